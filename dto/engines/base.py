@@ -1,0 +1,136 @@
+"""The one protocol that everything asks for tokens.
+
+State is token ids; a prompt given as messages is rendered once by the engine's chat template (with
+one BOS) and is ids from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+
+from dto.records import FinishReason, IdsFrom
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from dto.flops import ModelShape
+
+
+class Message(TypedDict):
+    """One chat message."""
+
+    role: str
+    content: str
+
+
+TokenIds = Sequence[int]
+Prompt = TokenIds | Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample. Temperature 0 is greedy; top_p 1 and top_k 0 switch those off.
+
+    `seed` belongs to one request and is never used for another (`dto.seeds.derive`); sample j of n
+    uses seed + j. `stop` strings end a request also when they cross token borders; the token that
+    completes one is kept. `logprobs` is None for none, 0 for the sampled tokens' own, k for the k
+    most likely at each position as well; they are those of the model, before temperature.
+    """
+
+    max_tokens: int
+    temperature: float = 0.6
+    top_p: float = 0.95
+    top_k: int = 0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+    json_schema: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What came back for one prompt.
+
+    `token_ids` include the EOS or the token that completed a stop string; `text` is their decoding
+    without a final EOS. `stop` is the stop string met. `cached_tokens` of the `prompt_tokens` were
+    not computed again. A request that went wrong has finish reason `failed`, no ids, and says why
+    in `error`.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    cached_tokens: int = 0
+    ids_from: IdsFrom = "sampled"
+    stop: str | None = None
+    logprobs: tuple[float, ...] | None = None
+    top_logprobs: tuple[Mapping[int, float], ...] | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next piece of a stream: one or several tokens.
+
+    Only the last chunk has a finish reason. `text` is what became readable with these tokens: a
+    character that is not complete yet comes with a later chunk; a final EOS is not in it.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    stop: str | None = None
+    logprobs: tuple[float, ...] | None = None
+    top_logprobs: tuple[Mapping[int, float], ...] | None = None
+    error: str = ""
+
+
+class Engine(Protocol):
+    """Everything that needs tokens asks one of these; batching is its own business.
+
+    Engines are async context managers; leaving one frees what it holds. They charge the usage of
+    every request to `dto.ledger`, in the caller's task, cancelled requests too. What an engine
+    cannot do is said by :class:`dto.errors.EngineError` when it is built, or for a sampling option
+    at the first request that asks for it.
+    """
+
+    model: str
+    """Name of the model, as it goes into the tables."""
+    tokenizer: PreTrainedTokenizerBase | None
+    """None: a hosted model that takes text only."""
+    shape: ModelShape | None
+    """What attention FLOPs are computed from; None when the model's config is not known."""
+    context: int
+    """Most tokens of prompt and completion together."""
+    resumable: bool
+    """True when noise depends on (seed, absolute position): a prefix of a stream that is continued
+    under the stream's own seed then gives the tokens that the uninterrupted stream would have given.
+    """
+
+    async def complete(
+        self, prompt: Prompt, sampling: Sampling, n: int = 1
+    ) -> list[Completion]:
+        """n samples of one prompt; always n completions, some of which may be `failed`."""
+        ...
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk]:
+        """One sample as it grows. Use inside `async with aclosing(...)`: closing frees the slot."""
+        ...
+
+    async def score(self, prompt: TokenIds, continuation: TokenIds) -> tuple[float, ...]:
+        """Logprobs of the continuation's tokens after the prompt (length: that of continuation)."""
+        ...
+
+    async def __aenter__(self) -> Engine:
+        """Start serving."""
+        ...
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Stop serving; requests under way fail."""
+        ...

@@ -1,0 +1,23 @@
+"""Errors that a user can act on: each names the thing, the value and the way out."""
+
+from __future__ import annotations
+
+
+class DtoError(Exception):
+    """A mistake or an obstacle outside the code; the CLI prints it as one line and exits with 1."""
+
+
+class RecipeError(DtoError):
+    """A recipe that cannot be read, or holds a key or a value that is not allowed."""
+
+
+class RunConflictError(DtoError):
+    """A run directory that was begun with another configuration."""
+
+
+class EngineError(DtoError):
+    """An engine that cannot be built, or cannot do what it is asked for.
+
+    A single request that goes wrong is no exception: it comes back as a
+    :class:`dto.engines.base.Completion` whose finish reason is ``failed``.
+    """

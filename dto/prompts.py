@@ -1,0 +1,44 @@
+"""Every text that a model is shown, read from `prompts/`.
+
+A prompt is a Jinja file with a front matter of `name` and `purpose`. A model family (`nano`, `r1`)
+has a folder that overrides `default`, file by file. In a checkout the folder stands at the top; in
+a wheel it travels inside the package.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+from jinja2 import Environment, StrictUndefined
+
+from dto.errors import DtoError
+
+_ENVIRONMENT = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+
+
+def resource(folder: str) -> Traversable:
+    """The top-level folder `prompts` or `pipelines`, from the wheel or from the checkout."""
+    packaged = files("dto") / "_resources" / folder
+    if packaged.is_dir():
+        return packaged
+    return files("dto") / ".." / folder
+
+
+@cache
+def source(name: str, family: str = "default") -> str:
+    """The template text of a prompt, without its front matter; the family's own file wins."""
+    for folder in (family, "default"):
+        path = resource("prompts") / folder / f"{name}.jinja"
+        if path.is_file():
+            _, header, body = path.read_text(encoding="utf-8").split("---\n", 2)
+            if "name:" not in header or "purpose:" not in header:
+                raise DtoError(f"prompt {folder}/{name}.jinja: front matter needs name and purpose")
+            return body
+    raise DtoError(f"no prompt {name!r} for family {family!r}: add prompts/default/{name}.jinja")
+
+
+def render(name: str, family: str = "default", **values: str) -> str:
+    """A prompt as the model sees it. Raises DtoError for an unknown name."""
+    return _ENVIRONMENT.from_string(source(name, family)).render(**values)

@@ -1,0 +1,260 @@
+"""The rows: what each stage reads and writes.
+
+problems → sample → trajectories → segment → estimate → optimize → prune → pair → train → evaluate
+
+All are frozen. Spans are half open. Token ids are stored once, with the row that sampled them; later
+rows refer to it. Every record has an `id`; tables are sorted by it, and the id of a row that belongs
+to another starts with that one's id, so that sorted tables can be joined in one pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from dto.seeds import content_id
+
+AnswerKind = Literal["math", "choice", "code"]
+Split = Literal["train", "dev", "test"]
+Grade = Literal["correct", "wrong", "truncated", "failed"]
+FinishReason = Literal["stop", "length", "failed"]
+IdsFrom = Literal["sampled", "encoded"]
+Decision = Literal["above", "below", "undecided"]
+Outcome = Literal["shortened", "repaired", "unchanged"]
+VerdictKind = Literal["keep", "redundant", "meaningless", "harmful"]
+
+
+class Span(NamedTuple):
+    """A half-open interval [start, end)."""
+
+    start: int
+    end: int
+
+    @property
+    def length(self) -> int:
+        """end - start."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question with its gold answer."""
+
+    id: str
+    task: str
+    split: Split
+    question: str
+    answer: str
+    answer_kind: AnswerKind = "math"
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def make_id(task: str, question: str, answer: str) -> str:
+        """The content hash that is a problem's id."""
+        return content_id(task, question, answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One response of a model: its token ids are the state, the text is for people.
+
+    `text` is the decoding of `token_ids` without a final end-of-sequence token; `thinking` and
+    `conclusion` are character spans over it (the tags belong to neither). `thinking_tokens` is the
+    token span over `token_ids` that `thinking` covers. A trajectory that never closed its thinking
+    has an empty conclusion and is graded `truncated`.
+    """
+
+    id: str  # problem id / sample index
+    problem_id: str
+    model: str
+    sample: int
+    seed: int
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    ids_from: IdsFrom
+    text: str
+    thinking: Span
+    conclusion: Span
+    thinking_tokens: Span
+    finish_reason: FinishReason
+    grade: Grade
+    answer: str = ""
+    reason: str = ""  # of a failed grade
+
+    @staticmethod
+    def make_id(problem_id: str, sample: int) -> str:
+        """`problem/sample`, the sample padded so that ids sort in order."""
+        return f"{problem_id}/{sample:03d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A thinking pattern d_i. `tokens` and `chars` span the trajectory's ids and text.
+
+    The segments of a trajectory tile its thinking: no gap, no overlap, in both coordinates. `exit`
+    is where a response that leaves after this segment is cut: `tokens.end`, less the tokens at the
+    end that hold only white space (the text that follows an exit brings its own).
+    """
+
+    id: str  # trajectory id / index
+    trajectory_id: str
+    index: int
+    tokens: Span
+    chars: Span
+    exit: int
+    cue: str  # as it stands in the text; empty for the opening segment and for cueless boundaries
+    kind: str
+
+    @staticmethod
+    def make_id(trajectory_id: str, index: int) -> str:
+        """`trajectory/index`, padded so that ids sort in order."""
+        return f"{trajectory_id}/{index:05d}"
+
+
+@dataclass(frozen=True, slots=True)
+class ExitEstimate:
+    """How likely an answer given right after segment `boundary` is right (2505.21765, section 3).
+
+    `rollouts` counts what was sampled, `failed` leaves the denominator, `truncated` never counts as
+    a success. `p` is successes / (rollouts - failed), `p_low`..`p_high` its 95 % interval
+    (Clopper-Pearson). `prompt_tokens` and `tokens` are what the rollouts read and generated.
+    """
+
+    id: str  # the segment's id
+    trajectory_id: str
+    boundary: int
+    rollouts: int
+    successes: int
+    truncated: int
+    failed: int
+    p: float
+    p_low: float
+    p_high: float
+    decision: Decision
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge said of one segment, and what became of it.
+
+    `score` orders the candidates (counterfactual: p without the segment minus p with it). `pruned`
+    is the end state: a verdict other than keep whose segment was restored is not pruned.
+    """
+
+    segment: int
+    verdict: VerdictKind
+    score: float
+    pruned: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizedTrajectory:
+    """A trajectory truncated at its first good exit, finalized, and (after `prune`) pruned.
+
+    `token_ids` is the whole response: kept segments, d_finalize, conclusion, EOS where the model
+    emitted it. `kept` indexes the trajectory's segments. `pass_rate` is the share of the K
+    finalizations that were right: a low one marks a lucky version. `verified_p` is the success rate
+    of the fresh rollouts that verified a prune, nan where nothing was pruned.
+    """
+
+    id: str  # the trajectory's id
+    trajectory_id: str
+    problem_id: str
+    exit: int  # boundary index
+    kept: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    text: str
+    thinking: Span
+    thinking_tokens: Span
+    answer: str
+    pass_rate: float
+    tokens_before: int
+    tokens_after: int
+    attention_flops_before: float
+    attention_flops_after: float
+    outcome: Outcome
+    verdicts: tuple[Verdict, ...] = ()
+    verified_p: float = float("nan")
+    join_perplexity: float = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """TRL's standard columns for people and the Hub, references to the stored ids for training.
+
+    `chosen_id` names an OptimizedTrajectory when `chosen_from` is `optimized`, else a Trajectory;
+    `rejected_id` names a Trajectory. Lengths are in tokens and include EOS where it was emitted.
+    """
+
+    id: str
+    problem_id: str
+    trajectory_id: str
+    prompt: str
+    chosen: str
+    rejected: str
+    chosen_id: str
+    rejected_id: str
+    chosen_from: str
+    rejected_from: str
+    prompt_tokens: int
+    chosen_tokens: int
+    rejected_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A trial answer at a reasoning transition (2504.15895, section 3).
+
+    `position` counts thinking tokens before the trial; `confidence` is in [0, 1]; `tokens` were
+    generated for it. `grade` makes shadow evaluation free.
+    """
+
+    position: int
+    confidence: float
+    answer: str
+    grade: Grade
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRow:
+    """One answered problem under one exit policy.
+
+    `tokens` = thinking + answer + trial tokens: everything generated that is not thrown away by
+    scheduling. `exit_reason` is `policy` (left early), `closed` (the model closed its thinking),
+    `length`, `budget` or `failed`.
+    """
+
+    id: str  # exit / problem id / sample
+    model: str
+    exit: str
+    problem_id: str
+    sample: int
+    seed: int
+    grade: Grade
+    answer: str
+    reason: str
+    exit_reason: str
+    thinking_tokens: int
+    answer_tokens: int
+    trial_tokens: int
+    tokens: int
+    prompt_tokens: int
+    attention_flops: float
+    trials: tuple[Trial, ...] = ()
+
+    @staticmethod
+    def make_id(model: str, exit_name: str, problem_id: str, sample: int) -> str:
+        """`model/exit/problem/sample`."""
+        return f"{model}/{exit_name}/{problem_id}/{sample:03d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A row that ends here, with its reason: nothing is dropped in silence."""
+
+    id: str
+    reason: str  # a short slug that counts can be grouped by: `no_exit`, `no_gold_answer`
+    detail: str = ""
