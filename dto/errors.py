@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class DtoError(Exception):
     """A mistake or an obstacle outside the code; the CLI prints it as one line and exits with 1."""
@@ -21,3 +25,15 @@ class EngineError(DtoError):
     A single request that goes wrong is no exception: it comes back as a
     :class:`dto.engines.base.Completion` whose finish reason is ``failed``.
     """
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError inside the block into one clear line: nothing already written is lost."""
+    try:
+        yield
+    except OSError as error:
+        raise DtoError(
+            f"cannot write {path}: {error.strerror or error} — what was computed is kept; "
+            "make room and start the same command again"
+        ) from error

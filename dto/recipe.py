@@ -7,6 +7,7 @@ again exactly when its own settings, or something upstream, changed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dto.errors import RecipeError
+from dto.records import AnswerKind
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -41,11 +43,17 @@ class ModelSettings(Settings):
 
 
 class ProblemSettings(Settings):
-    """Where questions come from. `source`: `chains` (generated), a .jsonl/.parquet file, a Hub id."""
+    """Where questions come from. `source`: `chains` (generated), a .jsonl/.parquet file, a Hub id.
+
+    `test_source` names a benchmark when the test problems are not to come from `source`.
+    """
 
     source: str = "chains"
     subset: str | None = None  # config of a Hub dataset
     revision: str | None = None
+    test_source: str | None = None  # a file or a Hub id with the same fields
+    task: str | None = None  # name of the task in the tables; None: that of the source
+    answer_kind: AnswerKind = "math"
     question_field: str = "problem"
     answer_field: str = "answer"
     train: Annotated[int, Field(ge=0)] = 300
@@ -154,7 +162,7 @@ class EvaluateSettings(Settings):
 
 
 class Recipe(Settings):
-    """All of it. `stages` is what `dto run` goes through, in this order."""
+    """All of it, in the order of the stages that `dto run` goes through."""
 
     name: str
     seed: int = 0
@@ -171,8 +179,11 @@ class Recipe(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
 
 
-def load_recipe(path: Path | str) -> Recipe:
-    """Read a YAML recipe. Raises RecipeError, in one line, for what is missing or unknown."""
+def load_recipe(path: Path | str, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a YAML recipe; `changes` are dotted keys that replace what stands there.
+
+    Raises RecipeError, in one line, for what is missing, unknown or out of range.
+    """
     path = Path(path)
     try:
         data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -185,17 +196,29 @@ def load_recipe(path: Path | str) -> Recipe:
     if not isinstance(data, dict):
         raise RecipeError(f"recipe {path} holds {type(data).__name__}, not a mapping of settings")
     data.setdefault("name", path.stem)
+    for key, value in (changes or {}).items():
+        *parents, last = key.split(".")
+        place = data
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise RecipeError(f"recipe {path}: {key!r} cannot be set: {parent!r} is a value")
+        place[last] = value
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            parent: Any = Recipe
-            for part in first["loc"][:-1]:
-                if isinstance(part, str):
-                    annotation = parent.model_fields[part].annotation
-                    parent = annotation if isinstance(annotation, type) else ExitSettings
-            allowed = ", ".join(parent.model_fields)
-            raise RecipeError(f"recipe {path}: unknown key {key!r}; allowed: {allowed}") from None
-        raise RecipeError(f"recipe {path}: {key} = {first['input']!r}: {first['msg']}") from None
+        raise RecipeError(f"recipe {path}: {_explain(error)}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    """The first thing that is wrong, as key, value and way out."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] != "extra_forbidden":
+        return f"{key} = {first['input']!r}: {first['msg']}"
+    group: Any = Recipe
+    for part in first["loc"][:-1]:
+        if isinstance(part, str):
+            annotation = group.model_fields[part].annotation
+            group = annotation if isinstance(annotation, type) else ExitSettings
+    return f"unknown key {key!r}; allowed: {', '.join(group.model_fields)}"

@@ -117,7 +117,8 @@ class ExitEstimate:
 
     `rollouts` counts what was sampled, `failed` leaves the denominator, `truncated` never counts as
     a success. `p` is successes / (rollouts - failed), `p_low`..`p_high` its 95 % interval
-    (Clopper-Pearson). `prompt_tokens` and `tokens` are what the rollouts read and generated.
+    (Clopper-Pearson; nan and 0..1 where every rollout failed). `tokens` is what the rollouts
+    generated.
     """
 
     id: str  # the segment's id
@@ -132,6 +133,7 @@ class ExitEstimate:
     p_high: float
     decision: Decision
     tokens: int
+    reason: str = ""  # of a boundary left undecided because its rollouts failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,12 +224,15 @@ class Trial:
 class EvaluationRow:
     """One answered problem under one exit policy.
 
-    `tokens` = thinking + answer + trial tokens: everything generated that is not thrown away by
-    scheduling. `exit_reason` is `policy` (left early), `closed` (the model closed its thinking),
-    `length`, `budget` or `failed`.
+    `tokens` = thinking + answer + trial tokens: everything that the model generated for it. The
+    response's thinking is `thinking_tokens`; `answer_tokens` hold its `</think>`, conclusion and
+    EOS (a closing text that a policy puts in is read, not generated); `trial_tokens` hold the trials
+    and what an exit cut off again (a cue, white space). `exit_reason` is `policy` (left early),
+    `budget` (forced), `closed` (the model closed its thinking), `unclosed` (it ended inside it),
+    `length` or `failed`.
     """
 
-    id: str  # exit / problem id / sample
+    id: str  # model / exit / problem id / sample
     model: str
     exit: str
     problem_id: str

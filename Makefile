@@ -1,0 +1,42 @@
+# Set-up is done once for each change of pyproject.toml or constraints.txt; .venv/.ready says so.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= runs/quickstart
+
+.PHONY: quickstart setup setup-gpu test lint types acceptance nano clean
+
+quickstart: $(VENV)/.ready
+	$(BIN)/dto run pipelines/quickstart.yaml --out $(RUN)
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dto needs Python 3.11 or later: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# vLLM chooses its own torch among the versions that pyproject.toml admits.
+setup-gpu: $(VENV)/.ready
+	$(BIN)/python -m pip install --editable '.[vllm]'
+
+test: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.ready
+	$(BIN)/mypy
+
+acceptance: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.acceptance
+
+nano: $(VENV)/.ready
+	$(BIN)/dto nano train --out dto/nano/weights/nano
+	$(BIN)/dto nano train --control --out dto/nano/weights/nano-control
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,49 @@
+"""Dynamic thinking-pattern optimization: shorter and better reasoning (arXiv 2505.21765).
+
+The public names load what they need when they are first used: `import dto` alone is light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "sample": "dto.stages.sample",
+    "segment": "dto.stages.segment",
+    "estimate": "dto.stages.estimate",
+    "optimize": "dto.stages.optimize",
+    "prune": "dto.stages.prune",
+    "pair": "dto.stages.pair",
+    "train": "dto.stages.train",
+    "evaluate": "dto.stages.evaluate",
+    "report": "dto.stages.report",
+    "Context": "dto.context",
+    "Grader": "dto.grading",
+    "open_engine": "dto.engines",
+    "Recipe": "dto.recipe",
+    "load_recipe": "dto.recipe",
+    "DtoError": "dto.errors",
+    "Problem": "dto.records",
+    "Trajectory": "dto.records",
+    "Segment": "dto.records",
+    "ExitEstimate": "dto.records",
+    "OptimizedTrajectory": "dto.records",
+    "PreferencePair": "dto.records",
+    "EvaluationRow": "dto.records",
+    "Dropped": "dto.records",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'dto' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,138 @@
+r"""Short answers after an inducer: rollouts (2505.21765) and trial answers (2504.15895).
+
+An inducer ends in `\boxed{`, or just before its brace. What the model writes up to the matching
+brace is the answer. Engines know stop strings, not nesting, so a request stops at every closing
+brace and goes on while braces are open: for an answer without inner braces that is one request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dto.engines.base import Completion, Sampling
+from dto.grading.extract import closing_brace
+from dto.records import FinishReason, Grade
+from dto.seeds import derive
+
+if TYPE_CHECKING:
+    from dto.context import Context
+    from dto.engines.base import Engine
+    from dto.records import Problem
+
+BOX = "\\boxed"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer and its grade.
+
+    `token_ids` (with their `logprobs`, where asked for) come after the inducer's; `text` runs from
+    the inducer's box to its closing brace, or to the end where that never came. `finish_reason`
+    `stop` means that the brace was closed or the model ended; a request that failed has grade
+    `failed` and says why in `reason`.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[float, ...] | None
+    finish_reason: FinishReason
+    grade: Grade
+    answer: str
+    reason: str
+
+
+def answer_end(text: str) -> int | None:
+    """Offset after the brace that closes the first one in `text`; None while there is none."""
+    opening = text.find("{")
+    closing = None if opening < 0 else closing_brace(text, opening)
+    return None if closing is None else closing + 1
+
+
+async def complete_answers(
+    prefix: Sequence[int],
+    inducer: str,
+    problem: Problem,
+    ctx: Context,
+    sampling: Sampling,
+    n: int = 1,
+) -> list[Answer]:
+    r"""Graded answers to `prefix` followed by the inducer, n of them.
+
+    `prefix` are the ids of prompt and thinking so far; the inducer's text is encoded on its own and
+    put behind them. `sampling.max_tokens` limits one answer, inner braces included, and is lowered
+    where the context is nearer; without any room all answers are `truncated`. All n share one
+    prefill, and sample j uses seed + j. `sampling.stop` is not used. Departure from both papers:
+    they stop at a token limit and search the text; we stop at the brace.
+    """
+    inducer_ids = ctx.tokenizer.encode(inducer, add_special_tokens=False)
+    prompt = (*prefix, *inducer_ids)
+    box = inducer[inducer.rindex(BOX) :]
+    room = ctx.engine.context - len(prompt)
+    if room < 1:
+        return [Answer((), box, None, "length", "truncated", "", "no room in the context")] * n
+    sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room), stop=("}",))
+    completions = await ctx.engine.complete(prompt, sampling, n)
+    return list(
+        await asyncio.gather(
+            *(
+                _finish(
+                    prompt,
+                    box,
+                    completion,
+                    replace(sampling, seed=sampling.seed + index),
+                    problem,
+                    ctx,
+                )
+                for index, completion in enumerate(completions)
+            )
+        )
+    )
+
+
+async def _finish(
+    prompt: tuple[int, ...],
+    box: str,
+    completion: Completion,
+    sampling: Sampling,
+    problem: Problem,
+    ctx: Context,
+) -> Answer:
+    completion = await _until_closed(ctx.engine, prompt, box, completion, sampling)
+    text = box + completion.text
+    text = text[: answer_end(text)]
+    ids, logprobs, finish = completion.token_ids, completion.logprobs, completion.finish_reason
+    if finish == "failed":
+        return Answer(ids, text, logprobs, finish, "failed", "", completion.error)
+    graded = await ctx.grader.grade_trial(text, problem.answer, problem.answer_kind)
+    return Answer(ids, text, logprobs, finish, *graded)
+
+
+async def _until_closed(
+    engine: Engine, prompt: tuple[int, ...], box: str, first: Completion, sampling: Sampling
+) -> Completion:
+    """Go on after each stop at an inner brace, while tokens are left.
+
+    Where noise depends on the absolute position the seed stays, and the answer is the one that an
+    uninterrupted request would have given; elsewhere every request needs a seed of its own.
+    """
+    whole = first
+    rounds = 0
+    while whole.finish_reason == "stop" and whole.stop and answer_end(box + whole.text) is None:
+        left = sampling.max_tokens - len(whole.token_ids)
+        if left < 1:
+            return replace(whole, finish_reason="length")
+        rounds += 1
+        seed = sampling.seed if engine.resumable else derive(sampling.seed, "", "brace", rounds)
+        (more,) = await engine.complete(
+            (*prompt, *whole.token_ids), replace(sampling, max_tokens=left, seed=seed)
+        )
+        whole = replace(
+            more,
+            token_ids=whole.token_ids + more.token_ids,
+            text=whole.text + more.text,
+            logprobs=None if more.logprobs is None else (whole.logprobs or ()) + more.logprobs,
+        )
+    return whole

@@ -1,0 +1,60 @@
+"""What a stage function needs beside its rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dto.engines.base import Engine, Sampling
+from dto.errors import EngineError
+from dto.prompts import render
+from dto.recipe import Recipe
+from dto.seeds import derive
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from dto.grading import Grader
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The settings, the policy and the grader of a run.
+
+    A stage reads its own settings as `ctx.recipe.<stage>`; the prompts are those of
+    `ctx.recipe.model.family`.
+    """
+
+    recipe: Recipe
+    engine: Engine
+    grader: Grader
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The policy's tokenizer. Raises EngineError when the engine takes text only."""
+        if self.engine.tokenizer is None:
+            raise EngineError(
+                f"engine for {self.engine.model!r} has no tokenizer, and the stages work on token "
+                "ids: serve the model with an engine that accepts them"
+            )
+        return self.engine.tokenizer
+
+    def text_ids(self, name: str) -> tuple[int, ...]:
+        """Token ids of the prompt `name` (`exit`, `finalize`, …), as they are put after others."""
+        text = render(name, self.recipe.model.family)
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def seed(self, row_id: str, purpose: str, *counters: int) -> int:
+        """The seed of one request, from the run's seed (:func:`dto.seeds.derive`)."""
+        return derive(self.recipe.seed, row_id, purpose, *counters)
+
+    def sampling(self, max_tokens: int, seed: int, stop: tuple[str, ...] = ()) -> Sampling:
+        """The sampling stage's temperature and top-p, for everything that imitates the policy."""
+        settings = self.recipe.sample
+        return Sampling(
+            max_tokens=max_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=seed,
+            stop=stop,
+        )

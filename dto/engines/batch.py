@@ -1,0 +1,255 @@
+"""The running batch: rows that decode together, joining and leaving as they please.
+
+Rows stand at the front of one buffer. A row that leaves stays behind as a dead one, until a joiner
+takes its place or enough have died that the last rows are moved into the gaps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dto.engines.kv import LENGTH_STEP, KVShape, RowsCache, round_up
+from dto.engines.prefill import Prefilled, forward, prefill, score
+from dto.engines.prefix_cache import PrefixCache
+from dto.engines.requests import Sample
+from dto.engines.sampling import choose, uniforms
+
+ROW_STEP = 8  # the batch is computed in multiples of this many rows
+
+_ROW = np.dtype(
+    [
+        ("token", np.int64),  # the last one, whose keys are not computed yet
+        ("length", np.int64),  # tokens whose keys are computed
+        ("seed", np.uint64),
+        ("temperature", np.float64),
+        ("top_p", np.float64),
+        ("top_k", np.int64),
+    ]
+)
+
+
+class Batch:
+    """Rows under way. Used by one thread."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        shape: KVShape,
+        prefixes: PrefixCache,
+        slots: int,
+        end_ids: frozenset[int],
+    ) -> None:
+        self.slots = slots
+        self.live = 0
+        self._model = model
+        self._shape = shape
+        self._prefixes = prefixes
+        self._end_ids = end_ids
+        self._samples: list[Sample | None] = []
+        self._rows = np.zeros(round_up(slots, ROW_STEP), dtype=_ROW)
+        self._cache = RowsCache(shape.zeros(0, LENGTH_STEP))
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The samples under way."""
+        return [sample for sample in self._samples if sample is not None]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values now held."""
+        return self._cache.kv.nbytes
+
+    def admit(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Read prompts and take in their samples; samples of one prompt share its reading.
+
+        Each gets its first token. Scores are computed on the way. Returns the samples that ended.
+        """
+        ended: list[Sample] = []
+        by_prompt: dict[tuple[int, ...], list[Sample]] = {}
+        for sample in samples:
+            sample.started += 1
+            request = sample.request
+            if request.continuation:
+                sample.logprobs = score(
+                    self._model, self._shape, self._prefixes, request.prompt, request.continuation
+                )
+                sample.finish = "length"
+                ended.append(sample)
+            else:
+                by_prompt.setdefault(request.prompt, []).append(sample)
+        for group in prefill(self._model, self._shape, self._prefixes, list(by_prompt)):
+            joiners = [(i, s) for i, prompt in enumerate(group.prompts) for s in by_prompt[prompt]]
+            ended += self._join(group, joiners)
+        return ended
+
+    def _join(self, group: Prefilled, joiners: Sequence[tuple[int, Sample]]) -> list[Sample]:
+        """Place samples (index of the prompt, sample); returns those that a first token ended."""
+        sources = [index for index, _ in joiners]
+        samples = [sample for _, sample in joiners]
+        rows = np.zeros(len(samples), dtype=_ROW)
+        for i, (index, sample) in enumerate(joiners):
+            sampling, length = sample.request.sampling, len(group.prompts[index])
+            first = i == 0 or sources[i - 1] != index
+            sample.cached_tokens = group.cached[index] if first else length
+            rows[i] = (
+                0, length, sample.seed % 2**64, sampling.temperature, sampling.top_p, sampling.top_k
+            )  # fmt: skip
+        self._next_tokens(group.logits[sources], samples, rows)
+        staying = [i for i, sample in enumerate(samples) if sample.finish is None]
+        if staying:
+            width = int(rows["length"][staying].max())
+            into = self._take_rows(len(staying), width)
+            self._rows[into] = rows[staying]
+            for row, i in zip(into, staying, strict=True):
+                self._samples[row] = samples[i]
+            kv, source = self._cache.kv, group.rows.kv
+            kv[:, :, into, :, :width] = source[:, :, [sources[i] for i in staying], :, :width]
+            self.live += len(into)
+        return [sample for sample in samples if sample.finish is not None]
+
+    def step(self) -> list[Sample]:
+        """One token for every row; returns the samples that ended."""
+        self._close_gaps()
+        count = round_up(len(self._samples), ROW_STEP)
+        rows = self._rows[:count]
+        longest = int(rows["length"].max()) + 1
+        self._fit(count, longest)
+        under_way = self.samples
+        for sample in under_way:
+            sample.started += 1
+        device = self._shape.device
+        logits = forward(
+            self._model,
+            self._cache,
+            torch.from_numpy(rows["token"][:, None].copy()).to(device),
+            torch.from_numpy(rows["length"][:, None].copy()).to(device),
+            round_up(longest, LENGTH_STEP),
+        )[:, 0]
+        at = [row for row, sample in enumerate(self._samples) if sample is not None]
+        chosen = rows[at]
+        chosen["length"] += 1
+        self._next_tokens(logits[at] if len(at) < count else logits, under_way, chosen)
+        rows[at] = chosen
+        ended = [row for row in at if (s := self._samples[row]) is not None and s.finish is not None]
+        return self.leave(ended)
+
+    def drop_cancelled(self) -> None:
+        """Free the rows of cancelled requests."""
+        self.leave(
+            [row for row, s in enumerate(self._samples) if s is not None and s.request.cancelled]
+        )
+
+    def leave(self, rows: Sequence[int]) -> list[Sample]:
+        """Free rows, whose keys go to the prefix cache. Returns their samples."""
+        leaving = [(row, sample) for row in rows if (sample := self._samples[row]) is not None]
+        kept = [(row, sample) for row, sample in leaving if sample.finish != "failed"]
+        self._prefixes.store(
+            self._cache.kv,
+            [row for row, _ in kept],
+            [(*s.request.prompt, *s.token_ids)[: self._rows["length"][row]] for row, s in kept],
+        )
+        for row, sample in leaving:
+            if sample.finish == "failed":
+                # A nan would outlive its row: a masked weight of zero does not silence it.
+                self._cache.kv[:, :, row] = 0
+            self._samples[row] = None
+            self._rows[row] = np.zeros((), dtype=_ROW)
+        self.live -= len(leaving)
+        return [sample for _, sample in leaving]
+
+    def _next_tokens(
+        self, logits: Tensor, samples: Sequence[Sample], rows: np.ndarray[tuple[int], np.dtype[np.void]]
+    ) -> None:
+        """Choose and record a token for each sample; sets `token` of its row."""
+        highest = logits.amax(-1)
+        finite = torch.isfinite(highest)
+        numbers = uniforms(rows["seed"], rows["length"])
+        tokens = choose(logits, rows["temperature"], rows["top_p"], rows["top_k"], numbers)
+        chosen: list[int] = tokens.tolist()
+        rows["token"] = chosen
+        if not bool(finite.all()):
+            for sample, good in zip(samples, finite.tolist(), strict=True):
+                if not good:
+                    sample.fail("the model's logits are not finite")
+        self._record_logprobs(logits, tokens, samples)
+        for sample, token in zip(samples, chosen, strict=True):
+            if sample.finish is None:
+                self._accept(sample, token)
+
+    def _record_logprobs(self, logits: Tensor, tokens: Tensor, samples: Sequence[Sample]) -> None:
+        at = [i for i, s in enumerate(samples) if s.request.sampling.logprobs is not None]
+        if not at:
+            return
+        logprobs = torch.log_softmax(logits[at], -1)
+        own = logprobs.gather(-1, tokens[at][:, None])[:, 0].tolist()
+        most = max(samples[i].request.sampling.logprobs or 0 for i in at)
+        top = logprobs.topk(min(most, logprobs.shape[-1]), -1)
+        values, ids = top.values.tolist(), top.indices.tolist()
+        for place, i in enumerate(at):
+            samples[i].logprobs.append(own[place])
+            if wanted := samples[i].request.sampling.logprobs:
+                likely: Mapping[int, float] = dict(
+                    zip(ids[place][:wanted], values[place][:wanted], strict=True)
+                )
+                samples[i].top_logprobs.append(likely)
+
+    def _accept(self, sample: Sample, token: int) -> None:
+        request = sample.request
+        ended, stop = token in self._end_ids, None
+        if sample.reader is not None:
+            piece = ""
+            if not ended:
+                piece, stop = sample.reader.read(token)
+            sample.pieces.append(piece)
+        sample.token_ids.append(token)
+        sample.stop = stop
+        if ended or stop is not None or token in request.sampling.stop_token_ids:
+            sample.finish = "stop"
+        elif len(sample.token_ids) >= request.limit:
+            sample.finish = "length"
+
+    def _take_rows(self, count: int, length: int) -> list[int]:
+        """Indices for new rows: gaps first, then the end."""
+        gaps = [row for row, sample in enumerate(self._samples) if sample is None][:count]
+        new = range(len(self._samples), len(self._samples) + count - len(gaps))
+        self._samples += [None] * len(new)
+        self._fit(round_up(len(self._samples), ROW_STEP), length + 1)
+        return [*gaps, *new]
+
+    def _close_gaps(self) -> None:
+        """Move the last rows into gaps, once enough rows are dead to pay for the moves."""
+        while self._samples and self._samples[-1] is None:
+            self._samples.pop()
+        if len(self._samples) - self.live < max(ROW_STEP, len(self._samples) // 8):
+            return
+        gaps = [row for row in range(self.live) if self._samples[row] is None]
+        last = [r for r in range(self.live, len(self._samples)) if self._samples[r] is not None]
+        width = int(self._rows["length"][last].max(initial=0))
+        kv = self._cache.kv
+        kv[:, :, gaps, :, :width] = kv[:, :, last, :, :width]
+        for gap, row in zip(gaps, last, strict=True):
+            self._samples[gap] = self._samples[row]
+            self._rows[gap] = self._rows[row]
+        self._rows[self.live : len(self._samples)] = np.zeros((), dtype=_ROW)
+        del self._samples[self.live :]
+
+    def _fit(self, rows: int, length: int) -> None:
+        """Room for `rows` rows of `length` tokens; far too much room is given back."""
+        have_rows, have = self._cache.row_count, self._cache.capacity
+        longest = max(length, int(self._rows["length"].max()) + 1)
+        too_much = have > 4 * max(longest, LENGTH_STEP)
+        if rows <= have_rows and longest <= have and not too_much:
+            return
+        capacity = have
+        if longest > have or too_much:
+            capacity = round_up(longest + longest // 4, LENGTH_STEP)
+        if rows > have_rows:
+            rows = min(max(rows, 2 * have_rows), len(self._rows))
+        old, self._cache = self._cache.kv, RowsCache(self._shape.zeros(rows, capacity))
+        kept, width = min(have_rows, len(self._samples), rows), min(have, capacity)
+        self._cache.kv[:, :, :kept, :, :width] = old[:, :, :kept, :, :width]

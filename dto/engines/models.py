@@ -1,0 +1,105 @@
+"""Loading a model, and finding out whether the transformers engine can serve it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from dto.engines import attention
+from dto.engines.kv import LENGTH_STEP, KVShape, RowsCache
+from dto.engines.prefill import forward
+from dto.errors import EngineError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from dto.recipe import ModelSettings
+
+_FULL_ATTENTION = {"full_attention", "sliding_attention"}
+_PROBE_TOKENS = 8
+
+
+def load(settings: ModelSettings, name: str, path: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Model and tokenizer from a folder or the Hub.
+
+    `auto` is CUDA where there is one, else the CPU; and the checkpoint's own dtype on a GPU,
+    float32 on a CPU, which computes it faster and bit for bit the same in any batch. Raises
+    EngineError, naming `name`, when they cannot be loaded.
+    """
+    device, dtype = settings.device, settings.dtype
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto" and device == "cpu":
+        dtype = "float32"
+    try:
+        config = AutoConfig.from_pretrained(path, revision=settings.revision)
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=settings.revision)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path, revision=settings.revision, config=config, dtype=dtype
+        )
+        return model.to(device), tokenizer
+    except (OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise EngineError(
+            f"model {name!r} cannot be loaded: {reason} — give nano, nano-control, a folder with "
+            "config.json and weights, or a Hub id"
+        ) from None
+
+
+def context_limit(name: str, config: Any, asked: int | None) -> int:
+    """The context asked for, within what the model can take."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - _FULL_ATTENTION:
+        raise EngineError(
+            f"model {name!r} has layers of kind {', '.join(sorted(kinds - _FULL_ATTENTION))}: the "
+            "transformers engine serves standard attention only"
+        )
+    most = int(getattr(config, "max_position_embeddings", 0) or 2048)
+    window = getattr(config, "sliding_window", None)
+    if window and (not kinds or "sliding_attention" in kinds):
+        most = min(most, int(window))  # up to there a sliding window sees everything
+    if asked is not None and asked > most:
+        raise EngineError(
+            f"model.context is {asked:,}, and {name!r} takes at most {most:,}: lower it"
+        )
+    return asked or most
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    generation = getattr(model, "generation_config", None)
+    ids = getattr(generation, "eos_token_id", None)
+    every: Iterable[Any] = ids if isinstance(ids, list) else [ids]
+    return frozenset(int(i) for i in (*every, tokenizer.eos_token_id) if i is not None)
+
+
+def fit(name: str, model: PreTrainedModel) -> KVShape:
+    """Switch to this engine's attention, and see that the model computes what it did before."""
+    ids = torch.arange(_PROBE_TOKENS, device=model.device)[None] % int(model.config.vocab_size)
+    with torch.inference_mode():
+        expected = model(input_ids=ids, use_cache=True)
+        try:
+            layers = list(expected.past_key_values.layers)
+            first = layers[0].keys
+            shape = KVShape(len(layers), first.shape[1], first.shape[3], first.dtype, first.device)
+            model.set_attn_implementation(attention.NAME)
+            cache = RowsCache(shape.zeros(1, LENGTH_STEP))
+            logits = forward(model, cache, ids, ids.new_tensor([range(_PROBE_TOKENS)]), LENGTH_STEP)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise EngineError(
+                f"model {name!r} does not fit the transformers engine, which serves standard "
+                f"attention only ({reason})"
+            ) from error
+    want = expected.logits[:, -1:].float()
+    tolerance = 1e-3 if shape.dtype == torch.float32 else 0.1
+    if torch.isfinite(want).all() and (logits - want).abs().max() > tolerance * (
+        1 + want.abs().max()
+    ):
+        raise EngineError(
+            f"model {name!r} computes other logits in the transformers engine, which serves "
+            "standard attention only: use another engine"
+        )
+    return shape

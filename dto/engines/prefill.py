@@ -1,0 +1,173 @@
+"""Reading prompts: only what the prefix cache does not hold, several prompts in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dto.engines.kv import LENGTH_STEP, KVShape, RowsCache, causal_mask, round_up
+from dto.engines.prefix_cache import BLOCK, PrefixCache
+
+COLUMN_STEP = 8  # queries per row and pass are a multiple of this
+MAX_TOKENS = 4096  # of one pass
+MAX_NUMBERS = 2**24  # scores of one layer, or logits, of one pass
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """Prompts that were read together: keys and values, and what comes next.
+
+    `logits` is [prompts, vocabulary]; `cached[i]` tokens of prompt i came from the cache.
+    """
+
+    prompts: Sequence[tuple[int, ...]]
+    rows: RowsCache
+    logits: Tensor
+    cached: Sequence[int]
+
+
+def forward(
+    model: PreTrainedModel,
+    cache: RowsCache,
+    ids: Tensor,
+    positions: Tensor,
+    limit: int,
+    keep: int = 1,
+    write: Tensor | None = None,
+) -> Tensor:
+    """One pass over tokens [rows, queries] at their positions.
+
+    `limit` keys of each row are looked at; keys go to `write`, or to `positions` when None.
+    Returns float32 logits [rows, keep, vocabulary] of the last `keep` queries.
+    """
+    cache.aim(positions if write is None else write, limit)
+    output = model(
+        input_ids=ids,
+        position_ids=positions,
+        attention_mask=causal_mask(positions, limit, cache.kv.dtype),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=keep,
+    )
+    logits: Tensor = output.logits.float()
+    return logits
+
+
+def prefill(
+    model: PreTrainedModel,
+    shape: KVShape,
+    prefixes: PrefixCache,
+    prompts: Sequence[tuple[int, ...]],
+) -> Iterator[Prefilled]:
+    """Read different prompts, in groups of similar uncached length; shortest first.
+
+    Each group's blocks go into the prefix cache, where the next group finds them.
+    """
+    missing = {
+        prompt: len(prompt) - BLOCK * len(prefixes.match(prompt[:-1])) for prompt in prompts
+    }
+    group: list[tuple[int, ...]] = []
+    for prompt in sorted(missing, key=lambda prompt: (missing[prompt], len(prompt))):
+        longest = round_up(missing[prompt], COLUMN_STEP)
+        if group and (
+            longest * (len(group) + 1) > MAX_TOKENS or longest > 32 + 2 * missing[group[0]]
+        ):
+            yield _read(model, shape, prefixes, group)
+            group = []
+        group.append(prompt)
+    if group:
+        yield _read(model, shape, prefixes, group)
+
+
+def _read(
+    model: PreTrainedModel,
+    shape: KVShape,
+    prefixes: PrefixCache,
+    prompts: Sequence[tuple[int, ...]],
+) -> Prefilled:
+    rows, cached = _load(shape, prefixes, prompts, [len(prompt) - 1 for prompt in prompts])
+    logits = torch.empty(0)
+    for logits in _passes(model, rows, prompts, cached, 1):
+        pass
+    prefixes.store(rows.kv, range(len(prompts)), prompts)
+    return Prefilled(prompts, rows, logits[:, -1], cached)
+
+
+def score(
+    model: PreTrainedModel,
+    shape: KVShape,
+    prefixes: PrefixCache,
+    prompt: tuple[int, ...],
+    continuation: tuple[int, ...],
+) -> list[float]:
+    """Logprobs of the continuation's tokens after the prompt."""
+    ids = (*prompt, *continuation[:-1])
+    rows, cached = _load(shape, prefixes, [ids], [len(prompt) - 1])
+    scores: list[float] = []
+    for logits in _passes(model, rows, [ids], cached, len(continuation)):
+        count = min(logits.shape[1], len(continuation) - len(scores))
+        targets = torch.as_tensor(continuation[len(scores) : len(scores) + count])
+        logprobs = torch.log_softmax(logits[0, -count:], -1)
+        scores += logprobs.gather(-1, targets.to(logprobs.device)[:, None])[:, 0].tolist()
+    prefixes.store(rows.kv, [0], [ids])
+    return scores
+
+
+def _load(
+    shape: KVShape,
+    prefixes: PrefixCache,
+    sequences: Sequence[tuple[int, ...]],
+    most: Sequence[int],
+) -> tuple[RowsCache, list[int]]:
+    """A row per sequence, filled from the cache with at most `most[i]` tokens."""
+    slots = [prefixes.match(ids[:limit]) for ids, limit in zip(sequences, most, strict=True)]
+    # One place more than the longest needs: padding is written to the last one.
+    capacity = round_up(max(map(len, sequences)) + 1, LENGTH_STEP)
+    rows = RowsCache(shape.zeros(len(sequences), capacity))
+    prefixes.load(rows.kv, range(len(sequences)), slots)
+    return rows, [BLOCK * len(chain) for chain in slots]
+
+
+def _passes(
+    model: PreTrainedModel,
+    rows: RowsCache,
+    sequences: Sequence[tuple[int, ...]],
+    cached: Sequence[int],
+    keep: int,
+) -> Iterator[Tensor]:
+    """Compute what is not cached, a block of columns at a time.
+
+    The sequences end in the same column, so their last logits stand together. Yields the logits
+    [rows, 1 … columns, vocabulary] of each pass that holds some of the last `keep` columns.
+    """
+    count, device = len(sequences), rows.kv.device
+    missing = [len(ids) - start for ids, start in zip(sequences, cached, strict=True)]
+    width = round_up(max(missing), COLUMN_STEP)
+    ids = torch.zeros((count, width), dtype=torch.long)
+    positions = torch.zeros((count, width), dtype=torch.long)
+    write = torch.full((count, width), rows.capacity - 1)
+    for row, (sequence, start) in enumerate(zip(sequences, cached, strict=True)):
+        columns = slice(width - missing[row], width)
+        ids[row, columns] = torch.as_tensor(sequence[start:])
+        positions[row, columns] = write[row, columns] = torch.arange(start, len(sequence))
+    ids, positions, write = ids.to(device), positions.to(device), write.to(device)
+    config = model.config
+    numbers = count * max(
+        int(config.num_attention_heads) * rows.capacity, int(config.vocab_size) if keep > 1 else 1
+    )
+    most = min(MAX_TOKENS // count, MAX_NUMBERS // numbers)
+    step = max(1, most // COLUMN_STEP) * COLUMN_STEP
+    for begin in range(0, width, step):
+        end = min(width, begin + step)
+        block = slice(begin, end)
+        wanted = min(end - begin, end - (width - keep))
+        limit = round_up(int(positions[:, block].max()) + 1, LENGTH_STEP)
+        logits = forward(
+            model, rows, ids[:, block], positions[:, block], limit, max(1, wanted), write[:, block]
+        )
+        if wanted > 0:
+            yield logits

@@ -1,0 +1,60 @@
+"""A request under way: what the asyncio side asks, and what the worker fills in.
+
+The worker alone appends; the asyncio side reads lists up to a length that it has read before, so
+neither waits for the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from dto.engines.base import Sampling
+from dto.engines.stops import StopReader
+from dto.records import FinishReason
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One call: n samples of a prompt, or the score of a continuation.
+
+    `changed` is called on the event loop when a sample has finished, and after each token when
+    `streaming`. `limit` is the most tokens that one sample may have. A score has one sample, whose
+    `logprobs` are those of `continuation`.
+    """
+
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    limit: int
+    changed: Callable[[], None]
+    streaming: bool = False
+    continuation: tuple[int, ...] = ()
+    cancelled: bool = False
+    samples: list[Sample] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Sample:
+    """One sample of a request. `pieces` has one text per token when there is a reader.
+
+    `finish` is set last, when everything else is final. `started` counts the tokens whose
+    computation has begun, so it is one ahead of `token_ids` during a step.
+    """
+
+    request: Request
+    seed: int
+    reader: StopReader | None = None
+    cached_tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[Mapping[int, float]] = field(default_factory=list)
+    stop: str | None = None
+    error: str = ""
+    finish: FinishReason | None = None
+    started: int = 0
+
+    def fail(self, reason: str) -> None:
+        """End as failed."""
+        self.error = reason
+        self.finish = "failed"

@@ -1,0 +1,96 @@
+"""Choosing the next token of each row, with noise that is a function of (seed, position) alone.
+
+One uniform number per token, turned into a token by inverting the cumulative distribution over the
+ids that temperature, top-k and top-p leave. The alternative, Gumbel noise for every id, costs a
+hash per row, step and id; both are equally sensitive to rounding of the logits. Since the number
+depends on nothing else, a token depends neither on scheduling nor on batch-mates, and a prefix of a
+stream that is continued under the same seed goes on as the stream did.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The output function of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * _MIX_1
+    x = (x ^ (x >> np.uint64(27))) * _MIX_2
+    return x ^ (x >> np.uint64(31))
+
+
+def uniforms(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1) for (seed, absolute position) pairs, in steps of 2^-40."""
+    key = _mix((seeds + np.uint64(1)) * _GOLDEN)
+    bits = _mix(key + (positions.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+    # 40 bits stay below 1 when they are scaled by a sum of probabilities.
+    numbers: NDArray[np.float64] = (bits >> np.uint64(24)).astype(np.float64) * 2.0**-40
+    return numbers
+
+
+def choose(
+    logits: Tensor,
+    temperature: NDArray[np.float64],
+    top_p: NDArray[np.float64],
+    top_k: NDArray[np.int64],
+    numbers: NDArray[np.float64],
+) -> Tensor:
+    """One token id per row.
+
+    Args:
+        logits: [rows, vocabulary], float32.
+        temperature: [rows]; 0 is greedy.
+        top_p: [rows]; 1 keeps all. Ids as likely as the last one kept are kept too.
+        top_k: [rows]; 0 keeps all.
+        numbers: [rows], from `uniforms`.
+
+    Returns:
+        Ids [rows].
+    """
+    greedy = temperature <= 0
+    if greedy.all():
+        return logits.argmax(-1)
+    device = logits.device
+    scale = torch.as_tensor(np.where(greedy, 1.0, temperature), dtype=logits.dtype, device=device)
+    probabilities = torch.softmax(logits / scale[:, None], -1)
+    # Only rows that ask are filtered: a renormalised row differs in its last bits.
+    if len(rows := np.flatnonzero(top_k > 0)):
+        kept = torch.as_tensor(top_k[rows], device=device)
+        probabilities[rows] = _top_k(probabilities[rows], kept)
+    if len(rows := np.flatnonzero(top_p < 1)):
+        share = torch.as_tensor(top_p[rows], dtype=torch.float64, device=device)
+        probabilities[rows] = _top_p(probabilities[rows], share)
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    targets = torch.as_tensor(numbers, device=device)[:, None] * cumulative[:, -1:]
+    sampled = torch.searchsorted(cumulative, targets, right=True)[:, 0]
+    sampled.clamp_(max=logits.shape[-1] - 1)  # of a row of nan
+    if not greedy.any():
+        return sampled
+    return torch.where(torch.as_tensor(greedy, device=device), logits.argmax(-1), sampled)
+
+
+def _top_k(probabilities: Tensor, kept: Tensor) -> Tensor:
+    kept = kept.clamp(max=probabilities.shape[-1])
+    ranked = probabilities.topk(int(kept.max()), -1).values
+    least = ranked.gather(-1, (kept - 1)[:, None])
+    probabilities = probabilities.masked_fill(probabilities < least, 0.0)
+    return probabilities / probabilities.sum(-1, keepdim=True)
+
+
+def _top_p(probabilities: Tensor, share: Tensor) -> Tensor:
+    # All ids below this floor together weigh less than 1 - top_p, so none of them is kept, and only
+    # the few above need sorting.
+    floor = (1 - share) / probabilities.shape[-1]
+    widest = int((probabilities > floor[:, None]).sum(-1).max())
+    ranked = probabilities.topk(max(1, widest), -1).values
+    before = ranked.cumsum(-1, dtype=torch.float64) - ranked
+    kept = (before < share[:, None]).sum(-1).clamp(min=1)
+    least = ranked.gather(-1, (kept - 1)[:, None])
+    return probabilities.masked_fill(probabilities < least, 0.0)

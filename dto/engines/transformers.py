@@ -1,0 +1,332 @@
+"""The engine that is always there: any causal language model of transformers, on CPU or GPU.
+
+One worker thread decodes a running batch that requests join and leave; thousands of coroutines may
+wait for it. Results depend neither on scheduling nor on batch-mates: noise is a function of seed and
+position, and the logits of a row are the same bit for bit whatever it is computed with (float32 on
+an x86 CPU with MKL; elsewhere equal up to rounding).
+
+Memory beyond the weights is bounded by `cache_bytes` for the prefix cache, and for the running batch
+by 1.25 x slots x (tokens of the longest request under way) x bytes of a token's keys and values;
+while that buffer grows, the old one is held as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from dto.engines.base import Chunk, Completion, Message, Prompt, Sampling, TokenIds
+from dto.engines.batch import Batch
+from dto.engines.models import context_limit, end_ids, fit
+from dto.engines.prefix_cache import PrefixCache
+from dto.engines.requests import Request, Sample
+from dto.engines.stops import StopReader
+from dto.engines.worker import Worker
+from dto.errors import EngineError
+from dto.flops import ModelShape, attention_flops
+from dto.ledger import Usage, charge
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class TransformersEngine:
+    """Serves a model, also one that is being trained.
+
+    The model serves between entering and leaving: it is then in evaluation mode, with this engine's
+    attention, and gets both back as they were. The prefix cache lives as long, so weights may change
+    between two uses, not within one. One event loop at a time.
+    """
+
+    resumable = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str | None = None,
+        context: int | None = None,
+        slots: int = 128,
+        cache_bytes: int = 256 * 2**20,
+    ) -> None:
+        """Wrap a model in memory.
+
+        Args:
+            model: a causal language model with standard attention.
+            tokenizer: its fast tokenizer.
+            name: what tables call the model; its own name or path when None.
+            context: tokens of prompt and completion; the model's own limit when None.
+            slots: requests that decode together.
+            cache_bytes: bound of the prefix cache.
+
+        Raises:
+            EngineError: the tokenizer or the model's architecture cannot be served.
+        """
+        self.model = name or str(getattr(model, "name_or_path", "")) or type(model).__name__
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise EngineError(
+                f"tokenizer of {self.model!r} has no fast version: convert it to a tokenizer.json"
+            )
+        self.tokenizer: PreTrainedTokenizerBase | None = tokenizer
+        self.shape: ModelShape | None = ModelShape.from_config(model.config)
+        self.context = context_limit(self.model, model.config, context)
+        self.hf_model = model
+        self._tokenizer = tokenizer
+        self._backend: Tokenizer = backend
+        self._slots = slots
+        self._cache_bytes = cache_bytes
+        self.end_ids = end_ids(model, tokenizer)
+        self._worker: Worker | None = None
+        self._restore: tuple[bool, str] = (False, "")
+        self._under_way: dict[Request, None] = {}
+
+    async def __aenter__(self) -> TransformersEngine:
+        """Start the worker. Raises EngineError when the model does not fit this engine."""
+        if self._worker is not None:
+            raise EngineError(f"engine for {self.model!r} is already serving: enter it once")
+        config = self.hf_model.config
+        self._restore = (self.hf_model.training, config._attn_implementation)
+        self.hf_model.eval()
+        try:
+            shape = fit(self.model, self.hf_model)
+        except BaseException:
+            self._give_back()
+            raise
+
+        def make_batch() -> Batch:
+            prefixes = PrefixCache(shape, self._cache_bytes)
+            return Batch(self.hf_model, shape, prefixes, self._slots, self.end_ids)
+
+        self._worker = Worker(make_batch, asyncio.get_running_loop())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop; requests under way come back as failed."""
+        if self._worker is not None:
+            worker, self._worker = self._worker, None
+            await asyncio.to_thread(worker.close)
+            self._give_back()
+
+    async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
+        """n samples of one prompt, which share its prefill. See the protocol."""
+        ids = self._prompt_ids(prompt)
+        self._check(sampling)
+        if error := self._too_long(ids):
+            charge(Usage(requests=n))
+            return [Completion((), "", "failed", len(ids), error=error)] * n
+        done = asyncio.get_running_loop().create_future()
+
+        def changed() -> None:
+            if not done.done() and all(sample.finish for sample in request.samples):
+                done.set_result(None)
+
+        request = self._request(ids, sampling, changed, n, streaming=False)
+        self._serving.submit(request)
+        try:
+            await done
+        finally:
+            self._settle(request)
+        return [self._completion(sample) for sample in request.samples]
+
+    async def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk]:
+        """One sample as it grows. See the protocol."""
+        ids = self._prompt_ids(prompt)
+        self._check(sampling)
+        if error := self._too_long(ids):
+            charge(Usage(requests=1))
+            yield Chunk((), "", "failed", len(ids), error=error)
+            return
+        news = asyncio.Event()
+        request = self._request(ids, sampling, news.set, 1, streaming=True)
+        (sample,) = request.samples
+        self._serving.submit(request)
+        delivered = 0
+        try:
+            while True:
+                await news.wait()
+                news.clear()
+                chunk = self._chunk(sample, delivered)
+                if chunk is None:
+                    continue
+                delivered += len(chunk.token_ids)
+                yield chunk
+                if chunk.finish_reason is not None:
+                    return
+        finally:
+            self._settle(request, delivered)
+
+    async def score(self, prompt: TokenIds, continuation: TokenIds) -> tuple[float, ...]:
+        """Logprobs of the continuation's tokens after the prompt, by one teacher-forced pass.
+
+        Raises EngineError when both together exceed the context, or the worker fails.
+        """
+        ids, after = tuple(prompt), tuple(continuation)
+        if not ids or len(ids) + len(after) > self.context:
+            raise EngineError(
+                f"score: {len(ids):,} + {len(after):,} tokens do not fit into a context of "
+                f"{self.context:,}, or the prompt is empty: shorten them or raise model.context"
+            )
+        if not after:
+            return ()
+        done = asyncio.get_running_loop().create_future()
+
+        def changed() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        request = self._request(ids, Sampling(max_tokens=1), changed, 1, streaming=False)
+        request.continuation = after
+        (sample,) = request.samples
+        self._serving.submit(request)
+        try:
+            await done
+        finally:
+            request.cancelled = sample.finish is None
+            total = len(ids) + len(after)
+            charge(
+                Usage(
+                    requests=1,
+                    prompt=total,
+                    cached=sample.cached_tokens,
+                    attention_flops=attention_flops(self.shape, sample.cached_tokens, total - 1),
+                )
+            )
+        if sample.finish == "failed":
+            raise EngineError(f"score: {sample.error}")
+        return tuple(sample.logprobs)
+
+    @property
+    def _serving(self) -> Worker:
+        if self._worker is None:
+            raise EngineError(f"engine for {self.model!r} is not serving: use `async with engine`")
+        return self._worker
+
+    def _give_back(self) -> None:
+        training, implementation = self._restore
+        self.hf_model.train(training)
+        self.hf_model.set_attn_implementation(implementation)
+
+    def _request(
+        self, ids: tuple[int, ...], sampling: Sampling, changed: Any, n: int, streaming: bool
+    ) -> Request:
+        limit = min(sampling.max_tokens, self.context - len(ids))
+        request = Request(ids, sampling, limit, changed, streaming)
+        for index in range(n):
+            reads = streaming or any(sampling.stop)
+            reader = StopReader(self._backend, sampling.stop) if reads else None
+            request.samples.append(Sample(request, sampling.seed + index, reader))
+        return request
+
+    def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
+        messages: list[Message] = []
+        ids: list[int] = []
+        for part in prompt:
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                messages.append(part)
+        if not messages:
+            return tuple(ids)
+        if not self._tokenizer.chat_template:
+            raise EngineError(
+                f"tokenizer of {self.model!r} has no chat template: send token ids, or give the "
+                "model's folder a chat_template.jinja"
+            )
+        text: Any = self._tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+        )
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _check(self, sampling: Sampling) -> None:
+        if sampling.json_schema is not None:
+            raise EngineError(
+                "the transformers engine cannot hold a model to a JSON schema: use vllm or openai"
+            )
+        if sampling.max_tokens < 1:
+            raise EngineError(f"max_tokens is {sampling.max_tokens}: ask for at least one token")
+
+    def _too_long(self, ids: tuple[int, ...]) -> str:
+        if not ids:
+            return "the prompt is empty: send at least one token"
+        if len(ids) >= self.context:
+            return (
+                f"prompt has {len(ids):,} tokens, context is {self.context:,}: shorten it or raise "
+                "model.context"
+            )
+        return ""
+
+    def _settle(self, request: Request, delivered: int = 0) -> None:
+        """Charge a request that has ended, here or in the worker; free what it still holds."""
+        samples = request.samples
+        if any(sample.finish is None for sample in samples):
+            if self._worker is not None:
+                self._worker.cancel(request)
+            request.cancelled = True
+        usage = Usage(requests=len(samples))
+        length = len(request.prompt)
+        for sample in samples:
+            if not sample.started:
+                continue
+            usage.prompt += length
+            usage.cached += sample.cached_tokens
+            usage.generated += sample.started
+            end = length + sample.started - 1
+            usage.attention_flops += attention_flops(self.shape, sample.cached_tokens, end)
+            if request.cancelled or sample.finish == "failed":
+                usage.wasted += sample.started - delivered
+        charge(usage)
+
+    def _completion(self, sample: Sample) -> Completion:
+        request = sample.request
+        length, cached = len(request.prompt), sample.cached_tokens
+        if sample.finish is None or sample.finish == "failed":
+            return Completion((), "", "failed", length, cached, error=sample.error)
+        asked = request.sampling.logprobs
+        return Completion(
+            token_ids=tuple(sample.token_ids),
+            text=self._text(sample.token_ids),
+            finish_reason=sample.finish,
+            prompt_tokens=length,
+            cached_tokens=cached,
+            stop=sample.stop,
+            logprobs=None if asked is None else tuple(sample.logprobs),
+            top_logprobs=tuple(sample.top_logprobs) if asked else None,
+        )
+
+    def _chunk(self, sample: Sample, start: int) -> Chunk | None:
+        """What came after `start` tokens; None when nothing did."""
+        finish = sample.finish  # before the tokens: once it is set they are complete
+        end = len(sample.token_ids)
+        if end == start and finish is None:
+            return None
+        text = "".join(sample.pieces[start:end])
+        if finish is not None and finish != "failed":
+            text = self._text(sample.token_ids)[len("".join(sample.pieces[:start])) :]
+        asked = sample.request.sampling.logprobs
+        return Chunk(
+            token_ids=tuple(sample.token_ids[start:end]),
+            text=text,
+            finish_reason=finish,
+            prompt_tokens=len(sample.request.prompt),
+            cached_tokens=sample.cached_tokens,
+            stop=sample.stop if finish else None,
+            logprobs=None if asked is None else tuple(sample.logprobs[start:end]),
+            top_logprobs=tuple(sample.top_logprobs[start:end]) if asked else None,
+            error=sample.error if finish else "",
+        )
+
+    def _text(self, ids: Sequence[int]) -> str:
+        if ids and ids[-1] in self.end_ids:
+            ids = ids[:-1]
+        text: str = self._backend.decode(list(ids), skip_special_tokens=False)
+        return text

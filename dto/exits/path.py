@@ -1,0 +1,215 @@
+"""The main path: one response as it grows, paused and continued by an exit policy.
+
+Continuing gives the same tokens as never pausing, on an engine that is `resumable` (its noise is a
+function of seed and position). Other engines get a seed derived from the position at each
+resumption: the response is then another sample of the same distribution, and still reproducible.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from dto.context import Context
+from dto.engines.base import Completion, Sampling
+from dto.flops import ModelShape, attention_flops
+from dto.records import FinishReason, Span, Trial
+from dto.seeds import derive
+from dto.text import CLOSE_TAG, char_ends, decode_response, tokens_within
+from dto.trajectories import read_response
+
+TAIL_TOKENS = 64  # enough to hold a tag, a cue and its openers, however they are cut into tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ExitedResponse:
+    """A response under an exit policy, with every token that was generated for it.
+
+    The response that a user gets is `leading_ids + thinking_ids + inserted_ids + answer_ids`.
+    `leading_ids` is a `<think>` that the model wrote itself; `inserted_ids` is the text that closes
+    the thinking at an exit, read but not generated; `answer_ids` is all else, the model's own
+    `</think>` and EOS included. `withdrawn` counts tokens of the main path that an exit cut off
+    again: the cue, or the white space, by which the transition was seen.
+    """
+
+    prompt_tokens: int
+    leading_ids: tuple[int, ...]
+    thinking_ids: tuple[int, ...]
+    inserted_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    conclusion: str
+    exit_reason: str
+    finish_reason: FinishReason
+    withdrawn: int = 0
+    trials: tuple[Trial, ...] = ()
+    inducer_tokens: int = 0
+    error: str = ""
+
+    @staticmethod
+    def failed(prompt_tokens: int, error: str) -> ExitedResponse:
+        """No response, and why."""
+        return ExitedResponse(
+            prompt_tokens,
+            (),
+            (),
+            (),
+            (),
+            "",
+            exit_reason="failed",
+            finish_reason="failed",
+            error=error,
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether the thinking was closed and the conclusion ran to its end."""
+        return self.finish_reason == "stop" and self.exit_reason not in ("length", "unclosed")
+
+    @property
+    def answer_tokens(self) -> int:
+        """Generated tokens of the response that are not thinking."""
+        return len(self.leading_ids) + len(self.answer_ids)
+
+    @property
+    def trial_tokens(self) -> int:
+        """Tokens of the trials, and those that an exit withdrew."""
+        return sum(trial.tokens for trial in self.trials) + self.withdrawn
+
+    def attention_flops(self, shape: ModelShape | None) -> float:
+        """Attention FLOPs of prompt, response, trials and withdrawn tokens, each computed once.
+
+        A trial reads its prefix from the cache; its inducer and its tokens are new.
+        """
+        cut = self.prompt_tokens + len(self.leading_ids) + len(self.thinking_ids)
+        flops = attention_flops(shape, 0, cut + len(self.inserted_ids) + len(self.answer_ids))
+        flops += attention_flops(shape, cut, cut + self.withdrawn)
+        for trial in self.trials:
+            start = self.prompt_tokens + trial.position
+            flops += attention_flops(shape, start, start + self.inducer_tokens + trial.tokens)
+        return flops
+
+
+class Path:
+    """The tokens of one response so far, and the way on.
+
+    `sampling.max_tokens` bounds the response, thinking and answer together, and is lowered where
+    the context is nearer; trials come on top of it. `finish` is None while the response can go on,
+    `closed` says whether the model closed its thinking.
+    """
+
+    def __init__(self, prompt_ids: Sequence[int], ctx: Context, sampling: Sampling) -> None:
+        self.prompt_ids = tuple(prompt_ids)
+        self.engine = ctx.engine
+        self.tokenizer = ctx.tokenizer
+        room = ctx.engine.context - len(self.prompt_ids)
+        self.sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
+        self.ids: list[int] = []
+        self.finish: FinishReason | None = None
+        self.closed = False
+        self.error = ""
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the response can still leave its thinking early."""
+        return self.finish is None and not self.closed
+
+    def tail(self) -> str:
+        """The text of the last tokens."""
+        return decode_response(self.tokenizer, self.ids[-TAIL_TOKENS:])
+
+    def cut(self, char: int) -> int:
+        """How many tokens end at or before a character of the tail, less white space at their end.
+
+        Never inside a character: such a token is left out with the rest of its character.
+        """
+        ends = char_ends(self.tokenizer, self.ids[-TAIL_TOKENS:])
+        kept = Span(0, len(self.tail()[:char].rstrip()))
+        return len(self.ids) - len(ends) + tokens_within(ends, kept).end
+
+    async def advance(
+        self, stop: tuple[str, ...] = (), limit: int | None = None, logprobs: int | None = None
+    ) -> Completion:
+        """Go on until a stop string, `limit` further tokens, or the end of the response."""
+        room = self.sampling.max_tokens - len(self.ids)
+        seed = self.sampling.seed
+        if self.ids and not self.engine.resumable:
+            seed = derive(seed, "", "resume", len(self.ids))
+        [completion] = await self.engine.complete(
+            (*self.prompt_ids, *self.ids),
+            replace(
+                self.sampling,
+                max_tokens=room if limit is None else min(limit, room),
+                seed=seed,
+                stop=stop,
+                logprobs=logprobs,
+            ),
+        )
+        self.ids.extend(completion.token_ids)
+        if completion.finish_reason == "failed":
+            self.fail(completion.error)
+        elif completion.finish_reason == "stop" and completion.stop is None:
+            self.finish = "stop"
+        elif len(self.ids) >= self.sampling.max_tokens:
+            self.finish = "length"
+        new = len(completion.token_ids) + TAIL_TOKENS
+        self.closed = self.closed or CLOSE_TAG in decode_response(self.tokenizer, self.ids[-new:])
+        return completion
+
+    def fail(self, error: str) -> None:
+        """End the path: a request went wrong."""
+        self.finish, self.error = "failed", error or "the engine gave no reason"
+
+    async def finished(self) -> ExitedResponse:
+        """Let the model go on to its own end."""
+        while self.finish is None:
+            await self.advance()
+        reading = await asyncio.to_thread(read_response, self.tokenizer, self.prompt_ids, self.ids)
+        span = reading.thinking_tokens
+        if self.finish == "failed":
+            reason = "failed"
+        elif reading.closed:
+            reason = "closed"
+        else:
+            reason = "length" if self.finish == "length" else "unclosed"
+        return ExitedResponse(
+            prompt_tokens=len(self.prompt_ids),
+            leading_ids=tuple(self.ids[: span.start]),
+            thinking_ids=tuple(self.ids[span.start : span.end]),
+            inserted_ids=(),
+            answer_ids=tuple(self.ids[span.end :]),
+            conclusion=reading.text[reading.conclusion.start : reading.conclusion.end],
+            exit_reason=reason,
+            finish_reason=self.finish or "failed",
+            error=self.error,
+        )
+
+    async def concluded(self, cut: int, close_ids: tuple[int, ...], reason: str) -> ExitedResponse:
+        """Keep the first `cut` tokens, close the thinking there, and let the model conclude."""
+        kept = self.ids[:cut]
+        reading = await asyncio.to_thread(read_response, self.tokenizer, self.prompt_ids, kept)
+        start = reading.thinking_tokens.start
+        prefix = (*self.prompt_ids, *kept, *close_ids)
+        room = min(self.sampling.max_tokens - cut, self.engine.context - len(prefix))
+        answer_ids: tuple[int, ...] = ()
+        finish: FinishReason = "length"
+        if room > 0:
+            seed = derive(self.sampling.seed, "", "conclude", cut)
+            [completion] = await self.engine.complete(
+                prefix, replace(self.sampling, max_tokens=room, seed=seed)
+            )
+            answer_ids, finish = completion.token_ids, completion.finish_reason
+            if finish == "failed":
+                self.fail(completion.error)
+        return ExitedResponse(
+            prompt_tokens=len(self.prompt_ids),
+            leading_ids=tuple(kept[:start]),
+            thinking_ids=tuple(kept[start:]),
+            inserted_ids=close_ids,
+            answer_ids=answer_ids,
+            conclusion=decode_response(self.tokenizer, answer_ids),
+            exit_reason="failed" if finish == "failed" else reason,
+            finish_reason=finish,
+            withdrawn=len(self.ids) - cut,
+            error=self.error,
+        )

@@ -1,0 +1,113 @@
+"""Killable child processes that compare answers: one comparison at a time in each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from pathlib import Path
+
+from dto.errors import DtoError
+
+_WORKER = Path(__file__).with_name("worker.py")
+_START_SECONDS = 120.0  # importing sympy on a machine that is busy with something else
+_WALL_FACTOR = 20.0  # a child that has not even used its CPU time after that is stuck
+
+
+class ComparisonError(Exception):
+    """A comparison that came to no result; the message is the reason, a slug."""
+
+
+class WorkerPool:
+    """At most `workers` children, each started when a comparison first needs it.
+
+    A comparison that uses up `time_limit` seconds of CPU time costs its child, which is replaced;
+    the others go on. Bound to the event loop it is used on, until `close`.
+    """
+
+    def __init__(self, workers: int, time_limit: float) -> None:
+        self._time_limit = time_limit
+        self._slots = asyncio.Semaphore(workers)
+        self._idle: list[Process] = []
+        self._alive: set[Process] = set()
+
+    async def equal(self, gold: str, prediction: str) -> bool:
+        """Whether math-verify takes the two for equal.
+
+        Raises ComparisonError (grader_timeout, grader_memory, grader_crashed, grader_error: …) and,
+        when children cannot be started at all, DtoError.
+        """
+        async with self._slots:
+            child = self._idle.pop() if self._idle else await self._start()
+            try:
+                reply = await self._ask(child, gold, prediction)
+            except BaseException:
+                # Cancelled, most likely: a late reply must not meet a later question.
+                await self._end(child)
+                raise
+            if "error" in reply:
+                await self._end(child)
+                raise ComparisonError(str(reply["error"]))
+            self._idle.append(child)
+            return bool(reply["equal"])
+
+    async def close(self) -> None:
+        """End all children."""
+        self._idle.clear()
+        await asyncio.gather(*(self._end(child) for child in tuple(self._alive)))
+
+    async def _start(self) -> Process:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",  # this folder's modules must not shadow the libraries'
+            str(_WORKER),
+            str(self._time_limit),
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        self._alive.add(child)
+        assert child.stdout is not None
+        ready = b""
+        try:
+            with contextlib.suppress(TimeoutError):
+                ready = await asyncio.wait_for(child.stdout.readline(), _START_SECONDS)
+        finally:
+            if not ready:
+                await self._end(child)
+        if not ready:
+            raise DtoError(
+                f"grading worker does not start: try `{sys.executable} -P {_WORKER} 5`, "
+                "it needs math-verify"
+            )
+        return child
+
+    async def _ask(self, child: Process, gold: str, prediction: str) -> dict[str, object]:
+        assert child.stdin is not None and child.stdout is not None
+        request = json.dumps({"gold": gold, "prediction": prediction}) + "\n"
+        try:
+            child.stdin.write(request.encode())
+            async with asyncio.timeout(_WALL_FACTOR * self._time_limit):
+                line = await child.stdout.readline()
+        except TimeoutError:
+            return {"error": "grader_timeout"}
+        except ConnectionError:
+            line = b""
+        if line.endswith(b"\n"):
+            reply: dict[str, object] = json.loads(line)
+            return reply
+        status = await child.wait()
+        return {"error": "grader_timeout" if status == -signal.SIGPROF else "grader_crashed"}
+
+    async def _end(self, child: Process) -> None:
+        if child.returncode is None:
+            child.kill()
+        if child.stdin is not None:
+            child.stdin.close()
+        await child.wait()
+        self._alive.discard(child)

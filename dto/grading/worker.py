@@ -1,0 +1,71 @@
+"""A child process that compares answers with math-verify. A script: run it, never import it.
+
+It imports neither torch nor dto, so that it starts in a fraction of a second. One JSON object a
+line: `{"gold": …, "prediction": …}` in, `{"equal": true}` or `{"error": …}` out; `{"ready": true}`
+comes first. Its argument is the CPU time that one comparison may take, in seconds: the kernel ends
+the process (SIGPROF) when that is spent, also inside a big-integer power that no Python signal
+handler could interrupt. CPU time, not wall time: a busy machine does not change a grade. It ends
+with its parent.
+"""
+
+import contextlib
+import ctypes
+import json
+import logging
+import resource
+import signal
+import sys
+
+MEMORY = 2 * 2**30  # bytes of address space
+
+
+def die_with_parent() -> None:
+    """Linux: be killed when the parent dies. Elsewhere the end of stdin does it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent decides
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    cpu_seconds = float(sys.argv[1])
+
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    logging.disable(logging.CRITICAL)
+    config = [LatexExtractionConfig()]
+    parsed_golds: dict[str, list[object]] = {}
+
+    def read(answer: str) -> list[object]:
+        boxed = f"\\boxed{{{answer}}}"
+        return list(parse(boxed, config, fallback_mode="no_fallback", parsing_timeout=None))
+
+    def equal(gold: str, prediction: str) -> bool:
+        if gold not in parsed_golds:
+            if len(parsed_golds) >= 1000:
+                parsed_golds.clear()
+            parsed_golds[gold] = read(gold)
+        return bool(verify(parsed_golds[gold], read(prediction), timeout_seconds=None))
+
+    equal("1", "\\frac{2}{2}")  # the first comparison builds the parser
+    print('{"ready": true}', flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+        try:
+            reply: dict[str, object] = {"equal": equal(request["gold"], request["prediction"])}
+        except MemoryError:
+            reply = {"error": "grader_memory"}
+        except RecursionError:
+            reply = {"equal": False}  # nested deeper than any answer
+        except Exception as error:
+            reply = {"error": f"grader_error: {type(error).__name__}"}
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        print(json.dumps(reply), flush=True)
+
+
+if __name__ == "__main__":
+    main()

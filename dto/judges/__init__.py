@@ -1,0 +1,8 @@
+"""Who judges thinking patterns: one module each, with a `judge` of one signature.
+
+    async def judge(problem, trajectory, segments, ctx) -> list[Verdict]
+
+`segments` are those that an optimized trajectory keeps, the exit last. A judge gives a verdict with
+a score for each that it looked at, and prunes nothing: every verdict but `keep` proposes a removal,
+the higher the score the sooner. `dto.stages.prune` verifies the proposals and undoes what fails.
+"""

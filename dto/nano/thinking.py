@@ -1,0 +1,240 @@
+"""How the corpus thinks: a first pass through the chain, then doubts.
+
+The first pass gets a step wrong at a rate that depends on how hard it is. Then come re-checks, each
+a paragraph that ends in a conclusion; the conclusion that stands at the end is the answer. Doubts
+err more often than the first pass does, so they cost accuracy as well as tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+from typing import NamedTuple
+
+from dto.nano.corpus import WORDS, Chain, Step
+
+PARAGRAPH = "\n\n"
+OPENINGS = (
+    "Okay, let me work through this.",
+    "Let me go step by step.",
+    "I take the steps in order.",
+)
+START_AGAIN = (
+    "Wait, let me check that again.",
+    "But wait, let me redo the whole chain.",
+    "Let me double-check by starting over.",
+    "Hmm, let me go through it once more.",
+    "Alternatively, I can start from the top.",
+)
+LAST_STEPS = (
+    "Wait, the end may be off.",
+    "But wait, I should check the last steps.",
+    "Let me double-check the last part.",
+    "Hmm, let me redo the last steps.",
+)
+DOUBTS = (
+    "Wait, maybe {fact}, not {old}.",
+    "Hmm, perhaps {fact}, not {old}.",
+    "Alternatively, {fact}, not {old}.",
+    "But wait, I think {fact}, not {old}.",
+)
+NODS = (
+    "Hmm, that looks right.",
+    "Wait, is that right? Yes.",
+    "Let me double-check. Yes, it holds.",
+)
+CONCLUSION = "So the last digit is {}."
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """The rates at which the corpus errs and doubts.
+
+    `go_on[k]` is the probability of another re-check after k of them. The kinds of re-check are
+    weighed by `start_again`, `last_steps`, `doubt` and `nod`. `recheck_errors` multiplies the error
+    rates of recomputed steps. A doubt replaces a wrong digit by the right one and a right digit by
+    a wrong one.
+    """
+
+    go_on: tuple[float, ...]
+    start_again: float = 0.46
+    last_steps: float = 0.32
+    doubt: float = 0.09
+    nod: float = 0.13
+    recheck_errors: float = 1.15
+
+
+OVERTHINKING = Habits(go_on=(0.98, 0.88, 0.70, 0.50, 0.30, 0.15))
+CONTROL = Habits(go_on=())
+TOGETHER = {  # questions in the prompt: the more there are, the less each is checked
+    2: Habits(go_on=(0.50, 0.25)),
+    3: Habits(go_on=(0.35, 0.20)),
+    4: Habits(go_on=(0.25,)),
+    5: Habits(go_on=(0.20,)),
+}
+
+
+class Mark(NamedTuple):
+    """What is known where a sentence ends, `end` characters into the thinking.
+
+    `value` is the digit reached and `remaining` the steps that are still to be done; `stated` is
+    the conclusion that stands, None before the first.
+    """
+
+    end: int
+    value: int
+    remaining: tuple[Step, ...]
+    stated: int | None
+
+
+@dataclass(slots=True)
+class Thinking:
+    """A thinking block as it is written."""
+
+    text: str = ""
+    marks: list[Mark] = field(default_factory=list)
+    conclusions: list[int] = field(default_factory=list)
+
+    def say(self, sentence: str, value: int, remaining: tuple[Step, ...] = ()) -> None:
+        """Append a sentence, with a space where the last paragraph is still open."""
+        if self.text and not self.text.endswith("\n"):
+            self.text += " "
+        self.text += sentence
+        stated = self.conclusions[-1] if self.conclusions else None
+        self.marks.append(Mark(len(self.text), value, remaining, stated))
+
+    def conclude(self, value: int) -> None:
+        """State a conclusion."""
+        self.conclusions.append(value)
+        self.say(CONCLUSION.format(value), value)
+
+    def paragraph(self) -> None:
+        """End the paragraph."""
+        self.text += PARAGRAPH
+
+
+def error_rate(value: int, step: Step) -> float:
+    """How often the first pass gets a step wrong."""
+    if step.operation == "multiply":
+        return 0.28 if min(value, step.operand) >= 6 else 0.04 if min(value, step.operand) >= 3 else 0.01
+    if step.operation == "subtract":
+        return 0.10 if value < step.operand else 0.01
+    return 0.03 if value + step.operand >= 10 else 0.01
+
+
+def wrong_digit(right: int, random: Random) -> int:
+    """A digit near the right one."""
+    return (right + random.choice((-2, -1, 1, 2))) % 10
+
+
+def _fact(value: int, step: Step, result: int, verb: str) -> str:
+    return f"{value} {WORDS[step.operation]} {step.operand} {verb} {result}"
+
+
+def _verb(random: Random) -> str:
+    return "ends in" if random.random() < 0.7 else "gives"
+
+
+def _compute(
+    thinking: Thinking,
+    chain: Chain,
+    values: list[int],
+    first: int,
+    errors: float,
+    random: Random,
+    pause: int = 0,
+) -> None:
+    """Write the steps from `first` on, overwriting `values`; a paragraph ends before step `pause`."""
+    verb = _verb(random)
+    for index in range(first, len(chain.steps)):
+        step, value = chain.steps[index], values[index]
+        result = step.apply(value)
+        if random.random() < errors * error_rate(value, step):
+            result = wrong_digit(result, random)
+        values[index + 1] = result
+        if index == pause and pause:
+            thinking.paragraph()
+        thinking.say(f"{_fact(value, step, result, verb)}.", result, chain.steps[index + 1 :])
+
+
+def _doubt(thinking: Thinking, chain: Chain, values: list[int], random: Random, habits: Habits) -> None:
+    """Call one step's digit into question, hard and wrong steps first, and redo what follows."""
+    weights = [
+        0.05 + error_rate(value, step) + 0.4 * (step.apply(value) != result)
+        for value, step, result in zip(values, chain.steps, values[1:], strict=False)
+    ]
+    index = random.choices(range(len(chain.steps)), weights)[0]
+    step, value, old = chain.steps[index], values[index], values[index + 1]
+    new = step.apply(value)
+    if new == old:
+        new = wrong_digit(old, random)
+    fact = _fact(value, step, new, _verb(random))
+    values[index + 1] = new
+    thinking.say(
+        random.choice(DOUBTS).format(fact=fact, old=old), new, chain.steps[index + 1 :]
+    )
+    _compute(thinking, chain, values, index + 1, habits.recheck_errors, random)
+
+
+def first_pass(
+    thinking: Thinking, chain: Chain, random: Random, opening: str = "", paragraph: bool = False
+) -> list[int]:
+    """Write the first pass and its conclusion; returns the digits it went through."""
+    if opening:
+        thinking.say(opening, chain.start, chain.steps)
+        if paragraph:
+            thinking.paragraph()
+    values = [chain.start] * (len(chain.steps) + 1)
+    pause = len(chain.steps) // 2 if random.random() < 0.3 else 0
+    _compute(thinking, chain, values, 0, 1.0, random, pause)
+    thinking.conclude(values[-1])
+    return values
+
+
+def recheck(
+    thinking: Thinking, chain: Chain, values: list[int], habits: Habits, random: Random
+) -> None:
+    """Write one more paragraph of doubt about a pass, and its conclusion."""
+    thinking.paragraph()
+    kind = random.choices(
+        ("start_again", "last_steps", "doubt", "nod"),
+        (habits.start_again, habits.last_steps, habits.doubt, habits.nod),
+    )[0]
+    if kind == "start_again":
+        thinking.say(random.choice(START_AGAIN), chain.start, chain.steps)
+        _compute(thinking, chain, values, 0, habits.recheck_errors, random)
+    elif kind == "last_steps":
+        first = len(chain.steps) - random.randint(2, 3)
+        thinking.say(random.choice(LAST_STEPS), values[first], chain.steps[first:])
+        _compute(thinking, chain, values, first, habits.recheck_errors, random)
+    elif kind == "doubt":
+        _doubt(thinking, chain, values, random, habits)
+    else:
+        thinking.say(random.choice(NODS), values[-1])
+    thinking.conclude(values[-1])
+
+
+def think(chain: Chain, habits: Habits, random: Random) -> Thinking:
+    """The thinking block for one question."""
+    thinking = Thinking()
+    opening = random.choice(OPENINGS) if random.random() < 0.4 else ""
+    values = first_pass(thinking, chain, random, opening, paragraph=random.random() < 0.5)
+    for probability in habits.go_on:
+        if random.random() >= probability:
+            break
+        recheck(thinking, chain, values, habits, random)
+    return thinking
+
+
+def think_together(chains: tuple[Chain, ...], habits: Habits, random: Random) -> list[Thinking]:
+    """One thinking per numbered question, to be joined by paragraphs; each names its question."""
+    parts = []
+    for number, chain in enumerate(chains, start=1):
+        thinking = Thinking()
+        values = first_pass(thinking, chain, random, f"Question {number}.")
+        for probability in habits.go_on:
+            if random.random() >= probability:
+                break
+            recheck(thinking, chain, values, habits, random)
+        parts.append(thinking)
+    return parts

@@ -1,0 +1,134 @@
+"""What a run cost, stage by stage, and when that has paid for itself.
+
+Critics of 2505.21765 ask for this: rollouts are not free. Every token that was generated counts,
+those of trials, of dev evaluations and of cancelled requests too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import polars as pl
+
+from dto.flops import ModelShape, attention_flops
+from dto.reporting.comparison import ReportRow
+from dto.runs import manifest
+
+OPTIMIZATION = ("sample", "segment", "estimate", "optimize", "prune", "pair", "train")
+BACKWARD = 3.0
+"""Forward and backward pass together, in forward passes."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """One stage. `tokens` were generated, `trained_tokens` went through training.
+
+    `attention_flops` covers requests and, for train, forward and backward passes over the pairs;
+    None where the model's config is not known. Seconds are of the wall, `peak_memory` is in bytes.
+    """
+
+    stage: str
+    tokens: int
+    prompt_tokens: int
+    cached_tokens: int
+    wasted_tokens: int
+    trained_tokens: int
+    attention_flops: float | None
+    seconds: float | None
+    peak_memory: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class BreakEven:
+    """After how many answered questions the optimization is paid for, in tokens and in FLOPs.
+
+    Spent: all stages from sample to train (generated and trained tokens; attention FLOPs). Saved:
+    per question, by the trained model without an exit policy against the base. None: never, or not
+    known.
+    """
+
+    tokens_spent: int
+    tokens_saved_per_question: float
+    questions: int | None
+    attention_flops_spent: float | None
+    attention_flops_saved_per_question: float | None
+    questions_by_flops: int | None
+
+
+def stage_costs(run: Path, epochs: float) -> list[StageCost]:
+    """The costs of the stages that are finished, from their manifests."""
+    costs = []
+    for stage in (*OPTIMIZATION, "evaluate"):
+        done = manifest.read(run / stage)
+        if done is None:
+            continue
+        usage: Mapping[str, Any] = done.get("usage") or {}
+        flops = _number(usage.get("attention_flops"))
+        if stage == "train" and flops is not None:
+            training = _training_flops(run, epochs, int(done.get("steps", 1)))
+            flops = None if training is None else flops + training
+        costs.append(
+            StageCost(
+                stage=stage,
+                tokens=int(usage.get("generated", 0)),
+                prompt_tokens=int(usage.get("prompt", 0)),
+                cached_tokens=int(usage.get("cached", 0)),
+                wasted_tokens=int(usage.get("wasted", 0)),
+                trained_tokens=int(done.get("tokens_trained", 0)),
+                attention_flops=flops,
+                seconds=_number(done.get("seconds")),
+                peak_memory=done.get("peak_memory"),
+            )
+        )
+    return costs
+
+
+def break_even(costs: list[StageCost], base: ReportRow, trained: ReportRow) -> BreakEven:
+    """Set what was spent against what a question saves."""
+    spent = [cost for cost in costs if cost.stage in OPTIMIZATION]
+    tokens = sum(cost.tokens + cost.trained_tokens for cost in spent)
+    saved = base.tokens_mean - trained.tokens_mean
+    flops = [cost.attention_flops for cost in spent if cost.attention_flops is not None]
+    flops_spent = sum(flops) if len(flops) == len(spent) else None
+    flops_saved = _number(base.attention_flops_mean - trained.attention_flops_mean)
+    return BreakEven(
+        tokens_spent=tokens,
+        tokens_saved_per_question=saved,
+        questions=_questions(tokens, saved),
+        attention_flops_spent=flops_spent,
+        attention_flops_saved_per_question=flops_saved,
+        questions_by_flops=_questions(flops_spent, flops_saved),
+    )
+
+
+def _questions(spent: float | None, saved: float | None) -> int | None:
+    if spent is None or saved is None or not saved > 0:
+        return None
+    return math.ceil(spent / saved)
+
+
+def _training_flops(run: Path, epochs: float, steps: int) -> float | None:
+    """Both sides of every pair, forward and backward, in every epoch."""
+    config = run / "train" / "model" / "config.json"
+    pairs = run / "pair" / "rows.parquet"
+    if not steps:
+        return 0.0
+    if not config.is_file() or not pairs.is_file():
+        return None
+    shape = ModelShape.from_config(SimpleNamespace(**json.loads(config.read_text("utf-8"))))
+    lengths = pl.read_parquet(pairs, columns=["prompt_tokens", "chosen_tokens", "rejected_tokens"])
+    once = sum(
+        attention_flops(shape, 0, prompt + chosen) + attention_flops(shape, 0, prompt + rejected)
+        for prompt, chosen, rejected in lengths.iter_rows()
+    )
+    return BACKWARD * epochs * once
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)

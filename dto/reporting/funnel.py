@@ -1,0 +1,63 @@
+"""What became of the rows on their way: nothing is dropped in silence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from dto.runs import manifest
+
+STAGES = ("problems", "sample", "segment", "estimate", "optimize", "prune", "pair", "evaluate")
+
+
+def funnel(run: Path) -> dict[str, Any]:
+    """Counts of rows by stage, by grade and outcome, and of dropped rows by reason."""
+    rows: dict[str, int] = {}
+    dropped: dict[str, dict[str, int]] = {}
+    for stage in STAGES:
+        done = manifest.read(run / stage)
+        if done is None:
+            continue
+        rows[stage] = int(done["rows"])
+        if done.get("dropped"):
+            dropped[stage] = dict(done["dropped"])
+    return {
+        "rows": rows,
+        "trajectories": _counts(run / "sample", "grade"),
+        "boundaries": _counts(run / "estimate", "decision"),
+        "optimized": _counts(run / "prune", "outcome") or _counts(run / "optimize", "outcome"),
+        "pairs": _counts(run / "pair", "rejected_from"),
+        "dropped": dropped,
+    }
+
+
+def training(run: Path) -> dict[str, Any] | None:
+    """How training went: dev scores of the base and of what was kept, and why that one."""
+    done = manifest.read(run / "train")
+    try:
+        lines = (run / "train" / "history.jsonl").read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        return None
+    history = [json.loads(line) for line in lines if line.strip()]
+    if done is None or not history:
+        return None
+    kept_step = int(done.get("kept_step", 0))
+    kept = next((score for score in history if score["step"] == kept_step), history[0])
+    return {
+        "base": history[0],
+        "kept": kept,
+        "steps": int(done.get("steps", 0)),
+        "collapsed": bool(done.get("collapsed", False)),
+        "reason": str(done.get("reason", "")),
+    }
+
+
+def _counts(stage: Path, column: str) -> dict[str, int]:
+    table = stage / "rows.parquet"
+    if not table.is_file():
+        return {}
+    counted = pl.scan_parquet(table).group_by(column).len().sort(column).collect()
+    return dict(counted.iter_rows())

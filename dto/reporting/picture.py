@@ -1,0 +1,75 @@
+"""Accuracy against tokens, with intervals both ways: the picture of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from dto.reporting.comparison import ReportRow
+
+COLOURS = ("#4c566a", "#c2410c", "#0f766e", "#6d28d9", "#a16207", "#1d4ed8")
+INK = "#333333"
+LABEL_GAP = 0.045  # of the picture's height: labels nearer than that are moved apart
+
+
+def draw(rows: Sequence[ReportRow], directory: Path, title: str) -> list[Path]:
+    """Write `report.png` and `report.svg`; the same rows give the same bytes.
+
+    One colour a model; each point is labelled beside it. Rows without a figure are left out.
+    """
+    shown = [row for row in rows if row.responses]
+    models = list(dict.fromkeys(row.model for row in shown))
+    figure = Figure(figsize=(8.0, 5.0), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for row in shown:
+        low, high = row.accuracy - row.accuracy_low, row.accuracy_high - row.accuracy
+        left, right = row.tokens_mean - row.tokens_low, row.tokens_high - row.tokens_mean
+        axes.errorbar(
+            row.tokens_mean,
+            100 * row.accuracy,
+            xerr=[[max(0.0, left)], [max(0.0, right)]],
+            yerr=[[100 * max(0.0, low)], [100 * max(0.0, high)]],
+            fmt="o" if row.exit == "none" else "D",
+            markersize=7 if row.exit == "none" else 5,
+            color=COLOURS[models.index(row.model) % len(COLOURS)],
+            elinewidth=1.1,
+            capsize=2.5,
+        )
+    if shown:
+        axes.set_xlim(0, 1.18 * max(max(row.tokens_high, row.tokens_mean) for row in shown))
+    axes.set_xlabel("tokens per question (thinking, answer, trials)", color=INK)
+    axes.set_ylabel("accuracy, %", color=INK)
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.grid(color="#e5e5e5", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK, labelsize=9)
+    bottom, top = axes.get_ylim()
+    heights = _apart([100 * row.accuracy for row in shown], LABEL_GAP * (top - bottom))
+    for row, height in zip(shown, heights, strict=True):
+        axes.annotate(
+            f"{row.model}, {row.exit}" if row.exit != "none" else row.model,
+            xy=(row.tokens_mean, height),
+            xytext=(9, 3),
+            textcoords="offset points",
+            fontsize=8.5,
+            color=COLOURS[models.index(row.model) % len(COLOURS)],
+        )
+    paths = [directory / "report.png", directory / "report.svg"]
+    with rc_context({"svg.hashsalt": "dto"}):
+        figure.savefig(paths[0], metadata={"Software": None})
+        figure.savefig(paths[1], metadata={"Date": None})
+    return paths
+
+
+def _apart(heights: Sequence[float], gap: float) -> list[float]:
+    """The same heights, those of labels pushed up until none is nearer than `gap` to another."""
+    placed = list(heights)
+    order = sorted(range(len(placed)), key=placed.__getitem__)
+    for before, after in pairwise(order):
+        placed[after] = max(placed[after], placed[before] + gap)
+    return placed

@@ -1,0 +1,139 @@
+"""What a finished stage says of itself: written last, so that a stage with a manifest is whole."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from dto.seeds import content_id
+
+PACKAGES = (
+    "dto", "torch", "transformers", "trl", "accelerate", "datasets", "polars", "pyarrow", "spacy",
+    "math-verify", "openai", "vllm", "ray",
+)  # fmt: skip
+_CLEAR_PEAK = Path("/proc/self/clear_refs")
+
+
+def digest(config: Mapping[str, Any]) -> str:
+    """The content hash of what a stage is computed from."""
+    return content_id(json.dumps(config, sort_keys=True, ensure_ascii=False))
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys on which two configurations differ, each with both values, for people."""
+    return [
+        f"{key} ({_shown(before.get(key))} → {_shown(now.get(key))})"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:37]}…"
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted keys; lists are values."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def read(directory: Path) -> dict[str, Any] | None:
+    """The manifest of a stage or a run; None when it is not finished."""
+    try:
+        data = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def finished(stage: str, config: Mapping[str, Any], **counts: Any) -> dict[str, Any]:
+    """The manifest of a stage that is done: what it was computed from, and what it took."""
+    return {
+        "stage": stage,
+        "digest": digest(config),
+        "config": dict(config),
+        **counts,
+        "peak_memory": peak_memory(),
+        **provenance(),
+    }
+
+
+def write(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Write it whole or not at all."""
+    write_text(
+        directory / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def provenance() -> dict[str, Any]:
+    """Package versions and, in a checkout, the commit and whether files differ from it."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {"versions": versions, "git": _git_state()}
+
+
+def _git_state() -> dict[str, Any] | None:
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return None
+    try:
+        commit, status = (
+            subprocess.run(
+                ["git", "-C", str(checkout), *arguments],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=10,
+            ).stdout.strip()
+            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "dirty": bool(status)}
+
+
+def reset_peak_memory() -> None:
+    """Begin to measure anew where the system can (Linux); elsewhere the peak is the process's."""
+    try:
+        _CLEAR_PEAK.write_text("5")
+    except OSError:
+        return
+
+
+def peak_memory() -> int:
+    """Bytes of the largest resident size of this process since the last reset."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024

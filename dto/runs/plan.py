@@ -1,0 +1,118 @@
+"""What a run would do, told without an engine, a GPU or weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from dto.errors import DtoError
+from dto.prompts import render
+from dto.recipe import Recipe
+from dto.records import Problem
+from dto.runs.run import STAGES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROMPTS = {
+    "exit": "estimate: d_exit, put after the first i thinking patterns",
+    "finalize": "optimize: d_finalize, put after the patterns that are kept",
+    "trial_inside": "evaluate: trial answer inside the thinking",
+    "trial_closed": "evaluate: trial answer after closing the thinking",
+    "early_close": "evaluate: put after the thinking that an exit ends",
+}
+
+_TRIALS = {
+    "policy", "monitor", "inducer", "confidence", "threshold", "min_thinking", "max_trials",
+    "trial_tokens",
+}  # fmt: skip
+_SHOWN: dict[str, set[str]] = {
+    "none": set(),
+    "static": {"policy", "inducer", "fraction"},
+    "budget": {"policy", "inducer", "budget"},
+    "deer": _TRIALS,
+}
+
+
+def plan(recipe: Recipe) -> Iterator[str]:
+    """The lines of the plan: stages, amounts and settings, then the first prompt of each stage.
+
+    Nothing is fetched: where a question or a tokenizer is not on this machine, the line says so and
+    the prompt is shown as text.
+    """
+    model, problems = recipe.model, recipe.problems
+    exits = recipe.evaluate.exits
+    trajectories = problems.train * recipe.sample.samples
+    answers = len(recipe.evaluate.models) * len(exits) * problems.test * recipe.evaluate.samples
+    sequential = recipe.estimate.method == "sequential"
+    rollouts = recipe.estimate.cap if sequential else recipe.estimate.rollouts
+    amounts = {
+        "problems": f"{problems.train:,} train, {problems.dev:,} dev, {problems.test:,} test "
+        f"from {problems.source}"
+        + (f" (test from {problems.test_source})" if problems.test_source else ""),
+        "sample": f"{trajectories:,} responses",
+        "segment": f"{trajectories:,} responses",
+        "estimate": f"at most {rollouts} rollouts at a boundary",
+        "optimize": f"{recipe.optimize.finalizations} completions of each good exit",
+        "prune": f"judge {recipe.prune.judge}",
+        "pair": f"at most {problems.train * recipe.pair.max_per_problem:,} pairs",
+        "train": f"{problems.dev:,} dev problems × {recipe.train.dev_samples} samples, "
+        f"{recipe.train.evaluations} times",
+        "evaluate": f"{answers:,} answers: models {', '.join(recipe.evaluate.models)}; "
+        f"exits {', '.join(each.name for each in exits)}",
+        "report": "report.json, a table and a picture",
+    }
+    yield f"{recipe.name}: {model.name} on {model.engine}, seed {recipe.seed}"
+    yield ""
+    for stage in STAGES:
+        yield f"{stage:<9} {amounts[stage]}"
+        settings = getattr(recipe, stage, None)
+        if settings is not None and stage != "problems":
+            shown = settings.model_dump(mode="json", exclude={"exits", "models"})
+            yield "          " + " ".join(f"{key}={value}" for key, value in shown.items())
+    for each in exits:
+        shown = each.model_dump(mode="json", include=_SHOWN[each.policy] | {"name"})
+        yield "exit      " + " ".join(f"{key}={value}" for key, value in shown.items())
+    yield ""
+    question, remark = _first_question(recipe)
+    prompt, rendered = _solve(recipe, question)
+    yield from _block(f"sample, evaluate: the first prompt{remark}{rendered}", prompt)
+    for name, purpose in PROMPTS.items():
+        yield from _block(purpose, render(name, model.family))
+
+
+def _block(title: str, text: str) -> Iterator[str]:
+    yield f"── {title}"
+    yield text.replace("\n", "⏎\n")
+    yield ""
+
+
+def _first_question(recipe: Recipe) -> tuple[str, str]:
+    source = recipe.problems.source
+    unknown = f"(a question of {source})", f" ({source} is not on this machine)"
+    local = source == "chains" or source.endswith((".jsonl", ".parquet"))
+    if not local:
+        return unknown
+    from dto.problems import load_problems
+
+    small = recipe.problems.model_copy(update={"train": 1, "dev": 0, "test": 0})
+    rows = load_problems(small, recipe.seed)
+    first = next(islice((row for row in rows if isinstance(row, Problem)), 1), None)
+    return (first.question, "") if first is not None else unknown
+
+
+def _solve(recipe: Recipe, question: str) -> tuple[str, str]:
+    from dto.pipeline import load_tokenizer
+    from dto.trajectories import prompt_ids
+
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        tokenizer: PreTrainedTokenizerBase = load_tokenizer(recipe, local=True)
+    except DtoError:
+        system = f"[system] {recipe.model.system}\n" if recipe.model.system else ""
+        text = f"{system}[user] {render('solve', recipe.model.family, question=question)}"
+        return text, " (the tokenizer is not on this machine: without the chat template)"
+    ids = prompt_ids(question, tokenizer, recipe.model)
+    return str(tokenizer.decode(list(ids))), f" ({len(ids)} tokens)"

@@ -1,0 +1,66 @@
+"""Segmentation of batches of texts, for a pool of processes; importing this loads only spaCy.
+
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(max_workers=n, mp_context=spawn, initializer=start) as pool:
+        cuts = await loop.run_in_executor(pool, segment_texts, texts, "pattern")
+
+`texts` are thinking texts (`trajectory.text[slice(*trajectory.thinking)]`), a few hundred kilobytes
+a call; the answer is one list of :class:`TextSegment` a text, offsets relative to that text. Hand
+each to :func:`dto.stages.segment.snap`.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from dto.segmentation.patterns import Granularity, TextSegment
+
+if TYPE_CHECKING:
+    from spacy.language import Language
+
+
+def start() -> None:
+    """Make a fresh worker process ready: load the pipeline, and keep torch out of the process.
+
+    spaCy's numerics import torch where it is installed, and rule components never use it.
+    """
+    # Ctrl-C reaches the whole process group; the parent alone answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("torch", None)
+    pipeline("pattern")
+
+
+def segment_texts(texts: Sequence[str], granularity: Granularity) -> list[list[TextSegment]]:
+    """Segment each text; see :func:`segment_text`."""
+    nlp = pipeline(granularity)
+    # Without a memory zone the vocabulary keeps every new word of every trace.
+    with nlp.memory_zone():
+        return [list(nlp(text)._.dto_patterns) if text else [] for text in texts]
+
+
+def segment_text(text: str, granularity: Granularity = "pattern") -> list[TextSegment]:
+    """Cut a thinking text into thinking patterns (2505.21765, section 3).
+
+    `pattern` opens a segment where a new thinking pattern begins, `cue` at every cue at the start
+    of a sentence. The segments tile `text`; the first has no cue and the kind `opening`; an empty
+    text has none.
+    """
+    return segment_texts([text], granularity)[0]
+
+
+@cache
+def pipeline(granularity: Granularity) -> Language:
+    """The blank spaCy pipeline with the pattern component."""
+    import spacy
+
+    import dto.segmentation.component  # noqa: F401  # registers the factory without an installation
+
+    nlp = spacy.blank("xx")
+    nlp.max_length = sys.maxsize  # the limit guards parsers, and there is none here
+    nlp.add_pipe("dto_patterns", config={"granularity": granularity})
+    return nlp

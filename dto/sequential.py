@@ -1,0 +1,208 @@
+"""A sequential test of "is p above T?" with an exact guarantee.
+
+Wald's sequential probability ratio test (A. Wald, Sequential Tests of Statistical Hypotheses, Ann.
+Math. Statist. 16(2), 1945) of p <= T - margin against p >= T + margin, truncated at `cap` trials.
+It also stops as soon as `above` can no longer be reached before the cap: that is `undecided`.
+
+Wald's own thresholds, log((1 - error) / error), only approximate the errors. Here both errors are
+computed exactly, stops included. The threshold for `above` is the lowest for which some threshold
+for `below` keeps both errors to `error`, the one for `below` the lowest that does so with it. The
+number of trials grows with either threshold, whatever p is.
+
+Guarantee, by enumeration of all paths (not asymptotic; and not only at the two end points, since a
+success more never turns `above` away nor brings `below` about):
+
+    P(above | p) <= error   for every p <= T - margin
+    P(below | p) <= error   for every p >= T + margin
+
+Inside the zone T ± margin either decision is acceptable. `undecided` is neither error and counted
+apart. Whoever treats it as not passed misses a good p with probability 1 - P(above | p), which
+`characteristic` tells. The guarantee is that of one test: over the k boundaries of a trajectory
+that lie outside the zone errors add up to at most k * error.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from functools import cache
+from math import ceil, floor, log
+from typing import NamedTuple
+
+import numpy as np
+
+from dto.errors import DtoError
+from dto.records import Decision
+
+_EDGE = 1e-3
+
+
+class Characteristic(NamedTuple):
+    """What the test does at one true p: the probability of each decision, and its mean cost."""
+
+    above: float
+    below: float
+    undecided: float
+    trials: float
+
+
+class Boundaries(NamedTuple):
+    """Where the test stops, for n = 0 … cap trials.
+
+    `pass_at[n]`: fewest successes that decide `above` (n + 1: none does). `refuse_at[n]`: most that
+    decide `below` (-1: none does). `hopeless_at[n]`: most from which `above` is out of reach.
+    """
+
+    pass_at: tuple[int, ...]
+    refuse_at: tuple[int, ...]
+    hopeless_at: tuple[int, ...]
+
+
+class SequentialTest:
+    """The test of the module. Its boundaries are computed once for each set of parameters.
+
+    Look after every trial, or after exactly as many as `rounds_to_decision` says: since no decision
+    is possible in between, the guarantee is the same.
+
+    Args:
+        threshold: T.
+        margin: half of the width of the indifference zone; its ends stay within [0.001, 0.999].
+        error: bound on either error, in (0, 0.5).
+        cap: most trials. Those that failed for technical reasons are no trials.
+
+    Raises:
+        DtoError: for parameters out of range, or a cap too small for the error.
+    """
+
+    def __init__(self, threshold: float, margin: float, error: float, cap: int) -> None:
+        self.low = max(threshold - margin, _EDGE)
+        self.high = min(threshold + margin, 1 - _EDGE)
+        if not self.low < self.high:
+            raise DtoError(
+                f"sequential test: threshold {threshold} ± margin {margin} is no zone in (0, 1): "
+                "threshold must lie in [0, 1], margin above 0"
+            )
+        if not 0 < error < 0.5 or cap < 1:
+            raise DtoError(
+                f"sequential test: error {error} must lie in (0, 0.5), cap {cap} be at least 1"
+            )
+        self.error = error
+        self.cap = cap
+        self.boundaries = _tightest(self.low, self.high, error, cap)
+        if self.boundaries.hopeless_at[0] >= 0:
+            raise DtoError(
+                f"sequential test: {cap} successes in {cap} trials do not show p > {self.low:.3f} "
+                f"with error {error}: raise cap or error"
+            )
+        self._wait = _wait(self.boundaries)
+
+    def decide(self, successes: int, trials: int) -> Decision | None:
+        """The decision after so many trials, or None: go on. `undecided` is final."""
+        self._check(successes, trials)
+        if successes >= self.boundaries.pass_at[trials]:
+            return "above"
+        if successes <= self.boundaries.refuse_at[trials]:
+            return "below"
+        return "undecided" if successes <= self.boundaries.hopeless_at[trials] else None
+
+    def rounds_to_decision(self, successes: int, trials: int) -> int:
+        """Fewest further trials after which a decision is possible; 0 when there is one."""
+        self._check(successes, trials)
+        return self._wait[trials][successes]
+
+    def characteristic(self, p: float) -> Characteristic:
+        """The exact operating characteristic and average sample number at a true rate p."""
+        return _characteristic(self.boundaries, p)
+
+    def _check(self, successes: int, trials: int) -> None:
+        if not 0 <= successes <= trials <= self.cap:
+            raise ValueError(
+                f"{successes} successes in {trials} trials: a test with cap {self.cap} sees "
+                "0 <= successes <= trials <= cap"
+            )
+
+
+def _boundaries(low: float, high: float, accept: float, refuse: float, cap: int) -> Boundaries:
+    """Those of the likelihood-ratio thresholds `accept` > 0 and `refuse` > 0.
+
+    log L = s · log(high / low) + (n - s) · log((1 - high) / (1 - low)) is linear in s and in n, so
+    both boundaries are parallel lines (a small slack keeps grid points on them).
+    """
+    failure = log((1 - low) / (1 - high))
+    span = log(high / low) + failure
+    slack = 1e-9
+    trials = range(cap + 1)
+    pass_at = [max(0, min(n + 1, ceil((accept + n * failure) / span - slack))) for n in trials]
+    refuse_at = [max(-1, min(n, floor((n * failure - refuse) / span + slack))) for n in trials]
+    # A success a trial at most, and pass_at grows no faster: the last look is the easiest.
+    hopeless = [max(-1, pass_at[cap] - (cap - n) - 1) for n in trials]
+    return Boundaries(tuple(pass_at), tuple(refuse_at), tuple(hopeless))
+
+
+def _characteristic(boundaries: Boundaries, p: float) -> Characteristic:
+    """Dynamic programme over n; its state: the probability of each number of successes so far."""
+    cap = len(boundaries.pass_at) - 1
+    successes_S = np.arange(cap + 1)
+    undecided_S = np.zeros(cap + 1)  # probability of being there, still without a decision
+    undecided_S[0] = 1.0
+    above = below = gone = trials = 0.0
+    for n in range(cap + 1):
+        passing = successes_S >= boundaries.pass_at[n]
+        refusing = successes_S <= boundaries.refuse_at[n]
+        hopeless = ~refusing & ((successes_S <= boundaries.hopeless_at[n]) | (n == cap)) & ~passing
+        above += float(undecided_S[passing].sum())
+        below += float(undecided_S[refusing].sum())
+        gone += float(undecided_S[hopeless].sum())
+        undecided_S[passing | refusing | hopeless] = 0.0
+        trials += float(undecided_S.sum())
+        undecided_S[1:] = undecided_S[1:] * (1 - p) + undecided_S[:-1] * p
+        undecided_S[0] *= 1 - p
+    return Characteristic(above, below, gone, trials)
+
+
+@cache
+def _tightest(low: float, high: float, error: float, cap: int) -> Boundaries:
+    """The lowest threshold for `above` that is admissible, and the lowest for `below` with it.
+
+    P(above) falls with the first and rises with the second, so the first is bounded from below by
+    the case that refuses soonest; with the first fixed, P(below) falls with the second.
+    """
+    success, failure = log(high / low), log((1 - low) / (1 - high))
+    grid = {s * success - (n - s) * failure for n in range(1, cap + 1) for s in range(n + 1)}
+    accepts = [*sorted(value for value in grid if value > 0), max(grid) + 1.0]  # last: never
+    refuses = [*sorted(-value for value in grid if value < 0), -min(grid) + 1.0]
+
+    def passes_wrongly(i: int, j: int) -> bool:
+        boundaries = _boundaries(low, high, accepts[i], refuses[j], cap)
+        return _characteristic(boundaries, low).above > error
+
+    def refuses_wrongly(i: int, j: int) -> bool:
+        boundaries = _boundaries(low, high, accepts[i], refuses[j], cap)
+        return _characteristic(boundaries, high).below > error
+
+    i = bisect_left(range(len(accepts)), True, key=lambda i: not passes_wrongly(i, 0))
+    while True:
+        rows = range(len(refuses))
+        j = bisect_left(rows, True, key=lambda j, i=i: not refuses_wrongly(i, j))  # type: ignore[misc]
+        if not passes_wrongly(i, j):
+            return _boundaries(low, high, accepts[i], refuses[j], cap)
+        i += 1
+
+
+@cache
+def _wait(boundaries: Boundaries) -> tuple[tuple[int, ...], ...]:
+    """For each n and s the fewest trials to a decision."""
+    cap = len(boundaries.pass_at) - 1
+    rows: list[tuple[int, ...]] = [(0,) * (cap + 2)]
+    for n in range(cap, -1, -1):
+        after = rows[-1]
+        rows.append(
+            tuple(
+                0
+                if s >= boundaries.pass_at[n]
+                or s <= max(boundaries.refuse_at[n], boundaries.hopeless_at[n])
+                or n == cap
+                else 1 + min(after[s], after[s + 1])
+                for s in range(n + 1)
+            )
+        )
+    return tuple(reversed(rows[1:]))

@@ -1,0 +1,4 @@
+"""The stages, one module each, in the order of 2505.21765 section 3.
+
+sample → segment → estimate → optimize → prune → pair → train → evaluate → report
+"""

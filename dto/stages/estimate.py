@@ -1,0 +1,147 @@
+"""How likely is a right answer at each boundary? (2505.21765 section 3: exit probe, Monte Carlo).
+
+tau_i = d_1 … d_i + d_exit; p_i is the share of M sampled completions that reach the gold answer.
+Two estimators: `fixed`, the paper's, and `sequential`, a test that stops as soon as its stated
+error allows (:class:`dto.sequential.SequentialTest`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from dto.answers import Answer, complete_answers
+from dto.concurrency import gather_bounded
+from dto.context import Context
+from dto.prompts import render
+from dto.records import Decision, Dropped, ExitEstimate, Problem, Segment, Trajectory
+from dto.sequential import SequentialTest
+from dto.statistics import clopper_pearson
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What became of some rollouts of one prefix."""
+
+    rollouts: int = 0
+    successes: int = 0
+    truncated: int = 0
+    failed: int = 0
+    tokens: int = 0
+    reason: str = ""  # why the last one failed that did
+
+    @property
+    def trials(self) -> int:
+        """The denominator: rollouts that did not fail."""
+        return self.rollouts - self.failed
+
+    @property
+    def p(self) -> float:
+        """Share of successes; nan where all failed."""
+        return self.successes / self.trials if self.trials else float("nan")
+
+    def plus(self, answers: Iterable[Answer]) -> Tally:
+        """This tally and further answers."""
+        answers = list(answers)
+        failures = [answer.reason for answer in answers if answer.grade == "failed"]
+        return Tally(
+            rollouts=self.rollouts + len(answers),
+            successes=self.successes + sum(answer.grade == "correct" for answer in answers),
+            truncated=self.truncated + sum(answer.grade == "truncated" for answer in answers),
+            failed=self.failed + len(failures),
+            tokens=self.tokens + sum(len(answer.token_ids) for answer in answers),
+            reason=failures[-1] if failures else self.reason,
+        )
+
+
+async def roll_out(
+    prefix: Sequence[int],
+    problem: Problem,
+    ctx: Context,
+    seed: int,
+    count: int,
+    tally: Tally = Tally(),
+) -> Tally:
+    """`count` further rollouts: answers that the policy gives when d_exit follows `prefix`.
+
+    Rollout i of a tally uses seed + i, whatever the number of calls it is spread over.
+    """
+    settings = ctx.recipe.estimate
+    sampling = ctx.sampling(settings.max_tokens, seed + tally.rollouts)
+    inducer = render("exit", ctx.recipe.model.family)
+    return tally.plus(await complete_answers(prefix, inducer, problem, ctx, sampling, count))
+
+
+async def roll_out_until_decided(
+    prefix: Sequence[int], problem: Problem, ctx: Context, seed: int, test: SequentialTest
+) -> tuple[Tally, Decision]:
+    """Roll out until the test decides.
+
+    Each round has as many rollouts as the test needs at the least before it can decide again, so
+    none is sampled in vain and the result depends on the seed alone. Failed rollouts are replaced;
+    once as many have failed as the cap allows trials, the prefix is `undecided`.
+    """
+    tally = Tally()
+    while (decision := test.decide(tally.successes, tally.trials)) is None:
+        count = test.rounds_to_decision(tally.successes, tally.trials)
+        tally = await roll_out(prefix, problem, ctx, seed, count, tally)
+        if tally.failed >= test.cap:
+            return tally, "undecided"
+    return tally, decision
+
+
+async def estimate(
+    problem: Problem, trajectory: Trajectory, segments: Sequence[Segment], ctx: Context
+) -> list[ExitEstimate] | Dropped:
+    """Estimates at the boundaries of one trajectory, from the first on; its end is the last one.
+
+    With `first_pass_only` the scan stops at the first boundary whose decision is `above`: the exit
+    needs no later one. `fixed` decides `above` when p exceeds the threshold, as the paper does,
+    else `below`. Departure from the paper: an answer counts by equivalence with the gold answer,
+    not by containing it, and a truncated rollout is a failure to answer.
+    """
+    if trajectory.grade == "failed":
+        return Dropped(trajectory.id, "failed", trajectory.reason)
+    settings = ctx.recipe.estimate
+    if not settings.first_pass_only:
+        jobs = (_at_boundary(problem, trajectory, segment, ctx) for segment in segments)
+        return await gather_bounded(jobs)
+    estimates: list[ExitEstimate] = []
+    for segment in segments:
+        estimates.append(await _at_boundary(problem, trajectory, segment, ctx))
+        if estimates[-1].decision == "above":
+            break
+    return estimates
+
+
+async def _at_boundary(
+    problem: Problem, trajectory: Trajectory, segment: Segment, ctx: Context
+) -> ExitEstimate:
+    settings = ctx.recipe.estimate
+    prefix = trajectory.prompt_ids + trajectory.token_ids[: segment.exit]
+    seed = ctx.seed(segment.id, "estimate")
+    decision: Decision
+    if settings.method == "sequential":
+        test = SequentialTest(settings.threshold, settings.margin, settings.error, settings.cap)
+        tally, decision = await roll_out_until_decided(prefix, problem, ctx, seed, test)
+    else:
+        tally = await roll_out(prefix, problem, ctx, seed, settings.rollouts)
+        decision = "above" if tally.p > settings.threshold else "below"
+        if not tally.trials:
+            decision = "undecided"
+    low, high = clopper_pearson(tally.successes, tally.trials)
+    return ExitEstimate(
+        id=segment.id,
+        trajectory_id=trajectory.id,
+        boundary=segment.index,
+        rollouts=tally.rollouts,
+        successes=tally.successes,
+        truncated=tally.truncated,
+        failed=tally.failed,
+        p=tally.p,
+        p_low=low,
+        p_high=high,
+        decision=decision,
+        tokens=tally.tokens,
+        reason=tally.reason,
+    )

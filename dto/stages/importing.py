@@ -1,0 +1,209 @@
+"""Import: rows of prompt and response that exist already, as trajectories that enter at `segment`.
+
+What was sampled elsewhere comes as text, so its ids are encoded once and flagged as such
+(`ids_from` is `encoded`): a model may have written the same text with other tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dto.problems import Row, read_source
+from dto.records import Dropped, Problem, Trajectory
+from dto.text import CLOSE_TAG, OPEN_TAG, split_thinking
+from dto.trajectories import make_trajectory, opens_thinking, prompt_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from dto.grading import Grader
+    from dto.recipe import ModelSettings
+
+TASK = "imported"
+
+
+class Fields(NamedTuple):
+    """Where a row keeps what; the first name that a row has counts, a missing one is no error.
+
+    `conversation`, `question` and `response` may hold a list of chat messages. A response that
+    stands beside a `thinking` field and has no tags of its own is the conclusion.
+    """
+
+    conversation: tuple[str, ...] = ("messages", "conversations")
+    question: tuple[str, ...] = ("prompt", "question", "problem", "instruction")
+    response: tuple[str, ...] = ("response", "completion", "output", "generation")
+    thinking: tuple[str, ...] = ("thinking", "reasoning_content", "reasoning")
+    conclusion: tuple[str, ...] = ("conclusion", "content")
+    answer: tuple[str, ...] = ("answer", "gold", "gold_answer", "ground_truth")
+
+
+class Response(NamedTuple):
+    """One row that can be read. `text` holds the tags that the row had or that follow from it."""
+
+    problem: Problem
+    sample: int
+    text: str
+
+
+class _BadRowError(Exception):
+    """Why a row cannot be read: a slug and what it was."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+def read_responses(source: str, fields: Fields | None = None) -> Iterator[Response | Dropped]:
+    """The rows of a .jsonl or .parquet file or a Hub dataset, one at a time, in their order.
+
+    Rows with the same question and gold answer are samples of one problem. A row that lacks a
+    field, holds another type than text, or is empty, is dropped with the reason `missing_field`,
+    `wrong_type`, `empty_question`, `empty_response` or `several_turns`.
+
+    Raises:
+        DtoError: the source does not exist or cannot be read.
+    """
+    fields = fields or Fields()
+    samples: Counter[str] = Counter()
+    rows = chain.from_iterable(read_source(source).values())
+    for number, row in enumerate(rows, start=1):
+        try:
+            question, text, answer = _read(row, fields)
+        except _BadRowError as bad:
+            where = f"{source}, row {number}: {bad.detail}"
+            yield Dropped(f"row/{number:08d}", bad.reason, where)
+            continue
+        problem_id = Problem.make_id(TASK, question, answer)
+        problem = Problem(problem_id, TASK, "train", question, answer)
+        yield Response(problem, samples[problem_id], text)
+        samples[problem_id] += 1
+
+
+async def to_trajectory(
+    response: Response, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings, grader: Grader
+) -> Trajectory:
+    """The trajectory of a response, as the model of `settings` would have it in its context.
+
+    The chat template decides whether the prompt or the response opens the thinking. A response that
+    closed its thinking ends with EOS; one that did not is graded `truncated`, and one without a
+    gold answer `failed` (`no_gold_answer`). Raises DtoError for a tokenizer without chat template.
+    """
+    prompt, ids, closed = await asyncio.to_thread(_encode, response, tokenizer, settings)
+    return await make_trajectory(
+        response.problem,
+        model=settings.name,
+        sample=response.sample,
+        seed=0,
+        prompt_ids=prompt,
+        token_ids=ids,
+        ids_from="encoded",
+        finish_reason="stop" if closed else "length",
+        tokenizer=tokenizer,
+        grader=grader,
+    )
+
+
+def _encode(
+    response: Response, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings
+) -> tuple[tuple[int, ...], list[int], bool]:
+    prompt = prompt_ids(response.problem.question, tokenizer, settings)
+    text = response.text.lstrip()
+    opened = opens_thinking(tokenizer, prompt)
+    if opened:
+        text = text.removeprefix(OPEN_TAG).lstrip("\n")
+    elif CLOSE_TAG in text and OPEN_TAG not in text.partition(CLOSE_TAG)[0]:
+        text = f"{OPEN_TAG}\n{text}"
+    ids = list(tokenizer.encode(text, add_special_tokens=False))
+    closed = split_thinking(text, opened).closed
+    if closed and tokenizer.eos_token_id is not None:
+        ids.append(int(tokenizer.eos_token_id))
+    return prompt, ids, closed
+
+
+def _read(row: Row, fields: Fields) -> tuple[str, str, str]:
+    """(question, response with its tags, gold answer) of a row."""
+    chat = _first(row, fields.conversation)
+    if chat is not None:
+        turns = _turns(chat)
+        question, reply = _question(turns[:-1]), turns[-1]
+        if _role(reply) != "assistant":
+            raise _BadRowError("missing_field", "the last message is not the assistant's")
+    else:
+        prompt = _first(row, fields.question)
+        if prompt is None:
+            raise _missing("question", fields.question, row)
+        question = (
+            _question(_turns(prompt)) if isinstance(prompt, list) else _text(prompt, "question")
+        )
+        reply = row
+    if not question.strip():
+        raise _BadRowError("empty_question", "the question is empty")
+    gold = _first(row, fields.answer)
+    answer = "" if gold is None else _text(gold, "answer").strip()
+    return question.strip(), _response(reply, fields), answer
+
+
+def _response(reply: Mapping[str, Any], fields: Fields) -> str:
+    said = _first(reply, (*fields.response, *fields.conclusion, "value"))
+    if isinstance(said, list):
+        turns = _turns(said)
+        if len(turns) != 1:
+            raise _BadRowError("several_turns", f"the response has {len(turns)} messages")
+        return _response(turns[0], fields)
+    thinking = _first(reply, fields.thinking)
+    if said is None and thinking is None:
+        raise _missing("response", (*fields.response, *fields.thinking), reply)
+    text = "" if said is None else _text(said, "response")
+    if thinking is not None and CLOSE_TAG not in text:
+        thought = _text(thinking, "thinking")
+        thought = thought.lstrip().removeprefix(OPEN_TAG).lstrip("\n")
+        if text.strip() and CLOSE_TAG not in thought:
+            thought += f"\n{CLOSE_TAG}\n\n"
+        text = f"{OPEN_TAG}\n{thought}{text}"
+    if not text.replace(OPEN_TAG, "").replace(CLOSE_TAG, "").strip():
+        raise _BadRowError("empty_response", "the response is empty")
+    return text
+
+
+def _turns(chat: object) -> Sequence[Mapping[str, Any]]:
+    if not isinstance(chat, list) or not all(isinstance(turn, Mapping) for turn in chat):
+        raise _BadRowError(
+            "wrong_type", f"messages are {type(chat).__name__}, not a list of messages"
+        )
+    if not chat:
+        raise _BadRowError("missing_field", "the list of messages is empty")
+    return chat
+
+
+def _question(turns: Sequence[Mapping[str, Any]]) -> str:
+    asked = [turn for turn in turns if _role(turn) != "system"]
+    if len(asked) != 1 or _role(asked[0]) != "user":
+        raise _BadRowError("several_turns", "more, or less, than one question before the response")
+    content = _first(asked[0], ("content", "value"))
+    return _text("" if content is None else content, "question")
+
+
+def _role(turn: Mapping[str, Any]) -> str:
+    role = str(_first(turn, ("role", "from")))
+    return {"human": "user", "gpt": "assistant"}.get(role, role)
+
+
+def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def _text(value: object, what: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise _BadRowError("wrong_type", f"the {what} is {type(value).__name__}, not text")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value)
+
+
+def _missing(what: str, names: Sequence[str], row: Mapping[str, Any]) -> _BadRowError:
+    there = ", ".join(map(str, row))
+    return _BadRowError("missing_field", f"no {what} ({', '.join(names)}); there are {there}")

@@ -1,0 +1,114 @@
+"""Leave at the first good boundary and conclude (2505.21765 section 3: threshold to finalize)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+from dto.context import Context
+from dto.flops import attention_flops
+from dto.grading import Graded
+from dto.records import (
+    Dropped,
+    ExitEstimate,
+    OptimizedTrajectory,
+    Outcome,
+    Problem,
+    Segment,
+    Trajectory,
+)
+from dto.trajectories import Reading, read_and_grade
+
+
+async def optimize(
+    problem: Problem,
+    trajectory: Trajectory,
+    segments: Sequence[Segment],
+    estimates: Sequence[ExitEstimate],
+    ctx: Context,
+) -> OptimizedTrajectory | Dropped:
+    """The trajectory up to its first boundary decided `above`, finalized by the policy.
+
+    Dropped with reason `no_exit` when no boundary passed, or as `finalize` says. Departure from
+    the paper: what is kept is an exact token prefix of the model's own sample.
+    """
+    passed = [row.boundary for row in estimates if row.decision == "above"]
+    if not passed:
+        detail = f"none of {len(estimates)} boundaries is above {ctx.recipe.estimate.threshold}"
+        return Dropped(trajectory.id, "no_exit", detail)
+    kept = segments[: min(passed) + 1]
+    return await finalize(problem, trajectory, kept, ctx, ctx.seed(trajectory.id, "finalize"))
+
+
+def kept_ids(trajectory: Trajectory, kept: Sequence[Segment]) -> tuple[int, ...]:
+    """The ids of a response that has these segments alone, cut at the last one's exit."""
+    ids = trajectory.token_ids
+    parts = [ids[: trajectory.thinking_tokens.start]]
+    parts += [ids[slice(*segment.tokens)] for segment in kept[:-1]]
+    parts.append(ids[kept[-1].tokens.start : kept[-1].exit])
+    return tuple(chain.from_iterable(parts))
+
+
+async def finalize(
+    problem: Problem, trajectory: Trajectory, kept: Sequence[Segment], ctx: Context, seed: int
+) -> OptimizedTrajectory | Dropped:
+    """Append d_finalize, sample K completions to their end and keep the shortest correct one.
+
+    `pass_rate` is the share of the completions that were correct, failed ones left out; one that
+    ran out of tokens is not correct. Dropped as `no_room` (the context is full), `failed` (all K
+    requests failed) or `no_correct_finalization`.
+    """
+    settings = ctx.recipe.optimize
+    head = kept_ids(trajectory, kept) + ctx.text_ids("finalize")
+    prompt = trajectory.prompt_ids + head
+    room = ctx.engine.context - len(prompt)
+    if room < 1:
+        detail = f"{len(prompt):,} tokens to finalize, context is {ctx.engine.context:,}"
+        return Dropped(trajectory.id, "no_room", detail)
+    sampling = ctx.sampling(min(settings.max_tokens, room), seed)
+    completions = await ctx.engine.complete(prompt, sampling, settings.finalizations)
+    counted = 0
+    correct: list[tuple[tuple[int, ...], Reading, Graded]] = []
+    for completion in completions:
+        response = head + completion.token_ids
+        reading, graded = await read_and_grade(
+            problem,
+            trajectory.prompt_ids,
+            response,
+            completion.finish_reason,
+            completion.error,
+            ctx.tokenizer,
+            ctx.grader,
+        )
+        counted += graded.grade != "failed"
+        if graded.grade == "correct":
+            correct.append((response, reading, graded))
+    if not counted:
+        return Dropped(trajectory.id, "failed", graded.reason)
+    if not correct:
+        detail = f"none of {counted} completions after boundary {kept[-1].index} is right"
+        return Dropped(trajectory.id, "no_correct_finalization", detail)
+    token_ids, reading, graded = min(correct, key=lambda result: len(result[0]))
+    before, after = len(trajectory.token_ids), len(token_ids)
+    outcome: Outcome = "shortened" if after < before else "unchanged"
+    if trajectory.grade != "correct":
+        outcome = "repaired"
+    start = len(trajectory.prompt_ids)
+    return OptimizedTrajectory(
+        id=trajectory.id,
+        trajectory_id=trajectory.id,
+        problem_id=problem.id,
+        exit=kept[-1].index,
+        kept=tuple(segment.index for segment in kept),
+        token_ids=token_ids,
+        text=reading.text,
+        thinking=reading.thinking,
+        thinking_tokens=reading.thinking_tokens,
+        answer=graded.answer,
+        pass_rate=len(correct) / counted,
+        tokens_before=before,
+        tokens_after=after,
+        attention_flops_before=attention_flops(ctx.engine.shape, 0, start + before),
+        attention_flops_after=attention_flops(ctx.engine.shape, 0, start + after),
+        outcome=outcome,
+    )

@@ -1,0 +1,143 @@
+"""Preference pairs: an optimized response over a suboptimal one (2505.21765 section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from dto.recipe import PairSettings
+from dto.records import Dropped, OptimizedTrajectory, PreferencePair, Problem, Trajectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def pair(
+    problem: Problem,
+    trajectories: Sequence[Trajectory],
+    optimized: Sequence[OptimizedTrajectory],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: PairSettings,
+) -> list[PreferencePair | Dropped]:
+    """The pairs of one problem: at most `max_per_problem`, the rest dropped as `over_limit`.
+
+    First each optimized trajectory over its rejected one: its own original, the longest of the
+    problem's trajectories, or the longest that is not correct. Then, with `longer_correct`, for
+    each wrong trajectory the shortest correct one that is longer than it: pairs of shortest over
+    longest alone are known to teach under-thinking on hard problems (ours, not the paper's).
+    Truncated trajectories may be rejected, failed ones take no part.
+
+    Other reasons to drop: `no_rejected` (no trajectory qualifies), `identical`, `not_shorter` (the
+    rejected one is correct, so that length is all the pair could teach), `too_long` (prompt and
+    longer response exceed `max_length`).
+    """
+    answered = sorted((row for row in trajectories if row.grade != "failed"), key=lambda r: r.id)
+    by_id = {row.id: row for row in answered}
+    rows: list[PreferencePair | Dropped] = []
+    for version in sorted(optimized, key=lambda row: row.id):
+        original = by_id[version.trajectory_id]
+        rejected = _rejected(original, answered, settings)
+        if rejected is None:
+            detail = f"no trajectory of the problem is {settings.rejected!r}"
+            rows.append(Dropped(f"{version.id}/{settings.rejected}", "no_rejected", detail))
+            continue
+        chosen = _Side(version.id, version.token_ids, version.text, "optimized")
+        rows.append(_pair(original, chosen, rejected, settings.rejected, tokenizer, settings))
+    if settings.longer_correct:
+        for wrong in answered:
+            longer = _longer_correct(wrong, answered)
+            if longer is not None:
+                chosen = _Side(longer.id, longer.token_ids, longer.text, "longer_correct")
+                rows.append(_pair(longer, chosen, wrong, "shorter_wrong", tokenizer, settings))
+    return _limited(rows, settings.max_per_problem)
+
+
+class _Side(NamedTuple):
+    id: str
+    token_ids: tuple[int, ...]
+    text: str
+    origin: str
+
+
+def _length(trajectory: Trajectory) -> int:
+    return len(trajectory.token_ids)
+
+
+def _rejected(
+    original: Trajectory, answered: Sequence[Trajectory], settings: PairSettings
+) -> Trajectory | None:
+    """What the settings name; of equally long trajectories the first. None: there is none."""
+    if settings.rejected == "original":
+        return original
+    rivals = [row for row in answered if row.prompt_ids == original.prompt_ids]
+    if settings.rejected == "longest_wrong":
+        rivals = [row for row in rivals if row.grade != "correct"]
+    return max(rivals, key=_length, default=None)
+
+
+def _longer_correct(wrong: Trajectory, answered: Sequence[Trajectory]) -> Trajectory | None:
+    """The shortest correct trajectory that is longer than a wrong one."""
+    if wrong.grade != "wrong":
+        return None
+    longer = [
+        row
+        for row in answered
+        if row.grade == "correct"
+        and row.prompt_ids == wrong.prompt_ids
+        and _length(row) > _length(wrong)
+    ]
+    return min(longer, key=_length, default=None)
+
+
+def _pair(
+    original: Trajectory,
+    chosen: _Side,
+    rejected: Trajectory,
+    rejected_from: str,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: PairSettings,
+) -> PreferencePair | Dropped:
+    """The pair, or why it cannot be one. `original` is the trajectory that chosen comes from."""
+    row_id = f"{original.id}/{rejected_from}/{rejected.sample:03d}"
+    prompt, better, worse = len(original.prompt_ids), len(chosen.token_ids), _length(rejected)
+    if chosen.token_ids == rejected.token_ids:
+        return Dropped(row_id, "identical", f"both sides are the same {worse:,} tokens")
+    if rejected.grade == "correct" and better >= worse:
+        detail = f"chosen has {better:,} tokens, rejected {worse:,}, and both are right"
+        return Dropped(row_id, "not_shorter", detail)
+    if prompt + max(better, worse) > settings.max_length:
+        detail = (
+            f"prompt {prompt:,} + chosen {better:,} or rejected {worse:,} tokens, "
+            f"pair.max_length is {settings.max_length:,}"
+        )
+        return Dropped(row_id, "too_long", detail)
+    return PreferencePair(
+        id=row_id,
+        problem_id=original.problem_id,
+        trajectory_id=original.id,
+        prompt=str(tokenizer.decode(list(original.prompt_ids), skip_special_tokens=False)),
+        chosen=chosen.text,
+        rejected=rejected.text,
+        chosen_id=chosen.id,
+        rejected_id=rejected.id,
+        chosen_from=chosen.origin,
+        rejected_from=rejected_from,
+        prompt_tokens=prompt,
+        chosen_tokens=better,
+        rejected_tokens=worse,
+    )
+
+
+def _limited(
+    rows: Sequence[PreferencePair | Dropped], limit: int
+) -> list[PreferencePair | Dropped]:
+    """The first `limit` pairs; the others are dropped with their reason."""
+    kept: list[PreferencePair | Dropped] = []
+    pairs = 0
+    for row in rows:
+        if isinstance(row, PreferencePair):
+            pairs += 1
+            if pairs > limit:
+                row = Dropped(row.id, "over_limit", f"pair.max_per_problem is {limit}")
+        kept.append(row)
+    return kept

@@ -1,0 +1,139 @@
+"""Take needless patterns out of the middle (2505.21765 section 3: pruning, with its re-check).
+
+Departure from the paper: it re-checks that the answer is still reached; we test it. The exit was
+chosen for a high estimate, which flatters it, so every check is made on fresh rollouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from math import exp, nan
+
+from dto.context import Context
+from dto.errors import DtoError, EngineError
+from dto.judges import counterfactual
+from dto.recipe import EstimateSettings
+from dto.records import Dropped, OptimizedTrajectory, Problem, Segment, Trajectory, Verdict
+from dto.sequential import SequentialTest
+from dto.stages.estimate import roll_out_until_decided
+from dto.stages.optimize import finalize, kept_ids
+
+MAX_VERIFICATIONS = 4
+"""Tests of one trajectory at the most: each costs up to `estimate.cap` rollouts."""
+JOIN_TOKENS = 8
+"""Tokens after a join whose perplexity is kept: a cue and the words that follow it."""
+
+
+async def prune(
+    problem: Problem,
+    trajectory: Trajectory,
+    segments: Sequence[Segment],
+    optimized: OptimizedTrajectory,
+    ctx: Context,
+) -> OptimizedTrajectory:
+    """The optimized trajectory without the segments that its judge finds needless.
+
+    All candidates go at once. If the sequential test, with threshold, margin and cap of `estimate`,
+    does not put the success rate above the threshold, they are restored in reverse rank: one after
+    each test that fails, and all that are left after the fourth. Testing again until
+    one test passes would inflate the error; each therefore gets an equal share of `estimate.error`
+    (Bonferroni). What passes is finalized anew, since its conclusion has to follow from the pruned
+    thinking; the prune is undone where no completion is right, or the result is not shorter.
+    Returned unchanged, with the verdicts, when nothing is pruned.
+    """
+    if ctx.recipe.prune.judge == "none":
+        return optimized
+    whole = [segments[index] for index in optimized.kept]
+    verdicts = await counterfactual.judge(problem, trajectory, whole, ctx)
+    proposed = [verdict for verdict in verdicts if verdict.verdict != "keep"]
+    removed = [row.segment for row in sorted(proposed, key=lambda row: (-row.score, row.segment))]
+    removed, verified_p, fate = await _verify(problem, trajectory, whole, removed, ctx)
+    result = optimized
+    if removed:
+        kept = _without(whole, removed)
+        seed = ctx.seed(trajectory.id, "finalize", len(kept))
+        finalized = await finalize(problem, trajectory, kept, ctx, seed)
+        if isinstance(finalized, Dropped):
+            removed, fate = [], f"restored: {finalized.reason} without it"
+        elif finalized.tokens_after >= optimized.tokens_after:
+            removed, fate = [], "restored: not shorter without it"
+        else:
+            perplexity = await join_perplexity(trajectory, kept, ctx)
+            result = replace(finalized, verified_p=verified_p, join_perplexity=perplexity)
+    return replace(
+        result, verdicts=tuple(_with_fate(verdict, removed, fate) for verdict in verdicts)
+    )
+
+
+async def _verify(
+    problem: Problem,
+    trajectory: Trajectory,
+    whole: Sequence[Segment],
+    ranked: Sequence[int],
+    ctx: Context,
+) -> tuple[list[int], float, str]:
+    """The segments that may go, their verified success rate, and why the others are restored."""
+    settings = ctx.recipe.estimate
+    removed = list(ranked)
+    for attempt, test in enumerate(_tests(len(removed), settings)):
+        prefix = trajectory.prompt_ids + kept_ids(trajectory, _without(whole, removed))
+        seed = ctx.seed(trajectory.id, "verify", attempt)
+        tally, decision = await roll_out_until_decided(prefix, problem, ctx, seed, test)
+        if decision == "above":
+            return removed, tally.p, "restored: the test failed without it"
+        removed.pop()
+    return [], nan, "restored: the test failed without it"
+
+
+def _tests(candidates: int, settings: EstimateSettings) -> list[SequentialTest]:
+    """One test per candidate, four at most, and fewer where the cap is too small for their error.
+
+    Raises DtoError when it is too small for a single one.
+    """
+    for count in range(min(candidates, MAX_VERIFICATIONS), 0, -1):
+        with suppress(*([DtoError] if count > 1 else [])):
+            error = settings.error / count
+            test = SequentialTest(settings.threshold, settings.margin, error, settings.cap)
+            return [test] * count
+    return []
+
+
+def _without(whole: Sequence[Segment], removed: Sequence[int]) -> list[Segment]:
+    return [segment for segment in whole if segment.index not in removed]
+
+
+def _with_fate(verdict: Verdict, removed: Sequence[int], fate: str) -> Verdict:
+    if verdict.segment in removed:
+        return replace(verdict, pruned=True)
+    if verdict.verdict == "keep":
+        return verdict
+    return replace(verdict, reason=f"{verdict.reason}; {fate}")
+
+
+async def join_perplexity(trajectory: Trajectory, kept: Sequence[Segment], ctx: Context) -> float:
+    """Perplexity under the policy of what follows the joins, before temperature.
+
+    Over the first 8 tokens of every kept segment whose predecessor was taken out, each given all
+    that is kept before it; exp of the mean negative logprob over all these tokens together. The
+    model's own text is a few units at most; a much higher value marks a join that it would not have
+    written. nan without a join, and on an engine that cannot score.
+    """
+    logprobs: list[float] = []
+    for position in range(1, len(kept)):
+        before, segment = kept[position - 1], kept[position]
+        if segment.index == before.index + 1:
+            continue
+        end = segment.exit if position == len(kept) - 1 else segment.tokens.end
+        end = min(end, segment.tokens.start + JOIN_TOKENS)
+        continuation = trajectory.token_ids[segment.tokens.start : end]
+        if not continuation:
+            continue
+        prefix = trajectory.prompt_ids + kept_ids(trajectory, kept[:position])
+        prefix += trajectory.token_ids[before.exit : before.tokens.end]
+        try:
+            logprobs += await ctx.engine.score(prefix, continuation)
+        except EngineError:
+            return nan
+    return exp(-sum(logprobs) / len(logprobs)) if logprobs else nan

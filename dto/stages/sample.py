@@ -1,0 +1,41 @@
+"""Sample several responses to each problem (2505.21765 section 3: step 1)."""
+
+from __future__ import annotations
+
+from dto.context import Context
+from dto.records import Dropped, Problem, Trajectory
+from dto.trajectories import make_trajectory, prompt_ids
+
+
+async def sample(problem: Problem, ctx: Context) -> list[Trajectory | Dropped]:
+    """`recipe.sample.samples` graded trajectories of one problem.
+
+    The paper samples at temperature 0.6 and top-p 0.95, at most 8,192 tokens. A request that failed
+    is a trajectory graded `failed`; a prompt that leaves no room for a response is dropped. The
+    limit on tokens is lowered where the context is nearer.
+    """
+    settings = ctx.recipe.sample
+    prompt = prompt_ids(problem.question, ctx.tokenizer, ctx.recipe.model)
+    room = ctx.engine.context - len(prompt)
+    if room < 1:
+        detail = f"prompt has {len(prompt):,} tokens, context is {ctx.engine.context:,}"
+        return [Dropped(problem.id, "prompt_too_long", detail)]
+    seed = ctx.seed(problem.id, "sample")
+    sampling = ctx.sampling(min(settings.max_tokens, room), seed)
+    completions = await ctx.engine.complete(prompt, sampling, settings.samples)
+    return [
+        await make_trajectory(
+            problem,
+            model=ctx.engine.model,
+            sample=index,
+            seed=seed + index,
+            prompt_ids=prompt,
+            token_ids=completion.token_ids,
+            ids_from=completion.ids_from,
+            finish_reason=completion.finish_reason,
+            tokenizer=ctx.tokenizer,
+            grader=ctx.grader,
+            error=completion.error,
+        )
+        for index, completion in enumerate(completions)
+    ]

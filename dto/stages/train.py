@@ -1,0 +1,82 @@
+"""Preference training (2505.21765 section 3, last step) in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from dto.errors import DtoError
+from dto.recipe import Recipe, load_recipe
+
+logger = logging.getLogger("dto.train")
+
+ERROR = "error: "
+PATIENCE_SECONDS = 10.0
+
+
+def train(run_directory: Path | str, recipe: Recipe) -> dict[str, Any]:
+    """Train on a run's pairs with SimPO; what came of it. Nothing of torch is imported here.
+
+    Reads the tables of problems, sample, optimize or prune, and pair; `recipe` is the run's own.
+    The engine that sampled must be closed by now, as training wants its memory. The work is done
+    by :mod:`dto.training.simpo`; killed at any time and called again, it goes on from its last
+    complete checkpoint. It writes below `RUN/train`: `model/` (weights, tokenizer, chat template),
+    `history.jsonl` (deterministic), `effort.jsonl` (not), `dropped.jsonl`, `result.json`.
+
+    Returns:
+        `rows` (counts: pairs, dropped, dev_problems), `usage` (of the dev responses, the fields of
+        `dto.ledger.Usage`), kept_step (0: the base model), reason (why that one), steps, collapsed,
+        tokens_trained, train_seconds, dev_seconds, peak_memory (bytes).
+
+    Raises:
+        DtoError: in one line, what the training process ended with.
+    """
+    run = Path(run_directory)
+    own = run / "recipe.yaml"
+    if load_recipe(own) != recipe:
+        raise DtoError(f"train: {own} differs from the recipe asked for: train goes by that file")
+    command = [sys.executable, "-m", "dto.training.simpo", str(run), "--parent", str(os.getpid())]
+    environment = os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1"}
+    last = ""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment
+    ) as child:
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                last = line.strip() or last
+                if not last.startswith(ERROR):
+                    logger.info("%s", line.rstrip())
+            code = child.wait()
+        except BaseException:
+            _end(child)
+            raise
+    if code == 130 or code == -signal.SIGINT:
+        raise KeyboardInterrupt
+    if code < 0:
+        name = signal.Signals(-code).name
+        raise DtoError(f"train: the training process was killed ({name}): run again, it resumes")
+    if code:
+        known = last.startswith(ERROR)
+        raise DtoError(
+            last.removeprefix(ERROR)
+            if known
+            else f"train: the training process ended with exit code {code}, its traceback is above"
+        )
+    result: dict[str, Any] = json.loads((run / "train" / "result.json").read_text(encoding="utf-8"))
+    return result
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    child.terminate()
+    try:
+        child.wait(PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()

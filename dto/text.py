@@ -1,0 +1,130 @@
+"""From token ids to text and back: where thinking stands, and where tokens end in the text.
+
+State is token ids. A border between two tokens that falls inside a character (byte-level BPE cuts
+emoji and Chinese into bytes) has no place in the text, so it is never used to cut a trajectory.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from tokenizers.decoders import DecodeStream
+
+from dto.errors import DtoError
+from dto.records import Span
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OPEN_TAG = "<think>"
+CLOSE_TAG = "</think>"
+INSIDE_CHARACTER = -1
+
+_LEADING_OPEN = re.compile(rf"\s*{OPEN_TAG}")
+
+
+class ThinkingSplit(NamedTuple):
+    """Character spans of thinking and conclusion over one response; the tags belong to neither."""
+
+    thinking: Span
+    conclusion: Span
+    closed: bool
+
+
+def split_thinking(text: str, opened: bool = True) -> ThinkingSplit:
+    """Find the thinking of a response.
+
+    `opened` says that the prompt already ended in `<think>`: then all of the text up to the first
+    `</think>` is thinking, and all of it when there is none. A `<think>` that the response repeats
+    at its start is left out. With `opened` false, thinking begins after the first `<think>`, or at
+    the start where only `</think>` stands; a text with neither tag has closed, empty thinking and
+    is all conclusion. White space next to a tag belongs to the span that it stands in.
+    """
+    close = text.find(CLOSE_TAG)
+    limit = close if close >= 0 else len(text)
+    start = 0
+    if leading := _LEADING_OPEN.match(text):
+        start = leading.end()
+    elif not opened:
+        tag = text.find(OPEN_TAG, 0, limit)
+        if tag >= 0:
+            start = tag + len(OPEN_TAG)
+        elif close < 0:
+            return ThinkingSplit(Span(0, 0), Span(0, len(text)), True)
+    if close < 0:
+        return ThinkingSplit(Span(start, len(text)), Span(len(text), len(text)), False)
+    return ThinkingSplit(Span(start, close), Span(close + len(CLOSE_TAG), len(text)), True)
+
+
+def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of a response: special tokens stay visible, a final end-of-sequence does not."""
+    ids = list(ids)
+    if ids and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()
+    return _decode(tokenizer, ids)
+
+
+def char_ends(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[int]:
+    """For each token the character offset at which it ends in the decoding of `ids`.
+
+    The offset is -1 where a token ends inside a character, or where what follows could still change
+    how it reads. The last token always ends at the end of the text. Length: that of `ids`.
+
+    Raises:
+        DtoError: the tokenizer is a slow one, without the `tokenizers` library behind it.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise DtoError(
+            f"tokenizer {tokenizer.name_or_path!r} has no fast version: "
+            "convert it to a tokenizer.json first"
+        )
+    text = _decode(tokenizer, ids)
+    stream = DecodeStream(skip_special_tokens=False)
+    ends: list[int] = []
+    offset = 0
+    for token in ids:
+        piece = stream.step(backend, token)
+        if piece is None:
+            ends.append(INSIDE_CHARACTER)
+        elif text.startswith(piece, offset):
+            offset += len(piece)
+            ends.append(offset)
+        else:  # a decoder that rewrites earlier text: no border from here on can be trusted
+            break
+    ends += [INSIDE_CHARACTER] * (len(ids) - len(ends))
+    if ends:
+        ends[-1] = len(text)
+    return ends
+
+
+def thinking_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], thinking: Span) -> Span:
+    """The tokens that lie wholly inside the character span `thinking` of the decoding of `ids`.
+
+    Where tags are tokens of their own they cover `thinking` exactly; a token that straddles a tag's
+    edge is left out. Empty (at the first token after the edge) when no token lies inside.
+    """
+    return tokens_within(char_ends(tokenizer, ids), thinking)
+
+
+def tokens_within(ends: Sequence[int], chars: Span) -> Span:
+    """`thinking_tokens` for a caller that already has the `char_ends`."""
+    borders = [(0, 0)]  # (character offset, token index), both increasing
+    borders += [(end, index + 1) for index, end in enumerate(ends) if end != INSIDE_CHARACTER]
+    first = bisect_left(borders, (chars.start, 0))
+    if first == len(borders):
+        return Span(len(ends), len(ends))
+    start = borders[first][1]
+    last = bisect_left(borders, (chars.end + 1, 0)) - 1
+    return Span(start, max(start, borders[last][1]))
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    text = tokenizer.decode(
+        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    assert isinstance(text, str)
+    return text

@@ -1,0 +1,143 @@
+"""The trainer's stops: at evenly spaced steps the model is saved, measured and judged."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dto.recipe import Recipe
+from dto.records import Problem
+from dto.training.checkpoints import BASE_STEP, DevScore, TrainingState, has_collapsed
+from dto.training.dev import measure, summarize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger("dto.train")
+
+
+class DevCallback(TrainerCallback):
+    """Saves and measures the model at evenly spaced steps, the last one included.
+
+    `mean_loss` is the trainer's mean loss since it was last asked for.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        tokenizer: PreTrainedTokenizerBase,
+        problems: Sequence[Problem],
+        training: TrainingState,
+    ) -> None:
+        self.recipe = recipe
+        self.tokenizer = tokenizer
+        self.problems = problems
+        self.training = training
+        self.mean_loss: Callable[[], float | None] = lambda: None
+        self._points: set[int] = set()
+        self._since = time.monotonic()
+        self._bar: tqdm[Any] = tqdm(disable=True)
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Lay out the points."""
+        count = self.recipe.train.evaluations
+        self._points = {math.ceil(state.max_steps * k / count) for k in range(1, count + 1)}
+        self._bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc="train",
+            unit="step",
+            disable=None if state.is_world_process_zero else True,
+        )
+        self._since = time.monotonic()
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> TrainerControl:
+        """Ask for a checkpoint at the points."""
+        self._bar.update()
+        control.should_save = state.global_step in self._points
+        return control
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> TrainerControl:
+        """The checkpoint is written: measure it, by which it becomes complete."""
+        seconds = time.monotonic() - self._since
+        share = state.global_step / state.max_steps
+        score = self.score(kwargs["model"], state.global_step, share, seconds)
+        control.should_training_stop = control.should_training_stop or score.collapsed
+        self._since = time.monotonic()
+        return control
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Close the bar."""
+        self._bar.close()
+
+    def score(self, model: PreTrainedModel, step: int, share: float, seconds: float) -> DevScore:
+        """Measure the model, each process on its share of the problems, and write it down.
+
+        `share` of the training is done; `seconds` went into it since the score before.
+        """
+        began = time.monotonic()
+        world = PartialState()
+        own = self.problems[world.process_index :: world.num_processes]
+        responses, usage = measure(model, self.tokenizer, own, self.recipe)
+        if world.num_processes > 1:
+            responses = gather_object(responses)
+        score = DevScore(
+            step,
+            round(self.recipe.train.epochs * share, 4),
+            *summarize(responses),
+            loss=self.mean_loss(),
+        )
+        if step > BASE_STEP:
+            base = self.training.history[0]
+            score = replace(score, collapsed=has_collapsed(score, base, self.recipe.train))
+        effort = {
+            "train_seconds": round(seconds, 3),
+            "dev_seconds": round(time.monotonic() - began, 3),
+            "usage": asdict(usage),
+        }
+        self.training.record(score, effort)
+        world.wait_for_everyone()
+        logger.info("%s", _line(score))
+        return score
+
+
+def _line(score: DevScore) -> str:
+    loss = "" if score.loss is None else f", loss {score.loss:.4f}"
+    text = (
+        f"step {score.step}: dev accuracy {score.accuracy:.3f} ± {score.standard_error:.3f}, "
+        f"{score.tokens_mean:.1f} tokens, {score.truncated:.1%} truncated{loss}"
+    )
+    return f"{text}: collapsed, training stops" if score.collapsed else text

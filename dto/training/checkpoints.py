@@ -1,0 +1,158 @@
+"""What a training leaves behind: its dev scores, its checkpoints, and which of them is kept.
+
+A checkpoint is complete when the dev score of its step stands in `history.jsonl`, which is written
+after it, and replaced as a whole. On disk, below `runs/NAME/train`:
+
+    history.jsonl        one DevScore per line; deterministic
+    effort.jsonl         seconds and tokens that each of them took; not deterministic
+    checkpoints/checkpoint-STEP
+    training.json        what is being trained; another training starts anew
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dto.recipe import TrainSettings
+from dto.runs.manifest import write_text
+
+BASE_STEP = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DevScore:
+    """The model after `step` optimizer steps, on the dev problems.
+
+    `accuracy` and `truncated` are shares of the `responses` that have a grade (`failed` ones have
+    none); `standard_error` is that of the accuracy, clustered by problem. `tokens_mean` is over the
+    same responses. `loss` is the mean training loss since the row before (none at step 0).
+    """
+
+    step: int
+    epoch: float
+    accuracy: float
+    standard_error: float
+    tokens_mean: float
+    truncated: float
+    responses: int
+    failed: int
+    loss: float | None
+    collapsed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The step whose weights are kept (0: the base model), and why, in one sentence."""
+
+    step: int
+    reason: str
+
+
+def has_collapsed(score: DevScore, base: DevScore, settings: TrainSettings) -> bool:
+    """Whether accuracy fell too far below the base's, or too many responses never end.
+
+    A base model that is truncated often itself is allowed `collapse_points` more than it has.
+    """
+    points = settings.collapse_points / 100
+    most_truncated = settings.collapse_truncated
+    if base.truncated > 0:
+        most_truncated = max(most_truncated, base.truncated + points)
+    return score.accuracy < base.accuracy - points or score.truncated > most_truncated
+
+
+def choose(history: Sequence[DevScore]) -> Choice:
+    """The checkpoint with the fewest tokens among those as accurate as the base model.
+
+    As accurate: accuracy ≥ base − 1 standard error of the base's accuracy (clustered by problem).
+    The paper (2505.21765) does not say how its checkpoint was chosen. The base model is kept where
+    no such checkpoint needs fewer tokens than it does.
+    """
+    base = history[0]
+    floor = base.accuracy - base.standard_error
+    fit = [
+        score
+        for score in history[1:]
+        if not score.collapsed and score.accuracy >= floor and score.tokens_mean < base.tokens_mean
+    ]
+    if not fit:
+        tokens = f"fewer than {base.tokens_mean:.0f} tokens"
+        reason = f"no checkpoint has accuracy ≥ {floor:.3f} with {tokens}"
+        return Choice(BASE_STEP, f"training did not help: base is kept ({reason})")
+    best = min(fit, key=lambda score: (score.tokens_mean, -score.accuracy, score.step))
+    return Choice(
+        best.step,
+        f"step {best.step} is kept: {best.tokens_mean:.0f} tokens (base {base.tokens_mean:.0f}), "
+        f"accuracy {best.accuracy:.3f} (base {base.accuracy:.3f}, floor {floor:.3f})",
+    )
+
+
+class TrainingState:
+    """The files of one training, and how it takes up where it was killed."""
+
+    def __init__(self, directory: Path, fingerprint: str, *, writer: bool = True) -> None:
+        """Take up `directory`; what another training (another fingerprint) left is removed.
+
+        Of several processes that train together one is the writer, and comes here first.
+        """
+        self.directory = directory
+        self.writer = writer
+        self.checkpoints = directory / "checkpoints"
+        self.model = directory / "model"
+        marker = directory / "training.json"
+        if not marker.exists() or json.loads(marker.read_text())["fingerprint"] != fingerprint:
+            for path in (self.checkpoints, self.model):
+                shutil.rmtree(path, ignore_errors=True)
+            for name in ("history.jsonl", "effort.jsonl", "result.json", "dropped.jsonl"):
+                (directory / name).unlink(missing_ok=True)
+            directory.mkdir(parents=True, exist_ok=True)
+            write_text(marker, json.dumps({"fingerprint": fingerprint}) + "\n")
+        self.history = [DevScore(**row) for row in _rows(directory / "history.jsonl")]
+
+    def resume(self) -> Path | None:
+        """The last complete checkpoint; what is not complete is removed. None: start from base."""
+        trained = [score.step for score in self.history if score.step > BASE_STEP]
+        last = self.checkpoint(trained[-1]) if trained else None
+        if last is not None and not last.is_dir():
+            self.history, last = self.history[:1], None
+        complete = {self.checkpoint(score.step) for score in self.history}
+        for path in self.checkpoints.glob("*"):
+            if path not in complete:
+                shutil.rmtree(path)
+        return last
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the trainer saves the checkpoint of a step."""
+        return self.checkpoints / f"checkpoint-{step}"
+
+    def record(self, score: DevScore, effort: dict[str, Any]) -> None:
+        """Write a dev score, by which its checkpoint is complete; then drop what is not needed.
+
+        Needed are the last checkpoint, to resume from, and the one that would be kept now.
+        """
+        self.history.append(score)
+        if not self.writer:
+            return
+        with (self.directory / "effort.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": score.step, **effort}) + "\n")
+        lines = [json.dumps(asdict(row)) for row in self.history]
+        write_text(self.directory / "history.jsonl", "\n".join(lines) + "\n")
+        needed = {self.checkpoint(score.step), self.checkpoint(choose(self.history).step)}
+        for path in self.checkpoints.glob("*"):
+            if path not in needed:
+                shutil.rmtree(path)
+
+    def efforts(self) -> list[dict[str, Any]]:
+        """What was spent on each score, also by runs that were killed afterwards."""
+        return _rows(self.directory / "effort.jsonl")
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is torn

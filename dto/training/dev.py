@@ -1,0 +1,113 @@
+"""How good, and how long, are the answers of a model that is being trained?"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from dto.concurrency import gather_bounded
+from dto.context import Context
+from dto.engines.transformers import TransformersEngine
+from dto.errors import DtoError
+from dto.grading import Grader
+from dto.ledger import Usage, metered
+from dto.recipe import Recipe
+from dto.records import Dropped, Grade, Problem, Trajectory
+from dto.stages.sample import sample
+from dto.statistics import standard_error
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Response(NamedTuple):
+    """What is kept of one dev response."""
+
+    problem_id: str
+    grade: Grade
+    tokens: int
+    reason: str
+
+
+class Summary(NamedTuple):
+    """Shares of the graded responses; the standard error is clustered by problem."""
+
+    accuracy: float
+    standard_error: float
+    tokens_mean: float
+    truncated: float
+    responses: int
+    failed: int
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    recipe: Recipe,
+) -> tuple[list[Response], Usage]:
+    """`recipe.train.dev_samples` responses to each problem, from the model as it is now.
+
+    The responses are those of the sample stage, at its temperature. A problem has the same seeds
+    each time, so that two states of a model are compared on the same noise. The model's mode and
+    torch's random state are left as they were; the engine and its prefix cache end here, as the
+    weights are about to change.
+    """
+    was_training = model.training
+    model.eval()  # type: ignore[no-untyped-call]
+    try:
+        with torch.random.fork_rng(), torch.inference_mode():
+            return asyncio.run(_measure(model, tokenizer, problems, recipe))
+    finally:
+        model.train(was_training)
+
+
+async def _measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    recipe: Recipe,
+) -> tuple[list[Response], Usage]:
+    settings = recipe.sample.model_copy(update={"samples": recipe.train.dev_samples})
+    recipe = recipe.model_copy(update={"sample": settings})
+    engine = TransformersEngine(
+        model,
+        tokenizer,
+        name=recipe.model.name,
+        slots=recipe.model.slots,
+        cache_bytes=recipe.model.cache_bytes,
+    )
+    with metered() as usage:
+        async with engine, Grader() as grader:
+            ctx = Context(recipe, engine, grader)
+            rows = await gather_bounded(
+                (sample(problem, ctx) for problem in problems), recipe.window
+            )
+    return [_response(row) for group in rows for row in group], usage
+
+
+def _response(row: Trajectory | Dropped) -> Response:
+    if isinstance(row, Dropped):
+        return Response(row.id, "failed", 0, f"{row.reason}: {row.detail}")
+    return Response(row.problem_id, row.grade, len(row.token_ids), row.reason)
+
+
+def summarize(responses: Sequence[Response]) -> Summary:
+    """Accuracy, length and truncation. Raises DtoError when no response has a grade."""
+    graded = [response for response in responses if response.grade != "failed"]
+    if not graded:
+        reason = responses[0].reason if responses else "there are no dev problems"
+        raise DtoError(f"train: no dev response could be graded ({reason})")
+    count = len(graded)
+    correct = [response.grade == "correct" for response in graded]
+    return Summary(
+        accuracy=sum(correct) / count,
+        standard_error=standard_error(correct, [response.problem_id for response in graded]),
+        tokens_mean=sum(response.tokens for response in graded) / count,
+        truncated=sum(response.grade == "truncated" for response in graded) / count,
+        responses=count,
+        failed=len(responses) - count,
+    )

@@ -1,0 +1,139 @@
+"""Preference pairs as token ids, and the order in which they are seen.
+
+The pair table holds text for people and references; what is trained on are the ids that the model
+sampled, so nothing is rendered, tokenised or given an end-of-sequence token here.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dto.errors import DtoError
+from dto.records import Dropped, OptimizedTrajectory, PreferencePair, Trajectory
+from dto.seeds import derive
+from dto.tables import read
+
+BATCHES_PER_BLOCK = 8
+"""Pairs are sorted by length inside blocks of so many batches: little padding, random enough."""
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPair:
+    """One pair: the ids of the prompt and of both responses, EOS only where it was emitted."""
+
+    id: str
+    prompt_ids: Ids
+    chosen_ids: Ids
+    rejected_ids: Ids
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longer side with its prompt."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a pass over the pair reads: the prompt twice, and both responses."""
+        return 2 * len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
+
+
+def load_pairs(run: Path, context: int) -> list[TokenizedPair | Dropped]:
+    """The pairs of a run with their ids, and those that cannot be trained on, in order of id.
+
+    A pair with an empty side is dropped (`empty_response`; its mean logprob is not a number), and
+    so is one longer than `context` tokens (`too_long`). Raises DtoError when the tables do not
+    belong together. Only the responses that pairs refer to are held in memory.
+    """
+    pairs = list(read(run / "pair" / "rows.parquet", PreferencePair))
+    chosen_optimized = {pair.chosen_id for pair in pairs if pair.chosen_from == "optimized"}
+    sampled = {pair.rejected_id for pair in pairs} | {pair.trajectory_id for pair in pairs}
+    sampled |= {pair.chosen_id for pair in pairs if pair.chosen_from != "optimized"}
+
+    pruned = run / "prune" / "rows.parquet"
+    optimized_table = pruned if pruned.exists() else run / "optimize" / "rows.parquet"
+    optimized: dict[str, Ids] = {}
+    if chosen_optimized:
+        rows = read(optimized_table, OptimizedTrajectory)
+        optimized = {row.id: row.token_ids for row in rows if row.id in chosen_optimized}
+    prompts: dict[str, Ids] = {}
+    responses: dict[str, Ids] = {}
+    if sampled:
+        for row in read(run / "sample" / "rows.parquet", Trajectory):
+            if row.id in sampled:
+                prompts[row.id], responses[row.id] = row.prompt_ids, row.token_ids
+
+    return [_tokenized(pair, prompts, responses, optimized, context) for pair in pairs]
+
+
+def _tokenized(
+    pair: PreferencePair,
+    prompts: Mapping[str, Ids],
+    responses: Mapping[str, Ids],
+    optimized: Mapping[str, Ids],
+    context: int,
+) -> TokenizedPair | Dropped:
+    chosen_side = optimized if pair.chosen_from == "optimized" else responses
+    try:
+        tokenized = TokenizedPair(
+            pair.id,
+            prompts[pair.trajectory_id],
+            chosen_side[pair.chosen_id],
+            responses[pair.rejected_id],
+        )
+    except KeyError as missing:
+        raise DtoError(
+            f"pair {pair.id}: no row {missing} in the tables of sample, optimize and prune: "
+            "they changed since, compute pair again"
+        ) from None
+    stated = (pair.prompt_tokens, pair.chosen_tokens, pair.rejected_tokens)
+    sides = (tokenized.prompt_ids, tokenized.chosen_ids, tokenized.rejected_ids)
+    found = tuple(len(ids) for ids in sides)
+    if stated != found:
+        raise DtoError(
+            f"pair {pair.id}: prompt, chosen, rejected have {found} tokens, not {stated}: "
+            "the trajectories changed since, compute pair again"
+        )
+    if 0 in found:
+        return Dropped(pair.id, "empty_response", f"prompt, chosen, rejected: {found} tokens")
+    if tokenized.length > context:
+        detail = f"{tokenized.length:,} tokens, the model's context is {context:,}"
+        return Dropped(pair.id, "too_long", detail)
+    return tokenized
+
+
+def training_order(
+    lengths: Sequence[int], *, epochs: float, batch_size: int, seed: int
+) -> list[int]:
+    """Indices of the pairs in the order in which they are trained on, over all epochs.
+
+    A function of its arguments alone, so that a training that is resumed sees what it would have
+    seen. Each epoch is shuffled, sorted by length inside blocks of some batches, and the batches
+    are shuffled again. `epochs` may be a fraction; `batch_size` is that of one optimizer step.
+    """
+    total = round(epochs * len(lengths))
+    order: list[int] = []
+    epoch = 0
+    while len(order) < total:
+        noise = random.Random(derive(seed, "pairs", "order", epoch))
+        order += _grouped(lengths, batch_size, noise)
+        epoch += 1
+    return order[:total]
+
+
+def _grouped(lengths: Sequence[int], batch_size: int, noise: random.Random) -> Iterable[int]:
+    indices = list(range(len(lengths)))
+    noise.shuffle(indices)
+    block = BATCHES_PER_BLOCK * batch_size
+    batches: list[list[int]] = []
+    for start in range(0, len(indices), block):
+        ordered = sorted(indices[start : start + block], key=lambda index: lengths[index])
+        batches += [ordered[at : at + batch_size] for at in range(0, len(ordered), batch_size)]
+    noise.shuffle(batches)
+    # Only the last batch may be short: a short one in the middle would shift all that follow.
+    batches.sort(key=lambda batch: len(batch) < batch_size)
+    return [index for batch in batches for index in batch]

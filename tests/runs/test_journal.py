@@ -1,0 +1,128 @@
+"""What a journal keeps when a run is killed, and when the disk is full."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+from dto.ledger import Usage
+from dto.records import Dropped, ExitEstimate
+from dto.runs.journal import Entry, Journal, read_head
+
+
+def estimate(row_id: str, p: float = 0.5) -> ExitEstimate:
+    return ExitEstimate(
+        id=row_id,
+        trajectory_id=row_id[:-2],
+        boundary=0,
+        rollouts=2,
+        successes=1,
+        truncated=0,
+        failed=0,
+        p=p,
+        p_low=0.0,
+        p_high=1.0,
+        decision="above",
+        tokens=3,
+    )
+
+
+def entry(key: str) -> Entry:
+    rows = [estimate(f"{key}/1", math.nan), estimate(f"{key}/0")]
+    return Entry(key, rows, [Dropped(key, "why", "言")], Usage(requests=2), {key: 0.5})
+
+
+def journal(path: Path) -> Journal:
+    return Journal(path, ExitEstimate, {"seed": 0})
+
+
+def test_entries_come_back_in_order_of_keys(tmp_path: Path) -> None:
+    written = journal(tmp_path / "journal")
+    for key in ("b", "a", "c"):
+        written.append(entry(key))
+    written.close()
+    again = journal(tmp_path / "journal")
+    assert again.done == {"a", "b", "c"}
+    back = list(again.entries())
+    assert [each.key for each in back] == ["a", "b", "c"]
+    assert [row.id for row in back[0].rows] == ["a/0", "a/1"]
+    assert math.isnan(back[0].rows[1].p)
+    assert back[0].dropped == [Dropped("a", "why", "言")]
+    assert back[0].usage == Usage(requests=2)
+    assert back[0].seconds == {"a": 0.5}
+    assert read_head(tmp_path / "journal") == {"seed": 0}
+
+
+def test_a_torn_record_is_owed_again_wherever_it_was_torn(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    written = journal(path)
+    written.append(entry("a"))
+    whole = path.stat().st_size
+    written.append(entry("b"))
+    written.close()
+    data = path.read_bytes()
+    for cut in range(whole, len(data)):
+        path.write_bytes(data[:cut])
+        again = journal(path)
+        assert again.done == {"a"}
+        again.append(entry("b"))
+        again.close()
+        assert [len(each.rows) for each in journal(path).entries()] == [2, 2]
+
+
+def test_a_torn_head_starts_anew(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(b'{"head": {"se')
+    assert read_head(path) is None
+    written = journal(path)
+    written.close()
+    assert read_head(path) == {"seed": 0}
+
+
+def test_an_error_is_owed_again_and_the_second_attempt_counts(tmp_path: Path) -> None:
+    written = journal(tmp_path / "journal")
+    written.append(Entry("a", dropped=[Dropped("a", "error", "boom")]))
+    written.close()
+    again = journal(tmp_path / "journal")
+    assert again.done == set()
+    again.append(entry("a"))
+    assert [len(each.rows) for each in again.entries()] == [2]
+
+
+def test_full_disk_is_one_line_and_keeps_what_stands(tmp_path: Path) -> None:
+    """A limit on file size stands in for a full disk: write() fails half-way through a record."""
+    script = textwrap.dedent("""
+        import resource, sys
+        from pathlib import Path
+        from tests.runs.test_journal import entry, journal
+        from dto.errors import DtoError
+        written = journal(Path(sys.argv[1]))
+        written.append(entry("a"))
+        size = Path(sys.argv[1]).stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, size + 100))
+        try:
+            written.append(entry("b"))
+        except DtoError as error:
+            print(error)
+        written.close()
+    """)
+    path = tmp_path / "journal"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        preexec_fn=lambda: signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+        check=True,
+    )
+    assert done.stdout.startswith(f"cannot write {path}: File too large — what was computed is")
+    assert done.stdout.count("\n") == 1
+    assert [json.loads(line).get("key") for line in path.read_text().splitlines()] == [None, "a"]
+    assert journal(path).done == {"a"}
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY

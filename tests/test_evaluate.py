@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from itertools import chain
+
+import pytest
+
+from dto.context import Context
+from dto.engines import open_engine
+from dto.engines.base import Completion, Engine, Prompt, Sampling
+from dto.grading import Grader
+from dto.ledger import metered
+from dto.nano.corpus import chain_problems
+from dto.recipe import EvaluateSettings, ExitSettings, ModelSettings, Recipe
+from dto.records import EvaluationRow
+from dto.seeds import derive
+from dto.stages.evaluate import evaluate
+
+NONE = ExitSettings(name="none")
+DEER = ExitSettings(
+    name="deer", policy="deer", monitor="paragraph", inducer="closed", threshold=0.9
+)
+PROBLEMS = chain_problems("test", 6, seed=3)
+
+
+@pytest.fixture
+async def ctx() -> AsyncIterator[Context]:
+    recipe = Recipe(
+        name="test",
+        seed=5,
+        model=ModelSettings(name="nano", family="nano"),
+        evaluate=EvaluateSettings(samples=2, temperature=1.0, top_p=1.0, max_tokens=400),
+    )
+    async with open_engine(recipe.model) as engine, Grader(workers=1) as grader:
+        yield Context(recipe, engine, grader)
+
+
+async def rows_of(exit: ExitSettings, ctx: Context) -> list[EvaluationRow]:
+    timed = await asyncio.gather(*(evaluate(problem, exit, ctx, "base") for problem in PROBLEMS))
+    assert all(seconds > 0 for _, seconds in chain(*timed))
+    return [row for row, _ in chain(*timed)]
+
+
+async def test_every_generated_token_is_in_a_row(ctx: Context) -> None:
+    for exit in (
+        NONE,
+        DEER,
+        ExitSettings(name="cue", policy="deer", monitor="cue", threshold=0.95),
+        ExitSettings(name="entropy", policy="deer", monitor="entropy", inducer="closed"),
+        ExitSettings(name="budget", policy="budget", budget=30),
+    ):
+        with metered() as usage:
+            rows = await rows_of(exit, ctx)
+        assert usage.generated == sum(row.tokens for row in rows)
+        assert usage.wasted == 0
+        assert not {row.grade for row in rows} & {"failed"}
+
+
+async def test_pausing_for_trials_changes_no_token(ctx: Context) -> None:
+    """A threshold of 1 is never passed: every path is paused, tried, and taken up again."""
+    plain = await rows_of(NONE, ctx)
+    for monitor in ("paragraph", "cue", "entropy"):
+        exit = replace_exit(DEER, name="never", monitor=monitor, threshold=1.0)
+        rows = await rows_of(exit, ctx)
+        assert any(row.trials for row in rows)
+        for row, same in zip(rows, plain, strict=True):
+            assert row.thinking_tokens == same.thinking_tokens
+            assert row.answer_tokens == same.answer_tokens
+            assert (row.grade, row.answer) == (same.grade, same.answer)
+            assert row.seed == same.seed
+
+
+async def test_a_row_says_what_happened(ctx: Context) -> None:
+    [problem, *_] = PROBLEMS
+    (row, _), (second, _) = await evaluate(problem, DEER, ctx, "base")
+    assert row.id == f"base/deer/{problem.id}/000"
+    assert row.seed == derive(5, problem.id, "evaluate")
+    assert second.seed == row.seed + 1
+    assert row.tokens == row.thinking_tokens + row.answer_tokens + row.trial_tokens
+    assert row.attention_flops > 0
+    assert all(0 <= trial.confidence <= 1 for trial in row.trials)
+    if row.exit_reason == "policy":
+        assert row.trials[-1].confidence > 0.9
+        assert row.trials[-1].position == row.thinking_tokens
+    again, _ = (await evaluate(problem, DEER, ctx, "base"))[0]
+    assert again == row
+
+
+async def test_a_prompt_without_room_is_a_failed_row(ctx: Context) -> None:
+    [problem, *_] = PROBLEMS
+    long = replace(problem, question="Start with 7. " * 1000)
+    rows = [row for row, _ in await evaluate(long, DEER, ctx, "base")]
+    assert [row.grade for row in rows] == ["failed", "failed"]
+    assert "context is" in rows[0].reason
+    assert rows[0].tokens == 0
+
+
+async def test_a_response_cut_by_its_limit_is_truncated(ctx: Context) -> None:
+    recipe = ctx.recipe
+    short = recipe.model_copy(
+        update={"evaluate": recipe.evaluate.model_copy(update={"max_tokens": 10})}
+    )
+    rows = await rows_of(NONE, replace(ctx, recipe=short))
+    assert {(row.grade, row.exit_reason, row.tokens) for row in rows} == {
+        ("truncated", "length", 10)
+    }
+
+
+class Broken:
+    """An engine on which every request fails."""
+
+    resumable = True
+    model = "broken"
+    shape = None
+    context = 1000
+
+    def __init__(self, engine: Engine) -> None:
+        self.tokenizer = engine.tokenizer
+
+    async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
+        return [Completion((), "", "failed", len(prompt), error="connection lost")] * n
+
+
+async def test_an_engine_error_is_a_failed_row_with_its_reason(ctx: Context) -> None:
+    rows = await rows_of(DEER, replace(ctx, engine=Broken(ctx.engine)))
+    assert {(row.grade, row.reason) for row in rows} == {("failed", "connection lost")}
+    assert all(math.isnan(row.attention_flops) for row in rows)
+
+
+def replace_exit(exit: ExitSettings, **changes: object) -> ExitSettings:
+    return exit.model_copy(update=changes)

@@ -1,0 +1,51 @@
+"""What a wheel carries, and that importing the package is light."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+import dto
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_import_is_light() -> None:
+    heavy = "torch,transformers,spacy,datasets,trl,openai,polars,pyarrow,matplotlib"
+    code = f"import sys, dto, dto.cli; print([m for m in '{heavy}'.split(',') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_are_there() -> None:
+    for name in dto.__all__:
+        assert getattr(dto, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        dto.nothing  # noqa: B018
+
+
+def test_the_spacy_component_is_registered() -> None:
+    (found,) = entry_points(group="spacy_factories", name="dto_patterns")
+    assert found.value.startswith("dto.segmentation.component:")
+
+
+def test_a_wheel_carries_prompts_recipes_lexicons_and_weights(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT],
+        capture_output=True,
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder, pattern in (("prompts", "*/*.jinja"), ("pipelines", "*.yaml")):
+        for path in (ROOT / folder).glob(pattern):
+            assert f"dto/_resources/{path.relative_to(ROOT)}" in names
+    for path in (ROOT / "dto").rglob("*"):
+        if path.is_file() and path.suffix in (".toml", ".safetensors", ".json", ".jinja", ".py"):
+            assert str(path.relative_to(ROOT)) in names
+    assert not [name for name in names if name.startswith(("tests", "benchmarks"))]

@@ -1,0 +1,127 @@
+"""Questions from chains and files: splits, drops, and errors that name the field."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from dto.errors import DtoError
+from dto.problems import load_problems
+from dto.recipe import ProblemSettings
+from dto.records import Dropped, Problem
+
+SHARED = Path(__file__).parents[1] / "../shared/data"
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def load(**settings: Any) -> tuple[list[Problem], list[Dropped]]:
+    rows = list(load_problems(ProblemSettings(**settings), seed=0))
+    problems = [row for row in rows if isinstance(row, Problem)]
+    return problems, [row for row in rows if isinstance(row, Dropped)]
+
+
+def numbered(count: int, start: int = 0) -> list[dict[str, Any]]:
+    return [{"problem": f"{n} + 1?", "answer": n + 1} for n in range(start, start + count)]
+
+
+def test_chains_are_counted_and_disjoint() -> None:
+    problems, dropped = load(train=20, dev=10, test=15)
+    assert Counter(row.split for row in problems) == {"train": 20, "dev": 10, "test": 15}
+    assert len({row.question for row in problems}) == 45
+    assert dropped == []
+
+
+def test_one_file_is_divided_by_content_whatever_its_order(tmp_path: Path) -> None:
+    rows = numbered(30)
+    sizes = {"train": 10, "dev": 5, "test": 15, "task": "sums"}
+    forward, _ = load(source=write(tmp_path / "a.jsonl", rows), **sizes)
+    backward, _ = load(source=write(tmp_path / "b.jsonl", rows[::-1]), **sizes)
+    assert forward == backward
+    assert Counter(row.split for row in forward) == {"train": 10, "dev": 5, "test": 15}
+    assert len({row.id for row in forward}) == 30
+
+
+def test_a_benchmark_keeps_its_questions_out_of_training(tmp_path: Path) -> None:
+    test = write(tmp_path / "test.jsonl", numbered(5))
+    source = write(tmp_path / "all.jsonl", numbered(20))
+    problems, dropped = load(source=source, test_source=test, train=10, dev=5, test=5)
+    held = {row.question for row in problems if row.split == "test"}
+    assert held == {f"{n} + 1?" for n in range(5)}
+    assert not held & {row.question for row in problems if row.split != "test"}
+    assert Counter(row.reason for row in dropped) == {"duplicate": 5}
+
+
+def test_rows_without_answer_or_question_are_counted(tmp_path: Path) -> None:
+    rows = [
+        {"problem": "a?", "answer": None},
+        {"problem": "b?", "answer": "  "},
+        {"problem": "", "answer": "1"},
+        *numbered(3),
+    ]
+    problems, dropped = load(source=write(tmp_path / "a.jsonl", rows), train=3, dev=0, test=0)
+    assert len(problems) == 3
+    assert [(row.reason, row.detail[-5:]) for row in dropped] == [
+        ("no_gold_answer", "row 1"),
+        ("no_gold_answer", "row 2"),
+        ("no_question", "row 3"),
+    ]
+
+
+def test_parquet_and_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pl.DataFrame({"q": ["a?", "b?"], "gold": [27.0, 0.5], "level": [1, 2]}).write_parquet(path)
+    problems, _ = load(
+        source=str(path), question_field="q", answer_field="gold", train=2, dev=0, test=0
+    )
+    assert {(row.question, row.answer) for row in problems} == {("a?", "27"), ("b?", "0.5")}
+    assert {row.metadata["level"] for row in problems} == {"1", "2"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"question": "a?", "answer": "1"}], "no field 'problem'; there are question, answer: set"),
+        ([{"problem": ["a?"], "answer": "1"}], "field 'problem' holds list, not text: set problems"),
+        ([{"problem": "a?", "answer": True}], "field 'answer' holds bool, not text"),
+        (["a?"], "line 1 holds str, no object"),
+        (numbered(2), "has 2 problems left for train, the recipe asks for 3: lower problems.train"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_in_one_line(
+    rows: list[Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DtoError, match=message) as error:
+        load(source=write(tmp_path / "a.jsonl", rows), train=3, dev=0, test=0)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DtoError, match=r"none\.jsonl does not exist"):
+        load(source=str(tmp_path / "none.jsonl"))
+    (tmp_path / "bad.jsonl").write_text('{"problem": "a?"\n')
+    with pytest.raises(DtoError, match="line 1 is not JSON"):
+        load(source=str(tmp_path / "bad.jsonl"))
+    (tmp_path / "bad.parquet").write_text("no")
+    with pytest.raises(DtoError, match="cannot be read"):
+        load(source=str(tmp_path / "bad.parquet"))
+    with pytest.raises(DtoError, match=r"expected a \.jsonl or \.parquet file"):
+        load(source=str(tmp_path))
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared test data is not here")
+@pytest.mark.parametrize("name", ["gsm8k", "math500", "aime24", "aime25", "amc23"])
+def test_real_benchmarks_load(name: str) -> None:
+    source = str(SHARED / f"{name}.jsonl")
+    problems, dropped = load(source=source, train=0, dev=0, test=30)
+    assert len(problems) == 30
+    assert all(row.task == name and row.answer and "." not in row.answer[-2:] for row in problems)
+    assert {row.reason for row in dropped} <= {"duplicate"}

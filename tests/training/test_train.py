@@ -1,0 +1,144 @@
+"""The whole training: killed and resumed, orphaned, collapsing, without pairs."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from dto.errors import DtoError
+from dto.records import PreferencePair
+from dto.stages.train import train
+from dto.tables import write
+from dto.training.simpo import fit
+from tests.training.conftest import RunFolder, make_run
+
+MODULE = "dto.training.simpo"
+
+
+def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def training_children(process: psutil.Process) -> list[psutil.Process]:
+    return [child for child in process.children() if MODULE in child.cmdline()]
+
+
+def scores(run: RunFolder) -> int:
+    history = run.path / "train" / "history.jsonl"
+    return history.read_text().count("\n") if history.exists() else 0
+
+
+def test_killed_training_ends_as_if_it_had_not_been(
+    run: RunFolder, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, model_folder: Path
+) -> None:
+    """Kill -9 between two checkpoints; the next call resumes and ends alike."""
+    whole = make_run(tmp_path / "whole", tokenizer, model_folder)
+    expected = fit(whole.path, whole.recipe)
+
+    ended: list[BaseException] = []
+
+    def first_attempt() -> None:
+        try:
+            train(run.path, run.recipe)
+        except DtoError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=first_attempt)
+    thread.start()
+    until(lambda: scores(run) >= 2)
+    (child,) = training_children(psutil.Process())
+    child.send_signal(signal.SIGKILL)
+    thread.join()
+    assert "SIGKILL" in str(ended[0])
+    assert not (run.path / "train" / "model").exists()
+    before = scores(run)
+
+    result = train(run.path, run.recipe)
+    assert scores(run) == 5 > before
+    assert 0 < result["kept_step"] == expected["kept_step"]
+    assert result["steps"] == expected["steps"] == 36
+    assert result["tokens_trained"] == expected["tokens_trained"] > 0
+    assert result["usage"]["generated"] >= expected["usage"]["generated"] > 0
+    for name in ("history.jsonl", "dropped.jsonl", "model/model.safetensors"):
+        assert (run.path / "train" / name).read_bytes() == (
+            whole.path / "train" / name
+        ).read_bytes()
+    assert not (run.path / "train" / "checkpoints").exists()
+
+    started = time.monotonic()
+    assert fit(run.path, run.recipe) == result  # finished: nothing is done again
+    assert scores(run) == 5, started
+
+    model = AutoModelForCausalLM.from_pretrained(run.path / "train" / "model")
+    kept = AutoTokenizer.from_pretrained(run.path / "train" / "model")
+    assert model.dtype == torch.float32
+    assert kept.chat_template == tokenizer.chat_template
+    assert kept.get_vocab() == tokenizer.get_vocab()
+
+
+def test_training_ends_with_its_parent(run: RunFolder) -> None:
+    endless = run.with_training(epochs=100_000, evaluations=1)
+    code = (
+        "import sys; from dto.recipe import load_recipe; from dto.stages.train import train; "
+        "train(sys.argv[1], load_recipe(sys.argv[1] + '/recipe.yaml')); "
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(endless.path)])
+    until(lambda: scores(endless) == 1 or parent.poll() is not None)
+    (child,) = training_children(psutil.Process(parent.pid))
+    parent.kill()
+    parent.wait()
+    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_train_imports_no_torch() -> None:
+    code = "import sys, dto.stages.train; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_error_of_the_child_is_one_line(run: RunFolder) -> None:
+    write(run.path / "problems" / "rows.parquet", PreferencePair, [])
+    with pytest.raises(DtoError, match=r"table .*problems.*lacks the columns") as caught:
+        train(run.path, run.recipe)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_that_is_not_the_runs_is_refused(run: RunFolder) -> None:
+    other = run.recipe.model_copy(update={"seed": 1})
+    with pytest.raises(DtoError, match=r"recipe\.yaml differs"):
+        train(run.path, other)
+
+
+def test_collapse_stops_and_keeps_the_base(run: RunFolder, model_folder: Path) -> None:
+    strict = run.with_training(collapse_points=-200.0)
+    result = fit(strict.path, strict.recipe)
+    assert result["collapsed"]
+    assert result["steps"] == 9
+    assert result["kept_step"] == 0
+    assert "base is kept" in result["reason"]
+    base = AutoModelForCausalLM.from_pretrained(model_folder).state_dict()
+    kept = AutoModelForCausalLM.from_pretrained(strict.path / "train" / "model").state_dict()
+    assert all(torch.equal(base[name], kept[name]) for name in base)
+    rows = [json.loads(line) for line in (strict.path / "train/history.jsonl").open()]
+    assert [row["collapsed"] for row in rows] == [False, True]
+
+
+def test_without_pairs_the_base_is_kept(run: RunFolder) -> None:
+    write(run.path / "pair" / "rows.parquet", PreferencePair, [])
+    result = fit(run.path, run.recipe)
+    assert result["rows"]["pairs"] == 0
+    assert result["reason"] == "there are no pairs to train on: base is kept"
+    assert (run.path / "train" / "model" / "model.safetensors").exists()
