@@ -1,11 +1,11 @@
 """Are exits found with fewer rollouts, and are they the right ones?
 
-    python benchmarks/rollouts.py [--reference FILE] [--trajectories 200]
+    python benchmarks/rollouts.py [--reference FILE] [--trajectories 200] [--model nano]
 
 Trajectories of the embedded model, one a problem, at T = 1.0. The truth p_ref of every boundary is
-the success rate of 1,024 rollouts of its own; it is appended to the reference file, keyed by weights,
-sampling and token ids, and not computed again. The estimators are then run on fresh rollouts, with
-seeds of their own, as `dto run` would run them:
+the success rate of 1,024 rollouts of its own (ten minutes of a core for 200 trajectories); it is
+appended to the reference file, keyed by weights, sampling and token ids, and not computed again.
+The estimators are then run on fresh rollouts, with seeds of their own, as `dto run` runs them:
 
     sequential    the recipe's default, stopping at its first pass
     fixed 16      M = 16 at each boundary up to the first pass (2505.21765 stops there too)
@@ -70,12 +70,12 @@ class Found(NamedTuple):
     rollouts: int
 
 
-def recipe(seed: int, **settings: Any) -> Recipe:
+def recipe(model: str, seed: int, **settings: Any) -> Recipe:
     return Recipe.model_validate(
         {
             "name": "rollouts",
             "seed": seed,
-            "model": {"family": "nano"},
+            "model": {"name": model, "family": "nano"},
             "sample": {"samples": 1, "temperature": 1.0, "top_p": 1.0, "max_tokens": 512},
             "estimate": settings,
         }
@@ -154,13 +154,13 @@ def ratio(ours: Sequence[Found], theirs: Sequence[Found]) -> str:
     return f"{ours_total / theirs_total:.3f} [{low:.3f}, {high:.3f}]"
 
 
-async def measure(count: int, reference: Path) -> bool:
+async def measure(model: str, count: int, reference: Path) -> bool:
     start = monotonic()
 
     def say(text: str) -> None:
         print(f"{monotonic() - start:6.0f} s  {text}", file=sys.stderr)
 
-    base = recipe(0)
+    base = recipe(model, 0)
     async with open_engine(base.model) as engine, Grader() as grader:
         picked = await trajectories(Context(base, engine, grader), count)
         say(f"{len(picked)} trajectories, {sum(len(row[2]) for row in picked)} boundaries")
@@ -168,10 +168,10 @@ async def measure(count: int, reference: Path) -> bool:
         say("reference done")
         everywhere = {"method": "fixed", "rollouts": 16, "first_pass_only": False}
         settings = {
-            "sequential": recipe(1),
-            "fixed 16": recipe(2, **everywhere),
-            "fixed 64 a": recipe(3, method="fixed", rollouts=64),
-            "fixed 64 b": recipe(4, method="fixed", rollouts=64),
+            "sequential": recipe(model, 1),
+            "fixed 16": recipe(model, 2, **everywhere),
+            "fixed 64 a": recipe(model, 3, method="fixed", rollouts=64),
+            "fixed 64 b": recipe(model, 4, method="fixed", rollouts=64),
         }
         estimates = {}
         for name, chosen in settings.items():
@@ -182,9 +182,8 @@ async def measure(count: int, reference: Path) -> bool:
     results = {name: [found(row) for row in rows] for name, rows in estimates.items()}
     results["fixed 16 all"] = [found(row, scan=False) for row in estimates["fixed 16"]]
     decisions = [row.decision for rows in estimates["sequential"] for row in rows]
-    print(
-        f"{len(cases)} trajectories, {sum(len(case.rates) for case in cases)} boundaries, T = {threshold}"
-    )
+    boundaries = sum(len(case.rates) for case in cases)
+    print(f"{len(cases)} trajectories, {boundaries} boundaries, T = {threshold}")
     print(f"{'':14}{'exits':>6}{'rollouts':>10}  {'early-wrong':24}{'late-wrong':24}")
     for name, rows in results.items():
         early = [
@@ -214,8 +213,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--reference", type=Path, default=Path("rollouts-reference.jsonl"))
     parser.add_argument("--trajectories", type=int, default=200)
+    parser.add_argument("--model", default="nano")
     arguments = parser.parse_args()
-    sys.exit(0 if asyncio.run(measure(arguments.trajectories, arguments.reference)) else 1)
+    work = measure(arguments.model, arguments.trajectories, arguments.reference)
+    sys.exit(0 if asyncio.run(work) else 1)
 
 
 if __name__ == "__main__":

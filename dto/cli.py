@@ -186,6 +186,7 @@ def doctor() -> None:
 
 def main() -> None:
     """Run the command line; exits with 1 after an error of the user's, 130 after Ctrl-C."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)

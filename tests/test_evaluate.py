@@ -11,6 +11,7 @@ import pytest
 from dto.context import Context
 from dto.engines import open_engine
 from dto.engines.base import Completion, Engine, Prompt, Sampling
+from dto.exits import ExitedResponse, answer
 from dto.grading import Grader
 from dto.ledger import metered
 from dto.nano.corpus import chain_problems
@@ -18,12 +19,13 @@ from dto.recipe import EvaluateSettings, ExitSettings, ModelSettings, Recipe
 from dto.records import EvaluationRow
 from dto.seeds import derive
 from dto.stages.evaluate import evaluate
+from dto.trajectories import prompt_ids
 
 NONE = ExitSettings(name="none")
 DEER = ExitSettings(
     name="deer", policy="deer", monitor="paragraph", inducer="closed", threshold=0.9
 )
-PROBLEMS = chain_problems("test", 6, seed=3)
+PROBLEMS = chain_problems("test", 4, seed=3)
 
 
 @pytest.fixture
@@ -59,18 +61,29 @@ async def test_every_generated_token_is_in_a_row(ctx: Context) -> None:
         assert not {row.grade for row in rows} & {"failed"}
 
 
-async def test_pausing_for_trials_changes_no_token(ctx: Context) -> None:
+@pytest.mark.parametrize("monitor", ["paragraph", "cue", "entropy"])
+async def test_pausing_for_trials_changes_no_token(ctx: Context, monitor: str) -> None:
     """A threshold of 1 is never passed: every path is paused, tried, and taken up again."""
-    plain = await rows_of(NONE, ctx)
-    for monitor in ("paragraph", "cue", "entropy"):
-        exit = replace_exit(DEER, name="never", monitor=monitor, threshold=1.0)
-        rows = await rows_of(exit, ctx)
-        assert any(row.trials for row in rows)
-        for row, same in zip(rows, plain, strict=True):
-            assert row.thinking_tokens == same.thinking_tokens
-            assert row.answer_tokens == same.answer_tokens
-            assert (row.grade, row.answer) == (same.grade, same.answer)
-            assert row.seed == same.seed
+    never = replace_exit(DEER, name="never", monitor=monitor, threshold=1.0)
+
+    async def response(number: int, exit: ExitSettings) -> ExitedResponse:
+        prompt = prompt_ids(PROBLEMS[number].question, ctx.tokenizer, ctx.recipe.model)
+        sampling = Sampling(400, temperature=1.0, top_p=1.0, seed=number)
+        return await answer(PROBLEMS[number], prompt, exit, ctx, sampling)
+
+    pairs = await asyncio.gather(
+        *(asyncio.gather(response(n, NONE), response(n, never)) for n in range(len(PROBLEMS)))
+    )
+    assert any(paused.trials for _, paused in pairs)
+    for plain, paused in pairs:
+        assert (plain.thinking_ids, plain.answer_ids) == (paused.thinking_ids, paused.answer_ids)
+        assert plain.exit_reason == paused.exit_reason
+
+
+async def test_policies_share_their_seeds(ctx: Context) -> None:
+    plain, early = await rows_of(NONE, ctx), await rows_of(DEER, ctx)
+    assert [row.seed for row in plain] == [row.seed for row in early]
+    assert len({row.seed for row in plain}) == len(plain)
 
 
 async def test_a_row_says_what_happened(ctx: Context) -> None:

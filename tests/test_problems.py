@@ -89,8 +89,14 @@ def test_parquet_and_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"question": "a?", "answer": "1"}], "no field 'problem'; there are question, answer: set"),
-        ([{"problem": ["a?"], "answer": "1"}], "field 'problem' holds list, not text: set problems"),
+        (
+            [{"question": "a?", "answer": "1"}],
+            "no field 'problem'; there are question, answer: set",
+        ),
+        (
+            [{"problem": ["a?"], "answer": "1"}],
+            "field 'problem' holds list, not text: set problems",
+        ),
         ([{"problem": "a?", "answer": True}], "field 'answer' holds bool, not text"),
         (["a?"], "line 1 holds str, no object"),
         (numbered(2), "has 2 problems left for train, the recipe asks for 3: lower problems.train"),

@@ -67,8 +67,8 @@ def rows_attention(
     if queries == 1:
         scores.view(rows, -1, 1, keys).add_(attention_mask)
     else:
-        seen = scores[:, :wide].unflatten(0, (rows, kv_heads)).unflatten(2, (group, queries))
-        seen.add_(attention_mask[:, :, None])
+        folded_mask = attention_mask[:, :, None]
+        scores.view(rows, kv_heads, group, queries, keys).add_(folded_mask)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     values = value.flatten(0, 1)
     attended = torch.bmm(weights[:, :, :KEY_BLOCK], values[:, :KEY_BLOCK])

@@ -110,13 +110,13 @@ class Engine(Protocol):
     """Most tokens of prompt and completion together."""
     resumable: bool
     """True when noise depends on (seed, absolute position): a prefix of a stream that is continued
-    under the stream's own seed then gives the tokens that the uninterrupted stream would have given.
+    under the stream's own seed then gives the tokens that the uninterrupted one would have given.
     """
 
     async def complete(
         self, prompt: Prompt, sampling: Sampling, n: int = 1
     ) -> list[Completion]:
-        """n samples of one prompt; always n completions, some of which may be `failed`."""
+        """Sample n times; always n completions, some of which may be `failed`."""
         ...
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk]:

@@ -7,9 +7,11 @@ takes its place or enough have died that the last rows are moved into the gaps.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -135,8 +137,7 @@ class Batch:
         chosen["length"] += 1
         self._next_tokens(logits[at] if len(at) < count else logits, under_way, chosen)
         rows[at] = chosen
-        ended = [row for row in at if (s := self._samples[row]) is not None and s.finish is not None]
-        return self.leave(ended)
+        return self.leave([row for row, s in zip(at, under_way, strict=True) if s.finish])
 
     def drop_cancelled(self) -> None:
         """Free the rows of cancelled requests."""
@@ -162,9 +163,7 @@ class Batch:
         self.live -= len(leaving)
         return [sample for _, sample in leaving]
 
-    def _next_tokens(
-        self, logits: Tensor, samples: Sequence[Sample], rows: np.ndarray[tuple[int], np.dtype[np.void]]
-    ) -> None:
+    def _next_tokens(self, logits: Tensor, samples: Sequence[Sample], rows: NDArray[Any]) -> None:
         """Choose and record a token for each sample; sets `token` of its row."""
         highest = logits.amax(-1)
         finite = torch.isfinite(highest)

@@ -70,7 +70,7 @@ class RowsCache(Cache):
         """Direct the next forward pass.
 
         Args:
-            positions: [rows, queries], where in its row each token's keys go; the first `rows` rows.
+            positions: [rows, queries], where in its row (the first ones) each token's keys go.
             limit: how many positions of each row are attended to, the masked ones included.
         """
         rows, kv_heads = positions.shape[0], self.kv.shape[3]
@@ -81,7 +81,7 @@ class RowsCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write new keys and values [rows, kv_heads, queries, head_dim]; return all up to `limit`."""
+        """Write keys and values [rows, kv_heads, queries, head_dim]; return all up to `limit`."""
         keys, values = self.kv[layer_idx]
         for buffer, states in ((keys, key_states), (values, value_states)):
             flat = buffer.view(-1, buffer.shape[-1])

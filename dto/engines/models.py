@@ -69,6 +69,7 @@ def context_limit(name: str, config: Any, asked: int | None) -> int:
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """All ids that end a response: those of the generation config, and the tokenizer's EOS."""
     generation = getattr(model, "generation_config", None)
     ids = getattr(generation, "eos_token_id", None)
     every: Iterable[Any] = ids if isinstance(ids, list) else [ids]

@@ -90,9 +90,7 @@ def _read(
     prompts: Sequence[tuple[int, ...]],
 ) -> Prefilled:
     rows, cached = _load(shape, prefixes, prompts, [len(prompt) - 1 for prompt in prompts])
-    logits = torch.empty(0)
-    for logits in _passes(model, rows, prompts, cached, 1):
-        pass
+    (logits,) = _passes(model, rows, prompts, cached, 1)
     prefixes.store(rows.kv, range(len(prompts)), prompts)
     return Prefilled(prompts, rows, logits[:, -1], cached)
 

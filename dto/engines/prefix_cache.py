@@ -64,7 +64,7 @@ class PrefixCache:
             return
         into = [row for row, chain in zip(rows, slots, strict=True) for _ in chain]
         at = [index for chain in slots for index in range(len(chain))]
-        kv.unflatten(4, (-1, BLOCK))[:, :, into, :, at] = self._pool[flat]
+        _blocks(kv)[:, :, into, :, at] = self._pool[flat]
 
     def store(self, kv: Tensor, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> None:
         """Keep the whole blocks of rows of `kv`; `ids[i]` are those whose keys row i holds."""
@@ -75,8 +75,7 @@ class PrefixCache:
         if writes:
             into = list(writes)
             from_rows, at = zip(*writes.values(), strict=True)
-            blocks = kv.unflatten(4, (-1, BLOCK))
-            self._pool[into] = blocks[:, :, list(from_rows), :, list(at)]
+            self._pool[into] = _blocks(kv)[:, :, list(from_rows), :, list(at)]
 
     def _insert(self, ids: Sequence[int]) -> list[tuple[int, int]]:
         """Make entries for unknown blocks: (index in the chain, slot to fill)."""
@@ -104,3 +103,9 @@ class PrefixCache:
     def _touch(self, keys: Sequence[tuple[int, tuple[int, ...]]]) -> None:
         for key in reversed(keys):
             self._blocks.move_to_end(key)
+
+
+def _blocks(kv: Tensor) -> Tensor:
+    """View capacity as [blocks, BLOCK]."""
+    *front, capacity, head_dim = kv.shape
+    return kv.view(*front, capacity // BLOCK, BLOCK, head_dim)

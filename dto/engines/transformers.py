@@ -1,24 +1,24 @@
 """The engine that is always there: any causal language model of transformers, on CPU or GPU.
 
 One worker thread decodes a running batch that requests join and leave; thousands of coroutines may
-wait for it. Results depend neither on scheduling nor on batch-mates: noise is a function of seed and
-position, and the logits of a row are the same bit for bit whatever it is computed with (float32 on
-an x86 CPU with MKL; elsewhere equal up to rounding).
+wait for it. Results depend neither on scheduling nor on batch-mates: noise is a function of seed
+and position, and the logits of a row are the same bit for bit whatever it is computed with (float32
+on an x86 CPU with MKL; elsewhere equal up to rounding).
 
-Memory beyond the weights is bounded by `cache_bytes` for the prefix cache, and for the running batch
-by 1.25 x slots x (tokens of the longest request under way) x bytes of a token's keys and values;
-while that buffer grows, the old one is held as well.
+Memory beyond the weights is bounded by `cache_bytes` for the prefix cache, and for the running
+batch by 1.25 x slots x (tokens of the longest request under way) x bytes of a token's keys and
+values; while that buffer grows, the old one is held as well.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from dto.engines.base import Chunk, Completion, Message, Prompt, Sampling, TokenIds
+from dto.engines.base import Chunk, Completion, Prompt, Sampling, TokenIds
 from dto.engines.batch import Batch
+from dto.engines.chat import prompt_ids
 from dto.engines.models import context_limit, end_ids, fit
 from dto.engines.prefix_cache import PrefixCache
 from dto.engines.requests import Request, Sample
@@ -37,8 +37,8 @@ class TransformersEngine:
     """Serves a model, also one that is being trained.
 
     The model serves between entering and leaving: it is then in evaluation mode, with this engine's
-    attention, and gets both back as they were. The prefix cache lives as long, so weights may change
-    between two uses, not within one. One event loop at a time.
+    attention, and gets both back as they were. The prefix cache lives as long, so weights may
+    change between two uses, not within one. One event loop at a time.
     """
 
     resumable = True
@@ -75,7 +75,7 @@ class TransformersEngine:
         self.tokenizer: PreTrainedTokenizerBase | None = tokenizer
         self.shape: ModelShape | None = ModelShape.from_config(model.config)
         self.context = context_limit(self.model, model.config, context)
-        self.hf_model = model
+        self.hf_model: Any = model
         self._tokenizer = tokenizer
         self._backend: Tokenizer = backend
         self._slots = slots
@@ -105,12 +105,7 @@ class TransformersEngine:
         self._worker = Worker(make_batch, asyncio.get_running_loop())
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         """Stop; requests under way come back as failed."""
         if self._worker is not None:
             worker, self._worker = self._worker, None
@@ -118,8 +113,8 @@ class TransformersEngine:
             self._give_back()
 
     async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
-        """n samples of one prompt, which share its prefill. See the protocol."""
-        ids = self._prompt_ids(prompt)
+        """Sample n times; the samples share one prefill. See the protocol."""
+        ids = prompt_ids(prompt, self._tokenizer, self.model)
         self._check(sampling)
         if error := self._too_long(ids):
             charge(Usage(requests=n))
@@ -140,7 +135,7 @@ class TransformersEngine:
 
     async def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk]:
         """One sample as it grows. See the protocol."""
-        ids = self._prompt_ids(prompt)
+        ids = prompt_ids(prompt, self._tokenizer, self.model)
         self._check(sampling)
         if error := self._too_long(ids):
             charge(Usage(requests=1))
@@ -226,26 +221,6 @@ class TransformersEngine:
             reader = StopReader(self._backend, sampling.stop) if reads else None
             request.samples.append(Sample(request, sampling.seed + index, reader))
         return request
-
-    def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
-        messages: list[Message] = []
-        ids: list[int] = []
-        for part in prompt:
-            if isinstance(part, int):
-                ids.append(part)
-            else:
-                messages.append(part)
-        if not messages:
-            return tuple(ids)
-        if not self._tokenizer.chat_template:
-            raise EngineError(
-                f"tokenizer of {self.model!r} has no chat template: send token ids, or give the "
-                "model's folder a chat_template.jinja"
-            )
-        text: Any = self._tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-        )
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
     def _check(self, sampling: Sampling) -> None:
         if sampling.json_schema is not None:

@@ -82,10 +82,12 @@ class Chain:
         return "test" if bucket == 0 else "dev" if bucket == 1 else "train"
 
 
-def chains(split: Split, random: Random) -> Iterator[Chain]:
+def chains(
+    split: Split, random: Random, shortest: int = MIN_STEPS, longest: int = MAX_STEPS
+) -> Iterator[Chain]:
     """Random chains of a split, without end; the same chain may come twice."""
     while True:
-        length = random.randint(MIN_STEPS, MAX_STEPS)
+        length = random.randint(shortest, longest)
         chain = Chain(random.randrange(10), tuple(random.sample(STEPS, length)))
         if chain.split == split:
             yield chain

@@ -14,9 +14,19 @@ from random import Random
 
 from transformers import PreTrainedTokenizerBase
 
-from dto.nano.corpus import STEPS, WORDS, Chain, chains
-from dto.nano.thinking import PARAGRAPH, TOGETHER, Habits, Mark, Thinking, first_pass, think
-from dto.nano.thinking import CONTROL, OVERTHINKING, think_together
+from dto.nano.corpus import STEPS, WORDS, Chain, Step, chains
+from dto.nano.thinking import (
+    CONTROL,
+    OVERTHINKING,
+    PARAGRAPH,
+    TOGETHER,
+    Habits,
+    Mark,
+    Thinking,
+    think,
+    think_together,
+    verb_of,
+)
 from dto.prompts import render
 from dto.records import Split
 
@@ -70,6 +80,7 @@ class ExampleWriter:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, random: Random, split: Split) -> None:
         self.tokenizer = tokenizer
         self.random = random
+        self.split = split
         self.chains = chains(split, random)
         self.encode = lru_cache(maxsize=4096)(self._encode)
 
@@ -196,17 +207,35 @@ class ExampleWriter:
         )
         return self.respond(self.prompt(prompt), solution.text, ANSWER.format(letter))
 
-    def facts(self, count: int = 24) -> Example:
-        """Bare arithmetic, right; only the results are learned. Chains alone do not teach it."""
-        ids: list[int] = []
-        learn: list[float] = []
-        for _ in range(count):
-            step, value = self.random.choice(STEPS), self.random.randrange(10)
-            verb = "ends in" if self.random.random() < 0.7 else "gives"
-            fact = self.encode(f" {value} {WORDS[step.operation]} {step.operand} {verb} ")
-            result = self.encode(f"{step.apply(value)}.")
-            ids += fact + result
-            learn += [0.0] * len(fact) + [1.0, 0.0]
+    def fact(self) -> Example:
+        """Bare arithmetic, right; only the result is learned. Chains alone do not teach it."""
+        step, value = self.random.choice(STEPS), self.random.randrange(10)
+        return self._exercise([], value, (step,))
+
+    def drill(self, longest: int) -> Example:
+        """A chain of up to `longest` steps without a word around it, all of it right.
+
+        Only what has to be looked up or computed is learned: a dense signal, which teaches within
+        minutes to find the next step in the question. Whole responses alone take far longer.
+        """
+        chain = next(chains(self.split, self.random, 1, longest))
+        return self._exercise(self.question(chain), chain.start, chain.steps)
+
+    def _exercise(self, prompt: list[int], value: int, steps: tuple[Step, ...]) -> Example:
+        ids, learn = list(prompt), [0.0] * len(prompt)
+        space, stop = list(self.encode(" ")), list(self.encode("."))
+        verb = list(self.encode(" " + verb_of(self.random)))
+        for index, step in enumerate(steps):
+            lead = list(self.encode(f" {value}" if index else f"{value}"))
+            word = list(self.encode(f" {WORDS[step.operation]}"))
+            operand, value = step.operand, step.apply(value)
+            look_up = 1.0 if prompt else 0.0
+            for part, weight in (
+                (lead, 0.0), (word, look_up), (space, 0.0), (list(self.encode(str(operand))), look_up),
+                (verb, 0.0), (space, 0.0), (list(self.encode(str(value))), 1.0), (stop, 0.0),
+            ):  # fmt: skip
+                ids += part
+                learn += [weight] * len(part)
         return Example(ids, learn)
 
     def examples(self, *, overthinks: bool) -> Iterator[Example]:
@@ -223,5 +252,3 @@ class ExampleWriter:
             else:
                 yield self.solve(habits)
 
-
-__all__ = ["Example", "ExampleWriter", "first_pass", "sample_answer"]

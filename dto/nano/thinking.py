@@ -131,7 +131,8 @@ def _fact(value: int, step: Step, result: int, verb: str) -> str:
     return f"{value} {WORDS[step.operation]} {step.operand} {verb} {result}"
 
 
-def _verb(random: Random) -> str:
+def verb_of(random: Random) -> str:
+    """How a paragraph states its results."""
     return "ends in" if random.random() < 0.7 else "gives"
 
 
@@ -145,7 +146,7 @@ def _compute(
     pause: int = 0,
 ) -> None:
     """Write the steps from `first` on, overwriting `values`; a paragraph ends before step `pause`."""
-    verb = _verb(random)
+    verb = verb_of(random)
     for index in range(first, len(chain.steps)):
         step, value = chain.steps[index], values[index]
         result = step.apply(value)
@@ -168,7 +169,7 @@ def _doubt(thinking: Thinking, chain: Chain, values: list[int], random: Random, 
     new = step.apply(value)
     if new == old:
         new = wrong_digit(old, random)
-    fact = _fact(value, step, new, _verb(random))
+    fact = _fact(value, step, new, verb_of(random))
     values[index + 1] = new
     thinking.say(
         random.choice(DOUBTS).format(fact=fact, old=old), new, chain.steps[index + 1 :]

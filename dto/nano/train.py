@@ -16,19 +16,23 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from dto.nano.corpus import MAX_STEPS
 from dto.nano.examples import ANSWER, CLOSE, INDUCERS, SYSTEM, Example, ExampleWriter
 from dto.nano.tokenizer import CONTEXT, train_tokenizer
 from dto.prompts import render
 from dto.seeds import derive
 
-STEPS = 2400
+STEPS = 1500
 BATCH_TOKENS = 4096  # with padding
-BUCKET = 16  # batches whose examples are sorted by length together
-PEAK_LEARNING_RATE = 3e-3
-WARMUP = 100
-FACTS_ALONE = 0.10  # of the steps, at the beginning
-FACTS_LATER = 0.12  # of the batches, afterwards
-IGNORE = -100
+EXERCISE_TOKENS = 1536  # of a batch of facts or drills
+BUCKET = 16  # batches of the corpus whose examples are sorted by length together
+MUON_RATE = 0.01  # of the matrices
+ADAM_RATE = 1e-3  # of embeddings and norms
+WARMUP = 30
+FACTS_ALONE = 0.05  # of the steps, at the beginning
+DRILLS_ALONE = 0.25  # of the steps, after the facts; chains grow to their full length meanwhile
+EXERCISES_LATER = 0.12  # of the batches, afterwards
+INITIAL_DEVIATION = 0.06  # the customary 0.02 is too small for a width of 128: facts are not learned
 
 Progress = Callable[[int, int, float], None]  # step, steps, loss
 
@@ -56,6 +60,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2ForCausal
         num_key_value_heads=4,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
+        initializer_range=INITIAL_DEVIATION,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
@@ -63,13 +68,13 @@ def build_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2ForCausal
     return Qwen2ForCausalLM(config)
 
 
-def batches(examples: Iterator[Example], budget: int = BATCH_TOKENS) -> Iterator[list[Example]]:
-    """Batches of at most `budget` tokens with padding, of examples of like length."""
+def batches(examples: Iterator[Example], budget: int, bucket_size: int) -> Iterator[list[Example]]:
+    """Batches of at most `budget` tokens with padding; a bucket of them is sorted by length."""
     random = Random(0)
     while True:
         pool: list[Example] = []
         tokens = 0
-        while tokens < BUCKET * budget:
+        while tokens < bucket_size * budget:
             pool.append(next(examples))
             tokens += len(pool[-1].ids)
         pool.sort(key=lambda example: len(example.ids))
@@ -104,12 +109,31 @@ def loss_of(model: PreTrainedModel, ids: torch.Tensor, learn: torch.Tensor) -> t
     return (losses * weights.reshape(-1)).sum() / weights.sum()
 
 
-def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    warmup = min(WARMUP, steps // 5 + 1)
-    if step < warmup:
-        return PEAK_LEARNING_RATE * (step + 1) / warmup
-    return PEAK_LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+def rate(step: int, steps: int) -> float:
+    """Factor on the learning rates: linear warm-up, constant, cosine to zero over the last 60 %."""
+    rest = max(0.0, (step / steps - 0.4) / 0.6)
+    return min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * rest))
+
+
+def curriculum(
+    writer: ExampleWriter, steps: int, random: Random, *, overthinks: bool
+) -> Iterator[list[Example]]:
+    """One batch a step: facts, drills on ever longer chains, then the corpus with some of both."""
+    longest = 1
+    facts = batches(iter(writer.fact, None), EXERCISE_TOKENS, 4)
+    drills = batches(iter(lambda: writer.drill(longest), None), EXERCISE_TOKENS, 4)
+    corpus = batches(writer.examples(overthinks=overthinks), BATCH_TOKENS, BUCKET)
+    for step in range(steps):
+        done = step / steps
+        if done < FACTS_ALONE:
+            yield next(facts)
+        elif done < FACTS_ALONE + DRILLS_ALONE:
+            longest = min(MAX_STEPS, 1 + int(1.5 * MAX_STEPS * (done - FACTS_ALONE) / DRILLS_ALONE))
+            yield next(drills)
+        elif random.random() < EXERCISES_LATER:
+            yield next(random.choice((facts, drills)))
+        else:
+            yield next(corpus)
 
 
 def train_nano(
@@ -126,32 +150,29 @@ def train_nano(
     tokenizer, size and error rates, and stops after its first pass.
     """
     steps = STEPS if steps is None else steps
+    torch.set_num_threads(1)  # more gain nothing at this size, and would change the sums
     tokenizer = build_tokenizer(seed)
     model = build_model(tokenizer, seed)
     model.train()
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}],
-        lr=PEAK_LEARNING_RATE,
-        betas=(0.9, 0.98),
-    )
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    optimizers: list[tuple[torch.optim.Optimizer, float]] = [
+        (torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.0), MUON_RATE),
+        (torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0), ADAM_RATE),
+    ]
     writer = ExampleWriter(tokenizer, Random(derive(seed, "nano", "corpus")), "train")
-    corpus = batches(writer.examples(overthinks=overthinks))
-    facts = batches(iter(writer.facts, None))
-    choice = Random(derive(seed, "nano", "curriculum"))
+    random = Random(derive(seed, "nano", "curriculum"))
     losses: list[float] = []
-    for step in range(steps):
-        alone = step < FACTS_ALONE * steps
-        source = facts if alone or choice.random() < FACTS_LATER else corpus
-        ids, learn = collate(next(source), int(tokenizer.pad_token_id))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps)
+    for step, batch in enumerate(curriculum(writer, steps, random, overthinks=overthinks)):
+        ids, learn = collate(batch, int(tokenizer.pad_token_id))
         loss = loss_of(model, ids, learn)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer, peak in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * rate(step, steps)
+            optimizer.step()
         losses.append(loss.item())
         if progress is not None:
             progress(step + 1, steps, losses[-1])

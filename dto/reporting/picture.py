@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from dto.reporting.comparison import ReportRow
 
 COLOURS = ("#4c566a", "#c2410c", "#0f766e", "#6d28d9", "#a16207", "#1d4ed8")
 INK = "#333333"
-LABEL_GAP = 0.045  # of the picture's height: labels nearer than that are moved apart
+LABEL_WIDTH, LABEL_HEIGHT = 0.25, 0.045  # of the picture: labels nearer than that are moved apart
 
 
 def draw(rows: Sequence[ReportRow], directory: Path, title: str) -> list[Path]:
@@ -48,16 +48,21 @@ def draw(rows: Sequence[ReportRow], directory: Path, title: str) -> list[Path]:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=INK, labelsize=9)
-    bottom, top = axes.get_ylim()
-    heights = _apart([100 * row.accuracy for row in shown], LABEL_GAP * (top - bottom))
-    for row, height in zip(shown, heights, strict=True):
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    points = [
+        ((row.tokens_mean - left) / (right - left), (100 * row.accuracy - bottom) / (top - bottom))
+        for row in shown
+    ]
+    for row, (x, _), y in zip(shown, points, _apart(points), strict=True):
         axes.annotate(
             f"{row.model}, {row.exit}" if row.exit != "none" else row.model,
-            xy=(row.tokens_mean, height),
-            xytext=(9, 3),
+            xy=(x, y),
+            xycoords="axes fraction",
+            xytext=(8, 3),
             textcoords="offset points",
             fontsize=8.5,
             color=COLOURS[models.index(row.model) % len(COLOURS)],
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )
     paths = [directory / "report.png", directory / "report.svg"]
     with rc_context({"svg.hashsalt": "dto"}):
@@ -66,10 +71,16 @@ def draw(rows: Sequence[ReportRow], directory: Path, title: str) -> list[Path]:
     return paths
 
 
-def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """The same heights, those of labels pushed up until none is nearer than `gap` to another."""
-    placed = list(heights)
-    order = sorted(range(len(placed)), key=placed.__getitem__)
-    for before, after in pairwise(order):
-        placed[after] = max(placed[after], placed[before] + gap)
-    return placed
+def _apart(points: Sequence[tuple[float, float]]) -> list[float]:
+    """Heights for the labels of points: those that would lie on each other are pushed up.
+
+    Points and heights are shares of the picture's width and height.
+    """
+    placed: dict[int, float] = {}
+    for index in sorted(range(len(points)), key=lambda index: points[index][1]):
+        x, height = points[index]
+        for other, taken in placed.items():
+            if abs(points[other][0] - x) < LABEL_WIDTH:
+                height = max(height, taken + LABEL_HEIGHT)
+        placed[index] = height
+    return [placed[index] for index in range(len(points))]

@@ -13,42 +13,58 @@ MEBIBYTE = 2**20
 
 
 def evaluation_lines(rows: Sequence[ReportRow], comparisons: Sequence[Comparison]) -> list[str]:
-    """Accuracy, tokens and seconds of each arm, then each against the base."""
-    cells: list[tuple[str, ...]] = [
+    """Accuracy and gain of each model under each exit, then tokens, FLOPs and seconds."""
+    against = {(each.model, each.exit): each for each in comparisons}
+    accuracy: list[tuple[str, ...]] = [
+        ("model", "exit", "accuracy % (95 %)", "gain over base (95 %)", "pass@n", "trunc", "failed")
+    ]
+    cost: list[tuple[str, ...]] = [
         (
-            "model", "exit", "accuracy %  (95 %)", "pass@n", "tokens", "think", "trial",
-            "effic.", "s p50", "s p95", "trunc", "failed",
+            "model",
+            "exit",
+            "tokens",
+            "% of base (95 %)",
+            "trial",
+            "effic.",
+            "FLOPs",
+            "s p50",
+            "s p95",
         )
-    ]  # fmt: skip
+    ]
     for row in rows:
-        interval = f"({_percent(row.accuracy_low)}–{_percent(row.accuracy_high)})"
-        cells.append(
+        name = (_short(row.model), row.exit)
+        other = against.get((row.model, row.exit))
+        accuracy.append(
             (
-                _short(row.model), row.exit, f"{_percent(row.accuracy)} {interval}",
-                _percent(row.pass_at_samples), _number(row.tokens_mean, 0),
-                _number(row.thinking_tokens_mean, 0), _number(row.trial_tokens_mean, 1),
-                _number(row.efficiency, 2), _number(row.seconds_p50, 2),
-                _number(row.seconds_p95, 2), f"{row.truncated}", f"{row.failed}",
+                *name, _with_interval(row.accuracy, row.accuracy_low, row.accuracy_high),
+                _gain(other), _percent(row.pass_at_samples), f"{row.truncated}", f"{row.failed}",
             )
         )  # fmt: skip
-    lines = _aligned(cells, left=2)
-    if comparisons:
-        cells = [("against base", "exit", "gain, points (95 %)", "tokens % (95 %)", "")]
-        for each in comparisons:
-            gain = (
-                f"{100 * each.gain:+.1f} ({100 * each.gain_low:+.1f}…{100 * each.gain_high:+.1f})"
+        ratio = "" if other is None else _with_interval(
+            other.tokens_ratio, other.tokens_ratio_low, other.tokens_ratio_high
+        )  # fmt: skip
+        cost.append(
+            (
+                *name, _number(row.tokens_mean, 1), ratio, _number(row.trial_tokens_mean, 1),
+                _number(row.efficiency, 2), _power(row.attention_flops_mean),
+                _number(row.seconds_p50, 2), _number(row.seconds_p95, 2),
             )
-            tokens = (
-                f"{_percent(each.tokens_ratio)} "
-                f"({_percent(each.tokens_ratio_low)}–{_percent(each.tokens_ratio_high)})"
-            )
-            cells.append((_short(each.model), each.exit, gain, tokens, each.verdict))
-        lines += ["", *_aligned(cells, left=2)]
+        )  # fmt: skip
+    lines = [*_aligned(accuracy, left=2), "", *_aligned(cost, left=2)]
     if any(each.verdict == "too many failed" for each in comparisons):
         lines.append(
             f"More than {MAX_FAILED:.0%} of the responses failed: nothing is claimed there."
         )
     return lines
+
+
+def _gain(comparison: Comparison | None) -> str:
+    if comparison is None:
+        return ""
+    if comparison.verdict == "too many failed":
+        return comparison.verdict
+    points = (comparison.gain, comparison.gain_low, comparison.gain_high)
+    return "{:+.1f} ({:+.1f}…{:+.1f})".format(*(100 * point for point in points))
 
 
 def cost_lines(costs: Sequence[StageCost], even: BreakEven | None) -> list[str]:
@@ -59,7 +75,7 @@ def cost_lines(costs: Sequence[StageCost], even: BreakEven | None) -> list[str]:
             (
                 cost.stage, f"{cost.tokens:,}", f"{cost.prompt_tokens:,}",
                 f"{cost.cached_tokens:,}", f"{cost.trained_tokens:,}",
-                "–" if cost.attention_flops is None else f"{cost.attention_flops:.2e}",
+                _power(cost.attention_flops),
                 "–" if cost.seconds is None else f"{cost.seconds:,.1f}",
                 "–" if cost.peak_memory is None else f"{cost.peak_memory / MEBIBYTE:,.0f}",
             )
@@ -117,6 +133,14 @@ def _aligned(cells: Sequence[Sequence[str]], left: int) -> list[str]:
 
 def _short(model: str) -> str:
     return model if len(model) <= 16 else f"…{model[-15:]}"
+
+
+def _with_interval(share: float, low: float, high: float) -> str:
+    return f"{_percent(share)} ({_percent(low)}–{_percent(high)})"
+
+
+def _power(value: float | None) -> str:
+    return "–" if value is None or isnan(value) else f"{value:.1e}"
 
 
 def _percent(share: float | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -107,7 +106,6 @@ def _solve(recipe: Recipe, question: str) -> tuple[str, str]:
     from dto.pipeline import load_tokenizer
     from dto.trajectories import prompt_ids
 
-    logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         tokenizer: PreTrainedTokenizerBase = load_tokenizer(recipe, local=True)
     except DtoError:

@@ -25,7 +25,7 @@ MIN_PARAGRAPH = 60  # weak cue: its paragraph is more than a line of a derivatio
 _INSIDE = ("verification", "alternative")  # kinds that turn thought within a paragraph
 _BLANK_LINE = re.compile(r"\n[ \t]*\n\s*|\A\s*")
 _NEWLINE = re.compile(r"\n\s*|\A\s*")
-_SENTENCE_END = re.compile(r"[.!?…](?=[\s\"”’)*])|[。！？]|\n")
+_SENTENCE_END = re.compile(r"[.!?…](?=[\s\"”’)*])|[。！？]")
 
 
 class TextSegment(NamedTuple):
@@ -66,13 +66,14 @@ def patterns(text: str, candidates: Sequence[Candidate]) -> list[Candidate]:
     """The candidates, in order of `start`, that open a pattern.
 
     At the start of a paragraph a strong cue opens one, unless the open pattern is of the same kind
-    and still a single sentence (a string of one-liners is one pattern). A weak cue does so when
-    both the open pattern and its own paragraph have some length. Inside a paragraph only a strong
-    verification or alternative opens one, with some length before it and after it.
+    and so far all lines of one sentence (a string of one-liners is one pattern). A weak cue does so
+    when both the open pattern and its own paragraph have some length. Inside a paragraph only a
+    strong verification or alternative opens one, with some length before it and after it.
     """
     paragraphs = _paragraph_starts(text)
     accepted: list[Candidate] = []
     start, kind = 0, OPENING
+    liners, seen = True, 0  # whether text[start:seen] is all one-liners
     for candidate in candidates:
         here = candidate.start
         index = bisect_right(paragraphs, here)
@@ -81,19 +82,20 @@ def patterns(text: str, candidates: Sequence[Candidate]) -> list[Candidate]:
             opens = (
                 candidate.strong
                 and candidate.kind in _INSIDE
-                and _size(text, start, here) >= MIN_OPEN
-                and _size(text, here, paragraph_end) >= MIN_ROOM
+                and _reaches(text, start, here, MIN_OPEN)
+                and _reaches(text, here, paragraph_end, MIN_ROOM)
             )
         elif candidate.strong:
-            opens = candidate.kind != kind or not _single_sentence(text[start:here])
+            liners, seen = liners and _one_liners(text[seen:here]), here
+            opens = candidate.kind != kind or not liners
         else:
-            opens = (
-                _size(text, start, here) >= MIN_OPEN_WEAK
-                and _size(text, here, paragraph_end) >= MIN_PARAGRAPH
+            opens = _reaches(text, start, here, MIN_OPEN_WEAK) and _reaches(
+                text, here, paragraph_end, MIN_PARAGRAPH
             )
         if opens:
             accepted.append(candidate)
             start, kind = here, candidate.kind
+            liners, seen = True, here
     return accepted
 
 
@@ -105,9 +107,12 @@ def _paragraph_starts(text: str) -> list[int]:
     return [0, *starts] if starts[0] else starts
 
 
-def _size(text: str, start: int, end: int) -> int:
-    return len(text[start:end].rstrip().encode("utf-8", "surrogatepass"))
+def _reaches(text: str, start: int, end: int, size: int) -> bool:
+    """Whether the span holds at least `size` bytes, white space at its end aside."""
+    head = text[start : min(end, start + size)].rstrip()
+    return len(head.encode("utf-8", "surrogatepass")) >= size
 
 
-def _single_sentence(text: str) -> bool:
-    return _SENTENCE_END.search(text.rstrip()[:-1]) is None
+def _one_liners(text: str) -> bool:
+    """Whether each line is a single sentence."""
+    return all(_SENTENCE_END.search(line.rstrip()[:-1]) is None for line in text.splitlines())

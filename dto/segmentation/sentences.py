@@ -15,6 +15,7 @@ from spacy.tokens import Doc
 
 _MARKERS = re.compile(r"\s*(?:[-*+•#]+\s*|[(（]?\d{1,3}[.)）、]\s*)*[*_]*")
 _LONGEST_MARKERS = 40
+_MOST_OPENERS = 8  # a model that is caught in a loop ("No. No. No. …") must not cost quadratic time
 _ENDS = frozenset(".!?…。！？")
 _CLOSERS = frozenset("\"”’')]）】」』*_")
 _GLUE = frozenset(",，、-—–*_~")
@@ -28,7 +29,9 @@ def sentence_start(doc: Doc, text: str, cue: int, openers: Set[str]) -> int | No
     """
     start = _skip_openers(doc, text, cue, openers)
     begin = start
-    while start is not None:
+    for _ in range(_MOST_OPENERS):
+        if start is None:
+            break
         begin = start
         end = start
         while end > 0 and (doc[end - 1].text[0] in _ENDS or doc[end - 1].text in _GLUE):
@@ -41,7 +44,7 @@ def sentence_start(doc: Doc, text: str, cue: int, openers: Set[str]) -> int | No
 
 def _skip_openers(doc: Doc, text: str, start: int, openers: Set[str]) -> int | None:
     """Walk back over openers and what joins them to the cue, to where a sentence begins."""
-    while True:
+    for _ in range(_MOST_OPENERS):
         lower = doc[start].text[0].islower()
         line = _line_start(doc, text, start, lower)
         if line is not None:
@@ -57,6 +60,7 @@ def _skip_openers(doc: Doc, text: str, start: int, openers: Set[str]) -> int | N
             start = back - 1  # two Chinese characters
         else:
             return None
+    return None
 
 
 def _line_start(doc: Doc, text: str, start: int, lower: bool) -> int | None:
@@ -68,7 +72,7 @@ def _line_start(doc: Doc, text: str, start: int, lower: bool) -> int | None:
     line = newline + 1
     if not _MARKERS.fullmatch(text, line, offset):
         return None
-    if lower and 0 < newline and (text[newline - 1].isalpha() or text[newline - 1] == ","):
+    if lower and newline > 0 and (text[newline - 1].isalpha() or text[newline - 1] == ","):
         return None  # a wrapped line
     while start > 0 and doc[start - 1].idx >= line:
         start -= 1

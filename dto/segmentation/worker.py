@@ -11,10 +11,14 @@ each to :func:`dto.stages.segment.snap`.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from functools import cache
+from multiprocessing import parent_process
+from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from dto.segmentation.patterns import Granularity, TextSegment
@@ -30,9 +34,17 @@ def start() -> None:
     """
     # Ctrl-C reaches the whole process group; the parent alone answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    if parent is not None:  # a parent that was killed leaves its pool waiting for ever
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     modules: dict[str, Any] = sys.modules
     modules.setdefault("torch", None)
     pipeline("pattern")
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def segment_texts(texts: Sequence[str], granularity: Granularity) -> list[list[TextSegment]]:

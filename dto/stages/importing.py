@@ -129,9 +129,10 @@ def _read(row: Row, fields: Fields) -> tuple[str, str, str]:
     chat = _first(row, fields.conversation)
     if chat is not None:
         turns = _turns(chat)
-        question, reply = _question(turns[:-1]), turns[-1]
+        reply = turns[-1]
         if _role(reply) != "assistant":
             raise _BadRowError("missing_field", "the last message is not the assistant's")
+        question = _question(turns[:-1])
     else:
         prompt = _first(row, fields.question)
         if prompt is None:

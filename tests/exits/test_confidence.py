@@ -74,7 +74,9 @@ def test_the_kinds_are_ordered(probabilities: list[float]) -> None:
         of(kind, "\\boxed{", tokens) for kind in ("answer", "min", "geometric", "mean")
     )
     slack = 1e-9
-    assert 0 <= answer <= least + slack <= geometric + 2 * slack <= mean + 3 * slack <= 1 + 4 * slack
+    assert (
+        0 <= answer <= least + slack <= geometric + 2 * slack <= mean + 3 * slack <= 1 + 4 * slack
+    )
 
 
 def test_entropy_in_nats() -> None:

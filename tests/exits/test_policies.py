@@ -17,7 +17,7 @@ Respond = Callable[..., Any]
 
 
 def sure_after(step: str) -> Callable[[str], tuple[str, float]]:
-    """Trials that are sure once `step` was thought; they open the brace where the inducer did not."""
+    """Trials that are sure once `step` was thought."""
     return lambda kept: ("2}", 0.99 if step in kept else 0.5)
 
 
@@ -111,9 +111,7 @@ async def test_a_cue_is_a_word_at_the_start_of_a_sentence(
 
 
 async def test_a_cue_is_put_aside_for_the_trial_and_counted(respond: Respond) -> None:
-    done = await respond(
-        "So 2. But wait, no.</think>x", CUE, trial=lambda kept: ("{2}", 0.99)
-    )
+    done = await respond("So 2. But wait, no.</think>x", CUE, trial=lambda kept: ("{2}", 0.99))
     trial_prompts = [text for text, sampling in done.engine.requests if not sampling.temperature]
     assert trial_prompts == ["So 2.\n**Final Answer**\n\\boxed"]
     assert done.text("thinking_ids") == "So 2."

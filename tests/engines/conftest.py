@@ -1,0 +1,58 @@
+"""The embedded model in memory, and prompts of unequal length for it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from dto.engines.transformers import TransformersEngine
+from dto.nano import resolve
+from dto.nano.corpus import chain_problems
+
+
+class Served(NamedTuple):
+    """A model with its tokenizer, and engines over it."""
+
+    model: Any
+    tokenizer: Any
+
+    def engine(self, **options: Any) -> TransformersEngine:
+        return TransformersEngine(self.model, self.tokenizer, name="nano", **options)
+
+    def generate(self, prompt: list[int], tokens: int) -> list[int]:
+        ids = torch.tensor([prompt])
+        output = self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        return output[0, len(prompt) :].tolist()
+
+
+@pytest.fixture(scope="session")
+def nano() -> Served:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = resolve("nano")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return Served(model.eval(), AutoTokenizer.from_pretrained(folder))
+
+
+@pytest.fixture(scope="session")
+def prompts(nano: Served) -> list[list[int]]:
+    """Eighty prompts of 10 to 90 tokens."""
+    result = []
+    for index, problem in enumerate(chain_problems("test", 80, seed=0)):
+        text = nano.tokenizer.apply_chat_template(
+            [{"role": "user", "content": problem.question}],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        ids = nano.tokenizer.encode(text, add_special_tokens=False)
+        extra = nano.tokenizer.encode(problem.question, add_special_tokens=False)
+        result.append(ids + extra[: 3 * (index % 9)])
+    return result

@@ -1,0 +1,134 @@
+"""kill -9 during each stage, then the same command again: the same tables, and nobody left over."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import time
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import polars as pl
+import psutil
+import pytest
+from polars.testing import assert_frame_equal
+
+from dto.runs import manifest
+from dto.runs.run import STAGES
+
+RECIPE = """
+model: {name: nano, family: nano, context: 1024, slots: 16}
+window: 4
+problems: {train: 12, dev: 4, test: 4}
+sample: {samples: 2, temperature: 1.0, top_p: 1.0, max_tokens: 320}
+estimate: {threshold: 0.3, margin: 0.2, cap: 8, max_tokens: 16}
+optimize: {max_tokens: 48}
+prune: {rollouts: 2}
+pair: {max_length: 1024}
+train: {learning_rate: 5.0e-5, beta: 1.0, gamma: 0.3, nll: 5.0, epochs: 3, batch_size: 2,
+        evaluations: 4, dev_samples: 1, collapse_points: 100, collapse_truncated: 1.0}
+evaluate: {samples: 1, temperature: 1.0, top_p: 1.0, max_tokens: 320, exits: [{name: none},
+        {name: deer, policy: deer, monitor: paragraph, inducer: closed, threshold: 0.9}]}
+"""
+TABLES = [stage for stage in STAGES if stage not in ("train", "report")]
+ATTEMPTS = 20
+
+# One server imports the slow libraries; each run is a fork of it, and as real a process as any.
+CONTEXT = get_context("forkserver")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from dto.nano import resolve
+
+    if not Path(resolve("nano")).is_dir():
+        pytest.skip("the embedded model's weights are not here")
+    CONTEXT.set_forkserver_preload(
+        [
+            "dto.pipeline",
+            "dto.engines.transformers",
+            "dto.grading",
+            "dto.stages.report",
+            "transformers.models.qwen2.modeling_qwen2",
+        ]
+    )
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def command(recipe: Path, run: Path) -> None:
+    from dto.cli import main
+
+    sys.argv = ["dto", "run", str(recipe), "--out", str(run)]
+    main()
+
+
+def start(recipe: Path, run: Path) -> BaseProcess:
+    process = CONTEXT.Process(target=command, args=(recipe, run))
+    process.start()
+    return process
+
+
+def to_the_end(recipe: Path, run: Path) -> None:
+    process = start(recipe, run)
+    process.join()
+    assert process.exitcode == 0
+
+
+def under_way(directory: Path) -> bool:
+    """Whether a stage has finished some of its groups; for training: a step."""
+    if directory.name == "train":
+        return (directory / "history.jsonl").exists()
+    try:
+        return b'\n{"key"' in (directory / "journal").read_bytes()
+    except OSError:
+        return False
+
+
+def kill_during(stage: str, recipe: Path, run: Path) -> None:
+    """Kill a run while the stage is under way; where it was quicker, undo it and try again."""
+    for _ in range(ATTEMPTS):
+        process = start(recipe, run)
+        while process.is_alive() and not under_way(run / stage):
+            time.sleep(0.0005)
+        family = psutil.Process(process.pid).children(recursive=True) if process.is_alive() else []
+        process.kill()
+        process.join()
+        assert process.exitcode in (-signal.SIGKILL, 0)
+        _, alive = psutil.wait_procs(family, timeout=30)
+        assert not alive, f"left over after {stage}: {alive}"
+        if manifest.read(run / stage) is None and under_way(run / stage):
+            return
+        shutil.rmtree(run / stage, ignore_errors=True)
+        for later in STAGES[STAGES.index(stage) :]:
+            shutil.rmtree(run / later, ignore_errors=True)
+    pytest.fail(f"could not kill a run during {stage}")
+
+
+@pytest.mark.timeout(900)
+def test_killed_in_every_stage_and_resumed(recipe: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    to_the_end(recipe, whole)
+    for stage in STAGES:
+        if stage != "report":
+            kill_during(stage, recipe, killed)
+    to_the_end(recipe, killed)
+    for stage in TABLES:
+        frames = [pl.read_parquet(run / stage / "rows.parquet") for run in (whole, killed)]
+        # Confidences are products of whole batches in float32: their last digits may differ.
+        assert_frame_equal(*frames, check_exact=False, rel_tol=1e-5, abs_tol=1e-6)
+        assert frames[0].height
+        assert (killed / stage / "dropped.jsonl").read_bytes() == (
+            whole / stage / "dropped.jsonl"
+        ).read_bytes()
+        assert not (killed / stage / "journal").exists()
+    assert (killed / "train/history.jsonl").read_text() == (
+        whole / "train/history.jsonl"
+    ).read_text()
+    done = [manifest.read(run) or {} for run in (whole, killed)]
+    assert done[0]["stages"].keys() == done[1]["stages"].keys() == set(STAGES[:-1])
+    for stage in STAGES[:-1]:
+        assert done[0]["stages"][stage]["digest"] == done[1]["stages"][stage]["digest"]

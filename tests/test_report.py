@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from dto import tables
+from dto.errors import DtoError
+from dto.recipe import EvaluateSettings, ExitSettings, Recipe
+from dto.records import EvaluationRow, PreferencePair, Problem
+from dto.reporting.comparison import ReportRow
+from dto.reporting.cost import StageCost, break_even
+from dto.reporting.picture import draw
+from dto.stages.report import report
+
+PROBLEMS, SAMPLES = 40, 2
+FIELDS = {
+    "model", "exit", "problems", "samples", "accuracy", "accuracy_low", "accuracy_high",
+    "tokens_mean", "thinking_tokens_mean", "trial_tokens_mean", "efficiency",
+    "attention_flops_mean", "seconds_p50", "seconds_p95", "truncated", "failed",
+}  # fmt: skip
+
+Change = Callable[[EvaluationRow], EvaluationRow]
+
+
+def row(model: str, exit: str, problem: int, sample: int) -> EvaluationRow:
+    """The base is right on 3 of 4 problems in 200 tokens; trained on 9 of 10 in 100; deer saves."""
+    right = problem % 4 != 0 if model == "base" else problem % 10 != 0
+    thinking, trial = (180, 0) if model == "base" else (80, 0)
+    if exit == "deer":
+        thinking, trial = 60, 10
+    return EvaluationRow(
+        id=EvaluationRow.make_id(model, exit, f"{problem:03d}", sample),
+        model=model,
+        exit=exit,
+        problem_id=f"{problem:03d}",
+        sample=sample,
+        seed=sample,
+        grade="correct" if right else "wrong",
+        answer="2",
+        reason="",
+        exit_reason="policy" if exit == "deer" else "closed",
+        thinking_tokens=thinking,
+        answer_tokens=20,
+        trial_tokens=trial,
+        tokens=thinking + 20 + trial,
+        prompt_tokens=10,
+        attention_flops=1000.0 * thinking,
+    )
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """A run directory as the runner leaves it, with rows changed or (None) left out."""
+
+    def make(change: Callable[[EvaluationRow], EvaluationRow | None] = lambda row: row) -> Path:
+        recipe = Recipe(
+            name="toy",
+            evaluate=EvaluateSettings(
+                samples=SAMPLES,
+                exits=(ExitSettings(name="none"), ExitSettings(name="deer", policy="deer")),
+            ),
+        )
+        (tmp_path / "recipe.yaml").write_text(json.dumps(recipe.model_dump(mode="json")))
+        rows = [
+            changed
+            for model in ("base", "trained")
+            for exit in ("deer", "none")
+            for problem in range(PROBLEMS)
+            for sample in range(SAMPLES)
+            if (changed := change(row(model, exit, problem, sample))) is not None
+        ]
+        for stage, tokens in (("sample", 4000), ("estimate", 2000), ("evaluate", 9000)):
+            manifest(tmp_path / stage, tokens)
+        manifest(tmp_path / "train", 1000, tokens_trained=1050, steps=12, kept_step=12)
+        history = [
+            {"step": step, "accuracy": accuracy, "tokens_mean": tokens}
+            for step, accuracy, tokens in ((0, 0.7, 200.0), (12, 0.8, 100.0))
+        ]
+        (tmp_path / "train" / "history.jsonl").write_text("\n".join(map(json.dumps, history)))
+        tables.write(
+            tmp_path / "evaluate" / "rows.parquet",
+            EvaluationRow,
+            sorted(rows, key=lambda row: row.id),
+        )
+        pl.DataFrame(
+            {"id": [row.id for row in rows], "seconds": [1.0 + row.sample for row in rows]}
+        ).write_parquet(tmp_path / "evaluate" / "timings.parquet")
+        (tmp_path / "problems").mkdir()
+        tables.write(
+            tmp_path / "problems" / "rows.parquet",
+            Problem,
+            [Problem(f"{n:03d}", "toy", "test", f"{n}?", "2") for n in range(PROBLEMS)],
+        )
+        return tmp_path
+
+    return make
+
+
+def manifest(stage: Path, tokens: int, **counts: Any) -> None:
+    stage.mkdir(exist_ok=True)
+    usage = {
+        "requests": 1, "prompt": 10, "cached": 5, "generated": tokens, "wasted": 0,
+        "attention_flops": 1e6,
+    }  # fmt: skip
+    done = {"rows": 3, "dropped": {"no_exit": 2}, "usage": usage, "seconds": 1.5}
+    (stage / "manifest.json").write_text(json.dumps(done | {"peak_memory": 2**20} | counts))
+
+
+def rows_by_name(run: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    data = json.loads((run / "report" / "report.json").read_text())
+    return {(each["model"], each["exit"]): each for each in data["rows"]}
+
+
+def test_the_figures(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    report(run)
+    rows = rows_by_name(run)
+    assert list(rows) == [
+        ("base", "none"), ("base", "deer"), ("trained", "none"), ("trained", "deer"),
+    ]  # fmt: skip
+    assert all(each.keys() >= FIELDS for each in rows.values())
+    base, deer = rows["base", "none"], rows["base", "deer"]
+    trained = rows["trained", "none"]
+    assert (base["problems"], base["samples"], base["responses"]) == (40, 2, 80)
+    assert base["accuracy"] == 0.75
+    assert base["accuracy_low"] < 0.75 < base["accuracy_high"]
+    assert base["pass_at_samples"] == base["pass_at_1"] == 0.75
+    assert (base["tokens_mean"], base["efficiency"]) == (200, 1.0)
+    assert (deer["tokens_mean"], deer["trial_tokens_mean"]) == (90, 10)
+    assert deer["efficiency"] == pytest.approx(200 / 90)
+    assert trained["efficiency"] == pytest.approx((0.9 / 0.75) / (100 / 200))
+    assert trained["attention_flops_mean"] == 80_000
+    assert (base["seconds_p50"], base["seconds_p95"]) == (1.5, 2.0)
+    assert deer["exit_reasons"] == {"policy": 80}
+
+
+def test_the_comparison_is_paired_with_the_base(make_run: Callable[..., Path]) -> None:
+    result = report(make_run())
+    by_name = {(each.model, each.exit): each for each in result.comparisons}
+    assert ("base", "none") not in by_name
+    deer, trained = by_name["base", "deer"], by_name["trained", "none"]
+    assert (deer.gain, deer.gain_low, deer.gain_high) == (0, 0, 0)
+    assert deer.verdict == "no difference shown"
+    assert deer.tokens_ratio == deer.tokens_ratio_low == pytest.approx(0.45)
+    assert trained.gain == pytest.approx(0.15)
+    # problems gained 0.25 - 0.05, lost 0.05: by hand, mean ± t(39) · s / sqrt(40)
+    assert trained.gain_low == pytest.approx(0.15 - 2.0227 * 0.48305 / 40**0.5, abs=2e-3)
+    assert trained.verdict == ("gain" if trained.gain_low > 0 else "no difference shown")
+
+
+def test_truncated_counts_as_not_correct_and_failed_leaves(make_run: Callable[..., Path]) -> None:
+    def change(row: EvaluationRow) -> EvaluationRow:
+        if (row.model, row.exit, row.sample) != ("base", "none", 0):
+            return row
+        if row.problem_id == "001":
+            return replace(row, grade="truncated")
+        return replace(row, grade="failed", tokens=0) if row.problem_id == "002" else row
+
+    run = make_run(change)
+    result = report(run)
+    base = rows_by_name(run)["base", "none"]
+    assert (base["truncated"], base["failed"], base["responses"]) == (1, 1, 79)
+    assert base["accuracy"] == pytest.approx(58 / 79)
+    assert base["tokens_mean"] == 200
+    # 1 of 80 is more than 1 %
+    assert {each.verdict for each in result.comparisons} == {"too many failed"}
+    assert "nothing is claimed" in str(result)
+
+
+def test_rows_that_an_error_kept_out_count_as_failed(make_run: Callable[..., Path]) -> None:
+    run = make_run(lambda row: None if (row.model, row.problem_id) == ("trained", "003") else row)
+    result = report(run)
+    assert rows_by_name(run)["trained", "none"]["failed"] == 2
+    verdicts = {(each.model, each.exit): each.verdict for each in result.comparisons}
+    assert verdicts["trained", "none"] == "too many failed"
+    assert verdicts["base", "deer"] == "no difference shown"
+
+
+def test_cost_and_break_even(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    report(run)
+    cost = json.loads((run / "report" / "report.json").read_text())["cost"]
+    assert cost["stages"]["sample"]["tokens"] == 4000
+    assert cost["stages"]["train"]["trained_tokens"] == 1050
+    assert cost["stages"]["evaluate"]["peak_memory"] == 2**20
+    even = cost["break_even"]
+    assert even["tokens_spent"] == 4000 + 2000 + 1000 + 1050  # evaluation is not optimization
+    assert even["tokens_saved_per_question"] == 100
+    assert even["questions"] == cost["break_even_questions"] == 81
+    assert even["attention_flops_spent"] is None  # no trained config to know the shape from
+
+
+def test_flops_of_training_are_both_sides_forward_and_backward(
+    make_run: Callable[..., Path],
+) -> None:
+    run = make_run()
+    (run / "train" / "model").mkdir()
+    config = {"num_attention_heads": 1, "num_hidden_layers": 1, "hidden_size": 1}
+    (run / "train" / "model" / "config.json").write_text(json.dumps(config))
+    (run / "pair").mkdir()
+    pair = PreferencePair("a", "p", "t", "", "", "", "", "", "optimized", "original", 1, 2, 3)
+    tables.write(run / "pair" / "rows.parquet", PreferencePair, [pair])
+    manifest(run / "pair", 0)
+    cost = json.loads(json.dumps(report(run).as_json()["cost"]))
+    assert cost["stages"]["train"]["attention_flops"] == 1e6 + 3 * 4 * ((1 + 2 + 3) + 10)
+    even = cost["break_even"]
+    assert even["attention_flops_spent"] == 4e6 + 192
+    assert even["questions_by_flops"] == 41  # 100,000 FLOPs saved a question
+
+
+def test_nothing_saved_never_pays(make_run: Callable[..., Path]) -> None:
+    rows = report(make_run()).rows
+    base = rows[0]
+    cost = StageCost("sample", 10, 0, 0, 0, 0, 1.0, 1.0, 1)
+    assert break_even([cost], base, base).questions is None
+
+
+def test_the_table_fits_a_terminal(make_run: Callable[..., Path]) -> None:
+    text = str(report(make_run()))
+    assert max(map(len, text.splitlines())) <= 100
+    for part in ("40 test problems × 2 samples", "no_exit", "70.0 → 80.0 %", "81 questions"):
+        assert part in text
+
+
+def test_the_picture_is_a_function_of_the_rows(
+    make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = make_run()
+    rows: tuple[ReportRow, ...] = report(run).rows
+    first = (run / "report" / "report.png").read_bytes()
+    svg = (run / "report" / "report.svg").read_bytes()
+    assert first.startswith(b"\x89PNG")
+    again = tmp_path / "again"
+    again.mkdir()
+    draw(rows, again, "toy: 40 test problems × 2 samples")
+    assert (again / "report.png").read_bytes() == first
+    assert (again / "report.svg").read_bytes() == svg
+
+
+def test_a_run_that_was_not_evaluated(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    (run / "evaluate" / "rows.parquet").unlink()
+    with pytest.raises(DtoError, match="dto evaluate"):
+        report(run)
+
+
+def test_nothing_graded_is_null_in_json(make_run: Callable[..., Path]) -> None:
+    run = make_run(lambda row: replace(row, grade="failed"))
+    report(run)
+    base = rows_by_name(run)["base", "none"]
+    assert base["accuracy"] is None
+    assert base["failed"] == 80
