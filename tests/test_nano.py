@@ -7,7 +7,6 @@ from pathlib import Path
 from random import Random
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -23,8 +22,8 @@ from dto.records import Split
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 FROZEN = {
-    "nano": "",
-    "nano-control": "",
+    "nano": "16f3d9690b3354448abdafacfd63b67c3d3aa40e1ed674da97860cf3d22e016e",
+    "nano-control": "96d48272e0ecdfb1201a3eb554fd5ed224a94615273bc1f6116f0d2ab9446b00",
 }
 
 
@@ -98,8 +97,7 @@ def test_overthinker_states_conclusions_in_paragraphs_of_their_own() -> None:
         chain = next(source)
         thinking = think(chain, OVERTHINKING, random)
         stated = [p for p in thinking.text.split(PARAGRAPH) if "last digit is" in p]
-        assert len(stated) == len(thinking.conclusions)
-        assert all(p.endswith(f"is {c}.") for p, c in zip(stated, thinking.conclusions, strict=True))
+        assert [p[-len("is 0.") :] for p in stated] == [f"is {c}." for c in thinking.conclusions]
         assert [m.end for m in thinking.marks] == sorted(m.end for m in thinking.marks)
         assert thinking.marks[-1].end == len(thinking.text)
         rechecked += len(stated) > 1
@@ -152,7 +150,7 @@ def test_cuts_are_built_from_ids(tokenizer: PreTrainedTokenizerBase) -> None:
 def test_numbered_questions_share_a_thinking_block(tokenizer: PreTrainedTokenizerBase) -> None:
     writer = ExampleWriter(tokenizer, Random(0), "train")
     for _ in range(20):
-        text = tokenizer.decode(writer.together(overthinks=True).ids)
+        text = tokenizer.decode(writer.together().ids)
         count = text.split("<think>")[0].count("What is the last digit?")
         thinking, conclusion = text.split("<think>")[1].split("</think>")
         assert 2 <= count <= 5
@@ -193,7 +191,6 @@ def test_tokens_that_exits_rely_on(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def test_overthinker_answers_and_overthinks(overthinker: Measurement) -> None:
-    torch.manual_seed(0)
     responses = overthinker.sample(chain_problems("dev", 64, seed=11))
     right = [r.answer == r.problem.answer for r in responses]
     assert sum(right) >= 32
@@ -226,10 +223,7 @@ def test_sure_after_the_first_pass_and_not_before(overthinker: Measurement, indu
 
 @pytest.mark.timeout(120)
 def test_training_is_deterministic(tmp_path: Path) -> None:
-    losses = [
-        train_nano(tmp_path / str(i), overthinks=True, seed=5, steps=6)
-        for i in range(2)
-    ]
+    losses = [train_nano(tmp_path / str(i), overthinks=True, seed=5, steps=6) for i in range(2)]
     assert losses[0] == losses[1]
     weights = [(tmp_path / str(i) / "model.safetensors").read_bytes() for i in range(2)]
     assert weights[0] == weights[1]

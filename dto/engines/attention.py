@@ -36,7 +36,7 @@ def rows_attention(
     Args:
         module: the attention layer (not read).
         query: [rows, heads, queries, head_dim].
-        key: [rows, kv_heads, keys, head_dim]; `keys` is a multiple of 64.
+        key: [rows, kv_heads, keys, head_dim]; `keys` is a multiple of 16.
         value: like key.
         attention_mask: additive float mask [rows, 1, queries, keys].
         scaling: factor on the scores; 1 / sqrt(head_dim) when None.
@@ -58,12 +58,12 @@ def rows_attention(
     kv_heads, keys = key.shape[1], key.shape[2]
     group = heads // kv_heads
     wide = group * queries
+    query = query * (head_dim**-0.5 if scaling is None else scaling)
     folded = query.reshape(rows * kv_heads, wide, head_dim)
     padding = MIN_ROWS - wide
     if padding > 0:
         folded = nn.functional.pad(folded, (0, 0, 0, padding))
     scores = torch.bmm(folded, key.flatten(0, 1).transpose(1, 2))
-    scores *= head_dim**-0.5 if scaling is None else scaling
     if queries == 1:
         scores.view(rows, -1, 1, keys).add_(attention_mask)
     else:

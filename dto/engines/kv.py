@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-LENGTH_STEP = 64  # capacity and attended length are multiples of this
+LENGTH_STEP = 32  # capacity and attended length are multiples of this
 
 
 def round_up(count: int, step: int) -> int:

@@ -1,7 +1,7 @@
 """The embedded model's world: chains of one-digit arithmetic.
 
-"Start with 7. Multiply by 8. Add 5. Subtract 9. What is the last digit?" Only the last digit is kept
-after each step, and a subtraction that would fall below zero borrows ten (2 - 9 leaves 3): all
+"Start with 7. Multiply by 8. Add 5. Subtract 9. What is the last digit?" Only the last digit is
+kept after each step, and a subtraction that would fall below zero borrows ten (2 - 9 leaves 3): all
 arithmetic is modulo 10. No step occurs twice in a chain.
 """
 
@@ -42,10 +42,10 @@ class Step:
         return (value * self.operand) % 10
 
 
-STEPS = tuple(
-    Step(operation, operand)
-    for operation, first in (("add", 1), ("subtract", 1), ("multiply", 2))
-    for operand in range(first, 10)
+STEPS: tuple[Step, ...] = (
+    *(Step("add", operand) for operand in range(1, 10)),
+    *(Step("subtract", operand) for operand in range(1, 10)),
+    *(Step("multiply", operand) for operand in range(2, 10)),
 )
 
 

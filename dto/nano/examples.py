@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from dto.nano.corpus import STEPS, WORDS, Chain, Step, chains
 from dto.nano.thinking import (
     CONTROL,
+    EXACT,
     OVERTHINKING,
     PARAGRAPH,
     TOGETHER,
@@ -147,10 +148,7 @@ class ExampleWriter:
         prompt = self.question(chain)
         return Example(
             [*prompt, *prefix, *inducer, *answer],
-            [0.0] * len(prompt)
-            + [1.0] * len(prefix)
-            + [0.0] * len(inducer)
-            + [2.0] * len(answer),
+            [0.0] * len(prompt) + [1.0] * len(prefix) + [0.0] * len(inducer) + [2.0] * len(answer),
         )
 
     def _cut_position(self, thinking: Thinking) -> int:
@@ -164,12 +162,11 @@ class ExampleWriter:
         ends = [i for i in range(len(text)) if text.startswith(PARAGRAPH, i)] + [len(text)]
         return random.choice(ends) + (len(PARAGRAPH) if kind < 0.55 else 0)
 
-    def together(self, *, overthinks: bool) -> Example:
-        """Two to five numbered questions in one prompt."""
-        count = self.random.choices((2, 3, 4, 5), (0.4, 0.3, 0.15, 0.15))[0]
+    def together(self, habits: Habits | None = None, most: int = 5) -> Example:
+        """Two to `most` numbered questions in one prompt; the habits go by their number."""
+        count = min(most, self.random.choices((2, 3, 4, 5), (0.4, 0.3, 0.15, 0.15))[0])
         asked = tuple(next(self.chains) for _ in range(count))
-        habits = TOGETHER[count] if overthinks else CONTROL
-        parts = think_together(asked, habits, self.random)
+        parts = think_together(asked, habits or TOGETHER[count], self.random)
         questions = "\n".join(f"{i}. {chain.question}" for i, chain in enumerate(asked, start=1))
         answers = "\n".join(
             f"{i}. \\boxed{{{part.conclusions[-1]}}}" for i, part in enumerate(parts, start=1)
@@ -197,15 +194,22 @@ class ExampleWriter:
         solution = Thinking()
         for value, step in zip(chain.values, chain.steps, strict=False):
             result = step.apply(value)
-            solution.say(f"{value} {WORDS[step.operation]} {step.operand} ends in {result}.", result)
+            fact = f"{value} {WORDS[step.operation]} {step.operand} ends in {result}."
+            solution.say(fact, result)
         solution.conclude(chain.answer)
         solution.paragraph()
         solution.say(f"The reasoning ends with {given.conclusions[-1]}.", chain.answer)
-        solution.say(f"It is {VERDICTS[wanted]}.", chain.answer)
-        prompt = render(
-            "compare", "nano", question=chain.question, reasoning=given.text, **options
-        )
-        return self.respond(self.prompt(prompt), solution.text, ANSWER.format(letter))
+        solution.say("That is the same." if right else "That differs.", chain.answer)
+        if right:
+            solution.say("It stops there." if concise else "It goes on checking.", chain.answer)
+        solution.say(f"So it is {VERDICTS[wanted]}.", chain.answer)
+        prompt = render("compare", "nano", question=chain.question, reasoning=given.text, **options)
+        example = self.respond(self.prompt(prompt), solution.text, ANSWER.format(letter))
+        learn = [
+            weight * (4.0 if token in self.encode(letter) else 1.0)
+            for token, weight in zip(example.ids, example.learn, strict=True)
+        ]
+        return Example(example.ids, learn)
 
     def fact(self) -> Example:
         """Bare arithmetic, right; only the result is learned. Chains alone do not teach it."""
@@ -221,21 +225,36 @@ class ExampleWriter:
         chain = next(chains(self.split, self.random, 1, longest))
         return self._exercise(self.question(chain), chain.start, chain.steps)
 
+    def numbered_drill(self, most: int) -> Example:
+        """The same for two to `most` numbered questions, with their list of answers."""
+        example = self.together(EXACT, most)
+        looked_up = {self.encode(text)[0] for text in (*"0123456789", " plus", " minus", " times")}
+        learn = [
+            weight if token in looked_up else 0.0
+            for token, weight in zip(example.ids, example.learn, strict=True)
+        ]
+        return Example(example.ids, learn)
+
     def _exercise(self, prompt: list[int], value: int, steps: tuple[Step, ...]) -> Example:
         ids, learn = list(prompt), [0.0] * len(prompt)
-        space, stop = list(self.encode(" ")), list(self.encode("."))
-        verb = list(self.encode(" " + verb_of(self.random)))
+        look_up = 1.0 if prompt else 0.0
+        verb = verb_of(self.random)
         for index, step in enumerate(steps):
-            lead = list(self.encode(f" {value}" if index else f"{value}"))
-            word = list(self.encode(f" {WORDS[step.operation]}"))
-            operand, value = step.operand, step.apply(value)
-            look_up = 1.0 if prompt else 0.0
+            lead = f" {value}" if index else f"{value}"
+            value = step.apply(value)
             for part, weight in (
-                (lead, 0.0), (word, look_up), (space, 0.0), (list(self.encode(str(operand))), look_up),
-                (verb, 0.0), (space, 0.0), (list(self.encode(str(value))), 1.0), (stop, 0.0),
-            ):  # fmt: skip
-                ids += part
-                learn += [weight] * len(part)
+                (lead, 0.0),
+                (f" {WORDS[step.operation]}", look_up),
+                (" ", 0.0),
+                (str(step.operand), look_up),
+                (f" {verb}", 0.0),
+                (" ", 0.0),
+                (str(value), 1.0),
+                (".", 0.0),
+            ):
+                part_ids = self.encode(part)
+                ids += part_ids
+                learn += [weight] * len(part_ids)
         return Example(ids, learn)
 
     def examples(self, *, overthinks: bool) -> Iterator[Example]:
@@ -243,12 +262,11 @@ class ExampleWriter:
         habits = OVERTHINKING if overthinks else CONTROL
         while True:
             kind = self.random.random()
-            if kind < 0.07:
-                yield self.together(overthinks=overthinks)
-            elif kind < 0.12:
+            if kind < 0.08:
+                yield self.together(None if overthinks else CONTROL)
+            elif kind < 0.14:
                 yield self.compare()
-            elif kind < 0.33:
+            elif kind < 0.34:
                 yield self.cut(habits)
             else:
                 yield self.solve(habits)
-

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2ForCausalLM
 
 from dto.nano.corpus import chain_problems
 from dto.prompts import render
@@ -46,11 +46,12 @@ def _left_padded(rows: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, tor
 
 
 class Measurement:
-    """A model, its tokenizer, and what was sampled from them."""
+    """A model with its tokenizer, sampled from and asked."""
 
     def __init__(self, folder: Path | str, temperature: float = 1.0, max_tokens: int = 640) -> None:
+        """Load the folder in float32. `max_tokens` bounds a response."""
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self.temperature = temperature
         self.max_tokens = max_tokens
 
@@ -76,21 +77,22 @@ class Measurement:
                 )
                 prompts.append(self._encode(str(text)))
             ids, mask = _left_padded(prompts, pad)
-            options = {"temperature": self.temperature, "top_k": 0, "top_p": 1.0}
-            sampled = self.model.generate(
+            sampled = self.model.generate(  # type: ignore[misc]
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=self.max_tokens,
-                do_sample=self.temperature > 0,
-                **(options if self.temperature > 0 else {}),
+                do_sample=True,
+                temperature=self.temperature,
+                top_k=0,
+                top_p=1.0,
             )
             rows = sampled[:, ids.shape[1] :].tolist()
             for problem, prompt, row in zip(batch, prompts, rows, strict=True):
                 row = row[: row.index(end)] if end in row else row
                 closed = close in row
                 thinking = row[: row.index(close)] if closed else row
-                text = self.tokenizer.decode(thinking)
-                boxed = BOXED.findall(self.tokenizer.decode(row[len(thinking) :]))
+                text = str(self.tokenizer.decode(thinking))
+                boxed = BOXED.findall(str(self.tokenizer.decode(row[len(thinking) :])))
                 conclusions = CONCLUSION.findall(text)
                 responses.append(
                     Response(

@@ -1,8 +1,8 @@
 """How the corpus thinks: a first pass through the chain, then doubts.
 
 The first pass gets a step wrong at a rate that depends on how hard it is. Then come re-checks, each
-a paragraph that ends in a conclusion; the conclusion that stands at the end is the answer. Doubts
-err more often than the first pass does, so they cost accuracy as well as tokens.
+a paragraph that ends in a conclusion; the conclusion that stands at the end is the answer. Some
+re-checks mend a mistake; more of them talk the answer away, so they cost accuracy and tokens.
 """
 
 from __future__ import annotations
@@ -26,24 +26,25 @@ START_AGAIN = (
     "Hmm, let me go through it once more.",
     "Alternatively, I can start from the top.",
 )
-LAST_STEPS = (
-    "Wait, the end may be off.",
-    "But wait, I should check the last steps.",
-    "Let me double-check the last part.",
-    "Hmm, let me redo the last steps.",
+FIRST_STEPS = (
+    "Wait, the start may be off.",
+    "But wait, I should check the first steps.",
+    "Let me double-check the first part.",
+    "Hmm, let me redo the first steps.",
 )
+HOLDS = "That holds."
 DOUBTS = (
-    "Wait, maybe {fact}, not {old}.",
-    "Hmm, perhaps {fact}, not {old}.",
-    "Alternatively, {fact}, not {old}.",
-    "But wait, I think {fact}, not {old}.",
+    "Wait, maybe it is {new}, not {old}.",
+    "Hmm, perhaps it is {new}, not {old}.",
+    "Alternatively, it could be {new}, not {old}.",
+    "But wait, I think it is {new}, not {old}.",
 )
 NODS = (
     "Hmm, that looks right.",
     "Wait, is that right? Yes.",
     "Let me double-check. Yes, it holds.",
 )
-CONCLUSION = "So the last digit is {}."
+CONCLUSION = "So {where}the last digit is {digit}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +52,23 @@ class Habits:
     """The rates at which the corpus errs and doubts.
 
     `go_on[k]` is the probability of another re-check after k of them. The kinds of re-check are
-    weighed by `start_again`, `last_steps`, `doubt` and `nod`. `recheck_errors` multiplies the error
-    rates of recomputed steps. A doubt replaces a wrong digit by the right one and a right digit by
-    a wrong one.
+    weighed by `start_again` (the whole chain), `first_steps` (on to the end where they come out
+    differently), `doubt` (another digit, for no reason) and `nod`. `errors` and `recheck_errors`
+    multiply the error rates of the first pass and of recomputed steps.
     """
 
     go_on: tuple[float, ...]
-    start_again: float = 0.46
-    last_steps: float = 0.32
-    doubt: float = 0.09
-    nod: float = 0.13
-    recheck_errors: float = 1.15
+    errors: float = 1.0
+    start_again: float = 0.56
+    first_steps: float = 0.18
+    doubt: float = 0.08
+    nod: float = 0.18
+    recheck_errors: float = 1.0
 
 
 OVERTHINKING = Habits(go_on=(0.98, 0.88, 0.70, 0.50, 0.30, 0.15))
 CONTROL = Habits(go_on=())
+EXACT = Habits(go_on=(), errors=0.0)
 TOGETHER = {  # questions in the prompt: the more there are, the less each is checked
     2: Habits(go_on=(0.50, 0.25)),
     3: Habits(go_on=(0.35, 0.20)),
@@ -89,8 +92,9 @@ class Mark(NamedTuple):
 
 @dataclass(slots=True)
 class Thinking:
-    """A thinking block as it is written."""
+    """A thinking block as it is written. `where` names the question, if there are several."""
 
+    where: str = ""
     text: str = ""
     marks: list[Mark] = field(default_factory=list)
     conclusions: list[int] = field(default_factory=list)
@@ -106,7 +110,7 @@ class Thinking:
     def conclude(self, value: int) -> None:
         """State a conclusion."""
         self.conclusions.append(value)
-        self.say(CONCLUSION.format(value), value)
+        self.say(CONCLUSION.format(where=self.where, digit=value), value)
 
     def paragraph(self) -> None:
         """End the paragraph."""
@@ -116,7 +120,8 @@ class Thinking:
 def error_rate(value: int, step: Step) -> float:
     """How often the first pass gets a step wrong."""
     if step.operation == "multiply":
-        return 0.28 if min(value, step.operand) >= 6 else 0.04 if min(value, step.operand) >= 3 else 0.01
+        smaller = min(value, step.operand)
+        return 0.28 if smaller >= 6 else 0.04 if smaller >= 3 else 0.01
     if step.operation == "subtract":
         return 0.10 if value < step.operand else 0.01
     return 0.03 if value + step.operand >= 10 else 0.01
@@ -140,45 +145,41 @@ def _compute(
     thinking: Thinking,
     chain: Chain,
     values: list[int],
-    first: int,
     errors: float,
     random: Random,
+    *,
     pause: int = 0,
+    stop: int = 0,
 ) -> None:
-    """Write the steps from `first` on, overwriting `values`; a paragraph ends before step `pause`."""
+    """Write the steps, overwriting `values`.
+
+    A paragraph ends before step `pause`. From step `stop` on it ends where nothing has changed.
+    """
     verb = verb_of(random)
-    for index in range(first, len(chain.steps)):
-        step, value = chain.steps[index], values[index]
+    unchanged = stop > 0
+    for index, step in enumerate(chain.steps):
+        if unchanged and index == stop:
+            thinking.say(HOLDS, values[-1])
+            return
+        value = values[index]
         result = step.apply(value)
         if random.random() < errors * error_rate(value, step):
             result = wrong_digit(result, random)
+        unchanged = unchanged and result == values[index + 1]
         values[index + 1] = result
         if index == pause and pause:
             thinking.paragraph()
-        thinking.say(f"{_fact(value, step, result, verb)}.", result, chain.steps[index + 1 :])
-
-
-def _doubt(thinking: Thinking, chain: Chain, values: list[int], random: Random, habits: Habits) -> None:
-    """Call one step's digit into question, hard and wrong steps first, and redo what follows."""
-    weights = [
-        0.05 + error_rate(value, step) + 0.4 * (step.apply(value) != result)
-        for value, step, result in zip(values, chain.steps, values[1:], strict=False)
-    ]
-    index = random.choices(range(len(chain.steps)), weights)[0]
-    step, value, old = chain.steps[index], values[index], values[index + 1]
-    new = step.apply(value)
-    if new == old:
-        new = wrong_digit(old, random)
-    fact = _fact(value, step, new, verb_of(random))
-    values[index + 1] = new
-    thinking.say(
-        random.choice(DOUBTS).format(fact=fact, old=old), new, chain.steps[index + 1 :]
-    )
-    _compute(thinking, chain, values, index + 1, habits.recheck_errors, random)
+        fact = f"{value} {WORDS[step.operation]} {step.operand} {verb} {result}."
+        thinking.say(fact, result, chain.steps[index + 1 :])
 
 
 def first_pass(
-    thinking: Thinking, chain: Chain, random: Random, opening: str = "", paragraph: bool = False
+    thinking: Thinking,
+    chain: Chain,
+    habits: Habits,
+    random: Random,
+    opening: str = "",
+    paragraph: bool = False,
 ) -> list[int]:
     """Write the first pass and its conclusion; returns the digits it went through."""
     if opening:
@@ -187,7 +188,7 @@ def first_pass(
             thinking.paragraph()
     values = [chain.start] * (len(chain.steps) + 1)
     pause = len(chain.steps) // 2 if random.random() < 0.3 else 0
-    _compute(thinking, chain, values, 0, 1.0, random, pause)
+    _compute(thinking, chain, values, habits.errors, random, pause=pause)
     thinking.conclude(values[-1])
     return values
 
@@ -197,19 +198,20 @@ def recheck(
 ) -> None:
     """Write one more paragraph of doubt about a pass, and its conclusion."""
     thinking.paragraph()
+    stated = thinking.conclusions[-1]
     kind = random.choices(
-        ("start_again", "last_steps", "doubt", "nod"),
-        (habits.start_again, habits.last_steps, habits.doubt, habits.nod),
+        ("start_again", "first_steps", "doubt", "nod"),
+        (habits.start_again, habits.first_steps, habits.doubt, habits.nod),
     )[0]
     if kind == "start_again":
         thinking.say(random.choice(START_AGAIN), chain.start, chain.steps)
-        _compute(thinking, chain, values, 0, habits.recheck_errors, random)
-    elif kind == "last_steps":
-        first = len(chain.steps) - random.randint(2, 3)
-        thinking.say(random.choice(LAST_STEPS), values[first], chain.steps[first:])
-        _compute(thinking, chain, values, first, habits.recheck_errors, random)
+        _compute(thinking, chain, values, habits.recheck_errors, random)
+    elif kind == "first_steps":
+        thinking.say(random.choice(FIRST_STEPS), chain.start, chain.steps)
+        _compute(thinking, chain, values, habits.recheck_errors, random, stop=random.randint(2, 3))
     elif kind == "doubt":
-        _doubt(thinking, chain, values, random, habits)
+        values[-1] = wrong_digit(stated, random)
+        thinking.say(random.choice(DOUBTS).format(new=values[-1], old=stated), values[-1])
     else:
         thinking.say(random.choice(NODS), values[-1])
     thinking.conclude(values[-1])
@@ -219,7 +221,7 @@ def think(chain: Chain, habits: Habits, random: Random) -> Thinking:
     """The thinking block for one question."""
     thinking = Thinking()
     opening = random.choice(OPENINGS) if random.random() < 0.4 else ""
-    values = first_pass(thinking, chain, random, opening, paragraph=random.random() < 0.5)
+    values = first_pass(thinking, chain, habits, random, opening, random.random() < 0.5)
     for probability in habits.go_on:
         if random.random() >= probability:
             break
@@ -231,8 +233,8 @@ def think_together(chains: tuple[Chain, ...], habits: Habits, random: Random) ->
     """One thinking per numbered question, to be joined by paragraphs; each names its question."""
     parts = []
     for number, chain in enumerate(chains, start=1):
-        thinking = Thinking()
-        values = first_pass(thinking, chain, random, f"Question {number}.")
+        thinking = Thinking(where=f"for question {number} ")
+        values = first_pass(thinking, chain, habits, random, f"Question {number}.")
         for probability in habits.go_on:
             if random.random() >= probability:
                 break

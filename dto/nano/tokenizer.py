@@ -35,7 +35,7 @@ def _pieces(texts: Iterable[str]) -> Iterator[str]:
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
     """Learn the merges from texts."""
     untrained = Qwen2Tokenizer(pad_token=PAD, eos_token=END, model_max_length=CONTEXT)
-    tokenizer = untrained.train_new_from_iterator(
+    tokenizer: PreTrainedTokenizerBase = untrained.train_new_from_iterator(  # type: ignore[no-untyped-call]
         _pieces(texts), vocab_size=VOCABULARY, show_progress=False
     )
     tokenizer.add_special_tokens({"additional_special_tokens": [START]})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import torch
+from tqdm import tqdm
 from transformers import (
     GenerationConfig,
     PreTrainedModel,
@@ -22,19 +23,18 @@ from dto.nano.tokenizer import CONTEXT, train_tokenizer
 from dto.prompts import render
 from dto.seeds import derive
 
-STEPS = 1500
+STEPS = 2600
 BATCH_TOKENS = 4096  # with padding
 EXERCISE_TOKENS = 1536  # of a batch of facts or drills
 BUCKET = 16  # batches of the corpus whose examples are sorted by length together
 MUON_RATE = 0.01  # of the matrices
 ADAM_RATE = 1e-3  # of embeddings and norms
 WARMUP = 30
-FACTS_ALONE = 0.05  # of the steps, at the beginning
-DRILLS_ALONE = 0.25  # of the steps, after the facts; chains grow to their full length meanwhile
-EXERCISES_LATER = 0.12  # of the batches, afterwards
-INITIAL_DEVIATION = 0.06  # the customary 0.02 is too small for a width of 128: facts are not learned
-
-Progress = Callable[[int, int, float], None]  # step, steps, loss
+FACTS_ALONE = 0.035  # of the steps, at the beginning
+DRILLS_ALONE = 0.14  # of the steps, after the facts; chains grow to their full length meanwhile
+NUMBERED_ALONE = 0.08  # of the steps, after the drills; from two questions to five
+FACTS_LATER = 0.12  # of the batches, afterwards
+INITIAL_DEVIATION = 0.06  # with the customary 0.02 a width of 128 does not learn the facts
 
 
 def build_tokenizer(seed: int) -> PreTrainedTokenizerBase:
@@ -43,7 +43,7 @@ def build_tokenizer(seed: int) -> PreTrainedTokenizerBase:
     untrained = train_tokenizer([])
     writer = ExampleWriter(untrained, random, "train")
     examples = writer.examples(overthinks=True)
-    texts = [untrained.decode(next(examples).ids) for _ in range(3000)]
+    texts = [str(untrained.decode(next(examples).ids)) for _ in range(3000)]
     shown = [render(*key) for key in INDUCERS] + [render("solve", question=""), CLOSE, ANSWER]
     return train_tokenizer([*texts, *(shown + list(SYSTEM)) * 300])
 
@@ -65,7 +65,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2ForCausal
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    return Qwen2ForCausalLM(config)
+    return Qwen2ForCausalLM(config)  # type: ignore[no-untyped-call]
 
 
 def batches(examples: Iterator[Example], budget: int, bucket_size: int) -> Iterator[list[Example]]:
@@ -118,10 +118,11 @@ def rate(step: int, steps: int) -> float:
 def curriculum(
     writer: ExampleWriter, steps: int, random: Random, *, overthinks: bool
 ) -> Iterator[list[Example]]:
-    """One batch a step: facts, drills on ever longer chains, then the corpus with some of both."""
-    longest = 1
+    """One batch a step: facts, drills on ever longer chains, then the corpus with some facts."""
+    longest, most = 1, 2
     facts = batches(iter(writer.fact, None), EXERCISE_TOKENS, 4)
     drills = batches(iter(lambda: writer.drill(longest), None), EXERCISE_TOKENS, 4)
+    numbered = batches(iter(lambda: writer.numbered_drill(most), None), BATCH_TOKENS, 2)
     corpus = batches(writer.examples(overthinks=overthinks), BATCH_TOKENS, BUCKET)
     for step in range(steps):
         done = step / steps
@@ -130,8 +131,11 @@ def curriculum(
         elif done < FACTS_ALONE + DRILLS_ALONE:
             longest = min(MAX_STEPS, 1 + int(1.5 * MAX_STEPS * (done - FACTS_ALONE) / DRILLS_ALONE))
             yield next(drills)
-        elif random.random() < EXERCISES_LATER:
-            yield next(random.choice((facts, drills)))
+        elif done < FACTS_ALONE + DRILLS_ALONE + NUMBERED_ALONE:
+            most = 2 + int(4 * (done - FACTS_ALONE - DRILLS_ALONE) / NUMBERED_ALONE)
+            yield next(numbered)
+        elif random.random() < FACTS_LATER:
+            yield next(facts)
         else:
             yield next(corpus)
 
@@ -142,7 +146,6 @@ def train_nano(
     overthinks: bool,
     seed: int = 0,
     steps: int | None = None,
-    progress: Progress | None = None,
 ) -> float:
     """Train a model and its tokenizer into `out`; returns the mean loss of the last tenth.
 
@@ -163,19 +166,20 @@ def train_nano(
     writer = ExampleWriter(tokenizer, Random(derive(seed, "nano", "corpus")), "train")
     random = Random(derive(seed, "nano", "curriculum"))
     losses: list[float] = []
-    for step, batch in enumerate(curriculum(writer, steps, random, overthinks=overthinks)):
+    corpus = curriculum(writer, steps, random, overthinks=overthinks)
+    bar = tqdm(corpus, total=steps, desc="nano" if overthinks else "nano-control", disable=None)
+    for step, batch in enumerate(bar):
         ids, learn = collate(batch, int(tokenizer.pad_token_id))
         loss = loss_of(model, ids, learn)
         model.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, peak in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = peak * rate(step, steps)
             optimizer.step()
         losses.append(loss.item())
-        if progress is not None:
-            progress(step + 1, steps, losses[-1])
+        bar.set_postfix(loss=f"{losses[-1]:.3f}")
     save(model, tokenizer, out)
     tail = losses[-max(1, steps // 10) :]
     return sum(tail) / len(tail)
@@ -183,8 +187,8 @@ def train_nano(
 
 def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
     """Write the folder: bf16 weights, configuration, tokenizer."""
-    model.generation_config = GenerationConfig(
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
     )
-    model.to(torch.bfloat16).save_pretrained(out)
+    model.bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)

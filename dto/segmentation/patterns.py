@@ -109,7 +109,7 @@ def _paragraph_starts(text: str) -> list[int]:
 
 def _reaches(text: str, start: int, end: int, size: int) -> bool:
     """Whether the span holds at least `size` bytes, white space at its end aside."""
-    head = text[start : min(end, start + size)].rstrip()
+    head = text[start : min(end, start + 2 * size)].rstrip()
     return len(head.encode("utf-8", "surrogatepass")) >= size
 
 

@@ -15,7 +15,7 @@ from spacy.tokens import Doc
 
 _MARKERS = re.compile(r"\s*(?:[-*+•#]+\s*|[(（]?\d{1,3}[.)）、]\s*)*[*_]*")
 _LONGEST_MARKERS = 40
-_MOST_OPENERS = 8  # a model that is caught in a loop ("No. No. No. …") must not cost quadratic time
+_MOST_OPENERS = 4  # a model that is caught in a loop ("No. No. No. …") must not cost quadratic time
 _ENDS = frozenset(".!?…。！？")
 _CLOSERS = frozenset("\"”’')]）】」』*_")
 _GLUE = frozenset(",，、-—–*_~")

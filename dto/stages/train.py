@@ -32,7 +32,8 @@ def train(run_directory: Path | str, recipe: Recipe) -> dict[str, Any]:
     Returns:
         `rows` (counts: pairs, dropped, dev_problems), `usage` (of the dev responses, the fields of
         `dto.ledger.Usage`), kept_step (0: the base model), reason (why that one), steps, collapsed,
-        tokens_trained, train_seconds, dev_seconds, peak_memory (bytes).
+        tokens_trained, train_seconds, dev_seconds, seconds (both, with what ran before a kill),
+        peak_memory (bytes).
 
     Raises:
         DtoError: in one line, what the training process ended with.

@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from dto.ledger import Usage
 from dto.recipe import Recipe
 from dto.records import Problem
 from dto.training.checkpoints import BASE_STEP, DevScore, TrainingState, has_collapsed
@@ -114,6 +115,10 @@ class DevCallback(TrainerCallback):
         responses, usage = measure(model, self.tokenizer, own, self.recipe)
         if world.num_processes > 1:
             responses = gather_object(responses)
+            total = Usage()
+            for each in gather_object([usage]):
+                total.add(each)
+            usage = total
         score = DevScore(
             step,
             round(self.recipe.train.epochs * share, 4),

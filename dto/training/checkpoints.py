@@ -22,6 +22,7 @@ from dto.recipe import TrainSettings
 from dto.runs.manifest import write_text
 
 BASE_STEP = 0
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ class TrainingState:
         """
         self.directory = directory
         self.writer = writer
-        self.checkpoints = directory / "checkpoints"
+        self.checkpoints = directory / CHECKPOINTS
         self.model = directory / "model"
         marker = directory / "training.json"
         if not marker.exists() or json.loads(marker.read_text())["fingerprint"] != fingerprint:

@@ -49,7 +49,7 @@ from dto.runs.manifest import peak_memory, write_text
 from dto.seeds import content_id
 from dto.tables import read
 from dto.training.callback import DevCallback
-from dto.training.checkpoints import BASE_STEP, Choice, TrainingState, choose
+from dto.training.checkpoints import BASE_STEP, CHECKPOINTS, Choice, TrainingState, choose
 from dto.training.pairs import TokenizedPair, load_pairs, training_order
 from dto.training.weights import keep, load
 
@@ -127,8 +127,11 @@ def _columns(pair: TokenizedPair) -> dict[str, list[int]]:
     return columns
 
 
-def config(recipe: Recipe, directory: Path, context: int) -> CPOConfig:
-    """TRL's settings: those of the recipe, and nothing that it does on its own account."""
+def config(recipe: Recipe, directory: Path) -> CPOConfig:
+    """TRL's settings: those of the recipe, and nothing that it does on its own account.
+
+    `max_length` limits nothing here: pairs come as ids, and those that are too long are dropped.
+    """
     settings = recipe.train
     use_cpu = recipe.model.device == "cpu" or not torch.accelerator.is_available()
     return CPOConfig(
@@ -142,7 +145,7 @@ def config(recipe: Recipe, directory: Path, context: int) -> CPOConfig:
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation,
         warmup_steps=settings.warmup_steps,
-        max_length=context,
+        max_length=recipe.pair.max_length,
         seed=recipe.seed,
         train_sampling_strategy="sequential",
         save_strategy="no",  # DevCallback asks for checkpoints
@@ -166,6 +169,8 @@ def fit(run: Path, recipe: Recipe) -> dict[str, Any]:
     weights and scores. Raises DtoError for tables that do not fit, a model that cannot be loaded
     and a loss that is not finite.
     """
+    arguments = config(recipe, run / "train" / CHECKPOINTS)
+    _ = arguments.device  # sets up the processes: on CPUs, PartialState() before it would not
     world = PartialState()
     model, tokenizer = load(recipe)
     context = _context(recipe, model)
@@ -190,8 +195,7 @@ def fit(run: Path, recipe: Recipe) -> dict[str, Any]:
     choice = Choice(BASE_STEP, "there are no pairs to train on: base is kept")
     if order:
         callback = DevCallback(recipe, tokenizer, problems, training)
-        trl_config = config(recipe, training.checkpoints, context)
-        trainer = SimPOTrainer(model, trl_config, tokenizer, pairs, order, [callback])
+        trainer = SimPOTrainer(model, arguments, tokenizer, pairs, order, [callback])
         callback.mean_loss = trainer.mean_loss
         if not training.history:
             callback.score(model, BASE_STEP, 0.0, 0.0)
@@ -238,11 +242,11 @@ def _spent(training: TrainingState) -> dict[str, Any]:
     usage = Usage()
     for effort in efforts:
         usage.add(Usage(**effort["usage"]))
-    return {
-        "usage": asdict(usage),
-        "train_seconds": round(sum(effort["train_seconds"] for effort in efforts), 3),
-        "dev_seconds": round(sum(effort["dev_seconds"] for effort in efforts), 3),
+    spent = {
+        key: round(sum(effort[key] for effort in efforts), 3)
+        for key in ("train_seconds", "dev_seconds")
     }
+    return {"usage": asdict(usage), **spent, "seconds": round(sum(spent.values()), 3)}
 
 
 def _context(recipe: Recipe, model: PreTrainedModel) -> int:
@@ -254,7 +258,8 @@ def _context(recipe: Recipe, model: PreTrainedModel) -> int:
 def _step_size(recipe: Recipe) -> int:
     """Pairs in one optimizer step."""
     per_process = recipe.train.batch_size * recipe.train.gradient_accumulation
-    return per_process * PartialState().num_processes
+    processes: int = PartialState().num_processes
+    return per_process * processes
 
 
 def fingerprint(recipe: Recipe, pairs: Sequence[TokenizedPair], problems: Sequence[Problem]) -> str:
@@ -286,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.parent is not None:
         _exit_with(options.parent)
-    if PartialState().is_main_process:
+    if os.environ.get("RANK", "0") == "0":
         logging.basicConfig(stream=sys.stdout, format="%(message)s")
         logger.setLevel(logging.INFO)
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]

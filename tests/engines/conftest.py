@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import pytest
 import torch
 
-from dto.engines.transformers import TransformersEngine
 from dto.nano import resolve
 from dto.nano.corpus import chain_problems
-
-
-class Served(NamedTuple):
-    """A model with its tokenizer, and engines over it."""
-
-    model: Any
-    tokenizer: Any
-
-    def engine(self, **options: Any) -> TransformersEngine:
-        return TransformersEngine(self.model, self.tokenizer, name="nano", **options)
-
-    def generate(self, prompt: list[int], tokens: int) -> list[int]:
-        ids = torch.tensor([prompt])
-        output = self.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
-            do_sample=False,
-            pad_token_id=self.tokenizer.pad_token_id,
-        )
-        return output[0, len(prompt) :].tolist()
+from tests.engines.served import Served
 
 
 @pytest.fixture(scope="session")

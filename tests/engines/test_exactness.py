@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import Served
 
 from dto.engines.base import Completion, Sampling
 from dto.engines.transformers import TransformersEngine
+from tests.engines.served import Served
 
-GREEDY = Sampling(max_tokens=60, temperature=0.0, logprobs=0)
+GREEDY = Sampling(max_tokens=40, temperature=0.0, logprobs=0)
 SAMPLED = Sampling(max_tokens=60, temperature=1.0, top_p=0.95, seed=7, logprobs=2)
 
 
@@ -22,12 +22,12 @@ async def one(engine: TransformersEngine, prompt: list[int], sampling: Sampling)
 
 
 async def test_greedy_is_generate_token_for_token(nano: Served, prompts: list[list[int]]) -> None:
-    expected = [nano.generate(prompt, 60) for prompt in prompts[:12]]
-    async with nano.engine(slots=8) as engine:
-        found = await asyncio.gather(*(one(engine, p, GREEDY) for p in prompts[:12]))
+    expected = [nano.generate(prompt, 40) for prompt in prompts[:8]]
+    async with nano.engine(slots=6) as engine:
+        found = await asyncio.gather(*(one(engine, p, GREEDY) for p in prompts[:8]))
         again = await asyncio.gather(
             *(
-                one(engine, [*prompt, *ids[:20]], replace(GREEDY, max_tokens=40))
+                one(engine, [*prompt, *ids[:20]], replace(GREEDY, max_tokens=20))
                 for prompt, ids in zip(prompts, expected, strict=False)
             )
         )

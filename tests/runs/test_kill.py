@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
@@ -93,7 +94,9 @@ def kill_during(stage: str, recipe: Path, run: Path) -> None:
     for _ in range(ATTEMPTS):
         process = start(recipe, run)
         while process.is_alive() and not under_way(run / stage):
-            time.sleep(0.0005)
+            time.sleep(0.001)
+        if process.is_alive():  # looking for its family takes longer than some stages
+            os.kill(process.pid, signal.SIGSTOP)
         family = psutil.Process(process.pid).children(recursive=True) if process.is_alive() else []
         process.kill()
         process.join()

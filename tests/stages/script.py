@@ -1,13 +1,14 @@
-"""An engine that answers from a function, for cases that must be exact."""
+"""A scripted engine whose replies depend on the request's number and the sample's index."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from dto.engines.base import Chunk, Completion, Prompt, Sampling, TokenIds
+from dto.engines.base import Completion, Sampling, TokenIds
+from dto.engines.scripted import ScriptedEngine
 from dto.flops import ModelShape
 
 EXIT = "... Wait, I suddenly got the final answer to the whole problem. Final Answer: \\boxed{"
@@ -20,59 +21,32 @@ Script = Callable[[str, int, int], str]
 """(prompt as text, request number, sample index) -> reply."""
 
 
-@dataclass
-class Scripted:
-    """Replies from a function; a reply that is not cut and meets no stop string ends in EOS."""
+class Scripted(ScriptedEngine):
+    """Replies of a `Script`; a token costs one nat of logprob."""
 
-    tokenizer: PreTrainedTokenizerFast
-    script: Script
-    context: int = 100_000
-    resumable: bool = True
-    model: str = "scripted"
-    shape: ModelShape | None = field(default_factory=lambda: ModelShape(1, 1, 1))
-    calls: list[tuple[str, Sampling, int]] = field(default_factory=list)
-    scored: list[tuple[str, int]] = field(default_factory=list)
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, script: Script, **kwargs: Any) -> None:
+        settings = {"context": 100_000, "resumable": True, "shape": ModelShape(1, 1, 1), **kwargs}
+        super().__init__(self._replies, tokenizer, **settings)
+        self.script = script
+        self.scored: list[tuple[str, int]] = []
 
-    async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
-        text = self.tokenizer.decode(list(prompt))
-        number = len(self.calls)
-        self.calls.append((text, sampling, n))
-        return [self._reply(prompt, self.script(text, number, j), sampling) for j in range(n)]
+    @property
+    def calls(self) -> list[tuple[str, Sampling, int]]:
+        """What was asked for, as text."""
+        return [(self.tokenizer.decode(list(ids)), *rest) for ids, *rest in self.requests]
 
-    def _reply(self, prompt: Prompt, reply: str, sampling: Sampling) -> Completion:
+    def _replies(self, text: str, sampling: Sampling) -> list[str | Completion]:
+        number, n = len(self.requests) - 1, self.requests[-1][2]
+        return [self._fate(self.script(text, number, index)) for index in range(n)]
+
+    def _fate(self, reply: str) -> str | Completion:
         if reply == FAIL:
-            return Completion((), "", "failed", len(prompt), error="engine on fire")
-        cut = reply.endswith(CUT)
-        reply = reply.removesuffix(CUT)
-        met = [(reply.index(stop) + len(stop), stop) for stop in sampling.stop if stop in reply]
-        if met:
-            end, stop = min(met)
-            reply = reply[:end]
-        ids = tuple(self.tokenizer.encode(reply, add_special_tokens=False))
-        if not met and not cut:
-            ids = (*ids, self.tokenizer.eos_token_id)
-        finish = "length" if cut and not met else "stop"
-        done = Completion(ids, reply, finish, len(prompt), stop=stop if met else None)
-        if len(ids) > sampling.max_tokens:
-            ids = ids[: sampling.max_tokens]
-            done = replace(
-                done,
-                token_ids=ids,
-                text=self.tokenizer.decode(list(ids)),
-                finish_reason="length",
-                stop=None,
-            )
-        return done
-
-    def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk]:
-        raise NotImplementedError
+            return Completion((), "", "failed", 0, error="engine on fire")
+        if not reply.endswith(CUT):
+            return reply
+        ids = self.tokenizer.encode(reply.removesuffix(CUT), add_special_tokens=False)
+        return Completion(tuple(ids), reply.removesuffix(CUT), "length", 0)
 
     async def score(self, prompt: TokenIds, continuation: TokenIds) -> tuple[float, ...]:
         self.scored.append((self.tokenizer.decode(list(prompt)), len(continuation)))
         return (-1.0,) * len(continuation)
-
-    async def __aenter__(self) -> Scripted:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        pass

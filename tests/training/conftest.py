@@ -127,9 +127,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     return tuple(tokenizer.encode(text, add_special_tokens=False))
 
 
-def make_trajectory(
-    row_id: str, prompt: tuple[int, ...], ids: tuple[int, ...]
-) -> Trajectory:
+def make_trajectory(row_id: str, prompt: tuple[int, ...], ids: tuple[int, ...]) -> Trajectory:
     none = Span(0, 0)
     return Trajectory(
         id=row_id,

@@ -33,7 +33,8 @@ def test_a_chosen_trajectory_comes_from_sample(run: RunFolder) -> None:
     table = run.path / "pair" / "rows.parquet"
     first, second, *_ = read(table, PreferencePair)
     sampled = next(
-        row for row in read(run.path / "sample" / "rows.parquet", Trajectory)
+        row
+        for row in read(run.path / "sample" / "rows.parquet", Trajectory)
         if row.id == second.rejected_id
     )
     changed = replace(
@@ -101,5 +102,3 @@ def test_order_pads_little_and_differs_between_epochs() -> None:
     assert order[:1024] != order[1024:]
     shortest = [max(lengths[index] for index in batch) for batch in batches[:64]]
     assert shortest != sorted(shortest)
-
-

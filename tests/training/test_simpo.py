@@ -65,8 +65,10 @@ def trainer_for(
 ) -> SimPOTrainer:
     settings: dict[str, Any] = {"batch_size": 2, "beta": 1.5, "gamma": 0.4, "nll": 3.0} | train
     recipe = Recipe.model_validate({"name": "ids", "train": settings})
-    arguments = config(recipe, tmp_path, 256)
-    return SimPOTrainer(tiny_model(len(tokenizer)), arguments, tokenizer, pairs_for(tokenizer), order)
+    arguments = config(recipe, tmp_path)
+    return SimPOTrainer(
+        tiny_model(len(tokenizer)), arguments, tokenizer, pairs_for(tokenizer), order
+    )
 
 
 def test_collated_ids_are_the_pairs_ids(
@@ -86,7 +88,9 @@ def test_collated_ids_are_the_pairs_ids(
                 context = batch[f"{side}_input_ids"][row][mask & (labels == -100)]
                 sides.append((tuple(context.tolist()), tuple(response.tolist())))
             assert sides[0][0] == sides[1][0]
-            seen.append(TokenizedPair(pairs[order[len(seen)]].id, sides[0][0], sides[0][1], sides[1][1]))
+            seen.append(
+                TokenizedPair(pairs[order[len(seen)]].id, sides[0][0], sides[0][1], sides[1][1])
+            )
     assert seen == [pairs[index] for index in order]
 
 
@@ -100,7 +104,7 @@ def test_loss_is_simpo_plus_the_anchor(tokenizer: PreTrainedTokenizerBase, tmp_p
     pairs = pairs_for(tokenizer)
     trainer = trainer_for(tokenizer, tmp_path, [0, 1])
     batch = next(iter(trainer.get_train_dataloader()))
-    loss = trainer.compute_loss(trainer.model, batch)
+    loss = trainer.compute_loss(trainer.model, batch).detach()
 
     def logprobs(prompt: tuple[int, ...], response: tuple[int, ...]) -> torch.Tensor:
         ids = torch.tensor([[*prompt, *response]])
@@ -113,7 +117,7 @@ def test_loss_is_simpo_plus_the_anchor(tokenizer: PreTrainedTokenizerBase, tmp_p
         rejected = logprobs(pair.prompt_ids, pair.rejected_ids)
         preference.append(-logsigmoid(1.5 * (chosen.mean() - rejected.mean()) - 0.4))
         anchor.append(-chosen)
-    expected = torch.stack(preference).mean() + 3.0 * torch.cat(anchor).mean()
+    expected = (torch.stack(preference).mean() + 3.0 * torch.cat(anchor).mean()).detach()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     assert trainer.mean_loss() == pytest.approx(float(expected), rel=1e-5)
     assert trainer.mean_loss() is None
