@@ -17,8 +17,8 @@ class Usage:
     """Tokens and FLOPs of some requests.
 
     `generated` includes `wasted`: tokens that were sampled and then thrown away (cancelled
-    requests). `cached` is the part of `prompt` that was not computed again. Cached and wasted depend
-    on scheduling, so they never enter a table; they are kept beside it.
+    requests). `cached` is the part of `prompt` that was not computed again. Cached and wasted
+    depend on scheduling, so they never enter a table; they are kept beside it.
     """
 
     requests: int = 0

@@ -2,9 +2,9 @@
 
 problems → sample → trajectories → segment → estimate → optimize → prune → pair → train → evaluate
 
-All are frozen. Spans are half open. Token ids are stored once, with the row that sampled them; later
-rows refer to it. Every record has an `id`; tables are sorted by it, and the id of a row that belongs
-to another starts with that one's id, so that sorted tables can be joined in one pass.
+All are frozen. Spans are half open. Token ids are stored once, with the row that sampled them;
+later rows refer to it. Every record has an `id`; tables are sorted by it, and the id of a row that
+belongs to another starts with that one's id, so that sorted tables can be joined in one pass.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Span(NamedTuple):
 
     @property
     def length(self) -> int:
-        """end - start."""
+        """End - start."""
         return self.end - self.start
 
 
@@ -226,10 +226,10 @@ class EvaluationRow:
 
     `tokens` = thinking + answer + trial tokens: everything that the model generated for it. The
     response's thinking is `thinking_tokens`; `answer_tokens` hold its `</think>`, conclusion and
-    EOS (a closing text that a policy puts in is read, not generated); `trial_tokens` hold the trials
-    and what an exit cut off again (a cue, white space). `exit_reason` is `policy` (left early),
-    `budget` (forced), `closed` (the model closed its thinking), `unclosed` (it ended inside it),
-    `length` or `failed`.
+    EOS (a closing text that a policy puts in is read, not generated); `trial_tokens` hold the
+    trials and what an exit cut off again (a cue, white space). `exit_reason` is `policy` (left
+    early), `budget` (forced), `closed` (the model closed its thinking), `unclosed` (it ended inside
+    it), `length` or `failed`.
     """
 
     id: str  # model / exit / problem id / sample

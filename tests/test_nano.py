@@ -22,8 +22,8 @@ from dto.records import Split
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 FROZEN = {
-    "nano": "16f3d9690b3354448abdafacfd63b67c3d3aa40e1ed674da97860cf3d22e016e",
-    "nano-control": "96d48272e0ecdfb1201a3eb554fd5ed224a94615273bc1f6116f0d2ab9446b00",
+    "nano": "ba446a8d282cd52d92f802374a56edf64185f2cefce2772f1d0a6391184fc4e8",
+    "nano-control": "4faca52235783d54fc9283289677bcca8993badd7c2ed6251e8796ca24fba439",
 }
 
 

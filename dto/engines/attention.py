@@ -10,6 +10,7 @@ same bit for bit alone or among others, prefilled or decoded, however far the ba
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ def rows_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    row_groups: Sequence[tuple[slice, int]] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Masked attention.
@@ -41,6 +43,8 @@ def rows_attention(
         attention_mask: additive float mask [rows, 1, queries, keys].
         scaling: factor on the scores; 1 / sqrt(head_dim) when None.
         dropout: must be 0.
+        row_groups: neighbouring rows, and how many keys those need to look at; the groups tile the
+            rows, and what they leave out is masked. All rows look at all keys when None.
         kwargs: what other implementations read.
 
     Returns:
@@ -54,29 +58,38 @@ def rows_attention(
             raise NotImplementedError(f"attention option {option!r}")
     if attention_mask is None or dropout:
         raise NotImplementedError("attention without a mask, or with dropout")
+    query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if not row_groups:
+        return _attend(query, key, value, attention_mask).transpose(1, 2), None
+    parts = []
+    for rows, limit in row_groups:
+        keys, mask = key[rows, :, :limit], attention_mask[rows, :, :, :limit]
+        parts.append(_attend(query[rows], keys, value[rows, :, :limit], mask))
+    return torch.cat(parts).transpose(1, 2), None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Scaled queries to attended values [rows, heads, queries, head_dim]."""
     rows, heads, queries, head_dim = query.shape
     kv_heads, keys = key.shape[1], key.shape[2]
     group = heads // kv_heads
     wide = group * queries
-    query = query * (head_dim**-0.5 if scaling is None else scaling)
     folded = query.reshape(rows * kv_heads, wide, head_dim)
     padding = MIN_ROWS - wide
     if padding > 0:
         folded = nn.functional.pad(folded, (0, 0, 0, padding))
     scores = torch.bmm(folded, key.flatten(0, 1).transpose(1, 2))
     if queries == 1:
-        scores.view(rows, -1, 1, keys).add_(attention_mask)
+        scores.view(rows, -1, 1, keys).add_(mask)
     else:
-        folded_mask = attention_mask[:, :, None]
-        scores.view(rows, kv_heads, group, queries, keys).add_(folded_mask)
+        scores.view(rows, kv_heads, group, queries, keys).add_(mask[:, :, None])
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     values = value.flatten(0, 1)
     attended = torch.bmm(weights[:, :, :KEY_BLOCK], values[:, :KEY_BLOCK])
     for start in range(KEY_BLOCK, keys, KEY_BLOCK):
         block = slice(start, start + KEY_BLOCK)
         attended += torch.bmm(weights[:, :, block], values[:, block])
-    attended = attended[:, :wide].reshape(rows, heads, queries, head_dim)
-    return attended.transpose(1, 2), None
+    return attended[:, :wide].reshape(rows, heads, queries, head_dim)
 
 
 AttentionInterface.register(NAME, rows_attention)

@@ -113,9 +113,7 @@ class Engine(Protocol):
     under the stream's own seed then gives the tokens that the uninterrupted one would have given.
     """
 
-    async def complete(
-        self, prompt: Prompt, sampling: Sampling, n: int = 1
-    ) -> list[Completion]:
+    async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
         """Sample n times; always n completions, some of which may be `failed`."""
         ...
 

@@ -1,7 +1,7 @@
 """The running batch: rows that decode together, joining and leaving as they please.
 
-Rows stand at the front of one buffer. A row that leaves stays behind as a dead one, until a joiner
-takes its place or enough have died that the last rows are moved into the gaps.
+Rows stand at the front of one buffer. A row that leaves stays behind as a dead one until a joiner
+takes its place, or until moving rows pays: into gaps, or next to rows of their own length.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from dto.engines.requests import Sample
 from dto.engines.sampling import choose, uniforms
 
 ROW_STEP = 8  # the batch is computed in multiples of this many rows
+GROUP = 32  # rows that are attended to together, as far as the longest of them needs
+PATIENCE = 8  # steps between two arrangements by length
 
 _ROW = np.dtype(
     [
@@ -55,6 +57,7 @@ class Batch:
         self._samples: list[Sample | None] = []
         self._rows = np.zeros(round_up(slots, ROW_STEP), dtype=_ROW)
         self._cache = RowsCache(shape.zeros(0, LENGTH_STEP))
+        self._steps = 0  # since the rows were arranged
 
     @property
     def samples(self) -> list[Sample]:
@@ -116,11 +119,11 @@ class Batch:
 
     def step(self) -> list[Sample]:
         """One token for every row; returns the samples that ended."""
-        self._close_gaps()
+        self._arrange()
         count = round_up(len(self._samples), ROW_STEP)
         rows = self._rows[:count]
-        longest = int(rows["length"].max()) + 1
-        self._fit(count, longest)
+        limits = _limits(rows["length"])
+        self._fit(count, int(rows["length"].max()) + 1)
         under_way = self.samples
         for sample in under_way:
             sample.started += 1
@@ -130,7 +133,11 @@ class Batch:
             self._cache,
             torch.from_numpy(rows["token"][:, None].copy()).to(device),
             torch.from_numpy(rows["length"][:, None].copy()).to(device),
-            round_up(longest, LENGTH_STEP),
+            max(limits),
+            row_groups=[
+                (slice(i * GROUP, min(count, (i + 1) * GROUP)), limit)
+                for i, limit in enumerate(limits)
+            ],
         )[:, 0]
         at = [row for row, sample in enumerate(self._samples) if sample is not None]
         chosen = rows[at]
@@ -220,22 +227,43 @@ class Batch:
         self._fit(round_up(len(self._samples), ROW_STEP), length + 1)
         return [*gaps, *new]
 
-    def _close_gaps(self) -> None:
-        """Move the last rows into gaps, once enough rows are dead to pay for the moves."""
-        while self._samples and self._samples[-1] is None:
-            self._samples.pop()
-        if len(self._samples) - self.live < max(ROW_STEP, len(self._samples) // 8):
-            return
-        gaps = [row for row in range(self.live) if self._samples[row] is None]
-        last = [r for r in range(self.live, len(self._samples)) if self._samples[r] is not None]
-        width = int(self._rows["length"][last].max(initial=0))
-        kv = self._cache.kv
-        kv[:, :, gaps, :, :width] = kv[:, :, last, :, :width]
-        for gap, row in zip(gaps, last, strict=True):
-            self._samples[gap] = self._samples[row]
-            self._rows[gap] = self._rows[row]
-        self._rows[self.live : len(self._samples)] = np.zeros((), dtype=_ROW)
-        del self._samples[self.live :]
+    def _arrange(self) -> None:
+        """Drop dead rows and gather rows of similar length in groups, once that pays.
+
+        Rows grow in step, so an order by length lasts until rows leave and join.
+        """
+        self._steps += 1
+        count = len(self._samples)
+        dead = count - self.live
+        lengths = self._rows["length"][:count]
+        longest_first = np.argsort(-lengths, kind="stable")[: self.live]
+        if dead < max(ROW_STEP, count // 8):
+            spread = sum(_limits(lengths)) > 1.25 * sum(_limits(lengths[longest_first]))
+            if not spread or self._steps < PATIENCE:
+                return
+        self._steps = 0
+        free: list[list[int]] = [
+            list(range(start, min(self.live, start + GROUP)))
+            for start in range(0, self.live, GROUP)
+        ]
+        moving: list[tuple[int, int]] = []  # row, group
+        for rank, row in enumerate(longest_first.tolist()):
+            if row < self.live and row // GROUP == rank // GROUP:
+                free[row // GROUP].remove(row)
+            else:
+                moving.append((row, rank // GROUP))
+        sources = [row for row, _ in moving]
+        targets = [free[group].pop() for _, group in moving]
+        samples = list(self._samples)
+        if moving:
+            width = int(lengths[sources].max())
+            for layer in self._cache.kv:  # layer by layer, since the copy takes memory
+                layer[:, targets, :, :width] = layer[:, sources, :, :width]
+            self._rows[targets] = self._rows[sources]
+        for source, target in zip(sources, targets, strict=True):
+            samples[target] = self._samples[source]
+        self._rows[self.live : count] = np.zeros((), dtype=_ROW)
+        self._samples = samples[: self.live]
 
     def _fit(self, rows: int, length: int) -> None:
         """Room for `rows` rows of `length` tokens; far too much room is given back."""
@@ -252,3 +280,9 @@ class Batch:
         old, self._cache = self._cache.kv, RowsCache(self._shape.zeros(rows, capacity))
         kept, width = min(have_rows, len(self._samples), rows), min(have, capacity)
         self._cache.kv[:, :, :kept, :, :width] = old[:, :, :kept, :, :width]
+
+
+def _limits(lengths: NDArray[np.int64]) -> list[int]:
+    """How many keys each group of rows looks at."""
+    longest = np.maximum.reduceat(lengths, np.arange(0, len(lengths), GROUP))
+    return [round_up(int(length) + 1, LENGTH_STEP) for length in longest]

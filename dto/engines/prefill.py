@@ -38,10 +38,12 @@ def forward(
     limit: int,
     keep: int = 1,
     write: Tensor | None = None,
+    row_groups: Sequence[tuple[slice, int]] | None = None,
 ) -> Tensor:
     """One pass over tokens [rows, queries] at their positions.
 
-    `limit` keys of each row are looked at; keys go to `write`, or to `positions` when None.
+    `limit` keys of each row are looked at (`row_groups`: fewer of some); keys go to `write`, or to
+    `positions` when None.
     Returns float32 logits [rows, keep, vocabulary] of the last `keep` queries.
     """
     cache.aim(positions if write is None else write, limit)
@@ -52,6 +54,7 @@ def forward(
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=keep,
+        row_groups=row_groups,
     )
     logits: Tensor = output.logits.float()
     return logits
@@ -67,9 +70,7 @@ def prefill(
 
     Each group's blocks go into the prefix cache, where the next group finds them.
     """
-    missing = {
-        prompt: len(prompt) - BLOCK * len(prefixes.match(prompt[:-1])) for prompt in prompts
-    }
+    missing = {prompt: len(prompt) - BLOCK * len(prefixes.match(prompt[:-1])) for prompt in prompts}
     group: list[tuple[int, ...]] = []
     for prompt in sorted(missing, key=lambda prompt: (missing[prompt], len(prompt))):
         longest = round_up(missing[prompt], COLUMN_STEP)
