@@ -127,14 +127,9 @@ def test_a_slow_tokenizer_is_refused() -> None:
 
 
 def test_the_embedded_tokenizer() -> None:
-    from pathlib import Path
-
     from transformers import AutoTokenizer
 
-    folder = Path(resolve("nano"))
-    if not (folder / "tokenizer.json").is_file():
-        pytest.skip("the embedded model's weights are not there")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(resolve("nano"))
     text = "Okay. 7 times 8 ends in 6.\n\nWait, 🙂 等等.\n</think>\n\n**Final Answer**\n\\boxed{6}"
     ids = tokenizer.encode(text, add_special_tokens=False)
     span = thinking_tokens(tokenizer, ids, split_thinking(text).thinking)
