@@ -7,23 +7,23 @@ from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
 from dto.reporting.comparison import ReportRow
 
 COLOURS = ("#4c566a", "#c2410c", "#0f766e", "#6d28d9", "#a16207", "#1d4ed8")
 INK = "#333333"
-LABEL_WIDTH, LABEL_HEIGHT = 0.25, 0.045  # of the picture: labels nearer than that are moved apart
+MARKERS = "oDs^vPX<>"
 
 
 def draw(rows: Sequence[ReportRow], directory: Path, title: str) -> list[Path]:
     """Write `report.png` and `report.svg`; the same rows give the same bytes.
 
-    One colour a model; each point is labelled beside it. Rows without a figure are left out.
+    One colour a model, one marker an exit. Rows without a figure are left out.
     """
     shown = [row for row in rows if row.responses]
     models = list(dict.fromkeys(row.model for row in shown))
-    figure = Figure(figsize=(8.0, 5.0), dpi=150, layout="constrained")
+    exits = list(dict.fromkeys(row.exit for row in shown))
+    figure = Figure(figsize=(8.6, 4.8), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for row in shown:
         low, high = row.accuracy - row.accuracy_low, row.accuracy_high - row.accuracy
@@ -33,8 +33,9 @@ def draw(rows: Sequence[ReportRow], directory: Path, title: str) -> list[Path]:
             100 * row.accuracy,
             xerr=[[max(0.0, left)], [max(0.0, right)]],
             yerr=[[100 * max(0.0, low)], [100 * max(0.0, high)]],
-            fmt="o" if row.exit == "none" else "D",
+            fmt=MARKERS[exits.index(row.exit) % len(MARKERS)],
             markersize=7 if row.exit == "none" else 5,
+            label=f"{row.model}, {row.exit}" if row.exit != "none" else row.model,
             color=COLOURS[models.index(row.model) % len(COLOURS)],
             elinewidth=1.1,
             capsize=2.5,
@@ -48,39 +49,12 @@ def draw(rows: Sequence[ReportRow], directory: Path, title: str) -> list[Path]:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=INK, labelsize=9)
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    points = [
-        ((row.tokens_mean - left) / (right - left), (100 * row.accuracy - bottom) / (top - bottom))
-        for row in shown
-    ]
-    for row, (x, _), y in zip(shown, points, _apart(points), strict=True):
-        axes.annotate(
-            f"{row.model}, {row.exit}" if row.exit != "none" else row.model,
-            xy=(x, y),
-            xycoords="axes fraction",
-            xytext=(8, 3),
-            textcoords="offset points",
-            fontsize=8.5,
-            color=COLOURS[models.index(row.model) % len(COLOURS)],
-            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+    if shown:
+        figure.legend(
+            loc="outside right upper", frameon=False, fontsize=8.5, labelcolor="linecolor"
         )
     paths = [directory / "report.png", directory / "report.svg"]
     with rc_context({"svg.hashsalt": "dto"}):
         figure.savefig(paths[0], metadata={"Software": None})
         figure.savefig(paths[1], metadata={"Date": None})
     return paths
-
-
-def _apart(points: Sequence[tuple[float, float]]) -> list[float]:
-    """Heights for the labels of points: those that would lie on each other are pushed up.
-
-    Points and heights are shares of the picture's width and height.
-    """
-    placed: dict[int, float] = {}
-    for index in sorted(range(len(points)), key=lambda index: points[index][1]):
-        x, height = points[index]
-        for other, taken in placed.items():
-            if abs(points[other][0] - x) < LABEL_WIDTH:
-                height = max(height, taken + LABEL_HEIGHT)
-        placed[index] = height
-    return [placed[index] for index in range(len(points))]
