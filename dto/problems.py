@@ -75,7 +75,7 @@ def _divide(
         rows = left.get(name, [])
         if len(rows) < wanted:
             raise DtoError(
-                f"problems: {settings.source} has {len(rows):,} problems left for {split}, the "
+                f"problems: {settings.source} has {len(rows):,} usable rows left for {split}, the "
                 f"recipe asks for {wanted:,}: lower problems.{split} or name another source"
             )
         yield from (replace(row, split=split) for row in rows[:wanted])
