@@ -99,7 +99,10 @@ def test_parquet_and_numbers(tmp_path: Path) -> None:
         ),
         ([{"problem": "a?", "answer": True}], "field 'answer' holds bool, not text"),
         (["a?"], "line 1 holds str, no object"),
-        (numbered(2), "has 2 usable rows left for train, the recipe asks for 3: lower problems.train"),
+        (
+            numbered(2),
+            "has 2 usable rows left for train, the recipe asks for 3: lower problems.train",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said_in_one_line(
