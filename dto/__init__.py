@@ -20,6 +20,7 @@ _PUBLIC = {
     "train": "dto.stages.train",
     "evaluate": "dto.stages.evaluate",
     "report": "dto.stages.report",
+    "trace": "dto.calibration.trace",
     "Context": "dto.context",
     "Grader": "dto.grading",
     "open_engine": "dto.engines",

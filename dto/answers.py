@@ -7,11 +7,11 @@ brace and goes on while braces are open: for an answer without inner braces that
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from dto.concurrency import gather_bounded
 from dto.engines.base import Completion, Sampling
 from dto.grading.extract import closing_brace
 from dto.records import FinishReason, Grade
@@ -64,8 +64,8 @@ async def complete_answers(
     `prefix` are the ids of prompt and thinking so far; the inducer's text is encoded on its own and
     put behind them. `sampling.max_tokens` limits one answer, inner braces included, and is lowered
     where the context is nearer; without any room all answers are `truncated`. All n share one
-    prefill, and sample j uses seed + j. `sampling.stop` is not used. Departure from both papers:
-    they stop at a token limit and search the text; we stop at the brace.
+    prefill, and sample j uses seed + j. Departure from both papers: they stop at a token limit and
+    search the text; we stop at the brace, or at `sampling.stop` where that is given.
     """
     inducer_ids = ctx.tokenizer.encode(inducer, add_special_tokens=False)
     prompt = (*prefix, *inducer_ids)
@@ -73,34 +73,23 @@ async def complete_answers(
     room = ctx.engine.context - len(prompt)
     if room < 1:
         return [Answer((), box, None, "length", "truncated", "", "no room in the context")] * n
-    sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room), stop=("}",))
-    completions = await ctx.engine.complete(prompt, sampling, n)
-    return list(
-        await asyncio.gather(
-            *(
-                _finish(
-                    prompt,
-                    box,
-                    completion,
-                    replace(sampling, seed=sampling.seed + index),
-                    problem,
-                    ctx,
-                )
-                for index, completion in enumerate(completions)
-            )
-        )
+    at_brace = not sampling.stop
+    sampling = replace(
+        sampling, max_tokens=min(sampling.max_tokens, room), stop=sampling.stop or ("}",)
     )
+    completions = await ctx.engine.complete(prompt, sampling, n)
+
+    async def finish(index: int) -> Answer:
+        completion = completions[index]
+        if at_brace:
+            seeded = replace(sampling, seed=sampling.seed + index)
+            completion = await _until_closed(ctx.engine, prompt, box, completion, seeded)
+        return await _graded(box, completion, problem, ctx)
+
+    return await gather_bounded(map(finish, range(n)), limit=n)
 
 
-async def _finish(
-    prompt: tuple[int, ...],
-    box: str,
-    completion: Completion,
-    sampling: Sampling,
-    problem: Problem,
-    ctx: Context,
-) -> Answer:
-    completion = await _until_closed(ctx.engine, prompt, box, completion, sampling)
+async def _graded(box: str, completion: Completion, problem: Problem, ctx: Context) -> Answer:
     text = box + completion.text
     text = text[: answer_end(text)]
     ids, logprobs, finish = completion.token_ids, completion.logprobs, completion.finish_reason
@@ -125,7 +114,11 @@ async def _until_closed(
         if left < 1:
             return replace(whole, finish_reason="length")
         rounds += 1
-        seed = sampling.seed if engine.resumable else derive(sampling.seed, "", "brace", rounds)
+        seed = (
+            sampling.seed
+            if engine.capabilities.resumable
+            else derive(sampling.seed, "", "brace", rounds)
+        )
         (more,) = await engine.complete(
             (*prompt, *whole.token_ids), replace(sampling, max_tokens=left, seed=seed)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import sys
@@ -14,7 +15,7 @@ import typer
 import yaml
 
 from dto.errors import DtoError, RecipeError
-from dto.recipe import Recipe, load_recipe
+from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.runs.run import STAGES, Run, open_run
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ Target = Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or 
 Out = Annotated[Path | None, typer.Option(help="Run directory; runs/NAME by default.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on although settings changed.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that is there.")]
+Again = Annotated[bool, typer.Option("--overwrite", help="Compute it again from the start.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key.")]
 
 
@@ -39,13 +41,15 @@ def _recipe(target: str, changes: list[str] | None) -> tuple[Recipe, Path]:
     path = Path(target)
     if path.is_dir():
         return load_recipe(path / "recipe.yaml", _parsed(changes)), path
-    if not path.exists():
-        from dto.prompts import resource
-
-        packaged = Path(str(resource("pipelines"))) / f"{path.name.removesuffix('.yaml')}.yaml"
-        path = packaged if packaged.is_file() and path.parent.name in ("", "pipelines") else path
-    recipe = load_recipe(path, _parsed(changes))
+    recipe = load_recipe(path if path.exists() else _packaged(path) or path, _parsed(changes))
     return recipe, Path("runs") / recipe.name
+
+
+def _packaged(path: Path) -> Path | None:
+    from dto.prompts import resource
+
+    packaged = Path(str(resource("pipelines"))) / f"{path.name.removesuffix('.yaml')}.yaml"
+    return packaged if packaged.is_file() and path.parent.name in ("", "pipelines") else None
 
 
 def _parsed(changes: list[str] | None) -> dict[str, Any]:
@@ -61,12 +65,12 @@ def _parsed(changes: list[str] | None) -> dict[str, Any]:
     return parsed
 
 
-def _within(run: Run, work: Callable[[Run], None]) -> None:
+def _within(run: Run, work: Callable[[Run], None], again: str = "run") -> None:
     try:
         work(run)
     except KeyboardInterrupt:
         print(
-            f"dto: interrupted; what was computed is kept, go on with: dto run {run.path}",
+            f"dto: interrupted; what was computed is kept, go on with: dto {again} {run.path}",
             file=sys.stderr,
         )
         raise
@@ -104,46 +108,135 @@ def run_all(
     _within(run, lambda held: _print(run_stages(held, STAGES)))
 
 
+def _compute(stage: str, recipe: Recipe, place: Path, resume: bool, overwrite: bool) -> None:
+    from dto.pipeline import run_stages
+
+    # Problems cost nothing and everything begins with them.
+    stages = (stage,) if stage == "problems" else ("problems", stage)
+    run = open_run(place, recipe, resume=resume)
+    if overwrite:
+        run.clear(stage)
+    _within(run, lambda held: _print(run_stages(held, stages)), stage)
+
+
 def _stage_command(stage: str) -> None:
     """`dto STAGE`: this stage alone, from the tables before it."""
 
     def command(
-        target: Target, out: Out = None, resume: Resume = False, changes: Changes = None
+        target: Target,
+        out: Out = None,
+        resume: Resume = False,
+        overwrite: Again = False,
+        changes: Changes = None,
     ) -> None:
-        from dto.pipeline import run_stages
-
         recipe, place = _recipe(target, changes)
-        # Problems cost nothing and everything begins with them.
-        stages = (stage,) if stage == "problems" else ("problems", stage)
-        run = open_run(out or place, recipe, resume=resume)
-        _within(run, lambda held: _print(run_stages(held, stages)))
+        _compute(stage, recipe, out or place, resume, overwrite)
 
     app.command(stage, help=f"The stage {stage} alone.")(command)
 
 
 for _stage in STAGES:
-    _stage_command(_stage)
+    if _stage != "evaluate":
+        _stage_command(_stage)
+
+
+@app.command()
+def evaluate(
+    target: Target,
+    out: Out = None,
+    replay: Annotated[
+        bool,
+        typer.Option("--replay", help="Sweep exits over the run's traces; generate nothing."),
+    ] = False,
+    resume: Resume = False,
+    overwrite: Again = False,
+    changes: Changes = None,
+) -> None:
+    """The stage evaluate alone, or what many exits would give on recorded traces."""
+    recipe, place = _recipe(target, changes)
+    if not replay:
+        _compute("evaluate", recipe, out or place, resume, overwrite)
+        return
+    from dto.calibration.curve import replay as replay_run
+
+    _print(replay_run(out or place, recipe))
+
+
+@app.command()
+def calibrate(
+    target: Annotated[
+        str, typer.Argument(metavar="MODEL|RECIPE|RUN", help="A model, a recipe or a run.")
+    ],
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    changes: Changes = None,
+) -> None:
+    """Record traces of the dev problems, and pick the exit that is certified to lose little."""
+    from dto.calibration.calibrate import calibrate as calibrate_run
+    from dto.pipeline import run_stages
+    from dto.serving import load_tokenizer
+
+    def work(held: Run) -> None:
+        run_stages(held, ("problems", "trace"))
+        print(calibrate_run(held.path))
+        print(f"{held.path}/calibrate: policy.yaml, calibration.json, calibration.png")
+
+    recipe, place = _to_calibrate(target, changes)
+    load_tokenizer(recipe)  # a name that is none begins no run
+    _within(open_run(out or place, recipe, resume=resume, overwrite=overwrite), work, "calibrate")
+
+
+def _to_calibrate(target: str, changes: list[str] | None) -> tuple[Recipe, Path]:
+    """What is no recipe and no run is a model: an embedded one has the quickstart's settings."""
+    from dto.nano import NAMES
+
+    path = Path(target)
+    if path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file() or _packaged(path):
+        return _recipe(target, changes)
+    name = f"calibrate-{path.name}"
+    place = Path("runs") / name
+    if target in NAMES:
+        # Problems are what is drawn: more of them prove more than more samples of each.
+        own = [f"name={name}", f"model.name={target}", "problems.dev=600", "evaluate.samples=1"]
+        recipe, _ = _recipe("quickstart", [*own, *(changes or [])])
+        return recipe, place
+    parsed = _parsed(changes)
+    if "problems.source" not in parsed:
+        raise RecipeError(
+            f"calibrate {target}: on which questions? Name a recipe, or a file or dataset with "
+            "--set problems.source=…; --set problems.source=chains takes generated ones"
+        )
+    return make_recipe({"name": name, "model": {"name": target}}, parsed, "--set"), place
 
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(metavar="FILE|HUB", help="Prompt + response rows.")],
+    source: Annotated[str, typer.Argument(metavar="FILE|FOLDER|HUB", help="Rows.")],
     model: Annotated[str, typer.Option(help="The model whose tokenizer encodes them.")],
     recipe: Annotated[str | None, typer.Option(help="Recipe for the stages that follow.")] = None,
     out: Out = None,
+    resume: Resume = False,
     overwrite: Overwrite = False,
     changes: Changes = None,
 ) -> None:
-    """Turn existing responses into trajectories; go on with `dto segment RUN`."""
-    from dto.imports import import_responses
+    """Turn rows of prompt + response into trajectories; go on with `dto segment RUN`.
+
+    Dev and test problems come from the recipe's problems.source; without one there are none.
+    """
+    from dto.pipeline import run_stages
 
     name = Path(source).stem
+    own = [f"sample.imported={json.dumps(source)}", f"model.name={json.dumps(model)}"]
     if recipe is None:
-        settings = Recipe.model_validate({"name": name, "model": {"name": model}})
+        parsed = _parsed([*(changes or []), *own])
+        apart = {} if "problems.source" in parsed else {"dev": 0, "test": 0}
+        given = {"name": name, "problems": {"train": 0, **apart}}
+        settings = make_recipe(given, parsed, "--set")
     else:
-        settings, _ = _recipe(recipe, [*(changes or []), f"model.name={model}"])
-    run = open_run(out or Path("runs") / name, settings, overwrite=overwrite)
-    _within(run, lambda held: import_responses(held, source))
+        settings, _ = _recipe(recipe, [*(changes or []), *own])
+    run = open_run(out or Path("runs") / name, settings, resume=resume, overwrite=overwrite)
+    _within(run, lambda held: _print(run_stages(held, ("problems", "sample"))), "sample")
     print(f"{run.path}: go on with dto segment {run.path}")
 
 
@@ -166,22 +259,21 @@ def nano_train(
 @app.command()
 def doctor() -> None:
     """Versions, memory, accelerator, and the engines that can be used here."""
-    from importlib.util import find_spec
-
     from dto.runs.manifest import provenance
 
     for package, version in provenance()["versions"].items():
         print(f"{package:<13} {version}")
     import torch
 
+    from dto.engines import usable
+
     accelerator = (
         torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     )
     print(f"cores         {os.cpu_count()}")
     print(f"accelerator   {accelerator or 'none'}")
-    print("transformers  ready")
-    print(f"vllm          {'ready' if find_spec('vllm') else 'not installed: make setup-gpu'}")
-    print("openai        ready, needs a server")
+    for engine, state in usable():
+        print(f"{engine:<13} {state}")
 
 
 def main() -> None:

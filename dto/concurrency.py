@@ -14,17 +14,20 @@ AT_ONCE = 8
 async def gather_bounded(jobs: Iterable[Awaitable[T]], limit: int = AT_ONCE) -> list[T]:
     """Results in the order of `jobs`, of which at most `limit` are under way at a time.
 
-    The first error cancels the others and is raised as it is.
+    A job is taken from `jobs` when it can begin. The first error cancels the others and is raised
+    as it is.
     """
-    gate = asyncio.Semaphore(limit)
+    numbered = enumerate(jobs)
+    results: dict[int, T] = {}
 
-    async def one(job: Awaitable[T]) -> T:
-        async with gate:
-            return await job
+    async def work() -> None:
+        for index, job in numbered:
+            results[index] = await job
 
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(job)) for job in jobs]
+            for _ in range(limit):
+                group.create_task(work())
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
+    return [results[index] for index in range(len(results))]

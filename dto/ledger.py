@@ -18,10 +18,12 @@ class Usage:
 
     `generated` includes `wasted`: tokens that were sampled and then thrown away (cancelled
     requests). `cached` is the part of `prompt` that was not computed again. Cached and wasted
-    depend on scheduling, so they never enter a table; they are kept beside it.
+    depend on scheduling, so they never enter a table; they are kept beside it. `failed` counts the
+    requests that came back as `failed`: the runner owes their rows again.
     """
 
     requests: int = 0
+    failed: int = 0
     prompt: int = 0
     cached: int = 0
     generated: int = 0

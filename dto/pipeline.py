@@ -6,15 +6,18 @@ import asyncio
 import json
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import contextmanager
 from itertools import groupby
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 from dto import tables
+from dto.calibration.trace import Trace
 from dto.context import Context
 from dto.errors import DtoError, disk_errors
 from dto.recipe import ExitSettings, Recipe
@@ -28,15 +31,13 @@ from dto.records import (
     Segment,
     Trajectory,
 )
-from dto.runs import manifest
+from dto.runs import content, manifest
 from dto.runs.journal import Entry
 from dto.runs.run import Run, count, write_run_manifest
 from dto.runs.stage import Group, Stage, Timed
+from dto.serving import Serving
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from dto.engines.base import Engine
     from dto.stages.report import Report
 
 logger = logging.getLogger("dto")
@@ -50,6 +51,7 @@ RECORDS: dict[str, type[Any]] = {
     "prune": OptimizedTrajectory,
     "pair": PreferencePair,
     "evaluate": EvaluationRow,
+    "trace": Trace,
 }
 
 
@@ -59,6 +61,7 @@ def run_stages(run: Run, stages: Sequence[str]) -> Report | None:
     One engine serves consecutive stages; it is closed before training, which wants its memory.
     Raises what a stage raises; what was computed until then is kept.
     """
+    _check_splits(run, stages)
     summary: Report | None = None
     for apart, names in groupby(stages, key=lambda stage: stage in ("train", "report")):
         if not apart:
@@ -74,6 +77,17 @@ def run_stages(run: Run, stages: Sequence[str]) -> Report | None:
                 summary = report(run.path)
     write_run_manifest(run)
     return summary
+
+
+def _check_splits(run: Run, stages: Sequence[str]) -> None:
+    """Before hours of work: training and evaluation need problems of their own."""
+    for stage, split, usual in (("train", "dev", 300), ("evaluate", "test", 400)):
+        if stage in stages and not getattr(run.recipe.problems, split):
+            raise DtoError(
+                f"stage {stage} needs {split} problems, and the recipe asks for none: "
+                f"`dto run {run.path} --resume --set problems.source=FILE|HUB "
+                f"--set problems.{split}={usual}`, or start the stages before it one by one"
+            )
 
 
 def _train(run: Run) -> None:
@@ -92,7 +106,8 @@ def _train(run: Run) -> None:
     result = train(run.path, run.recipe)
     result["seconds"] = time.perf_counter() - begun
     with disk_errors(directory):
-        manifest.write(directory, manifest.finished("train", config) | result)
+        weights = content.of_path(directory / "model")
+        manifest.write(directory, manifest.finished("train", config, weights) | result)
         (directory / "journal").unlink()
     tell(run, "train")
 
@@ -115,11 +130,10 @@ async def _feed(run: Run, stage: Stage, serving: Serving) -> None:
     name, recipe, window = stage.name, run.recipe, run.recipe.window
 
     if name == "problems":
-        from dto.problems import load_problems
-
-        await asyncio.to_thread(
-            _record_problems, stage, load_problems(recipe.problems, recipe.seed)
-        )
+        await asyncio.to_thread(_record_problems, stage, recipe)
+        return
+    if name == "sample" and recipe.sample.imported:
+        await _feed_imported(stage, recipe, serving)
         return
     if name == "evaluate":
         await _feed_evaluate(run, stage, serving)
@@ -174,7 +188,28 @@ async def _feed(run: Run, stage: Stage, serving: Serving) -> None:
     await stage.feed(rows, lambda *rows: work(*rows, context), window=window, total=total)
 
 
+async def _feed_imported(stage: Stage, recipe: Recipe, serving: Serving) -> None:
+    from dto.stages.importing import Response, read_responses, to_trajectory
+
+    tokenizer, grader = serving.tokenizer(), await serving.grader()
+
+    async def imported(row: Response | Dropped) -> Trajectory | Dropped:
+        if isinstance(row, Dropped):
+            return row
+        return await to_trajectory(row, tokenizer, recipe.model, grader)
+
+    def groups() -> Iterator[Group]:
+        for row in read_responses(str(recipe.sample.imported)):
+            if isinstance(row, Dropped):
+                yield Group(row.id, (row,))
+            else:
+                yield Group(Trajectory.make_id(row.problem.id, row.sample), (row,))
+
+    await stage.feed(groups(), imported, window=recipe.window)
+
+
 async def _feed_evaluate(run: Run, stage: Stage, serving: Serving) -> None:
+    from dto.exits import check
     from dto.stages.evaluate import evaluate
 
     settings = run.recipe.evaluate
@@ -184,6 +219,8 @@ async def _feed_evaluate(run: Run, stage: Stage, serving: Serving) -> None:
             continue
         path = {"base": None, "trained": str(run / "train" / "model")}.get(model, model)
         context = await serving.context(model, path)
+        for exit in settings.exits:
+            check(exit, context.engine)
 
         async def timed(
             problem: Problem, exit: ExitSettings, ctx: Context = context, label: str = model
@@ -194,83 +231,38 @@ async def _feed_evaluate(run: Run, stage: Stage, serving: Serving) -> None:
         await stage.feed(groups, timed, window=run.recipe.window, total=total)
 
 
-class Serving:
-    """The engine and the grader of consecutive stages, opened when a stage first asks for them.
+@contextmanager
+def _segment_processes() -> Iterator[ProcessPoolExecutor]:
+    """Processes that leave Ctrl-C to this one from their first moment on."""
+    from dto.segmentation.worker import segment_texts, start
 
-    At most one engine is open: two would share the memory.
-    """
-
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
-        self._grader = AsyncExitStack()
-        self._engine = AsyncExitStack()
-        self._label = ""
-        self._context: Context | None = None
-
-    async def __aenter__(self) -> Serving:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self._engine.aclose()
-        await self._grader.aclose()
-
-    async def context(self, label: str, model: str | None) -> Context:
-        """The context with the engine for `model` (None: the recipe's own), known as `label`."""
-        if self._context is not None and self._label == label:
-            return self._context
-        from dto.engines import open_engine
-        from dto.grading import Grader
-
-        await self._engine.aclose()
-        grader = (
-            self._context.grader
-            if self._context is not None
-            else await self._grader.enter_async_context(Grader())
-        )
-        engine: Engine = await self._engine.enter_async_context(
-            open_engine(self._recipe.model, model)
-        )
-        self._label, self._context = label, Context(self._recipe, engine, grader)
-        return self._context
-
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The recipe's tokenizer; no engine is opened for it."""
-        if self._context is not None and self._label == "base":
-            return self._context.tokenizer
-        return load_tokenizer(self._recipe)
-
-
-def load_tokenizer(recipe: Recipe, *, local: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a recipe's model; `local`: only when nothing has to be fetched for it.
-
-    Raises DtoError when there is none.
-    """
-    from transformers import AutoTokenizer
-
-    from dto.nano import resolve
-
-    name, revision = resolve(recipe.model.name), recipe.model.revision
+    count = min(8, os.cpu_count() or 1)
+    pool = ProcessPoolExecutor(count, get_context("spawn"), start)
+    # A process is spawned with the task that finds none idle, and inherits what is ignored.
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            name, revision=revision, local_files_only=local
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DtoError(f"tokenizer of {recipe.model.name!r} cannot be loaded: {reason}") from None
-    return tokenizer
+        for _ in range(count):
+            pool.submit(segment_texts, [], "pattern")
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _segment_processes() -> ProcessPoolExecutor:
-    from dto.segmentation.worker import start
+def _record_problems(stage: Stage, recipe: Recipe) -> None:
+    rows: Iterator[Problem | Dropped]
+    if recipe.sample.imported:
+        from dto.stages.importing import imported_problems
 
-    return ProcessPoolExecutor(
-        max_workers=min(8, os.cpu_count() or 1),
-        mp_context=get_context("spawn"),
-        initializer=start,
-    )
+        rows = imported_problems(recipe.sample.imported, recipe.problems, recipe.seed)
+    else:
+        from dto.problems import load_problems
 
-
-def _record_problems(stage: Stage, rows: Iterator[Problem | Dropped]) -> None:
+        rows = load_problems(recipe.problems, recipe.seed)
     for row in rows:
         if isinstance(row, Dropped):
             stage.note(Entry(f"{row.id} {row.detail}", dropped=[row]))
@@ -304,10 +296,13 @@ def _joined(run: Run, *stages: str) -> Iterator[tuple[Any, ...]]:
 
 
 def _engine_groups(run: Run, name: str) -> tuple[Iterator[Group], int]:
-    """The groups of sample, estimate, optimize or prune, and how many there are at most."""
+    """The groups of sample, estimate, optimize, prune or trace, and how many there are at most."""
     if name == "sample":
         groups = (Group(row.id, (row,)) for row in _problems(run, "train"))
         return groups, count(run, "problems", split="train")
+    if name == "trace":
+        groups = (Group(row.id, (row,)) for row in _problems(run, "dev"))
+        return groups, count(run, "problems", split="dev")
     if name == "estimate":
         rows = (row for row in _joined(run, "segment") if row[2])
         return (Group(row[1].id, row) for row in rows), count(run, "sample")
@@ -348,5 +343,7 @@ def tell(run: Run, name: str, remark: str = "") -> None:
     dropped = done.get("dropped")
     if isinstance(dropped, dict):
         parts += [f"{amount:,} dropped: {reason}" for reason, amount in dropped.items()]
+    if failed := done.get("usage", {}).get("failed"):
+        parts.append(f"{failed:,} requests failed")
     parts.append(remark or f"{done['usage']['generated']:,} tokens, {done['seconds']:.1f} s")
     logger.info("%-9s %s", name, ", ".join(parts))

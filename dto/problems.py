@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +20,30 @@ _SPLIT_NAMES: Mapping[str, Split] = {
     "valid": "dev",
     "train": "train",
 }  # in the order in which a question that stands in several is kept
+_SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
 Row = Mapping[str, Any]
-Rows = Iterable[Row]
+Rows = Iterable[Row | Dropped]
 
 
-def load_problems(settings: ProblemSettings, seed: int) -> Iterator[Problem | Dropped]:
+def load_problems(
+    settings: ProblemSettings, seed: int, taken: Collection[str] = ()
+) -> Iterator[Problem | Dropped]:
     """As many problems of each split as the settings ask for, and what had to be dropped.
 
     A split comes from the source's own of that name, else from what is left of its train split or
     of its only one. Which rows are taken is decided by the hash of their content, not by their
-    order. A question without gold answer is dropped (`no_gold_answer`), and so is one that was
-    there before (`duplicate`): splits never share one. Raises DtoError for a missing file, a
-    missing field, a value that is no text, and too few problems.
+    order. A question without gold answer is dropped (`no_gold_answer`), so is one that was there
+    before or is among those `taken` (`duplicate`): splits never share one, and so is a line that is
+    no JSON object (`unreadable_row`). Raises DtoError for a missing file, a missing field, a value
+    that is no text, and too few problems.
     """
     if settings.source == "chains":
         from dto.nano.corpus import chain_problems
 
         for split in dict.fromkeys(_SPLIT_NAMES.values()):
-            yield from chain_problems(split, getattr(settings, split), seed)
+            wanted: int = getattr(settings, split)
+            chains = chain_problems(split, wanted + len(taken), seed)
+            yield from islice((row for row in chains if row.question not in taken), wanted)
         return
     sources = {
         name: (settings.source, rows)
@@ -46,12 +53,15 @@ def load_problems(settings: ProblemSettings, seed: int) -> Iterator[Problem | Dr
         rows = [row for part in read_source(settings.test_source).values() for row in part]
         sources["test"] = (settings.test_source, rows)
     pools: dict[Split | None, list[Problem]] = {}
-    seen: set[str] = set()
+    seen = set(taken)
     order = [*_SPLIT_NAMES, None]
     for name in sorted(sources, key=lambda name: order.index(name) if name in order else -1):
         source, rows_of = sources[name]
         pool = pools.setdefault(_SPLIT_NAMES.get(name or ""), [])
         for number, row in enumerate(rows_of, start=1):
+            if isinstance(row, Dropped):
+                yield row
+                continue
             found = _problem(row, settings, source, f"{source}, row {number}")
             if isinstance(found, Problem):
                 if found.question in seen:
@@ -123,43 +133,75 @@ def text_field(row: Row, field: str, where: str, setting: str) -> str:
 def read_source(
     source: str, subset: str | None = None, revision: str | None = None
 ) -> dict[str | None, Rows]:
-    """The rows of a .jsonl or .parquet file (under None), or of a Hub dataset by split.
+    """The rows of a .jsonl or .parquet file (under None), or of a dataset by split.
 
-    Raises DtoError for what is not there or cannot be read.
+    A dataset is one of the Hub, or a folder: a copy of one of the Hub's (data files, with or
+    without a card) or what `Dataset.save_to_disk` wrote. A line of a .jsonl file that holds no JSON
+    object comes as a row that is dropped. Raises DtoError for what is not there or cannot be read.
     """
     path = Path(source)
     if path.suffix == ".jsonl":
         return {None: _json_lines(path)}
     if path.suffix == ".parquet":
         return {None: _parquet(path)}
-    if path.exists() or source.startswith((".", "/")):
-        raise DtoError(f"source {source}: expected a .jsonl or .parquet file or a Hub dataset")
+    if path.is_file():
+        raise DtoError(f"source {source}: expected .jsonl, .parquet, a folder or a Hub dataset")
+    if not path.is_dir() and source.startswith((".", "/", "~")):
+        raise DtoError(f"source {source} does not exist: check the path")
     import datasets
 
+    saved = path.is_dir() and any((path / name).is_file() for name in _SAVED)
     try:
-        loaded = datasets.load_dataset(source, subset, revision=revision)
+        loaded = (
+            datasets.load_from_disk(source)
+            if saved
+            else datasets.load_dataset(source, subset, revision=revision)
+        )
     except Exception as error:  # datasets raises whatever its file systems and parsers do
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DtoError(f"dataset {source!r} cannot be loaded from the Hub: {first}") from error
+        raise DtoError(f"dataset {source!r} cannot be loaded: {first}") from error
+    if isinstance(loaded, datasets.Dataset):
+        return {None: loaded}
     return {str(split): rows for split, rows in loaded.items()}
 
 
-def _json_lines(path: Path) -> Iterator[Row]:
+def _json_lines(path: Path) -> Iterator[Row | Dropped]:
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise DtoError(f"{path}, line {number} holds {type(row).__name__}, no object")
-                yield row
+                where = f"{path}, line {number}"
+                try:
+                    yield _json_object(line)
+                except ValueError as error:
+                    detail = f"{where} {error}"
+                    yield Dropped(f"line/{number:08d}", "unreadable_row", detail)
     except FileNotFoundError:
         raise DtoError(f"file {path} does not exist: check the path") from None
-    except json.JSONDecodeError as error:
-        raise DtoError(f"{path}, line {number} is not JSON: {error}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise DtoError(f"file {path} cannot be read: {error}") from None
+
+
+def _json_object(line: bytes) -> Row:
+    """Raises ValueError, saying what the line is instead."""
+    try:
+        text = line.decode("utf-8-sig")
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON: {error.msg}, column {error.colno}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8: {error.reason}") from None
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
+        raise ValueError(f"cannot be read: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"holds {type(row).__name__}, no object")
+    if "\\ud" in text.lower():
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("holds half of a surrogate pair, which is no character") from None
+    return row
 
 
 def _parquet(path: Path) -> Iterator[Row]:

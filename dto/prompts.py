@@ -1,8 +1,8 @@
 """Every text that a model is shown, read from `prompts/`.
 
-A prompt is a Jinja file with a front matter of `name` and `purpose`. A model family (`nano`, `r1`)
-has a folder that overrides `default`, file by file. In a checkout the folder stands at the top; in
-a wheel it travels inside the package.
+A prompt is a Jinja file with a front matter of `name` and `purpose`. A model family (such as
+`nano`) has a folder that overrides `default`, file by file. In a checkout the folder stands at the
+top; in a wheel it travels inside the package.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from dto.errors import DtoError
 
@@ -24,6 +24,13 @@ def resource(folder: str) -> Traversable:
     if packaged.is_dir():
         return packaged
     return files("dto") / ".." / folder
+
+
+@cache
+def families() -> tuple[str, ...]:
+    """The folders of `prompts/` that hold a model family's texts, `default` among them."""
+    folders = (folder for folder in resource("prompts").iterdir() if folder.is_dir())
+    return tuple(sorted(folder.name for folder in folders if any(folder.iterdir())))
 
 
 @cache
@@ -41,4 +48,9 @@ def source(name: str, family: str = "default") -> str:
 
 def render(name: str, family: str = "default", **values: str) -> str:
     """A prompt as the model sees it. Raises DtoError for an unknown name."""
-    return _ENVIRONMENT.from_string(source(name, family)).render(**values)
+    return _template(name, family).render(**values)
+
+
+@cache
+def _template(name: str, family: str) -> Template:
+    return _ENVIRONMENT.from_string(source(name, family))

@@ -10,36 +10,97 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from dto.errors import RecipeError
+from dto.errors import DtoError, RecipeError
+from dto.prompts import families
 from dto.records import AnswerKind
+from dto.sequential import zone
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+Monitor = Literal["cue", "paragraph", "entropy", "tokens"]
+Inducer = Literal["inside", "closed"]
+Confidence = Literal["answer", "mean", "geometric", "min"]
 
 
 class Settings(BaseModel):
     """Frozen, and strict about keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class ModelSettings(Settings):
-    """Which model, on which engine."""
+    """Which model, on which engine. A key that names an engine is read by that engine alone."""
 
     name: str = "nano"  # nano, nano-control, a Hub id or a folder
     revision: str | None = None
     engine: Literal["transformers", "vllm", "openai"] = "transformers"
-    family: str = "default"  # folder of prompts/ that overrides prompts/default
+    family: str = ""  # folder of prompts/ that overrides prompts/default; nano has its own
     context: Count | None = None  # tokens of prompt and completion; None: the model's own limit
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
     device: str = "auto"
-    slots: Count = 128  # requests that decode together (transformers engine)
-    cache_bytes: Count = 256 * 2**20  # prefix cache (transformers engine)
     system: str | None = None  # system message
+    slots: Count = 128  # transformers, vllm on a CPU: requests that decode together
+    cache_bytes: Count = 256 * 2**20  # transformers, vllm on a CPU: prefix cache, all KV of vllm
+    kv_bytes: Count | None = None  # transformers: running batch; None: half of a GPU, 4 GiB else
+    gpu_memory: Probability = 0.9  # vllm: share of the GPU's memory that it may take
+    tensor_parallel: Count = 1  # vllm: GPUs that one copy of the model is spread over
+    server: str | None = None  # openai: base URL; None: OpenAI's own
+    api: Literal["auto", "completions", "chat"] = "auto"  # openai
+    api_key: str = "OPENAI_API_KEY"  # openai: name of the environment variable that holds it
+    tokenizer: str | None = None  # openai: Hub id or folder, when `name` is the server's own word
+    concurrency: Count = 256  # openai: requests under way at once
+    retries: Annotated[int, Field(ge=0)] = 5  # openai: after 429, 5xx and timeouts
+    timeout: Annotated[float, Field(gt=0)] = 600.0  # openai: seconds for one request
+
+    @field_validator("api_key")
+    @classmethod
+    def _key_is_a_name(cls, api_key: str) -> str:
+        if not api_key.isidentifier():
+            raise ValueError("it is the name of an environment variable, not the key itself")
+        return api_key
+
+    @field_validator("server")
+    @classmethod
+    def _server_holds_no_secret(cls, server: str | None) -> str | None:
+        if server is None:
+            return None
+        parts = urlsplit(server)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("no http:// or https:// URL, such as http://localhost:8000/v1")
+        if parts.username or parts.password or parts.query:
+            raise ValueError(
+                "the URL holds a user, password or query: put the key into an environment variable "
+                "and name that in model.api_key"
+            )
+        return server
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_family(cls, data: Any) -> Any:
+        if isinstance(data, dict) and not data.get("family"):
+            own = data.get("name", "nano") in ("nano", "nano-control")
+            return {**data, "family": "nano" if own else "default"}
+        return data
+
+    @field_validator("family")
+    @classmethod
+    def _family_has_prompts(cls, family: str) -> str:
+        there = families()
+        if family not in there:
+            raise ValueError(f"prompts/ has no folder {family!r}; there are {', '.join(there)}")
+        return family
 
 
 class ProblemSettings(Settings):
@@ -68,6 +129,7 @@ class SampleSettings(Settings):
     temperature: Annotated[float, Field(ge=0.0)] = 0.6
     top_p: Probability = 0.95
     max_tokens: Count = 8192
+    imported: str | None = None  # responses that are there already: a file, a folder, a Hub id
 
 
 class SegmentSettings(Settings):
@@ -87,6 +149,14 @@ class EstimateSettings(Settings):
     cap: Count = 32  # rollouts after which a boundary is left undecided
     max_tokens: Count = 64  # of one rollout
     first_pass_only: bool = True  # stop a trajectory at its first boundary above the threshold
+
+    @model_validator(mode="after")
+    def _test_exists(self) -> EstimateSettings:
+        try:  # prune verifies by it, whatever the method is
+            zone(self.threshold, self.margin, self.error, self.cap)
+        except DtoError as error:
+            raise ValueError(str(error)) from None
+        return self
 
 
 class OptimizeSettings(Settings):
@@ -134,24 +204,55 @@ class TrainSettings(Settings):
 
 
 class ExitSettings(Settings):
-    """One early-exit policy = monitor x inducer x confidence x threshold x minimum thinking."""
+    """One early-exit policy = monitor x inducer x confidence x threshold x minimum thinking.
+
+    Each policy reads the keys that its module in `dto/exits/` names.
+    """
 
     name: str
-    policy: Literal["none", "static", "budget", "deer"] = "none"
-    monitor: Literal["cue", "paragraph", "entropy"] = "cue"
-    inducer: Literal["inside", "closed"] = "inside"
-    confidence: Literal["answer", "mean", "geometric", "min"] = "answer"
+    policy: Literal[
+        "none",
+        "static",
+        "budget",
+        "deer",
+        "consistency",
+        "entropy",
+        "no_thinking",
+        "nowait",
+        "code",
+    ] = "none"
+    mode: Literal["fixed", "compat", "qwen3", "pro"] = "fixed"  # deer
+    monitor: Monitor = "cue"
+    every: Count = 64  # monitor tokens: thinking tokens between transitions
+    entropy: float = 0.672  # monitor entropy, nats: a step whose first token is above is one
+    inducer: Inducer = "inside"
+    confidence: Confidence = "answer"
     threshold: Probability = 0.95
-    entropy: float = 0.672  # nats; a step whose first token is above is a transition
-    fraction: Probability = 0.5  # static: share of the model's own thinking that is kept
-    budget: Count = 1024  # budget: thinking tokens
+    overlap: Literal[False, True, "branches"] = False  # the main path does not wait for trials
+    shadow: bool = False  # trials are made and stored, the path is never left
     min_thinking: Annotated[int, Field(ge=0)] = 0  # thinking tokens before the first trial
+    cooldown: Annotated[int, Field(ge=0)] = 0  # thinking tokens between two trials
     max_trials: Count = 50
     trial_tokens: Count = 20
+    trial_share: Probability = 1.0  # most trial tokens by thinking so far; 1: no limit
+    think_ratio: Probability = 0.9  # deer compat, budget: share of max_tokens that may be thinking
+    agree: Count = 3  # consistency: equal trial answers in a row
+    smoothing: Probability = 0.2  # entropy: weight of the newest value in the moving mean
+    variance: float = 1e-3  # entropy: leave when the moving variance falls below, nats squared
+    fraction: Probability = 0.5  # static: share of the model's own thinking that is kept
+    budget: Count = 1024  # budget: thinking tokens
+    grace: Annotated[int, Field(ge=0)] = 64  # budget: further tokens to end the sentence
+
+    def changed(self) -> dict[str, Any]:
+        """What was set, as it stands in YAML."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
 class EvaluateSettings(Settings):
-    """Avg@n on the test problems, for each model and each exit."""
+    """Avg@n on the test problems, for each model and each exit.
+
+    In YAML an exit may be `{file: policy.yaml}`: what `dto calibrate` wrote, under keys of its own.
+    """
 
     samples: Count = 4
     temperature: Annotated[float, Field(ge=0.0)] = 0.6
@@ -159,6 +260,40 @@ class EvaluateSettings(Settings):
     max_tokens: Count = 8192
     exits: tuple[ExitSettings, ...] = (ExitSettings(name="none"),)
     models: tuple[str, ...] = ("base", "trained")  # or paths of further models
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> EvaluateSettings:
+        for what, names in (("exits", [row.name for row in self.exits]), ("models", self.models)):
+            twice = [name for name in names if list(names).count(name) > 1]
+            if twice:
+                raise ValueError(f"{twice[0]!r} stands there twice in {what}: rows go by the name")
+        return self
+
+
+class TraceSettings(Settings):
+    """What is recorded with each response; `evaluate` says how many there are and how sampled."""
+
+    monitors: tuple[Monitor, ...] = ("cue", "paragraph")
+    every: Count = 64  # monitor tokens
+    entropy: float = 0.672  # monitor entropy
+    inducers: tuple[Inducer, ...] = ("inside", "closed")
+    trial_tokens: Count = 20
+    fractions: tuple[Probability, ...] = (0.25, 0.5, 0.75)  # static
+
+
+class CalibrateSettings(Settings):
+    """Which exits are candidates, and what is asked of the one that is picked (2110.01052)."""
+
+    max_loss: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.02  # of expected accuracy
+    error: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1  # chance that what is certified loses more
+    choose: Probability = 0.25  # share of the problems that puts the candidates in order
+    certify: Probability = 0.5  # share that certifies them; the rest is held out
+    policies: tuple[Literal["deer", "consistency"], ...] = ("deer", "consistency")
+    confidences: tuple[Confidence, ...] = ("answer", "mean", "geometric", "min")  # deer
+    thresholds: tuple[Probability, ...] = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)  # deer
+    agree: tuple[Count, ...] = (2, 3, 4)  # consistency
+    min_thinking: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    cooldown: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
 
 
 class Recipe(Settings):
@@ -177,6 +312,8 @@ class Recipe(Settings):
     pair: PairSettings = PairSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    trace: TraceSettings = TraceSettings()
+    calibrate: CalibrateSettings = CalibrateSettings()
 
 
 def load_recipe(path: Path | str, changes: Mapping[str, Any] | None = None) -> Recipe:
@@ -195,25 +332,60 @@ def load_recipe(path: Path | str, changes: Mapping[str, Any] | None = None) -> R
         raise RecipeError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise RecipeError(f"recipe {path} holds {type(data).__name__}, not a mapping of settings")
-    data.setdefault("name", path.stem)
+    return make_recipe({"name": path.stem, **data}, changes, f"recipe {path}")
+
+
+def make_recipe(
+    data: dict[str, Any], changes: Mapping[str, Any] | None = None, origin: str = "recipe"
+) -> Recipe:
+    """The recipe of `data`, in which `changes` replace what stands there; see `load_recipe`."""
     for key, value in (changes or {}).items():
         *parents, last = key.split(".")
         place = data
         for parent in parents:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
-                raise RecipeError(f"recipe {path}: {key!r} cannot be set: {parent!r} is a value")
+                raise RecipeError(f"{origin}: {key!r} cannot be set: {parent!r} is a value")
         place[last] = value
+    _read_policies(data, origin)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(f"recipe {path}: {_explain(error)}") from None
+        raise RecipeError(f"{origin}: {_explain(error)}") from None
+
+
+def _read_policies(data: dict[str, Any], origin: str) -> None:
+    """Put the content of policy files in the place of their names."""
+    evaluate = data.get("evaluate")
+    exits = evaluate.get("exits") if isinstance(evaluate, dict) else None
+    if not isinstance(exits, list):
+        return
+    for place, exit in enumerate(exits):
+        if isinstance(exit, dict) and "file" in exit:
+            own = {key: value for key, value in exit.items() if key != "file"}
+            exits[place] = _read_policy(exit["file"], origin) | own
+
+
+def _read_policy(file: Any, origin: str) -> dict[str, Any]:
+    try:
+        policy = yaml.safe_load(Path(str(file)).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"{origin}: policy {file!r} cannot be read: {reason}") from None
+    if not isinstance(policy, dict):
+        raise RecipeError(f"{origin}: policy {file!r} holds no mapping of settings of an exit")
+    return policy
+
+
+_NEVER_SHOWN = ("model.api_key", "model.server")  # somebody may have put a secret there
 
 
 def _explain(error: ValidationError) -> str:
     """The first thing that is wrong, as key, value and way out."""
     first = error.errors()[0]
     key = ".".join(map(str, first["loc"]))
+    if key in _NEVER_SHOWN:
+        return f"{key}: {first['msg']}"
     if first["type"] != "extra_forbidden":
         return f"{key} = {first['input']!r}: {first['msg']}"
     group: Any = Recipe

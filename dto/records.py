@@ -20,7 +20,7 @@ Grade = Literal["correct", "wrong", "truncated", "failed"]
 FinishReason = Literal["stop", "length", "failed"]
 IdsFrom = Literal["sampled", "encoded"]
 Decision = Literal["above", "below", "undecided"]
-Outcome = Literal["shortened", "repaired", "unchanged"]
+Outcome = Literal["shortened", "repaired", "unchanged", "not_shorter"]
 VerdictKind = Literal["keep", "redundant", "meaningless", "harmful"]
 
 
@@ -209,7 +209,7 @@ class PreferencePair:
 class Trial:
     """A trial answer at a reasoning transition (2504.15895, section 3).
 
-    `position` counts thinking tokens before the trial; `confidence` is in [0, 1]; `tokens` were
+    `position` counts response tokens before the trial; `confidence` is in [0, 1]; `tokens` were
     generated for it. `grade` makes shadow evaluation free.
     """
 
@@ -229,7 +229,8 @@ class EvaluationRow:
     EOS (a closing text that a policy puts in is read, not generated); `trial_tokens` hold the
     trials and what an exit cut off again (a cue, white space). `exit_reason` is `policy` (left
     early), `budget` (forced), `closed` (the model closed its thinking), `unclosed` (it ended inside
-    it), `length` or `failed`.
+    it), `length` or `failed`. `would_leave` is the index of the trial at which the policy leaves,
+    or in shadow mode would have left; -1 for none.
     """
 
     id: str  # model / exit / problem id / sample
@@ -249,6 +250,7 @@ class EvaluationRow:
     prompt_tokens: int
     attention_flops: float
     trials: tuple[Trial, ...] = ()
+    would_leave: int = -1
 
     @staticmethod
     def make_id(model: str, exit_name: str, problem_id: str, sample: int) -> str:

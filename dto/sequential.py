@@ -57,6 +57,26 @@ class Boundaries(NamedTuple):
     hopeless_at: tuple[int, ...]
 
 
+def zone(threshold: float, margin: float, error: float, cap: int) -> tuple[float, float]:
+    """The ends of the indifference zone. Raises DtoError when there is no such test."""
+    low, high = max(threshold - margin, _EDGE), min(threshold + margin, 1 - _EDGE)
+    if not low < high:
+        raise DtoError(
+            f"sequential test: threshold {threshold} ± margin {margin} is no zone in (0, 1): "
+            "threshold must lie in [0, 1], margin above 0"
+        )
+    if not 0 < error < 0.5 or cap < 1:
+        raise DtoError(
+            f"sequential test: error {error} must lie in (0, 0.5), cap {cap} be at least 1"
+        )
+    if low**cap > error:
+        raise DtoError(
+            f"sequential test: {cap} successes in {cap} trials do not show p > {low:.3f} "
+            f"with error {error}: raise cap or error"
+        )
+    return low, high
+
+
 class SequentialTest:
     """The test of the module. Its boundaries are computed once for each set of parameters.
 
@@ -74,25 +94,10 @@ class SequentialTest:
     """
 
     def __init__(self, threshold: float, margin: float, error: float, cap: int) -> None:
-        self.low = max(threshold - margin, _EDGE)
-        self.high = min(threshold + margin, 1 - _EDGE)
-        if not self.low < self.high:
-            raise DtoError(
-                f"sequential test: threshold {threshold} ± margin {margin} is no zone in (0, 1): "
-                "threshold must lie in [0, 1], margin above 0"
-            )
-        if not 0 < error < 0.5 or cap < 1:
-            raise DtoError(
-                f"sequential test: error {error} must lie in (0, 0.5), cap {cap} be at least 1"
-            )
+        self.low, self.high = zone(threshold, margin, error, cap)
         self.error = error
         self.cap = cap
         self.boundaries = _tightest(self.low, self.high, error, cap)
-        if self.boundaries.hopeless_at[0] >= 0:
-            raise DtoError(
-                f"sequential test: {cap} successes in {cap} trials do not show p > {self.low:.3f} "
-                f"with error {error}: raise cap or error"
-            )
         self._wait = _wait(self.boundaries)
 
     def decide(self, successes: int, trials: int) -> Decision | None:

@@ -98,10 +98,10 @@ def _decode(record: type[R], row: dict[str, Any]) -> R:
     return built
 
 
-def write(path: Path, record: type[R], rows: Iterable[R]) -> int:
-    """Write rows, which come sorted by id, and return their number; the file appears when complete.
+def write(path: Path, record: type[R], rows: Iterable[R], key: str = "id") -> int:
+    """Write rows, which come sorted by `key`, and return their number; whole or not at all.
 
-    Raises DtoError when ids do not ascend strictly, OSError when the disk is full.
+    Raises DtoError when keys do not ascend strictly, OSError when the disk is full.
     """
     temporary = path.with_name(f".{path.name}.part")
     columns, count, last = _columns(record), 0, ""
@@ -110,7 +110,7 @@ def write(path: Path, record: type[R], rows: Iterable[R]) -> int:
         with pq.ParquetWriter(temporary, schema(record), compression="zstd") as writer:
             while block := list(islice(source, ROW_GROUP)):
                 for row in block:
-                    row_id = str(getattr(row, "id", ""))
+                    row_id = str(getattr(row, key))
                     if row_id <= last and count:
                         raise DtoError(f"table {path}: row {row_id!r} after {last!r} is not sorted")
                     last, count = row_id, count + 1

@@ -60,9 +60,12 @@ def split_thinking(text: str, opened: bool = True) -> ThinkingSplit:
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of a response: special tokens stay visible, a final end-of-sequence does not."""
+    """The text of a response: special tokens stay visible, one that ends it does not.
+
+    A model may end with another token than the tokenizer's EOS, so any special one counts.
+    """
     ids = list(ids)
-    if ids and ids[-1] == tokenizer.eos_token_id:
+    if ids and (ids[-1] == tokenizer.eos_token_id or _is_end(tokenizer, ids[-1])):
         ids.pop()
     return _decode(tokenizer, ids)
 
@@ -120,6 +123,11 @@ def tokens_within(ends: Sequence[int], chars: Span) -> Span:
     start = borders[first][1]
     last = bisect_left(borders, (chars.end + 1, 0)) - 1
     return Span(start, max(start, borders[last][1]))
+
+
+def _is_end(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
+    added = tokenizer.added_tokens_decoder.get(token)
+    return added is not None and added.special and added.content not in (OPEN_TAG, CLOSE_TAG)
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dto import tables
 from dto.cli import main
+from dto.recipe import load_recipe
 from dto.records import Problem, Segment, Trajectory
+from dto.runs.journal import Entry
+from dto.runs.run import open_run
+from dto.runs.stage import Stage
 
 ROOT = Path(__file__).parents[1]
 NANO = ROOT / "dto/nano/weights/nano"
@@ -74,6 +81,21 @@ def test_the_plan_shows_the_prompt_as_the_model_reads_it(
             [],
             "unknown key 'evaluate.exits.0.treshold'",
         ),
+        (
+            "evaluate: {exits: [{name: a}, {name: a, policy: budget}]}",
+            [],
+            "'a' stands there twice in exits",
+        ),
+        ("evaluate: {models: [base, base]}", [], "'base' stands there twice in models"),
+        (
+            "model: {api_key: sk-proj-SECRET}",
+            [],
+            "model.api_key: Value error, it is the name",
+        ),
+        ("model: {server: 'http://bob:SECRET@h/v1'}", [], "model.server: Value error, the URL"),
+        ("model: {server: 'localhost:8000'}", [], "model.server: Value error, no http://"),
+        ("model: {family: typo}", [], "prompts/ has no folder 'typo'; there are default, nano"),
+        ("estimate: {cap: 4}", [], "4 successes in 4 trials do not show p > 0.650"),
         ("sample: {samples: 0}", [], "sample.samples = 0: Input should be greater than or equal"),
         ("- a", [], "holds list, not a mapping"),
         ("a: [", [], "is not YAML"),
@@ -91,6 +113,7 @@ def test_mistakes_in_a_recipe_are_one_line(
     assert code == 1
     assert err.startswith("dto: error: ") and err.count("\n") == 1
     assert message in err
+    assert "SECRET" not in out + err + "".join(p.read_text() for p in Path().rglob("runs/*/*.yaml"))
     assert out == ""
 
 
@@ -113,8 +136,10 @@ def test_import_enters_at_segment(capsys: pytest.CaptureFixture[str]) -> None:
         '</think>\\n\\n\\\\boxed{2}", "answer": "2"}\n'
         '{"question": "1+1?", "response": "<think>\\nHmm", "answer": "2"}\n'
     )
-    code, _, err = dto("import", "rows.jsonl", "--model", "nano", capsys=capsys)
+    setting = ("--set", "segment.granularity=cue")
+    code, _, err = dto("import", "rows.jsonl", "--model", "nano", *setting, capsys=capsys)
     assert code == 0, err
+    assert "granularity: cue" in Path("runs/rows/recipe.yaml").read_text()
     rows = list(tables.read(Path("runs/rows/sample/rows.parquet"), Trajectory))
     assert [(row.sample, row.grade, row.ids_from) for row in rows] == [
         (0, "correct", "encoded"),
@@ -126,7 +151,153 @@ def test_import_enters_at_segment(capsys: pytest.CaptureFixture[str]) -> None:
     segments = list(tables.read(Path("runs/rows/segment/rows.parquet"), Segment))
     assert [row.cue for row in segments if row.trajectory_id == rows[0].id] == ["", "Wait"]
     code, _, err = dto("import", "rows.jsonl", "--model", "nano", capsys=capsys)
-    assert (code, "is finished already" in err) == (1, True)
+    assert (code, "granularity" in err) == (1, True)
+    code, _, err = dto("import", "rows.jsonl", "--model", "nano", *setting, capsys=capsys)
+    assert code == 0, err
+    assert rows == list(tables.read(Path("runs/rows/sample/rows.parquet"), Trajectory))
+
+
+def heed_interrupts() -> None:
+    """A process that was started in the background ignores them, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def responses(path: str, *questions: str) -> str:
+    rows = (
+        {"question": f"{question}?", "response": f"<think>\nHm.\n</think>\n\n\\boxed{{{number}}}",
+         "answer": number}
+        for number, question in enumerate(questions)
+    )  # fmt: skip
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def questions(split: str) -> set[str]:
+    rows = tables.read(Path("runs/x/problems/rows.parquet"), Problem)
+    return {row.question for row in rows if row.split == split}
+
+
+IMPORT = ("import", "rows.jsonl", "--model", "nano", "--out", "runs/x")
+
+
+@pytest.mark.parametrize("again", [IMPORT, ("sample", "runs/x")])
+@pytest.mark.parametrize("done", [(), ("problems",), ("problems", "two responses")])
+def test_a_killed_import_goes_on_with_its_own_rows(
+    again: tuple[str, ...], done: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    responses("rows.jsonl", "a", "b", "c")
+    assert dto(*IMPORT, capsys=capsys)[0] == 0
+    written = [Path(f"runs/x/{stage}/rows.parquet") for stage in ("problems", "sample")]
+    before = [path.read_bytes() for path in written]
+    rows = list(tables.read(written[1], Trajectory))
+    shutil.rmtree("runs/x/sample")
+    if not done:
+        shutil.rmtree("runs/x/problems")
+    if "two responses" in done:
+        run = open_run(Path("runs/x"), load_recipe("runs/x/recipe.yaml"))
+        with Stage(run / "sample", Trajectory, run.config("sample")) as stage:
+            for row in rows[1:]:
+                stage.note(Entry(row.id, [row]))
+        run.close()
+    code, _, err = dto(*again, capsys=capsys)
+    assert code == 0, err
+    assert [path.read_bytes() for path in written] == before
+
+
+def test_another_source_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    responses("rows.jsonl", "a", "b")
+    assert dto(*IMPORT, capsys=capsys)[0] == 0
+    responses("other.jsonl", "c")
+    code, _, err = dto("import", "other.jsonl", *IMPORT[2:], capsys=capsys)
+    assert (code, err.count("\n")) == (1, 1)
+    assert 'sample.imported ("rows.jsonl" → "other.jsonl")' in err
+    responses("rows.jsonl", "c", "d")
+    for command in (IMPORT, ("sample", "runs/x")):
+        code, _, err = dto(*command, capsys=capsys)
+        assert (code, err.count("\n")) == (1, 1)
+        assert "content of rows.jsonl" in err
+
+
+def test_a_source_that_has_gone_is_not_missed_when_it_was_read(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    responses("rows.jsonl", "a", "b")
+    assert dto(*IMPORT, capsys=capsys)[0] == 0
+    Path("rows.jsonl").unlink()
+    code, _, err = dto("sample", "runs/x", capsys=capsys)
+    assert code == 0, err
+
+
+def test_an_import_without_a_row_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows.jsonl").write_text('{"question": "a?"}\n')
+    code, _, err = dto(*IMPORT, capsys=capsys)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "rows.jsonl holds no row that can be read: the last is dropped as missing_field" in err
+
+
+def test_an_imported_run_has_dev_and_test_problems_of_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    responses("rows.jsonl", *"abcd")
+    rows = ({"problem": f"{question}?", "answer": 1} for question in "abcdefghij")
+    Path("own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert dto(*IMPORT, capsys=capsys)[0] == 0
+    sampled = Path("runs/x/sample/manifest.json").read_text()
+    code, _, err = dto("run", "runs/x", capsys=capsys)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "stage train needs dev problems" in err and "--set problems.source=FILE|HUB" in err
+    own = ("problems.source=own.jsonl", "problems.dev=2", "problems.test=4")
+    changes = [part for change in own for part in ("--set", change)]
+    code, _, err = dto("sample", "runs/x", "--resume", *changes, capsys=capsys)
+    assert code == 0, err
+    assert Path("runs/x/sample/manifest.json").read_text() == sampled
+    assert questions("train") == {"a?", "b?", "c?", "d?"}
+    assert questions("dev") | questions("test") == {f"{question}?" for question in "efghij"}
+    assert (len(questions("dev")), len(questions("test"))) == (2, 4)
+    code, _, err = dto(*IMPORT, "--set", "problems.dev=3", *changes[:2], capsys=capsys)
+    assert (code, "problems.dev (2 → 3)" in err) == (1, True)
+    code, out, _ = dto("run", "--dry-run", "runs/x", capsys=capsys)
+    assert "problems  imported train, 2 dev, 4 test from own.jsonl" in out and "a?" in out
+
+
+def test_one_stage_again(capsys: pytest.CaptureFixture[str]) -> None:
+    responses("rows.jsonl", "a", "b")
+    assert dto(*IMPORT, capsys=capsys)[0] == 0
+    places = [Path(f"runs/x/{stage}/manifest.json") for stage in ("problems", "sample")]
+    before = [place.stat().st_mtime_ns for place in places]
+    digest = json.loads(places[1].read_text())["digest"]
+    code, _, err = dto("sample", "runs/x", "--overwrite", capsys=capsys)
+    assert code == 0, err
+    after = [place.stat().st_mtime_ns for place in places]
+    assert after[0] == before[0] and after[1] > before[1]
+    assert json.loads(places[1].read_text())["digest"] == digest
+
+
+def test_ctrl_c_while_processes_start_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    responses("rows.jsonl", "a", "b")
+    assert dto(*IMPORT, capsys=capsys)[0] == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dto.cli", "segment", "runs/x"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed_interrupts,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+    def starting() -> int:
+        family = psutil.Process(process.pid).children()
+        return sum("spawn_main" in " ".join(each.cmdline()) for each in family)
+
+    while process.poll() is None and starting() < min(8, os.cpu_count() or 1):
+        time.sleep(0.01)
+    time.sleep(0.2)  # they import spaCy now
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    lines = [line for line in err.splitlines() if line]
+    way_on = "dto segment runs/x"
+    assert lines[1:] == [f"dto: interrupted; what was computed is kept, go on with: {way_on}"]
 
 
 @pytest.mark.skipif(not NANO.is_dir(), reason="the embedded model's weights are not here")
@@ -141,6 +312,7 @@ def test_ctrl_c_keeps_what_was_computed_and_says_how_to_go_on() -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=heed_interrupts,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     journal = Path("runs/r/sample/journal")
@@ -150,7 +322,7 @@ def test_ctrl_c_keeps_what_was_computed_and_says_how_to_go_on() -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.splitlines()[-1] == (
-        "dto: interrupted; what was computed is kept, go on with: dto run runs/r"
+        "dto: interrupted; what was computed is kept, go on with: dto sample runs/r"
     )
     assert "Traceback" not in err
     assert b'\n{"key"' in journal.read_bytes()

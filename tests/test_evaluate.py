@@ -5,18 +5,23 @@ import math
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 
+import polars as pl
 import pytest
 
 from dto.context import Context
 from dto.engines import open_engine
-from dto.engines.base import Completion, Engine, Prompt, Sampling
+from dto.engines.base import Capabilities, Completion, Engine, Prompt, Sampling
+from dto.errors import EngineError
 from dto.exits import ExitedResponse, answer
 from dto.grading import Grader
 from dto.ledger import metered
 from dto.nano.corpus import chain_problems
+from dto.pipeline import run_stages
 from dto.recipe import EvaluateSettings, ExitSettings, ModelSettings, Recipe
 from dto.records import EvaluationRow
+from dto.runs.run import Run, open_run
 from dto.seeds import derive
 from dto.stages.evaluate import evaluate
 from dto.trajectories import prompt_ids
@@ -42,8 +47,8 @@ async def ctx() -> AsyncIterator[Context]:
 
 async def rows_of(exit: ExitSettings, ctx: Context) -> list[EvaluationRow]:
     timed = await asyncio.gather(*(evaluate(problem, exit, ctx, "base") for problem in PROBLEMS))
-    assert all(seconds > 0 for _, seconds in chain(*timed))
-    return [row for row, _ in chain(*timed)]
+    assert all(each.seconds > 0 for each in chain(*timed))
+    return [each.row for each in chain(*timed)]
 
 
 async def test_every_generated_token_is_in_a_row(ctx: Context) -> None:
@@ -59,6 +64,54 @@ async def test_every_generated_token_is_in_a_row(ctx: Context) -> None:
         assert usage.generated == sum(row.tokens for row in rows)
         assert usage.wasted == 0
         assert not {row.grade for row in rows} & {"failed"}
+
+
+@pytest.mark.parametrize(
+    "exit",
+    [
+        DEER.model_copy(update={"overlap": True}),
+        ExitSettings(name="half", policy="static", fraction=0.5),
+    ],
+    ids=lambda exit: str(exit.policy),
+)
+async def test_what_is_generated_in_vain_stands_beside_the_rows(
+    ctx: Context, exit: ExitSettings
+) -> None:
+    with metered() as usage:
+        timed = [each for problem in PROBLEMS for each in await evaluate(problem, exit, ctx, "m")]
+    wasted = sum(each.wasted for each in timed)
+    assert 0 < wasted == usage.wasted
+    assert usage.generated == sum(each.row.tokens for each in timed) + wasted
+
+
+async def test_overlapped_rows_are_the_sequential_ones(ctx: Context) -> None:
+    apart = await rows_of(DEER, ctx)
+    overlapped = await rows_of(replace_exit(DEER, overlap=True), ctx)
+    assert [sure(row) for row in overlapped] == [sure(row) for row in apart]
+    assert {row.exit_reason for row in apart} >= {"policy"}
+
+
+def sure(row: EvaluationRow) -> EvaluationRow:
+    """Logprobs may differ in their last bits with what they are computed with; tokens do not."""
+    trials = (replace(trial, confidence=round(trial.confidence, 5)) for trial in row.trials)
+    return replace(row, trials=tuple(trials))
+
+
+async def test_a_cancelled_row_leaves_nothing_under_way(ctx: Context) -> None:
+    [problem, *_] = PROBLEMS
+    for seconds in (0.0, 0.02, 0.05):
+        with metered() as usage:
+            row = asyncio.create_task(
+                evaluate(problem, replace_exit(DEER, overlap=True, threshold=1.0), ctx, "m")
+            )
+            await asyncio.sleep(seconds)
+            row.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await row
+        at_once = replace(usage)
+        assert len(asyncio.all_tasks()) == 1
+        await asyncio.sleep(0.05)
+        assert usage == at_once, "something was charged after the end"
 
 
 @pytest.mark.parametrize("monitor", ["paragraph", "cue", "entropy"])
@@ -88,7 +141,7 @@ async def test_policies_share_their_seeds(ctx: Context) -> None:
 
 async def test_a_row_says_what_happened(ctx: Context) -> None:
     [problem, *_] = PROBLEMS
-    (row, _), (second, _) = await evaluate(problem, DEER, ctx, "base")
+    row, second = (each.row for each in await evaluate(problem, DEER, ctx, "base"))
     assert row.id == f"base/deer/{problem.id}/000"
     assert row.seed == derive(5, problem.id, "evaluate")
     assert second.seed == row.seed + 1
@@ -98,14 +151,14 @@ async def test_a_row_says_what_happened(ctx: Context) -> None:
     if row.exit_reason == "policy":
         assert row.trials[-1].confidence > 0.9
         assert row.trials[-1].position == row.thinking_tokens
-    again, _ = (await evaluate(problem, DEER, ctx, "base"))[0]
-    assert again == row
+    again = (await evaluate(problem, DEER, ctx, "base"))[0]
+    assert again.row == row
 
 
 async def test_a_prompt_without_room_is_a_failed_row(ctx: Context) -> None:
     [problem, *_] = PROBLEMS
     long = replace(problem, question="Start with 7. " * 1000)
-    rows = [row for row, _ in await evaluate(long, DEER, ctx, "base")]
+    rows = [each.row for each in await evaluate(long, DEER, ctx, "base")]
     assert [row.grade for row in rows] == ["failed", "failed"]
     assert "context is" in rows[0].reason
     assert rows[0].tokens == 0
@@ -125,7 +178,7 @@ async def test_a_response_cut_by_its_limit_is_truncated(ctx: Context) -> None:
 class Broken:
     """An engine on which every request fails."""
 
-    resumable = True
+    capabilities = Capabilities(resumable=True)
     model = "broken"
     shape = None
     context = 1000
@@ -145,3 +198,39 @@ async def test_an_engine_error_is_a_failed_row_with_its_reason(ctx: Context) -> 
 
 def replace_exit(exit: ExitSettings, **changes: object) -> ExitSettings:
     return exit.model_copy(update=changes)
+
+
+def a_run(folder: Path, **exit: object) -> Run:
+    recipe = {
+        "name": "r",
+        "model": {"name": "nano", "family": "nano"},
+        "problems": {"train": 0, "dev": 0, "test": 2},
+        "evaluate": {
+            "samples": 2,
+            "temperature": 1.0,
+            "max_tokens": 200,
+            "models": ["base"],
+            "exits": [{"name": "early", "policy": "deer", "monitor": "paragraph", **exit}],
+        },
+    }
+    return open_run(folder / "run", Recipe.model_validate(recipe))
+
+
+def test_a_run_keeps_wasted_tokens_beside_its_table(tmp_path: Path) -> None:
+    run = a_run(tmp_path, overlap=True, inducer="closed", threshold=0.5)
+    run_stages(run, ["problems", "evaluate"])
+    run.close()
+    rows = pl.read_parquet(run / "evaluate" / "rows.parquet")
+    beside = pl.read_parquet(run / "evaluate" / "timings.parquet")
+    usage = pl.read_parquet(run / "evaluate" / "usage.parquet")
+    assert rows["id"].to_list() == beside["id"].to_list()
+    assert beside["wasted"].sum() == usage["wasted"].sum() > 0
+    assert usage["generated"].sum() == rows["tokens"].sum() + beside["wasted"].sum()
+
+
+def test_a_run_refuses_an_exit_before_it_asks_for_a_token(tmp_path: Path) -> None:
+    run = a_run(tmp_path, mode="qwen3", inducer="closed")
+    with pytest.raises(EngineError, match="exit 'early': mode qwen3"):
+        run_stages(run, ["problems", "evaluate"])
+    run.close()
+    assert not (run / "evaluate" / "manifest.json").exists()

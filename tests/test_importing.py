@@ -93,6 +93,7 @@ BAD: list[tuple[Any, str]] = [
     ({"messages": [ASKED, {"role": "assistant", "content": "5"}] * 2}, "several_turns"),
     ({"prompt": "2 + 3?", "completion": [ASKED, ASKED]}, "several_turns"),
     ({"prompt": "2 + 3?", "completion": []}, "missing_field"),
+    (["2 + 3?", WHOLE], "unreadable_row"),
     ({"prompt": " ", "response": WHOLE}, "empty_question"),
     ({"prompt": "2 + 3?", "response": " \n"}, "empty_response"),
     ({"prompt": "2 + 3?", "response": "<think>\n\n</think>"}, "empty_response"),
@@ -105,7 +106,7 @@ def test_a_bad_row_is_dropped_and_the_next_is_read(row: Any, reason: str, tmp_pa
     dropped, response = read_responses(source)
     assert isinstance(dropped, Dropped) and isinstance(response, Response)
     assert dropped.reason == reason
-    assert "row 1" in dropped.detail
+    assert "row 1: " in dropped.detail or "line 1 holds list" in dropped.detail
 
 
 async def grade_of(row: Mapping[str, Any], tmp_path: Path, opens: bool = True) -> tuple[str, ...]:

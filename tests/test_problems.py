@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import datasets
 import polars as pl
 import pytest
 
@@ -98,7 +99,6 @@ def test_parquet_and_numbers(tmp_path: Path) -> None:
             "field 'problem' holds list, not text: set problems",
         ),
         ([{"problem": "a?", "answer": True}], "field 'answer' holds bool, not text"),
-        (["a?"], "line 1 holds str, no object"),
         (
             numbered(2),
             "has 2 usable rows left for train, the recipe asks for 3: lower problems.train",
@@ -116,14 +116,52 @@ def test_what_is_wrong_with_a_file_is_said_in_one_line(
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DtoError, match=r"none\.jsonl does not exist"):
         load(source=str(tmp_path / "none.jsonl"))
-    (tmp_path / "bad.jsonl").write_text('{"problem": "a?"\n')
-    with pytest.raises(DtoError, match="line 1 is not JSON"):
-        load(source=str(tmp_path / "bad.jsonl"))
     (tmp_path / "bad.parquet").write_text("no")
     with pytest.raises(DtoError, match="cannot be read"):
         load(source=str(tmp_path / "bad.parquet"))
-    with pytest.raises(DtoError, match=r"expected a \.jsonl or \.parquet file"):
-        load(source=str(tmp_path))
+    with pytest.raises(DtoError, match=r"expected \.jsonl, \.parquet, a folder or a Hub dataset"):
+        load(source=write(tmp_path / "rows.txt", numbered(2)))
+    with pytest.raises(DtoError, match=r"nowhere does not exist: check the path"):
+        load(source=str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DtoError, match=r"empty' cannot be loaded") as error:
+        load(source=str(tmp_path / "empty"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_line_that_is_no_object_is_dropped_and_the_next_is_read(tmp_path: Path) -> None:
+    good = json.dumps(numbered(1)[0]).encode()
+    path = tmp_path / "rows.jsonl"
+    bad = [b'{"problem": "a?"', b'["a?"]', b"\xff\xfe", b'{"problem": "\\ud83d", "answer": 1}']
+    bad += [b'{"problem": "a?", "answer": ' + b"7" * 5000 + b"}", b"[" * 100_000]
+    path.write_bytes(b"\n".join([*bad, b"", good]))
+    problems, dropped = load(source=str(path), train=1, dev=0, test=0)
+    assert [row.question for row in problems] == [numbered(1)[0]["problem"]]
+    assert [(row.id, row.reason) for row in dropped] == [
+        (f"line/{number:08d}", "unreadable_row") for number in range(1, 7)
+    ]
+    assert "line 2 holds list, no object" in dropped[1].detail
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["as on the Hub", "save_to_disk"])
+def test_a_folder(saved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "somebodys" / "questions"
+    rows = {"train": numbered(3), "test": numbered(5)[3:]}
+    if saved:
+        parts = {name: datasets.Dataset.from_list(part) for name, part in rows.items()}
+        datasets.DatasetDict(parts).save_to_disk(folder)
+    else:
+        (folder / "data").mkdir(parents=True)
+        (folder / "README.md").write_text("---\nlicense: mit\n---\n# Questions\n")
+        for name, part in rows.items():
+            pl.DataFrame(part).write_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
+    problems, dropped = load(source=str(folder), train=3, dev=0, test=2)
+    assert not dropped
+    for split, part in rows.items():
+        found = {row.question for row in problems if row.split == split}
+        assert found == {row["problem"] for row in part}
+        assert {row.task for row in problems} == {"questions"}
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared test data is not here")

@@ -86,6 +86,10 @@ def test_only_a_final_end_of_sequence_is_left_out() -> None:
     assert decode_response(tokenizer, [*ids, eos]) == "a</think>b"
     assert decode_response(tokenizer, [eos, *ids]) == "<eos>a</think>b"
     assert decode_response(tokenizer, []) == ""
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    (turn,) = tokenizer.encode("<turn>", add_special_tokens=False)
+    assert decode_response(tokenizer, [*ids, turn]) == "a</think>b"  # another end than its EOS
+    assert decode_response(tokenizer, [*ids, turn, *ids]) == "a</think>b<turn>a</think>b"
 
 
 @pytest.mark.parametrize("tail", ["", "<eos>"])

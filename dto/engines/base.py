@@ -36,7 +36,8 @@ class Sampling:
     `seed` belongs to one request and is never used for another (`dto.seeds.derive`); sample j of n
     uses seed + j. `stop` strings end a request also when they cross token borders; the token that
     completes one is kept. `logprobs` is None for none, 0 for the sampled tokens' own, k for the k
-    most likely at each position as well; they are those of the model, before temperature.
+    most likely at each position as well; they are those of the model, before temperature. `banned`
+    tokens are never sampled.
     """
 
     max_tokens: int
@@ -48,6 +49,7 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
     json_schema: Mapping[str, Any] | None = None
+    banned: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,27 @@ class Chunk:
     error: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine can do, known once it serves.
+
+    Without `token_prompts` it takes and gives text: prompts are decoded, and the ids of completions
+    are encoded from their text (`ids_from`); with `messages_only` it goes on from no text of the
+    model's, and can judge but not serve the stages. `logprobs` is the most that `Sampling.logprobs`
+    may ask for, None for an engine that gives none. `resumable` is true when noise depends on
+    (seed, absolute position): a prefix of a stream that is continued under the stream's own seed
+    then gives the tokens that the uninterrupted one would have given.
+    """
+
+    token_prompts: bool = True
+    messages_only: bool = False
+    logprobs: int | None = 20
+    json_schema: bool = False
+    banned: bool = True
+    score: bool = True
+    resumable: bool = False
+
+
 class Engine(Protocol):
     """Everything that needs tokens asks one of these; batching is its own business.
 
@@ -108,10 +131,8 @@ class Engine(Protocol):
     """What attention FLOPs are computed from; None when the model's config is not known."""
     context: int
     """Most tokens of prompt and completion together."""
-    resumable: bool
-    """True when noise depends on (seed, absolute position): a prefix of a stream that is continued
-    under the stream's own seed then gives the tokens that the uninterrupted one would have given.
-    """
+    capabilities: Capabilities
+    """What it can do; to be read while it serves."""
 
     async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
         """Sample n times; always n completions, some of which may be `failed`."""

@@ -23,6 +23,7 @@ from dto.engines.sampling import choose, uniforms
 
 ROW_STEP = 8  # the batch is computed in multiples of this many rows
 GROUP = 32  # rows that are attended to together, as far as the longest of them needs
+GROWTH = 2.25  # bytes of the buffer, at its most while it grows, by those of the tokens in it
 PATIENCE = 8  # steps between two arrangements by length
 
 _ROW = np.dtype(
@@ -46,10 +47,12 @@ class Batch:
         shape: KVShape,
         prefixes: PrefixCache,
         slots: int,
+        kv_bytes: int,
         end_ids: frozenset[int],
     ) -> None:
         self.slots = slots
         self.live = 0
+        self._tokens = kv_bytes // shape.token_bytes
         self._model = model
         self._shape = shape
         self._prefixes = prefixes
@@ -68,6 +71,16 @@ class Batch:
     def nbytes(self) -> int:
         """Bytes of keys and values now held."""
         return self._cache.kv.nbytes
+
+    def room(self, joiners: Sequence[Sample]) -> int:
+        """How many of the joiners fit beside the rows that are here, however long all become.
+
+        A row takes a quarter more than its tokens, and twice the rows while the buffer grows. There
+        is always room for one step of rows, as the batch is computed with so many in any case.
+        """
+        longest = max(sample.request.length for sample in (*joiners, *self.samples))
+        rows = max(ROW_STEP, int(self._tokens / (GROWTH * longest)))
+        return min(self.slots, rows) - self.live
 
     def admit(self, samples: Sequence[Sample]) -> list[Sample]:
         """Read prompts and take in their samples; samples of one prompt share its reading.
@@ -175,7 +188,13 @@ class Batch:
         highest = logits.amax(-1)
         finite = torch.isfinite(highest)
         numbers = uniforms(rows["seed"], rows["length"])
-        tokens = choose(logits, rows["temperature"], rows["top_p"], rows["top_k"], numbers)
+        tokens = choose(
+            _without_banned(logits, samples),
+            rows["temperature"],
+            rows["top_p"],
+            rows["top_k"],
+            numbers,
+        )
         chosen: list[int] = tokens.tolist()
         rows["token"] = chosen
         if not bool(finite.all()):
@@ -286,3 +305,15 @@ def _limits(lengths: NDArray[np.int64]) -> list[int]:
     """How many keys each group of rows looks at."""
     longest = np.maximum.reduceat(lengths, np.arange(0, len(lengths), GROUP))
     return [round_up(int(length) + 1, LENGTH_STEP) for length in longest]
+
+
+def _without_banned(logits: Tensor, samples: Sequence[Sample]) -> Tensor:
+    """The logits to choose from; those that logprobs are read from stay as they are."""
+    rows = [(i, s.request.sampling.banned) for i, s in enumerate(samples)]
+    if not any(banned for _, banned in rows):
+        return logits
+    logits = logits.clone()
+    for i, banned in rows:
+        if banned:
+            logits[i, list(banned)] = float("-inf")
+    return logits

@@ -104,3 +104,12 @@ def fit(name: str, model: PreTrainedModel) -> KVShape:
             "standard attention only: use another engine"
         )
     return shape
+
+
+def free_bytes(device: torch.device) -> int:
+    """What the running batch may take: half of a GPU's free memory, elsewhere 4 GiB."""
+    if device.type != "cuda":
+        return 4 * 2**30
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (free + unused) // 2

@@ -165,8 +165,11 @@ def _passes(
         block = slice(begin, end)
         wanted = min(end - begin, end - (width - keep))
         limit = round_up(int(positions[:, block].max()) + 1, LENGTH_STEP)
+        # For a few rows BLAS takes other kernels, whose last bits differ: of a few prompts the
+        # logits of a whole step of columns are computed.
+        kept = max(1, wanted) if count >= COLUMN_STEP else max(COLUMN_STEP, wanted)
         logits = forward(
-            model, rows, ids[:, block], positions[:, block], limit, max(1, wanted), write[:, block]
+            model, rows, ids[:, block], positions[:, block], limit, kept, write[:, block]
         )
         if wanted > 0:
-            yield logits
+            yield logits[:, -wanted:]

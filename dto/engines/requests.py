@@ -32,6 +32,11 @@ class Request:
     cancelled: bool = False
     samples: list[Sample] = field(default_factory=list)
 
+    @property
+    def length(self) -> int:
+        """The most tokens that prompt and one sample may have together."""
+        return len(self.prompt) + self.limit
+
 
 @dataclass(slots=True, eq=False)
 class Sample:

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dto.engines.base import Chunk, Completion, Prompt, Sampling, TokenIds
+from dto.engines.base import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds
 from dto.engines.chat import prompt_ids
 from dto.engines.stops import StopReader
 from dto.errors import EngineError
@@ -49,7 +49,7 @@ class ScriptedEngine:
         self.tokenizer: PreTrainedTokenizerBase | None = tokenizer
         self.shape = shape
         self.context = context
-        self.resumable = resumable
+        self.capabilities = Capabilities(logprobs=1000, resumable=resumable)
         self.requests: list[tuple[tuple[int, ...], Sampling, int]] = []
         self._tokenizer = tokenizer
         self._script = script
@@ -67,7 +67,8 @@ class ScriptedEngine:
         completions = self._answers(ids, sampling, n)
         await asyncio.sleep(0)
         tokens = sum(len(completion.token_ids) for completion in completions)
-        charge(Usage(requests=n, prompt=n * len(ids), generated=tokens))
+        failed = sum(completion.finish_reason == "failed" for completion in completions)
+        charge(Usage(requests=n, failed=failed, prompt=n * len(ids), generated=tokens))
         return completions
 
     async def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk]:
@@ -97,7 +98,8 @@ class ScriptedEngine:
                     error=completion.error if last else "",
                 )
         finally:
-            charge(Usage(requests=1, prompt=len(ids), generated=delivered))
+            failed = int(completion.finish_reason == "failed")
+            charge(Usage(requests=1, failed=failed, prompt=len(ids), generated=delivered))
 
     async def score(self, prompt: TokenIds, continuation: TokenIds) -> tuple[float, ...]:
         """All tokens are certain."""

@@ -5,9 +5,8 @@ wait for it. Results depend neither on scheduling nor on batch-mates: noise is a
 and position, and the logits of a row are the same bit for bit whatever it is computed with (float32
 on an x86 CPU with MKL; elsewhere equal up to rounding).
 
-Memory beyond the weights is bounded by `cache_bytes` for the prefix cache, and for the running
-batch by 1.25 x slots x (tokens of the longest request under way) x bytes of a token's keys and
-values; while that buffer grows, the old one is held as well.
+Memory beyond the weights is bounded by `cache_bytes` for the prefix cache and by `kv_bytes` for the
+running batch: the longer the requests under way may become, the fewer of them decode together.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dto.engines.base import Chunk, Completion, Prompt, Sampling, TokenIds
+from dto.engines.base import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds
 from dto.engines.batch import Batch
 from dto.engines.chat import prompt_ids
-from dto.engines.models import context_limit, end_ids, fit
+from dto.engines.models import context_limit, end_ids, fit, free_bytes
 from dto.engines.prefix_cache import PrefixCache
 from dto.engines.requests import Request, Sample
 from dto.engines.stops import StopReader
@@ -33,6 +32,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+BRANCHING = 2
+"""Responses at a time that decode with their trials as one sequence: each has its own cache."""
+
+
 class TransformersEngine:
     """Serves a model, also one that is being trained.
 
@@ -41,7 +44,7 @@ class TransformersEngine:
     change between two uses, not within one. One event loop at a time.
     """
 
-    resumable = True
+    capabilities = Capabilities(logprobs=1000, resumable=True)
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class TransformersEngine:
         context: int | None = None,
         slots: int = 128,
         cache_bytes: int = 256 * 2**20,
+        kv_bytes: int | None = None,
     ) -> None:
         """Wrap a model in memory.
 
@@ -62,6 +66,8 @@ class TransformersEngine:
             context: tokens of prompt and completion; the model's own limit when None.
             slots: requests that decode together.
             cache_bytes: bound of the prefix cache.
+            kv_bytes: bound of the running batch's keys and values, kept as long as at least eight
+                requests fit; when None half of a GPU's free memory, elsewhere 4 GiB.
 
         Raises:
             EngineError: the tokenizer or the model's architecture cannot be served.
@@ -80,8 +86,10 @@ class TransformersEngine:
         self._backend: Tokenizer = backend
         self._slots = slots
         self._cache_bytes = cache_bytes
+        self._kv_bytes = kv_bytes
         self.end_ids = end_ids(model, tokenizer)
         self._worker: Worker | None = None
+        self.branching = asyncio.Semaphore(BRANCHING)
         self._restore: tuple[bool, str] = (False, "")
         self._under_way: dict[Request, None] = {}
 
@@ -100,9 +108,20 @@ class TransformersEngine:
 
         def make_batch() -> Batch:
             prefixes = PrefixCache(shape, self._cache_bytes)
-            return Batch(self.hf_model, shape, prefixes, self._slots, self.end_ids)
+            kv_bytes = self._kv_bytes or free_bytes(shape.device)
+            return Batch(self.hf_model, shape, prefixes, self._slots, kv_bytes, self.end_ids)
 
-        self._worker = Worker(make_batch, asyncio.get_running_loop())
+        worker = Worker(make_batch, asyncio.get_running_loop())
+        await worker.ready.wait()
+        if worker.dead:
+            await asyncio.to_thread(worker.close)
+            self._give_back()
+            raise EngineError(
+                f"engine for {self.model!r} cannot start ({worker.dead[:200]}): lower "
+                "model.cache_bytes or model.slots"
+            )
+        self._worker = worker
+        self.branching = asyncio.Semaphore(BRANCHING)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -117,7 +136,7 @@ class TransformersEngine:
         ids = prompt_ids(prompt, self._tokenizer, self.model)
         self._check(sampling)
         if error := self._too_long(ids):
-            charge(Usage(requests=n))
+            charge(Usage(requests=n, failed=n))
             return [Completion((), "", "failed", len(ids), error=error)] * n
         done = asyncio.get_running_loop().create_future()
 
@@ -138,7 +157,7 @@ class TransformersEngine:
         ids = prompt_ids(prompt, self._tokenizer, self.model)
         self._check(sampling)
         if error := self._too_long(ids):
-            charge(Usage(requests=1))
+            charge(Usage(requests=1, failed=1))
             yield Chunk((), "", "failed", len(ids), error=error)
             return
         news = asyncio.Event()
@@ -191,6 +210,7 @@ class TransformersEngine:
             charge(
                 Usage(
                     requests=1,
+                    failed=int(sample.finish == "failed"),
                     prompt=total,
                     cached=sample.cached_tokens,
                     attention_flops=attention_flops(self.shape, sample.cached_tokens, total - 1),
@@ -247,7 +267,8 @@ class TransformersEngine:
             if self._worker is not None:
                 self._worker.cancel(request)
             request.cancelled = True
-        usage = Usage(requests=len(samples))
+        failed = sum(sample.finish == "failed" for sample in samples)
+        usage = Usage(requests=len(samples), failed=failed)
         length = len(request.prompt)
         for sample in samples:
             if not sample.started:

@@ -8,6 +8,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 import torch
 
@@ -21,7 +22,8 @@ _log = logging.getLogger(__name__)
 class Worker:
     """First come, first served: waiting requests hold no slot and cost no step.
 
-    `make_batch` is called in the thread, once at the start and again after a failure. Joiners are
+    `make_batch` is called in the thread, once at the start and again after a failure; when there is
+    no memory for it any more, `dead` says so and every request fails with that reason. Joiners are
     let in together: when enough of them wait, or the first has waited long enough.
     """
 
@@ -36,6 +38,8 @@ class Worker:
         self._joining: list[Sample] = []
         self._waited = 0
         self._changed: dict[Request, None] = {}
+        self.dead = ""
+        self.ready = asyncio.Event()  # the first batch was made, or `dead` says why not
         self._thread = threading.Thread(target=self._run, name="dto-engine", daemon=True)
         self._thread.start()
 
@@ -57,19 +61,31 @@ class Worker:
 
     def _run(self) -> None:
         with torch.inference_mode():
-            batch = self._make_batch()
+            batch = self._new_batch()
+            self._call(self.ready.set)
             while not self._closing:
-                self._collect(wait=not (batch.live or self._waiting))
+                self._collect(wait=not self._waiting and not (batch and batch.live))
                 try:
-                    self._work(batch)
+                    if batch is None:
+                        self._fail_all(None, self.dead)
+                    else:
+                        self._work(batch)
                 except Exception as error:
                     _log.exception("the engine's worker failed; its requests fail and it goes on")
                     self._fail_all(batch, f"engine: {type(error).__name__}: {error}")
-                    batch = self._make_batch()
+                    del batch  # its memory is needed for the next
+                    batch = self._new_batch()
                 self._deliver()
             self._collect(wait=False)
             self._fail_all(batch, "the engine was closed")
             self._deliver()
+
+    def _new_batch(self) -> Batch | None:
+        try:
+            return self._make_batch()
+        except Exception as error:
+            self.dead = f"engine: {type(error).__name__}: {error}"
+            return None
 
     def _collect(self, wait: bool) -> None:
         if wait:
@@ -92,7 +108,8 @@ class Worker:
 
     def _choose_joiners(self, batch: Batch) -> bool:
         """Whether to let some in now; they move from waiting to joining."""
-        count = min(batch.slots - batch.live, len(self._waiting))
+        candidates = list(islice(self._waiting, batch.slots - batch.live))
+        count = min(batch.room(candidates), len(candidates)) if candidates else 0
         if count <= 0:
             return False
         self._waited += 1
@@ -105,8 +122,8 @@ class Worker:
     def _finish(self, samples: Iterable[Sample]) -> None:
         self._changed.update((sample.request, None) for sample in samples)
 
-    def _fail_all(self, batch: Batch, reason: str) -> None:
-        samples = {*self._waiting, *self._joining, *batch.samples}
+    def _fail_all(self, batch: Batch | None, reason: str) -> None:
+        samples = {*self._waiting, *self._joining, *(batch.samples if batch else ())}
         for sample in samples:
             if sample.finish is None:
                 sample.fail(reason)
@@ -118,9 +135,12 @@ class Worker:
         if not self._changed:
             return
         requests, self._changed = list(self._changed), {}
+        self._call(lambda: _notify(requests))
+
+    def _call(self, what: Callable[[], None]) -> None:
         # The loop is gone when its thread was torn down without leaving the engine.
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(_notify, requests)
+            self._loop.call_soon_threadsafe(what)
 
 
 def _notify(requests: Sequence[Request]) -> None:

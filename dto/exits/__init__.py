@@ -1,24 +1,24 @@
 """Early exit is a policy over a stream: when to stop thinking, and what happens then.
 
-`none` lets the model go on to its own end, `static` keeps a share of its own thinking, `budget`
-forces the answer after so many tokens (the control that every claim of an early exit needs), and
-`deer` asks for a trial answer at each transition and leaves when the model is sure of it.
+Each policy is a module with one function of its name. `none` lets the model go on to its own end.
+Those that ask for trial answers at reasoning transitions share one loop (`dto.exits.loop`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
 
 from dto.context import Context
-from dto.engines.base import Sampling
-from dto.exits.budget import budget
-from dto.exits.deer import deer
+from dto.engines.base import Engine, Sampling
+from dto.errors import EngineError
+from dto.exits.monitor import ENTROPY_LOGPROBS
 from dto.exits.path import ExitedResponse, Path
-from dto.exits.static import static
 from dto.recipe import ExitSettings
 from dto.records import Problem
 
-__all__ = ["ExitedResponse", "answer"]
+__all__ = ["ExitedResponse", "answer", "check"]
 
 
 async def answer(
@@ -36,11 +36,62 @@ async def answer(
     gives a response whose exit reason is `failed`. Raises EngineError for an engine that takes text
     only.
     """
+    if settings.overlap == "branches":
+        from dto.engines.branches import BranchedEngine
+
+        overlapped = settings.model_copy(update={"overlap": True})
+        async with BranchedEngine(ctx.engine) as engine:
+            return await answer(
+                problem, prompt_ids, overlapped, replace(ctx, engine=engine), sampling
+            )
     path = Path(prompt_ids, ctx, sampling)
-    if settings.policy == "static":
-        return await static(path, settings, ctx)
-    if settings.policy == "budget":
-        return await budget(path, settings, ctx)
-    if settings.policy == "deer":
-        return await deer(path, settings, problem, ctx)
-    return await path.finished()
+    if settings.policy == "none":
+        return await path.finished()
+    policy = getattr(import_module(f"dto.exits.{settings.policy}"), settings.policy)
+    response: ExitedResponse = await policy(path, settings, problem, ctx)
+    return response
+
+
+def check(settings: ExitSettings, engine: Engine) -> None:
+    """Refuse at the start what a serving engine cannot do for a policy.
+
+    Raises EngineError, or RecipeError for settings that no engine can do together, naming the exit,
+    the key that asks for it and a way out.
+    """
+    if settings.policy == "deer" and settings.mode == "compat":
+        from dto.exits.compat import refuse_unpublished
+
+        refuse_unpublished(settings)
+    if settings.overlap == "branches":
+        from dto.engines.branches import BranchedEngine
+
+        BranchedEngine(engine)
+    policy, can = settings.policy, engine.capabilities
+    exit = f"exit {settings.name!r}: "
+    way_out = f"which the engine of {engine.model!r} does not give: use "
+    if policy != "none" and not can.token_prompts:
+        raise EngineError(
+            f"{exit}policy {policy} continues the model's own tokens, and needs token prompts, "
+            f"{way_out}transformers, vllm, or openai with a vLLM server"
+        )
+    if policy == "nowait" and not can.banned:
+        raise EngineError(f"{exit}policy nowait needs banned tokens, {way_out}transformers or vllm")
+    tries = policy in ("deer", "consistency", "code", "entropy")
+    needs = []  # (key, logprobs)
+    if policy in ("deer", "code"):
+        needs.append((f"policy {policy}", 0))
+    if policy == "entropy":
+        needs.append(("policy entropy", ENTROPY_LOGPROBS))
+    if tries and settings.monitor == "entropy":
+        needs.append(("monitor entropy", ENTROPY_LOGPROBS))
+    for key, least in needs:
+        if can.logprobs is None or can.logprobs < least:
+            what = f"the {least} top logprobs" if least else "logprobs"
+            raise EngineError(
+                f"{exit}{key} needs {what} of each token, {way_out}transformers or vllm"
+            )
+    if policy == "deer" and settings.mode == "qwen3" and settings.inducer == "closed":
+        raise EngineError(
+            f"{exit}mode qwen3 waits for `</think>` after the trial, and inducer closed has closed "
+            "the thinking: use inducer inside"
+        )

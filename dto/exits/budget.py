@@ -1,15 +1,120 @@
-"""Leave after a number of thinking tokens (budget forcing, 2501.19393, without its lower bound)."""
+"""Leave after a number of thinking tokens (budget forcing, 2501.19393, section 3).
+
+Reads `budget`, `grace`, `think_ratio` and `trial_tokens` of `ExitSettings`. The control that every
+claim of an early exit needs. Departs from the paper:
+
+- Graceful: the thinking goes on to the end of its sentence when that comes within `grace` further
+  tokens; else it is cut at the budget. What was generated beyond the cut is withdrawn and counted.
+- An answer is always left. Of the tokens that a response may have, `trial_tokens` are kept back for
+  a bare boxed answer, which replaces a conclusion that does not end in time (not for code). Of the
+  others at most the share `think_ratio` is thinking, whatever the budget: a conclusion retells the
+  thinking, so what it needs grows with it. Thinking that ends without being closed is closed too.
+- No lower bound: the paper also makes a model go on thinking by writing "Wait" for it.
+"""
 
 from __future__ import annotations
 
+import math
+import re
+from dataclasses import replace
+
+from dto.answers import BOX, complete_answers
 from dto.context import Context
 from dto.exits.path import ExitedResponse, Path
+from dto.prompts import render
 from dto.recipe import ExitSettings
+from dto.records import Problem
+from dto.seeds import derive
+from dto.text import CLOSE_TAG
+
+SENTENCE_ENDS = (".", "!", "?", "\n", "。", "！", "？", "．", "｡")
+_ENDED = re.compile(r"[.!?\n。！？．｡][\"'”’」』)\]*]*\s*\Z")
+_AFTER_DIGIT = re.compile(r"\d\.\Z")
+_BROKEN = "\ufffd"  # how a character reads of which tokens are missing
 
 
-async def budget(path: Path, settings: ExitSettings, ctx: Context) -> ExitedResponse:
-    """Close the thinking once `settings.budget` tokens were generated, if it is still open."""
-    await path.advance(limit=settings.budget)
-    if path.thinking:
-        return await path.concluded(len(path.ids), ctx.text_ids("early_close"), "budget")
-    return await path.finished()
+async def budget(
+    path: Path, settings: ExitSettings, problem: Problem, ctx: Context
+) -> ExitedResponse:
+    """Close the thinking once `settings.budget` tokens were generated, if it is still open.
+
+    A `<think>` that the model writes itself counts. The exit reason is `budget` wherever closing or
+    answer had to be forced. An answer is missing only where `max_tokens` has no room for a boxed
+    one, or where a request failed.
+    """
+    close_ids = ctx.text_ids("early_close")
+    inducer = render("trial_closed", ctx.recipe.model.family)
+    inserted = max(len(close_ids), len(ctx.tokenizer.encode(inducer, add_special_tokens=False)))
+    room = min(path.sampling.max_tokens, ctx.engine.context - len(path.prompt_ids) - inserted)
+    kept_back = 0 if problem.answer_kind == "code" else settings.trial_tokens
+    path.sampling = replace(path.sampling, max_tokens=max(0, room - kept_back))
+    most = math.floor(settings.think_ratio * path.sampling.max_tokens)
+    longest = min(settings.budget + settings.grace, most)
+    cut = await _think(path, min(settings.budget, most), longest)
+    if path.closed or path.finish == "failed":
+        response = await path.finished()
+    else:
+        response = await path.concluded(cut, close_ids, "budget")
+    left = min(kept_back, room)
+    if response.complete or response.exit_reason == "failed" or left < 1:
+        return response
+    return await _answered(path, response, inducer, left, problem, ctx)
+
+
+async def _think(path: Path, budget: int, longest: int) -> int:
+    """Think, and say how many tokens to keep; the model may close the thinking before that."""
+    if budget:
+        await path.advance(limit=budget)
+    at_budget = _border(path)
+    while path.thinking:
+        text = path.tail()
+        cut = _border(path)
+        ended = _ENDED.search(text) is not None
+        if ended and not _AFTER_DIGIT.search(text):
+            return cut
+        if len(path.ids) >= longest:
+            return at_budget
+        if not ended:
+            await path.advance(stop=SENTENCE_ENDS, limit=longest - len(path.ids))
+            continue
+        following = await path.advance(limit=1)  # it alone tells "3." from "3.5"
+        if path.thinking and not following.text[:1].isdigit():
+            return cut
+    return at_budget if path.finish == "length" else _border(path)
+
+
+def _border(path: Path) -> int:
+    """How many tokens end before white space, and before a character that is not complete."""
+    return path.cut(len(path.tail().rstrip(_BROKEN)))
+
+
+async def _answered(
+    path: Path,
+    response: ExitedResponse,
+    inducer: str,
+    max_tokens: int,
+    problem: Problem,
+    ctx: Context,
+) -> ExitedResponse:
+    """The response with a bare boxed answer in place of its unfinished conclusion."""
+    cut = len(response.leading_ids) + len(response.thinking_ids)
+    seed = derive(path.sampling.seed, "", "answer", cut)
+    [answer] = await complete_answers(
+        (*path.prompt_ids, *path.ids[:cut]),
+        inducer,
+        problem,
+        ctx,
+        replace(path.sampling, max_tokens=max_tokens, seed=seed),
+    )
+    failed = answer.finish_reason == "failed"
+    heading = inducer[: inducer.rindex(BOX)].partition(CLOSE_TAG)[2]
+    return replace(
+        response,
+        inserted_ids=tuple(ctx.tokenizer.encode(inducer, add_special_tokens=False)),
+        answer_ids=answer.token_ids,
+        conclusion=heading + answer.text,
+        exit_reason="failed" if failed else "budget",
+        finish_reason=answer.finish_reason,
+        withdrawn=response.withdrawn + len(response.answer_ids),
+        error=answer.reason if failed else "",
+    )

@@ -1,7 +1,8 @@
-"""Dynamic early exit (2504.15895, section 3), in the paper's sequential form.
+"""Dynamic early exit (2504.15895, section 3).
 
-The main path stops at each transition, the model gives a trial answer there, and either the
-thinking is closed and the model concludes, or the trial is thrown away and the path goes on.
+At each transition the model gives a trial answer; either the thinking is closed and the model
+concludes, or the trial is thrown away and the path goes on (`dto.exits.loop`). Modes differ in what
+a trial is and how sure it makes; `compat` has a module of its own.
 
 Departs from the paper: on an engine whose noise depends on seed and position the path goes on with
 exactly the tokens that it would have had without the pause, so that rows with and without the
@@ -11,15 +12,21 @@ forced near the limit (`budget` does that).
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 
+from dto.concurrency import gather_bounded
 from dto.context import Context
-from dto.exits.monitor import next_transition
+from dto.exits.compat import compat
+from dto.exits.confidence import confidence
+from dto.exits.loop import Decide, leave_at_transition
 from dto.exits.path import ExitedResponse, Path
-from dto.exits.trial import try_answer
+from dto.exits.trial import Tried, ask, tried, try_answer
 from dto.prompts import render
 from dto.recipe import ExitSettings
 from dto.records import Problem, Trial
+from dto.text import CLOSE_TAG, decode_response
+
+PRO_INDUCERS = tuple(f"trial_pro_{number}" for number in (1, 2, 3, 4))
 
 
 async def deer(
@@ -27,33 +34,70 @@ async def deer(
 ) -> ExitedResponse:
     """Leave at the first transition whose trial answer has a confidence above the threshold.
 
-    No trial is made before `settings.min_thinking` tokens nor after `settings.max_trials`; a path
-    that is never left runs to the model's own end. After an exit the trial is thrown away too, and
-    the model writes its conclusion behind the prompt `early_close`.
+    Modes: `fixed` tries `settings.inducer` with `settings.confidence`; `qwen3` and `pro` are
+    described at `_qwen3` and `combine`, and bring their own confidence.
     """
-    inducer = render(f"trial_{settings.inducer}", ctx.recipe.model.family)
-    trials: list[Trial] = []
-    exit_at = None
-    tried = 0  # never before any thinking, never twice at one place
-    while exit_at is None and len(trials) < settings.max_trials:
-        cut = await next_transition(path, settings)
-        if cut is None:
-            break
-        if cut <= tried or cut < settings.min_thinking:
-            continue
-        tried = cut
-        trial, error = await try_answer(
-            path.prompt_ids, path.ids[:cut], inducer, settings, problem, ctx
+    if settings.mode == "compat":
+        return await compat(path, settings, problem, ctx)
+    names = PRO_INDUCERS if settings.mode == "pro" else (f"trial_{settings.inducer}",)
+    inducers = [render(name, ctx.recipe.model.family) for name in names]
+
+    async def probe(cut: int) -> Tried:
+        kept = path.ids[:cut]
+        if settings.mode == "qwen3":
+            return await _qwen3(path.prompt_ids, kept, inducers[0], settings, problem, ctx)
+        answers = await gather_bounded(
+            try_answer(path.prompt_ids, kept, inducer, settings, problem, ctx)
+            for inducer in inducers
         )
-        trials.append(trial)
-        if error:
-            path.fail(f"trial answer: {error}")
-            break
-        if trial.confidence > settings.threshold:
-            exit_at = cut
-    if exit_at is None:
-        response = await path.finished()
-    else:
-        response = await path.concluded(exit_at, ctx.text_ids("early_close"), "policy")
-    inducer_ids = ctx.tokenizer.encode(inducer, add_special_tokens=False)
-    return replace(response, trials=tuple(trials), inducer_tokens=len(inducer_ids))
+        return combine(answers)
+
+    read = sum(len(ctx.tokenizer.encode(text, add_special_tokens=False)) for text in inducers)
+    return await leave_at_transition(path, settings, ctx, probe, decide(settings), read)
+
+
+def decide(settings: ExitSettings) -> Decide:
+    """Leave where the last trial's confidence is above the threshold."""
+    return lambda trials: trials[-1].confidence > settings.threshold
+
+
+def combine(answers: Sequence[Tried]) -> Tried:
+    """One trial of several inducers (DEER-PRo): mean confidence less its mean absolute deviation.
+
+    Answer and grade are those of the most confident inducer, of the first among equals; tokens are
+    those of all. Of one answer the confidence is its own.
+    """
+    sure = [each.trial.confidence for each in answers]
+    mean = sum(sure) / len(sure)
+    deviation = sum(abs(each - mean) for each in sure) / len(sure)
+    best = max((each.trial for each in answers), key=lambda trial: trial.confidence)
+    trial = Trial(
+        position=best.position,
+        confidence=max(0.0, mean - deviation),
+        answer=best.answer,
+        grade=best.grade,
+        tokens=sum(each.trial.tokens for each in answers),
+    )
+    return Tried(trial, next((each.error for each in answers if each.error), ""))
+
+
+async def _qwen3(
+    prompt_ids: Sequence[int],
+    kept: Sequence[int],
+    inducer: str,
+    settings: ExitSettings,
+    problem: Problem,
+    ctx: Context,
+) -> Tried:
+    """The trial of the published Qwen3 script: it ends at `</think>`.
+
+    Confidence is the geometric mean (`dto.exits.confidence`), and 0 unless `</think>` follows
+    within `settings.trial_tokens` tokens (published: 20).
+    """
+    answer, ends = await ask(
+        (*prompt_ids, *kept), inducer, settings.trial_tokens, problem, ctx, stop=(CLOSE_TAG,)
+    )
+    sure = 0.0
+    if CLOSE_TAG in decode_response(ctx.tokenizer, answer.token_ids):
+        sure = confidence("geometric", answer.text, ends, answer.logprobs or ())
+    return tried(len(kept), sure, answer)

@@ -1,21 +1,28 @@
 """Where a reasoning transition stands (2504.15895, section 3: reasoning transition monitor).
 
-The path is continued with stop strings, so an engine generates nothing beyond the transition; the
-tokens that made it visible (a cue, white space) are put aside for the trial and restored when the
-path goes on. Departs from the published code: a cue counts only as a word of its own at the start
-of a sentence, in any case and after an opener (`But wait`).
+Transitions are a function of the main path's tokens alone: read in one go, in pieces, or with
+pauses, a path has the same ones. The tokens that made a transition visible (a cue, white space) are
+put aside for the trial and restored when the path goes on. Departs from the published code: a cue
+counts only as a word of its own at the start of a sentence, in any case and after an opener (`But
+wait`).
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dto.exits.path import Path
+from dto.engines.stops import StopReader
 from dto.recipe import ExitSettings
 from dto.segmentation.lexicon import load
+from dto.text import CLOSE_TAG, OPEN_TAG
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PARAGRAPH = "\n\n"
 ENTROPY_LOGPROBS = 20  # the most that servers give
@@ -23,47 +30,135 @@ ENTROPY_LOGPROBS = 20  # the most that servers give
 CUES = ("wait", "alternatively", "hmm")
 CUES_ZH = ("等等", "等一下", "或者", "另外")  # no white space ends these
 
+TAIL = 512  # characters of white space that a cut can step back over
+CUE_TAIL = 128  # characters: a cue, its openers and the end of the sentence before
+BORDERS = 64  # tokens back that a cut can lie
 
-async def next_transition(path: Path, settings: ExitSettings) -> int | None:
-    """Go on to the next transition: the number of tokens before it, or None when there is none.
 
-    The count leaves out the cue and white space before it. None means that the path ended or that
-    the model closed its thinking.
+class Transition(NamedTuple):
+    """`cut` tokens come before it; it became visible with token number `seen`."""
+
+    cut: int
+    seen: int
+
+
+class Monitor:
+    """Reads the tokens of one response, and finds the transitions of its thinking.
+
+    The cut leaves out the cue and white space before it, and never falls inside a character. Each
+    cut lies behind the one before, and some thinking lies before the first. There are no
+    transitions once the thinking is `closed`.
     """
-    if settings.monitor == "cue":
-        return await _next_cue(path)
-    while True:
-        await path.advance(stop=(PARAGRAPH,))
-        if not path.thinking:
-            return None
-        cut = path.cut(len(path.tail()))
-        if settings.monitor == "paragraph":
-            return cut
-        step = await path.advance(limit=1, logprobs=ENTROPY_LOGPROBS)
-        if not path.thinking:
-            return None
-        assert step.top_logprobs is not None
-        if entropy(step.top_logprobs[0]) > settings.entropy:
-            return cut
 
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: ExitSettings) -> None:
+        self.closed = False
+        self._kind = settings.monitor
+        self._every = settings.every
+        self._entropy = settings.entropy
+        self._stops: tuple[str, ...] = {"cue": _cue_stops(), "tokens": ()}.get(
+            settings.monitor, (PARAGRAPH,)
+        )
+        backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+        self._reader = StopReader(backend, self._stops)
+        self._count = 0
+        self._text = ""  # its end
+        self._start = 0  # offset at which that begins
+        self._borders = deque([(0, 0)], maxlen=BORDERS)  # (offset, tokens that end there)
+        self._last = 0
+        self._pending: int | None = None  # a cut that depends on the next token
 
-async def _next_cue(path: Path) -> int | None:
-    while True:
-        await path.advance(stop=_stops())
-        if not path.thinking:
+    @property
+    def logprobs(self) -> int | None:
+        """What `read` needs to know of the tokens of an uninterrupted path."""
+        return ENTROPY_LOGPROBS if self._kind == "entropy" else None
+
+    def pause(self) -> dict[str, Any]:
+        """How far a path can go on without going beyond a transition: for `Path.advance`."""
+        if self._pending is not None:
+            return {"limit": 1, "logprobs": self.logprobs}
+        if self._kind == "tokens":
+            return {"limit": self._every - self._count % self._every}
+        if self._half_way():  # an engine looks for stops in new text alone
+            return {"limit": 1}
+        return {"stop": self._stops}
+
+    def _half_way(self) -> bool:
+        text = self._text
+        return not text.endswith(self._stops) and any(
+            text.endswith(stop[:length]) for stop in self._stops for length in range(1, len(stop))
+        )
+
+    def scan(
+        self,
+        tokens: Sequence[int],
+        top_logprobs: Sequence[Mapping[int, float]] | None = None,
+        *,
+        ended: bool,
+    ) -> Iterator[Transition]:
+        """The transitions that the next tokens bring.
+
+        The last token of a response that has `ended` brings none, whatever it is.
+        """
+        for index, token in enumerate(tokens[:-1] if ended else tokens):
+            if self.closed:
+                return
+            found = self.read(token, top_logprobs[index] if top_logprobs else None)
+            if found is not None:
+                yield found
+
+    def read(self, token: int, top: Mapping[int, float] | None = None) -> Transition | None:
+        """Read one token; monitor `entropy` needs the `top` logprobs at a step's first."""
+        piece, stop = self._reader.read(token)
+        self._count += 1
+        if piece:
+            self._text += piece
+            self._borders.append((self._start + len(self._text), self._count))
+            self.closed = CLOSE_TAG in self._text[-len(piece) - len(CLOSE_TAG) :]
+        cut = None if self.closed else self._look(piece, stop is not None, top)
+        if len(self._text) > 2 * TAIL:
+            self._start += len(self._text) - TAIL
+            self._text = self._text[-TAIL:]
+        if cut is None or cut <= self._last:
             return None
-        text = path.tail()
-        start = cue_at_end(text)
-        if start is None:
-            continue
-        cut = path.cut(start)
-        if text[-1].isascii() and text[-1].isalpha():
-            next_token = await path.advance(limit=1)  # it alone tells "Wait" from "Waiting"
-            if not path.thinking:
-                return None
-            if next_token.text[:1].isalnum():
-                continue
+        self._last = cut
+        return Transition(cut, self._count)
+
+    def _look(self, piece: str, stopped: bool, top: Mapping[int, float] | None) -> int | None:
+        if self._kind == "cue":
+            return self._look_for_cue(piece, stopped)
+        if self._kind == "tokens":
+            return self._cut(len(self._text)) if self._count % self._every == 0 else None
+        if self._kind == "paragraph":
+            return self._cut(len(self._text)) if stopped else None
+        cut = None
+        if self._pending is not None and not (piece and piece.isspace()):
+            if top is None:
+                raise ValueError("monitor entropy needs the logprobs of a step's first token")
+            cut = self._pending if entropy(top) > self._entropy else None
+            self._pending = None
+        if stopped:
+            self._pending = self._cut(len(self._text))
         return cut
+
+    def _look_for_cue(self, piece: str, stopped: bool) -> int | None:
+        # The token after it alone tells "Wait" from "Waiting".
+        cut = None if piece[:1].isalnum() else self._pending
+        self._pending = None
+        start = cue_at_end(self._text) if stopped else None
+        if start is not None:
+            if self._text[-1].isascii() and self._text[-1].isalpha():
+                self._pending = self._cut(start)
+            elif cut is None:
+                cut = self._cut(start)
+        return cut
+
+    def _cut(self, char: int) -> int:
+        """How many tokens end at or before a character of the text, less white space there."""
+        text = self._text[:char].rstrip()
+        if self._start == 0 and text.lstrip() == OPEN_TAG:
+            return 0
+        kept = self._start + len(text)
+        return max((tokens for end, tokens in self._borders if end <= kept), default=0)
 
 
 def entropy(logprobs: Mapping[int, float]) -> float:
@@ -82,12 +177,14 @@ def cue_at_end(text: str) -> int | None:
     The rest of the token that completed the cue may stand after it: punctuation and white space,
     or for Chinese cues a few characters.
     """
-    match = _cue_pattern().search(text)
-    return None if match is None else match.start("cue")
+    before = max(0, len(text) - CUE_TAIL)
+    # A long text does not begin where the part that is searched does.
+    match = _cue_pattern().search("-" + text[before:] if before else text)
+    return None if match is None else match.start("cue") + (before - 1 if before else 0)
 
 
 @cache
-def _stops() -> tuple[str, ...]:
+def _cue_stops() -> tuple[str, ...]:
     return (*CUES, *map(str.capitalize, CUES), *CUES_ZH)
 
 

@@ -8,11 +8,12 @@ resumption: the response is then another sample of the same distribution, and st
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from dto.context import Context
-from dto.engines.base import Completion, Sampling
+from dto.engines.base import Chunk, Completion, Sampling
 from dto.flops import ModelShape, attention_flops
 from dto.records import FinishReason, Span, Trial
 from dto.seeds import derive
@@ -30,7 +31,8 @@ class ExitedResponse:
     `leading_ids` is a `<think>` that the model wrote itself; `inserted_ids` is the text that closes
     the thinking at an exit, read but not generated; `answer_ids` is all else, the model's own
     `</think>` and EOS included. `withdrawn` counts tokens of the main path that an exit cut off
-    again: the cue, or the white space, by which the transition was seen.
+    again: the cue, or the white space, by which the transition was seen. `would_leave` is the index
+    of the trial at which the policy leaves, or in shadow mode would have left; -1 for none.
     """
 
     prompt_tokens: int
@@ -44,6 +46,7 @@ class ExitedResponse:
     withdrawn: int = 0
     trials: tuple[Trial, ...] = ()
     inducer_tokens: int = 0
+    would_leave: int = -1
     error: str = ""
 
     @staticmethod
@@ -108,6 +111,7 @@ class Path:
         self.finish: FinishReason | None = None
         self.closed = False
         self.error = ""
+        self._text_end = ""
 
     @property
     def thinking(self) -> bool:
@@ -131,30 +135,50 @@ class Path:
         self, stop: tuple[str, ...] = (), limit: int | None = None, logprobs: int | None = None
     ) -> Completion:
         """Go on until a stop string, `limit` further tokens, or the end of the response."""
+        [step] = await self.engine.complete(*self._request(stop, limit, logprobs))
+        self._take(step)
+        return step
+
+    async def stream(self, logprobs: int | None = None) -> AsyncGenerator[Chunk]:
+        """Go on to the model's own end, piece by piece. Use inside `async with aclosing(...)`."""
+        async with aclosing(self.engine.stream(*self._request((), None, logprobs))) as chunks:
+            async for chunk in chunks:
+                self._take(chunk)
+                yield chunk
+                if self.finish is not None:
+                    return
+
+    def _request(
+        self, stop: tuple[str, ...], limit: int | None, logprobs: int | None
+    ) -> tuple[tuple[int, ...], Sampling]:
         room = self.sampling.max_tokens - len(self.ids)
         seed = self.sampling.seed
-        if self.ids and not self.engine.resumable:
+        if self.ids and not self.engine.capabilities.resumable:
             seed = derive(seed, "", "resume", len(self.ids))
-        [completion] = await self.engine.complete(
-            (*self.prompt_ids, *self.ids),
-            replace(
-                self.sampling,
-                max_tokens=room if limit is None else min(limit, room),
-                seed=seed,
-                stop=stop,
-                logprobs=logprobs,
-            ),
+        return (*self.prompt_ids, *self.ids), replace(
+            self.sampling,
+            max_tokens=room if limit is None else min(limit, room),
+            seed=seed,
+            stop=stop,
+            logprobs=logprobs,
         )
-        self.ids.extend(completion.token_ids)
-        if completion.finish_reason == "failed":
-            self.fail(completion.error)
-        elif completion.finish_reason == "stop" and completion.stop is None:
+
+    def _take(self, step: Completion | Chunk) -> None:
+        self.ids.extend(step.token_ids)
+        if step.finish_reason == "failed":
+            self.fail(step.error)
+        elif step.finish_reason == "stop" and step.stop is None:
             self.finish = "stop"
         elif len(self.ids) >= self.sampling.max_tokens:
             self.finish = "length"
-        new = len(completion.token_ids) + TAIL_TOKENS
-        self.closed = self.closed or CLOSE_TAG in decode_response(self.tokenizer, self.ids[-new:])
-        return completion
+        text = self._text_end + step.text
+        self.closed = self.closed or CLOSE_TAG in text
+        self._text_end = text[-len(CLOSE_TAG) :]
+
+    def rewind(self, count: int) -> None:
+        """Take back all but the first `count` tokens, which lie before `</think>`."""
+        del self.ids[count:]
+        self.finish, self.closed, self.error, self._text_end = None, False, "", ""
 
     def fail(self, error: str) -> None:
         """End the path: a request went wrong."""

@@ -1,4 +1,7 @@
-"""Leave after a fixed share of the model's own thinking (the pilot study of 2504.15895)."""
+"""Leave after a fixed share of the model's own thinking (the pilot study of 2504.15895).
+
+Reads `fraction` of `ExitSettings`. It cuts at a token, not at the end of a sentence.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,16 @@ from dataclasses import replace
 from dto.context import Context
 from dto.exits.path import ExitedResponse, Path
 from dto.recipe import ExitSettings
+from dto.records import Problem
 
 
-async def static(path: Path, settings: ExitSettings, ctx: Context) -> ExitedResponse:
+async def static(
+    path: Path, settings: ExitSettings, problem: Problem, ctx: Context
+) -> ExitedResponse:
     """Keep the first `settings.fraction` of the thinking, rounded down to a token.
 
     An oracle, not a policy: the length of the thinking is known only once it has been written in
-    full. The response counts the tokens that are kept; the ledger counts all of them.
+    full. The response counts the tokens that are kept; the others are wasted.
     """
     whole = await path.finished()
     if whole.exit_reason == "failed":

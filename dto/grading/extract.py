@@ -20,8 +20,10 @@ MAX_ANSWER = 2_000  # characters; what is longer is no answer, and would only fe
 _BRACE = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _TRIAL = re.compile(r"\s*(?:\\boxed)?\s*")
 _STATED = re.compile(
-    r"answer\**\s*(?:is\b|[:：=])[\s*:：]*|答案\**\s*[是为為:：=][\s*:：]*"
-    r"|final\s+answer[^\S\n]*\**[^\S\n]*\n\s*",
+    # White space is bounded: a run of it must not be gone through again from each of its places.
+    r"answer\*{0,9}\s{0,20}(?:is\b|[:：=])[\s*:：]{0,20}"
+    r"|答案\*{0,9}\s{0,20}[是为為:：=][\s*:：]{0,20}"
+    r"|final\s{1,20}answer[^\S\n]{0,20}\*{0,9}[^\S\n]{0,20}\n\s{0,20}",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.。](?:\s|$)")

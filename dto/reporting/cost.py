@@ -61,7 +61,7 @@ class BreakEven:
     questions_by_flops: int | None
 
 
-def stage_costs(run: Path, epochs: float) -> list[StageCost]:
+def stage_costs(run: Path) -> list[StageCost]:
     """The costs of the stages that are finished, from their manifests."""
     costs = []
     for stage in (*OPTIMIZATION, "evaluate"):
@@ -71,7 +71,7 @@ def stage_costs(run: Path, epochs: float) -> list[StageCost]:
         usage: Mapping[str, Any] = done.get("usage") or {}
         flops = _number(usage.get("attention_flops"))
         if stage == "train" and flops is not None:
-            training = _training_flops(run, epochs, int(done.get("steps", 1)))
+            training = _training_flops(run, int(done.get("tokens_trained", 0)))
             flops = None if training is None else flops + training
         costs.append(
             StageCost(
@@ -113,11 +113,11 @@ def _questions(spent: float | None, saved: float | None) -> int | None:
     return math.ceil(spent / saved)
 
 
-def _training_flops(run: Path, epochs: float, steps: int) -> float | None:
-    """Both sides of every pair, forward and backward, in every epoch."""
+def _training_flops(run: Path, tokens: int) -> float | None:
+    """Forward and backward pass over both sides of as many pairs as hold so many tokens."""
     config = run / "train" / "model" / "config.json"
     pairs = run / "pair" / "rows.parquet"
-    if not steps:
+    if not tokens:
         return 0.0
     if not config.is_file() or not pairs.is_file():
         return None
@@ -127,7 +127,8 @@ def _training_flops(run: Path, epochs: float, steps: int) -> float | None:
         attention_flops(shape, 0, prompt + chosen) + attention_flops(shape, 0, prompt + rejected)
         for prompt, chosen, rejected in lengths.iter_rows()
     )
-    return BACKWARD * epochs * once
+    epoch: int = sum(2 * prompt + chosen + rejected for prompt, chosen, rejected in lengths.rows())
+    return float(BACKWARD * once * tokens / epoch)
 
 
 def _number(value: Any) -> float | None:

@@ -28,7 +28,8 @@ SYNC_SECONDS = 5.0
 class Entry:
     """What became of one group: its rows, what was dropped, what it took.
 
-    `seconds` are by id: the group's key, or its rows' ids where a stage times them itself.
+    `seconds` are by id: the group's key, or its rows' ids where a stage times them itself; so are
+    the tokens that a row took in vain, `wasted`, where there are any.
     """
 
     key: str
@@ -36,18 +37,30 @@ class Entry:
     dropped: Sequence[Dropped] = ()
     usage: Usage = field(default_factory=Usage)
     seconds: dict[str, float] = field(default_factory=dict)
+    wasted: dict[str, int] = field(default_factory=dict)
 
     @property
-    def failed(self) -> bool:
-        """Whether the group ended in an unexpected error; it is tried again on resume."""
-        return any(each.reason == "error" for each in self.dropped)
+    def error(self) -> str:
+        """The unexpected error that the group ended in; empty for none."""
+        return next((each.detail for each in self.dropped if each.reason == "error"), "")
+
+    @property
+    def owed(self) -> bool:
+        """Whether the group is tried again on resume: after an error, or a failed request."""
+        return bool(self.error or self.usage.failed)
+
+    @property
+    def in_vain(self) -> bool:
+        """Whether the group ended in an error, or none of its requests came back."""
+        return bool(self.error) or 0 < self.usage.requests == self.usage.failed
 
 
 class Journal:
     """One writer for one stage. Not thread safe: all calls of `append` come from one thread.
 
     `head` is what the stage is computed from; a journal with another head is not continued (the
-    caller compares `read_head` first). `done` holds the keys that are not owed any more.
+    caller compares `read_head` first). `done` holds the keys that are not owed any more; of a group
+    that was tried again the last attempt counts.
     """
 
     def __init__(self, path: Path, record: type[Any], head: dict[str, Any]) -> None:
@@ -57,6 +70,7 @@ class Journal:
         self.elapsed = 0.0  # seconds that earlier sessions worked on this stage
         self._opened = time.monotonic()
         self._offsets: dict[str, int] = {}
+        self._requests: dict[str, tuple[int, int]] = {}  # of a group: all, failed
         self._adapter = tables.adapter(record)
         self._synced = time.monotonic()
         with disk_errors(path):
@@ -79,15 +93,21 @@ class Journal:
                 if record is None:
                     break
                 if "key" in record:
-                    self._index(record["key"], end, failed=_is_failed(record))
+                    self._index(_entry(record, ()), end)
                     self.elapsed = record["elapsed"]
                 end += len(line)
         return end
 
-    def _index(self, key: str, offset: int, *, failed: bool) -> None:
-        self._offsets[key] = offset
-        if not failed:
-            self.done.add(key)
+    def _index(self, entry: Entry, offset: int) -> None:
+        self._offsets[entry.key] = offset
+        self._requests[entry.key] = entry.usage.requests, entry.usage.failed
+        if not entry.owed:
+            self.done.add(entry.key)
+
+    def requests(self) -> tuple[int, int]:
+        """How many requests were made for the groups, and how many of these failed."""
+        made = self._requests.values()
+        return sum(asked for asked, _ in made), sum(failed for _, failed in made)
 
     def append(self, entry: Entry) -> None:
         """Write one group. Raises DtoError when the disk does not take it; what stands is valid."""
@@ -101,10 +121,11 @@ class Journal:
                     "dropped": [asdict(each) for each in entry.dropped],
                     "usage": asdict(entry.usage),
                     "seconds": entry.seconds,
+                    "wasted": entry.wasted,
                     "elapsed": self.total_seconds(),
                 }
             )
-        self._index(entry.key, offset, failed=entry.failed)
+        self._index(entry, offset)
 
     def total_seconds(self) -> float:
         """Wall seconds spent on the stage, those of earlier sessions included."""
@@ -131,13 +152,8 @@ class Journal:
             for key in sorted(self._offsets):
                 lines.seek(self._offsets[key])
                 data = json.loads(lines.readline())
-                yield Entry(
-                    key=key,
-                    rows=[self._adapter.validate_python(row) for row in data["rows"]],
-                    dropped=[Dropped(**each) for each in data["dropped"]],
-                    usage=Usage(**data["usage"]),
-                    seconds=data["seconds"],
-                )
+                rows = [self._adapter.validate_python(row) for row in data["rows"]]
+                yield _entry(data, rows)
 
     def close(self) -> None:
         """Force everything to the disk."""
@@ -157,5 +173,12 @@ def read_head(path: Path) -> dict[str, Any] | None:
     return head if isinstance(head, dict) else None
 
 
-def _is_failed(record: dict[str, Any]) -> bool:
-    return any(each["reason"] == "error" for each in record["dropped"])
+def _entry(data: dict[str, Any], rows: Sequence[Any]) -> Entry:
+    return Entry(
+        key=data["key"],
+        rows=rows,
+        dropped=[Dropped(**each) for each in data["dropped"]],
+        usage=Usage(**data["usage"]),
+        seconds=data["seconds"],
+        wasted=data["wasted"],
+    )

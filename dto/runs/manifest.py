@@ -60,12 +60,18 @@ def read(directory: Path) -> dict[str, Any] | None:
     return data if isinstance(data, dict) else None
 
 
-def finished(stage: str, config: Mapping[str, Any], **counts: Any) -> dict[str, Any]:
-    """The manifest of a stage that is done: what it was computed from, and what it took."""
+def finished(
+    stage: str, config: Mapping[str, Any], content: str | None, **counts: Any
+) -> dict[str, Any]:
+    """The manifest of a stage that is done: what it was computed from, and what it took.
+
+    Its digest covers what came out too: stages after it depend on both.
+    """
     return {
         "stage": stage,
-        "digest": digest(config),
+        "digest": digest({**config, "content": content}),
         "config": dict(config),
+        "content": content,
         **counts,
         "peak_memory": peak_memory(),
         **provenance(),

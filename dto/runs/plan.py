@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dto.errors import DtoError
 from dto.prompts import render
 from dto.recipe import Recipe
-from dto.records import Problem
+from dto.records import Dropped, Problem
 from dto.runs.run import STAGES
 
 if TYPE_CHECKING:
@@ -23,17 +23,6 @@ PROMPTS = {
     "early_close": "evaluate: put after the thinking that an exit ends",
 }
 
-_TRIALS = {
-    "policy", "monitor", "inducer", "confidence", "threshold", "min_thinking", "max_trials",
-    "trial_tokens",
-}  # fmt: skip
-_SHOWN: dict[str, set[str]] = {
-    "none": set(),
-    "static": {"policy", "inducer", "fraction"},
-    "budget": {"policy", "inducer", "budget"},
-    "deer": _TRIALS,
-}
-
 
 def plan(recipe: Recipe) -> Iterator[str]:
     """The lines of the plan: stages, amounts and settings, then the first prompt of each stage.
@@ -43,20 +32,21 @@ def plan(recipe: Recipe) -> Iterator[str]:
     """
     model, problems = recipe.model, recipe.problems
     exits = recipe.evaluate.exits
+    imported = recipe.sample.imported and "imported"
     trajectories = problems.train * recipe.sample.samples
     answers = len(recipe.evaluate.models) * len(exits) * problems.test * recipe.evaluate.samples
     sequential = recipe.estimate.method == "sequential"
     rollouts = recipe.estimate.cap if sequential else recipe.estimate.rollouts
     amounts = {
-        "problems": f"{problems.train:,} train, {problems.dev:,} dev, {problems.test:,} test "
-        f"from {problems.source}"
+        "problems": f"{imported or f'{problems.train:,}'} train, {problems.dev:,} dev, "
+        f"{problems.test:,} test from {problems.source}"
         + (f" (test from {problems.test_source})" if problems.test_source else ""),
-        "sample": f"{trajectories:,} responses",
-        "segment": f"{trajectories:,} responses",
+        "sample": f"{imported or f'{trajectories:,}'} responses",
+        "segment": f"{imported or f'{trajectories:,}'} responses",
         "estimate": f"at most {rollouts} rollouts at a boundary",
         "optimize": f"{recipe.optimize.finalizations} completions of each good exit",
         "prune": f"judge {recipe.prune.judge}",
-        "pair": f"at most {problems.train * recipe.pair.max_per_problem:,} pairs",
+        "pair": f"at most {recipe.pair.max_per_problem:,} pairs of each problem",
         "train": f"{problems.dev:,} dev problems × {recipe.train.dev_samples} samples, "
         f"{recipe.train.evaluations} times",
         "evaluate": f"{answers:,} answers: models {', '.join(recipe.evaluate.models)}; "
@@ -72,8 +62,7 @@ def plan(recipe: Recipe) -> Iterator[str]:
             shown = settings.model_dump(mode="json", exclude={"exits", "models"})
             yield "          " + " ".join(f"{key}={value}" for key, value in shown.items())
     for each in exits:
-        shown = each.model_dump(mode="json", include=_SHOWN[each.policy] | {"name"})
-        yield "exit      " + " ".join(f"{key}={value}" for key, value in shown.items())
+        yield "exit      " + " ".join(f"{key}={value}" for key, value in each.changed().items())
     yield ""
     question, remark = _first_question(recipe)
     prompt, rendered = _solve(recipe, question)
@@ -89,21 +78,28 @@ def _block(title: str, text: str) -> Iterator[str]:
 
 
 def _first_question(recipe: Recipe) -> tuple[str, str]:
-    source = recipe.problems.source
+    imported = recipe.sample.imported
+    source = imported or recipe.problems.source
     unknown = f"(a question of {source})", f" ({source} is not on this machine)"
     local = source == "chains" or source.endswith((".jsonl", ".parquet"))
     if not local:
         return unknown
-    from dto.problems import load_problems
-
     small = recipe.problems.model_copy(update={"train": 1, "dev": 0, "test": 0})
-    rows = load_problems(small, recipe.seed)
+    rows: Iterator[Problem | Dropped]
+    if imported:
+        from dto.stages.importing import imported_problems
+
+        rows = imported_problems(imported, small, recipe.seed)
+    else:
+        from dto.problems import load_problems
+
+        rows = load_problems(small, recipe.seed)
     first = next(islice((row for row in rows if isinstance(row, Problem)), 1), None)
     return (first.question, "") if first is not None else unknown
 
 
 def _solve(recipe: Recipe, question: str) -> tuple[str, str]:
-    from dto.pipeline import load_tokenizer
+    from dto.serving import load_tokenizer
     from dto.trajectories import prompt_ids
 
     try:

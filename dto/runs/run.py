@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dto.errors import DtoError, RunConflictError, disk_errors
-from dto.prompts import resource
 from dto.recipe import Recipe, load_recipe
-from dto.runs import manifest
-from dto.seeds import content_id
+from dto.runs import content, manifest
 
 STAGES = (
     "problems", "sample", "segment", "estimate", "optimize", "prune", "pair", "train", "evaluate",
@@ -32,12 +28,29 @@ _BEFORE = {
     "optimize": ("estimate",),
     "prune": ("optimize",),
     "pair": ("prune",),
-    "train": ("pair",),
+    "train": ("problems", "pair"),
     "report": ("evaluate",),
+    "trace": ("problems",),
 }
-_WITH_MODEL = ("sample", "estimate", "optimize", "prune", "evaluate")
+_WITH_MODEL = ("sample", "estimate", "optimize", "prune", "evaluate", "trace")
+_SAMPLING = ("sample.temperature", "sample.top_p")
+_ALSO: dict[str, tuple[str, ...]] = {
+    "problems": ("sample.imported",),
+    "estimate": _SAMPLING,
+    "optimize": _SAMPLING,
+    "prune": _SAMPLING,
+    "train": (*_SAMPLING, "sample.max_tokens"),
+    "trace": tuple(f"evaluate.{key}" for key in ("samples", "temperature", "top_p", "max_tokens")),
+}
+"""Settings of other stages that a stage reads."""
+_READ_BY_IMPORT = (
+    "sample.imported", "model.name", "model.revision", "model.tokenizer", "model.family",
+    "model.system",
+)  # fmt: skip
 _HOW_NOT_WHAT = (
-    "name", "window", "model.slots", "model.cache_bytes", "model.device",
+    "name", "window", "model.slots", "model.cache_bytes", "model.kv_bytes", "model.device",
+    "model.gpu_memory", "model.tensor_parallel", "model.server", "model.api_key",
+    "model.concurrency", "model.retries", "model.timeout",
 )  # fmt: skip
 """Settings that decide how something is computed, never what comes out."""
 
@@ -64,6 +77,8 @@ class Run:
         if stage == "evaluate":
             trained = "trained" in self.recipe.evaluate.models
             return ("problems", "train") if trained else ("problems",)
+        if stage == "sample" and self.recipe.sample.imported:
+            return ()
         return _BEFORE[stage]
 
     def config(self, stage: str) -> dict[str, Any]:
@@ -71,17 +86,25 @@ class Run:
 
         Raises DtoError when a stage before it is not finished.
         """
-        settings = _settings(self.recipe)
-        own = (f"{stage}.", "model.") if stage in _WITH_MODEL else (f"{stage}.",)
+        recipe, settings = self.recipe, settings_of(self.recipe)
+        imported = recipe.sample.imported
+        own = (f"{stage}.", *_ALSO.get(stage, ()), *(("model.",) if stage in _WITH_MODEL else ()))
+        if stage == "sample" and imported:
+            own = _READ_BY_IMPORT
         config = {key: value for key, value in settings.items() if key.startswith(own)}
-        config["seed"] = self.recipe.seed
+        config["seed"] = recipe.seed
         if stage == "problems":
-            for source in (self.recipe.problems.source, self.recipe.problems.test_source):
-                if source is not None and Path(source).is_file():
-                    config[f"content of {source}"] = _file_hash(Path(source))
+            source, test_source = recipe.problems.source, recipe.problems.test_source
+            config |= self._contents(stage, source, test_source, imported)
         if stage in _WITH_MODEL:
-            config["prompts"] = _prompts_hash(self.recipe.model.family)
-            config["weights"] = _weights_hash(self.recipe.model.name)
+            config["prompts"] = content.of_prompts(recipe.model.family)
+        if stage == "sample" and imported:
+            config |= self._contents(stage, imported)
+        elif stage in _WITH_MODEL:
+            config["weights"] = content.of_model(recipe.model.name)
+        if stage == "evaluate":
+            further = [name for name in recipe.evaluate.models if name not in ("base", "trained")]
+            config |= {f"weights of {name}": content.of_model(name) for name in further}
         for upstream in self.before(stage):
             done = manifest.read(self / upstream)
             if done is None:
@@ -92,28 +115,52 @@ class Run:
             config[f"digest of {upstream}"] = done["digest"]
         return config
 
+    def _contents(self, stage: str, *sources: str | None) -> dict[str, str]:
+        """What sources hold; of one that is no longer there, what the stage was begun with."""
+        begun = self._begun(stage) or {"config": {}}
+        found = {
+            f"content of {source}": content.of_path(Path(source))
+            or begun["config"].get(f"content of {source}")
+            for source in sources
+            if source is not None
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
+    def _begun(self, stage: str) -> dict[str, Any] | None:
+        from dto.runs.journal import read_head
+
+        return manifest.read(self / stage) or read_head(self / stage / "journal")
+
     def finished(self, stage: str, config: Mapping[str, Any]) -> bool:
         """Whether a stage need not be computed; clears away what another configuration left.
 
-        What was imported stands, whatever the recipe says. Raises RunConflictError, which names
+        Of an evaluation the arms that still hold are kept. Raises RunConflictError, which names
         what differs, unless the run was opened to resume.
         """
-        from dto.runs.journal import read_head
-
-        done = manifest.read(self / stage)
-        begun = done or read_head(self / stage / "journal")
+        begun = self._begun(stage)
         if begun is None:
             return False
-        if begun["config"] == dict(config) or "imported" in begun["config"]:
-            return done is not None
+        if begun["config"] == dict(config):
+            return manifest.read(self / stage) is not None
         if not self.resume:
             differing = ", ".join(manifest.differences(begun["config"], config))
             raise RunConflictError(
                 f"{self / stage} was computed with other settings: {differing}; --resume computes "
                 "it again and goes on, --overwrite begins the run anew"
             )
-        shutil.rmtree(self / stage)
+        if stage == "evaluate":
+            from dto.runs.arms import keep_arms
+
+            keep_arms(self / stage, config)
+        else:
+            self.clear(stage)
         return False
+
+    def clear(self, stage: str) -> None:
+        """Forget a stage; those after it are computed again when something else comes out."""
+        with disk_errors(self / stage):
+            if (self / stage).exists():
+                shutil.rmtree(self / stage)
 
     def close(self) -> None:
         """Let others have the directory."""
@@ -141,7 +188,7 @@ def open_run(path: Path, recipe: Recipe, *, resume: bool = False, overwrite: boo
                 elif each.name != ".lock":
                     each.unlink()
     if begun.exists():
-        before, now = _settings(load_recipe(begun)), _settings(recipe)
+        before, now = settings_of(load_recipe(begun)), settings_of(recipe)
         if before != now and not resume:
             os.close(lock)
             differing = ", ".join(manifest.differences(before, now))
@@ -160,7 +207,7 @@ def write_run_manifest(run: Run) -> dict[str, Any]:
     keys = ("digest", "rows", "dropped", "usage", "seconds", "peak_memory")
     stages = {
         stage: {key: done[key] for key in keys if key in done}
-        for stage in STAGES
+        for stage in (*STAGES, "trace")
         if (done := manifest.read(run / stage)) is not None
     }
     whole = {"name": run.recipe.name, "seed": run.recipe.seed, "stages": stages}
@@ -179,35 +226,10 @@ def _lock(path: Path) -> int:
     return lock
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """All settings that decide what is computed, by their dotted keys."""
     flat = manifest.flatten(recipe.model_dump(mode="json"))
     return {key: value for key, value in flat.items() if key not in _HOW_NOT_WHAT}
-
-
-def _prompts_hash(family: str) -> str:
-    texts: list[str] = []
-    for folder in ("default", family):
-        place = resource("prompts") / folder
-        if place.is_dir():
-            found = sorted(place.iterdir(), key=lambda file: file.name)
-            texts += [f"{folder}/{file.name}\n{file.read_text('utf-8')}" for file in found]
-    return content_id(*texts)
-
-
-@cache
-def _weights_hash(model: str) -> str | None:
-    """The content of weights in a local folder, which may change under the same name."""
-    from dto.nano import resolve
-
-    folder = Path(resolve(model))
-    if not folder.is_dir():
-        return None
-    return content_id(*(_file_hash(path) for path in sorted(folder.glob("*.safetensors"))))
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:16]
 
 
 def count(run: Run, stage: str, **equals: str) -> int:

@@ -2,7 +2,7 @@
 
 <stage>/journal           while the stage is under way (dto.runs.journal)
 <stage>/rows.parquet      deterministic columns, sorted by id
-<stage>/timings.parquet   id, seconds: they depend on scheduling, so they stand beside the table
+<stage>/timings.parquet   id, seconds, wasted tokens: what depends on scheduling stands beside
 <stage>/usage.parquet     key of the group, tokens read, cached, generated, wasted, FLOPs
 <stage>/dropped.jsonl     id, reason, detail
 <stage>/manifest.json     last; then the journal, which says nothing more, is deleted
@@ -16,36 +16,50 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import polars as pl
 from tqdm import tqdm
 
 from dto import tables
 from dto.errors import DtoError, disk_errors
 from dto.ledger import Usage, metered
 from dto.records import Dropped
-from dto.runs import manifest
+from dto.runs import content, manifest
 from dto.runs.journal import Entry, Journal
 
 READ_AHEAD = 32
 """Groups read at once: it is done off the event loop, and a round trip costs more than a row."""
 HOPELESS = 20
-"""When the first so many groups all end in an error, the stage stops with it."""
+"""When none of the requests of so many groups in a row came back, the stage stops; also when the
+first so many groups all end in an error."""
+MAX_FAILED = 0.05
+"""A stage of whose requests a larger share failed is not finished: those groups stay owed."""
 
 
-USAGE_SCHEMA = {
-    "key": pl.String(),
-    "requests": pl.Int64(),
-    "prompt": pl.Int64(),
-    "cached": pl.Int64(),
-    "generated": pl.Int64(),
-    "wasted": pl.Int64(),
-    "attention_flops": pl.Float64(),
-}
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """A line of timings.parquet: what one row, or group, took."""
+
+    id: str
+    seconds: float
+    wasted: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupUsage:
+    """A line of usage.parquet: the fields of `Usage` for one group."""
+
+    key: str
+    requests: int
+    failed: int
+    prompt: int
+    cached: int
+    generated: int
+    wasted: int
+    attention_flops: float
 
 
 class Group(NamedTuple):
@@ -56,10 +70,11 @@ class Group(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """A row with the wall seconds it took; the row goes to the table, the seconds beside it."""
+    """A row for the table, and beside it the wall seconds and the tokens in vain that it took."""
 
     row: Any
     seconds: float
+    wasted: int = 0
 
 
 Work = Callable[..., Awaitable[Any]]
@@ -77,7 +92,7 @@ class Stage:
         self.directory = directory
         self.record = record
         self.config = dict(config)
-        self._failed = 0
+        self._in_vain = 0  # groups in a row
         self._failure = ""
 
     @property
@@ -101,8 +116,9 @@ class Stage:
         """Work through the groups, at most `window` at a time, those aside that are done already.
 
         An exception of one group is a row dropped with reason `error`. Raises DtoError when `work`
-        raises one (a mistake in the set-up, not in a row), when the disk is full, and when the
-        first groups all end in errors.
+        raises one (a mistake in the set-up, not in a row), when the disk is full, when the first
+        groups all end in errors, and when many in a row get no answer from the engine. What failed
+        is owed again.
         """
         journal, loop = self._journal, asyncio.get_running_loop()
         slots = asyncio.Semaphore(window)
@@ -140,50 +156,53 @@ class Stage:
         return any(group.key not in self._journal.done for group in groups)
 
     def note(self, entry: Entry) -> None:
-        """Write down what needed no work."""
-        self._journal.append(entry)
+        """Write down what needed no work, once."""
+        if entry.key not in self._journal.done:
+            self._journal.append(entry)
 
     def _count(self, entry: Entry) -> None:
-        if entry.failed:
-            self._failed += 1
-            self._failure = entry.dropped[0].detail
-        if self._failed >= HOPELESS and not self._journal.done:
-            raise self._hopeless()
+        if entry.owed:
+            self._failure = _failure(entry)
+        self._in_vain = self._in_vain + 1 if entry.in_vain else 0
+        if self._in_vain >= HOPELESS and (entry.usage.failed or not self._journal.done):
+            raise self._failed(f"{self._in_vain} groups in a row")
 
-    def _hopeless(self) -> DtoError:
+    def _failed(self, what: str) -> DtoError:
         return DtoError(
-            f"stage {self.name}: the first {self._failed} groups all failed, the last with "
-            f"{self._failure}"
+            f"stage {self.name}: {what} failed, the last with {self._failure}; what was computed "
+            "is kept, the same command tries again what failed"
         )
 
     async def finish(self) -> dict[str, Any]:
         """Write the table, what stands beside it, and the manifest last; returns the manifest."""
-        if self._failed and not self._journal.done:
-            raise self._hopeless()
+        if self._in_vain and not self._journal.done:
+            raise self._failed(f"all {self._in_vain} groups")
+        asked, failed = self._journal.requests()
+        if failed > MAX_FAILED * asked:
+            raise self._failed(f"{failed:,} of {asked:,} requests")
         return await asyncio.to_thread(self._write)
 
     def _write(self) -> dict[str, Any]:
         dropped: list[Dropped] = []
-        timings: dict[str, float] = {}
+        timings: list[Timing] = []
         usage: dict[str, Usage] = {}
 
         def rows() -> Iterator[Any]:
             for entry in self._journal.entries():
                 dropped.extend(entry.dropped)
-                timings.update(entry.seconds)
+                timings.extend(
+                    Timing(id, took, entry.wasted.get(id, 0)) for id, took in entry.seconds.items()
+                )
                 usage[entry.key] = entry.usage
                 yield from entry.rows
 
         directory = self.directory
         with disk_errors(directory):
             written = tables.write(directory / "rows.parquet", self.record, rows())
-            pl.DataFrame(
-                {"id": list(timings), "seconds": list(timings.values())},
-                schema={"id": pl.String, "seconds": pl.Float64},
-            ).write_parquet(directory / "timings.parquet")
-            pl.DataFrame(
-                [{"key": key} | asdict(each) for key, each in usage.items()], schema=USAGE_SCHEMA
-            ).write_parquet(directory / "usage.parquet")
+            timings.sort(key=lambda timing: timing.id)
+            tables.write(directory / "timings.parquet", Timing, timings)
+            groups = (GroupUsage(key, **asdict(each)) for key, each in usage.items())
+            tables.write(directory / "usage.parquet", GroupUsage, groups, key="key")
             lines = [
                 json.dumps(asdict(each), ensure_ascii=False) + "\n"
                 for each in sorted(dropped, key=lambda each: (each.id, each.reason, each.detail))
@@ -195,6 +214,7 @@ class Stage:
             done = manifest.finished(
                 self.name,
                 self.config,
+                content.of_path(directory / "rows.parquet"),
                 rows=written,
                 groups=len(usage),
                 dropped=dict(sorted(Counter(each.reason for each in dropped).items())),
@@ -225,7 +245,15 @@ async def _attempt(group: Group, work: Work) -> Entry:
         dropped=dropped,
         usage=usage,
         seconds=seconds or {group.key: time.perf_counter() - begun},
+        wasted={each.row.id: each.wasted for each in timed if each.wasted},
     )
+
+
+def _failure(entry: Entry) -> str:
+    """Why a group failed, in the words of its error or of its rows."""
+    reasons = (str(getattr(row, "reason", "")) for row in entry.rows)
+    details = (each.detail for each in entry.dropped)
+    return entry.error or next(filter(None, (*reasons, *details)), "a failed request")
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -26,6 +26,8 @@ from dto.segmentation.patterns import Granularity, TextSegment
 if TYPE_CHECKING:
     from spacy.language import Language
 
+MAX_WORDS = 500_000  # distinct ones, in a pipeline's life: about 30 MB
+
 
 def start() -> None:
     """Make a fresh worker process ready: load the pipeline, and keep torch out of the process.
@@ -52,7 +54,10 @@ def segment_texts(texts: Sequence[str], granularity: Granularity) -> list[list[T
     nlp = pipeline(granularity)
     # Without a memory zone the vocabulary keeps every new word of every trace.
     with nlp.memory_zone():
-        return [list(nlp(text)._.dto_patterns) if text else [] for text in texts]
+        cuts = [list(nlp(text)._.dto_patterns) if text else [] for text in texts]
+    if len(nlp.vocab) > MAX_WORDS:  # a zone frees the words but not their places in the table
+        pipeline.cache_clear()
+    return cuts
 
 
 def segment_text(text: str, granularity: Granularity = "pattern") -> list[TextSegment]:

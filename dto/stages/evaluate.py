@@ -7,24 +7,39 @@ paired; what they do with it is the policy's business (`dto.exits`).
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.engines.base import Sampling
 from dto.exits import ExitedResponse, answer
+from dto.flops import ModelShape
 from dto.grading import Graded
+from dto.ledger import Usage, charge, metered
 from dto.recipe import ExitSettings
 from dto.records import EvaluationRow, Problem
 from dto.trajectories import prompt_ids
 
 
+class Evaluated(NamedTuple):
+    """A row with what depends on scheduling, and so belongs beside the table.
+
+    `seconds` run from the request to the grade, under whatever load the engine has. `wasted` counts
+    tokens that were generated for the row and are not in it, aborted requests included (where an
+    abort races with a step, at most one token too many for each).
+    """
+
+    row: EvaluationRow
+    seconds: float
+    wasted: int
+
+
 async def evaluate(
     problem: Problem, exit: ExitSettings, ctx: Context, model: str
-) -> list[tuple[EvaluationRow, float]]:
-    """`recipe.evaluate.samples` answers to one problem, each with its wall seconds.
+) -> list[Evaluated]:
+    """`recipe.evaluate.samples` answers to one problem.
 
-    Seconds run from the request to the grade under whatever load the engine has, so they depend on
-    scheduling and belong beside the table. A response that ran out of tokens or never closed its
+    A response that ran out of tokens or never closed its
     thinking is graded `truncated` without asking the grader; a request that failed, and a prompt
     without room for a response, are rows graded `failed` with their reason.
 
@@ -37,10 +52,14 @@ async def evaluate(
     prompt = prompt_ids(problem.question, ctx.tokenizer, ctx.recipe.model)
     seed = ctx.seed(problem.id, "evaluate")
 
-    async def one(sample: int) -> tuple[EvaluationRow, float]:
+    async def one(sample: int) -> Evaluated:
         started = time.perf_counter()
-        row = await _answered(problem, prompt, exit, ctx, model, sample, seed + sample)
-        return row, time.perf_counter() - started
+        with metered() as usage:
+            row = await _answered(problem, prompt, exit, ctx, model, sample, seed + sample)
+        wasted = max(0, usage.generated - row.tokens)
+        # A request that came to its end is no waste to the engine, but may be one to the policy.
+        charge(Usage(wasted=max(0, wasted - usage.wasted)))
+        return Evaluated(row, time.perf_counter() - started, wasted)
 
     samples = ctx.recipe.evaluate.samples
     return await gather_bounded((one(sample) for sample in range(samples)), limit=samples)
@@ -60,25 +79,49 @@ async def _answered(
         sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p, seed=seed)
         response = await answer(problem, prompt, exit, ctx, sampling)
     else:
-        response = ExitedResponse.failed(
-            len(prompt),
-            f"prompt has {len(prompt):,} tokens, context is {ctx.engine.context:,}: "
-            "no room for a response",
-        )
+        response = no_room(len(prompt), ctx.engine.context)
+    graded = await grade_response(response, problem, ctx)
+    return evaluation_row(
+        response, graded, exit.name, model, problem.id, sample, seed, ctx.engine.shape
+    )
+
+
+def no_room(prompt_tokens: int, context: int) -> ExitedResponse:
+    """The response to a prompt that fills the context."""
+    return ExitedResponse.failed(
+        prompt_tokens,
+        f"prompt has {prompt_tokens:,} tokens, context is {context:,}: no room for a response",
+    )
+
+
+async def grade_response(response: ExitedResponse, problem: Problem, ctx: Context) -> Graded:
+    """A response that did not close its thinking, or ran out of tokens, is `truncated`."""
     if response.exit_reason == "failed":
-        graded = Graded("failed", "", response.error)
-    elif not response.complete:
-        graded = Graded("truncated", "", "")
-    else:
-        graded = await ctx.grader.grade_conclusion(
-            response.conclusion, problem.answer, problem.answer_kind
-        )
+        return Graded("failed", "", response.error)
+    if not response.complete:
+        return Graded("truncated", "", "")
+    return await ctx.grader.grade_conclusion(
+        response.conclusion, problem.answer, problem.answer_kind
+    )
+
+
+def evaluation_row(
+    response: ExitedResponse,
+    graded: Graded,
+    exit: str,
+    model: str,
+    problem_id: str,
+    sample: int,
+    seed: int,
+    shape: ModelShape | None,
+) -> EvaluationRow:
+    """The row of a response; a live one and a replayed one count alike."""
     thinking, answered = len(response.thinking_ids), response.answer_tokens
     return EvaluationRow(
-        id=EvaluationRow.make_id(model, exit.name, problem.id, sample),
+        id=EvaluationRow.make_id(model, exit, problem_id, sample),
         model=model,
-        exit=exit.name,
-        problem_id=problem.id,
+        exit=exit,
+        problem_id=problem_id,
         sample=sample,
         seed=seed,
         grade=graded.grade,
@@ -89,7 +132,8 @@ async def _answered(
         answer_tokens=answered,
         trial_tokens=response.trial_tokens,
         tokens=thinking + answered + response.trial_tokens,
-        prompt_tokens=len(prompt),
-        attention_flops=response.attention_flops(ctx.engine.shape),
+        prompt_tokens=response.prompt_tokens,
+        attention_flops=response.attention_flops(shape),
         trials=response.trials,
+        would_leave=response.would_leave,
     )

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dto.problems import Row, read_source
+from dto.errors import DtoError
+from dto.problems import Row, load_problems, read_source
 from dto.records import Dropped, Problem, Trajectory
 from dto.text import CLOSE_TAG, OPEN_TAG, split_thinking
 from dto.trajectories import make_trajectory, opens_thinking, prompt_ids
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dto.grading import Grader
-    from dto.recipe import ModelSettings
+    from dto.recipe import ModelSettings, ProblemSettings
 
 TASK = "imported"
 
@@ -58,11 +59,12 @@ class _BadRowError(Exception):
 
 
 def read_responses(source: str, fields: Fields | None = None) -> Iterator[Response | Dropped]:
-    """The rows of a .jsonl or .parquet file or a Hub dataset, one at a time, in their order.
+    """The rows of a .jsonl or .parquet file, a folder or a Hub dataset, one at a time, in order.
 
     Rows with the same question and gold answer are samples of one problem. A row that lacks a
     field, holds another type than text, or is empty, is dropped with the reason `missing_field`,
-    `wrong_type`, `empty_question`, `empty_response` or `several_turns`.
+    `wrong_type`, `empty_question`, `empty_response` or `several_turns`, and a line that is no JSON
+    object as `unreadable_row`.
 
     Raises:
         DtoError: the source does not exist or cannot be read.
@@ -71,6 +73,9 @@ def read_responses(source: str, fields: Fields | None = None) -> Iterator[Respon
     samples: Counter[str] = Counter()
     rows = chain.from_iterable(read_source(source).values())
     for number, row in enumerate(rows, start=1):
+        if isinstance(row, Dropped):
+            yield row
+            continue
         try:
             question, text, answer = _read(row, fields)
         except _BadRowError as bad:
@@ -81,6 +86,26 @@ def read_responses(source: str, fields: Fields | None = None) -> Iterator[Respon
         problem = Problem(problem_id, TASK, "train", question, answer)
         yield Response(problem, samples[problem_id], text)
         samples[problem_id] += 1
+
+
+def imported_problems(source: str, own: ProblemSettings, seed: int) -> Iterator[Problem | Dropped]:
+    """The questions of a source to train on, and the dev and test problems that `own` asks for.
+
+    No dev or test problem is among the questions. What the source's rows are dropped for is told by
+    `read_responses`. Raises DtoError when none of them can be read, and as `load_problems` does.
+    """
+    questions: dict[str, str] = {}
+    unread = "it is empty"
+    for row in read_responses(source):
+        if isinstance(row, Dropped):
+            unread = f"the last is dropped as {row.reason}: {row.detail}"
+        elif row.problem.id not in questions:
+            questions[row.problem.id] = row.problem.question
+            yield row.problem
+    if not questions:
+        raise DtoError(f"{source} holds no row that can be read: {unread}")
+    apart = own.model_copy(update={"train": 0})
+    yield from load_problems(apart, seed, set(questions.values()))
 
 
 async def to_trajectory(

@@ -90,7 +90,8 @@ async def finalize(
         return Dropped(trajectory.id, "no_correct_finalization", detail)
     token_ids, reading, graded = min(correct, key=lambda result: len(result[0]))
     before, after = len(trajectory.token_ids), len(token_ids)
-    outcome: Outcome = "shortened" if after < before else "unchanged"
+    same = token_ids == trajectory.token_ids
+    outcome: Outcome = "unchanged" if same else "shortened" if after < before else "not_shorter"
     if trajectory.grade != "correct":
         outcome = "repaired"
     start = len(trajectory.prompt_ids)

@@ -60,7 +60,7 @@ class Report:
             "funnel": dict(self.funnel),
             "training": self.training,
         }
-        cleaned: dict[str, Any] = _without_nan(data)
+        cleaned: dict[str, Any] = without_nan(data)
         return cleaned
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ def report(run_directory: Path | str) -> Report:
     plain = next((exit.name for exit in recipe.evaluate.exits if exit.policy == "none"), "")
     base = base_arm(found, plain)
     rows = tuple(report_row(arm, base) for arm in found)
-    costs = stage_costs(run, recipe.train.epochs)
+    costs = stage_costs(run)
     by_name = {(row.model, row.exit): row for row in rows}
     base_row, trained_row = by_name.get(("base", plain)), by_name.get(("trained", plain))
     result = Report(
@@ -137,11 +137,12 @@ def _evaluated(run: Path, recipe: Recipe) -> list[Arm]:
     )
 
 
-def _without_nan(data: Any) -> Any:
+def without_nan(data: Any) -> Any:
+    """The same data with None, JSON's null, for every figure without value."""
     if isinstance(data, Mapping):
-        return {key: _without_nan(value) for key, value in data.items()}
+        return {key: without_nan(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_without_nan(value) for value in data]
+        return [without_nan(value) for value in data]
     if isinstance(data, float) and not isfinite(data):
         return None
     return data

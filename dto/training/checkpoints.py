@@ -95,23 +95,29 @@ def choose(history: Sequence[DevScore]) -> Choice:
 class TrainingState:
     """The files of one training, and how it takes up where it was killed."""
 
-    def __init__(self, directory: Path, fingerprint: str, *, writer: bool = True) -> None:
+    def __init__(
+        self, directory: Path, fingerprint: str, processes: int = 1, *, writer: bool = True
+    ) -> None:
         """Take up `directory`; what another training (another fingerprint) left is removed.
 
-        Of several processes that train together one is the writer, and comes here first.
+        So is one that another number of processes began and did not end. Of several processes that
+        train together one is the writer, and comes here first.
         """
         self.directory = directory
         self.writer = writer
         self.checkpoints = directory / CHECKPOINTS
         self.model = directory / "model"
         marker = directory / "training.json"
-        if not marker.exists() or json.loads(marker.read_text())["fingerprint"] != fingerprint:
+        mark = {"fingerprint": fingerprint, "processes": processes}
+        known = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else {}
+        ended = known.get("fingerprint") == fingerprint and (directory / "result.json").exists()
+        if known != mark and not ended:
             for path in (self.checkpoints, self.model):
                 shutil.rmtree(path, ignore_errors=True)
             for name in ("history.jsonl", "effort.jsonl", "result.json", "dropped.jsonl"):
                 (directory / name).unlink(missing_ok=True)
             directory.mkdir(parents=True, exist_ok=True)
-            write_text(marker, json.dumps({"fingerprint": fingerprint}) + "\n")
+            write_text(marker, json.dumps(mark) + "\n")
         self.history = [DevScore(**row) for row in _rows(directory / "history.jsonl")]
 
     def resume(self) -> Path | None:

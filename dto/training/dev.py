@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from dto.concurrency import gather_bounded
 from dto.context import Context
@@ -79,14 +80,20 @@ async def _measure(
         name=recipe.model.name,
         slots=recipe.model.slots,
         cache_bytes=recipe.model.cache_bytes,
+        kv_bytes=recipe.model.kv_bytes,
     )
     with metered() as usage:
         async with engine, Grader() as grader:
             ctx = Context(recipe, engine, grader)
-            rows = await gather_bounded(
-                (sample(problem, ctx) for problem in problems), recipe.window
-            )
-    return [_response(row) for group in rows for row in group], usage
+            with tqdm(total=len(problems), desc="dev", leave=False, disable=None) as bar:
+
+                async def responses(problem: Problem) -> list[Response]:
+                    rows = await sample(problem, ctx)
+                    bar.update()
+                    return [_response(row) for row in rows]
+
+                groups = await gather_bounded(map(responses, problems), recipe.window)
+    return [response for group in groups for response in group], usage
 
 
 def _response(row: Trajectory | Dropped) -> Response:

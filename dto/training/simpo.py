@@ -22,6 +22,7 @@ import math
 import os
 import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ import datasets
 import torch
 import transformers
 from accelerate import PartialState
+from safetensors import SafetensorError
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -56,6 +58,7 @@ from dto.training.weights import keep, load
 logger = logging.getLogger("dto.train")
 
 PARENT_CHECK_SECONDS = 0.5
+PROBE_BYTES = 8 * 2**20
 
 
 class SimPOTrainer(CPOTrainer):
@@ -166,8 +169,9 @@ def fit(run: Path, recipe: Recipe) -> dict[str, Any]:
 
     The result, also in `train/result.json`, is described at :func:`dto.stages.train.train`. A
     training that was killed goes on from its last complete checkpoint, and ends with the same
-    weights and scores. Raises DtoError for tables that do not fit, a model that cannot be loaded
-    and a loss that is not finite.
+    weights and scores; with another number of processes it starts anew, as its steps are others. A
+    finished one stands, however many processes it had. Raises DtoError for tables that do not fit,
+    a model that cannot be loaded and a loss that is not finite.
     """
     arguments = config(recipe, run / "train" / CHECKPOINTS)
     _ = arguments.device  # sets up the processes: on CPUs, PartialState() before it would not
@@ -180,7 +184,9 @@ def fit(run: Path, recipe: Recipe) -> dict[str, Any]:
     problems = _dev_problems(run)
     with world.main_process_first():
         mark = fingerprint(recipe, pairs, problems)
-        training = TrainingState(run / "train", mark, writer=world.is_main_process)
+        training = TrainingState(
+            run / "train", mark, world.num_processes, writer=world.is_main_process
+        )
         finished = training.directory / "result.json"
         if finished.exists() and training.model.is_dir():
             known: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
@@ -263,13 +269,12 @@ def _step_size(recipe: Recipe) -> int:
 
 
 def fingerprint(recipe: Recipe, pairs: Sequence[TokenizedPair], problems: Sequence[Problem]) -> str:
-    """What makes a training the same: settings, model, pairs, dev problems, processes."""
+    """What makes a training the same: settings, model, pairs, dev problems."""
     parts = (recipe.train, recipe.sample, recipe.model)
     settings = [part.model_dump_json() for part in parts]
-    processes = PartialState().num_processes
     trained = content_id(*(content_id(repr(pair)) for pair in pairs))
     measured = content_id(*(row.id for row in problems))
-    return content_id(str(recipe.seed), str(processes), *settings, trained, measured)
+    return content_id(str(recipe.seed), *settings, trained, measured)
 
 
 def _exit_with(parent: int) -> None:
@@ -281,6 +286,16 @@ def _exit_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def has_room(directory: Path) -> bool:
+    """Whether a file can be written there: writers of weights say of a full disk what they like."""
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(bytes(PROBE_BYTES))
+    except OSError:
+        return False
+    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -302,9 +317,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DtoError as error:
         print(f"error: {error}", flush=True)
         return 1
-    except OSError as error:
-        print(f"error: train: {error}", flush=True)
-        return 1
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, OSError) or not has_room(options.run):
+            reason = error if isinstance(error, OSError) else "no room on the disk"
+            print(f"error: train: {reason}; what was computed is kept, make room", flush=True)
+            return 1
+        raise
     except KeyboardInterrupt:
         return 130
     return 0

@@ -36,6 +36,23 @@ async def test_greedy_is_generate_token_for_token(nano: Served, prompts: list[li
     assert all(completion.cached_tokens >= 16 for completion in again)
 
 
+async def test_first_tokens_do_not_depend_on_what_is_read_with_them(
+    nano: Served, prompts: list[list[int]]
+) -> None:
+    """Trial answers are short: their confidence is that of a prompt's very next token."""
+    sampling = replace(GREEDY, max_tokens=2, logprobs=5)
+    cut = [prompt[: len(prompt) - index % 7] for index, prompt in enumerate(prompts[:24])]
+    async with nano.engine(cache_bytes=1) as engine:
+        alone = [await one(engine, prompt, sampling) for prompt in cut]
+        for together in (2, 5, 24):
+            for first in range(0, len(cut), together):
+                part = slice(first, first + together)
+                found = await asyncio.gather(*(one(engine, p, sampling) for p in cut[part]))
+                for mine, theirs in zip(found, alone[part], strict=True):
+                    assert mine.token_ids == theirs.token_ids
+                    assert mine.top_logprobs == theirs.top_logprobs  # bit for bit
+
+
 @pytest.mark.parametrize("mates", [7, 64])
 async def test_results_do_not_depend_on_batch_mates(
     nano: Served, prompts: list[list[int]], mates: int
@@ -78,7 +95,7 @@ async def test_a_prefix_goes_on_as_the_stream_did(nano: Served, prompts: list[li
                 replace(SAMPLED, max_tokens=SAMPLED.max_tokens - cut),
             )
             assert whole.token_ids == whole.token_ids[:cut] + rest.token_ids
-        assert engine.resumable
+        assert engine.capabilities.resumable
 
 
 async def test_logprobs_are_the_models_own(nano: Served, prompts: list[list[int]]) -> None:
@@ -134,3 +151,20 @@ async def test_grouped_heads_of_other_architectures(kind: str, nano: Served) -> 
         )
     assert [list(completion.token_ids) for completion in found] == expected
     assert served.model.config._attn_implementation == "sdpa"
+
+
+async def test_banned_tokens_are_never_sampled(nano: Served, prompts: list[list[int]]) -> None:
+    async with nano.engine() as engine:
+        for sampling in (GREEDY, SAMPLED):
+            free = await one(engine, prompts[0], sampling)
+            ids = free.token_ids
+            at = next(i for i in range(5, len(ids)) if ids[i] not in ids[:i])
+            held, mate = await asyncio.gather(
+                one(engine, prompts[0], replace(sampling, banned=(ids[at],))),
+                one(engine, prompts[0], sampling),
+            )
+            assert mate.token_ids == ids  # a batch-mate is free to use it
+            assert held.token_ids[:at] == ids[:at]
+            assert ids[at] not in held.token_ids
+            assert held.logprobs is not None and free.logprobs is not None
+            assert held.logprobs[:at] == free.logprobs[:at]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import torch
 
 from dto.engines import open_engine
 from dto.engines.base import Sampling
+from dto.engines.batch import Batch
+from dto.engines.requests import Sample
 from dto.errors import EngineError
 from dto.flops import attention_flops
 from dto.ledger import metered
@@ -180,6 +183,56 @@ async def test_a_failing_step_fails_what_is_under_way_and_no_more(
         assert list(good.token_ids) == expected
 
 
+async def test_an_engine_without_memory_says_so_at_the_start(nano: Served) -> None:
+    was = nano.model.config._attn_implementation
+    with pytest.raises(EngineError, match=r"cannot start .* lower model\.cache_bytes"):
+        async with asyncio.timeout(60), nano.engine(cache_bytes=10**15):
+            pass
+    assert nano.model.config._attn_implementation == was
+
+
+async def test_an_engine_that_cannot_begin_anew_fails_every_request(
+    nano: Served, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asyncio.timeout(60), nano.engine() as engine:
+
+        def out_of_memory(*args: object) -> None:
+            raise RuntimeError("out of memory")
+
+        monkeypatch.setattr(Batch, "admit", out_of_memory)
+        monkeypatch.setattr(Batch, "__init__", out_of_memory)
+        for _ in range(3):
+            (failed,) = await engine.complete(prompts[0], LONG)
+            assert (failed.finish_reason, failed.token_ids) == ("failed", ())
+            assert "out of memory" in failed.error
+
+
+async def test_fewer_rows_decode_together_the_longer_they_may_become(
+    nano: Served, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, step = [], Batch.step
+
+    def counted(batch: Batch) -> list[Sample]:
+        live.append(batch.live)
+        most.append(batch.nbytes)
+        return step(batch)
+
+    monkeypatch.setattr(Batch, "step", counted)
+    rows_of: dict[int, int] = {}
+    bound = 30 * 2**20
+    for tokens in (8, 400):
+        live, most = [], [0]
+        async with nano.engine(slots=64, kv_bytes=bound) as engine:
+            sampling = replace(LONG, max_tokens=tokens)
+            ended = await asyncio.gather(
+                *(engine.complete(prompts[i % 8], sampling) for i in range(80))
+            )
+        assert all(completion.finish_reason != "failed" for [completion] in ended)
+        assert max(most) < bound
+        rows_of[tokens] = max(live)
+    assert rows_of[8] > 48 and 8 <= rows_of[400] < 32
+
+
 async def test_leaving_fails_what_is_under_way(nano: Served, prompts: list[list[int]]) -> None:
     engine = nano.endless()
     async with engine:
@@ -246,6 +299,6 @@ def test_open_engine_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="cannot be loaded") as error:
         open_engine(ModelSettings(), str(tmp_path / "missing"))
     assert "\n" not in str(error.value)
-    for name in ("vllm", "openai"):
-        with pytest.raises(EngineError, match="not built in this version"):
-            open_engine(ModelSettings(engine=name))
+    if find_spec("vllm") is None:
+        with pytest.raises(EngineError, match=r"vllm is not installed.*make setup"):
+            open_engine(ModelSettings(engine="vllm"))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,17 +13,23 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from dto.context import Context
-from dto.engines.base import Completion, Prompt, Sampling
+from dto.engines import open_engine
+from dto.engines.base import Capabilities, Chunk, Completion, Prompt, Sampling
+from dto.engines.stops import StopReader
 from dto.exits import ExitedResponse, answer
 from dto.flops import ModelShape
 from dto.grading import Grader
+from dto.ledger import Usage, charge
+from dto.nano.corpus import chain_problems
 from dto.prompts import render
-from dto.recipe import ExitSettings, Recipe
+from dto.recipe import ExitSettings, ModelSettings, Recipe
 from dto.records import Problem
 from dto.trajectories import prompt_ids
 
 CLOSE = render("early_close")
-INDUCERS = (render("trial_closed"), render("trial_inside"))
+INDUCERS = tuple(
+    render(f"trial_{name}") for name in ("closed", "inside", "pro_1", "pro_2", "pro_3", "pro_4")
+)
 CONCLUSION = "\\boxed{2}"
 
 
@@ -32,7 +39,7 @@ class Writer:
 
     `trial` gives a trial's text and the probability of each of its tokens; `fails` says of which
     prompts the request goes wrong; `unsure` lists the characters of the main response at which two
-    tokens are equally likely.
+    tokens are equally likely. `slow` is how many seconds a token takes that is not streamed.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -46,17 +53,69 @@ class Writer:
     resumable: bool = True
     model: str = "writer"
     shape: ModelShape | None = field(default_factory=lambda: ModelShape(1, 1, 1))
+    piece: int = 1
+    slow: float = 0.0
     generated: int = 0
+    under_way: int = 0
+    most_under_way: int = 0
     requests: list[tuple[str, Sampling]] = field(default_factory=list)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(resumable=self.resumable)
 
     async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
         assert n == 1
+        completion = self._completion(prompt, sampling)
+        self._begin()
+        try:
+            await asyncio.sleep(self.slow * len(completion.token_ids))
+        finally:
+            self.under_way -= 1
+        self._charge(prompt, len(completion.token_ids))
+        return [completion]
+
+    async def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk]:
+        """The response in pieces of `piece` tokens."""
+        whole = self._completion(prompt, sampling)
+        ids, reader = whole.token_ids, StopReader(self.tokenizer.backend_tokenizer, ())
+        delivered = 0
+        self._begin()
+        try:
+            for start in range(0, max(1, len(ids)), self.piece):
+                await asyncio.sleep(0)
+                part = slice(start, start + self.piece)
+                last = start + self.piece >= len(ids)
+                eos = self.tokenizer.eos_token_id
+                delivered += len(ids[part])
+                yield Chunk(
+                    ids[part],
+                    "".join(reader.read(token)[0] for token in ids[part] if token != eos),
+                    whole.finish_reason if last else None,
+                    len(prompt),
+                    logprobs=whole.logprobs and whole.logprobs[part],
+                    top_logprobs=whole.top_logprobs and whole.top_logprobs[part],
+                    error=whole.error,
+                )
+        finally:
+            self.under_way -= 1
+            self._charge(prompt, delivered)
+
+    def _begin(self) -> None:
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+
+    def _charge(self, prompt: Prompt, tokens: int) -> None:
+        self.generated += tokens
+        charge(Usage(requests=1, prompt=len(prompt), generated=tokens))
+
+    def _completion(self, prompt: Prompt, sampling: Sampling) -> Completion:
         assert sampling.max_tokens > 0
         text = self.tokenizer.decode(list(prompt))
         text = text[text.index("<think>\n") + len("<think>\n") :]
         self.requests.append((text, sampling))
         if self.fails(text):
-            return [Completion((), "", "failed", len(prompt), error="engine on fire")]
+            return Completion((), "", "failed", len(prompt), error="engine on fire")
         reply, probability = self._reply(text)
         ids = self.tokenizer.encode(reply, add_special_tokens=False)
         if self.ends:
@@ -72,7 +131,6 @@ class Writer:
             if len(taken) == sampling.max_tokens and token != self.tokenizer.eos_token_id:
                 finish = "length"
                 break
-        self.generated += len(taken)
         tops = None
         if sampling.logprobs:
             even = {0: math.log(0.5), 1: math.log(0.5)}
@@ -80,19 +138,17 @@ class Writer:
                 even if len(text) + index in self.unsure else {0: 0.0}
                 for index in range(len(taken))
             )
-        return [
-            Completion(
-                tuple(taken),
-                self.tokenizer.decode([t for t in taken if t != self.tokenizer.eos_token_id]),
-                finish,  # type: ignore[arg-type]
-                len(prompt),
-                stop=stop,
-                logprobs=None
-                if sampling.logprobs is None
-                else (math.log(probability or 1e-9),) * len(taken),
-                top_logprobs=tops,
-            )
-        ]
+        return Completion(
+            tuple(taken),
+            self.tokenizer.decode([t for t in taken if t != self.tokenizer.eos_token_id]),
+            finish,  # type: ignore[arg-type]
+            len(prompt),
+            stop=stop,
+            logprobs=None
+            if sampling.logprobs is None
+            else (math.log(probability or 1e-9),) * len(taken),
+            top_logprobs=tops,
+        )
 
     def _reply(self, text: str) -> tuple[str, float]:
         for inducer in INDUCERS:
@@ -144,12 +200,18 @@ Respond = Callable[..., Any]
 @pytest.fixture
 def respond(tokenizer: PreTrainedTokenizerFast, problem: Problem) -> Respond:
     """One response of a Writer under an exit; keywords beside those of the Writer: `exit` settings,
-    `max_tokens`."""
+    `max_tokens`, and a list that the Writer is added to."""
 
     async def make(
-        main: str, exit: dict[str, Any] | None = None, max_tokens: int = 1000, **writer: Any
+        main: str,
+        exit: dict[str, Any] | None = None,
+        max_tokens: int = 1000,
+        engines: list[Writer] | None = None,
+        **writer: Any,
     ) -> Outcome:
         engine = Writer(tokenizer, main, **writer)
+        if engines is not None:
+            engines.append(engine)
         ctx = Context(Recipe(name="test"), engine, Grader(workers=1))
         prompt = prompt_ids(problem.question, tokenizer, ctx.recipe.model)
         settings = ExitSettings.model_validate({"name": "exit", **(exit or {})})
@@ -157,3 +219,33 @@ def respond(tokenizer: PreTrainedTokenizerFast, problem: Problem) -> Respond:
         return Outcome(await answer(problem, prompt, settings, ctx, sampling), engine)
 
     return make
+
+
+@dataclass
+class Embedded:
+    """The embedded model, and its responses to the same six problems and seeds."""
+
+    ctx: Context
+
+    async def responses(self, max_tokens: int = 400, **exit: Any) -> list[ExitedResponse]:
+        settings = ExitSettings.model_validate({"name": "exit", **exit})
+        model, tokenizer = self.ctx.recipe.model, self.ctx.tokenizer
+        return await asyncio.gather(
+            *(
+                answer(
+                    problem,
+                    prompt_ids(problem.question, tokenizer, model),
+                    settings,
+                    self.ctx,
+                    Sampling(max_tokens, temperature=1.0, top_p=1.0, seed=seed),
+                )
+                for seed, problem in enumerate(chain_problems("test", 6, seed=3))
+            )
+        )
+
+
+@pytest.fixture
+async def embedded() -> AsyncIterator[Embedded]:
+    recipe = Recipe(name="test", model=ModelSettings(name="nano", family="nano"))
+    async with open_engine(recipe.model) as engine, Grader(workers=1) as grader:
+        yield Embedded(Context(recipe, engine, grader))

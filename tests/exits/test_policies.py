@@ -1,11 +1,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from dto.engines.base import Sampling
+from dto.engines.base import Capabilities, Sampling
+from dto.errors import EngineError
+from dto.exits import check
+from dto.exits.deer import combine
+from dto.exits.trial import Tried
+from dto.recipe import ExitSettings
+from dto.records import Trial
 
 ONE, TWO, THREE = "One and one.", "It is 2.", "But wait, is it?"
 MAIN = f"{ONE}\n\n{TWO}\n\n{THREE}\n\nYes.\n</think>\n\n\\boxed{{2}}"
@@ -187,16 +194,6 @@ async def test_a_request_that_goes_wrong_fails_the_response(
     assert "engine on fire" in done.response.error
 
 
-async def test_budget_forces_the_answer(respond: Respond) -> None:
-    done = await respond(MAIN, {"policy": "budget", "budget": 10})
-    assert done.text("thinking_ids") == MAIN[:10]
-    assert done.text("answer_ids") == "\\boxed{2}<eos>"
-    assert (done.response.exit_reason, done.response.trial_tokens) == ("budget", 0)
-    own = await respond(MAIN, {"policy": "budget", "budget": len(THINKING) + 12})
-    assert own.response.exit_reason == "closed"
-    assert own.text("thinking_ids") + own.text("answer_ids") == MAIN + "<eos>"
-
-
 async def test_static_keeps_a_share_of_the_thinking(respond: Respond) -> None:
     done = await respond(MAIN, {"policy": "static", "fraction": 0.25})
     assert done.text("thinking_ids") == THINKING[: len(THINKING) // 4]
@@ -217,3 +214,186 @@ async def test_trials_are_greedy_and_short(respond: Respond) -> None:
     trials = [sampling for _, sampling in done.engine.requests if not sampling.temperature]
     assert trials
     assert all(s == Sampling(7, 0.0, 1.0, stop=("}",), logprobs=0) for s in trials)
+
+
+@pytest.mark.parametrize(
+    ("said", "probability", "confidence", "tokens"),
+    [
+        ("{2}\n</think>", 0.8, 0.8, 12),
+        ("{2}. I see.</think>", 0.8, 0.8, 19),
+        ("{2}. I see it now.</think>", 0.8, 0.0, 20),  # `</think>` is not there in time
+        ("{2}", 1.0, 0.0, 4),  # nor here: EOS ends the trial
+        ("{}</think>", 1.0, 0.0, 10),
+    ],
+)
+async def test_mode_qwen3_waits_for_the_end_of_the_thinking(
+    respond: Respond, said: str, probability: float, confidence: float, tokens: int
+) -> None:
+    exit = CUE | {"mode": "qwen3", "threshold": 0.9}
+    done = await respond("So 2. Wait</think>", exit, trial=lambda kept: (said, probability))
+    [trial] = done.response.trials
+    assert trial.confidence == pytest.approx(confidence)
+    assert trial.tokens == tokens
+
+
+async def test_mode_pro_asks_four_inducers(respond: Respond) -> None:
+    exit = CUE | {"mode": "pro", "threshold": 0.6}
+    done = await respond("So 2. Wait</think>", exit, trial=lambda kept: ("{2}", 0.7))
+    [trial] = done.response.trials
+    assert trial.confidence == pytest.approx(0.7)
+    assert trial.tokens == 4 * len("{2}")
+    trials = [text for text, sampling in done.engine.requests if not sampling.temperature]
+    assert len(set(trials)) == 4
+    assert all(text.startswith("So 2.") and text.endswith("\\boxed") for text in trials)
+    assert done.response.exit_reason == "policy"
+    assert done.response.inducer_tokens == sum(len(text) - len("So 2.") for text in trials)
+
+
+@pytest.mark.parametrize(
+    ("confidences", "expected", "answer"),
+    [
+        ([0.9, 0.9, 0.9, 0.9], 0.9, "0"),
+        ([0.5, 1.0, 1.0, 0.5], 0.5, "1"),
+        ([0.0, 0.0, 0.0, 1.0], 0.0, "3"),  # 0.25 - 0.375
+        ([0.4], 0.4, "0"),
+    ],
+)
+def test_disagreement_lowers_the_confidence(
+    confidences: list[float], expected: float, answer: str
+) -> None:
+    tried = combine(
+        [
+            Tried(Trial(7, sure, str(number), "wrong", 2), "")
+            for number, sure in enumerate(confidences)
+        ]
+    )
+    assert tried.trial.confidence == pytest.approx(expected)
+    assert (tried.trial.answer, tried.trial.position) == (answer, 7)
+    assert tried.trial.tokens == 2 * len(confidences)
+
+
+def test_an_inducer_that_fails_fails_the_trial() -> None:
+    good, bad = Trial(7, 1.0, "2", "correct", 2), Trial(7, 0.0, "", "failed", 0)
+    assert combine([Tried(good, ""), Tried(bad, "on fire"), Tried(good, "")]).error == "on fire"
+
+
+@pytest.mark.parametrize(
+    ("said", "grade", "answer", "tokens"),
+    [
+        ("", "truncated", "", 1),  # EOS at once
+        ("2", "truncated", "", 2),  # EOS before the brace
+        ("}", "wrong", "", 1),
+        ("{{2}", "truncated", "", 5),
+        ("2\\}", "truncated", "", 4),
+        ("2</think>}", "wrong", "2</think>", 10),
+        ("2" * 30, "truncated", "", 20),
+    ],
+)
+@pytest.mark.parametrize("overlap", [False, True])
+async def test_a_bad_trial_is_counted_and_never_right(
+    respond: Respond, said: str, grade: str, answer: str, tokens: int, overlap: bool
+) -> None:
+    exit = DEER | {"overlap": overlap, "threshold": 0.0, "max_trials": 1}
+    done = await respond(MAIN, exit, trial=lambda kept: (said, 1.0))
+    [trial] = done.response.trials
+    assert (trial.grade, trial.answer, trial.tokens) == (grade, answer, tokens)
+    sure = said == "2</think>}"
+    assert trial.confidence == pytest.approx(float(sure))
+    assert done.response.exit_reason == ("policy" if sure else "closed")
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+async def test_trials_in_a_context_that_is_almost_full(respond: Respond, overlap: bool) -> None:
+    prompt = (await respond(MAIN)).response.prompt_tokens
+    inducer = len("\n</think>\n\n**Final Answer**\n\\boxed{")
+    first = prompt + len(ONE) + inducer
+    exit = DEER | {"overlap": overlap}
+    room = await respond(MAIN, exit, context=first + 2, trial=lambda kept: ("2}", 0.5))
+    assert [(trial.grade, trial.tokens) for trial in room.response.trials] == [
+        ("correct", 2), ("truncated", 0), ("truncated", 0)
+    ]  # fmt: skip
+    tight = await respond(MAIN, exit, context=first + 1, trial=lambda kept: ("2}", 0.5))
+    assert [(trial.grade, trial.tokens) for trial in tight.response.trials] == [
+        ("truncated", 1), ("truncated", 0), ("truncated", 0)
+    ]  # fmt: skip
+    none = await respond(MAIN, exit, context=first, trial=lambda kept: ("2}", 1.0))
+    assert {(trial.grade, trial.tokens) for trial in none.response.trials} == {("truncated", 0)}
+    for done in (room, tight, none):
+        assert done.response.exit_reason == "length"
+        assert not done.response.complete
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize(
+    ("main", "positions", "reason"),
+    [
+        ("So 2. Wait", [], "unclosed"),  # EOS instead of the token after the cue
+        ("So 2. Wait, no", [5], "unclosed"),
+        ("So 2. Wait</think>x", [5], "closed"),  # `</think>` in eight tokens: open until the last
+        ("So 2.</think> Wait, x. Wait, y", [], "closed"),
+        ("So </think", [], "unclosed"),
+        ("<think>Wait, 2. Wait, 3</think>x", [15], "closed"),
+        ("<think>\nWait, 2.</think>x", [], "closed"),  # nothing was thought yet
+    ],
+)
+async def test_where_thinking_ends(
+    respond: Respond, main: str, positions: list[int], reason: str, overlap: bool
+) -> None:
+    done = await respond(main, CUE | {"overlap": overlap}, trial=lambda kept: ("{2}", 0.5))
+    assert [trial.position for trial in done.response.trials] == positions
+    assert done.response.exit_reason == reason
+    assert done.text("leading_ids") + done.text("thinking_ids") + done.text("answer_ids") == (
+        main + "<eos>"
+    )
+    assert done.response.complete == (reason == "closed")
+
+
+def able(**changes: Any) -> Any:
+    return SimpleNamespace(model="hosted", capabilities=Capabilities(**changes))
+
+
+@pytest.mark.parametrize(
+    ("exit", "can", "said"),
+    [
+        ({"policy": "deer"}, {"token_prompts": False}, "token prompts"),
+        ({"policy": "budget"}, {"token_prompts": False}, "token prompts"),
+        ({"policy": "deer"}, {"logprobs": None}, "policy deer needs logprobs"),
+        ({"policy": "code"}, {"logprobs": None}, "policy code needs logprobs"),
+        ({"policy": "deer", "monitor": "entropy"}, {"logprobs": 5}, "monitor entropy needs the 20"),
+        (
+            {"policy": "consistency", "monitor": "entropy"},
+            {"logprobs": None},
+            "monitor entropy needs the 20",
+        ),
+        ({"policy": "entropy"}, {"logprobs": 5}, "policy entropy needs the 20"),
+        ({"policy": "nowait"}, {"banned": False}, "banned tokens"),
+        ({"policy": "deer", "mode": "qwen3", "inducer": "closed"}, {}, "use inducer inside"),
+    ],
+)
+def test_an_engine_that_cannot_is_refused_at_the_start(
+    exit: dict[str, Any], can: dict[str, Any], said: str
+) -> None:
+    settings = ExitSettings.model_validate({"name": "mine", **exit})
+    with pytest.raises(EngineError, match=said) as refused:
+        check(settings, able(**can))
+    assert "'mine'" in str(refused.value)
+    assert "use " in str(refused.value)
+    assert "\n" not in str(refused.value)
+    if can:
+        check(settings, able())
+
+
+@pytest.mark.parametrize(
+    ("exit", "can"),
+    [
+        ({}, {"token_prompts": False, "logprobs": None, "banned": False}),
+        ({"policy": "budget"}, {"logprobs": None}),
+        ({"policy": "consistency"}, {"logprobs": None}),
+        ({"policy": "deer"}, {"logprobs": 0}),
+        ({"policy": "static", "monitor": "entropy"}, {"logprobs": None}),
+    ],
+)
+def test_what_a_policy_does_not_need_is_not_asked_for(
+    exit: dict[str, Any], can: dict[str, Any]
+) -> None:
+    check(ExitSettings.model_validate({"name": "mine", **exit}), able(**can))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -34,6 +36,7 @@ evaluate: {samples: 1, temperature: 1.0, top_p: 1.0, max_tokens: 320, exits: [{n
         {name: deer, policy: deer, monitor: paragraph, inducer: closed, threshold: 0.9}]}
 """
 TABLES = [stage for stage in STAGES if stage not in ("train", "report")]
+RESPONSE = "<think>\n{0} and one.\n\nWait, {0} + 1.\n</think>\n\n\\boxed{{{0}}}"
 ATTEMPTS = 20
 
 # One server imports the slow libraries; each run is a fork of it, and as real a process as any.
@@ -56,21 +59,24 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def command(recipe: Path, run: Path) -> None:
+Command = tuple[str, ...]
+
+
+def command(arguments: Command, run: Path) -> None:
     from dto.cli import main
 
-    sys.argv = ["dto", "run", str(recipe), "--out", str(run)]
+    sys.argv = ["dto", *arguments, "--out", str(run)]
     main()
 
 
-def start(recipe: Path, run: Path) -> BaseProcess:
-    process = CONTEXT.Process(target=command, args=(recipe, run))
+def start(arguments: Command, run: Path) -> BaseProcess:
+    process = CONTEXT.Process(target=command, args=(arguments, run))
     process.start()
     return process
 
 
-def to_the_end(recipe: Path, run: Path) -> None:
-    process = start(recipe, run)
+def to_the_end(arguments: Command, run: Path) -> None:
+    process = start(arguments, run)
     process.join()
     assert process.exitcode == 0
 
@@ -85,10 +91,10 @@ def under_way(directory: Path) -> bool:
         return False
 
 
-def kill_during(stage: str, recipe: Path, run: Path) -> None:
+def kill_during(stage: str, arguments: Command, run: Path) -> None:
     """Kill a run while the stage is under way; where it was quicker, undo it and try again."""
     for _ in range(ATTEMPTS):
-        process = start(recipe, run)
+        process = start(arguments, run)
         while process.is_alive() and not under_way(run / stage):
             time.sleep(0.001)
         if process.is_alive():  # looking for its family takes longer than some stages
@@ -110,19 +116,13 @@ def kill_during(stage: str, recipe: Path, run: Path) -> None:
 @pytest.mark.timeout(900)
 def test_killed_in_every_stage_and_resumed(recipe: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    to_the_end(recipe, whole)
+    arguments = ("run", str(recipe))
+    to_the_end(arguments, whole)
     for stage in STAGES:
         if stage != "report":
-            kill_during(stage, recipe, killed)
-    to_the_end(recipe, killed)
-    for stage in TABLES:
-        frames = [pl.read_parquet(run / stage / "rows.parquet") for run in (whole, killed)]
-        assert_frame_equal(*frames, check_exact=True)
-        assert frames[0].height
-        assert (killed / stage / "dropped.jsonl").read_bytes() == (
-            whole / stage / "dropped.jsonl"
-        ).read_bytes()
-        assert not (killed / stage / "journal").exists()
+            kill_during(stage, arguments, killed)
+    to_the_end(arguments, killed)
+    same_tables(TABLES, whole, killed)
     assert (killed / "train/history.jsonl").read_text() == (
         whole / "train/history.jsonl"
     ).read_text()
@@ -130,3 +130,34 @@ def test_killed_in_every_stage_and_resumed(recipe: Path, tmp_path: Path) -> None
     assert done[0]["stages"].keys() == done[1]["stages"].keys() == set(STAGES[:-1])
     for stage in STAGES[:-1]:
         assert done[0]["stages"][stage]["digest"] == done[1]["stages"][stage]["digest"]
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_import_never_samples(recipe: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    source = tmp_path / "rows.jsonl"
+    lines = (
+        {"question": f"{number} + 1?", "answer": number + 1, "response": RESPONSE.format(number)}
+        for number in range(400)
+    )
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = ("import", str(source), "--model", "nano", "--recipe", str(recipe))
+    to_the_end(arguments, whole)
+    for stage in ("problems", "sample"):
+        kill_during(stage, arguments, killed)
+    to_the_end(("sample", str(killed)), killed)
+    same_tables(("problems", "sample"), whole, killed)
+    rows = pl.read_parquet(killed / "sample/rows.parquet")
+    assert rows["ids_from"].unique().to_list() == ["encoded"]
+    assert rows.height == 400
+
+
+def same_tables(stages: Sequence[str], whole: Path, killed: Path) -> None:
+    for stage in stages:
+        frames = [pl.read_parquet(run / stage / "rows.parquet") for run in (whole, killed)]
+        assert_frame_equal(*frames, check_exact=True)
+        assert frames[0].height
+        assert (killed / stage / "dropped.jsonl").read_bytes() == (
+            whole / stage / "dropped.jsonl"
+        ).read_bytes()
+        assert not (killed / stage / "journal").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,12 @@ import pytest
 from dto.errors import DtoError, RunConflictError
 from dto.pipeline import run_stages
 from dto.recipe import Recipe, load_recipe
+from dto.records import EvaluationRow
 from dto.runs import manifest
+from dto.runs.journal import Entry
 from dto.runs.run import Run, open_run
+from dto.runs.stage import Group, Stage
+from tests.runs.test_arms import row
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +94,76 @@ def test_a_changed_file_is_noticed() -> None:
     assert problems(settings, resume=True)["rows"] == 1
 
 
+def test_a_changed_file_in_a_folder_is_noticed_and_a_touched_one_is_not() -> None:
+    Path("q").mkdir()
+    source = Path("q/train.jsonl")
+    source.write_text('{"problem": "a?", "answer": "1"}\n')
+    settings = recipe(problems={"source": "q", "train": 1, "dev": 0, "test": 0})
+    for run in opened(settings):
+        first = run.config("problems")
+        os.utime(source, (0, 0))
+        assert run.config("problems") == first
+        source.write_text('{"problem": "another?", "answer": "1"}\n')
+        os.utime(source, (0, 0))
+        assert [key for key in first if run.config("problems")[key] != first[key]] == [
+            "content of q"
+        ]
+
+
+@pytest.mark.parametrize(
+    ("stage", "before", "read"),
+    [
+        ("estimate", "segment", ["sample.temperature", "sample.top_p"]),
+        ("optimize", "estimate", ["sample.temperature", "sample.top_p"]),
+        ("prune", "optimize", ["sample.temperature", "sample.top_p"]),
+        ("train", "pair", ["sample.max_tokens", "sample.temperature", "sample.top_p"]),
+    ],
+)
+def test_what_a_stage_reads_of_the_sampling_is_part_of_what_it_computes(
+    stage: str, before: str, read: list[str]
+) -> None:
+    """Also of an imported run, whose responses do not depend on it."""
+    changed = {"samples": 9, "temperature": 0.1, "top_p": 0.2, "max_tokens": 3}
+    Path("rows.jsonl").write_text("{}")
+    configs = []
+    for sampling in ({}, changed):
+        settings = recipe(sample={"imported": "rows.jsonl", **sampling})
+        for run in opened(settings, resume=True):
+            for upstream in (before, "problems"):
+                (run / upstream).mkdir(exist_ok=True)
+                manifest.write(run / upstream, {"digest": "d", "config": {}})
+            configs.append((run.config(stage), run.config("sample")))
+    (first, sampled), (second, sampled_then) = configs
+    assert [key for key in sorted(first) if first[key] != second[key]] == read
+    assert sampled == sampled_then
+
+
+def test_weights_of_further_models_are_part_of_an_evaluation() -> None:
+    Path("mine").mkdir()
+    weights = Path("mine/model.safetensors")
+    weights.write_bytes(b"one")
+    for run in opened(recipe(evaluate={"models": ["base", "mine"]})):
+        run_stages(run, ["problems"])
+        before = run.config("evaluate")
+        weights.write_bytes(b"other")
+        after = run.config("evaluate")
+        assert [key for key in before if before[key] != after[key]] == ["weights of mine"]
+
+
+def test_another_exit_leaves_the_evaluated_ones_alone() -> None:
+    exits = [{"name": "none"}, {"name": "short", "policy": "static"}]
+    for number in (1, 2):
+        settings = recipe(evaluate={"models": ["base"], "exits": exits[:number]})
+        for run in opened(settings, resume=True):
+            run_stages(run, ["problems"])
+            config = run.config("evaluate")
+            assert not run.finished("evaluate", config)
+            with Stage(run / "evaluate", EvaluationRow, config) as stage:
+                groups = [Group(f"base/{each['name']}/p", ()) for each in exits]
+                assert [stage.owes(iter([group])) for group in groups] == [number == 1, True]
+                stage.note(Entry("base/none/p", [row("base", "none", "p", 0)]))
+
+
 def test_a_stage_names_the_one_it_waits_for() -> None:
     for run in opened(recipe()):
         run_stages(run, ["problems"])
@@ -116,5 +191,5 @@ def test_an_edited_prompt_is_part_of_what_is_computed(monkeypatch: pytest.Monkey
     problems(recipe())
     for run in opened(recipe()):
         before = run.config("sample")
-        monkeypatch.setattr("dto.runs.run._prompts_hash", lambda family: "other")
+        monkeypatch.setattr("dto.runs.content.of_prompts", lambda family: "other")
         assert manifest.differences(before, run.config("sample"))[0].startswith("prompts (")

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,7 @@ from dto import tables
 from dto.errors import DtoError, EngineError
 from dto.ledger import Usage, charge
 from dto.records import Dropped, ExitEstimate
-from dto.runs import manifest
+from dto.runs import content, manifest
 from dto.runs.stage import HOPELESS, Group, Stage, Timed
 from tests.runs.test_journal import estimate
 
@@ -52,7 +57,8 @@ async def test_what_a_stage_leaves(tmp_path: Path) -> None:
     assert done == manifest.read(tmp_path / "estimate")
     assert (done["rows"], done["groups"], done["dropped"]) == (78, 40, {"no_exit": 1})
     assert done["usage"]["generated"] == 120
-    assert done["digest"] == manifest.digest(CONFIG)
+    assert done["content"] == content.of_path(tmp_path / "estimate/rows.parquet")
+    assert done["digest"] == manifest.digest({**CONFIG, "content": done["content"]})
     assert done["peak_memory"] > 2**20
     assert done["versions"]["dto"]
     rows = list(tables.read(tmp_path / "estimate" / "rows.parquet", ExitEstimate))
@@ -111,11 +117,105 @@ async def test_nothing_but_errors_stops_the_run(tmp_path: Path) -> None:
     async def fails(key: str) -> list[Any]:
         raise ValueError("no such model")
 
-    with pytest.raises(DtoError, match=f"first {HOPELESS} groups all failed.*no such model"):
+    with pytest.raises(DtoError, match=f"{HOPELESS} groups in a row failed.*no such model"):
         await whole(tmp_path / "a", 1000, fails)
-    with pytest.raises(DtoError, match="first 3 groups all failed"):
+    with pytest.raises(DtoError, match="all 3 groups failed"):
         await whole(tmp_path / "b", 3, fails)
     assert manifest.read(tmp_path / "b") is None
+
+
+class Served:
+    """Work whose requests fail from one key on, as those of a server that went away."""
+
+    def __init__(self, until: int, requests: int = 1, failed: int = 1) -> None:
+        self.until, self.usage = until, Usage(requests=requests, failed=failed)
+        self.asked: list[str] = []
+
+    async def __call__(self, key: str) -> list[Any]:
+        self.asked.append(key)
+        if int(key) < self.until:
+            return await work(key)
+        charge(self.usage)
+        return [replace(estimate(f"{key}/{index}"), reason="no route") for index in range(2)]
+
+
+async def test_an_engine_that_went_away_stops_the_stage_and_its_rows_are_owed(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(DtoError, match=f"{HOPELESS} groups in a row failed, .* no route; what"):
+        await whole(tmp_path / "b" / "estimate", 100, Served(until=30))
+    assert manifest.read(tmp_path / "b" / "estimate") is None
+    back = Served(until=100)
+    await whole(tmp_path / "b" / "estimate", 100, back)
+    assert back.asked[-70:] == [f"{index:04d}" for index in range(30, 100)]
+    assert len(back.asked) <= 70 + 7  # what was under way when the stage stopped
+    await whole(tmp_path / "a" / "estimate", 100)
+    first, second = (tmp_path / run / "estimate" / "rows.parquet" for run in "ab")
+    assert first.read_bytes() == second.read_bytes()
+
+
+async def test_a_few_failed_requests_are_kept_as_such_and_many_are_not(tmp_path: Path) -> None:
+    done = await whole(tmp_path / "few", 40, Served(until=38))
+    assert done["usage"]["failed"] == 2
+    with pytest.raises(DtoError, match="3 of 40 requests failed, the last with no route"):
+        await whole(tmp_path / "many", 40, Served(until=37))
+    # Each of these groups has an answer, so they stop nothing on their way.
+    with pytest.raises(DtoError, match="60 of 130 requests failed"):
+        await whole(tmp_path / "half", 40, Served(until=10, requests=4, failed=2))
+    done = await whole(tmp_path / "half", 40, Served(until=40))
+    assert done["usage"]["failed"] == 0
+
+
+def test_a_full_disk_at_the_end_is_one_line_and_the_table_comes_later(tmp_path: Path) -> None:
+    """For every file of a stage: a limit on file size stands in for the full disk."""
+    script = textwrap.dedent("""
+        import asyncio, resource, sys
+        from pathlib import Path
+        from dto.errors import DtoError
+        from dto.records import ExitEstimate
+        from dto.runs.stage import Stage
+        from tests.runs.test_stage import CONFIG, groups, work
+        sizes = [int(size) for size in sys.argv[2:]]
+        async def fill():
+            with Stage(Path(sys.argv[1]), ExitEstimate, CONFIG) as stage:
+                await stage.feed(groups(40), work, window=8)
+                for size in sizes:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+                    try:
+                        await stage.finish()
+                    except DtoError as error:
+                        print(error)
+                    else:
+                        print("finished")
+        asyncio.run(fill())
+    """)
+    asyncio.run(whole(tmp_path / "a" / "estimate"))
+    names = ("rows.parquet", "timings.parquet", "usage.parquet")
+    sizes = sorted((tmp_path / "a" / "estimate" / name).stat().st_size for name in names)
+    limits = [100, *(size - 100 for size in sizes)]
+    directory = tmp_path / "b" / "estimate"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(directory), *map(str, limits)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        preexec_fn=lambda: signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(limits)
+    for line in lines:
+        assert line.startswith(f"cannot write {directory}: ")
+        assert "File too large" in line and "make room" in line
+    assert manifest.read(directory) is None
+
+    async def nothing(key: str) -> list[Any]:
+        raise AssertionError(f"{key} is computed twice")
+
+    asyncio.run(whole(directory, 40, nothing))
+    for name in ("rows.parquet", "dropped.jsonl", "usage.parquet"):
+        assert (directory / name).read_bytes() == (tmp_path / "a/estimate" / name).read_bytes()
+    assert not list(directory.glob(".*"))
 
 
 async def test_a_mistake_in_the_set_up_stops_at_once_and_keeps_what_was_done(
@@ -153,10 +253,10 @@ async def test_interrupted_and_resumed_gives_the_same_table(tmp_path: Path) -> N
         assert first.read_bytes() == second.read_bytes()
 
 
-async def test_seconds_of_rows_stand_beside_the_table(tmp_path: Path) -> None:
+async def test_seconds_and_wasted_tokens_of_rows_stand_beside_the_table(tmp_path: Path) -> None:
     async def timed(key: str) -> list[Any]:
-        return [Timed(estimate(f"{key}/0"), 1.5)]
+        return [Timed(estimate(f"{key}/0"), 1.5, wasted=int(key))]
 
     await whole(tmp_path / "evaluate", 3, timed)
     beside = pl.read_parquet(tmp_path / "evaluate" / "timings.parquet")
-    assert beside.to_dicts() == [{"id": f"000{key}/0", "seconds": 1.5} for key in range(3)]
+    assert beside.rows() == [(f"000{key}/0", 1.5, key) for key in range(3)]

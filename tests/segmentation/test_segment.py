@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from dto.recipe import SegmentSettings
 from dto.records import Dropped, Segment, Span, Trajectory
+from dto.segmentation import worker
 from dto.segmentation.worker import segment_text, segment_texts, start
 from dto.stages.segment import segment, snap
 from dto.text import decode_response, split_thinking, thinking_tokens
@@ -189,3 +190,19 @@ def test_memory_stays_flat_over_new_words() -> None:
     for _ in range(25):  # 100,000 words that were never seen before
         segment_texts(batch(50), "pattern")
     assert process.memory_info().rss - before < 8 * 2**20
+
+
+def test_the_pipeline_is_made_anew_before_its_table_of_words_grows_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker, "MAX_WORDS", 5_000)
+    source = random.Random(0)
+    pipelines = set()
+    for _ in range(40):  # 16,000 words that were never seen before
+        text = "".join(f"Wait, x{source.getrandbits(48)}z. " for _ in range(400))
+        (segments,) = segment_texts([text], "cue")
+        assert len(segments) == 400
+        nlp = worker.pipeline("cue")
+        pipelines.add(id(nlp))
+        assert len(nlp.vocab) <= 5_000 + 800
+    assert len(pipelines) > 1

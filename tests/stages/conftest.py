@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dto.context import Context
 from dto.grading import Grader
-from dto.recipe import Recipe
+from dto.recipe import ModelSettings, Recipe
 from dto.records import Problem, Segment, Span, Trajectory
 from dto.trajectories import make_trajectory, prompt_ids
 from tests.stages.script import Script, Scripted
@@ -42,7 +42,9 @@ def context(tokenizer: PreTrainedTokenizerFast) -> Callable[..., Context]:
     def make(
         script: Script, engine: dict[str, object] | None = None, **settings: object
     ) -> Context:
-        recipe = Recipe.model_validate({"name": "test", "seed": 7, **settings})
+        recipe = Recipe.model_validate(
+            {"name": "test", "seed": 7, "model": {"family": "default"}, **settings}
+        )
         return Context(recipe, Scripted(tokenizer, script, **(engine or {})), Grader(workers=1))
 
     return make
@@ -74,7 +76,7 @@ def build(tokenizer: PreTrainedTokenizerFast, problem: Problem) -> Build:
                 model="scripted",
                 sample=sample,
                 seed=1,
-                prompt_ids=prompt_ids(problem.question, tokenizer, Recipe(name="x").model),
+                prompt_ids=prompt_ids(problem.question, tokenizer, ModelSettings(name="x")),
                 token_ids=ids,
                 ids_from="sampled",
                 finish_reason="stop",

@@ -42,7 +42,7 @@ async def test_keeps_the_shortest_correct(context, problem, build, tokenizer):
 @pytest.mark.parametrize(
     ("grade", "reply", "outcome"),
     [
-        ("correct", "\\boxed{2}" + " " * 200, "unchanged"),
+        ("correct", "\\boxed{2}" + " " * 200, "not_shorter"),
         ("wrong", "\\boxed{2}" + " " * 200, "repaired"),
         ("truncated", "\\boxed{2}", "repaired"),
     ],

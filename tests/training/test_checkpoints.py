@@ -118,3 +118,15 @@ def test_another_training_starts_anew(tmp_path: Path) -> None:
     assert other.history == []
     assert not (tmp_path / "result.json").exists()
     assert TrainingState(tmp_path, "b").resume() is None
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_with_another_number_of_processes_only_an_ended_training_stands(
+    tmp_path: Path, ended: bool
+) -> None:
+    state = TrainingState(tmp_path, "a", processes=2)
+    state.record(BASE, EFFORT)
+    if ended:
+        (tmp_path / "result.json").write_text(json.dumps({}))
+    assert TrainingState(tmp_path, "a", processes=1).history == ([BASE] if ended else [])
+    assert (tmp_path / "result.json").exists() is ended

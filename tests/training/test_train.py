@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -141,3 +142,21 @@ def test_without_pairs_the_base_is_kept(run: RunFolder) -> None:
     assert result["rows"]["pairs"] == 0
     assert result["reason"] == "there are no pairs to train on: base is kept"
     assert (run.path / "train" / "model" / "model.safetensors").exists()
+
+
+def test_a_full_disk_is_one_line_and_costs_nothing(run: RunFolder) -> None:
+    """A limit on the size of a file is to the writers of weights what a full disk is."""
+    command = [sys.executable, "-m", "dto.training.simpo", str(run.path)]
+    limit = 50_000  # dev scores fit, weights do not
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    child = subprocess.run(
+        command, capture_output=True, text=True, preexec_fn=small_files, check=False
+    )
+    assert child.returncode == 1, child.stderr
+    assert child.stdout.splitlines()[-1].endswith("what was computed is kept, make room")
+    assert "Traceback" not in child.stderr
+    assert len((run.path / "train" / "history.jsonl").read_text().splitlines()) == 1
+    assert train(run.path, run.recipe)["steps"] > 0

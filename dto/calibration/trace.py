@@ -1,0 +1,251 @@
+"""Record a response with every trial that a policy might make, and every conclusion it might get.
+
+The main path runs to the model's own end, uninterrupted. At each transition of each monitor there
+is a trial for each inducer, and the conclusion that the model writes when it leaves there. Both are
+the very requests of `dto.exits`, so a policy's decisions can be taken over again, at any setting,
+without generating (`dto.calibration.replay`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import floor
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
+
+from dto import tables
+from dto.concurrency import gather_bounded
+from dto.context import Context
+from dto.engines.base import Sampling
+from dto.errors import DtoError
+from dto.exits import check
+from dto.exits.monitor import ENTROPY_LOGPROBS, Monitor
+from dto.exits.path import Path
+from dto.exits.trial import ask
+from dto.prompts import render
+from dto.recipe import ExitSettings, TraceSettings
+from dto.records import AnswerKind, FinishReason, Grade, Problem, Span, Trajectory
+from dto.stages.evaluate import grade_response, no_room
+from dto.trajectories import prompt_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class TracedTransition:
+    """A transition of one monitor: `position` response tokens come before it.
+
+    It became visible with token number `seen` of the response.
+    """
+
+    monitor: str
+    position: int
+    seen: int
+
+
+@dataclass(frozen=True, slots=True)
+class TracedTrial:
+    r"""A trial answer, with what every kind of confidence is computed from.
+
+    `text` runs from the inducer's `\boxed` on; `ends` and `logprobs` are those of the generated
+    tokens, as :func:`dto.exits.confidence.confidence` takes them. `error` says why the request
+    failed, if it did.
+    """
+
+    inducer: str
+    position: int
+    inducer_tokens: int
+    text: str
+    ends: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    answer: str
+    grade: Grade
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class TracedConclusion:
+    """What the model writes when its thinking is closed after `position` response tokens."""
+
+    position: int
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    grade: Grade
+    answer: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One response of the model, and all the ways to leave it.
+
+    `thinking_tokens` spans `token_ids`. `close_ids` is the text that closes the thinking at an
+    exit, read but not generated. `shape` is (layers, heads, head dimension) of the model, empty
+    where it is not known. A response that failed has no transitions and says why in `reason`.
+    """
+
+    id: str  # problem id / sample index
+    problem_id: str
+    answer_kind: AnswerKind
+    sample: int
+    seed: int
+    prompt_tokens: int
+    token_ids: tuple[int, ...]
+    thinking_tokens: Span
+    exit_reason: str
+    finish_reason: FinishReason
+    grade: Grade
+    answer: str
+    reason: str
+    close_ids: tuple[int, ...]
+    shape: tuple[int, ...]
+    transitions: tuple[TracedTransition, ...]
+    trials: tuple[TracedTrial, ...]
+    conclusions: tuple[TracedConclusion, ...]
+
+
+def read_traces(run_directory: FilePath) -> Iterator[Trace]:
+    """A run's traces, sorted by id. Raises DtoError when it has none."""
+    path = run_directory / "trace" / "rows.parquet"
+    if not path.is_file():
+        raise DtoError(
+            f"{run_directory} has no traces: record them with dto calibrate {run_directory}"
+        )
+    return tables.read(path, Trace)
+
+
+async def trace(problem: Problem, ctx: Context) -> list[Trace]:
+    """`recipe.evaluate.samples` traces of one problem, sampled as `evaluate` samples its answers.
+
+    Sample j has the seed that `evaluate` gives it, so that the problem evaluated under a policy has
+    the row that a replay of the trace has: greedy on every engine, at T > 0 where the main path's
+    tokens do not depend on pauses (overlapped, or on a resumable engine). Raises EngineError for an
+    engine without token prompts or logprobs.
+    """
+    settings = ctx.recipe.evaluate
+    for monitor in ctx.recipe.trace.monitors:
+        check(ExitSettings(name=monitor, policy="deer", monitor=monitor), ctx.engine)
+    prompt = prompt_ids(problem.question, ctx.tokenizer, ctx.recipe.model)
+    seed = ctx.seed(problem.id, "evaluate")
+
+    def sampling(sample: int) -> Sampling:
+        return Sampling(
+            settings.max_tokens, settings.temperature, settings.top_p, seed=seed + sample
+        )
+
+    return await gather_bounded(
+        (
+            _traced(problem, prompt, sample, sampling(sample), ctx)
+            for sample in range(settings.samples)
+        ),
+        limit=settings.samples,
+    )
+
+
+async def _traced(
+    problem: Problem, prompt: tuple[int, ...], sample: int, sampling: Sampling, ctx: Context
+) -> Trace:
+    settings = ctx.recipe.trace
+    path = Path(prompt, ctx, sampling)
+    transitions: list[TracedTransition] = []
+    if len(prompt) < ctx.engine.context:
+        entropy = "entropy" in settings.monitors
+        whole = await path.advance(logprobs=ENTROPY_LOGPROBS if entropy else None)
+        response = await path.finished()
+        if response.exit_reason != "failed":
+            # A long response takes a while to read: not on the event loop.
+            transitions = await asyncio.to_thread(
+                _transitions, path.ids, whole.top_logprobs, settings, ctx.tokenizer
+            )
+    else:
+        response = no_room(len(prompt), ctx.engine.context)
+    graded = await grade_response(response, problem, ctx)
+    start, length = len(response.leading_ids), len(response.thinking_ids)
+    cuts = sorted({each.position for each in transitions})
+    trials = await gather_bounded(
+        _trial(problem, prompt, path.ids[:cut], inducer, ctx)
+        for cut in cuts
+        for inducer in settings.inducers
+    )
+    shares = {start + floor(share * length) for share in settings.fractions}
+    conclusions = await gather_bounded(
+        _conclusion(problem, prompt, path.ids[:cut], sampling, ctx)
+        for cut in sorted(shares.union(cuts) if response.exit_reason != "failed" else ())
+    )
+    shape = ctx.engine.shape
+    return Trace(
+        id=Trajectory.make_id(problem.id, sample),
+        problem_id=problem.id,
+        answer_kind=problem.answer_kind,
+        sample=sample,
+        seed=sampling.seed,
+        prompt_tokens=len(prompt),
+        token_ids=tuple(path.ids),
+        thinking_tokens=Span(start, start + length),
+        exit_reason=response.exit_reason,
+        finish_reason=response.finish_reason,
+        grade=graded.grade,
+        answer=graded.answer,
+        reason=graded.reason,
+        close_ids=ctx.text_ids("early_close"),
+        shape=() if shape is None else (shape.layers, shape.heads, shape.head_dim),
+        transitions=tuple(transitions),
+        trials=tuple(trials),
+        conclusions=tuple(conclusions),
+    )
+
+
+def _transitions(
+    ids: Sequence[int],
+    top_logprobs: Sequence[Mapping[int, float]] | None,
+    settings: TraceSettings,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[TracedTransition]:
+    transitions: list[TracedTransition] = []
+    for kind in settings.monitors:
+        exit = ExitSettings(name=kind, monitor=kind, every=settings.every, entropy=settings.entropy)
+        found = Monitor(tokenizer, exit).scan(ids, top_logprobs, ended=True)
+        transitions += [TracedTransition(kind, cut, seen) for cut, seen in found]
+    return transitions
+
+
+async def _trial(
+    problem: Problem, prompt: tuple[int, ...], kept: Sequence[int], inducer: str, ctx: Context
+) -> TracedTrial:
+    text = render(f"trial_{inducer}", ctx.recipe.model.family)
+    answer, ends = await ask((*prompt, *kept), text, ctx.recipe.trace.trial_tokens, problem, ctx)
+    return TracedTrial(
+        inducer=inducer,
+        position=len(kept),
+        inducer_tokens=len(ctx.tokenizer.encode(text, add_special_tokens=False)),
+        text=answer.text,
+        ends=tuple(ends),
+        logprobs=answer.logprobs or (),
+        answer=answer.answer,
+        grade=answer.grade,
+        error=answer.reason if answer.finish_reason == "failed" else "",
+    )
+
+
+async def _conclusion(
+    problem: Problem,
+    prompt: tuple[int, ...],
+    kept: Sequence[int],
+    sampling: Sampling,
+    ctx: Context,
+) -> TracedConclusion:
+    path = Path(prompt, ctx, sampling)
+    path.ids = list(kept)
+    response = await path.concluded(len(kept), ctx.text_ids("early_close"), "policy")
+    graded = await grade_response(response, problem, ctx)
+    return TracedConclusion(
+        position=len(kept),
+        token_ids=response.answer_ids,
+        finish_reason=response.finish_reason,
+        grade=graded.grade,
+        answer=graded.answer,
+        reason=graded.reason,
+    )

@@ -1,0 +1,260 @@
+"""Finding out, with a few tiny requests before any work, what a server is and what it can do.
+
+Nothing is believed that can be tried: a server that takes a field and ignores it cannot do it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from dto.engines.base import Capabilities, Sampling
+from dto.engines.openai_transport import RequestError, Transport
+from dto.engines.openai_wire import PATHS, Server, choice_of, choices_of, counts_of, request_body
+from dto.errors import EngineError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from dto.recipe import ModelSettings
+
+_QUESTION = "Name a number."
+_SEED = 7
+_LOGPROBS = (20, 5, 1, 0)
+_STOPS = (64, 16, 4, 1)  # vLLM takes four, or as many as its VLLM_MAX_STOP_STRINGS says
+_DROPPABLE = ("stream_options", "max_tokens", "temperature", "top_p", "seed")
+_SCHEMA = {
+    "type": "object",
+    "properties": {"number": {"type": "integer"}},
+    "required": ["number"],
+    "additionalProperties": False,
+}
+_TEXT_ONLY = Capabilities(token_prompts=False, logprobs=None, banned=False, score=False)
+
+
+async def find_out(
+    transport: Transport,
+    settings: ModelSettings,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Server:
+    """Probe the server for the model `name`.
+
+    `api` auto is completions with token ids where the server speaks vLLM's dialect, else
+    completions with text, else chat; without a tokenizer it is chat. Raises EngineError for a
+    server that is down, does not know the model or the key, or answers on neither path.
+    """
+    served, context = await _model(transport, name)
+    failures: list[str] = []
+    if settings.api != "chat" and tokenizer is not None:
+        prompt = tokenizer.encode(_QUESTION, add_special_tokens=False)
+        try:
+            return await _with_ids(transport, Server(served, ids=True, context=context), prompt)
+        except RequestError as error:
+            failures.append(f"completions with token ids: {error.reason}")
+            _give_up_early(transport, error)
+        try:
+            return await _with_text(transport, Server(served, context=context), len(prompt))
+        except RequestError as error:
+            failures.append(f"completions: {error.reason}")
+    if settings.api == "completions" and tokenizer is None:
+        raise EngineError(
+            f"model {name!r} has no tokenizer here, which completions need: name a Hub id or a "
+            "folder in model.tokenizer, or set model.api to chat"
+        )
+    if settings.api != "completions":
+        try:
+            return await _with_text(transport, Server(served, "chat", context=context), None)
+        except RequestError as error:
+            failures.append(f"chat: {error.reason}")
+            _give_up_early(transport, error)
+    raise EngineError(f"model {name!r} does not answer — {'; '.join(failures)}")
+
+
+def _give_up_early(transport: Transport, error: RequestError) -> None:
+    """No other path helps against a server that is ill, or does not take the key."""
+    if error.status in (401, 403):
+        raise EngineError(
+            f"{error.reason} — put the server's API key into the environment variable "
+            f"{transport.key_name}, or name another one in model.api_key"
+        )
+    if error.status is not None and (error.status == 429 or error.status >= 500):
+        raise EngineError(f"{error.reason} — see that the server is well, then start again")
+
+
+async def _model(transport: Transport, name: str) -> tuple[str, int | None]:
+    """The server's own word for the model, and its context where it says it (vLLM does)."""
+    from dto.nano import resolve
+
+    try:
+        reply = await transport.models()
+    except RequestError as error:
+        if error.status is None:
+            raise EngineError(
+                f"{error.reason} — start the server, or correct model.server"
+            ) from None
+        _give_up_early(transport, error)
+        return name, None  # not every server keeps a list
+    rows = reply.get("data") if isinstance(reply, dict) else None
+    models = [row for row in rows or () if isinstance(row, dict) and isinstance(row.get("id"), str)]
+    wanted = {name, resolve(name)}
+    for row in models:
+        if row["id"] in wanted or row.get("root") in wanted:
+            context = row.get("max_model_len")
+            return row["id"], context if isinstance(context, int) else None
+    if not models:
+        return name, None
+    names = [row["id"] for row in models]
+    near = difflib.get_close_matches(name, names, n=10, cutoff=0.0) if len(names) > 10 else names
+    raise EngineError(
+        f"{transport.server} does not serve model {name!r}; it serves {', '.join(near)}"
+        + (f" and {len(names) - len(near)} more" if len(names) > len(near) else "")
+    )
+
+
+async def _with_ids(transport: Transport, server: Server, prompt: list[int]) -> Server:
+    """Raises RequestError when the server does not speak token ids."""
+
+    async def tokens(sampling: Sampling, n: int = 1) -> list[list[int]]:
+        body = request_body(server, prompt, sampling, n=n) | {"stop": list(sampling.stop)}
+        choices = choices_of(await transport.post(PATHS["completions"], body))
+        choices = sorted(choices, key=lambda choice: choice.get("index") or 0)
+        ids = [choice.get("token_ids") for choice in choices]
+        if not ids or not all(isinstance(found, list) and found for found in ids):
+            raise RequestError("the server returns no token ids")
+        return [list(found) for found in ids if found]
+
+    greedy = Sampling(max_tokens=1, temperature=0.0, top_p=1.0)
+    sampled = Sampling(max_tokens=8, temperature=1.0, top_p=1.0, seed=_SEED)
+    likeliest = (await tokens(greedy))[0][0]
+    await _same_tokenizer(transport, server, prompt)
+
+    async def siblings() -> bool:
+        both, first, second = await asyncio.gather(
+            tokens(sampled, 2), tokens(sampled), tokens(replace(sampled, seed=_SEED + 1))
+        )
+        return both == first + second
+
+    async def bans() -> bool:
+        return await tokens(replace(greedy, banned=(likeliest,))) != [[likeliest]]
+
+    async def logprobs() -> int | None:
+        for most in _LOGPROBS:
+            try:
+                body = request_body(server, prompt, replace(greedy, logprobs=most))
+                choice = choice_of(await transport.post(PATHS["completions"], body))
+                if isinstance((choice.get("logprobs") or {}).get("token_logprobs"), list):
+                    return most
+            except (RequestError, ValueError, AttributeError):
+                continue
+        return None
+
+    async def scores() -> bool:
+        body = request_body(server, prompt, greedy) | {"prompt_logprobs": 0}
+        choice = choice_of(await transport.post(PATHS["completions"], body))
+        return isinstance(choice.get("prompt_logprobs"), list)
+
+    async def stops() -> int:
+        for most in _STOPS:
+            try:
+                await tokens(replace(greedy, stop=tuple(f"<stop {i}>" for i in range(most))))
+                return most
+            except RequestError:
+                continue
+        return 0
+
+    many, stopping, banned, most, score, schema = await asyncio.gather(
+        _true(siblings()),
+        stops(),
+        _true(bans()),
+        logprobs(),
+        _true(scores()),
+        _true(_keeps_schema(transport, server, prompt)),
+    )
+    capabilities = Capabilities(
+        logprobs=most, json_schema=schema, banned=banned, score=score, resumable=False
+    )
+    refused = await _refused(transport, server, prompt, stream=True)
+    return replace(
+        server, siblings=many, stops=stopping, refused=refused, capabilities=capabilities
+    )
+
+
+async def _same_tokenizer(transport: Transport, server: Server, ids: list[int]) -> None:
+    """Raises EngineError when the server makes other ids of the question than `ids`."""
+    body = request_body(server, _QUESTION, Sampling(max_tokens=1)) | {"add_special_tokens": False}
+    choice = choice_of(await transport.post(PATHS["completions"], body))
+    found = choice.get("prompt_token_ids")
+    if isinstance(found, list) and found != ids:
+        raise EngineError(
+            f"{transport.server} reads {_QUESTION!r} as tokens {found}, the tokenizer here as "
+            f"{ids}: name the tokenizer of {server.name!r} in model.tokenizer"
+        )
+
+
+async def _with_text(transport: Transport, server: Server, tokens: int | None) -> Server:
+    """`tokens`: length of the question for the tokenizer. Raises RequestError."""
+    prompt: Any = [{"role": "user", "content": _QUESTION}] if server.api == "chat" else _QUESTION
+    server = replace(server, refused=await _refused(transport, server, prompt, stream=False))
+    server = replace(server, refused=await _refused(transport, server, prompt, stream=True))
+    reply = await transport.post(PATHS[server.api], request_body(server, prompt, _short(server)))
+    counts = counts_of(reply)
+    adds_bos = tokens is not None and counts is not None and counts.prompt == tokens + 1
+    schema = await _true(_keeps_schema(transport, server, prompt))
+    chat = server.api == "chat"
+    capabilities = replace(_TEXT_ONLY, json_schema=schema, messages_only=chat)
+    return replace(server, adds_bos=adds_bos, capabilities=capabilities)
+
+
+def _short(server: Server) -> Sampling:
+    return Sampling(max_tokens=16, temperature=0.0, top_p=1.0)
+
+
+async def _refused(
+    transport: Transport, server: Server, prompt: Any, *, stream: bool
+) -> frozenset[str]:
+    """Common fields that the server names in its refusal, until it takes a request.
+
+    Raises RequestError when it refuses for another reason.
+    """
+    refused = set(server.refused)
+    while True:
+        server = replace(server, refused=frozenset(refused))
+        body = request_body(server, prompt, _short(server), piece=int(stream))
+        try:
+            if stream:
+                async with transport.events(PATHS[server.api], body) as events:
+                    async for event in events:
+                        choices = choices_of(event)
+                        if server.ids and not all("token_ids" in choice for choice in choices):
+                            raise RequestError("the server streams no token ids")
+            else:
+                choices_of(await transport.post(PATHS[server.api], body))
+            return frozenset(refused)
+        except RequestError as error:
+            named = [f for f in _DROPPABLE if f in body and f in error.reason]
+            if error.status not in (400, 422) or not named:
+                raise
+            refused.add(named[0])
+
+
+async def _keeps_schema(transport: Transport, server: Server, prompt: Any) -> bool:
+    """Whether a reply begins as the schema wants it, where no other reply would."""
+    sampling = replace(_short(server), json_schema=_SCHEMA)
+    choice = choice_of(
+        await transport.post(PATHS[server.api], request_body(server, prompt, sampling))
+    )
+    message: Mapping[str, Any] = choice.get("message") or choice
+    text = message.get("content") or message.get("text") or ""
+    return str(text).lstrip().startswith("{")
+
+
+async def _true(question: Any) -> bool:
+    """What an attempt says; one that goes wrong says no."""
+    try:
+        return bool(await question)
+    except (RequestError, ValueError, AttributeError):
+        return False

@@ -1,0 +1,88 @@
+"""An evaluation whose settings changed: the arms that the change does not touch are kept.
+
+An arm is a model under an exit; it depends on what all arms share, on its exit and on its weights.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dto import tables
+from dto.errors import disk_errors
+from dto.ledger import Usage
+from dto.records import EvaluationRow
+from dto.runs import manifest
+from dto.runs.journal import Entry, Journal, read_head
+from dto.runs.stage import GroupUsage, Timing
+
+
+def keep_arms(directory: Path, config: Mapping[str, Any]) -> None:
+    """Begin an evaluation with `config`, with those rows of the one that is there that still hold.
+
+    The seconds that were spent are carried over whole. Killed at any time, it leaves the old
+    evaluation or the new one; between two renames none, which is then computed anew.
+    """
+    fresh, old = (directory.with_name(f".{directory.name}.{name}") for name in ("new", "old"))
+    done = manifest.read(directory)
+    path = directory / "journal"
+    before = (done or read_head(path) or {})["config"]
+    now, then = _arms(config), _arms(before)
+    kept = {arm for arm in now if now[arm] == then.get(arm)}
+    with disk_errors(directory):
+        for each in (fresh, old):
+            shutil.rmtree(each, ignore_errors=True)
+        if kept:
+            source = None if done else Journal(path, EvaluationRow, {"config": before})
+            journal = Journal(fresh / "journal", EvaluationRow, {"config": dict(config)})
+            journal.elapsed = source.elapsed if source else float((done or {})["seconds"])
+            for entry in source.entries() if source else _entries(directory):
+                if entry.rows and _parent(entry.key) in kept:
+                    journal.append(entry)
+            journal.close()
+            if source:
+                source.close()
+        directory.rename(old)
+        if kept:
+            fresh.rename(directory)
+        shutil.rmtree(old)
+
+
+def _arms(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    apart = ("evaluate.exits", "evaluate.models", "digest of train")
+    shared = {
+        key: value
+        for key, value in config.items()
+        if key not in apart and not key.startswith("weights")
+    }
+    weights = {"base": config["weights"], "trained": config.get("digest of train")}
+    return {
+        f"{model}/{exit['name']}": shared
+        | {"exit": exit, "weights": weights.get(model, config.get(f"weights of {model}"))}
+        for model in config["evaluate.models"]
+        for exit in config["evaluate.exits"]
+    }
+
+
+def _entries(directory: Path) -> Iterator[Entry]:
+    """The groups of a finished evaluation, as they stood in its journal."""
+    merged = tables.merge(
+        tables.read(directory / "usage.parquet", GroupUsage),
+        (tables.read(directory / "rows.parquet", EvaluationRow), lambda row: _parent(row.id)),
+        (tables.read(directory / "timings.parquet", Timing), lambda row: _parent(row.id)),
+        key=lambda group: group.key,
+    )
+    for group, rows, timings in merged:
+        yield Entry(
+            key=group.key,
+            rows=rows,
+            usage=Usage(**{name: getattr(group, name) for name in Usage.__slots__}),
+            seconds={each.id: each.seconds for each in timings},
+            wasted={each.id: each.wasted for each in timings if each.wasted},
+        )
+
+
+def _parent(row_id: str) -> str:
+    return row_id.rpartition("/")[0]

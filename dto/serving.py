@@ -1,0 +1,95 @@
+"""What consecutive stages share: one engine, one grader, the tokenizer."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from dto.context import Context
+from dto.errors import DtoError, EngineError
+from dto.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from dto.engines.base import Engine
+    from dto.grading import Grader
+
+
+class Serving:
+    """The engine and the grader of consecutive stages, opened when a stage first asks for them.
+
+    At most one engine is open: two would share the memory.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._opened = AsyncExitStack()
+        self._engine = AsyncExitStack()
+        self._label = ""
+        self._grader: Grader | None = None
+        self._context: Context | None = None
+
+    async def __aenter__(self) -> Serving:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._engine.aclose()
+        await self._opened.aclose()
+
+    async def context(self, label: str, model: str | None) -> Context:
+        """The context with the engine for `model` (None: the recipe's own), known as `label`."""
+        if self._context is not None and self._label == label:
+            return self._context
+        from dto.engines import open_engine
+
+        await self._engine.aclose()
+        grader = await self.grader()
+        engine: Engine = await self._engine.enter_async_context(
+            open_engine(self._recipe.model, model)
+        )
+        if engine.tokenizer is None or engine.capabilities.messages_only:
+            raise EngineError(
+                f"{engine.model!r} is served as chat, or without a tokenizer: the stages go on "
+                "from the model's own tokens, so set model.api to completions and model.tokenizer, "
+                "or take another engine"
+            )
+        self._label, self._context = label, Context(self._recipe, engine, grader)
+        return self._context
+
+    async def grader(self) -> Grader:
+        """The grader; no engine is opened for it."""
+        if self._grader is None:
+            from dto.grading import Grader
+
+            self._grader = await self._opened.enter_async_context(Grader())
+        return self._grader
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The recipe's tokenizer; no engine is opened for it."""
+        if self._context is not None and self._label == "base":
+            return self._context.tokenizer
+        return load_tokenizer(self._recipe)
+
+
+def load_tokenizer(recipe: Recipe, *, local: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a recipe's model; `local`: only when nothing has to be fetched for it.
+
+    Raises DtoError when there is none.
+    """
+    from transformers import AutoTokenizer
+
+    from dto.nano import resolve
+
+    model = recipe.model
+    name = resolve(model.tokenizer or model.name)
+    revision = model.revision if model.tokenizer is None else None
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, revision=revision, local_files_only=local
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        named = model.tokenizer or model.name
+        raise DtoError(f"tokenizer of {named!r} cannot be loaded: {reason}") from None
+    return tokenizer

@@ -1,0 +1,26 @@
+"""The transformers engine does what every engine has to do."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import pytest
+import pytest_asyncio
+
+from dto.engines import open_engine
+from dto.engines.base import Engine
+from dto.engines.transformers import TransformersEngine
+from dto.recipe import ModelSettings
+from tests.engines.conformance import CONTEXT, Conformance
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine() -> AsyncGenerator[Engine]:
+    async with open_engine(ModelSettings(context=CONTEXT)) as serving:
+        yield serving
+
+
+@pytest.mark.asyncio(loop_scope="module")
+class TestTransformers(Conformance):
+    async def assert_idle(self, engine: Engine) -> None:
+        assert isinstance(engine, TransformersEngine) and engine.capabilities.resumable
