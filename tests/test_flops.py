@@ -4,7 +4,7 @@ from math import isnan
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
@@ -30,7 +30,6 @@ def test_by_hand():
     assert attention_flops(ModelShape(28, 12, 128), 999, 1000) == 4 * 28 * 12 * 128 * 1000
 
 
-@settings(deadline=None)
 @given(
     st.builds(ModelShape, st.integers(1, 3), st.integers(1, 3), st.integers(1, 8)),
     st.integers(0, 12),
@@ -40,7 +39,6 @@ def test_against_loops(shape, start, length):
     assert attention_flops(shape, start, start + length) == counted(shape, start, start + length)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6))
 def test_a_cached_prefix_costs_nothing_again(start, first, second):
     shape = ModelShape(2, 3, 4)

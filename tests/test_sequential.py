@@ -57,7 +57,7 @@ def built(parameters):
         raise
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(PARAMETERS, st.floats(0, 1))
 def test_the_guarantee_holds_everywhere_outside_the_zone(parameters, share):
     test = built(parameters)
@@ -65,7 +65,7 @@ def test_the_guarantee_holds_everywhere_outside_the_zone(parameters, share):
     assert test.characteristic(test.high + (1 - test.high) * share).below <= test.error
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(PARAMETERS, st.floats(0, 1), st.floats(0, 1))
 def test_a_better_chance_never_passes_less(parameters, p, q):
     test = built(parameters)
@@ -73,7 +73,7 @@ def test_a_better_chance_never_passes_less(parameters, p, q):
     assert test.characteristic(low).above <= test.characteristic(high).above + 1e-12
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(PARAMETERS, st.lists(st.booleans(), min_size=40, max_size=40))
 def test_looking_only_when_a_decision_is_possible_changes_nothing(parameters, outcomes):
     test = built(parameters)

@@ -5,7 +5,7 @@ from math import isnan
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dto.statistics import (
@@ -40,7 +40,6 @@ def test_clopper_pearson_closed_forms():
     assert clopper_pearson(1024, 1024).low == pytest.approx(0.025 ** (1 / 1024))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(0, 60))
 def test_clopper_pearson_covers_and_mirrors(trials, successes):
     successes = min(successes, trials)
@@ -183,7 +182,6 @@ def test_the_bootstrap_covers():
     assert 0.89 <= covered / 80 <= 0.99
 
 
-@settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=8), st.integers(1, 8))
 def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one(correct, k):
     found = pass_at_k(correct, ["a"] * len(correct), k)

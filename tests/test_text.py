@@ -47,7 +47,7 @@ texts = st.text(
 ) | st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(texts)
 def test_a_token_border_is_a_prefix_of_the_text(text: str) -> None:
     tokenizer = byte_level()
@@ -62,7 +62,7 @@ def test_a_token_border_is_a_prefix_of_the_text(text: str) -> None:
     assert not ids or ends[-1] == len(text)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, 367), max_size=40))
 def test_ends_of_ids_that_are_no_text(ids: list[int]) -> None:
     tokenizer = byte_level()

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class StopReader:
     """Reads one sample token by token.
 
-    A character that is spread over several tokens becomes readable with its last one. `tail` is the
-    end of the text, as long as a stop string can be.
+    A character that is spread over several tokens becomes readable with its last one. Behind a stop
+    string the next one is looked for in the tokens that follow, as a continued request would.
     """
 
     def __init__(self, backend: Tokenizer, stops: Sequence[str]) -> None:
@@ -35,5 +35,14 @@ class StopReader:
             return piece, None
         text = self._tail + piece
         found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
-        self._tail = text[-self._keep :] if self._keep else ""
+        self._tail = text[-self._keep :] if self._keep and not found else ""
         return piece, min(found)[1] if found else None
+
+    @property
+    def half_way(self) -> bool:
+        """Whether the text ends with the beginning of a stop string."""
+        return any(
+            self._tail.endswith(stop[:length])
+            for stop in self._stops
+            for length in range(1, len(stop))
+        )

@@ -78,15 +78,9 @@ class Monitor:
             return {"limit": 1, "logprobs": self.logprobs}
         if self._kind == "tokens":
             return {"limit": self._every - self._count % self._every}
-        if self._half_way():  # an engine looks for stops in new text alone
+        if self._reader.half_way:  # an engine looks for stops in new text alone
             return {"limit": 1}
         return {"stop": self._stops}
-
-    def _half_way(self) -> bool:
-        text = self._text
-        return not text.endswith(self._stops) and any(
-            text.endswith(stop[:length]) for stop in self._stops for length in range(1, len(stop))
-        )
 
     def scan(
         self,

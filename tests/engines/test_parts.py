@@ -91,7 +91,7 @@ def block_values(ids: list[int]) -> torch.Tensor:
     return kv
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(
         st.lists(st.integers(1, 2), min_size=1, max_size=5).map(
@@ -129,7 +129,7 @@ def test_text_is_read_character_by_character(nano: Served) -> None:
     assert not any("\ufffd" in piece for piece in pieces)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_a_stop_is_found_at_the_token_that_completes_it(nano: Served, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(TEXT) - 1))

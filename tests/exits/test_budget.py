@@ -101,9 +101,7 @@ async def test_a_request_that_goes_wrong_fails_the_response(respond: Respond, fa
     max_tokens=st.integers(2, 120),
     ratio=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
 )
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_an_answer_is_always_left(
     respond: Respond, words: list[str], budget: int, grace: int, max_tokens: int, ratio: float
 ) -> None:

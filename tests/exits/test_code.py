@@ -122,9 +122,7 @@ async def test_a_trial_is_the_beginning_of_a_program(
     probabilities=st.lists(st.floats(0.01, 1.0), min_size=5, max_size=5),
     threshold=st.floats(0.0, 1.0),
 )
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_aborting_changes_no_decision_and_chunks_change_no_row(
     tokenizer: PreTrainedTokenizerFast,
     problem: Problem,

@@ -88,6 +88,7 @@ def test_transitions_depend_on_the_tokens_alone(
 
     @example(text="So 1. Wait\nWait, 2.\n\n1\n\nAs 3", unsure=[True], cuts=[])
     @example(text="So 1.\n\nIt is 2. Wait, no", unsure=[True], cuts=[3])
+    @example(text="\n\n\nWWait", unsure=[False], cuts=[])
     @given(
         text=st.lists(st.sampled_from(PIECES), max_size=24).map("".join),
         unsure=st.lists(st.booleans(), min_size=1),

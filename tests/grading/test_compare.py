@@ -3,7 +3,7 @@ r"""What equals what, false positives included, and the fast path against math-v
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dto.grading import Grader
@@ -153,7 +153,6 @@ def test_letters(gold, prediction, equal):
     assert compare(gold, prediction, "choice") is equal
 
 
-@settings(deadline=None)
 @given(st.integers(-(10**6), 10**6), st.integers(1, 10**4), st.integers(1, 9))
 def test_every_way_to_write_a_fraction_is_the_same_number(top, bottom, factor):
     sign = "-" if top < 0 else ""
@@ -169,7 +168,6 @@ def test_every_way_to_write_a_fraction_is_the_same_number(top, bottom, factor):
     assert compare(forms[0], f"{top + bottom}/{bottom}", "math") is False
 
 
-@settings(deadline=None)
 @given(st.text("\\{}()[]boxedtfracsq$ 0123456789,.%^_-+/xyπ％７", max_size=60))
 def test_any_text_can_be_normalised_and_equals_itself(text):
     assert normalise(normalise(text)) == normalise(normalise(normalise(text)))

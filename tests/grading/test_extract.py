@@ -1,7 +1,7 @@
 r"""Where answers stand, and that no text is too odd to be searched."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dto.grading.extract import closing_brace, final_answer, last_box, trial_answer
@@ -73,7 +73,6 @@ BALANCED = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(BALANCED, st.text("ab} ", max_size=10))
 def test_braces_are_matched(inside, after):
     assert closing_brace("{" + inside + "}" + after, 0) == len(inside) + 1
@@ -81,7 +80,6 @@ def test_braces_are_matched(inside, after):
     assert last_box(r"\boxed{" + inside + "}" + after) == inside.strip()
 
 
-@settings(deadline=None)
 @given(st.text("\\{}boxed answer is:\n*$7。", max_size=80))
 def test_any_text_can_be_searched(text):
     for found in (final_answer(text), trial_answer(text)):

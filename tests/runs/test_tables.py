@@ -48,7 +48,7 @@ def same(left: Any, right: Any) -> bool:
 
 
 @pytest.mark.parametrize("record", RECORDS)
-@settings(max_examples=15, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_round_trip(record: type[Any], data: st.DataObject, tmp_path_factory: Any) -> None:
     path = tmp_path_factory.mktemp("table") / "rows.parquet"

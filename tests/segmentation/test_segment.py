@@ -77,7 +77,7 @@ words = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(words, min_size=1, max_size=40).map("".join), st.booleans(), st.booleans())
 def test_spans_tile_tokens_and_text(thinking: str, closed: bool, tags_are_tokens: bool) -> None:
     row = trajectory(thinking + ("</think>\n\n5<eos>" if closed else ""), tags_are_tokens)
