@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dto.engines.kv import LENGTH_STEP, KVShape, RowsCache, round_up
+from dto.engines.kv import LEAST_ROWS, LENGTH_STEP, KVShape, RowsCache, round_up
 from dto.engines.prefill import Prefilled, forward, prefill, score
 from dto.engines.prefix_cache import PrefixCache
 from dto.engines.requests import Sample
@@ -58,7 +58,7 @@ class Batch:
         self._prefixes = prefixes
         self._end_ids = end_ids
         self._samples: list[Sample | None] = []
-        self._rows = np.zeros(round_up(slots, ROW_STEP), dtype=_ROW)
+        self._rows = np.zeros(_padded(slots), dtype=_ROW)
         self._cache = RowsCache(shape.zeros(0, LENGTH_STEP))
         self._steps = 0  # since the rows were arranged
 
@@ -76,10 +76,10 @@ class Batch:
         """How many of the joiners fit beside the rows that are here, however long all become.
 
         A row takes a quarter more than its tokens, and twice the rows while the buffer grows. There
-        is always room for one step of rows, as the batch is computed with so many in any case.
+        is always room for LEAST_ROWS, as the batch is computed with so many in any case.
         """
         longest = max(sample.request.length for sample in (*joiners, *self.samples))
-        rows = max(ROW_STEP, int(self._tokens / (GROWTH * longest)))
+        rows = max(LEAST_ROWS, int(self._tokens / (GROWTH * longest)))
         return min(self.slots, rows) - self.live
 
     def admit(self, samples: Sequence[Sample]) -> list[Sample]:
@@ -133,7 +133,7 @@ class Batch:
     def step(self) -> list[Sample]:
         """One token for every row; returns the samples that ended."""
         self._arrange()
-        count = round_up(len(self._samples), ROW_STEP)
+        count = _padded(len(self._samples))
         rows = self._rows[:count]
         limits = _limits(rows["length"])
         self._fit(count, int(rows["length"].max()) + 1)
@@ -243,7 +243,7 @@ class Batch:
         gaps = [row for row, sample in enumerate(self._samples) if sample is None][:count]
         new = range(len(self._samples), len(self._samples) + count - len(gaps))
         self._samples += [None] * len(new)
-        self._fit(round_up(len(self._samples), ROW_STEP), length + 1)
+        self._fit(_padded(len(self._samples)), length + 1)
         return [*gaps, *new]
 
     def _arrange(self) -> None:
@@ -299,6 +299,10 @@ class Batch:
         old, self._cache = self._cache.kv, RowsCache(self._shape.zeros(rows, capacity))
         kept, width = min(have_rows, len(self._samples), rows), min(have, capacity)
         self._cache.kv[:, :, :kept, :, :width] = old[:, :, :kept, :, :width]
+
+
+def _padded(rows: int) -> int:
+    return round_up(max(rows, LEAST_ROWS), ROW_STEP)
 
 
 def _limits(lengths: NDArray[np.int64]) -> list[int]:

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from dto.engines.base import Engine
-from dto.engines.batch import ROW_STEP, Batch
-from dto.engines.kv import LENGTH_STEP, KVShape, RowsCache, round_up
+from dto.engines.batch import Batch
+from dto.engines.kv import LEAST_ROWS, LENGTH_STEP, KVShape, RowsCache, round_up
 from dto.engines.prefill import COLUMN_STEP, MAX_NUMBERS, score
 from dto.engines.prefix_cache import PrefixCache
 from dto.engines.requests import Sample
@@ -243,12 +243,12 @@ class Linearised(Batch):
     def _pass(self, work: Sequence[tuple[_Chain, Sequence[int]]]) -> torch.Tensor:
         """Compute tokens of chains and keep their keys.
 
-        Returns float32 logits [chains that have no more pending, padded to ROW_STEP; vocabulary].
+        Returns float32 logits [chains that have no more pending, at least LEAST_ROWS; vocabulary].
         """
         own = sum(len(taken) for chain, taken in work if chain is self._main)
         others = sum(len(taken) for _, taken in work) - own
         free = self._room(own, others).tolist()
-        width = round_up(own + others, COLUMN_STEP)
+        width = round_up(max(own + others, LEAST_ROWS), COLUMN_STEP)
         # Padding sees the first token, and is written to a slot that nothing else uses.
         ids, positions, numbers = (np.zeros(width, dtype=np.int64) for _ in range(3))
         write = np.full(width, self._cache.capacity - 1)
@@ -274,7 +274,7 @@ class Linearised(Batch):
         self._positions[write[:end]] = positions[:end]
         limit = round_up(int(np.flatnonzero(self._owner != _FREE)[-1]) + 1, LENGTH_STEP)
         hidden = self._hidden(numbers, cuts, positions, limit)
-        last += [0] * (round_up(len(last), ROW_STEP) - len(last))
+        last += [0] * (LEAST_ROWS - len(last))
         device, dtype = self._shape.device, self._shape.dtype
         mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
         mask.masked_fill_(torch.from_numpy(hidden).to(device), torch.finfo(dtype).min)

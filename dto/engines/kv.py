@@ -15,6 +15,9 @@ from torch import Tensor
 from transformers import Cache
 
 LENGTH_STEP = 32  # capacity and attended length are multiples of this
+LEAST_ROWS = 16
+"""Rows of every linear layer's input. For fewer BLAS takes other kernels, whose last bits differ:
+MKL below 4 rows on AVX2, below 16 on AVX-512."""
 
 
 def round_up(count: int, step: int) -> int:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dto.engines.kv import LENGTH_STEP, KVShape, RowsCache, causal_mask, round_up
+from dto.engines.kv import LEAST_ROWS, LENGTH_STEP, KVShape, RowsCache, causal_mask, round_up
 from dto.engines.prefix_cache import BLOCK, PrefixCache
 
-COLUMN_STEP = 8  # queries per row and pass are a multiple of this
+COLUMN_STEP = 8  # queries per row and pass are a multiple of this, of one row twice of it
 MAX_TOKENS = 4096  # of one pass
 MAX_NUMBERS = 2**24  # scores of one layer, or logits, of one pass
 
@@ -145,29 +145,28 @@ def _passes(
     """
     count, device = len(sequences), rows.kv.device
     missing = [len(ids) - start for ids, start in zip(sequences, cached, strict=True)]
-    width = round_up(max(missing), COLUMN_STEP)
+    columns = max(COLUMN_STEP, LEAST_ROWS // count)
+    width = round_up(max(missing), columns)
     ids = torch.zeros((count, width), dtype=torch.long)
     positions = torch.zeros((count, width), dtype=torch.long)
     write = torch.full((count, width), rows.capacity - 1)
     for row, (sequence, start) in enumerate(zip(sequences, cached, strict=True)):
-        columns = slice(width - missing[row], width)
-        ids[row, columns] = torch.as_tensor(sequence[start:])
-        positions[row, columns] = write[row, columns] = torch.arange(start, len(sequence))
+        own = slice(width - missing[row], width)
+        ids[row, own] = torch.as_tensor(sequence[start:])
+        positions[row, own] = write[row, own] = torch.arange(start, len(sequence))
     ids, positions, write = ids.to(device), positions.to(device), write.to(device)
     config = model.config
     numbers = count * max(
         int(config.num_attention_heads) * rows.capacity, int(config.vocab_size) if keep > 1 else 1
     )
     most = min(MAX_TOKENS // count, MAX_NUMBERS // numbers)
-    step = max(1, most // COLUMN_STEP) * COLUMN_STEP
+    step = max(1, most // columns) * columns
     for begin in range(0, width, step):
         end = min(width, begin + step)
         block = slice(begin, end)
         wanted = min(end - begin, end - (width - keep))
         limit = round_up(int(positions[:, block].max()) + 1, LENGTH_STEP)
-        # For a few rows BLAS takes other kernels, whose last bits differ: of a few prompts the
-        # logits of a whole step of columns are computed.
-        kept = max(1, wanted) if count >= COLUMN_STEP else max(COLUMN_STEP, wanted)
+        kept = max(1, wanted, -(-LEAST_ROWS // count))
         logits = forward(
             model, rows, ids[:, block], positions[:, block], limit, kept, write[:, block]
         )

@@ -66,7 +66,7 @@ class TransformersEngine:
             context: tokens of prompt and completion; the model's own limit when None.
             slots: requests that decode together.
             cache_bytes: bound of the prefix cache.
-            kv_bytes: bound of the running batch's keys and values, kept as long as at least eight
+            kv_bytes: bound of the running batch's keys and values, kept as long as at least sixteen
                 requests fit; when None half of a GPU's free memory, elsewhere 4 GiB.
 
         Raises:
