@@ -224,7 +224,7 @@ class Conformance:
     ) -> None:
         sampling = endless(engine, nano)
         most = 3 * CONTEXT // 2
-        for _ in range(20):  # on a busy machine the samples may be over, or far, when it comes to it
+        for _ in range(20):  # on a busy machine samples may be over, or far, by then
             with metered() as usage:
                 task = asyncio.create_task(engine.complete(prompts[0], sampling, 3))
                 await asyncio.sleep(0)  # its request goes out before the next one does
