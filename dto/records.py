@@ -47,6 +47,7 @@ class Problem:
     answer: str
     answer_kind: AnswerKind = "math"
     metadata: dict[str, str] = field(default_factory=dict)
+    prompt: str = "solve"  # the prompt that asks it
 
     @staticmethod
     def make_id(task: str, question: str, answer: str) -> str:
