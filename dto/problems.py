@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dto.errors import DtoError
 from dto.recipe import ProblemSettings
@@ -77,6 +77,8 @@ def read_problems(settings: ProblemSettings) -> Iterator[Found]:
     DtoError for a source that is not there or cannot be read, and where the first row lacks a
     field or holds something else in it: then the settings are wrong, not the row.
     """
+    if settings.source == "chains":
+        raise DtoError("chains are generated: there are no rows to read, name another source")
     parts = _parts(settings.source, settings)
     if settings.test_source:
         others = _parts(settings.test_source, settings)

@@ -39,8 +39,8 @@ def prompt_ids(
 ) -> tuple[int, ...]:
     """The question as the model reads it: its chat template applied once, up to the response.
 
-    `prompt` names the text that asks it (`Problem.prompt`). The template brings the BOS, nothing else adds one. Raises DtoError for a tokenizer without a
-    chat template.
+    `prompt` names the text that asks it (`Problem.prompt`). The template brings the BOS, nothing
+    else adds one. Raises DtoError for a tokenizer without a chat template.
     """
     if not tokenizer.chat_template:
         raise DtoError(

@@ -1,4 +1,4 @@
-"""Gaokao 2023, mathematics, in English: 385 problems of the Chinese college entrance examination."""
+"""Gaokao 2023, mathematics, in English: 385 problems of the college entrance examination."""
 
 from dto.tasks.task import Task
 
