@@ -85,10 +85,10 @@ def read_problems(settings: ProblemSettings) -> Iterator[Found]:
         tests = [part for part in others if part.split == "test"] or others
         parts = [part for part in parts if part.split != "test"]
         parts += [part._replace(split="test") for part in tests]
-    for split, task, plain, rows in sorted(parts, key=lambda part: _ORDER.index(part.split)):
+    for split, place, task, plain, rows in sorted(parts, key=lambda part: _ORDER.index(part.split)):
         first = True
         for number, row in enumerate(rows, start=1):
-            where = f"{task.hub}, row {number}"
+            where = f"{place}, row {number}"
             if isinstance(row, Dropped):
                 yield Found(split, row.detail, row)
                 continue
@@ -112,10 +112,12 @@ def read_problems(settings: ProblemSettings) -> Iterator[Found]:
 class _Part(NamedTuple):
     """Rows of one split that are not read yet, with the task that reads them.
 
-    `plain` reads those of a local file that holds a task's questions under `problem` and `answer`.
+    `place` is what people know them by; `plain` reads the rows of a local file that has a task's
+    questions under `problem` and `answer`.
     """
 
     split: Split | None
+    place: str
     task: Task
     plain: Task | None
     rows: Rows
@@ -133,10 +135,12 @@ def _parts(source: str, settings: ProblemSettings) -> list[_Part]:
     for subset in task.subsets:
         for name, rows in read_source(task.hub, subset, task.revision).items():
             names.append(str(name))
+            within = ", ".join(part for part in (subset, name) if part)
+            place = f"{task.hub} ({within})" if within else task.hub
             if name is None or not task.splits:
-                parts.append(_Part(_SPLIT_NAMES.get(name or ""), task, plain, rows))
+                parts.append(_Part(_SPLIT_NAMES.get(name or ""), place, task, plain, rows))
             elif name in task.splits:
-                parts.append(_Part(task.splits[name], task, plain, rows))
+                parts.append(_Part(task.splits[name], place, task, plain, rows))
     if not parts:
         wanted, there = ", ".join(task.splits), ", ".join(dict.fromkeys(names))
         raise DtoError(f"{task.hub} has no split {wanted}, as {task.name} wants; there are {there}")

@@ -60,11 +60,9 @@ def validate_task(
     from dto.grading import Grader
     from dto.tasks.validate import passed, validate
 
-    settings = _settings(name)
-    if file is not None:
-        if name not in TASKS:
-            raise DtoError(f"--file is for a task, and {name!r} is none: {_known()}")
-        settings = ProblemSettings(source=file, task=name)
+    if file is not None and name not in TASKS:
+        raise DtoError(f"--file is for a task, and {name!r} is none: {_known()}")
+    settings = _settings(name) if file is None else ProblemSettings(source=file, task=name)
     others = [_settings(other) for other in against or []]
 
     async def work() -> Report:

@@ -75,8 +75,8 @@ class Report(NamedTuple):
 
     `counts` holds, for each split, rows under `rows`, problems under their kind of answer,
     `duplicates`, `overlaps` and `unexplained`. `duplicates` and `overlaps` explain themselves: each
-    names the other row. `phrases` are overlaps of less than a tenth of the shorter question, `words`
-    the answers that are words, in order.
+    names the other row. `phrases` are overlaps of less than a tenth of the shorter question, and
+    `words` the answers that are words, in order.
     """
 
     counts: dict[Split | None, Counter[str]]
