@@ -39,7 +39,7 @@ _CHINESE = re.compile(r"[\u3400-\u9fff]")
 _TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf|textrm|textit)\s*\{([^{}]*)\}")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _LATIN = re.compile(r"[A-Za-z]{2,}")
-_ONLY_WORDS = re.compile(r"[^\W\d_]+(?:[\s'’-]+[^\W\d_]+)*")
+_ONLY_WORDS = re.compile(r"[^\W\d_]+(?:(?:\s+|['’-])[^\W\d_]+)*")
 
 
 class Finding(NamedTuple):
@@ -170,7 +170,8 @@ async def _kind_of_mathematics(where: str, gold: str, grader: Grader) -> Kind | 
         return Finding(where, "prose", f"{gold!r} is prose: nothing but the same words equals it")
     if quantity(clean(gold)) is not None:
         return "number"
-    named = bare != gold or len(bare) > 3 or _CHINESE.search(bare)  # xy is a product
+    marked = bare != gold or len(bare) > 3  # xy is a product
+    named = _CHINESE.search(bare) or (marked and _LATIN.search(bare))
     if named and _ONLY_WORDS.fullmatch(bare) and len(words(bare)) <= MOST_CHARACTERS:
         return "words"
     if _CHINESE.search(gold):

@@ -78,6 +78,7 @@ def test_real_benchmarks_have_no_unexplained_row(name: str, rows: int) -> None:
         (r"\begin{pmatrix} -1 \\ 2 \end{pmatrix}", "mathematics"),
         ("$1-i$", "mathematics"),
         ("xy", "mathematics"),
+        ("p - q", "mathematics"),
         (r"\text{Evelyn}", "words"),
         ("no solution", "words"),
         ("增函数", "words"),
