@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,55 +65,53 @@ def test_real_benchmarks_have_no_unexplained_row(name: str, rows: int) -> None:
     assert sum(int(count.replace(",", "")) for count in graded) == rows
 
 
-@pytest.mark.parametrize(
-    ("gold", "kind"),
-    [
-        ("18", "number"),
-        ("-1,024.50", "number"),
-        (r"5.4 \text{ cents}", "number"),
-        (r"\frac{270}7\text{ degrees}", "number"),
-        ("336^\\circ", "number"),
-        (r"\frac{\sqrt{3}}{2}", "mathematics"),
-        (r"\left( 3, \frac{\pi}{2} \right)", "mathematics"),
-        (r"(-\infty, 2) \cup (3, \infty)", "mathematics"),
-        (r"\begin{pmatrix} -1 \\ 2 \end{pmatrix}", "mathematics"),
-        ("$1-i$", "mathematics"),
-        ("xy", "mathematics"),
-        ("p - q", "mathematics"),
-        (r"\text{Evelyn}", "words"),
-        ("no solution", "words"),
-        ("增函数", "words"),
-    ],
+PASSES = (
+    ("18", "number"),
+    ("-1,024.50", "number"),
+    (r"5.4 \text{ cents}", "number"),
+    (r"\frac{270}7\text{ degrees}", "number"),
+    ("336^\\circ", "number"),
+    (r"\frac{\sqrt{3}}{2}", "mathematics"),
+    (r"\left( 3, \frac{\pi}{2} \right)", "mathematics"),
+    (r"(-\infty, 2) \cup (3, \infty)", "mathematics"),
+    (r"\begin{pmatrix} -1 \\ 2 \end{pmatrix}", "mathematics"),
+    ("$1-i$", "mathematics"),
+    ("xy", "mathematics"),
+    ("p - q", "mathematics"),
+    (r"\text{Evelyn}", "words"),
+    ("no solution", "words"),
+    ("增函数", "words"),
 )
-async def test_gold_answers_that_pass(gold: str, kind: str) -> None:
-    report = await checked([{"problem": "?", "answer": gold}])
-    assert report.unexplained == []
-    assert report.counts[None][kind] == 1
-    assert list(report.words) == ([gold] if kind == "words" else [])
-    assert passed(report)
 
 
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        ({"answer": ""}, "no_gold_answer"),
-        ({"answer": None}, "no_gold_answer"),
-        ({"answer": [4]}, "wrong_type"),
-        ({"problem": " "}, "no_question"),
-        ({"answer": r"\frac{1}{"}, "not_itself"),
-        ({"answer": "x=3或x=5"}, "not_parsed"),
-        ({"answer": "①③"}, "not_parsed"),
-        ({"answer": "The two events A and B are independent of each other"}, "prose"),
-        ({"answer": "The sum of the 3 numbers is always even here"}, "prose"),
-    ],
+async def test_gold_answers_that_pass() -> None:
+    report = await checked([{"problem": gold, "answer": gold} for gold, _ in PASSES])
+    assert report.unexplained == [] and passed(report)
+    kinds = Counter(kind for _, kind in PASSES)
+    assert report.counts[None] == kinds | Counter(rows=len(PASSES))
+    assert list(report.words) == [gold for gold, kind in PASSES if kind == "words"]
+
+
+LISTED: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"answer": ""}, "no_gold_answer"),
+    ({"answer": None}, "no_gold_answer"),
+    ({"answer": [4]}, "wrong_type"),
+    ({"problem": " "}, "no_question"),
+    ({"answer": r"\frac{1}{"}, "not_itself"),
+    ({"answer": "x=3或x=5"}, "not_parsed"),
+    ({"answer": "①③"}, "not_parsed"),
+    ({"answer": "The two events A and B are independent of each other"}, "prose"),
+    ({"answer": "The sum of the 3 numbers is always even here"}, "prose"),
 )
-async def test_gold_answers_that_are_listed(row: dict[str, Any], reason: str) -> None:
-    bad = {"problem": "bad?", "answer": "1"} | row
-    report = await checked([{"problem": "good?", "answer": "1"}, bad])
+
+
+async def test_gold_answers_that_are_listed() -> None:
+    bad = [{"problem": f"bad {n}?", "answer": "1"} | row for n, (row, _) in enumerate(LISTED)]
+    report = await checked([{"problem": "good?", "answer": "1"}, *bad])
     assert [(each.where, each.reason) for each in report.unexplained] == [
-        ("rows.jsonl, row 2", reason)
+        (f"rows.jsonl, row {n}", reason) for n, (_, reason) in enumerate(LISTED, start=2)
     ]
-    assert report.counts[None]["unexplained"] == 1
+    assert report.counts[None]["unexplained"] == len(LISTED)
     assert not passed(report)
 
 
