@@ -17,6 +17,7 @@ import yaml
 from dto.errors import DtoError, RecipeError
 from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.runs.run import STAGES, Run, open_run
+from dto.tasks.command import tasks
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 nano = typer.Typer(no_args_is_help=True, help="The embedded model.")
 app.add_typer(nano, name="nano")
+app.add_typer(tasks, name="tasks")
 
 Target = Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run directory.")]
 Out = Annotated[Path | None, typer.Option(help="Run directory; runs/NAME by default.")]

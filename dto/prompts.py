@@ -46,7 +46,7 @@ def source(name: str, family: str = "default") -> str:
     raise DtoError(f"no prompt {name!r} for family {family!r}: add prompts/default/{name}.jinja")
 
 
-def render(name: str, family: str = "default", **values: str) -> str:
+def render(name: str, family: str = "default", **values: object) -> str:
     """A prompt as the model sees it. Raises DtoError for an unknown name."""
     return _template(name, family).render(**values)
 

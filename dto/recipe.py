@@ -104,19 +104,21 @@ class ModelSettings(Settings):
 
 
 class ProblemSettings(Settings):
-    """Where questions come from. `source`: `chains` (generated), a .jsonl/.parquet file, a Hub id.
+    """Where questions come from. `source`: `chains` (generated), a task of `dto.tasks`, or a path.
 
-    `test_source` names a benchmark when the test problems are not to come from `source`.
+    A path is a .jsonl or .parquet file, a folder or a Hub id; `test_source` gives the test problems
+    where `source` is not to. What is None is as the task has it, or what the comment names.
     """
 
     source: str = "chains"
     subset: str | None = None  # config of a Hub dataset
     revision: str | None = None
-    test_source: str | None = None  # a file or a Hub id with the same fields
-    task: str | None = None  # name of the task in the tables; None: that of the source
-    answer_kind: AnswerKind = "math"
-    question_field: str = "problem"
-    answer_field: str = "answer"
+    test_source: str | None = None
+    task: str | None = None  # its name in the tables; one of dto.tasks: rows are read as its rows
+    answer_kind: AnswerKind | None = None  # or math
+    question_field: str | None = None  # or problem
+    answer_field: str | None = None  # or answer
+    prompt: str | None = None  # file of prompts/; or that of the answer kind
     train: Annotated[int, Field(ge=0)] = 300
     dev: Annotated[int, Field(ge=0)] = 300
     test: Annotated[int, Field(ge=0)] = 400

@@ -38,7 +38,10 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question with its gold answer."""
+    """A question with its gold answer: mathematics, a letter, or JSON with tests for a program.
+
+    What that JSON holds is said at `dto.tasks.task.Task`.
+    """
 
     id: str
     task: str
@@ -47,6 +50,7 @@ class Problem:
     answer: str
     answer_kind: AnswerKind = "math"
     metadata: dict[str, str] = field(default_factory=dict)
+    prompt: str = "solve"  # the prompt that asks it
 
     @staticmethod
     def make_id(task: str, question: str, answer: str) -> str:

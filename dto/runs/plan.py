@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from dto.errors import DtoError
+from dto.problems import load_problems, prompt_of
 from dto.prompts import render
 from dto.recipe import Recipe
 from dto.records import Dropped, Problem
@@ -64,8 +65,8 @@ def plan(recipe: Recipe) -> Iterator[str]:
     for each in exits:
         yield "exit      " + " ".join(f"{key}={value}" for key, value in each.changed().items())
     yield ""
-    question, remark = _first_question(recipe)
-    prompt, rendered = _solve(recipe, question)
+    question, name, remark = _first_question(recipe)
+    prompt, rendered = _asked(recipe, question, name)
     yield from _block(f"sample, evaluate: the first prompt{remark}{rendered}", prompt)
     for name, purpose in PROMPTS.items():
         yield from _block(purpose, render(name, model.family))
@@ -77,10 +78,12 @@ def _block(title: str, text: str) -> Iterator[str]:
     yield ""
 
 
-def _first_question(recipe: Recipe) -> tuple[str, str]:
+def _first_question(recipe: Recipe) -> tuple[str, str, str]:
+    """The question, the prompt that asks it, and a remark where it is none."""
     imported = recipe.sample.imported
     source = imported or recipe.problems.source
-    unknown = f"(a question of {source})", f" ({source} is not on this machine)"
+    asked = "solve" if imported else prompt_of(recipe.problems)
+    unknown = f"(a question of {source})", asked, f" ({source} is not on this machine)"
     local = source == "chains" or source.endswith((".jsonl", ".parquet"))
     if not local:
         return unknown
@@ -91,14 +94,12 @@ def _first_question(recipe: Recipe) -> tuple[str, str]:
 
         rows = imported_problems(imported, small, recipe.seed)
     else:
-        from dto.problems import load_problems
-
         rows = load_problems(small, recipe.seed)
     first = next(islice((row for row in rows if isinstance(row, Problem)), 1), None)
-    return (first.question, "") if first is not None else unknown
+    return (first.question, first.prompt, "") if first is not None else unknown
 
 
-def _solve(recipe: Recipe, question: str) -> tuple[str, str]:
+def _asked(recipe: Recipe, question: str, name: str) -> tuple[str, str]:
     from dto.serving import load_tokenizer
     from dto.trajectories import prompt_ids
 
@@ -106,7 +107,7 @@ def _solve(recipe: Recipe, question: str) -> tuple[str, str]:
         tokenizer: PreTrainedTokenizerBase = load_tokenizer(recipe, local=True)
     except DtoError:
         system = f"[system] {recipe.model.system}\n" if recipe.model.system else ""
-        text = f"{system}[user] {render('solve', recipe.model.family, question=question)}"
+        text = f"{system}[user] {render(name, recipe.model.family, question=question)}"
         return text, " (the tokenizer is not on this machine: without the chat template)"
-    ids = prompt_ids(question, tokenizer, recipe.model)
+    ids = prompt_ids(question, tokenizer, recipe.model, name)
     return str(tokenizer.decode(list(ids))), f" ({len(ids)} tokens)"
