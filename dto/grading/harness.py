@@ -28,14 +28,20 @@ _PYTHON = ("", "python", "python3", "py", "py3")
 _IMPORT = re.compile(r"^(?:import|from)\s.*$", re.MULTILINE)
 
 
+def last_block(response: str) -> str:
+    """The last fenced block of Python, or the whole text."""
+    blocks = _blocks(response)
+    return blocks[-1] if blocks else response
+
+
 def sources(response: str, prompt: str, entry_point: str) -> list[str]:
     """The source texts to execute one after the other in one namespace."""
-    blocks = [block for tag, block in _FENCE.findall(response) if tag.lower() in _PYTHON]
+    blocks = _blocks(response)
     whole = [block for block in blocks or [response] if entry_point in _defined(block)]
     if whole:
         before = prompt if _parsed(prompt) else "\n".join(_IMPORT.findall(prompt))
         return [before, whole[-1]]
-    rest = blocks[-1] if blocks else response
+    rest = last_block(response)
     if not prompt.endswith("\n"):
         prompt += "\n"
     indented = prompt + textwrap.indent(textwrap.dedent(rest), "    ")
@@ -83,6 +89,10 @@ def _unittests(new: dict[str, Any]) -> str:
     if result.wasSuccessful():
         return "" if result.testsRun else f"{FAILED}unreadable_gold: no tests"
     return "memory_limit" if "MemoryError" in str(result.errors) else "AssertionError"
+
+
+def _blocks(response: str) -> list[str]:
+    return [block for tag, block in _FENCE.findall(response) if tag.lower() in _PYTHON]
 
 
 def _parsed(source: str) -> ast.Module | None:

@@ -279,13 +279,15 @@ def guard() -> None:
         if event == "import" and str(arguments[0]) in ("ctypes", "_ctypes"):
             raise ImportError("not available in the sandbox")
         if event == "open":
-            path, mode, flags = arguments
+            path, _, flags = arguments
             writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             bad = not below(path, (work, "/dev/null") if writes else readable)
         elif event in ("os.listdir", "os.scandir", "os.chdir"):
             bad = not below(arguments[0] or ".", readable)
         elif event in CHANGING:
-            bad = not all(below(path, (work,)) for path in arguments[:2] if not isinstance(path, int))
+            bad = not all(
+                below(path, (work,)) for path in arguments[:2] if not isinstance(path, int)
+            )
         else:
             bad = event.startswith(FORBIDDEN) and event != "socket.__new__"
         if bad:

@@ -77,7 +77,7 @@ class Limits:
 
 
 class Verdict(NamedTuple):
-    """Whether the tests passed, and if not, why: an exception's name, `time_limit`, …"""
+    """Whether the tests passed, and if not, why: `time_limit` or an exception's name."""
 
     passed: bool
     reason: str
@@ -214,7 +214,8 @@ def _bwrap(disk: int) -> list[str]:
         for part in ("--ro-bind-try", path, path)
     ]
     return [
-        shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--new-session", *system, "--dev", "/dev",
+        shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--new-session",
+        *system, "--dev", "/dev",
         "--size", str(disk), "--tmpfs", "/tmp", *python, "--ro-bind", str(_JAIL.parent),
         str(_JAIL.parent), "--chdir", "/tmp", "--",
     ]  # fmt: skip

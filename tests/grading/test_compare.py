@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dto.grading import Grader
-from dto.grading.compare import clean, compare, normalise, quantity
+from dto.grading.compare import clean, compare, normalise
 from dto.grading.pool import WorkerPool
+from dto.grading.quantity import quantity
 
 MATH = [
     # gold, prediction, equal
