@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from dto.cli_grade import grade
 from dto.errors import DtoError, RecipeError
 from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.runs.run import STAGES, Run, open_run
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 nano = typer.Typer(no_args_is_help=True, help="The embedded model.")
 app.add_typer(nano, name="nano")
+app.command()(grade)
 
 Target = Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run directory.")]
 Out = Annotated[Path | None, typer.Option(help="Run directory; runs/NAME by default.")]

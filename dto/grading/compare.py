@@ -73,6 +73,7 @@ _INEQUALITY = re.compile(
     r"([^<>=]+?)(<|\\leq?)(?![A-Za-z])\s*[a-zA-Z]\s*(<|\\leq?)(?![A-Za-z])([^<>=]+)"
 )
 _NUMBERS_ALONE = re.compile(r"[\d.]+(?: [\d.]+)+")
+_DEGREES = re.compile(r"\\circ|\\degree|°")
 _BASE = re.compile(r"\w+_\{?(\d+)\}?")
 _TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?\s*([ap])?\.?(?:m\.?)?", re.I)
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
@@ -158,6 +159,8 @@ def _compare(gold: str, prediction: str, kind: AnswerKind) -> bool | None:
     gold_clean, cleaned = clean(gold), clean(prediction)
     wanted, given = quantity(gold_clean), quantity(cleaned)
     if wanted and given:
+        if _DEGREES.search(gold + prediction) and "rad" in wanted.unit + given.unit:
+            return False
         return _same_quantity(wanted, given)
     wanted_list, given_list = _numbers(gold_clean), _numbers(cleaned)
     if wanted_list and given_list:

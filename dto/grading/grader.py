@@ -10,7 +10,7 @@ from typing import NamedTuple
 from dto.grading.compare import asks_for_percentage, compare, for_parser, without_percent
 from dto.grading.extract import MAX_ANSWER, MAX_TEXT, final_answer, trial_answer
 from dto.grading.harness import last_block
-from dto.grading.pool import ComparisonError, WorkerPool
+from dto.grading.pool import UNREADABLE_GOLD, ComparisonError, WorkerPool
 from dto.grading.published import Rules, decide
 from dto.grading.sandbox import Limits, Sandbox, SandboxError
 from dto.records import AnswerKind, Grade
@@ -191,6 +191,8 @@ class Grader:
         try:
             equal = await self._pool.equal(*pair)
         except ComparisonError as error:
+            if self._rules != "ours" and str(error) == UNREADABLE_GOLD:
+                return self._remember(key, "wrong")  # as the others have it
             return self._remember(key, "failed", str(error))
         return self._remember(key, "correct" if equal else "wrong")
 
@@ -200,7 +202,7 @@ class Grader:
             gold = json.loads(key.gold)
             problem = [str(gold[name]) for name in ("prompt", "test", "entry_point")]
         except (ValueError, KeyError, TypeError):
-            return self._remember(key, "failed", "unreadable_gold")
+            return self._remember(key, "failed", UNREADABLE_GOLD)
         try:
             passed, reason = await self._sandbox.run(key.answer, *problem)
         except SandboxError as error:

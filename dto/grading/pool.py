@@ -14,7 +14,7 @@ from pathlib import Path
 from dto.errors import DtoError
 
 _WORKER = Path(__file__).with_name("worker.py")
-_UNREADABLE_GOLD = "unreadable_gold"
+UNREADABLE_GOLD = "unreadable_gold"
 _START_SECONDS = 120.0  # importing sympy on a machine that is busy with something else
 _WALL_FACTOR = 20.0  # a child that has not even used its CPU time after that is stuck
 
@@ -50,9 +50,9 @@ class WorkerPool:
                 # Cancelled, most likely: a late reply must not meet a later question.
                 await self._end(child)
                 raise
-            if reply.get("error") == _UNREADABLE_GOLD:
+            if reply.get("error") == UNREADABLE_GOLD:
                 self._idle.append(child)
-                raise ComparisonError(_UNREADABLE_GOLD)
+                raise ComparisonError(UNREADABLE_GOLD)
             if "error" in reply:
                 await self._end(child)
                 raise ComparisonError(str(reply["error"]))

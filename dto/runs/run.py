@@ -180,9 +180,10 @@ def open_run(
 
     `resume` goes on with another recipe too: the stages that it changes are computed again.
     `overwrite` deletes the run that is there. `allow_code_execution`: programs that answer problems
-    are run (`dto.grading.sandbox`); that is nothing a recipe could ask for. Raises RunConflictError for a run with another recipe
-    (the differing keys are named), for one that another process is at work on, and for a directory
-    that holds something else.
+    are run (`dto.grading.sandbox`); that is nothing a recipe could ask for.
+
+    Raises RunConflictError for a run with another recipe (the differing keys are named), for one
+    that another process is at work on, and for a directory that holds something else.
     """
     begun = path / "recipe.yaml"
     if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not begun.exists())):

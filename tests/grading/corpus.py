@@ -305,7 +305,7 @@ ANGLES: list[Row] = [
     ("90", "90 degrees", True, "in words"),
     ("90", r"90\text{ degrees}", True, "in words, in text mode"),
     (r"90^\circ", r"\frac{\pi}{2}", False, "radians are other numbers"),
-    (r"90^\circ", "90 radians", True, "the sign is dropped, the word says nothing: a known gap"),
+    (r"90^\circ", "90 radians", False, "degrees are no radians"),
     ("20", r"20^\circ\text{C}", True, "a temperature"),
     ("20", "20 °C", True, "a temperature without LaTeX"),
     (r"90^\circ", r"9^\circ", False, "another number"),
