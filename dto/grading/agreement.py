@@ -152,7 +152,8 @@ async def _agree(items: Iterator[Item | None], rules: tuple[Rules, ...], out: Pa
                 if len(set(grades.values())) > 1:
                     disagreements += 1
                     with disk_errors(path):
-                        row = {"id": item.id, "gold": item.gold, "answer": item.answer, **grades}
+                        row = {"id": item.id, "gold": item.gold, "answer": item.answer}
+                        row |= {str(rule): grade for rule, grade in grades.items()}
                         lines.write(json.dumps(row, ensure_ascii=False) + "\n")
                     if len(shown) < SHOWN:
                         right = [rule for rule, grade in grades.items() if grade == "correct"]

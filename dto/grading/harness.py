@@ -45,7 +45,7 @@ def sources(response: str, prompt: str, entry_point: str) -> list[str]:
     if not prompt.endswith("\n"):
         prompt += "\n"
     indented = prompt + textwrap.indent(textwrap.dedent(rest), "    ")
-    return [prompt + rest if _parsed(prompt + rest) or not _parsed(indented) else indented]
+    return [indented if _compiles(indented) and not _compiles(prompt + rest) else prompt + rest]
 
 
 def run(response: str, prompt: str, test: str, entry_point: str) -> str:
@@ -100,6 +100,15 @@ def _parsed(source: str) -> ast.Module | None:
         return ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+
+
+def _compiles(source: str) -> bool:
+    """Unlike the parser, the compiler refuses a `return` outside a function."""
+    try:
+        compile(source, "<answer>", "exec")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
 
 
 def _defined(source: str) -> set[str]:
