@@ -28,38 +28,37 @@ from dto.records import AnswerKind
 
 MAX_DEPTH = 60  # of nested brackets: what is deeper is no answer, and would exhaust a parser
 
-_CHARACTERS = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | str.maketrans(
-    "−–\u2009\u202f\u3000、【】", "--   ,[]"
-)
-_REWRITES = [
+_CHARACTERS: dict[int, int | str] = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+_CHARACTERS |= str.maketrans("−–\u2009\u202f\u3000、【】", "--   ,[]")
+_CHARACTERS |= {
+    ord(character): text
+    for character, text in (
+        ("π", r"\pi "), ("×", r"\times "), ("≥", r"\geq "), ("≤", r"\leq "), ("²", "^2"),
+        ("³", "^3"), ("∅", r"\emptyset "), ("∞", r"\infty "), ("∪", r" \cup "), ("°", r"^\circ "),
+        ("≈", r"\approx "), ("∴", r"\therefore "),
+    )
+}  # fmt: skip
+_ROOT = re.compile(r"√\s*(\d+)")
+_COMMANDS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"\\(?:left|right|displaystyle|bigl?|bigr|Bigl?|Bigr)(?![A-Za-z])|(?<!\\)\\!|\\\$|\$", ""),
+        (r"\\(?:left|right|displaystyle|bigl?|bigr|Bigl?|Bigr)(?![A-Za-z])|(?<!\\)\\!|\\\$", ""),
         (r"(?<=\d)\\,(?=\d{3}(?!\d))", ""),
-        (r"(?<!\\)\\[,;: ]|~|\\q?quad(?![A-Za-z])", " "),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\{,\}", ","),
+        (r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])", " "),
         (r"\\%", "%"),
         (
-            r"(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})(?![A-Za-z])|\\degree(?![A-Za-z])|°)\s*(?:[CF]\b)?",
+            r"(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})(?![A-Za-z])|\\degree(?![A-Za-z]))\s*(?:[CF]\b)?",
             "",
         ),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
         (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
         (r"(\\frac\s*\{[^{}]*\})\s*(\d)(?!\d)", r"\1{\2}"),
         (r"\\sqrt\s*(\d)(?!\d)", r"\\sqrt{\1}"),
-        (r"√\s*(\d+)", r"\\sqrt{\1}"),
-        (r"π", r"\\pi "),
-        (r"×", r"\\times "),
-        (r"≥|\\geqslant", r"\\geq "),
-        (r"≤|\\leqslant", r"\\leq "),
-        (r"²", "^2"),
-        (r"³", "^3"),
-        (r"\\varnothing|\\\{\s*\\\}|∅", r"\\emptyset "),
+        (r"\\(leq|geq)slant", r"\\\1"),
+        (r"\\varnothing|\\\{\s*\\\}", r"\\emptyset "),
         (r"\{[bB]?matrix\}", "{pmatrix}"),
-        (r"∞", r"\\infty "),
-        (r"\\cup(?![A-Za-z])|∪", r" \\cup "),
-        (r"^\s*(?:\\approx|≈|=|\\therefore|∴)", ""),
+        (r"^\s*\\(?:approx|therefore)(?![A-Za-z])", ""),
     )
 ]
 _WRAPPER = re.compile(
@@ -102,16 +101,25 @@ def clean(text: str) -> str:
 
     `\text{}` stays, except around words such as "or more": math-verify would not see those there.
     """
-    text = text.translate(_CHARACTERS)
-    for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)
-    text = _WRAPPER.sub(lambda m: f" {m[1]} " if NO_UNIT.search(m[1]) else m[0], text)
-    return " ".join(text.split()).rstrip(".;。, ")
+    if not text.isascii():
+        text = _ROOT.sub(r"\\sqrt{\1}", text).translate(_CHARACTERS)
+    if "\\" in text:
+        for pattern, replacement in _COMMANDS:
+            text = pattern.sub(replacement, text)
+        text = _WRAPPER.sub(lambda m: f" {m[1]} " if NO_UNIT.search(m[1]) else m[0], text)
+    text = text.replace("$", "").replace("~", " ").replace("{,}", ",")
+    return " ".join(text.split()).lstrip("= ").rstrip(".;。, ")
 
 
 def normalise(text: str) -> str:
     r"""The string that equal answers share: `clean`, `\text{}` unwrapped, idle spaces dropped."""
-    return _IDLE_SPACE.sub("", _WRAPPER.sub(r" \1 ", clean(text)).strip())
+    return _bare(clean(text))
+
+
+def _bare(cleaned: str) -> str:
+    if "\\" in cleaned:
+        cleaned = _WRAPPER.sub(r" \1 ", cleaned)
+    return _IDLE_SPACE.sub("", cleaned.strip())
 
 
 @lru_cache(maxsize=4096)
@@ -141,7 +149,8 @@ def compare(gold: str, prediction: str, kind: AnswerKind, *, percent: bool = Fal
 
 
 def _compare(gold: str, prediction: str, kind: AnswerKind) -> bool | None:
-    gold_text, text = normalise(gold), normalise(prediction)
+    gold_clean, cleaned = clean(gold), clean(prediction)
+    gold_text, text = _bare(gold_clean), _bare(cleaned)
     if kind == "choice":
         return _same_choice(gold_text, text)
     if not text:
@@ -156,7 +165,6 @@ def _compare(gold: str, prediction: str, kind: AnswerKind) -> bool | None:
     times = _TIME.fullmatch(gold_text), _TIME.fullmatch(text)
     if times[0] and times[1]:
         return _same_time(times[0], times[1])
-    gold_clean, cleaned = clean(gold), clean(prediction)
     wanted, given = quantity(gold_clean), quantity(cleaned)
     if wanted and given:
         if _DEGREES.search(gold + prediction) and "rad" in wanted.unit + given.unit:
@@ -172,7 +180,7 @@ def _compare(gold: str, prediction: str, kind: AnswerKind) -> bool | None:
         return False
     if _NUMBERS_ALONE.fullmatch(cleaned) and not _NUMBERS_ALONE.fullmatch(gold_clean):
         return False  # a parser would multiply them
-    if gold_text[0] in "([" and (interval := _interval(cleaned)):
+    if gold_text[:1] in ("(", "[") and (interval := _interval(cleaned)):
         return _compare(gold, interval, kind)
     return _same_words(gold, gold_text, text)
 
