@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from dto.grading.pool import UNREADABLE_GOLD, ComparisonError, WorkerPool
 from dto.grading.published import Rules, decide
 from dto.grading.sandbox import Limits, Sandbox, SandboxError
 from dto.records import AnswerKind, Grade
+
+logger = logging.getLogger("dto")
 
 
 class Graded(NamedTuple):
@@ -84,6 +87,7 @@ class Grader:
         self._cache: dict[_Key, _Result] = {}
         self._running: dict[_Key, asyncio.Task[_Result]] = {}
         self._pool: WorkerPool | None = None
+        self._told = False
         self._sandbox = Sandbox(self._workers, code_limits) if allow_code_execution else None
 
     async def grade_conclusion(
@@ -159,6 +163,12 @@ class Grader:
         response = response[-MAX_TEXT:]
         shown = last_block(response).strip()[:MAX_ANSWER]
         if self._sandbox is None:
+            if not self._told:
+                logger.warning(
+                    "programs are not run, and so graded failed: --allow-code-execution (in the "
+                    "library Grader(allow_code_execution=True)) runs them in a sandbox"
+                )
+            self._told = True
             return Graded("failed", shown, "no_code_execution")
         if not response.strip():
             return Graded("wrong", shown)

@@ -19,7 +19,7 @@ GOLD = json.dumps({"prompt": "def f():\n", "test": "assert f() == 1", "entry_poi
 @pytest.mark.parametrize("allowed", [False, True])
 def test_the_flag_of_the_command(tmp_path: Path, allowed: bool) -> None:
     source, run = tmp_path / "code.jsonl", tmp_path / "run"
-    rows = [{"question": row.question, "answer": GOLD} for row in chain_problems("test", 3, seed=1)]
+    rows = [{"problem": row.question, "answer": GOLD} for row in chain_problems("test", 3, seed=1)]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "recipe.yaml").write_text(
         f"""
@@ -33,8 +33,13 @@ def test_the_flag_of_the_command(tmp_path: Path, allowed: bool) -> None:
         ["evaluate", str(tmp_path / "recipe.yaml"), "--out", str(run), *flag], standalone_mode=False
     )
     found = list(tables.read(run / "evaluate" / "rows.parquet", EvaluationRow))
-    graded = {(row.grade, row.reason.split()[0]) for row in found if row.grade != "truncated"}
-    assert graded == {("wrong", "SyntaxError") if allowed else ("failed", "no_code_execution")}
+    graded = {(row.grade, row.reason) for row in found if row.grade != "truncated"}
+    if allowed:  # what nano says is no Python
+        assert {(grade, reason[-5:]) for grade, reason in graded} <= {("wrong", "Error")} | {
+            ("wrong", "lated")  # unisolated
+        }
+    else:
+        assert graded == {("failed", "no_code_execution")}
 
 
 def test_no_recipe_can_allow_it(tmp_path: Path) -> None:
