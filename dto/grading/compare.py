@@ -86,7 +86,7 @@ _OPTION = re.compile(
     r"\s*:?\s*", re.IGNORECASE
 )  # fmt: skip
 _PERCENTAGE = re.compile(
-    r"\b(?:what|which|how many|(?:find|calculate|compute|determine) the)\s+"
+    r"\b(?:what(?:['’]s)?|which|how many|(?:find|calculate|compute|determine) the)\s+"
     r"(?:[\w-]+\s+){0,2}?percent(?:age)?s?\b"
     r"|\b(?:as|in)\s+(?:a|an)?\s*(?:[\w-]+\s+)?percent(?:age)?s?\b|\bhow much percent"
     r"|百分之(?:几|多少)|百分比是|百分率是|百分数(?:表示|是)",
