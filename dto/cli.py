@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from dto.cli_grade import grade
 from dto.errors import DtoError, RecipeError
 from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.runs.run import STAGES, Run, open_run
@@ -29,12 +30,17 @@ app = typer.Typer(
 nano = typer.Typer(no_args_is_help=True, help="The embedded model.")
 app.add_typer(nano, name="nano")
 app.add_typer(tasks, name="tasks")
+app.command()(grade)
 
 Target = Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run directory.")]
 Out = Annotated[Path | None, typer.Option(help="Run directory; runs/NAME by default.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on although settings changed.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that is there.")]
 Again = Annotated[bool, typer.Option("--overwrite", help="Compute it again from the start.")]
+Code = Annotated[
+    bool,
+    typer.Option("--allow-code-execution", help="Run programs that a model wrote, in a sandbox."),
+]
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key.")]
 
 
@@ -94,6 +100,7 @@ def run_all(
     ] = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    code: Code = False,
     changes: Changes = None,
 ) -> None:
     """Every stage of a recipe; resumes where it stopped."""
@@ -106,16 +113,20 @@ def run_all(
         return
     from dto.pipeline import run_stages
 
-    run = open_run(out or place, recipe, resume=resume, overwrite=overwrite)
+    run = open_run(
+        out or place, recipe, resume=resume, overwrite=overwrite, allow_code_execution=code
+    )
     _within(run, lambda held: _print(run_stages(held, STAGES)))
 
 
-def _compute(stage: str, recipe: Recipe, place: Path, resume: bool, overwrite: bool) -> None:
+def _compute(
+    stage: str, recipe: Recipe, place: Path, resume: bool, overwrite: bool, code: bool
+) -> None:
     from dto.pipeline import run_stages
 
     # Problems cost nothing and everything begins with them.
     stages = (stage,) if stage == "problems" else ("problems", stage)
-    run = open_run(place, recipe, resume=resume)
+    run = open_run(place, recipe, resume=resume, allow_code_execution=code)
     if overwrite:
         run.clear(stage)
     _within(run, lambda held: _print(run_stages(held, stages)), stage)
@@ -129,10 +140,11 @@ def _stage_command(stage: str) -> None:
         out: Out = None,
         resume: Resume = False,
         overwrite: Again = False,
+        code: Code = False,
         changes: Changes = None,
     ) -> None:
         recipe, place = _recipe(target, changes)
-        _compute(stage, recipe, out or place, resume, overwrite)
+        _compute(stage, recipe, out or place, resume, overwrite, code)
 
     app.command(stage, help=f"The stage {stage} alone.")(command)
 
@@ -152,12 +164,13 @@ def evaluate(
     ] = False,
     resume: Resume = False,
     overwrite: Again = False,
+    code: Code = False,
     changes: Changes = None,
 ) -> None:
     """The stage evaluate alone, or what many exits would give on recorded traces."""
     recipe, place = _recipe(target, changes)
     if not replay:
-        _compute("evaluate", recipe, out or place, resume, overwrite)
+        _compute("evaluate", recipe, out or place, resume, overwrite, code)
         return
     from dto.calibration.curve import replay as replay_run
 
@@ -172,6 +185,7 @@ def calibrate(
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    code: Code = False,
     changes: Changes = None,
 ) -> None:
     """Record traces of the dev problems, and pick the exit that is certified to lose little."""
@@ -186,7 +200,10 @@ def calibrate(
 
     recipe, place = _to_calibrate(target, changes)
     load_tokenizer(recipe)  # a name that is none begins no run
-    _within(open_run(out or place, recipe, resume=resume, overwrite=overwrite), work, "calibrate")
+    run = open_run(
+        out or place, recipe, resume=resume, overwrite=overwrite, allow_code_execution=code
+    )
+    _within(run, work, "calibrate")
 
 
 def _to_calibrate(target: str, changes: list[str] | None) -> tuple[Recipe, Path]:
@@ -220,6 +237,7 @@ def import_(
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    code: Code = False,
     changes: Changes = None,
 ) -> None:
     """Turn rows of prompt + response into trajectories; go on with `dto segment RUN`.
@@ -237,7 +255,8 @@ def import_(
         settings = make_recipe(given, parsed, "--set")
     else:
         settings, _ = _recipe(recipe, [*(changes or []), *own])
-    run = open_run(out or Path("runs") / name, settings, resume=resume, overwrite=overwrite)
+    place = out or Path("runs") / name
+    run = open_run(place, settings, resume=resume, overwrite=overwrite, allow_code_execution=code)
     _within(run, lambda held: _print(run_stages(held, ("problems", "sample"))), "sample")
     print(f"{run.path}: go on with dto segment {run.path}")
 

@@ -103,7 +103,7 @@ def _train(run: Run) -> None:
     with disk_errors(directory):
         directory.mkdir(exist_ok=True)
         manifest.write_text(directory / "journal", json.dumps({"head": {"config": config}}) + "\n")
-    result = train(run.path, run.recipe)
+    result = train(run.path, run.recipe, allow_code_execution=run.allow_code_execution)
     result["seconds"] = time.perf_counter() - begun
     with disk_errors(directory):
         weights = content.of_path(directory / "model")
@@ -113,7 +113,8 @@ def _train(run: Run) -> None:
 
 
 async def _compute(run: Run, stages: Sequence[str]) -> None:
-    async with Serving(run.recipe) as serving:
+    allowed = run.allow_code_execution
+    async with Serving(run.recipe, allow_code_execution=allowed) as serving:
         for name in stages:
             config = run.config(name)
             if run.finished(name, config):

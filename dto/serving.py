@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 class Serving:
     """The engine and the grader of consecutive stages, opened when a stage first asks for them.
 
-    At most one engine is open: two would share the memory.
+    At most one engine is open: two would share the memory. `allow_code_execution`: programs that a
+    model wrote are run (`dto.grading.sandbox`).
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, *, allow_code_execution: bool = False) -> None:
         self._recipe = recipe
+        self._allow_code_execution = allow_code_execution
         self._opened = AsyncExitStack()
         self._engine = AsyncExitStack()
         self._label = ""
@@ -62,7 +64,8 @@ class Serving:
         if self._grader is None:
             from dto.grading import Grader
 
-            self._grader = await self._opened.enter_async_context(Grader())
+            grader = Grader(allow_code_execution=self._allow_code_execution)
+            self._grader = await self._opened.enter_async_context(grader)
         return self._grader
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -98,7 +98,9 @@ async def read_and_grade(
     if finish_reason == "length" or not reading.closed:
         return reading, Graded("truncated", "", "")
     conclusion = reading.text[slice(*reading.conclusion)]
-    return reading, await grader.grade_conclusion(conclusion, problem.answer, problem.answer_kind)
+    return reading, await grader.grade_conclusion(
+        conclusion, problem.answer, problem.answer_kind, problem.question
+    )
 
 
 async def make_trajectory(

@@ -63,6 +63,7 @@ class Run:
     recipe: Recipe
     resume: bool
     lock: int
+    allow_code_execution: bool = False
 
     def __truediv__(self, stage: str) -> Path:
         """The directory of a stage."""
@@ -167,13 +168,22 @@ class Run:
         os.close(self.lock)
 
 
-def open_run(path: Path, recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Run:
+def open_run(
+    path: Path,
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_code_execution: bool = False,
+) -> Run:
     """Begin a run, or go on with one of the same recipe.
 
     `resume` goes on with another recipe too: the stages that it changes are computed again.
-    `overwrite` deletes the run that is there. Raises RunConflictError for a run with another recipe
-    (the differing keys are named), for one that another process is at work on, and for a directory
-    that holds something else.
+    `overwrite` deletes the run that is there. `allow_code_execution`: programs that answer problems
+    are run (`dto.grading.sandbox`); that is nothing a recipe could ask for.
+
+    Raises RunConflictError for a run with another recipe (the differing keys are named), for one
+    that another process is at work on, and for a directory that holds something else.
     """
     begun = path / "recipe.yaml"
     if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not begun.exists())):
@@ -199,7 +209,7 @@ def open_run(path: Path, recipe: Recipe, *, resume: bool = False, overwrite: boo
     with disk_errors(begun):
         text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         manifest.write_text(begun, text)
-    return Run(path, recipe, resume, lock)
+    return Run(path, recipe, resume, lock, allow_code_execution)
 
 
 def write_run_manifest(run: Run) -> dict[str, Any]:

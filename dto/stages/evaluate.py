@@ -101,7 +101,7 @@ async def grade_response(response: ExitedResponse, problem: Problem, ctx: Contex
     if not response.complete:
         return Graded("truncated", "", "")
     return await ctx.grader.grade_conclusion(
-        response.conclusion, problem.answer, problem.answer_kind
+        response.conclusion, problem.answer, problem.answer_kind, problem.question
     )
 
 

@@ -20,7 +20,9 @@ ERROR = "error: "
 PATIENCE_SECONDS = 10.0
 
 
-def train(run_directory: Path | str, recipe: Recipe) -> dict[str, Any]:
+def train(
+    run_directory: Path | str, recipe: Recipe, *, allow_code_execution: bool = False
+) -> dict[str, Any]:
     """Train on a run's pairs with SimPO; what came of it. Nothing of torch is imported here.
 
     Reads the tables of problems, sample, optimize or prune, and pair; `recipe` is the run's own.
@@ -28,6 +30,7 @@ def train(run_directory: Path | str, recipe: Recipe) -> dict[str, Any]:
     by :mod:`dto.training.simpo`; killed at any time and called again, it goes on from its last
     complete checkpoint. It writes below `RUN/train`: `model/` (weights, tokenizer, chat template),
     `history.jsonl` (deterministic), `effort.jsonl` (not), `dropped.jsonl`, `result.json`.
+    `allow_code_execution`: programs that answer dev problems are run (`dto.grading.sandbox`).
 
     Returns:
         `rows` (counts: pairs, dropped, dev_problems), `usage` (of the dev responses, the fields of
@@ -43,6 +46,8 @@ def train(run_directory: Path | str, recipe: Recipe) -> dict[str, Any]:
     if load_recipe(own) != recipe:
         raise DtoError(f"train: {own} differs from the recipe asked for: train goes by that file")
     command = [sys.executable, "-m", "dto.training.simpo", str(run), "--parent", str(os.getpid())]
+    if allow_code_execution:
+        command.append("--allow-code-execution")
     environment = os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1"}
     last = ""
     with subprocess.Popen(

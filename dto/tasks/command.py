@@ -50,6 +50,9 @@ def validate_task(
         typer.Option(help="TASK|RECIPE|SOURCE whose questions it should not share; repeatable."),
     ] = None,
     ngram: Annotated[int, typer.Option(min=2, help="Words that count as an overlap.")] = 13,
+    code: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Run reference solutions, in a sandbox.")
+    ] = False,
 ) -> None:
     """Grade every gold answer against itself; list duplicates and overlaps of train and test.
 
@@ -66,7 +69,7 @@ def validate_task(
     others = [_settings(other) for other in against or []]
 
     async def work() -> Report:
-        async with Grader() as grader:
+        async with Grader(allow_code_execution=code) as grader:
             return await validate(settings, grader, others, ngram)
 
     report = asyncio.run(work())

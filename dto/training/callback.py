@@ -38,11 +38,13 @@ class DevCallback(TrainerCallback):
         tokenizer: PreTrainedTokenizerBase,
         problems: Sequence[Problem],
         training: TrainingState,
+        allow_code_execution: bool = False,
     ) -> None:
         self.recipe = recipe
         self.tokenizer = tokenizer
         self.problems = problems
         self.training = training
+        self.allow_code_execution = allow_code_execution
         self.mean_loss: Callable[[], float | None] = lambda: None
         self._points: set[int] = set()
         self._since = time.monotonic()
@@ -112,7 +114,13 @@ class DevCallback(TrainerCallback):
         began = time.monotonic()
         world = PartialState()
         own = self.problems[world.process_index :: world.num_processes]
-        responses, usage = measure(model, self.tokenizer, own, self.recipe)
+        responses, usage = measure(
+            model,
+            self.tokenizer,
+            own,
+            self.recipe,
+            allow_code_execution=self.allow_code_execution,
+        )
         if world.num_processes > 1:
             responses = gather_object(responses)
             total = Usage()

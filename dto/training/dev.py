@@ -49,6 +49,8 @@ def measure(
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
     recipe: Recipe,
+    *,
+    allow_code_execution: bool = False,
 ) -> tuple[list[Response], Usage]:
     """`recipe.train.dev_samples` responses to each problem, from the model as it is now.
 
@@ -61,7 +63,8 @@ def measure(
     model.eval()  # type: ignore[no-untyped-call]
     try:
         with torch.random.fork_rng(), torch.inference_mode():
-            return asyncio.run(_measure(model, tokenizer, problems, recipe))
+            grader = Grader(allow_code_execution=allow_code_execution)
+            return asyncio.run(_measure(model, tokenizer, problems, recipe, grader))
     finally:
         model.train(was_training)
 
@@ -71,6 +74,7 @@ async def _measure(
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
     recipe: Recipe,
+    grader: Grader,
 ) -> tuple[list[Response], Usage]:
     settings = recipe.sample.model_copy(update={"samples": recipe.train.dev_samples})
     recipe = recipe.model_copy(update={"sample": settings})
@@ -83,7 +87,7 @@ async def _measure(
         kv_bytes=recipe.model.kv_bytes,
     )
     with metered() as usage:
-        async with engine, Grader() as grader:
+        async with engine, grader:
             ctx = Context(recipe, engine, grader)
             with tqdm(total=len(problems), desc="dev", leave=False, disable=None) as bar:
 

@@ -164,7 +164,7 @@ def config(recipe: Recipe, directory: Path) -> CPOConfig:
     )
 
 
-def fit(run: Path, recipe: Recipe) -> dict[str, Any]:
+def fit(run: Path, recipe: Recipe, *, allow_code_execution: bool = False) -> dict[str, Any]:
     """Train on the pairs of a run and keep one model in `train/model`; what came of it.
 
     The result, also in `train/result.json`, is described at :func:`dto.stages.train.train`. A
@@ -200,7 +200,7 @@ def fit(run: Path, recipe: Recipe) -> dict[str, Any]:
     )
     choice = Choice(BASE_STEP, "there are no pairs to train on: base is kept")
     if order:
-        callback = DevCallback(recipe, tokenizer, problems, training)
+        callback = DevCallback(recipe, tokenizer, problems, training, allow_code_execution)
         trainer = SimPOTrainer(model, arguments, tokenizer, pairs, order, [callback])
         callback.mean_loss = trainer.mean_loss
         if not training.history:
@@ -303,6 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dto.training.simpo", description=__doc__)
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--parent", type=int, help="process id to end with")
+    parser.add_argument("--allow-code-execution", action="store_true", help="run programs")
     options = parser.parse_args(arguments)
     if options.parent is not None:
         _exit_with(options.parent)
@@ -313,7 +314,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     datasets.disable_progress_bars()
     try:
-        fit(options.run, load_recipe(options.run / "recipe.yaml"))
+        recipe = load_recipe(options.run / "recipe.yaml")
+        fit(options.run, recipe, allow_code_execution=options.allow_code_execution)
     except DtoError as error:
         print(f"error: {error}", flush=True)
         return 1
