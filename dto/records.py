@@ -22,6 +22,7 @@ IdsFrom = Literal["sampled", "encoded"]
 Decision = Literal["above", "below", "undecided"]
 Outcome = Literal["shortened", "repaired", "unchanged", "not_shorter"]
 VerdictKind = Literal["keep", "redundant", "meaningless", "harmful", "unjudged"]
+STAYS: tuple[VerdictKind, ...] = ("keep", "unjudged")  # the others propose a removal
 
 
 class Span(NamedTuple):

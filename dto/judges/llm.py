@@ -13,13 +13,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from dto.context import Context
-from dto.engines.base import Engine, Message, Sampling
+from dto.engines.base import Completion, Engine, Message, Sampling
 from dto.engines.chat import prompt_ids
+from dto.errors import EngineError
 from dto.ledger import charged_to
 from dto.prompts import JUDGE, render
 from dto.records import Problem, Segment, Trajectory, Verdict, VerdictKind
 
-SCORES: Mapping[VerdictKind, float] = {"harmful": 3, "meaningless": 2, "redundant": 1, "keep": 0}
+SCORES: Mapping[VerdictKind, float] = {
+    "harmful": 3.0, "meaningless": 2.0, "redundant": 1.0, "keep": 0.0,
+}  # fmt: skip
 """The worse a pattern is said to be, the later it is restored when a test fails."""
 REASON: dict[str, Any] = {"type": "string"}
 """What the schema asks of a reason. No length: not every server's schemas have it."""
@@ -43,6 +46,8 @@ async def judge(
     fit into the judge's context, the prompt begins with a later pattern, and those before it are
     unjudged. A request that fails is not made again: all its patterns are unjudged. What the judge
     reads and writes is charged to its own account (:mod:`dto.ledger`).
+
+    Raises EngineError for a judge that cannot be asked so at all.
     """
     between = range(1, len(segments) - 1)
     if not between:
@@ -73,10 +78,10 @@ async def judge(
             json_schema=schema(numbers) if engine.capabilities.json_schema else None,
         )
         messages = _messages(problem, trajectory, segments, start, asked, ctx)
-        with charged_to("judge"):
-            (reply,) = await engine.complete(messages, sampling)
+        reply = await _ask(engine, messages, sampling)
         if reply.finish_reason == "failed":
-            found = dict.fromkeys(numbers, Said("unjudged", f"the judge failed: {reply.error}"))
+            failed = Said("unjudged", _line(f"the judge failed: {reply.error}"))
+            found = dict.fromkeys(numbers, failed)
         else:
             found = read_verdicts(reply.text, numbers)
             if reply.finish_reason == "length" and not any(map(_judged, found.values())):
@@ -93,6 +98,15 @@ async def judge(
         )
         for position, words in said.items()
     ]
+
+
+async def _ask(engine: Engine, messages: Sequence[Message], sampling: Sampling) -> Completion:
+    try:
+        with charged_to("judge"):
+            (reply,) = await engine.complete(messages, sampling)
+    except EngineError as error:
+        raise EngineError(f"judge: {error} (prune.temperature, prune.max_tokens)") from None
+    return reply
 
 
 def schema(numbers: Sequence[int]) -> dict[str, Any]:

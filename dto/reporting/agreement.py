@@ -7,27 +7,31 @@ from typing import Any
 
 import polars as pl
 
-from dto.records import VerdictKind
+from dto.records import STAYS, VerdictKind
 from dto.statistics import cohen_kappa, proportion
 
 KINDS: tuple[VerdictKind, ...] = ("keep", "redundant", "meaningless", "harmful", "unjudged")
 
 
-def verdicts(run: Path) -> dict[str, int]:
+def verdicts(run: Path) -> dict[str, dict[str, int]]:
     """Patterns by verdict; of those that were to go, how many are gone or had to be restored."""
     table = run / "prune" / "rows.parquet"
     if not table.is_file():
         return {}
     found = _exploded(pl.scan_parquet(table), "verdicts")
-    counted = found.group_by("verdict", "pruned").len().collect()
-    counts: dict[str, int] = {}
-    for kind in KINDS:
-        for pruned, fate in ((True, "pruned"), (False, "restored")):
-            label = kind if kind in ("keep", "unjudged") else f"{kind} {fate}"
-            amount = counted.filter(verdict=kind, pruned=pruned)["len"].sum()
-            if amount:
-                counts[label] = int(amount)
-    return counts
+    counted = {
+        (kind, pruned): n for kind, pruned, n in found.group_by("verdict", "pruned").len()
+        .collect().iter_rows()
+    }  # fmt: skip
+    kinds = {kind: counted.get((kind, True), 0) + counted.get((kind, False), 0) for kind in KINDS}
+    fates = {
+        fate: sum(counted.get((kind, gone), 0) for kind in KINDS if kind not in STAYS)
+        for fate, gone in (("verified", True), ("restored", False))
+    }
+    return {
+        "verdicts": {kind: count for kind, count in kinds.items() if count},
+        "prunes": {fate: count for fate, count in fates.items() if count},
+    }
 
 
 def agreement(run: Path) -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ def funnel(run: Path) -> dict[str, Any]:
         "rows": rows,
         "trajectories": _counts(run / "sample", "grade"),
         "boundaries": _counts(run / "estimate", "decision"),
-        "verdicts": verdicts(run),
+        **verdicts(run),
         "agreement": agreement(run),
         "optimized": _counts(run / "prune", "outcome") or _counts(run / "optimize", "outcome"),
         "pairs": _counts(run / "pair", "rejected_from"),

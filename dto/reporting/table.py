@@ -105,7 +105,7 @@ def cost_lines(costs: Sequence[StageCost], even: BreakEven | None) -> list[str]:
 def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) -> list[str]:
     """How many rows went which way, and how training went."""
     lines = []
-    for key in ("trajectories", "boundaries", "verdicts", "optimized", "pairs"):
+    for key in ("trajectories", "boundaries", "verdicts", "prunes", "optimized", "pairs"):
         if counts := funnel.get(key):
             parts = ", ".join(f"{count:,} {name}" for name, count in counts.items())
             lines.append(f"{key:<12} {sum(counts.values()):>7,}   {parts}")

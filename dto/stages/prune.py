@@ -15,7 +15,15 @@ from dto.context import Context
 from dto.errors import DtoError, EngineError
 from dto.judges import counterfactual, llm
 from dto.recipe import EstimateSettings
-from dto.records import Dropped, OptimizedTrajectory, Problem, Segment, Trajectory, Verdict
+from dto.records import (
+    STAYS,
+    Dropped,
+    OptimizedTrajectory,
+    Problem,
+    Segment,
+    Trajectory,
+    Verdict,
+)
 from dto.seeds import SEED_BITS
 from dto.sequential import SequentialTest
 from dto.stages.estimate import roll_out_until_decided
@@ -23,7 +31,6 @@ from dto.stages.optimize import finalize, kept_ids
 
 MAX_VERIFICATIONS = 4
 """Tests of one trajectory at the most: each costs up to `estimate.cap` rollouts."""
-STAYS = ("keep", "unjudged")
 JOIN_TOKENS = 8
 """Tokens after a join whose perplexity is kept: a cue and the words that follow it."""
 

@@ -136,14 +136,16 @@ def test_only_patterns_that_both_judged_are_compared(run: Path) -> None:
         "keep": {"keep": 9}, "redundant": {"harmful": 9}, "meaningless": {"keep": 9},
     }  # fmt: skip
     assert verdicts(run) == {
-        "keep": 20, "redundant pruned": 20, "meaningless restored": 20, "unjudged": 20,
-    }  # fmt: skip
+        "verdicts": {"keep": 20, "redundant": 20, "meaningless": 20, "unjudged": 20},
+        "prunes": {"verified": 20, "restored": 20},
+    }
 
 
 def test_the_report_shows_rate_kappa_and_table(run: Path) -> None:
     lines = funnel_lines(funnel(run), None)
     text = "\n".join(lines)
-    assert "20 keep, 20 redundant pruned, 20 meaningless restored, 20 unjudged" in text
+    assert "20 keep, 20 redundant, 20 meaningless, 20 unjudged" in text
+    assert "20 verified, 20 restored" in text and max(map(len, lines)) <= 100
     assert "whether 27 patterns of 9 trajectories may go" in text
     assert "rate % 66.7 (" in text and "Cohen's kappa 0.40 (" in text
     cells = [line.split() for line in lines]
@@ -155,4 +157,7 @@ def test_nothing_to_compare_is_not_shown(tmp_path: Path) -> None:
     (tmp_path / "prune").mkdir()
     rows = [optimized(0, {1: ("keep", False)}, {})]
     tables.write(tmp_path / "prune" / "rows.parquet", OptimizedTrajectory, rows)
-    assert agreement(tmp_path) is None and verdicts(tmp_path) == {"keep": 1}
+    assert agreement(tmp_path) is None and verdicts(tmp_path) == {
+        "verdicts": {"keep": 1},
+        "prunes": {},
+    }

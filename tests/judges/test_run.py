@@ -13,11 +13,14 @@ import pytest
 
 from dto import tables
 from dto.cli import main
+from dto.errors import DtoError
+from dto.ledger import Usage, charge, charged_to
 from dto.pipeline import run_stages
 from dto.recipe import load_recipe
 from dto.records import OptimizedTrajectory
 from dto.runs import manifest
 from dto.runs.run import open_run
+from dto.runs.stage import Group, Stage
 from tests.judges.server import judging, verdicts
 
 RECIPE = """
@@ -144,7 +147,7 @@ def test_a_run_counts_the_judge_apart_and_reports_its_agreement(
         "redundant": sum(a for a, _ in both),
     }
     assert "unjudged" in data["funnel"]["verdicts"]
-    for part in ("\njudge ", "The judge's tokens cost", "Cohen's kappa", "redundant pruned"):
+    for part in ("\njudge ", "The judge's tokens cost", "Cohen's kappa", " verified"):
         assert part in out, out
     assert max(map(len, out.splitlines())) <= 100
 
@@ -175,6 +178,39 @@ def test_a_judge_that_is_down_ends_the_stage_and_is_tried_again(
     assert "unjudged" not in {each.verdict for row in rows for each in row.verdicts}
 
 
+def test_a_judge_that_is_not_there_is_said_before_any_work(
+    tokenizer: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with judging(tokenizer, lambda question, numbers: 500) as server:
+        gone = f"judge.server={server.url}"
+    code, _, err = dto("run", "tiny.yaml", "--set", gone, capsys=capsys)
+    assert code == 1 and err.startswith("dto: error: judge: ") and err.count("\n") == 1
+    assert "correct judge.server" in err
+    assert not Path("runs/tiny/problems").exists()
+
+
+async def test_a_judge_that_fails_twenty_times_in_a_row_ends_the_stage(tmp_path: Path) -> None:
+    """Also where the policy does well, and where some groups have nothing to be judged."""
+    done = 0
+
+    async def work(row: int) -> list[object]:
+        nonlocal done
+        done += 1
+        charge(Usage(requests=3))
+        if row % 2:
+            with charged_to("judge"):
+                charge(Usage(requests=1, failed=1))
+        return []
+
+    groups = (Group(f"{row:03d}", (row,)) for row in range(200))
+    with (
+        Stage(tmp_path / "prune", OptimizedTrajectory, {}) as stage,
+        pytest.raises(DtoError, match="the judge's requests for 20 groups in a row failed"),
+    ):
+        await stage.feed(groups, work, window=4)
+    assert 40 <= done < 60
+
+
 def test_a_judge_that_writes_garbage_leaves_everything_as_it_was(
     run: Path, tokenizer: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,14 +225,16 @@ def test_a_judge_that_writes_garbage_leaves_everything_as_it_was(
         assert {each.verdict for each in new.verdicts} <= {"unjudged"}
 
 
-def test_the_policy_itself_can_be_asked(
-    run: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("judge", ["null", "{name: nano-control}"])
+def test_the_policy_itself_or_another_local_model_can_be_asked(
+    judge: str, run: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The embedded model writes no JSON and is held to none: all stays, and is flagged."""
-    changes = ("--set", "judge=null", "--set", "prune.max_tokens=64", "--resume")
+    """The embedded models write no JSON and are held to none: all stays, and is flagged."""
+    changes = ("--set", f"judge={judge}", "--set", "prune.max_tokens=64", "--resume")
     code, _, err = dto("prune", str(run), *changes, capsys=capsys)
     assert code == 0, err
-    assert "nano is not held to a JSON schema" in caplog.text
+    name = "nano" if judge == "null" else "nano-control"
+    assert f"{name} is not held to a JSON schema" in caplog.text
     done = manifest.read(run / "prune") or {}
     assert done["judge_usage"]["requests"] and not done["judge_usage"]["failed"]
     assert done["judge_usage"]["generated"] and not done["usage"]["generated"]

@@ -40,13 +40,14 @@ def pruned(context, problem, build, tokenizer):
     """Prunes so many trajectories with a judge that replies so."""
 
     @contextmanager
-    def serving(reply: Reply, keeps_schema: bool = True) -> Iterator[JudgeServer]:
+    def serving(reply: Reply, keeps_schema: bool, refuses: dict) -> Iterator[JudgeServer]:
         with judging(tokenizer, reply) as server:
             server.keeps_schema = keeps_schema
+            server.refuses = refuses
             yield server
 
-    async def make(reply: Reply, count: int = 1, keeps_schema: bool = True, **changes):
-        with serving(reply, keeps_schema) as server:
+    async def make(reply: Reply, count: int = 1, keeps_schema=True, refuses=(), **changes):
+        with serving(reply, keeps_schema, dict(refuses)) as server:
             async with open_engine(settings(server.url)) as judge:
                 ctx = context(policy, prune={"judge": "llm", **changes})
                 ctx = replace(ctx, judge=judge)
@@ -152,6 +153,18 @@ async def test_one_trajectory_that_fails_leaves_the_others_alone(pruned):
     ]
     assert (judged.requests, judged.failed, len(server.asked)) == (4, 1, 4)
     assert judged.generated == server.generated
+
+
+async def test_a_judge_with_a_temperature_of_its_own(pruned):
+    def reply(question, numbers):
+        return verdicts(numbers)
+
+    own = {"temperature": 1.0}
+    with pytest.raises(EngineError, match=r"judge: temperature = 0\.0: .* \(prune\.temperature"):
+        await pruned(reply, refuses=own)
+    (result,), server, _, _ = await pruned(reply, refuses=own, temperature=1.0)
+    assert kinds(result) == ["redundant"] * 3
+    assert "temperature" not in server.asked[0].body
 
 
 async def test_a_judge_that_is_not_there_is_said_at_the_start(tokenizer):
