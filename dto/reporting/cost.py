@@ -98,6 +98,30 @@ def stage_costs(run: Path) -> list[StageCost]:
     return costs
 
 
+def break_even(costs: list[StageCost], base: ReportRow, trained: ReportRow) -> BreakEven:
+    """Set what was spent against what a question saves."""
+    spent = [cost for cost in costs if cost.stage in OPTIMIZATION]
+    tokens = sum(cost.tokens + cost.trained_tokens for cost in spent)
+    saved = base.tokens_mean - trained.tokens_mean
+    flops = [cost.attention_flops for cost in spent if cost.attention_flops is not None]
+    flops_spent = sum(flops) if len(flops) == len(spent) else None
+    flops_saved = _number(base.attention_flops_mean - trained.attention_flops_mean)
+    return BreakEven(
+        tokens_spent=tokens,
+        tokens_saved_per_question=saved,
+        questions=_questions(tokens, saved),
+        attention_flops_spent=flops_spent,
+        attention_flops_saved_per_question=flops_saved,
+        questions_by_flops=_questions(flops_spent, flops_saved),
+    )
+
+
+def _questions(spent: float | None, saved: float | None) -> int | None:
+    if spent is None or saved is None or not saved > 0:
+        return None
+    return math.ceil(spent / saved)
+
+
 def _judge_cost(run: Path) -> list[StageCost]:
     """What the judge of `prune` took; empty where none was asked."""
     usage = (manifest.read(run / "prune") or {}).get("judge_usage")
@@ -123,30 +147,6 @@ def _judge_cost(run: Path) -> list[StageCost]:
             money=money,
         )
     ]
-
-
-def break_even(costs: list[StageCost], base: ReportRow, trained: ReportRow) -> BreakEven:
-    """Set what was spent against what a question saves."""
-    spent = [cost for cost in costs if cost.stage in OPTIMIZATION]
-    tokens = sum(cost.tokens + cost.trained_tokens for cost in spent)
-    saved = base.tokens_mean - trained.tokens_mean
-    flops = [cost.attention_flops for cost in spent if cost.attention_flops is not None]
-    flops_spent = sum(flops) if len(flops) == len(spent) else None
-    flops_saved = _number(base.attention_flops_mean - trained.attention_flops_mean)
-    return BreakEven(
-        tokens_spent=tokens,
-        tokens_saved_per_question=saved,
-        questions=_questions(tokens, saved),
-        attention_flops_spent=flops_spent,
-        attention_flops_saved_per_question=flops_saved,
-        questions_by_flops=_questions(flops_spent, flops_saved),
-    )
-
-
-def _questions(spent: float | None, saved: float | None) -> int | None:
-    if spent is None or saved is None or not saved > 0:
-        return None
-    return math.ceil(spent / saved)
 
 
 def _training_flops(run: Path, tokens: int) -> float | None:
