@@ -115,6 +115,8 @@ def _train(run: Run) -> None:
 async def _compute(run: Run, stages: Sequence[str]) -> None:
     allowed = run.allow_code_execution
     async with Serving(run.recipe, allow_code_execution=allowed) as serving:
+        if "prune" in stages and not manifest.read(run / "prune"):
+            await _check_judge(run.recipe, serving)
         for name in stages:
             config = run.config(name)
             if run.finished(name, config):
@@ -124,6 +126,12 @@ async def _compute(run: Run, stages: Sequence[str]) -> None:
                 await _feed(run, stage, serving)
                 await stage.finish()
             tell(run, name)
+
+
+async def _check_judge(recipe: Recipe, serving: Serving) -> None:
+    """Before hours of work: a judge on a server is there, and takes the key."""
+    if recipe.prune.judge == "llm" and recipe.judge and recipe.judge.engine == "openai":
+        await serving.judge()
 
 
 async def _feed(run: Run, stage: Stage, serving: Serving) -> None:
@@ -184,6 +192,8 @@ async def _feed(run: Run, stage: Stage, serving: Serving) -> None:
     import dto
 
     context = await serving.context("base", None)
+    if name == "prune":
+        context = await serving.with_judge(context)
     work = getattr(dto, name)
     rows, total = _engine_groups(run, name)
     await stage.feed(rows, lambda *rows: work(*rows, context), window=window, total=total)
@@ -346,5 +356,9 @@ def tell(run: Run, name: str, remark: str = "") -> None:
         parts += [f"{amount:,} dropped: {reason}" for reason, amount in dropped.items()]
     if failed := done.get("usage", {}).get("failed"):
         parts.append(f"{failed:,} requests failed")
+    if judge := done.get("judge_usage"):
+        if judge["failed"]:
+            parts.append(f"{judge['failed']:,} requests to the judge failed")
+        parts.append(f"judge {judge['prompt']:,} tokens read, {judge['generated']:,} generated")
     parts.append(remark or f"{done['usage']['generated']:,} tokens, {done['seconds']:.1f} s")
     logger.info("%-9s %s", name, ", ".join(parts))

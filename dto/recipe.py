@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from dto.errors import DtoError, RecipeError
+from dto.policy_files import read_policies
 from dto.prompts import families
 from dto.records import AnswerKind
 from dto.sequential import zone
@@ -103,6 +104,14 @@ class ModelSettings(Settings):
         return family
 
 
+class JudgeSettings(ModelSettings):
+    """The model that `prune.judge: llm` asks, on an engine beside the policy's; no `family`."""
+
+    name: str
+    prompt_price: Annotated[float, Field(ge=0)] | None = None  # per million tokens, any currency
+    generated_price: Annotated[float, Field(ge=0)] | None = None
+
+
 class ProblemSettings(Settings):
     """Where questions come from. `source`: `chains` (generated), a task of `dto.tasks`, or a path.
 
@@ -171,10 +180,21 @@ class OptimizeSettings(Settings):
 class PruneSettings(Settings):
     """Judge segments; verify every prune on fresh rollouts."""
 
-    judge: Literal["counterfactual", "none"] = "counterfactual"
-    rollouts: Count = 8  # for ranking, per segment left out
-    harm: float = 0.0  # a segment is a candidate when p without it ≥ p with it − harm
+    judge: Literal["counterfactual", "llm", "none"] = "counterfactual"
+    rollouts: Count = 8  # counterfactual: for ranking, per segment left out
+    harm: float = 0.0  # counterfactual: a candidate when p without it ≥ p with it − harm
     max_segments: Count = 32  # trajectories with more are judged on their last ones only
+    max_tokens: Count = 4096  # llm: of a reply, at most half of the judge's context
+    temperature: Annotated[float, Field(ge=0.0)] = 0.0  # llm
+    gold: bool = False  # llm: whether the judge is shown the gold answer
+    agreement: Probability = 0.0  # llm: share of trajectories that both judges look at
+
+    @model_validator(mode="after")
+    def _two_judges_to_compare(self) -> PruneSettings:
+        if self.agreement and self.judge != "llm":
+            raise ValueError("agreement compares the llm judge with the counterfactual one: set "
+                             "prune.judge to llm, or prune.agreement to 0")  # fmt: skip
+        return self
 
 
 class PairSettings(Settings):
@@ -305,6 +325,7 @@ class Recipe(Settings):
     seed: int = 0
     window: Count = 512  # rows under way at once
     model: ModelSettings = ModelSettings()
+    judge: JudgeSettings | None = None  # None: the policy itself, where prune.judge is llm
     problems: ProblemSettings = ProblemSettings()
     sample: SampleSettings = SampleSettings()
     segment: SegmentSettings = SegmentSettings()
@@ -345,48 +366,27 @@ def make_recipe(
         *parents, last = key.split(".")
         place = data
         for parent in parents:
-            place = place.setdefault(parent, {})
+            if place.get(parent) is None:
+                place[parent] = {}
+            place = place[parent]
             if not isinstance(place, dict):
                 raise RecipeError(f"{origin}: {key!r} cannot be set: {parent!r} is a value")
         place[last] = value
-    _read_policies(data, origin)
+    read_policies(data, origin)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise RecipeError(f"{origin}: {_explain(error)}") from None
 
 
-def _read_policies(data: dict[str, Any], origin: str) -> None:
-    """Put the content of policy files in the place of their names."""
-    evaluate = data.get("evaluate")
-    exits = evaluate.get("exits") if isinstance(evaluate, dict) else None
-    if not isinstance(exits, list):
-        return
-    for place, exit in enumerate(exits):
-        if isinstance(exit, dict) and "file" in exit:
-            own = {key: value for key, value in exit.items() if key != "file"}
-            exits[place] = _read_policy(exit["file"], origin) | own
-
-
-def _read_policy(file: Any, origin: str) -> dict[str, Any]:
-    try:
-        policy = yaml.safe_load(Path(str(file)).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise RecipeError(f"{origin}: policy {file!r} cannot be read: {reason}") from None
-    if not isinstance(policy, dict):
-        raise RecipeError(f"{origin}: policy {file!r} holds no mapping of settings of an exit")
-    return policy
-
-
-_NEVER_SHOWN = ("model.api_key", "model.server")  # somebody may have put a secret there
+_NEVER_SHOWN = ("api_key", "server")  # somebody may have put a secret there
 
 
 def _explain(error: ValidationError) -> str:
     """The first thing that is wrong, as key, value and way out."""
     first = error.errors()[0]
     key = ".".join(map(str, first["loc"]))
-    if key in _NEVER_SHOWN:
+    if key.endswith(_NEVER_SHOWN) or first["type"] == "missing":
         return f"{key}: {first['msg']}"
     if first["type"] != "extra_forbidden":
         return f"{key} = {first['input']!r}: {first['msg']}"
@@ -394,5 +394,6 @@ def _explain(error: ValidationError) -> str:
     for part in first["loc"][:-1]:
         if isinstance(part, str):
             annotation = group.model_fields[part].annotation
-            group = annotation if isinstance(annotation, type) else ExitSettings
+            optional = JudgeSettings if part == "judge" else ExitSettings
+            group = annotation if isinstance(annotation, type) else optional
     return f"unknown key {key!r}; allowed: {', '.join(group.model_fields)}"

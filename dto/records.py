@@ -21,7 +21,8 @@ FinishReason = Literal["stop", "length", "failed"]
 IdsFrom = Literal["sampled", "encoded"]
 Decision = Literal["above", "below", "undecided"]
 Outcome = Literal["shortened", "repaired", "unchanged", "not_shorter"]
-VerdictKind = Literal["keep", "redundant", "meaningless", "harmful"]
+VerdictKind = Literal["keep", "redundant", "meaningless", "harmful", "unjudged"]
+STAYS: tuple[VerdictKind, ...] = ("keep", "unjudged")  # the others propose a removal
 
 
 class Span(NamedTuple):
@@ -144,8 +145,10 @@ class ExitEstimate:
 class Verdict:
     """What a judge said of one segment, and what became of it.
 
-    `score` orders the candidates (counterfactual: p without the segment minus p with it). `pruned`
-    is the end state: a verdict other than keep whose segment was restored is not pruned.
+    `unjudged` is no verdict: the judge was not asked, or failed, for the `reason` given. `score`
+    orders the candidates (counterfactual: p without the segment minus p with it; llm: 3 harmful,
+    2 meaningless, 1 redundant). `pruned` is the end state: a candidate that was restored is not
+    pruned.
     """
 
     segment: int
@@ -162,7 +165,8 @@ class OptimizedTrajectory:
     `token_ids` is the whole response: kept segments, d_finalize, conclusion, EOS where the model
     emitted it. `kept` indexes the trajectory's segments. `pass_rate` is the share of the K
     finalizations that were right: a low one marks a lucky version. `verified_p` is the success rate
-    of the fresh rollouts that verified a prune, nan where nothing was pruned.
+    of the fresh rollouts that verified a prune, nan where nothing was pruned. `counterfactual` are
+    that judge's verdicts beside those of the `llm` judge, where `prune.agreement` asks for them.
     """
 
     id: str  # the trajectory's id
@@ -184,6 +188,7 @@ class OptimizedTrajectory:
     verdicts: tuple[Verdict, ...] = ()
     verified_p: float = float("nan")
     join_perplexity: float = float("nan")
+    counterfactual: tuple[Verdict, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

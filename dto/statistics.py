@@ -202,6 +202,41 @@ def efficiency(
     return Estimate(float(_efficiency(sums_PX.sum(0)[None])[0]), low, high, samples, len(shared))
 
 
+def cohen_kappa(
+    first_N: Sequence[str], second_N: Sequence[str], problems_N: Problems, confidence: float = 0.95
+) -> Estimate:
+    """Cohen's kappa (1960): agreement of two raters beyond chance; 1 is perfect, 0 is chance.
+
+    Each names one category per item. (p - e) / (1 - e), p the share of items on which they agree, e
+    what it would be if they were independent; nan where both use a single category, the same one.
+    Percentile interval of a bootstrap that draws problems, nan for a single one.
+    """
+    if not len(first_N) == len(second_N) == len(problems_N):
+        raise ValueError(f"{len(first_N)}, {len(second_N)} ratings of {len(problems_N)} items")
+    index = {name: i for i, name in enumerate(sorted({*first_N, *second_N}))}
+    problems = {problem: i for i, problem in enumerate(dict.fromkeys(problems_N))}
+    joint_PCC = np.zeros((len(problems), len(index), len(index)))
+    rows = [problems[problem] for problem in problems_N]
+    np.add.at(joint_PCC, (rows, [index[a] for a in first_N], [index[b] for b in second_N]), 1.0)
+    cells_PX = joint_PCC.reshape(len(problems), len(index) ** 2)
+    low, high = Interval(nan, nan)
+    if len(problems) > 1:
+        low, high = bootstrap(cells_PX, _kappa, confidence)
+    value = float(_kappa(cells_PX.sum(0)[None])[0])
+    return Estimate(value, low, high, len(first_N), len(problems))
+
+
+def _kappa(cells_RX: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    categories = round(sqrt(cells_RX.shape[1]))
+    joint_RCC = cells_RX.reshape(len(cells_RX), categories, categories)
+    total_R = cells_RX.sum(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        agreed_R = np.trace(joint_RCC, axis1=1, axis2=2) / total_R
+        chance_R = (joint_RCC.sum(1) * joint_RCC.sum(2)).sum(1) / total_R**2
+        kappa_R: npt.NDArray[np.float64] = (agreed_R - chance_R) / (1 - chance_R)
+    return kappa_R
+
+
 def bootstrap(
     sums_PX: npt.NDArray[np.float64],
     statistic: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]],

@@ -50,7 +50,7 @@ def evaluation_lines(rows: Sequence[ReportRow], comparisons: Sequence[Comparison
                 _number(row.seconds_p50, 2), _number(row.seconds_p95, 2),
             )
         )  # fmt: skip
-    lines = [*_aligned(accuracy, left=2), "", *_aligned(cost, left=2)]
+    lines = [*aligned(accuracy, left=2), "", *aligned(cost, left=2)]
     if any(each.verdict == "too many failed" for each in comparisons):
         lines.append(
             f"More than {MAX_FAILED:.0%} of the responses failed: nothing is claimed there."
@@ -80,7 +80,12 @@ def cost_lines(costs: Sequence[StageCost], even: BreakEven | None) -> list[str]:
                 "–" if cost.peak_memory is None else f"{cost.peak_memory / MEBIBYTE:,.0f}",
             )
         )  # fmt: skip
-    lines = _aligned(cells, left=1)
+    lines = aligned(cells, left=1)
+    for cost in costs:
+        if cost.money is not None:
+            lines.append(
+                f"The {cost.stage}'s tokens cost {cost.money:,.4g} at the recipe's prices."
+            )
     if even is not None:
         line = f"Spent on optimization: {even.tokens_spent:,} tokens. "
         if even.questions is None:
@@ -100,8 +105,8 @@ def cost_lines(costs: Sequence[StageCost], even: BreakEven | None) -> list[str]:
 def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) -> list[str]:
     """How many rows went which way, and how training went."""
     lines = []
-    for key in ("trajectories", "boundaries", "optimized", "pairs"):
-        if counts := funnel[key]:
+    for key in ("trajectories", "boundaries", "verdicts", "prunes", "optimized", "pairs"):
+        if counts := funnel.get(key):
             parts = ", ".join(f"{count:,} {name}" for name, count in counts.items())
             lines.append(f"{key:<12} {sum(counts.values()):>7,}   {parts}")
     for stage, reasons in funnel["dropped"].items():
@@ -115,10 +120,12 @@ def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) 
             f"{_number(base['tokens_mean'], 0)} → {_number(kept['tokens_mean'], 0)}"
             f" at step {kept['step']}" + ("; collapsed" if training["collapsed"] else "")
         )
+    if found := funnel.get("agreement"):
+        lines += ["", *_agreement_lines(found)]
     return lines
 
 
-def _aligned(cells: Sequence[Sequence[str]], left: int) -> list[str]:
+def aligned(cells: Sequence[Sequence[str]], left: int) -> list[str]:
     """Columns two spaces apart, the first `left` of them flush left; a rule below the head."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
@@ -149,3 +156,20 @@ def _percent(share: float | None) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return "–" if value is None or isnan(value) else f"{value:,.{digits}f}"
+
+
+def _agreement_lines(found: Mapping[str, Any]) -> list[str]:
+    """The llm judge's verdicts by those of the counterfactual judge on the same patterns."""
+    rate = _with_interval(found["rate"], found["rate_low"], found["rate_high"])
+    kappa, *ends = (_number(found[key], 2) for key in ("kappa", "kappa_low", "kappa_high"))
+    table = found["table"]
+    columns = sorted({name for counts in table.values() for name in counts})
+    cells = [("llm \\ counterfactual", *columns)]
+    cells += [(row, *(f"{counts.get(name, 0):,}" for name in columns))
+              for row, counts in table.items()]  # fmt: skip
+    return [
+        f"The judges agree on whether {found['patterns']:,} patterns of {found['trajectories']:,} "
+        "trajectories may go:",
+        f"rate % {rate}, Cohen's kappa {kappa} ({'…'.join(ends)})",
+        *aligned(cells, left=1),
+    ]

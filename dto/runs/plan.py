@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dto.errors import DtoError
 from dto.problems import load_problems, prompt_of
-from dto.prompts import render
+from dto.prompts import JUDGE, render
 from dto.recipe import Recipe
 from dto.records import Dropped, Problem
 from dto.runs.run import STAGES
@@ -46,7 +46,7 @@ def plan(recipe: Recipe) -> Iterator[str]:
         "segment": f"{imported or f'{trajectories:,}'} responses",
         "estimate": f"at most {rollouts} rollouts at a boundary",
         "optimize": f"{recipe.optimize.finalizations} completions of each good exit",
-        "prune": f"judge {recipe.prune.judge}",
+        "prune": f"judge {recipe.prune.judge}" + _judge(recipe),
         "pair": f"at most {recipe.pair.max_per_problem:,} pairs of each problem",
         "train": f"{problems.dev:,} dev problems × {recipe.train.dev_samples} samples, "
         f"{recipe.train.evaluations} times",
@@ -70,6 +70,19 @@ def plan(recipe: Recipe) -> Iterator[str]:
     yield from _block(f"sample, evaluate: the first prompt{remark}{rendered}", prompt)
     for name, purpose in PROMPTS.items():
         yield from _block(purpose, render(name, model.family))
+    if recipe.prune.judge == "llm":
+        patterns = "<pattern 1>\n…\n</pattern 1>\n…"
+        gold = "(its gold answer)" if recipe.prune.gold else ""
+        asked = render("patterns", JUDGE, question=question, answer=gold, patterns=patterns,
+                       first="2", last="(the last but one)")  # fmt: skip
+        yield from _block("prune: what the judge is asked", asked)
+
+
+def _judge(recipe: Recipe) -> str:
+    if recipe.prune.judge != "llm":
+        return ""
+    judge = recipe.judge
+    return f": {judge.name} on {judge.engine}" if judge else ": the policy's own model"
 
 
 def _block(title: str, text: str) -> Iterator[str]:

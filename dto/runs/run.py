@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from dto.errors import DtoError, RunConflictError, disk_errors
+from dto.prompts import JUDGE
 from dto.recipe import Recipe, load_recipe
 from dto.runs import content, manifest
 
@@ -47,10 +48,13 @@ _READ_BY_IMPORT = (
     "sample.imported", "model.name", "model.revision", "model.tokenizer", "model.family",
     "model.system",
 )  # fmt: skip
+_HOW_SERVED = (
+    "slots", "cache_bytes", "kv_bytes", "device", "gpu_memory", "tensor_parallel", "server",
+    "api_key", "concurrency", "retries", "timeout",
+)  # fmt: skip
 _HOW_NOT_WHAT = (
-    "name", "window", "model.slots", "model.cache_bytes", "model.kv_bytes", "model.device",
-    "model.gpu_memory", "model.tensor_parallel", "model.server", "model.api_key",
-    "model.concurrency", "model.retries", "model.timeout",
+    "name", "window", *(f"{group}.{key}" for group in ("model", "judge") for key in _HOW_SERVED),
+    "judge.prompt_price", "judge.generated_price",
 )  # fmt: skip
 """Settings that decide how something is computed, never what comes out."""
 
@@ -103,6 +107,11 @@ class Run:
             config |= self._contents(stage, imported)
         elif stage in _WITH_MODEL:
             config["weights"] = content.of_model(recipe.model.name)
+        if stage == "prune" and recipe.prune.judge == "llm":
+            judge = {key: value for key, value in settings.items() if key.startswith("judge")}
+            config |= judge | {"prompts of the judge": content.of_prompts(JUDGE)}
+            if recipe.judge is not None:
+                config["weights of the judge"] = content.of_model(recipe.judge.name)
         if stage == "evaluate":
             further = [name for name in recipe.evaluate.models if name not in ("base", "trained")]
             config |= {f"weights of {name}": content.of_model(name) for name in further}
@@ -214,7 +223,7 @@ def open_run(
 
 def write_run_manifest(run: Run) -> dict[str, Any]:
     """The manifest of the whole run: the digests, counts and costs of its stages."""
-    keys = ("digest", "rows", "dropped", "usage", "seconds", "peak_memory")
+    keys = ("digest", "rows", "dropped", "usage", "judge_usage", "seconds", "peak_memory")
     stages = {
         stage: {key: done[key] for key in keys if key in done}
         for stage in (*STAGES, "trace")
