@@ -44,6 +44,7 @@ logger = logging.getLogger("dto")
 
 RECORDS: dict[str, type[Any]] = {
     "problems": Problem,
+    "test": Problem,
     "sample": Trajectory,
     "segment": Segment,
     "estimate": ExitEstimate,
@@ -62,6 +63,9 @@ def run_stages(run: Run, stages: Sequence[str]) -> Report | None:
     Raises what a stage raises; what was computed until then is kept.
     """
     _check_splits(run, stages)
+    if "evaluate" in stages and run.test_stage == "test":
+        place = stages.index("evaluate")
+        stages = (*stages[:place], "test", *stages[place:])
     summary: Report | None = None
     for apart, names in groupby(stages, key=lambda stage: stage in ("train", "report")):
         if not apart:
@@ -82,6 +86,8 @@ def run_stages(run: Run, stages: Sequence[str]) -> Report | None:
 def _check_splits(run: Run, stages: Sequence[str]) -> None:
     """Before hours of work: training and evaluation need problems of their own."""
     for stage, split, usual in (("train", "dev", 300), ("evaluate", "test", 400)):
+        if split == "test" and run.recipe.evaluate.tasks:
+            continue
         if stage in stages and not getattr(run.recipe.problems, split):
             raise DtoError(
                 f"stage {stage} needs {split} problems, and the recipe asks for none: "
@@ -131,6 +137,9 @@ async def _feed(run: Run, stage: Stage, serving: Serving) -> None:
 
     if name == "problems":
         await asyncio.to_thread(_record_problems, stage, recipe)
+        return
+    if name == "test":
+        await asyncio.to_thread(_record_test_sets, stage, run)
         return
     if name == "sample" and recipe.sample.imported:
         await _feed_imported(stage, recipe, serving)
@@ -213,7 +222,7 @@ async def _feed_evaluate(run: Run, stage: Stage, serving: Serving) -> None:
     from dto.stages.evaluate import evaluate
 
     settings = run.recipe.evaluate
-    total = count(run, "problems", split="test") * len(settings.exits)
+    total = count(run, run.test_stage, split="test") * len(settings.exits)
     for model in settings.models:
         if not stage.owes(_evaluation_groups(run, model)):
             continue
@@ -263,6 +272,18 @@ def _record_problems(stage: Stage, recipe: Recipe) -> None:
         from dto.problems import load_problems
 
         rows = load_problems(recipe.problems, recipe.seed)
+    _note(stage, rows)
+
+
+def _record_test_sets(stage: Stage, run: Run) -> None:
+    from dto.testsets import load_test_sets
+
+    rows = tables.read(run.table("problems"), Problem)
+    asked = {row.question for row in rows if row.split != "test"}
+    _note(stage, load_test_sets(run.recipe, asked))
+
+
+def _note(stage: Stage, rows: Iterator[Problem | Dropped]) -> None:
     for row in rows:
         if isinstance(row, Dropped):
             stage.note(Entry(f"{row.id} {row.detail}", dropped=[row]))
@@ -270,8 +291,8 @@ def _record_problems(stage: Stage, recipe: Recipe) -> None:
             stage.note(Entry(row.id, rows=[row]))
 
 
-def _problems(run: Run, split: str) -> Iterator[Problem]:
-    rows = tables.read(run.table("problems"), Problem)
+def _problems(run: Run, split: str, stage: str = "problems") -> Iterator[Problem]:
+    rows = tables.read(run.table(stage), Problem)
     return (row for row in rows if row.split == split)
 
 
@@ -332,7 +353,7 @@ def _problem_groups(run: Run) -> Iterator[Group]:
 
 def _evaluation_groups(run: Run, model: str) -> Iterator[Group]:
     for exit in run.recipe.evaluate.exits:
-        for problem in _problems(run, "test"):
+        for problem in _problems(run, "test", run.test_stage):
             yield Group(f"{model}/{exit.name}/{problem.id}", (problem, exit))
 
 

@@ -26,7 +26,7 @@ Rows = Iterable[Row | Dropped]
 
 
 def load_problems(
-    settings: ProblemSettings, seed: int, taken: Collection[str] = ()
+    settings: ProblemSettings, seed: int, taken: Collection[str] = (), *, at_most: bool = False
 ) -> Iterator[Problem | Dropped]:
     """As many problems of each split as the settings ask for, and what had to be dropped.
 
@@ -35,7 +35,7 @@ def load_problems(
     order. A question without gold answer is dropped (`no_gold_answer`), so is one that was there
     before or is among those `taken` (`duplicate`): splits never share one, and so is a line that is
     no JSON object (`unreadable_row`). Raises DtoError for a missing file, a missing field, a value
-    that is no text, and too few problems.
+    that is no text, and too few problems, unless they are asked for as `at_most` so many.
     """
     if settings.source == "chains":
         from dto.nano.corpus import chain_problems
@@ -71,11 +71,11 @@ def load_problems(
                     pool.append(found)
             if isinstance(found, Dropped):
                 yield found
-    yield from _divide(pools, settings)
+    yield from _divide(pools, settings, at_most)
 
 
 def _divide(
-    pools: Mapping[Split | None, list[Problem]], settings: ProblemSettings
+    pools: Mapping[Split | None, list[Problem]], settings: ProblemSettings, at_most: bool
 ) -> Iterator[Problem]:
     left = {name: sorted(pool, key=lambda row: row.id) for name, pool in pools.items()}
     split: Split
@@ -83,7 +83,7 @@ def _divide(
         wanted: int = getattr(settings, split)
         name = next((each for each in (split, "train", None) if left.get(each)), split)
         rows = left.get(name, [])
-        if len(rows) < wanted:
+        if len(rows) < wanted and not at_most:
             raise DtoError(
                 f"problems: {settings.source} has {len(rows):,} usable rows left for {split}, the "
                 f"recipe asks for {wanted:,}: lower problems.{split} or name another source"

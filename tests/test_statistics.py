@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dto.statistics import (
+    Estimate,
     _t_quantile,
+    average,
     clopper_pearson,
     efficiency,
     holm,
@@ -236,3 +238,17 @@ def test_the_p_value_agrees_with_the_interval_and_knows_its_limits():
         p = paired_p_value(scores + shift, names, other, names)
         if abs(p - 0.05) > 0.02:
             assert (p < 0.05) == (interval.low > 0 or interval.high < 0)
+
+
+def test_the_average_of_independent_means_is_as_wide_as_its_parts_say():
+    parts = [Estimate(0.2, 0.1, 0.4, 10, 5), Estimate(0.6, 0.6, 0.6, 20, 7)]
+    found = average(parts)
+    assert found == Estimate(pytest.approx(0.4), pytest.approx(0.35), pytest.approx(0.5), 30, 12)
+    assert isnan(average([]).value)
+    rng = np.random.default_rng(13)
+    covered = 0
+    for _ in range(200):
+        tasks = [clustered_data(rng, problems) for problems in (20, 40, 80)]
+        found = average([proportion(*task) for task in tasks])
+        covered += found.low <= 0.5 <= found.high
+    assert 0.91 <= covered / 200 <= 0.99

@@ -10,7 +10,9 @@ import polars as pl
 
 from dto.runs import manifest
 
-STAGES = ("problems", "sample", "segment", "estimate", "optimize", "prune", "pair", "evaluate")
+STAGES = (
+    "problems", "sample", "segment", "estimate", "optimize", "prune", "pair", "test", "evaluate",
+)  # fmt: skip
 
 
 def funnel(run: Path) -> dict[str, Any]:

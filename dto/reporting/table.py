@@ -8,15 +8,20 @@ from typing import Any
 
 from dto.reporting.comparison import MAX_FAILED, Comparison, ReportRow
 from dto.reporting.cost import BreakEven, StageCost
+from dto.reporting.difficulty import DifficultyRow
+from dto.reporting.macro import AverageRow
 
 MEBIBYTE = 2**20
 
 
 def evaluation_lines(rows: Sequence[ReportRow], comparisons: Sequence[Comparison]) -> list[str]:
-    """Accuracy and gain of each model under each exit, then tokens, FLOPs and seconds."""
+    """Accuracy and gain of each model under each exit, then tokens, FLOPs and seconds.
+
+    `gain` is over the base; `compl.` is the accuracy over completed responses.
+    """
     against = {(each.model, each.exit): each for each in comparisons}
     accuracy: list[tuple[str, ...]] = [
-        ("model", "exit", "accuracy % (95 %)", "gain over base (95 %)", "pass@n", "trunc", "failed")
+        ("model", "exit", "accuracy % (95 %)", "gain (95 %)", "compl.", "pass@n", "trunc", "failed")
     ]
     cost: list[tuple[str, ...]] = [
         (
@@ -32,25 +37,26 @@ def evaluation_lines(rows: Sequence[ReportRow], comparisons: Sequence[Comparison
         )
     ]
     for row in rows:
-        name = (_short(row.model), row.exit)
+        name = (short(row.model), row.exit)
         other = against.get((row.model, row.exit))
         accuracy.append(
             (
-                *name, _with_interval(row.accuracy, row.accuracy_low, row.accuracy_high),
-                _gain(other), _percent(row.pass_at_samples), f"{row.truncated}", f"{row.failed}",
+                *name, interval(row.accuracy, row.accuracy_low, row.accuracy_high),
+                _gain(other), percent(row.accuracy_completed), percent(row.pass_at_samples),
+                f"{row.truncated}", f"{row.failed}",
             )
         )  # fmt: skip
-        ratio = "" if other is None else _with_interval(
+        ratio = "" if other is None else interval(
             other.tokens_ratio, other.tokens_ratio_low, other.tokens_ratio_high
         )  # fmt: skip
         cost.append(
             (
-                *name, _number(row.tokens_mean, 1), ratio, _number(row.trial_tokens_mean, 1),
-                _number(row.efficiency, 2), _power(row.attention_flops_mean),
-                _number(row.seconds_p50, 2), _number(row.seconds_p95, 2),
+                *name, number(row.tokens_mean, 1), ratio, number(row.trial_tokens_mean, 1),
+                number(row.efficiency, 2), _power(row.attention_flops_mean),
+                number(row.seconds_p50, 2), number(row.seconds_p95, 2),
             )
         )  # fmt: skip
-    lines = [*_aligned(accuracy, left=2), "", *_aligned(cost, left=2)]
+    lines = [*aligned(accuracy, left=2), "", *aligned(cost, left=2)]
     if any(each.verdict == "too many failed" for each in comparisons):
         lines.append(
             f"More than {MAX_FAILED:.0%} of the responses failed: nothing is claimed there."
@@ -63,8 +69,58 @@ def _gain(comparison: Comparison | None) -> str:
         return ""
     if comparison.verdict == "too many failed":
         return comparison.verdict
-    points = (comparison.gain, comparison.gain_low, comparison.gain_high)
-    return "{:+.1f} ({:+.1f}…{:+.1f})".format(*(100 * point for point in points))
+    return points(comparison.gain, comparison.gain_low, comparison.gain_high)
+
+
+def points(gain: float, low: float, high: float) -> str:
+    """A difference of shares in percentage points, with its interval."""
+    if isnan(gain):
+        return "–"
+    return f"{100 * gain:+.1f} ({100 * low:+.1f}…{100 * high:+.1f})"
+
+
+def average_lines(rows: Sequence[AverageRow]) -> list[str]:
+    """The means over tasks."""
+    cells = [("model", "exit", "accuracy % (95 %)", "gain (95 %)", "tokens", "% of base (95 %)")]
+    for row in rows:
+        cells.append(
+            (
+                short(row.model), row.exit, interval(row.accuracy, row.accuracy_low,
+                row.accuracy_high), points(row.gain, row.gain_low, row.gain_high),
+                number(row.tokens_mean, 1),
+                interval(row.tokens_ratio, row.tokens_ratio_low, row.tokens_ratio_high),
+            )
+        )  # fmt: skip
+    return [f"mean over {rows[0].tasks} tasks", *aligned(cells, left=2)] if rows else []
+
+
+def difficulty_lines(rows: Sequence[DifficultyRow]) -> list[str]:
+    """Gain and tokens by the base's pass rate."""
+    cells = [
+        (
+            "base right",
+            "model",
+            "exit",
+            "problems",
+            "accuracy %",
+            "gain (95 %)",
+            "tokens",
+            "% of base",
+        )
+    ]
+    for row in rows:
+        base = isnan(row.gain)
+        cells.append(
+            (
+                row.bin, short(row.model), row.exit, f"{row.problems:,}", percent(row.accuracy),
+                "" if base else points(row.gain, row.gain_low, row.gain_high),
+                number(row.tokens_mean, 1), "" if base else percent(row.tokens_ratio),
+            )
+        )  # fmt: skip
+    if not rows:
+        return []
+    head = "by difficulty: the base's pass rate on one half of the samples, figures from the other"
+    return [head, *aligned(cells, left=3)]
 
 
 def cost_lines(costs: Sequence[StageCost], even: BreakEven | None) -> list[str]:
@@ -80,7 +136,7 @@ def cost_lines(costs: Sequence[StageCost], even: BreakEven | None) -> list[str]:
                 "–" if cost.peak_memory is None else f"{cost.peak_memory / MEBIBYTE:,.0f}",
             )
         )  # fmt: skip
-    lines = _aligned(cells, left=1)
+    lines = aligned(cells, left=1)
     if even is not None:
         line = f"Spent on optimization: {even.tokens_spent:,} tokens. "
         if even.questions is None:
@@ -111,14 +167,14 @@ def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) 
         base, kept = training["base"], training["kept"]
         lines.append(
             f"{'training':<12} {training['steps']:>7,}   steps; dev accuracy "
-            f"{_percent(base['accuracy'])} → {_percent(kept['accuracy'])} %, tokens "
-            f"{_number(base['tokens_mean'], 0)} → {_number(kept['tokens_mean'], 0)}"
+            f"{percent(base['accuracy'])} → {percent(kept['accuracy'])} %, tokens "
+            f"{number(base['tokens_mean'], 0)} → {number(kept['tokens_mean'], 0)}"
             f" at step {kept['step']}" + ("; collapsed" if training["collapsed"] else "")
         )
     return lines
 
 
-def _aligned(cells: Sequence[Sequence[str]], left: int) -> list[str]:
+def aligned(cells: Sequence[Sequence[str]], left: int) -> list[str]:
     """Columns two spaces apart, the first `left` of them flush left; a rule below the head."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
@@ -131,21 +187,25 @@ def _aligned(cells: Sequence[Sequence[str]], left: int) -> list[str]:
     return [lines[0], "─" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]]
 
 
-def _short(model: str) -> str:
+def short(model: str) -> str:
+    """The end of a long name."""
     return model if len(model) <= 16 else f"…{model[-15:]}"
 
 
-def _with_interval(share: float, low: float, high: float) -> str:
-    return f"{_percent(share)} ({_percent(low)}–{_percent(high)})"
+def interval(share: float, low: float, high: float) -> str:
+    """A share in percent, with its interval."""
+    return f"{percent(share)} ({percent(low)}–{percent(high)})"
 
 
 def _power(value: float | None) -> str:
     return "–" if value is None or isnan(value) else f"{value:.1e}"
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """A share in percent; a dash for none."""
     return "–" if share is None or isnan(share) else f"{100 * share:.1f}"
 
 
-def _number(value: float | None, digits: int) -> str:
+def number(value: float | None, digits: int) -> str:
+    """A figure; a dash for none."""
     return "–" if value is None or isnan(value) else f"{value:,.{digits}f}"
