@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from dto.commands.pilot import add_pilot
 from dto.errors import DtoError, RecipeError
 from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.runs.run import STAGES, Run, open_run
@@ -208,6 +209,9 @@ def _to_calibrate(target: str, changes: list[str] | None) -> tuple[Recipe, Path]
             "--set problems.source=…; --set problems.source=chains takes generated ones"
         )
     return make_recipe({"name": name, "model": {"name": target}}, parsed, "--set"), place
+
+
+add_pilot(app, _recipe, _within)
 
 
 @app.command("import")

@@ -36,6 +36,7 @@ from dto.runs.journal import Entry
 from dto.runs.run import Run, count, write_run_manifest
 from dto.runs.stage import Group, Stage, Timed
 from dto.serving import Serving
+from dto.stages.pilot import StaticExit
 
 if TYPE_CHECKING:
     from dto.stages.report import Report
@@ -53,6 +54,7 @@ RECORDS: dict[str, type[Any]] = {
     "pair": PreferencePair,
     "evaluate": EvaluationRow,
     "trace": Trace,
+    "pilot": StaticExit,
 }
 
 
@@ -317,13 +319,15 @@ def _joined(run: Run, *stages: str) -> Iterator[tuple[Any, ...]]:
 
 
 def _engine_groups(run: Run, name: str) -> tuple[Iterator[Group], int]:
-    """The groups of sample, estimate, optimize, prune or trace, and how many there are at most."""
+    """The groups of a stage that one engine serves row by row, and how many they are at most."""
     if name == "sample":
         groups = (Group(row.id, (row,)) for row in _problems(run, "train"))
         return groups, count(run, "problems", split="train")
     if name == "trace":
         groups = (Group(row.id, (row,)) for row in _problems(run, "dev"))
         return groups, count(run, "problems", split="dev")
+    if name == "pilot":
+        return (Group(row[1].id, row) for row in _joined(run)), count(run, "sample")
     if name == "estimate":
         rows = (row for row in _joined(run, "segment") if row[2])
         return (Group(row[1].id, row) for row in rows), count(run, "sample")

@@ -304,6 +304,12 @@ class CalibrateSettings(Settings):
     cooldown: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
 
 
+class PilotSettings(Settings):
+    """Where `dto pilot` cuts the thinking of sampled responses (2504.15895 section 2)."""
+
+    fractions: tuple[Probability, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
 class Recipe(Settings):
     """All of it, in the order of the stages that `dto run` goes through."""
 
@@ -322,6 +328,7 @@ class Recipe(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
     trace: TraceSettings = TraceSettings()
     calibrate: CalibrateSettings = CalibrateSettings()
+    pilot: PilotSettings = PilotSettings()
 
 
 def load_recipe(path: Path | str, changes: Mapping[str, Any] | None = None) -> Recipe:

@@ -32,8 +32,9 @@ _BEFORE = {
     "report": ("evaluate",),
     "trace": ("problems",),
     "test": ("problems",),
+    "pilot": ("sample",),
 }
-_WITH_MODEL = ("sample", "estimate", "optimize", "prune", "evaluate", "trace")
+_WITH_MODEL = ("sample", "estimate", "optimize", "prune", "evaluate", "trace", "pilot")
 _SAMPLING = ("sample.temperature", "sample.top_p")
 _ALSO: dict[str, tuple[str, ...]] = {
     "problems": ("sample.imported",),
@@ -41,6 +42,7 @@ _ALSO: dict[str, tuple[str, ...]] = {
     "optimize": _SAMPLING,
     "prune": _SAMPLING,
     "train": (*_SAMPLING, "sample.max_tokens"),
+    "pilot": (*_SAMPLING, "sample.max_tokens"),
     "trace": tuple(f"evaluate.{key}" for key in ("samples", "temperature", "top_p", "max_tokens")),
     "test": (
         "evaluate.tasks",
@@ -226,7 +228,7 @@ def write_run_manifest(run: Run) -> dict[str, Any]:
     keys = ("digest", "rows", "dropped", "usage", "seconds", "peak_memory")
     stages = {
         stage: {key: done[key] for key in keys if key in done}
-        for stage in (*STAGES, "trace")
+        for stage in (*STAGES, "test", "trace", "pilot")
         if (done := manifest.read(run / stage)) is not None
     }
     whole = {"name": run.recipe.name, "seed": run.recipe.seed, "stages": stages}
