@@ -91,12 +91,20 @@ def run_all(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and the first prompts.")
     ] = False,
+    pilot: Annotated[
+        int | None, typer.Option(min=2, help="Run so many problems; forecast the rest; stop.")
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     changes: Changes = None,
 ) -> None:
     """Every stage of a recipe; resumes where it stopped."""
     recipe, place = _recipe(target, changes)
+    if pilot is not None and not dry_run:
+        from dto.forecast import run_pilot
+
+        print(run_pilot(recipe, out or place, pilot, resume=resume, overwrite=overwrite))
+        return
     if dry_run:
         from dto.runs.plan import plan
 

@@ -343,6 +343,15 @@ def _problem_means(values_N: Scores, problems_N: Problems) -> dict[str, float]:
     return dict(zip(dict.fromkeys(problems_N), (sums_P / samples_P).tolist(), strict=True))
 
 
+def widening(clusters: int, confidence: float = 0.95) -> float:
+    """By how much too narrow the bootstrap's interval of a mean is for so few clusters, at least 2.
+
+    Student's t for the normal quantile, and P / (P - 1) for the variance.
+    """
+    student = _t_quantile(confidence, clusters - 1)
+    return student / _normal_quantile(confidence) * sqrt(clusters / (clusters - 1))
+
+
 def _normal_quantile(confidence: float) -> float:
     return NormalDist().inv_cdf((1 + confidence) / 2)
 
