@@ -1,7 +1,7 @@
 """Was the forecast right? Each figure of a pilot's forecast.json beside what the run then took.
 
-    dto run RECIPE --out RUN --pilot 20 && dto run RECIPE --out RUN
-    python -m benchmarks.forecast RUN-pilot RUN
+dto run RECIPE --out RUN --pilot 20 && dto run RECIPE --out RUN
+python -m benchmarks.forecast RUN-pilot RUN
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def main() -> None:
     forecast = json.loads((options.pilot / "forecast.json").read_text(encoding="utf-8"))
     stages: dict[str, dict[str, Any]] = {each["stage"]: each for each in forecast["stages"]}
     took = {cost.stage: cost for cost in stage_costs(options.run)}
-    print("| stage | figure | forecast | took | off by | in the interval |\n|---|---|---|---|---|---|")
+    print(
+        "| stage | figure | forecast | took | off by | in the interval |\n|---|---|---|---|---|---|"
+    )
     for stage in stages.keys() & took.keys():
         for name in FIGURES:
             expected, actual = stages[stage][name], getattr(took[stage], name)

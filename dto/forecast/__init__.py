@@ -3,8 +3,12 @@
 Tokens and FLOPs of a stage are the mean over the pilot's problems times the number there will be.
 Their 95 % intervals come from a bootstrap that draws problems, the same draws for all stages,
 widened for few problems (Student's t) and because the run's own problems are a draw too: by
-sqrt(1 + n / N). FLOPs take the share of prefixes that the pilot read from the prefix cache; with
-more rows at once it holds fewer of them: the high end has each computed again for every call.
+sqrt(1 + n / N). Where a few problems take most of the tokens they promise too much: in simulations
+with 20 problems they hold in 94, 92 and 88 % of the cases for lognormal tokens of spread 0.3, 0.6
+and 1, and what they miss is mostly a run that takes more.
+
+FLOPs take the share of prefixes that the pilot read from the prefix cache. With more rows at once
+it holds fewer of them: the high end has each computed again for every call.
 
 What training shortens is known only once it is done: the pilot trains on a handful of pairs. What a
 trained model generates (its dev evaluations, its arms of the evaluation) may be anything between

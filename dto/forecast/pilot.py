@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,7 @@ class Forecast:
     """All stages and their sum; `str()` gives the table for the terminal.
 
     `pilot` and `problems` count the problems of the pilot and of the run by stratum (train, dev,
-    each test set). `gpu_hours` covers all stages, from the first to the last second that the GPUs
-    are held; None without one, or where the engine is somewhere else.
+    each test set).
     """
 
     name: str
@@ -41,7 +40,6 @@ class Forecast:
     problems: Mapping[str, int]
     stages: tuple[StageForecast, ...]
     total: StageForecast
-    gpu_hours: Range | None
     pilot_tokens: int
     pilot_seconds: float
 
@@ -65,14 +63,15 @@ class Forecast:
                     _count(row.seconds), f"{row.fixed_seconds:,.0f}",
                 )
             )  # fmt: skip
+        if self.total.gpu_hours is not None:
+            hours = [row.gpu_hours or NOTHING for row in (*self.stages, self.total)]
+            shown = ["GPU-hours", *(f"{h.value:,.2f} ({h.low:,.2f}–{h.high:,.2f})" for h in hours)]
+            cells = [(*row, last) for row, last in zip(cells, shown, strict=True)]
         lines = [
             f"{self.name}: forecast for {asked} problems (pilot)",
             "",
             *aligned(cells, left=1),
         ]
-        if self.gpu_hours is not None:
-            hours = self.gpu_hours
-            lines.append(f"GPU-hours: {hours.value:,.2f} ({hours.low:,.2f}–{hours.high:,.2f})")
         lines.append(
             f"The pilot took {self.pilot_tokens:,} tokens and {self.pilot_seconds:,.0f} seconds. "
             "Nothing else was run."
@@ -113,6 +112,7 @@ def run_pilot(
     from dto.pipeline import run_stages
 
     actual = actual_problems(recipe)
+    _enough(actual)
     small = pilot_recipe(recipe, problems)
     run = open_run(
         place.with_name(f"{place.name}-pilot"), small, resume=resume, overwrite=overwrite
@@ -153,9 +153,7 @@ def forecast(run: Run, recipe: Recipe, actual: Mapping[str, int]) -> Forecast:
     Raises RecipeError when a stratum has fewer than two problems in the pilot.
     """
     ids = measured.problem_ids(run.path, run.recipe)
-    few = [name for name in actual if len(ids.get(name, ())) < 2]
-    if few:
-        raise RecipeError(f"--pilot: {few[0]} has fewer than 2 problems: nothing to forecast from")
+    _enough({name: len(ids.get(name, ())) for name in actual})
     over = Extrapolation({name: ids[name] for name in actual}, actual)
     shortened = measured.shortened(run.path)
     stages = []
@@ -179,17 +177,28 @@ def forecast(run: Run, recipe: Recipe, actual: Mapping[str, int]) -> Forecast:
             total.fixed_seconds + row.fixed_seconds,
         )
     took = [manifest.read(run / stage) or {} for stage in run_order(recipe)]
-    gpus = _gpus(recipe)
+    if gpus := _gpus(recipe):
+        held = gpus / 3600
+        stages = [replace(row, gpu_hours=row.seconds.times(held)) for row in stages]
+        total = replace(total, gpu_hours=total.seconds.times(held))
     return Forecast(
         name=recipe.name,
         pilot={name: len(own) for name, own in over.ids.items()},
         problems=dict(actual),
         stages=tuple(stages),
         total=total,
-        gpu_hours=None if gpus is None else total.seconds.times(gpus / 3600),
         pilot_tokens=sum(int((done.get("usage") or {}).get("generated", 0)) for done in took),
         pilot_seconds=sum(float(done.get("seconds", 0.0)) for done in took),
     )
+
+
+def _enough(counts: Mapping[str, int]) -> None:
+    for name, count in counts.items():
+        if count < 2:
+            raise RecipeError(
+                f"--pilot: there are {count} problems for {name}, and 2 are the least to forecast "
+                "from: name a larger source or more of problems"
+            )
 
 
 def run_order(recipe: Recipe) -> list[str]:
@@ -200,12 +209,12 @@ def run_order(recipe: Recipe) -> list[str]:
     return stages
 
 
-def _gpus(recipe: Recipe) -> int | None:
+def _gpus(recipe: Recipe) -> int:
     import torch
 
     model = recipe.model
     if model.engine == "openai" or model.device == "cpu" or not torch.cuda.is_available():
-        return None
+        return 0
     return model.tensor_parallel if model.engine == "vllm" else 1
 
 

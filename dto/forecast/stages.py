@@ -23,7 +23,8 @@ VLLM_SEQUENCES = 256
 class StageForecast:
     """One stage: tokens generated and trained on, attention FLOPs (nan where not known), seconds.
 
-    `fixed_seconds` are part of `seconds`.
+    `fixed_seconds` are part of `seconds`. `gpu_hours` are those seconds times the GPUs that are held
+    meanwhile; None without one, or where the engine is somewhere else.
     """
 
     stage: str
@@ -32,6 +33,7 @@ class StageForecast:
     attention_flops: Range
     seconds: Range
     fixed_seconds: float
+    gpu_hours: Range | None = None
 
 
 def row_stage(stage: str, run: Path, recipe: Recipe, over: Extrapolation) -> StageForecast:
