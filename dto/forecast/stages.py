@@ -23,8 +23,8 @@ VLLM_SEQUENCES = 256
 class StageForecast:
     """One stage: tokens generated and trained on, attention FLOPs (nan where not known), seconds.
 
-    `fixed_seconds` are part of `seconds`. `gpu_hours` are those seconds times the GPUs that are held
-    meanwhile; None without one, or where the engine is somewhere else.
+    `fixed_seconds` are part of `seconds`. `gpu_hours` are the seconds times the GPUs that are held;
+    None without one, or where the engine is somewhere else.
     """
 
     stage: str

@@ -12,8 +12,8 @@ comes from half of the samples.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import nan
+from dataclasses import dataclass, replace
+from math import isnan, nan
 
 import polars as pl
 
@@ -124,6 +124,8 @@ def _row(bin: str, arm: Arm, base: Arm) -> DifficultyRow:
         if not any(side.failed > MAX_FAILED * side.expected for side in (arm, base)):
             differences = (units["right"] - units["right_base"]).to_numpy()
             gain = statistics.mean(differences, units["problem_id"].to_list())
+            if not isnan(gain.low):  # few problems give more than there can be
+                gain = replace(gain, low=max(-1.0, gain.low), high=min(1.0, gain.high))
     return DifficultyRow(
         arm.task, bin, arm.model, arm.exit, accuracy.problems, len(arm.graded),
         accuracy.value, accuracy.low, accuracy.high, gain.value, gain.low, gain.high,

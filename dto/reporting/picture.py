@@ -38,10 +38,15 @@ def draw(rows: Sequence[ReportRow], directory: Path, title: str) -> list[Path]:
     if len(tasks) > 1:
         figure.suptitle(title, fontsize=10, color=INK)
     if shown:
-        handles, labels = figure.axes[0].get_legend_handles_labels()
+        # An arm may lack a task: the legend is that of all panels.
+        marks = {
+            label: handle
+            for axes in figure.axes
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
         figure.legend(
-            handles,
-            labels,
+            list(marks.values()),
+            list(marks),
             loc="outside right upper",
             frameon=False,
             fontsize=8.5,

@@ -83,12 +83,15 @@ def average_lines(rows: Sequence[AverageRow]) -> list[str]:
     """The means over tasks."""
     cells = [("model", "exit", "accuracy % (95 %)", "gain (95 %)", "tokens", "% of base (95 %)")]
     for row in rows:
+        ratio = (row.tokens_ratio, row.tokens_ratio_low, row.tokens_ratio_high)
+        gain = (row.gain, row.gain_low, row.gain_high)
+        base = ratio == (1, 1, 1) and gain == (0, 0, 0)
         cells.append(
             (
-                short(row.model), row.exit, interval(row.accuracy, row.accuracy_low,
-                row.accuracy_high), points(row.gain, row.gain_low, row.gain_high),
-                number(row.tokens_mean, 1),
-                interval(row.tokens_ratio, row.tokens_ratio_low, row.tokens_ratio_high),
+                short(row.model), row.exit,
+                interval(row.accuracy, row.accuracy_low, row.accuracy_high),
+                "" if base else points(*gain), number(row.tokens_mean, 1),
+                "" if base else interval(*ratio),
             )
         )  # fmt: skip
     return [f"mean over {rows[0].tasks} tasks", *aligned(cells, left=2)] if rows else []
