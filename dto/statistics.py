@@ -189,25 +189,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def average(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of independent figures, each counting once: that of several tasks.
-
-    Each end of the interval lies as far from the mean as the ends of the parts, their distances
-    added in quadrature (Zou & Donner 2008): so lopsided intervals may be averaged too. nan where a
-    part has no value or no interval, and without parts.
-    """
-    count = len(estimates)
-    if not count:
-        return Estimate(nan, nan, nan, 0, 0)
-    value = sum(each.value for each in estimates) / count
-    below = sqrt(sum((each.value - each.low) ** 2 for each in estimates)) / count
-    above = sqrt(sum((each.high - each.value) ** 2 for each in estimates)) / count
-    samples, problems = (
-        sum(getattr(e, name) for e in estimates) for name in ("samples", "problems")
-    )
-    return Estimate(value, value - below, value + above, samples, problems)
-
-
 def pass_at_k(
     correct_N: Scores, problems_N: Problems, k: int, confidence: float = 0.95
 ) -> Estimate:

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dto.reporting.macro import average
 from dto.statistics import (
     Estimate,
     _t_quantile,
-    average,
     clopper_pearson,
     efficiency,
     holm,

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from dto.flops import ModelShape, attention_flops
@@ -51,11 +52,15 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What training took, and what its pairs hold, by training problem."""
+    """What training took, and what it trained on, by training problem, over all epochs.
+
+    `pairs` counts them, `tokens` are read, `flops` are of forward and backward passes. A method
+    that trains on something else has no pairs: its tokens are shared out as the sampled ones are.
+    """
 
     pairs: Column
-    tokens: Column  # of one pass over the pairs
-    flops: Column  # of training by one pass: forward and backward
+    tokens: Column
+    flops: Column
     points: int  # dev evaluations
     tokens_trained: int
     dev_tokens: int
@@ -146,18 +151,14 @@ def clock(run: Path, stage: str) -> Clock:
     return Clock(seconds - busy, busy, in_flight)
 
 
-def training(run: Path, ids: Sequence[str]) -> Training:
+def training(run: Path, ids: Sequence[str], epochs: float, sampled: Spent) -> Training:
     """What training took."""
     done = _manifest(run, "train")
-    columns = ["problem_id", "prompt_tokens", "chosen_tokens", "rejected_tokens"]
-    pairs = pl.read_parquet(run / "pair" / "rows.parquet", columns=columns)
-    shape = _shape(run)
-    place = {id: number for number, id in enumerate(ids)}
-    held_PX = np.zeros((len(ids), 3))
-    for problem, prompt, chosen, rejected in pairs.iter_rows():
-        flops = sum(attention_flops(shape, 0, prompt + side) for side in (chosen, rejected))
-        tokens = 2 * prompt + chosen + rejected
-        held_PX[place[problem]] += (1, tokens, BACKWARD * flops)
+    held_PX = _trained_on(run, ids) * epochs
+    if not (run / "pair" / "rows.parquet").is_file():
+        share_P = sampled.tokens / max(1.0, float(sampled.tokens.sum()))
+        held_PX[:, 1] = share_P * int(done["tokens_trained"])
+        held_PX[:, 2] = np.nan
     train_seconds, dev_seconds = float(done["train_seconds"]), float(done["dev_seconds"])
     history = (run / "train" / "history.jsonl").read_text(encoding="utf-8")
     return Training(
@@ -173,11 +174,29 @@ def training(run: Path, ids: Sequence[str]) -> Training:
     )
 
 
+def _trained_on(run: Path, ids: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Pairs, tokens and FLOPs of one pass over the pairs, by problem."""
+    held_PX = np.zeros((len(ids), 3))
+    path = run / "pair" / "rows.parquet"
+    if not path.is_file():
+        return held_PX
+    columns = ["problem_id", "prompt_tokens", "chosen_tokens", "rejected_tokens"]
+    shape, place = _shape(run), {id: number for number, id in enumerate(ids)}
+    for problem, prompt, chosen, rejected in pl.read_parquet(path, columns=columns).iter_rows():
+        flops = sum(attention_flops(shape, 0, prompt + side) for side in (chosen, rejected))
+        tokens = 2 * prompt + chosen + rejected
+        held_PX[place[problem]] += (1, tokens, BACKWARD * flops)
+    return held_PX
+
+
 def shortened(run: Path) -> float:
     """Tokens of the sampled responses as they are trained on, over those that they have.
 
-    One without an optimized version counts as it is; at most 1.
+    One without an optimized version counts as it is; at most 1. Where nothing is optimized nobody
+    knows what training will shorten: 0.
     """
+    if not (run / "prune" / "rows.parquet").is_file():
+        return 0.0
     tokens = pl.col("token_ids").list.len().cast(pl.Int64)
     before = pl.scan_parquet(run / "sample" / "rows.parquet").select("id", before=tokens)
     after = pl.scan_parquet(run / "prune" / "rows.parquet").select("id", "tokens_after")

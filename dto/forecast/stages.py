@@ -115,20 +115,21 @@ def train_stage(run: Path, recipe: Recipe, over: Extrapolation, shortened: float
     measured first, has its length for sure.
     """
     ids, settings, dev = over.ids["train"], recipe.train, over.actual["dev"]
-    done = measured.training(run, ids)
-    epochs, samples = settings.epochs, recipe.sample.samples
-    trained = over.total({"train": done.tokens}).times(epochs)
-    pairs = over.total({"train": done.pairs}).value * epochs
-    steps = ceil(pairs / (settings.batch_size * settings.gradient_accumulation))
-    evaluations = min(settings.evaluations, steps)
-    points = evaluations + bool(steps)
+    samples = recipe.sample.samples
     sampled = measured.spent(run, "sample", ids, samples)
+    done = measured.training(run, ids, settings.epochs, sampled)
+    trained = over.total({"train": done.tokens})
+    evaluations = settings.evaluations
+    if pairs := over.total({"train": done.pairs}).value:
+        steps = ceil(pairs / (settings.batch_size * settings.gradient_accumulation))
+        evaluations = min(evaluations, steps)
+    points = evaluations + 1 if done.points else 0
     responses = settings.dev_samples / samples * points
     tokens, flops = (
         _floored(over.like("train", column, dev).times(responses), evaluations, points, shorter)
         for column, shorter in ((sampled.tokens, shortened), (sampled.flops, shortened**2))
     )
-    flops = flops.plus(over.total({"train": done.flops}).times(epochs))
+    flops = flops.plus(over.total({"train": done.flops}))
     seconds = Range(1.0, 1.0, 1.0).times(done.start_seconds)
     if done.tokens_trained:
         seconds = seconds.plus(trained.times(done.train_seconds / done.tokens_trained))

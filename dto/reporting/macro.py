@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import nan
+from math import nan, sqrt
 
 from dto.reporting.comparison import Comparison, ReportRow
-from dto.statistics import Estimate, average
+from dto.statistics import Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +92,22 @@ def _estimate(row: ReportRow | Comparison, name: str) -> Estimate:
 
 def _mean(rows: Sequence[ReportRow], name: str) -> float:
     return float(sum(getattr(row, name) for row in rows)) / len(rows)
+
+
+def average(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of independent figures, each counting once: that of several tasks.
+
+    Each end of the interval lies as far from the mean as the ends of the parts, their distances
+    added in quadrature (Zou & Donner 2008): so lopsided intervals may be averaged too. nan where a
+    part has no value or no interval, and without parts.
+    """
+    count = len(estimates)
+    if not count:
+        return Estimate(nan, nan, nan, 0, 0)
+    value = sum(each.value for each in estimates) / count
+    below = sqrt(sum((each.value - each.low) ** 2 for each in estimates)) / count
+    above = sqrt(sum((each.high - each.value) ** 2 for each in estimates)) / count
+    samples, problems = (
+        sum(getattr(e, name) for e in estimates) for name in ("samples", "problems")
+    )
+    return Estimate(value, value - below, value + above, samples, problems)
