@@ -21,6 +21,7 @@ _PUBLIC = {
     "evaluate": "dto.stages.evaluate",
     "report": "dto.stages.report",
     "trace": "dto.calibration.trace",
+    "pilot": "dto.stages.pilot",
     "Context": "dto.context",
     "Grader": "dto.grading",
     "open_engine": "dto.engines",

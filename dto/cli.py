@@ -15,6 +15,7 @@ import typer
 import yaml
 
 from dto.cli_grade import grade
+from dto.commands.pilot import add_pilot
 from dto.errors import DtoError, RecipeError
 from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.runs.run import STAGES, Run, open_run
@@ -98,6 +99,9 @@ def run_all(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and the first prompts.")
     ] = False,
+    pilot: Annotated[
+        int | None, typer.Option(min=2, help="Run so many problems; forecast the rest; stop.")
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     code: Code = False,
@@ -105,6 +109,11 @@ def run_all(
 ) -> None:
     """Every stage of a recipe; resumes where it stopped."""
     recipe, place = _recipe(target, changes)
+    if pilot is not None and not dry_run:
+        from dto.forecast import run_pilot
+
+        print(run_pilot(recipe, out or place, pilot, resume=resume, overwrite=overwrite))
+        return
     if dry_run:
         from dto.runs.plan import plan
 
@@ -227,6 +236,9 @@ def _to_calibrate(target: str, changes: list[str] | None) -> tuple[Recipe, Path]
             "--set problems.source=…; --set problems.source=chains takes generated ones"
         )
     return make_recipe({"name": name, "model": {"name": target}}, parsed, "--set"), place
+
+
+add_pilot(app, _recipe, _within)
 
 
 @app.command("import")

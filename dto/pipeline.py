@@ -36,6 +36,7 @@ from dto.runs.journal import Entry
 from dto.runs.run import Run, count, write_run_manifest
 from dto.runs.stage import Group, Stage, Timed
 from dto.serving import Serving
+from dto.stages.pilot import StaticExit
 
 if TYPE_CHECKING:
     from dto.stages.report import Report
@@ -44,6 +45,7 @@ logger = logging.getLogger("dto")
 
 RECORDS: dict[str, type[Any]] = {
     "problems": Problem,
+    "test": Problem,
     "sample": Trajectory,
     "segment": Segment,
     "estimate": ExitEstimate,
@@ -52,6 +54,7 @@ RECORDS: dict[str, type[Any]] = {
     "pair": PreferencePair,
     "evaluate": EvaluationRow,
     "trace": Trace,
+    "pilot": StaticExit,
 }
 
 
@@ -62,6 +65,9 @@ def run_stages(run: Run, stages: Sequence[str]) -> Report | None:
     Raises what a stage raises; what was computed until then is kept.
     """
     _check_splits(run, stages)
+    if "evaluate" in stages and run.test_stage == "test":
+        place = stages.index("evaluate")
+        stages = (*stages[:place], "test", *stages[place:])
     summary: Report | None = None
     for apart, names in groupby(stages, key=lambda stage: stage in ("train", "report")):
         if not apart:
@@ -82,6 +88,8 @@ def run_stages(run: Run, stages: Sequence[str]) -> Report | None:
 def _check_splits(run: Run, stages: Sequence[str]) -> None:
     """Before hours of work: training and evaluation need problems of their own."""
     for stage, split, usual in (("train", "dev", 300), ("evaluate", "test", 400)):
+        if split == "test" and run.recipe.evaluate.tasks:
+            continue
         if stage in stages and not getattr(run.recipe.problems, split):
             raise DtoError(
                 f"stage {stage} needs {split} problems, and the recipe asks for none: "
@@ -140,6 +148,9 @@ async def _feed(run: Run, stage: Stage, serving: Serving) -> None:
 
     if name == "problems":
         await asyncio.to_thread(_record_problems, stage, recipe)
+        return
+    if name == "test":
+        await asyncio.to_thread(_record_test_sets, stage, run)
         return
     if name == "sample" and recipe.sample.imported:
         await _feed_imported(stage, recipe, serving)
@@ -224,7 +235,7 @@ async def _feed_evaluate(run: Run, stage: Stage, serving: Serving) -> None:
     from dto.stages.evaluate import evaluate
 
     settings = run.recipe.evaluate
-    total = count(run, "problems", split="test") * len(settings.exits)
+    total = count(run, run.test_stage, split="test") * len(settings.exits)
     for model in settings.models:
         if not stage.owes(_evaluation_groups(run, model)):
             continue
@@ -274,6 +285,18 @@ def _record_problems(stage: Stage, recipe: Recipe) -> None:
         from dto.problems import load_problems
 
         rows = load_problems(recipe.problems, recipe.seed)
+    _note(stage, rows)
+
+
+def _record_test_sets(stage: Stage, run: Run) -> None:
+    from dto.testsets import load_test_sets
+
+    rows = tables.read(run.table("problems"), Problem)
+    asked = {row.question for row in rows if row.split != "test"}
+    _note(stage, load_test_sets(run.recipe, asked))
+
+
+def _note(stage: Stage, rows: Iterator[Problem | Dropped]) -> None:
     for row in rows:
         if isinstance(row, Dropped):
             stage.note(Entry(f"{row.id} {row.detail}", dropped=[row]))
@@ -281,8 +304,8 @@ def _record_problems(stage: Stage, recipe: Recipe) -> None:
             stage.note(Entry(row.id, rows=[row]))
 
 
-def _problems(run: Run, split: str) -> Iterator[Problem]:
-    rows = tables.read(run.table("problems"), Problem)
+def _problems(run: Run, split: str, stage: str = "problems") -> Iterator[Problem]:
+    rows = tables.read(run.table(stage), Problem)
     return (row for row in rows if row.split == split)
 
 
@@ -307,13 +330,15 @@ def _joined(run: Run, *stages: str) -> Iterator[tuple[Any, ...]]:
 
 
 def _engine_groups(run: Run, name: str) -> tuple[Iterator[Group], int]:
-    """The groups of sample, estimate, optimize, prune or trace, and how many there are at most."""
+    """The groups of a stage that one engine serves row by row, and how many they are at most."""
     if name == "sample":
         groups = (Group(row.id, (row,)) for row in _problems(run, "train"))
         return groups, count(run, "problems", split="train")
     if name == "trace":
         groups = (Group(row.id, (row,)) for row in _problems(run, "dev"))
         return groups, count(run, "problems", split="dev")
+    if name == "pilot":
+        return (Group(row[1].id, row) for row in _joined(run)), count(run, "sample")
     if name == "estimate":
         rows = (row for row in _joined(run, "segment") if row[2])
         return (Group(row[1].id, row) for row in rows), count(run, "sample")
@@ -343,7 +368,7 @@ def _problem_groups(run: Run) -> Iterator[Group]:
 
 def _evaluation_groups(run: Run, model: str) -> Iterator[Group]:
     for exit in run.recipe.evaluate.exits:
-        for problem in _problems(run, "test"):
+        for problem in _problems(run, "test", run.test_stage):
             yield Group(f"{model}/{exit.name}/{problem.id}", (problem, exit))
 
 

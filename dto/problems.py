@@ -37,7 +37,7 @@ class Found(NamedTuple):
 
 
 def load_problems(
-    settings: ProblemSettings, seed: int, taken: Collection[str] = ()
+    settings: ProblemSettings, seed: int, taken: Collection[str] = (), *, at_most: bool = False
 ) -> Iterator[Problem | Dropped]:
     """As many problems of each split as the settings ask for, and what had to be dropped.
 
@@ -45,7 +45,7 @@ def load_problems(
     of its only one. Which rows are taken is decided by the hash of their content, not by their
     order. A question that was there before or is among those `taken` is dropped (`duplicate`):
     splits never share one; so are the rows that `read_problems` cannot read. Raises DtoError as
-    that does, and for too few problems.
+    that does, and for too few problems, unless they are asked for as `at_most` so many.
     """
     if settings.source == "chains":
         from dto.nano.corpus import chain_problems
@@ -65,7 +65,7 @@ def load_problems(
         else:
             seen.add(found.question)
             pools.setdefault(source_split, []).append(found)
-    yield from _divide(pools, settings)
+    yield from _divide(pools, settings, at_most)
 
 
 def read_problems(settings: ProblemSettings) -> Iterator[Found]:
@@ -181,7 +181,7 @@ def _is_plain(row: Row, task: Task) -> bool:
 
 
 def _divide(
-    pools: Mapping[Split | None, list[Problem]], settings: ProblemSettings
+    pools: Mapping[Split | None, list[Problem]], settings: ProblemSettings, at_most: bool
 ) -> Iterator[Problem]:
     left = {name: sorted(pool, key=lambda row: row.id) for name, pool in pools.items()}
     split: Split
@@ -189,7 +189,7 @@ def _divide(
         wanted: int = getattr(settings, split)
         name = next((each for each in (split, "train", None) if left.get(each)), split)
         rows = left.get(name, [])
-        if len(rows) < wanted:
+        if len(rows) < wanted and not at_most:
             raise DtoError(
                 f"problems: {settings.source} has {len(rows):,} usable rows left for {split}, the "
                 f"recipe asks for {wanted:,}: lower problems.{split} or name another source"

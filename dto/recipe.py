@@ -7,7 +7,7 @@ again exactly when its own settings, or something upstream, changed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -271,9 +271,10 @@ class ExitSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    """Avg@n on the test problems, for each model and each exit.
+    """Avg@n on the test problems, for each model, each exit and each task.
 
-    In YAML an exit may be `{file: policy.yaml}`: what `dto calibrate` wrote, under keys of its own.
+    `tasks` names test sets as `problems.source` does; none: the run's own test problems. In YAML an
+    exit may be `{file: policy.yaml}`: what `dto calibrate` wrote, under keys of its own.
     """
 
     samples: Count = 4
@@ -282,10 +283,17 @@ class EvaluateSettings(Settings):
     max_tokens: Count = 8192
     exits: tuple[ExitSettings, ...] = (ExitSettings(name="none"),)
     models: tuple[str, ...] = ("base", "trained")  # or paths of further models
+    tasks: tuple[str, ...] = ()
+    limit: Count | None = None  # problems of each of these tasks at most; None: all there are
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> EvaluateSettings:
-        for what, names in (("exits", [row.name for row in self.exits]), ("models", self.models)):
+        named: dict[str, Sequence[str]] = {
+            "exits": [row.name for row in self.exits],
+            "models": self.models,
+            "tasks": [Path(task).stem for task in self.tasks],
+        }
+        for what, names in named.items():
             twice = [name for name in names if list(names).count(name) > 1]
             if twice:
                 raise ValueError(f"{twice[0]!r} stands there twice in {what}: rows go by the name")
@@ -318,6 +326,12 @@ class CalibrateSettings(Settings):
     cooldown: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
 
 
+class PilotSettings(Settings):
+    """Where `dto pilot` cuts the thinking of sampled responses (2504.15895 section 2)."""
+
+    fractions: tuple[Probability, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
 class Recipe(Settings):
     """All of it, in the order of the stages that `dto run` goes through."""
 
@@ -337,6 +351,7 @@ class Recipe(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
     trace: TraceSettings = TraceSettings()
     calibrate: CalibrateSettings = CalibrateSettings()
+    pilot: PilotSettings = PilotSettings()
 
 
 def load_recipe(path: Path | str, changes: Mapping[str, Any] | None = None) -> Recipe:

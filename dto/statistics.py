@@ -141,6 +141,54 @@ def paired_difference(
     return Estimate(estimate.value, estimate.low, estimate.high, samples, len(shared))
 
 
+def paired_p_value(
+    values_A: Scores, problems_A: Problems, values_B: Scores, problems_B: Problems
+) -> float:
+    """Two-sided p of "A and B have the same mean", paired by problem as in `paired_difference`.
+
+    Bootstrap with a fixed seed that draws problems from their differences less the mean of these,
+    and asks how often |t| is as large as the one found (Efron & Tibshirani 1993, section 16.4).
+    Never below 2 / 2^P, the least that P problems can show by their signs, nor below
+    1 / (resamples + 1); 1 where no problem differs, nan for fewer than two problems.
+    """
+    means_A, means_B = _problem_means(values_A, problems_A), _problem_means(values_B, problems_B)
+    shared = sorted(means_A.keys() & means_B.keys())
+    count = len(shared)
+    if count < 2:
+        return nan
+    differences_P = np.array([means_A[problem] - means_B[problem] for problem in shared])
+    observed = differences_P.mean()
+    if not differences_P.any():
+        return 1.0
+    found = abs(_student(observed, (differences_P**2).mean()))
+    centred_P = differences_P - observed
+    rng = np.random.default_rng(_SEED)
+    uniform = np.full(count, 1 / count)
+    larger = 0
+    for _ in range(0, _RESAMPLES, 500):
+        draws_RP = rng.multinomial(count, uniform, size=500) / count
+        t_R = _student(draws_RP @ centred_P, draws_RP @ centred_P**2)
+        larger += int((np.abs(t_R) >= found).sum())
+    return float(max((larger + 1) / (_RESAMPLES + 1), 2.0 ** (1 - count)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number (Holm 1979), in the order given.
+
+    Calling those below alpha differences errs anywhere among them with probability alpha at most,
+    whatever their dependence. nan, a comparison that could not be made, stays and does not count.
+    """
+    order = sorted(
+        (i for i, p in enumerate(p_values) if not isnan(p)), key=lambda i: float(p_values[i])
+    )
+    adjusted = [nan] * len(p_values)
+    largest = 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
 def pass_at_k(
     correct_N: Scores, problems_N: Problems, k: int, confidence: float = 0.95
 ) -> Estimate:
@@ -272,6 +320,18 @@ def _efficiency(totals_RX: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return eta
 
 
+def _student(
+    mean: npt.NDArray[np.float64], mean_of_squares: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Mean over standard deviation: Student's t but for a factor. 0 / 0, to rounding, is 0."""
+    variance = mean_of_squares - mean**2
+    variance = np.where(variance > 1e-12 * mean_of_squares, variance, 0.0)
+    small = np.abs(mean) <= 1e-9 * np.sqrt(mean_of_squares)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t: npt.NDArray[np.float64] = np.where(small, 0.0, mean / np.sqrt(variance))
+    return t
+
+
 def _grouped(
     values_N: Scores, problems_N: Problems
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp], int]:
@@ -297,6 +357,15 @@ def _problem_means(values_N: Scores, problems_N: Problems) -> dict[str, float]:
     sums_P = np.bincount(clusters_N, weights=values, minlength=count)
     samples_P = np.bincount(clusters_N, minlength=count)
     return dict(zip(dict.fromkeys(problems_N), (sums_P / samples_P).tolist(), strict=True))
+
+
+def widening(clusters: int, confidence: float = 0.95) -> float:
+    """By how much too narrow the bootstrap's interval of a mean is for so few clusters, at least 2.
+
+    Student's t for the normal quantile, and P / (P - 1) for the variance.
+    """
+    student = _t_quantile(confidence, clusters - 1)
+    return student / _normal_quantile(confidence) * sqrt(clusters / (clusters - 1))
 
 
 def _normal_quantile(confidence: float) -> float:

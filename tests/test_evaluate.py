@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 from dto.context import Context
 from dto.engines import open_engine
 from dto.engines.base import Capabilities, Completion, Engine, Prompt, Sampling
-from dto.errors import EngineError
+from dto.errors import DtoError, EngineError
 from dto.exits import ExitedResponse, answer
 from dto.grading import Grader
 from dto.ledger import metered
@@ -234,3 +235,71 @@ def test_a_run_refuses_an_exit_before_it_asks_for_a_token(tmp_path: Path) -> Non
         run_stages(run, ["problems", "evaluate"])
     run.close()
     assert not (run / "evaluate" / "manifest.json").exists()
+
+
+def task_file(folder: Path, name: str, *questions: str) -> str:
+    path = folder / f"{name}.jsonl"
+    rows = [{"problem": question, "answer": "2"} for question in questions]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def several(folder: Path, *tasks: str, **changes: object) -> Run:
+    evaluate = {
+        "samples": 1, "max_tokens": 40, "temperature": 1.0, "models": ["base"], "tasks": tasks,
+    }  # fmt: skip
+    recipe = {
+        "name": "r",
+        "model": {"name": "nano", "family": "nano"},
+        "problems": {"train": 2, "dev": 0, "test": 0},
+        "evaluate": evaluate | changes,
+    }
+    return open_run(folder / "run", Recipe.model_validate(recipe), resume=True)
+
+
+def test_one_evaluation_covers_several_tasks(tmp_path: Path) -> None:
+    seen = next(iter(chain_problems("train", 1, seed=0))).question
+    small = task_file(tmp_path, "small", "Start with 1. Add 1.", "Start with 3. Subtract 1.", seen)
+    run = several(tmp_path, small, "chains", limit=3)
+    run_stages(run, ["problems", "evaluate"])
+    run.close()
+    asked = pl.read_parquet(run / "test" / "rows.parquet")
+    assert sorted(asked["task"]) == ["chains"] * 3 + ["small"] * 2
+    assert set(asked["split"]) == {"test"}
+    [dropped] = (run / "test" / "dropped.jsonl").read_text().splitlines()
+    assert json.loads(dropped)["reason"] == "duplicate", "the run trains on it"
+    rows = pl.read_parquet(run / "evaluate" / "rows.parquet")
+    assert set(rows["problem_id"]) == set(asked["id"])
+    assert len(rows) == 5
+
+
+def test_another_task_leaves_the_answers_to_the_others_alone(tmp_path: Path) -> None:
+    first = task_file(tmp_path, "first", "Start with 1. Add 1.")
+    second = task_file(tmp_path, "second", "Start with 3. Subtract 1.")
+
+    run = several(tmp_path, first)
+    run_stages(run, ["problems", "evaluate"])
+    run.close()
+    before = pl.read_parquet(run / "evaluate" / "usage.parquet")
+    run = several(tmp_path, first, second)
+    run_stages(run, ["problems", "test"])
+    assert not run.finished("evaluate", run.config("evaluate"))
+    kept = [json.loads(line) for line in (run / "evaluate" / "journal").read_text().splitlines()]
+    assert [line["key"] for line in kept[1:]] == before["key"].to_list()
+    run_stages(run, ["evaluate"])
+    run.close()
+    assert len(pl.read_parquet(run / "evaluate" / "rows.parquet")) == 2
+    run = several(tmp_path, second)
+    run_stages(run, ["problems", "evaluate"])
+    run.close()
+    rows = pl.read_parquet(run / "evaluate" / "rows.parquet")
+    assert len(rows) == 1 and before["key"][0] not in rows["id"][0]
+
+
+def test_a_task_without_a_usable_problem_is_refused(tmp_path: Path) -> None:
+    run = several(tmp_path, task_file(tmp_path, "empty"))
+    with pytest.raises(DtoError, match="has no usable problem"):
+        run_stages(run, ["problems", "evaluate"])
+    run.close()
+    with pytest.raises(ValueError, match="'a' stands there twice in tasks"):
+        EvaluateSettings(tasks=("a.jsonl", "x/a"))

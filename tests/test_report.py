@@ -58,12 +58,16 @@ def row(model: str, exit: str, problem: int, sample: int) -> EvaluationRow:
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """A run directory as the runner leaves it, with rows changed or (None) left out."""
 
-    def make(change: Callable[[EvaluationRow], EvaluationRow | None] = lambda row: row) -> Path:
+    def make(
+        change: Callable[[EvaluationRow], EvaluationRow | None] = lambda row: row,
+        tasks: tuple[str, ...] = (),
+    ) -> Path:
         recipe = Recipe(
             name="toy",
             evaluate=EvaluateSettings(
                 samples=SAMPLES,
                 exits=(ExitSettings(name="none"), ExitSettings(name="deer", policy="deer")),
+                tasks=tasks,
             ),
         )
         (tmp_path / "recipe.yaml").write_text(json.dumps(recipe.model_dump(mode="json")))
@@ -91,11 +95,16 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         pl.DataFrame(
             {"id": [row.id for row in rows], "seconds": [1.0 + row.sample for row in rows]}
         ).write_parquet(tmp_path / "evaluate" / "timings.parquet")
-        (tmp_path / "problems").mkdir()
+        names = [Path(task).stem for task in tasks] or ["toy"]
+        asked = tmp_path / ("test" if tasks else "problems")
+        asked.mkdir()
         tables.write(
-            tmp_path / "problems" / "rows.parquet",
+            asked / "rows.parquet",
             Problem,
-            [Problem(f"{n:03d}", "toy", "test", f"{n}?", "2") for n in range(PROBLEMS)],
+            [
+                Problem(f"{n:03d}", names[n % len(names)], "test", f"{n}?", "2")
+                for n in range(PROBLEMS)
+            ],
         )
         return tmp_path
 
@@ -180,6 +189,75 @@ def test_rows_that_an_error_kept_out_count_as_failed(make_run: Callable[..., Pat
     verdicts = {(each.model, each.exit): each.verdict for each in result.comparisons}
     assert verdicts["trained", "none"] == "too many failed"
     assert verdicts["base", "deer"] == "no difference shown"
+
+
+def test_truncated_leave_the_accuracy_over_completed(make_run: Callable[..., Path]) -> None:
+    run = make_run(lambda row: replace(row, grade="truncated") if row.problem_id < "008" else row)
+    report(run)
+    base = rows_by_name(run)["base", "none"]
+    assert (base["responses"], base["completed"], base["truncated"]) == (80, 64, 16)
+    assert base["accuracy"] == pytest.approx(48 / 80)
+    assert base["accuracy_completed"] == pytest.approx(48 / 64)
+    assert base["accuracy_completed_low"] < 0.75 < base["accuracy_completed_high"]
+
+
+def test_several_tasks_and_their_mean(make_run: Callable[..., Path]) -> None:
+    """Even problems are of one task, odd ones of the other: the base is right on half, and all."""
+    result = report(make_run(tasks=("hard.jsonl", "hub/easy")))
+    assert result.tasks == ["hard", "easy"]
+    rows = {(row.task, row.model, row.exit): row for row in result.rows}
+    assert len(rows) == 8
+    assert [rows[task, "base", "none"].accuracy for task in result.tasks] == [0.5, 1.0]
+    assert {row.failed for row in result.rows} == {0}
+    gains = {(each.task, each.model, each.exit): each.gain for each in result.comparisons}
+    assert gains["hard", "trained", "none"] == pytest.approx(0.3)
+    assert gains["easy", "trained", "none"] == pytest.approx(0.0)
+    means = {(row.model, row.exit): row for row in result.averages}
+    base, trained = means["base", "none"], means["trained", "none"]
+    assert (base.accuracy, base.gain, base.tokens_ratio) == (0.75, 0, 1)
+    assert (trained.tasks, trained.tokens_mean, trained.tokens_ratio) == (2, 100, 0.5)
+    assert trained.gain == pytest.approx(0.15)
+    assert trained.gain_low < 0.15 < trained.gain_high
+    assert result.break_even is not None and result.break_even.questions == 81
+    text = str(result)
+    assert max(map(len, text.splitlines())) <= 100
+    for part in ("40 test problems of 2 tasks × 2", "task hard", "task easy", "mean over 2 tasks"):
+        assert part in text
+
+
+def test_the_tables_are_laid_out_as_in_the_papers(make_run: Callable[..., Path]) -> None:
+    run = make_run(tasks=("hard.jsonl", "hub/easy"))
+    report(run)
+    lines = (run / "report" / "tables.md").read_text().splitlines()
+    head = "| model | exit | hard Acc | Tok | CR | easy Acc | Tok | CR | average Acc | Tok | CR |"
+    place = lines.index(head)
+    assert lines[place + 2] == (
+        "| base | none | 50.0 | 200 | 100.0 | 100.0 | 200 | 100.0 | 75.0 | 200 | 100.0 |"
+    )
+    assert lines[place + 4] == (
+        "| trained | none | 80.0 | 100 | 50.0 | 100.0 | 100 | 50.0 | 90.0 | 100 | 50.0 |"
+    )
+    table = pl.read_csv(run / "report" / "tables.csv")
+    assert table.columns[:4] == ["model", "exit", "hard accuracy", "hard accuracy_low"]
+    assert table["average tokens_ratio"].to_list() == pytest.approx([1.0, 0.45, 0.5, 0.45])
+    split = pl.read_csv(run / "report" / "difficulty.csv")
+    assert set(split["task"]) == {"hard", "easy", "all tasks"}
+
+
+def test_one_task_has_no_mean(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    assert report(run).averages == ()
+    text = (run / "report" / "tables.md").read_text()
+    assert "| model | exit | toy Acc | Tok | CR |" in text and "average" not in text
+
+
+def test_an_arm_that_lacks_a_task_has_no_mean(make_run: Callable[..., Path]) -> None:
+    def change(row: EvaluationRow) -> EvaluationRow | None:
+        lacking = row.model == "trained" and int(row.problem_id) % 2 == 0
+        return None if lacking else row
+
+    result = report(make_run(change, tasks=("hard.jsonl", "hub/easy")))
+    assert {row.model for row in result.averages} == {"base"}
 
 
 def test_cost_and_break_even(make_run: Callable[..., Path]) -> None:

@@ -18,9 +18,10 @@ from dto.grading.extract import final_answer
 from dto.grading.grader import Graded, Grader
 from dto.grading.pool import UNREADABLE_GOLD
 from dto.grading.published import RULES, Rules
-from dto.problems import read_source, text_field
+from dto.problems import read_source
 from dto.records import AnswerKind, Dropped, EvaluationRow, Problem, Trajectory
 from dto.runs import manifest
+from dto.tasks.task import FieldError, text
 
 AT_ONCE = 256
 SHOWN = 10
@@ -230,12 +231,13 @@ def _of_file(source: str) -> Iterator[Item | None]:
         if isinstance(row, Dropped):
             yield None
             continue
-        gold, prediction = (
-            text_field(
-                row, next((name for name in names if name in row), names[0]), where, names[0]
+        try:
+            gold, prediction = (
+                text(row, next((name for name in names if name in row), names[0]))
+                for names in (GOLD, PREDICTION)
             )
-            for names in (GOLD, PREDICTION)
-        )
+        except FieldError as error:
+            raise DtoError(f"{where} {error}") from None
         question = next((str(row[name]) for name in QUESTION if name in row), "")
         kind = row.get("answer_kind", "math")
         answer = final_answer(prediction)

@@ -1,4 +1,4 @@
-"""Accuracy against tokens for each model under each exit, with intervals clustered by problem.
+"""Accuracy against tokens for each task, model and exit, with intervals clustered by problem.
 
 Rows graded `failed` leave the denominator; rows that an error kept out of the table count as
 failed too. `truncated` rows stay in it, as not correct (the papers' convention).
@@ -6,7 +6,7 @@ failed too. `truncated` rows stay in it, as not correct (the papers' convention)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import isnan, nan
@@ -31,16 +31,19 @@ Verdict = Literal["gain", "loss", "no difference shown", "too many failed"]
 
 @dataclass(frozen=True, slots=True)
 class ReportRow:
-    """One model under one exit.
+    """One model under one exit, on one task.
 
     `samples` is per problem, `responses` all that have a grade; means are over those. `accuracy` is
     avg@samples, `pass_at_samples` the chance that one of a problem's samples is right, `pass_at_1`
     the mean over problems. `tokens_mean` includes trial tokens. `efficiency` is
     (accuracy / accuracy_base) / (tokens / tokens_base), so the base has 1. Intervals are 95 %.
+    `accuracy_completed` is over the `completed` responses alone, those not truncated: which these
+    are is the arm's own doing (the short and easy ones), so it compares no two arms.
     `truncated` and `failed` count responses. Seconds are of one response under the run's load.
     Figures that have no value are nan, null in JSON.
     """
 
+    task: str
     model: str
     exit: str
     problems: int
@@ -49,6 +52,10 @@ class ReportRow:
     accuracy: float
     accuracy_low: float
     accuracy_high: float
+    completed: int
+    accuracy_completed: float
+    accuracy_completed_low: float
+    accuracy_completed_high: float
     pass_at_1: float
     pass_at_samples: float
     tokens_mean: float
@@ -70,7 +77,7 @@ class ReportRow:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One model under one exit against the base model under none, paired by problem.
+    """One model under one exit against the base model under none, on one task, paired by problem.
 
     `gain` is the difference of accuracies, `tokens_ratio` the quotient of tokens; intervals are
     95 %, over problems.
@@ -86,12 +93,16 @@ class Comparison:
     tokens_ratio_high: float
     problems: int
     verdict: Verdict
+    task: str = ""
 
 
 class Arm:
-    """The rows of one model under one exit; `expected` responses were asked for."""
+    """The rows of one model under one exit on a task; `expected` responses were asked for."""
 
-    def __init__(self, model: str, exit: str, rows: pl.DataFrame, expected: int) -> None:
+    def __init__(
+        self, model: str, exit: str, rows: pl.DataFrame, expected: int, task: str = ""
+    ) -> None:
+        self.task = task
         self.model = model
         self.exit = exit
         self.all = rows
@@ -123,22 +134,32 @@ class Arm:
         return float(values.mean()) if len(values) else nan
 
 
-def arms(rows: pl.DataFrame, expected: int) -> list[Arm]:
-    """Split an evaluation table (COLUMNS, and `seconds`) by model and exit."""
+def arms(rows: pl.DataFrame, expected: Mapping[str, int]) -> list[Arm]:
+    """Split an evaluation table (COLUMNS, `seconds` and `task`) by task, model and exit.
+
+    `expected` responses were asked for by each arm of a task.
+    """
     return [
-        Arm(str(model), str(exit), part, expected)
-        for (model, exit), part in rows.group_by(["model", "exit"], maintain_order=True)
+        Arm(str(model), str(exit), part, expected.get(str(task), 0), str(task))
+        for (task, model, exit), part in rows.group_by(
+            ["task", "model", "exit"], maintain_order=True
+        )
     ]
 
 
-def base_arm(found: Sequence[Arm], base_exit: str) -> Arm | None:
-    """What everything is compared with: the base model that thinks to its own end."""
-    return next((arm for arm in found if (arm.model, arm.exit) == ("base", base_exit)), None)
+def base_arm(found: Iterable[Arm], base_exit: str, task: str) -> Arm | None:
+    """What everything on a task is compared with: the base model that thinks to its own end."""
+    asked = (task, "base", base_exit)
+    return next((arm for arm in found if (arm.task, arm.model, arm.exit) == asked), None)
 
 
 def report_row(arm: Arm, base: Arm | None) -> ReportRow:
     """The figures of one arm."""
     accuracy = statistics.proportion(arm.correct, arm.problems)
+    ended = (arm.graded["grade"] != "truncated").to_numpy()
+    completed = statistics.proportion(
+        arm.correct[ended], [arm.problems[place] for place in np.flatnonzero(ended)]
+    )
     tokens = statistics.mean(arm.column("tokens"), arm.problems)
     samples = int(arm.all.group_by("problem_id").len()["len"].max() or 0)  # type: ignore[arg-type]
     seconds = arm.graded["seconds"]
@@ -152,6 +173,7 @@ def report_row(arm: Arm, base: Arm | None) -> ReportRow:
             base.correct, base.column("tokens"), base.problems,
         )  # fmt: skip
     return ReportRow(
+        task=arm.task,
         model=arm.model,
         exit=arm.exit,
         problems=accuracy.problems,
@@ -160,6 +182,10 @@ def report_row(arm: Arm, base: Arm | None) -> ReportRow:
         accuracy=accuracy.value,
         accuracy_low=accuracy.low,
         accuracy_high=accuracy.high,
+        completed=completed.samples,
+        accuracy_completed=completed.value,
+        accuracy_completed_low=completed.low,
+        accuracy_completed_high=completed.high,
         pass_at_1=statistics.pass_at_k(arm.correct, arm.problems, 1).value,
         pass_at_samples=statistics.pass_at_k(arm.correct, arm.problems, max(1, samples)).value,
         tokens_mean=tokens.value,
@@ -202,6 +228,7 @@ def compare(arm: Arm, base: Arm) -> Comparison:
         ratio.high,
         gain.problems,
         verdict,
+        arm.task,
     )
 
 

@@ -19,6 +19,7 @@ import polars as pl
 from dto.flops import ModelShape, attention_flops
 from dto.recipe import load_recipe
 from dto.reporting.comparison import ReportRow
+from dto.reporting.macro import AverageRow
 from dto.runs import manifest
 
 OPTIMIZATION = ("sample", "segment", "estimate", "optimize", "prune", "judge", "pair", "train")
@@ -98,7 +99,9 @@ def stage_costs(run: Path) -> list[StageCost]:
     return costs
 
 
-def break_even(costs: list[StageCost], base: ReportRow, trained: ReportRow) -> BreakEven:
+def break_even(
+    costs: list[StageCost], base: ReportRow | AverageRow, trained: ReportRow | AverageRow
+) -> BreakEven:
     """Set what was spent against what a question saves."""
     spent = [cost for cost in costs if cost.stage in OPTIMIZATION]
     tokens = sum(cost.tokens + cost.trained_tokens for cost in spent)

@@ -11,7 +11,9 @@ import polars as pl
 from dto.reporting.agreement import agreement, verdicts
 from dto.runs import manifest
 
-STAGES = ("problems", "sample", "segment", "estimate", "optimize", "prune", "pair", "evaluate")
+STAGES = (
+    "problems", "sample", "segment", "estimate", "optimize", "prune", "pair", "test", "evaluate",
+)  # fmt: skip
 
 
 def funnel(run: Path) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dto.reporting.comparison import ReportRow
@@ -13,18 +15,53 @@ from dto.reporting.comparison import ReportRow
 COLOURS = ("#4c566a", "#c2410c", "#0f766e", "#6d28d9", "#a16207", "#1d4ed8")
 INK = "#333333"
 MARKERS = "oDs^vPX<>"
+ACROSS = 2
+"""Panels beside one another."""
 
 
 def draw(rows: Sequence[ReportRow], directory: Path, title: str) -> list[Path]:
     """Write `report.png` and `report.svg`; the same rows give the same bytes.
 
-    One colour a model, one marker an exit. Rows without a figure are left out.
+    One panel a task, one colour a model, one marker an exit. Rows without a figure are left out.
     """
     shown = [row for row in rows if row.responses]
     models = list(dict.fromkeys(row.model for row in shown))
     exits = list(dict.fromkeys(row.exit for row in shown))
-    figure = Figure(figsize=(8.6, 4.8), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
+    tasks = list(dict.fromkeys(row.task for row in shown)) or [""]
+    down = ceil(len(tasks) / ACROSS)
+    size = (8.6, 4.8) if len(tasks) == 1 else (11.0, 4.4 * down)
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    for place, task in enumerate(tasks):
+        axes = figure.add_subplot(down, min(len(tasks), ACROSS), place + 1)
+        _panel(axes, [row for row in shown if row.task == task], models, exits)
+        axes.set_title(title if len(tasks) == 1 else task, loc="left", fontsize=10, color=INK)
+    if len(tasks) > 1:
+        figure.suptitle(title, fontsize=10, color=INK)
+    if shown:
+        # An arm may lack a task: the legend is that of all panels.
+        marks = {
+            label: handle
+            for axes in figure.axes
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(
+            list(marks.values()),
+            list(marks),
+            loc="outside right upper",
+            frameon=False,
+            fontsize=8.5,
+            labelcolor="linecolor",
+        )
+    paths = [directory / "report.png", directory / "report.svg"]
+    with rc_context({"svg.hashsalt": "dto"}):
+        figure.savefig(paths[0], metadata={"Software": None})
+        figure.savefig(paths[1], metadata={"Date": None})
+    return paths
+
+
+def _panel(
+    axes: Axes, shown: Sequence[ReportRow], models: Sequence[str], exits: Sequence[str]
+) -> None:
     for row in shown:
         low, high = row.accuracy - row.accuracy_low, row.accuracy_high - row.accuracy
         left, right = row.tokens_mean - row.tokens_low, row.tokens_high - row.tokens_mean
@@ -44,17 +81,7 @@ def draw(rows: Sequence[ReportRow], directory: Path, title: str) -> list[Path]:
         axes.set_xlim(0, 1.18 * max(max(row.tokens_high, row.tokens_mean) for row in shown))
     axes.set_xlabel("tokens per question (thinking, answer, trials)", color=INK)
     axes.set_ylabel("accuracy, %", color=INK)
-    axes.set_title(title, loc="left", fontsize=10, color=INK)
     axes.grid(color="#e5e5e5", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=INK, labelsize=9)
-    if shown:
-        figure.legend(
-            loc="outside right upper", frameon=False, fontsize=8.5, labelcolor="linecolor"
-        )
-    paths = [directory / "report.png", directory / "report.svg"]
-    with rc_context({"svg.hashsalt": "dto"}):
-        figure.savefig(paths[0], metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None})
-    return paths

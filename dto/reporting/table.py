@@ -8,15 +8,20 @@ from typing import Any
 
 from dto.reporting.comparison import MAX_FAILED, Comparison, ReportRow
 from dto.reporting.cost import BreakEven, StageCost
+from dto.reporting.difficulty import DifficultyRow
+from dto.reporting.macro import AverageRow
 
 MEBIBYTE = 2**20
 
 
 def evaluation_lines(rows: Sequence[ReportRow], comparisons: Sequence[Comparison]) -> list[str]:
-    """Accuracy and gain of each model under each exit, then tokens, FLOPs and seconds."""
+    """Accuracy and gain of each model under each exit, then tokens, FLOPs and seconds.
+
+    `gain` is over the base; `compl.` is the accuracy over completed responses.
+    """
     against = {(each.model, each.exit): each for each in comparisons}
     accuracy: list[tuple[str, ...]] = [
-        ("model", "exit", "accuracy % (95 %)", "gain over base (95 %)", "pass@n", "trunc", "failed")
+        ("model", "exit", "accuracy % (95 %)", "gain (95 %)", "compl.", "pass@n", "trunc", "failed")
     ]
     cost: list[tuple[str, ...]] = [
         (
@@ -32,22 +37,23 @@ def evaluation_lines(rows: Sequence[ReportRow], comparisons: Sequence[Comparison
         )
     ]
     for row in rows:
-        name = (_short(row.model), row.exit)
+        name = (short(row.model), row.exit)
         other = against.get((row.model, row.exit))
         accuracy.append(
             (
-                *name, _with_interval(row.accuracy, row.accuracy_low, row.accuracy_high),
-                _gain(other), _percent(row.pass_at_samples), f"{row.truncated}", f"{row.failed}",
+                *name, interval(row.accuracy, row.accuracy_low, row.accuracy_high),
+                _gain(other), percent(row.accuracy_completed), percent(row.pass_at_samples),
+                f"{row.truncated}", f"{row.failed}",
             )
         )  # fmt: skip
-        ratio = "" if other is None else _with_interval(
+        ratio = "" if other is None else interval(
             other.tokens_ratio, other.tokens_ratio_low, other.tokens_ratio_high
         )  # fmt: skip
         cost.append(
             (
-                *name, _number(row.tokens_mean, 1), ratio, _number(row.trial_tokens_mean, 1),
-                _number(row.efficiency, 2), _power(row.attention_flops_mean),
-                _number(row.seconds_p50, 2), _number(row.seconds_p95, 2),
+                *name, number(row.tokens_mean, 1), ratio, number(row.trial_tokens_mean, 1),
+                number(row.efficiency, 2), _power(row.attention_flops_mean),
+                number(row.seconds_p50, 2), number(row.seconds_p95, 2),
             )
         )  # fmt: skip
     lines = [*aligned(accuracy, left=2), "", *aligned(cost, left=2)]
@@ -63,8 +69,61 @@ def _gain(comparison: Comparison | None) -> str:
         return ""
     if comparison.verdict == "too many failed":
         return comparison.verdict
-    points = (comparison.gain, comparison.gain_low, comparison.gain_high)
-    return "{:+.1f} ({:+.1f}…{:+.1f})".format(*(100 * point for point in points))
+    return points(comparison.gain, comparison.gain_low, comparison.gain_high)
+
+
+def points(gain: float, low: float, high: float) -> str:
+    """A difference of shares in percentage points, with its interval."""
+    if isnan(gain):
+        return "–"
+    return f"{100 * gain:+.1f} ({100 * low:+.1f}…{100 * high:+.1f})"
+
+
+def average_lines(rows: Sequence[AverageRow]) -> list[str]:
+    """The means over tasks."""
+    cells = [("model", "exit", "accuracy % (95 %)", "gain (95 %)", "tokens", "% of base (95 %)")]
+    for row in rows:
+        ratio = (row.tokens_ratio, row.tokens_ratio_low, row.tokens_ratio_high)
+        gain = (row.gain, row.gain_low, row.gain_high)
+        base = ratio == (1, 1, 1) and gain == (0, 0, 0)
+        cells.append(
+            (
+                short(row.model), row.exit,
+                interval(row.accuracy, row.accuracy_low, row.accuracy_high),
+                "" if base else points(*gain), number(row.tokens_mean, 1),
+                "" if base else interval(*ratio),
+            )
+        )  # fmt: skip
+    return [f"mean over {rows[0].tasks} tasks", *aligned(cells, left=2)] if rows else []
+
+
+def difficulty_lines(rows: Sequence[DifficultyRow]) -> list[str]:
+    """Gain and tokens by the base's pass rate."""
+    cells = [
+        (
+            "base right",
+            "model",
+            "exit",
+            "n",
+            "acc. %",
+            "gain (95 %)",
+            "tokens",
+            "% of base",
+        )
+    ]
+    for row in rows:
+        base = isnan(row.gain)
+        cells.append(
+            (
+                row.bin, short(row.model), row.exit, f"{row.problems:,}", percent(row.accuracy),
+                "" if base else points(row.gain, row.gain_low, row.gain_high),
+                number(row.tokens_mean, 1), "" if base else percent(row.tokens_ratio),
+            )
+        )  # fmt: skip
+    if not rows:
+        return []
+    head = "by difficulty: the base's pass rate on one half of the samples, figures from the other"
+    return [head, *aligned(cells, left=3)]
 
 
 def cost_lines(costs: Sequence[StageCost], even: BreakEven | None) -> list[str]:
@@ -116,8 +175,8 @@ def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) 
         base, kept = training["base"], training["kept"]
         lines.append(
             f"{'training':<12} {training['steps']:>7,}   steps; dev accuracy "
-            f"{_percent(base['accuracy'])} → {_percent(kept['accuracy'])} %, tokens "
-            f"{_number(base['tokens_mean'], 0)} → {_number(kept['tokens_mean'], 0)}"
+            f"{percent(base['accuracy'])} → {percent(kept['accuracy'])} %, tokens "
+            f"{number(base['tokens_mean'], 0)} → {number(kept['tokens_mean'], 0)}"
             f" at step {kept['step']}" + ("; collapsed" if training["collapsed"] else "")
         )
     if found := funnel.get("agreement"):
@@ -138,30 +197,34 @@ def aligned(cells: Sequence[Sequence[str]], left: int) -> list[str]:
     return [lines[0], "─" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]]
 
 
-def _short(model: str) -> str:
+def short(model: str) -> str:
+    """The end of a long name."""
     return model if len(model) <= 16 else f"…{model[-15:]}"
 
 
-def _with_interval(share: float, low: float, high: float) -> str:
-    return f"{_percent(share)} ({_percent(low)}–{_percent(high)})"
+def interval(share: float, low: float, high: float) -> str:
+    """A share in percent, with its interval."""
+    return f"{percent(share)} ({percent(low)}–{percent(high)})"
 
 
 def _power(value: float | None) -> str:
     return "–" if value is None or isnan(value) else f"{value:.1e}"
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """A share in percent; a dash for none."""
     return "–" if share is None or isnan(share) else f"{100 * share:.1f}"
 
 
-def _number(value: float | None, digits: int) -> str:
+def number(value: float | None, digits: int) -> str:
+    """A figure; a dash for none."""
     return "–" if value is None or isnan(value) else f"{value:,.{digits}f}"
 
 
 def _agreement_lines(found: Mapping[str, Any]) -> list[str]:
     """The llm judge's verdicts by those of the counterfactual judge on the same patterns."""
-    rate = _with_interval(found["rate"], found["rate_low"], found["rate_high"])
-    kappa, *ends = (_number(found[key], 2) for key in ("kappa", "kappa_low", "kappa_high"))
+    rate = interval(found["rate"], found["rate_low"], found["rate_high"])
+    kappa, *ends = (number(found[key], 2) for key in ("kappa", "kappa_low", "kappa_high"))
     table = found["table"]
     columns = sorted({name for counts in table.values() for name in counts})
     cells = [("llm \\ counterfactual", *columns)]

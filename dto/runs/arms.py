@@ -1,12 +1,14 @@
 """An evaluation whose settings changed: the arms that the change does not touch are kept.
 
 An arm is a model under an exit; it depends on what all arms share, on its exit and on its weights.
+Of test sets that are named (`evaluate.tasks`) those rows are kept whose problem is still asked: a
+problem's id tells its task and its content.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,12 @@ from dto.runs.journal import Entry, Journal, read_head
 from dto.runs.stage import GroupUsage, Timing
 
 
-def keep_arms(directory: Path, config: Mapping[str, Any]) -> None:
+def keep_arms(
+    directory: Path, config: Mapping[str, Any], problems: Collection[str] | None = None
+) -> None:
     """Begin an evaluation with `config`, with those rows of the one that is there that still hold.
+
+    `problems` are the ids of those that it asks; None: the same as before.
 
     The seconds that were spent are carried over whole. Killed at any time, it leaves the old
     evaluation or the new one; between two renames none, which is then computed anew.
@@ -39,7 +45,9 @@ def keep_arms(directory: Path, config: Mapping[str, Any]) -> None:
             journal = Journal(fresh / "journal", EvaluationRow, {"config": dict(config)})
             journal.elapsed = source.elapsed if source else float((done or {})["seconds"])
             for entry in source.entries() if source else _entries(directory):
-                if entry.rows and _parent(entry.key) in kept:
+                arm, _, problem = entry.key.rpartition("/")
+                asked = problems is None or problem in problems
+                if entry.rows and arm in kept and asked:
                     journal.append(entry)
             journal.close()
             if source:
@@ -51,7 +59,10 @@ def keep_arms(directory: Path, config: Mapping[str, Any]) -> None:
 
 
 def _arms(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    apart = ("evaluate.exits", "evaluate.models", "digest of train")
+    apart = (
+        "evaluate.exits", "evaluate.models", "evaluate.tasks", "evaluate.limit", "digest of test",
+        "digest of train",
+    )  # fmt: skip
     shared = {
         key: value
         for key, value in config.items()

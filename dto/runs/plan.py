@@ -35,7 +35,11 @@ def plan(recipe: Recipe) -> Iterator[str]:
     exits = recipe.evaluate.exits
     imported = recipe.sample.imported and "imported"
     trajectories = problems.train * recipe.sample.samples
-    answers = len(recipe.evaluate.models) * len(exits) * problems.test * recipe.evaluate.samples
+    tasks = recipe.evaluate.tasks
+    answers = len(recipe.evaluate.models) * len(exits) * recipe.evaluate.samples
+    asked = f"{answers * problems.test:,} answers"
+    if tasks:
+        asked = f"{answers:,} answers to each problem of {', '.join(tasks)}"
     sequential = recipe.estimate.method == "sequential"
     rollouts = recipe.estimate.cap if sequential else recipe.estimate.rollouts
     amounts = {
@@ -50,7 +54,7 @@ def plan(recipe: Recipe) -> Iterator[str]:
         "pair": f"at most {recipe.pair.max_per_problem:,} pairs of each problem",
         "train": f"{problems.dev:,} dev problems × {recipe.train.dev_samples} samples, "
         f"{recipe.train.evaluations} times",
-        "evaluate": f"{answers:,} answers: models {', '.join(recipe.evaluate.models)}; "
+        "evaluate": f"{asked}: models {', '.join(recipe.evaluate.models)}; "
         f"exits {', '.join(each.name for each in exits)}",
         "report": "report.json, a table and a picture",
     }
@@ -60,7 +64,7 @@ def plan(recipe: Recipe) -> Iterator[str]:
         yield f"{stage:<9} {amounts[stage]}"
         settings = getattr(recipe, stage, None)
         if settings is not None and stage != "problems":
-            shown = settings.model_dump(mode="json", exclude={"exits", "models"})
+            shown = settings.model_dump(mode="json", exclude={"exits", "models", "tasks"})
             yield "          " + " ".join(f"{key}={value}" for key, value in shown.items())
     for each in exits:
         yield "exit      " + " ".join(f"{key}={value}" for key, value in each.changed().items())

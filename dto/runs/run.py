@@ -32,8 +32,10 @@ _BEFORE = {
     "train": ("problems", "pair"),
     "report": ("evaluate",),
     "trace": ("problems",),
+    "test": ("problems",),
+    "pilot": ("sample",),
 }
-_WITH_MODEL = ("sample", "estimate", "optimize", "prune", "evaluate", "trace")
+_WITH_MODEL = ("sample", "estimate", "optimize", "prune", "evaluate", "trace", "pilot")
 _SAMPLING = ("sample.temperature", "sample.top_p")
 _ALSO: dict[str, tuple[str, ...]] = {
     "problems": ("sample.imported",),
@@ -41,7 +43,15 @@ _ALSO: dict[str, tuple[str, ...]] = {
     "optimize": _SAMPLING,
     "prune": _SAMPLING,
     "train": (*_SAMPLING, "sample.max_tokens"),
+    "pilot": (*_SAMPLING, "sample.max_tokens"),
     "trace": tuple(f"evaluate.{key}" for key in ("samples", "temperature", "top_p", "max_tokens")),
+    "test": (
+        "evaluate.tasks",
+        "evaluate.limit",
+        "problems.question_field",
+        "problems.answer_field",
+        "problems.answer_kind",
+    ),
 }
 """Settings of other stages that a stage reads."""
 _READ_BY_IMPORT = (
@@ -77,11 +87,16 @@ class Run:
         """The table of a stage."""
         return self.path / stage / "rows.parquet"
 
+    @property
+    def test_stage(self) -> str:
+        """The stage whose table holds the problems to evaluate on: those of its split `test`."""
+        return "test" if self.recipe.evaluate.tasks else "problems"
+
     def before(self, stage: str) -> tuple[str, ...]:
         """The stages whose tables a stage reads (those upstream of them are implied)."""
         if stage == "evaluate":
             trained = "trained" in self.recipe.evaluate.models
-            return ("problems", "train") if trained else ("problems",)
+            return (self.test_stage, "train") if trained else (self.test_stage,)
         if stage == "sample" and self.recipe.sample.imported:
             return ()
         return _BEFORE[stage]
@@ -101,6 +116,8 @@ class Run:
         if stage == "problems":
             source, test_source = recipe.problems.source, recipe.problems.test_source
             config |= self._contents(stage, source, test_source, imported)
+        if stage == "test":
+            config |= self._contents(stage, *recipe.evaluate.tasks)
         if stage in _WITH_MODEL:
             config["prompts"] = content.of_prompts(recipe.model.family)
         if stage == "sample" and imported:
@@ -115,6 +132,8 @@ class Run:
         if stage == "evaluate":
             further = [name for name in recipe.evaluate.models if name not in ("base", "trained")]
             config |= {f"weights of {name}": content.of_model(name) for name in further}
+            if recipe.evaluate.tasks:
+                config["problems.answer_kind"] = recipe.problems.answer_kind
         for upstream in self.before(stage):
             done = manifest.read(self / upstream)
             if done is None:
@@ -161,7 +180,9 @@ class Run:
         if stage == "evaluate":
             from dto.runs.arms import keep_arms
 
-            keep_arms(self / stage, config)
+            # A change of the run's own problems changes what all arms share: nothing is kept then.
+            problems = test_ids(self) if self.recipe.evaluate.tasks else None
+            keep_arms(self / stage, config, problems)
         else:
             self.clear(stage)
         return False
@@ -226,7 +247,7 @@ def write_run_manifest(run: Run) -> dict[str, Any]:
     keys = ("digest", "rows", "dropped", "usage", "judge_usage", "seconds", "peak_memory")
     stages = {
         stage: {key: done[key] for key in keys if key in done}
-        for stage in (*STAGES, "trace")
+        for stage in (*STAGES, "test", "trace", "pilot")
         if (done := manifest.read(run / stage)) is not None
     }
     whole = {"name": run.recipe.name, "seed": run.recipe.seed, "stages": stages}
@@ -249,6 +270,14 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     """All settings that decide what is computed, by their dotted keys."""
     flat = manifest.flatten(recipe.model_dump(mode="json"))
     return {key: value for key, value in flat.items() if key not in _HOW_NOT_WHAT}
+
+
+def test_ids(run: Run) -> set[str]:
+    """The ids of the problems to evaluate on."""
+    import polars as pl
+
+    frame = pl.scan_parquet(run.table(run.test_stage)).filter(split="test").select("id")
+    return set(frame.collect()["id"].to_list())
 
 
 def count(run: Run, stage: str, **equals: str) -> int:

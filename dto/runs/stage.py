@@ -95,6 +95,7 @@ class Stage:
         self.config = dict(config)
         self._in_vain = 0  # groups in a row
         self._unjudged = 0  # groups in a row, of those that asked a judge
+        self._fed = 0.0  # seconds within `feed`
         self._failure = ""
 
     @property
@@ -122,7 +123,7 @@ class Stage:
         groups all end in errors, and when many in a row get no answer from the engine. What failed
         is owed again.
         """
-        journal, loop = self._journal, asyncio.get_running_loop()
+        journal, loop, begun = self._journal, asyncio.get_running_loop(), time.monotonic()
         slots = asyncio.Semaphore(window)
         with (
             ThreadPoolExecutor(1, "dto-reader") as reader,
@@ -152,6 +153,7 @@ class Stage:
                             tasks.create_task(one(group))
             except BaseExceptionGroup as errors:
                 raise _first(errors) from None
+        self._fed += time.monotonic() - begun
 
     def owes(self, groups: Iterator[Group]) -> bool:
         """Whether any of the groups is not done yet."""
@@ -232,6 +234,7 @@ class Stage:
                 usage=_plain(total),
                 **({"judge_usage": _plain(judge)} if judge.requests else {}),
                 seconds=self._journal.total_seconds(),
+                fed_seconds=self._fed,  # of this session: the rest is starting and writing
             )
             manifest.write(directory, done)
         return done

@@ -6,7 +6,7 @@ Everything is read from the run's tables and manifests; nothing is computed by a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
@@ -28,7 +28,10 @@ from dto.reporting.comparison import (
     report_row,
 )
 from dto.reporting.cost import BreakEven, StageCost, break_even, stage_costs
+from dto.reporting.difficulty import ALL_TASKS, DifficultyRow, by_difficulty, over_tasks
 from dto.reporting.funnel import funnel, training
+from dto.reporting.macro import AverageRow, averages
+from dto.reporting.papers import write_tables
 from dto.reporting.picture import draw
 from dto.runs import manifest
 
@@ -40,10 +43,27 @@ class Report:
     name: str
     rows: tuple[ReportRow, ...]
     comparisons: tuple[Comparison, ...]
+    averages: tuple[AverageRow, ...]
+    difficulty: tuple[DifficultyRow, ...]
     costs: tuple[StageCost, ...]
     break_even: BreakEven | None
     funnel: Mapping[str, Any]
     training: Mapping[str, Any] | None
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that were evaluated, in the recipe's order."""
+        return list(dict.fromkeys(row.task for row in self.rows))
+
+    @property
+    def title(self) -> str:
+        """The run's name, and how much was asked."""
+        if not self.rows:
+            return self.name
+        asked = {row.task: row.problems for row in self.rows[::-1]}
+        of_tasks = f" of {len(asked)} tasks" if len(asked) > 1 else ""
+        samples = self.rows[0].samples
+        return f"{self.name}: {sum(asked.values()):,} test problems{of_tasks} × {samples} samples"
 
     def as_json(self) -> dict[str, Any]:
         """The content of `report.json`: strict JSON, a figure without value is null."""
@@ -52,6 +72,8 @@ class Report:
             "name": self.name,
             "rows": [asdict(row) for row in self.rows],
             "comparisons": [asdict(each) for each in self.comparisons],
+            "averages": [asdict(each) for each in self.averages],
+            "difficulty": [asdict(each) for each in self.difficulty],
             "cost": {
                 "stages": stages,
                 "break_even": None if self.break_even is None else asdict(self.break_even),
@@ -64,40 +86,54 @@ class Report:
         return cleaned
 
     def __str__(self) -> str:
-        first = self.rows[0] if self.rows else None
-        head = self.name
-        if first is not None:
-            head += f": {first.problems:,} test problems × {first.samples} samples"
-        parts = [
-            [head],
-            table.funnel_lines(self.funnel, self.training),
-            table.evaluation_lines(self.rows, self.comparisons),
+        tasks = self.tasks
+        parts = [[self.title], table.funnel_lines(self.funnel, self.training)]
+        for task in tasks:
+            lines = table.evaluation_lines(
+                [row for row in self.rows if row.task == task],
+                [each for each in self.comparisons if each.task == task],
+            )
+            parts.append(lines if len(tasks) == 1 else [f"task {task}", *lines])
+        parts += [
+            table.average_lines(self.averages),
+            table.difficulty_lines(
+                [row for row in self.difficulty if len(tasks) == 1 or row.task == ALL_TASKS]
+            ),
             table.cost_lines(self.costs, self.break_even),
         ]
         return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
 def report(run_directory: Path | str) -> Report:
-    """Write `report.json`, `report.png` and `report.svg` below `RUN/report`, and return it all.
+    """Write `report.json`, `report.png`, `report.svg` and the tables below `RUN/report`.
 
     Everything is compared with the model `base` under the first exit whose policy is none, over
-    the same problems and seeds. Raises DtoError when the run has not been evaluated.
+    the same problems and seeds, task by task; with several tasks there is a mean over them. The
+    tables are `tables.md`, `tables.csv`, `difficulty.csv` (:mod:`dto.reporting.papers`). Raises
+    DtoError when the run has not been evaluated.
     """
     run = Path(run_directory)
     recipe = load_recipe(run / "recipe.yaml")
     found = _evaluated(run, recipe)
     plain = next((exit.name for exit in recipe.evaluate.exits if exit.policy == "none"), "")
-    base = base_arm(found, plain)
-    rows = tuple(report_row(arm, base) for arm in found)
+    bases = {arm.task: base_arm(found, plain, arm.task) for arm in found}
+    rows = tuple(report_row(arm, bases[arm.task]) for arm in found)
+    comparisons = tuple(
+        compare(arm, base)
+        for arm in found
+        if (base := bases[arm.task]) is not None and arm is not base
+    )
+    means = averages(rows, comparisons, plain)
     costs = stage_costs(run)
-    by_name = {(row.model, row.exit): row for row in rows}
+    by_name: Mapping[tuple[str, str], ReportRow | AverageRow]
+    by_name = {(row.model, row.exit): row for row in means or rows}
     base_row, trained_row = by_name.get(("base", plain)), by_name.get(("trained", plain))
     result = Report(
         name=recipe.name,
         rows=rows,
-        comparisons=()
-        if base is None
-        else tuple(compare(arm, base) for arm in found if arm is not base),
+        comparisons=comparisons,
+        averages=means,
+        difficulty=tuple(_difficulty(found, bases)),
         costs=tuple(costs),
         break_even=break_even(costs, base_row, trained_row)
         if base_row is not None and trained_row is not None
@@ -109,12 +145,20 @@ def report(run_directory: Path | str) -> Report:
     directory.mkdir(exist_ok=True)
     text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
     manifest.write_text(directory / "report.json", text + "\n")
-    draw(rows, directory, str(result).splitlines()[0])
+    draw(rows, directory, result.title)
+    write_tables(directory, result.title, rows, comparisons, means, result.difficulty)
     return result
 
 
+def _difficulty(found: Sequence[Arm], bases: Mapping[str, Arm | None]) -> Iterator[DifficultyRow]:
+    for task, base in bases.items():
+        if base is not None:
+            yield from by_difficulty([arm for arm in found if arm.task == task], base)
+    yield from over_tasks(found, [base for base in bases.values() if base is not None])
+
+
 def _evaluated(run: Path, recipe: Recipe) -> list[Arm]:
-    """The evaluation table by model and exit, in the recipe's order."""
+    """The evaluation table by task, model and exit, in the recipe's order."""
     path = run / "evaluate" / "rows.parquet"
     if not path.is_file():
         raise DtoError(f"report needs {path}: start `dto evaluate {run}` first")
@@ -126,14 +170,27 @@ def _evaluated(run: Path, recipe: Recipe) -> list[Arm]:
         rows = rows.with_columns(seconds=pl.lit(None, pl.Float64))
     models = {name: place for place, name in enumerate(recipe.evaluate.models)}
     exits = {exit.name: place for place, exit in enumerate(recipe.evaluate.exits)}
-    problems = run / "problems" / "rows.parquet"
-    expected = 0
+    problems = run / ("test" if recipe.evaluate.tasks else "problems") / "rows.parquet"
+    asked = pl.DataFrame(schema={"problem_id": pl.String, "task": pl.String})
     if problems.is_file():
-        asked = pl.scan_parquet(problems).filter(split="test").select(pl.len()).collect().item()
-        expected = int(asked) * recipe.evaluate.samples
+        frame = pl.scan_parquet(problems).filter(split="test")
+        asked = frame.select(problem_id="id", task="task").collect()
+    expected = {
+        str(task): count * recipe.evaluate.samples
+        for task, count in asked["task"].value_counts().iter_rows()
+    }
+    rows = rows.join(asked, on="problem_id", how="left", maintain_order="left")
+    rows = rows.with_columns(pl.col("task").fill_null(""))
+    # A Hub id stands in the recipe, its last part in the tables; a task may have a name of its own.
+    tasks = {Path(task).stem: place for place, task in enumerate(recipe.evaluate.tasks)}
     return sorted(
         arms(rows, expected),
-        key=lambda arm: (models.get(arm.model, len(models)), exits.get(arm.exit, len(exits))),
+        key=lambda arm: (
+            tasks.get(arm.task, len(tasks)),
+            arm.task,
+            models.get(arm.model, len(models)),
+            exits.get(arm.exit, len(exits)),
+        ),
     )
 
 

@@ -20,7 +20,8 @@ from typing import Literal, NamedTuple
 
 from dto.concurrency import gather_bounded
 from dto.grading import Grader
-from dto.grading.compare import clean, quantity
+from dto.grading.compare import clean
+from dto.grading.quantity import quantity
 from dto.problems import Found, read_problems
 from dto.recipe import ProblemSettings
 from dto.records import Dropped, Problem, Split

@@ -1,0 +1,1 @@
+"""Commands whose arguments need more room than `dto.cli` has; each adds itself to the app."""

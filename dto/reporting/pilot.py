@@ -1,0 +1,324 @@
+"""The papers' pilot studies on one's own model: how much of the thinking comes after the answer?
+
+Read from the tables of sample, segment, estimate, prune (or optimize) and pilot; intervals are 95 %
+and clustered by problem. Rows that failed leave the denominators and are counted.
+
+- Pearls (2504.15895 section 2): responses with an exit before their end that answers right. There
+  one induced answer decides; here the boundary has to be `above` the threshold of the stage
+  estimate, so that a lucky answer is no pearl.
+- Static exits (same place): of the answers right in full, the share still right when the thinking
+  is cut (kept); of those not right, the share now right (corrected).
+- What optimizing saves (2505.21765 section 4): attention FLOPs of responses that were right, and
+  the share of the others that is repaired.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from dto import statistics
+from dto.errors import DtoError
+from dto.flops import ModelShape, attention_flops
+from dto.recipe import load_recipe
+from dto.reporting.table import aligned, interval, number
+from dto.runs import manifest
+from dto.stages.report import without_nan
+from dto.statistics import Estimate
+
+UNIT = ModelShape(1, 1, 1)
+"""FLOPs are compared within one model: its shape cancels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pearls:
+    """Shares of responses with a pearl: of all, of those right, of those not; and where it lies.
+
+    `before_half` is the share of all responses whose pearl lies before half of their thinking;
+    `position` the mean share of the thinking that comes before a pearl, where there is one.
+    `left_out` have a grade, but no boundary that could be estimated.
+    """
+
+    threshold: float
+    of_all: Estimate
+    of_right: Estimate
+    of_others: Estimate
+    before_half: Estimate
+    position: Estimate
+    left_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class StaticRow:
+    """All responses cut after `fraction` of their thinking; tokens of thinking and answer."""
+
+    fraction: float
+    kept: Estimate
+    corrected: Estimate
+    accuracy: Estimate
+    tokens: Estimate
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Savings:
+    """What optimizing does to the sampled responses.
+
+    `flops` and `tokens` are shares saved on responses that were right, where one without an
+    optimized version saves nothing; `flops_optimized` is over those that have one. `repaired` is a
+    share of the responses that were not right, `gained` of all.
+    """
+
+    flops: Estimate
+    tokens: Estimate
+    flops_optimized: Estimate
+    repaired: Estimate
+    gained: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class PilotStudy:
+    """The content of `pilot.json`; `str()` gives the tables for the terminal."""
+
+    name: str
+    problems: int
+    responses: int
+    right: int
+    failed: int
+    accuracy: Estimate
+    tokens: Estimate
+    pearls: Pearls | None
+    static: tuple[StaticRow, ...]
+    savings: Savings | None
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.name}: {self.responses:,} responses to {self.problems:,} problems, "
+            f"{self.right:,} right" + (f", {self.failed:,} failed" if self.failed else "")
+        )
+        parts = [[head], _pearl_lines(self.pearls), self._static_lines(), _saved(self.savings)]
+        return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+    def _static_lines(self) -> list[str]:
+        cells: list[Sequence[str]] = [
+            ("thinking", "kept of right %", "corrected of others %", "accuracy %", "tokens")
+        ]
+        for row in self.static:
+            cells.append(
+                (
+                    f"{row.fraction:.0%}", _share(row.kept), _share(row.corrected),
+                    _share(row.accuracy), number(row.tokens.value, 1),
+                )
+            )  # fmt: skip
+        cells.append(("whole", "", "", _share(self.accuracy), number(self.tokens.value, 1)))
+        return ["static exits: the thinking is cut", *aligned(cells, left=1)]
+
+
+def study(run: Path) -> PilotStudy:
+    """The study of a run, also written to `RUN/pilot/pilot.json`.
+
+    Raises DtoError without the tables of sample and pilot.
+    """
+    for stage in ("sample", "pilot"):
+        if not (run / stage / "rows.parquet").is_file():
+            raise DtoError(f"pilot study needs {run}/{stage}: start `dto pilot {run}`")
+    recipe = load_recipe(run / "recipe.yaml")
+    sampled = _sampled(run)
+    graded = sampled.filter(pl.col("grade") != "failed")
+    problems = graded["problem_id"].to_list()
+    result = PilotStudy(
+        name=recipe.name,
+        problems=graded["problem_id"].n_unique(),
+        responses=len(graded),
+        right=int(graded["right"].sum()),
+        failed=len(sampled) - len(graded),
+        accuracy=statistics.proportion(graded["right"].to_numpy(), problems),
+        tokens=statistics.mean(graded["tokens"].to_numpy(), problems),
+        pearls=_pearls(run, graded, recipe.estimate.threshold),
+        static=tuple(_static(run, graded)),
+        savings=_savings(run, graded),
+    )
+    data: dict[str, Any] = without_nan(asdict(result))
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    manifest.write_text(run / "pilot" / "pilot.json", text + "\n")
+    return result
+
+
+def _sampled(run: Path) -> pl.DataFrame:
+    """One row a response: lengths, not tokens."""
+    thinking = pl.col("thinking_tokens").struct
+    return (
+        pl.scan_parquet(run / "sample" / "rows.parquet")
+        .select(
+            "id",
+            "problem_id",
+            "grade",
+            right=pl.col("grade") == "correct",
+            prompt=pl.col("prompt_ids").list.len().cast(pl.Int64),
+            tokens=pl.col("token_ids").list.len().cast(pl.Int64),
+            start=thinking.field("start").cast(pl.Int64),
+            length=(thinking.field("end") - thinking.field("start")).cast(pl.Int64),
+        )
+        .collect(engine="streaming")
+    )
+
+
+def _pearls(run: Path, graded: pl.DataFrame, threshold: float) -> Pearls | None:
+    paths = [run / stage / "rows.parquet" for stage in ("segment", "estimate")]
+    if not all(path.is_file() for path in paths):
+        return None
+    segments = pl.scan_parquet(paths[0]).select("id", "trajectory_id", "index", "exit")
+    last = segments.group_by("trajectory_id").agg(last=pl.col("index").max())
+    tried = pl.scan_parquet(paths[1]).select(
+        "id", "trajectory_id", "boundary", "decision", "reason"
+    )
+    found = (
+        tried.join(segments.select("id", "exit"), on="id")
+        .join(last, on="trajectory_id")
+        .with_columns(pearl=(pl.col("decision") == "above") & (pl.col("boundary") < pl.col("last")))
+        .group_by("trajectory_id")
+        .agg(
+            pearl=pl.col("pearl").any(),
+            exit=pl.col("exit").filter(pl.col("pearl")).min(),
+            failed=((pl.col("decision") == "undecided") & (pl.col("reason") != "")).any(),
+        )
+        .collect()
+    )
+    rows = graded.join(found, left_on="id", right_on="trajectory_id", how="left")
+    known = rows.filter(
+        (pl.col("length") == 0)  # nothing to leave
+        | pl.col("pearl")
+        | (pl.col("pearl").is_not_null() & ~pl.col("failed"))
+    ).with_columns(
+        pl.col("pearl").fill_null(False),
+        position=(pl.col("exit") - pl.col("start")) / pl.col("length"),
+    )
+    held = known.filter("pearl")
+    return Pearls(
+        threshold,
+        _proportion(known, "pearl"),
+        _proportion(known.filter("right"), "pearl"),
+        _proportion(known.filter(~pl.col("right")), "pearl"),
+        _proportion(known.with_columns(early=pl.col("position").fill_null(1) < 0.5), "early"),
+        statistics.mean(held["position"].to_numpy(), held["problem_id"].to_list()),
+        len(graded) - len(known),
+    )
+
+
+def _static(run: Path, graded: pl.DataFrame) -> list[StaticRow]:
+    left = pl.read_parquet(
+        run / "pilot" / "rows.parquet",
+        columns=["trajectory_id", "fraction", "position", "grade", "answer_tokens"],
+    )
+    own = graded.select("id", "problem_id", "right")
+    rows = left.join(own, left_on="trajectory_id", right_on="id", how="inner").sort("trajectory_id")
+    found = []
+    for (fraction,), part in sorted(rows.group_by(["fraction"]), key=lambda pair: pair[0]):
+        done = part.filter(pl.col("grade") != "failed").with_columns(
+            now=pl.col("grade") == "correct", tokens=pl.col("position") + pl.col("answer_tokens")
+        )
+        tokens = statistics.mean(done["tokens"].to_numpy(), done["problem_id"].to_list())
+        found.append(
+            StaticRow(
+                float(str(fraction)),
+                _proportion(done.filter("right"), "now"),
+                _proportion(done.filter(~pl.col("right")), "now"),
+                _proportion(done, "now"),
+                tokens,
+                len(part) - len(done),
+            )
+        )
+    return found
+
+
+def _savings(run: Path, graded: pl.DataFrame) -> Savings | None:
+    paths = [run / stage / "rows.parquet" for stage in ("prune", "optimize")]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        return None
+    after = pl.read_parquet(path, columns=["id", "tokens_after", "outcome"])
+    rows = graded.join(after, on="id", how="left").with_columns(
+        after=pl.col("tokens_after").fill_null(pl.col("tokens")),
+        repaired=(pl.col("outcome") == "repaired").fill_null(False),
+    )
+    right = rows.filter("right")
+    optimized = right.filter(pl.col("outcome").is_not_null())
+    return Savings(
+        flops=_saved_share(right, _flops),
+        tokens=_saved_share(right, lambda prompt, tokens: float(tokens)),
+        flops_optimized=_saved_share(optimized, _flops),
+        repaired=_proportion(rows.filter(~pl.col("right")), "repaired"),
+        gained=_proportion(rows, "repaired"),
+    )
+
+
+def _flops(prompt: int, tokens: int) -> float:
+    return attention_flops(UNIT, 0, prompt + tokens)
+
+
+def _saved_share(rows: pl.DataFrame, cost: Any) -> Estimate:
+    """1 - cost after / cost before, a quotient of sums, with a bootstrap over problems."""
+    if rows.is_empty():
+        return Estimate(float("nan"), float("nan"), float("nan"), 0, 0)
+    costs = pl.DataFrame(
+        {
+            "problem_id": rows["problem_id"],
+            "before": [cost(*each) for each in rows.select("prompt", "tokens").iter_rows()],
+            "after": [cost(*each) for each in rows.select("prompt", "after").iter_rows()],
+        }
+    )
+    sums_PX = (
+        costs.group_by("problem_id", maintain_order=True).sum().select("before", "after").to_numpy()
+    )
+    low, high = statistics.bootstrap(sums_PX, lambda totals: 1 - totals[:, 1] / totals[:, 0])
+    before, after = sums_PX.sum(0)
+    return Estimate(1 - float(after / before), low, high, len(rows), len(sums_PX))
+
+
+def _proportion(rows: pl.DataFrame, column: str) -> Estimate:
+    return statistics.proportion(rows[column].to_numpy(), rows["problem_id"].to_list())
+
+
+def _share(estimate: Estimate) -> str:
+    return interval(estimate.value, estimate.low, estimate.high)
+
+
+def _pearl_lines(pearls: Pearls | None) -> list[str]:
+    if pearls is None:
+        return []
+    cells = [
+        ("pearls", "% (95 %)", "responses"),
+        ("of all responses", _share(pearls.of_all), f"{pearls.of_all.samples:,}"),
+        ("of those right", _share(pearls.of_right), f"{pearls.of_right.samples:,}"),
+        ("of the others", _share(pearls.of_others), f"{pearls.of_others.samples:,}"),
+        ("before half of the thinking", _share(pearls.before_half), f"{pearls.of_all.samples:,}"),
+        ("thinking before a pearl", _share(pearls.position), f"{pearls.position.samples:,}"),
+    ]
+    lines = [
+        f"a pearl: an exit before the end that answers right, p > {pearls.threshold:g}",
+        *aligned(cells, left=1),
+    ]
+    if pearls.left_out:
+        lines.append(f"{pearls.left_out:,} responses have no estimate and are left out.")
+    return lines
+
+
+def _saved(savings: Savings | None) -> list[str]:
+    if savings is None:
+        return []
+    cells = [
+        ("optimized", "% (95 %)", "responses"),
+        ("attention FLOPs saved on those right", _share(savings.flops),
+         f"{savings.flops.samples:,}"),
+        ("the same, of those optimized", _share(savings.flops_optimized),
+         f"{savings.flops_optimized.samples:,}"),
+        ("tokens saved on those right", _share(savings.tokens), f"{savings.tokens.samples:,}"),
+        ("repaired of the others", _share(savings.repaired), f"{savings.repaired.samples:,}"),
+        ("repaired of all", _share(savings.gained), f"{savings.gained.samples:,}"),
+    ]  # fmt: skip
+    return aligned(cells, left=1)

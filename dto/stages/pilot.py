@@ -1,0 +1,80 @@
+"""Leave sampled responses after fixed shares of their thinking (2504.15895 section 2, pilot study).
+
+The policy `static` of `dto evaluate` does the same to new responses, each of which it has to sample
+in full for every share. Here the responses are those of the stage sample, and only the conclusions
+are generated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import floor
+
+from dto.concurrency import gather_bounded
+from dto.context import Context
+from dto.exits.path import Path
+from dto.records import Dropped, Grade, Problem, Trajectory
+from dto.stages.evaluate import grade_response
+
+
+@dataclass(frozen=True, slots=True)
+class StaticExit:
+    """A trajectory that was left after `fraction` of its thinking.
+
+    `position` counts the response tokens that are kept, `answer_tokens` those that were generated
+    after the thinking was closed there.
+    """
+
+    id: str  # trajectory id / percent
+    trajectory_id: str
+    problem_id: str
+    fraction: float
+    position: int
+    grade: Grade
+    answer: str
+    reason: str
+    answer_tokens: int
+
+    @staticmethod
+    def make_id(trajectory_id: str, fraction: float) -> str:
+        """`trajectory/fraction`, in units of 1/10,000, padded so that ids sort in order."""
+        return f"{trajectory_id}/{round(10_000 * fraction):05d}"
+
+
+async def pilot(
+    problem: Problem, trajectory: Trajectory, ctx: Context
+) -> list[StaticExit] | Dropped:
+    """Conclusions after each of `recipe.pilot.fractions` of a trajectory's thinking.
+
+    The cut is rounded down to a token; thinking that never closed is cut too. A conclusion may be
+    as long as `sample.max_tokens` leaves. Dropped as `failed` without a response and as
+    `empty_thinking` without thinking.
+    """
+    if trajectory.finish_reason == "failed":
+        return Dropped(trajectory.id, "failed", trajectory.reason)
+    start, length = trajectory.thinking_tokens.start, trajectory.thinking_tokens.length
+    if length == 0:
+        return Dropped(trajectory.id, "empty_thinking")
+    close_ids = ctx.text_ids("early_close")
+    sampling = ctx.sampling(ctx.recipe.sample.max_tokens, ctx.seed(trajectory.id, "pilot"))
+
+    async def left(fraction: float) -> StaticExit:
+        cut = start + floor(fraction * length)
+        path = Path(trajectory.prompt_ids, ctx, sampling)
+        path.ids = list(trajectory.token_ids[:cut])
+        response = await path.concluded(cut, close_ids, "policy")
+        graded = await grade_response(response, problem, ctx)
+        return StaticExit(
+            id=StaticExit.make_id(trajectory.id, fraction),
+            trajectory_id=trajectory.id,
+            problem_id=problem.id,
+            fraction=fraction,
+            position=cut,
+            grade=graded.grade,
+            answer=graded.answer,
+            reason=graded.reason,
+            answer_tokens=len(response.answer_ids),
+        )
+
+    fractions = sorted(set(ctx.recipe.pilot.fractions))
+    return await gather_bounded((left(each) for each in fractions), limit=len(fractions) or 1)
