@@ -105,7 +105,7 @@ def run_all(
     from dto.pipeline import run_stages
 
     run = open_run(out or place, recipe, resume=resume, overwrite=overwrite)
-    _within(run, lambda held: _print(run_stages(held, STAGES)))
+    _within(run, lambda held: _print(run_stages(held, held.needed())))
 
 
 def _compute(stage: str, recipe: Recipe, place: Path, resume: bool, overwrite: bool) -> None:

@@ -51,6 +51,7 @@ class ModelSettings(Settings):
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
     device: str = "auto"
     system: str | None = None  # system message
+    prompt: str = "solve"  # file of prompts/ that puts the question
     slots: Count = 128  # transformers, vllm on a CPU: requests that decode together
     cache_bytes: Count = 256 * 2**20  # transformers, vllm on a CPU: prefix cache, all KV of vllm
     kv_bytes: Count | None = None  # transformers: running batch; None: half of a GPU, 4 GiB else
@@ -160,8 +161,13 @@ class EstimateSettings(Settings):
 
 
 class OptimizeSettings(Settings):
-    """Finalize: K completions, the shortest correct one is kept."""
+    """Finalize: K completions, the shortest correct one is kept.
 
+    The exit is the first that `estimate` put above its threshold, or, for the baselines of
+    2412.21187 and without any rollouts, the end of the first or second right solution in the text.
+    """
+
+    exit: Literal["estimate", "first_solution", "second_solution"] = "estimate"
     finalizations: Count = 4  # K
     max_tokens: Count = 1024
 
@@ -176,31 +182,51 @@ class PruneSettings(Settings):
 
 
 class PairSettings(Settings):
-    """Which pairs are built."""
+    """Which pairs are built: of optimized trajectories, or of samples (`dto/baselines/data.py`)."""
 
-    rejected: Literal["original", "longest", "longest_wrong"] = "original"
-    longer_correct: bool = True  # also pairs "longer correct over shorter wrong"
+    data: Literal["optimized", "shortest", "token_budget"] = "optimized"
+    margin: Annotated[float, Field(ge=0.0)] = 0.1  # token_budget: least difference of rewards
+    rejected: Literal["original", "longest", "longest_wrong"] = "original"  # optimized
+    longer_correct: bool = True  # optimized: also pairs "longer correct over shorter wrong"
     max_length: Count = 8192  # tokens of prompt and response together
     max_per_problem: Count = 4
 
 
 class TrainSettings(Settings):
-    """SimPO with an NLL anchor (2405.14734; anchor as in CPO 2401.08417)."""
+    """Which loss, on what `pair` built or on the samples; each method's module says what it reads.
 
-    learning_rate: float = 1e-6
-    beta: float = 2.0
-    gamma: float = 1.0  # SimPO's margin
-    nll: float = 1.0  # weight of the anchor; 0 is pure SimPO, which collapses easily
+    simpo (2405.14734; anchor as in CPO, 2401.08417), dpo (2305.18290) and sft read pairs, sft the
+    chosen sides alone. o1_pruner (2501.12570) reads the samples. grpo (2402.03300) samples anew.
+    none trains nothing.
+    """
+
+    method: Literal["simpo", "dpo", "sft", "o1_pruner", "grpo", "none"] = "simpo"
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-6
+    beta: float = 2.0  # simpo; dpo: 0.1 is usual
+    gamma: float = 1.0  # simpo: the margin
+    nll: float = 1.0  # simpo: weight of the anchor; 0 is pure SimPO, which collapses easily
+    accuracy_weight: float = 2.0  # o1_pruner: lambda
+    reward: Literal["accuracy", "length_penalty", "shorter_better"] = "length_penalty"  # grpo
+    penalty: Annotated[float, Field(ge=0.0)] = 0.2  # grpo: weight of the length in the reward
+    group: Annotated[int, Field(ge=2)] = 4  # grpo: responses to one problem
     epochs: float = 1.0
-    batch_size: Count = 16
+    policy_tokens: Count | None = None  # generated and trained on; None: `epochs` passes
+    batch_size: Count = 16  # pairs or responses
     gradient_accumulation: Count = 1
     warmup_steps: int = 0
+    lora_rank: Annotated[int, Field(ge=0)] = 0  # 0: all weights are trained; needs peft
     evaluations: Count = 6  # dev evaluations (and checkpoints) over the training
     dev_samples: Count = 4
     collapse_points: float = 10.0  # stop when dev accuracy falls that far below the base's
     collapse_truncated: Probability = 0.20  # or when more than this share is truncated
     bf16: bool = False
     gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> TrainSettings:
+        if self.method == "grpo" and self.batch_size % self.group:
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of group {self.group}")
+        return self
 
 
 class ExitSettings(Settings):
@@ -296,6 +322,22 @@ class CalibrateSettings(Settings):
     cooldown: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
 
 
+class CompareSettings(Settings):
+    """Methods beside one another: what a recipe that compares names, and what a method's own says.
+
+    A method is a recipe of `pipelines/baselines/`, or a path. Of it the comparison takes `pair`,
+    `train`, `optimize`, `prune`, `model.prompt` and its own parameter with two values.
+    """
+
+    methods: tuple[str, ...] = ()
+    reference: str = "dto"  # the method that the differences are taken from
+    learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = (5e-5, 1.5e-4, 5e-4)
+    policy_tokens: Count = 300_000  # of each training, with what its data took
+    processes: Count = 2  # methods at work at once
+    own: str = ""  # of a method: the key of its own parameter
+    values: tuple[Any, ...] = ()  # and what is tried
+
+
 class Recipe(Settings):
     """All of it, in the order of the stages that `dto run` goes through."""
 
@@ -314,6 +356,7 @@ class Recipe(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
     trace: TraceSettings = TraceSettings()
     calibrate: CalibrateSettings = CalibrateSettings()
+    compare: CompareSettings = CompareSettings()
 
 
 def load_recipe(path: Path | str, changes: Mapping[str, Any] | None = None) -> Recipe:

@@ -106,7 +106,9 @@ def _solve(recipe: Recipe, question: str) -> tuple[str, str]:
         tokenizer: PreTrainedTokenizerBase = load_tokenizer(recipe, local=True)
     except DtoError:
         system = f"[system] {recipe.model.system}\n" if recipe.model.system else ""
-        text = f"{system}[user] {render('solve', recipe.model.family, question=question)}"
+        text = (
+            f"{system}[user] {render(recipe.model.prompt, recipe.model.family, question=question)}"
+        )
         return text, " (the tokenizer is not on this machine: without the chat template)"
     ids = prompt_ids(question, tokenizer, recipe.model)
     return str(tokenizer.decode(list(ids))), f" ({len(ids)} tokens)"
