@@ -326,13 +326,13 @@ class CompareSettings(Settings):
     """Methods beside one another: what a recipe that compares names, and what a method's own says.
 
     A method is a recipe of `pipelines/baselines/`, or a path. Of it the comparison takes `pair`,
-    `train`, `optimize`, `prune`, `model.prompt` and its own parameter with two values.
+    `train`, `optimize`, `prune`, and its own parameter with two values.
     """
 
     methods: tuple[str, ...] = ()
     reference: str = "dto"  # the method that the differences are taken from
     learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = (5e-5, 1.5e-4, 5e-4)
-    policy_tokens: Count = 300_000  # of each training, with what its data took
+    policy_tokens: Count = 240_000  # of each training, with what its data took
     processes: Count = 2  # methods at work at once
     own: str = ""  # of a method: the key of its own parameter
     values: tuple[Any, ...] = ()  # and what is tried

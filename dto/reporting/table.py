@@ -50,7 +50,7 @@ def evaluation_lines(rows: Sequence[ReportRow], comparisons: Sequence[Comparison
                 _number(row.seconds_p50, 2), _number(row.seconds_p95, 2),
             )
         )  # fmt: skip
-    lines = [*_aligned(accuracy, left=2), "", *_aligned(cost, left=2)]
+    lines = [*aligned(accuracy, left=2), "", *aligned(cost, left=2)]
     if any(each.verdict == "too many failed" for each in comparisons):
         lines.append(
             f"More than {MAX_FAILED:.0%} of the responses failed: nothing is claimed there."
@@ -80,7 +80,7 @@ def cost_lines(costs: Sequence[StageCost], even: BreakEven | None) -> list[str]:
                 "–" if cost.peak_memory is None else f"{cost.peak_memory / MEBIBYTE:,.0f}",
             )
         )  # fmt: skip
-    lines = _aligned(cells, left=1)
+    lines = aligned(cells, left=1)
     if even is not None:
         line = f"Spent on optimization: {even.tokens_spent:,} tokens. "
         if even.questions is None:
@@ -118,7 +118,7 @@ def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) 
     return lines
 
 
-def _aligned(cells: Sequence[Sequence[str]], left: int) -> list[str]:
+def aligned(cells: Sequence[Sequence[str]], left: int) -> list[str]:
     """Columns two spaces apart, the first `left` of them flush left; a rule below the head."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [

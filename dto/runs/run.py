@@ -52,7 +52,7 @@ _READ_BY_IMPORT = (
 _HOW_NOT_WHAT = (
     "name", "window", "model.slots", "model.cache_bytes", "model.kv_bytes", "model.device",
     "model.gpu_memory", "model.tensor_parallel", "model.server", "model.api_key",
-    "model.concurrency", "model.retries", "model.timeout",
+    "model.concurrency", "model.retries", "model.timeout", "compare.processes",
 )  # fmt: skip
 """Settings that decide how something is computed, never what comes out."""
 

@@ -34,8 +34,8 @@ def train(run_directory: Path | str, recipe: Recipe) -> dict[str, Any]:
         `rows` (counts: pairs, responses or problems, dropped, dev_problems), `usage` (of the dev
         responses, and of those that were sampled to train on, the fields of `dto.ledger.Usage`),
         kept_step (0: the base model), reason (why that one), steps, collapsed, tokens_trained,
-        policy_tokens (with what was sampled for it), epochs (passes), train_seconds, dev_seconds, seconds (both, with what ran before a kill),
-        peak_memory (bytes).
+        policy_tokens (with what was sampled to train on), epochs (passes), train_seconds,
+        dev_seconds, seconds (both, with what ran before a kill), peak_memory (bytes).
 
     Raises:
         DtoError: in one line, what the training process ended with.

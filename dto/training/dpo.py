@@ -1,4 +1,4 @@
-"""DPO (2305.18290) on the stored token ids, by TRL's DPOTrainer; the reference is the base model."""
+"""DPO (2305.18290) on stored token ids, by TRL's DPOTrainer; the reference is the base model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from transformers import (
     PrinterCallback,
     TrainerCallback,
 )
-from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from dto.recipe import Recipe
 from dto.training.pairs import TokenizedPair

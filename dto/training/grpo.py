@@ -21,7 +21,8 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from dto.ledger import Usage
 from dto.recipe import Recipe
@@ -52,6 +53,7 @@ class OnlineTrainer(Mannered, GRPOTrainer):
     ) -> None:
         self.problems = {problem.id: problem for problem in problems}
         self.recipe = recipe
+        self.words = tokenizer
         self.usage = Usage()
         self.spent = self.generated = 0
         self._largest_step = 0
@@ -87,21 +89,19 @@ class OnlineTrainer(Mannered, GRPOTrainer):
         sampling = self.recipe.sample.model_copy(update={"samples": group})
         recipe = self.recipe.model_copy(update={"seed": seed, "sample": sampling})
         model = self.accelerator.unwrap_model(self.model)
-        found, usage = respond(
-            model, self.processing_class, [self.problems[name] for name in names], recipe
-        )
+        found, usage = respond(model, self.words, [self.problems[name] for name in names], recipe)
         self.usage.add(usage)
         made = dict(zip(names, found, strict=True))
         answers = [row for name in names for row in made[name]]
         if len(answers) != len(asked):  # a prompt without room stands for its whole group
             answers = [row for name in names for row in (made[name] * group)[:group]]
-        end = int(self.processing_class.eos_token_id)
+        end = int(self.words.eos_token_id)
         prompts, completions, grades = [], [], []
         for name, row in zip([each for each in names for _ in range(group)], answers, strict=True):
             prompt, ids, grade = _parts(row)
             if prompt is None:
                 question = self.problems[name].question
-                prompt = list(prompt_ids(question, self.processing_class, self.recipe.model))
+                prompt = list(prompt_ids(question, self.words, self.recipe.model))
             prompts.append(prompt)
             completions.append(ids or [end])
             grades.append(grade)

@@ -47,7 +47,7 @@ class TokenizedPair:
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """One response that is trained on alone; `weight` is its advantage, where the method has one."""
+    """One response that is trained on alone; `weight` is its advantage, if the method has one."""
 
     id: str
     prompt_ids: Ids

@@ -21,7 +21,8 @@ from transformers import (
     PrinterCallback,
     TrainerCallback,
 )
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import pad
 
 from dto.recipe import Recipe
@@ -53,15 +54,17 @@ class StoredTrainer(Mannered, GRPOTrainer):
         self.base.requires_grad_(False)
         self.remove_callback(PrinterCallback)
         self.losses = []
+        self.filler = int(tokenizer.pad_token_id)
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         """The rows in their order: there are no groups to repeat a prompt for."""
-        return SequentialSampler(self.train_dataset if dataset is None else dataset)
+        rows: Any = self.train_dataset if dataset is None else dataset
+        return SequentialSampler(rows)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """The batch as TRL would have made it: padded ids, advantages, logprobs of the base."""
         device = self.accelerator.device
-        filler = int(self.processing_class.pad_token_id)
+        filler = self.filler
 
         def padded(column: str, side: str) -> tuple[torch.Tensor, torch.Tensor]:
             ids = [torch.tensor(row[column]) for row in inputs]
@@ -92,7 +95,7 @@ class StoredTrainer(Mannered, GRPOTrainer):
         }
 
 
-def _no_reward(completions: list[str], **_: Any) -> list[float]:
+def _no_reward(completions: list[str], **_: Any) -> list[float | None]:
     raise NotImplementedError("stored responses carry their advantages")
 
 
