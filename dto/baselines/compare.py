@@ -44,7 +44,7 @@ def compare(run: Run) -> Comparison:
     found = methods(run.recipe)
     begun = time.perf_counter()
     run_stages(run, _shared(run, found))
-    places = {name: _prepare(run, name, recipe) for name, recipe in found.items()}
+    places = {name: prepare(run, name, recipe) for name, recipe in found.items()}
     spent = {name: charged(_as_run(place, found[name])) for name, place in places.items()}
     logger.info("compare   %s policy tokens for each training", _thousands(run.recipe))
     for name, tokens in spent.items():
@@ -88,7 +88,7 @@ def _is_shared(shared: Recipe, own: Recipe, stage: str) -> bool:
     return stage in SHARED or (stage == "optimize" and shared.optimize == own.optimize)
 
 
-def _prepare(run: Run, name: str, recipe: Recipe) -> Path:
+def prepare(run: Run, name: str, recipe: Recipe) -> Path:
     """The directory of a method: its recipe, and links to the stages that it shares."""
     place = run / FOLDER / name
     stages = _shared(run, {name: recipe})

@@ -40,13 +40,13 @@ def find(name: str) -> Path:
 
 
 def methods(shared: Recipe) -> dict[str, Recipe]:
-    """The recipe of each method, by name, the base model first."""
+    """The recipe of each method, by the name of its file, the base model first."""
     found = {BASE: _merged(shared, None, BASE)}
     for each in shared.compare.methods:
-        own = load_recipe(find(each))
-        if own.name in found:
-            raise RecipeError(f"compare.methods: {own.name!r} stands there twice")
-        found[own.name] = _merged(shared, own, own.name)
+        path = find(each)
+        if path.stem in found:
+            raise RecipeError(f"compare.methods: {path.stem!r} stands there twice")
+        found[path.stem] = _merged(shared, load_recipe(path), path.stem)
     if shared.compare.reference not in found:
         raise RecipeError(
             f"compare.reference = {shared.compare.reference!r}: no method of {', '.join(found)}"

@@ -100,19 +100,17 @@ class _Method(NamedTuple):
     cpu_seconds: float
 
 
-def report(runs: Sequence[Path]) -> Comparison:
+def report(runs: Sequence[Path], directory: Path | None = None) -> Comparison:
     """Sum up a comparison; several runs of the same recipe are several seeds of it.
 
-    The files are written below the first run. Raises DtoError when a method is missing somewhere.
+    The files are written into `directory`, which is compare/ of the first run if none is given.
+    Raises DtoError when a method is missing somewhere.
     """
+    directory = directory or runs[0] / "compare"
+    directory.mkdir(parents=True, exist_ok=True)
     recipes = [load_recipe(run / "recipe.yaml") for run in runs]
-    found: dict[str, _Method] = {}
-    for run in runs:
-        for place in sorted((run / "compare").glob("*/done.json")):
-            found.setdefault(place.parent.name, _Method(pl.DataFrame(), [], 0, 0.0))
-    names = [BASE, *(name for name in _order(recipes[0].compare.methods) if name in found)]
-    for name in names:
-        found[name] = _read(name, runs)
+    names = [BASE, *_order(recipes[0].compare.methods)]
+    found = {name: _read(name, runs) for name in names}
     reference = recipes[0].compare.reference
     values_PM = {
         what: _by_problem([found[name].responses for name in names], what)
@@ -161,7 +159,7 @@ def report(runs: Sequence[Path]) -> Comparison:
         budget=recipes[0].compare.policy_tokens,
         rows=tuple(rows),
     )
-    _write(runs[0] / "compare", result, found)
+    _write(directory, result, found)
     return result
 
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
-from dto.baselines.compare import compare
+from dto.baselines.compare import compare, prepare
 from dto.baselines.methods import BASE, find, grid, methods
 from dto.baselines.report import report
+from dto.baselines.tune import work
 from dto.errors import DtoError, RecipeError
+from dto.pipeline import run_stages
 from dto.prompts import resource
-from dto.recipe import Recipe, load_recipe
+from dto.recipe import PairSettings, Recipe, load_recipe
+from dto.records import Problem
 from dto.runs.run import open_run
 from dto.stages.pair import pair
+from dto.training.checkpoints import DevScore
+from tests.baselines.test_data import samples
 
 PIPELINES = Path(str(resource("pipelines")))
 RECIPES = sorted((PIPELINES / "baselines").glob("*.yaml"))
@@ -101,7 +107,7 @@ def test_only_what_is_read_is_computed(
 
 
 def run_tiny(tmp_path: Path, **changes: Any) -> Any:
-    settings = {**TINY, "compare.methods": ["fast-prompt", "sft"], **changes}
+    settings = {**TINY, "compare.methods": ["sft"], **changes}
     run = open_run(tmp_path / "run", load_recipe(PIPELINES / "compare.yaml", settings))
     try:
         return compare(run)
@@ -111,7 +117,7 @@ def run_tiny(tmp_path: Path, **changes: Any) -> Any:
 
 def test_a_comparison_resumes_and_says_the_same(tmp_path: Path) -> None:
     first = run_tiny(tmp_path)
-    assert [row.method for row in first.rows] == [BASE, "fast-prompt", "sft"]
+    assert [row.method for row in first.rows] == [BASE, "sft"]
     assert first.problems == 4
     assert all(row.accuracy_rank is None for row in first.rows)  # 4 problems rank nothing
     assert "too few to rank" in str(first)
@@ -129,7 +135,7 @@ def test_a_comparison_resumes_and_says_the_same(tmp_path: Path) -> None:
     assert pl.read_parquet(place / "methods.parquet")["method"].to_list() == [
         row.method for row in first.rows
     ]
-    assert pl.read_parquet(place / "grid.parquet").height == 4
+    assert pl.read_parquet(place / "grid.parquet").height == 2
 
     # Killed after the first point: that one stands, the rest is done again and comes out alike.
     (place / "sft" / "done.json").unlink()
@@ -146,30 +152,34 @@ def test_a_comparison_resumes_and_says_the_same(tmp_path: Path) -> None:
         assert before.picked == after.picked
 
 
-def test_a_failed_method_is_named_and_the_others_stand(tmp_path: Path) -> None:
-    own = tmp_path / "broken.yaml"
-    own.write_text(
-        "pair: {data: shortest, max_length: 1024}\ntrain: {method: sft}\n"
-        "compare: {own: train.learning_rate, values: [1.0e+30, 1.0e+31]}\n"
-    )
-    with pytest.raises(DtoError, match=r"broken: .*policy tokens went into its data.*log.txt"):
-        run_tiny(
-            tmp_path,
-            **{"compare.methods": ["sft", str(own)], "compare.policy_tokens": 10},
-        )
+def test_a_prompt_is_picked_on_dev_and_evaluated(tmp_path: Path) -> None:
+    """In this process: a base that is longer than any prompt's responses makes one be picked."""
+    settings = {**TINY, "compare.methods": ["fast-prompt"], "compare.reference": BASE}
+    run = open_run(tmp_path / "run", load_recipe(PIPELINES / "compare.yaml", settings))
+    run_stages(run, ("problems",))
+    place = prepare(run, "fast-prompt", methods(run.recipe)["fast-prompt"])
+    run.close()
+    dev = tmp_path / "dev.json"
+    dev.write_text(json.dumps(asdict(DevScore(0, 0.0, 0.0, 0.1, 9999.0, 0.0, 3, 0, None))))
+    work(place, dev)
+    picked = json.loads((place / "grid.json").read_text())
+    assert picked["picked"] in (0, 1) and picked["charged"] == 0
+    prompt = picked["points"][picked["picked"]]["change"]["model.prompt"]
+    config = json.loads((place / "evaluate" / "manifest.json").read_text())["config"]
+    assert config["model.prompt"] == prompt
+    rows = pl.read_parquet(place / "evaluate" / "rows.parquet")
+    assert rows["model"].unique().to_list() == ["base"] and rows.height == 4
+
+
+def test_a_method_whose_data_takes_the_budget_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DtoError, match=r"sft: .*policy tokens went into its data.*log\.txt"):
+        run_tiny(tmp_path, **{"compare.policy_tokens": 10})
     assert (tmp_path / "run" / "compare" / "base" / "done.json").exists()
     with pytest.raises(DtoError, match="method sft is not finished"):
-        (tmp_path / "run" / "compare" / "sft" / "done.json").write_text("{}")
         report([tmp_path / "run"])
 
 
-def test_pair_has_a_row_for_a_problem_without_a_pair(tmp_path: Path) -> None:
-    from dto.nano import resolve
-    from dto.recipe import PairSettings
-    from dto.records import Problem
-    from tests.baselines.test_data import samples
-
-    assert resolve("nano")
+def test_pair_has_a_row_for_a_problem_without_a_pair() -> None:
     problem = Problem("p", "toy", "train", "1 + 1?", "2")
     tokenizer: Any = None
     (row,) = pair(problem, samples(("wrong", 5)), [], tokenizer, PairSettings(data="shortest"))
