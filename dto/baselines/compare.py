@@ -43,7 +43,7 @@ def compare(run: Run) -> Comparison:
     """
     found = methods(run.recipe)
     begun = time.perf_counter()
-    run_stages(run, _shared(run, found))
+    run_stages(run, shared_stages(run, found))
     places = {name: prepare(run, name, recipe) for name, recipe in found.items()}
     spent = {name: charged(_as_run(place, found[name])) for name, place in places.items()}
     logger.info("compare   %s policy tokens for each training", _thousands(run.recipe))
@@ -74,7 +74,7 @@ def _trained(run: Run, found: Mapping[str, Recipe]) -> dict[str, tuple[str, ...]
     }
 
 
-def _shared(run: Run, found: Mapping[str, Recipe]) -> list[str]:
+def shared_stages(run: Run, found: Mapping[str, Recipe]) -> list[str]:
     """The stages that are computed here, in order."""
     wanted = {"problems"}
     for name, stages in _trained(run, found).items():
@@ -91,7 +91,7 @@ def _is_shared(shared: Recipe, own: Recipe, stage: str) -> bool:
 def prepare(run: Run, name: str, recipe: Recipe) -> Path:
     """The directory of a method: its recipe, and links to the stages that it shares."""
     place = run / FOLDER / name
-    stages = _shared(run, {name: recipe})
+    stages = shared_stages(run, {name: recipe})
     digest = _digest(run, recipe, stages)
     marker = place / "digest"
     if place.exists() and (not marker.exists() or marker.read_text("utf-8") != digest):

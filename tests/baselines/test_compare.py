@@ -19,6 +19,7 @@ from dto.pipeline import run_stages
 from dto.prompts import resource
 from dto.recipe import PairSettings, Recipe, load_recipe
 from dto.records import Problem
+from dto.runs.plan import plan
 from dto.runs.run import open_run
 from dto.stages.pair import pair
 from dto.training.checkpoints import DevScore
@@ -172,11 +173,25 @@ def test_a_prompt_is_picked_on_dev_and_evaluated(tmp_path: Path) -> None:
 
 
 def test_a_method_whose_data_takes_the_budget_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DtoError, match=r"sft: .*policy tokens went into its data.*log\.txt"):
-        run_tiny(tmp_path, **{"compare.policy_tokens": 10})
-    assert (tmp_path / "run" / "compare" / "base" / "done.json").exists()
-    with pytest.raises(DtoError, match="method sft is not finished"):
+    settings = {**TINY, "compare.methods": ["sft"], "compare.policy_tokens": 10}
+    run = open_run(tmp_path / "run", load_recipe(PIPELINES / "compare.yaml", settings))
+    run_stages(run, ("problems", "sample"))
+    place = prepare(run, "sft", methods(run.recipe)["sft"])
+    run.close()
+    dev = tmp_path / "dev.json"
+    dev.write_text(json.dumps(asdict(DevScore(0, 0.0, 0.0, 0.1, 9999.0, 0.0, 3, 0, None))))
+    with pytest.raises(DtoError, match=r"method sft: .*policy tokens went into its data"):
+        work(place, dev)
+    with pytest.raises(DtoError, match="method base is not finished"):
         report([tmp_path / "run"])
+
+
+def test_the_plan_names_the_methods() -> None:
+    lines = [*plan(load_recipe(PIPELINES / "compare.yaml"))]
+    assert any(
+        line.split() == ["dast:", "6", "points", "train.nll", "1.0,", "5.0"] for line in lines
+    )
+    assert not any(line.startswith("train") for line in lines)
 
 
 def test_pair_has_a_row_for_a_problem_without_a_pair() -> None:
