@@ -188,9 +188,8 @@ def test_a_method_whose_data_takes_the_budget_is_named(tmp_path: Path) -> None:
 
 def test_the_plan_names_the_methods() -> None:
     lines = [*plan(load_recipe(PIPELINES / "compare.yaml"))]
-    assert any(
-        line.split() == ["dast:", "6", "points", "train.nll", "1.0,", "5.0"] for line in lines
-    )
+    assert "dast: 6 points train.nll 1.0, 5.0" in map(str.strip, lines)
+    assert any(line.startswith("prune") for line in lines)
     assert not any(line.startswith("train") for line in lines)
 
 
