@@ -19,6 +19,7 @@ from dto.records import Dropped, Problem
 from dto.runs.manifest import peak_memory, write_text
 from dto.seeds import content_id
 from dto.tables import read
+from dto.training import losses
 from dto.training.callback import DevCallback
 from dto.training.checkpoints import (
     BASE_STEP,
@@ -81,7 +82,7 @@ def fit(
     """
     directory = run / "train" if directory is None else directory
     method = recipe.train.method
-    config = _config(recipe, directory / CHECKPOINTS)
+    config = losses.config(recipe, directory / CHECKPOINTS)
     if config is not None:
         _ = config.device  # sets up the processes: on CPUs, PartialState() before it would not
     world = PartialState()
@@ -109,7 +110,8 @@ def fit(
         model = with_adapters(model, recipe)
         callback = DevCallback(recipe, tokenizer, problems, training)
         callback.epochs = material.epochs
-        trainer = _trainer(recipe, config, model, tokenizer, material, callback)
+        rows = material.rows or material.problems
+        trainer = losses.trainer(recipe, config, model, tokenizer, rows, material.order, callback)
         callback.mean_loss = trainer.mean_loss
         if method == "grpo":
             online, callback.share = trainer, trainer.share
@@ -157,68 +159,6 @@ def fit(
         shutil.rmtree(training.checkpoints, ignore_errors=True)
     world.wait_for_everyone()
     return result
-
-
-def _config(recipe: Recipe, directory: Path) -> Any:
-    """TRL's settings of the method; only its own module is imported."""
-    match recipe.train.method:
-        case "simpo":
-            from dto.training.simpo import config as simpo
-
-            return simpo(recipe, directory)
-        case "dpo":
-            from dto.training.dpo import config as dpo
-
-            return dpo(recipe, directory)
-        case "sft":
-            from dto.training.sft import config as sft
-
-            return sft(recipe, directory)
-        case "o1_pruner":
-            from dto.training.pruner import config as pruner
-
-            return pruner(recipe, directory)
-        case "grpo":
-            from dto.training.grpo import config as grpo
-
-            return grpo(recipe, directory)
-        case "none":
-            return None
-
-
-def _trainer(
-    recipe: Recipe,
-    config: Any,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    material: Material,
-    callback: DevCallback,
-) -> Any:
-    rows: Any = material.rows
-    order, callbacks = material.order, [callback]
-    match recipe.train.method:
-        case "dpo":
-            from dto.training.dpo import ExactDPOTrainer
-
-            reference = None if recipe.train.lora_rank else load(recipe)[0]
-            return ExactDPOTrainer(model, reference, config, tokenizer, rows, order, callbacks)
-        case "sft":
-            from dto.training.sft import ExactSFTTrainer
-
-            return ExactSFTTrainer(model, config, tokenizer, rows, order, callbacks)
-        case "o1_pruner":
-            from dto.training.pruner import StoredTrainer
-
-            return StoredTrainer(model, config, tokenizer, rows, order, callbacks)
-        case "grpo":
-            from dto.training.grpo import OnlineTrainer
-
-            return OnlineTrainer(
-                model, config, tokenizer, material.problems, order, recipe, callbacks
-            )
-    from dto.training.simpo import SimPOTrainer
-
-    return SimPOTrainer(model, config, tokenizer, rows, order, callbacks)
 
 
 def _material(
