@@ -57,8 +57,11 @@ def _recipe(target: str, changes: list[str] | None) -> tuple[Recipe, Path]:
 def _packaged(path: Path) -> Path | None:
     from dto.prompts import resource
 
-    packaged = Path(str(resource("pipelines"))) / f"{path.name.removesuffix('.yaml')}.yaml"
-    return packaged if packaged.is_file() and path.parent.name in ("", "pipelines") else None
+    name = f"{path.name.removesuffix('.yaml')}.yaml"
+    folder = "baselines" if path.parent.name == "baselines" else ""
+    packaged = Path(str(resource("pipelines"))) / folder / name
+    known = path.parent.name in ("", "pipelines", "baselines")
+    return packaged if packaged.is_file() and known else None
 
 
 def _parsed(changes: list[str] | None) -> dict[str, Any]:
@@ -120,12 +123,17 @@ def run_all(
         for line in plan(recipe):
             print(line)
         return
-    from dto.pipeline import run_stages
-
     run = open_run(
         out or place, recipe, resume=resume, overwrite=overwrite, allow_code_execution=code
     )
-    _within(run, lambda held: _print(run_stages(held, STAGES)))
+    if recipe.compare.methods:
+        from dto.baselines.compare import compare
+
+        _within(run, lambda held: _print(compare(held)))
+        return
+    from dto.pipeline import run_stages
+
+    _within(run, lambda held: _print(run_stages(held, held.needed())))
 
 
 def _compute(

@@ -193,8 +193,9 @@ async def _feed(run: Run, stage: Stage, serving: Serving) -> None:
             optimized: Sequence[OptimizedTrajectory],
         ) -> list[PreferencePair | Dropped]:
             return await asyncio.to_thread(
-                pair, problem, trajectories, optimized, tokenizer, recipe.pair
-            )
+                pair, problem, trajectories, optimized, tokenizer, recipe.pair,
+                recipe.sample.max_tokens,
+            )  # fmt: skip
 
         total = count(run, "problems", split="train")
         await stage.feed(_problem_groups(run), pairs, window=8, total=total)
@@ -343,7 +344,10 @@ def _engine_groups(run: Run, name: str) -> tuple[Iterator[Group], int]:
         rows = (row for row in _joined(run, "segment") if row[2])
         return (Group(row[1].id, row) for row in rows), count(run, "sample")
     if name == "optimize":
-        rows = (row for row in _joined(run, "segment", "estimate") if row[3])
+        if run.recipe.optimize.exit == "estimate":
+            rows = (row for row in _joined(run, "segment", "estimate") if row[3])
+        else:
+            rows = ((*row, []) for row in _joined(run, "segment") if row[2])
         return (Group(row[1].id, row) for row in rows), count(run, "sample")
     rows = (
         (problem, trajectory, segments, optimized[0])
@@ -354,14 +358,14 @@ def _engine_groups(run: Run, name: str) -> tuple[Iterator[Group], int]:
 
 
 def _problem_groups(run: Run) -> Iterator[Group]:
-    """(problem, its trajectories, their optimized versions)."""
+    """(problem, its trajectories, their optimized versions, if pairs are made of those)."""
+    optimized: Iterator[OptimizedTrajectory] = iter(())
+    if run.recipe.pair.data == "optimized":
+        optimized = tables.read(run.table("prune"), OptimizedTrajectory)
     merged = tables.merge(
         tables.read(run.table("problems"), Problem),
         (_trajectories(run), lambda row: str(row.problem_id)),
-        (
-            tables.read(run.table("prune"), OptimizedTrajectory),
-            lambda row: str(row.problem_id),
-        ),
+        (optimized, lambda row: str(row.problem_id)),
     )
     return (Group(row[0].id, row) for row in merged if row[1])
 

@@ -2,7 +2,8 @@
 
 Defaults are those of the papers (2505.21765, 2504.15895) and of this project's measurements. An
 unknown key is an error. Settings are grouped by the stage that reads them: a stage is computed
-again exactly when its own settings, or something upstream, changed.
+again exactly when its own settings, or something upstream, changed. The groups that say what is
+trained, and compared, stand in `dto/settings.py`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -27,18 +26,14 @@ from dto.policy_files import read_policies
 from dto.prompts import families
 from dto.records import AnswerKind
 from dto.sequential import zone
+from dto.settings import CompareSettings as CompareSettings
+from dto.settings import Count, Probability, Settings
+from dto.settings import PairSettings as PairSettings
+from dto.settings import TrainSettings as TrainSettings
 
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=1)]
 Monitor = Literal["cue", "paragraph", "entropy", "tokens"]
 Inducer = Literal["inside", "closed"]
 Confidence = Literal["answer", "mean", "geometric", "min"]
-
-
-class Settings(BaseModel):
-    """Frozen, and strict about keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class ModelSettings(Settings):
@@ -52,6 +47,7 @@ class ModelSettings(Settings):
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
     device: str = "auto"
     system: str | None = None  # system message
+    prompt: str | None = None  # file of prompts/ that asks every question, whatever its task
     slots: Count = 128  # transformers, vllm on a CPU: requests that decode together
     cache_bytes: Count = 256 * 2**20  # transformers, vllm on a CPU: prefix cache, all KV of vllm
     kv_bytes: Count | None = None  # transformers: running batch; None: half of a GPU, 4 GiB else
@@ -171,8 +167,13 @@ class EstimateSettings(Settings):
 
 
 class OptimizeSettings(Settings):
-    """Finalize: K completions, the shortest correct one is kept."""
+    """Finalize: K completions, the shortest correct one is kept.
 
+    The exit is the first that `estimate` put above its threshold, or, for the baselines of
+    2412.21187 and without any rollouts, the end of the first or second right solution in the text.
+    """
+
+    exit: Literal["estimate", "first_solution", "second_solution"] = "estimate"
     finalizations: Count = 4  # K
     max_tokens: Count = 1024
 
@@ -195,34 +196,6 @@ class PruneSettings(Settings):
             raise ValueError("agreement compares the llm judge with the counterfactual one: set "
                              "prune.judge to llm, or prune.agreement to 0")  # fmt: skip
         return self
-
-
-class PairSettings(Settings):
-    """Which pairs are built."""
-
-    rejected: Literal["original", "longest", "longest_wrong"] = "original"
-    longer_correct: bool = True  # also pairs "longer correct over shorter wrong"
-    max_length: Count = 8192  # tokens of prompt and response together
-    max_per_problem: Count = 4
-
-
-class TrainSettings(Settings):
-    """SimPO with an NLL anchor (2405.14734; anchor as in CPO 2401.08417)."""
-
-    learning_rate: float = 1e-6
-    beta: float = 2.0
-    gamma: float = 1.0  # SimPO's margin
-    nll: float = 1.0  # weight of the anchor; 0 is pure SimPO, which collapses easily
-    epochs: float = 1.0
-    batch_size: Count = 16
-    gradient_accumulation: Count = 1
-    warmup_steps: int = 0
-    evaluations: Count = 6  # dev evaluations (and checkpoints) over the training
-    dev_samples: Count = 4
-    collapse_points: float = 10.0  # stop when dev accuracy falls that far below the base's
-    collapse_truncated: Probability = 0.20  # or when more than this share is truncated
-    bf16: bool = False
-    gradient_checkpointing: bool = False
 
 
 class ExitSettings(Settings):
@@ -352,6 +325,7 @@ class Recipe(Settings):
     trace: TraceSettings = TraceSettings()
     calibrate: CalibrateSettings = CalibrateSettings()
     pilot: PilotSettings = PilotSettings()
+    compare: CompareSettings = CompareSettings()
 
 
 def load_recipe(path: Path | str, changes: Mapping[str, Any] | None = None) -> Recipe:

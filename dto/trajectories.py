@@ -50,7 +50,7 @@ def prompt_ids(
     messages: list[Message] = []
     if settings.system is not None:
         messages.append({"role": "system", "content": settings.system})
-    user = render(prompt, settings.family, question=question)
+    user = render(settings.prompt or prompt, settings.family, question=question)
     messages.append({"role": "user", "content": user})
     encoded: Any = tokenizer.apply_chat_template(
         messages,  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dto.errors import DtoError
@@ -11,7 +12,7 @@ from dto.problems import load_problems, prompt_of
 from dto.prompts import JUDGE, render
 from dto.recipe import Recipe
 from dto.records import Dropped, Problem
-from dto.runs.run import STAGES
+from dto.runs.run import Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,12 +61,13 @@ def plan(recipe: Recipe) -> Iterator[str]:
     }
     yield f"{recipe.name}: {model.name} on {model.engine}, seed {recipe.seed}"
     yield ""
-    for stage in STAGES:
+    for stage in _stages(recipe):
         yield f"{stage:<9} {amounts[stage]}"
         settings = getattr(recipe, stage, None)
         if settings is not None and stage != "problems":
             shown = settings.model_dump(mode="json", exclude={"exits", "models", "tasks"})
             yield "          " + " ".join(f"{key}={value}" for key, value in shown.items())
+    yield from _methods(recipe)
     for each in exits:
         yield "exit      " + " ".join(f"{key}={value}" for key, value in each.changed().items())
     yield ""
@@ -87,6 +89,30 @@ def _judge(recipe: Recipe) -> str:
         return ""
     judge = recipe.judge
     return f": {judge.name} on {judge.engine}" if judge else ": the policy's own model"
+
+
+def _stages(recipe: Recipe) -> tuple[str, ...]:
+    """What `dto run` computes; of a comparison, what its methods share."""
+    run = Run(Path(recipe.name), recipe, False, -1)
+    if not recipe.compare.methods:
+        return run.needed()
+    from dto.baselines.compare import shared_stages
+    from dto.baselines.methods import methods
+
+    return tuple(shared_stages(run, methods(recipe)))
+
+
+def _methods(recipe: Recipe) -> Iterator[str]:
+    """The methods of a comparison, each with what is tried."""
+    if not recipe.compare.methods:
+        return
+    from dto.baselines.methods import grid, methods
+
+    yield f"compare   {recipe.compare.policy_tokens:,} policy tokens for each training"
+    for name, each in methods(recipe).items():
+        points = grid(each)
+        tried = f"{each.compare.own} {', '.join(map(str, each.compare.values))}" if points else ""
+        yield f"          {name}: {len(points)} points {tried}".rstrip()
 
 
 def _block(title: str, text: str) -> Iterator[str]:
@@ -124,7 +150,8 @@ def _asked(recipe: Recipe, question: str, name: str) -> tuple[str, str]:
         tokenizer: PreTrainedTokenizerBase = load_tokenizer(recipe, local=True)
     except DtoError:
         system = f"[system] {recipe.model.system}\n" if recipe.model.system else ""
-        text = f"{system}[user] {render(name, recipe.model.family, question=question)}"
+        asked = render(recipe.model.prompt or name, recipe.model.family, question=question)
+        text = f"{system}[user] {asked}"
         return text, " (the tokenizer is not on this machine: without the chat template)"
     ids = prompt_ids(question, tokenizer, recipe.model, name)
     return str(tokenizer.decode(list(ids))), f" ({len(ids)} tokens)"

@@ -29,12 +29,13 @@ _BEFORE = {
     "optimize": ("estimate",),
     "prune": ("optimize",),
     "pair": ("prune",),
-    "train": ("problems", "pair"),
     "report": ("evaluate",),
     "trace": ("problems",),
     "test": ("problems",),
     "pilot": ("sample",),
 }
+_TRAINED_ON = {"o1_pruner": ("sample",), "grpo": (), "none": ()}
+"""What training methods read that read no pairs."""
 _WITH_MODEL = ("sample", "estimate", "optimize", "prune", "evaluate", "trace", "pilot")
 _SAMPLING = ("sample.temperature", "sample.top_p")
 _ALSO: dict[str, tuple[str, ...]] = {
@@ -42,6 +43,7 @@ _ALSO: dict[str, tuple[str, ...]] = {
     "estimate": _SAMPLING,
     "optimize": _SAMPLING,
     "prune": _SAMPLING,
+    "pair": ("sample.max_tokens",),
     "train": (*_SAMPLING, "sample.max_tokens"),
     "pilot": (*_SAMPLING, "sample.max_tokens"),
     "trace": tuple(f"evaluate.{key}" for key in ("samples", "temperature", "top_p", "max_tokens")),
@@ -64,7 +66,7 @@ _HOW_SERVED = (
 )  # fmt: skip
 _HOW_NOT_WHAT = (
     "name", "window", *(f"{group}.{key}" for group in ("model", "judge") for key in _HOW_SERVED),
-    "judge.prompt_price", "judge.generated_price",
+    "judge.prompt_price", "judge.generated_price", "compare.processes",
 )  # fmt: skip
 """Settings that decide how something is computed, never what comes out."""
 
@@ -99,7 +101,22 @@ class Run:
             return (self.test_stage, "train") if trained else (self.test_stage,)
         if stage == "sample" and self.recipe.sample.imported:
             return ()
+        if stage == "optimize" and self.recipe.optimize.exit != "estimate":
+            return ("segment",)
+        if stage == "pair" and self.recipe.pair.data != "optimized":
+            return ("sample",)
+        if stage == "train":
+            return ("problems", *_TRAINED_ON.get(self.recipe.train.method, ("pair",)))
         return _BEFORE[stage]
+
+    def needed(self, last: str = "report") -> tuple[str, ...]:
+        """The stages up to `last` that it depends on, in order."""
+        found, owed = {last}, [last]
+        while owed:
+            further = [stage for stage in self.before(owed.pop()) if stage not in found]
+            found.update(further)
+            owed += further
+        return tuple(stage for stage in STAGES if stage in found)
 
     def config(self, stage: str) -> dict[str, Any]:
         """All that decides what a stage computes: settings, prompts, weights, upstream digests.
