@@ -44,6 +44,7 @@ Mode = Literal["namespaces", "bwrap", "guards"]
 
 _JAIL = Path(__file__).with_name("jail.py")
 _MOST_OUTPUT = 1 << 16  # bytes
+_START_SECONDS = 120.0  # starting Python on a machine that is busy with something else
 _STARTED, _KILLED = b"\n", b'{"reason": "killed"}'
 _TRIVIAL = {"response": "def f(): return 1", "prompt": "", "entry_point": "f"}
 _PYTHON = (sys.executable, "-s", "-P", "-B")
@@ -171,11 +172,14 @@ class Sandbox:
             with contextlib.suppress(ConnectionError):
                 child.stdin.write(json.dumps(request | asdict(self._limits)).encode())
                 child.stdin.write_eof()
-                async with asyncio.timeout(self._limits.wall_seconds):
+                async with asyncio.timeout(_START_SECONDS):
                     line = await child.stdout.readline()
-                    if line == _STARTED:
+                if line == _STARTED:
+                    async with asyncio.timeout(self._limits.wall_seconds):
                         line = await child.stdout.readline() or _KILLED
         except TimeoutError:
+            if line != _STARTED:
+                raise SandboxError(f"sandbox_{mode}: it does not start in time") from None
             return Verdict(False, "time_limit")
         except ValueError:
             raise SandboxError("sandbox_output") from None

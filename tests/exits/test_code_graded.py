@@ -59,7 +59,9 @@ async def row(
     recipe = Recipe(name="test", evaluate=EvaluateSettings(samples=1, max_tokens=1000))
     settings = {"name": "code", "policy": "code", "monitor": "paragraph", "trial_tokens": 200}
     async with Grader(
-        workers=1, allow_code_execution=allowed, code_limits=Limits(cpu_seconds=1.0)
+        workers=1,
+        allow_code_execution=allowed,
+        code_limits=Limits(cpu_seconds=1.0 if HANGS in (trial, conclusion) else 10.0),
     ) as grader:
         ctx = Context(recipe, ScriptedEngine(script, tokenizer, context=4096), grader)
         asked = replace(problem, answer=GOLD, answer_kind="code", question=PROMPT)
