@@ -36,9 +36,9 @@ class Entry:
     rows: Sequence[Any] = ()
     dropped: Sequence[Dropped] = ()
     usage: Usage = field(default_factory=Usage)
-    judge: Usage = field(default_factory=Usage)  # what a judge took is no part of `usage`
     seconds: dict[str, float] = field(default_factory=dict)
     wasted: dict[str, int] = field(default_factory=dict)
+    judge: Usage = field(default_factory=Usage)  # what a judge took is no part of `usage`
 
     @property
     def error(self) -> str:
