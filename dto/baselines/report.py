@@ -44,7 +44,7 @@ class MethodRow:
 
     Intervals are 95 %, of this method alone. `policy_tokens` is the mean over the trainings of its
     grid, of which `charged` went into its data; `cpu_seconds` is all that it took. `gain` and
-    `tokens_less` are differences from the reference (accuracy; tokens), each with its interval
+    `tokens_change` are differences from the reference (accuracy; tokens), each with its interval
     and its p-value after Holm's correction. `accuracy_rank` is 1 + the number of methods that are
     shown to be more accurate, `tokens_rank` 1 + the number shown to be shorter (None: too few
     problems, or too many failed). `picked` is what dev chose, for each seed; empty: the base model.
@@ -62,10 +62,10 @@ class MethodRow:
     gain_low: float
     gain_high: float
     gain_p: float
-    tokens_less: float
-    tokens_less_low: float
-    tokens_less_high: float
-    tokens_less_p: float
+    tokens_change: float
+    tokens_change_low: float
+    tokens_change_high: float
+    tokens_change_p: float
     accuracy_rank: int | None
     tokens_rank: int | None
     truncated: int

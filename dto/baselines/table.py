@@ -35,8 +35,8 @@ def lines_of(result: Comparison) -> list[str]:
                 _rank(row.accuracy_rank),
                 _interval(row.tokens, row.tokens_low, row.tokens_high),
                 "" if reference else _signed(
-                    row.tokens_less, row.tokens_less_low, row.tokens_less_high),
-                "" if reference else _p(row.tokens_less_p),
+                    row.tokens_change, row.tokens_change_low, row.tokens_change_high),
+                "" if reference else _p(row.tokens_change_p),
                 _rank(row.tokens_rank),
                 _picked(row),
             )

@@ -99,7 +99,7 @@ def _stages(recipe: Recipe) -> tuple[str, ...]:
     from dto.baselines.compare import shared_stages
     from dto.baselines.methods import methods
 
-    return tuple(shared_stages(run, methods(recipe)))
+    return (*shared_stages(run, methods(recipe)), "report")
 
 
 def _methods(recipe: Recipe) -> Iterator[str]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -84,27 +85,26 @@ class OnlineTrainer(Mannered, GRPOTrainer):
 
     def _responses(self, asked: list[str], trainer: Any) -> dict[str, list[Any]]:
         """The responses to problems, which are given by id, each as often as it is to be asked."""
-        names = list(dict.fromkeys(asked))
         group = self.recipe.train.group
+        names = asked[::group]
         seed = derive(self.recipe.seed, "grpo", "step", self.state.global_step)
         sampling = self.recipe.sample.model_copy(update={"samples": group})
         recipe = self.recipe.model_copy(update={"seed": seed, "sample": sampling})
         model = self.accelerator.unwrap_model(self.model)
+        unique = list(dict.fromkeys(names))  # an epoch may end with what the next begins with
         found, usage = respond(
             model,
             self.words,
-            [self.problems[name] for name in names],
+            [self.problems[name] for name in unique],
             recipe,
             allow_code_execution=self.allow_code_execution,
         )
-        self.usage.add(usage)
-        made = dict(zip(names, found, strict=True))
-        answers = [row for name in names for row in made[name]]
-        if len(answers) != len(asked):  # a prompt without room stands for its whole group
-            answers = [row for name in names for row in (made[name] * group)[:group]]
+        made = dict(zip(unique, found, strict=True))
+        # A prompt without room for a response stands for its whole group.
+        answers = [row for name in names for row in (made[name] * group)[:group]]
         end = int(self.words.eos_token_id)
         prompts, completions, grades = [], [], []
-        for name, row in zip([each for each in names for _ in range(group)], answers, strict=True):
+        for name, row in zip(asked, answers, strict=True):
             prompt, ids, grade = _parts(row)
             if prompt is None:
                 own = self.problems[name]
@@ -112,14 +112,22 @@ class OnlineTrainer(Mannered, GRPOTrainer):
             prompts.append(prompt)
             completions.append(ids or [end])
             grades.append(grade)
-            self.generated += len(ids)
-            self.spent += len(prompt) + len(ids) + len(completions[-1])
+        generated = sum(len(row.token_ids) for row in answers if isinstance(row, Trajectory))
+        trained = sum(map(len, prompts)) + sum(map(len, completions))
+        self._count(generated, trained, usage)
         return {
             "prompt_ids": prompts,
             "completion_ids": completions,
             "logprobs": None,  # type: ignore[dict-item]
             "grade": grades,
         }
+
+    def _count(self, generated: int, trained: int, usage: Usage) -> None:
+        """Add what all processes spent on a step: they have to end at the same one."""
+        for own, added, each in gather_object([(generated, trained, usage)]):
+            self.generated += own
+            self.spent += own + added
+            self.usage.add(each)
 
 
 def _parts(row: Trajectory | Dropped) -> tuple[list[int] | None, list[int], str]:

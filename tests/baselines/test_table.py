@@ -89,7 +89,7 @@ def test_ranks_and_differences(tmp_path: Path) -> None:
     base, good, same = result.rows
     assert (base.accuracy, good.accuracy) == (0.25, 0.5)
     assert good.gain == pytest.approx(0.25) and 0.18 < good.gain_low < 0.25 < good.gain_high < 0.32
-    assert good.gain_p < 0.001 and good.tokens_less == pytest.approx(-100)
+    assert good.gain_p < 0.001 and good.tokens_change == pytest.approx(-100)
     assert (same.gain, same.gain_p) == (0.0, 1.0)
     assert [row.accuracy_rank for row in result.rows] == [2, 1, 2]
     assert [row.tokens_rank for row in result.rows] == [2, 1, 2]
