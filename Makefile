@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VLLM := .venv-vllm
 RUN ?= runs/quickstart
 
-.PHONY: quickstart setup setup-gpu setup-vllm test test-vllm lint types acceptance nano clean
+.PHONY: quickstart setup setup-gpu setup-vllm test test-vllm lint types acceptance compare compare-full nano clean
 
 quickstart: $(VENV)/.ready
 	$(BIN)/dto run pipelines/quickstart.yaml --out $(RUN)
@@ -47,6 +47,13 @@ types: $(VENV)/.ready
 
 acceptance: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.acceptance
+
+# Every baseline beside DTO: one seed (half an hour on two cores), and three.
+compare: $(VENV)/.ready
+	$(BIN)/dto run pipelines/compare.yaml
+
+compare-full: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.compare
 
 nano: $(VENV)/.ready
 	$(BIN)/dto nano train --out dto/nano/weights/nano

@@ -35,7 +35,6 @@ from dto.engines import open_engine
 from dto.engines.base import Engine
 from dto.grading import Grader
 from dto.ledger import metered
-from dto.nano import resolve
 from dto.nano.corpus import chain_problems
 from dto.recipe import Recipe
 from dto.records import Dropped, Problem, Segment, Trajectory
@@ -89,14 +88,16 @@ async def serving(chosen: Recipe, alone: bool) -> AsyncIterator[Engine]:
         async with opened(engine):
             yield engine
     elif chosen.model.engine == "vllm":
-        from dto.engines.vllm import VLLMEngine
+        from dto.engines import vllm_launch
 
-        class Alone(VLLMEngine):
-            def _placement(self) -> dict[str, Any]:
-                return super()._placement() | {"enable_prefix_caching": False}
+        def uncached(*arguments: Any) -> dict[str, Any]:
+            return shared(*arguments) | {"enable_prefix_caching": False}
 
-        async with Alone(chosen.model, chosen.model.name, resolve(chosen.model.name)) as engine:
-            yield engine
+        shared = vllm_launch.serving_arguments
+        with patch("dto.engines.vllm.serving_arguments", uncached):
+            engine = open_engine(chosen.model)
+            async with opened(engine):
+                yield engine
     else:
         from dto.engines.batch import Batch
         from dto.engines.requests import Sample

@@ -14,10 +14,12 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from dto.cli_grade import grade
 from dto.commands.pilot import add_pilot
 from dto.errors import DtoError, RecipeError
 from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.runs.run import STAGES, Run, open_run
+from dto.tasks.command import tasks
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,12 +30,18 @@ app = typer.Typer(
 )
 nano = typer.Typer(no_args_is_help=True, help="The embedded model.")
 app.add_typer(nano, name="nano")
+app.add_typer(tasks, name="tasks")
+app.command()(grade)
 
 Target = Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run directory.")]
 Out = Annotated[Path | None, typer.Option(help="Run directory; runs/NAME by default.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on although settings changed.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that is there.")]
 Again = Annotated[bool, typer.Option("--overwrite", help="Compute it again from the start.")]
+Code = Annotated[
+    bool,
+    typer.Option("--allow-code-execution", help="Run programs that a model wrote, in a sandbox."),
+]
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key.")]
 
 
@@ -49,8 +57,11 @@ def _recipe(target: str, changes: list[str] | None) -> tuple[Recipe, Path]:
 def _packaged(path: Path) -> Path | None:
     from dto.prompts import resource
 
-    packaged = Path(str(resource("pipelines"))) / f"{path.name.removesuffix('.yaml')}.yaml"
-    return packaged if packaged.is_file() and path.parent.name in ("", "pipelines") else None
+    name = f"{path.name.removesuffix('.yaml')}.yaml"
+    folder = "baselines" if path.parent.name == "baselines" else ""
+    packaged = Path(str(resource("pipelines"))) / folder / name
+    known = path.parent.name in ("", "pipelines", "baselines")
+    return packaged if packaged.is_file() and known else None
 
 
 def _parsed(changes: list[str] | None) -> dict[str, Any]:
@@ -96,6 +107,7 @@ def run_all(
     ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    code: Code = False,
     changes: Changes = None,
 ) -> None:
     """Every stage of a recipe; resumes where it stopped."""
@@ -111,18 +123,27 @@ def run_all(
         for line in plan(recipe):
             print(line)
         return
+    run = open_run(
+        out or place, recipe, resume=resume, overwrite=overwrite, allow_code_execution=code
+    )
+    if recipe.compare.methods:
+        from dto.baselines.compare import compare
+
+        _within(run, lambda held: _print(compare(held)))
+        return
     from dto.pipeline import run_stages
 
-    run = open_run(out or place, recipe, resume=resume, overwrite=overwrite)
-    _within(run, lambda held: _print(run_stages(held, STAGES)))
+    _within(run, lambda held: _print(run_stages(held, held.needed())))
 
 
-def _compute(stage: str, recipe: Recipe, place: Path, resume: bool, overwrite: bool) -> None:
+def _compute(
+    stage: str, recipe: Recipe, place: Path, resume: bool, overwrite: bool, code: bool
+) -> None:
     from dto.pipeline import run_stages
 
     # Problems cost nothing and everything begins with them.
     stages = (stage,) if stage == "problems" else ("problems", stage)
-    run = open_run(place, recipe, resume=resume)
+    run = open_run(place, recipe, resume=resume, allow_code_execution=code)
     if overwrite:
         run.clear(stage)
     _within(run, lambda held: _print(run_stages(held, stages)), stage)
@@ -136,10 +157,11 @@ def _stage_command(stage: str) -> None:
         out: Out = None,
         resume: Resume = False,
         overwrite: Again = False,
+        code: Code = False,
         changes: Changes = None,
     ) -> None:
         recipe, place = _recipe(target, changes)
-        _compute(stage, recipe, out or place, resume, overwrite)
+        _compute(stage, recipe, out or place, resume, overwrite, code)
 
     app.command(stage, help=f"The stage {stage} alone.")(command)
 
@@ -159,12 +181,13 @@ def evaluate(
     ] = False,
     resume: Resume = False,
     overwrite: Again = False,
+    code: Code = False,
     changes: Changes = None,
 ) -> None:
     """The stage evaluate alone, or what many exits would give on recorded traces."""
     recipe, place = _recipe(target, changes)
     if not replay:
-        _compute("evaluate", recipe, out or place, resume, overwrite)
+        _compute("evaluate", recipe, out or place, resume, overwrite, code)
         return
     from dto.calibration.curve import replay as replay_run
 
@@ -179,6 +202,7 @@ def calibrate(
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    code: Code = False,
     changes: Changes = None,
 ) -> None:
     """Record traces of the dev problems, and pick the exit that is certified to lose little."""
@@ -193,7 +217,10 @@ def calibrate(
 
     recipe, place = _to_calibrate(target, changes)
     load_tokenizer(recipe)  # a name that is none begins no run
-    _within(open_run(out or place, recipe, resume=resume, overwrite=overwrite), work, "calibrate")
+    run = open_run(
+        out or place, recipe, resume=resume, overwrite=overwrite, allow_code_execution=code
+    )
+    _within(run, work, "calibrate")
 
 
 def _to_calibrate(target: str, changes: list[str] | None) -> tuple[Recipe, Path]:
@@ -230,6 +257,7 @@ def import_(
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    code: Code = False,
     changes: Changes = None,
 ) -> None:
     """Turn rows of prompt + response into trajectories; go on with `dto segment RUN`.
@@ -247,7 +275,8 @@ def import_(
         settings = make_recipe(given, parsed, "--set")
     else:
         settings, _ = _recipe(recipe, [*(changes or []), *own])
-    run = open_run(out or Path("runs") / name, settings, resume=resume, overwrite=overwrite)
+    place = out or Path("runs") / name
+    run = open_run(place, settings, resume=resume, overwrite=overwrite, allow_code_execution=code)
     _within(run, lambda held: _print(run_stages(held, ("problems", "sample"))), "sample")
     print(f"{run.path}: go on with dto segment {run.path}")
 

@@ -22,12 +22,13 @@ class Context:
     """The settings, the policy and the grader of a run.
 
     A stage reads its own settings as `ctx.recipe.<stage>`; the prompts are those of
-    `ctx.recipe.model.family`.
+    `ctx.recipe.model.family`. `judge` is asked by `prune.judge: llm`; None: the policy judges.
     """
 
     recipe: Recipe
     engine: Engine
     grader: Grader
+    judge: Engine | None = None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -1,7 +1,7 @@
 """Every token counted: engines charge the usage of a request to whoever asked for it.
 
-The runner opens a `metered` scope around each group of rows; engines call `charge`. The scope is a
-context variable, so it follows the tasks that a stage function starts.
+The runner opens `metered` scopes around each group of rows; engines call `charge`. Scopes and
+account are context variables, so they follow the tasks that a stage function starts.
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
+from typing import Literal
+
+Account = Literal["policy", "judge"]
+"""For whom tokens are generated: a judge's are counted apart, also when the policy judges."""
 
 
 @dataclass(slots=True)
@@ -36,21 +40,40 @@ class Usage:
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
 
-_scopes: ContextVar[tuple[Usage, ...]] = ContextVar("dto_ledger", default=())
+_scopes: ContextVar[tuple[tuple[Account, Usage], ...]] = ContextVar("dto_ledger", default=())
+_account: ContextVar[Account] = ContextVar("dto_account", default="policy")
 
 
 @contextmanager
-def metered() -> Iterator[Usage]:
-    """Collect what is charged inside the block, by tasks started there too; scopes nest."""
+def metered(account: Account = "policy") -> Iterator[Usage]:
+    """Collect what is charged to an account inside the block, by tasks started there too.
+
+    Scopes nest.
+    """
     usage = Usage()
-    token = _scopes.set((*_scopes.get(), usage))
+    token = _scopes.set((*_scopes.get(), (account, usage)))
     try:
         yield usage
     finally:
         _scopes.reset(token)
 
 
+@contextmanager
+def charged_to(account: Account) -> Iterator[None]:
+    """Requests made inside the block go to this account."""
+    token = _account.set(account)
+    try:
+        yield
+    finally:
+        _account.reset(token)
+
+
 def charge(usage: Usage) -> None:
-    """Charge a request to all open scopes. Call it on the event loop, in the caller's task."""
-    for scope in _scopes.get():
-        scope.add(usage)
+    """Charge a request to all open scopes of the account that it is made for.
+
+    Call it on the event loop, in the caller's task.
+    """
+    account = _account.get()
+    for owner, scope in _scopes.get():
+        if owner == account:
+            scope.add(usage)

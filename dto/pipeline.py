@@ -111,7 +111,7 @@ def _train(run: Run) -> None:
     with disk_errors(directory):
         directory.mkdir(exist_ok=True)
         manifest.write_text(directory / "journal", json.dumps({"head": {"config": config}}) + "\n")
-    result = train(run.path, run.recipe)
+    result = train(run.path, run.recipe, allow_code_execution=run.allow_code_execution)
     result["seconds"] = time.perf_counter() - begun
     with disk_errors(directory):
         weights = content.of_path(directory / "model")
@@ -121,7 +121,10 @@ def _train(run: Run) -> None:
 
 
 async def _compute(run: Run, stages: Sequence[str]) -> None:
-    async with Serving(run.recipe) as serving:
+    allowed = run.allow_code_execution
+    async with Serving(run.recipe, allow_code_execution=allowed) as serving:
+        if "prune" in stages and not manifest.read(run / "prune"):
+            await _check_judge(run.recipe, serving)
         for name in stages:
             config = run.config(name)
             if run.finished(name, config):
@@ -131,6 +134,12 @@ async def _compute(run: Run, stages: Sequence[str]) -> None:
                 await _feed(run, stage, serving)
                 await stage.finish()
             tell(run, name)
+
+
+async def _check_judge(recipe: Recipe, serving: Serving) -> None:
+    """Before hours of work: a judge on a server is there, and takes the key."""
+    if recipe.prune.judge == "llm" and recipe.judge and recipe.judge.engine == "openai":
+        await serving.judge()
 
 
 async def _feed(run: Run, stage: Stage, serving: Serving) -> None:
@@ -184,8 +193,9 @@ async def _feed(run: Run, stage: Stage, serving: Serving) -> None:
             optimized: Sequence[OptimizedTrajectory],
         ) -> list[PreferencePair | Dropped]:
             return await asyncio.to_thread(
-                pair, problem, trajectories, optimized, tokenizer, recipe.pair
-            )
+                pair, problem, trajectories, optimized, tokenizer, recipe.pair,
+                recipe.sample.max_tokens,
+            )  # fmt: skip
 
         total = count(run, "problems", split="train")
         await stage.feed(_problem_groups(run), pairs, window=8, total=total)
@@ -194,6 +204,8 @@ async def _feed(run: Run, stage: Stage, serving: Serving) -> None:
     import dto
 
     context = await serving.context("base", None)
+    if name == "prune":
+        context = await serving.with_judge(context)
     work = getattr(dto, name)
     rows, total = _engine_groups(run, name)
     await stage.feed(rows, lambda *rows: work(*rows, context), window=window, total=total)
@@ -332,7 +344,10 @@ def _engine_groups(run: Run, name: str) -> tuple[Iterator[Group], int]:
         rows = (row for row in _joined(run, "segment") if row[2])
         return (Group(row[1].id, row) for row in rows), count(run, "sample")
     if name == "optimize":
-        rows = (row for row in _joined(run, "segment", "estimate") if row[3])
+        if run.recipe.optimize.exit == "estimate":
+            rows = (row for row in _joined(run, "segment", "estimate") if row[3])
+        else:
+            rows = ((*row, []) for row in _joined(run, "segment") if row[2])
         return (Group(row[1].id, row) for row in rows), count(run, "sample")
     rows = (
         (problem, trajectory, segments, optimized[0])
@@ -343,14 +358,14 @@ def _engine_groups(run: Run, name: str) -> tuple[Iterator[Group], int]:
 
 
 def _problem_groups(run: Run) -> Iterator[Group]:
-    """(problem, its trajectories, their optimized versions)."""
+    """(problem, its trajectories, their optimized versions, if pairs are made of those)."""
+    optimized: Iterator[OptimizedTrajectory] = iter(())
+    if run.recipe.pair.data == "optimized":
+        optimized = tables.read(run.table("prune"), OptimizedTrajectory)
     merged = tables.merge(
         tables.read(run.table("problems"), Problem),
         (_trajectories(run), lambda row: str(row.problem_id)),
-        (
-            tables.read(run.table("prune"), OptimizedTrajectory),
-            lambda row: str(row.problem_id),
-        ),
+        (optimized, lambda row: str(row.problem_id)),
     )
     return (Group(row[0].id, row) for row in merged if row[1])
 
@@ -370,5 +385,9 @@ def tell(run: Run, name: str, remark: str = "") -> None:
         parts += [f"{amount:,} dropped: {reason}" for reason, amount in dropped.items()]
     if failed := done.get("usage", {}).get("failed"):
         parts.append(f"{failed:,} requests failed")
+    if judge := done.get("judge_usage"):
+        if judge["failed"]:
+            parts.append(f"{judge['failed']:,} requests to the judge failed")
+        parts.append(f"judge {judge['prompt']:,} tokens read, {judge['generated']:,} generated")
     parts.append(remark or f"{done['usage']['generated']:,} tokens, {done['seconds']:.1f} s")
     logger.info("%-9s %s", name, ", ".join(parts))

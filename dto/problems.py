@@ -1,4 +1,4 @@
-"""Where questions come from: generated chains, a file, or a dataset on the Hub."""
+"""Where questions come from: generated chains, a task, a file, or a dataset on the Hub."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from dto.errors import DtoError
 from dto.recipe import ProblemSettings
 from dto.records import Dropped, Problem, Split
+from dto.tasks import TASKS
+from dto.tasks.task import PROMPTS, FieldError, Row, Task, text
 
 _SPLIT_NAMES: Mapping[str, Split] = {
     "test": "test",
@@ -19,10 +21,19 @@ _SPLIT_NAMES: Mapping[str, Split] = {
     "validation": "dev",
     "valid": "dev",
     "train": "train",
-}  # in the order in which a question that stands in several is kept
+}
+_ORDER: tuple[Split | None, ...] = ("test", "dev", "train", None)
+"""In which a question that stands in several splits is kept; None: rows of no split."""
 _SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
-Row = Mapping[str, Any]
 Rows = Iterable[Row | Dropped]
+
+
+class Found(NamedTuple):
+    """A row of a source as a problem, or why it is none; `where` names the source and the row."""
+
+    split: Split | None
+    where: str
+    row: Problem | Dropped
 
 
 def load_problems(
@@ -32,10 +43,9 @@ def load_problems(
 
     A split comes from the source's own of that name, else from what is left of its train split or
     of its only one. Which rows are taken is decided by the hash of their content, not by their
-    order. A question without gold answer is dropped (`no_gold_answer`), so is one that was there
-    before or is among those `taken` (`duplicate`): splits never share one, and so is a line that is
-    no JSON object (`unreadable_row`). Raises DtoError for a missing file, a missing field, a value
-    that is no text, and too few problems, unless they are asked for as `at_most` so many.
+    order. A question that was there before or is among those `taken` is dropped (`duplicate`):
+    splits never share one; so are the rows that `read_problems` cannot read. Raises DtoError as
+    that does, and for too few problems, unless they are asked for as `at_most` so many.
     """
     if settings.source == "chains":
         from dto.nano.corpus import chain_problems
@@ -45,33 +55,129 @@ def load_problems(
             chains = chain_problems(split, wanted + len(taken), seed)
             yield from islice((row for row in chains if row.question not in taken), wanted)
         return
-    sources = {
-        name: (settings.source, rows)
-        for name, rows in read_source(settings.source, settings.subset, settings.revision).items()
-    }
-    if settings.test_source:
-        rows = [row for part in read_source(settings.test_source).values() for row in part]
-        sources["test"] = (settings.test_source, rows)
     pools: dict[Split | None, list[Problem]] = {}
     seen = set(taken)
-    order = [*_SPLIT_NAMES, None]
-    for name in sorted(sources, key=lambda name: order.index(name) if name in order else -1):
-        source, rows_of = sources[name]
-        pool = pools.setdefault(_SPLIT_NAMES.get(name or ""), [])
-        for number, row in enumerate(rows_of, start=1):
-            if isinstance(row, Dropped):
-                yield row
-                continue
-            found = _problem(row, settings, source, f"{source}, row {number}")
-            if isinstance(found, Problem):
-                if found.question in seen:
-                    found = Dropped(found.id, "duplicate", f"{source}, row {number}")
-                else:
-                    seen.add(found.question)
-                    pool.append(found)
-            if isinstance(found, Dropped):
-                yield found
+    for source_split, where, found in read_problems(settings):
+        if isinstance(found, Dropped):
+            yield found
+        elif found.question in seen:
+            yield Dropped(found.id, "duplicate", where)
+        else:
+            seen.add(found.question)
+            pools.setdefault(source_split, []).append(found)
     yield from _divide(pools, settings, at_most)
+
+
+def read_problems(settings: ProblemSettings) -> Iterator[Found]:
+    """Every row of the sources that the settings name: test, dev, train, then those of no split.
+
+    A row without gold answer is dropped (`no_gold_answer`), so is one without question
+    (`no_question`), one whose fields are not what the task has there (`missing_field`,
+    `wrong_type`, `bad_options`), and a line that is no JSON object (`unreadable_row`). Raises
+    DtoError for a source that is not there or cannot be read, and where the first row lacks a
+    field or holds something else in it: then the settings are wrong, not the row.
+    """
+    if settings.source == "chains":
+        raise DtoError("chains are generated: there are no rows to read, name another source")
+    parts = _parts(settings.source, settings)
+    if settings.test_source:
+        others = _parts(settings.test_source, settings)
+        tests = [part for part in others if part.split == "test"] or others
+        parts = [part for part in parts if part.split != "test"]
+        parts += [part._replace(split="test") for part in tests]
+    for split, place, task, plain, rows in sorted(parts, key=lambda part: _ORDER.index(part.split)):
+        first = True
+        for number, row in enumerate(rows, start=1):
+            where = f"{place}, row {number}"
+            if isinstance(row, Dropped):
+                yield Found(split, row.detail, row)
+                continue
+            try:
+                problem = (plain if plain and _is_plain(row, task) else task).read(row)
+            except FieldError as error:
+                if first and error.reason != "bad_options":
+                    key = "question" if error.field == task.question else "answer"
+                    raise DtoError(f"{where} {error}: set problems.{key}_field") from None
+                row_id = Problem.make_id(task.name, where, str(error))
+                yield Found(split, where, Dropped(row_id, error.reason, f"{where} {error}"))
+                continue
+            first = False
+            if problem.question and problem.answer:
+                yield Found(split, where, problem)
+            else:
+                reason = "no_gold_answer" if problem.question else "no_question"
+                yield Found(split, where, Dropped(problem.id, reason, where))
+
+
+class _Part(NamedTuple):
+    """Rows of one split that are not read yet, with the task that reads them.
+
+    `place` is what people know them by; `plain` reads the rows of a local file that has a task's
+    questions under `problem` and `answer`.
+    """
+
+    split: Split | None
+    place: str
+    task: Task
+    plain: Task | None
+    rows: Rows
+
+
+def _parts(source: str, settings: ProblemSettings) -> list[_Part]:
+    task = _task_of(source, settings)
+    fields_are_set = settings.question_field or settings.answer_field
+    plain = (
+        replace(task, question="problem", answer="answer", gold=text)
+        if source not in TASKS and task.answer_kind == "math" and not fields_are_set
+        else None
+    )
+    parts, names = [], []
+    for subset in task.subsets:
+        for name, rows in read_source(task.hub, subset, task.revision).items():
+            names.append(str(name))
+            within = ", ".join(part for part in (subset, name) if part)
+            place = f"{task.hub} ({within})" if within else task.hub
+            if name is None or not task.splits:
+                parts.append(_Part(_SPLIT_NAMES.get(name or ""), place, task, plain, rows))
+            elif name in task.splits:
+                parts.append(_Part(task.splits[name], place, task, plain, rows))
+    if not parts:
+        wanted, there = ", ".join(task.splits), ", ".join(dict.fromkeys(names))
+        raise DtoError(f"{task.hub} has no split {wanted}, as {task.name} wants; there are {there}")
+    return parts
+
+
+def _task_of(source: str, settings: ProblemSettings) -> Task:
+    """The task that a source is, or is read as, with what the settings say of it."""
+    named, own = TASKS.get(source), source == settings.source
+    if named is not None and not own:
+        return named
+    task = named or TASKS.get(settings.task or "") or Task(Path(source).stem, source)
+    if named is None:
+        task = replace(task, hub=source, subsets=(None,), revision=None)
+    if own:
+        subsets = task.subsets if settings.subset is None else (settings.subset,)
+        revision = settings.revision or task.revision
+        task = replace(task, subsets=subsets, revision=revision)
+    return replace(
+        task,
+        name=settings.task or task.name,
+        question=settings.question_field or task.question,
+        answer=settings.answer_field or task.answer,
+        answer_kind=settings.answer_kind or task.answer_kind,
+        prompt=settings.prompt or task.prompt,
+    )
+
+
+def prompt_of(settings: ProblemSettings) -> str:
+    """The name of the prompt that asks the questions of `settings.source`."""
+    task = _task_of(settings.source, settings)
+    return task.prompt or PROMPTS[task.answer_kind]
+
+
+def _is_plain(row: Row, task: Task) -> bool:
+    own, plain = {task.question, task.answer}, {"problem", "answer"}
+    return plain <= row.keys() and not own <= row.keys()
 
 
 def _divide(
@@ -90,44 +196,6 @@ def _divide(
             )
         yield from (replace(row, split=split) for row in rows[:wanted])
         left[name] = rows[wanted:]
-
-
-def _problem(row: Row, settings: ProblemSettings, source: str, where: str) -> Problem | Dropped:
-    question = text_field(row, settings.question_field, where, "problems.question_field")
-    answer = text_field(row, settings.answer_field, where, "problems.answer_field")
-    task = settings.task or Path(source).stem
-    problem_id = Problem.make_id(task, question, answer)
-    if not question or not answer:
-        reason = "no_gold_answer" if question else "no_question"
-        return Dropped(problem_id, reason, where)
-    fields = (settings.question_field, settings.answer_field)
-    metadata = {
-        key: str(value)
-        for key, value in row.items()
-        if key not in fields and isinstance(value, str | int | float)
-    }
-    return Problem(problem_id, task, "train", question, answer, settings.answer_kind, metadata)
-
-
-def text_field(row: Row, field: str, where: str, setting: str) -> str:
-    """The text of a field, stripped; a number as text, nothing as the empty text.
-
-    Raises DtoError, naming the fields there are, when the row has no such field, and when its value
-    is neither text nor number.
-    """
-    if field not in row:
-        there = ", ".join(map(str, row))
-        raise DtoError(f"{where} has no field {field!r}; there are {there}: set {setting}")
-    value = row[field]
-    if value is None:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise DtoError(
-            f"{where}: field {field!r} holds {type(value).__name__}, not text: set {setting}"
-        )
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip()
 
 
 def read_source(

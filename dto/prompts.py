@@ -1,8 +1,8 @@
 """Every text that a model is shown, read from `prompts/`.
 
 A prompt is a Jinja file with a front matter of `name` and `purpose`. A model family (such as
-`nano`) has a folder that overrides `default`, file by file. In a checkout the folder stands at the
-top; in a wheel it travels inside the package.
+`nano`) has a folder that overrides `default`, file by file; `judge` holds what judges are asked. In
+a checkout the folder stands at the top; in a wheel it travels inside the package.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from importlib.resources.abc import Traversable
 from jinja2 import Environment, StrictUndefined, Template
 
 from dto.errors import DtoError
+
+JUDGE = "judge"
+"""The folder of the judge's prompts, which is no family."""
 
 _ENVIRONMENT = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
 
@@ -30,7 +33,8 @@ def resource(folder: str) -> Traversable:
 def families() -> tuple[str, ...]:
     """The folders of `prompts/` that hold a model family's texts, `default` among them."""
     folders = (folder for folder in resource("prompts").iterdir() if folder.is_dir())
-    return tuple(sorted(folder.name for folder in folders if any(folder.iterdir())))
+    names = (folder.name for folder in folders if any(folder.iterdir()))
+    return tuple(sorted(name for name in names if name != JUDGE))
 
 
 @cache
@@ -46,7 +50,7 @@ def source(name: str, family: str = "default") -> str:
     raise DtoError(f"no prompt {name!r} for family {family!r}: add prompts/default/{name}.jinja")
 
 
-def render(name: str, family: str = "default", **values: str) -> str:
+def render(name: str, family: str = "default", **values: object) -> str:
     """A prompt as the model sees it. Raises DtoError for an unknown name."""
     return _template(name, family).render(**values)
 

@@ -2,7 +2,8 @@
 
 Defaults are those of the papers (2505.21765, 2504.15895) and of this project's measurements. An
 unknown key is an error. Settings are grouped by the stage that reads them: a stage is computed
-again exactly when its own settings, or something upstream, changed.
+again exactly when its own settings, or something upstream, changed. The groups that say what is
+trained, and compared, stand in `dto/settings.py`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -23,21 +22,18 @@ from pydantic import (
 )
 
 from dto.errors import DtoError, RecipeError
+from dto.policy_files import read_policies
 from dto.prompts import families
 from dto.records import AnswerKind
 from dto.sequential import zone
+from dto.settings import CompareSettings as CompareSettings
+from dto.settings import Count, Probability, Settings
+from dto.settings import PairSettings as PairSettings
+from dto.settings import TrainSettings as TrainSettings
 
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=1)]
 Monitor = Literal["cue", "paragraph", "entropy", "tokens"]
 Inducer = Literal["inside", "closed"]
 Confidence = Literal["answer", "mean", "geometric", "min"]
-
-
-class Settings(BaseModel):
-    """Frozen, and strict about keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class ModelSettings(Settings):
@@ -51,6 +47,7 @@ class ModelSettings(Settings):
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
     device: str = "auto"
     system: str | None = None  # system message
+    prompt: str | None = None  # file of prompts/ that asks every question, whatever its task
     slots: Count = 128  # transformers, vllm on a CPU: requests that decode together
     cache_bytes: Count = 256 * 2**20  # transformers, vllm on a CPU: prefix cache, all KV of vllm
     kv_bytes: Count | None = None  # transformers: running batch; None: half of a GPU, 4 GiB else
@@ -103,20 +100,30 @@ class ModelSettings(Settings):
         return family
 
 
-class ProblemSettings(Settings):
-    """Where questions come from. `source`: `chains` (generated), a .jsonl/.parquet file, a Hub id.
+class JudgeSettings(ModelSettings):
+    """The model that `prune.judge: llm` asks, on an engine beside the policy's; no `family`."""
 
-    `test_source` names a benchmark when the test problems are not to come from `source`.
+    name: str
+    prompt_price: Annotated[float, Field(ge=0)] | None = None  # per million tokens, any currency
+    generated_price: Annotated[float, Field(ge=0)] | None = None
+
+
+class ProblemSettings(Settings):
+    """Where questions come from. `source`: `chains` (generated), a task of `dto.tasks`, or a path.
+
+    A path is a .jsonl or .parquet file, a folder or a Hub id; `test_source` gives the test problems
+    where `source` is not to. What is None is as the task has it, or what the comment names.
     """
 
     source: str = "chains"
     subset: str | None = None  # config of a Hub dataset
     revision: str | None = None
-    test_source: str | None = None  # a file or a Hub id with the same fields
-    task: str | None = None  # name of the task in the tables; None: that of the source
-    answer_kind: AnswerKind = "math"
-    question_field: str = "problem"
-    answer_field: str = "answer"
+    test_source: str | None = None
+    task: str | None = None  # its name in the tables; one of dto.tasks: rows are read as its rows
+    answer_kind: AnswerKind | None = None  # or math
+    question_field: str | None = None  # or problem
+    answer_field: str | None = None  # or answer
+    prompt: str | None = None  # file of prompts/; or that of the answer kind
     train: Annotated[int, Field(ge=0)] = 300
     dev: Annotated[int, Field(ge=0)] = 300
     test: Annotated[int, Field(ge=0)] = 400
@@ -160,8 +167,13 @@ class EstimateSettings(Settings):
 
 
 class OptimizeSettings(Settings):
-    """Finalize: K completions, the shortest correct one is kept."""
+    """Finalize: K completions, the shortest correct one is kept.
 
+    The exit is the first that `estimate` put above its threshold, or, for the baselines of
+    2412.21187 and without any rollouts, the end of the first or second right solution in the text.
+    """
+
+    exit: Literal["estimate", "first_solution", "second_solution"] = "estimate"
     finalizations: Count = 4  # K
     max_tokens: Count = 1024
 
@@ -169,38 +181,21 @@ class OptimizeSettings(Settings):
 class PruneSettings(Settings):
     """Judge segments; verify every prune on fresh rollouts."""
 
-    judge: Literal["counterfactual", "none"] = "counterfactual"
-    rollouts: Count = 8  # for ranking, per segment left out
-    harm: float = 0.0  # a segment is a candidate when p without it ≥ p with it − harm
+    judge: Literal["counterfactual", "llm", "none"] = "counterfactual"
+    rollouts: Count = 8  # counterfactual: for ranking, per segment left out
+    harm: float = 0.0  # counterfactual: a candidate when p without it ≥ p with it − harm
     max_segments: Count = 32  # trajectories with more are judged on their last ones only
+    max_tokens: Count = 4096  # llm: of a reply, at most half of the judge's context
+    temperature: Annotated[float, Field(ge=0.0)] = 0.0  # llm
+    gold: bool = False  # llm: whether the judge is shown the gold answer
+    agreement: Probability = 0.0  # llm: share of trajectories that both judges look at
 
-
-class PairSettings(Settings):
-    """Which pairs are built."""
-
-    rejected: Literal["original", "longest", "longest_wrong"] = "original"
-    longer_correct: bool = True  # also pairs "longer correct over shorter wrong"
-    max_length: Count = 8192  # tokens of prompt and response together
-    max_per_problem: Count = 4
-
-
-class TrainSettings(Settings):
-    """SimPO with an NLL anchor (2405.14734; anchor as in CPO 2401.08417)."""
-
-    learning_rate: float = 1e-6
-    beta: float = 2.0
-    gamma: float = 1.0  # SimPO's margin
-    nll: float = 1.0  # weight of the anchor; 0 is pure SimPO, which collapses easily
-    epochs: float = 1.0
-    batch_size: Count = 16
-    gradient_accumulation: Count = 1
-    warmup_steps: int = 0
-    evaluations: Count = 6  # dev evaluations (and checkpoints) over the training
-    dev_samples: Count = 4
-    collapse_points: float = 10.0  # stop when dev accuracy falls that far below the base's
-    collapse_truncated: Probability = 0.20  # or when more than this share is truncated
-    bf16: bool = False
-    gradient_checkpointing: bool = False
+    @model_validator(mode="after")
+    def _two_judges_to_compare(self) -> PruneSettings:
+        if self.agreement and self.judge != "llm":
+            raise ValueError("agreement compares the llm judge with the counterfactual one: set "
+                             "prune.judge to llm, or prune.agreement to 0")  # fmt: skip
+        return self
 
 
 class ExitSettings(Settings):
@@ -317,6 +312,7 @@ class Recipe(Settings):
     seed: int = 0
     window: Count = 512  # rows under way at once
     model: ModelSettings = ModelSettings()
+    judge: JudgeSettings | None = None  # None: the policy itself, where prune.judge is llm
     problems: ProblemSettings = ProblemSettings()
     sample: SampleSettings = SampleSettings()
     segment: SegmentSettings = SegmentSettings()
@@ -329,6 +325,7 @@ class Recipe(Settings):
     trace: TraceSettings = TraceSettings()
     calibrate: CalibrateSettings = CalibrateSettings()
     pilot: PilotSettings = PilotSettings()
+    compare: CompareSettings = CompareSettings()
 
 
 def load_recipe(path: Path | str, changes: Mapping[str, Any] | None = None) -> Recipe:
@@ -358,48 +355,27 @@ def make_recipe(
         *parents, last = key.split(".")
         place = data
         for parent in parents:
-            place = place.setdefault(parent, {})
+            if place.get(parent) is None:
+                place[parent] = {}
+            place = place[parent]
             if not isinstance(place, dict):
                 raise RecipeError(f"{origin}: {key!r} cannot be set: {parent!r} is a value")
         place[last] = value
-    _read_policies(data, origin)
+    read_policies(data, origin)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise RecipeError(f"{origin}: {_explain(error)}") from None
 
 
-def _read_policies(data: dict[str, Any], origin: str) -> None:
-    """Put the content of policy files in the place of their names."""
-    evaluate = data.get("evaluate")
-    exits = evaluate.get("exits") if isinstance(evaluate, dict) else None
-    if not isinstance(exits, list):
-        return
-    for place, exit in enumerate(exits):
-        if isinstance(exit, dict) and "file" in exit:
-            own = {key: value for key, value in exit.items() if key != "file"}
-            exits[place] = _read_policy(exit["file"], origin) | own
-
-
-def _read_policy(file: Any, origin: str) -> dict[str, Any]:
-    try:
-        policy = yaml.safe_load(Path(str(file)).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise RecipeError(f"{origin}: policy {file!r} cannot be read: {reason}") from None
-    if not isinstance(policy, dict):
-        raise RecipeError(f"{origin}: policy {file!r} holds no mapping of settings of an exit")
-    return policy
-
-
-_NEVER_SHOWN = ("model.api_key", "model.server")  # somebody may have put a secret there
+_NEVER_SHOWN = ("api_key", "server")  # somebody may have put a secret there
 
 
 def _explain(error: ValidationError) -> str:
     """The first thing that is wrong, as key, value and way out."""
     first = error.errors()[0]
     key = ".".join(map(str, first["loc"]))
-    if key in _NEVER_SHOWN:
+    if key.endswith(_NEVER_SHOWN) or first["type"] == "missing":
         return f"{key}: {first['msg']}"
     if first["type"] != "extra_forbidden":
         return f"{key} = {first['input']!r}: {first['msg']}"
@@ -407,5 +383,6 @@ def _explain(error: ValidationError) -> str:
     for part in first["loc"][:-1]:
         if isinstance(part, str):
             annotation = group.model_fields[part].annotation
-            group = annotation if isinstance(annotation, type) else ExitSettings
+            optional = JudgeSettings if part == "judge" else ExitSettings
+            group = annotation if isinstance(annotation, type) else optional
     return f"unknown key {key!r}; allowed: {', '.join(group.model_fields)}"

@@ -21,7 +21,8 @@ FinishReason = Literal["stop", "length", "failed"]
 IdsFrom = Literal["sampled", "encoded"]
 Decision = Literal["above", "below", "undecided"]
 Outcome = Literal["shortened", "repaired", "unchanged", "not_shorter"]
-VerdictKind = Literal["keep", "redundant", "meaningless", "harmful"]
+VerdictKind = Literal["keep", "redundant", "meaningless", "harmful", "unjudged"]
+STAYS: tuple[VerdictKind, ...] = ("keep", "unjudged")  # the others propose a removal
 
 
 class Span(NamedTuple):
@@ -38,7 +39,10 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question with its gold answer."""
+    """A question with its gold answer: mathematics, a letter, or JSON with tests for a program.
+
+    What that JSON holds is said at `dto.tasks.task.Task`.
+    """
 
     id: str
     task: str
@@ -47,6 +51,7 @@ class Problem:
     answer: str
     answer_kind: AnswerKind = "math"
     metadata: dict[str, str] = field(default_factory=dict)
+    prompt: str = "solve"  # the prompt that asks it
 
     @staticmethod
     def make_id(task: str, question: str, answer: str) -> str:
@@ -140,8 +145,10 @@ class ExitEstimate:
 class Verdict:
     """What a judge said of one segment, and what became of it.
 
-    `score` orders the candidates (counterfactual: p without the segment minus p with it). `pruned`
-    is the end state: a verdict other than keep whose segment was restored is not pruned.
+    `unjudged` is no verdict: the judge was not asked, or failed, for the `reason` given. `score`
+    orders the candidates (counterfactual: p without the segment minus p with it; llm: 3 harmful,
+    2 meaningless, 1 redundant). `pruned` is the end state: a candidate that was restored is not
+    pruned.
     """
 
     segment: int
@@ -158,7 +165,8 @@ class OptimizedTrajectory:
     `token_ids` is the whole response: kept segments, d_finalize, conclusion, EOS where the model
     emitted it. `kept` indexes the trajectory's segments. `pass_rate` is the share of the K
     finalizations that were right: a low one marks a lucky version. `verified_p` is the success rate
-    of the fresh rollouts that verified a prune, nan where nothing was pruned.
+    of the fresh rollouts that verified a prune, nan where nothing was pruned. `counterfactual` are
+    that judge's verdicts beside those of the `llm` judge, where `prune.agreement` asks for them.
     """
 
     id: str  # the trajectory's id
@@ -180,6 +188,7 @@ class OptimizedTrajectory:
     verdicts: tuple[Verdict, ...] = ()
     verified_p: float = float("nan")
     join_perplexity: float = float("nan")
+    counterfactual: tuple[Verdict, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

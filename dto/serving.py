@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dto.context import Context
 from dto.errors import DtoError, EngineError
-from dto.recipe import Recipe
+from dto.recipe import ModelSettings, Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -16,18 +19,24 @@ if TYPE_CHECKING:
     from dto.grading import Grader
 
 
+logger = logging.getLogger("dto")
+
+
 class Serving:
     """The engine and the grader of consecutive stages, opened when a stage first asks for them.
 
-    At most one engine is open: two would share the memory.
+    At most one engine is open, since two would share the memory; a judge's may be beside it.
+    `allow_code_execution`: programs that a model wrote are run (`dto.grading.sandbox`).
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, *, allow_code_execution: bool = False) -> None:
         self._recipe = recipe
+        self._allow_code_execution = allow_code_execution
         self._opened = AsyncExitStack()
         self._engine = AsyncExitStack()
         self._label = ""
         self._grader: Grader | None = None
+        self._judge: Engine | None = None
         self._context: Context | None = None
 
     async def __aenter__(self) -> Serving:
@@ -57,12 +66,44 @@ class Serving:
         self._label, self._context = label, Context(self._recipe, engine, grader)
         return self._context
 
+    async def with_judge(self, context: Context) -> Context:
+        """The same context, with the engine that `prune` asks for verdicts beside the policy's."""
+        if self._recipe.prune.judge != "llm":
+            return context
+        context = replace(context, judge=await self.judge())
+        engine = context.judge or context.engine
+        if not engine.capabilities.json_schema:
+            logger.warning(
+                "judge     %s is not held to a JSON schema: replies that are not what was asked "
+                "for leave their patterns unjudged",
+                engine.model,
+            )
+        return context
+
+    async def judge(self) -> Engine | None:
+        """The engine of the recipe's `judge`, open until the end; None where there is none.
+
+        Raises EngineError when it cannot be built.
+        """
+        settings = self._recipe.judge
+        if settings is not None and self._judge is None:
+            from dto.engines import open_engine
+
+            try:
+                self._judge = await self._opened.enter_async_context(open_engine(settings))
+            except EngineError as error:
+                keys = "|".join(ModelSettings.model_fields)
+                reason = re.sub(rf"\bmodel\.({keys})\b", r"judge.\1", str(error))
+                raise EngineError(f"judge: {reason}") from None
+        return self._judge
+
     async def grader(self) -> Grader:
         """The grader; no engine is opened for it."""
         if self._grader is None:
             from dto.grading import Grader
 
-            self._grader = await self._opened.enter_async_context(Grader())
+            grader = Grader(allow_code_execution=self._allow_code_execution)
+            self._grader = await self._opened.enter_async_context(grader)
         return self._grader
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -23,6 +23,7 @@ Scores = Sequence[float] | Sequence[bool] | npt.NDArray[np.float64]
 Problems = Sequence[str]
 
 _RESAMPLES = 4000
+_TEST_RESAMPLES = 20_000  # so many that p-values survive a correction for 100 comparisons
 _SEED = 20_250_521  # of the bootstrap: intervals are part of a table and must not change
 
 
@@ -250,6 +251,41 @@ def efficiency(
     return Estimate(float(_efficiency(sums_PX.sum(0)[None])[0]), low, high, samples, len(shared))
 
 
+def cohen_kappa(
+    first_N: Sequence[str], second_N: Sequence[str], problems_N: Problems, confidence: float = 0.95
+) -> Estimate:
+    """Cohen's kappa (1960): agreement of two raters beyond chance; 1 is perfect, 0 is chance.
+
+    Each names one category per item. (p - e) / (1 - e), p the share of items on which they agree, e
+    what it would be if they were independent; nan where both use a single category, the same one.
+    Percentile interval of a bootstrap that draws problems, nan for a single one.
+    """
+    if not len(first_N) == len(second_N) == len(problems_N):
+        raise ValueError(f"{len(first_N)}, {len(second_N)} ratings of {len(problems_N)} items")
+    index = {name: i for i, name in enumerate(sorted({*first_N, *second_N}))}
+    problems = {problem: i for i, problem in enumerate(dict.fromkeys(problems_N))}
+    joint_PCC = np.zeros((len(problems), len(index), len(index)))
+    rows = [problems[problem] for problem in problems_N]
+    np.add.at(joint_PCC, (rows, [index[a] for a in first_N], [index[b] for b in second_N]), 1.0)
+    cells_PX = joint_PCC.reshape(len(problems), len(index) ** 2)
+    low, high = Interval(nan, nan)
+    if len(problems) > 1:
+        low, high = bootstrap(cells_PX, _kappa, confidence)
+    value = float(_kappa(cells_PX.sum(0)[None])[0])
+    return Estimate(value, low, high, len(first_N), len(problems))
+
+
+def _kappa(cells_RX: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    categories = round(sqrt(cells_RX.shape[1]))
+    joint_RCC = cells_RX.reshape(len(cells_RX), categories, categories)
+    total_R = cells_RX.sum(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        agreed_R = np.trace(joint_RCC, axis1=1, axis2=2) / total_R
+        chance_R = (joint_RCC.sum(1) * joint_RCC.sum(2)).sum(1) / total_R**2
+        kappa_R: npt.NDArray[np.float64] = (agreed_R - chance_R) / (1 - chance_R)
+    return kappa_R
+
+
 def bootstrap(
     sums_PX: npt.NDArray[np.float64],
     statistic: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]],
@@ -276,6 +312,43 @@ def bootstrap(
     tail = (1 - confidence) / 2
     low, high = np.quantile(values_R, [tail, 1 - tail])
     return Interval(float(low), float(high))
+
+
+class Difference(NamedTuple):
+    """A mean difference with its interval and a two-sided p-value; nan without problems."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def bootstrap_differences(
+    differences_PK: npt.NDArray[np.float64], confidence: float = 0.95
+) -> list[Difference]:
+    """The mean of each column with a percentile interval, under resampling of its P problems.
+
+    Column k holds, for each problem, one method's mean over its samples less another's: a paired,
+    clustered bootstrap. p is twice the smaller share of resampled means on either side of 0, the
+    observed one counted in, so that it is never 0; a column of zeros has 1.
+    """
+    problems, columns = differences_PK.shape
+    if not problems:
+        return [Difference(nan, nan, nan, nan)] * columns
+    rng = np.random.default_rng(_SEED)
+    uniform = np.full(problems, 1 / problems)
+    parts = [
+        rng.multinomial(problems, uniform, size=500) @ differences_PK / problems
+        for _ in range(0, _TEST_RESAMPLES, 500)
+    ]
+    means_RK = np.concatenate(parts)
+    below_K = ((means_RK <= 0).sum(0) + 1) / (_TEST_RESAMPLES + 1)
+    above_K = ((means_RK >= 0).sum(0) + 1) / (_TEST_RESAMPLES + 1)
+    p_K = np.minimum(1.0, 2 * np.minimum(below_K, above_K))
+    tail = (1 - confidence) / 2
+    ends_2K = np.quantile(means_RK, [tail, 1 - tail], axis=0)
+    values_K = differences_PK.mean(0)
+    return [Difference(*map(float, row)) for row in zip(values_K, *ends_2K, p_K, strict=True)]
 
 
 def _efficiency(totals_RX: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -32,12 +32,15 @@ class Reading(NamedTuple):
 
 
 def prompt_ids(
-    question: str, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings
+    question: str,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: ModelSettings,
+    prompt: str = "solve",
 ) -> tuple[int, ...]:
     """The question as the model reads it: its chat template applied once, up to the response.
 
-    The template brings the BOS, nothing else adds one. Raises DtoError for a tokenizer without a
-    chat template.
+    `prompt` names the text that asks it (`Problem.prompt`). The template brings the BOS, nothing
+    else adds one. Raises DtoError for a tokenizer without a chat template.
     """
     if not tokenizer.chat_template:
         raise DtoError(
@@ -47,7 +50,7 @@ def prompt_ids(
     messages: list[Message] = []
     if settings.system is not None:
         messages.append({"role": "system", "content": settings.system})
-    user = render("solve", settings.family, question=question)
+    user = render(settings.prompt or prompt, settings.family, question=question)
     messages.append({"role": "user", "content": user})
     encoded: Any = tokenizer.apply_chat_template(
         messages,  # type: ignore[arg-type]
@@ -95,7 +98,9 @@ async def read_and_grade(
     if finish_reason == "length" or not reading.closed:
         return reading, Graded("truncated", "", "")
     conclusion = reading.text[slice(*reading.conclusion)]
-    return reading, await grader.grade_conclusion(conclusion, problem.answer, problem.answer_kind)
+    return reading, await grader.grade_conclusion(
+        conclusion, problem.answer, problem.answer_kind, problem.question
+    )
 
 
 async def make_trajectory(

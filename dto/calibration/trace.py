@@ -128,7 +128,7 @@ async def trace(problem: Problem, ctx: Context) -> list[Trace]:
     settings = ctx.recipe.evaluate
     for monitor in ctx.recipe.trace.monitors:
         check(ExitSettings(name=monitor, policy="deer", monitor=monitor), ctx.engine)
-    prompt = prompt_ids(problem.question, ctx.tokenizer, ctx.recipe.model)
+    prompt = prompt_ids(problem.question, ctx.tokenizer, ctx.recipe.model, problem.prompt)
     seed = ctx.seed(problem.id, "evaluate")
 
     def sampling(sample: int) -> Sampling:

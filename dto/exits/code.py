@@ -10,7 +10,8 @@ after which the mean can no longer pass the threshold even if all that follow we
 that is depends on the tokens alone, so rows do too; tokens that an engine generated beyond it are
 wasted. In shadow mode trials are not aborted: their confidence
 then holds for any threshold. A trial that shows only the beginning of a program has no grade
-(`failed`, so that it is in no denominator); a finished one has the grader's.
+(`failed`, so that it is in no denominator); a finished one is run against the problem's tests,
+where programs may be run at all (`dto.grading.sandbox`).
 """
 
 from __future__ import annotations

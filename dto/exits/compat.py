@@ -164,7 +164,10 @@ class _Script:
         if trial.finish_reason == "failed":
             return "failed"
         graded = await self.ctx.grader.grade_trial(
-            BOX + trial.text, self.problem.answer, self.problem.answer_kind
+            BOX + trial.text,
+            self.problem.answer,
+            self.problem.answer_kind,
+            self.problem.question,
         )
         counted = (trial.logprobs or ())[COUNTED]
         sure = confidence(self.settings.confidence, counted)

@@ -1,4 +1,4 @@
-"""Is this answer right? Extraction, an exact fast path, and math-verify in killable children."""
+"""Is this answer right? Numbers and text at once, algebra by math-verify, programs by tests."""
 
 from dto.grading.grader import Graded, Grader
 

@@ -4,89 +4,96 @@ r"""The exact fast path: is the prediction plainly the gold answer, or plainly a
 has to look. What it calls correct is an equal string after normalisation or an equal number:
 
 - LaTeX that changes nothing is dropped: `\left`, `\!`, `\dfrac` for `\frac`, `\frac12`, `\text{}`,
-  `$`, degrees, a full stop at the end, full-width digits, white space that separates nothing.
-- Numbers are exact fractions: `1,000`, `1{,}000`, `\frac{1}{2}`, `1/2`, `1\frac12` (mixed), `.5`.
-- Points and intervals of numbers are compared number by number, in order.
-- Units are ignored where only one side has them; `\text{ million}` multiplies.
-- 27% equals 0.27 and 27\%, and not 27. (The grader does not see the question: where a question
-  asks "what percentage", gold answers should carry the sign.)
-- Numerals in different bases, `204_5` and `204_8`, differ.
+  `$`, degrees, a full stop at the end, full-width characters, white space that separates nothing.
+- Numbers are exact fractions, in the many ways that `dto.grading.quantity` reads.
+- Points and intervals of numbers are compared number by number, in order; `1, 2` and `2, 1` agree.
+- Units are ignored where only one side has them, converted where both measure the same (5 m is
+  500 cm), and where they measure different things the answers differ; `\text{ million}` multiplies.
+- 27% equals 0.27 and 27\%, and not 27. Where the question asks for a percentage ("what percent",
+  `asks_for_percentage`), 27 equals 27% too; 0.27 still does, 2700 never.
+- Numerals in different bases, `204_5` and `204_8`, differ; so do times of day, 3:30 and 4:40.
 - Words are compared as words, without regard to case: a parser would take `east` and `seat` for the
-  same product of variables.
+  same product of variables. So are answers with Chinese characters.
+- A choice is its letter, with or without parentheses, `\text{}`, a full stop, or the option's text
+  behind it; several letters are a set.
 """
 
 from __future__ import annotations
 
 import re
-from fractions import Fraction
-from typing import NamedTuple
+from functools import lru_cache
 
+from dto.grading.quantity import NO_UNIT, Quantity, quantity
 from dto.records import AnswerKind
 
-_CHARACTERS = str.maketrans("０１２３４５６７８９．，％（）－−–", "0123456789.,%()---")
-_REWRITES = [
+MAX_DEPTH = 60  # of nested brackets: what is deeper is no answer, and would exhaust a parser
+
+_CHARACTERS: dict[int, int | str] = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+_CHARACTERS |= str.maketrans("−–\u2009\u202f\u3000、【】", "--   ,[]")
+_CHARACTERS |= {
+    ord(character): text
+    for character, text in (
+        ("π", r"\pi "), ("×", r"\times "), ("≥", r"\geq "), ("≤", r"\leq "), ("²", "^2"),
+        ("³", "^3"), ("∅", r"\emptyset "), ("∞", r"\infty "), ("∪", r" \cup "), ("°", r"^\circ "),
+        ("≈", r"\approx "), ("∴", r"\therefore "),
+    )
+}  # fmt: skip
+_ROOT = re.compile(r"√\s*(\d+)")
+_COMMANDS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\!|\\\$|\$", ""),
-        (r"\\[,;: ]|~|\\q?quad(?![A-Za-z])", " "),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\{,\}", ","),
+        (r"\\(?:left|right|displaystyle|bigl?|bigr|Bigl?|Bigr)(?![A-Za-z])|(?<!\\)\\!|\\\$", ""),
+        (r"(?<=\d)\\,(?=\d{3}(?!\d))", ""),
+        (r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])", " "),
         (r"\\%", "%"),
-        (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})(?![A-Za-z])|\\degree(?![A-Za-z])|°", ""),
+        (
+            r"(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})(?![A-Za-z])|\\degree(?![A-Za-z]))\s*(?:[CF]\b)?",
+            "",
+        ),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
         (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
         (r"(\\frac\s*\{[^{}]*\})\s*(\d)(?!\d)", r"\1{\2}"),
         (r"\\sqrt\s*(\d)(?!\d)", r"\\sqrt{\1}"),
+        (r"\\(leq|geq)slant", r"\\\1"),
+        (r"\\varnothing|\\\{\s*\\\}", r"\\emptyset "),
+        (r"\{[bB]?matrix\}", "{pmatrix}"),
+        (r"^\s*\\(?:approx|therefore)(?![A-Za-z])", ""),
     )
 ]
-_WRAPPER = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf|textrm|textit)\s*\{([^{}]*)\}")
+_WRAPPER = re.compile(
+    r"\\(?:text|mbox|hbox|mathrm|textbf|mathbf|textrm|textit|textnormal|mathit|operatorname)"
+    r"\s*\{([^{}]*)\}"
+)
 _IDLE_SPACE = re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])")
-_NUMBER = re.compile(
-    r"(?P<sign>[-+]?)\s*(?:"
-    r"(?P<whole>\d*)\s*\\frac\s*\{\s*(?P<top>\d+)\s*\}\s*\{\s*(?P<bottom>\d+)\s*\}"
-    r"|(?P<over>\d+)\s*/\s*(?P<under>\d+)"
-    r"|(?P<decimal>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)"
-    r")\s*(?P<percent>%?)\s*"
+_LIST = re.compile(r"([(\[]|\\\{)?([^()\[\]{}]+)([)\]]|\\\})?")
+_AND = re.compile(r"\s*,?\s*(?:\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|[和与及或])\s*", re.I)
+_INEQUALITY = re.compile(
+    r"([^<>=]+?)(<|\\leq?)(?![A-Za-z])\s*[a-zA-Z]\s*(<|\\leq?)(?![A-Za-z])([^<>=]+)"
 )
-_UNIT_IN_TEXT = re.compile(
-    r"\\(?:text|mbox|mathrm)\s*\{(?P<unit>[A-Za-z .,/-]*)\}(?P<power>(?:\^\s*\{?\s*[23]\s*\}?)?)"
-)
-_LIST = re.compile(r"([(\[])([^()\[\]]+)([)\]])")
+_NUMBERS_ALONE = re.compile(r"[\d.]+(?: [\d.]+)+")
+_DEGREES = re.compile(r"\\circ|\\degree|°")
 _BASE = re.compile(r"\w+_\{?(\d+)\}?")
-_WORDS = re.compile(r"[A-Za-z][A-Za-z ]*")
+_TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?\s*([ap])?\.?(?:m\.?)?", re.I)
+_WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
+_PLAIN_WORDS = {"yes", "no", "true", "false", "none", "even", "odd", "all", "one", "two"}
+_CHINESE = re.compile("[\u4e00-\u9fff]")
+_CHINESE_IDLE = re.compile(r"[\s，。,.；;：:“”\"'！!]+")
 _LETTER = re.compile(r"\(?\s*([A-Za-z])\s*\)?[.:]?|\(([A-Za-z])\).*|([A-Z])\s*[).:].*", re.DOTALL)
-_OPTION = re.compile(r"^(?:the\s+)?(?:option|choice|answer)\s*(?:is)?\s*:?\s*", re.IGNORECASE)
-
-_SCALES = {
-    "dozen": 12,
-    "hundred": 100,
-    "thousand": 10**3,
-    "million": 10**6,
-    "billion": 10**9,
-    "trillion": 10**12,
-}
-_PERCENT = {"percent", "percentage", "pct"}
-# Outside \text{} a word is taken for a unit only when it is one of these: `2 k` is a product.
-_UNIT = re.compile(
-    r"mm|cm|km|inch|inches|foot|feet|yards?|miles?|(?:centi|kilo|milli)?met(?:er|re)s?|kg|"
-    r"(?:kilo|milli)?grams?|pounds?|ounces?|lit(?:er|re)s?|mph|seconds?|minutes?|hours?|days?|"
-    r"weeks?|months?|years?|dollars?|cents?|euros?|degrees?|radians?|units?|points?|square|cubic|"
-    r"people|students?"
+_LETTERS = re.compile(r"[A-H](?:[\s,;]|and|\\text\{\s*and\s*\})*(?:[A-H](?:[\s,;]|and)*)+")
+_OPTION = re.compile(
+    r"^(?:the\s+)?(?:correct\s+)?(?:(?:option|choice|answer)\s*(?:is)?|正确)?(?:选项|选择|选|答案)?[是为]?"
+    r"\s*:?\s*", re.IGNORECASE
+)  # fmt: skip
+_PERCENTAGE = re.compile(
+    r"\b(?:what(?:['’]s)?|which|how many|(?:find|calculate|compute|determine) the)\s+"
+    r"(?:[\w-]+\s+){0,2}?percent(?:age)?s?\b"
+    r"|\b(?:as|in)\s+(?:a|an)?\s*(?:[\w-]+\s+)?percent(?:age)?s?\b|\bhow much percent"
+    r"|百分之(?:几|多少)|百分比是|百分率是|百分数(?:表示|是)",
+    re.IGNORECASE,
 )
-# Words after a number that make it another number, or more than one.
-_NO_UNIT = re.compile(
-    r"\b(?:or|and|not|to|more|less|than|most|least|about|factorial|squared|cubed|half|halves|thirds?|"
-    r"quarters?|fifths?|tenths?|hundredths?|times|mod|modulo|base|plus|minus|over|between)\b"
-)
-
-
-class Quantity(NamedTuple):
-    """A number as an answer states it; percent is already in `value`."""
-
-    value: Fraction
-    decimal: bool
-    percent: bool
-    unit: str
+_NOT_A_PERCENTAGE = re.compile(r"\bas an?\s+(?:[\w-]+\s+)?(?:decimal|fraction)\b", re.IGNORECASE)
+_SIGN = re.compile(r"\s*(?:\\?%|\\text\s*\{\s*(?:\\?%|percent)\s*\}|\bpercent)\s*$")
 
 
 def clean(text: str) -> str:
@@ -94,113 +101,190 @@ def clean(text: str) -> str:
 
     `\text{}` stays, except around words such as "or more": math-verify would not see those there.
     """
-    text = text.translate(_CHARACTERS)
-    for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)
-    text = _WRAPPER.sub(lambda m: f" {m[1]} " if _NO_UNIT.search(m[1]) else m[0], text)
-    return " ".join(text.split()).rstrip(".;。, ")
+    if not text.isascii():
+        text = _ROOT.sub(r"\\sqrt{\1}", text).translate(_CHARACTERS)
+    if "\\" in text:
+        for pattern, replacement in _COMMANDS:
+            text = pattern.sub(replacement, text)
+        text = _WRAPPER.sub(lambda m: f" {m[1]} " if NO_UNIT.search(m[1]) else m[0], text)
+    text = text.replace("$", "").replace("~", " ").replace("{,}", ",")
+    return " ".join(text.split()).lstrip("= ").rstrip(".;。, ")
 
 
 def normalise(text: str) -> str:
     r"""The string that equal answers share: `clean`, `\text{}` unwrapped, idle spaces dropped."""
-    return _IDLE_SPACE.sub("", _WRAPPER.sub(r" \1 ", clean(text)).strip())
+    return _bare(clean(text))
 
 
-def quantity(text: str) -> Quantity | None:
-    """The number, with or without a unit, that a cleaned answer is; None for anything else."""
-    number = _NUMBER.match(text)
-    if number is None or len(text) > 1_000:  # int() refuses thousands of digits
-        return None
-    if number["decimal"]:
-        value = Fraction(number["decimal"].replace(",", "").rstrip(".") or "0")
-    else:
-        whole, top, bottom = (
-            (number["whole"], number["top"], number["bottom"])
-            if number["top"]
-            else ("", number["over"], number["under"])
-        )
-        if int(bottom) == 0:
-            return None
-        value = Fraction(int(whole or 0)) + Fraction(int(top), int(bottom))
-    if number["sign"] == "-":
-        value = -value
-    rest = text[number.end() :]
-    in_text = _UNIT_IN_TEXT.fullmatch(rest)
-    words = (in_text["unit"] if in_text else rest).lower().replace(".", " ").split()
-    percent = bool(number["percent"])
-    unit = []
-    for word in words:
-        if _NO_UNIT.fullmatch(word):
-            return None
-        if word in _SCALES:
-            value *= _SCALES[word]
-        elif word in _PERCENT:
-            percent = True
-        elif in_text or _UNIT.fullmatch(word):
-            unit.append(word)
-        else:
-            return None
-    power = in_text["power"].strip("^{} ") if in_text else ""
-    decimal = bool(number["decimal"]) and "." in number["decimal"]
-    return Quantity(value / 100 if percent else value, decimal, percent, " ".join(unit) + power)
+def _bare(cleaned: str) -> str:
+    if "\\" in cleaned:
+        cleaned = _WRAPPER.sub(r" \1 ", cleaned)
+    return _IDLE_SPACE.sub("", cleaned.strip())
 
 
-def compare(gold: str, prediction: str, kind: AnswerKind) -> bool | None:
+@lru_cache(maxsize=4096)
+def asks_for_percentage(question: str) -> bool:
+    """Whether a question wants its answer in percent, so that the sign may be left out.
+
+    "What percent of …", "by how many percent", "express … as a percentage", 百分之几. Not a
+    question that only mentions one ("a 20% discount"), or asks for a decimal or a fraction.
+    """
+    return bool(_PERCENTAGE.search(question)) and not _NOT_A_PERCENTAGE.search(question)
+
+
+def without_percent(text: str) -> str:
+    """Without the sign at its end."""
+    return _SIGN.sub("", text)
+
+
+def compare(gold: str, prediction: str, kind: AnswerKind, *, percent: bool = False) -> bool | None:
     r"""True, False, or None where equality takes algebra. Kind `choice` is always decided.
 
-    A letter is a letter with or without parentheses, `\text{}`, a full stop, or the option's text
-    behind it.
+    `percent`: the question asks for a percentage.
     """
-    gold_text, text = normalise(gold), normalise(prediction)
+    equal = _compare(gold, prediction, kind)
+    if not percent or equal or kind != "math":
+        return equal
+    return _compare(without_percent(gold), without_percent(prediction), kind)
+
+
+def _compare(gold: str, prediction: str, kind: AnswerKind) -> bool | None:
+    gold_clean, cleaned = clean(gold), clean(prediction)
+    gold_text, text = _bare(gold_clean), _bare(cleaned)
     if kind == "choice":
-        gold_letter, letter = _letter(gold_text), _letter(text)
-        return gold_text == text if gold_letter is None else gold_letter == letter
+        return _same_choice(gold_text, text)
     if not text:
         return False
     if gold_text == text:
         return True
+    if _depth(text) > MAX_DEPTH:
+        return False
     bases = _BASE.fullmatch(gold_text), _BASE.fullmatch(text)
     if bases[0] and bases[1] and bases[0][1] != bases[1][1]:
         return False
-    wanted, given = quantity(clean(gold)), quantity(clean(prediction))
+    times = _TIME.fullmatch(gold_text), _TIME.fullmatch(text)
+    if times[0] and times[1]:
+        return _same_time(times[0], times[1])
+    wanted, given = quantity(gold_clean), quantity(cleaned)
     if wanted and given:
+        if _DEGREES.search(gold + prediction) and "rad" in wanted.unit + given.unit:
+            return False
         return _same_quantity(wanted, given)
-    wanted_list, given_list = _numbers(clean(gold)), _numbers(clean(prediction))
-    if wanted_list and given_list and wanted_list[0] == given_list[0]:
-        return _same_numbers(wanted_list[1], given_list[1])
-    if _WORDS.fullmatch(gold_text) and _WORDS.fullmatch(text):
-        in_words = "\\" in gold or min(len(gold_text), len(text)) > 3
+    wanted_list, given_list = _numbers(gold_clean), _numbers(cleaned)
+    if wanted_list and given_list:
+        if wanted_list[0] == given_list[0]:
+            return _same_numbers(wanted_list[0], wanted_list[1], given_list[1])
+        if {wanted_list[0], given_list[0]} & {"{}"} and "" not in (wanted_list[0], given_list[0]):
+            return False
+    if (wanted_list and given) or (wanted and given_list):
+        return False
+    if _NUMBERS_ALONE.fullmatch(cleaned) and not _NUMBERS_ALONE.fullmatch(gold_clean):
+        return False  # a parser would multiply them
+    if gold_text[:1] in ("(", "[") and (interval := _interval(cleaned)):
+        return _compare(gold, interval, kind)
+    return _same_words(gold, gold_text, text)
+
+
+def for_parser(text: str) -> str:
+    """What math-verify is given: cleaned, and a number in a notation that it can read."""
+    text = clean(text)
+    number = quantity(text)
+    if number is None or number.decimal or re.fullmatch(r"[\d\\{}frac+-]+", text):
+        return text
+    value = number.value
+    return (
+        str(value)
+        if value.denominator == 1
+        else rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+    )
+
+
+def _interval(text: str) -> str | None:
+    r"""`-2 \le x < 7` as `[-2,7)`."""
+    match = _INEQUALITY.fullmatch(text)
+    if match is None:
+        return None
+    left, right = ("(" if match[2] == "<" else "["), (")" if match[3] == "<" else "]")
+    return f"{left}{match[1].strip()},{match[4].strip()}{right}"
+
+
+def _same_words(gold: str, gold_text: str, text: str) -> bool | None:
+    if _CHINESE.search(gold_text) and quantity(gold_text) is None:
+        return _CHINESE_IDLE.sub("", gold_text) == _CHINESE_IDLE.sub("", text)
+    if not _WORDS.fullmatch(gold_text):
+        return None
+    in_words = "\\" in gold or gold_text.casefold() in _PLAIN_WORDS or len(gold_text) > 3
+    if _WORDS.fullmatch(text) and (in_words or len(text) > 3):
         return gold_text.casefold() == text.casefold() if in_words else None
+    letters = _LETTER.fullmatch(gold_text), _LETTER.fullmatch(text)
+    if letters[0] and letters[1] and (letters[0][1] and letters[1][1]):
+        return letters[0][1] == letters[1][1]
     return None
 
 
+def _depth(text: str) -> int:
+    deepest = depth = 0
+    for character in text:
+        if character in "({[":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in ")}]":
+            depth -= 1
+    return deepest
+
+
+def _same_time(wanted: re.Match[str], given: re.Match[str]) -> bool:
+    halves = [(time[4] or "").lower() for time in (wanted, given)]
+    same = [(int(time[1]), time[2], time[3] or "00") for time in (wanted, given)]
+    return same[0] == same[1] and (halves[0] == halves[1] or "" in halves)
+
+
 def _same_quantity(wanted: Quantity, given: Quantity) -> bool | None:
+    if wanted.unit and given.unit and wanted.unit != given.unit:
+        if wanted.measure and given.measure:
+            return wanted.measure == given.measure
+        if wanted.measure or given.measure:
+            known, other = (wanted, given) if wanted.measure else (given, wanted)
+            # `5 feet of rope` is as good as `5 feet`; `5 apples` and `5 feet` are not the same.
+            if known.unit.split("^")[0].rstrip("s") not in other.unit:
+                return False
     if wanted.value == given.value:
-        return None if wanted.unit and given.unit and wanted.unit != given.unit else True
+        return True
     close = abs(wanted.value - given.value) <= abs(wanted.value) / 100_000
     rounded = (wanted.decimal or given.decimal) and close and wanted.percent == given.percent
     return None if rounded else False
 
 
 def _numbers(text: str) -> tuple[str, list[Quantity]] | None:
-    """The brackets and the plain numbers of `(1, 2)` or `[0, 1)`; a parser is slow at these."""
-    match = _LIST.fullmatch(text)
-    if match is None:
+    """The brackets and the plain numbers of `(1, 2)`, `[0, 1)` or `1, 2`; a parser is slow here."""
+    match = _LIST.fullmatch(_AND.sub(", ", text))
+    if match is None or (match[1] is None) != (match[3] is None):
         return None
-    numbers = [quantity(part.strip()) for part in match[2].split(",")]
+    parts = [part.strip() for part in match[2].split(",")]
+    numbers = [quantity(part) for part in parts]
     plain = [number for number in numbers if number and not number.percent and not number.unit]
-    return (match[1] + match[3], plain) if len(plain) == len(numbers) else None
+    if len(plain) != len(numbers) or len(plain) < 2:
+        return None
+    return ((match[1] or "") + (match[3] or "")).replace("\\", ""), plain
 
 
-def _same_numbers(wanted: list[Quantity], given: list[Quantity]) -> bool | None:
+def _same_numbers(brackets: str, wanted: list[Quantity], given: list[Quantity]) -> bool | None:
     if len(wanted) != len(given):
         return False
+    if brackets in ("", "{}"):
+        wanted, given = sorted(wanted), sorted(given)
     same = [_same_quantity(*pair) for pair in zip(wanted, given, strict=True)]
     return False if False in same else None if None in same else True
 
 
-def _letter(text: str) -> str | None:
-    match = _LETTER.fullmatch(_OPTION.sub("", text.strip("*")))
-    if match is None:
-        return None
-    return (match[1] or match[2] or match[3]).upper()
+def _same_choice(gold: str, text: str) -> bool:
+    wanted, given = _letters(gold), _letters(text)
+    return gold == text if wanted is None else wanted == given
+
+
+def _letters(text: str) -> frozenset[str] | None:
+    text = _OPTION.sub("", text.strip("* ")).strip("* ")
+    if _LETTERS.fullmatch(text):
+        return frozenset(re.findall("[A-H]", text))
+    match = _LETTER.fullmatch(text)
+    return None if match is None else frozenset(next(filter(None, match.groups())).upper())

@@ -5,8 +5,8 @@ counted. Of nested boxes the inner one is the answer; a box that never closes is
 
 Without a box, in this order, and nothing else is guessed (no "last number in the text"):
 
-1. what follows the last "answer is", "answer:", "答案是" or "答案：" up to the end of its sentence,
-   or the line after a heading "Final Answer";
+1. what follows the last "answer is", "answer:", "答案是", "答案：", "答：" or, before a
+   letter, "选", up to the end of its sentence, or the line after a heading "Final Answer";
 2. the whole text, when it is a single line that holds no words: `42`, `$x^2$`, `(C)`.
 """
 
@@ -22,7 +22,8 @@ _TRIAL = re.compile(r"\s*(?:\\boxed)?\s*")
 _STATED = re.compile(
     # White space is bounded: a run of it must not be gone through again from each of its places.
     r"answer\*{0,9}\s{0,20}(?:is\b|[:：=])[\s*:：]{0,20}"
-    r"|答案\*{0,9}\s{0,20}[是为為:：=][\s*:：]{0,20}"
+    r"|答案\*{0,9}\s{0,20}[是为為:：=选選][\s*:：]{0,20}|答[:：][\s*]{0,20}"
+    r"|选[择項项]?[是为:：]?[\s*:：]{0,20}(?=[(（]?[A-ZＡ-Ｚ])"
     r"|final\s{1,20}answer[^\S\n]{0,20}\*{0,9}[^\S\n]{0,20}\n\s{0,20}",
     re.IGNORECASE,
 )

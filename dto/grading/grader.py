@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import os
 from typing import NamedTuple
 
-from dto.grading.compare import clean, compare
-from dto.grading.extract import MAX_ANSWER, final_answer, trial_answer
-from dto.grading.pool import ComparisonError, WorkerPool
+from dto.grading.compare import asks_for_percentage, compare, for_parser, without_percent
+from dto.grading.extract import MAX_ANSWER, MAX_TEXT, final_answer, trial_answer
+from dto.grading.harness import last_block
+from dto.grading.pool import UNREADABLE_GOLD, ComparisonError, WorkerPool
+from dto.grading.published import Rules, decide
+from dto.grading.sandbox import Limits, Sandbox, SandboxError
 from dto.records import AnswerKind, Grade
+
+logger = logging.getLogger("dto")
 
 
 class Graded(NamedTuple):
-    """A grade, the answer it was given for, and, where the grade is `failed`, why.
+    """A grade, the answer it was given for, and why: where it is `failed`, and for wrong programs.
 
     `answer` is empty where there was none, and cut at 2,000 characters.
     """
@@ -23,40 +30,81 @@ class Graded(NamedTuple):
     reason: str = ""
 
 
+class _Key(NamedTuple):
+    gold: str
+    answer: str
+    kind: AnswerKind
+    percent: bool = False  # the question asks for a percentage
+
+
+_Result = tuple[Grade, str]
+
+
 class Grader:
-    """Decides whether answers equal gold answers. An async context manager.
+    r"""Decides whether answers equal gold answers. An async context manager.
 
     In this order: equal strings; the cache over (gold, prediction, kind); `dto.grading.compare`;
     math-verify in a child process. No child is started before a comparison needs one. A comparison
     that is under way is shared by all who ask for it, and goes on when one of them is cancelled.
 
-    A grade is `failed` only for what the grader could not do (reason `no_gold_answer`,
-    `no_code_execution`, `grader_timeout`, `grader_memory`, `grader_crashed`, `grader_error: …`).
+    27% equals 0.27 and 27\%, and not 27, unless the question asks for a percentage
+    (`dto.grading.compare.asks_for_percentage`): say what the question was.
+
+    A gold answer of kind `code` is JSON: `prompt`, `test`, `entry_point`. Programs run in
+    `dto.grading.sandbox`, which says what that covers, and only where `allow_code_execution` is
+    set: the tests decide, and a program that exceeds a limit is wrong (`time_limit`,
+    `memory_limit`).
+
+    A grade is `failed` only for what the grader could not do: reason `no_gold_answer`,
+    `unreadable_gold` (neither equal as text nor to be parsed: nothing is guessed),
+    `no_code_execution`, `sandbox_…`, `grader_timeout`, `grader_memory`, `grader_crashed`,
+    `grader_error: …`.
 
     Args:
-        workers: most child processes; None: one per core, at most 8.
+        workers: most child processes; None: one per core, at most 8. Programs have as many more.
         time_limit: seconds of CPU time for one comparison.
         cache_size: comparisons remembered, the oldest forgotten first.
+        rules: whose idea of equality; others than `ours` are there to be compared with it
+            (`dto.grading.published`).
+        allow_code_execution: run programs that a model wrote.
+        code_limits: what each of them may use.
     """
 
     def __init__(
-        self, *, workers: int | None = None, time_limit: float = 5.0, cache_size: int = 200_000
+        self,
+        *,
+        workers: int | None = None,
+        time_limit: float = 5.0,
+        cache_size: int = 200_000,
+        rules: Rules = "ours",
+        allow_code_execution: bool = False,
+        code_limits: Limits | None = None,
     ) -> None:
         self._workers = workers or min(8, os.cpu_count() or 1)
         self._time_limit = time_limit
         self._cache_size = cache_size
-        self._cache: dict[tuple[str, str, AnswerKind], tuple[Grade, str]] = {}
-        self._running: dict[tuple[str, str, AnswerKind], asyncio.Task[tuple[Grade, str]]] = {}
+        self._rules = rules
+        self._cache: dict[_Key, _Result] = {}
+        self._running: dict[_Key, asyncio.Task[_Result]] = {}
         self._pool: WorkerPool | None = None
+        self._told = False
+        self._sandbox = Sandbox(self._workers, code_limits) if allow_code_execution else None
 
-    async def grade_conclusion(self, conclusion: str, gold: str, kind: AnswerKind) -> Graded:
+    async def grade_conclusion(
+        self, conclusion: str, gold: str, kind: AnswerKind, question: str = ""
+    ) -> Graded:
         """Grade the text after `</think>`, and only that.
 
-        The answer is found as `dto.grading.extract` says; none is `wrong`.
+        The answer is found as `dto.grading.extract` says, a program as `dto.grading.harness` does;
+        none is `wrong`.
         """
-        return await self._grade(final_answer(conclusion) or "", gold, kind)
+        if kind == "code":
+            return await self._grade_program(conclusion, gold)
+        return await self._grade(final_answer(conclusion) or "", gold, kind, question)
 
-    async def grade_trial(self, text: str, gold: str, kind: AnswerKind) -> Graded:
+    async def grade_trial(
+        self, text: str, gold: str, kind: AnswerKind, question: str = ""
+    ) -> Graded:
         r"""Grade a trial answer; `text` begins at the inducer's `\boxed` or at its brace.
 
         A brace that never closes is `truncated`, an empty answer `wrong`. What follows the closing
@@ -65,7 +113,15 @@ class Grader:
         answer = trial_answer(text)
         if answer is None:
             return Graded("truncated", "")
-        return await self._grade(answer, gold, kind)
+        if kind == "code":
+            return await self._grade_program(answer, gold)
+        return await self._grade(answer, gold, kind, question)
+
+    async def grade_answer(
+        self, answer: str, gold: str, kind: AnswerKind, question: str = ""
+    ) -> Graded:
+        """Grade an answer that has been extracted already."""
+        return await self._grade(answer.strip(), gold, kind, question)
 
     async def __aenter__(self) -> Grader:
         """Nothing is started yet."""
@@ -81,48 +137,89 @@ class Grader:
             await self._pool.close()
             self._pool = None
 
-    async def _grade(self, answer: str, gold: str, kind: AnswerKind) -> Graded:
+    async def _grade(self, answer: str, gold: str, kind: AnswerKind, question: str = "") -> Graded:
         gold = gold.strip()
         shown = answer[:MAX_ANSWER]
         if kind == "code":
-            return Graded("failed", shown, "no_code_execution")
+            return await self._grade_program(answer, gold)
         if not gold:
             return Graded("failed", shown, "no_gold_answer")
         if answer == gold:
             return Graded("correct", shown)
         if not answer or len(answer) > max(MAX_ANSWER, 2 * len(gold)):
             return Graded("wrong", shown)
-        key = (gold, answer, kind)
+        key = _Key(gold, answer, kind, asks_for_percentage(question))
         known = self._cache.get(key)
         if known is None:
-            equal = compare(gold, answer, kind)
+            equal = self._decide(key)
             known = (
-                await self._verified(key)
+                await self._shared(key)
                 if equal is None
                 else self._remember(key, "correct" if equal else "wrong")
             )
         return Graded(known[0], shown, known[1])
 
-    async def _verified(self, key: tuple[str, str, AnswerKind]) -> tuple[Grade, str]:
+    async def _grade_program(self, response: str, gold: str) -> Graded:
+        response = response[-MAX_TEXT:]
+        shown = last_block(response).strip()[:MAX_ANSWER]
+        if self._sandbox is None:
+            if not self._told:
+                logger.warning(
+                    "programs are not run, and so graded failed: --allow-code-execution (in the "
+                    "library Grader(allow_code_execution=True)) runs them in a sandbox"
+                )
+            self._told = True
+            return Graded("failed", shown, "no_code_execution")
+        if not response.strip():
+            return Graded("wrong", shown)
+        key = _Key(gold, response, "code")
+        known = self._cache.get(key) or await self._shared(key)
+        return Graded(known[0], shown, known[1])
+
+    def _decide(self, key: _Key) -> bool | None:
+        if self._rules == "ours":
+            return compare(key.gold, key.answer, key.kind, percent=key.percent)
+        return decide(self._rules, key.gold, key.answer)
+
+    async def _shared(self, key: _Key) -> _Result:
+        """What one task finds out for all who ask."""
         task = self._running.get(key)
         if task is None:
-            task = asyncio.create_task(self._verify(key))
+            task = asyncio.create_task(self._run(key) if key.kind == "code" else self._verify(key))
             self._running[key] = task
             task.add_done_callback(lambda _: self._running.pop(key, None))
         return await asyncio.shield(task)
 
-    async def _verify(self, key: tuple[str, str, AnswerKind]) -> tuple[Grade, str]:
+    async def _verify(self, key: _Key) -> _Result:
         if self._pool is None:
             self._pool = WorkerPool(self._workers, self._time_limit)
+        pair = [key.gold, key.answer]
+        if self._rules == "ours":
+            if key.percent:
+                pair = [without_percent(text) for text in pair]
+            pair = [for_parser(text) for text in pair]
         try:
-            equal = await self._pool.equal(clean(key[0]), clean(key[1]))
+            equal = await self._pool.equal(*pair)
         except ComparisonError as error:
+            if self._rules != "ours" and str(error) == UNREADABLE_GOLD:
+                return self._remember(key, "wrong")  # as the others have it
             return self._remember(key, "failed", str(error))
         return self._remember(key, "correct" if equal else "wrong")
 
-    def _remember(
-        self, key: tuple[str, str, AnswerKind], grade: Grade, reason: str = ""
-    ) -> tuple[Grade, str]:
+    async def _run(self, key: _Key) -> _Result:
+        assert self._sandbox is not None
+        try:
+            gold = json.loads(key.gold)
+            problem = [str(gold[name]) for name in ("prompt", "test", "entry_point")]
+        except (ValueError, KeyError, TypeError):
+            return self._remember(key, "failed", UNREADABLE_GOLD)
+        try:
+            passed, reason = await self._sandbox.run(key.answer, *problem)
+        except SandboxError as error:
+            return self._remember(key, "failed", str(error))
+        return self._remember(key, "correct" if passed else "wrong", reason)
+
+    def _remember(self, key: _Key, grade: Grade, reason: str = "") -> _Result:
         while len(self._cache) >= self._cache_size:
             del self._cache[next(iter(self._cache))]
         self._cache[key] = (grade, reason)

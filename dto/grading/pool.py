@@ -14,6 +14,7 @@ from pathlib import Path
 from dto.errors import DtoError
 
 _WORKER = Path(__file__).with_name("worker.py")
+UNREADABLE_GOLD = "unreadable_gold"
 _START_SECONDS = 120.0  # importing sympy on a machine that is busy with something else
 _WALL_FACTOR = 20.0  # a child that has not even used its CPU time after that is stuck
 
@@ -38,8 +39,8 @@ class WorkerPool:
     async def equal(self, gold: str, prediction: str) -> bool:
         """Whether math-verify takes the two for equal.
 
-        Raises ComparisonError (grader_timeout, grader_memory, grader_crashed, grader_error: …) and,
-        when children cannot be started at all, DtoError.
+        Raises ComparisonError (unreadable_gold, grader_timeout, grader_memory, grader_crashed,
+        grader_error: …) and, when children cannot be started at all, DtoError.
         """
         async with self._slots:
             child = self._idle.pop() if self._idle else await self._start()
@@ -49,6 +50,9 @@ class WorkerPool:
                 # Cancelled, most likely: a late reply must not meet a later question.
                 await self._end(child)
                 raise
+            if reply.get("error") == UNREADABLE_GOLD:
+                self._idle.append(child)
+                raise ComparisonError(UNREADABLE_GOLD)
             if "error" in reply:
                 await self._end(child)
                 raise ComparisonError(str(reply["error"]))

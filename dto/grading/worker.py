@@ -18,6 +18,12 @@ import sys
 
 MEMORY = 2 * 2**30  # bytes of address space
 
+UNREADABLE_GOLD = "unreadable_gold"  # the pool knows it: the one error that costs no child
+
+
+class UnreadableGoldError(Exception):
+    """Math-verify finds nothing in the gold answer."""
+
 
 def die_with_parent() -> None:
     """Linux: be killed when the parent dies. Elsewhere the end of stdin does it."""
@@ -48,6 +54,8 @@ def main() -> None:
             if len(parsed_golds) >= 1000:
                 parsed_golds.clear()
             parsed_golds[gold] = read(gold)
+        if not parsed_golds[gold]:
+            raise UnreadableGoldError
         return bool(verify(parsed_golds[gold], read(prediction), timeout_seconds=None))
 
     equal("1", "\\frac{2}{2}")  # the first comparison builds the parser
@@ -57,6 +65,8 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
         try:
             reply: dict[str, object] = {"equal": equal(request["gold"], request["prediction"])}
+        except UnreadableGoldError:
+            reply = {"error": UNREADABLE_GOLD}
         except MemoryError:
             reply = {"error": "grader_memory"}
         except RecursionError:

@@ -50,7 +50,7 @@ async def judge(
 def _verdict(segment: Segment, rate: float, without: float, ctx: Context) -> Verdict:
     score = without - rate
     if isnan(score):
-        return Verdict(segment.index, "keep", 0.0, False, "all rollouts failed")
+        return Verdict(segment.index, "unjudged", 0.0, False, "all rollouts failed")
     reason = f"p {rate:.2f} with it, {without:.2f} without"
     if score < -ctx.recipe.prune.harm:
         return Verdict(segment.index, "keep", score, False, reason)

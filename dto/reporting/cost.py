@@ -17,21 +17,25 @@ from typing import Any
 import polars as pl
 
 from dto.flops import ModelShape, attention_flops
+from dto.recipe import load_recipe
 from dto.reporting.comparison import ReportRow
 from dto.reporting.macro import AverageRow
 from dto.runs import manifest
 
-OPTIMIZATION = ("sample", "segment", "estimate", "optimize", "prune", "pair", "train")
+OPTIMIZATION = ("sample", "segment", "estimate", "optimize", "prune", "judge", "pair", "train")
 BACKWARD = 3.0
 """Forward and backward pass together, in forward passes."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """One stage. `tokens` were generated, `trained_tokens` went through training.
+    """One stage, or the judge that `prune` asked, whose tokens are not among those of `prune`.
+
+    `tokens` were generated, `trained_tokens` went through training.
 
     `attention_flops` covers requests and, for train, forward and backward passes over the pairs;
     None where the model's config is not known. Seconds are of the wall, `peak_memory` is in bytes.
+    `money` is what the judge's tokens cost at the recipe's prices, None without prices.
     """
 
     stage: str
@@ -43,13 +47,15 @@ class StageCost:
     attention_flops: float | None
     seconds: float | None
     peak_memory: int | None
+    money: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BreakEven:
     """After how many answered questions the optimization is paid for, in tokens and in FLOPs.
 
-    Spent: all stages from sample to train (generated and trained tokens; attention FLOPs). Saved:
+    Spent: all stages from sample to train (generated and trained tokens, those that a judge has
+    generated too; attention FLOPs, not known where a judge's are not). Saved:
     per question, by the trained model without an exit policy against the base. None: never, or not
     known.
     """
@@ -66,6 +72,9 @@ def stage_costs(run: Path) -> list[StageCost]:
     """The costs of the stages that are finished, from their manifests."""
     costs = []
     for stage in (*OPTIMIZATION, "evaluate"):
+        if stage == "judge":
+            costs += _judge_cost(run)
+            continue
         done = manifest.read(run / stage)
         if done is None:
             continue
@@ -114,6 +123,33 @@ def _questions(spent: float | None, saved: float | None) -> int | None:
     if spent is None or saved is None or not saved > 0:
         return None
     return math.ceil(spent / saved)
+
+
+def _judge_cost(run: Path) -> list[StageCost]:
+    """What the judge of `prune` took; empty where none was asked."""
+    usage = (manifest.read(run / "prune") or {}).get("judge_usage")
+    if usage is None:
+        return []
+    judge = load_recipe(run / "recipe.yaml").judge
+    prices = (judge.prompt_price, judge.generated_price) if judge else (None, None)
+    read, written = int(usage["prompt"]), int(usage["generated"])
+    money = None
+    if prices != (None, None):
+        money = (read * (prices[0] or 0.0) + written * (prices[1] or 0.0)) / 1e6
+    return [
+        StageCost(
+            stage="judge",
+            tokens=written,
+            prompt_tokens=read,
+            cached_tokens=int(usage["cached"]),
+            wasted_tokens=int(usage["wasted"]),
+            trained_tokens=0,
+            attention_flops=_number(usage.get("attention_flops")),
+            seconds=None,
+            peak_memory=None,
+            money=money,
+        )
+    ]
 
 
 def _training_flops(run: Path, tokens: int) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from dto.reporting.agreement import agreement, verdicts
 from dto.runs import manifest
 
 STAGES = (
@@ -30,6 +31,8 @@ def funnel(run: Path) -> dict[str, Any]:
         "rows": rows,
         "trajectories": _counts(run / "sample", "grade"),
         "boundaries": _counts(run / "estimate", "decision"),
+        **verdicts(run),
+        "agreement": agreement(run),
         "optimized": _counts(run / "prune", "outcome") or _counts(run / "optimize", "outcome"),
         "pairs": _counts(run / "pair", "rejected_from"),
         "dropped": dropped,

@@ -140,6 +140,11 @@ def cost_lines(costs: Sequence[StageCost], even: BreakEven | None) -> list[str]:
             )
         )  # fmt: skip
     lines = aligned(cells, left=1)
+    for cost in costs:
+        if cost.money is not None:
+            lines.append(
+                f"The {cost.stage}'s tokens cost {cost.money:,.4g} at the recipe's prices."
+            )
     if even is not None:
         line = f"Spent on optimization: {even.tokens_spent:,} tokens. "
         if even.questions is None:
@@ -159,8 +164,8 @@ def cost_lines(costs: Sequence[StageCost], even: BreakEven | None) -> list[str]:
 def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) -> list[str]:
     """How many rows went which way, and how training went."""
     lines = []
-    for key in ("trajectories", "boundaries", "optimized", "pairs"):
-        if counts := funnel[key]:
+    for key in ("trajectories", "boundaries", "verdicts", "prunes", "optimized", "pairs"):
+        if counts := funnel.get(key):
             parts = ", ".join(f"{count:,} {name}" for name, count in counts.items())
             lines.append(f"{key:<12} {sum(counts.values()):>7,}   {parts}")
     for stage, reasons in funnel["dropped"].items():
@@ -174,6 +179,8 @@ def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) 
             f"{number(base['tokens_mean'], 0)} → {number(kept['tokens_mean'], 0)}"
             f" at step {kept['step']}" + ("; collapsed" if training["collapsed"] else "")
         )
+    if found := funnel.get("agreement"):
+        lines += ["", *_agreement_lines(found)]
     return lines
 
 
@@ -212,3 +219,20 @@ def percent(share: float | None) -> str:
 def number(value: float | None, digits: int) -> str:
     """A figure; a dash for none."""
     return "–" if value is None or isnan(value) else f"{value:,.{digits}f}"
+
+
+def _agreement_lines(found: Mapping[str, Any]) -> list[str]:
+    """The llm judge's verdicts by those of the counterfactual judge on the same patterns."""
+    rate = interval(found["rate"], found["rate_low"], found["rate_high"])
+    kappa, *ends = (number(found[key], 2) for key in ("kappa", "kappa_low", "kappa_high"))
+    table = found["table"]
+    columns = sorted({name for counts in table.values() for name in counts})
+    cells = [("llm \\ counterfactual", *columns)]
+    cells += [(row, *(f"{counts.get(name, 0):,}" for name in columns))
+              for row, counts in table.items()]  # fmt: skip
+    return [
+        f"The judges agree on whether {found['patterns']:,} patterns of {found['trajectories']:,} "
+        "trajectories may go:",
+        f"rate % {rate}, Cohen's kappa {kappa} ({'…'.join(ends)})",
+        *aligned(cells, left=1),
+    ]

@@ -17,7 +17,7 @@ from typing import Any
 
 from dto import tables
 from dto.errors import disk_errors
-from dto.ledger import Usage
+from dto.ledger import Account, Usage
 from dto.records import Dropped
 
 SYNC_SECONDS = 5.0
@@ -38,6 +38,7 @@ class Entry:
     usage: Usage = field(default_factory=Usage)
     seconds: dict[str, float] = field(default_factory=dict)
     wasted: dict[str, int] = field(default_factory=dict)
+    judge: Usage = field(default_factory=Usage)  # what a judge took is no part of `usage`
 
     @property
     def error(self) -> str:
@@ -47,7 +48,7 @@ class Entry:
     @property
     def owed(self) -> bool:
         """Whether the group is tried again on resume: after an error, or a failed request."""
-        return bool(self.error or self.usage.failed)
+        return bool(self.error or self.usage.failed or self.judge.failed)
 
     @property
     def in_vain(self) -> bool:
@@ -70,7 +71,8 @@ class Journal:
         self.elapsed = 0.0  # seconds that earlier sessions worked on this stage
         self._opened = time.monotonic()
         self._offsets: dict[str, int] = {}
-        self._requests: dict[str, tuple[int, int]] = {}  # of a group: all, failed
+        self._requests: dict[str, tuple[int, int]] = {}  # of a group: all, failed; no judge's
+        self._judging: dict[str, tuple[int, int]] = {}
         self._adapter = tables.adapter(record)
         self._synced = time.monotonic()
         with disk_errors(path):
@@ -101,12 +103,13 @@ class Journal:
     def _index(self, entry: Entry, offset: int) -> None:
         self._offsets[entry.key] = offset
         self._requests[entry.key] = entry.usage.requests, entry.usage.failed
+        self._judging[entry.key] = entry.judge.requests, entry.judge.failed
         if not entry.owed:
             self.done.add(entry.key)
 
-    def requests(self) -> tuple[int, int]:
+    def requests(self, account: Account = "policy") -> tuple[int, int]:
         """How many requests were made for the groups, and how many of these failed."""
-        made = self._requests.values()
+        made = (self._requests if account == "policy" else self._judging).values()
         return sum(asked for asked, _ in made), sum(failed for _, failed in made)
 
     def append(self, entry: Entry) -> None:
@@ -120,6 +123,7 @@ class Journal:
                     "rows": [self._adapter.dump_python(row) for row in rows],
                     "dropped": [asdict(each) for each in entry.dropped],
                     "usage": asdict(entry.usage),
+                    "judge": asdict(entry.judge),
                     "seconds": entry.seconds,
                     "wasted": entry.wasted,
                     "elapsed": self.total_seconds(),
@@ -179,6 +183,7 @@ def _entry(data: dict[str, Any], rows: Sequence[Any]) -> Entry:
         rows=rows,
         dropped=[Dropped(**each) for each in data["dropped"]],
         usage=Usage(**data["usage"]),
+        judge=Usage(**data.get("judge", {})),
         seconds=data["seconds"],
         wasted=data["wasted"],
     )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dto.errors import DtoError
-from dto.prompts import render
+from dto.problems import load_problems, prompt_of
+from dto.prompts import JUDGE, render
 from dto.recipe import Recipe
 from dto.records import Dropped, Problem
-from dto.runs.run import STAGES
+from dto.runs.run import Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +51,7 @@ def plan(recipe: Recipe) -> Iterator[str]:
         "segment": f"{imported or f'{trajectories:,}'} responses",
         "estimate": f"at most {rollouts} rollouts at a boundary",
         "optimize": f"{recipe.optimize.finalizations} completions of each good exit",
-        "prune": f"judge {recipe.prune.judge}",
+        "prune": f"judge {recipe.prune.judge}" + _judge(recipe),
         "pair": f"at most {recipe.pair.max_per_problem:,} pairs of each problem",
         "train": f"{problems.dev:,} dev problems × {recipe.train.dev_samples} samples, "
         f"{recipe.train.evaluations} times",
@@ -59,20 +61,58 @@ def plan(recipe: Recipe) -> Iterator[str]:
     }
     yield f"{recipe.name}: {model.name} on {model.engine}, seed {recipe.seed}"
     yield ""
-    for stage in STAGES:
+    for stage in _stages(recipe):
         yield f"{stage:<9} {amounts[stage]}"
         settings = getattr(recipe, stage, None)
         if settings is not None and stage != "problems":
             shown = settings.model_dump(mode="json", exclude={"exits", "models", "tasks"})
             yield "          " + " ".join(f"{key}={value}" for key, value in shown.items())
+    yield from _methods(recipe)
     for each in exits:
         yield "exit      " + " ".join(f"{key}={value}" for key, value in each.changed().items())
     yield ""
-    question, remark = _first_question(recipe)
-    prompt, rendered = _solve(recipe, question)
+    question, name, remark = _first_question(recipe)
+    prompt, rendered = _asked(recipe, question, name)
     yield from _block(f"sample, evaluate: the first prompt{remark}{rendered}", prompt)
     for name, purpose in PROMPTS.items():
         yield from _block(purpose, render(name, model.family))
+    if recipe.prune.judge == "llm":
+        patterns = "<pattern 1>\n…\n</pattern 1>\n…"
+        gold = "(its gold answer)" if recipe.prune.gold else ""
+        asked = render("patterns", JUDGE, question=question, answer=gold, patterns=patterns,
+                       first="2", last="(the last but one)")  # fmt: skip
+        yield from _block("prune: what the judge is asked", asked)
+
+
+def _judge(recipe: Recipe) -> str:
+    if recipe.prune.judge != "llm":
+        return ""
+    judge = recipe.judge
+    return f": {judge.name} on {judge.engine}" if judge else ": the policy's own model"
+
+
+def _stages(recipe: Recipe) -> tuple[str, ...]:
+    """What `dto run` computes; of a comparison, what its methods share."""
+    run = Run(Path(recipe.name), recipe, False, -1)
+    if not recipe.compare.methods:
+        return run.needed()
+    from dto.baselines.compare import shared_stages
+    from dto.baselines.methods import methods
+
+    return (*shared_stages(run, methods(recipe)), "report")
+
+
+def _methods(recipe: Recipe) -> Iterator[str]:
+    """The methods of a comparison, each with what is tried."""
+    if not recipe.compare.methods:
+        return
+    from dto.baselines.methods import grid, methods
+
+    yield f"compare   {recipe.compare.policy_tokens:,} policy tokens for each training"
+    for name, each in methods(recipe).items():
+        points = grid(each)
+        tried = f"{each.compare.own} {', '.join(map(str, each.compare.values))}" if points else ""
+        yield f"          {name}: {len(points)} points {tried}".rstrip()
 
 
 def _block(title: str, text: str) -> Iterator[str]:
@@ -81,10 +121,12 @@ def _block(title: str, text: str) -> Iterator[str]:
     yield ""
 
 
-def _first_question(recipe: Recipe) -> tuple[str, str]:
+def _first_question(recipe: Recipe) -> tuple[str, str, str]:
+    """The question, the prompt that asks it, and a remark where it is none."""
     imported = recipe.sample.imported
     source = imported or recipe.problems.source
-    unknown = f"(a question of {source})", f" ({source} is not on this machine)"
+    asked = "solve" if imported else prompt_of(recipe.problems)
+    unknown = f"(a question of {source})", asked, f" ({source} is not on this machine)"
     local = source == "chains" or source.endswith((".jsonl", ".parquet"))
     if not local:
         return unknown
@@ -95,14 +137,12 @@ def _first_question(recipe: Recipe) -> tuple[str, str]:
 
         rows = imported_problems(imported, small, recipe.seed)
     else:
-        from dto.problems import load_problems
-
         rows = load_problems(small, recipe.seed)
     first = next(islice((row for row in rows if isinstance(row, Problem)), 1), None)
-    return (first.question, "") if first is not None else unknown
+    return (first.question, first.prompt, "") if first is not None else unknown
 
 
-def _solve(recipe: Recipe, question: str) -> tuple[str, str]:
+def _asked(recipe: Recipe, question: str, name: str) -> tuple[str, str]:
     from dto.serving import load_tokenizer
     from dto.trajectories import prompt_ids
 
@@ -110,7 +150,8 @@ def _solve(recipe: Recipe, question: str) -> tuple[str, str]:
         tokenizer: PreTrainedTokenizerBase = load_tokenizer(recipe, local=True)
     except DtoError:
         system = f"[system] {recipe.model.system}\n" if recipe.model.system else ""
-        text = f"{system}[user] {render('solve', recipe.model.family, question=question)}"
+        asked = render(recipe.model.prompt or name, recipe.model.family, question=question)
+        text = f"{system}[user] {asked}"
         return text, " (the tokenizer is not on this machine: without the chat template)"
-    ids = prompt_ids(question, tokenizer, recipe.model)
+    ids = prompt_ids(question, tokenizer, recipe.model, name)
     return str(tokenizer.decode(list(ids))), f" ({len(ids)} tokens)"

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from dto.errors import DtoError, RunConflictError, disk_errors
+from dto.prompts import JUDGE
 from dto.recipe import Recipe, load_recipe
 from dto.runs import content, manifest
 
@@ -28,12 +29,13 @@ _BEFORE = {
     "optimize": ("estimate",),
     "prune": ("optimize",),
     "pair": ("prune",),
-    "train": ("problems", "pair"),
     "report": ("evaluate",),
     "trace": ("problems",),
     "test": ("problems",),
     "pilot": ("sample",),
 }
+_TRAINED_ON = {"o1_pruner": ("sample",), "grpo": (), "none": ()}
+"""What training methods read that read no pairs."""
 _WITH_MODEL = ("sample", "estimate", "optimize", "prune", "evaluate", "trace", "pilot")
 _SAMPLING = ("sample.temperature", "sample.top_p")
 _ALSO: dict[str, tuple[str, ...]] = {
@@ -41,6 +43,7 @@ _ALSO: dict[str, tuple[str, ...]] = {
     "estimate": _SAMPLING,
     "optimize": _SAMPLING,
     "prune": _SAMPLING,
+    "pair": ("sample.max_tokens",),
     "train": (*_SAMPLING, "sample.max_tokens"),
     "pilot": (*_SAMPLING, "sample.max_tokens"),
     "trace": tuple(f"evaluate.{key}" for key in ("samples", "temperature", "top_p", "max_tokens")),
@@ -57,10 +60,13 @@ _READ_BY_IMPORT = (
     "sample.imported", "model.name", "model.revision", "model.tokenizer", "model.family",
     "model.system",
 )  # fmt: skip
+_HOW_SERVED = (
+    "slots", "cache_bytes", "kv_bytes", "device", "gpu_memory", "tensor_parallel", "server",
+    "api_key", "concurrency", "retries", "timeout",
+)  # fmt: skip
 _HOW_NOT_WHAT = (
-    "name", "window", "model.slots", "model.cache_bytes", "model.kv_bytes", "model.device",
-    "model.gpu_memory", "model.tensor_parallel", "model.server", "model.api_key",
-    "model.concurrency", "model.retries", "model.timeout",
+    "name", "window", *(f"{group}.{key}" for group in ("model", "judge") for key in _HOW_SERVED),
+    "judge.prompt_price", "judge.generated_price", "compare.processes",
 )  # fmt: skip
 """Settings that decide how something is computed, never what comes out."""
 
@@ -73,6 +79,7 @@ class Run:
     recipe: Recipe
     resume: bool
     lock: int
+    allow_code_execution: bool = False
 
     def __truediv__(self, stage: str) -> Path:
         """The directory of a stage."""
@@ -94,7 +101,22 @@ class Run:
             return (self.test_stage, "train") if trained else (self.test_stage,)
         if stage == "sample" and self.recipe.sample.imported:
             return ()
+        if stage == "optimize" and self.recipe.optimize.exit != "estimate":
+            return ("segment",)
+        if stage == "pair" and self.recipe.pair.data != "optimized":
+            return ("sample",)
+        if stage == "train":
+            return ("problems", *_TRAINED_ON.get(self.recipe.train.method, ("pair",)))
         return _BEFORE[stage]
+
+    def needed(self, last: str = "report") -> tuple[str, ...]:
+        """The stages up to `last` that it depends on, in order."""
+        found, owed = {last}, [last]
+        while owed:
+            further = [stage for stage in self.before(owed.pop()) if stage not in found]
+            found.update(further)
+            owed += further
+        return tuple(stage for stage in STAGES if stage in found)
 
     def config(self, stage: str) -> dict[str, Any]:
         """All that decides what a stage computes: settings, prompts, weights, upstream digests.
@@ -119,6 +141,11 @@ class Run:
             config |= self._contents(stage, imported)
         elif stage in _WITH_MODEL:
             config["weights"] = content.of_model(recipe.model.name)
+        if stage == "prune" and recipe.prune.judge == "llm":
+            judge = {key: value for key, value in settings.items() if key.startswith("judge")}
+            config |= judge | {"prompts of the judge": content.of_prompts(JUDGE)}
+            if recipe.judge is not None:
+                config["weights of the judge"] = content.of_model(recipe.judge.name)
         if stage == "evaluate":
             further = [name for name in recipe.evaluate.models if name not in ("base", "trained")]
             config |= {f"weights of {name}": content.of_model(name) for name in further}
@@ -188,13 +215,22 @@ class Run:
         os.close(self.lock)
 
 
-def open_run(path: Path, recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Run:
+def open_run(
+    path: Path,
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_code_execution: bool = False,
+) -> Run:
     """Begin a run, or go on with one of the same recipe.
 
     `resume` goes on with another recipe too: the stages that it changes are computed again.
-    `overwrite` deletes the run that is there. Raises RunConflictError for a run with another recipe
-    (the differing keys are named), for one that another process is at work on, and for a directory
-    that holds something else.
+    `overwrite` deletes the run that is there. `allow_code_execution`: programs that answer problems
+    are run (`dto.grading.sandbox`); that is nothing a recipe could ask for.
+
+    Raises RunConflictError for a run with another recipe (the differing keys are named), for one
+    that another process is at work on, and for a directory that holds something else.
     """
     begun = path / "recipe.yaml"
     if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not begun.exists())):
@@ -220,12 +256,12 @@ def open_run(path: Path, recipe: Recipe, *, resume: bool = False, overwrite: boo
     with disk_errors(begun):
         text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         manifest.write_text(begun, text)
-    return Run(path, recipe, resume, lock)
+    return Run(path, recipe, resume, lock, allow_code_execution)
 
 
 def write_run_manifest(run: Run) -> dict[str, Any]:
     """The manifest of the whole run: the digests, counts and costs of its stages."""
-    keys = ("digest", "rows", "dropped", "usage", "seconds", "peak_memory")
+    keys = ("digest", "rows", "dropped", "usage", "judge_usage", "seconds", "peak_memory")
     stages = {
         stage: {key: done[key] for key in keys if key in done}
         for stage in (*STAGES, "test", "trace", "pilot")

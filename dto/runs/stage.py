@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
+from math import isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,6 +94,7 @@ class Stage:
         self.record = record
         self.config = dict(config)
         self._in_vain = 0  # groups in a row
+        self._unjudged = 0  # groups in a row, of those that asked a judge
         self._fed = 0.0  # seconds within `feed`
         self._failure = ""
 
@@ -168,6 +170,10 @@ class Stage:
         self._in_vain = self._in_vain + 1 if entry.in_vain else 0
         if self._in_vain >= HOPELESS and (entry.usage.failed or not self._journal.done):
             raise self._failed(f"{self._in_vain} groups in a row")
+        if asked := entry.judge.requests:
+            self._unjudged = self._unjudged + 1 if entry.judge.failed == asked else 0
+        if self._unjudged >= HOPELESS:
+            raise self._failed(f"the judge's requests for {self._unjudged} groups in a row")
 
     def _failed(self, what: str) -> DtoError:
         return DtoError(
@@ -182,12 +188,16 @@ class Stage:
         asked, failed = self._journal.requests()
         if failed > MAX_FAILED * asked:
             raise self._failed(f"{failed:,} of {asked:,} requests")
+        asked, failed = self._journal.requests("judge")
+        if 0 < asked == failed:  # where some came back, the others' rows are whole, but unjudged
+            raise self._failed(f"all {asked:,} requests to the judge")
         return await asyncio.to_thread(self._write)
 
     def _write(self) -> dict[str, Any]:
         dropped: list[Dropped] = []
         timings: list[Timing] = []
         usage: dict[str, Usage] = {}
+        judge = Usage()
 
         def rows() -> Iterator[Any]:
             for entry in self._journal.entries():
@@ -196,6 +206,7 @@ class Stage:
                     Timing(id, took, entry.wasted.get(id, 0)) for id, took in entry.seconds.items()
                 )
                 usage[entry.key] = entry.usage
+                judge.add(entry.judge)
                 yield from entry.rows
 
         directory = self.directory
@@ -220,7 +231,8 @@ class Stage:
                 rows=written,
                 groups=len(usage),
                 dropped=dict(sorted(Counter(each.reason for each in dropped).items())),
-                usage=asdict(total),
+                usage=_plain(total),
+                **({"judge_usage": _plain(judge)} if judge.requests else {}),
                 seconds=self._journal.total_seconds(),
                 fed_seconds=self._fed,  # of this session: the rest is starting and writing
             )
@@ -230,7 +242,7 @@ class Stage:
 
 async def _attempt(group: Group, work: Work) -> Entry:
     begun = time.perf_counter()
-    with metered() as usage:
+    with metered() as usage, metered("judge") as judge:
         try:
             result = await work(*group.rows)
         except DtoError:
@@ -247,16 +259,25 @@ async def _attempt(group: Group, work: Work) -> Entry:
         rows=[*plain, *(each.row for each in timed)],
         dropped=dropped,
         usage=usage,
+        judge=judge,
         seconds=seconds or {group.key: time.perf_counter() - begun},
         wasted={each.row.id: each.wasted for each in timed if each.wasted},
     )
+
+
+def _plain(usage: Usage) -> dict[str, Any]:
+    """For JSON, which has no nan: FLOPs that are not known are null."""
+    fields = asdict(usage)
+    return fields | {"attention_flops": None} if isnan(usage.attention_flops) else fields
 
 
 def _failure(entry: Entry) -> str:
     """Why a group failed, in the words of its error or of its rows."""
     reasons = (str(getattr(row, "reason", "")) for row in entry.rows)
     details = (each.detail for each in entry.dropped)
-    return entry.error or next(filter(None, (*reasons, *details)), "a failed request")
+    verdicts = (each for row in entry.rows for each in getattr(row, "verdicts", ()))
+    unjudged = (each.reason for each in verdicts if each.verdict == "unjudged")
+    return entry.error or next(filter(None, (*reasons, *details, *unjudged)), "a failed request")
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -49,7 +49,7 @@ async def evaluate(
         ctx: recipe, engine that serves the model, grader.
         model: what the rows call the model (`base`, `trained`, a path).
     """
-    prompt = prompt_ids(problem.question, ctx.tokenizer, ctx.recipe.model)
+    prompt = prompt_ids(problem.question, ctx.tokenizer, ctx.recipe.model, problem.prompt)
     seed = ctx.seed(problem.id, "evaluate")
 
     async def one(sample: int) -> Evaluated:
@@ -101,7 +101,7 @@ async def grade_response(response: ExitedResponse, problem: Problem, ctx: Contex
     if not response.complete:
         return Graded("truncated", "", "")
     return await ctx.grader.grade_conclusion(
-        response.conclusion, problem.answer, problem.answer_kind
+        response.conclusion, problem.answer, problem.answer_kind, problem.question
     )
 
 

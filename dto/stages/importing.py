@@ -13,8 +13,9 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dto.errors import DtoError
-from dto.problems import Row, load_problems, read_source
+from dto.problems import load_problems, read_source
 from dto.records import Dropped, Problem, Trajectory
+from dto.tasks.task import Row
 from dto.text import CLOSE_TAG, OPEN_TAG, split_thinking
 from dto.trajectories import make_trajectory, opens_thinking, prompt_ids
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 
+from dto.baselines.solutions import solution_exits
 from dto.context import Context
 from dto.flops import attention_flops
 from dto.grading import Graded
@@ -30,11 +31,17 @@ async def optimize(
     """The trajectory up to its first boundary decided `above`, finalized by the policy.
 
     Dropped with reason `no_exit` when no boundary passed, or as `finalize` says. Departure from
-    the paper: what is kept is an exact token prefix of the model's own sample.
+    the paper: what is kept is an exact token prefix of the model's own sample. With
+    `optimize.exit` first_solution or second_solution the exit is the end of that right solution
+    (`dto.baselines.solutions`), and `estimates` is not looked at.
     """
-    passed = [row.boundary for row in estimates if row.decision == "above"]
-    if not passed:
+    if ctx.recipe.optimize.exit == "estimate":
+        passed = [row.boundary for row in estimates if row.decision == "above"]
         detail = f"none of {len(estimates)} boundaries is above {ctx.recipe.estimate.threshold}"
+    else:
+        passed = await solution_exits(problem, trajectory, segments, ctx)
+        detail = f"{len(segments)} segments: too few state the gold answer"
+    if not passed:
         return Dropped(trajectory.id, "no_exit", detail)
     kept = segments[: min(passed) + 1]
     return await finalize(problem, trajectory, kept, ctx, ctx.seed(trajectory.id, "finalize"))

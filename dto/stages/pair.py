@@ -1,10 +1,14 @@
-"""Preference pairs: an optimized response over a suboptimal one (2505.21765 section 3)."""
+"""Preference pairs: an optimized response over a suboptimal one (2505.21765 section 3).
+
+Or one sample over another, as the baselines have it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from dto.baselines.data import Choice, budget_pairs, shortest_over_longest
 from dto.recipe import PairSettings
 from dto.records import Dropped, OptimizedTrajectory, PreferencePair, Problem, Trajectory
 
@@ -18,8 +22,12 @@ def pair(
     optimized: Sequence[OptimizedTrajectory],
     tokenizer: PreTrainedTokenizerBase,
     settings: PairSettings,
+    max_tokens: int = 8192,
 ) -> list[PreferencePair | Dropped]:
     """The pairs of one problem: at most `max_per_problem`, the rest dropped as `over_limit`.
+
+    `data` other than `optimized` makes pairs of the samples as `dto.baselines.data` says;
+    `max_tokens` is the limit that they were sampled under. The rest is of `optimized`.
 
     First each optimized trajectory over its rejected one: its own original, the longest of the
     problem's trajectories, or the longest that is not correct. Then, with `longer_correct`, for
@@ -34,6 +42,9 @@ def pair(
     answered = sorted((row for row in trajectories if row.grade != "failed"), key=lambda r: r.id)
     by_id = {row.id: row for row in answered}
     rows: list[PreferencePair | Dropped] = []
+    if settings.data != "optimized":
+        rows = _of_samples(problem, answered, tokenizer, settings, max_tokens)
+        return _limited(rows, settings.max_per_problem)
     for version in sorted(optimized, key=lambda row: row.id):
         original = by_id[version.trajectory_id]
         rejected = _rejected(original, answered, settings)
@@ -50,6 +61,30 @@ def pair(
                 chosen = _Side(longer.id, longer.token_ids, longer.text, "longer_correct")
                 rows.append(_pair(longer, chosen, wrong, "shorter_wrong", tokenizer, settings))
     return _limited(rows, settings.max_per_problem)
+
+
+def _of_samples(
+    problem: Problem,
+    answered: Sequence[Trajectory],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: PairSettings,
+    max_tokens: int,
+) -> list[PreferencePair | Dropped]:
+    """Pairs of samples that were given the same prompt; without any, why there is none."""
+    prompt = answered[0].prompt_ids if answered else ()
+    alike = [row for row in answered if row.prompt_ids == prompt]
+    choices: list[Choice] = []
+    if alike and settings.data == "shortest":
+        choices = shortest_over_longest(alike)
+    elif alike:
+        choices = budget_pairs(alike, max_tokens, settings.margin)
+    if not choices:
+        return [Dropped(problem.id, "no_pair", f"{len(alike)} samples, data {settings.data!r}")]
+    rows: list[PreferencePair | Dropped] = []
+    for chosen, rejected, chosen_from, rejected_from in choices:
+        side = _Side(chosen.id, chosen.token_ids, chosen.text, chosen_from)
+        rows.append(_pair(chosen, side, rejected, rejected_from, tokenizer, settings))
+    return rows
 
 
 class _Side(NamedTuple):

@@ -13,9 +13,18 @@ from math import exp, nan
 
 from dto.context import Context
 from dto.errors import DtoError, EngineError
-from dto.judges import counterfactual
+from dto.judges import counterfactual, llm
 from dto.recipe import EstimateSettings
-from dto.records import Dropped, OptimizedTrajectory, Problem, Segment, Trajectory, Verdict
+from dto.records import (
+    STAYS,
+    Dropped,
+    OptimizedTrajectory,
+    Problem,
+    Segment,
+    Trajectory,
+    Verdict,
+)
+from dto.seeds import SEED_BITS
 from dto.sequential import SequentialTest
 from dto.stages.estimate import roll_out_until_decided
 from dto.stages.optimize import finalize, kept_ids
@@ -41,13 +50,21 @@ async def prune(
     one test passes would inflate the error; each therefore gets an equal share of `estimate.error`
     (Bonferroni). What passes is finalized anew, since its conclusion has to follow from the pruned
     thinking; the prune is undone where no completion is right, or the result is not shorter.
-    Returned unchanged, with the verdicts, when nothing is pruned.
+    Returned unchanged, with the verdicts, when nothing is pruned. On the share `prune.agreement` of
+    the trajectories that the llm judge had something to say of, the counterfactual judge is asked
+    as well; its verdicts prune nothing.
     """
-    if ctx.recipe.prune.judge == "none":
+    settings = ctx.recipe.prune
+    if settings.judge == "none":
         return optimized
     whole = [segments[index] for index in optimized.kept]
-    verdicts = await counterfactual.judge(problem, trajectory, whole, ctx)
-    proposed = [verdict for verdict in verdicts if verdict.verdict != "keep"]
+    judge = llm.judge if settings.judge == "llm" else counterfactual.judge
+    verdicts = await judge(problem, trajectory, whole, ctx)
+    compared: list[Verdict] = []
+    drawn = ctx.seed(trajectory.id, "agreement") < settings.agreement * 2.0**SEED_BITS
+    if drawn and any(verdict.verdict != "unjudged" for verdict in verdicts):
+        compared = await counterfactual.judge(problem, trajectory, whole, ctx)
+    proposed = [verdict for verdict in verdicts if verdict.verdict not in STAYS]
     removed = [row.segment for row in sorted(proposed, key=lambda row: (-row.score, row.segment))]
     removed, verified_p, fate = await _verify(problem, trajectory, whole, removed, ctx)
     result = optimized
@@ -62,9 +79,8 @@ async def prune(
         else:
             perplexity = await join_perplexity(trajectory, kept, ctx)
             result = replace(finalized, verified_p=verified_p, join_perplexity=perplexity)
-    return replace(
-        result, verdicts=tuple(_with_fate(verdict, removed, fate) for verdict in verdicts)
-    )
+    fates = tuple(_with_fate(verdict, removed, fate) for verdict in verdicts)
+    return replace(result, verdicts=fates, counterfactual=tuple(compared))
 
 
 async def _verify(
@@ -107,7 +123,7 @@ def _without(whole: Sequence[Segment], removed: Sequence[int]) -> list[Segment]:
 def _with_fate(verdict: Verdict, removed: Sequence[int], fate: str) -> Verdict:
     if verdict.segment in removed:
         return replace(verdict, pruned=True)
-    if verdict.verdict == "keep":
+    if verdict.verdict in STAYS:
         return verdict
     return replace(verdict, reason=f"{verdict.reason}; {fate}")
 

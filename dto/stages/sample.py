@@ -15,7 +15,7 @@ async def sample(problem: Problem, ctx: Context) -> list[Trajectory | Dropped]:
     limit on tokens is lowered where the context is nearer.
     """
     settings = ctx.recipe.sample
-    prompt = prompt_ids(problem.question, ctx.tokenizer, ctx.recipe.model)
+    prompt = prompt_ids(problem.question, ctx.tokenizer, ctx.recipe.model, problem.prompt)
     room = ctx.engine.context - len(prompt)
     if room < 1:
         detail = f"prompt has {len(prompt):,} tokens, context is {ctx.engine.context:,}"

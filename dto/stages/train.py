@@ -1,4 +1,4 @@
-"""Preference training (2505.21765 section 3, last step) in a process of its own."""
+"""Training (2505.21765 section 3, last step; or a baseline's loss) in a process of its own."""
 
 from __future__ import annotations
 
@@ -20,20 +20,25 @@ ERROR = "error: "
 PATIENCE_SECONDS = 10.0
 
 
-def train(run_directory: Path | str, recipe: Recipe) -> dict[str, Any]:
-    """Train on a run's pairs with SimPO; what came of it. Nothing of torch is imported here.
+def train(
+    run_directory: Path | str, recipe: Recipe, *, allow_code_execution: bool = False
+) -> dict[str, Any]:
+    """Train on a run's tables as its recipe says; what came of it. Nothing of torch is imported.
 
-    Reads the tables of problems, sample, optimize or prune, and pair; `recipe` is the run's own.
+    Reads the tables of problems, sample, optimize or prune, and pair, as far as the method asks for
+    them; `recipe` is the run's own.
     The engine that sampled must be closed by now, as training wants its memory. The work is done
-    by :mod:`dto.training.simpo`; killed at any time and called again, it goes on from its last
+    by :mod:`dto.training.process`; killed at any time and called again, it goes on from its last
     complete checkpoint. It writes below `RUN/train`: `model/` (weights, tokenizer, chat template),
     `history.jsonl` (deterministic), `effort.jsonl` (not), `dropped.jsonl`, `result.json`.
+    `allow_code_execution`: programs that answer dev problems are run (`dto.grading.sandbox`).
 
     Returns:
-        `rows` (counts: pairs, dropped, dev_problems), `usage` (of the dev responses, the fields of
-        `dto.ledger.Usage`), kept_step (0: the base model), reason (why that one), steps, collapsed,
-        tokens_trained, train_seconds, dev_seconds, seconds (both, with what ran before a kill),
-        peak_memory (bytes).
+        `rows` (counts: pairs, responses or problems, dropped, dev_problems), `usage` (of the dev
+        responses, and of those that were sampled to train on, the fields of `dto.ledger.Usage`),
+        kept_step (0: the base model), reason (why that one), steps, collapsed, tokens_trained,
+        policy_tokens (with what was sampled to train on), epochs (passes), train_seconds,
+        dev_seconds, seconds (both, with what ran before a kill), peak_memory (bytes).
 
     Raises:
         DtoError: in one line, what the training process ended with.
@@ -42,7 +47,9 @@ def train(run_directory: Path | str, recipe: Recipe) -> dict[str, Any]:
     own = run / "recipe.yaml"
     if load_recipe(own) != recipe:
         raise DtoError(f"train: {own} differs from the recipe asked for: train goes by that file")
-    command = [sys.executable, "-m", "dto.training.simpo", str(run), "--parent", str(os.getpid())]
+    command = [sys.executable, "-m", "dto.training.process", str(run), "--parent", str(os.getpid())]
+    if allow_code_execution:
+        command.append("--allow-code-execution")
     environment = os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1"}
     last = ""
     with subprocess.Popen(

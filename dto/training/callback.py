@@ -29,7 +29,8 @@ logger = logging.getLogger("dto.train")
 class DevCallback(TrainerCallback):
     """Saves and measures the model at evenly spaced steps, the last one included.
 
-    `mean_loss` is the trainer's mean loss since it was last asked for.
+    `mean_loss` is the trainer's mean loss since it was last asked for; `share` says how much of the
+    training is done, by steps unless the trainer counts otherwise. It ends at 1.
     """
 
     def __init__(
@@ -38,13 +39,17 @@ class DevCallback(TrainerCallback):
         tokenizer: PreTrainedTokenizerBase,
         problems: Sequence[Problem],
         training: TrainingState,
+        allow_code_execution: bool = False,
     ) -> None:
         self.recipe = recipe
         self.tokenizer = tokenizer
         self.problems = problems
         self.training = training
+        self.allow_code_execution = allow_code_execution
+        self.epochs = recipe.train.epochs
         self.mean_loss: Callable[[], float | None] = lambda: None
-        self._points: set[int] = set()
+        self.share: Callable[[TrainerState], float] = _by_steps
+        self._passed = 0
         self._since = time.monotonic()
         self._bar: tqdm[Any] = tqdm(disable=True)
 
@@ -55,9 +60,8 @@ class DevCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Lay out the points."""
-        count = self.recipe.train.evaluations
-        self._points = {math.ceil(state.max_steps * k / count) for k in range(1, count + 1)}
+        """Go on behind the point that a resumed training has come to."""
+        self._passed = self._points(state) if state.global_step else 0
         self._bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
@@ -76,7 +80,9 @@ class DevCallback(TrainerCallback):
     ) -> TrainerControl:
         """Ask for a checkpoint at the points."""
         self._bar.update()
-        control.should_save = state.global_step in self._points
+        passed = self._points(state)
+        control.should_save = passed > self._passed
+        self._passed = passed
         return control
 
     def on_save(
@@ -88,9 +94,10 @@ class DevCallback(TrainerCallback):
     ) -> TrainerControl:
         """The checkpoint is written: measure it, by which it becomes complete."""
         seconds = time.monotonic() - self._since
-        share = state.global_step / state.max_steps
+        share = self.share(state)
         score = self.score(kwargs["model"], state.global_step, share, seconds)
-        control.should_training_stop = control.should_training_stop or score.collapsed
+        ended = score.collapsed or self._passed == self.recipe.train.evaluations
+        control.should_training_stop = control.should_training_stop or ended
         self._since = time.monotonic()
         return control
 
@@ -104,6 +111,10 @@ class DevCallback(TrainerCallback):
         """Close the bar."""
         self._bar.close()
 
+    def _points(self, state: TrainerState) -> int:
+        """How many of the points are passed."""
+        return math.floor(self.recipe.train.evaluations * self.share(state) + 1e-9)
+
     def score(self, model: PreTrainedModel, step: int, share: float, seconds: float) -> DevScore:
         """Measure the model, each process on its share of the problems, and write it down.
 
@@ -112,7 +123,13 @@ class DevCallback(TrainerCallback):
         began = time.monotonic()
         world = PartialState()
         own = self.problems[world.process_index :: world.num_processes]
-        responses, usage = measure(model, self.tokenizer, own, self.recipe)
+        responses, usage = measure(
+            model,
+            self.tokenizer,
+            own,
+            self.recipe,
+            allow_code_execution=self.allow_code_execution,
+        )
         if world.num_processes > 1:
             responses = gather_object(responses)
             total = Usage()
@@ -121,7 +138,7 @@ class DevCallback(TrainerCallback):
             usage = total
         score = DevScore(
             step,
-            round(self.recipe.train.epochs * share, 4),
+            round(self.epochs * share, 4),
             *summarize(responses),
             loss=self.mean_loss(),
         )
@@ -137,6 +154,10 @@ class DevCallback(TrainerCallback):
         world.wait_for_everyone()
         logger.info("%s", _line(score))
         return score
+
+
+def _by_steps(state: TrainerState) -> float:
+    return state.global_step / state.max_steps
 
 
 def _line(score: DevScore) -> str:

@@ -112,13 +112,27 @@ class TrainingState:
         known = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else {}
         ended = known.get("fingerprint") == fingerprint and (directory / "result.json").exists()
         if known != mark and not ended:
-            for path in (self.checkpoints, self.model):
-                shutil.rmtree(path, ignore_errors=True)
-            for name in ("history.jsonl", "effort.jsonl", "result.json", "dropped.jsonl"):
-                (directory / name).unlink(missing_ok=True)
+            self._clear()
             directory.mkdir(parents=True, exist_ok=True)
             write_text(marker, json.dumps(mark) + "\n")
         self.history = [DevScore(**row) for row in _rows(directory / "history.jsonl")]
+
+    def _clear(self) -> None:
+        for path in (self.checkpoints, self.model):
+            shutil.rmtree(path, ignore_errors=True)
+        for name in ("history.jsonl", "effort.jsonl", "result.json", "dropped.jsonl"):
+            (self.directory / name).unlink(missing_ok=True)
+
+    def restart(self) -> None:
+        """Forget what was trained; the base's score stays. A training that samples starts anew."""
+        effort = self.efforts()[:1]
+        base = self.history[:1]
+        if self.writer:
+            self._clear()
+        self.history = []
+        if base:
+            own = {key: value for key, value in effort[0].items() if key != "step"}
+            self.record(base[0], own)
 
     def resume(self) -> Path | None:
         """The last complete checkpoint; what is not complete is removed. None: start from base."""

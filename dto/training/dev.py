@@ -19,6 +19,7 @@ from dto.recipe import Recipe
 from dto.records import Dropped, Grade, Problem, Trajectory
 from dto.stages.sample import sample
 from dto.statistics import standard_error
+from dto.training.weights import merged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,31 +50,55 @@ def measure(
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
     recipe: Recipe,
+    *,
+    allow_code_execution: bool = False,
 ) -> tuple[list[Response], Usage]:
     """`recipe.train.dev_samples` responses to each problem, from the model as it is now.
 
     The responses are those of the sample stage, at its temperature. A problem has the same seeds
-    each time, so that two states of a model are compared on the same noise. The model's mode and
-    torch's random state are left as they were; the engine and its prefix cache end here, as the
-    weights are about to change.
+    each time, so that two states of a model are compared on the same noise.
+    """
+    settings = recipe.sample.model_copy(update={"samples": recipe.train.dev_samples})
+    recipe = recipe.model_copy(update={"sample": settings})
+    groups, usage = respond(
+        model, tokenizer, problems, recipe, "dev", allow_code_execution=allow_code_execution
+    )
+    return [_response(row) for rows in groups for row in rows], usage
+
+
+def respond(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    recipe: Recipe,
+    label: str | None = None,
+    *,
+    allow_code_execution: bool = False,
+) -> tuple[list[list[Trajectory | Dropped]], Usage]:
+    """What the sample stage makes of each problem with the model as it is now.
+
+    The model's mode and torch's random state are left as they were; the engine and its prefix cache
+    end here, as the weights are about to change. A model with adapters answers as a merged copy.
+    `label` shows a bar.
     """
     was_training = model.training
     model.eval()  # type: ignore[no-untyped-call]
     try:
         with torch.random.fork_rng(), torch.inference_mode():
-            return asyncio.run(_measure(model, tokenizer, problems, recipe))
+            grader = Grader(allow_code_execution=allow_code_execution)
+            return asyncio.run(_respond(merged(model), tokenizer, problems, recipe, label, grader))
     finally:
         model.train(was_training)
 
 
-async def _measure(
+async def _respond(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
     recipe: Recipe,
-) -> tuple[list[Response], Usage]:
-    settings = recipe.sample.model_copy(update={"samples": recipe.train.dev_samples})
-    recipe = recipe.model_copy(update={"sample": settings})
+    label: str | None,
+    grader: Grader,
+) -> tuple[list[list[Trajectory | Dropped]], Usage]:
     engine = TransformersEngine(
         model,
         tokenizer,
@@ -83,17 +108,19 @@ async def _measure(
         kv_bytes=recipe.model.kv_bytes,
     )
     with metered() as usage:
-        async with engine, Grader() as grader:
+        async with engine, grader:
             ctx = Context(recipe, engine, grader)
-            with tqdm(total=len(problems), desc="dev", leave=False, disable=None) as bar:
+            with tqdm(
+                total=len(problems), desc=label, leave=False, disable=None if label else True
+            ) as bar:
 
-                async def responses(problem: Problem) -> list[Response]:
+                async def responses(problem: Problem) -> list[Trajectory | Dropped]:
                     rows = await sample(problem, ctx)
                     bar.update()
-                    return [_response(row) for row in rows]
+                    return rows
 
                 groups = await gather_bounded(map(responses, problems), recipe.window)
-    return [response for group in groups for response in group], usage
+    return groups, usage
 
 
 def _response(row: Trajectory | Dropped) -> Response:

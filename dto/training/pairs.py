@@ -9,12 +9,15 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby
+from math import ceil
 from pathlib import Path
 
 from dto.errors import DtoError
 from dto.records import Dropped, OptimizedTrajectory, PreferencePair, Trajectory
 from dto.seeds import derive
 from dto.tables import read
+from dto.training.rewards import length_harmonizing
 
 BATCHES_PER_BLOCK = 8
 """Pairs are sorted by length inside blocks of so many batches: little padding, random enough."""
@@ -40,6 +43,64 @@ class TokenizedPair:
     def tokens(self) -> int:
         """Tokens that a pass over the pair reads: the prompt twice, and both responses."""
         return 2 * len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """One response that is trained on alone; `weight` is its advantage, if the method has one."""
+
+    id: str
+    prompt_ids: Ids
+    response_ids: Ids
+    weight: float = 1.0
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and response."""
+        return len(self.prompt_ids) + len(self.response_ids)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a pass over it reads."""
+        return self.length
+
+
+def chosen_sides(pairs: Iterable[TokenizedPair | Dropped]) -> list[Demonstration | Dropped]:
+    """What SFT sees of the pairs that the other methods see: each chosen response once."""
+    rows: dict[tuple[Ids, Ids], Demonstration] = {}
+    dropped = []
+    for pair in pairs:
+        if isinstance(pair, Dropped):
+            dropped.append(pair)
+        else:
+            key = (pair.prompt_ids, pair.chosen_ids)
+            rows.setdefault(key, Demonstration(pair.id, *key))
+    return [*rows.values(), *dropped]
+
+
+def load_weighted(run: Path, context: int, accuracy_weight: float) -> list[Demonstration | Dropped]:
+    """All samples of a run with O1-Pruner's weights, by problem (`rewards.length_harmonizing`).
+
+    Dropped are those that failed, that are empty, or longer than `context` tokens.
+    """
+    rows: list[Demonstration | Dropped] = []
+    samples = read(run / "sample" / "rows.parquet", Trajectory)
+    for _, group in groupby(samples, key=lambda row: row.problem_id):
+        found = [row for row in group if row.token_ids]
+        correct = [None if row.grade == "failed" else row.grade == "correct" for row in found]
+        lengths = [len(row.token_ids) for row in found]
+        for row, weight in zip(
+            found, length_harmonizing(correct, lengths, accuracy_weight), strict=True
+        ):
+            size = len(row.prompt_ids) + len(row.token_ids)
+            if weight is None:
+                rows.append(Dropped(row.id, "failed", row.reason))
+            elif size > context:
+                detail = f"{size:,} tokens, the model's context is {context:,}"
+                rows.append(Dropped(row.id, "too_long", detail))
+            else:
+                rows.append(Demonstration(row.id, row.prompt_ids, row.token_ids, weight))
+    return rows
 
 
 def load_pairs(run: Path, context: int) -> list[TokenizedPair | Dropped]:
@@ -123,6 +184,22 @@ def training_order(
         order += _grouped(lengths, batch_size, noise)
         epoch += 1
     return order[:total]
+
+
+def within_budget(
+    tokens: Sequence[int], lengths: Sequence[int], *, budget: int, batch_size: int, seed: int
+) -> list[int]:
+    """A `training_order` of as many passes as the budget of trained tokens allows, whole rows.
+
+    `tokens` is what one pass over each row reads.
+    """
+    whole = sum(tokens)
+    if not whole:
+        return []
+    passes = ceil(budget / whole) + 1
+    order = training_order(lengths, epochs=passes, batch_size=batch_size, seed=seed)
+    spent = accumulate(tokens[index] for index in order)
+    return order[: sum(each <= budget for each in spent)]
 
 
 def _grouped(lengths: Sequence[int], batch_size: int, noise: random.Random) -> Iterable[int]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -32,6 +33,37 @@ def load(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
+def with_adapters(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
+    """The model with LoRA adapters (2106.09685) on all its linear layers, if the recipe has any.
+
+    Their weight is 2 (alpha = 2 · rank). Raises DtoError where peft is not installed.
+    """
+    rank = recipe.train.lora_rank
+    if not rank:
+        return model
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise DtoError(
+            f"train.lora_rank = {rank} needs peft: pip install 'dto[peft]', or set it to 0"
+        ) from None
+    torch.manual_seed(recipe.seed)
+    adapters = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    adapted: PreTrainedModel = get_peft_model(model, adapters)
+    return adapted
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """The model as it answers: itself, or a copy into which its adapters are merged."""
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    plain: Any = copy.deepcopy(model)
+    answering: PreTrainedModel = plain.merge_and_unload()
+    return answering
+
+
 def keep(recipe: Recipe, checkpoint: Path | None, directory: Path) -> None:
     """Save a checkpoint's weights (None: the base's), whole or not at all.
 
@@ -39,7 +71,11 @@ def keep(recipe: Recipe, checkpoint: Path | None, directory: Path) -> None:
     and measured, or bfloat16 where `train.bf16` asks for mixed precision.
     """
     model, tokenizer = load(recipe)
-    if checkpoint is not None:
+    if checkpoint is not None and recipe.train.lora_rank:
+        from peft import PeftModel
+
+        model = merged(PeftModel.from_pretrained(model, checkpoint))
+    elif checkpoint is not None:
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     if recipe.train.bf16:
         model = model.bfloat16()

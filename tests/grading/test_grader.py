@@ -36,7 +36,7 @@ def children():
         ("", "6", "math", Graded("wrong", "")),
         (r"\boxed{(C)}", "C", "choice", Graded("correct", "(C)")),
         (r"\boxed{6}", "", "math", Graded("failed", "6", "no_gold_answer")),
-        (r"\boxed{6}", "6", "code", Graded("failed", "6", "no_code_execution")),
+        ("```\n6\n```", "6", "code", Graded("failed", "6", "no_code_execution")),
         (r"\boxed{1" + "0" * 5000 + "}", "6", "math", Graded("wrong", "1" + "0" * 1999)),
     ],
 )

@@ -114,3 +114,31 @@ async def test_at_most_so_many_and_whatever_the_order(make, problem, tokenizer):
     assert [row.trajectory_id for row in pairs_of(made)] == [rows[0].id, rows[1].id]
     assert [row.reason for row in made[2:]] == ["over_limit"] * 2
     assert len({row.id for row in made}) == 4
+
+
+async def test_samples_over_samples(make, problem, tokenizer):
+    rows = [
+        await make(0, 50, "correct"),
+        await make(1, 90, "wrong"),
+        await make(2, 20, "correct"),
+        await make(3, 99, "failed"),
+        await make(4, 10, "wrong"),
+    ]
+
+    def made(data):
+        settings = PairSettings(data=data, margin=0.0)
+        found = pair(problem, rows, [version(rows[0], 5)], tokenizer, settings, max_tokens=200)
+        return [(row.chosen_id, row.rejected_id, row.chosen_from) for row in pairs_of(found)]
+
+    assert made("shortest") == [(rows[2].id, rows[1].id, "shortest_correct")]
+    assert made("token_budget") == [
+        (rows[2].id, rows[0].id, "best_correct"),
+        (rows[1].id, rows[4].id, "best_wrong"),
+    ]
+
+
+async def test_samples_without_a_pair_have_a_reason(make, problem, tokenizer):
+    rows = [await make(0, 50, "wrong")]
+    for data in ("shortest", "token_budget"):
+        (dropped,) = pair(problem, rows, [], tokenizer, PairSettings(data=data))
+        assert (dropped.id, dropped.reason) == (problem.id, "no_pair")

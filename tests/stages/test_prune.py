@@ -181,4 +181,4 @@ async def test_failing_engine_keeps_everything(setting):
     args[4].engine.script = lambda *_: FAIL
     result = await prune(*args)
     assert result.kept == args[3].kept
-    assert {row.verdict for row in result.verdicts} == {"keep"}
+    assert {row.verdict for row in result.verdicts} == {"unjudged"}

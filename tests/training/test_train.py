@@ -21,10 +21,10 @@ from dto.errors import DtoError
 from dto.records import PreferencePair
 from dto.stages.train import train
 from dto.tables import write
-from dto.training.simpo import fit
+from dto.training.fit import fit
 from tests.training.conftest import RunFolder, make_run
 
-MODULE = "dto.training.simpo"
+MODULE = "dto.training.process"
 
 
 def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
@@ -146,7 +146,7 @@ def test_without_pairs_the_base_is_kept(run: RunFolder) -> None:
 
 def test_a_full_disk_is_one_line_and_costs_nothing(run: RunFolder) -> None:
     """A limit on the size of a file is to the writers of weights what a full disk is."""
-    command = [sys.executable, "-m", "dto.training.simpo", str(run.path)]
+    command = [sys.executable, "-m", "dto.training.process", str(run.path)]
     limit = 50_000  # dev scores fit, weights do not
 
     def small_files() -> None:

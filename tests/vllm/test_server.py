@@ -22,11 +22,17 @@ from dto.engines import open_engine
 from dto.engines.base import Engine
 from dto.errors import EngineError
 from dto.grading import Grader
+from dto.judges import llm
+from dto.ledger import metered
 from dto.nano import resolve
 from dto.nano.corpus import chain_problems
 from dto.recipe import EvaluateSettings, ExitSettings, ModelSettings, Recipe
-from dto.records import EvaluationRow
+from dto.records import Dropped, EvaluationRow, Problem, Trajectory
 from dto.stages.evaluate import evaluate
+from dto.stages.optimize import finalize
+from dto.stages.prune import prune
+from dto.stages.sample import sample
+from dto.stages.segment import segment
 from tests.engines.conformance import CONTEXT, Conformance
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm")
@@ -36,6 +42,17 @@ RECIPE = Recipe(
     name="server",
     model=ModelSettings(name="nano", family="nano", context=CONTEXT),
     evaluate=EvaluateSettings(samples=1, temperature=0.0, max_tokens=600),
+)
+JUDGED = Recipe.model_validate(
+    {
+        "name": "judged",
+        "model": {"name": "nano", "context": CONTEXT},
+        "sample": {"samples": 2, "temperature": 1.0, "top_p": 1.0, "max_tokens": 200},
+        "segment": {"granularity": "cue"},
+        "estimate": {"threshold": 0.3, "margin": 0.2, "cap": 8, "max_tokens": 16},
+        "optimize": {"max_tokens": 48},
+        "prune": {"judge": "llm", "max_segments": 6, "max_tokens": 350, "temperature": 1.0},
+    }
 )
 NONE = ExitSettings(name="none")
 DEER = ExitSettings(name="deer", policy="deer", threshold=0.9)
@@ -69,6 +86,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "max-num-seqs": 64,
         "kv-cache-memory-bytes": 2**27,
         "block-size": 32,
+        # Between two tokens of JSON the embedded model would write white space without end.
+        "structured-outputs-config": '{"backend": "xgrammar", "disable_any_whitespace": true}',
     }
     with log.open("w") as out:
         process = subprocess.Popen(
@@ -170,6 +189,54 @@ class TestServer(Conformance):
         assert {row.grade for row in served} <= {"correct", "wrong", "truncated"}
         if exit.policy == "deer":
             assert "policy" in {row.exit_reason for row in served}
+
+
+async def test_the_served_model_judges_and_every_prune_is_verified(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the embedded model writes is nonsense, but held to the schema.
+
+    It never ends a string of its own accord, so a reason is given a length.
+    """
+    monkeypatch.setattr(llm, "REASON", {"type": "string", "maxLength": 8})
+    async with (
+        open_engine(JUDGED.model) as policy,
+        Grader(workers=1) as grader,
+        open_engine(settings(server)) as judge,
+    ):
+        assert judge.capabilities.json_schema
+        ctx = Context(JUDGED, policy, grader, judge)
+
+        async def judge_one(problem: Problem, sampled: Trajectory) -> int:
+            """A response, whole; how many of its patterns were judged."""
+            segments = segment(sampled, ctx.tokenizer, JUDGED.segment)
+            if isinstance(segments, Dropped) or len(segments) < 3:
+                return 0
+            whole = await finalize(problem, sampled, segments, ctx, seed=1)
+            if isinstance(whole, Dropped):
+                return 0
+            with metered() as usage, metered("judge") as judging:
+                result = await prune(problem, sampled, segments, whole, ctx)
+            between = len(segments) - 2
+            assert [each.segment for each in result.verdicts] == list(range(1, between + 1))
+            cut = [each for each in result.verdicts if each.verdict == "unjudged"]
+            assert all("no room in the judge's context" in each.reason for each in cut), cut
+            gone = {each.segment for each in result.verdicts if each.pruned}
+            assert set(result.kept) == {*whole.kept} - gone
+            assert (result.verified_p > JUDGED.estimate.threshold) == bool(gone)
+            assert (judging.requests, judging.failed, judging.wasted) == (1, 0, 0)
+            judged = between - len(cut)
+            assert judging.prompt > 400 and judged * 15 < judging.generated <= 350
+            assert usage.requests or all(
+                each.verdict in ("keep", "unjudged") for each in result.verdicts
+            )
+            return judged
+
+        problems = chain_problems("train", 6, seed=5)
+        sampled = await asyncio.gather(*(sample(problem, ctx) for problem in problems))
+        pairs = [(p, each) for p, rows in zip(problems, sampled, strict=True) for each in rows]
+        judged = sum(await asyncio.gather(*(judge_one(*pair) for pair in pairs)))
+    assert judged >= 10
 
 
 async def test_wrong_settings_are_said_at_the_start(server: str) -> None:

@@ -1,0 +1,51 @@
+"""Accuracy against tokens for every method of a comparison, with intervals both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from dto.reporting.picture import COLOURS, INK, MARKERS
+
+if TYPE_CHECKING:
+    from dto.baselines.report import MethodRow
+
+
+def draw(rows: Sequence[MethodRow], directory: Path, title: str) -> list[Path]:
+    """Write `compare.png` and `compare.svg`; the same rows give the same bytes."""
+    figure = Figure(figsize=(8.6, 5.2), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for index, row in enumerate(rows):
+        axes.errorbar(
+            row.tokens,
+            100 * row.accuracy,
+            xerr=[[row.tokens - row.tokens_low], [row.tokens_high - row.tokens]],
+            yerr=[
+                [100 * (row.accuracy - row.accuracy_low)],
+                [100 * (row.accuracy_high - row.accuracy)],
+            ],
+            fmt=MARKERS[index % len(MARKERS)],
+            markersize=6,
+            label=row.method,
+            color=COLOURS[index % len(COLOURS)],
+            elinewidth=0.9,
+            capsize=2,
+        )
+    axes.set_xlim(0, 1.12 * max(row.tokens_high for row in rows))
+    axes.set_xlabel("tokens per question", color=INK)
+    axes.set_ylabel("accuracy, %", color=INK)
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.grid(color="#e5e5e5", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK, labelsize=9)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8.5, labelcolor="linecolor")
+    paths = [directory / "compare.png", directory / "compare.svg"]
+    with rc_context({"svg.hashsalt": "dto"}):
+        figure.savefig(paths[0], metadata={"Software": None})
+        figure.savefig(paths[1], metadata={"Date": None})
+    return paths

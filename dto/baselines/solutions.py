@@ -1,0 +1,58 @@
+"""First-Correct Solutions (2412.21187): where a trajectory's text first gives the right answer.
+
+The paper lets an LLM split a response into solutions and read their answers. Ours: a solution is a
+thinking pattern whose end states an answer. Nothing is generated for it, unlike for DTO's
+estimates, which ask the model what it would answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dto.grading.extract import final_answer
+from dto.records import Problem, Segment, Trajectory
+
+if TYPE_CHECKING:
+    from dto.context import Context
+
+_SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n+")
+_STATED = re.compile(r"(?:\bis\b|\bbe\b|=|是|为|為)\s*[:：]?\s*([^=是为為]+)$")
+_END = ".。!！ \t"
+MAX_STATED = 100
+"""Characters: what is longer is a sentence, not an answer."""
+
+
+def stated(text: str) -> str | None:
+    """The answer that a pattern ends with, or None.
+
+    A box, or "answer is …", anywhere in it; else what follows the last "is", "be", "=", "是" or
+    "为" of its last sentence. A rule of thumb: what counts is only whether it equals the gold one.
+    """
+    answer = final_answer(text)
+    if answer is not None:
+        return answer
+    sentences = [part for part in _SENTENCE.split(text.strip()) if part.strip()]
+    if not sentences:
+        return None
+    found = _STATED.search(sentences[-1].rstrip(_END))
+    answer = found.group(1).strip(" *$") if found else ""
+    return answer if 0 < len(answer) <= MAX_STATED else None
+
+
+async def solution_exits(
+    problem: Problem, trajectory: Trajectory, segments: Sequence[Segment], ctx: Context
+) -> list[int]:
+    """The boundary after the n-th right solution, n by `optimize.exit`; empty: there are fewer."""
+    wanted = {"first_solution": 1, "second_solution": 2}[ctx.recipe.optimize.exit]
+    for segment in segments:
+        answer = stated(trajectory.text[slice(*segment.chars)])
+        if answer is None:
+            continue
+        boxed = f"\\boxed{{{answer}}}"
+        graded = await ctx.grader.grade_conclusion(boxed, problem.answer, problem.answer_kind)
+        wanted -= graded.grade == "correct"
+        if not wanted:
+            return [segment.index]
+    return []

@@ -1,0 +1,96 @@
+"""A comparison as text for a terminal."""
+
+from __future__ import annotations
+
+from math import isnan
+from typing import TYPE_CHECKING
+
+from dto.reporting.table import aligned
+
+if TYPE_CHECKING:
+    from dto.baselines.report import Comparison, MethodRow
+
+
+def lines_of(result: Comparison) -> list[str]:
+    """The head, a line a method, and what they have in common."""
+    seeds = f", seeds {', '.join(map(str, result.seeds))}" if len(result.seeds) > 1 else ""
+    lines = [
+        f"{result.name}: {result.problems:,} test problems × {result.samples} samples{seeds}",
+        "",
+    ]
+    own = f"Δ {result.reference}"
+    cells: list[tuple[str, ...]] = [
+        ("method", "accuracy % (95 %)", f"{own}, points (95 %)", "p", "rank",
+         "tokens (95 %)", f"{own} (95 %)", "p", "rank", "picked on dev")
+    ]  # fmt: skip
+    for row in result.rows:
+        reference = row.method == result.reference
+        cells.append(
+            (
+                row.method,
+                _interval(100 * row.accuracy, 100 * row.accuracy_low, 100 * row.accuracy_high),
+                "" if reference else _signed(
+                    100 * row.gain, 100 * row.gain_low, 100 * row.gain_high),
+                "" if reference else _p(row.gain_p),
+                _rank(row.accuracy_rank),
+                _interval(row.tokens, row.tokens_low, row.tokens_high),
+                "" if reference else _signed(
+                    row.tokens_change, row.tokens_change_low, row.tokens_change_high),
+                "" if reference else _p(row.tokens_change_p),
+                _rank(row.tokens_rank),
+                _picked(row),
+            )
+        )  # fmt: skip
+    lines += aligned(cells, left=1)
+    lines += [
+        "",
+        f"Budget: {result.budget:,} policy tokens for each training, generated for it or trained "
+        "on. Means used, and of them generated for its data:",
+    ]
+    lines += aligned(
+        [
+            ("method", "policy tokens", "data", "core seconds"),
+            *(
+                (
+                    row.method, f"{row.policy_tokens:,.0f}", f"{row.charged:,}",
+                    f"{row.cpu_seconds:,.0f}",
+                )
+                for row in result.rows
+            ),
+        ],
+        left=1,
+    )  # fmt: skip
+    lines.append("")
+    pairs = len(result.rows) * (len(result.rows) - 1) // 2
+    lines.append(
+        f"p: paired bootstrap over problems, Holm's correction over the {pairs} pairs of methods."
+    )
+    if all(row.accuracy_rank is None for row in result.rows):
+        lines.append(f"{result.problems} problems are too few to rank methods: none is ranked.")
+    else:
+        lines.append("rank: 1 + the number of methods shown to be better (p < 0.05).")
+    return lines
+
+
+def _picked(row: MethodRow) -> str:
+    if not row.picked:
+        return ""
+    return "; ".join(each or "none: base is kept" for each in row.picked)
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{value:.1f} ({low:.1f}–{high:.1f})"
+
+
+def _signed(value: float, low: float, high: float) -> str:
+    return "{:+.1f} ({:+.1f}…{:+.1f})".format(
+        *(round(each, 1) + 0.0 for each in (value, low, high))
+    )
+
+
+def _p(value: float) -> str:
+    return "" if isnan(value) else f"{value:.3f}" if value >= 0.001 else "<0.001"
+
+
+def _rank(value: int | None) -> str:
+    return "–" if value is None else str(value)

@@ -1,0 +1,123 @@
+"""What runs inside the sandbox: a response becomes a program, the program meets its tests.
+
+Loaded by `jail.py`, and imports neither torch nor dto. The answer is found here and not in the
+parent, because Python's own parser can be brought down by text.
+
+Which code is the answer: of the fenced blocks (tagged python or not at all; a last one need not be
+closed) the last that defines the entry point, else the last; without a fence the whole text. Where
+it defines the entry point it is a module that runs after the prompt (which brings imports and
+helper functions), else it goes on where the prompt ends, as completion models answer.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import textwrap
+import types
+import unittest
+from typing import Any
+
+FAILED = "failed: "  # begins what is the problem's fault, not the answer's
+
+_FENCE = re.compile(
+    r"^[ ]{0,3}```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ ]{0,3}```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+)
+_PYTHON = ("", "python", "python3", "py", "py3")
+_IMPORT = re.compile(r"^(?:import|from)\s.*$", re.MULTILINE)
+
+
+def last_block(response: str) -> str:
+    """The last fenced block of Python, or the whole text."""
+    blocks = _blocks(response)
+    return blocks[-1] if blocks else response
+
+
+def sources(response: str, prompt: str, entry_point: str) -> list[str]:
+    """The source texts to execute one after the other in one namespace."""
+    blocks = _blocks(response)
+    whole = [block for block in blocks or [response] if entry_point in _defined(block)]
+    if whole:
+        before = prompt if _parsed(prompt) else "\n".join(_IMPORT.findall(prompt))
+        return [before, whole[-1]]
+    rest = last_block(response)
+    if not prompt.endswith("\n"):
+        prompt += "\n"
+    indented = prompt + textwrap.indent(textwrap.dedent(rest), "    ")
+    return [indented if _compiles(indented) and not _compiles(prompt + rest) else prompt + rest]
+
+
+def run(response: str, prompt: str, test: str, entry_point: str) -> str:
+    """Empty when the tests pass, else why not."""
+    try:
+        test_code = compile(test, "<test>", "exec")
+    except (SyntaxError, ValueError) as error:
+        return f"{FAILED}unreadable_gold: test: {type(error).__name__}"
+    module = types.ModuleType("solution")
+    sys.modules["solution"] = module
+    names: dict[str, Any] = module.__dict__
+    try:
+        for source in sources(response, prompt, entry_point):
+            exec(compile(source, "<answer>", "exec"), names)
+        if entry_point not in names:
+            return "no_entry_point"
+        before = dict(names)
+        exec(test_code, names)
+        new = {name: value for name, value in names.items() if before.get(name) is not value}
+        if callable(new.get("check")):
+            new["check"](names[entry_point])
+        return _unittests(new)
+    except MemoryError:
+        return "memory_limit"
+    except SystemExit:
+        return "exited"
+    except BaseException as error:
+        return type(error).__name__[:100]
+
+
+def _unittests(new: dict[str, Any]) -> str:
+    cases = [
+        value for value in new.values() if isinstance(value, type)
+        if issubclass(value, unittest.TestCase) and value is not unittest.TestCase
+    ]  # fmt: skip
+    if not cases:
+        return ""
+    loader, suite, result = unittest.TestLoader(), unittest.TestSuite(), unittest.TestResult()
+    suite.addTests(loader.loadTestsFromTestCase(case) for case in cases)
+    suite.run(result)
+    if result.wasSuccessful():
+        return "" if result.testsRun else f"{FAILED}unreadable_gold: no tests"
+    return "memory_limit" if "MemoryError" in str(result.errors) else "AssertionError"
+
+
+def _blocks(response: str) -> list[str]:
+    return [block for tag, block in _FENCE.findall(response) if tag.lower() in _PYTHON]
+
+
+def _parsed(source: str) -> ast.Module | None:
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _compiles(source: str) -> bool:
+    """Unlike the parser, the compiler refuses a `return` outside a function."""
+    try:
+        compile(source, "<answer>", "exec")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+def _defined(source: str) -> set[str]:
+    """Names that stand at the top of a module."""
+    found: set[str] = set()
+    module = _parsed(source)
+    for node in module.body if module else ():
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return found

@@ -1,0 +1,300 @@
+"""A child process that runs one untrusted program. A script: run it, never import it.
+
+    python jail.py namespaces|bwrap|guards DIRECTORY < request.json
+
+A JSON object comes on stdin (`response`, `prompt`, `test`, `entry_point`, and the limits of
+`dto.grading.sandbox.Limits`), one goes to stdout: `{"reason": …}`, empty when the tests pass, or
+`{"error": …}` when the sandbox cannot be set up. It imports neither torch nor dto. What is covered
+and what is not stands in `dto.grading.sandbox`.
+
+Processes: this one; in a PID namespace its first process, which only waits (when it ends, whatever
+the program has left running is killed by the kernel); the program.
+"""
+
+import contextlib
+import ctypes
+import json
+import math
+import os
+import resource
+import secrets
+import signal
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+NOBODY = 65534
+LIBC = ctypes.CDLL(None, use_errno=True)
+NEW_USER, NEW_PROCESSES = 0x10000000, 0x20000000
+NEW_OTHERS = 0x00020000 | 0x04000000 | 0x08000000 | 0x40000000  # mounts, host name, IPC, network
+BIND, PRIVATE, RECURSIVE, NO_SUID, NO_DEVICES = 0x1000, 0x40000, 0x4000, 0x2, 0x4
+ATTR_READ_ONLY, ATTR_NO_SUID = 0x1, 0x2
+AT_RECURSIVE, AT_FDCWD, DETACH = 0x8000, -100, 2
+SET_DEATH_SIGNAL, SET_SUBREAPER, NO_NEW_PRIVILEGES = 1, 36, 38
+MOUNT_SETATTR = 442  # the same number on every architecture
+CAPABILITIES_V3 = 0x20080522
+STARTED = b"\n"  # comes before the verdict: from here on it is the program's doing
+SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+FORBIDDEN = (
+    "ctypes.", "os.exec", "os.fork", "os.kill", "os.posix_spawn", "os.spawn", "os.system", "pty.",
+    "signal.", "socket.", "subprocess.", "syslog.",
+)  # fmt: skip
+CHANGING = (
+    "os.chflags", "os.chmod", "os.chown", "os.link", "os.mkdir", "os.remove", "os.rename",
+    "os.rmdir", "os.setxattr", "os.symlink", "os.truncate", "os.utime",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Read the request, run the program, say what became of it."""
+    mode, directory = sys.argv[1:]
+    LIBC.prctl(SET_DEATH_SIGNAL, signal.SIGKILL)
+    request = json.loads(sys.stdin.buffer.read())
+    harness = load_harness()
+    try:
+        if mode == "namespaces":
+            isolate(directory, request["disk"])
+        else:
+            os.chdir(directory)
+            LIBC.prctl(SET_SUBREAPER, 1)
+    except OSError as error:
+        reply(error=f"{mode}: {error.strerror or error}")
+        return
+    if mode != "namespaces":
+        reply(**supervise(request, mode, harness))
+        return
+    first = os.fork()
+    if first == 0:
+        LIBC.prctl(SET_DEATH_SIGNAL, signal.SIGKILL)
+        reply(**supervise(request, mode, harness))
+        os._exit(0)
+    os.waitpid(first, 0)
+
+
+def reply(**said: str) -> None:
+    """Answer the parent."""
+    os.write(1, json.dumps(said).encode() + b"\n")
+
+
+def load_harness() -> ModuleType:
+    """`harness.py`, which stands beside this file; this folder never comes into sys.path."""
+    place = Path(__file__).with_name("harness.py")
+    harness = ModuleType("harness")
+    exec(compile(place.read_text(encoding="utf-8"), str(place), "exec"), harness.__dict__)
+    return harness
+
+
+def call(name: str, *arguments: object) -> None:
+    """A function of the C library; raises OSError."""
+    if getattr(LIBC, name)(*arguments) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+
+
+def read_only(path: Path, flags: int) -> None:
+    """Make a mount read-only; `flags` AT_RECURSIVE: with all below it."""
+    attributes = (ctypes.c_uint64 * 4)(ATTR_READ_ONLY | ATTR_NO_SUID, 0, 0, 0)
+    size = ctypes.c_size_t(ctypes.sizeof(attributes))
+    number, here = ctypes.c_long(MOUNT_SETATTR), ctypes.c_int(AT_FDCWD)
+    flag = ctypes.c_uint(flags)
+    call("syscall", number, here, os.fsencode(path), flag, ctypes.byref(attributes), size)
+
+
+def isolate(directory: str, disk: int) -> None:
+    """New namespaces, and a root that holds Python, the system's libraries and an empty /tmp.
+
+    As root without a user namespace: files of Python that only root can reach can be mounted, and
+    the program then becomes nobody, for whom the limit on processes holds (for root it does not).
+    """
+    root = os.geteuid() == 0
+    user, group = os.getuid(), os.getgid()
+    call("unshare", NEW_OTHERS | NEW_PROCESSES | (0 if root else NEW_USER))
+    if not root:
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+    call("mount", b"none", b"/", None, RECURSIVE | PRIVATE, None)
+    new = Path(directory)
+    tmpfs(new, "size=1m,mode=755")
+    (new / "tmp").mkdir()
+    tmpfs(new / "tmp", f"size={disk},nr_inodes=4096,mode=1777")
+    for path in shown():
+        show(path, new / path.relative_to("/"))
+    os.chdir(new)
+    call("pivot_root", b".", b".")
+    call("umount2", b".", DETACH)
+    read_only(Path("/"), 0)
+    os.chdir("/tmp")
+
+
+def tmpfs(place: Path, options: str) -> None:
+    """An empty file system in memory."""
+    flags = NO_SUID | NO_DEVICES
+    call("mount", b"tmpfs", os.fsencode(place), b"tmpfs", flags, options.encode())
+
+
+def show(path: Path, place: Path) -> None:
+    """Let `path` stand at `place`, read-only; a link as a link."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink():
+        place.symlink_to(os.readlink(path))
+        return
+    if path.is_dir():
+        place.mkdir(exist_ok=True)
+    else:
+        place.touch()
+    call("mount", os.fsencode(path), os.fsencode(place), None, BIND | RECURSIVE, None)
+    if str(path) not in DEVICES:
+        read_only(place, AT_RECURSIVE)
+
+
+def shown() -> list[Path]:
+    """What the program sees of the file system: no path stands below another."""
+    python = (os.path.realpath(sys.base_prefix), sys.base_prefix, sys.prefix)
+    found: list[Path] = []
+    for path in map(Path, (*SYSTEM, *DEVICES, *python)):
+        inside = any(path.is_relative_to(other) for other in found)
+        if path.exists() and not inside and path != Path("/"):
+            found.append(path)
+    return found
+
+
+def supervise(request: dict[str, Any], mode: str, harness: ModuleType) -> dict[str, str]:
+    """Start the program, wait for it, and say what became of it."""
+    nonce = secrets.token_hex(16)
+    reading, writing = os.pipe()
+    os.write(1, STARTED)
+    child = os.fork()
+    if child == 0:
+        program(request, mode, harness, nonce, writing)
+    os.close(writing)
+    _, status, used = os.wait4(child, 0)
+    if mode != "namespaces":
+        end_descendants()
+    os.set_blocking(reading, False)
+    said = b""
+    with contextlib.suppress(OSError):
+        said = os.read(reading, 4096)
+    mark, _, reason = said.decode(errors="replace").partition(" ")
+    if mark == nonce:
+        failed = reason.removeprefix(harness.FAILED)
+        return {"reason": reason} if failed == reason else {"error": failed}
+    if not os.WIFSIGNALED(status):
+        return {"reason": "exited"}  # os._exit: the tests have not come to their end
+    number = os.WTERMSIG(status)
+    spent = used.ru_utime + used.ru_stime >= request["cpu_seconds"]
+    if number == signal.SIGXCPU or (number == signal.SIGKILL and spent):
+        return {"reason": "time_limit"}
+    return {"reason": f"killed by {signal.Signals(number).name}"}
+
+
+def end_descendants() -> None:
+    """Kill what the program has left running; orphans have become children of this process."""
+    own = Path(f"/proc/self/task/{os.getpid()}/children")
+    with contextlib.suppress(OSError):
+        while children := own.read_text().split():
+            for child in children:
+                os.kill(int(child), signal.SIGKILL)
+            os.wait()
+
+
+def program(
+    request: dict[str, Any], mode: str, harness: ModuleType, nonce: str, report: int
+) -> NoReturn:
+    """The process in which the program runs."""
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(report, 3)
+        for number in (0, 1, 2):
+            os.dup2(null, number)
+        os.closerange(4, 1 << 16)
+        give_up_rights(mode)
+        limit(request)
+        if mode == "guards":
+            guard()
+        names = ("response", "prompt", "test", "entry_point")
+        own = os.getpid()
+        reason = harness.run(*(request[name] for name in names))
+        if os.getpid() == own:  # not one of the processes that the program has started
+            os.write(3, f"{nonce} {reason}".encode())
+    except OSError as error:
+        os.write(3, f"{nonce} {harness.FAILED}{error}".encode())
+    finally:
+        os._exit(0)
+
+
+def give_up_rights(mode: str) -> None:
+    """Become nobody where this is root, and lose every capability."""
+    if mode != "bwrap" and os.geteuid() == 0 and (mode == "namespaces" or public()):
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        with contextlib.suppress(OSError):
+            call("unshare", NEW_USER)  # processes are then counted for this program alone
+    header = (ctypes.c_uint32 * 2)(CAPABILITIES_V3, 0)
+    call("capset", ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
+    call("prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    LIBC.prctl(SET_DEATH_SIGNAL, signal.SIGKILL)  # a change of user has cleared it
+
+
+def public() -> bool:
+    """Whether everybody can read Python's files, and so nobody can."""
+    places = [Path(sys.prefix), Path(sys.base_prefix), Path(os.getcwd())]
+    return all(
+        each.stat().st_mode & 0o5 == 0o5 for place in places for each in (place, *place.parents)
+    )
+
+
+def limit(request: dict[str, Any]) -> None:
+    """What the kernel grants: for each process, except that processes are counted together."""
+    seconds = math.ceil(request["cpu_seconds"])
+    for what, least, most in (
+        (resource.RLIMIT_AS, request["memory"], request["memory"]),
+        (resource.RLIMIT_CPU, seconds, seconds + 1),
+        (resource.RLIMIT_FSIZE, request["disk"], request["disk"]),
+        (resource.RLIMIT_NPROC, request["processes"], request["processes"]),
+        (resource.RLIMIT_NOFILE, request["files"], request["files"]),
+        (resource.RLIMIT_CORE, 0, 0),
+    ):
+        resource.setrlimit(what, (least, most))
+
+
+def guard() -> None:
+    """Refuse, from within Python, what no namespace keeps from the program."""
+    global LIBC
+    work, readable = os.getcwd(), (*map(str, shown()), os.getcwd())
+    LIBC = None  # type: ignore[assignment]
+    for name in ("ctypes", "_ctypes"):
+        del sys.modules[name]
+
+    def below(path: object, places: tuple[str, ...]) -> bool:
+        if not isinstance(path, str | bytes | os.PathLike):
+            return True  # an open file
+        real = Path(os.path.realpath(os.fsdecode(path)))
+        return any(real.is_relative_to(place) for place in places)
+
+    def refuse(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "import" and str(arguments[0]) in ("ctypes", "_ctypes"):
+            raise ImportError("not available in the sandbox")
+        if event == "open":
+            path, _, flags = arguments
+            writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            bad = not below(path, (work, "/dev/null") if writes else readable)
+        elif event in ("os.listdir", "os.scandir", "os.chdir"):
+            bad = not below(arguments[0] or ".", readable)
+        elif event in CHANGING:
+            bad = not all(
+                below(path, (work,)) for path in arguments[:2] if not isinstance(path, int)
+            )
+        else:
+            bad = event.startswith(FORBIDDEN) and event != "socket.__new__"
+        if bad:
+            raise PermissionError(f"{event} is refused in the sandbox")
+
+    sys.addaudithook(refuse)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+r"""Numbers as answers state them, exactly: fractions, percent, units, thousands, powers of ten.
+
+`1,000`, `1{,}000`, `1\,000`, `1 000`, `\frac{1}{2}`, `1/2`, `1\frac12` and `1 1/2` (mixed), `.5`,
+`0.1\overline{6}`, `1.2\times10^{5}`, `1.2e5`, `27\%`, `百分之27`, `5\text{ million}`, `3万`, `\$5`,
+`5 cm^2`, `12 km/h`, `8个`. No guesses: `2 k` is a product, `5 or 7` is no number.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import NamedTuple
+
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)"
+_NUMBER = re.compile(
+    r"(?P<sign>[-+]?)\s*(?:"
+    r"(?P<whole>\d*)\s*\\frac\s*\{\s*(?P<top>\d+)\s*\}\s*\{\s*(?P<bottom>\d+)\s*\}"
+    r"|(?:(?P<before>\d+)\s+)?(?P<over>\d+)\s*/\s*(?P<under>\d+)"
+    r"|(?P<start>\d+\.\d*)\s*\\(?:overline|bar|dot)\s*\{?(?P<period>\d+)\}?"
+    rf"|(?P<decimal>{_DIGITS}(?:\.\d*)?|\.\d+)"
+    r"(?:\s*(?:\\times|\\cdot|×|·|\*|x)\s*10\s*\^\s*\{?\s*(?P<power>[-+]?\d+)\s*\}?"
+    r"|[eE](?P<e>[-+]?\d+))?"
+    r")\s*(?P<percent>%?)\s*"
+)
+_MONEY = re.compile(r"^(?:[€£¥￥₹]|US|USD|EUR|RMB)\s*(?=[-+]?[\d.])|\s*\b(?:USD|EUR|RMB)$")
+_HUNDREDTHS = re.compile(r"^百分之\s*([\d.]+)$")
+_UNIT_IN_TEXT = re.compile(
+    r"\\(?:text|mbox|mathrm)\s*\{(?P<unit>[A-Za-z .,/-]*)\}(?P<power>(?:\^\s*\{?\s*[23]\s*\}?)?)"
+)
+_CHINESE = re.compile(r"(?P<scale>[万亿]?)(?P<unit>[\u4e00-\u9fff]{0,5})")
+_POWER = re.compile(r"\s*\^\s*\{?\s*([23])\s*\}?$|([²³])$")
+_MOST_DIGITS, _MOST_POWER = 1_000, 400
+
+_SCALES = {
+    "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
+    "trillion": 10**12, "万": 10**4, "亿": 10**8,
+}  # fmt: skip
+_PERCENT = {"percent", "percentage", "pct"}
+_MEASURES: dict[str, dict[str, str]] = {
+    "length": {
+        "1": "m meter metre 米", "1/1000": "mm millimeter millimetre 毫米",
+        "1/100": "cm centimeter centimetre 厘米", "1/10": "dm decimeter 分米",
+        "1000": "km kilometer kilometre 千米 公里", "0.0254": "in inch inches",
+        "0.3048": "ft foot feet",
+        "0.9144": "yd yard", "1609.344": "mi mile",
+    },
+    "mass": {
+        "1": "g gram 克", "1/1000": "mg milligram 毫克", "1000": "kg kilogram 千克 公斤",
+        "1000000": "tonne 吨", "453.59237": "lb lbs pound", "28.349523125": "oz ounce",
+    },
+    "time": {
+        "1": "s sec second 秒", "60": "min minute 分钟", "3600": "h hr hour 小时",
+        "86400": "day 天", "604800": "week 周 星期",
+    },
+    "volume": {"1": "l liter litre 升", "1/1000": "ml milliliter millilitre 毫升"},
+    "money": {"1": "dollar", "1/100": "cent"},
+    "euro": {"1": "euro"},
+    "yuan": {"1": "yuan rmb 元", "1/10": "角"},
+    "angle": {"1": "degree 度"},
+    "radian": {"1": "radian rad"},
+}  # fmt: skip
+_UNITS = {
+    word: (dimension, Fraction(factor))
+    for dimension, sizes in _MEASURES.items()
+    for factor, words in sizes.items()
+    for word in words.split()
+}
+# Outside \text{} a word is taken for a unit only when it is one of these: `2 k` is a product.
+_PLAIN = re.compile(
+    r"(?:mm|cm|dm|km|kg|mg|ml|mph|m/s|km/h|mi/h|rad|lbs?|oz|ft|yd|inch|inches|feet|foot|"
+    r"(?:centi|kilo|milli|deci)?met(?:er|re)|(?:kilo|milli)?gram|pound|ounce|(?:milli)?lit(?:er|re)|"
+    r"yard|mile|second|minute|hour|day|week|month|year|dollar|cent|euro|yuan|degree|radian|unit|"
+    r"point|people|person|student|square|cubic|per|times)s?"
+)
+# Words after a number that make it another number, or more than one.
+NO_UNIT = re.compile(
+    r"\b(?:or|and|not|to|more|less|than|most|least|about|factorial|squared|cubed|half|halves|thirds?|"
+    r"quarters?|fifths?|tenths?|hundredths?|times|mod|modulo|base|plus|minus|over|between)\b"
+)
+_NO_CHINESE_UNIT = re.compile(
+    "[或和到至与及多余约几半不百千万亿点]|分之|以上|以下|左右|大于|小于|至少|至多"
+)
+
+
+class Quantity(NamedTuple):
+    """A number as an answer states it; percent is already in `value`.
+
+    `unit` holds the words that were taken for one. `measure` is what the unit measures and the
+    number in its base unit (`5 cm^2`: length 2, 0.0005), None for what is no unit of measure.
+    """
+
+    value: Fraction
+    decimal: bool
+    percent: bool
+    unit: str
+    measure: tuple[str, Fraction] | None = None
+
+
+def quantity(text: str) -> Quantity | None:
+    """The number, with or without a unit, that a cleaned answer is; None for anything else."""
+    text = _HUNDREDTHS.sub(r"\1%", _MONEY.sub("", text))
+    number = _NUMBER.match(text)
+    if number is None or len(text) > _MOST_DIGITS:  # int() refuses thousands of digits
+        return None
+    value = _value(number)
+    if value is None:
+        return None
+    if number["sign"] == "-":
+        value = -value
+    percent = bool(number["percent"])
+    decimal = "." in (number["decimal"] or "")
+    rest = text[number.end() :]
+    chinese = _CHINESE.fullmatch(rest)
+    if chinese:
+        if _NO_CHINESE_UNIT.search(chinese["unit"]):
+            return None
+        value *= _SCALES.get(chinese["scale"], 1)
+        unit, power = chinese["unit"], 1
+        for name, exponent in (("平方", 2), ("立方", 3)):
+            if unit.startswith(name):
+                unit, power = unit[2:], exponent
+    else:
+        read = _unit(rest)
+        if read is None:
+            return None
+        unit, power, scale, said = read
+        value, percent = value * scale, percent or said
+    if percent:
+        value /= 100
+    known = _UNITS.get(unit) or _UNITS.get(unit.removesuffix("s"))
+    measure = (f"{known[0]} {power}", value * known[1] ** power) if known else None
+    return Quantity(value, decimal, percent, unit if power == 1 else f"{unit}^{power}", measure)
+
+
+def _value(number: re.Match[str]) -> Fraction | None:
+    if number["decimal"]:
+        plain = number["decimal"].replace(",", "").replace(" ", "").rstrip(".") or "0"
+        power = int(number["power"] or number["e"] or 0)
+        return None if abs(power) > _MOST_POWER else Fraction(plain) * Fraction(10) ** power
+    if number["period"]:
+        start, period = number["start"], number["period"]
+        digits = len(start.partition(".")[2])
+        repeated = Fraction(int(period), 10**digits * (10 ** len(period) - 1))
+        return Fraction(start.rstrip(".")) + repeated
+    whole, top, bottom = (
+        (number["whole"], number["top"], number["bottom"])
+        if number["top"]
+        else (number["before"], number["over"], number["under"])
+    )
+    return None if int(bottom) == 0 else Fraction(int(whole or 0)) + Fraction(int(top), int(bottom))
+
+
+def _unit(rest: str) -> tuple[str, int, int, bool] | None:
+    """Unit, its power, a factor as in "million", and whether it says percent."""
+    in_text = _UNIT_IN_TEXT.fullmatch(rest)
+    if in_text:
+        rest = in_text["unit"] + in_text["power"]
+    power, scale, percent = 1, 1, False
+    raised = _POWER.search(rest)
+    if raised:
+        power, rest = (
+            int((raised[1] or raised[2]).translate({178: "2", 179: "3"})),
+            rest[: raised.start()],
+        )
+    unit = []
+    for word in rest.lower().replace(".", " ").split():
+        if NO_UNIT.fullmatch(word):
+            return None
+        if word in _SCALES:
+            scale *= _SCALES[word]
+        elif word in _PERCENT:
+            percent = True
+        elif word in ("square", "sq") or word == "cubic":
+            power = 3 if word == "cubic" else 2
+        elif in_text or _PLAIN.fullmatch(word):
+            unit.append(word)
+        else:
+            return None
+    return " ".join(unit), power, scale, percent

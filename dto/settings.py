@@ -1,0 +1,80 @@
+"""What all groups of settings have in common, and those that say what is trained and compared."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """Frozen, and strict about keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class PairSettings(Settings):
+    """Which pairs are built: of optimized trajectories, or of samples (`dto/baselines/data.py`)."""
+
+    data: Literal["optimized", "shortest", "token_budget"] = "optimized"
+    margin: Annotated[float, Field(ge=0.0)] = 0.1  # token_budget: least difference of rewards
+    rejected: Literal["original", "longest", "longest_wrong"] = "original"  # optimized
+    longer_correct: bool = True  # optimized: also pairs "longer correct over shorter wrong"
+    max_length: Count = 8192  # tokens of prompt and response together
+    max_per_problem: Count = 4
+
+
+class TrainSettings(Settings):
+    """Which loss, on what `pair` built or on the samples; each method's module says what it reads.
+
+    simpo (2405.14734; anchor as in CPO, 2401.08417), dpo (2305.18290) and sft read pairs, sft the
+    chosen sides alone. o1_pruner (2501.12570) reads the samples. grpo (2402.03300) samples anew.
+    none trains nothing.
+    """
+
+    method: Literal["simpo", "dpo", "sft", "o1_pruner", "grpo", "none"] = "simpo"
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-6
+    beta: float = 2.0  # simpo; dpo: 0.1 is usual
+    gamma: float = 1.0  # simpo: the margin
+    nll: float = 1.0  # simpo: weight of the anchor; 0 is pure SimPO, which collapses easily
+    accuracy_weight: float = 2.0  # o1_pruner: lambda
+    reward: Literal["accuracy", "length_penalty", "shorter_better"] = "length_penalty"  # grpo
+    penalty: Annotated[float, Field(ge=0.0)] = 0.2  # grpo: weight of the length in the reward
+    group: Annotated[int, Field(ge=2)] = 4  # grpo: responses to one problem
+    epochs: float = 1.0
+    policy_tokens: Count | None = None  # generated and trained on; None: `epochs` passes
+    batch_size: Count = 16  # pairs or responses
+    gradient_accumulation: Count = 1
+    warmup_steps: int = 0
+    lora_rank: Annotated[int, Field(ge=0)] = 0  # 0: all weights are trained; needs peft
+    evaluations: Count = 6  # dev evaluations (and checkpoints) over the training
+    dev_samples: Count = 4
+    collapse_points: float = 10.0  # stop when dev accuracy falls that far below the base's
+    collapse_truncated: Probability = 0.20  # or when more than this share is truncated
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> TrainSettings:
+        if self.method == "grpo" and self.batch_size % self.group:
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of group {self.group}")
+        return self
+
+
+class CompareSettings(Settings):
+    """Methods beside one another: what a recipe that compares names, and what a method's own says.
+
+    A method is a recipe of `pipelines/baselines/`, or a path. Of it the comparison takes `pair`,
+    `train`, `optimize`, `prune`, and its own parameter with two values.
+    """
+
+    methods: tuple[str, ...] = ()
+    reference: str = "dto"  # the method that the differences are taken from
+    learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = (5e-5, 1.5e-4, 5e-4)
+    policy_tokens: Count = 240_000  # of each training, with what its data took
+    processes: Count = 2  # methods at work at once
+    own: str = ""  # of a method: the key of its own parameter
+    values: tuple[Any, ...] = ()  # and what is tried

@@ -1,0 +1,131 @@
+"""`dto tasks`: which there are, and whether one is fit to measure with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dto.errors import DtoError
+from dto.recipe import ProblemSettings, load_recipe
+from dto.tasks import TASKS
+
+if TYPE_CHECKING:
+    from dto.tasks.validate import Letters, Report
+
+tasks = typer.Typer(no_args_is_help=True, help="Benchmarks and training sets.")
+
+_COLUMNS = (
+    "rows", "number", "mathematics", "words", "letter", "program", "duplicates", "overlaps",
+    "unexplained",
+)  # fmt: skip
+_SHOWN = 20  # answers in words
+_ALWAYS = ("rows", "duplicates", "overlaps", "unexplained")
+
+
+@tasks.command("list")
+def list_tasks() -> None:
+    """The tasks that a recipe can name in problems.source and problems.test_source."""
+    for task in TASKS.values():
+        subset = f" ({task.subsets[0]})" if task.subsets[0] and len(task.subsets) == 1 else ""
+        given = "/".join(task.splits.values())
+        print(f"{task.name:<14}{task.answer_kind:<8}{given:<11}{task.hub}{subset}")
+        print(f"{'':<14}{task.citation}; revision {task.revision or 'main'}")
+
+
+@tasks.command("validate")
+def validate_task(
+    name: Annotated[
+        str, typer.Argument(metavar="TASK|RECIPE|SOURCE", help="A source: a file or a Hub id.")
+    ],
+    file: Annotated[
+        str | None,
+        typer.Option(help="Read the task from here: its own fields, or problem and answer."),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="TASK|RECIPE|SOURCE whose questions it should not share; repeatable."),
+    ] = None,
+    ngram: Annotated[int, typer.Option(min=2, help="Words that count as an overlap.")] = 13,
+    code: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Run reference solutions, in a sandbox.")
+    ] = False,
+) -> None:
+    """Grade every gold answer against itself; list duplicates and overlaps of train and test.
+
+    Exits with 1 when a row is unexplained: it cannot be read, its gold answer is missing, does not
+    parse or is not graded correct against itself, or its question has another answer elsewhere.
+    Duplicates and overlaps name the row that they share, and do not fail.
+    """
+    from dto.grading import Grader
+    from dto.tasks.validate import passed, validate
+
+    if file is not None and name not in TASKS:
+        raise DtoError(f"--file is for a task, and {name!r} is none: {_known()}")
+    settings = _settings(name) if file is None else ProblemSettings(source=file, task=name)
+    others = [_settings(other) for other in against or []]
+
+    async def work() -> Report:
+        async with Grader(allow_code_execution=code) as grader:
+            return await validate(settings, grader, others, ngram)
+
+    report = asyncio.run(work())
+    for line in lines(report):
+        print(line)
+    if not passed(report):
+        raise typer.Exit(1)
+
+
+def _settings(name: str) -> ProblemSettings:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return load_recipe(path).problems
+    if name not in TASKS and "/" not in name and not path.exists():
+        raise DtoError(f"no task {name!r}: {_known()}; or name a recipe, a file or a Hub id")
+    return ProblemSettings(source=name)
+
+
+def _known() -> str:
+    return f"there are {', '.join(TASKS)}"
+
+
+def lines(report: Report) -> Iterator[str]:
+    """The table, then a line for each row that is not as it should be."""
+    shown = [
+        column
+        for column in _COLUMNS
+        if column in _ALWAYS or any(counts[column] for counts in report.counts.values())
+    ]
+    yield "split   " + "".join(f"{column:>13}" for column in shown)
+    for split, counts in report.counts.items():
+        yield f"{split or '-':<8}" + "".join(f"{counts[column]:>13,}" for column in shown)
+    for finding in (*report.unexplained, *report.duplicates, *report.overlaps):
+        yield f"{finding.reason:<14} {finding.where}: {finding.detail}"
+    if report.phrases:
+        first = report.phrases[0]
+        yield (
+            f"{'phrase':<14} {len(report.phrases):,} rows share less than a tenth of their words "
+            f"with another, such as {first.where}: {first.detail}"
+        )
+    if report.words:
+        named = ", ".join(map(repr, list(report.words)[:_SHOWN]))
+        more = ", …" if len(report.words) > _SHOWN else ""
+        yield f"{'words':<14} compared as they are, without a parser: {named}{more}"
+    if report.letters is not None:
+        yield _letters_line(report.letters)
+
+
+def _letters_line(letters: Letters) -> str:
+    counted = ", ".join(
+        f"{letter} {count:,} ({letters.expected[letter]:.1f})"
+        for letter, count in letters.counts.items()
+    )
+    how = "shuffled" if letters.shuffled else "in the published order"
+    verdict = "balanced" if letters.balanced else "not balanced"
+    return (
+        f"{'letters':<14} {verdict}, options {how}; gold (expected): {counted}; "
+        f"largest deviation {letters.z:.1f} standard deviations, limit {letters.limit:.1f}"
+    )

@@ -1,0 +1,256 @@
+r"""Is a dataset fit to measure with? Asked before any model runs.
+
+Every gold answer is graded against itself, as the conclusion `\boxed{gold}`, or as the reference
+solution where it is a program, and must come out correct. That alone would pass any text, for
+equal strings are equal, so an answer of kind math must also be one that the grader can compare with
+others: a number, words, or mathematics that its parser reads. What fails is listed, never repaired.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from itertools import islice
+from math import sqrt
+from statistics import NormalDist
+from string import ascii_uppercase
+from typing import Literal, NamedTuple
+
+from dto.concurrency import gather_bounded
+from dto.grading import Grader
+from dto.grading.compare import clean
+from dto.grading.quantity import quantity
+from dto.problems import Found, read_problems
+from dto.recipe import ProblemSettings
+from dto.records import Dropped, Problem, Split
+from dto.seeds import content_id
+from dto.tasks.overlap import WORDS, Index, normalised, words
+
+Kind = Literal["number", "words", "mathematics", "letter", "program"]
+
+WINDOW = 256  # rows under way at once
+MOST_WORDS = 5  # an answer of more is prose
+MOST_CHARACTERS = 20  # the same in Chinese
+SAME = 0.1  # share of n-grams from which two questions are taken for versions of one
+UNBALANCED = 0.001  # chance with which letters that are balanced are called unbalanced
+
+_CHINESE = re.compile(r"[\u3400-\u9fff]")
+_TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf|textrm|textit)\s*\{([^{}]*)\}")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_LATIN = re.compile(r"[A-Za-z]{2,}")
+_ONLY_WORDS = re.compile(r"[^\W\d_]+(?:(?:\s+|['’-])[^\W\d_]+)*")
+
+
+class Finding(NamedTuple):
+    """Something about one row: `where` names it, `reason` is a slug."""
+
+    where: str
+    reason: str
+    detail: str
+
+
+class Letters(NamedTuple):
+    """How often each letter is the gold answer, and how often it should be by chance alone.
+
+    `z` is the largest deviation of one of them, in standard deviations, and `limit` what it must
+    not exceed: a normal bound with continuity correction, Bonferroni over the letters, that chance
+    exceeds once in a thousand times. `shuffled`: the options were, so that balance is our doing.
+    """
+
+    counts: dict[str, int]
+    expected: dict[str, float]
+    z: float
+    limit: float
+    shuffled: bool
+
+    @property
+    def balanced(self) -> bool:
+        """Whether chance explains the counts."""
+        return self.z <= self.limit
+
+
+class Report(NamedTuple):
+    """What was found; `unexplained` must be empty for a dataset to pass.
+
+    `counts` holds, for each split, rows under `rows`, problems under their kind of answer,
+    `duplicates`, `overlaps` and `unexplained`. `duplicates` and `overlaps` explain themselves: each
+    names the other row. `phrases` are overlaps of less than a tenth of the shorter question, and
+    `words` the answers that are words, in order.
+    """
+
+    counts: dict[Split | None, Counter[str]]
+    unexplained: list[Finding]
+    duplicates: list[Finding]
+    overlaps: list[Finding]
+    phrases: list[Finding]
+    words: dict[str, None]
+    letters: Letters | None
+
+
+async def validate(
+    settings: ProblemSettings,
+    grader: Grader,
+    against: Sequence[ProblemSettings] = (),
+    n: int = WORDS,
+) -> Report:
+    """Grade all gold answers of the sources in `settings`, and look for questions that are shared.
+
+    Rows of train and dev are compared with those of test, and all rows with those of `against`, by
+    n-grams of words. Raises DtoError as `read_problems` does.
+    """
+    report = Report({}, [], [], [], [], {}, None)
+    others, own_tests = Index(n), Index(n)
+    for other in against:
+        for found in read_problems(other):
+            if isinstance(found.row, Problem):
+                others.add(found.where, found.row.question)
+    known: dict[str, tuple[str, str]] = {}
+    letters = _LetterCount()
+    rows = read_problems(settings)
+    while window := list(islice(rows, WINDOW)):
+        judged = await gather_bounded(_judged(found, grader) for found in window)
+        for found, verdict in zip(window, judged, strict=True):
+            counts = report.counts.setdefault(found.split, Counter())
+            counts["rows"] += 1
+            if isinstance(verdict, Finding):
+                counts["unexplained"] += 1
+                report.unexplained.append(verdict)
+            else:
+                counts[verdict] += 1
+            if not isinstance(found.row, Problem):
+                continue
+            if verdict == "words":
+                report.words[found.row.answer] = None
+            letters.add(found.row)
+            key = content_id(normalised(found.row.question))
+            if key in known:
+                counts["duplicates"] += 1
+                await _compare_duplicate(found, known[key], grader, report)
+                continue
+            known[key] = (found.where, found.row.answer)
+            for index in (others, *([own_tests] if found.split in ("train", "dev") else [])):
+                _look_for_overlap(found, index, report)
+            if found.split == "test":
+                own_tests.add(found.where, found.row.question)
+    return report._replace(letters=letters.result())
+
+
+async def _judged(found: Found, grader: Grader) -> Kind | Finding:
+    """The kind of answer that a row has, or why it is none."""
+    row = found.row
+    if isinstance(row, Dropped):
+        return Finding(found.where, row.reason, row.detail.removeprefix(found.where).strip())
+    if row.answer_kind == "code":
+        reference = row.metadata.get("canonical_solution", "")
+        if not reference:
+            return Finding(found.where, "no_reference", "has no canonical_solution to be run")
+        program = json.loads(row.answer)["prompt"] + reference
+        conclusion = f"```python\n{program.rstrip()}\n```"
+    else:
+        conclusion = rf"\boxed{{{row.answer}}}"
+    graded = await grader.grade_conclusion(conclusion, row.answer, row.answer_kind)
+    if graded.grade != "correct":
+        why = f"{graded.grade}, {graded.reason}" if graded.reason else graded.grade
+        shown = "its reference solution" if row.answer_kind == "code" else repr(row.answer)
+        return Finding(found.where, "not_itself", f"{shown} is graded {why} against itself")
+    if row.answer_kind == "code":
+        return "program"
+    if row.answer_kind == "choice":
+        letter = row.answer.strip("() .")
+        if len(letter) == 1 and letter in ascii_uppercase:
+            return "letter"
+        return Finding(found.where, "no_letter", f"{row.answer!r} is no letter of an option")
+    return await _kind_of_mathematics(found.where, row.answer, grader)
+
+
+async def _kind_of_mathematics(where: str, gold: str, grader: Grader) -> Kind | Finding:
+    bare = _TEXT.sub(r" \1 ", gold).strip(" $")
+    if len(_LATIN.findall(_COMMAND.sub(" ", bare))) > MOST_WORDS:
+        return Finding(where, "prose", f"{gold!r} is prose: nothing but the same words equals it")
+    if quantity(clean(gold)) is not None:
+        return "number"
+    marked = bare != gold or len(bare) > 3  # xy is a product
+    named = _CHINESE.search(bare) or (marked and _LATIN.search(bare))
+    if named and _ONLY_WORDS.fullmatch(bare) and len(words(bare)) <= MOST_CHARACTERS:
+        return "words"
+    if _CHINESE.search(gold):
+        return Finding(where, "not_parsed", f"{gold!r} mixes Chinese with mathematics")
+    # A thin space means nothing in LaTeX, but no comparison of strings takes it for that: the
+    # parser has to read both sides.
+    graded = await grader.grade_conclusion(rf"\boxed{{{gold}\thinspace}}", gold, "math")
+    if graded.grade == "correct":
+        return "mathematics"
+    why = graded.reason or "the parser reads no mathematics in it"
+    return Finding(where, "not_parsed", f"{gold!r}: {why}")
+
+
+async def _compare_duplicate(
+    found: Found, known: tuple[str, str], grader: Grader, report: Report
+) -> None:
+    where, answer = known
+    assert isinstance(found.row, Problem)
+    row = found.row
+    report.duplicates.append(Finding(found.where, "duplicate", f"the question of {where}"))
+    if row.answer == answer or row.answer_kind == "code":
+        return
+    graded = await grader.grade_conclusion(rf"\boxed{{{row.answer}}}", answer, row.answer_kind)
+    if graded.grade != "correct":
+        detail = f"the question of {where}, where the answer is {answer!r}, not {row.answer!r}"
+        report.counts[found.split]["unexplained"] += 1
+        report.unexplained.append(Finding(found.where, "two_answers", detail))
+
+
+def _look_for_overlap(found: Found, index: Index, report: Report) -> None:
+    assert isinstance(found.row, Problem)
+    hit = index.find(found.row.question)
+    if hit is None:
+        return
+    detail = f"{hit.share:.0%} of {hit.where}"
+    detail += f": {hit.phrase!r}" if hit.share < 1 else ""
+    if hit.share < SAME:
+        report.phrases.append(Finding(found.where, "phrase", detail))
+        return
+    report.counts[found.split]["overlaps"] += 1
+    report.overlaps.append(Finding(found.where, "overlap", detail))
+
+
+class _LetterCount:
+    """Gold letters, and what they would be if each option were equally likely the right one."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._expected: defaultdict[str, float] = defaultdict(float)
+        self._variance: defaultdict[str, float] = defaultdict(float)
+        self._shuffled = True
+
+    def add(self, problem: Problem) -> None:
+        """Count a problem of a task with options; any other is passed over."""
+        if "permutation" not in problem.metadata:
+            return
+        self._shuffled &= "options_seed" in problem.metadata
+        options = len(problem.metadata["permutation"].split())
+        self._counts[problem.answer] += 1
+        for letter in ascii_uppercase[:options]:
+            self._expected[letter] += 1 / options
+            self._variance[letter] += (options - 1) / options**2
+
+    def result(self) -> Letters | None:
+        """The comparison; None when no problem had options."""
+        if not self._counts:
+            return None
+        z = max(
+            max(0.0, abs(self._counts[letter] - expected) - 0.5) / sqrt(self._variance[letter])
+            for letter, expected in self._expected.items()
+        )
+        limit = NormalDist().inv_cdf(1 - UNBALANCED / 2 / len(self._expected))
+        counts = {letter: self._counts[letter] for letter in sorted(self._expected)}
+        return Letters(counts, dict(sorted(self._expected.items())), z, limit, self._shuffled)
+
+
+def passed(report: Report) -> bool:
+    """No row is unexplained, and letters that we shuffled are balanced."""
+    return not report.unexplained and (
+        report.letters is None or report.letters.balanced or not report.letters.shuffled
+    )

@@ -1,0 +1,99 @@
+"""The training process: what `dto.stages.train` starts.
+
+python -m dto.training.process RUN
+accelerate launch -m dto.training.process RUN        # several GPUs, several machines
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import datasets
+import transformers
+from safetensors import SafetensorError
+
+from dto.errors import DtoError
+from dto.recipe import load_recipe
+from dto.training.fit import fit
+
+PARENT_CHECK_SECONDS = 0.5
+PROBE_BYTES = 8 * 2**20
+
+
+def end_with(parent: int) -> None:
+    """End this process when its parent is gone: nobody is left to read the result."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def has_room(directory: Path) -> bool:
+    """Whether a file can be written there: writers of weights say of a full disk what they like."""
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(bytes(PROBE_BYTES))
+    except OSError:
+        return False
+    return True
+
+
+def quiet() -> None:
+    """Libraries show no bars and no warnings of their own."""
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    datasets.disable_progress_bars()
+
+
+def guarded(work: Callable[[], object], directory: Path) -> int:
+    """The exit code of the work: 0, 1 with a line `error: …` on stdout, or 130 after Ctrl-C."""
+    try:
+        work()
+    except DtoError as error:
+        print(f"error: {error}", flush=True)
+        return 1
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, OSError) or not has_room(directory):
+            reason = error if isinstance(error, OSError) else "no room on the disk"
+            print(f"error: train: {reason}; what was computed is kept, make room", flush=True)
+            return 1
+        raise
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The process; its exit code is that of `guarded`."""
+    parser = argparse.ArgumentParser(prog="python -m dto.training.process", description=__doc__)
+    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("--parent", type=int, help="process id to end with")
+    parser.add_argument("--allow-code-execution", action="store_true", help="run programs")
+    options = parser.parse_args(arguments)
+    if options.parent is not None:
+        end_with(options.parent)
+    if os.environ.get("RANK", "0") == "0":
+        logging.basicConfig(stream=sys.stdout, format="%(message)s")
+        logging.getLogger("dto.train").setLevel(logging.INFO)
+    quiet()
+
+    def work() -> None:
+        recipe = load_recipe(options.run / "recipe.yaml")
+        fit(options.run, recipe, allow_code_execution=options.allow_code_execution)
+
+    return guarded(work, options.run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

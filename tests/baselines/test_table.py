@@ -1,0 +1,117 @@
+"""Differences, corrections and ranks on tables made by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from dto.baselines.methods import BASE
+from dto.baselines.report import report
+from dto.records import EvaluationRow, Grade, Problem
+from dto.statistics import bootstrap_differences, holm
+from dto.tables import write
+
+
+@pytest.mark.parametrize(
+    ("p_values", "adjusted"),
+    [
+        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),  # never below that of a smaller one
+        ([0.5, 0.6], [1.0, 1.0]),
+        ([0.02], [0.02]),
+        ([], []),
+    ],
+)
+def test_holm(p_values: list[float], adjusted: list[float]) -> None:
+    assert holm(p_values) == pytest.approx(adjusted)
+
+
+def test_bootstrap_agrees_with_the_normal_interval() -> None:
+    noise = np.random.default_rng(0).normal(0.3, 1.0, size=(400, 1))
+    zero = np.zeros((400, 1))
+    sure = np.full((400, 1), 0.2)
+    found, none, certain = bootstrap_differences(np.hstack([noise, zero, sure]))
+    half = 1.96 * noise.std() / 20
+    assert found.value == pytest.approx(noise.mean())
+    assert found.low == pytest.approx(noise.mean() - half, abs=0.01)
+    assert found.high == pytest.approx(noise.mean() + half, abs=0.01)
+    assert found.p < 0.001
+    assert none == (0.0, 0.0, 0.0, 1.0)
+    assert certain.low == pytest.approx(0.2) and 0 < certain.p < 0.001
+
+
+def test_under_no_difference_p_is_rarely_small() -> None:
+    noise = np.random.default_rng(1).normal(0.0, 1.0, size=(100, 200))
+    small = sum(each.p < 0.05 for each in bootstrap_differences(noise))
+    assert 2 <= small <= 20  # 10 are expected
+
+
+def comparison(path: Path, problems: int, seed: int = 0, failed: int = 0) -> Path:
+    """Method `good` is right wherever base is wrong on even problems, at half of the tokens."""
+    recipe = {
+        "name": "made",
+        "seed": seed,
+        "evaluate": {"samples": 1},
+        "compare": {"methods": ["good", "same"], "reference": BASE},
+    }
+    path.mkdir(parents=True)
+    (path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (path / "problems").mkdir()
+    rows = [Problem(f"p{i:04d}", "toy", "test", "?", "1") for i in range(problems)]
+    write(path / "problems" / "rows.parquet", Problem, rows)
+    for method in (BASE, "good", "same"):
+        place = path / "compare" / method
+        (place / "evaluate").mkdir(parents=True)
+        (place / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "name": method}))
+        (place / "done.json").write_text(json.dumps({"digest": "", "cpu_seconds": 1.0}))
+        table = []
+        for index, problem in enumerate(rows):
+            right = index % 4 == 0 or (method == "good" and index % 2 == 0)
+            grade: Grade = "correct" if right else "wrong"
+            if method == "good" and index < failed:
+                grade = "failed"
+            tokens = (100 if method == "good" else 200) + index % 7
+            table.append(
+                EvaluationRow(
+                    EvaluationRow.make_id(method, "none", problem.id, 0), method, "none",
+                    problem.id, 0, 0, grade, "", "", "closed", 0, 0, 0, tokens, 10, 0.0,
+                )
+            )  # fmt: skip
+        write(place / "evaluate" / "rows.parquet", EvaluationRow, table)
+    return path
+
+
+def test_ranks_and_differences(tmp_path: Path) -> None:
+    result = report([comparison(tmp_path / "a", 200)])
+    base, good, same = result.rows
+    assert (base.accuracy, good.accuracy) == (0.25, 0.5)
+    assert good.gain == pytest.approx(0.25) and 0.18 < good.gain_low < 0.25 < good.gain_high < 0.32
+    assert good.gain_p < 0.001 and good.tokens_change == pytest.approx(-100)
+    assert (same.gain, same.gain_p) == (0.0, 1.0)
+    assert [row.accuracy_rank for row in result.rows] == [2, 1, 2]
+    assert [row.tokens_rank for row in result.rows] == [2, 1, 2]
+
+
+def test_few_problems_have_intervals_and_no_ranks(tmp_path: Path) -> None:
+    result = report([comparison(tmp_path / "a", 99)])
+    assert all(row.accuracy_rank is None and row.tokens_rank is None for row in result.rows)
+    assert result.rows[1].gain_low < result.rows[1].gain < result.rows[1].gain_high
+    assert "99 problems are too few to rank" in str(result)
+
+
+def test_seeds_are_pooled_problem_by_problem(tmp_path: Path) -> None:
+    runs = [comparison(tmp_path / str(seed), 60, seed) for seed in range(3)]
+    result = report(runs)
+    assert (result.problems, result.samples, result.seeds) == (180, 1, (0, 1, 2))
+    assert result.rows[1].accuracy_rank == 1
+    assert "seeds 0, 1, 2" in str(result)
+
+
+def test_a_method_with_many_failures_is_not_ranked(tmp_path: Path) -> None:
+    result = report([comparison(tmp_path / "a", 200, failed=10)])
+    assert result.problems == 190  # those that all methods have
+    assert result.rows[1].failed == 10
+    assert result.rows[1].accuracy_rank is None and result.rows[0].accuracy_rank is not None
