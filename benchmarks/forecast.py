@@ -33,7 +33,7 @@ def main() -> None:
     print(
         "| stage | figure | forecast | took | off by | in the interval |\n|---|---|---|---|---|---|"
     )
-    for stage in stages.keys() & took.keys():
+    for stage in (name for name in stages if name in took):
         for name in FIGURES:
             expected, actual = stages[stage][name], getattr(took[stage], name)
             if not actual or expected["value"] is None:

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -115,7 +116,8 @@ def run_all(
     if pilot is not None and not dry_run:
         from dto.forecast import run_pilot
 
-        print(run_pilot(recipe, out or place, pilot, resume=resume, overwrite=overwrite))
+        begin = partial(open_run, resume=resume, overwrite=overwrite, allow_code_execution=code)
+        print(run_pilot(recipe, out or place, pilot, begin))
         return
     if dry_run:
         from dto.runs.plan import plan

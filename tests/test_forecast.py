@@ -205,3 +205,9 @@ def test_too_few_problems_are_refused_before_anything_is_run(
     code, _, err = dto("run", "small.yaml", "--pilot", "4", *setting, capsys=capsys)
     assert code == 1 and "there are 1 problems for test one" in err
     assert not Path("runs").exists()
+
+
+def test_what_cannot_be_forecast_is_refused() -> None:
+    comparison = Recipe.model_validate({"name": "r", "compare": {"methods": ["dto", "sft"]}})
+    with pytest.raises(RecipeError, match="forecast the recipe of a method"):
+        pilot_recipe(comparison, 20)

@@ -151,6 +151,12 @@ def clock(run: Path, stage: str) -> Clock:
     return Clock(seconds - busy, busy, in_flight)
 
 
+def judge_usage(run: Path) -> dict[str, Any] | None:
+    """What the judge of `prune` took; None where none was asked."""
+    usage: dict[str, Any] | None = _manifest(run, "prune").get("judge_usage")
+    return usage
+
+
 def training(run: Path, ids: Sequence[str], epochs: float, sampled: Spent) -> Training:
     """What training took."""
     done = _manifest(run, "train")
@@ -160,7 +166,8 @@ def training(run: Path, ids: Sequence[str], epochs: float, sampled: Spent) -> Tr
         held_PX[:, 1] = share_P * int(done["tokens_trained"])
         held_PX[:, 2] = np.nan
     train_seconds, dev_seconds = float(done["train_seconds"]), float(done["dev_seconds"])
-    history = (run / "train" / "history.jsonl").read_text(encoding="utf-8")
+    path = run / "train" / "history.jsonl"
+    history = path.read_text(encoding="utf-8") if path.is_file() else ""
     return Training(
         pairs=held_PX[:, 0],
         tokens=held_PX[:, 1],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import isnan
 from pathlib import Path
@@ -15,6 +15,7 @@ from dto.forecast.extrapolate import NOTHING, Extrapolation, Range
 from dto.forecast.stages import (
     StageForecast,
     evaluate_stage,
+    judge_stage,
     plain_stage,
     row_stage,
     train_stage,
@@ -23,7 +24,7 @@ from dto.recipe import Recipe
 from dto.records import Problem
 from dto.reporting.table import aligned
 from dto.runs import manifest
-from dto.runs.run import STAGES, Run, open_run
+from dto.runs.run import Run, open_run
 from dto.stages.report import without_nan
 
 
@@ -82,8 +83,11 @@ class Forecast:
 def pilot_recipe(recipe: Recipe, problems: int) -> Recipe:
     """The recipe with at most so many problems of each split and each test set.
 
-    Raises RecipeError for imported responses, which take nothing to sample.
+    Raises RecipeError for imported responses, which take nothing to sample, and for a comparison
+    of methods.
     """
+    if recipe.compare.methods:
+        raise RecipeError("--pilot: a comparison is many runs: forecast the recipe of a method")
     if recipe.sample.imported:
         raise RecipeError(
             f"--pilot: the responses of {recipe.sample.imported} are there already, and cannot be "
@@ -102,26 +106,31 @@ def pilot_recipe(recipe: Recipe, problems: int) -> Recipe:
 
 
 def run_pilot(
-    recipe: Recipe, place: Path, problems: int, *, resume: bool = False, overwrite: bool = False
+    recipe: Recipe, place: Path, problems: int, begin: Callable[[Path, Recipe], Run] = open_run
 ) -> Forecast:
     """Run every stage with `problems` problems in a directory of its own; forecast the run.
 
     The pilot goes into PLACE-pilot, never into the run's own directory; `forecast.json` is written
-    there. Stages that an earlier attempt left unfinished begin anew, as their seconds are measured.
+    there. `begin` opens it. Stages that an earlier attempt left unfinished begin anew, as their
+    seconds are measured. Raises RecipeError for what cannot be forecast.
     """
     from dto.pipeline import run_stages
 
+    small = pilot_recipe(recipe, problems)
     actual = actual_problems(recipe)
     _enough(actual)
-    small = pilot_recipe(recipe, problems)
-    run = open_run(
-        place.with_name(f"{place.name}-pilot"), small, resume=resume, overwrite=overwrite
-    )
+    run = begin(place.with_name(f"{place.name}-pilot"), small)
     try:
-        for stage in STAGES:
+        stages = run_order(run)
+        if "train" in stages and "sample" not in stages:
+            raise RecipeError(
+                f"--pilot: train.method {recipe.train.method} samples no responses before it "
+                "trains, by which its length could be forecast"
+            )
+        for stage in stages:
             if manifest.read(run / stage) is None:
                 run.clear(stage)
-        run_stages(run, [stage for stage in STAGES if stage != "report"])
+        run_stages(run, [stage for stage in stages if stage != "test"])
         result = forecast(run, recipe, actual)
     finally:
         run.close()
@@ -157,13 +166,14 @@ def forecast(run: Run, recipe: Recipe, actual: Mapping[str, int]) -> Forecast:
     over = Extrapolation({name: ids[name] for name in actual}, actual)
     shortened = measured.shortened(run.path)
     stages = []
-    for stage in run_order(recipe):
+    for stage in run_order(run):
         if stage == "train":
             stages.append(train_stage(run.path, recipe, over, shortened))
         elif stage == "evaluate":
             stages.append(evaluate_stage(run.path, recipe, over, shortened))
         elif stage in measured.ENGINE:
             stages.append(row_stage(stage, run.path, recipe, over))
+            stages += judge_stage(run.path, recipe, over) if stage == "prune" else ()
         else:
             stages.append(plain_stage(stage, run.path, over))
     total = StageForecast("total", NOTHING, NOTHING, NOTHING, NOTHING, 0.0)
@@ -176,7 +186,8 @@ def forecast(run: Run, recipe: Recipe, actual: Mapping[str, int]) -> Forecast:
             total.seconds.plus(row.seconds),
             total.fixed_seconds + row.fixed_seconds,
         )
-    took = [manifest.read(run / stage) or {} for stage in run_order(recipe)]
+    took = [manifest.read(run / stage) or {} for stage in run_order(run)]
+    usages = [done.get(key) or {} for done in took for key in ("usage", "judge_usage")]
     if gpus := _gpus(recipe):
         held = gpus / 3600
         stages = [replace(row, gpu_hours=row.seconds.times(held)) for row in stages]
@@ -187,7 +198,7 @@ def forecast(run: Run, recipe: Recipe, actual: Mapping[str, int]) -> Forecast:
         problems=dict(actual),
         stages=tuple(stages),
         total=total,
-        pilot_tokens=sum(int((done.get("usage") or {}).get("generated", 0)) for done in took),
+        pilot_tokens=sum(int(usage.get("generated", 0)) for usage in usages),
         pilot_seconds=sum(float(done.get("seconds", 0.0)) for done in took),
     )
 
@@ -201,10 +212,10 @@ def _enough(counts: Mapping[str, int]) -> None:
             )
 
 
-def run_order(recipe: Recipe) -> list[str]:
-    """The stages that take something, in their order."""
-    stages = [stage for stage in STAGES if stage != "report"]
-    if recipe.evaluate.tasks:
+def run_order(run: Run) -> list[str]:
+    """The stages that `dto run` computes, in their order, without the report."""
+    stages = [stage for stage in run.needed() if stage != "report"]
+    if run.test_stage == "test":
         stages.insert(stages.index("evaluate"), "test")
     return stages
 

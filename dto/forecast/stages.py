@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil, sqrt
+from math import ceil, nan, sqrt
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,31 @@ def row_stage(stage: str, run: Path, recipe: Recipe, over: Extrapolation) -> Sta
         seconds,
         clock.fixed,
     )
+
+
+def judge_stage(run: Path, recipe: Recipe, over: Extrapolation) -> list[StageForecast]:
+    """What the judge of `prune` generates; its requests are among the seconds of that stage.
+
+    It reads the trajectories: its tokens grow as those do. None where no judge is asked.
+    """
+    usage = measured.judge_usage(run)
+    if usage is None:
+        return []
+    ids = over.ids["train"]
+    growth = over.growth(
+        {"train": measured.spent(run, "sample", ids, recipe.sample.samples).tokens}
+    )
+    flops = usage["attention_flops"]
+    return [
+        StageForecast(
+            "judge",
+            growth.times(usage["generated"]),
+            NOTHING,
+            growth.times(nan if flops is None else flops),
+            NOTHING,
+            0.0,
+        )
+    ]
 
 
 def plain_stage(stage: str, run: Path, over: Extrapolation) -> StageForecast:
