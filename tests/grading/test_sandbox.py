@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,8 +47,12 @@ def mode(request: pytest.FixtureRequest) -> Mode:
 
 def living() -> set[psutil.Process]:
     """This process's children and theirs, but those that are only waited for."""
-    found = psutil.Process().children(recursive=True)
-    return {each for each in found if each.is_running() and each.status() != psutil.STATUS_ZOMBIE}
+    found = set()
+    for each in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if each.status() != psutil.STATUS_ZOMBIE:
+                found.add(each)
+    return found
 
 
 async def tried(mode: Mode, program: str, test: str = "", limits: Limits = LIMITS) -> str:
