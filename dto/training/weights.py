@@ -51,7 +51,8 @@ def with_adapters(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     adapters = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    adapted: PreTrainedModel = get_peft_model(model, adapters)
+    wrapped: Any = get_peft_model(model, adapters)
+    adapted: PreTrainedModel = wrapped
     return adapted
 
 
@@ -74,7 +75,8 @@ def keep(recipe: Recipe, checkpoint: Path | None, directory: Path) -> None:
     if checkpoint is not None and recipe.train.lora_rank:
         from peft import PeftModel
 
-        model = merged(PeftModel.from_pretrained(model, checkpoint))
+        wrapped: Any = PeftModel.from_pretrained(model, checkpoint)
+        model = merged(wrapped)
     elif checkpoint is not None:
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     if recipe.train.bf16:
