@@ -73,7 +73,7 @@ class CompareSettings(Settings):
 
     methods: tuple[str, ...] = ()
     reference: str = "dto"  # the method that the differences are taken from
-    learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = (5e-5, 1.5e-4, 5e-4)
+    learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = (3e-7, 1e-6, 3e-6)
     policy_tokens: Count = 240_000  # of each training, with what its data took
     processes: Count = 2  # methods at work at once
     own: str = ""  # of a method: the key of its own parameter
