@@ -18,6 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from dto import tables
 from dto.hub.folder import Published, data_files
 from dto.nano import NAMES
+from dto.problems import prompt_of
 from dto.prompts import JUDGE, render
 from dto.recipe import Recipe
 from dto.reporting.cost import stage_costs
@@ -258,7 +259,9 @@ def _pictures(
 def _prompts(recipe: Recipe) -> list[tuple[str, str]]:
     """(purpose, text) of what the model was shown, as Markdown that it cannot end."""
     family = recipe.model.family
-    asked = recipe.model.prompt or "solve"
+    asked = recipe.model.prompt or (
+        "solve" if recipe.sample.imported else prompt_of(recipe.problems)
+    )
     shown = [("sample, evaluate: how a question is asked", render(asked, family, question="…"))]
     shown += [(purpose, render(name, family)) for name, purpose in PROMPTS.items()]
     if recipe.prune.judge == "llm":

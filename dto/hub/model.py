@@ -108,7 +108,7 @@ def _card(
                 )
     embedded = recipe.model.name in NAMES
     data = ModelCardData(
-        base_model=None if embedded else recipe.model.name,
+        base_model=recipe.model.name if recipe.model.name.count("/") == 1 else None,
         datasets=[name],
         eval_results=results or None,
         model_name=name.rpartition("/")[2],

@@ -12,6 +12,7 @@ import getpass
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -59,10 +60,13 @@ def last_part(value: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Private:
-    """What is replaced, longest first, and the values of keys, which end everything."""
+    """What is replaced, longest first, and keys by their value, with the variable that holds it.
+
+    A key ends everything.
+    """
 
     replaced: Mapping[str, str]
-    secrets: tuple[str, ...]
+    secrets: Mapping[str, str]
 
     def redact(self, text: str) -> str:
         """The text without what is known to be private."""
@@ -80,7 +84,10 @@ class Private:
 
     def found(self, text: str, *, written_by_us: bool) -> str | None:
         """What kind of private thing a text still holds; `written_by_us`: no path belongs there."""
-        if any(secret in text for secret in self.secrets) or _KEYS.search(text):
+        for secret, holder in self.secrets.items():
+            if secret in text:
+                return f"the value of {holder}"
+        if _KEYS.search(text):
             return "a key"
         if any(original in text for original in self.replaced):
             return "a local path or a server"
@@ -122,11 +129,12 @@ def private_of(recipe: Recipe, run: Path) -> Private:
     home = str(Path.home())
     if len(Path(home).parts) > 2:
         replaced[home] = "~"
-    for folder in ("/home/", "/Users/", "\\Users\\"):
-        replaced[f"{folder}{getpass.getuser()}"] = "~"
+    with suppress(OSError, KeyError):  # a user without a name
+        for folder in ("/home/", "/Users/", "\\Users\\"):
+            replaced[f"{folder}{getpass.getuser()}"] = "~"
     replaced = {original: shown for original, shown in replaced.items() if original != shown}
     ordered = dict(sorted(replaced.items(), key=lambda each: (-len(each[0]), each[0])))
-    return Private(ordered, tuple(_secrets(settings)))
+    return Private(ordered, _secrets(settings))
 
 
 def _texts(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -140,14 +148,17 @@ def _texts(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
             yield from _texts(value, key)
 
 
-def _secrets(settings: Mapping[str, Any]) -> Iterator[str]:
+def _secrets(settings: Mapping[str, Any]) -> dict[str, str]:
     from huggingface_hub import get_token
 
     named = {value for key, value in _texts(settings) if key == "api_key"}
-    values = {value for name, value in os.environ.items() if name in named}
-    values |= {value for name, value in os.environ.items() if _NAMED_SECRET.search(name)}
-    values.add(get_token() or "")
-    yield from sorted(value for value in values if len(value) >= 8)
+    found = {
+        value: name
+        for name, value in sorted(os.environ.items())
+        if name in named or _NAMED_SECRET.search(name)
+    }
+    found[get_token() or ""] = "the token of the Hub"
+    return {value: name for value, name in found.items() if len(value) >= 8}
 
 
 def without_servers(settings: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +25,7 @@ HERE = "publish"
 
 
 class Publication(NamedTuple):
-    """The folder and its card; where it went, unless that was not asked for."""
+    """The folder, which stays unless it was sent, and its card; where it went."""
 
     folder: Path
     card: str
@@ -62,6 +64,8 @@ def publish(
         published = folders.build(run.path, target, run.recipe, private_things, only)
         known = {each.license for each in sources}
         own = license or (known.pop() if len(known) == 1 else UNKNOWN)
+        if "," in own and not license:  # several, of which the Hub's metadata would make one
+            own = UNKNOWN
         card = write_card(
             run.path, target, name, shared, published, sources, None if own == UNKNOWN else own
         )
@@ -72,21 +76,13 @@ def publish(
     if not dry_run:
         message = f"Publish {'the model of ' if model else ''}run {shared.name}"
         uploaded = upload(target, name, kind, private=private, overwrite=overwrite, message=message)
+        shutil.rmtree(run / HERE)
     return Publication(target, card, uploaded)
 
 
 def check_name(name: str) -> None:
     """Raises DtoError for what is no `user/name`."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        name_is_whole = False
-    else:
-        name_is_whole = name.count("/") == 1
-    if not name_is_whole:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
         raise DtoError(f"{name!r} is no name on the Hub: write it as user/name")
 
 

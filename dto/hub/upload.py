@@ -93,9 +93,7 @@ def remote(api: HfApi, name: str, kind: Kind, revision: str | None = None) -> Re
 
     try:
         info = api.repo_info(name, repo_type=kind, revision=revision)
-    except RepositoryNotFoundError as error:
-        if error.response.status_code == 401:  # the token is wrong, or none: that is said elsewhere
-            raise
+    except RepositoryNotFoundError:
         return None
     names = frozenset(each.rfilename for each in getattr(info, "siblings", None) or ())
     return Remote(str(info.sha), bool(info.private), names)
@@ -132,6 +130,7 @@ def hub_errors(name: str, kind: Kind, *, writing: bool = False) -> Iterator[None
         HFValidationError,
         LocalTokenNotFoundError,
         OfflineModeIsEnabled,
+        RevisionNotFoundError,
     )
 
     try:
@@ -144,6 +143,8 @@ def hub_errors(name: str, kind: Kind, *, writing: bool = False) -> Iterator[None
         ) from None
     except OfflineModeIsEnabled:
         raise DtoError("HF_HUB_OFFLINE is set: unset it to reach the Hub") from None
+    except RevisionNotFoundError:
+        raise DtoError(f"{kind} {name} has no such revision: name a commit or a branch") from None
     except HFValidationError:
         raise DtoError(f"{name!r} is no name on the Hub: write it as user/name") from None
     except Exception as error:  # the client raises its own, its HTTP library's, and plain ones

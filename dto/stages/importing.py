@@ -177,10 +177,10 @@ def _read(row: Row, fields: Fields) -> tuple[str, tuple[str, ...], str]:
             raise _BadRowError("missing_field", "the last message is not the assistant's")
         question = _question(turns[:-1])
     else:
-        question = _prompt(row, fields)
-        if question is None:
+        asked = _prompt(row, fields)
+        if asked is None:
             raise _missing("question", fields.question, row)
-        reply = row
+        question, reply = asked, row
     return _stripped(question), (_response(reply, fields),), _gold(row, fields)
 
 

@@ -69,7 +69,7 @@ def test_runs_without_a_model(run: Run, hub: Hub) -> None:
     with pytest.raises(DtoError, match=r"pytorch_model.bin: weights go up as safetensors alone"):
         publish(run, NAME, model=True)
     run.clear("train")
-    with pytest.raises(DtoError, match="stage train is not finished .* `dto train"):
+    with pytest.raises(DtoError, match=r"stage train is not finished .* `dto train"):
         publish(run, NAME, model=True)
     assert not hub.repos
 

@@ -372,7 +372,7 @@ def test_nothing_private_goes_up(
     ("where", "text", "said"),
     [
         ("pair", "the key is hf_" + "A1" * 17, "pair/rows.parquet holds a key in column chosen"),
-        ("pair", "a-secret-of-alice", "pair/rows.parquet holds a key"),
+        ("pair", "a-secret-of-alice", "pair/rows.parquet holds the value of ALICE_API_KEY"),
         ("recipe", "/data/private/notes.txt explains it", "holds the local path 'notes.txt'"),
     ],
 )

@@ -90,7 +90,7 @@ def test_weights_come_apart(run: Run, hub: Hub) -> None:
     repo.commits[-1]["model.safetensors"] = b"\0" * 16
     shutil.rmtree(OUT / "train/model")
     shutil.rmtree(OUT.parent.parent / "cache", ignore_errors=True)
-    with pytest.raises(DtoError, match="not the one that .* trained"):
+    with pytest.raises(DtoError, match=r"not the one that .* trained"):
         pull(NAME, OUT, weights=True)
 
 
@@ -99,7 +99,7 @@ def test_what_named_local_paths_still_holds(
 ) -> None:
     """Models and files are not there any more; what was computed is done nevertheless."""
     run = leaky(run_path, monkeypatch)
-    for stage in TABLES + ("train",):  # as if it had been computed so
+    for stage in (*TABLES, "train"):  # as if it had been computed so
         if not (run / stage / "manifest.json").is_file():
             continue
         said = manifest.read(run / stage) or {}
@@ -143,7 +143,7 @@ def test_an_older_state(run: Run, hub: Hub) -> None:
     first = hub.repos[KEY].sha()
     publish(run, NAME)
     assert pull(NAME, OUT, revision=first) == ("pair",)
-    with pytest.raises(DtoError, match="not on the Hub"):
+    with pytest.raises(DtoError, match="no such revision"):
         pull(NAME, Path("runs/other"), revision="0" * 40)
 
 
@@ -183,4 +183,15 @@ def test_what_is_not_there(run: Run, hub: Hub) -> None:
         pull(f"{OWNER}/nothing", OUT)
     publish(run, NAME, model=True)
     with pytest.raises(DtoError, match="is a model, not a dataset"):
+        find(NAME)
+
+
+def test_tokens_that_may_not_see_it(run: Run, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(run, NAME, private=True)
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nowhere")
+    with pytest.raises(DtoError, match="or is private"):
+        find(NAME)
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(DtoError, match="does not accept the token"):
         find(NAME)
