@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from shutil import copyfile
+from statistics import median
 from typing import Any
 
 import polars as pl
@@ -24,6 +25,7 @@ from dto.recipe import Recipe
 from dto.reporting.cost import stage_costs
 from dto.runs import manifest
 from dto.runs.plan import PROMPTS
+from dto.runs.run import STAGES
 from dto.tasks import TASKS
 
 UNKNOWN = "unknown"
@@ -209,7 +211,8 @@ def cited(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str, str]]:
 def _dropped(folder: Path, stages: Sequence[str]) -> list[tuple[str, str, int]]:
     """(stage, reason, rows), from the files that are published."""
     found = []
-    for stage in stages:
+    last = len(STAGES)
+    for stage in sorted(stages, key=lambda each: STAGES.index(each) if each in STAGES else last):
         path = folder / stage / "dropped.jsonl"
         if path.is_file():
             with path.open(encoding="utf-8") as lines:
@@ -236,7 +239,7 @@ def _length_lines(
     for name, values in lengths.items():
         if values:
             own = sorted(values)
-            middle, most = own[len(own) // 2], own[min(len(own) - 1, int(0.9 * len(own)))]
+            middle, most = round(median(own)), own[min(len(own) - 1, int(0.9 * len(own)))]
             lines.append((name, len(own), f"{sum(own) / len(own):,.1f}", middle, most, own[-1]))
     return lines
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 
 import yaml
 
 from dto.errors import DtoError, disk_errors
-from dto.hub.card import TAGS, cited, models, origins, render_card
+from dto.hub.card import TAGS, Origin, cited, render_card
 from dto.hub.folder import link
 from dto.hub.layout import FORMAT, MARK
 from dto.hub.private import Private
-from dto.nano import NAMES
 from dto.recipe import Recipe
 from dto.reporting.comparison import ReportRow
 from dto.runs import manifest
@@ -31,13 +31,15 @@ def build_model(
     folder: Path,
     name: str,
     recipe: Recipe,
-    shared: Recipe,
     private: Private,
-    license: str | None = None,
+    base: Origin,
+    sources: Sequence[Origin],
+    license: str | None,
 ) -> str:
     """Write the trained model and its card below `folder`; the text of the card.
 
-    The card holds the evaluation of the model `trained`, where there is one, as the Hub's
+    `recipe` is the one that is shown, `base` the model that was trained, on `sources`. The card
+    holds the evaluation of the model `trained`, where there is one, as the Hub's
     model-index. Raises DtoError for a run that has not trained, one that kept its base model, and
     weights that are no safetensors.
     """
@@ -57,9 +59,9 @@ def build_model(
             target = folder / path.relative_to(run / "train" / "model")
             target.parent.mkdir(parents=True, exist_ok=True)
             _place(path, target, private)
-        mark = {"format": FORMAT, "name": shared.name, "seed": shared.seed, "stages": ["train"]}
+        mark = {"format": FORMAT, "name": recipe.name, "seed": recipe.seed, "stages": ["train"]}
         (folder / MARK).write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")
-        card = _card(run, name, shared, done, license)
+        card = _card(run, name, recipe, done, base, sources, license)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return card
 
@@ -75,7 +77,13 @@ def _place(path: Path, target: Path, private: Private) -> None:
 
 
 def _card(
-    run: Path, name: str, recipe: Recipe, done: dict[str, object], license: str | None
+    run: Path,
+    name: str,
+    recipe: Recipe,
+    done: dict[str, object],
+    base: Origin,
+    sources: Sequence[Origin],
+    license: str | None,
 ) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -84,7 +92,7 @@ def _card(
     evaluated = manifest.read(run / "evaluate") is not None
     rows = report(run).rows if evaluated else ()
     own = [row for row in rows if row.model == "trained"]
-    base = [row for row in rows if row.model == "base"]
+    before = [row for row in rows if row.model == "base"]
     results = []
     for row in own:
         dataset, revision = _dataset(row.task, recipe, name)
@@ -106,7 +114,6 @@ def _card(
                         metric_name=f"{what} ({setting})",
                     )
                 )
-    embedded = recipe.model.name in NAMES
     data = ModelCardData(
         base_model=recipe.model.name if recipe.model.name.count("/") == 1 else None,
         datasets=[name],
@@ -114,7 +121,7 @@ def _card(
         model_name=name.rpartition("/")[2],
         library_name="transformers",
         pipeline_tag="text-generation",
-        license=license or ("mit" if embedded else None),
+        license=license,
         tags=[*TAGS, recipe.train.method],
     )
     return render_card(
@@ -128,10 +135,10 @@ def _card(
             allow_unicode=True,
             width=10_000,
         ),
-        model=models(recipe)[0][1],
-        sources=origins(recipe),
+        model=base,
+        sources=sources,
         done=done,
-        rows=[*base, *own],
+        rows=[*before, *own],
         shown=_shown,
         citations=cited(recipe, ("train", *(["evaluate"] if rows else []))),
     )

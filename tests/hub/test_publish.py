@@ -168,6 +168,15 @@ def test_a_name_that_holds_something_else(run: Run, hub: Hub) -> None:
     assert json.loads(repo.files["run.json"])["name"] == "small"
 
 
+def test_a_name_that_somebody_else_has(run: Run, hub: Hub) -> None:
+    publish(run, NAME)
+    theirs = hub.repos["dataset", "other/small"] = hub.repos.pop(KEY)
+    del theirs.commits[-1]["pair/rows.parquet"]
+    with pytest.raises(DtoError, match=r"\(403\): the name belongs to somebody else"):
+        publish(run, "other/small")
+    assert len(theirs.commits) == 2
+
+
 def test_stages_that_are_not_there(run: Run, hub: Hub) -> None:
     for stage in ("pair", "train", "evaluate"):
         run.clear(stage)

@@ -78,6 +78,11 @@ def test_a_half_of_a_run_is_ended_elsewhere(run: Run, hub: Hub, whole: Path) -> 
 def test_weights_come_apart(run: Run, hub: Hub) -> None:
     publish(run, NAME)
     pull(NAME, OUT)
+    evaluated = (OUT / "evaluate").rename("evaluated")
+    with pytest.raises(DtoError, match="bring it with `dto pull"):
+        go_on(OUT, "evaluate")
+    shutil.rmtree(OUT / "evaluate", ignore_errors=True)
+    evaluated.rename(OUT / "evaluate")
     with pytest.raises(DtoError, match=f"publish RUN {NAME} --model"):
         pull(NAME, OUT, weights=True)
     publish(run, NAME, model=True)
