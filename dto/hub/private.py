@@ -11,9 +11,10 @@ from __future__ import annotations
 import getpass
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PureWindowsPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -73,7 +74,8 @@ class Private:
     def redact(self, text: str) -> str:
         """The text without what is known to be private."""
         for original, shown in self.replaced.items():
-            text = text.replace(original, shown)
+            if original in text:
+                text = _pattern(original).sub(lambda _, shown=shown: shown, text)
         return text
 
     def redact_all(self, data: Any) -> Any:
@@ -91,11 +93,26 @@ class Private:
                 return f"the value of {holder}"
         if any(start in text for start in _KEY_STARTS) and _KEYS.search(text):
             return "a key"
-        if any(original in text for original in self.replaced):
+        if self.redact(text) != text:
             return "a local path or a server"
         if written_by_us and (match := _LOCAL_PATH.search(text)):
             return f"the local path {last_part(match[0])!r}"
         return None
+
+
+@cache
+def _pattern(original: str) -> re.Pattern[str]:
+    """Where a path or a server stands as such: `/m` does not stand in `km/min`.
+
+    A path of one part, which models write too, counts as a whole text, before the rest of a row's
+    id, and at the end of a key of a stage's configuration.
+    """
+    exact = re.escape(original)
+    if ":" in original and not PureWindowsPath(original).drive:
+        return re.compile(exact)
+    if len([part for part in re.split(r"[/\\]", original) if part not in ("", ".")]) < 2:
+        return re.compile(rf"^{exact}(?=/|$)|(?<= of ){exact}$")
+    return re.compile(rf"(?<![\w.-]){exact}(?![\w-])")
 
 
 def _last(match: re.Match[str]) -> str:
@@ -184,7 +201,7 @@ def redact_table(source: Path, target: Path, private: Private) -> bool:
     of a model, which may be a path, and only then the table is gathered to sort it.
     """
     with pq.ParquetFile(source) as file:
-        if not any(_holds(batch, private.replaced) for batch in _batches(file)):
+        if not any(_holds(batch, private) for batch in _batches(file)):
             return False
         schema, key = file.schema_arrow, file.schema_arrow.names[0]
         last, ascending = "", True
@@ -226,8 +243,8 @@ def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
     yield from file.iter_batches(batch_size=tables.ROW_GROUP)
 
 
-def _holds(batch: pa.RecordBatch, wanted: Iterable[str]) -> bool:
-    return any(each in text for _, text in _texts_of(batch) for each in wanted)
+def _holds(batch: pa.RecordBatch, private: Private) -> bool:
+    return any(private.redact(text) != text for _, text in _texts_of(batch))
 
 
 def _texts_of(batch: pa.RecordBatch) -> Iterator[tuple[str, str]]:
