@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,11 +69,12 @@ def chosen_stages(run: Path, only: Collection[str] = ()) -> tuple[tuple[str, ...
     stages = tuple(stage for stage in known if stage in done and (not only or stage in asked))
     if not set(stages) - {"problems", "train"}:
         raise DtoError(f"{run} has no finished stage to publish: go on with `dto run {run}`")
-    _check_chain(run, stages)
+    check_chain(run, stages)
     return stages, () if only else tuple(sorted(begun))
 
 
-def _check_chain(run: Path, stages: tuple[str, ...]) -> None:
+def check_chain(run: Path, stages: Sequence[str]) -> None:
+    """Raises DtoError for a stage that was computed from another state of one before it."""
     for stage in stages:
         config = (manifest.read(run / stage) or {}).get("config", {})
         for key, digest in config.items():

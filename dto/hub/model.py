@@ -12,7 +12,7 @@ import yaml
 
 from dto.errors import DtoError, disk_errors
 from dto.hub.card import TAGS, Origin, cited, render_card
-from dto.hub.folder import link
+from dto.hub.folder import check_chain, link
 from dto.hub.layout import FORMAT, MARK
 from dto.hub.private import Private
 from dto.recipe import Recipe
@@ -40,8 +40,8 @@ def build_model(
 
     `recipe` is the one that is shown, `base` the model that was trained, on `sources`. The card
     holds the evaluation of the model `trained`, where there is one, as the Hub's
-    model-index. Raises DtoError for a run that has not trained, one that kept its base model, and
-    weights that are no safetensors.
+    model-index. Raises DtoError for a run that has not trained, one that kept its base model, an
+    evaluation of another training, and weights that are no safetensors.
     """
     done = manifest.read(run / "train")
     if done is None or not (run / "train" / "model").is_dir():
@@ -90,6 +90,8 @@ def _card(
     from dto.stages.report import report
 
     evaluated = manifest.read(run / "evaluate") is not None
+    if evaluated:
+        check_chain(run, ["evaluate"])  # or these would be the results of another model
     rows = report(run).rows if evaluated else ()
     own = [row for row in rows if row.model == "trained"]
     before = [row for row in rows if row.model == "base"]

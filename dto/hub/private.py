@@ -75,7 +75,7 @@ class Private:
         """The text without what is known to be private."""
         for original, shown in self.replaced.items():
             if original in text:
-                text = _pattern(original).sub(lambda _, shown=shown: shown, text)
+                text = _pattern(original).sub(shown.replace("\\", r"\\"), text)
         return text
 
     def redact_all(self, data: Any) -> Any:

@@ -68,6 +68,9 @@ def pull(
             allow_patterns=[MARK, "recipe.yaml", *(f"*/{file}" for file in _FILES)],
         )
     with disk_errors(out):
+        for path in begun.rglob("*"):  # what an attempt at something else left
+            if path.is_file() and path.relative_to(begun).as_posix() not in there.files:
+                path.unlink()
         stages = _arrange(begun, name)
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.exists():

@@ -68,6 +68,10 @@ def test_runs_without_a_model(run: Run, hub: Hub) -> None:
     (run / "train/model/pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(DtoError, match=r"pytorch_model.bin: weights go up as safetensors alone"):
         publish(run, NAME, model=True)
+    (run / "train/model/pytorch_model.bin").unlink()
+    manifest.write(run / "train", said | {"digest": "0" * 16})
+    with pytest.raises(DtoError, match=r"evaluate in .* computed from another train"):
+        publish(run, NAME, model=True)
     run.clear("train")
     with pytest.raises(DtoError, match=r"stage train is not finished .* `dto train"):
         publish(run, NAME, model=True)

@@ -137,6 +137,16 @@ def test_a_pull_that_breaks_off_is_taken_up(run: Run, hub: Hub) -> None:
     assert not [each for each in hub.requests if each.endswith("sample/rows.parquet")]
 
 
+def test_what_another_pull_left_is_no_part_of_it(run: Run, hub: Hub) -> None:
+    publish(run, NAME)
+    hub.faults.append(Fault("GET", "evaluate/rows.parquet", times=99))
+    with pytest.raises(DtoError, match="start the same command again"):
+        pull(NAME, OUT)
+    hub.faults.clear()
+    publish(run, f"{OWNER}/pairs", only=("pairs", "exits"))
+    assert pull(f"{OWNER}/pairs", OUT) == ("estimate", "pair")
+
+
 def test_a_directory_that_holds_something(run: Run, hub: Hub) -> None:
     publish(run, NAME)
     with pytest.raises(RunConflictError, match="give another --out"):
