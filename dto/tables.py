@@ -100,6 +100,12 @@ def _decode(record: type[R], row: dict[str, Any]) -> R:
     return built
 
 
+def write_rows(writer: pq.ParquetWriter, rows: pa.Table) -> None:
+    """Add rows as one row group, or as several where they are large."""
+    share = ROW_GROUP_BYTES / max(rows.nbytes, 1)
+    writer.write_table(rows, row_group_size=max(1, min(ROW_GROUP, int(rows.num_rows * share))))
+
+
 def write(path: Path, record: type[R], rows: Iterable[R], key: str = "id") -> int:
     """Write rows, which come sorted by `key`, and return their number; whole or not at all.
 
@@ -126,12 +132,6 @@ def write(path: Path, record: type[R], rows: Iterable[R], key: str = "id") -> in
     finally:
         temporary.unlink(missing_ok=True)
     return count
-
-
-def write_rows(writer: pq.ParquetWriter, rows: pa.Table) -> None:
-    """Add rows as one row group, or as several where they are large."""
-    share = ROW_GROUP_BYTES / max(rows.nbytes, 1)
-    writer.write_table(rows, row_group_size=max(1, min(ROW_GROUP, int(rows.num_rows * share))))
 
 
 def read(path: Path, record: type[R]) -> Iterator[R]:
