@@ -241,6 +241,11 @@ async def _feed_evaluate(run: Run, stage: Stage, serving: Serving) -> None:
         if not stage.owes(_evaluation_groups(run, model)):
             continue
         path = {"base": None, "trained": str(run / "train" / "model")}.get(model, model)
+        if model == "trained" and not (run / "train" / "model").is_dir():
+            raise DtoError(
+                f"the trained model of {run.path} is not here: bring it with `dto pull USER/NAME "
+                f"--out {run.path} --weights`, or train again: `dto train {run.path} --overwrite`"
+            )
         context = await serving.context(model, path)
         for exit in settings.exits:
             check(exit, context.engine)

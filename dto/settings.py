@@ -17,9 +17,12 @@ class Settings(BaseModel):
 
 
 class PairSettings(Settings):
-    """Which pairs are built: of optimized trajectories, or of samples (`dto/baselines/data.py`)."""
+    """Which pairs are built: of optimized trajectories, or of samples (`dto/baselines/data.py`).
 
-    data: Literal["optimized", "shortest", "token_budget"] = "optimized"
+    `imported`: those that a table of preferences says (`dto import`, `dto pull` set it).
+    """
+
+    data: Literal["optimized", "shortest", "token_budget", "imported"] = "optimized"
     margin: Annotated[float, Field(ge=0.0)] = 0.1  # token_budget: least difference of rewards
     rejected: Literal["original", "longest", "longest_wrong"] = "original"  # optimized
     longer_correct: bool = True  # optimized: also pairs "longer correct over shorter wrong"

@@ -140,15 +140,17 @@ class Run:
         if stage == "sample" and imported:
             config |= self._contents(stage, imported)
         elif stage in _WITH_MODEL:
-            config["weights"] = content.of_model(recipe.model.name)
+            config["weights"] = self._weights(stage, recipe.model.name, "weights")
         if stage == "prune" and recipe.prune.judge == "llm":
             judge = {key: value for key, value in settings.items() if key.startswith("judge")}
             config |= judge | {"prompts of the judge": content.of_prompts(JUDGE)}
             if recipe.judge is not None:
-                config["weights of the judge"] = content.of_model(recipe.judge.name)
+                key = "weights of the judge"
+                config[key] = self._weights(stage, recipe.judge.name, key)
         if stage == "evaluate":
             further = [name for name in recipe.evaluate.models if name not in ("base", "trained")]
-            config |= {f"weights of {name}": content.of_model(name) for name in further}
+            for name in further:
+                config[f"weights of {name}"] = self._weights(stage, name, f"weights of {name}")
             if recipe.evaluate.tasks:
                 config["problems.answer_kind"] = recipe.problems.answer_kind
         for upstream in self.before(stage):
@@ -171,6 +173,12 @@ class Run:
             if source is not None
         }
         return {key: value for key, value in found.items() if value is not None}
+
+    def _weights(self, stage: str, name: str, key: str) -> str | None:
+        """What a model's folder holds; of one that is not here, what the stage was begun with."""
+        begun = self._begun(stage) or {"config": {}}
+        known: str | None = content.of_model(name) or begun["config"].get(key)
+        return known
 
     def _begun(self, stage: str) -> dict[str, Any] | None:
         from dto.runs.journal import read_head
