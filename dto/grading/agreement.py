@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from itertools import chain, combinations, islice
+from math import nan
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from dto.grading.published import RULES, Rules
 from dto.problems import read_source
 from dto.records import AnswerKind, Dropped, EvaluationRow, Problem, Trajectory
 from dto.runs import manifest
+from dto.statistics import kappa
 from dto.tasks.task import FieldError, text
 
 AT_ONCE = 256
@@ -70,10 +72,10 @@ class Agreement:
             lines.append(f"{rule:<12} correct {share}   failed {self.failed[rule]:,}")
         lines += ["", f"{'pair':<26} {'agree':>7} {'kappa':>7} {'only 1st':>9} {'only 2nd':>9}"]
         for pair, counts in self.pairs.items():
-            agree, kappa = agreement(counts)
+            agree, beyond = agreement(counts)
             only = counts[True, False], counts[False, True]
             name = " / ".join(pair)
-            lines.append(f"{name:<26} {agree:7.1%} {kappa:7.3f} {only[0]:9,} {only[1]:9,}")
+            lines.append(f"{name:<26} {agree:7.1%} {beyond:7.3f} {only[0]:9,} {only[1]:9,}")
         if self.unreadable:
             lines += ["", "gold answers that cannot be read (nothing is guessed):"]
             lines += [f"  {gold!r}: {count:,} answers" for gold, count in self.unreadable.items()]
@@ -82,18 +84,10 @@ class Agreement:
 
 
 def agreement(counts: Counter[tuple[bool, bool]]) -> tuple[float, float]:
-    """Share of equal grades and Cohen's kappa (1960); nan where they are not defined.
-
-    Kappa is (observed - expected) / (1 - expected), expected as if the two graded independently.
-    """
+    """Share of equal grades and Cohen's kappa; nan where they are not defined."""
     total = counts.total()
-    if not total:
-        return float("nan"), float("nan")
-    observed = (counts[True, True] + counts[False, False]) / total
-    first = (counts[True, True] + counts[True, False]) / total
-    second = (counts[True, True] + counts[False, True]) / total
-    expected = first * second + (1 - first) * (1 - second)
-    return observed, (observed - expected) / (1 - expected) if expected < 1 else float("nan")
+    equal = (counts[True, True] + counts[False, False]) / total if total else nan
+    return equal, kappa([[counts[a, b] for b in (True, False)] for a in (True, False)])
 
 
 def agree(source: str, rules: Sequence[str], out: Path) -> Agreement:
@@ -185,9 +179,9 @@ async def _grade(items: Sequence[Item], graders: dict[Rules, Grader]) -> list[di
 
 def _write(found: Agreement, path: Path) -> None:
     pairs = [
-        {"graders": pair, "answers": counts.total(), "agree": agree, "kappa": kappa}
+        {"graders": pair, "answers": counts.total(), "agree": agree, "kappa": beyond}
         for pair, counts in found.pairs.items()
-        for agree, kappa in [agreement(counts)]
+        for agree, beyond in [agreement(counts)]
     ]
     content = {
         "answers": found.answers,
