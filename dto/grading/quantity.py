@@ -65,9 +65,12 @@ _UNITS = {
     for factor, words in sizes.items()
     for word in words.split()
 }
+_ALIASES = {"mph": "mile/hour", "kph": "km/h"}
+# One letter in \text{} is a unit only when it is one of these: `2\mathrm{i}` is a number.
+_LETTERS = frozenset("mgshlLACFJKNVW")
 # Outside \text{} a word is taken for a unit only when it is one of these: `2 k` is a product.
 _PLAIN = re.compile(
-    r"(?:mm|cm|dm|km|kg|mg|ml|mph|m/s|km/h|mi/h|rad|lbs?|oz|ft|yd|inch|inches|feet|foot|"
+    r"(?:m|mm|cm|dm|km|kg|mg|ml|mph|m/s|km/h|mi/h|rad|lbs?|oz|ft|yd|inch|inches|feet|foot|"
     r"(?:centi|kilo|milli|deci)?met(?:er|re)|(?:kilo|milli)?gram|pound|ounce|(?:milli)?lit(?:er|re)|"
     r"yard|mile|second|minute|hour|day|week|month|year|dollar|cent|euro|yuan|degree|radian|unit|"
     r"point|people|person|student|square|cubic|per|times)s?"
@@ -75,11 +78,17 @@ _PLAIN = re.compile(
 # Words after a number that make it another number, or more than one.
 NO_UNIT = re.compile(
     r"\b(?:or|and|not|to|more|less|than|most|least|about|factorial|squared|cubed|half|halves|thirds?|"
-    r"quarters?|fifths?|tenths?|hundredths?|times|mod|modulo|base|plus|minus|over|between)\b"
+    r"quarters?|(?:fif|six|seven|eigh|nin|ten|twelf|hundred|thousand)ths?|pi|root|times|mod|modulo|base|plus|minus|over|between)\b"
 )
 _NO_CHINESE_UNIT = re.compile(
-    "[或和到至与及多余约几半不百千万亿点]|分之|以上|以下|左右|大于|小于|至少|至多"
+    "[或和到至与及多余约几半不十百千万亿点成折的]|分之|次方|以上|以下|左右|大于|小于|至少|至多"
 )
+
+
+def no_unit(words: str) -> bool:
+    """Whether words after a number change it: those of `NO_UNIT`, and single letters."""
+    letter = words.strip(" .")
+    return bool(NO_UNIT.search(words)) or (len(letter) == 1 and letter not in _LETTERS)
 
 
 class Quantity(NamedTuple):
@@ -112,7 +121,7 @@ def quantity(text: str) -> Quantity | None:
     rest = text[number.end() :]
     chinese = _CHINESE.fullmatch(rest)
     if chinese:
-        if _NO_CHINESE_UNIT.search(chinese["unit"]):
+        if chinese["unit"] not in _UNITS and _NO_CHINESE_UNIT.search(chinese["unit"]):
             return None
         value *= _SCALES.get(chinese["scale"], 1)
         unit, power = chinese["unit"], 1
@@ -127,9 +136,27 @@ def quantity(text: str) -> Quantity | None:
         value, percent = value * scale, percent or said
     if percent:
         value /= 100
-    known = _UNITS.get(unit) or _UNITS.get(unit.removesuffix("s"))
+    known = _measure(unit)
     measure = (f"{known[0]} {power}", value * known[1] ** power) if known else None
     return Quantity(value, decimal, percent, unit if power == 1 else f"{unit}^{power}", measure)
+
+
+def mentions(words: str, unit: str) -> bool:
+    """Whether one of some words is a unit, itself or under another name, and no rate with it."""
+    known = _measure(unit)
+    parts = words.split()
+    return known is not None and "per" not in parts and known in map(_measure, parts)
+
+
+def _measure(unit: str) -> tuple[str, Fraction] | None:
+    """What a unit measures, and its size in the base unit; of rates such as `m/s` too."""
+    over = _ALIASES.get(unit, unit).replace(" per ", "/").split("/")
+    known = [_UNITS.get(part) or _UNITS.get(part.removesuffix("s")) for part in over]
+    if len(known) > 2 or known[0] is None or known[-1] is None:
+        return None
+    if len(known) == 1:
+        return known[0]
+    return f"{known[0][0]}/{known[-1][0]}", known[0][1] / known[-1][1]
 
 
 def _value(number: re.Match[str]) -> Fraction | None:
@@ -155,6 +182,8 @@ def _unit(rest: str) -> tuple[str, int, int, bool] | None:
     in_text = _UNIT_IN_TEXT.fullmatch(rest)
     if in_text:
         rest = in_text["unit"] + in_text["power"]
+        if no_unit(in_text["unit"]):
+            return None
     power, scale, percent = 1, 1, False
     raised = _POWER.search(rest)
     if raised:
@@ -163,7 +192,7 @@ def _unit(rest: str) -> tuple[str, int, int, bool] | None:
             rest[: raised.start()],
         )
     unit = []
-    for word in rest.lower().replace(".", " ").split():
+    for word in rest.lower().replace(".", " ").replace("per cent", "percent").split():
         if NO_UNIT.fullmatch(word):
             return None
         if word in _SCALES:
@@ -176,4 +205,6 @@ def _unit(rest: str) -> tuple[str, int, int, bool] | None:
             unit.append(word)
         else:
             return None
+    if power != 1 and not unit:
+        return None  # 5^2 is 25
     return " ".join(unit), power, scale, percent
