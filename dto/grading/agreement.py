@@ -97,7 +97,7 @@ def agree(source: str, rules: Sequence[str], out: Path) -> Agreement:
     have a gold answer (`gold`, `answer`, …) and a `prediction` or `response`, from which the answer
     is taken, may have a `question`, and are of kind math unless `answer_kind` says otherwise. All
     disagreements go to `out/disagreements.jsonl`, the counts to `out/agreement.json`. Raises
-    DtoError for unknown rules, and for a source that cannot be read.
+    DtoError for unknown rules, and for a source that has no rows or cannot be read.
     """
     known = [rule for rule in RULES if rule in rules]
     unknown = set(rules) - set(known)
@@ -108,9 +108,12 @@ def agree(source: str, rules: Sequence[str], out: Path) -> Agreement:
         raise DtoError(f"grade: {what}: choose two or more of {', '.join(RULES)}")
     run = Path(source)
     items = _of_run(run) if (run / "recipe.yaml").is_file() else _of_file(source)
+    first = list(islice(items, 1))  # what cannot be read leaves no folder behind
+    if not first:
+        raise DtoError(f"grade: {source} has no rows")
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    return asyncio.run(_agree(items, tuple(known), out))
+    return asyncio.run(_agree(chain(first, items), tuple(known), out))
 
 
 async def _agree(items: Iterator[Item | None], rules: tuple[Rules, ...], out: Path) -> Agreement:

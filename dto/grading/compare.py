@@ -94,7 +94,7 @@ _OPTION = re.compile(
 )  # fmt: skip
 _PERCENTAGE = re.compile(
     r"\b(?:what(?:['’]s)?|which|how many|(?:find|calculate|compute|determine) the)\s+"
-    r"(?:[A-Za-z-]+\s+){0,3}?percent(?:age)?s?\b"
+    r"(?:[A-Za-z-]+\s+){0,4}?percent(?:age)?s?\b"
     r"|\b(?:as|in)\s+(?:a|an)?\s*(?:[\w-]+\s+)?percent(?:age)?s?\b|\bhow much percent"
     r"|百分之(?:几|多少)|百分比是|百分率是|百分数(?:表示|是)",
     re.IGNORECASE,
