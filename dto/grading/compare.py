@@ -78,6 +78,7 @@ _DOTS = re.compile(r"\\ldots|\.\.\.")
 _DEGREES = re.compile(r"\\circ|\\degree|°")
 _BASE = re.compile(r"\w+_\{?(\d+)\}?")
 _TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?\s*([ap])?\.?(?:m\.?)?", re.I)
+_HOUR = re.compile(r"(\d{1,2})\s*([ap])\.?m\.?", re.I)
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
 _PLAIN_WORDS = {"yes", "no", "true", "false", "none", "even", "odd", "all", "one", "two"}
 _CHINESE = re.compile("[\u4e00-\u9fff]")
@@ -170,7 +171,7 @@ def _compare(gold: str, prediction: str, kind: AnswerKind) -> bool | None:
     bases = _BASE.fullmatch(gold_text), _BASE.fullmatch(text)
     if bases[0] and bases[1] and bases[0][1] != bases[1][1]:
         return False
-    times = _TIME.fullmatch(gold_text), _TIME.fullmatch(text)
+    times = [_TIME.fullmatch(_HOUR.sub(r"\1:00 \2m", each)) for each in (gold_text, text)]
     if times[0] and times[1]:
         return _same_time(times[0], times[1])
     wanted, given = quantity(gold_clean), quantity(cleaned)

@@ -28,6 +28,8 @@ _UNIT_IN_TEXT = re.compile(
     r"\\(?:text|mbox|mathrm)\s*\{(?P<unit>[A-Za-z .,/-]*)\}(?P<power>(?:\^\s*\{?\s*[23]\s*\}?)?)"
 )
 _CHINESE = re.compile(r"(?P<scale>[万亿]?)(?P<unit>[\u4e00-\u9fff]{0,5})")
+_PART = r"\d[\d.,]*\s*(?:\\text\s*\{[^{}]*\}|[A-Za-z]+|[\u4e00-\u9fff]{1,3})"
+_PARTS = re.compile(rf"{_PART}(?:(?:\s*,)?\s*(?:and\b\s*)?{_PART})+")
 _POWER = re.compile(r"\s*\^\s*\{?\s*([23])\s*\}?$|([²³])$")
 _MOST_DIGITS, _MOST_POWER = 1_000, 400
 
@@ -78,7 +80,8 @@ _PLAIN = re.compile(
 # Words after a number that make it another number, or more than one.
 NO_UNIT = re.compile(
     r"\b(?:or|and|not|to|more|less|than|most|least|about|factorial|squared|cubed|half|halves|thirds?|"
-    r"quarters?|(?:fif|six|seven|eigh|nin|ten|twelf|hundred|thousand)ths?|pi|root|times|mod|modulo|base|plus|minus|over|between)\b"
+    r"quarters?|(?:fif|six|seven|eigh|nin|ten|twelf|hundred|thousand)ths?|pi|root|"
+    r"times|mod|modulo|base|plus|minus|over|between)\b"
 )
 _NO_CHINESE_UNIT = re.compile(
     "[或和到至与及多余约几半不十百千万亿点成折的]|分之|次方|以上|以下|左右|大于|小于|至少|至多"
@@ -106,7 +109,12 @@ class Quantity(NamedTuple):
 
 
 def quantity(text: str) -> Quantity | None:
-    """The number, with or without a unit, that a cleaned answer is; None for anything else."""
+    """The number, with or without a unit, that a cleaned answer is; None for anything else.
+
+    `3 hours 20 minutes` is their sum, in hours.
+    """
+    if _PARTS.fullmatch(text):
+        return _sum([quantity(part) for part in re.findall(_PART, text)])
     text = _HUNDREDTHS.sub(r"\1%", _MONEY.sub("", text))
     number = _NUMBER.match(text)
     if number is None or len(text) > _MOST_DIGITS:  # int() refuses thousands of digits
@@ -141,6 +149,18 @@ def quantity(text: str) -> Quantity | None:
     return Quantity(value, decimal, percent, unit if power == 1 else f"{unit}^{power}", measure)
 
 
+def _sum(parts: list[Quantity | None]) -> Quantity | None:
+    """Parts that measure the same as one, in the unit of the first; None for others."""
+    known = [(part.unit, part.measure) for part in parts if part and part.measure]
+    dimensions = {measure[0] for _, measure in known}
+    size = _measure(known[0][0]) if known else None
+    if len(known) < len(parts) or len(dimensions) > 1 or size is None:
+        return None
+    total = sum((measure[1] for _, measure in known), Fraction(0))
+    unit = " ".join(name for name, _ in known)
+    return Quantity(total / size[1], False, False, unit, (dimensions.pop(), total))
+
+
 def mentions(words: str, unit: str) -> bool:
     """Whether one of some words is a unit, itself or under another name, and no rate with it."""
     known = _measure(unit)
@@ -151,12 +171,14 @@ def mentions(words: str, unit: str) -> bool:
 def _measure(unit: str) -> tuple[str, Fraction] | None:
     """What a unit measures, and its size in the base unit; of rates such as `m/s` too."""
     over = _ALIASES.get(unit, unit).replace(" per ", "/").split("/")
-    known = [_UNITS.get(part) or _UNITS.get(part.removesuffix("s")) for part in over]
-    if len(known) > 2 or known[0] is None or known[-1] is None:
+    found = (_UNITS.get(part) or _UNITS.get(part.removesuffix("s")) for part in over)
+    known = [each for each in found if each is not None]
+    if len(known) < len(over) or len(known) > 2:
         return None
-    if len(known) == 1:
-        return known[0]
-    return f"{known[0][0]}/{known[-1][0]}", known[0][1] / known[-1][1]
+    (measures, size), *rest = known
+    for other, by in rest:
+        measures, size = f"{measures}/{other}", size / by
+    return measures, size
 
 
 def _value(number: re.Match[str]) -> Fraction | None:

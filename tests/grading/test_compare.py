@@ -152,3 +152,13 @@ def test_any_text_can_be_normalised_and_equals_itself(text):
     compare(text, "7", "choice")
     if normalise(text):
         assert compare(text, text, "math") is True
+
+
+@pytest.mark.parametrize(
+    "part", ["1 a and ", "1a,", "1,1,", "3时", "(A) and ", "A, ", "(A)", "1 ", r"1\text{m}"]
+)
+def test_long_answers_that_match_almost_are_decided(part):
+    """Each of these would take for ever where a pattern can match its repetitions in two ways."""
+    text = part * (1900 // len(part)) + "!"
+    assert compare("7", text, "math") is not True
+    assert compare("C", text, "choice") is False
