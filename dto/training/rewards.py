@@ -23,7 +23,8 @@ def length_penalty(correct: Correct, lengths: Sequence[int], penalty: float) -> 
     """Right: 1 - penalty · sigmoid((length - mean) / deviation), wrong: 0 (2502.04463).
 
     Mean and standard deviation are those of the right responses to the problem. Where they are all
-    equally long, the sigmoid is one half.
+    equally long, the sigmoid is one half. The paper gives this reward to PPO with a leave-one-out
+    baseline, we to GRPO.
     """
     right = [length for length, good in zip(lengths, correct, strict=True) if good]
     mean, deviation = (fmean(right), pstdev(right)) if right else (0.0, 0.0)
@@ -65,7 +66,8 @@ def length_harmonizing(correct: Correct, lengths: Sequence[int], accuracy_weight
     """O1-Pruner's reward (2501.12570): mean length / length - 1 + weight · (right - accuracy).
 
     Mean length and accuracy are those of the reference model, estimated by the same samples, so
-    that the rewards need no further baseline.
+    that the rewards need no further baseline. Departures from the published script: it takes two of
+    the samples of each problem, cuts the rewards to [-2, 4] and standardizes them over the data.
     """
     graded = [
         (length, good) for length, good in zip(lengths, correct, strict=True) if good is not None
