@@ -129,7 +129,8 @@ def write(path: Path, record: type[R], rows: Iterable[R], key: str = "id") -> in
 def read(path: Path, record: type[R], without: Collection[str] = ()) -> Iterator[R]:
     """Rows in the order of their ids, one row group in memory at a time.
 
-    The lists that `without` names are not read: they are empty. Raises DtoError for a missing file and for one whose columns are not the record's.
+    The lists that `without` names are not read: they are empty. Raises DtoError for a missing file
+    and for one whose columns are not the record's.
     """
     try:
         file = pq.ParquetFile(path)

@@ -11,6 +11,7 @@ from itertools import groupby
 from math import isfinite
 
 from dto.records import (
+    STAYS,
     Displayed,
     ExitEstimate,
     OptimizedTrajectory,
@@ -214,7 +215,7 @@ def _segment(
     said = None
     if verdict is not None:
         second = f" · counterfactual judge: {other.verdict}" if other is not None else ""
-        kept = "" if verdict.pruned else ", stays"
+        kept = "" if verdict.pruned or verdict.verdict in STAYS else ", restored"
         said = el(
             "div.verdict", el("b", f"{verdict.verdict}{kept}"), " ", data(verdict.reason), second
         )
@@ -228,7 +229,7 @@ def _segment(
             el("span.state", state) if state else None,
             el("span.count", f"{segment.tokens.length:,} tokens"),
         ),
-        el("s.text" if state else "div.text", data(text), dir="auto"),
+        el("s.text" if state else "div.text", data(text.rstrip()), dir="auto"),
         said,
         data_segment=segment.index,
     )

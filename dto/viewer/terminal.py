@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from dto.records import Displayed, OptimizedTrajectory, PreferencePair, Trajectory, Verdict
+from dto.records import STAYS, Displayed, OptimizedTrajectory, PreferencePair, Trajectory, Verdict
 from dto.viewer.answers import REASONS
 from dto.viewer.data import AnswersView, TrajectoryView, by_arm
 from dto.viewer.figures import GRADE_SIGNS, change, decimal, flops_change, interval
@@ -109,7 +109,7 @@ def _version(version: OptimizedTrajectory) -> Iterator[Run]:
 
 
 def _verdict(verdict: Verdict) -> str:
-    fate = "" if verdict.pruned else ", stays"
+    fate = "" if verdict.pruned or verdict.verdict in STAYS else ", restored"
     return f"   {verdict.verdict}{fate}: {visible_text(verdict.reason)}\n"
 
 
