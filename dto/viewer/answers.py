@@ -62,8 +62,9 @@ def _card(row: EvaluationRow, plain: EvaluationRow | None, longest: int) -> Elem
             "div.line.count",
             f"{row.tokens:,} tokens",
             f" ({less})" if less else "",
-            f": thinking {row.thinking_tokens:,}, answer {row.answer_tokens:,}, "
-            f"trials {row.trial_tokens:,} · {flops}",
+            ":",
+            [el(f"span.part.{name}", f"{name} {count:,}") for name, count in parts],
+            el("span", flops),
         ),
         el("p.note", data(row.reason)) if row.reason else None,
         _trials(row) if row.trials else None,
