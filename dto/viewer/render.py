@@ -310,7 +310,7 @@ def _version(
     thinking = version.text[slice(*version.thinking)]
     rest = thinking[sum(len(text) for _, text in pieces) :]
     name = el("div.head", el("span.kind", "finalization" if pieces else "thinking"))
-    after = version.text[version.thinking.end :].removeprefix("</think>")
+    after = version.text[version.thinking.end :].lstrip().removeprefix("</think>")
     return el(
         "section.side.optimized",
         head,

@@ -131,7 +131,7 @@ def _trajectory(
     rows["prune"].append(
         OptimizedTrajectory(
             own, own, problem.id, leave, kept, tuple(range(after)), version,
-            Span(0, len(shorter) + 7), Span(0, len(shorter) // 4), problem.answer, 1.0, before,
+            Span(0, len(shorter) + 8), Span(0, len(shorter) // 4), problem.answer, 1.0, before,
             after, 4e6 * before**2, 4e6 * after**2, "shortened" if correct else "repaired",
             (verdict,), 0.95, 1.4,
         )
