@@ -70,11 +70,11 @@ class TrajectoryView(Displayed):
 
     @property
     def outcome(self) -> str:
-        """What became of it: the optimized version's outcome, why there is none, or `open`."""
+        """What became of it: its version's outcome, why there is none, or `not optimized`."""
         if self.optimized is not None:
             return self.optimized.outcome
         ends = [row.reason for _, row in self.dropped if row.id == self.id]
-        return ends[0] if ends else "open"
+        return ends[0] if ends else "not optimized"
 
 
 @dataclass(frozen=True, slots=True)
