@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, groupby, pairwise
 from pathlib import Path
@@ -79,12 +79,29 @@ class TrajectoryView(Displayed):
 
 @dataclass(frozen=True, slots=True)
 class AnswersView(Displayed):
-    """The answers to one problem with one sample index, of every model under every exit."""
+    """The answers to one problem with one sample index, of every model under every exit.
+
+    The others are held against the answer under `plain`, the exit that leaves where the model does.
+    """
 
     problem_id: str
     sample: int
     rows: tuple[EvaluationRow, ...]
     problem: Problem | None = None
+    plain: str = "none"
+
+    @property
+    def ordered(self) -> list[EvaluationRow]:
+        """The rows as they are shown: the base model first, and of each model the plain exit."""
+        return sorted(
+            self.rows,
+            key=lambda row: (row.model != "base", row.model, row.exit != self.plain, row.exit),
+        )
+
+    @property
+    def reference(self) -> EvaluationRow | None:
+        """What the others are held against: the base model, or the first, under the plain exit."""
+        return next((row for row in self.ordered if row.exit == self.plain), None)
 
     @property
     def id(self) -> str:
@@ -110,6 +127,7 @@ class RunTables:
     path: Path
     threshold: float = float("nan")
     name: str = ""
+    plain: str = "none"
     states: dict[str, str] = field(default_factory=dict)  # stage: finished, under way
 
     @staticmethod
@@ -133,7 +151,14 @@ class RunTables:
         if not recipe.is_file():
             return RunTables(path, name=path.name, states=states)
         settings = load_recipe(recipe)
-        return RunTables(path, settings.estimate.threshold, settings.name, states)
+        plain = [exit.name for exit in settings.evaluate.exits if exit.policy == "none"]
+        return RunTables(
+            path,
+            settings.estimate.threshold,
+            settings.name,
+            next(iter(plain), "none"),
+            states,
+        )
 
     def rows(self, stage: str, record: type[R], without: Collection[str] = ()) -> Iterator[R]:
         """A stage's rows by id, from its table or else its journal; none where neither is there."""
@@ -211,7 +236,7 @@ class RunTables:
         stage = "test" if "test" in self.states else "problems"
         problems = self._of(stage, Problem, "id", problem_id)
         shown = tuple(row for row in rows if row.sample == min(samples))
-        return AnswersView(problem_id, min(samples), shown, next(iter(problems), None))
+        return AnswersView(problem_id, min(samples), shown, next(iter(problems), None), self.plain)
 
     def _first_trajectory(self, start: str) -> Trajectory | None:
         import polars as pl
@@ -255,7 +280,7 @@ class RunTables:
         stage = "test" if "test" in self.states else "problems"
         problem_of = _Problems(self.rows(stage, Problem))
         for (problem_id, sample), rows in groupby(self._evaluated(), key=_question):
-            yield AnswersView(problem_id, sample, tuple(rows), problem_of(problem_id))
+            yield AnswersView(problem_id, sample, tuple(rows), problem_of(problem_id), self.plain)
 
     def _evaluated(self) -> Iterator[EvaluationRow]:
         """Evaluation rows by problem and sample; the table has them by model and exit."""
@@ -335,10 +360,3 @@ def _id(row: Any) -> str:
 
 def _question(row: EvaluationRow) -> tuple[str, int]:
     return row.problem_id, row.sample
-
-
-def by_arm(rows: Iterable[EvaluationRow]) -> list[EvaluationRow]:
-    """Rows as they are shown: the base model first, and under it the plain exit first."""
-    return sorted(
-        rows, key=lambda row: (row.model != "base", row.model, row.exit != "none", row.exit)
-    )

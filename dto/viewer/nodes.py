@@ -45,16 +45,18 @@ _C0 = (
 
 def el(tag: str, *children: Node | Nodes | None, **attributes: str | float) -> Element:
     """An element. Children that are None are left out, lists are opened; `_` in names reads `-`."""
-    named = {name.strip("_").replace("_", "-"): str(value) for name, value in attributes.items()}
-    return Element(tag, named, tuple(_flat(children)))
+    named = {name.replace("_", "-"): str(value) for name, value in attributes.items()}
+    found: list[Node] = []
+    _flatten(children, found)
+    return Element(tag, named, tuple(found))
 
 
-def _flat(children: Nodes) -> Iterable[Node]:
+def _flatten(children: Nodes, found: list[Node]) -> None:
     for child in children:
         if isinstance(child, str | Data | Element):
-            yield child
+            found.append(child)
         elif child is not None:
-            yield from _flat(child)
+            _flatten(child, found)
 
 
 def data(text: str) -> list[Node]:

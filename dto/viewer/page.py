@@ -22,8 +22,7 @@ from typing import IO, Any
 
 from dto.errors import DtoError, disk_errors
 from dto.runs import manifest
-from dto.viewer.answers import plain_row
-from dto.viewer.data import RunTables, by_arm
+from dto.viewer.data import RunTables
 from dto.viewer.nodes import Data, Node, visible_text
 from dto.viewer.render import node
 
@@ -54,13 +53,15 @@ def view(run: Path | str, out: Path | str | None = None) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.part")
         body.seek(0)
-        with temporary.open("wb") as file:
-            file.write(_page(found.name, pack(index)).encode())
-            copyfileobj(body, file)
-            file.write(
-                b'<script type="text/plain" id="c%d"></script>\n</body>\n</html>\n' % chunks.count
-            )
-        temporary.replace(path)
+        end = f'<script type="text/plain" id="c{chunks.count}"></script>\n</body>\n</html>\n'
+        try:
+            with temporary.open("wb") as file:
+                file.write(_page(found.name, pack(index)).encode())
+                copyfileobj(body, file)
+                file.write(end.encode())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -199,7 +200,7 @@ def _trajectories(found: RunTables, chunks: _Chunks) -> _List:
 def _answers(found: RunTables, chunks: _Chunks) -> _List:
     rows = _List("Early exits", "way to end", chunks.count)
     for row in _kept(found.answers(), rows, chunks):
-        plain = plain_row(by_arm(row.rows))
+        plain = row.reference
         others = [each.tokens for each in row.rows if each is not plain]
         mean = round(sum(others) / len(others)) if others else -1
         right = sum(each.grade == "correct" for each in row.rows)

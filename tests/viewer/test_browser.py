@@ -196,7 +196,7 @@ def test_dark_and_light(browser: Browser, small_page: Path) -> None:
     assert light == "rgb(255, 255, 255)" and dark not in (light, "rgba(0, 0, 0, 0)")
     browser.press("t")
     assert (browser.js(ground), text(browser, "#theme")) == (light, "Light")
-    browser.open(small_page.as_uri())
+    browser.reload()
     assert browser.js(ground) == light  # it is remembered
     browser.press("t", "t")
     assert (browser.js(ground), text(browser, "#theme")) == (dark, "Auto")
