@@ -293,8 +293,10 @@
     const root = document.documentElement, states = ["", "light", "dark"];
     let state = "";
     try { state = localStorage.getItem("dto-theme") || ""; } catch { /* none is kept */ }
-    if (turn) state = states[(states.indexOf(root.dataset.theme || "") + 1) % 3];
-    try { localStorage.setItem("dto-theme", state); } catch { /* none is kept */ }
+    if (turn) {
+      state = states[(states.indexOf(root.dataset.theme || "") + 1) % 3];
+      try { localStorage.setItem("dto-theme", state); } catch { /* none is kept */ }
+    }
     if (state) root.dataset.theme = state;
     else delete root.dataset.theme;
     $("theme").textContent = state ? state[0].toUpperCase() + state.slice(1) : "Auto";
