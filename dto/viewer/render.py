@@ -23,7 +23,7 @@ from dto.records import (
 from dto.viewer.answers import answers_node
 from dto.viewer.data import AnswersView, TrajectoryView
 from dto.viewer.figures import change, decimal, flops_change, interval
-from dto.viewer.nodes import Element, Node, data, el, to_html
+from dto.viewer.nodes import Element, Node, data, el, passage, to_html
 from dto.viewer.parts import grade, heading
 
 KINDS = ("opening", "verification", "alternative", "hypothesis", "summary", "conclusion")
@@ -202,7 +202,7 @@ def _original(view: TrajectoryView) -> Iterator[Element]:
     others = {each.segment: each for each in version.counterfactual} if version else {}
     removed = _removed(view)
     if not view.segments and row.thinking.length:
-        yield el("div.segment", el("div.text", data(row.text[slice(*row.thinking)]), dir="auto"))
+        yield el("div.segment", el("div.text", passage(row.text[slice(*row.thinking)]), dir="auto"))
     for segment in view.segments:
         state = ""
         if segment.index in removed and version is not None:
@@ -241,7 +241,7 @@ def _segment(
             el("span.state", state) if state else None,
             el("span.count", f"{segment.tokens.length:,} tokens"),
         ),
-        el("s.text" if state else "div.text", data(text.rstrip()), dir="auto"),
+        el("s.text" if state else "div.text", passage(text.rstrip()), dir="auto"),
         said,
         data_segment=segment.index,
     )
@@ -278,7 +278,7 @@ def _conclusion(text: str) -> Iterator[Element]:
         yield el(
             "div.segment",
             el("div.head", el("span.kind", "after thinking")),
-            el("div.text", data(text.strip("\n")), dir="auto"),
+            el("div.text", passage(text.strip("\n")), dir="auto"),
         )
 
 
@@ -315,7 +315,7 @@ def _version(
         "section.side.optimized",
         head,
         [_segment(segment, text) for segment, text in pieces],
-        el("div.segment", name, el("div.text", data(rest.strip("\n")), dir="auto"))
+        el("div.segment", name, el("div.text", passage(rest.strip("\n")), dir="auto"))
         if rest.strip()
         else None,
         _conclusion(after),
@@ -329,7 +329,7 @@ def _version(
 
 
 def _prompt(text: str) -> Element:
-    return el("header", el("div.question", data(text), dir="auto"))
+    return el("header", el("div.question", passage(text), dir="auto"))
 
 
 def _stands_above(pair: PreferencePair, view: TrajectoryView) -> bool:
@@ -362,5 +362,5 @@ def _side(name: str, text: str, tokens: int, origin: str) -> Element:
     return el(
         f"section.side.{name.lower()}",
         el("h3", name, el("span.count", data(origin), f" · {tokens:,} tokens")),
-        el("div.segment", el("div.text", data(text), dir="auto")),
+        el("div.segment", el("div.text", passage(text), dir="auto")),
     )
