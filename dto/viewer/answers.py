@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import groupby
 
 from dto.records import EvaluationRow
-from dto.viewer.data import AnswersView
 from dto.viewer.figures import decimal, saved, scaled
 from dto.viewer.nodes import Element, data, el
 from dto.viewer.parts import grade, heading
+from dto.viewer.views import AnswersView
 
 REASONS = {
     "policy": "left early",

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from dto.records import STAYS, Displayed, OptimizedTrajectory, PreferencePair, Trajectory, Verdict
 from dto.viewer.answers import REASONS
-from dto.viewer.data import AnswersView, TrajectoryView
 from dto.viewer.figures import GRADE_SIGNS, change, decimal, flops_change, interval
 from dto.viewer.nodes import visible_text
+from dto.viewer.views import AnswersView, TrajectoryView
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -12,7 +12,8 @@ from rich.console import Console
 import dto
 from dto import tables
 from dto.records import EvaluationRow, OptimizedTrajectory, PreferencePair, Trajectory
-from dto.viewer.data import AnswersView, RunTables, TrajectoryView
+from dto.viewer.data import RunTables
+from dto.viewer.views import AnswersView, TrajectoryView
 from tests.viewer.generated import HOSTILE, write
 
 
