@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 
 from dto.records import EvaluationRow
 from dto.viewer.figures import decimal, saved, scaled
@@ -25,10 +25,12 @@ def answers_node(view: AnswersView) -> Element:
     rows = view.ordered
     plain = view.reference
     longest = max(row.tokens for row in rows)
-    models = [
-        el("div.cards", [_card(row, plain, longest) for row in of_model])
-        for _, of_model in groupby(rows, key=lambda row: row.model)
-    ]
+    cards = [_card(row, plain, longest) for row in rows]
+    sizes = [len(list(of_model)) for _, of_model in groupby(rows, key=lambda row: row.model)]
+    if max(sizes) == 1:
+        sizes = [len(rows)]  # models alone, side by side
+    ends = [0, *accumulate(sizes)]
+    models = [el("div.cards", cards[start:end]) for start, end in pairwise(ends)]
     return el("article.dto", heading(view.problem, view.id), models)
 
 

@@ -136,6 +136,7 @@ class _List:
     """The lines of a list by column; names are numbers into lists of names."""
 
     name: str
+    noun: str
     kind_name: str
     first: int
     ids: list[str] = field(default_factory=list)
@@ -173,14 +174,15 @@ class _List:
         names = {f"{name}s": list(numbers)[:MAX_KINDS] if name == "kind" else list(numbers)
                  for name, numbers in self.names.items()}  # fmt: skip
         return {
-            "name": self.name, "kindName": self.kind_name, "first": self.first, "id": self.ids,
-            "title": self.titles, "note": self.notes, "before": self.before, "after": self.after,
-            "kind": self.kind, "kinds": [], **names, **self.named, "chunks": self.chunks,
+            "name": self.name, "noun": self.noun, "kindName": self.kind_name, "first": self.first,
+            "id": self.ids, "title": self.titles, "note": self.notes, "before": self.before,
+            "after": self.after, "kind": self.kind, "kinds": [], **names, **self.named,
+            "chunks": self.chunks,
         }  # fmt: skip
 
 
 def _trajectories(found: RunTables, chunks: _Chunks) -> _List:
-    rows = _List("Trajectories", "kind of segment", chunks.count)
+    rows = _List("Trajectories", "trajectories", "kind", chunks.count)
     for row in _kept(found.trajectories(), rows, chunks):
         version, problem = row.optimized, row.problem
         after = version.tokens_after if version is not None else -1
@@ -198,7 +200,7 @@ def _trajectories(found: RunTables, chunks: _Chunks) -> _List:
 
 
 def _answers(found: RunTables, chunks: _Chunks) -> _List:
-    rows = _List("Early exits", "way to end", chunks.count)
+    rows = _List("Evaluation", "questions", "ending", chunks.count)
     for row in _kept(found.answers(), rows, chunks):
         plain = row.reference
         others = [each.tokens for each in row.rows if each is not plain]

@@ -126,7 +126,8 @@
     }
     const all = list.id.length === shown.length ? "" : ` of ${number.format(list.id.length)}`;
     const tokens = before ? ` · tokens ${number.format(before)} → ${number.format(after)} (${percent(1 - after / before)})` : "";
-    $("count").textContent = `${number.format(shown.length)}${all} ${list.name.toLowerCase()}${tokens}`
+    $("count").title = list.noun === "questions" ? "Tokens without an early exit → mean of all other answers" : "Tokens before → after";
+    $("count").textContent = `${number.format(shown.length)}${all} ${list.noun}${tokens}`
       + (progress ? ` · searching texts ${progress}` : "");
   }
 
