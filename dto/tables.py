@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
 from itertools import groupby, islice
@@ -134,27 +134,43 @@ def write(path: Path, record: type[R], rows: Iterable[R], key: str = "id") -> in
     return count
 
 
-def read(path: Path, record: type[R]) -> Iterator[R]:
+def read(path: Path, record: type[R], without: Collection[str] = ()) -> Iterator[R]:
     """Rows in the order of their ids, one row group in memory at a time.
 
-    Raises DtoError for a missing file and for one whose columns are not the record's.
+    The lists that `without` names are not read: they are empty. Raises DtoError for a missing file
+    and for one whose columns are not the record's.
     """
+    with check(path, record) as file:
+        names = [name for name in schema(record).names if name not in without]
+        left_out = dict.fromkeys(without, ())
+        for batch in file.iter_batches(batch_size=ROW_GROUP, columns=names):
+            for row in batch.to_pylist():
+                row |= left_out
+                yield _decode(record, row)
+
+
+def check(path: Path, record: type[Any]) -> pq.ParquetFile:
+    """A table, opened; raises what `read` does."""
     try:
         file = pq.ParquetFile(path)
     except FileNotFoundError:
         raise DtoError(f"table {path} does not exist: run the stage that writes it first") from None
     except (OSError, pa.ArrowInvalid) as error:
         raise DtoError(f"table {path} cannot be read: {error}") from None
-    with file:
-        missing = [name for name in schema(record).names if name not in file.schema_arrow.names]
-        if missing:
-            raise DtoError(
-                f"table {path} lacks the columns {', '.join(missing)} of a {record.__name__}: "
-                "it comes from another version, compute it again with --overwrite"
-            )
-        for batch in file.iter_batches(batch_size=ROW_GROUP, columns=schema(record).names):
-            for row in batch.to_pylist():
-                yield _decode(record, row)
+    missing = [name for name in schema(record).names if name not in file.schema_arrow.names]
+    if missing:
+        file.close()
+        raise DtoError(
+            f"table {path} lacks the columns {', '.join(missing)} of a {record.__name__}: "
+            "it comes from another version, compute it again with --overwrite"
+        )
+    return file
+
+
+def find(path: Path, record: type[R], column: str, value: str | int) -> list[R]:
+    """The rows whose `column` holds `value`; only the row groups that can have it are read."""
+    found = pq.read_table(path, columns=schema(record).names, filters=[(column, "=", value)])
+    return [_decode(record, row) for row in found.to_pylist()]
 
 
 def count(path: Path) -> int:
