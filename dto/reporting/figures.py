@@ -12,12 +12,13 @@ from io import StringIO
 from math import isnan
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dto.reporting.cost import BreakEven, StageCost
 from dto.reporting.difficulty import BINS as PASS_RATES
 from dto.reporting.difficulty import DifficultyRow
-from dto.reporting.picture import ACROSS, COLOURS, GRID, INK, MARKERS, plain
+from dto.reporting.picture import COLOURS, GRID, INK, MARKERS, plain
 from dto.reporting.positions import BINS, ExitPositions
 from dto.reporting.trials import TrialReliability
 
@@ -50,8 +51,8 @@ def difficulty(rows: Sequence[DifficultyRow]) -> Figure:
     """Tokens saved, and points gained, by the base's pass rate; the base itself is left out."""
     shown = [row for row in rows if not isnan(row.tokens_ratio)]
     arms = list(dict.fromkeys((row.model, row.exit) for row in shown))
-    models = list(dict.fromkeys(model for model, _ in arms))
-    exits = list(dict.fromkeys(exit for _, exit in arms))
+    models = list(dict.fromkeys(row.model for row in rows))
+    exits = list(dict.fromkeys(row.exit for row in rows))
     bins = [bin for bin in PASS_RATES if any(row.bin == bin for row in shown)]
     figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
     saved, gained = figure.subplots(1, 2)
@@ -91,51 +92,61 @@ def difficulty(rows: Sequence[DifficultyRow]) -> Figure:
     return figure
 
 
-def positions(found: Sequence[ExitPositions]) -> Figure:
-    """Optimized trajectories by outcome, stacked; then exits of policies, a panel for each model."""
-    models = list(dict.fromkeys(each.model for each in found))
-    down = -(-len(models) // ACROSS)
-    across = min(ACROSS, len(models))
-    figure = Figure(figsize=(WIDTH, 3.4 * down), layout="constrained")
-    edges = [100 * place / BINS for place in range(BINS + 1)]
-    for place, model in enumerate(models):
+def positions(found: Sequence[ExitPositions], models: Sequence[str]) -> Figure:
+    """Optimized trajectories by outcome, stacked; then exits of policies, a panel a model."""
+    panels = list(dict.fromkeys(each.model for each in found))
+    across = min(3, max(2, len(panels)))
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(WIDTH, (10.2 / across) * down), layout="constrained")
+    for place, model in enumerate(panels):
         axes = figure.add_subplot(down, across, place + 1)
         plain(axes)
         own = [each for each in found if each.model == model]
-        whole = max(1, sum(e.exits for e in own) + own[0].without if not model else 0)
-        below = [0.0] * BINS
-        for index, each in enumerate(own):
-            total = whole if not model else max(1, each.exits + each.without)
-            heights = [100 * count / total for count in each.counts]
-            colour = COLOURS[(index + 1) % len(COLOURS)]
-            label = f"{each.group.replace('_', ' ')} ({each.exits:,})"
-            if not model:
-                axes.bar(
-                    edges[:-1], heights, width=100 / BINS, bottom=below, align="edge",
-                    color=colour, label=label,
-                )  # fmt: skip
-                below = [low + height for low, height in zip(below, heights, strict=True)]
-            else:
-                style = DASHES[index % len(DASHES)]
-                axes.stairs(heights, edges, color=colour, linestyle=style, linewidth=1.4,
-                            label=label)  # fmt: skip
-        title = f"early exits: {model}" if model else "optimized trajectories"
-        axes.set_title(title, loc="left", fontsize=10, color=INK)
+        if model:
+            _left(axes, own, COLOURS[models.index(model) % len(COLOURS)])
+        else:
+            _cut(axes, own)
+        axes.set_title(f"early exits: {model}" if model else "optimized trajectories", loc="left",
+                       fontsize=10, color=INK)  # fmt: skip
         axes.set_xlim(0, 100)
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("share of the thinking before the exit, %", color=INK)
+        axes.set_ylim(0, (1.1 + 0.11 * len(own)) * axes.dataLim.y1)
+        axes.set_xlabel("thinking before the exit, %", color=INK)
         axes.set_ylabel("of all responses, %" if model else "of all trajectories, %", color=INK)
-        axes.legend(frameon=False, fontsize=8.5, labelcolor="linecolor")
+        axes.legend(loc="upper right", frameon=False, fontsize=8.5, labelcolor="linecolor")
     return figure
 
 
+EDGES = tuple(100 * place / BINS for place in range(BINS + 1))
+
+
+def _cut(axes: Axes, outcomes: Sequence[ExitPositions]) -> None:
+    whole = sum(each.exits for each in outcomes) + outcomes[0].without
+    below = [0.0] * BINS
+    for each, colour in zip(outcomes, COLOURS[2:], strict=False):
+        heights = [100 * count / whole for count in each.counts]
+        label = f"{each.group.replace('_', ' ')} ({each.exits:,})"
+        axes.bar(EDGES[:-1], heights, width=100 / BINS, bottom=below, align="edge", color=colour,
+                 label=label)  # fmt: skip
+        below = [low + height for low, height in zip(below, heights, strict=True)]
+
+
+def _left(axes: Axes, exits: Sequence[ExitPositions], colour: str) -> None:
+    for index, each in enumerate(exits):
+        heights = [100 * count / (each.exits + each.without) for count in each.counts]
+        axes.stairs(heights, EDGES, color=colour, linestyle=DASHES[index % len(DASHES)],
+                    linewidth=1.4, label=f"{each.group} ({each.exits:,})")  # fmt: skip
+
+
 def calibration(found: Sequence[TrialReliability]) -> Figure:
-    """Confidence against the share of right answers: one panel for each exit, a colour a model."""
+    """Confidence against the share of right answers: one panel for each exit, a colour a model.
+
+    The area of a point is the share of the trials in its bin.
+    """
     exits = list(dict.fromkeys(each.exit for each in found))
     models = list(dict.fromkeys(each.model for each in found))
     across = min(3, max(2, len(exits)))
     down = -(-len(exits) // across)
-    figure = Figure(figsize=(WIDTH, (9.6 / across) * down), layout="constrained")
+    figure = Figure(figsize=(WIDTH, (9.2 / across) * down), layout="constrained")
     for place, exit in enumerate(exits):
         axes = figure.add_subplot(down, across, place + 1)
         plain(axes)
@@ -144,6 +155,7 @@ def calibration(found: Sequence[TrialReliability]) -> Figure:
             if each.exit != exit:
                 continue
             bins = each.reliability.bins
+            colour = COLOURS[models.index(each.model) % len(COLOURS)]
             axes.errorbar(
                 [bin.confidence for bin in bins],
                 [bin.accuracy for bin in bins],
@@ -151,17 +163,25 @@ def calibration(found: Sequence[TrialReliability]) -> Figure:
                     [max(0.0, bin.accuracy - bin.accuracy_low) for bin in bins],
                     [max(0.0, bin.accuracy_high - bin.accuracy) for bin in bins],
                 ],
-                fmt="o-",
-                markersize=4,
-                linewidth=1.1,
-                capsize=2,
-                color=COLOURS[models.index(each.model) % len(COLOURS)],
-                label=f"{each.model}: error {each.reliability.ece:.3f}",
+                fmt="none",
+                elinewidth=0.8,
+                ecolor=colour,
             )
+            share = [bin.trials / each.reliability.trials for bin in bins]
+            axes.scatter(
+                [bin.confidence for bin in bins],
+                [bin.accuracy for bin in bins],
+                s=[12 + 220 * each for each in share],
+                color=colour,
+                linewidths=0,
+                alpha=0.85,
+            )
+            label = f"{each.model}: ECE {each.reliability.ece:.3f}"
+            axes.plot([], [], "o", markersize=5, color=colour, label=label)
         axes.set_title(exit, loc="left", fontsize=10, color=INK)
-        axes.set_xlim(0, 1.02)
-        axes.set_ylim(0, 1.02)
-        axes.set_aspect("equal")
+        axes.set_xlim(-0.03, 1.05)
+        axes.set_ylim(-0.03, 1.05 + 0.08 * len(models))
+        axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
         axes.set_xlabel("confidence of a trial answer", color=INK)
         axes.set_ylabel("share that is right", color=INK)
         axes.legend(loc="upper left", frameon=False, fontsize=8.5, labelcolor="linecolor")
@@ -218,9 +238,9 @@ def _label(model: str, exit: str) -> str:
     return model if exit == "none" else f"{model}, {exit}"
 
 
-def _legend(figure: Figure, axes: object) -> None:
+def _legend(figure: Figure, axes: Axes) -> None:
     figure.legend(
-        *axes.get_legend_handles_labels(),  # type: ignore[attr-defined]
+        *axes.get_legend_handles_labels(),
         loc="outside upper left",
         ncols=3,
         frameon=False,

@@ -6,12 +6,17 @@ All text is escaped there. What a section shows is decided by `dto.reporting.sec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.figure import Figure as Drawing
+
+from dto.reporting import figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,12 @@ class Figure:
 
     svg: str
     says: str
+
+
+def drawn(name: str, says: str, make: Callable[..., Drawing], *arguments: Any) -> Figure:
+    """The picture that `make` draws; names in it are text, whatever signs they hold."""
+    with rc_context({"text.parse_math": False}):
+        return Figure(figures.svg(make(*arguments), name), says)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +69,11 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """A figure worth reading first; `mood` is good, bad or open."""
+    """A figure worth reading first; `mood`, of its claim, is good, bad or open."""
 
-    figure: str
     what: str
+    figure: str
+    claim: str
     detail: str
     mood: str = "open"
 

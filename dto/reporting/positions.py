@@ -1,4 +1,4 @@
-"""Where in the thinking the exits lie: those that optimizing chose, and those that policies took."""
+"""Where in the thinking the exits lie: those that optimizing chose, those that policies took."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from dto.recipe import Recipe
 
 BINS = 20
 """Twentieths of the thinking."""
+GIVEN = ("static", "no_thinking")
+"""Policies whose exits lie where their settings say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,8 @@ def _evaluated(run: Path, recipe: Recipe) -> list[ExitPositions]:
     found = []
     for model in recipe.evaluate.models:
         for exit in recipe.evaluate.exits:
+            if exit.policy in GIVEN:
+                continue
             part = paired.filter(model=model, exit=exit.name)
             left = part.filter("left")["position"]
             if len(left):

@@ -36,11 +36,12 @@ _ABSOLUTE = re.compile(r"(?:/|~|\.{1,2}/|[A-Za-z]:[\\/]|\\\\|file:)")
 
 @dataclass(frozen=True, slots=True)
 class Reproduction:
-    """`command` gives the run again; `recipe` is what its recipe sets other than the defaults, YAML.
+    """How to get a run again.
 
-    `packaged` says whether the command starts from a recipe that comes with the package; else the
-    recipe has to be saved first. `hidden` are the names that stand for local files, folders and
-    servers. `versions` and `git` are those of the last stage; `stages` has what each stage's table
+    `recipe` is YAML: what the run's recipe sets other than the defaults; `command` reads it.
+
+    `packaged`: the command reads a recipe that comes with the package instead. `hidden` are the
+    names that stand for local files, folders and servers. `versions` and `git` are those of the last stage; `stages` has what each stage's table
     holds, as a hash, and `others` names stages that another version or commit has computed.
     """
 
@@ -168,14 +169,19 @@ def _changes(recipe: Recipe, own: Mapping[str, Any]) -> tuple[dict[str, Any], st
 
 def _value(value: Any) -> str:
     """As it is written after `--set KEY=`: YAML in one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
     return text.strip().removesuffix("...").strip()
 
 
 def _runs_programs(run: Path) -> bool:
     tables = (run / stage / "rows.parquet" for stage in ("problems", "test"))
     return any(
-        not pl.scan_parquet(table).filter(answer_kind="code").select("id").head(1).collect().is_empty()
+        not pl.scan_parquet(table)
+        .filter(answer_kind="code")
+        .select("id")
+        .head(1)
+        .collect()
+        .is_empty()
         for table in tables
         if table.is_file()
     )
@@ -197,5 +203,3 @@ def content_of_sources(run: Path) -> dict[str, str]:
             elif key == "weights" and isinstance(value, str):
                 found[f"weights of {public_name(str(config.get('model.name')))}"] = value
     return found
-
-

@@ -117,9 +117,9 @@ def report(run_directory: Path | str) -> Report:
 
     Everything is compared with the model `base` under the first exit whose policy is none, over
     the same problems and seeds, task by task; with several tasks there is a mean over them. The
-    page can be sent around (:mod:`dto.reporting.sections`), the picture is `report.png` and
-    `report.svg`, the tables are `tables.md`, `tables.csv`, `difficulty.csv` (:mod:`dto.reporting.papers`). Raises
-    DtoError when the run has not been evaluated.
+    page is one to send around (:mod:`dto.reporting.sections`), the picture is `report.png` and
+    `report.svg`, the tables are `tables.md`, `tables.csv`, `difficulty.csv`
+    (:mod:`dto.reporting.papers`). Raises DtoError when the run has not been evaluated.
     """
     run = Path(run_directory)
     recipe = load_recipe(run / "recipe.yaml")
