@@ -22,6 +22,8 @@ _PUBLIC = {
     "report": "dto.stages.report",
     "trace": "dto.calibration.trace",
     "pilot": "dto.stages.pilot",
+    "show": "dto.viewer.data",
+    "view": "dto.viewer.page",
     "Context": "dto.context",
     "Grader": "dto.grading",
     "open_engine": "dto.engines",

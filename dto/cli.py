@@ -17,6 +17,7 @@ import yaml
 
 from dto.cli_grade import grade
 from dto.commands.pilot import add_pilot
+from dto.commands.view import view
 from dto.errors import DtoError, RecipeError
 from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.runs.run import STAGES, Run, open_run
@@ -33,6 +34,7 @@ nano = typer.Typer(no_args_is_help=True, help="The embedded model.")
 app.add_typer(nano, name="nano")
 app.add_typer(tasks, name="tasks")
 app.command()(grade)
+app.command()(view)
 
 Target = Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run directory.")]
 Out = Annotated[Path | None, typer.Option(help="Run directory; runs/NAME by default.")]

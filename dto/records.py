@@ -10,7 +10,7 @@ belongs to another starts with that one's id, so that sorted tables can be joine
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from dto.seeds import content_id
 
@@ -23,6 +23,33 @@ Decision = Literal["above", "below", "undecided"]
 Outcome = Literal["shortened", "repaired", "unchanged", "not_shorter"]
 VerdictKind = Literal["keep", "redundant", "meaningless", "harmful", "unjudged"]
 STAYS: tuple[VerdictKind, ...] = ("keep", "unjudged")  # the others propose a removal
+
+
+class Displayed:
+    """How a record shows: HTML in a notebook, text in a terminal, colours where `rich` prints it.
+
+    What it takes is imported when it is asked for.
+    """
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        from dto.viewer.render import html
+
+        return html(self)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
+    def __str__(self) -> str:
+        from dto.viewer.terminal import plain
+
+        return plain(self)
+
+    def __rich__(self) -> Any:
+        from dto.viewer.terminal import rich_text
+
+        return rich_text(self)
 
 
 class Span(NamedTuple):
@@ -60,7 +87,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Trajectory:
+class Trajectory(Displayed):
     """One response of a model: its token ids are the state, the text is for people.
 
     `text` is the decoding of `token_ids` without a final end-of-sequence token; `thinking` and
@@ -159,7 +186,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class OptimizedTrajectory:
+class OptimizedTrajectory(Displayed):
     """A trajectory truncated at its first good exit, finalized, and (after `prune`) pruned.
 
     `token_ids` is the whole response: kept segments, d_finalize, conclusion, EOS where the model
@@ -192,7 +219,7 @@ class OptimizedTrajectory:
 
 
 @dataclass(frozen=True, slots=True)
-class PreferencePair:
+class PreferencePair(Displayed):
     """TRL's standard columns for people and the Hub, references to the stored ids for training.
 
     `chosen_id` names an OptimizedTrajectory when `chosen_from` is `optimized`, else a Trajectory;

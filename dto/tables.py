@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
 from itertools import groupby, islice
@@ -126,10 +126,11 @@ def write(path: Path, record: type[R], rows: Iterable[R], key: str = "id") -> in
     return count
 
 
-def read(path: Path, record: type[R]) -> Iterator[R]:
+def read(path: Path, record: type[R], without: Collection[str] = ()) -> Iterator[R]:
     """Rows in the order of their ids, one row group in memory at a time.
 
-    Raises DtoError for a missing file and for one whose columns are not the record's.
+    The lists that `without` names are not read: they are empty. Raises DtoError for a missing file
+    and for one whose columns are not the record's.
     """
     try:
         file = pq.ParquetFile(path)
@@ -144,9 +145,18 @@ def read(path: Path, record: type[R]) -> Iterator[R]:
                 f"table {path} lacks the columns {', '.join(missing)} of a {record.__name__}: "
                 "it comes from another version, compute it again with --overwrite"
             )
-        for batch in file.iter_batches(batch_size=ROW_GROUP, columns=schema(record).names):
+        names = [name for name in schema(record).names if name not in without]
+        left_out = dict.fromkeys(without, ())
+        for batch in file.iter_batches(batch_size=ROW_GROUP, columns=names):
             for row in batch.to_pylist():
+                row |= left_out
                 yield _decode(record, row)
+
+
+def find(path: Path, record: type[R], column: str, value: str | int) -> list[R]:
+    """The rows whose `column` holds `value`; only the row groups that can have it are read."""
+    found = pq.read_table(path, columns=schema(record).names, filters=[(column, "=", value)])
+    return [_decode(record, row) for row in found.to_pylist()]
 
 
 def count(path: Path) -> int:

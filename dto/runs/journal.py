@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,11 +88,7 @@ class Journal:
         end = 0
         with open(self._file, "rb", closefd=False) as lines:
             for line in lines:
-                try:
-                    record = json.loads(line) if line.endswith(b"\n") else None
-                except ValueError:
-                    record = None
-                if record is None:
+                if (record := _whole(line)) is None:
                     break
                 if "key" in record:
                     self._index(_entry(record, ()), end)
@@ -175,6 +171,36 @@ def read_head(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return head if isinstance(head, dict) else None
+
+
+def read_entries(
+    path: Path, record: type[Any] | None, order: Callable[[str], Any] = str
+) -> Iterator[Entry]:
+    """The groups that stand now, in the order of `order(key)`: to look at a stage under way.
+
+    Changes nothing, and a writer may be at work. What is no whole line is passed over. Without a
+    `record` the groups come without their rows.
+    """
+    offsets: dict[str, int] = {}
+    with path.open("rb") as lines:
+        offset = 0
+        for line in lines:
+            if (data := _whole(line)) is not None and "key" in data:
+                offsets[data["key"]] = offset
+            offset += len(line)
+        for key in sorted(offsets, key=order):
+            lines.seek(offsets[key])
+            data = json.loads(lines.readline())
+            build = tables.adapter(record).validate_python if record is not None else None
+            yield _entry(data, [build(row) for row in data["rows"]] if build else ())
+
+
+def _whole(line: bytes) -> dict[str, Any] | None:
+    try:
+        data = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return data if isinstance(data, dict) else None
 
 
 def _entry(data: dict[str, Any], rows: Sequence[Any]) -> Entry:

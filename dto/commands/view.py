@@ -1,0 +1,23 @@
+"""`dto view`: a run's trajectories and answers as one HTML file."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def view(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    out: Annotated[Path | None, typer.Option(help="The file; RUN/view.html by default.")] = None,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Write the file only.")] = False,
+) -> None:
+    """Trajectories, exits, prunes, pairs and early exits of a run, in one file for the browser."""
+    from dto.viewer.page import view as write
+
+    path = write(run, out)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    if not no_open and not webbrowser.open(path.resolve().as_uri()):
+        print("there is no browser here: open the file yourself")

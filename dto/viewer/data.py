@@ -1,0 +1,333 @@
+"""A run's tables, joined in one pass: all there is about a trajectory, all answers to a problem.
+
+What is not there yet is left out: a stage under way is read from its journal, one that has not
+begun is empty.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate, chain, groupby, pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dto import tables
+from dto.errors import DtoError
+from dto.records import (
+    Displayed,
+    Dropped,
+    EvaluationRow,
+    ExitEstimate,
+    OptimizedTrajectory,
+    PreferencePair,
+    Problem,
+    Segment,
+    Trajectory,
+)
+from dto.runs.journal import read_entries
+
+R = TypeVar("R")
+IDS = ("prompt_ids", "token_ids")
+SHOWN_STAGES = (
+    "problems", "sample", "segment", "estimate", "optimize", "prune", "pair", "test", "evaluate",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryView(Displayed):
+    """A trajectory with all that a run says of it; a rich display in notebooks, `str()` elsewhere.
+
+    `estimates` and `pairs` are sorted by id. `tokens` counts the response; `dropped` says at which
+    stage, and why, it ended: (stage, row) pairs. `threshold` is what an exit's p is held against;
+    nan where it is not known.
+    """
+
+    trajectory: Trajectory
+    tokens: int
+    problem: Problem | None = None
+    segments: tuple[Segment, ...] = ()
+    estimates: tuple[ExitEstimate, ...] = ()
+    optimized: OptimizedTrajectory | None = None
+    pairs: tuple[PreferencePair, ...] = ()
+    dropped: tuple[tuple[str, Dropped], ...] = ()
+    threshold: float = float("nan")
+
+    @property
+    def id(self) -> str:
+        """The trajectory's id."""
+        return self.trajectory.id
+
+    @property
+    def outcome(self) -> str:
+        """What became of it: the optimized version's outcome, why there is none, or `open`."""
+        if self.optimized is not None:
+            return self.optimized.outcome
+        ends = [row.reason for _, row in self.dropped if row.id == self.id]
+        return ends[0] if ends else "open"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswersView(Displayed):
+    """The answers to one problem with one sample index, of every model under every exit."""
+
+    problem_id: str
+    sample: int
+    rows: tuple[EvaluationRow, ...]
+    problem: Problem | None = None
+
+    @property
+    def id(self) -> str:
+        """`problem/sample`."""
+        return Trajectory.make_id(self.problem_id, self.sample)
+
+    @property
+    def outcome(self) -> str:
+        """`all correct`, `none correct` or `mixed`; failed answers do not count."""
+        right = [row.grade == "correct" for row in self.rows if row.grade != "failed"]
+        return "failed" if not right else "all correct" if all(right) else (
+            "mixed" if any(right) else "none correct"
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RunTables:
+    """The tables of a run directory, read a row group at a time.
+
+    Raises DtoError, on opening, for what is no run and for a run without a row to show.
+    """
+
+    path: Path
+    threshold: float = float("nan")
+    name: str = ""
+    states: dict[str, str] = field(default_factory=dict)  # stage: finished, under way
+
+    @staticmethod
+    def open(run: Path | str) -> RunTables:
+        """Look at what is there."""
+        from dto.recipe import load_recipe
+
+        path = Path(run)
+        if not path.is_dir():
+            raise DtoError(f"{path} is no run: give the directory that `dto run` wrote")
+        states = {stage: state for stage in SHOWN_STAGES if (state := _state(path / stage))}
+        if "sample" not in states and "evaluate" not in states:
+            raise DtoError(
+                f"{path} has neither trajectories nor answers to show: start `dto sample {path}` "
+                "or `dto evaluate` first"
+            )
+        recipe = path / "recipe.yaml"
+        if not recipe.is_file():
+            return RunTables(path, name=path.name, states=states)
+        settings = load_recipe(recipe)
+        return RunTables(path, settings.estimate.threshold, settings.name, states)
+
+    def rows(self, stage: str, record: type[R], without: Collection[str] = ()) -> Iterator[R]:
+        """A stage's rows by id, from its table or else its journal; none where neither is there."""
+        state = self.states.get(stage)
+        if state == "finished":
+            yield from tables.read(self.path / stage / "rows.parquet", record, without)
+        elif state == "under way":
+            for entry in read_entries(self.path / stage / "journal", record):
+                yield from entry.rows
+
+    def dropped(self) -> dict[str, list[tuple[str, Dropped]]]:
+        """What ended, and where: (stage, row) by the id of the trajectory or problem."""
+        found: dict[str, list[tuple[str, Dropped]]] = {}
+        for stage, state in self.states.items():
+            if stage in ("problems", "test", "evaluate"):
+                continue
+            for row in _dropped(self.path / stage, state):
+                found.setdefault("/".join(row.id.split("/")[:2]), []).append((stage, row))
+        return found
+
+    def trajectories(self) -> Iterator[TrajectoryView]:
+        """Every trajectory with what belongs to it, by id; token ids are left out."""
+        lengths, dropped = self._lengths(), self.dropped()
+        versions = "prune" if "prune" in self.states else "optimize"
+        samples = self.rows("sample", Trajectory, IDS)
+        joined = tables.merge(
+            samples,
+            (self.rows("segment", Segment), lambda row: row.trajectory_id),
+            (self.rows("estimate", ExitEstimate), lambda row: row.trajectory_id),
+            (self._versions(versions), lambda row: row.trajectory_id),
+            (self.rows("pair", PreferencePair), lambda row: row.trajectory_id),
+        )
+        problem_of = _Problems(self.rows("problems", Problem))
+        for trajectory, segments, estimates, optimized, pairs in joined:
+            yield TrajectoryView(
+                trajectory,
+                lengths.get(trajectory.id) or len(trajectory.token_ids),
+                problem_of(trajectory.problem_id),
+                tuple(segments),
+                tuple(estimates),
+                optimized[0] if optimized else None,
+                tuple(pairs),
+                tuple(dropped.get(trajectory.id, ())),
+                self.threshold,
+            )
+
+    def find(self, row_id: str) -> TrajectoryView | AnswersView:
+        """The first trajectory whose id begins so, else the first answered question."""
+        trajectory = self._first_trajectory(row_id)
+        if trajectory is not None:
+            own = trajectory.id
+            stages = ("prune", "optimize")
+            versions = [
+                self._of(stage, OptimizedTrajectory, "trajectory_id", own) for stage in stages
+            ]
+            problems = self._of("problems", Problem, "id", trajectory.problem_id)
+            return TrajectoryView(
+                trajectory,
+                len(trajectory.token_ids),
+                next(iter(problems), None),
+                tuple(self._of("segment", Segment, "trajectory_id", own)),
+                tuple(self._of("estimate", ExitEstimate, "trajectory_id", own)),
+                next(chain.from_iterable(versions), None),
+                tuple(self._of("pair", PreferencePair, "trajectory_id", own)),
+                tuple(self.dropped().get(own, ())),
+                self.threshold,
+            )
+        problem_id, _, sample = row_id.partition("/")
+        rows = self._of("evaluate", EvaluationRow, "problem_id", problem_id)
+        samples = {row.sample for row in rows if f"{row.sample:03d}".startswith(sample)}
+        if not samples:
+            raise DtoError(
+                f"{self.path} has no row {row_id!r}: give an id as `dto view {self.path}` shows it"
+            )
+        stage = "test" if "test" in self.states else "problems"
+        problems = self._of(stage, Problem, "id", problem_id)
+        shown = tuple(row for row in rows if row.sample == min(samples))
+        return AnswersView(problem_id, min(samples), shown, next(iter(problems), None))
+
+    def _first_trajectory(self, start: str) -> Trajectory | None:
+        import polars as pl
+
+        if self.states.get("sample") != "finished":
+            rows = self.rows("sample", Trajectory)
+            return next((row for row in rows if row.id.startswith(start)), None)
+        ids = pl.scan_parquet(self.path / "sample" / "rows.parquet").select("id")
+        fitting = ids.filter(pl.col("id").str.starts_with(start)).head(1).collect()["id"].to_list()
+        found = [self._of("sample", Trajectory, "id", row_id)[0] for row_id in fitting]
+        return found[0] if found else None
+
+    def _of(self, stage: str, record: type[R], column: str, value: str) -> list[R]:
+        """A stage's rows that belong to one."""
+        if self.states.get(stage) == "finished":
+            return tables.find(self.path / stage / "rows.parquet", record, column, value)
+        return [row for row in self.rows(stage, record) if getattr(row, column) == value]
+
+    def _versions(self, stage: str) -> Iterator[OptimizedTrajectory]:
+        """Those of `prune`; where it is under way, those of `optimize` that it has not reached."""
+        pruned = self.rows(stage, OptimizedTrajectory, ("token_ids",))
+        if stage == "optimize" or self.states["prune"] == "finished":
+            yield from pruned
+            return
+        before = self.rows("optimize", OptimizedTrajectory, ("token_ids",))
+        for _, same in groupby(heapq.merge(pruned, before, key=_id), key=_id):
+            yield next(same)  # merge is stable: the pruned one comes first
+
+    def _lengths(self) -> dict[str, int]:
+        """Tokens of each response, without reading them."""
+        import polars as pl
+
+        if self.states.get("sample") != "finished":
+            return {}
+        frame = pl.scan_parquet(self.path / "sample" / "rows.parquet")
+        counted = frame.select("id", pl.col("token_ids").list.len()).collect()
+        return dict(counted.iter_rows())
+
+    def answers(self) -> Iterator[AnswersView]:
+        """The evaluation's answers, those of one problem and sample together."""
+        stage = "test" if "test" in self.states else "problems"
+        problem_of = _Problems(self.rows(stage, Problem))
+        for (problem_id, sample), rows in groupby(self._evaluated(), key=_question):
+            yield AnswersView(problem_id, sample, tuple(rows), problem_of(problem_id))
+
+    def _evaluated(self) -> Iterator[EvaluationRow]:
+        """Evaluation rows by problem and sample; the table has them by model and exit."""
+        import polars as pl
+
+        path = self.path / "evaluate"
+        if self.states.get("evaluate") == "finished":
+            frame = pl.scan_parquet(path / "rows.parquet")
+            arms = frame.select(pl.struct("model", "exit").rle().alias("arm")).collect()
+            lengths = arms["arm"].struct.field("len").to_list()
+            ends = [0, *accumulate(lengths)]
+            streams = [_slices(frame, start, end) for start, end in pairwise(ends)]
+            yield from heapq.merge(*streams, key=_question)
+        elif self.states.get("evaluate") == "under way":
+            journal = read_entries(
+                path / "journal", EvaluationRow, lambda key: key.split("/")[::-1]
+            )
+            groups = groupby(journal, key=lambda entry: entry.key.rpartition("/")[2])
+            for _, entries in groups:
+                yield from sorted((row for each in entries for row in each.rows), key=_question)
+
+
+def show(run: Path | str, row_id: str = "") -> TrajectoryView | AnswersView:
+    """A trajectory of a run, joined with its segments, exits, verdicts, version and pairs.
+
+    In a notebook it displays itself as `dto view` would; `print` gives a terminal's form. `row_id`
+    is a trajectory's id or the beginning of one (the first that fits; the first of all by default);
+    that of a test problem, `problem/sample`, gives what the evaluation answered. Raises DtoError
+    for an id that no row has.
+    """
+    return RunTables.open(run).find(row_id)
+
+
+class _Problems:
+    """Problems by ascending id, one in memory at a time."""
+
+    def __init__(self, problems: Iterator[Problem]) -> None:
+        self._rest = problems
+        self._head = next(problems, None)
+
+    def __call__(self, problem_id: str) -> Problem | None:
+        while self._head is not None and self._head.id < problem_id:
+            self._head = next(self._rest, None)
+        return self._head if self._head is not None and self._head.id == problem_id else None
+
+
+def _state(directory: Path) -> str:
+    """How far a stage is: its table counts once its manifest stands or nothing else is there."""
+    if (directory / "rows.parquet").is_file():
+        return "finished"
+    return "under way" if (directory / "journal").is_file() else ""
+
+
+def _dropped(directory: Path, state: str) -> Iterator[Dropped]:
+    if state == "under way":
+        for entry in read_entries(directory / "journal", None):
+            yield from entry.dropped
+        return
+    path = directory / "dropped.jsonl"
+    if path.is_file():
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                yield Dropped(**json.loads(line))
+
+
+def _slices(frame: Any, start: int, end: int) -> Iterator[EvaluationRow]:
+    build = tables.adapter(EvaluationRow).validate_python
+    for place in range(start, end, tables.ROW_GROUP):
+        block = frame.slice(place, min(tables.ROW_GROUP, end - place)).collect()
+        for row in block.iter_rows(named=True):
+            yield build(row)
+
+
+def _id(row: Any) -> str:
+    return str(row.id)
+
+
+def _question(row: EvaluationRow) -> tuple[str, int]:
+    return row.problem_id, row.sample
+
+
+def by_arm(rows: Iterable[EvaluationRow]) -> list[EvaluationRow]:
+    """Rows as they are shown: the base model first, and under it the plain exit first."""
+    return sorted(
+        rows, key=lambda row: (row.model != "base", row.model, row.exit != "none", row.exit)
+    )

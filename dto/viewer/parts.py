@@ -1,0 +1,28 @@
+"""What displays of trajectories and of answers share."""
+
+from __future__ import annotations
+
+from dto.records import Problem
+from dto.viewer.figures import GRADE_SIGNS
+from dto.viewer.nodes import Element, Node, data, el
+
+
+def heading(problem: Problem | None, row_id: str, *further: Node) -> Element:
+    """The question, its gold answer, and which row this is."""
+    if problem is None:
+        return el("header", el("div.id", data(row_id), further))
+    gold = problem.answer if problem.answer_kind != "code" else ""
+    return el(
+        "header",
+        el("div.id", data(problem.task), " · ", data(row_id), further),
+        el("div.question", data(problem.question), dir="auto"),
+        el("div.gold", el("span.label", "gold answer"), " ", el("bdi", data(gold)))
+        if gold
+        else None,
+    )
+
+
+def grade(value: str, reason: str = "") -> Element:
+    """A grade: a sign, its word and its colour."""
+    why = {"title": reason} if reason else {}
+    return el(f"span.grade.{value}", f"{GRADE_SIGNS.get(value, '')} {value}", **why)

@@ -1,0 +1,347 @@
+"""What a row looks like: trees of elements for trajectories, versions, pairs and answers.
+
+Colour never stands alone: kinds, grades, verdicts and what was cut are also said in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from itertools import groupby
+from math import isfinite
+
+from dto.records import (
+    STAYS,
+    Displayed,
+    ExitEstimate,
+    OptimizedTrajectory,
+    PreferencePair,
+    Segment,
+    Trajectory,
+    Verdict,
+)
+from dto.viewer.answers import answers_node
+from dto.viewer.data import AnswersView, TrajectoryView
+from dto.viewer.figures import change, decimal, flops_change, interval
+from dto.viewer.nodes import Element, Node, data, el, to_html
+from dto.viewer.parts import grade, heading
+
+KINDS = ("opening", "verification", "alternative", "hypothesis", "summary", "conclusion")
+
+
+def html(record: Displayed) -> str:
+    """A record as HTML that needs nothing beside it, for notebooks."""
+    style = files("dto.viewer").joinpath("assets/view.css").read_text("utf-8")
+    return f"<style>{style}</style>{to_html(node(record))}"
+
+
+def node(record: Displayed) -> Element:
+    """The tree of a record that can be displayed."""
+    if isinstance(record, TrajectoryView):
+        return trajectory_node(record)
+    if isinstance(record, AnswersView):
+        return answers_node(record)
+    if isinstance(record, Trajectory):
+        return trajectory_node(TrajectoryView(record, len(record.token_ids)))
+    if isinstance(record, OptimizedTrajectory):
+        return el("article.dto", _facts(_version_facts(record)), _version(record, ()))
+    if isinstance(record, PreferencePair):
+        return el("article.dto", _prompt(record.prompt), _pair(record, None))
+    raise TypeError(f"no display for {type(record).__name__}")
+
+
+def trajectory_node(view: TrajectoryView) -> Element:
+    """All there is about a trajectory, on one page."""
+    row = view.trajectory
+    version = view.optimized
+    original = el("section.side.original", el("h3", "Original"), *_original(view))
+    return el(
+        "article.dto",
+        heading(view.problem, row.id, " · ", *data(row.model)),
+        _facts(_trajectory_facts(view)),
+        _notes(view),
+        _map(view),
+        el("div.sides", original, _version(version, _pieces(view))) if version else original,
+        [_pair(pair, view) for pair in view.pairs],
+    )
+
+
+def kind_class(kind: str) -> str:
+    """The class that colours a kind of segment."""
+    return f"k-{kind}" if kind in KINDS else "k-other"
+
+
+def _facts(facts: Sequence[tuple[str, Node | list[Node]]]) -> Element:
+    cells = [
+        el("div.fact", el("span.label", name), el("span.value", value)) for name, value in facts
+    ]
+    return el("div.facts", cells)
+
+
+def _trajectory_facts(view: TrajectoryView) -> list[tuple[str, Node | list[Node]]]:
+    row = view.trajectory
+    answer: list[Node] = [grade(row.grade, row.reason)]
+    if row.answer:
+        answer += [" ", el("bdi.answer", data(row.answer))]
+    if view.optimized is None:
+        thinking = f"{view.tokens:,}, thinking {row.thinking_tokens.length:,}"
+        facts: list[tuple[str, Node | list[Node]]] = [("tokens", thinking)]
+        if row.finish_reason != "stop":
+            facts.append(("ended by", row.finish_reason))
+        return [("answer", answer), *facts, ("outcome", view.outcome)]
+    return [("original", answer), *_version_facts(view.optimized)]
+
+
+def _version_facts(version: OptimizedTrajectory) -> list[tuple[str, Node | list[Node]]]:
+    before, after = version.attention_flops_before, version.attention_flops_after
+    facts: list[tuple[str, Node | list[Node]]] = [
+        ("outcome", el(f"span.outcome.{version.outcome}", version.outcome.replace("_", " "))),
+        ("tokens", change(version.tokens_before, version.tokens_after)),
+        ("attention FLOPs", flops_change(before, after)),
+        ("finalizations right", f"{version.pass_rate:.0%}".replace("%", " %")),
+    ]
+    if isfinite(version.verified_p):
+        facts.append(("pruned, verified p", decimal(version.verified_p)))
+    if isfinite(version.join_perplexity):
+        facts.append(("perplexity at joins", decimal(version.join_perplexity)))
+    return facts
+
+
+def _notes(view: TrajectoryView) -> list[Node]:
+    """Where it ended, and what made its grade fail."""
+    notes: list[Node] = []
+    if view.trajectory.reason:
+        notes.append(el("p.note", f"{view.trajectory.grade}: ", data(view.trajectory.reason)))
+    for stage, row in view.dropped:
+        detail = [": ", *data(row.detail)] if row.detail else []
+        notes.append(el("p.note", f"{stage} dropped it, ", el("b", data(row.reason)), detail))
+    return notes
+
+
+def _map(view: TrajectoryView) -> Element | None:
+    """The thinking at a glance: segments in proportion, and p with its interval above them."""
+    if not view.segments:
+        return None
+    whole = max(1, view.segments[-1].tokens.end - view.segments[0].tokens.start)
+    first = view.segments[0].tokens.start
+    estimates = {row.boundary: row for row in view.estimates}
+    removed = _removed(view)
+    ribbon, points = [], []
+    for segment in view.segments:
+        gone = ".gone" if segment.index in removed else ""
+        ribbon.append(
+            el(
+                f"i.{kind_class(segment.kind)}{gone}",
+                title=f"{segment.index} {segment.kind}, {segment.tokens.length:,} tokens",
+                style=f"--w:{segment.tokens.length / whole * 100:.3f}",
+                data_go=segment.index,
+            )
+        )
+        if (row := estimates.get(segment.index)) is not None:
+            x = (segment.tokens.end - first) / whole * 100
+            taken = view.optimized is not None and view.optimized.exit == segment.index
+            points.append(
+                el(
+                    "i.taken" if taken else "i",
+                    title=f"after {segment.index}: p {_probability(row)}",
+                    style=f"--x:{x:.3f};{_style(row)}",
+                    data_go=segment.index,
+                )
+            )
+    line = None
+    if points and isfinite(view.threshold):
+        line = el("b", title=f"threshold {view.threshold}", style=f"--p:{view.threshold * 100:.1f}")
+    counts = {kind: sum(1 for _ in rows) for kind, rows in _by_kind(view.segments)}
+    legend = [
+        el(f"span.kind.{kind_class(kind)}", data(kind), f" {count}")
+        for kind, count in counts.items()
+    ]
+    name = "Exit probability at each boundary, over segments in proportion to their tokens"
+    return el(
+        "figure.map",
+        el("div.points", line, points) if points else None,
+        el("div.ribbon", ribbon),
+        el("figcaption", legend),
+        aria_label=name,
+    )
+
+
+def _by_kind(segments: Sequence[Segment]) -> Iterator[tuple[str, Iterator[Segment]]]:
+    def kind(segment: Segment) -> tuple[int, str]:
+        known = KINDS.index(segment.kind) if segment.kind in KINDS else len(KINDS)
+        return known, segment.kind
+
+    for (_, name), rows in groupby(sorted(segments, key=kind), key=kind):
+        yield name, rows
+
+
+def _removed(view: TrajectoryView) -> set[int]:
+    """The segments that the optimized version does not have."""
+    if view.optimized is None:
+        return set()
+    return {segment.index for segment in view.segments} - set(view.optimized.kept)
+
+
+def _original(view: TrajectoryView) -> Iterator[Element]:
+    row = view.trajectory
+    estimates = {each.boundary: each for each in view.estimates}
+    version = view.optimized
+    verdicts = {each.segment: each for each in version.verdicts} if version else {}
+    others = {each.segment: each for each in version.counterfactual} if version else {}
+    removed = _removed(view)
+    if not view.segments and row.thinking.length:
+        yield el("div.segment", el("div.text", data(row.text[slice(*row.thinking)]), dir="auto"))
+    for segment in view.segments:
+        state = ""
+        if segment.index in removed and version is not None:
+            state = "truncated" if segment.index > version.exit else "pruned"
+        verdict = verdicts.get(segment.index)
+        yield _segment(segment, row.text[slice(*segment.chars)], state, verdict,
+                       others.get(segment.index))  # fmt: skip
+        estimate = estimates.get(segment.index)
+        taken = version is not None and version.exit == segment.index
+        if estimate is not None or taken:
+            yield _exit(estimate, taken)
+    yield from _conclusion(row.text[slice(*row.conclusion)])
+
+
+def _segment(
+    segment: Segment,
+    text: str,
+    state: str = "",
+    verdict: Verdict | None = None,
+    other: Verdict | None = None,
+) -> Element:
+    said = None
+    if verdict is not None:
+        second = f" · counterfactual judge: {other.verdict}" if other is not None else ""
+        kept = "" if verdict.pruned or verdict.verdict in STAYS else ", restored"
+        said = el(
+            "div.verdict", el("b", f"{verdict.verdict}{kept}"), " ", data(verdict.reason), second
+        )
+    gone = f".gone.{state}" if state else ""
+    return el(
+        f"div.segment.{kind_class(segment.kind)}{gone}",
+        el(
+            "div.head",
+            el("span.index", str(segment.index)),
+            el("span.kind", data(segment.kind)),
+            el("span.state", state) if state else None,
+            el("span.count", f"{segment.tokens.length:,} tokens"),
+        ),
+        el("s.text" if state else "div.text", data(text.rstrip()), dir="auto"),
+        said,
+        data_segment=segment.index,
+    )
+
+
+def _style(row: ExitEstimate) -> str:
+    p = row.p if isfinite(row.p) else 0.5
+    return f"--p:{p * 100:.1f};--l:{row.p_low * 100:.1f};--h:{row.p_high * 100:.1f}"
+
+
+def _probability(row: ExitEstimate) -> str:
+    return interval(row.p, row.p_low, row.p_high)
+
+
+def _exit(row: ExitEstimate | None, taken: bool) -> Element:
+    """The line after a segment: how likely an answer given here is right."""
+    label = el("span.taken", "exit") if taken else None
+    if row is None:
+        return el("div.exit.leave", label)
+    detail = f"{row.successes} of {row.rollouts - row.failed} rollouts right · {row.decision}"
+    failed = f" · {row.failed} failed" if row.failed else ""
+    return el(
+        f"div.exit.{row.decision}{'.leave' if taken else ''}",
+        el("span.bar", el("i"), style=_style(row)),
+        el("span.p", f"p {_probability(row)}"),
+        el("span.detail", detail, failed, [" · ", *data(row.reason)] if row.reason else None),
+        label,
+        title=f"{row.tokens:,} tokens spent on rollouts",
+    )
+
+
+def _conclusion(text: str) -> Iterator[Element]:
+    if text.strip():
+        yield el(
+            "div.segment",
+            el("div.head", el("span.kind", "after thinking")),
+            el("div.text", data(text.strip("\n")), dir="auto"),
+        )
+
+
+def _pieces(view: TrajectoryView) -> list[tuple[Segment, str]]:
+    """The kept segments as they stand in the version's thinking: the exit cuts white space off."""
+    version = view.optimized
+    if version is None:
+        return []
+    by_index = {segment.index: segment for segment in view.segments}
+    pieces: list[tuple[Segment, str]] = []
+    place = version.thinking.start
+    for index in version.kept:
+        if (segment := by_index.get(index)) is None:
+            break
+        whole = view.trajectory.text[slice(*segment.chars)]
+        text = next(
+            (each for each in (whole, whole.rstrip()) if version.text.startswith(each, place)), None
+        )
+        if text is None:
+            break
+        pieces.append((segment, text))
+        place += len(text)
+    return pieces
+
+
+def _version(version: OptimizedTrajectory, pieces: Sequence[tuple[Segment, str]]) -> Element:
+    thinking = version.text[slice(*version.thinking)]
+    rest = thinking[sum(len(text) for _, text in pieces) :]
+    head = el("div.head", el("span.kind", "finalization" if pieces else "thinking"))
+    after = version.text[version.thinking.end :].removeprefix("</think>")
+    return el(
+        "section.side.optimized",
+        el("h3", "Optimized"),
+        [_segment(segment, text) for segment, text in pieces],
+        el("div.segment", head, el("div.text", data(rest.strip("\n")), dir="auto"))
+        if rest.strip()
+        else None,
+        _conclusion(after),
+        [
+            el("p.note", f"segment {each.segment}: {each.verdict}"
+               f"{', pruned' if each.pruned else ''} ", data(each.reason))
+            for each in version.verdicts
+            if not pieces
+        ],
+    )  # fmt: skip
+
+
+def _prompt(text: str) -> Element:
+    return el("header", el("div.question", data(text), dir="auto"))
+
+
+def _pair(pair: PreferencePair, view: TrajectoryView | None) -> Element:
+    """Chosen beside rejected; folded up where both stand above already."""
+    above = view is not None and view.optimized is not None and pair.chosen_from == "optimized"
+    above = above and pair.rejected_id == pair.trajectory_id
+    chosen = pair.chosen_from.replace("_", " ")
+    rejected = pair.rejected_from.replace("_", " ")
+    summary = el(
+        "summary",
+        el("b", "Pair"),
+        " ", data(chosen), " over ", data(rejected),
+        el("span.count", change(pair.rejected_tokens, pair.chosen_tokens), " tokens"),
+    )  # fmt: skip
+    sides = el(
+        "div.sides",
+        _side("Chosen", pair.chosen, pair.chosen_tokens, chosen),
+        _side("Rejected", pair.rejected, pair.rejected_tokens, rejected),
+    )
+    opened = {} if above else {"open": ""}
+    return el("details.pair", summary, sides, **opened)
+
+
+def _side(name: str, text: str, tokens: int, origin: str) -> Element:
+    return el(
+        f"section.side.{name.lower()}",
+        el("h3", name, el("span.count", data(origin), f" · {tokens:,} tokens")),
+        el("div.segment", el("div.text", data(text), dir="auto")),
+    )
