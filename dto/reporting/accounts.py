@@ -62,10 +62,13 @@ def cost_section(report: Report) -> Section | LeftOut:
     text = ["Every token counts, those of rollouts, of trials and of requests that were thrown "
             "away too."]  # fmt: skip
     even = report.break_even
-    if even is not None and even.questions is None:
+    if even is None:
+        text.append("After how many questions that is paid for is not known: the base and the "
+                    "trained model have to be evaluated, both without an exit.")  # fmt: skip
+    elif even.questions is None:
         text.append(f"{even.tokens_spent:,} tokens went into optimizing and training, and the "
                     "trained model saves none: it never pays.")  # fmt: skip
-    elif even is not None:
+    else:
         by_flops = ""
         if even.questions_by_flops is not None:
             by_flops = f", by attention FLOPs after {even.questions_by_flops:,}"
@@ -159,9 +162,10 @@ def reproduce_section(run: Path, recipe: Recipe) -> Section:
     if found.git:
         commands.append(f"git checkout {found.git['commit']}")
         if found.git.get("dirty"):
-            text.append("The checkout had changes that are not in the commit below.")
+            text.append("The checkout held changes beside the commit below.")
     if found.packaged:
-        text.append("The recipe comes with the package; `--set` has what was changed.")
+        changed = "; --set has what was changed" if "--set" in found.command else ""
+        text.append(f"The recipe comes with the package{changed}.")
     else:
         text.append("Save the recipe below under the name that the command has.")
     if found.hidden:

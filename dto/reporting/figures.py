@@ -97,7 +97,7 @@ def positions(found: Sequence[ExitPositions], models: Sequence[str]) -> Figure:
     panels = list(dict.fromkeys(each.model for each in found))
     across = min(3, max(2, len(panels)))
     down = -(-len(panels) // across)
-    figure = Figure(figsize=(WIDTH, (10.2 / across) * down), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.5 * down), layout="constrained")
     for place, model in enumerate(panels):
         axes = figure.add_subplot(down, across, place + 1)
         plain(axes)
@@ -146,7 +146,7 @@ def calibration(found: Sequence[TrialReliability]) -> Figure:
     models = list(dict.fromkeys(each.model for each in found))
     across = min(3, max(2, len(exits)))
     down = -(-len(exits) // across)
-    figure = Figure(figsize=(WIDTH, (9.2 / across) * down), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.8 * down), layout="constrained")
     for place, exit in enumerate(exits):
         axes = figure.add_subplot(down, across, place + 1)
         plain(axes)
@@ -193,12 +193,11 @@ def cost(costs: Sequence[StageCost], even: BreakEven | None, base: float) -> Fig
 
     `base` is what the base model takes for a question.
     """
-    figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
-    if even is not None and base == base:
-        bars, lines = figure.subplots(1, 2, width_ratios=[1.0, 1.15])
-    else:
-        bars, lines = figure.add_subplot(), None
     shown = [each for each in costs if each.tokens or each.trained_tokens][::-1]
+    known = even is not None and not isnan(base)
+    figure = Figure(figsize=(WIDTH, 3.5 if known else 0.8 + 0.38 * len(shown)),
+                    layout="constrained")  # fmt: skip
+    bars = figure.add_subplot(1, 2, 1) if known else figure.add_subplot()
     names = [each.stage for each in shown]
     generated = [each.tokens / 1e3 for each in shown]
     trained = [each.trained_tokens / 1e3 for each in shown]
@@ -206,10 +205,14 @@ def cost(costs: Sequence[StageCost], even: BreakEven | None, base: float) -> Fig
     bars.barh(names, generated, color=COLOURS[5], label="generated")
     if any(trained):
         bars.barh(names, trained, left=generated, color=COLOURS[4], label="trained on")
-    bars.legend(loc="lower right", frameon=False, fontsize=8.5, labelcolor="linecolor")
-    bars.set_xlabel("thousand tokens", color=INK)
-    if lines is None or even is None:
-        return figure
+        bars.legend(loc="lower right", frameon=False, fontsize=8.5, labelcolor="linecolor")
+    bars.set_xlabel("thousand tokens" if any(trained) else "thousand tokens generated", color=INK)
+    if known and even is not None:
+        _paid(figure.add_subplot(1, 2, 2), even, base)
+    return figure
+
+
+def _paid(lines: Axes, even: BreakEven, base: float) -> None:
     after = base - even.tokens_saved_per_question
     last = 2.0 * even.questions if even.questions else 2.0 * even.tokens_spent / max(1.0, base)
     plain(lines)
@@ -231,7 +234,6 @@ def cost(costs: Sequence[StageCost], even: BreakEven | None, base: float) -> Fig
     lines.set_xlabel("thousand questions answered", color=INK)
     lines.set_ylabel("million tokens spent in all", color=INK)
     lines.legend(loc="upper left", frameon=False, fontsize=8.5, labelcolor="linecolor")
-    return figure
 
 
 def _label(model: str, exit: str) -> str:

@@ -17,6 +17,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure as Drawing
 
 from dto.reporting import figures
+from dto.reporting.picture import TEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Figure:
 
 def drawn(name: str, says: str, make: Callable[..., Drawing], *arguments: Any) -> Figure:
     """The picture that `make` draws; names in it are text, whatever signs they hold."""
-    with rc_context({"text.parse_math": False}):
+    with rc_context(TEXT):
         return Figure(figures.svg(make(*arguments), name), says)
 
 

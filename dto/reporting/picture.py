@@ -16,15 +16,17 @@ COLOURS = ("#4c566a", "#c2410c", "#0f766e", "#6d28d9", "#a16207", "#1d4ed8")
 INK = "#333333"
 GRID = "#e5e5e5"
 MARKERS = "oDs^vPX<>"
+TEXT = {"text.parse_math": False}
+"""Names are shown as they are: a dollar sign in one begins no formula."""
 ACROSS = 2
 """Panels beside one another."""
 
 
 def draw(rows: Sequence[ReportRow], directory: Path, title: str) -> list[Path]:
     """Write `report.png` and `report.svg`; the same rows give the same bytes."""
-    figure = front(rows, title)
     paths = [directory / "report.png", directory / "report.svg"]
-    with rc_context({"svg.hashsalt": "dto"}):
+    with rc_context(TEXT | {"svg.hashsalt": "dto"}):
+        figure = front(rows, title)
         figure.savefig(paths[0], metadata={"Software": None})
         figure.savefig(paths[1], metadata={"Date": None})
     return paths

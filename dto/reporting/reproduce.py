@@ -6,6 +6,7 @@ to people whose paths differ, and who need not know ours.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ _PLACES = (
     "compare.methods",
 )  # fmt: skip
 """Settings that may name a file or a folder."""
+_ALWAYS = ("seed", "model.name", "model.engine", "problems.source")
+"""Settings that are shown though they be the defaults."""
 _SERVERS = ("model.server", "judge.server")
 _ABSOLUTE = re.compile(r"(?:/|~|\.{1,2}/|[A-Za-z]:[\\/]|\\\\|file:)")
 
@@ -41,8 +44,9 @@ class Reproduction:
     `recipe` is YAML: what the run's recipe sets other than the defaults; `command` reads it.
 
     `packaged`: the command reads a recipe that comes with the package instead. `hidden` are the
-    names that stand for local files, folders and servers. `versions` and `git` are those of the last stage; `stages` has what each stage's table
-    holds, as a hash, and `others` names stages that another version or commit has computed.
+    names that stand for local files, folders and servers. `versions` and `git` are those of the
+    last stage; `stages` has what each stage's table holds, as a hash, and `others` names stages
+    that another version or commit has computed.
     """
 
     command: str
@@ -94,7 +98,9 @@ def reproduction(run: Path, recipe: Recipe) -> Reproduction:
 
 def public_settings(recipe: Recipe) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What a recipe sets other than the defaults, by dotted key, and which names hide a place."""
-    flat = manifest.flatten(recipe.model_dump(mode="json", exclude_defaults=True))
+    whole = manifest.flatten(recipe.model_dump(mode="json"))
+    flat = {"name": recipe.name, **{key: whole[key] for key in _ALWAYS}}
+    flat |= manifest.flatten(recipe.model_dump(mode="json", exclude_defaults=True))
     hidden: list[str] = []
 
     def shown(key: str, value: Any) -> Any:
@@ -170,7 +176,8 @@ def _changes(recipe: Recipe, own: Mapping[str, Any]) -> tuple[dict[str, Any], st
 def _value(value: Any) -> str:
     """As it is written after `--set KEY=`: YAML in one line."""
     text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
-    return text.strip().removesuffix("...").strip()
+    text = text.strip().removesuffix("...").strip()
+    return json.dumps(value, ensure_ascii=False) if "\n" in text else text
 
 
 def _runs_programs(run: Path) -> bool:
