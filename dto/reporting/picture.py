@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -16,7 +17,7 @@ COLOURS = ("#4c566a", "#c2410c", "#0f766e", "#6d28d9", "#a16207", "#1d4ed8")
 INK = "#333333"
 GRID = "#e5e5e5"
 MARKERS = "oDs^vPX<>"
-TEXT = {"text.parse_math": False}
+TEXT: dict[Any, Any] = {"text.parse_math": False}
 """Names are shown as they are: a dollar sign in one begins no formula."""
 ACROSS = 2
 """Panels beside one another."""

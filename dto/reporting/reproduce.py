@@ -89,7 +89,9 @@ def reproduction(run: Path, recipe: Recipe) -> Reproduction:
         seed=recipe.seed,
         versions=last.get("versions") or {},
         git=last.get("git"),
-        stages={stage: str(done["content"]) for stage, done in found.items() if done["content"]},
+        stages={
+            stage: str(done["content"]) for stage, done in found.items() if done.get("content")
+        },
         others=tuple(
             stage for stage, done in found.items() if any(done.get(k) != last.get(k) for k in keys)
         ),
