@@ -132,25 +132,31 @@ def read(path: Path, record: type[R], without: Collection[str] = ()) -> Iterator
     The lists that `without` names are not read: they are empty. Raises DtoError for a missing file
     and for one whose columns are not the record's.
     """
-    try:
-        file = pq.ParquetFile(path)
-    except FileNotFoundError:
-        raise DtoError(f"table {path} does not exist: run the stage that writes it first") from None
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DtoError(f"table {path} cannot be read: {error}") from None
-    with file:
-        missing = [name for name in schema(record).names if name not in file.schema_arrow.names]
-        if missing:
-            raise DtoError(
-                f"table {path} lacks the columns {', '.join(missing)} of a {record.__name__}: "
-                "it comes from another version, compute it again with --overwrite"
-            )
+    with check(path, record) as file:
         names = [name for name in schema(record).names if name not in without]
         left_out = dict.fromkeys(without, ())
         for batch in file.iter_batches(batch_size=ROW_GROUP, columns=names):
             for row in batch.to_pylist():
                 row |= left_out
                 yield _decode(record, row)
+
+
+def check(path: Path, record: type[Any]) -> pq.ParquetFile:
+    """A table, opened; raises what `read` does."""
+    try:
+        file = pq.ParquetFile(path)
+    except FileNotFoundError:
+        raise DtoError(f"table {path} does not exist: run the stage that writes it first") from None
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DtoError(f"table {path} cannot be read: {error}") from None
+    missing = [name for name in schema(record).names if name not in file.schema_arrow.names]
+    if missing:
+        file.close()
+        raise DtoError(
+            f"table {path} lacks the columns {', '.join(missing)} of a {record.__name__}: "
+            "it comes from another version, compute it again with --overwrite"
+        )
+    return file
 
 
 def find(path: Path, record: type[R], column: str, value: str | int) -> list[R]:

@@ -13,6 +13,7 @@ import pytest
 import dto
 
 ROOT = Path(__file__).parents[1]
+CARRIED = (".toml", ".safetensors", ".json", ".jinja", ".py", ".html", ".css", ".js")
 
 
 def test_import_is_light() -> None:
@@ -46,6 +47,6 @@ def test_a_wheel_carries_prompts_recipes_lexicons_and_weights(tmp_path: Path) ->
         for path in (ROOT / folder).glob(pattern):
             assert f"dto/_resources/{path.relative_to(ROOT)}" in names
     for path in (ROOT / "dto").rglob("*"):
-        if path.is_file() and path.suffix in (".toml", ".safetensors", ".json", ".jinja", ".py"):
+        if path.is_file() and path.suffix in CARRIED:
             assert str(path.relative_to(ROOT)) in names
     assert not [name for name in names if name.startswith(("tests", "benchmarks"))]

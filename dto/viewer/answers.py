@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from dto.records import EvaluationRow
 from dto.viewer.data import AnswersView, by_arm
 from dto.viewer.figures import decimal, saved, scaled
@@ -23,8 +25,11 @@ def answers_node(view: AnswersView) -> Element:
     rows = by_arm(view.rows)
     plain = plain_row(rows)
     longest = max(row.tokens for row in rows)
-    cards = [_card(row, plain, longest) for row in rows]
-    return el("article.dto", heading(view.problem, view.id), el("div.cards", cards))
+    models = [
+        el("div.cards", [_card(row, plain, longest) for row in of_model])
+        for _, of_model in groupby(rows, key=lambda row: row.model)
+    ]
+    return el("article.dto", heading(view.problem, view.id), models)
 
 
 def plain_row(rows: list[EvaluationRow]) -> EvaluationRow | None:
@@ -62,8 +67,9 @@ def _card(row: EvaluationRow, plain: EvaluationRow | None, longest: int) -> Elem
             "div.line.count",
             f"{row.tokens:,} tokens",
             f" ({less})" if less else "",
-            f": thinking {row.thinking_tokens:,}, answer {row.answer_tokens:,}, "
-            f"trials {row.trial_tokens:,} · {flops}",
+            ":",
+            [el(f"span.part.{name}", f"{name} {count:,}") for name, count in parts],
+            el("span", flops),
         ),
         el("p.note", data(row.reason)) if row.reason else None,
         _trials(row) if row.trials else None,
@@ -73,7 +79,7 @@ def _card(row: EvaluationRow, plain: EvaluationRow | None, longest: int) -> Elem
 def _trials(row: EvaluationRow) -> Element:
     names = ("after token", "confidence", "trial answer", "grade", "")
     return el(
-        "table.trials",
+        "table.trial-list",
         el("thead", el("tr", [el("th", name, scope="col") for name in names])),
         el("tbody", [_trial(row, place) for place in range(len(row.trials))]),
     )

@@ -31,9 +31,17 @@ from dto.runs.journal import read_entries
 
 R = TypeVar("R")
 IDS = ("prompt_ids", "token_ids")
-SHOWN_STAGES = (
-    "problems", "sample", "segment", "estimate", "optimize", "prune", "pair", "test", "evaluate",
-)  # fmt: skip
+STAGES: dict[str, type[Any]] = {
+    "problems": Problem,
+    "sample": Trajectory,
+    "segment": Segment,
+    "estimate": ExitEstimate,
+    "optimize": OptimizedTrajectory,
+    "prune": OptimizedTrajectory,
+    "pair": PreferencePair,
+    "test": Problem,
+    "evaluate": EvaluationRow,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +70,11 @@ class TrajectoryView(Displayed):
 
     @property
     def outcome(self) -> str:
-        """What became of it: the optimized version's outcome, why there is none, or `open`."""
+        """What became of it: its version's outcome, why there is none, or `not optimized`."""
         if self.optimized is not None:
             return self.optimized.outcome
         ends = [row.reason for _, row in self.dropped if row.id == self.id]
-        return ends[0] if ends else "open"
+        return ends[0] if ends else "not optimized"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +120,15 @@ class RunTables:
         path = Path(run)
         if not path.is_dir():
             raise DtoError(f"{path} is no run: give the directory that `dto run` wrote")
-        states = {stage: state for stage in SHOWN_STAGES if (state := _state(path / stage))}
+        states = {stage: state for stage in STAGES if (state := _state(path / stage))}
         if "sample" not in states and "evaluate" not in states:
             raise DtoError(
                 f"{path} has neither trajectories nor answers to show: start `dto sample {path}` "
                 "or `dto evaluate` first"
             )
+        for stage, state in states.items():
+            if state == "finished":
+                tables.check(path / stage / "rows.parquet", STAGES[stage]).close()
         recipe = path / "recipe.yaml"
         if not recipe.is_file():
             return RunTables(path, name=path.name, states=states)

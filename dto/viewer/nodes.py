@@ -36,6 +36,12 @@ _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
 
+_C0 = (
+    "NUL", "SOH", "STX", "ETX", "EOT", "ENQ", "ACK", "BEL", "BS", "HT", "LF", "VT", "FF", "CR",
+    "SO", "SI", "DLE", "DC1", "DC2", "DC3", "DC4", "NAK", "SYN", "ETB", "CAN", "EM", "SUB", "ESC",
+    "FS", "GS", "RS", "US",
+)  # fmt: skip
+
 
 def el(tag: str, *children: Node | Nodes | None, **attributes: str | float) -> Element:
     """An element. Children that are None are left out, lists are opened; `_` in names reads `-`."""
@@ -64,16 +70,16 @@ def data(text: str) -> list[Node]:
 
 
 def visible(character: str) -> str:
-    """A control character as a sign that shows: ␛, or its number."""
+    """A control character by its name in ASCII, `ESC`, or by its number."""
     code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "␡" if code == 0x7F else f"U+{code:04X}"
+    if code < len(_C0):
+        return _C0[code]
+    return "DEL" if code == 0x7F else f"U+{code:04X}"
 
 
 def visible_text(text: str) -> str:
-    """Text for a terminal: no control character reaches it."""
-    return _CONTROL.sub(lambda match: visible(match[0]), text)
+    """Text where there are no marks: control characters stand as `‹ESC›`."""
+    return _CONTROL.sub(lambda match: f"‹{visible(match[0])}›", text)
 
 
 def to_html(node: Node) -> str:

@@ -24,7 +24,7 @@ from dto.errors import DtoError, disk_errors
 from dto.runs import manifest
 from dto.viewer.answers import plain_row
 from dto.viewer.data import RunTables, by_arm
-from dto.viewer.nodes import Data, Node
+from dto.viewer.nodes import Data, Node, visible_text
 from dto.viewer.render import node
 
 CHUNK_CHARACTERS = 200_000
@@ -153,8 +153,8 @@ class _List:
     ) -> None:  # fmt: skip
         """A line; `tokens` before and after, -1 where there is no after."""
         self.ids.append(id)
-        short = " ".join(title[: 2 * TITLE_CHARACTERS].split())
-        self.titles.append(short[:TITLE_CHARACTERS])
+        short = title[:TITLE_CHARACTERS].replace("\n", " ").strip()
+        self.titles.append(visible_text(short))
         self.notes.append(note)
         self.before.append(tokens[0])
         self.after.append(tokens[1])

@@ -44,9 +44,13 @@ def node(record: Displayed) -> Element:
     if isinstance(record, Trajectory):
         return trajectory_node(TrajectoryView(record, len(record.token_ids)))
     if isinstance(record, OptimizedTrajectory):
-        return el("article.dto", _facts(_version_facts(record)), _version(record, ()))
+        return el(
+            "article.dto",
+            _facts(_version_facts(record)),
+            _version(record, (), el("h3", "Optimized")),
+        )
     if isinstance(record, PreferencePair):
-        return el("article.dto", _prompt(record.prompt), _pair(record, None))
+        return el("article.dto", _prompt(record.prompt), _pair(record))
     raise TypeError(f"no display for {type(record).__name__}")
 
 
@@ -54,15 +58,23 @@ def trajectory_node(view: TrajectoryView) -> Element:
     """All there is about a trajectory, on one page."""
     row = view.trajectory
     version = view.optimized
-    original = el("section.side.original", el("h3", "Original"), *_original(view))
+    paired = any(_stands_above(pair, view) for pair in view.pairs)
+    heads = [
+        el("h3", name, el(f"span.count.{side}", f"{side} in the pair") if paired else None)
+        for name, side in (("Original", "rejected"), ("Optimized", "chosen"))
+    ]
+    original = el("section.side.original", heads[0], *_original(view))
+    sides = original
+    if version is not None:
+        sides = el("div.sides", original, _version(version, _pieces(view), heads[1]))
     return el(
         "article.dto",
         heading(view.problem, row.id, " · ", *data(row.model)),
         _facts(_trajectory_facts(view)),
         _notes(view),
         _map(view),
-        el("div.sides", original, _version(version, _pieces(view))) if version else original,
-        [_pair(pair, view) for pair in view.pairs],
+        sides,
+        [_pair(pair) for pair in view.pairs if not _stands_above(pair, view)],
     )
 
 
@@ -292,16 +304,18 @@ def _pieces(view: TrajectoryView) -> list[tuple[Segment, str]]:
     return pieces
 
 
-def _version(version: OptimizedTrajectory, pieces: Sequence[tuple[Segment, str]]) -> Element:
+def _version(
+    version: OptimizedTrajectory, pieces: Sequence[tuple[Segment, str]], head: Element
+) -> Element:
     thinking = version.text[slice(*version.thinking)]
     rest = thinking[sum(len(text) for _, text in pieces) :]
-    head = el("div.head", el("span.kind", "finalization" if pieces else "thinking"))
-    after = version.text[version.thinking.end :].removeprefix("</think>")
+    name = el("div.head", el("span.kind", "finalization" if pieces else "thinking"))
+    after = version.text[version.thinking.end :].lstrip().removeprefix("</think>")
     return el(
         "section.side.optimized",
-        el("h3", "Optimized"),
+        head,
         [_segment(segment, text) for segment, text in pieces],
-        el("div.segment", head, el("div.text", data(rest.strip("\n")), dir="auto"))
+        el("div.segment", name, el("div.text", data(rest.strip("\n")), dir="auto"))
         if rest.strip()
         else None,
         _conclusion(after),
@@ -318,25 +332,30 @@ def _prompt(text: str) -> Element:
     return el("header", el("div.question", data(text), dir="auto"))
 
 
-def _pair(pair: PreferencePair, view: TrajectoryView | None) -> Element:
-    """Chosen beside rejected; folded up where both stand above already."""
-    above = view is not None and view.optimized is not None and pair.chosen_from == "optimized"
-    above = above and pair.rejected_id == pair.trajectory_id
+def _stands_above(pair: PreferencePair, view: TrajectoryView) -> bool:
+    """Whether a pair is the optimized version over its original, which stand side by side."""
+    version = view.optimized
+    if version is None or pair.chosen_from != "optimized" or pair.rejected_id != view.id:
+        return False
+    return pair.chosen == version.text and pair.rejected == view.trajectory.text
+
+
+def _pair(pair: PreferencePair) -> Element:
+    """Chosen beside rejected."""
     chosen = pair.chosen_from.replace("_", " ")
     rejected = pair.rejected_from.replace("_", " ")
     summary = el(
         "summary",
         el("b", "Pair"),
         " ", data(chosen), " over ", data(rejected),
-        el("span.count", change(pair.rejected_tokens, pair.chosen_tokens), " tokens"),
+        el("span.count", "tokens ", change(pair.rejected_tokens, pair.chosen_tokens)),
     )  # fmt: skip
     sides = el(
         "div.sides",
-        _side("Chosen", pair.chosen, pair.chosen_tokens, chosen),
-        _side("Rejected", pair.rejected, pair.rejected_tokens, rejected),
+        _side("Chosen", pair.chosen, pair.chosen_tokens, pair.chosen_id),
+        _side("Rejected", pair.rejected, pair.rejected_tokens, pair.rejected_id),
     )
-    opened = {} if above else {"open": ""}
-    return el("details.pair", summary, sides, **opened)
+    return el("details.pair", summary, sides, open="")
 
 
 def _side(name: str, text: str, tokens: int, origin: str) -> Element:

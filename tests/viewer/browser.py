@@ -22,7 +22,7 @@ def chromium() -> str | None:
 
 
 class Browser:
-    """One page. `requests` are the URLs that it asked for, `dialogs` and `errors` what it showed."""
+    """One page: the URLs that it asked for, the dialogs that it showed, its errors."""
 
     def __init__(self, profile: Path, width: int = 1300, height: int = 850) -> None:
         self.requests: list[str] = []

@@ -263,6 +263,7 @@
 
   function show(place) {
     list = index.lists[place];
+    reading(false);
     shown = [];
     at = -1;
     list.head ??= list.id.map((id, row) => `${id}\n${list.title[row]}`.toLowerCase());
@@ -353,6 +354,7 @@
     });
     $("theme").addEventListener("click", () => theme(true));
     $("keys").addEventListener("click", ACTIONS["?"]);
+    $("back").addEventListener("click", ACTIONS.Escape);
     const wanted = decodeURIComponent(location.hash.slice(1));
     const place = index.lists.findIndex((each) => each.id.includes(wanted));
     show(Math.max(0, place));

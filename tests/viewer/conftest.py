@@ -1,0 +1,63 @@
+"""A small run of the embedded model, one that no model wrote, and a browser."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dto.pipeline import run_stages
+from dto.recipe import load_recipe
+from dto.runs.run import open_run
+from dto.viewer.page import view
+from tests.viewer.browser import Browser, chromium
+from tests.viewer.generated import HOSTILE, write
+
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "problems.train": 4, "problems.dev": 0, "problems.test": 3, "evaluate.models": ["base"],
+    "prune.rollouts": 4, "evaluate.samples": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quickstart's recipe on a few problems, without training."""
+    path = tmp_path_factory.mktemp("small") / "run"
+    run = open_run(path, load_recipe(ROOT / "pipelines/quickstart.yaml", SMALL))
+    stages = ("problems", "sample", "segment", "estimate", "optimize", "prune", "pair", "evaluate")
+    try:
+        run_stages(run, stages)
+    finally:
+        run.close()
+    return path
+
+
+@pytest.fixture(scope="session")
+def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts that want to be more than text, in every place where a run holds text."""
+    path = tmp_path_factory.mktemp("hostile") / "run"
+    write(path, len(HOSTILE), samples=2, segments=4, sentences=1, texts=HOSTILE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def large_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of 10,000 trajectories, short ones: it is their number that is tested."""
+    path = tmp_path_factory.mktemp("large") / "run"
+    write(path, 2_500, samples=4, segments=3, sentences=1, evaluated=False)
+    return view(path)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """In CI it has to be there; elsewhere these tests need Debian's package `chromium`."""
+    if chromium() is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("chromium is missing: apt-get install chromium")
+        pytest.skip("chromium is not installed")
+    opened = Browser(tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()

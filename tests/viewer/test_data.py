@@ -1,0 +1,184 @@
+"""A run's tables joined: each row with what belongs to it, whatever stage has not come yet."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dto
+from dto import tables
+from dto.errors import DtoError
+from dto.records import Dropped, EvaluationRow, ExitEstimate, OptimizedTrajectory, Trajectory
+from dto.runs.journal import Entry, Journal
+from dto.viewer.data import STAGES, AnswersView, RunTables, TrajectoryView
+from tests.viewer.generated import write
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Three problems × 4 samples; the second sample of each has no exit."""
+    write(tmp_path / "run", 3, segments=4, sentences=1)
+    return tmp_path / "run"
+
+
+def under_way(run: Path, stage: str, rows: list[Any], key: Any, torn: bytes = b"") -> None:
+    """The stage as it stands in the middle: a journal with these rows, no table."""
+    shutil.rmtree(run / stage)
+    journal = Journal(run / stage / "journal", STAGES[stage], {"config": {}})
+    for row in reversed(rows):  # in the order in which they were done, not of their ids
+        journal.append(Entry(key(row), [row]))
+    journal.close()
+    with (run / stage / "journal").open("ab") as file:
+        file.write(torn)
+
+
+def of(run: Path, stage: str) -> list[Any]:
+    return list(tables.read(run / stage / "rows.parquet", STAGES[stage]))
+
+
+def test_each_trajectory_has_what_belongs_to_it(run: Path) -> None:
+    views = list(RunTables.open(run).trajectories())
+    assert [view.id for view in views] == [row.id for row in of(run, "sample")]
+    segments, estimates = of(run, "segment"), of(run, "estimate")
+    for view in views:
+        own = view.id
+        assert view.segments == tuple(row for row in segments if row.trajectory_id == own)
+        assert view.estimates == tuple(row for row in estimates if row.trajectory_id == own)
+        assert view.problem is not None and view.problem.id == view.trajectory.problem_id
+        assert [pair.trajectory_id for pair in view.pairs] == [own] * len(view.pairs)
+        assert (view.optimized is None) == (view.trajectory.sample == 1) == (not view.pairs)
+        assert view.optimized is None or view.optimized.trajectory_id == own
+        assert view.threshold == 0.75
+
+
+def test_token_ids_are_counted_and_not_read(run: Path) -> None:
+    stored = {row.id: len(row.token_ids) for row in of(run, "sample")}
+    for view in RunTables.open(run).trajectories():
+        assert view.tokens == stored[view.id] > 0
+        assert view.trajectory.token_ids == () == view.trajectory.prompt_ids
+
+
+def test_show_finds_one_row_and_reads_it_whole(run: Path) -> None:
+    for view in RunTables.open(run).trajectories():
+        found = dto.show(run, view.id)
+        assert isinstance(found, TrajectoryView)
+        assert found.segments == view.segments and found.estimates == view.estimates
+        assert found.pairs == view.pairs and found.problem == view.problem
+        assert len(found.trajectory.token_ids) == view.tokens == found.tokens
+    first = of(run, "sample")[0].id
+    assert dto.show(run).id == first == dto.show(run, first[:6]).id
+    with pytest.raises(DtoError, match="no row 'nothing': give an id"):
+        dto.show(run, "nothing")
+
+
+def test_answers_are_grouped_by_problem_and_sample(run: Path) -> None:
+    views = list(RunTables.open(run).answers())
+    rows = of(run, "evaluate")
+    assert sum(len(view.rows) for view in views) == len(rows) == 24
+    assert [view.id for view in views] == sorted({f"{r.problem_id}/{r.sample:03d}" for r in rows})
+    for view in views:
+        assert {row.exit for row in view.rows} == {"none", "deer"}
+        assert {(row.problem_id, row.sample) for row in view.rows} == {
+            (view.problem_id, view.sample)
+        }
+    shutil.rmtree(run / "sample")
+    found = dto.show(run, views[1].id)
+    assert isinstance(found, AnswersView)
+    assert found.id == views[1].id and found.outcome == views[1].outcome
+
+
+def test_a_run_that_was_only_evaluated(run: Path) -> None:
+    for stage in ("sample", "segment", "estimate", "prune", "pair"):
+        shutil.rmtree(run / stage)
+    found = RunTables.open(run)
+    assert not list(found.trajectories())
+    assert len(list(found.answers())) == 12
+
+
+@pytest.mark.parametrize(
+    "missing", ["problems", "segment", "estimate", "prune", "pair", "evaluate"]
+)
+def test_a_run_that_lacks_a_stage(run: Path, missing: str) -> None:
+    shutil.rmtree(run / missing)
+    views = list(RunTables.open(run).trajectories())
+    assert len(views) == 12
+    assert all(not view.segments for view in views) == (missing == "segment")
+    assert all(view.optimized is None for view in views) == (missing == "prune")
+    assert all(view.problem is None for view in views) == (missing == "problems")
+    assert str(views[0]) and views[0]._repr_html_()
+
+
+def test_a_run_that_stands_in_journals(run: Path) -> None:
+    whole = list(RunTables.open(run).trajectories())
+    answers = list(RunTables.open(run).answers())
+    samples, estimates, rows = of(run, "sample"), of(run, "estimate"), of(run, "evaluate")
+    before = run / "sample/journal"
+    under_way(run, "sample", samples, lambda row: row.problem_id + str(row.sample), b'{"key": "to')
+    under_way(run, "estimate", estimates[:5], lambda row: row.id)
+    arm = "{0.model}/{0.exit}/{0.problem_id}".format
+    under_way(run, "evaluate", rows, lambda row: f"{arm(row)}{row.sample}")
+    content = before.read_bytes()
+    views = list(RunTables.open(run).trajectories())
+    assert [view.id for view in views] == [view.id for view in whole]
+    assert [view.tokens for view in views] == [view.tokens for view in whole]
+    assert [row for view in views for row in view.estimates] == estimates[:5]
+    again = list(RunTables.open(run).answers())
+    assert [view.id for view in again] == [view.id for view in answers]
+    assert dto.show(run, whole[3].id).id == whole[3].id
+    assert before.read_bytes() == content  # its writer may be at work: nothing is cut off
+
+
+def test_pruning_under_way_shows_what_it_has_not_reached(run: Path) -> None:
+    rows = of(run, "prune")
+    (run / "optimize").mkdir()
+    tables.write(run / "optimize/rows.parquet", OptimizedTrajectory, rows)
+    pruned = [rows[2]]
+    under_way(run, "prune", pruned, lambda row: row.id)
+    views = [view.optimized for view in RunTables.open(run).trajectories() if view.optimized]
+    assert [row.id for row in views] == [row.id for row in rows]
+
+
+def test_what_was_dropped_stands_with_its_row(run: Path) -> None:
+    own = of(run, "sample")[1].id
+    line = Dropped(own, "no_exit", "the best boundary has p 0.20")
+    (run / "estimate/dropped.jsonl").write_text(
+        f'{{"id": "{line.id}", "reason": "{line.reason}", "detail": "{line.detail}"}}\n'
+    )
+    view = dto.show(run, own)
+    assert isinstance(view, TrajectoryView)
+    assert view.dropped == (("estimate", line),) and view.outcome == "no_exit"
+    assert "estimate dropped it, no_exit: the best boundary has p 0.20" in str(view)
+    open_one = dto.show(run, own.replace("/001", "/000"))
+    assert isinstance(open_one, TrajectoryView) and not open_one.dropped
+
+
+def test_what_is_no_run_is_an_error_in_one_line(tmp_path: Path, run: Path) -> None:
+    with pytest.raises(DtoError, match="is no run: give the directory"):
+        RunTables.open(tmp_path / "nothing")
+    with pytest.raises(
+        DtoError, match="neither trajectories nor answers to show: start `dto sample"
+    ):
+        RunTables.open(tmp_path)
+    (run / "segment/rows.parquet").write_bytes(b"PAR1 torn")
+    with pytest.raises(DtoError, match=r"rows\.parquet cannot be read"):
+        RunTables.open(run)
+    tables.write(run / "segment/rows.parquet", ExitEstimate, of(run, "estimate"))
+    with pytest.raises(DtoError, match=r"lacks the columns .* of a Segment"):
+        RunTables.open(run)
+
+
+def test_views_of_a_real_run(small_run: Path) -> None:
+    views = list(RunTables.open(small_run).trajectories())
+    assert len(views) == 16 and any(view.optimized for view in views)
+    for view in views:
+        assert (
+            "".join(view.trajectory.text[slice(*segment.chars)] for segment in view.segments)
+            == view.trajectory.text[slice(*view.trajectory.thinking)]
+        )
+    answers = list(RunTables.open(small_run).answers())
+    assert [len(view.rows) for view in answers] == [3, 3, 3]
+    assert all(isinstance(row, EvaluationRow) for view in answers for row in view.rows)
+    assert all(isinstance(view.trajectory, Trajectory) for view in views)

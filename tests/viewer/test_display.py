@@ -1,0 +1,127 @@
+"""How records show in notebooks and terminals."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import dto
+from dto import tables
+from dto.records import EvaluationRow, OptimizedTrajectory, PreferencePair, Trajectory
+from dto.viewer.data import AnswersView, RunTables, TrajectoryView
+from tests.viewer.generated import HOSTILE, write
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run")
+    write(path, 2, segments=5, sentences=1)
+    return path
+
+
+@pytest.fixture
+def view(run: Path) -> TrajectoryView:
+    found = dto.show(run)
+    assert isinstance(found, TrajectoryView)
+    return found
+
+
+def test_a_terminal_shows_all_there_is(view: TrajectoryView) -> None:
+    shown = str(view)
+    row, version = view.trajectory, view.optimized
+    assert version is not None
+    for text in (
+        row.id, "gold answer", "✓ correct", "[1 ", ", pruned]", "[3 ", ", truncated]", "══ exit",
+        "── p 0.90 (0.75–1.00)  14 of 16 right, above", "redundant: p 0.90 with it",
+        "verified p 0.95", "pair: optimized over original",
+    ):  # fmt: skip
+        assert text in shown
+    for segment in view.segments:
+        piece = row.text[slice(*segment.chars)].strip()
+        mark = "  " if segment.index in version.kept else "┆ "
+        assert f"\n{mark}{piece}\n" in shown
+
+
+def test_a_notebook_shows_all_there_is(view: TrajectoryView) -> None:
+    html = view._repr_html_()
+    assert html.count('class="segment ') >= len(view.segments)
+    assert html.count('<s class="text"') == 3  # one pruned, two truncated
+    for text in ("pruned", "truncated", "redundant", "p 0.90 (0.75–1.00)", "Optimized",
+                 "chosen in the pair", "rejected in the pair", "attention FLOPs"):  # fmt: skip
+        assert text in html
+    assert "<script" not in html
+
+
+def test_every_record_with_a_display_has_both(run: Path, view: TrajectoryView) -> None:
+    answers = next(RunTables.open(run).answers())
+    records = (view.trajectory, view.optimized, view.pairs[0], answers, view)
+    kinds = (Trajectory, OptimizedTrajectory, PreferencePair, AnswersView, TrajectoryView)
+    for record, kind in zip(records, kinds, strict=True):
+        assert isinstance(record, kind)
+        assert record.id in str(record)
+        html = record._repr_html_()
+        assert html.startswith("<style>") and html.endswith("</article>")
+        text = io.StringIO()
+        Console(file=text, width=10_000).print(record)
+        assert text.getvalue().rstrip("\n") == str(record)
+
+
+def test_colours_in_a_terminal_say_nothing_that_words_do_not(view: TrajectoryView) -> None:
+    text = io.StringIO()
+    Console(file=text, force_terminal=True, width=10_000).print(view)
+    assert "\x1b[" in text.getvalue()
+    plain = "".join(part.partition("m")[2] for part in f"m{text.getvalue()}".split("\x1b["))
+    assert plain.strip() == str(view).strip()
+
+
+@pytest.mark.parametrize("name", sorted(HOSTILE))
+def test_no_control_character_reaches_a_terminal(view: TrajectoryView, name: str) -> None:
+    text = HOSTILE[name]
+    row = replace(view.trajectory, text=text, answer=text, reason=text)
+    problem = replace(view.problem, question=text, answer=text) if view.problem else None
+    whole = replace(view, trajectory=row, problem=problem, segments=())
+    pair = replace(view.pairs[0], chosen=text, rejected=text, prompt=text)
+    for record in (row, whole, pair):
+        shown = str(record)
+        assert not [c for c in shown if c != "\n" and (ord(c) < 32 or 127 <= ord(c) < 160)]
+        assert not set(shown) & set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def test_pairs_of_other_sides_stand_on_their_own(view: TrajectoryView) -> None:
+    other = replace(view.pairs[0], rejected_id="p/009", rejected_from="longest", rejected="Other.")
+    html = replace(view, pairs=(other,))._repr_html_()
+    assert "Other." in html and "over longest" in html and "in the pair" not in html
+
+
+def test_answers_show_trials_and_where_they_leave(run: Path) -> None:
+    view = next(RunTables.open(run).answers())
+    shown = str(view)
+    assert "base · none" in shown and "base · deer" in shown
+    assert "after    180  0.90  ✓ correct" in shown and shown.count("  exit") == 1
+    assert view._repr_html_().count("leaves here") == 1
+    shadow = tuple(replace(row, exit_reason="closed") for row in view.rows)
+    assert "would leave here" in replace(view, rows=shadow)._repr_html_()
+
+
+def test_outcomes_of_answers(run: Path) -> None:
+    view = next(RunTables.open(run).answers())
+    row: EvaluationRow = view.rows[0]
+
+    def outcome(*grades: str) -> str:
+        return replace(view, rows=tuple(replace(row, grade=grade) for grade in grades)).outcome
+
+    assert outcome("correct", "correct", "failed") == "all correct"
+    assert outcome("wrong", "truncated") == "none correct"
+    assert outcome("wrong", "correct") == "mixed"
+    assert outcome("failed") == "failed"
+
+
+def test_a_trajectory_fresh_from_sampling_shows_itself(run: Path) -> None:
+    row = next(tables.read(run / "sample/rows.parquet", Trajectory))
+    failed = replace(row, grade="failed", reason="connection refused", answer="", text="")
+    assert "connection refused" in str(failed) and "connection refused" in failed._repr_html_()
+    assert f"{len(row.token_ids):,} tokens" in str(row)
