@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 
 from dto.records import EvaluationRow
-from dto.viewer.data import AnswersView, by_arm
 from dto.viewer.figures import decimal, saved, scaled
 from dto.viewer.nodes import Element, data, el
 from dto.viewer.parts import grade, heading
+from dto.viewer.views import AnswersView
 
 REASONS = {
     "policy": "left early",
@@ -22,20 +22,16 @@ REASONS = {
 
 def answers_node(view: AnswersView) -> Element:
     """A line for each model and exit; below it each trial answer with its confidence."""
-    rows = by_arm(view.rows)
-    plain = plain_row(rows)
+    rows = view.ordered
+    plain = view.reference
     longest = max(row.tokens for row in rows)
-    models = [
-        el("div.cards", [_card(row, plain, longest) for row in of_model])
-        for _, of_model in groupby(rows, key=lambda row: row.model)
-    ]
+    cards = [_card(row, plain, longest) for row in rows]
+    sizes = [len(list(of_model)) for _, of_model in groupby(rows, key=lambda row: row.model)]
+    if max(sizes) == 1:
+        sizes = [len(rows)]  # models alone, side by side
+    ends = [0, *accumulate(sizes)]
+    models = [el("div.cards", cards[start:end]) for start, end in pairwise(ends)]
     return el("article.dto", heading(view.problem, view.id), models)
-
-
-def plain_row(rows: list[EvaluationRow]) -> EvaluationRow | None:
-    """What the others are held against: the first model without an early exit."""
-    return next((row for row in rows if row.exit_reason in ("closed", "unclosed", "length")
-                 and not row.trials), None)  # fmt: skip
 
 
 def _card(row: EvaluationRow, plain: EvaluationRow | None, longest: int) -> Element:
@@ -77,7 +73,7 @@ def _card(row: EvaluationRow, plain: EvaluationRow | None, longest: int) -> Elem
 
 
 def _trials(row: EvaluationRow) -> Element:
-    names = ("after token", "confidence", "trial answer", "grade", "")
+    names = ("token", "confidence", "trial answer", "grade", "")
     return el(
         "table.trial-list",
         el("thead", el("tr", [el("th", name, scope="col") for name in names])),
@@ -88,14 +84,14 @@ def _trials(row: EvaluationRow) -> Element:
 def _trial(row: EvaluationRow, place: int) -> Element:
     trial = row.trials[place]
     leaves = place == row.would_leave
-    left = "leaves here" if row.exit_reason == "policy" else "would leave here"
+    left = "leaves" if row.exit_reason == "policy" else "would leave"
     percent = f"{trial.confidence * 100:.1f}"
+    bar = el("span.bar", el("i"), style=f"--l:0;--p:{percent};--h:{percent}")
     return el(
         "tr.leave" if leaves else "tr",
         el("td.number", f"{trial.position:,}"),
-        el("td", el("span.bar", el("i"), style=f"--l:0;--p:{percent};--h:{percent}"), " ",
-           decimal(trial.confidence)),
+        el("td.confidence", bar, " ", decimal(trial.confidence)),
         el("td", el("bdi", data(trial.answer))),
         el("td", grade(trial.grade)),
         el("td", left if leaves else ""),
-    )  # fmt: skip
+    )

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain, groupby, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 from dto import tables
 from dto.errors import DtoError
 from dto.records import (
-    Displayed,
     Dropped,
     EvaluationRow,
     ExitEstimate,
@@ -28,6 +27,7 @@ from dto.records import (
     Trajectory,
 )
 from dto.runs.journal import read_entries
+from dto.viewer.views import AnswersView, TrajectoryView
 
 R = TypeVar("R")
 IDS = ("prompt_ids", "token_ids")
@@ -45,62 +45,6 @@ STAGES: dict[str, type[Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class TrajectoryView(Displayed):
-    """A trajectory with all that a run says of it; a rich display in notebooks, `str()` elsewhere.
-
-    `estimates` and `pairs` are sorted by id. `tokens` counts the response; `dropped` says at which
-    stage, and why, it ended: (stage, row) pairs. `threshold` is what an exit's p is held against;
-    nan where it is not known.
-    """
-
-    trajectory: Trajectory
-    tokens: int
-    problem: Problem | None = None
-    segments: tuple[Segment, ...] = ()
-    estimates: tuple[ExitEstimate, ...] = ()
-    optimized: OptimizedTrajectory | None = None
-    pairs: tuple[PreferencePair, ...] = ()
-    dropped: tuple[tuple[str, Dropped], ...] = ()
-    threshold: float = float("nan")
-
-    @property
-    def id(self) -> str:
-        """The trajectory's id."""
-        return self.trajectory.id
-
-    @property
-    def outcome(self) -> str:
-        """What became of it: its version's outcome, why there is none, or `not optimized`."""
-        if self.optimized is not None:
-            return self.optimized.outcome
-        ends = [row.reason for _, row in self.dropped if row.id == self.id]
-        return ends[0] if ends else "not optimized"
-
-
-@dataclass(frozen=True, slots=True)
-class AnswersView(Displayed):
-    """The answers to one problem with one sample index, of every model under every exit."""
-
-    problem_id: str
-    sample: int
-    rows: tuple[EvaluationRow, ...]
-    problem: Problem | None = None
-
-    @property
-    def id(self) -> str:
-        """`problem/sample`."""
-        return Trajectory.make_id(self.problem_id, self.sample)
-
-    @property
-    def outcome(self) -> str:
-        """`all correct`, `none correct` or `mixed`; failed answers do not count."""
-        right = [row.grade == "correct" for row in self.rows if row.grade != "failed"]
-        return "failed" if not right else "all correct" if all(right) else (
-            "mixed" if any(right) else "none correct"
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
 class RunTables:
     """The tables of a run directory, read a row group at a time.
 
@@ -110,7 +54,8 @@ class RunTables:
     path: Path
     threshold: float = float("nan")
     name: str = ""
-    states: dict[str, str] = field(default_factory=dict)  # stage: finished, under way
+    plain: str = "none"
+    states: dict[str, str] = field(default_factory=dict)  # stage: finished, under way, compared
 
     @staticmethod
     def open(run: Path | str) -> RunTables:
@@ -121,6 +66,8 @@ class RunTables:
         if not path.is_dir():
             raise DtoError(f"{path} is no run: give the directory that `dto run` wrote")
         states = {stage: state for stage in STAGES if (state := _state(path / stage))}
+        if _compared(path):
+            states.setdefault("evaluate", "compared")
         if "sample" not in states and "evaluate" not in states:
             raise DtoError(
                 f"{path} has neither trajectories nor answers to show: start `dto sample {path}` "
@@ -133,7 +80,14 @@ class RunTables:
         if not recipe.is_file():
             return RunTables(path, name=path.name, states=states)
         settings = load_recipe(recipe)
-        return RunTables(path, settings.estimate.threshold, settings.name, states)
+        plain = [exit.name for exit in settings.evaluate.exits if exit.policy == "none"]
+        return RunTables(
+            path,
+            settings.estimate.threshold,
+            settings.name,
+            next(iter(plain), "none"),
+            states,
+        )
 
     def rows(self, stage: str, record: type[R], without: Collection[str] = ()) -> Iterator[R]:
         """A stage's rows by id, from its table or else its journal; none where neither is there."""
@@ -203,6 +157,12 @@ class RunTables:
             )
         problem_id, _, sample = row_id.partition("/")
         rows = self._of("evaluate", EvaluationRow, "problem_id", problem_id)
+        if self.states.get("evaluate") == "compared":
+            rows = [
+                replace(row, model=label)
+                for label, path in self._evaluations()
+                for row in tables.find(path, EvaluationRow, "problem_id", problem_id)
+            ]
         samples = {row.sample for row in rows if f"{row.sample:03d}".startswith(sample)}
         if not samples:
             raise DtoError(
@@ -211,7 +171,7 @@ class RunTables:
         stage = "test" if "test" in self.states else "problems"
         problems = self._of(stage, Problem, "id", problem_id)
         shown = tuple(row for row in rows if row.sample == min(samples))
-        return AnswersView(problem_id, min(samples), shown, next(iter(problems), None))
+        return AnswersView(problem_id, min(samples), shown, next(iter(problems), None), self.plain)
 
     def _first_trajectory(self, start: str) -> Trajectory | None:
         import polars as pl
@@ -255,23 +215,30 @@ class RunTables:
         stage = "test" if "test" in self.states else "problems"
         problem_of = _Problems(self.rows(stage, Problem))
         for (problem_id, sample), rows in groupby(self._evaluated(), key=_question):
-            yield AnswersView(problem_id, sample, tuple(rows), problem_of(problem_id))
+            yield AnswersView(problem_id, sample, tuple(rows), problem_of(problem_id), self.plain)
+
+    def _evaluations(self) -> list[tuple[str, Path]]:
+        """The tables of answers: the run's own, or of a comparison each method's with its name."""
+        if self.states.get("evaluate") == "compared":
+            return [(path.parents[1].name, path) for path in _compared(self.path)]
+        return [("", self.path / "evaluate" / "rows.parquet")]
 
     def _evaluated(self) -> Iterator[EvaluationRow]:
         """Evaluation rows by problem and sample; the table has them by model and exit."""
         import polars as pl
 
-        path = self.path / "evaluate"
-        if self.states.get("evaluate") == "finished":
-            frame = pl.scan_parquet(path / "rows.parquet")
-            arms = frame.select(pl.struct("model", "exit").rle().alias("arm")).collect()
-            lengths = arms["arm"].struct.field("len").to_list()
-            ends = [0, *accumulate(lengths)]
-            streams = [_slices(frame, start, end) for start, end in pairwise(ends)]
+        state = self.states.get("evaluate")
+        if state in ("finished", "compared"):
+            streams: list[Iterator[EvaluationRow]] = []
+            for label, path in self._evaluations():
+                frame = pl.scan_parquet(path)
+                arms = frame.select(pl.struct("model", "exit").rle().alias("arm")).collect()
+                ends = [0, *accumulate(arms["arm"].struct.field("len").to_list())]
+                streams += [_slices(frame, label, start, end) for start, end in pairwise(ends)]
             yield from heapq.merge(*streams, key=_question)
-        elif self.states.get("evaluate") == "under way":
+        elif state == "under way":
             journal = read_entries(
-                path / "journal", EvaluationRow, lambda key: key.split("/")[::-1]
+                self.path / "evaluate/journal", EvaluationRow, lambda key: key.split("/")[::-1]
             )
             groups = groupby(journal, key=lambda entry: entry.key.rpartition("/")[2])
             for _, entries in groups:
@@ -302,6 +269,11 @@ class _Problems:
         return self._head if self._head is not None and self._head.id == problem_id else None
 
 
+def _compared(run: Path) -> list[Path]:
+    """The answers of a comparison's methods (`dto.baselines.compare`)."""
+    return sorted(run.glob("compare/*/evaluate/rows.parquet"))
+
+
 def _state(directory: Path) -> str:
     """How far a stage is: its table counts once its manifest stands or nothing else is there."""
     if (directory / "rows.parquet").is_file():
@@ -321,12 +293,12 @@ def _dropped(directory: Path, state: str) -> Iterator[Dropped]:
                 yield Dropped(**json.loads(line))
 
 
-def _slices(frame: Any, start: int, end: int) -> Iterator[EvaluationRow]:
+def _slices(frame: Any, label: str, start: int, end: int) -> Iterator[EvaluationRow]:
     build = tables.adapter(EvaluationRow).validate_python
     for place in range(start, end, tables.ROW_GROUP):
         block = frame.slice(place, min(tables.ROW_GROUP, end - place)).collect()
         for row in block.iter_rows(named=True):
-            yield build(row)
+            yield build(row | {"model": label or row["model"]})
 
 
 def _id(row: Any) -> str:
@@ -335,10 +307,3 @@ def _id(row: Any) -> str:
 
 def _question(row: EvaluationRow) -> tuple[str, int]:
     return row.problem_id, row.sample
-
-
-def by_arm(rows: Iterable[EvaluationRow]) -> list[EvaluationRow]:
-    """Rows as they are shown: the base model first, and under it the plain exit first."""
-    return sorted(
-        rows, key=lambda row: (row.model != "base", row.model, row.exit != "none", row.exit)
-    )

@@ -36,6 +36,9 @@ _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
 
+LONG = 10_000
+"""Characters of a text from which on it is cut into blocks."""
+
 _C0 = (
     "NUL", "SOH", "STX", "ETX", "EOT", "ENQ", "ACK", "BEL", "BS", "HT", "LF", "VT", "FF", "CR",
     "SO", "SI", "DLE", "DC1", "DC2", "DC3", "DC4", "NAK", "SYN", "ETB", "CAN", "EM", "SUB", "ESC",
@@ -45,16 +48,18 @@ _C0 = (
 
 def el(tag: str, *children: Node | Nodes | None, **attributes: str | float) -> Element:
     """An element. Children that are None are left out, lists are opened; `_` in names reads `-`."""
-    named = {name.strip("_").replace("_", "-"): str(value) for name, value in attributes.items()}
-    return Element(tag, named, tuple(_flat(children)))
+    named = {name.replace("_", "-"): str(value) for name, value in attributes.items()}
+    found: list[Node] = []
+    _flatten(children, found)
+    return Element(tag, named, tuple(found))
 
 
-def _flat(children: Nodes) -> Iterable[Node]:
+def _flatten(children: Nodes, found: list[Node]) -> None:
     for child in children:
         if isinstance(child, str | Data | Element):
-            yield child
+            found.append(child)
         elif child is not None:
-            yield from _flat(child)
+            _flatten(child, found)
 
 
 def data(text: str) -> list[Node]:
@@ -67,6 +72,20 @@ def data(text: str) -> list[Node]:
         nodes.append(el("span.control", visible(match[0]), title=f"U+{ord(match[0]):04X}"))
         place = match.end()
     return [*nodes, Data(text[place:])] if place < len(text) or not nodes else nodes
+
+
+def passage(text: str) -> list[Node]:
+    """Text that may be long: cut into blocks, so that a browser lays out only those in view."""
+    if len(text) <= LONG:
+        return data(text)
+    blocks: list[Node] = []
+    place = 0
+    while place < len(text):
+        end = place + LONG
+        end = text.rfind("\n", place, end) + 1 or text.rfind(" ", place, end) + 1 or end
+        blocks.append(el("div.block", data(text[place:end])))
+        place = end
+    return blocks
 
 
 def visible(character: str) -> str:

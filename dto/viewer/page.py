@@ -22,8 +22,7 @@ from typing import IO, Any
 
 from dto.errors import DtoError, disk_errors
 from dto.runs import manifest
-from dto.viewer.answers import plain_row
-from dto.viewer.data import RunTables, by_arm
+from dto.viewer.data import RunTables
 from dto.viewer.nodes import Data, Node, visible_text
 from dto.viewer.render import node
 
@@ -54,13 +53,15 @@ def view(run: Path | str, out: Path | str | None = None) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.part")
         body.seek(0)
-        with temporary.open("wb") as file:
-            file.write(_page(found.name, pack(index)).encode())
-            copyfileobj(body, file)
-            file.write(
-                b'<script type="text/plain" id="c%d"></script>\n</body>\n</html>\n' % chunks.count
-            )
-        temporary.replace(path)
+        end = f'<script type="text/plain" id="c{chunks.count}"></script>\n</body>\n</html>\n'
+        try:
+            with temporary.open("wb") as file:
+                file.write(_page(found.name, pack(index)).encode())
+                copyfileobj(body, file)
+                file.write(end.encode())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -135,6 +136,7 @@ class _List:
     """The lines of a list by column; names are numbers into lists of names."""
 
     name: str
+    noun: str
     kind_name: str
     first: int
     ids: list[str] = field(default_factory=list)
@@ -172,14 +174,15 @@ class _List:
         names = {f"{name}s": list(numbers)[:MAX_KINDS] if name == "kind" else list(numbers)
                  for name, numbers in self.names.items()}  # fmt: skip
         return {
-            "name": self.name, "kindName": self.kind_name, "first": self.first, "id": self.ids,
-            "title": self.titles, "note": self.notes, "before": self.before, "after": self.after,
-            "kind": self.kind, "kinds": [], **names, **self.named, "chunks": self.chunks,
+            "name": self.name, "noun": self.noun, "kindName": self.kind_name, "first": self.first,
+            "id": self.ids, "title": self.titles, "note": self.notes, "before": self.before,
+            "after": self.after, "kind": self.kind, "kinds": [], **names, **self.named,
+            "chunks": self.chunks,
         }  # fmt: skip
 
 
 def _trajectories(found: RunTables, chunks: _Chunks) -> _List:
-    rows = _List("Trajectories", "kind of segment", chunks.count)
+    rows = _List("Trajectories", "trajectories", "kind", chunks.count)
     for row in _kept(found.trajectories(), rows, chunks):
         version, problem = row.optimized, row.problem
         after = version.tokens_after if version is not None else -1
@@ -197,9 +200,9 @@ def _trajectories(found: RunTables, chunks: _Chunks) -> _List:
 
 
 def _answers(found: RunTables, chunks: _Chunks) -> _List:
-    rows = _List("Early exits", "way to end", chunks.count)
+    rows = _List("Evaluation", "questions", "ending", chunks.count)
     for row in _kept(found.answers(), rows, chunks):
-        plain = plain_row(by_arm(row.rows))
+        plain = row.reference
         others = [each.tokens for each in row.rows if each is not plain]
         mean = round(sum(others) / len(others)) if others else -1
         right = sum(each.grade == "correct" for each in row.rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dto.records import Problem
 from dto.viewer.figures import GRADE_SIGNS
-from dto.viewer.nodes import Element, Node, data, el
+from dto.viewer.nodes import Element, Node, data, el, passage
 
 
 def heading(problem: Problem | None, row_id: str, *further: Node) -> Element:
@@ -15,7 +15,7 @@ def heading(problem: Problem | None, row_id: str, *further: Node) -> Element:
     return el(
         "header",
         el("div.id", data(problem.task), " · ", data(row_id), further),
-        el("div.question", data(problem.question), dir="auto"),
+        el("div.question", passage(problem.question), dir="auto"),
         el("div.gold", el("span.label", "gold answer"), " ", el("bdi", data(gold)))
         if gold
         else None,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
-from itertools import groupby
 from math import isfinite
 
 from dto.records import (
@@ -21,12 +20,11 @@ from dto.records import (
     Verdict,
 )
 from dto.viewer.answers import answers_node
-from dto.viewer.data import AnswersView, TrajectoryView
-from dto.viewer.figures import change, decimal, flops_change, interval
-from dto.viewer.nodes import Element, Node, data, el, to_html
+from dto.viewer.figures import change, decimal, flops_change
+from dto.viewer.nodes import Element, Node, data, el, passage, to_html
+from dto.viewer.overview import kind_class, left_out, overview, p_style, probability
 from dto.viewer.parts import grade, heading
-
-KINDS = ("opening", "verification", "alternative", "hypothesis", "summary", "conclusion")
+from dto.viewer.views import AnswersView, TrajectoryView
 
 
 def html(record: Displayed) -> str:
@@ -72,15 +70,10 @@ def trajectory_node(view: TrajectoryView) -> Element:
         heading(view.problem, row.id, " · ", *data(row.model)),
         _facts(_trajectory_facts(view)),
         _notes(view),
-        _map(view),
+        overview(view),
         sides,
         [_pair(pair) for pair in view.pairs if not _stands_above(pair, view)],
     )
-
-
-def kind_class(kind: str) -> str:
-    """The class that colours a kind of segment."""
-    return f"k-{kind}" if kind in KINDS else "k-other"
 
 
 def _facts(facts: Sequence[tuple[str, Node | list[Node]]]) -> Element:
@@ -130,79 +123,15 @@ def _notes(view: TrajectoryView) -> list[Node]:
     return notes
 
 
-def _map(view: TrajectoryView) -> Element | None:
-    """The thinking at a glance: segments in proportion, and p with its interval above them."""
-    if not view.segments:
-        return None
-    whole = max(1, view.segments[-1].tokens.end - view.segments[0].tokens.start)
-    first = view.segments[0].tokens.start
-    estimates = {row.boundary: row for row in view.estimates}
-    removed = _removed(view)
-    ribbon, points = [], []
-    for segment in view.segments:
-        gone = ".gone" if segment.index in removed else ""
-        ribbon.append(
-            el(
-                f"i.{kind_class(segment.kind)}{gone}",
-                title=f"{segment.index} {segment.kind}, {segment.tokens.length:,} tokens",
-                style=f"--w:{segment.tokens.length / whole * 100:.3f}",
-                data_go=segment.index,
-            )
-        )
-        if (row := estimates.get(segment.index)) is not None:
-            x = (segment.tokens.end - first) / whole * 100
-            taken = view.optimized is not None and view.optimized.exit == segment.index
-            points.append(
-                el(
-                    "i.taken" if taken else "i",
-                    title=f"after {segment.index}: p {_probability(row)}",
-                    style=f"--x:{x:.3f};{_style(row)}",
-                    data_go=segment.index,
-                )
-            )
-    line = None
-    if points and isfinite(view.threshold):
-        line = el("b", title=f"threshold {view.threshold}", style=f"--p:{view.threshold * 100:.1f}")
-    counts = {kind: sum(1 for _ in rows) for kind, rows in _by_kind(view.segments)}
-    legend = [
-        el(f"span.kind.{kind_class(kind)}", data(kind), f" {count}")
-        for kind, count in counts.items()
-    ]
-    name = "Exit probability at each boundary, over segments in proportion to their tokens"
-    return el(
-        "figure.map",
-        el("div.points", line, points) if points else None,
-        el("div.ribbon", ribbon),
-        el("figcaption", legend),
-        aria_label=name,
-    )
-
-
-def _by_kind(segments: Sequence[Segment]) -> Iterator[tuple[str, Iterator[Segment]]]:
-    def kind(segment: Segment) -> tuple[int, str]:
-        known = KINDS.index(segment.kind) if segment.kind in KINDS else len(KINDS)
-        return known, segment.kind
-
-    for (_, name), rows in groupby(sorted(segments, key=kind), key=kind):
-        yield name, rows
-
-
-def _removed(view: TrajectoryView) -> set[int]:
-    """The segments that the optimized version does not have."""
-    if view.optimized is None:
-        return set()
-    return {segment.index for segment in view.segments} - set(view.optimized.kept)
-
-
 def _original(view: TrajectoryView) -> Iterator[Element]:
     row = view.trajectory
     estimates = {each.boundary: each for each in view.estimates}
     version = view.optimized
     verdicts = {each.segment: each for each in version.verdicts} if version else {}
     others = {each.segment: each for each in version.counterfactual} if version else {}
-    removed = _removed(view)
+    removed = left_out(view)
     if not view.segments and row.thinking.length:
-        yield el("div.segment", el("div.text", data(row.text[slice(*row.thinking)]), dir="auto"))
+        yield el("div.segment", el("div.text", passage(row.text[slice(*row.thinking)]), dir="auto"))
     for segment in view.segments:
         state = ""
         if segment.index in removed and version is not None:
@@ -241,19 +170,10 @@ def _segment(
             el("span.state", state) if state else None,
             el("span.count", f"{segment.tokens.length:,} tokens"),
         ),
-        el("s.text" if state else "div.text", data(text.rstrip()), dir="auto"),
+        el("s.text" if state else "div.text", passage(text.rstrip()), dir="auto"),
         said,
         data_segment=segment.index,
     )
-
-
-def _style(row: ExitEstimate) -> str:
-    p = row.p if isfinite(row.p) else 0.5
-    return f"--p:{p * 100:.1f};--l:{row.p_low * 100:.1f};--h:{row.p_high * 100:.1f}"
-
-
-def _probability(row: ExitEstimate) -> str:
-    return interval(row.p, row.p_low, row.p_high)
 
 
 def _exit(row: ExitEstimate | None, taken: bool) -> Element:
@@ -265,8 +185,8 @@ def _exit(row: ExitEstimate | None, taken: bool) -> Element:
     failed = f" · {row.failed} failed" if row.failed else ""
     return el(
         f"div.exit.{row.decision}{'.leave' if taken else ''}",
-        el("span.bar", el("i"), style=_style(row)),
-        el("span.p", f"p {_probability(row)}"),
+        el("span.bar", el("i"), style=p_style(row)),
+        el("span.p", f"p {probability(row)}"),
         el("span.detail", detail, failed, [" · ", *data(row.reason)] if row.reason else None),
         label,
         title=f"{row.tokens:,} tokens spent on rollouts",
@@ -278,7 +198,7 @@ def _conclusion(text: str) -> Iterator[Element]:
         yield el(
             "div.segment",
             el("div.head", el("span.kind", "after thinking")),
-            el("div.text", data(text.strip("\n")), dir="auto"),
+            el("div.text", passage(text.strip("\n")), dir="auto"),
         )
 
 
@@ -315,7 +235,7 @@ def _version(
         "section.side.optimized",
         head,
         [_segment(segment, text) for segment, text in pieces],
-        el("div.segment", name, el("div.text", data(rest.strip("\n")), dir="auto"))
+        el("div.segment", name, el("div.text", passage(rest.strip("\n")), dir="auto"))
         if rest.strip()
         else None,
         _conclusion(after),
@@ -329,7 +249,7 @@ def _version(
 
 
 def _prompt(text: str) -> Element:
-    return el("header", el("div.question", data(text), dir="auto"))
+    return el("header", el("div.question", passage(text), dir="auto"))
 
 
 def _stands_above(pair: PreferencePair, view: TrajectoryView) -> bool:
@@ -362,5 +282,5 @@ def _side(name: str, text: str, tokens: int, origin: str) -> Element:
     return el(
         f"section.side.{name.lower()}",
         el("h3", name, el("span.count", data(origin), f" · {tokens:,} tokens")),
-        el("div.segment", el("div.text", data(text), dir="auto")),
+        el("div.segment", el("div.text", passage(text), dir="auto")),
     )

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from dto.records import STAYS, Displayed, OptimizedTrajectory, PreferencePair, Trajectory, Verdict
 from dto.viewer.answers import REASONS
-from dto.viewer.data import AnswersView, TrajectoryView, by_arm
 from dto.viewer.figures import GRADE_SIGNS, change, decimal, flops_change, interval
 from dto.viewer.nodes import visible_text
+from dto.viewer.views import AnswersView, TrajectoryView
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -129,7 +129,7 @@ def _answers(view: AnswersView) -> Iterator[Run]:
         yield f"{visible_text(view.problem.question)}\n", ""
         if view.problem.answer_kind != "code":
             yield f"gold answer {visible_text(view.problem.answer)}\n", "bright_black"
-    for row in by_arm(view.rows):
+    for row in view.ordered:
         yield f"\n{row.model} · {row.exit}\n", "bold"
         yield from _grade(row.grade)
         ended = REASONS.get(row.exit_reason, row.exit_reason)

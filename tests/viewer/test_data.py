@@ -13,7 +13,8 @@ from dto import tables
 from dto.errors import DtoError
 from dto.records import Dropped, EvaluationRow, ExitEstimate, OptimizedTrajectory, Trajectory
 from dto.runs.journal import Entry, Journal
-from dto.viewer.data import STAGES, AnswersView, RunTables, TrajectoryView
+from dto.viewer.data import STAGES, RunTables
+from dto.viewer.views import AnswersView, TrajectoryView
 from tests.viewer.generated import write
 
 
@@ -139,6 +140,20 @@ def test_pruning_under_way_shows_what_it_has_not_reached(run: Path) -> None:
     under_way(run, "prune", pruned, lambda row: row.id)
     views = [view.optimized for view in RunTables.open(run).trajectories() if view.optimized]
     assert [row.id for row in views] == [row.id for row in rows]
+
+
+def test_a_comparison_shows_every_method_beside_the_base(run: Path) -> None:
+    for name in ("base", "sft"):
+        shutil.copytree(run / "evaluate", run / "compare" / name / "evaluate")
+    shutil.rmtree(run / "evaluate")
+    views = list(RunTables.open(run).answers())
+    assert len(views) == 12
+    for view in views:
+        assert [row.model for row in view.ordered] == ["base", "base", "sft", "sft"]
+        assert view.reference is not None
+        assert (view.reference.model, view.reference.exit) == ("base", "none")
+    shutil.rmtree(run / "sample")
+    assert dto.show(run, views[2].id) == views[2]
 
 
 def test_what_was_dropped_stands_with_its_row(run: Path) -> None:

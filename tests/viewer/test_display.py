@@ -12,7 +12,8 @@ from rich.console import Console
 import dto
 from dto import tables
 from dto.records import EvaluationRow, OptimizedTrajectory, PreferencePair, Trajectory
-from dto.viewer.data import AnswersView, RunTables, TrajectoryView
+from dto.viewer.data import RunTables
+from dto.viewer.views import AnswersView, TrajectoryView
 from tests.viewer.generated import HOSTILE, write
 
 
@@ -102,9 +103,9 @@ def test_answers_show_trials_and_where_they_leave(run: Path) -> None:
     shown = str(view)
     assert "base · none" in shown and "base · deer" in shown
     assert "after    180  0.90  ✓ correct" in shown and shown.count("  exit") == 1
-    assert view._repr_html_().count("leaves here") == 1
+    assert view._repr_html_().count(">leaves<") == 1
     shadow = tuple(replace(row, exit_reason="closed") for row in view.rows)
-    assert "would leave here" in replace(view, rows=shadow)._repr_html_()
+    assert "would leave" in replace(view, rows=shadow)._repr_html_()
 
 
 def test_outcomes_of_answers(run: Path) -> None:

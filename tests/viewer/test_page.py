@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from dto.cli import main
 from dto.errors import DtoError
 from dto.viewer.data import RunTables
-from dto.viewer.nodes import Data, Element, data, el, to_html
+from dto.viewer.nodes import LONG, Data, Element, data, el, passage, to_html
 from dto.viewer.page import encode, pack, view
 from tests.viewer.generated import HOSTILE, write
 
@@ -76,6 +76,16 @@ def test_any_text_comes_out_of_the_data_block_as_it_went_in(text: str) -> None:
         "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]",
         "", text,
     )  # fmt: skip
+
+
+@given(st.text("ab \n", min_size=1), st.integers(1, 40))
+def test_a_long_text_is_cut_into_blocks_and_nothing_is_lost(text: str, times: int) -> None:
+    whole = text * (times * 1_000)
+    blocks = passage(whole)
+    inner = [each.children if isinstance(each, Element) else (each,) for each in blocks]
+    pieces = ["".join(each.text for each in children) for children in inner]
+    assert "".join(pieces) == whole
+    assert all(len(piece) <= LONG for piece in pieces)
 
 
 @given(ANY_TEXT)

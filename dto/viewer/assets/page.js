@@ -16,7 +16,7 @@
     ["c", "fold pairs open or closed"], ["/", "search"], ["Esc", "out of the search, out of the row"],
     ["r", "clear search and filters"], ["l", "the other list"], ["t", "light, dark, as the system"],
     ["?", "this help"]];
-  let index, list, shown = [], at = -1, found = null, asked = 0, opened = 0;
+  let index, list, shown = [], at = -1, found = null, asked = 0, opened = 0, noted = 0, searching = false;
   const chunks = new Map();
 
   async function unpack(text) {
@@ -115,7 +115,7 @@
     if (at < 0) {
       $("list").scrollTop = 0;
       if (shown.length) select(0, true);
-      else $("detail").replaceChildren(make("p.empty", "No row fits the search and the filters (r clears them)."));
+      else $("detail").replaceChildren(make("p.empty", searching ? "Searching …" : "No row fits the search and the filters (r clears them)."));
     }
   }
 
@@ -126,7 +126,8 @@
     }
     const all = list.id.length === shown.length ? "" : ` of ${number.format(list.id.length)}`;
     const tokens = before ? ` · tokens ${number.format(before)} → ${number.format(after)} (${percent(1 - after / before)})` : "";
-    $("count").textContent = `${number.format(shown.length)}${all} ${list.name.toLowerCase()}${tokens}`
+    $("count").title = list.noun === "questions" ? "Tokens without an early exit → mean of all other answers" : "Tokens before → after";
+    $("count").textContent = `${number.format(shown.length)}${all} ${list.noun}${tokens}`
       + (progress ? ` · searching texts ${progress}` : "");
   }
 
@@ -138,6 +139,7 @@
   async function search() {
     const words = $("search").value.trim().toLowerCase(), turn = ++asked;
     found = new Set();
+    searching = !!words;
     choose(true);
     if (!words) return;
     await new Promise((resolve) => setTimeout(resolve, 180)); // while somebody types
@@ -156,7 +158,10 @@
         drawn = performance.now();
       }
     }
-    if (turn === asked) { choose(true); document.body.dataset.searched = words; }
+    if (turn !== asked) return;
+    searching = false;
+    choose(true);
+    document.body.dataset.searched = words;
   }
 
   // ---- the list: only the rows in view exist
@@ -197,7 +202,9 @@
     else if (top + HEIGHT > box.scrollTop + box.clientHeight) box.scrollTop = top + HEIGHT - box.clientHeight;
     draw();
     box.setAttribute("aria-activedescendant", `row${at}`);
-    if (!quiet) history.replaceState(null, "", `#${encodeURIComponent(list.id[shown[at]])}`);
+    document.body.dataset.chosen = list.id[shown[at]];
+    clearTimeout(noted); // browsers refuse to note more than a few rows a second
+    if (!quiet) noted = setTimeout(() => history.replaceState(null, "", `#${encodeURIComponent(list.id[shown[at]])}`), 300);
     open(shown[at]);
   }
 
@@ -287,8 +294,10 @@
     const root = document.documentElement, states = ["", "light", "dark"];
     let state = "";
     try { state = localStorage.getItem("dto-theme") || ""; } catch { /* none is kept */ }
-    if (turn) state = states[(states.indexOf(root.dataset.theme || "") + 1) % 3];
-    try { localStorage.setItem("dto-theme", state); } catch { /* none is kept */ }
+    if (turn) {
+      state = states[(states.indexOf(root.dataset.theme || "") + 1) % 3];
+      try { localStorage.setItem("dto-theme", state); } catch { /* none is kept */ }
+    }
     if (state) root.dataset.theme = state;
     else delete root.dataset.theme;
     $("theme").textContent = state ? state[0].toUpperCase() + state.slice(1) : "Auto";
