@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VLLM := .venv-vllm
 RUN ?= runs/quickstart
 
-.PHONY: quickstart setup setup-gpu setup-vllm test test-vllm lint types acceptance compare compare-full nano clean
+.PHONY: quickstart setup setup-gpu setup-vllm test test-vllm lint types acceptance compare compare-full notebooks nano clean
 
 quickstart: $(VENV)/.ready
 	$(BIN)/dto run pipelines/quickstart.yaml --out $(RUN)
@@ -54,6 +54,10 @@ compare: $(VENV)/.ready
 
 compare-full: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.compare
+
+# The outputs that are committed with the notebooks.
+notebooks: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.notebooks
 
 nano: $(VENV)/.ready
 	$(BIN)/dto nano train --out dto/nano/weights/nano

@@ -81,6 +81,7 @@ def run_stages(run: Run, stages: Sequence[str]) -> Report | None:
 
                 run.config(name)  # says what is missing
                 summary = report(run.path)
+                logger.info("%-9s %s", name, run / name / "report.html")
     write_run_manifest(run)
     return summary
 

@@ -49,4 +49,4 @@ def test_a_wheel_carries_prompts_recipes_lexicons_and_weights(tmp_path: Path) ->
     for path in (ROOT / "dto").rglob("*"):
         if path.is_file() and path.suffix in CARRIED:
             assert str(path.relative_to(ROOT)) in names
-    assert not [name for name in names if name.startswith(("tests", "benchmarks"))]
+    assert not [name for name in names if name.startswith(("tests", "benchmarks", "notebooks"))]

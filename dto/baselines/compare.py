@@ -53,7 +53,9 @@ def compare(run: Run) -> Comparison:
     _work(run, found, places)
     write_run_manifest(run)
     logger.info("compare   %.0f s", time.perf_counter() - begun)
-    return report([run.path])
+    result = report([run.path])
+    logger.info("compare   %s", run / FOLDER / "compare.html")
+    return result
 
 
 def _thousands(recipe: Recipe) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from dto.reporting.picture import COLOURS, INK, MARKERS
+from dto.reporting.picture import COLOURS, INK, MARKERS, TEXT, plain
 
 if TYPE_CHECKING:
     from dto.baselines.report import MethodRow
@@ -17,6 +17,16 @@ if TYPE_CHECKING:
 
 def draw(rows: Sequence[MethodRow], directory: Path, title: str) -> list[Path]:
     """Write `compare.png` and `compare.svg`; the same rows give the same bytes."""
+    paths = [directory / "compare.png", directory / "compare.svg"]
+    with rc_context(TEXT | {"svg.hashsalt": "dto"}):
+        figure = front(rows, title)
+        figure.savefig(paths[0], metadata={"Software": None})
+        figure.savefig(paths[1], metadata={"Date": None})
+    return paths
+
+
+def front(rows: Sequence[MethodRow], title: str = "") -> Figure:
+    """A point a method."""
     figure = Figure(figsize=(8.6, 5.2), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for index, row in enumerate(rows):
@@ -39,13 +49,6 @@ def draw(rows: Sequence[MethodRow], directory: Path, title: str) -> list[Path]:
     axes.set_xlabel("tokens per question", color=INK)
     axes.set_ylabel("accuracy, %", color=INK)
     axes.set_title(title, loc="left", fontsize=10, color=INK)
-    axes.grid(color="#e5e5e5", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=INK, labelsize=9)
+    plain(axes)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8.5, labelcolor="linecolor")
-    paths = [directory / "compare.png", directory / "compare.svg"]
-    with rc_context({"svg.hashsalt": "dto"}):
-        figure.savefig(paths[0], metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None})
-    return paths
+    return figure

@@ -1,7 +1,8 @@
 """What a comparison amounts to: one table, one picture, the grid behind it.
 
 Below RUN/compare: `methods.csv` and `methods.parquet` (a row a method), `grid.csv` and
-`grid.parquet` (a row a training), `compare.png`, `compare.svg`, `compare.json`.
+`grid.parquet` (a row a training), `compare.html` (a page to send around), `compare.png`,
+`compare.svg`, `compare.json`.
 
 All methods answer the same problems with the same seeds. Accuracy and tokens are the mean over the
 problems that every method has graded responses to; differences are those of two methods on a
@@ -24,6 +25,7 @@ import polars as pl
 
 from dto import significance, statistics
 from dto.baselines.methods import BASE
+from dto.baselines.page import compare_page
 from dto.baselines.picture import draw
 from dto.baselines.table import lines_of
 from dto.errors import DtoError
@@ -160,6 +162,8 @@ def report(runs: Sequence[Path], directory: Path | None = None) -> Comparison:
         rows=tuple(rows),
     )
     _write(directory, result, found)
+    page = compare_page(runs[0], recipes[0], result)
+    manifest.write_text(directory / "compare.html", page)
     return result
 
 

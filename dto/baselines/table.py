@@ -28,17 +28,17 @@ def lines_of(result: Comparison) -> list[str]:
         cells.append(
             (
                 row.method,
-                _interval(100 * row.accuracy, 100 * row.accuracy_low, 100 * row.accuracy_high),
-                "" if reference else _signed(
+                span(100 * row.accuracy, 100 * row.accuracy_low, 100 * row.accuracy_high),
+                "" if reference else change(
                     100 * row.gain, 100 * row.gain_low, 100 * row.gain_high),
-                "" if reference else _p(row.gain_p),
-                _rank(row.accuracy_rank),
-                _interval(row.tokens, row.tokens_low, row.tokens_high),
-                "" if reference else _signed(
+                "" if reference else p_value(row.gain_p),
+                rank(row.accuracy_rank),
+                span(row.tokens, row.tokens_low, row.tokens_high),
+                "" if reference else change(
                     row.tokens_change, row.tokens_change_low, row.tokens_change_high),
-                "" if reference else _p(row.tokens_change_p),
-                _rank(row.tokens_rank),
-                _picked(row),
+                "" if reference else p_value(row.tokens_change_p),
+                rank(row.tokens_rank),
+                picked(row),
             )
         )  # fmt: skip
     lines += aligned(cells, left=1)
@@ -72,25 +72,30 @@ def lines_of(result: Comparison) -> list[str]:
     return lines
 
 
-def _picked(row: MethodRow) -> str:
+def picked(row: MethodRow) -> str:
+    """What dev chose, for each seed; empty for a method that has no grid."""
     if not row.picked:
         return ""
     return "; ".join(each or "none: base is kept" for each in row.picked)
 
 
-def _interval(value: float, low: float, high: float) -> str:
+def span(value: float, low: float, high: float) -> str:
+    """A figure with its interval."""
     return f"{value:.1f} ({low:.1f}–{high:.1f})"
 
 
-def _signed(value: float, low: float, high: float) -> str:
+def change(value: float, low: float, high: float) -> str:
+    """A difference with its interval."""
     return "{:+.1f} ({:+.1f}…{:+.1f})".format(
         *(round(each, 1) + 0.0 for each in (value, low, high))
     )
 
 
-def _p(value: float) -> str:
+def p_value(value: float) -> str:
+    """A p-value to three digits; empty for none."""
     return "" if isnan(value) else f"{value:.3f}" if value >= 0.001 else "<0.001"
 
 
-def _rank(value: int | None) -> str:
+def rank(value: int | None) -> str:
+    """A rank; a dash for none."""
     return "–" if value is None else str(value)

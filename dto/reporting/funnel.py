@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ def funnel(run: Path) -> dict[str, Any]:
         rows[stage] = int(done["rows"])
         if done.get("dropped"):
             dropped[stage] = dict(done["dropped"])
+    if reasons := _dropped_in_training(run):
+        dropped["train"] = reasons
     return {
         "rows": rows,
         "trajectories": _counts(run / "sample", "grade"),
@@ -58,6 +61,16 @@ def training(run: Path) -> dict[str, Any] | None:
         "collapsed": bool(done.get("collapsed", False)),
         "reason": str(done.get("reason", "")),
     }
+
+
+def _dropped_in_training(run: Path) -> dict[str, int]:
+    """Training counts its drops in its manifest, and gives their reasons in a file."""
+    path = run / "train" / "dropped.jsonl"
+    if manifest.read(run / "train") is None or not path.is_file():
+        return {}
+    lines = path.read_text("utf-8").splitlines()
+    reasons = Counter(str(json.loads(line)["reason"]) for line in lines if line.strip())
+    return dict(sorted(reasons.items()))
 
 
 def _counts(stage: Path, column: str) -> dict[str, int]:

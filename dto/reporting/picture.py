@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -14,15 +15,29 @@ from dto.reporting.comparison import ReportRow
 
 COLOURS = ("#4c566a", "#c2410c", "#0f766e", "#6d28d9", "#a16207", "#1d4ed8")
 INK = "#333333"
+GRID = "#e5e5e5"
 MARKERS = "oDs^vPX<>"
+TEXT: dict[Any, Any] = {"text.parse_math": False}
+"""Names are shown as they are: a dollar sign in one begins no formula."""
 ACROSS = 2
 """Panels beside one another."""
 
 
 def draw(rows: Sequence[ReportRow], directory: Path, title: str) -> list[Path]:
-    """Write `report.png` and `report.svg`; the same rows give the same bytes.
+    """Write `report.png` and `report.svg`; the same rows give the same bytes."""
+    paths = [directory / "report.png", directory / "report.svg"]
+    with rc_context(TEXT | {"svg.hashsalt": "dto"}):
+        figure = front(rows, title)
+        figure.savefig(paths[0], metadata={"Software": None})
+        figure.savefig(paths[1], metadata={"Date": None})
+    return paths
 
-    One panel a task, one colour a model, one marker an exit. Rows without a figure are left out.
+
+def front(rows: Sequence[ReportRow], title: str = "") -> Figure:
+    """One panel a task, one colour a model, one marker an exit.
+
+    A line joins the points that no other has both more accuracy and fewer tokens than. Rows without
+    a figure are left out.
     """
     shown = [row for row in rows if row.responses]
     models = list(dict.fromkeys(row.model for row in shown))
@@ -35,7 +50,7 @@ def draw(rows: Sequence[ReportRow], directory: Path, title: str) -> list[Path]:
         axes = figure.add_subplot(down, min(len(tasks), ACROSS), place + 1)
         _panel(axes, [row for row in shown if row.task == task], models, exits)
         axes.set_title(title if len(tasks) == 1 else task, loc="left", fontsize=10, color=INK)
-    if len(tasks) > 1:
+    if len(tasks) > 1 and title:
         figure.suptitle(title, fontsize=10, color=INK)
     if shown:
         # An arm may lack a task: the legend is that of all panels.
@@ -52,11 +67,7 @@ def draw(rows: Sequence[ReportRow], directory: Path, title: str) -> list[Path]:
             fontsize=8.5,
             labelcolor="linecolor",
         )
-    paths = [directory / "report.png", directory / "report.svg"]
-    with rc_context({"svg.hashsalt": "dto"}):
-        figure.savefig(paths[0], metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None})
-    return paths
+    return figure
 
 
 def _panel(
@@ -77,11 +88,36 @@ def _panel(
             elinewidth=1.1,
             capsize=2.5,
         )
+    best = not_beaten(shown)
+    axes.plot(
+        [row.tokens_mean for row in best],
+        [100 * row.accuracy for row in best],
+        color=INK,
+        linewidth=0.8,
+        linestyle=(0, (2, 3)),
+        zorder=1,
+    )
     if shown:
         axes.set_xlim(0, 1.18 * max(max(row.tokens_high, row.tokens_mean) for row in shown))
     axes.set_xlabel("tokens per question (thinking, answer, trials)", color=INK)
     axes.set_ylabel("accuracy, %", color=INK)
-    axes.grid(color="#e5e5e5", linewidth=0.7)
+    plain(axes)
+
+
+def not_beaten(rows: Sequence[ReportRow]) -> list[ReportRow]:
+    """By tokens: those that no other row has more accuracy than for as few tokens."""
+    best: list[ReportRow] = []
+    for row in sorted(rows, key=lambda row: (row.tokens_mean, -row.accuracy)):
+        if not best or row.accuracy > best[-1].accuracy:
+            best.append(row)
+    return best
+
+
+def plain(axes: Axes) -> None:
+    """Axes as all pictures have them."""
+    axes.grid(color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=INK, labelsize=9)
+    for spine in axes.spines.values():
+        spine.set_color(INK)

@@ -57,7 +57,7 @@ def plan(recipe: Recipe) -> Iterator[str]:
         f"{recipe.train.evaluations} times",
         "evaluate": f"{asked}: models {', '.join(recipe.evaluate.models)}; "
         f"exits {', '.join(each.name for each in exits)}",
-        "report": "report.json, a table and a picture",
+        "report": "report.html, report.json, tables and pictures",
     }
     yield f"{recipe.name}: {model.name} on {model.engine}, seed {recipe.seed}"
     yield ""

@@ -33,6 +33,9 @@ from dto.reporting.funnel import funnel, training
 from dto.reporting.macro import AverageRow, averages
 from dto.reporting.papers import write_tables
 from dto.reporting.picture import draw
+from dto.reporting.positions import ExitPositions, exit_positions
+from dto.reporting.sections import run_page
+from dto.reporting.trials import TrialReliability, trial_reliability
 from dto.runs import manifest
 
 
@@ -49,6 +52,9 @@ class Report:
     break_even: BreakEven | None
     funnel: Mapping[str, Any]
     training: Mapping[str, Any] | None
+    positions: tuple[ExitPositions, ...]
+    trials: tuple[TrialReliability, ...]
+    plain: str  # the exit that all is compared under
 
     @property
     def tasks(self) -> list[str]:
@@ -81,6 +87,8 @@ class Report:
             },
             "funnel": dict(self.funnel),
             "training": self.training,
+            "exit_positions": [asdict(each) for each in self.positions],
+            "trials": [asdict(each) for each in self.trials],
         }
         cleaned: dict[str, Any] = without_nan(data)
         return cleaned
@@ -105,12 +113,13 @@ class Report:
 
 
 def report(run_directory: Path | str) -> Report:
-    """Write `report.json`, `report.png`, `report.svg` and the tables below `RUN/report`.
+    """Write `report.html`, `report.json`, the picture and the tables below `RUN/report`.
 
     Everything is compared with the model `base` under the first exit whose policy is none, over
     the same problems and seeds, task by task; with several tasks there is a mean over them. The
-    tables are `tables.md`, `tables.csv`, `difficulty.csv` (:mod:`dto.reporting.papers`). Raises
-    DtoError when the run has not been evaluated.
+    page is one to send around (:mod:`dto.reporting.sections`), the picture is `report.png` and
+    `report.svg`, the tables are `tables.md`, `tables.csv`, `difficulty.csv`
+    (:mod:`dto.reporting.papers`). Raises DtoError when the run has not been evaluated.
     """
     run = Path(run_directory)
     recipe = load_recipe(run / "recipe.yaml")
@@ -140,6 +149,9 @@ def report(run_directory: Path | str) -> Report:
         else None,
         funnel=funnel(run),
         training=training(run),
+        positions=exit_positions(run, recipe),
+        trials=trial_reliability(run, recipe),
+        plain=plain,
     )
     directory = run / "report"
     directory.mkdir(exist_ok=True)
@@ -147,6 +159,7 @@ def report(run_directory: Path | str) -> Report:
     manifest.write_text(directory / "report.json", text + "\n")
     draw(rows, directory, result.title)
     write_tables(directory, result.title, rows, comparisons, means, result.difficulty)
+    manifest.write_text(directory / "report.html", run_page(run, recipe, result))
     return result
 
 

@@ -1,0 +1,201 @@
+"""The page's accounts of a run: what it cost, what became of its rows, how to do it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dto.recipe import Recipe
+from dto.reporting import figures
+from dto.reporting.comparison import ReportRow
+from dto.reporting.macro import AverageRow
+from dto.reporting.page import LeftOut, Section, Table, drawn
+from dto.reporting.reproduce import content_of_sources, reproduction
+from dto.reporting.table import interval, number, percent
+
+if TYPE_CHECKING:
+    from dto.stages.report import Report
+
+MEBIBYTE = 2**20
+DROPPED = {
+    "duplicate": "the question stands there twice",
+    "empty_response": "one side of the pair holds no tokens",
+    "empty_thinking": "the response did not think",
+    "error": "the row raised an error",
+    "failed": "the engine or the grader failed",
+    "identical": "optimizing changed nothing, so both sides are the same",
+    "no_correct_finalization": "no conclusion at the exit was right",
+    "no_exit": "no boundary passed the threshold",
+    "no_pair": "no two samples make a pair",
+    "no_room": "the context leaves no room for a conclusion",
+    "not_shorter": "the chosen side is not shorter, and both are right",
+    "over_limit": "the problem has enough pairs",
+    "prompt_too_long": "the prompt fills the context",
+    "too_long": "longer than the recipe's limit",
+    "unreadable_gold": "the gold answer cannot be read",
+    "unreadable_row": "the row of the source cannot be read",
+}
+"""What the reasons mean that stages drop rows for."""
+
+
+def cost_section(report: Report) -> Section | LeftOut:
+    """The ledger of the stages, and after how many questions it has paid."""
+    title = "What it cost"
+    if not report.costs:
+        return LeftOut(title, "No stage of the run has a manifest.")
+    head = ["stage", "generated", "read", "from cache", "thrown away", "trained on",
+            "attention FLOPs", "seconds", "MiB"]  # fmt: skip
+    rows = [
+        [
+            each.stage, f"{each.tokens:,}", f"{each.prompt_tokens:,}", f"{each.cached_tokens:,}",
+            f"{each.wasted_tokens:,}", f"{each.trained_tokens:,}", _power(each.attention_flops),
+            number(each.seconds, 1),
+            "–" if each.peak_memory is None else f"{each.peak_memory / MEBIBYTE:,.0f}",
+        ]
+        for each in report.costs
+    ]  # fmt: skip
+    if any(each.money is not None for each in report.costs):
+        head.append("money")
+        for row, each in zip(rows, report.costs, strict=True):
+            row.append("–" if each.money is None else f"{each.money:,.4g}")
+    text = ["Every token counts, those of rollouts, of trials and of requests that were thrown "
+            "away too."]  # fmt: skip
+    even = report.break_even
+    if even is None:
+        text.append("After how many questions that is paid for is not known: the base and the "
+                    "trained model have to be evaluated, both without an exit.")  # fmt: skip
+    elif even.questions is None:
+        text.append(f"{even.tokens_spent:,} tokens went into optimizing and training, and the "
+                    "trained model saves none: it never pays.")  # fmt: skip
+    else:
+        by_flops = ""
+        if even.questions_by_flops is not None:
+            by_flops = f", by attention FLOPs after {even.questions_by_flops:,}"
+        text.append(
+            f"{even.tokens_spent:,} tokens went into optimizing and training. The trained model "
+            f"saves {even.tokens_saved_per_question:,.1f} a question, so that they are paid for "
+            f"after {even.questions:,} questions{by_flops}."
+        )
+    means: Mapping[tuple[str, str], ReportRow | AverageRow]
+    means = {(row.model, row.exit): row for row in report.averages or report.rows}
+    base = means.get(("base", report.plain))
+    tokens = base.tokens_mean if base is not None else float("nan")
+    return Section(
+        "cost",
+        title,
+        tuple(text),
+        drawn("cost", "Tokens of each stage, and tokens spent in all against questions answered.",
+               figures.cost, report.costs, even, tokens),
+        (Table(tuple(head), tuple(map(tuple, rows))),),
+        notes=("Seconds and memory are those of the machine that it ran on; evaluating is "
+               "measurement, and no part of what has to be paid for.",),
+    )  # fmt: skip
+
+
+def funnel_section(report: Report) -> Section:
+    """Rows by stage, and every reason for which one was dropped."""
+    funnel, training = report.funnel, report.training
+    kept = Table(
+        ("stage", "rows", "dropped", "why"),
+        tuple(
+            (
+                stage,
+                f"{funnel['rows'][stage]:,}" if stage in funnel["rows"] else "–",
+                f"{sum(reasons.values()):,}" if reasons else "0",
+                "; ".join(
+                    f"{count:,} {reason}" + (f" ({DROPPED[reason]})" if reason in DROPPED else "")
+                    for reason, count in reasons.items()
+                ),
+            )
+            for stage in dict.fromkeys((*funnel["rows"], *funnel["dropped"]))
+            for reasons in [funnel["dropped"].get(stage, {})]
+        ),
+        wide=True,
+    )
+    kinds = tuple(
+        (
+            key,
+            f"{sum(counts.values()):,}",
+            ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items()),
+        )
+        for key in ("trajectories", "boundaries", "verdicts", "prunes", "optimized", "pairs")
+        if (counts := funnel.get(key))
+    )
+    tables = [kept]
+    if kinds:
+        tables.append(Table(("rows", "all", "of them"), kinds, wide=True))
+    notes = []
+    if training is not None:
+        base, best = training["base"], training["kept"]
+        notes.append(
+            f"Training took {training['steps']:,} steps. On dev problems accuracy went from "
+            f"{percent(base['accuracy'])} to {percent(best['accuracy'])} %, tokens from "
+            f"{number(base['tokens_mean'], 0)} to {number(best['tokens_mean'], 0)}, at step "
+            f"{best['step']:,}, which was kept." + " It collapsed." * bool(training["collapsed"])
+        )
+    if found := funnel.get("agreement"):
+        notes.append(
+            f"The llm judge and the counterfactual one agree on "
+            f"{interval(found['rate'], found['rate_low'], found['rate_high'])} % of "
+            f"{found['patterns']:,} patterns; Cohen's kappa {number(found['kappa'], 2)} "
+            f"({number(found['kappa_low'], 2)}…{number(found['kappa_high'], 2)})."
+        )
+    return Section(
+        "funnel",
+        "What became of the rows",
+        ("Nothing is dropped in silence: each row that ended on its way has a reason, and stands "
+         "with it in the stage's dropped.jsonl.",),
+        tables=tuple(tables),
+        notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _power(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1e}" if value else "0"
+
+
+def reproduce_section(run: Path, recipe: Recipe) -> Section:
+    """The command, versions, commit, seeds, and hashes of what went in and came out."""
+    found = reproduction(run, recipe)
+    text, commands = [], []
+    if found.git:
+        commands.append(f"git checkout {found.git['commit']}")
+        if found.git.get("dirty"):
+            text.append("The checkout held changes beside the commit below.")
+    if found.packaged:
+        changed = "; --set has what was changed" if "--set" in found.command else ""
+        text.append(f"The recipe comes with the package{changed}.")
+    else:
+        text.append("Save the recipe below under the name that the command has.")
+    if found.hidden:
+        text.append(
+            f"{', '.join(found.hidden)}: shown by the last part of the name, put your own place "
+            "there."
+        )
+    commands.append(found.command)
+    text.append(
+        f"Run seed {found.seed}: the seed of every request is derived from it and from the row's "
+        "id, never from the order."
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
+    hashes = (
+        *((f"{name}, as it went in", value) for name, value in content_of_sources(run).items()),
+        *((f"{stage}: its table" if stage != "train" else "train: the weights", value)
+          for stage, value in found.stages.items()),
+    )  # fmt: skip
+    notes = [f"Versions: {versions or 'not recorded'}."]
+    if found.others:
+        notes.append(f"Of another version or commit: {', '.join(found.others)}.")
+    return Section(
+        "reproduce",
+        "Do it again",
+        tuple(text),
+        tables=(
+            Table(("what", "hash"), hashes, left=2, folded=True,
+                  caption="Hashes of what went in and what came out"),
+        ),
+        code="\n".join(commands),
+        notes=tuple(notes),
+        folded=("The recipe: what it sets other than the defaults", found.recipe),
+    )  # fmt: skip

@@ -1,0 +1,251 @@
+"""The pictures of a report's page: SVG that stands in the page and takes its colours from there.
+
+The page is light or dark, so a colour is a name there: `var(--ink)`, `var(--c0)`. Text is drawn as
+outlines, which look the same on every machine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from io import StringIO
+from math import isnan
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dto.reporting.cost import BreakEven, StageCost
+from dto.reporting.difficulty import BINS as PASS_RATES
+from dto.reporting.difficulty import DifficultyRow
+from dto.reporting.picture import COLOURS, GRID, INK, MARKERS, plain
+from dto.reporting.positions import BINS, ExitPositions
+from dto.reporting.trials import TrialReliability
+
+DASHES = ("-", "--", ":", "-.")
+WIDTH = 9.0  # inches
+
+
+def svg(figure: Figure, name: str) -> str:
+    """A figure for a page; `name` tells its ids from those of the page's other figures.
+
+    The same figure gives the same text.
+    """
+    out = StringIO()
+    with rc_context({"svg.hashsalt": "dto", "svg.fonttype": "path"}):
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = re.sub(r'^<svg[^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', text)
+    text = text.replace("xlink:href", "href")
+    names = {INK: "ink", GRID: "grid", **{each: f"c{n}" for n, each in enumerate(COLOURS)}}
+    for colour, variable in names.items():
+        text = text.replace(colour, f"var(--{variable})")
+    return text
+
+
+def difficulty(rows: Sequence[DifficultyRow]) -> Figure:
+    """Tokens saved, and points gained, by the base's pass rate; the base itself is left out."""
+    shown = [row for row in rows if not isnan(row.tokens_ratio)]
+    arms = list(dict.fromkeys((row.model, row.exit) for row in shown))
+    models = list(dict.fromkeys(row.model for row in rows))
+    exits = list(dict.fromkeys(row.exit for row in rows))
+    bins = [bin for bin in PASS_RATES if any(row.bin == bin for row in shown)]
+    figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
+    saved, gained = figure.subplots(1, 2)
+    for place, arm in enumerate(arms):
+        own = [row for row in shown if (row.model, row.exit) == arm]
+        shift = 0.6 * ((place + 0.5) / len(arms) - 0.5)
+        x = [bins.index(row.bin) + shift for row in own]
+        ends = [
+            (saved, [(1 - r.tokens_ratio, 1 - r.tokens_ratio_high, 1 - r.tokens_ratio_low)
+                     for r in own]),
+            (gained, [(row.gain, row.gain_low, row.gain_high) for row in own]),
+        ]  # fmt: skip
+        for axes, figures in ends:
+            axes.errorbar(
+                x,
+                [100 * value for value, _, _ in figures],
+                yerr=[
+                    [100 * max(0.0, value - low) for value, low, _ in figures],
+                    [100 * max(0.0, high - value) for value, _, high in figures],
+                ],
+                fmt=MARKERS[exits.index(arm[1]) % len(MARKERS)],
+                color=COLOURS[models.index(arm[0]) % len(COLOURS)],
+                markersize=5,
+                elinewidth=1.1,
+                capsize=2,
+                label=_label(*arm),
+            )
+    saved.set_ylabel("tokens saved, %", color=INK)
+    gained.set_ylabel("gain in accuracy, points", color=INK)
+    for axes in (saved, gained):
+        plain(axes)
+        axes.axhline(0, color=INK, linewidth=0.8)
+        axes.set_xticks(range(len(bins)), bins)
+        axes.set_xlim(-0.5, len(bins) - 0.5)
+        axes.set_xlabel("base model right on", color=INK)
+    _legend(figure, saved)
+    return figure
+
+
+def positions(found: Sequence[ExitPositions], models: Sequence[str]) -> Figure:
+    """Optimized trajectories by outcome, stacked; then exits of policies, a panel a model."""
+    panels = list(dict.fromkeys(each.model for each in found))
+    across = min(3, max(2, len(panels)))
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(WIDTH, 3.5 * down), layout="constrained")
+    for place, model in enumerate(panels):
+        axes = figure.add_subplot(down, across, place + 1)
+        plain(axes)
+        own = [each for each in found if each.model == model]
+        if model:
+            _left(axes, own, COLOURS[models.index(model) % len(COLOURS)])
+        else:
+            _cut(axes, own)
+        axes.set_title(f"early exits: {model}" if model else "optimized trajectories", loc="left",
+                       fontsize=10, color=INK)  # fmt: skip
+        axes.set_xlim(0, 100)
+        axes.set_ylim(0, (1.1 + 0.11 * len(own)) * axes.dataLim.y1)
+        axes.set_xlabel("thinking before the exit, %", color=INK)
+        axes.set_ylabel("of all responses, %" if model else "of all trajectories, %", color=INK)
+        axes.legend(loc="upper right", frameon=False, fontsize=8.5, labelcolor="linecolor")
+    return figure
+
+
+EDGES = tuple(100 * place / BINS for place in range(BINS + 1))
+
+
+def _cut(axes: Axes, outcomes: Sequence[ExitPositions]) -> None:
+    whole = sum(each.exits for each in outcomes) + outcomes[0].without
+    below = [0.0] * BINS
+    for each, colour in zip(outcomes, COLOURS[2:], strict=False):
+        heights = [100 * count / whole for count in each.counts]
+        label = f"{each.group.replace('_', ' ')} ({each.exits:,})"
+        axes.bar(EDGES[:-1], heights, width=100 / BINS, bottom=below, align="edge", color=colour,
+                 label=label)  # fmt: skip
+        below = [low + height for low, height in zip(below, heights, strict=True)]
+
+
+def _left(axes: Axes, exits: Sequence[ExitPositions], colour: str) -> None:
+    for index, each in enumerate(exits):
+        heights = [100 * count / (each.exits + each.without) for count in each.counts]
+        axes.stairs(heights, EDGES, color=colour, linestyle=DASHES[index % len(DASHES)],
+                    linewidth=1.4, label=f"{each.group} ({each.exits:,})")  # fmt: skip
+
+
+def calibration(found: Sequence[TrialReliability]) -> Figure:
+    """Confidence against the share of right answers: one panel for each exit, a colour a model.
+
+    The area of a point is the share of the trials in its bin.
+    """
+    exits = list(dict.fromkeys(each.exit for each in found))
+    models = list(dict.fromkeys(each.model for each in found))
+    across = min(3, max(2, len(exits)))
+    down = -(-len(exits) // across)
+    figure = Figure(figsize=(WIDTH, 3.8 * down), layout="constrained")
+    for place, exit in enumerate(exits):
+        axes = figure.add_subplot(down, across, place + 1)
+        plain(axes)
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (2, 3)))
+        for each in found:
+            if each.exit != exit:
+                continue
+            bins = each.reliability.bins
+            colour = COLOURS[models.index(each.model) % len(COLOURS)]
+            axes.errorbar(
+                [bin.confidence for bin in bins],
+                [bin.accuracy for bin in bins],
+                yerr=[
+                    [max(0.0, bin.accuracy - bin.accuracy_low) for bin in bins],
+                    [max(0.0, bin.accuracy_high - bin.accuracy) for bin in bins],
+                ],
+                fmt="none",
+                elinewidth=0.8,
+                ecolor=colour,
+            )
+            share = [bin.trials / each.reliability.trials for bin in bins]
+            axes.scatter(
+                [bin.confidence for bin in bins],
+                [bin.accuracy for bin in bins],
+                s=[12 + 220 * each for each in share],
+                color=colour,
+                linewidths=0,
+                alpha=0.85,
+            )
+            label = f"{each.model}: ECE {each.reliability.ece:.3f}"
+            axes.plot([], [], "o", markersize=5, color=colour, label=label)
+        axes.set_title(exit, loc="left", fontsize=10, color=INK)
+        axes.set_xlim(-0.03, 1.05)
+        axes.set_ylim(-0.03, 1.05 + 0.08 * len(models))
+        axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+        axes.set_xlabel("confidence of a trial answer", color=INK)
+        axes.set_ylabel("share that is right", color=INK)
+        axes.legend(loc="upper left", frameon=False, fontsize=8.5, labelcolor="linecolor")
+    return figure
+
+
+def cost(costs: Sequence[StageCost], even: BreakEven | None, base: float) -> Figure:
+    """Tokens of each stage; beside it, if it is known, when they are paid for.
+
+    `base` is what the base model takes for a question.
+    """
+    shown = [each for each in costs if each.tokens or each.trained_tokens][::-1]
+    known = even is not None and not isnan(base)
+    figure = Figure(figsize=(WIDTH, 3.5 if known else 0.8 + 0.38 * len(shown)),
+                    layout="constrained")  # fmt: skip
+    bars = figure.add_subplot(1, 2, 1) if known else figure.add_subplot()
+    names = [each.stage for each in shown]
+    generated = [each.tokens / 1e3 for each in shown]
+    trained = [each.trained_tokens / 1e3 for each in shown]
+    plain(bars)
+    bars.barh(names, generated, color=COLOURS[5], label="generated")
+    if any(trained):
+        bars.barh(names, trained, left=generated, color=COLOURS[4], label="trained on")
+        bars.legend(loc="lower right", frameon=False, fontsize=8.5, labelcolor="linecolor")
+    bars.set_xlabel("thousand tokens" if any(trained) else "thousand tokens generated", color=INK)
+    if known and even is not None:
+        _paid(figure.add_subplot(1, 2, 2), even, base)
+    return figure
+
+
+def _paid(lines: Axes, even: BreakEven, base: float) -> None:
+    after = base - even.tokens_saved_per_question
+    last = 2.0 * even.questions if even.questions else 2.0 * even.tokens_spent / max(1.0, base)
+    plain(lines)
+    lines.plot([0, last / 1e3], [0, base * last / 1e6], color=COLOURS[0], label="base")
+    ends = [even.tokens_spent / 1e6, (even.tokens_spent + after * last) / 1e6]
+    lines.plot([0, last / 1e3], ends, color=COLOURS[1], label="trained, with what it cost")
+    if even.questions:
+        lines.plot(even.questions / 1e3, base * even.questions / 1e6, "o", color=INK)
+        lines.annotate(
+            f"{even.questions:,} questions",
+            (even.questions / 1e3, base * even.questions / 1e6),
+            xytext=(8, -14),
+            textcoords="offset points",
+            fontsize=9,
+            color=INK,
+        )
+    lines.set_xlim(0)
+    lines.set_ylim(0)
+    lines.set_xlabel("thousand questions answered", color=INK)
+    lines.set_ylabel("million tokens spent in all", color=INK)
+    lines.legend(loc="upper left", frameon=False, fontsize=8.5, labelcolor="linecolor")
+
+
+def _label(model: str, exit: str) -> str:
+    return model if exit == "none" else f"{model}, {exit}"
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside upper left",
+        ncols=3,
+        frameon=False,
+        fontsize=8.5,
+        labelcolor="linecolor",
+    )

@@ -1,0 +1,124 @@
+"""Where in the thinking the exits lie: those that optimizing chose, those that policies took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import nan
+from pathlib import Path
+
+import polars as pl
+
+from dto.recipe import Recipe
+
+BINS = 20
+"""Twentieths of the thinking."""
+GIVEN = ("static", "no_thinking")
+"""Policies whose exits lie where their settings say."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExitPositions:
+    """The exits of one kind, counted by the share of the thinking that comes before them.
+
+    `stage` is optimize or evaluate. There, `group` is the outcome of an optimized trajectory; here
+    an exit policy, with its `model`. `counts` has a number for each twentieth of the thinking (an
+    exit on a border belongs to the earlier one), `median` is a share (nan without exits), and
+    `without` counts the trajectories or responses that did not leave.
+    """
+
+    stage: str
+    model: str
+    group: str
+    exits: int
+    without: int
+    median: float
+    counts: tuple[int, ...]
+
+
+def exit_positions(run: Path, recipe: Recipe) -> tuple[ExitPositions, ...]:
+    """All of a run; empty where it has neither optimized trajectories nor early exits."""
+    return (*_optimized(run), *_evaluated(run, recipe))
+
+
+def _optimized(run: Path) -> list[ExitPositions]:
+    """The boundary that each optimized trajectory was cut at, in its original's thinking."""
+    tables = [run / stage / "rows.parquet" for stage in ("prune", "optimize")]
+    table = next((path for path in tables if path.is_file()), None)
+    sampled, segments = run / "sample" / "rows.parquet", run / "segment" / "rows.parquet"
+    if table is None or not sampled.is_file() or not segments.is_file():
+        return []
+    thinking = pl.col("thinking_tokens").struct
+    start, end = (thinking.field(name).cast(pl.Int64) for name in ("start", "end"))
+    cuts = pl.scan_parquet(segments).select("trajectory_id", exit="index", cut="exit")
+    lengths = pl.scan_parquet(sampled).select(trajectory_id="id", start=start, length=end - start)
+    rows = (
+        pl.scan_parquet(table)
+        .select("trajectory_id", "exit", "outcome")
+        .join(cuts, on=["trajectory_id", "exit"])
+        .join(lengths, on="trajectory_id")
+        .select("outcome", position=(pl.col("cut") - pl.col("start")) / pl.col("length"))
+        .collect(engine="streaming")
+    )
+    without = pl.scan_parquet(sampled).select(pl.len()).collect().item() - len(rows)
+    return [
+        _counted("optimize", "", str(outcome), part["position"], int(without))
+        for (outcome,), part in sorted(rows.group_by(["outcome"]), key=lambda pair: pair[0])
+    ]
+
+
+def _evaluated(run: Path, recipe: Recipe) -> list[ExitPositions]:
+    """Thinking until a policy left, by the thinking of the same model and sample without one.
+
+    All exits answer a sample with the same seed, so that it is the same path up to the exit, but
+    on engines that do not keep to a seed when a path is interrupted.
+    """
+    table = run / "evaluate" / "rows.parquet"
+    plain = next((exit.name for exit in recipe.evaluate.exits if exit.policy == "none"), None)
+    if not table.is_file() or plain is None:
+        return []
+    names = ("model", "exit", "problem_id", "sample", "thinking_tokens", "exit_reason", "grade")
+    rows = pl.scan_parquet(table).select(names).filter(pl.col("grade") != "failed")
+    whole = rows.filter(exit=plain).select(
+        "model", "problem_id", "sample", length="thinking_tokens"
+    )
+    paired = (
+        rows.filter(pl.col("exit") != plain)
+        .join(whole, on=["model", "problem_id", "sample"])
+        .select(
+            "model",
+            "exit",
+            left=pl.col("exit_reason").is_in(["policy", "budget"]),
+            position=(pl.col("thinking_tokens") / pl.col("length")).clip(0.0, 1.0),
+        )
+        .collect(engine="streaming")
+    )
+    found = []
+    for model in recipe.evaluate.models:
+        for exit in recipe.evaluate.exits:
+            if exit.policy in GIVEN:
+                continue
+            part = paired.filter(model=model, exit=exit.name)
+            left = part.filter("left")["position"]
+            if len(left):
+                found.append(_counted("evaluate", model, exit.name, left, len(part) - len(left)))
+    return found
+
+
+def _counted(
+    stage: str, model: str, group: str, positions: pl.Series, without: int
+) -> ExitPositions:
+    known = [share for share in positions.to_list() if share is not None and share == share]
+    median = pl.Series(known, dtype=pl.Float64).median()
+    return ExitPositions(
+        stage, model, group, len(known), without,
+        nan if median is None else float(str(median)), histogram(known),
+    )  # fmt: skip
+
+
+def histogram(shares: Sequence[float]) -> tuple[int, ...]:
+    """How many shares lie in each bin; what stands on a border belongs to the bin before it."""
+    counts = [0] * BINS
+    for share in shares:
+        counts[min(BINS - 1, max(0, -int(-share * BINS // 1) - 1))] += 1
+    return tuple(counts)

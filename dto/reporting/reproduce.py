@@ -1,0 +1,214 @@
+"""How a run is done again: the command, and what it was done with. Nothing names a machine.
+
+Local files and folders are shown by their last part, servers by their path alone: a report is sent
+to people whose paths differ, and who need not know ours.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import polars as pl
+import yaml
+
+from dto.prompts import resource
+from dto.recipe import Recipe, load_recipe
+from dto.runs import manifest
+from dto.runs.run import STAGES
+
+MOST_CHANGES = 12
+"""With more changes than these a command says less than the recipe itself."""
+_PLACES = (
+    "model.name", "model.tokenizer", "judge.name", "judge.tokenizer", "problems.source",
+    "problems.test_source", "sample.imported", "evaluate.models", "evaluate.tasks",
+    "compare.methods",
+)  # fmt: skip
+"""Settings that may name a file or a folder."""
+_ALWAYS = ("seed", "model.name", "model.engine", "problems.source")
+"""Settings that are shown though they be the defaults."""
+_SERVERS = ("model.server", "judge.server")
+_ABSOLUTE = re.compile(r"(?:/|~|\.{1,2}/|[A-Za-z]:[\\/]|\\\\|file:)")
+
+
+@dataclass(frozen=True, slots=True)
+class Reproduction:
+    """How to get a run again.
+
+    `recipe` is YAML: what the run's recipe sets other than the defaults; `command` reads it.
+
+    `packaged`: the command reads a recipe that comes with the package instead. `hidden` are the
+    names that stand for local files, folders and servers. `versions` and `git` are those of the
+    last stage; `stages` has what each stage's table holds, as a hash, and `others` names stages
+    that another version or commit has computed.
+    """
+
+    command: str
+    recipe: str
+    packaged: bool
+    hidden: tuple[str, ...]
+    seed: int
+    versions: Mapping[str, str]
+    git: Mapping[str, Any] | None
+    stages: Mapping[str, str]
+    others: tuple[str, ...]
+
+
+def reproduction(run: Path, recipe: Recipe) -> Reproduction:
+    """Read from the recipe and the manifests of the run."""
+    own, hidden = public_settings(recipe)
+    changes, name = _changes(recipe, own)
+    packaged = name is not None and len(changes) <= MOST_CHANGES
+    target = name if name is not None and packaged else f"{_slug(recipe.name)}.yaml"
+    command = f"dto run {shlex.quote(target)}"
+    if packaged:
+        command += "".join(
+            f" \\\n    --set {shlex.quote(f'{key}={_value(value)}')}"
+            for key, value in changes.items()
+        )
+    if _runs_programs(run):
+        command += " --allow-code-execution"
+    found = {
+        stage: done
+        for stage in ("test", *STAGES)
+        if (done := manifest.read(run / stage)) is not None
+    }
+    last = next(reversed(found.values()), {})
+    keys = ("versions", "git")
+    return Reproduction(
+        command=command,
+        recipe=yaml.safe_dump(nested(own), sort_keys=False, allow_unicode=True),
+        packaged=packaged,
+        hidden=hidden,
+        seed=recipe.seed,
+        versions=last.get("versions") or {},
+        git=last.get("git"),
+        stages={
+            stage: str(done["content"]) for stage, done in found.items() if done.get("content")
+        },
+        others=tuple(
+            stage for stage, done in found.items() if any(done.get(k) != last.get(k) for k in keys)
+        ),
+    )
+
+
+def public_settings(recipe: Recipe) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What a recipe sets other than the defaults, by dotted key, and which names hide a place."""
+    whole = manifest.flatten(recipe.model_dump(mode="json"))
+    flat = {"name": recipe.name, **{key: whole[key] for key in _ALWAYS}}
+    flat |= manifest.flatten(recipe.model_dump(mode="json", exclude_defaults=True))
+    hidden: list[str] = []
+
+    def shown(key: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [shown(key, each) for each in value]
+        if not isinstance(value, str):
+            return value
+        public = _server(value) if key in _SERVERS else public_name(value, key in _PLACES)
+        if public != value:
+            hidden.append(public)
+        return public
+
+    return {key: shown(key, value) for key, value in flat.items()}, tuple(dict.fromkeys(hidden))
+
+
+def public_name(value: str, may_be_place: bool = True) -> str:
+    """The last part of a path; anything else, such as the id of a model of the Hub, as it is."""
+    local = _ABSOLUTE.match(value) is not None and "\n" not in value
+    if may_be_place and not local and "/" in value and "://" not in value:
+        suffix = PurePosixPath(value).suffix.lower()
+        local = suffix in (".jsonl", ".parquet", ".json", ".yaml", ".yml", ".csv")
+        local = local or value.count("/") > 1 or Path(value).exists()
+    if not local:
+        return value
+    windows = "\\" in value
+    path = PureWindowsPath(value) if windows else PurePosixPath(value.removeprefix("file:"))
+    return path.name or "folder"
+
+
+def public_names(names: list[str]) -> dict[str, str]:
+    """For each name one that can be shown, no two of them alike."""
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        label, number = public_name(name), 2
+        while label in found.values():
+            label, number = f"{public_name(name)} ({number})", number + 1
+        found[name] = label
+    return found
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as groups of settings again."""
+    data: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, last = key.split(".")
+        place = data
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return data
+
+
+def _server(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://SERVER{parts.path}"
+
+
+def _changes(recipe: Recipe, own: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """What to set on top of the packaged recipe of the same name; its name is None without one."""
+    for folder in ("", "baselines/"):
+        path = Path(str(resource("pipelines"))) / f"{folder}{recipe.name}.yaml"
+        if path.parent.name in ("pipelines", "baselines") and path.is_file():
+            break
+    else:
+        return {}, None
+    packaged, _ = public_settings(load_recipe(path))
+    changes = {key: value for key, value in own.items() if packaged.get(key) != value}
+    default = manifest.flatten(recipe.model_dump(mode="json"))
+    changes |= {key: default.get(key) for key in packaged if key not in own}
+    return changes, f"pipelines/{folder}{recipe.name}.yaml"
+
+
+def _value(value: Any) -> str:
+    """As it is written after `--set KEY=`: YAML in one line."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+    text = text.strip().removesuffix("...").strip()
+    return json.dumps(value, ensure_ascii=False) if "\n" in text else text
+
+
+def _runs_programs(run: Path) -> bool:
+    tables = (run / stage / "rows.parquet" for stage in ("problems", "test"))
+    return any(
+        not pl.scan_parquet(table)
+        .filter(answer_kind="code")
+        .select("id")
+        .head(1)
+        .collect()
+        .is_empty()
+        for table in tables
+        if table.is_file()
+    )
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", public_name(name)).strip("-.") or "recipe"
+
+
+def content_of_sources(run: Path) -> dict[str, str]:
+    """What local sources held, by the names they are shown with, as hashes."""
+    found: dict[str, str] = {}
+    for stage in ("problems", "test", "sample", "evaluate"):
+        config: Mapping[str, Any] = (manifest.read(run / stage) or {}).get("config") or {}
+        for key, value in config.items():
+            _, marked, source = key.partition("content of ")
+            if marked and isinstance(value, str):
+                found[public_name(source)] = value
+            elif key == "weights" and isinstance(value, str):
+                found[f"weights of {public_name(str(config.get('model.name')))}"] = value
+    return found

@@ -1,0 +1,279 @@
+"""What the page of a run says, section by section; a section without its tables says why.
+
+Everything is taken from the report's figures, so that page, tables and `report.json` agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from dto.recipe import Recipe
+from dto.reporting import figures
+from dto.reporting.accounts import cost_section, funnel_section, reproduce_section
+from dto.reporting.comparison import MAX_FAILED, Comparison, ReportRow
+from dto.reporting.difficulty import ALL_TASKS
+from dto.reporting.macro import AverageRow
+from dto.reporting.page import Headline, LeftOut, Section, Table, drawn, render_page
+from dto.reporting.picture import front
+from dto.reporting.reproduce import public_names
+from dto.reporting.table import interval, number, percent, points
+
+if TYPE_CHECKING:
+    from dto.stages.report import Report
+
+R = TypeVar("R")
+
+
+def run_page(run: Path, recipe: Recipe, report: Report) -> str:
+    """The HTML of a run's report."""
+    report = _public(report)
+    sections = [
+        _front(report),
+        _difficulty(report),
+        _positions(report),
+        _calibration(report),
+        cost_section(report),
+        funnel_section(report),
+        reproduce_section(run, recipe),
+    ]
+    model = f"{public_names([recipe.model.name])[recipe.model.name]} on {recipe.model.engine}"
+    asked = report.title.removeprefix(report.name).removeprefix(": ")
+    subtitle = f"{model}, {asked or 'nothing evaluated'}, seed {recipe.seed}"
+    return render_page(report.name, subtitle, _headlines(report), sections)
+
+
+def _public(report: Report) -> Report:
+    """The same report; models that are folders go by their last part."""
+    names = public_names([row.model for row in report.rows])
+
+    def renamed(rows: Sequence[R]) -> tuple[R, ...]:
+        return tuple(
+            replace(row, model=names.get(row.model, row.model))  # type: ignore[type-var,attr-defined]
+            for row in rows
+        )
+
+    return replace(
+        report,
+        rows=renamed(report.rows),
+        comparisons=renamed(report.comparisons),
+        averages=renamed(report.averages),
+        difficulty=renamed(report.difficulty),
+        positions=renamed(report.positions),
+        trials=renamed(report.trials),
+    )
+
+
+def _headlines(report: Report) -> list[Headline]:
+    """What the trained model and the cheapest harmless exit come to, and when it has paid."""
+    compared: Sequence[Comparison | AverageRow] = report.comparisons
+    if report.averages:
+        compared = [row for row in report.averages if not _is_base(row)]
+    failed = {(each.model, each.exit) for each in report.comparisons
+              if each.verdict == "too many failed"}  # fmt: skip
+    sound = [each for each in compared if (each.model, each.exit) not in failed]
+    trained = [each for each in sound if each.model == "trained" and each.exit == report.plain]
+    exits = [each for each in sound if each.exit != report.plain and each.gain_high >= 0]
+    cheapest = min(exits, key=lambda each: each.tokens_ratio, default=None)
+    found = []
+    for each in [*trained, *([cheapest] if cheapest else [])]:
+        change = f"{abs(100 * (1 - each.tokens_ratio)):.0f} %"
+        ratio = interval(each.tokens_ratio, each.tokens_ratio_low, each.tokens_ratio_high)
+        mood = "good" if each.gain_low > 0 else "bad" if each.gain_high < 0 else "open"
+        shown = {"good": "a gain", "bad": "a loss", "open": "no difference shown"}[mood]
+        found.append(
+            Headline(
+                each.model if each.exit == report.plain else f"{each.model}, {each.exit}",
+                f"{change} {'fewer' if each.tokens_ratio <= 1 else 'more'} tokens",
+                f"accuracy {points(each.gain, each.gain_low, each.gain_high)} points: {shown}",
+                f"{ratio} % of the base's tokens",
+                mood,
+            )
+        )
+    if (even := report.break_even) is not None:
+        paid = "never" if even.questions is None else f"after {even.questions:,} questions"
+        spent = f"{even.tokens_spent / 1e6:,.2f} M tokens went into optimizing and training"
+        found.append(Headline("training has paid for itself", paid, "", spent))
+    return found
+
+
+def _front(report: Report) -> Section:
+    against = {(each.task, each.model, each.exit): each for each in report.comparisons}
+    tables = [
+        Table(
+            ("model", "exit", "accuracy %", "gain, points", "tokens", "% of base", "trials",
+             "trunc.", "failed"),
+            tuple(
+                _front_row(row, against.get((task, row.model, row.exit)))
+                for row in report.rows
+                if row.task == task
+            ),
+            left=2,
+            caption=f"task {task}" if len(report.tasks) > 1 else "",
+        )
+        for task in report.tasks
+    ]  # fmt: skip
+    if report.averages:
+        tables.append(_mean_table(report.averages))
+    says = "; ".join(
+        f"{row.model}, {row.exit}{f' on {row.task}' if len(report.tasks) > 1 else ''}: "
+        f"{percent(row.accuracy)} % at {number(row.tokens_mean, 0)} tokens"
+        for row in report.rows
+    )
+    notes = ["In brackets are 95 % intervals. Tokens are all that a question takes: thinking, "
+             "answer and trial answers (trials: those alone). Gains are "
+             "paired by problem and sample. Truncated responses count as not correct, failed ones "
+             "leave the denominator."]  # fmt: skip
+    if any(each.verdict == "too many failed" for each in report.comparisons):
+        notes.append(
+            f"Where more than {MAX_FAILED:.0%} of the responses failed nothing is claimed."
+        )
+    return Section(
+        "front",
+        "Accuracy and tokens",
+        ("Up and to the left is better. The dotted line joins what no other point beats in both.",),
+        drawn("front", f"Accuracy against tokens. {says}", front, report.rows),
+        tuple(tables),
+        notes=tuple(notes),
+    )
+
+
+def _front_row(row: ReportRow, other: Comparison | None) -> tuple[str, ...]:
+    gain = ratio = "–"
+    if other is not None:
+        ratio = interval(other.tokens_ratio, other.tokens_ratio_low, other.tokens_ratio_high)
+        gain = points(other.gain, other.gain_low, other.gain_high)
+        if other.verdict == "too many failed":
+            gain = other.verdict
+    tokens = (
+        f"{number(row.tokens_mean, 1)} ({number(row.tokens_low, 1)}–{number(row.tokens_high, 1)})"
+    )
+    return (
+        row.model, row.exit, interval(row.accuracy, row.accuracy_low, row.accuracy_high), gain,
+        tokens, ratio, number(row.trial_tokens_mean, 1), f"{row.truncated:,}", f"{row.failed:,}",
+    )  # fmt: skip
+
+
+def _is_base(row: AverageRow) -> bool:
+    """Whether this is what the others are compared with."""
+    exact = (row.gain, row.gain_low, row.gain_high, row.tokens_ratio_low, row.tokens_ratio_high)
+    return exact == (0, 0, 0, 1, 1)
+
+
+def _mean_table(rows: Sequence[AverageRow]) -> Table:
+    return Table(
+        ("model", "exit", "accuracy %", "gain, points", "tokens", "% of base"),
+        tuple(
+            (
+                row.model, row.exit,
+                interval(row.accuracy, row.accuracy_low, row.accuracy_high),
+                "–" if _is_base(row) else points(row.gain, row.gain_low, row.gain_high),
+                number(row.tokens_mean, 1),
+                "–" if _is_base(row) else interval(
+                    row.tokens_ratio, row.tokens_ratio_low, row.tokens_ratio_high),
+            )
+            for row in rows
+        ),
+        left=2,
+        caption=f"mean over {rows[0].tasks} tasks, each counting once",
+    )  # fmt: skip
+
+
+def _difficulty(report: Report) -> Section | LeftOut:
+    title = "Saved by difficulty"
+    whole = [r for r in report.difficulty if len(report.tasks) == 1 or r.task == ALL_TASKS]
+    if not any(not isnan(row.tokens_ratio) for row in whole):
+        return LeftOut(
+            title, "It needs a base model without an exit and two samples of each problem."
+        )
+    table = Table(
+        ("base right on", "model", "exit", "problems", "accuracy %", "gain, points", "tokens",
+         "% of base"),
+        tuple(
+            (
+                row.bin, row.model, row.exit, f"{row.problems:,}", percent(row.accuracy),
+                points(row.gain, row.gain_low, row.gain_high), number(row.tokens_mean, 1),
+                interval(row.tokens_ratio, row.tokens_ratio_low, row.tokens_ratio_high)
+                if not isnan(row.tokens_ratio) else "–",
+            )
+            for row in whole
+        ),
+        left=3,
+        caption="The same figures as a table",
+        folded=True,
+    )  # fmt: skip
+    return Section(
+        "difficulty",
+        title,
+        (
+            "How hard a problem is: on which share of its samples the base model is right. One "
+            "half of the samples sets that rate, the figures come from the other half, so that "
+            "problems with bad luck do not pass for hard ones.",
+        ),
+        drawn("difficulty", "Tokens saved and points gained, by the base's pass rate; the table "
+               "below has the figures.", figures.difficulty, whole),
+        (table,),
+    )  # fmt: skip
+
+
+def _positions(report: Report) -> Section | LeftOut:
+    title = "Where the exits lie"
+    if not report.positions:
+        return LeftOut(title, "The run has no optimized trajectories, and no exit left early.")
+    rows = tuple(
+        (
+            "optimized" if each.stage == "optimize" else each.model, each.group.replace("_", " "),
+            f"{each.exits:,}", f"{each.without:,}", percent(each.median),
+        )
+        for each in report.positions
+    )  # fmt: skip
+    notes = []
+    text = []
+    if any(each.stage == "optimize" for each in report.positions):
+        text.append("Optimized trajectories: how much of the thinking stands before the boundary "
+                    "that they were cut at, by what became of them.")  # fmt: skip
+        notes.append("Not leaving: of optimized trajectories those without an optimized version.")
+    if any(each.stage == "evaluate" for each in report.positions):
+        text.append("Early exits: thinking until the policy left, by what the same model thinks on "
+                    "the same question and sample when nothing stops it.")  # fmt: skip
+    return Section(
+        "exits",
+        title,
+        tuple(text),
+        drawn("exits", "Histograms of exit positions; the table below has their medians.",
+               figures.positions, report.positions,
+               list(dict.fromkeys(row.model for row in report.rows))),
+        (Table(("", "", "exits", "not leaving", "median position %"), rows, left=2),),
+        notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _calibration(report: Report) -> Section | LeftOut:
+    title = "Can the confidence be trusted?"
+    if not report.trials:
+        return LeftOut(title, "No exit of this evaluation asked for trial answers.")
+    rows = tuple(
+        (
+            each.model, each.exit, f"{each.reliability.trials:,}",
+            percent(each.reliability.accuracy), number(each.reliability.ece, 3),
+        )
+        for each in report.trials
+    )  # fmt: skip
+    notes = []
+    if not all(each.shadow for each in report.trials):
+        notes.append("A path that is left makes no further trials: without shadow mode doubtful "
+                     "ones are more than their share.")  # fmt: skip
+    return Section(
+        "calibration",
+        title,
+        ("Trial answers by their confidence, in ten bins, and how many of them are right; larger "
+         "points are more trials. On the diagonal a confidence of 0.9 means right nine times in "
+         "ten. The expected calibration error (ECE) is the mean distance from it.",),
+        drawn("calibration", "Reliability diagrams; the table below has the errors.",
+               figures.calibration, report.trials),
+        (Table(("model", "exit", "trials", "right %", "ECE"), rows, left=2),),
+        notes=tuple(notes),
+    )  # fmt: skip

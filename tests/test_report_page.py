@@ -1,0 +1,384 @@
+"""The page of a report: whole without a network, escaped, and without the names of this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections import Counter
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dto import tables
+from dto.cli import _recipe
+from dto.recipe import Recipe, load_recipe, make_recipe
+from dto.records import (
+    EvaluationRow,
+    OptimizedTrajectory,
+    Outcome,
+    Problem,
+    Segment,
+    Span,
+    Trajectory,
+    Trial,
+)
+from dto.reporting.positions import exit_positions, histogram
+from dto.reporting.reproduce import public_name, reproduction
+from dto.reporting.trials import trial_reliability
+from dto.stages.report import report
+
+PROBLEMS, SAMPLES = 6, 2
+VOID = {"meta", "link", "img", "br", "path", "use"}
+EXITS = [
+    {"name": "none"},
+    {"name": "deer", "policy": "deer"},
+    {"name": "half", "policy": "static"},
+]
+
+
+def answers(model: str, exit: str) -> list[EvaluationRow]:
+    """Full responses think 100 tokens; deer leaves after 30, but sample 1 of the last problem."""
+    rows = []
+    for problem in range(PROBLEMS):
+        for sample in range(SAMPLES):
+            stays = exit == "none" or (exit == "deer" and (problem, sample) == (PROBLEMS - 1, 1))
+            thinking = 100 if stays else 30
+            trials: tuple[Trial, ...] = ()
+            if exit == "deer":
+                trials = (
+                    Trial(10, 0.55, "1", "wrong", 3),
+                    Trial(30, 0.95, "2", "correct", 3),
+                    Trial(40, 0.95, "", "failed", 3),
+                )
+            rows.append(
+                EvaluationRow(
+                    id=EvaluationRow.make_id(model, exit, f"{problem:03d}", sample),
+                    model=model,
+                    exit=exit,
+                    problem_id=f"{problem:03d}",
+                    sample=sample,
+                    seed=sample,
+                    grade="correct" if problem % 3 else "wrong",
+                    answer="2",
+                    reason="",
+                    exit_reason="closed" if stays else "policy",
+                    thinking_tokens=thinking,
+                    answer_tokens=10,
+                    trial_tokens=9 if trials else 0,
+                    tokens=thinking + 10 + (9 if trials else 0),
+                    prompt_tokens=10,
+                    attention_flops=100.0 * thinking,
+                    trials=trials,
+                )
+            )
+    return rows
+
+
+def write(run: Path, stage: str, record: type[Any], rows: list[Any], **done: Any) -> None:
+    directory = run / stage
+    directory.mkdir(parents=True)
+    tables.write(directory / "rows.parquet", record, sorted(rows, key=lambda row: str(row.id)))
+    content = f"hash of {stage}"
+    manifest = {"content": content, "rows": len(rows), "dropped": {}, "seconds": 1.5,
+                "usage": {"generated": 100}, "versions": {"dto": "0.1.0"},
+                "git": {"commit": "abc123", "dirty": False}}  # fmt: skip
+    (directory / "manifest.json").write_text(json.dumps(manifest | done))
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """An evaluated run as the runner leaves it; without `optimized` it was only evaluated."""
+
+    def make(
+        settings: dict[str, Any] | None = None,
+        optimized: bool = True,
+        exits: list[dict[str, Any]] = EXITS,
+        models: tuple[str, ...] = ("base", "trained"),
+    ) -> Path:
+        run = tmp_path / "run"
+        data = {"name": "toy", "evaluate": {"samples": SAMPLES, "exits": exits, "models": models}}
+        changes = settings or {}
+        recipe = make_recipe(data, changes)
+        run.mkdir()
+        (run / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+        problems = [Problem(f"{n:03d}", "toy", "test", f"{n}?", "2") for n in range(PROBLEMS)]
+        write(run, "problems", Problem, problems)
+        if optimized:
+            stages(run)
+        rows = [row for model in models for exit in exits for row in answers(model, exit["name"])]
+        write(run, "evaluate", EvaluationRow, rows)
+        return run
+
+    return make
+
+
+def stages(run: Path) -> None:
+    """Four trajectories of 40 thinking tokens, cut after 10, 20 and 40 of them; one is dropped."""
+    sampled, segments, versions = [], [], []
+    outcomes: list[tuple[int, Outcome]] = [(0, "shortened"), (1, "shortened"), (3, "unchanged")]
+    for number in range(4):
+        row_id = Trajectory.make_id("000", number)
+        sampled.append(
+            Trajectory(
+                row_id, "000", "nano", number, number, (1,), (5,) * 50, "sampled", "text",
+                Span(0, 4), Span(4, 4), Span(2, 42), "stop", "correct",
+            )
+        )  # fmt: skip
+        for index in range(4):
+            span = Span(2 + 10 * index, 12 + 10 * index)
+            segments.append(
+                Segment(Segment.make_id(row_id, index), row_id, index, span, Span(index, index + 1),
+                        span.end, "", "opening")
+            )  # fmt: skip
+        if number < len(outcomes):
+            exit, outcome = outcomes[number]
+            versions.append(
+                OptimizedTrajectory(
+                    row_id, row_id, "000", exit, (0,), (5,), "t", Span(0, 1), Span(0, 1), "2", 1.0,
+                    50, 20, 9.0, 4.0, outcome,
+                )
+            )  # fmt: skip
+    write(run, "sample", Trajectory, sampled)
+    write(run, "segment", Segment, segments)
+    write(run, "optimize", OptimizedTrajectory, versions, dropped={"no_exit": 1})
+    write(run, "train", Problem, [], dropped={})
+    dropped = [{"id": "a", "reason": "empty_response"}, {"id": "b", "reason": "too_long"}]
+    (run / "train" / "dropped.jsonl").write_text("\n".join(map(json.dumps, dropped)))
+
+
+def page(run: Path) -> str:
+    report(run)
+    return (run / "report" / "report.html").read_text("utf-8")
+
+
+class Outline(HTMLParser):
+    """Open tags, ids and addresses of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.ids: Counter[str] = Counter()
+        self.addresses: list[str] = []
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs, closed=True)
+
+    def handle_starttag(
+        self, tag: str, attrs: list[tuple[str, str | None]], closed: bool = False
+    ) -> None:
+        self.tags[tag] += 1
+        for name, value in attrs:
+            if name == "id":
+                self.ids[str(value)] += 1
+            if name in ("href", "src", "xlink:href"):
+                self.addresses.append(str(value))
+            assert not name.startswith("on"), (tag, name)
+        if not closed and tag not in ("meta", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def outline(html: str) -> Outline:
+    found = Outline()
+    found.feed(html)
+    assert found.open == []
+    return found
+
+
+def test_a_page_has_all_sections_and_no_network(make_run: Callable[..., Path]) -> None:
+    html = page(make_run())
+    found = outline(html)
+    sections = {"front", "difficulty", "exits", "calibration", "cost", "funnel", "reproduce"}
+    assert sections <= set(found.ids)
+    assert "Left out" not in html
+    assert found.tags["svg"] == 5 and "script" not in found.tags and "img" not in found.tags
+    assert max(found.ids.values()) == 1
+    assert {each for each in found.addresses if not each.startswith("#")} == {"data:,"}
+    assert all(each[1:] in found.ids for each in found.addresses if each.startswith("#"))
+    assert "://" not in html
+    assert "default-src 'none'" in html
+
+
+def test_pictures_take_their_colours_from_the_page(make_run: Callable[..., Path]) -> None:
+    html = page(make_run())
+    pictures = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
+    assert all("var(--ink)" in each for each in pictures)
+    assert not [each for each in pictures if re.search(r"#[0-9a-f]{6}\b", each)]
+    named = {name for each in pictures for name in re.findall(r"var\(--(\w+)\)", each)}
+    for name in named:  # in light and in dark
+        assert len(re.findall(rf"--{name}: #", html)) == 2
+
+
+def test_the_same_run_gives_the_same_page(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    assert page(run) == page(run)
+
+
+def test_every_drop_reason_is_there(make_run: Callable[..., Path]) -> None:
+    html = page(make_run())
+    assert "1 no_exit (no boundary passed the threshold)" in html
+    assert "1 empty_response" in html and "1 too_long" in html
+
+
+def test_what_a_run_lacks_is_left_out_and_said(make_run: Callable[..., Path]) -> None:
+    html = page(make_run(optimized=False, exits=[{"name": "none"}], models=("base",)))
+    assert {"exits", "calibration", "difficulty"}.isdisjoint(outline(html).ids)
+    for title in ("Saved by difficulty", "Where the exits lie", "Can the confidence be trusted?"):
+        assert f"Left out: {title}" in html
+
+
+def test_text_is_escaped(make_run: Callable[..., Path]) -> None:
+    bad = "<script>alert(1)</script>"
+    exits = [*EXITS[:2], {"name": f"$x_{{1${bad}", "policy": "deer"}]
+    html = page(make_run({"name": f'"><img src=x onerror="x">{bad}'}, exits=exits))
+    found = outline(html)
+    assert "script" not in found.tags and "img" not in found.tags
+    assert "&lt;script&gt;" in html
+
+
+def test_nothing_names_the_machine(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    local = tmp_path / "joes models"
+    local.mkdir()
+    places = {
+        "model.name": str(local),
+        "model.engine": "openai",
+        "model.server": "http://gpu17.internal.example:8000/v1",
+        "model.family": "default",
+        "problems.source": "/home/joe/secret/questions.jsonl",
+        "problems.test_source": "data/of/joe/more.parquet",
+        "sample.imported": "~/joe/rows.jsonl",
+        "judge.name": "C:\\Users\\joe\\judge",
+        "evaluate.tasks": ["/home/joe/toy.jsonl"],
+    }
+    further = str(tmp_path / "checkpoints" / "step-12")
+    run = make_run(places, models=("base", further))
+    write(run, "test", Problem, [])
+    html = page(run)
+    hidden = ("/home", "gpu17", "joe/", "Users", str(tmp_path), "checkpoints", "secret")
+    assert [word for word in hidden if word in html] == []
+    shown = ("joes models", "questions.jsonl", "more.parquet", "rows.jsonl", "judge", "step-12")
+    assert [word for word in shown if word not in html] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "public"),
+    [
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"),
+        ("nano", "nano"),
+        ("/srv/models/mine", "mine"),
+        ("/srv/models/mine/", "mine"),
+        ("./mine", "mine"),
+        ("../a/mine", "mine"),
+        ("~/mine", "mine"),
+        ("data/mine.jsonl", "mine.jsonl"),
+        ("runs/a/train/model", "model"),
+        ("file:///srv/mine.json", "mine.json"),
+        ("C:\\models\\mine", "mine"),
+        ("/", "folder"),
+    ],
+)
+def test_a_path_is_shown_by_its_last_part(name: str, public: str) -> None:
+    assert public_name(name) == public
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"seed": 3},
+        {"train.learning_rate": 1e-6, "model.system": "Think, but not 'too' much.\n$HOME"},
+        {"judge": {"name": "org/judge", "engine": "openai"}, "prune.judge": "llm"},
+        {"evaluate.exits": [{"name": "none"}, {"name": "a b", "policy": "budget", "budget": 7}]},
+        {"evaluate.tasks": ["math500", "gsm8k"], "evaluate.limit": 5, "sample.top_p": 0.95},
+        {"evaluate.samples": 4},  # the default: the packaged recipe sets another
+    ],
+)
+def test_the_command_gives_the_same_recipe(changes: dict[str, Any], tmp_path: Path) -> None:
+    recipe = load_recipe("pipelines/quickstart.yaml", changes)
+    found = reproduction(tmp_path, recipe)
+    assert found.packaged and found.hidden == ()
+    words = shlex.split(found.command.replace("\\\n", ""))
+    assert words[:3] == ["dto", "run", "pipelines/quickstart.yaml"]
+    sets = [word for word in words[3:] if word != "--set"]
+    again, _ = _recipe(words[2], sets)
+    assert again == recipe
+
+
+def test_a_recipe_of_ones_own_stands_in_the_page(tmp_path: Path) -> None:
+    changes = {f"train.{key}": 0.5 for key in ("beta", "gamma", "nll", "learning_rate")}
+    recipe = load_recipe("pipelines/quickstart.yaml", {"name": "my own", **changes})
+    found = reproduction(tmp_path, recipe)
+    assert not found.packaged
+    assert shlex.split(found.command) == ["dto", "run", "my-own.yaml"]
+    saved = tmp_path / "my-own.yaml"
+    saved.write_text(found.recipe)
+    assert load_recipe(saved) == recipe
+
+
+def test_programs_are_allowed_where_they_were(tmp_path: Path) -> None:
+    problem = Problem("a", "toy", "test", "?", "{}", answer_kind="code")
+    write(tmp_path, "problems", Problem, [problem])
+    assert reproduction(tmp_path, Recipe(name="toy")).command.endswith("--allow-code-execution")
+
+
+def test_stages_of_another_commit_are_named(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    done = json.loads((run / "sample" / "manifest.json").read_text())
+    done["git"] = {"commit": "other", "dirty": True}
+    (run / "sample" / "manifest.json").write_text(json.dumps(done))
+    found = reproduction(run, load_recipe(run / "recipe.yaml"))
+    assert found.others == ("sample",)
+    assert found.git == {"commit": "abc123", "dirty": False}
+    assert "git checkout abc123" in page(run)
+
+
+def test_where_the_exits_lie(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    found = {
+        (each.stage, each.model, each.group): each
+        for each in exit_positions(run, load_recipe(run / "recipe.yaml"))
+    }
+    assert list(found) == [
+        ("optimize", "", "shortened"), ("optimize", "", "unchanged"),
+        ("evaluate", "base", "deer"), ("evaluate", "trained", "deer"),
+    ]  # fmt: skip
+    cut = found["optimize", "", "shortened"]
+    assert (cut.exits, cut.without, cut.median) == (2, 1, 0.375)
+    assert [place for place, count in enumerate(cut.counts) if count] == [4, 9]
+    assert found["optimize", "", "unchanged"].counts[-1] == 1
+    deer = found["evaluate", "base", "deer"]
+    assert (deer.exits, deer.without, deer.median) == (11, 1, 0.3)
+    assert deer.counts[5] == 11
+
+
+@pytest.mark.parametrize(
+    ("share", "place"), [(0.0, 0), (0.05, 0), (0.051, 1), (0.5, 9), (1.0, 19), (0.999, 19)]
+)
+def test_an_exit_on_a_border_belongs_to_the_part_before(share: float, place: int) -> None:
+    assert [n for n, count in enumerate(histogram([share])) if count] == [place]
+
+
+def test_graded_trials_are_set_against_their_confidence(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    found = trial_reliability(run, load_recipe(run / "recipe.yaml"))
+    assert [(each.model, each.exit) for each in found] == [("base", "deer"), ("trained", "deer")]
+    held = found[0].reliability
+    assert (held.trials, held.accuracy) == (2 * PROBLEMS * SAMPLES, 0.5)
+    assert [(bin.trials, bin.accuracy) for bin in held.bins] == [(12, 0.0), (12, 1.0)]
+    assert held.ece == pytest.approx((0.55 + 0.05) / 2)
+
+
+def test_figures_are_in_the_json_too(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    report(run)
+    data = json.loads((run / "report" / "report.json").read_text())
+    assert {each["group"] for each in data["exit_positions"]} == {"shortened", "unchanged", "deer"}
+    assert [each["exit"] for each in data["trials"]] == ["deer", "deer"]

@@ -1,0 +1,52 @@
+"""The page of a report in Chromium: it asks for nothing, and is legible in light and dark."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dto.stages.report import report
+from tests.viewer.browser import Browser
+
+INK = "getComputedStyle(document.querySelector('figure svg [style*=\"var(--ink)\"]')).fill"
+PAPER = "getComputedStyle(document.body).backgroundColor"
+FITS = "document.documentElement.scrollWidth <= innerWidth"
+
+
+@pytest.fixture(scope="module")
+def page(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("reported") / "run"
+    shutil.copytree(small_run, run)
+    report(run)
+    return run / "report" / "report.html"
+
+
+def test_a_report_in_light_and_dark(browser: Browser, page: Path) -> None:
+    for log in (browser.requests, browser.errors):
+        log.clear()
+    seen = set()
+    for dark in (False, True):
+        browser.dark(dark)
+        browser.call("Page.navigate", url=page.as_uri())
+        browser.wait("document.readyState === 'complete' && document.querySelector('#reproduce')")
+        pictures = browser.js("document.querySelectorAll('figure svg').length")
+        assert pictures == browser.js("document.querySelectorAll('figure').length") >= 2
+        assert browser.js(FITS)
+        seen.add((str(browser.js(INK)), str(browser.js(PAPER))))
+    assert len(seen) == 2  # letters and paper both follow the system
+    assert {ink for ink, _ in seen}.isdisjoint(paper for _, paper in seen)
+    assert browser.errors == []
+    assert all(url.startswith(("file://", "data:")) for url in browser.requests)
+
+
+def test_a_report_fits_a_telephone(browser: Browser, page: Path) -> None:
+    size = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
+    browser.call("Emulation.setDeviceMetricsOverride", **size)
+    try:
+        browser.call("Page.navigate", url=page.as_uri())
+        browser.wait("document.readyState === 'complete' && document.querySelector('#reproduce')")
+        assert browser.js(FITS)
+    finally:
+        browser.call("Emulation.clearDeviceMetricsOverride")
