@@ -48,6 +48,10 @@ def plan(recipe: Recipe) -> Iterator[str]:
         f"{problems.test:,} test from {problems.source}"
         + (f" (test from {problems.test_source})" if problems.test_source else ""),
         "sample": f"{imported or f'{trajectories:,}'} responses",
+        "batch": f"{_ks(recipe)} questions in a prompt, each question {recipe.batch.samples:,} "
+        "times for each",
+        "chain": "one for each question of a response",
+        "label": "A, B or C for each chain",
         "segment": f"{imported or f'{trajectories:,}'} responses",
         "estimate": f"at most {rollouts} rollouts at a boundary",
         "optimize": f"{recipe.optimize.finalizations} completions of each good exit",
@@ -82,6 +86,10 @@ def plan(recipe: Recipe) -> Iterator[str]:
         asked = render("patterns", JUDGE, question=question, answer=gold, patterns=patterns,
                        first="2", last="(the last but one)")  # fmt: skip
         yield from _block("prune: what the judge is asked", asked)
+
+
+def _ks(recipe: Recipe) -> str:
+    return ", ".join(map(str, recipe.batch.k)) or "no"
 
 
 def _judge(recipe: Recipe) -> str:

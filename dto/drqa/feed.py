@@ -1,0 +1,106 @@
+"""What the stages batch, chain and label are fed with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from dto import tables
+from dto.drqa.grouping import groups
+from dto.drqa.records import BatchResponse, Chain, LabelledChain
+from dto.errors import DtoError
+from dto.records import Dropped, Problem, Trajectory
+from dto.runs.run import Run
+from dto.runs.stage import Group, Stage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from dto.serving import Serving
+
+RECORDS = {"batch": BatchResponse, "chain": Chain, "label": LabelledChain}
+
+
+async def feed(run: Run, stage: Stage, serving: Serving) -> None:
+    """Give one of the three stages its groups and its function."""
+    if stage.name == "batch":
+        await _feed_batch(run, stage, serving)
+    elif stage.name == "chain":
+        await _feed_chain(run, stage, serving.tokenizer())
+    else:
+        await _feed_label(run, stage, serving.tokenizer())
+
+
+def _asked(run: Run) -> dict[str, Problem]:
+    """The training problems by id: their text is all that is held, one kilobyte each."""
+    rows = tables.read(run.table("problems"), Problem)
+    return {row.id: row for row in rows if row.split == "train"}
+
+
+async def _feed_batch(run: Run, stage: Stage, serving: Serving) -> None:
+    from dto.stages.batch import batch
+
+    settings, seed = run.recipe.batch, run.recipe.seed
+    if not settings.k:
+        raise DtoError(
+            "stage batch: batch.k names no number of questions: set batch.k to [2, 3, 5]"
+        )
+    problems = list((await asyncio.to_thread(_asked, run)).values())
+    rates = _pass_rates(run) if settings.grouping == "difficulty" else None
+
+    def found() -> Iterator[tuple[int, tuple[Problem, ...] | Dropped]]:
+        for k in settings.k:
+            for sample in range(settings.samples):
+                for row in groups(problems, k, sample, seed, rates):
+                    yield sample, row
+
+    def owed() -> Iterator[Group]:
+        for sample, row in found():
+            if isinstance(row, Dropped):
+                yield Group(row.id, (row, sample))
+            else:
+                key = BatchResponse.make_id(sample, tuple(problem.id for problem in row))
+                yield Group(key, (row, sample))
+
+    context = await serving.context("base", None)
+
+    async def work(row: Sequence[Problem] | Dropped, sample: int) -> BatchResponse | Dropped:
+        return row if isinstance(row, Dropped) else await batch(row, sample, context)
+
+    total = settings.samples * sum(len(problems) // k for k in settings.k)
+    await stage.feed(owed(), work, window=run.recipe.window, total=total)
+
+
+def _pass_rates(run: Run) -> dict[str, float]:
+    """The share of right samples of each problem, failed ones left out."""
+    import polars as pl
+
+    right = (pl.col("grade") == "correct").mean()
+    frame = pl.scan_parquet(run.table("sample")).filter(pl.col("grade") != "failed")
+    return dict(frame.group_by("problem_id").agg(right).collect().iter_rows())
+
+
+async def _feed_chain(run: Run, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> None:
+    from dto.stages.chain import batch_chains, vanilla_chain
+
+    problems = await asyncio.to_thread(_asked, run)
+
+    def made() -> Iterator[Group]:
+        for trajectory in tables.read(run.table("sample"), Trajectory):
+            row = vanilla_chain(problems[trajectory.problem_id], trajectory, tokenizer)
+            yield Group(row.id, (row,))
+        if run.recipe.batch.k:
+            for response in tables.read(run.table("batch"), BatchResponse):
+                asked = [problems[problem] for problem in response.problem_ids]
+                for row in batch_chains(asked, response, tokenizer):
+                    yield Group(row.id, (row,))
+
+    async def same(row: Chain | Dropped) -> Chain | Dropped:
+        return row
+
+    await stage.feed(made(), same, window=run.recipe.window)
+
+
+async def _feed_label(run: Run, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> None:
+    raise NotImplementedError
