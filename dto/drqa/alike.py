@@ -95,13 +95,17 @@ def _without_number(text: str, number: int) -> str:
         if each.number != number or each.number in (NEXT, LAST):
             continue
         before = text[at : each.start]
-        before = before[: _start(before)]
+        start = _start(before)
+        bracketed = before[start:].endswith(("(", "（"))
+        before = before[:start]
         kept.append(before)
         at = each.end
-        if before != text[: each.start] and text[at : at + 1] in ")）":
+        if bracketed and text[at : at + 1] in (")", "）"):
             at += 1
         if not before.strip() or before.rstrip()[-1:] in ".!?。！？":
             at += len(text[at:]) - len(text[at:].lstrip(" \t,，:：.、"))
+        elif text[at : at + 1] in ".,;:!?，。：；！？":
+            kept[-1] = before.rstrip()
     return "".join(kept) + text[at:]
 
 
