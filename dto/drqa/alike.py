@@ -50,7 +50,7 @@ def alike(text: str, number: int | None = None) -> str:
         text = _without_number(text, number)
     text = _unboxed(text)
     text = _MARKUP.sub("", text)
-    text = BARE.sub("", text)
+    text = BARE.sub(_unnumbered, text)
     text = _TITLE.sub("", text)
     return _trimmed(" ".join(text.split()))
 
@@ -107,6 +107,12 @@ def _without_number(text: str, number: int) -> str:
         elif text[at : at + 1] in ".,;:!?，。：；！？":
             kept[-1] = before.rstrip()
     return "".join(kept) + text[at:]
+
+
+def _unnumbered(number: re.Match[str]) -> str:
+    """A number that nothing follows on its line is a figure."""
+    rest = number.string[number.end() :].partition("\n")[0]
+    return "" if rest.strip() else number.group()
 
 
 def _start(before: str) -> int:

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dto.drqa.classes import WORDINGS
 from dto.errors import DtoError
 from dto.problems import load_problems, prompt_of
 from dto.prompts import JUDGE, render
@@ -65,7 +66,8 @@ def plan(recipe: Recipe) -> Iterator[str]:
     }
     yield f"{recipe.name}: {model.name} on {model.engine}, seed {recipe.seed}"
     yield ""
-    for stage in _stages(recipe):
+    stages = _stages(recipe)
+    for stage in stages:
         yield f"{stage:<9} {amounts[stage]}"
         settings = getattr(recipe, stage, None)
         if settings is not None and stage != "problems":
@@ -78,6 +80,15 @@ def plan(recipe: Recipe) -> Iterator[str]:
     question, name, remark = _first_question(recipe)
     prompt, rendered = _asked(recipe, question, name)
     yield from _block(f"sample, evaluate: the first prompt{remark}{rendered}", prompt)
+    if "batch" in stages:
+        numbered = "\n".join(f"{i}. {question}" for i in range(1, min(recipe.batch.k) + 1))
+        asked = render("batch", model.family, questions=numbered, k=min(recipe.batch.k))
+        yield from _block("batch: a prompt, with one question for all", asked)
+    if "label" in stages:
+        a, b, c = WORDINGS.values()
+        asked = render("compare", model.family, question=question, reasoning="(the chain)",
+                       answer="(its answer)", a=a, b=b, c=c)  # fmt: skip
+        yield from _block("label: what is asked about a chain, in one of six orders", asked)
     for name, purpose in PROMPTS.items():
         yield from _block(purpose, render(name, model.family))
     if recipe.prune.judge == "llm":

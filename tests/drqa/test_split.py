@@ -150,6 +150,7 @@ ALIKE = {
     "markup": ("## Solution\n\n**Step:** `x` = \\boxed{7}", "Step: `x` = 7"),
     "bullets": ("- 3 pages\n- 2 friends", "3 pages 2 friends"),
     "numbering": ("1. April: 48\n2. May: 24", "April: 48 May: 24"),
+    "a figure": ("The sum is\n72.", "The sum is 72."),
     "closing": ("3 + 4 = 7. That looks right. I am sure.", "3 + 4 = 7."),
     "titles": ("x = 7\n\n**Final Answer**\n\\boxed{7}", "X = 7 7"),
     "chinese": ("嗯，好的，首先，48 + 24 = 72。没错。", "48 + 24 = 72。"),
