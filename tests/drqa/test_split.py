@@ -74,6 +74,8 @@ def test_a_summary_belongs_to_nobody():
         "Unlike the third problem this has a rate.",
         "和第三题一样，乘以52。",
         "All three questions are alike.",
+        "这三道题都一样。",
+        "和上一题一样。",
         "Now the next question.",
     ],
 )
@@ -82,7 +84,14 @@ def test_other_questions_are_named(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["So for question 2 it is 10.", "The question asks for dollars.", "第二题是10美元。"]
+    "text",
+    [
+        "So for question 2 it is 10.",
+        "The question asks for dollars.",
+        "第二题是10美元。",
+        "I know how these problems go.",
+        "我再看一下题目。",
+    ],
 )
 def test_the_own_question_is_none_of_them(text):
     assert not others(text, 2, THREE[1])

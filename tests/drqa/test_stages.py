@@ -97,6 +97,7 @@ async def test_chains_hold_the_tokens_of_their_reasoning(context, tokenizer):
         (HEADED.replace("Wait,", THREE[2][:80]) + LIST, ["", "quotes_another", ""]),
         ("Question 1:\n\nQuestion 2: 10.\n\nQuestion 3: 624." + LIST, ["empty", "", ""]),
         ("72, 10 and 624." + LIST, ["no_heading"] * 3),
+        (HEADED + LIST.replace("10", "11"), ["", "answer_not_reached", ""]),
     ],
 )  # fmt: skip
 async def test_what_is_no_chain_has_its_reason(context, tokenizer, reply, reasons):
