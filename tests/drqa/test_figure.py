@@ -126,7 +126,7 @@ def test_text_and_picture(make_run, tmp_path):
     assert found is not None
     text = "\n".join(batch_lines(found))
     assert "k = 4: 1 no_answer" in text and "-50.0" in text
-    assert max(map(len, text.splitlines())) <= 110
+    assert max(map(len, text.splitlines())) <= 100
     (tmp_path / "twice").mkdir()
     first = [path.read_bytes() for path in draw_batch(found, tmp_path, "toy")]
     second = [path.read_bytes() for path in draw_batch(found, tmp_path / "twice", "toy")]
