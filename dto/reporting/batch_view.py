@@ -41,7 +41,7 @@ def _k_lines(rows: Sequence[BatchRow]) -> list[str]:
     for row in rows:
         tokens = number(row.tokens, 1)
         if not isnan(row.tokens_low):
-            tokens += f" ({number(row.tokens_low, 1)}–{number(row.tokens_high, 1)})"
+            tokens += f" ({number(row.tokens_low, 0)}–{number(row.tokens_high, 0)})"
         alone = isnan(row.ratio)
         cells.append(
             (
