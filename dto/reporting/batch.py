@@ -203,7 +203,7 @@ def _difficulty(asked: pl.DataFrame) -> list[DifficultyRow]:
     """The same by the pass rate of k = 1 (`dto.reporting.difficulty`).
 
     An answer of a batch prompt has no seed in common with a sample: it stands in the bins that
-    both halves of the samples give, half as much in each.
+    both halves of the samples give, half as much in each. Intervals are clustered by problem alone.
     """
     arms = []
     for (k,), part in asked.group_by("k", maintain_order=True):
@@ -227,7 +227,7 @@ def _dropped(run: Path) -> dict[str, dict[str, int]]:
     counts: Counter[tuple[int, str]] = Counter()
     for line in _dropped_lines(run / "chain"):
         parts = str(line["id"]).split("/")
-        counts[int(parts[2]) if len(parts) == 4 else 0, str(line["reason"])] += 1
+        counts[int(parts[-2]), str(line["reason"])] += 1
     found: dict[str, dict[str, int]] = {}
     for (k, reason), count in sorted(counts.items()):
         found.setdefault(str(k), {})[reason] = count

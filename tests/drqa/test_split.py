@@ -228,3 +228,15 @@ def test_alike(text, chain):
 def test_alike_has_no_white_space_to_tell(text, number):
     chain = alike(text, number)
     assert chain == " ".join(chain.split())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\\boxed{" * 25_000, "Question 1. 7\n" * 20_000, "So, now, " * 20_000, "1. 7\n" * 40_000,
+     "a" * 200_000, " \n" * 100_000, "the first problem " * 10_000],
+)  # fmt: skip
+def test_a_looping_response_takes_no_time(text):
+    assert len(split(text, THREE)) == 3
+    assert isinstance(alike(text, 1), str)
+    others(text, 1, "?")
+    quoted(text, THREE[0], THREE[1:])
