@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from dto import tables
 from dto.calibration.trace import Trace
 from dto.context import Context
+from dto.drqa import feed as drqa
 from dto.errors import DtoError, disk_errors
 from dto.recipe import ExitSettings, Recipe
 from dto.records import (
@@ -55,6 +56,7 @@ RECORDS: dict[str, type[Any]] = {
     "evaluate": EvaluationRow,
     "trace": Trace,
     "pilot": StaticExit,
+    **drqa.RECORDS,
 }
 
 
@@ -158,6 +160,9 @@ async def _feed(run: Run, stage: Stage, serving: Serving) -> None:
         return
     if name == "evaluate":
         await _feed_evaluate(run, stage, serving)
+        return
+    if name in drqa.RECORDS:
+        await drqa.feed(run, stage, serving)
         return
     if name == "segment":
         tokenizer = serving.tokenizer()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -30,15 +30,51 @@ class PairSettings(Settings):
     max_per_problem: Count = 4
 
 
+class BatchSettings(Settings):
+    """Several numbered questions in one prompt (2508.17803); sampled as `sample` says.
+
+    No `k` is no batch prompt. The paper has 2, 3 and 5.
+    """
+
+    k: tuple[Annotated[int, Field(ge=2)], ...] = ()  # questions in a prompt, each in turn
+    grouping: Literal["random", "difficulty"] = "random"  # which are asked together
+    samples: Count = 1  # of each k: so often every question is asked, in other company each time
+    max_tokens: Count | None = None  # for each question; None: sample.max_tokens
+
+    @field_validator("k")
+    @classmethod
+    def _once(cls, k: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(k)) < len(k):
+            raise ValueError("a number stands there twice")
+        return k
+
+
+class LabelSettings(Settings):
+    """Which chains are right but could be more concise (A), right and concise (B), wrong (C).
+
+    `source` batch: B are right chains of batch prompts, A the other right ones (2508.17803).
+    shortest, a control without batch prompts: B is the shortest right chain of a problem, A the
+    longer ones.
+    """
+
+    source: Literal["batch", "shortest"] = "batch"
+    k: tuple[Annotated[int, Field(ge=2)], ...] = ()  # batch chains of these k alone; none: of all
+    margin: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None  # least saving of B; None: any
+    balanced: bool = True  # as many of each class
+    per_class: Count | None = None  # at most; None: no limit
+    max_tokens: Count = 8192  # of a chain
+    held_out: Probability = 0.2  # share of the problems whose chains only measure judging
+
+
 class TrainSettings(Settings):
     """Which loss, on what `pair` built or on the samples; each method's module says what it reads.
 
     simpo (2405.14734; anchor as in CPO, 2401.08417), dpo (2305.18290) and sft read pairs, sft the
     chosen sides alone. o1_pruner (2501.12570) reads the samples. grpo (2402.03300) samples anew.
-    none trains nothing.
+    drqa (2508.17803) reads labelled chains. none trains nothing.
     """
 
-    method: Literal["simpo", "dpo", "sft", "o1_pruner", "grpo", "none"] = "simpo"
+    method: Literal["simpo", "dpo", "sft", "o1_pruner", "grpo", "drqa", "none"] = "simpo"
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-6
     beta: float = 2.0  # simpo; dpo: 0.1 is usual
     gamma: float = 1.0  # simpo: the margin

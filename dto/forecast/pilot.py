@@ -83,8 +83,8 @@ class Forecast:
 def pilot_recipe(recipe: Recipe, problems: int) -> Recipe:
     """The recipe with at most so many problems of each split and each test set.
 
-    Raises RecipeError for imported responses, which take nothing to sample, and for a comparison
-    of methods.
+    Raises RecipeError for imported responses, which take nothing to sample, for batch prompts, and
+    for a comparison of methods.
     """
     if recipe.compare.methods:
         raise RecipeError("--pilot: a comparison is many runs: forecast the recipe of a method")
@@ -92,6 +92,11 @@ def pilot_recipe(recipe: Recipe, problems: int) -> Recipe:
         raise RecipeError(
             f"--pilot: the responses of {recipe.sample.imported} are there already, and cannot be "
             "taken in part: put some of them into a file of their own and import that"
+        )
+    if recipe.batch.k:
+        raise RecipeError(
+            "--pilot: batch prompts are not forecast: set batch.k to [], or run the recipe with "
+            "fewer problems"
         )
     own, evaluate = recipe.problems, recipe.evaluate
     fewer = {split: min(getattr(own, split), problems) for split in ("train", "dev", "test")}

@@ -13,7 +13,8 @@ from dto.reporting.agreement import agreement, verdicts
 from dto.runs import manifest
 
 STAGES = (
-    "problems", "sample", "segment", "estimate", "optimize", "prune", "pair", "test", "evaluate",
+    "problems", "sample", "batch", "segment", "estimate", "optimize", "prune", "pair", "chain",
+    "label", "test", "evaluate",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dto.drqa.classes import WORDINGS
 from dto.errors import DtoError
 from dto.problems import load_problems, prompt_of
 from dto.prompts import JUDGE, render
@@ -48,6 +49,10 @@ def plan(recipe: Recipe) -> Iterator[str]:
         f"{problems.test:,} test from {problems.source}"
         + (f" (test from {problems.test_source})" if problems.test_source else ""),
         "sample": f"{imported or f'{trajectories:,}'} responses",
+        "batch": f"{_ks(recipe)} questions in a prompt, each question {recipe.batch.samples:,} "
+        "times for each",
+        "chain": "one for each question of a response",
+        "label": "A, B or C for each chain",
         "segment": f"{imported or f'{trajectories:,}'} responses",
         "estimate": f"at most {rollouts} rollouts at a boundary",
         "optimize": f"{recipe.optimize.finalizations} completions of each good exit",
@@ -61,7 +66,8 @@ def plan(recipe: Recipe) -> Iterator[str]:
     }
     yield f"{recipe.name}: {model.name} on {model.engine}, seed {recipe.seed}"
     yield ""
-    for stage in _stages(recipe):
+    stages = _stages(recipe)
+    for stage in stages:
         yield f"{stage:<9} {amounts[stage]}"
         settings = getattr(recipe, stage, None)
         if settings is not None and stage != "problems":
@@ -74,6 +80,15 @@ def plan(recipe: Recipe) -> Iterator[str]:
     question, name, remark = _first_question(recipe)
     prompt, rendered = _asked(recipe, question, name)
     yield from _block(f"sample, evaluate: the first prompt{remark}{rendered}", prompt)
+    if "batch" in stages:
+        numbered = "\n".join(f"{i}. {question}" for i in range(1, min(recipe.batch.k) + 1))
+        asked = render("batch", model.family, questions=numbered, k=min(recipe.batch.k))
+        yield from _block("batch: a prompt, with one question for all", asked)
+    if "label" in stages:
+        a, b, c = WORDINGS.values()
+        asked = render("compare", model.family, question=question, reasoning="(the chain)",
+                       answer="(its answer)", a=a, b=b, c=c)  # fmt: skip
+        yield from _block("label: what is asked about a chain, in one of six orders", asked)
     for name, purpose in PROMPTS.items():
         yield from _block(purpose, render(name, model.family))
     if recipe.prune.judge == "llm":
@@ -82,6 +97,10 @@ def plan(recipe: Recipe) -> Iterator[str]:
         asked = render("patterns", JUDGE, question=question, answer=gold, patterns=patterns,
                        first="2", last="(the last but one)")  # fmt: skip
         yield from _block("prune: what the judge is asked", asked)
+
+
+def _ks(recipe: Recipe) -> str:
+    return ", ".join(map(str, recipe.batch.k)) or "no"
 
 
 def _judge(recipe: Recipe) -> str:

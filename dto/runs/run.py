@@ -18,8 +18,8 @@ from dto.recipe import Recipe, load_recipe
 from dto.runs import content, manifest
 
 STAGES = (
-    "problems", "sample", "segment", "estimate", "optimize", "prune", "pair", "train", "evaluate",
-    "report",
+    "problems", "sample", "batch", "segment", "estimate", "optimize", "prune", "pair", "chain",
+    "label", "train", "evaluate", "report",
 )  # fmt: skip
 _BEFORE = {
     "problems": (),
@@ -29,14 +29,17 @@ _BEFORE = {
     "optimize": ("estimate",),
     "prune": ("optimize",),
     "pair": ("prune",),
+    "batch": ("problems",),
+    "chain": ("sample",),
+    "label": ("chain",),
     "report": ("evaluate",),
     "trace": ("problems",),
     "test": ("problems",),
     "pilot": ("sample",),
 }
-_TRAINED_ON = {"o1_pruner": ("sample",), "grpo": (), "none": ()}
+_TRAINED_ON = {"o1_pruner": ("sample",), "drqa": ("label",), "grpo": (), "none": ()}
 """What training methods read that read no pairs."""
-_WITH_MODEL = ("sample", "estimate", "optimize", "prune", "evaluate", "trace", "pilot")
+_WITH_MODEL = ("sample", "batch", "estimate", "optimize", "prune", "evaluate", "trace", "pilot")
 _SAMPLING = ("sample.temperature", "sample.top_p")
 _ALSO: dict[str, tuple[str, ...]] = {
     "problems": ("sample.imported",),
@@ -44,6 +47,8 @@ _ALSO: dict[str, tuple[str, ...]] = {
     "optimize": _SAMPLING,
     "prune": _SAMPLING,
     "pair": ("sample.max_tokens",),
+    "batch": (*_SAMPLING, "sample.max_tokens"),
+    "label": ("model.name", "model.revision", "model.tokenizer", "model.family", "model.system"),
     "train": (*_SAMPLING, "sample.max_tokens"),
     "pilot": (*_SAMPLING, "sample.max_tokens"),
     "trace": tuple(f"evaluate.{key}" for key in ("samples", "temperature", "top_p", "max_tokens")),
@@ -105,6 +110,13 @@ class Run:
             return ("segment",)
         if stage == "pair" and self.recipe.pair.data != "optimized":
             return ("sample",)
+        asks_together = ("batch",) if self.recipe.batch.k else ()
+        if stage == "batch" and self.recipe.batch.grouping == "difficulty":
+            return ("problems", "sample")
+        if stage == "chain":
+            return ("sample", *asks_together)
+        if stage == "report" and asks_together:
+            return ("evaluate", "sample", "batch")
         if stage == "train":
             return ("problems", *_TRAINED_ON.get(self.recipe.train.method, ("pair",)))
         return _BEFORE[stage]
@@ -135,7 +147,7 @@ class Run:
             config |= self._contents(stage, source, test_source, imported)
         if stage == "test":
             config |= self._contents(stage, *recipe.evaluate.tasks)
-        if stage in _WITH_MODEL:
+        if stage in (*_WITH_MODEL, "label"):
             config["prompts"] = content.of_prompts(recipe.model.family)
         if stage == "sample" and imported:
             config |= self._contents(stage, imported)
