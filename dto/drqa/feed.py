@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
 
 from dto import tables
 from dto.drqa.grouping import groups
-from dto.drqa.records import BatchResponse, Chain, LabelledChain
+from dto.drqa.records import BatchResponse, Chain, LabelledChain, Origin
 from dto.errors import DtoError
-from dto.records import Dropped, Problem, Trajectory
-from dto.runs.run import Run
+from dto.records import Dropped, Grade, Problem, Trajectory
+from dto.runs.run import Run, count
 from dto.runs.stage import Group, Stage
 
 if TYPE_CHECKING:
@@ -103,4 +104,44 @@ async def _feed_chain(run: Run, stage: Stage, tokenizer: PreTrainedTokenizerBase
 
 
 async def _feed_label(run: Run, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> None:
-    raise NotImplementedError
+    from dto.drqa.classes import balance
+    from dto.stages.label import label
+
+    recipe = run.recipe
+    unknown = sorted(set(recipe.label.k) - set(recipe.batch.k))
+    if unknown:
+        asked = ", ".join(map(str, recipe.batch.k)) or "none"
+        raise DtoError(f"label.k {unknown[0]} is no number of questions in batch.k: {asked}")
+    kept = await asyncio.to_thread(lambda: balance(_by_problem(run), recipe.label, recipe.seed))
+    rows = tables.merge(
+        tables.read(run.table("problems"), Problem),
+        (tables.read(run.table("chain"), Chain), lambda row: str(row.problem_id)),
+    )
+
+    async def work(problem: Problem, chains: Sequence[Chain]) -> list[LabelledChain | Dropped]:
+        return await asyncio.to_thread(label, problem, chains, kept, tokenizer, recipe)
+
+    made = (Group(row[0].id, row) for row in rows if row[1])
+    await stage.feed(made, work, window=8, total=count(run, "problems", split="train"))
+
+
+class _Light(NamedTuple):
+    """The columns of a chain that its class goes by."""
+
+    id: str
+    problem_id: str
+    origin: Origin
+    k: int
+    grade: Grade
+    tokens: int
+    length: int
+
+
+def _by_problem(run: Run) -> Iterator[list[_Light]]:
+    """The chains of each problem, without their text."""
+    import polars as pl
+
+    frame = pl.scan_parquet(run.table("chain")).select(_Light._fields).collect()
+    rows = (_Light(*row) for row in frame.iter_rows())
+    for _, chains in groupby(rows, key=lambda row: row.problem_id):
+        yield list(chains)
