@@ -12,10 +12,10 @@ from typing import Any
 
 from accelerate import PartialState
 
+from dto.drqa.records import LabelledChain
 from dto.errors import DtoError
 from dto.ledger import Usage
 from dto.recipe import Recipe
-from dto.drqa.records import LabelledChain
 from dto.records import Problem
 from dto.runs.manifest import peak_memory, write_text
 from dto.seeds import content_id
@@ -182,7 +182,7 @@ def fingerprint(
     problems: Sequence[Problem],
     held_out: Sequence[LabelledChain] = (),
 ) -> str:
-    """What makes a training the same: settings, model, what is trained on, what it is measured by."""
+    """What makes a training the same: settings, model, what it trains on and is measured by."""
     parts = (recipe.train, recipe.sample, recipe.model)
     settings = [part.model_dump_json() for part in parts]
     rows = (*material.rows, *material.asked)

@@ -95,7 +95,7 @@ class OnlineTrainer(Mannered, GRPOTrainer):
         self.words = tokenizer
         self.usage = Usage()
         self.spent = self.generated = 0
-        self.groups = self._step = Groups()
+        self.groups = self._rewarded = Groups()
         self._largest_step = 0
         self._spent_before = 0
         super().__init__(
@@ -124,7 +124,7 @@ class OnlineTrainer(Mannered, GRPOTrainer):
 
     def take_step(self) -> dict[str, Any]:
         """What the step that has ended was like."""
-        step, self._step = self._step, Groups()
+        step, self._rewarded = self._rewarded, Groups()
         self.groups = self.groups.plus(step)
         responses = step.groups * self.recipe.train.group
         divergence = self._metrics["train"]["kl"][-1:]
@@ -206,7 +206,7 @@ class OnlineTrainer(Mannered, GRPOTrainer):
             )  # fmt: skip
             rewards += own
         for each in gather_object([tuple(counted)]):
-            self._step = self._step.plus(Groups(*each))
+            self._rewarded = self._rewarded.plus(Groups(*each))
         return rewards
 
     def _count(self, generated: int, trained: int, usage: Usage) -> None:

@@ -109,8 +109,7 @@ class Judging:
         self.scores: list[JudgingScore] = known
 
     def measure(self, model: PreTrainedModel, step: int) -> Usage:
-        """Measure the model as it is now, each process on its share of the rows; the same noise
-        each time."""
+        """Measure the model as it is now, on the same noise each time."""
         world = PartialState()
         own = self.rows[world.process_index :: world.num_processes]
         groups, usage = respond(model, self.tokenizer, own, self.recipe, work=judge)
