@@ -41,6 +41,9 @@ from dto.training.weights import load
 
 logger = logging.getLogger("dto.train")
 
+DATA = ("optimize", "prune", "pair", "chain", "label")
+"""Stages that a method may have to compute itself."""
+
 
 class Point(NamedTuple):
     """A point of the grid: what was set, what dev says of what was kept, tokens and seconds."""
@@ -80,7 +83,7 @@ def _tuned(run: Run, points: Sequence[Change], base: DevScore) -> Recipe:
     """
     trains = run.recipe.train.method != "none"
     if trains:
-        data = [stage for stage in run.needed("train") if stage in ("optimize", "prune", "pair")]
+        data = [stage for stage in run.needed("train") if stage in DATA]
         run_stages(run, [stage for stage in data if not (run / stage).is_symlink()])
     spent = charged(run) if trains else 0
     left = run.recipe.compare.policy_tokens - spent
