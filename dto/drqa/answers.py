@@ -85,7 +85,7 @@ def _boxes(text: str) -> Iterator[_Box]:
 def _numbers(text: str, boxes: list[_Box], k: int) -> list[int]:
     """The number of each box; 0 for one without."""
     marks = _marks(text, k)
-    numbers = []
+    numbers: list[int] = []
     for index, box in enumerate(boxes):
         line = text.rfind("\n", 0, box.start) + 1
         before = max(line, boxes[index - 1].end if index else 0)

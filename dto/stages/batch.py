@@ -78,11 +78,13 @@ async def _grade(
 ) -> _Graded:
     k = len(problems)
     nothing = ("",) * k
+    failed: Grade = "failed"
+    truncated: Grade = "truncated"
     if completion.finish_reason == "failed":
         reason = completion.error or "the engine gave no reason"
-        return _Graded(("failed",) * k, nothing, nothing, reason)
+        return _Graded((failed,) * k, nothing, nothing, reason)
     if completion.finish_reason == "length" or not reading.closed:
-        return _Graded(("truncated",) * k, nothing, nothing, "")
+        return _Graded((truncated,) * k, nothing, nothing, "")
     found = numbered_answers(reading.text[slice(*reading.conclusion)], k)
     grades: list[Grade] = []
     answers, reasons = [], []

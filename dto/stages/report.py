@@ -17,6 +17,8 @@ import polars as pl
 from dto.errors import DtoError
 from dto.recipe import Recipe, load_recipe
 from dto.reporting import table
+from dto.reporting.batch import BatchReport, batch_report
+from dto.reporting.batch_view import batch_lines, draw_batch
 from dto.reporting.comparison import (
     COLUMNS,
     Arm,
@@ -49,6 +51,7 @@ class Report:
     break_even: BreakEven | None
     funnel: Mapping[str, Any]
     training: Mapping[str, Any] | None
+    batch: BatchReport | None = None
 
     @property
     def tasks(self) -> list[str]:
@@ -81,6 +84,7 @@ class Report:
             },
             "funnel": dict(self.funnel),
             "training": self.training,
+            "batch": None if self.batch is None else asdict(self.batch),
         }
         cleaned: dict[str, Any] = without_nan(data)
         return cleaned
@@ -99,6 +103,7 @@ class Report:
             table.difficulty_lines(
                 [row for row in self.difficulty if len(tasks) == 1 or row.task == ALL_TASKS]
             ),
+            [] if self.batch is None else batch_lines(self.batch),
             table.cost_lines(self.costs, self.break_even),
         ]
         return "\n\n".join("\n".join(lines) for lines in parts if lines)
@@ -107,6 +112,7 @@ class Report:
 def report(run_directory: Path | str) -> Report:
     """Write `report.json`, `report.png`, `report.svg` and the tables below `RUN/report`.
 
+    Where questions were asked together there are `batch.png` and `batch.svg`, too.
     Everything is compared with the model `base` under the first exit whose policy is none, over
     the same problems and seeds, task by task; with several tasks there is a mean over them. The
     tables are `tables.md`, `tables.csv`, `difficulty.csv` (:mod:`dto.reporting.papers`). Raises
@@ -140,12 +146,15 @@ def report(run_directory: Path | str) -> Report:
         else None,
         funnel=funnel(run),
         training=training(run),
+        batch=batch_report(run, recipe),
     )
     directory = run / "report"
     directory.mkdir(exist_ok=True)
     text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
     manifest.write_text(directory / "report.json", text + "\n")
     draw(rows, directory, result.title)
+    if result.batch is not None:
+        draw_batch(result.batch, directory, recipe.name)
     write_tables(directory, result.title, rows, comparisons, means, result.difficulty)
     return result
 
