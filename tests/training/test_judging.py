@@ -257,7 +257,7 @@ def test_lora_has_the_base_as_its_reference(
 ) -> None:
     pytest.importorskip("peft", reason="peft is not installed")
     training = with_labels(run, tokenizer, lora_rank=2, keep="last", learning_rate=1e-2)
-    result = fit(training.path, training.recipe, base=BASE)
+    result = fit(training.path, training.recipe)
     assert result["steps"] == result["kept_step"] == 8
     steps = lines(run.path / "train" / "steps.jsonl")
     assert steps[0]["kl"] == 0
