@@ -50,7 +50,7 @@ def alike(text: str, number: int | None = None) -> str:
         text = _without_number(text, number)
     text = _unboxed(text)
     text = _MARKUP.sub("", text)
-    text = BARE.sub("", text)
+    text = BARE.sub(_unnumbered, text)
     text = _TITLE.sub("", text)
     return _trimmed(" ".join(text.split()))
 
@@ -95,14 +95,24 @@ def _without_number(text: str, number: int) -> str:
         if each.number != number or each.number in (NEXT, LAST):
             continue
         before = text[at : each.start]
-        before = before[: _start(before)]
+        start = _start(before)
+        bracketed = before[start:].endswith(("(", "（"))
+        before = before[:start]
         kept.append(before)
         at = each.end
-        if before != text[: each.start] and text[at : at + 1] in ")）":
+        if bracketed and text[at : at + 1] in (")", "）"):
             at += 1
         if not before.strip() or before.rstrip()[-1:] in ".!?。！？":
             at += len(text[at:]) - len(text[at:].lstrip(" \t,，:：.、"))
+        elif text[at : at + 1] in ".,;:!?，。：；！？":
+            kept[-1] = before.rstrip()
     return "".join(kept) + text[at:]
+
+
+def _unnumbered(number: re.Match[str]) -> str:
+    """A number that nothing follows on its line is a figure."""
+    rest = number.string[number.end() :].partition("\n")[0]
+    return "" if rest.strip() else number.group()
 
 
 def _start(before: str) -> int:

@@ -117,7 +117,7 @@ def _marks(text: str, k: int) -> list[tuple[int, int]]:
 def _chunks(text: str, k: int) -> Iterator[tuple[int, str]]:
     """(number, what follows it) for each mark, without the mark itself."""
     marks = _marks(text, k)
-    ends = [start for start, _ in marks[1:]] + [len(text)]
+    ends = [*(start for start, _ in marks), len(text)][1:]
     for (start, number), end in zip(marks, ends, strict=True):
         chunk = text[start:end]
         bare = BARE.match(chunk)

@@ -78,4 +78,4 @@ def unnumbered(text: str) -> Iterator[Mention]:
 
 def place(named: str) -> int:
     """The number that a word or numeral stands for."""
-    return int(named) if named.isdigit() else _PLACES[named.lower()]
+    return int(named) if named.isdecimal() else _PLACES[named.lower()]

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dto.drqa.classes import WORDINGS
 from dto.errors import DtoError
 from dto.problems import load_problems, prompt_of
 from dto.prompts import JUDGE, render
@@ -65,7 +66,8 @@ def plan(recipe: Recipe) -> Iterator[str]:
     }
     yield f"{recipe.name}: {model.name} on {model.engine}, seed {recipe.seed}"
     yield ""
-    for stage in _stages(recipe):
+    stages = _stages(recipe)
+    for stage in stages:
         yield f"{stage:<9} {amounts[stage]}"
         settings = getattr(recipe, stage, None)
         if settings is not None and stage != "problems":
@@ -100,9 +102,7 @@ def _drqa(recipe: Recipe, question: str, others: list[str], remark: str) -> Iter
         prompt, rendered = _asked(recipe, render("batch", family, questions=numbered, k=k))
         yield from _block(f"batch: a prompt of {k} questions{remark}{rendered}", prompt)
     if "label" in stages or recipe.train.method == "drqa":
-        from dto.drqa.classes import VERDICTS, WORDINGS
-
-        a, b, c = (WORDINGS[each] for each in VERDICTS)
+        a, b, c = WORDINGS.values()
         judged = render("compare", family, question=question, reasoning="(a chain of thinking)",
                         answer="(its answer)", a=a, b=b, c=c)  # fmt: skip
         prompt, rendered = _asked(recipe, judged)

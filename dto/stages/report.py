@@ -112,10 +112,10 @@ class Report:
 def report(run_directory: Path | str) -> Report:
     """Write `report.json`, `report.png`, `report.svg` and the tables below `RUN/report`.
 
-    Where questions were asked together there are `batch.png` and `batch.svg`, too.
     Everything is compared with the model `base` under the first exit whose policy is none, over
     the same problems and seeds, task by task; with several tasks there is a mean over them. The
-    tables are `tables.md`, `tables.csv`, `difficulty.csv` (:mod:`dto.reporting.papers`). Raises
+    tables are `tables.md`, `tables.csv`, `difficulty.csv` (:mod:`dto.reporting.papers`). Where
+    questions were asked together, `batch.png` and `batch.svg` stand beside them. Raises
     DtoError when the run has not been evaluated.
     """
     run = Path(run_directory)
