@@ -84,6 +84,8 @@ class TrainSettings(Settings):
     penalty: Annotated[float, Field(ge=0.0)] = 0.2  # grpo: weight of the length in the reward
     group: Annotated[int, Field(ge=2)] = 4  # grpo, drqa: responses to one problem
     kl: Annotated[float, Field(ge=0.0)] | None = None  # weight; None: grpo 0, drqa 0.04
+    temperature: Annotated[float, Field(gt=0.0)] | None = None  # grpo's, judging's; None: sample's
+    response_tokens: Count | None = None  # of the same, at most; None: sample.max_tokens
     no_letter: Annotated[float, Field(le=0.0)] = 0.0  # drqa: reward of what picks no letter
     judgements: Count = 1  # of each held-out chain, at each dev evaluation
     epochs: float = 1.0

@@ -66,6 +66,17 @@ def measure(
     return [_response(row) for rows in groups for row in rows], usage
 
 
+def sampled(recipe: Recipe, samples: int) -> Recipe:
+    """The recipe as the sample stage reads it, for what is trained on, and for judgements."""
+    own = recipe.train
+    changes: dict[str, Any] = {"samples": samples}
+    if own.temperature is not None:
+        changes["temperature"] = own.temperature
+    if own.response_tokens is not None:
+        changes["max_tokens"] = own.response_tokens
+    return recipe.model_copy(update={"sample": recipe.sample.model_copy(update=changes)})
+
+
 def respond(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

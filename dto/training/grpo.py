@@ -36,7 +36,7 @@ from dto.ledger import Usage
 from dto.recipe import Recipe
 from dto.records import Problem, Trajectory
 from dto.seeds import derive
-from dto.training.dev import respond
+from dto.training.dev import respond, sampled
 from dto.training.rewards import REWARDS, Rewards, judging
 from dto.training.trainer import Mannered, arguments, table
 from dto.trajectories import prompt_ids
@@ -142,8 +142,7 @@ class OnlineTrainer(Mannered, GRPOTrainer):
         group = self.recipe.train.group
         firsts = names[::group]
         seed = derive(self.recipe.seed, "grpo", "step", self.state.global_step)
-        sampling = self.recipe.sample.model_copy(update={"samples": group})
-        recipe = self.recipe.model_copy(update={"seed": seed, "sample": sampling})
+        recipe = sampled(self.recipe.model_copy(update={"seed": seed}), group)
         unique = list(dict.fromkeys(firsts))  # an epoch may end with what the next begins with
         found, usage = self._sampled([self.asked[name] for name in unique], recipe)
         made = dict(zip(unique, found, strict=True))
@@ -218,7 +217,10 @@ class OnlineTrainer(Mannered, GRPOTrainer):
 
 
 class Decay(TrainerCallback):
-    """The learning rate falls linearly with what is spent, as it does with steps elsewhere."""
+    """The learning rate falls linearly with what is spent, as it does with steps elsewhere.
+
+    It rises first over `train.warmup_steps`.
+    """
 
     def __init__(self, trainer: OnlineTrainer) -> None:
         self.trainer = trainer
@@ -233,8 +235,9 @@ class Decay(TrainerCallback):
         """Set the rate of the step."""
         budget = self.trainer.recipe.train.policy_tokens
         done = self.trainer.spent / budget if budget else state.global_step / state.max_steps
+        rising = min(1.0, (state.global_step + 1) / max(1, self.trainer.recipe.train.warmup_steps))
         for group in kwargs["optimizer"].param_groups:
-            group["lr"] = args.learning_rate * (1 - done)
+            group["lr"] = args.learning_rate * (1 - done) * rising
 
 
 class Steps(TrainerCallback):
@@ -270,13 +273,14 @@ def longest(recipe: Recipe, rows: int, shortest_prompt: int) -> int:
 def config(recipe: Recipe, directory: Path) -> GRPOConfig:
     """TRL's settings of this loss."""
     settings = recipe.train
+    sampling = sampled(recipe, settings.group).sample
     revision = recipe.model.revision
     return GRPOConfig(
         **arguments(recipe, directory),
         lr_scheduler_type="constant",  # Decay sets it
         num_generations=settings.group,
-        max_completion_length=recipe.sample.max_tokens,
-        temperature=recipe.sample.temperature or 1.0,
+        max_completion_length=sampling.max_tokens,
+        temperature=sampling.temperature or 1.0,
         beta=KL[settings.method] if settings.kl is None else settings.kl,
         model_init_kwargs={"revision": revision} if revision else None,
         shuffle_dataset=False,

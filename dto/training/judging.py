@@ -23,7 +23,7 @@ from dto.ledger import Usage
 from dto.recipe import Recipe
 from dto.runs.manifest import write_text
 from dto.statistics import proportion
-from dto.training.dev import respond
+from dto.training.dev import respond, sampled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -101,8 +101,7 @@ class Judging:
         """Take up what `directory` has of the `steps` that a resumed training has made."""
         self.rows = list(rows)
         self.tokenizer = tokenizer
-        settings = recipe.sample.model_copy(update={"samples": recipe.train.judgements})
-        self.recipe = recipe.model_copy(update={"sample": settings})
+        self.recipe = sampled(recipe, recipe.train.judgements)
         self.path = directory / FILE
         self.writer = writer
         known = [row for row in read_scores(self.path) if row.step in steps]
