@@ -102,9 +102,13 @@ def fit(
         callback = DevCallback(recipe, tokenizer, dev, training, allow_code_execution)
         callback.epochs = found.epochs
         if held_out:
-            steps = [score.step for score in training.history]
             judging = Judging(
-                held_out, tokenizer, recipe, directory, steps, writer=world.is_main_process
+                held_out,
+                tokenizer,
+                recipe,
+                directory,
+                [score.step for score in training.history],
+                writer=world.is_main_process,
             )
             callback.judging = judging
         rows = found.rows or found.asked
@@ -187,5 +191,5 @@ def fingerprint(
     settings = [part.model_dump_json() for part in parts]
     rows = (*material.rows, *material.asked)
     trained = content_id(*(content_id(repr(row)) for row in rows))
-    measured = content_id(*(row.id for row in (*problems, *held_out)))
+    measured = content_id(*(row.id for row in problems), *(row.id for row in held_out))
     return content_id(str(recipe.seed), *settings, trained, measured)

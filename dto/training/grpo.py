@@ -68,7 +68,7 @@ class Groups(NamedTuple):
 
     def plus(self, other: Groups) -> Groups:
         """Both together."""
-        return Groups(*(own + more for own, more in zip(self, other, strict=True)))
+        return Groups._make(own + more for own, more in zip(self, other, strict=True))
 
 
 class OnlineTrainer(Mannered, GRPOTrainer):

@@ -66,13 +66,14 @@ def test_every_method_gets_the_same_grid_and_budget(name: str) -> None:
     shared = load_recipe(PIPELINES / name)
     found = methods(shared)
     assert [*found] == [BASE, *shared.compare.methods]
+    rates = shared.compare.learning_rates
     for name, recipe in found.items():
         points = grid(recipe)
         trained = recipe.train.method != "none"
-        assert len(points) == (0 if name == BASE else 6 if trained else 2)
+        assert len(points) == (0 if name == BASE else 2 * len(rates) if trained else 2)
         if trained:
-            rates = [point["train.learning_rate"] for point in points]
-            assert sorted(set(rates)) == sorted(shared.compare.learning_rates)
+            tried = [point["train.learning_rate"] for point in points]
+            assert sorted(set(tried)) == sorted(rates)
         assert recipe.compare.policy_tokens == shared.compare.policy_tokens
         for group in ("model", "problems", "sample", "batch"):
             assert getattr(recipe, group) == getattr(shared, group)

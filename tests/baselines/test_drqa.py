@@ -24,7 +24,7 @@ from dto.training.judging import read_scores
 
 PIPELINES = Path(str(resource("pipelines")))
 BASE = DevScore(0, 0.0, 0.5, 0.1, 200.0, 0.0, 2, 0, None)
-SMALL = {
+SMALL: dict[str, Any] = {
     "problems.train": 24,
     "problems.dev": 2,
     "problems.test": 2,
@@ -34,6 +34,7 @@ SMALL = {
     "label.held_out": 0.4,
     "train.evaluations": 1,
     "train.dev_samples": 1,
+    "train.response_tokens": 32,
     "train.keep": "last",
     "train.collapse_points": 1000,
     "train.collapse_truncated": 1.0,
@@ -59,34 +60,26 @@ def test_two_steps_of_each_recipe(shared: Path, tmp_path: Path, name: str) -> No
     assert f"dto run pipelines/{name}.yaml" in lines[0] and len(lines) <= 15
     recipe = load_recipe(path, {**SMALL, "model.name": "nano"})
     settings = recipe.train
-    per_step = settings.batch_size
-    if settings.method in ("drqa", "grpo"):
-        per_step, group = settings.group, settings.group
-        per_step = 1
-        small = {"batch_size": group}
-    else:
-        small = {"batch_size": 4}
-        per_step = 4
+    online, labels = settings.method in ("drqa", "grpo"), settings.method != "grpo"
     place = tmp_path / "run"
     shutil.copytree(shared, place)
-    (place / "recipe.yaml").unlink()
-    run = open_run(place, recipe)
-    labels = settings.method in ("drqa", "cft", "sft_batch")
-    rows = 24
+    run = open_run(place, recipe, resume=True)
+    rows = SMALL["problems.train"]
     if labels:
         run_stages(run, ("label",))
-        rows = pl.read_parquet(place / "label" / "rows.parquet").filter(split="train").height
-        kinds = pl.read_parquet(place / "label" / "rows.parquet")
-        if settings.method == "sft_batch":
-            rows = kinds.filter(split="train", verdict="concise").height
+        table = pl.read_parquet(place / "label" / "rows.parquet").filter(split="train")
+        imitated = table.filter(verdict="concise") if settings.method == "sft_batch" else table
+        rows = imitated.height
     run.close()
     data = recipe.model_dump(mode="json", exclude_unset=True)
-    data["train"] |= {**small, "epochs": 2 * per_step / rows}
+    # A step is one group of responses, or four responses to imitate.
+    data["train"]["batch_size"] = settings.group if online else 4
+    data["train"]["epochs"] = (2 if online else 8) / rows
     two = type(recipe).model_validate(data)
     result = fit(place, two, base=BASE)
     assert result["steps"] == 2
     assert result["kept_step"] == 2
-    assert (result["groups"] is None) == (settings.method in ("cft", "sft_batch"))
+    assert (result["groups"] is None) == (not online)
     assert (result["judging"] is None) == (not labels)
     if labels:
         assert [row.step for row in read_scores(place / "train" / "judging.jsonl")] == [0, 2]
