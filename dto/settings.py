@@ -71,10 +71,13 @@ class TrainSettings(Settings):
 
     simpo (2405.14734; anchor as in CPO, 2401.08417), dpo (2305.18290) and sft read pairs, sft the
     chosen sides alone. o1_pruner (2501.12570) reads the samples. grpo (2402.03300) samples anew.
-    drqa (2508.17803) reads labelled chains. none trains nothing.
+    drqa (2508.17803), which is GRPO on judging, cft (2501.17703) and sft_batch read labelled
+    chains. none trains nothing.
     """
 
-    method: Literal["simpo", "dpo", "sft", "o1_pruner", "grpo", "drqa", "none"] = "simpo"
+    method: Literal[
+        "simpo", "dpo", "sft", "o1_pruner", "grpo", "drqa", "cft", "sft_batch", "none"
+    ] = "simpo"
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-6
     beta: float = 2.0  # simpo; dpo: 0.1 is usual
     gamma: float = 1.0  # simpo: the margin
@@ -82,7 +85,12 @@ class TrainSettings(Settings):
     accuracy_weight: float = 2.0  # o1_pruner: lambda
     reward: Literal["accuracy", "length_penalty", "shorter_better"] = "length_penalty"  # grpo
     penalty: Annotated[float, Field(ge=0.0)] = 0.2  # grpo: weight of the length in the reward
-    group: Annotated[int, Field(ge=2)] = 4  # grpo: responses to one problem
+    group: Annotated[int, Field(ge=2)] = 4  # grpo, drqa: responses to one problem
+    kl: Annotated[float, Field(ge=0.0)] | None = None  # weight; None: grpo 0, drqa 0.04
+    temperature: Annotated[float, Field(gt=0.0)] | None = None  # grpo's, judging's; None: sample's
+    response_tokens: Count | None = None  # of the same, at most; None: sample.max_tokens
+    no_letter: Annotated[float, Field(le=0.0)] = 0.0  # drqa: reward of what picks no letter
+    judgements: Count = 1  # of each held-out chain, at each dev evaluation
     epochs: float = 1.0
     policy_tokens: Count | None = None  # generated and trained on; None: `epochs` passes
     batch_size: Count = 16  # pairs or responses
@@ -91,6 +99,7 @@ class TrainSettings(Settings):
     lora_rank: Annotated[int, Field(ge=0)] = 0  # 0: all weights are trained; needs peft
     evaluations: Count = 6  # dev evaluations (and checkpoints) over the training
     dev_samples: Count = 4
+    keep: Literal["shortest", "last"] = "shortest"  # shortest: as accurate as the base and shorter
     collapse_points: float = 10.0  # stop when dev accuracy falls that far below the base's
     collapse_truncated: Probability = 0.20  # or when more than this share is truncated
     bf16: bool = False
@@ -98,7 +107,7 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _whole_groups(self) -> TrainSettings:
-        if self.method == "grpo" and self.batch_size % self.group:
+        if self.method in ("grpo", "drqa") and self.batch_size % self.group:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of group {self.group}")
         return self
 

@@ -12,7 +12,7 @@ problem, under a paired bootstrap over problems, with Holm's correction over all
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from math import nan
@@ -79,7 +79,11 @@ class MethodRow:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A comparison; `str()` gives the table for the terminal."""
+    """A comparison; `str()` gives the table for the terminal.
+
+    `judging` has, by method, the judging of held-out chains (share, low, high) before a training,
+    and then after each training of the grid.
+    """
 
     name: str
     reference: str
@@ -88,6 +92,7 @@ class Comparison:
     samples: int
     budget: int
     rows: tuple[MethodRow, ...]
+    judging: Mapping[str, tuple[tuple[float, float, float], ...]]
 
     def __str__(self) -> str:
         return "\n".join(lines_of(self))
@@ -160,6 +165,7 @@ def report(runs: Sequence[Path], directory: Path | None = None) -> Comparison:
         samples=per_problem,
         budget=recipes[0].compare.policy_tokens,
         rows=tuple(rows),
+        judging={name: judged for name in names if (judged := _judging(found[name]))},
     )
     _write(directory, result, found)
     page = compare_page(runs[0], recipes[0], result)
@@ -197,6 +203,19 @@ def _read(name: str, runs: Sequence[Path]) -> _Method:
         if grid.is_file():
             grids.append(json.loads(grid.read_text("utf-8")))
     return _Method(pl.concat(tables), grids, expected, cpu)
+
+
+def _judging(method: _Method) -> tuple[tuple[float, float, float], ...]:
+    found = [
+        point["judging"]
+        for grid in method.grids
+        for point in grid["points"]
+        if point.get("judging")
+    ]
+    scores = [each["after"] for each in found]
+    if found:
+        scores.insert(0, found[0]["before"])
+    return tuple((each["accuracy"], each["low"], each["high"]) for each in scores)
 
 
 def _by_problem(tables: Sequence[pl.DataFrame], column: str) -> npt.NDArray[np.float64]:
@@ -276,6 +295,7 @@ def _write(directory: Path, result: Comparison, found: dict[str, _Method]) -> No
             "tokens_trained": point["tokens_trained"],
             "seconds": point["seconds"],
             "cpu_seconds": point["cpu_seconds"],
+            "judging": (point.get("judging") or {}).get("after", {}).get("accuracy"),
         }
         for name, method in found.items()
         for number, grid in enumerate(method.grids)

@@ -88,15 +88,15 @@ def pilot_recipe(recipe: Recipe, problems: int) -> Recipe:
     """
     if recipe.compare.methods:
         raise RecipeError("--pilot: a comparison is many runs: forecast the recipe of a method")
+    if recipe.batch.k or recipe.train.method in ("drqa", "cft", "sft_batch"):
+        raise RecipeError(
+            "--pilot: batch prompts and labelled chains cannot be forecast: run the recipe with a "
+            "few problems instead, as in --set problems.train=40"
+        )
     if recipe.sample.imported:
         raise RecipeError(
             f"--pilot: the responses of {recipe.sample.imported} are there already, and cannot be "
             "taken in part: put some of them into a file of their own and import that"
-        )
-    if recipe.batch.k:
-        raise RecipeError(
-            "--pilot: batch prompts are not forecast: set batch.k to [], or run the recipe with "
-            "fewer problems"
         )
     own, evaluate = recipe.problems, recipe.evaluate
     fewer = {split: min(getattr(own, split), problems) for split in ("train", "dev", "test")}

@@ -61,6 +61,8 @@ def training(run: Path) -> dict[str, Any] | None:
         "steps": int(done.get("steps", 0)),
         "collapsed": bool(done.get("collapsed", False)),
         "reason": str(done.get("reason", "")),
+        "judging": done.get("judging"),
+        "groups": done.get("groups"),
     }
 
 

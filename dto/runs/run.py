@@ -37,7 +37,10 @@ _BEFORE = {
     "test": ("problems",),
     "pilot": ("sample",),
 }
-_TRAINED_ON = {"o1_pruner": ("sample",), "drqa": ("label",), "grpo": (), "none": ()}
+_TRAINED_ON = {
+    "o1_pruner": ("sample",), "drqa": ("label",), "cft": ("label",),
+    "sft_batch": ("batch", "chain", "label"), "grpo": (), "none": (),
+}  # fmt: skip
 """What training methods read that read no pairs."""
 _WITH_MODEL = ("sample", "batch", "estimate", "optimize", "prune", "evaluate", "trace", "pilot")
 _SAMPLING = ("sample.temperature", "sample.top_p")
