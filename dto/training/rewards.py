@@ -23,8 +23,7 @@ def length_penalty(correct: Correct, lengths: Sequence[int], penalty: float) -> 
     """Right: 1 - penalty · sigmoid((length - mean) / deviation), wrong: 0 (2502.04463).
 
     Mean and standard deviation are those of the right responses to the problem. Where they are all
-    equally long, the sigmoid is one half. The paper gives this reward to PPO with a leave-one-out
-    baseline, we to GRPO.
+    equally long, the sigmoid is one half.
     """
     right = [length for length, good in zip(lengths, correct, strict=True) if good]
     mean, deviation = (fmean(right), pstdev(right)) if right else (0.0, 0.0)
