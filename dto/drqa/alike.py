@@ -127,7 +127,7 @@ def _unboxed(text: str) -> str:
     while match := _BOX.search(text):
         closing = closing_brace(text, match.end() - 1)
         if closing is None:
-            return text[: match.start()] + text[match.end() :]
+            return _BOX.sub("", text)
         text = text[: match.start()] + text[match.end() : closing] + text[closing + 1 :]
     return text
 

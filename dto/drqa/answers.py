@@ -9,14 +9,15 @@ in order.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from dto.drqa.headings import BARE
 from dto.drqa.mentions import CIRCLED, LAST, NEXT, mentions, place
-from dto.grading.extract import MAX_TEXT, closing_brace, final_answer, last_box
+from dto.grading.extract import MAX_TEXT, final_answer, last_box
 
-_BOX = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{")
+_BRACE = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _INLINE = re.compile(
     rf"(?:^|[\s,;:，；：(（])(?P<bare>\d{{1,2}}|[{CIRCLED}])[.)）、:：]?[\s*_$(\\\[]*$"
 )
@@ -43,7 +44,7 @@ def numbered_answers(conclusion: str, k: int) -> list[NumberedAnswer]:
     answer stands, but the numbers are in doubt).
     """
     conclusion = conclusion[-MAX_TEXT:]
-    boxes = list(_boxes(conclusion))
+    boxes = _boxes(conclusion)
     given: dict[int, list[str]] = {}
     if boxes:
         numbers = _numbers(conclusion, boxes, k)
@@ -70,21 +71,27 @@ def _answer(given: list[str], extra: bool) -> NumberedAnswer:
     return NumberedAnswer(given[-1], "extra_number" if extra else "")
 
 
-def _boxes(text: str) -> Iterator[_Box]:
-    """The complete boxes that stand in no other one."""
-    at = 0
-    while match := _BOX.search(text, at):
-        closing = closing_brace(text, match.end() - 1)
-        if closing is None:
-            at = match.end()
-            continue
-        at = closing + 1
-        yield _Box(match.start(), at, last_box(text[match.start() : at]) or "")
+def _boxes(text: str) -> list[_Box]:
+    """The complete boxes that stand in no other one, from left to right."""
+    opened: list[int] = []  # where the box of each open brace begins; -1: it is no box's
+    closed: list[tuple[int, int]] = []
+    for match in _BRACE.finditer(text):
+        token = match.group()
+        if token[-1] == "{" and token != r"\{":
+            opened.append(match.start() if len(token) > 1 else -1)
+        elif token == "}" and opened and (start := opened.pop()) >= 0:
+            closed.append((start, match.end()))
+    boxes: list[_Box] = []
+    for start, end in sorted(closed):
+        if not boxes or start >= boxes[-1].end:
+            boxes.append(_Box(start, end, last_box(text[start:end]) or ""))
+    return boxes
 
 
 def _numbers(text: str, boxes: list[_Box], k: int) -> list[int]:
     """The number of each box; 0 for one without."""
     marks = _marks(text, k)
+    starts = [start for start, _ in marks]
     numbers: list[int] = []
     for index, box in enumerate(boxes):
         line = text.rfind("\n", 0, box.start) + 1
@@ -93,13 +100,13 @@ def _numbers(text: str, boxes: list[_Box], k: int) -> list[int]:
         own = BARE.match(head) if before == line else None
         own = own or _INLINE.search(head)
         named = [mention.number for mention in mentions(head)]
-        above = [number for start, number in marks if start < line]
+        above = bisect_left(starts, line)
         if named:
-            numbers.append(_real(named[-1], numbers, k))
+            numbers.append(_real(named[-1], numbers[-1] if numbers else 0, k))
         elif own is not None:
             numbers.append(place(own["bare"]))
         else:
-            numbers.append(above[-1] if above else 0)
+            numbers.append(marks[above - 1][1] if above else 0)
     return numbers
 
 
@@ -109,7 +116,7 @@ def _marks(text: str, k: int) -> list[tuple[int, int]]:
     for line in re.finditer(r"[^\n]+", text):
         first = next(mentions(line.group()), None)
         if first is not None and first.start <= 20:
-            number = _real(first.number, [number for _, number in named], k)
+            number = _real(first.number, named[-1][1] if named else 0, k)
             named.append((line.start(), number))
     return named or [(match.start(), place(match["bare"])) for match in BARE.finditer(text)]
 
@@ -126,7 +133,6 @@ def _chunks(text: str, k: int) -> Iterator[tuple[int, str]]:
         yield number, chunk[cut:].lstrip(" :：.*-—\t").strip()
 
 
-def _real(number: int, before: list[int], k: int) -> int:
-    if number == NEXT:
-        return (before[-1] if before else 0) + 1
-    return k if number == LAST else number
+def _real(number: int, before: int, k: int) -> int:
+    """The number that is meant where "the next" or "the last" question is named."""
+    return {NEXT: before + 1, LAST: k}.get(number, number)

@@ -157,8 +157,7 @@ def balance(problems: Iterable[Sequence[Judged]], settings: LabelSettings, seed:
         found = verdicts(chains, settings)
         reasons.update(reason for reason, _ in found.dropped.values())
         for chain_id, verdict in found.classes.items():
-            problem_id = chain_id.partition("/")[0]
-            place = split_of(problem_id, seed, settings.held_out), verdict
+            place = split_of(chains[0].problem_id, seed, settings.held_out), verdict
             ranks.setdefault(place, []).append(rank(chain_id, seed))
     splits: tuple[Split, ...] = ("train", "dev") if settings.held_out else ("train",)
     counts = {(split, each): len(ranks.get((split, each), ()))

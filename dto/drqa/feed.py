@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -88,19 +89,29 @@ async def _feed_chain(run: Run, stage: Stage, tokenizer: PreTrainedTokenizerBase
     problems = await asyncio.to_thread(_asked, run)
 
     def made() -> Iterator[Group]:
-        for trajectory in tables.read(run.table("sample"), Trajectory):
-            row = vanilla_chain(problems[trajectory.problem_id], trajectory, tokenizer)
-            yield Group(row.id, (row,))
-        if run.recipe.batch.k:
-            for response in tables.read(run.table("batch"), BatchResponse):
-                asked = [problems[problem] for problem in response.problem_ids]
-                for row in batch_chains(asked, response, tokenizer):
-                    yield Group(row.id, (row,))
+        for alone in tables.read(run.table("sample"), Trajectory):
+            problem = problems[alone.problem_id]
+            key = Chain.make_id(problem.id, "vanilla", 1, alone.sample)
+            yield Group(key, (partial(vanilla_chains, problem, alone), 0))
+        if not run.recipe.batch.k:
+            return
+        for response in tables.read(run.table("batch"), BatchResponse):
+            asked = [problems[each] for each in response.problem_ids]
+            cut = cache(partial(cut_up, asked, response))  # once for all of its questions
+            for index, problem in enumerate(asked):
+                key = Chain.make_id(problem.id, "batch", response.k, response.sample)
+                yield Group(key, (cut, index))
 
-    async def same(row: Chain | Dropped) -> Chain | Dropped:
-        return row
+    def vanilla_chains(problem: Problem, alone: Trajectory) -> list[Chain | Dropped]:
+        return [vanilla_chain(problem, alone, tokenizer)]
 
-    await stage.feed(made(), same, window=run.recipe.window)
+    def cut_up(asked: Sequence[Problem], response: BatchResponse) -> list[Chain | Dropped]:
+        return list(batch_chains(asked, response, tokenizer))
+
+    async def work(cut: Callable[[], list[Chain | Dropped]], index: int) -> Chain | Dropped:
+        return (await asyncio.to_thread(cut))[index]
+
+    await stage.feed(made(), work, window=8)
 
 
 async def _feed_label(run: Run, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> None:

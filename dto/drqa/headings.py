@@ -21,7 +21,10 @@ _CLOSING = re.compile(
     r"(?:the\s{1,3})?(?:final\s{1,3}answers?|answers\s{1,3}are)\b|[\s#*_>-]*最[终終后後]答案",
     re.IGNORECASE,
 )
-_AFTER = re.compile(r"(?:\s{0,2}(?:[*_]{2}|[)）\]]|[:：.。,，、—–-])){1,4}|\s{0,3}(?=\n|$)")
+_TITLE = re.compile(r"\s*#.*|\s*(?P<bold>[*_]{2}).*?(?P=bold)[:：.]?")
+_AFTER = re.compile(
+    r"(?:\s?\([^()\n]{1,60}\))?(?:\s{0,2}(?:[*_]{2}|[)）\]]|[:：.。,，、—–-])){1,4}|\s{0,3}(?=\n|$)"
+)
 _SENTENCE = re.compile(r"[^.!?。！？\n]{0,200}(?:[.!?。！？]+(?=\s|$)|(?=\n|$)|(?<=[。！？]))")
 BARE = re.compile(
     rf"^[ \t]*(?:[*_]{{2}}|#{{1,6}}\s)?[(（]?(?P<bare>\d{{1,2}}|[{CIRCLED}])(?:[*_]{{2}})?"
@@ -67,13 +70,14 @@ def _turn(line: str, current: int, k: int) -> Heading | None:
     if first is None or not _leads(line, first):
         return None
     number = {NEXT: current + 1, LAST: k}.get(first.number, first.number)
-    after = _AFTER.match(line, first.end)
-    if after is not None:
-        return Heading(number, 0, after.end())
+    for whole in (_TITLE.match(line), _AFTER.match(line, first.end)):
+        if whole is not None and whole.end() >= first.end:
+            return Heading(number, 0, whole.end())
     # "Question 2 asks for the sum of both." says nothing else: it goes with the heading.
     rest = _SENTENCE.match(line, first.end)
-    whole = rest is not None and "=" not in rest.group() and rest.end() < len(line)
-    return Heading(number, 0, rest.end() if whole and rest is not None else first.end)
+    if rest is None or "=" in rest.group() or rest.end() == len(line):
+        return Heading(number, 0, first.end)
+    return Heading(number, 0, rest.end())
 
 
 def _leads(line: str, mention: tuple[int, int, int]) -> bool:

@@ -21,7 +21,7 @@ _PLACES = {
     for place, name in enumerate(names, start=1)
 }
 _PLACES |= {"两": 2, "1st": 1, "2nd": 2, "3rd": 3, "next": -1, "下": -1, "last": -2, "final": -2}
-_PLACES |= {"最后": -2} | {f"{place}th": place for place in range(4, 21)}
+_PLACES |= {"最后": -2, "最後": -2} | {f"{place}th": place for place in range(4, 21)}
 NEXT, LAST = -1, -2
 """Numbers of "the next question" and of "the last question"."""
 
@@ -37,18 +37,18 @@ _BY_ORDER = (
 _IN_CHINESE = (
     rf"第\s?(?P<chinese>[{_CHINESE}]|\d{{1,2}})\s?[个個道]?\s?(?:小?[题題]目?|[问問][题題]?)"
     rf"|(?:[问問][题題]|[题題]目?)\s?(?P<after>[{_CHINESE}]|\d{{1,2}})(?=[\s:：.。,，、)）*]|$)"
-    r"|(?P<next>下|最后)一?[个個道]?(?:小?[题題]目?|[问問][题題])"
+    r"|(?P<next>下|最后|最後)一[个個道]?(?:小?[题題]|[问問][题題])"
 )
 _MENTION = re.compile(
     rf"(?<![a-z])(?:{_BY_NUMBER}|{_BY_ORDER})|{_IN_CHINESE}", re.IGNORECASE | re.MULTILINE
 )
 _UNNUMBERED = re.compile(
-    rf"\b(?:previous|other|earlier|another|preceding|above|remaining|both|all|each|every|these)\s"
-    rf"{{1,3}}(?:of\s{{1,3}})?(?:the\s{{1,3}}|these\s{{1,3}})?"
+    rf"\b(?:previous|other|earlier|another|preceding|remaining|both|all|each)\s{{1,3}}"
+    rf"(?:of\s{{1,3}})?(?:the\s{{1,3}}|these\s{{1,3}})?"
     rf"(?:(?:two|three|four|five|\d)\s{{1,3}})?(?:{_NOUN})\b"
     rf"|\b(?:two|three|four|five|\d)\s{{1,3}}(?:questions|problems)\b"
-    r"|(?:上|前|另|每|其他|其它|所有的?|全部)[一两几]?[个個道]?(?:小?[题題]目?|[问問][题題])"
-    r"|[这這][两三四五][个個道]?(?:小?[题題]目?|[问問][题題])",
+    r"|(?:上一|前一|另一|每|其他|其它|所有的?|全部)[个個道]?(?:小?[题題]|[问問][题題])"
+    r"|[这這][两三四五][个個道]?(?:小?[题題]|[问問][题題])",
     re.IGNORECASE,
 )
 _NUMBER_GROUPS = ("number", "ordinal", "chinese", "after", "next")

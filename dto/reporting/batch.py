@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -144,9 +145,8 @@ def _rows(asked: pl.DataFrame, lost: dict[int, int]) -> list[BatchRow]:
         graded = part.filter(pl.col("grade") != "failed")
         failed = len(part) - len(graded) + lost.get(k, 0)
         right = (graded["grade"] == "correct").cast(pl.Float64).to_numpy()
-        accuracy = _wider(graded, lambda by, values=right: statistics.proportion(values, by))
-        tokens_N = graded["tokens"].to_numpy()
-        tokens = _wider(graded, lambda by, values=tokens_N: statistics.mean(values, by))
+        accuracy = _wider(graded, partial(statistics.proportion, right))
+        tokens = _wider(graded, partial(statistics.mean, graded["tokens"].to_numpy()))
         gain = ratio = Estimate(nan, nan, nan, 0, 0)
         if k > 1 and failed <= MAX_FAILED * (len(part) + lost.get(k, 0)):
             gain, ratio = _against(graded, alone)
@@ -203,7 +203,7 @@ def _difficulty(asked: pl.DataFrame) -> list[DifficultyRow]:
     """The same by the pass rate of k = 1 (`dto.reporting.difficulty`).
 
     An answer of a batch prompt has no seed in common with a sample: it stands in the bins that
-    both halves of the samples give, half as much in each.
+    both halves of the samples give, half as much in each. Intervals are clustered by problem alone.
     """
     arms = []
     for (k,), part in asked.group_by("k", maintain_order=True):
@@ -227,7 +227,7 @@ def _dropped(run: Path) -> dict[str, dict[str, int]]:
     counts: Counter[tuple[int, str]] = Counter()
     for line in _dropped_lines(run / "chain"):
         parts = str(line["id"]).split("/")
-        counts[int(parts[2]) if len(parts) == 4 else 0, str(line["reason"])] += 1
+        counts[int(parts[-2]), str(line["reason"])] += 1
     found: dict[str, dict[str, int]] = {}
     for (k, reason), count in sorted(counts.items()):
         found.setdefault(str(k), {})[reason] = count

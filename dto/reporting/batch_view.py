@@ -35,13 +35,13 @@ def batch_lines(found: BatchReport) -> list[str]:
 
 def _k_lines(rows: Sequence[BatchRow]) -> list[str]:
     cells: list[tuple[str, ...]] = [
-        ("k", "answers", "accuracy % (95 %)", "gain (95 %)", "tokens (95 %)", "% of k = 1 (95 %)",
-         "trunc", "failed")
+        ("k", "n", "accuracy % (95 %)", "gain (95 %)", "tokens (95 %)", "% of k=1 (95 %)", "trunc",
+         "fail")
     ]  # fmt: skip
     for row in rows:
         tokens = number(row.tokens, 1)
         if not isnan(row.tokens_low):
-            tokens += f" ({number(row.tokens_low, 1)}–{number(row.tokens_high, 1)})"
+            tokens += f" ({number(row.tokens_low, 0)}–{number(row.tokens_high, 0)})"
         alone = isnan(row.ratio)
         cells.append(
             (

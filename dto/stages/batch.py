@@ -85,7 +85,8 @@ async def _grade(
         return _Graded((failed,) * k, nothing, nothing, reason)
     if completion.finish_reason == "length" or not reading.closed:
         return _Graded((truncated,) * k, nothing, nothing, "")
-    found = numbered_answers(reading.text[slice(*reading.conclusion)], k)
+    conclusion = reading.text[slice(*reading.conclusion)]
+    found = await asyncio.to_thread(numbered_answers, conclusion, k)
     grades: list[Grade] = []
     answers, reasons = [], []
     for problem, given in zip(problems, found, strict=True):

@@ -7,6 +7,7 @@ that cannot be cut out cleanly is dropped with the reason.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +20,8 @@ from dto.text import char_ends, tokens_within
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
 
 def vanilla_chain(
     problem: Problem, trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase
@@ -26,7 +29,7 @@ def vanilla_chain(
     """The chain of a question that was asked alone: all of the thinking.
 
     Dropped as `truncated`, `failed`, `names_a_question` (one by number: batch chains that do are
-    dropped, too) or `empty`.
+    dropped, too), `empty` or `answer_not_reached` (the answer is a number that is not in it).
     """
     found = _Found(
         Chain.make_id(problem.id, "vanilla", 1, trajectory.sample), "vanilla", 1,
@@ -48,8 +51,8 @@ def batch_chains(
     """The chains of the questions of one batch prompt, in the order asked.
 
     Dropped as `truncated` or `failed`, for the answer's fault (`dto.drqa.answers`), for what
-    `dto.drqa.split` says, as `quotes_another` (the chain names another question, or quotes it) or
-    `empty`.
+    `dto.drqa.split` says, as `quotes_another` (the chain names another question, or quotes it),
+    `empty` or `answer_not_reached`: then it may be another question's.
     """
     start = response.thinking.start
     thinking = response.text[slice(*response.thinking)]
@@ -104,6 +107,9 @@ def _chain(
 ) -> Chain | Dropped:
     if not text or not found.span.length:
         return Dropped(found.id, "empty", f"{found.source_id}: nothing was thought")
+    answer = found.answer.replace(",", "")
+    if _NUMBER.fullmatch(answer) and answer not in _NUMBER.findall(text.replace(",", "")):
+        return Dropped(found.id, "answer_not_reached", f"{found.source_id}: {answer}")
     return Chain(
         id=found.id,
         problem_id=problem.id,

@@ -78,3 +78,11 @@ def test_any_text_gives_k_answers_or_faults(text, k):
     found = numbered_answers(text, k)
     assert len(found) == k
     assert all(each.answer or each.fault for each in found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\\boxed{" * 25_000, "1. \\boxed{7}\n" * 20_000, "question 1 " * 20_000, "1. " * 60_000],
+)
+def test_a_looping_response_takes_no_time(text):
+    assert len(numbered_answers(text, 3)) == 3

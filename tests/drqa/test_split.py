@@ -34,7 +34,57 @@ def test_chains_do_not_say_which_question_they_are_about(thinking):
         assert chain[0] not in " :：,，."
 
 
+TOLD = (
+    "she sold 48 / 2 = 24, so 72.", "50 minutes are 10 dollars.", "he writes 3 * 2 * 104 = 624.",
+)  # fmt: skip
+MANNERS = {
+    "hash": ("### Problem 1\n", "### Problem 2\n", "### Problem 3\n"),
+    "titles": ("### Problem 1: Natalia\n", "### Problem 2: Weng\n", "### Problem 3: James\n"),
+    "bold titles": ("**Problem 1: clips** ", "**Problem 2: pay** ", "**Problem 3: letters** "),
+    "bold": ("**Question 1**: ", "**Question 2**: ", "**Question 3**: "),
+    "bold lines": ("**1. Problem 1**\n", "**2. Problem 2**\n", "**3. Problem 3**\n"),
+    "remarks": ("Problem 1 (clips): ", "Problem 2 (pay): ", "Problem 3 (letters): "),
+    "short": ("Q1: ", "Q2: ", "Q3: "),
+    "words": ("Question one: ", "Question two: ", "Question three: "),
+    "signs": ("Question #1: ", "Question #2: ", "Question #3: "),
+    "for": ("For question 1, ", "For question 2, ", "For question 3, "),
+    "asks": ("Question 1 asks how many she sold. ", "Question 2 asks how much she earned. ",
+             "Question 3 is about letters. "),
+    "lines": ("Let's start with problem 1.\n", "Now, let's move on to problem 2.\n",
+              "Finally, let's tackle problem 3.\n"),
+    "ordinals": ("Let me begin with the first problem. ", "Next, the second problem. ",
+                 "Lastly, the third problem. "),
+    "next and last": ("Let me begin with the first problem. ", "On to the next problem. ",
+                      "Now the last problem. "),
+    "chinese": ("第一题：", "第二题：", "第三题："),
+    "chinese after": ("问题一：", "问题二：", "问题三："),
+    "chinese titles": ("题目1：", "题目2：", "题目3："),
+    "chinese bold": ("**第1题**\n", "**第2题**\n", "**第3题**\n"),
+    "chinese spoken": ("先看第一个问题，", "再看第二个问题，", "最后看第三个问题，"),
+    "chinese next": ("好，第一题，", "下一题。", "最后一题。"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("manner", MANNERS.values(), ids=MANNERS)
+def test_the_manner_of_a_heading_leaves_no_trace(manner):
+    told = zip(manner, TOLD, strict=True)
+    thinking = "Okay, there are three of them.\n\n" + "\n\n".join(
+        f"{heading}{text}\nWait, let me check: {text}" for heading, text in told
+    )
+    pieces = split(thinking, THREE)
+    assert [piece.reason for piece in pieces] == ["", "", ""]
+    for number, (piece, text) in enumerate(zip(pieces, TOLD, strict=True), start=1):
+        chain = alike(thinking[piece.heading.end : piece.span.end], number)
+        assert chain == f"{text[0].upper()}{text[1:]} Wait, let me check: {text}"
+
+
 DROPPED = {
+    "within a line": ("Question 1: 72. Next, question 2: 10. And question 3: 624.",
+                      ["runs_on", "no_heading", "no_heading"]),
+    "in a sentence": ("Question 1: 72.\n\nQuestion 2: 10. The third problem gives 624.",
+                      ["", "runs_on", "no_heading"]),
+    "an idiom": ("Question 1: 48.\n\nThe second problem is that May is half.\n\nQuestion 2: 10."
+                 "\n\nBack to question 1: 72.\n\nQuestion 3: 6.", ["interleaved", "", ""]),
     "no heading": ("She sold 48 + 24 = 72. Then 10 dollars. Then 624.", ["no_heading"] * 3),
     "empty": ("", ["no_heading"] * 3),
     "missing": ("Question 1: 72.\n\nQuestion 3: 624.", ["runs_on", "no_heading", ""]),
@@ -74,6 +124,8 @@ def test_a_summary_belongs_to_nobody():
         "Unlike the third problem this has a rate.",
         "和第三题一样，乘以52。",
         "All three questions are alike.",
+        "这三道题都一样。",
+        "和上一题一样。",
         "Now the next question.",
     ],
 )
@@ -82,7 +134,14 @@ def test_other_questions_are_named(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["So for question 2 it is 10.", "The question asks for dollars.", "第二题是10美元。"]
+    "text",
+    [
+        "So for question 2 it is 10.",
+        "The question asks for dollars.",
+        "第二题是10美元。",
+        "I know how these problems go.",
+        "我再看一下题目。",
+    ],
 )
 def test_the_own_question_is_none_of_them(text):
     assert not others(text, 2, THREE[1])
@@ -169,3 +228,15 @@ def test_alike(text, chain):
 def test_alike_has_no_white_space_to_tell(text, number):
     chain = alike(text, number)
     assert chain == " ".join(chain.split())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\\boxed{" * 25_000, "Question 1. 7\n" * 20_000, "So, now, " * 20_000, "1. 7\n" * 40_000,
+     "a" * 200_000, " \n" * 100_000, "the first problem " * 10_000],
+)  # fmt: skip
+def test_a_looping_response_takes_no_time(text):
+    assert len(split(text, THREE)) == 3
+    assert isinstance(alike(text, 1), str)
+    others(text, 1, "?")
+    quoted(text, THREE[0], THREE[1:])

@@ -9,12 +9,13 @@ import polars as pl
 import pytest
 
 from dto import tables
+from dto.drqa.feed import _pass_rates
 from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.errors import DtoError
 from dto.pipeline import run_stages
 from dto.recipe import Recipe
 from dto.records import Dropped, Problem, Trajectory
-from dto.runs.run import open_run
+from dto.runs.run import Run, open_run
 from dto.seeds import derive
 from dto.stages.batch import batch
 from dto.stages.chain import batch_chains, vanilla_chain
@@ -97,6 +98,7 @@ async def test_chains_hold_the_tokens_of_their_reasoning(context, tokenizer):
         (HEADED.replace("Wait,", THREE[2][:80]) + LIST, ["", "quotes_another", ""]),
         ("Question 1:\n\nQuestion 2: 10.\n\nQuestion 3: 624." + LIST, ["empty", "", ""]),
         ("72, 10 and 624." + LIST, ["no_heading"] * 3),
+        (HEADED + LIST.replace("10", "11"), ["", "answer_not_reached", ""]),
     ],
 )  # fmt: skip
 async def test_what_is_no_chain_has_its_reason(context, tokenizer, reply, reasons):
@@ -165,6 +167,15 @@ def test_every_question_is_accounted_for(run):
             counts[chain.source_id] += chain.tokens
     assert all(counts[row.id] <= row.thinking_tokens.length for row in responses)
     assert not [chain for chain in chains if "uestion" in chain.text]
+
+
+def test_pass_rates_are_those_of_the_samples(run):
+    rates = _pass_rates(Run(run, Recipe.model_validate(RECIPE), False, -1))
+    grades: dict[str, list[bool]] = {}
+    for row in tables.read(run / "sample" / "rows.parquet", Trajectory):
+        grades.setdefault(row.problem_id, []).append(row.grade == "correct")
+    assert rates == {problem: sum(each) / len(each) for problem, each in grades.items()}
+    assert len(set(rates.values())) > 1
 
 
 def test_labels_are_rows_for_people_too(run):
