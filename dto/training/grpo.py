@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from accelerate.utils import gather_object
@@ -127,14 +128,14 @@ class OnlineTrainer(Mannered, GRPOTrainer):
         step, self._rewarded = self._rewarded, Groups()
         self.groups = self.groups.plus(step)
         responses = step.groups * self.recipe.train.group
-        divergence = self._metrics["train"]["kl"][-1:]
+        divergence = self._metrics["train"].pop("kl", [])  # of each batch of the step
         return {
             "reward": round(step.reward / step.rewarded, 6) if step.rewarded else None,
             "groups": step.groups,
             "without_advantage": step.flat,
             "unreadable": step.unreadable,
             "tokens_mean": round(step.tokens / responses, 2) if responses else None,
-            "kl": round(divergence[0], 6) if divergence else None,
+            "kl": round(fmean(divergence), 6) if divergence else None,
         }
 
     def _responses(self, names: list[str], trainer: Any) -> dict[str, list[Any]]:
