@@ -41,6 +41,12 @@ _INTERJECTION = re.compile(
 )
 _SENTENCES = re.compile(r"(?<=[.!?])\s|(?<=[。！？])")
 _FIGURE = re.compile(r"[\d=^\\$<>≤≥√π∞]|\b[A-HJ-Z]\b|[一二三四五六七八九十百千]")
+_OVER_ALL = re.compile(
+    r"\b(?:check|verif|recap|sum up|summar|review|confirm|putting|go(?:ing)? (?:back )?over)\w*\b"
+    r"[^.!?\n]{0,40}?\b(?:everything|it all|all|each|both)\b|"
+    r"(?:检查|檢查|[验驗][证證]|回[顾顧]|[总總][结結])[^。！？\n]{0,12}(?:所有|全部|每|都|一遍)",
+    re.IGNORECASE,
+)
 _PIECES = re.compile(r"[a-z0-9]+|[\u4e00-\u9fff]", re.IGNORECASE)
 
 
@@ -72,6 +78,20 @@ def quoted(text: str, question: str, rest: Iterable[str]) -> bool:
     """Whether a chain quotes one of the `rest` of the questions, beyond its own question."""
     said, own = _grams(text), _grams(question)
     return any((_grams(other) - own) & said for other in rest)
+
+
+def goes_over_all(text: str, answers: Iterable[str]) -> bool:
+    """Whether a chain checks or sums up everything, with the `answers` to the other questions."""
+    match = _OVER_ALL.search(text)
+    if match is None:
+        return False
+    rest = _pieces(text[match.end() :])
+    told = [said for each in answers if (said := _pieces(each)).strip()]
+    return bool(told) and all(each in rest for each in told)
+
+
+def _pieces(text: str) -> str:
+    return f" {' '.join(_PIECES.findall(text.lower()))} "
 
 
 def _all(text: str) -> list[Mention]:

@@ -1,16 +1,17 @@
 r"""The answers that a conclusion gives to numbered questions.
 
 Each box belongs to the number in front of it on its line ("2. \boxed{7}", "(2) \boxed{7}",
-"Question 2: \boxed{7}"), else to the last heading above it. Without any box, what follows a number
-is read as a conclusion of its own. As many boxes as questions and no number at all are the answers
-in order.
+"Question 2: \boxed{7}"), or to the question named behind it ("\boxed{7} (Question 2)"), else to the
+last heading above it. Below a heading that names its question, bare numbers count steps, unless
+they list all questions. Without any box, what follows a number is read as a conclusion of its own.
+As many boxes as questions and no number at all are the answers in order.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from dto.drqa.headings import BARE
@@ -19,8 +20,11 @@ from dto.grading.extract import MAX_TEXT, final_answer, last_box
 
 _BRACE = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _INLINE = re.compile(
-    rf"(?:^|[\s,;:，；：(（])(?P<bare>\d{{1,2}}|[{CIRCLED}])[.)）、:：]?[\s*_$(\\\[]*$"
+    rf"(?:^|[,;:，；：、(（|]|\b(?i:and|are|so))[\s*_(（]*"
+    rf"(?P<bare>\d{{1,2}}|[{CIRCLED}])[.)）、:：]?[\s*_$(\\\[|]*$"
 )
+_CELL = re.compile(rf"[ \t]*\|[\s*_]*(?P<bare>\d{{1,2}}|[{CIRCLED}])[.)]?[\s*_]*\|")
+_BRACKET = re.compile(r"[\s*_$\\)\]]*[(（]")
 
 
 class NumberedAnswer(NamedTuple):
@@ -34,6 +38,12 @@ class _Box(NamedTuple):
     start: int
     end: int
     content: str
+
+
+class _Mark(NamedTuple):
+    start: int
+    number: int
+    named: bool
 
 
 def numbered_answers(conclusion: str, k: int) -> list[NumberedAnswer]:
@@ -90,42 +100,111 @@ def _boxes(text: str) -> list[_Box]:
 
 def _numbers(text: str, boxes: list[_Box], k: int) -> list[int]:
     """The number of each box; 0 for one without."""
-    marks = _marks(text, k)
-    starts = [start for start, _ in marks]
+    marks = _marks(text, k, boxes)
+    starts = [mark.start for mark in marks]
+    lists = _lists(text, boxes, marks, k)
+    behind = _behind(text, boxes)
     numbers: list[int] = []
     for index, box in enumerate(boxes):
         line = text.rfind("\n", 0, box.start) + 1
-        before = max(line, boxes[index - 1].end if index else 0)
-        head = text[before : box.start]
-        own = BARE.match(head) if before == line else None
-        own = own or _INLINE.search(head)
-        named = [mention.number for mention in mentions(head)]
-        above = bisect_left(starts, line)
-        if named:
-            numbers.append(_real(named[-1], numbers[-1] if numbers else 0, k))
-        elif own is not None:
-            numbers.append(place(own["bare"]))
+        head = _head(text, boxes, index)
+        place_above = bisect_left(starts, box.start)
+        above = marks[place_above - 1] if place_above else None
+        before = numbers[-1] if numbers else 0
+        bare = _bare(text, boxes, index)
+        named = [_real(mention.number, before, k) for mention in mentions(head)]
+        if behind[index]:
+            # Below a heading, "\boxed{7}. Now question 2." goes on to another one.
+            headed = above is not None and above.named and not _BRACKET.match(text, box.end)
+            numbers.append(above.number if above and headed else _real(behind[index], before, k))
+        elif bare and not (above and above.named and place_above not in lists):
+            numbers.append(bare)
+        elif named:
+            numbers.append(named[-1])
+        elif index and boxes[index - 1].end > line:
+            numbers.append(before)  # "1. \boxed{7} or \boxed{8}"
         else:
-            numbers.append(marks[above - 1][1] if above else 0)
+            numbers.append(above.number if above else 0)
     return numbers
 
 
-def _marks(text: str, k: int) -> list[tuple[int, int]]:
+def _head(text: str, boxes: list[_Box], index: int) -> str:
+    """What stands before a box on its line, behind the box before it."""
+    line = text.rfind("\n", 0, boxes[index].start) + 1
+    return text[max(line, boxes[index - 1].end if index else 0) : boxes[index].start]
+
+
+def _bare(text: str, boxes: list[_Box], index: int) -> int:
+    """The bare number that a box has on its line; 0 for none."""
+    head = _head(text, boxes, index)
+    found = None
+    if len(head) == boxes[index].start - text.rfind("\n", 0, boxes[index].start) - 1:
+        found = BARE.match(head) or _CELL.match(head)
+    found = found or _INLINE.search(head)
+    return place(found["bare"]) if found else 0
+
+
+def _lists(text: str, boxes: list[_Box], marks: list[_Mark], k: int) -> set[int]:
+    """The sections, by how many marks begin before, whose bare numbers go through all questions."""
+    starts = [mark.start for mark in marks]
+    listed: dict[int, set[int]] = {}
+    for index, box in enumerate(boxes):
+        listed.setdefault(bisect_left(starts, box.start), set()).add(_bare(text, boxes, index))
+    return {place for place, found in listed.items() if set(range(1, k + 1)) <= found}
+
+
+def _behind(text: str, boxes: list[_Box]) -> list[int]:
+    """The question that is named behind each box on its line, where all of the line have one.
+
+    0 throughout a line whose first box has a number in front.
+    """
+    found = [0] * len(boxes)
+    for index, box in enumerate(boxes):
+        line = text.rfind("\n", 0, box.start) + 1
+        if index and boxes[index - 1].end > line:
+            continue
+        head = text[line : box.start]
+        if next(mentions(head), None) or _bare(text, boxes, index):
+            continue
+        end = text.find("\n", box.end)
+        end = len(text) if end < 0 else end
+        own = [place for place in range(index, len(boxes)) if boxes[place].start < end]
+        ends = [*(boxes[place].start for place in own[1:]), end]
+        named = [
+            next(mentions(text[boxes[place].end : until]), None)
+            for place, until in zip(own, ends, strict=True)
+        ]
+        if all(named):
+            for place, mention in zip(own, named, strict=True):
+                found[place] = mention.number if mention else 0
+    return found
+
+
+def _marks(text: str, k: int, boxes: Sequence[_Box] = ()) -> list[_Mark]:
     """Where lines begin with a question's name, or with a bare number where none is named."""
-    named: list[tuple[int, int]] = []
+    named: list[_Mark] = []
+    starts = [box.start for box in boxes]
     for line in re.finditer(r"[^\n]+", text):
         first = next(mentions(line.group()), None)
-        if first is not None and first.start <= 20:
-            number = _real(first.number, named[-1][1] if named else 0, k)
-            named.append((line.start(), number))
-    return named or [(match.start(), place(match["bare"])) for match in BARE.finditer(text)]
+        if first is None or first.start > 20:
+            continue
+        bare = BARE.match(line.group())
+        if bare is not None and place(bare["bare"]) != first.number:
+            continue  # "3. As in question 1, …"
+        if bisect_left(starts, line.start()) < bisect_left(starts, line.start() + first.start):
+            continue  # it says whose the box before it is
+        number = _real(first.number, named[-1].number if named else 0, k)
+        named.append(_Mark(line.start(), number, True))
+    return named or [
+        _Mark(match.start(), place(match["bare"]), False) for match in BARE.finditer(text)
+    ]
 
 
 def _chunks(text: str, k: int) -> Iterator[tuple[int, str]]:
     """(number, what follows it) for each mark, without the mark itself."""
     marks = _marks(text, k)
-    ends = [*(start for start, _ in marks), len(text)][1:]
-    for (start, number), end in zip(marks, ends, strict=True):
+    ends = [*(mark.start for mark in marks), len(text)][1:]
+    for (start, number, _), end in zip(marks, ends, strict=True):
         chunk = text[start:end]
         bare = BARE.match(chunk)
         named = next(mentions(chunk), None)

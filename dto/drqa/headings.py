@@ -8,7 +8,7 @@ are headings where they count the questions up, once each, and nothing else name
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 from dto.drqa.mentions import CIRCLED, LAST, NEXT, mentions, place, unnumbered
@@ -45,8 +45,9 @@ def headings(text: str, questions: Sequence[str]) -> list[Heading]:
     """The turns of a text that deals with the questions, from left to right."""
     found: list[Heading] = []
     current = 0
+    asked = {mention.number for question in questions for mention in mentions(question)}
     for start, line in _lines(text):
-        turn = _turn(line, current, len(questions))
+        turn = _turn(line, current, len(questions), asked)
         if turn is not None and turn.number != current:
             current = turn.number
             found.append(Heading(current, start + turn.start, start + turn.end))
@@ -59,8 +60,12 @@ def _lines(text: str) -> list[tuple[int, str]]:
     return [(match.start(), match.group()) for match in re.finditer(r"[^\n]+", text)]
 
 
-def _turn(line: str, current: int, k: int) -> Heading | None:
-    """What a line turns to; None: it goes on."""
+def _turn(line: str, current: int, k: int, asked: Set[int]) -> Heading | None:
+    """What a line turns to; None: it goes on.
+
+    A number that a question itself names ("Question 2 of the test is worth 5 points") makes a
+    heading only where it is set off as one.
+    """
     first = next(mentions(line), None)
     every = next(unnumbered(line), None)
     if _CLOSING.match(line):
@@ -73,6 +78,8 @@ def _turn(line: str, current: int, k: int) -> Heading | None:
     for whole in (_TITLE.match(line), _AFTER.match(line, first.end)):
         if whole is not None and whole.end() >= first.end:
             return Heading(number, 0, whole.end())
+    if first.number in asked:
+        return None
     # "Question 2 asks for the sum of both." says nothing else: it goes with the heading.
     rest = _SENTENCE.match(line, first.end)
     if rest is None or "=" in rest.group() or rest.end() == len(line):

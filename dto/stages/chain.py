@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from dto.drqa.alike import alike, others, quoted
+from dto.drqa.alike import alike, goes_over_all, others, quoted
 from dto.drqa.records import BatchResponse, Chain, Origin
 from dto.drqa.split import split
 from dto.records import Dropped, Grade, Problem, Span, Trajectory
@@ -51,8 +51,8 @@ def batch_chains(
     """The chains of the questions of one batch prompt, in the order asked.
 
     Dropped as `truncated` or `failed`, for the answer's fault (`dto.drqa.answers`), for what
-    `dto.drqa.split` says, as `quotes_another` (the chain names another question, or quotes it),
-    `empty` or `answer_not_reached`: then it may be another question's.
+    `dto.drqa.split` says, as `quotes_another` (the chain names another question, quotes it, or
+    goes over all answers), `empty` or `answer_not_reached`: then it may be another question's.
     """
     start = response.thinking.start
     thinking = response.text[slice(*response.thinking)]
@@ -75,9 +75,15 @@ def batch_chains(
             continue
         text = thinking[piece.heading.end : piece.span.end]
         rest = questions[:index] + questions[index + 1 :]
-        named = others(text, index + 1, problem.question)
-        if named or quoted(text, problem.question, rest):
-            said = f"it says {named[0]!r}" if named else "it repeats another question"
+        told = response.answers[:index] + response.answers[index + 1 :]
+        said = ""
+        if named := others(text, index + 1, problem.question):
+            said = f"it says {named[0]!r}"
+        elif quoted(text, problem.question, rest):
+            said = "it repeats another question"
+        elif goes_over_all(text, told):
+            said = "it goes over all answers"
+        if said:
             yield Dropped(row_id, "quotes_another", f"{response.id}: {said}")
             continue
         if ends is None:

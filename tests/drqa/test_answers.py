@@ -26,6 +26,22 @@ CLEAN = {
     "chinese list": "答案：\n1、\\boxed{72}\n2、\\boxed{10}\n3、\\boxed{624}",
     "circled": "① \\boxed{72}\n② \\boxed{10}\n③ \\boxed{624}",
     "repeated alike": "1. \\boxed{72}\n2. \\boxed{10}\n3. \\boxed{624}\nAgain, 1. \\boxed{ 72 }",
+    "another order": "3. \\boxed{624}\n1. \\boxed{72}\n2. \\boxed{10}",
+    "behind": "\\boxed{72} (Question 1)\n\\boxed{624} (Question 3)\n\\boxed{10} (Question 2)",
+    "behind on one line": "\\boxed{72} is the answer to question 1, \\boxed{10} is that of question 2, "
+    "and \\boxed{624} of the third question.",
+    "chinese behind": "\\boxed{624}（第三题）\n\\boxed{72}（第一题）\n\\boxed{10}（第二题）",
+    "numbered steps": "### Question 1\n1. In April: 48\n2. Together \\boxed{72}\n### Question 2\n"
+    "1. \\boxed{10}\n### Question 3\n2. So it is 5. \\boxed{624}",
+    "figures": "1. First,\nso x = 3. \\boxed{72}\n2. Then\nit is 1. \\boxed{10}\n3. \\boxed{624}",
+    "another is named": "1. \\boxed{72}\n2. In problem 3 of the book: \\boxed{10}\n"
+    "3. In question 1 we had 72, here \\boxed{624}.",
+    "a remark": "Question 1 was easy.\n1. \\boxed{72}\n2. \\boxed{10}\n3. \\boxed{624}",
+    "table": "| Question | Answer |\n|---|---|\n| 3 | $\\boxed{624}$ |\n| 1 | $\\boxed{72}$ |\n"
+    "| 2 | $\\boxed{10}$ |",
+    "wide table": "| 2 | Weng | \\boxed{10} |\n| 1 | Natalia | \\boxed{72} |\n| 3 | J | \\boxed{624} |",
+    "both": "**Question 1**\n\\boxed{72}\n**Question 2**\n\\boxed{10}\n**Question 3**\n"
+    "\\boxed{624}\n\nSo 1. \\boxed{72}, 2. \\boxed{10}, 3. \\boxed{624}",
     "bold": "**1.** \\boxed{72}\n**2.** \\boxed{10}\n**3.** \\boxed{624}",
 }
 
@@ -40,6 +56,10 @@ FAULTY = {
     "missing": ("1. \\boxed{72}\n3. \\boxed{624}", ["", "no_answer", ""]),
     "twice": ("1. \\boxed{72}\n2. \\boxed{10}\n1. \\boxed{71}\n3. \\boxed{6}",
               ["answered_twice", "", ""]),
+    "two on a line": ("1. \\boxed{72} or \\boxed{73}\n2. \\boxed{1}\n3. \\boxed{6}",
+                      ["answered_twice", "", ""]),
+    "behind another heading": ("Question 1:\nSo \\boxed{7}. Now question 2.\nIt is \\boxed{8}.\n"
+                               "Question 3: \\boxed{9}", ["answered_twice", "no_answer", ""]),
     "extra": ("1. \\boxed{1}\n2. \\boxed{2}\n3. \\boxed{3}\n4. \\boxed{4}", ["extra_number"] * 3),
     "fewer boxes": ("\\boxed{72} and \\boxed{10}", ["unnumbered"] * 3),
     "more boxes": ("\\boxed{1}\\boxed{2}\\boxed{3}\\boxed{4}", ["unnumbered"] * 3),

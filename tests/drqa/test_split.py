@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto.drqa.alike import alike, others, quoted
+from dto.drqa.alike import alike, goes_over_all, others, quoted
 from dto.drqa.split import split
-from tests.drqa.responses import HEADED, NATALIA, SPLIT, THREE
+from tests.drqa.responses import HEADED, NATALIA, SPLIT, THREE, WENG
 
 FIGURES = (("48", "72"), ("50", "10"), ("3", "624"))
 
@@ -158,6 +158,38 @@ def test_a_quoted_question_is_found():
     assert quoted(text, THREE[1], [NATALIA])
     assert not quoted(text, NATALIA, THREE[1:])
     assert not quoted("She did 50 minutes.", NATALIA, THREE[1:])
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("624. Let me double-check everything: 72, 10 and 624.", True),
+        ("624. To sum up all the answers: 72, 10, 624.", True),
+        ("是624。检查一下所有结果：72，10，624。", True),
+        ("624. Let me double-check everything: 12 times 52 is 624.", False),
+        ("48 and 24 are 72, and 50 minutes are 10.", False),
+        ("Let me check each step: 72 / 3.", False),
+    ],
+)
+def test_a_chain_that_goes_over_all_answers_is_found(text, found):
+    assert goes_over_all(text, ["72", "10"]) is found
+    assert not goes_over_all(text, ["", ""])
+
+
+def test_a_question_that_names_others_is_no_turn_to_them():
+    """The second question is not taken up where the first one's words stand on a line."""
+    own = "Question 2 of a test gives 5 points, question 1 gives 7. How many do both give?"
+    thinking = (
+        "First question: there are two numbers.\n\nQuestion 2 gives 5 and the other 7: 12.\n\n"
+        "Second question: 50 minutes are 10 dollars."
+    )
+    first, second = split(thinking, [own, WENG])
+    assert "gives 5 and the other 7: 12." in thinking[slice(*first.span)]
+    assert thinking[second.heading.end : second.span.end].strip() == "50 minutes are 10 dollars."
+    titled = split("Question 1: 12.\n\nQuestion 2: 10.", [own, WENG])
+    assert [piece.reason for piece in titled] == ["", ""]
+    doubtful = split("Question 1: 12.\n\nQuestion 2 is simple, 10.", [own, WENG])
+    assert [piece.reason for piece in doubtful] == ["runs_on", "no_heading"]
 
 
 PARAGRAPHS = st.lists(

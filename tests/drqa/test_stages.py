@@ -96,6 +96,7 @@ async def test_chains_hold_the_tokens_of_their_reasoning(context, tokenizer):
         (HEADED + LIST + "\n4. \\boxed{5}", ["extra_number"] * 3),
         (HEADED.replace("Wait,", "As in question 1,") + LIST, ["", "quotes_another", ""]),
         (HEADED.replace("Wait,", THREE[2][:80]) + LIST, ["", "quotes_another", ""]),
+        (HEADED + "Let me check all of it again: 72, 10, 624." + LIST, ["", "", "quotes_another"]),
         ("Question 1:\n\nQuestion 2: 10.\n\nQuestion 3: 624." + LIST, ["empty", "", ""]),
         ("72, 10 and 624." + LIST, ["no_heading"] * 3),
         (HEADED + LIST.replace("10", "11"), ["", "answer_not_reached", ""]),
