@@ -36,6 +36,8 @@ _LENGTHS = (
     ("optimized", "prune", "tokens_after"),
     ("chosen", "pair", "chosen_tokens"),
     ("rejected", "pair", "rejected_tokens"),
+    ("to several questions", "batch", "len"),
+    ("labelled chains", "label", "tokens"),
 )
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"))
 
@@ -57,6 +59,8 @@ class Origin:
 
 CITATIONS: Mapping[str, tuple[str, str]] = {
     "2505.21765": ("DTO", "dynamic thinking-pattern optimization: exits, pruning, pairs"),
+    "2508.17803": ("DRQA", "batch prompts, labelled chains, training on judging them"),
+    "2501.17703": ("CFT", "the verdict on a chain, imitated"),
     "2504.15895": ("DEER", "dynamic early exit in reasoning"),
     "2405.14734": ("SimPO", "the loss, with a reference-free reward"),
     "2401.08417": ("CPO", "the NLL anchor beside it"),
@@ -168,7 +172,7 @@ def write_card(
         configs=[(table, paths, rows[table.config]) for table, paths in configs],
         sources=sources,
         models=models(recipe),
-        prompts=_prompts(recipe),
+        prompts=_prompts(recipe, published.stages),
         dropped=_dropped(folder, published.stages),
         lengths=_length_lines(lengths),
         pictures=pictures,
@@ -196,13 +200,16 @@ def render_card(template: str, metadata: str, **values: Any) -> str:
 
 def cited(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str, str]]:
     """(arXiv id, short name, what of it) of the methods that a run made use of."""
-    used = ["2505.21765"]
+    together = [] if {"batch", "chain", "label"}.isdisjoint(stages) else ["2508.17803"]
+    cut = {"segment", "estimate", "optimize", "prune", "pair"} & set(stages)
+    used = [*(["2505.21765"] if cut or not together else []), *together]
     if any(exit.policy == "deer" for exit in recipe.evaluate.exits) and "evaluate" in stages:
         used.append("2504.15895")
     if "train" in stages:
         used += {
             "simpo": ["2405.14734", "2401.08417"], "dpo": ["2305.18290"],
             "o1_pruner": ["2501.12570"], "grpo": ["2402.03300"],
+            "drqa": ["2402.03300"], "cft": ["2501.17703"],
         }.get(recipe.train.method, [])  # fmt: skip
     used += {"shortest": ["2412.21187"], "token_budget": ["2503.04472"]}.get(recipe.pair.data, [])
     return [(number, *CITATIONS[number]) for number in used]
@@ -259,13 +266,20 @@ def _pictures(
     return found
 
 
-def _prompts(recipe: Recipe) -> list[tuple[str, str]]:
+def _prompts(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str]]:
     """(purpose, text) of what the model was shown, as Markdown that it cannot end."""
     family = recipe.model.family
     asked = recipe.model.prompt or (
         "solve" if recipe.sample.imported else prompt_of(recipe.problems)
     )
     shown = [("sample, evaluate: how a question is asked", render(asked, family, question="…"))]
+    if "batch" in stages:
+        asked = render("batch", family, questions="1. …\n2. …", k=2)
+        shown.append(("batch: how two questions are asked together", asked))
+    if "label" in stages:
+        asked = render("compare", family, question="…", reasoning="…", answer="…", a="…", b="…",
+                       c="…")  # fmt: skip
+        shown.append(("label, train: how a chain is judged", asked))
     shown += [(purpose, render(name, family)) for name, purpose in PROMPTS.items()]
     if recipe.prune.judge == "llm":
         text = render("patterns", JUDGE, question="…", answer="", patterns="…", first="2", last="…")

@@ -1,7 +1,8 @@
 """A run as the folder that goes up: the stages' own files, and the card.
 
-The tables themselves are the dataset's data files, so nothing is stored twice but the questions,
-which have a file for each of their splits beside. Files are linked where the disk can do that.
+The tables themselves are the dataset's data files, so nothing is stored twice but questions and
+labels, which have a file for each of their splits beside. Files are linked where the disk can do
+that.
 """
 
 from __future__ import annotations
@@ -112,8 +113,9 @@ def build(
             (folder / stage).mkdir()
             if _stage(run / stage, folder / stage, private):
                 redacted.append(stage)
-        if "problems" in stages:
-            _by_split(folder / "problems")
+        for table in TABLES:
+            if not table.split and table.stage in stages:
+                _by_split(folder / table.stage)
         mark = {
             "format": FORMAT, "name": shared.name, "seed": shared.seed, "stages": list(stages),
             "redacted": redacted,
@@ -191,10 +193,10 @@ def _shared_manifest(done: Mapping[str, Any], private: Private) -> dict[str, Any
     return shown | {"config": private.redact_all(said.get("config", {}))}
 
 
-def _by_split(problems: Path) -> None:
-    with pq.ParquetFile(problems / "rows.parquet") as file:
+def _by_split(stage: Path) -> None:
+    with pq.ParquetFile(stage / "rows.parquet") as file:
         for split, name in SPLITS.items():
-            path = problems / f"{name}.parquet"
+            path = stage / f"{name}.parquet"
             rows = 0
             with pq.ParquetWriter(path, file.schema_arrow, compression="zstd") as writer:
                 for batch in file.iter_batches(batch_size=tables.ROW_GROUP):

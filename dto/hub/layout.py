@@ -10,14 +10,17 @@ FORMAT = 1
 BESIDE = ("rows.parquet", "timings.parquet", "usage.parquet", "dropped.jsonl", "manifest.json")
 """What a stage leaves behind; all of it is read again when a run goes on."""
 OF_TRAINING = (
-    "history.jsonl", "effort.jsonl", "dropped.jsonl", "result.json", "training.json",
-    "manifest.json",
+    "history.jsonl", "effort.jsonl", "judging.jsonl", "steps.jsonl", "dropped.jsonl", "result.json",
+    "training.json", "manifest.json",
 )  # fmt: skip
 """The same of `train`, but for the weights, which are a model of their own on the Hub."""
 
 
 class Table(NamedTuple):
-    """One stage's table as a config of the dataset; `rows.parquet` itself is the config's file."""
+    """One stage's table as a config of the dataset; `rows.parquet` itself is the config's file.
+
+    Without a `split` the rows have one of their own, and the config a file for each of them.
+    """
 
     stage: str
     config: str
@@ -27,11 +30,16 @@ class Table(NamedTuple):
 
 TABLES = (
     Table("pair", "pairs", "train", "preference pairs: prompt, chosen, rejected"),
+    Table(
+        "label", "labels", "", "chains with the question about each, and the letter that is right"
+    ),
     Table("sample", "trajectories", "train", "sampled responses: token ids, text, thinking, grade"),
     Table("segment", "segments", "train", "thinking patterns: spans over tokens and text, kind"),
     Table("estimate", "exits", "train", "how likely an answer given there is right, with interval"),
     Table("optimize", "finalized", "train", "trajectories truncated at their exit, concluded"),
     Table("prune", "optimized", "train", "the same after pruning, with the judge's verdicts"),
+    Table("batch", "batch_responses", "train", "responses to several numbered questions, grades"),
+    Table("chain", "chains", "train", "the reasoning about one question, asked alone or together"),
     Table("evaluate", "evaluation", "test", "answers by model and exit: grade, tokens, trials"),
     Table("problems", "problems", "", "questions with gold answers"),
     Table("test", "test_sets", "test", "the questions of the test sets that the recipe names"),
@@ -40,7 +48,7 @@ TABLES = (
 )
 """In the order of the card; the first that a run has is what `load_dataset` gives unasked."""
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}
-"""The problems' own splits, by the Hub's names: their config has a file for each of them."""
+"""The splits that rows have of their own, by the Hub's names."""
 
 
 def by_config(name: str) -> Table | None:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from dto.drqa.probe import BOUND, Probe
 from dto.reporting.batch import BatchReport, BatchRow, Labels
 from dto.reporting.difficulty import DifficultyRow
-from dto.reporting.picture import COLOURS, INK, MARKERS
+from dto.reporting.picture import COLOURS, INK, MARKERS, TEXT, plain
 from dto.reporting.table import aligned, interval, number, percent, points
 
 
@@ -99,12 +99,22 @@ def _counted(counts: dict[str, int]) -> str:
 
 
 def draw_batch(found: BatchReport, directory: Path, title: str) -> list[Path]:
-    """Write `batch.png` and `batch.svg`: tokens and accuracy against k; nothing without figures.
+    """Write `batch.png` and `batch.svg`; nothing without figures."""
+    if not found.rows:
+        return []
+    paths = [directory / "batch.png", directory / "batch.svg"]
+    with rc_context(TEXT | {"svg.hashsalt": "dto"}):
+        figure = batch_figure(found, title)
+        figure.savefig(paths[0], metadata={"Software": None})
+        figure.savefig(paths[1], metadata={"Date": None})
+    return paths
+
+
+def batch_figure(found: BatchReport, title: str = "") -> Figure:
+    """Tokens and accuracy against k.
 
     The line of all questions has its intervals; those of each difficulty are thin.
     """
-    if not found.rows:
-        return []
     figure = Figure(figsize=(9.6, 4.2), dpi=150, layout="constrained")
     tokens, accuracy = figure.subplots(1, 2)
     rows = found.rows
@@ -138,15 +148,10 @@ def draw_batch(found: BatchReport, directory: Path, title: str) -> list[Path]:
         axes.set_ylim(bottom=0)
         axes.set_xlabel("questions in one prompt", color=INK)
         axes.set_ylabel(what, color=INK)
-        axes.grid(color="#e5e5e5", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=INK, labelsize=9)
-    figure.suptitle(title, fontsize=10, color=INK)
+        plain(axes)
+    if title:
+        figure.suptitle(title, fontsize=10, color=INK)
     handles, names = tokens.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=8.5)
-    paths = [directory / "batch.png", directory / "batch.svg"]
-    with rc_context({"svg.hashsalt": "dto"}):
-        figure.savefig(paths[0], metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None})
-    return paths
+    figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=8.5,
+                  labelcolor=INK)  # fmt: skip
+    return figure

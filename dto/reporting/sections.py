@@ -21,6 +21,7 @@ from dto.reporting.page import Headline, LeftOut, Section, Table, drawn, render_
 from dto.reporting.picture import front
 from dto.reporting.reproduce import public_names
 from dto.reporting.table import interval, number, percent, points
+from dto.reporting.together import batch_section
 
 if TYPE_CHECKING:
     from dto.stages.report import Report
@@ -31,9 +32,11 @@ R = TypeVar("R")
 def run_page(run: Path, recipe: Recipe, report: Report) -> str:
     """The HTML of a run's report."""
     report = _public(report)
+    together = batch_section(report)
     sections = [
         _front(report),
         _difficulty(report),
+        *([together] if together is not None else []),
         _positions(report),
         _calibration(report),
         cost_section(report),

@@ -28,8 +28,8 @@ CLEAN = {
     "repeated alike": "1. \\boxed{72}\n2. \\boxed{10}\n3. \\boxed{624}\nAgain, 1. \\boxed{ 72 }",
     "another order": "3. \\boxed{624}\n1. \\boxed{72}\n2. \\boxed{10}",
     "behind": "\\boxed{72} (Question 1)\n\\boxed{624} (Question 3)\n\\boxed{10} (Question 2)",
-    "behind on one line": "\\boxed{72} is the answer to question 1, \\boxed{10} is that of question 2, "
-    "and \\boxed{624} of the third question.",
+    "behind on one line": "\\boxed{72} is the answer to question 1, \\boxed{10} is that of "
+    "question 2, and \\boxed{624} of the third question.",
     "chinese behind": "\\boxed{624}（第三题）\n\\boxed{72}（第一题）\n\\boxed{10}（第二题）",
     "numbered steps": "### Question 1\n1. In April: 48\n2. Together \\boxed{72}\n### Question 2\n"
     "1. \\boxed{10}\n### Question 3\n2. So it is 5. \\boxed{624}",
@@ -39,7 +39,8 @@ CLEAN = {
     "a remark": "Question 1 was easy.\n1. \\boxed{72}\n2. \\boxed{10}\n3. \\boxed{624}",
     "table": "| Question | Answer |\n|---|---|\n| 3 | $\\boxed{624}$ |\n| 1 | $\\boxed{72}$ |\n"
     "| 2 | $\\boxed{10}$ |",
-    "wide table": "| 2 | Weng | \\boxed{10} |\n| 1 | Natalia | \\boxed{72} |\n| 3 | J | \\boxed{624} |",
+    "wide table": "| 2 | Weng | \\boxed{10} |\n| 1 | Natalia | \\boxed{72} |\n"
+    "| 3 | James | \\boxed{624} |",
     "both": "**Question 1**\n\\boxed{72}\n**Question 2**\n\\boxed{10}\n**Question 3**\n"
     "\\boxed{624}\n\nSo 1. \\boxed{72}, 2. \\boxed{10}, 3. \\boxed{624}",
     "bold": "**1.** \\boxed{72}\n**2.** \\boxed{10}\n**3.** \\boxed{624}",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import datasets
 import polars as pl
 import pytest
 
@@ -12,6 +14,7 @@ from dto import tables
 from dto.drqa.feed import _pass_rates
 from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.errors import DtoError
+from dto.hub.publish import publish
 from dto.pipeline import run_stages
 from dto.recipe import Recipe
 from dto.records import Dropped, Problem, Trajectory
@@ -20,6 +23,7 @@ from dto.seeds import derive
 from dto.stages.batch import batch
 from dto.stages.chain import batch_chains, vanilla_chain
 from dto.stages.sample import sample
+from dto.viewer.page import view
 from tests.drqa.responses import HEADED, THREE
 from tests.stages.script import CUT, FAIL
 
@@ -133,7 +137,7 @@ RECIPE = {
     "problems": {"train": 24, "dev": 2, "test": 2},
     "sample": {"samples": 2, "temperature": 1.0, "top_p": 1.0, "max_tokens": 320},
     "batch": {"k": [2, 5]},
-    "label": {"held_out": 0.0},
+    "label": {"held_out": 0.4},
     "train": {"method": "none"},
     "evaluate": {"samples": 1, "temperature": 1.0, "top_p": 1.0, "models": ["base"]},
 }
@@ -201,6 +205,47 @@ def test_the_report_has_the_figure(run):
     assert (five["answers"], five["responses"]) == (20, 4)
     assert found["labels"]["counts"]["train"]["concise"] > 0
     assert (run / "report" / "batch.png").stat().st_size > 1000
+
+
+def test_the_page_has_figure_labels_and_probe(run):
+    html = (run / "report" / "report.html").read_text("utf-8")
+    section = html[html.index('id="batch"') :].partition("</section>")[0]
+    assert "<svg" in section and 'id="batch-' in section
+    found = json.loads((run / "report" / "report.json").read_text("utf-8"))["batch"]
+    for row in found["rows"]:
+        assert f"<td>{row['answers']}</td>" in section
+    concise = found["labels"]["counts"]["train"]["concise"]
+    assert f"<td>{concise}</td>" in section
+    assert "without length" in section and "length alone" in section
+    assert f"{found['labels']['format']['auc']:.3f}" in section
+    assert "surplus (the classes are balanced)" in html
+
+
+def test_the_labels_are_a_dataset(run, tmp_path):
+    """The Hub's own reader finds them, their held-out chains as its validation split."""
+    place = tmp_path / "run"
+    shutil.copytree(run, place)
+    held = open_run(place, Recipe.model_validate(RECIPE))
+    done = publish(held, "user/tiny", dry_run=True)
+    held.close()
+    labels = datasets.load_dataset(str(done.folder), cache_dir=str(tmp_path / "cache"))
+    table = pl.read_parquet(run / "label" / "rows.parquet")
+    for split, name in (("train", "train"), ("dev", "validation")):
+        own = table.filter(split=split)
+        assert own.height and labels[name]["id"] == own["id"].to_list()
+        assert labels[name]["prompt"] == own["prompt"].to_list()
+        assert labels[name]["options"] == own["options"].to_list()
+    for config, stage in (("batch_responses", "batch"), ("chains", "chain")):
+        rows = datasets.load_dataset(str(done.folder), config, cache_dir=str(tmp_path / "cache"))
+        assert rows["train"].num_rows == pl.read_parquet(run / stage / "rows.parquet").height
+    assert "2508.17803" in done.card and "| chain | `no_answer` |" in done.card
+    assert "Answer each question." in done.card and "Which holds for the reasoning?" in done.card
+
+
+def test_the_viewer_shows_the_run(run, tmp_path):
+    html = tmp_path / "view.html"
+    view(run, html)
+    assert html.stat().st_size > 1000
 
 
 def test_more_questions_than_there_are(tmp_path):
