@@ -57,7 +57,7 @@ def batch_chains(
     start = response.thinking.start
     thinking = response.text[slice(*response.thinking)]
     questions = [problem.question for problem in problems]
-    whole = response.grades[0] not in ("truncated", "failed")
+    whole = any(grade in ("correct", "wrong") for grade in response.grades)
     pieces = split(thinking, questions) if whole else []
     ends: list[int] | None = None
     for index, problem in enumerate(problems):

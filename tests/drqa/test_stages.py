@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -90,6 +91,13 @@ async def test_chains_hold_the_tokens_of_their_reasoning(context, tokenizer):
         assert chain.length == len(tokenizer.encode(chain.text))
     assert chains[1].text.startswith("50 minutes are 50/60 of an hour. Wait,")
     assert [chain.grade for chain in chains] == list(row.grades)
+
+
+async def test_a_question_that_cannot_be_graded_costs_no_other_one(context, tokenizer):
+    row = replace(await asked(context, HEADED + LIST), grades=("failed", "correct", "wrong"))
+    first, *rest = batch_chains(PROBLEMS, row, tokenizer)
+    assert isinstance(first, Dropped) and first.reason == "failed"
+    assert [(chain.number, chain.grade) for chain in rest] == [(2, "correct"), (3, "wrong")]
 
 
 @pytest.mark.parametrize(
