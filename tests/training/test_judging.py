@@ -265,6 +265,15 @@ def test_lora_has_the_base_as_its_reference(
     assert (kept / "model.safetensors").exists() and not (kept / "adapter_config.json").exists()
 
 
+def test_judging_stops_on_collapse(run: RunFolder, tokenizer: PreTrainedTokenizerBase) -> None:
+    """It is solving that is watched: a model that cannot solve any more is not kept."""
+    training = with_labels(run, tokenizer, keep="last", collapse_points=-200.0)
+    result = fit(training.path, training.recipe, base=BASE)
+    assert result["collapsed"] and result["steps"] == 4 < 8
+    assert result["kept_step"] == 0 and "collapsed" in result["reason"]
+    assert [row.step for row in read_scores(run.path / "train" / "judging.jsonl")] == [0, 4]
+
+
 @pytest.mark.parametrize("method", ["drqa", "cft", "sft_batch"])
 def test_without_labelled_chains_the_base_is_kept(run: RunFolder, method: str) -> None:
     for stage in ("label", "chain", "batch"):
