@@ -2,10 +2,10 @@
 
     python -m benchmarks.viewer [--trajectories 10000] [--segments 10] [--sentences 8]
 
-Rows are generated, 6,400 characters each by default, of words drawn at random, which compress worse
-than a model's thinking. The first view is the time from the start of navigation until the list and
-the first row stand on the screen (`performance.now()` two frames later), in a fresh browser each
-time. Memory is the peak of `dto view`.
+Rows are generated, about 5,900 characters each by default, of words drawn at random, which compress
+worse than a model's thinking. The first view is the time from the start of navigation until the
+list and the first row stand on the screen (`performance.now()` two frames later), in a fresh
+browser each time. Memory is the peak of `dto view`.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from html import escape
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from shutil import copyfileobj
 from string import Template
@@ -77,8 +78,10 @@ def encode(tree: Node, texts: dict[str, int]) -> Any:
         return tree
     if isinstance(tree, Data):
         return texts.setdefault(tree.text, len(texts))
-    children = [encode(child, texts) for child in tree.children]
-    return [tree.tag, tree.attributes or 0, *children]
+    encoded: list[Any] = [tree.tag, tree.attributes or 0]
+    for child in tree.children:
+        encoded.append(child if isinstance(child, str) else encode(child, texts))
+    return encoded
 
 
 def _page(name: str, index: str) -> str:
@@ -116,7 +119,7 @@ class _Chunks:
         """Add a row; whether it was the last of its chunk."""
         before = len(self._texts)
         self._rows.append(encode(tree, self._texts))
-        self._size += sum(len(text) for text in list(self._texts)[before:])
+        self._size += sum(map(len, islice(self._texts, before, None)))
         return self._size >= CHUNK_CHARACTERS or len(self._rows) >= CHUNK_ROWS
 
     def flush(self) -> int:
