@@ -31,6 +31,10 @@ def label(
 ) -> list[LabelledChain | Dropped]:
     """The problem's chains with the letter that is right, the options in an order drawn for each.
 
+    With `label.shuffled: false` the letters always mean the same, as in the paper: A right but
+    could be more concise, B right and concise, C wrong. A model that cannot bind letters to words
+    can learn what each letter means then; it may also come to read the position alone.
+
     Dropped are those without a class (`dto.drqa.classes.verdicts`), and as `surplus` those that the
     balance does not keep.
     """
@@ -59,7 +63,7 @@ def _labelled(
     recipe: Recipe,
 ) -> LabelledChain:
     seed = derive(recipe.seed, chain.id, "options")
-    order = ORDERS[seed % len(ORDERS)]
+    order = ORDERS[seed % len(ORDERS)] if recipe.label.shuffled else VERDICTS
     options = tuple(WORDINGS[each] for each in order)
     prompt = chat_ids(
         judge_question(problem, chain, options, recipe.model.family), tokenizer, recipe.model

@@ -165,3 +165,31 @@ def test_the_letter_is_that_of_the_wording(tokenizer, family):
     assert [row for row in again if isinstance(row, LabelledChain)] == [
         row for row in found if row.problem_id == groups[0][0].problem_id
     ]
+
+
+def test_letters_can_mean_the_same_in_every_row(tokenizer) -> None:
+    recipe = make_recipe(
+        {
+            "name": "toy",
+            "model": {"family": "nano"},
+            "label": {"held_out": 0.0, "shuffled": False},
+        }
+    )
+    groups = by_problem(many(20))
+    kept = balance(groups, recipe.label, recipe.seed)
+    meant = {
+        (row.label, row.verdict, row.options)
+        for rows in groups
+        for row in label(
+            Problem(rows[0].problem_id, "toy", "train", "3 + 4?", "7"),
+            rows,
+            kept,
+            tokenizer,
+            recipe,
+        )
+        if isinstance(row, LabelledChain)
+    }
+    wordings = tuple(WORDINGS[each] for each in ("verbose", "concise", "wrong"))
+    assert meant == {
+        ("A", "verbose", wordings), ("B", "concise", wordings), ("C", "wrong", wordings)
+    }  # fmt: skip
