@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dto.binomial import clopper_pearson
 from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.engines import open_engine
@@ -45,7 +46,7 @@ from dto.seeds import content_id
 from dto.stages.estimate import estimate, roll_out
 from dto.stages.sample import sample
 from dto.stages.segment import segment
-from dto.statistics import bootstrap, clopper_pearson
+from dto.statistics import bootstrap
 
 ZONE = 0.10
 REFERENCE_ROLLOUTS = 1024

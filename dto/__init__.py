@@ -12,11 +12,13 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "sample": "dto.stages.sample",
+    "batch": "dto.stages.batch",
     "segment": "dto.stages.segment",
     "estimate": "dto.stages.estimate",
     "optimize": "dto.stages.optimize",
     "prune": "dto.stages.prune",
     "pair": "dto.stages.pair",
+    "label": "dto.stages.label",
     "train": "dto.stages.train",
     "evaluate": "dto.stages.evaluate",
     "report": "dto.stages.report",
@@ -36,6 +38,9 @@ _PUBLIC = {
     "ExitEstimate": "dto.records",
     "OptimizedTrajectory": "dto.records",
     "PreferencePair": "dto.records",
+    "BatchResponse": "dto.drqa.records",
+    "Chain": "dto.drqa.records",
+    "LabelledChain": "dto.drqa.records",
     "EvaluationRow": "dto.records",
     "Dropped": "dto.records",
 }

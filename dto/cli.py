@@ -16,6 +16,7 @@ import typer
 import yaml
 
 from dto.cli_grade import grade
+from dto.commands.hub import add_hub
 from dto.commands.pilot import add_pilot
 from dto.commands.view import view
 from dto.errors import DtoError, RecipeError
@@ -266,12 +267,16 @@ def import_(
 ) -> None:
     """Turn rows of prompt + response into trajectories; go on with `dto segment RUN`.
 
-    Dev and test problems come from the recipe's problems.source; without one there are none.
+    Rows of chosen + rejected become pairs; go on with `dto train RUN`. Dev and test problems come
+    from the recipe's problems.source; without one there are none.
     """
     from dto.pipeline import run_stages
+    from dto.stages.importing import holds_pairs
 
     name = Path(source).stem
     own = [f"sample.imported={json.dumps(source)}", f"model.name={json.dumps(model)}"]
+    if holds_pairs(source):
+        own.append("pair.data=imported")
     if recipe is None:
         parsed = _parsed([*(changes or []), *own])
         apart = {} if "problems.source" in parsed else {"dev": 0, "test": 0}
@@ -281,8 +286,17 @@ def import_(
         settings, _ = _recipe(recipe, [*(changes or []), *own])
     place = out or Path("runs") / name
     run = open_run(place, settings, resume=resume, overwrite=overwrite, allow_code_execution=code)
-    _within(run, lambda held: _print(run_stages(held, ("problems", "sample"))), "sample")
-    print(f"{run.path}: go on with dto segment {run.path}")
+    paired = settings.pair.data == "imported"
+    stages = ("problems", "sample", *(("pair",) if paired else ()))
+    _within(run, lambda held: _print(run_stages(held, stages)), stages[-1])
+    print(f"{run.path}: go on with dto {'train' if paired else 'segment'} {run.path}")
+
+
+def _import_rows(source: str, model: str, out: Path | None, changes: list[str] | None) -> None:
+    import_(source, model, out=out, changes=changes)
+
+
+add_hub(app, _within, _import_rows)
 
 
 @nano.command("train")

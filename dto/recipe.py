@@ -26,8 +26,10 @@ from dto.policy_files import read_policies
 from dto.prompts import families
 from dto.records import AnswerKind
 from dto.sequential import zone
+from dto.settings import BatchSettings as BatchSettings
 from dto.settings import CompareSettings as CompareSettings
 from dto.settings import Count, Probability, Settings
+from dto.settings import LabelSettings as LabelSettings
 from dto.settings import PairSettings as PairSettings
 from dto.settings import TrainSettings as TrainSettings
 
@@ -315,11 +317,13 @@ class Recipe(Settings):
     judge: JudgeSettings | None = None  # None: the policy itself, where prune.judge is llm
     problems: ProblemSettings = ProblemSettings()
     sample: SampleSettings = SampleSettings()
+    batch: BatchSettings = BatchSettings()
     segment: SegmentSettings = SegmentSettings()
     estimate: EstimateSettings = EstimateSettings()
     optimize: OptimizeSettings = OptimizeSettings()
     prune: PruneSettings = PruneSettings()
     pair: PairSettings = PairSettings()
+    label: LabelSettings = LabelSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     trace: TraceSettings = TraceSettings()

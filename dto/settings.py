@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -17,9 +17,12 @@ class Settings(BaseModel):
 
 
 class PairSettings(Settings):
-    """Which pairs are built: of optimized trajectories, or of samples (`dto/baselines/data.py`)."""
+    """Which pairs are built: of optimized trajectories, or of samples (`dto/baselines/data.py`).
 
-    data: Literal["optimized", "shortest", "token_budget"] = "optimized"
+    `imported`: those that a table of preferences says (`dto import`, `dto pull` set it).
+    """
+
+    data: Literal["optimized", "shortest", "token_budget", "imported"] = "optimized"
     margin: Annotated[float, Field(ge=0.0)] = 0.1  # token_budget: least difference of rewards
     rejected: Literal["original", "longest", "longest_wrong"] = "original"  # optimized
     longer_correct: bool = True  # optimized: also pairs "longer correct over shorter wrong"
@@ -27,15 +30,55 @@ class PairSettings(Settings):
     max_per_problem: Count = 4
 
 
+class BatchSettings(Settings):
+    """Several numbered questions in one prompt (2508.17803); sampled as `sample` says.
+
+    No `k` is no batch prompt. The paper has 2, 3 and 5.
+    """
+
+    k: tuple[Annotated[int, Field(ge=2)], ...] = ()  # questions in a prompt, each in turn
+    grouping: Literal["random", "difficulty"] = "random"  # which are asked together
+    samples: Count = 1  # of each k: so often every question is asked, in other company each time
+    max_tokens: Count | None = None  # for each question; None: sample.max_tokens
+
+    @field_validator("k")
+    @classmethod
+    def _once(cls, k: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(k)) < len(k):
+            raise ValueError("a number stands there twice")
+        return k
+
+
+class LabelSettings(Settings):
+    """Which chains are right but could be more concise (A), right and concise (B), wrong (C).
+
+    `source` batch: B are right chains of batch prompts, A the other right ones (2508.17803).
+    shortest, a control without batch prompts: B is the shortest right chain of a problem, A the
+    longer ones.
+    """
+
+    source: Literal["batch", "shortest"] = "batch"
+    k: tuple[Annotated[int, Field(ge=2)], ...] = ()  # batch chains of these k alone; none: of all
+    margin: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None  # least saving of B; None: any
+    balanced: bool = True  # as many of each class
+    per_class: Count | None = None  # at most; None: no limit
+    max_tokens: Count = 8192  # of a chain
+    held_out: Probability = 0.2  # share of the problems whose chains only measure judging
+    shuffled: bool = True  # options in an order drawn for each chain; else A, B, C as in the paper
+
+
 class TrainSettings(Settings):
     """Which loss, on what `pair` built or on the samples; each method's module says what it reads.
 
     simpo (2405.14734; anchor as in CPO, 2401.08417), dpo (2305.18290) and sft read pairs, sft the
     chosen sides alone. o1_pruner (2501.12570) reads the samples. grpo (2402.03300) samples anew.
-    none trains nothing.
+    drqa (2508.17803), which is GRPO on judging, cft (2501.17703) and sft_batch read labelled
+    chains. none trains nothing.
     """
 
-    method: Literal["simpo", "dpo", "sft", "o1_pruner", "grpo", "none"] = "simpo"
+    method: Literal[
+        "simpo", "dpo", "sft", "o1_pruner", "grpo", "drqa", "cft", "sft_batch", "none"
+    ] = "simpo"
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-6
     beta: float = 2.0  # simpo; dpo: 0.1 is usual
     gamma: float = 1.0  # simpo: the margin
@@ -43,7 +86,12 @@ class TrainSettings(Settings):
     accuracy_weight: float = 2.0  # o1_pruner: lambda
     reward: Literal["accuracy", "length_penalty", "shorter_better"] = "length_penalty"  # grpo
     penalty: Annotated[float, Field(ge=0.0)] = 0.2  # grpo: weight of the length in the reward
-    group: Annotated[int, Field(ge=2)] = 4  # grpo: responses to one problem
+    group: Annotated[int, Field(ge=2)] = 4  # grpo, drqa: responses to one problem
+    kl: Annotated[float, Field(ge=0.0)] | None = None  # weight; None: grpo 0, drqa 0.04
+    temperature: Annotated[float, Field(gt=0.0)] | None = None  # grpo's, judging's; None: sample's
+    response_tokens: Count | None = None  # of the same, at most; None: sample.max_tokens
+    no_letter: Annotated[float, Field(le=0.0)] = 0.0  # drqa: reward of what picks no letter
+    judgements: Count = 1  # of each held-out chain, at each dev evaluation
     epochs: float = 1.0
     policy_tokens: Count | None = None  # generated and trained on; None: `epochs` passes
     batch_size: Count = 16  # pairs or responses
@@ -52,6 +100,7 @@ class TrainSettings(Settings):
     lora_rank: Annotated[int, Field(ge=0)] = 0  # 0: all weights are trained; needs peft
     evaluations: Count = 6  # dev evaluations (and checkpoints) over the training
     dev_samples: Count = 4
+    keep: Literal["shortest", "last"] = "shortest"  # shortest: as accurate as the base and shorter
     collapse_points: float = 10.0  # stop when dev accuracy falls that far below the base's
     collapse_truncated: Probability = 0.20  # or when more than this share is truncated
     bf16: bool = False
@@ -59,7 +108,7 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _whole_groups(self) -> TrainSettings:
-        if self.method == "grpo" and self.batch_size % self.group:
+        if self.method in ("grpo", "drqa") and self.batch_size % self.group:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of group {self.group}")
         return self
 
@@ -73,7 +122,7 @@ class CompareSettings(Settings):
 
     methods: tuple[str, ...] = ()
     reference: str = "dto"  # the method that the differences are taken from
-    learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = (5e-5, 1.5e-4, 5e-4)
+    learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = (3e-7, 1e-6, 3e-6)
     policy_tokens: Count = 240_000  # of each training, with what its data took
     processes: Count = 2  # methods at work at once
     own: str = ""  # of a method: the key of its own parameter

@@ -12,26 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import comb, isnan, lgamma, log, log1p, nan, pi, sqrt, tan
-from statistics import NormalDist
-from typing import NamedTuple
+from math import comb, nan, pi, sqrt, tan
 
 import numpy as np
 import numpy.typing as npt
+
+from dto.binomial import Interval, normal_quantile, wilson
 
 Scores = Sequence[float] | Sequence[bool] | npt.NDArray[np.float64]
 Problems = Sequence[str]
 
 _RESAMPLES = 4000
-_TEST_RESAMPLES = 20_000  # so many that p-values survive a correction for 100 comparisons
-_SEED = 20_250_521  # of the bootstrap: intervals are part of a table and must not change
-
-
-class Interval(NamedTuple):
-    """A closed interval."""
-
-    low: float
-    high: float
+SEED = 20_250_521  # of the bootstrap: intervals are part of a table and must not change
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,35 +35,6 @@ class Estimate:
     high: float
     samples: int
     problems: int
-
-
-def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
-    """The exact binomial interval (Clopper & Pearson 1934), for independent trials of one problem.
-
-    Each end is where the binomial tail is (1 - confidence) / 2, to 1e-9. No trials: [0, 1].
-    """
-    _check_counts(successes, trials)
-    tail = (1 - confidence) / 2
-    low = 0.0
-    if successes > 0:
-        low = _solve(lambda p: _binomial_tail(successes, trials, p) - tail)
-    high = 1.0
-    if successes < trials:
-        high = 1 - _solve(lambda q: _binomial_tail(trials - successes, trials, q) - tail)
-    return Interval(low, high)
-
-
-def wilson(successes: float, trials: float, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval (1927); takes effective counts that are no integers. None: [0, 1]."""
-    _check_counts(successes, trials)
-    if trials == 0:
-        return Interval(0.0, 1.0)
-    z = _normal_quantile(confidence)
-    p = successes / trials
-    centre = p + z * z / (2 * trials)
-    spread = z * sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    return Interval(max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale))
 
 
 def standard_error(values_N: Scores, problems_N: Problems) -> float:
@@ -117,7 +80,7 @@ def proportion(correct_N: Scores, problems_N: Problems, confidence: float = 0.95
         effective = min(float(len(values)), p * (1 - p) / error**2)
     # Scaled so that with few problems Wilson's z becomes Student's t.
     freedom = max(1, count - 1)
-    effective *= (_normal_quantile(confidence) / _t_quantile(confidence, freedom)) ** 2
+    effective *= (normal_quantile(confidence) / _t_quantile(confidence, freedom)) ** 2
     low, high = wilson(p * effective, effective, confidence)
     return Estimate(p, min(low, p), max(high, p), len(values), count)
 
@@ -140,54 +103,6 @@ def paired_difference(
     samples = sum(problem in means_B for problem in problems_A)
     samples += sum(problem in means_A for problem in problems_B)
     return Estimate(estimate.value, estimate.low, estimate.high, samples, len(shared))
-
-
-def paired_p_value(
-    values_A: Scores, problems_A: Problems, values_B: Scores, problems_B: Problems
-) -> float:
-    """Two-sided p of "A and B have the same mean", paired by problem as in `paired_difference`.
-
-    Bootstrap with a fixed seed that draws problems from their differences less the mean of these,
-    and asks how often |t| is as large as the one found (Efron & Tibshirani 1993, section 16.4).
-    Never below 2 / 2^P, the least that P problems can show by their signs, nor below
-    1 / (resamples + 1); 1 where no problem differs, nan for fewer than two problems.
-    """
-    means_A, means_B = _problem_means(values_A, problems_A), _problem_means(values_B, problems_B)
-    shared = sorted(means_A.keys() & means_B.keys())
-    count = len(shared)
-    if count < 2:
-        return nan
-    differences_P = np.array([means_A[problem] - means_B[problem] for problem in shared])
-    observed = differences_P.mean()
-    if not differences_P.any():
-        return 1.0
-    found = abs(_student(observed, (differences_P**2).mean()))
-    centred_P = differences_P - observed
-    rng = np.random.default_rng(_SEED)
-    uniform = np.full(count, 1 / count)
-    larger = 0
-    for _ in range(0, _RESAMPLES, 500):
-        draws_RP = rng.multinomial(count, uniform, size=500) / count
-        t_R = _student(draws_RP @ centred_P, draws_RP @ centred_P**2)
-        larger += int((np.abs(t_R) >= found).sum())
-    return float(max((larger + 1) / (_RESAMPLES + 1), 2.0 ** (1 - count)))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number (Holm 1979), in the order given.
-
-    Calling those below alpha differences errs anywhere among them with probability alpha at most,
-    whatever their dependence. nan, a comparison that could not be made, stays and does not count.
-    """
-    order = sorted(
-        (i for i, p in enumerate(p_values) if not isnan(p)), key=lambda i: float(p_values[i])
-    )
-    adjusted = [nan] * len(p_values)
-    largest = 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
-        adjusted[i] = largest
-    return adjusted
 
 
 def pass_at_k(
@@ -271,8 +186,16 @@ def cohen_kappa(
     low, high = Interval(nan, nan)
     if len(problems) > 1:
         low, high = bootstrap(cells_PX, _kappa, confidence)
-    value = float(_kappa(cells_PX.sum(0)[None])[0])
+    value = kappa(joint_PCC.sum(0))
     return Estimate(value, low, high, len(first_N), len(problems))
+
+
+def kappa(joint_CC: npt.ArrayLike) -> float:
+    """Cohen's kappa of counts: rows are the categories of one rater, columns those of the other.
+
+    nan without items, and where both use a single category, the same one.
+    """
+    return float(_kappa(np.asarray(joint_CC, dtype=np.float64).reshape(1, -1))[0])
 
 
 def _kappa(cells_RX: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -299,7 +222,7 @@ def bootstrap(
         confidence: of the interval.
     """
     problems = len(sums_PX)
-    rng = np.random.default_rng(_SEED)
+    rng = np.random.default_rng(SEED)
     uniform = np.full(problems, 1 / problems)
     values: list[npt.NDArray[np.float64]] = []
     for _ in range(0, _RESAMPLES, 500):  # in parts: R x P counts of a large task fill the memory
@@ -314,60 +237,11 @@ def bootstrap(
     return Interval(float(low), float(high))
 
 
-class Difference(NamedTuple):
-    """A mean difference with its interval and a two-sided p-value; nan without problems."""
-
-    value: float
-    low: float
-    high: float
-    p: float
-
-
-def bootstrap_differences(
-    differences_PK: npt.NDArray[np.float64], confidence: float = 0.95
-) -> list[Difference]:
-    """The mean of each column with a percentile interval, under resampling of its P problems.
-
-    Column k holds, for each problem, one method's mean over its samples less another's: a paired,
-    clustered bootstrap. p is twice the smaller share of resampled means on either side of 0, the
-    observed one counted in, so that it is never 0; a column of zeros has 1.
-    """
-    problems, columns = differences_PK.shape
-    if not problems:
-        return [Difference(nan, nan, nan, nan)] * columns
-    rng = np.random.default_rng(_SEED)
-    uniform = np.full(problems, 1 / problems)
-    parts = [
-        rng.multinomial(problems, uniform, size=500) @ differences_PK / problems
-        for _ in range(0, _TEST_RESAMPLES, 500)
-    ]
-    means_RK = np.concatenate(parts)
-    below_K = ((means_RK <= 0).sum(0) + 1) / (_TEST_RESAMPLES + 1)
-    above_K = ((means_RK >= 0).sum(0) + 1) / (_TEST_RESAMPLES + 1)
-    p_K = np.minimum(1.0, 2 * np.minimum(below_K, above_K))
-    tail = (1 - confidence) / 2
-    ends_2K = np.quantile(means_RK, [tail, 1 - tail], axis=0)
-    values_K = differences_PK.mean(0)
-    return [Difference(*map(float, row)) for row in zip(values_K, *ends_2K, p_K, strict=True)]
-
-
 def _efficiency(totals_RX: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     correct_A, tokens_A, correct_B, tokens_B = totals_RX.T
     with np.errstate(divide="ignore", invalid="ignore"):
         eta: npt.NDArray[np.float64] = (correct_A / tokens_A) / (correct_B / tokens_B)
     return eta
-
-
-def _student(
-    mean: npt.NDArray[np.float64], mean_of_squares: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """Mean over standard deviation: Student's t but for a factor. 0 / 0, to rounding, is 0."""
-    variance = mean_of_squares - mean**2
-    variance = np.where(variance > 1e-12 * mean_of_squares, variance, 0.0)
-    small = np.abs(mean) <= 1e-9 * np.sqrt(mean_of_squares)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t: npt.NDArray[np.float64] = np.where(small, 0.0, mean / np.sqrt(variance))
-    return t
 
 
 def _grouped(
@@ -403,11 +277,7 @@ def widening(clusters: int, confidence: float = 0.95) -> float:
     Student's t for the normal quantile, and P / (P - 1) for the variance.
     """
     student = _t_quantile(confidence, clusters - 1)
-    return student / _normal_quantile(confidence) * sqrt(clusters / (clusters - 1))
-
-
-def _normal_quantile(confidence: float) -> float:
-    return NormalDist().inv_cdf((1 + confidence) / 2)
+    return student / normal_quantile(confidence) * sqrt(clusters / (clusters - 1))
 
 
 def _t_quantile(confidence: float, freedom: int) -> float:
@@ -422,34 +292,10 @@ def _t_quantile(confidence: float, freedom: int) -> float:
         return tan(pi * confidence / 2)
     if freedom == 2:
         return sqrt(2) * confidence / sqrt(1 - confidence**2)
-    z = _normal_quantile(confidence)
+    z = normal_quantile(confidence)
     return (
         z
         + (z**3 + z) / (4 * freedom)
         + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
         + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
     )
-
-
-def _binomial_tail(successes: int, trials: int, p: float) -> float:
-    """P(X >= successes) for X binomial."""
-    if p <= 0.0 or p >= 1.0:
-        return float(p >= 1.0)
-    up, down = log(p), log1p(-p)
-    k = np.arange(successes, trials + 1)
-    choose = np.array([lgamma(trials + 1) - lgamma(i + 1) - lgamma(trials - i + 1) for i in k])
-    return float(np.exp(choose + k * up + (trials - k) * down).sum())
-
-
-def _solve(rising: Callable[[float], float]) -> float:
-    """The root in [0, 1] of a rising function, by bisection."""
-    low, high = 0.0, 1.0
-    while high - low > 1e-10:
-        middle = (low + high) / 2
-        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
-    return (low + high) / 2
-
-
-def _check_counts(successes: float, trials: float) -> None:
-    if isnan(trials) or not 0 <= successes <= trials:
-        raise ValueError(f"{successes} successes in {trials} trials: 0 <= successes <= trials")

@@ -25,6 +25,8 @@ from dto.records import Span
 
 ROW_GROUP = 256
 """Rows in a row group: 20 MB with responses of 8,192 tokens, far below what viewers refuse."""
+ROW_GROUP_BYTES = 64 * 2**20
+"""Fewer where rows are that large: the Hub's viewer refuses row groups of some 286 MiB."""
 
 R = TypeVar("R")
 P = TypeVar("P")
@@ -98,6 +100,12 @@ def _decode(record: type[R], row: dict[str, Any]) -> R:
     return built
 
 
+def write_rows(writer: pq.ParquetWriter, rows: pa.Table) -> None:
+    """Add rows as one row group, or as several where they are large."""
+    share = ROW_GROUP_BYTES / max(rows.nbytes, 1)
+    writer.write_table(rows, row_group_size=max(1, min(ROW_GROUP, int(rows.num_rows * share))))
+
+
 def write(path: Path, record: type[R], rows: Iterable[R], key: str = "id") -> int:
     """Write rows, which come sorted by `key`, and return their number; whole or not at all.
 
@@ -117,7 +125,7 @@ def write(path: Path, record: type[R], rows: Iterable[R], key: str = "id") -> in
                 data = [
                     {name: put(getattr(row, name)) for name, _, put in columns} for row in block
                 ]
-                writer.write_table(pa.Table.from_pylist(data, schema(record)))
+                write_rows(writer, pa.Table.from_pylist(data, schema(record)))
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)

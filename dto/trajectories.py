@@ -42,6 +42,14 @@ def prompt_ids(
     `prompt` names the text that asks it (`Problem.prompt`). The template brings the BOS, nothing
     else adds one. Raises DtoError for a tokenizer without a chat template.
     """
+    user = render(settings.prompt or prompt, settings.family, question=question)
+    return chat_ids(user, tokenizer, settings)
+
+
+def chat_ids(
+    user: str, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings
+) -> tuple[int, ...]:
+    """A user message as the model reads it; raises as `prompt_ids` does."""
     if not tokenizer.chat_template:
         raise DtoError(
             f"tokenizer of {settings.name!r} has no chat template: use the reasoning version of "
@@ -50,7 +58,6 @@ def prompt_ids(
     messages: list[Message] = []
     if settings.system is not None:
         messages.append({"role": "system", "content": settings.system})
-    user = render(settings.prompt or prompt, settings.family, question=question)
     messages.append({"role": "user", "content": user})
     encoded: Any = tokenizer.apply_chat_template(
         messages,  # type: ignore[arg-type]

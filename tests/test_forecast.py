@@ -139,19 +139,23 @@ def dto(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, 
 
 
 SMALL = """
-model: {name: nano, context: 512}
+model: {name: nano, context: 384}
 problems: {train: 40, dev: 30, test: 50}
-sample: {samples: 2, temperature: 1.0, top_p: 1.0, max_tokens: 400}
+sample: {samples: 2, temperature: 1.0, top_p: 1.0, max_tokens: 192}
 optimize: {max_tokens: 64}
-pair: {max_length: 512}
+pair: {max_length: 384}
 train: {learning_rate: 5.0e-5, beta: 1.0, nll: 5.0, batch_size: 4, dev_samples: 1, evaluations: 1}
-evaluate: {samples: 1, temperature: 1.0, top_p: 1.0, max_tokens: 400}
+evaluate: {samples: 1, temperature: 1.0, top_p: 1.0, max_tokens: 96}
 """
 
 
 def test_a_pilot_forecasts_and_runs_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from dto.training.fit import fit
+
+    # The real training, without a second process that imports all of torch and TRL first.
+    monkeypatch.setattr("dto.stages.train.train", fit)
     monkeypatch.chdir(tmp_path)
     Path("small.yaml").write_text(SMALL)
     code, out, err = dto("run", "small.yaml", "--pilot", "4", capsys=capsys)

@@ -66,6 +66,7 @@ def test_rows_without_answer_or_question_are_counted(tmp_path: Path) -> None:
         {"problem": "a?", "answer": None},
         {"problem": "b?", "answer": "  "},
         {"problem": "", "answer": "1"},
+        {"problem": "c?", "answer": float("nan")},
         *numbered(3),
     ]
     problems, dropped = load(source=write(tmp_path / "a.jsonl", rows), train=3, dev=0, test=0)
@@ -74,6 +75,7 @@ def test_rows_without_answer_or_question_are_counted(tmp_path: Path) -> None:
         ("no_gold_answer", "row 1"),
         ("no_gold_answer", "row 2"),
         ("no_question", "row 3"),
+        ("no_gold_answer", "row 4"),
     ]
 
 
@@ -99,6 +101,7 @@ def test_parquet_and_numbers(tmp_path: Path) -> None:
             "field 'problem' holds list, not text: set problems",
         ),
         ([{"problem": "a?", "answer": True}], "field 'answer' holds bool, not text"),
+        ([{"problem": "a?", "answer": float("inf")}], "field 'answer' holds inf, not text"),
         (
             numbered(2),
             "has 2 usable rows left for train, the recipe asks for 3: lower problems.train",

@@ -33,7 +33,8 @@ def _correct(rows: Sequence[Trajectory]) -> list[Trajectory]:
 def shortest_over_longest(rows: Sequence[Trajectory]) -> list[Choice]:
     """The shortest correct response over the longest response (2412.21187, section 4).
 
-    The longest may be correct, wrong or truncated. No pair without a correct response.
+    The longest may be correct, wrong or truncated; the paper may have kept the right ones only. No
+    pair without a correct response.
     """
     correct = _correct(rows)
     if not correct:

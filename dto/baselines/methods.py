@@ -19,9 +19,9 @@ from dto.runs.run import Run
 FOLDER = "baselines"
 BASE = "base"
 """The model as it is: not tuned, and in every comparison."""
-SHARED = ("problems", "sample", "segment", "estimate")
+SHARED = ("problems", "sample", "batch", "segment", "estimate", "chain")
 """Computed once, with the settings of the recipe that compares, for every method that reads it."""
-OWN = ("optimize", "prune", "pair", "train")
+OWN = ("optimize", "prune", "pair", "label", "train")
 """Groups of settings of which a method's recipe may set some."""
 
 Change = dict[str, Any]
@@ -72,7 +72,7 @@ def _merged(shared: Recipe, own: Recipe | None, name: str) -> Recipe:
             raise RecipeError(f"method {name}: compare.own and compare.values say what is tuned")
     else:
         data.setdefault("train", {})["method"] = "none"
-    for key in ("evaluations", "dev_samples", "collapse_points", "collapse_truncated"):
+    for key in ("evaluations", "dev_samples", "collapse_points", "collapse_truncated", "keep"):
         data["train"][key] = getattr(shared.train, key)
     data["train"]["policy_tokens"] = None
     evaluate = data.setdefault("evaluate", {})
@@ -100,7 +100,28 @@ def changed(recipe: Recipe, change: Change) -> Recipe:
 
 
 def charged(run: Run) -> int:
-    """Policy tokens that were generated for what a method trains on: its samples, its rollouts."""
+    """Policy tokens that were generated for what a method trains on: its samples, its rollouts.
+
+    Of the responses to batch prompts those count that its labels are made of.
+    """
     stages = [stage for stage in run.needed("train") if stage not in ("problems", "train")]
-    done = [manifest.read(run / stage) or {} for stage in stages]
-    return sum(int(each.get("usage", {}).get("generated", 0)) for each in done)
+    tokens = 0
+    for stage in stages:
+        if stage == "batch":
+            tokens += _asked_together(run)
+        else:
+            done = manifest.read(run / stage) or {}
+            tokens += int(done.get("usage", {}).get("generated", 0))
+    return tokens
+
+
+def _asked_together(run: Run) -> int:
+    import polars as pl
+
+    labels = run.recipe.label
+    if labels.source != "batch" or not run.table("batch").exists():
+        return 0
+    frame = pl.scan_parquet(run.table("batch"))
+    if labels.k:
+        frame = frame.filter(pl.col("k").is_in(labels.k))
+    return int(frame.select(pl.col("token_ids").list.len().sum()).collect().item())

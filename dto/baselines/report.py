@@ -12,7 +12,7 @@ problem, under a paired bootstrap over problems, with Holm's correction over all
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from math import nan
@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from dto import statistics
+from dto import significance, statistics
 from dto.baselines.methods import BASE
 from dto.baselines.page import compare_page
 from dto.baselines.picture import draw
@@ -32,8 +32,8 @@ from dto.errors import DtoError
 from dto.recipe import load_recipe
 from dto.reporting.comparison import MAX_FAILED
 from dto.runs import manifest
+from dto.significance import Difference
 from dto.stages.report import without_nan
-from dto.statistics import Difference
 
 LEAST_PROBLEMS = 100
 """With fewer problems intervals are shown, and no ranking."""
@@ -79,7 +79,11 @@ class MethodRow:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A comparison; `str()` gives the table for the terminal."""
+    """A comparison; `str()` gives the table for the terminal.
+
+    `judging` has, by method, the judging of held-out chains (share, low, high) before a training,
+    and then after each training of the grid.
+    """
 
     name: str
     reference: str
@@ -88,6 +92,7 @@ class Comparison:
     samples: int
     budget: int
     rows: tuple[MethodRow, ...]
+    judging: Mapping[str, tuple[tuple[float, float, float], ...]]
 
     def __str__(self) -> str:
         return "\n".join(lines_of(self))
@@ -160,6 +165,7 @@ def report(runs: Sequence[Path], directory: Path | None = None) -> Comparison:
         samples=per_problem,
         budget=recipes[0].compare.policy_tokens,
         rows=tuple(rows),
+        judging={name: judged for name in names if (judged := _judging(found[name]))},
     )
     _write(directory, result, found)
     page = compare_page(runs[0], recipes[0], result)
@@ -199,6 +205,19 @@ def _read(name: str, runs: Sequence[Path]) -> _Method:
     return _Method(pl.concat(tables), grids, expected, cpu)
 
 
+def _judging(method: _Method) -> tuple[tuple[float, float, float], ...]:
+    found = [
+        point["judging"]
+        for grid in method.grids
+        for point in grid["points"]
+        if point.get("judging")
+    ]
+    scores = [each["after"] for each in found]
+    if found:
+        scores.insert(0, found[0]["before"])
+    return tuple((each["accuracy"], each["low"], each["high"]) for each in scores)
+
+
 def _by_problem(tables: Sequence[pl.DataFrame], column: str) -> npt.NDArray[np.float64]:
     """The mean of each method (column) on each problem (row) that all of them have."""
     means = [
@@ -220,8 +239,8 @@ def _pairs(values_PM: npt.NDArray[np.float64]) -> tuple[Pairs, dict[tuple[int, i
     pairs = list(combinations(range(count), 2))
     columns = [values_PM[:, a] - values_PM[:, b] for a, b in pairs]
     differences_PK = np.stack(columns, axis=1) if columns else np.zeros((len(values_PM), 0))
-    found = statistics.bootstrap_differences(differences_PK)
-    adjusted = statistics.holm([each.p for each in found])
+    found = significance.bootstrap_differences(differences_PK)
+    adjusted = significance.holm([each.p for each in found])
     differences: Pairs = {(own, own): Difference(0.0, 0.0, 0.0, 1.0) for own in range(count)}
     ps = {(own, own): nan for own in range(count)}
     for (a, b), each, p in zip(pairs, found, adjusted, strict=True):
@@ -276,6 +295,7 @@ def _write(directory: Path, result: Comparison, found: dict[str, _Method]) -> No
             "tokens_trained": point["tokens_trained"],
             "seconds": point["seconds"],
             "cpu_seconds": point["cpu_seconds"],
+            "judging": (point.get("judging") or {}).get("after", {}).get("accuracy"),
         }
         for name, method in found.items()
         for number, grid in enumerate(method.grids)

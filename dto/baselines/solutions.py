@@ -51,7 +51,9 @@ async def solution_exits(
         if answer is None:
             continue
         boxed = f"\\boxed{{{answer}}}"
-        graded = await ctx.grader.grade_conclusion(boxed, problem.answer, problem.answer_kind)
+        graded = await ctx.grader.grade_conclusion(
+            boxed, problem.answer, problem.answer_kind, problem.question
+        )
         wanted -= graded.grade == "correct"
         if not wanted:
             return [segment.index]

@@ -60,6 +60,7 @@ def lines_of(result: Comparison) -> list[str]:
         ],
         left=1,
     )  # fmt: skip
+    lines += _judging(result)
     lines.append("")
     pairs = len(result.rows) * (len(result.rows) - 1) // 2
     lines.append(
@@ -70,6 +71,17 @@ def lines_of(result: Comparison) -> list[str]:
     else:
         lines.append("rank: 1 + the number of methods shown to be better (p < 0.05).")
     return lines
+
+
+def _judging(result: Comparison) -> list[str]:
+    """How well held-out chains are judged, of the methods that are trained on labelled ones."""
+    if not result.judging:
+        return []
+    cells = [("method", "before (95 %)", "after, at each point of its grid")]
+    for method, (before, *after) in result.judging.items():
+        shown = [span(*(100 * each for each in figures)) for figures in (before, *after)]
+        cells.append((method, shown[0], ", ".join(shown[1:])))
+    return ["", "Right judgements of held-out chains, %:", *aligned(cells, left=3)]
 
 
 def picked(row: MethodRow) -> str:

@@ -41,9 +41,15 @@ from dto.training.weights import load
 
 logger = logging.getLogger("dto.train")
 
+DATA = ("optimize", "prune", "pair", "chain", "label")
+"""Stages that a method may have to compute itself."""
+
 
 class Point(NamedTuple):
-    """A point of the grid: what was set, what dev says of what was kept, tokens and seconds."""
+    """A point of the grid: what was set, what dev says of what was kept, tokens and seconds.
+
+    `judging` is that of held-out chains before and after, where the method reads labelled ones.
+    """
 
     change: Change
     score: DevScore
@@ -53,6 +59,7 @@ class Point(NamedTuple):
     collapsed: bool
     seconds: float
     cpu_seconds: float
+    judging: dict[str, Any] | None = None
 
 
 def work(place: Path, dev: Path) -> None:
@@ -80,7 +87,7 @@ def _tuned(run: Run, points: Sequence[Change], base: DevScore) -> Recipe:
     """
     trains = run.recipe.train.method != "none"
     if trains:
-        data = [stage for stage in run.needed("train") if stage in ("optimize", "prune", "pair")]
+        data = [stage for stage in run.needed("train") if stage in DATA]
         run_stages(run, [stage for stage in data if not (run / stage).is_symlink()])
     spent = charged(run) if trains else 0
     left = run.recipe.compare.policy_tokens - spent
@@ -131,7 +138,8 @@ def _point(
             return Point(**{**row, "score": DevScore(**row["score"])})
     begun, cpu = time.perf_counter(), time.process_time()
     if recipe.train.method == "none":
-        score, result = _measured(run, recipe, index + 1), {"kept_step": index + 1}
+        score = _measured(run, recipe, index + 1)
+        result: dict[str, Any] = {"kept_step": index + 1}
     else:
         result = fit(run, recipe, directory, base)
         lines = (directory / "history.jsonl").read_text(encoding="utf-8").splitlines()
@@ -148,6 +156,7 @@ def _point(
         collapsed=bool(result.get("collapsed", False)),
         seconds=round(time.perf_counter() - begun, 3),
         cpu_seconds=round(time.process_time() - cpu, 3),
+        judging=result.get("judging"),
     )
     directory.mkdir(parents=True, exist_ok=True)
     row = {**point._asdict(), "score": asdict(score), "settings": settings_of(recipe)}

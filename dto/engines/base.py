@@ -153,3 +153,15 @@ class Engine(Protocol):
     async def __aexit__(self, *exc: object) -> None:
         """Stop serving; requests under way fail."""
         ...
+
+
+def unfit(prompt: Sequence[int], context: int) -> str:
+    """Why a prompt leaves no room in the context, or holds nothing; empty where it fits."""
+    if not prompt:
+        return "the prompt is empty: send at least one token"
+    if len(prompt) >= context:
+        return (
+            f"prompt has {len(prompt):,} tokens, context is {context:,}: shorten it or raise "
+            "model.context"
+        )
+    return ""

@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dto.engines.base import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds
+from dto.engines.base import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds, unfit
 from dto.engines.batch import Batch
 from dto.engines.chat import prompt_ids
 from dto.engines.models import context_limit, end_ids, fit, free_bytes
@@ -135,7 +135,7 @@ class TransformersEngine:
         """Sample n times; the samples share one prefill. See the protocol."""
         ids = prompt_ids(prompt, self._tokenizer, self.model)
         self._check(sampling)
-        if error := self._too_long(ids):
+        if error := unfit(ids, self.context):
             charge(Usage(requests=n, failed=n))
             return [Completion((), "", "failed", len(ids), error=error)] * n
         done = asyncio.get_running_loop().create_future()
@@ -156,7 +156,7 @@ class TransformersEngine:
         """One sample as it grows. See the protocol."""
         ids = prompt_ids(prompt, self._tokenizer, self.model)
         self._check(sampling)
-        if error := self._too_long(ids):
+        if error := unfit(ids, self.context):
             charge(Usage(requests=1, failed=1))
             yield Chunk((), "", "failed", len(ids), error=error)
             return
@@ -249,16 +249,6 @@ class TransformersEngine:
             )
         if sampling.max_tokens < 1:
             raise EngineError(f"max_tokens is {sampling.max_tokens}: ask for at least one token")
-
-    def _too_long(self, ids: tuple[int, ...]) -> str:
-        if not ids:
-            return "the prompt is empty: send at least one token"
-        if len(ids) >= self.context:
-            return (
-                f"prompt has {len(ids):,} tokens, context is {self.context:,}: shorten it or raise "
-                "model.context"
-            )
-        return ""
 
     def _settle(self, request: Request, delivered: int = 0) -> None:
         """Charge a request that has ended, here or in the worker; free what it still holds."""

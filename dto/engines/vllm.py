@@ -13,7 +13,7 @@ import warnings
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dto.engines.base import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds
+from dto.engines.base import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds, unfit
 from dto.engines.chat import prompt_ids
 from dto.engines.stops import StopReader
 from dto.engines.vllm_launch import (
@@ -118,7 +118,7 @@ class VLLMEngine:
         """Sample n times; the samples share what is cached of the prompt. See the protocol."""
         ids = prompt_ids(prompt, self._tokenizer, self.model)
         self._check(sampling)
-        if error := self._too_long(ids):
+        if error := unfit(ids, self.context):
             charge(Usage(requests=n, failed=n))
             return [Completion((), "", "failed", len(ids), error=error)] * n
         samples: list[VLLMSample] = []
@@ -143,7 +143,7 @@ class VLLMEngine:
         """One sample as it grows. See the protocol."""
         ids = prompt_ids(prompt, self._tokenizer, self.model)
         self._check(sampling)
-        if error := self._too_long(ids):
+        if error := unfit(ids, self.context):
             charge(Usage(requests=1, failed=1))
             yield Chunk((), "", "failed", len(ids), error=error)
             return
@@ -222,16 +222,6 @@ class VLLMEngine:
             raise EngineError(f"logprobs is {sampling.logprobs}: the vllm engine gives {LOGPROBS}")
         if sampling.max_tokens < 1:
             raise EngineError(f"max_tokens is {sampling.max_tokens}: ask for at least one token")
-
-    def _too_long(self, ids: tuple[int, ...]) -> str:
-        if not ids:
-            return "the prompt is empty: send at least one token"
-        if len(ids) >= self.context:
-            return (
-                f"prompt has {len(ids):,} tokens, context is {self.context:,}: shorten it or raise "
-                "model.context"
-            )
-        return ""
 
     def _limit(self, ids: tuple[int, ...], sampling: Sampling) -> int:
         return min(sampling.max_tokens, self.context - len(ids))

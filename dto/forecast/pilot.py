@@ -83,11 +83,16 @@ class Forecast:
 def pilot_recipe(recipe: Recipe, problems: int) -> Recipe:
     """The recipe with at most so many problems of each split and each test set.
 
-    Raises RecipeError for imported responses, which take nothing to sample, and for a comparison
-    of methods.
+    Raises RecipeError for imported responses, which take nothing to sample, for batch prompts, and
+    for a comparison of methods.
     """
     if recipe.compare.methods:
         raise RecipeError("--pilot: a comparison is many runs: forecast the recipe of a method")
+    if recipe.batch.k or recipe.train.method in ("drqa", "cft", "sft_batch"):
+        raise RecipeError(
+            "--pilot: batch prompts and labelled chains cannot be forecast: run the recipe with a "
+            "few problems instead, as in --set problems.train=40"
+        )
     if recipe.sample.imported:
         raise RecipeError(
             f"--pilot: the responses of {recipe.sample.imported} are there already, and cannot be "

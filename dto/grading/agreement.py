@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from itertools import chain, combinations, islice
+from math import nan
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from dto.grading.published import RULES, Rules
 from dto.problems import read_source
 from dto.records import AnswerKind, Dropped, EvaluationRow, Problem, Trajectory
 from dto.runs import manifest
+from dto.statistics import kappa
 from dto.tasks.task import FieldError, text
 
 AT_ONCE = 256
@@ -70,10 +72,10 @@ class Agreement:
             lines.append(f"{rule:<12} correct {share}   failed {self.failed[rule]:,}")
         lines += ["", f"{'pair':<26} {'agree':>7} {'kappa':>7} {'only 1st':>9} {'only 2nd':>9}"]
         for pair, counts in self.pairs.items():
-            agree, kappa = agreement(counts)
+            agree, beyond = agreement(counts)
             only = counts[True, False], counts[False, True]
             name = " / ".join(pair)
-            lines.append(f"{name:<26} {agree:7.1%} {kappa:7.3f} {only[0]:9,} {only[1]:9,}")
+            lines.append(f"{name:<26} {agree:7.1%} {beyond:7.3f} {only[0]:9,} {only[1]:9,}")
         if self.unreadable:
             lines += ["", "gold answers that cannot be read (nothing is guessed):"]
             lines += [f"  {gold!r}: {count:,} answers" for gold, count in self.unreadable.items()]
@@ -82,18 +84,10 @@ class Agreement:
 
 
 def agreement(counts: Counter[tuple[bool, bool]]) -> tuple[float, float]:
-    """Share of equal grades and Cohen's kappa (1960); nan where they are not defined.
-
-    Kappa is (observed - expected) / (1 - expected), expected as if the two graded independently.
-    """
+    """Share of equal grades and Cohen's kappa; nan where they are not defined."""
     total = counts.total()
-    if not total:
-        return float("nan"), float("nan")
-    observed = (counts[True, True] + counts[False, False]) / total
-    first = (counts[True, True] + counts[True, False]) / total
-    second = (counts[True, True] + counts[False, True]) / total
-    expected = first * second + (1 - first) * (1 - second)
-    return observed, (observed - expected) / (1 - expected) if expected < 1 else float("nan")
+    equal = (counts[True, True] + counts[False, False]) / total if total else nan
+    return equal, kappa([[counts[a, b] for b in (True, False)] for a in (True, False)])
 
 
 def agree(source: str, rules: Sequence[str], out: Path) -> Agreement:
@@ -103,7 +97,7 @@ def agree(source: str, rules: Sequence[str], out: Path) -> Agreement:
     have a gold answer (`gold`, `answer`, …) and a `prediction` or `response`, from which the answer
     is taken, may have a `question`, and are of kind math unless `answer_kind` says otherwise. All
     disagreements go to `out/disagreements.jsonl`, the counts to `out/agreement.json`. Raises
-    DtoError for unknown rules, and for a source that cannot be read.
+    DtoError for unknown rules, and for a source that has no rows or cannot be read.
     """
     known = [rule for rule in RULES if rule in rules]
     unknown = set(rules) - set(known)
@@ -114,9 +108,12 @@ def agree(source: str, rules: Sequence[str], out: Path) -> Agreement:
         raise DtoError(f"grade: {what}: choose two or more of {', '.join(RULES)}")
     run = Path(source)
     items = _of_run(run) if (run / "recipe.yaml").is_file() else _of_file(source)
+    first = list(islice(items, 1))  # what cannot be read leaves no folder behind
+    if not first:
+        raise DtoError(f"grade: {source} has no rows")
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    return asyncio.run(_agree(items, tuple(known), out))
+    return asyncio.run(_agree(chain(first, items), tuple(known), out))
 
 
 async def _agree(items: Iterator[Item | None], rules: tuple[Rules, ...], out: Path) -> Agreement:
@@ -185,9 +182,9 @@ async def _grade(items: Sequence[Item], graders: dict[Rules, Grader]) -> list[di
 
 def _write(found: Agreement, path: Path) -> None:
     pairs = [
-        {"graders": pair, "answers": counts.total(), "agree": agree, "kappa": kappa}
+        {"graders": pair, "answers": counts.total(), "agree": agree, "kappa": beyond}
         for pair, counts in found.pairs.items()
-        for agree, kappa in [agreement(counts)]
+        for agree, beyond in [agreement(counts)]
     ]
     content = {
         "answers": found.answers,

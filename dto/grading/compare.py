@@ -23,7 +23,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from dto.grading.quantity import NO_UNIT, Quantity, quantity
+from dto.grading.quantity import Quantity, mentions, no_unit, quantity
 from dto.records import AnswerKind
 
 MAX_DEPTH = 60  # of nested brackets: what is deeper is no answer, and would exhaust a parser
@@ -35,7 +35,7 @@ _CHARACTERS |= {
     for character, text in (
         ("π", r"\pi "), ("×", r"\times "), ("≥", r"\geq "), ("≤", r"\leq "), ("²", "^2"),
         ("³", "^3"), ("∅", r"\emptyset "), ("∞", r"\infty "), ("∪", r" \cup "), ("°", r"^\circ "),
-        ("≈", r"\approx "), ("∴", r"\therefore "),
+        ("≈", r"\approx "), ("∴", r"\therefore "), ("…", r"\ldots "),
     )
 }  # fmt: skip
 _ROOT = re.compile(r"√\s*(\d+)")
@@ -46,6 +46,8 @@ _COMMANDS = [
         (r"(?<=\d)\\,(?=\d{3}(?!\d))", ""),
         (r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])", " "),
         (r"\\%", "%"),
+        (r"\\[clv]?dots(?![A-Za-z])", r"\\ldots "),
+        (r"\\mathrm\s*\{\s*([ei])\s*\}", r"\1"),
         (
             r"(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})(?![A-Za-z])|\\degree(?![A-Za-z]))\s*(?:[CF]\b)?",
             "",
@@ -72,22 +74,28 @@ _INEQUALITY = re.compile(
     r"([^<>=]+?)(<|\\leq?)(?![A-Za-z])\s*[a-zA-Z]\s*(<|\\leq?)(?![A-Za-z])([^<>=]+)"
 )
 _NUMBERS_ALONE = re.compile(r"[\d.]+(?: [\d.]+)+")
+_DOTS = re.compile(r"\\ldots|\.\.\.")
 _DEGREES = re.compile(r"\\circ|\\degree|°")
 _BASE = re.compile(r"\w+_\{?(\d+)\}?")
 _TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?\s*([ap])?\.?(?:m\.?)?", re.I)
+_HOUR = re.compile(r"(\d{1,2})\s*([ap])\.?m\.?", re.I)
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
 _PLAIN_WORDS = {"yes", "no", "true", "false", "none", "even", "odd", "all", "one", "two"}
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 _CHINESE_IDLE = re.compile(r"[\s，。,.；;：:“”\"'！!]+")
 _LETTER = re.compile(r"\(?\s*([A-Za-z])\s*\)?[.:]?|\(([A-Za-z])\).*|([A-Z])\s*[).:].*", re.DOTALL)
 _LETTERS = re.compile(r"[A-H](?:[\s,;]|and|\\text\{\s*and\s*\})*(?:[A-H](?:[\s,;]|and)*)+")
+_MARKED = re.compile(r"(?:\(?[A-H]\)(?:[\s,;]|and(?![a-z]))*){2,}")
+_ANOTHER = re.compile(
+    r".?\s*(?:\(?[A-H]\)|(?:(?:[,;/&+]|(?:and|or)(?![a-z])|[和与及或])\s*)+\(?[A-H](?![A-Za-z]))"
+)
 _OPTION = re.compile(
     r"^(?:the\s+)?(?:correct\s+)?(?:(?:option|choice|answer)\s*(?:is)?|正确)?(?:选项|选择|选|答案)?[是为]?"
     r"\s*:?\s*", re.IGNORECASE
 )  # fmt: skip
 _PERCENTAGE = re.compile(
     r"\b(?:what(?:['’]s)?|which|how many|(?:find|calculate|compute|determine) the)\s+"
-    r"(?:[\w-]+\s+){0,2}?percent(?:age)?s?\b"
+    r"(?:[A-Za-z-]+\s+){0,4}?percent(?:age)?s?\b"
     r"|\b(?:as|in)\s+(?:a|an)?\s*(?:[\w-]+\s+)?percent(?:age)?s?\b|\bhow much percent"
     r"|百分之(?:几|多少)|百分比是|百分率是|百分数(?:表示|是)",
     re.IGNORECASE,
@@ -99,14 +107,15 @@ _SIGN = re.compile(r"\s*(?:\\?%|\\text\s*\{\s*(?:\\?%|percent)\s*\}|\bpercent)\s
 def clean(text: str) -> str:
     r"""Without the LaTeX that changes nothing.
 
-    `\text{}` stays, except around words such as "or more": math-verify would not see those there.
+    `\text{}` stays, except around words such as "or more" and variables: math-verify would not see
+    those there.
     """
     if not text.isascii():
         text = _ROOT.sub(r"\\sqrt{\1}", text).translate(_CHARACTERS)
     if "\\" in text:
         for pattern, replacement in _COMMANDS:
             text = pattern.sub(replacement, text)
-        text = _WRAPPER.sub(lambda m: f" {m[1]} " if NO_UNIT.search(m[1]) else m[0], text)
+        text = _WRAPPER.sub(lambda m: f" {m[1]} " if no_unit(m[1]) else m[0], text)
     text = text.replace("$", "").replace("~", " ").replace("{,}", ",")
     return " ".join(text.split()).lstrip("= ").rstrip(".;。, ")
 
@@ -162,7 +171,7 @@ def _compare(gold: str, prediction: str, kind: AnswerKind) -> bool | None:
     bases = _BASE.fullmatch(gold_text), _BASE.fullmatch(text)
     if bases[0] and bases[1] and bases[0][1] != bases[1][1]:
         return False
-    times = _TIME.fullmatch(gold_text), _TIME.fullmatch(text)
+    times = [_TIME.fullmatch(_HOUR.sub(r"\1:00 \2m", each)) for each in (gold_text, text)]
     if times[0] and times[1]:
         return _same_time(times[0], times[1])
     wanted, given = quantity(gold_clean), quantity(cleaned)
@@ -180,6 +189,8 @@ def _compare(gold: str, prediction: str, kind: AnswerKind) -> bool | None:
         return False
     if _NUMBERS_ALONE.fullmatch(cleaned) and not _NUMBERS_ALONE.fullmatch(gold_clean):
         return False  # a parser would multiply them
+    if "," in text and bool(_DOTS.search(gold_text)) != bool(_DOTS.search(text)):
+        return False  # a parser would leave out what the dots stand for
     if gold_text[:1] in ("(", "[") and (interval := _interval(cleaned)):
         return _compare(gold, interval, kind)
     return _same_words(gold, gold_text, text)
@@ -246,7 +257,7 @@ def _same_quantity(wanted: Quantity, given: Quantity) -> bool | None:
         if wanted.measure or given.measure:
             known, other = (wanted, given) if wanted.measure else (given, wanted)
             # `5 feet of rope` is as good as `5 feet`; `5 apples` and `5 feet` are not the same.
-            if known.unit.split("^")[0].rstrip("s") not in other.unit:
+            if not mentions(other.unit, known.unit):
                 return False
     if wanted.value == given.value:
         return True
@@ -284,7 +295,11 @@ def _same_choice(gold: str, text: str) -> bool:
 
 def _letters(text: str) -> frozenset[str] | None:
     text = _OPTION.sub("", text.strip("* ")).strip("* ")
-    if _LETTERS.fullmatch(text):
+    if _LETTERS.fullmatch(text) or _MARKED.fullmatch(text):
         return frozenset(re.findall("[A-H]", text))
     match = _LETTER.fullmatch(text)
-    return None if match is None else frozenset(next(filter(None, match.groups())).upper())
+    if match is None or match.lastindex is None:
+        return None
+    if _ANOTHER.match(text, match.end(match.lastindex)):
+        return None  # undecided
+    return frozenset(match[match.lastindex].upper())

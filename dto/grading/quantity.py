@@ -28,6 +28,8 @@ _UNIT_IN_TEXT = re.compile(
     r"\\(?:text|mbox|mathrm)\s*\{(?P<unit>[A-Za-z .,/-]*)\}(?P<power>(?:\^\s*\{?\s*[23]\s*\}?)?)"
 )
 _CHINESE = re.compile(r"(?P<scale>[万亿]?)(?P<unit>[\u4e00-\u9fff]{0,5})")
+_PART = r"\d[\d.,]*\s*(?:\\text\s*\{[^{}]*\}|[A-Za-z]+|[\u4e00-\u9fff]{1,3})"
+_PARTS = re.compile(rf"{_PART}(?:(?:\s*,)?\s*(?:and\b\s*)?{_PART})+")
 _POWER = re.compile(r"\s*\^\s*\{?\s*([23])\s*\}?$|([²³])$")
 _MOST_DIGITS, _MOST_POWER = 1_000, 400
 
@@ -65,9 +67,12 @@ _UNITS = {
     for factor, words in sizes.items()
     for word in words.split()
 }
+_ALIASES = {"mph": "mile/hour", "kph": "km/h"}
+# One letter in \text{} is a unit only when it is one of these: `2\mathrm{i}` is a number.
+_LETTERS = frozenset("mgshlLACFJKNVW")
 # Outside \text{} a word is taken for a unit only when it is one of these: `2 k` is a product.
 _PLAIN = re.compile(
-    r"(?:mm|cm|dm|km|kg|mg|ml|mph|m/s|km/h|mi/h|rad|lbs?|oz|ft|yd|inch|inches|feet|foot|"
+    r"(?:m|mm|cm|dm|km|kg|mg|ml|mph|m/s|km/h|mi/h|rad|lbs?|oz|ft|yd|inch|inches|feet|foot|"
     r"(?:centi|kilo|milli|deci)?met(?:er|re)|(?:kilo|milli)?gram|pound|ounce|(?:milli)?lit(?:er|re)|"
     r"yard|mile|second|minute|hour|day|week|month|year|dollar|cent|euro|yuan|degree|radian|unit|"
     r"point|people|person|student|square|cubic|per|times)s?"
@@ -75,11 +80,18 @@ _PLAIN = re.compile(
 # Words after a number that make it another number, or more than one.
 NO_UNIT = re.compile(
     r"\b(?:or|and|not|to|more|less|than|most|least|about|factorial|squared|cubed|half|halves|thirds?|"
-    r"quarters?|fifths?|tenths?|hundredths?|times|mod|modulo|base|plus|minus|over|between)\b"
+    r"quarters?|(?:fif|six|seven|eigh|nin|ten|twelf|hundred|thousand)ths?|pi|root|"
+    r"times|mod|modulo|base|plus|minus|over|between)\b"
 )
 _NO_CHINESE_UNIT = re.compile(
-    "[或和到至与及多余约几半不百千万亿点]|分之|以上|以下|左右|大于|小于|至少|至多"
+    "[或和到至与及多余约几半不十百千万亿点成折的]|分之|次方|以上|以下|左右|大于|小于|至少|至多"
 )
+
+
+def no_unit(words: str) -> bool:
+    """Whether words after a number change it: those of `NO_UNIT`, and single letters."""
+    letter = words.strip(" .")
+    return bool(NO_UNIT.search(words)) or (len(letter) == 1 and letter not in _LETTERS)
 
 
 class Quantity(NamedTuple):
@@ -97,7 +109,12 @@ class Quantity(NamedTuple):
 
 
 def quantity(text: str) -> Quantity | None:
-    """The number, with or without a unit, that a cleaned answer is; None for anything else."""
+    """The number, with or without a unit, that a cleaned answer is; None for anything else.
+
+    `3 hours 20 minutes` is their sum, in hours.
+    """
+    if _PARTS.fullmatch(text):
+        return _sum([quantity(part) for part in re.findall(_PART, text)])
     text = _HUNDREDTHS.sub(r"\1%", _MONEY.sub("", text))
     number = _NUMBER.match(text)
     if number is None or len(text) > _MOST_DIGITS:  # int() refuses thousands of digits
@@ -112,7 +129,7 @@ def quantity(text: str) -> Quantity | None:
     rest = text[number.end() :]
     chinese = _CHINESE.fullmatch(rest)
     if chinese:
-        if _NO_CHINESE_UNIT.search(chinese["unit"]):
+        if chinese["unit"] not in _UNITS and _NO_CHINESE_UNIT.search(chinese["unit"]):
             return None
         value *= _SCALES.get(chinese["scale"], 1)
         unit, power = chinese["unit"], 1
@@ -127,9 +144,41 @@ def quantity(text: str) -> Quantity | None:
         value, percent = value * scale, percent or said
     if percent:
         value /= 100
-    known = _UNITS.get(unit) or _UNITS.get(unit.removesuffix("s"))
+    known = _measure(unit)
     measure = (f"{known[0]} {power}", value * known[1] ** power) if known else None
     return Quantity(value, decimal, percent, unit if power == 1 else f"{unit}^{power}", measure)
+
+
+def _sum(parts: list[Quantity | None]) -> Quantity | None:
+    """Parts that measure the same as one, in the unit of the first; None for others."""
+    known = [(part.unit, part.measure) for part in parts if part and part.measure]
+    dimensions = {measure[0] for _, measure in known}
+    size = _measure(known[0][0]) if known else None
+    if len(known) < len(parts) or len(dimensions) > 1 or size is None:
+        return None
+    total = sum((measure[1] for _, measure in known), Fraction(0))
+    unit = " ".join(name for name, _ in known)
+    return Quantity(total / size[1], False, False, unit, (dimensions.pop(), total))
+
+
+def mentions(words: str, unit: str) -> bool:
+    """Whether one of some words is a unit, itself or under another name, and no rate with it."""
+    known = _measure(unit)
+    parts = words.split()
+    return known is not None and "per" not in parts and known in map(_measure, parts)
+
+
+def _measure(unit: str) -> tuple[str, Fraction] | None:
+    """What a unit measures, and its size in the base unit; of rates such as `m/s` too."""
+    over = _ALIASES.get(unit, unit).replace(" per ", "/").split("/")
+    found = (_UNITS.get(part) or _UNITS.get(part.removesuffix("s")) for part in over)
+    known = [each for each in found if each is not None]
+    if len(known) < len(over) or len(known) > 2:
+        return None
+    (measures, size), *rest = known
+    for other, by in rest:
+        measures, size = f"{measures}/{other}", size / by
+    return measures, size
 
 
 def _value(number: re.Match[str]) -> Fraction | None:
@@ -155,6 +204,8 @@ def _unit(rest: str) -> tuple[str, int, int, bool] | None:
     in_text = _UNIT_IN_TEXT.fullmatch(rest)
     if in_text:
         rest = in_text["unit"] + in_text["power"]
+        if no_unit(in_text["unit"]):
+            return None
     power, scale, percent = 1, 1, False
     raised = _POWER.search(rest)
     if raised:
@@ -163,7 +214,7 @@ def _unit(rest: str) -> tuple[str, int, int, bool] | None:
             rest[: raised.start()],
         )
     unit = []
-    for word in rest.lower().replace(".", " ").split():
+    for word in rest.lower().replace(".", " ").replace("per cent", "percent").split():
         if NO_UNIT.fullmatch(word):
             return None
         if word in _SCALES:
@@ -176,4 +227,6 @@ def _unit(rest: str) -> tuple[str, int, int, bool] | None:
             unit.append(word)
         else:
             return None
+    if power != 1 and not unit:
+        return None  # 5^2 is 25
     return " ".join(unit), power, scale, percent

@@ -19,9 +19,10 @@ In all of them: limits on CPU time, memory and open files for each process, on t
 processes, on file size; wall time for all; a clean environment; output goes nowhere; the children
 end with this process. A program that leaves before its tests have ended is wrong.
 
-Not covered: a hole in the kernel; memory in total (limit × processes); timing and other side
-channels; a program that searches the interpreter for the test and forges the verdict, since both
-run in one process. A grade says that tests passed, not that the author was honest.
+Not covered: a hole in the kernel; memory in total (limit × processes, and files without a name,
+disk × files for each process); timing and other side channels; a program that searches the
+interpreter for the test and forges the verdict, since both run in one process. A grade says that
+tests passed, not that the author was honest.
 """
 
 from __future__ import annotations
@@ -209,7 +210,10 @@ def _environment(home: str) -> dict[str, str]:
 
 
 def _bwrap(disk: int) -> list[str]:
-    """Bubblewrap's arguments: what `jail.isolate` does."""
+    """Bubblewrap's arguments: what `jail.isolate` does.
+
+    Its own / and /dev (with /dev/shm) are file systems in memory without a limit, so read-only.
+    """
     shown = [os.path.realpath(sys.base_prefix), sys.base_prefix, sys.prefix]
     python = [part for path in shown for part in ("--ro-bind-try", path, path)]
     system = [
@@ -221,5 +225,5 @@ def _bwrap(disk: int) -> list[str]:
         shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--new-session",
         *system, "--dev", "/dev",
         "--size", str(disk), "--tmpfs", "/tmp", *python, "--ro-bind", str(_JAIL.parent),
-        str(_JAIL.parent), "--chdir", "/tmp", "--",
+        str(_JAIL.parent), "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp", "--",
     ]  # fmt: skip

@@ -22,7 +22,10 @@ from dto.reporting.comparison import ReportRow
 from dto.reporting.macro import AverageRow
 from dto.runs import manifest
 
-OPTIMIZATION = ("sample", "segment", "estimate", "optimize", "prune", "judge", "pair", "train")
+OPTIMIZATION = (
+    "sample", "batch", "segment", "estimate", "optimize", "prune", "judge", "pair", "chain",
+    "label", "train",
+)  # fmt: skip
 BACKWARD = 3.0
 """Forward and backward pass together, in forward passes."""
 

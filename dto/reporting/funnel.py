@@ -13,7 +13,8 @@ from dto.reporting.agreement import agreement, verdicts
 from dto.runs import manifest
 
 STAGES = (
-    "problems", "sample", "segment", "estimate", "optimize", "prune", "pair", "test", "evaluate",
+    "problems", "sample", "batch", "segment", "estimate", "optimize", "prune", "pair", "chain",
+    "label", "test", "evaluate",
 )  # fmt: skip
 
 
@@ -60,6 +61,8 @@ def training(run: Path) -> dict[str, Any] | None:
         "steps": int(done.get("steps", 0)),
         "collapsed": bool(done.get("collapsed", False)),
         "reason": str(done.get("reason", "")),
+        "judging": done.get("judging"),
+        "groups": done.get("groups"),
     }
 
 

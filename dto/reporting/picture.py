@@ -98,7 +98,8 @@ def _panel(
         zorder=1,
     )
     if shown:
-        axes.set_xlim(0, 1.18 * max(max(row.tokens_high, row.tokens_mean) for row in shown))
+        # In this order the maximum with nan, the interval of a single problem, is the mean.
+        axes.set_xlim(0, 1.18 * max(max(row.tokens_mean, row.tokens_high) for row in shown))
     axes.set_xlabel("tokens per question (thinking, answer, trials)", color=INK)
     axes.set_ylabel("accuracy, %", color=INK)
     plain(axes)

@@ -179,6 +179,7 @@ def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) 
             f"{number(base['tokens_mean'], 0)} → {number(kept['tokens_mean'], 0)}"
             f" at step {kept['step']}" + ("; collapsed" if training["collapsed"] else "")
         )
+        lines += _judging_lines(training)
     if found := funnel.get("agreement"):
         lines += ["", *_agreement_lines(found)]
     return lines
@@ -219,6 +220,32 @@ def percent(share: float | None) -> str:
 def number(value: float | None, digits: int) -> str:
     """A figure; a dash for none."""
     return "–" if value is None or isnan(value) else f"{value:,.{digits}f}"
+
+
+def _judging_lines(training: Mapping[str, Any]) -> list[str]:
+    """Groups that taught nothing, and how held-out chains were judged before and after."""
+    lines = []
+    if groups := training.get("groups"):
+        share = groups["flat"] / groups["groups"] if groups["groups"] else None
+        lines.append(
+            f"{'groups':<12} {groups['groups']:>7,}   of responses to train on; "
+            f"{percent(share)} % without advantage, {groups['unreadable']:,} responses without a "
+            "letter"
+        )
+    if judging := training.get("judging"):
+        before, kept = judging["before"], judging["kept"]
+        shown = [interval(each["accuracy"], each["low"], each["high"]) for each in (before, kept)]
+        letters = f"{before['unreadable']:,} → {kept['unreadable']:,} without a letter"
+        lines.append(
+            f"{'judging':<12} {kept['responses']:>7,}   judgements of held-out chains; "
+            f"right {' → '.join(shown)} %, {letters}"
+        )
+        recall = [
+            f"{name} {percent(before['recall'].get(name))} → {percent(share)}"
+            for name, share in kept["recall"].items()
+        ]
+        lines.append(f"{'':<12} {'':>7}   right by label: {', '.join(recall)} %")
+    return lines
 
 
 def _agreement_lines(found: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dto.drqa.classes import WORDINGS
 from dto.errors import DtoError
 from dto.problems import load_problems, prompt_of
 from dto.prompts import JUDGE, render
@@ -48,6 +49,10 @@ def plan(recipe: Recipe) -> Iterator[str]:
         f"{problems.test:,} test from {problems.source}"
         + (f" (test from {problems.test_source})" if problems.test_source else ""),
         "sample": f"{imported or f'{trajectories:,}'} responses",
+        "batch": f"{_ks(recipe)} questions in a prompt, each question {recipe.batch.samples:,} "
+        "times for each",
+        "chain": "one for each question of a response",
+        "label": "A, B or C for each chain",
         "segment": f"{imported or f'{trajectories:,}'} responses",
         "estimate": f"at most {rollouts} rollouts at a boundary",
         "optimize": f"{recipe.optimize.finalizations} completions of each good exit",
@@ -61,7 +66,8 @@ def plan(recipe: Recipe) -> Iterator[str]:
     }
     yield f"{recipe.name}: {model.name} on {model.engine}, seed {recipe.seed}"
     yield ""
-    for stage in _stages(recipe):
+    stages = _stages(recipe)
+    for stage in stages:
         yield f"{stage:<9} {amounts[stage]}"
         settings = getattr(recipe, stage, None)
         if settings is not None and stage != "problems":
@@ -71,9 +77,11 @@ def plan(recipe: Recipe) -> Iterator[str]:
     for each in exits:
         yield "exit      " + " ".join(f"{key}={value}" for key, value in each.changed().items())
     yield ""
-    question, name, remark = _first_question(recipe)
-    prompt, rendered = _asked(recipe, question, name)
+    (question, *others), name, remark = _first_questions(recipe)
+    alone = render(recipe.model.prompt or name, model.family, question=question)
+    prompt, rendered = _asked(recipe, alone)
     yield from _block(f"sample, evaluate: the first prompt{remark}{rendered}", prompt)
+    yield from _drqa(recipe, question, others, remark)
     for name, purpose in PROMPTS.items():
         yield from _block(purpose, render(name, model.family))
     if recipe.prune.judge == "llm":
@@ -82,6 +90,28 @@ def plan(recipe: Recipe) -> Iterator[str]:
         asked = render("patterns", JUDGE, question=question, answer=gold, patterns=patterns,
                        first="2", last="(the last but one)")  # fmt: skip
         yield from _block("prune: what the judge is asked", asked)
+
+
+def _drqa(recipe: Recipe, question: str, others: list[str], remark: str) -> Iterator[str]:
+    """What is asked of a batch, and of a judge, where the recipe has them."""
+    family, stages = recipe.model.family, _stages(recipe)
+    if "batch" in stages:
+        k = recipe.batch.k[0]
+        asked = [question, *others, *(f"(question {i})" for i in range(2, k + 1))][:k]
+        numbered = "\n".join(f"{i}. {each}" for i, each in enumerate(asked, start=1))
+        prompt, rendered = _asked(recipe, render("batch", family, questions=numbered, k=k))
+        yield from _block(f"batch: a prompt of {k} questions{remark}{rendered}", prompt)
+    if "label" in stages or recipe.train.method == "drqa":
+        a, b, c = WORDINGS.values()
+        judged = render("compare", family, question=question, reasoning="(a chain of thinking)",
+                        answer="(its answer)", a=a, b=b, c=c)  # fmt: skip
+        prompt, rendered = _asked(recipe, judged)
+        title = "label, train: what the model judges, the options in an order drawn for each"
+        yield from _block(f"{title}{remark}{rendered}", prompt)
+
+
+def _ks(recipe: Recipe) -> str:
+    return ", ".join(map(str, recipe.batch.k)) or "no"
 
 
 def _judge(recipe: Recipe) -> str:
@@ -121,16 +151,17 @@ def _block(title: str, text: str) -> Iterator[str]:
     yield ""
 
 
-def _first_question(recipe: Recipe) -> tuple[str, str, str]:
-    """The question, the prompt that asks it, and a remark where it is none."""
+def _first_questions(recipe: Recipe) -> tuple[list[str], str, str]:
+    """Questions, as many as are asked together, the prompt that asks one, and a remark."""
     imported = recipe.sample.imported
     source = imported or recipe.problems.source
     asked = "solve" if imported else prompt_of(recipe.problems)
-    unknown = f"(a question of {source})", asked, f" ({source} is not on this machine)"
+    unknown = [f"(a question of {source})"], asked, f" ({source} is not on this machine)"
+    most = max(recipe.batch.k, default=1)
     local = source == "chains" or source.endswith((".jsonl", ".parquet"))
     if not local:
         return unknown
-    small = recipe.problems.model_copy(update={"train": 1, "dev": 0, "test": 0})
+    small = recipe.problems.model_copy(update={"train": most, "dev": 0, "test": 0})
     rows: Iterator[Problem | Dropped]
     if imported:
         from dto.stages.importing import imported_problems
@@ -138,20 +169,20 @@ def _first_question(recipe: Recipe) -> tuple[str, str, str]:
         rows = imported_problems(imported, small, recipe.seed)
     else:
         rows = load_problems(small, recipe.seed)
-    first = next(islice((row for row in rows if isinstance(row, Problem)), 1), None)
-    return (first.question, first.prompt, "") if first is not None else unknown
+    found = [*islice((row for row in rows if isinstance(row, Problem)), most)]
+    return ([row.question for row in found], found[0].prompt, "") if found else unknown
 
 
-def _asked(recipe: Recipe, question: str, name: str) -> tuple[str, str]:
+def _asked(recipe: Recipe, user: str) -> tuple[str, str]:
+    """A user message with the chat template around it, and a remark."""
     from dto.serving import load_tokenizer
-    from dto.trajectories import prompt_ids
+    from dto.trajectories import chat_ids
 
     try:
         tokenizer: PreTrainedTokenizerBase = load_tokenizer(recipe, local=True)
     except DtoError:
         system = f"[system] {recipe.model.system}\n" if recipe.model.system else ""
-        asked = render(recipe.model.prompt or name, recipe.model.family, question=question)
-        text = f"{system}[user] {asked}"
+        text = f"{system}[user] {user}"
         return text, " (the tokenizer is not on this machine: without the chat template)"
-    ids = prompt_ids(question, tokenizer, recipe.model, name)
+    ids = chat_ids(user, tokenizer, recipe.model)
     return str(tokenizer.decode(list(ids))), f" ({len(ids)} tokens)"

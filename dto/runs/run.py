@@ -18,8 +18,8 @@ from dto.recipe import Recipe, load_recipe
 from dto.runs import content, manifest
 
 STAGES = (
-    "problems", "sample", "segment", "estimate", "optimize", "prune", "pair", "train", "evaluate",
-    "report",
+    "problems", "sample", "batch", "segment", "estimate", "optimize", "prune", "pair", "chain",
+    "label", "train", "evaluate", "report",
 )  # fmt: skip
 _BEFORE = {
     "problems": (),
@@ -29,14 +29,20 @@ _BEFORE = {
     "optimize": ("estimate",),
     "prune": ("optimize",),
     "pair": ("prune",),
+    "batch": ("problems",),
+    "chain": ("sample",),
+    "label": ("chain",),
     "report": ("evaluate",),
     "trace": ("problems",),
     "test": ("problems",),
     "pilot": ("sample",),
 }
-_TRAINED_ON = {"o1_pruner": ("sample",), "grpo": (), "none": ()}
+_TRAINED_ON = {
+    "o1_pruner": ("sample",), "drqa": ("label",), "cft": ("label",),
+    "sft_batch": ("batch", "chain", "label"), "grpo": (), "none": (),
+}  # fmt: skip
 """What training methods read that read no pairs."""
-_WITH_MODEL = ("sample", "estimate", "optimize", "prune", "evaluate", "trace", "pilot")
+_WITH_MODEL = ("sample", "batch", "estimate", "optimize", "prune", "evaluate", "trace", "pilot")
 _SAMPLING = ("sample.temperature", "sample.top_p")
 _ALSO: dict[str, tuple[str, ...]] = {
     "problems": ("sample.imported",),
@@ -44,6 +50,8 @@ _ALSO: dict[str, tuple[str, ...]] = {
     "optimize": _SAMPLING,
     "prune": _SAMPLING,
     "pair": ("sample.max_tokens",),
+    "batch": (*_SAMPLING, "sample.max_tokens"),
+    "label": ("model.name", "model.revision", "model.tokenizer", "model.family", "model.system"),
     "train": (*_SAMPLING, "sample.max_tokens"),
     "pilot": (*_SAMPLING, "sample.max_tokens"),
     "trace": tuple(f"evaluate.{key}" for key in ("samples", "temperature", "top_p", "max_tokens")),
@@ -105,6 +113,13 @@ class Run:
             return ("segment",)
         if stage == "pair" and self.recipe.pair.data != "optimized":
             return ("sample",)
+        asks_together = ("batch",) if self.recipe.batch.k else ()
+        if stage == "batch" and self.recipe.batch.grouping == "difficulty":
+            return ("problems", "sample")
+        if stage == "chain":
+            return ("sample", *asks_together)
+        if stage == "report" and asks_together:
+            return ("evaluate", "sample", "batch")
         if stage == "train":
             return ("problems", *_TRAINED_ON.get(self.recipe.train.method, ("pair",)))
         return _BEFORE[stage]
@@ -135,20 +150,22 @@ class Run:
             config |= self._contents(stage, source, test_source, imported)
         if stage == "test":
             config |= self._contents(stage, *recipe.evaluate.tasks)
-        if stage in _WITH_MODEL:
+        if stage in (*_WITH_MODEL, "label"):
             config["prompts"] = content.of_prompts(recipe.model.family)
         if stage == "sample" and imported:
             config |= self._contents(stage, imported)
         elif stage in _WITH_MODEL:
-            config["weights"] = content.of_model(recipe.model.name)
+            config["weights"] = self._weights(stage, recipe.model.name, "weights")
         if stage == "prune" and recipe.prune.judge == "llm":
             judge = {key: value for key, value in settings.items() if key.startswith("judge")}
             config |= judge | {"prompts of the judge": content.of_prompts(JUDGE)}
             if recipe.judge is not None:
-                config["weights of the judge"] = content.of_model(recipe.judge.name)
+                key = "weights of the judge"
+                config[key] = self._weights(stage, recipe.judge.name, key)
         if stage == "evaluate":
             further = [name for name in recipe.evaluate.models if name not in ("base", "trained")]
-            config |= {f"weights of {name}": content.of_model(name) for name in further}
+            for name in further:
+                config[f"weights of {name}"] = self._weights(stage, name, f"weights of {name}")
             if recipe.evaluate.tasks:
                 config["problems.answer_kind"] = recipe.problems.answer_kind
         for upstream in self.before(stage):
@@ -171,6 +188,12 @@ class Run:
             if source is not None
         }
         return {key: value for key, value in found.items() if value is not None}
+
+    def _weights(self, stage: str, name: str, key: str) -> str | None:
+        """What a model's folder holds; of one that is not here, what the stage was begun with."""
+        begun = self._begun(stage) or {"config": {}}
+        known: str | None = content.of_model(name) or begun["config"].get(key)
+        return known
 
     def _begun(self, stage: str) -> dict[str, Any] | None:
         from dto.runs.journal import read_head

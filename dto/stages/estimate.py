@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dto.answers import Answer, complete_answers
+from dto.binomial import clopper_pearson
 from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.prompts import render
 from dto.records import Decision, Dropped, ExitEstimate, Problem, Segment, Trajectory
 from dto.sequential import SequentialTest
-from dto.statistics import clopper_pearson
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """Import: rows of prompt and response that exist already, as trajectories that enter at `segment`.
 
+Rows of chosen and rejected are two responses to one prompt each, and enter at `pair`.
+
 What was sampled elsewhere comes as text, so its ids are encoded once and flagged as such
 (`ids_from` is `encoded`): a model may have written the same text with other tokens.
 """
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from dto.recipe import ModelSettings, ProblemSettings
 
 TASK = "imported"
+SIDES = ("chosen", "rejected")
+"""The two responses of a row of preferences; they are samples 2k and 2k + 1 of their problem."""
 
 
 class Fields(NamedTuple):
@@ -49,6 +53,7 @@ class Response(NamedTuple):
     problem: Problem
     sample: int
     text: str
+    whole: bool = False  # a side of a preference: without tags it is an answer without thinking
 
 
 class _BadRowError(Exception):
@@ -59,34 +64,44 @@ class _BadRowError(Exception):
         self.reason, self.detail = reason, detail
 
 
+def holds_pairs(source: str) -> bool:
+    """Whether the first row of a source has a chosen and a rejected response (TRL's columns)."""
+    rows = chain.from_iterable(read_source(source).values())
+    first = next((row for row in rows if not isinstance(row, Dropped)), None)
+    return first is not None and all(first.get(side) is not None for side in SIDES)
+
+
 def read_responses(source: str, fields: Fields | None = None) -> Iterator[Response | Dropped]:
     """The rows of a .jsonl or .parquet file, a folder or a Hub dataset, one at a time, in order.
 
     Rows with the same question and gold answer are samples of one problem. A row that lacks a
     field, holds another type than text, or is empty, is dropped with the reason `missing_field`,
-    `wrong_type`, `empty_question`, `empty_response` or `several_turns`, and a line that is no JSON
-    object as `unreadable_row`.
+    `wrong_type`, `empty_question`, `empty_response`, `several_turns` or, where its two sides answer
+    different questions, `two_questions`, and a line that is no JSON object as `unreadable_row`.
+    Where the source `holds_pairs` each row gives two responses, chosen and rejected, or none.
 
     Raises:
         DtoError: the source does not exist or cannot be read.
     """
     fields = fields or Fields()
     samples: Counter[str] = Counter()
+    pairs = holds_pairs(source)
     rows = chain.from_iterable(read_source(source).values())
     for number, row in enumerate(rows, start=1):
         if isinstance(row, Dropped):
             yield row
             continue
         try:
-            question, text, answer = _read(row, fields)
+            question, texts, answer = _read_sides(row, fields) if pairs else _read(row, fields)
         except _BadRowError as bad:
             where = f"{source}, row {number}: {bad.detail}"
             yield Dropped(f"row/{number:08d}", bad.reason, where)
             continue
         problem_id = Problem.make_id(TASK, question, answer)
         problem = Problem(problem_id, TASK, "train", question, answer)
-        yield Response(problem, samples[problem_id], text)
-        samples[problem_id] += 1
+        for text in texts:
+            yield Response(problem, samples[problem_id], text, whole=pairs)
+            samples[problem_id] += 1
 
 
 def imported_problems(source: str, own: ProblemSettings, seed: int) -> Iterator[Problem | Dropped]:
@@ -141,7 +156,9 @@ def _encode(
     opened = opens_thinking(tokenizer, prompt)
     if opened:
         text = text.removeprefix(OPEN_TAG).lstrip("\n")
-    elif CLOSE_TAG in text and OPEN_TAG not in text.partition(CLOSE_TAG)[0]:
+    if opened and response.whole and CLOSE_TAG not in text and OPEN_TAG not in response.text:
+        text = f"{CLOSE_TAG}\n\n{text}"
+    elif not opened and CLOSE_TAG in text and OPEN_TAG not in text.partition(CLOSE_TAG)[0]:
         text = f"{OPEN_TAG}\n{text}"
     ids = list(tokenizer.encode(text, add_special_tokens=False))
     closed = split_thinking(text, opened).closed
@@ -150,7 +167,7 @@ def _encode(
     return prompt, ids, closed
 
 
-def _read(row: Row, fields: Fields) -> tuple[str, str, str]:
+def _read(row: Row, fields: Fields) -> tuple[str, tuple[str, ...], str]:
     """(question, response with its tags, gold answer) of a row."""
     chat = _first(row, fields.conversation)
     if chat is not None:
@@ -160,18 +177,58 @@ def _read(row: Row, fields: Fields) -> tuple[str, str, str]:
             raise _BadRowError("missing_field", "the last message is not the assistant's")
         question = _question(turns[:-1])
     else:
-        prompt = _first(row, fields.question)
-        if prompt is None:
+        asked = _prompt(row, fields)
+        if asked is None:
             raise _missing("question", fields.question, row)
-        question = (
-            _question(_turns(prompt)) if isinstance(prompt, list) else _text(prompt, "question")
-        )
-        reply = row
+        question, reply = asked, row
+    return _stripped(question), (_response(reply, fields),), _gold(row, fields)
+
+
+def _read_sides(row: Row, fields: Fields) -> tuple[str, tuple[str, ...], str]:
+    """(question, chosen and rejected response, gold answer) of a row of preferences.
+
+    A side is text, or messages; those before the last, if there are any, ask the question again, or
+    instead of a prompt.
+    """
+    asked = _prompt(row, fields)
+    questions = set() if asked is None else {asked.strip()}
+    replies = []
+    for side in SIDES:
+        said = row.get(side)
+        if said is None:
+            raise _missing(f"{side} response", (side,), row)
+        if isinstance(said, list):
+            turns = _turns(said)
+            if _role(turns[-1]) != "assistant":
+                raise _BadRowError("missing_field", f"{side}: the last message is not an answer")
+            if len(turns) > 1:
+                questions.add(_question(turns[:-1]).strip())
+            replies.append(_response(turns[-1], fields))
+        else:
+            replies.append(_response({fields.response[0]: said}, fields))
+    if not questions:
+        raise _missing("question", fields.question, row)
+    if len(questions) > 1:
+        raise _BadRowError("two_questions", "prompt, chosen and rejected do not ask the same")
+    return _stripped(questions.pop()), tuple(replies), _gold(row, fields)
+
+
+def _prompt(row: Row, fields: Fields) -> str | None:
+    prompt = _first(row, fields.question)
+    if prompt is None:
+        return None
+    return _question(_turns(prompt)) if isinstance(prompt, list) else _text(prompt, "question")
+
+
+def _stripped(question: str) -> str:
     if not question.strip():
         raise _BadRowError("empty_question", "the question is empty")
+    return question.strip()
+
+
+def _gold(row: Row, fields: Fields) -> str:
     gold = _first(row, fields.answer)
-    answer = "" if gold is None else _text(gold, "answer").strip()
-    return question.strip(), _response(reply, fields), answer
+    return "" if gold is None else _text(gold, "answer").strip()
 
 
 def _response(reply: Mapping[str, Any], fields: Fields) -> str:

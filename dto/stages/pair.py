@@ -26,8 +26,10 @@ def pair(
 ) -> list[PreferencePair | Dropped]:
     """The pairs of one problem: at most `max_per_problem`, the rest dropped as `over_limit`.
 
-    `data` other than `optimized` makes pairs of the samples as `dto.baselines.data` says;
-    `max_tokens` is the limit that they were sampled under. The rest is of `optimized`.
+    `data: imported` takes the samples 2k and 2k + 1 for the chosen and the rejected side of a row
+    that was imported, whatever their lengths and grades. `data` other than that and `optimized`
+    makes pairs of the samples as `dto.baselines.data` says; `max_tokens` is the limit that they
+    were sampled under. The rest is of `optimized`.
 
     First each optimized trajectory over its rejected one: its own original, the longest of the
     problem's trajectories, or the longest that is not correct. Then, with `longer_correct`, for
@@ -39,6 +41,9 @@ def pair(
     rejected one is correct, so that length is all the pair could teach), `too_long` (prompt and
     longer response exceed `max_length`).
     """
+    if settings.data == "imported":
+        imported = _of_sides(problem, trajectories, tokenizer, settings)
+        return _limited(imported, settings.max_per_problem)
     answered = sorted((row for row in trajectories if row.grade != "failed"), key=lambda r: r.id)
     by_id = {row.id: row for row in answered}
     rows: list[PreferencePair | Dropped] = []
@@ -84,6 +89,26 @@ def _of_samples(
     for chosen, rejected, chosen_from, rejected_from in choices:
         side = _Side(chosen.id, chosen.token_ids, chosen.text, chosen_from)
         rows.append(_pair(chosen, side, rejected, rejected_from, tokenizer, settings))
+    return rows
+
+
+def _of_sides(
+    problem: Problem,
+    trajectories: Sequence[Trajectory],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: PairSettings,
+) -> list[PreferencePair | Dropped]:
+    """The pairs that an imported table of preferences says; a side may be missing."""
+    sides = {row.sample: row for row in trajectories}
+    rows: list[PreferencePair | Dropped] = []
+    for first in sorted({sample - sample % 2 for sample in sides}):
+        chosen, rejected = sides.get(first), sides.get(first + 1)
+        if chosen is None or rejected is None:
+            row_id = Trajectory.make_id(problem.id, first)
+            rows.append(Dropped(row_id, "no_pair", "one of its sides was dropped before"))
+            continue
+        side = _Side(chosen.id, chosen.token_ids, chosen.text, "imported")
+        rows.append(_pair(chosen, side, rejected, "imported", tokenizer, settings))
     return rows
 
 
@@ -137,7 +162,7 @@ def _pair(
     prompt, better, worse = len(original.prompt_ids), len(chosen.token_ids), _length(rejected)
     if chosen.token_ids == rejected.token_ids:
         return Dropped(row_id, "identical", f"both sides are the same {worse:,} tokens")
-    if rejected.grade == "correct" and better >= worse:
+    if rejected_from != "imported" and rejected.grade == "correct" and better >= worse:
         detail = f"chosen has {better:,} tokens, rejected {worse:,}, and both are right"
         return Dropped(row_id, "not_shorter", detail)
     if prompt + max(better, worse) > settings.max_length:

@@ -17,6 +17,8 @@ import polars as pl
 from dto.errors import DtoError
 from dto.recipe import Recipe, load_recipe
 from dto.reporting import table
+from dto.reporting.batch import BatchReport, batch_report
+from dto.reporting.batch_view import batch_lines, draw_batch
 from dto.reporting.comparison import (
     COLUMNS,
     Arm,
@@ -55,6 +57,7 @@ class Report:
     positions: tuple[ExitPositions, ...]
     trials: tuple[TrialReliability, ...]
     plain: str  # the exit that all is compared under
+    batch: BatchReport | None = None
 
     @property
     def tasks(self) -> list[str]:
@@ -89,6 +92,7 @@ class Report:
             "training": self.training,
             "exit_positions": [asdict(each) for each in self.positions],
             "trials": [asdict(each) for each in self.trials],
+            "batch": None if self.batch is None else asdict(self.batch),
         }
         cleaned: dict[str, Any] = without_nan(data)
         return cleaned
@@ -107,6 +111,7 @@ class Report:
             table.difficulty_lines(
                 [row for row in self.difficulty if len(tasks) == 1 or row.task == ALL_TASKS]
             ),
+            [] if self.batch is None else batch_lines(self.batch),
             table.cost_lines(self.costs, self.break_even),
         ]
         return "\n\n".join("\n".join(lines) for lines in parts if lines)
@@ -119,7 +124,8 @@ def report(run_directory: Path | str) -> Report:
     the same problems and seeds, task by task; with several tasks there is a mean over them. The
     page is one to send around (:mod:`dto.reporting.sections`), the picture is `report.png` and
     `report.svg`, the tables are `tables.md`, `tables.csv`, `difficulty.csv`
-    (:mod:`dto.reporting.papers`). Raises DtoError when the run has not been evaluated.
+    (:mod:`dto.reporting.papers`). Where questions were asked together, `batch.png` and `batch.svg`
+    stand beside them. Raises DtoError when the run has not been evaluated.
     """
     run = Path(run_directory)
     recipe = load_recipe(run / "recipe.yaml")
@@ -152,12 +158,15 @@ def report(run_directory: Path | str) -> Report:
         positions=exit_positions(run, recipe),
         trials=trial_reliability(run, recipe),
         plain=plain,
+        batch=batch_report(run, recipe),
     )
     directory = run / "report"
     directory.mkdir(exist_ok=True)
     text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
     manifest.write_text(directory / "report.json", text + "\n")
     draw(rows, directory, result.title)
+    if result.batch is not None:
+        draw_batch(result.batch, directory, recipe.name)
     write_tables(directory, result.title, rows, comparisons, means, result.difficulty)
     manifest.write_text(directory / "report.html", run_page(run, recipe, result))
     return result

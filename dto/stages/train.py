@@ -31,13 +31,16 @@ def train(
     by :mod:`dto.training.process`; killed at any time and called again, it goes on from its last
     complete checkpoint. It writes below `RUN/train`: `model/` (weights, tokenizer, chat template),
     `history.jsonl` (deterministic), `effort.jsonl` (not), `dropped.jsonl`, `result.json`.
+    GRPO also writes `steps.jsonl`, and what is trained on labelled chains `judging.jsonl`.
     `allow_code_execution`: programs that answer dev problems are run (`dto.grading.sandbox`).
 
     Returns:
         `rows` (counts: pairs, responses or problems, dropped, dev_problems), `usage` (of the dev
         responses, and of those that were sampled to train on, the fields of `dto.ledger.Usage`),
         kept_step (0: the base model), reason (why that one), steps, collapsed, tokens_trained,
-        policy_tokens (with what was sampled to train on), epochs (passes), train_seconds,
+        policy_tokens (with what was sampled to train on), epochs (passes), groups (of GRPO: how
+        many, how many without advantage, responses without a letter; else None), judging (of the
+        held-out chains: before, after, of what is kept; None without any), train_seconds,
         dev_seconds, seconds (both, with what ran before a kill), peak_memory (bytes).
 
     Raises:

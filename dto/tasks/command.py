@@ -22,7 +22,7 @@ _COLUMNS = (
     "rows", "number", "mathematics", "words", "letter", "program", "duplicates", "overlaps",
     "unexplained",
 )  # fmt: skip
-_SHOWN = 20  # answers in words
+_SHOWN, _SHOWN_LENGTH = 20, 100  # answers in words, and their characters
 _ALWAYS = ("rows", "duplicates", "overlaps", "unexplained")
 
 
@@ -83,7 +83,7 @@ def _settings(name: str) -> ProblemSettings:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         return load_recipe(path).problems
-    if name not in TASKS and "/" not in name and not path.exists():
+    if name not in TASKS and "/" not in name and not path.suffix and not path.exists():
         raise DtoError(f"no task {name!r}: {_known()}; or name a recipe, a file or a Hub id")
     return ProblemSettings(source=name)
 
@@ -103,7 +103,7 @@ def lines(report: Report) -> Iterator[str]:
     for split, counts in report.counts.items():
         yield f"{split or '-':<8}" + "".join(f"{counts[column]:>13,}" for column in shown)
     for finding in (*report.unexplained, *report.duplicates, *report.overlaps):
-        yield f"{finding.reason:<14} {finding.where}: {finding.detail}"
+        yield f"{finding.reason:<14} {finding.where}: {finding.detail}".removesuffix(": ")
     if report.phrases:
         first = report.phrases[0]
         yield (
@@ -111,7 +111,7 @@ def lines(report: Report) -> Iterator[str]:
             f"with another, such as {first.where}: {first.detail}"
         )
     if report.words:
-        named = ", ".join(map(repr, list(report.words)[:_SHOWN]))
+        named = ", ".join(repr(word[:_SHOWN_LENGTH]) for word in list(report.words)[:_SHOWN])
         more = ", …" if len(report.words) > _SHOWN else ""
         yield f"{'words':<14} compared as they are, without a parser: {named}{more}"
     if report.letters is not None:

@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import isinf
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
@@ -42,19 +43,20 @@ class Options(NamedTuple):
 
 
 def text(row: Row, field: str) -> str:
-    """The text of a field, stripped; a number as text, nothing as the empty text.
+    """The text of a field, stripped; a number as text, nothing (and NaN) as the empty text.
 
     Raises FieldError, naming the fields there are, when the row has no such field, and when its
-    value is neither text nor number.
+    value is neither text nor finite number.
     """
     if field not in row:
         there = ", ".join(map(str, row))
         raise FieldError("missing_field", field, f"has no field {field!r}; there are {there}")
     value = row[field]
-    if value is None:
+    if value is None or value != value:  # tables of floats have NaN where there is nothing
         return ""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        held = type(value).__name__
+    infinite = isinstance(value, float) and isinf(value)
+    if infinite or isinstance(value, bool) or not isinstance(value, str | int | float):
+        held = value if infinite else type(value).__name__
         raise FieldError("wrong_type", field, f"field {field!r} holds {held}, not text")
     if isinstance(value, float) and value.is_integer():
         value = int(value)

@@ -19,6 +19,7 @@ from string import ascii_uppercase
 from typing import Literal, NamedTuple
 
 from dto.concurrency import gather_bounded
+from dto.errors import DtoError
 from dto.grading import Grader
 from dto.grading.compare import clean
 from dto.grading.quantity import quantity
@@ -31,6 +32,7 @@ from dto.tasks.overlap import WORDS, Index, normalised, words
 Kind = Literal["number", "words", "mathematics", "letter", "program"]
 
 WINDOW = 256  # rows under way at once
+SHOWN = 100  # characters of an answer in a message
 MOST_WORDS = 5  # an answer of more is prose
 MOST_CHARACTERS = 20  # the same in Chinese
 SAME = 0.1  # share of n-grams from which two questions are taken for versions of one
@@ -98,7 +100,7 @@ async def validate(
     """Grade all gold answers of the sources in `settings`, and look for questions that are shared.
 
     Rows of train and dev are compared with those of test, and all rows with those of `against`, by
-    n-grams of words. Raises DtoError as `read_problems` does.
+    n-grams of words. Raises DtoError as `read_problems` does, and for a source without rows.
     """
     report = Report({}, [], [], [], [], {}, None)
     others, own_tests = Index(n), Index(n)
@@ -134,6 +136,8 @@ async def validate(
                 _look_for_overlap(found, index, report)
             if found.split == "test":
                 own_tests.add(found.where, found.row.question)
+    if not report.counts:
+        raise DtoError(f"{settings.source} has no rows: there is nothing to validate")
     return report._replace(letters=letters.result())
 
 
@@ -153,7 +157,7 @@ async def _judged(found: Found, grader: Grader) -> Kind | Finding:
     graded = await grader.grade_conclusion(conclusion, row.answer, row.answer_kind)
     if graded.grade != "correct":
         why = f"{graded.grade}, {graded.reason}" if graded.reason else graded.grade
-        shown = "its reference solution" if row.answer_kind == "code" else repr(row.answer)
+        shown = "its reference solution" if row.answer_kind == "code" else _shown(row.answer)
         return Finding(found.where, "not_itself", f"{shown} is graded {why} against itself")
     if row.answer_kind == "code":
         return "program"
@@ -161,14 +165,20 @@ async def _judged(found: Found, grader: Grader) -> Kind | Finding:
         letter = row.answer.strip("() .")
         if len(letter) == 1 and letter in ascii_uppercase:
             return "letter"
-        return Finding(found.where, "no_letter", f"{row.answer!r} is no letter of an option")
+        return Finding(found.where, "no_letter", f"{_shown(row.answer)} is no letter of an option")
     return await _kind_of_mathematics(found.where, row.answer, grader)
+
+
+def _shown(answer: str) -> str:
+    return repr(answer if len(answer) <= SHOWN else f"{answer[:SHOWN]}…")
 
 
 async def _kind_of_mathematics(where: str, gold: str, grader: Grader) -> Kind | Finding:
     bare = _TEXT.sub(r" \1 ", gold).strip(" $")
     if len(_LATIN.findall(_COMMAND.sub(" ", bare))) > MOST_WORDS:
-        return Finding(where, "prose", f"{gold!r} is prose: nothing but the same words equals it")
+        return Finding(
+            where, "prose", f"{_shown(gold)} is prose: nothing but the same words equals it"
+        )
     if quantity(clean(gold)) is not None:
         return "number"
     marked = bare != gold or len(bare) > 3  # xy is a product
@@ -176,14 +186,14 @@ async def _kind_of_mathematics(where: str, gold: str, grader: Grader) -> Kind | 
     if named and _ONLY_WORDS.fullmatch(bare) and len(words(bare)) <= MOST_CHARACTERS:
         return "words"
     if _CHINESE.search(gold):
-        return Finding(where, "not_parsed", f"{gold!r} mixes Chinese with mathematics")
+        return Finding(where, "not_parsed", f"{_shown(gold)} mixes Chinese with mathematics")
     # A thin space means nothing in LaTeX, but no comparison of strings takes it for that: the
     # parser has to read both sides.
     graded = await grader.grade_conclusion(rf"\boxed{{{gold}\thinspace}}", gold, "math")
     if graded.grade == "correct":
         return "mathematics"
     why = graded.reason or "the parser reads no mathematics in it"
-    return Finding(where, "not_parsed", f"{gold!r}: {why}")
+    return Finding(where, "not_parsed", f"{_shown(gold)}: {why}")
 
 
 async def _compare_duplicate(
@@ -197,7 +207,8 @@ async def _compare_duplicate(
         return
     graded = await grader.grade_conclusion(rf"\boxed{{{row.answer}}}", answer, row.answer_kind)
     if graded.grade != "correct":
-        detail = f"the question of {where}, where the answer is {answer!r}, not {row.answer!r}"
+        detail = f"the question of {where}, where the answer is {_shown(answer)}"
+        detail += f", not {_shown(row.answer)}"
         report.counts[found.split]["unexplained"] += 1
         report.unexplained.append(Finding(found.where, "two_answers", detail))
 

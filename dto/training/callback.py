@@ -19,6 +19,7 @@ from dto.recipe import Recipe
 from dto.records import Problem
 from dto.training.checkpoints import BASE_STEP, DevScore, TrainingState, has_collapsed
 from dto.training.dev import measure, summarize
+from dto.training.judging import Judging
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,7 +31,8 @@ class DevCallback(TrainerCallback):
     """Saves and measures the model at evenly spaced steps, the last one included.
 
     `mean_loss` is the trainer's mean loss since it was last asked for; `share` says how much of the
-    training is done, by steps unless the trainer counts otherwise. It ends at 1.
+    training is done, by steps unless the trainer counts otherwise. It ends at 1. `judging`, if
+    there is any, is measured beside the dev problems.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class DevCallback(TrainerCallback):
         self.epochs = recipe.train.epochs
         self.mean_loss: Callable[[], float | None] = lambda: None
         self.share: Callable[[TrainerState], float] = _by_steps
+        self.judging: Judging | None = None
         self._passed = 0
         self._since = time.monotonic()
         self._bar: tqdm[Any] = tqdm(disable=True)
@@ -136,6 +139,8 @@ class DevCallback(TrainerCallback):
             for each in gather_object([usage]):
                 total.add(each)
             usage = total
+        if self.judging is not None:
+            usage.add(self.judging.measure(model, step))
         score = DevScore(
             step,
             round(self.epochs * share, 4),

@@ -66,14 +66,21 @@ def has_collapsed(score: DevScore, base: DevScore, settings: TrainSettings) -> b
     return score.accuracy < base.accuracy - points or score.truncated > most_truncated
 
 
-def choose(history: Sequence[DevScore]) -> Choice:
+def choose(history: Sequence[DevScore], keep: str = "shortest") -> Choice:
     """The checkpoint with the fewest tokens among those as accurate as the base model.
 
     As accurate: accuracy ≥ base − 1 standard error of the base's accuracy (clustered by problem).
     The paper (2505.21765) does not say how its checkpoint was chosen. The base model is kept where
-    no such checkpoint needs fewer tokens than it does.
+    no such checkpoint needs fewer tokens than it does. `keep` last: the last one that has not
+    collapsed, whatever it needs; that measures a training instead of choosing a model.
     """
     base = history[0]
+    if keep == "last":
+        stood = [score for score in history if not score.collapsed]
+        last = stood[-1]
+        if last.step == BASE_STEP:
+            return Choice(BASE_STEP, "every checkpoint has collapsed: base is kept")
+        return Choice(last.step, f"step {last.step} is kept, the last: {_beside(last, base)}")
     floor = base.accuracy - base.standard_error
     fit = [
         score
@@ -87,8 +94,14 @@ def choose(history: Sequence[DevScore]) -> Choice:
     best = min(fit, key=lambda score: (score.tokens_mean, -score.accuracy, score.step))
     return Choice(
         best.step,
-        f"step {best.step} is kept: {best.tokens_mean:.0f} tokens (base {base.tokens_mean:.0f}), "
-        f"accuracy {best.accuracy:.3f} (base {base.accuracy:.3f}, floor {floor:.3f})",
+        f"step {best.step} is kept: {_beside(best, base)[:-1]}, floor {floor:.3f})",
+    )
+
+
+def _beside(score: DevScore, base: DevScore) -> str:
+    return (
+        f"{score.tokens_mean:.0f} tokens (base {base.tokens_mean:.0f}), "
+        f"accuracy {score.accuracy:.3f} (base {base.accuracy:.3f})"
     )
 
 
@@ -96,7 +109,13 @@ class TrainingState:
     """The files of one training, and how it takes up where it was killed."""
 
     def __init__(
-        self, directory: Path, fingerprint: str, processes: int = 1, *, writer: bool = True
+        self,
+        directory: Path,
+        fingerprint: str,
+        processes: int = 1,
+        *,
+        writer: bool = True,
+        keep: str = "shortest",
     ) -> None:
         """Take up `directory`; what another training (another fingerprint) left is removed.
 
@@ -105,6 +124,7 @@ class TrainingState:
         """
         self.directory = directory
         self.writer = writer
+        self.keep = keep
         self.checkpoints = directory / CHECKPOINTS
         self.model = directory / "model"
         marker = directory / "training.json"
@@ -120,7 +140,10 @@ class TrainingState:
     def _clear(self) -> None:
         for path in (self.checkpoints, self.model):
             shutil.rmtree(path, ignore_errors=True)
-        for name in ("history.jsonl", "effort.jsonl", "result.json", "dropped.jsonl"):
+        for name in (
+            "history.jsonl", "effort.jsonl", "result.json", "dropped.jsonl", "judging.jsonl",
+            "steps.jsonl",
+        ):  # fmt: skip
             (self.directory / name).unlink(missing_ok=True)
 
     def restart(self) -> None:
@@ -162,7 +185,10 @@ class TrainingState:
             file.write(json.dumps({"step": score.step, **effort}) + "\n")
         lines = [json.dumps(asdict(row)) for row in self.history]
         write_text(self.directory / "history.jsonl", "\n".join(lines) + "\n")
-        needed = {self.checkpoint(score.step), self.checkpoint(choose(self.history).step)}
+        needed = {
+            self.checkpoint(score.step),
+            self.checkpoint(choose(self.history, self.keep).step),
+        }
         for path in self.checkpoints.glob("*"):
             if path not in needed:
                 shutil.rmtree(path)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -66,16 +66,28 @@ def measure(
     return [_response(row) for rows in groups for row in rows], usage
 
 
+def sampled(recipe: Recipe, samples: int) -> Recipe:
+    """The recipe as the sample stage reads it, for what is trained on, and for judgements."""
+    own = recipe.train
+    changes: dict[str, Any] = {"samples": samples}
+    if own.temperature is not None:
+        changes["temperature"] = own.temperature
+    if own.response_tokens is not None:
+        changes["max_tokens"] = own.response_tokens
+    return recipe.model_copy(update={"sample": recipe.sample.model_copy(update=changes)})
+
+
 def respond(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
+    problems: Sequence[Any],
     recipe: Recipe,
     label: str | None = None,
     *,
+    work: Callable[[Any, Context], Awaitable[list[Any]]] = sample,
     allow_code_execution: bool = False,
-) -> tuple[list[list[Trajectory | Dropped]], Usage]:
-    """What the sample stage makes of each problem with the model as it is now.
+) -> tuple[list[list[Any]], Usage]:
+    """What the sample stage, or other `work`, makes of each problem with the model as it is now.
 
     The model's mode and torch's random state are left as they were; the engine and its prefix cache
     end here, as the weights are about to change. A model with adapters answers as a merged copy.
@@ -86,7 +98,9 @@ def respond(
     try:
         with torch.random.fork_rng(), torch.inference_mode():
             grader = Grader(allow_code_execution=allow_code_execution)
-            return asyncio.run(_respond(merged(model), tokenizer, problems, recipe, label, grader))
+            return asyncio.run(
+                _respond(merged(model), tokenizer, problems, recipe, label, grader, work)
+            )
     finally:
         model.train(was_training)
 
@@ -94,11 +108,12 @@ def respond(
 async def _respond(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
+    problems: Sequence[Any],
     recipe: Recipe,
     label: str | None,
     grader: Grader,
-) -> tuple[list[list[Trajectory | Dropped]], Usage]:
+    work: Callable[[Any, Context], Awaitable[list[Any]]],
+) -> tuple[list[list[Any]], Usage]:
     engine = TransformersEngine(
         model,
         tokenizer,
@@ -114,8 +129,8 @@ async def _respond(
                 total=len(problems), desc=label, leave=False, disable=None if label else True
             ) as bar:
 
-                async def responses(problem: Problem) -> list[Trajectory | Dropped]:
-                    rows = await sample(problem, ctx)
+                async def responses(problem: Any) -> list[Any]:
+                    rows = await work(problem, ctx)
                     bar.update()
                     return rows
 

@@ -6,19 +6,19 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate import PartialState
 
+from dto.drqa.records import LabelledChain
 from dto.errors import DtoError
 from dto.ledger import Usage
 from dto.recipe import Recipe
-from dto.records import Dropped, Problem
+from dto.records import Problem
 from dto.runs.manifest import peak_memory, write_text
 from dto.seeds import content_id
-from dto.tables import read
 from dto.training import losses
 from dto.training.callback import DevCallback
 from dto.training.checkpoints import (
@@ -29,39 +29,20 @@ from dto.training.checkpoints import (
     TrainingState,
     choose,
 )
-from dto.training.pairs import (
-    Demonstration,
-    TokenizedPair,
-    chosen_sides,
-    load_pairs,
-    load_weighted,
-    training_order,
-    within_budget,
+from dto.training.judging import Judging
+from dto.training.material import (
+    LABELLED,
+    ONLINE,
+    Material,
+    labelled,
+    material,
+    nouns,
+    problems,
+    step_size,
 )
 from dto.training.weights import keep, load, with_adapters
-from dto.trajectories import prompt_ids
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger("dto.train")
-
-Row = TokenizedPair | Demonstration
-
-
-@dataclass(frozen=True, slots=True)
-class Material:
-    """What is trained on: rows of a table, or problems that are sampled anew, in their order."""
-
-    rows: list[Row] = field(default_factory=list)
-    dropped: list[Dropped] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    order: list[int] = field(default_factory=list)
-
-    @property
-    def epochs(self) -> float:
-        """Passes over the rows."""
-        return len(self.order) / max(1, len(self.rows or self.problems))
 
 
 def fit(
@@ -89,33 +70,51 @@ def fit(
         _ = config.device  # sets up the processes: on CPUs, PartialState() before it would not
     world = PartialState()
     model, tokenizer = load(recipe)
-    material = _material(run, recipe, model, tokenizer)
-    problems = _problems(run, "dev")
-    if len(problems) < 2:
+    found = material(run, recipe, model, tokenizer)
+    dev = problems(run, "dev")
+    held_out = labelled(run, "dev") if method in LABELLED else []
+    if len(dev) < 2:
         raise DtoError(
-            f"train: {len(problems)} dev problems are too few to choose a checkpoint by: "
+            f"train: {len(dev)} dev problems are too few to choose a checkpoint by: "
             "set problems.dev to 300"
         )
     with world.main_process_first():
-        mark = fingerprint(recipe, material, problems)
-        training = TrainingState(directory, mark, world.num_processes, writer=world.is_main_process)
+        mark = fingerprint(recipe, found, dev, held_out)
+        training = TrainingState(
+            directory,
+            mark,
+            world.num_processes,
+            writer=world.is_main_process,
+            keep=recipe.train.keep,
+        )
         finished = directory / "result.json"
         if finished.exists() and training.model.is_dir():
             known: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
             return known
-        if method == "grpo":
+        if method in ONLINE:
             training.restart()
         last = training.resume()
-    choice = Choice(BASE_STEP, f"there are no {_nouns(method)} to train on: base is kept")
+    choice = Choice(BASE_STEP, f"there are no {nouns(method)} to train on: base is kept")
     online: Any = None
-    if material.order:
+    judging: Judging | None = None
+    if found.order:
         model = with_adapters(model, recipe)
-        callback = DevCallback(recipe, tokenizer, problems, training, allow_code_execution)
-        callback.epochs = material.epochs
-        rows = material.rows or material.problems
-        trainer = losses.trainer(recipe, config, model, tokenizer, rows, material.order, callback)
+        callback = DevCallback(recipe, tokenizer, dev, training, allow_code_execution)
+        callback.epochs = found.epochs
+        if held_out:
+            judging = Judging(
+                held_out,
+                tokenizer,
+                recipe,
+                directory,
+                [score.step for score in training.history],
+                writer=world.is_main_process,
+            )
+            callback.judging = judging
+        rows = found.rows or found.asked
+        trainer = losses.trainer(recipe, config, model, tokenizer, rows, found.order, callback)
         callback.mean_loss = trainer.mean_loss
-        if method == "grpo":
+        if method in ONLINE:
             online, callback.share = trainer, trainer.share
             trainer.allow_code_execution = allow_code_execution
         if not training.history:
@@ -123,15 +122,17 @@ def fit(
                 callback.score(model, BASE_STEP, 0.0, 0.0)
             else:
                 training.record(base, {"train_seconds": 0.0, "dev_seconds": 0.0, "usage": {}})
+        if judging is not None and not judging.scores:
+            judging.measure(model, BASE_STEP)
         if not training.history[-1].collapsed:
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
-        choice = choose(training.history)
+        choice = choose(training.history, recipe.train.keep)
     logger.info("%s", choice.reason)
     steps = training.history[-1].step if training.history else 0
     spent = _spent(training)
     if online is None:
-        seen = material.order[: steps * _step_size(recipe)]
-        trained = sum(material.rows[index].tokens for index in seen)
+        seen = found.order[: steps * step_size(recipe)]
+        trained = sum(found.rows[index].tokens for index in seen)
     else:
         usage = Usage(**spent["usage"])
         usage.add(online.usage)
@@ -139,9 +140,10 @@ def fit(
         trained = online.spent - online.generated
     result = {
         "rows": {
-            _nouns(method): len(material.rows or material.problems),
-            "dropped": len(material.dropped),
-            "dev_problems": len(problems),
+            nouns(method): len(found.rows or found.asked),
+            "dropped": len(found.dropped),
+            "dev_problems": len(dev),
+            **({"held_out": len(held_out)} if method in LABELLED else {}),
         },
         "kept_step": choice.step,
         "reason": choice.reason,
@@ -149,12 +151,14 @@ def fit(
         "collapsed": steps > 0 and training.history[-1].collapsed,
         "tokens_trained": trained,
         "policy_tokens": trained if online is None else online.spent,
-        "epochs": round(material.epochs, 3) if online is None else None,
+        "epochs": round(found.epochs, 3) if online is None else None,
+        "groups": None if online is None else online.groups._asdict(),
+        "judging": None if judging is None else judging.summary(choice.step),
         "peak_memory": peak_memory(),
         **spent,
     }
     if world.is_main_process:
-        lines = [json.dumps(asdict(row)) + "\n" for row in material.dropped]
+        lines = [json.dumps(asdict(row)) + "\n" for row in found.dropped]
         write_text(directory / "dropped.jsonl", "".join(lines))
         checkpoint = training.checkpoint(choice.step) if choice.step > BASE_STEP else None
         keep(recipe, checkpoint, training.model)
@@ -162,61 +166,6 @@ def fit(
         shutil.rmtree(training.checkpoints, ignore_errors=True)
     world.wait_for_everyone()
     return result
-
-
-def _material(
-    run: Path, recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> Material:
-    """The rows, or problems, of the method, in the order and as often as they are trained on."""
-    settings = recipe.train
-    context = _context(recipe, model)
-    if settings.method == "none":
-        return Material()
-    if settings.method == "grpo":
-        from dto.training.grpo import longest
-
-        problems = _problems(run, "train")
-        if not problems:
-            return Material()
-        shortest = min(
-            len(prompt_ids(row.question, tokenizer, recipe.model, row.prompt)) for row in problems
-        )
-        times = longest(recipe, len(problems), shortest) / len(problems)
-        group = settings.batch_size // settings.group
-        order = training_order(
-            [1] * len(problems), epochs=times, batch_size=group, seed=recipe.seed
-        )
-        return Material(problems=problems, order=order)
-    found: Sequence[Row | Dropped]
-    if settings.method == "o1_pruner":
-        found = load_weighted(run, context, settings.accuracy_weight)
-    else:
-        pairs = load_pairs(run, context)
-        found = chosen_sides(pairs) if settings.method == "sft" else pairs
-    rows = [row for row in found if not isinstance(row, Dropped)]
-    dropped = [row for row in found if isinstance(row, Dropped)]
-    lengths, size = [row.length for row in rows], _step_size(recipe)
-    if settings.policy_tokens is None:
-        order = training_order(lengths, epochs=settings.epochs, batch_size=size, seed=recipe.seed)
-    else:
-        order = within_budget(
-            [row.tokens for row in rows],
-            lengths,
-            budget=settings.policy_tokens,
-            batch_size=size,
-            seed=recipe.seed,
-        )
-    return Material(rows, dropped, order=order)
-
-
-def _nouns(method: str) -> str:
-    names = {"sft": "responses", "o1_pruner": "responses", "grpo": "problems", "none": "rows"}
-    return names.get(method, "pairs")
-
-
-def _problems(run: Path, split: str) -> list[Problem]:
-    rows = read(run / "problems" / "rows.parquet", Problem)
-    return [row for row in rows if row.split == split]
 
 
 def _spent(training: TrainingState) -> dict[str, Any]:
@@ -231,24 +180,16 @@ def _spent(training: TrainingState) -> dict[str, Any]:
     return {"usage": asdict(usage), **spent, "seconds": round(sum(spent.values()), 3)}
 
 
-def _context(recipe: Recipe, model: PreTrainedModel) -> int:
-    limit: Any = getattr(model.config, "max_position_embeddings", None)
-    own = int(limit or recipe.pair.max_length)
-    return min(own, recipe.model.context or own)
-
-
-def _step_size(recipe: Recipe) -> int:
-    """Rows in one optimizer step."""
-    per_process = recipe.train.batch_size * recipe.train.gradient_accumulation
-    processes: int = PartialState().num_processes
-    return per_process * processes
-
-
-def fingerprint(recipe: Recipe, material: Material, problems: Sequence[Problem]) -> str:
-    """What makes a training the same: settings, model, what is trained on, dev problems."""
+def fingerprint(
+    recipe: Recipe,
+    material: Material,
+    problems: Sequence[Problem],
+    held_out: Sequence[LabelledChain] = (),
+) -> str:
+    """What makes a training the same: settings, model, what it trains on and is measured by."""
     parts = (recipe.train, recipe.sample, recipe.model)
     settings = [part.model_dump_json() for part in parts]
-    rows = (*material.rows, *material.problems)
+    rows = (*material.rows, *material.asked)
     trained = content_id(*(content_id(repr(row)) for row in rows))
-    measured = content_id(*(row.id for row in problems))
+    measured = content_id(*(row.id for row in problems), *(row.id for row in held_out))
     return content_id(str(recipe.seed), *settings, trained, measured)

@@ -1,16 +1,22 @@
-"""GRPO (2402.03300) on problems, by TRL's GRPOTrainer with our own engine for the responses.
+"""GRPO (2402.03300) by TRL's GRPOTrainer with our own engine for the responses.
 
-The responses are those of the sample stage, from the model as it is now, in exact ids; `reward`
-says what is rewarded (`dto.training.rewards`). No reference model is kept near (TRL's default).
+What is asked are problems (`train.method: grpo`; the responses are those of the sample stage, and
+`reward` says what is rewarded, `dto.training.rewards`) or labelled chains (`drqa`, 2508.17803: the
+model judges them, and is rewarded for the right letter). Responses come from the model as it is
+now, in exact ids. `kl` weighs the divergence from the base (a second model; under LoRA the base
+without its adapters). A group whose rewards are all equal teaches nothing: these are counted.
+
 The tokens of a step are known only after it, so the training ends where the next step might exceed
 the budget, and the learning rate falls linearly with the share of the budget that is spent.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 from accelerate.utils import gather_object
 from transformers import (
@@ -25,21 +31,54 @@ from transformers import (
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from dto.drqa.judging import judge
+from dto.drqa.records import LabelledChain
 from dto.ledger import Usage
 from dto.recipe import Recipe
-from dto.records import Dropped, Problem, Trajectory
+from dto.records import Problem, Trajectory
 from dto.seeds import derive
-from dto.training.dev import respond
-from dto.training.rewards import REWARDS, Rewards
+from dto.training.dev import respond, sampled
+from dto.training.rewards import REWARDS, Rewards, judging
 from dto.training.trainer import Mannered, arguments, table
 from dto.trajectories import prompt_ids
 
+KL = {"grpo": 0.0, "drqa": 0.04}
+"""The weight of the divergence where the recipe has none; TRL's default, and GRPO's own."""
+STEPS = "steps.jsonl"
+
+Asked = Problem | LabelledChain
+
+
+class Answer(NamedTuple):
+    """One response to train on; the reward goes by the grade."""
+
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    grade: str
+
+
+class Groups(NamedTuple):
+    """What the rewards of some responses were; `flat` groups had no advantage."""
+
+    groups: int = 0
+    flat: int = 0
+    rewarded: int = 0
+    reward: float = 0.0
+    unreadable: int = 0
+    tokens: int = 0
+
+    def plus(self, other: Groups) -> Groups:
+        """Both together."""
+        return Groups._make(own + more for own, more in zip(self, other, strict=True))
+
 
 class OnlineTrainer(Mannered, GRPOTrainer):
-    """GRPOTrainer on exact ids; `order` holds indices into `problems`, for the whole training.
+    """GRPOTrainer on exact ids; `order` holds indices into `asked`, for the whole training.
 
     `spent` counts the policy tokens so far: what was generated, and what was trained on, prompts
-    included. `usage` is that of the engine.
+    included. `usage` is that of the engine, `groups` sums up the rewards. What a step was like
+    stands in `steps.jsonl` beside the checkpoints' folder: mean reward, groups, those without
+    advantage, responses without a letter, mean length, divergence from the base.
     """
 
     def __init__(
@@ -47,25 +86,26 @@ class OnlineTrainer(Mannered, GRPOTrainer):
         model: PreTrainedModel,
         args: GRPOConfig,
         tokenizer: PreTrainedTokenizerBase,
-        problems: Sequence[Problem],
+        asked: Sequence[Asked],
         order: Sequence[int],
         recipe: Recipe,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        self.problems = {problem.id: problem for problem in problems}
+        self.asked = {row.id: row for row in asked}
         self.recipe = recipe
         self.words = tokenizer
         self.usage = Usage()
         self.spent = self.generated = 0
+        self.groups = self._rewarded = Groups()
         self._largest_step = 0
         self._spent_before = 0
         super().__init__(
             model,
-            _reward(recipe),
+            self._rewards,
             args,
-            train_dataset=table([{"prompt": problems[index].id} for index in order]),
+            train_dataset=table([{"prompt": asked[index].id} for index in order]),
             processing_class=tokenizer,
-            callbacks=[*callbacks, Decay(self)],
+            callbacks=[*callbacks, Decay(self), Steps(self)],
             rollout_func=self._responses,
         )
         self.remove_callback(PrinterCallback)
@@ -83,44 +123,91 @@ class OnlineTrainer(Mannered, GRPOTrainer):
         ended = left < self._largest_step or state.global_step >= state.max_steps
         return 1.0 if ended else self.spent / budget
 
-    def _responses(self, asked: list[str], trainer: Any) -> dict[str, list[Any]]:
-        """The responses to problems, which are given by id, each as often as it is to be asked."""
+    def take_step(self) -> dict[str, Any]:
+        """What the step that has ended was like."""
+        step, self._rewarded = self._rewarded, Groups()
+        self.groups = self.groups.plus(step)
+        responses = step.groups * self.recipe.train.group
+        divergence = self._metrics["train"].pop("kl", [])  # of each batch of the step
+        return {
+            "reward": round(step.reward / step.rewarded, 6) if step.rewarded else None,
+            "groups": step.groups,
+            "without_advantage": step.flat,
+            "unreadable": step.unreadable,
+            "tokens_mean": round(step.tokens / responses, 2) if responses else None,
+            "kl": round(fmean(divergence), 6) if divergence else None,
+        }
+
+    def _responses(self, names: list[str], trainer: Any) -> dict[str, list[Any]]:
+        """The responses to what is given by id, each as often as it is to be asked."""
         group = self.recipe.train.group
-        names = asked[::group]
+        firsts = names[::group]
         seed = derive(self.recipe.seed, "grpo", "step", self.state.global_step)
-        sampling = self.recipe.sample.model_copy(update={"samples": group})
-        recipe = self.recipe.model_copy(update={"seed": seed, "sample": sampling})
-        model = self.accelerator.unwrap_model(self.model)
-        unique = list(dict.fromkeys(names))  # an epoch may end with what the next begins with
-        found, usage = respond(
-            model,
-            self.words,
-            [self.problems[name] for name in unique],
-            recipe,
-            allow_code_execution=self.allow_code_execution,
-        )
+        recipe = sampled(self.recipe.model_copy(update={"seed": seed}), group)
+        unique = list(dict.fromkeys(firsts))  # an epoch may end with what the next begins with
+        found, usage = self._sampled([self.asked[name] for name in unique], recipe)
         made = dict(zip(unique, found, strict=True))
-        # A prompt without room for a response stands for its whole group.
-        answers = [row for name in names for row in (made[name] * group)[:group]]
+        answers = [answer for name in firsts for answer in made[name]]
         end = int(self.words.eos_token_id)
-        prompts, completions, grades = [], [], []
-        for name, row in zip(asked, answers, strict=True):
-            prompt, ids, grade = _parts(row)
-            if prompt is None:
-                own = self.problems[name]
-                prompt = list(prompt_ids(own.question, self.words, self.recipe.model, own.prompt))
-            prompts.append(prompt)
-            completions.append(ids or [end])
-            grades.append(grade)
-        generated = sum(len(row.token_ids) for row in answers if isinstance(row, Trajectory))
+        prompts = [list(answer.prompt_ids) for answer in answers]
+        completions = [list(answer.token_ids) or [end] for answer in answers]
+        generated = sum(len(answer.token_ids) for answer in answers)
         trained = sum(map(len, prompts)) + sum(map(len, completions))
         self._count(generated, trained, usage)
         return {
             "prompt_ids": prompts,
             "completion_ids": completions,
             "logprobs": None,  # type: ignore[dict-item]
-            "grade": grades,
+            "grade": [answer.grade for answer in answers],
         }
+
+    def _sampled(self, asked: Sequence[Any], recipe: Recipe) -> tuple[list[list[Answer]], Usage]:
+        """`group` answers to each; a prompt without room for a response stands for its group."""
+        model = self.accelerator.unwrap_model(self.model)
+        group = self.recipe.train.group
+        if self.recipe.train.method == "drqa":
+            judged, usage = respond(model, self.words, asked, recipe, work=judge)
+            return [
+                [Answer(row.prompt_ids, each.token_ids, each.pick) for each in rows]
+                for row, rows in zip(asked, judged, strict=True)
+            ], usage
+        code = self.allow_code_execution
+        found, usage = respond(model, self.words, asked, recipe, allow_code_execution=code)
+        made: list[list[Answer]] = []
+        for row, rows in zip(asked, found, strict=True):
+            if isinstance(rows[0], Trajectory):
+                made.append([Answer(each.prompt_ids, each.token_ids, each.grade) for each in rows])
+            else:
+                ids = prompt_ids(row.question, self.words, recipe.model, row.prompt)
+                made.append([Answer(ids, (), "failed")] * group)
+        return made, usage
+
+    def _rewards(
+        self, completion_ids: list[list[int]], grade: list[str], **_: Any
+    ) -> list[float | None]:
+        """TRL's reward function: the rewards of groups that follow one another."""
+        settings = self.recipe.train
+        rewards: Rewards = []
+        counted = Groups()
+        for at in range(0, len(grade), settings.group):
+            grades = grade[at : at + settings.group]
+            lengths = [len(ids) for ids in completion_ids[at : at + settings.group]]
+            if settings.method == "drqa":
+                own = judging(grades, settings.no_letter)
+            else:
+                correct = [None if each == "failed" else each == "correct" for each in grades]
+                own = REWARDS[settings.reward](correct, lengths, settings.penalty)
+            given = [each for each in own if each is not None]
+            counted = counted.plus(
+                Groups(
+                    1, len(set(given)) < 2, len(given), sum(given),
+                    grades.count("unreadable"), sum(lengths),
+                )
+            )  # fmt: skip
+            rewards += own
+        for each in gather_object([tuple(counted)]):
+            self._rewarded = self._rewarded.plus(Groups(*each))
+        return rewards
 
     def _count(self, generated: int, trained: int, usage: Usage) -> None:
         """Add what all processes spent on a step: they have to end at the same one."""
@@ -130,31 +217,11 @@ class OnlineTrainer(Mannered, GRPOTrainer):
             self.usage.add(each)
 
 
-def _parts(row: Trajectory | Dropped) -> tuple[list[int] | None, list[int], str]:
-    if isinstance(row, Dropped):
-        return None, [], "failed"
-    return list(row.prompt_ids), list(row.token_ids), row.grade
-
-
-def _reward(recipe: Recipe) -> Any:
-    """TRL's reward function: the rewards of groups that follow one another."""
-    settings = recipe.train
-    function = REWARDS[settings.reward]
-
-    def reward(completion_ids: list[list[int]], grade: list[str], **_: Any) -> Rewards:
-        rewards: Rewards = []
-        for at in range(0, len(grade), settings.group):
-            grades = grade[at : at + settings.group]
-            correct = [None if each == "failed" else each == "correct" for each in grades]
-            lengths = [len(ids) for ids in completion_ids[at : at + settings.group]]
-            rewards += function(correct, lengths, settings.penalty)
-        return rewards
-
-    return reward
-
-
 class Decay(TrainerCallback):
-    """The learning rate falls linearly with what is spent, as it does with steps elsewhere."""
+    """The learning rate falls linearly with what is spent, as it does with steps elsewhere.
+
+    It rises first over `train.warmup_steps`.
+    """
 
     def __init__(self, trainer: OnlineTrainer) -> None:
         self.trainer = trainer
@@ -169,27 +236,53 @@ class Decay(TrainerCallback):
         """Set the rate of the step."""
         budget = self.trainer.recipe.train.policy_tokens
         done = self.trainer.spent / budget if budget else state.global_step / state.max_steps
+        rising = min(1.0, (state.global_step + 1) / max(1, self.trainer.recipe.train.warmup_steps))
         for group in kwargs["optimizer"].param_groups:
-            group["lr"] = args.learning_rate * (1 - done)
+            group["lr"] = args.learning_rate * (1 - done) * rising
 
 
-def longest(recipe: Recipe, problems: int, shortest_prompt: int) -> int:
-    """Problems in the order of a training: an upper bound where the tokens decide when it ends."""
+class Steps(TrainerCallback):
+    """A line for each step; the file begins anew with the training."""
+
+    def __init__(self, trainer: OnlineTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Write what the step was like."""
+        line = json.dumps({"step": state.global_step, **self.trainer.take_step()})
+        if state.is_world_process_zero:
+            path = Path(str(args.output_dir)).parent / STEPS
+            with path.open("w" if state.global_step == 1 else "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+
+def longest(recipe: Recipe, rows: int, shortest_prompt: int) -> int:
+    """Rows in the order of a training: an upper bound where the tokens decide when it ends."""
     settings = recipe.train
     budget = settings.policy_tokens
     if budget is None:
-        return round(settings.epochs * problems)
+        return round(settings.epochs * rows)
     return budget // (settings.group * (shortest_prompt + 2)) + settings.batch_size
 
 
 def config(recipe: Recipe, directory: Path) -> GRPOConfig:
     """TRL's settings of this loss."""
+    settings = recipe.train
+    sampling = sampled(recipe, settings.group).sample
+    revision = recipe.model.revision
     return GRPOConfig(
         **arguments(recipe, directory),
         lr_scheduler_type="constant",  # Decay sets it
-        num_generations=recipe.train.group,
-        max_completion_length=recipe.sample.max_tokens,
-        temperature=recipe.sample.temperature or 1.0,
-        beta=0.0,
+        num_generations=settings.group,
+        max_completion_length=sampling.max_tokens,
+        temperature=sampling.temperature or 1.0,
+        beta=KL[settings.method] if settings.kl is None else settings.kl,
+        model_init_kwargs={"revision": revision} if revision else None,
         shuffle_dataset=False,
     )

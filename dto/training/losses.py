@@ -24,7 +24,7 @@ def config(recipe: Recipe, directory: Path) -> Any:
             from dto.training.dpo import config as dpo
 
             return dpo(recipe, directory)
-        case "sft":
+        case "sft" | "cft" | "sft_batch":
             from dto.training.sft import config as sft
 
             return sft(recipe, directory)
@@ -32,7 +32,7 @@ def config(recipe: Recipe, directory: Path) -> Any:
             from dto.training.pruner import config as pruner
 
             return pruner(recipe, directory)
-        case "grpo":
+        case "grpo" | "drqa":
             from dto.training.grpo import config as grpo
 
             return grpo(recipe, directory)
@@ -57,7 +57,7 @@ def trainer(
 
             reference = None if recipe.train.lora_rank else load(recipe)[0]
             return ExactDPOTrainer(model, reference, config, tokenizer, rows, order, callbacks)
-        case "sft":
+        case "sft" | "cft" | "sft_batch":
             from dto.training.sft import ExactSFTTrainer
 
             return ExactSFTTrainer(model, config, tokenizer, rows, order, callbacks)
@@ -65,7 +65,7 @@ def trainer(
             from dto.training.pruner import StoredTrainer
 
             return StoredTrainer(model, config, tokenizer, rows, order, callbacks)
-        case "grpo":
+        case "grpo" | "drqa":
             from dto.training.grpo import OnlineTrainer
 
             return OnlineTrainer(model, config, tokenizer, rows, order, recipe, callbacks)

@@ -61,11 +61,21 @@ REWARDS = {
 }
 
 
+def judging(picks: Sequence[str], no_letter: float) -> Rewards:
+    """1 for picking the label, 0 for another letter, `no_letter` for none (2508.17803).
+
+    The paper has 1 and 0 alone; a judgement that failed gets no reward.
+    """
+    worth = {"correct": 1.0, "wrong": 0.0, "unreadable": no_letter}
+    return [worth.get(pick) for pick in picks]
+
+
 def length_harmonizing(correct: Correct, lengths: Sequence[int], accuracy_weight: float) -> Rewards:
     """O1-Pruner's reward (2501.12570): mean length / length - 1 + weight · (right - accuracy).
 
     Mean length and accuracy are those of the reference model, estimated by the same samples, so
-    that the rewards need no further baseline.
+    that the rewards need no further baseline. Departures from the published script: it takes two of
+    the samples of each problem, cuts the rewards to [-2, 4] and standardizes them over the data.
     """
     graded = [
         (length, good) for length, good in zip(lengths, correct, strict=True) if good is not None

@@ -53,23 +53,33 @@ def test_recipes_of_methods(path: Path) -> None:
     assert recipe.compare.own and len(recipe.compare.values) == 2
 
 
-def test_every_method_gets_the_same_grid_and_budget() -> None:
-    shared = load_recipe(PIPELINES / "compare.yaml")
+COMPARISONS = ("compare.yaml", "compare-drqa.yaml")
+
+
+def test_every_method_is_compared() -> None:
+    compared = [load_recipe(PIPELINES / name).compare.methods for name in COMPARISONS]
+    assert {path.stem for path in RECIPES} == {name for each in compared for name in each}
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_every_method_gets_the_same_grid_and_budget(name: str) -> None:
+    shared = load_recipe(PIPELINES / name)
     found = methods(shared)
     assert [*found] == [BASE, *shared.compare.methods]
-    assert {path.stem for path in RECIPES} == set(shared.compare.methods)
+    rates = shared.compare.learning_rates
     for name, recipe in found.items():
         points = grid(recipe)
         trained = recipe.train.method != "none"
-        assert len(points) == (0 if name == BASE else 6 if trained else 2)
+        assert len(points) == (0 if name == BASE else 2 * len(rates) if trained else 2)
         if trained:
-            rates = [point["train.learning_rate"] for point in points]
-            assert sorted(set(rates)) == sorted(shared.compare.learning_rates)
+            tried = [point["train.learning_rate"] for point in points]
+            assert sorted(set(tried)) == sorted(rates)
         assert recipe.compare.policy_tokens == shared.compare.policy_tokens
-        for group in ("model", "problems", "sample"):
+        for group in ("model", "problems", "sample", "batch"):
             assert getattr(recipe, group) == getattr(shared, group)
         assert recipe.train.evaluations == shared.train.evaluations
         assert recipe.train.dev_samples == shared.train.dev_samples
+        assert recipe.train.keep == shared.train.keep == "shortest"
 
 
 @pytest.mark.parametrize(
@@ -96,6 +106,11 @@ def test_mistakes_are_one_line(changes: dict[str, Any], message: str) -> None:
         ),
         ({"train": {"method": "o1_pruner"}}, "problems sample train"),
         ({"train": {"method": "grpo"}}, "problems train"),
+        ({"train": {"method": "drqa"}}, "problems sample chain label train"),
+        (
+            {"batch": {"k": [2]}, "train": {"method": "cft"}},
+            "problems sample batch chain label train",
+        ),
         ({"evaluate": {"models": ["base"]}}, "problems"),
     ],
 )

@@ -1,52 +1,17 @@
-"""Differences, corrections and ranks on tables made by hand."""
+"""Comparisons and their ranks on tables made by hand."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
 from dto.baselines.methods import BASE
 from dto.baselines.report import report
 from dto.records import EvaluationRow, Grade, Problem
-from dto.statistics import bootstrap_differences, holm
 from dto.tables import write
-
-
-@pytest.mark.parametrize(
-    ("p_values", "adjusted"),
-    [
-        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),  # never below that of a smaller one
-        ([0.5, 0.6], [1.0, 1.0]),
-        ([0.02], [0.02]),
-        ([], []),
-    ],
-)
-def test_holm(p_values: list[float], adjusted: list[float]) -> None:
-    assert holm(p_values) == pytest.approx(adjusted)
-
-
-def test_bootstrap_agrees_with_the_normal_interval() -> None:
-    noise = np.random.default_rng(0).normal(0.3, 1.0, size=(400, 1))
-    zero = np.zeros((400, 1))
-    sure = np.full((400, 1), 0.2)
-    found, none, certain = bootstrap_differences(np.hstack([noise, zero, sure]))
-    half = 1.96 * noise.std() / 20
-    assert found.value == pytest.approx(noise.mean())
-    assert found.low == pytest.approx(noise.mean() - half, abs=0.01)
-    assert found.high == pytest.approx(noise.mean() + half, abs=0.01)
-    assert found.p < 0.001
-    assert none == (0.0, 0.0, 0.0, 1.0)
-    assert certain.low == pytest.approx(0.2) and 0 < certain.p < 0.001
-
-
-def test_under_no_difference_p_is_rarely_small() -> None:
-    noise = np.random.default_rng(1).normal(0.0, 1.0, size=(100, 200))
-    small = sum(each.p < 0.05 for each in bootstrap_differences(noise))
-    assert 2 <= small <= 20  # 10 are expected
 
 
 def comparison(path: Path, problems: int, seed: int = 0, failed: int = 0) -> Path:

@@ -121,3 +121,18 @@ def test_a_run_is_graded_by_what_it_evaluated(tmp_path: Path, capsys) -> None:
 def test_what_cannot_be_compared_is_one_line(tmp_path: Path, rules: tuple[str, ...]) -> None:
     with pytest.raises(DtoError, match="choose two or more of ours, math-verify"):
         agree("answers.jsonl", rules, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "has no rows"), ('{"q": 1}\n', "has no field 'gold'"), (None, "does not exist")],
+)
+def test_what_holds_no_answers_leaves_no_folder(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
+    source = tmp_path / "answers.jsonl"
+    if content is not None:
+        source.write_text(content)
+    with pytest.raises(DtoError, match=message):
+        agree(str(source), RULES, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -26,6 +26,7 @@ FURTHER = {
     (r"33\frac{1}{3}\%", r"\frac{1}{3}"),
     ("百分之27", "27%"),
     ("[-2, 7]", r"-2 \le x \le 7"),
+    (r"1,2,\ldots,10", r"1, 2, \dots, 10"),
 }
 PERCENT_QUESTIONS = [
     ("What percent of 80 is 20?", True),
@@ -33,6 +34,9 @@ PERCENT_QUESTIONS = [
     ("By how many percent did the price rise?", True),
     ("By what percent is it larger?", True),
     ("Find the percent increase.", True),
+    ("What is the total percentage of girls?", True),
+    ("What is his overall profit percentage?", True),
+    ("What is the price after a discount of 20 percent?", False),
     ("What's the percentage chance that he wins?", True),
     ("What is the probability, expressed as a percentage, that both win?", True),
     ("Which percentage of goats is 30%?", True),
@@ -148,3 +152,13 @@ def test_any_text_can_be_normalised_and_equals_itself(text):
     compare(text, "7", "choice")
     if normalise(text):
         assert compare(text, text, "math") is True
+
+
+@pytest.mark.parametrize(
+    "part", ["1 a and ", "1a,", "1,1,", "3时", "(A) and ", "A, ", "(A)", "1 ", r"1\text{m}"]
+)
+def test_long_answers_that_match_almost_are_decided(part):
+    """Each of these would take for ever where a pattern can match its repetitions in two ways."""
+    text = part * (1900 // len(part)) + "!"
+    assert compare("7", text, "math") is not True
+    assert compare("C", text, "choice") is False

@@ -124,6 +124,10 @@ async def test_files_fill_no_disk(mode: Mode) -> None:
     assert await tried(mode, program) == "OSError"
     if mode == "namespaces":
         assert await tried(mode, "for i in range(10000): open(str(i), 'wb')") == "OSError"
+    for place in ("/", "/dev", "/dev/shm", "/usr", os.path.dirname(os.__file__)):
+        assert await tried(mode, f"open({place!r} + '/x', 'wb')") in {
+            "OSError", "PermissionError", "FileNotFoundError"
+        }, place  # fmt: skip
 
 
 async def test_a_fork_bomb_is_bounded(mode: Mode) -> None:

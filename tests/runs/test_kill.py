@@ -35,7 +35,18 @@ train: {learning_rate: 5.0e-5, beta: 1.0, gamma: 0.3, nll: 5.0, epochs: 3, batch
 evaluate: {samples: 1, temperature: 1.0, top_p: 1.0, max_tokens: 320, exits: [{name: none},
         {name: deer, policy: deer, monitor: paragraph, inducer: closed, threshold: 0.9}]}
 """
-TABLES = [stage for stage in STAGES if stage not in ("train", "report")]
+TOGETHER = """
+model: {name: nano, family: nano, context: 1024, slots: 16}
+window: 4
+problems: {train: 16, dev: 0, test: 1}
+sample: {samples: 1, temperature: 1.0, top_p: 1.0, max_tokens: 200}
+batch: {k: [2, 3]}
+train: {method: none}
+evaluate: {samples: 1, max_tokens: 16, models: [base]}
+"""
+DRQA = ("batch", "chain", "label")
+DONE = [stage for stage in STAGES if stage not in DRQA]
+TABLES = [stage for stage in DONE if stage not in ("train", "report")]
 RESPONSE = "<think>\n{0} and one.\n\nWait, {0} + 1.\n</think>\n\n\\boxed{{{0}}}"
 ATTEMPTS = 20
 
@@ -118,7 +129,7 @@ def test_killed_in_every_stage_and_resumed(recipe: Path, tmp_path: Path) -> None
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     arguments = ("run", str(recipe))
     to_the_end(arguments, whole)
-    for stage in STAGES:
+    for stage in DONE:
         if stage != "report":
             kill_during(stage, arguments, killed)
     to_the_end(arguments, killed)
@@ -127,9 +138,24 @@ def test_killed_in_every_stage_and_resumed(recipe: Path, tmp_path: Path) -> None
         whole / "train/history.jsonl"
     ).read_text()
     done = [manifest.read(run) or {} for run in (whole, killed)]
-    assert done[0]["stages"].keys() == done[1]["stages"].keys() == set(STAGES[:-1])
-    for stage in STAGES[:-1]:
+    assert done[0]["stages"].keys() == done[1]["stages"].keys() == set(DONE[:-1])
+    for stage in DONE[:-1]:
         assert done[0]["stages"][stage]["digest"] == done[1]["stages"][stage]["digest"]
+
+
+@pytest.mark.timeout(300)
+def test_killed_while_questions_are_asked_together(recipe: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    together = tmp_path / "together.yaml"
+    together.write_text(TOGETHER)
+    to_the_end(("run", str(together)), whole)
+    kill_during("batch", ("run", str(together)), killed)
+    to_the_end(("run", str(together)), killed)
+    for run in (whole, killed):
+        to_the_end(("chain", str(together)), run)
+    same_tables(("sample", "batch", "chain"), whole, killed)
+    reports = [json.loads((run / "report/report.json").read_text()) for run in (whole, killed)]
+    assert reports[0]["batch"] == reports[1]["batch"]
 
 
 @pytest.mark.timeout(300)

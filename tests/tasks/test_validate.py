@@ -222,11 +222,14 @@ async def test_a_published_order_may_be_unbalanced() -> None:
         (("gsm8k", "--file", "none.jsonl"), "none.jsonl does not exist"),
         (("chains.yaml",), "chains are generated"),
         (("odd.jsonl",), "row 1 has no field 'problem'; there are text"),
+        (("none.jsonl",), "none.jsonl does not exist"),
+        (("empty.jsonl",), "empty.jsonl has no rows"),
     ],
 )
 def test_what_cannot_be_validated_is_one_line(arguments: tuple[str, ...], message: str) -> None:
     Path("chains.yaml").write_text("problems: {source: chains}")
     saved([{"text": "?"}], "odd.jsonl")
+    saved([], "empty.jsonl")
     with pytest.raises(DtoError) as error:
         dto("validate", *arguments)
     assert message in str(error.value) and "\n" not in str(error.value)
@@ -242,6 +245,9 @@ def test_a_recipe_and_a_file_can_be_validated() -> None:
     code, out = dto("validate", "rows.jsonl")
     assert code == 1
     assert "prose          rows.jsonl, row 1: 'zwei oder" in out
+    saved([{"problem": "1+1?", "answer": "{" * 9000}, {"problem": "a?", "answer": "x" * 1900}])
+    code, out = dto("validate", "rows.jsonl")
+    assert code == 1 and max(map(len, out.splitlines())) < 250, "long answers are cut"
 
 
 def test_the_tasks_are_listed() -> None:

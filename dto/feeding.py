@@ -1,0 +1,292 @@
+"""What each stage is fed with: the tables that it reads, its groups, and its function."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any
+
+from dto import tables
+from dto.calibration.trace import Trace
+from dto.context import Context
+from dto.drqa import feed as drqa
+from dto.errors import DtoError
+from dto.recipe import ExitSettings, Recipe
+from dto.records import (
+    Dropped,
+    EvaluationRow,
+    ExitEstimate,
+    OptimizedTrajectory,
+    PreferencePair,
+    Problem,
+    Segment,
+    Trajectory,
+)
+from dto.runs.journal import Entry
+from dto.runs.run import Run, count
+from dto.runs.stage import Group, Stage, Timed
+from dto.serving import Serving
+from dto.stages.pilot import StaticExit
+
+RECORDS: dict[str, type[Any]] = {
+    "problems": Problem,
+    "test": Problem,
+    "sample": Trajectory,
+    "segment": Segment,
+    "estimate": ExitEstimate,
+    "optimize": OptimizedTrajectory,
+    "prune": OptimizedTrajectory,
+    "pair": PreferencePair,
+    "evaluate": EvaluationRow,
+    "trace": Trace,
+    "pilot": StaticExit,
+    **drqa.RECORDS,
+}
+
+
+async def feed(run: Run, stage: Stage, serving: Serving) -> None:
+    """Give a stage its groups and its function."""
+    name, recipe, window = stage.name, run.recipe, run.recipe.window
+
+    if name == "problems":
+        await asyncio.to_thread(_record_problems, stage, recipe)
+        return
+    if name == "test":
+        await asyncio.to_thread(_record_test_sets, stage, run)
+        return
+    if name == "sample" and recipe.sample.imported:
+        await _feed_imported(stage, recipe, serving)
+        return
+    if name == "evaluate":
+        await _feed_evaluate(run, stage, serving)
+        return
+    if name in drqa.RECORDS:
+        await drqa.feed(run, stage, serving)
+        return
+    if name == "segment":
+        tokenizer = serving.tokenizer()
+        from dto.segmentation.worker import segment_texts
+        from dto.stages.segment import snap
+
+        loop = asyncio.get_running_loop()
+        with _segment_processes() as pool:
+
+            async def segment(trajectory: Trajectory) -> list[Segment] | Dropped:
+                texts = [trajectory.text[slice(*trajectory.thinking)]]
+                try:
+                    cuts = await loop.run_in_executor(
+                        pool, segment_texts, texts, recipe.segment.granularity
+                    )
+                except BrokenExecutor:
+                    raise DtoError(
+                        "a segmentation process was killed, probably for memory: run again, what "
+                        "was computed is kept"
+                    ) from None
+                return await asyncio.to_thread(snap, trajectory, tokenizer, cuts[0])
+
+            groups = (Group(row.id, (row,)) for row in _trajectories(run))
+            await stage.feed(groups, segment, window=window, total=count(run, "sample"))
+        return
+    if name == "pair":
+        from dto.stages.pair import pair
+
+        tokenizer = serving.tokenizer()
+
+        async def pairs(
+            problem: Problem,
+            trajectories: Sequence[Trajectory],
+            optimized: Sequence[OptimizedTrajectory],
+        ) -> list[PreferencePair | Dropped]:
+            return await asyncio.to_thread(
+                pair, problem, trajectories, optimized, tokenizer, recipe.pair,
+                recipe.sample.max_tokens,
+            )  # fmt: skip
+
+        total = count(run, "problems", split="train")
+        await stage.feed(_problem_groups(run), pairs, window=8, total=total)
+        return
+
+    import dto
+
+    context = await serving.context("base", None)
+    if name == "prune":
+        context = await serving.with_judge(context)
+    work = getattr(dto, name)
+    rows, total = _engine_groups(run, name)
+    await stage.feed(rows, lambda *rows: work(*rows, context), window=window, total=total)
+
+
+async def _feed_imported(stage: Stage, recipe: Recipe, serving: Serving) -> None:
+    from dto.stages.importing import Response, read_responses, to_trajectory
+
+    tokenizer, grader = serving.tokenizer(), await serving.grader()
+
+    async def imported(row: Response | Dropped) -> Trajectory | Dropped:
+        if isinstance(row, Dropped):
+            return row
+        return await to_trajectory(row, tokenizer, recipe.model, grader)
+
+    def groups() -> Iterator[Group]:
+        for row in read_responses(str(recipe.sample.imported)):
+            if isinstance(row, Dropped):
+                yield Group(row.id, (row,))
+            else:
+                yield Group(Trajectory.make_id(row.problem.id, row.sample), (row,))
+
+    await stage.feed(groups(), imported, window=recipe.window)
+
+
+async def _feed_evaluate(run: Run, stage: Stage, serving: Serving) -> None:
+    from dto.exits import check
+    from dto.stages.evaluate import evaluate
+
+    settings = run.recipe.evaluate
+    total = count(run, run.test_stage, split="test") * len(settings.exits)
+    for model in settings.models:
+        if not stage.owes(_evaluation_groups(run, model)):
+            continue
+        path = {"base": None, "trained": str(run / "train" / "model")}.get(model, model)
+        if model == "trained" and not (run / "train" / "model").is_dir():
+            raise DtoError(
+                f"the trained model of {run.path} is not here: bring it with `dto pull USER/NAME "
+                f"--out {run.path} --weights`, or train again: `dto train {run.path} --overwrite`"
+            )
+        context = await serving.context(model, path)
+        for exit in settings.exits:
+            check(exit, context.engine)
+
+        async def timed(
+            problem: Problem, exit: ExitSettings, ctx: Context = context, label: str = model
+        ) -> list[Timed]:
+            return [Timed(*row) for row in await evaluate(problem, exit, ctx, label)]
+
+        groups = _evaluation_groups(run, model)
+        await stage.feed(groups, timed, window=run.recipe.window, total=total)
+
+
+@contextmanager
+def _segment_processes() -> Iterator[ProcessPoolExecutor]:
+    """Processes that leave Ctrl-C to this one from their first moment on."""
+    from dto.segmentation.worker import segment_texts, start
+
+    count = min(8, os.cpu_count() or 1)
+    pool = ProcessPoolExecutor(count, get_context("spawn"), start)
+    # A process is spawned with the task that finds none idle, and inherits what is ignored.
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    try:
+        for _ in range(count):
+            pool.submit(segment_texts, [], "pattern")
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _record_problems(stage: Stage, recipe: Recipe) -> None:
+    rows: Iterator[Problem | Dropped]
+    if recipe.sample.imported:
+        from dto.stages.importing import imported_problems
+
+        rows = imported_problems(recipe.sample.imported, recipe.problems, recipe.seed)
+    else:
+        from dto.problems import load_problems
+
+        rows = load_problems(recipe.problems, recipe.seed)
+    _note(stage, rows)
+
+
+def _record_test_sets(stage: Stage, run: Run) -> None:
+    from dto.testsets import load_test_sets
+
+    rows = tables.read(run.table("problems"), Problem)
+    asked = {row.question for row in rows if row.split != "test"}
+    _note(stage, load_test_sets(run.recipe, asked))
+
+
+def _note(stage: Stage, rows: Iterator[Problem | Dropped]) -> None:
+    for row in rows:
+        if isinstance(row, Dropped):
+            stage.note(Entry(f"{row.id} {row.detail}", dropped=[row]))
+        else:
+            stage.note(Entry(row.id, rows=[row]))
+
+
+def _problems(run: Run, split: str, stage: str = "problems") -> Iterator[Problem]:
+    rows = tables.read(run.table(stage), Problem)
+    return (row for row in rows if row.split == split)
+
+
+def _trajectories(run: Run) -> Iterator[Trajectory]:
+    return tables.read(run.table("sample"), Trajectory)
+
+
+def _joined(run: Run, *stages: str) -> Iterator[tuple[Any, ...]]:
+    """(problem, trajectory, rows of each stage …) for each trajectory, in one pass."""
+    rows = tables.merge(
+        _trajectories(run),
+        *(
+            (tables.read(run.table(stage), RECORDS[stage]), lambda row: str(row.trajectory_id))
+            for stage in stages
+        ),
+    )
+    for problem, found in tables.merge(
+        tables.read(run.table("problems"), Problem), (rows, lambda row: str(row[0].problem_id))
+    ):
+        for row in found:
+            yield (problem, *row)
+
+
+def _engine_groups(run: Run, name: str) -> tuple[Iterator[Group], int]:
+    """The groups of a stage that one engine serves row by row, and how many they are at most."""
+    if name == "sample":
+        groups = (Group(row.id, (row,)) for row in _problems(run, "train"))
+        return groups, count(run, "problems", split="train")
+    if name == "trace":
+        groups = (Group(row.id, (row,)) for row in _problems(run, "dev"))
+        return groups, count(run, "problems", split="dev")
+    if name == "pilot":
+        return (Group(row[1].id, row) for row in _joined(run)), count(run, "sample")
+    if name == "estimate":
+        rows = (row for row in _joined(run, "segment") if row[2])
+        return (Group(row[1].id, row) for row in rows), count(run, "sample")
+    if name == "optimize":
+        if run.recipe.optimize.exit == "estimate":
+            rows = (row for row in _joined(run, "segment", "estimate") if row[3])
+        else:
+            rows = ((*row, []) for row in _joined(run, "segment") if row[2])
+        return (Group(row[1].id, row) for row in rows), count(run, "sample")
+    rows = (
+        (problem, trajectory, segments, optimized[0])
+        for problem, trajectory, segments, optimized in _joined(run, "segment", "optimize")
+        if optimized
+    )
+    return (Group(row[1].id, row) for row in rows), count(run, "optimize")
+
+
+def _problem_groups(run: Run) -> Iterator[Group]:
+    """(problem, its trajectories, their optimized versions, if pairs are made of those)."""
+    optimized: Iterator[OptimizedTrajectory] = iter(())
+    if run.recipe.pair.data == "optimized":
+        optimized = tables.read(run.table("prune"), OptimizedTrajectory)
+    merged = tables.merge(
+        tables.read(run.table("problems"), Problem),
+        (_trajectories(run), lambda row: str(row.problem_id)),
+        (optimized, lambda row: str(row.problem_id)),
+    )
+    return (Group(row[0].id, row) for row in merged if row[1])
+
+
+def _evaluation_groups(run: Run, model: str) -> Iterator[Group]:
+    for exit in run.recipe.evaluate.exits:
+        for problem in _problems(run, "test", run.test_stage):
+            yield Group(f"{model}/{exit.name}/{problem.id}", (problem, exit))

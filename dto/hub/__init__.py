@@ -1,0 +1,5 @@
+"""The Hub: a run as a dataset, its model as a model, and both on their way back.
+
+`publish` builds a folder (`folder`, `card`, `model`), in which nothing private remains (`private`),
+and uploads it as one commit (`upload`); `pull` makes a run of what others published.
+"""

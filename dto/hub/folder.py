@@ -1,0 +1,215 @@
+"""A run as the folder that goes up: the stages' own files, and the card.
+
+The tables themselves are the dataset's data files, so nothing is stored twice but the questions,
+which have a file for each of their splits beside. Files are linked where the disk can do that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+
+from dto import tables
+from dto.errors import DtoError, disk_errors
+from dto.hub.layout import BESIDE, FORMAT, MARK, OF_TRAINING, SPLITS, TABLES, Table, by_config
+from dto.hub.private import Private, check_table, check_text, redact_table, without_servers
+from dto.recipe import Recipe, make_recipe
+from dto.runs import content, manifest
+
+_KEPT = (
+    "stage", "digest", "config", "content", "rows", "groups", "dropped", "usage", "judge_usage",
+    "seconds", "fed_seconds", "peak_memory", "git", "kept_step", "reason", "steps", "collapsed",
+    "tokens_trained", "policy_tokens", "epochs", "train_seconds", "dev_seconds",
+)  # fmt: skip
+"""What a manifest may say to others; `versions` beside it, of the packages that we name."""
+
+_TEXTS = (".json", ".jsonl", ".yaml", ".md", ".jinja")
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")
+"""Some tokens look like paths."""
+
+
+class Published(NamedTuple):
+    """What is in the folder: the stages, and those whose tables had something replaced."""
+
+    stages: tuple[str, ...]
+    redacted: tuple[str, ...]
+    left_out: tuple[str, ...]  # begun and not finished
+
+
+def chosen_stages(run: Path, only: Collection[str] = ()) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The finished stages to publish, and those that are begun and not finished.
+
+    `only` names configs or stages. Raises DtoError for one that is not known or not finished, for a
+    run without any table to show, and for stages that do not belong together any more.
+    """
+    known = [*(table.stage for table in TABLES), "train"]
+    asked = set()
+    for name in only:
+        table = by_config(name)
+        if table is None and name != "train":
+            names = ", ".join(each.config for each in TABLES)
+            raise DtoError(f"--only {name}: no such table; there are {names} and train")
+        asked.add(table.stage if table else "train")
+    done = {stage for stage in known if manifest.read(run / stage) is not None}
+    begun = {stage for stage in known if (run / stage / "journal").is_file()} - done
+    for stage in sorted(asked - done):
+        state = "is not finished" if stage in begun else "is not there"
+        raise DtoError(f"stage {stage} {state} in {run}: start `dto {stage} {run}` first")
+    if not only and "pair" in begun:
+        raise DtoError(f"stage pair is not finished in {run}: go on with `dto run {run}`")
+    stages = tuple(stage for stage in known if stage in done and (not only or stage in asked))
+    if not set(stages) - {"problems", "train"}:
+        raise DtoError(f"{run} has no finished stage to publish: go on with `dto run {run}`")
+    check_chain(run, stages)
+    return stages, () if only else tuple(sorted(begun))
+
+
+def check_chain(run: Path, stages: Sequence[str]) -> None:
+    """Raises DtoError for a stage that was computed from another state of one before it."""
+    for stage in stages:
+        config = (manifest.read(run / stage) or {}).get("config", {})
+        for key, digest in config.items():
+            upstream = key.removeprefix("digest of ")
+            before = manifest.read(run / upstream) if upstream != key else None
+            if before is not None and before["digest"] != digest:
+                raise DtoError(
+                    f"stage {stage} in {run} was computed from another {upstream} than is there: "
+                    f"`dto run {run} --resume` brings them together"
+                )
+
+
+def shared_recipe(recipe: Recipe, private: Private) -> Recipe:
+    """The recipe as others may read it. Raises DtoError where it is none without its paths."""
+    settings = without_servers(private.redact_all(recipe.model_dump(mode="json")))
+    return make_recipe(settings, None, "the recipe without local paths")
+
+
+def build(
+    run: Path, folder: Path, recipe: Recipe, private: Private, only: Collection[str] = ()
+) -> Published:
+    """Write a run's stages below `folder`, without what is private; the card comes afterwards.
+
+    `recipe` is the run's own. Raises DtoError as `chosen_stages` does.
+    """
+    stages, left_out = chosen_stages(run, only)
+    shared = shared_recipe(recipe, private)
+    redacted = []
+    with disk_errors(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        dumped = yaml.safe_dump(shared.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        (folder / "recipe.yaml").write_text(dumped, encoding="utf-8")
+        for stage in stages:
+            (folder / stage).mkdir()
+            if _stage(run / stage, folder / stage, private):
+                redacted.append(stage)
+        if "problems" in stages:
+            _by_split(folder / "problems")
+        mark = {
+            "format": FORMAT, "name": shared.name, "seed": shared.seed, "stages": list(stages),
+            "redacted": redacted,
+        }  # fmt: skip
+        (folder / MARK).write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")
+    return Published(stages, tuple(redacted), left_out)
+
+
+def data_files(folder: Path) -> Iterator[tuple[Table, dict[str, str]]]:
+    """The configs that a folder has, each with its file by split."""
+    for table in TABLES:
+        place = folder / table.stage
+        if table.split and (place / "rows.parquet").is_file():
+            yield table, {table.split: f"{table.stage}/rows.parquet"}
+        elif not table.split:
+            names = [name for name in SPLITS.values() if (place / f"{name}.parquet").is_file()]
+            if names:
+                yield table, {name: f"{table.stage}/{name}.parquet" for name in names}
+
+
+def check(folder: Path, private: Private) -> None:
+    """Look through everything below a folder. Raises DtoError where something private remains."""
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file():
+            continue
+        name = path.relative_to(folder).as_posix()
+        if path.suffix == ".parquet":
+            check_table(path, name, private)
+        elif path.suffix == ".safetensors":
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                check_text(file.read(min(size, 2**27)).decode("utf-8", "replace"), name, private)
+        else:
+            text = path.read_bytes().decode("utf-8", "replace")
+            ours = path.suffix in _TEXTS and path.name not in _VOCABULARIES
+            check_text(text, name, private, written_by_us=ours)
+
+
+def _stage(source: Path, target: Path, private: Private) -> bool:
+    """Copy a stage; whether its table had something replaced."""
+    done = manifest.read(source) or {}
+    rewritten = False
+    for name in OF_TRAINING if source.name == "train" else BESIDE:
+        path = source / name
+        if name == "manifest.json" or not path.is_file():
+            continue
+        if path.suffix == ".parquet":
+            changed = redact_table(path, target / name, private)
+            if not changed:
+                link(path, target / name)
+            rewritten = rewritten or (changed and name == "rows.parquet")
+        elif path.suffix == ".jsonl":
+            with path.open(encoding="utf-8") as lines, (target / name).open(
+                "w", encoding="utf-8", newline="\n"
+            ) as file:  # fmt: skip
+                for line in lines:
+                    row = private.redact_paths(json.loads(line))
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        else:
+            data = private.redact_paths(json.loads(path.read_text(encoding="utf-8")))
+            (target / name).write_text(json.dumps(data) + "\n", encoding="utf-8")
+    said = _shared_manifest(done, private)
+    if rewritten:  # the digest stays, by which the stages after it know that nothing else changed
+        said["content"] = content.of_path(target / "rows.parquet")
+    manifest.write(target, said)
+    return rewritten
+
+
+def _shared_manifest(done: Mapping[str, Any], private: Private) -> dict[str, Any]:
+    said = {key: done[key] for key in _KEPT if key in done}
+    known = ("python", *manifest.PACKAGES)
+    versions = done.get("versions", {})
+    said["versions"] = {name: versions[name] for name in known if name in versions}
+    shown: dict[str, Any] = private.redact_paths({**said, "config": {}})
+    return shown | {"config": private.redact_all(said.get("config", {}))}
+
+
+def _by_split(problems: Path) -> None:
+    with pq.ParquetFile(problems / "rows.parquet") as file:
+        for split, name in SPLITS.items():
+            path = problems / f"{name}.parquet"
+            rows = 0
+            with pq.ParquetWriter(path, file.schema_arrow, compression="zstd") as writer:
+                for batch in file.iter_batches(batch_size=tables.ROW_GROUP):
+                    table = pa.Table.from_batches([batch])
+                    own = table.filter(pc.equal(table["split"], split))
+                    if own.num_rows:
+                        tables.write_rows(writer, own)
+                        rows += own.num_rows
+            if not rows:
+                path.unlink()
+
+
+def link(source: Path, target: Path) -> None:
+    """The same file under another name, or a copy where the disk has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

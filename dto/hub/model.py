@@ -1,0 +1,164 @@
+"""A run's trained model as a model of the Hub: weights, card, evaluation results."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from math import isfinite
+from pathlib import Path
+
+import yaml
+
+from dto.errors import DtoError, disk_errors
+from dto.hub.card import TAGS, Origin, cited, render_card
+from dto.hub.folder import check_chain, link
+from dto.hub.layout import FORMAT, MARK
+from dto.hub.private import Private
+from dto.recipe import Recipe
+from dto.reporting.comparison import ReportRow
+from dto.runs import manifest
+from dto.tasks import TASKS
+
+OWN = ("README.md", MARK)
+"""What stands beside the model's own files."""
+TEXTS = (".json", ".jinja", ".txt", ".model")
+NOT_TRAINED = 0
+
+
+def build_model(
+    run: Path,
+    folder: Path,
+    name: str,
+    recipe: Recipe,
+    private: Private,
+    base: Origin,
+    sources: Sequence[Origin],
+    license: str | None,
+) -> str:
+    """Write the trained model and its card below `folder`; the text of the card.
+
+    `recipe` is the one that is shown, `base` the model that was trained, on `sources`. The card
+    holds the evaluation of the model `trained`, where there is one, as the Hub's
+    model-index. Raises DtoError for a run that has not trained, one that kept its base model, an
+    evaluation of another training, and weights that are no safetensors.
+    """
+    done = manifest.read(run / "train")
+    if done is None or not (run / "train" / "model").is_dir():
+        raise DtoError(f"stage train is not finished in {run}: start `dto train {run}` first")
+    if done.get("kept_step") == NOT_TRAINED:
+        raise DtoError(f"{run} has no model of its own: {done.get('reason')}")
+    files = sorted(path for path in (run / "train" / "model").rglob("*") if path.is_file())
+    odd = [path.name for path in files if path.suffix not in (".safetensors", *TEXTS)]
+    if odd:
+        raise DtoError(f"{run}/train/model holds {odd[0]}: weights go up as safetensors alone")
+    with disk_errors(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for path in files:
+            target = folder / path.relative_to(run / "train" / "model")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _place(path, target, private)
+        mark = {"format": FORMAT, "name": recipe.name, "seed": recipe.seed, "stages": ["train"]}
+        (folder / MARK).write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")
+        card = _card(run, name, recipe, done, base, sources, license)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return card
+
+
+def _place(path: Path, target: Path, private: Private) -> None:
+    if path.suffix == ".json":
+        text = path.read_text(encoding="utf-8")
+        redacted = private.redact(text)
+        if redacted != text:
+            target.write_text(redacted, encoding="utf-8")
+            return
+    link(path, target)
+
+
+def _card(
+    run: Path,
+    name: str,
+    recipe: Recipe,
+    done: dict[str, object],
+    base: Origin,
+    sources: Sequence[Origin],
+    license: str | None,
+) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    from dto.stages.report import report
+
+    evaluated = manifest.read(run / "evaluate") is not None
+    if evaluated:
+        check_chain(run, ["evaluate"])  # or these would be the results of another model
+    rows = report(run).rows if evaluated else ()
+    own = [row for row in rows if row.model == "trained"]
+    before = [row for row in rows if row.model == "base"]
+    results = []
+    for row in own:
+        dataset, revision = _dataset(row.task, recipe, name)
+        setting = f"exit {row.exit}, avg@{row.samples}, T={recipe.evaluate.temperature}"
+        for metric, value, what in (
+            ("accuracy", round(100 * row.accuracy, 2), "accuracy, %"),
+            ("tokens", round(row.tokens_mean, 1), "tokens per question"),
+        ):
+            if isfinite(value):
+                results.append(
+                    EvalResult(
+                        task_type="text-generation",
+                        dataset_type=dataset,
+                        dataset_name=row.task or recipe.name,
+                        dataset_split="test",
+                        dataset_revision=revision,
+                        metric_type=metric,
+                        metric_value=value,
+                        metric_name=f"{what} ({setting})",
+                    )
+                )
+    data = ModelCardData(
+        base_model=recipe.model.name if recipe.model.name.count("/") == 1 else None,
+        datasets=[name],
+        eval_results=results or None,
+        model_name=name.rpartition("/")[2],
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        license=license,
+        tags=[*TAGS, recipe.train.method],
+    )
+    return render_card(
+        "model_card.md.jinja",
+        data.to_yaml(),
+        name=name,
+        recipe=recipe,
+        changed=yaml.safe_dump(
+            recipe.model_dump(mode="json", exclude_defaults=True),
+            sort_keys=False,
+            allow_unicode=True,
+            width=10_000,
+        ),
+        model=base,
+        sources=sources,
+        done=done,
+        rows=[*before, *own],
+        shown=_shown,
+        citations=cited(recipe, ("train", *(["evaluate"] if rows else []))),
+    )
+
+
+def _shown(row: ReportRow) -> tuple[str, str]:
+    """Accuracy in percent and tokens, each with its interval."""
+    accuracy = (row.accuracy, row.accuracy_low, row.accuracy_high)
+    mean, low, high = (f"{100 * value:.1f}" for value in accuracy)
+    tokens = f"{row.tokens_mean:,.1f} ({row.tokens_low:,.1f}–{row.tokens_high:,.1f})"
+    return f"{mean} ({low}–{high})", tokens
+
+
+def _dataset(task: str, recipe: Recipe, name: str) -> tuple[str, str | None]:
+    """The Hub's name of what was answered; the run's own dataset where questions are its own."""
+    known = TASKS.get(task)
+    if known is not None:
+        return known.hub, known.revision
+    named = [*recipe.evaluate.tasks, recipe.problems.test_source, recipe.problems.source]
+    hub = next((each for each in named if each and each.endswith(f"/{task}")), None)
+    return hub or name, None

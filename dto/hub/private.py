@@ -1,0 +1,264 @@
+"""What may not leave the machine: local paths, servers, user names, keys.
+
+What is known to be private (the paths and servers that a recipe names, the home directory) is
+replaced everywhere, also in tables. Afterwards everything that goes up is searched for what is left
+of it, for keys, and, outside the tables, for anything that looks like a local path. A table holds
+what models wrote, and models write paths.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PureWindowsPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dto import tables
+from dto.errors import DtoError
+from dto.recipe import Recipe
+
+NO_SERVER = "http://server.invalid/v1"
+"""Stands for a server's address (RFC 2606): a run that was pulled asks nobody by itself."""
+NO_KEY = "OPENAI_API_KEY"
+_HERE = ("localhost", "127.0.0.1", "::1")
+_FILES = (".jsonl", ".parquet", ".yaml", ".yml")
+_KEYS = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{32,}|gh[pousr]_[A-Za-z0-9]{30,}"
+    r"|AKIA[0-9A-Z]{16})\b|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+_KEY_STARTS = ("hf_", "sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "AKIA", "PRIVATE KEY")
+"""Looked for first: the pattern takes far longer."""
+_ROOTS = (
+    "home|Users|root|mnt|data|tmp|var|opt|srv|scratch|workspace|work|private|Volumes|nfs|gpfs|lustre"
+    "|media|export|usr|etc|proc|dev|run|shared|storage|fsx|efs|content|kaggle"
+)
+_LOCAL_PATH = re.compile(
+    rf"(?<![\w./~:-])(?:/(?:{_ROOTS})|~|file:/+)/[^\s\"'`,;:)\]}}>]+"
+    r"|(?<!\w)[A-Za-z]:\\[^\s\"'`,;:)\]}>]+"
+)
+_NAMED_SECRET = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD)$")
+
+
+def is_local(value: str) -> bool:
+    """Whether a name of a model, a dataset or a file is a place on this machine."""
+    if value.startswith(("/", "~", "./", "../", "file:", "\\\\")) or PureWindowsPath(value).drive:
+        return True
+    several = "/" in value or "\\" in value
+    return several and (value.endswith(_FILES) or os.path.exists(value))
+
+
+def last_part(value: str) -> str:
+    """What remains of a local path."""
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] or "root"
+
+
+@dataclass(frozen=True, slots=True)
+class Private:
+    """What is replaced, longest first, and keys by their value, with the variable that holds it.
+
+    A key ends everything.
+    """
+
+    replaced: Mapping[str, str]
+    secrets: Mapping[str, str]
+
+    def redact(self, text: str) -> str:
+        """The text without what is known to be private."""
+        for original, shown in self.replaced.items():
+            if original in text:
+                text = _pattern(original).sub(shown.replace("\\", r"\\"), text)
+        return text
+
+    def redact_all(self, data: Any) -> Any:
+        """The same for every text within data as JSON has it, keys included."""
+        return walk(data, self.redact)
+
+    def redact_paths(self, data: Any) -> Any:
+        """As `redact_all`, and whatever else looks like a local path becomes its last part."""
+        return walk(data, lambda text: _LOCAL_PATH.sub(_last, self.redact(text)))
+
+    def found(self, text: str, *, written_by_us: bool) -> str | None:
+        """What kind of private thing a text still holds; `written_by_us`: no path belongs there."""
+        for secret, holder in self.secrets.items():
+            if secret in text:
+                return f"the value of {holder}"
+        if any(start in text for start in _KEY_STARTS) and _KEYS.search(text):
+            return "a key"
+        if self.redact(text) != text:
+            return "a local path or a server"
+        if written_by_us and (match := _LOCAL_PATH.search(text)):
+            return f"the local path {last_part(match[0])!r}"
+        return None
+
+
+@cache
+def _pattern(original: str) -> re.Pattern[str]:
+    """Where a path or a server stands as such: `/m` does not stand in `km/min`.
+
+    A path of one part, which models write too, counts as a whole text, before the rest of a row's
+    id, and at the end of a key of a stage's configuration.
+    """
+    exact = re.escape(original)
+    if ":" in original and not PureWindowsPath(original).drive:
+        return re.compile(exact)
+    if len([part for part in re.split(r"[/\\]", original) if part not in ("", ".")]) < 2:
+        return re.compile(rf"^{exact}(?=/|$)|(?<= of ){exact}$")
+    return re.compile(rf"(?<![\w.-]){exact}(?![\w-])")
+
+
+def _last(match: re.Match[str]) -> str:
+    return last_part(match[0])
+
+
+def walk(data: Any, change: Callable[[str], str]) -> Any:
+    """Plain data with every text in it changed."""
+    if isinstance(data, str):
+        return change(data)
+    if isinstance(data, Mapping):
+        return {walk(key, change): walk(value, change) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [walk(each, change) for each in data]
+    return data
+
+
+def private_of(recipe: Recipe, run: Path) -> Private:
+    """What is private about a run on this machine."""
+    settings = recipe.model_dump(mode="json")
+    replaced: dict[str, str] = {}
+    for key, value in _texts(settings):
+        if key.endswith("server"):
+            replaced[value] = NO_SERVER
+            place = urlsplit(value)
+            if place.hostname not in (*_HERE, None):
+                replaced[place.netloc] = "server.invalid"
+        elif key != "system" and is_local(value):
+            replaced[value] = last_part(value)
+            whole = str(Path(value).expanduser().absolute())
+            replaced[whole] = last_part(value)
+    replaced[str(run.absolute())] = run.name
+    home = str(Path.home())
+    if len(Path(home).parts) > 2:
+        replaced[home] = "~"
+    with suppress(OSError, KeyError):  # a user without a name
+        for folder in ("/home/", "/Users/", "\\Users\\"):
+            replaced[f"{folder}{getpass.getuser()}"] = "~"
+    replaced = {original: shown for original, shown in replaced.items() if original != shown}
+    ordered = dict(sorted(replaced.items(), key=lambda each: (-len(each[0]), each[0])))
+    return Private(ordered, _secrets(settings))
+
+
+def _texts(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(data, str):
+        yield key, data
+    elif isinstance(data, Mapping):
+        for name, value in data.items():
+            yield from _texts(value, name)
+    elif isinstance(data, list | tuple):
+        for value in data:
+            yield from _texts(value, key)
+
+
+def _secrets(settings: Mapping[str, Any]) -> dict[str, str]:
+    from huggingface_hub import get_token
+
+    named = {value for key, value in _texts(settings) if key == "api_key"}
+    found = {
+        value: name
+        for name, value in sorted(os.environ.items())
+        if name in named or _NAMED_SECRET.search(name)
+    }
+    found[get_token() or ""] = "the token of the Hub"
+    return {value: name for value, name in found.items() if len(value) >= 8}
+
+
+def without_servers(settings: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's settings without addresses, and without the names of keys' variables.
+
+    Done to what is pulled too: a recipe of somebody else's would otherwise send a key of one's own
+    wherever it says.
+    """
+    for group in (settings.get("model"), settings.get("judge")):
+        if group:
+            if group.get("server"):
+                group["server"] = NO_SERVER
+            group["api_key"] = NO_KEY
+    return settings
+
+
+def redact_table(source: Path, target: Path, private: Private) -> bool:
+    """Copy a table without what is private, if it holds any; whether it did.
+
+    Rows stand in the order of their ids afterwards too: those of an evaluation begin with the name
+    of a model, which may be a path, and only then the table is gathered to sort it.
+    """
+    with pq.ParquetFile(source) as file:
+        if not any(_holds(batch, private) for batch in _batches(file)):
+            return False
+        schema, key = file.schema_arrow, file.schema_arrow.names[0]
+        last, ascending = "", True
+        with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+            for batch in _batches(file):
+                rows = private.redact_all(batch.to_pylist())
+                keys = [last, *(row[key] for row in rows)]
+                ascending = ascending and keys == sorted(keys)
+                last = keys[-1]
+                tables.write_rows(writer, pa.Table.from_pylist(rows, schema))
+    if not ascending:
+        ordered = pq.read_table(target).sort_by(key)
+        with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+            for start in range(0, ordered.num_rows, tables.ROW_GROUP):
+                tables.write_rows(writer, ordered.slice(start, tables.ROW_GROUP))
+    return True
+
+
+def check_table(path: Path, name: str, private: Private) -> None:
+    """Raises DtoError where a table holds something private."""
+    with pq.ParquetFile(path) as file:
+        for batch in _batches(file):
+            for column, text in _texts_of(batch):
+                if kind := private.found(text, written_by_us=False):
+                    raise DtoError(
+                        f"{name} holds {kind} in column {column}: nothing is uploaded; publish "
+                        "without this table (--only), or compute it again without that"
+                    )
+
+
+def check_text(text: str, name: str, private: Private, *, written_by_us: bool = True) -> None:
+    """Raises DtoError where a file, one of our own making or not, holds something private."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if kind := private.found(line, written_by_us=written_by_us):
+            raise DtoError(f"{name}, line {number} holds {kind}: nothing is uploaded; change that")
+
+
+def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    yield from file.iter_batches(batch_size=tables.ROW_GROUP)
+
+
+def _holds(batch: pa.RecordBatch, private: Private) -> bool:
+    return any(private.redact(text) != text for _, text in _texts_of(batch))
+
+
+def _texts_of(batch: pa.RecordBatch) -> Iterator[tuple[str, str]]:
+    """(column, text) of every text, however deep it lies; numbers are not looked at."""
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        for leaves in _leaves(column):
+            yield from ((name, text) for text in leaves.to_pylist() if text)
+
+
+def _leaves(column: pa.Array) -> Iterator[pa.Array]:
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        yield column
+    elif pa.types.is_list(column.type):
+        yield from _leaves(column.flatten())
+    elif pa.types.is_struct(column.type):
+        for child in column.flatten():
+            yield from _leaves(child)

@@ -1,0 +1,161 @@
+"""`dto pull`: a published run comes back as it was, so that any stage can go on from it.
+
+What was published by others is read with care: only the files that a run consists of are taken, and
+its recipe asks no server and reads no key's variable of its choice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from dto.errors import DtoError, RunConflictError, disk_errors
+from dto.hub.layout import BESIDE, FORMAT, MARK, OF_TRAINING
+from dto.hub.model import OWN
+from dto.hub.private import without_servers
+from dto.hub.publish import check_name
+from dto.hub.upload import Remote, hub_errors, remote
+from dto.recipe import load_recipe
+from dto.runs import content, manifest
+from dto.runs.run import open_run, write_run_manifest
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+HIDDEN = ".pulled"
+
+
+def find(name: str, revision: str | None = None) -> bool:
+    """Whether a dataset of the Hub is a run. Raises DtoError where it is not there."""
+    from huggingface_hub import HfApi
+
+    check_name(name)
+    with hub_errors(name, "dataset"):
+        return MARK in _there(HfApi(), name, revision).files
+
+
+def pull(
+    name: str, out: Path, *, revision: str | None = None, weights: bool = False
+) -> tuple[str, ...]:
+    """Bring a published run back as the run directory `out`; its stages.
+
+    Killed or cut off, the same call takes up what is there already. `weights`: the model that was
+    published under the same name comes too, as what `train` left. Raises DtoError where that is
+    another model, for a table that is not what its manifest says, and for a directory that holds
+    something already (RunConflictError).
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    check_name(name)
+    begun = out.with_name(f".{out.name}{HIDDEN}")
+    if out.exists() and any(out.iterdir()):
+        if weights and (out / "recipe.yaml").is_file():
+            _pull_weights(HfApi(), name, out)
+            return _stages_of(out)
+        raise RunConflictError(f"{out} is there already: give another --out, or remove it")
+    with hub_errors(name, "dataset"):
+        there = _there(HfApi(), name, revision)
+        snapshot_download(
+            name,
+            repo_type="dataset",
+            revision=there.commit,
+            local_dir=begun,
+            allow_patterns=[MARK, "recipe.yaml", *(f"*/{file}" for file in _FILES)],
+        )
+    with disk_errors(out):
+        for path in begun.rglob("*"):  # what an attempt at something else left
+            if path.is_file() and path.relative_to(begun).as_posix() not in there.files:
+                path.unlink()
+        stages = _arrange(begun, name)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.exists():
+            out.rmdir()
+        begun.rename(out)
+    run = open_run(out, load_recipe(out / "recipe.yaml"))
+    try:
+        write_run_manifest(run)
+    finally:
+        run.close()
+    if weights:
+        _pull_weights(HfApi(), name, out)
+    return stages
+
+
+_FILES = tuple(dict.fromkeys((*BESIDE, *OF_TRAINING)))
+
+
+def _there(api: HfApi, name: str, revision: str | None) -> Remote:
+    found = remote(api, name, "dataset", revision)
+    if found is not None:
+        return found
+    if remote(api, name, "model") is not None:
+        raise DtoError(f"{name} is a model, not a dataset: name it in a recipe as model.name")
+    raise DtoError(f"dataset {name} is not on the Hub, or is private and the token may not see it")
+
+
+def _arrange(begun: Path, name: str) -> tuple[str, ...]:
+    """Leave below `begun` what a run consists of, checked."""
+    mark = _json(begun / MARK)
+    if not isinstance(mark, dict) or mark.get("format") != FORMAT:
+        raise DtoError(f"{name} was published by another version of dto: update dto")
+    for path in begun.iterdir():
+        if path.is_dir() and manifest.read(path) is None:
+            shutil.rmtree(path)
+        elif path.is_file() and path.name != "recipe.yaml":
+            path.unlink()
+    stages = tuple(sorted(path.name for path in begun.iterdir() if path.is_dir()))
+    for stage in stages:
+        done = manifest.read(begun / stage) or {}
+        table = begun / stage / "rows.parquet"
+        if stage != "train" and content.of_path(table) != done.get("content"):
+            raise DtoError(
+                f"{name}: the table of {stage} is not the one that its manifest names: remove "
+                f"{begun} and pull again"
+            )
+    path = begun / "recipe.yaml"
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(data, dict):
+        raise DtoError(f"{name}: its recipe.yaml holds {type(data).__name__}, not settings")
+    settings = yaml.safe_dump(without_servers(data), sort_keys=False, allow_unicode=True)
+    path.write_text(settings, encoding="utf-8")
+    load_recipe(path)
+    return stages
+
+
+def _pull_weights(api: HfApi, name: str, out: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    done = manifest.read(out / "train")
+    if done is None:
+        raise DtoError(f"{out} has no stage train that weights could belong to")
+    begun = out / "train" / HIDDEN
+    with hub_errors(name, "model"):
+        there = remote(api, name, "model")
+        if there is None:
+            raise DtoError(f"model {name} is not on the Hub: `dto publish RUN {name} --model`")
+        snapshot_download(name, revision=there.commit, local_dir=begun, ignore_patterns=list(OWN))
+    shutil.rmtree(begun / ".cache", ignore_errors=True)
+    (begun / ".gitattributes").unlink(missing_ok=True)
+    if content.of_path(begun) != done["content"]:
+        raise DtoError(
+            f"model {name} is not the one that {out} trained: it was published from another run"
+        )
+    with disk_errors(out):
+        shutil.rmtree(out / "train" / "model", ignore_errors=True)
+        os.rename(begun, out / "train" / "model")
+
+
+def _stages_of(run: Path) -> tuple[str, ...]:
+    return tuple(sorted(each.name for each in run.iterdir() if manifest.read(each) is not None))
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,184 @@
+"""One folder, one commit: what changed goes up, what did not makes no commit.
+
+Large files are stored first and belong to no commit yet; the commit that names them comes last.
+So an upload that breaks off leaves nothing to be seen, and the same command sends what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from dto.errors import DtoError
+from dto.hub.layout import MARK
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+Kind = Literal["dataset", "model"]
+_NEUTRAL = {".gitattributes", "README.md"}
+"""What a repository holds that nobody has put anything into."""
+
+
+class Uploaded(NamedTuple):
+    """Where it is, at which commit, and whether that is a new one."""
+
+    url: str
+    commit: str
+    changed: bool
+    private: bool
+
+
+class Remote(NamedTuple):
+    """A repository as it stands on the Hub."""
+
+    commit: str
+    private: bool
+    files: frozenset[str]
+
+
+def upload(
+    folder: Path, name: str, kind: Kind, *, private: bool, overwrite: bool, message: str
+) -> Uploaded:
+    """Make a repository of the Hub hold exactly what is in `folder`, with at most one commit.
+
+    Raises DtoError, before anything is sent: without a token that may write there, for a repository
+    that holds something else than the same run (unless `overwrite`), and for a public one where
+    `private` is asked for; and when the connection breaks.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    api = HfApi()
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    with hub_errors(name, kind, writing=True):
+        api.whoami()
+        there = remote(api, name, kind)
+        if there is None:
+            api.create_repo(name, repo_type=kind, private=private or None, exist_ok=True)
+            there = remote(api, name, kind)
+        if there is None:
+            raise DtoError(f"{kind} {name} was made and is not there: start the same command again")
+        if private and not there.private:
+            raise DtoError(
+                f"{kind} {name} exists and is public: nothing is uploaded; make it private on the "
+                "Hub, take another name, or leave --private away"
+            )
+        if not overwrite:
+            _check_same(api, name, kind, there, folder)
+        stale = sorted(there.files - files.keys() - {".gitattributes"})
+        commit = api.create_commit(
+            name,
+            [
+                *(CommitOperationAdd(path, file) for path, file in files.items()),
+                *(CommitOperationDelete(path, is_folder=False) for path in stale),
+            ],
+            commit_message=message,
+            repo_type=kind,
+            parent_commit=there.commit,
+        )
+    url = f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"
+    return Uploaded(url, commit.oid, commit.oid != there.commit, there.private)
+
+
+def remote(api: HfApi, name: str, kind: Kind, revision: str | None = None) -> Remote | None:
+    """A repository's commit and files; None where there is none that the token can see."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        info = api.repo_info(name, repo_type=kind, revision=revision)
+    except RepositoryNotFoundError:
+        return None
+    names = frozenset(each.rfilename for each in getattr(info, "siblings", None) or ())
+    return Remote(str(info.sha), bool(info.private), names)
+
+
+def _check_same(api: HfApi, name: str, kind: Kind, there: Remote, folder: Path) -> None:
+    """The name is free, or holds an earlier state of the same run."""
+    if not there.files - _NEUTRAL:
+        return
+    if MARK not in there.files:
+        raise DtoError(
+            f"{kind} {name} exists and holds something else than a run of dto: take another name, "
+            "or replace it with --overwrite"
+        )
+    path = api.hf_hub_download(name, MARK, repo_type=kind, revision=there.commit)
+    try:
+        before = json.loads(Path(path).read_text(encoding="utf-8"))
+        own = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        same = all(before[key] == own[key] for key in ("name", "seed"))
+    except (ValueError, KeyError, TypeError):
+        same, before = False, {}
+    if not same:
+        named = before.get("name") if isinstance(before, dict) else None
+        raise DtoError(
+            f"{kind} {name} exists and holds another run ({named}): take another name, or replace "
+            "it with --overwrite"
+        )
+
+
+@contextmanager
+def hub_errors(name: str, kind: Kind, *, writing: bool = False) -> Iterator[None]:
+    """Turn whatever the client raises into one line that says what to do."""
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+        RevisionNotFoundError,
+    )
+
+    try:
+        yield
+    except DtoError:
+        raise
+    except LocalTokenNotFoundError:
+        raise DtoError(
+            "the Hub asks for a token and there is none: `hf auth login`, or put it into HF_TOKEN"
+        ) from None
+    except OfflineModeIsEnabled:
+        raise DtoError("HF_HUB_OFFLINE is set: unset it to reach the Hub") from None
+    except RevisionNotFoundError:
+        raise DtoError(f"{kind} {name} has no such revision: name a commit or a branch") from None
+    except HFValidationError:
+        raise DtoError(f"{name!r} is no name on the Hub: write it as user/name") from None
+    except Exception as error:  # the client raises its own, its HTTP library's, and plain ones
+        raise DtoError(_explained(error, name, kind, writing)) from error
+
+
+def _explained(error: BaseException, name: str, kind: Kind, writing: bool) -> str:
+    status = _status(error)
+    if status == 401:
+        return (
+            f"the Hub does not accept the token (401) for {kind} {name}: `hf auth login`, or put "
+            "another into HF_TOKEN"
+        )
+    if status == 403:
+        may = "write to" if writing else "read"
+        return (
+            f"the token may not {may} {kind} {name} (403): the name belongs to somebody else, or "
+            "the token has no right to write; take a name of your own or another token"
+        )
+    if status == 404:
+        return f"{kind} {name} is not on the Hub, or is private and the token may not see it"
+    if status in (409, 412):
+        return f"{kind} {name} was changed by somebody else meanwhile: start the same command again"
+    reason = " ".join((str(error.__cause__ or error) or type(error).__name__).split())
+    said = f"the Hub answered {status}" if status else f"the connection to the Hub broke ({reason})"
+    kept = "what is there already is not sent again" if writing else "what is here is kept"
+    return f"{kind} {name}: {said}: start the same command again, {kept}"
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status behind an error, which may be the cause of another one."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return status
+        error = error.__cause__
+    return None

@@ -1,0 +1,100 @@
+"""Ask k questions in one prompt, numbered (2508.17803, section 3: batch reasoning)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dto.context import Context
+from dto.drqa.answers import numbered_answers
+from dto.drqa.records import BatchResponse
+from dto.engines.base import Completion
+from dto.prompts import render
+from dto.records import Dropped, Grade, Problem
+from dto.trajectories import Reading, chat_ids, read_response
+
+
+async def batch(problems: Sequence[Problem], sample: int, ctx: Context) -> BatchResponse | Dropped:
+    """One response to all of the problems, numbered from 1 in the order given.
+
+    Temperature and top-p are those of sampling; each question brings `batch.max_tokens` tokens, or
+    else `sample.max_tokens`, so that none is short of room. A prompt that leaves no room is dropped
+    as `prompt_too_long`. A request that failed is a row graded `failed`.
+    """
+    ids = tuple(problem.id for problem in problems)
+    row_id = BatchResponse.make_id(sample, ids)
+    prompt = batch_prompt(problems, ctx)
+    room = ctx.engine.context - len(prompt)
+    if room < 1:
+        detail = f"prompt has {len(prompt):,} tokens, context is {ctx.engine.context:,}"
+        return Dropped(row_id, "prompt_too_long", detail)
+    each = ctx.recipe.batch.max_tokens or ctx.recipe.sample.max_tokens
+    seed = ctx.seed(row_id, "batch")
+    sampling = ctx.sampling(min(each * len(problems), room), seed)
+    (completion,) = await ctx.engine.complete(prompt, sampling)
+    # A failed request has no ids, and so an empty reading.
+    reading = await asyncio.to_thread(read_response, ctx.tokenizer, prompt, completion.token_ids)
+    graded = await _grade(problems, completion, reading, ctx)
+    return BatchResponse(
+        id=row_id,
+        problem_ids=ids,
+        k=len(problems),
+        model=ctx.engine.model,
+        sample=sample,
+        seed=seed,
+        prompt_ids=prompt,
+        token_ids=completion.token_ids,
+        ids_from=completion.ids_from,
+        text=reading.text,
+        thinking=reading.thinking,
+        conclusion=reading.conclusion,
+        thinking_tokens=reading.thinking_tokens,
+        finish_reason=completion.finish_reason,
+        grades=graded.grades,
+        answers=graded.answers,
+        faults=graded.faults,
+        reason=graded.reason,
+    )
+
+
+def batch_prompt(problems: Sequence[Problem], ctx: Context) -> tuple[int, ...]:
+    """The ids of the prompt that asks the problems, one a line, numbered from 1."""
+    numbered = (f"{i}. {problem.question}" for i, problem in enumerate(problems, start=1))
+    model = ctx.recipe.model
+    user = render("batch", model.family, questions="\n".join(numbered), k=len(problems))
+    return chat_ids(user, ctx.tokenizer, model)
+
+
+class _Graded(NamedTuple):
+    grades: tuple[Grade, ...]
+    answers: tuple[str, ...]
+    faults: tuple[str, ...]
+    reason: str
+
+
+async def _grade(
+    problems: Sequence[Problem], completion: Completion, reading: Reading, ctx: Context
+) -> _Graded:
+    k = len(problems)
+    nothing = ("",) * k
+    failed: Grade = "failed"
+    truncated: Grade = "truncated"
+    if completion.finish_reason == "failed":
+        reason = completion.error or "the engine gave no reason"
+        return _Graded((failed,) * k, nothing, nothing, reason)
+    if completion.finish_reason == "length" or not reading.closed:
+        return _Graded((truncated,) * k, nothing, nothing, "")
+    conclusion = reading.text[slice(*reading.conclusion)]
+    found = await asyncio.to_thread(numbered_answers, conclusion, k)
+    grades: list[Grade] = []
+    answers, reasons = [], []
+    for problem, given in zip(problems, found, strict=True):
+        graded = await ctx.grader.grade_answer(
+            given.answer, problem.answer, problem.answer_kind, problem.question
+        )
+        grades.append(graded.grade)
+        answers.append(graded.answer)
+        reasons.append(graded.reason if graded.grade == "failed" else "")
+    faults = tuple(given.fault for given in found)
+    return _Graded(tuple(grades), tuple(answers), faults, next(filter(None, reasons), ""))

@@ -1,0 +1,127 @@
+"""One chain for each question: its reasoning and its answer, however it was asked (2508.17803).
+
+The paper cuts the reasoning about a question out of the response to a batch prompt without saying
+how. Here it is cut where the model names the question it turns to (`dto.drqa.split`), and a chain
+that cannot be cut out cleanly is dropped with the reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from dto.drqa.alike import alike, others, quoted
+from dto.drqa.records import BatchResponse, Chain, Origin
+from dto.drqa.split import split
+from dto.records import Dropped, Grade, Problem, Span, Trajectory
+from dto.text import char_ends, tokens_within
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+def vanilla_chain(
+    problem: Problem, trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase
+) -> Chain | Dropped:
+    """The chain of a question that was asked alone: all of the thinking.
+
+    Dropped as `truncated`, `failed`, `names_a_question` (one by number: batch chains that do are
+    dropped, too), `empty` or `answer_not_reached` (the answer is a number that is not in it).
+    """
+    found = _Found(
+        Chain.make_id(problem.id, "vanilla", 1, trajectory.sample), "vanilla", 1,
+        trajectory.sample, 1, trajectory.id, trajectory.thinking_tokens, trajectory.answer,
+        trajectory.grade,
+    )  # fmt: skip
+    if trajectory.grade not in ("correct", "wrong"):
+        return Dropped(found.id, trajectory.grade, trajectory.reason)
+    thinking = trajectory.text[slice(*trajectory.thinking)]
+    named = others(thinking, None, problem.question)
+    if named:
+        return Dropped(found.id, "names_a_question", f"{named[0]!r}")
+    return _chain(problem, found, alike(thinking), tokenizer)
+
+
+def batch_chains(
+    problems: Sequence[Problem], response: BatchResponse, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Chain | Dropped]:
+    """The chains of the questions of one batch prompt, in the order asked.
+
+    Dropped as `truncated` or `failed`, for the answer's fault (`dto.drqa.answers`), for what
+    `dto.drqa.split` says, as `quotes_another` (the chain names another question, or quotes it),
+    `empty` or `answer_not_reached`: then it may be another question's.
+    """
+    start = response.thinking.start
+    thinking = response.text[slice(*response.thinking)]
+    questions = [problem.question for problem in problems]
+    whole = response.grades[0] not in ("truncated", "failed")
+    pieces = split(thinking, questions) if whole else []
+    ends: list[int] | None = None
+    for index, problem in enumerate(problems):
+        row_id = Chain.make_id(problem.id, "batch", response.k, response.sample)
+        grade, fault = response.grades[index], response.faults[index]
+        if grade not in ("correct", "wrong"):
+            yield Dropped(row_id, grade, response.reason)
+            continue
+        if fault:
+            yield Dropped(row_id, fault, f"answer {index + 1} of {response.id}")
+            continue
+        piece = pieces[index]
+        if piece.reason:
+            yield Dropped(row_id, piece.reason, f"{response.id}: {piece.detail}")
+            continue
+        text = thinking[piece.heading.end : piece.span.end]
+        rest = questions[:index] + questions[index + 1 :]
+        named = others(text, index + 1, problem.question)
+        if named or quoted(text, problem.question, rest):
+            said = f"it says {named[0]!r}" if named else "it repeats another question"
+            yield Dropped(row_id, "quotes_another", f"{response.id}: {said}")
+            continue
+        if ends is None:
+            ends = char_ends(tokenizer, response.token_ids)
+        chars = Span(start + piece.span.start, start + piece.span.end)
+        found = _Found(
+            row_id, "batch", response.k, response.sample, index + 1, response.id,
+            tokens_within(ends, chars), response.answers[index], grade,
+        )  # fmt: skip
+        yield _chain(problem, found, alike(text, index + 1), tokenizer)
+
+
+class _Found(NamedTuple):
+    id: str
+    origin: Origin
+    k: int
+    sample: int
+    number: int
+    source_id: str
+    span: Span
+    answer: str
+    grade: Grade
+
+
+def _chain(
+    problem: Problem, found: _Found, text: str, tokenizer: PreTrainedTokenizerBase
+) -> Chain | Dropped:
+    if not text or not found.span.length:
+        return Dropped(found.id, "empty", f"{found.source_id}: nothing was thought")
+    answer = found.answer.replace(",", "")
+    if _NUMBER.fullmatch(answer) and answer not in _NUMBER.findall(text.replace(",", "")):
+        return Dropped(found.id, "answer_not_reached", f"{found.source_id}: {answer}")
+    return Chain(
+        id=found.id,
+        problem_id=problem.id,
+        origin=found.origin,
+        k=found.k,
+        sample=found.sample,
+        number=found.number,
+        source_id=found.source_id,
+        span=found.span,
+        text=text,
+        tokens=found.span.length,
+        length=len(tokenizer.encode(text, add_special_tokens=False)),
+        answer=found.answer,
+        grade=found.grade,
+    )

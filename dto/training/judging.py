@@ -1,0 +1,150 @@
+"""How well does a model judge chains that were held out? Measured beside the dev problems.
+
+What stands in `judging.jsonl`, a line for each checkpoint, is deterministic. Held out are the
+labelled chains of split `dev`: those of problems that nothing is trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from dto.drqa.judging import LETTERS, Judgement, judge
+from dto.drqa.records import LabelledChain
+from dto.ledger import Usage
+from dto.recipe import Recipe
+from dto.runs.manifest import write_text
+from dto.statistics import proportion
+from dto.training.dev import respond, sampled
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger("dto.train")
+
+FILE = "judging.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class JudgingScore:
+    """Judging after `step` optimizer steps: the share of right letters, its 95 % interval.
+
+    The interval is clustered by problem. `responses` have a grade, `unreadable` of them no letter,
+    which counts as wrong; `failed` ones leave the denominator. `recall` is the share of right
+    letters by verdict, `letters` counts what was picked (empty: nothing), `tokens_mean` is the mean
+    length of a judgement.
+    """
+
+    step: int
+    accuracy: float
+    low: float
+    high: float
+    responses: int
+    problems: int
+    unreadable: int
+    failed: int
+    recall: dict[str, float]
+    letters: dict[str, int]
+    tokens_mean: float
+
+
+def score(
+    step: int, rows: Sequence[LabelledChain], judgements: Sequence[Judgement]
+) -> JudgingScore:
+    """Sum up the judgements of some rows; figures without any are nan-free zeros."""
+    by_id = {row.id: row for row in rows}
+    graded = [each for each in judgements if each.pick != "failed"]
+    right = [each.pick == "correct" for each in graded]
+    problems = [by_id[each.row_id].problem_id for each in graded]
+    found = proportion(right, problems)
+    hits: dict[str, list[bool]] = {}
+    for each, good in zip(graded, right, strict=True):
+        hits.setdefault(by_id[each.row_id].verdict, []).append(good)
+    picked = Counter(each.letter for each in graded)
+    tokens = sum(len(each.token_ids) for each in graded)
+    return JudgingScore(
+        step=step,
+        accuracy=found.value if graded else 0.0,
+        low=found.low if graded else 0.0,
+        high=found.high if graded else 1.0,
+        responses=len(graded),
+        problems=len(set(problems)),
+        unreadable=sum(each.pick == "unreadable" for each in graded),
+        failed=len(judgements) - len(graded),
+        recall={name: sum(each) / len(each) for name, each in sorted(hits.items())},
+        letters={letter: picked[letter] for letter in (*LETTERS, "") if picked[letter]},
+        tokens_mean=tokens / len(graded) if graded else 0.0,
+    )
+
+
+class Judging:
+    """Measures judging on held-out rows and keeps the scores of a training."""
+
+    def __init__(
+        self,
+        rows: Sequence[LabelledChain],
+        tokenizer: PreTrainedTokenizerBase,
+        recipe: Recipe,
+        directory: Path,
+        steps: Sequence[int],
+        *,
+        writer: bool,
+    ) -> None:
+        """Take up what `directory` has of the `steps` that a resumed training has made."""
+        self.rows = list(rows)
+        self.tokenizer = tokenizer
+        self.recipe = sampled(recipe, recipe.train.judgements)
+        self.path = directory / FILE
+        self.writer = writer
+        known = [row for row in read_scores(self.path) if row.step in steps]
+        self.scores: list[JudgingScore] = known
+
+    def measure(self, model: PreTrainedModel, step: int) -> Usage:
+        """Measure the model as it is now, on the same noise each time."""
+        world = PartialState()
+        own = self.rows[world.process_index :: world.num_processes]
+        groups, usage = respond(model, self.tokenizer, own, self.recipe, work=judge)
+        judgements = [each for group in groups for each in group]
+        if world.num_processes > 1:
+            judgements = gather_object(judgements)
+            total = Usage()
+            for each in gather_object([usage]):
+                total.add(each)
+            usage = total
+        found = score(step, self.rows, judgements)
+        self.scores = [row for row in self.scores if row.step != step] + [found]
+        if self.writer:
+            lines = [json.dumps(asdict(row)) for row in self.scores]
+            write_text(self.path, "\n".join(lines) + "\n")
+        logger.info(
+            "step %d: judging %.3f (%.3f–%.3f) of %d held-out chains, %d without a letter",
+            step, found.accuracy, found.low, found.high, len(self.rows), found.unreadable,
+        )  # fmt: skip
+        return usage
+
+    def summary(self, kept_step: int) -> dict[str, Any] | None:
+        """Judging before the training, at its end, and of what is kept."""
+        if not self.scores:
+            return None
+        kept = next((row for row in self.scores if row.step == kept_step), self.scores[0])
+        return {
+            "before": asdict(self.scores[0]),
+            "after": asdict(self.scores[-1]),
+            "kept": asdict(kept),
+        }
+
+
+def read_scores(path: Path) -> list[JudgingScore]:
+    """The scores of a training; none where nothing was measured."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [JudgingScore(**json.loads(line)) for line in lines]

@@ -1,0 +1,2 @@
+from tests.stages.conftest import context as context
+from tests.stages.conftest import tokenizer as tokenizer

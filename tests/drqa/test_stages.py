@@ -1,0 +1,230 @@
+"""Batch, chain and label on scripted responses, and on the embedded model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from dto import tables
+from dto.drqa.feed import _pass_rates
+from dto.drqa.records import BatchResponse, Chain, LabelledChain
+from dto.errors import DtoError
+from dto.pipeline import run_stages
+from dto.recipe import Recipe
+from dto.records import Dropped, Problem, Trajectory
+from dto.runs.run import Run, open_run
+from dto.seeds import derive
+from dto.stages.batch import batch
+from dto.stages.chain import batch_chains, vanilla_chain
+from dto.stages.sample import sample
+from tests.drqa.responses import HEADED, THREE
+from tests.stages.script import CUT, FAIL
+
+PROBLEMS = [
+    Problem(f"{place:016x}", "toy", "train", question, answer)
+    for place, (question, answer) in enumerate(zip(THREE, ("72", "10", "625"), strict=True))
+]
+LIST = "</think>\n\n1. \\boxed{72}\n2. \\boxed{10}\n3. \\boxed{624}"
+
+
+async def asked(context, reply: str, **settings) -> BatchResponse:
+    ctx = context(lambda *_: reply, batch={"k": [3]}, **settings)
+    async with ctx.grader:
+        row = await batch(PROBLEMS, 0, ctx)
+    assert isinstance(row, BatchResponse)
+    return row
+
+
+async def test_one_response_to_numbered_questions(context, tokenizer):
+    ctx = context(lambda *_: HEADED + LIST, sample={"max_tokens": 1000})
+    async with ctx.grader:
+        row = await batch(PROBLEMS, 2, ctx)
+    assert isinstance(row, BatchResponse)
+    ((prompt, sampling, n),) = ctx.engine.calls
+    for number, question in enumerate(THREE, start=1):
+        assert f"\n{number}. {question}\n" in prompt
+    assert (sampling.max_tokens, n) == (3000, 1)
+    assert sampling.seed == row.seed == derive(7, row.id, "batch")
+    assert row.id == BatchResponse.make_id(2, row.problem_ids)
+    assert row.problem_ids == tuple(problem.id for problem in PROBLEMS)
+    assert row.grades == ("correct", "correct", "wrong")
+    assert row.answers == ("72", "10", "624") and row.faults == ("", "", "")
+    assert tokenizer.decode(row.token_ids[slice(*row.thinking_tokens)]) == HEADED
+
+
+@pytest.mark.parametrize(
+    ("reply", "grade"),
+    [(HEADED + CUT, "truncated"), (HEADED + LIST + CUT, "truncated"), ("no end", "truncated"),
+     (FAIL, "failed")],
+)  # fmt: skip
+async def test_no_answers_no_chains(context, tokenizer, reply, grade):
+    row = await asked(context, reply)
+    assert row.grades == (grade,) * 3
+    found = list(batch_chains(PROBLEMS, row, tokenizer))
+    assert [each.reason for each in found] == [grade] * 3
+    assert row.reason == ("engine on fire" if reply == FAIL else "")
+
+
+async def test_a_prompt_without_room(context):
+    ctx = context(lambda *_: "", engine={"context": 50})
+    row = await batch(PROBLEMS, 0, ctx)
+    assert isinstance(row, Dropped) and row.reason == "prompt_too_long" and not ctx.engine.calls
+
+
+async def test_chains_hold_the_tokens_of_their_reasoning(context, tokenizer):
+    row = await asked(context, HEADED + LIST)
+    chains = list(batch_chains(PROBLEMS, row, tokenizer))
+    assert all(isinstance(chain, Chain) for chain in chains)
+    for number, (problem, chain) in enumerate(zip(PROBLEMS, chains, strict=True), start=1):
+        raw = tokenizer.decode(row.token_ids[slice(*chain.span)])
+        assert raw.startswith(f"**Question {number}:**")
+        assert chain.id == f"{problem.id}/batch/003/000" and chain.number == number
+        assert (chain.tokens, chain.source_id) == (chain.span.length, row.id)
+        assert chain.length == len(tokenizer.encode(chain.text))
+    assert chains[1].text.startswith("50 minutes are 50/60 of an hour. Wait,")
+    assert [chain.grade for chain in chains] == list(row.grades)
+
+
+@pytest.mark.parametrize(
+    ("reply", "reasons"),
+    [
+        (HEADED + "</think>1. \\boxed{72}\n3. \\boxed{624}", ["", "no_answer", ""]),
+        (HEADED + LIST + "\n1. \\boxed{5}", ["answered_twice", "", ""]),
+        (HEADED + LIST + "\n4. \\boxed{5}", ["extra_number"] * 3),
+        (HEADED.replace("Wait,", "As in question 1,") + LIST, ["", "quotes_another", ""]),
+        (HEADED.replace("Wait,", THREE[2][:80]) + LIST, ["", "quotes_another", ""]),
+        ("Question 1:\n\nQuestion 2: 10.\n\nQuestion 3: 624." + LIST, ["empty", "", ""]),
+        ("72, 10 and 624." + LIST, ["no_heading"] * 3),
+        (HEADED + LIST.replace("10", "11"), ["", "answer_not_reached", ""]),
+    ],
+)  # fmt: skip
+async def test_what_is_no_chain_has_its_reason(context, tokenizer, reply, reasons):
+    found = batch_chains(PROBLEMS, await asked(context, reply), tokenizer)
+    assert [getattr(row, "reason", "") for row in found] == reasons
+
+
+async def test_vanilla_chains(context, tokenizer):
+    replies = [
+        "Okay, let me see.\n\n48 + 24 = 72.\n</think>\\boxed{72}",
+        "Question 2 of my test was like it: 72.</think>\\boxed{72}",
+        "still" + CUT,
+        "</think>\\boxed{72}",
+    ]
+    ctx = context(lambda text, number, j: replies[j], sample={"samples": len(replies)})
+    async with ctx.grader:
+        rows = await sample(PROBLEMS[0], ctx)
+    found = []
+    for row in rows:
+        assert isinstance(row, Trajectory)
+        found.append(vanilla_chain(PROBLEMS[0], row, tokenizer))
+    first, *rest = found
+    assert isinstance(first, Chain) and first.text == "48 + 24 = 72."
+    assert (first.k, first.origin, first.span) == (1, "vanilla", rows[0].thinking_tokens)
+    assert [row.reason for row in rest] == ["names_a_question", "truncated", "empty"]
+
+
+RECIPE = {
+    "name": "tiny",
+    "model": {"name": "nano", "context": 1024, "slots": 64},
+    "problems": {"train": 24, "dev": 2, "test": 2},
+    "sample": {"samples": 2, "temperature": 1.0, "top_p": 1.0, "max_tokens": 320},
+    "batch": {"k": [2, 5]},
+    "label": {"held_out": 0.0},
+    "train": {"method": "none"},
+    "evaluate": {"samples": 1, "temperature": 1.0, "top_p": 1.0, "models": ["base"]},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("run") / "tiny"
+    held = open_run(path, Recipe.model_validate(RECIPE))
+    run_stages(held, ("problems", "sample", "batch", "chain", "label", "evaluate", "report"))
+    held.close()
+    return path
+
+
+def test_every_question_is_accounted_for(run):
+    responses = list(tables.read(run / "batch" / "rows.parquet", BatchResponse))
+    assert [row.k for row in responses] == [2] * 12 + [5] * 4
+    chains = list(tables.read(run / "chain" / "rows.parquet", Chain))
+    lines = (run / "chain" / "dropped.jsonl").read_text("utf-8").splitlines()
+    dropped = [json.loads(line) for line in lines]
+    assert len(chains) + len(dropped) == 24 * 2 + 12 * 2 + 4 * 5
+    sources = {row.id: row for row in responses}
+    samples = tables.read(run / "sample" / "rows.parquet", Trajectory)
+    everything = sources | {row.id: row for row in samples}
+    for chain in chains:
+        source = everything[chain.source_id]
+        within = source.thinking_tokens
+        assert within.start <= chain.span.start < chain.span.end <= within.end
+    counts = {row.id: 0 for row in responses}
+    for chain in chains:
+        if chain.origin == "batch":
+            counts[chain.source_id] += chain.tokens
+    assert all(counts[row.id] <= row.thinking_tokens.length for row in responses)
+    assert not [chain for chain in chains if "uestion" in chain.text]
+
+
+def test_pass_rates_are_those_of_the_samples(run):
+    rates = _pass_rates(Run(run, Recipe.model_validate(RECIPE), False, -1))
+    grades: dict[str, list[bool]] = {}
+    for row in tables.read(run / "sample" / "rows.parquet", Trajectory):
+        grades.setdefault(row.problem_id, []).append(row.grade == "correct")
+    assert rates == {problem: sum(each) / len(each) for problem, each in grades.items()}
+    assert len(set(rates.values())) > 1
+
+
+def test_labels_are_rows_for_people_too(run):
+    frame = pl.read_parquet(run / "label" / "rows.parquet")
+    found = list(tables.read(run / "label" / "rows.parquet", LabelledChain))
+    assert len(set(frame["verdict"].value_counts()["count"].to_list())) == 1
+    assert all(row.prompt.endswith("<think>\n") for row in found)
+    assert {"question", "chain", "options", "label", "origin", "k", "seed"} <= set(frame.columns)
+
+
+def test_the_report_has_the_figure(run):
+    found = json.loads((run / "report" / "report.json").read_text("utf-8"))["batch"]
+    assert [row["k"] for row in found["rows"]] == [1, 2, 5]
+    alone, two, five = found["rows"]
+    samples = pl.read_parquet(run / "sample" / "rows.parquet")
+    assert alone["tokens"] == pytest.approx(samples["token_ids"].list.len().mean())
+    together = pl.read_parquet(run / "batch" / "rows.parquet").filter(k=2)
+    assert two["tokens"] == pytest.approx(together["token_ids"].list.len().mean() / 2)
+    right = [grade == "correct" for grades in together["grades"] for grade in grades]
+    assert two["accuracy"] == pytest.approx(sum(right) / len(right))
+    assert five["ratio"] < 1 and alone["ratio"] is None
+    assert (five["answers"], five["responses"]) == (20, 4)
+    assert found["labels"]["counts"]["train"]["concise"] > 0
+    assert (run / "report" / "batch.png").stat().st_size > 1000
+
+
+def test_more_questions_than_there_are(tmp_path):
+    recipe = Recipe.model_validate(RECIPE | {"batch": {"k": [25]}})
+    held = open_run(tmp_path / "run", recipe)
+    with pytest.raises(DtoError, match=r"batch\.k 25 is more than the 24 questions"):
+        run_stages(held, ("problems", "batch"))
+    held.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "stages", "message"),
+    [
+        ({"batch": {}}, ("problems", "batch"), r"batch\.k names no number"),
+        ({"label": {"k": [3]}}, ("label",), r"label\.k 3 is no number of questions in batch\.k"),
+    ],
+)
+def test_settings_that_ask_for_nothing(tmp_path, run, settings, stages, message):
+    place = tmp_path / "run"
+    if stages == ("label",):
+        place.mkdir()
+        for name in ("problems", "sample", "batch", "chain"):
+            (place / name).symlink_to(run / name)
+        (place / "recipe.yaml").write_text((run / "recipe.yaml").read_text("utf-8"), "utf-8")
+    held = open_run(place, Recipe.model_validate(RECIPE | settings), resume=True)
+    with pytest.raises(DtoError, match=message):
+        run_stages(held, stages)
+    held.close()

@@ -1,0 +1,105 @@
+"""What counts as private, and what a model may have written itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dto.hub.private import Private, is_local, last_part, private_of
+from dto.recipe import make_recipe
+
+KNOWN = {
+    "/home/alice/models/mine": "mine",
+    "http://gpu7:8000/v1": "http://server.invalid/v1",
+    "data/x.jsonl": "x.jsonl",
+    "gpu7:8000": "server.invalid",
+    "/home/alice": "~",
+    "/m": "m",
+}
+PRIVATE = Private(KNOWN, {"s3cretvalue": "A_KEY"})
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/home/alice/models/mine", "mine"),
+        ("/home/alice/models/mine/none/p1/000", "mine/none/p1/000"),
+        ("content of data/x.jsonl", "content of x.jsonl"),
+        ("file:///home/alice/models/mine", "file://mine"),
+        ("see /home/alice/notes", "see ~/notes"),
+        ("/home/alice2 and x/home/alice", "/home/alice2 and x/home/alice"),
+        ("no answer from http://gpu7:8000/v1/completions", "no answer from "
+         "http://server.invalid/v1/completions"),
+        ("ws://gpu7:8000", "ws://server.invalid"),
+        ("/m", "m"),
+        ("/m/none/p1/000", "m/none/p1/000"),
+        ("weights of /m", "weights of m"),
+        ("60 km/min, 5 g /m^2, a/m", "60 km/min, 5 g /m^2, a/m"),
+        ("mydata/x.jsonl data/x.jsonls", "mydata/x.jsonl data/x.jsonls"),
+    ],
+)  # fmt: skip
+def test_what_is_known_is_replaced_where_it_stands(text: str, shown: str) -> None:
+    assert PRIVATE.redact(text) == shown
+    assert PRIVATE.redact_all({text: [text, 1]}) == {shown: [shown, 1]}
+    assert PRIVATE.found(shown, written_by_us=False) is None
+    assert (PRIVATE.found(text, written_by_us=False) is None) == (text == shown)
+
+
+@pytest.mark.parametrize(
+    ("text", "written_by_us", "kind"),
+    [
+        ("it is s3cretvalue", False, "the value of A_KEY"),
+        ("token hf_" + "a1B2" * 9, False, "a key"),
+        ("-----BEGIN RSA PRIVATE KEY-----", False, "a key"),
+        ("AKIAABCDEFGHIJKLMNOP", False, "a key"),
+        ("task-1, ask-me, hf_short", True, None),
+        ("cd /usr/local/bin", False, None),
+        ("cd /usr/local/bin", True, "the local path 'bin'"),
+        ("C:\\Users\\bob\\x.txt", True, "the local path 'x.txt'"),
+        ("~/work/x", True, "the local path 'x'"),
+        ("https://example.org/data/x and 3/4, and/or, /data", True, None),
+        ("openai/gsm8k and m/s", True, None),
+    ],
+)
+def test_what_remains_is_found(text: str, written_by_us: bool, kind: str | None) -> None:
+    assert PRIVATE.found(text, written_by_us=written_by_us) == kind
+
+
+@pytest.mark.parametrize(
+    ("value", "local"),
+    [
+        ("/models/a", True), ("~/a", True), ("../a", True), ("./a", True), ("C:\\a", True),
+        ("data/a.jsonl", True), ("here/a", True), ("openai/gsm8k", False), ("chains", False),
+        ("a.jsonl", False), ("nano", False),
+    ],
+)  # fmt: skip
+def test_local_names(
+    value: str, local: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("here/a").mkdir(parents=True)
+    assert is_local(value) == local
+    assert last_part(value) == value.replace("\\", "/").rpartition("/")[2]
+
+
+def test_what_a_run_makes_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/alice")
+    monkeypatch.setenv("LOGNAME", "alice")
+    monkeypatch.setenv("MY_SERVER_PASS", "not-named")
+    monkeypatch.setenv("MY_API_KEY", "0123456789")
+    settings = {
+        "name": "r",
+        "model": {"name": "x/y", "engine": "openai", "server": "http://localhost:1/v1",
+                  "system": "/a/b is \\boxed{}", "api_key": "MY_SERVER_PASS"},
+        "evaluate": {"models": ["base", "/mnt/second"], "tasks": ["gsm8k", "sets/mine.jsonl"]},
+    }  # fmt: skip
+    private = private_of(make_recipe(settings), tmp_path / "runs" / "r")
+    assert private.secrets.keys() >= {"not-named", "0123456789"}
+    replaced = dict(private.replaced)
+    for original in ("/home/alice", "/Users/alice", "/mnt/second", "sets/mine.jsonl",
+                     "http://localhost:1/v1", str(tmp_path / "runs" / "r")):  # fmt: skip
+        assert original in replaced
+    assert not {"localhost:1", "/a/b is \\boxed{}", "x/y"} & replaced.keys()
+    lengths = [len(original) for original in replaced]
+    assert lengths == sorted(lengths, reverse=True)

@@ -1,0 +1,407 @@
+"""A run goes up as one commit, says where it comes from, and takes nothing private along."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+from huggingface_hub import DatasetCard
+
+from dto import tables
+from dto.errors import DtoError
+from dto.hub.publish import publish
+from dto.records import PreferencePair, Trajectory
+from dto.runs import content, manifest
+from dto.runs.run import Run, open_run
+from tests.hub.server import OWNER, READER, WRITER, Fault, Hub
+
+NAME = f"{OWNER}/small"
+KEY = ("dataset", NAME)
+
+
+def published(hub: Hub) -> dict[str, bytes]:
+    return hub.repos[KEY].files
+
+
+def test_one_commit_holds_the_tables_as_they_are(run: Run, hub: Hub) -> None:
+    done = publish(run, NAME)
+    repo = hub.repos[KEY]
+    assert repo.messages == ["initial commit", "Publish run small"] and not repo.private
+    assert done.uploaded is not None and done.uploaded.changed
+    for stage in ("problems", "sample", "segment", "estimate", "optimize", "prune", "pair"):
+        assert repo.files[f"{stage}/rows.parquet"] == run.table(stage).read_bytes()
+    assert not [path for path in repo.files if path.startswith("train/model")]
+
+
+def test_the_same_content_makes_no_second_commit(run: Run, hub: Hub) -> None:
+    publish(run, NAME)
+    again = publish(run, NAME)
+    assert again.uploaded is not None and not again.uploaded.changed
+    assert len(hub.repos[KEY].commits) == 2
+    fewer = publish(run, NAME, only=("pairs",))
+    assert fewer.uploaded is not None and fewer.uploaded.changed
+    assert "sample/rows.parquet" not in published(hub) and "pair/rows.parquet" in published(hub)
+
+
+def test_the_card_says_where_it_comes_from(run: Run, hub: Hub) -> None:
+    text = publish(run, NAME).card
+    card = DatasetCard(text)
+    configs = {each["config_name"]: each for each in card.data.to_dict()["configs"]}
+    assert next(iter(configs)) == "pairs" and configs["pairs"]["default"]
+    assert [each["split"] for each in configs["problems"]["data_files"]] == [
+        "train", "validation", "test",
+    ]  # fmt: skip
+    assert card.data.license == "mit"
+    assert (
+        "`nano (embedded in dto)`" in text
+        and "Seed 0" in text
+        and "arxiv.org/abs/2505.21765" in text
+    )
+    assert "learning_rate: 0.0002" in text and "I suddenly got" in text.replace("\n", " ")
+    for stage in ("sample", "optimize", "pair"):
+        for reason, count in (manifest.read(run / stage) or {})["dropped"].items():
+            assert f"| {stage} | `{reason}` | {count:,} |" in text
+    generated = (manifest.read(run / "sample") or {})["usage"]["generated"]
+    assert f"| sample | {generated:,} |" in text
+    lengths = pl.read_parquet(run.table("pair"))["chosen_tokens"]
+    assert f"| chosen | {len(lengths)} | {lengths.mean():,.1f} |" in text
+    for picture in ("images/lengths.png", "images/report.png"):
+        assert picture in text and published(hub)[picture].startswith(b"\x89PNG")
+
+
+def test_private_and_public(run: Run, hub: Hub) -> None:
+    assert publish(run, NAME, private=True).uploaded.private  # type: ignore[union-attr]
+    assert hub.repos[KEY].private
+    hub.repos[KEY].private = False
+    with pytest.raises(DtoError, match="exists and is public"):
+        publish(run, NAME, private=True)
+
+
+def test_dry_run_sends_nothing(run: Run, hub: Hub) -> None:
+    done = publish(run, NAME, dry_run=True)
+    assert done.uploaded is None and not hub.requests
+    assert (done.folder / "README.md").read_text("utf-8") == done.card
+    assert (done.folder / "pair" / "rows.parquet").is_file()
+
+
+TROUBLE = [
+    (Fault("PUT", "/lfs/", times=99), "connection to the Hub broke"),
+    (Fault("PUT", "/lfs/", times=99, status=503), "answered 503"),
+    (Fault("POST", "/objects/batch", times=99), "connection to the Hub broke"),
+    (Fault("POST", "/commit/"), "connection to the Hub broke"),
+    (Fault("POST", "/commit/", status=500), "answered 500"),
+    (Fault("POST", "/commit/", status=409), "changed by somebody else"),
+    (Fault("POST", "/preupload/", times=99, status=502), "answered 502"),
+]
+
+
+@pytest.mark.parametrize(("fault", "said"), TROUBLE, ids=lambda each: str(each)[:60])
+def test_what_breaks_off_is_not_seen_and_is_completed(
+    fault: Fault, said: str, run: Run, hub: Hub
+) -> None:
+    hub.faults.append(fault)
+    with pytest.raises(DtoError, match=said) as error:
+        publish(run, NAME)
+    assert "start the same command again" in str(error.value)
+    assert list(published(hub)) == [".gitattributes"]
+    hub.faults.clear()
+    sent = set(hub.blobs)
+    hub.requests.clear()
+    publish(run, NAME)
+    assert len(hub.repos[KEY].commits) == 2 and "README.md" in published(hub)
+    assert not {f"PUT /lfs/{oid}" for oid in sent} & set(hub.requests)  # not sent again
+
+
+def test_a_few_lost_connections_are_got_over(run: Run, hub: Hub) -> None:
+    hub.faults += [Fault("PUT", "/lfs/", times=3), Fault("PUT", "/lfs/", times=2, status=500)]
+    assert publish(run, NAME).uploaded.changed  # type: ignore[union-attr]
+
+
+def test_a_commit_whose_answer_is_lost_is_not_made_twice(run: Run, hub: Hub) -> None:
+    hub.faults.append(Fault("POST", "/commit/", late=True))
+    with pytest.raises(DtoError, match="connection to the Hub broke"):
+        publish(run, NAME)
+    again = publish(run, NAME).uploaded
+    assert again is not None and not again.changed and len(hub.repos[KEY].commits) == 2
+
+
+@pytest.mark.parametrize(
+    ("token", "name", "said"),
+    [
+        ("", NAME, "there is none"),
+        ("hf_wrong", NAME, "does not accept the token"),
+        (READER, NAME, "no right to write"),
+        (WRITER, "other/name", "belongs to somebody else"),
+        (WRITER, "name", "write it as user/name"),
+        (WRITER, "a/b/c", "write it as user/name"),
+        (WRITER, "user/na me", "write it as user/name"),
+    ],
+)
+def test_whose_name_and_token(
+    token: str, name: str, said: str, run: Run, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nowhere")
+    with pytest.raises(DtoError, match=said) as error:
+        publish(run, name)
+    assert not hub.repos and (not token or token not in str(error.value))
+
+
+def test_a_name_that_holds_something_else(run: Run, hub: Hub) -> None:
+    publish(run, NAME)
+    repo = hub.repos[KEY]
+    del repo.commits[-1]["run.json"]
+    with pytest.raises(DtoError, match="something else than a run of dto"):
+        publish(run, NAME)
+    other = json.dumps({"format": 1, "name": "theirs", "seed": 0}).encode()
+    repo.commits[-1]["run.json"] = other
+    with pytest.raises(DtoError, match=r"another run \(theirs\)"):
+        publish(run, NAME)
+    assert len(repo.commits) == 2
+    publish(run, NAME, overwrite=True)
+    assert json.loads(repo.files["run.json"])["name"] == "small"
+
+
+def test_a_name_that_somebody_else_has(run: Run, hub: Hub) -> None:
+    publish(run, NAME)
+    theirs = hub.repos["dataset", "other/small"] = hub.repos.pop(KEY)
+    del theirs.commits[-1]["pair/rows.parquet"]
+    with pytest.raises(DtoError, match=r"\(403\): the name belongs to somebody else"):
+        publish(run, "other/small")
+    assert len(theirs.commits) == 2
+
+
+def test_stages_that_are_not_there(run: Run, hub: Hub) -> None:
+    for stage in ("pair", "train", "evaluate"):
+        run.clear(stage)
+    for name, stage in (("pairs", "pair"), ("train", "train"), ("evaluation", "evaluate")):
+        with pytest.raises(DtoError, match=f"stage {stage} is not there .* `dto {stage} "):
+            publish(run, NAME, only=(name,))
+    with pytest.raises(DtoError, match="no such table; there are pairs, trajectories"):
+        publish(run, NAME, only=("nothing",))
+    text = publish(run, NAME).card  # what is there goes up, the first table unasked
+    assert 'load_dataset("somebody/small")' in text and "trajectories = " in text
+    assert not hub.repos[KEY].files.keys() & {"pair/rows.parquet", "train/manifest.json"}
+
+
+def test_a_half_finished_stage_is_told(
+    run: Run, hub: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    for stage in ("evaluate", "pair"):
+        (run / stage / "manifest.json").rename(run / stage / "kept")
+        (run / stage / "journal").write_text("{}\n")
+    with pytest.raises(DtoError, match="stage pair is not finished"):
+        publish(run, NAME)
+    (run / "pair" / "kept").rename(run / "pair" / "manifest.json")
+    text = publish(run, NAME).card
+    assert "evaluate is not finished and is left out" in caplog.text
+    assert "not part of it: evaluate" in text
+    assert "evaluate/rows.parquet" not in published(hub)
+
+
+def test_stages_that_do_not_belong_together(run: Run, hub: Hub) -> None:
+    said = manifest.read(run / "sample") or {}
+    manifest.write(run / "sample", said | {"digest": "0" * 16})
+    with pytest.raises(DtoError, match=r"segment .* computed from another sample"):
+        publish(run, NAME)
+
+
+HOSTILE = {
+    "megabyte": "x" * 2**20,
+    "right to left": "\u202eמימין לשמאל\u202c עברית",
+    "control": "".join(map(chr, range(1, 32))) + "\x7f\u2028\u2029\ufeff",
+    "emoji": "👩‍👩‍👧‍👦🏳️‍🌈",
+    "html": "</script><script>alert('x')</script>&lt;",
+    "markdown": "---\nlicense: other\n---\n```\n{{ 7 * 7 }} {% raw %}",
+}
+
+
+def hostile(run: Run) -> None:
+    """Put strange text into the tables of sample and pair, more rows than a row group holds."""
+    rows = list(tables.read(run.table("pair"), PreferencePair))
+    made = []
+    for place, (name, text) in enumerate(HOSTILE.items()):
+        row = {each: getattr(rows[0], each) for each in PreferencePair.__slots__}
+        row |= {"id": f"{place:03d}-{name}", "prompt": text, "chosen": text, "rejected": text * 2}
+        made.append(PreferencePair(**row))
+    tables.write(run.table("pair"), PreferencePair, made)
+    said = manifest.read(run / "pair") or {}
+    manifest.write(run / "pair", said | {"content": content.of_path(run.table("pair"))})
+
+
+READ = """
+import json, sys
+from datasets import load_dataset
+name = sys.argv[1]
+pairs = load_dataset(name)
+assert list(pairs) == ["train"], pairs
+others = {each: load_dataset(name, each) for each in ("trajectories", "problems", "evaluation")}
+print(json.dumps({
+    "columns": pairs["train"].column_names,
+    "pairs": [row["chosen"] for row in pairs["train"]],
+    "splits": {each: {split: len(rows) for split, rows in found.items()}
+               for each, found in others.items()},
+    "thinking": others["trajectories"]["train"][0]["thinking"],
+}))
+"""
+
+
+def test_datasets_and_polars_read_it_back(run: Run, hub: Hub, tmp_path: Path) -> None:
+    hostile(run)
+    publish(run, NAME, private=True)
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(tmp_path / "home"),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", READ, NAME],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    read = json.loads(done.stdout)
+    assert read["pairs"] == list(HOSTILE.values())
+    assert {"prompt", "chosen", "rejected"} <= set(read["columns"])
+    assert read["splits"]["problems"] == {"train": 8, "validation": 8, "test": 6}
+    assert (
+        read["splits"]["trajectories"] == {"train": 16} and "test" in read["splits"]["evaluation"]
+    )
+    assert set(read["thinking"]) == {"start", "end"}
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(published(hub)["pair/rows.parquet"])
+    assert pl.read_parquet(path)["rejected"].to_list() == [text * 2 for text in HOSTILE.values()]
+
+
+def test_large_rows_make_small_row_groups(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    text = "x" * 2**20
+    columns = {name: "" for name in PreferencePair.__slots__} | {
+        "prompt_tokens": 1, "chosen_tokens": 1, "rejected_tokens": 1,
+    }  # fmt: skip
+    rows = (
+        PreferencePair(**columns | {"id": f"{n:04d}", "chosen": text})  # type: ignore[arg-type]
+        for n in range(150)
+    )
+    tables.write(tmp_path / "rows.parquet", PreferencePair, rows)
+    with pq.ParquetFile(tmp_path / "rows.parquet") as file:
+        sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+    assert sum(sizes) == 150 and max(sizes) <= 64
+    assert sum(1 for _ in tables.read(tmp_path / "rows.parquet", PreferencePair)) == 150
+
+
+def leaky(run_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The run of somebody called alice, whose models, files and servers have private names."""
+    settings = yaml.safe_load((run_path / "recipe.yaml").read_text("utf-8"))
+    settings["model"] |= {
+        "name": "/home/alice/models/mine", "tokenizer": "../alice/tokenizer",
+        "server": "http://gpu7.alice.example:8000/v1", "api_key": "ALICE_KEY",
+    }  # fmt: skip
+    settings["problems"]["source"] = "/home/alice/data/questions.jsonl"
+    settings["evaluate"]["models"] = ["base", "trained", "/mnt/alice/second"]
+    (run_path / "recipe.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    monkeypatch.setenv("ALICE_KEY", "a-secret-of-alice")
+    for stage in ("problems", "sample", "evaluate"):
+        said = manifest.read(run_path / stage) or {}
+        said["config"] |= {
+            "model.name": "/home/alice/models/mine",
+            "problems.source": "/home/alice/data/questions.jsonl",
+            "content of /home/alice/data/questions.jsonl": "0123",
+        }
+        manifest.write(run_path / stage, said | {"host": "alice-laptop", "cwd": "/home/alice/dto"})
+    dropped = {"id": "row/1", "reason": "missing_field", "detail": "/tmp/alice/x.jsonl, row 3: no"}
+    (run_path / "problems" / "dropped.jsonl").write_text(json.dumps(dropped) + "\n")
+    sampled = pl.read_parquet(run_path / "sample" / "rows.parquet")
+    written = [
+        Trajectory(**{**row_of(row), "model": "/home/alice/models/mine"})
+        for row in tables.read(run_path / "sample" / "rows.parquet", Trajectory)
+    ]
+    assert len(written) == len(sampled)
+    tables.write(run_path / "sample" / "rows.parquet", Trajectory, written)
+    from dto.records import EvaluationRow
+
+    path = run_path / "evaluate" / "rows.parquet"
+    rows = []
+    for row in tables.read(path, EvaluationRow):
+        rows.append(row)
+        if row.model == "trained":
+            values = row_of(row) | {
+                "model": "/mnt/alice/second", "id": f"/mnt/alice/second{row.id[7:]}",
+                "reason": "no answer from http://gpu7.alice.example:8000/v1",
+            }  # fmt: skip
+            rows.append(EvaluationRow(**values))
+    tables.write(path, EvaluationRow, sorted(rows, key=lambda row: row.id))
+    from dto.recipe import load_recipe
+
+    return open_run(run_path, load_recipe(run_path / "recipe.yaml"))
+
+
+def row_of(row: object) -> dict[str, object]:
+    return {name: getattr(row, name) for name in type(row).__slots__}  # type: ignore[attr-defined]
+
+
+def test_nothing_private_goes_up(
+    run_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = leaky(run_path, monkeypatch)
+    try:
+        publish(run, NAME)
+    finally:
+        run.close()
+    files = published(hub)
+    for path, data in files.items():
+        if path.endswith(".parquet"):
+            (tmp_path / "one.parquet").write_bytes(data)
+            text = pl.read_parquet(tmp_path / "one.parquet").write_json()
+        else:
+            text = data.decode("utf-8", "replace")
+        for private in ("alice", "/home", "/mnt", str(tmp_path), "gpu7", "ALICE", WRITER):
+            assert private not in text.replace("somebody", ""), (path, private)
+    recipe = yaml.safe_load(files["recipe.yaml"])
+    assert recipe["model"]["name"] == "mine" and recipe["model"]["tokenizer"] == "tokenizer"
+    assert recipe["model"]["server"] == "http://server.invalid/v1"
+    assert recipe["problems"]["source"] == "questions.jsonl"
+    said = json.loads(files["sample/manifest.json"])
+    assert said["config"]["content of questions.jsonl"] == "0123" and "host" not in said
+    dropped = json.loads(files["problems/dropped.jsonl"])
+    assert dropped["detail"] == "x.jsonl, row 3: no"
+    (tmp_path / "one.parquet").write_bytes(files["evaluate/rows.parquet"])
+    ids = pl.read_parquet(tmp_path / "one.parquet")["id"].to_list()
+    assert ids == sorted(ids) and any(each.startswith("second/") for each in ids)
+    mark = json.loads(files["run.json"])
+    assert mark["redacted"] == ["sample", "evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("where", "text", "said"),
+    [
+        ("pair", "the key is hf_" + "A1" * 17, "pair/rows.parquet holds a key in column chosen"),
+        ("pair", "a-secret-of-alice", "pair/rows.parquet holds the value of ALICE_API_KEY"),
+        ("recipe", "/data/private/notes.txt explains it", "holds the local path 'notes.txt'"),
+    ],
+)
+def test_what_remains_is_refused(
+    where: str,
+    text: str,
+    said: str,
+    run: Run,
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ALICE_API_KEY", "a-secret-of-alice")
+    if where == "recipe":
+        system = run.recipe.model.model_copy(update={"system": f"Read {text}"})
+        run = Run(run.path, run.recipe.model_copy(update={"model": system}), False, run.lock)
+    else:
+        rows = list(tables.read(run.table("pair"), PreferencePair))
+        first = PreferencePair(**row_of(rows[0]) | {"chosen": text})  # type: ignore[arg-type]
+        tables.write(run.table("pair"), PreferencePair, [first, *rows[1:]])
+    with pytest.raises(DtoError, match="nothing is uploaded") as error:
+        publish(run, NAME)
+    assert said in str(error.value) and text not in str(error.value)
+    assert not hub.requests

@@ -1,0 +1,212 @@
+"""A published run comes back with the same tables, and goes on from any stage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dto.errors import DtoError, RunConflictError
+from dto.hub.publish import publish
+from dto.hub.pull import find, pull
+from dto.pipeline import run_stages
+from dto.recipe import load_recipe
+from dto.runs import content, manifest
+from dto.runs.run import Run, open_run
+from tests.hub.server import OWNER, Fault, Hub
+from tests.hub.test_publish import KEY, NAME, leaky
+
+OUT = Path("runs/back")
+TABLES = ("problems", "sample", "segment", "estimate", "optimize", "prune", "pair", "evaluate")
+
+
+def go_on(path: Path, *stages: str) -> None:
+    run = open_run(path, load_recipe(path / "recipe.yaml"))
+    try:
+        run_stages(run, stages or run.needed())
+    finally:
+        run.close()
+
+
+def same_tables(one: Path, other: Path, stages: tuple[str, ...] = TABLES) -> bool:
+    return all(
+        (one / stage / "rows.parquet").read_bytes() == (other / stage / "rows.parquet").read_bytes()
+        for stage in stages
+    )
+
+
+def test_there_and_back(run: Run, hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    publish(run, NAME, private=True)
+    assert find(NAME)
+    assert set(pull(NAME, OUT)) == {*TABLES, "train"}
+    assert same_tables(run.path, OUT)
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["back", "small"]
+    times = {stage: (OUT / stage / "rows.parquet").stat().st_mtime_ns for stage in TABLES}
+    caplog.set_level("INFO", "dto")
+    go_on(OUT)
+    assert caplog.text.count("done before") == len(TABLES) + 1  # and train
+    assert {stage: (OUT / stage / "rows.parquet").stat().st_mtime_ns for stage in TABLES} == times
+    reports = [json.loads((each / "report/report.json").read_text()) for each in (run.path, OUT)]
+    train = reports[1]["cost"]["stages"].pop("train")  # without its weights FLOPs are not known
+    assert train["attention_flops"] is None and reports[0]["cost"]["stages"].pop("train")
+    for one in reports:
+        del one["cost"]["break_even"], one["cost"]["break_even_questions"]
+    assert reports[0] == reports[1]
+
+
+@pytest.mark.parametrize("stage", ["sample", "estimate", "pair"])
+def test_any_stage_is_computed_again_to_the_same(stage: str, run: Run, hub: Hub) -> None:
+    publish(run, NAME)
+    pull(NAME, OUT)
+    shutil.rmtree(OUT / stage)
+    go_on(OUT, *TABLES[: TABLES.index(stage) + 1])
+    assert same_tables(run.path, OUT)
+
+
+def test_a_half_of_a_run_is_ended_elsewhere(run: Run, hub: Hub, whole: Path) -> None:
+    for stage in ("prune", "pair", "train", "evaluate"):
+        run.clear(stage)
+    publish(run, NAME)
+    pull(NAME, OUT)
+    go_on(OUT, *TABLES[:-1])
+    assert same_tables(whole, OUT, TABLES[:-1])
+
+
+def test_weights_come_apart(run: Run, hub: Hub) -> None:
+    publish(run, NAME)
+    pull(NAME, OUT)
+    evaluated = (OUT / "evaluate").rename("evaluated")
+    with pytest.raises(DtoError, match="bring it with `dto pull"):
+        go_on(OUT, "evaluate")
+    shutil.rmtree(OUT / "evaluate", ignore_errors=True)
+    evaluated.rename(OUT / "evaluate")
+    with pytest.raises(DtoError, match=f"publish RUN {NAME} --model"):
+        pull(NAME, OUT, weights=True)
+    publish(run, NAME, model=True)
+    assert "train" in pull(NAME, OUT, weights=True)
+    assert content.of_path(OUT / "train/model") == content.of_path(run / "train/model")
+    shutil.rmtree(OUT / "evaluate")
+    go_on(OUT, "evaluate")
+    assert same_tables(run.path, OUT)
+    repo = hub.repos["model", NAME]
+    repo.commits[-1]["model.safetensors"] = b"\0" * 16
+    shutil.rmtree(OUT / "train/model")
+    shutil.rmtree(OUT.parent.parent / "cache", ignore_errors=True)
+    with pytest.raises(DtoError, match=r"not the one that .* trained"):
+        pull(NAME, OUT, weights=True)
+
+
+def test_what_named_local_paths_still_holds(
+    run_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Models and files are not there any more; what was computed is done nevertheless."""
+    run = leaky(run_path, monkeypatch)
+    for stage in (*TABLES, "train"):  # as if it had been computed so
+        if not (run / stage / "manifest.json").is_file():
+            continue
+        said = manifest.read(run / stage) or {}
+        config = run.config(stage)
+        if stage == "problems":
+            config["content of /home/alice/data/questions.jsonl"] = "0123"
+        manifest.write(run / stage, said | {"config": config})
+    publish(run, NAME)
+    run.close()
+    pull(NAME, OUT)
+    back = open_run(OUT, load_recipe(OUT / "recipe.yaml"))
+    try:
+        assert back.recipe.model.name == "mine"
+        for stage in (*TABLES, "train"):
+            assert back.finished(stage, back.config(stage)), stage
+    finally:
+        back.close()
+
+
+def test_a_pull_that_breaks_off_is_taken_up(run: Run, hub: Hub) -> None:
+    publish(run, NAME)
+    hub.faults.append(Fault("GET", "evaluate/rows.parquet", times=99))
+    with pytest.raises(DtoError, match="start the same command again"):
+        pull(NAME, OUT)
+    assert not OUT.exists()
+    hub.faults.clear()
+    hub.requests.clear()
+    pull(NAME, OUT)
+    assert same_tables(run.path, OUT)
+    assert not [each for each in hub.requests if each.endswith("sample/rows.parquet")]
+
+
+def test_what_another_pull_left_is_no_part_of_it(run: Run, hub: Hub) -> None:
+    publish(run, NAME)
+    hub.faults.append(Fault("GET", "evaluate/rows.parquet", times=99))
+    with pytest.raises(DtoError, match="start the same command again"):
+        pull(NAME, OUT)
+    hub.faults.clear()
+    publish(run, f"{OWNER}/pairs", only=("pairs", "exits"))
+    assert pull(f"{OWNER}/pairs", OUT) == ("estimate", "pair")
+
+
+def test_a_directory_that_holds_something(run: Run, hub: Hub) -> None:
+    publish(run, NAME)
+    with pytest.raises(RunConflictError, match="give another --out"):
+        pull(NAME, run.path)
+
+
+def test_an_older_state(run: Run, hub: Hub) -> None:
+    publish(run, NAME, only=("pairs",))
+    first = hub.repos[KEY].sha()
+    publish(run, NAME)
+    assert pull(NAME, OUT, revision=first) == ("pair",)
+    with pytest.raises(DtoError, match="no such revision"):
+        pull(NAME, Path("runs/other"), revision="0" * 40)
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "said"),
+    [
+        ("sample/rows.parquet", b"PAR1 not", "table of sample is not the one"),
+        ("run.json", b'{"format": 99}', "another version of dto"),
+        ("run.json", b"[", "another version of dto"),
+        ("recipe.yaml", b"- 1\n", "holds list"),
+        ("recipe.yaml", b"name: x\nnonsense: 1\n", "unknown key 'nonsense'"),
+    ],
+)
+def test_what_was_tampered_with(path: str, data: bytes, said: str, run: Run, hub: Hub) -> None:
+    publish(run, NAME)
+    hub.repos[KEY].commits[-1][path] = data
+    with pytest.raises(DtoError, match=said):
+        pull(NAME, OUT)
+    assert not OUT.exists()
+
+
+def test_a_recipe_of_others_asks_no_server(run: Run, hub: Hub) -> None:
+    publish(run, NAME)
+    files = hub.repos[KEY].commits[-1]
+    recipe = yaml.safe_load(files["recipe.yaml"])
+    recipe["model"] |= {"server": "https://thief.example/v1", "api_key": "AWS_SECRET_ACCESS_KEY"}
+    files["recipe.yaml"] = yaml.safe_dump(recipe).encode()
+    files["sample/../../evil.txt"] = files["evil.py"] = files["sample/evil.py"] = b"x"
+    pull(NAME, OUT)
+    model = load_recipe(OUT / "recipe.yaml").model
+    assert (model.server, model.api_key) == ("http://server.invalid/v1", "OPENAI_API_KEY")
+    assert not [path for path in Path().rglob("evil*") if "cache" not in path.parts]
+
+
+def test_what_is_not_there(run: Run, hub: Hub) -> None:
+    with pytest.raises(DtoError, match="is not on the Hub"):
+        pull(f"{OWNER}/nothing", OUT)
+    publish(run, NAME, model=True)
+    with pytest.raises(DtoError, match="is a model, not a dataset"):
+        find(NAME)
+
+
+def test_tokens_that_may_not_see_it(run: Run, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(run, NAME, private=True)
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nowhere")
+    with pytest.raises(DtoError, match="or is private"):
+        find(NAME)
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(DtoError, match="does not accept the token"):
+        find(NAME)
