@@ -168,7 +168,7 @@ def test_the_letter_is_that_of_the_wording(tokenizer, family):
 
 
 def test_letters_can_mean_the_same_in_every_row(tokenizer) -> None:
-    recipe = make_recipe(
+    recipe = Recipe.model_validate(
         {
             "name": "toy",
             "model": {"family": "nano"},
