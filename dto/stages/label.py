@@ -11,7 +11,8 @@ from dto.drqa.records import Chain, LabelledChain, Letter, Verdict
 from dto.prompts import render
 from dto.records import Dropped, Problem, Split
 from dto.seeds import derive
-from dto.trajectories import chat_ids
+from dto.text import OPEN_TAG
+from dto.trajectories import chat_ids, opens_thinking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,6 +72,8 @@ def _labelled(
     )
     if not recipe.label.thinking:
         closed = render("no_thinking", recipe.model.family)
+        if not opens_thinking(tokenizer, prompt):
+            closed = f"{OPEN_TAG}\n{closed}"
         prompt += tuple(tokenizer.encode(closed, add_special_tokens=False))
     return LabelledChain(
         id=chain.id,

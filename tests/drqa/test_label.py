@@ -9,8 +9,8 @@ import pytest
 from dto.drqa.classes import WORDINGS, balance, rank, split_of, verdicts
 from dto.drqa.records import Chain, LabelledChain, Origin
 from dto.errors import DtoError
-from dto.recipe import LabelSettings, Recipe
 from dto.prompts import render
+from dto.recipe import LabelSettings, Recipe
 from dto.records import Dropped, Grade, Problem, Span
 from dto.stages.label import label
 
