@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,10 @@ def compare_page(run: Path, recipe: Recipe, result: Comparison) -> str:
         f"{len(result.rows)} methods on {result.problems:,} test problems × {result.samples} "
         f"samples, seed{'s' if len(result.seeds) > 1 else ''} {seeds}"
     )
-    sections = [_methods(result), _spent(result), reproduce_section(run, recipe)]
+    again = reproduce_section(run, recipe)
+    if others := ", ".join(str(seed) for seed in result.seeds if seed != recipe.seed):
+        again = replace(again, text=(*again.text, f"The same with --set seed=… for {others}."))
+    sections = [_methods(result), _spent(result), again]
     return render_page(result.name, subtitle, (), sections)
 
 

@@ -92,9 +92,13 @@ def difficulty(rows: Sequence[DifficultyRow]) -> Figure:
     return figure
 
 
-def positions(found: Sequence[ExitPositions], models: Sequence[str]) -> Figure:
-    """Optimized trajectories by outcome, stacked; then exits of policies, a panel a model."""
+def positions(found: Sequence[ExitPositions], models: Sequence[str] = ()) -> Figure:
+    """Optimized trajectories by outcome, stacked; then exits of policies, a panel a model.
+
+    `models` are in the order of the colours that other pictures give them.
+    """
     panels = list(dict.fromkeys(each.model for each in found))
+    models = [*models, *(each for each in panels if each and each not in models)]
     across = min(3, max(2, len(panels)))
     down = -(-len(panels) // across)
     figure = Figure(figsize=(WIDTH, 3.5 * down), layout="constrained")

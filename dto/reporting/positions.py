@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import nan
+from math import ceil, isfinite, nan
 from pathlib import Path
 
 import polars as pl
@@ -108,7 +108,7 @@ def _evaluated(run: Path, recipe: Recipe) -> list[ExitPositions]:
 def _counted(
     stage: str, model: str, group: str, positions: pl.Series, without: int
 ) -> ExitPositions:
-    known = [share for share in positions.to_list() if share is not None and share == share]
+    known = [share for share in positions.drop_nulls() if isfinite(share)]
     median = pl.Series(known, dtype=pl.Float64).median()
     return ExitPositions(
         stage, model, group, len(known), without,
@@ -120,5 +120,5 @@ def histogram(shares: Sequence[float]) -> tuple[int, ...]:
     """How many shares lie in each bin; what stands on a border belongs to the bin before it."""
     counts = [0] * BINS
     for share in shares:
-        counts[min(BINS - 1, max(0, -int(-share * BINS // 1) - 1))] += 1
+        counts[min(BINS - 1, max(0, ceil(share * BINS) - 1))] += 1
     return tuple(counts)
