@@ -6,16 +6,20 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import polars as pl
 import pytest
+from transformers import AutoTokenizer
 
 from dto import tables
 from dto.drqa.feed import _pass_rates
+from dto.drqa.probe import format_probe
 from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.errors import DtoError
 from dto.hub.publish import publish
+from dto.nano import resolve
 from dto.pipeline import run_stages
 from dto.recipe import Recipe
 from dto.records import Dropped, Problem, Trajectory
@@ -213,6 +217,21 @@ def test_the_report_has_the_figure(run):
     assert (five["answers"], five["responses"]) == (20, 4)
     assert found["labels"]["counts"]["train"]["concise"] > 0
     assert (run / "report" / "batch.png").stat().st_size > 1000
+
+
+def test_what_the_model_writes_tells_the_origin_and_what_the_judge_reads_does_not(run):
+    nano = AutoTokenizer.from_pretrained(resolve("nano"))
+    sources: dict[str, Any] = {}
+    for stage, record in (("sample", Trajectory), ("batch", BatchResponse)):
+        rows = tables.read(run / stage / "rows.parquet", record)
+        sources |= {row.id: row.token_ids for row in rows}
+    chains = list(tables.read(run / "chain" / "rows.parquet", Chain))
+    written = [nano.decode(sources[row.source_id][slice(*row.span)]) for row in chains]
+    together = [row.origin == "batch" for row in chains]
+    problems = [row.problem_id for row in chains]
+    assert format_probe(written, together, problems).low > 0.95
+    read = format_probe([row.text for row in chains], together, problems)
+    assert read.low <= 0.5 and read.auc < 0.7  # few chains: a wide interval
 
 
 def test_the_page_has_figure_labels_and_probe(run):
