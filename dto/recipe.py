@@ -331,6 +331,13 @@ class Recipe(Settings):
     pilot: PilotSettings = PilotSettings()
     compare: CompareSettings = CompareSettings()
 
+    @model_validator(mode="after")
+    def _verdicts_are_written(self) -> Recipe:
+        if self.train.method == "cft" and not self.label.thinking:
+            raise ValueError("train.method cft imitates a verdict that stands in the thinking: set "
+                             "label.thinking to true")  # fmt: skip
+        return self
+
 
 def load_recipe(path: Path | str, changes: Mapping[str, Any] | None = None) -> Recipe:
     """Read a YAML recipe; `changes` are dotted keys that replace what stands there.
@@ -379,6 +386,8 @@ def _explain(error: ValidationError) -> str:
     """The first thing that is wrong, as key, value and way out."""
     first = error.errors()[0]
     key = ".".join(map(str, first["loc"]))
+    if not key:
+        return first["msg"].removeprefix("Value error, ")
     if key.endswith(_NEVER_SHOWN) or first["type"] == "missing":
         return f"{key}: {first['msg']}"
     if first["type"] != "extra_forbidden":

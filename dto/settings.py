@@ -123,8 +123,10 @@ class CompareSettings(Settings):
 
     methods: tuple[str, ...] = ()
     reference: str = "dto"  # the method that the differences are taken from
+    # Empty: each method has its own alone.
     learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = (3e-7, 1e-6, 3e-6)
     policy_tokens: Count = 240_000  # of each training, with what its data took
     processes: Count = 2  # methods at work at once
+    own_values: Count | None = None  # how many values of its own parameter; None: all it names
     own: str = ""  # of a method: the key of its own parameter
     values: tuple[Any, ...] = ()  # and what is tried

@@ -96,6 +96,11 @@ def test_the_plan_shows_the_prompt_as_the_model_reads_it(
         ("model: {server: 'http://bob:SECRET@h/v1'}", [], "model.server: Value error, the URL"),
         ("model: {server: 'localhost:8000'}", [], "model.server: Value error, no http://"),
         ("model: {family: typo}", [], "prompts/ has no folder 'typo'; there are default, nano"),
+        (
+            "train: {method: cft}\nlabel: {thinking: false}",
+            [],
+            "train.method cft imitates a verdict that stands in the thinking",
+        ),
         ("estimate: {cap: 4}", [], "4 successes in 4 trials do not show p > 0.650"),
         ("sample: {samples: 0}", [], "sample.samples = 0: Input should be greater than or equal"),
         ("- a", [], "holds list, not a mapping"),

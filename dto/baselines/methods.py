@@ -67,7 +67,8 @@ def _merged(shared: Recipe, own: Recipe | None, name: str) -> Recipe:
         for group in OWN:
             settings = getattr(own, group).model_dump(mode="json", exclude_unset=True)
             data[group] = {**data.get(group, {}), **settings}
-        comparing |= {"own": own.compare.own, "values": list(own.compare.values)}
+        tried = own.compare.values[: shared.compare.own_values]
+        comparing |= {"own": own.compare.own, "values": list(tried)}
         if not comparing["own"] or not comparing["values"]:
             raise RecipeError(f"method {name}: compare.own and compare.values say what is tuned")
     else:
@@ -89,7 +90,8 @@ def grid(recipe: Recipe) -> list[Change]:
         return []
     if recipe.train.method == "none":
         return [{settings.own: value} for value in settings.values]
-    points = product(settings.learning_rates, settings.values)
+    rates = settings.learning_rates or (recipe.train.learning_rate,)
+    points = product(rates, settings.values)
     return [{"train.learning_rate": rate, settings.own: value} for rate, value in points]
 
 

@@ -66,11 +66,12 @@ def test_every_method_gets_the_same_grid_and_budget(name: str) -> None:
     shared = load_recipe(PIPELINES / name)
     found = methods(shared)
     assert [*found] == [BASE, *shared.compare.methods]
-    rates = shared.compare.learning_rates
+    values = shared.compare.own_values or 2
     for name, recipe in found.items():
         points = grid(recipe)
         trained = recipe.train.method != "none"
-        assert len(points) == (0 if name == BASE else 2 * len(rates) if trained else 2)
+        rates = shared.compare.learning_rates or (recipe.train.learning_rate,)
+        assert len(points) == (0 if name == BASE else values * len(rates) if trained else values)
         if trained:
             tried = [point["train.learning_rate"] for point in points]
             assert sorted(set(tried)) == sorted(rates)
