@@ -200,9 +200,11 @@ def render_card(template: str, metadata: str, **values: Any) -> str:
 
 def cited(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str, str]]:
     """(arXiv id, short name, what of it) of the methods that a run made use of."""
-    together = [] if {"batch", "chain", "label"}.isdisjoint(stages) else ["2508.17803"]
+    judged = "train" in stages and recipe.train.method in ("drqa", "cft", "sft_batch")
+    together = judged or not {"batch", "chain", "label"}.isdisjoint(stages)
     cut = {"segment", "estimate", "optimize", "prune", "pair"} & set(stages)
-    used = [*(["2505.21765"] if cut or not together else []), *together]
+    used = ["2505.21765"] if cut or not together else []
+    used += ["2508.17803"] if together else []
     if any(exit.policy == "deer" for exit in recipe.evaluate.exits) and "evaluate" in stages:
         used.append("2504.15895")
     if "train" in stages:
