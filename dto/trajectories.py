@@ -10,7 +10,7 @@ from dto.errors import DtoError
 from dto.grading import Graded, Grader
 from dto.prompts import render
 from dto.records import FinishReason, IdsFrom, Problem, Span, Trajectory
-from dto.text import CLOSE_TAG, OPEN_TAG, decode_response, split_thinking, thinking_tokens
+from dto.text import OPEN_TAG, decode_response, split_thinking, thinking_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,11 +71,6 @@ def chat_ids(
 def opens_thinking(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> bool:
     """Whether the prompt ends in an open `<think>`, so that the response starts inside it."""
     return decode_response(tokenizer, prompt[-TAIL_TOKENS:]).rstrip().endswith(OPEN_TAG)
-
-
-def closes_thinking(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> bool:
-    """Whether the prompt ends in `</think>`, so that the response is a conclusion."""
-    return decode_response(tokenizer, prompt[-TAIL_TOKENS:]).rstrip().endswith(CLOSE_TAG)
 
 
 def read_response(

@@ -14,9 +14,9 @@ from dto.prompts import render
 from dto.recipe import ModelSettings
 from dto.records import Dropped, Problem
 from dto.tables import read
-from dto.text import CLOSE_TAG, OPEN_TAG
+from dto.text import OPEN_TAG
 from dto.training.pairs import Demonstration
-from dto.trajectories import closes_thinking, opens_thinking, prompt_ids
+from dto.trajectories import opens_thinking, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,11 +38,7 @@ def verdicts(
     for row in rows:
         verdict = row.options["ABC".index(row.label)]
         text = render("verdict", family, verdict=verdict, letter=row.label)
-        if closes_thinking(tokenizer, row.prompt_ids):  # the letter alone: `label.thinking: false`
-            conclusion = text.partition(CLOSE_TAG)[2].lstrip()
-            response = (*_encode(tokenizer, conclusion), int(tokenizer.eos_token_id))
-        else:
-            response = _response(row.prompt_ids, _encode(tokenizer, text), tokenizer)
+        response = _response(row.prompt_ids, _encode(tokenizer, text), tokenizer)
         found.append(_fitting(row.id, row.prompt_ids, response, context))
     return found
 

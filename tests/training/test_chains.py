@@ -35,18 +35,13 @@ def test_a_verdict_is_imitated_word_for_word(tokenizer: Any) -> None:
     row = replace(chain(0, label="B"), options=options, prompt_ids=prompt)
     closed = replace(row, id="closed", prompt_ids=encoded(tokenizer, "Which?"))
     long = replace(row, id="long", prompt_ids=prompt * 50)
-    told = encoded(tokenizer, "Which?<think>\nOkay.\n</think>\n\n")
-    short = replace(row, id="short", prompt_ids=told)
-    rows = [row, closed, long, short]
-    first, second, third, fourth = verdicts(rows, "nano", tokenizer, 256)
+    first, second, third = verdicts([row, closed, long], "nano", tokenizer, 256)
     eos = int(tokenizer.eos_token_id)
     text = "So it is wrong.\n</think>\n\n**Final Answer**\n\\boxed{B}"
     assert first == Demonstration(row.id, prompt, (*encoded(tokenizer, text), eos))
     assert isinstance(second, Demonstration)
     opened = tokenizer.decode(list(second.response_ids[:-1]))
     assert opened == f"<think>\n{text}"  # where the template leaves the thinking to the model
-    letter = encoded(tokenizer, "**Final Answer**\n\\boxed{B}")
-    assert fourth == Demonstration("short", told, (*letter, eos))  # a judge that does not think
     assert isinstance(third, Dropped) and (third.id, third.reason) == ("long", "too_long")
 
 
