@@ -317,8 +317,9 @@ def leaky(run_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     dropped = {"id": "row/1", "reason": "missing_field", "detail": "/tmp/alice/x.jsonl, row 3: no"}
     (run_path / "problems" / "dropped.jsonl").write_text(json.dumps(dropped) + "\n")
     sampled = pl.read_parquet(run_path / "sample" / "rows.parquet")
+    reason = "No space left on device: '/scratch/alice/cache/x.bin'"  # no setting names that
     written = [
-        Trajectory(**{**row_of(row), "model": "/home/alice/models/mine"})
+        Trajectory(**{**row_of(row), "model": "/home/alice/models/mine", "reason": reason})
         for row in tables.read(run_path / "sample" / "rows.parquet", Trajectory)
     ]
     assert len(written) == len(sampled)
@@ -360,7 +361,7 @@ def test_nothing_private_goes_up(
             text = pl.read_parquet(tmp_path / "one.parquet").write_json()
         else:
             text = data.decode("utf-8", "replace")
-        for private in ("alice", "/home", "/mnt", str(tmp_path), "gpu7", "ALICE", WRITER):
+        for private in ("alice", "/home", "/scratch", "/mnt", str(tmp_path), "gpu7", "ALICE", WRITER):
             assert private not in text.replace("somebody", ""), (path, private)
     recipe = yaml.safe_load(files["recipe.yaml"])
     assert recipe["model"]["name"] == "mine" and recipe["model"]["tokenizer"] == "tokenizer"
