@@ -80,13 +80,20 @@ def test_colours_in_a_terminal_say_nothing_that_words_do_not(view: TrajectoryVie
 
 
 @pytest.mark.parametrize("name", sorted(HOSTILE))
-def test_no_control_character_reaches_a_terminal(view: TrajectoryView, name: str) -> None:
+def test_no_control_character_reaches_a_terminal(
+    run: Path, view: TrajectoryView, name: str
+) -> None:
     text = HOSTILE[name]
     row = replace(view.trajectory, text=text, answer=text, reason=text)
     problem = replace(view.problem, question=text, answer=text) if view.problem else None
     whole = replace(view, trajectory=row, problem=problem, segments=())
     pair = replace(view.pairs[0], chosen=text, rejected=text, prompt=text)
-    for record in (row, whole, pair):
+    named = replace(row, id=f"p/{text}", model=text, text="")
+    answers = next(RunTables.open(run).answers())
+    asked = replace(
+        answers, rows=tuple(replace(each, model=text, exit=text) for each in answers.rows)
+    )
+    for record in (row, whole, pair, named, asked):
         shown = str(record)
         assert not [c for c in shown if c != "\n" and (ord(c) < 32 or 127 <= ord(c) < 160)]
         assert not set(shown) & set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
