@@ -64,6 +64,8 @@ class LabelSettings(Settings):
     per_class: Count | None = None  # at most; None: no limit
     max_tokens: Count = 8192  # of a chain
     held_out: Probability = 0.2  # share of the problems whose chains only measure judging
+    thinking: bool = True  # the judge thinks first; else its thinking is closed (2504.09858)
+    shuffled: bool = True  # options in an order drawn for each chain; else A, B, C as in the paper
 
 
 class TrainSettings(Settings):

@@ -227,10 +227,10 @@ def _judging_lines(training: Mapping[str, Any]) -> list[str]:
     lines = []
     if groups := training.get("groups"):
         share = groups["flat"] / groups["groups"] if groups["groups"] else None
+        letters = f", {groups['unreadable']:,} responses without a letter"
         lines.append(
             f"{'groups':<12} {groups['groups']:>7,}   of responses to train on; "
-            f"{percent(share)} % without advantage, {groups['unreadable']:,} responses without a "
-            "letter"
+            f"{percent(share)} % without advantage" + (letters if training.get("judging") else "")
         )
     if judging := training.get("judging"):
         before, kept = judging["before"], judging["kept"]

@@ -11,7 +11,8 @@ from dto.drqa.records import Chain, LabelledChain, Letter, Verdict
 from dto.prompts import render
 from dto.records import Dropped, Problem, Split
 from dto.seeds import derive
-from dto.trajectories import chat_ids
+from dto.text import OPEN_TAG
+from dto.trajectories import chat_ids, opens_thinking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +31,11 @@ def label(
     recipe: Recipe,
 ) -> list[LabelledChain | Dropped]:
     """The problem's chains with the letter that is right, the options in an order drawn for each.
+
+    With `label.shuffled: false` the letters always mean the same, as in the paper: A right but
+    could be more concise, B right and concise, C wrong. A model that cannot bind letters to words
+    can learn what each letter means then. With `label.thinking: false` the prompt closes the
+    judge's thinking (prompt `no_thinking`), and its response is the letter.
 
     Dropped are those without a class (`dto.drqa.classes.verdicts`), and as `surplus` those that the
     balance does not keep.
@@ -59,11 +65,16 @@ def _labelled(
     recipe: Recipe,
 ) -> LabelledChain:
     seed = derive(recipe.seed, chain.id, "options")
-    order = ORDERS[seed % len(ORDERS)]
+    order = ORDERS[seed % len(ORDERS)] if recipe.label.shuffled else VERDICTS
     options = tuple(WORDINGS[each] for each in order)
     prompt = chat_ids(
         judge_question(problem, chain, options, recipe.model.family), tokenizer, recipe.model
     )
+    if not recipe.label.thinking:
+        closed = render("no_thinking", recipe.model.family)
+        if not opens_thinking(tokenizer, prompt):
+            closed = f"{OPEN_TAG}\n{closed}"
+        prompt += tuple(tokenizer.encode(closed, add_special_tokens=False))
     return LabelledChain(
         id=chain.id,
         problem_id=problem.id,

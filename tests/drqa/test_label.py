@@ -9,6 +9,7 @@ import pytest
 from dto.drqa.classes import WORDINGS, balance, rank, split_of, verdicts
 from dto.drqa.records import Chain, LabelledChain, Origin
 from dto.errors import DtoError
+from dto.prompts import render
 from dto.recipe import LabelSettings, Recipe
 from dto.records import Dropped, Grade, Problem, Span
 from dto.stages.label import label
@@ -165,3 +166,52 @@ def test_the_letter_is_that_of_the_wording(tokenizer, family):
     assert [row for row in again if isinstance(row, LabelledChain)] == [
         row for row in found if row.problem_id == groups[0][0].problem_id
     ]
+
+
+def test_letters_can_mean_the_same_in_every_row(tokenizer) -> None:
+    recipe = Recipe.model_validate(
+        {
+            "name": "toy",
+            "model": {"family": "nano"},
+            "label": {"held_out": 0.0, "shuffled": False},
+        }
+    )
+    groups = by_problem(many(20))
+    kept = balance(groups, recipe.label, recipe.seed)
+    meant = {
+        (row.label, row.verdict, row.options)
+        for rows in groups
+        for row in label(
+            Problem(rows[0].problem_id, "toy", "train", "3 + 4?", "7"),
+            rows,
+            kept,
+            tokenizer,
+            recipe,
+        )
+        if isinstance(row, LabelledChain)
+    }
+    wordings = tuple(WORDINGS[each] for each in ("verbose", "concise", "wrong"))
+    assert meant == {
+        ("A", "verbose", wordings), ("B", "concise", wordings), ("C", "wrong", wordings)
+    }  # fmt: skip
+
+
+def test_a_judge_need_not_think(tokenizer) -> None:
+    made = {}
+    for thinking in (True, False):
+        recipe = Recipe.model_validate(
+            {
+                "name": "toy",
+                "model": {"family": "nano"},
+                "label": {"held_out": 0.0, "thinking": thinking},
+            }
+        )
+        groups = by_problem(many(4))
+        kept = balance(groups, recipe.label, recipe.seed)
+        problem = Problem(groups[0][0].problem_id, "toy", "train", "3 + 4?", "7")
+        rows = label(problem, groups[0], kept, tokenizer, recipe)
+        made[thinking] = [row for row in rows if isinstance(row, LabelledChain)]
+    assert made[True]
+    for row, closed in zip(made[True], made[False], strict=True):
+        assert closed.prompt_ids[: len(row.prompt_ids)] == row.prompt_ids
+        assert closed.prompt.removeprefix(row.prompt) == render("no_thinking", "nano")

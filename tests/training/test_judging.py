@@ -22,6 +22,7 @@ from dto.errors import DtoError
 from dto.grading import Grader
 from dto.recipe import Recipe
 from dto.records import Trajectory
+from dto.reporting.table import funnel_lines
 from dto.seeds import derive
 from dto.stages.train import train
 from dto.tables import read, write
@@ -278,3 +279,21 @@ def test_without_labelled_chains_the_base_is_kept(run: RunFolder, method: str) -
     result = fit(training.path, training.recipe, base=BASE)
     assert result["kept_step"] == 0 and "base is kept" in result["reason"]
     assert result["judging"] is None
+
+
+def test_the_report_says_how_judging_went() -> None:
+    score_of = {"accuracy": 0.3, "low": 0.2, "high": 0.4, "responses": 50, "unreadable": 2}
+    before = score_of | {"recall": {"wrong": 0.25}}
+    kept = score_of | {"accuracy": 0.5, "unreadable": 0, "recall": {"wrong": 0.75}}
+    dev = {"accuracy": 0.8, "tokens_mean": 200.0, "step": 0}
+    training = {
+        "base": dev, "kept": dev | {"step": 8}, "steps": 8, "collapsed": False,
+        "groups": {"groups": 16, "flat": 4, "unreadable": 3},
+        "judging": {"before": before, "kept": kept},
+    }  # fmt: skip
+    text = "\n".join(funnel_lines({"dropped": {}}, training))
+    assert "16   of responses to train on; 25.0 % without advantage, 3 responses without" in text
+    assert "right 30.0 (20.0–40.0) → 50.0 (20.0–40.0) %, 2 → 0 without a letter" in text
+    assert "wrong 25.0 → 75.0 %" in text
+    plain = "\n".join(funnel_lines({"dropped": {}}, training | {"judging": None}))
+    assert "25.0 % without advantage" in plain and "letter" not in plain
