@@ -17,11 +17,13 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from dto import tables
+from dto.drqa.classes import WORDINGS
 from dto.hub.folder import Published, data_files
 from dto.nano import NAMES
 from dto.problems import prompt_of
 from dto.prompts import JUDGE, render
 from dto.recipe import Recipe
+from dto.reporting.accounts import DROPPED
 from dto.reporting.cost import stage_costs
 from dto.runs import manifest
 from dto.runs.plan import PROMPTS
@@ -65,6 +67,8 @@ CITATIONS: Mapping[str, tuple[str, str]] = {
     "2402.03300": ("GRPO", "the training"),
     "2412.21187": ("2412.21187", "shortest responses, first correct solutions"),
     "2503.04472": ("DAST", "the token-length budget"),
+    "2508.17803": ("DRQA", "batch prompts, and chains labelled by what they give"),
+    "2501.17703": ("CFT", "the training on critiques"),
 }
 
 
@@ -168,7 +172,7 @@ def write_card(
         configs=[(table, paths, rows[table.config]) for table, paths in configs],
         sources=sources,
         models=models(recipe),
-        prompts=_prompts(recipe),
+        prompts=_prompts(recipe, published.stages),
         dropped=_dropped(folder, published.stages),
         lengths=_length_lines(lengths),
         pictures=pictures,
@@ -188,6 +192,7 @@ def render_card(template: str, metadata: str, **values: Any) -> str:
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
+    environment.filters["block"] = lambda text: text.replace("```", "ʼʼʼ")  # that it cannot end
     source = (files("dto") / "hub" / template).read_text(encoding="utf-8")
     return (
         environment.from_string(source).render(metadata=metadata.strip(), **values).strip() + "\n"
@@ -199,17 +204,20 @@ def cited(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str, str]]:
     used = ["2505.21765"]
     if any(exit.policy == "deer" for exit in recipe.evaluate.exits) and "evaluate" in stages:
         used.append("2504.15895")
+    if {"batch", "label"} & set(stages) or recipe.train.method in ("drqa", "cft", "sft_batch"):
+        used.append("2508.17803")
     if "train" in stages:
         used += {
             "simpo": ["2405.14734", "2401.08417"], "dpo": ["2305.18290"],
-            "o1_pruner": ["2501.12570"], "grpo": ["2402.03300"],
+            "o1_pruner": ["2501.12570"], "grpo": ["2402.03300"], "drqa": ["2402.03300"],
+            "cft": ["2501.17703"],
         }.get(recipe.train.method, [])  # fmt: skip
     used += {"shortest": ["2412.21187"], "token_budget": ["2503.04472"]}.get(recipe.pair.data, [])
     return [(number, *CITATIONS[number]) for number in used]
 
 
-def _dropped(folder: Path, stages: Sequence[str]) -> list[tuple[str, str, int]]:
-    """(stage, reason, rows), from the files that are published."""
+def _dropped(folder: Path, stages: Sequence[str]) -> list[tuple[str, str, int, str]]:
+    """(stage, reason, rows, what that means), from the files that are published."""
     found = []
     last = len(STAGES)
     for stage in sorted(stages, key=lambda each: STAGES.index(each) if each in STAGES else last):
@@ -217,7 +225,10 @@ def _dropped(folder: Path, stages: Sequence[str]) -> list[tuple[str, str, int]]:
         if path.is_file():
             with path.open(encoding="utf-8") as lines:
                 counted = Counter(str(json.loads(line)["reason"]) for line in lines)
-            found += [(stage, reason, count) for reason, count in sorted(counted.items())]
+            found += [
+                (stage, reason, count, DROPPED.get(reason, ""))
+                for reason, count in sorted(counted.items())
+            ]
     return found
 
 
@@ -251,23 +262,36 @@ def _pictures(
 
     images = folder / "images"
     images.mkdir(exist_ok=True)
-    draw_lengths(lengths, images / "lengths.png")
-    found = [("images/lengths.png", "Tokens of the responses")]
+    found = []
+    if any(lengths.values()):
+        draw_lengths(lengths, images / "lengths.png")
+        found.append(("images/lengths.png", "Tokens of the responses"))
     if (run / "report" / "report.png").is_file() and (folder / "evaluate").is_dir():
         copyfile(run / "report" / "report.png", images / "report.png")
         found.append(("images/report.png", "Accuracy against tokens, with 95 % intervals"))
     return found
 
 
-def _prompts(recipe: Recipe) -> list[tuple[str, str]]:
-    """(purpose, text) of what the model was shown, as Markdown that it cannot end."""
+def _prompts(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str]]:
+    """(purpose, text) of what the model was shown in these stages."""
     family = recipe.model.family
     asked = recipe.model.prompt or (
         "solve" if recipe.sample.imported else prompt_of(recipe.problems)
     )
     shown = [("sample, evaluate: how a question is asked", render(asked, family, question="…"))]
-    shown += [(purpose, render(name, family)) for name, purpose in PROMPTS.items()]
-    if recipe.prune.judge == "llm":
+    shown += [
+        (purpose, render(name, family))
+        for name, purpose in PROMPTS.items()
+        if purpose.partition(":")[0] in stages
+    ]
+    if "batch" in stages:
+        text = render("batch", family, questions="1. …\n2. …", k="k")
+        shown.append(("batch: how k questions are asked", text))
+    if "label" in stages:
+        a, b, c = WORDINGS.values()
+        text = render("compare", family, question="…", reasoning="…", answer="…", a=a, b=b, c=c)
+        shown.append(("label, train: what is asked about a chain, options in any order", text))
+    if recipe.prune.judge == "llm" and "prune" in stages:
         text = render("patterns", JUDGE, question="…", answer="", patterns="…", first="2", last="…")
         shown.append(("prune: what the judge is asked", text))
-    return [(purpose, text.replace("```", "ʼʼʼ")) for purpose, text in shown]
+    return shown

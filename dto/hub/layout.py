@@ -27,12 +27,15 @@ class Table(NamedTuple):
 
 TABLES = (
     Table("pair", "pairs", "train", "preference pairs: prompt, chosen, rejected"),
+    Table("label", "labels", "train", "chains with a question about each and its right letter"),
     Table("sample", "trajectories", "train", "sampled responses: token ids, text, thinking, grade"),
     Table("segment", "segments", "train", "thinking patterns: spans over tokens and text, kind"),
     Table("estimate", "exits", "train", "how likely an answer given there is right, with interval"),
     Table("optimize", "finalized", "train", "trajectories truncated at their exit, concluded"),
     Table("prune", "optimized", "train", "the same after pruning, with the judge's verdicts"),
     Table("evaluate", "evaluation", "test", "answers by model and exit: grade, tokens, trials"),
+    Table("batch", "batches", "train", "responses to several questions at once, graded one by one"),
+    Table("chain", "chains", "train", "the thinking about one question, asked alone or in a batch"),
     Table("problems", "problems", "", "questions with gold answers"),
     Table("test", "test_sets", "test", "the questions of the test sets that the recipe names"),
     Table("trace", "traces", "validation", "responses with all their trial answers"),

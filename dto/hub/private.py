@@ -161,7 +161,7 @@ def private_of(recipe: Recipe, run: Path) -> Private:
 
 
 def _hosts(server: str) -> list[str]:
-    """How a server's host may stand in an error, unless it is a plain word: with its port, alone."""
+    """How a server's host stands in errors, with its port and alone; not where it is any word."""
     place = urlsplit(server)
     if place.hostname in (*_HERE, None):
         return []
@@ -218,8 +218,9 @@ def without_servers(settings: dict[str, Any]) -> dict[str, Any]:
 def redact_table(source: Path, target: Path, private: Private) -> bool:
     """Copy a table without what is private, if it holds any; whether it did.
 
-    The reasons of failures are ours, and may name any file: they are cut like texts of our own. Rows stand in the order of their ids afterwards too: those of an evaluation begin with the name
-    of a model, which may be a path, and only then the table is gathered to sort it.
+    The reasons of failures are ours and may name any file: paths in them are cut too. Rows stand in
+    the order of their ids afterwards too: those of an evaluation begin with the name of a model,
+    which may be a path, and only then the table is gathered to sort it.
     """
     with pq.ParquetFile(source) as file:
         if not any(_holds(batch, private) for batch in _batches(file)):
