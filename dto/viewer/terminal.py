@@ -96,7 +96,10 @@ def _trajectory(view: TrajectoryView) -> Iterator[Run]:
             yield f"── p {p}  {right}, {estimate.decision}\n", "bright_black"
         if taken:
             yield "══ exit\n", "bold green"
-    yield from _block(row.text[slice(*row.conclusion)], "")
+    conclusion = row.text[slice(*row.conclusion)]
+    if conclusion.strip():
+        yield "[after thinking]\n", "bold"
+        yield from _block(conclusion, "")
     if version is not None:
         yield "\noptimized\n", "bold"
         yield from _version(version)

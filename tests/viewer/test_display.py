@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from IPython.lib.pretty import pretty
 from rich.console import Console
 
 import dto
@@ -38,6 +39,7 @@ def test_a_terminal_shows_all_there_is(view: TrajectoryView) -> None:
     for text in (
         row.id, "gold answer", "✓ correct", "[1 ", ", pruned]", "[3 ", ", truncated]", "══ exit",
         "── p 0.90 (0.75–1.00)  14 of 16 right, above", "redundant: p 0.90 with it",
+        "\n[after thinking]\n",
         "verified p 0.95", "pair: optimized over original",
     ):  # fmt: skip
         assert text in shown
@@ -66,6 +68,7 @@ def test_every_record_with_a_display_has_both(run: Path, view: TrajectoryView) -
         assert record.id in str(record)
         html = record._repr_html_()
         assert html.startswith("<style>") and html.endswith("</article>")
+        assert pretty(record) == str(record)  # what IPython shows where there is no HTML
         text = io.StringIO()
         Console(file=text, width=10_000).print(record)
         assert text.getvalue().rstrip("\n") == str(record)
