@@ -166,9 +166,20 @@ def _stage_command(stage: str) -> None:
         changes: Changes = None,
     ) -> None:
         recipe, place = _recipe(target, changes)
+        if stage == "report" and recipe.compare.methods:
+            _report_comparison(out or place)
+            return
         _compute(stage, recipe, out or place, resume, overwrite, code)
 
     app.command(stage, help=f"The stage {stage} alone.")(command)
+
+
+def _report_comparison(run: Path) -> None:
+    """What a comparison amounts to stands below compare/, once all its methods are done."""
+    from dto.baselines.report import report
+
+    print(report([run]))
+    print(f"{run}/compare: compare.html, compare.json, tables and pictures")
 
 
 for _stage in STAGES:

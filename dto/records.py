@@ -33,6 +33,11 @@ class Displayed:
 
     __slots__ = ()
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # IPython asks a class's own __repr__, which a dataclass has, before what it inherits.
+        cls._repr_pretty_ = Displayed._repr_pretty_  # type: ignore[method-assign]
+
     def _repr_html_(self) -> str:
         from dto.viewer.render import html
 

@@ -333,3 +333,11 @@ def test_ctrl_c_keeps_what_was_computed_and_says_how_to_go_on() -> None:
     assert "Traceback" not in err
     assert b'\n{"key"' in journal.read_bytes()
     assert not Path("runs/r/sample/rows.parquet").exists()
+
+
+def test_the_report_of_a_comparison_is_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = load_recipe(ROOT / "pipelines" / "compare.yaml", {"compare.methods": ["sft"]})
+    open_run(Path("run"), recipe).close()
+    code, _, err = dto("report", "run", capsys=capsys)
+    assert code == 1 and "method base is not finished in run: `dto run run`" in err
+    assert not Path("run/compare").exists()

@@ -264,6 +264,8 @@ def test_nothing_names_the_machine(make_run: Callable[..., Path], tmp_path: Path
     html = page(run)
     hidden = ("/home", "gpu17", "joe/", "Users", str(tmp_path), "checkpoints", "secret")
     assert [word for word in hidden if word in html] == []
+    picture = (run / "report" / "report.svg").read_text("utf-8")  # names stand in its comments
+    assert "step-12" in picture and not [word for word in hidden if word in picture]
     shown = ("joes models", "questions.jsonl", "more.parquet", "rows.jsonl", "judge", "step-12")
     assert [word for word in shown if word not in html] == []
 

@@ -114,10 +114,10 @@ def report(runs: Sequence[Path], directory: Path | None = None) -> Comparison:
     Raises DtoError when a method is missing somewhere.
     """
     directory = directory or runs[0] / "compare"
-    directory.mkdir(parents=True, exist_ok=True)
     recipes = [load_recipe(run / "recipe.yaml") for run in runs]
     names = [BASE, *_order(recipes[0].compare.methods)]
     found = {name: _read(name, runs) for name in names}
+    directory.mkdir(parents=True, exist_ok=True)
     reference = recipes[0].compare.reference
     values_PM = {
         what: _by_problem([found[name].responses for name in names], what)

@@ -17,11 +17,13 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from dto import tables
+from dto.drqa.classes import WORDINGS
 from dto.hub.folder import Published, data_files
 from dto.nano import NAMES
 from dto.problems import prompt_of
 from dto.prompts import JUDGE, render
 from dto.recipe import Recipe
+from dto.reporting.accounts import DROPPED
 from dto.reporting.cost import stage_costs
 from dto.runs import manifest
 from dto.runs.plan import PROMPTS
@@ -192,6 +194,7 @@ def render_card(template: str, metadata: str, **values: Any) -> str:
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
+    environment.filters["block"] = lambda text: text.replace("```", "ʼʼʼ")  # that it cannot end
     source = (files("dto") / "hub" / template).read_text(encoding="utf-8")
     return (
         environment.from_string(source).render(metadata=metadata.strip(), **values).strip() + "\n"
@@ -217,8 +220,8 @@ def cited(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str, str]]:
     return [(number, *CITATIONS[number]) for number in used]
 
 
-def _dropped(folder: Path, stages: Sequence[str]) -> list[tuple[str, str, int]]:
-    """(stage, reason, rows), from the files that are published."""
+def _dropped(folder: Path, stages: Sequence[str]) -> list[tuple[str, str, int, str]]:
+    """(stage, reason, rows, what that means), from the files that are published."""
     found = []
     last = len(STAGES)
     for stage in sorted(stages, key=lambda each: STAGES.index(each) if each in STAGES else last):
@@ -226,7 +229,10 @@ def _dropped(folder: Path, stages: Sequence[str]) -> list[tuple[str, str, int]]:
         if path.is_file():
             with path.open(encoding="utf-8") as lines:
                 counted = Counter(str(json.loads(line)["reason"]) for line in lines)
-            found += [(stage, reason, count) for reason, count in sorted(counted.items())]
+            found += [
+                (stage, reason, count, DROPPED.get(reason, ""))
+                for reason, count in sorted(counted.items())
+            ]
     return found
 
 
@@ -260,8 +266,10 @@ def _pictures(
 
     images = folder / "images"
     images.mkdir(exist_ok=True)
-    draw_lengths(lengths, images / "lengths.png")
-    found = [("images/lengths.png", "Tokens of the responses")]
+    found = []
+    if any(lengths.values()):
+        draw_lengths(lengths, images / "lengths.png")
+        found.append(("images/lengths.png", "Tokens of the responses"))
     if (run / "report" / "report.png").is_file() and (folder / "evaluate").is_dir():
         copyfile(run / "report" / "report.png", images / "report.png")
         found.append(("images/report.png", "Accuracy against tokens, with 95 % intervals"))
@@ -269,21 +277,25 @@ def _pictures(
 
 
 def _prompts(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str]]:
-    """(purpose, text) of what the model was shown, as Markdown that it cannot end."""
+    """(purpose, text) of what the model was shown in these stages."""
     family = recipe.model.family
     asked = recipe.model.prompt or (
         "solve" if recipe.sample.imported else prompt_of(recipe.problems)
     )
     shown = [("sample, evaluate: how a question is asked", render(asked, family, question="…"))]
+    shown += [
+        (purpose, render(name, family))
+        for name, purpose in PROMPTS.items()
+        if purpose.partition(":")[0] in stages
+    ]
     if "batch" in stages:
-        asked = render("batch", family, questions="1. …\n2. …", k=2)
-        shown.append(("batch: how two questions are asked together", asked))
+        text = render("batch", family, questions="1. …\n2. …", k="k")
+        shown.append(("batch: how k questions are asked", text))
     if "label" in stages:
-        asked = render("compare", family, question="…", reasoning="…", answer="…", a="…", b="…",
-                       c="…")  # fmt: skip
-        shown.append(("label, train: how a chain is judged", asked))
-    shown += [(purpose, render(name, family)) for name, purpose in PROMPTS.items()]
-    if recipe.prune.judge == "llm":
+        a, b, c = WORDINGS.values()
+        text = render("compare", family, question="…", reasoning="…", answer="…", a=a, b=b, c=c)
+        shown.append(("label, train: what is asked about a chain, options in any order", text))
+    if recipe.prune.judge == "llm" and "prune" in stages:
         text = render("patterns", JUDGE, question="…", answer="", patterns="…", first="2", last="…")
         shown.append(("prune: what the judge is asked", text))
-    return [(purpose, text.replace("```", "ʼʼʼ")) for purpose, text in shown]
+    return shown

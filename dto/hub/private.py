@@ -24,11 +24,13 @@ import pyarrow.parquet as pq
 
 from dto import tables
 from dto.errors import DtoError
+from dto.nano import NAMES
 from dto.recipe import Recipe
 
 NO_SERVER = "http://server.invalid/v1"
 """Stands for a server's address (RFC 2606): a run that was pulled asks nobody by itself."""
 NO_KEY = "OPENAI_API_KEY"
+_MODELS = ("base", "trained", *NAMES)
 _HERE = ("localhost", "127.0.0.1", "::1")
 _FILES = (".jsonl", ".parquet", ".yaml", ".yml")
 _KEYS = re.compile(
@@ -45,6 +47,8 @@ _LOCAL_PATH = re.compile(
     rf"(?<![\w./~:-])(?:/(?:{_ROOTS})|~|file:/+)/[^\s\"'`,;:)\]}}>]+"
     r"|(?<!\w)[A-Za-z]:\\[^\s\"'`,;:)\]}>]+"
 )
+_OURS = "reason"
+"""The column of tables that no model writes: why an engine or a grader failed."""
 _NAMED_SECRET = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD)$")
 
 
@@ -110,6 +114,8 @@ def _pattern(original: str) -> re.Pattern[str]:
     exact = re.escape(original)
     if ":" in original and not PureWindowsPath(original).drive:
         return re.compile(exact)
+    if "." in original and not re.search(r"[/\\]", original):  # a host
+        return re.compile(rf"(?<![\w.-]){exact}(?![\w-])")
     if len([part for part in re.split(r"[/\\]", original) if part not in ("", ".")]) < 2:
         return re.compile(rf"^{exact}(?=/|$)|(?<= of ){exact}$")
     return re.compile(rf"(?<![\w.-]){exact}(?![\w-])")
@@ -134,16 +140,14 @@ def private_of(recipe: Recipe, run: Path) -> Private:
     """What is private about a run on this machine."""
     settings = recipe.model_dump(mode="json")
     replaced: dict[str, str] = {}
+    labels = dict.fromkeys(_MODELS, "")  # no two places alike, and none like a model of ours
     for key, value in _texts(settings):
         if key.endswith("server"):
             replaced[value] = NO_SERVER
-            place = urlsplit(value)
-            if place.hostname not in (*_HERE, None):
-                replaced[place.netloc] = "server.invalid"
+            replaced |= dict.fromkeys(_hosts(value), "server.invalid")
         elif key != "system" and is_local(value):
-            replaced[value] = last_part(value)
             whole = str(Path(value).expanduser().absolute())
-            replaced[whole] = last_part(value)
+            replaced[value] = replaced[whole] = _label(last_part(value), whole, labels)
     replaced[str(run.absolute())] = run.name
     home = str(Path.home())
     if len(Path(home).parts) > 2:
@@ -154,6 +158,23 @@ def private_of(recipe: Recipe, run: Path) -> Private:
     replaced = {original: shown for original, shown in replaced.items() if original != shown}
     ordered = dict(sorted(replaced.items(), key=lambda each: (-len(each[0]), each[0])))
     return Private(ordered, _secrets(settings))
+
+
+def _hosts(server: str) -> list[str]:
+    """How a server's host stands in errors, with its port and alone; not where it is any word."""
+    place = urlsplit(server)
+    if place.hostname in (*_HERE, None):
+        return []
+    forms = (place.netloc, str(place.hostname))
+    return [form for form in forms if "." in form or ":" in form]
+
+
+def _label(name: str, place: str, labels: dict[str, str]) -> str:
+    """A place's last part, numbered where another place has that name already."""
+    label, number = name, 2
+    while labels.setdefault(label, place) != place:
+        label, number = f"{name}-{number}", number + 1
+    return label
 
 
 def _texts(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -197,8 +218,9 @@ def without_servers(settings: dict[str, Any]) -> dict[str, Any]:
 def redact_table(source: Path, target: Path, private: Private) -> bool:
     """Copy a table without what is private, if it holds any; whether it did.
 
-    Rows stand in the order of their ids afterwards too: those of an evaluation begin with the name
-    of a model, which may be a path, and only then the table is gathered to sort it.
+    The reasons of failures are ours and may name any file: paths in them are cut too. Rows stand in
+    the order of their ids afterwards too: those of an evaluation begin with the name of a model,
+    which may be a path, and only then the table is gathered to sort it.
     """
     with pq.ParquetFile(source) as file:
         if not any(_holds(batch, private) for batch in _batches(file)):
@@ -207,7 +229,10 @@ def redact_table(source: Path, target: Path, private: Private) -> bool:
         last, ascending = "", True
         with pq.ParquetWriter(target, schema, compression="zstd") as writer:
             for batch in _batches(file):
-                rows = private.redact_all(batch.to_pylist())
+                rows = [
+                    {name: _redacted(name, value, private) for name, value in row.items()}
+                    for row in batch.to_pylist()
+                ]
                 keys = [last, *(row[key] for row in rows)]
                 ascending = ascending and keys == sorted(keys)
                 last = keys[-1]
@@ -225,7 +250,7 @@ def check_table(path: Path, name: str, private: Private) -> None:
     with pq.ParquetFile(path) as file:
         for batch in _batches(file):
             for column, text in _texts_of(batch):
-                if kind := private.found(text, written_by_us=False):
+                if kind := private.found(text, written_by_us=column == _OURS):
                     raise DtoError(
                         f"{name} holds {kind} in column {column}: nothing is uploaded; publish "
                         "without this table (--only), or compute it again without that"
@@ -244,7 +269,11 @@ def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
 
 
 def _holds(batch: pa.RecordBatch, private: Private) -> bool:
-    return any(private.redact(text) != text for _, text in _texts_of(batch))
+    return any(_redacted(name, text, private) != text for name, text in _texts_of(batch))
+
+
+def _redacted(column: str, value: Any, private: Private) -> Any:
+    return private.redact_paths(value) if column == _OURS else private.redact_all(value)
 
 
 def _texts_of(batch: pa.RecordBatch) -> Iterator[tuple[str, str]]:

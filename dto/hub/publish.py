@@ -70,6 +70,8 @@ def publish(
         card = write_card(run.path, target, name, shared, published, sources, own)
         for stage in published.left_out:
             logger.warning("%s is not finished and is left out", stage)
+        if (run / "compare").is_dir():
+            logger.warning("methods are runs of their own: dto publish %s/compare/METHOD", run.path)
     folders.check(target, private_things)
     uploaded = None
     if not dry_run:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 HIDDEN = ".pulled"
+_GROUPS = ("config", "dropped", "usage", "judge_usage", "versions", "git")
 
 
 def find(name: str, revision: str | None = None) -> bool:
@@ -111,6 +112,9 @@ def _arrange(begun: Path, name: str) -> tuple[str, ...]:
     stages = tuple(sorted(path.name for path in begun.iterdir() if path.is_dir()))
     for stage in stages:
         done = manifest.read(begun / stage) or {}
+        odd = [key for key in _GROUPS if not isinstance(done.get(key) or {}, dict)]
+        if odd:
+            raise DtoError(f"{name}: the manifest of {stage} holds no settings under {odd[0]!r}")
         table = begun / stage / "rows.parquet"
         if stage != "train" and content.of_path(table) != done.get("content"):
             raise DtoError(

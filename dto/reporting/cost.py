@@ -17,6 +17,7 @@ from typing import Any
 import polars as pl
 
 from dto.flops import ModelShape, attention_flops
+from dto.nano import resolve
 from dto.recipe import load_recipe
 from dto.reporting.comparison import ReportRow
 from dto.reporting.macro import AverageRow
@@ -158,6 +159,8 @@ def _judge_cost(run: Path) -> list[StageCost]:
 def _training_flops(run: Path, tokens: int) -> float | None:
     """Forward and backward pass over both sides of as many pairs as hold so many tokens."""
     config = run / "train" / "model" / "config.json"
+    if not config.is_file():  # a run that was pulled without its weights: the base has their shape
+        config = Path(resolve(load_recipe(run / "recipe.yaml").model.name)) / "config.json"
     pairs = run / "pair" / "rows.parquet"
     if not tokens:
         return 0.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from dto.reporting.macro import AverageRow, averages
 from dto.reporting.papers import write_tables
 from dto.reporting.picture import draw
 from dto.reporting.positions import ExitPositions, exit_positions
+from dto.reporting.reproduce import public_names
 from dto.reporting.sections import run_page
 from dto.reporting.trials import TrialReliability, trial_reliability
 from dto.runs import manifest
@@ -164,7 +165,8 @@ def report(run_directory: Path | str) -> Report:
     directory.mkdir(exist_ok=True)
     text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
     manifest.write_text(directory / "report.json", text + "\n")
-    draw(rows, directory, result.title)
+    names = public_names([row.model for row in rows])  # the picture is sent around, and published
+    draw([replace(row, model=names[row.model]) for row in rows], directory, result.title)
     if result.batch is not None:
         draw_batch(result.batch, directory, recipe.name)
     write_tables(directory, result.title, rows, comparisons, means, result.difficulty)

@@ -155,7 +155,7 @@ class RunTables:
                 tuple(self.dropped().get(own, ())),
                 self.threshold,
             )
-        problem_id, _, sample = row_id.partition("/")
+        problem_id, _, sample = (row_id or self._first_answered()).partition("/")
         rows = self._of("evaluate", EvaluationRow, "problem_id", problem_id)
         if self.states.get("evaluate") == "compared":
             rows = [
@@ -183,6 +183,10 @@ class RunTables:
         fitting = ids.filter(pl.col("id").str.starts_with(start)).head(1).collect()["id"].to_list()
         found = [self._of("sample", Trajectory, "id", row_id)[0] for row_id in fitting]
         return found[0] if found else None
+
+    def _first_answered(self) -> str:
+        first = next(self.answers(), None)
+        return first.id if first is not None else ""
 
     def _of(self, stage: str, record: type[R], column: str, value: str) -> list[R]:
         """A stage's rows that belong to one."""
@@ -250,8 +254,8 @@ def show(run: Path | str, row_id: str = "") -> TrajectoryView | AnswersView:
 
     In a notebook it displays itself as `dto view` would; `print` gives a terminal's form. `row_id`
     is a trajectory's id or the beginning of one (the first that fits; the first of all by default);
-    that of a test problem, `problem/sample`, gives what the evaluation answered. Raises DtoError
-    for an id that no row has.
+    that of a test problem, `problem/sample`, gives what the evaluation answered, which is also what
+    a run without trajectories shows first. Raises DtoError for an id that no row has.
     """
     return RunTables.open(run).find(row_id)
 

@@ -31,14 +31,20 @@ GRADE_STYLES = {"correct": "green", "wrong": "red", "truncated": "yellow", "fail
 
 def plain(record: Displayed) -> str:
     """The record as text. What was cut stands behind a mark, as text has no strike."""
-    return "".join(text for text, _ in _runs(record)).rstrip("\n")
+    return "".join(text for text, _ in _visible(record)).rstrip("\n")
 
 
 def rich_text(record: Displayed) -> Text:
     """The record as a text of `rich`."""
     from rich.text import Text
 
-    return Text.assemble(*_runs(record))
+    return Text.assemble(*_visible(record))
+
+
+def _visible(record: Displayed) -> Iterator[Run]:
+    """Ids and names too: a table may be somebody else's."""
+    for text, style in _runs(record):
+        yield visible_text(text), style
 
 
 def _runs(record: Displayed) -> Iterator[Run]:
@@ -60,13 +66,13 @@ def _trajectory(view: TrajectoryView) -> Iterator[Run]:
     yield f"{row.id}", "bold"
     yield f"  {row.model}\n", "bright_black"
     if view.problem is not None:
-        yield f"{visible_text(view.problem.question)}\n", ""
+        yield f"{view.problem.question}\n", ""
         if view.problem.answer_kind != "code":
-            yield f"gold answer {visible_text(view.problem.answer)}\n", "bright_black"
+            yield f"gold answer {view.problem.answer}\n", "bright_black"
     yield from _grade(row.grade)
-    yield f" {visible_text(row.answer or row.reason)}  {view.tokens:,} tokens\n", ""
+    yield f" {row.answer or row.reason}  {view.tokens:,} tokens\n", ""
     for stage, dropped in view.dropped:
-        yield f"{stage} dropped it, {dropped.reason}: {visible_text(dropped.detail)}\n", "yellow"
+        yield f"{stage} dropped it, {dropped.reason}: {dropped.detail}\n", "yellow"
     yield "\n", ""
     estimates = {each.boundary: each for each in view.estimates}
     verdicts = {each.segment: each for each in version.verdicts} if version else {}
@@ -90,7 +96,10 @@ def _trajectory(view: TrajectoryView) -> Iterator[Run]:
             yield f"── p {p}  {right}, {estimate.decision}\n", "bright_black"
         if taken:
             yield "══ exit\n", "bold green"
-    yield from _block(row.text[slice(*row.conclusion)], "")
+    conclusion = row.text[slice(*row.conclusion)]
+    if conclusion.strip():
+        yield "[after thinking]\n", "bold"
+        yield from _block(conclusion, "")
     if version is not None:
         yield "\noptimized\n", "bold"
         yield from _version(version)
@@ -110,7 +119,7 @@ def _version(version: OptimizedTrajectory) -> Iterator[Run]:
 
 def _verdict(verdict: Verdict) -> str:
     fate = "" if verdict.pruned or verdict.verdict in STAYS else ", restored"
-    return f"   {verdict.verdict}{fate}: {visible_text(verdict.reason)}\n"
+    return f"   {verdict.verdict}{fate}: {verdict.reason}\n"
 
 
 def _pair(pair: PreferencePair) -> Iterator[Run]:
@@ -126,18 +135,18 @@ def _pair(pair: PreferencePair) -> Iterator[Run]:
 def _answers(view: AnswersView) -> Iterator[Run]:
     yield f"{view.id}\n", "bold"
     if view.problem is not None:
-        yield f"{visible_text(view.problem.question)}\n", ""
+        yield f"{view.problem.question}\n", ""
         if view.problem.answer_kind != "code":
-            yield f"gold answer {visible_text(view.problem.answer)}\n", "bright_black"
+            yield f"gold answer {view.problem.answer}\n", "bright_black"
     for row in view.ordered:
         yield f"\n{row.model} · {row.exit}\n", "bold"
         yield from _grade(row.grade)
         ended = REASONS.get(row.exit_reason, row.exit_reason)
-        yield f" {visible_text(row.answer or row.reason)}  {row.tokens:,} tokens, {ended}\n", ""
+        yield f" {row.answer or row.reason}  {row.tokens:,} tokens, {ended}\n", ""
         for place, trial in enumerate(row.trials):
             yield f"  after {trial.position:>6,}  {decimal(trial.confidence)}  ", ""
             yield from _grade(trial.grade)
-            yield f" {visible_text(trial.answer)}", ""
+            yield f" {trial.answer}", ""
             yield ("  exit\n" if place == row.would_leave else "\n"), "bold"
 
 
@@ -147,7 +156,7 @@ def _grade(grade: str) -> Iterator[Run]:
 
 def _block(text: str, style: str, cut: bool = False) -> Iterator[Run]:
     """The lines of a text; those that were cut are marked."""
-    for line in visible_text(text.strip("\n")).split("\n"):
+    for line in text.strip("\n").split("\n"):
         yield ("┆ " if cut else "  "), "bright_black"
         yield line, style
         yield "\n", ""

@@ -14,6 +14,7 @@ KNOWN = {
     "http://gpu7:8000/v1": "http://server.invalid/v1",
     "data/x.jsonl": "x.jsonl",
     "gpu7:8000": "server.invalid",
+    "gpu8.alice.example": "server.invalid",
     "/home/alice": "~",
     "/m": "m",
 }
@@ -32,6 +33,8 @@ PRIVATE = Private(KNOWN, {"s3cretvalue": "A_KEY"})
         ("no answer from http://gpu7:8000/v1/completions", "no answer from "
          "http://server.invalid/v1/completions"),
         ("ws://gpu7:8000", "ws://server.invalid"),
+        ("cannot resolve gpu8.alice.example.", "cannot resolve server.invalid."),
+        ("my-gpu8.alice.example", "my-gpu8.alice.example"),
         ("/m", "m"),
         ("/m/none/p1/000", "m/none/p1/000"),
         ("weights of /m", "weights of m"),
@@ -103,3 +106,33 @@ def test_what_a_run_makes_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not {"localhost:1", "/a/b is \\boxed{}", "x/y"} & replaced.keys()
     lengths = [len(original) for original in replaced]
     assert lengths == sorted(lengths, reverse=True)
+
+
+def test_no_two_places_get_one_name(tmp_path: Path) -> None:
+    models = ["base", "trained", "/runs/a/model", "/runs/b/model", "/runs/c/trained"]
+    settings = {"name": "r", "model": {"name": "/mine/nano"}, "evaluate": {"models": models}}
+    private = private_of(make_recipe(settings), tmp_path / "runs" / "r")
+    shown = [private.redact(each) for each in models]
+    assert shown == ["base", "trained", "model", "model-2", "trained-2"]
+    assert private.redact("/runs/b/model/none/p1/000") == "model-2/none/p1/000"
+    assert private.redact("/mine/nano") == "nano-2"  # not the embedded one
+
+
+@pytest.mark.parametrize(
+    ("server", "hidden"),
+    [
+        ("http://gpu7:8000/v1", {"gpu7:8000"}),
+        ("http://vllm.corp.example/v1", {"vllm.corp.example"}),
+        ("http://10.0.0.7:1/v1", {"10.0.0.7:1", "10.0.0.7"}),
+        ("http://model/v1", set()),  # the address is cut, the word is anybody's
+        ("http://localhost:8000/v1", set()),
+    ],
+)
+def test_a_host_is_hidden_with_and_without_its_port(
+    server: str, hidden: set[str], tmp_path: Path
+) -> None:
+    settings = {"name": "r", "model": {"engine": "openai", "server": server}}
+    private = private_of(make_recipe(settings), tmp_path / "runs" / "r")
+    found = {each for each, shown in private.replaced.items() if shown == "server.invalid"}
+    assert found == hidden
+    assert private.redact(server) == "http://server.invalid/v1"

@@ -96,7 +96,9 @@ def test_a_run_that_was_only_evaluated(run: Path) -> None:
         shutil.rmtree(run / stage)
     found = RunTables.open(run)
     assert not list(found.trajectories())
-    assert len(list(found.answers())) == 12
+    answers = list(found.answers())
+    assert len(answers) == 12
+    assert dto.show(run) == answers[0]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from IPython.lib.pretty import pretty
 from rich.console import Console
 
 import dto
@@ -38,6 +39,7 @@ def test_a_terminal_shows_all_there_is(view: TrajectoryView) -> None:
     for text in (
         row.id, "gold answer", "✓ correct", "[1 ", ", pruned]", "[3 ", ", truncated]", "══ exit",
         "── p 0.90 (0.75–1.00)  14 of 16 right, above", "redundant: p 0.90 with it",
+        "\n[after thinking]\n",
         "verified p 0.95", "pair: optimized over original",
     ):  # fmt: skip
         assert text in shown
@@ -66,6 +68,7 @@ def test_every_record_with_a_display_has_both(run: Path, view: TrajectoryView) -
         assert record.id in str(record)
         html = record._repr_html_()
         assert html.startswith("<style>") and html.endswith("</article>")
+        assert pretty(record) == str(record)  # what IPython shows where there is no HTML
         text = io.StringIO()
         Console(file=text, width=10_000).print(record)
         assert text.getvalue().rstrip("\n") == str(record)
@@ -80,13 +83,20 @@ def test_colours_in_a_terminal_say_nothing_that_words_do_not(view: TrajectoryVie
 
 
 @pytest.mark.parametrize("name", sorted(HOSTILE))
-def test_no_control_character_reaches_a_terminal(view: TrajectoryView, name: str) -> None:
+def test_no_control_character_reaches_a_terminal(
+    run: Path, view: TrajectoryView, name: str
+) -> None:
     text = HOSTILE[name]
     row = replace(view.trajectory, text=text, answer=text, reason=text)
     problem = replace(view.problem, question=text, answer=text) if view.problem else None
     whole = replace(view, trajectory=row, problem=problem, segments=())
     pair = replace(view.pairs[0], chosen=text, rejected=text, prompt=text)
-    for record in (row, whole, pair):
+    named = replace(row, id=f"p/{text}", model=text, text="")
+    answers = next(RunTables.open(run).answers())
+    asked = replace(
+        answers, rows=tuple(replace(each, model=text, exit=text) for each in answers.rows)
+    )
+    for record in (row, whole, pair, named, asked):
         shown = str(record)
         assert not [c for c in shown if c != "\n" and (ord(c) < 32 or 127 <= ord(c) < 160)]
         assert not set(shown) & set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

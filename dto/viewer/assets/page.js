@@ -364,7 +364,8 @@
     $("theme").addEventListener("click", () => theme(true));
     $("keys").addEventListener("click", ACTIONS["?"]);
     $("back").addEventListener("click", ACTIONS.Escape);
-    const wanted = decodeURIComponent(location.hash.slice(1));
+    let wanted = location.hash.slice(1);
+    try { wanted = decodeURIComponent(wanted); } catch { /* as it stands there */ }
     const place = index.lists.findIndex((each) => each.id.includes(wanted));
     show(Math.max(0, place));
     if (wanted && place >= 0) select(shown.indexOf(list.id.indexOf(wanted)));
