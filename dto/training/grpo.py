@@ -4,7 +4,9 @@ What is asked are problems (`train.method: grpo`; the responses are those of the
 `reward` says what is rewarded, `dto.training.rewards`) or labelled chains (`drqa`, 2508.17803: the
 model judges them, and is rewarded for the right letter). Responses come from the model as it is
 now, in exact ids. `kl` weighs the divergence from the base (a second model; under LoRA the base
-without its adapters). A group whose rewards are all equal teaches nothing: these are counted.
+without its adapters). A group whose rewards are all equal teaches nothing: these are counted. TRL's
+defaults stand: the loss is the mean over all tokens of a step (dapo), and the divergence is
+weighted by the ratio of the probabilities (2512.02556).
 
 The tokens of a step are known only after it, so the training ends where the next step might exceed
 the budget, and the learning rate falls linearly with the share of the budget that is spent.
