@@ -156,7 +156,7 @@ def test_stages_that_are_not_there(run: Run, hub: Hub) -> None:
     for name, stage in (("pairs", "pair"), ("train", "train"), ("evaluation", "evaluate")):
         with pytest.raises(DtoError, match=f"stage {stage} is not there .* `dto {stage} "):
             publish(run, NAME, only=(name,))
-    with pytest.raises(DtoError, match="no such table; there are pairs, trajectories"):
+    with pytest.raises(DtoError, match="no such table; there are pairs, labels, trajectories"):
         publish(run, NAME, only=("nothing",))
     text = publish(run, NAME).card  # what is there goes up, the first table unasked
     assert 'load_dataset("somebody/small")' in text and "trajectories = " in text
