@@ -73,6 +73,14 @@ def opens_thinking(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) ->
     return decode_response(tokenizer, prompt[-TAIL_TOKENS:]).rstrip().endswith(OPEN_TAG)
 
 
+def opening(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> str:
+    """What text put after the prompt begins with, to stand in the thinking: `<think>`, or nothing.
+
+    Chat templates that do not open it leave that to the model.
+    """
+    return "" if opens_thinking(tokenizer, prompt) else f"{OPEN_TAG}\n"
+
+
 def read_response(
     tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], token_ids: Sequence[int]
 ) -> Reading:

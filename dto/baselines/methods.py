@@ -1,6 +1,6 @@
 """Methods as recipes: what a comparison takes of each, and the small grid that it is tuned over.
 
-Every trained method gets the same grid, `compare.learning_rates` times two values of its own
+Every trained method gets the same grid, `compare.learning_rates` times as many values of its own parameter as it has of its own
 parameter; one that trains nothing has only the latter.
 """
 

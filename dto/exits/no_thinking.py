@@ -12,16 +12,14 @@ from dto.exits.path import ExitedResponse, Path
 from dto.prompts import render
 from dto.recipe import ExitSettings
 from dto.records import Problem
-from dto.text import OPEN_TAG
-from dto.trajectories import opens_thinking
+from dto.trajectories import opening
 
 
 async def no_thinking(
     path: Path, settings: ExitSettings, problem: Problem, ctx: Context
 ) -> ExitedResponse:
     """Answer without any thinking; `<think>` is put in where the chat template does not open it."""
-    text = render("no_thinking", ctx.recipe.model.family)
-    if not opens_thinking(ctx.tokenizer, path.prompt_ids):
-        text = f"{OPEN_TAG}\n{text}"
+    closed = render("no_thinking", ctx.recipe.model.family)
+    text = opening(ctx.tokenizer, path.prompt_ids) + closed
     ids = ctx.tokenizer.encode(text, add_special_tokens=False)
     return await path.concluded(0, tuple(ids), "policy")

@@ -165,12 +165,7 @@ def write_card(
         data.to_yaml(),
         name=name,
         recipe=recipe,
-        changed=yaml.safe_dump(
-            recipe.model_dump(mode="json", exclude_defaults=True),
-            sort_keys=False,
-            allow_unicode=True,
-            width=10_000,
-        ),
+        changed=changed_settings(recipe),
         configs=[(table, paths, rows[table.config]) for table, paths in configs],
         sources=sources,
         models=models(recipe),
@@ -199,6 +194,12 @@ def render_card(template: str, metadata: str, **values: Any) -> str:
     return (
         environment.from_string(source).render(metadata=metadata.strip(), **values).strip() + "\n"
     )
+
+
+def changed_settings(recipe: Recipe) -> str:
+    """What the recipe sets other than by default, as YAML."""
+    data = recipe.model_dump(mode="json", exclude_defaults=True)
+    return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=10_000))
 
 
 def cited(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str, str]]:

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 
-import yaml
-
 from dto.errors import DtoError, disk_errors
-from dto.hub.card import TAGS, Origin, cited, render_card
+from dto.hub.card import TAGS, Origin, changed_settings, cited, render_card
 from dto.hub.folder import check_chain, link
 from dto.hub.layout import FORMAT, MARK
 from dto.hub.private import Private
@@ -131,12 +129,7 @@ def _card(
         data.to_yaml(),
         name=name,
         recipe=recipe,
-        changed=yaml.safe_dump(
-            recipe.model_dump(mode="json", exclude_defaults=True),
-            sort_keys=False,
-            allow_unicode=True,
-            width=10_000,
-        ),
+        changed=changed_settings(recipe),
         model=base,
         sources=sources,
         done=done,

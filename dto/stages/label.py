@@ -11,8 +11,7 @@ from dto.drqa.records import Chain, LabelledChain, Letter, Verdict
 from dto.prompts import render
 from dto.records import Dropped, Problem, Split
 from dto.seeds import derive
-from dto.text import OPEN_TAG
-from dto.trajectories import chat_ids, opens_thinking
+from dto.trajectories import chat_ids, opening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,9 +70,7 @@ def _labelled(
         judge_question(problem, chain, options, recipe.model.family), tokenizer, recipe.model
     )
     if not recipe.label.thinking:
-        closed = render("no_thinking", recipe.model.family)
-        if not opens_thinking(tokenizer, prompt):
-            closed = f"{OPEN_TAG}\n{closed}"
+        closed = opening(tokenizer, prompt) + render("no_thinking", recipe.model.family)
         prompt += tuple(tokenizer.encode(closed, add_special_tokens=False))
     return LabelledChain(
         id=chain.id,

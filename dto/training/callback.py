@@ -10,15 +10,13 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dto.ledger import Usage
 from dto.recipe import Recipe
 from dto.records import Problem
 from dto.training.checkpoints import BASE_STEP, DevScore, TrainingState, has_collapsed
-from dto.training.dev import measure, summarize
+from dto.training.dev import measure, spread, summarize
 from dto.training.judging import Judging
 
 if TYPE_CHECKING:
@@ -124,21 +122,16 @@ class DevCallback(TrainerCallback):
         `share` of the training is done; `seconds` went into it since the score before.
         """
         began = time.monotonic()
-        world = PartialState()
-        own = self.problems[world.process_index :: world.num_processes]
-        responses, usage = measure(
-            model,
-            self.tokenizer,
-            own,
-            self.recipe,
-            allow_code_execution=self.allow_code_execution,
+        responses, usage = spread(
+            self.problems,
+            lambda own: measure(
+                model,
+                self.tokenizer,
+                own,
+                self.recipe,
+                allow_code_execution=self.allow_code_execution,
+            ),
         )
-        if world.num_processes > 1:
-            responses = gather_object(responses)
-            total = Usage()
-            for each in gather_object([usage]):
-                total.add(each)
-            usage = total
         if self.judging is not None:
             usage.add(self.judging.measure(model, step))
         score = DevScore(
@@ -156,7 +149,7 @@ class DevCallback(TrainerCallback):
             "usage": asdict(usage),
         }
         self.training.record(score, effort)
-        world.wait_for_everyone()
+        PartialState().wait_for_everyone()
         logger.info("%s", _line(score))
         return score
 

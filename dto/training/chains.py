@@ -14,9 +14,8 @@ from dto.prompts import render
 from dto.recipe import ModelSettings
 from dto.records import Dropped, Problem
 from dto.tables import read
-from dto.text import OPEN_TAG
 from dto.training.pairs import Demonstration
-from dto.trajectories import opens_thinking, prompt_ids
+from dto.trajectories import opening, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,8 +86,8 @@ def _response(
     prompt: Sequence[int], ids: Sequence[int], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[int, ...]:
     """Thinking opened where the prompt has not, and the end of sequence."""
-    opening = () if opens_thinking(tokenizer, prompt) else _encode(tokenizer, f"{OPEN_TAG}\n")
-    return (*opening, *ids, int(tokenizer.eos_token_id))
+    begun = _encode(tokenizer, opening(tokenizer, prompt))
+    return (*begun, *ids, int(tokenizer.eos_token_id))
 
 
 def _fitting(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from dto.concurrency import gather_bounded
@@ -23,6 +25,9 @@ from dto.training.weights import merged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Response(NamedTuple):
@@ -64,6 +69,23 @@ def measure(
         model, tokenizer, problems, recipe, "dev", allow_code_execution=allow_code_execution
     )
     return [_response(row) for rows in groups for row in rows], usage
+
+
+def spread(
+    rows: Sequence[T], work: Callable[[Sequence[T]], tuple[list[R], Usage]]
+) -> tuple[list[R], Usage]:
+    """What `work` makes of all rows, each process at work on its share of them, and what it took.
+
+    Every process of a training gets the same.
+    """
+    world = PartialState()
+    found, usage = work(rows[world.process_index :: world.num_processes])
+    if world.num_processes == 1:
+        return found, usage
+    total = Usage()
+    for each in gather_object([usage]):
+        total.add(each)
+    return gather_object(found), total
 
 
 def sampled(recipe: Recipe, samples: int) -> Recipe:

@@ -14,16 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate import PartialState
-from accelerate.utils import gather_object
-
 from dto.drqa.judging import LETTERS, Judgement, judge
 from dto.drqa.records import LabelledChain
 from dto.ledger import Usage
 from dto.recipe import Recipe
 from dto.runs.manifest import write_text
 from dto.statistics import proportion
-from dto.training.dev import respond, sampled
+from dto.training.dev import respond, sampled, spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -109,16 +106,12 @@ class Judging:
 
     def measure(self, model: PreTrainedModel, step: int) -> Usage:
         """Measure the model as it is now, on the same noise each time."""
-        world = PartialState()
-        own = self.rows[world.process_index :: world.num_processes]
-        groups, usage = respond(model, self.tokenizer, own, self.recipe, work=judge)
-        judgements = [each for group in groups for each in group]
-        if world.num_processes > 1:
-            judgements = gather_object(judgements)
-            total = Usage()
-            for each in gather_object([usage]):
-                total.add(each)
-            usage = total
+
+        def judged(rows: Sequence[LabelledChain]) -> tuple[list[Judgement], Usage]:
+            groups, usage = respond(model, self.tokenizer, rows, self.recipe, work=judge)
+            return [each for group in groups for each in group], usage
+
+        judgements, usage = spread(self.rows, judged)
         found = score(step, self.rows, judgements)
         self.scores = [row for row in self.scores if row.step != step] + [found]
         if self.writer:
