@@ -1,7 +1,7 @@
 """Methods as recipes: what a comparison takes of each, and the small grid that it is tuned over.
 
-Every trained method gets the same grid, `compare.learning_rates` times as many values of its own parameter as it has of its own
-parameter; one that trains nothing has only the latter.
+Every trained method gets the same grid: `compare.learning_rates` (or, where that is empty, its own
+rate) times the values of one parameter of its own. One that trains nothing has only the latter.
 """
 
 from __future__ import annotations
