@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
 
-from dto import tables
+from dto import records, tables
 from dto.calibration.trace import Trace
 from dto.context import Context
 from dto.drqa import feed as drqa
@@ -20,8 +20,6 @@ from dto.errors import DtoError
 from dto.recipe import ExitSettings, Recipe
 from dto.records import (
     Dropped,
-    EvaluationRow,
-    ExitEstimate,
     OptimizedTrajectory,
     PreferencePair,
     Problem,
@@ -35,15 +33,7 @@ from dto.serving import Serving
 from dto.stages.pilot import StaticExit
 
 RECORDS: dict[str, type[Any]] = {
-    "problems": Problem,
-    "test": Problem,
-    "sample": Trajectory,
-    "segment": Segment,
-    "estimate": ExitEstimate,
-    "optimize": OptimizedTrajectory,
-    "prune": OptimizedTrajectory,
-    "pair": PreferencePair,
-    "evaluate": EvaluationRow,
+    **records.RECORDS,
     "trace": Trace,
     "pilot": StaticExit,
     **drqa.RECORDS,

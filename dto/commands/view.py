@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -19,5 +21,11 @@ def view(
 
     path = write(run, out)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-    if not no_open and not webbrowser.open(path.resolve().as_uri()):
+    if not no_open and not (_has_screen() and webbrowser.open(path.resolve().as_uri())):
         print("there is no browser here: open the file yourself")
+
+
+def _has_screen() -> bool:
+    """Without one Linux offers browsers for the terminal, which cannot show the page."""
+    names = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+    return sys.platform != "linux" or any(map(os.environ.get, names))

@@ -31,7 +31,8 @@ def answers_node(view: AnswersView) -> Element:
         sizes = [len(rows)]  # models alone, side by side
     ends = [0, *accumulate(sizes)]
     models = [el("div.cards", cards[start:end]) for start, end in pairwise(ends)]
-    return el("article.dto", heading(view.problem, view.id), models)
+    note = "An evaluation keeps answers, trial answers and counts, not the responses' texts."
+    return el("article.dto", heading(view.problem, view.id), models, el("p.note", note))
 
 
 def _card(row: EvaluationRow, plain: EvaluationRow | None, longest: int) -> Element:
@@ -93,5 +94,5 @@ def _trial(row: EvaluationRow, place: int) -> Element:
         el("td.confidence", bar, " ", decimal(trial.confidence)),
         el("td", el("bdi", data(trial.answer))),
         el("td", grade(trial.grade)),
-        el("td", left if leaves else ""),
+        el("td.fate", left if leaves else ""),
     )

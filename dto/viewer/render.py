@@ -26,6 +26,13 @@ from dto.viewer.overview import kind_class, left_out, overview, p_style, probabi
 from dto.viewer.parts import grade, heading
 from dto.viewer.views import AnswersView, TrajectoryView
 
+MEANINGS = {
+    "attention FLOPs": "of the attention to earlier tokens, before and after",
+    "finalizations right": "of the ends sampled after the exit, how many answer correctly",
+    "pruned, verified p": "the chance of a right answer, on fresh rollouts, without what is pruned",
+    "perplexity at joins": "how surprised the model is where text was cut out",
+}
+
 
 def html(record: Displayed) -> str:
     """A record as HTML that needs nothing beside it, for notebooks."""
@@ -78,7 +85,13 @@ def trajectory_node(view: TrajectoryView) -> Element:
 
 def _facts(facts: Sequence[tuple[str, Node | list[Node]]]) -> Element:
     cells = [
-        el("div.fact", el("span.label", name), el("span.value", value)) for name, value in facts
+        el(
+            "div.fact",
+            el("span.label", name),
+            el("span.value", value),
+            **({"title": MEANINGS[name]} if name in MEANINGS else {}),
+        )
+        for name, value in facts
     ]
     return el("div.facts", cells)
 

@@ -134,6 +134,7 @@ def test_the_command_writes_and_opens(
     write(tmp_path / "run", 1, samples=1, segments=3, sentences=1)
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    monkeypatch.setenv("DISPLAY", ":0")
     for arguments, path, times in (
         (["--no-open"], tmp_path / "run/view.html", 0),
         (["--out", str(tmp_path / "a b/v.html")], tmp_path / "a b/v.html", 1),
