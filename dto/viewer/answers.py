@@ -7,7 +7,7 @@ from itertools import accumulate, groupby, pairwise
 from dto.records import EvaluationRow
 from dto.viewer.figures import decimal, saved, scaled
 from dto.viewer.nodes import Element, data, el
-from dto.viewer.parts import grade, heading
+from dto.viewer.parts import grade, grade_sign, heading
 from dto.viewer.views import AnswersView
 
 REASONS = {
@@ -74,7 +74,7 @@ def _card(row: EvaluationRow, plain: EvaluationRow | None, longest: int) -> Elem
 
 
 def _trials(row: EvaluationRow) -> Element:
-    names = ("token", "confidence", "trial answer", "grade", "")
+    names = ("token", "confidence", "trial answer", "")
     return el(
         "table.trial-list",
         el("thead", el("tr", [el("th", name, scope="col") for name in names])),
@@ -92,7 +92,6 @@ def _trial(row: EvaluationRow, place: int) -> Element:
         "tr.leave" if leaves else "tr",
         el("td.number", f"{trial.position:,}"),
         el("td.confidence", bar, " ", decimal(trial.confidence)),
-        el("td", el("bdi", data(trial.answer))),
-        el("td", grade(trial.grade)),
+        el("td", grade_sign(trial.grade), " ", el("bdi", data(trial.answer))),
         el("td.fate", left if leaves else ""),
     )

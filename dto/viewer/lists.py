@@ -22,6 +22,7 @@ class Column:
     """What a filter chooses by. A row may have several names: it holds the number of their set."""
 
     label: str
+    title: str = ""
     names: dict[str, int] = field(default_factory=dict)
     sets: dict[tuple[int, ...], int] = field(default_factory=dict)
     of: list[int] = field(default_factory=list)
@@ -72,8 +73,8 @@ class List:
         self._put("outcome", "outcome", [view.outcome])
         self._put("task", "task", [problem.task if problem is not None else ""])
         self._put("grade", "grade", (f"{_arm(row)}: {row.grade}" for row in view.ordered))
-        against = f"change from {_arm(plain)}" if plain is not None else "change"
-        self._put("change", against, _changes(view, plain))
+        against = f"against {_arm(plain)}" if plain is not None else ""
+        self._put("change", "gain or loss", _changes(view, plain), against)
         self._put("ending", "ending", (row.exit_reason for row in view.rows))
 
     def _add(self, id: str, title: str, note: str, before: int, after: int) -> None:
@@ -84,13 +85,15 @@ class List:
         self.before.append(before)
         self.after.append(after)
 
-    def _put(self, name: str, label: str, names: Iterable[str]) -> None:
-        self.columns.setdefault(name, Column(label)).add(names)
+    def _put(self, name: str, label: str, names: Iterable[str], title: str = "") -> None:
+        column = self.columns.setdefault(name, Column(label))
+        column.add(names)
+        column.title = column.title or title
 
     def packed(self) -> dict[str, Any]:
         """For the page's index."""
         columns = [
-            {"name": name, "label": each.label, "names": list(each.names),
+            {"name": name, "label": each.label, "title": each.title, "names": list(each.names),
              "sets": list(each.sets), "of": each.of}
             for name, each in self.columns.items()
         ]  # fmt: skip

@@ -60,7 +60,7 @@ def overview(view: TrajectoryView) -> Element | None:
         for kind in (*known, *sorted(set(counts) - set(known)))
     ]
     if points:
-        legend.append(el("span.key.dot", "p of a right answer after a boundary, 95 % interval"))
+        legend.append(el("span.key.dot", "chance p of a right answer at a boundary, 95 % interval"))
     if any("taken" in point.tag for point in points):
         legend.append(el("span.key.dot.taken", "exit"))
     if removed:

@@ -26,3 +26,9 @@ def grade(value: str, reason: str = "") -> Element:
     """A grade: a sign, its word and its colour."""
     why = {"title": reason} if reason else {}
     return el(f"span.grade.{value}", f"{GRADE_SIGNS.get(value, '')} {value}", **why)
+
+
+def grade_sign(value: str) -> Element:
+    """The sign alone, where there is no room for the word, which it has as its name."""
+    sign = GRADE_SIGNS.get(value, value)
+    return el(f"span.grade.{value}", sign, title=value, role="img", aria_label=value)

@@ -108,13 +108,14 @@ function filter(column) {
   if (column.names.length < 2 && column.name !== "outcome" && rows.length < 2) return [];
   const order = column.names.map((_, place) => place).sort((a, b) => counts[b] - counts[a] || a - b);
   return [control(column.name, column.label, [["", `any ${column.label}`], ...order.map((place) =>
-    [column.names[place], `${column.names[place].replaceAll("_", " ")} (${number.format(counts[place])})`])])];
+    [column.names[place], `${column.names[place].replaceAll("_", " ")} (${number.format(counts[place])})`])], column.title)];
 }
 
-function control(name, label, choices) {
+function control(name, label, choices, title = "") {
   const select = make("select");
   select.id = `f-${name}`;
-  select.setAttribute("aria-label", label);
+  select.setAttribute("aria-label", title ? `${label} ${title}` : label);
+  select.title = title;
   for (const [value, text] of choices) {
     const option = make("option", text);
     option.value = value;
