@@ -51,8 +51,8 @@ def overview(view: TrajectoryView) -> Element | None:
             )
     line = None
     if points and isfinite(view.threshold):
-        name = el("span", f"threshold {view.threshold:g}")
-        line = el("b", name, style=f"--p:{view.threshold * 100:.1f}")
+        label = el("span", f"threshold {view.threshold:g}")
+        line = el("b", label, style=f"--p:{view.threshold * 100:.1f}")
     counts = Counter(segment.kind for segment in view.segments)
     known = [kind for kind in KINDS if kind in counts]
     legend = [
