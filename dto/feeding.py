@@ -16,6 +16,7 @@ from dto import records, tables
 from dto.calibration.trace import Trace
 from dto.context import Context
 from dto.drqa import feed as drqa
+from dto.drqa.records import RECORDS as DRQA_RECORDS
 from dto.errors import DtoError
 from dto.recipe import ExitSettings, Recipe
 from dto.records import (
@@ -36,7 +37,7 @@ RECORDS: dict[str, type[Any]] = {
     **records.RECORDS,
     "trace": Trace,
     "pilot": StaticExit,
-    **drqa.RECORDS,
+    **DRQA_RECORDS,
 }
 
 
@@ -56,7 +57,7 @@ async def feed(run: Run, stage: Stage, serving: Serving) -> None:
     if name == "evaluate":
         await _feed_evaluate(run, stage, serving)
         return
-    if name in drqa.RECORDS:
+    if name in DRQA_RECORDS:
         await drqa.feed(run, stage, serving)
         return
     if name == "segment":

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from dto.serving import Serving
 
-RECORDS = {"batch": BatchResponse, "chain": Chain, "label": LabelledChain}
-
 
 async def feed(run: Run, stage: Stage, serving: Serving) -> None:
     """Give one of the three stages its groups and its function."""

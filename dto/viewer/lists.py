@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dto.records import STAYS, EvaluationRow
+from dto.viewer.drqa import BatchView, ChainView
 from dto.viewer.nodes import visible_text
 from dto.viewer.views import AnswersView, TrajectoryView
 
 if TYPE_CHECKING:
     from dto.hub.private import Private
 
-V = TypeVar("V", TrajectoryView, AnswersView)
+V = TypeVar("V", TrajectoryView, AnswersView, ChainView, BatchView)
 TITLE_CHARACTERS = 140
 
 
@@ -77,6 +78,24 @@ class List:
         self._put("change", "gain or loss", _changes(view, plain), against)
         self._put("ending", "ending", (row.exit_reason for row in view.rows))
 
+    def add_chain(self, view: ChainView) -> None:
+        """The line of a chain."""
+        title = view.problem.question if view.problem is not None else view.chain.text
+        self._add(view.id, title, "", view.chain.tokens, -1)
+        self._put("outcome", "label", [view.outcome])
+        self._put("grade", "grade", [view.chain.grade])
+        self._put("asked", "number asked", [view.asked])
+
+    def add_batch(self, view: BatchView) -> None:
+        """The line of a response to several questions."""
+        row = view.response
+        right = row.grades.count("correct")
+        self._add(view.id, view.question, f"{right} of {row.k} correct", len(row.token_ids), -1)
+        cut = sum(ended is None for ended in view.cut)
+        self._put("outcome", "outcome", [f"{cut} of {row.k} cut" if cut else "nothing cut"])
+        self._put("chain", "reason against", (row.reason for row in view.cut if row is not None))
+        self._put("asked", "number asked", [f"{row.k} together"])
+
     def _add(self, id: str, title: str, note: str, before: int, after: int) -> None:
         self.ids.append(id)
         short = title[:TITLE_CHARACTERS].replace("\n", " ").strip()
@@ -133,6 +152,10 @@ def without_paths(private: Private) -> Callable[[V], V]:
         return replace(row, reason=cut(row.reason)) if row.reason else row
 
     def changed(view: V) -> V:
+        if isinstance(view, ChainView):
+            return view
+        if isinstance(view, BatchView):
+            return replace(view, response=reason(view.response))
         if isinstance(view, AnswersView):
             return replace(view, rows=tuple(map(reason, view.rows)))
         dropped = tuple(

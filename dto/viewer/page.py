@@ -11,6 +11,7 @@ import json
 import zlib
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from hashlib import sha256
 from html import escape
 from importlib.resources import files
@@ -24,6 +25,7 @@ from typing import IO, Any
 from dto.errors import DtoError, disk_errors
 from dto.runs import manifest
 from dto.viewer.data import RunTables
+from dto.viewer.drqa import batches, chains
 from dto.viewer.lists import List, without_paths
 from dto.viewer.nodes import Data, Node
 from dto.viewer.render import node
@@ -45,12 +47,17 @@ def view(run: Path | str, out: Path | str | None = None) -> Path:
     private = found.private()
     with disk_errors(path), TemporaryFile() as body:
         chunks = _Chunks(body, private.redact)
-        lists = [List("Trajectories", "trajectories", 0)]
-        for each in _kept(map(without_paths(private), found.trajectories()), lists[0], chunks):
-            lists[0].add_trajectory(each)
-        lists.append(List("Evaluation", "questions", chunks.count))
-        for row in _kept(map(without_paths(private), found.answers()), lists[1], chunks):
-            lists[1].add_answers(row)
+        lists = []
+        for name, noun, rows, add in (
+            ("Trajectories", "trajectories", found.trajectories, List.add_trajectory),
+            ("Batch prompts", "responses", partial(batches, found), List.add_batch),
+            ("Chains", "chains", partial(chains, found), List.add_chain),
+            ("Evaluation", "questions", found.answers, List.add_answers),
+        ):
+            own = List(name, noun, chunks.count)
+            for each in _kept(map(without_paths(private), rows()), own, chunks):
+                add(own, each)
+            lists.append(own)
         index = {
             "stages": list(_stages(found)),
             "state": _state(found),

@@ -43,7 +43,7 @@ function fitting() {
     const allowed = column.sets.map((set) => set.includes(wanted));
     tests.push((row) => allowed[column.of[row]]);
   }
-  const least = $("f-saved").value;
+  const least = $("f-saved")?.value;
   if (least === "0") tests.push((row) => saving(row) <= 0);
   else if (least) tests.push((row) => saving(row) * 100 >= +least - (least === "1" ? 0.9999 : 0));
   return (row) => tests.every((test) => test(row));
@@ -133,7 +133,7 @@ function line(place) {
   const row = shown[place], grade = list.note[row] ? "" : named("grade", row);
   const before = list.before[row], after = list.after[row];
   const tokens = after >= 0 && after !== before ? `${number.format(before)} → ${number.format(after)}` : number.format(before);
-  const title = make("div.title", "", make("span.sample", list.id[row].split("/").pop()), make("bdi", list.title[row]));
+  const title = make("div.title", "", make("span.sample", list.id[row].split("/").filter((part) => part.length < 12).join("/")), make("bdi", list.title[row]));
   const outcome = named("outcome", row).replace("_", " ");
   const element = make("div.row", "", title, make("div.meta", "",
     grade ? make(`span.grade.${grade}`, `${SIGNS[grade] || ""} ${grade}`) : make("span", list.note[row]),

@@ -133,8 +133,9 @@ function show(place, query) {
   chosen = -1;
   list.head ??= list.id.map((id, row) => `${id}\n${list.title[row]}`.toLowerCase());
   [...$("lists").children].forEach((button, i) => button.setAttribute("aria-pressed", i === place));
-  $("filters").replaceChildren(...list.columns.flatMap(filter),
-    control("saved", "tokens saved", SAVED), control("sort", "order", SORTS));
+  const both = list.after.some((tokens) => tokens >= 0);
+  $("filters").replaceChildren(...list.columns.flatMap(filter), ...(both ? [control("saved", "tokens saved", SAVED)] : []),
+    control("sort", "order", SORTS.filter(([value]) => both || !value.endsWith("saved"))));
   $("search").value = query.get("q") || "";
   for (const select of selects()) {
     const wanted = query.get(select.id.slice(2)) || "";
