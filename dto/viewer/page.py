@@ -22,7 +22,7 @@ from string import Template
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-from dto.errors import DtoError, disk_errors
+from dto.errors import DtoError
 from dto.runs import manifest
 from dto.viewer.data import RunTables
 from dto.viewer.drqa import batches, chains
@@ -39,13 +39,28 @@ SCRIPTS = ("rows", "list", "page")
 def view(run: Path | str, out: Path | str | None = None) -> Path:
     """Write the page of a run, `RUN/view.html` by default, and return where it is.
 
-    At most a chunk of rows is in memory, and of every row a line for the list. Raises DtoError for
-    what is no run, for a run without rows, and where the file cannot be written.
+    `out` is a file, or a folder for `view.html`. At most a chunk of rows is in memory, and of every
+    row a line for the list. Raises DtoError for what is no run, for a run without rows, and where
+    the file cannot be written.
     """
     found = RunTables.open(run)
-    path = Path(out) if out is not None else found.path / "view.html"
+    path = Path(out) if out is not None else found.path
+    path = path / "view.html" if path.is_dir() else path
+    try:
+        _write(found, path)
+    except OSError as error:
+        if RunTables.open(run).states != found.states:  # a stage has ended meanwhile
+            return view(run, out)
+        raise DtoError(
+            f"cannot write {path}: {error.strerror or error}: make room, or name another place "
+            "with --out"
+        ) from error
+    return path
+
+
+def _write(found: RunTables, path: Path) -> None:
     private = found.private()
-    with disk_errors(path), TemporaryFile() as body:
+    with TemporaryFile() as body:
         chunks = _Chunks(body, private.redact)
         lists = []
         for name, noun, rows, add in (
@@ -77,7 +92,6 @@ def view(run: Path | str, out: Path | str | None = None) -> Path:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    return path
 
 
 def pack(content: Any) -> str:

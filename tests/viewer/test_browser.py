@@ -259,3 +259,15 @@ def test_a_narrow_window_shows_the_list_or_the_row(browser: Browser, plain_page:
         assert browser.js("document.documentElement.scrollWidth <= innerWidth")
     finally:
         browser.call("Emulation.clearDeviceMetricsOverride")
+
+
+def test_a_printed_page_is_the_whole_row(browser: Browser, plain_page: Path) -> None:
+    browser.open(plain_page.as_uri())
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    try:
+        height = "document.querySelector('#detail').scrollHeight"
+        assert browser.js(f"{height} === document.querySelector('#detail').clientHeight")
+        assert browser.js(f"document.documentElement.scrollHeight >= {height}")
+        assert browser.js("getComputedStyle(document.querySelector('aside')).display") == "none"
+    finally:
+        browser.call("Emulation.setEmulatedMedia", media="")

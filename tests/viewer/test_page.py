@@ -241,3 +241,31 @@ def test_without_a_screen_no_browser_for_the_terminal_is_started(
         main()
     assert ended.value.code == 0
     assert "open the file yourself" in capsys.readouterr().out
+
+
+def test_where_the_page_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "run", 1, samples=1, segments=3, sentences=1)
+    assert view(tmp_path / "run", tmp_path) == tmp_path / "view.html"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DtoError, match=r"cannot write .*v\.html: .*name another place with --out"):
+        view(tmp_path / "run", tmp_path / "file/v.html")
+
+
+def test_a_stage_that_ends_while_the_page_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 1, samples=1, segments=3, sentences=1)
+    (tmp_path / "pair/rows.parquet").rename(tmp_path / "pair/later")
+    (tmp_path / "pair/journal").write_text("")
+    whole = RunTables.trajectories
+
+    def ends(found: RunTables) -> Any:
+        if (journal := tmp_path / "pair/journal").exists():
+            journal.unlink()
+            (tmp_path / "pair/later").rename(tmp_path / "pair/rows.parquet")
+        return whole(found)
+
+    monkeypatch.setattr(RunTables, "trajectories", ends)
+    parsed = Blocks()
+    parsed.feed(view(tmp_path).read_text("utf-8"))
+    assert ["pair", "finished", ""] in unpack(parsed.texts["index"])["stages"]
