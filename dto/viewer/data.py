@@ -95,7 +95,8 @@ class RunTables:
         if self.recipe is None or self.states.get("evaluate") == "compared":
             return ()
         needed = Run(self.path, self.recipe, resume=False, lock=-1).needed()
-        return tuple(each for each in needed if each in SHOWN and each not in self.states)
+        seen = {*self.states, *(("optimize",) if "prune" in self.states else ())}
+        return tuple(each for each in needed if each in SHOWN and each not in seen)
 
     def private(self) -> Private:
         """What a page that is passed on must not show."""

@@ -239,7 +239,7 @@ def test_what_a_run_lacks_is_said(browser: Browser, tmp_path: Path) -> None:
     write(tmp_path, 1, samples=2, segments=3, sentences=1)
     shutil.rmtree(tmp_path / "estimate")
     browser.open(view(tmp_path).as_uri())
-    assert text(browser, "#state") == "Not there: estimate, optimize."
+    assert text(browser, "#state") == "Not there: estimate."
     assert "estimatenot there" in text(browser, "#stages")
 
 
