@@ -102,7 +102,7 @@ def chain_node(view: ChainView) -> Element:
         ("asked", [f"{view.asked}, question {chain.number}"]),
         ("tokens", [f"{chain.tokens:,}, as the judge reads it {chain.length:,}"]),
         ("label", [view.outcome.replace("_", " ")]),
-        ("of", data(chain.source_id)),
+        ("cut from", data(chain.source_id)),
     ]
     options = []
     for letter, option in zip("ABC", labelled.options if labelled else (), strict=False):

@@ -73,6 +73,7 @@ function choose() {
     at = pointed = -1;
     draw();
     opened++;
+    $("list").removeAttribute("aria-activedescendant");
     delete document.body.dataset.opened;
     $("detail").replaceChildren(make("p.empty", searching ? "Searching …" : "No row fits the search and the filters (r clears them)."));
   }

@@ -203,7 +203,7 @@ function pressed(event) {
     }
     return;
   }
-  if ($("help").open ? event.key !== "?" : inside && (!/^[a-zGM/?]$/.test(event.key) || inside.tagName === "SELECT")) return;
+  if ($("help").open ? event.key !== "?" : inside && event.key !== "Escape" && (!/^[a-zGM/?]$/.test(event.key) || inside.tagName === "SELECT")) return;
   const scrolls = document.activeElement === $("detail") && /^(Arrow|Page|Home|End)/.test(event.key);
   if (!ACTIONS[event.key] || scrolls) return;
   event.preventDefault();
