@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from dto import significance, statistics
+from dto import significance, statistics, tables
 from dto.baselines.methods import BASE
 from dto.baselines.page import compare_page
 from dto.baselines.picture import draw
@@ -121,7 +121,7 @@ def _order(methods: Sequence[str]) -> list[str]:
 
 
 def _read(name: str, runs: Sequence[Path]) -> _Method:
-    tables, grids, expected, cpu = [], [], 0, 0.0
+    frames, grids, expected, cpu = [], [], 0, 0.0
     for number, run in enumerate(runs):
         place = run / "compare" / name
         table, done = place / "evaluate" / "rows.parquet", place / "done.json"
@@ -130,7 +130,7 @@ def _read(name: str, runs: Sequence[Path]) -> _Method:
         recipe = load_recipe(place / "recipe.yaml")
         rows = pl.read_parquet(table, columns=["problem_id", "grade", "tokens"])
         problem = pl.lit(f"{number}/") + pl.col("problem_id")
-        tables.append(
+        frames.append(
             rows.filter(pl.col("grade") != "failed").select(
                 problem=problem,
                 grade="grade",
@@ -138,13 +138,14 @@ def _read(name: str, runs: Sequence[Path]) -> _Method:
                 tokens=pl.col("tokens").cast(pl.Float64),
             )
         )
-        asked = pl.scan_parquet(run / "problems" / "rows.parquet").filter(split="test")
-        expected += int(asked.select(pl.len()).collect().item()) * recipe.evaluate.samples
+        asked = place / "test" if recipe.evaluate.tasks else run / "problems"
+        count = tables.count(asked / "rows.parquet", split="test")
+        expected += count * recipe.evaluate.samples
         cpu += float(json.loads(done.read_text("utf-8"))["cpu_seconds"])
         grid = place / "grid.json"
         if grid.is_file():
             grids.append(json.loads(grid.read_text("utf-8")))
-    return _Method(pl.concat(tables), grids, expected, cpu)
+    return _Method(pl.concat(frames), grids, expected, cpu)
 
 
 def _judging(method: _Method) -> tuple[tuple[float, float, float], ...]:
@@ -160,11 +161,11 @@ def _judging(method: _Method) -> tuple[tuple[float, float, float], ...]:
     return tuple((each["accuracy"], each["low"], each["high"]) for each in scores)
 
 
-def _by_problem(tables: Sequence[pl.DataFrame], column: str) -> npt.NDArray[np.float64]:
+def _by_problem(frames: Sequence[pl.DataFrame], column: str) -> npt.NDArray[np.float64]:
     """The mean of each method (column) on each problem (row) that all of them have."""
     means = [
         table.group_by("problem").agg(pl.col(column).mean().alias(str(index)))
-        for index, table in enumerate(tables)
+        for index, table in enumerate(frames)
     ]
     joined = means[0]
     for other in means[1:]:
