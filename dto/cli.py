@@ -18,12 +18,12 @@ import yaml
 from dto.commands.grade import grade
 from dto.commands.hub import add_hub
 from dto.commands.pilot import add_pilot
+from dto.commands.tasks import tasks
 from dto.commands.view import view
 from dto.errors import DtoError, RecipeError
 from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.runs.graph import STAGES, needed
 from dto.runs.run import Run, open_run
-from dto.tasks.command import tasks
 
 app = typer.Typer(
     no_args_is_help=True,

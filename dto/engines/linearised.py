@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from dto.engines.batch import Batch
 from dto.engines.kv import LEAST_ROWS, LENGTH_STEP, KVShape, RowsCache, round_up
-from dto.engines.prefill import COLUMN_STEP, MAX_NUMBERS, score
+from dto.engines.prefill import COLUMN_STEP, MAX_NUMBERS
 from dto.engines.prefix_cache import PrefixCache
 from dto.engines.requests import Sample
 
@@ -98,13 +98,8 @@ class Linearised(Batch):
         ended = []
         for sample in samples:
             sample.started = 1
-            request = sample.request
-            if request.continuation:
-                sample.logprobs = score(
-                    self._model, self._shape, self._prefixes, request.prompt, request.continuation
-                )
-                sample.finish = "length"
-                ended.append(sample)
+            if sample.request.continuation:
+                ended.append(self._scored(sample))
             else:
                 self._add(sample)
         return ended
