@@ -15,14 +15,15 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from dto.cli_grade import grade
+from dto.commands.grade import grade
 from dto.commands.hub import add_hub
 from dto.commands.pilot import add_pilot
+from dto.commands.tasks import tasks
 from dto.commands.view import view
 from dto.errors import DtoError, RecipeError
 from dto.recipe import Recipe, load_recipe, make_recipe
-from dto.runs.run import STAGES, Run, open_run
-from dto.tasks.command import tasks
+from dto.runs.graph import STAGES, needed
+from dto.runs.run import Run, open_run
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -138,7 +139,7 @@ def run_all(
         return
     from dto.pipeline import run_stages
 
-    _within(run, lambda held: _print(run_stages(held, held.needed())))
+    _within(run, lambda held: _print(run_stages(held, needed(recipe))))
 
 
 def _compute(

@@ -15,12 +15,12 @@ import psutil
 import pytest
 
 from dto import tables
-from dto.cli import main
 from dto.recipe import load_recipe
 from dto.records import Problem, Segment, Trajectory
 from dto.runs.journal import Entry
 from dto.runs.run import open_run
 from dto.runs.stage import Stage
+from tests.commands import dto
 
 ROOT = Path(__file__).parents[1]
 NANO = ROOT / "dto/nano/weights/nano"
@@ -29,18 +29,6 @@ NANO = ROOT / "dto/nano/weights/nano"
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def dto(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit code, stdout, stderr."""
-    old, sys.argv = sys.argv, ["dto", *arguments]
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main()
-    finally:
-        sys.argv = old
-    out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.yaml")), ids=lambda p: p.stem)

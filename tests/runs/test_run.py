@@ -14,6 +14,7 @@ from dto.pipeline import run_stages
 from dto.recipe import Recipe, load_recipe
 from dto.records import EvaluationRow
 from dto.runs import manifest
+from dto.runs.graph import settings_read
 from dto.runs.journal import Entry
 from dto.runs.run import Run, open_run
 from dto.runs.stage import Group, Stage
@@ -136,6 +137,52 @@ def test_what_a_stage_reads_of_the_sampling_is_part_of_what_it_computes(
     (first, sampled), (second, sampled_then) = configs
     assert [key for key in sorted(first) if first[key] != second[key]] == read
     assert sampled == sampled_then
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "change", "read"),
+    [
+        ("train", {"train": {"method": "grpo"}}, {"model": {"revision": "v2"}}, True),
+        ("train", {"train": {"method": "none"}}, {"model": {"revision": "v2"}}, True),
+        ("train", {"train": {"method": "sft"}}, {"model": {"revision": "v2"}}, False),
+        ("sample", {"sample": {"imported": "r.jsonl"}}, {"model": {"prompt": "fast"}}, True),
+        ("sample", {"sample": {"imported": "r.jsonl"}}, {"model": {"context": 9}}, False),
+        ("prune", {"optimize": {"exit": "first_solution"}}, {"estimate": {"cap": 40}}, True),
+        ("prune", {}, {"estimate": {"cap": 40}}, False),
+        ("evaluate", {"evaluate": {"tasks": ["q.jsonl"]}}, {"problems": {"prompt": "fast"}}, True),
+        ("evaluate", {}, {"problems": {"prompt": "fast"}}, False),
+    ],
+)
+def test_what_no_stage_before_it_is_told_by_a_stage_says_itself(
+    stage: str, settings: dict[str, Any], change: dict[str, Any], read: bool
+) -> None:
+    """What one before it reads, stands in that one's digest."""
+    first, second = (settings_read(recipe(**settings, **more), stage) for more in ({}, change))
+    assert (first != second) == read
+
+
+def test_an_imported_run_trains_the_model_that_is_there() -> None:
+    Path("mine").mkdir()
+    settings = {
+        "model": {"name": "mine"}, "sample": {"imported": "rows.jsonl"},
+        "pair": {"data": "imported"},
+    }  # fmt: skip
+    for run in opened(recipe(**settings)):
+        for upstream in ("problems", "pair"):
+            (run / upstream).mkdir()
+            manifest.write(run / upstream, {"digest": "d", "config": {}})
+        configs = []
+        for weights in (b"one", b"other"):
+            Path("mine/model.safetensors").write_bytes(weights)
+            configs.append(run.config("train"))
+        assert [key for key in configs[0] if configs[0][key] != configs[1][key]] == ["weights"]
+
+
+def test_a_setting_that_came_later_and_is_not_set_changes_nothing() -> None:
+    first = problems(recipe())
+    del first["config"]["problems.prompt"]
+    manifest.write(Path("run/problems"), first)
+    assert problems(recipe()) == first
 
 
 def test_weights_of_further_models_are_part_of_an_evaluation() -> None:
