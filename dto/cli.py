@@ -93,8 +93,8 @@ def _recipe(target: str, changes: list[str] | None) -> tuple[Recipe, Path]:
     if not path.exists() and (packaged := _packaged(path)) is None:
         there = [recipe.stem for recipe in _pipelines().glob("*.yaml")]
         raise RecipeError(
-            f"recipe {path} does not exist, nor such a run{nearest(path.stem, there)}; recipes that "
-            f"come with dto: {', '.join(sorted(there))}"
+            f"recipe {path} does not exist, nor such a run{nearest(path.stem, there)}; recipes "
+            f"that come with dto: {', '.join(sorted(there))}"
         )
     recipe = load_recipe(path if path.exists() else packaged, _parsed(changes))
     return recipe, Path("runs") / recipe.name
@@ -330,8 +330,9 @@ def import_(
 ) -> None:
     """Turn your rows of prompt + response into a run.
 
-    They become trajectories; go on with `dto segment RUN`. Rows of chosen + rejected become pairs; go on with `dto train RUN`. Dev and test problems come
-    from the recipe's problems.source; without one there are none.
+    They become trajectories; go on with `dto segment RUN`. Rows of chosen + rejected become pairs;
+    go on with `dto train RUN`. Dev and test problems come from the recipe's problems.source;
+    without one there are none.
     """
     from dto.pipeline import run_stages
     from dto.stages.importing import holds_pairs

@@ -23,11 +23,10 @@ from dto.records import AnswerKind
 from dto.sequential import zone
 from dto.settings import BatchSettings as BatchSettings
 from dto.settings import CompareSettings as CompareSettings
-from dto.settings import Count, Probability, Settings
+from dto.settings import Count, Probability, Settings, explain
 from dto.settings import LabelSettings as LabelSettings
 from dto.settings import PairSettings as PairSettings
 from dto.settings import TrainSettings as TrainSettings
-from dto.settings import explain
 
 Monitor = Literal["cue", "paragraph", "entropy", "tokens"]
 Inducer = Literal["inside", "closed"]

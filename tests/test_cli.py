@@ -150,7 +150,7 @@ def test_a_folder_that_is_no_run_is_one_line(capsys: pytest.CaptureFixture[str])
 
 def test_help_says_whole_sentences(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = dto("--help", capsys=capsys)
-    assert code == 0 and "..." not in out
+    assert code == 0 and "..." not in out.replace("[ARGS]...", "")
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,9 +60,10 @@ def validate_task(
 ) -> None:
     """Grade gold answers; list duplicates and overlaps.
 
-    Every gold answer is graded against itself. Exits with 1 when a row is unexplained: it cannot be read, its gold answer is missing, does not
-    parse or is not graded correct against itself, or its question has another answer elsewhere.
-    Duplicates and overlaps name the row that they share, and do not fail.
+    Every gold answer is graded against itself. Exits with 1 when a row is unexplained: it cannot be
+    read, its gold answer is missing, does not parse or is not graded correct against itself, or its
+    question has another answer elsewhere. Duplicates and overlaps name the row that they share, and
+    do not fail.
     """
     from dto.grading import Grader
     from dto.tasks.validate import passed, validate
@@ -89,7 +90,8 @@ def _settings(name: str) -> ProblemSettings:
         return load_recipe(path).problems
     if name not in TASKS and "/" not in name and not path.suffix and not path.exists():
         raise DtoError(
-            f"no task {name!r}{nearest(name, TASKS)}: {_known()}; or name a recipe, a file or a Hub id"
+            f"no task {name!r}{nearest(name, TASKS)}: {_known()}; or name a recipe, a file or a "
+            "Hub id"
         )
     return ProblemSettings(source=name)
 
