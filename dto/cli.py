@@ -184,6 +184,7 @@ def run_all(
     from dto.pipeline import run_stages
 
     _within(run, lambda held: _print(run_stages(held, held.needed())))
+    print(f"\nThe page: {run.path}/report/report.html. Its trajectories: dto view {run.path}")
 
 
 def _compute(

@@ -40,5 +40,5 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno in NO_ROOM:
             way = "what was computed is kept; make room and start the same command again"
         else:
-            way = "see who may write there, or name another directory"
+            way = "choose a place that can be written"
         raise DtoError(f"{why} — {way}") from error
