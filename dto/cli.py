@@ -9,10 +9,9 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-import yaml
 
 from dto import __version__
 from dto.cli_grade import grade
@@ -20,11 +19,11 @@ from dto.commands.doctor import doctor
 from dto.commands.hub import add_hub
 from dto.commands.nano import nano
 from dto.commands.pilot import add_pilot
+from dto.commands.target import packaged, parse_changes, read_target
 from dto.commands.view import view
 from dto.errors import NO_ROOM, DtoError, RecipeError
-from dto.recipe import Recipe, load_recipe, make_recipe
+from dto.recipe import Recipe, make_recipe
 from dto.runs.run import STAGES, Run, open_run
-from dto.settings import nearest
 from dto.tasks.command import tasks
 
 app = typer.Typer(
@@ -83,49 +82,6 @@ def _options(
 ) -> None: ...
 
 
-def _recipe(target: str, changes: list[str] | None) -> tuple[Recipe, Path]:
-    """The recipe that a file, a packaged recipe or a run directory holds, and the run directory."""
-    path = Path(target)
-    if path.is_dir():
-        if not (path / "recipe.yaml").is_file():
-            raise RecipeError(f"{path} is no run directory: it holds no recipe.yaml")
-        return load_recipe(path / "recipe.yaml", _parsed(changes)), path
-    if not path.exists() and (packaged := _packaged(path)) is None:
-        there = [recipe.stem for recipe in _pipelines().glob("*.yaml")]
-        raise RecipeError(
-            f"recipe {path} does not exist, nor such a run{nearest(path.stem, there)}; recipes "
-            f"that come with dto: {', '.join(sorted(there))}"
-        )
-    recipe = load_recipe(path if path.exists() else packaged, _parsed(changes))
-    return recipe, Path("runs") / recipe.name
-
-
-def _pipelines() -> Path:
-    from dto.prompts import resource
-
-    return Path(str(resource("pipelines"))).resolve()
-
-
-def _packaged(path: Path) -> Path | None:
-    name = f"{path.name.removesuffix('.yaml')}.yaml"
-    packaged = _pipelines() / ("baselines" if path.parent.name == "baselines" else "") / name
-    known = path.parent.name in ("", "pipelines", "baselines")
-    return packaged if packaged.is_file() and known else None
-
-
-def _parsed(changes: list[str] | None) -> dict[str, Any]:
-    parsed: dict[str, Any] = {}
-    for change in changes or []:
-        key, equals, value = change.partition("=")
-        if not equals or not key.strip():
-            raise RecipeError(f"--set {change!r}: write it as key=value, as in sample.samples=4")
-        try:
-            parsed[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise RecipeError(f"--set {change!r}: {value!r} is not a YAML value") from None
-    return parsed
-
-
 def _within(run: Run, work: Callable[[Run], None], again: str = "run") -> None:
     try:
         work(run)
@@ -160,7 +116,7 @@ def run_all(
     changes: Changes = None,
 ) -> None:
     """Every stage of a recipe; resumes where it stopped."""
-    recipe, place = _recipe(target, changes)
+    recipe, place = read_target(target, changes)
     if pilot is not None and not dry_run:
         from dto.forecast import run_pilot
 
@@ -211,7 +167,7 @@ def _stage_command(stage: str) -> None:
         code: Code = False,
         changes: Changes = None,
     ) -> None:
-        recipe, place = _recipe(target, changes)
+        recipe, place = read_target(target, changes)
         if stage == "report" and recipe.compare.methods:
             _report_comparison(out or place)
             return
@@ -243,7 +199,7 @@ def _evaluate(
     changes: Changes = None,
 ) -> None:
     """`dto evaluate`: this stage alone, or what many exits would give on recorded traces."""
-    recipe, place = _recipe(target, changes)
+    recipe, place = read_target(target, changes)
     if not replay:
         _compute("evaluate", recipe, out or place, resume, overwrite, code)
         return
@@ -297,16 +253,16 @@ def _to_calibrate(target: str, changes: list[str] | None) -> tuple[Recipe, Path]
     from dto.nano import NAMES
 
     path = Path(target)
-    if path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file() or _packaged(path):
-        return _recipe(target, changes)
+    if path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file() or packaged(path):
+        return read_target(target, changes)
     name = f"calibrate-{path.name}"
     place = Path("runs") / name
     if target in NAMES:
         # Problems are what is drawn: more of them prove more than more samples of each.
         own = [f"name={name}", f"model.name={target}", "problems.dev=600", "evaluate.samples=1"]
-        recipe, _ = _recipe("quickstart", [*own, *(changes or [])])
+        recipe, _ = read_target("quickstart", [*own, *(changes or [])])
         return recipe, place
-    parsed = _parsed(changes)
+    parsed = parse_changes(changes)
     if "problems.source" not in parsed:
         raise RecipeError(
             f"calibrate {target}: on which questions? Name a recipe, or a file or dataset with "
@@ -315,7 +271,7 @@ def _to_calibrate(target: str, changes: list[str] | None) -> tuple[Recipe, Path]
     return make_recipe({"name": name, "model": {"name": target}}, parsed, "--set"), place
 
 
-add_pilot(app, _recipe, _within)
+add_pilot(app, read_target, _within)
 
 
 @app.command("import")
@@ -343,12 +299,12 @@ def import_(
     if holds_pairs(source):
         own.append("pair.data=imported")
     if recipe is None:
-        parsed = _parsed([*(changes or []), *own])
+        parsed = parse_changes([*(changes or []), *own])
         apart = {} if "problems.source" in parsed else {"dev": 0, "test": 0}
         given = {"name": name, "problems": {"train": 0, **apart}}
         settings = make_recipe(given, parsed, "--set")
     else:
-        settings, _ = _recipe(recipe, [*(changes or []), *own])
+        settings, _ = read_target(recipe, [*(changes or []), *own])
     place = out or Path("runs") / name
     run = open_run(place, settings, resume=resume, overwrite=overwrite, allow_code_execution=code)
     paired = settings.pair.data == "imported"
