@@ -13,6 +13,7 @@ from typing import NamedTuple
 from dto.errors import DtoError
 from dto.recipe import ProblemSettings
 from dto.records import Dropped, Problem, Split
+from dto.settings import nearest
 from dto.tasks import TASKS
 from dto.tasks.task import PROMPTS, FieldError, Row, Task, text
 
@@ -238,7 +239,9 @@ def read_source(
         )
     except Exception as error:  # datasets raises whatever its file systems and parsers do
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DtoError(f"dataset {source!r} cannot be loaded: {first}") from error
+        meant = nearest(source, TASKS)
+        hint = f"; no task has that name{meant}, `dto tasks list` shows them" if meant else ""
+        raise DtoError(f"dataset {source!r} cannot be loaded: {first}{hint}") from error
     if isinstance(loaded, datasets.Dataset):
         return {None: loaded}
     return {str(split): rows for split, rows in loaded.items()}

@@ -25,7 +25,7 @@ from dto.settings import BatchSettings as BatchSettings
 from dto.settings import CalibrateSettings as CalibrateSettings
 from dto.settings import CompareSettings as CompareSettings
 from dto.settings import Confidence as Confidence
-from dto.settings import Count, Probability, Settings
+from dto.settings import Count, Probability, Settings, explain
 from dto.settings import EvaluateSettings as EvaluateSettings
 from dto.settings import ExitSettings as ExitSettings
 from dto.settings import LabelSettings as LabelSettings
@@ -252,7 +252,8 @@ def make_recipe(
     data: dict[str, Any], changes: Mapping[str, Any] | None = None, origin: str = "recipe"
 ) -> Recipe:
     """The recipe of `data`, in which `changes` replace what stands there; see `load_recipe`."""
-    for key, value in (changes or {}).items():
+    changes = changes or {}
+    for key, value in changes.items():
         *parents, last = key.split(".")
         place = data
         for parent in parents:
@@ -260,32 +261,15 @@ def make_recipe(
                 place[parent] = {}
             place = place[parent]
             if not isinstance(place, dict):
-                raise RecipeError(f"{origin}: {key!r} cannot be set: {parent!r} is a value")
+                kind = "list, which is set whole" if isinstance(place, list) else "value"
+                raise RecipeError(f"{origin}: {key!r} cannot be set: {parent!r} is a {kind}")
         place[last] = value
     read_policies(data, origin)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(f"{origin}: {_explain(error)}") from None
-
-
-_NEVER_SHOWN = ("api_key", "server")  # somebody may have put a secret there
-
-
-def _explain(error: ValidationError) -> str:
-    """The first thing that is wrong, as key, value and way out."""
-    first = error.errors()[0]
-    key = ".".join(map(str, first["loc"]))
-    if not key:
-        return first["msg"].removeprefix("Value error, ")
-    if key.endswith(_NEVER_SHOWN) or first["type"] == "missing":
-        return f"{key}: {first['msg']}"
-    if first["type"] != "extra_forbidden":
-        return f"{key} = {first['input']!r}: {first['msg']}"
-    group: Any = Recipe
-    for part in first["loc"][:-1]:
-        if isinstance(part, str):
-            annotation = group.model_fields[part].annotation
-            optional = JudgeSettings if part == "judge" else ExitSettings
-            group = annotation if isinstance(annotation, type) else optional
-    return f"unknown key {key!r}; allowed: {', '.join(group.model_fields)}"
+        where, what = explain(error, Recipe)
+        given = any(
+            f"{where}.".startswith(f"{key}.") or key.startswith(f"{where}.") for key in changes
+        )
+        raise RecipeError(what if given and where else f"{origin}: {what}") from None

@@ -144,7 +144,8 @@ def open_run(
 ) -> Run:
     """Begin a run, or go on with one of the same recipe.
 
-    `resume` goes on with another recipe too: the stages that it changes are computed again.
+    `resume` goes on with another recipe too: the stages that it changes are computed again. A run
+    that holds no more than problems takes any recipe.
     `overwrite` deletes the run that is there. `allow_code_execution`: programs that answer problems
     are run (`dto.grading.sandbox`); that is nothing a recipe could ask for.
 
@@ -165,6 +166,8 @@ def open_run(
                     each.unlink()
     if begun.exists():
         known, now = settings_of(load_recipe(begun)), settings_of(recipe)
+        if known != now and not resume and not _holds_results(path):
+            resume = True  # a mistake in the first command, such as a model that is not there
         if known != now and not resume:
             os.close(lock)
             differing = ", ".join(manifest.differences(known, now))
@@ -190,6 +193,22 @@ def write_run_manifest(run: Run) -> dict[str, Any]:
     with disk_errors(run.path):
         manifest.write(run.path, whole | manifest.provenance())
     return whole
+
+
+def _holds_results(path: Path) -> bool:
+    """Whether a run holds more than its problems, which cost nothing, and journals just begun."""
+    for stage in path.iterdir():
+        if not stage.is_dir() or stage.name in ("problems", "test"):
+            continue
+        names = {each.name for each in stage.iterdir()}
+        if names - {"journal"}:
+            return True
+        if names:
+            with (stage / "journal").open("rb") as lines:
+                next(lines, b"")  # its head
+                if next(lines, b""):
+                    return True
+    return False
 
 
 def _lock(path: Path) -> int:

@@ -63,12 +63,23 @@ def test_how_it_is_computed_may_change_at_will() -> None:
 
 def test_another_recipe_is_refused_and_the_keys_are_named() -> None:
     problems(recipe())
+    Path("run/sample").mkdir()
+    Path("run/sample/journal").write_text('{"head": {"config": {}}}\n{"key": "a"}\n')
     other = recipe(seed=1, problems={"train": 3, "dev": 2, "test": 9})
     with pytest.raises(RunConflictError) as error:
         problems(other)
     assert "problems.test (2 → 9), seed (0 → 1)" in str(error.value)
     assert "--resume" in str(error.value) and "--overwrite" in str(error.value)
     assert problems(other, resume=True)["rows"] == 14
+
+
+def test_a_run_of_problems_alone_takes_any_recipe() -> None:
+    problems(recipe())
+    Path("run/sample").mkdir()
+    Path("run/sample/journal").write_text('{"head": {"config": {}}}\n')
+    other = recipe(seed=1, problems={"train": 3, "dev": 2, "test": 9})
+    assert problems(other)["rows"] == 14
+    assert load_recipe(Path("run/recipe.yaml")) == other
 
 
 def test_resume_computes_only_what_differs() -> None:
