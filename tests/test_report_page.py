@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from dto import tables
-from dto.cli import _recipe
+from dto.commands.target import read_target
 from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.records import (
     EvaluationRow,
@@ -310,7 +310,7 @@ def test_the_command_gives_the_same_recipe(changes: dict[str, Any], tmp_path: Pa
     words = shlex.split(found.command.replace("\\\n", ""))
     assert words[:3] == ["dto", "run", "pipelines/quickstart.yaml"]
     sets = [word for word in words[3:] if word != "--set"]
-    again, _ = _recipe(words[2], sets)
+    again, _ = read_target(words[2], sets)
     assert again == recipe
 
 

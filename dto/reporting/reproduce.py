@@ -21,7 +21,7 @@ import yaml
 from dto.prompts import resource
 from dto.recipe import Recipe, load_recipe
 from dto.runs import manifest
-from dto.runs.run import STAGES
+from dto.runs.graph import STAGES
 
 MOST_CHANGES = 12
 """With more changes than these a command says less than the recipe itself."""

@@ -90,13 +90,12 @@ class RunTables:
 
     def missing(self) -> tuple[str, ...]:
         """The stages that the recipe takes, of those that are shown, and the run does not have."""
-        from dto.runs.run import Run
+        from dto.runs.graph import needed
 
         if self.recipe is None or self.states.get("evaluate") == "compared":
             return ()
-        needed = Run(self.path, self.recipe, resume=False, lock=-1).needed()
         seen = {*self.states, *(("optimize",) if "prune" in self.states else ())}
-        return tuple(each for each in needed if each in SHOWN and each not in seen)
+        return tuple(each for each in needed(self.recipe) if each in SHOWN and each not in seen)
 
     def private(self) -> Private:
         """What a page that is passed on must not show."""

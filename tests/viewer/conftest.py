@@ -10,6 +10,7 @@ import pytest
 
 from dto.pipeline import run_stages
 from dto.recipe import load_recipe
+from dto.runs.graph import needed
 from dto.runs.run import open_run
 from dto.viewer.page import view
 from tests.viewer.browser import Browser, chromium
@@ -29,7 +30,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("small") / "run"
     run = open_run(path, load_recipe(ROOT / "pipelines/quickstart.yaml", SMALL))
     try:
-        run_stages(run, run.needed("evaluate"))
+        run_stages(run, needed(run.recipe, "evaluate"))
     finally:
         run.close()
     return path
