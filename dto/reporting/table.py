@@ -154,6 +154,9 @@ def cost_lines(costs: Sequence[StageCost], even: BreakEven | None) -> list[str]:
                 f"Saved per question: {even.tokens_saved_per_question:,.1f}. "
                 f"Paid for after {even.questions:,} questions"
             )
+            if even.questions_low is not None:
+                last = "never" if even.questions_high is None else f"{even.questions_high:,}"
+                line += f", 95 % {even.questions_low:,}…{last}"
             if even.questions_by_flops is not None:
                 line += f" ({even.questions_by_flops:,} by attention FLOPs)"
             line += "."

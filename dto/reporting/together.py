@@ -23,8 +23,9 @@ def batch_section(report: Report) -> Section | None:
         return None
     text, tables, notes = [], [], []
     if found is not None and found.rows:
-        text.append("Tokens of a response count in equal parts for its questions. Alone is k = 1; "
-                    "gains and shares are against the same questions asked alone.")  # fmt: skip
+        text.append("k questions stand in one prompt; k = 1 is each asked alone. Tokens of a "
+                    "response count in equal parts for its questions; gains and shares are "
+                    "against the same questions asked alone.")  # fmt: skip
         tables.append(_by_k(found.rows))
     if found is not None and found.labels is not None:
         tables.append(_counts(found.labels))
@@ -90,7 +91,9 @@ def _told_by(labels: Labels) -> list[str]:
     return [
         f"AUC of concise against verbose chains, by their format without length: "
         f"{told(labels.format)}, {labels.format.positive:,} + {labels.format.negative:,} chains; "
-        f"of all right batch chains against vanilla ones: {told(labels.format_right)}.{above}",
+        f"of all right batch chains against vanilla ones: {told(labels.format_right)}.{above} "
+        "AUC is the chance that a classifier puts a chain of the first kind above one of the "
+        "other: 0.5 tells nothing.",
         f"A judge that sees the length alone: AUC {told(labels.length)}, the right verdict of "
         f"three on {interval(base.value, base.low, base.high)} %.",
     ]
