@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dto.recipe import ExitSettings, Recipe
 from dto.reporting import figures
 from dto.reporting.comparison import ReportRow
-from dto.reporting.cost import OPTIMIZATION, BreakEven, StageCost
+from dto.reporting.cost import OPTIMIZATION, StageCost
 from dto.reporting.macro import AverageRow
 from dto.reporting.page import LeftOut, Section, Table, drawn
 from dto.reporting.reproduce import content_of_sources, public_names, reproduction
-from dto.reporting.table import interval, number, percent
+from dto.reporting.table import interval, number, paid_for, percent
 
 if TYPE_CHECKING:
     from dto.stages.report import Report
@@ -120,7 +119,7 @@ def cost_section(report: Report) -> Section | LeftOut:
     text = ["Every generated token counts, those of rollouts, of trials and of requests that were "
             "thrown away too."]  # fmt: skip
     if report.break_even is not None:
-        text.append(_paid_for(report.break_even))
+        text.append(" ".join(paid_for(report.break_even)))
     elif spent:
         text.append("After how many questions that is paid for is not known: the base and the "
                     "trained model have to be evaluated, both without an exit.")  # fmt: skip
@@ -146,28 +145,6 @@ def cost_section(report: Report) -> Section | LeftOut:
                "values, forward and, in training, backward. Seconds and MiB, of the largest "
                "process, are those of the machine that it ran on.",),
     )  # fmt: skip
-
-
-def _paid_for(even: BreakEven) -> str:
-    spent = (
-        f"{even.tokens_spent:,} tokens, generated or trained on, went into optimizing and training"
-    )
-    saved = number(even.tokens_saved_per_question, 1)
-    if not isnan(even.tokens_saved_low):
-        saved += f" ({number(even.tokens_saved_low, 1)}…{number(even.tokens_saved_high, 1)})"
-    if even.questions is None:
-        return f"{spent}, and the trained model saves {saved} a question: it never pays."
-    after = f"{even.questions:,}"
-    if even.questions_low is not None:
-        last = "never" if even.questions_high is None else f"{even.questions_high:,}"
-        after += f" ({even.questions_low:,}…{last})"
-    by_flops = ""
-    if even.questions_by_flops is not None:
-        by_flops = f", by attention FLOPs after {even.questions_by_flops:,}"
-    return (
-        f"{spent}. The trained model saves {saved} a question, so that they are paid for after "
-        f"{after} questions{by_flops}."
-    )
 
 
 def _sum(spent: Sequence[StageCost], width: int) -> list[str]:

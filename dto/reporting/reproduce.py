@@ -100,19 +100,15 @@ def _command(run: Path, recipe: Recipe, target: str, finished: list[str]) -> str
     """What computes the stages that are finished: not all that the recipe asks for, or more."""
     suffix = " --allow-code-execution" if _runs_programs(run) else ""
     needed = Run(run, recipe, resume=False, lock=-1).needed()
-    owed = {*needed} - {*finished, "report"}
-    if recipe.compare.methods or not finished or not owed:
+    stages = [stage for stage in finished if stage not in ("problems", "test")]
+    if recipe.compare.methods or not stages:
         stages = ["run"]
-        if not recipe.compare.methods and finished:
-            stages += [stage for stage in finished if stage not in (*needed, "test")]
-    else:
-        stages = [stage for stage in finished if stage not in ("problems", "test")]
+    elif {*needed} <= {*finished, "report"}:
+        stages = ["run", *(stage for stage in stages if stage not in needed)]
     again = shlex.quote(f"runs/{public_name(recipe.name)}")
-    lines = [f"dto {stages[0] if stages else 'problems'} {target}{suffix}"]
+    lines = [f"dto {stages[0]} {target}{suffix}"]
     lines += [f"dto {stage} {again}{suffix}" for stage in stages[1:]]
-    if lines[1:] or stages != ["run"]:
-        lines.append(f"dto report {again}")
-    return "\n".join(lines)
+    return "\n".join(lines if stages == ["run"] else [*lines, f"dto report {again}"])
 
 
 def public_settings(recipe: Recipe) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -146,22 +146,31 @@ def cost_lines(costs: Sequence[StageCost], even: BreakEven | None) -> list[str]:
                 f"The {cost.stage}'s tokens cost {cost.money:,.4g} at the recipe's prices."
             )
     if even is not None:
-        line = f"Spent on optimization: {even.tokens_spent:,} tokens. "
-        if even.questions is None:
-            line += "The trained model saves none: it never pays."
-        else:
-            line += (
-                f"Saved per question: {even.tokens_saved_per_question:,.1f}. "
-                f"Paid for after {even.questions:,} questions"
-            )
-            if even.questions_low is not None:
-                last = "never" if even.questions_high is None else f"{even.questions_high:,}"
-                line += f", 95 % {even.questions_low:,}…{last}"
-            if even.questions_by_flops is not None:
-                line += f" ({even.questions_by_flops:,} by attention FLOPs)"
-            line += "."
-        lines.append(line)
+        lines += paid_for(even)
     return lines
+
+
+def paid_for(even: BreakEven) -> list[str]:
+    """What was spent and what a question saves; after how many of them that is paid for."""
+    saved = number(even.tokens_saved_per_question, 1)
+    if not isnan(even.tokens_saved_low):
+        saved += f" ({number(even.tokens_saved_low, 1)}…{number(even.tokens_saved_high, 1)})"
+    spent = (
+        f"Spent on optimizing and training: {even.tokens_spent:,} tokens, generated or trained on."
+    )
+    if even.questions is None:
+        best = "it never pays"
+        if even.questions_low is not None:
+            best = f"that never pays, at the interval's better end after {even.questions_low:,}"
+        return [spent, f"The trained model saves {saved} tokens a question: {best}."]
+    after = f"{even.questions:,}"
+    if even.questions_low is not None:
+        last = "never" if even.questions_high is None else f"{even.questions_high:,}"
+        after += f" ({even.questions_low:,}…{last})"
+    by_flops = ""
+    if even.questions_by_flops is not None:
+        by_flops = f", {even.questions_by_flops:,} by attention FLOPs"
+    return [spent, f"Saved by a question: {saved}. Paid for after {after} questions{by_flops}."]
 
 
 def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) -> list[str]:
