@@ -190,6 +190,7 @@ def test_rows_that_an_error_kept_out_count_as_failed(make_run: Callable[..., Pat
     assert rows_by_name(run)["trained", "none"]["failed"] == 2
     verdicts = {(each.model, each.exit): each.verdict for each in result.comparisons}
     assert verdicts["trained", "none"] == "too many failed"
+    assert result.break_even is None
     assert verdicts["base", "deer"] == "no difference shown"
 
 
@@ -305,10 +306,10 @@ def test_nothing_saved_never_pays(make_run: Callable[..., Path]) -> None:
     cost = StageCost("sample", 10, 0, 0, 0, 0, 1.0, 1.0, 1)
     even = break_even([cost], base, base, Estimate(0.0, -2.0, 4.0, 10, 10))
     assert (even.questions, even.questions_low, even.questions_high) == (None, 3, None)
-    assert "saves 0.0 (-2.0…4.0) tokens a question: that never pays" in paid_for(even)[1]
-    assert paid_for(even)[1].endswith("better end after 3.")
+    assert "saves 0.0 (-2.0…4.0) tokens a question: that never pays" in " ".join(paid_for(even))
+    assert " ".join(paid_for(even)).endswith("better end after 3.")
     even = break_even([cost], base, base, Estimate(0.0, 0.0, 0.0, 10, 10))
-    assert paid_for(even)[1].endswith("it never pays.")
+    assert " ".join(paid_for(even)).endswith("it never pays.")
 
 
 def test_what_may_not_pay_says_so(make_run: Callable[..., Path]) -> None:
@@ -317,7 +318,7 @@ def test_what_may_not_pay_says_so(make_run: Callable[..., Path]) -> None:
     cost = StageCost("sample", 10, 0, 0, 0, 0, 1.0, 1.0, 1)
     even = break_even([cost], base, cheaper, Estimate(1.0, -1.0, 2.0, 10, 10))
     assert (even.questions, even.questions_low, even.questions_high) == (10, 5, None)
-    assert "Paid for after 10 (5…never) questions" in paid_for(even)[1]
+    assert "Paid for after 10 (5…never) questions" in " ".join(paid_for(even))
 
 
 def test_the_table_fits_a_terminal(make_run: Callable[..., Path]) -> None:

@@ -122,7 +122,8 @@ def cost_section(report: Report) -> Section | LeftOut:
         text.append(" ".join(paid_for(report.break_even)))
     elif spent:
         text.append("After how many questions that is paid for is not known: the base and the "
-                    "trained model have to be evaluated, both without an exit.")  # fmt: skip
+                    "trained model have to be evaluated, both without an exit and with few "
+                    "failures.")  # fmt: skip
     if len(spent) > 1:
         rows.append(_sum(spent, len(head)))
     means: Mapping[tuple[str, str], ReportRow | AverageRow]

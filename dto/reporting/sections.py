@@ -139,7 +139,7 @@ def _front(report: Report, recipe: Recipe) -> Section:
              "ones have no grade and leave the denominator."]  # fmt: skip
     if any(each.verdict == "too many failed" for each in report.comparisons):
         notes.append(
-            f"Where more than {MAX_FAILED:.0%} of the responses failed nothing is claimed."
+            f"Where more than {100 * MAX_FAILED:.0f} % of the responses failed nothing is claimed."
         )
     return Section(
         "front",

@@ -170,7 +170,11 @@ def paid_for(even: BreakEven) -> list[str]:
     by_flops = ""
     if even.questions_by_flops is not None:
         by_flops = f", {even.questions_by_flops:,} by attention FLOPs"
-    return [spent, f"Saved by a question: {saved}. Paid for after {after} questions{by_flops}."]
+    return [
+        spent,
+        f"Saved by the trained model: {saved} a question.",
+        f"Paid for after {after} questions{by_flops}.",
+    ]
 
 
 def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) -> list[str]:

@@ -146,6 +146,10 @@ def report(run_directory: Path | str) -> Report:
     costs = stage_costs(run)
     by_name: Mapping[tuple[str, str], ReportRow | AverageRow]
     by_name = {(row.model, row.exit): row for row in means or rows}
+    failed = any(
+        each.verdict == "too many failed" and (each.model, each.exit) == ("trained", plain)
+        for each in comparisons
+    )
     base_row, trained_row = by_name.get(("base", plain)), by_name.get(("trained", plain))
     result = Report(
         name=recipe.name,
@@ -155,7 +159,7 @@ def report(run_directory: Path | str) -> Report:
         difficulty=tuple(_difficulty(found, bases)),
         costs=tuple(costs),
         break_even=break_even(costs, base_row, trained_row, _saved(found, plain))
-        if base_row is not None and trained_row is not None
+        if base_row is not None and trained_row is not None and not failed
         else None,
         funnel=funnel(run),
         training=training(run),
