@@ -74,7 +74,7 @@ def names_table(recipe: Recipe) -> Table:
     rows = [("model", names[name], models.get(name, "a model of its own"))
             for name in recipe.evaluate.models]  # fmt: skip
     rows += [("exit", exit.name, _exit(exit)) for exit in recipe.evaluate.exits]
-    return Table(("", "name", "stands for"), tuple(rows), left=2, wide=True, folded=True,
+    return Table(("what", "name", "stands for"), tuple(rows), left=2, wide=True, folded=True,
                  caption="What the names of models and exits stand for")  # fmt: skip
 
 

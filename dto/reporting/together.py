@@ -51,7 +51,8 @@ def batch_section(report: Report) -> Section | None:
 
 def _by_k(rows: Sequence[BatchRow]) -> Table:
     return Table(
-        ("k", "answers", "accuracy %", "gain, points", "tokens", "% of k = 1", "trunc.", "failed"),
+        ("k", "answers", "accuracy %", "gain, points", "tokens", "% of k = 1", "truncated",
+         "failed"),
         tuple(
             (
                 str(row.k), f"{row.answers:,}",
