@@ -312,6 +312,14 @@ def test_nothing_saved_never_pays(make_run: Callable[..., Path]) -> None:
     assert " ".join(paid_for(even)).endswith("it never pays.")
 
 
+def test_what_takes_more_never_pays(make_run: Callable[..., Path]) -> None:
+    base = report(make_run()).rows[0]
+    dearer = replace(base, tokens_mean=base.tokens_mean + 6)
+    even = break_even([], base, dearer, Estimate(-6.0, -9.0, -2.0, 10, 10))
+    said = "The trained model takes 6.0 (2.0…9.0) tokens more a question: it never pays."
+    assert paid_for(even)[1] == said
+
+
 def test_what_may_not_pay_says_so(make_run: Callable[..., Path]) -> None:
     base = report(make_run()).rows[0]
     cheaper = replace(base, tokens_mean=base.tokens_mean - 1)

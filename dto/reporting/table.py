@@ -152,17 +152,21 @@ def cost_lines(costs: Sequence[StageCost], even: BreakEven | None) -> list[str]:
 
 def paid_for(even: BreakEven) -> list[str]:
     """What was spent and what a question saves; after how many of them that is paid for."""
-    saved = number(even.tokens_saved_per_question, 1)
-    if not isnan(even.tokens_saved_low):
-        saved += f" ({number(even.tokens_saved_low, 1)}…{number(even.tokens_saved_high, 1)})"
+    ends = (even.tokens_saved_low, even.tokens_saved_high)
+    saved = _with_ends(even.tokens_saved_per_question, *ends)
     spent = (
         f"Spent on optimizing and training: {even.tokens_spent:,} tokens, generated or trained on."
     )
     if even.questions is None:
+        if even.tokens_saved_per_question < 0:
+            more = _with_ends(-even.tokens_saved_per_question, -ends[1], -ends[0])
+            took = f"takes {more} tokens more"
+        else:
+            took = f"saves {saved} tokens"
         best = "it never pays"
         if even.questions_low is not None:
             best = f"that never pays, at the interval's better end after {even.questions_low:,}"
-        return [spent, f"The trained model saves {saved} tokens a question: {best}."]
+        return [spent, f"The trained model {took} a question: {best}."]
     after = f"{even.questions:,}"
     if even.questions_low is not None:
         last = "never" if even.questions_high is None else f"{even.questions_high:,}"
@@ -175,6 +179,11 @@ def paid_for(even: BreakEven) -> list[str]:
         f"Saved by the trained model: {saved} a question.",
         f"Paid for after {after} questions{by_flops}.",
     ]
+
+
+def _with_ends(value: float, low: float, high: float) -> str:
+    ends = "" if isnan(low) else f" ({number(low, 1)}…{number(high, 1)})"
+    return number(value, 1) + ends
 
 
 def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) -> list[str]:

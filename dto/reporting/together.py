@@ -25,7 +25,8 @@ def batch_section(report: Report) -> Section | None:
     if found is not None and found.rows:
         text.append("k questions stand in one prompt; k = 1 is each asked alone. Tokens of a "
                     "response count in equal parts for its questions; gains and shares are "
-                    "against the same questions asked alone.")  # fmt: skip
+                    "against the same questions asked alone. Coloured lines are questions by how "
+                    "often they are right alone, on the other half of the samples.")  # fmt: skip
         tables.append(_by_k(found.rows))
     if found is not None and found.labels is not None:
         tables.append(_counts(found.labels))
