@@ -17,7 +17,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
 from dto import tables
-from dto.cli import _recipe
+from dto.commands.target import read_target
 from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.records import (
     EvaluationRow,
@@ -314,7 +314,7 @@ def test_the_command_gives_the_same_recipe(changes: dict[str, Any], tmp_path: Pa
     words = shlex.split(found.command.replace("\\\n", ""))
     assert words[:3] == ["dto", "run", "pipelines/quickstart.yaml"]
     sets = [word for word in words[3:] if word != "--set"]
-    again, _ = _recipe(words[2], sets)
+    again, _ = read_target(words[2], sets)
     assert again == recipe
 
 

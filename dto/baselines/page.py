@@ -13,7 +13,7 @@ from dto.reporting.accounts import reproduce_section
 from dto.reporting.page import Section, Table, drawn, render_page
 
 if TYPE_CHECKING:
-    from dto.baselines.report import Comparison, MethodRow
+    from dto.baselines.records import Comparison, MethodRow
 
 
 def compare_page(run: Path, recipe: Recipe, result: Comparison) -> str:

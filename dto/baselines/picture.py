@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from dto.reporting.picture import COLOURS, INK, MARKERS, TEXT, legend_marks, plain
 
 if TYPE_CHECKING:
-    from dto.baselines.report import MethodRow
+    from dto.baselines.records import MethodRow
 
 
 def draw(rows: Sequence[MethodRow], directory: Path, title: str) -> list[Path]:

@@ -14,7 +14,10 @@ def view(
     out: Annotated[Path | None, typer.Option(help="The file; RUN/view.html by default.")] = None,
     no_open: Annotated[bool, typer.Option("--no-open", help="Write the file only.")] = False,
 ) -> None:
-    """Trajectories, exits, prunes, pairs and early exits of a run, in one file for the browser."""
+    """Look at trajectories in the browser: one HTML file.
+
+    Segments, exits, prunes, pairs and early exits, of a run that may still be under way.
+    """
     from dto.viewer.page import view as write
 
     path = write(run, out)

@@ -26,8 +26,8 @@ from dto.recipe import Recipe
 from dto.reporting.accounts import DROPPED
 from dto.reporting.cost import stage_costs
 from dto.runs import manifest
+from dto.runs.graph import STAGES
 from dto.runs.plan import PROMPTS
-from dto.runs.run import STAGES
 from dto.tasks import TASKS
 
 UNKNOWN = "unknown"

@@ -21,7 +21,7 @@ import yaml
 from dto.prompts import resource
 from dto.recipe import Recipe, load_recipe
 from dto.runs import manifest
-from dto.runs.run import STAGES, Run
+from dto.runs.graph import STAGES, needed
 
 MOST_CHANGES = 12
 """With more changes than these a command says less than the recipe itself."""
@@ -99,12 +99,12 @@ def reproduction(run: Path, recipe: Recipe) -> Reproduction:
 def _command(run: Path, recipe: Recipe, target: str, finished: list[str]) -> str:
     """What computes the stages that are finished: not all that the recipe asks for, or more."""
     suffix = " --allow-code-execution" if _runs_programs(run) else ""
-    needed = Run(run, recipe, resume=False, lock=-1).needed()
+    owed = needed(recipe)
     stages = [stage for stage in finished if stage not in ("problems", "test")]
     if recipe.compare.methods or not stages:
         stages = ["run"]
-    elif {*needed} <= {*finished, "report"}:
-        stages = ["run", *(stage for stage in stages if stage not in needed)]
+    elif {*owed} <= {*finished, "report"}:
+        stages = ["run", *(stage for stage in stages if stage not in owed)]
     again = shlex.quote(f"runs/{public_name(recipe.name)}")
     lines = [f"dto {stages[0]} {target}{suffix}"]
     lines += [f"dto {stage} {again}{suffix}" for stage in stages[1:]]

@@ -14,7 +14,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from dto import tables
-from dto.drqa.feed import _pass_rates
+from dto.drqa.feed import pass_rates
 from dto.drqa.probe import format_probe
 from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.errors import DtoError
@@ -23,7 +23,7 @@ from dto.nano import resolve
 from dto.pipeline import run_stages
 from dto.recipe import Recipe
 from dto.records import Dropped, Problem, Trajectory
-from dto.runs.run import Run, open_run
+from dto.runs.run import open_run
 from dto.seeds import derive
 from dto.stages.batch import batch
 from dto.stages.chain import batch_chains, vanilla_chain
@@ -186,8 +186,8 @@ def test_every_question_is_accounted_for(run):
     assert not [chain for chain in chains if "uestion" in chain.text]
 
 
-def test_pass_rates_are_those_of_the_samples(run):
-    rates = _pass_rates(Run(run, Recipe.model_validate(RECIPE), False, -1))
+def testpass_rates_are_those_of_the_samples(run):
+    rates = pass_rates(run / "sample" / "rows.parquet")
     grades: dict[str, list[bool]] = {}
     for row in tables.read(run / "sample" / "rows.parquet", Trajectory):
         grades.setdefault(row.problem_id, []).append(row.grade == "correct")
