@@ -57,7 +57,7 @@ def comparison(
 def test_ranks_and_differences(tmp_path: Path) -> None:
     result = report([comparison(tmp_path / "a", 200)])
     page = (tmp_path / "a" / "compare" / "compare.html").read_text("utf-8")
-    assert all(f'<td class="left">{row.method}</td>' in page for row in result.rows)
+    assert all(f'<th scope="row" class="left">{row.method}</th>' in page for row in result.rows)
     assert str(tmp_path) not in page and "dto run" in page
     base, good, same = result.rows
     assert (base.accuracy, good.accuracy) == (0.25, 0.5)
