@@ -23,6 +23,7 @@ Decision = Literal["above", "below", "undecided"]
 Outcome = Literal["shortened", "repaired", "unchanged", "not_shorter"]
 VerdictKind = Literal["keep", "redundant", "meaningless", "harmful", "unjudged"]
 STAYS: tuple[VerdictKind, ...] = ("keep", "unjudged")  # the others propose a removal
+NOT_RUN = "no_code_execution"  # the reason of a program that nobody allowed to be run
 
 
 class Displayed:

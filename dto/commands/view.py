@@ -23,7 +23,8 @@ def view(
     from dto.viewer.page import view as write
 
     path = write(run, out)
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    size = path.stat().st_size
+    print(f"{path}: " + (f"{size / 1e6:.1f} MB" if size > 1e6 else f"{size / 1e3:.0f} kB"))
     if not no_open and not (_has_screen() and webbrowser.open(path.resolve().as_uri())):
         print("there is no browser here: open the file yourself")
 

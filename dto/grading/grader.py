@@ -14,7 +14,7 @@ from dto.grading.harness import last_block
 from dto.grading.pool import UNREADABLE_GOLD, ComparisonError, WorkerPool
 from dto.grading.published import Rules, decide
 from dto.grading.sandbox import Limits, Sandbox, SandboxError
-from dto.records import AnswerKind, Grade
+from dto.records import NOT_RUN, AnswerKind, Grade
 
 logger = logging.getLogger("dto")
 
@@ -169,7 +169,7 @@ class Grader:
                     "library Grader(allow_code_execution=True)) runs them in a sandbox"
                 )
             self._told = True
-            return Graded("failed", shown, "no_code_execution")
+            return Graded("failed", shown, NOT_RUN)
         if not response.strip():
             return Graded("wrong", shown)
         key = _Key(gold, response, "code")

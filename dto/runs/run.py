@@ -12,9 +12,11 @@ from typing import Any
 
 import yaml
 
+from dto import tables
 from dto.errors import DtoError, RunConflictError, disk_errors
 from dto.prompts import JUDGE
 from dto.recipe import Recipe, load_recipe
+from dto.records import NOT_RUN
 from dto.runs import content, manifest
 from dto.runs.graph import STAGES, asks_model, before, settings_of, settings_read, test_stage
 
@@ -106,14 +108,20 @@ class Run:
         if begun is None:
             return False
         differing = manifest.differences(begun["config"], config)
-        if not differing:
+        unrun = self._programs_not_run(stage)
+        if not differing and not unrun:
             return manifest.read(self / stage) is not None
+        if unrun and not self.resume:
+            raise RunConflictError(
+                f"{self / stage} holds {unrun:,} programs that were not run; --resume computes the "
+                "stage again and runs them"
+            )
         if not self.resume:
             raise RunConflictError(
                 f"{self / stage} was computed with other settings: {', '.join(differing)}; "
                 "--resume computes it again and goes on, --overwrite begins the run anew"
             )
-        if stage == "evaluate":
+        if stage == "evaluate" and not unrun:
             from dto.runs.arms import keep_arms
 
             # A change of the run's own problems changes what all arms share: nothing is kept then.
@@ -122,6 +130,13 @@ class Run:
         else:
             self.clear(stage)
         return False
+
+    def _programs_not_run(self, stage: str) -> int:
+        """How many answers of a finished stage are failed for want of what this run now allows."""
+        if not self.allow_code_execution or stage not in ("sample", "evaluate"):
+            return 0
+        path = self.table(stage)
+        return tables.count(path, reason=NOT_RUN) if path.exists() else 0
 
     def clear(self, stage: str) -> None:
         """Forget a stage; those after it are computed again when something else comes out."""

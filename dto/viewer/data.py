@@ -67,6 +67,8 @@ class RunTables:
         if evaluated.compared(path):
             states.setdefault("evaluate", "compared")
         if "sample" not in states and "evaluate" not in states:
+            if not (path / "recipe.yaml").is_file():
+                raise DtoError(f"{path} is no run: it holds no recipe.yaml; give what `dto run` wrote")
             raise DtoError(
                 f"{path} has neither trajectories nor answers to show: start `dto sample {path}` "
                 "or `dto evaluate` first"

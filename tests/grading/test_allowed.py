@@ -9,7 +9,7 @@ import pytest
 
 from dto import tables
 from dto.cli import app
-from dto.errors import RecipeError
+from dto.errors import RecipeError, RunConflictError
 from dto.nano.corpus import chain_problems
 from dto.records import EvaluationRow
 
@@ -40,6 +40,13 @@ def test_the_flag_of_the_command(tmp_path: Path, allowed: bool) -> None:
         }
     else:
         assert graded == {("failed", "no_code_execution")}
+        again = ["evaluate", str(run), "--allow-code-execution"]
+        with pytest.raises(RunConflictError, match="holds 6 programs that were not run; --resume"):
+            app(again, standalone_mode=False)
+        app([*again, "--resume"], standalone_mode=False)
+        app(again, standalone_mode=False)  # and now that stands
+        found = tables.read(run / "evaluate" / "rows.parquet", EvaluationRow)
+        assert {row.grade for row in found} == {"wrong"}
 
 
 def test_no_recipe_can_allow_it(tmp_path: Path) -> None:
