@@ -68,7 +68,7 @@ class RunTables:
             states.setdefault("evaluate", "compared")
         if "sample" not in states and "evaluate" not in states:
             if not (path / "recipe.yaml").is_file():
-                raise DtoError(f"{path} is no run: it holds no recipe.yaml; give what `dto run` wrote")
+                raise DtoError(f"{path} is no run: there is no recipe.yaml in it")
             raise DtoError(
                 f"{path} has neither trajectories nor answers to show: start `dto sample {path}` "
                 "or `dto evaluate` first"

@@ -182,6 +182,9 @@ def test_what_was_dropped_stands_with_its_row(run: Path) -> None:
 def test_what_is_no_run_is_an_error_in_one_line(tmp_path: Path, run: Path) -> None:
     with pytest.raises(DtoError, match="is no run: give the directory"):
         RunTables.open(tmp_path / "nothing")
+    with pytest.raises(DtoError, match=r"is no run: there is no recipe\.yaml in it"):
+        RunTables.open(tmp_path)
+    (tmp_path / "recipe.yaml").touch()
     with pytest.raises(
         DtoError, match="neither trajectories nor answers to show: start `dto sample"
     ):
