@@ -31,10 +31,12 @@ from dto.hub.layout import (
     TABLES,
     Table,
     by_config,
+    follows,
 )
 from dto.hub.private import Private, redact_table, without_servers
 from dto.recipe import Recipe, make_recipe
 from dto.runs import content, manifest
+from dto.seeds import content_id
 
 _KEPT = (
     "stage", "digest", "config", "content", "rows", "groups", "dropped", "usage", "judge_usage",
@@ -168,8 +170,17 @@ def build(
             "redacted": redacted, "withheld": list(without), "left_out": list(left_out),
             "digests": digests, **(stated or {}),
         }  # fmt: skip
-        (folder / MARK).write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")
+        write_mark(folder, mark)
     return Published(stages, tuple(redacted), without, left_out)
+
+
+def write_mark(folder: Path, said: Mapping[str, Any]) -> None:
+    """Write the mark: what a folder is of, with a hash of all that does not only follow from it."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    deciding = sorted(name for name in names if not follows(name) and name != MARK)
+    held = content_id(*(f"{name}\n{content.of_path(folder / name)}" for name in deciding))
+    text = json.dumps({**said, "content": held}, indent=2, ensure_ascii=False) + "\n"
+    (folder / MARK).write_text(text, encoding="utf-8")
 
 
 def data_files(folder: Path) -> Iterator[tuple[Table, dict[str, str]]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dto.errors import DtoError, disk_errors
 from dto.hub.card import TAGS, changed_settings, cited, render_card
-from dto.hub.folder import check_chain, link
+from dto.hub.folder import check_chain, link, write_mark
 from dto.hub.layout import FORMAT, MARK
 from dto.hub.origins import Origin
 from dto.hub.private import Private
@@ -68,7 +68,7 @@ def build_model(
             "digests": digests, "license": license,
             "sources": [str(each) for each in (base, *sources)],
         }  # fmt: skip
-        (folder / MARK).write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")
+        write_mark(folder, mark)
         card = _card(run, name, recipe, private, done, base, sources, license)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return card

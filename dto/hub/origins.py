@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -140,4 +141,5 @@ def with_license(source: Origin, kind: Kind = "dataset") -> Origin:
     license = stated.get("license") if stated is not None else None
     if isinstance(license, list):
         license = ", ".join(map(str, license))
-    return replace(source, license=str(license)) if license else source
+    known = re.fullmatch(r"[\w.+-]+(, [\w.+-]+)*", str(license or ""))
+    return replace(source, license=known[0]) if known else source

@@ -111,7 +111,8 @@ def _arrange(begun: Path, name: str) -> tuple[str, ...]:
     mark = _json(begun / MARK)
     if not isinstance(mark, dict) or mark.get("format") != FORMAT:
         raise DtoError(f"{name} was published by another version of dto: update dto")
-    withheld = [stage for stage in ASKING if stage in (mark.get("withheld") or ())]
+    said = mark.get("withheld")
+    withheld = [stage for stage in ASKING if isinstance(said, list) and stage in said]
     for path in begun.iterdir():
         if path.is_dir() and path.name in withheld:
             (path / "manifest.json").unlink(

@@ -363,8 +363,9 @@ def test_nothing_private_goes_up(
 @pytest.mark.parametrize(
     ("where", "text", "said"),
     [
-        ("pair", "the key is hf_" + "A1" * 17, "pair/rows.parquet holds a key in column chosen"),
-        ("pair", "a-secret-of-alice", "pair/rows.parquet holds the value of ALICE_API_KEY"),
+        ("pair", "the key is hf_" + "A1" * 17, "column chosen holds a key: nothing is uploaded"),
+        ("pair", "a-secret-of-alice", "column chosen holds the value of ALICE_API_KEY"),
+        ("pair", "see /home/alice/notes", "column chosen holds a local path or a server: nothing"),
         ("recipe", "/data/private/notes.txt explains it", "holds the local path 'notes.txt'"),
     ],
 )
@@ -377,6 +378,7 @@ def test_what_remains_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ALICE_API_KEY", "a-secret-of-alice")
+    monkeypatch.setenv("HOME", "/home/alice")
     if where == "recipe":
         system = run.recipe.model.model_copy(update={"system": f"Read {text}"})
         run = Run(run.path, run.recipe.model_copy(update={"model": system}), False, run.lock)
