@@ -8,9 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from shutil import copyfile
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 import yaml
@@ -20,7 +19,8 @@ from dto import tables
 from dto.drqa.classes import WORDINGS
 from dto.hub.folder import Published, data_files
 from dto.hub.origins import Origin, models
-from dto.hub.results import Result
+from dto.hub.private import Private
+from dto.hub.results import results
 from dto.problems import prompt_of
 from dto.prompts import JUDGE, render
 from dto.recipe import Recipe
@@ -29,6 +29,7 @@ from dto.reporting.cost import stage_costs
 from dto.runs import manifest
 from dto.runs.plan import PROMPTS
 from dto.runs.run import STAGES
+from dto.stages.report import Report, draw_report
 
 TAGS = ("dto", "reasoning", "overthinking")
 _LENGTHS = (
@@ -57,35 +58,38 @@ CITATIONS: Mapping[str, tuple[str, str]] = {
 }
 
 
-def write_card(
-    run: Path,
-    folder: Path,
-    name: str,
-    recipe: Recipe,
-    published: Published,
-    sources: Sequence[Origin],
-    test_sources: Sequence[Origin],
-    license: str | None,
-    results: Sequence[Result],
-) -> str:
-    """Write `README.md` and the pictures below `folder`; the text of the card.
+class Shown(NamedTuple):
+    """What a card says beside the tables: its name on the Hub, licence, sources, evaluation.
 
-    `recipe` is the one that is shown (:func:`dto.hub.folder.shared_recipe`); `name` is the
-    dataset's on the Hub. With `results` the picture of the run's own report comes along.
+    `recipe` is the one that others may read (:func:`dto.hub.folder.shared_recipe`).
     """
+
+    name: str
+    recipe: Recipe
+    license: str | None
+    sources: Sequence[Origin]
+    test_sources: Sequence[Origin]
+    report: Report | None
+
+
+def write_card(
+    run: Path, folder: Path, shown: Shown, published: Published, private: Private
+) -> str:
+    """Write `README.md` and the pictures below `folder`; the text of the card."""
     from huggingface_hub import DatasetCardData
 
+    recipe, name = shown.recipe, shown.name
     configs = list(data_files(folder))
     rows = {
         table.config: sum(tables.count(folder / path) for path in paths.values())
         for table, paths in configs
     }
     lengths = _lengths(folder)
-    pictures = _pictures(run, folder, lengths, bool(results))
+    pictures = _pictures(folder, lengths, shown.report)
     total = sum(rows.values())
     first = manifest.read(folder / published.stages[0]) or {}
     data = DatasetCardData(
-        license=license,
+        license=shown.license,
         task_categories=["text-generation"],
         size_categories=next((size for most, size in _SIZES if total < most), "n>1M"),
         pretty_name=recipe.name,
@@ -106,10 +110,10 @@ def write_card(
         recipe=recipe,
         changed=changed_settings(recipe),
         configs=[(table, paths, rows[table.config]) for table, paths in configs],
-        sources=sources,
-        test_sources=test_sources,
+        sources=shown.sources,
+        test_sources=shown.test_sources,
         models=models(recipe),
-        results=results,
+        results=[] if shown.report is None else results(shown.report, private),
         prompts=_prompts(recipe, published.stages),
         dropped=_dropped(folder, (*published.stages, *published.withheld)),
         lengths=_length_lines(lengths),
@@ -230,7 +234,7 @@ def _length_lines(
 
 
 def _pictures(
-    run: Path, folder: Path, lengths: Mapping[str, Sequence[int]], evaluated: bool
+    folder: Path, lengths: Mapping[str, Sequence[int]], report: Report | None
 ) -> list[tuple[str, str]]:
     from dto.hub.picture import draw_lengths
 
@@ -240,8 +244,9 @@ def _pictures(
     if any(lengths.values()):
         draw_lengths(lengths, images / "lengths.png")
         found.append(("images/lengths.png", "Tokens of the responses"))
-    if evaluated:
-        copyfile(run / "report" / "report.png", images / "report.png")
+    if report is not None:
+        draw_report(report, images)
+        (images / "report.svg").unlink()
         found.append(("images/report.png", "Accuracy against tokens, with 95 % intervals"))
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from math import isfinite
@@ -96,12 +95,12 @@ def _card(
 ) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    from dto.stages.report import report
+    from dto.stages.report import measure
 
     evaluated = manifest.read(run / "evaluate") is not None
     if evaluated:
         check_chain(run, ["evaluate"])  # or these would be the results of another model
-    found = report(run) if evaluated else None
+    found = measure(run) if evaluated else None
     measured = []
     for row in found.rows if found else ():
         if row.model != "trained":

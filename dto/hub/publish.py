@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from dto.errors import DtoError
 from dto.hub import folder as folders
-from dto.hub.card import write_card
+from dto.hub.card import Shown, write_card
 from dto.hub.model import build_model
 from dto.hub.origins import (
     Origin,
@@ -23,11 +23,10 @@ from dto.hub.origins import (
     withheld,
 )
 from dto.hub.private import private_of
-from dto.hub.results import results
 from dto.hub.search import Search
 from dto.hub.upload import Kind, Uploaded, upload
 from dto.runs.run import Run
-from dto.stages.report import report
+from dto.stages.report import measure
 
 logger = logging.getLogger("dto")
 
@@ -85,9 +84,9 @@ def publish(
         published = folders.build(
             run.path, target, run.recipe, private_things, only, hidden, stated
         )
-        evaluated = "evaluate" in published.stages
-        found = results(report(run.path), private_things) if evaluated else []
-        card = write_card(run.path, target, name, shared, published, sources, tested, own, found)
+        found = measure(run.path) if "evaluate" in published.stages else None
+        shown = Shown(name, shared, own, sources, tested, found)
+        card = write_card(run.path, target, shown, published, private_things)
         _tell(run, published)
     for remark in Search(target, private_things, name).remarks():
         logger.warning("%s", remark)
