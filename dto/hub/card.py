@@ -92,7 +92,7 @@ def write_card(
         license=shown.license,
         task_categories=["text-generation"],
         size_categories=next((size for most, size in _SIZES if total < most), "n>1M"),
-        pretty_name=recipe.name,
+        pretty_name=in_block(recipe.name),
         tags=[*TAGS, *(["preference", "trl"] if "pairs" in rows else [])],
         configs=[
             {

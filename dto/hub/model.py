@@ -8,7 +8,7 @@ from math import isfinite
 from pathlib import Path
 
 from dto.errors import DtoError, disk_errors
-from dto.hub.card import TAGS, changed_settings, cited, render_card
+from dto.hub.card import TAGS, changed_settings, cited, in_block, render_card
 from dto.hub.folder import check_chain, link, write_mark
 from dto.hub.layout import FORMAT, MARK
 from dto.hub.origins import Origin
@@ -116,7 +116,7 @@ def _card(
                     EvalResult(
                         task_type="text-generation",
                         dataset_type=dataset,
-                        dataset_name=row.task or recipe.name,
+                        dataset_name=in_block(row.task or recipe.name),
                         dataset_split="test",
                         dataset_revision=revision,
                         metric_type=metric,
