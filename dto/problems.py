@@ -226,7 +226,9 @@ def read_source(
             else datasets.load_dataset(source, subset, revision=revision)
         )
     except Exception as error:  # datasets raises whatever its file systems and parsers do
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        several = lines[0].startswith("Config name is missing") and lines[1:]
+        first = " ".join(lines[:2]) if several else lines[0]
         raise DtoError(f"dataset {source!r} cannot be loaded: {first}") from error
     if isinstance(loaded, datasets.Dataset):
         return {None: loaded}

@@ -209,7 +209,7 @@ class Run:
         begun = self._begun(stage)
         if begun is None:
             return False
-        if begun["config"] == dict(config):
+        if not manifest.differences(begun["config"], config):  # a newer None is no difference
             return manifest.read(self / stage) is not None
         if not self.resume:
             differing = ", ".join(manifest.differences(begun["config"], config))

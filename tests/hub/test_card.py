@@ -75,7 +75,7 @@ def test_what_cannot_be_seen_is_written_out(run: Run, hub: Hub) -> None:
         assert unseen not in text
     outside = "".join(body.split("```")[::2])
     assert "<script>" not in outside and "<b>" not in outside
-    (line,) = (line for line in body.splitlines() if line.startswith("| pair |"))
+    line = next(line for line in body.splitlines() if line.startswith("| pair |"))
     assert line.replace("\\|", "").count("|") == 5
     assert "שלום" in body and "👩‍🔬" in body
 

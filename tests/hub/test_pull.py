@@ -16,6 +16,7 @@ from dto.pipeline import run_stages
 from dto.recipe import load_recipe
 from dto.runs import content, manifest
 from dto.runs.run import Run, open_run
+from tests.hub.conftest import ROOT
 from tests.hub.server import OWNER, Fault, Hub
 from tests.hub.test_publish import KEY, NAME, leaky
 
@@ -60,6 +61,26 @@ def test_there_and_back(finished: Run, hub: Hub, caplog: pytest.LogCaptureFixtur
     finally:
         back.close()
     assert again is not None and not again.changed and len(hub.repos[KEY].commits) == 2
+
+
+def test_questions_asked_together_come_back(
+    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    changes = {
+        "name": "together", "problems.train": 12, "problems.dev": 2, "problems.test": 2,
+        "sample.samples": 2, "sample.max_tokens": 400, "batch.k": [2], "batch.samples": 2,
+    }  # fmt: skip
+    stages = ("problems", "sample", "batch", "chain", "label")
+    run = open_run(Path("runs/together"), load_recipe(ROOT / "pipelines/drqa.yaml", changes))
+    run_stages(run, stages)
+    publish(run, NAME)
+    assert pull(NAME, OUT) == tuple(sorted(stages))
+    caplog.set_level("INFO", "dto")
+    caplog.clear()
+    go_on(OUT, *stages)
+    assert caplog.text.count("done before") == len(stages)
+    assert same_tables(run.path, OUT, stages)
 
 
 @pytest.mark.parametrize("stage", ["sample", "estimate", "pair"])
