@@ -127,7 +127,7 @@ def _card(
     base_model = recipe.model.name if recipe.model.name.count("/") == 1 else None
     data = ModelCardData(
         base_model=base_model,
-        **({"base_model_relation": "finetune"} if base_model else {}),
+        base_model_relation="finetune" if base_model else None,
         datasets=[name],
         eval_results=measured or None,
         model_name=name.rpartition("/")[2],
@@ -146,6 +146,7 @@ def _card(
         sources=sources,
         done=done,
         results=results(found, private, ("base", "trained")) if found else [],
+        plain=found.plain if found else "",
         citations=cited(recipe, ("train", *(["evaluate"] if found else []))),
     )
 

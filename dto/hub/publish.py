@@ -120,7 +120,7 @@ def _tell(run: Run, published: folders.Published) -> None:
 def check_name(name: str) -> None:
     """Raises DtoError for what is no `user/name`."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     with suppress(HFValidationError):
         validate_repo_id(name)

@@ -53,7 +53,7 @@ class Search:
 
         Raises DtoError where something private remains.
         """
-        found = []
+        found: list[str] = []
         for path in sorted(self.folder.rglob("*")):
             if path.is_file():
                 name = path.relative_to(self.folder).as_posix()

@@ -10,6 +10,7 @@ So an upload that breaks off leaves nothing to be seen, and the same command sen
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -203,5 +204,11 @@ def _status(error: BaseException | None) -> int | None:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(status, int):
             return status
+        if said := _IN_WORDS.search(str(error)):
+            return int(said[1])
         error = error.__cause__
     return None
+
+
+_IN_WORDS = re.compile(r"HTTP status (?:client|server) error \((\d{3})\b")
+"""How the client of the Xet storage, which is no Python, tells a status."""

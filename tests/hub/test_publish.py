@@ -91,6 +91,20 @@ def test_what_breaks_off_is_not_seen_and_is_completed(
     assert not {f"PUT /lfs/{oid}" for oid in sent} & set(hub.requests)  # not sent again
 
 
+@pytest.mark.parametrize(("status", "said"), [(403, "no right to write"), (500, "answered 500")])
+def test_what_the_storage_of_large_files_refuses(
+    status: int, said: str, run: Run, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Hub's own storage is Xet; its client asks the Hub for leave first."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    hub.faults.append(Fault("GET", "/xet-write-token", times=99, status=status))
+    with pytest.raises(DtoError, match=said):
+        publish(run, NAME)
+    assert list(published(hub)) == [".gitattributes"]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    assert publish(run, NAME).uploaded.changed  # type: ignore[union-attr]
+
+
 def test_a_few_lost_connections_are_got_over(run: Run, hub: Hub) -> None:
     hub.faults += [Fault("PUT", "/lfs/", times=3), Fault("PUT", "/lfs/", times=2, status=500)]
     assert publish(run, NAME).uploaded.changed  # type: ignore[union-attr]
