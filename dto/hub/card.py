@@ -81,12 +81,12 @@ def write_card(
     recipe, name = shown.recipe, shown.name
     configs = list(data_files(folder))
     rows = {
-        table.config: sum(tables.count(folder / path) for path in paths.values())
+        table.config: {split: tables.count(folder / path) for split, path in paths.items()}
         for table, paths in configs
     }
     lengths = _lengths(folder)
     pictures = _pictures(folder, lengths, shown.report)
-    total = sum(rows.values())
+    total = sum(sum(counts.values()) for counts in rows.values())
     first = manifest.read(folder / published.stages[0]) or {}
     data = DatasetCardData(
         license=shown.license,
@@ -109,7 +109,7 @@ def write_card(
         name=name,
         recipe=recipe,
         changed=changed_settings(recipe),
-        configs=[(table, paths, rows[table.config]) for table, paths in configs],
+        configs=[(table, rows[table.config]) for table, _ in configs],
         sources=shown.sources,
         test_sources=shown.test_sources,
         models=models(recipe),

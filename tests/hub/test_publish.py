@@ -91,7 +91,9 @@ def test_what_breaks_off_is_not_seen_and_is_completed(
     assert not {f"PUT /lfs/{oid}" for oid in sent} & set(hub.requests)  # not sent again
 
 
-@pytest.mark.parametrize(("status", "said"), [(403, "no right to write"), (500, "answered 500")])
+@pytest.mark.parametrize(
+    ("status", "said"), [(403, "no right to write"), (401, "does not accept the token")]
+)
 def test_what_the_storage_of_large_files_refuses(
     status: int, said: str, run: Run, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
