@@ -31,7 +31,8 @@ from dto.pipeline import run_stages
 from dto.prompts import resource
 from dto.recipe import load_recipe
 from dto.reporting.comparison import Comparison
-from dto.runs.run import STAGES, open_run
+from dto.runs.graph import STAGES
+from dto.runs.run import open_run
 from dto.stages.report import Report, report
 
 SEEDS = (0, 1, 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -10,32 +9,32 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, NoReturn
 
 import typer
-import yaml
 
-from dto.cli_grade import grade
+from dto import __version__
+from dto.commands.doctor import doctor
+from dto.commands.grade import grade
 from dto.commands.hub import add_hub
+from dto.commands.nano import nano
 from dto.commands.pilot import add_pilot
+from dto.commands.target import packaged, parse_changes, read_target
+from dto.commands.tasks import tasks
 from dto.commands.view import view
-from dto.errors import DtoError, RecipeError
-from dto.recipe import Recipe, load_recipe, make_recipe
-from dto.runs.run import STAGES, Run, open_run
-from dto.tasks.command import tasks
+from dto.errors import NO_ROOM, DtoError, RecipeError
+from dto.recipe import Recipe, make_recipe
+from dto.runs.graph import STAGES, needed
+from dto.runs.run import Run, open_run
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Find the early exits in a model's thinking, train on them, leave by them.",
+    help="Find, measure and remove overthinking in reasoning models.",
+    epilog="Begin with `dto run quickstart`: CPU only, nothing to download. Look: `dto view RUN`.",
 )
-nano = typer.Typer(no_args_is_help=True, help="The embedded model.")
-app.add_typer(nano, name="nano")
-app.add_typer(tasks, name="tasks")
-app.command()(grade)
-app.command()(view)
 
 Target = Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run directory.")]
 Out = Annotated[Path | None, typer.Option(help="Run directory; runs/NAME by default.")]
@@ -46,39 +45,42 @@ Code = Annotated[
     bool,
     typer.Option("--allow-code-execution", help="Run programs that a model wrote, in a sandbox."),
 ]
-Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: sample.samples=8; repeat."),
+]
+
+_DOES = {
+    "problems": "Read the questions and gold answers; split them.",
+    "sample": "Let the model answer the training problems.",
+    "batch": "Ask several questions in one prompt (DRQA).",
+    "segment": "Cut each thinking into its patterns.",
+    "estimate": "Estimate p(correct) when leaving at each boundary.",
+    "optimize": "Leave at the first good exit; finalize the answer.",
+    "prune": "Judge patterns; drop what rollouts confirm is spare.",
+    "pair": "Build the pairs of chosen and rejected to train on.",
+    "chain": "Cut batch responses into a chain a question (DRQA).",
+    "label": "Label chains as concise, verbose or wrong (DRQA).",
+    "train": "Train; keep the best checkpoint on dev problems.",
+    "evaluate": "Answer the test problems, every model at every exit.",
+    "report": "Sum up: a table here, report.html to send around.",
+}
+"""What `dto --help` says of each stage."""
 
 
-def _recipe(target: str, changes: list[str] | None) -> tuple[Recipe, Path]:
-    """The recipe that a file, a packaged recipe or a run directory holds, and the run directory."""
-    path = Path(target)
-    if path.is_dir():
-        return load_recipe(path / "recipe.yaml", _parsed(changes)), path
-    recipe = load_recipe(path if path.exists() else _packaged(path) or path, _parsed(changes))
-    return recipe, Path("runs") / recipe.name
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"dto {__version__}")
+        raise typer.Exit
 
 
-def _packaged(path: Path) -> Path | None:
-    from dto.prompts import resource
-
-    name = f"{path.name.removesuffix('.yaml')}.yaml"
-    folder = "baselines" if path.parent.name == "baselines" else ""
-    packaged = Path(str(resource("pipelines"))) / folder / name
-    known = path.parent.name in ("", "pipelines", "baselines")
-    return packaged if packaged.is_file() and known else None
-
-
-def _parsed(changes: list[str] | None) -> dict[str, Any]:
-    parsed: dict[str, Any] = {}
-    for change in changes or []:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise RecipeError(f"--set {change!r}: write it as key=value, as in sample.samples=4")
-        try:
-            parsed[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise RecipeError(f"--set {change!r}: {value!r} is not a YAML value") from None
-    return parsed
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_version, help="Show it and exit."),
+    ] = False,
+) -> None: ...
 
 
 def _within(run: Run, work: Callable[[Run], None], again: str = "run") -> None:
@@ -115,7 +117,7 @@ def run_all(
     changes: Changes = None,
 ) -> None:
     """Every stage of a recipe; resumes where it stopped."""
-    recipe, place = _recipe(target, changes)
+    recipe, place = read_target(target, changes)
     if pilot is not None and not dry_run:
         from dto.forecast import run_pilot
 
@@ -138,7 +140,9 @@ def run_all(
         return
     from dto.pipeline import run_stages
 
-    _within(run, lambda held: _print(run_stages(held, held.needed())))
+    _within(run, lambda held: _print(run_stages(held, needed(recipe))))
+    if (run.path / "report/report.html").exists():
+        print(f"\nThe page: {run.path}/report/report.html. Its trajectories: dto view {run.path}")
 
 
 def _compute(
@@ -165,13 +169,15 @@ def _stage_command(stage: str) -> None:
         code: Code = False,
         changes: Changes = None,
     ) -> None:
-        recipe, place = _recipe(target, changes)
+        recipe, place = read_target(target, changes)
         if stage == "report" and recipe.compare.methods:
             _report_comparison(out or place)
             return
         _compute(stage, recipe, out or place, resume, overwrite, code)
 
-    app.command(stage, help=f"The stage {stage} alone.")(command)
+    app.command(stage, help=f"{_DOES[stage]}\n\nThis stage alone, from the tables before it.")(
+        command
+    )
 
 
 def _report_comparison(run: Path) -> None:
@@ -182,13 +188,7 @@ def _report_comparison(run: Path) -> None:
     print(f"{run}/compare: compare.html, compare.json, tables and pictures")
 
 
-for _stage in STAGES:
-    if _stage != "evaluate":
-        _stage_command(_stage)
-
-
-@app.command()
-def evaluate(
+def _evaluate(
     target: Target,
     out: Out = None,
     replay: Annotated[
@@ -200,14 +200,22 @@ def evaluate(
     code: Code = False,
     changes: Changes = None,
 ) -> None:
-    """The stage evaluate alone, or what many exits would give on recorded traces."""
-    recipe, place = _recipe(target, changes)
+    """`dto evaluate`: this stage alone, or what many exits would give on recorded traces."""
+    recipe, place = read_target(target, changes)
     if not replay:
         _compute("evaluate", recipe, out or place, resume, overwrite, code)
         return
     from dto.calibration.curve import replay as replay_run
 
     _print(replay_run(out or place, recipe))
+
+
+for _stage in STAGES:
+    if _stage == "evaluate":
+        app.command(_stage, help=f"{_DOES[_stage]}\n\nThis stage alone.")(_evaluate)
+    else:
+        _stage_command(_stage)
+app.command()(view)
 
 
 @app.command()
@@ -221,7 +229,10 @@ def calibrate(
     code: Code = False,
     changes: Changes = None,
 ) -> None:
-    """Record traces of the dev problems, and pick the exit that is certified to lose little."""
+    """Pick an early exit that is certified to lose little.
+
+    Records traces of the dev problems with all trials, and writes a policy file for recipes.
+    """
     from dto.calibration.calibrate import calibrate as calibrate_run
     from dto.pipeline import run_stages
     from dto.serving import load_tokenizer
@@ -244,16 +255,16 @@ def _to_calibrate(target: str, changes: list[str] | None) -> tuple[Recipe, Path]
     from dto.nano import NAMES
 
     path = Path(target)
-    if path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file() or _packaged(path):
-        return _recipe(target, changes)
+    if path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file() or packaged(path):
+        return read_target(target, changes)
     name = f"calibrate-{path.name}"
     place = Path("runs") / name
     if target in NAMES:
         # Problems are what is drawn: more of them prove more than more samples of each.
         own = [f"name={name}", f"model.name={target}", "problems.dev=600", "evaluate.samples=1"]
-        recipe, _ = _recipe("quickstart", [*own, *(changes or [])])
+        recipe, _ = read_target("quickstart", [*own, *(changes or [])])
         return recipe, place
-    parsed = _parsed(changes)
+    parsed = parse_changes(changes)
     if "problems.source" not in parsed:
         raise RecipeError(
             f"calibrate {target}: on which questions? Name a recipe, or a file or dataset with "
@@ -262,7 +273,7 @@ def _to_calibrate(target: str, changes: list[str] | None) -> tuple[Recipe, Path]
     return make_recipe({"name": name, "model": {"name": target}}, parsed, "--set"), place
 
 
-add_pilot(app, _recipe, _within)
+add_pilot(app, read_target, _within)
 
 
 @app.command("import")
@@ -276,10 +287,11 @@ def import_(
     code: Code = False,
     changes: Changes = None,
 ) -> None:
-    """Turn rows of prompt + response into trajectories; go on with `dto segment RUN`.
+    """Turn your rows of prompt + response into a run.
 
-    Rows of chosen + rejected become pairs; go on with `dto train RUN`. Dev and test problems come
-    from the recipe's problems.source; without one there are none.
+    They become trajectories; go on with `dto segment RUN`. Rows of chosen + rejected become pairs;
+    go on with `dto train RUN`. Dev and test problems come from the recipe's problems.source;
+    without one there are none.
     """
     from dto.pipeline import run_stages
     from dto.stages.importing import holds_pairs
@@ -289,12 +301,12 @@ def import_(
     if holds_pairs(source):
         own.append("pair.data=imported")
     if recipe is None:
-        parsed = _parsed([*(changes or []), *own])
+        parsed = parse_changes([*(changes or []), *own])
         apart = {} if "problems.source" in parsed else {"dev": 0, "test": 0}
         given = {"name": name, "problems": {"train": 0, **apart}}
         settings = make_recipe(given, parsed, "--set")
     else:
-        settings, _ = _recipe(recipe, [*(changes or []), *own])
+        settings, _ = read_target(recipe, [*(changes or []), *own])
     place = out or Path("runs") / name
     run = open_run(place, settings, resume=resume, overwrite=overwrite, allow_code_execution=code)
     paired = settings.pair.data == "imported"
@@ -308,42 +320,10 @@ def _import_rows(source: str, model: str, out: Path | None, changes: list[str] |
 
 
 add_hub(app, _within, _import_rows)
-
-
-@nano.command("train")
-def nano_train(
-    out: Annotated[Path, typer.Option(help="Folder for the weights and the tokenizer.")],
-    control: Annotated[
-        bool, typer.Option("--control", help="The model that does not overthink.")
-    ] = False,
-    seed: int = 0,
-    steps: int | None = None,
-) -> None:
-    """Train the embedded model (at most 15 minutes on two cores)."""
-    from dto.nano.train import train_nano
-
-    loss = train_nano(out, overthinks=not control, seed=seed, steps=steps)
-    print(f"{out}: loss {loss:.4f}")
-
-
-@app.command()
-def doctor() -> None:
-    """Versions, memory, accelerator, and the engines that can be used here."""
-    from dto.runs.manifest import provenance
-
-    for package, version in provenance()["versions"].items():
-        print(f"{package:<13} {version}")
-    import torch
-
-    from dto.engines import usable
-
-    accelerator = (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    )
-    print(f"cores         {os.cpu_count()}")
-    print(f"accelerator   {accelerator or 'none'}")
-    for engine, state in usable():
-        print(f"{engine:<13} {state}")
+app.command()(grade)
+app.add_typer(tasks, name="tasks")
+app.command()(doctor)
+app.add_typer(nano, name="nano")
 
 
 def main() -> None:
@@ -353,17 +333,22 @@ def main() -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("dto").setLevel(logging.INFO)
+    for library in ("huggingface_hub", "datasets"):  # they have handlers of their own
+        logging.getLogger(library).propagate = False
     try:
         app(standalone_mode=True)
     except DtoError as error:
         _fail(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in NO_ROOM:
+            where = error.filename or "disk"
+            _fail(f"{error.strerror}: {where}; what was computed is kept, make room")
+        if not isinstance(error, PermissionError) or not error.filename:
             raise
-        _fail(f"{error.strerror}: {error.filename or 'disk'}; what was computed is kept, make room")
+        _fail(f"{error.filename}: {error.strerror}: see who may read and write there")
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print(f"dto: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(1)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DtoError(Exception):
@@ -33,7 +36,9 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DtoError(
-            f"cannot write {path}: {error.strerror or error} — what was computed is kept; "
-            "make room and start the same command again"
-        ) from error
+        why = f"cannot write {path}: {error.strerror or error}"
+        if error.errno in NO_ROOM:
+            way = "what was computed is kept; make room and start the same command again"
+        else:
+            way = "choose a place that can be written"
+        raise DtoError(f"{why} — {way}") from error

@@ -3,123 +3,117 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from contextlib import contextmanager
-from multiprocessing import get_context
+from concurrent.futures import BrokenExecutor
 from typing import Any
 
-from dto import tables
+from dto import records, tables
 from dto.calibration.trace import Trace
 from dto.context import Context
 from dto.drqa import feed as drqa
+from dto.drqa.records import RECORDS as DRQA_RECORDS
 from dto.errors import DtoError
 from dto.recipe import ExitSettings, Recipe
 from dto.records import (
     Dropped,
-    EvaluationRow,
-    ExitEstimate,
     OptimizedTrajectory,
     PreferencePair,
     Problem,
     Segment,
     Trajectory,
 )
+from dto.runs.graph import test_stage
 from dto.runs.journal import Entry
-from dto.runs.run import Run, count
+from dto.runs.run import Run
 from dto.runs.stage import Group, Stage, Timed
 from dto.serving import Serving
 from dto.stages.pilot import StaticExit
 
 RECORDS: dict[str, type[Any]] = {
-    "problems": Problem,
-    "test": Problem,
-    "sample": Trajectory,
-    "segment": Segment,
-    "estimate": ExitEstimate,
-    "optimize": OptimizedTrajectory,
-    "prune": OptimizedTrajectory,
-    "pair": PreferencePair,
-    "evaluate": EvaluationRow,
+    **records.RECORDS,
     "trace": Trace,
     "pilot": StaticExit,
-    **drqa.RECORDS,
+    **DRQA_RECORDS,
 }
 
 
 async def feed(run: Run, stage: Stage, serving: Serving) -> None:
     """Give a stage its groups and its function."""
-    name, recipe, window = stage.name, run.recipe, run.recipe.window
-
+    name, recipe = stage.name, run.recipe
     if name == "problems":
         await asyncio.to_thread(_record_problems, stage, recipe)
-        return
-    if name == "test":
+    elif name == "test":
         await asyncio.to_thread(_record_test_sets, stage, run)
-        return
-    if name == "sample" and recipe.sample.imported:
+    elif name == "sample" and recipe.sample.imported:
         await _feed_imported(stage, recipe, serving)
-        return
-    if name == "evaluate":
+    elif name == "segment":
+        await _feed_segment(run, stage, serving)
+    elif name == "pair":
+        await _feed_pair(run, stage, serving)
+    elif name == "evaluate":
         await _feed_evaluate(run, stage, serving)
-        return
-    if name in drqa.RECORDS:
+    elif name in DRQA_RECORDS:
         await drqa.feed(run, stage, serving)
-        return
-    if name == "segment":
-        tokenizer = serving.tokenizer()
-        from dto.segmentation.worker import segment_texts
-        from dto.stages.segment import snap
+    else:
+        await _feed_engine(run, stage, serving)
 
-        loop = asyncio.get_running_loop()
-        with _segment_processes() as pool:
 
-            async def segment(trajectory: Trajectory) -> list[Segment] | Dropped:
-                texts = [trajectory.text[slice(*trajectory.thinking)]]
-                try:
-                    cuts = await loop.run_in_executor(
-                        pool, segment_texts, texts, recipe.segment.granularity
-                    )
-                except BrokenExecutor:
-                    raise DtoError(
-                        "a segmentation process was killed, probably for memory: run again, what "
-                        "was computed is kept"
-                    ) from None
-                return await asyncio.to_thread(snap, trajectory, tokenizer, cuts[0])
-
-            groups = (Group(row.id, (row,)) for row in _trajectories(run))
-            await stage.feed(groups, segment, window=window, total=count(run, "sample"))
-        return
-    if name == "pair":
-        from dto.stages.pair import pair
-
-        tokenizer = serving.tokenizer()
-
-        async def pairs(
-            problem: Problem,
-            trajectories: Sequence[Trajectory],
-            optimized: Sequence[OptimizedTrajectory],
-        ) -> list[PreferencePair | Dropped]:
-            return await asyncio.to_thread(
-                pair, problem, trajectories, optimized, tokenizer, recipe.pair,
-                recipe.sample.max_tokens,
-            )  # fmt: skip
-
-        total = count(run, "problems", split="train")
-        await stage.feed(_problem_groups(run), pairs, window=8, total=total)
-        return
-
+async def _feed_engine(run: Run, stage: Stage, serving: Serving) -> None:
+    """Of a stage that one engine serves, its function has its name (`dto.estimate`, …)."""
     import dto
 
     context = await serving.context("base", None)
-    if name == "prune":
+    if stage.name == "prune":
         context = await serving.with_judge(context)
-    work = getattr(dto, name)
-    rows, total = _engine_groups(run, name)
-    await stage.feed(rows, lambda *rows: work(*rows, context), window=window, total=total)
+    work = getattr(dto, stage.name)
+    groups, total = _engine_groups(run, stage.name)
+    await stage.feed(
+        groups, lambda *rows: work(*rows, context), window=run.recipe.window, total=total
+    )
+
+
+async def _feed_segment(run: Run, stage: Stage, serving: Serving) -> None:
+    from dto.segmentation.pool import processes
+    from dto.segmentation.worker import segment_texts
+    from dto.stages.segment import snap
+
+    tokenizer, granularity = serving.tokenizer(), run.recipe.segment.granularity
+    loop = asyncio.get_running_loop()
+    with processes() as pool:
+
+        async def segment(trajectory: Trajectory) -> list[Segment] | Dropped:
+            texts = [trajectory.text[slice(*trajectory.thinking)]]
+            try:
+                cuts = await loop.run_in_executor(pool, segment_texts, texts, granularity)
+            except BrokenExecutor:
+                raise DtoError(
+                    "a segmentation process was killed, probably for memory: run again, what "
+                    "was computed is kept"
+                ) from None
+            return await asyncio.to_thread(snap, trajectory, tokenizer, cuts[0])
+
+        groups = (Group(row.id, (row,)) for row in _trajectories(run))
+        total = tables.count(run.table("sample"))
+        await stage.feed(groups, segment, window=run.recipe.window, total=total)
+
+
+async def _feed_pair(run: Run, stage: Stage, serving: Serving) -> None:
+    from dto.stages.pair import pair
+
+    tokenizer, settings = serving.tokenizer(), run.recipe.pair
+    max_tokens = run.recipe.sample.max_tokens
+
+    async def pairs(
+        problem: Problem,
+        trajectories: Sequence[Trajectory],
+        optimized: Sequence[OptimizedTrajectory],
+    ) -> list[PreferencePair | Dropped]:
+        return await asyncio.to_thread(
+            pair, problem, trajectories, optimized, tokenizer, settings, max_tokens
+        )
+
+    total = tables.count(run.table("problems"), split="train")
+    await stage.feed(_problem_groups(run), pairs, window=8, total=total)
 
 
 async def _feed_imported(stage: Stage, recipe: Recipe, serving: Serving) -> None:
@@ -147,7 +141,7 @@ async def _feed_evaluate(run: Run, stage: Stage, serving: Serving) -> None:
     from dto.stages.evaluate import evaluate
 
     settings = run.recipe.evaluate
-    total = count(run, run.test_stage, split="test") * len(settings.exits)
+    total = tables.count(run.table(test_stage(run.recipe)), split="test") * len(settings.exits)
     for model in settings.models:
         if not stage.owes(_evaluation_groups(run, model)):
             continue
@@ -168,28 +162,6 @@ async def _feed_evaluate(run: Run, stage: Stage, serving: Serving) -> None:
 
         groups = _evaluation_groups(run, model)
         await stage.feed(groups, timed, window=run.recipe.window, total=total)
-
-
-@contextmanager
-def _segment_processes() -> Iterator[ProcessPoolExecutor]:
-    """Processes that leave Ctrl-C to this one from their first moment on."""
-    from dto.segmentation.worker import segment_texts, start
-
-    count = min(8, os.cpu_count() or 1)
-    pool = ProcessPoolExecutor(count, get_context("spawn"), start)
-    # A process is spawned with the task that finds none idle, and inherits what is ignored.
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
-    try:
-        for _ in range(count):
-            pool.submit(segment_texts, [], "pattern")
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, before)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _record_problems(stage: Stage, recipe: Recipe) -> None:
@@ -250,27 +222,27 @@ def _engine_groups(run: Run, name: str) -> tuple[Iterator[Group], int]:
     """The groups of a stage that one engine serves row by row, and how many they are at most."""
     if name == "sample":
         groups = (Group(row.id, (row,)) for row in _problems(run, "train"))
-        return groups, count(run, "problems", split="train")
+        return groups, tables.count(run.table("problems"), split="train")
     if name == "trace":
         groups = (Group(row.id, (row,)) for row in _problems(run, "dev"))
-        return groups, count(run, "problems", split="dev")
+        return groups, tables.count(run.table("problems"), split="dev")
     if name == "pilot":
-        return (Group(row[1].id, row) for row in _joined(run)), count(run, "sample")
+        return (Group(row[1].id, row) for row in _joined(run)), tables.count(run.table("sample"))
     if name == "estimate":
         rows = (row for row in _joined(run, "segment") if row[2])
-        return (Group(row[1].id, row) for row in rows), count(run, "sample")
+        return (Group(row[1].id, row) for row in rows), tables.count(run.table("sample"))
     if name == "optimize":
         if run.recipe.optimize.exit == "estimate":
             rows = (row for row in _joined(run, "segment", "estimate") if row[3])
         else:
             rows = ((*row, []) for row in _joined(run, "segment") if row[2])
-        return (Group(row[1].id, row) for row in rows), count(run, "sample")
+        return (Group(row[1].id, row) for row in rows), tables.count(run.table("sample"))
     rows = (
         (problem, trajectory, segments, optimized[0])
         for problem, trajectory, segments, optimized in _joined(run, "segment", "optimize")
         if optimized
     )
-    return (Group(row[1].id, row) for row in rows), count(run, "optimize")
+    return (Group(row[1].id, row) for row in rows), tables.count(run.table("optimize"))
 
 
 def _problem_groups(run: Run) -> Iterator[Group]:
@@ -288,5 +260,5 @@ def _problem_groups(run: Run) -> Iterator[Group]:
 
 def _evaluation_groups(run: Run, model: str) -> Iterator[Group]:
     for exit in run.recipe.evaluate.exits:
-        for problem in _problems(run, "test", run.test_stage):
+        for problem in _problems(run, "test", test_stage(run.recipe)):
             yield Group(f"{model}/{exit.name}/{problem.id}", (problem, exit))

@@ -14,6 +14,7 @@ from dto.errors import DtoError, disk_errors
 from dto.feeding import RECORDS, feed
 from dto.recipe import Recipe
 from dto.runs import content, manifest
+from dto.runs.graph import test_stage
 from dto.runs.run import Run, write_run_manifest
 from dto.runs.stage import Stage
 from dto.serving import Serving
@@ -31,7 +32,7 @@ def run_stages(run: Run, stages: Sequence[str]) -> Report | None:
     Raises what a stage raises; what was computed until then is kept.
     """
     _check_splits(run, stages)
-    if "evaluate" in stages and run.test_stage == "test":
+    if "evaluate" in stages and test_stage(run.recipe) == "test":
         place = stages.index("evaluate")
         stages = (*stages[:place], "test", *stages[place:])
     summary: Report | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from heapq import nsmallest
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from dto.errors import DtoError
 from dto.recipe import ProblemSettings
 from dto.records import Dropped, Problem, Split
+from dto.settings import nearest
 from dto.tasks import TASKS
 from dto.tasks.task import PROMPTS, FieldError, Row, Task, text
 
@@ -24,6 +26,8 @@ _SPLIT_NAMES: Mapping[str, Split] = {
 }
 _ORDER: tuple[Split | None, ...] = ("test", "dev", "train", None)
 """In which a question that stands in several splits is kept; None: rows of no split."""
+_SLACK = 4096
+"""Problems of a pool beyond those that can be asked for, before they are let go."""
 _SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
 Rows = Iterable[Row | Dropped]
 
@@ -56,6 +60,7 @@ def load_problems(
             yield from islice((row for row in chains if row.question not in taken), wanted)
         return
     pools: dict[Split | None, list[Problem]] = {}
+    most = settings.train + settings.dev + settings.test  # of one pool: the first by their ids
     seen = set(taken)
     for source_split, where, found in read_problems(settings):
         if isinstance(found, Dropped):
@@ -64,7 +69,10 @@ def load_problems(
             yield Dropped(found.id, "duplicate", where)
         else:
             seen.add(found.question)
-            pools.setdefault(source_split, []).append(found)
+            pool = pools.setdefault(source_split, [])
+            pool.append(found)
+            if len(pool) > most + _SLACK:
+                pool[:] = nsmallest(most, pool, key=_by_id)
     yield from _divide(pools, settings, at_most)
 
 
@@ -180,10 +188,14 @@ def _is_plain(row: Row, task: Task) -> bool:
     return plain <= row.keys() and not own <= row.keys()
 
 
+def _by_id(problem: Problem) -> str:
+    return problem.id
+
+
 def _divide(
     pools: Mapping[Split | None, list[Problem]], settings: ProblemSettings, at_most: bool
 ) -> Iterator[Problem]:
-    left = {name: sorted(pool, key=lambda row: row.id) for name, pool in pools.items()}
+    left = {name: sorted(pool, key=_by_id) for name, pool in pools.items()}
     split: Split
     for split in dict.fromkeys(_SPLIT_NAMES.values()):
         wanted: int = getattr(settings, split)
@@ -229,7 +241,9 @@ def read_source(
         lines = str(error).strip().splitlines() or [type(error).__name__]
         several = lines[0].startswith("Config name is missing") and lines[1:]
         first = " ".join(lines[:2]) if several else lines[0]
-        raise DtoError(f"dataset {source!r} cannot be loaded: {first}") from error
+        meant = nearest(source, TASKS)
+        hint = f"; no task has that name{meant}, `dto tasks list` shows them" if meant else ""
+        raise DtoError(f"dataset {source!r} cannot be loaded: {first}{hint}") from error
     if isinstance(loaded, datasets.Dataset):
         return {None: loaded}
     return {str(split): rows for split, rows in loaded.items()}

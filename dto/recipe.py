@@ -2,13 +2,13 @@
 
 Defaults are those of the papers (2505.21765, 2504.15895) and of this project's measurements. An
 unknown key is an error. Settings are grouped by the stage that reads them: a stage is computed
-again exactly when its own settings, or something upstream, changed. The groups that say what is
-trained, and compared, stand in `dto/settings.py`.
+again exactly when its own settings, or something upstream, changed. Those of what comes
+after pruning stand in `dto/settings.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -22,15 +22,17 @@ from dto.prompts import families
 from dto.records import AnswerKind
 from dto.sequential import zone
 from dto.settings import BatchSettings as BatchSettings
+from dto.settings import CalibrateSettings as CalibrateSettings
 from dto.settings import CompareSettings as CompareSettings
-from dto.settings import Count, Probability, Settings
+from dto.settings import Confidence as Confidence
+from dto.settings import Count, Probability, Settings, explain
+from dto.settings import EvaluateSettings as EvaluateSettings
+from dto.settings import ExitSettings as ExitSettings
 from dto.settings import LabelSettings as LabelSettings
 from dto.settings import PairSettings as PairSettings
+from dto.settings import PilotSettings as PilotSettings
+from dto.settings import TraceSettings as TraceSettings
 from dto.settings import TrainSettings as TrainSettings
-
-Monitor = Literal["cue", "paragraph", "entropy", "tokens"]
-Inducer = Literal["inside", "closed"]
-Confidence = Literal["answer", "mean", "geometric", "min"]
 
 
 class ModelSettings(Settings):
@@ -195,113 +197,6 @@ class PruneSettings(Settings):
         return self
 
 
-class ExitSettings(Settings):
-    """One early-exit policy = monitor x inducer x confidence x threshold x minimum thinking.
-
-    Each policy reads the keys that its module in `dto/exits/` names.
-    """
-
-    name: str
-    policy: Literal[
-        "none",
-        "static",
-        "budget",
-        "deer",
-        "consistency",
-        "entropy",
-        "no_thinking",
-        "nowait",
-        "code",
-    ] = "none"
-    mode: Literal["fixed", "compat", "qwen3", "pro"] = "fixed"  # deer
-    monitor: Monitor = "cue"
-    every: Count = 64  # monitor tokens: thinking tokens between transitions
-    entropy: float = 0.672  # monitor entropy, nats: a step whose first token is above is one
-    inducer: Inducer = "inside"
-    confidence: Confidence = "answer"
-    threshold: Probability = 0.95
-    overlap: Literal[False, True, "branches"] = False  # the main path does not wait for trials
-    shadow: bool = False  # trials are made and stored, the path is never left
-    min_thinking: Annotated[int, Field(ge=0)] = 0  # thinking tokens before the first trial
-    cooldown: Annotated[int, Field(ge=0)] = 0  # thinking tokens between two trials
-    max_trials: Count = 50
-    trial_tokens: Count = 20
-    trial_share: Probability = 1.0  # most trial tokens by thinking so far; 1: no limit
-    think_ratio: Probability = 0.9  # deer compat, budget: share of max_tokens that may be thinking
-    agree: Count = 3  # consistency: equal trial answers in a row
-    smoothing: Probability = 0.2  # entropy: weight of the newest value in the moving mean
-    variance: float = 1e-3  # entropy: leave when the moving variance falls below, nats squared
-    fraction: Probability = 0.5  # static: share of the model's own thinking that is kept
-    budget: Count = 1024  # budget: thinking tokens
-    grace: Annotated[int, Field(ge=0)] = 64  # budget: further tokens to end the sentence
-
-    def changed(self) -> dict[str, Any]:
-        """What was set, as it stands in YAML."""
-        return self.model_dump(mode="json", exclude_unset=True)
-
-
-class EvaluateSettings(Settings):
-    """Avg@n on the test problems, for each model, each exit and each task.
-
-    `tasks` names test sets as `problems.source` does; none: the run's own test problems. In YAML an
-    exit may be `{file: policy.yaml}`: what `dto calibrate` wrote, under keys of its own.
-    """
-
-    samples: Count = 4
-    temperature: Annotated[float, Field(ge=0.0)] = 0.6
-    top_p: Probability = 0.95
-    max_tokens: Count = 8192
-    exits: tuple[ExitSettings, ...] = (ExitSettings(name="none"),)
-    models: tuple[str, ...] = ("base", "trained")  # or paths of further models
-    tasks: tuple[str, ...] = ()
-    limit: Count | None = None  # problems of each of these tasks at most; None: all there are
-
-    @model_validator(mode="after")
-    def _names_are_unique(self) -> EvaluateSettings:
-        named: dict[str, Sequence[str]] = {
-            "exits": [row.name for row in self.exits],
-            "models": self.models,
-            "tasks": [Path(task).stem for task in self.tasks],
-        }
-        for what, names in named.items():
-            twice = [name for name in names if list(names).count(name) > 1]
-            if twice:
-                raise ValueError(f"{twice[0]!r} stands there twice in {what}: rows go by the name")
-        return self
-
-
-class TraceSettings(Settings):
-    """What is recorded with each response; `evaluate` says how many there are and how sampled."""
-
-    monitors: tuple[Monitor, ...] = ("cue", "paragraph")
-    every: Count = 64  # monitor tokens
-    entropy: float = 0.672  # monitor entropy
-    inducers: tuple[Inducer, ...] = ("inside", "closed")
-    trial_tokens: Count = 20
-    fractions: tuple[Probability, ...] = (0.25, 0.5, 0.75)  # static
-
-
-class CalibrateSettings(Settings):
-    """Which exits are candidates, and what is asked of the one that is picked (2110.01052)."""
-
-    max_loss: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.02  # of expected accuracy
-    error: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1  # chance that what is certified loses more
-    choose: Probability = 0.25  # share of the problems that puts the candidates in order
-    certify: Probability = 0.5  # share that certifies them; the rest is held out
-    policies: tuple[Literal["deer", "consistency"], ...] = ("deer", "consistency")
-    confidences: tuple[Confidence, ...] = ("answer", "mean", "geometric", "min")  # deer
-    thresholds: tuple[Probability, ...] = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)  # deer
-    agree: tuple[Count, ...] = (2, 3, 4)  # consistency
-    min_thinking: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
-    cooldown: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
-
-
-class PilotSettings(Settings):
-    """Where `dto pilot` cuts the thinking of sampled responses (2504.15895 section 2)."""
-
-    fractions: tuple[Probability, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-
-
 class Recipe(Settings):
     """All of it, in the order of the stages that `dto run` goes through."""
 
@@ -357,7 +252,8 @@ def make_recipe(
     data: dict[str, Any], changes: Mapping[str, Any] | None = None, origin: str = "recipe"
 ) -> Recipe:
     """The recipe of `data`, in which `changes` replace what stands there; see `load_recipe`."""
-    for key, value in (changes or {}).items():
+    changes = changes or {}
+    for key, value in changes.items():
         *parents, last = key.split(".")
         place = data
         for parent in parents:
@@ -365,32 +261,15 @@ def make_recipe(
                 place[parent] = {}
             place = place[parent]
             if not isinstance(place, dict):
-                raise RecipeError(f"{origin}: {key!r} cannot be set: {parent!r} is a value")
+                kind = "list, which is set whole" if isinstance(place, list) else "value"
+                raise RecipeError(f"{origin}: {key!r} cannot be set: {parent!r} is a {kind}")
         place[last] = value
     read_policies(data, origin)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(f"{origin}: {_explain(error)}") from None
-
-
-_NEVER_SHOWN = ("api_key", "server")  # somebody may have put a secret there
-
-
-def _explain(error: ValidationError) -> str:
-    """The first thing that is wrong, as key, value and way out."""
-    first = error.errors()[0]
-    key = ".".join(map(str, first["loc"]))
-    if not key:
-        return first["msg"].removeprefix("Value error, ")
-    if key.endswith(_NEVER_SHOWN) or first["type"] == "missing":
-        return f"{key}: {first['msg']}"
-    if first["type"] != "extra_forbidden":
-        return f"{key} = {first['input']!r}: {first['msg']}"
-    group: Any = Recipe
-    for part in first["loc"][:-1]:
-        if isinstance(part, str):
-            annotation = group.model_fields[part].annotation
-            optional = JudgeSettings if part == "judge" else ExitSettings
-            group = annotation if isinstance(annotation, type) else optional
-    return f"unknown key {key!r}; allowed: {', '.join(group.model_fields)}"
+        where, what = explain(error, Recipe)
+        given = any(
+            f"{where}.".startswith(f"{key}.") or key.startswith(f"{where}.") for key in changes
+        )
+        raise RecipeError(what if given and where else f"{origin}: {what}") from None

@@ -306,3 +306,17 @@ class Dropped:
     id: str
     reason: str  # a short slug that counts can be grouped by: `no_exit`, `no_gold_answer`
     detail: str = ""
+
+
+RECORDS: dict[str, type[Any]] = {
+    "problems": Problem,
+    "test": Problem,
+    "sample": Trajectory,
+    "segment": Segment,
+    "estimate": ExitEstimate,
+    "optimize": OptimizedTrajectory,
+    "prune": OptimizedTrajectory,
+    "pair": PreferencePair,
+    "evaluate": EvaluationRow,
+}
+"""The record of each stage's table; further stages keep theirs beside them (`dto.feeding`)."""

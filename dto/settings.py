@@ -1,13 +1,30 @@
-"""What all groups of settings have in common, and those that say what is trained and compared."""
+"""What all groups of settings have in common, and those of what comes after sampling and pruning.
+
+What is asked together and labelled, paired, trained and compared; how models leave early, and what
+is evaluated, traced and calibrated.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+Monitor = Literal["cue", "paragraph", "entropy", "tokens"]
+Inducer = Literal["inside", "closed"]
+Confidence = Literal["answer", "mean", "geometric", "min"]
 
 
 class Settings(BaseModel):
@@ -114,6 +131,113 @@ class TrainSettings(Settings):
         return self
 
 
+class ExitSettings(Settings):
+    """One early-exit policy = monitor x inducer x confidence x threshold x minimum thinking.
+
+    Each policy reads the keys that its module in `dto/exits/` names.
+    """
+
+    name: str
+    policy: Literal[
+        "none",
+        "static",
+        "budget",
+        "deer",
+        "consistency",
+        "entropy",
+        "no_thinking",
+        "nowait",
+        "code",
+    ] = "none"
+    mode: Literal["fixed", "compat", "qwen3", "pro"] = "fixed"  # deer
+    monitor: Monitor = "cue"
+    every: Count = 64  # monitor tokens: thinking tokens between transitions
+    entropy: float = 0.672  # monitor entropy, nats: a step whose first token is above is one
+    inducer: Inducer = "inside"
+    confidence: Confidence = "answer"
+    threshold: Probability = 0.95
+    overlap: Literal[False, True, "branches"] = False  # the main path does not wait for trials
+    shadow: bool = False  # trials are made and stored, the path is never left
+    min_thinking: Annotated[int, Field(ge=0)] = 0  # thinking tokens before the first trial
+    cooldown: Annotated[int, Field(ge=0)] = 0  # thinking tokens between two trials
+    max_trials: Count = 50
+    trial_tokens: Count = 20
+    trial_share: Probability = 1.0  # most trial tokens by thinking so far; 1: no limit
+    think_ratio: Probability = 0.9  # deer compat, budget: share of max_tokens that may be thinking
+    agree: Count = 3  # consistency: equal trial answers in a row
+    smoothing: Probability = 0.2  # entropy: weight of the newest value in the moving mean
+    variance: float = 1e-3  # entropy: leave when the moving variance falls below, nats squared
+    fraction: Probability = 0.5  # static: share of the model's own thinking that is kept
+    budget: Count = 1024  # budget: thinking tokens
+    grace: Annotated[int, Field(ge=0)] = 64  # budget: further tokens to end the sentence
+
+    def changed(self) -> dict[str, Any]:
+        """What was set, as it stands in YAML."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class EvaluateSettings(Settings):
+    """Avg@n on the test problems, for each model, each exit and each task.
+
+    `tasks` names test sets as `problems.source` does; none: the run's own test problems. In YAML an
+    exit may be `{file: policy.yaml}`: what `dto calibrate` wrote, under keys of its own.
+    """
+
+    samples: Count = 4
+    temperature: Annotated[float, Field(ge=0.0)] = 0.6
+    top_p: Probability = 0.95
+    max_tokens: Count = 8192
+    exits: tuple[ExitSettings, ...] = (ExitSettings(name="none"),)
+    models: tuple[str, ...] = ("base", "trained")  # or paths of further models
+    tasks: tuple[str, ...] = ()
+    limit: Count | None = None  # problems of each of these tasks at most; None: all there are
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> EvaluateSettings:
+        named: dict[str, Sequence[str]] = {
+            "exits": [row.name for row in self.exits],
+            "models": self.models,
+            "tasks": [Path(task).stem for task in self.tasks],
+        }
+        for what, names in named.items():
+            twice = [name for name in names if list(names).count(name) > 1]
+            if twice:
+                raise ValueError(f"{twice[0]!r} stands there twice in {what}: rows go by the name")
+        return self
+
+
+class TraceSettings(Settings):
+    """What is recorded with each response; `evaluate` says how many there are and how sampled."""
+
+    monitors: tuple[Monitor, ...] = ("cue", "paragraph")
+    every: Count = 64  # monitor tokens
+    entropy: float = 0.672  # monitor entropy
+    inducers: tuple[Inducer, ...] = ("inside", "closed")
+    trial_tokens: Count = 20
+    fractions: tuple[Probability, ...] = (0.25, 0.5, 0.75)  # static
+
+
+class CalibrateSettings(Settings):
+    """Which exits are candidates, and what is asked of the one that is picked (2110.01052)."""
+
+    max_loss: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.02  # of expected accuracy
+    error: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1  # chance that what is certified loses more
+    choose: Probability = 0.25  # share of the problems that puts the candidates in order
+    certify: Probability = 0.5  # share that certifies them; the rest is held out
+    policies: tuple[Literal["deer", "consistency"], ...] = ("deer", "consistency")
+    confidences: tuple[Confidence, ...] = ("answer", "mean", "geometric", "min")  # deer
+    thresholds: tuple[Probability, ...] = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)  # deer
+    agree: tuple[Count, ...] = (2, 3, 4)  # consistency
+    min_thinking: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    cooldown: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+
+
+class PilotSettings(Settings):
+    """Where `dto pilot` cuts the thinking of sampled responses (2504.15895 section 2)."""
+
+    fractions: tuple[Probability, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
 class CompareSettings(Settings):
     """Methods beside one another: what a recipe that compares names, and what a method's own says.
 
@@ -130,3 +254,42 @@ class CompareSettings(Settings):
     own_values: Count | None = None  # how many values of its own parameter; None: all it names
     own: str = ""  # of a method: the key of its own parameter
     values: tuple[Any, ...] = ()  # and what is tried
+
+
+_NEVER_SHOWN = ("api_key", "server")  # somebody may have put a secret there
+
+
+def explain(error: ValidationError, settings: type[Settings]) -> tuple[str, str]:
+    """The key of the first thing that is wrong with `settings`, and key, value and way out."""
+    errors = error.errors()
+    unknown = (each for each in errors if each["type"] == "extra_forbidden")
+    first = next(unknown, errors[0])  # a key that is misspelt is missing where it should be
+    key = ".".join(map(str, first["loc"]))
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return key, message
+    if first["type"] == "extra_forbidden":
+        group = settings
+        for part in first["loc"][:-1]:
+            if isinstance(part, str):
+                group = _group(group.model_fields[part].annotation) or group
+        allowed = group.model_fields
+        return key, f"unknown key {key!r}{nearest(str(first['loc'][-1]), allowed)}; allowed: " + (
+            ", ".join(allowed)
+        )
+    if key.endswith(_NEVER_SHOWN) or first["type"] == "missing":
+        return key, f"{key}: {message}"
+    return key, f"{key} = {first['input']!r}: {message}"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """` (did you mean …?)` for the name that is most like the one given; nothing for no such."""
+    found = get_close_matches(name, names, n=1)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def _group(annotation: Any) -> type[Settings] | None:
+    """The settings that a field holds, alone, in a tuple or as one of several things."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return annotation
+    return next(filter(None, map(_group, get_args(annotation))), None)

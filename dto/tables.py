@@ -173,9 +173,13 @@ def find(path: Path, record: type[R], column: str, value: str | int) -> list[R]:
     return [_decode(record, row) for row in found.to_pylist()]
 
 
-def count(path: Path) -> int:
-    """Number of rows, from the file's footer."""
-    return int(pq.read_metadata(path).num_rows)
+def count(path: Path, **equals: str) -> int:
+    """Number of rows: all, from the file's footer, or those whose columns hold the values given."""
+    if not equals:
+        return int(pq.read_metadata(path).num_rows)
+    import polars as pl
+
+    return int(pl.scan_parquet(path).filter(**equals).select(pl.len()).collect().item())
 
 
 def merge(

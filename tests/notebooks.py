@@ -6,6 +6,7 @@ Outputs are kept, but not what depends on the machine: timings, and what librari
 from __future__ import annotations
 
 import asyncio
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ NAMES = (
     "03_compare_methods",
     "04_your_own_model",
 )
+_SECONDS = re.compile(r", [\d,]+\.\d s$", re.MULTILINE)
+"""What stages took."""
 
 
 def read(name: str) -> Any:
@@ -32,7 +35,7 @@ def executed(name: str, directory: Path) -> Any:
     notebook = read(name)
     client = NotebookClient(
         notebook,
-        timeout=280,
+        timeout=900,
         resources={"metadata": {"path": str(directory)}},
         record_timing=False,
         coalesce_streams=True,
@@ -42,6 +45,9 @@ def executed(name: str, directory: Path) -> Any:
         cell.metadata.clear()
         if cell.cell_type == "code":
             cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]
+            for each in cell.outputs:
+                if "text" in each:
+                    each.text = _SECONDS.sub("", each.text.replace("\r\n", "\n"))
     notebook.metadata["language_info"] = {"name": "python"}
     return notebook
 

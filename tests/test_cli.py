@@ -14,13 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dto import tables
-from dto.cli import main
+from dto import __version__, tables
 from dto.recipe import load_recipe
 from dto.records import Problem, Segment, Trajectory
 from dto.runs.journal import Entry
 from dto.runs.run import open_run
 from dto.runs.stage import Stage
+from tests.commands import dto
 
 ROOT = Path(__file__).parents[1]
 NANO = ROOT / "dto/nano/weights/nano"
@@ -29,18 +29,6 @@ NANO = ROOT / "dto/nano/weights/nano"
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def dto(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit code, stdout, stderr."""
-    old, sys.argv = sys.argv, ["dto", *arguments]
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main()
-    finally:
-        sys.argv = old
-    out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.yaml")), ids=lambda p: p.stem)
@@ -75,7 +63,11 @@ def test_the_plan_shows_the_prompt_as_the_model_reads_it(
 @pytest.mark.parametrize(
     ("recipe", "arguments", "message"),
     [
-        ("sampel: {samples: 4}", [], "unknown key 'sampel'; allowed: name, seed"),
+        (
+            "sampel: {samples: 4}",
+            [],
+            "recipe r.yaml: unknown key 'sampel' (did you mean 'sample'?); allowed: name, seed",
+        ),
         ("sample: {n: 4}", [], "unknown key 'sample.n'; allowed: samples, temperature"),
         (
             "evaluate: {exits: [{name: a, treshold: 1}]}",
@@ -91,10 +83,10 @@ def test_the_plan_shows_the_prompt_as_the_model_reads_it(
         (
             "model: {api_key: sk-proj-SECRET}",
             [],
-            "model.api_key: Value error, it is the name",
+            "model.api_key: it is the name",
         ),
-        ("model: {server: 'http://bob:SECRET@h/v1'}", [], "model.server: Value error, the URL"),
-        ("model: {server: 'localhost:8000'}", [], "model.server: Value error, no http://"),
+        ("model: {server: 'http://bob:SECRET@h/v1'}", [], "model.server: the URL"),
+        ("model: {server: 'localhost:8000'}", [], "model.server: no http://"),
         ("model: {family: typo}", [], "prompts/ has no folder 'typo'; there are default, nano"),
         (
             "train: {method: cft}\nlabel: {thinking: false}",
@@ -106,7 +98,15 @@ def test_the_plan_shows_the_prompt_as_the_model_reads_it(
         ("- a", [], "holds list, not a mapping"),
         ("a: [", [], "is not YAML"),
         ("seed: 1", ["--set", "seed"], "write it as key=value"),
+        ("seed: 1", ["--set", "=1"], "write it as key=value"),
         ("seed: 1", ["--set", "seed.x=1"], "'seed.x' cannot be set: 'seed' is a value"),
+        (
+            "evaluate: {exits: [{name: a}]}",
+            ["--set", "evaluate.exits.0.threshold=0.5"],
+            "'exits' is a list, which is set whole",
+        ),
+        ("seed: 1", ["--set", "sampel.samples=2"], "error: unknown key 'sampel' (did you mean"),
+        ("seed: 1", ["--set", "judge.nam=x"], "unknown key 'judge.nam' (did you mean 'name'?)"),
         ("seed: 1", ["--set", "sample.samples=-1"], "sample.samples = -1"),
         ("problems: {source: no.jsonl}", [], "file no.jsonl does not exist: check the path"),
     ],
@@ -126,7 +126,24 @@ def test_mistakes_in_a_recipe_are_one_line(
 def test_a_missing_recipe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = dto("estimate", "no.yaml", capsys=capsys)
     assert (code, err.count("\n")) == (1, 1)
-    assert "recipe no.yaml does not exist" in err
+    assert "recipe no.yaml does not exist" in err and "quickstart" in err
+    _, _, err = dto("run", "quikstart", capsys=capsys)
+    assert "did you mean 'quickstart'?" in err
+
+
+def test_a_folder_that_is_no_run_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = dto("report", ".", capsys=capsys)
+    assert (code, err) == (1, "dto: error: . is no run directory: it holds no recipe.yaml\n")
+
+
+def test_help_says_whole_sentences(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = dto("--help", capsys=capsys)
+    assert code == 0 and "..." not in out.replace("[ARGS]...", "")
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = dto("--version", capsys=capsys)
+    assert (code, out) == (0, f"dto {__version__}\n")
 
 
 def test_settings_can_be_given_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:

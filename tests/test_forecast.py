@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dto import tables
-from dto.cli import main
 from dto.errors import RecipeError
 from dto.forecast import Forecast, extrapolate, pilot_recipe
 from dto.forecast.extrapolate import NOTHING, Extrapolation, Range
@@ -22,6 +20,7 @@ from dto.forecast.stages import StageForecast, _seconds
 from dto.recipe import Recipe
 from dto.runs import manifest
 from dto.runs.stage import GroupUsage, Timing
+from tests.commands import dto
 
 
 def over(had: int, actual: int) -> Extrapolation:
@@ -125,17 +124,6 @@ def test_a_pilot_has_fewer_problems_and_is_else_the_same() -> None:
     imported = Recipe.model_validate({"name": "r", "sample": {"imported": "rows.jsonl"}})
     with pytest.raises(RecipeError, match="are there already"):
         pilot_recipe(imported, 20)
-
-
-def dto(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    old, sys.argv = sys.argv, ["dto", *arguments]
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main()
-    finally:
-        sys.argv = old
-    out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
 
 
 SMALL = """

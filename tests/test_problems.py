@@ -51,6 +51,18 @@ def test_one_file_is_divided_by_content_whatever_its_order(tmp_path: Path) -> No
     assert len({row.id for row in forward}) == 30
 
 
+@pytest.mark.parametrize("slack", [0, 1, 7])
+def test_what_is_let_go_of_a_large_source_would_not_have_been_taken(
+    slack: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "a.jsonl", numbered(200))
+    for sizes in ({"train": 10, "dev": 5, "test": 15}, {"train": 0, "dev": 0, "test": 200}):
+        whole = load(source=source, **sizes)
+        with monkeypatch.context() as patch:
+            patch.setattr("dto.problems._SLACK", slack)
+            assert load(source=source, **sizes) == whole
+
+
 def test_a_benchmark_keeps_its_questions_out_of_training(tmp_path: Path) -> None:
     test = write(tmp_path / "test.jsonl", numbered(5))
     source = write(tmp_path / "all.jsonl", numbered(20))

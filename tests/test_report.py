@@ -16,7 +16,9 @@ from dto.records import EvaluationRow, PreferencePair, Problem
 from dto.reporting.comparison import ReportRow
 from dto.reporting.cost import StageCost, break_even
 from dto.reporting.picture import draw
+from dto.reporting.table import paid_for
 from dto.stages.report import report
+from dto.statistics import Estimate
 
 PROBLEMS, SAMPLES = 40, 2
 FIELDS = {
@@ -188,6 +190,7 @@ def test_rows_that_an_error_kept_out_count_as_failed(make_run: Callable[..., Pat
     assert rows_by_name(run)["trained", "none"]["failed"] == 2
     verdicts = {(each.model, each.exit): each.verdict for each in result.comparisons}
     assert verdicts["trained", "none"] == "too many failed"
+    assert result.break_even is None
     assert verdicts["base", "deer"] == "no difference shown"
 
 
@@ -271,6 +274,9 @@ def test_cost_and_break_even(make_run: Callable[..., Path]) -> None:
     assert even["tokens_spent"] == 4000 + 2000 + 1000 + 1050  # evaluation is not optimization
     assert even["tokens_saved_per_question"] == 100
     assert even["questions"] == cost["break_even_questions"] == 81
+    # Every question saves as much, so that the interval is a point.
+    assert (even["tokens_saved_low"], even["tokens_saved_high"]) == (100, 100)
+    assert (even["questions_low"], even["questions_high"]) == (81, 81)
     assert even["attention_flops_spent"] is None  # no trained config to know the shape from
 
 
@@ -298,13 +304,40 @@ def test_nothing_saved_never_pays(make_run: Callable[..., Path]) -> None:
     rows = report(make_run()).rows
     base = rows[0]
     cost = StageCost("sample", 10, 0, 0, 0, 0, 1.0, 1.0, 1)
-    assert break_even([cost], base, base).questions is None
+    even = break_even([cost], base, base, Estimate(0.0, -2.0, 4.0, 10, 10))
+    assert (even.questions, even.questions_low, even.questions_high) == (None, 3, None)
+    assert "saves 0.0 (-2.0…4.0) tokens a question: that never pays" in " ".join(paid_for(even))
+    assert " ".join(paid_for(even)).endswith("better end after 3.")
+    even = break_even([cost], base, base, Estimate(0.0, 0.0, 0.0, 10, 10))
+    assert " ".join(paid_for(even)).endswith("it never pays.")
+
+
+def test_what_takes_more_never_pays(make_run: Callable[..., Path]) -> None:
+    base = report(make_run()).rows[0]
+    dearer = replace(base, tokens_mean=base.tokens_mean + 6)
+    even = break_even([], base, dearer, Estimate(-6.0, -9.0, -2.0, 10, 10))
+    said = "The trained model takes 6.0 (2.0…9.0) tokens more a question: it never pays."
+    assert paid_for(even)[1] == said
+
+
+def test_what_may_not_pay_says_so(make_run: Callable[..., Path]) -> None:
+    base = report(make_run()).rows[0]
+    cheaper = replace(base, tokens_mean=base.tokens_mean - 1)
+    cost = StageCost("sample", 10, 0, 0, 0, 0, 1.0, 1.0, 1)
+    even = break_even([cost], base, cheaper, Estimate(1.0, -1.0, 2.0, 10, 10))
+    assert (even.questions, even.questions_low, even.questions_high) == (10, 5, None)
+    assert "Paid for after 10 (5…never) questions" in " ".join(paid_for(even))
 
 
 def test_the_table_fits_a_terminal(make_run: Callable[..., Path]) -> None:
     text = str(report(make_run()))
     assert max(map(len, text.splitlines())) <= 100
-    for part in ("40 test problems × 2 samples", "no_exit", "70.0 → 80.0 %", "81 questions"):
+    for part in (
+        "40 test problems × 2 samples",
+        "no_exit",
+        "70.0 → 80.0 %",
+        "81 (81…81) questions",
+    ):
         assert part in text
 
 

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import yaml
+from matplotlib.figure import Figure as Drawing
+from matplotlib.lines import Line2D
 
 from dto import tables
-from dto.cli import _recipe
+from dto.commands.target import read_target
 from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.records import (
     EvaluationRow,
@@ -27,6 +29,7 @@ from dto.records import (
     Trajectory,
     Trial,
 )
+from dto.reporting.picture import legend_marks
 from dto.reporting.positions import exit_positions, histogram
 from dto.reporting.reproduce import public_name, reproduction
 from dto.reporting.trials import trial_reliability
@@ -231,8 +234,9 @@ def test_every_drop_reason_is_there(make_run: Callable[..., Path]) -> None:
 def test_what_a_run_lacks_is_left_out_and_said(make_run: Callable[..., Path]) -> None:
     html = page(make_run(optimized=False, exits=[{"name": "none"}], models=("base",)))
     assert {"exits", "calibration", "difficulty"}.isdisjoint(outline(html).ids)
-    for title in ("Saved by difficulty", "Where the exits lie", "Can the confidence be trusted?"):
-        assert f"Left out: {title}" in html
+    titles = ("Tokens saved by difficulty", "Where the exits lie", "Can the confidence be trusted?")
+    for title in titles:
+        assert f"Left out: <em>{title}</em>" in html
 
 
 def test_text_is_escaped(make_run: Callable[..., Path]) -> None:
@@ -310,7 +314,7 @@ def test_the_command_gives_the_same_recipe(changes: dict[str, Any], tmp_path: Pa
     words = shlex.split(found.command.replace("\\\n", ""))
     assert words[:3] == ["dto", "run", "pipelines/quickstart.yaml"]
     sets = [word for word in words[3:] if word != "--set"]
-    again, _ = _recipe(words[2], sets)
+    again, _ = read_target(words[2], sets)
     assert again == recipe
 
 
@@ -329,6 +333,92 @@ def test_programs_are_allowed_where_they_were(tmp_path: Path) -> None:
     problem = Problem("a", "toy", "test", "?", "{}", answer_kind="code")
     write(tmp_path, "problems", Problem, [problem])
     assert reproduction(tmp_path, Recipe(name="toy")).command.endswith("--allow-code-execution")
+
+
+def finish(run: Path, *stages: str) -> None:
+    for stage in stages:
+        (run / stage).mkdir(parents=True)
+        (run / stage / "manifest.json").write_text('{"rows": 1}')
+
+
+BEFORE_TRAINING = ("problems", "sample", "segment", "estimate", "optimize", "prune", "pair")
+RUN, REPORT = "dto run pipelines/quickstart.yaml", "dto report runs/quickstart"
+
+
+@pytest.mark.parametrize(
+    ("changes", "finished", "commands"),
+    [
+        ({}, (*BEFORE_TRAINING, "train", "evaluate", "report"), [RUN]),
+        # `dto run` would train.
+        ({}, ("problems", "evaluate"), ["dto evaluate pipelines/quickstart.yaml", REPORT]),
+        (
+            {},
+            ("problems", "sample", "segment", "evaluate"),
+            [
+                "dto sample pipelines/quickstart.yaml",
+                "dto segment runs/quickstart",
+                "dto evaluate runs/quickstart",
+                REPORT,
+            ],
+        ),
+        # Nothing trained is evaluated, so that `dto run` needs no training.
+        (
+            {"evaluate.models": ["base"]},
+            ("problems", "test", "evaluate"),
+            [f"{RUN} \\\n    --set 'evaluate.models=[base]'"],
+        ),
+        # `dto run` would not sample.
+        (
+            {"evaluate.models": ["base"]},
+            ("problems", "sample", "evaluate"),
+            [f"{RUN} \\\n    --set 'evaluate.models=[base]'", "dto sample runs/quickstart", REPORT],
+        ),
+        ({"compare.methods": ["sft"]}, ("problems", "sample"), [
+            f"{RUN} \\\n    --set 'compare.methods=[sft]'"]),
+    ],
+)  # fmt: skip
+def test_the_commands_do_what_was_done(
+    changes: dict[str, Any], finished: tuple[str, ...], commands: list[str], tmp_path: Path
+) -> None:
+    finish(tmp_path, *finished)
+    recipe = load_recipe("pipelines/quickstart.yaml", changes)
+    assert reproduction(tmp_path, recipe).command == "\n".join(commands)
+
+
+def test_names_of_exits_and_models_are_explained(make_run: Callable[..., Path]) -> None:
+    exits = [*EXITS[:1], {"name": "early", "policy": "deer", "inducer": "closed"},
+             {"name": "half", "policy": "static", "fraction": 0.25}]  # fmt: skip
+    html = page(make_run(exits=exits, models=("base", "trained", "nano-control")))
+    assert "policy deer, monitor cue, inducer closed, threshold 0.95" in html
+    assert "policy static, fraction 0.25" in html
+    assert "nano, as it is" in html and "nano after training: simpo, learning rate" in html
+
+
+def test_tables_and_pictures_have_names_for_those_who_do_not_see_them(
+    make_run: Callable[..., Path],
+) -> None:
+    html = page(make_run())
+    regions = re.findall(
+        r'<div class="scroll" tabindex="0" role="region" aria-label="([^"]*)"', html
+    )
+    assert len(regions) == html.count("<table") and all(regions)
+    assert all(re.findall(r'<figure role="img" aria-label="([^"]*)"', html))
+    assert not re.search(r"<th[^>]*></th>", html)
+
+
+def test_the_fewest_tokens_may_be_those_of_another_model(make_run: Callable[..., Path]) -> None:
+    html = page(make_run(models=("base", "nano-control")))
+    assert "the fewest where no loss is shown" in html
+
+
+def test_a_legend_shows_points_without_their_bars() -> None:
+    figure = Drawing()
+    axes = figure.add_subplot()
+    axes.errorbar([1], [1], yerr=[1], fmt="o", label="a")
+    axes.plot([0], [0], label="b")
+    marks = legend_marks(axes)
+    assert sorted(marks) == ["a", "b"]
+    assert all(isinstance(mark, Line2D) for mark in marks.values())
 
 
 def test_stages_of_another_commit_are_named(make_run: Callable[..., Path]) -> None:

@@ -20,12 +20,14 @@ from pathlib import Path
 import yaml
 
 from dto.baselines.methods import BASE, SHARED, charged, grid, methods
-from dto.baselines.report import Comparison, report
+from dto.baselines.records import Comparison
+from dto.baselines.report import report
 from dto.errors import DtoError
 from dto.pipeline import run_stages
 from dto.recipe import Recipe
 from dto.runs import content, manifest
-from dto.runs.run import STAGES, Run, settings_of, write_run_manifest
+from dto.runs.graph import STAGES, needed, settings_of
+from dto.runs.run import Run, write_run_manifest
 from dto.seeds import content_id
 
 logger = logging.getLogger("dto")
@@ -43,10 +45,11 @@ def compare(run: Run) -> Comparison:
     """
     found = methods(run.recipe)
     begun = time.perf_counter()
-    run_stages(run, shared_stages(run, found))
+    run_stages(run, shared_stages(run.recipe, found))
     places = {name: prepare(run, name, recipe) for name, recipe in found.items()}
-    spent = {name: charged(_as_run(place, found[name])) for name, place in places.items()}
-    logger.info("compare   %s policy tokens for each training", _thousands(run.recipe))
+    spent = {name: charged(place, found[name]) for name, place in places.items()}
+    budget = run.recipe.compare.policy_tokens
+    logger.info("compare   %s policy tokens for each training", f"{budget:,}")
     for name, tokens in spent.items():
         if tokens and not (places[name] / "done.json").exists():
             logger.info("%-9s %s of them went into its data", name, f"{tokens:,}")
@@ -58,29 +61,12 @@ def compare(run: Run) -> Comparison:
     return result
 
 
-def _thousands(recipe: Recipe) -> str:
-    return f"{recipe.compare.policy_tokens:,}"
-
-
-def _as_run(place: Path, recipe: Recipe) -> Run:
-    """A method's directory, to look at: nobody holds it."""
-    return Run(place, recipe, False, -1)
-
-
-def _trained(run: Run, found: Mapping[str, Recipe]) -> dict[str, tuple[str, ...]]:
-    """The stages that each method's training reads, at any distance."""
-    return {
-        name: _as_run(run.path, recipe).needed("train")
-        for name, recipe in found.items()
-        if recipe.train.method != "none"
-    }
-
-
-def shared_stages(run: Run, found: Mapping[str, Recipe]) -> list[str]:
-    """The stages that are computed here, in order."""
+def shared_stages(shared: Recipe, found: Mapping[str, Recipe]) -> list[str]:
+    """The stages that are computed once, in order, of those that the methods' trainings read."""
     wanted = {"problems"}
-    for name, stages in _trained(run, found).items():
-        wanted |= {stage for stage in stages if _is_shared(run.recipe, found[name], stage)}
+    for own in found.values():
+        if own.train.method != "none":
+            wanted |= {each for each in needed(own, "train") if _is_shared(shared, own, each)}
     return [stage for stage in STAGES if stage in wanted]
 
 
@@ -93,7 +79,7 @@ def _is_shared(shared: Recipe, own: Recipe, stage: str) -> bool:
 def prepare(run: Run, name: str, recipe: Recipe) -> Path:
     """The directory of a method: its recipe, and links to the stages that it shares."""
     place = run / FOLDER / name
-    stages = shared_stages(run, {name: recipe})
+    stages = shared_stages(run.recipe, {name: recipe})
     digest = _digest(run, recipe, stages)
     marker = place / "digest"
     if place.exists() and (not marker.exists() or marker.read_text("utf-8") != digest):

@@ -14,7 +14,7 @@ from dto.errors import RecipeError
 from dto.prompts import resource
 from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.runs import manifest
-from dto.runs.run import Run
+from dto.runs.graph import needed
 
 FOLDER = "baselines"
 BASE = "base"
@@ -101,29 +101,29 @@ def changed(recipe: Recipe, change: Change) -> Recipe:
     return make_recipe(data, change, f"method {recipe.name}")
 
 
-def charged(run: Run) -> int:
+def charged(run: Path, recipe: Recipe) -> int:
     """Policy tokens that were generated for what a method trains on: its samples, its rollouts.
 
     Of the responses to batch prompts those count that its labels are made of.
     """
-    stages = [stage for stage in run.needed("train") if stage not in ("problems", "train")]
+    stages = [stage for stage in needed(recipe, "train") if stage not in ("problems", "train")]
     tokens = 0
     for stage in stages:
         if stage == "batch":
-            tokens += _asked_together(run)
+            tokens += _asked_together(run, recipe)
         else:
             done = manifest.read(run / stage) or {}
             tokens += int(done.get("usage", {}).get("generated", 0))
     return tokens
 
 
-def _asked_together(run: Run) -> int:
+def _asked_together(run: Path, recipe: Recipe) -> int:
     import polars as pl
 
-    labels = run.recipe.label
-    if labels.source != "batch" or not run.table("batch").exists():
+    labels, table = recipe.label, run / "batch" / "rows.parquet"
+    if labels.source != "batch" or not table.exists():
         return 0
-    frame = pl.scan_parquet(run.table("batch"))
+    frame = pl.scan_parquet(table)
     if labels.k:
         frame = frame.filter(pl.col("k").is_in(labels.k))
     return int(frame.select(pl.col("token_ids").list.len().sum()).collect().item())

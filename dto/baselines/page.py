@@ -13,7 +13,7 @@ from dto.reporting.accounts import reproduce_section
 from dto.reporting.page import Section, Table, drawn, render_page
 
 if TYPE_CHECKING:
-    from dto.baselines.report import Comparison, MethodRow
+    from dto.baselines.records import Comparison, MethodRow
 
 
 def compare_page(run: Path, recipe: Recipe, result: Comparison) -> str:
@@ -34,9 +34,10 @@ def _methods(result: Comparison) -> Section:
     reference = result.reference
     pairs = len(result.rows) * (len(result.rows) - 1) // 2
     notes = [
-        f"In brackets are 95 % intervals. Differences from {reference} are paired by problem; p is "
-        f"of a paired bootstrap over problems, with Holm's correction over the {pairs} pairs of "
-        "methods."
+        f"In brackets are 95 % intervals, each for itself. Differences from {reference} are paired "
+        f"by problem; p is of a paired bootstrap over problems, with Holm's correction over the "
+        f"{pairs} pairs of methods: what it does not let stand is not shown, though an interval "
+        "may exclude 0."
     ]
     if all(row.accuracy_rank is None for row in result.rows):
         notes.append(f"{result.problems} problems are too few to rank methods: none is ranked.")
@@ -53,12 +54,12 @@ def _methods(result: Comparison) -> Section:
         drawn("methods", f"Accuracy against tokens. {says}", front, result.rows),
         (
             Table(
-                ("method", "accuracy %", f"from {reference}, points", "p", "rank"),
+                ("method", "accuracy %", f"less {reference}, points", "p", "rank"),
                 tuple(_accuracy(row, reference) for row in result.rows),
                 caption="Accuracy",
             ),
             Table(
-                ("method", "tokens", f"from {reference}", "p", "rank"),
+                ("method", "tokens", f"less {reference}", "p", "rank"),
                 tuple(_tokens(row, reference) for row in result.rows),
                 caption="Tokens of a question",
             ),
@@ -104,11 +105,13 @@ def _spent(result: Comparison) -> Section:
         "What each may spend, and what dev picked",
         (
             f"Each training has {result.budget:,} policy tokens: what was generated for its data, "
-            "and what it is trained on. Means used, and of them generated for its data.",
+            "and what it is trained on. Policy tokens are what a training of the method used, on "
+            "average; for data, what of that was generated before it. Core seconds are all that "
+            "the method took.",
         ),
         tables=(
             Table(
-                ("method", "policy tokens", "for data", "core seconds", "trunc.", "failed",
+                ("method", "policy tokens", "for data", "core seconds", "trun\u00adcated", "failed",
                  "picked on dev"),
                 rows,
                 wide=True,

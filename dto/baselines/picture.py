@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from dto.reporting.picture import COLOURS, INK, MARKERS, TEXT, plain
+from dto.reporting.picture import COLOURS, INK, MARKERS, TEXT, legend_marks, plain
 
 if TYPE_CHECKING:
-    from dto.baselines.report import MethodRow
+    from dto.baselines.records import MethodRow
 
 
 def draw(rows: Sequence[MethodRow], directory: Path, title: str) -> list[Path]:
@@ -50,5 +50,7 @@ def front(rows: Sequence[MethodRow], title: str = "") -> Figure:
     axes.set_ylabel("accuracy, %", color=INK)
     axes.set_title(title, loc="left", fontsize=10, color=INK)
     plain(axes)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8.5, labelcolor="linecolor")
+    marks = legend_marks(axes)
+    figure.legend(list(marks.values()), list(marks), loc="outside right upper", frameon=False,
+                  fontsize=8.5, labelcolor="linecolor")  # fmt: skip
     return figure

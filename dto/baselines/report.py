@@ -12,8 +12,8 @@ problem, under a paired bootstrap over problems, with Holm's correction over all
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import combinations
 from math import nan
 from pathlib import Path
@@ -23,11 +23,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from dto import significance, statistics
+from dto import significance, statistics, tables
 from dto.baselines.methods import BASE
 from dto.baselines.page import compare_page
 from dto.baselines.picture import draw
-from dto.baselines.table import lines_of
+from dto.baselines.records import Comparison, MethodRow
 from dto.errors import DtoError
 from dto.recipe import load_recipe
 from dto.reporting.comparison import MAX_FAILED
@@ -38,64 +38,6 @@ from dto.stages.report import without_nan
 LEAST_PROBLEMS = 100
 """With fewer problems intervals are shown, and no ranking."""
 SIGNIFICANT = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class MethodRow:
-    """One method, over all seeds.
-
-    Intervals are 95 %, of this method alone. `policy_tokens` is the mean over the trainings of its
-    grid, of which `charged` went into its data; `cpu_seconds` is all that it took. `gain` and
-    `tokens_change` are differences from the reference (accuracy; tokens), each with its interval
-    and its p-value after Holm's correction. `accuracy_rank` is 1 + the number of methods that are
-    shown to be more accurate, `tokens_rank` 1 + the number shown to be shorter (None: too few
-    problems, or too many failed). `picked` is what dev chose, for each seed; empty: the base model.
-    """
-
-    method: str
-    picked: tuple[str, ...]
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    tokens: float
-    tokens_low: float
-    tokens_high: float
-    gain: float
-    gain_low: float
-    gain_high: float
-    gain_p: float
-    tokens_change: float
-    tokens_change_low: float
-    tokens_change_high: float
-    tokens_change_p: float
-    accuracy_rank: int | None
-    tokens_rank: int | None
-    truncated: int
-    failed: int
-    policy_tokens: float
-    charged: int
-    cpu_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """A comparison; `str()` gives the table for the terminal.
-
-    `judging` has, by method, the judging of held-out chains (share, low, high) before a training,
-    and then after each training of the grid.
-    """
-
-    name: str
-    reference: str
-    seeds: tuple[int, ...]
-    problems: int
-    samples: int
-    budget: int
-    rows: tuple[MethodRow, ...]
-    judging: Mapping[str, tuple[tuple[float, float, float], ...]]
-
-    def __str__(self) -> str:
-        return "\n".join(lines_of(self))
 
 
 class _Method(NamedTuple):
@@ -179,7 +121,7 @@ def _order(methods: Sequence[str]) -> list[str]:
 
 
 def _read(name: str, runs: Sequence[Path]) -> _Method:
-    tables, grids, expected, cpu = [], [], 0, 0.0
+    frames, grids, expected, cpu = [], [], 0, 0.0
     for number, run in enumerate(runs):
         place = run / "compare" / name
         table, done = place / "evaluate" / "rows.parquet", place / "done.json"
@@ -188,7 +130,7 @@ def _read(name: str, runs: Sequence[Path]) -> _Method:
         recipe = load_recipe(place / "recipe.yaml")
         rows = pl.read_parquet(table, columns=["problem_id", "grade", "tokens"])
         problem = pl.lit(f"{number}/") + pl.col("problem_id")
-        tables.append(
+        frames.append(
             rows.filter(pl.col("grade") != "failed").select(
                 problem=problem,
                 grade="grade",
@@ -196,13 +138,14 @@ def _read(name: str, runs: Sequence[Path]) -> _Method:
                 tokens=pl.col("tokens").cast(pl.Float64),
             )
         )
-        asked = pl.scan_parquet(run / "problems" / "rows.parquet").filter(split="test")
-        expected += int(asked.select(pl.len()).collect().item()) * recipe.evaluate.samples
+        asked = place / "test" if recipe.evaluate.tasks else run / "problems"
+        count = tables.count(asked / "rows.parquet", split="test")
+        expected += count * recipe.evaluate.samples
         cpu += float(json.loads(done.read_text("utf-8"))["cpu_seconds"])
         grid = place / "grid.json"
         if grid.is_file():
             grids.append(json.loads(grid.read_text("utf-8")))
-    return _Method(pl.concat(tables), grids, expected, cpu)
+    return _Method(pl.concat(frames), grids, expected, cpu)
 
 
 def _judging(method: _Method) -> tuple[tuple[float, float, float], ...]:
@@ -218,11 +161,11 @@ def _judging(method: _Method) -> tuple[tuple[float, float, float], ...]:
     return tuple((each["accuracy"], each["low"], each["high"]) for each in scores)
 
 
-def _by_problem(tables: Sequence[pl.DataFrame], column: str) -> npt.NDArray[np.float64]:
+def _by_problem(frames: Sequence[pl.DataFrame], column: str) -> npt.NDArray[np.float64]:
     """The mean of each method (column) on each problem (row) that all of them have."""
     means = [
         table.group_by("problem").agg(pl.col(column).mean().alias(str(index)))
-        for index, table in enumerate(tables)
+        for index, table in enumerate(frames)
     ]
     joined = means[0]
     for other in means[1:]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dto.reporting.table import aligned
 
 if TYPE_CHECKING:
-    from dto.baselines.report import Comparison, MethodRow
+    from dto.baselines.records import Comparison, MethodRow
 
 
 def lines_of(result: Comparison) -> list[str]:

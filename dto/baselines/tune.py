@@ -31,7 +31,8 @@ from dto.pipeline import run_stages
 from dto.recipe import Recipe, load_recipe
 from dto.records import Problem
 from dto.runs import content, manifest
-from dto.runs.run import Run, open_run, settings_of
+from dto.runs.graph import needed, settings_of
+from dto.runs.run import Run, open_run
 from dto.tables import read
 from dto.training.checkpoints import BASE_STEP, Choice, DevScore, choose
 from dto.training.dev import measure, summarize
@@ -87,9 +88,9 @@ def _tuned(run: Run, points: Sequence[Change], base: DevScore) -> Recipe:
     """
     trains = run.recipe.train.method != "none"
     if trains:
-        data = [stage for stage in run.needed("train") if stage in DATA]
+        data = [stage for stage in needed(run.recipe, "train") if stage in DATA]
         run_stages(run, [stage for stage in data if not (run / stage).is_symlink()])
-    spent = charged(run) if trains else 0
+    spent = charged(run.path, run.recipe) if trains else 0
     left = run.recipe.compare.policy_tokens - spent
     if trains and left <= 0:
         raise DtoError(

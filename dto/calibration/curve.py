@@ -16,7 +16,7 @@ from dto.calibration.trace import read_traces
 from dto.errors import DtoError, RecipeError, disk_errors
 from dto.recipe import Recipe
 from dto.runs import manifest
-from dto.runs.run import settings_of
+from dto.runs.graph import settings_of
 from dto.stages.report import without_nan
 
 

@@ -1,1 +1,1 @@
-"""Commands whose arguments need more room than `dto.cli` has; each adds itself to the app."""
+"""Commands that have a module of their own; `dto.cli` adds them to the app."""

@@ -46,7 +46,10 @@ def add_hub(
             str | None, typer.Option(help="Licence of the rows; that of their source by default.")
         ] = None,
     ) -> None:
-        """Put a run on the Hub: one dataset, one commit, a card that says where it comes from."""
+        """Put a run on the Hub, as one dataset with a card.
+
+        In one commit; the same content makes no second one.
+        """
         from dto.errors import DtoError
         from dto.hub.publish import publish as publish_run
 
@@ -95,7 +98,10 @@ def add_hub(
             typer.Option("--set", metavar="KEY=VALUE", help="Set a key, for rows that are no run."),
         ] = None,
     ) -> None:
-        """Bring a published run back; responses and preference pairs of others are imported."""
+        """Bring a published run back from the Hub.
+
+        Responses and preference pairs of others are imported.
+        """
         from dto.errors import DtoError
         from dto.hub.pull import find, owed
         from dto.hub.pull import pull as pull_run

@@ -39,7 +39,10 @@ def add_pilot(
             list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key.")
         ] = None,
     ) -> None:
-        """How much does this model overthink? Pearls, static exits, what optimizing saves."""
+        """How much does this model overthink? A study of it.
+
+        Pearls (right answers on the way to wrong ones), static exits, what optimizing saves.
+        """
         from dto.pipeline import run_stages
         from dto.reporting.pilot import study
 

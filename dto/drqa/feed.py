@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dto import tables
@@ -13,15 +14,13 @@ from dto.drqa.grouping import groups
 from dto.drqa.records import BatchResponse, Chain, LabelledChain, Origin
 from dto.errors import DtoError
 from dto.records import Dropped, Grade, Problem, Trajectory
-from dto.runs.run import Run, count
+from dto.runs.run import Run
 from dto.runs.stage import Group, Stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dto.serving import Serving
-
-RECORDS = {"batch": BatchResponse, "chain": Chain, "label": LabelledChain}
 
 
 async def feed(run: Run, stage: Stage, serving: Serving) -> None:
@@ -49,7 +48,9 @@ async def _feed_batch(run: Run, stage: Stage, serving: Serving) -> None:
             "stage batch: batch.k names no number of questions: set batch.k to [2, 3, 5]"
         )
     problems = list((await asyncio.to_thread(_asked, run)).values())
-    rates = _pass_rates(run) if settings.grouping == "difficulty" else None
+    rates = None
+    if settings.grouping == "difficulty":
+        rates = await asyncio.to_thread(pass_rates, run.table("sample"))
 
     def found() -> Iterator[tuple[int, tuple[Problem, ...] | Dropped]]:
         for k in settings.k:
@@ -74,12 +75,12 @@ async def _feed_batch(run: Run, stage: Stage, serving: Serving) -> None:
     await stage.feed(owed(), work, window=run.recipe.window, total=total)
 
 
-def _pass_rates(run: Run) -> dict[str, float]:
-    """The share of right samples of each problem, failed ones left out."""
+def pass_rates(samples: Path) -> dict[str, float]:
+    """The share of right samples of each problem, of a table of trajectories; none failed."""
     import polars as pl
 
     right = (pl.col("grade") == "correct").mean()
-    frame = pl.scan_parquet(run.table("sample")).filter(pl.col("grade") != "failed")
+    frame = pl.scan_parquet(samples).filter(pl.col("grade") != "failed")
     return dict(frame.group_by("problem_id").agg(right).collect().iter_rows())
 
 
@@ -133,7 +134,7 @@ async def _feed_label(run: Run, stage: Stage, tokenizer: PreTrainedTokenizerBase
         return await asyncio.to_thread(label, problem, chains, kept, tokenizer, recipe)
 
     made = (Group(row[0].id, row) for row in rows if row[1])
-    await stage.feed(made, work, window=8, total=count(run, "problems", split="train"))
+    await stage.feed(made, work, window=8, total=tables.count(run.table("problems"), split="train"))
 
 
 class _Light(NamedTuple):

@@ -6,7 +6,7 @@ problems → sample, batch → chain → label → train
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from dto.records import FinishReason, Grade, IdsFrom, Span, Split
 from dto.seeds import content_id
@@ -107,3 +107,7 @@ class LabelledChain:
     seed: int
     prompt: str
     prompt_ids: tuple[int, ...]
+
+
+RECORDS: dict[str, type[Any]] = {"batch": BatchResponse, "chain": Chain, "label": LabelledChain}
+"""The record of each stage's table."""

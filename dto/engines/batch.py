@@ -91,19 +91,23 @@ class Batch:
         by_prompt: dict[tuple[int, ...], list[Sample]] = {}
         for sample in samples:
             sample.started += 1
-            request = sample.request
-            if request.continuation:
-                sample.logprobs = score(
-                    self._model, self._shape, self._prefixes, request.prompt, request.continuation
-                )
-                sample.finish = "length"
-                ended.append(sample)
+            if sample.request.continuation:
+                ended.append(self._scored(sample))
             else:
-                by_prompt.setdefault(request.prompt, []).append(sample)
+                by_prompt.setdefault(sample.request.prompt, []).append(sample)
         for group in prefill(self._model, self._shape, self._prefixes, list(by_prompt)):
             joiners = [(i, s) for i, prompt in enumerate(group.prompts) for s in by_prompt[prompt]]
             ended += self._join(group, joiners)
         return ended
+
+    def _scored(self, sample: Sample) -> Sample:
+        """The sample of a request that asks for a score alone, ended."""
+        request = sample.request
+        sample.logprobs = score(
+            self._model, self._shape, self._prefixes, request.prompt, request.continuation
+        )
+        sample.finish = "length"
+        return sample
 
     def _join(self, group: Prefilled, joiners: Sequence[tuple[int, Sample]]) -> list[Sample]:
         """Place samples (index of the prompt, sample); returns those that a first token ended."""

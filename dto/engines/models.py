@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +33,13 @@ def load(settings: ModelSettings, name: str, path: str) -> tuple[Any, PreTrained
     device, dtype = settings.device, settings.dtype
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise EngineError(f"model.device = {device!r}: torch finds no GPU here; leave it at auto")
+    if not Path(path).is_dir() and (path.count("/") > 1 or path.startswith((".", "/", "~"))):
+        raise EngineError(
+            f"model {name!r} cannot be loaded: no such folder — train it first, or give nano, "
+            "nano-control, another folder with config.json and weights, or a Hub id"
+        )
     if dtype == "auto" and device == "cpu":
         dtype = "float32"
     try:

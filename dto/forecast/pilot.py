@@ -24,6 +24,7 @@ from dto.recipe import Recipe
 from dto.records import Problem
 from dto.reporting.table import aligned
 from dto.runs import manifest
+from dto.runs.graph import needed, test_stage
 from dto.runs.run import Run, open_run
 from dto.stages.report import without_nan
 
@@ -219,8 +220,8 @@ def _enough(counts: Mapping[str, int]) -> None:
 
 def run_order(run: Run) -> list[str]:
     """The stages that `dto run` computes, in their order, without the report."""
-    stages = [stage for stage in run.needed() if stage != "report"]
-    if run.test_stage == "test":
+    stages = [stage for stage in needed(run.recipe) if stage != "report"]
+    if test_stage(run.recipe) == "test":
         stages.insert(stages.index("evaluate"), "test")
     return stages
 

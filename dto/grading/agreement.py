@@ -211,7 +211,11 @@ def _of_run(run: Path) -> Iterator[Item | None]:
     if table is None:
         raise DtoError(f"grade: {run} has neither evaluate nor sample: run one of these stages")
     path, record = table
-    problems = {row.id: row for row in tables.read(run / "problems" / "rows.parquet", Problem)}
+    asked = tables.read(run / "problems" / "rows.parquet", Problem)
+    of_tasks = run / "test" / "rows.parquet"
+    if of_tasks.is_file():
+        asked = chain(asked, tables.read(of_tasks, Problem))
+    problems = {row.id: row for row in asked}
     rows: Iterator[EvaluationRow | Trajectory] = tables.read(path, record)
     for row in rows:
         problem = problems.get(row.problem_id)

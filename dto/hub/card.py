@@ -27,8 +27,8 @@ from dto.recipe import Recipe
 from dto.reporting.accounts import DROPPED
 from dto.reporting.cost import stage_costs
 from dto.runs import manifest
+from dto.runs.graph import STAGES
 from dto.runs.plan import PROMPTS
-from dto.runs.run import STAGES
 from dto.stages.report import Report, draw_report
 
 TAGS = ("dto", "reasoning", "overthinking")

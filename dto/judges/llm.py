@@ -7,6 +7,7 @@ as strictly where it cannot. What is not a verdict leaves its pattern unjudged, 
 
 from __future__ import annotations
 
+import asyncio
 import json
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -65,7 +66,10 @@ async def judge(
         messages = _messages(problem, trajectory, segments, start, asked, ctx)
         return _tokens(messages, engine, ctx) <= room
 
-    start = 0 if fits(0) else bisect_left(between, True, key=fits) + between.start
+    def first_shown() -> int:
+        return 0 if fits(0) else bisect_left(between, True, key=fits) + between.start
+
+    start = await asyncio.to_thread(first_shown)  # a long trajectory takes a while to encode
     left_out = Said("unjudged", f"no room in the judge's context of {engine.context:,} tokens")
     said |= {position: left_out for position in asked if position < start}
     if asked := range(max(asked.start, start), asked.stop):

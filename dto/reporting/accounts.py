@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dto.recipe import Recipe
+from dto.recipe import ExitSettings, Recipe
 from dto.reporting import figures
 from dto.reporting.comparison import ReportRow
+from dto.reporting.cost import OPTIMIZATION, StageCost
 from dto.reporting.macro import AverageRow
 from dto.reporting.page import LeftOut, Section, Table, drawn
-from dto.reporting.reproduce import content_of_sources, reproduction
-from dto.reporting.table import interval, number, percent
+from dto.reporting.reproduce import content_of_sources, public_names, reproduction
+from dto.reporting.table import interval, number, paid_for, percent
 
 if TYPE_CHECKING:
     from dto.stages.report import Report
@@ -54,11 +55,51 @@ DROPPED = {
 """What the reasons mean that stages drop rows for."""
 
 
+KINDS = {
+    "trajectories": "trajectories, by grade",
+    "boundaries": "boundaries, by the chance of a right answer against the threshold",
+    "verdicts": "thinking patterns, by the judge's verdict",
+    "prunes": "prunes, after fresh rollouts",
+    "optimized": "optimized trajectories, by what became of them",
+    "pairs": "pairs, by what is rejected",
+}
+"""What the counts of a funnel are."""
+
+
+def names_table(recipe: Recipe) -> Table:
+    """What stands behind the names of models and exits."""
+    names = public_names(list(recipe.evaluate.models))
+    base = public_names([recipe.model.name])[recipe.model.name]
+    models = {"base": f"{base}, as it is", "trained": f"{base} after {_training(recipe)}"}
+    rows = [("model", names[name], models.get(name, "a model of its own"))
+            for name in recipe.evaluate.models]  # fmt: skip
+    rows += [("exit", exit.name, _exit(exit)) for exit in recipe.evaluate.exits]
+    return Table(("what", "name", "stands for"), tuple(rows), left=2, wide=True, folded=True,
+                 caption="What the names of models and exits stand for")  # fmt: skip
+
+
+def _training(recipe: Recipe) -> str:
+    train = recipe.train
+    return f"training: {train.method}, learning rate {train.learning_rate:g}, seed {recipe.seed}"
+
+
+def _exit(exit: ExitSettings) -> str:
+    if exit.policy == "none":
+        return "the model ends its thinking itself"
+    own = exit.model_dump(mode="json", exclude_defaults=True)
+    if exit.policy in ("deer", "consistency"):
+        own = {"monitor": exit.monitor, "inducer": exit.inducer, **own}
+    if exit.policy == "deer":
+        own["threshold"] = exit.threshold
+    settings = [f"{key} {value}" for key, value in own.items() if key not in ("name", "policy")]
+    return ", ".join([f"policy {exit.policy}", *settings])
+
+
 def cost_section(report: Report) -> Section | LeftOut:
     """The ledger of the stages, and after how many questions it has paid."""
     title = "What it cost"
     if not report.costs:
-        return LeftOut(title, "No stage of the run has a manifest.")
+        return LeftOut(title, "no stage of the run has a manifest.")
     head = ["stage", "generated", "read", "from cache", "thrown away", "trained on",
             "attention FLOPs", "seconds", "MiB"]  # fmt: skip
     rows = [
@@ -74,38 +115,50 @@ def cost_section(report: Report) -> Section | LeftOut:
         head.append("money")
         for row, each in zip(rows, report.costs, strict=True):
             row.append("–" if each.money is None else f"{each.money:,.4g}")
-    text = ["Every token counts, those of rollouts, of trials and of requests that were thrown "
-            "away too."]  # fmt: skip
-    even = report.break_even
-    if even is None:
+    spent = [each for each in report.costs if each.stage in OPTIMIZATION]
+    text = ["Every generated token counts, those of rollouts, of trials and of requests that were "
+            "thrown away too."]  # fmt: skip
+    if report.break_even is not None:
+        text.append(" ".join(paid_for(report.break_even)))
+    elif spent:
         text.append("After how many questions that is paid for is not known: the base and the "
-                    "trained model have to be evaluated, both without an exit.")  # fmt: skip
-    elif even.questions is None:
-        text.append(f"{even.tokens_spent:,} tokens went into optimizing and training, and the "
-                    "trained model saves none: it never pays.")  # fmt: skip
-    else:
-        by_flops = ""
-        if even.questions_by_flops is not None:
-            by_flops = f", by attention FLOPs after {even.questions_by_flops:,}"
-        text.append(
-            f"{even.tokens_spent:,} tokens went into optimizing and training. The trained model "
-            f"saves {even.tokens_saved_per_question:,.1f} a question, so that they are paid for "
-            f"after {even.questions:,} questions{by_flops}."
-        )
+                    "trained model have to be evaluated, both without an exit and with few "
+                    "failures.")  # fmt: skip
+    if len(spent) > 1:
+        rows.append(_sum(spent, len(head)))
     means: Mapping[tuple[str, str], ReportRow | AverageRow]
     means = {(row.model, row.exit): row for row in report.averages or report.rows}
     base = means.get(("base", report.plain))
     tokens = base.tokens_mean if base is not None else float("nan")
+    drawable = sum(each.tokens + each.trained_tokens > 0 for each in report.costs) > 1
     return Section(
         "cost",
         title,
         tuple(text),
-        drawn("cost", "Tokens of each stage, and tokens spent in all against questions answered.",
-               figures.cost, report.costs, even, tokens),
-        (Table(tuple(head), tuple(map(tuple, rows))),),
-        notes=("Seconds and memory are those of the machine that it ran on; evaluating is "
-               "measurement, and no part of what has to be paid for.",),
+        drawn("cost", "Tokens of each stage, and tokens spent in all against questions answered; "
+              "the table below has the figures.", figures.cost, report.costs, report.break_even,
+              tokens) if drawable else None,
+        (Table(tuple(head), tuple(map(tuple, rows)), caption="Tokens and time of each stage"),),
+        notes=("Generated and trained on are what has to be paid for, from sampling to training; "
+               "evaluating is measurement, and no part of it. Read are the tokens of prompts, "
+               "from cache those of them that were not computed again; thrown away are generated "
+               "tokens that nothing came of. Attention FLOPs are those of scores and sums over "
+               "values, forward and, in training, backward. Seconds and MiB, of the largest "
+               "process, are those of the machine that it ran on.",),
     )  # fmt: skip
+
+
+def _sum(spent: Sequence[StageCost], width: int) -> list[str]:
+    """The ledger's last line: all stages that have to be paid for."""
+    tokens = [
+        f"{sum(getattr(each, name) for each in spent):,}"
+        for name in ("tokens", "prompt_tokens", "cached_tokens", "wasted_tokens", "trained_tokens")
+    ]
+    flops = [each.attention_flops for each in spent]
+    seconds = [each.seconds for each in spent if each.seconds is not None]
+    whole = None if None in flops else sum(each or 0.0 for each in flops)
+    cells = ["without evaluating", *tokens, _power(whole), number(sum(seconds), 1), "–"]
+    return cells + ["–"] * (width - len(cells))
 
 
 def funnel_section(report: Report) -> Section:
@@ -130,11 +183,11 @@ def funnel_section(report: Report) -> Section:
     )
     kinds = tuple(
         (
-            key,
+            KINDS[key],
             f"{sum(counts.values()):,}",
             ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items()),
         )
-        for key in ("trajectories", "boundaries", "verdicts", "prunes", "optimized", "pairs")
+        for key in KINDS
         if (counts := funnel.get(key))
     )
     tables = [kept]
@@ -144,10 +197,11 @@ def funnel_section(report: Report) -> Section:
     if training is not None:
         base, best = training["base"], training["kept"]
         notes.append(
-            f"Training took {training['steps']:,} steps. On dev problems accuracy went from "
-            f"{percent(base['accuracy'])} to {percent(best['accuracy'])} %, tokens from "
-            f"{number(base['tokens_mean'], 0)} to {number(best['tokens_mean'], 0)}, at step "
-            f"{best['step']:,}, which was kept." + " It collapsed." * bool(training["collapsed"])
+            f"Training took {training['steps']:,} steps. On the dev problems, by which step "
+            f"{best['step']:,} was picked, accuracy went from {percent(base['accuracy'])} to "
+            f"{percent(best['accuracy'])} %, tokens from {number(base['tokens_mean'], 0)} to "
+            f"{number(best['tokens_mean'], 0)}: what is picked is flattered by it, the test "
+            "problems above are not." + " It collapsed." * bool(training["collapsed"])
         )
     if found := funnel.get("agreement"):
         notes.append(
@@ -182,7 +236,7 @@ def reproduce_section(run: Path, recipe: Recipe) -> Section:
         changed = "; --set has what was changed" if "--set" in found.command else ""
         text.append(f"The recipe comes with the package{changed}.")
     else:
-        text.append("Save the recipe below under the name that the command has.")
+        text.append("Save the recipe at the end under the name that the command has.")
     if found.hidden:
         text.append(
             f"{', '.join(found.hidden)}: shown by the last part of the name, put your own place "
@@ -200,6 +254,10 @@ def reproduce_section(run: Path, recipe: Recipe) -> Section:
           for stage, value in found.stages.items()),
     )  # fmt: skip
     notes = [f"Versions: {versions or 'not recorded'}."]
+    if "train" in found.stages:
+        notes.append("With other versions, another device or another number of threads, weights "
+                     "may differ in their last digits, and what they answer with them; the hashes "
+                     "tell what is the same.")  # fmt: skip
     if found.others:
         notes.append(f"Of another version or commit: {', '.join(found.others)}.")
     return Section(

@@ -22,6 +22,7 @@ from dto.recipe import load_recipe
 from dto.reporting.comparison import ReportRow
 from dto.reporting.macro import AverageRow
 from dto.runs import manifest
+from dto.statistics import Estimate
 
 OPTIMIZATION = (
     "sample", "batch", "segment", "estimate", "optimize", "prune", "judge", "pair", "chain",
@@ -61,7 +62,8 @@ class BreakEven:
     Spent: all stages from sample to train (generated and trained tokens, those that a judge has
     generated too; attention FLOPs, not known where a judge's are not). Saved:
     per question, by the trained model without an exit policy against the base. None: never, or not
-    known.
+    known. `low` and `high` are ends of 95 % intervals, paired by problem, of what is saved and of
+    the questions that follow from it: what was spent is exact. nan, None: no end.
     """
 
     tokens_spent: int
@@ -70,6 +72,10 @@ class BreakEven:
     attention_flops_spent: float | None
     attention_flops_saved_per_question: float | None
     questions_by_flops: int | None
+    tokens_saved_low: float = math.nan
+    tokens_saved_high: float = math.nan
+    questions_low: int | None = None
+    questions_high: int | None = None
 
 
 def stage_costs(run: Path) -> list[StageCost]:
@@ -104,12 +110,21 @@ def stage_costs(run: Path) -> list[StageCost]:
 
 
 def break_even(
-    costs: list[StageCost], base: ReportRow | AverageRow, trained: ReportRow | AverageRow
+    costs: list[StageCost],
+    base: ReportRow | AverageRow,
+    trained: ReportRow | AverageRow,
+    saved_by_problem: Estimate | None = None,
 ) -> BreakEven:
-    """Set what was spent against what a question saves."""
+    """Set what was spent against what a question saves.
+
+    `saved_by_problem` is the same difference of tokens, paired by problem, for its interval.
+    """
     spent = [cost for cost in costs if cost.stage in OPTIMIZATION]
     tokens = sum(cost.tokens + cost.trained_tokens for cost in spent)
     saved = base.tokens_mean - trained.tokens_mean
+    low = high = math.nan
+    if saved_by_problem is not None:
+        low, high = saved_by_problem.low, saved_by_problem.high
     flops = [cost.attention_flops for cost in spent if cost.attention_flops is not None]
     flops_spent = sum(flops) if len(flops) == len(spent) else None
     flops_saved = _number(base.attention_flops_mean - trained.attention_flops_mean)
@@ -120,6 +135,10 @@ def break_even(
         attention_flops_spent=flops_spent,
         attention_flops_saved_per_question=flops_saved,
         questions_by_flops=_questions(flops_spent, flops_saved),
+        tokens_saved_low=low,
+        tokens_saved_high=high,
+        questions_low=_questions(tokens, high),
+        questions_high=_questions(tokens, low),
     )
 
 

@@ -7,6 +7,7 @@ outlines, which look the same on every machine.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from io import StringIO
 from math import isnan
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 from dto.reporting.cost import BreakEven, StageCost
 from dto.reporting.difficulty import BINS as PASS_RATES
 from dto.reporting.difficulty import DifficultyRow
-from dto.reporting.picture import COLOURS, GRID, INK, MARKERS, plain
+from dto.reporting.picture import COLOURS, GRID, INK, MARKERS, legend_marks, plain
 from dto.reporting.positions import BINS, ExitPositions
 from dto.reporting.trials import TrialReliability
 
@@ -85,11 +86,16 @@ def difficulty(rows: Sequence[DifficultyRow]) -> Figure:
     for axes in (saved, gained):
         plain(axes)
         axes.axhline(0, color=INK, linewidth=0.8)
-        axes.set_xticks(range(len(bins)), bins)
+        axes.set_xticks(range(len(bins)), [_bin(shown, bin) for bin in bins])
         axes.set_xlim(-0.5, len(bins) - 0.5)
-        axes.set_xlabel("base model right on", color=INK)
+        axes.set_xlabel("the base is right on that share of the other half", color=INK)
     _legend(figure, saved)
     return figure
+
+
+def _bin(rows: Sequence[DifficultyRow], bin: str) -> str:
+    most = max(row.problems for row in rows if row.bin == bin)
+    return f"{bin}\n{most:,} problem{'' if most == 1 else 's'}"
 
 
 def positions(found: Sequence[ExitPositions], models: Sequence[str] = ()) -> Figure:
@@ -102,8 +108,10 @@ def positions(found: Sequence[ExitPositions], models: Sequence[str] = ()) -> Fig
     across = min(3, max(2, len(panels)))
     down = -(-len(panels) // across)
     figure = Figure(figsize=(WIDTH, 3.5 * down), layout="constrained")
+    first: Axes | None = None
     for place, model in enumerate(panels):
-        axes = figure.add_subplot(down, across, place + 1)
+        axes = figure.add_subplot(down, across, place + 1, sharey=first if model else None)
+        first = axes if model and first is None else first
         plain(axes)
         own = [each for each in found if each.model == model]
         if model:
@@ -113,11 +121,23 @@ def positions(found: Sequence[ExitPositions], models: Sequence[str] = ()) -> Fig
         axes.set_title(f"early exits: {model}" if model else "optimized trajectories", loc="left",
                        fontsize=10, color=INK)  # fmt: skip
         axes.set_xlim(0, 100)
-        axes.set_ylim(0, (1.1 + 0.11 * len(own)) * axes.dataLim.y1)
+        axes.set_ylim(0, _top([each for each in found if each.model] if model else own, model))
         axes.set_xlabel("thinking before the exit, %", color=INK)
         axes.set_ylabel("of all responses, %" if model else "of all trajectories, %", color=INK)
         axes.legend(loc="upper right", frameon=False, fontsize=8.5, labelcolor="linecolor")
     return figure
+
+
+def _top(found: Sequence[ExitPositions], model: str) -> float:
+    """Above the highest bar, with room for a legend: policies share the scale of all models."""
+    if model:
+        lines = max(Counter(each.model for each in found).values())
+        shares = [max(each.counts) / max(1, each.exits + each.without) for each in found]
+    else:
+        lines = len(found)
+        whole = max(1, sum(each.exits for each in found) + found[0].without)
+        shares = [sum(bar) / whole for bar in zip(*(each.counts for each in found), strict=True)]
+    return (1.1 + 0.11 * lines) * (100 * max(shares) or 1.0)
 
 
 EDGES = tuple(100 * place / BINS for place in range(BINS + 1))
@@ -225,6 +245,9 @@ def _paid(lines: Axes, even: BreakEven, base: float) -> None:
     lines.plot([0, last / 1e3], ends, color=COLOURS[1], label="trained, with what it cost")
     if even.questions:
         lines.plot(even.questions / 1e3, base * even.questions / 1e6, "o", color=INK)
+        if even.questions_low and even.questions_high:
+            lines.axvspan(even.questions_low / 1e3, min(last, even.questions_high) / 1e3,
+                          color=GRID, linewidth=0, zorder=0)  # fmt: skip
         lines.annotate(
             f"{even.questions:,} questions",
             (even.questions / 1e3, base * even.questions / 1e6),
@@ -245,8 +268,10 @@ def _label(model: str, exit: str) -> str:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
+    marks = legend_marks(axes)
     figure.legend(
-        *axes.get_legend_handles_labels(),
+        list(marks.values()),
+        list(marks),
         loc="outside upper left",
         ncols=3,
         frameon=False,

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Drawing
 
+from dto import __version__
 from dto.reporting import figures
 from dto.reporting.picture import TEXT
 
@@ -92,6 +93,7 @@ def render_page(
         headlines=headlines,
         sections=[each for each in sections if isinstance(each, Section)],
         left_out=[each for each in sections if isinstance(each, LeftOut)],
+        version=__version__,
     )
 
 

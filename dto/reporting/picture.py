@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from dto.reporting.comparison import ReportRow
@@ -54,11 +55,7 @@ def front(rows: Sequence[ReportRow], title: str = "") -> Figure:
         figure.suptitle(title, fontsize=10, color=INK)
     if shown:
         # An arm may lack a task: the legend is that of all panels.
-        marks = {
-            label: handle
-            for axes in figure.axes
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
+        marks = {label: mark for axes in figure.axes for label, mark in legend_marks(axes).items()}
         figure.legend(
             list(marks.values()),
             list(marks),
@@ -68,6 +65,15 @@ def front(rows: Sequence[ReportRow], title: str = "") -> Figure:
             labelcolor="linecolor",
         )
     return figure
+
+
+def legend_marks(axes: Axes) -> dict[str, Any]:
+    """By label, what a legend shows of points with error bars: the point alone can be told."""
+    handles, labels = axes.get_legend_handles_labels()
+    return {
+        label: handle.lines[0] if isinstance(handle, ErrorbarContainer) else handle
+        for handle, label in zip(handles, labels, strict=True)
+    }
 
 
 def _panel(

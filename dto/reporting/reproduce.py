@@ -21,7 +21,7 @@ import yaml
 from dto.prompts import resource
 from dto.recipe import Recipe, load_recipe
 from dto.runs import manifest
-from dto.runs.run import STAGES
+from dto.runs.graph import STAGES, needed
 
 MOST_CHANGES = 12
 """With more changes than these a command says less than the recipe itself."""
@@ -41,7 +41,8 @@ _ABSOLUTE = re.compile(r"(?:/|~|\.{1,2}/|[A-Za-z]:[\\/]|\\\\|file:)")
 class Reproduction:
     """How to get a run again.
 
-    `recipe` is YAML: what the run's recipe sets other than the defaults; `command` reads it.
+    `recipe` is YAML: what the run's recipe sets other than the defaults; `command` reads it. It has
+    a line for each stage where `dto run` would do more than was done, or less.
 
     `packaged`: the command reads a recipe that comes with the package instead. `hidden` are the
     names that stand for local files, folders and servers. `versions` and `git` are those of the
@@ -65,15 +66,12 @@ def reproduction(run: Path, recipe: Recipe) -> Reproduction:
     own, hidden = public_settings(recipe)
     changes, name = _changes(recipe, own)
     packaged = name is not None and len(changes) <= MOST_CHANGES
-    target = name if name is not None and packaged else f"{_slug(recipe.name)}.yaml"
-    command = f"dto run {shlex.quote(target)}"
+    target = shlex.quote(name if name is not None and packaged else f"{_slug(recipe.name)}.yaml")
     if packaged:
-        command += "".join(
+        target += "".join(
             f" \\\n    --set {shlex.quote(f'{key}={_value(value)}')}"
             for key, value in changes.items()
         )
-    if _runs_programs(run):
-        command += " --allow-code-execution"
     found = {
         stage: done
         for stage in ("test", *STAGES)
@@ -82,7 +80,7 @@ def reproduction(run: Path, recipe: Recipe) -> Reproduction:
     last = next(reversed(found.values()), {})
     keys = ("versions", "git")
     return Reproduction(
-        command=command,
+        command=_command(run, recipe, target, [*found]),
         recipe=yaml.safe_dump(nested(own), sort_keys=False, allow_unicode=True),
         packaged=packaged,
         hidden=hidden,
@@ -96,6 +94,21 @@ def reproduction(run: Path, recipe: Recipe) -> Reproduction:
             stage for stage, done in found.items() if any(done.get(k) != last.get(k) for k in keys)
         ),
     )
+
+
+def _command(run: Path, recipe: Recipe, target: str, finished: list[str]) -> str:
+    """What computes the stages that are finished: not all that the recipe asks for, or more."""
+    suffix = " --allow-code-execution" if _runs_programs(run) else ""
+    owed = needed(recipe)
+    stages = [stage for stage in finished if stage not in ("problems", "test")]
+    if recipe.compare.methods or not stages:
+        stages = ["run"]
+    elif {*owed} <= {*finished, "report"}:
+        stages = ["run", *(stage for stage in stages if stage not in owed)]
+    again = shlex.quote(f"runs/{public_name(recipe.name)}")
+    lines = [f"dto {stages[0]} {target}{suffix}"]
+    lines += [f"dto {stage} {again}{suffix}" for stage in stages[1:]]
+    return "\n".join(lines if stages == ["run"] else [*lines, f"dto report {again}"])
 
 
 def public_settings(recipe: Recipe) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -146,19 +146,44 @@ def cost_lines(costs: Sequence[StageCost], even: BreakEven | None) -> list[str]:
                 f"The {cost.stage}'s tokens cost {cost.money:,.4g} at the recipe's prices."
             )
     if even is not None:
-        line = f"Spent on optimization: {even.tokens_spent:,} tokens. "
-        if even.questions is None:
-            line += "The trained model saves none: it never pays."
-        else:
-            line += (
-                f"Saved per question: {even.tokens_saved_per_question:,.1f}. "
-                f"Paid for after {even.questions:,} questions"
-            )
-            if even.questions_by_flops is not None:
-                line += f" ({even.questions_by_flops:,} by attention FLOPs)"
-            line += "."
-        lines.append(line)
+        lines += paid_for(even)
     return lines
+
+
+def paid_for(even: BreakEven) -> list[str]:
+    """What was spent and what a question saves; after how many of them that is paid for."""
+    ends = (even.tokens_saved_low, even.tokens_saved_high)
+    saved = _with_ends(even.tokens_saved_per_question, *ends)
+    spent = (
+        f"Spent on optimizing and training: {even.tokens_spent:,} tokens, generated or trained on."
+    )
+    if even.questions is None:
+        if even.tokens_saved_per_question < 0:
+            more = _with_ends(-even.tokens_saved_per_question, -ends[1], -ends[0])
+            took = f"takes {more} tokens more"
+        else:
+            took = f"saves {saved} tokens"
+        best = "it never pays"
+        if even.questions_low is not None:
+            best = f"that never pays, at the interval's better end after {even.questions_low:,}"
+        return [spent, f"The trained model {took} a question: {best}."]
+    after = f"{even.questions:,}"
+    if even.questions_low is not None:
+        last = "never" if even.questions_high is None else f"{even.questions_high:,}"
+        after += f" ({even.questions_low:,}…{last})"
+    by_flops = ""
+    if even.questions_by_flops is not None:
+        by_flops = f", {even.questions_by_flops:,} by attention FLOPs"
+    return [
+        spent,
+        f"Saved by the trained model: {saved} a question.",
+        f"Paid for after {after} questions{by_flops}.",
+    ]
+
+
+def _with_ends(value: float, low: float, high: float) -> str:
+    ends = "" if isnan(low) else f" ({number(low, 1)}…{number(high, 1)})"
+    return number(value, 1) + ends
 
 
 def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) -> list[str]:

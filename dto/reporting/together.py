@@ -23,8 +23,10 @@ def batch_section(report: Report) -> Section | None:
         return None
     text, tables, notes = [], [], []
     if found is not None and found.rows:
-        text.append("Tokens of a response count in equal parts for its questions. Alone is k = 1; "
-                    "gains and shares are against the same questions asked alone.")  # fmt: skip
+        text.append("k questions stand in one prompt; k = 1 is each asked alone. Tokens of a "
+                    "response count in equal parts for its questions; gains and shares are "
+                    "against the same questions asked alone. Coloured lines are questions by how "
+                    "often they are right alone, on the other half of the samples.")  # fmt: skip
         tables.append(_by_k(found.rows))
     if found is not None and found.labels is not None:
         tables.append(_counts(found.labels))
@@ -50,7 +52,8 @@ def batch_section(report: Report) -> Section | None:
 
 def _by_k(rows: Sequence[BatchRow]) -> Table:
     return Table(
-        ("k", "answers", "accuracy %", "gain, points", "tokens", "% of k = 1", "trunc.", "failed"),
+        ("k", "answers", "accuracy %", "gain, points", "tokens", "% of k = 1", "truncated",
+         "failed"),
         tuple(
             (
                 str(row.k), f"{row.answers:,}",
@@ -90,7 +93,9 @@ def _told_by(labels: Labels) -> list[str]:
     return [
         f"AUC of concise against verbose chains, by their format without length: "
         f"{told(labels.format)}, {labels.format.positive:,} + {labels.format.negative:,} chains; "
-        f"of all right batch chains against vanilla ones: {told(labels.format_right)}.{above}",
+        f"of all right batch chains against vanilla ones: {told(labels.format_right)}.{above} "
+        "AUC is the chance that a classifier puts a chain of the first kind above one of the "
+        "other: 0.5 tells nothing.",
         f"A judge that sees the length alone: AUC {told(labels.length)}, the right verdict of "
         f"three on {interval(base.value, base.low, base.high)} %.",
     ]

@@ -66,7 +66,7 @@ def _arms(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     shared = {
         key: value
         for key, value in config.items()
-        if key not in apart and not key.startswith("weights")
+        if key not in apart and not key.startswith("weights") and value is not None
     }
     weights = {"base": config["weights"], "trained": config.get("digest of train")}
     return {

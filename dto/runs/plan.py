@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dto.drqa.classes import WORDINGS
@@ -13,7 +12,7 @@ from dto.problems import load_problems, prompt_of
 from dto.prompts import JUDGE, render
 from dto.recipe import Recipe
 from dto.records import Dropped, Problem
-from dto.runs.run import Run
+from dto.runs.graph import needed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -123,13 +122,12 @@ def _judge(recipe: Recipe) -> str:
 
 def _stages(recipe: Recipe) -> tuple[str, ...]:
     """What `dto run` computes; of a comparison, what its methods share."""
-    run = Run(Path(recipe.name), recipe, False, -1)
     if not recipe.compare.methods:
-        return run.needed()
+        return needed(recipe)
     from dto.baselines.compare import shared_stages
     from dto.baselines.methods import methods
 
-    return (*shared_stages(run, methods(recipe)), "report")
+    return (*shared_stages(recipe, methods(recipe)), "report")
 
 
 def _methods(recipe: Recipe) -> Iterator[str]:

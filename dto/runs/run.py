@@ -16,67 +16,7 @@ from dto.errors import DtoError, RunConflictError, disk_errors
 from dto.prompts import JUDGE
 from dto.recipe import Recipe, load_recipe
 from dto.runs import content, manifest
-
-STAGES = (
-    "problems", "sample", "batch", "segment", "estimate", "optimize", "prune", "pair", "chain",
-    "label", "train", "evaluate", "report",
-)  # fmt: skip
-_BEFORE = {
-    "problems": (),
-    "sample": ("problems",),
-    "segment": ("sample",),
-    "estimate": ("segment",),
-    "optimize": ("estimate",),
-    "prune": ("optimize",),
-    "pair": ("prune",),
-    "batch": ("problems",),
-    "chain": ("sample",),
-    "label": ("chain",),
-    "report": ("evaluate",),
-    "trace": ("problems",),
-    "test": ("problems",),
-    "pilot": ("sample",),
-}
-_TRAINED_ON = {
-    "o1_pruner": ("sample",), "drqa": ("label",), "cft": ("label",),
-    "sft_batch": ("batch", "chain", "label"), "grpo": (), "none": (),
-}  # fmt: skip
-"""What training methods read that read no pairs."""
-_WITH_MODEL = ("sample", "batch", "estimate", "optimize", "prune", "evaluate", "trace", "pilot")
-_SAMPLING = ("sample.temperature", "sample.top_p")
-_ALSO: dict[str, tuple[str, ...]] = {
-    "problems": ("sample.imported",),
-    "estimate": _SAMPLING,
-    "optimize": _SAMPLING,
-    "prune": _SAMPLING,
-    "pair": ("sample.max_tokens",),
-    "batch": (*_SAMPLING, "sample.max_tokens"),
-    "label": ("model.name", "model.revision", "model.tokenizer", "model.family", "model.system"),
-    "train": (*_SAMPLING, "sample.max_tokens"),
-    "pilot": (*_SAMPLING, "sample.max_tokens"),
-    "trace": tuple(f"evaluate.{key}" for key in ("samples", "temperature", "top_p", "max_tokens")),
-    "test": (
-        "evaluate.tasks",
-        "evaluate.limit",
-        "problems.question_field",
-        "problems.answer_field",
-        "problems.answer_kind",
-    ),
-}
-"""Settings of other stages that a stage reads."""
-_READ_BY_IMPORT = (
-    "sample.imported", "model.name", "model.revision", "model.tokenizer", "model.family",
-    "model.system",
-)  # fmt: skip
-_HOW_SERVED = (
-    "slots", "cache_bytes", "kv_bytes", "device", "gpu_memory", "tensor_parallel", "server",
-    "api_key", "concurrency", "retries", "timeout",
-)  # fmt: skip
-_HOW_NOT_WHAT = (
-    "name", "window", *(f"{group}.{key}" for group in ("model", "judge") for key in _HOW_SERVED),
-    "judge.prompt_price", "judge.generated_price", "compare.processes",
-)  # fmt: skip
-"""Settings that decide how something is computed, never what comes out."""
+from dto.runs.graph import STAGES, asks_model, before, settings_of, settings_read, test_stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,68 +37,26 @@ class Run:
         """The table of a stage."""
         return self.path / stage / "rows.parquet"
 
-    @property
-    def test_stage(self) -> str:
-        """The stage whose table holds the problems to evaluate on: those of its split `test`."""
-        return "test" if self.recipe.evaluate.tasks else "problems"
-
-    def before(self, stage: str) -> tuple[str, ...]:
-        """The stages whose tables a stage reads (those upstream of them are implied)."""
-        if stage == "evaluate":
-            trained = "trained" in self.recipe.evaluate.models
-            return (self.test_stage, "train") if trained else (self.test_stage,)
-        if stage == "sample" and self.recipe.sample.imported:
-            return ()
-        if stage == "optimize" and self.recipe.optimize.exit != "estimate":
-            return ("segment",)
-        if stage == "pair" and self.recipe.pair.data != "optimized":
-            return ("sample",)
-        asks_together = ("batch",) if self.recipe.batch.k else ()
-        if stage == "batch" and self.recipe.batch.grouping == "difficulty":
-            return ("problems", "sample")
-        if stage == "chain":
-            return ("sample", *asks_together)
-        if stage == "report" and asks_together:
-            return ("evaluate", "sample", "batch")
-        if stage == "train":
-            return ("problems", *_TRAINED_ON.get(self.recipe.train.method, ("pair",)))
-        return _BEFORE[stage]
-
-    def needed(self, last: str = "report") -> tuple[str, ...]:
-        """The stages up to `last` that it depends on, in order."""
-        found, owed = {last}, [last]
-        while owed:
-            further = [stage for stage in self.before(owed.pop()) if stage not in found]
-            found.update(further)
-            owed += further
-        return tuple(stage for stage in STAGES if stage in found)
-
     def config(self, stage: str) -> dict[str, Any]:
         """All that decides what a stage computes: settings, prompts, weights, upstream digests.
 
         Raises DtoError when a stage before it is not finished.
         """
-        recipe, settings = self.recipe, settings_of(self.recipe)
-        imported = recipe.sample.imported
-        own = (f"{stage}.", *_ALSO.get(stage, ()), *(("model.",) if stage in _WITH_MODEL else ()))
-        if stage == "sample" and imported:
-            own = _READ_BY_IMPORT
-        config = {key: value for key, value in settings.items() if key.startswith(own)}
-        config["seed"] = recipe.seed
+        recipe, imported = self.recipe, self.recipe.sample.imported
+        config = settings_read(recipe, stage)
         if stage == "problems":
             source, test_source = recipe.problems.source, recipe.problems.test_source
             config |= self._contents(stage, source, test_source, imported)
         if stage == "test":
             config |= self._contents(stage, *recipe.evaluate.tasks)
-        if stage in (*_WITH_MODEL, "label"):
-            config["prompts"] = content.of_prompts(recipe.model.family)
         if stage == "sample" and imported:
             config |= self._contents(stage, imported)
-        elif stage in _WITH_MODEL:
+        if asks_model(recipe, stage):
             config["weights"] = self._weights(stage, recipe.model.name, "weights")
+        if asks_model(recipe, stage) or stage in ("sample", "label"):
+            config["prompts"] = content.of_prompts(recipe.model.family)
         if stage == "prune" and recipe.prune.judge == "llm":
-            judge = {key: value for key, value in settings.items() if key.startswith("judge")}
-            config |= judge | {"prompts of the judge": content.of_prompts(JUDGE)}
+            config["prompts of the judge"] = content.of_prompts(JUDGE)
             if recipe.judge is not None:
                 key = "weights of the judge"
                 config[key] = self._weights(stage, recipe.judge.name, key)
@@ -166,9 +64,7 @@ class Run:
             further = [name for name in recipe.evaluate.models if name not in ("base", "trained")]
             for name in further:
                 config[f"weights of {name}"] = self._weights(stage, name, f"weights of {name}")
-            if recipe.evaluate.tasks:
-                config["problems.answer_kind"] = recipe.problems.answer_kind
-        for upstream in self.before(stage):
+        for upstream in before(recipe, stage):
             done = manifest.read(self / upstream)
             if done is None:
                 raise DtoError(
@@ -209,19 +105,19 @@ class Run:
         begun = self._begun(stage)
         if begun is None:
             return False
-        if not manifest.differences(begun["config"], config):  # a newer None is no difference
+        differing = manifest.differences(begun["config"], config)
+        if not differing:
             return manifest.read(self / stage) is not None
         if not self.resume:
-            differing = ", ".join(manifest.differences(begun["config"], config))
             raise RunConflictError(
-                f"{self / stage} was computed with other settings: {differing}; --resume computes "
-                "it again and goes on, --overwrite begins the run anew"
+                f"{self / stage} was computed with other settings: {', '.join(differing)}; "
+                "--resume computes it again and goes on, --overwrite begins the run anew"
             )
         if stage == "evaluate":
             from dto.runs.arms import keep_arms
 
             # A change of the run's own problems changes what all arms share: nothing is kept then.
-            problems = test_ids(self) if self.recipe.evaluate.tasks else None
+            problems = _test_ids(self) if self.recipe.evaluate.tasks else None
             keep_arms(self / stage, config, problems)
         else:
             self.clear(stage)
@@ -248,7 +144,8 @@ def open_run(
 ) -> Run:
     """Begin a run, or go on with one of the same recipe.
 
-    `resume` goes on with another recipe too: the stages that it changes are computed again.
+    `resume` goes on with another recipe too: the stages that it changes are computed again. A run
+    that holds no more than problems takes any recipe.
     `overwrite` deletes the run that is there. `allow_code_execution`: programs that answer problems
     are run (`dto.grading.sandbox`); that is nothing a recipe could ask for.
 
@@ -268,10 +165,12 @@ def open_run(
                 elif each.name != ".lock":
                     each.unlink()
     if begun.exists():
-        before, now = settings_of(load_recipe(begun)), settings_of(recipe)
-        if before != now and not resume:
+        known, now = settings_of(load_recipe(begun)), settings_of(recipe)
+        if known != now and not resume and not _holds_results(path):
+            resume = True  # a mistake in the first command, such as a model that is not there
+        if known != now and not resume:
             os.close(lock)
-            differing = ", ".join(manifest.differences(before, now))
+            differing = ", ".join(manifest.differences(known, now))
             raise RunConflictError(
                 f"{path} was begun with another recipe: {differing}; --resume computes again what "
                 "that changes, --overwrite begins anew, --out takes another directory"
@@ -296,6 +195,22 @@ def write_run_manifest(run: Run) -> dict[str, Any]:
     return whole
 
 
+def _holds_results(path: Path) -> bool:
+    """Whether a run holds more than its problems, which cost nothing, and journals just begun."""
+    for stage in path.iterdir():
+        if not stage.is_dir() or stage.name in ("problems", "test"):
+            continue
+        names = {each.name for each in stage.iterdir()}
+        if names - {"journal"}:
+            return True
+        if names:
+            with (stage / "journal").open("rb") as lines:
+                next(lines, b"")  # its head
+                if next(lines, b""):
+                    return True
+    return False
+
+
 def _lock(path: Path) -> int:
     lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -306,23 +221,9 @@ def _lock(path: Path) -> int:
     return lock
 
 
-def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """All settings that decide what is computed, by their dotted keys."""
-    flat = manifest.flatten(recipe.model_dump(mode="json"))
-    return {key: value for key, value in flat.items() if key not in _HOW_NOT_WHAT}
-
-
-def test_ids(run: Run) -> set[str]:
+def _test_ids(run: Run) -> set[str]:
     """The ids of the problems to evaluate on."""
     import polars as pl
 
-    frame = pl.scan_parquet(run.table(run.test_stage)).filter(split="test").select("id")
+    frame = pl.scan_parquet(run.table(test_stage(run.recipe))).filter(split="test").select("id")
     return set(frame.collect()["id"].to_list())
-
-
-def count(run: Run, stage: str, **equals: str) -> int:
-    """Rows of a stage's table, all or those whose column has the value given."""
-    import polars as pl
-
-    frame = pl.scan_parquet(run.table(stage))
-    return int(frame.filter(**equals).select(pl.len()).collect().item())

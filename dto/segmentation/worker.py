@@ -1,7 +1,6 @@
 """Segmentation of batches of texts, for a pool of processes; importing this loads only spaCy.
 
-    spawn = get_context("spawn")
-    with ProcessPoolExecutor(max_workers=n, mp_context=spawn, initializer=start) as pool:
+    with dto.segmentation.pool.processes() as pool:
         cuts = await loop.run_in_executor(pool, segment_texts, texts, "pattern")
 
 `texts` are thinking texts (`trajectory.text[slice(*trajectory.thinking)]`), a few hundred kilobytes

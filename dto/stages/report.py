@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from dto import statistics
 from dto.errors import DtoError
 from dto.recipe import Recipe, load_recipe
 from dto.reporting import table
@@ -32,7 +33,7 @@ from dto.reporting.comparison import (
 from dto.reporting.cost import BreakEven, StageCost, break_even, stage_costs
 from dto.reporting.difficulty import ALL_TASKS, DifficultyRow, by_difficulty, over_tasks
 from dto.reporting.funnel import funnel, training
-from dto.reporting.macro import AverageRow, averages
+from dto.reporting.macro import AverageRow, average, averages
 from dto.reporting.papers import write_tables
 from dto.reporting.picture import draw
 from dto.reporting.positions import ExitPositions, exit_positions
@@ -40,6 +41,7 @@ from dto.reporting.reproduce import public_names
 from dto.reporting.sections import run_page
 from dto.reporting.trials import TrialReliability, trial_reliability
 from dto.runs import manifest
+from dto.statistics import Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,8 @@ class Report:
         asked = {row.task: row.problems for row in self.rows[::-1]}
         of_tasks = f" of {len(asked)} tasks" if len(asked) > 1 else ""
         samples = self.rows[0].samples
-        return f"{self.name}: {sum(asked.values()):,} test problems{of_tasks} × {samples} samples"
+        each = f"{samples} sample{'' if samples == 1 else 's'}"
+        return f"{self.name}: {sum(asked.values()):,} test problems{of_tasks} × {each}"
 
     def as_json(self) -> dict[str, Any]:
         """The content of `report.json`: strict JSON, a figure without value is null."""
@@ -167,6 +170,10 @@ def measure(run: Path) -> Report:
     costs = stage_costs(run)
     by_name: Mapping[tuple[str, str], ReportRow | AverageRow]
     by_name = {(row.model, row.exit): row for row in means or rows}
+    failed = any(
+        each.verdict == "too many failed" and (each.model, each.exit) == ("trained", plain)
+        for each in comparisons
+    )
     base_row, trained_row = by_name.get(("base", plain)), by_name.get(("trained", plain))
     return Report(
         name=recipe.name,
@@ -175,8 +182,8 @@ def measure(run: Path) -> Report:
         averages=means,
         difficulty=tuple(_difficulty(found, bases)),
         costs=tuple(costs),
-        break_even=break_even(costs, base_row, trained_row)
-        if base_row is not None and trained_row is not None
+        break_even=break_even(costs, base_row, trained_row, _saved(found, plain))
+        if base_row is not None and trained_row is not None and not failed
         else None,
         funnel=funnel(run),
         training=training(run),
@@ -184,6 +191,24 @@ def measure(run: Path) -> Report:
         trials=trial_reliability(run, recipe),
         plain=plain,
         batch=batch_report(run, recipe),
+    )
+
+
+def _saved(found: Sequence[Arm], plain: str) -> Estimate:
+    """Tokens that the trained model saves a question, paired by problem: the mean over tasks."""
+    arms = {(arm.task, arm.model): arm for arm in found if arm.exit == plain}
+    pairs = [
+        (base, arms[task, "trained"])
+        for (task, model), base in arms.items()
+        if model == "base" and (task, "trained") in arms
+    ]
+    return average(
+        [
+            statistics.paired_difference(
+                base.column("tokens"), base.problems, trained.column("tokens"), trained.problems
+            )
+            for base, trained in pairs
+        ]
     )
 
 

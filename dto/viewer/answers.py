@@ -7,7 +7,7 @@ from itertools import accumulate, groupby, pairwise
 from dto.records import EvaluationRow
 from dto.viewer.figures import decimal, saved, scaled
 from dto.viewer.nodes import Element, data, el
-from dto.viewer.parts import grade, heading
+from dto.viewer.parts import grade, grade_sign, heading
 from dto.viewer.views import AnswersView
 
 REASONS = {
@@ -31,7 +31,8 @@ def answers_node(view: AnswersView) -> Element:
         sizes = [len(rows)]  # models alone, side by side
     ends = [0, *accumulate(sizes)]
     models = [el("div.cards", cards[start:end]) for start, end in pairwise(ends)]
-    return el("article.dto", heading(view.problem, view.id), models)
+    note = "An evaluation keeps answers, trial answers and counts, not the responses' texts."
+    return el("article.dto", heading(view.problem, view.id), models, el("p.note", note))
 
 
 def _card(row: EvaluationRow, plain: EvaluationRow | None, longest: int) -> Element:
@@ -73,7 +74,7 @@ def _card(row: EvaluationRow, plain: EvaluationRow | None, longest: int) -> Elem
 
 
 def _trials(row: EvaluationRow) -> Element:
-    names = ("token", "confidence", "trial answer", "grade", "")
+    names = ("token", "confidence", "trial answer", "")
     return el(
         "table.trial-list",
         el("thead", el("tr", [el("th", name, scope="col") for name in names])),
@@ -91,7 +92,6 @@ def _trial(row: EvaluationRow, place: int) -> Element:
         "tr.leave" if leaves else "tr",
         el("td.number", f"{trial.position:,}"),
         el("td.confidence", bar, " ", decimal(trial.confidence)),
-        el("td", el("bdi", data(trial.answer))),
-        el("td", grade(trial.grade)),
-        el("td", left if leaves else ""),
+        el("td", grade_sign(trial.grade), " ", el("bdi", data(trial.answer))),
+        el("td.fate", left if leaves else ""),
     )

@@ -7,16 +7,17 @@ begun is empty.
 from __future__ import annotations
 
 import heapq
-import json
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, replace
-from itertools import accumulate, chain, groupby, pairwise
+from dataclasses import dataclass, field
+from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dto import tables
+from dto.drqa.records import RECORDS as DRQA_RECORDS
 from dto.errors import DtoError
 from dto.records import (
+    RECORDS,
     Dropped,
     EvaluationRow,
     ExitEstimate,
@@ -27,21 +28,17 @@ from dto.records import (
     Trajectory,
 )
 from dto.runs.journal import read_entries
+from dto.viewer import evaluated, reading
 from dto.viewer.views import AnswersView, TrajectoryView
+
+if TYPE_CHECKING:
+    from dto.hub.private import Private
+    from dto.recipe import Recipe
+    from dto.viewer.drqa import BatchView, ChainView
 
 R = TypeVar("R")
 IDS = ("prompt_ids", "token_ids")
-STAGES: dict[str, type[Any]] = {
-    "problems": Problem,
-    "sample": Trajectory,
-    "segment": Segment,
-    "estimate": ExitEstimate,
-    "optimize": OptimizedTrajectory,
-    "prune": OptimizedTrajectory,
-    "pair": PreferencePair,
-    "test": Problem,
-    "evaluate": EvaluationRow,
-}
+SHOWN = {**RECORDS, **DRQA_RECORDS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +53,7 @@ class RunTables:
     name: str = ""
     plain: str = "none"
     states: dict[str, str] = field(default_factory=dict)  # stage: finished, under way, compared
+    recipe: Recipe | None = None
 
     @staticmethod
     def open(run: Path | str) -> RunTables:
@@ -65,8 +63,8 @@ class RunTables:
         path = Path(run)
         if not path.is_dir():
             raise DtoError(f"{path} is no run: give the directory that `dto run` wrote")
-        states = {stage: state for stage in STAGES if (state := _state(path / stage))}
-        if _compared(path):
+        states = {stage: state for stage in SHOWN if (state := reading.state(path / stage))}
+        if evaluated.compared(path):
             states.setdefault("evaluate", "compared")
         if "sample" not in states and "evaluate" not in states:
             raise DtoError(
@@ -75,7 +73,7 @@ class RunTables:
             )
         for stage, state in states.items():
             if state == "finished":
-                tables.check(path / stage / "rows.parquet", STAGES[stage]).close()
+                tables.check(path / stage / "rows.parquet", SHOWN[stage]).close()
         recipe = path / "recipe.yaml"
         if not recipe.is_file():
             return RunTables(path, name=path.name, states=states)
@@ -87,7 +85,24 @@ class RunTables:
             settings.name,
             next(iter(plain), "none"),
             states,
+            settings,
         )
+
+    def missing(self) -> tuple[str, ...]:
+        """The stages that the recipe takes, of those that are shown, and the run does not have."""
+        from dto.runs.graph import needed
+
+        if self.recipe is None or self.states.get("evaluate") == "compared":
+            return ()
+        seen = {*self.states, *(("optimize",) if "prune" in self.states else ())}
+        return tuple(each for each in needed(self.recipe) if each in SHOWN and each not in seen)
+
+    def private(self) -> Private:
+        """What a page that is passed on must not show."""
+        from dto.hub.private import private_of
+        from dto.recipe import Recipe
+
+        return private_of(self.recipe or Recipe(name=self.name), self.path)
 
     def rows(self, stage: str, record: type[R], without: Collection[str] = ()) -> Iterator[R]:
         """A stage's rows by id, from its table or else its journal; none where neither is there."""
@@ -101,12 +116,16 @@ class RunTables:
     def dropped(self) -> dict[str, list[tuple[str, Dropped]]]:
         """What ended, and where: (stage, row) by the id of the trajectory or problem."""
         found: dict[str, list[tuple[str, Dropped]]] = {}
-        for stage, state in self.states.items():
-            if stage in ("problems", "test", "evaluate"):
+        for stage in self.states:
+            if stage in ("problems", "test", "evaluate", *DRQA_RECORDS):
                 continue
-            for row in _dropped(self.path / stage, state):
+            for row in self.ended(stage):
                 found.setdefault("/".join(row.id.split("/")[:2]), []).append((stage, row))
         return found
+
+    def ended(self, stage: str) -> Iterator[Dropped]:
+        """The rows that end at a stage."""
+        return reading.dropped(self.path / stage, self.states.get(stage, ""))
 
     def trajectories(self) -> Iterator[TrajectoryView]:
         """Every trajectory with what belongs to it, by id; token ids are left out."""
@@ -120,7 +139,7 @@ class RunTables:
             (self._versions(versions), lambda row: row.trajectory_id),
             (self.rows("pair", PreferencePair), lambda row: row.trajectory_id),
         )
-        problem_of = _Problems(self.rows("problems", Problem))
+        problem_of = reading.ById(self.rows("problems", Problem))
         for trajectory, segments, estimates, optimized, pairs in joined:
             yield TrajectoryView(
                 trajectory,
@@ -134,8 +153,14 @@ class RunTables:
                 self.threshold,
             )
 
-    def find(self, row_id: str) -> TrajectoryView | AnswersView:
+    def find(self, row_id: str) -> TrajectoryView | AnswersView | ChainView | BatchView:
         """The first trajectory whose id begins so, else the first answered question."""
+        from dto.viewer import drqa
+
+        if row_id.count("/") > 1:  # a chain's id has three, a batch prompt's two
+            for views in (drqa.chains(self), drqa.batches(self)):
+                if (one := next((each for each in views if each.id == row_id), None)) is not None:
+                    return one
         trajectory = self._first_trajectory(row_id)
         if trajectory is not None:
             own = trajectory.id
@@ -158,11 +183,7 @@ class RunTables:
         problem_id, _, sample = (row_id or self._first_answered()).partition("/")
         rows = self._of("evaluate", EvaluationRow, "problem_id", problem_id)
         if self.states.get("evaluate") == "compared":
-            rows = [
-                replace(row, model=label)
-                for label, path in self._evaluations()
-                for row in tables.find(path, EvaluationRow, "problem_id", problem_id)
-            ]
+            rows = evaluated.find_compared(self.path, problem_id)
         samples = {row.sample for row in rows if f"{row.sample:03d}".startswith(sample)}
         if not samples:
             raise DtoError(
@@ -217,97 +238,34 @@ class RunTables:
     def answers(self) -> Iterator[AnswersView]:
         """The evaluation's answers, those of one problem and sample together."""
         stage = "test" if "test" in self.states else "problems"
-        problem_of = _Problems(self.rows(stage, Problem))
-        for (problem_id, sample), rows in groupby(self._evaluated(), key=_question):
+        problem_of = reading.ById(self.rows(stage, Problem))
+        by_question = groupby(self._evaluated(), key=evaluated.question)
+        for (problem_id, sample), rows in by_question:
             yield AnswersView(problem_id, sample, tuple(rows), problem_of(problem_id), self.plain)
 
-    def _evaluations(self) -> list[tuple[str, Path]]:
-        """The tables of answers: the run's own, or of a comparison each method's with its name."""
-        if self.states.get("evaluate") == "compared":
-            return [(path.parents[1].name, path) for path in _compared(self.path)]
-        return [("", self.path / "evaluate" / "rows.parquet")]
-
     def _evaluated(self) -> Iterator[EvaluationRow]:
-        """Evaluation rows by problem and sample; the table has them by model and exit."""
-        import polars as pl
-
+        """Evaluation rows by problem and sample."""
         state = self.states.get("evaluate")
-        if state in ("finished", "compared"):
-            streams: list[Iterator[EvaluationRow]] = []
-            for label, path in self._evaluations():
-                frame = pl.scan_parquet(path)
-                arms = frame.select(pl.struct("model", "exit").rle().alias("arm")).collect()
-                ends = [0, *accumulate(arms["arm"].struct.field("len").to_list())]
-                streams += [_slices(frame, label, start, end) for start, end in pairwise(ends)]
-            yield from heapq.merge(*streams, key=_question)
+        if state == "finished":
+            table = self.path / "evaluate" / "rows.parquet"
+            yield from evaluated.by_question([("", table)])
+        elif state == "compared":
+            yield from evaluated.by_question(evaluated.compared(self.path))
         elif state == "under way":
-            journal = read_entries(
-                self.path / "evaluate/journal", EvaluationRow, lambda key: key.split("/")[::-1]
-            )
-            groups = groupby(journal, key=lambda entry: entry.key.rpartition("/")[2])
-            for _, entries in groups:
-                yield from sorted((row for each in entries for row in each.rows), key=_question)
+            yield from evaluated.under_way(self.path / "evaluate" / "journal")
 
 
-def show(run: Path | str, row_id: str = "") -> TrajectoryView | AnswersView:
+def show(run: Path | str, row_id: str = "") -> TrajectoryView | AnswersView | ChainView | BatchView:
     """A trajectory of a run, joined with its segments, exits, verdicts, version and pairs.
 
     In a notebook it displays itself as `dto view` would; `print` gives a terminal's form. `row_id`
     is a trajectory's id or the beginning of one (the first that fits; the first of all by default);
     that of a test problem, `problem/sample`, gives what the evaluation answered, which is also what
-    a run without trajectories shows first. Raises DtoError for an id that no row has.
+    a run without trajectories shows first; so do those of DRQA's chains and
+    batch prompts, in full. Raises DtoError for an id that no row has.
     """
     return RunTables.open(run).find(row_id)
 
 
-class _Problems:
-    """Problems by ascending id, one in memory at a time."""
-
-    def __init__(self, problems: Iterator[Problem]) -> None:
-        self._rest = problems
-        self._head = next(problems, None)
-
-    def __call__(self, problem_id: str) -> Problem | None:
-        while self._head is not None and self._head.id < problem_id:
-            self._head = next(self._rest, None)
-        return self._head if self._head is not None and self._head.id == problem_id else None
-
-
-def _compared(run: Path) -> list[Path]:
-    """The answers of a comparison's methods (`dto.baselines.compare`)."""
-    return sorted(run.glob("compare/*/evaluate/rows.parquet"))
-
-
-def _state(directory: Path) -> str:
-    """How far a stage is: its table counts once its manifest stands or nothing else is there."""
-    if (directory / "rows.parquet").is_file():
-        return "finished"
-    return "under way" if (directory / "journal").is_file() else ""
-
-
-def _dropped(directory: Path, state: str) -> Iterator[Dropped]:
-    if state == "under way":
-        for entry in read_entries(directory / "journal", None):
-            yield from entry.dropped
-        return
-    path = directory / "dropped.jsonl"
-    if path.is_file():
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                yield Dropped(**json.loads(line))
-
-
-def _slices(frame: Any, label: str, start: int, end: int) -> Iterator[EvaluationRow]:
-    build = tables.adapter(EvaluationRow).validate_python
-    for place in range(start, end, tables.ROW_GROUP):
-        block = frame.slice(place, min(tables.ROW_GROUP, end - place)).collect()
-        for row in block.iter_rows(named=True):
-            yield build(row | {"model": label or row["model"]})
-
-
 def _id(row: Any) -> str:
     return str(row.id)
-
-
-def _question(row: EvaluationRow) -> tuple[str, int]:
-    return row.problem_id, row.sample

@@ -11,6 +11,7 @@ from dto.viewer.nodes import Element, data, el
 from dto.viewer.views import TrajectoryView
 
 KINDS = ("opening", "verification", "alternative", "hypothesis", "summary", "conclusion")
+DENSE = 120  # segments from which on gaps between them would be all that is seen
 
 
 def kind_class(kind: str) -> str:
@@ -50,18 +51,27 @@ def overview(view: TrajectoryView) -> Element | None:
             )
     line = None
     if points and isfinite(view.threshold):
-        line = el("b", title=f"threshold {view.threshold}", style=f"--p:{view.threshold * 100:.1f}")
+        label = el("span", f"threshold {view.threshold:g}")
+        line = el("b", label, style=f"--p:{view.threshold * 100:.1f}")
     counts = Counter(segment.kind for segment in view.segments)
     known = [kind for kind in KINDS if kind in counts]
     legend = [
         el(f"span.kind.{kind_class(kind)}", data(kind), f" {counts[kind]}")
         for kind in (*known, *sorted(set(counts) - set(known)))
     ]
+    if points:
+        legend.append(el("span.key.dot", "chance p of a right answer at a boundary, 95 % interval"))
+    if any("taken" in point.tag for point in points):
+        legend.append(el("span.key.dot.taken", "exit"))
+    if removed:
+        legend.append(el("span.key.gone", "removed"))
+    scale = [el("span.scale.high", "1"), el("span.scale.low", "p 0")]
     name = "Exit probability at each boundary, over segments in proportion to their tokens"
-    return el(
+    dense = ".dense" if len(view.segments) > DENSE else ""
+    return el(  # said in words below: a screen reader passes over the drawing
         "figure.map",
-        el("div.points", line, points) if points else None,
-        el("div.ribbon", ribbon),
+        el("div.points", scale, line, points, aria_hidden="true") if points else None,
+        el(f"div.ribbon{dense}", ribbon, aria_hidden="true"),
         el("figcaption", legend),
         aria_label=name,
     )

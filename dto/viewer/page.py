@@ -1,7 +1,8 @@
 """One self-contained HTML file of a run: an index of its rows, and the rows in compressed chunks.
 
 The file asks for nothing from outside, and a content security policy keeps it so: only our script
-runs, whatever a row holds.
+runs, whatever a row holds. Pages are passed on: local paths and servers that the recipe names are
+cut as `dto publish` cuts them (`dto.hub.private`).
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import json
 import zlib
 from base64 import b64encode
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from hashlib import sha256
 from html import escape
 from importlib.resources import files
@@ -21,33 +22,61 @@ from string import Template
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-from dto.errors import DtoError, disk_errors
+from dto.errors import DtoError
 from dto.runs import manifest
 from dto.viewer.data import RunTables
-from dto.viewer.nodes import Data, Node, visible_text
+from dto.viewer.drqa import batches, chains
+from dto.viewer.lists import List, without_paths
+from dto.viewer.nodes import Data, Node
 from dto.viewer.render import node
 
 CHUNK_CHARACTERS = 200_000
 """A chunk holds about so much text: it is opened as a whole when one of its rows is looked at."""
 CHUNK_ROWS = 64
-TITLE_CHARACTERS = 140
-MAX_KINDS = 30  # what a row's kinds take is a bit each of a 32-bit number
+SCRIPTS = ("rows", "list", "page")
 
 
 def view(run: Path | str, out: Path | str | None = None) -> Path:
     """Write the page of a run, `RUN/view.html` by default, and return where it is.
 
-    At most a chunk of rows is in memory, and of every row a line for the list. Raises DtoError for
-    what is no run, for a run without rows, and where the file cannot be written.
+    `out` is a file, or a folder for `view.html`. At most a chunk of rows is in memory, and of every
+    row a line for the list. Raises DtoError for what is no run, for a run without rows, and where
+    the file cannot be written.
     """
     found = RunTables.open(run)
-    path = Path(out) if out is not None else found.path / "view.html"
-    with disk_errors(path), TemporaryFile() as body:
-        chunks = _Chunks(body)
-        lists = [_trajectories(found, chunks), _answers(found, chunks)]
+    path = Path(out) if out is not None else found.path
+    path = path / "view.html" if path.is_dir() else path
+    try:
+        _write(found, path)
+    except OSError as error:
+        if RunTables.open(run).states != found.states:  # a stage has ended meanwhile
+            return view(run, out)
+        raise DtoError(
+            f"cannot write {path}: {error.strerror or error}: make room, or name another place "
+            "with --out"
+        ) from error
+    return path
+
+
+def _write(found: RunTables, path: Path) -> None:
+    private = found.private()
+    with TemporaryFile() as body:
+        chunks = _Chunks(body, private.redact)
+        lists = []
+        for name, noun, rows, add in (
+            ("Trajectories", "trajectories", found.trajectories, List.add_trajectory),
+            ("Batch prompts", "responses", partial(batches, found), List.add_batch),
+            ("Chains", "chains", partial(chains, found), List.add_chain),
+            ("Evaluation", "questions", found.answers, List.add_answers),
+        ):
+            own = List(name, noun, chunks.count)
+            for each in _kept(map(without_paths(private), rows()), own, chunks):
+                add(own, each)
+            lists.append(own)
         index = {
-            "stages": [[stage, *state] for stage, state in _stages(found)],
-            "lists": [each.columns() for each in lists if each.ids],
+            "stages": list(_stages(found)),
+            "state": _state(found),
+            "lists": private.redact_all([each.packed() for each in lists if each.ids]),
         }
         if not index["lists"]:
             raise DtoError(f"{found.path} has no row to show yet: wait for the stage under way")
@@ -57,13 +86,12 @@ def view(run: Path | str, out: Path | str | None = None) -> Path:
         end = f'<script type="text/plain" id="c{chunks.count}"></script>\n</body>\n</html>\n'
         try:
             with temporary.open("wb") as file:
-                file.write(_page(found.name, pack(index)).encode())
+                file.write(_page(private.redact(found.name), pack(index)).encode())
                 copyfileobj(body, file)
                 file.write(end.encode())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    return path
 
 
 def pack(content: Any) -> str:
@@ -72,22 +100,27 @@ def pack(content: Any) -> str:
     return b64encode(zlib.compress(text.encode("utf-8", "surrogatepass"), 6)).decode()
 
 
-def encode(tree: Node, texts: dict[str, int]) -> Any:
-    """A tree as JSON: [tag, attributes or 0, children…]; a run's texts are numbers in `texts`."""
+def encode(tree: Node, texts: dict[str, int], shown: Callable[[str], str] = str) -> Any:
+    """A tree as JSON: [tag, attributes or 0, children…]; a run's texts are numbers in `texts`.
+
+    `shown` says how a run's text stands in the page.
+    """
     if isinstance(tree, str):
         return tree
     if isinstance(tree, Data):
-        return texts.setdefault(tree.text, len(texts))
-    encoded: list[Any] = [tree.tag, tree.attributes or 0]
+        return texts.setdefault(shown(tree.text), len(texts))
+    attributes = {name: shown(value) for name, value in tree.attributes.items()}
+    encoded: list[Any] = [tree.tag, attributes or 0]
     for child in tree.children:
-        encoded.append(child if isinstance(child, str) else encode(child, texts))
+        encoded.append(child if isinstance(child, str) else encode(child, texts, shown))
     return encoded
 
 
 def _page(name: str, index: str) -> str:
     assets = files("dto.viewer") / "assets"
     style = "".join(assets.joinpath(each).read_text("utf-8") for each in ("view.css", "page.css"))
-    script = assets.joinpath("page.js").read_text("utf-8")
+    scripts = [assets.joinpath(f"{each}.js").read_text("utf-8") for each in SCRIPTS]
+    script = '"use strict";\n{\n' + "".join(scripts) + "}\n"  # a block: no name of ours is global
     policy = (
         f"default-src 'none'; script-src {_hashed(script)}; style-src {_hashed(style)}; "
         "base-uri 'none'; form-action 'none'"
@@ -105,9 +138,10 @@ def _hashed(text: str) -> str:
 class _Chunks:
     """Rows on their way into elements of compressed JSON, each of its own number."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], shown: Callable[[str], str]) -> None:
         self.count = 0
         self._file = file
+        self._shown = shown
         self._clear()
 
     def _clear(self) -> None:
@@ -118,7 +152,7 @@ class _Chunks:
     def add(self, tree: Node) -> bool:
         """Add a row; whether it was the last of its chunk."""
         before = len(self._texts)
-        self._rows.append(encode(tree, self._texts))
+        self._rows.append(encode(tree, self._texts, self._shown))
         self._size += sum(map(len, islice(self._texts, before, None)))
         return self._size >= CHUNK_CHARACTERS or len(self._rows) >= CHUNK_ROWS
 
@@ -134,96 +168,7 @@ class _Chunks:
         return written
 
 
-@dataclass(slots=True)
-class _List:
-    """The lines of a list by column; names are numbers into lists of names."""
-
-    name: str
-    noun: str
-    kind_name: str
-    first: int
-    ids: list[str] = field(default_factory=list)
-    titles: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    before: list[int] = field(default_factory=list)
-    after: list[int] = field(default_factory=list)
-    kind: list[int] = field(default_factory=list)
-    named: dict[str, list[int]] = field(default_factory=dict)
-    names: dict[str, dict[str, int]] = field(default_factory=dict)
-    chunks: list[int] = field(default_factory=list)
-
-    def add(
-        self, id: str, title: str, note: str, tokens: tuple[int, int], kinds: Iterable[str],
-        **named: str,
-    ) -> None:  # fmt: skip
-        """A line; `tokens` before and after, -1 where there is no after."""
-        self.ids.append(id)
-        short = title[:TITLE_CHARACTERS].replace("\n", " ").strip()
-        self.titles.append(visible_text(short))
-        self.notes.append(note)
-        self.before.append(tokens[0])
-        self.after.append(tokens[1])
-        numbers = {self._number("kind", kind) for kind in kinds}
-        self.kind.append(sum(1 << number for number in numbers if number < MAX_KINDS))
-        for name, value in named.items():
-            self.named.setdefault(name, []).append(self._number(name, value))
-
-    def _number(self, column: str, name: str) -> int:
-        names = self.names.setdefault(column, {})
-        return names.setdefault(name, len(names))
-
-    def columns(self) -> dict[str, Any]:
-        """For the page's index."""
-        names = {f"{name}s": list(numbers)[:MAX_KINDS] if name == "kind" else list(numbers)
-                 for name, numbers in self.names.items()}  # fmt: skip
-        return {
-            "name": self.name, "noun": self.noun, "kindName": self.kind_name, "first": self.first,
-            "id": self.ids, "title": self.titles, "note": self.notes, "before": self.before,
-            "after": self.after, "kind": self.kind, "kinds": [], **names, **self.named,
-            "chunks": self.chunks,
-        }  # fmt: skip
-
-
-def _trajectories(found: RunTables, chunks: _Chunks) -> _List:
-    rows = _List("Trajectories", "trajectories", "kind", chunks.count)
-    for row in _kept(found.trajectories(), rows, chunks):
-        version, problem = row.optimized, row.problem
-        after = version.tokens_after if version is not None else -1
-        rows.add(
-            row.id,
-            problem.question if problem is not None else row.trajectory.text,
-            "",
-            (row.tokens, after),
-            (segment.kind for segment in row.segments),
-            outcome=row.outcome,
-            grade=row.trajectory.grade,
-            task=problem.task if problem is not None else "",
-        )
-    return rows
-
-
-def _answers(found: RunTables, chunks: _Chunks) -> _List:
-    rows = _List("Evaluation", "questions", "ending", chunks.count)
-    for row in _kept(found.answers(), rows, chunks):
-        plain = row.reference
-        others = [each.tokens for each in row.rows if each is not plain]
-        mean = round(sum(others) / len(others)) if others else -1
-        right = sum(each.grade == "correct" for each in row.rows)
-        problem = row.problem
-        rows.add(
-            row.id,
-            problem.question if problem is not None else row.problem_id,
-            f"{right} of {len(row.rows)} correct",
-            (plain.tokens, mean) if plain is not None else (mean, -1),
-            (each.exit_reason for each in row.rows),
-            outcome=row.outcome,
-            grade="",
-            task=problem.task if problem is not None else "",
-        )
-    return rows
-
-
-def _kept(views: Iterable[Any], rows: _List, chunks: _Chunks) -> Iterator[Any]:
+def _kept(views: Iterable[Any], rows: List, chunks: _Chunks) -> Iterator[Any]:
     """Each row, once it stands in a chunk."""
     for each in views:
         full = chunks.add(node(each))
@@ -234,13 +179,21 @@ def _kept(views: Iterable[Any], rows: _List, chunks: _Chunks) -> Iterator[Any]:
         rows.chunks.append(rest)
 
 
-def _stages(found: RunTables) -> Iterator[tuple[str, list[str]]]:
+def _stages(found: RunTables) -> Iterator[list[str]]:
     """How far each stage is, its rows, and what it dropped for which reason."""
     for stage, state in found.states.items():
         done = manifest.read(found.path / stage)
         if done is None:
-            yield stage, [state, ""]
+            yield [stage, state, ""]
             continue
         dropped = [f"{reason} {count:,}" for reason, count in done.get("dropped", {}).items()]
         ended = f", dropped: {', '.join(dropped)}" if dropped else ""
-        yield stage, [state, f"{done.get('rows', 0):,} rows{ended}"]
+        yield [stage, state, f"{done.get('rows', 0):,} rows{ended}"]
+    yield from ([stage, "not there", ""] for stage in found.missing())
+
+
+def _state(found: RunTables) -> str:
+    """What of the run is not there to be shown; empty where nothing is missing."""
+    under_way = [stage for stage, state in found.states.items() if state == "under way"]
+    said = [("Under way", under_way), ("Not there", list(found.missing()))]
+    return " ".join(f"{name}: {', '.join(stages)}." for name, stages in said if stages)

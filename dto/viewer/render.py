@@ -20,10 +20,11 @@ from dto.records import (
     Verdict,
 )
 from dto.viewer.answers import answers_node
+from dto.viewer.drqa import BatchView, ChainView, batch_node, chain_node
 from dto.viewer.figures import change, decimal, flops_change
 from dto.viewer.nodes import Element, Node, data, el, passage, to_html
 from dto.viewer.overview import kind_class, left_out, overview, p_style, probability
-from dto.viewer.parts import grade, heading
+from dto.viewer.parts import facts_node, grade, heading
 from dto.viewer.views import AnswersView, TrajectoryView
 
 
@@ -39,12 +40,16 @@ def node(record: Displayed) -> Element:
         return trajectory_node(record)
     if isinstance(record, AnswersView):
         return answers_node(record)
+    if isinstance(record, ChainView):
+        return chain_node(record)
+    if isinstance(record, BatchView):
+        return batch_node(record)
     if isinstance(record, Trajectory):
         return trajectory_node(TrajectoryView(record, len(record.token_ids)))
     if isinstance(record, OptimizedTrajectory):
         return el(
             "article.dto",
-            _facts(_version_facts(record)),
+            facts_node(_version_facts(record)),
             _version(record, (), el("h3", "Optimized")),
         )
     if isinstance(record, PreferencePair):
@@ -68,19 +73,12 @@ def trajectory_node(view: TrajectoryView) -> Element:
     return el(
         "article.dto",
         heading(view.problem, row.id, " · ", *data(row.model)),
-        _facts(_trajectory_facts(view)),
+        facts_node(_trajectory_facts(view)),
         _notes(view),
         overview(view),
         sides,
         [_pair(pair) for pair in view.pairs if not _stands_above(pair, view)],
     )
-
-
-def _facts(facts: Sequence[tuple[str, Node | list[Node]]]) -> Element:
-    cells = [
-        el("div.fact", el("span.label", name), el("span.value", value)) for name, value in facts
-    ]
-    return el("div.facts", cells)
 
 
 def _trajectory_facts(view: TrajectoryView) -> list[tuple[str, Node | list[Node]]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dto.records import STAYS, Displayed, OptimizedTrajectory, PreferencePair, Trajectory, Verdict
 from dto.viewer.answers import REASONS
+from dto.viewer.drqa import BatchView, ChainView
 from dto.viewer.figures import GRADE_SIGNS, change, decimal, flops_change, interval
 from dto.viewer.nodes import visible_text
 from dto.viewer.views import AnswersView, TrajectoryView
@@ -54,6 +55,10 @@ def _runs(record: Displayed) -> Iterator[Run]:
         yield from _trajectory(record)
     elif isinstance(record, AnswersView):
         yield from _answers(record)
+    elif isinstance(record, ChainView):
+        yield from _chain(record)
+    elif isinstance(record, BatchView):
+        yield from _batch(record)
     elif isinstance(record, OptimizedTrajectory):
         yield f"{record.id}\n", "bold"
         yield from _version(record)
@@ -148,6 +153,28 @@ def _answers(view: AnswersView) -> Iterator[Run]:
             yield from _grade(trial.grade)
             yield f" {trial.answer}", ""
             yield ("  exit\n" if place == row.would_leave else "\n"), "bold"
+
+
+def _chain(view: ChainView) -> Iterator[Run]:
+    chain = view.chain
+    yield f"{view.id}\n", "bold"
+    if view.problem is not None:
+        yield f"{view.problem.question}\n", ""
+    yield from _grade(chain.grade)
+    yield f" {chain.answer}  {chain.tokens:,} tokens, asked {view.asked}: {view.outcome}\n", ""
+    yield from _block(chain.text, "")
+
+
+def _batch(view: BatchView) -> Iterator[Run]:
+    row = view.response
+    yield f"{view.id}", "bold"
+    yield f"  {len(row.token_ids):,} tokens {row.reason}\n", ""
+    for number, (problem, ended) in enumerate(zip(view.problems, view.cut, strict=True), 1):
+        yield f"{number}. {problem.question if problem else row.problem_ids[number - 1]}\n   ", ""
+        yield from _grade(row.grades[number - 1])
+        chain = f"{ended.reason}: {ended.detail}" if ended else "chain cut"
+        yield f" {row.answers[number - 1]}  {row.faults[number - 1]} {chain}\n", ""
+    yield from _block(row.text, "")
 
 
 def _grade(grade: str) -> Iterator[Run]:

@@ -14,23 +14,28 @@ from dto.records import EvaluationRow, Grade, Problem
 from dto.tables import write
 
 
-def comparison(path: Path, problems: int, seed: int = 0, failed: int = 0) -> Path:
+def comparison(
+    path: Path, problems: int, seed: int = 0, failed: int = 0, tasks: tuple[str, ...] = ()
+) -> Path:
     """Method `good` is right wherever base is wrong on even problems, at half of the tokens."""
     recipe = {
         "name": "made",
         "seed": seed,
-        "evaluate": {"samples": 1},
+        "evaluate": {"samples": 1, "tasks": list(tasks)},
         "compare": {"methods": ["good", "same"], "reference": BASE},
     }
     path.mkdir(parents=True)
     (path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     (path / "problems").mkdir()
     rows = [Problem(f"p{i:04d}", "toy", "test", "?", "1") for i in range(problems)]
-    write(path / "problems" / "rows.parquet", Problem, rows)
+    write(path / "problems" / "rows.parquet", Problem, rows if not tasks else [])
     for method in (BASE, "good", "same"):
         place = path / "compare" / method
         (place / "evaluate").mkdir(parents=True)
         (place / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "name": method}))
+        if tasks:
+            (place / "test").mkdir()
+            write(place / "test" / "rows.parquet", Problem, rows)
         (place / "done.json").write_text(json.dumps({"digest": "", "cpu_seconds": 1.0}))
         table = []
         for index, problem in enumerate(rows):
@@ -52,7 +57,7 @@ def comparison(path: Path, problems: int, seed: int = 0, failed: int = 0) -> Pat
 def test_ranks_and_differences(tmp_path: Path) -> None:
     result = report([comparison(tmp_path / "a", 200)])
     page = (tmp_path / "a" / "compare" / "compare.html").read_text("utf-8")
-    assert all(f'<td class="left">{row.method}</td>' in page for row in result.rows)
+    assert all(f'<th scope="row" class="left">{row.method}</th>' in page for row in result.rows)
     assert str(tmp_path) not in page and "dto run" in page
     base, good, same = result.rows
     assert (base.accuracy, good.accuracy) == (0.25, 0.5)
@@ -78,8 +83,9 @@ def test_seeds_are_pooled_problem_by_problem(tmp_path: Path) -> None:
     assert "seeds 0, 1, 2" in str(result)
 
 
-def test_a_method_with_many_failures_is_not_ranked(tmp_path: Path) -> None:
-    result = report([comparison(tmp_path / "a", 200, failed=10)])
+@pytest.mark.parametrize("tasks", [(), ("toy.jsonl",)])
+def test_a_method_with_many_failures_is_not_ranked(tmp_path: Path, tasks: tuple[str, ...]) -> None:
+    result = report([comparison(tmp_path / "a", 200, failed=10, tasks=tasks)])
     assert result.problems == 190  # those that all methods have
     assert result.rows[1].failed == 10
     assert result.rows[1].accuracy_rank is None and result.rows[0].accuracy_rank is not None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from dto.cli import main
 from dto.recipe import load_recipe
+from tests.commands import dto
 
 SMALL = [
     "problems.train=0",
@@ -22,17 +21,6 @@ SMALL = [
     "calibrate.confidences=[answer]",
     "calibrate.max_loss=0.9",
 ]
-
-
-def dto(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    old, sys.argv = sys.argv, ["dto", *arguments]
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main()
-    finally:
-        sys.argv = old
-    out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
 
 
 def test_calibrate_replay_and_evaluate(

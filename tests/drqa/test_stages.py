@@ -13,8 +13,9 @@ import polars as pl
 import pytest
 from transformers import AutoTokenizer
 
+import dto
 from dto import tables
-from dto.drqa.feed import _pass_rates
+from dto.drqa.feed import pass_rates
 from dto.drqa.probe import format_probe
 from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.errors import DtoError
@@ -23,11 +24,13 @@ from dto.nano import resolve
 from dto.pipeline import run_stages
 from dto.recipe import Recipe
 from dto.records import Dropped, Problem, Trajectory
-from dto.runs.run import Run, open_run
+from dto.runs.run import open_run
 from dto.seeds import derive
 from dto.stages.batch import batch
 from dto.stages.chain import batch_chains, vanilla_chain
 from dto.stages.sample import sample
+from dto.viewer.data import RunTables
+from dto.viewer.drqa import batches, chains
 from dto.viewer.page import view
 from tests.drqa.responses import HEADED, THREE
 from tests.stages.script import CUT, FAIL
@@ -186,8 +189,8 @@ def test_every_question_is_accounted_for(run):
     assert not [chain for chain in chains if "uestion" in chain.text]
 
 
-def test_pass_rates_are_those_of_the_samples(run):
-    rates = _pass_rates(Run(run, Recipe.model_validate(RECIPE), False, -1))
+def testpass_rates_are_those_of_the_samples(run):
+    rates = pass_rates(run / "sample" / "rows.parquet")
     grades: dict[str, list[bool]] = {}
     for row in tables.read(run / "sample" / "rows.parquet", Trajectory):
         grades.setdefault(row.problem_id, []).append(row.grade == "correct")
@@ -273,6 +276,28 @@ def test_the_viewer_shows_the_run(run, tmp_path):
     html = tmp_path / "view.html"
     view(run, html)
     assert html.stat().st_size > 1000
+    found = RunTables.open(run)
+    shown = {each.id: each for each in chains(found)}
+    rows = list(tables.read(run / "chain" / "rows.parquet", Chain))
+    labels = {row.id: row for row in tables.read(run / "label" / "rows.parquet", LabelledChain)}
+    assert [each.chain for each in shown.values()] == rows and labels
+    for own, each in shown.items():
+        assert each.problem is not None and each.problem.id == each.chain.problem_id
+        assert (each.labelled.verdict if each.labelled else None) == (
+            labels[own].verdict if own in labels else None
+        )
+    together = list(batches(found))
+    assert {each.id for each in together} == set(
+        pl.read_parquet(run / "batch" / "rows.parquet")["id"].to_list()
+    )
+    for each in together:
+        for place, ended in enumerate(each.cut):
+            row = each.response
+            own = Chain.make_id(row.problem_ids[place], "batch", row.k, row.sample)
+            assert (own in shown) == (ended is None)
+    for one in (next(iter(shown.values())), together[0]):
+        again = dto.show(run, one.id)
+        assert again.id == one.id and one.id in str(again) and one.id in again._repr_html_()
 
 
 def test_more_questions_than_there_are(tmp_path):

@@ -13,8 +13,9 @@ import torch
 
 from dto.context import Context
 from dto.engines.base import Completion, Sampling
-from dto.engines.branches import CHAINS, BranchedEngine, Linearised
+from dto.engines.branches import BranchedEngine
 from dto.engines.kv import LENGTH_STEP, KVShape
+from dto.engines.linearised import CHAINS, Linearised
 from dto.engines.requests import Request, Sample
 from dto.engines.scripted import ScriptedEngine
 from dto.engines.transformers import BRANCHING, TransformersEngine

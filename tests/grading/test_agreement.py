@@ -104,7 +104,8 @@ def test_a_run_is_graded_by_what_it_evaluated(tmp_path: Path, capsys) -> None:
                 )
             )  # fmt: skip
     for stage, record, content in (
-        ("problems", Problem, problems),
+        ("problems", Problem, problems[:9]),
+        ("test", Problem, problems[9:]),  # of the tasks that are evaluated on
         ("evaluate", EvaluationRow, rows),
     ):
         (tmp_path / stage).mkdir()

@@ -14,6 +14,7 @@ import pytest
 
 from dto.pipeline import run_stages
 from dto.recipe import load_recipe
+from dto.runs.graph import needed
 from dto.runs.run import Run, open_run
 from tests.hub.server import WRITER, Hub, serving
 
@@ -40,7 +41,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("whole") / "small"
     run = open_run(place, load_recipe(ROOT / "pipelines" / "quickstart.yaml", dict(SMALL)))
     try:
-        run_stages(run, run.needed())
+        run_stages(run, needed(run.recipe))
     finally:
         run.close()
     return place

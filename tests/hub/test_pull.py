@@ -15,6 +15,7 @@ from dto.hub.pull import find, pull
 from dto.pipeline import run_stages
 from dto.recipe import load_recipe
 from dto.runs import content, manifest
+from dto.runs.graph import needed
 from dto.runs.run import Run, open_run
 from tests.hub.conftest import ROOT
 from tests.hub.server import OWNER, Fault, Hub
@@ -27,7 +28,7 @@ TABLES = ("problems", "sample", "segment", "estimate", "optimize", "prune", "pai
 def go_on(path: Path, *stages: str) -> None:
     run = open_run(path, load_recipe(path / "recipe.yaml"))
     try:
-        run_stages(run, stages or run.needed())
+        run_stages(run, stages or needed(run.recipe))
     finally:
         run.close()
 

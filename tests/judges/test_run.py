@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from dto import tables
-from dto.cli import main
 from dto.errors import DtoError
 from dto.ledger import Usage, charge, charged_to
 from dto.pipeline import run_stages
@@ -21,6 +19,7 @@ from dto.records import OptimizedTrajectory
 from dto.runs import manifest
 from dto.runs.run import open_run
 from dto.runs.stage import Group, Stage
+from tests.commands import dto
 from tests.judges.server import judging, verdicts
 
 RECIPE = """
@@ -61,17 +60,6 @@ def run(optimized: Path) -> Path:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text(RECIPE)
-
-
-def dto(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    old, sys.argv = sys.argv, ["dto", *arguments]
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main()
-    finally:
-        sys.argv = old
-    out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
 
 
 def uneven(question: str, numbers: list[int]) -> str | int:

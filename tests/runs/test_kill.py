@@ -19,7 +19,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from dto.runs import manifest
-from dto.runs.run import STAGES
+from dto.runs.graph import STAGES
 
 RECIPE = """
 model: {name: nano, family: nano, context: 1024, slots: 16}

@@ -14,6 +14,7 @@ from dto.pipeline import run_stages
 from dto.recipe import Recipe, load_recipe
 from dto.records import EvaluationRow
 from dto.runs import manifest
+from dto.runs.graph import settings_read
 from dto.runs.journal import Entry
 from dto.runs.run import Run, open_run
 from dto.runs.stage import Group, Stage
@@ -62,12 +63,23 @@ def test_how_it_is_computed_may_change_at_will() -> None:
 
 def test_another_recipe_is_refused_and_the_keys_are_named() -> None:
     problems(recipe())
+    Path("run/sample").mkdir()
+    Path("run/sample/journal").write_text('{"head": {"config": {}}}\n{"key": "a"}\n')
     other = recipe(seed=1, problems={"train": 3, "dev": 2, "test": 9})
     with pytest.raises(RunConflictError) as error:
         problems(other)
     assert "problems.test (2 → 9), seed (0 → 1)" in str(error.value)
     assert "--resume" in str(error.value) and "--overwrite" in str(error.value)
     assert problems(other, resume=True)["rows"] == 14
+
+
+def test_a_run_of_problems_alone_takes_any_recipe() -> None:
+    problems(recipe())
+    Path("run/sample").mkdir()
+    Path("run/sample/journal").write_text('{"head": {"config": {}}}\n')
+    other = recipe(seed=1, problems={"train": 3, "dev": 2, "test": 9})
+    assert problems(other)["rows"] == 14
+    assert load_recipe(Path("run/recipe.yaml")) == other
 
 
 def test_resume_computes_only_what_differs() -> None:
@@ -136,6 +148,52 @@ def test_what_a_stage_reads_of_the_sampling_is_part_of_what_it_computes(
     (first, sampled), (second, sampled_then) = configs
     assert [key for key in sorted(first) if first[key] != second[key]] == read
     assert sampled == sampled_then
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "change", "read"),
+    [
+        ("train", {"train": {"method": "grpo"}}, {"model": {"revision": "v2"}}, True),
+        ("train", {"train": {"method": "none"}}, {"model": {"revision": "v2"}}, True),
+        ("train", {"train": {"method": "sft"}}, {"model": {"revision": "v2"}}, False),
+        ("sample", {"sample": {"imported": "r.jsonl"}}, {"model": {"prompt": "fast"}}, True),
+        ("sample", {"sample": {"imported": "r.jsonl"}}, {"model": {"context": 9}}, False),
+        ("prune", {"optimize": {"exit": "first_solution"}}, {"estimate": {"cap": 40}}, True),
+        ("prune", {}, {"estimate": {"cap": 40}}, False),
+        ("evaluate", {"evaluate": {"tasks": ["q.jsonl"]}}, {"problems": {"prompt": "fast"}}, True),
+        ("evaluate", {}, {"problems": {"prompt": "fast"}}, False),
+    ],
+)
+def test_what_no_stage_before_it_is_told_by_a_stage_says_itself(
+    stage: str, settings: dict[str, Any], change: dict[str, Any], read: bool
+) -> None:
+    """What one before it reads, stands in that one's digest."""
+    first, second = (settings_read(recipe(**settings, **more), stage) for more in ({}, change))
+    assert (first != second) == read
+
+
+def test_an_imported_run_trains_the_model_that_is_there() -> None:
+    Path("mine").mkdir()
+    settings = {
+        "model": {"name": "mine"}, "sample": {"imported": "rows.jsonl"},
+        "pair": {"data": "imported"},
+    }  # fmt: skip
+    for run in opened(recipe(**settings)):
+        for upstream in ("problems", "pair"):
+            (run / upstream).mkdir()
+            manifest.write(run / upstream, {"digest": "d", "config": {}})
+        configs = []
+        for weights in (b"one", b"other"):
+            Path("mine/model.safetensors").write_bytes(weights)
+            configs.append(run.config("train"))
+        assert [key for key in configs[0] if configs[0][key] != configs[1][key]] == ["weights"]
+
+
+def test_a_setting_that_came_later_and_is_not_set_changes_nothing() -> None:
+    first = problems(recipe())
+    del first["config"]["problems.prompt"]
+    manifest.write(Path("run/problems"), first)
+    assert problems(recipe()) == first
 
 
 def test_weights_of_further_models_are_part_of_an_evaluation() -> None:

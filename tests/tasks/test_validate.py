@@ -15,12 +15,12 @@ import datasets
 import pytest
 from typer.testing import CliRunner
 
+from dto.commands.tasks import lines, tasks
 from dto.errors import DtoError
 from dto.grading import Graded, Grader
 from dto.recipe import ProblemSettings
 from dto.records import AnswerKind
 from dto.tasks import TASKS
-from dto.tasks.command import lines, tasks
 from dto.tasks.validate import Report, passed, validate
 from tests.tasks.hub import ROWS, Row, publish
 

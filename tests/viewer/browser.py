@@ -13,6 +13,7 @@ from pathlib import Path
 
 KEYS = {"ArrowDown": 40, "ArrowUp": 38, "Enter": 13, "Escape": 27, "End": 35, "Home": 36,
         "PageDown": 34}  # fmt: skip
+OPENED = "document.body.dataset.opened"
 
 
 def chromium() -> str | None:
@@ -150,3 +151,23 @@ class Browser:
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+
+
+def count(browser: Browser) -> int:
+    """Rows that fit the search and the filters."""
+    said = browser.js("document.getElementById('count').textContent")
+    return int(str(said).split()[0].replace(",", ""))
+
+
+def text(browser: Browser, selector: str) -> str:
+    """What an element says."""
+    return str(browser.js(f"document.querySelector({json.dumps(selector)}).textContent"))
+
+
+def choose(browser: Browser, name: str, label: str) -> None:
+    """Pick a filter's choice by what it says."""
+    browser.js(
+        f"(() => {{ const s = document.getElementById('f-{name}');"
+        f"s.value = [...s.options].find((o) => o.text.startsWith({json.dumps(label)})).value;"
+        "s.dispatchEvent(new Event('change')); })()"
+    )

@@ -10,6 +10,7 @@ import pytest
 
 from dto.pipeline import run_stages
 from dto.recipe import load_recipe
+from dto.runs.graph import needed
 from dto.runs.run import open_run
 from dto.viewer.page import view
 from tests.viewer.browser import Browser, chromium
@@ -17,22 +18,29 @@ from tests.viewer.generated import HOSTILE, write
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
-    "problems.train": 4, "problems.dev": 0, "problems.test": 3, "evaluate.models": ["base"],
-    "prune.rollouts": 4, "evaluate.samples": 1,
+    "problems.train": 5, "problems.dev": 2, "problems.test": 3, "prune.rollouts": 4,
+    "train.epochs": 1, "train.evaluations": 1, "train.dev_samples": 1, "train.keep": "last",
+    "evaluate.samples": 1,
 }  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The quickstart's recipe on a few problems, without training."""
+    """The quickstart's recipe on a few problems: two steps of training, both models evaluated."""
     path = tmp_path_factory.mktemp("small") / "run"
     run = open_run(path, load_recipe(ROOT / "pipelines/quickstart.yaml", SMALL))
-    stages = ("problems", "sample", "segment", "estimate", "optimize", "prune", "pair", "evaluate")
     try:
-        run_stages(run, stages)
+        run_stages(run, needed(run.recipe, "evaluate"))
     finally:
         run.close()
     return path
+
+
+@pytest.fixture(scope="session")
+def quickstart_run(request: pytest.FixtureRequest) -> Path:
+    """The finished run that DTO_QUICKSTART names, or else a small one; nothing is written there."""
+    finished = os.environ.get("DTO_QUICKSTART")
+    return Path(finished) if finished else request.getfixturevalue("small_run")
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +69,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     opened = Browser(tmp_path_factory.mktemp("profile"))
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def quiet(browser: Browser) -> Iterator[None]:
+    """Whatever a test does: no error, no dialog, no request but for the file itself."""
+    for log in (browser.requests, browser.dialogs, browser.errors):
+        log.clear()
+    yield
+    assert not browser.errors and not browser.dialogs
+    assert all(url.startswith("file://") for url in browser.requests)

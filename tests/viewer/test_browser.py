@@ -4,95 +4,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from dto import tables
+from dto.records import Segment
 from dto.viewer.data import RunTables
 from dto.viewer.nodes import Data, data
 from dto.viewer.page import view
-from tests.viewer.browser import Browser
-from tests.viewer.generated import HOSTILE
+from tests.viewer.browser import OPENED, Browser, choose, count, text
+from tests.viewer.generated import HOSTILE, write
 
-OPENED = "document.body.dataset.opened"
-COUNT = "document.getElementById('count').textContent"
-
-
-@pytest.fixture(autouse=True)
-def quiet(browser: Browser) -> Iterator[None]:
-    """Whatever a test does: no error, no dialog, no request but for the file itself."""
-    for log in (browser.requests, browser.dialogs, browser.errors):
-        log.clear()
-    yield
-    assert not browser.errors and not browser.dialogs
-    assert all(url.startswith("file://") for url in browser.requests)
-
-
-def count(browser: Browser) -> int:
-    """Rows that fit the filters."""
-    return int(str(browser.js(COUNT)).split()[0].replace(",", ""))
-
-
-def text(browser: Browser, selector: str) -> str:
-    return str(browser.js(f"document.querySelector({json.dumps(selector)}).textContent"))
-
-
-def choose(browser: Browser, name: str, label: str) -> None:
-    """Pick a filter's choice by what it says."""
-    browser.js(
-        f"(() => {{ const s = document.getElementById('f-{name}');"
-        f"s.value = [...s.options].find((o) => o.text.startsWith({json.dumps(label)})).value;"
-        "s.dispatchEvent(new Event('change')); })()"
-    )
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture(scope="module")
-def small_page(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return view(small_run, tmp_path_factory.mktemp("page") / "view.html")
-
-
-def test_a_run_of_the_embedded_model(browser: Browser, small_run: Path, small_page: Path) -> None:
-    browser.open(small_page.as_uri())
-    views = list(RunTables.open(small_run).trajectories())
-    assert count(browser) == len(views) == 16
-    shortened = next(
-        row for row in views if row.optimized and len(row.optimized.kept) < len(row.segments)
-    )
-    browser.open(small_page.as_uri() + "#%")  # no address of a row, nor of anything
-    assert browser.js(OPENED) == views[0].id
-    browser.open(small_page.as_uri() + "#" + shortened.id)
-    assert browser.js(OPENED) == shortened.id
-    shown = browser.js(
-        "[...document.querySelectorAll('.original .segment .text')].map((e) => e.textContent)"
-    )
-    row = shortened.trajectory
-    pieces = [row.text[slice(*each.chars)].rstrip() for each in shortened.segments]
-    assert shown == [*pieces, row.text[slice(*row.conclusion)].strip("\n")]
-    struck = browser.js(
-        "[...document.querySelectorAll('.original s.text')].map((e) => e.textContent)"
-    )
-    assert shortened.optimized is not None
-    assert struck == [
-        piece
-        for piece, each in zip(pieces, shortened.segments, strict=True)
-        if each.index not in shortened.optimized.kept
-    ]
-    exits = browser.js("document.querySelectorAll('.original .exit .p').length")
-    assert exits == len(shortened.estimates)
-    assert "Optimized" in text(browser, ".optimized h3")
-
-
-def test_early_exits_show_their_trials(browser: Browser, small_run: Path, small_page: Path) -> None:
-    browser.open(small_page.as_uri())
-    browser.press("l")
-    answers = list(RunTables.open(small_run).answers())
-    browser.wait(f"{OPENED} === {json.dumps(answers[0].id)}")
-    assert count(browser) == len(answers) == 3
-    trials = sum(len(row.trials) for row in answers[0].rows)
-    assert browser.js("document.querySelectorAll('.trial-list tbody tr').length") == trials > 0
-    assert browser.js("document.querySelectorAll('.card').length") == 3
-    assert "attention FLOPs" in text(browser, ".card")
+def plain_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plain") / "run"
+    write(path, 3, samples=3, segments=4, sentences=1)
+    return view(path)
 
 
 def test_ten_thousand_rows(browser: Browser, large_page: Path) -> None:
@@ -177,8 +110,6 @@ def test_no_text_becomes_more_than_text(browser: Browser, hostile_run: Path) -> 
 
 
 def test_a_row_of_a_megabyte(browser: Browser, tmp_path: Path) -> None:
-    from tests.viewer.generated import write
-
     write(
         tmp_path, 2, samples=1, segments=3, texts={"long": "x" * 500_000, "lines": "y\n" * 250_000}
     )
@@ -187,10 +118,10 @@ def test_a_row_of_a_megabyte(browser: Browser, tmp_path: Path) -> None:
     browser.wait("document.querySelector('#detail .text').textContent.length > 500000")
 
 
-def test_dark_and_light(browser: Browser, small_page: Path) -> None:
+def test_dark_and_light(browser: Browser, plain_page: Path) -> None:
     ground = "getComputedStyle(document.body).backgroundColor"
     browser.dark(False)
-    browser.open(small_page.as_uri())
+    browser.open(plain_page.as_uri())
     light = browser.js(ground)
     browser.dark(True)
     dark = browser.js(ground)
@@ -226,3 +157,118 @@ def test_keys_within_a_row(browser: Browser, hostile_run: Path) -> None:
     assert not browser.js("document.getElementById('help').open")
     browser.js("document.querySelector('.ribbon [data-go=\"3\"]').click()")
     assert browser.js("document.querySelector('.segment.at').dataset.segment") == "3"
+
+
+def test_the_address_leads_back_to_the_view(browser: Browser, large_page: Path) -> None:
+    browser.open(large_page.as_uri())
+    choose(browser, "outcome", "repaired")
+    choose(browser, "sort", "longest first")
+    browser.press("j", "j", "Enter")
+    row, address = browser.js("document.body.dataset.chosen"), str(browser.js("location.hash"))
+    assert "outcome=repaired" in address and "sort=before" in address
+    browser.open(large_page.as_uri() + address)
+    assert browser.js(OPENED) == row and count(browser) == 2_500
+    assert browser.js("document.querySelector('.row[aria-selected=true]') !== null")
+    browser.press("r")
+    assert count(browser) == 10_000
+    assert browser.js("document.body.dataset.chosen") == row
+    browser.js("history.back()")
+    browser.wait("location.hash.includes('outcome=repaired')")
+    browser.wait("document.getElementById('count').textContent.startsWith('2,500')")
+
+
+def test_an_address_may_name_the_beginning_of_an_id_or_no_row(
+    browser: Browser, plain_page: Path
+) -> None:
+    browser.open(plain_page.as_uri())
+    browser.press("G")
+    last = str(browser.js("document.body.dataset.chosen"))
+    browser.open(f"{plain_page.as_uri()}#{last[:8]}")
+    assert str(browser.js(OPENED)).startswith(last[:8])
+    browser.open(f"{plain_page.as_uri()}#nothing/007")
+    assert text(browser, "#said") == "There is no row nothing/007 here."
+    browser.open(plain_page.as_uri() + "#%")
+    assert browser.js("document.querySelectorAll('.row').length") == 9
+
+
+def test_each_list_is_found_as_it_was_left(browser: Browser, plain_page: Path) -> None:
+    browser.open(plain_page.as_uri())
+    choose(browser, "grade", "correct")
+    browser.press("j")
+    row = browser.js("document.body.dataset.chosen")
+    browser.press("l")
+    browser.wait("location.hash.includes('list=evaluation')")
+    browser.press("j", "l")
+    browser.wait(f"{OPENED} === {json.dumps(row)}")
+    assert browser.js("document.getElementById('f-grade').value") == "correct"
+
+
+def test_a_search_shows_where_it_matches(browser: Browser, plain_page: Path) -> None:
+    browser.open(plain_page.as_uri())
+    browser.press("/")
+    browser.type("to sum up")
+    browser.wait("document.body.dataset.searched === 'to sum up'")
+    marked = "CSS.highlights.get('found')?.size"
+    browser.wait(f"{marked} > 0")
+    browser.press("Escape", "m")
+    matches = browser.js(marked)
+    assert text(browser, "#said") == f"match 1 of {matches}"
+    here = browser.js("[...CSS.highlights.get('found-here')][0].toString()")
+    assert str(here).lower() == "to sum up"
+    browser.press("r")
+    assert not browser.js("CSS.highlights.has('found')")
+
+
+def test_the_id_is_copied(browser: Browser, plain_page: Path) -> None:
+    browser.open(plain_page.as_uri())
+    browser.press("y")
+    browser.wait("document.getElementById('said').textContent")
+    assert text(browser, "#said") == f"copied {browser.js(OPENED)}"
+
+
+def test_any_number_of_kinds_can_be_filtered(browser: Browser, tmp_path: Path) -> None:
+    write(tmp_path, 2, samples=1, segments=40, sentences=1)
+    rows = list(tables.read(tmp_path / "segment/rows.parquet", Segment))
+    named = [replace(row, kind=f"kind {row.index}") for row in rows]
+    tables.write(tmp_path / "segment/rows.parquet", Segment, named)
+    browser.open(view(tmp_path).as_uri())
+    choose(browser, "kind", "kind 39")
+    assert count(browser) == 2
+
+
+def test_what_a_run_lacks_is_said(browser: Browser, tmp_path: Path) -> None:
+    write(tmp_path, 1, samples=2, segments=3, sentences=1)
+    shutil.rmtree(tmp_path / "estimate")
+    browser.open(view(tmp_path).as_uri())
+    assert text(browser, "#state") == "Not there: estimate."
+    assert "estimatenot there" in text(browser, "#stages")
+
+
+def test_a_narrow_window_shows_the_list_or_the_row(browser: Browser, plain_page: Path) -> None:
+    metrics = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.call("Emulation.setDeviceMetricsOverride", **metrics)
+    try:
+        browser.open(plain_page.as_uri())
+        visible = "[...document.querySelectorAll('aside, main')].map((e) => e.offsetWidth > 0)"
+        assert browser.js(visible) == [True, False]
+        browser.press("Enter")
+        assert browser.js(visible) == [False, True]
+        browser.js("history.back()")
+        browser.wait("document.querySelector('aside').offsetWidth > 0")
+        browser.js("document.querySelector('.row').click()")
+        assert browser.js(visible) == [False, True]
+        assert browser.js("document.documentElement.scrollWidth <= innerWidth")
+    finally:
+        browser.call("Emulation.clearDeviceMetricsOverride")
+
+
+def test_a_printed_page_is_the_whole_row(browser: Browser, plain_page: Path) -> None:
+    browser.open(plain_page.as_uri())
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    try:
+        height = "document.querySelector('#detail').scrollHeight"
+        assert browser.js(f"{height} === document.querySelector('#detail').clientHeight")
+        assert browser.js(f"document.documentElement.scrollHeight >= {height}")
+        assert browser.js("getComputedStyle(document.querySelector('aside')).display") == "none"
+    finally:
+        browser.call("Emulation.setEmulatedMedia", media="")

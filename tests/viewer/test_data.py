@@ -11,9 +11,16 @@ import pytest
 import dto
 from dto import tables
 from dto.errors import DtoError
-from dto.records import Dropped, EvaluationRow, ExitEstimate, OptimizedTrajectory, Trajectory
+from dto.records import (
+    RECORDS,
+    Dropped,
+    EvaluationRow,
+    ExitEstimate,
+    OptimizedTrajectory,
+    Trajectory,
+)
 from dto.runs.journal import Entry, Journal
-from dto.viewer.data import STAGES, RunTables
+from dto.viewer.data import RunTables
 from dto.viewer.views import AnswersView, TrajectoryView
 from tests.viewer.generated import write
 
@@ -28,7 +35,7 @@ def run(tmp_path: Path) -> Path:
 def under_way(run: Path, stage: str, rows: list[Any], key: Any, torn: bytes = b"") -> None:
     """The stage as it stands in the middle: a journal with these rows, no table."""
     shutil.rmtree(run / stage)
-    journal = Journal(run / stage / "journal", STAGES[stage], {"config": {}})
+    journal = Journal(run / stage / "journal", RECORDS[stage], {"config": {}})
     for row in reversed(rows):  # in the order in which they were done, not of their ids
         journal.append(Entry(key(row), [row]))
     journal.close()
@@ -37,7 +44,7 @@ def under_way(run: Path, stage: str, rows: list[Any], key: Any, torn: bytes = b"
 
 
 def of(run: Path, stage: str) -> list[Any]:
-    return list(tables.read(run / stage / "rows.parquet", STAGES[stage]))
+    return list(tables.read(run / stage / "rows.parquet", RECORDS[stage]))
 
 
 def test_each_trajectory_has_what_belongs_to_it(run: Path) -> None:
@@ -189,13 +196,13 @@ def test_what_is_no_run_is_an_error_in_one_line(tmp_path: Path, run: Path) -> No
 
 def test_views_of_a_real_run(small_run: Path) -> None:
     views = list(RunTables.open(small_run).trajectories())
-    assert len(views) == 16 and any(view.optimized for view in views)
+    assert len(views) == 20 and any(view.optimized for view in views)
     for view in views:
         assert (
             "".join(view.trajectory.text[slice(*segment.chars)] for segment in view.segments)
             == view.trajectory.text[slice(*view.trajectory.thinking)]
         )
     answers = list(RunTables.open(small_run).answers())
-    assert [len(view.rows) for view in answers] == [3, 3, 3]
+    assert [len(view.rows) for view in answers] == [6, 6, 6]
     assert all(isinstance(row, EvaluationRow) for view in answers for row in view.rows)
     assert all(isinstance(view.trajectory, Trajectory) for view in views)

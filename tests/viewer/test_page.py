@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
@@ -16,8 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import dto
+from dto import tables
 from dto.cli import main
 from dto.errors import DtoError
+from dto.records import EvaluationRow, Trajectory
 from dto.viewer.data import RunTables
 from dto.viewer.nodes import LONG, Data, Element, data, el, passage, to_html
 from dto.viewer.page import encode, pack, view
@@ -134,6 +138,7 @@ def test_the_command_writes_and_opens(
     write(tmp_path / "run", 1, samples=1, segments=3, sentences=1)
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    monkeypatch.setenv("DISPLAY", ":0")
     for arguments, path, times in (
         (["--no-open"], tmp_path / "run/view.html", 0),
         (["--out", str(tmp_path / "a b/v.html")], tmp_path / "a b/v.html", 1),
@@ -197,3 +202,70 @@ def test_colours_can_be_read(scheme: int) -> None:
         tint = tuple(0.07 * k + 0.93 * g for k, g in zip(kind, ground, strict=True))
         for shown in (kind, rgb(colours["text"]), rgb(colours["muted"])):
             assert contrast(shown, tint) >= 4.5, name
+
+
+def test_no_local_path_is_passed_on_with_a_page(tmp_path: Path) -> None:
+    """What `dto publish` cuts, the page cuts too: models, servers, and files that failures name."""
+    run, model = tmp_path / "run", "/data/jane/secret-project/my-model"
+    write(run, 2, samples=1, segments=3, sentences=1)
+    (run / "recipe.yaml").write_text(
+        f"name: mine\nmodel: {{name: {model}, engine: openai, server: 'http://box.lab:8000/v1'}}\n"
+    )
+    for stage, record in (("sample", Trajectory), ("evaluate", EvaluationRow)):
+        path = run / stage / "rows.parquet"
+        failure = f"{model}/config.json, http://box.lab:8000/v1 and /home/jane/judge.py failed"
+        rows = [
+            replace(row, model=model, grade="failed", reason=failure)
+            for row in tables.read(path, record)
+        ]
+        tables.write(path, record, rows)
+    parsed = Blocks()
+    parsed.feed(view(run).read_text("utf-8"))
+    packed = [parsed.texts[name] for name in parsed.texts if re.fullmatch(r"c\d+|index", name)]
+    whole = " ".join(json.dumps(unpack(each)) for each in packed if each.strip())
+    assert "jane" not in whole and "secret-project" not in whole and "box.lab" not in whole
+    assert "my-model" in whole and "judge.py failed" in whole
+    assert "jane" in str(dto.show(run))  # here, on one's own screen, nothing is cut
+
+
+def test_without_a_screen_no_browser_for_the_terminal_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, 1, samples=1, segments=3, sentences=1)
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("webbrowser.open", lambda url: pytest.fail("a browser was started"))
+    monkeypatch.setattr(sys, "argv", ["dto", "view", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert "open the file yourself" in capsys.readouterr().out
+
+
+def test_where_the_page_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "run", 1, samples=1, segments=3, sentences=1)
+    assert view(tmp_path / "run", tmp_path) == tmp_path / "view.html"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DtoError, match=r"cannot write .*v\.html: .*name another place with --out"):
+        view(tmp_path / "run", tmp_path / "file/v.html")
+
+
+def test_a_stage_that_ends_while_the_page_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 1, samples=1, segments=3, sentences=1)
+    (tmp_path / "pair/rows.parquet").rename(tmp_path / "pair/later")
+    (tmp_path / "pair/journal").write_text("")
+    whole = RunTables.trajectories
+
+    def ends(found: RunTables) -> Any:
+        if (journal := tmp_path / "pair/journal").exists():
+            journal.unlink()
+            (tmp_path / "pair/later").rename(tmp_path / "pair/rows.parquet")
+        return whole(found)
+
+    monkeypatch.setattr(RunTables, "trajectories", ends)
+    parsed = Blocks()
+    parsed.feed(view(tmp_path).read_text("utf-8"))
+    assert ["pair", "finished", ""] in unpack(parsed.texts["index"])["stages"]

@@ -50,3 +50,24 @@ def test_a_report_fits_a_telephone(browser: Browser, page: Path) -> None:
         assert browser.js(FITS)
     finally:
         browser.call("Emulation.clearDeviceMetricsOverride")
+
+
+def test_a_report_is_printed_in_light_colours_with_all_tables(browser: Browser, page: Path) -> None:
+    size = {"width": 720, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+    browser.call("Emulation.setDeviceMetricsOverride", **size)
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.call("Emulation.setEmulatedMedia", media="print", features=dark)
+    try:
+        browser.call("Page.navigate", url=page.as_uri())
+        browser.wait("document.readyState === 'complete' && document.querySelector('#reproduce')")
+        assert browser.js(PAPER) == "rgb(255, 255, 255)"
+        assert browser.js(FITS)
+        hidden = "[...document.querySelectorAll('details table')].filter(t => !t.checkVisibility())"
+        assert (
+            browser.js(f"{hidden}.length")
+            == 0
+            < browser.js("document.querySelectorAll('details table').length")
+        )
+    finally:
+        browser.call("Emulation.clearDeviceMetricsOverride")
+        browser.call("Emulation.setEmulatedMedia", media="", features=[])

@@ -18,7 +18,7 @@ from dto import tables
 from dto.recipe import load_recipe
 from dto.records import EvaluationRow, ExitEstimate, Trajectory
 from dto.runs import manifest
-from dto.runs.run import STAGES
+from dto.runs.graph import STAGES
 
 RECIPE = """
 model: {name: nano, engine: vllm, context: 1024, slots: 32}

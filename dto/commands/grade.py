@@ -17,7 +17,10 @@ def grade(
     ] = "ours,math-verify,minerva,deer,deepscaler",
     out: Annotated[Path | None, typer.Option(help="Folder for the report.")] = None,
 ) -> None:
-    """Whether graders agree on the answers of a run or a file; no model is asked."""
+    """Do published graders agree with ours?
+
+    On the answers of a run or a file; no model is asked.
+    """
     from dto.grading.agreement import agree
 
     run = Path(source)

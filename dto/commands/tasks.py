@@ -11,6 +11,7 @@ import typer
 
 from dto.errors import DtoError
 from dto.recipe import ProblemSettings, load_recipe
+from dto.settings import nearest
 from dto.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ _ALWAYS = ("rows", "duplicates", "overlaps", "unexplained")
 
 @tasks.command("list")
 def list_tasks() -> None:
-    """The tasks that a recipe can name in problems.source and problems.test_source."""
+    """Tasks that a recipe can name.
+
+    In problems.source, problems.test_source and evaluate.tasks.
+    """
     for task in TASKS.values():
         subset = f" ({task.subsets[0]})" if task.subsets[0] and len(task.subsets) == 1 else ""
         given = "/".join(task.splits.values())
@@ -54,11 +58,12 @@ def validate_task(
         bool, typer.Option("--allow-code-execution", help="Run reference solutions, in a sandbox.")
     ] = False,
 ) -> None:
-    """Grade every gold answer against itself; list duplicates and overlaps of train and test.
+    """Grade gold answers; list duplicates and overlaps.
 
-    Exits with 1 when a row is unexplained: it cannot be read, its gold answer is missing, does not
-    parse or is not graded correct against itself, or its question has another answer elsewhere.
-    Duplicates and overlaps name the row that they share, and do not fail.
+    Every gold answer is graded against itself. Exits with 1 when a row is unexplained: it cannot be
+    read, its gold answer is missing, does not parse or is not graded correct against itself, or its
+    question has another answer elsewhere. Duplicates and overlaps name the row that they share, and
+    do not fail.
     """
     from dto.grading import Grader
     from dto.tasks.validate import passed, validate
@@ -84,7 +89,10 @@ def _settings(name: str) -> ProblemSettings:
     if path.suffix in (".yaml", ".yml"):
         return load_recipe(path).problems
     if name not in TASKS and "/" not in name and not path.suffix and not path.exists():
-        raise DtoError(f"no task {name!r}: {_known()}; or name a recipe, a file or a Hub id")
+        raise DtoError(
+            f"no task {name!r}{nearest(name, TASKS)}: {_known()}; or name a recipe, a file or a "
+            "Hub id"
+        )
     return ProblemSettings(source=name)
 
 

@@ -1,0 +1,281 @@
+"""A response and the trials on its prefixes, decoded as one sequence (2504.15895: branch-parallel).
+
+The main chain and its branches stand side by side in one sequence of keys and values, and every
+forward pass takes the next tokens of all of them. A mask lets a branch see the main chain up to its
+cut and its own tokens; the main chain sees no branch. Each token has the position that it would
+have alone, so no prefix is copied and none is computed twice.
+
+The main chain's keys stand in the first slots, in order, and its sums run as in the running batch:
+its tokens are those of a stream of the engine's, to the last bit of their logprobs where the engine
+promises that. Branches lie behind, in any order, and are equal up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from dto.engines.batch import Batch
+from dto.engines.kv import LEAST_ROWS, LENGTH_STEP, KVShape, RowsCache, round_up
+from dto.engines.prefill import COLUMN_STEP, MAX_NUMBERS
+from dto.engines.prefix_cache import PrefixCache
+from dto.engines.requests import Sample
+
+CHAINS = 16  # that decode together; further requests wait
+READ_TOKENS = 512  # of one pass: a long prompt does not hold up those that decode
+RESERVE = 64  # slots that the main chain may grow by before branches have to move
+
+_FREE, _TRUNK = -1, 0
+
+
+@dataclass(slots=True, eq=False)
+class _Chain:
+    """The tokens of a sample: the first `shared` are the trunk's, the next ones stand at `slots`.
+
+    The main chain's own tokens become the trunk's as they are computed.
+    """
+
+    sample: Sample
+    number: int  # in `owner`
+    shared: int
+    slots: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Tokens whose keys are computed."""
+        return self.shared + len(self.slots)
+
+    @property
+    def pending(self) -> Sequence[int]:
+        """Tokens whose keys are not computed yet: at least one."""
+        missing = len(self.sample.request.prompt) - self.length
+        if missing > 0:
+            return self.sample.request.prompt[-missing:]
+        return self.sample.token_ids[-missing:]
+
+
+class Linearised(Batch):
+    """A batch whose samples stand in one row: a main chain and its branches. Used by one thread.
+
+    `_trunk` are the ids of the first slots, each at its own position. `_owner` and `_positions`
+    say for each slot whose token it holds, and where that stands in its response.
+    """
+
+    def __init__(self, model: PreTrainedModel, shape: KVShape, end_ids: frozenset[int]) -> None:
+        super().__init__(model, shape, PrefixCache(shape, 0), CHAINS, 0, end_ids)
+        self._chains: list[_Chain] = []
+        self._numbers = _TRUNK
+        self._clear()
+
+    def _clear(self) -> None:
+        self._main: _Chain | None = None
+        self._trunk: list[int] = []
+        self._border = 0  # first slot of the branches
+        self._cache = RowsCache(self._shape.zeros(1, LENGTH_STEP))
+        self._owner = np.full(LENGTH_STEP, _FREE)
+        self._positions = np.zeros(LENGTH_STEP, dtype=np.int64)
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The samples under way."""
+        return [chain.sample for chain in self._chains]
+
+    def room(self, joiners: Sequence[Sample]) -> int:
+        """How many of the joiners may join."""
+        return self.slots - self.live
+
+    def admit(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Take samples in; the next passes read what is new of their prompts.
+
+        Scores are computed at once, apart from the sequence. Returns the samples that ended.
+        """
+        ended = []
+        for sample in samples:
+            sample.started = 1
+            if sample.request.continuation:
+                ended.append(self._scored(sample))
+            else:
+                self._add(sample)
+        return ended
+
+    def _add(self, sample: Sample) -> None:
+        known: Sequence[int] = self._trunk
+        if self._main is not None:
+            known = (*self._main.sample.request.prompt, *self._main.sample.token_ids)
+        sample.cached_tokens = shared = _common(sample.request.prompt[:-1], known)
+        if self._chains:
+            self._numbers += 1
+            self._chains.append(_Chain(sample, self._numbers, shared))
+        else:
+            self._owner[shared : len(self._trunk)] = _FREE
+            del self._trunk[shared:]
+            self._main = _Chain(sample, _TRUNK, shared)
+            self._chains.append(self._main)
+        self.live += 1
+
+    def step(self) -> list[Sample]:
+        """One pass: a token for each chain whose prompt is read; returns the samples that ended."""
+        work = self._plan()
+        for chain, taken in work:
+            if len(taken) == len(chain.pending):
+                chain.sample.started = len(chain.sample.token_ids) + 1
+        logits = self._pass(work)
+        ready = [chain for chain, _ in work if len(chain.pending) == 0]
+        samples = [chain.sample for chain in ready]
+        if ready:
+            rows = np.zeros(len(ready), dtype=self._rows.dtype)
+            for i, chain in enumerate(ready):
+                sampling, seed = chain.sample.request.sampling, chain.sample.seed % 2**64
+                rows[i] = (
+                    0, chain.length, seed, sampling.temperature, sampling.top_p, sampling.top_k
+                )  # fmt: skip
+            self._next_tokens(logits[: len(ready)], samples, rows)
+        if any(sample.finish == "failed" for sample in samples):
+            # A number that is not finite reaches every chain of the sequence, masked or not.
+            for chain in self._chains:
+                chain.sample.fail("the model's logits are not finite")
+            failed = self._leave(list(self._chains))
+            self._clear()
+            return failed
+        return self._leave([chain for chain in ready if chain.sample.finish is not None])
+
+    def drop_cancelled(self) -> None:
+        """Free what cancelled requests hold."""
+        self._leave([chain for chain in self._chains if chain.sample.request.cancelled])
+
+    def _plan(self) -> list[tuple[_Chain, Sequence[int]]]:
+        """What the next pass computes of which chain: those that decode, then those that read."""
+        heads = int(self._model.config.num_attention_heads)
+        room = max(CHAINS, min(READ_TOKENS, MAX_NUMBERS // (heads * self._cache.capacity)))
+        work = []
+        for chain in sorted(self._chains, key=lambda chain: len(chain.pending) > 1):
+            if chain.shared <= len(self._trunk) and room:  # else its prefix is not read yet
+                taken = chain.pending[:room]
+                room -= len(taken)
+                work.append((chain, taken))
+        return work
+
+    def _pass(self, work: Sequence[tuple[_Chain, Sequence[int]]]) -> torch.Tensor:
+        """Compute tokens of chains and keep their keys.
+
+        Returns float32 logits [chains that have no more pending, at least LEAST_ROWS; vocabulary].
+        """
+        own = sum(len(taken) for chain, taken in work if chain is self._main)
+        others = sum(len(taken) for _, taken in work) - own
+        free = self._room(own, others).tolist()
+        width = round_up(max(own + others, LEAST_ROWS), COLUMN_STEP)
+        # Padding sees the first token, and is written to a slot that nothing else uses.
+        ids, positions, numbers = (np.zeros(width, dtype=np.int64) for _ in range(3))
+        write = np.full(width, self._cache.capacity - 1)
+        cuts = np.ones(width, dtype=np.int64)
+        last: list[int] = []
+        end = 0
+        for chain, taken in work:
+            start, end = end, end + len(taken)
+            at = slice(start, end)
+            ids[at] = taken
+            positions[at] = np.arange(chain.length, chain.length + len(taken))
+            numbers[at], cuts[at] = chain.number, chain.shared
+            if len(taken) == len(chain.pending):
+                last.append(end - 1)
+            if chain is self._main:
+                write[at] = positions[at]
+                self._trunk += taken
+                chain.shared += len(taken)
+            else:
+                write[at], free = free[: len(taken)], free[len(taken) :]
+                chain.slots += write[at].tolist()
+        self._owner[write[:end]] = numbers[:end]
+        self._positions[write[:end]] = positions[:end]
+        limit = round_up(int(np.flatnonzero(self._owner != _FREE)[-1]) + 1, LENGTH_STEP)
+        hidden = self._hidden(numbers, cuts, positions, limit)
+        last += [0] * (LEAST_ROWS - len(last))
+        device, dtype = self._shape.device, self._shape.dtype
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
+        mask.masked_fill_(torch.from_numpy(hidden).to(device), torch.finfo(dtype).min)
+        self._cache.aim(torch.from_numpy(write)[None].to(device), limit)
+        output: Any = self._model(
+            input_ids=torch.from_numpy(ids)[None].to(device),
+            position_ids=torch.from_numpy(positions)[None].to(device),
+            attention_mask=mask[None, None],
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=torch.tensor(last, device=device),
+        )
+        logits: torch.Tensor = output.logits[0].float()
+        return logits
+
+    def _hidden(
+        self,
+        numbers: NDArray[np.int64],
+        cuts: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        limit: int,
+    ) -> NDArray[np.bool_]:
+        """Which keys each query does not see: [queries, limit]."""
+        owner, at = self._owner[:limit], self._positions[:limit]
+        trunk = (owner == _TRUNK) & (at < cuts[:, None])
+        own = (owner == numbers[:, None]) & (at <= positions[:, None])
+        seen: NDArray[np.bool_] = trunk | own
+        return ~seen
+
+    def _room(self, own: int, others: int) -> NDArray[np.int64]:
+        """Make room for tokens of the main chain and of branches; free slots for the latter.
+
+        Branches move together behind the main chain when it reaches them, and when those that left
+        have made most of their slots holes.
+        """
+        held = [slot for chain in self._chains for slot in chain.slots]
+        end = len(self._trunk) + own
+        top = max(held, default=self._border - 1) + 1
+        if end > self._border or top - self._border > 2 * len(held) + LENGTH_STEP or not held:
+            self._border = round_up(end + RESERVE, LENGTH_STEP)
+            moved = np.arange(self._border, self._border + len(held))
+            self._grow(self._border + len(held) + others)
+            kv, positions = self._cache.kv, self._positions[held]
+            kv[:, :, 0, :, moved] = kv[:, :, 0, :, held]
+            owners = self._owner[held]
+            self._owner[held] = _FREE
+            self._owner[moved], self._positions[moved] = owners, positions
+            places = iter(moved.tolist())
+            for chain in self._chains:
+                chain.slots = [next(places) for _ in chain.slots]
+        self._grow(max(self._border, top) + others)
+        return self._border + np.flatnonzero(self._owner[self._border : -1] == _FREE)[:others]
+
+    def _grow(self, slots: int) -> None:
+        """Room for so many slots, and one for padding."""
+        have = self._cache.capacity
+        if slots < have:
+            return
+        capacity = round_up(slots + slots // 4 + 1, LENGTH_STEP)
+        old, self._cache = self._cache.kv, RowsCache(self._shape.zeros(1, capacity))
+        self._cache.kv[..., :have, :] = old
+        self._owner = np.pad(self._owner, (0, capacity - have), constant_values=_FREE)
+        self._positions = np.pad(self._positions, (0, capacity - have))
+
+    def _leave(self, chains: Sequence[_Chain]) -> list[Sample]:
+        """Prune chains. What the main chain has computed stays, for those that come after it."""
+        for chain in chains:
+            self._owner[chain.slots] = _FREE
+            self._chains.remove(chain)
+            if chain is self._main:
+                self._main = None
+        if self._main is None:
+            for chain in self._chains:  # one may have waited for tokens that will never come
+                chain.shared = min(chain.shared, len(self._trunk))
+                chain.sample.cached_tokens = min(chain.sample.cached_tokens, chain.shared)
+        self.live = len(self._chains)
+        return [chain.sample for chain in chains]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences share at their start."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
