@@ -17,6 +17,7 @@ from dto.recipe import load_recipe
 from dto.runs import content, manifest
 from dto.runs.graph import needed
 from dto.runs.run import Run, open_run
+from dto.stages.report import measure
 from tests.hub.conftest import ROOT
 from tests.hub.server import OWNER, Fault, Hub
 from tests.hub.test_publish import KEY, NAME, leaky
@@ -52,10 +53,7 @@ def test_there_and_back(finished: Run, hub: Hub, caplog: pytest.LogCaptureFixtur
     go_on(OUT)
     assert caplog.text.count("done before") == len(TABLES) + 1  # and train
     assert {stage: (OUT / stage / "rows.parquet").stat().st_mtime_ns for stage in TABLES} == times
-    reports = [
-        json.loads((each / "report/report.json").read_text()) for each in (finished.path, OUT)
-    ]
-    assert reports[0] == reports[1]
+    assert measure(OUT).as_json() == measure(finished.path).as_json()
     back = open_run(OUT, load_recipe(OUT / "recipe.yaml"))
     try:
         again = publish(back, NAME).uploaded
