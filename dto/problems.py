@@ -238,7 +238,9 @@ def read_source(
             else datasets.load_dataset(source, subset, revision=revision)
         )
     except Exception as error:  # datasets raises whatever its file systems and parsers do
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        several = lines[0].startswith("Config name is missing") and lines[1:]
+        first = " ".join(lines[:2]) if several else lines[0]
         meant = nearest(source, TASKS)
         hint = f"; no task has that name{meant}, `dto tasks list` shows them" if meant else ""
         raise DtoError(f"dataset {source!r} cannot be loaded: {first}{hint}") from error

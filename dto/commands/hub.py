@@ -29,6 +29,12 @@ def add_hub(
         only: Annotated[
             str, typer.Option(metavar="TABLES", help="Of the tables these alone: pairs,exits")
         ] = "",
+        test_sets: Annotated[
+            bool,
+            typer.Option(
+                "--test-sets", help="Also questions and gold answers of others' test sets."
+            ),
+        ] = False,
         private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
         dry_run: Annotated[
             bool, typer.Option("--dry-run", help="Write the folder, show the card, send nothing.")
@@ -56,6 +62,7 @@ def add_hub(
                 name,
                 model=model,
                 only=tuple(part.strip() for part in only.split(",") if part.strip()),
+                test_sets=test_sets,
                 private=private,
                 dry_run=dry_run,
                 overwrite=overwrite,
@@ -96,7 +103,7 @@ def add_hub(
         Responses and preference pairs of others are imported.
         """
         from dto.errors import DtoError
-        from dto.hub.pull import find
+        from dto.hub.pull import find, owed
         from dto.hub.pull import pull as pull_run
 
         if not find(name, revision):
@@ -114,5 +121,7 @@ def add_hub(
         place = out or Path("runs") / name.rpartition("/")[2]
         stages = pull_run(name, place, revision=revision, weights=weights)
         print(f"{place}: {', '.join(stages)}; go on with dto run {place}")
+        for stage in owed(place):
+            print(f"{stage}: its test questions were not published, dto run reads their source")
         if "train" in stages and not (place / "train" / "model").is_dir():
             print(f"the trained model is not part of it: dto pull {name} --out {place} --weights")

@@ -21,10 +21,22 @@ import yaml
 
 from dto import tables
 from dto.errors import DtoError, disk_errors
-from dto.hub.layout import BESIDE, FORMAT, MARK, OF_TRAINING, SPLITS, TABLES, Table, by_config
-from dto.hub.private import Private, check_table, check_text, redact_table, without_servers
+from dto.hub.layout import (
+    BESIDE,
+    FORMAT,
+    MARK,
+    OF_TRAINING,
+    SPLITS,
+    STAGES,
+    TABLES,
+    Table,
+    by_config,
+    follows,
+)
+from dto.hub.private import Private, redact_table, without_servers
 from dto.recipe import Recipe, make_recipe
 from dto.runs import content, manifest
+from dto.seeds import content_id
 
 _KEPT = (
     "stage", "digest", "config", "content", "rows", "groups", "dropped", "usage", "judge_usage",
@@ -33,26 +45,39 @@ _KEPT = (
 )  # fmt: skip
 """What a manifest may say to others; `versions` beside it, of the packages that we name."""
 
-_TEXTS = (".json", ".jsonl", ".yaml", ".md", ".jinja")
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")
-"""Some tokens look like paths."""
+
+_OF_A_QUESTION = {"question": "", "answer": "", "metadata": "{}"}
 
 
 class Published(NamedTuple):
-    """What is in the folder: the stages, and those whose tables had something replaced."""
+    """What is in the folder: the stages, and what became of some.
+
+    `redacted`: tables that had something replaced; `withheld`: tables without the questions of
+    others' test sets; `left_out`: stages begun and not finished, which are not there.
+    """
 
     stages: tuple[str, ...]
     redacted: tuple[str, ...]
-    left_out: tuple[str, ...]  # begun and not finished
+    withheld: tuple[str, ...]
+    left_out: tuple[str, ...]
 
 
-def chosen_stages(run: Path, only: Collection[str] = ()) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The finished stages to publish, and those that are begun and not finished.
+class Chosen(NamedTuple):
+    """The finished stages to publish, those without others' questions, those begun alone."""
 
-    `only` names configs or stages. Raises DtoError for one that is not known or not finished, for a
-    run without any table to show, and for stages that do not belong together any more.
+    stages: tuple[str, ...]
+    withheld: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def chosen_stages(run: Path, only: Collection[str] = (), withheld: Collection[str] = ()) -> Chosen:
+    """What to publish of a run.
+
+    `only` names configs or stages; the stages `withheld` go up without their test questions, and
+    count as not finished where they are pulled. Raises DtoError for one that is not known or not
+    finished, for a run without any table to show, and for stages that do not belong together any
+    more.
     """
-    known = [*(table.stage for table in TABLES), "train"]
     asked = set()
     for name in only:
         table = by_config(name)
@@ -60,18 +85,31 @@ def chosen_stages(run: Path, only: Collection[str] = ()) -> tuple[tuple[str, ...
             names = ", ".join(each.config for each in TABLES)
             raise DtoError(f"--only {name}: no such table; there are {names} and train")
         asked.add(table.stage if table else "train")
-    done = {stage for stage in known if manifest.read(run / stage) is not None}
-    begun = {stage for stage in known if (run / stage / "journal").is_file()} - done
-    for stage in sorted(asked - done):
+        if table and table.split and table.stage in withheld:
+            raise DtoError(
+                f"--only {name}: these are questions and gold answers of others' test sets; "
+                "publish them with --test-sets if their licence lets you"
+            )
+    done = {stage for stage in STAGES if manifest.read(run / stage) is not None}
+    begun = {stage for stage in STAGES if _is_begun(run / stage)} - done
+    cut = {stage for stage in withheld if (run / stage / "rows.parquet").is_file()} - begun
+    for stage in sorted(asked - done - cut):
         state = "is not finished" if stage in begun else "is not there"
         raise DtoError(f"stage {stage} {state} in {run}: start `dto {stage} {run}` first")
     if not only and "pair" in begun:
         raise DtoError(f"stage pair is not finished in {run}: go on with `dto run {run}`")
-    stages = tuple(stage for stage in known if stage in done and (not only or stage in asked))
+    wanted = [stage for stage in STAGES if not only or stage in asked]
+    stages = tuple(stage for stage in wanted if stage in done and stage not in withheld)
     if not set(stages) - {"problems", "train"}:
         raise DtoError(f"{run} has no finished stage to publish: go on with `dto run {run}`")
-    check_chain(run, stages)
-    return stages, () if only else tuple(sorted(begun))
+    check_chain(run, [stage for stage in wanted if stage in done])
+    without = tuple(stage for stage in wanted if stage in cut)
+    return Chosen(stages, without, () if only else tuple(sorted(begun)))
+
+
+def _is_begun(stage: Path) -> bool:
+    """`train` keeps checkpoints in place of a journal."""
+    return (stage / "journal").is_file() or (stage.name == "train" and stage.is_dir())
 
 
 def check_chain(run: Path, stages: Sequence[str]) -> None:
@@ -95,13 +133,20 @@ def shared_recipe(recipe: Recipe, private: Private) -> Recipe:
 
 
 def build(
-    run: Path, folder: Path, recipe: Recipe, private: Private, only: Collection[str] = ()
+    run: Path,
+    folder: Path,
+    recipe: Recipe,
+    private: Private,
+    only: Collection[str] = (),
+    withheld: Collection[str] = (),
+    stated: Mapping[str, Any] | None = None,
 ) -> Published:
     """Write a run's stages below `folder`, without what is private; the card comes afterwards.
 
-    `recipe` is the run's own. Raises DtoError as `chosen_stages` does.
+    `recipe` is the run's own; `stated` is what the card says that no table does (JSON), and the
+    mark with it. Raises DtoError as `chosen_stages` does.
     """
-    stages, left_out = chosen_stages(run, only)
+    stages, without, left_out = chosen_stages(run, only, withheld)
     shared = shared_recipe(recipe, private)
     redacted = []
     with disk_errors(folder):
@@ -113,22 +158,36 @@ def build(
             (folder / stage).mkdir()
             if _stage(run / stage, folder / stage, private):
                 redacted.append(stage)
+        for stage in without:
+            (folder / stage).mkdir()
+            _without_tests(run / stage, folder / stage, private)
         for table in TABLES:
-            if not table.split and table.stage in stages:
-                _by_split(folder / table.stage)
+            if not table.split and table.stage in (*stages, *without):
+                _by_split(folder / table.stage, hidden="test" if table.stage in without else "")
+        digests = {stage: (manifest.read(run / stage) or {}).get("digest") for stage in stages}
         mark = {
             "format": FORMAT, "name": shared.name, "seed": shared.seed, "stages": list(stages),
-            "redacted": redacted,
+            "redacted": redacted, "withheld": list(without), "left_out": list(left_out),
+            "digests": digests, **(stated or {}),
         }  # fmt: skip
-        (folder / MARK).write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")
-    return Published(stages, tuple(redacted), left_out)
+        write_mark(folder, mark)
+    return Published(stages, tuple(redacted), without, left_out)
+
+
+def write_mark(folder: Path, said: Mapping[str, Any]) -> None:
+    """Write the mark: what a folder is of, with a hash of all that does not only follow from it."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    deciding = sorted(name for name in names if not follows(name) and name != MARK)
+    held = content_id(*(f"{name}\n{content.of_path(folder / name)}" for name in deciding))
+    text = json.dumps({**said, "content": held}, indent=2, ensure_ascii=False) + "\n"
+    (folder / MARK).write_text(text, encoding="utf-8")
 
 
 def data_files(folder: Path) -> Iterator[tuple[Table, dict[str, str]]]:
     """The configs that a folder has, each with its file by split."""
     for table in TABLES:
         place = folder / table.stage
-        if table.split and (place / "rows.parquet").is_file():
+        if table.split and (place / "manifest.json").is_file():  # or its questions are withheld
             yield table, {table.split: f"{table.stage}/rows.parquet"}
         elif not table.split:
             names = [name for name in SPLITS.values() if (place / f"{name}.parquet").is_file()]
@@ -136,29 +195,21 @@ def data_files(folder: Path) -> Iterator[tuple[Table, dict[str, str]]]:
                 yield table, {name: f"{table.stage}/{name}.parquet" for name in names}
 
 
-def check(folder: Path, private: Private) -> None:
-    """Look through everything below a folder. Raises DtoError where something private remains."""
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file():
-            continue
-        name = path.relative_to(folder).as_posix()
-        if path.suffix == ".parquet":
-            check_table(path, name, private)
-        elif path.suffix == ".safetensors":
-            with path.open("rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                check_text(file.read(min(size, 2**27)).decode("utf-8", "replace"), name, private)
-        else:
-            text = path.read_bytes().decode("utf-8", "replace")
-            ours = path.suffix in _TEXTS and path.name not in _VOCABULARIES
-            check_text(text, name, private, written_by_us=ours)
-
-
 def _stage(source: Path, target: Path, private: Private) -> bool:
     """Copy a stage; whether its table had something replaced."""
-    done = manifest.read(source) or {}
+    names = OF_TRAINING if source.name == "train" else BESIDE
+    rewritten = _copy(source, target, names, private)
+    said = _shared_manifest(manifest.read(source) or {}, private)
+    if rewritten:  # the digest stays, by which the stages after it know that nothing else changed
+        said["content"] = content.of_path(target / "rows.parquet")
+    manifest.write(target, said)
+    return rewritten
+
+
+def _copy(source: Path, target: Path, names: Sequence[str], private: Private) -> bool:
+    """Copy files but for the manifest; whether the table had something replaced."""
     rewritten = False
-    for name in OF_TRAINING if source.name == "train" else BESIDE:
+    for name in names:
         path = source / name
         if name == "manifest.json" or not path.is_file():
             continue
@@ -177,11 +228,32 @@ def _stage(source: Path, target: Path, private: Private) -> bool:
         else:
             data = private.redact_paths(json.loads(path.read_text(encoding="utf-8")))
             (target / name).write_text(json.dumps(data) + "\n", encoding="utf-8")
-    said = _shared_manifest(done, private)
-    if rewritten:  # the digest stays, by which the stages after it know that nothing else changed
-        said["content"] = content.of_path(target / "rows.parquet")
-    manifest.write(target, said)
     return rewritten
+
+
+def _without_tests(source: Path, target: Path, private: Private) -> None:
+    """Copy a table of problems without the questions to evaluate on, and why others were dropped.
+
+    Their ids stay, by which an evaluation names them, and the task that each is of.
+    """
+    _copy(source, target, ("rows.parquet", "dropped.jsonl"), private)
+    path = target / "rows.parquet"
+    cut, changed = path.with_name("cut.parquet"), False
+    with pq.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        with pq.ParquetWriter(cut, schema, compression="zstd") as writer:
+            for batch in file.iter_batches(batch_size=tables.ROW_GROUP):
+                rows = whole = pa.Table.from_batches([batch])
+                hidden = pc.equal(rows["split"], "test")
+                for name, nothing in _OF_A_QUESTION.items():
+                    shown = pc.if_else(hidden, nothing, rows[name])
+                    rows = rows.set_column(schema.get_field_index(name), name, shown)
+                changed = changed or not rows.equals(whole)
+                tables.write_rows(writer, rows)
+    if not changed:  # it was pulled without them
+        cut.unlink()
+    else:
+        cut.replace(path)
 
 
 def _shared_manifest(done: Mapping[str, Any], private: Private) -> dict[str, Any]:
@@ -193,9 +265,12 @@ def _shared_manifest(done: Mapping[str, Any], private: Private) -> dict[str, Any
     return shown | {"config": private.redact_all(said.get("config", {}))}
 
 
-def _by_split(stage: Path) -> None:
+def _by_split(stage: Path, hidden: str = "") -> None:
+    """Write each split but the `hidden` one as a file of its own."""
     with pq.ParquetFile(stage / "rows.parquet") as file:
         for split, name in SPLITS.items():
+            if split == hidden:
+                continue
             path = stage / f"{name}.parquet"
             rows = 0
             with pq.ParquetWriter(path, file.schema_arrow, compression="zstd") as writer:

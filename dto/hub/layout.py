@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 MARK = "run.json"
-"""The file by which a dataset is known as a run."""
+"""The file by which a dataset is known as a run, and two states of one as the same."""
 FORMAT = 1
 BESIDE = ("rows.parquet", "timings.parquet", "usage.parquet", "dropped.jsonl", "manifest.json")
 """What a stage leaves behind; all of it is read again when a run goes on."""
@@ -47,8 +47,24 @@ TABLES = (
     Table("pilot", "static_exits", "train", "responses cut at shares of their thinking"),
 )
 """In the order of the card; the first that a run has is what `load_dataset` gives unasked."""
+STAGES = (*(table.stage for table in TABLES), "train")
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 """The splits that rows have of their own, by the Hub's names."""
+ASKING = ("problems", "test")
+"""The stages whose tables hold the questions of an evaluation."""
+_FOLLOWING = {
+    "README.md", "manifest.json", "timings.parquet", "usage.parquet",
+    *(set(OF_TRAINING) - {"dropped.jsonl"}), *(f"{name}.parquet" for name in SPLITS.values()),
+}  # fmt: skip
+
+
+def follows(path: str) -> bool:
+    """Whether a file only follows from what the mark and the tables say, and from the occasion.
+
+    Seconds, tokens that scheduling wasted, versions of packages, the wording of a card and the
+    bytes of a picture are no reason for a commit; they go along where there is another one.
+    """
+    return path.startswith("images/") or path.rpartition("/")[2] in _FOLLOWING
 
 
 def by_config(name: str) -> Table | None:

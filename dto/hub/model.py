@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 
 from dto.errors import DtoError, disk_errors
-from dto.hub.card import TAGS, Origin, changed_settings, cited, render_card
-from dto.hub.folder import check_chain, link
+from dto.hub.card import TAGS, changed_settings, cited, in_block, render_card
+from dto.hub.folder import check_chain, link, write_mark
 from dto.hub.layout import FORMAT, MARK
+from dto.hub.origins import Origin
 from dto.hub.private import Private
+from dto.hub.results import results
 from dto.recipe import Recipe
-from dto.reporting.comparison import ReportRow
 from dto.runs import manifest
 from dto.tasks import TASKS
 
@@ -57,9 +57,18 @@ def build_model(
             target = folder / path.relative_to(run / "train" / "model")
             target.parent.mkdir(parents=True, exist_ok=True)
             _place(path, target, private)
-        mark = {"format": FORMAT, "name": recipe.name, "seed": recipe.seed, "stages": ["train"]}
-        (folder / MARK).write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")
-        card = _card(run, name, recipe, done, base, sources, license)
+        digests = {
+            stage: said["digest"]
+            for stage in ("train", "evaluate")
+            if (said := manifest.read(run / stage)) is not None
+        }
+        mark = {
+            "format": FORMAT, "name": recipe.name, "seed": recipe.seed, "stages": ["train"],
+            "digests": digests, "license": license,
+            "sources": [str(each) for each in (base, *sources)],
+        }  # fmt: skip
+        write_mark(folder, mark)
+        card = _card(run, name, recipe, private, done, base, sources, license)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return card
 
@@ -78,6 +87,7 @@ def _card(
     run: Path,
     name: str,
     recipe: Recipe,
+    private: Private,
     done: dict[str, object],
     base: Origin,
     sources: Sequence[Origin],
@@ -85,16 +95,16 @@ def _card(
 ) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    from dto.stages.report import report
+    from dto.stages.report import measure
 
     evaluated = manifest.read(run / "evaluate") is not None
     if evaluated:
         check_chain(run, ["evaluate"])  # or these would be the results of another model
-    rows = report(run).rows if evaluated else ()
-    own = [row for row in rows if row.model == "trained"]
-    before = [row for row in rows if row.model == "base"]
-    results = []
-    for row in own:
+    found = measure(run) if evaluated else None
+    measured = []
+    for row in found.rows if found else ():
+        if row.model != "trained":
+            continue
         dataset, revision = _dataset(row.task, recipe, name)
         setting = f"exit {row.exit}, avg@{row.samples}, T={recipe.evaluate.temperature}"
         for metric, value, what in (
@@ -102,11 +112,11 @@ def _card(
             ("tokens", round(row.tokens_mean, 1), "tokens per question"),
         ):
             if isfinite(value):
-                results.append(
+                measured.append(
                     EvalResult(
                         task_type="text-generation",
                         dataset_type=dataset,
-                        dataset_name=row.task or recipe.name,
+                        dataset_name=in_block(row.task or recipe.name),
                         dataset_split="test",
                         dataset_revision=revision,
                         metric_type=metric,
@@ -114,10 +124,12 @@ def _card(
                         metric_name=f"{what} ({setting})",
                     )
                 )
+    base_model = recipe.model.name if recipe.model.name.count("/") == 1 else None
     data = ModelCardData(
-        base_model=recipe.model.name if recipe.model.name.count("/") == 1 else None,
+        base_model=base_model,
+        base_model_relation="finetune" if base_model else None,
         datasets=[name],
-        eval_results=results or None,
+        eval_results=measured or None,
         model_name=name.rpartition("/")[2],
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -133,18 +145,10 @@ def _card(
         model=base,
         sources=sources,
         done=done,
-        rows=[*before, *own],
-        shown=_shown,
-        citations=cited(recipe, ("train", *(["evaluate"] if rows else []))),
+        results=results(found, private, ("base", "trained")) if found else [],
+        plain=found.plain if found else "",
+        citations=cited(recipe, ("train", *(["evaluate"] if found else []))),
     )
-
-
-def _shown(row: ReportRow) -> tuple[str, str]:
-    """Accuracy in percent and tokens, each with its interval."""
-    accuracy = (row.accuracy, row.accuracy_low, row.accuracy_high)
-    mean, low, high = (f"{100 * value:.1f}" for value in accuracy)
-    tokens = f"{row.tokens_mean:,.1f} ({row.tokens_low:,.1f}–{row.tokens_high:,.1f})"
-    return f"{mean} ({low}–{high})", tokens
 
 
 def _dataset(task: str, recipe: Recipe, name: str) -> tuple[str, str | None]:

@@ -1,9 +1,8 @@
 """What may not leave the machine: local paths, servers, user names, keys.
 
 What is known to be private (the paths and servers that a recipe names, the home directory) is
-replaced everywhere, also in tables. Afterwards everything that goes up is searched for what is left
-of it, for keys, and, outside the tables, for anything that looks like a local path. A table holds
-what models wrote, and models write paths.
+replaced everywhere but in what models and people wrote: the spans and token ids beside such a text
+would still tell it. Afterwards everything is searched for what is left (:mod:`dto.hub.search`).
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dto import tables
-from dto.errors import DtoError
 from dto.nano import NAMES
 from dto.recipe import Recipe
 
@@ -39,16 +37,18 @@ _KEYS = re.compile(
 )
 _KEY_STARTS = ("hf_", "sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "AKIA", "PRIVATE KEY")
 """Looked for first: the pattern takes far longer."""
-_ROOTS = (
+ROOTS = (
     "home|Users|root|mnt|data|tmp|var|opt|srv|scratch|workspace|work|private|Volumes|nfs|gpfs|lustre"
     "|media|export|usr|etc|proc|dev|run|shared|storage|fsx|efs|content|kaggle"
 )
-_LOCAL_PATH = re.compile(
-    rf"(?<![\w./~:-])(?:/(?:{_ROOTS})|~|file:/+)/[^\s\"'`,;:)\]}}>]+"
+LOCAL_PATH = re.compile(
+    rf"(?<![\w./~:-])(?:/(?:{ROOTS})|~|file:/+)/[^\s\"'`,;:)\]}}>]+"
     r"|(?<!\w)[A-Za-z]:\\[^\s\"'`,;:)\]}>]+"
 )
-_OURS = "reason"
+OURS = "reason"
 """The column of tables that no model writes: why an engine or a grader failed."""
+WRITTEN = ("text", "question", "prompt", "chosen", "rejected", "chain")
+"""The columns of tables that models and people write, and that token ids and spans stand beside."""
 _NAMED_SECRET = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD)$")
 
 
@@ -88,7 +88,7 @@ class Private:
 
     def redact_paths(self, data: Any) -> Any:
         """As `redact_all`, and whatever else looks like a local path becomes its last part."""
-        return walk(data, lambda text: _LOCAL_PATH.sub(_last, self.redact(text)))
+        return walk(data, lambda text: LOCAL_PATH.sub(_last, self.redact(text)))
 
     def found(self, text: str, *, written_by_us: bool) -> str | None:
         """What kind of private thing a text still holds; `written_by_us`: no path belongs there."""
@@ -99,7 +99,7 @@ class Private:
             return "a key"
         if self.redact(text) != text:
             return "a local path or a server"
-        if written_by_us and (match := _LOCAL_PATH.search(text)):
+        if written_by_us and (match := LOCAL_PATH.search(text)):
             return f"the local path {last_part(match[0])!r}"
         return None
 
@@ -208,7 +208,7 @@ def without_servers(settings: dict[str, Any]) -> dict[str, Any]:
     wherever it says.
     """
     for group in (settings.get("model"), settings.get("judge")):
-        if group:
+        if isinstance(group, dict):
             if group.get("server"):
                 group["server"] = NO_SERVER
             group["api_key"] = NO_KEY
@@ -223,12 +223,12 @@ def redact_table(source: Path, target: Path, private: Private) -> bool:
     which may be a path, and only then the table is gathered to sort it.
     """
     with pq.ParquetFile(source) as file:
-        if not any(_holds(batch, private) for batch in _batches(file)):
+        if not any(_holds(batch, private) for batch in batches(file)):
             return False
         schema, key = file.schema_arrow, file.schema_arrow.names[0]
         last, ascending = "", True
         with pq.ParquetWriter(target, schema, compression="zstd") as writer:
-            for batch in _batches(file):
+            for batch in batches(file):
                 rows = [
                     {name: _redacted(name, value, private) for name, value in row.items()}
                     for row in batch.to_pylist()
@@ -245,49 +245,32 @@ def redact_table(source: Path, target: Path, private: Private) -> bool:
     return True
 
 
-def check_table(path: Path, name: str, private: Private) -> None:
-    """Raises DtoError where a table holds something private."""
-    with pq.ParquetFile(path) as file:
-        for batch in _batches(file):
-            for column, text in _texts_of(batch):
-                if kind := private.found(text, written_by_us=column == _OURS):
-                    raise DtoError(
-                        f"{name} holds {kind} in column {column}: nothing is uploaded; publish "
-                        "without this table (--only), or compute it again without that"
-                    )
-
-
-def check_text(text: str, name: str, private: Private, *, written_by_us: bool = True) -> None:
-    """Raises DtoError where a file, one of our own making or not, holds something private."""
-    for number, line in enumerate(text.splitlines(), start=1):
-        if kind := private.found(line, written_by_us=written_by_us):
-            raise DtoError(f"{name}, line {number} holds {kind}: nothing is uploaded; change that")
-
-
-def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+def batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    """A table's rows, a row group's worth at a time."""
     yield from file.iter_batches(batch_size=tables.ROW_GROUP)
 
 
 def _holds(batch: pa.RecordBatch, private: Private) -> bool:
-    return any(_redacted(name, text, private) != text for name, text in _texts_of(batch))
+    return any(_redacted(name, text, private) != text for _, name, text in texts_of(batch))
 
 
 def _redacted(column: str, value: Any, private: Private) -> Any:
-    return private.redact_paths(value) if column == _OURS else private.redact_all(value)
+    if column in WRITTEN:
+        return value
+    return private.redact_paths(value) if column == OURS else private.redact_all(value)
 
 
-def _texts_of(batch: pa.RecordBatch) -> Iterator[tuple[str, str]]:
-    """(column, text) of every text, however deep it lies; numbers are not looked at."""
+def texts_of(batch: pa.RecordBatch) -> Iterator[tuple[int, str, str]]:
+    """(row, column, text) of every text, however deep it lies; numbers are not looked at."""
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        for leaves in _leaves(column):
-            yield from ((name, text) for text in leaves.to_pylist() if text)
+        if _has_text(column.type):
+            for row, value in enumerate(column.to_pylist()):
+                yield from ((row, name, text) for _, text in _texts(value) if text)
 
 
-def _leaves(column: pa.Array) -> Iterator[pa.Array]:
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        yield column
-    elif pa.types.is_list(column.type):
-        yield from _leaves(column.flatten())
-    elif pa.types.is_struct(column.type):
-        for child in column.flatten():
-            yield from _leaves(child)
+def _has_text(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind):
+        return _has_text(kind.value_type)
+    if pa.types.is_struct(kind):
+        return any(_has_text(kind.field(place).type) for place in range(kind.num_fields))
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from dto.errors import DtoError
 from dto.hub import folder as folders
-from dto.hub.card import UNKNOWN, Origin, models, origins, write_card
+from dto.hub.card import Shown, write_card
 from dto.hub.model import build_model
+from dto.hub.origins import (
+    Origin,
+    models,
+    of_test_sets,
+    origins,
+    single_license,
+    with_license,
+    withheld,
+)
 from dto.hub.private import private_of
+from dto.hub.search import Search
 from dto.hub.upload import Kind, Uploaded, upload
 from dto.runs.run import Run
+from dto.stages.report import measure
 
 logger = logging.getLogger("dto")
 
@@ -38,6 +48,7 @@ def publish(
     *,
     model: bool = False,
     only: Sequence[str] = (),
+    test_sets: bool = False,
     private: bool = False,
     dry_run: bool = False,
     overwrite: bool = False,
@@ -46,7 +57,9 @@ def publish(
     """Write a run (or, with `model`, what it trained) as a folder below it, and upload that.
 
     `name` is `user/name`; datasets and models have names of their own, so both may have the same.
-    `only` names tables by config or stage; without it every finished stage goes up. `license` is
+    `only` names tables by config or stage; without it every finished stage goes up. Questions and
+    gold answers of others' test sets stay behind unless `test_sets` says so: their rows keep id and
+    task, and a run that is pulled reads them from where they come from. `license` is
     that of the rows, or the weights; unless it is given, that of the source, or of the base model,
     where there is one and it is known.
 
@@ -58,21 +71,25 @@ def publish(
     private_things = private_of(run.recipe, run.path)
     shared = folders.shared_recipe(run.recipe, private_things)
     target = run / HERE / kind
-    sources = [each if dry_run else _with_license(each) for each in origins(shared)]
+    sources = _known(origins(shared), dry_run)
     if model:
-        base = models(shared)[0][1]
-        base = base if dry_run else _with_license(base, "model")
-        own = license or _single([base])
+        (base,) = _known([models(shared)[0][1]], dry_run, "model")
+        own = license or single_license([base])
         card = build_model(run.path, target, name, shared, private_things, base, sources, own)
     else:
-        published = folders.build(run.path, target, run.recipe, private_things, only)
-        own = license or _single(sources)
-        card = write_card(run.path, target, name, shared, published, sources, own)
-        for stage in published.left_out:
-            logger.warning("%s is not finished and is left out", stage)
-        if (run / "compare").is_dir():
-            logger.warning("methods are runs of their own: dto publish %s/compare/METHOD", run.path)
-    folders.check(target, private_things)
+        own = license or single_license(sources)
+        tested = _known(of_test_sets(shared), dry_run)
+        stated = {"license": own, "sources": [str(each) for each in (*sources, *tested)]}
+        hidden = () if test_sets else withheld(run.recipe)
+        published = folders.build(
+            run.path, target, run.recipe, private_things, only, hidden, stated
+        )
+        found = measure(run.path) if "evaluate" in published.stages else None
+        shown = Shown(name, shared, own, sources, tested, found)
+        card = write_card(run.path, target, shown, published, private_things)
+        _tell(run, published)
+    for remark in Search(target, private_things, name).remarks():
+        logger.warning("%s", remark)
     uploaded = None
     if not dry_run:
         message = f"Publish {'the model of ' if model else ''}run {shared.name}"
@@ -81,31 +98,32 @@ def publish(
     return Publication(target, card, uploaded)
 
 
-def _single(origins: Sequence[Origin]) -> str | None:
-    """The one licence that all have; None where they differ, or one has several, or none known."""
-    known = {each.license for each in origins}
-    license = known.pop() if len(known) == 1 else UNKNOWN
-    return None if license == UNKNOWN or "," in license else license
+def _known(found: Sequence[Origin], dry_run: bool, kind: Kind = "dataset") -> list[Origin]:
+    """With the licences that the Hub states, which a dry run does not ask for."""
+    return list(found) if dry_run else [with_license(each, kind) for each in found]
+
+
+def _tell(run: Run, published: folders.Published) -> None:
+    """What is not in it, for who might expect it there."""
+    for stage in published.left_out:
+        logger.warning("%s is not finished and is left out", stage)
+    for stage in published.withheld:
+        logger.warning(
+            "%s goes up without questions and gold answers to evaluate on, which are others'; "
+            "--test-sets publishes them too",
+            stage,
+        )
+    if (run / "compare").is_dir():
+        logger.warning("methods are runs of their own: dto publish %s/compare/METHOD", run.path)
 
 
 def check_name(name: str) -> None:
     """Raises DtoError for what is no `user/name`."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
-        raise DtoError(f"{name!r} is no name on the Hub: write it as user/name")
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-
-def _with_license(source: Origin, kind: Kind = "dataset") -> Origin:
-    """The licence that a source states on the Hub; unknown where it states none."""
-    if source.license != UNKNOWN or source.name.count("/") != 1:
-        return source
-    from huggingface_hub import HfApi
-
-    try:
-        info = HfApi().repo_info(source.name, repo_type=kind, revision=source.revision or None)
-        stated = getattr(info, "card_data", None)
-    except Exception:  # none there, no network: the card says that it is not known
-        return source
-    license = stated.get("license") if stated is not None else None
-    if isinstance(license, list):
-        license = ", ".join(map(str, license))
-    return replace(source, license=str(license)) if license else source
+    with suppress(HFValidationError):
+        validate_repo_id(name)
+        if name.count("/") == 1:
+            return
+    raise DtoError(f"{name!r} is no name on the Hub: write it as user/name")

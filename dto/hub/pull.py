@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dto.errors import DtoError, RunConflictError, disk_errors
-from dto.hub.layout import BESIDE, FORMAT, MARK, OF_TRAINING
+from dto.hub.layout import ASKING, BESIDE, FORMAT, MARK, OF_TRAINING, STAGES
 from dto.hub.model import OWN
 from dto.hub.private import without_servers
 from dto.hub.publish import check_name
@@ -45,10 +45,11 @@ def pull(
 ) -> tuple[str, ...]:
     """Bring a published run back as the run directory `out`; its stages.
 
-    Killed or cut off, the same call takes up what is there already. `weights`: the model that was
-    published under the same name comes too, as what `train` left. Raises DtoError where that is
-    another model, for a table that is not what its manifest says, and for a directory that holds
-    something already (RunConflictError).
+    Stages whose test questions were not published are not finished: `dto run` reads the questions
+    from where they come from. Killed or cut off, the same call takes up what is there already.
+    `weights`: the model that was published under the same name comes too, as what `train` left.
+    Raises DtoError where that is another model, for a table that is not what its manifest says, and
+    for a directory that holds something already (RunConflictError).
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -87,6 +88,12 @@ def pull(
     return stages
 
 
+def owed(run: Path) -> tuple[str, ...]:
+    """The stages of a pulled run whose test questions were not published."""
+    there = (stage for stage in ASKING if (run / stage / "rows.parquet").is_file())
+    return tuple(stage for stage in there if manifest.read(run / stage) is None)
+
+
 _FILES = tuple(dict.fromkeys((*BESIDE, *OF_TRAINING)))
 
 
@@ -104,15 +111,23 @@ def _arrange(begun: Path, name: str) -> tuple[str, ...]:
     mark = _json(begun / MARK)
     if not isinstance(mark, dict) or mark.get("format") != FORMAT:
         raise DtoError(f"{name} was published by another version of dto: update dto")
+    said = mark.get("withheld")
+    withheld = [stage for stage in ASKING if isinstance(said, list) and stage in said]
     for path in begun.iterdir():
-        if path.is_dir() and manifest.read(path) is None:
+        if path.is_dir() and path.name in withheld:
+            (path / "manifest.json").unlink(
+                missing_ok=True
+            )  # to be computed: questions are missing
+        elif path.is_dir() and (path.name not in STAGES or manifest.read(path) is None):
             shutil.rmtree(path)
         elif path.is_file() and path.name != "recipe.yaml":
             path.unlink()
-    stages = tuple(sorted(path.name for path in begun.iterdir() if path.is_dir()))
+    there = (path.name for path in begun.iterdir() if path.is_dir())
+    stages = tuple(sorted(set(there) - set(withheld)))
     for stage in stages:
         done = manifest.read(begun / stage) or {}
         odd = [key for key in _GROUPS if not isinstance(done.get(key) or {}, dict)]
+        odd += [key for key in ("digest",) if not isinstance(done.get(key), str)]
         if odd:
             raise DtoError(f"{name}: the manifest of {stage} holds no settings under {odd[0]!r}")
         table = begun / stage / "rows.parquet"
@@ -122,7 +137,11 @@ def _arrange(begun: Path, name: str) -> tuple[str, ...]:
                 f"{begun} and pull again"
             )
     path = begun / "recipe.yaml"
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise DtoError(f"{name}: its recipe.yaml cannot be read: {said}") from None
     if not isinstance(data, dict):
         raise DtoError(f"{name}: its recipe.yaml holds {type(data).__name__}, not settings")
     settings = yaml.safe_dump(without_servers(data), sort_keys=False, allow_unicode=True)

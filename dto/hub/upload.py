@@ -1,5 +1,8 @@
 """One folder, one commit: what changed goes up, what did not makes no commit.
 
+Nor does what only follows from the tables (`dto.hub.layout.follows`): seconds, versions of packages
+and the wording of a card stay as they are on the Hub until something else changes.
+
 Large files are stored first and belong to no commit yet; the commit that names them comes last.
 So an upload that breaks off leaves nothing to be seen, and the same command sends what is missing.
 """
@@ -7,13 +10,14 @@ So an upload that breaks off leaves nothing to be seen, and the same command sen
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from dto.errors import DtoError
-from dto.hub.layout import MARK
+from dto.hub.layout import MARK, follows
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -57,6 +61,7 @@ def upload(
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+    local = frozenset(files)
     with hub_errors(name, kind, writing=True):
         api.whoami()
         there = remote(api, name, kind)
@@ -70,9 +75,13 @@ def upload(
                 f"{kind} {name} exists and is public: nothing is uploaded; make it private on the "
                 "Hub, take another name, or leave --private away"
             )
-        if not overwrite:
-            _check_same(api, name, kind, there, folder)
-        stale = sorted(there.files - files.keys() - {".gitattributes"})
+        if not overwrite and _state(api, name, kind, there, folder):
+            files = {
+                path: file
+                for path, file in files.items()
+                if not follows(path) or path not in there.files
+            }
+        stale = sorted(there.files - local - {".gitattributes"})
         commit = api.create_commit(
             name,
             [
@@ -89,29 +98,34 @@ def upload(
 
 def remote(api: HfApi, name: str, kind: Kind, revision: str | None = None) -> Remote | None:
     """A repository's commit and files; None where there is none that the token can see."""
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
         info = api.repo_info(name, repo_type=kind, revision=revision)
+    except GatedRepoError:
+        raise
     except RepositoryNotFoundError:
         return None
     names = frozenset(each.rfilename for each in getattr(info, "siblings", None) or ())
     return Remote(str(info.sha), bool(info.private), names)
 
 
-def _check_same(api: HfApi, name: str, kind: Kind, there: Remote, folder: Path) -> None:
-    """The name is free, or holds an earlier state of the same run."""
+def _state(api: HfApi, name: str, kind: Kind, there: Remote, folder: Path) -> bool:
+    """Whether a repository has this very state of the run already.
+
+    Raises DtoError where it holds something else than a run of that name and seed.
+    """
     if not there.files - _NEUTRAL:
-        return
+        return False
     if MARK not in there.files:
         raise DtoError(
             f"{kind} {name} exists and holds something else than a run of dto: take another name, "
             "or replace it with --overwrite"
         )
     path = api.hf_hub_download(name, MARK, repo_type=kind, revision=there.commit)
+    own = json.loads((folder / MARK).read_text(encoding="utf-8"))
     try:
         before = json.loads(Path(path).read_text(encoding="utf-8"))
-        own = json.loads((folder / MARK).read_text(encoding="utf-8"))
         same = all(before[key] == own[key] for key in ("name", "seed"))
     except (ValueError, KeyError, TypeError):
         same, before = False, {}
@@ -121,6 +135,7 @@ def _check_same(api: HfApi, name: str, kind: Kind, there: Remote, folder: Path) 
             f"{kind} {name} exists and holds another run ({named}): take another name, or replace "
             "it with --overwrite"
         )
+    return bool(before == own)
 
 
 @contextmanager
@@ -152,7 +167,14 @@ def hub_errors(name: str, kind: Kind, *, writing: bool = False) -> Iterator[None
 
 
 def _explained(error: BaseException, name: str, kind: Kind, writing: bool) -> str:
+    from huggingface_hub.errors import GatedRepoError
+
     status = _status(error)
+    said = " ".join(str(error).split())
+    if isinstance(error, GatedRepoError):
+        return f"{kind} {name} is gated: accept its terms on the Hub, then `hf auth login`"
+    if isinstance(error, ValueError) and said.startswith("Invalid metadata"):
+        return f"the Hub refuses the card of {kind} {name}: {said}; --license sets its licence"
     if status == 401:
         return (
             f"the Hub does not accept the token (401) for {kind} {name}: `hf auth login`, or put "
@@ -164,6 +186,8 @@ def _explained(error: BaseException, name: str, kind: Kind, writing: bool) -> st
             f"the token may not {may} {kind} {name} (403): the name belongs to somebody else, or "
             "the token has no right to write; take a name of your own or another token"
         )
+    if status == 400 and writing:
+        return f"the Hub refuses {kind} {name} (400): {said}"
     if status == 404:
         return f"{kind} {name} is not on the Hub, or is private and the token may not see it"
     if status in (409, 412):
@@ -180,5 +204,11 @@ def _status(error: BaseException | None) -> int | None:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(status, int):
             return status
+        if said := _IN_WORDS.search(str(error)):
+            return int(said[1])
         error = error.__cause__
     return None
+
+
+_IN_WORDS = re.compile(r"HTTP status (?:client|server) error \((\d{3})\b")
+"""How the client of the Xet storage, which is no Python, tells a status."""

@@ -9,13 +9,14 @@ What was sampled elsewhere comes as text, so its ids are encoded once and flagge
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dto.errors import DtoError
-from dto.problems import load_problems, read_source
+from dto.problems import Rows, load_problems, read_source
 from dto.records import Dropped, Problem, Trajectory
 from dto.tasks.task import Row
 from dto.text import CLOSE_TAG, OPEN_TAG, split_thinking
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from dto.grading import Grader
     from dto.recipe import ModelSettings, ProblemSettings
+
+logger = logging.getLogger("dto")
 
 TASK = "imported"
 SIDES = ("chosen", "rejected")
@@ -66,14 +69,25 @@ class _BadRowError(Exception):
 
 def holds_pairs(source: str) -> bool:
     """Whether the first row of a source has a chosen and a rejected response (TRL's columns)."""
-    rows = chain.from_iterable(read_source(source).values())
+    rows = _rows(source)
     first = next((row for row in rows if not isinstance(row, Dropped)), None)
     return first is not None and all(first.get(side) is not None for side in SIDES)
+
+
+def _rows(source: str) -> Rows:
+    """The rows to train on: of a dataset the splits that begin with `train`, if it has any."""
+    splits = read_source(source)
+    train = {name: rows for name, rows in splits.items() if (name or "").startswith("train")}
+    left = sorted(str(name) for name in splits.keys() - train.keys()) if train else []
+    if left:
+        logger.info("%s: split %s is not imported", source, ", ".join(left))
+    return chain.from_iterable((train or splits).values())
 
 
 def read_responses(source: str, fields: Fields | None = None) -> Iterator[Response | Dropped]:
     """The rows of a .jsonl or .parquet file, a folder or a Hub dataset, one at a time, in order.
 
+    Of a dataset with a split to train on, the others are left alone: they are there to test on.
     Rows with the same question and gold answer are samples of one problem. A row that lacks a
     field, holds another type than text, or is empty, is dropped with the reason `missing_field`,
     `wrong_type`, `empty_question`, `empty_response`, `several_turns` or, where its two sides answer
@@ -86,7 +100,7 @@ def read_responses(source: str, fields: Fields | None = None) -> Iterator[Respon
     fields = fields or Fields()
     samples: Counter[str] = Counter()
     pairs = holds_pairs(source)
-    rows = chain.from_iterable(read_source(source).values())
+    rows = _rows(source)
     for number, row in enumerate(rows, start=1):
         if isinstance(row, Dropped):
             yield row

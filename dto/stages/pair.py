@@ -171,11 +171,14 @@ def _pair(
             f"pair.max_length is {settings.max_length:,}"
         )
         return Dropped(row_id, "too_long", detail)
+    asked = list(original.prompt_ids)
+    if asked[:1] == tokenizer.encode("")[:1]:  # TRL's tokenizing of text puts it there again
+        asked = asked[1:]
     return PreferencePair(
         id=row_id,
         problem_id=original.problem_id,
         trajectory_id=original.id,
-        prompt=str(tokenizer.decode(list(original.prompt_ids), skip_special_tokens=False)),
+        prompt=str(tokenizer.decode(asked, skip_special_tokens=False)),
         chosen=chosen.text,
         rejected=rejected.text,
         chosen_id=chosen.id,

@@ -133,6 +133,30 @@ def report(run_directory: Path | str) -> Report:
     """
     run = Path(run_directory)
     recipe = load_recipe(run / "recipe.yaml")
+    result = measure(run)
+    directory = run / "report"
+    directory.mkdir(exist_ok=True)
+    text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
+    manifest.write_text(directory / "report.json", text + "\n")
+    draw_report(result, directory)
+    if result.batch is not None:
+        draw_batch(result.batch, directory, recipe.name)
+    write_tables(
+        directory, result.title, result.rows, result.comparisons, result.averages, result.difficulty
+    )
+    manifest.write_text(directory / "report.html", run_page(run, recipe, result))
+    return result
+
+
+def draw_report(result: Report, directory: Path) -> None:
+    """Write `report.png` and `report.svg`: models by names that can be shown to others."""
+    names = public_names([row.model for row in result.rows])
+    draw([replace(row, model=names[row.model]) for row in result.rows], directory, result.title)
+
+
+def measure(run: Path) -> Report:
+    """What `report` tells, with nothing written."""
+    recipe = load_recipe(run / "recipe.yaml")
     found = _evaluated(run, recipe)
     plain = next((exit.name for exit in recipe.evaluate.exits if exit.policy == "none"), "")
     bases = {arm.task: base_arm(found, plain, arm.task) for arm in found}
@@ -151,7 +175,7 @@ def report(run_directory: Path | str) -> Report:
         for each in comparisons
     )
     base_row, trained_row = by_name.get(("base", plain)), by_name.get(("trained", plain))
-    result = Report(
+    return Report(
         name=recipe.name,
         rows=rows,
         comparisons=comparisons,
@@ -168,17 +192,6 @@ def report(run_directory: Path | str) -> Report:
         plain=plain,
         batch=batch_report(run, recipe),
     )
-    directory = run / "report"
-    directory.mkdir(exist_ok=True)
-    text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
-    manifest.write_text(directory / "report.json", text + "\n")
-    names = public_names([row.model for row in rows])  # the picture is sent around, and published
-    draw([replace(row, model=names[row.model]) for row in rows], directory, result.title)
-    if result.batch is not None:
-        draw_batch(result.batch, directory, recipe.name)
-    write_tables(directory, result.title, rows, comparisons, means, result.difficulty)
-    manifest.write_text(directory / "report.html", run_page(run, recipe, result))
-    return result
 
 
 def _saved(found: Sequence[Arm], plain: str) -> Estimate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -51,6 +52,21 @@ def run_path(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """A copy of that run below the working directory."""
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copytree(whole, tmp_path / "runs" / "small"))
+
+
+@pytest.fixture
+def finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Run]:
+    """The finished run that DTO_QUICKSTART names, copied; without it the small one."""
+    named = os.environ.get("DTO_QUICKSTART")
+    source = Path(named) if named else request.getfixturevalue("whole")
+    path = tmp_path / "runs" / "finished"
+    shutil.copytree(source, path, ignore=shutil.ignore_patterns(".lock", "publish"))
+    monkeypatch.chdir(tmp_path)
+    opened = open_run(path, load_recipe(path / "recipe.yaml"))
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ class Fault:
     times: int = 1
     status: int = 0  # 0: the connection is cut
     late: bool = False  # only after the request has had its effect
+    code: str = ""  # the Hub's name of the error
 
 
 @dataclass
@@ -112,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             self.hub.requests.append(f"{self.command} {path}")
             if fault and fault.status:
-                return self._error(fault.status, "asked for by a test")
+                return self._error(fault.status, "asked for by a test", fault.code)
             answer = self._answer(path, body)
         if fault:
             return self._cut()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 
 import polars as pl
 import pytest
+import yaml
 from huggingface_hub import DatasetCard
 
 from dto import tables
@@ -13,9 +16,12 @@ from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.hub.publish import publish
 from dto.hub.pull import pull
 from dto.nano import resolve
-from dto.records import Span
+from dto.recipe import PairSettings
+from dto.records import PreferencePair, Problem, Span, Trajectory
 from dto.runs import content, manifest
 from dto.runs.run import Run
+from dto.stages.pair import pair
+from tests.byte_level import byte_level
 from tests.hub.server import Hub
 from tests.hub.test_publish import NAME, published
 
@@ -54,6 +60,26 @@ def test_what_models_were_told_cannot_end_its_block(run: Run, hub: Hub) -> None:
     assert fences == ["```python", "```", "```yaml", "```", *["```text", "```"] * 6]
 
 
+def test_what_cannot_be_seen_is_written_out(run: Run, hub: Hub) -> None:
+    """Text that turns the direction of what follows, escapes of a terminal, HTML, half a table."""
+    hostile = "\u202eeltit\u202c \x1b[31m <script>alert(1)</script> | `x` \u2028 שלום 👩‍🔬"
+    system = run.recipe.model.model_copy(update={"system": hostile})
+    (run / "pair/dropped.jsonl").write_text(
+        json.dumps({"id": "a", "reason": f"{hostile}\n| b |", "detail": ""}) + "\n", "utf-8"
+    )
+    recipe = run.recipe.model_copy(update={"model": system, "name": f"<b>{hostile}"})
+    text = publish(Run(run.path, recipe, False, run.lock), NAME, dry_run=True).card
+    metadata, body = text.split("---\n")[1], text.split("---\n", 2)[2]
+    assert yaml.safe_load(metadata)["pretty_name"].startswith("<b>\\u202eeltit")
+    for unseen in "\u202e\u202c\u2028\x1b":
+        assert unseen not in text
+    outside = "".join(body.split("```")[::2])
+    assert "<script>" not in outside and "<b>" not in outside
+    line = next(line for line in body.splitlines() if line.startswith("| pair |"))
+    assert line.replace("\\|", "").count("|") == 5
+    assert "שלום" in body and "👩‍🔬" in body
+
+
 def test_a_card_speaks_of_what_is_there(run: Run, hub: Hub) -> None:
     text = publish(run, NAME, only=("problems", "evaluation"), dry_run=True).card
     assert 'evaluation = load_dataset("somebody/small")  # or' in text
@@ -83,7 +109,7 @@ def drqa(run: Run) -> None:
     for stage, row in rows.items():
         (run / stage).mkdir()
         tables.write(run.table(stage), type(row), [row])
-        dropped = f'{{"id": "b", "reason": "of_{stage}", "detail": ""}}\n'
+        dropped = f'{{"id": "b/batch/002/000", "reason": "of_{stage}", "detail": ""}}\n'
         (run / stage / "dropped.jsonl").write_text(dropped)
         done = manifest.finished(stage, {}, content.of_path(run.table(stage)), rows=1)
         manifest.write(run / stage, done | {"usage": {}, "seconds": 1.0})
@@ -110,28 +136,67 @@ def test_a_comparison_says_where_its_methods_are(
     assert f"dto publish {run.path}/compare/METHOD" in caplog.text
 
 
-def test_trl_trains_on_the_pairs_as_they_are(run: Run, hub: Hub, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["dpo", "cpo"])
+def test_trl_trains_on_the_pairs_as_they_are(
+    method: str, run: Run, hub: Hub, tmp_path: Path
+) -> None:
     """Text gives the very token ids that the run itself trains on, with no option set."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
 
     publish(run, NAME)
     path = tmp_path / "pairs.parquet"
     path.write_bytes(published(hub)["pair/rows.parquet"])
-    trainer = DPOTrainer(
+    trainer, config = (DPOTrainer, DPOConfig) if method == "dpo" else (CPOTrainer, CPOConfig)
+    trained = trainer(
         AutoModelForCausalLM.from_pretrained(resolve("nano")),
-        args=DPOConfig(str(tmp_path / "dpo"), max_steps=1, report_to=[], use_cpu=True),
+        args=config(str(tmp_path / method), max_steps=1, report_to=[], use_cpu=True, bf16=False),
         train_dataset=Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache")),
         processing_class=AutoTokenizer.from_pretrained(resolve("nano")),
     )
     sampled = {row["id"]: row for row in pl.read_parquet(run.table("sample")).to_dicts()}
     versions = {row["id"]: row for row in pl.read_parquet(run.table("prune")).to_dicts()}
-    for row in trainer.train_dataset:
+    assert len(trained.train_dataset) == tables.count(run.table("pair"))
+    for row in trained.train_dataset:
         rejected = sampled[row["rejected_id"]]
         chosen = (versions if row["chosen_from"] == "optimized" else sampled)[row["chosen_id"]]
-        assert list(row["prompt_ids"]) == rejected["prompt_ids"]
-        assert list(row["rejected_ids"]) == rejected["token_ids"]
-        assert list(row["chosen_ids"]) == chosen["token_ids"]
-    trainer.train()
-    assert trainer.state.global_step == 1
+        prompt, better, worse = list(rejected["prompt_ids"]), [], []
+        if method == "dpo":
+            assert list(row["prompt_ids"]) == prompt
+            better, worse = list(row["chosen_ids"]), list(row["rejected_ids"])
+        else:  # prompt and response are one sequence there
+            assert list(row["prompt_input_ids"]) == prompt
+            better = list(row["chosen_input_ids"])[len(prompt) :]
+            worse = list(row["rejected_input_ids"])[len(prompt) :]
+        assert (better, worse) == (chosen["token_ids"], rejected["token_ids"])
+    trained.train()
+    assert trained.state.global_step == 1
+
+
+def test_a_prompt_begins_once() -> None:
+    """TRL puts the token that a text begins with before a prompt; the column must not bring it."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = copy.deepcopy(byte_level())
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    first = tokenizer.convert_tokens_to_ids("<bos>")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", first)]
+    )
+    assert tokenizer.encode("")[:1] == [first]
+    asked = (first, *tokenizer.encode("1 + 1?", add_special_tokens=False))
+    none, whole = Span(0, 0), Span(0, 1)
+    sides = [
+        Trajectory(
+            f"p/{sample:03d}", "p", "m", sample, 0, asked, ids, "encoded", "x", none, whole, none,
+            "stop", "correct",
+        )
+        for sample, ids in enumerate([(5, 6), (7,)])
+    ]  # fmt: skip
+    problem = Problem("p", "imported", "train", "1 + 1?", "")
+    (row,) = pair(problem, sides, [], tokenizer, PairSettings(data="imported"))
+    assert isinstance(row, PreferencePair)
+    assert tokenizer(row.prompt)["input_ids"] == list(asked)
+    assert row.prompt_tokens == len(asked)

@@ -46,7 +46,9 @@ def test_weights_card_and_results_are_one_commit(run: Run, hub: Hub, tmp_path: P
             "tokens": round(row["tokens_mean"], 1),
         }
         assert found == expected
-        assert f"| trained | {row['exit']} | chains | {100 * row['accuracy']:.1f} (" in done.card
+        asked = f"{row['problems']} × {row['samples']}"
+        figures = f"| {asked} | {100 * row['accuracy']:.1f} ("
+        assert f"| chains | trained | {row['exit']} {figures}" in done.card
     data = ModelCard(done.card).data.to_dict()
     assert data["datasets"] == [NAME] and data["library_name"] == "transformers"
     assert "base_model" not in data  # the embedded model is not on the Hub

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 
 from dto import tables
 from dto.cli import main
@@ -22,7 +24,7 @@ from dto.stages.importing import Response, holds_pairs, read_responses
 from dto.stages.pair import pair
 from dto.training.pairs import TokenizedPair, load_pairs
 from tests.byte_level import byte_level
-from tests.hub.server import OWNER, Hub, Repo
+from tests.hub.server import OWNER, Fault, Hub, Repo
 
 ASKED = {"role": "user", "content": "2 + 3?"}
 GOOD, BAD = "<think>\nIt is 5.\n</think>\n\n\\boxed{5}", "<think>\nWait.\n\nHmm.\n</think>\n\n5"
@@ -183,6 +185,60 @@ def test_preferences_of_others_are_trained_on(
     finally:
         opened.close()
     assert (manifest.read(run / "train") or {})["rows"]["pairs"] == 6
+
+
+def test_only_what_is_there_to_train_on_is_imported(tmp_path: Path) -> None:
+    folder = tmp_path / "preferences"
+    for split, side in (("train", GOOD), ("test", "5")):
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        rows = [{"prompt": f"{split}?", "chosen": side, "rejected": BAD}]
+        pl.DataFrame(rows).write_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+    found = [row for row in read_responses(str(folder)) if isinstance(row, Response)]
+    assert [row.problem.question for row in found] == ["train?", "train?"]
+
+
+NOT_READ = [
+    ({"a/x.parquet": True, "b/x.parquet": True, "README.md": False}, "pick one among .*'one'"),
+    ({"notes.txt": False}, "cannot be loaded"),
+]
+
+
+@pytest.mark.parametrize(("files", "said"), NOT_READ)
+def test_what_cannot_be_imported_is_one_line(
+    files: dict[str, bool],
+    said: str,
+    datasets_there: Hub,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = put(datasets_there, "odd", [{"a": 1}], tmp_path)
+    repo = datasets_there.repos["dataset", name]
+    table = repo.files["data/train-00000-of-00001.parquet"]
+    configs = [
+        {"config_name": "one", "data_files": "a/*"},
+        {"config_name": "two", "data_files": "b/*"},
+    ]
+    card = f"---\n{yaml.safe_dump({'configs': configs})}---\n".encode()
+    other = {path: table if is_table else b"" for path, is_table in files.items()}
+    repo.commits[-1] = other | ({"README.md": card} if "README.md" in files else {})
+    code, out = dto("pull", name, "--model", "nano", capsys=capsys)
+    assert code == 1 and re.search(said, out), out
+    assert len(out.strip().splitlines()[-1:]) == 1 and "Traceback" not in out
+
+
+def test_gated_missing_and_wrong_columns(
+    datasets_there: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out = dto("pull", f"{OWNER}/nothing", "--model", "nano", capsys=capsys)
+    assert code == 1 and "is not on the Hub, or is private" in out and "Traceback" not in out
+    name = put(datasets_there, "numbers", [{"a": 1, "b": 2}], tmp_path)
+    code, out = dto("pull", name, "--model", "nano", capsys=capsys)
+    assert code == 1 and "holds no row that can be read" in out and "there are a, b" in out
+    name = put(datasets_there, "gated", [{"prompt": "1?", "response": GOOD}], tmp_path)
+    datasets_there.faults.append(Fault("GET", "/resolve/", times=99, status=403, code="GatedRepo"))
+    datasets_there.faults.append(Fault("HEAD", "/resolve/", times=99, status=403, code="GatedRepo"))
+    code, out = dto("pull", name, "--model", "nano", capsys=capsys)
+    assert code == 1 and "gated" in out and "Traceback" not in out, out
 
 
 def test_responses_of_others_become_trajectories(

@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from dto import tables
 from dto.hub.private import Private, is_local, last_part, private_of
+from dto.hub.publish import publish
 from dto.recipe import make_recipe
+from dto.records import PreferencePair
+from dto.runs.run import Run
+from tests.hub.server import Hub
 
 KNOWN = {
     "/home/alice/models/mine": "mine",
@@ -106,6 +111,33 @@ def test_what_a_run_makes_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not {"localhost:1", "/a/b is \\boxed{}", "x/y"} & replaced.keys()
     lengths = [len(original) for original in replaced]
     assert lengths == sorted(lengths, reverse=True)
+
+
+def test_what_looks_private_is_told(
+    run: Run, hub: Hub, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths that a model may have made up, and the name of whoever publishes, as a word."""
+    monkeypatch.setenv("HOME", "/home/bob")
+    monkeypatch.setenv("LOGNAME", "alice")
+    rows = list(tables.read(run.table("pair"), PreferencePair))
+    said = ["cat /home/carol/notes", "alice, f:\\mathbb{R} and a/m", "see C:\\Users\\x"]
+    for place, text in enumerate(said):
+        values = {name: getattr(rows[place], name) for name in PreferencePair.__slots__}
+        rows[place] = PreferencePair(**values | {"chosen": text})
+    tables.write(run.table("pair"), PreferencePair, rows)
+    publish(run, "alice/small", dry_run=True)
+    count = len(rows)
+    first = f"'/home/carol' in row {rows[0].id}, column chosen"
+    assert (
+        f"pair/rows.parquet: 2 of {count} rows hold what looks like a local path: {first}"
+        in caplog.text
+    )
+    name = f"1 of {count} rows hold what looks like a name of this machine: 'alice' in row"
+    assert name in caplog.text
+    assert "README.md" not in caplog.text  # `alice/small` is its name, and everybody's to see
+    other = Run(run.path, run.recipe.model_copy(update={"name": "of-alice x alice"}), False, -1)
+    publish(other, "alice/small", dry_run=True)
+    assert "README.md: a name of this machine in" in caplog.text
 
 
 def test_no_two_places_get_one_name(tmp_path: Path) -> None:

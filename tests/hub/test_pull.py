@@ -17,6 +17,8 @@ from dto.recipe import load_recipe
 from dto.runs import content, manifest
 from dto.runs.graph import needed
 from dto.runs.run import Run, open_run
+from dto.stages.report import measure
+from tests.hub.conftest import ROOT
 from tests.hub.server import OWNER, Fault, Hub
 from tests.hub.test_publish import KEY, NAME, leaky
 
@@ -39,25 +41,45 @@ def same_tables(one: Path, other: Path, stages: tuple[str, ...] = TABLES) -> boo
     )
 
 
-def test_there_and_back(run: Run, hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
-    publish(run, NAME, private=True)
+def test_there_and_back(finished: Run, hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    """Of the quickstart itself where DTO_QUICKSTART names it, else of a small run."""
+    publish(finished, NAME, private=True)
     assert find(NAME)
     assert set(pull(NAME, OUT)) == {*TABLES, "train"}
-    assert same_tables(run.path, OUT)
-    assert sorted(path.name for path in Path("runs").iterdir()) == ["back", "small"]
+    assert same_tables(finished.path, OUT)
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["back", "finished"]
     times = {stage: (OUT / stage / "rows.parquet").stat().st_mtime_ns for stage in TABLES}
     caplog.set_level("INFO", "dto")
     go_on(OUT)
     assert caplog.text.count("done before") == len(TABLES) + 1  # and train
     assert {stage: (OUT / stage / "rows.parquet").stat().st_mtime_ns for stage in TABLES} == times
-    reports = [json.loads((each / "report/report.json").read_text()) for each in (run.path, OUT)]
-    assert reports[0] == reports[1]
+    assert measure(OUT).as_json() == measure(finished.path).as_json()
     back = open_run(OUT, load_recipe(OUT / "recipe.yaml"))
     try:
         again = publish(back, NAME).uploaded
     finally:
         back.close()
     assert again is not None and not again.changed and len(hub.repos[KEY].commits) == 2
+
+
+def test_questions_asked_together_come_back(
+    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    changes = {
+        "name": "together", "problems.train": 12, "problems.dev": 2, "problems.test": 2,
+        "sample.samples": 2, "sample.max_tokens": 400, "batch.k": [2], "batch.samples": 2,
+    }  # fmt: skip
+    stages = ("problems", "sample", "batch", "chain", "label")
+    run = open_run(Path("runs/together"), load_recipe(ROOT / "pipelines/drqa.yaml", changes))
+    run_stages(run, stages)
+    publish(run, NAME)
+    assert pull(NAME, OUT) == tuple(sorted(stages))
+    caplog.set_level("INFO", "dto")
+    caplog.clear()
+    go_on(OUT, *stages)
+    assert caplog.text.count("done before") == len(stages)
+    assert same_tables(run.path, OUT, stages)
 
 
 @pytest.mark.parametrize("stage", ["sample", "estimate", "pair"])
@@ -171,19 +193,32 @@ def test_an_older_state(run: Run, hub: Hub) -> None:
         ("sample/rows.parquet", b"PAR1 not", "table of sample is not the one"),
         ("run.json", b'{"format": 99}', "another version of dto"),
         ("run.json", b"[", "another version of dto"),
+        ("run.json", b'{"format": 1, "withheld": 5}', None),
         ("recipe.yaml", b"- 1\n", "holds list"),
+        ("recipe.yaml", b"{: [", "cannot be read"),
+        ("recipe.yaml", b"model: 5\n", "model"),
+        ("recipe.yaml", None, "recipe.yaml cannot be read"),
         ("recipe.yaml", b"name: x\nnonsense: 1\n", "unknown key 'nonsense'"),
     ],
 )
-def test_what_was_tampered_with(path: str, data: bytes, said: str, run: Run, hub: Hub) -> None:
+def test_what_was_tampered_with(
+    path: str, data: bytes | None, said: str | None, run: Run, hub: Hub
+) -> None:
     publish(run, NAME)
-    hub.repos[KEY].commits[-1][path] = data
+    files = hub.repos[KEY].commits[-1]
+    if data is None:
+        del files[path]
+    else:
+        files[path] = data
+    if said is None:
+        assert set(pull(NAME, OUT)) == {*TABLES, "train"}
+        return
     with pytest.raises(DtoError, match=said):
         pull(NAME, OUT)
     assert not OUT.exists()
 
 
-@pytest.mark.parametrize("key", ["config", "dropped", "usage", "versions", "git"])
+@pytest.mark.parametrize("key", ["config", "digest", "dropped", "usage", "versions", "git"])
 def test_a_manifest_that_is_none(key: str, run: Run, hub: Hub) -> None:
     publish(run, NAME)
     files = hub.repos[KEY].commits[-1]
@@ -199,6 +234,7 @@ def test_a_recipe_of_others_asks_no_server(run: Run, hub: Hub) -> None:
     recipe = yaml.safe_load(files["recipe.yaml"])
     recipe["model"] |= {"server": "https://thief.example/v1", "api_key": "AWS_SECRET_ACCESS_KEY"}
     files["recipe.yaml"] = yaml.safe_dump(recipe).encode()
+    files["evil/manifest.json"] = b'{"digest": "0"}'
     files["sample/../../evil.txt"] = files["evil.py"] = files["sample/evil.py"] = b"x"
     pull(NAME, OUT)
     model = load_recipe(OUT / "recipe.yaml").model
@@ -223,3 +259,14 @@ def test_tokens_that_may_not_see_it(run: Run, hub: Hub, monkeypatch: pytest.Monk
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(DtoError, match="does not accept the token"):
         find(NAME)
+
+
+def test_a_gated_dataset(run: Run, hub: Hub) -> None:
+    publish(run, NAME)
+    hub.faults.append(Fault("GET", "/api/datasets", status=403, code="GatedRepo"))
+    with pytest.raises(DtoError, match=f"dataset {NAME} is gated: accept its terms"):
+        find(NAME)
+    hub.faults.append(Fault("HEAD", "/resolve/", times=99, status=403, code="GatedRepo"))
+    with pytest.raises(DtoError, match=f"dataset {NAME} is gated: accept its terms"):
+        pull(NAME, OUT)
+    assert not OUT.exists()

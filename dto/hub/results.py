@@ -1,0 +1,83 @@
+"""What an evaluation came to, as the table of a card."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+from dto.hub.private import Private
+from dto.reporting.comparison import Comparison
+from dto.reporting.macro import AverageRow
+from dto.reporting.table import interval, number, percent, points
+from dto.stages.report import Report
+
+
+class Result(NamedTuple):
+    """One model under one exit on one task, in figures with 95 % intervals.
+
+    `gain`, in points, and `share`, in percent of the base's tokens, are paired with the base by
+    problem; empty for the base itself.
+    """
+
+    task: str
+    model: str
+    exit: str
+    asked: str
+    accuracy: str
+    gain: str
+    tokens: str
+    share: str
+    truncated: str
+    failed: str
+
+
+def results(report: Report, private: Private, models: Collection[str] = ()) -> list[Result]:
+    """The rows of the table, of these models alone if any are named; with several tasks means too.
+
+    Nothing is claimed of an arm of which too many responses failed.
+    """
+    against = {(each.task, each.model, each.exit): each for each in report.comparisons}
+    found = []
+    for row in report.rows:
+        compared = against.get((row.task, row.model, row.exit))
+        tokens = f"{number(row.tokens_mean, 1)} "
+        tokens += f"({number(row.tokens_low, 1)}–{number(row.tokens_high, 1)})"
+        found.append(
+            Result(
+                row.task or report.name, row.model, row.exit, f"{row.problems:,} × {row.samples}",
+                interval(row.accuracy, row.accuracy_low, row.accuracy_high),
+                _gain(compared), tokens, _share(compared), f"{row.truncated:,}", f"{row.failed:,}",
+            )
+        )  # fmt: skip
+    found += _means(report)
+    return [
+        each._replace(model=private.redact(each.model), task=private.redact(each.task))
+        for each in found
+        if not models or each.model in models
+    ]
+
+
+def _means(report: Report) -> Iterator[Result]:
+    for row in report.averages:
+        accuracy = interval(row.accuracy, row.accuracy_low, row.accuracy_high)
+        base = (row.model, row.exit) == ("base", report.plain)
+        yield Result(
+            "mean", row.model, row.exit, f"{row.tasks} tasks", accuracy,
+            "" if base else points(row.gain, row.gain_low, row.gain_high),
+            number(row.tokens_mean, 1), "" if base else _share(row), "", "",
+        )  # fmt: skip
+
+
+def _gain(compared: Comparison | None) -> str:
+    if compared is None:
+        return ""
+    if compared.verdict == "too many failed":
+        return compared.verdict
+    return points(compared.gain, compared.gain_low, compared.gain_high)
+
+
+def _share(compared: Comparison | AverageRow | None) -> str:
+    if compared is None:
+        return ""
+    low, high = compared.tokens_ratio_low, compared.tokens_ratio_high
+    return f"{percent(compared.tokens_ratio)} ({percent(low)}–{percent(high)})"

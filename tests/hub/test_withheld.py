@@ -1,0 +1,151 @@
+"""Questions and gold answers of others' test sets: named, not published again, and read anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+from huggingface_hub import DatasetCard
+
+from dto.errors import DtoError
+from dto.hub.origins import withheld
+from dto.hub.publish import publish
+from dto.hub.pull import owed, pull
+from dto.pipeline import run_stages
+from dto.recipe import load_recipe, make_recipe
+from dto.records import Problem
+from dto.runs import manifest
+from dto.runs.run import Run, open_run
+from dto.stages.report import report
+from tests.hub.conftest import ROOT
+from tests.hub.server import Hub
+from tests.hub.test_preferences import datasets_there, dto, put
+from tests.hub.test_publish import NAME, published
+
+__all__ = ["datasets_there"]
+OUT = Path("runs/back")
+
+
+@pytest.mark.parametrize(
+    ("problems", "tasks", "stages"),
+    [
+        ({"source": "chains"}, [], ()),
+        ({"source": "chains"}, ["chains", "sets/mine.jsonl", "./folder"], ()),
+        ({"source": "chains"}, ["chains", "gsm8k"], ("test",)),
+        ({"source": "gsm8k", "test": 0}, ["user/bench"], ("test",)),
+        ({"source": "gsm8k"}, [], ("problems",)),
+        ({"source": "mine.jsonl", "test_source": "math500"}, [], ("problems",)),
+        ({"source": "math", "test_source": "mine.jsonl"}, [], ()),
+    ],
+)  # fmt: skip
+def test_whose_test_sets(
+    problems: dict[str, object], tasks: list[str], stages: tuple[str, ...]
+) -> None:
+    settings = {"name": "r", "problems": {"test": 5} | problems, "evaluate": {"tasks": tasks}}
+    assert withheld(make_recipe(settings)) == stages
+
+
+@pytest.fixture
+def on_a_benchmark(datasets_there: Hub, tmp_path: Path) -> Run:
+    """A run that is as far as its samples, with questions of a dataset of the Hub."""
+    rows = [
+        {"problem": f"Start with {n}. Add 1. What is the last digit?", "answer": str((n + 1) % 10)}
+        for n in range(10)
+    ]
+    name = put(datasets_there, "bench", rows, tmp_path)
+    changes = {
+        "name": "small", "problems.source": name, "problems.train": 3, "problems.dev": 2,
+        "problems.test": 4, "sample.samples": 1,
+    }  # fmt: skip
+    run = open_run(
+        tmp_path / "runs/small", load_recipe(ROOT / "pipelines/quickstart.yaml", changes)
+    )
+    run_stages(run, ("problems", "sample"))
+    return run
+
+
+def test_its_questions_are_read_from_their_source_again(
+    on_a_benchmark: Run, datasets_there: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = on_a_benchmark
+    card = publish(run, NAME).card
+    before = pl.read_parquet(run.table("problems"))
+    (run.path / "shown.parquet").write_bytes(published(datasets_there)["problems/rows.parquet"])
+    after = pl.read_parquet(run.path / "shown.parquet")
+    assert after.filter(split="test")["question"].to_list() == [""] * 4
+    assert after.filter(split="test")["answer"].to_list() == [""] * 4
+    assert after.filter(pl.col("split") != "test").equals(before.filter(pl.col("split") != "test"))
+    assert after.select("id", "task", "split").equals(before.select("id", "task", "split"))
+    configs = {each["config_name"]: each for each in DatasetCard(card).data.to_dict()["configs"]}
+    splits = [each["split"] for each in configs["problems"]["data_files"]]
+    assert splits == ["train", "validation"]
+    assert "gold answers of `problems` are not part of it" in card
+    files = published(datasets_there)
+    assert not [
+        path for path in files if path in ("problems/manifest.json", "problems/test.parquet")
+    ]
+    texts = b"".join(data for path, data in files.items() if not path.endswith(".parquet"))
+    asked = before.filter(split="test")["question"].to_list()
+    assert not [question for question in asked if question.encode() in texts]
+
+    code, said = dto("pull", NAME, "--out", str(OUT), capsys=capsys)
+    assert code == 0 and "problems: its test questions were not published" in said
+    assert owed(OUT) == ("problems",)
+    again = publish(open_run(OUT, load_recipe(OUT / "recipe.yaml")), NAME).uploaded
+    assert again is not None and not again.changed  # also before they are there again
+
+
+def test_a_run_goes_on_where_they_are_there_again(
+    on_a_benchmark: Run, datasets_there: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = on_a_benchmark
+    publish(run, NAME)
+    pull(NAME, OUT)
+    caplog.set_level("INFO", "dto")
+    back = open_run(OUT, load_recipe(OUT / "recipe.yaml"))
+    run_stages(back, ("problems", "sample"))
+    done = [line.split()[2] for line in caplog.text.splitlines() if "done before" in line]
+    assert done == ["sample"]
+    assert back.table("problems").read_bytes() == run.table("problems").read_bytes()
+    again = publish(back, NAME).uploaded
+    assert again is not None and not again.changed
+
+
+def with_tasks(run: Run) -> Run:
+    """The run as if its test problems were two test sets of others, in a table of their own."""
+    from dto import tables
+
+    settings = yaml.safe_load((run / "recipe.yaml").read_text("utf-8"))
+    settings["evaluate"]["tasks"] = ["gsm8k", "math500"]
+    (run / "recipe.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    rows = [row for row in tables.read(run.table("problems"), Problem) if row.split == "test"]
+    task = iter(["gsm8k", "math500"] * len(rows))
+    values = [{name: getattr(row, name) for name in Problem.__slots__} for row in rows]
+    (run / "test").mkdir()
+    tested = [Problem(**each | {"task": next(task)}) for each in values]  # type: ignore[arg-type]
+    tables.write(run.table("test"), Problem, tested)
+    manifest.write(run / "test", manifest.finished("test", {}, None, rows=len(tested)))
+    return Run(run.path, load_recipe(run / "recipe.yaml"), False, run.lock)
+
+
+def test_test_sets_stay_where_they_are(run: Run, hub: Hub) -> None:
+    other = with_tasks(run)
+    card = publish(other, NAME).card
+    configs = {each["config_name"] for each in DatasetCard(card).data.to_dict()["configs"]}
+    assert "test_sets" not in configs and {"evaluation", "problems"} <= configs
+    assert "- Test questions: `openai/gsm8k` at `" in card
+    assert DatasetCard(card).data.license == "mit"  # of what is in it
+    assert "| gsm8k | trained | none | 3 × 2 |" in card and "| mean | trained | none |" in card
+    assert json.loads(published(hub)["run.json"])["withheld"] == ["test"]
+    pull(NAME, OUT)
+    reports = [report(each).as_json() for each in (OUT, run.path)]
+    for part in ("rows", "comparisons", "averages"):
+        assert reports[0][part] == reports[1][part]
+    with pytest.raises(DtoError, match="others' test sets; publish them with --test-sets"):
+        publish(other, NAME, only=("test_sets",))
+    publish(other, NAME, test_sets=True)
+    assert "test/manifest.json" in published(hub)
+    assert published(hub)["test/rows.parquet"] == run.table("test").read_bytes()
