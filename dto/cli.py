@@ -150,8 +150,8 @@ def _compute(
 ) -> None:
     from dto.pipeline import run_stages
 
-    # Problems cost nothing and everything begins with them.
-    stages = (stage,) if stage == "problems" else ("problems", stage)
+    # Problems cost nothing and everything begins with them; a report only reads what is there.
+    stages = (stage,) if stage in ("problems", "report") else ("problems", stage)
     run = open_run(place, recipe, resume=resume, allow_code_execution=code)
     if overwrite:
         run.clear(stage)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dto.hub.private import is_local
+from dto.hub.private import is_local, last_part
 from dto.hub.upload import Kind, hub_errors
 from dto.nano import NAMES
 from dto.recipe import Recipe
@@ -72,8 +72,19 @@ def withheld(recipe: Recipe) -> tuple[str, ...]:
     return tuple(stage for stage, names in asked.items() if any(map(_is_others, names)))
 
 
+def only_here(recipe: Recipe) -> list[str]:
+    """The files of one's own that the table of problems is read from, by their last part."""
+    named = [recipe.sample.imported, recipe.problems.source]
+    found = [name for name in named if name and name != "chains" and not _is_others(name)]
+    return [last_part(name) for name in found]
+
+
 def _is_others(name: str) -> bool:
-    return name in TASKS or (name.count("/") == 1 and not is_local(name))
+    if name in TASKS:
+        return True
+    place = Path(name)
+    own = name == "chains" or place.suffix in (".jsonl", ".parquet") or place.exists()
+    return name.count("/") < 2 and not own and not is_local(name)
 
 
 def models(recipe: Recipe) -> list[tuple[str, Origin]]:

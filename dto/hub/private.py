@@ -49,6 +49,12 @@ OURS = "reason"
 """The column of tables that no model writes: why an engine or a grader failed."""
 WRITTEN = ("text", "question", "prompt", "chosen", "rejected", "chain")
 """The columns of tables that models and people write, and that token ids and spans stand beside."""
+ANYBODY = (
+    "admin", "build", "debian", "default", "ec2-user", "guest", "home", "jovyan", "localhost",
+    "nobody", "root", "runner", "server", "test", "ubuntu", "user", "worker",
+)  # fmt: skip
+"""Names of users and machines that tell nothing, and that stand in any text."""
+_ANYBODYS_HOME = re.compile(rf"[/\\](?:home|Users)[/\\](?:{'|'.join(ANYBODY)})")
 _NAMED_SECRET = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD)$")
 
 
@@ -97,8 +103,10 @@ class Private:
                 return f"the value of {holder}"
         if any(start in text for start in _KEY_STARTS) and _KEYS.search(text):
             return "a key"
-        if self.redact(text) != text:
-            return "a local path or a server"
+        for original in self.replaced:
+            known = original in text and _pattern(original).search(text)
+            if known and (written_by_us or not _ANYBODYS_HOME.fullmatch(original)):
+                return "a local path or a server"
         if written_by_us and (match := LOCAL_PATH.search(text)):
             return f"the local path {last_part(match[0])!r}"
         return None

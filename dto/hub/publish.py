@@ -17,6 +17,7 @@ from dto.hub.origins import (
     Origin,
     models,
     of_test_sets,
+    only_here,
     origins,
     single_license,
     with_license,
@@ -77,10 +78,10 @@ def publish(
         own = license or single_license([base])
         card = build_model(run.path, target, name, shared, private_things, base, sources, own)
     else:
-        own = license or single_license(sources)
         tested = _known(of_test_sets(shared), dry_run)
-        stated = {"license": own, "sources": [str(each) for each in (*sources, *tested)]}
         hidden = () if test_sets else withheld(run.recipe)
+        own = license or single_license([*sources, *([] if hidden else tested)])
+        stated = {"license": own, "sources": [str(each) for each in (*sources, *tested)]}
         published = folders.build(
             run.path, target, run.recipe, private_things, only, hidden, stated
         )
@@ -112,6 +113,11 @@ def _tell(run: Run, published: folders.Published) -> None:
             "%s goes up without questions and gold answers to evaluate on, which are others'; "
             "--test-sets publishes them too",
             stage,
+        )
+    if "problems" in published.withheld and (own := only_here(run.recipe)):
+        logger.warning(
+            "who pulls it can go on only with %s, which problems is read from again",
+            " and ".join(own),
         )
     if (run / "compare").is_dir():
         logger.warning("methods are runs of their own: dto publish %s/compare/METHOD", run.path)

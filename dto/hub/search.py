@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from dto.errors import DtoError
-from dto.hub.private import OURS, ROOTS, WRITTEN, Private, batches, texts_of
+from dto.hub.private import ANYBODY, OURS, ROOTS, WRITTEN, Private, batches, texts_of
 
 _TEXTS = (".json", ".jsonl", ".yaml", ".md", ".jinja")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")
@@ -23,11 +23,6 @@ _LIKE_A_PATH = re.compile(
     rf"(?<![\w./~:-])(?:/(?:{ROOTS})|~|file:/+)/[\w.-]+|(?<!\w)[A-Za-z]:\\Users\\[\w.-]+"
 )
 """What a model may have made up or read; no drive alone, as `f:\\mathbb` is no path."""
-_ANYBODY = {
-    "admin", "build", "debian", "default", "ec2-user", "guest", "home", "jovyan", "localhost",
-    "nobody", "root", "runner", "server", "test", "ubuntu", "user", "worker",
-}  # fmt: skip
-"""Names that tell nothing, and that stand in any text."""
 
 
 @dataclass(slots=True)
@@ -113,7 +108,7 @@ def own_names() -> set[str]:
     names = {Path.home().name, socket.gethostname(), socket.gethostname().partition(".")[0]}
     with suppress(OSError, KeyError):  # a user without a name
         names.add(getpass.getuser())
-    return {name for name in names if len(name) > 2 and name.lower() not in _ANYBODY}
+    return {name for name in names if len(name) > 2 and name.lower() not in ANYBODY}
 
 
 def _way_out(column: str) -> str:

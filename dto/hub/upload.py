@@ -75,13 +75,14 @@ def upload(
                 f"{kind} {name} exists and is public: nothing is uploaded; make it private on the "
                 "Hub, take another name, or leave --private away"
             )
+        stale = sorted(there.files - local - {".gitattributes"})
         if not overwrite and _state(api, name, kind, there, folder):
             files = {
                 path: file
                 for path, file in files.items()
                 if not follows(path) or path not in there.files
             }
-        stale = sorted(there.files - local - {".gitattributes"})
+            stale = [path for path in stale if not follows(path)]  # the card there may show it
         commit = api.create_commit(
             name,
             [

@@ -111,6 +111,9 @@ class Run:
         unrun = self._programs_not_run(stage)
         if not differing and not unrun:
             return manifest.read(self / stage) is not None
+        if not _holds_anything(self / stage, _PULLED):  # begun in vain: without the file it reads
+            (self / stage / "journal").unlink()
+            return False
         if unrun and not self.resume:
             raise RunConflictError(
                 f"{self / stage} holds {unrun:,} programs that were not run; --resume computes the "
@@ -212,18 +215,24 @@ def write_run_manifest(run: Run) -> dict[str, Any]:
 
 def _holds_results(path: Path) -> bool:
     """Whether a run holds more than its problems, which cost nothing, and journals just begun."""
-    for stage in path.iterdir():
-        if not stage.is_dir() or stage.name in ("problems", "test"):
-            continue
-        names = {each.name for each in stage.iterdir()}
-        if names - {"journal"}:
-            return True
-        if names:
-            with (stage / "journal").open("rb") as lines:
-                next(lines, b"")  # its head
-                if next(lines, b""):
-                    return True
-    return False
+    stages = (stage for stage in path.iterdir() if stage.is_dir())
+    return any(_holds_anything(stage) for stage in stages if stage.name not in ("problems", "test"))
+
+
+_PULLED = frozenset({"rows.parquet", "dropped.jsonl"})
+"""What a stage has whose test questions were not published, before it is computed."""
+
+
+def _holds_anything(stage: Path, apart: frozenset[str] = frozenset()) -> bool:
+    """Whether a stage holds more than the head of its journal, and what stands `apart`."""
+    names = {each.name for each in stage.iterdir()} - apart
+    if names - {"journal"}:
+        return True
+    if not names:
+        return False
+    with (stage / "journal").open("rb") as lines:
+        next(lines, b"")  # its head
+        return bool(next(lines, b""))
 
 
 def _lock(path: Path) -> int:

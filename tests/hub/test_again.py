@@ -64,12 +64,14 @@ def test_what_was_changed_on_the_hub(run: Run, hub: Hub) -> None:
     files = published(hub)
     files["README.md"] += b"\nMore about it.\n"
     assert not publish(run, NAME).uploaded.changed  # type: ignore[union-attr]
+    files["images/mine.png"] = b"PNG"  # which that card shows
     damaged, files["pair/rows.parquet"] = files["pair/rows.parquet"], b"PAR1"
     del files["sample/manifest.json"]
     files["stray.txt"] = b"x"
     assert publish(run, NAME).uploaded.changed  # type: ignore[union-attr]
     assert published(hub)["pair/rows.parquet"] == damaged
     assert "sample/manifest.json" in published(hub) and "stray.txt" not in published(hub)
+    assert "images/mine.png" in published(hub)
     assert published(hub)["README.md"].endswith(b"More about it.\n")
 
 

@@ -113,6 +113,20 @@ def test_what_a_run_makes_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert lengths == sorted(lengths, reverse=True)
 
 
+@pytest.mark.parametrize(("user", "refused"), [("ubuntu", False), ("user", False), ("alice", True)])
+def test_a_home_that_is_anybodys_is_no_secret_in_what_a_model_wrote(
+    user: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", f"/home/{user}")
+    monkeypatch.setenv("LOGNAME", user)
+    private = private_of(make_recipe({"name": "r"}), tmp_path / "runs" / "r")
+    text = f"open('/home/{user}/notes.txt')"
+    assert bool(private.found(text, written_by_us=False)) == refused
+    assert private.found(text, written_by_us=True)
+    assert private.redact(text) == "open('~/notes.txt')"
+    assert private.found(f"see {tmp_path}/runs/r/x", written_by_us=False)
+
+
 def test_what_looks_private_is_told(
     run: Run, hub: Hub, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

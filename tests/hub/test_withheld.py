@@ -39,6 +39,7 @@ OUT = Path("runs/back")
         ({"source": "gsm8k"}, [], ("problems",)),
         ({"source": "mine.jsonl", "test_source": "math500"}, [], ("problems",)),
         ({"source": "math", "test_source": "mine.jsonl"}, [], ()),
+        ({"source": "chains"}, ["squad"], ("test",)),  # the Hub has names without a user too
     ],
 )  # fmt: skip
 def test_whose_test_sets(
@@ -146,6 +147,60 @@ def test_test_sets_stay_where_they_are(run: Run, hub: Hub) -> None:
         assert reports[0][part] == reports[1][part]
     with pytest.raises(DtoError, match="others' test sets; publish them with --test-sets"):
         publish(other, NAME, only=("test_sets",))
-    publish(other, NAME, test_sets=True)
+    card = publish(other, NAME, test_sets=True).card
+    assert DatasetCard(card).data.license is None  # of some of the rows none is known
     assert "test/manifest.json" in published(hub)
     assert published(hub)["test/rows.parquet"] == run.table("test").read_bytes()
+
+
+def test_a_file_of_ones_own_beside_others_test_questions(
+    datasets_there: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are one table: who pulls the run needs the file, which is told to who publishes it."""
+
+    def asked(more: int) -> list[dict[str, str]]:
+        text = f"Start with {{}}. Add {more}. What is the last digit?"
+        return [{"problem": text.format(n), "answer": str((n + more) % 10)} for n in range(8)]
+
+    name = put(datasets_there, "bench", asked(1), tmp_path)
+    mine = Path("mine.jsonl")
+    mine.write_text("".join(json.dumps(row) + "\n" for row in asked(2)), encoding="utf-8")
+    changes = {
+        "name": "small", "problems.source": "mine.jsonl", "problems.test_source": name,
+        "problems.train": 3, "problems.dev": 2, "problems.test": 4, "sample.samples": 1,
+    }  # fmt: skip
+    run = open_run(
+        tmp_path / "runs/small", load_recipe(ROOT / "pipelines/quickstart.yaml", changes)
+    )
+    run_stages(run, ("problems", "sample"))
+    publish(run, NAME)
+    assert "who pulls it can go on only with mine.jsonl" in caplog.text
+    pull(NAME, OUT)
+    mine.rename("elsewhere.jsonl")
+    for held in (None, mine):  # without the file, then with it: nothing has to be resumed
+        back = open_run(OUT, load_recipe(OUT / "recipe.yaml"))
+        if held is None:
+            with pytest.raises(DtoError, match=r"mine\.jsonl does not exist"):
+                run_stages(back, ("problems",))
+            Path("elsewhere.jsonl").rename(mine)
+        else:
+            run_stages(back, ("problems", "sample"))
+            assert back.table("problems").read_bytes() == run.table("problems").read_bytes()
+        back.close()
+
+
+def test_a_report_and_a_view_need_no_test_questions(
+    run: Run, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(run, NAME)
+    pull(NAME, OUT)
+    settings = yaml.safe_load((OUT / "recipe.yaml").read_text("utf-8"))
+    settings["problems"]["source"] = "gone.jsonl"  # or a gated dataset, or no connection
+    (OUT / "recipe.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    (OUT / "problems/manifest.json").unlink()
+    code, said = dto("report", str(OUT), capsys=capsys)
+    assert code == 0 and "gone.jsonl" not in said
+    assert dto("view", str(OUT), "--no-open", capsys=capsys)[0] == 0
+    assert owed(OUT) == ("problems",)
+    code, said = dto("segment", str(OUT), capsys=capsys)
+    assert code == 1 and "gone.jsonl does not exist" in said

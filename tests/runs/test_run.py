@@ -106,6 +106,14 @@ def test_a_changed_file_is_noticed() -> None:
     assert problems(settings, resume=True)["rows"] == 1
 
 
+def test_a_stage_that_was_begun_in_vain_has_no_settings() -> None:
+    settings = {"source": "late.jsonl", "train": 1, "dev": 0, "test": 0}
+    with pytest.raises(DtoError, match=r"late\.jsonl does not exist"):
+        problems(recipe(problems=settings))
+    Path("late.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}\n')
+    assert problems(recipe(problems=settings))["rows"] == 1
+
+
 def test_a_changed_file_in_a_folder_is_noticed_and_a_touched_one_is_not() -> None:
     Path("q").mkdir()
     source = Path("q/train.jsonl")
