@@ -219,7 +219,8 @@ def _of_run(run: Path) -> Iterator[Item | None]:
     rows: Iterator[EvaluationRow | Trajectory] = tables.read(path, record)
     for row in rows:
         problem = problems.get(row.problem_id)
-        if problem is None or problem.answer_kind == "code" or not row.answer:
+        # Of a run that was pulled the gold answers of others' test sets are not there yet.
+        if problem is None or problem.answer_kind == "code" or not row.answer or not problem.answer:
             yield None
             continue
         yield Item(row.id, problem.answer, row.answer, problem.answer_kind, problem.question)

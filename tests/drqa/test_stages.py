@@ -189,7 +189,7 @@ def test_every_question_is_accounted_for(run):
     assert not [chain for chain in chains if "uestion" in chain.text]
 
 
-def testpass_rates_are_those_of_the_samples(run):
+def test_pass_rates_are_those_of_the_samples(run):
     rates = pass_rates(run / "sample" / "rows.parquet")
     grades: dict[str, list[bool]] = {}
     for row in tables.read(run / "sample" / "rows.parquet", Trajectory):

@@ -118,6 +118,31 @@ def test_a_run_is_graded_by_what_it_evaluated(tmp_path: Path, capsys) -> None:
     assert len(rows_of(tmp_path / "grade" / "disagreements.jsonl")) == len(parted)
 
 
+def test_an_answer_without_a_gold_one_is_no_disagreement(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: test\n")
+    numbers = {number: f"{number:016x}" for number in (1, 2)}
+    problems = [
+        Problem(each, "t", "test", "?" * (number == 1), "7" * (number == 1))
+        for number, each in numbers.items()
+    ]
+    rows = [
+        EvaluationRow(
+            EvaluationRow.make_id("base", "none", each, 0), "base", "none", each, 0, 0, "correct",
+            "7", "", "closed", *[1] * 6,
+        )
+        for each in numbers.values()
+    ]  # fmt: skip
+    for stage, record, content in (
+        ("problems", Problem, problems),
+        ("evaluate", EvaluationRow, rows),
+    ):
+        (tmp_path / stage).mkdir()
+        tables.write(tmp_path / stage / "rows.parquet", record, content)
+    found = agree(str(tmp_path), ("ours", "deer"), tmp_path / "out")
+    assert (found.answers, found.skipped) == (1, 1)
+    assert found.correct == {"ours": 1, "deer": 1} and not found.unreadable
+
+
 @pytest.mark.parametrize("rules", [("ours",), ("ours", "nobody"), ()])
 def test_what_cannot_be_compared_is_one_line(tmp_path: Path, rules: tuple[str, ...]) -> None:
     with pytest.raises(DtoError, match="choose two or more of ours, math-verify"):
