@@ -74,20 +74,26 @@ def holds_pairs(source: str) -> bool:
     return first is not None and all(first.get(side) is not None for side in SIDES)
 
 
-def _rows(source: str) -> Rows:
-    """The rows to train on: of a dataset the splits that begin with `train`, if it has any."""
+def _rows(source: str, *, tell: bool = False) -> Rows:
+    """The rows to train on: of a dataset the splits that begin with `train`, if it has any.
+
+    `tell`: the log says which others there are.
+    """
     splits = read_source(source)
     train = {name: rows for name, rows in splits.items() if (name or "").startswith("train")}
     left = sorted(str(name) for name in splits.keys() - train.keys()) if train else []
-    if left:
+    if left and tell:
         logger.info("%s: split %s is not imported", source, ", ".join(left))
     return chain.from_iterable((train or splits).values())
 
 
-def read_responses(source: str, fields: Fields | None = None) -> Iterator[Response | Dropped]:
+def read_responses(
+    source: str, fields: Fields | None = None, *, tell: bool = False
+) -> Iterator[Response | Dropped]:
     """The rows of a .jsonl or .parquet file, a folder or a Hub dataset, one at a time, in order.
 
-    Of a dataset with a split to train on, the others are left alone: they are there to test on.
+    Of a dataset with a split to train on, the others are left alone: they are there to test on, and
+    named in the log where it is asked to `tell` it.
     Rows with the same question and gold answer are samples of one problem. A row that lacks a
     field, holds another type than text, or is empty, is dropped with the reason `missing_field`,
     `wrong_type`, `empty_question`, `empty_response`, `several_turns` or, where its two sides answer
@@ -100,7 +106,7 @@ def read_responses(source: str, fields: Fields | None = None) -> Iterator[Respon
     fields = fields or Fields()
     samples: Counter[str] = Counter()
     pairs = holds_pairs(source)
-    rows = _rows(source)
+    rows = _rows(source, tell=tell)
     for number, row in enumerate(rows, start=1):
         if isinstance(row, Dropped):
             yield row
@@ -126,7 +132,7 @@ def imported_problems(source: str, own: ProblemSettings, seed: int) -> Iterator[
     """
     questions: dict[str, str] = {}
     unread = "it is empty"
-    for row in read_responses(source):
+    for row in read_responses(source, tell=True):
         if isinstance(row, Dropped):
             unread = f"the last is dropped as {row.reason}: {row.detail}"
         elif row.problem.id not in questions:

@@ -16,11 +16,11 @@ import yaml
 from dto import tables
 from dto.cli import main
 from dto.pipeline import run_stages
-from dto.recipe import PairSettings, load_recipe
+from dto.recipe import PairSettings, ProblemSettings, load_recipe
 from dto.records import Dropped, PreferencePair, Problem, Trajectory
 from dto.runs import manifest
 from dto.runs.run import open_run
-from dto.stages.importing import Response, holds_pairs, read_responses
+from dto.stages.importing import Response, holds_pairs, imported_problems, read_responses
 from dto.stages.pair import pair
 from dto.training.pairs import TokenizedPair, load_pairs
 from tests.byte_level import byte_level
@@ -187,7 +187,9 @@ def test_preferences_of_others_are_trained_on(
     assert (manifest.read(run / "train") or {})["rows"]["pairs"] == 6
 
 
-def test_only_what_is_there_to_train_on_is_imported(tmp_path: Path) -> None:
+def test_only_what_is_there_to_train_on_is_imported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = tmp_path / "preferences"
     for split, side in (("train", GOOD), ("test", "5")):
         (folder / "data").mkdir(parents=True, exist_ok=True)
@@ -195,6 +197,10 @@ def test_only_what_is_there_to_train_on_is_imported(tmp_path: Path) -> None:
         pl.DataFrame(rows).write_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
     found = [row for row in read_responses(str(folder)) if isinstance(row, Response)]
     assert [row.problem.question for row in found] == ["train?", "train?"]
+    caplog.set_level("INFO", "dto")
+    own = ProblemSettings(train=0, dev=0, test=0)
+    assert len(list(imported_problems(str(folder), own, 0))) == 1
+    assert caplog.text.count("split test is not imported") == 1
 
 
 NOT_READ = [
