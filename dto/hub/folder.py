@@ -22,6 +22,7 @@ import yaml
 from dto import tables
 from dto.errors import DtoError, disk_errors
 from dto.hub.layout import (
+    ASKING,
     BESIDE,
     FORMAT,
     MARK,
@@ -91,11 +92,18 @@ def chosen_stages(run: Path, only: Collection[str] = (), withheld: Collection[st
                 "publish them with --test-sets if their licence lets you"
             )
     done = {stage for stage in STAGES if manifest.read(run / stage) is not None}
-    begun = {stage for stage in STAGES if _is_begun(run / stage)} - done
-    cut = {stage for stage in withheld if (run / stage / "rows.parquet").is_file()} - begun
+    # A table without a manifest was pulled; that a stage was begun in vain since changes nothing.
+    there = {stage for stage in ASKING if (run / stage / "rows.parquet").is_file()}
+    cut = there & set(withheld)
+    begun = {stage for stage in STAGES if _is_begun(run / stage)} - done - cut
     for stage in sorted(asked - done - cut):
         state = "is not finished" if stage in begun else "is not there"
         raise DtoError(f"stage {stage} {state} in {run}: start `dto {stage} {run}` first")
+    if owed := sorted(there - done - cut - begun) if not only else []:
+        raise DtoError(
+            f"{run} was pulled without the test questions of {owed[0]}: start `dto run {run}` "
+            "first, or leave --test-sets away"
+        )
     if not only and "pair" in begun:
         raise DtoError(f"stage pair is not finished in {run}: go on with `dto run {run}`")
     wanted = [stage for stage in STAGES if not only or stage in asked]

@@ -95,8 +95,14 @@ def test_its_questions_are_read_from_their_source_again(
     code, said = dto("pull", NAME, "--out", str(OUT), capsys=capsys)
     assert code == 0 and "problems: its test questions were not published" in said
     assert owed(OUT) == ("problems",)
-    again = publish(open_run(OUT, load_recipe(OUT / "recipe.yaml")), NAME).uploaded
+    back = open_run(OUT, load_recipe(OUT / "recipe.yaml"))
+    (OUT / "problems/journal").write_text('{"head": {"config": {}}}\n')  # and without connection
+    again = publish(back, NAME).uploaded
     assert again is not None and not again.changed  # also before they are there again
+    (OUT / "problems/journal").unlink()
+    with pytest.raises(DtoError, match="without the test questions of problems: start `dto run"):
+        publish(back, NAME, test_sets=True)
+    assert "problems/rows.parquet" in published(datasets_there)
 
 
 def test_a_run_goes_on_where_they_are_there_again(
