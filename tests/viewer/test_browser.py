@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -189,6 +190,19 @@ def test_an_address_may_name_the_beginning_of_an_id_or_no_row(
     assert text(browser, "#said") == "There is no row nothing/007 here."
     browser.open(plain_page.as_uri() + "#%")
     assert browser.js("document.querySelectorAll('.row').length") == 9
+
+
+def test_a_row_that_is_left_before_it_opens_does_not_show(
+    browser: Browser, large_page: Path
+) -> None:
+    browser.open(large_page.as_uri())
+    first = browser.js(OPENED)
+    browser.js(  # within one turn of the page: the last row's chunk cannot have been opened between
+        "for (const key of ['G', 'g'])"
+        " document.body.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }))"
+    )
+    time.sleep(0.5)  # nothing is to happen
+    assert browser.js(OPENED) == first == browser.js("document.body.dataset.chosen")
 
 
 def test_each_list_is_found_as_it_was_left(browser: Browser, plain_page: Path) -> None:
