@@ -276,6 +276,20 @@ def test_a_narrow_window_shows_the_list_or_the_row(browser: Browser, plain_page:
         browser.call("Emulation.clearDeviceMetricsOverride")
 
 
+@pytest.mark.parametrize("theme", ["", "dark"])
+def test_a_page_is_printed_in_light_colours(browser: Browser, plain_page: Path, theme: str) -> None:
+    browser.open(plain_page.as_uri())
+    browser.js(f"document.documentElement.dataset.theme = {json.dumps(theme)}")
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.call("Emulation.setEmulatedMedia", media="print", features=dark)
+    try:
+        for shown in ("body", "#detail article"):
+            ground = f"getComputedStyle(document.querySelector('{shown}')).backgroundColor"
+            assert browser.js(ground) == "rgb(255, 255, 255)"
+    finally:
+        browser.call("Emulation.setEmulatedMedia", media="", features=[])
+
+
 def test_a_printed_page_is_the_whole_row(browser: Browser, plain_page: Path) -> None:
     browser.open(plain_page.as_uri())
     browser.call("Emulation.setEmulatedMedia", media="print")
