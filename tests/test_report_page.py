@@ -401,10 +401,11 @@ def test_the_commands_do_what_was_done(
 
 def test_names_of_exits_and_models_are_explained(make_run: Callable[..., Path]) -> None:
     exits = [*EXITS[:1], {"name": "early", "policy": "deer", "inducer": "closed"},
-             {"name": "half", "policy": "static", "fraction": 0.25}]  # fmt: skip
+             {"name": "half", "policy": "static", "fraction": 0.25},
+             {"name": "default", "policy": "budget"}]  # fmt: skip
     html = page(make_run(exits=exits, models=("base", "trained", "nano-control")))
     assert "policy deer, monitor cue, inducer closed, threshold 0.95" in html
-    assert "policy static, fraction 0.25" in html
+    assert "policy static, fraction 0.25" in html and "policy budget, budget 1024" in html
     assert "nano, as it is" in html and "nano after training: simpo, learning rate" in html
 
 
