@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, NoReturn
 
 import typer
@@ -88,7 +89,8 @@ def _within(run: Run, work: Callable[[Run], None], again: str = "run") -> None:
         work(run)
     except KeyboardInterrupt:
         print(
-            f"dto: interrupted; what was computed is kept, go on with: dto {again} {run.path}",
+            f"dto: interrupted; what was computed is kept, go on with: dto {again} "
+            f"{quote(str(run.path))}",
             file=sys.stderr,
         )
         raise
@@ -142,7 +144,10 @@ def run_all(
 
     _within(run, lambda held: _print(run_stages(held, needed(recipe))))
     if (run.path / "report/report.html").exists():
-        print(f"\nThe page: {run.path}/report/report.html. Its trajectories: dto view {run.path}")
+        print(
+            f"\nThe page: {run.path}/report/report.html. "
+            f"Its trajectories: dto view {quote(str(run.path))}"
+        )
 
 
 def _compute(
@@ -312,7 +317,8 @@ def import_(
     paired = settings.pair.data == "imported"
     stages = ("problems", "sample", *(("pair",) if paired else ()))
     _within(run, lambda held: _print(run_stages(held, stages)), stages[-1])
-    print(f"{run.path}: go on with dto {'train' if paired else 'segment'} {run.path}")
+    next_ = "train" if paired else "segment"
+    print(f"{run.path}: go on with dto {next_} {quote(str(run.path))}")
 
 
 def _import_rows(source: str, model: str, out: Path | None, changes: list[str] | None) -> None:

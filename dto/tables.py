@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from dto.errors import DtoError
 from dto.records import Span
@@ -96,7 +96,15 @@ def _json_fields(record: Any) -> tuple[str, ...]:
 def _decode(record: type[R], row: dict[str, Any]) -> R:
     for name in _json_fields(record):
         row[name] = json.loads(row[name])
-    built: R = adapter(record).validate_python(row)
+    try:
+        built: R = adapter(record).validate_python(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise DtoError(
+            f"a row of {record.__name__} cannot be read: {key} = {first['input']!r}: "
+            f"{first['msg']}; was the table written by another version?"
+        ) from None
     return built
 
 

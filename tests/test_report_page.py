@@ -225,6 +225,20 @@ def test_the_same_run_gives_the_same_page(make_run: Callable[..., Path]) -> None
     assert page(run) == page(run)
 
 
+def test_a_model_that_equals_the_base_on_all_tasks_has_its_figures(
+    make_run: Callable[..., Path],
+) -> None:
+    run = make_run({"evaluate.tasks": ["even.jsonl", "odd.jsonl"]}, exits=EXITS[:1])
+    problems = [
+        Problem(f"{n:03d}", ("even", "odd")[n % 2], "test", f"{n}?", "2") for n in range(PROBLEMS)
+    ]
+    write(run, "test", Problem, problems)
+    html = page(run)
+    assert "<span>trained</span><b>0 % fewer tokens</b>" in html
+    mean = html[html.index("mean over 2 tasks") :].partition("</table>")[0]
+    assert mean.count("+0.0 (+0.0…+0.0)") == 1 and mean.count("<td>–</td>") == 2
+
+
 def test_every_drop_reason_is_there(make_run: Callable[..., Path]) -> None:
     html = page(make_run())
     assert "1 no_exit (no boundary passed the threshold)" in html
@@ -387,10 +401,11 @@ def test_the_commands_do_what_was_done(
 
 def test_names_of_exits_and_models_are_explained(make_run: Callable[..., Path]) -> None:
     exits = [*EXITS[:1], {"name": "early", "policy": "deer", "inducer": "closed"},
-             {"name": "half", "policy": "static", "fraction": 0.25}]  # fmt: skip
+             {"name": "half", "policy": "static", "fraction": 0.25},
+             {"name": "default", "policy": "budget"}]  # fmt: skip
     html = page(make_run(exits=exits, models=("base", "trained", "nano-control")))
     assert "policy deer, monitor cue, inducer closed, threshold 0.95" in html
-    assert "policy static, fraction 0.25" in html
+    assert "policy static, fraction 0.25" in html and "policy budget, budget 1024" in html
     assert "nano, as it is" in html and "nano after training: simpo, learning rate" in html
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -120,8 +121,11 @@ def add_hub(
             raise DtoError(f"{name} is a run with its own recipe: pull it, then `dto run --set …`")
         place = out or Path("runs") / name.rpartition("/")[2]
         stages = pull_run(name, place, revision=revision, weights=weights)
-        print(f"{place}: {', '.join(stages)}; go on with dto run {place}")
+        print(f"{place}: {', '.join(stages)}; go on with dto run {quote(str(place))}")
         for stage in owed(place):
             print(f"{stage}: its test questions were not published, dto run reads their source")
         if "train" in stages and not (place / "train" / "model").is_dir():
-            print(f"the trained model is not part of it: dto pull {name} --out {place} --weights")
+            print(
+                "the trained model is not part of it: "
+                f"dto pull {name} --out {quote(str(place))} --weights"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,6 +67,16 @@ KINDS = {
 """What the counts of a funnel are."""
 
 
+DECIDING = {
+    "static": ("fraction",),
+    "budget": ("budget",),
+    "deer": ("monitor", "inducer", "threshold"),
+    "consistency": ("monitor", "inducer", "agree"),
+    "entropy": ("variance",),
+}
+"""By policy the settings that are told of an exit though they be the defaults."""
+
+
 def names_table(recipe: Recipe) -> Table:
     """What stands behind the names of models and exits."""
     names = public_names(list(recipe.evaluate.models))
@@ -86,11 +97,8 @@ def _training(recipe: Recipe) -> str:
 def _exit(exit: ExitSettings) -> str:
     if exit.policy == "none":
         return "the model ends its thinking itself"
-    own = exit.model_dump(mode="json", exclude_defaults=True)
-    if exit.policy in ("deer", "consistency"):
-        own = {"monitor": exit.monitor, "inducer": exit.inducer, **own}
-    if exit.policy == "deer":
-        own["threshold"] = exit.threshold
+    main = {key: getattr(exit, key) for key in DECIDING.get(exit.policy, ())}
+    own = main | exit.model_dump(mode="json", exclude_defaults=True)
     settings = [f"{key} {value}" for key, value in own.items() if key not in ("name", "policy")]
     return ", ".join([f"policy {exit.policy}", *settings])
 
@@ -229,7 +237,7 @@ def reproduce_section(run: Path, recipe: Recipe) -> Section:
     found = reproduction(run, recipe)
     text, commands = [], []
     if found.git:
-        commands.append(f"git checkout {found.git['commit']}")
+        commands.append(f"git checkout {shlex.quote(str(found.git['commit']))}")
         if found.git.get("dirty"):
             text.append("The checkout held changes beside the commit below.")
     if found.packaged:

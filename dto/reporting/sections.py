@@ -75,7 +75,7 @@ def _headlines(report: Report) -> list[Headline]:
     """The trained model, the fewest tokens that no loss is shown of, and when it has paid."""
     compared: Sequence[Comparison | AverageRow] = report.comparisons
     if report.averages:
-        compared = [row for row in report.averages if not _is_base(row)]
+        compared = [row for row in report.averages if not _is_base(row, report.plain)]
     failed = {(each.model, each.exit) for each in report.comparisons
               if each.verdict == "too many failed"}  # fmt: skip
     sound = [each for each in compared if (each.model, each.exit) not in failed]
@@ -125,7 +125,7 @@ def _front(report: Report, recipe: Recipe) -> Section:
         for task in report.tasks
     ]  # fmt: skip
     if report.averages:
-        tables.append(_mean_table(report.averages))
+        tables.append(_mean_table(report.averages, report.plain))
     tables.append(names_table(recipe))
     says = "; ".join(
         f"{row.model}, {row.exit}{f' on {row.task}' if len(report.tasks) > 1 else ''}: "
@@ -170,22 +170,21 @@ def _front_row(row: ReportRow, other: Comparison | None) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _is_base(row: AverageRow) -> bool:
+def _is_base(row: AverageRow, plain: str) -> bool:
     """Whether this is what the others are compared with."""
-    exact = (row.gain, row.gain_low, row.gain_high, row.tokens_ratio_low, row.tokens_ratio_high)
-    return exact == (0, 0, 0, 1, 1)
+    return (row.model, row.exit) == ("base", plain)
 
 
-def _mean_table(rows: Sequence[AverageRow]) -> Table:
+def _mean_table(rows: Sequence[AverageRow], plain: str) -> Table:
     return Table(
         ("model", "exit", "accuracy %", "gain, points", "tokens", "% of base"),
         tuple(
             (
                 row.model, row.exit,
                 interval(row.accuracy, row.accuracy_low, row.accuracy_high),
-                "–" if _is_base(row) else points(row.gain, row.gain_low, row.gain_high),
+                "–" if _is_base(row, plain) else points(row.gain, row.gain_low, row.gain_high),
                 number(row.tokens_mean, 1),
-                "–" if _is_base(row) else interval(
+                "–" if _is_base(row, plain) else interval(
                     row.tokens_ratio, row.tokens_ratio_low, row.tokens_ratio_high),
             )
             for row in rows

@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from dto import tables
 from dto.errors import DtoError, RunConflictError, disk_errors
 from dto.prompts import JUDGE
 from dto.recipe import Recipe, load_recipe
@@ -138,6 +137,8 @@ class Run:
         """How many answers of a finished stage are failed for want of what this run now allows."""
         if not self.allow_code_execution or stage not in ("sample", "evaluate"):
             return 0
+        from dto import tables
+
         path = self.table(stage)
         return tables.count(path, reason=NOT_RUN) if path.exists() else 0
 

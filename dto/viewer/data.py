@@ -91,11 +91,16 @@ class RunTables:
         )
 
     def missing(self) -> tuple[str, ...]:
-        """The stages that the recipe takes, of those that are shown, and the run does not have."""
+        """The stages that the recipe takes, of those that are shown, and the run does not have.
+
+        Of a comparison the methods that have not answered.
+        """
         from dto.runs.graph import needed
 
-        if self.recipe is None or self.states.get("evaluate") == "compared":
+        if self.recipe is None:
             return ()
+        if self.recipe.compare.methods and self.states.get("evaluate") != "finished":
+            return tuple(evaluated.unfinished(self.path, self.recipe.compare.methods))
         seen = {*self.states, *(("optimize",) if "prune" in self.states else ())}
         return tuple(each for each in needed(self.recipe) if each in SHOWN and each not in seen)
 

@@ -46,11 +46,15 @@ class ChainView(Displayed):
 
 @dataclass(frozen=True, slots=True)
 class BatchView(Displayed):
-    """A response to several questions: `cut` has, of each, why no chain was cut, or nothing."""
+    """A response to several questions: of each, whether a chain was cut, or why there is none.
+
+    Neither stands where the stage `chain` has not come to it.
+    """
 
     response: BatchResponse
     problems: tuple[Problem | None, ...] = ()
-    cut: tuple[Dropped | None, ...] = ()
+    cut: tuple[bool, ...] = ()
+    dropped: tuple[Dropped | None, ...] = ()
 
     @property
     def id(self) -> str:
@@ -62,6 +66,19 @@ class BatchView(Displayed):
         """The first question."""
         first = self.problems[0] if self.problems else None
         return first.question if first is not None else self.response.text
+
+    @property
+    def outcome(self) -> str:
+        """How many chains were cut."""
+        if any(self.cut):
+            return f"{sum(self.cut)} of {self.response.k} cut"
+        return "nothing cut" if any(self.dropped) else "not cut yet"
+
+    def fate(self, place: int) -> tuple[str, str]:
+        """What became of a question, in a word, and why."""
+        if (ended := self.dropped[place]) is not None:
+            return ended.reason, ended.detail
+        return ("cut" if self.cut[place] else "not yet"), ""
 
 
 def chains(found: RunTables) -> Iterator[ChainView]:
@@ -80,16 +97,18 @@ def chains(found: RunTables) -> Iterator[ChainView]:
 
 
 def batches(found: RunTables) -> Iterator[BatchView]:
-    """Every response to a batch prompt; the questions are held, a kilobyte each."""
+    """Every response to a batch prompt; questions, a kilobyte each, and chains' ids are held."""
     if "batch" not in found.states:
         return
     problems = {row.id: row for row in found.rows("problems", Problem)}
     dropped = {row.id: row for row in found.ended("chain")}
+    made = {row.id for row in found.rows("chain", Chain) if row.origin == "batch"}
     for row in found.rows("batch", BatchResponse, ("prompt_ids",)):
         ids = [Chain.make_id(each, "batch", row.k, row.sample) for each in row.problem_ids]
         yield BatchView(
             row,
             tuple(problems.get(each) for each in row.problem_ids),
+            tuple(each in made for each in ids),
             tuple(dropped.get(each) for each in ids),
         )
 
@@ -132,9 +151,10 @@ def batch_node(view: BatchView) -> Element:
             el("td", passage(problem.question) if problem else data(row.problem_ids[number - 1])),
             el("td", grade_sign(row.grades[number - 1]), " ",
                el("bdi", data(row.answers[number - 1])), " ", data(row.faults[number - 1])),
-            el("td", [el("b", data(ended.reason)), " ", *data(ended.detail)] if ended else "cut"),
+            el("td", el("b", data(why)) if detail else data(why), " ", data(detail)),
         )
-        for number, (problem, ended) in enumerate(zip(view.problems, view.cut, strict=True), 1)
+        for number, problem in enumerate(view.problems, 1)
+        for why, detail in [view.fate(number - 1)]
     ]  # fmt: skip
     facts: list[tuple[str, Node | list[Node]]] = [
         ("asked", [f"{row.k} together"]),

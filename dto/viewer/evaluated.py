@@ -29,6 +29,14 @@ def compared(run: Path) -> list[tuple[str, Path]]:
     return [(path.parents[1].name, path) for path in found]
 
 
+def unfinished(run: Path, methods: Iterable[str]) -> list[str]:
+    """The folders of a comparison's methods that have no answers yet, the base model's first."""
+    files = (".yaml", ".yml")
+    names = ["base", *(Path(each).stem if each.endswith(files) else each for each in methods)]
+    done = {name for name, _ in compared(run)}
+    return [f"compare/{name}" for name in names if name not in done]
+
+
 def find_compared(run: Path, problem_id: str) -> list[EvaluationRow]:
     """All answers of a comparison to one problem; the method stands for the model."""
     return [

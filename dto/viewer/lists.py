@@ -91,9 +91,9 @@ class List:
         row = view.response
         right = row.grades.count("correct")
         self._add(view.id, view.question, f"{right} of {row.k} correct", len(row.token_ids), -1)
-        cut = sum(ended is None for ended in view.cut)
-        self._put("outcome", "outcome", [f"{cut} of {row.k} cut" if cut else "nothing cut"])
-        self._put("chain", "reason against", (row.reason for row in view.cut if row is not None))
+        self._put("outcome", "outcome", [view.outcome])
+        ended = (each.reason for each in view.dropped if each is not None)
+        self._put("chain", "reason against", ended)
         self._put("asked", "number asked", [f"{row.k} together"])
 
     def _add(self, id: str, title: str, note: str, before: int, after: int) -> None:
@@ -151,16 +151,18 @@ def without_paths(private: Private) -> Callable[[V], V]:
     def reason(row: Any) -> Any:
         return replace(row, reason=cut(row.reason)) if row.reason else row
 
+    def detail(row: Any) -> Any:
+        return row and replace(row, detail=cut(row.detail))
+
     def changed(view: V) -> V:
         if isinstance(view, ChainView):
-            return view
+            return replace(view, dropped=tuple(map(detail, view.dropped)))
         if isinstance(view, BatchView):
-            return replace(view, response=reason(view.response))
+            ended = tuple(map(detail, view.dropped))
+            return replace(view, response=reason(view.response), dropped=ended)
         if isinstance(view, AnswersView):
             return replace(view, rows=tuple(map(reason, view.rows)))
-        dropped = tuple(
-            (stage, replace(row, detail=cut(row.detail))) for stage, row in view.dropped
-        )
+        dropped = tuple((stage, detail(row)) for stage, row in view.dropped)
         return replace(
             view,
             trajectory=reason(view.trajectory),

@@ -169,11 +169,11 @@ def _batch(view: BatchView) -> Iterator[Run]:
     row = view.response
     yield f"{view.id}", "bold"
     yield f"  {len(row.token_ids):,} tokens {row.reason}\n", ""
-    for number, (problem, ended) in enumerate(zip(view.problems, view.cut, strict=True), 1):
+    for number, problem in enumerate(view.problems, 1):
         yield f"{number}. {problem.question if problem else row.problem_ids[number - 1]}\n   ", ""
         yield from _grade(row.grades[number - 1])
-        chain = f"{ended.reason}: {ended.detail}" if ended else "chain cut"
-        yield f" {row.answers[number - 1]}  {row.faults[number - 1]} {chain}\n", ""
+        chain = ": ".join(filter(None, view.fate(number - 1)))
+        yield f" {row.answers[number - 1]}  {row.faults[number - 1]} chain {chain}\n", ""
     yield from _block(row.text, "")
 
 

@@ -31,6 +31,7 @@ from dto.stages.chain import batch_chains, vanilla_chain
 from dto.stages.sample import sample
 from dto.viewer.data import RunTables
 from dto.viewer.drqa import batches, chains
+from dto.viewer.lists import without_paths
 from dto.viewer.page import view
 from tests.drqa.responses import HEADED, THREE
 from tests.stages.script import CUT, FAIL
@@ -291,13 +292,32 @@ def test_the_viewer_shows_the_run(run, tmp_path):
         pl.read_parquet(run / "batch" / "rows.parquet")["id"].to_list()
     )
     for each in together:
-        for place, ended in enumerate(each.cut):
+        for place, ended in enumerate(each.dropped):
             row = each.response
             own = Chain.make_id(row.problem_ids[place], "batch", row.k, row.sample)
-            assert (own in shown) == (ended is None)
+            assert (own in shown) == (ended is None) == each.cut[place]
     for one in (next(iter(shown.values())), together[0]):
         again = dto.show(run, one.id)
         assert again.id == one.id and one.id in str(again) and one.id in again._repr_html_()
+
+
+def test_what_was_not_cut_yet_is_not_said_to_be_cut(run, tmp_path):
+    for name in ("problems", "sample", "batch"):
+        (tmp_path / name).symlink_to(run / name)
+    for each in batches(RunTables.open(tmp_path)):
+        assert each.outcome == "not cut yet" and "chain not yet" in str(each)
+
+
+def test_no_local_path_is_passed_on_with_why_chains_were_not_cut(run):
+    redacted = without_paths(RunTables.open(run).private())
+    ended = Dropped("id", "failed", "/home/jane/grader.py failed")
+    together, alone = next(batches(RunTables.open(run))), next(chains(RunTables.open(run)))
+    for view_of_it in (
+        replace(together, dropped=(ended, *together.dropped[1:])),
+        replace(alone, dropped=(ended,)),
+    ):
+        shown = redacted(view_of_it)._repr_html_()
+        assert "grader.py failed" in shown and "jane" not in shown
 
 
 def test_more_questions_than_there_are(tmp_path):

@@ -119,6 +119,10 @@ def test_foreign_and_missing_tables_are_named(tmp_path: Path) -> None:
     pl.DataFrame({"id": ["a"]}).write_parquet(path)
     with pytest.raises(DtoError, match="lacks the columns task, split"):
         next(tables.read(path, Problem))
+    tables.write(path, Problem, [Problem("a", "t", "train", "q", "1")])
+    pl.read_parquet(path).with_columns(split=pl.lit("holiday")).write_parquet(path)
+    with pytest.raises(DtoError, match="a row of Problem cannot be read: split = 'holiday': Input"):
+        next(tables.read(path, Problem))
 
 
 @given(

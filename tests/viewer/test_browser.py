@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -191,6 +192,19 @@ def test_an_address_may_name_the_beginning_of_an_id_or_no_row(
     assert browser.js("document.querySelectorAll('.row').length") == 9
 
 
+def test_a_row_that_is_left_before_it_opens_does_not_show(
+    browser: Browser, large_page: Path
+) -> None:
+    browser.open(large_page.as_uri())
+    first = browser.js(OPENED)
+    browser.js(  # within one turn of the page: the last row's chunk cannot have been opened between
+        "for (const key of ['G', 'g'])"
+        " document.body.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }))"
+    )
+    time.sleep(0.5)  # nothing is to happen
+    assert browser.js(OPENED) == first == browser.js("document.body.dataset.chosen")
+
+
 def test_each_list_is_found_as_it_was_left(browser: Browser, plain_page: Path) -> None:
     browser.open(plain_page.as_uri())
     choose(browser, "grade", "correct")
@@ -260,6 +274,20 @@ def test_a_narrow_window_shows_the_list_or_the_row(browser: Browser, plain_page:
         assert browser.js("document.documentElement.scrollWidth <= innerWidth")
     finally:
         browser.call("Emulation.clearDeviceMetricsOverride")
+
+
+@pytest.mark.parametrize("theme", ["", "dark"])
+def test_a_page_is_printed_in_light_colours(browser: Browser, plain_page: Path, theme: str) -> None:
+    browser.open(plain_page.as_uri())
+    browser.js(f"document.documentElement.dataset.theme = {json.dumps(theme)}")
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.call("Emulation.setEmulatedMedia", media="print", features=dark)
+    try:
+        for shown in ("body", "#detail article"):
+            ground = f"getComputedStyle(document.querySelector('{shown}')).backgroundColor"
+            assert browser.js(ground) == "rgb(255, 255, 255)"
+    finally:
+        browser.call("Emulation.setEmulatedMedia", media="", features=[])
 
 
 def test_a_printed_page_is_the_whole_row(browser: Browser, plain_page: Path) -> None:

@@ -155,6 +155,8 @@ def test_a_comparison_shows_every_method_beside_the_base(run: Path) -> None:
     for name in ("base", "sft"):
         shutil.copytree(run / "evaluate", run / "compare" / name / "evaluate")
     shutil.rmtree(run / "evaluate")
+    (run / "recipe.yaml").write_text("compare: {methods: [sft, mine/own.yaml]}\n")
+    assert RunTables.open(run).missing() == ("compare/own",)
     views = list(RunTables.open(run).answers())
     assert len(views) == 12
     for view in views:

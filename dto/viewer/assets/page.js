@@ -49,9 +49,8 @@ function visit(hash) {
 // ---- one row in full
 
 async function open(row) {
-  const key = `${list.name} ${row}`;
+  const key = `${list.name} ${row}`, turn = ++opened, from = list;
   if ($("detail").dataset.row === key && document.body.dataset.opened) return;
-  const turn = ++opened, from = list;
   let place = 0, first = 0;
   while (row >= first + from.chunks[place]) first += from.chunks[place++];
   const data = await chunk(from.first + place);
