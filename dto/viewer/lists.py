@@ -69,7 +69,8 @@ class List:
         mean = round(sum(others) / len(others)) if others else -1
         tokens = (plain.tokens, mean) if plain is not None else (mean, -1)
         right = sum(row.grade == "correct" for row in view.rows)
-        title = problem.question if problem is not None else view.problem_id
+        # Of a run that was pulled the questions of others' test sets are not there yet.
+        title = (problem.question if problem is not None else "") or view.problem_id
         self._add(view.id, title, f"{right} of {len(view.rows)} correct", *tokens)
         self._put("outcome", "outcome", [view.outcome])
         self._put("task", "task", [problem.task if problem is not None else ""])

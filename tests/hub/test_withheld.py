@@ -20,6 +20,8 @@ from dto.records import Problem
 from dto.runs import manifest
 from dto.runs.run import Run, open_run
 from dto.stages.report import report
+from dto.viewer.data import RunTables
+from dto.viewer.lists import List
 from tests.hub.conftest import ROOT
 from tests.hub.server import Hub
 from tests.hub.test_preferences import datasets_there, dto, put
@@ -151,6 +153,10 @@ def test_test_sets_stay_where_they_are(run: Run, hub: Hub) -> None:
     reports = [report(each).as_json() for each in (OUT, run.path)]
     for part in ("rows", "comparisons", "averages"):
         assert reports[0][part] == reports[1][part]
+    shown = List("Evaluation", "questions", 0)
+    for each in RunTables.open(OUT).answers():
+        shown.add_answers(each)
+    assert shown.titles == [each.rpartition("/")[0] for each in shown.ids]  # of their problems
     with pytest.raises(DtoError, match="others' test sets; publish them with --test-sets"):
         publish(other, NAME, only=("test_sets",))
     card = publish(other, NAME, test_sets=True).card
