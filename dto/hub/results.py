@@ -8,7 +8,7 @@ from typing import NamedTuple
 from dto.hub.private import Private
 from dto.reporting.comparison import Comparison
 from dto.reporting.macro import AverageRow
-from dto.reporting.table import interval, number, percent, points
+from dto.reporting.table import gained, interval, number, percent, points
 from dto.stages.report import Report
 
 
@@ -46,7 +46,7 @@ def results(report: Report, private: Private, models: Collection[str] = ()) -> l
             Result(
                 row.task or report.name, row.model, row.exit, f"{row.problems:,} × {row.samples}",
                 interval(row.accuracy, row.accuracy_low, row.accuracy_high),
-                _gain(compared), tokens, _share(compared), f"{row.truncated:,}", f"{row.failed:,}",
+                gained(compared), tokens, _share(compared), f"{row.truncated:,}", f"{row.failed:,}",
             )
         )  # fmt: skip
     found += _means(report)
@@ -66,14 +66,6 @@ def _means(report: Report) -> Iterator[Result]:
             "" if base else points(row.gain, row.gain_low, row.gain_high),
             number(row.tokens_mean, 1), "" if base else _share(row), "", "",
         )  # fmt: skip
-
-
-def _gain(compared: Comparison | None) -> str:
-    if compared is None:
-        return ""
-    if compared.verdict == "too many failed":
-        return compared.verdict
-    return points(compared.gain, compared.gain_low, compared.gain_high)
 
 
 def _share(compared: Comparison | AverageRow | None) -> str:

@@ -42,7 +42,7 @@ def evaluation_lines(rows: Sequence[ReportRow], comparisons: Sequence[Comparison
         accuracy.append(
             (
                 *name, interval(row.accuracy, row.accuracy_low, row.accuracy_high),
-                _gain(other), percent(row.accuracy_completed), percent(row.pass_at_samples),
+                gained(other), percent(row.accuracy_completed), percent(row.pass_at_samples),
                 f"{row.truncated}", f"{row.failed}",
             )
         )  # fmt: skip
@@ -64,7 +64,8 @@ def evaluation_lines(rows: Sequence[ReportRow], comparisons: Sequence[Comparison
     return lines
 
 
-def _gain(comparison: Comparison | None) -> str:
+def gained(comparison: Comparison | None) -> str:
+    """What a comparison with the base gained, in points; empty for the base itself."""
     if comparison is None:
         return ""
     if comparison.verdict == "too many failed":
