@@ -17,6 +17,7 @@ from dto.runs import manifest
 from dto.runs.graph import needed
 
 FOLDER = "baselines"
+FILES = (".yaml", ".yml")
 BASE = "base"
 """The model as it is: not tuned, and in every comparison."""
 SHARED = ("problems", "sample", "batch", "segment", "estimate", "chain")
@@ -27,9 +28,14 @@ OWN = ("optimize", "prune", "pair", "label", "train")
 Change = dict[str, Any]
 
 
+def label(name: str) -> str:
+    """How a method is called, and its folder: the name in the recipe; of a file, its stem."""
+    return Path(name).stem if name.endswith(FILES) else name
+
+
 def find(name: str) -> Path:
     """The recipe of a method: a file, or one of `pipelines/baselines`."""
-    if name.endswith((".yaml", ".yml")):
+    if name.endswith(FILES):
         return Path(name)
     folder = Path(str(resource("pipelines"))) / FOLDER
     path = folder / f"{name}.yaml"

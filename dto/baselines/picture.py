@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from dto.reporting.picture import COLOURS, INK, MARKERS, TEXT, legend_marks, plain
+from dto.reporting.picture import COLOURS, INK, MARKERS, legend_marks, plain, save
 
 if TYPE_CHECKING:
     from dto.baselines.records import MethodRow
@@ -17,12 +16,7 @@ if TYPE_CHECKING:
 
 def draw(rows: Sequence[MethodRow], directory: Path, title: str) -> list[Path]:
     """Write `compare.png` and `compare.svg`; the same rows give the same bytes."""
-    paths = [directory / "compare.png", directory / "compare.svg"]
-    with rc_context(TEXT | {"svg.hashsalt": "dto"}):
-        figure = front(rows, title)
-        figure.savefig(paths[0], metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None})
-    return paths
+    return save(lambda: front(rows, title), directory, "compare")
 
 
 def front(rows: Sequence[MethodRow], title: str = "") -> Figure:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import polars as pl
 
 from dto import significance, statistics, tables
-from dto.baselines.methods import BASE
+from dto.baselines.methods import BASE, label
 from dto.baselines.page import compare_page
 from dto.baselines.picture import draw
 from dto.baselines.records import Comparison, MethodRow
@@ -57,7 +57,7 @@ def report(runs: Sequence[Path], directory: Path | None = None) -> Comparison:
     """
     directory = directory or runs[0] / "compare"
     recipes = [load_recipe(run / "recipe.yaml") for run in runs]
-    names = [BASE, *_order(recipes[0].compare.methods)]
+    names = [BASE, *map(label, recipes[0].compare.methods)]
     found = {name: _read(name, runs) for name in names}
     directory.mkdir(parents=True, exist_ok=True)
     reference = recipes[0].compare.reference
@@ -113,11 +113,6 @@ def report(runs: Sequence[Path], directory: Path | None = None) -> Comparison:
     page = compare_page(runs[0], recipes[0], result)
     manifest.write_text(directory / "compare.html", page)
     return result
-
-
-def _order(methods: Sequence[str]) -> list[str]:
-    """Names as the recipe has them; of a file, its stem."""
-    return [Path(name).stem if name.endswith((".yaml", ".yml")) else name for name in methods]
 
 
 def _read(name: str, runs: Sequence[Path]) -> _Method:

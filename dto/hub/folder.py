@@ -45,9 +45,8 @@ _KEPT = (
     "tokens_trained", "policy_tokens", "epochs", "train_seconds", "dev_seconds",
 )  # fmt: skip
 """What a manifest may say to others; `versions` beside it, of the packages that we name."""
-
-
 _OF_A_QUESTION = {"question": "", "answer": "", "metadata": "{}"}
+"""The columns of a problem that are withheld, and what stands there then."""
 
 
 class Published(NamedTuple):

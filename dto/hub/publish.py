@@ -126,6 +126,8 @@ def _tell(run: Run, published: folders.Published) -> None:
 def check_name(name: str) -> None:
     """Raises DtoError for what is no `user/name`."""
     from huggingface_hub.errors import HFValidationError
+
+    # Public (`__all__` has it), though not exported as mypy wants it.
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     with suppress(HFValidationError):

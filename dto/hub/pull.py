@@ -115,9 +115,8 @@ def _arrange(begun: Path, name: str) -> tuple[str, ...]:
     withheld = [stage for stage in ASKING if isinstance(said, list) and stage in said]
     for path in begun.iterdir():
         if path.is_dir() and path.name in withheld:
-            (path / "manifest.json").unlink(
-                missing_ok=True
-            )  # to be computed: questions are missing
+            # Without its questions a stage is yet to be computed.
+            (path / "manifest.json").unlink(missing_ok=True)
         elif path.is_dir() and (path.name not in STAGES or manifest.read(path) is None):
             shutil.rmtree(path)
         elif path.is_file() and path.name != "recipe.yaml":

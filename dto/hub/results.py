@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from dto.hub.private import Private
 from dto.reporting.comparison import Comparison
-from dto.reporting.macro import AverageRow
+from dto.reporting.macro import AverageRow, is_base
 from dto.reporting.table import gained, interval, number, percent, points
 from dto.stages.report import Report
 
@@ -60,7 +60,7 @@ def results(report: Report, private: Private, models: Collection[str] = ()) -> l
 def _means(report: Report) -> Iterator[Result]:
     for row in report.averages:
         accuracy = interval(row.accuracy, row.accuracy_low, row.accuracy_high)
-        base = (row.model, row.exit) == ("base", report.plain)
+        base = is_base(row, report.plain)
         yield Result(
             "mean", row.model, row.exit, f"{row.tasks} tasks", accuracy,
             "" if base else points(row.gain, row.gain_low, row.gain_high),

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
 
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from dto.drqa.probe import BOUND, Probe
 from dto.reporting.batch import BatchReport, BatchRow, Labels
 from dto.reporting.difficulty import DifficultyRow
-from dto.reporting.picture import COLOURS, INK, MARKERS, TEXT, plain
+from dto.reporting.picture import COLOURS, INK, MARKERS, plain, save
 from dto.reporting.table import aligned, interval, number, percent, points
 
 
@@ -102,12 +101,7 @@ def draw_batch(found: BatchReport, directory: Path, title: str) -> list[Path]:
     """Write `batch.png` and `batch.svg`; nothing without figures."""
     if not found.rows:
         return []
-    paths = [directory / "batch.png", directory / "batch.svg"]
-    with rc_context(TEXT | {"svg.hashsalt": "dto"}):
-        figure = batch_figure(found, title)
-        figure.savefig(paths[0], metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None})
-    return paths
+    return save(lambda: batch_figure(found, title), directory, "batch")
 
 
 def batch_figure(found: BatchReport, title: str = "") -> Figure:
@@ -123,13 +117,13 @@ def batch_figure(found: BatchReport, title: str = "") -> Figure:
         (tokens, 1.0, [(row.tokens, row.tokens_low, row.tokens_high) for row in rows]),
         (accuracy, 100.0, [(row.accuracy, row.accuracy_low, row.accuracy_high) for row in rows]),
     )
-    for axes, scale, points_K in figures:
+    for axes, scale, by_k in figures:
         axes.errorbar(
             ks,
-            [scale * value for value, _, _ in points_K],
+            [scale * value for value, _, _ in by_k],
             yerr=[
-                [scale * max(0.0, value - low) for value, low, _ in points_K],
-                [scale * max(0.0, high - value) for value, _, high in points_K],
+                [scale * max(0.0, value - low) for value, low, _ in by_k],
+                [scale * max(0.0, high - value) for value, _, high in by_k],
             ],
             fmt="o-", color=INK, capsize=3, linewidth=1.8, label="all questions",
         )  # fmt: skip

@@ -37,6 +37,11 @@ class AverageRow:
     attention_flops_mean: float
 
 
+def is_base(row: ReportRow | AverageRow, plain: str) -> bool:
+    """Whether all others are compared with this row: the base under the exit `plain`."""
+    return (row.model, row.exit) == ("base", plain)
+
+
 def averages(
     rows: Sequence[ReportRow], comparisons: Sequence[Comparison], base_exit: str
 ) -> tuple[AverageRow, ...]:
@@ -57,7 +62,7 @@ def averages(
             continue
         against = [compared.get((model, exit, row.task)) for row in own]
         accuracy = average([_estimate(row, "accuracy") for row in own])
-        base = (model, exit) == ("base", base_exit)
+        base = is_base(own[0], base_exit)
         gain, ratio = (
             average([_against(each, name, itself if base else nan) for each in against])
             for name, itself in (("gain", 0.0), ("tokens_ratio", 1.0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,14 @@ ACROSS = 2
 
 def draw(rows: Sequence[ReportRow], directory: Path, title: str) -> list[Path]:
     """Write `report.png` and `report.svg`; the same rows give the same bytes."""
-    paths = [directory / "report.png", directory / "report.svg"]
+    return save(lambda: front(rows, title), directory, "report")
+
+
+def save(make: Callable[[], Figure], directory: Path, name: str) -> list[Path]:
+    """Write the figure of `make` as PNG and SVG; the same figure gives the same bytes."""
+    paths = [directory / f"{name}.png", directory / f"{name}.svg"]
     with rc_context(TEXT | {"svg.hashsalt": "dto"}):
-        figure = front(rows, title)
+        figure = make()
         figure.savefig(paths[0], metadata={"Software": None})
         figure.savefig(paths[1], metadata={"Date": None})
     return paths

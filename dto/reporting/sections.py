@@ -17,7 +17,7 @@ from dto.reporting import figures
 from dto.reporting.accounts import cost_section, funnel_section, names_table, reproduce_section
 from dto.reporting.comparison import MAX_FAILED, Comparison, ReportRow
 from dto.reporting.difficulty import ALL_TASKS
-from dto.reporting.macro import AverageRow
+from dto.reporting.macro import AverageRow, is_base
 from dto.reporting.page import Headline, LeftOut, Section, Table, drawn, render_page
 from dto.reporting.picture import front
 from dto.reporting.reproduce import public_names
@@ -75,7 +75,7 @@ def _headlines(report: Report) -> list[Headline]:
     """The trained model, the fewest tokens that no loss is shown of, and when it has paid."""
     compared: Sequence[Comparison | AverageRow] = report.comparisons
     if report.averages:
-        compared = [row for row in report.averages if not _is_base(row, report.plain)]
+        compared = [row for row in report.averages if not is_base(row, report.plain)]
     failed = {(each.model, each.exit) for each in report.comparisons
               if each.verdict == "too many failed"}  # fmt: skip
     sound = [each for each in compared if (each.model, each.exit) not in failed]
@@ -170,11 +170,6 @@ def _front_row(row: ReportRow, other: Comparison | None) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _is_base(row: AverageRow, plain: str) -> bool:
-    """Whether this is what the others are compared with."""
-    return (row.model, row.exit) == ("base", plain)
-
-
 def _mean_table(rows: Sequence[AverageRow], plain: str) -> Table:
     return Table(
         ("model", "exit", "accuracy %", "gain, points", "tokens", "% of base"),
@@ -182,9 +177,9 @@ def _mean_table(rows: Sequence[AverageRow], plain: str) -> Table:
             (
                 row.model, row.exit,
                 interval(row.accuracy, row.accuracy_low, row.accuracy_high),
-                "–" if _is_base(row, plain) else points(row.gain, row.gain_low, row.gain_high),
+                "–" if is_base(row, plain) else points(row.gain, row.gain_low, row.gain_high),
                 number(row.tokens_mean, 1),
-                "–" if _is_base(row, plain) else interval(
+                "–" if is_base(row, plain) else interval(
                     row.tokens_ratio, row.tokens_ratio_low, row.tokens_ratio_high),
             )
             for row in rows

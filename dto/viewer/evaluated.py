@@ -31,8 +31,9 @@ def compared(run: Path) -> list[tuple[str, Path]]:
 
 def unfinished(run: Path, methods: Iterable[str]) -> list[str]:
     """The folders of a comparison's methods that have no answers yet, the base model's first."""
-    files = (".yaml", ".yml")
-    names = ["base", *(Path(each).stem if each.endswith(files) else each for each in methods)]
+    from dto.baselines.methods import BASE, label
+
+    names = [BASE, *map(label, methods)]
     done = {name for name, _ in compared(run)}
     return [f"compare/{name}" for name in names if name not in done]
 

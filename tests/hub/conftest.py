@@ -8,10 +8,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
 
+from dto.hub.publish import publish
+from dto.hub.upload import Uploaded
 from dto.pipeline import run_stages
 from dto.recipe import load_recipe
 from dto.runs.graph import needed
@@ -95,3 +98,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
         monkeypatch.setenv("HF_TOKEN", WRITER)
         yield served
+
+
+def sent(run: Run, name: str, **settings: Any) -> Uploaded:
+    """Publish a run; what the Hub made of it."""
+    uploaded = publish(run, name, **settings).uploaded
+    assert uploaded is not None
+    return uploaded

@@ -12,6 +12,7 @@ from dto.errors import DtoError
 from dto.hub.publish import publish
 from dto.runs import manifest
 from dto.runs.run import Run
+from tests.hub.conftest import sent
 from tests.hub.server import OWNER, Fault, Hub, Repo
 from tests.hub.test_publish import KEY, NAME, published
 
@@ -54,8 +55,8 @@ def test_what_others_can_see_makes_a_commit(run: Run, hub: Hub) -> None:
     assert again is not None and again.changed and len(hub.repos[KEY].commits) == 3
     assert "`new_reason`" in published(hub)["README.md"].decode()
     assert json.loads(published(hub)["sample/manifest.json"])["seconds"] == 99.0
-    assert publish(run, NAME, license="odc-by").uploaded.changed  # type: ignore[union-attr]
-    assert not publish(run, NAME, license="odc-by").uploaded.changed  # type: ignore[union-attr]
+    assert sent(run, NAME, license="odc-by").changed
+    assert not sent(run, NAME, license="odc-by").changed
 
 
 def test_what_was_changed_on_the_hub(run: Run, hub: Hub) -> None:
@@ -63,12 +64,12 @@ def test_what_was_changed_on_the_hub(run: Run, hub: Hub) -> None:
     publish(run, NAME)
     files = published(hub)
     files["README.md"] += b"\nMore about it.\n"
-    assert not publish(run, NAME).uploaded.changed  # type: ignore[union-attr]
+    assert not sent(run, NAME).changed
     files["images/mine.png"] = b"PNG"  # which that card shows
     damaged, files["pair/rows.parquet"] = files["pair/rows.parquet"], b"PAR1"
     del files["sample/manifest.json"]
     files["stray.txt"] = b"x"
-    assert publish(run, NAME).uploaded.changed  # type: ignore[union-attr]
+    assert sent(run, NAME).changed
     assert published(hub)["pair/rows.parquet"] == damaged
     assert "sample/manifest.json" in published(hub) and "stray.txt" not in published(hub)
     assert "images/mine.png" in published(hub)
@@ -82,9 +83,9 @@ def test_a_model_is_not_sent_again_for_its_card(
     computed = manifest.read(run / "evaluate") or {}
     manifest.write(run / "evaluate", computed | {"seconds": 1e6})
     monkeypatch.setattr("dto.hub.model.TAGS", ("reworded",))
-    assert not publish(run, NAME, model=True).uploaded.changed  # type: ignore[union-attr]
+    assert not sent(run, NAME, model=True).changed
     manifest.write(run / "evaluate", computed | {"digest": "0" * 16})  # other results
-    assert publish(run, NAME, model=True).uploaded.changed  # type: ignore[union-attr]
+    assert sent(run, NAME, model=True).changed
 
 
 def test_a_licence_that_cannot_be_asked_for_is_not_lost(run: Run, hub: Hub) -> None:

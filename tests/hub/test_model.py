@@ -13,6 +13,7 @@ from dto.errors import DtoError
 from dto.hub.publish import publish
 from dto.runs import manifest
 from dto.runs.run import Run
+from tests.hub.conftest import sent
 from tests.hub.server import Hub
 from tests.hub.test_publish import NAME
 
@@ -25,8 +26,8 @@ def test_weights_card_and_results_are_one_commit(run: Run, hub: Hub, tmp_path: P
     assert repo.private and repo.messages[1:] == ["Publish the model of run small"]
     own = {path.name for path in (run / "train/model").iterdir()}
     assert set(repo.files) == {*own, "README.md", "run.json", ".gitattributes"}
-    again = publish(run, NAME, model=True, private=True)
-    assert not again.uploaded.changed and len(repo.commits) == 2  # type: ignore[union-attr]
+    again = sent(run, NAME, model=True, private=True)
+    assert not again.changed and len(repo.commits) == 2
     for path, data in repo.files.items():
         (tmp_path / path).write_bytes(data)
     model = AutoModelForCausalLM.from_pretrained(tmp_path)

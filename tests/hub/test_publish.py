@@ -15,6 +15,7 @@ from dto.hub.publish import publish
 from dto.records import PreferencePair, Trajectory
 from dto.runs import manifest
 from dto.runs.run import Run, open_run
+from tests.hub.conftest import sent
 from tests.hub.server import OWNER, READER, WRITER, Fault, Hub
 
 NAME = f"{OWNER}/small"
@@ -46,7 +47,7 @@ def test_the_same_content_makes_no_second_commit(run: Run, hub: Hub) -> None:
 
 
 def test_private_and_public(run: Run, hub: Hub) -> None:
-    assert publish(run, NAME, private=True).uploaded.private  # type: ignore[union-attr]
+    assert sent(run, NAME, private=True).private
     assert hub.repos[KEY].private
     hub.repos[KEY].private = False
     with pytest.raises(DtoError, match="exists and is public"):
@@ -101,12 +102,12 @@ def test_what_the_storage_of_large_files_refuses(
         publish(run, NAME)
     assert list(published(hub)) == [".gitattributes"]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    assert publish(run, NAME).uploaded.changed  # type: ignore[union-attr]
+    assert sent(run, NAME).changed
 
 
 def test_a_few_lost_connections_are_got_over(run: Run, hub: Hub) -> None:
     hub.faults += [Fault("PUT", "/lfs/", times=3), Fault("PUT", "/lfs/", times=2, status=500)]
-    assert publish(run, NAME).uploaded.changed  # type: ignore[union-attr]
+    assert sent(run, NAME).changed
 
 
 def test_a_commit_whose_answer_is_lost_is_not_made_twice(run: Run, hub: Hub) -> None:
