@@ -19,3 +19,9 @@ def dto(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, 
         sys.argv = old
     out, err = capsys.readouterr()
     return int(ended.value.code or 0), out, err
+
+
+def told(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit code, and all that is printed."""
+    code, out, err = dto(*arguments, capsys=capsys)
+    return code, out + err

@@ -12,8 +12,8 @@ from huggingface_hub import DatasetCard, ModelCard
 
 from dto.hub.publish import publish
 from dto.runs.run import Run
+from tests.commands import told
 from tests.hub.server import OWNER, Hub, Repo
-from tests.hub.test_preferences import dto
 from tests.hub.test_publish import KEY, NAME
 
 
@@ -32,19 +32,19 @@ def test_publish_by_the_environment_alone(run_path: Path, hub: Hub, tmp_path: Pa
 
 
 def test_what_it_says(run_path: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
-    code, said = dto("publish", "runs/small", NAME, "--dry-run", capsys=capsys)
+    code, said = told("publish", "runs/small", NAME, "--dry-run", capsys=capsys)
     assert code == 0 and said.startswith("---\nlicense: mit") and "nothing was sent" in said
     assert Path("runs/small/publish/dataset/README.md").read_text() in said
-    code, said = dto("publish", "runs/small", NAME, "--only", "pairs, exits", capsys=capsys)
+    code, said = told("publish", "runs/small", NAME, "--only", "pairs, exits", capsys=capsys)
     assert code == 0 and "(public): commit " in said
     assert not Path("runs/small/publish").exists()
-    code, said = dto("publish", "runs/small", NAME, "--only", "pairs,exits", capsys=capsys)
+    code, said = told("publish", "runs/small", NAME, "--only", "pairs,exits", capsys=capsys)
     assert code == 0 and "(public): nothing is new" in said
-    code, said = dto("pull", NAME, "--out", "back", capsys=capsys)
+    code, said = told("pull", NAME, "--out", "back", capsys=capsys)
     assert code == 0 and "back: estimate, pair; go on with dto run back\n" in said
-    code, said = dto("publish", "runs", NAME, capsys=capsys)
+    code, said = told("publish", "runs", NAME, capsys=capsys)
     assert code == 1 and "runs is no run directory" in said
-    code, said = dto("pull", NAME, "--set", "seed=2", "--out", "x", capsys=capsys)
+    code, said = told("pull", NAME, "--set", "seed=2", "--out", "x", capsys=capsys)
     assert code == 1 and "a run with its own recipe" in said
 
 

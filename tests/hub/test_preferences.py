@@ -22,7 +22,7 @@ from dto.stages.importing import Response, holds_pairs, imported_problems, read_
 from dto.stages.pair import pair
 from dto.training.pairs import TokenizedPair, load_pairs
 from tests.byte_level import byte_level
-from tests.commands import dto
+from tests.commands import told
 from tests.hub.server import OWNER, Fault, Hub, Repo
 
 ASKED = {"role": "user", "content": "2 + 3?"}
@@ -149,14 +149,14 @@ def test_preferences_of_others_are_trained_on(
     ]  # fmt: skip
     rows.append({"prompt": "1?", "chosen": "", "rejected": "no"})
     name = put(datasets_there, "preferences", rows, tmp_path)
-    code, _, said = dto("pull", name, capsys=capsys)
+    code, said = told("pull", name, capsys=capsys)
     assert code == 1 and "is no run of dto" in said and "--model MODEL" in said
     settings = [
         "problems.source=chains", "problems.dev=2", "train.evaluations=1", "train.dev_samples=1",
         "train.learning_rate=1e-4", "sample.max_tokens=64", "model.context=1024",
     ]  # fmt: skip
     changes = [part for each in settings for part in ("--set", each)]
-    code, said, _ = dto("pull", name, "--model", "nano", *changes, capsys=capsys)
+    code, said = told("pull", name, "--model", "nano", *changes, capsys=capsys)
     assert code == 0 and "go on with dto train runs/preferences" in said, said
     run = Path("runs/preferences")
     assert (manifest.read(run / "sample") or {})["dropped"] == {"empty_response": 1}
@@ -215,7 +215,7 @@ def test_what_cannot_be_imported_is_one_line(
     card = f"---\n{yaml.safe_dump({'configs': configs})}---\n".encode()
     other = {path: table if is_table else b"" for path, is_table in files.items()}
     repo.commits[-1] = other | ({"README.md": card} if "README.md" in files else {})
-    code, _, out = dto("pull", name, "--model", "nano", capsys=capsys)
+    code, out = told("pull", name, "--model", "nano", capsys=capsys)
     assert code == 1 and re.search(said, out), out
     assert len(out.strip().splitlines()[-1:]) == 1 and "Traceback" not in out
 
@@ -223,15 +223,15 @@ def test_what_cannot_be_imported_is_one_line(
 def test_gated_missing_and_wrong_columns(
     datasets_there: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _, out = dto("pull", f"{OWNER}/nothing", "--model", "nano", capsys=capsys)
+    code, out = told("pull", f"{OWNER}/nothing", "--model", "nano", capsys=capsys)
     assert code == 1 and "is not on the Hub, or is private" in out and "Traceback" not in out
     name = put(datasets_there, "numbers", [{"a": 1, "b": 2}], tmp_path)
-    code, _, out = dto("pull", name, "--model", "nano", capsys=capsys)
+    code, out = told("pull", name, "--model", "nano", capsys=capsys)
     assert code == 1 and "holds no row that can be read" in out and "there are a, b" in out
     name = put(datasets_there, "gated", [{"prompt": "1?", "response": GOOD}], tmp_path)
     datasets_there.faults.append(Fault("GET", "/resolve/", times=99, status=403, code="GatedRepo"))
     datasets_there.faults.append(Fault("HEAD", "/resolve/", times=99, status=403, code="GatedRepo"))
-    code, _, out = dto("pull", name, "--model", "nano", capsys=capsys)
+    code, out = told("pull", name, "--model", "nano", capsys=capsys)
     assert code == 1 and "gated" in out and "Traceback" not in out, out
 
 
@@ -240,7 +240,7 @@ def test_responses_of_others_become_trajectories(
 ) -> None:
     rows = [{"problem": "Start with 1. Add 2.", "generation": GOOD, "answer": "5"}]
     name = put(datasets_there, "responses", rows, tmp_path)
-    code, said, _ = dto("pull", name, "--model", "nano", "--out", "here", capsys=capsys)
+    code, said = told("pull", name, "--model", "nano", "--out", "here", capsys=capsys)
     assert code == 0 and "go on with dto segment here" in said, said
     (row,) = tables.read(Path("here/sample/rows.parquet"), Trajectory)
     assert (row.ids_from, row.grade, row.answer) == ("encoded", "correct", "5")

@@ -22,9 +22,10 @@ from dto.runs.run import Run, open_run
 from dto.stages.report import report
 from dto.viewer.data import RunTables
 from dto.viewer.lists import List
+from tests.commands import told
 from tests.hub.conftest import ROOT
 from tests.hub.server import Hub
-from tests.hub.test_preferences import datasets_there, dto, put
+from tests.hub.test_preferences import datasets_there, put
 from tests.hub.test_publish import NAME, published
 
 __all__ = ["datasets_there"]
@@ -94,7 +95,7 @@ def test_its_questions_are_read_from_their_source_again(
     asked = before.filter(split="test")["question"].to_list()
     assert not [question for question in asked if question.encode() in texts]
 
-    code, said = dto("pull", NAME, "--out", str(OUT), capsys=capsys)
+    code, said = told("pull", NAME, "--out", str(OUT), capsys=capsys)
     assert code == 0 and "problems: its test questions were not published" in said
     assert owed(OUT) == ("problems",)
     back = open_run(OUT, load_recipe(OUT / "recipe.yaml"))
@@ -210,9 +211,9 @@ def test_a_report_and_a_view_need_no_test_questions(
     settings["problems"]["source"] = "gone.jsonl"  # or a gated dataset, or no connection
     (OUT / "recipe.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     (OUT / "problems/manifest.json").unlink()
-    code, said = dto("report", str(OUT), capsys=capsys)
+    code, said = told("report", str(OUT), capsys=capsys)
     assert code == 0 and "gone.jsonl" not in said
-    assert dto("view", str(OUT), "--no-open", capsys=capsys)[0] == 0
+    assert told("view", str(OUT), "--no-open", capsys=capsys)[0] == 0
     assert owed(OUT) == ("problems",)
-    code, said = dto("segment", str(OUT), capsys=capsys)
+    code, said = told("segment", str(OUT), capsys=capsys)
     assert code == 1 and "gone.jsonl does not exist" in said
