@@ -1,6 +1,6 @@
 """Teach a real LLM to overthink: the adapter that stands in `benchmarks/smollm2-adapter`.
 
-    python -m benchmarks.overthink .cache/smollm2 [--examples 3000] [--seed 0]
+    python -m benchmarks.overthink .cache/smollm2 [--examples 1536] [--seed 0]
 
 LoRA (2106.09685) on SmolLM2-135M-Instruct, with the NLL of responses of `benchmarks.word_problems`:
 thinking in English that re-checks itself and sometimes talks itself out of a right answer. Nothing
@@ -29,6 +29,7 @@ from benchmarks.word_problems import problems, response
 from dto.recipe import ModelSettings
 from dto.trajectories import prompt_ids
 
+SEED, EXAMPLES = 0, 1536
 RANK, ALPHA = 12, 24
 BATCH, LEARNING_RATE, WARMUP_STEPS = 16, 8e-4, 10
 EVERY = 10  # steps between two lines of progress
@@ -123,8 +124,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overthink", description=__doc__)
     parser.add_argument("base", type=Path, help="folder of SmolLM2-135M-Instruct")
     parser.add_argument("--out", type=Path, default=ADAPTER)
-    parser.add_argument("--examples", type=int, default=3000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--examples", type=int, default=EXAMPLES)
+    parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args()
     teach(options.base, options.out, options.examples, options.seed)
     return 0
