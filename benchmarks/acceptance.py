@@ -31,7 +31,7 @@ from dto.pipeline import run_stages
 from dto.prompts import resource
 from dto.recipe import load_recipe
 from dto.reporting.comparison import Comparison
-from dto.runs.graph import STAGES
+from dto.runs.graph import needed
 from dto.runs.run import open_run
 from dto.stages.report import Report, report
 
@@ -76,7 +76,7 @@ def evaluated(model: str, seed: int, problems: int, out: Path) -> Report:
     recipe = load_recipe(Path(str(resource("pipelines"))) / "quickstart.yaml", changes)
     run = open_run(out / name, recipe)
     try:
-        run_stages(run, STAGES)
+        run_stages(run, needed(recipe))
         return report(run.path)
     finally:
         run.close()

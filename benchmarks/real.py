@@ -25,7 +25,7 @@ from benchmarks.overthink import EXAMPLES, SEED
 from benchmarks.word_problems import problems
 from dto.pipeline import run_stages
 from dto.recipe import load_recipe
-from dto.runs.graph import STAGES
+from dto.runs.graph import needed
 from dto.runs.run import open_run
 from dto.stages.report import report
 
@@ -60,7 +60,7 @@ def main() -> int:
     recipe = load_recipe(Path(__file__).with_suffix(".yaml"), changes)
     run = open_run(options.out, recipe)
     try:
-        run_stages(run, STAGES)
+        run_stages(run, needed(recipe))
         print(report(run.path))
     finally:
         run.close()
