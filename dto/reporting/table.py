@@ -184,7 +184,7 @@ def paid_for(even: BreakEven) -> list[str]:
 def paid_in_flops(even: BreakEven) -> list[str]:
     """What the count of tokens leaves out; then the same in model FLOPs, which have all of it."""
     lines = [
-        f"Left out there: reading {even.tokens_read:,} tokens of prompts that were not in the "
+        f"Tokens leave out reading {even.tokens_read:,} tokens of prompts that were not in the "
         "cache, and that training on a token takes two to four times what generating it takes."
     ]
     spent, saved = even.model_flops_spent, even.model_flops_saved_per_question
