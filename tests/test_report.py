@@ -338,7 +338,7 @@ def test_break_even_in_model_flops_has_what_was_read(make_run: Callable[..., Pat
     assert (even.model_flops_missing, even.without_judge) == ("", False)
     assert even.questions == 81  # in tokens as before
     said = " ".join(paid_in_flops(even))
-    assert "reading 15 tokens of prompts that were not in the cache" in said
+    assert "the reading of 15 tokens of prompts that were not in the cache" in said
     assert (
         "2.1e+07 spent and 1.1e+04 (1.1e+04…1.1e+04) saved a question: paid for after 1,910" in said
     )

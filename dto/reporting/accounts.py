@@ -14,7 +14,14 @@ from dto.reporting.cost import OPTIMIZATION, StageCost
 from dto.reporting.macro import AverageRow
 from dto.reporting.page import LeftOut, Section, Table, drawn
 from dto.reporting.reproduce import content_of_sources, public_names, reproduction
-from dto.reporting.table import interval, number, paid_for, paid_in_flops, percent
+from dto.reporting.table import (
+    interval,
+    near_copies,
+    number,
+    paid_for,
+    paid_in_flops,
+    percent,
+)
 
 if TYPE_CHECKING:
     from dto.stages.report import Report
@@ -23,7 +30,7 @@ MEBIBYTE = 2**20
 DROPPED = {
     "answer_not_reached": "the chain does not come to its answer",
     "answered_twice": "the answers to the question differ",
-    "duplicate": "the question stands there twice",
+    "duplicate": "the question stands there twice, case and spaces aside",
     "empty_response": "one side of the pair holds no tokens",
     "empty_thinking": "the response did not think",
     "empty": "nothing was thought about the question",
@@ -33,6 +40,7 @@ DROPPED = {
     "identical": "optimizing changed nothing, so both sides are the same",
     "interleaved": "the question is taken up more than once",
     "left_over": "the questions are no multiple of k",
+    "near_duplicate": "half or more of the question is one of another split",
     "names_a_question": "it names a question by number, as only batch chains have to",
     "no_answer": "no answer has the question's number",
     "no_correct_finalization": "no conclusion at the exit was right",
@@ -218,6 +226,8 @@ def funnel_section(report: Report) -> Section:
             f"{number(best['tokens_mean'], 0)}: what is picked is flattered by it, the test "
             "problems above are not." + " It collapsed." * bool(training["collapsed"])
         )
+    if copies := funnel.get("near_duplicates"):
+        notes.append(near_copies(copies))
     if found := funnel.get("agreement"):
         notes.append(
             f"The llm judge and the counterfactual one agree on "

@@ -184,8 +184,8 @@ def paid_for(even: BreakEven) -> list[str]:
 def paid_in_flops(even: BreakEven) -> list[str]:
     """What the count of tokens leaves out; then the same in model FLOPs, which have all of it."""
     lines = [
-        f"Tokens leave out reading {even.tokens_read:,} tokens of prompts that were not in the "
-        "cache, and that training on a token takes two to four times what generating it takes."
+        f"This leaves out the reading of {even.tokens_read:,} tokens of prompts that were not in "
+        "the cache, and that training on a token takes two to four times what generating it takes."
     ]
     spent, saved = even.model_flops_spent, even.model_flops_saved_per_question
     if spent is None or saved is None:
@@ -224,6 +224,8 @@ def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) 
     for stage, reasons in funnel["dropped"].items():
         parts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
         lines.append(f"{'dropped':<12} {sum(reasons.values()):>7,}   at {stage}: {parts}")
+    if copies := funnel.get("near_duplicates"):
+        lines += wrap(near_copies(copies), 100)
     if training is not None:
         base, kept = training["base"], training["kept"]
         lines.append(
@@ -236,6 +238,15 @@ def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) 
     if found := funnel.get("agreement"):
         lines += ["", *_agreement_lines(found)]
     return lines
+
+
+def near_copies(counts: Mapping[str, int]) -> str:
+    """How many problems may have leaked from one split into another."""
+    parts = ", ".join(f"{count:,} of {split}" for split, count in counts.items())
+    return (
+        f"Problems that repeat half or more of a question of another split: {parts}. Their "
+        "metadata names it; problems.near_duplicates: drop leaves them out."
+    )
 
 
 def aligned(cells: Sequence[Sequence[str]], left: int) -> list[str]:

@@ -11,10 +11,13 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from dto.seeds import content_id
 
 WORDS = 13
 _WORD = re.compile(r"[\u3400-\u9fff]|(?:(?![\u3400-\u9fff])[^\W_])+")
@@ -39,6 +42,11 @@ def normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+def same_as(text: str) -> str:
+    """A key that questions share which are equal when normalised."""
+    return content_id(normalised(text))
+
+
 def words(text: str) -> list[str]:
     """Runs of letters and digits, and Chinese characters one by one; signs and marks are gaps."""
     return _WORD.findall(normalised(text))
@@ -46,14 +54,16 @@ def words(text: str) -> list[str]:
 
 def grams(text: str, n: int = WORDS) -> Grams:
     """One hash of 64 bits for each n-gram, in order; for a shorter text one of all of it."""
-    codes = np.array([_code(word) for word in words(text)], dtype=np.uint64)
-    if len(codes) < n:
+    found = words(text)
+    if len(found) < n:
         return np.array([_code(normalised(text))], dtype=np.uint64)
+    codes = np.array([_code(word) for word in found], dtype=np.uint64)
     powers = np.array([pow(_FACTOR, place + 1, 2**64) for place in range(n)], dtype=np.uint64)
     windows = np.lib.stride_tricks.sliding_window_view(codes, n)
     return np.asarray((windows * powers).sum(axis=1, dtype=np.uint64))
 
 
+@lru_cache(2**16)  # most words are met again and again
 def _code(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
@@ -80,6 +90,8 @@ class Index:
         """What a question shares with those in the index."""
         if self._added:
             self._sort()
+        if not len(self._grams):
+            return None
         own = grams(text, self.n)
         starts = np.searchsorted(self._grams, own, "left")
         ends = np.searchsorted(self._grams, own, "right")
