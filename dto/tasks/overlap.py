@@ -68,6 +68,11 @@ def _code(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
+def _once_each(rows: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Rows in order, without those that follow their equal: a phrase may come twice in one."""
+    return np.asarray(rows[np.append(True, rows[1:] != rows[:-1])])
+
+
 class Index:
     """The n-grams of a set of questions, 12 bytes each."""
 
@@ -98,12 +103,11 @@ class Index:
         at = np.flatnonzero(ends > starts)
         if not len(at):
             return None
-        holders = [np.unique(self._rows[starts[each] : ends[each]]) for each in at]
-        rows, shared = np.unique(np.concatenate(holders), return_counts=True)
-        most = int(np.argmax(shared))
-        row = rows[most]
+        holders = [_once_each(self._rows[starts[each] : ends[each]]) for each in at]
+        shared = np.bincount(np.concatenate(holders))
+        row = int(np.argmax(shared))
         first = next(int(each) for each, held in zip(at, holders, strict=True) if row in held)
-        share = min(1.0, int(shared[most]) / min(len(own), self._sizes[row]))
+        share = min(1.0, int(shared[row]) / min(len(own), self._sizes[row]))
         phrase = " ".join(words(text)[first : first + self.n])
         return Hit(self._where[row], share, phrase)
 
