@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from typing import Any
@@ -28,6 +30,8 @@ from dto.runs.run import Run
 from dto.runs.stage import Group, Stage, Timed
 from dto.serving import Serving
 from dto.stages.pilot import StaticExit
+
+logger = logging.getLogger("dto")
 
 RECORDS: dict[str, type[Any]] = {
     **records.RECORDS,
@@ -181,16 +185,31 @@ def _record_test_sets(stage: Stage, run: Run) -> None:
     from dto.testsets import load_test_sets
 
     rows = tables.read(run.table("problems"), Problem)
-    asked = {row.question for row in rows if row.split != "test"}
+    asked = [row for row in rows if row.split != "test"]
     _note(stage, load_test_sets(run.recipe, asked))
 
 
 def _note(stage: Stage, rows: Iterator[Problem | Dropped]) -> None:
+    from dto.problems import NEAR_DUPLICATE
+
+    counts: Counter[str] = Counter()
+    copies: dict[str, list[Problem]] = {}
     for row in rows:
         if isinstance(row, Dropped):
             stage.note(Entry(f"{row.id} {row.detail}", dropped=[row]))
-        else:
-            stage.note(Entry(row.id, rows=[row]))
+            continue
+        stage.note(Entry(row.id, rows=[row]))
+        counts[row.split] += 1
+        if NEAR_DUPLICATE in row.metadata:
+            copies.setdefault(row.split, []).append(row)
+    for split, found in copies.items():
+        first = found[0]
+        logger.warning(
+            "%s: %s of %s %s problems repeat half or more of a question of another split, such as "
+            "%s (%s): problems.near_duplicates: drop leaves them out",
+            stage.name, f"{len(found):,}", f"{counts[split]:,}", split, first.id,
+            first.metadata[NEAR_DUPLICATE],
+        )  # fmt: skip
 
 
 def _problems(run: Run, split: str, stage: str = "problems") -> Iterator[Problem]:

@@ -6,11 +6,12 @@ account are context variables, so they follow the tasks that a stage function st
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import asdict, dataclass, fields
+from math import isnan, nan
+from typing import Any, Literal
 
 Account = Literal["policy", "judge"]
 """For whom tokens are generated: a judge's are counted apart, also when the policy judges."""
@@ -23,7 +24,8 @@ class Usage:
     `generated` includes `wasted`: tokens that were sampled and then thrown away (cancelled
     requests). `cached` is the part of `prompt` that was not computed again. Cached and wasted
     depend on scheduling, so they never enter a table; they are kept beside it. `failed` counts the
-    requests that came back as `failed`: the runner owes their rows again.
+    requests that came back as `failed`: the runner owes their rows again. FLOPs are those of
+    `dto.flops`, nan where the model is not known well enough; model FLOPs hold the attention's.
     """
 
     requests: int = 0
@@ -33,6 +35,17 @@ class Usage:
     generated: int = 0
     wasted: int = 0
     attention_flops: float = 0.0
+    model_flops: float = 0.0
+
+    @staticmethod
+    def read(data: Mapping[str, Any]) -> Usage:
+        """From JSON. FLOPs are not known where an earlier version did not count them."""
+        known = {key: nan if value is None else value for key, value in data.items()}
+        return Usage(**({"model_flops": nan} | known if data else {}))
+
+    def as_json(self) -> dict[str, Any]:
+        """For JSON, which has no nan: FLOPs that are not known are null."""
+        return {key: None if isnan(value) else value for key, value in asdict(self).items()}
 
     def add(self, other: Usage) -> None:
         """Add another usage to this one."""

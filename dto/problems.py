@@ -15,6 +15,7 @@ from dto.recipe import ProblemSettings
 from dto.records import Dropped, Problem, Split
 from dto.settings import nearest
 from dto.tasks import TASKS
+from dto.tasks.overlap import Index, same_as
 from dto.tasks.task import PROMPTS, FieldError, Row, Task, text
 
 _SPLIT_NAMES: Mapping[str, Split] = {
@@ -28,6 +29,9 @@ _ORDER: tuple[Split | None, ...] = ("test", "dev", "train", None)
 """In which a question that stands in several splits is kept; None: rows of no split."""
 _SLACK = 4096
 """Problems of a pool beyond those that can be asked for, before they are let go."""
+NEAR = 0.5
+"""Share of the 13-grams of the shorter of two questions by which one is a near copy."""
+NEAR_DUPLICATE = "near_duplicate"
 _SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
 Rows = Iterable[Row | Dropped]
 
@@ -41,39 +45,44 @@ class Found(NamedTuple):
 
 
 def load_problems(
-    settings: ProblemSettings, seed: int, taken: Collection[str] = (), *, at_most: bool = False
+    settings: ProblemSettings, seed: int, taken: Collection[Problem] = (), *, at_most: bool = False
 ) -> Iterator[Problem | Dropped]:
     """As many problems of each split as the settings ask for, and what had to be dropped.
 
     A split comes from the source's own of that name, else from what is left of its train split or
     of its only one. Which rows are taken is decided by the hash of their content, not by their
     order. A question that was there before or is among those `taken` is dropped (`duplicate`):
-    splits never share one; so are the rows that `read_problems` cannot read. Raises DtoError as
-    that does, and for too few problems, unless they are asked for as `at_most` so many.
+    splits never share one, nor one that differs in case and white space alone; so are the rows that
+    `read_problems` cannot read. A question that repeats half or more of one of another split, or of
+    one that is `taken` (`dto.tasks.overlap`), says so in its metadata (`near_duplicate`), or is
+    dropped where the settings want that; test problems are chosen first, then those of dev.
+    Generated chains are not compared: all are alike, and none is in two splits. Raises DtoError as
+    `read_problems` does, and for too few problems, unless they are asked for as `at_most` so many.
     """
     if settings.source == "chains":
         from dto.nano.corpus import chain_problems
 
+        asked = {row.question for row in taken}
         for split in dict.fromkeys(_SPLIT_NAMES.values()):
             wanted: int = getattr(settings, split)
-            chains = chain_problems(split, wanted + len(taken), seed)
-            yield from islice((row for row in chains if row.question not in taken), wanted)
+            chains = chain_problems(split, wanted + len(asked), seed)
+            yield from islice((row for row in chains if row.question not in asked), wanted)
         return
     pools: dict[Split | None, list[Problem]] = {}
     most = settings.train + settings.dev + settings.test  # of one pool: the first by their ids
-    seen = set(taken)
+    seen = {same_as(row.question) for row in taken}
     for source_split, where, found in read_problems(settings):
         if isinstance(found, Dropped):
             yield found
-        elif found.question in seen:
+        elif (key := same_as(found.question)) in seen:
             yield Dropped(found.id, "duplicate", where)
         else:
-            seen.add(found.question)
+            seen.add(key)
             pool = pools.setdefault(source_split, [])
             pool.append(found)
             if len(pool) > most + _SLACK:
                 pool[:] = nsmallest(most, pool, key=_by_id)
-    yield from _divide(pools, settings, at_most)
+    yield from _divide(pools, settings, taken, at_most)
 
 
 def read_problems(settings: ProblemSettings) -> Iterator[Found]:
@@ -193,21 +202,40 @@ def _by_id(problem: Problem) -> str:
 
 
 def _divide(
-    pools: Mapping[Split | None, list[Problem]], settings: ProblemSettings, at_most: bool
-) -> Iterator[Problem]:
+    pools: Mapping[Split | None, list[Problem]],
+    settings: ProblemSettings,
+    taken: Collection[Problem],
+    at_most: bool,
+) -> Iterator[Problem | Dropped]:
+    others = Index()
+    for row in taken:
+        others.add(row.id, row.question)
     left = {name: sorted(pool, key=_by_id) for name, pool in pools.items()}
     split: Split
     for split in dict.fromkeys(_SPLIT_NAMES.values()):
         wanted: int = getattr(settings, split)
         name = next((each for each in (split, "train", None) if left.get(each)), split)
-        rows = left.get(name, [])
-        if len(rows) < wanted and not at_most:
+        rows, used = left.get(name, []), 0
+        chosen: list[Problem] = []
+        while used < len(rows) and len(chosen) < wanted:
+            row, used = replace(rows[used], split=split), used + 1
+            hit = others.find(row.question)
+            if hit is not None and hit.share >= NEAR:
+                copied = f"{hit.share:.0%} of {hit.where}"
+                if settings.near_duplicates == "drop":
+                    yield Dropped(row.id, NEAR_DUPLICATE, copied)
+                    continue
+                row = replace(row, metadata={**row.metadata, NEAR_DUPLICATE: copied})
+            chosen.append(row)
+        if len(chosen) < wanted and not at_most:
             raise DtoError(
-                f"problems: {settings.source} has {len(rows):,} usable rows left for {split}, the "
-                f"recipe asks for {wanted:,}: lower problems.{split} or name another source"
+                f"problems: {settings.source} has {len(chosen):,} usable rows left for {split}, "
+                f"the recipe asks for {wanted:,}: lower problems.{split} or name another source"
             )
-        yield from (replace(row, split=split) for row in rows[:wanted])
-        left[name] = rows[wanted:]
+        yield from chosen
+        left[name] = rows[used:]
+        for row in chosen:
+            others.add(row.id, row.question)
 
 
 def read_source(

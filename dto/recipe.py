@@ -123,6 +123,7 @@ class ProblemSettings(Settings):
     question_field: str | None = None  # or problem
     answer_field: str | None = None  # or answer
     prompt: str | None = None  # file of prompts/; or that of the answer kind
+    near_duplicates: Literal["drop"] | None = None  # copies in half or more; None: warned of
     train: Annotated[int, Field(ge=0)] = 300
     dev: Annotated[int, Field(ge=0)] = 300
     test: Annotated[int, Field(ge=0)] = 400

@@ -10,6 +10,7 @@ belongs to another starts with that one's id, so that sorted tables can be joine
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import nan
 from typing import Any, Literal, NamedTuple
 
 from dto.seeds import content_id
@@ -293,6 +294,7 @@ class EvaluationRow:
     attention_flops: float
     trials: tuple[Trial, ...] = ()
     would_leave: int = -1
+    model_flops: float = nan  # those of `dto.flops`; a table of an earlier version has none
 
     @staticmethod
     def make_id(model: str, exit_name: str, problem_id: str, sample: int) -> str:

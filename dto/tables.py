@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from itertools import groupby, islice
 from pathlib import Path
@@ -88,6 +88,13 @@ def adapter(record: Any) -> TypeAdapter[Any]:
 
 
 @_once
+def _required(record: Any) -> tuple[str, ...]:
+    without = (MISSING, MISSING)
+    own = fields(record)
+    return tuple(f.name for f in own if (f.default, f.default_factory) == without)
+
+
+@_once
 def _json_fields(record: Any) -> tuple[str, ...]:
     hints = get_type_hints(record)
     return tuple(name for name, hint in hints.items() if get_origin(hint) is dict)
@@ -95,7 +102,8 @@ def _json_fields(record: Any) -> tuple[str, ...]:
 
 def _decode(record: type[R], row: dict[str, Any]) -> R:
     for name in _json_fields(record):
-        row[name] = json.loads(row[name])
+        if name in row:
+            row[name] = json.loads(row[name])
     try:
         built: R = adapter(record).validate_python(row)
     except ValidationError as error:
@@ -145,11 +153,13 @@ def write(path: Path, record: type[R], rows: Iterable[R], key: str = "id") -> in
 def read(path: Path, record: type[R], without: Collection[str] = ()) -> Iterator[R]:
     """Rows in the order of their ids, one row group in memory at a time.
 
-    The lists that `without` names are not read: they are empty. Raises DtoError for a missing file
-    and for one whose columns are not the record's.
+    The lists that `without` names are not read: they are empty. A column that the table lacks, as
+    an earlier version did not have it, gives the field's default, if it has one. Raises DtoError
+    for a missing file and for one whose columns are not the record's.
     """
     with check(path, record) as file:
-        names = [name for name in schema(record).names if name not in without]
+        there = set(file.schema_arrow.names).difference(without)
+        names = [name for name in schema(record).names if name in there]
         left_out = dict.fromkeys(without, ())
         for batch in file.iter_batches(batch_size=ROW_GROUP, columns=names):
             for row in batch.to_pylist():
@@ -165,7 +175,7 @@ def check(path: Path, record: type[Any]) -> pq.ParquetFile:
         raise DtoError(f"table {path} does not exist: run the stage that writes it first") from None
     except (OSError, pa.ArrowInvalid) as error:
         raise DtoError(f"table {path} cannot be read: {error}") from None
-    missing = [name for name in schema(record).names if name not in file.schema_arrow.names]
+    missing = [name for name in _required(record) if name not in file.schema_arrow.names]
     if missing:
         file.close()
         raise DtoError(
@@ -177,7 +187,9 @@ def check(path: Path, record: type[Any]) -> pq.ParquetFile:
 
 def find(path: Path, record: type[R], column: str, value: str | int) -> list[R]:
     """The rows whose `column` holds `value`; only the row groups that can have it are read."""
-    found = pq.read_table(path, columns=schema(record).names, filters=[(column, "=", value)])
+    there = pq.read_schema(path).names
+    names = [name for name in schema(record).names if name in there]
+    found = pq.read_table(path, columns=names, filters=[(column, "=", value)])
     return [_decode(record, row) for row in found.to_pylist()]
 
 

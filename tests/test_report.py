@@ -16,7 +16,7 @@ from dto.records import EvaluationRow, PreferencePair, Problem
 from dto.reporting.comparison import ReportRow
 from dto.reporting.cost import StageCost, break_even
 from dto.reporting.picture import draw
-from dto.reporting.table import paid_for
+from dto.reporting.table import paid_for, paid_in_flops
 from dto.stages.report import report
 from dto.statistics import Estimate
 
@@ -298,6 +298,109 @@ def test_flops_of_training_are_both_sides_forward_and_backward(
     even = cost["break_even"]
     assert even["attention_flops_spent"] == pytest.approx(4e6 + training)
     assert even["questions_by_flops"] == 41  # 100,000 FLOPs saved a question
+
+
+def in_model_flops(row: EvaluationRow) -> EvaluationRow:
+    """A hundred a token, and of the base a tenth more for every other problem."""
+    more = 1.1 if row.model == "base" and int(row.problem_id) % 2 else 1.0
+    return replace(row, model_flops=100 * row.tokens * more)
+
+
+def counted(run: Path) -> None:
+    for stage in ("sample", "estimate", "evaluate"):
+        recount(run / stage, model_flops=5e6)
+    recount(run / "train", model_flops=5e6)
+    recount(run / "train", within=None, model_flops_trained=6e6, attention_flops_trained=2e6)
+
+
+def recount(stage: Path, within: str | None = "usage", **counts: Any) -> None:
+    path = stage / "manifest.json"
+    done = json.loads(path.read_text())
+    (done if within is None else done[within]).update(counts)
+    path.write_text(json.dumps(done))
+
+
+def test_break_even_in_model_flops_has_what_was_read(make_run: Callable[..., Path]) -> None:
+    run = make_run(in_model_flops)
+    counted(run)
+    result = report(run)
+    costs, even = {each.stage: each for each in result.costs}, result.break_even
+    assert even is not None
+    assert (costs["sample"].model_flops, costs["train"].model_flops) == (5e6, 11e6)
+    assert costs["train"].attention_flops == 1e6 + 2e6
+    assert even.tokens_read == 3 * (10 - 5)  # prompts less the cache; evaluating is measurement
+    assert even.model_flops_spent == 5e6 + 5e6 + 11e6
+    # base: 100 · 200 · 1.05 in the mean, trained: 100 · 100
+    assert even.model_flops_saved_per_question == pytest.approx(11_000)
+    assert even.model_flops_saved_low < 11_000 < even.model_flops_saved_high
+    assert even.questions_by_model_flops == 1910  # 21e6 / 11,000
+    assert even.questions_by_model_flops_low < 1910 < even.questions_by_model_flops_high
+    assert (even.model_flops_missing, even.without_judge) == ("", False)
+    assert even.questions == 81  # in tokens as before
+    said = " ".join(paid_in_flops(even))
+    assert "the reading of 15 tokens of prompts that were not in the cache" in said
+    assert (
+        "2.1e+07 spent and 1.1e+04 (1.1e+04…1.1e+04) saved a question: paid for after 1,910" in said
+    )
+    text = str(result)
+    assert max(map(len, text.splitlines())) <= 100
+    assert " ".join(said.split()) in " ".join(text.split())
+    page = (run / "report" / "report.html").read_text()
+    assert "model FLOPs" in page and "paid for after 1,910" in page
+
+
+def test_what_pays_in_tokens_may_not_pay_in_flops(make_run: Callable[..., Path]) -> None:
+    dearer = 10.0
+    run = make_run(
+        lambda row: replace(row, model_flops=row.tokens * (dearer if row.model == "trained" else 1))
+    )
+    counted(run)
+    even = report(run).break_even
+    assert even is not None and even.questions == 81
+    assert (even.questions_by_model_flops, even.questions_by_model_flops_low) == (None, None)
+    assert paid_in_flops(even)[-1] == "it never pays."
+
+
+def test_runs_that_did_not_count_model_flops_still_report(make_run: Callable[..., Path]) -> None:
+    run = make_run()  # its manifests are those of an earlier version, and so is its table:
+    table = run / "evaluate" / "rows.parquet"
+    pl.read_parquet(table).drop("model_flops").write_parquet(table)
+    even = report(run).break_even
+    assert even is not None and even.questions == 81
+    assert even.model_flops_spent is even.questions_by_model_flops is None
+    assert even.model_flops_missing == (
+        "sample, estimate, train, evaluate: computed by a version that did not count them"
+    )
+    assert even.model_flops_missing in " ".join(paid_in_flops(even))
+    assert len(list(tables.read(table, EvaluationRow))) == 4 * PROBLEMS * SAMPLES
+
+
+def test_models_of_unknown_size_are_named(make_run: Callable[..., Path]) -> None:
+    run = make_run(in_model_flops)
+    counted(run)
+    recount(run / "estimate", model_flops=None)
+    even = report(run).break_even
+    assert even is not None
+    assert even.model_flops_missing == "estimate: the size of the model is not known"
+    recount(run / "estimate", model_flops=0.0, requests=0)  # one that asks no model
+    even = report(run).break_even
+    assert even is not None and even.model_flops_spent == 16e6
+
+
+def test_a_judge_of_unknown_size_is_left_out_and_said(make_run: Callable[..., Path]) -> None:
+    run = make_run(in_model_flops)
+    counted(run)
+    manifest(run / "prune", 100)
+    recount(run / "prune", model_flops=1e6)
+    usage = {"requests": 2, "prompt": 50, "cached": 10, "generated": 7, "wasted": 0}
+    for flops, spent in ((None, 22e6), (3e6, 25e6)):
+        own = {**usage, "attention_flops": flops, "model_flops": flops}
+        recount(run / "prune", within=None, judge_usage=own)
+        even = report(run).break_even
+        assert even is not None
+        assert (even.model_flops_spent, even.without_judge) == (spent, flops is None)
+        assert ("without the judge's" in " ".join(paid_in_flops(even))) == (flops is None)
+        assert even.tokens_read == 4 * 5 + 40
 
 
 def test_nothing_saved_never_pays(make_run: Callable[..., Path]) -> None:

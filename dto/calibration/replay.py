@@ -60,7 +60,10 @@ class Replay:
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
-        self._shape = ModelShape(*trace.shape) if trace.shape else None
+        self._shape: ModelShape | None = None
+        if trace.shape:
+            layers, heads, head_dim = trace.shape
+            self._shape = ModelShape(layers, heads, head_dim, trace.parameters or None)
         self._trials = {(trial.inducer, trial.position): trial for trial in trace.trials}
         self._conclusions = {each.position: each for each in trace.conclusions}
         self._tried: dict[tuple[str, int, Confidence], Tried] = {}

@@ -84,7 +84,8 @@ class Trace:
 
     `thinking_tokens` spans `token_ids`. `close_ids` is the text that closes the thinking at an
     exit, read but not generated. `shape` is (layers, heads, head dimension) of the model, empty
-    where it is not known. A response that failed has no transitions and says why in `reason`.
+    where it is not known, `parameters` its N (`dto.flops`), 0 where that is not. A response that
+    failed has no transitions and says why in `reason`.
     """
 
     id: str  # problem id / sample index
@@ -105,6 +106,7 @@ class Trace:
     transitions: tuple[TracedTransition, ...]
     trials: tuple[TracedTrial, ...]
     conclusions: tuple[TracedConclusion, ...]
+    parameters: int = 0
 
 
 def read_traces(run_directory: FilePath) -> Iterator[Trace]:
@@ -195,6 +197,7 @@ async def _traced(
         transitions=tuple(transitions),
         trials=tuple(trials),
         conclusions=tuple(conclusions),
+        parameters=0 if shape is None else shape.parameters or 0,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dto.engines.base import Sampling
 from dto.engines.openai_wire import Counts
-from dto.flops import ModelShape, attention_flops
+from dto.flops import ModelShape, attention_flops, forward_flops
 from dto.ledger import Usage, charge
 
 ABORT_TOKENS = 32
@@ -55,4 +55,5 @@ class Cost:
             usage.generated, usage.wasted = self.generated, max(0, self.generated - self.kept)
             end = self.prompt + max(0, -(-self.generated // n) - 1)
             usage.attention_flops = n * attention_flops(shape, self.cached, end)
+            usage.model_flops = n * forward_flops(shape, self.cached, end)
         charge(usage)

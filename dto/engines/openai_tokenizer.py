@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dto.errors import EngineError
-from dto.flops import ModelShape
+from dto.flops import ModelShape, parameters_of
 from dto.nano import resolve
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def load_tokenizer(
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
         limit = getattr(config, "max_position_embeddings", None)
-        return tokenizer, ModelShape.from_config(config), limit
+        return tokenizer, ModelShape.from_config(config, parameters_of(config)), limit
     except (OSError, ValueError, KeyError, AttributeError):
         return tokenizer, None, None
 

@@ -24,7 +24,7 @@ from dto.engines.requests import Request, Sample
 from dto.engines.stops import StopReader
 from dto.engines.worker import Worker
 from dto.errors import EngineError
-from dto.flops import ModelShape, attention_flops
+from dto.flops import ModelShape, attention_flops, forward_flops
 from dto.ledger import Usage, charge
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class TransformersEngine:
                 f"tokenizer of {self.model!r} has no fast version: convert it to a tokenizer.json"
             )
         self.tokenizer: PreTrainedTokenizerBase | None = tokenizer
-        self.shape: ModelShape | None = ModelShape.from_config(model.config)
+        self.shape: ModelShape | None = ModelShape.of_model(model)
         self.context = context_limit(self.model, model.config, context)
         self.hf_model: Any = model
         self._tokenizer = tokenizer
@@ -214,6 +214,7 @@ class TransformersEngine:
                     prompt=total,
                     cached=sample.cached_tokens,
                     attention_flops=attention_flops(self.shape, sample.cached_tokens, total - 1),
+                    model_flops=forward_flops(self.shape, sample.cached_tokens, total - 1),
                 )
             )
         if sample.finish == "failed":
@@ -268,6 +269,7 @@ class TransformersEngine:
             usage.generated += sample.started
             end = length + sample.started - 1
             usage.attention_flops += attention_flops(self.shape, sample.cached_tokens, end)
+            usage.model_flops += forward_flops(self.shape, sample.cached_tokens, end)
             if request.cancelled or sample.finish == "failed":
                 usage.wasted += sample.started - delivered
         charge(usage)

@@ -26,7 +26,7 @@ from dto.engines.vllm_launch import (
 )
 from dto.engines.vllm_wire import VLLMSample, finish, logprobs, sampling_params, stop_met
 from dto.errors import EngineError
-from dto.flops import ModelShape, attention_flops
+from dto.flops import ModelShape, attention_flops, forward_flops, parameters_of
 from dto.ledger import Usage, charge
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ class VLLMEngine:
 
             tokenizer = AutoTokenizer.from_pretrained(path, revision=settings.revision)
         self.context: int = basics.max_model_len
-        self.shape: ModelShape | None = ModelShape.from_config(basics.hf_text_config)
+        config = basics.hf_text_config
+        self.shape: ModelShape | None = ModelShape.from_config(config, parameters_of(config))
         self.tokenizer: PreTrainedTokenizerBase | None = tokenizer
         self.capabilities = Capabilities(logprobs=LOGPROBS, json_schema=True)
         self._tokenizer: PreTrainedTokenizerBase = tokenizer
@@ -283,6 +284,7 @@ class VLLMEngine:
                 usage.wasted += sample.seen - sample.delivered
                 end = len(ids) + max(sample.seen, 1) - 1
                 usage.attention_flops += attention_flops(self.shape, sample.cached, end)
+                usage.model_flops += forward_flops(self.shape, sample.cached, end)
             charge(usage)
 
     def _completion(self, ids: tuple[int, ...], output: Any, sampling: Sampling) -> Completion:

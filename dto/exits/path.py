@@ -8,13 +8,13 @@ resumption: the response is then another sample of the same distribution, and st
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from dto.context import Context
 from dto.engines.base import Chunk, Completion, Sampling
-from dto.flops import ModelShape, attention_flops
+from dto.flops import ModelShape, attention_flops, forward_flops
 from dto.records import FinishReason, Span, Trial
 from dto.seeds import derive
 from dto.text import CLOSE_TAG, char_ends, decode_response, tokens_within
@@ -80,17 +80,24 @@ class ExitedResponse:
         return sum(trial.tokens for trial in self.trials) + self.withdrawn
 
     def attention_flops(self, shape: ModelShape | None) -> float:
-        """Attention FLOPs of prompt, response, trials and withdrawn tokens, each computed once.
+        """Attention FLOPs of prompt, response, trials and withdrawn tokens, each computed once."""
+        return sum(attention_flops(shape, start, end) for start, end in self._computed())
+
+    def model_flops(self, shape: ModelShape | None) -> float:
+        """Model FLOPs of the same."""
+        return sum(forward_flops(shape, start, end) for start, end in self._computed())
+
+    def _computed(self) -> Iterator[tuple[int, int]]:
+        """Positions that pass through the model, as (start, end).
 
         A trial reads its prefix from the cache; its inducer and its tokens are new.
         """
         cut = self.prompt_tokens + len(self.leading_ids) + len(self.thinking_ids)
-        flops = attention_flops(shape, 0, cut + len(self.inserted_ids) + len(self.answer_ids))
-        flops += attention_flops(shape, cut, cut + self.withdrawn)
+        yield 0, cut + len(self.inserted_ids) + len(self.answer_ids)
+        yield cut, cut + self.withdrawn
         for trial in self.trials:
             start = self.prompt_tokens + trial.position
-            flops += attention_flops(shape, start, start + self.inducer_tokens + trial.tokens)
-        return flops
+            yield start, start + self.inducer_tokens + trial.tokens
 
 
 class Path:

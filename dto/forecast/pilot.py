@@ -155,7 +155,7 @@ def actual_problems(recipe: Recipe) -> dict[str, int]:
     rows = [row for row in load_problems(own, recipe.seed) if isinstance(row, Problem)]
     tests = [row for row in rows if row.split == "test"]
     if recipe.evaluate.tasks:
-        asked = {row.question for row in rows if row.split != "test"}
+        asked = [row for row in rows if row.split != "test"]
         tests = [row for row in load_test_sets(recipe, asked) if isinstance(row, Problem)]
     for row in tests:
         actual[f"test {row.task}"] = actual.get(f"test {row.task}", 0) + 1

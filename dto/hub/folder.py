@@ -42,7 +42,8 @@ from dto.seeds import content_id
 _KEPT = (
     "stage", "digest", "config", "content", "rows", "groups", "dropped", "usage", "judge_usage",
     "seconds", "fed_seconds", "peak_memory", "git", "kept_step", "reason", "steps", "collapsed",
-    "tokens_trained", "policy_tokens", "epochs", "train_seconds", "dev_seconds",
+    "tokens_trained", "attention_flops_trained", "model_flops_trained", "policy_tokens", "epochs",
+    "train_seconds", "dev_seconds",
 )  # fmt: skip
 """What a manifest may say to others; `versions` beside it, of the packages that we name."""
 _OF_A_QUESTION = {"question": "", "answer": "", "metadata": "{}"}

@@ -14,7 +14,14 @@ from dto.reporting.cost import OPTIMIZATION, StageCost
 from dto.reporting.macro import AverageRow
 from dto.reporting.page import LeftOut, Section, Table, drawn
 from dto.reporting.reproduce import content_of_sources, public_names, reproduction
-from dto.reporting.table import interval, number, paid_for, percent
+from dto.reporting.table import (
+    interval,
+    near_copies,
+    number,
+    paid_for,
+    paid_in_flops,
+    percent,
+)
 
 if TYPE_CHECKING:
     from dto.stages.report import Report
@@ -23,7 +30,7 @@ MEBIBYTE = 2**20
 DROPPED = {
     "answer_not_reached": "the chain does not come to its answer",
     "answered_twice": "the answers to the question differ",
-    "duplicate": "the question stands there twice",
+    "duplicate": "the question stands there twice, case and spaces aside",
     "empty_response": "one side of the pair holds no tokens",
     "empty_thinking": "the response did not think",
     "empty": "nothing was thought about the question",
@@ -33,6 +40,7 @@ DROPPED = {
     "identical": "optimizing changed nothing, so both sides are the same",
     "interleaved": "the question is taken up more than once",
     "left_over": "the questions are no multiple of k",
+    "near_duplicate": "half or more of the question is one of another split",
     "names_a_question": "it names a question by number, as only batch chains have to",
     "no_answer": "no answer has the question's number",
     "no_correct_finalization": "no conclusion at the exit was right",
@@ -109,12 +117,12 @@ def cost_section(report: Report) -> Section | LeftOut:
     if not report.costs:
         return LeftOut(title, "no stage of the run has a manifest.")
     head = ["stage", "generated", "read", "from cache", "thrown away", "trained on",
-            "attention FLOPs", "seconds", "MiB"]  # fmt: skip
+            "attention FLOPs", "model FLOPs", "seconds", "MiB"]  # fmt: skip
     rows = [
         [
             each.stage, f"{each.tokens:,}", f"{each.prompt_tokens:,}", f"{each.cached_tokens:,}",
             f"{each.wasted_tokens:,}", f"{each.trained_tokens:,}", _power(each.attention_flops),
-            number(each.seconds, 1),
+            _power(each.model_flops), number(each.seconds, 1),
             "–" if each.peak_memory is None else f"{each.peak_memory / MEBIBYTE:,.0f}",
         ]
         for each in report.costs
@@ -128,6 +136,7 @@ def cost_section(report: Report) -> Section | LeftOut:
             "thrown away too."]  # fmt: skip
     if report.break_even is not None:
         text.append(" ".join(paid_for(report.break_even)))
+        text.append(" ".join(paid_in_flops(report.break_even)))
     elif spent:
         text.append("After how many questions that is paid for is not known: the base and the "
                     "trained model have to be evaluated, both without an exit and with few "
@@ -151,7 +160,11 @@ def cost_section(report: Report) -> Section | LeftOut:
                "evaluating is measurement, and no part of it. Read are the tokens of prompts, "
                "from cache those of them that were not computed again; thrown away are generated "
                "tokens that nothing came of. Attention FLOPs are those of scores and sums over "
-               "values, forward and, in training, backward. Seconds and MiB, of the largest "
+               "values, forward and, in training, backward. Model FLOPs hold them, and two for "
+               "each parameter that takes part (embeddings apart, the LM head with them) and each "
+               "token that was read, not from the cache, or generated; six where it was trained "
+               "on, four where adapters alone were, two more each for gradient checkpointing and "
+               "for a reference model. Seconds and MiB, of the largest "
                "process, are those of the machine that it ran on.",),
     )  # fmt: skip
 
@@ -162,10 +175,12 @@ def _sum(spent: Sequence[StageCost], width: int) -> list[str]:
         f"{sum(getattr(each, name) for each in spent):,}"
         for name in ("tokens", "prompt_tokens", "cached_tokens", "wasted_tokens", "trained_tokens")
     ]
-    flops = [each.attention_flops for each in spent]
+    flops = [
+        None if None in known else sum(each or 0.0 for each in known)
+        for known in ([e.attention_flops for e in spent], [e.model_flops for e in spent])
+    ]
     seconds = [each.seconds for each in spent if each.seconds is not None]
-    whole = None if None in flops else sum(each or 0.0 for each in flops)
-    cells = ["without evaluating", *tokens, _power(whole), number(sum(seconds), 1), "–"]
+    cells = ["without evaluating", *tokens, *map(_power, flops), number(sum(seconds), 1), "–"]
     return cells + ["–"] * (width - len(cells))
 
 
@@ -211,6 +226,8 @@ def funnel_section(report: Report) -> Section:
             f"{number(best['tokens_mean'], 0)}: what is picked is flattered by it, the test "
             "problems above are not." + " It collapsed." * bool(training["collapsed"])
         )
+    if copies := funnel.get("near_duplicates"):
+        notes.append(near_copies(copies))
     if found := funnel.get("agreement"):
         notes.append(
             f"The llm judge and the counterfactual one agree on "

@@ -7,7 +7,6 @@ responses to a question its difficulty: intervals are clustered by whichever mak
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from dto.drqa.probe import Probe, format_probe, length_accuracy, length_probe
 from dto.recipe import Recipe
 from dto.reporting.comparison import MAX_FAILED, Arm
 from dto.reporting.difficulty import DifficultyRow, by_difficulty
+from dto.reporting.funnel import json_lines
 from dto.runs import manifest
 from dto.seeds import derive
 from dto.statistics import Estimate
@@ -217,9 +217,7 @@ def _difficulty(asked: pl.DataFrame) -> list[DifficultyRow]:
 
 def _dropped_lines(stage: Path) -> list[dict[str, Any]]:
     path = stage / "dropped.jsonl"
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return json_lines(path) if path.is_file() else []
 
 
 def _dropped(run: Path) -> dict[str, dict[str, int]]:

@@ -23,7 +23,7 @@ MAX_FAILED = 0.01
 """Above this share of failed rows a comparison claims nothing."""
 COLUMNS = (
     "id", "model", "exit", "problem_id", "sample", "grade", "exit_reason", "thinking_tokens",
-    "answer_tokens", "trial_tokens", "tokens", "attention_flops",
+    "answer_tokens", "trial_tokens", "tokens", "attention_flops", "model_flops",
 )  # fmt: skip
 
 Verdict = Literal["gain", "loss", "no difference shown", "too many failed"]
@@ -68,6 +68,7 @@ class ReportRow:
     efficiency_low: float
     efficiency_high: float
     attention_flops_mean: float
+    model_flops_mean: float
     seconds_p50: float
     seconds_p95: float
     truncated: int
@@ -198,6 +199,7 @@ def report_row(arm: Arm, base: Arm | None) -> ReportRow:
         efficiency_low=efficiency.low,
         efficiency_high=efficiency.high,
         attention_flops_mean=arm.mean("attention_flops"),
+        model_flops_mean=arm.mean("model_flops"),
         seconds_p50=_quantile(seconds, 0.5),
         seconds_p95=_quantile(seconds, 0.95),
         truncated=int((arm.graded["grade"] == "truncated").sum()),

@@ -1,14 +1,16 @@
 """What a run cost, stage by stage, and when that has paid for itself.
 
 Critics of 2505.21765 ask for this: rollouts are not free. Every token that was generated counts,
-those of trials, of dev evaluations and of cancelled requests too.
+those of trials, of dev evaluations and of cancelled requests too. In tokens, reading prompts costs
+nothing, and a token that is trained on as much as one that is generated; model FLOPs (`dto.flops`)
+have all of it: what was read and not in the cache, generated and trained on.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +32,8 @@ OPTIMIZATION = (
 )  # fmt: skip
 BACKWARD = 3.0
 """Forward and backward pass together, in forward passes."""
+EARLIER = "computed by a version that did not count them"
+NO_SIZE = "the size of the model is not known"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,8 @@ class StageCost:
     `attention_flops` covers requests and, for train, forward and backward passes over the pairs;
     None where the model's config is not known. Seconds are of the wall, `peak_memory` is in bytes.
     `money` is what the judge's tokens cost at the recipe's prices, None without prices.
+    `model_flops` (`dto.flops`) covers the same as `attention_flops` and holds it; None where it is
+    not known, which `flops_missing` explains.
     """
 
     stage: str
@@ -53,6 +59,8 @@ class StageCost:
     seconds: float | None
     peak_memory: int | None
     money: float | None = None
+    model_flops: float | None = None
+    flops_missing: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,10 @@ class BreakEven:
     per question, by the trained model without an exit policy against the base. None: never, or not
     known. `low` and `high` are ends of 95 % intervals, paired by problem, of what is saved and of
     the questions that follow from it: what was spent is exact. nan, None: no end.
+
+    `tokens_read` are those of prompts, not from the cache, that `tokens_spent` leaves out. Model
+    FLOPs have them. They leave out a judge whose size is not known (`without_judge`), and are None
+    where anything else is not known, which `model_flops_missing` explains.
     """
 
     tokens_spent: int
@@ -76,6 +88,16 @@ class BreakEven:
     tokens_saved_high: float = math.nan
     questions_low: int | None = None
     questions_high: int | None = None
+    tokens_read: int = 0
+    model_flops_spent: float | None = None
+    model_flops_saved_per_question: float | None = None
+    model_flops_saved_low: float = math.nan
+    model_flops_saved_high: float = math.nan
+    questions_by_model_flops: int | None = None
+    questions_by_model_flops_low: int | None = None
+    questions_by_model_flops_high: int | None = None
+    model_flops_missing: str = ""
+    without_judge: bool = False
 
 
 def stage_costs(run: Path) -> list[StageCost]:
@@ -90,9 +112,15 @@ def stage_costs(run: Path) -> list[StageCost]:
             continue
         usage: Mapping[str, Any] = done.get("usage") or {}
         flops = _number(usage.get("attention_flops"))
+        model_flops, missing = _model_flops(usage)
         if stage == "train" and flops is not None:
-            training = _training_flops(run, int(done.get("tokens_trained", 0)))
+            training = _training_flops(run, done)
             flops = None if training is None else flops + training
+        if stage == "train" and done.get("tokens_trained") and model_flops is not None:
+            training = _number(done.get("model_flops_trained"))
+            model_flops = None if training is None else model_flops + training
+            if training is None:
+                missing = NO_SIZE if "model_flops_trained" in done else EARLIER
         costs.append(
             StageCost(
                 stage=stage,
@@ -104,6 +132,8 @@ def stage_costs(run: Path) -> list[StageCost]:
                 attention_flops=flops,
                 seconds=_number(done.get("seconds")),
                 peak_memory=done.get("peak_memory"),
+                model_flops=model_flops,
+                flops_missing=missing,
             )
         )
     return costs
@@ -114,10 +144,12 @@ def break_even(
     base: ReportRow | AverageRow,
     trained: ReportRow | AverageRow,
     saved_by_problem: Estimate | None = None,
+    flops_by_problem: Estimate | None = None,
 ) -> BreakEven:
     """Set what was spent against what a question saves.
 
-    `saved_by_problem` is the same difference of tokens, paired by problem, for its interval.
+    `saved_by_problem` is the same difference of tokens, paired by problem, for its interval, and
+    `flops_by_problem` that of model FLOPs.
     """
     spent = [cost for cost in costs if cost.stage in OPTIMIZATION]
     tokens = sum(cost.tokens + cost.trained_tokens for cost in spent)
@@ -128,6 +160,9 @@ def break_even(
     flops = [cost.attention_flops for cost in spent if cost.attention_flops is not None]
     flops_spent = sum(flops) if len(flops) == len(spent) else None
     flops_saved = _number(base.attention_flops_mean - trained.attention_flops_mean)
+    in_model_flops = _in_model_flops(
+        costs, base.model_flops_mean - trained.model_flops_mean, flops_by_problem
+    )
     return BreakEven(
         tokens_spent=tokens,
         tokens_saved_per_question=saved,
@@ -139,7 +174,53 @@ def break_even(
         tokens_saved_high=high,
         questions_low=_questions(tokens, high),
         questions_high=_questions(tokens, low),
+        tokens_read=sum(cost.prompt_tokens - cost.cached_tokens for cost in spent),
+        **in_model_flops,
     )
+
+
+def _in_model_flops(
+    costs: Sequence[StageCost], saved: float, by_problem: Estimate | None
+) -> dict[str, Any]:
+    """The fields of `BreakEven` that are about model FLOPs."""
+    unknown = {
+        cost.stage: cost.flops_missing
+        for cost in costs
+        if cost.model_flops is None and cost.stage in (*OPTIMIZATION, "evaluate")
+    }
+    without_judge = unknown.pop("judge", None) is not None
+    if math.isnan(saved):
+        unknown.setdefault("evaluate", EARLIER)
+    else:
+        unknown.pop("evaluate", None)  # its rows have theirs
+    if unknown:
+        stages: dict[str, list[str]] = {reason: [] for reason in unknown.values()}
+        for stage, reason in unknown.items():
+            stages[reason].append(stage)
+        told = [f"{', '.join(names)}: {reason}" for reason, names in stages.items()]
+        return {"model_flops_missing": "; ".join(told)}
+    spent = sum(cost.model_flops or 0.0 for cost in costs if cost.stage in OPTIMIZATION)
+    low, high = (by_problem.low, by_problem.high) if by_problem else (math.nan, math.nan)
+    return {
+        "model_flops_spent": spent,
+        "model_flops_saved_per_question": saved,
+        "model_flops_saved_low": low,
+        "model_flops_saved_high": high,
+        "questions_by_model_flops": _questions(spent, saved),
+        "questions_by_model_flops_low": _questions(spent, high),
+        "questions_by_model_flops_high": _questions(spent, low),
+        "without_judge": without_judge,
+    }
+
+
+def _model_flops(usage: Mapping[str, Any]) -> tuple[float | None, str]:
+    """Those of a stage's requests; where they are not known, why."""
+    if not usage.get("requests"):
+        return 0.0, ""
+    flops = _number(usage.get("model_flops"))
+    if flops is None:
+        return None, NO_SIZE if "model_flops" in usage else EARLIER
+    return flops, ""
 
 
 def _questions(spent: float | None, saved: float | None) -> int | None:
@@ -156,6 +237,7 @@ def _judge_cost(run: Path) -> list[StageCost]:
     judge = load_recipe(run / "recipe.yaml").judge
     prices = (judge.prompt_price, judge.generated_price) if judge else (None, None)
     read, written = int(usage["prompt"]), int(usage["generated"])
+    model_flops, missing = _model_flops(usage)
     money = None
     if prices != (None, None):
         money = (read * (prices[0] or 0.0) + written * (prices[1] or 0.0)) / 1e6
@@ -171,12 +253,21 @@ def _judge_cost(run: Path) -> list[StageCost]:
             seconds=None,
             peak_memory=None,
             money=money,
+            model_flops=model_flops,
+            flops_missing=missing,
         )
     ]
 
 
-def _training_flops(run: Path, tokens: int) -> float | None:
-    """Forward and backward pass over both sides of as many pairs as hold so many tokens."""
+def _training_flops(run: Path, done: Mapping[str, Any]) -> float | None:
+    """The attention's, as training counted them.
+
+    Of an earlier version, which did not: forward and backward pass over both sides of as many pairs
+    as hold so many tokens.
+    """
+    if "attention_flops_trained" in done:
+        return _number(done["attention_flops_trained"])
+    tokens = int(done.get("tokens_trained", 0))
     config = run / "train" / "model" / "config.json"
     if not config.is_file():  # a run that was pulled without its weights: the base has their shape
         config = Path(resolve(load_recipe(run / "recipe.yaml").model.name)) / "config.json"

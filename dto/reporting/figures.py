@@ -259,7 +259,7 @@ def _paid(lines: Axes, even: BreakEven, base: float) -> None:
     lines.set_xlim(0)
     lines.set_ylim(0)
     lines.set_xlabel("thousand questions answered", color=INK)
-    lines.set_ylabel("million tokens spent in all", color=INK)
+    lines.set_ylabel("million tokens generated or trained on", color=INK)
     lines.legend(loc="upper left", frameon=False, fontsize=8.5, labelcolor="linecolor")
 
 

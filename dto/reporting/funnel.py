@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from dto.problems import NEAR_DUPLICATE
 from dto.reporting.agreement import agreement, verdicts
 from dto.runs import manifest
 
@@ -40,6 +41,7 @@ def funnel(run: Path) -> dict[str, Any]:
         "optimized": _counts(run / "prune", "outcome") or _counts(run / "optimize", "outcome"),
         "pairs": _counts(run / "pair", "rejected_from"),
         "dropped": dropped,
+        "near_duplicates": _near_duplicates(run),
     }
 
 
@@ -47,10 +49,9 @@ def training(run: Path) -> dict[str, Any] | None:
     """How training went: dev scores of the base and of what was kept, and why that one."""
     done = manifest.read(run / "train")
     try:
-        lines = (run / "train" / "history.jsonl").read_text("utf-8").splitlines()
+        history = json_lines(run / "train" / "history.jsonl")
     except FileNotFoundError:
         return None
-    history = [json.loads(line) for line in lines if line.strip()]
     if done is None or not history:
         return None
     kept_step = int(done.get("kept_step", 0))
@@ -71,9 +72,33 @@ def _dropped_in_training(run: Path) -> dict[str, int]:
     path = run / "train" / "dropped.jsonl"
     if manifest.read(run / "train") is None or not path.is_file():
         return {}
-    lines = path.read_text("utf-8").splitlines()
-    reasons = Counter(str(json.loads(line)["reason"]) for line in lines if line.strip())
+    reasons = Counter(str(line["reason"]) for line in json_lines(path))
     return dict(sorted(reasons.items()))
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file, one a line.
+
+    A line ends at a line feed alone, not at U+2028, U+2029 or U+0085 as for `splitlines`: a text
+    may hold these.
+    """
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        return [json.loads(line) for line in lines if line.strip()]
+
+
+def _near_duplicates(run: Path) -> dict[str, int]:
+    """By split, the problems that are near copies of those of another."""
+    tables = [run / stage / "rows.parquet" for stage in ("problems", "test")]
+    frames = [
+        pl.scan_parquet(table)
+        .filter(pl.col("metadata").str.contains(f'"{NEAR_DUPLICATE}":', literal=True))
+        .select("split")
+        for table in tables
+        if table.is_file()
+    ]
+    if not frames:
+        return {}
+    return dict(pl.concat(frames).collect()["split"].value_counts().sort("split").iter_rows())
 
 
 def _counts(stage: Path, column: str) -> dict[str, int]:

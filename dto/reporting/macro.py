@@ -35,6 +35,7 @@ class AverageRow:
     tokens_ratio_low: float
     tokens_ratio_high: float
     attention_flops_mean: float
+    model_flops_mean: float
 
 
 def is_base(row: ReportRow | AverageRow, plain: str) -> bool:
@@ -76,6 +77,7 @@ def averages(
                 _mean(own, "tokens_mean"),
                 ratio.value, ratio.low, ratio.high,
                 _mean(own, "attention_flops_mean"),
+                _mean(own, "model_flops_mean"),
             )
         )  # fmt: skip
     return tuple(found)

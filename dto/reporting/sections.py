@@ -104,6 +104,10 @@ def _headlines(report: Report) -> list[Headline]:
         if even.questions_low is not None:
             last = "never" if even.questions_high is None else f"{even.questions_high:,}"
             spent = f"95 %: {even.questions_low:,}…{last}; {spent}"
+        if even.model_flops_spent is not None:
+            after = even.questions_by_model_flops
+            spent += "; in model FLOPs, with all that was read: "
+            spent += "never" if after is None else f"after {after:,} questions"
         found.append(Headline("optimizing and training have paid for themselves", paid, "", spent))
     return found
 

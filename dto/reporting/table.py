@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isnan
+from textwrap import wrap
 from typing import Any
 
 from dto.reporting.comparison import MAX_FAILED, Comparison, ReportRow
@@ -129,13 +130,14 @@ def difficulty_lines(rows: Sequence[DifficultyRow]) -> list[str]:
 
 def cost_lines(costs: Sequence[StageCost], even: BreakEven | None) -> list[str]:
     """Tokens, FLOPs, seconds and memory of each stage, and the break-even number of questions."""
-    cells = [("stage", "tokens", "read", "cached", "trained", "attention FLOPs", "seconds", "MiB")]
+    cells = [("stage", "tokens", "read", "cached", "trained", "attention FLOPs", "model FLOPs",
+              "seconds", "MiB")]  # fmt: skip
     for cost in costs:
         cells.append(
             (
                 cost.stage, f"{cost.tokens:,}", f"{cost.prompt_tokens:,}",
                 f"{cost.cached_tokens:,}", f"{cost.trained_tokens:,}",
-                _power(cost.attention_flops),
+                _power(cost.attention_flops), _power(cost.model_flops),
                 "–" if cost.seconds is None else f"{cost.seconds:,.1f}",
                 "–" if cost.peak_memory is None else f"{cost.peak_memory / MEBIBYTE:,.0f}",
             )
@@ -147,7 +149,7 @@ def cost_lines(costs: Sequence[StageCost], even: BreakEven | None) -> list[str]:
                 f"The {cost.stage}'s tokens cost {cost.money:,.4g} at the recipe's prices."
             )
     if even is not None:
-        lines += paid_for(even)
+        lines += [*paid_for(even), *wrap(" ".join(paid_in_flops(even)), 100)]
     return lines
 
 
@@ -172,14 +174,39 @@ def paid_for(even: BreakEven) -> list[str]:
     if even.questions_low is not None:
         last = "never" if even.questions_high is None else f"{even.questions_high:,}"
         after += f" ({even.questions_low:,}…{last})"
-    by_flops = ""
-    if even.questions_by_flops is not None:
-        by_flops = f", {even.questions_by_flops:,} by attention FLOPs"
     return [
         spent,
         f"Saved by the trained model: {saved} a question.",
-        f"Paid for after {after} questions{by_flops}.",
+        f"Paid for after {after} questions.",
     ]
+
+
+def paid_in_flops(even: BreakEven) -> list[str]:
+    """What the count of tokens leaves out; then the same in model FLOPs, which have all of it."""
+    lines = [
+        f"This leaves out the reading of {even.tokens_read:,} tokens of prompts that were not in "
+        "the cache, and that training on a token takes two to four times what generating it takes."
+    ]
+    spent, saved = even.model_flops_spent, even.model_flops_saved_per_question
+    if spent is None or saved is None:
+        return [
+            *lines,
+            f"In model FLOPs, which have that, it is not known ({even.model_flops_missing}).",
+        ]
+    judge = ", without the judge's, whose size is not known," if even.without_judge else ""
+    lines.append(f"In model FLOPs, which have that: {_power(spent)} spent{judge}")
+    ends = (even.model_flops_saved_low, even.model_flops_saved_high)
+    shown = "" if isnan(ends[0]) else f" ({_power(ends[0])}…{_power(ends[1])})"
+    lines[-1] += f" and {_power(saved)}{shown} saved a question:"
+    after, first = even.questions_by_model_flops, even.questions_by_model_flops_low
+    last = even.questions_by_model_flops_high
+    if after is None:
+        better = (
+            "" if first is None else f"; at the interval's better end after {first:,} questions"
+        )
+        return [*lines, f"it never pays{better}."]
+    between = f" ({first:,}…{'never' if last is None else f'{last:,}'})" if first else ""
+    return [*lines, f"paid for after {after:,}{between} questions."]
 
 
 def _with_ends(value: float, low: float, high: float) -> str:
@@ -197,6 +224,8 @@ def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) 
     for stage, reasons in funnel["dropped"].items():
         parts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
         lines.append(f"{'dropped':<12} {sum(reasons.values()):>7,}   at {stage}: {parts}")
+    if copies := funnel.get("near_duplicates"):
+        lines += wrap(near_copies(copies), 100)
     if training is not None:
         base, kept = training["base"], training["kept"]
         lines.append(
@@ -209,6 +238,15 @@ def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) 
     if found := funnel.get("agreement"):
         lines += ["", *_agreement_lines(found)]
     return lines
+
+
+def near_copies(counts: Mapping[str, int]) -> str:
+    """How many problems may have leaked from one split into another."""
+    parts = ", ".join(f"{count:,} of {split}" for split, count in counts.items())
+    return (
+        f"Problems that repeat half or more of a question of another split: {parts}. Their "
+        "metadata names it; problems.near_duplicates: drop leaves them out."
+    )
 
 
 def aligned(cells: Sequence[Sequence[str]], left: int) -> list[str]:

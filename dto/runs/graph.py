@@ -51,6 +51,7 @@ _ALSO: dict[str, tuple[str, ...]] = {
         "problems.question_field",
         "problems.answer_field",
         "problems.answer_kind",
+        "problems.near_duplicates",
     ),
 }
 """Settings of other stages that a stage reads."""

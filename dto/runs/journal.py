@@ -208,8 +208,8 @@ def _entry(data: dict[str, Any], rows: Sequence[Any]) -> Entry:
         key=data["key"],
         rows=rows,
         dropped=[Dropped(**each) for each in data["dropped"]],
-        usage=Usage(**data["usage"]),
-        judge=Usage(**data.get("judge", {})),
+        usage=Usage.read(data["usage"]),
+        judge=Usage.read(data.get("judge", {})),
         seconds=data["seconds"],
         wasted=data["wasted"],
     )

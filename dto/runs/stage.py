@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
-from math import isnan
+from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +61,7 @@ class GroupUsage:
     generated: int
     wasted: int
     attention_flops: float
+    model_flops: float = nan  # a table of an earlier version has none
 
 
 class Group(NamedTuple):
@@ -231,8 +232,8 @@ class Stage:
                 rows=written,
                 groups=len(usage),
                 dropped=dict(sorted(Counter(each.reason for each in dropped).items())),
-                usage=_plain(total),
-                **({"judge_usage": _plain(judge)} if judge.requests else {}),
+                usage=total.as_json(),
+                **({"judge_usage": judge.as_json()} if judge.requests else {}),
                 seconds=self._journal.total_seconds(),
                 fed_seconds=self._fed,  # of this session: the rest is starting and writing
             )
@@ -263,12 +264,6 @@ async def _attempt(group: Group, work: Work) -> Entry:
         seconds=seconds or {group.key: time.perf_counter() - begun},
         wasted={each.row.id: each.wasted for each in timed if each.wasted},
     )
-
-
-def _plain(usage: Usage) -> dict[str, Any]:
-    """For JSON, which has no nan: FLOPs that are not known are null."""
-    fields = asdict(usage)
-    return fields | {"attention_flops": None} if isnan(usage.attention_flops) else fields
 
 
 def _failure(entry: Entry) -> str:

@@ -136,4 +136,5 @@ def evaluation_row(
         attention_flops=response.attention_flops(shape),
         trials=response.trials,
         would_leave=response.would_leave,
+        model_flops=response.model_flops(shape),
     )

@@ -127,21 +127,22 @@ def read_responses(
 def imported_problems(source: str, own: ProblemSettings, seed: int) -> Iterator[Problem | Dropped]:
     """The questions of a source to train on, and the dev and test problems that `own` asks for.
 
-    No dev or test problem is among the questions. What the source's rows are dropped for is told by
+    No dev or test problem is among the questions; one that is a near copy of some is told of, or
+    dropped, as `load_problems` does. What the source's rows are dropped for is told by
     `read_responses`. Raises DtoError when none of them can be read, and as `load_problems` does.
     """
-    questions: dict[str, str] = {}
+    imported: dict[str, Problem] = {}
     unread = "it is empty"
     for row in read_responses(source, tell=True):
         if isinstance(row, Dropped):
             unread = f"the last is dropped as {row.reason}: {row.detail}"
-        elif row.problem.id not in questions:
-            questions[row.problem.id] = row.problem.question
+        elif row.problem.id not in imported:
+            imported[row.problem.id] = row.problem
             yield row.problem
-    if not questions:
+    if not imported:
         raise DtoError(f"{source} holds no row that can be read: {unread}")
     apart = own.model_copy(update={"train": 0})
-    yield from load_problems(apart, seed, set(questions.values()))
+    yield from load_problems(apart, seed, imported.values())
 
 
 async def to_trajectory(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,7 @@ def measure(run: Path) -> Report:
         each.verdict == "too many failed" and (each.model, each.exit) == ("trained", plain)
         for each in comparisons
     )
+    saved, saved_flops = (_saved(found, plain, name) for name in ("tokens", "model_flops"))
     base_row, trained_row = by_name.get(("base", plain)), by_name.get(("trained", plain))
     return Report(
         name=recipe.name,
@@ -182,7 +183,7 @@ def measure(run: Path) -> Report:
         averages=means,
         difficulty=tuple(_difficulty(found, bases)),
         costs=tuple(costs),
-        break_even=break_even(costs, base_row, trained_row, _saved(found, plain))
+        break_even=break_even(costs, base_row, trained_row, saved, saved_flops)
         if base_row is not None and trained_row is not None and not failed
         else None,
         funnel=funnel(run),
@@ -194,8 +195,8 @@ def measure(run: Path) -> Report:
     )
 
 
-def _saved(found: Sequence[Arm], plain: str) -> Estimate:
-    """Tokens that the trained model saves a question, paired by problem: the mean over tasks."""
+def _saved(found: Sequence[Arm], plain: str, what: str) -> Estimate:
+    """What of a column the trained model saves a question, by problem: the mean over tasks."""
     arms = {(arm.task, arm.model): arm for arm in found if arm.exit == plain}
     pairs = [
         (base, arms[task, "trained"])
@@ -205,7 +206,7 @@ def _saved(found: Sequence[Arm], plain: str) -> Estimate:
     return average(
         [
             statistics.paired_difference(
-                base.column("tokens"), base.problems, trained.column("tokens"), trained.problems
+                base.column(what), base.problems, trained.column(what), trained.problems
             )
             for base, trained in pairs
         ]
@@ -224,7 +225,10 @@ def _evaluated(run: Path, recipe: Recipe) -> list[Arm]:
     path = run / "evaluate" / "rows.parquet"
     if not path.is_file():
         raise DtoError(f"report needs {path}: start `dto evaluate {run}` first")
-    rows = pl.read_parquet(path, columns=list(COLUMNS))
+    there = pl.read_parquet_schema(path)
+    rows = pl.read_parquet(path, columns=[name for name in COLUMNS if name in there])
+    if "model_flops" not in there:
+        rows = rows.with_columns(model_flops=pl.lit(nan))
     timings = path.with_name("timings.parquet")
     if timings.is_file():
         rows = rows.join(pl.read_parquet(timings), on="id", how="left")

@@ -38,6 +38,7 @@ def train(
         `rows` (counts: pairs, responses or problems, dropped, dev_problems), `usage` (of the dev
         responses, and of those that were sampled to train on, the fields of `dto.ledger.Usage`),
         kept_step (0: the base model), reason (why that one), steps, collapsed, tokens_trained,
+        attention_flops_trained and model_flops_trained (forward and backward passes),
         policy_tokens (with what was sampled to train on), epochs (passes), groups (of GRPO: how
         many, how many without advantage, responses without a letter; else None), judging (of the
         held-out chains: before, after, of what is kept; None without any), train_seconds,

@@ -11,10 +11,13 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from dto.seeds import content_id
 
 WORDS = 13
 _WORD = re.compile(r"[\u3400-\u9fff]|(?:(?![\u3400-\u9fff])[^\W_])+")
@@ -39,6 +42,11 @@ def normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+def same_as(text: str) -> str:
+    """A key that questions share which are equal when normalised."""
+    return content_id(normalised(text))
+
+
 def words(text: str) -> list[str]:
     """Runs of letters and digits, and Chinese characters one by one; signs and marks are gaps."""
     return _WORD.findall(normalised(text))
@@ -46,16 +54,23 @@ def words(text: str) -> list[str]:
 
 def grams(text: str, n: int = WORDS) -> Grams:
     """One hash of 64 bits for each n-gram, in order; for a shorter text one of all of it."""
-    codes = np.array([_code(word) for word in words(text)], dtype=np.uint64)
-    if len(codes) < n:
+    found = words(text)
+    if len(found) < n:
         return np.array([_code(normalised(text))], dtype=np.uint64)
+    codes = np.array([_code(word) for word in found], dtype=np.uint64)
     powers = np.array([pow(_FACTOR, place + 1, 2**64) for place in range(n)], dtype=np.uint64)
     windows = np.lib.stride_tricks.sliding_window_view(codes, n)
     return np.asarray((windows * powers).sum(axis=1, dtype=np.uint64))
 
 
+@lru_cache(2**16)  # most words are met again and again
 def _code(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _once_each(rows: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Rows in order, without those that follow their equal: a phrase may come twice in one."""
+    return np.asarray(rows[np.append(True, rows[1:] != rows[:-1])])
 
 
 class Index:
@@ -80,18 +95,19 @@ class Index:
         """What a question shares with those in the index."""
         if self._added:
             self._sort()
+        if not len(self._grams):
+            return None
         own = grams(text, self.n)
         starts = np.searchsorted(self._grams, own, "left")
         ends = np.searchsorted(self._grams, own, "right")
         at = np.flatnonzero(ends > starts)
         if not len(at):
             return None
-        holders = [np.unique(self._rows[starts[each] : ends[each]]) for each in at]
-        rows, shared = np.unique(np.concatenate(holders), return_counts=True)
-        most = int(np.argmax(shared))
-        row = rows[most]
+        holders = [_once_each(self._rows[starts[each] : ends[each]]) for each in at]
+        shared = np.bincount(np.concatenate(holders))
+        row = int(np.argmax(shared))
         first = next(int(each) for each, held in zip(at, holders, strict=True) if row in held)
-        share = min(1.0, int(shared[most]) / min(len(own), self._sizes[row]))
+        share = min(1.0, int(shared[row]) / min(len(own), self._sizes[row]))
         phrase = " ".join(words(text)[first : first + self.n])
         return Hit(self._where[row], share, phrase)
 

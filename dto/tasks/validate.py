@@ -26,8 +26,7 @@ from dto.grading.quantity import quantity
 from dto.problems import Found, read_problems
 from dto.recipe import ProblemSettings
 from dto.records import Dropped, Problem, Split
-from dto.seeds import content_id
-from dto.tasks.overlap import WORDS, Index, normalised, words
+from dto.tasks.overlap import WORDS, Index, same_as, words
 
 Kind = Literal["number", "words", "mathematics", "letter", "program"]
 
@@ -126,7 +125,7 @@ async def validate(
             if verdict == "words":
                 report.words[found.row.answer] = None
             letters.add(found.row)
-            key = content_id(normalised(found.row.question))
+            key = same_as(found.row.question)
             if key in known:
                 counts["duplicates"] += 1
                 await _compare_duplicate(found, known[key], grader, report)

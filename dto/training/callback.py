@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
@@ -146,7 +146,7 @@ class DevCallback(TrainerCallback):
         effort = {
             "train_seconds": round(seconds, 3),
             "dev_seconds": round(time.monotonic() - began, 3),
-            "usage": asdict(usage),
+            "usage": usage.as_json(),
         }
         self.training.record(score, effort)
         PartialState().wait_for_everyone()

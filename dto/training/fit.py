@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from accelerate import PartialState
 
 from dto.drqa.records import LabelledChain
 from dto.errors import DtoError
+from dto.flops import ModelShape, training_flops
 from dto.ledger import Usage
 from dto.recipe import Recipe
 from dto.records import Problem
@@ -70,6 +72,7 @@ def fit(
         _ = config.device  # sets up the processes: on CPUs, PartialState() before it would not
     world = PartialState()
     model, tokenizer = load(recipe)
+    shape = ModelShape.of_model(model)
     found = material(run, recipe, model, tokenizer)
     dev = problems(run, "dev")
     held_out = labelled(run, "dev") if method in LABELLED else []
@@ -131,13 +134,22 @@ def fit(
     steps = training.history[-1].step if training.history else 0
     spent = _spent(training)
     if online is None:
-        seen = found.order[: steps * step_size(recipe)]
-        trained = sum(found.rows[index].tokens for index in seen)
+        seen = [found.rows[index] for index in found.order[: steps * step_size(recipe)]]
+        trained = sum(row.tokens for row in seen)
+        lengths = [length for row in seen for length in row.lengths]
     else:
-        usage = Usage(**spent["usage"])
+        usage = Usage.read(spent["usage"])
         usage.add(online.usage)
-        spent["usage"] = asdict(usage)
+        spent["usage"] = usage.as_json()
         trained = online.spent - online.generated
+        lengths = online.lengths
+    flops = training_flops(
+        shape,
+        lengths,
+        adapters=bool(recipe.train.lora_rank),
+        checkpointing=recipe.train.gradient_checkpointing,
+        reference=method == "dpo" or (online is not None and online.beta != 0.0),
+    )
     result = {
         "rows": {
             nouns(method): len(found.rows or found.asked),
@@ -150,6 +162,8 @@ def fit(
         "steps": steps,
         "collapsed": steps > 0 and training.history[-1].collapsed,
         "tokens_trained": trained,
+        "attention_flops_trained": flops[0],
+        "model_flops_trained": None if isnan(flops[1]) else flops[1],
         "policy_tokens": trained if online is None else online.spent,
         "epochs": round(found.epochs, 3) if online is None else None,
         "groups": None if online is None else online.groups._asdict(),
@@ -172,12 +186,12 @@ def _spent(training: TrainingState) -> dict[str, Any]:
     efforts = training.efforts()
     usage = Usage()
     for effort in efforts:
-        usage.add(Usage(**effort["usage"]))
+        usage.add(Usage.read(effort["usage"]))
     spent = {
         key: round(sum(effort[key] for effort in efforts), 3)
         for key in ("train_seconds", "dev_seconds")
     }
-    return {"usage": asdict(usage), **spent, "seconds": round(sum(spent.values()), 3)}
+    return {"usage": usage.as_json(), **spent, "seconds": round(sum(spent.values()), 3)}
 
 
 def fingerprint(

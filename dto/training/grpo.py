@@ -78,9 +78,10 @@ class OnlineTrainer(Mannered, GRPOTrainer):
     """GRPOTrainer on exact ids; `order` holds indices into `asked`, for the whole training.
 
     `spent` counts the policy tokens so far: what was generated, and what was trained on, prompts
-    included. `usage` is that of the engine, `groups` sums up the rewards. What a step was like
-    stands in `steps.jsonl` beside the checkpoints' folder: mean reward, groups, those without
-    advantage, responses without a letter, mean length, divergence from the base.
+    included; `lengths` has the tokens of each sequence that was trained on. `usage` is that of the
+    engine, `groups` sums up the rewards. What a step was like stands in `steps.jsonl` beside the
+    checkpoints' folder: mean reward, groups, those without advantage, responses without a letter,
+    mean length, divergence from the base.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class OnlineTrainer(Mannered, GRPOTrainer):
         self.words = tokenizer
         self.usage = Usage()
         self.spent = self.generated = 0
+        self.lengths: list[int] = []
         self.groups = self._rewarded = Groups()
         self._largest_step = 0
         self._spent_before = 0
@@ -154,8 +156,8 @@ class OnlineTrainer(Mannered, GRPOTrainer):
         prompts = [list(answer.prompt_ids) for answer in answers]
         completions = [list(answer.token_ids) or [end] for answer in answers]
         generated = sum(len(answer.token_ids) for answer in answers)
-        trained = sum(map(len, prompts)) + sum(map(len, completions))
-        self._count(generated, trained, usage)
+        lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
+        self._count(generated, lengths, usage)
         return {
             "prompt_ids": prompts,
             "completion_ids": completions,
@@ -211,11 +213,12 @@ class OnlineTrainer(Mannered, GRPOTrainer):
             self._rewarded = self._rewarded.plus(Groups(*each))
         return rewards
 
-    def _count(self, generated: int, trained: int, usage: Usage) -> None:
+    def _count(self, generated: int, lengths: list[int], usage: Usage) -> None:
         """Add what all processes spent on a step: they have to end at the same one."""
-        for own, added, each in gather_object([(generated, trained, usage)]):
+        for own, trained, each in gather_object([(generated, lengths, usage)]):
             self.generated += own
-            self.spent += own + added
+            self.spent += own + sum(trained)
+            self.lengths += trained
             self.usage.add(each)
 
 

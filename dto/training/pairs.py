@@ -42,7 +42,13 @@ class TokenizedPair:
     @property
     def tokens(self) -> int:
         """Tokens that a pass over the pair reads: the prompt twice, and both responses."""
-        return 2 * len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
+        return sum(self.lengths)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each sequence that a pass over the pair reads."""
+        prompt = len(self.prompt_ids)
+        return prompt + len(self.chosen_ids), prompt + len(self.rejected_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,11 @@ class Demonstration:
     def tokens(self) -> int:
         """Tokens that a pass over it reads."""
         return self.length
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The same, as the one sequence that a pass over it reads."""
+        return (self.length,)
 
 
 def chosen_sides(pairs: Iterable[TokenizedPair | Dropped]) -> list[Demonstration | Dropped]:

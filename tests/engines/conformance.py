@@ -19,6 +19,7 @@ from dto.context import Context
 from dto.engines import open_engine
 from dto.engines.base import Completion, Engine, Sampling
 from dto.errors import EngineError
+from dto.flops import ModelShape
 from dto.grading import Grader
 from dto.ledger import metered
 from dto.nano.corpus import chain_problems
@@ -260,6 +261,11 @@ class Conformance:
         assert [sample.token_ids for sample in warm] == [sample.token_ids for sample in cold]
         assert cold[0].cached_tokens < 64 <= warm[0].cached_tokens < len(prompt)
         assert 0 < second.attention_flops < first.attention_flops
+        parameters = ModelShape.of_model(nano.model).parameters
+        for usage in (first, second):  # a sample's last token is not read again
+            computed = usage.prompt - usage.cached + usage.generated - usage.requests
+            linear = 2 * parameters * computed
+            assert usage.model_flops == pytest.approx(linear + usage.attention_flops)
 
     async def test_what_does_not_fit_is_a_failed_row(
         self, engine: Engine, nano: Served, prompts: Prompts

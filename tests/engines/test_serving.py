@@ -16,7 +16,7 @@ from dto.engines.base import Sampling
 from dto.engines.batch import Batch
 from dto.engines.requests import Sample
 from dto.errors import EngineError
-from dto.flops import attention_flops
+from dto.flops import attention_flops, forward_flops
 from dto.ledger import metered
 from dto.recipe import ModelSettings
 from tests.engines.served import Served
@@ -119,6 +119,9 @@ async def test_usage_of_a_request(nano: Served, prompts: list[list[int]]) -> Non
     assert usage.attention_flops == attention_flops(
         shape, 0, len(prompt) + generated[0] - 1
     ) + attention_flops(shape, len(prompt), len(prompt) + generated[1] - 1)
+    assert usage.model_flops == forward_flops(
+        shape, 0, len(prompt) + generated[0] - 1
+    ) + forward_flops(shape, len(prompt), len(prompt) + generated[1] - 1)
 
 
 async def test_a_thousand_coroutines(nano: Served, prompts: list[list[int]]) -> None:

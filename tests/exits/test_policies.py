@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isnan
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from dto.errors import EngineError
 from dto.exits import check
 from dto.exits.deer import combine
 from dto.exits.trial import Tried
+from dto.flops import ModelShape
 from dto.recipe import ExitSettings
 from dto.records import Trial
 
@@ -70,6 +72,11 @@ async def test_attention_flops_by_hand(respond: Respond) -> None:
     for position in (len(ONE), cut):
         expected += keys(prompt + position, prompt + position + inducer + len("2}"))
     assert response.attention_flops(done.engine.shape) == expected
+    read = prompt + len("\n</think>\n\n") + 2 * inducer
+    written = done.engine.generated
+    known = ModelShape(1, 1, 1, 1000)
+    assert response.model_flops(known) == expected + 2 * 1000 * (read + written)
+    assert isnan(response.model_flops(done.engine.shape))
 
 
 async def test_a_path_that_is_never_left_is_the_plain_response(respond: Respond) -> None:

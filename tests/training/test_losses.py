@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedTokenizerBase
 
+from dto.flops import ModelShape, training_flops
 from dto.recipe import Recipe
 from dto.records import Problem, Trajectory
 from dto.tables import read, write
@@ -24,6 +25,7 @@ from dto.training.pairs import (
     load_weighted,
     within_budget,
 )
+from dto.training.weights import load
 from tests.training.conftest import LONG, SHORT, RunFolder, tiny_model
 
 
@@ -173,6 +175,15 @@ def test_grpo_trains_on_what_it_sampled_within_its_budget(run: RunFolder, monkey
         for prompt, response in zip(prompts, responses, strict=True)
     )
     assert result["policy_tokens"] == spent
+    lengths = [
+        len(prompt) + len(response)
+        for _, prompts, responses in seen
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
+    assert result["tokens_trained"] == sum(lengths)
+    shape = ModelShape.of_model(load(training.recipe)[0])
+    flops = (result["attention_flops_trained"], result["model_flops_trained"])
+    assert flops == pytest.approx(training_flops(shape, lengths))
     assert budget / 2 < spent <= budget * 1.1
     assert result["steps"] == len(seen) > 2
     assert result["usage"]["generated"] >= sum(len(r) for _, _, rows in seen for r in rows)
@@ -190,6 +201,12 @@ def test_fit_is_within_the_budget_and_uses_a_known_base(run: RunFolder, method: 
     )
     result = fit(training.path, training.recipe, run.path / "grid" / "0", BASE)
     assert 2500 < result["tokens_trained"] == result["policy_tokens"] <= 3000
+    shape = ModelShape.of_model(load(training.recipe)[0])
+    forwards = 4 if method == "dpo" else 3  # its reference model's, forward, and backward for two
+    linear = forwards * 2 * shape.parameters * result["tokens_trained"]
+    assert result["model_flops_trained"] == linear + result["attention_flops_trained"]
+    assert result["attention_flops_trained"] > 0
+    assert result["usage"]["model_flops"] > result["usage"]["attention_flops"] > 0  # dev responses
     history = (run.path / "grid" / "0" / "history.jsonl").read_text().splitlines()
     assert len(history) == 2 and '"tokens_mean": 40.0' in history[0]
     assert not (run.path / "train").exists()
@@ -202,6 +219,8 @@ def test_lora_trains_few_weights_and_keeps_a_plain_model(run: RunFolder) -> None
     )
     result = fit(training.path, training.recipe, base=BASE)
     assert result["steps"] == 6
+    linear = 4 * ModelShape.of_model(load(training.recipe)[0]).parameters * result["tokens_trained"]
+    assert result["model_flops_trained"] == linear + result["attention_flops_trained"]
     kept = run.path / "train" / "model"
     assert (kept / "model.safetensors").exists() and not (kept / "adapter_config.json").exists()
 
