@@ -389,8 +389,8 @@ async def test_whatever_a_policy_sends_is_what_the_tokenizer_writes(name: str, e
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_the_review_s_three_exits(name: str) -> None:
-    """Defect 3: the closing bracket went with the paragraph's end."""
+async def test_an_exit_keeps_what_closes_a_formula(name: str) -> None:
+    """The closing bracket is one token with the end of the paragraph."""
     _, engine = await respond(name, EXITS["deer"], f"{THINKING}</think>\n\n8")
     trials = [decode(name, ids) for ids in engine.asked if "Final Answer" in decode(name, ids)]
     assert trials == [
@@ -403,9 +403,8 @@ async def test_the_review_s_three_exits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    "main", [THINKING, "It is 8. It is, is it", f"{THINKING}</think>\n\n{LONG}"]
-)
+@pytest.mark.parametrize("closed", ["", f"</think>\n\n{LONG}"])
+@pytest.mark.parametrize("thinking", [THINKING, "It is 8. It is, is it"])
 async def test_a_forced_answer_follows_the_thinking(name: str, thinking: str, closed: str) -> None:
     """`budget` puts an answer in place of a conclusion that does not end."""
     exit = {"policy": "budget", "budget": 300, "trial_tokens": 10, "think_ratio": 1.0}
@@ -436,7 +435,7 @@ async def test_a_quoted_tag_ends_neither_the_search_nor_the_path(name: str) -> N
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_finalize_joins_at_every_boundary(name: str) -> None:
-    """Defect 15: `.\n\n` with another blank line behind it, in nearly every chosen side."""
+    """No `.\n\n` with another blank line behind it."""
     words = vocabulary(name)
     problem = Problem("p" * 16, "toy", "train", "5 + 3?", "8")
     reply = "\\boxed{8}"
@@ -485,6 +484,14 @@ async def test_a_replay_counts_what_a_join_replaces(name: str) -> None:
         settings = ExitSettings.model_validate({"name": "exit", **exit})
         [live] = await evaluate(problem, settings, ctx, "base")
         assert Replay(recorded).row(settings) == live.row
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("policy", ["none", "nowait", "deer"])
+async def test_thinking_that_ends_without_a_close_is_unclosed(name: str, policy: str) -> None:
+    response, engine = await respond(name, {"policy": policy, "threshold": 1.0}, THINKING)
+    assert (response.exit_reason, response.complete) == ("unclosed", False)
+    assert response.answer_ids in ((), (engine.tokenizer.eos_token_id,))
 
 
 # Real traces, where they are.
