@@ -9,7 +9,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import islice, product
 from pathlib import Path as FilePath
+from random import Random
 from typing import Any
 
 import pytest
@@ -27,6 +29,8 @@ from dto.exits.monitor import Monitor, cue_at_end
 from dto.exits.path import Path
 from dto.grading import Grader
 from dto.joins import join
+from dto.nano.corpus import chains
+from dto.nano.thinking import OVERTHINKING, think
 from dto.prompts import render
 from dto.recipe import (
     EvaluateSettings,
@@ -492,6 +496,26 @@ async def test_thinking_that_ends_without_a_close_is_unclosed(name: str, policy:
     response, engine = await respond(name, {"policy": policy, "threshold": 1.0}, THINKING)
     assert (response.exit_reason, response.complete) == ("unclosed", False)
     assert response.answer_ids in ((), (engine.tokenizer.eos_token_id,))
+
+
+def test_the_embedded_model_reads_what_it_was_taught() -> None:
+    """Its vocabulary joins nothing to a line end: texts behind its thinking are cut as by itself.
+
+    All but the ellipsis of `exit` behind a full stop, which is left out everywhere.
+    """
+    random = Random(0)
+    for chain in islice(chains("train", random), 20):
+        ids = encode(NANO, think(chain, OVERTHINKING, random).text)
+        settings = ExitSettings.model_validate({"name": "x", "monitor": "paragraph"})
+        cuts = [each.cut for each in Monitor(tokenizer(NANO), settings).scan(ids, ended=False)]
+        for cut, prompt in product((*cuts, len(ids)), INSERTED):
+            text = render(prompt, NANO)
+            stay, inserted = joined(NANO, ids[:cut], text)
+            assert stay == ids[:cut]
+            assert decode(NANO, stay).endswith((".", "?"))
+            if prompt == "exit" and decode(NANO, stay).endswith("."):
+                text = text.removeprefix("...")
+            assert inserted == encode(NANO, text)
 
 
 # Real traces, where they are.
