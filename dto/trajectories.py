@@ -10,7 +10,13 @@ from dto.errors import DtoError
 from dto.grading import Graded, Grader
 from dto.prompts import render
 from dto.records import FinishReason, IdsFrom, Problem, Span, Trajectory
-from dto.text import OPEN_TAG, decode_response, split_thinking, thinking_tokens
+from dto.text import (
+    OPEN_TAG,
+    decode_response,
+    split_thinking,
+    thinking_tokens,
+    without_quoted_tags,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,9 +90,13 @@ def opening(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> str:
 def read_response(
     tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], token_ids: Sequence[int]
 ) -> Reading:
-    """Text and spans of a response that was sampled after `prompt`."""
+    """Text and spans of a response that was sampled after `prompt`.
+
+    Where a tag is one token, its spelling in others (a quotation) is text like any other.
+    """
     text = decode_response(tokenizer, token_ids)
-    split = split_thinking(text, opens_thinking(tokenizer, prompt))
+    marked = without_quoted_tags(tokenizer, token_ids, text)
+    split = split_thinking(marked, opens_thinking(tokenizer, prompt))
     tokens = thinking_tokens(tokenizer, token_ids, split.thinking)
     return Reading(text, split.thinking, split.conclusion, tokens, split.closed)
 

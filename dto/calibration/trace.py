@@ -16,6 +16,7 @@ from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
 from dto import tables
+from dto.answers import answer_inducer
 from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.engines.base import Sampling
@@ -24,7 +25,6 @@ from dto.exits import check
 from dto.exits.monitor import ENTROPY_LOGPROBS, Monitor
 from dto.exits.path import Path
 from dto.exits.trial import ask
-from dto.prompts import render
 from dto.recipe import ExitSettings, TraceSettings
 from dto.records import AnswerKind, FinishReason, Grade, Problem, Span, Trajectory
 from dto.stages.evaluate import grade_response, no_room
@@ -68,9 +68,15 @@ class TracedTrial:
 
 @dataclass(frozen=True, slots=True)
 class TracedConclusion:
-    """What the model writes when its thinking is closed after `position` response tokens."""
+    """What the model writes when its thinking is closed after `position` response tokens.
+
+    `kept` of them stay, and `close_ids` is what closes the thinking there, read but not generated:
+    punctuation may be one token with it.
+    """
 
     position: int
+    kept: int
+    close_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     grade: Grade
@@ -82,10 +88,9 @@ class TracedConclusion:
 class Trace:
     """One response of the model, and all the ways to leave it.
 
-    `thinking_tokens` spans `token_ids`. `close_ids` is the text that closes the thinking at an
-    exit, read but not generated. `shape` is (layers, heads, head dimension) of the model, empty
-    where it is not known, `parameters` its N (`dto.flops`), 0 where that is not. A response that
-    failed has no transitions and says why in `reason`.
+    `thinking_tokens` spans `token_ids`. `shape` is (layers, heads, head dimension) of the model,
+    empty where it is not known, `parameters` its N (`dto.flops`), 0 where that is not. A response
+    that failed has no transitions and says why in `reason`.
     """
 
     id: str  # problem id / sample index
@@ -101,7 +106,6 @@ class Trace:
     grade: Grade
     answer: str
     reason: str
-    close_ids: tuple[int, ...]
     shape: tuple[int, ...]
     transitions: tuple[TracedTransition, ...]
     trials: tuple[TracedTrial, ...]
@@ -192,7 +196,6 @@ async def _traced(
         grade=graded.grade,
         answer=graded.answer,
         reason=graded.reason,
-        close_ids=ctx.text_ids("early_close"),
         shape=() if shape is None else (shape.layers, shape.heads, shape.head_dim),
         transitions=tuple(transitions),
         trials=tuple(trials),
@@ -218,12 +221,12 @@ def _transitions(
 async def _trial(
     problem: Problem, prompt: tuple[int, ...], kept: Sequence[int], inducer: str, ctx: Context
 ) -> TracedTrial:
-    text = render(f"trial_{inducer}", ctx.recipe.model.family)
+    text = answer_inducer(f"trial_{inducer}", ctx)
     answer, ends = await ask((*prompt, *kept), text, ctx.recipe.trace.trial_tokens, problem, ctx)
     return TracedTrial(
         inducer=inducer,
         position=len(kept),
-        inducer_tokens=len(ctx.tokenizer.encode(text, add_special_tokens=False)),
+        inducer_tokens=len(ctx.encode(text)),
         text=answer.text,
         ends=tuple(ends),
         logprobs=answer.logprobs or (),
@@ -242,10 +245,12 @@ async def _conclusion(
 ) -> TracedConclusion:
     path = Path(prompt, ctx, sampling)
     path.ids = list(kept)
-    response = await path.concluded(len(kept), ctx.text_ids("early_close"), "policy")
+    response = await path.concluded(len(kept), ctx.text("early_close"), "policy")
     graded = await grade_response(response, problem, ctx)
     return TracedConclusion(
         position=len(kept),
+        kept=len(response.leading_ids) + len(response.thinking_ids),
+        close_ids=response.inserted_ids,
         token_ids=response.answer_ids,
         finish_reason=response.finish_reason,
         grade=graded.grade,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dto.answers import answer_inducer
 from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.exits.compat import compat
@@ -21,7 +22,6 @@ from dto.exits.confidence import confidence
 from dto.exits.loop import Decide, leave_at_transition
 from dto.exits.path import ExitedResponse, Path
 from dto.exits.trial import Tried, ask, tried, try_answer
-from dto.prompts import render
 from dto.recipe import ExitSettings
 from dto.records import Problem, Trial
 from dto.text import CLOSE_TAG, decode_response
@@ -40,7 +40,7 @@ async def deer(
     if settings.mode == "compat":
         return await compat(path, settings, problem, ctx)
     names = PRO_INDUCERS if settings.mode == "pro" else (f"trial_{settings.inducer}",)
-    inducers = [render(name, ctx.recipe.model.family) for name in names]
+    inducers = [answer_inducer(name, ctx) for name in names]
 
     async def probe(cut: int) -> Tried:
         kept = path.ids[:cut]
@@ -52,7 +52,7 @@ async def deer(
         )
         return combine(answers)
 
-    read = sum(len(ctx.tokenizer.encode(text, add_special_tokens=False)) for text in inducers)
+    read = sum(len(ctx.encode(text)) for text in inducers)
     return await leave_at_transition(path, settings, ctx, probe, decide(settings), read)
 
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dto.answers import Answer, complete_answers
+from dto.answers import Answer, answer_inducer, complete_answers
 from dto.binomial import clopper_pearson
 from dto.concurrency import gather_bounded
 from dto.context import Context
-from dto.prompts import render
 from dto.records import Decision, Dropped, ExitEstimate, Problem, Segment, Trajectory
 from dto.sequential import SequentialTest
 
@@ -68,7 +67,7 @@ async def roll_out(
     """
     settings = ctx.recipe.estimate
     sampling = ctx.sampling(settings.max_tokens, seed + tally.rollouts)
-    inducer = render("exit", ctx.recipe.model.family)
+    inducer = answer_inducer("exit", ctx)
     return tally.plus(await complete_answers(prefix, inducer, problem, ctx, sampling, count))
 
 

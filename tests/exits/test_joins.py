@@ -1,0 +1,546 @@
+r"""What exits keep and what they put behind it, on the vocabularies that people use.
+
+Real vocabularies have tokens such as `).\n\n` and `{\`, which the embedded model's has not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import islice, product
+from pathlib import Path as FilePath
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from dto.answers import answer_inducer, merges_brace
+from dto.calibration.replay import Replay
+from dto.calibration.trace import trace
+from dto.context import Context
+from dto.engines.base import Completion, Prompt, Sampling
+from dto.exits import ExitedResponse, answer
+from dto.exits.monitor import Monitor, cue_at_end
+from dto.exits.path import Path
+from dto.grading import Grader
+from dto.joins import join
+from dto.nano.corpus import chains
+from dto.nano.thinking import OVERTHINKING, think
+from dto.prompts import render
+from dto.recipe import (
+    EvaluateSettings,
+    ExitSettings,
+    ModelSettings,
+    Recipe,
+    SegmentSettings,
+    TraceSettings,
+)
+from dto.records import ExitEstimate, OptimizedTrajectory, Problem
+from dto.stages.evaluate import evaluate
+from dto.stages.optimize import optimize
+from dto.stages.segment import segment
+from dto.trajectories import make_trajectory
+from tests.exits.conftest import Writer
+from tests.stages.script import Scripted
+from tests.vocabularies import NAMES, R1, vocabulary
+
+ROOT = FilePath(__file__).parents[2]
+TRACES = ROOT.parent / "shared" / "data"
+NANO = "nano"
+ALL = (*NAMES, NANO)
+TAIL = 16
+RECIPE = Recipe(name="test", model=ModelSettings(family="default"))
+
+# How paragraphs end, and what is behind them.
+ENDS = (
+    *(".", "!", "?", ":", ").", "\\).", "\\)", "\\]", "]", "}", "}.", "}}", "$", "$$", "$.", '."'),
+    *('?"', ".”", "。", "！”", "」", "）。", "…", "...", "**", "`", "```", "|", "8", "word", "😀"),
+    *("好", "é", "\\", " \\", "{", "-", "—", "±", "x_1^2", "\\frac{1}{2}"),
+)
+BORDERS = ("\n\n", "\n", "\n\n\n", " ", "", " \n\n", "\n \n", "\r\n\r\n")
+TEXTS = (
+    "So we need \\( x \\) with 3x + 1 = 25, and that is \\( x = 8 \\).\n\nWait, let me check: "
+    "\\[ x = 5 + 3 = 8 \\]\n\nAlternatively, \\boxed{\\frac{16}{2}}\n\nHmm, is $x$ = $8$?\n\n",
+    'He says "is it 12?"\n\nWait, 12 — or 13? (I think 12.)\n\nBut wait, f({-1}) = {\\pi}.\n\n',
+    "好的，首先，求 $x$ 的值。\n\n等等，“这对吗？”\n\n或者，x = \\boxed{8}。\n\n另外，😀！\n\n",
+    "```python\nx = {'a': [1]}\n```\n\nWait. That is **wrong**:\n\n- one\n- two\n\nHmm. `x`.\n\n",
+)
+INSERTED = (
+    "early_close", "finalize", "exit", "trial_inside", "trial_closed", "trial_choice",
+    "trial_pro_1", "trial_pro_2", "trial_pro_3", "trial_pro_4", "trial_code_inside",
+    "trial_code_closed", "entropy_probe",
+)  # fmt: skip
+
+
+@cache
+def tokenizer(name: str) -> PreTrainedTokenizerBase:
+    if name == NANO:
+        return AutoTokenizer.from_pretrained(ROOT / "dto" / "nano" / "weights" / "nano")
+    return vocabulary(name).tokenizer
+
+
+def encode(name: str, text: str) -> list[int]:
+    return list(tokenizer(name).encode(text, add_special_tokens=False))
+
+
+def decode(name: str, ids: Sequence[int]) -> str:
+    return str(tokenizer(name).decode(list(ids)))
+
+
+def joined(name: str, kept: Sequence[int], text: str) -> tuple[list[int], list[int]]:
+    """The kept ids that stay, and what comes after them."""
+    result = join(tokenizer(name), kept, text)
+    return list(kept[: result.kept]), list(result.inserted)
+
+
+def check_join(name: str, kept: Sequence[int], text: str) -> None:
+    """The join reads as one text, loses nothing and is what the tokenizer makes of that text."""
+    stay, inserted = joined(name, kept, text)
+    before, whole = decode(name, kept), decode(name, [*stay, *inserted])
+    assert whole.startswith(before)
+    assert whole.removeprefix(before).lstrip("\n.") == text.lstrip("\n.")
+    start = max(0, len(stay) - TAIL)
+    while decode(name, stay[start:]).startswith("\ufffd"):
+        start -= 1
+    tail = [*stay[start:], *inserted]
+    canonical = encode(name, decode(name, tail))
+    assert tail == canonical, [decode(name, [token]) for token in tail]
+    changed = decode(name, kept[len(stay) :])
+    assert not any(char.isalnum() for char in changed), changed
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("prompt", INSERTED)
+def test_joins_after_every_kind_of_end(name: str, prompt: str) -> None:
+    for end in ENDS:
+        for border in BORDERS:
+            check_join(name, encode(name, f"Then it is so{end}{border}"), render(prompt))
+
+
+@pytest.mark.parametrize("name", ALL)
+@given(
+    text=st.text(
+        alphabet=st.one_of(
+            st.sampled_from(" \n.,:;!?()[]{}$\\\"'`*-_=|^&%#@~“”。，！？；：（）「」…—"),
+            st.sampled_from("abcXYZ0123456789好的等答数学éñßжλ😀👍🏽"),
+        ),
+        min_size=1,
+        max_size=40,
+    ),
+    prompt=st.sampled_from(INSERTED),
+)
+@settings(max_examples=60)
+def test_any_text_joins(name: str, text: str, prompt: str) -> None:
+    kept = encode(name, text)
+    assume(decode(name, kept) == text and encode(name, decode(name, kept[-TAIL:])) == kept[-TAIL:])
+    check_join(name, kept, render(prompt))
+
+
+@given(st.data())
+@settings(max_examples=60)
+@pytest.mark.parametrize("name", NAMES)
+def test_ids_that_no_tokenizer_writes_stay(name: str, data: st.DataObject) -> None:
+    """A model samples what it likes: at the border alone are its ids another's."""
+    pieces = data.draw(
+        st.lists(st.sampled_from(("w", "or", "d", " is", " 8", ".", ")", "好")), min_size=4)
+    )
+    kept = [token for piece in (*pieces, " eight", ".") for token in encode(name, piece)]
+    stay, inserted = joined(name, kept, "\n</think>\n\n")
+    assert stay == kept[: len(stay)] and len(stay) >= len(kept) - 1
+    assert decode(name, [*stay, *inserted]) == decode(name, kept) + "\n</think>\n\n"
+
+
+def test_borders_by_hand() -> None:
+    def shown(name: str, kept: str, text: str) -> list[str]:
+        ids = encode(name, kept)
+        stay, inserted = joined(name, ids, text)
+        return [decode(name, [token]) for token in [*stay, *inserted][len(ids) - 1 :]]
+
+    finalize = "\n\nMy"
+    assert shown(R1, "is 8.\n\n", finalize) == [".\n\n", "My"]
+    assert shown(R1, "is 8.\n", finalize) == [".\n\n", "My"]
+    assert shown(R1, "is 8.", finalize) == [".\n\n", "My"]
+    assert shown(R1, "\\( 8 \\).\n\n", "\n**Final") == [").\n\n", "**", "Final"]
+    assert shown(R1, "is 8.", "\n</think>\n\n") == [".\n", "</think>", "\n\n"]
+    assert shown(R1, "is 8", "\n</think>\n\n") == ["8", "\n", "</think>", "\n\n"]
+    assert shown(NANO, "is 8.", "\n</think>\n\n") == [".", "\n", "</think>", "\n\n"]
+
+
+def test_a_prompt_is_left_alone() -> None:
+    prompt = encode(R1, "<｜Assistant｜><think>\n")
+    result = join(tokenizer(R1), prompt, "\n\nMy", fixed=len(prompt))
+    assert result.kept == len(prompt)
+    assert list(result.inserted) == encode(R1, "\n\nMy")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_close_is_the_models_own_token(name: str) -> None:
+    for prompt in ("early_close", "finalize", "trial_closed", "entropy_probe"):
+        _, inserted = joined(name, encode(name, "It is 8."), render(prompt))
+        assert inserted.count(vocabulary(name).think[1]) == 1
+
+
+# The cut.
+
+
+def transitions(name: str, text: str, kind: str) -> list[tuple[str, str]]:
+    """For each transition the text that is kept, and the text that was read when it was seen."""
+    ids = encode(name, text)
+    monitor = Monitor(tokenizer(name), ExitSettings.model_validate({"name": "x", "monitor": kind}))
+    return [
+        (decode(name, ids[: cut.cut]), decode(name, ids[: cut.seen]))
+        for cut in monitor.scan(ids, ended=False)
+    ]
+
+
+def check_cuts(name: str, text: str) -> int:
+    found = 0
+    for kept, seen in transitions(name, text, "cue"):
+        # The token after the cue may have been read to tell it from a longer word.
+        ids = encode(name, seen)
+        starts = [cue_at_end(decode(name, ids[:end])) for end in (len(ids), len(ids) - 1)]
+        before = [seen[:start].rstrip() for start in starts if start is not None]
+        assert kept.rstrip() in before, (kept[-20:], seen[-20:])
+        found += 1
+    for kept, seen in transitions(name, text, "paragraph"):
+        assert kept.rstrip() == seen.rstrip()
+        found += 1
+    return found
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_cut_keeps_exactly_the_text_before_the_cue(name: str) -> None:
+    for text in TEXTS:
+        assert check_cuts(name, text)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(
+    ends=st.lists(st.sampled_from(ENDS), min_size=2, max_size=5),
+    cue=st.sampled_from(("Wait", "But wait", "Hmm", "Alternatively", "等等", "或者")),
+)
+@settings(max_examples=50)
+def test_any_end_of_a_paragraph_is_kept(name: str, ends: list[str], cue: str) -> None:
+    text = "".join(f"So it is {end}\n\n{cue}, " for end in ends)
+    kept = [kept.rstrip() for kept, _ in transitions(name, text, "cue")]
+    places = [at for at in range(len(text)) if text.startswith(f"\n\n{cue}", at)]
+    assert kept == [text[:at].rstrip() for at in places]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_token_that_holds_the_cue_is_left_out(name: str) -> None:
+    [(kept, _)] = transitions(name, "It is 8.wait, no", "cue")
+    # `.wait` is one token: the full stop goes with it, so that ids stay the model's own.
+    assert kept == "It is 8"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("end", "kept"),
+    [
+        ("\\).\n\n", "\\).\n\n"), ("]\n\n", "]\n\n"), ('?"\n\n', '?"\n\n'), ("。\n\n", "。\n\n"),
+        ("8\n\n", "8"), ("8. ", "8."), ("8", "8"),
+    ],
+)  # fmt: skip
+def test_a_path_is_cut_as_a_monitor_cuts(name: str, end: str, kept: str) -> None:
+    path = Path((1,), context(name, Writer(tokenizer(name), "")), Sampling(100))
+    path.ids = encode(name, f"So it is {end}")
+    cut = path.cut(len(path.tail()))
+    assert decode(name, path.ids[:cut]) == f"So it is {kept}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_cut_falls_inside_a_character(name: str) -> None:
+    ids = encode(name, "It is 😀🙃, 好.")
+    path = Path((1,), context(name, Writer(tokenizer(name), "")), Sampling(100))
+    for end in range(1, len(ids) + 1):
+        path.ids = ids[:end]
+        for cut in (path.whole(end), path.cut(len(path.tail().rstrip("\ufffd")))):
+            assert "\ufffd" not in decode(name, ids[:cut])
+            assert cut >= end - 4
+
+
+# Braces.
+
+
+def context(name: str, engine: Any) -> Context:
+    return Context(RECIPE, engine, Grader(workers=1))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_inducer_ends_where_the_vocabulary_opens_the_brace(name: str) -> None:
+    merges = [token for token in tokenizer(name).get_vocab() if token[:2] in ("{\\", "{-")]
+    assert merges_brace(tokenizer(name)) == bool(merges) == (name != NANO)
+    ctx = context(name, Writer(tokenizer(name), ""))
+    end = "\\boxed" if merges else "\\boxed{"
+    assert answer_inducer("exit", ctx).endswith(end)
+    assert answer_inducer("trial_closed", ctx).endswith(end)
+    for prompt in ("trial_inside", "trial_choice", "trial_pro_2"):
+        assert answer_inducer(prompt, ctx).endswith("\\boxed")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("said", ["{\\frac{1}{2}}", "{-3}", "{5}", "{\\{1\\}}", "{\\text{a}}"])
+def test_an_answer_goes_on_as_the_whole_would_be_written(name: str, said: str) -> None:
+    inducer = answer_inducer("exit", context(name, Writer(tokenizer(name), "")))
+    kept = encode(name, "So it is eight.")
+    stay, inserted = joined(name, kept, inducer)
+    assert [*stay, *inserted, *encode(name, said)] == encode(
+        name, decode(name, [*stay, *inserted]) + said
+    )
+
+
+# Every policy, from end to end.
+
+
+@dataclass
+class Speaker(Writer):
+    """A Writer of a real vocabulary that keeps the ids of what it is asked."""
+
+    asked: list[tuple[int, ...]] = field(default_factory=list)
+
+    def _completion(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        text = self.tokenizer.decode(list(prompt))
+        at = text.rindex("<think>") + len("<think>")
+        at += text.startswith("\n", at)
+        self.asked.append(tuple(prompt)[self.prompt_length(text[:at]) :])
+        return super()._completion(encode_as(self.tokenizer, "<think>\n" + text[at:]), sampling)
+
+    def prompt_length(self, text: str) -> int:
+        return len(encode_as(self.tokenizer, text))
+
+    def _reply(self, text: str) -> tuple[str, float]:
+        head, box, said = text.rpartition("\\boxed")
+        if box and head.endswith(("**Final Answer**\n", "is ", ":** ")) and "}" not in said:
+            whole, probability = self.trial(head)
+            return whole.removeprefix(said), probability
+        if "```python" in text:
+            return "print(8)\n```", 0.99
+        if "</think>" in text.removeprefix(self.main):
+            return self.conclusion, 1.0
+        assert self.main.startswith(text), text
+        return self.main[len(text) :], 1.0
+
+
+def sure_in_a_display(kept: str) -> tuple[str, float]:
+    return "{8}", 0.99 if "[" in kept else 0.5
+
+
+def encode_as(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+THINKING = (
+    "So that is \\( x = 8 \\).\n\nWait, is \\[ 5 + 3 = 8 \\]\n\nWait, so \\boxed{8}\n\n"
+    'Alternatively, he asks "is it 8?"\n\nHmm, 好的。\n\nWait, it is 8.\n'
+)
+LONG = "so " * 400
+EXITS: dict[str, dict[str, object]] = {
+    "deer": {"policy": "deer", "monitor": "cue", "threshold": 0.9},
+    "deer closed": {"policy": "deer", "inducer": "closed", "threshold": 0.9},
+    "deer pro": {"policy": "deer", "mode": "pro", "threshold": 0.9},
+    "deer entropy": {"policy": "deer", "monitor": "paragraph", "threshold": 0.9},
+    "consistency": {"policy": "consistency", "monitor": "cue", "agree": 2},
+    "code": {"policy": "code", "threshold": 0.9, "trial_tokens": 5},
+    "entropy": {"policy": "entropy", "smoothing": 0.5, "variance": 1.0, "monitor": "paragraph"},
+    "budget": {"policy": "budget", "budget": 13, "grace": 20},
+    "static": {"policy": "static", "fraction": 0.5},
+    "no_thinking": {"policy": "no_thinking"},
+}
+
+
+async def respond(
+    name: str, exit: dict[str, object], main: str, **writer: Any
+) -> tuple[ExitedResponse, Speaker]:
+    words = vocabulary(name)
+    engine = Speaker(words.tokenizer, main, trial=sure_in_a_display, **writer)
+    message = [{"role": "user", "content": "5 + 3?"}]
+    prompt = words.tokenizer.apply_chat_template(
+        message, add_generation_prompt=True, return_dict=True, **words.template
+    )["input_ids"]
+    if not words.opens:
+        prompt += encode(name, "<think>\n")
+    ctx = context(name, engine)
+    problem = Problem("p" * 16, "toy", "test", "5 + 3?", "8")
+    sampling = Sampling(400, temperature=1.0, top_p=1.0, seed=1)
+    settings = ExitSettings.model_validate({"name": "exit", **exit})
+    return await answer(problem, prompt, settings, ctx, sampling), engine
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("exit", EXITS)
+async def test_whatever_a_policy_sends_is_what_the_tokenizer_writes(name: str, exit: str) -> None:
+    main = f"{THINKING}</think>\n\n\\boxed{{8}}"
+    response, engine = await respond(name, EXITS[exit], main)
+    assert response.exit_reason in ("policy", "budget"), response.error
+    for ids in engine.asked:
+        assert list(ids) == encode(name, decode(name, ids))
+        assert exit == "static" or "\\\n" not in decode(name, ids)
+    whole = (*response.leading_ids, *response.thinking_ids, *response.inserted_ids)
+    assert whole == engine.asked[-1]
+    if exit not in ("static", "no_thinking"):
+        kept = decode(name, whole).partition("</think>")[0].rstrip()
+        assert THINKING.startswith(kept)
+        assert THINKING.removeprefix(kept).startswith("\n")
+    if exit != "static":
+        generated = len(response.thinking_ids) + response.answer_tokens + response.trial_tokens
+        assert generated == engine.generated
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_an_exit_keeps_what_closes_a_formula(name: str) -> None:
+    """The closing bracket is one token with the end of the paragraph."""
+    _, engine = await respond(name, EXITS["deer"], f"{THINKING}</think>\n\n8")
+    trials = [decode(name, ids) for ids in engine.asked if "Final Answer" in decode(name, ids)]
+    assert trials == [
+        f"{kept}\n\n**Final Answer**\n\\boxed"
+        for kept in (
+            "So that is \\( x = 8 \\).",
+            "So that is \\( x = 8 \\).\n\nWait, is \\[ 5 + 3 = 8 \\]",
+        )
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("closed", ["", f"</think>\n\n{LONG}"])
+@pytest.mark.parametrize("thinking", [THINKING, "It is 8. It is, is it"])
+async def test_a_forced_answer_follows_the_thinking(name: str, thinking: str, closed: str) -> None:
+    """`budget` puts an answer in place of a conclusion that does not end."""
+    exit = {"policy": "budget", "budget": 300, "trial_tokens": 10, "think_ratio": 1.0}
+    main = thinking + closed
+    response, engine = await respond(name, exit, main, conclusion=LONG)
+    assert (response.exit_reason, response.finish_reason) == ("budget", "stop")
+    whole = (*response.leading_ids, *response.thinking_ids, *response.inserted_ids)
+    assert whole == engine.asked[-1]
+    assert list(whole) == encode(name, decode(name, whole))
+    assert main.startswith(decode(name, whole).partition("</think>")[0].rstrip())
+    assert "8</think>" not in decode(name, whole)
+    generated = len(response.thinking_ids) + response.answer_tokens + response.trial_tokens
+    assert generated == engine.generated
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_quoted_tag_ends_neither_the_search_nor_the_path(name: str) -> None:
+    quoted = [encode(name, part) for part in ("The `</", "think>` is a tag.\n\n")]
+    ids = [*quoted[0], *quoted[1], *encode(name, "So 8.\n\nWait, ")]
+    assert vocabulary(name).think[1] not in ids
+    exit = ExitSettings.model_validate({"name": "x", "monitor": "cue"})
+    monitor = Monitor(tokenizer(name), exit)
+    [found] = monitor.scan(ids, ended=False)
+    assert decode(name, ids[: found.cut]).rstrip() == "The `</think>` is a tag.\n\nSo 8."
+    closed = [vocabulary(name).think[1], *encode(name, "8.\n\nWait, ")]
+    assert not [*monitor.scan(closed, ended=False)] and monitor.closed
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_finalize_joins_at_every_boundary(name: str) -> None:
+    """No `.\n\n` with another blank line behind it."""
+    words = vocabulary(name)
+    problem = Problem("p" * 16, "toy", "train", "5 + 3?", "8")
+    reply = "\\boxed{8}"
+    ids = [*encode(name, f"{THINKING} So. Wait, 8.</think>\n\n{reply}"), words.end_ids[0]]
+    async with Grader(workers=1) as grader:
+        ctx = Context(RECIPE, Scripted(words.tokenizer, lambda *_: reply), grader)
+        row = await make_trajectory(
+            problem,
+            model="m",
+            sample=0,
+            seed=0,
+            prompt_ids=encode(name, "<think>\n"),
+            token_ids=ids,
+            ids_from="sampled",
+            finish_reason="stop",
+            tokenizer=words.tokenizer,
+            grader=grader,
+        )
+        segments = segment(row, words.tokenizer, SegmentSettings(granularity="cue"))
+        assert isinstance(segments, list) and len(segments) > 5
+        for each in segments:
+            passed = ExitEstimate(
+                each.id, row.id, each.index, 16, 16, 0, 0, 1.0, 0.8, 1.0, "above", 0
+            )
+            result = await optimize(problem, row, segments, [passed], ctx)
+            assert isinstance(result, OptimizedTrajectory)
+            said = [token for token in result.token_ids if token not in words.end_ids]
+            assert said == encode(name, result.text)
+            assert result.token_ids[: each.exit - 1] == row.token_ids[: each.exit - 1]
+            kept = row.text[: each.chars.end].rstrip()
+            assert result.text.removeprefix(kept).startswith("\n\nMy reasoning")
+
+
+@pytest.mark.parametrize("name", [R1])
+async def test_a_replay_counts_what_a_join_replaces(name: str) -> None:
+    main = f"It is 8. Wait, it is \\[ 8. \\] Wait.\n\n{THINKING}</think>\n\n\\boxed{{8}}"
+    engine = Speaker(tokenizer(name), main, trial=sure_in_a_display)
+    problem = Problem("p" * 16, "toy", "test", "5 + 3?", "8")
+    evaluated = EvaluateSettings(samples=1, temperature=0.0, max_tokens=400)
+    traced = TraceSettings(monitors=("cue", "paragraph"), fractions=(0.1, 0.5))
+    recipe = RECIPE.model_copy(update={"evaluate": evaluated, "trace": traced})
+    ctx = Context(recipe, engine, Grader(workers=1))
+    [recorded] = await trace(problem, ctx)
+    assert any(each.kept < each.position for each in recorded.conclusions)
+    for exit in (EXITS["deer"], EXITS["deer closed"], EXITS["static"], {"policy": "none"}):
+        settings = ExitSettings.model_validate({"name": "exit", **exit})
+        [live] = await evaluate(problem, settings, ctx, "base")
+        assert Replay(recorded).row(settings) == live.row
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("policy", ["none", "nowait", "deer"])
+async def test_thinking_that_ends_without_a_close_is_unclosed(name: str, policy: str) -> None:
+    response, engine = await respond(name, {"policy": policy, "threshold": 1.0}, THINKING)
+    assert (response.exit_reason, response.complete) == ("unclosed", False)
+    assert response.answer_ids in ((), (engine.tokenizer.eos_token_id,))
+
+
+def test_the_embedded_model_reads_what_it_was_taught() -> None:
+    """Its vocabulary joins nothing to a line end: texts behind its thinking are cut as by itself.
+
+    All but the ellipsis of `exit` behind a full stop, which is left out everywhere.
+    """
+    random = Random(0)
+    for chain in islice(chains("train", random), 20):
+        ids = encode(NANO, think(chain, OVERTHINKING, random).text)
+        settings = ExitSettings.model_validate({"name": "x", "monitor": "paragraph"})
+        cuts = [each.cut for each in Monitor(tokenizer(NANO), settings).scan(ids, ended=False)]
+        for cut, prompt in product((*cuts, len(ids)), INSERTED):
+            text = render(prompt, NANO)
+            stay, inserted = joined(NANO, ids[:cut], text)
+            assert stay == ids[:cut]
+            assert decode(NANO, stay).endswith((".", "?"))
+            if prompt == "exit" and decode(NANO, stay).endswith("."):
+                text = text.removeprefix("...")
+            assert inserted == encode(NANO, text)
+
+
+# Real traces, where they are.
+
+
+@cache
+def thoughts(language: str) -> list[str]:
+    path = TRACES / f"traces-{language}.jsonl"
+    if not path.is_file():
+        pytest.skip(f"{path} is not here")
+    rows = [json.loads(line)["thinking"] for line in path.read_text("utf-8").split("\n") if line]
+    return [row.replace("<think>", "").replace("</think>", "")[:6_000] for row in rows[:12]]
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_cuts_and_joins_on_real_traces(name: str, language: str) -> None:
+    cuts = 0
+    for text in thoughts(language):
+        cuts += check_cuts(name, text)
+        ids = encode(name, text)
+        for monitor in ("cue", "paragraph"):
+            settings = ExitSettings.model_validate({"name": "x", "monitor": monitor})
+            found = Monitor(tokenizer(name), settings).scan(ids, ended=False)
+            for index, transition in enumerate(found):
+                kept = ids[: transition.cut]
+                check_join(name, kept, render(INSERTED[index % len(INSERTED)]))
+    assert cuts
