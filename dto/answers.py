@@ -64,10 +64,11 @@ async def complete_answers(
     `prefix` are the ids of prompt and thinking so far; the inducer's text is encoded on its own and
     put behind them. `sampling.max_tokens` limits one answer, inner braces included, and is lowered
     where the context is nearer; without any room all answers are `truncated`. All n share one
-    prefill, and sample j uses seed + j. Departure from both papers: they stop at a token limit and
-    search the text; we stop at the brace, or at `sampling.stop` where that is given.
+    prefill, and sample j uses seed + j; a presence penalty takes the inducer for the model's own.
+    Departure from both papers: they stop at a token limit and search the text; we stop at the
+    brace, or at `sampling.stop` where that is given.
     """
-    inducer_ids = ctx.tokenizer.encode(inducer, add_special_tokens=False)
+    inducer_ids = ctx.encode(inducer)
     prompt = (*prefix, *inducer_ids)
     box = inducer[inducer.rindex(BOX) :]
     room = ctx.engine.context - len(prompt)
@@ -75,7 +76,10 @@ async def complete_answers(
         return [Answer((), box, None, "length", "truncated", "", "no room in the context")] * n
     at_brace = not sampling.stop
     sampling = replace(
-        sampling, max_tokens=min(sampling.max_tokens, room), stop=sampling.stop or ("}",)
+        sampling,
+        max_tokens=min(sampling.max_tokens, room),
+        stop=sampling.stop or ("}",),
+        written=sampling.written + len(inducer_ids) if sampling.presence_penalty else 0,
     )
     completions = await ctx.engine.complete(prompt, sampling, n)
 
@@ -122,7 +126,13 @@ async def _until_closed(
             else derive(sampling.seed, "", "brace", rounds)
         )
         (more,) = await engine.complete(
-            (*prompt, *whole.token_ids), replace(sampling, max_tokens=left, seed=seed)
+            (*prompt, *whole.token_ids),
+            replace(
+                sampling,
+                max_tokens=left,
+                seed=seed,
+                written=sampling.written + len(whole.token_ids),
+            ),
         )
         whole = replace(
             more,

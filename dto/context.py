@@ -10,6 +10,8 @@ from dto.errors import EngineError
 from dto.prompts import render
 from dto.recipe import Recipe
 from dto.seeds import derive
+from dto.settings import SamplingSettings
+from dto.tags import ThinkTags, think_tags
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,22 +42,44 @@ class Context:
             )
         return self.engine.tokenizer
 
+    @property
+    def tags(self) -> ThinkTags:
+        """How the policy marks its thinking."""
+        return think_tags(self.tokenizer, self.recipe.model)
+
+    def text(self, name: str) -> str:
+        """The prompt `name` (`exit`, `finalize`, …) with the policy's own tags."""
+        return render(name, self.recipe.model.family, self.tags)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text as they are put after others, tags as the policy's own tokens."""
+        return self.tags.encode(self.tokenizer, text)
+
     def text_ids(self, name: str) -> tuple[int, ...]:
-        """Token ids of the prompt `name` (`exit`, `finalize`, …), as they are put after others."""
-        text = render(name, self.recipe.model.family)
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        """Token ids of the prompt `name`, as they are put after others."""
+        return self.encode(self.text(name))
 
     def seed(self, row_id: str, purpose: str, *counters: int) -> int:
         """The seed of one request, from the run's seed (:func:`dto.seeds.derive`)."""
         return derive(self.recipe.seed, row_id, purpose, *counters)
 
-    def sampling(self, max_tokens: int, seed: int, stop: tuple[str, ...] = ()) -> Sampling:
-        """The sampling stage's temperature and top-p, for everything that imitates the policy."""
-        settings = self.recipe.sample
-        return Sampling(
-            max_tokens=max_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            seed=seed,
-            stop=stop,
-        )
+    def sampling(self, max_tokens: int, seed: int, written: int = 0) -> Sampling:
+        """As the sampling stage samples, for everything that imitates the policy.
+
+        `written`: so many of the prompt's last tokens are of the response.
+        """
+        return sampling(self.recipe.sample, max_tokens, seed, written)
+
+
+def sampling(settings: SamplingSettings, max_tokens: int, seed: int, written: int = 0) -> Sampling:
+    """One request as `sample` or `evaluate` says."""
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        min_p=settings.min_p,
+        presence_penalty=settings.presence_penalty,
+        written=written,
+        seed=seed,
+    )

@@ -6,7 +6,6 @@ emoji and Chinese into bytes) has no place in the text, so it is never used to c
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,15 +14,13 @@ from tokenizers.decoders import DecodeStream
 
 from dto.errors import DtoError
 from dto.records import Span
+from dto.tags import DEFAULT_TAGS, ThinkTags
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-OPEN_TAG = "<think>"
-CLOSE_TAG = "</think>"
+OPEN_TAG, CLOSE_TAG = DEFAULT_TAGS.open, DEFAULT_TAGS.close
 INSIDE_CHARACTER = -1
-
-_LEADING_OPEN = re.compile(rf"\s*{OPEN_TAG}")
 
 
 class ThinkingSplit(NamedTuple):
@@ -34,8 +31,8 @@ class ThinkingSplit(NamedTuple):
     closed: bool
 
 
-def split_thinking(text: str, opened: bool = True) -> ThinkingSplit:
-    """Find the thinking of a response.
+def split_thinking(text: str, opened: bool = True, tags: ThinkTags = DEFAULT_TAGS) -> ThinkingSplit:
+    """Find the thinking of a response; `<think>` and `</think>` stand for the model's own tags.
 
     `opened` says that the prompt already ended in `<think>`: then all of the text up to the first
     `</think>` is thinking, and all of it when there is none. A `<think>` that the response repeats
@@ -43,29 +40,32 @@ def split_thinking(text: str, opened: bool = True) -> ThinkingSplit:
     the start where only `</think>` stands; a text with neither tag has closed, empty thinking and
     is all conclusion. White space next to a tag belongs to the span that it stands in.
     """
-    close = text.find(CLOSE_TAG)
+    close = text.find(tags.close)
     limit = close if close >= 0 else len(text)
     start = 0
-    if leading := _LEADING_OPEN.match(text):
-        start = leading.end()
+    if text.lstrip().startswith(tags.open):
+        start = text.index(tags.open) + len(tags.open)
     elif not opened:
-        tag = text.find(OPEN_TAG, 0, limit)
+        tag = text.find(tags.open, 0, limit)
         if tag >= 0:
-            start = tag + len(OPEN_TAG)
+            start = tag + len(tags.open)
         elif close < 0:
             return ThinkingSplit(Span(0, 0), Span(0, len(text)), True)
     if close < 0:
         return ThinkingSplit(Span(start, len(text)), Span(len(text), len(text)), False)
-    return ThinkingSplit(Span(start, close), Span(close + len(CLOSE_TAG), len(text)), True)
+    return ThinkingSplit(Span(start, close), Span(close + len(tags.close), len(text)), True)
 
 
-def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+def decode_response(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], tags: ThinkTags = DEFAULT_TAGS
+) -> str:
     """The text of a response: special tokens stay visible, one that ends it does not.
 
-    A model may end with another token than the tokenizer's EOS, so any special one counts.
+    A model may end with another token than the tokenizer's EOS, so any special one counts, but one
+    that is (part of) a tag.
     """
     ids = list(ids)
-    if ids and (ids[-1] == tokenizer.eos_token_id or _is_end(tokenizer, ids[-1])):
+    if ids and (ids[-1] == tokenizer.eos_token_id or _is_end(tokenizer, ids[-1], tags)):
         ids.pop()
     return _decode(tokenizer, ids)
 
@@ -125,9 +125,11 @@ def tokens_within(ends: Sequence[int], chars: Span) -> Span:
     return Span(start, max(start, borders[last][1]))
 
 
-def _is_end(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
+def _is_end(tokenizer: PreTrainedTokenizerBase, token: int, tags: ThinkTags) -> bool:
     added = tokenizer.added_tokens_decoder.get(token)
-    return added is not None and added.special and added.content not in (OPEN_TAG, CLOSE_TAG)
+    if added is None or not added.special or added.content in (OPEN_TAG, CLOSE_TAG):
+        return False
+    return added.content not in tags.open and added.content not in tags.close
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

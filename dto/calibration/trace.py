@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING
 from dto import tables
 from dto.concurrency import gather_bounded
 from dto.context import Context
+from dto.context import sampling as drawn
 from dto.engines.base import Sampling
 from dto.errors import DtoError
 from dto.exits import check
 from dto.exits.monitor import ENTROPY_LOGPROBS, Monitor
 from dto.exits.path import Path
 from dto.exits.trial import ask
-from dto.prompts import render
 from dto.recipe import ExitSettings, TraceSettings
 from dto.records import AnswerKind, FinishReason, Grade, Problem, Span, Trajectory
 from dto.stages.evaluate import grade_response, no_room
+from dto.tags import ThinkTags
 from dto.trajectories import prompt_ids
 
 if TYPE_CHECKING:
@@ -132,9 +133,7 @@ async def trace(problem: Problem, ctx: Context) -> list[Trace]:
     seed = ctx.seed(problem.id, "evaluate")
 
     def sampling(sample: int) -> Sampling:
-        return Sampling(
-            settings.max_tokens, settings.temperature, settings.top_p, seed=seed + sample
-        )
+        return drawn(settings, settings.max_tokens, seed + sample)
 
     return await gather_bounded(
         (
@@ -150,15 +149,16 @@ async def _traced(
 ) -> Trace:
     settings = ctx.recipe.trace
     path = Path(prompt, ctx, sampling)
+    closed = path.closed  # by the prompt: there is no thinking
     transitions: list[TracedTransition] = []
     if len(prompt) < ctx.engine.context:
         entropy = "entropy" in settings.monitors
         whole = await path.advance(logprobs=ENTROPY_LOGPROBS if entropy else None)
         response = await path.finished()
-        if response.exit_reason != "failed":
+        if response.exit_reason != "failed" and not closed:
             # A long response takes a while to read: not on the event loop.
             transitions = await asyncio.to_thread(
-                _transitions, path.ids, whole.top_logprobs, settings, ctx.tokenizer
+                _transitions, path.ids, whole.top_logprobs, settings, ctx.tokenizer, ctx.tags
             )
     else:
         response = no_room(len(prompt), ctx.engine.context)
@@ -173,7 +173,9 @@ async def _traced(
     shares = {start + floor(share * length) for share in settings.fractions}
     conclusions = await gather_bounded(
         _conclusion(problem, prompt, path.ids[:cut], sampling, ctx)
-        for cut in sorted(shares.union(cuts) if response.exit_reason != "failed" else ())
+        for cut in sorted(
+            shares.union(cuts) if response.exit_reason != "failed" and not closed else ()
+        )
     )
     shape = ctx.engine.shape
     return Trace(
@@ -203,11 +205,12 @@ def _transitions(
     top_logprobs: Sequence[Mapping[int, float]] | None,
     settings: TraceSettings,
     tokenizer: PreTrainedTokenizerBase,
+    tags: ThinkTags,
 ) -> list[TracedTransition]:
     transitions: list[TracedTransition] = []
     for kind in settings.monitors:
         exit = ExitSettings(name=kind, monitor=kind, every=settings.every, entropy=settings.entropy)
-        found = Monitor(tokenizer, exit).scan(ids, top_logprobs, ended=True)
+        found = Monitor(tokenizer, exit, tags).scan(ids, top_logprobs, ended=True)
         transitions += [TracedTransition(kind, cut, seen) for cut, seen in found]
     return transitions
 
@@ -215,12 +218,12 @@ def _transitions(
 async def _trial(
     problem: Problem, prompt: tuple[int, ...], kept: Sequence[int], inducer: str, ctx: Context
 ) -> TracedTrial:
-    text = render(f"trial_{inducer}", ctx.recipe.model.family)
+    text = ctx.text(f"trial_{inducer}")
     answer, ends = await ask((*prompt, *kept), text, ctx.recipe.trace.trial_tokens, problem, ctx)
     return TracedTrial(
         inducer=inducer,
         position=len(kept),
-        inducer_tokens=len(ctx.tokenizer.encode(text, add_special_tokens=False)),
+        inducer_tokens=len(ctx.encode(text)),
         text=answer.text,
         ends=tuple(ends),
         logprobs=answer.logprobs or (),

@@ -21,11 +21,9 @@ from dataclasses import replace
 from dto.answers import BOX, complete_answers
 from dto.context import Context
 from dto.exits.path import ExitedResponse, Path
-from dto.prompts import render
 from dto.recipe import ExitSettings
 from dto.records import Problem
 from dto.seeds import derive
-from dto.text import CLOSE_TAG
 
 SENTENCE_ENDS = (".", "!", "?", "\n", "。", "！", "？", "．", "｡")
 _ENDED = re.compile(r"[.!?\n。！？．｡][\"'”’」』)\]*]*\s*\Z")
@@ -43,8 +41,8 @@ async def budget(
     one, or where a request failed.
     """
     close_ids = ctx.text_ids("early_close")
-    inducer = render("trial_closed", ctx.recipe.model.family)
-    inserted = max(len(close_ids), len(ctx.tokenizer.encode(inducer, add_special_tokens=False)))
+    inducer = ctx.text("trial_closed")
+    inserted = max(len(close_ids), len(ctx.encode(inducer)))
     room = min(path.sampling.max_tokens, ctx.engine.context - len(path.prompt_ids) - inserted)
     kept_back = 0 if problem.answer_kind == "code" else settings.trial_tokens
     path.sampling = replace(path.sampling, max_tokens=max(0, room - kept_back))
@@ -104,13 +102,13 @@ async def _answered(
         inducer,
         problem,
         ctx,
-        replace(path.sampling, max_tokens=max_tokens, seed=seed),
+        replace(path.sampling, max_tokens=max_tokens, seed=seed, written=cut),
     )
     failed = answer.finish_reason == "failed"
-    heading = inducer[: inducer.rindex(BOX)].partition(CLOSE_TAG)[2]
+    heading = inducer[: inducer.rindex(BOX)].partition(ctx.tags.close)[2]
     return replace(
         response,
-        inserted_ids=tuple(ctx.tokenizer.encode(inducer, add_special_tokens=False)),
+        inserted_ids=ctx.encode(inducer),
         answer_ids=answer.token_ids,
         conclusion=heading + answer.text,
         exit_reason="failed" if failed else "budget",

@@ -27,7 +27,6 @@ from dto.exits.loop import leave_at_transition
 from dto.exits.path import ExitedResponse, Path
 from dto.exits.trial import Tried
 from dto.ledger import Usage, charge
-from dto.prompts import render
 from dto.recipe import ExitSettings
 from dto.records import FinishReason, Problem, Trial
 from dto.text import decode_response
@@ -39,8 +38,7 @@ async def code(
     path: Path, settings: ExitSettings, problem: Problem, ctx: Context
 ) -> ExitedResponse:
     """Leave at the first transition whose code has a confidence above `settings.threshold`."""
-    inducer = render(f"trial_code_{settings.inducer}", ctx.recipe.model.family)
-    inducer_ids = ctx.tokenizer.encode(inducer, add_special_tokens=False)
+    inducer_ids = ctx.text_ids(f"trial_code_{settings.inducer}")
 
     async def probe(cut: int) -> Tried:
         prefix = (*path.prompt_ids, *path.ids[:cut], *inducer_ids)

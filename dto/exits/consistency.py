@@ -21,7 +21,6 @@ from dto.exits.loop import leave_at_transition
 from dto.exits.path import ExitedResponse, Path
 from dto.exits.trial import Tried, try_answer
 from dto.grading.compare import compare
-from dto.prompts import render
 from dto.recipe import ExitSettings
 from dto.records import AnswerKind, Problem, Trial
 
@@ -32,8 +31,8 @@ async def consistency(
     path: Path, settings: ExitSettings, problem: Problem, ctx: Context
 ) -> ExitedResponse:
     """Leave at the first transition at which the last `settings.agree` trial answers are equal."""
-    inducer = render(f"trial_{settings.inducer}", ctx.recipe.model.family)
-    inducer_ids = ctx.tokenizer.encode(inducer, add_special_tokens=False)
+    inducer = ctx.text(f"trial_{settings.inducer}")
+    inducer_ids = ctx.encode(inducer)
 
     async def probe(cut: int) -> Tried:
         return await try_answer(path.prompt_ids, path.ids[:cut], inducer, settings, problem, ctx)

@@ -21,10 +21,9 @@ from dto.exits.confidence import confidence
 from dto.exits.loop import Decide, leave_at_transition
 from dto.exits.path import ExitedResponse, Path
 from dto.exits.trial import Tried, ask, tried, try_answer
-from dto.prompts import render
 from dto.recipe import ExitSettings
 from dto.records import Problem, Trial
-from dto.text import CLOSE_TAG, decode_response
+from dto.text import decode_response
 
 PRO_INDUCERS = tuple(f"trial_pro_{number}" for number in (1, 2, 3, 4))
 
@@ -40,7 +39,7 @@ async def deer(
     if settings.mode == "compat":
         return await compat(path, settings, problem, ctx)
     names = PRO_INDUCERS if settings.mode == "pro" else (f"trial_{settings.inducer}",)
-    inducers = [render(name, ctx.recipe.model.family) for name in names]
+    inducers = [ctx.text(name) for name in names]
 
     async def probe(cut: int) -> Tried:
         kept = path.ids[:cut]
@@ -52,7 +51,7 @@ async def deer(
         )
         return combine(answers)
 
-    read = sum(len(ctx.tokenizer.encode(text, add_special_tokens=False)) for text in inducers)
+    read = sum(len(ctx.encode(text)) for text in inducers)
     return await leave_at_transition(path, settings, ctx, probe, decide(settings), read)
 
 
@@ -95,9 +94,9 @@ async def _qwen3(
     within `settings.trial_tokens` tokens (published: 20).
     """
     answer, ends = await ask(
-        (*prompt_ids, *kept), inducer, settings.trial_tokens, problem, ctx, stop=(CLOSE_TAG,)
+        (*prompt_ids, *kept), inducer, settings.trial_tokens, problem, ctx, stop=(ctx.tags.close,)
     )
     sure = 0.0
-    if CLOSE_TAG in decode_response(ctx.tokenizer, answer.token_ids):
+    if ctx.tags.close in decode_response(ctx.tokenizer, answer.token_ids, ctx.tags):
         sure = confidence("geometric", answer.text, ends, answer.logprobs or ())
     return tried(len(kept), sure, answer)

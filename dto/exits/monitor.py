@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dto.engines.stops import StopReader
 from dto.recipe import ExitSettings
 from dto.segmentation.lexicon import load
-from dto.text import CLOSE_TAG, OPEN_TAG
+from dto.tags import DEFAULT_TAGS, ThinkTags
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,8 +50,14 @@ class Monitor:
     transitions once the thinking is `closed`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: ExitSettings) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: ExitSettings,
+        tags: ThinkTags = DEFAULT_TAGS,
+    ) -> None:
         self.closed = False
+        self._tags = tags
         self._kind = settings.monitor
         self._every = settings.every
         self._entropy = settings.entropy
@@ -107,7 +113,7 @@ class Monitor:
         if piece:
             self._text += piece
             self._borders.append((self._start + len(self._text), self._count))
-            self.closed = CLOSE_TAG in self._text[-len(piece) - len(CLOSE_TAG) :]
+            self.closed = self._tags.close in self._text[-len(piece) - len(self._tags.close) :]
         cut = None if self.closed else self._look(piece, stop is not None, top)
         if len(self._text) > 2 * TAIL:
             self._start += len(self._text) - TAIL
@@ -149,7 +155,7 @@ class Monitor:
     def _cut(self, char: int) -> int:
         """How many tokens end at or before a character of the text, less white space there."""
         text = self._text[:char].rstrip()
-        if self._start == 0 and text.lstrip() == OPEN_TAG:
+        if self._start == 0 and text.lstrip() == self._tags.open:
             return 0
         kept = self._start + len(text)
         return max((tokens for end, tokens in self._borders if end <= kept), default=0)

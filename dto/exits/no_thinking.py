@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dto.context import Context
 from dto.exits.path import ExitedResponse, Path
-from dto.prompts import render
 from dto.recipe import ExitSettings
 from dto.records import Problem
 from dto.trajectories import opening
@@ -19,7 +18,5 @@ async def no_thinking(
     path: Path, settings: ExitSettings, problem: Problem, ctx: Context
 ) -> ExitedResponse:
     """Answer without any thinking; `<think>` is put in where the chat template does not open it."""
-    closed = render("no_thinking", ctx.recipe.model.family)
-    text = opening(ctx.tokenizer, path.prompt_ids) + closed
-    ids = ctx.tokenizer.encode(text, add_special_tokens=False)
-    return await path.concluded(0, tuple(ids), "policy")
+    text = opening(ctx.tokenizer, path.prompt_ids, ctx.tags) + ctx.text("no_thinking")
+    return await path.concluded(0, ctx.encode(text), "policy")

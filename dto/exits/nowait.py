@@ -21,7 +21,6 @@ from dto.context import Context
 from dto.exits.path import ExitedResponse, Path
 from dto.recipe import ExitSettings
 from dto.records import Problem
-from dto.text import CLOSE_TAG
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +43,7 @@ async def nowait(
     """Let the model think to its own end without the keywords, then conclude with all its words."""
     banned = await asyncio.to_thread(keyword_ids, ctx.tokenizer)
     path.sampling = replace(path.sampling, banned=banned)
-    await path.advance(stop=(CLOSE_TAG,))
+    await path.advance(stop=(ctx.tags.close,))
     path.sampling = replace(path.sampling, banned=())
     return await path.finished()
 

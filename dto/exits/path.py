@@ -17,8 +17,9 @@ from dto.engines.base import Chunk, Completion, Sampling
 from dto.flops import ModelShape, attention_flops
 from dto.records import FinishReason, Span, Trial
 from dto.seeds import derive
-from dto.text import CLOSE_TAG, char_ends, decode_response, tokens_within
-from dto.trajectories import read_response
+from dto.tags import FOREIGN, foreign_detail
+from dto.text import char_ends, decode_response, tokens_within
+from dto.trajectories import closes_thinking, read_response
 
 TAIL_TOKENS = 64  # enough to hold a tag, a cue and its openers, however they are cut into tokens
 
@@ -98,7 +99,8 @@ class Path:
 
     `sampling.max_tokens` bounds the response, thinking and answer together, and is lowered where
     the context is nearer; trials come on top of it. `finish` is None while the response can go on,
-    `closed` says whether the model closed its thinking.
+    `closed` says whether the model closed its thinking, or the prompt did. A presence penalty
+    counts the response so far, whatever requests it came from, where the engine can.
     """
 
     def __init__(self, prompt_ids: Sequence[int], ctx: Context, sampling: Sampling) -> None:
@@ -109,7 +111,8 @@ class Path:
         self.sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
         self.ids: list[int] = []
         self.finish: FinishReason | None = None
-        self.closed = False
+        self.tags = ctx.tags
+        self.closed = closes_thinking(self.tokenizer, self.prompt_ids, self.tags)
         self.error = ""
         self._text_end = ""
 
@@ -120,7 +123,7 @@ class Path:
 
     def tail(self) -> str:
         """The text of the last tokens."""
-        return decode_response(self.tokenizer, self.ids[-TAIL_TOKENS:])
+        return decode_response(self.tokenizer, self.ids[-TAIL_TOKENS:], self.tags)
 
     def cut(self, char: int) -> int:
         """How many tokens end at or before a character of the tail, less white space at their end.
@@ -161,6 +164,7 @@ class Path:
             seed=seed,
             stop=stop,
             logprobs=logprobs,
+            written=len(self.ids),
         )
 
     def _take(self, step: Completion | Chunk) -> None:
@@ -172,8 +176,8 @@ class Path:
         elif len(self.ids) >= self.sampling.max_tokens:
             self.finish = "length"
         text = self._text_end + step.text
-        self.closed = self.closed or CLOSE_TAG in text
-        self._text_end = text[-len(CLOSE_TAG) :]
+        self.closed = self.closed or self.tags.close in text
+        self._text_end = text[-len(self.tags.close) :]
 
     def rewind(self, count: int) -> None:
         """Take back all but the first `count` tokens, which lie before `</think>`."""
@@ -188,8 +192,17 @@ class Path:
         """Let the model go on to its own end."""
         while self.finish is None:
             await self.advance()
-        reading = await asyncio.to_thread(read_response, self.tokenizer, self.prompt_ids, self.ids)
+        reading = await asyncio.to_thread(
+            read_response,
+            self.tokenizer,
+            self.prompt_ids,
+            self.ids,
+            self.tags,
+            ended=self.finish == "stop",
+        )
         span = reading.thinking_tokens
+        if reading.foreign is not None and self.finish != "failed":
+            self.fail(f"{FOREIGN}: {foreign_detail(self.tags, reading.foreign)}")
         if self.finish == "failed":
             reason = "failed"
         elif reading.closed:
@@ -210,8 +223,11 @@ class Path:
 
     async def concluded(self, cut: int, close_ids: tuple[int, ...], reason: str) -> ExitedResponse:
         """Keep the first `cut` tokens, close the thinking there, and let the model conclude."""
+        cut -= self.tags.unfinished(self.ids[:cut])
         kept = self.ids[:cut]
-        reading = await asyncio.to_thread(read_response, self.tokenizer, self.prompt_ids, kept)
+        reading = await asyncio.to_thread(
+            read_response, self.tokenizer, self.prompt_ids, kept, self.tags, ended=False
+        )
         start = reading.thinking_tokens.start
         prefix = (*self.prompt_ids, *kept, *close_ids)
         room = min(self.sampling.max_tokens - cut, self.engine.context - len(prefix))
@@ -220,7 +236,8 @@ class Path:
         if room > 0:
             seed = derive(self.sampling.seed, "", "conclude", cut)
             [completion] = await self.engine.complete(
-                prefix, replace(self.sampling, max_tokens=room, seed=seed)
+                prefix,
+                replace(self.sampling, max_tokens=room, seed=seed, written=cut + len(close_ids)),
             )
             answer_ids, finish = completion.token_ids, completion.finish_reason
             if finish == "failed":
@@ -231,7 +248,7 @@ class Path:
             thinking_ids=tuple(kept[start:]),
             inserted_ids=close_ids,
             answer_ids=answer_ids,
-            conclusion=decode_response(self.tokenizer, answer_ids),
+            conclusion=decode_response(self.tokenizer, answer_ids, self.tags),
             exit_reason="failed" if finish == "failed" else reason,
             finish_reason=finish,
             withdrawn=len(self.ids) - cut,

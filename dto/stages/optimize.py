@@ -67,12 +67,12 @@ async def finalize(
     """
     settings = ctx.recipe.optimize
     head = kept_ids(trajectory, kept) + ctx.text_ids("finalize")
-    prompt = trajectory.prompt_ids + head
+    prompt, tags = trajectory.prompt_ids + head, ctx.tags
     room = ctx.engine.context - len(prompt)
     if room < 1:
         detail = f"{len(prompt):,} tokens to finalize, context is {ctx.engine.context:,}"
         return Dropped(trajectory.id, "no_room", detail)
-    sampling = ctx.sampling(min(settings.max_tokens, room), seed)
+    sampling = ctx.sampling(min(settings.max_tokens, room), seed, written=len(head))
     completions = await ctx.engine.complete(prompt, sampling, settings.finalizations)
     counted = 0
     correct: list[tuple[tuple[int, ...], Reading, Graded]] = []
@@ -86,6 +86,7 @@ async def finalize(
             completion.error,
             ctx.tokenizer,
             ctx.grader,
+            tags,
         )
         counted += graded.grade != "failed"
         if graded.grade == "correct":
