@@ -291,11 +291,11 @@ async def test_template_arguments_go_to_a_chat_server_or_are_refused(nano: Serve
         assert "chat_template_kwargs" not in server.requests[-1].body
     async with serve("chat", nano.tokenizer) as server:
         server.refuses = {"chat_template_kwargs": None}
-        with pytest.raises(EngineError, match="model.template: .* takes no arguments of a chat"):
+        with pytest.raises(EngineError, match=r"model.template: .* takes no arguments of a chat"):
             async with open_engine(settings(server.url, name="other", template=arguments)):
                 pass
     own = ModelSettings(engine="openai", name="gpt", template=arguments)  # type: ignore[arg-type]
-    with pytest.raises(EngineError, match="model.template: OpenAI's own server"):
+    with pytest.raises(EngineError, match=r"model.template: OpenAI's own server"):
         open_engine(own)
 
 

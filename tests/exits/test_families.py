@@ -28,11 +28,11 @@ EXITS: dict[str, dict[str, Any]] = {
     "deer cue": {**DEER, "monitor": "cue"},
     "deer closed": {**DEER, "inducer": "closed"},
     "deer overlapped": {**DEER, "overlap": True},
-    "deer qwen3": {**DEER, "mode": "qwen3"},
+    "deer qwen3": {**DEER, "mode": "qwen3", "trial_tokens": 60},  # a tag of many bytes
     "deer compat": {"policy": "deer", "mode": "compat", "confidence": "mean", "threshold": 0.5},
     "deer pro": {**DEER, "mode": "pro"},
     "consistency": {"policy": "consistency", "monitor": "paragraph", "agree": 2},
-    "entropy": {"policy": "entropy", "monitor": "paragraph", "smoothing": 0.9, "variance": 9.0},
+    "entropy": {"policy": "entropy", "monitor": "paragraph", "smoothing": 1.0, "variance": 9.0},
     "no_thinking": {"policy": "no_thinking"},
     "nowait": {"policy": "nowait"},
 }
