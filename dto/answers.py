@@ -1,14 +1,18 @@
 r"""Short answers after an inducer: rollouts (2505.21765) and trial answers (2504.15895).
 
-An inducer ends in `\boxed{`, or just before its brace. What the model writes up to the matching
-brace is the answer. Engines know stop strings, not nesting, so a request stops at every closing
-brace and goes on while braces are open: for an answer without inner braces that is one request.
+An inducer ends in `\boxed{`, or just before its brace: where the vocabulary has tokens such as `{\`
+and `{-`, the model opens the brace itself, by the token that it would take. What it writes up to
+the matching brace is the answer. Engines know stop strings, not nesting, so a request stops at
+every closing brace and goes on while braces are open: for an answer without inner braces that is
+one request.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dto.concurrency import gather_bounded
@@ -18,6 +22,8 @@ from dto.records import FinishReason, Grade
 from dto.seeds import derive
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from dto.context import Context
     from dto.engines.base import Engine
     from dto.records import Problem
@@ -44,6 +50,21 @@ class Answer:
     reason: str
 
 
+def answer_inducer(name: str, ctx: Context) -> str:
+    r"""The inducer `name`, without the brace at its end where the vocabulary merges it.
+
+    A brace of its own forbids `{\`, with which most answers in LaTeX begin.
+    """
+    inducer = ctx.text(name)
+    return inducer.removesuffix("{") if merges_brace(ctx.tokenizer) else inducer
+
+
+@lru_cache(maxsize=8)
+def merges_brace(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a token opens a brace and begins an answer in it: `{}` is none."""
+    return any(re.match(r"\{[^{}]", token) for token in tokenizer.get_vocab())
+
+
 def answer_end(text: str) -> int | None:
     """Offset after the brace that closes the first one in `text`; None while there is none."""
     opening = text.find("{")
@@ -58,18 +79,18 @@ async def complete_answers(
     ctx: Context,
     sampling: Sampling,
     n: int = 1,
+    fixed: int = 0,
 ) -> list[Answer]:
     r"""Graded answers to `prefix` followed by the inducer, n of them.
 
-    `prefix` are the ids of prompt and thinking so far; the inducer's text is encoded on its own and
-    put behind them. `sampling.max_tokens` limits one answer, inner braces included, and is lowered
-    where the context is nearer; without any room all answers are `truncated`. All n share one
-    prefill, and sample j uses seed + j; a presence penalty takes the inducer for the model's own.
-    Departure from both papers: they stop at a token limit and search the text; we stop at the
-    brace, or at `sampling.stop` where that is given.
+    `prefix` are the ids of prompt and thinking so far; the inducer's text is put behind them by
+    :func:`dto.joins.join`, which leaves the first `fixed` alone. `sampling.max_tokens` limits one
+    answer, inner braces included, and is lowered where the context is nearer; without any room all
+    answers are `truncated`. All n share one prefill, and sample j uses seed + j; a presence penalty
+    takes the inducer for the model's own. Departure from both papers: they stop at a token limit
+    and search the text; we stop at the brace, or at `sampling.stop` where that is given.
     """
-    inducer_ids = ctx.encode(inducer)
-    prompt = (*prefix, *inducer_ids)
+    prompt = ctx.put_after(prefix, inducer, fixed)
     box = inducer[inducer.rindex(BOX) :]
     room = ctx.engine.context - len(prompt)
     if room < 1:
@@ -79,7 +100,7 @@ async def complete_answers(
         sampling,
         max_tokens=min(sampling.max_tokens, room),
         stop=sampling.stop or ("}",),
-        written=sampling.written + len(inducer_ids) if sampling.presence_penalty else 0,
+        written=sampling.written + len(prompt) - len(prefix) if sampling.presence_penalty else 0,
     )
     completions = await ctx.engine.complete(prompt, sampling, n)
 

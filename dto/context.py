@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dto.engines.base import Engine, Sampling
 from dto.errors import EngineError
+from dto.joins import Joined, join
 from dto.prompts import render
 from dto.recipe import Recipe
 from dto.seeds import derive
@@ -52,12 +54,17 @@ class Context:
         return render(name, self.recipe.model.family, self.tags)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a text as they are put after others, tags as the policy's own tokens."""
+        """Token ids of a text by itself, tags as the policy's own tokens; nothing is added."""
         return self.tags.encode(self.tokenizer, text)
 
-    def text_ids(self, name: str) -> tuple[int, ...]:
-        """Token ids of the prompt `name`, as they are put after others."""
-        return self.encode(self.text(name))
+    def join(self, ids: Sequence[int], text: str, fixed: int = 0) -> Joined:
+        """A text put after ids, of which the first `fixed` stay (:func:`dto.joins.join`)."""
+        return join(self.tokenizer, ids, text, self.encode, fixed)
+
+    def put_after(self, ids: Sequence[int], text: str, fixed: int = 0) -> tuple[int, ...]:
+        """The ids of both, joined."""
+        joined = self.join(ids, text, fixed)
+        return (*ids[: joined.kept], *joined.inserted)
 
     def seed(self, row_id: str, purpose: str, *counters: int) -> int:
         """The seed of one request, from the run's seed (:func:`dto.seeds.derive`)."""

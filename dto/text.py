@@ -6,8 +6,10 @@ emoji and Chinese into bytes) has no place in the text, so it is never used to c
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from tokenizers.decoders import DecodeStream
@@ -34,11 +36,15 @@ class ThinkingSplit(NamedTuple):
 def split_thinking(text: str, opened: bool = True, tags: ThinkTags = DEFAULT_TAGS) -> ThinkingSplit:
     """Find the thinking of a response; `<think>` and `</think>` stand for the model's own tags.
 
-    `opened` says that the prompt already ended in `<think>`: then all of the text up to the first
-    `</think>` is thinking, and all of it when there is none. A `<think>` that the response repeats
-    at its start is left out. With `opened` false, thinking begins after the first `<think>`, or at
-    the start where only `</think>` stands; a text with neither tag has closed, empty thinking and
-    is all conclusion. White space next to a tag belongs to the span that it stands in.
+    `opened` says that the prompt already ended in `<think>`: then all of the text up to `</think>`
+    is thinking, and all of it when there is none. A `<think>` that the response repeats at its
+    start is left out. With `opened` false, thinking begins after the first `<think>`, or at the
+    start where only `</think>` stands; a text with neither tag has closed, empty thinking and is
+    all conclusion. White space next to a tag belongs to the span that it stands in.
+
+    The first `</think>` closes. A further `<think>` inside the thinking is closed by one of its
+    own, if there are enough; `</think>` repeated right behind the one that closes belongs to it,
+    and one that comes later is part of the conclusion.
     """
     close = text.find(tags.close)
     limit = close if close >= 0 else len(text)
@@ -53,7 +59,76 @@ def split_thinking(text: str, opened: bool = True, tags: ThinkTags = DEFAULT_TAG
             return ThinkingSplit(Span(0, 0), Span(0, len(text)), True)
     if close < 0:
         return ThinkingSplit(Span(start, len(text)), Span(len(text), len(text)), False)
-    return ThinkingSplit(Span(start, close), Span(close + len(tags.close), len(text)), True)
+    close = _closing(text, start, tags.open, tags.close)
+    end = close + len(tags.close)
+    while text[end:].lstrip().startswith(tags.close):
+        end = text.index(tags.close, end) + len(tags.close)
+    return ThinkingSplit(Span(start, close), Span(end, len(text)), True)
+
+
+def _closing(text: str, start: int, open_tag: str, close_tag: str) -> int:
+    """Where the tag stands that closes what was opened before `start`: nested pairs are skipped."""
+    depth, close = 1, -1
+    for tag in re.finditer(f"{re.escape(open_tag)}|{re.escape(close_tag)}", text[start:]):
+        if tag.group() == open_tag:
+            depth += 1
+            continue
+        depth, close = depth - 1, start + tag.start()
+        if not depth:
+            break
+    return close
+
+
+def tag_token(tokenizer: PreTrainedTokenizerBase, tag: str) -> int | None:
+    """The id that a tag is by itself; None where the tokenizer spells it."""
+    return _added(tokenizer).get(tag)
+
+
+def without_quoted_tags(
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    text: str,
+    tags: Sequence[str] = (OPEN_TAG, CLOSE_TAG),
+) -> str:
+    """A text as long as `text`, the decoding of `ids`, in which only the model's own tags stand.
+
+    A model whose tag is one token spells it in several where it writes about it (a quotation, a
+    program): there the tag is written over. A tag that the tokenizer spells in any case stays.
+    """
+    for tag in tags:
+        token = tag_token(tokenizer, tag)
+        if token is None or text.count(tag) == list(ids).count(token):
+            continue
+        ends = char_ends(tokenizer, ids)
+        own = {end for end, each in zip(ends, ids, strict=True) if each == token}
+        spelt = [at for at in _places(text, tag) if at + len(tag) not in own]
+        for at in spelt:
+            text = text[:at] + "\0" * len(tag) + text[at + len(tag) :]
+    return text
+
+
+def _places(text: str, tag: str) -> list[int]:
+    return [found.start() for found in re.finditer(re.escape(tag), text)]
+
+
+class TagReader:
+    """Finds a tag in a response that is read in pieces.
+
+    Where the tag is one token, that token alone is the tag, and its spelling is not.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tag: str) -> None:
+        self._tag = tag
+        self._token = tag_token(tokenizer, tag)
+        self._end = ""
+
+    def read(self, ids: Sequence[int], piece: str) -> bool:
+        """Whether the next tokens, or the text that became readable with them, bring the tag."""
+        if self._token is not None:
+            return self._token in ids
+        text = self._end + piece
+        self._end = text[1 - len(self._tag) :]
+        return self._tag in text
 
 
 def decode_response(
@@ -67,7 +142,7 @@ def decode_response(
     ids = list(ids)
     if ids and (ids[-1] == tokenizer.eos_token_id or _is_end(tokenizer, ids[-1], tags)):
         ids.pop()
-    return _decode(tokenizer, ids)
+    return decode(tokenizer, ids)
 
 
 def char_ends(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[int]:
@@ -85,7 +160,7 @@ def char_ends(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[in
             f"tokenizer {tokenizer.name_or_path!r} has no fast version: "
             "convert it to a tokenizer.json first"
         )
-    text = _decode(tokenizer, ids)
+    text = decode(tokenizer, ids)
     stream = DecodeStream(skip_special_tokens=False)
     ends: list[int] = []
     offset = 0
@@ -132,7 +207,13 @@ def _is_end(tokenizer: PreTrainedTokenizerBase, token: int, tags: ThinkTags) -> 
     return added.content not in tags.open and added.content not in tags.close
 
 
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+@lru_cache(maxsize=8)
+def _added(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    return dict(tokenizer.added_tokens_encoder)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of ids, special tokens and white space as they are."""
     text = tokenizer.decode(
         list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
     )

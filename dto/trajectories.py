@@ -22,7 +22,13 @@ from dto.tags import (
     think_tags,
 )
 from dto.templates import Message, check_template, render_chat
-from dto.text import ThinkingSplit, decode_response, split_thinking, thinking_tokens
+from dto.text import (
+    ThinkingSplit,
+    decode_response,
+    split_thinking,
+    thinking_tokens,
+    without_quoted_tags,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -141,16 +147,17 @@ def read_response(
 ) -> Reading:
     """Text and spans of a response that was sampled after `prompt`; `ended`: to its own end.
 
-    After a prompt that closes the thinking a response that does not open it again is all
-    conclusion.
+    Where a tag is one token, its spelling in others (a quotation) is text like any other. After a
+    prompt that closes the thinking a response that does not open it again is all conclusion.
     """
     text = decode_response(tokenizer, token_ids, tags)
-    if closes_thinking(tokenizer, prompt, tags) and not text.lstrip().startswith(tags.open):
+    marked = without_quoted_tags(tokenizer, token_ids, text, (tags.open, tags.close))
+    if closes_thinking(tokenizer, prompt, tags) and not marked.lstrip().startswith(tags.open):
         split = ThinkingSplit(Span(0, 0), Span(0, len(text)), True)
         return Reading(text, split.thinking, split.conclusion, Span(0, 0), True)
-    split = split_thinking(text, opens_thinking(tokenizer, prompt, tags), tags)
+    split = split_thinking(marked, opens_thinking(tokenizer, prompt, tags), tags)
     tokens = thinking_tokens(tokenizer, token_ids, split.thinking)
-    foreign = tags.foreign(text, ended=ended)
+    foreign = tags.foreign(marked, ended=ended)
     return Reading(text, split.thinking, split.conclusion, tokens, split.closed, foreign)
 
 

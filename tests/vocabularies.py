@@ -30,11 +30,11 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 R1, QWEN3, DEEPSEEK = "r1-distill-qwen", "qwen3", "deepseek"
 NAMES = (R1, QWEN3, DEEPSEEK)
 
-_AFTER_QWEN = (  # in both models; the first seven are special
-    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> "
-    "<|video_pad|> <tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> "
-    "<|fim_pad|> <|repo_name|> <|file_sep|>"
-).split()
+_AFTER_QWEN = [  # in both models; the first seven are special
+    *("<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
+    *("<|image_pad|>", "<|video_pad|>", "<tool_call>", "</tool_call>", "<|fim_prefix|>"),
+    *("<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"),
+]
 _FIRST_QWEN = 151_643  # id of the first token that is not of the base vocabulary
 
 _R1_TEMPLATE = """\

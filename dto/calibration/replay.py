@@ -113,7 +113,8 @@ class Replay:
                 continue
             if search.leaves(self._try(exit, found.position)):
                 response, graded = self._concluded(found.position)
-                return replace(response, withdrawn=found.seen - found.position), graded
+                kept = len(response.leading_ids) + len(response.thinking_ids)
+                return replace(response, withdrawn=found.seen - kept), graded
             if search.error:
                 failed = ExitedResponse.failed(self.trace.prompt_tokens, search.error)
                 return failed, Graded("failed", "", search.error)
@@ -154,8 +155,8 @@ class Replay:
         response = ExitedResponse(
             prompt_tokens=trace.prompt_tokens,
             leading_ids=trace.token_ids[:start],
-            thinking_ids=trace.token_ids[start:cut],
-            inserted_ids=trace.close_ids,
+            thinking_ids=trace.token_ids[start : conclusion.kept],
+            inserted_ids=conclusion.close_ids,
             answer_ids=conclusion.token_ids,
             conclusion="",
             exit_reason="failed" if conclusion.finish_reason == "failed" else "policy",

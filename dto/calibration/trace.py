@@ -16,6 +16,7 @@ from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
 from dto import tables
+from dto.answers import answer_inducer
 from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.context import sampling as drawn
@@ -69,9 +70,15 @@ class TracedTrial:
 
 @dataclass(frozen=True, slots=True)
 class TracedConclusion:
-    """What the model writes when its thinking is closed after `position` response tokens."""
+    """What the model writes when its thinking is closed after `position` response tokens.
+
+    `kept` of them stay, and `close_ids` is what closes the thinking there, read but not generated:
+    punctuation may be one token with it.
+    """
 
     position: int
+    kept: int
+    close_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     grade: Grade
@@ -83,9 +90,8 @@ class TracedConclusion:
 class Trace:
     """One response of the model, and all the ways to leave it.
 
-    `thinking_tokens` spans `token_ids`. `close_ids` is the text that closes the thinking at an
-    exit, read but not generated. `shape` is (layers, heads, head dimension) of the model, empty
-    where it is not known. A response that failed has no transitions and says why in `reason`.
+    `thinking_tokens` spans `token_ids`. `shape` is (layers, heads, head dimension) of the model,
+    empty where it is not known. A response that failed has no transitions and says why in `reason`.
     """
 
     id: str  # problem id / sample index
@@ -101,7 +107,6 @@ class Trace:
     grade: Grade
     answer: str
     reason: str
-    close_ids: tuple[int, ...]
     shape: tuple[int, ...]
     transitions: tuple[TracedTransition, ...]
     trials: tuple[TracedTrial, ...]
@@ -192,7 +197,6 @@ async def _traced(
         grade=graded.grade,
         answer=graded.answer,
         reason=graded.reason,
-        close_ids=ctx.text_ids("early_close"),
         shape=() if shape is None else (shape.layers, shape.heads, shape.head_dim),
         transitions=tuple(transitions),
         trials=tuple(trials),
@@ -218,7 +222,7 @@ def _transitions(
 async def _trial(
     problem: Problem, prompt: tuple[int, ...], kept: Sequence[int], inducer: str, ctx: Context
 ) -> TracedTrial:
-    text = ctx.text(f"trial_{inducer}")
+    text = answer_inducer(f"trial_{inducer}", ctx)
     answer, ends = await ask((*prompt, *kept), text, ctx.recipe.trace.trial_tokens, problem, ctx)
     return TracedTrial(
         inducer=inducer,
@@ -242,10 +246,12 @@ async def _conclusion(
 ) -> TracedConclusion:
     path = Path(prompt, ctx, sampling)
     path.ids = list(kept)
-    response = await path.concluded(len(kept), ctx.text_ids("early_close"), "policy")
+    response = await path.concluded(len(kept), ctx.text("early_close"), "policy")
     graded = await grade_response(response, problem, ctx)
     return TracedConclusion(
         position=len(kept),
+        kept=len(response.leading_ids) + len(response.thinking_ids),
+        close_ids=response.inserted_ids,
         token_ids=response.answer_ids,
         finish_reason=response.finish_reason,
         grade=graded.grade,

@@ -18,9 +18,9 @@ import math
 import re
 from dataclasses import replace
 
-from dto.answers import BOX, complete_answers
+from dto.answers import BOX, answer_inducer, complete_answers
 from dto.context import Context
-from dto.exits.path import ExitedResponse, Path
+from dto.exits.path import BROKEN, ExitedResponse, Path
 from dto.recipe import ExitSettings
 from dto.records import Problem
 from dto.seeds import derive
@@ -28,7 +28,6 @@ from dto.seeds import derive
 SENTENCE_ENDS = (".", "!", "?", "\n", "。", "！", "？", "．", "｡")
 _ENDED = re.compile(r"[.!?\n。！？．｡][\"'”’」』)\]*]*\s*\Z")
 _AFTER_DIGIT = re.compile(r"\d\.\Z")
-_BROKEN = "\ufffd"  # how a character reads of which tokens are missing
 
 
 async def budget(
@@ -40,23 +39,25 @@ async def budget(
     answer had to be forced. An answer is missing only where `max_tokens` has no room for a boxed
     one, or where a request failed.
     """
-    close_ids = ctx.text_ids("early_close")
-    inducer = ctx.text("trial_closed")
-    inserted = max(len(close_ids), len(ctx.encode(inducer)))
+    close = ctx.text("early_close")
+    inducer = answer_inducer("trial_closed", ctx)
+    inserted = max(len(ctx.encode(close)), len(ctx.encode(inducer)))
     room = min(path.sampling.max_tokens, ctx.engine.context - len(path.prompt_ids) - inserted)
     kept_back = 0 if problem.answer_kind == "code" else settings.trial_tokens
     path.sampling = replace(path.sampling, max_tokens=max(0, room - kept_back))
     most = math.floor(settings.think_ratio * path.sampling.max_tokens)
     longest = min(settings.budget + settings.grace, most)
     cut = await _think(path, min(settings.budget, most), longest)
+    cut -= ctx.tags.unfinished(path.ids[:cut])
     if path.closed or path.finish == "failed":
         response = await path.finished()
+        cut = len(response.leading_ids) + len(response.thinking_ids)
     else:
-        response = await path.concluded(cut, close_ids, "budget")
+        response = await path.concluded(cut, close, "budget")
     left = min(kept_back, room)
     if response.complete or response.exit_reason == "failed" or left < 1:
         return response
-    return await _answered(path, response, inducer, left, problem, ctx)
+    return await _answered(path, response, cut, inducer, left, problem, ctx)
 
 
 async def _think(path: Path, budget: int, longest: int) -> int:
@@ -82,37 +83,46 @@ async def _think(path: Path, budget: int, longest: int) -> int:
 
 
 def _border(path: Path) -> int:
-    """How many tokens end before white space, and before a character that is not complete."""
-    return path.cut(len(path.tail().rstrip(_BROKEN)))
+    """How many tokens hold more than white space, and no character that is not complete."""
+    return path.cut(len(path.tail().rstrip(BROKEN)))
 
 
 async def _answered(
     path: Path,
     response: ExitedResponse,
+    cut: int,
     inducer: str,
     max_tokens: int,
     problem: Problem,
     ctx: Context,
 ) -> ExitedResponse:
-    """The response with a bare boxed answer in place of its unfinished conclusion."""
-    cut = len(response.leading_ids) + len(response.thinking_ids)
+    """The response with a bare boxed answer in place of what follows its first `cut` tokens."""
+    prefix = (*path.prompt_ids, *path.ids[:cut])
+    joined = ctx.join(prefix, inducer, fixed=len(path.prompt_ids))
+    start = len(response.leading_ids)
+    thinking_ids = prefix[len(path.prompt_ids) + start : joined.kept]
     seed = derive(path.sampling.seed, "", "answer", cut)
     [answer] = await complete_answers(
-        (*path.prompt_ids, *path.ids[:cut]),
+        prefix,
         inducer,
         problem,
         ctx,
         replace(path.sampling, max_tokens=max_tokens, seed=seed, written=cut),
+        fixed=len(path.prompt_ids),
     )
+    # All that was generated for the main path and for the conclusion, less what stays of it.
+    generated = len(response.thinking_ids) + len(response.answer_ids) + response.withdrawn
+    withdrawn = generated - len(thinking_ids)
     failed = answer.finish_reason == "failed"
     heading = inducer[: inducer.rindex(BOX)].partition(ctx.tags.close)[2]
     return replace(
         response,
-        inserted_ids=ctx.encode(inducer),
+        thinking_ids=thinking_ids,
+        inserted_ids=joined.inserted,
         answer_ids=answer.token_ids,
         conclusion=heading + answer.text,
         exit_reason="failed" if failed else "budget",
         finish_reason=answer.finish_reason,
-        withdrawn=response.withdrawn + len(response.answer_ids),
+        withdrawn=withdrawn,
         error=answer.reason if failed else "",
     )

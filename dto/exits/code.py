@@ -38,13 +38,14 @@ async def code(
     path: Path, settings: ExitSettings, problem: Problem, ctx: Context
 ) -> ExitedResponse:
     """Leave at the first transition whose code has a confidence above `settings.threshold`."""
-    inducer_ids = ctx.text_ids(f"trial_code_{settings.inducer}")
+    inducer = ctx.text(f"trial_code_{settings.inducer}")
 
     async def probe(cut: int) -> Tried:
-        prefix = (*path.prompt_ids, *path.ids[:cut], *inducer_ids)
+        prefix = ctx.put_after((*path.prompt_ids, *path.ids[:cut]), inducer)
         return await _try_code(prefix, cut, settings, problem, ctx)
 
-    return await leave_at_transition(path, settings, ctx, probe, decide(settings), len(inducer_ids))
+    read = len(ctx.encode(inducer))
+    return await leave_at_transition(path, settings, ctx, probe, decide(settings), read)
 
 
 async def _try_code(

@@ -199,7 +199,7 @@ class _Script:
             prompt_tokens=self.prompt_tokens,
             leading_ids=(),
             thinking_ids=thinking,
-            inserted_ids=() if answer is None else self.ctx.text_ids("early_close"),
+            inserted_ids=() if answer is None else self.ctx.encode(render("early_close")),
             answer_ids=() if answer is None else answer.token_ids,
             conclusion="" if answer is None else answer.text,
             exit_reason=reason,

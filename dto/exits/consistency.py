@@ -16,6 +16,7 @@ import re
 from collections.abc import Sequence
 from functools import partial
 
+from dto.answers import answer_inducer
 from dto.context import Context
 from dto.exits.loop import leave_at_transition
 from dto.exits.path import ExitedResponse, Path
@@ -31,14 +32,13 @@ async def consistency(
     path: Path, settings: ExitSettings, problem: Problem, ctx: Context
 ) -> ExitedResponse:
     """Leave at the first transition at which the last `settings.agree` trial answers are equal."""
-    inducer = ctx.text(f"trial_{settings.inducer}")
-    inducer_ids = ctx.encode(inducer)
+    inducer = answer_inducer(f"trial_{settings.inducer}", ctx)
 
     async def probe(cut: int) -> Tried:
         return await try_answer(path.prompt_ids, path.ids[:cut], inducer, settings, problem, ctx)
 
     decide = partial(agreed, settings, kind=problem.answer_kind)
-    return await leave_at_transition(path, settings, ctx, probe, decide, len(inducer_ids))
+    return await leave_at_transition(path, settings, ctx, probe, decide, len(ctx.encode(inducer)))
 
 
 def agreed(settings: ExitSettings, trials: Sequence[Trial], kind: AnswerKind = "math") -> bool:

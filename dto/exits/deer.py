@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dto.answers import answer_inducer
 from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.exits.compat import compat
@@ -39,7 +40,7 @@ async def deer(
     if settings.mode == "compat":
         return await compat(path, settings, problem, ctx)
     names = PRO_INDUCERS if settings.mode == "pro" else (f"trial_{settings.inducer}",)
-    inducers = [ctx.text(name) for name in names]
+    inducers = [answer_inducer(name, ctx) for name in names]
 
     async def probe(cut: int) -> Tried:
         kept = path.ids[:cut]

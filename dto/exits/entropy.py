@@ -38,10 +38,10 @@ async def entropy(
     A trial is one token and no answer: its confidence is exp(-entropy), its answer is empty, and
     its grade `failed`, so that it is in no denominator.
     """
-    close_ids = ctx.text_ids("entropy_probe")
+    close = ctx.text("entropy_probe")
 
     async def probe(cut: int) -> Tried:
-        prefix = (*path.prompt_ids, *path.ids[:cut], *close_ids)
+        prefix = ctx.put_after((*path.prompt_ids, *path.ids[:cut]), close)
         if len(prefix) >= ctx.engine.context:
             return Tried(Trial(cut, 0.0, "", "failed", 0), "")
         [read] = await ctx.engine.complete(prefix, READ)
@@ -52,7 +52,7 @@ async def entropy(
         return Tried(Trial(cut, confidence, "", "failed", len(read.token_ids)), "")
 
     return await leave_at_transition(
-        path, settings, ctx, probe, partial(settled, settings), len(close_ids)
+        path, settings, ctx, probe, partial(settled, settings), len(ctx.encode(close))
     )
 
 

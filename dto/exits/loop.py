@@ -60,7 +60,7 @@ async def leave_at_transition(
         response = await path.finished()
     else:
         path.rewind(exit_at.seen)
-        response = await path.concluded(exit_at.cut, ctx.text_ids("early_close"), "policy")
+        response = await path.concluded(exit_at.cut, ctx.text("early_close"), "policy")
     return replace(
         response,
         trials=tuple(search.trials),

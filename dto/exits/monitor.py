@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +20,7 @@ from dto.engines.stops import StopReader
 from dto.recipe import ExitSettings
 from dto.segmentation.lexicon import load
 from dto.tags import DEFAULT_TAGS, ThinkTags
+from dto.text import TagReader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,11 +44,13 @@ class Transition(NamedTuple):
 
 
 class Monitor:
-    """Reads the tokens of one response, and finds the transitions of its thinking.
+    r"""Reads the tokens of one response, and finds the transitions of its thinking.
 
-    The cut leaves out the cue and white space before it, and never falls inside a character. Each
-    cut lies behind the one before, and some thinking lies before the first. There are no
-    transitions once the thinking is `closed`.
+    The cut leaves out the cue, and keeps every token that begins before it, less those at the end
+    that hold only white space: the end of a paragraph that is part of a token (`).\n\n`) stays. A
+    token that holds both text and cue (`.Wait`) is left out, with the punctuation in it. The cut
+    never falls inside a character. Each cut lies behind the one before, and some thinking lies
+    before the first. There are no transitions once the thinking is `closed`.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Monitor:
         )
         backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self._reader = StopReader(backend, self._stops)
+        self._close = TagReader(tokenizer, tags.close)
         self._count = 0
         self._text = ""  # its end
         self._start = 0  # offset at which that begins
@@ -113,7 +117,7 @@ class Monitor:
         if piece:
             self._text += piece
             self._borders.append((self._start + len(self._text), self._count))
-            self.closed = self._tags.close in self._text[-len(piece) - len(self._tags.close) :]
+        self.closed = self._close.read((token,), piece) or self.closed
         cut = None if self.closed else self._look(piece, stop is not None, top)
         if len(self._text) > 2 * TAIL:
             self._start += len(self._text) - TAIL
@@ -153,12 +157,30 @@ class Monitor:
         return cut
 
     def _cut(self, char: int) -> int:
-        """How many tokens end at or before a character of the text, less white space there."""
+        """How many tokens begin before a character of the text, less white space before it."""
         text = self._text[:char].rstrip()
         if self._start == 0 and text.lstrip() == self._tags.open:
             return 0
-        kept = self._start + len(text)
-        return max((tokens for end, tokens in self._borders if end <= kept), default=0)
+        borders = [(end - self._start, tokens) for end, tokens in self._borders]
+        return kept_tokens(borders, self._text, len(text))
+
+
+def kept_tokens(borders: Iterable[tuple[int, int]], text: str, char: int) -> int:
+    """How many tokens a cut keeps of a text that is to end at a character.
+
+    `borders` are (offset in the text, tokens before it), in order. The token that reaches beyond
+    the character is kept where only white space lies beyond. 0 where no border lies so far back.
+    """
+    kept, known = 0, False
+    for end, tokens in borders:
+        if end <= char:
+            kept, known = tokens, True
+            exact = end == char
+        elif known and not exact and text[char:end].isspace():
+            return tokens
+        else:
+            break
+    return kept
 
 
 def entropy(logprobs: Mapping[int, float]) -> float:

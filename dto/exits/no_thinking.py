@@ -19,4 +19,4 @@ async def no_thinking(
 ) -> ExitedResponse:
     """Answer without any thinking; `<think>` is put in where the chat template does not open it."""
     text = opening(ctx.tokenizer, path.prompt_ids, ctx.tags) + ctx.text("no_thinking")
-    return await path.concluded(0, ctx.encode(text), "policy")
+    return await path.concluded(0, text, "policy")

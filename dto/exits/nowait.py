@@ -43,7 +43,8 @@ async def nowait(
     """Let the model think to its own end without the keywords, then conclude with all its words."""
     banned = await asyncio.to_thread(keyword_ids, ctx.tokenizer)
     path.sampling = replace(path.sampling, banned=banned)
-    await path.advance(stop=(ctx.tags.close,))
+    while path.thinking:  # a spelt tag stops it too, and is none where the tag is one token
+        await path.advance(stop=(ctx.tags.close,))
     path.sampling = replace(path.sampling, banned=())
     return await path.finished()
 

@@ -14,13 +14,15 @@ from dataclasses import dataclass, replace
 
 from dto.context import Context
 from dto.engines.base import Chunk, Completion, Sampling
+from dto.exits.monitor import kept_tokens
 from dto.flops import ModelShape, attention_flops
-from dto.records import FinishReason, Span, Trial
+from dto.records import FinishReason, Trial
 from dto.seeds import derive
 from dto.tags import FOREIGN, foreign_detail
-from dto.text import char_ends, decode_response, tokens_within
+from dto.text import INSIDE_CHARACTER, TagReader, char_ends, decode_response
 from dto.trajectories import closes_thinking, read_response
 
+BROKEN = "\ufffd"  # how a character reads of which tokens are missing
 TAIL_TOKENS = 64  # enough to hold a tag, a cue and its openers, however they are cut into tokens
 
 
@@ -32,7 +34,8 @@ class ExitedResponse:
     `leading_ids` is a `<think>` that the model wrote itself; `inserted_ids` is the text that closes
     the thinking at an exit, read but not generated; `answer_ids` is all else, the model's own
     `</think>` and EOS included. `withdrawn` counts tokens of the main path that an exit cut off
-    again: the cue, or the white space, by which the transition was seen. `would_leave` is the index
+    again: the cue, or the white space, by which the transition was seen, and punctuation that is
+    read again as one token with what was inserted (:mod:`dto.joins`). `would_leave` is the index
     of the trial at which the policy leaves, or in shadow mode would have left; -1 for none.
     """
 
@@ -83,7 +86,8 @@ class ExitedResponse:
     def attention_flops(self, shape: ModelShape | None) -> float:
         """Attention FLOPs of prompt, response, trials and withdrawn tokens, each computed once.
 
-        A trial reads its prefix from the cache; its inducer and its tokens are new.
+        A trial reads its prefix from the cache; its inducer, as long as it is by itself, and its
+        tokens are new.
         """
         cut = self.prompt_tokens + len(self.leading_ids) + len(self.thinking_ids)
         flops = attention_flops(shape, 0, cut + len(self.inserted_ids) + len(self.answer_ids))
@@ -107,6 +111,7 @@ class Path:
         self.prompt_ids = tuple(prompt_ids)
         self.engine = ctx.engine
         self.tokenizer = ctx.tokenizer
+        self.join = ctx.join
         room = ctx.engine.context - len(self.prompt_ids)
         self.sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
         self.ids: list[int] = []
@@ -114,7 +119,7 @@ class Path:
         self.tags = ctx.tags
         self.closed = closes_thinking(self.tokenizer, self.prompt_ids, self.tags)
         self.error = ""
-        self._text_end = ""
+        self._close = TagReader(self.tokenizer, self.tags.close)
 
     @property
     def thinking(self) -> bool:
@@ -126,13 +131,29 @@ class Path:
         return decode_response(self.tokenizer, self.ids[-TAIL_TOKENS:], self.tags)
 
     def cut(self, char: int) -> int:
-        """How many tokens end at or before a character of the tail, less white space at their end.
+        """How many tokens begin before a character of the tail, less white space before it.
 
-        Never inside a character: such a token is left out with the rest of its character.
+        As a :class:`~dto.exits.monitor.Monitor` cuts. Never inside a character: such a token is
+        left out with the rest of its character.
         """
         ends = char_ends(self.tokenizer, self.ids[-TAIL_TOKENS:])
-        kept = Span(0, len(self.tail()[:char].rstrip()))
-        return len(self.ids) - len(ends) + tokens_within(ends, kept).end
+        first = len(self.ids) - len(ends)
+        borders = [
+            (end, first + count) for count, end in enumerate(ends, 1) if end != INSIDE_CHARACTER
+        ]
+        text = self.tail()
+        return kept_tokens([(0, first), *borders], text, len(text[:char].rstrip()))
+
+    def whole(self, cut: int) -> int:
+        """The last border at or before `cut` that lies between two characters, and in no tag."""
+        cut -= self.tags.unfinished(self.ids[:cut])
+        ids = self.ids[max(0, cut - TAIL_TOKENS) : cut]
+        ends = char_ends(self.tokenizer, ids)
+        if decode_response(self.tokenizer, ids, self.tags).endswith(BROKEN):
+            ends[-1] = INSIDE_CHARACTER
+        while ends and ends.pop() == INSIDE_CHARACTER:
+            cut -= 1
+        return cut
 
     async def advance(
         self, stop: tuple[str, ...] = (), limit: int | None = None, logprobs: int | None = None
@@ -175,14 +196,13 @@ class Path:
             self.finish = "stop"
         elif len(self.ids) >= self.sampling.max_tokens:
             self.finish = "length"
-        text = self._text_end + step.text
-        self.closed = self.closed or self.tags.close in text
-        self._text_end = text[-len(self.tags.close) :]
+        self.closed = self._close.read(step.token_ids, step.text) or self.closed
 
     def rewind(self, count: int) -> None:
         """Take back all but the first `count` tokens, which lie before `</think>`."""
         del self.ids[count:]
-        self.finish, self.closed, self.error, self._text_end = None, False, "", ""
+        self.finish, self.closed, self.error = None, False, ""
+        self._close = TagReader(self.tokenizer, self.tags.close)
 
     def fail(self, error: str) -> None:
         """End the path: a request went wrong."""
@@ -221,15 +241,19 @@ class Path:
             error=self.error,
         )
 
-    async def concluded(self, cut: int, close_ids: tuple[int, ...], reason: str) -> ExitedResponse:
-        """Keep the first `cut` tokens, close the thinking there, and let the model conclude."""
-        cut -= self.tags.unfinished(self.ids[:cut])
-        kept = self.ids[:cut]
+    async def concluded(self, cut: int, close: str, reason: str) -> ExitedResponse:
+        """Keep the first `cut` tokens, put `close` after them, and let the model conclude.
+
+        `cut` is moved back to a border between characters, and before a close that was begun.
+        """
+        prefix = (*self.prompt_ids, *self.ids[: self.whole(cut)])
+        joined = self.join(prefix, close, fixed=len(self.prompt_ids))
+        kept = prefix[len(self.prompt_ids) : joined.kept]
         reading = await asyncio.to_thread(
             read_response, self.tokenizer, self.prompt_ids, kept, self.tags, ended=False
         )
         start = reading.thinking_tokens.start
-        prefix = (*self.prompt_ids, *kept, *close_ids)
+        prefix = (*prefix[: joined.kept], *joined.inserted)
         room = min(self.sampling.max_tokens - cut, self.engine.context - len(prefix))
         answer_ids: tuple[int, ...] = ()
         finish: FinishReason = "length"
@@ -237,20 +261,25 @@ class Path:
             seed = derive(self.sampling.seed, "", "conclude", cut)
             [completion] = await self.engine.complete(
                 prefix,
-                replace(self.sampling, max_tokens=room, seed=seed, written=cut + len(close_ids)),
+                replace(
+                    self.sampling,
+                    max_tokens=room,
+                    seed=seed,
+                    written=len(prefix) - len(self.prompt_ids),
+                ),
             )
             answer_ids, finish = completion.token_ids, completion.finish_reason
             if finish == "failed":
                 self.fail(completion.error)
         return ExitedResponse(
             prompt_tokens=len(self.prompt_ids),
-            leading_ids=tuple(kept[:start]),
-            thinking_ids=tuple(kept[start:]),
-            inserted_ids=close_ids,
+            leading_ids=kept[:start],
+            thinking_ids=kept[start:],
+            inserted_ids=joined.inserted,
             answer_ids=answer_ids,
             conclusion=decode_response(self.tokenizer, answer_ids, self.tags),
             exit_reason="failed" if finish == "failed" else reason,
             finish_reason=finish,
-            withdrawn=len(self.ids) - cut,
+            withdrawn=len(self.ids) - len(kept),
             error=self.error,
         )

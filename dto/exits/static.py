@@ -1,6 +1,7 @@
 """Leave after a fixed share of the model's own thinking (the pilot study of 2504.15895).
 
-Reads `fraction` of `ExitSettings`. It cuts at a token, not at the end of a sentence.
+Reads `fraction` of `ExitSettings`. It cuts at a token that ends a character, not at
+the end of a sentence.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dto.records import Problem
 async def static(
     path: Path, settings: ExitSettings, problem: Problem, ctx: Context
 ) -> ExitedResponse:
-    """Keep the first `settings.fraction` of the thinking, rounded down to a token.
+    """Keep the first `settings.fraction` of the thinking, rounded down to such a token.
 
     An oracle, not a policy: the length of the thinking is known only once it has been written in
     full. The response counts the tokens that are kept; the others are wasted.
@@ -26,5 +27,5 @@ async def static(
     if whole.exit_reason == "failed":
         return whole
     cut = len(whole.leading_ids) + math.floor(settings.fraction * len(whole.thinking_ids))
-    exited = await path.concluded(cut, ctx.text_ids("early_close"), "policy")
+    exited = await path.concluded(cut, ctx.text("early_close"), "policy")
     return replace(exited, withdrawn=0)

@@ -1,7 +1,8 @@
 """A trial answer on a prefix of the main path (2504.15895, section 3: trial answer inducer).
 
 Departs from the published code: greedy instead of a sample at temperature 1 without a seed, and the
-answer ends where its braces balance instead of at the first `}`.
+answer ends where its braces balance instead of at the first `}`. Inducer and thinking are joined as
+:mod:`dto.joins` says, not encoded anew as one text.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dto.answers import Answer, complete_answers
+from dto.answers import Answer, answer_inducer, complete_answers
 from dto.binomial import clopper_pearson
 from dto.concurrency import gather_bounded
 from dto.context import Context
@@ -68,7 +68,7 @@ async def roll_out(
     whatever the number of calls it is spread over.
     """
     settings = ctx.recipe.estimate
-    inducer = ctx.text("exit")
+    inducer = answer_inducer("exit", ctx)
     sampling = ctx.sampling(settings.max_tokens, seed + tally.rollouts, written)
     return tally.plus(await complete_answers(prefix, inducer, problem, ctx, sampling, count))
 

@@ -31,7 +31,8 @@ async def optimize(
     """The trajectory up to its first boundary decided `above`, finalized by the policy.
 
     Dropped with reason `no_exit` when no boundary passed, or as `finalize` says. Departure from
-    the paper: what is kept is an exact token prefix of the model's own sample. With
+    the paper: what is kept is a token prefix of the model's own sample, exact but for punctuation
+    that is one token with the text put after it (:mod:`dto.joins`). With
     `optimize.exit` first_solution or second_solution the exit is the end of that right solution
     (`dto.baselines.solutions`), and `estimates` is not looked at.
     """
@@ -59,15 +60,18 @@ def kept_ids(trajectory: Trajectory, kept: Sequence[Segment]) -> tuple[int, ...]
 async def finalize(
     problem: Problem, trajectory: Trajectory, kept: Sequence[Segment], ctx: Context, seed: int
 ) -> OptimizedTrajectory | Dropped:
-    """Append d_finalize, sample K completions to their end and keep the shortest correct one.
+    """Put d_finalize after `kept`, sample K completions, and keep the shortest correct one.
 
     `pass_rate` is the share of the completions that were correct, failed ones left out; one that
     ran out of tokens is not correct. Dropped as `no_room` (the context is full), `failed` (all K
     requests failed) or `no_correct_finalization`.
     """
     settings = ctx.recipe.optimize
-    head = kept_ids(trajectory, kept) + ctx.text_ids("finalize")
-    prompt, tags = trajectory.prompt_ids + head, ctx.tags
+    start, tags = len(trajectory.prompt_ids), ctx.tags
+    prefix = trajectory.prompt_ids + kept_ids(trajectory, kept)
+    joined = ctx.join(prefix, ctx.text("finalize"), fixed=start)
+    prompt = prefix[: joined.kept] + joined.inserted
+    head = prompt[start:]
     room = ctx.engine.context - len(prompt)
     if room < 1:
         detail = f"{len(prompt):,} tokens to finalize, context is {ctx.engine.context:,}"
@@ -102,7 +106,6 @@ async def finalize(
     outcome: Outcome = "unchanged" if same else "shortened" if after < before else "not_shorter"
     if trajectory.grade != "correct":
         outcome = "repaired"
-    start = len(trajectory.prompt_ids)
     return OptimizedTrajectory(
         id=trajectory.id,
         trajectory_id=trajectory.id,

@@ -46,23 +46,23 @@ async def pilot(
 ) -> list[StaticExit] | Dropped:
     """Conclusions after each of `recipe.pilot.fractions` of a trajectory's thinking.
 
-    The cut is rounded down to a token; thinking that never closed is cut too. A conclusion may be
-    as long as `sample.max_tokens` leaves. Dropped as `failed` without a response and as
-    `empty_thinking` without thinking.
+    The cut is rounded down to a token that ends a character; thinking that never closed is cut too.
+    A conclusion may be as long as `sample.max_tokens` leaves. Dropped as `failed` without a
+    response and as `empty_thinking` without thinking.
     """
     if trajectory.finish_reason == "failed":
         return Dropped(trajectory.id, "failed", trajectory.reason)
     start, length = trajectory.thinking_tokens.start, trajectory.thinking_tokens.length
     if length == 0:
         return Dropped(trajectory.id, "empty_thinking")
-    close_ids = ctx.text_ids("early_close")
+    close = ctx.text("early_close")
     sampling = ctx.sampling(ctx.recipe.sample.max_tokens, ctx.seed(trajectory.id, "pilot"))
 
     async def left(fraction: float) -> StaticExit:
         cut = start + floor(fraction * length)
         path = Path(trajectory.prompt_ids, ctx, sampling)
         path.ids = list(trajectory.token_ids[:cut])
-        response = await path.concluded(cut, close_ids, "policy")
+        response = await path.concluded(cut, close, "policy")
         graded = await grade_response(response, problem, ctx)
         return StaticExit(
             id=StaticExit.make_id(trajectory.id, fraction),

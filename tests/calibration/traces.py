@@ -50,7 +50,6 @@ def hand_trace(
         grade="correct" if right else "wrong",
         answer="2" if right else "3",
         reason="",
-        close_ids=(1, 2),
         shape=(1, 1, 1),
         transitions=tuple(TracedTransition("paragraph", place, place + 2) for place in places),
         trials=tuple(
@@ -70,6 +69,8 @@ def hand_trace(
         conclusions=tuple(
             TracedConclusion(
                 position=place,
+                kept=place,
+                close_ids=(1, 2),
                 token_ids=(1,) * 5,
                 finish_reason="stop",
                 grade=conclusion or ("correct" if good else "wrong"),

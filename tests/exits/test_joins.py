@@ -1,0 +1,404 @@
+r"""What exits keep and what they put behind it, on the vocabularies that people use.
+
+Real vocabularies have tokens such as `).\n\n` and `{\`, which the embedded model's has not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path as FilePath
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from dto.answers import answer_inducer, merges_brace
+from dto.context import Context
+from dto.engines.base import Completion, Prompt, Sampling
+from dto.exits import ExitedResponse, answer
+from dto.exits.monitor import Monitor, cue_at_end
+from dto.exits.path import Path
+from dto.grading import Grader
+from dto.joins import join
+from dto.prompts import render
+from dto.recipe import ExitSettings, Recipe
+from dto.records import Problem
+from tests.exits.conftest import Writer
+from tests.vocabularies import NAMES, R1, vocabulary
+
+ROOT = FilePath(__file__).parents[2]
+TRACES = ROOT.parent / "shared" / "data"
+NANO = "nano"
+ALL = (*NAMES, NANO)
+TAIL = 16
+
+# How paragraphs end, and what is behind them.
+ENDS = (
+    ".", "!", "?", ":", ").", "\\).", "\\)", "\\]", "]", "}", "}.", "}}", "$", "$$", "$.", '."',
+    '?"', ".”", "。", "！”", "」", "）。", "…", "...", "**", "`", "```", "|", "8", "word", "😀", "好",
+    "é", "\\", " \\", "{", "-", "—", "±", "x_1^2", "\\frac{1}{2}",
+)  # fmt: skip
+BORDERS = ("\n\n", "\n", "\n\n\n", " ", "", " \n\n", "\n \n", "\r\n\r\n")
+TEXTS = (
+    "So we need \\( x \\) with 3x + 1 = 25, and that is \\( x = 8 \\).\n\nWait, let me check: "
+    "\\[ x = 5 + 3 = 8 \\]\n\nAlternatively, \\boxed{\\frac{16}{2}}\n\nHmm, is $x$ = $8$?\n\n",
+    'He says "is it 12?"\n\nWait, 12 — or 13? (I think 12.)\n\nBut wait, f({-1}) = {\\pi}.\n\n',
+    "好的，首先，这道题是求 $x$ 的值。\n\n等等，“这对吗？”\n\n或者，x = \\boxed{8}。\n\n另外，😀！\n\n",
+    "```python\nx = {'a': [1]}\n```\n\nWait. That is **wrong**:\n\n- one\n- two\n\nHmm. `x`.\n\n",
+)
+INSERTED = (
+    "early_close", "finalize", "exit", "trial_inside", "trial_closed", "trial_choice",
+    "trial_pro_1", "trial_pro_2", "trial_pro_3", "trial_pro_4", "trial_code_inside",
+    "trial_code_closed", "entropy_probe",
+)  # fmt: skip
+
+
+@cache
+def tokenizer(name: str) -> PreTrainedTokenizerBase:
+    if name == NANO:
+        return AutoTokenizer.from_pretrained(ROOT / "dto" / "nano" / "weights" / "nano")
+    return vocabulary(name).tokenizer
+
+
+def encode(name: str, text: str) -> list[int]:
+    return list(tokenizer(name).encode(text, add_special_tokens=False))
+
+
+def decode(name: str, ids: Sequence[int]) -> str:
+    return str(tokenizer(name).decode(list(ids)))
+
+
+def joined(name: str, kept: Sequence[int], text: str) -> tuple[list[int], list[int]]:
+    """The kept ids that stay, and what comes after them."""
+    result = join(tokenizer(name), kept, text)
+    return list(kept[: result.kept]), list(result.inserted)
+
+
+def check_join(name: str, kept: Sequence[int], text: str) -> None:
+    """The join reads as one text, loses nothing and is what the tokenizer makes of that text."""
+    stay, inserted = joined(name, kept, text)
+    before, whole = decode(name, kept), decode(name, [*stay, *inserted])
+    assert whole.startswith(before)
+    assert whole.removeprefix(before).lstrip("\n.") == text.lstrip("\n.")
+    tail = [*stay[-TAIL:], *inserted]
+    canonical = encode(name, decode(name, tail))
+    assert tail == canonical, [decode(name, [token]) for token in tail]
+    changed = decode(name, kept[len(stay) :])
+    assert not any(char.isalnum() for char in changed), changed
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("prompt", INSERTED)
+def test_joins_after_every_kind_of_end(name: str, prompt: str) -> None:
+    for end in ENDS:
+        for border in BORDERS:
+            check_join(name, encode(name, f"Then it is so{end}{border}"), render(prompt))
+
+
+@pytest.mark.parametrize("name", ALL)
+@given(
+    text=st.text(
+        alphabet=st.one_of(
+            st.sampled_from(" \n.,:;!?()[]{}$\\\"'`*-_=|^&%#@~“”。，！？；：（）「」…—"),
+            st.sampled_from("abcXYZ0123456789好的等答数学éñßжλ😀👍🏽"),
+        ),
+        min_size=1,
+        max_size=40,
+    ),
+    prompt=st.sampled_from(INSERTED),
+)
+@settings(max_examples=60)
+def test_any_text_joins(name: str, text: str, prompt: str) -> None:
+    kept = encode(name, text)
+    assume(decode(name, kept) == text and encode(name, decode(name, kept[-TAIL:])) == kept[-TAIL:])
+    check_join(name, kept, render(prompt))
+
+
+@given(st.data())
+@settings(max_examples=60)
+@pytest.mark.parametrize("name", NAMES)
+def test_ids_that_no_tokenizer_writes_stay(name: str, data: st.DataObject) -> None:
+    """A model samples what it likes: at the border alone are its ids another's."""
+    pieces = data.draw(
+        st.lists(st.sampled_from(("w", "or", "d", " is", " 8", ".", ")", "好")), min_size=4)
+    )
+    kept = [token for piece in (*pieces, " eight", ".") for token in encode(name, piece)]
+    stay, inserted = joined(name, kept, "\n</think>\n\n")
+    assert stay == kept[: len(stay)] and len(stay) >= len(kept) - 1 - pieces[-1].count(")")
+    assert decode(name, [*stay, *inserted]) == decode(name, kept) + "\n</think>\n\n"
+
+
+def test_borders_by_hand() -> None:
+    def shown(name: str, kept: str, text: str) -> list[str]:
+        ids = encode(name, kept)
+        stay, inserted = joined(name, ids, text)
+        return [decode(name, [token]) for token in [*stay, *inserted][len(ids) - 1 :]]
+
+    finalize = "\n\nMy"
+    assert shown(R1, "is 8.\n\n", finalize) == [".\n\n", "My"]
+    assert shown(R1, "is 8.\n", finalize) == [".\n\n", "My"]
+    assert shown(R1, "is 8.", finalize) == [".\n\n", "My"]
+    assert shown(R1, "\\( 8 \\).\n\n", "\n**Final") == [").\n\n", "**", "Final"]
+    assert shown(R1, "is 8.", "\n</think>\n\n") == [".\n", "</think>", "\n\n"]
+    assert shown(R1, "is 8", "\n</think>\n\n") == ["8", "\n", "</think>", "\n\n"]
+    assert shown(NANO, "is 8.", "\n</think>\n\n") == [".", "\n", "</think>", "\n\n"]
+
+
+def test_a_prompt_is_left_alone() -> None:
+    prompt = encode(R1, "<｜Assistant｜><think>\n")
+    result = join(tokenizer(R1), prompt, "\n\nMy", fixed=len(prompt))
+    assert result.kept == len(prompt)
+    assert list(result.inserted) == encode(R1, "\n\nMy")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_close_is_the_models_own_token(name: str) -> None:
+    for prompt in ("early_close", "finalize", "trial_closed", "entropy_probe"):
+        _, inserted = joined(name, encode(name, "It is 8."), render(prompt))
+        assert inserted.count(vocabulary(name).think[1]) == 1
+
+
+# The cut.
+
+
+def transitions(name: str, text: str, kind: str) -> list[tuple[str, str]]:
+    """For each transition the text that is kept, and the text that was read when it was seen."""
+    ids = encode(name, text)
+    monitor = Monitor(tokenizer(name), ExitSettings.model_validate({"name": "x", "monitor": kind}))
+    return [
+        (decode(name, ids[: cut.cut]), decode(name, ids[: cut.seen]))
+        for cut in monitor.scan(ids, ended=False)
+    ]
+
+
+def check_cuts(name: str, text: str) -> int:
+    found = 0
+    for kept, seen in transitions(name, text, "cue"):
+        # The token after the cue may have been read to tell it from a longer word.
+        ids = encode(name, seen)
+        starts = [cue_at_end(decode(name, ids[:end])) for end in (len(ids), len(ids) - 1)]
+        before = [seen[:start].rstrip() for start in starts if start is not None]
+        assert kept.rstrip() in before, (kept[-20:], seen[-20:])
+        found += 1
+    for kept, seen in transitions(name, text, "paragraph"):
+        assert kept.rstrip() == seen.rstrip()
+        found += 1
+    return found
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_cut_keeps_exactly_the_text_before_the_cue(name: str) -> None:
+    for text in TEXTS:
+        assert check_cuts(name, text)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(ends=st.lists(st.sampled_from(ENDS), min_size=2, max_size=5), cue=st.sampled_from(("Wait", "But wait", "Hmm", "Alternatively", "等等", "或者")))  # fmt: skip
+@settings(max_examples=50)
+def test_any_end_of_a_paragraph_is_kept(name: str, ends: list[str], cue: str) -> None:
+    text = "".join(f"So it is {end}\n\n{cue}, " for end in ends)
+    kept = [kept.rstrip() for kept, _ in transitions(name, text, "cue")]
+    places = [at for at in range(len(text)) if text.startswith(f"\n\n{cue}", at)]
+    assert kept == [text[:at].rstrip() for at in places]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_token_that_holds_the_cue_is_left_out(name: str) -> None:
+    [(kept, _)] = transitions(name, "It is 8.wait, no", "cue")
+    # `.wait` is one token: the full stop goes with it, so that ids stay the model's own.
+    assert kept == "It is 8"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("end", "kept"),
+    [
+        ("\\).\n\n", "\\).\n\n"), ("]\n\n", "]\n\n"), ('?"\n\n', '?"\n\n'), ("。\n\n", "。\n\n"),
+        ("8\n\n", "8"), ("8. ", "8."), ("8", "8"),
+    ],
+)  # fmt: skip
+def test_a_path_is_cut_as_a_monitor_cuts(name: str, end: str, kept: str) -> None:
+    path = Path((1,), context(name, Writer(tokenizer(name), "")), Sampling(100))
+    path.ids = encode(name, f"So it is {end}")
+    cut = path.cut(len(path.tail()))
+    assert decode(name, path.ids[:cut]) == f"So it is {kept}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_cut_falls_inside_a_character(name: str) -> None:
+    ids = encode(name, "It is 😀🙃, 好.")
+    path = Path((1,), context(name, Writer(tokenizer(name), "")), Sampling(100))
+    for end in range(1, len(ids) + 1):
+        path.ids = ids[:end]
+        for cut in (path.whole(end), path.cut(len(path.tail().rstrip("\ufffd")))):
+            assert "\ufffd" not in decode(name, ids[:cut])
+            assert cut >= end - 4
+
+
+# Braces.
+
+
+def context(name: str, engine: Any) -> Context:
+    return Context(Recipe(name="test"), engine, Grader(workers=1))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_inducer_ends_where_the_vocabulary_opens_the_brace(name: str) -> None:
+    merges = [token for token in tokenizer(name).get_vocab() if token[:2] in ("{\\", "{-")]
+    assert merges_brace(tokenizer(name)) == bool(merges) == (name != NANO)
+    ctx = context(name, Writer(tokenizer(name), ""))
+    end = "\\boxed" if merges else "\\boxed{"
+    assert answer_inducer("exit", ctx).endswith(end)
+    assert answer_inducer("trial_closed", ctx).endswith(end)
+    for prompt in ("trial_inside", "trial_choice", "trial_pro_2"):
+        assert answer_inducer(prompt, ctx).endswith("\\boxed")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("said", ["{\\frac{1}{2}}", "{-3}", "{5}", "{\\{1\\}}", "{\\text{a}}"])
+def test_an_answer_goes_on_as_the_whole_would_be_written(name: str, said: str) -> None:
+    inducer = answer_inducer("exit", context(name, Writer(tokenizer(name), "")))
+    kept = encode(name, "So it is eight.")
+    stay, inserted = joined(name, kept, inducer)
+    assert [*stay, *inserted, *encode(name, said)] == encode(
+        name, decode(name, [*stay, *inserted]) + said
+    )
+
+
+# Every policy, from end to end.
+
+
+@dataclass
+class Speaker(Writer):
+    """A Writer of a real vocabulary that keeps the ids of what it is asked."""
+
+    asked: list[tuple[int, ...]] = field(default_factory=list)
+
+    def _completion(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        text = self.tokenizer.decode(list(prompt))
+        at = text.rindex("<think>") + len("<think>")
+        at += text.startswith("\n", at)
+        self.asked.append(tuple(prompt)[self.prompt_length(text[:at]) :])
+        return super()._completion(encode_as(self.tokenizer, "<think>\n" + text[at:]), sampling)
+
+    def prompt_length(self, text: str) -> int:
+        return len(encode_as(self.tokenizer, text))
+
+    def _reply(self, text: str) -> tuple[str, float]:
+        head, box, said = text.rpartition("\\boxed")
+        if box and head.endswith(("**Final Answer**\n", "is ", ":** ")) and "}" not in said:
+            whole, probability = self.trial(head)
+            return whole.removeprefix(said), probability
+        if "```python" in text:
+            return "print(8)\n```", 0.99
+        if "</think>" in text.removeprefix(self.main):
+            return self.conclusion, 1.0
+        assert self.main.startswith(text), text
+        return self.main[len(text) :], 1.0
+
+
+def encode_as(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+THINKING = (
+    "So that is \\( x = 8 \\).\n\nWait, is \\[ 5 + 3 = 8 \\]\n\nWait, so \\boxed{8}\n\n"
+    'Alternatively, he asks "is it 8?"\n\nHmm, 好的。\n\nWait, it is 8.\n'
+)
+EXITS: dict[str, dict[str, object]] = {
+    "deer": {"policy": "deer", "monitor": "cue", "threshold": 0.9},
+    "deer closed": {"policy": "deer", "inducer": "closed", "threshold": 0.9},
+    "deer pro": {"policy": "deer", "mode": "pro", "threshold": 0.9},
+    "deer entropy": {"policy": "deer", "monitor": "paragraph", "threshold": 0.9},
+    "consistency": {"policy": "consistency", "monitor": "cue", "agree": 2},
+    "code": {"policy": "code", "threshold": 0.9, "trial_tokens": 5},
+    "entropy": {"policy": "entropy", "smoothing": 0.5, "variance": 1.0, "monitor": "paragraph"},
+    "budget": {"policy": "budget", "budget": 13, "grace": 20},
+    "static": {"policy": "static", "fraction": 0.5},
+    "no_thinking": {"policy": "no_thinking"},
+}
+
+
+async def respond(name: str, exit: dict[str, object], main: str) -> tuple[ExitedResponse, Speaker]:
+    words = vocabulary(name)
+    engine = Speaker(
+        words.tokenizer, main, trial=lambda kept: ("{8}", 0.99 if "[" in kept else 0.5)
+    )
+    message = [{"role": "user", "content": "5 + 3?"}]
+    prompt = words.tokenizer.apply_chat_template(
+        message, add_generation_prompt=True, return_dict=True, **words.template
+    )["input_ids"]
+    if not words.opens:
+        prompt += encode(name, "<think>\n")
+    ctx = context(name, engine)
+    problem = Problem("p" * 16, "toy", "test", "5 + 3?", "8")
+    sampling = Sampling(400, temperature=1.0, top_p=1.0, seed=1)
+    settings = ExitSettings.model_validate({"name": "exit", **exit})
+    return await answer(problem, prompt, settings, ctx, sampling), engine
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("exit", EXITS)
+async def test_whatever_a_policy_sends_is_what_the_tokenizer_writes(name: str, exit: str) -> None:
+    main = f"{THINKING}</think>\n\n\\boxed{{8}}"
+    response, engine = await respond(name, EXITS[exit], main)
+    assert response.exit_reason in ("policy", "budget"), response.error
+    for ids in engine.asked:
+        assert list(ids) == encode(name, decode(name, ids))
+        assert "\\\n" not in decode(name, ids)
+    whole = (*response.leading_ids, *response.thinking_ids, *response.inserted_ids)
+    assert whole == engine.asked[-1]
+    if exit not in ("static", "no_thinking"):
+        kept = decode(name, whole).partition("</think>")[0].rstrip()
+        assert THINKING.startswith(kept)
+        assert THINKING.removeprefix(kept).startswith("\n")
+    if exit != "static":
+        generated = len(response.thinking_ids) + response.answer_tokens + response.trial_tokens
+        assert generated == engine.generated
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_the_review_s_three_exits(name: str) -> None:
+    """Defect 3: the closing bracket went with the paragraph's end."""
+    _, engine = await respond(name, EXITS["deer"], f"{THINKING}</think>\n\n8")
+    trials = [decode(name, ids) for ids in engine.asked if "Final Answer" in decode(name, ids)]
+    assert trials == [
+        f"{kept}\n\n**Final Answer**\n\\boxed"
+        for kept in (
+            "So that is \\( x = 8 \\).",
+            "So that is \\( x = 8 \\).\n\nWait, is \\[ 5 + 3 = 8 \\]",
+        )
+    ]
+
+
+# Real traces, where they are.
+
+
+@cache
+def thoughts(language: str) -> list[str]:
+    path = TRACES / f"traces-{language}.jsonl"
+    if not path.is_file():
+        pytest.skip(f"{path} is not here")
+    rows = [json.loads(line)["thinking"] for line in path.read_text("utf-8").split("\n") if line]
+    return [row.replace("<think>", "").replace("</think>", "")[:6_000] for row in rows[:12]]
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_cuts_and_joins_on_real_traces(name: str, language: str) -> None:
+    cuts = 0
+    for text in thoughts(language):
+        cuts += check_cuts(name, text)
+        ids = encode(name, text)
+        for monitor in ("cue", "paragraph"):
+            settings = ExitSettings.model_validate({"name": "x", "monitor": monitor})
+            found = Monitor(tokenizer(name), settings).scan(ids, ended=False)
+            for index, transition in enumerate(found):
+                kept = ids[: transition.cut]
+                check_join(name, kept, render(INSERTED[index % len(INSERTED)]))
+    assert cuts
