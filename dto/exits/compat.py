@@ -111,6 +111,7 @@ class _Script:
     def __init__(self, path: Path, settings: ExitSettings, problem: Problem, ctx: Context) -> None:
         self.path, self.settings, self.problem, self.ctx = path, settings, problem, ctx
         self.close = ctx.tags.close
+        self.closing = render("early_close", "default", ctx.tags)
         self.prompt = decode_response(path.tokenizer, path.prompt_ids, ctx.tags)
         self.prompt_tokens = len(self.encode(self.prompt))
         self.budget = math.floor(settings.think_ratio * path.sampling.max_tokens)
@@ -181,7 +182,7 @@ class _Script:
 
     async def conclude(self, reason: str) -> ExitedResponse:
         """Close the thinking and answer with what is left."""
-        closed = self.said + render("early_close", "default", self.ctx.tags)
+        closed = self.said + self.closing
         room = self.path.sampling.max_tokens - await self.used(closed)
         if room < 1:
             return await self.response(reason, "length")
@@ -199,7 +200,7 @@ class _Script:
             prompt_tokens=self.prompt_tokens,
             leading_ids=(),
             thinking_ids=thinking,
-            inserted_ids=() if answer is None else self.ctx.encode(render("early_close")),
+            inserted_ids=() if answer is None else self.ctx.encode(self.closing),
             answer_ids=() if answer is None else answer.token_ids,
             conclusion="" if answer is None else answer.text,
             exit_reason=reason,
@@ -216,7 +217,8 @@ class _Script:
         self.requests += 1
         seed = derive(self.path.sampling.seed, "", "compat", self.requests)
         room = max(1, min(sampling.max_tokens, self.path.engine.context - len(ids)))
-        sampling = replace(sampling, max_tokens=room, seed=seed)
+        written = len(ids) - self.prompt_tokens if sampling.presence_penalty else 0
+        sampling = replace(sampling, max_tokens=room, seed=seed, written=written)
         [completion] = await self.path.engine.complete(ids, sampling)
         if completion.finish_reason == "failed":
             self.error = completion.error or "the engine gave no reason"

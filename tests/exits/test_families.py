@@ -153,8 +153,8 @@ async def test_every_request_says_how_much_of_the_response_is_written() -> None:
         await responded("r1", changes, requests, presence_penalty=0.5)
         tokenizer = tokenizer_of("r1")
         for said, sampling in requests:
-            if sampling.presence_penalty and "compat" not in exit:
+            if sampling.presence_penalty:
                 written = len(tokenizer.encode(said, add_special_tokens=False))
                 assert sampling.written == written, (exit, said)
-            elif sampling.temperature:
-                assert "compat" in exit
+            else:
+                assert not sampling.temperature or "compat" in exit  # trials

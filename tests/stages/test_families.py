@@ -71,7 +71,8 @@ def test_a_judge_that_does_not_think_and_a_verdict_that_is_imitated(name: str) -
     tokenizer = tokenizer_of(name)
     tags = think_tags(tokenizer, recipe.model)
     quiet = _labelled(PROBLEM, CHAIN, "concise", "train", tokenizer, recipe)
-    assert quiet.prompt.count(tags.close) == 1 and quiet.prompt.rstrip().endswith(tags.close)
+    asked, _, end = quiet.prompt.partition("boxed{}.")
+    assert end.count(tags.close) == 1 and end.rstrip().endswith(tags.close), asked
     settings = recipe.label.model_copy(update={"thinking": True})
     recipe = recipe.model_copy(update={"label": settings})
     row = _labelled(PROBLEM, CHAIN, "concise", "train", tokenizer, recipe)
