@@ -5,7 +5,8 @@ not read such a pair, and is asked for its answer where it has never been. Text 
 its own and put behind sampled ids makes these pairs. Here the border is encoded as one:
 
 - Line ends that the text begins with are left out as far as the ids end in them already: what is
-  kept up to a paragraph's end (`).\n\n`) gets no second one.
+  kept up to a paragraph's end (`).\n\n`) gets no second one. An ellipsis is left out behind a full
+  stop: `8. Wait`, not `8.... Wait`.
 - The tokens at the border which the tokenizer would cut otherwise, now that the text follows, are
   replaced: `.` before `\n</think>` becomes `.\n`. They are punctuation and white space; words
   before them, and everything else, stay the ids that were sampled.
@@ -58,7 +59,7 @@ def join(
             return list(tokenizer.encode(text, add_special_tokens=False))
 
     own = list(ids[max(fixed, len(ids) - WINDOWS[0]) :])
-    text = _without_repeated_line_ends(decode(tokenizer, own), text)
+    text = _without_repetition(decode(tokenizer, own), text)
     for size in WINDOWS:
         window = own[-size:]
         joined = _join(tokenizer, window, text, encode)
@@ -94,7 +95,8 @@ def _borders(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> dict[int
     return {0: 0, **{end: count for count, end in ends if end != INSIDE_CHARACTER}}
 
 
-def _without_repeated_line_ends(before: str, text: str) -> str:
+def _without_repetition(before: str, text: str) -> str:
+    if before.endswith("."):
+        return text.removeprefix("...")
     there = before[len(before.rstrip()) :].count("\n")
-    bare = text.lstrip("\n")
-    return "\n" * max(0, len(text) - len(bare) - there) + bare
+    return text[min(there, len(text) - len(text.lstrip("\n"))) :]

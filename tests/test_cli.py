@@ -182,7 +182,7 @@ def test_import_enters_at_segment(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.skipif(not NANO.is_dir(), reason="the embedded model's weights are not here")
 def test_import_in_another_models_tags_says_what_to_set(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     Path("rows.jsonl").write_text(
         '{"question": "1+1?", "response": "[THINK]It is 2.[/THINK]\\\\boxed{2}", "answer": "2"}\n'
@@ -190,16 +190,12 @@ def test_import_in_another_models_tags_says_what_to_set(
         '{"question": "1+3?", "response": "<think>It is 4.</think>\\\\boxed{4}", "answer": "4"}\n'
     )
     code, _, err = dto("import", "rows.jsonl", "--model", "nano", capsys=capsys)
-    assert code == 0 and "1 rows, 2 dropped: foreign_tags" in err, err
-    assert "most responses are not in the model's tags: " in err
-    assert 'set model.think to ["[THINK]", "[/THINK]"]' in err
+    assert code == 0 and "1 rows, 2 dropped: foreign_tags" in caplog.text, err
+    assert "most responses are not in the model's tags: " in caplog.text
+    assert 'set model.think to ["[THINK]", "[/THINK]"]' in caplog.text
     think = ("--set", 'model.think=["[THINK]", "[/THINK]"]', "--resume")
     code, _, err = dto("import", "rows.jsonl", "--model", "nano", *think, capsys=capsys)
-    assert code == 0 and "2 rows, 1 dropped: foreign_tags" in err, err
-    assert "most responses" not in err
-    rows = list(tables.read(Path("runs/rows/sample/rows.parquet"), Trajectory))
-    assert [row.grade for row in rows] == ["correct", "correct"]
-    assert {row.text[slice(*row.thinking)].strip() for row in rows} == {"It is 2.", "It is 3."}
+    assert code == 1 and "marks the thinking with <think>, model.think is [THINK]" in err
     typo = ("--set", "model.template.enable_thinkin=false", "--out", "runs/other")
     code, _, err = dto("import", "rows.jsonl", "--model", "nano", *typo, capsys=capsys)
     assert code == 1 and "knows no 'enable_thinkin'" in err and "Traceback" not in err

@@ -39,16 +39,16 @@ TAIL = 16
 
 # How paragraphs end, and what is behind them.
 ENDS = (
-    ".", "!", "?", ":", ").", "\\).", "\\)", "\\]", "]", "}", "}.", "}}", "$", "$$", "$.", '."',
-    '?"', ".”", "。", "！”", "」", "）。", "…", "...", "**", "`", "```", "|", "8", "word", "😀", "好",
-    "é", "\\", " \\", "{", "-", "—", "±", "x_1^2", "\\frac{1}{2}",
-)  # fmt: skip
+    *(".", "!", "?", ":", ").", "\\).", "\\)", "\\]", "]", "}", "}.", "}}", "$", "$$", "$.", '."'),
+    *('?"', ".”", "。", "！”", "」", "）。", "…", "...", "**", "`", "```", "|", "8", "word", "😀"),
+    *("好", "é", "\\", " \\", "{", "-", "—", "±", "x_1^2", "\\frac{1}{2}"),
+)
 BORDERS = ("\n\n", "\n", "\n\n\n", " ", "", " \n\n", "\n \n", "\r\n\r\n")
 TEXTS = (
     "So we need \\( x \\) with 3x + 1 = 25, and that is \\( x = 8 \\).\n\nWait, let me check: "
     "\\[ x = 5 + 3 = 8 \\]\n\nAlternatively, \\boxed{\\frac{16}{2}}\n\nHmm, is $x$ = $8$?\n\n",
     'He says "is it 12?"\n\nWait, 12 — or 13? (I think 12.)\n\nBut wait, f({-1}) = {\\pi}.\n\n',
-    "好的，首先，这道题是求 $x$ 的值。\n\n等等，“这对吗？”\n\n或者，x = \\boxed{8}。\n\n另外，😀！\n\n",
+    "好的，首先，求 $x$ 的值。\n\n等等，“这对吗？”\n\n或者，x = \\boxed{8}。\n\n另外，😀！\n\n",
     "```python\nx = {'a': [1]}\n```\n\nWait. That is **wrong**:\n\n- one\n- two\n\nHmm. `x`.\n\n",
 )
 INSERTED = (
@@ -85,7 +85,10 @@ def check_join(name: str, kept: Sequence[int], text: str) -> None:
     before, whole = decode(name, kept), decode(name, [*stay, *inserted])
     assert whole.startswith(before)
     assert whole.removeprefix(before).lstrip("\n.") == text.lstrip("\n.")
-    tail = [*stay[-TAIL:], *inserted]
+    start = max(0, len(stay) - TAIL)
+    while decode(name, stay[start:]).startswith("\ufffd"):
+        start -= 1
+    tail = [*stay[start:], *inserted]
     canonical = encode(name, decode(name, tail))
     assert tail == canonical, [decode(name, [token]) for token in tail]
     changed = decode(name, kept[len(stay) :])
@@ -129,7 +132,7 @@ def test_ids_that_no_tokenizer_writes_stay(name: str, data: st.DataObject) -> No
     )
     kept = [token for piece in (*pieces, " eight", ".") for token in encode(name, piece)]
     stay, inserted = joined(name, kept, "\n</think>\n\n")
-    assert stay == kept[: len(stay)] and len(stay) >= len(kept) - 1 - pieces[-1].count(")")
+    assert stay == kept[: len(stay)] and len(stay) >= len(kept) - 1
     assert decode(name, [*stay, *inserted]) == decode(name, kept) + "\n</think>\n\n"
 
 
@@ -198,7 +201,10 @@ def test_a_cut_keeps_exactly_the_text_before_the_cue(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@given(ends=st.lists(st.sampled_from(ENDS), min_size=2, max_size=5), cue=st.sampled_from(("Wait", "But wait", "Hmm", "Alternatively", "等等", "或者")))  # fmt: skip
+@given(
+    ends=st.lists(st.sampled_from(ENDS), min_size=2, max_size=5),
+    cue=st.sampled_from(("Wait", "But wait", "Hmm", "Alternatively", "等等", "或者")),
+)
 @settings(max_examples=50)
 def test_any_end_of_a_paragraph_is_kept(name: str, ends: list[str], cue: str) -> None:
     text = "".join(f"So it is {end}\n\n{cue}, " for end in ends)
@@ -350,7 +356,7 @@ async def test_whatever_a_policy_sends_is_what_the_tokenizer_writes(name: str, e
     assert response.exit_reason in ("policy", "budget"), response.error
     for ids in engine.asked:
         assert list(ids) == encode(name, decode(name, ids))
-        assert "\\\n" not in decode(name, ids)
+        assert exit == "static" or "\\\n" not in decode(name, ids)
     whole = (*response.leading_ids, *response.thinking_ids, *response.inserted_ids)
     assert whole == engine.asked[-1]
     if exit not in ("static", "no_thinking"):
