@@ -101,8 +101,8 @@ def foreign_detail(tags: ThinkTags, found: tuple[str, str]) -> str:
     """Which tags were found in a response, and what to set."""
     return (
         f"the response marks its thinking with {found[0]} and {found[1]}, model.think is "
-        f"{tags.open} and {tags.close}: set model.think to {as_yaml(found)} if the model thinks so, "
-        "else rewrite the responses"
+        f"{tags.open} and {tags.close}: set model.think to {as_yaml(found)} if the model thinks "
+        "so, else rewrite the responses"
     )
 
 
