@@ -29,6 +29,10 @@ SPLITS = [
     ("</think>b", True, "", "b", True),
     ("a</think>b</think>c", True, "a", "b</think>c", True),
     ("a</think>b <think>c", False, "a", "b <think>c", True),
+    ("<think>a<think>b</think>c</think>d", False, "a<think>b</think>c", "d", True),
+    ("a<think>b</think>c</think>d</think>e", True, "a<think>b</think>c", "d</think>e", True),
+    ("a<think>b</think>c", True, "a<think>b", "c", True),
+    ("</think> \n</think>a", True, "", "a", True),
 ]
 
 

@@ -218,7 +218,7 @@ READINGS = [
     ((OPEN, "`<think>` `</think>`", CLOSE, "b"), False, "`<think>` `</think>`", "b", True),
     (("<think> is a tag.",), False, "", "<think> is a tag.", True),
     # nested
-    ((OPEN, "a", OPEN, "b", CLOSE, "c", CLOSE, "Answer"), False, f"a{OPEN}b{CLOSE}c", "Answer", True),
+    ((OPEN, "a", OPEN, "b", CLOSE, "c", CLOSE, "done"), False, f"a{OPEN}b{CLOSE}c", "done", True),
     (("a", OPEN, "b", CLOSE, "c", CLOSE, "Answer"), True, f"a{OPEN}b{CLOSE}c", "Answer", True),
     (("a", OPEN, "b", CLOSE, "Answer"), True, f"a{OPEN}b", "Answer", True),
     ((OPEN, "a", OPEN, "b"), False, f"a{OPEN}b", "", False),

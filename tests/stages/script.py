@@ -11,7 +11,8 @@ from dto.engines.base import Completion, Sampling, TokenIds
 from dto.engines.scripted import ScriptedEngine
 from dto.flops import ModelShape
 
-EXIT = "... Wait, I suddenly got the final answer to the whole problem. Final Answer: \\boxed{"
+EXIT = " Wait, I suddenly got the final answer to the whole problem. Final Answer: \\boxed{"
+"""d_exit behind a full stop, where it comes without its ellipsis."""
 FAIL = "\x00"
 """A scripted reply that fails."""
 CUT = "\x01"
