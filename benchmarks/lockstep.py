@@ -152,7 +152,7 @@ def _try(
             settings.trial_tokens,
             temperature=compat.TRIAL_TEMPERATURE if settings.temperature else 0.0,
             top_p=1.0,
-            stop=compat.TRIAL_STOPS,
+            stop=(*compat.TRIAL_STOPS, CLOSE_TAG),
             logprobs=True,
         )
         for question in active

@@ -86,9 +86,9 @@ async def complete_answers(
     `prefix` are the ids of prompt and thinking so far; the inducer's text is put behind them by
     :func:`dto.joins.join`, which leaves the first `fixed` alone. `sampling.max_tokens` limits one
     answer, inner braces included, and is lowered where the context is nearer; without any room all
-    answers are `truncated`. All n share one prefill, and sample j uses seed + j. Departure from
-    both papers: they stop at a token limit and search the text; we stop at the brace, or at
-    `sampling.stop` where that is given.
+    answers are `truncated`. All n share one prefill, and sample j uses seed + j; a presence penalty
+    takes the inducer for the model's own. Departure from both papers: they stop at a token limit
+    and search the text; we stop at the brace, or at `sampling.stop` where that is given.
     """
     prompt = ctx.put_after(prefix, inducer, fixed)
     box = inducer[inducer.rindex(BOX) :]
@@ -97,7 +97,10 @@ async def complete_answers(
         return [Answer((), box, None, "length", "truncated", "", "no room in the context")] * n
     at_brace = not sampling.stop
     sampling = replace(
-        sampling, max_tokens=min(sampling.max_tokens, room), stop=sampling.stop or ("}",)
+        sampling,
+        max_tokens=min(sampling.max_tokens, room),
+        stop=sampling.stop or ("}",),
+        written=sampling.written + len(prompt) - len(prefix) if sampling.presence_penalty else 0,
     )
     completions = await ctx.engine.complete(prompt, sampling, n)
 
@@ -144,7 +147,13 @@ async def _until_closed(
             else derive(sampling.seed, "", "brace", rounds)
         )
         (more,) = await engine.complete(
-            (*prompt, *whole.token_ids), replace(sampling, max_tokens=left, seed=seed)
+            (*prompt, *whole.token_ids),
+            replace(
+                sampling,
+                max_tokens=left,
+                seed=seed,
+                written=sampling.written + len(whole.token_ids),
+            ),
         )
         whole = replace(
             more,

@@ -12,6 +12,8 @@ from dto.joins import Joined, join
 from dto.prompts import render
 from dto.recipe import Recipe
 from dto.seeds import derive
+from dto.settings import SamplingSettings
+from dto.tags import ThinkTags, think_tags
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,13 +44,18 @@ class Context:
             )
         return self.engine.tokenizer
 
+    @property
+    def tags(self) -> ThinkTags:
+        """How the policy marks its thinking."""
+        return think_tags(self.tokenizer, self.recipe.model)
+
     def text(self, name: str) -> str:
-        """The prompt `name` (`exit`, `finalize`, …)."""
-        return render(name, self.recipe.model.family)
+        """The prompt `name` (`exit`, `finalize`, …) with the policy's own tags."""
+        return render(name, self.recipe.model.family, self.tags)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a text by itself; nothing is added."""
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        """Token ids of a text by itself, tags as the policy's own tokens; nothing is added."""
+        return self.tags.encode(self.tokenizer, text)
 
     def join(self, ids: Sequence[int], text: str, fixed: int = 0) -> Joined:
         """A text put after ids, of which the first `fixed` stay (:func:`dto.joins.join`)."""
@@ -63,13 +70,23 @@ class Context:
         """The seed of one request, from the run's seed (:func:`dto.seeds.derive`)."""
         return derive(self.recipe.seed, row_id, purpose, *counters)
 
-    def sampling(self, max_tokens: int, seed: int, stop: tuple[str, ...] = ()) -> Sampling:
-        """The sampling stage's temperature and top-p, for everything that imitates the policy."""
-        settings = self.recipe.sample
-        return Sampling(
-            max_tokens=max_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            seed=seed,
-            stop=stop,
-        )
+    def sampling(self, max_tokens: int, seed: int, written: int = 0) -> Sampling:
+        """As the sampling stage samples, for everything that imitates the policy.
+
+        `written`: so many of the prompt's last tokens are of the response.
+        """
+        return sampling(self.recipe.sample, max_tokens, seed, written)
+
+
+def sampling(settings: SamplingSettings, max_tokens: int, seed: int, written: int = 0) -> Sampling:
+    """One request as `sample` or `evaluate` says."""
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        min_p=settings.min_p,
+        presence_penalty=settings.presence_penalty,
+        written=written,
+        seed=seed,
+    )

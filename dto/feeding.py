@@ -30,6 +30,7 @@ from dto.runs.run import Run
 from dto.runs.stage import Group, Stage, Timed
 from dto.serving import Serving
 from dto.stages.pilot import StaticExit
+from dto.tags import think_tags
 
 logger = logging.getLogger("dto")
 
@@ -124,6 +125,7 @@ async def _feed_imported(stage: Stage, recipe: Recipe, serving: Serving) -> None
     from dto.stages.importing import Response, read_responses, to_trajectory
 
     tokenizer, grader = serving.tokenizer(), await serving.grader()
+    tags = think_tags(tokenizer, recipe.model)
 
     async def imported(row: Response | Dropped) -> Trajectory | Dropped:
         if isinstance(row, Dropped):
@@ -131,7 +133,7 @@ async def _feed_imported(stage: Stage, recipe: Recipe, serving: Serving) -> None
         return await to_trajectory(row, tokenizer, recipe.model, grader)
 
     def groups() -> Iterator[Group]:
-        for row in read_responses(str(recipe.sample.imported)):
+        for row in read_responses(str(recipe.sample.imported), tags=tags):
             if isinstance(row, Dropped):
                 yield Group(row.id, (row,))
             else:

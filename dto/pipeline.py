@@ -18,6 +18,7 @@ from dto.runs.graph import test_stage
 from dto.runs.run import Run, write_run_manifest
 from dto.runs.stage import Stage
 from dto.serving import Serving
+from dto.tags import FOREIGN
 
 if TYPE_CHECKING:
     from dto.stages.report import Report
@@ -113,7 +114,8 @@ async def _check_judge(recipe: Recipe, serving: Serving) -> None:
 def tell(run: Run, name: str, remark: str = "") -> None:
     """One line about a finished stage: nothing is dropped in silence."""
     done = manifest.read(run / name) or {}
-    parts = [f"{done['rows']:,} rows"] if isinstance(done.get("rows"), int) else []
+    rows = done["rows"] if isinstance(done.get("rows"), int) else 0
+    parts = [f"{rows:,} rows"] if isinstance(done.get("rows"), int) else []
     dropped = done.get("dropped")
     if isinstance(dropped, dict):
         parts += [f"{amount:,} dropped: {reason}" for reason, amount in dropped.items()]
@@ -125,3 +127,12 @@ def tell(run: Run, name: str, remark: str = "") -> None:
         parts.append(f"judge {judge['prompt']:,} tokens read, {judge['generated']:,} generated")
     parts.append(remark or f"{done['usage']['generated']:,} tokens, {done['seconds']:.1f} s")
     logger.info("%-9s %s", name, ", ".join(parts))
+    if isinstance(dropped, dict) and 2 * dropped.get(FOREIGN, 0) > sum(dropped.values()) + rows:
+        logger.warning("%-9s most responses are not in the model's tags: %s", name, _why(run, name))
+
+
+def _why(run: Run, name: str) -> str:
+    """What the first row says that was dropped for its tags."""
+    with (run / name / "dropped.jsonl").open(encoding="utf-8") as lines:
+        found = (json.loads(line) for line in lines)
+        return next((row["detail"] for row in found if row["reason"] == FOREIGN), FOREIGN)

@@ -14,6 +14,7 @@ from importlib.resources.abc import Traversable
 from jinja2 import Environment, StrictUndefined, Template
 
 from dto.errors import DtoError
+from dto.tags import DEFAULT_TAGS, ThinkTags
 
 JUDGE = "judge"
 """The folder of the judge's prompts, which is no family."""
@@ -50,9 +51,15 @@ def source(name: str, family: str = "default") -> str:
     raise DtoError(f"no prompt {name!r} for family {family!r}: add prompts/default/{name}.jinja")
 
 
-def render(name: str, family: str = "default", **values: object) -> str:
-    """A prompt as the model sees it. Raises DtoError for an unknown name."""
-    return _template(name, family).render(**values)
+def render(
+    name: str, family: str = "default", tags: ThinkTags = DEFAULT_TAGS, /, **values: object
+) -> str:
+    """A prompt as the model sees it, with its own tags around thinking (`open_tag`, `close_tag`).
+
+    Raises DtoError for an unknown name.
+    """
+    own = {"open_tag": tags.open, "close_tag": tags.close}
+    return _template(name, family).render(**own, **values)
 
 
 @cache

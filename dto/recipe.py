@@ -25,7 +25,7 @@ from dto.settings import BatchSettings as BatchSettings
 from dto.settings import CalibrateSettings as CalibrateSettings
 from dto.settings import CompareSettings as CompareSettings
 from dto.settings import Confidence as Confidence
-from dto.settings import Count, Probability, Settings, explain
+from dto.settings import Count, Probability, SamplingSettings, Settings, explain
 from dto.settings import EvaluateSettings as EvaluateSettings
 from dto.settings import ExitSettings as ExitSettings
 from dto.settings import LabelSettings as LabelSettings
@@ -33,6 +33,8 @@ from dto.settings import PairSettings as PairSettings
 from dto.settings import PilotSettings as PilotSettings
 from dto.settings import TraceSettings as TraceSettings
 from dto.settings import TrainSettings as TrainSettings
+from dto.tags import Tag
+from dto.templates import RESERVED, Argument
 
 
 class ModelSettings(Settings):
@@ -46,6 +48,8 @@ class ModelSettings(Settings):
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
     device: str = "auto"
     system: str | None = None  # system message
+    template: dict[str, Argument] = Field(default_factory=dict)  # of the chat template
+    think: tuple[Tag, Tag] = ("<think>", "</think>")  # around the thinking: text, or lists of ids
     prompt: str | None = None  # file of prompts/ that asks every question, whatever its task
     slots: Count = 128  # transformers, vllm on a CPU: requests that decode together
     cache_bytes: Count = 256 * 2**20  # transformers, vllm on a CPU: prefix cache, all KV of vllm
@@ -59,6 +63,24 @@ class ModelSettings(Settings):
     concurrency: Count = 256  # openai: requests under way at once
     retries: Annotated[int, Field(ge=0)] = 5  # openai: after 429, 5xx and timeouts
     timeout: Annotated[float, Field(gt=0)] = 600.0  # openai: seconds for one request
+
+    @field_validator("template")
+    @classmethod
+    def _template_is_not_ours(cls, template: dict[str, Argument]) -> dict[str, Argument]:
+        if own := sorted(RESERVED & template.keys()):
+            raise ValueError(f"{own[0]} is not an argument of the model's: dto sets it")
+        return template
+
+    @field_validator("think", mode="before")
+    @classmethod
+    def _think_is_a_pair(cls, think: Any) -> Any:
+        tags = list(think) if isinstance(think, list | tuple) else []
+        if len(tags) != 2 or not all(map(_is_tag, tags)) or tags[0] == tags[1]:
+            raise ValueError(
+                "two different tags, each a text or a list of token ids, such as "
+                '["[THINK]", "[/THINK]"]'
+            )
+        return tags
 
     @field_validator("api_key")
     @classmethod
@@ -99,6 +121,13 @@ class ModelSettings(Settings):
         return family
 
 
+def _is_tag(tag: Any) -> bool:
+    if isinstance(tag, str):
+        return bool(tag.strip())
+    ids = list(tag) if isinstance(tag, list | tuple) else []
+    return bool(ids) and all(type(each) is int for each in ids)
+
+
 class JudgeSettings(ModelSettings):
     """The model that `prune.judge: llm` asks, on an engine beside the policy's; no `family`."""
 
@@ -129,12 +158,10 @@ class ProblemSettings(Settings):
     test: Annotated[int, Field(ge=0)] = 400
 
 
-class SampleSettings(Settings):
+class SampleSettings(SamplingSettings):
     """2505.21765 section 4: temperature 0.6, top-p 0.95, 4 samples of at most 8,192 tokens."""
 
     samples: Count = 4
-    temperature: Annotated[float, Field(ge=0.0)] = 0.6
-    top_p: Probability = 0.95
     max_tokens: Count = 8192
     imported: str | None = None  # responses that are there already: a file, a folder, a Hub id
 

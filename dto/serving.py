@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from dto.context import Context
 from dto.errors import DtoError, EngineError
 from dto.recipe import ModelSettings, Recipe
+from dto.trajectories import check_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,15 +55,17 @@ class Serving:
 
         await self._engine.aclose()
         grader = await self.grader()
-        engine: Engine = await self._engine.enter_async_context(
-            open_engine(self._recipe.model, model)
-        )
+        opened = open_engine(self._recipe.model, model)
+        if opened.tokenizer is not None:  # before weights are loaded
+            check_model(opened.tokenizer, self._recipe.model)
+        engine: Engine = await self._engine.enter_async_context(opened)
         if engine.tokenizer is None or engine.capabilities.messages_only:
             raise EngineError(
                 f"{engine.model!r} is served as chat, or without a tokenizer: the stages go on "
                 "from the model's own tokens, so set model.api to completions and model.tokenizer, "
                 "or take another engine"
             )
+        check_sampling(self._recipe, engine)
         self._label, self._context = label, Context(self._recipe, engine, grader)
         return self._context
 
@@ -90,8 +93,11 @@ class Serving:
             from dto.engines import open_engine
 
             try:
-                self._judge = await self._opened.enter_async_context(open_engine(settings))
-            except EngineError as error:
+                opened = open_engine(settings)
+                if opened.tokenizer is not None and not opened.capabilities.messages_only:
+                    check_model(opened.tokenizer, settings)
+                self._judge = await self._opened.enter_async_context(opened)
+            except DtoError as error:
                 keys = "|".join(ModelSettings.model_fields)
                 reason = re.sub(rf"\bmodel\.({keys})\b", r"judge.\1", str(error))
                 raise EngineError(f"judge: {reason}") from None
@@ -107,10 +113,43 @@ class Serving:
         return self._grader
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The recipe's tokenizer; no engine is opened for it."""
+        """The recipe's tokenizer; no engine is opened for it. Raises as `check_model` does."""
         if self._context is not None and self._label == "base":
             return self._context.tokenizer
-        return load_tokenizer(self._recipe)
+        tokenizer = load_tokenizer(self._recipe)
+        check_model(tokenizer, self._recipe.model)
+        return tokenizer
+
+
+def check_sampling(recipe: Recipe, engine: Engine) -> None:
+    """Refuse at the start what an engine cannot sample; say what it samples in another way.
+
+    Raises EngineError.
+    """
+    can = engine.capabilities
+    for stage, settings in (("sample", recipe.sample), ("evaluate", recipe.evaluate)):
+        for key, there in (
+            ("top_k", can.filters),
+            ("min_p", can.filters),
+            ("presence_penalty", can.presence is not None),
+        ):
+            value = getattr(settings, key)
+            if value and not there:
+                raise EngineError(
+                    f"{stage}.{key} = {value:g}: the server of {engine.model!r} does not take it; "
+                    "set it to 0, or use a vLLM server"
+                )
+    penalised = [
+        stage
+        for stage, settings in (("sample", recipe.sample), ("evaluate", recipe.evaluate))
+        if settings.presence_penalty
+    ]
+    if penalised and can.presence == "request":
+        logger.warning(
+            "model     %s.presence_penalty counts what one request generates on this engine: "
+            "rollouts, finalizations and exits, which go on from a response, begin to count anew",
+            penalised[0],
+        )
 
 
 def load_tokenizer(recipe: Recipe, *, local: bool = False) -> PreTrainedTokenizerBase:

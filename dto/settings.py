@@ -33,6 +33,29 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
+class SamplingSettings(Settings):
+    """How tokens are drawn; `dto.engines.base.Sampling` says in which order.
+
+    Off are top_p 1, top_k 0, min_p 0 and presence_penalty 0.
+    """
+
+    temperature: Annotated[float, Field(ge=0.0)] = 0.6
+    top_p: Probability = 0.95
+    top_k: Annotated[int, Field(ge=0)] = 0
+    min_p: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
+
+    @property
+    def further(self) -> str:
+        """What is on beside temperature and top-p, in words to follow those; empty for nothing."""
+        named = {
+            "top-k": self.top_k,
+            "min-p": self.min_p,
+            "presence penalty": self.presence_penalty,
+        }
+        return "".join(f", {name} {value:g}" for name, value in named.items() if value)
+
+
 class PairSettings(Settings):
     """Which pairs are built: of optimized trajectories, or of samples (`dto/baselines/data.py`).
 
@@ -176,7 +199,7 @@ class ExitSettings(Settings):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
-class EvaluateSettings(Settings):
+class EvaluateSettings(SamplingSettings):
     """Avg@n on the test problems, for each model, each exit and each task.
 
     `tasks` names test sets as `problems.source` does; none: the run's own test problems. In YAML an
@@ -184,8 +207,6 @@ class EvaluateSettings(Settings):
     """
 
     samples: Count = 4
-    temperature: Annotated[float, Field(ge=0.0)] = 0.6
-    top_p: Probability = 0.95
     max_tokens: Count = 8192
     exits: tuple[ExitSettings, ...] = (ExitSettings(name="none"),)
     models: tuple[str, ...] = ("base", "trained")  # or paths of further models

@@ -16,15 +16,13 @@ from tokenizers.decoders import DecodeStream
 
 from dto.errors import DtoError
 from dto.records import Span
+from dto.tags import DEFAULT_TAGS, ThinkTags
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-OPEN_TAG = "<think>"
-CLOSE_TAG = "</think>"
+OPEN_TAG, CLOSE_TAG = DEFAULT_TAGS.open, DEFAULT_TAGS.close
 INSIDE_CHARACTER = -1
-
-_LEADING_OPEN = re.compile(rf"\s*{OPEN_TAG}")
 
 
 class ThinkingSplit(NamedTuple):
@@ -35,8 +33,8 @@ class ThinkingSplit(NamedTuple):
     closed: bool
 
 
-def split_thinking(text: str, opened: bool = True) -> ThinkingSplit:
-    """Find the thinking of a response.
+def split_thinking(text: str, opened: bool = True, tags: ThinkTags = DEFAULT_TAGS) -> ThinkingSplit:
+    """Find the thinking of a response; `<think>` and `</think>` stand for the model's own tags.
 
     `opened` says that the prompt already ended in `<think>`: then all of the text up to `</think>`
     is thinking, and all of it when there is none. A `<think>` that the response repeats at its
@@ -48,23 +46,23 @@ def split_thinking(text: str, opened: bool = True) -> ThinkingSplit:
     own, if there are enough; `</think>` repeated right behind the one that closes belongs to it,
     and one that comes later is part of the conclusion.
     """
-    close = text.find(CLOSE_TAG)
+    close = text.find(tags.close)
     limit = close if close >= 0 else len(text)
     start = 0
-    if leading := _LEADING_OPEN.match(text):
-        start = leading.end()
+    if text.lstrip().startswith(tags.open):
+        start = text.index(tags.open) + len(tags.open)
     elif not opened:
-        tag = text.find(OPEN_TAG, 0, limit)
+        tag = text.find(tags.open, 0, limit)
         if tag >= 0:
-            start = tag + len(OPEN_TAG)
+            start = tag + len(tags.open)
         elif close < 0:
             return ThinkingSplit(Span(0, 0), Span(0, len(text)), True)
     if close < 0:
         return ThinkingSplit(Span(start, len(text)), Span(len(text), len(text)), False)
-    close = _closing(text, start, OPEN_TAG, CLOSE_TAG)
-    end = close + len(CLOSE_TAG)
-    while text[end:].lstrip().startswith(CLOSE_TAG):
-        end = text.index(CLOSE_TAG, end) + len(CLOSE_TAG)
+    close = _closing(text, start, tags.open, tags.close)
+    end = close + len(tags.close)
+    while text[end:].lstrip().startswith(tags.close):
+        end = text.index(tags.close, end) + len(tags.close)
     return ThinkingSplit(Span(start, close), Span(end, len(text)), True)
 
 
@@ -133,13 +131,16 @@ class TagReader:
         return self._tag in text
 
 
-def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+def decode_response(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], tags: ThinkTags = DEFAULT_TAGS
+) -> str:
     """The text of a response: special tokens stay visible, one that ends it does not.
 
-    A model may end with another token than the tokenizer's EOS, so any special one counts.
+    A model may end with another token than the tokenizer's EOS, so any special one counts, but one
+    that is (part of) a tag.
     """
     ids = list(ids)
-    if ids and (ids[-1] == tokenizer.eos_token_id or _is_end(tokenizer, ids[-1])):
+    if ids and (ids[-1] == tokenizer.eos_token_id or _is_end(tokenizer, ids[-1], tags)):
         ids.pop()
     return decode(tokenizer, ids)
 
@@ -199,9 +200,11 @@ def tokens_within(ends: Sequence[int], chars: Span) -> Span:
     return Span(start, max(start, borders[last][1]))
 
 
-def _is_end(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
+def _is_end(tokenizer: PreTrainedTokenizerBase, token: int, tags: ThinkTags) -> bool:
     added = tokenizer.added_tokens_decoder.get(token)
-    return added is not None and added.special and added.content not in (OPEN_TAG, CLOSE_TAG)
+    if added is None or not added.special or added.content in (OPEN_TAG, CLOSE_TAG):
+        return False
+    return added.content not in tags.open and added.content not in tags.close
 
 
 @lru_cache(maxsize=8)

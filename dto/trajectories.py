@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from dto.errors import DtoError
 from dto.grading import Graded, Grader
 from dto.prompts import render
-from dto.records import FinishReason, IdsFrom, Problem, Span, Trajectory
+from dto.records import Dropped, FinishReason, IdsFrom, Problem, Span, Trajectory
+from dto.tags import (
+    DEFAULT_TAGS,
+    FOREIGN,
+    KNOWN,
+    ThinkTags,
+    as_yaml,
+    foreign_detail,
+    own_ids,
+    think_tags,
+)
+from dto.templates import Message, check_template, render_chat
 from dto.text import (
-    OPEN_TAG,
+    ThinkingSplit,
     decode_response,
     split_thinking,
     thinking_tokens,
@@ -21,20 +33,25 @@ from dto.text import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from dto.engines.base import Message
     from dto.recipe import ModelSettings
 
-TAIL_TOKENS = 16  # enough to hold `<think>` and white space, however they are cut into tokens
+logger = logging.getLogger("dto")
+
+TAIL_TOKENS = 96  # enough to hold a tag and white space, however they are cut into tokens
 
 
 class Reading(NamedTuple):
-    """A response as text: character spans over it, and the tokens that are its thinking."""
+    """A response as text: character spans over it, and the tokens that are its thinking.
+
+    `foreign` are the tags of another model that mark its thinking; then the spans mean nothing.
+    """
 
     text: str
     thinking: Span
     conclusion: Span
     thinking_tokens: Span
     closed: bool
+    foreign: tuple[str, str] | None = None
 
 
 def prompt_ids(
@@ -46,7 +63,7 @@ def prompt_ids(
     """The question as the model reads it: its chat template applied once, up to the response.
 
     `prompt` names the text that asks it (`Problem.prompt`). The template brings the BOS, nothing
-    else adds one. Raises DtoError for a tokenizer without a chat template.
+    else adds one. Raises DtoError as `render_chat` does.
     """
     user = render(settings.prompt or prompt, settings.family, question=question)
     return chat_ids(user, tokenizer, settings)
@@ -56,49 +73,92 @@ def chat_ids(
     user: str, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings
 ) -> tuple[int, ...]:
     """A user message as the model reads it; raises as `prompt_ids` does."""
-    if not tokenizer.chat_template:
-        raise DtoError(
-            f"tokenizer of {settings.name!r} has no chat template: use the reasoning version of "
-            "the model, or put a chat_template.jinja beside its tokenizer"
-        )
     messages: list[Message] = []
     if settings.system is not None:
         messages.append({"role": "system", "content": settings.system})
     messages.append({"role": "user", "content": user})
-    encoded: Any = tokenizer.apply_chat_template(
-        messages,  # type: ignore[arg-type]
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-    )
-    return tuple(encoded["input_ids"])
+    return render_chat(messages, tokenizer, settings.name, settings.template)
 
 
-def opens_thinking(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> bool:
+def check_model(tokenizer: PreTrainedTokenizerBase, settings: ModelSettings) -> None:
+    """See, before any work, that prompts can be rendered and the thinking will be found.
+
+    Raises DtoError as `render_chat`, `check_template` and `think_tags` do, and for a chat template
+    that opens the thinking with another tag than `model.think`; warns where another model's close
+    is a token here and the close of `model.think` is none.
+    """
+    ids = check_template(tokenizer, settings.name, settings.template, settings.system)
+    tags = think_tags(tokenizer, settings)
+    end = _tail(tokenizer, ids, tags)
+    others = [pair for pair in KNOWN if pair[0] != tags.open]
+    for pair in others:
+        if end.endswith(pair) and not end.endswith((tags.open, tags.close)):
+            raise DtoError(
+                f"the chat template of {settings.name!r} marks the thinking with {pair[0]}, "
+                f"model.think is {tags.open}: set model.think to {as_yaml(pair)}"
+            )
+    if tags.close_ids:
+        return
+    for pair in others:
+        if own_ids(tokenizer, pair[1]):
+            logger.warning(
+                "model     model.think is %s, and the tokenizer of %r has %s as a token of its "
+                "own: if the model thinks in those, set model.think to %s",
+                *(as_yaml((tags.open, tags.close)), settings.name, pair[1], as_yaml(pair)),
+            )
+            return
+
+
+def opens_thinking(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], tags: ThinkTags = DEFAULT_TAGS
+) -> bool:
     """Whether the prompt ends in an open `<think>`, so that the response starts inside it."""
-    return decode_response(tokenizer, prompt[-TAIL_TOKENS:]).rstrip().endswith(OPEN_TAG)
+    return _tail(tokenizer, prompt, tags).endswith(tags.open)
 
 
-def opening(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> str:
+def closes_thinking(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], tags: ThinkTags = DEFAULT_TAGS
+) -> bool:
+    """Whether the prompt ends in `</think>`: a template that was told not to think writes it."""
+    return _tail(tokenizer, prompt, tags).endswith(tags.close)
+
+
+def _tail(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], tags: ThinkTags) -> str:
+    return decode_response(tokenizer, prompt[-TAIL_TOKENS:], tags).rstrip()
+
+
+def opening(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], tags: ThinkTags = DEFAULT_TAGS
+) -> str:
     """What text put after the prompt begins with, to stand in the thinking: `<think>`, or nothing.
 
     Chat templates that do not open it leave that to the model.
     """
-    return "" if opens_thinking(tokenizer, prompt) else f"{OPEN_TAG}\n"
+    return "" if opens_thinking(tokenizer, prompt, tags) else f"{tags.open}\n"
 
 
 def read_response(
-    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], token_ids: Sequence[int]
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    token_ids: Sequence[int],
+    tags: ThinkTags = DEFAULT_TAGS,
+    *,
+    ended: bool = True,
 ) -> Reading:
-    """Text and spans of a response that was sampled after `prompt`.
+    """Text and spans of a response that was sampled after `prompt`; `ended`: to its own end.
 
-    Where a tag is one token, its spelling in others (a quotation) is text like any other.
+    Where a tag is one token, its spelling in others (a quotation) is text like any other. After a
+    prompt that closes the thinking a response that does not open it again is all conclusion.
     """
-    text = decode_response(tokenizer, token_ids)
-    marked = without_quoted_tags(tokenizer, token_ids, text)
-    split = split_thinking(marked, opens_thinking(tokenizer, prompt))
+    text = decode_response(tokenizer, token_ids, tags)
+    marked = without_quoted_tags(tokenizer, token_ids, text, (tags.open, tags.close))
+    if closes_thinking(tokenizer, prompt, tags) and not marked.lstrip().startswith(tags.open):
+        split = ThinkingSplit(Span(0, 0), Span(0, len(text)), True)
+        return Reading(text, split.thinking, split.conclusion, Span(0, 0), True)
+    split = split_thinking(marked, opens_thinking(tokenizer, prompt, tags), tags)
     tokens = thinking_tokens(tokenizer, token_ids, split.thinking)
-    return Reading(text, split.thinking, split.conclusion, tokens, split.closed)
+    foreign = tags.foreign(marked, ended=ended)
+    return Reading(text, split.thinking, split.conclusion, tokens, split.closed, foreign)
 
 
 async def read_and_grade(
@@ -109,17 +169,24 @@ async def read_and_grade(
     error: str,
     tokenizer: PreTrainedTokenizerBase,
     grader: Grader,
+    tags: ThinkTags = DEFAULT_TAGS,
 ) -> tuple[Reading, Graded]:
     """A whole response as text and spans, and its grade by what stands after `</think>`.
 
-    A request that failed is graded `failed` (`error` says why), and its text is empty. A response
-    that ran out of tokens, or never closed its thinking, is `truncated` without asking the grader.
+    A request that failed is graded `failed` (`error` says why), and its text is empty. So is a
+    response whose thinking is marked by another model's tags. One that ran out of tokens, or never
+    closed its thinking, is `truncated` without asking the grader.
     """
     if finish_reason == "failed":
         nothing = Reading("", Span(0, 0), Span(0, 0), Span(0, 0), False)
         return nothing, Graded("failed", "", error or "the engine gave no reason")
     # A long response takes milliseconds to align: not on the event loop.
-    reading = await asyncio.to_thread(read_response, tokenizer, prompt, token_ids)
+    reading = await asyncio.to_thread(
+        read_response, tokenizer, prompt, token_ids, tags, ended=finish_reason == "stop"
+    )
+    if reading.foreign is not None:
+        reason = f"{FOREIGN}: {foreign_detail(tags, reading.foreign)}"
+        return reading, Graded("failed", "", reason)
     if finish_reason == "length" or not reading.closed:
         return reading, Graded("truncated", "", "")
     conclusion = reading.text[slice(*reading.conclusion)]
@@ -141,13 +208,21 @@ async def make_trajectory(
     tokenizer: PreTrainedTokenizerBase,
     grader: Grader,
     error: str = "",
-) -> Trajectory:
-    """A graded trajectory from one response, whatever became of it: failed ones are rows too."""
+    tags: ThinkTags = DEFAULT_TAGS,
+) -> Trajectory | Dropped:
+    """A graded trajectory from one response, whatever became of it: failed ones are rows too.
+
+    Dropped as `foreign_tags` is one whose thinking is marked by the tags of another model: where it
+    thinks cannot be said.
+    """
     reading, graded = await read_and_grade(
-        problem, prompt_ids, token_ids, finish_reason, error, tokenizer, grader
+        problem, prompt_ids, token_ids, finish_reason, error, tokenizer, grader, tags
     )
+    row_id = Trajectory.make_id(problem.id, sample)
+    if reading.foreign is not None:
+        return Dropped(row_id, FOREIGN, foreign_detail(tags, reading.foreign))
     return Trajectory(
-        id=Trajectory.make_id(problem.id, sample),
+        id=row_id,
         problem_id=problem.id,
         model=model,
         sample=sample,

@@ -180,6 +180,27 @@ def test_import_enters_at_segment(capsys: pytest.CaptureFixture[str]) -> None:
     assert rows == list(tables.read(Path("runs/rows/sample/rows.parquet"), Trajectory))
 
 
+@pytest.mark.skipif(not NANO.is_dir(), reason="the embedded model's weights are not here")
+def test_import_in_another_models_tags_says_what_to_set(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    Path("rows.jsonl").write_text(
+        '{"question": "1+1?", "response": "[THINK]It is 2.[/THINK]\\\\boxed{2}", "answer": "2"}\n'
+        '{"question": "1+2?", "response": "[THINK]It is 3.[/THINK]\\\\boxed{3}", "answer": "3"}\n'
+        '{"question": "1+3?", "response": "<think>It is 4.</think>\\\\boxed{4}", "answer": "4"}\n'
+    )
+    code, _, err = dto("import", "rows.jsonl", "--model", "nano", capsys=capsys)
+    assert code == 0 and "1 rows, 2 dropped: foreign_tags" in caplog.text, err
+    assert "most responses are not in the model's tags: " in caplog.text
+    assert 'set model.think to ["[THINK]", "[/THINK]"]' in caplog.text
+    think = ("--set", 'model.think=["[THINK]", "[/THINK]"]', "--resume")
+    code, _, err = dto("import", "rows.jsonl", "--model", "nano", *think, capsys=capsys)
+    assert code == 1 and "marks the thinking with <think>, model.think is [THINK]" in err
+    typo = ("--set", "model.template.enable_thinkin=false", "--out", "runs/other")
+    code, _, err = dto("import", "rows.jsonl", "--model", "nano", *typo, capsys=capsys)
+    assert code == 1 and "knows no 'enable_thinkin'" in err and "Traceback" not in err
+
+
 def heed_interrupts() -> None:
     """A process that was started in the background ignores them, and its children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

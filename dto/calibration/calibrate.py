@@ -189,8 +189,8 @@ def policy_text(result: Calibration, recipe: Recipe) -> str:
     revision = f" at revision {model.revision}" if model.revision else ""
     scope = (
         f"Holds for {model.name}{revision} on problems like those of {recipe.problems.source}, at "
-        f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g} and at most "
-        f"{sampling.max_tokens:,} tokens; not for weights that were trained further."
+        f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}{sampling.further} and at "
+        f"most {sampling.max_tokens:,} tokens; not for weights that were trained further."
     )
     comment = "\n".join(f"# {line}" for line in [*str(result).splitlines(), scope])
     settings = result.policy.changed() | {"name": POLICY}

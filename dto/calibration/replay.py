@@ -89,7 +89,7 @@ class Replay:
 
     def _leave(self, exit: ExitSettings) -> tuple[ExitedResponse, Graded]:
         trace = self.trace
-        if exit.policy == "none" or trace.exit_reason == "failed":
+        if exit.policy == "none" or trace.exit_reason == "failed" or not trace.conclusions:
             return self._whole()
         if exit.policy == "static":
             start, end = trace.thinking_tokens

@@ -19,6 +19,7 @@ from dto import tables
 from dto.answers import answer_inducer
 from dto.concurrency import gather_bounded
 from dto.context import Context
+from dto.context import sampling as drawn
 from dto.engines.base import Sampling
 from dto.errors import DtoError
 from dto.exits import check
@@ -28,6 +29,7 @@ from dto.exits.trial import ask
 from dto.recipe import ExitSettings, TraceSettings
 from dto.records import AnswerKind, FinishReason, Grade, Problem, Span, Trajectory
 from dto.stages.evaluate import grade_response, no_room
+from dto.tags import ThinkTags
 from dto.trajectories import prompt_ids
 
 if TYPE_CHECKING:
@@ -138,9 +140,7 @@ async def trace(problem: Problem, ctx: Context) -> list[Trace]:
     seed = ctx.seed(problem.id, "evaluate")
 
     def sampling(sample: int) -> Sampling:
-        return Sampling(
-            settings.max_tokens, settings.temperature, settings.top_p, seed=seed + sample
-        )
+        return drawn(settings, settings.max_tokens, seed + sample)
 
     return await gather_bounded(
         (
@@ -156,15 +156,16 @@ async def _traced(
 ) -> Trace:
     settings = ctx.recipe.trace
     path = Path(prompt, ctx, sampling)
+    closed = path.closed  # by the prompt: there is no thinking
     transitions: list[TracedTransition] = []
     if len(prompt) < ctx.engine.context:
         entropy = "entropy" in settings.monitors
         whole = await path.advance(logprobs=ENTROPY_LOGPROBS if entropy else None)
         response = await path.finished()
-        if response.exit_reason != "failed":
+        if response.exit_reason != "failed" and not closed:
             # A long response takes a while to read: not on the event loop.
             transitions = await asyncio.to_thread(
-                _transitions, path.ids, whole.top_logprobs, settings, ctx.tokenizer
+                _transitions, path.ids, whole.top_logprobs, settings, ctx.tokenizer, ctx.tags
             )
     else:
         response = no_room(len(prompt), ctx.engine.context)
@@ -179,7 +180,9 @@ async def _traced(
     shares = {start + floor(share * length) for share in settings.fractions}
     conclusions = await gather_bounded(
         _conclusion(problem, prompt, path.ids[:cut], sampling, ctx)
-        for cut in sorted(shares.union(cuts) if response.exit_reason != "failed" else ())
+        for cut in sorted(
+            shares.union(cuts) if response.exit_reason != "failed" and not closed else ()
+        )
     )
     shape = ctx.engine.shape
     return Trace(
@@ -209,11 +212,12 @@ def _transitions(
     top_logprobs: Sequence[Mapping[int, float]] | None,
     settings: TraceSettings,
     tokenizer: PreTrainedTokenizerBase,
+    tags: ThinkTags,
 ) -> list[TracedTransition]:
     transitions: list[TracedTransition] = []
     for kind in settings.monitors:
         exit = ExitSettings(name=kind, monitor=kind, every=settings.every, entropy=settings.entropy)
-        found = Monitor(tokenizer, exit).scan(ids, top_logprobs, ended=True)
+        found = Monitor(tokenizer, exit, tags).scan(ids, top_logprobs, ended=True)
         transitions += [TracedTransition(kind, cut, seen) for cut, seen in found]
     return transitions
 

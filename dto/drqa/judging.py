@@ -15,6 +15,7 @@ from dto.context import Context
 from dto.drqa.records import LabelledChain
 from dto.grading.compare import compare
 from dto.grading.extract import final_answer
+from dto.tags import FOREIGN, foreign_detail
 from dto.trajectories import read_response
 
 LETTERS = ("A", "B", "C")
@@ -26,7 +27,8 @@ Pick = Literal["correct", "wrong", "unreadable", "failed"]
 class Judgement:
     """One response to the question about a chain: its ids, the letter in it (or none), its grade.
 
-    `failed` is a request that the engine did not answer, or a prompt without room: `reason`.
+    `failed` is a request that the engine did not answer, a prompt without room, or a response in
+    another model's tags: `reason`.
     """
 
     row_id: str
@@ -62,8 +64,17 @@ async def judge(row: LabelledChain, ctx: Context) -> list[Judgement]:
             found.append(Judgement(row.id, (), "", "failed", each.error or "the engine failed"))
             continue
         reading = await asyncio.to_thread(
-            read_response, ctx.tokenizer, row.prompt_ids, each.token_ids
+            read_response,
+            ctx.tokenizer,
+            row.prompt_ids,
+            each.token_ids,
+            ctx.tags,
+            ended=each.finish_reason == "stop",
         )
+        if reading.foreign is not None:
+            reason = f"{FOREIGN}: {foreign_detail(ctx.tags, reading.foreign)}"
+            found.append(Judgement(row.id, each.token_ids, "", "failed", reason))
+            continue
         ended = reading.closed and each.finish_reason != "length"
         letter = read_letter(reading.text[slice(*reading.conclusion)]) if ended else ""
         found.append(Judgement(row.id, each.token_ids, letter, _pick(letter, row.label)))

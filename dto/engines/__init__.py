@@ -32,6 +32,7 @@ def open_engine(settings: ModelSettings, model: str | None = None) -> Engine:
                 slots=settings.slots,
                 cache_bytes=settings.cache_bytes,
                 kv_bytes=settings.kv_bytes,
+                template=settings.template,
             )
         case "vllm":
             from dto.engines.vllm import VLLMEngine

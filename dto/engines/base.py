@@ -8,21 +8,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dto.records import FinishReason, IdsFrom
+from dto.templates import Message as Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dto.flops import ModelShape
-
-
-class Message(TypedDict):
-    """One chat message."""
-
-    role: str
-    content: str
 
 
 TokenIds = Sequence[int]
@@ -31,7 +25,15 @@ Prompt = TokenIds | Sequence[Message]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample. Temperature 0 is greedy; top_p 1 and top_k 0 switch those off.
+    """How to sample. Temperature 0 is greedy; top_p 1, top_k 0 and min_p 0 switch those off.
+
+    In vLLM's order: the presence penalty is taken off the logits, also of a greedy request; what
+    the temperature makes of them is filtered by min-p (ids less likely than that share of the most
+    likely one's), then by top-k, then by top-p of what is left. (`generate` of transformers applies
+    min-p last.) `presence_penalty` counts each id once that was generated so far: in this request,
+    and among the last `written` tokens of the prompt, which are of the same response; 0 counts
+    those of the request alone. Where an engine's `Capabilities.presence` is `request` it cannot
+    count the others.
 
     `seed` belongs to one request and is never used for another (`dto.seeds.derive`); sample j of n
     uses seed + j. `stop` strings end a request also when they cross token borders; the token that
@@ -44,6 +46,9 @@ class Sampling:
     temperature: float = 0.6
     top_p: float = 0.95
     top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    written: int = 0
     seed: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -102,7 +107,9 @@ class Capabilities:
     model's, and can judge but not serve the stages. `logprobs` is the most that `Sampling.logprobs`
     may ask for, None for an engine that gives none. `resumable` is true when noise depends on
     (seed, absolute position): a prefix of a stream that is continued under the stream's own seed
-    then gives the tokens that the uninterrupted one would have given.
+    then gives the tokens that the uninterrupted one would have given. `filters`: it takes top_k and
+    min_p. `presence` says what a presence penalty counts: the `response` so far, or what the
+    `request` generates; None where the engine takes none.
     """
 
     token_prompts: bool = True
@@ -112,6 +119,8 @@ class Capabilities:
     banned: bool = True
     score: bool = True
     resumable: bool = False
+    filters: bool = True
+    presence: Literal["response", "request"] | None = "response"
 
 
 class Engine(Protocol):

@@ -19,7 +19,7 @@ from dto.engines.kv import LEAST_ROWS, LENGTH_STEP, KVShape, RowsCache, round_up
 from dto.engines.prefill import Prefilled, forward, prefill, score
 from dto.engines.prefix_cache import PrefixCache
 from dto.engines.requests import Sample
-from dto.engines.sampling import choose, uniforms
+from dto.engines.sampling import choose, penalised, uniforms
 
 ROW_STEP = 8  # the batch is computed in multiples of this many rows
 GROUP = 32  # rows that are attended to together, as far as the longest of them needs
@@ -34,6 +34,7 @@ _ROW = np.dtype(
         ("temperature", np.float64),
         ("top_p", np.float64),
         ("top_k", np.int64),
+        ("min_p", np.float64),
     ]
 )
 
@@ -119,7 +120,8 @@ class Batch:
             first = i == 0 or sources[i - 1] != index
             sample.cached_tokens = group.cached[index] if first else length
             rows[i] = (
-                0, length, sample.seed % 2**64, sampling.temperature, sampling.top_p, sampling.top_k
+                0, length, sample.seed % 2**64, sampling.temperature, sampling.top_p,
+                sampling.top_k, sampling.min_p,
             )  # fmt: skip
         self._next_tokens(group.logits[sources], samples, rows)
         staying = [i for i, sample in enumerate(samples) if sample.finish is None]
@@ -193,10 +195,11 @@ class Batch:
         finite = torch.isfinite(highest)
         numbers = uniforms(rows["seed"], rows["length"])
         tokens = choose(
-            _without_banned(logits, samples),
+            _without_banned(_with_penalties(logits, samples), samples),
             rows["temperature"],
             rows["top_p"],
             rows["top_k"],
+            rows["min_p"],
             numbers,
         )
         chosen: list[int] = tokens.tolist()
@@ -236,6 +239,7 @@ class Batch:
                 piece, stop = sample.reader.read(token)
             sample.pieces.append(piece)
         sample.token_ids.append(token)
+        sample.see(token)
         sample.stop = stop
         if ended or stop is not None or token in request.sampling.stop_token_ids:
             sample.finish = "stop"
@@ -313,6 +317,15 @@ def _limits(lengths: NDArray[np.int64]) -> list[int]:
     """How many keys each group of rows looks at."""
     longest = np.maximum.reduceat(lengths, np.arange(0, len(lengths), GROUP))
     return [round_up(int(length) + 1, LENGTH_STEP) for length in longest]
+
+
+def _with_penalties(logits: Tensor, samples: Sequence[Sample]) -> Tensor:
+    """The logits less the presence penalty of what each sample's response holds so far."""
+    penalties = [s.request.sampling.presence_penalty for s in samples]
+    if not any(penalties):
+        return logits
+    present = [list(s.present) for s in samples]
+    return penalised(logits, present, penalties)
 
 
 def _without_banned(logits: Tensor, samples: Sequence[Sample]) -> Tensor:

@@ -44,7 +44,11 @@ class BranchedEngine(TransformersEngine):
                 "is served by another: set model.engine to transformers, or overlap to true"
             )
         super().__init__(
-            engine.hf_model, engine._tokenizer, name=engine.model, context=engine.context
+            engine.hf_model,
+            engine._tokenizer,
+            name=engine.model,
+            context=engine.context,
+            template=engine._template,
         )
         self.end_ids = engine.end_ids
         self._engine = engine

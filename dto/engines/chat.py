@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from dto.engines.base import Message, Prompt
-from dto.errors import EngineError
+from dto.errors import DtoError, EngineError
+from dto.templates import Arguments, render_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def prompt_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, model: str) -> tuple[int, ...]:
+def prompt_ids(
+    prompt: Prompt,
+    tokenizer: PreTrainedTokenizerBase,
+    model: str,
+    template: Arguments | None = None,
+) -> tuple[int, ...]:
     """Ids of a prompt; messages go through the chat template, which brings the only BOS.
 
-    Raises EngineError for messages to a `model` whose tokenizer has no chat template.
+    `template` are the arguments of that. Raises EngineError for messages to a `model` whose
+    tokenizer has no chat template, or one that cannot render them.
     """
     ids: list[int] = []
     messages: list[Message] = []
@@ -25,12 +32,7 @@ def prompt_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, model: str) -
             messages.append(part)
     if not messages:
         return tuple(ids)
-    if not tokenizer.chat_template:
-        raise EngineError(
-            f"tokenizer of {model!r} has no chat template: send token ids, or give the model's "
-            "folder a chat_template.jinja"
-        )
-    text = tokenizer.apply_chat_template(
-        cast("Any", messages), tokenize=False, add_generation_prompt=True
-    )
-    return tuple(tokenizer.encode(cast("str", text), add_special_tokens=False))
+    try:
+        return render_chat(messages, tokenizer, model, template)
+    except DtoError as error:
+        raise EngineError(str(error)) from None

@@ -133,7 +133,8 @@ class Linearised(Batch):
             for i, chain in enumerate(ready):
                 sampling, seed = chain.sample.request.sampling, chain.sample.seed % 2**64
                 rows[i] = (
-                    0, chain.length, seed, sampling.temperature, sampling.top_p, sampling.top_k
+                    0, chain.length, seed, sampling.temperature, sampling.top_p, sampling.top_k,
+                    sampling.min_p,
                 )  # fmt: skip
             self._next_tokens(logits[: len(ready)], samples, rows)
         if any(sample.finish == "failed" for sample in samples):

@@ -46,8 +46,13 @@ def open_openai(settings: ModelSettings, name: str) -> OpenAIEngine:
     model, a folder or a Hub id; a hosted model without one takes messages only. The API key is read
     from the environment variable that `model.api_key` names, whichever server it goes to. Raises
     EngineError for a tokenizer that was asked for and cannot be loaded, OpenAI's own server without
-    a key, and a server that is no URL.
+    a key or with arguments of a chat template, and a server that is no URL.
     """
+    if settings.template and settings.server is None:
+        raise EngineError(
+            "model.template: OpenAI's own server takes no arguments of a chat template; unset it, "
+            "or name a vLLM or SGLang server in model.server"
+        )
     transport = Transport(settings)
     tokenizer, shape, context = load_tokenizer(settings, name)
     return OpenAIEngine(transport, settings, name, tokenizer, shape, context)
@@ -198,7 +203,7 @@ class OpenAIEngine:
         server, where = self._serving.server, self._transport.server
         check(server, sampling, where)
         if server.api == "completions" and self.tokenizer is not None:
-            ids = prompt_ids(prompt, self.tokenizer, self.model)
+            ids = prompt_ids(prompt, self.tokenizer, self.model, self._settings.template)
             room = max(1, self.context - len(ids))
             return ids, replace(sampling, max_tokens=min(sampling.max_tokens, room))
         if any(isinstance(part, int) for part in prompt):

@@ -32,7 +32,9 @@ _SCHEMA = {
     "required": ["number"],
     "additionalProperties": False,
 }
-_TEXT_ONLY = Capabilities(token_prompts=False, logprobs=None, banned=False, score=False)
+_TEXT_ONLY = Capabilities(
+    token_prompts=False, logprobs=None, banned=False, score=False, filters=False, presence="request"
+)
 
 
 async def find_out(
@@ -67,8 +69,14 @@ async def find_out(
         )
     if settings.api != "completions":
         try:
-            return await _with_text(transport, Server(served, "chat", context=context), None)
+            server = Server(served, "chat", context=context, template=settings.template)
+            return await _with_text(transport, server, None)
         except RequestError as error:
+            if "chat_template_kwargs" in error.reason:
+                raise EngineError(
+                    f"model.template: {transport.server} takes no arguments of a chat template "
+                    f"({error.reason}) — unset it, or use a vLLM or SGLang server"
+                ) from None
             failures.append(f"chat: {error.reason}")
             _give_up_early(transport, error)
     raise EngineError(f"model {name!r} does not answer — {'; '.join(failures)}")
@@ -175,7 +183,7 @@ async def _with_ids(transport: Transport, server: Server, prompt: list[int]) -> 
         _true(_keeps_schema(transport, server, prompt)),
     )
     capabilities = Capabilities(
-        logprobs=most, json_schema=schema, banned=banned, score=score, resumable=False
+        logprobs=most, json_schema=schema, banned=banned, score=score, presence="request"
     )
     refused = await _refused(transport, server, prompt, stream=True)
     return replace(
@@ -203,9 +211,17 @@ async def _with_text(transport: Transport, server: Server, tokens: int | None) -
     reply = await transport.post(PATHS[server.api], request_body(server, prompt, _short(server)))
     counts = counts_of(reply)
     adds_bos = tokens is not None and counts is not None and counts.prompt == tokens + 1
-    schema = await _true(_keeps_schema(transport, server, prompt))
+    schema, penalty = await asyncio.gather(
+        _true(_keeps_schema(transport, server, prompt)),
+        _true(_takes_penalty(transport, server, prompt)),
+    )
     chat = server.api == "chat"
-    capabilities = replace(_TEXT_ONLY, json_schema=schema, messages_only=chat)
+    capabilities = replace(
+        _TEXT_ONLY,
+        json_schema=schema,
+        messages_only=chat,
+        presence="request" if penalty else None,
+    )
     return replace(server, adds_bos=adds_bos, capabilities=capabilities)
 
 
@@ -250,6 +266,13 @@ async def _keeps_schema(transport: Transport, server: Server, prompt: Any) -> bo
     message: Mapping[str, Any] = choice.get("message") or choice
     text = message.get("content") or message.get("text") or ""
     return str(text).lstrip().startswith("{")
+
+
+async def _takes_penalty(transport: Transport, server: Server, prompt: Any) -> bool:
+    """Whether a request with a presence penalty is not refused; it is a common field."""
+    body = request_body(server, prompt, replace(_short(server), presence_penalty=0.5))
+    choices_of(await transport.post(PATHS[server.api], body))
+    return True
 
 
 async def _true(question: Any) -> bool:

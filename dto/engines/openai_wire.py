@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from dto.engines.base import Capabilities, Message, Sampling
 from dto.engines.openai_transport import RequestError
 from dto.errors import EngineError
+from dto.templates import Arguments
 
 if TYPE_CHECKING:
     from dto.records import FinishReason
@@ -25,7 +26,8 @@ class Server:
     one request are those of seed, seed + 1, …. `stops`: so many stop strings may be sent, 0 to a
     server that takes text; where there are more, replies are cut here. `refused` are the common
     fields that it does not take. `adds_bos`: it puts a BOS of its own before a prompt given as
-    text. `context` is what it says itself, None when it does not.
+    text. `context` is what it says itself, None when it does not. `template` are the arguments that
+    it gives to the chat template of messages.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Server:
     refused: frozenset[str] = frozenset()
     adds_bos: bool = False
     context: int | None = None
+    template: Arguments = field(default_factory=dict)
     capabilities: Capabilities = field(default_factory=Capabilities)
 
     def cuts_here(self, sampling: Sampling) -> bool:
@@ -60,9 +63,17 @@ def check(server: Server, sampling: Sampling, where: str) -> None:
         raise EngineError(f"{where} does not hold {server.name!r} to a JSON schema")
     if sampling.banned and not can.banned:
         raise EngineError(f"{where} cannot ban tokens of {server.name!r}: use a vLLM server")
-    if not server.ids and (sampling.stop_token_ids or sampling.top_k):
+    if not server.ids and sampling.stop_token_ids:
+        raise EngineError(f"{where} takes text, and no stop_token_ids: use a vLLM server")
+    if (sampling.top_k or sampling.min_p) and not can.filters:
         raise EngineError(
-            f"{where} takes text, neither stop_token_ids nor top_k: use a vLLM server"
+            f"{where} takes text, neither top_k nor min_p (here {sampling.top_k} and "
+            f"{sampling.min_p:g}): set both to 0, or use a vLLM server"
+        )
+    if sampling.presence_penalty and can.presence is None:
+        raise EngineError(
+            f"{where} takes no presence_penalty (here {sampling.presence_penalty:g}) for "
+            f"{server.name!r}: set it to 0"
         )
     if "temperature" in server.refused and sampling.temperature != 1.0:
         raise EngineError(
@@ -95,6 +106,10 @@ def request_body(
         "top_p": sampling.top_p,
         "seed": sampling.seed if server.ids else sampling.seed % 2**31,
     }
+    if sampling.presence_penalty:
+        body["presence_penalty"] = sampling.presence_penalty
+    if server.api == "chat" and server.template:
+        body["chat_template_kwargs"] = dict(server.template)
     if sampling.json_schema is not None:
         schema = {"name": "answer", "schema": dict(sampling.json_schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -104,7 +119,8 @@ def request_body(
         body |= {
             "n": n,
             "top_k": sampling.top_k,
-            "min_p": 0.0,
+            "min_p": sampling.min_p,
+            "presence_penalty": sampling.presence_penalty,
             "repetition_penalty": 1.0,
             "return_token_ids": True,
             "skip_special_tokens": False,

@@ -42,6 +42,7 @@ class Request:
 class Sample:
     """One sample of a request. `pieces` has one text per token when there is a reader.
 
+    `present` are the ids that a presence penalty counts, in the order they came; none without one.
     `finish` is set last, when everything else is final. `started` counts the tokens whose
     computation has begun, so it is one ahead of `token_ids` during a step.
     """
@@ -58,6 +59,17 @@ class Sample:
     error: str = ""
     finish: FinishReason | None = None
     started: int = 0
+    present: dict[int, None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sampling = self.request.sampling
+        if sampling.presence_penalty and sampling.written:
+            self.present = dict.fromkeys(self.request.prompt[-sampling.written :])
+
+    def see(self, token: int) -> None:
+        """Count a token that was generated."""
+        if self.request.sampling.presence_penalty:
+            self.present[token] = None
 
     def fail(self, reason: str) -> None:
         """End as failed."""

@@ -1,13 +1,16 @@
 """Choosing the next token of each row, with noise that is a function of (seed, position) alone.
 
 One uniform number per token, turned into a token by inverting the cumulative distribution over the
-ids that temperature, top-k and top-p leave. The alternative, Gumbel noise for every id, costs a
-hash per row, step and id; both are equally sensitive to rounding of the logits. Since the number
-depends on nothing else, a token depends neither on scheduling nor on batch-mates, and a prefix of a
-stream that is continued under the same seed goes on as the stream did.
+ids that temperature, min-p, top-k and top-p leave, in this order, which is vLLM's. The alternative,
+Gumbel noise for every id, costs a hash per row, step and id; both are equally sensitive to rounding
+of the logits. Since the number depends on nothing else, a token depends neither on scheduling nor
+on batch-mates, and a prefix of a stream that is continued under the same seed goes on as the stream
+did.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -40,6 +43,7 @@ def choose(
     temperature: NDArray[np.float64],
     top_p: NDArray[np.float64],
     top_k: NDArray[np.int64],
+    min_p: NDArray[np.float64],
     numbers: NDArray[np.float64],
 ) -> Tensor:
     """One token id per row.
@@ -49,6 +53,7 @@ def choose(
         temperature: [rows]; 0 is greedy.
         top_p: [rows]; 1 keeps all. Ids as likely as the last one kept are kept too.
         top_k: [rows]; 0 keeps all.
+        min_p: [rows]; drops ids less likely than that share of the likeliest one's; 0 keeps all.
         numbers: [rows], from `uniforms`.
 
     Returns:
@@ -61,6 +66,9 @@ def choose(
     scale = torch.as_tensor(np.where(greedy, 1.0, temperature), dtype=logits.dtype, device=device)
     probabilities = torch.softmax(logits / scale[:, None], -1)
     # Only rows that ask are filtered: a renormalised row differs in its last bits.
+    if len(rows := np.flatnonzero(min_p > 0)):
+        least = torch.as_tensor(min_p[rows], dtype=logits.dtype, device=device)
+        probabilities[rows] = _min_p(probabilities[rows], least)
     if len(rows := np.flatnonzero(top_k > 0)):
         kept = torch.as_tensor(top_k[rows], device=device)
         probabilities[rows] = _top_k(probabilities[rows], kept)
@@ -74,6 +82,27 @@ def choose(
     if not greedy.any():
         return sampled
     return torch.where(torch.as_tensor(greedy, device=device), logits.argmax(-1), sampled)
+
+
+def penalised(logits: Tensor, present: Sequence[Sequence[int]], penalty: Sequence[float]) -> Tensor:
+    """Logits [rows, vocabulary] less each row's penalty at the ids present in it, each once.
+
+    The logits that were given stay as they are.
+    """
+    counts = [len(ids) for ids in present]
+    rows = np.repeat(np.arange(len(present)), counts)
+    columns = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in present])
+    amounts = np.repeat(np.asarray(penalty, dtype=np.float32), counts)
+    at = tuple(torch.as_tensor(each, device=logits.device) for each in (rows, columns))
+    lowered = logits.clone()
+    lowered[at] -= torch.as_tensor(amounts, dtype=logits.dtype, device=logits.device)
+    return lowered
+
+
+def _min_p(probabilities: Tensor, share: Tensor) -> Tensor:
+    least = share[:, None] * probabilities.amax(-1, keepdim=True)
+    probabilities = probabilities.masked_fill(probabilities < least, 0.0)
+    return probabilities / probabilities.sum(-1, keepdim=True)
 
 
 def _top_k(probabilities: Tensor, kept: Tensor) -> Tensor:

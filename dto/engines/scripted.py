@@ -14,6 +14,7 @@ from dto.errors import EngineError
 from dto.flops import ModelShape
 from dto.ledger import Usage, charge
 from dto.records import FinishReason
+from dto.templates import Arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,6 +42,7 @@ class ScriptedEngine:
         context: int = 2048,
         shape: ModelShape | None = None,
         resumable: bool = False,
+        template: Arguments | None = None,
     ) -> None:
         """Raises EngineError for a tokenizer without EOS, which texts end with."""
         if tokenizer.eos_token_id is None:
@@ -53,6 +55,7 @@ class ScriptedEngine:
         self.requests: list[tuple[tuple[int, ...], Sampling, int]] = []
         self._tokenizer = tokenizer
         self._script = script
+        self._template = dict(template or {})
 
     async def __aenter__(self) -> ScriptedEngine:
         """Nothing to start."""
@@ -63,7 +66,7 @@ class ScriptedEngine:
 
     async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
         """The first n answers. Raises EngineError for a prompt that the script does not hold."""
-        ids = prompt_ids(prompt, self._tokenizer, self.model)
+        ids = prompt_ids(prompt, self._tokenizer, self.model, self._template)
         completions = self._answers(ids, sampling, n)
         await asyncio.sleep(0)
         tokens = sum(len(completion.token_ids) for completion in completions)
@@ -73,7 +76,7 @@ class ScriptedEngine:
 
     async def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk]:
         """The first answer, token by token."""
-        ids = prompt_ids(prompt, self._tokenizer, self.model)
+        ids = prompt_ids(prompt, self._tokenizer, self.model, self._template)
         (completion,) = self._answers(ids, sampling, 1)
         tokens = completion.token_ids
         reader = StopReader(self._tokenizer.backend_tokenizer, ())

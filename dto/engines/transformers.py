@@ -26,6 +26,7 @@ from dto.engines.worker import Worker
 from dto.errors import EngineError
 from dto.flops import ModelShape, attention_flops, forward_flops
 from dto.ledger import Usage, charge
+from dto.templates import Arguments
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -56,6 +57,7 @@ class TransformersEngine:
         slots: int = 128,
         cache_bytes: int = 256 * 2**20,
         kv_bytes: int | None = None,
+        template: Arguments | None = None,
     ) -> None:
         """Wrap a model in memory.
 
@@ -68,6 +70,7 @@ class TransformersEngine:
             cache_bytes: bound of the prefix cache.
             kv_bytes: bound of the running batch's keys and values, kept as long as at least sixteen
                 requests fit; when None half of a GPU's free memory, elsewhere 4 GiB.
+            template: arguments of the chat template, for prompts of messages.
 
         Raises:
             EngineError: the tokenizer or the model's architecture cannot be served.
@@ -87,6 +90,7 @@ class TransformersEngine:
         self._slots = slots
         self._cache_bytes = cache_bytes
         self._kv_bytes = kv_bytes
+        self._template = dict(template or {})
         self.end_ids = end_ids(model, tokenizer)
         self._worker: Worker | None = None
         self.branching = asyncio.Semaphore(BRANCHING)
@@ -133,7 +137,7 @@ class TransformersEngine:
 
     async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
         """Sample n times; the samples share one prefill. See the protocol."""
-        ids = prompt_ids(prompt, self._tokenizer, self.model)
+        ids = prompt_ids(prompt, self._tokenizer, self.model, self._template)
         self._check(sampling)
         if error := unfit(ids, self.context):
             charge(Usage(requests=n, failed=n))
@@ -154,7 +158,7 @@ class TransformersEngine:
 
     async def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk]:
         """One sample as it grows. See the protocol."""
-        ids = prompt_ids(prompt, self._tokenizer, self.model)
+        ids = prompt_ids(prompt, self._tokenizer, self.model, self._template)
         self._check(sampling)
         if error := unfit(ids, self.context):
             charge(Usage(requests=1, failed=1))

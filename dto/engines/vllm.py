@@ -74,7 +74,7 @@ class VLLMEngine:
         config = basics.hf_text_config
         self.shape: ModelShape | None = ModelShape.from_config(config, parameters_of(config))
         self.tokenizer: PreTrainedTokenizerBase | None = tokenizer
-        self.capabilities = Capabilities(logprobs=LOGPROBS, json_schema=True)
+        self.capabilities = Capabilities(logprobs=LOGPROBS, json_schema=True, presence="request")
         self._tokenizer: PreTrainedTokenizerBase = tokenizer
         self._backend: Tokenizer = tokenizer.backend_tokenizer
         ends = basics.try_get_generation_config().get("eos_token_id")
@@ -117,7 +117,7 @@ class VLLMEngine:
 
     async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
         """Sample n times; the samples share what is cached of the prompt. See the protocol."""
-        ids = prompt_ids(prompt, self._tokenizer, self.model)
+        ids = prompt_ids(prompt, self._tokenizer, self.model, self._settings.template)
         self._check(sampling)
         if error := unfit(ids, self.context):
             charge(Usage(requests=n, failed=n))
@@ -142,7 +142,7 @@ class VLLMEngine:
 
     async def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk]:
         """One sample as it grows. See the protocol."""
-        ids = prompt_ids(prompt, self._tokenizer, self.model)
+        ids = prompt_ids(prompt, self._tokenizer, self.model, self._settings.template)
         self._check(sampling)
         if error := unfit(ids, self.context):
             charge(Usage(requests=1, failed=1))

@@ -45,7 +45,7 @@ async def answer(
                 problem, prompt_ids, overlapped, replace(ctx, engine=engine), sampling
             )
     path = Path(prompt_ids, ctx, sampling)
-    if settings.policy == "none":
+    if settings.policy == "none" or path.closed:  # there is no thinking to leave
         return await path.finished()
     policy = getattr(import_module(f"dto.exits.{settings.policy}"), settings.policy)
     response: ExitedResponse = await policy(path, settings, problem, ctx)

@@ -24,7 +24,6 @@ from dto.exits.path import BROKEN, ExitedResponse, Path
 from dto.recipe import ExitSettings
 from dto.records import Problem
 from dto.seeds import derive
-from dto.text import CLOSE_TAG
 
 SENTENCE_ENDS = (".", "!", "?", "\n", "。", "！", "？", "．", "｡")
 _ENDED = re.compile(r"[.!?\n。！？．｡][\"'”’」』)\]*]*\s*\Z")
@@ -49,6 +48,7 @@ async def budget(
     most = math.floor(settings.think_ratio * path.sampling.max_tokens)
     longest = min(settings.budget + settings.grace, most)
     cut = await _think(path, min(settings.budget, most), longest)
+    cut -= ctx.tags.unfinished(path.ids[:cut])
     if path.closed or path.finish == "failed":
         response = await path.finished()
         cut = len(response.leading_ids) + len(response.thinking_ids)
@@ -107,14 +107,14 @@ async def _answered(
         inducer,
         problem,
         ctx,
-        replace(path.sampling, max_tokens=max_tokens, seed=seed),
+        replace(path.sampling, max_tokens=max_tokens, seed=seed, written=cut),
         fixed=len(path.prompt_ids),
     )
     # All that was generated for the main path and for the conclusion, less what stays of it.
     generated = len(response.thinking_ids) + len(response.answer_ids) + response.withdrawn
     withdrawn = generated - len(thinking_ids)
     failed = answer.finish_reason == "failed"
-    heading = inducer[: inducer.rindex(BOX)].partition(CLOSE_TAG)[2]
+    heading = inducer[: inducer.rindex(BOX)].partition(ctx.tags.close)[2]
     return replace(
         response,
         thinking_ids=thinking_ids,

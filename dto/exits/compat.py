@@ -25,13 +25,13 @@ from dto.prompts import render
 from dto.recipe import ExitSettings
 from dto.records import FinishReason, Problem, Trial
 from dto.seeds import derive
-from dto.text import CLOSE_TAG, decode_response
+from dto.text import decode_response
 
 CUE = "Wait"  # a substring: `Waiting` is a transition, `wait` and `Alternatively` are none
 END_GOES_ON = True  # EOS inside the thinking is a transition, and after it comes another cue
 DOUBLE_BOS = True  # the prompt's text has its BOS, and the tokenizer puts another one before it
 TRIAL_TEMPERATURE = 1.0  # trials are samples (greedy here where all else is, to be comparable)
-TRIAL_STOPS = (" }", "}\n", "}.", "}\\", "}}", ")}", CLOSE_TAG)  # cut `{\frac{3}{4}\sqrt2}` short
+TRIAL_STOPS = (" }", "}\n", "}.", "}\\", "}}", ")}")  # and `</think>`; cut `{\frac{3}{4}\sqrt2}`
 COUNTED = slice(1, None)  # of a trial's tokens: skips `{`, or `{3` where merged; keeps the closing
 ONE_TOKEN_IS_WRONG = True  # a trial of one token divides by zero: no answer, so a wrong one
 READ = (
@@ -110,7 +110,9 @@ class _Script:
 
     def __init__(self, path: Path, settings: ExitSettings, problem: Problem, ctx: Context) -> None:
         self.path, self.settings, self.problem, self.ctx = path, settings, problem, ctx
-        self.prompt = decode_response(path.tokenizer, path.prompt_ids)
+        self.close = ctx.tags.close
+        self.closing = render("early_close", "default", ctx.tags)
+        self.prompt = decode_response(path.tokenizer, path.prompt_ids, ctx.tags)
         self.prompt_tokens = len(self.encode(self.prompt))
         self.budget = math.floor(settings.think_ratio * path.sampling.max_tokens)
         self.inducer = render("trial_choice" if problem.answer_kind == "choice" else "trial_inside")
@@ -130,14 +132,14 @@ class _Script:
                 replace(
                     self.path.sampling,
                     max_tokens=max(1, self.budget - used),
-                    stop=(CUE, CLOSE_TAG) if judging else (CLOSE_TAG,),
+                    stop=(CUE, self.close) if judging else (self.close,),
                 ),
             )
             self.generated += len(step.token_ids)
             if step.finish_reason == "failed":
                 return "failed"
             self.said += before_stop(step)
-            if step.stop == CLOSE_TAG:
+            if step.stop == self.close:
                 return "closed"
             used = await self.used(self.said)
             ended = step.stop is None and not (END_GOES_ON and judging)
@@ -157,7 +159,7 @@ class _Script:
                 self.settings.trial_tokens,
                 temperature=0.0 if greedy else TRIAL_TEMPERATURE,
                 top_p=1.0,
-                stop=TRIAL_STOPS,
+                stop=(*TRIAL_STOPS, self.close),
                 logprobs=0,
             ),
         )
@@ -180,7 +182,7 @@ class _Script:
 
     async def conclude(self, reason: str) -> ExitedResponse:
         """Close the thinking and answer with what is left."""
-        closed = self.said + render("early_close")
+        closed = self.said + self.closing
         room = self.path.sampling.max_tokens - await self.used(closed)
         if room < 1:
             return await self.response(reason, "length")
@@ -198,7 +200,7 @@ class _Script:
             prompt_tokens=self.prompt_tokens,
             leading_ids=(),
             thinking_ids=thinking,
-            inserted_ids=() if answer is None else self.ctx.encode(render("early_close")),
+            inserted_ids=() if answer is None else self.ctx.encode(self.closing),
             answer_ids=() if answer is None else answer.token_ids,
             conclusion="" if answer is None else answer.text,
             exit_reason=reason,
@@ -215,7 +217,8 @@ class _Script:
         self.requests += 1
         seed = derive(self.path.sampling.seed, "", "compat", self.requests)
         room = max(1, min(sampling.max_tokens, self.path.engine.context - len(ids)))
-        sampling = replace(sampling, max_tokens=room, seed=seed)
+        written = len(ids) - self.prompt_tokens if sampling.presence_penalty else 0
+        sampling = replace(sampling, max_tokens=room, seed=seed, written=written)
         [completion] = await self.path.engine.complete(ids, sampling)
         if completion.finish_reason == "failed":
             self.error = completion.error or "the engine gave no reason"

@@ -24,7 +24,7 @@ from dto.exits.path import ExitedResponse, Path
 from dto.exits.trial import Tried, ask, tried, try_answer
 from dto.recipe import ExitSettings
 from dto.records import Problem, Trial
-from dto.text import CLOSE_TAG, decode_response
+from dto.text import decode_response
 
 PRO_INDUCERS = tuple(f"trial_pro_{number}" for number in (1, 2, 3, 4))
 
@@ -95,9 +95,9 @@ async def _qwen3(
     within `settings.trial_tokens` tokens (published: 20).
     """
     answer, ends = await ask(
-        (*prompt_ids, *kept), inducer, settings.trial_tokens, problem, ctx, stop=(CLOSE_TAG,)
+        (*prompt_ids, *kept), inducer, settings.trial_tokens, problem, ctx, stop=(ctx.tags.close,)
     )
     sure = 0.0
-    if CLOSE_TAG in decode_response(ctx.tokenizer, answer.token_ids):
+    if ctx.tags.close in decode_response(ctx.tokenizer, answer.token_ids, ctx.tags):
         sure = confidence("geometric", answer.text, ends, answer.logprobs or ())
     return tried(len(kept), sure, answer)

@@ -51,7 +51,7 @@ async def leave_at_transition(
     not depend on pauses (greedy, or a resumable engine).
     """
     search = Search(settings, decide)
-    monitor = Monitor(path.tokenizer, settings)
+    monitor = Monitor(path.tokenizer, settings, ctx.tags)
     run = _overlapped if settings.overlap else _paused
     exit_at = await run(path, monitor, search, probe)
     if search.error:  # how far the path had come depends on the form

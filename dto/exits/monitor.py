@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dto.engines.stops import StopReader
 from dto.recipe import ExitSettings
 from dto.segmentation.lexicon import load
-from dto.text import CLOSE_TAG, OPEN_TAG, TagReader
+from dto.tags import DEFAULT_TAGS, ThinkTags
+from dto.text import TagReader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,8 +53,14 @@ class Monitor:
     before the first. There are no transitions once the thinking is `closed`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: ExitSettings) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: ExitSettings,
+        tags: ThinkTags = DEFAULT_TAGS,
+    ) -> None:
         self.closed = False
+        self._tags = tags
         self._kind = settings.monitor
         self._every = settings.every
         self._entropy = settings.entropy
@@ -62,7 +69,7 @@ class Monitor:
         )
         backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self._reader = StopReader(backend, self._stops)
-        self._close = TagReader(tokenizer, CLOSE_TAG)
+        self._close = TagReader(tokenizer, tags.close)
         self._count = 0
         self._text = ""  # its end
         self._start = 0  # offset at which that begins
@@ -152,7 +159,7 @@ class Monitor:
     def _cut(self, char: int) -> int:
         """How many tokens begin before a character of the text, less white space before it."""
         text = self._text[:char].rstrip()
-        if self._start == 0 and text.lstrip() == OPEN_TAG:
+        if self._start == 0 and text.lstrip() == self._tags.open:
             return 0
         borders = [(end - self._start, tokens) for end, tokens in self._borders]
         return kept_tokens(borders, self._text, len(text))

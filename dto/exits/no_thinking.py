@@ -18,5 +18,5 @@ async def no_thinking(
     path: Path, settings: ExitSettings, problem: Problem, ctx: Context
 ) -> ExitedResponse:
     """Answer without any thinking; `<think>` is put in where the chat template does not open it."""
-    text = opening(ctx.tokenizer, path.prompt_ids) + ctx.text("no_thinking")
+    text = opening(ctx.tokenizer, path.prompt_ids, ctx.tags) + ctx.text("no_thinking")
     return await path.concluded(0, text, "policy")

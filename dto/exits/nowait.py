@@ -21,7 +21,6 @@ from dto.context import Context
 from dto.exits.path import ExitedResponse, Path
 from dto.recipe import ExitSettings
 from dto.records import Problem
-from dto.text import CLOSE_TAG
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,7 +44,7 @@ async def nowait(
     banned = await asyncio.to_thread(keyword_ids, ctx.tokenizer)
     path.sampling = replace(path.sampling, banned=banned)
     while path.thinking:  # a spelt tag stops it too, and is none where the tag is one token
-        await path.advance(stop=(CLOSE_TAG,))
+        await path.advance(stop=(ctx.tags.close,))
     path.sampling = replace(path.sampling, banned=())
     return await path.finished()
 

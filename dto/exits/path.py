@@ -18,8 +18,9 @@ from dto.exits.monitor import kept_tokens
 from dto.flops import ModelShape, attention_flops, forward_flops
 from dto.records import FinishReason, Trial
 from dto.seeds import derive
-from dto.text import CLOSE_TAG, INSIDE_CHARACTER, TagReader, char_ends, decode_response
-from dto.trajectories import read_response
+from dto.tags import FOREIGN, foreign_detail
+from dto.text import INSIDE_CHARACTER, TagReader, char_ends, decode_response
+from dto.trajectories import closes_thinking, read_response
 
 BROKEN = "\ufffd"  # how a character reads of which tokens are missing
 TAIL_TOKENS = 64  # enough to hold a tag, a cue and its openers, however they are cut into tokens
@@ -109,7 +110,8 @@ class Path:
 
     `sampling.max_tokens` bounds the response, thinking and answer together, and is lowered where
     the context is nearer; trials come on top of it. `finish` is None while the response can go on,
-    `closed` says whether the model closed its thinking.
+    `closed` says whether the model closed its thinking, or the prompt did. A presence penalty
+    counts the response so far, whatever requests it came from, where the engine can.
     """
 
     def __init__(self, prompt_ids: Sequence[int], ctx: Context, sampling: Sampling) -> None:
@@ -121,9 +123,10 @@ class Path:
         self.sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
         self.ids: list[int] = []
         self.finish: FinishReason | None = None
-        self.closed = False
+        self.tags = ctx.tags
+        self.closed = closes_thinking(self.tokenizer, self.prompt_ids, self.tags)
         self.error = ""
-        self._close = TagReader(self.tokenizer, CLOSE_TAG)
+        self._close = TagReader(self.tokenizer, self.tags.close)
 
     @property
     def thinking(self) -> bool:
@@ -132,7 +135,7 @@ class Path:
 
     def tail(self) -> str:
         """The text of the last tokens."""
-        return decode_response(self.tokenizer, self.ids[-TAIL_TOKENS:])
+        return decode_response(self.tokenizer, self.ids[-TAIL_TOKENS:], self.tags)
 
     def cut(self, char: int) -> int:
         """How many tokens begin before a character of the tail, less white space before it.
@@ -149,10 +152,11 @@ class Path:
         return kept_tokens([(0, first), *borders], text, len(text[:char].rstrip()))
 
     def whole(self, cut: int) -> int:
-        """The last border at or before `cut` that lies between two characters."""
+        """The last border at or before `cut` that lies between two characters, and in no tag."""
+        cut -= self.tags.unfinished(self.ids[:cut])
         ids = self.ids[max(0, cut - TAIL_TOKENS) : cut]
         ends = char_ends(self.tokenizer, ids)
-        if decode_response(self.tokenizer, ids).endswith(BROKEN):
+        if decode_response(self.tokenizer, ids, self.tags).endswith(BROKEN):
             ends[-1] = INSIDE_CHARACTER
         while ends and ends.pop() == INSIDE_CHARACTER:
             cut -= 1
@@ -188,6 +192,7 @@ class Path:
             seed=seed,
             stop=stop,
             logprobs=logprobs,
+            written=len(self.ids),
         )
 
     def _take(self, step: Completion | Chunk) -> None:
@@ -204,7 +209,7 @@ class Path:
         """Take back all but the first `count` tokens, which lie before `</think>`."""
         del self.ids[count:]
         self.finish, self.closed, self.error = None, False, ""
-        self._close = TagReader(self.tokenizer, CLOSE_TAG)
+        self._close = TagReader(self.tokenizer, self.tags.close)
 
     def fail(self, error: str) -> None:
         """End the path: a request went wrong."""
@@ -214,8 +219,17 @@ class Path:
         """Let the model go on to its own end."""
         while self.finish is None:
             await self.advance()
-        reading = await asyncio.to_thread(read_response, self.tokenizer, self.prompt_ids, self.ids)
+        reading = await asyncio.to_thread(
+            read_response,
+            self.tokenizer,
+            self.prompt_ids,
+            self.ids,
+            self.tags,
+            ended=self.finish == "stop",
+        )
         span = reading.thinking_tokens
+        if reading.foreign is not None and self.finish != "failed":
+            self.fail(f"{FOREIGN}: {foreign_detail(self.tags, reading.foreign)}")
         if self.finish == "failed":
             reason = "failed"
         elif reading.closed:
@@ -237,12 +251,14 @@ class Path:
     async def concluded(self, cut: int, close: str, reason: str) -> ExitedResponse:
         """Keep the first `cut` tokens, put `close` after them, and let the model conclude.
 
-        `cut` is moved back to a border between characters.
+        `cut` is moved back to a border between characters, and before a close that was begun.
         """
         prefix = (*self.prompt_ids, *self.ids[: self.whole(cut)])
         joined = self.join(prefix, close, fixed=len(self.prompt_ids))
         kept = prefix[len(self.prompt_ids) : joined.kept]
-        reading = await asyncio.to_thread(read_response, self.tokenizer, self.prompt_ids, kept)
+        reading = await asyncio.to_thread(
+            read_response, self.tokenizer, self.prompt_ids, kept, self.tags, ended=False
+        )
         start = reading.thinking_tokens.start
         prefix = (*prefix[: joined.kept], *joined.inserted)
         room = min(self.sampling.max_tokens - cut, self.engine.context - len(prefix))
@@ -251,7 +267,13 @@ class Path:
         if room > 0:
             seed = derive(self.sampling.seed, "", "conclude", cut)
             [completion] = await self.engine.complete(
-                prefix, replace(self.sampling, max_tokens=room, seed=seed)
+                prefix,
+                replace(
+                    self.sampling,
+                    max_tokens=room,
+                    seed=seed,
+                    written=len(prefix) - len(self.prompt_ids),
+                ),
             )
             answer_ids, finish = completion.token_ids, completion.finish_reason
             if finish == "failed":
@@ -262,7 +284,7 @@ class Path:
             thinking_ids=kept[start:],
             inserted_ids=joined.inserted,
             answer_ids=answer_ids,
-            conclusion=decode_response(self.tokenizer, answer_ids),
+            conclusion=decode_response(self.tokenizer, answer_ids, self.tags),
             exit_reason="failed" if finish == "failed" else reason,
             finish_reason=finish,
             withdrawn=len(self.ids) - len(kept),

@@ -30,6 +30,7 @@ from dto.runs import manifest
 from dto.runs.graph import STAGES
 from dto.runs.plan import PROMPTS
 from dto.stages.report import Report, draw_report
+from dto.tags import shown_tags
 
 TAGS = ("dto", "reasoning", "overthinking")
 _LENGTHS = (
@@ -264,7 +265,7 @@ def _prompts(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str]]:
         )
     ]
     shown += [
-        (purpose, render(name, family))
+        (purpose, render(name, family, shown_tags(recipe.model)))
         for name, purpose in PROMPTS.items()
         if purpose.partition(":")[0] in stages
     ]

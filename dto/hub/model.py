@@ -141,6 +141,12 @@ def _card(
         data.to_yaml(),
         name=name,
         recipe=recipe,
+        arguments="".join(f", {key}={value!r}" for key, value in recipe.model.template.items()),
+        filters="".join(
+            f", {key}={value}"
+            for key in ("top_k", "min_p")
+            if (value := getattr(recipe.evaluate, key))
+        ),
         changed=changed_settings(recipe),
         model=base,
         sources=sources,

@@ -35,10 +35,11 @@ async def judge(
 
     async def rate_without(left_out: Segment | None) -> float:
         kept = [segment for segment in segments if segment is not left_out]
-        prefix = trajectory.prompt_ids + kept_ids(trajectory, kept)
+        ids = kept_ids(trajectory, kept)
+        prefix, count = trajectory.prompt_ids + ids, settings.rollouts
         row = exit_segment.id if left_out is None else left_out.id
         seed = ctx.seed(row, "judge")
-        return (await roll_out(prefix, problem, ctx, seed, settings.rollouts)).p
+        return (await roll_out(prefix, problem, ctx, seed, count, written=len(ids))).p
 
     rate, *rates = await gather_bounded(rate_without(segment) for segment in (None, *judged))
     return [

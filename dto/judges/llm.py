@@ -20,6 +20,7 @@ from dto.errors import EngineError
 from dto.ledger import charged_to
 from dto.prompts import JUDGE, render
 from dto.records import Problem, Segment, Trajectory, Verdict, VerdictKind
+from dto.tags import DEFAULT_TAGS, shown_tags, think_tags
 
 SCORES: Mapping[VerdictKind, float] = {
     "harmful": 3.0, "meaningless": 2.0, "redundant": 1.0, "keep": 0.0,
@@ -87,7 +88,7 @@ async def judge(
             failed = Said("unjudged", _line(f"the judge failed: {reply.error}"))
             found = dict.fromkeys(numbers, failed)
         else:
-            found = read_verdicts(reply.text, numbers)
+            found = read_verdicts(reply.text, numbers, _close(ctx))
             if reply.finish_reason == "length" and not any(map(_judged, found.values())):
                 cut = Said("unjudged", f"the reply has no end within {reply_tokens:,} tokens")
                 found = dict.fromkeys(numbers, cut)
@@ -132,15 +133,17 @@ def _closed_object(properties: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_verdicts(text: str, numbers: Sequence[int]) -> dict[int, Said]:
+def read_verdicts(
+    text: str, numbers: Sequence[int], close: str = DEFAULT_TAGS.close
+) -> dict[int, Said]:
     """What a reply says of each pattern asked for.
 
-    The reply is one JSON object and nothing else, but thinking before it, and one code fence around
-    it. Each entry stands for itself: one that is missing, given twice or malformed is unjudged, and
-    the others hold; only where the reply names patterns that were not asked for in place of some
-    that were, the numbers cannot be trusted, and nothing holds.
+    The reply is one JSON object and nothing else, but thinking before it, up to the first `close`,
+    and one code fence around it. Each entry stands for itself: one that is missing, given twice or
+    malformed is unjudged, and the others hold; only where the reply names patterns that were not
+    asked for in place of some that were, the numbers cannot be trusted, and nothing holds.
     """
-    members = _members(text)
+    members = _members(text, close)
     if members is None:
         return dict.fromkeys(numbers, Said("unjudged", "the reply is no JSON object"))
     names = [name for name, _ in members]
@@ -154,9 +157,9 @@ def read_verdicts(text: str, numbers: Sequence[int]) -> dict[int, Said]:
     }
 
 
-def _members(text: str) -> tuple[tuple[str, Any], ...] | None:
+def _members(text: str, close: str) -> tuple[tuple[str, Any], ...] | None:
     """The members of the JSON object that the text is; objects are tuples, to see what is twice."""
-    for part in (text, text.partition("</think>")[2]):
+    for part in (text, text.partition(close)[2]):
         reply = part.strip()
         if reply.startswith("```") and reply.endswith("```"):
             reply = reply[3:-3].removeprefix("json")
@@ -219,10 +222,20 @@ def _messages(
     return messages
 
 
+def _close(ctx: Context) -> str:
+    """How the judge closes its thinking."""
+    if ctx.judge is None or ctx.recipe.judge is None:
+        return ctx.tags.close
+    if ctx.judge.tokenizer is None:
+        return shown_tags(ctx.recipe.judge).close
+    return think_tags(ctx.judge.tokenizer, ctx.recipe.judge).close
+
+
 def _tokens(messages: Sequence[Message], engine: Engine, ctx: Context) -> int:
     """Length of a prompt; where the judge's tokenizer is not here, an estimate by the policy's."""
     if engine.tokenizer is not None:
-        return len(prompt_ids(messages, engine.tokenizer, engine.model))
+        settings = ctx.recipe.judge or ctx.recipe.model
+        return len(prompt_ids(messages, engine.tokenizer, engine.model, settings.template))
     text = "".join(message["content"] for message in messages)
     tokens = len(ctx.tokenizer.encode(text, add_special_tokens=False))
     return tokens * 5 // 4 + TEMPLATE_TOKENS

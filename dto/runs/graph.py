@@ -33,7 +33,13 @@ _TRAINED_ON = {
 }  # fmt: skip
 """What training methods read that read no pairs."""
 _WITH_MODEL = ("sample", "batch", "estimate", "optimize", "prune", "evaluate", "trace", "pilot")
-_SAMPLING = ("sample.temperature", "sample.top_p")
+_DRAWN = ("temperature", "top_p", "top_k", "min_p", "presence_penalty")
+_SAMPLING = tuple(f"sample.{key}" for key in _DRAWN)
+_RENDERED = (
+    "model.name", "model.revision", "model.tokenizer", "model.family", "model.system",
+    "model.template", "model.think",
+)  # fmt: skip
+"""What decides how a message is rendered, and where a response thinks."""
 _ALSO: dict[str, tuple[str, ...]] = {
     "problems": ("sample.imported",),
     "estimate": _SAMPLING,
@@ -41,10 +47,10 @@ _ALSO: dict[str, tuple[str, ...]] = {
     "prune": _SAMPLING,
     "pair": ("sample.max_tokens",),
     "batch": (*_SAMPLING, "sample.max_tokens"),
-    "label": ("model.name", "model.revision", "model.tokenizer", "model.family", "model.system"),
+    "label": _RENDERED,
     "train": (*_SAMPLING, "sample.max_tokens"),
     "pilot": (*_SAMPLING, "sample.max_tokens"),
-    "trace": tuple(f"evaluate.{key}" for key in ("samples", "temperature", "top_p", "max_tokens")),
+    "trace": tuple(f"evaluate.{key}" for key in ("samples", "max_tokens", *_DRAWN)),
     "test": (
         "evaluate.tasks",
         "evaluate.limit",
@@ -55,10 +61,7 @@ _ALSO: dict[str, tuple[str, ...]] = {
     ),
 }
 """Settings of other stages that a stage reads."""
-_READ_BY_IMPORT = (
-    "sample.imported", "model.name", "model.revision", "model.tokenizer", "model.family",
-    "model.system", "model.prompt",
-)  # fmt: skip
+_READ_BY_IMPORT = ("sample.imported", "model.prompt", *_RENDERED)
 _HOW_SERVED = (
     "slots", "cache_bytes", "kv_bytes", "device", "gpu_memory", "tensor_parallel", "server",
     "api_key", "concurrency", "retries", "timeout",

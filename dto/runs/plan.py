@@ -13,6 +13,7 @@ from dto.prompts import JUDGE, render
 from dto.recipe import Recipe
 from dto.records import Dropped, Problem
 from dto.runs.graph import needed
+from dto.tags import shown_tags
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,7 +83,7 @@ def plan(recipe: Recipe) -> Iterator[str]:
     yield from _block(f"sample, evaluate: the first prompt{remark}{rendered}", prompt)
     yield from _drqa(recipe, question, others, remark)
     for name, purpose in PROMPTS.items():
-        yield from _block(purpose, render(name, model.family))
+        yield from _block(purpose, render(name, model.family, shown_tags(model)))
     if recipe.prune.judge == "llm":
         patterns = "<pattern 1>\n…\n</pattern 1>\n…"
         gold = "(its gold answer)" if recipe.prune.gold else ""

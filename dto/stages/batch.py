@@ -12,15 +12,17 @@ from dto.drqa.records import BatchResponse
 from dto.engines.base import Completion
 from dto.prompts import render
 from dto.records import Dropped, Grade, Problem
+from dto.tags import FOREIGN, foreign_detail
 from dto.trajectories import Reading, chat_ids, read_response
 
 
 async def batch(problems: Sequence[Problem], sample: int, ctx: Context) -> BatchResponse | Dropped:
     """One response to all of the problems, numbered from 1 in the order given.
 
-    Temperature and top-p are those of sampling; each question brings `batch.max_tokens` tokens, or
+    It is sampled as `sample` says; each question brings `batch.max_tokens` tokens, or
     else `sample.max_tokens`, so that none is short of room. A prompt that leaves no room is dropped
-    as `prompt_too_long`. A request that failed is a row graded `failed`.
+    as `prompt_too_long`, and a response in another model's tags as `foreign_tags`. A request that
+    failed is a row graded `failed`.
     """
     ids = tuple(problem.id for problem in problems)
     row_id = BatchResponse.make_id(sample, ids)
@@ -34,7 +36,12 @@ async def batch(problems: Sequence[Problem], sample: int, ctx: Context) -> Batch
     sampling = ctx.sampling(min(each * len(problems), room), seed)
     (completion,) = await ctx.engine.complete(prompt, sampling)
     # A failed request has no ids, and so an empty reading.
-    reading = await asyncio.to_thread(read_response, ctx.tokenizer, prompt, completion.token_ids)
+    tags, ended = ctx.tags, completion.finish_reason == "stop"
+    reading = await asyncio.to_thread(
+        read_response, ctx.tokenizer, prompt, completion.token_ids, tags, ended=ended
+    )
+    if reading.foreign is not None:
+        return Dropped(row_id, FOREIGN, foreign_detail(tags, reading.foreign))
     graded = await _grade(problems, completion, reading, ctx)
     return BatchResponse(
         id=row_id,

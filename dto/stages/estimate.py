@@ -60,19 +60,26 @@ async def roll_out(
     seed: int,
     count: int,
     tally: Tally = Tally(),
+    written: int = 0,
 ) -> Tally:
     """`count` further rollouts: answers that the policy gives when d_exit follows `prefix`.
 
-    Rollout i of a tally uses seed + i, whatever the number of calls it is spread over.
+    The last `written` tokens of `prefix` are of the response. Rollout i of a tally uses seed + i,
+    whatever the number of calls it is spread over.
     """
     settings = ctx.recipe.estimate
-    sampling = ctx.sampling(settings.max_tokens, seed + tally.rollouts)
     inducer = answer_inducer("exit", ctx)
+    sampling = ctx.sampling(settings.max_tokens, seed + tally.rollouts, written)
     return tally.plus(await complete_answers(prefix, inducer, problem, ctx, sampling, count))
 
 
 async def roll_out_until_decided(
-    prefix: Sequence[int], problem: Problem, ctx: Context, seed: int, test: SequentialTest
+    prefix: Sequence[int],
+    problem: Problem,
+    ctx: Context,
+    seed: int,
+    test: SequentialTest,
+    written: int = 0,
 ) -> tuple[Tally, Decision]:
     """Roll out until the test decides.
 
@@ -83,7 +90,7 @@ async def roll_out_until_decided(
     tally = Tally()
     while (decision := test.decide(tally.successes, tally.trials)) is None:
         count = test.rounds_to_decision(tally.successes, tally.trials)
-        tally = await roll_out(prefix, problem, ctx, seed, count, tally)
+        tally = await roll_out(prefix, problem, ctx, seed, count, tally, written)
         if tally.failed >= test.cap:
             return tally, "undecided"
     return tally, decision
@@ -122,9 +129,11 @@ async def _at_boundary(
     decision: Decision
     if settings.method == "sequential":
         test = SequentialTest(settings.threshold, settings.margin, settings.error, settings.cap)
-        tally, decision = await roll_out_until_decided(prefix, problem, ctx, seed, test)
+        tally, decision = await roll_out_until_decided(
+            prefix, problem, ctx, seed, test, segment.exit
+        )
     else:
-        tally = await roll_out(prefix, problem, ctx, seed, settings.rollouts)
+        tally = await roll_out(prefix, problem, ctx, seed, settings.rollouts, written=segment.exit)
         decision = "above" if tally.p > settings.threshold else "below"
         if not tally.trials:
             decision = "undecided"

@@ -10,8 +10,7 @@ import time
 from typing import NamedTuple
 
 from dto.concurrency import gather_bounded
-from dto.context import Context
-from dto.engines.base import Sampling
+from dto.context import Context, sampling
 from dto.exits import ExitedResponse, answer
 from dto.flops import ModelShape
 from dto.grading import Graded
@@ -76,8 +75,8 @@ async def _answered(
 ) -> EvaluationRow:
     settings = ctx.recipe.evaluate
     if len(prompt) < ctx.engine.context:
-        sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p, seed=seed)
-        response = await answer(problem, prompt, exit, ctx, sampling)
+        drawn = sampling(settings, settings.max_tokens, seed)
+        response = await answer(problem, prompt, exit, ctx, drawn)
     else:
         response = no_room(len(prompt), ctx.engine.context)
     graded = await grade_response(response, problem, ctx)

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dto.errors import DtoError
 from dto.problems import Rows, load_problems, read_source
 from dto.records import Dropped, Problem, Trajectory
+from dto.tags import DEFAULT_TAGS, FOREIGN, KNOWN, ThinkTags, foreign_detail, think_tags
 from dto.tasks.task import Row
-from dto.text import CLOSE_TAG, OPEN_TAG, split_thinking
+from dto.text import split_thinking
 from dto.trajectories import make_trajectory, opens_thinking, prompt_ids
 
 if TYPE_CHECKING:
@@ -88,12 +89,17 @@ def _rows(source: str, *, tell: bool = False) -> Rows:
 
 
 def read_responses(
-    source: str, fields: Fields | None = None, *, tell: bool = False
+    source: str,
+    fields: Fields | None = None,
+    *,
+    tags: ThinkTags = DEFAULT_TAGS,
+    tell: bool = False,
 ) -> Iterator[Response | Dropped]:
     """The rows of a .jsonl or .parquet file, a folder or a Hub dataset, one at a time, in order.
 
     Of a dataset with a split to train on, the others are left alone: they are there to test on, and
-    named in the log where it is asked to `tell` it.
+    named in the log where it is asked to `tell` it. Thinking that has a field of its own is put
+    between `tags`.
     Rows with the same question and gold answer are samples of one problem. A row that lacks a
     field, holds another type than text, or is empty, is dropped with the reason `missing_field`,
     `wrong_type`, `empty_question`, `empty_response`, `several_turns` or, where its two sides answer
@@ -112,7 +118,7 @@ def read_responses(
             yield row
             continue
         try:
-            question, texts, answer = _read_sides(row, fields) if pairs else _read(row, fields)
+            question, texts, answer = (_read_sides if pairs else _read)(row, fields, tags)
         except _BadRowError as bad:
             where = f"{source}, row {number}: {bad.detail}"
             yield Dropped(f"row/{number:08d}", bad.reason, where)
@@ -147,14 +153,21 @@ def imported_problems(source: str, own: ProblemSettings, seed: int) -> Iterator[
 
 async def to_trajectory(
     response: Response, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings, grader: Grader
-) -> Trajectory:
+) -> Trajectory | Dropped:
     """The trajectory of a response, as the model of `settings` would have it in its context.
 
     The chat template decides whether the prompt or the response opens the thinking. A response that
     closed its thinking ends with EOS; one that did not is graded `truncated`, and one without a
-    gold answer `failed` (`no_gold_answer`). Raises DtoError for a tokenizer without chat template.
+    gold answer `failed` (`no_gold_answer`). Dropped as `foreign_tags` is one whose thinking is
+    marked by other tags than `model.think`. Raises DtoError for a chat template that cannot render
+    the question.
     """
-    prompt, ids, closed = await asyncio.to_thread(_encode, response, tokenizer, settings)
+    tags = think_tags(tokenizer, settings)
+    foreign = tags.foreign(response.text, ended=True)
+    if foreign is not None:
+        row_id = Trajectory.make_id(response.problem.id, response.sample)
+        return Dropped(row_id, FOREIGN, foreign_detail(tags, foreign))
+    prompt, ids, closed = await asyncio.to_thread(_encode, response, tokenizer, settings, tags)
     return await make_trajectory(
         response.problem,
         model=settings.name,
@@ -166,29 +179,33 @@ async def to_trajectory(
         finish_reason="stop" if closed else "length",
         tokenizer=tokenizer,
         grader=grader,
+        tags=tags,
     )
 
 
 def _encode(
-    response: Response, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings
+    response: Response,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: ModelSettings,
+    tags: ThinkTags,
 ) -> tuple[tuple[int, ...], list[int], bool]:
     prompt = prompt_ids(response.problem.question, tokenizer, settings)
     text = response.text.lstrip()
-    opened = opens_thinking(tokenizer, prompt)
+    opened = opens_thinking(tokenizer, prompt, tags)
     if opened:
-        text = text.removeprefix(OPEN_TAG).lstrip("\n")
-    if opened and response.whole and CLOSE_TAG not in text and OPEN_TAG not in response.text:
-        text = f"{CLOSE_TAG}\n\n{text}"
-    elif not opened and CLOSE_TAG in text and OPEN_TAG not in text.partition(CLOSE_TAG)[0]:
-        text = f"{OPEN_TAG}\n{text}"
-    ids = list(tokenizer.encode(text, add_special_tokens=False))
-    closed = split_thinking(text, opened).closed
+        text = text.removeprefix(tags.open).lstrip("\n")
+    if opened and response.whole and tags.close not in text and tags.open not in response.text:
+        text = f"{tags.close}\n\n{text}"
+    elif not opened and tags.close in text and tags.open not in text.partition(tags.close)[0]:
+        text = f"{tags.open}\n{text}"
+    ids = list(tags.encode(tokenizer, text))
+    closed = split_thinking(text, opened, tags).closed
     if closed and tokenizer.eos_token_id is not None:
         ids.append(int(tokenizer.eos_token_id))
     return prompt, ids, closed
 
 
-def _read(row: Row, fields: Fields) -> tuple[str, tuple[str, ...], str]:
+def _read(row: Row, fields: Fields, tags: ThinkTags) -> tuple[str, tuple[str, ...], str]:
     """(question, response with its tags, gold answer) of a row."""
     chat = _first(row, fields.conversation)
     if chat is not None:
@@ -202,10 +219,10 @@ def _read(row: Row, fields: Fields) -> tuple[str, tuple[str, ...], str]:
         if asked is None:
             raise _missing("question", fields.question, row)
         question, reply = asked, row
-    return _stripped(question), (_response(reply, fields),), _gold(row, fields)
+    return _stripped(question), (_response(reply, fields, tags),), _gold(row, fields)
 
 
-def _read_sides(row: Row, fields: Fields) -> tuple[str, tuple[str, ...], str]:
+def _read_sides(row: Row, fields: Fields, tags: ThinkTags) -> tuple[str, tuple[str, ...], str]:
     """(question, chosen and rejected response, gold answer) of a row of preferences.
 
     A side is text, or messages; those before the last, if there are any, ask the question again, or
@@ -224,9 +241,9 @@ def _read_sides(row: Row, fields: Fields) -> tuple[str, tuple[str, ...], str]:
                 raise _BadRowError("missing_field", f"{side}: the last message is not an answer")
             if len(turns) > 1:
                 questions.add(_question(turns[:-1]).strip())
-            replies.append(_response(turns[-1], fields))
+            replies.append(_response(turns[-1], fields, tags))
         else:
-            replies.append(_response({fields.response[0]: said}, fields))
+            replies.append(_response({fields.response[0]: said}, fields, tags))
     if not questions:
         raise _missing("question", fields.question, row)
     if len(questions) > 1:
@@ -252,26 +269,34 @@ def _gold(row: Row, fields: Fields) -> str:
     return "" if gold is None else _text(gold, "answer").strip()
 
 
-def _response(reply: Mapping[str, Any], fields: Fields) -> str:
+def _response(reply: Mapping[str, Any], fields: Fields, tags: ThinkTags) -> str:
     said = _first(reply, (*fields.response, *fields.conclusion, "value"))
     if isinstance(said, list):
         turns = _turns(said)
         if len(turns) != 1:
             raise _BadRowError("several_turns", f"the response has {len(turns)} messages")
-        return _response(turns[0], fields)
+        return _response(turns[0], fields, tags)
     thinking = _first(reply, fields.thinking)
     if said is None and thinking is None:
         raise _missing("response", (*fields.response, *fields.thinking), reply)
     text = "" if said is None else _text(said, "response")
-    if thinking is not None and CLOSE_TAG not in text:
+    if thinking is not None and tags.close not in text:
         thought = _text(thinking, "thinking")
-        thought = thought.lstrip().removeprefix(OPEN_TAG).lstrip("\n")
-        if text.strip() and CLOSE_TAG not in thought:
-            thought += f"\n{CLOSE_TAG}\n\n"
-        text = f"{OPEN_TAG}\n{thought}{text}"
-    if not text.replace(OPEN_TAG, "").replace(CLOSE_TAG, "").strip():
+        thought = thought.lstrip().removeprefix(tags.open).lstrip("\n")
+        if text.strip() and tags.close not in thought:
+            thought += f"\n{tags.close}\n\n"
+        text = f"{tags.open}\n{thought}{text}"
+    if _is_empty(text, tags):
         raise _BadRowError("empty_response", "the response is empty")
     return text
+
+
+def _is_empty(text: str, tags: ThinkTags) -> bool:
+    """Whether a response has nothing beside tags, its model's or another's."""
+    for pair in ((tags.open, tags.close), *KNOWN):
+        if not text.replace(pair[1], "").replace(pair[0], "").strip():
+            return True
+    return False
 
 
 def _turns(chat: object) -> Sequence[Mapping[str, Any]]:

@@ -11,7 +11,8 @@ from dto.drqa.records import Chain, LabelledChain, Letter, Verdict
 from dto.prompts import render
 from dto.records import Dropped, Problem, Split
 from dto.seeds import derive
-from dto.trajectories import chat_ids, opening
+from dto.tags import think_tags
+from dto.trajectories import chat_ids, closes_thinking, opening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,8 +71,10 @@ def _labelled(
         judge_question(problem, chain, options, recipe.model.family), tokenizer, recipe.model
     )
     if not recipe.label.thinking:
-        closed = opening(tokenizer, prompt) + render("no_thinking", recipe.model.family)
-        prompt += tuple(tokenizer.encode(closed, add_special_tokens=False))
+        tags = think_tags(tokenizer, recipe.model)
+        if not closes_thinking(tokenizer, prompt, tags):
+            closed = render("no_thinking", recipe.model.family, tags)
+            prompt += tags.encode(tokenizer, opening(tokenizer, prompt, tags) + closed)
     return LabelledChain(
         id=chain.id,
         problem_id=problem.id,

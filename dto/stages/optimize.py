@@ -67,7 +67,7 @@ async def finalize(
     requests failed) or `no_correct_finalization`.
     """
     settings = ctx.recipe.optimize
-    start = len(trajectory.prompt_ids)
+    start, tags = len(trajectory.prompt_ids), ctx.tags
     prefix = trajectory.prompt_ids + kept_ids(trajectory, kept)
     joined = ctx.join(prefix, ctx.text("finalize"), fixed=start)
     prompt = prefix[: joined.kept] + joined.inserted
@@ -76,7 +76,7 @@ async def finalize(
     if room < 1:
         detail = f"{len(prompt):,} tokens to finalize, context is {ctx.engine.context:,}"
         return Dropped(trajectory.id, "no_room", detail)
-    sampling = ctx.sampling(min(settings.max_tokens, room), seed)
+    sampling = ctx.sampling(min(settings.max_tokens, room), seed, written=len(head))
     completions = await ctx.engine.complete(prompt, sampling, settings.finalizations)
     counted = 0
     correct: list[tuple[tuple[int, ...], Reading, Graded]] = []
@@ -90,6 +90,7 @@ async def finalize(
             completion.error,
             ctx.tokenizer,
             ctx.grader,
+            tags,
         )
         counted += graded.grade != "failed"
         if graded.grade == "correct":

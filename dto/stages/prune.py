@@ -94,9 +94,11 @@ async def _verify(
     settings = ctx.recipe.estimate
     removed = list(ranked)
     for attempt, test in enumerate(_tests(len(removed), settings)):
-        prefix = trajectory.prompt_ids + kept_ids(trajectory, _without(whole, removed))
+        ids = kept_ids(trajectory, _without(whole, removed))
         seed = ctx.seed(trajectory.id, "verify", attempt)
-        tally, decision = await roll_out_until_decided(prefix, problem, ctx, seed, test)
+        tally, decision = await roll_out_until_decided(
+            trajectory.prompt_ids + ids, problem, ctx, seed, test, len(ids)
+        )
         if decision == "above":
             return removed, tally.p, "restored: the test failed without it"
         removed.pop()

@@ -11,11 +11,13 @@ async def sample(problem: Problem, ctx: Context) -> list[Trajectory | Dropped]:
     """`recipe.sample.samples` graded trajectories of one problem.
 
     The paper samples at temperature 0.6 and top-p 0.95, at most 8,192 tokens. A request that failed
-    is a trajectory graded `failed`; a prompt that leaves no room for a response is dropped. The
-    limit on tokens is lowered where the context is nearer.
+    is a trajectory graded `failed`; a prompt that leaves no room for a response is dropped, and so
+    is a response that marks its thinking with another model's tags. The limit on tokens is lowered
+    where the context is nearer.
     """
     settings = ctx.recipe.sample
     prompt = prompt_ids(problem.question, ctx.tokenizer, ctx.recipe.model, problem.prompt)
+    tags = ctx.tags
     room = ctx.engine.context - len(prompt)
     if room < 1:
         detail = f"prompt has {len(prompt):,} tokens, context is {ctx.engine.context:,}"
@@ -36,6 +38,7 @@ async def sample(problem: Problem, ctx: Context) -> list[Trajectory | Dropped]:
             tokenizer=ctx.tokenizer,
             grader=ctx.grader,
             error=completion.error,
+            tags=tags,
         )
         for index, completion in enumerate(completions)
     ]

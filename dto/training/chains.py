@@ -14,6 +14,7 @@ from dto.prompts import render
 from dto.recipe import ModelSettings
 from dto.records import Dropped, Problem
 from dto.tables import read
+from dto.tags import ThinkTags, think_tags
 from dto.training.pairs import Demonstration
 from dto.trajectories import opening, prompt_ids
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def verdicts(
     rows: Sequence[LabelledChain],
-    family: str,
+    model: ModelSettings,
     tokenizer: PreTrainedTokenizerBase,
     context: int,
 ) -> list[Demonstration | Dropped]:
@@ -33,11 +34,12 @@ def verdicts(
     critique is the wording of the right option and its letter, which takes no further model; so
     it differs from DRQA in nothing but the loss.
     """
+    tags = think_tags(tokenizer, model)
     found: list[Demonstration | Dropped] = []
     for row in rows:
         verdict = row.options["ABC".index(row.label)]
-        text = render("verdict", family, verdict=verdict, letter=row.label)
-        response = _response(row.prompt_ids, _encode(tokenizer, text), tokenizer)
+        text = render("verdict", model.family, tags, verdict=verdict, letter=row.label)
+        response = _response(row.prompt_ids, tags.encode(tokenizer, text), tokenizer, tags)
         found.append(_fitting(row.id, row.prompt_ids, response, context))
     return found
 
@@ -69,24 +71,29 @@ def batch_answers(
     problems = {
         row.id: row for row in read(run / "problems" / "rows.parquet", Problem) if row.id in asked
     }
+    tags = think_tags(tokenizer, model)
     found: list[Demonstration | Dropped] = []
     for chain_id, row in wanted.items():
         chain, problem = chains[chain_id], problems[row.problem_id]
         prompt = prompt_ids(problem.question, tokenizer, model, problem.prompt)
         ids = sampled[chain.source_id][slice(*chain.span)]
         if str(tokenizer.decode(list(ids))).strip() != row.chain.strip():
-            ids = _encode(tokenizer, row.chain)
-        closing = _encode(tokenizer, render("conclude", model.family, answer=row.answer))
-        response = _response(prompt, (*ids, *closing), tokenizer)
+            ids = tags.encode(tokenizer, row.chain)
+        conclusion = render("conclude", model.family, tags, answer=row.answer)
+        closing = tags.encode(tokenizer, conclusion)
+        response = _response(prompt, (*ids, *closing), tokenizer, tags)
         found.append(_fitting(row.id, prompt, response, context))
     return found
 
 
 def _response(
-    prompt: Sequence[int], ids: Sequence[int], tokenizer: PreTrainedTokenizerBase
+    prompt: Sequence[int],
+    ids: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    tags: ThinkTags,
 ) -> tuple[int, ...]:
     """Thinking opened where the prompt has not, and the end of sequence."""
-    begun = _encode(tokenizer, opening(tokenizer, prompt))
+    begun = tags.encode(tokenizer, opening(tokenizer, prompt, tags))
     return (*begun, *ids, int(tokenizer.eos_token_id))
 
 
@@ -98,7 +105,3 @@ def _fitting(
         detail = f"{size:,} tokens, the model's context is {context:,}"
         return Dropped(row_id, "too_long", detail)
     return Demonstration(row_id, tuple(prompt), tuple(response))
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    return tuple(tokenizer.encode(text, add_special_tokens=False))

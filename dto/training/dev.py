@@ -89,9 +89,13 @@ def spread(
 
 
 def sampled(recipe: Recipe, samples: int) -> Recipe:
-    """The recipe as the sample stage reads it, for what is trained on, and for judgements."""
+    """The recipe as the sample stage reads it, for what is trained on, and for judgements.
+
+    Without top-k, min-p and presence penalty: the loss knows nothing of them.
+    """
     own = recipe.train
-    changes: dict[str, Any] = {"samples": samples}
+    changes: dict[str, Any] = {"samples": samples, "top_k": 0, "min_p": 0.0}
+    changes["presence_penalty"] = 0.0
     if own.temperature is not None:
         changes["temperature"] = own.temperature
     if own.response_tokens is not None:
@@ -143,6 +147,7 @@ async def _respond(
         slots=recipe.model.slots,
         cache_bytes=recipe.model.cache_bytes,
         kv_bytes=recipe.model.kv_bytes,
+        template=recipe.model.template,
     )
     with metered() as usage:
         async with engine, grader:

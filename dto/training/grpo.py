@@ -166,7 +166,7 @@ class OnlineTrainer(Mannered, GRPOTrainer):
         }
 
     def _sampled(self, asked: Sequence[Any], recipe: Recipe) -> tuple[list[list[Answer]], Usage]:
-        """`group` answers to each; a prompt without room for a response stands for its group."""
+        """`group` answers to each; for one that was dropped its prompt stands."""
         model = self.accelerator.unwrap_model(self.model)
         group = self.recipe.train.group
         if self.recipe.train.method == "drqa":
@@ -179,11 +179,15 @@ class OnlineTrainer(Mannered, GRPOTrainer):
         found, usage = respond(model, self.words, asked, recipe, allow_code_execution=code)
         made: list[list[Answer]] = []
         for row, rows in zip(asked, found, strict=True):
-            if isinstance(rows[0], Trajectory):
-                made.append([Answer(each.prompt_ids, each.token_ids, each.grade) for each in rows])
-            else:
+            answers = [
+                Answer(each.prompt_ids, each.token_ids, each.grade)
+                for each in rows
+                if isinstance(each, Trajectory)
+            ]
+            if len(answers) < group:  # without room for a response, or in another model's tags
                 ids = prompt_ids(row.question, self.words, recipe.model, row.prompt)
-                made.append([Answer(ids, (), "failed")] * group)
+                answers += [Answer(ids, (), "failed")] * (group - len(answers))
+            made.append(answers)
         return made, usage
 
     def _rewards(

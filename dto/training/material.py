@@ -106,7 +106,7 @@ def _stored(
         case "o1_pruner":
             found = load_weighted(run, context, recipe.train.accuracy_weight)
         case "cft":
-            found = verdicts(labelled(run, "train"), recipe.model.family, tokenizer, context)
+            found = verdicts(labelled(run, "train"), recipe.model, tokenizer, context)
         case "sft_batch":
             found = batch_answers(run, labelled(run, "train"), recipe.model, tokenizer, context)
         case "sft":

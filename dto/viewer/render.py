@@ -19,6 +19,7 @@ from dto.records import (
     Trajectory,
     Verdict,
 )
+from dto.tags import known_close
 from dto.viewer.answers import answers_node
 from dto.viewer.drqa import BatchView, ChainView, batch_node, chain_node
 from dto.viewer.figures import change, decimal, flops_change
@@ -69,7 +70,7 @@ def trajectory_node(view: TrajectoryView) -> Element:
     original = el("section.side.original", heads[0], *_original(view))
     sides = original
     if version is not None:
-        sides = el("div.sides", original, _version(version, _pieces(view), heads[1]))
+        sides = el("div.sides", original, _version(version, _pieces(view), heads[1], _close(row)))
     return el(
         "article.dto",
         heading(view.problem, row.id, " · ", *data(row.model)),
@@ -222,13 +223,22 @@ def _pieces(view: TrajectoryView) -> list[tuple[Segment, str]]:
     return pieces
 
 
+def _close(row: Trajectory) -> str:
+    """The closing tag of a response; empty where its thinking was never closed."""
+    return row.text[row.thinking.end : row.conclusion.start]
+
+
 def _version(
-    version: OptimizedTrajectory, pieces: Sequence[tuple[Segment, str]], head: Element
+    version: OptimizedTrajectory,
+    pieces: Sequence[tuple[Segment, str]],
+    head: Element,
+    close: str = "",
 ) -> Element:
     thinking = version.text[slice(*version.thinking)]
     rest = thinking[sum(len(text) for _, text in pieces) :]
     name = el("div.head", el("span.kind", "finalization" if pieces else "thinking"))
-    after = version.text[version.thinking.end :].lstrip().removeprefix("</think>")
+    after = version.text[version.thinking.end :].lstrip()
+    after = after.removeprefix(close or known_close(after))
     return el(
         "section.side.optimized",
         head,

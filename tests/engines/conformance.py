@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from contextlib import aclosing, suppress
 from dataclasses import replace
 
@@ -170,6 +171,72 @@ class Conformance:
             )
             assert mate.token_ids == ids  # a batch-mate is free to use it
             assert held.token_ids[:at] == ids[:at] and ids[at] not in held.token_ids
+
+    async def test_filters_leave_what_is_likely(
+        self, engine: Engine, nano: Served, prompts: Prompts
+    ) -> None:
+        """With one id left sampling is greedy; with k or a share left each id is among those."""
+        hot = replace(SAMPLED, temperature=1.5, top_p=1.0)
+        for changes in ({"top_k": 1}, {"min_p": 0.999}):
+            sampling = replace(hot, **changes)
+            if not engine.capabilities.filters:
+                with pytest.raises(EngineError, match="top_k"):
+                    await engine.complete(prompts[0], sampling)
+                continue
+            found = await one(engine, prompts[0], sampling)
+            assert found.token_ids == (await one(engine, prompts[0], GREEDY)).token_ids
+        if not engine.capabilities.filters:
+            return
+        kept, share, free = await asyncio.gather(
+            one(engine, prompts[0], replace(hot, top_k=3)),
+            one(engine, prompts[0], replace(hot, min_p=0.3)),
+            one(engine, prompts[0], hot),
+        )
+        start = len(prompts[0])
+
+        def expected(ids: tuple[int, ...]) -> torch.Tensor:
+            return model_logprobs(nano, [*prompts[0], *ids])[start - 1 : -1] / 1.5
+
+        def low(ids: tuple[int, ...]) -> float:
+            """How far the least likely id is below its place's likeliest, in nats at most."""
+            logits = expected(ids)
+            own = logits.gather(-1, torch.tensor(ids)[:, None])[:, 0]
+            return float((logits.amax(-1) - own).max())
+
+        ranks = (expected(kept.token_ids) > expected(kept.token_ids).gather(
+            -1, torch.tensor(kept.token_ids)[:, None]
+        )).sum(-1)  # fmt: skip
+        assert int(ranks.max()) < 3
+        assert low(share.token_ids) <= math.log(1 / 0.3) + TOLERANCE < low(free.token_ids)
+
+    async def test_a_presence_penalty_counts_what_the_request_generated(
+        self, engine: Engine, nano: Served, prompts: Prompts
+    ) -> None:
+        """Greedy, against the model's own logits: once for each id, of the response alone."""
+        penalty = 2.0
+        sampling = replace(GREEDY, presence_penalty=penalty)
+        if engine.capabilities.presence is None:
+            with pytest.raises(EngineError, match="presence_penalty"):
+                await engine.complete(prompts[0], sampling)
+            return
+        if engine.capabilities.logprobs is None:
+            pytest.skip("the server takes text, and its penalty counts tokens of its own")
+        found, mate = await asyncio.gather(
+            one(engine, prompts[0], sampling), one(engine, prompts[0], GREEDY)
+        )
+        assert mate.token_ids == (await one(engine, prompts[0], GREEDY)).token_ids
+        assert found.token_ids != mate.token_ids
+        logits = model_logprobs(nano, [*prompts[0], *found.token_ids])[len(prompts[0]) - 1 :]
+        for at, token in enumerate(found.token_ids):
+            lowered = logits[at].clone()
+            lowered[list(set(found.token_ids[:at]))] -= penalty
+            assert lowered.max() - lowered[token] < TOLERANCE
+        if engine.capabilities.presence == "response":
+            for sampled in (sampling, replace(SAMPLED, presence_penalty=1.0)):
+                whole = await one(engine, prompts[0], sampled)
+                head, rest = whole.token_ids[:15], whole.token_ids[15:]
+                further = replace(sampled, written=15, max_tokens=25)
+                assert (await one(engine, [*prompts[0], *head], further)).token_ids == rest
 
     async def test_the_end_is_in_the_ids_and_not_in_the_text(
         self, engine: Engine, nano: Served, prompts: Prompts

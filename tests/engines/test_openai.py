@@ -15,7 +15,7 @@ import pytest
 from dto.engines import open_engine
 from dto.engines.base import Chunk, Completion, Engine, Message, Sampling
 from dto.engines.openai_cost import ABORT_TOKENS
-from dto.errors import EngineError
+from dto.errors import DtoError, EngineError
 from dto.ledger import metered
 from dto.recipe import ModelSettings, Recipe
 from dto.serving import Serving
@@ -218,6 +218,7 @@ async def test_what_a_text_server_cannot_do_is_refused(nano: Served) -> None:
             {"banned": (5,)},
             {"stop_token_ids": (5,)},
             {"top_k": 3},
+            {"min_p": 0.1},
         ):
             with pytest.raises(EngineError):
                 await engine.complete(PROMPT, replace(SAMPLING, **change))  # type: ignore[arg-type]
@@ -225,6 +226,88 @@ async def test_what_a_text_server_cannot_do_is_refused(nano: Served) -> None:
                 await streamed(engine, replace(SAMPLING, **change))  # type: ignore[arg-type]
         with pytest.raises(EngineError):
             await engine.score(PROMPT, PROMPT)
+        assert not server.requests
+
+
+async def test_filters_and_penalties_reach_a_server_that_takes_them(nano: Served) -> None:
+    asked = replace(SAMPLING, temperature=1.0, presence_penalty=0.5)
+    async with opened("vllm", nano) as (engine, server):
+        await one(engine, replace(asked, top_k=20, min_p=0.1))
+        body = server.requests[-1].body
+        assert (body["top_k"], body["min_p"], body["presence_penalty"]) == (20, 0.1, 0.5)
+        await one(engine)
+        body = server.requests[-1].body  # sent all the same: the model's own defaults never count
+        assert (body["top_k"], body["min_p"], body["presence_penalty"]) == (0, 0.0, 0.0)
+    async with opened("text", nano) as (engine, server):
+        await one(engine, asked)
+        assert server.requests[-1].body["presence_penalty"] == 0.5
+        await one(engine)
+        assert "presence_penalty" not in server.requests[-1].body
+
+
+@pytest.mark.parametrize(
+    ("group", "settings_of", "dialect", "said"),
+    [
+        ("sample", {"top_k": 20}, "text", "sample.top_k = 20: the server of 'nano' does not take"),
+        ("evaluate", {"min_p": 0.1}, "text", "evaluate.min_p = 0.1"),
+        ("sample", {"presence_penalty": 1.5}, "text", "sample.presence_penalty = 1.5"),
+        ("sample", {"top_k": 20, "presence_penalty": 1.5}, "vllm", None),
+        ("sample", {}, "text", None),
+    ],
+)
+async def test_what_a_server_cannot_sample_is_refused_at_the_start(
+    nano: Served,
+    group: str,
+    settings_of: dict[str, Any],
+    dialect: Dialect,
+    said: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING, "dto")
+    async with serve(dialect, nano.tokenizer) as server:
+        server.refuses = {"presence_penalty": 0.0}
+        if dialect == "vllm":
+            server.refuses = {}
+        recipe = Recipe.model_validate(
+            {"name": "x", "model": settings(server.url), group: settings_of}
+        )
+        async with Serving(recipe) as serving:
+            if said is None:
+                await serving.context("base", None)
+                told = "presence_penalty counts what one request generates" in caplog.text
+                assert told == ("presence_penalty" in settings_of)
+            else:
+                with pytest.raises(EngineError, match=said):
+                    await serving.context("base", None)
+
+
+async def test_template_arguments_go_to_a_chat_server_or_are_refused(nano: Served) -> None:
+    arguments = {"enable_thinking": False}
+    async with opened("chat", nano, name="other", template=arguments) as (engine, server):
+        await engine.complete(ASK, SAMPLING)
+        assert server.requests[-1].body["chat_template_kwargs"] == arguments
+    async with opened("chat", nano, name="other") as (engine, server):
+        await engine.complete(ASK, SAMPLING)
+        assert "chat_template_kwargs" not in server.requests[-1].body
+    async with serve("chat", nano.tokenizer) as server:
+        server.refuses = {"chat_template_kwargs": None}
+        with pytest.raises(EngineError, match=r"model.template: .* takes no arguments of a chat"):
+            async with open_engine(settings(server.url, name="other", template=arguments)):
+                pass
+    own = ModelSettings(engine="openai", name="gpt", template=arguments)  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match=r"model.template: OpenAI's own server"):
+        open_engine(own)
+
+
+@pytest.mark.parametrize("engine", ["transformers", "openai"])
+async def test_a_typo_in_the_template_is_found_before_any_work(nano: Served, engine: str) -> None:
+    async with serve("vllm", nano.tokenizer) as server:
+        model = settings(server.url, engine=engine, template={"enable_thinkin": True})
+        async with Serving(Recipe(name="x", model=model)) as serving:
+            with pytest.raises(DtoError, match="knows no 'enable_thinkin'"):
+                await serving.context("base", None)
+            with pytest.raises(DtoError, match="knows no 'enable_thinkin'"):
+                serving.tokenizer()
         assert not server.requests
 
 

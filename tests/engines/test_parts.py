@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dto.engines.base import Completion, Sampling
 from dto.engines.kv import KVShape
 from dto.engines.prefix_cache import BLOCK, PrefixCache
-from dto.engines.sampling import choose, uniforms
+from dto.engines.sampling import choose, penalised, uniforms
 from dto.engines.scripted import ScriptedEngine
 from dto.engines.stops import StopReader
 from dto.errors import EngineError
@@ -36,35 +36,46 @@ def test_noise_is_uniform_over_seeds_and_over_positions() -> None:
         assert u.max() < 1 and len(np.unique(u)) == count
 
 
-def drawn(logits: list[float], temperature: float, top_p: float, top_k: int) -> dict[int, float]:
+def drawn(
+    logits: list[float], temperature: float, top_p: float, top_k: int, min_p: float = 0.0
+) -> dict[int, float]:
     """Share of each id over a fine grid of uniform numbers."""
     count = 2000
     full = lambda value: np.full(count, value)  # noqa: E731
     ids = choose(
         torch.tensor(logits).repeat(count, 1),
-        full(float(temperature)), full(float(top_p)), full(top_k), (np.arange(count) + 0.5) / count,
+        full(float(temperature)), full(float(top_p)), full(top_k), full(float(min_p)),
+        (np.arange(count) + 0.5) / count,
     )  # fmt: skip
     found, counts = ids.unique(return_counts=True)
     return dict(zip(found.tolist(), (counts / count).tolist(), strict=True))
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_p", "top_k", "kept"),
+    ("temperature", "top_p", "top_k", "min_p", "kept"),
     [
-        (1.0, 1.0, 0, [0.1, 0.2, 0.3, 0.4]),
-        (1.0, 0.65, 0, [0, 0, 3 / 7, 4 / 7]),
-        (1.0, 0.75, 0, [0, 2 / 9, 3 / 9, 4 / 9]),
-        (1.0, 1.0, 2, [0, 0, 3 / 7, 4 / 7]),
-        (1.0, 0.5, 2, [0, 0, 0, 1]),
-        (0.5, 1.0, 0, [1 / 30, 4 / 30, 9 / 30, 16 / 30]),
-        (0.0, 1.0, 0, [0, 0, 0, 1]),
-        (1.0, 1.0, 99, [0.1, 0.2, 0.3, 0.4]),
+        (1.0, 1.0, 0, 0.0, [0.1, 0.2, 0.3, 0.4]),
+        (1.0, 0.65, 0, 0.0, [0, 0, 3 / 7, 4 / 7]),
+        (1.0, 0.75, 0, 0.0, [0, 2 / 9, 3 / 9, 4 / 9]),
+        (1.0, 1.0, 2, 0.0, [0, 0, 3 / 7, 4 / 7]),
+        (1.0, 0.5, 2, 0.0, [0, 0, 0, 1]),
+        (0.5, 1.0, 0, 0.0, [1 / 30, 4 / 30, 9 / 30, 16 / 30]),
+        (0.0, 1.0, 0, 0.0, [0, 0, 0, 1]),
+        (1.0, 1.0, 99, 0.0, [0.1, 0.2, 0.3, 0.4]),
+        (1.0, 1.0, 0, 0.45, [0, 2 / 9, 3 / 9, 4 / 9]),
+        (1.0, 1.0, 0, 0.99, [0, 0, 0, 1]),
+        (0.5, 1.0, 0, 0.45, [0, 0, 9 / 25, 16 / 25]),  # after the temperature
+        (1.0, 0.65, 0, 0.45, [0, 0, 3 / 7, 4 / 7]),
+        (1.0, 0.75, 0, 0.7, [0, 0, 3 / 7, 4 / 7]),
+        (1.0, 0.55, 0, 0.7, [0, 0, 0, 1]),  # top-p of what min-p leaves: 4/7 is enough
+        (1.0, 1.0, 3, 0.7, [0, 0, 3 / 7, 4 / 7]),
+        (0.0, 1.0, 1, 0.7, [0, 0, 0, 1]),
     ],
 )
 def test_tokens_are_drawn_from_what_the_filters_leave(
-    temperature: float, top_p: float, top_k: int, kept: list[float]
+    temperature: float, top_p: float, top_k: int, min_p: float, kept: list[float]
 ) -> None:
-    shares = drawn(np.log([0.1, 0.2, 0.3, 0.4]).tolist(), temperature, top_p, top_k)
+    shares = drawn(np.log([0.1, 0.2, 0.3, 0.4]).tolist(), temperature, top_p, top_k, min_p)
     assert [shares.get(i, 0) for i in range(4)] == pytest.approx(kept, abs=1e-3)
 
 
@@ -73,7 +84,8 @@ def test_rows_are_chosen_without_regard_to_each_other() -> None:
     logits = 3 * torch.randn(64, 300, generator=generator)
     rng = np.random.default_rng(0)
     settings = (
-        rng.choice([0.0, 0.6, 1.0], 64), rng.choice([0.5, 0.95, 1.0], 64), rng.choice([0, 3], 64)
+        rng.choice([0.0, 0.6, 1.0], 64), rng.choice([0.5, 0.95, 1.0], 64), rng.choice([0, 3], 64),
+        rng.choice([0.0, 0.1], 64),
     )  # fmt: skip
     numbers = rng.random(64)
     together = choose(logits, *settings, numbers)
@@ -81,6 +93,23 @@ def test_rows_are_chosen_without_regard_to_each_other() -> None:
         row = slice(i, i + 1)
         alone = choose(logits[row], *(setting[row] for setting in settings), numbers[row])
         assert alone[0] == together[i]
+
+
+def test_a_penalty_is_taken_once_off_each_id_that_is_present() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(5, 40, generator=generator)
+    before = logits.clone()
+    present = [[3, 7], [], [0, 39, 5], [1], [7]]
+    penalties = [1.5, 0.7, -2.0, 0.25, 0.0]
+    found = penalised(logits, present, penalties)
+    assert torch.equal(logits, before)
+    for row, (ids, penalty) in enumerate(zip(present, penalties, strict=True)):
+        expected = before[row].clone()
+        for token in ids:
+            expected[token] -= penalty
+        assert torch.equal(found[row], expected)
+        alone = penalised(before[row : row + 1], [ids], [penalty])
+        assert torch.equal(alone[0], found[row])
 
 
 def block_values(ids: list[int]) -> torch.Tensor:

@@ -170,6 +170,44 @@ def test_what_a_stage_reads_of_the_sampling_is_part_of_what_it_computes(
         ("prune", {}, {"estimate": {"cap": 40}}, False),
         ("evaluate", {"evaluate": {"tasks": ["q.jsonl"]}}, {"problems": {"prompt": "fast"}}, True),
         ("evaluate", {}, {"problems": {"prompt": "fast"}}, False),
+        *[
+            (stage, settings, {"model": change}, read)
+            for change in ({"template": {"effort": "low"}}, {"think": ["[THINK]", "[/THINK]"]})
+            for stage, settings, read in (
+                ("sample", {}, True),
+                ("sample", {"sample": {"imported": "r.jsonl"}}, True),
+                ("batch", {}, True),
+                ("estimate", {}, True),
+                ("evaluate", {}, True),
+                ("trace", {}, True),
+                ("label", {}, True),
+                ("train", {"train": {"method": "grpo"}}, True),
+                ("segment", {}, False),
+                ("pair", {}, False),
+                ("chain", {}, False),
+                ("train", {"train": {"method": "sft"}}, False),
+            )
+        ],
+        *[
+            (stage, {}, {group: {key: value}}, read)
+            for key, value in (("top_k", 20), ("min_p", 0.1), ("presence_penalty", 1.5))
+            for stage, group, read in (
+                ("sample", "sample", True),
+                ("batch", "sample", True),
+                ("estimate", "sample", True),
+                ("optimize", "sample", True),
+                ("prune", "sample", True),
+                ("train", "sample", True),
+                ("pilot", "sample", True),
+                ("evaluate", "sample", False),
+                ("trace", "sample", False),
+                ("segment", "sample", False),
+                ("evaluate", "evaluate", True),
+                ("trace", "evaluate", True),
+                ("sample", "evaluate", False),
+                ("estimate", "evaluate", False),
+            )
+        ],
     ],
 )
 def test_what_no_stage_before_it_is_told_by_a_stage_says_itself(

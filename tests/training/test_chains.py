@@ -35,7 +35,7 @@ def test_a_verdict_is_imitated_word_for_word(tokenizer: Any) -> None:
     row = replace(chain(0, label="B"), options=options, prompt_ids=prompt)
     closed = replace(row, id="closed", prompt_ids=encoded(tokenizer, "Which?"))
     long = replace(row, id="long", prompt_ids=prompt * 50)
-    first, second, third = verdicts([row, closed, long], "nano", tokenizer, 256)
+    first, second, third = verdicts([row, closed, long], ModelSettings(), tokenizer, 256)
     eos = int(tokenizer.eos_token_id)
     text = "So it is wrong.\n</think>\n\n**Final Answer**\n\\boxed{B}"
     assert first == Demonstration(row.id, prompt, (*encoded(tokenizer, text), eos))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,15 @@ def test_a_trajectory_fresh_from_sampling_shows_itself(run: Path) -> None:
     failed = replace(row, grade="failed", reason="connection refused", answer="", text="")
     assert "connection refused" in str(failed) and "connection refused" in failed._repr_html_()
     assert f"{len(row.token_ids):,} tokens" in str(row)
+
+
+@pytest.mark.parametrize("close", ["</think>", "[/THINK]", "<!DONE!>"])
+def test_the_closing_tag_is_no_part_of_the_conclusion(view: TrajectoryView, close: str) -> None:
+    """Whichever it is: what the response has between thinking and conclusion."""
+    row, version = view.trajectory, view.optimized
+    assert version is not None
+    row = replace(row, text=row.text.replace("</think>", close))
+    version = replace(version, text=version.text.replace("</think>", close))
+    shown = replace(view, trajectory=row, optimized=version, pairs=())
+    assert escape(close) not in shown._repr_html_()
+    assert (escape(close) in version._repr_html_()) == (close == "<!DONE!>")  # unknown by itself
