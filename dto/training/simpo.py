@@ -62,8 +62,9 @@ class SimPOTrainer(Mannered, CPOTrainer):
         self, model: Any, batch: dict[str, Any], train_eval: str = "train"
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """The loss of CPOTrainer; its metrics, which nobody reads, are not computed."""
+        filler: Any = self.pad_token_id
         sides = self.concatenated_inputs(
-            batch, padding_value=int(self.pad_token_id), device=self.accelerator.device
+            batch, padding_value=filler, device=self.accelerator.device
         )
         labels = sides["concatenated_labels"]
         output = model(
