@@ -21,7 +21,7 @@ from dto.recipe import Recipe
 from dto.records import Dropped, Grade, Problem, Trajectory
 from dto.stages.sample import sample
 from dto.statistics import standard_error
-from dto.training.weights import merged
+from dto.training.weights import answering
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -88,14 +88,17 @@ def spread(
     return gather_object(found), total
 
 
-def sampled(recipe: Recipe, samples: int) -> Recipe:
+_UNTRUNCATED = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "presence_penalty": 0.0}
+
+
+def sampled(recipe: Recipe, samples: int, *, untruncated: bool = False) -> Recipe:
     """The recipe as the sample stage reads it, for what is trained on, and for judgements.
 
-    Without top-k, min-p and presence penalty: the loss knows nothing of them.
+    `untruncated`: from the model's whole distribution at the temperature. That is the one whose
+    logprobs are trained on, so what is trained on has to come from it.
     """
     own = recipe.train
-    changes: dict[str, Any] = {"samples": samples, "top_k": 0, "min_p": 0.0}
-    changes["presence_penalty"] = 0.0
+    changes: dict[str, Any] = {"samples": samples, **(_UNTRUNCATED if untruncated else {})}
     if own.temperature is not None:
         changes["temperature"] = own.temperature
     if own.response_tokens is not None:
@@ -116,17 +119,16 @@ def respond(
     """What the sample stage, or other `work`, makes of each problem with the model as it is now.
 
     The model's mode and torch's random state are left as they were; the engine and its prefix cache
-    end here, as the weights are about to change. A model with adapters answers as a merged copy.
+    end here, as the weights are about to change. A model with adapters answers as a merged copy,
+    and all answer in the precision of their weights. `model.context` is the limit, as elsewhere.
     `label` shows a bar.
     """
     was_training = model.training
     model.eval()  # type: ignore[no-untyped-call]
     try:
-        with torch.random.fork_rng(), torch.inference_mode():
+        with answering(model) as plain, torch.random.fork_rng(), torch.inference_mode():
             grader = Grader(allow_code_execution=allow_code_execution)
-            return asyncio.run(
-                _respond(merged(model), tokenizer, problems, recipe, label, grader, work)
-            )
+            return asyncio.run(_respond(plain, tokenizer, problems, recipe, label, grader, work))
     finally:
         model.train(was_training)
 
@@ -144,6 +146,7 @@ async def _respond(
         model,
         tokenizer,
         name=recipe.model.name,
+        context=recipe.model.context,
         slots=recipe.model.slots,
         cache_bytes=recipe.model.cache_bytes,
         kv_bytes=recipe.model.kv_bytes,

@@ -3,7 +3,9 @@
 Each stored response counts with its length-harmonizing reward as the advantage, and with the ratio
 of its probability under the model to that under the base; TRL's GRPOTrainer computes the clipped
 loss. Departure from the paper, whose ratio is that of whole responses: ratios are those of tokens,
-as in PPO, and the loss is the mean over the tokens of a batch (TRL's default).
+as in PPO, and the loss is the mean over the tokens of a batch (TRL's default). Both probabilities
+are of the whole distribution at `sample.temperature`: with `sample.top_p` below 1 the samples are
+from a narrower one.
 """
 
 from __future__ import annotations
