@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dto.errors import DtoError
+from dto.grading.golds import unreadable_golds
 from dto.recipe import ProblemSettings
 from dto.records import Dropped, Problem, Split
 from dto.settings import nearest
@@ -27,7 +28,7 @@ _SPLIT_NAMES: Mapping[str, Split] = {
 _ORDER: tuple[Split | None, ...] = ("test", "dev", "train", None)
 """In which a question that stands in several splits is kept; None: rows of no split."""
 _SLACK = 4096
-"""Problems of a pool beyond those that can be asked for, before they are let go."""
+"""Problems of a pool beyond those asked for: they stand in for gold answers that are unreadable."""
 _SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
 Rows = Iterable[Row | Dropped]
 
@@ -48,8 +49,10 @@ def load_problems(
     A split comes from the source's own of that name, else from what is left of its train split or
     of its only one. Which rows are taken is decided by the hash of their content, not by their
     order. A question that was there before or is among those `taken` is dropped (`duplicate`):
-    splits never share one; so are the rows that `read_problems` cannot read. Raises DtoError as
-    that does, and for too few problems, unless they are asked for as `at_most` so many.
+    splits never share one; so are the rows that `read_problems` cannot read, and of those that are
+    taken the ones that no answer can be compared with (`unreadable_gold`): the next one comes
+    instead. Raises DtoError as `read_problems` does, and for too few problems, unless they are
+    asked for as `at_most` so many.
     """
     if settings.source == "chains":
         from dto.nano.corpus import chain_problems
@@ -71,8 +74,8 @@ def load_problems(
             seen.add(found.question)
             pool = pools.setdefault(source_split, [])
             pool.append(found)
-            if len(pool) > most + _SLACK:
-                pool[:] = nsmallest(most, pool, key=_by_id)
+            if len(pool) > most + 2 * _SLACK:
+                pool[:] = nsmallest(most + _SLACK, pool, key=_by_id)
     yield from _divide(pools, settings, at_most)
 
 
@@ -194,20 +197,27 @@ def _by_id(problem: Problem) -> str:
 
 def _divide(
     pools: Mapping[Split | None, list[Problem]], settings: ProblemSettings, at_most: bool
-) -> Iterator[Problem]:
+) -> Iterator[Problem | Dropped]:
     left = {name: sorted(pool, key=_by_id) for name, pool in pools.items()}
     split: Split
     for split in dict.fromkeys(_SPLIT_NAMES.values()):
         wanted: int = getattr(settings, split)
         name = next((each for each in (split, "train", None) if left.get(each)), split)
-        rows = left.get(name, [])
-        if len(rows) < wanted and not at_most:
+        rows, left[name] = left.get(name, []), []
+        readable: list[Problem] = []
+        while rows and len(readable) < wanted:
+            missing = wanted - len(readable)
+            block, rows = rows[:missing], rows[missing:]
+            faults = unreadable_golds(block)
+            yield from faults.values()
+            readable += (row for row in block if row.id not in faults)
+        left[name] = rows
+        if len(readable) < wanted and not at_most:
             raise DtoError(
-                f"problems: {settings.source} has {len(rows):,} usable rows left for {split}, the "
-                f"recipe asks for {wanted:,}: lower problems.{split} or name another source"
+                f"problems: {settings.source} has {len(readable):,} usable rows left for {split}, "
+                f"the recipe asks for {wanted:,}: lower problems.{split} or name another source"
             )
-        yield from (replace(row, split=split) for row in rows[:wanted])
-        left[name] = rows[wanted:]
+        yield from (replace(row, split=split) for row in readable)
 
 
 def read_source(

@@ -117,7 +117,7 @@ class Trajectory(Displayed):
     finish_reason: FinishReason
     grade: Grade
     answer: str = ""
-    reason: str = ""  # of a failed grade
+    reason: str = ""  # of a failed grade, or of a wrong one where the grader gave up
 
     @staticmethod
     def make_id(problem_id: str, sample: int) -> str:

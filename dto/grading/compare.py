@@ -196,6 +196,15 @@ def _compare(gold: str, prediction: str, kind: AnswerKind) -> bool | None:
     return _same_words(gold, gold_text, text)
 
 
+@lru_cache(maxsize=1 << 16)
+def decidable(gold: str, kind: AnswerKind) -> bool:
+    """Whether a gold answer is one that no parser has to read: a letter, a number, Chinese."""
+    if kind == "choice":
+        return True
+    cleaned = clean(gold)
+    return quantity(cleaned) is not None or bool(_CHINESE.search(_bare(cleaned)))
+
+
 def for_parser(text: str) -> str:
     """What math-verify is given: cleaned, and a number in a notation that it can read."""
     text = clean(text)

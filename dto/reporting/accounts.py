@@ -58,6 +58,7 @@ DROPPED = {
 
 KINDS = {
     "trajectories": "trajectories, by grade",
+    "given_up": "answers graded wrong because comparing them exceeded a limit",
     "boundaries": "boundaries, by the chance of a right answer against the threshold",
     "verdicts": "thinking patterns, by the judge's verdict",
     "prunes": "prunes, after fresh rollouts",

@@ -34,6 +34,7 @@ def funnel(run: Path) -> dict[str, Any]:
     return {
         "rows": rows,
         "trajectories": _counts(run / "sample", "grade"),
+        "given_up": _given_up(run),
         "boundaries": _counts(run / "estimate", "decision"),
         **verdicts(run),
         "agreement": agreement(run),
@@ -73,6 +74,19 @@ def _dropped_in_training(run: Path) -> dict[str, int]:
         return {}
     lines = path.read_text("utf-8").splitlines()
     reasons = Counter(str(json.loads(line)["reason"]) for line in lines if line.strip())
+    return dict(sorted(reasons.items()))
+
+
+def _given_up(run: Path) -> dict[str, int]:
+    """Answers that are wrong because comparing them exceeded a limit, by its reason."""
+    reasons: Counter[str] = Counter()
+    for stage in ("sample", "evaluate"):
+        table = run / stage / "rows.parquet"
+        if table.is_file():
+            found = pl.scan_parquet(table).filter(
+                (pl.col("grade") == "wrong") & pl.col("reason").str.starts_with("grader_")
+            )
+            reasons.update(dict(found.group_by("reason").len().collect().iter_rows()))
     return dict(sorted(reasons.items()))
 
 
