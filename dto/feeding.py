@@ -127,7 +127,7 @@ async def _feed_imported(run: Run, stage: Stage, serving: Serving) -> None:
         if isinstance(row, Dropped):
             return row
         if row.problem.id not in known:
-            detail = f"problem {row.problem.id} is dropped: gold answer {row.problem.answer[:100]!r}"
+            detail = f"gold answer {row.problem.answer[:100]!r} of problem {row.problem.id}"
             row_id = Trajectory.make_id(row.problem.id, row.sample)
             return Dropped(row_id, "unreadable_gold", detail)
         return await to_trajectory(row, tokenizer, recipe.model, grader)

@@ -38,9 +38,8 @@ def unreadable_golds(problems: Sequence[Problem]) -> dict[str, Dropped]:
 
 async def _check(problems: Sequence[Problem]) -> list[str]:
     async with Grader() as grader:
-        return await gather_bounded(
-            (grader.check_gold(row.answer, row.answer_kind, row.question) for row in problems), AT_ONCE
-        )
+        jobs = (grader.check_gold(row.answer, row.answer_kind, row.question) for row in problems)
+        return await gather_bounded(jobs, AT_ONCE)
 
 
 def _detail(problem: Problem, fault: str) -> str:

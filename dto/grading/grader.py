@@ -185,16 +185,18 @@ class Grader:
             return Graded("correct", shown)
         key = _Key(gold, answer, kind, asks_for_percentage(question))
         equal: bool | None = answer == gold
-        known = None
-        if not equal and answer and len(answer) <= max(MAX_ANSWER, 2 * len(gold)):
+        known: _Result | None = None
+        looked_at = not equal and answer and len(answer) <= max(MAX_ANSWER, 2 * len(gold))
+        if looked_at:
             known = self._cache.get(key)
             equal = self._decide(key) if known is None else None
         if known is None and equal is not None:
             # Equal strings say nothing where every other answer would fail.
             fault = await self._fault(key)
-            known = ("failed", fault) if fault else ("correct" if equal else "wrong", "")
-            if answer != gold and answer:
-                self._remember(key, *known)
+            grade: Grade = "failed" if fault else "correct" if equal else "wrong"
+            known = (grade, fault)
+            if looked_at and not fault:
+                self._remember(key, grade)
         if known is None:
             known = await self._shared(key)
         if known[0] == "wrong" and known[1]:
@@ -260,8 +262,9 @@ class Grader:
                 return "failed", reason  # not remembered: another time it may go well
             if gold_alone:
                 return self._remember(key, "failed", f"{UNREADABLE_GOLD}: {reason}")
-            fault = await self._fault(key)
-            return self._remember(key, "failed" if fault else "wrong", fault or reason)
+            if fault := await self._fault(key):
+                return "failed", fault
+            return self._remember(key, "wrong", reason)
         return self._remember(key, "correct" if equal or gold_alone else "wrong")
 
     async def _run(self, key: _Key) -> _Result:

@@ -3,10 +3,10 @@
 It imports neither torch nor dto, so that it starts in a fraction of a second. One JSON object a
 line: `{"gold": …, "prediction": …}` in, `{"equal": true}` or `{"error": …}` out; `{"ready": true}`
 comes first. Without a prediction the gold answer is read and compared with a number: an error then
-says that nothing can be compared with it. Its argument is the CPU time that one comparison may take, in seconds: the kernel ends
-the process (SIGPROF) when that is spent, also inside a big-integer power that no Python signal
-handler could interrupt. CPU time, not wall time: a busy machine does not change a grade. It ends
-with its parent.
+says that nothing can be compared with it. Its argument is the CPU time that one comparison may
+take, in seconds: the kernel ends the process (SIGPROF) when that is spent, also inside a
+big-integer power that no Python signal handler could interrupt. CPU time, not wall time: a busy
+machine does not change a grade. It ends with its parent.
 """
 
 import contextlib

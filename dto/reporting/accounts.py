@@ -42,6 +42,7 @@ DROPPED = {
     "no_room": "the context leaves no room for a conclusion",
     "not_shorter": "the chosen side is not shorter, and both are right",
     "over_limit": "the problem has enough pairs",
+    "over_longer_correct": "the problem has enough pairs of longer correct over shorter wrong",
     "prompt_too_long": "the prompt fills the context",
     "quotes_another": "it names or quotes another question",
     "runs_on": "the thinking does not turn to the next question by name",

@@ -131,7 +131,8 @@ def imported_problems(source: str, own: ProblemSettings, seed: int) -> Iterator[
 
     No dev or test problem is among the questions. A question whose gold answer cannot be read is
     dropped (`unreadable_gold`; of preferences it stays, since no answer to it is graded). What the
-    source's rows are dropped for is told by `read_responses`. Raises DtoError when none of them can be read, and as `load_problems` does.
+    source's rows are dropped for is told by `read_responses`. Raises DtoError when none of them can
+    be read, and as `load_problems` does.
     """
     questions: dict[str, str] = {}
     waiting: list[Problem] = []

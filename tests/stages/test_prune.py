@@ -64,6 +64,7 @@ async def test_removes_what_is_not_needed(setting):
     assert result.kept == (0, 2, 5)
     assert result.text == "A start. C needed. F exit." + FINALIZE + "\\boxed{2}"
     assert (result.exit, result.verified_p, result.outcome) == (5, 1.0, "shortened")
+    assert result.verified_rollouts == 16
     verdicts = {row.segment: (row.verdict, row.pruned) for row in result.verdicts}
     assert verdicts == {
         1: ("redundant", True),
