@@ -16,7 +16,7 @@ from dto.errors import DtoError
 _WORKER = Path(__file__).with_name("worker.py")
 UNREADABLE_GOLD = "unreadable_gold"
 _START_SECONDS = 120.0  # importing sympy on a machine that is busy with something else
-_WALL_FACTOR = 20.0  # a child that has not even used its CPU time after that is stuck
+_WALL_FACTOR = 60.0  # a child that has not even used its CPU time after that is stuck
 _ENDED_BY: dict[int, str] = {
     signal.SIGPROF: "grader_timeout",
     signal.SIGSEGV: "grader_memory",  # the C stack

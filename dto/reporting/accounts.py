@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dto.recipe import ExitSettings, Recipe
+from dto.recipe import EstimateSettings, ExitSettings, Recipe
 from dto.reporting import figures
 from dto.reporting.comparison import ReportRow
 from dto.reporting.cost import OPTIMIZATION, StageCost
@@ -15,6 +15,7 @@ from dto.reporting.macro import AverageRow
 from dto.reporting.page import LeftOut, Section, Table, drawn
 from dto.reporting.reproduce import content_of_sources, public_names, reproduction
 from dto.reporting.table import interval, number, paid_for, percent
+from dto.sequential import zone
 
 if TYPE_CHECKING:
     from dto.stages.report import Report
@@ -171,7 +172,7 @@ def _sum(spent: Sequence[StageCost], width: int) -> list[str]:
     return cells + ["–"] * (width - len(cells))
 
 
-def funnel_section(report: Report) -> Section:
+def funnel_section(report: Report, recipe: Recipe) -> Section:
     """Rows by stage, and every reason for which one was dropped."""
     funnel, training = report.funnel, report.training
     kept = Table(
@@ -213,6 +214,8 @@ def funnel_section(report: Report) -> Section:
             f"{number(best['tokens_mean'], 0)}: what is picked is flattered by it, the test "
             "problems above are not." + " It collapsed." * bool(training["collapsed"])
         )
+    if funnel.get("boundaries"):
+        notes.append(_stated_error(recipe.estimate))
     if found := funnel.get("agreement"):
         notes.append(
             f"The llm judge and the counterfactual one agree on "
@@ -228,6 +231,33 @@ def funnel_section(report: Report) -> Section:
         tables=tuple(tables),
         notes=tuple(notes),
     )  # fmt: skip
+
+
+def _stated_error(settings: EstimateSettings) -> str:
+    """What the decisions at boundaries say, and what they do not."""
+    if settings.method == "fixed":
+        return (
+            f"A boundary is above when more than {settings.threshold:g} of {settings.rollouts} "
+            "rollouts are right: no error is stated, and the exit that is chosen for a high share "
+            "is flattered by it."
+        )
+    low, high = zone(settings.threshold, settings.margin, settings.error, settings.cap)
+    text = (
+        f"A boundary is above or below by a test with error {settings.error:g} at each boundary, "
+        f"against {low:g} and {high:g}: a chance of a right answer of at most {low:g} passes with "
+        f"no more than that probability, one of at least {high:g} is refused with no more. Of what "
+        "lies between it says nothing."
+    )
+    if settings.error_scan is None:
+        return text + (
+            " Over a trajectory of many boundaries errors add up; estimate.error_scan bounds them "
+            "together. The exit that is chosen for a high share is flattered by it."
+        )
+    return text + (
+        f" A trajectory whose boundaries are all at {low:g} or less passes at any of them with "
+        f"probability {settings.error_scan:g} at most. The exit that is chosen for a high share is "
+        "flattered by it."
+    )
 
 
 def _power(value: float | None) -> str:
