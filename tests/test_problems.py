@@ -104,13 +104,15 @@ def test_a_gold_answer_that_cannot_be_read_is_dropped_once_and_another_comes(
     golds = [*UNREADABLE, *READABLE]
     rows = [{"problem": f"{gold}?", "answer": gold} for gold in golds]
     source = write(tmp_path / "golds.jsonl", rows)
-    sizes = {"train": 4, "dev": 2, "test": 3}
-    problems, dropped = load(source=source, **sizes)
+    problems, dropped = load(source=source, train=4, dev=2, test=3)
     assert sorted(row.answer for row in problems) == sorted(READABLE)
+    settings = ProblemSettings(source=source, train=0, dev=0, test=100)
+    rows_taken = list(load_problems(settings, 0, at_most=True))
+    dropped += [row for row in rows_taken if isinstance(row, Dropped)]
+    assert len(rows_taken) == len(golds), "each once"
     assert {row.reason for row in dropped} == {"unreadable_gold"}
-    assert sorted(row.detail.split("'")[1] for row in dropped) == sorted(
-        repr(gold).strip("'") for gold in UNREADABLE
-    )
+    shown = {row.detail.split("gold answer ")[1].rsplit(": ", 1)[0] for row in dropped}
+    assert shown == set(map(repr, UNREADABLE))
     assert "takes too long" in next(row.detail for row in dropped if "9^" in row.detail)
     with pytest.raises(DtoError, match="has 2 usable rows left for train, the recipe asks for 3"):
         load(source=source, train=3, dev=4, test=3)
