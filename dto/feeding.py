@@ -50,7 +50,7 @@ async def feed(run: Run, stage: Stage, serving: Serving) -> None:
     elif name == "test":
         await asyncio.to_thread(_record_test_sets, stage, run)
     elif name == "sample" and recipe.sample.imported:
-        await _feed_imported(stage, recipe, serving)
+        await _feed_imported(run, stage, serving)
     elif name == "segment":
         await _feed_segment(run, stage, serving)
     elif name == "pair":
@@ -121,15 +121,21 @@ async def _feed_pair(run: Run, stage: Stage, serving: Serving) -> None:
     await stage.feed(_problem_groups(run), pairs, window=8, total=total)
 
 
-async def _feed_imported(stage: Stage, recipe: Recipe, serving: Serving) -> None:
+async def _feed_imported(run: Run, stage: Stage, serving: Serving) -> None:
     from dto.stages.importing import Response, read_responses, to_trajectory
 
+    recipe = run.recipe
     tokenizer, grader = serving.tokenizer(), await serving.grader()
     tags = think_tags(tokenizer, recipe.model)
+    known = await asyncio.to_thread(lambda: {row.id for row in _problems(run, "train")})
 
     async def imported(row: Response | Dropped) -> Trajectory | Dropped:
         if isinstance(row, Dropped):
             return row
+        if row.problem.id not in known:
+            detail = f"gold answer {row.problem.answer[:100]!r} of problem {row.problem.id}"
+            row_id = Trajectory.make_id(row.problem.id, row.sample)
+            return Dropped(row_id, "unreadable_gold", detail)
         return await to_trajectory(row, tokenizer, recipe.model, grader)
 
     def groups() -> Iterator[Group]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dto.errors import DtoError
+from dto.grading.golds import unreadable_golds
 from dto.recipe import ProblemSettings
 from dto.records import Dropped, Problem, Split
 from dto.settings import nearest
@@ -28,7 +29,7 @@ _SPLIT_NAMES: Mapping[str, Split] = {
 _ORDER: tuple[Split | None, ...] = ("test", "dev", "train", None)
 """In which a question that stands in several splits is kept; None: rows of no split."""
 _SLACK = 4096
-"""Problems of a pool beyond those that can be asked for, before they are let go."""
+"""Problems of a pool beyond those asked for: they stand in for gold answers that are unreadable."""
 NEAR = 0.5
 """Share of the 13-grams of the shorter of two questions by which one is a near copy."""
 NEAR_DUPLICATE = "near_duplicate"
@@ -53,11 +54,13 @@ def load_problems(
     of its only one. Which rows are taken is decided by the hash of their content, not by their
     order. A question that was there before or is among those `taken` is dropped (`duplicate`):
     splits never share one, nor one that differs in case and white space alone; so are the rows that
-    `read_problems` cannot read. A question that repeats half or more of one of another split, or of
-    one that is `taken` (`dto.tasks.overlap`), says so in its metadata (`near_duplicate`), or is
-    dropped where the settings want that; test problems are chosen first, then those of dev.
-    Generated chains are not compared: all are alike, and none is in two splits. Raises DtoError as
-    `read_problems` does, and for too few problems, unless they are asked for as `at_most` so many.
+    `read_problems` cannot read, and of the chosen ones those that no answer can be compared with
+    (`unreadable_gold`): the next one comes instead. A question that repeats half or more of one of
+    another split, or of one that is `taken` (`dto.tasks.overlap`), says so in its metadata
+    (`near_duplicate`), or is dropped where the settings want that; test problems are chosen first,
+    then those of dev. Generated chains are not compared: all are alike, and none is in two splits.
+    Raises DtoError as `read_problems` does, and for too few problems, unless they are asked for as
+    `at_most` so many.
     """
     if settings.source == "chains":
         from dto.nano.corpus import chain_problems
@@ -80,8 +83,8 @@ def load_problems(
             seen.add(key)
             pool = pools.setdefault(source_split, [])
             pool.append(found)
-            if len(pool) > most + _SLACK:
-                pool[:] = nsmallest(most, pool, key=_by_id)
+            if len(pool) > most + 2 * _SLACK:
+                pool[:] = nsmallest(most + _SLACK, pool, key=_by_id)
     yield from _divide(pools, settings, taken, at_most)
 
 
@@ -215,25 +218,32 @@ def _divide(
     for split in dict.fromkeys(_SPLIT_NAMES.values()):
         wanted: int = getattr(settings, split)
         name = next((each for each in (split, "train", None) if left.get(each)), split)
-        rows, used = left.get(name, []), 0
+        rows, left[name] = left.get(name, []), []
         chosen: list[Problem] = []
-        while used < len(rows) and len(chosen) < wanted:
-            row, used = replace(rows[used], split=split), used + 1
-            hit = others.find(row.question)
-            if hit is not None and hit.share >= NEAR:
-                copied = f"{hit.share:.0%} of {hit.where}"
-                if settings.near_duplicates == "drop":
-                    yield Dropped(row.id, NEAR_DUPLICATE, copied)
+        while rows and len(chosen) < wanted:
+            missing = wanted - len(chosen)
+            block, rows = rows[:missing], rows[missing:]
+            faults = unreadable_golds(block)
+            yield from faults.values()
+            for row in block:
+                if row.id in faults:
                     continue
-                row = replace(row, metadata={**row.metadata, NEAR_DUPLICATE: copied})
-            chosen.append(row)
+                row = replace(row, split=split)
+                hit = others.find(row.question)
+                if hit is not None and hit.share >= NEAR:
+                    copied = f"{hit.share:.0%} of {hit.where}"
+                    if settings.near_duplicates == "drop":
+                        yield Dropped(row.id, NEAR_DUPLICATE, copied)
+                        continue
+                    row = replace(row, metadata={**row.metadata, NEAR_DUPLICATE: copied})
+                chosen.append(row)
+        left[name] = rows
         if len(chosen) < wanted and not at_most:
             raise DtoError(
                 f"problems: {settings.source} has {len(chosen):,} usable rows left for {split}, "
                 f"the recipe asks for {wanted:,}: lower problems.{split} or name another source"
             )
         yield from chosen
-        left[name] = rows[used:]
         for row in chosen:
             others.add(row.id, row.question)
 

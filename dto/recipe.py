@@ -9,6 +9,7 @@ after pruning stand in `dto/settings.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil, log
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -20,7 +21,7 @@ from dto.errors import DtoError, RecipeError
 from dto.policy_files import read_policies
 from dto.prompts import families
 from dto.records import AnswerKind
-from dto.sequential import zone
+from dto.sequential import MOST_BOUNDARIES, share, zone
 from dto.settings import BatchSettings as BatchSettings
 from dto.settings import CalibrateSettings as CalibrateSettings
 from dto.settings import CompareSettings as CompareSettings
@@ -173,13 +174,22 @@ class SegmentSettings(Settings):
 
 
 class EstimateSettings(Settings):
-    """Monte-Carlo rollouts at the boundaries (2505.21765 section 3)."""
+    """Monte-Carlo rollouts at the boundaries (2505.21765 section 3).
+
+    `error` is that of one boundary, and against threshold ∓ margin: the chance that a p of at most
+    threshold - margin passes there, and that a p of at least threshold + margin is refused. It says
+    nothing of a p in between. A trajectory has many boundaries: with the defaults one whose 24
+    boundaries all have p = 0.65 passes at some of them with probability 0.70. `error_scan` bounds
+    that for the whole trajectory, at 15 to 55 % more rollouts where there is a good exit; it then
+    passes less often at once, which a larger cap (48, 64) mends: benchmarks/rollouts_scan.py.
+    """
 
     method: Literal["sequential", "fixed"] = "sequential"
     threshold: Probability = 0.75  # T
     rollouts: Count = 16  # M, for `fixed`
     margin: Probability = 0.10  # half of the indifference zone, for `sequential`
-    error: Probability = 0.05  # of either kind, outside the zone
+    error: Probability = 0.05  # of either kind, at one boundary, outside the zone
+    error_scan: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None  # any wrong pass in a scan
     cap: Count = 32  # rollouts after which a boundary is left undecided
     max_tokens: Count = 64  # of one rollout
     first_pass_only: bool = True  # stop a trajectory at its first boundary above the threshold
@@ -187,9 +197,20 @@ class EstimateSettings(Settings):
     @model_validator(mode="after")
     def _test_exists(self) -> EstimateSettings:
         try:  # prune verifies by it, whatever the method is
-            zone(self.threshold, self.margin, self.error, self.cap)
+            low, _ = zone(self.threshold, self.margin, self.error, self.cap)
         except DtoError as error:
             raise ValueError(str(error)) from None
+        if self.error_scan is not None:
+            if self.method == "fixed":
+                raise ValueError("error_scan is of method sequential: a fixed number of rollouts "
+                                 "states no error")  # fmt: skip
+            least = ceil(log(share(self.error_scan, MOST_BOUNDARIES)) / log(low))
+            if self.cap < least:
+                raise ValueError(
+                    f"error_scan {self.error_scan} over up to {MOST_BOUNDARIES} boundaries takes "
+                    f"{least} successes in a row to show p > {low:.3f}, and cap is {self.cap}: "
+                    "raise cap or error_scan"
+                )
         return self
 
 
@@ -215,6 +236,7 @@ class PruneSettings(Settings):
     max_tokens: Count = 4096  # llm: of a reply, at most half of the judge's context
     temperature: Annotated[float, Field(ge=0.0)] = 0.0  # llm
     gold: bool = False  # llm: whether the judge is shown the gold answer
+    confirmations: Annotated[int, Field(ge=0)] = 16  # rollouts for verified_p; 0: it is not known
     agreement: Probability = 0.0  # llm: share of trajectories that both judges look at
 
     @model_validator(mode="after")

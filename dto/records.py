@@ -118,7 +118,7 @@ class Trajectory(Displayed):
     finish_reason: FinishReason
     grade: Grade
     answer: str = ""
-    reason: str = ""  # of a failed grade
+    reason: str = ""  # of a failed grade, or of a wrong one where the grader gave up
 
     @staticmethod
     def make_id(problem_id: str, sample: int) -> str:
@@ -198,9 +198,11 @@ class OptimizedTrajectory(Displayed):
 
     `token_ids` is the whole response: kept segments, d_finalize, conclusion, EOS where the model
     emitted it. `kept` indexes the trajectory's segments. `pass_rate` is the share of the K
-    finalizations that were right: a low one marks a lucky version. `verified_p` is the success rate
-    of the fresh rollouts that verified a prune, nan where nothing was pruned. `counterfactual` are
-    that judge's verdicts beside those of the `llm` judge, where `prune.agreement` asks for them.
+    finalizations that were right: a low one marks a lucky version. `verified_p` is the
+    share of right answers among `verified_rollouts` rollouts after a prune was verified, which
+    neither its test nor its choice has seen; nan and 0 where nothing was pruned, or none were made.
+    `counterfactual` are that judge's verdicts beside those of the `llm` judge, where
+    `prune.agreement` asks for them.
     """
 
     id: str  # the trajectory's id
@@ -223,6 +225,7 @@ class OptimizedTrajectory(Displayed):
     verified_p: float = float("nan")
     join_perplexity: float = float("nan")
     counterfactual: tuple[Verdict, ...] = ()
+    verified_rollouts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,8 +66,9 @@ class PairSettings(Settings):
     margin: Annotated[float, Field(ge=0.0)] = 0.1  # token_budget: least difference of rewards
     rejected: Literal["original", "longest", "longest_wrong"] = "original"  # optimized
     longer_correct: bool = True  # optimized: also pairs "longer correct over shorter wrong"
+    max_longer_correct: Count = 1  # of these a problem has at most
     max_length: Count = 8192  # tokens of prompt and response together
-    max_per_problem: Count = 4
+    max_per_problem: Count = 4  # of all others
 
 
 class BatchSettings(Settings):

@@ -279,6 +279,21 @@ def test_an_import_without_a_row_says_why(capsys: pytest.CaptureFixture[str]) ->
     assert "rows.jsonl holds no row that can be read: the last is dropped as missing_field" in err
 
 
+def test_an_import_drops_gold_answers_that_cannot_be_read(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    responses("rows.jsonl", "a", "b")
+    lines = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
+    lines[0]["answer"] = "{x|x>2}"
+    Path("rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with caplog.at_level("INFO", "dto"):
+        assert dto(*IMPORT, capsys=capsys)[0] == 0
+    assert questions("train") == {"b?"}
+    told = [line for line in caplog.messages if "1 dropped: unreadable_gold" in line]
+    assert [line.split()[0] for line in told] == ["problems", "sample"]
+    assert tables.count(Path("runs/x/sample/rows.parquet")) == len(lines) - 1
+
+
 def test_an_imported_run_has_dev_and_test_problems_of_its_own(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

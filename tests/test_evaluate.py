@@ -273,6 +273,19 @@ def test_one_evaluation_covers_several_tasks(tmp_path: Path) -> None:
     assert len(rows) == 5
 
 
+def test_test_sets_lose_gold_answers_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    rows = [{"problem": "a?", "answer": "{x|x>2}"}, {"problem": "b?", "answer": "x>2"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = several(tmp_path, str(path))
+    run_stages(run, ["problems", "test"])
+    run.close()
+    assert pl.read_parquet(run / "test" / "rows.parquet")["answer"].to_list() == ["x>2"]
+    [dropped] = (run / "test" / "dropped.jsonl").read_text().splitlines()
+    assert json.loads(dropped)["reason"] == "unreadable_gold"
+    assert "{x|x>2}" in json.loads(dropped)["detail"]
+
+
 def test_another_task_leaves_the_answers_to_the_others_alone(tmp_path: Path) -> None:
     first = task_file(tmp_path, "first", "Start with 1. Add 1.")
     second = task_file(tmp_path, "second", "Start with 3. Subtract 1.")

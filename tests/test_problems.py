@@ -91,6 +91,71 @@ def test_rows_without_answer_or_question_are_counted(tmp_path: Path) -> None:
     ]
 
 
+UNREADABLE = (r"x \equiv 3 \pmod 7", "{x|x>2}", r"\{x | x > 2\}", "9^{9^{9^{9}}}")
+READABLE = (
+    "7", "1,234", r"\frac{1}{2}", r"(0, \infty)", r"x^2+1", r"\text{Monday}", "增函数", "(C)",
+    "x>2",
+)  # fmt: skip
+
+
+def test_a_gold_answer_that_cannot_be_read_is_dropped_once_and_another_comes(
+    tmp_path: Path,
+) -> None:
+    golds = [*UNREADABLE, *READABLE]
+    rows = [{"problem": f"{gold}?", "answer": gold} for gold in golds]
+    source = write(tmp_path / "golds.jsonl", rows)
+    problems, dropped = load(source=source, train=4, dev=2, test=3)
+    assert sorted(row.answer for row in problems) == sorted(READABLE)
+    settings = ProblemSettings(source=source, train=0, dev=0, test=100)
+    rows_taken = list(load_problems(settings, 0, at_most=True))
+    dropped += [row for row in rows_taken if isinstance(row, Dropped)]
+    assert len(rows_taken) == len(golds), "each once"
+    assert {row.reason for row in dropped} == {"unreadable_gold"}
+    shown = {row.detail.split("gold answer ")[1].rsplit(": ", 1)[0] for row in dropped}
+    assert shown == set(map(repr, UNREADABLE))
+    assert "takes too long" in next(row.detail for row in dropped if "9^" in row.detail)
+    with pytest.raises(DtoError, match="has 2 usable rows left for train, the recipe asks for 3"):
+        load(source=source, train=3, dev=4, test=3)
+
+
+def test_a_gold_answer_that_can_be_read_costs_no_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*args: object) -> None:
+        raise AssertionError("a child was started")
+
+    monkeypatch.setattr("dto.grading.pool.WorkerPool.equal", fail)
+    problems, dropped = load(
+        source=write(tmp_path / "a.jsonl", numbered(3000)), train=2900, dev=50, test=50
+    )
+    assert (len(problems), dropped) == (3000, [])
+
+
+@pytest.mark.parametrize("kind", ["choice", "code"])
+def test_gold_answers_of_other_kinds(kind: str, tmp_path: Path) -> None:
+    program = json.dumps({"prompt": "", "test": "assert f() == 1", "entry_point": "f"})
+    good, bad = {"choice": ("B", None), "code": (program, "def f(): pass")}[kind]
+    rows = [{"problem": "a?", "answer": good}]
+    rows += [{"problem": "b?", "answer": bad}] if bad else []
+    source = write(tmp_path / "a.jsonl", rows)
+    problems, dropped = load(source=source, answer_kind=kind, train=0, dev=0, test=1)
+    assert [row.answer for row in problems] == [good]
+    problems, dropped = load(
+        source=source, answer_kind=kind, train=0, dev=0, test=len(problems), test_source=None
+    )
+    assert {row.reason for row in dropped} <= {"unreadable_gold"}
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
+@pytest.mark.parametrize("name", ["math500", "aime24", "aime25", "amc23"])
+def test_no_gold_answer_of_a_real_benchmark_is_lost(name: str) -> None:
+    source = str(SHARED / f"{name}.jsonl")
+    rows = sum(1 for line in (SHARED / f"{name}.jsonl").open() if line.strip())
+    problems, dropped = load(source=source, train=0, dev=0, test=rows - 10)
+    assert len(problems) == rows - 10
+    assert not [row for row in dropped if row.reason == "unreadable_gold"]
+
+
 def test_parquet_and_numbers(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pl.DataFrame({"q": ["a?", "b?"], "gold": [27.0, 0.5], "level": [1, 2]}).write_parquet(path)

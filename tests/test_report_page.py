@@ -7,6 +7,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dto.commands.target import read_target
 from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.records import (
     EvaluationRow,
+    ExitEstimate,
     OptimizedTrajectory,
     Outcome,
     Problem,
@@ -243,6 +245,40 @@ def test_every_drop_reason_is_there(make_run: Callable[..., Path]) -> None:
     html = page(make_run())
     assert "1 no_exit (no boundary passed the threshold)" in html
     assert "1 empty_response" in html and "1 too_long" in html
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "error 0.05 at each boundary, against 0.65 and 0.85"),
+        ({}, "estimate.error_scan bounds them together"),
+        ({"estimate.error_scan": 0.1}, "passes at any of them with probability 0.1 at most"),
+        ({"estimate.method": "fixed"}, "more than 0.75 of 16 rollouts are right: no error is"),
+    ],
+)
+def test_the_error_of_estimates_is_said_as_it_is(
+    make_run: Callable[..., Path], settings: dict[str, Any], said: str
+) -> None:
+    run = make_run(settings)
+    assert said not in page(run), "nothing was estimated"
+    row = ExitEstimate("000/000/00000", "000/000", 0, 10, 10, 0, 0, 1.0, 0.7, 1.0, "above", 20)
+    write(run, "estimate", ExitEstimate, [row])
+    assert said in page(run)
+
+
+def test_answers_that_the_grader_gave_up_on_are_counted(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    told = "answers graded wrong because comparing them exceeded a limit"
+    assert told not in page(run) and "given up" not in str(report(run))
+    rows = list(tables.read(run / "evaluate" / "rows.parquet", EvaluationRow))
+    wrong = [number for number, row in enumerate(rows) if row.grade == "wrong"][:3]
+    for number, reason in zip(
+        wrong, ("grader_timeout", "grader_timeout", "TypeError"), strict=True
+    ):
+        rows[number] = replace(rows[number], reason=reason)
+    tables.write(run / "evaluate" / "rows.parquet", EvaluationRow, rows)
+    assert told in page(run) and "2 grader timeout" in page(run)
+    assert "given up" in str(report(run)) and "2 grader_timeout" in str(report(run))
 
 
 def test_what_a_run_lacks_is_left_out_and_said(make_run: Callable[..., Path]) -> None:

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dto.errors import DtoError
-from dto.sequential import SequentialTest
+from dto.errors import DtoError, RecipeError
+from dto.recipe import make_recipe
+from dto.sequential import MOST_BOUNDARIES, SequentialTest, share
 
 DEFAULT = (0.75, 0.10, 0.05, 32)
 
@@ -157,3 +158,88 @@ def test_parameters_out_of_range(parameters, named):
 def test_counts_out_of_range(successes, trials):
     with pytest.raises(ValueError, match="cap 32"):
         SequentialTest(*DEFAULT).decide(successes, trials)
+
+
+FLAT = 24  # boundaries of a real trajectory, the median
+
+
+def scanned(errors, cap, p):
+    """Chance that a scan of as many boundaries, all at p, passes anywhere, and its mean cost."""
+    going, cost = 1.0, 0.0
+    for error in errors:
+        above, _, _, trials = SequentialTest(0.75, 0.1, 0.05, cap, error).characteristic(p)
+        cost += going * trials
+        going *= 1 - above
+    return 1 - going, cost
+
+
+def test_the_stated_error_is_that_of_one_boundary_and_the_scan_has_its_own():
+    assert scanned([0.05] * FLAT, 32, 0.65)[0] == pytest.approx(0.70, abs=0.01)
+    for boundaries in (1, 2, 5, FLAT, 100):
+        for error_scan in (0.01, 0.05, 0.2):
+            each = min(0.05, share(error_scan, boundaries))
+            for p in (0.3, 0.6, 0.65):
+                assert scanned([each] * boundaries, 32, p)[0] <= error_scan
+    assert scanned([share(0.05, FLAT)] * FLAT, 32, 0.65)[0] > 0.04, "little is wasted"
+
+
+@given(st.floats(0.001, 0.5), st.integers(1, MOST_BOUNDARIES))
+def test_shares_add_up_to_no_more_than_the_whole(error_scan, boundaries):
+    each = share(error_scan, boundaries)
+    whole = 1 - (1 - each) ** boundaries
+    assert whole <= error_scan * (1 + 1e-9)
+    assert whole >= error_scan * 0.6
+    assert share(error_scan, boundaries + 1) <= each
+
+
+def test_an_error_of_its_own_for_a_pass():
+    strict = SequentialTest(0.75, 0.1, 0.05, 48, 0.002)
+    assert strict.characteristic(0.65).above <= 0.002
+    assert 0.03 < strict.characteristic(0.85).below <= 0.05
+    same, plain = SequentialTest(*DEFAULT, 0.05), SequentialTest(*DEFAULT)
+    assert same.boundaries == plain.boundaries
+    with pytest.raises(DtoError, match="raise cap or error"):
+        SequentialTest(0.75, 0.1, 0.05, 12, 0.001)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"error_scan": 0.05, "cap": 20}, "takes 22 successes in a row .* cap is 20"),
+        ({"error_scan": 0.05, "threshold": 0.9}, "cap is 32: raise cap or error_scan"),
+        ({"error_scan": 0.05, "method": "fixed"}, "method sequential"),
+        ({"error_scan": 0.0}, "greater than 0"),
+        ({"error_scan": 1.0}, "less than 1"),
+    ],
+)
+def test_a_scan_error_that_no_test_can_have(settings, named):
+    with pytest.raises(RecipeError, match=named) as raised:
+        make_recipe({"name": "r", "estimate": settings})
+    assert "\n" not in str(raised.value)
+    make_recipe({"name": "r", "estimate": {"error_scan": 0.05, "threshold": 0.9, "cap": 42}})
+
+
+def test_the_share_of_a_stopped_test_is_biased_most_of_all_where_it_passed():
+    """By enumeration of all stops: why `verified_p` does not come from the test that passed."""
+
+    def means(p):
+        test = SequentialTest(*DEFAULT)
+        reach, stops = {(0, 0): 1.0}, []
+        while reach:
+            (successes, trials), chance = reach.popitem()
+            decision = test.decide(successes, trials)
+            if decision is not None:
+                stops.append((decision, successes / trials, chance))
+                continue
+            for more, q in ((1, p), (0, 1 - p)):
+                state = (successes + more, trials + 1)
+                reach[state] = reach.get(state, 0.0) + chance * q
+        whole = sum(share * chance for _, share, chance in stops)
+        passed = [(share, chance) for decision, share, chance in stops if decision == "above"]
+        given_above = sum(share * chance for share, chance in passed)
+        return whole, given_above / sum(chance for _, chance in passed)
+
+    for p, biased in ((0.70, 0.91), (0.80, 0.91), (0.85, 0.92)):
+        _, above = means(p)
+        assert above == pytest.approx(biased, abs=0.012)
+        assert above - p > 0.06

@@ -142,7 +142,7 @@ async def _agree(items: Iterator[Item | None], rules: tuple[Rules, ...], out: Pa
                 for rule, grade in grades.items():
                     correct[rule] += grade == "correct"
                     failed[rule] += grade == "failed"
-                    if rule == "ours" and graded[rule].reason == UNREADABLE_GOLD:
+                    if rule == "ours" and graded[rule].reason.startswith(UNREADABLE_GOLD):
                         unreadable[item.gold] += 1
                 for (one, other), counts in pairs.items():
                     if "failed" not in (grades[one], grades[other]):

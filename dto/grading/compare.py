@@ -74,6 +74,7 @@ _INEQUALITY = re.compile(
     r"([^<>=]+?)(<|\\leq?)(?![A-Za-z])\s*[a-zA-Z]\s*(<|\\leq?)(?![A-Za-z])([^<>=]+)"
 )
 _NUMBERS_ALONE = re.compile(r"[\d.]+(?: [\d.]+)+")
+_PLAIN = re.compile(r"-?(?:[0-9]+(?:\.[0-9]+)?|\\[dt]?frac\{[0-9]+\}\{[1-9][0-9]*\})")
 _DOTS = re.compile(r"\\ldots|\.\.\.")
 _DEGREES = re.compile(r"\\circ|\\degree|°")
 _BASE = re.compile(r"\w+_\{?(\d+)\}?")
@@ -194,6 +195,15 @@ def _compare(gold: str, prediction: str, kind: AnswerKind) -> bool | None:
     if gold_text[:1] in ("(", "[") and (interval := _interval(cleaned)):
         return _compare(gold, interval, kind)
     return _same_words(gold, gold_text, text)
+
+
+@lru_cache(maxsize=1 << 16)
+def decidable(gold: str, kind: AnswerKind) -> bool:
+    """Whether a gold answer is one that no parser has to read: a letter, a number, Chinese."""
+    if kind == "choice" or _PLAIN.fullmatch(gold):
+        return True
+    cleaned = clean(gold)
+    return quantity(cleaned) is not None or bool(_CHINESE.search(_bare(cleaned)))
 
 
 def for_parser(text: str) -> str:

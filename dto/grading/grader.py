@@ -6,9 +6,16 @@ import asyncio
 import json
 import logging
 import os
+from collections import Counter
 from typing import NamedTuple
 
-from dto.grading.compare import asks_for_percentage, compare, for_parser, without_percent
+from dto.grading.compare import (
+    asks_for_percentage,
+    compare,
+    decidable,
+    for_parser,
+    without_percent,
+)
 from dto.grading.extract import MAX_ANSWER, MAX_TEXT, final_answer, trial_answer
 from dto.grading.harness import last_block
 from dto.grading.pool import UNREADABLE_GOLD, ComparisonError, WorkerPool
@@ -20,9 +27,11 @@ logger = logging.getLogger("dto")
 
 
 class Graded(NamedTuple):
-    """A grade, the answer it was given for, and why: where it is `failed`, and for wrong programs.
+    """A grade, the answer it was given for, and why.
 
-    `answer` is empty where there was none, and cut at 2,000 characters.
+    A reason stands with what is `failed`, with wrong programs, and with answers that are wrong
+    because comparing them exceeded a limit. `answer` is empty where there was none, and cut at
+    2,000 characters.
     """
 
     grade: Grade
@@ -38,6 +47,7 @@ class _Key(NamedTuple):
 
 
 _Result = tuple[Grade, str]
+_NO_ANSWER = ""  # the key under which it is known whether a gold answer can be read
 
 
 class Grader:
@@ -55,10 +65,15 @@ class Grader:
     set: the tests decide, and a program that exceeds a limit is wrong (`time_limit`,
     `memory_limit`).
 
+    An answer is `wrong` where comparing it takes too much time or memory, or breaks the parser,
+    though its gold answer alone does not (`grader_timeout`, `grader_memory`, `grader_error: …`): no
+    right answer looks like that, and if it failed, expensive guesses would leave the denominator.
+    How many there were is logged when the grader is left.
+
     A grade is `failed` only for what the grader could not do: reason `no_gold_answer`,
-    `unreadable_gold` (neither equal as text nor to be parsed: nothing is guessed),
-    `no_code_execution`, `sandbox_…`, `grader_timeout`, `grader_memory`, `grader_crashed`,
-    `grader_error: …`.
+    `unreadable_gold` (`check_gold`; nothing is guessed, and equal strings are not correct either),
+    `no_code_execution`, `sandbox_…`, and for a child that was ended from outside `grader_crashed`
+    or `grader_stuck`.
 
     Args:
         workers: most child processes; None: one per core, at most 8. Programs have as many more.
@@ -88,6 +103,7 @@ class Grader:
         self._running: dict[_Key, asyncio.Task[_Result]] = {}
         self._pool: WorkerPool | None = None
         self._told = False
+        self._given_up: Counter[str] = Counter()
         self._sandbox = Sandbox(self._workers, code_limits) if allow_code_execution else None
 
     async def grade_conclusion(
@@ -123,12 +139,33 @@ class Grader:
         """Grade an answer that has been extracted already."""
         return await self._grade(answer.strip(), gold, kind, question)
 
+    async def check_gold(self, gold: str, kind: AnswerKind, question: str = "") -> str:
+        """Why no answer can be compared with a gold answer: `unreadable_gold…`; empty: any can.
+
+        Numbers, letters and Chinese are decided at once. Else math-verify has to read the gold
+        answer, and to compare it with a number within the limits of a comparison: one on which
+        every comparison runs out of time would call all but equal strings wrong. A program's has
+        to be JSON with `prompt`, `test` and `entry_point`.
+        """
+        gold = gold.strip()
+        if kind == "code":
+            return "" if _program(gold) else UNREADABLE_GOLD
+        if not gold:
+            return "no_gold_answer"
+        return await self._fault(_Key(gold, _NO_ANSWER, kind, asks_for_percentage(question)))
+
     async def __aenter__(self) -> Grader:
         """Nothing is started yet."""
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         """End the children; comparisons under way are cancelled."""
+        if self._given_up:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self._given_up.items())
+            logger.warning(
+                "%s answers are graded wrong because the comparison exceeded its limits (%s)",
+                f"{self._given_up.total():,}", reasons,
+            )  # fmt: skip
         running = tuple(self._running.values())
         for task in running:
             task.cancel()
@@ -144,19 +181,26 @@ class Grader:
             return await self._grade_program(answer, gold)
         if not gold:
             return Graded("failed", shown, "no_gold_answer")
-        if answer == gold:
+        if answer == gold and (self._rules != "ours" or decidable(gold, kind)):
             return Graded("correct", shown)
-        if not answer or len(answer) > max(MAX_ANSWER, 2 * len(gold)):
-            return Graded("wrong", shown)
         key = _Key(gold, answer, kind, asks_for_percentage(question))
-        known = self._cache.get(key)
+        equal: bool | None = answer == gold
+        known: _Result | None = None
+        looked_at = not equal and answer and len(answer) <= max(MAX_ANSWER, 2 * len(gold))
+        if looked_at:
+            known = self._cache.get(key)
+            equal = self._decide(key) if known is None else None
+        if known is None and equal is not None:
+            # Equal strings say nothing where every other answer would fail.
+            fault = await self._fault(key)
+            grade: Grade = "failed" if fault else "correct" if equal else "wrong"
+            known = (grade, fault)
+            if looked_at and not fault:
+                self._remember(key, grade)
         if known is None:
-            equal = self._decide(key)
-            known = (
-                await self._shared(key)
-                if equal is None
-                else self._remember(key, "correct" if equal else "wrong")
-            )
+            known = await self._shared(key)
+        if known[0] == "wrong" and known[1]:
+            self._given_up[known[1]] += 1
         return Graded(known[0], shown, known[1])
 
     async def _grade_program(self, response: str, gold: str) -> Graded:
@@ -181,6 +225,13 @@ class Grader:
             return compare(key.gold, key.answer, key.kind, percent=key.percent)
         return decide(self._rules, key.gold, key.answer)
 
+    async def _fault(self, key: _Key) -> str:
+        """What `check_gold` says of the key's gold answer."""
+        if self._rules != "ours" or decidable(key.gold, key.kind):
+            return ""
+        key = key._replace(answer=_NO_ANSWER)
+        return (self._cache.get(key) or await self._shared(key))[1]
+
     async def _shared(self, key: _Key) -> _Result:
         """What one task finds out for all who ask."""
         task = self._running.get(key)
@@ -198,20 +249,28 @@ class Grader:
             if key.percent:
                 pair = [without_percent(text) for text in pair]
             pair = [for_parser(text) for text in pair]
+        gold_alone = key.answer == _NO_ANSWER
         try:
-            equal = await self._pool.equal(*pair)
+            equal = await self._pool.equal(pair[0], None if gold_alone else pair[1])
         except ComparisonError as error:
-            if self._rules != "ours" and str(error) == UNREADABLE_GOLD:
-                return self._remember(key, "wrong")  # as the others have it
-            return self._remember(key, "failed", str(error))
-        return self._remember(key, "correct" if equal else "wrong")
+            reason = str(error)
+            if reason == UNREADABLE_GOLD:
+                if self._rules != "ours":
+                    return self._remember(key, "wrong")  # as the others have it
+                return self._remember(key, "failed", reason)
+            if not error.expensive:
+                return "failed", reason  # not remembered: another time it may go well
+            if gold_alone:
+                return self._remember(key, "failed", f"{UNREADABLE_GOLD}: {reason}")
+            if fault := await self._fault(key):
+                return "failed", fault
+            return self._remember(key, "wrong", reason)
+        return self._remember(key, "correct" if equal or gold_alone else "wrong")
 
     async def _run(self, key: _Key) -> _Result:
         assert self._sandbox is not None
-        try:
-            gold = json.loads(key.gold)
-            problem = [str(gold[name]) for name in ("prompt", "test", "entry_point")]
-        except (ValueError, KeyError, TypeError):
+        problem = _program(key.gold)
+        if problem is None:
             return self._remember(key, "failed", UNREADABLE_GOLD)
         try:
             passed, reason = await self._sandbox.run(key.answer, *problem)
@@ -224,3 +283,12 @@ class Grader:
             del self._cache[next(iter(self._cache))]
         self._cache[key] = (grade, reason)
         return grade, reason
+
+
+def _program(gold: str) -> list[str] | None:
+    """Prompt, test and entry point of a gold answer of kind `code`; None where they are not it."""
+    try:
+        fields = json.loads(gold)
+        return [str(fields[name]) for name in ("prompt", "test", "entry_point")]
+    except (ValueError, KeyError, TypeError):
+        return None

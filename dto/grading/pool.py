@@ -16,11 +16,25 @@ from dto.errors import DtoError
 _WORKER = Path(__file__).with_name("worker.py")
 UNREADABLE_GOLD = "unreadable_gold"
 _START_SECONDS = 120.0  # importing sympy on a machine that is busy with something else
-_WALL_FACTOR = 20.0  # a child that has not even used its CPU time after that is stuck
+_WALL_FACTOR = 60.0  # a child that has not even used its CPU time after that is stuck
+_ENDED_BY: dict[int, str] = {
+    signal.SIGPROF: "grader_timeout",
+    signal.SIGSEGV: "grader_memory",  # the C stack
+    signal.SIGABRT: "grader_memory",  # how C libraries meet the limit on memory
+}
+_FROM_OUTSIDE = ("grader_crashed", "grader_stuck")
 
 
 class ComparisonError(Exception):
-    """A comparison that came to no result; the message is the reason, a slug."""
+    """A comparison that came to no result; the message is the reason, a slug.
+
+    `expensive`: what was compared used up time or memory, or broke the parser. The same would
+    happen again, unlike with a child that was killed from outside.
+    """
+
+    def __init__(self, reason: str, *, expensive: bool = False) -> None:
+        super().__init__(reason)
+        self.expensive = expensive
 
 
 class WorkerPool:
@@ -36,11 +50,13 @@ class WorkerPool:
         self._idle: list[Process] = []
         self._alive: set[Process] = set()
 
-    async def equal(self, gold: str, prediction: str) -> bool:
+    async def equal(self, gold: str, prediction: str | None) -> bool:
         """Whether math-verify takes the two for equal.
 
-        Raises ComparisonError (unreadable_gold, grader_timeout, grader_memory, grader_crashed,
-        grader_error: …) and, when children cannot be started at all, DtoError.
+        None for the prediction: whether the gold answer can be read and compared with a number is
+        all that is asked. Raises ComparisonError (unreadable_gold, grader_timeout, grader_memory,
+        grader_error: …, grader_crashed, grader_stuck; the last two are not `expensive`) and, when
+        children cannot be started at all, DtoError.
         """
         async with self._slots:
             child = self._idle.pop() if self._idle else await self._start()
@@ -55,7 +71,8 @@ class WorkerPool:
                 raise ComparisonError(UNREADABLE_GOLD)
             if "error" in reply:
                 await self._end(child)
-                raise ComparisonError(str(reply["error"]))
+                reason = str(reply["error"])
+                raise ComparisonError(reason, expensive=reason not in _FROM_OUTSIDE)
             self._idle.append(child)
             return bool(reply["equal"])
 
@@ -91,7 +108,7 @@ class WorkerPool:
             )
         return child
 
-    async def _ask(self, child: Process, gold: str, prediction: str) -> dict[str, object]:
+    async def _ask(self, child: Process, gold: str, prediction: str | None) -> dict[str, object]:
         assert child.stdin is not None and child.stdout is not None
         request = json.dumps({"gold": gold, "prediction": prediction}) + "\n"
         try:
@@ -99,14 +116,14 @@ class WorkerPool:
             async with asyncio.timeout(_WALL_FACTOR * self._time_limit):
                 line = await child.stdout.readline()
         except TimeoutError:
-            return {"error": "grader_timeout"}
+            return {"error": "grader_stuck"}
         except ConnectionError:
             line = b""
         if line.endswith(b"\n"):
             reply: dict[str, object] = json.loads(line)
             return reply
         status = await child.wait()
-        return {"error": "grader_timeout" if status == -signal.SIGPROF else "grader_crashed"}
+        return {"error": _ENDED_BY.get(-status, "grader_crashed")}
 
     async def _end(self, child: Process) -> None:
         if child.returncode is None:

@@ -2,10 +2,11 @@
 
 It imports neither torch nor dto, so that it starts in a fraction of a second. One JSON object a
 line: `{"gold": …, "prediction": …}` in, `{"equal": true}` or `{"error": …}` out; `{"ready": true}`
-comes first. Its argument is the CPU time that one comparison may take, in seconds: the kernel ends
-the process (SIGPROF) when that is spent, also inside a big-integer power that no Python signal
-handler could interrupt. CPU time, not wall time: a busy machine does not change a grade. It ends
-with its parent.
+comes first. Without a prediction the gold answer is read and compared with a number: an error then
+says that nothing can be compared with it. Its argument is the CPU time that one comparison may
+take, in seconds: the kernel ends the process (SIGPROF) when that is spent, also inside a
+big-integer power that no Python signal handler could interrupt. CPU time, not wall time: a busy
+machine does not change a grade. It ends with its parent.
 """
 
 import contextlib
@@ -49,14 +50,17 @@ def main() -> None:
         boxed = f"\\boxed{{{answer}}}"
         return list(parse(boxed, config, fallback_mode="no_fallback", parsing_timeout=None))
 
-    def equal(gold: str, prediction: str) -> bool:
+    number = read("\\frac{17}{19}")
+
+    def equal(gold: str, prediction: str | None) -> bool:
         if gold not in parsed_golds:
             if len(parsed_golds) >= 1000:
                 parsed_golds.clear()
             parsed_golds[gold] = read(gold)
         if not parsed_golds[gold]:
             raise UnreadableGoldError
-        return bool(verify(parsed_golds[gold], read(prediction), timeout_seconds=None))
+        given = number if prediction is None else read(prediction)
+        return bool(verify(parsed_golds[gold], given, timeout_seconds=None))
 
     equal("1", "\\frac{2}{2}")  # the first comparison builds the parser
     print('{"ready": true}', flush=True)
@@ -64,7 +68,8 @@ def main() -> None:
         request = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
         try:
-            reply: dict[str, object] = {"equal": equal(request["gold"], request["prediction"])}
+            equals = equal(request["gold"], request.get("prediction"))
+            reply: dict[str, object] = {"equal": equals}
         except UnreadableGoldError:
             reply = {"error": UNREADABLE_GOLD}
         except MemoryError:

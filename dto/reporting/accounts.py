@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dto.recipe import ExitSettings, Recipe
+from dto.recipe import EstimateSettings, ExitSettings, Recipe
 from dto.reporting import figures
 from dto.reporting.comparison import ReportRow
 from dto.reporting.cost import OPTIMIZATION, StageCost
@@ -22,6 +22,7 @@ from dto.reporting.table import (
     paid_in_flops,
     percent,
 )
+from dto.sequential import zone
 
 if TYPE_CHECKING:
     from dto.stages.report import Report
@@ -50,6 +51,7 @@ DROPPED = {
     "no_room": "the context leaves no room for a conclusion",
     "not_shorter": "the chosen side is not shorter, and both are right",
     "over_limit": "the problem has enough pairs",
+    "over_longer_correct": "the problem has enough pairs of longer correct over shorter wrong",
     "prompt_too_long": "the prompt fills the context",
     "quotes_another": "it names or quotes another question",
     "runs_on": "the thinking does not turn to the next question by name",
@@ -66,6 +68,7 @@ DROPPED = {
 
 KINDS = {
     "trajectories": "trajectories, by grade",
+    "given_up": "answers graded wrong because comparing them exceeded a limit",
     "boundaries": "boundaries, by the chance of a right answer against the threshold",
     "verdicts": "thinking patterns, by the judge's verdict",
     "prunes": "prunes, after fresh rollouts",
@@ -184,7 +187,7 @@ def _sum(spent: Sequence[StageCost], width: int) -> list[str]:
     return cells + ["–"] * (width - len(cells))
 
 
-def funnel_section(report: Report) -> Section:
+def funnel_section(report: Report, recipe: Recipe) -> Section:
     """Rows by stage, and every reason for which one was dropped."""
     funnel, training = report.funnel, report.training
     kept = Table(
@@ -228,6 +231,8 @@ def funnel_section(report: Report) -> Section:
         )
     if copies := funnel.get("near_duplicates"):
         notes.append(near_copies(copies))
+    if funnel.get("boundaries"):
+        notes.append(_stated_error(recipe.estimate))
     if found := funnel.get("agreement"):
         notes.append(
             f"The llm judge and the counterfactual one agree on "
@@ -243,6 +248,33 @@ def funnel_section(report: Report) -> Section:
         tables=tuple(tables),
         notes=tuple(notes),
     )  # fmt: skip
+
+
+def _stated_error(settings: EstimateSettings) -> str:
+    """What the decisions at boundaries say, and what they do not."""
+    if settings.method == "fixed":
+        return (
+            f"A boundary is above when more than {settings.threshold:g} of {settings.rollouts} "
+            "rollouts are right: no error is stated, and the exit that is chosen for a high share "
+            "is flattered by it."
+        )
+    low, high = zone(settings.threshold, settings.margin, settings.error, settings.cap)
+    text = (
+        f"A boundary is above or below by a test with error {settings.error:g} at each boundary, "
+        f"against {low:g} and {high:g}: a chance of a right answer of at most {low:g} passes with "
+        f"no more than that probability, one of at least {high:g} is refused with no more. Of what "
+        "lies between it says nothing."
+    )
+    if settings.error_scan is None:
+        return text + (
+            " Over a trajectory of many boundaries errors add up; estimate.error_scan bounds them "
+            "together. The exit that is chosen for a high share is flattered by it."
+        )
+    return text + (
+        f" A trajectory whose boundaries are all at {low:g} or less passes at any of them with "
+        f"probability {settings.error_scan:g} at most. The exit that is chosen for a high share is "
+        "flattered by it."
+    )
 
 
 def _power(value: float | None) -> str:

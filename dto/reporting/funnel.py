@@ -35,6 +35,7 @@ def funnel(run: Path) -> dict[str, Any]:
     return {
         "rows": rows,
         "trajectories": _counts(run / "sample", "grade"),
+        "given_up": _given_up(run),
         "boundaries": _counts(run / "estimate", "decision"),
         **verdicts(run),
         "agreement": agreement(run),
@@ -99,6 +100,19 @@ def _near_duplicates(run: Path) -> dict[str, int]:
     if not frames:
         return {}
     return dict(pl.concat(frames).collect()["split"].value_counts().sort("split").iter_rows())
+
+
+def _given_up(run: Path) -> dict[str, int]:
+    """Answers that are wrong because comparing them exceeded a limit, by its reason."""
+    reasons: Counter[str] = Counter()
+    for stage in ("sample", "evaluate"):
+        table = run / stage / "rows.parquet"
+        if table.is_file():
+            found = pl.scan_parquet(table).filter(
+                (pl.col("grade") == "wrong") & pl.col("reason").str.starts_with("grader_")
+            )
+            reasons.update(dict(found.group_by("reason").len().collect().iter_rows()))
+    return dict(sorted(reasons.items()))
 
 
 def _counts(stage: Path, column: str) -> dict[str, int]:

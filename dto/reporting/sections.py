@@ -41,7 +41,7 @@ def run_page(run: Path, recipe: Recipe, report: Report) -> str:
         _positions(report),
         _calibration(report),
         cost_section(report),
-        funnel_section(report),
+        funnel_section(report, recipe),
         reproduce_section(run, recipe),
     ]
     model = f"{public_names([recipe.model.name])[recipe.model.name]} on {recipe.model.engine}"

@@ -217,10 +217,12 @@ def _with_ends(value: float, low: float, high: float) -> str:
 def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) -> list[str]:
     """How many rows went which way, and how training went."""
     lines = []
-    for key in ("trajectories", "boundaries", "verdicts", "prunes", "optimized", "pairs"):
+    for key in (
+        "trajectories", "given_up", "boundaries", "verdicts", "prunes", "optimized", "pairs",
+    ):  # fmt: skip
         if counts := funnel.get(key):
             parts = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-            lines.append(f"{key:<12} {sum(counts.values()):>7,}   {parts}")
+            lines.append(f"{key.replace('_', ' '):<12} {sum(counts.values()):>7,}   {parts}")
     for stage, reasons in funnel["dropped"].items():
         parts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
         lines.append(f"{'dropped':<12} {sum(reasons.values()):>7,}   at {stage}: {parts}")

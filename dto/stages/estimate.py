@@ -7,15 +7,20 @@ error allows (:class:`dto.sequential.SequentialTest`).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 from dto.answers import Answer, answer_inducer, complete_answers
 from dto.binomial import clopper_pearson
 from dto.concurrency import gather_bounded
 from dto.context import Context
+from dto.recipe import EstimateSettings
 from dto.records import Decision, Dropped, ExitEstimate, Problem, Segment, Trajectory
-from dto.sequential import SequentialTest
+from dto.sequential import MOST_BOUNDARIES, SequentialTest, share
+
+_COMPUTING = Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,33 +107,58 @@ async def estimate(
     """Estimates at the boundaries of one trajectory, from the first on; its end is the last one.
 
     With `first_pass_only` the scan stops at the first boundary whose decision is `above`: the exit
-    needs no later one. `fixed` decides `above` when p exceeds the threshold, as the paper does,
-    else `below`. Departure from the paper: an answer counts by equivalence with the gold answer,
-    not by containing it, and a truncated rollout is a failure to answer.
+    needs no later one. Each boundary is a test of its own with error `estimate.error`; with
+    `estimate.error_scan` each gets a share of that, so that a trajectory whose boundaries all have
+    p <= T - margin passes anywhere with at most that chance (`dto.sequential.share`). Boundaries
+    after the 512th are then `undecided` without a rollout. `fixed` decides `above` when p exceeds
+    the threshold, as the paper does, else `below`; it states no error. Departure from the paper: an
+    answer counts by equivalence with the gold answer, not by containing it, and a truncated rollout
+    is a failure to answer.
     """
     if trajectory.grade == "failed":
         return Dropped(trajectory.id, "failed", trajectory.reason)
     settings = ctx.recipe.estimate
+    test = await asyncio.to_thread(_test, settings, len(segments))
     if not settings.first_pass_only:
-        jobs = (_at_boundary(problem, trajectory, segment, ctx) for segment in segments)
+        jobs = (_at_boundary(problem, trajectory, segment, ctx, test) for segment in segments)
         return await gather_bounded(jobs)
     estimates: list[ExitEstimate] = []
     for segment in segments:
-        estimates.append(await _at_boundary(problem, trajectory, segment, ctx))
+        estimates.append(await _at_boundary(problem, trajectory, segment, ctx, test))
         if estimates[-1].decision == "above":
             break
     return estimates
 
 
+def _test(settings: EstimateSettings, boundaries: int) -> SequentialTest:
+    """The test at each of a trajectory's boundaries. Computed once for each error: takes a while.
+
+    One thread at a time computes, since the others most likely want the same.
+    """
+    error = settings.error
+    if settings.error_scan is not None:
+        error = min(error, share(settings.error_scan, boundaries))
+    with _COMPUTING:
+        return SequentialTest(
+            settings.threshold, settings.margin, settings.error, settings.cap, error
+        )
+
+
 async def _at_boundary(
-    problem: Problem, trajectory: Trajectory, segment: Segment, ctx: Context
+    problem: Problem,
+    trajectory: Trajectory,
+    segment: Segment,
+    ctx: Context,
+    test: SequentialTest,
 ) -> ExitEstimate:
     settings = ctx.recipe.estimate
     prefix = trajectory.prompt_ids + trajectory.token_ids[: segment.exit]
     seed = ctx.seed(segment.id, "estimate")
     decision: Decision
-    if settings.method == "sequential":
-        test = SequentialTest(settings.threshold, settings.margin, settings.error, settings.cap)
+    if settings.error_scan is not None and segment.index >= MOST_BOUNDARIES:
+        reason = f"estimate.error_scan tests {MOST_BOUNDARIES} boundaries of a trajectory"
+        tally, decision = Tally(reason=reason), "undecided"
+    elif settings.method == "sequential":
         tally, decision = await roll_out_until_decided(
             prefix, problem, ctx, seed, test, segment.exit
         )

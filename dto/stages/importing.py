@@ -16,6 +16,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dto.errors import DtoError
+from dto.grading.golds import unreadable_golds
 from dto.problems import Rows, load_problems, read_source
 from dto.records import Dropped, Problem, Trajectory
 from dto.tags import DEFAULT_TAGS, FOREIGN, KNOWN, ThinkTags, foreign_detail, think_tags
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dto")
 
 TASK = "imported"
+BLOCK = 1024  # gold answers that are checked together
 SIDES = ("chosen", "rejected")
 """The two responses of a row of preferences; they are samples 2k and 2k + 1 of their problem."""
 
@@ -133,22 +135,37 @@ def read_responses(
 def imported_problems(source: str, own: ProblemSettings, seed: int) -> Iterator[Problem | Dropped]:
     """The questions of a source to train on, and the dev and test problems that `own` asks for.
 
-    No dev or test problem is among the questions; one that is a near copy of some is told of, or
-    dropped, as `load_problems` does. What the source's rows are dropped for is told by
-    `read_responses`. Raises DtoError when none of them can be read, and as `load_problems` does.
+    No dev or test problem is among the questions; one that is a near copy of some is logged, or
+    dropped, as `load_problems` does. A question whose gold answer cannot be read is dropped
+    (`unreadable_gold`; of preferences it stays, since no answer to it is graded). What the source's
+    rows are dropped for is told by `read_responses`. Raises DtoError when none of them can be read,
+    and as `load_problems` does.
     """
     imported: dict[str, Problem] = {}
+    waiting: list[Problem] = []
     unread = "it is empty"
     for row in read_responses(source, tell=True):
         if isinstance(row, Dropped):
             unread = f"the last is dropped as {row.reason}: {row.detail}"
         elif row.problem.id not in imported:
             imported[row.problem.id] = row.problem
-            yield row.problem
+            if row.whole or not row.problem.answer:
+                yield row.problem
+                continue
+            waiting.append(row.problem)
+            if len(waiting) == BLOCK:
+                yield from _readable(waiting)
+                waiting = []
+    yield from _readable(waiting)
     if not imported:
         raise DtoError(f"{source} holds no row that can be read: {unread}")
     apart = own.model_copy(update={"train": 0})
     yield from load_problems(apart, seed, imported.values())
+
+
+def _readable(problems: Sequence[Problem]) -> Iterator[Problem | Dropped]:
+    faults = unreadable_golds(problems)
+    return (faults.get(row.id, row) for row in problems)
 
 
 async def to_trajectory(

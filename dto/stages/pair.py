@@ -26,6 +26,10 @@ def pair(
 ) -> list[PreferencePair | Dropped]:
     """The pairs of one problem: at most `max_per_problem`, the rest dropped as `over_limit`.
 
+    Pairs of `longer_correct` are not among those: of them there are at most `max_longer_correct`,
+    the rest dropped as `over_longer_correct`. With one limit for both a problem whose samples are
+    all optimized would have none of them, and hard problems are such.
+
     `data: imported` takes the samples 2k and 2k + 1 for the chosen and the rejected side of a row
     that was imported, whatever their lengths and grades. `data` other than that and `optimized`
     makes pairs of the samples as `dto.baselines.data` says; `max_tokens` is the limit that they
@@ -59,13 +63,17 @@ def pair(
             continue
         chosen = _Side(version.id, version.token_ids, version.text, "optimized")
         rows.append(_pair(original, chosen, rejected, settings.rejected, tokenizer, settings))
-    if settings.longer_correct:
-        for wrong in answered:
-            longer = _longer_correct(wrong, answered)
-            if longer is not None:
-                chosen = _Side(longer.id, longer.token_ids, longer.text, "longer_correct")
-                rows.append(_pair(longer, chosen, wrong, "shorter_wrong", tokenizer, settings))
-    return _limited(rows, settings.max_per_problem)
+    rows = _limited(rows, settings.max_per_problem)
+    if not settings.longer_correct:
+        return rows
+    further: list[PreferencePair | Dropped] = []
+    for wrong in answered:
+        longer = _longer_correct(wrong, answered)
+        if longer is not None:
+            chosen = _Side(longer.id, longer.token_ids, longer.text, "longer_correct")
+            further.append(_pair(longer, chosen, wrong, "shorter_wrong", tokenizer, settings))
+    limit = settings.max_longer_correct
+    return rows + _limited(further, limit, "over_longer_correct", "pair.max_longer_correct")
 
 
 def _of_samples(
@@ -192,7 +200,10 @@ def _pair(
 
 
 def _limited(
-    rows: Sequence[PreferencePair | Dropped], limit: int
+    rows: Sequence[PreferencePair | Dropped],
+    limit: int,
+    reason: str = "over_limit",
+    setting: str = "pair.max_per_problem",
 ) -> list[PreferencePair | Dropped]:
     """The first `limit` pairs; the others are dropped with their reason."""
     kept: list[PreferencePair | Dropped] = []
@@ -201,6 +212,6 @@ def _limited(
         if isinstance(row, PreferencePair):
             pairs += 1
             if pairs > limit:
-                row = Dropped(row.id, "over_limit", f"pair.max_per_problem is {limit}")
+                row = Dropped(row.id, reason, f"{setting} is {limit}")
         kept.append(row)
     return kept

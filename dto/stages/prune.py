@@ -1,7 +1,10 @@
 """Take needless patterns out of the middle (2505.21765 section 3: pruning, with its re-check).
 
 Departure from the paper: it re-checks that the answer is still reached; we test it. The exit was
-chosen for a high estimate, which flatters it, so every check is made on fresh rollouts.
+chosen for a high estimate, which flatters it, so every check is made on fresh rollouts. So does a
+test that passed flatter its own rollouts: with the defaults E[share right | above] is 0.91 at a
+true p of 0.70 and 0.92 at 0.85. What is shown is therefore estimated from further rollouts, whose
+number was fixed before.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from dto.records import (
 )
 from dto.seeds import SEED_BITS
 from dto.sequential import SequentialTest
-from dto.stages.estimate import roll_out_until_decided
+from dto.stages.estimate import Tally, roll_out, roll_out_until_decided
 from dto.stages.optimize import finalize, kept_ids
 
 MAX_VERIFICATIONS = 4
@@ -50,6 +53,9 @@ async def prune(
     one test passes would inflate the error; each therefore gets an equal share of `estimate.error`
     (Bonferroni). What passes is finalized anew, since its conclusion has to follow from the pruned
     thinking; the prune is undone where no completion is right, or the result is not shorter.
+    `verified_p` is the share of right answers among `prune.confirmations` rollouts that neither
+    test nor choice has seen: unbiased for the version that stays, whatever the test saw. It decides
+    nothing; over many versions its mean is still that of those that passed.
     Returned unchanged, with the verdicts, when nothing is pruned. On the share `prune.agreement` of
     the trajectories that the llm judge had something to say of, the counterfactual judge is asked
     as well; its verdicts prune nothing.
@@ -66,7 +72,7 @@ async def prune(
         compared = await counterfactual.judge(problem, trajectory, whole, ctx)
     proposed = [verdict for verdict in verdicts if verdict.verdict not in STAYS]
     removed = [row.segment for row in sorted(proposed, key=lambda row: (-row.score, row.segment))]
-    removed, verified_p, fate = await _verify(problem, trajectory, whole, removed, ctx)
+    removed, fate = await _verify(problem, trajectory, whole, removed, ctx)
     result = optimized
     if removed:
         kept = _without(whole, removed)
@@ -78,7 +84,13 @@ async def prune(
             removed, fate = [], "restored: not shorter without it"
         else:
             perplexity = await join_perplexity(trajectory, kept, ctx)
-            result = replace(finalized, verified_p=verified_p, join_perplexity=perplexity)
+            confirmed = await _confirm(problem, trajectory, kept, ctx)
+            result = replace(
+                finalized,
+                verified_p=confirmed.p,
+                verified_rollouts=confirmed.trials,
+                join_perplexity=perplexity,
+            )
     fates = tuple(_with_fate(verdict, removed, fate) for verdict in verdicts)
     return replace(result, verdicts=fates, counterfactual=tuple(compared))
 
@@ -89,20 +101,32 @@ async def _verify(
     whole: Sequence[Segment],
     ranked: Sequence[int],
     ctx: Context,
-) -> tuple[list[int], float, str]:
-    """The segments that may go, their verified success rate, and why the others are restored."""
+) -> tuple[list[int], str]:
+    """The segments that may go, and why the others are restored."""
     settings = ctx.recipe.estimate
     removed = list(ranked)
     for attempt, test in enumerate(_tests(len(removed), settings)):
         ids = kept_ids(trajectory, _without(whole, removed))
         seed = ctx.seed(trajectory.id, "verify", attempt)
-        tally, decision = await roll_out_until_decided(
+        _, decision = await roll_out_until_decided(
             trajectory.prompt_ids + ids, problem, ctx, seed, test, len(ids)
         )
         if decision == "above":
-            return removed, tally.p, "restored: the test failed without it"
+            return removed, "restored: the test failed without it"
         removed.pop()
-    return [], nan, "restored: the test failed without it"
+    return [], "restored: the test failed without it"
+
+
+async def _confirm(
+    problem: Problem, trajectory: Trajectory, kept: Sequence[Segment], ctx: Context
+) -> Tally:
+    """Rollouts of the version that stays, which nothing was decided by."""
+    count = ctx.recipe.prune.confirmations
+    if not count:
+        return Tally()
+    ids = kept_ids(trajectory, kept)
+    seed = ctx.seed(trajectory.id, "confirm")
+    return await roll_out(trajectory.prompt_ids + ids, problem, ctx, seed, count, written=len(ids))
 
 
 def _tests(candidates: int, settings: EstimateSettings) -> list[SequentialTest]:

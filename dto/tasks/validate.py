@@ -22,6 +22,7 @@ from dto.concurrency import gather_bounded
 from dto.errors import DtoError
 from dto.grading import Grader
 from dto.grading.compare import clean
+from dto.grading.golds import REASON
 from dto.grading.quantity import quantity
 from dto.problems import Found, read_problems
 from dto.recipe import ProblemSettings
@@ -154,7 +155,8 @@ async def _judged(found: Found, grader: Grader) -> Kind | Finding:
     else:
         conclusion = rf"\boxed{{{row.answer}}}"
     graded = await grader.grade_conclusion(conclusion, row.answer, row.answer_kind)
-    if graded.grade != "correct":
+    whole = row.answer_kind == "math" and graded.answer == row.answer.strip()
+    if graded.grade != "correct" and not (whole and graded.reason.startswith(REASON)):
         why = f"{graded.grade}, {graded.reason}" if graded.reason else graded.grade
         shown = "its reference solution" if row.answer_kind == "code" else _shown(row.answer)
         return Finding(found.where, "not_itself", f"{shown} is graded {why} against itself")
@@ -165,14 +167,15 @@ async def _judged(found: Found, grader: Grader) -> Kind | Finding:
         if len(letter) == 1 and letter in ascii_uppercase:
             return "letter"
         return Finding(found.where, "no_letter", f"{_shown(row.answer)} is no letter of an option")
-    return await _kind_of_mathematics(found.where, row.answer, grader)
+    return await _kind_of_mathematics(found, row, grader)
 
 
 def _shown(answer: str) -> str:
     return repr(answer if len(answer) <= SHOWN else f"{answer[:SHOWN]}…")
 
 
-async def _kind_of_mathematics(where: str, gold: str, grader: Grader) -> Kind | Finding:
+async def _kind_of_mathematics(found: Found, row: Problem, grader: Grader) -> Kind | Finding:
+    where, gold = found.where, row.answer
     bare = _TEXT.sub(r" \1 ", gold).strip(" $")
     if len(_LATIN.findall(_COMMAND.sub(" ", bare))) > MOST_WORDS:
         return Finding(
@@ -180,6 +183,8 @@ async def _kind_of_mathematics(where: str, gold: str, grader: Grader) -> Kind | 
         )
     if quantity(clean(gold)) is not None:
         return "number"
+    if fault := await grader.check_gold(gold, "math", row.question):
+        return Finding(where, "not_parsed", f"{_shown(gold)}: {fault}")
     marked = bare != gold or len(bare) > 3  # xy is a product
     named = _CHINESE.search(bare) or (marked and _LATIN.search(bare))
     if named and _ONLY_WORDS.fullmatch(bare) and len(words(bare)) <= MOST_CHARACTERS:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from math import isfinite
 
+from dto.binomial import clopper_pearson
+from dto.records import OptimizedTrajectory
+
 GRADE_SIGNS = {"correct": "✓", "wrong": "✗", "truncated": "…", "failed": "!"}
 _SCALES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -16,6 +19,18 @@ def decimal(value: float) -> str:
 def interval(value: float, low: float, high: float) -> str:
     """`0.94 (0.71–1.00)`."""
     return f"{decimal(value)} ({low:.2f}–{high:.2f})"
+
+
+def verified(version: OptimizedTrajectory) -> str:
+    """The success rate after a prune with its 95 % interval (Clopper-Pearson), and what it is of.
+
+    Empty where it is not known.
+    """
+    trials = version.verified_rollouts
+    if not trials or not isfinite(version.verified_p):
+        return ""
+    low, high = clopper_pearson(round(version.verified_p * trials), trials)
+    return f"{interval(version.verified_p, low, high)}, {trials} fresh rollouts"
 
 
 def saved(before: float, after: float) -> str:

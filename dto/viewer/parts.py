@@ -11,7 +11,8 @@ from dto.viewer.nodes import Element, Node, data, el, passage
 MEANINGS = {
     "attention FLOPs": "of the attention to earlier tokens, before and after",
     "finalizations right": "of the ends sampled after the exit, how many answer correctly",
-    "pruned, verified p": "the chance of a right answer, on fresh rollouts, without what is pruned",
+    "pruned, p": "the chance of a right answer without what is pruned, 95 % interval; the rollouts "
+    "come after the test that it passed, and decided nothing",
     "perplexity at joins": "how surprised the model is where text was cut out",
 }
 

@@ -22,7 +22,7 @@ from dto.records import (
 from dto.tags import known_close
 from dto.viewer.answers import answers_node
 from dto.viewer.drqa import BatchView, ChainView, batch_node, chain_node
-from dto.viewer.figures import change, decimal, flops_change
+from dto.viewer.figures import change, decimal, flops_change, verified
 from dto.viewer.nodes import Element, Node, data, el, passage, to_html
 from dto.viewer.overview import kind_class, left_out, overview, p_style, probability
 from dto.viewer.parts import facts_node, grade, heading
@@ -104,8 +104,8 @@ def _version_facts(version: OptimizedTrajectory) -> list[tuple[str, Node | list[
         ("attention FLOPs", flops_change(before, after)),
         ("finalizations right", f"{version.pass_rate:.0%}".replace("%", " %")),
     ]
-    if isfinite(version.verified_p):
-        facts.append(("pruned, verified p", decimal(version.verified_p)))
+    if fresh := verified(version):
+        facts.append(("pruned, p", fresh))
     if isfinite(version.join_perplexity):
         facts.append(("perplexity at joins", decimal(version.join_perplexity)))
     return facts

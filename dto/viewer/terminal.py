@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dto.records import STAYS, Displayed, OptimizedTrajectory, PreferencePair, Trajectory, Verdict
 from dto.viewer.answers import REASONS
 from dto.viewer.drqa import BatchView, ChainView
-from dto.viewer.figures import GRADE_SIGNS, change, decimal, flops_change, interval
+from dto.viewer.figures import GRADE_SIGNS, change, decimal, flops_change, interval, verified
 from dto.viewer.nodes import visible_text
 from dto.viewer.views import AnswersView, TrajectoryView
 
@@ -118,7 +118,8 @@ def _version(version: OptimizedTrajectory) -> Iterator[Run]:
     flops = flops_change(version.attention_flops_before, version.attention_flops_after)
     yield f"  attention FLOPs {flops}", ""
     yield f"  finalizations right {version.pass_rate:.0%}", ""
-    yield f"  verified p {decimal(version.verified_p)}\n", ""
+    fresh = verified(version)
+    yield (f"  pruned, p {fresh}\n" if fresh else "\n"), ""
     yield from _block(version.text, "")
 
 

@@ -126,7 +126,9 @@ async def test_a_gold_answer_that_cannot_be_read_is_not_guessed(gold):
             "unreadable_gold",
         )
         assert (await grader.grade_answer("7", gold, "math")).grade == "failed"
-        assert (await grader.grade_answer(gold, gold, "math")).grade == "correct"
+        assert (await grader.grade_answer("", gold, "math")).grade == "failed"
+        assert (await grader.grade_answer(gold, gold, "math")).grade == "failed"
+        assert (await grader.grade_answer(f"{gold}.", gold, "math")).grade == "failed"
         assert (await grader.grade_answer("1+x", "x+1", "math")).grade == "correct"
 
 

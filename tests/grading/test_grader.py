@@ -70,11 +70,84 @@ async def test_a_hanging_answer_costs_only_itself():
         graded = await asyncio.gather(
             *(grader.grade_conclusion(text, "x+7", "math") for text in texts)
         )
-        assert graded[0][::2] == ("failed", "grader_timeout")
+        assert graded[0][::2] == ("wrong", "grader_timeout")
         assert [i for i, one in enumerate(graded[1:]) if one.grade == "correct"] == [7]
         assert {one.grade for one in graded[1:]} == {"correct", "wrong"}
         assert len(children() - before) <= 2
     assert children() == before
+
+
+TIME, NO_REASON = "grader_timeout", ""
+UNREADABLE, TOO_EXPENSIVE = "unreadable_gold", "unreadable_gold: grader_timeout"
+INTEGRAL = r"\int_0^1 e^{x^2}\sin(x^3)dx"
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "graded"),
+    [
+        ("5", "9^{9^{9^{9}}}", ("wrong", TIME)),
+        ("5", "10^{10^{10}}", ("wrong", TIME)),
+        ("5", "3000000!", ("wrong", TIME)),
+        ("5", r"\binom{10^7}{5000000}", ("wrong", TIME)),
+        ("5", "(x+y+z)^{500}", ("wrong", TIME)),
+        ("12", INTEGRAL, ("wrong", TIME)),
+        ("1/2", r"\frac{12345678!}{12345677!}", ("wrong", TIME)),
+        ("x+7", "9^{9^{9^{9}}}", ("wrong", TIME)),
+        (r"\text{east}", "9^{9^{9^{9}}}", ("wrong", NO_REASON)),
+        # what looks expensive and is not
+        ("120", "5!", ("correct", NO_REASON)),
+        ("1024", "2^{10}", ("correct", NO_REASON)),
+        ("252", r"\binom{10}{5}", ("correct", NO_REASON)),
+        (r"\frac{1}{3}", r"\int_0^1 x^2 dx", ("correct", NO_REASON)),
+        ("2^{100}", "4^{50}", ("correct", NO_REASON)),
+        ("121", "5!", ("wrong", NO_REASON)),
+        # a gold answer that nothing can be compared with, whatever the answer
+        (INTEGRAL, "12", ("failed", TOO_EXPENSIVE)),
+        (INTEGRAL, INTEGRAL, ("failed", TOO_EXPENSIVE)),
+        (INTEGRAL, "9^{9^{9^{9}}}", ("failed", TOO_EXPENSIVE)),
+        ("9^{9^{9^{9}}}", "5", ("failed", TOO_EXPENSIVE)),
+        (r"x \equiv 3 \pmod 7", "4", ("failed", UNREADABLE)),
+        (r"x \equiv 3 \pmod 7", r"x \equiv 3 \pmod 7", ("failed", UNREADABLE)),
+        (r"x \equiv 3 \pmod 7", r"x \equiv 3 \pmod {7}.", ("failed", UNREADABLE)),
+        (r"x \equiv 3 \pmod 7", "", ("failed", UNREADABLE)),
+        ("{x|x>2}", "{x|x>2}", ("failed", UNREADABLE)),
+        (r"\{x | x > 2\}", "x", ("failed", UNREADABLE)),
+        # and one that can
+        ("x>2", "x>2", ("correct", NO_REASON)),
+        ("x>2", "x>3", ("wrong", NO_REASON)),
+        (r"\text{east}", r"\text{east}", ("correct", NO_REASON)),
+    ],
+)
+async def test_an_expensive_answer_is_wrong_and_an_expensive_gold_fails(gold, answer, graded):
+    async with Grader(workers=1, time_limit=1.0) as grader:
+        assert (await grader.grade_answer(answer, gold, "math"))[::2] == graded
+        assert (await grader.grade_answer(answer, gold, "math"))[::2] == graded
+
+
+async def test_too_much_memory_is_the_answers_doing(monkeypatch, tmp_path):
+    worker = (ROOT / "dto/grading/worker.py").read_text()
+    greedy = tmp_path / "worker.py"
+    hungry = "prediction: str | None) -> bool:\n        if prediction == 'x+1+y':\n            "
+    for act in ("raise MemoryError", "os.kill(os.getpid(), signal.SIGABRT)"):
+        changed = worker.replace("prediction: str | None) -> bool:", hungry + act)
+        greedy.write_text(changed.replace("import json", "import json\nimport os"))
+        monkeypatch.setattr(pool_module, "_WORKER", greedy)
+        async with Grader(workers=1) as grader:
+            graded = await grader.grade_answer("x+1+y", "x+7", "math")
+            assert graded == Graded("wrong", "x+1+y", "grader_memory")
+            assert (await grader.grade_answer("7+x", "x+7", "math")).grade == "correct"
+
+
+async def test_answers_given_up_are_counted_in_the_log(caplog):
+    async with Grader(workers=1, time_limit=1.0) as grader:
+        for text in ("{9^{9^{9^{9}}}}", "{9^{9^{9^{9}}}}", "{6}", "{7}"):
+            await grader.grade_trial(text, "7", "math")
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("2 answers are graded wrong") and "2 grader_timeout" in line
+    caplog.clear()
+    async with Grader() as grader:
+        await grader.grade_trial("{6}", "7", "math")
+    assert not caplog.records
 
 
 async def test_a_killed_child_is_replaced():

@@ -116,6 +116,32 @@ async def test_at_most_so_many_and_whatever_the_order(make, problem, tokenizer):
     assert len({row.id for row in made}) == 4
 
 
+async def test_longer_correct_has_a_limit_of_its_own(make, problem, tokenizer):
+    """A hard problem: all its trajectories are optimized, and most of them are wrong."""
+    rows = [await make(i, 30 + i, "wrong") for i in range(3)] + [await make(3, 90, "correct")]
+    versions = [version(row, 10 + row.sample) for row in rows]
+
+    def counts(**settings):
+        found = pair(problem, rows, versions, tokenizer, PairSettings(**settings))
+        origins = [row.chosen_from for row in pairs_of(found)]
+        reasons = [row.reason for row in found if isinstance(row, Dropped)]
+        assert len({row.id for row in found}) == len(found) == 7
+        return (
+            *map(origins.count, ("optimized", "longer_correct")),
+            *map(reasons.count, ("over_limit", "over_longer_correct")),
+        )
+
+    assert counts() == (4, 1, 0, 2)
+    assert counts(max_longer_correct=2) == (4, 2, 0, 1)
+    assert counts(max_longer_correct=9) == (4, 3, 0, 0)
+    assert counts(max_per_problem=1) == (1, 1, 3, 2)
+    made = pair(problem, rows, versions, tokenizer, PairSettings())
+    assert {row.detail for row in made if isinstance(row, Dropped)} == {
+        "pair.max_longer_correct is 1"
+    }
+    assert made == pair(problem, rows[::-1], versions[::-1], tokenizer, PairSettings())
+
+
 async def test_samples_over_samples(make, problem, tokenizer):
     rows = [
         await make(0, 50, "correct"),

@@ -64,6 +64,7 @@ async def test_removes_what_is_not_needed(setting):
     assert result.kept == (0, 2, 5)
     assert result.text == "A start. C needed. F exit." + FINALIZE + "\\boxed{2}"
     assert (result.exit, result.verified_p, result.outcome) == (5, 1.0, "shortened")
+    assert result.verified_rollouts == 16
     verdicts = {row.segment: (row.verdict, row.pruned) for row in result.verdicts}
     assert verdicts == {
         1: ("redundant", True),
@@ -72,6 +73,22 @@ async def test_removes_what_is_not_needed(setting):
         4: ("redundant", True),
     }
     assert result.tokens_after < args[3].tokens_after
+
+
+async def test_verified_p_is_of_rollouts_after_the_test(setting):
+    """The test sees right answers alone; the rollouts after it are right half of the time."""
+    args = await setting(lambda seen: "C" in seen and (not confirming() or 0.5))
+
+    def confirming():
+        calls = args[4].engine.calls
+        return any(EXIT not in text for text, *_ in calls)  # the version has been finalized
+
+    result = await prune(*args)
+    assert (result.verified_p, result.verified_rollouts) == (0.25, 16)
+    args = await setting(lambda seen: "C" in seen, settings={"confirmations": 0})
+    result = await prune(*args)
+    assert result.kept == (0, 2, 5)
+    assert math.isnan(result.verified_p) and result.verified_rollouts == 0
 
 
 async def test_harmful_ranks_first_and_reason_shows_both_rates(setting):

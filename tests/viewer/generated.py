@@ -133,7 +133,7 @@ def _trajectory(
             own, own, problem.id, leave, kept, tuple(range(after)), version,
             Span(0, len(shorter) + 8), Span(0, len(shorter) // 4), problem.answer, 1.0, before,
             after, 4e6 * before**2, 4e6 * after**2, "shortened" if correct else "repaired",
-            (verdict,), 0.95, 1.4,
+            (verdict,), 0.95, 1.4, verified_rollouts=20,
         )
     )  # fmt: skip
     rows["pair"].append(

@@ -41,7 +41,7 @@ def test_a_terminal_shows_all_there_is(view: TrajectoryView) -> None:
         row.id, "gold answer", "✓ correct", "[1 ", ", pruned]", "[3 ", ", truncated]", "══ exit",
         "── p 0.90 (0.75–1.00)  14 of 16 right, above", "redundant: p 0.90 with it",
         "\n[after thinking]\n",
-        "verified p 0.95", "pair: optimized over original",
+        "pruned, p 0.95 (0.75–1.00), 20 fresh rollouts", "pair: optimized over original",
     ):  # fmt: skip
         assert text in shown
     for segment in view.segments:
