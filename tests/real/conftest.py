@@ -56,9 +56,30 @@ def nano(overthinks: Path) -> Served:
     return load(overthinks)
 
 
+BEGINNINGS = (
+    "The sea was calm that morning, and",
+    "My grandmother used to say that",
+    "In the middle of the old town stands",
+    "Dear Anna, thank you for",
+    "The three most important things about a garden are the soil,",
+    "He opened the door and",
+    "Nobody knew why the train",
+    "A good teacher never",
+    "When the war was over, the farmers of the valley",
+    "I have always wanted to",
+)
+
+
 @pytest.fixture(scope="module")
 def prompts(nano: Served) -> list[list[int]]:
-    """Twenty word problems, of unequal length."""
+    """Twenty, of unequal length: beginnings of texts, which may go on in many ways, and questions.
+
+    The model is sure of what it thinks about a question, and its response comes to an end.
+    """
     settings = ModelSettings(name=OVERTHINKS)
-    asked = word_problems(seed=101, count=20)
-    return [list(prompt_ids(each.question, nano.tokenizer, settings)) for each in asked]
+    result = []
+    asked = word_problems(seed=101, count=len(BEGINNINGS))
+    for beginning, problem in zip(BEGINNINGS, asked, strict=True):
+        result.append(nano.tokenizer.encode(beginning))
+        result.append(list(prompt_ids(problem.question, nano.tokenizer, settings)))
+    return result
