@@ -128,12 +128,15 @@ class Conformance:
     ) -> None:
         alone = await one(engine, prompts[0], self.sampled)
         mates = [
-            asyncio.create_task(one(engine, prompt, replace(self.sampled, seed=i, max_tokens=9 + i)))
+            asyncio.create_task(
+                one(engine, prompt, replace(self.sampled, seed=i, max_tokens=9 + i))
+            )
             for i, prompt in enumerate(prompts[1:17])
         ]
         await asyncio.sleep(0.02)
         among, other = await asyncio.gather(
-            one(engine, prompts[0], self.sampled), one(engine, prompts[0], replace(self.sampled, seed=8))
+            one(engine, prompts[0], self.sampled),
+            one(engine, prompts[0], replace(self.sampled, seed=8)),
         )
         await asyncio.gather(*mates)
         assert among.token_ids == alone.token_ids != other.token_ids
@@ -141,7 +144,10 @@ class Conformance:
     async def test_sample_j_of_n_has_seed_plus_j(self, engine: Engine, prompts: Prompts) -> None:
         samples = await engine.complete(prompts[2], self.sampled, 5)
         apart = await asyncio.gather(
-            *(one(engine, prompts[2], replace(self.sampled, seed=self.sampled.seed + j)) for j in range(5))
+            *(
+                one(engine, prompts[2], replace(self.sampled, seed=self.sampled.seed + j))
+                for j in range(5)
+            )
         )
         assert [s.token_ids for s in samples] == [s.token_ids for s in apart]
         assert len({s.token_ids for s in samples}) > 1
@@ -189,7 +195,10 @@ class Conformance:
         self, engine: Engine, nano: Served, prompts: Prompts
     ) -> None:
         found = await asyncio.gather(
-            *(one(engine, prompt, replace(self.greedy, max_tokens=self.enough)) for prompt in prompts[:4])
+            *(
+                one(engine, prompt, replace(self.greedy, max_tokens=self.enough))
+                for prompt in prompts[:4]
+            )
         )
         ended = next(completion for completion in found if completion.finish_reason == "stop")
         eos = nano.tokenizer.eos_token_id

@@ -83,7 +83,5 @@ async def test_a_stream_that_is_left_goes_on_where_it_was(
                     break
         trial = engine.tokenizer.encode("\n**Final Answer**\n\\boxed", add_special_tokens=False)
         await one(engine, [*asked[1], *kept, *trial], replace(GREEDY, max_tokens=4))
-        rest = await one(
-            engine, [*asked[1], *kept], replace(GREEDY, max_tokens=TOKENS - len(kept))
-        )
+        rest = await one(engine, [*asked[1], *kept], replace(GREEDY, max_tokens=TOKENS - len(kept)))
     assert [*kept, *rest.token_ids] == expected[1]

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.recipe import Recipe, load_recipe
-from dto.records import Span
+from dto.records import Span, Trajectory
 from dto.tables import read, write
 from dto.training import grpo
 from dto.training.checkpoints import DevScore
@@ -50,24 +50,38 @@ def prepared(path: Path, model: Path, method: str, steps: int, **changes: Any) -
     tokenizer = AutoTokenizer.from_pretrained(model)
     run = make_run(path, tokenizer, model)
     data = run.recipe.model_dump(mode="json")
-    data["sample"]["max_tokens"] = 8
+    data["sample"]["max_tokens"] = 4
     (run.path / "recipe.yaml").write_text(yaml.safe_dump(data), encoding="utf-8")
     run = RunFolder(run.path, load_recipe(run.path / "recipe.yaml"))
     labelled = method in ("drqa", "cft", "sft_batch")
     if labelled:
         run = with_labels(run, tokenizer)
-    if method == "sft_batch":
-        chains(run, tokenizer)
-    settings = SHORTLY | {"method": method} | changes
     rows = 16 if labelled else ROWS  # a third of the chains is held out
     if method == "sft_batch":
+        chains(run, tokenizer)
         rows = 8  # the concise ones alone
+    if method == "o1_pruner":
+        second_samples(run, tokenizer)
+        rows = 2 * ROWS
+    settings = SHORTLY | {"method": method} | changes
     asked = settings["batch_size"] // (settings["group"] if method in ("grpo", "drqa") else 1)
     return run.with_training(**settings, epochs=steps * asked / rows)
 
 
+def second_samples(run: RunFolder, tokenizer: Any) -> None:
+    """Another sample of each problem, a shorter one: weights go by the difference."""
+    table = run.path / "sample" / "rows.parquet"
+    ids = (*tokenizer.encode(SHORT, add_special_tokens=False), tokenizer.eos_token_id)
+    rows = list(read(table, Trajectory))
+    rows += [
+        replace(row, id=Trajectory.make_id(row.problem_id, 1), sample=1, token_ids=ids)
+        for row in rows
+    ]
+    write(table, Trajectory, sorted(rows, key=lambda row: row.id))
+
+
 def chains(run: RunFolder, tokenizer: Any) -> None:
-    """The tables that `sft_batch` reads beside the labels: each chain a batch response of its own."""
+    """The tables that `sft_batch` reads beside the labels: each chain is of its own batch prompt."""
     ids = tuple(tokenizer.encode(SHORT, add_special_tokens=False))
     table = run.path / "label" / "rows.parquet"
     labels = [replace(row, origin="batch", k=2) for row in read(table, LabelledChain)]
@@ -119,7 +133,7 @@ def fitted(run: RunFolder, recipe: Recipe, base: DevScore | None) -> dict[str, A
 
 @pytest.fixture
 def rewarded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rewards in turn: of eight tokens none can be right, and equal rewards have no gradient."""
+    """Rewards in turn: of four tokens none can be right, and equal rewards have no gradient."""
     original = grpo.OnlineTrainer._rewards
 
     def in_turn(self: Any, *args: Any, **kwargs: Any) -> list[float | None]:
