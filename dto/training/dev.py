@@ -21,7 +21,7 @@ from dto.recipe import Recipe
 from dto.records import Dropped, Grade, Problem, Trajectory
 from dto.stages.sample import sample
 from dto.statistics import standard_error
-from dto.training.weights import merged
+from dto.training.weights import answering
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -88,10 +88,20 @@ def spread(
     return gather_object(found), total
 
 
-def sampled(recipe: Recipe, samples: int) -> Recipe:
-    """The recipe as the sample stage reads it, for what is trained on, and for judgements."""
+_UNTRUNCATED = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "presence_penalty": 0.0}
+
+
+def sampled(recipe: Recipe, samples: int, *, untruncated: bool = False) -> Recipe:
+    """The recipe as the sample stage reads it, for what is trained on, and for judgements.
+
+    `untruncated`: from the model's whole distribution at the temperature. That is the one whose
+    logprobs are trained on, so what is trained on has to come from it.
+    """
     own = recipe.train
     changes: dict[str, Any] = {"samples": samples}
+    if untruncated:
+        known = type(recipe.sample).model_fields
+        changes |= {key: value for key, value in _UNTRUNCATED.items() if key in known}
     if own.temperature is not None:
         changes["temperature"] = own.temperature
     if own.response_tokens is not None:
@@ -112,17 +122,16 @@ def respond(
     """What the sample stage, or other `work`, makes of each problem with the model as it is now.
 
     The model's mode and torch's random state are left as they were; the engine and its prefix cache
-    end here, as the weights are about to change. A model with adapters answers as a merged copy.
+    end here, as the weights are about to change. A model with adapters answers as a merged copy,
+    and all answer in the precision of their weights. `model.context` is the limit, as elsewhere.
     `label` shows a bar.
     """
     was_training = model.training
     model.eval()  # type: ignore[no-untyped-call]
     try:
-        with torch.random.fork_rng(), torch.inference_mode():
+        with answering(model) as plain, torch.random.fork_rng(), torch.inference_mode():
             grader = Grader(allow_code_execution=allow_code_execution)
-            return asyncio.run(
-                _respond(merged(model), tokenizer, problems, recipe, label, grader, work)
-            )
+            return asyncio.run(_respond(plain, tokenizer, problems, recipe, label, grader, work))
     finally:
         model.train(was_training)
 
@@ -140,6 +149,7 @@ async def _respond(
         model,
         tokenizer,
         name=recipe.model.name,
+        context=recipe.model.context,
         slots=recipe.model.slots,
         cache_bytes=recipe.model.cache_bytes,
         kv_bytes=recipe.model.kv_bytes,

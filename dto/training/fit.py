@@ -40,6 +40,7 @@ from dto.training.material import (
     problems,
     step_size,
 )
+from dto.training.trainer import one_device
 from dto.training.weights import keep, load, with_adapters
 
 logger = logging.getLogger("dto.train")
@@ -68,6 +69,7 @@ def fit(
     config = losses.config(recipe, directory / CHECKPOINTS)
     if config is not None:
         _ = config.device  # sets up the processes: on CPUs, PartialState() before it would not
+        one_device(config, run)
     world = PartialState()
     model, tokenizer = load(recipe)
     found = material(run, recipe, model, tokenizer)

@@ -3,10 +3,11 @@
 What is asked are problems (`train.method: grpo`; the responses are those of the sample stage, and
 `reward` says what is rewarded, `dto.training.rewards`) or labelled chains (`drqa`, 2508.17803: the
 model judges them, and is rewarded for the right letter). Responses come from the model as it is
-now, in exact ids. `kl` weighs the divergence from the base (a second model; under LoRA the base
-without its adapters). A group whose rewards are all equal teaches nothing: these are counted. TRL's
-defaults stand: the loss is the mean over all tokens of a step (dapo), and the divergence is
-weighted by the ratio of the probabilities (2512.02556).
+now, in exact ids. They come from its whole distribution at the temperature, without top-p and the
+like: that is the distribution whose logprobs are trained on. `kl` weighs the divergence from the
+base (a second model; under LoRA the base without its adapters). A group whose rewards are all equal
+teaches nothing: these are counted. TRL's defaults stand: the loss is the mean over all tokens of a
+step (dapo), and the divergence is weighted by the ratio of the probabilities (2512.02556).
 
 The tokens of a step are known only after it, so the training ends where the next step might exceed
 the budget, and the learning rate falls linearly with the share of the budget that is spent.
@@ -145,7 +146,7 @@ class OnlineTrainer(Mannered, GRPOTrainer):
         group = self.recipe.train.group
         firsts = names[::group]
         seed = derive(self.recipe.seed, "grpo", "step", self.state.global_step)
-        recipe = sampled(self.recipe.model_copy(update={"seed": seed}), group)
+        recipe = sampled(self.recipe.model_copy(update={"seed": seed}), group, untruncated=True)
         unique = list(dict.fromkeys(firsts))  # an epoch may end with what the next begins with
         found, usage = self._sampled([self.asked[name] for name in unique], recipe)
         made = dict(zip(unique, found, strict=True))

@@ -49,8 +49,26 @@ def trainer(
     order: Sequence[int],
     callback: TrainerCallback,
 ) -> Any:
-    """TRL's trainer of the method, on rows of a table or on problems."""
-    callbacks = [callback]
+    """TRL's trainer of the method, on rows of a table or on problems; its head is checked."""
+    from dto.training.head import settle, small_tiles
+    from dto.training.trainer import on_cpu
+
+    if on_cpu(recipe):
+        small_tiles()
+    built = _built(recipe, config, model, tokenizer, rows, order, [callback])
+    settle(built)
+    return built
+
+
+def _built(
+    recipe: Recipe,
+    config: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Any,
+    order: Sequence[int],
+    callbacks: Sequence[TrainerCallback],
+) -> Any:
     match recipe.train.method:
         case "dpo":
             from dto.training.dpo import ExactDPOTrainer

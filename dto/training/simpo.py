@@ -6,8 +6,9 @@ SimPO is 2405.14734; the anchor, the negative log-likelihood of the chosen respo
     -logsigmoid(beta · (mean logp chosen - mean logp rejected) - gamma) + nll · NLL(chosen)
 
 where 2505.21765 has SimPO alone: that collapses easily, so the anchor is there and the model is
-measured on dev problems while it is trained. This is the only module that imports
-`trl.experimental`.
+measured on dev problems while it is trained. CPOTrainer computes whole logits; here the loss is
+computed from the labels' log-probabilities (`dto.training.head`). This is the only module that
+imports `trl.experimental`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,6 +27,7 @@ from transformers import (
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
 from dto.recipe import Recipe
+from dto.training.head import fuse
 from dto.training.pairs import TokenizedPair
 from dto.training.trainer import Mannered, arguments, table
 
@@ -53,6 +56,33 @@ class SimPOTrainer(Mannered, CPOTrainer):
         self.train_dataset = tokenized.select(order)
         self.remove_callback(PrinterCallback)
         self.losses = []
+        fuse(model)
+
+    def get_batch_loss_metrics(
+        self, model: Any, batch: dict[str, Any], train_eval: str = "train"
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """The loss of CPOTrainer; its metrics, which nobody reads, are not computed."""
+        sides = self.concatenated_inputs(
+            batch, padding_value=int(self.pad_token_id), device=self.accelerator.device
+        )
+        labels = sides["concatenated_labels"]
+        output = model(
+            sides["concatenated_input_ids"],
+            attention_mask=sides["concatenated_attention_mask"],
+            labels=labels,
+            fused_lm_head=True,
+        )
+        counts = (labels[:, 1:] != -100).sum(-1)
+        sums = output.log_probs.sum(-1)
+        chosen = slice(len(batch["chosen_labels"]))
+        means = sums / counts
+        losses, _, _ = self.cpo_loss(means[chosen], means[chosen.stop :])
+        loss = losses.mean()
+        if self.cpo_alpha:
+            loss = loss - self.cpo_alpha * sums[chosen].sum() / counts[chosen].sum()
+        if self.aux_loss_enabled:  # of a mixture of experts
+            loss = loss + self.aux_loss_coef * output.aux_loss
+        return loss, {}
 
     def tokenize_row(self, feature: dict[str, Any], model: object = None) -> dict[str, Any]:
         """The row as it is: `pairs` holds the ids that the model sampled."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import Trainer as Base
 else:
     Base = object
+
+logger = logging.getLogger("dto.train")
 
 
 def on_cpu(recipe: Recipe) -> bool:
@@ -48,6 +51,26 @@ def arguments(recipe: Recipe, directory: Path) -> dict[str, Any]:
         "bf16": settings.bf16,
         "gradient_checkpointing": settings.gradient_checkpointing,
     }
+
+
+def one_device(config: Any, run: Path) -> None:
+    """Let one process train on one device, the first that it sees, and say which are idle.
+
+    Otherwise transformers spreads each batch over all GPUs that are visible (nn.DataParallel): n
+    times the batch, an n-th of the steps. Under `accelerate launch` each process has its own
+    already. A private detail is relied on: `_n_gpu`, which transformers sets itself.
+    """
+    visible = int(config.n_gpu)
+    if visible < 2:
+        return
+    config._n_gpu = 1
+    logger.info(
+        "train: 1 of %d visible GPUs is used, the others are idle; to use all: "
+        "accelerate launch --num_processes %d -m dto.training.process %s",
+        visible,
+        visible,
+        run,
+    )
 
 
 class Mannered(Base):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +65,24 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     plain: Any = copy.deepcopy(model)
     answering: PreTrainedModel = plain.merge_and_unload()
     return answering
+
+
+@contextmanager
+def answering(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """The model as it answers, its own `forward` in place of what trainers put before it.
+
+    accelerate puts automatic mixed precision before it, whose outputs are float32 while keys and
+    values inside are bfloat16; TRL puts the fused head before it, which in a merged copy would go
+    on with the model that was copied. Both are back afterwards.
+    """
+    plain = merged(model)
+    own = vars(plain)
+    wrapped = own.pop("forward", None)
+    try:
+        yield plain
+    finally:
+        if wrapped is not None:
+            own["forward"] = wrapped
 
 
 def keep(recipe: Recipe, checkpoint: Path | None, directory: Path) -> None:

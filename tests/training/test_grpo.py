@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from dto.context import Context
 from dto.drqa.judging import Judgement, Pick
 from dto.drqa.records import LabelledChain
+from dto.records import Problem
 from dto.tables import read
-from dto.training import grpo
+from dto.training import dev, grpo
 from dto.training.weights import load
 from tests.training.conftest import RunFolder
 from tests.training.test_judging import with_labels
@@ -34,7 +37,9 @@ def advantages(picks: list[Pick]) -> list[float]:
     return [0.0 if pick == "failed" else (REWARDS[pick] - fmean(rewards)) / scale for pick in picks]
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_a_step_follows_the_definition(
+    temperature: float,
     run: RunFolder,
     tokenizer: PreTrainedTokenizerBase,
     tmp_path: Path,
@@ -44,9 +49,10 @@ def test_a_step_follows_the_definition(
 
     TRL's own: the divergence is weighed by the ratio, too, by which its gradient is unbiased
     (2512.02556). Flat groups and failed responses move the weights by their divergence alone.
+    Probabilities are those at the temperature that is sampled at.
     """
     training = with_labels(
-        run, tokenizer, group=4, batch_size=8, kl=KL, no_letter=-0.5, temperature=1.0
+        run, tokenizer, group=4, batch_size=8, kl=KL, no_letter=-0.5, temperature=temperature
     )
     rows = list(read(run.path / "label" / "rows.parquet", LabelledChain))
     kinds = dict(zip((rows[1].id, rows[2].id), GROUPS, strict=True))
@@ -78,9 +84,9 @@ def test_a_step_follows_the_definition(
         own = advantages([pick for pick, _ in group])
         for advantage, (_, ids) in zip(own, group, strict=True):
             side = (row.prompt_ids, ids or (end,))
-            policy = logprobs(model, *side)
+            policy = logprobs(model, *side, temperature)
             with torch.no_grad():
-                base = logprobs(reference, *side)
+                base = logprobs(reference, *side, temperature)
             ratio = torch.exp(policy - policy.detach())
             divergence = torch.exp(base - policy) - (base - policy) - 1
             terms.append(ratio * (KL * divergence - advantage))
@@ -92,3 +98,69 @@ def test_a_step_follows_the_definition(
     assert max(float(each.abs().max()) for each in wanted) > 1e-3
     for one, other in zip(found, wanted, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["grpo", "drqa"])
+def test_what_is_trained_on_is_sampled_from_what_is_trained(
+    method: str,
+    run: RunFolder,
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No top-p and the like, and the temperature of the loss; measurements keep the recipe's."""
+    narrow = {"top_p": 0.8, "temperature": 0.7, "top_k": 3, "min_p": 0.1, "presence_penalty": 0.5}
+    known = {key: narrow[key] for key in narrow if key in type(run.recipe.sample).model_fields}
+    training = with_labels(run, tokenizer, method=method)
+    sample = training.recipe.sample.model_copy(update=known)
+    recipe = training.recipe.model_copy(update={"sample": sample})
+    rows: list[Any] = list(
+        read(run.path / "label" / "rows.parquet", LabelledChain)
+        if method == "drqa"
+        else read(run.path / "problems" / "rows.parquet", Problem)
+    )
+    seen: list[Any] = []
+    original = grpo.respond
+
+    def watched(model: Any, words: Any, asked: Any, recipe: Any, **options: Any) -> Any:
+        seen.append(recipe.sample)
+        return original(model, words, asked, recipe, **options)
+
+    monkeypatch.setattr(grpo, "respond", watched)
+    model, _ = load(recipe)
+    trainer = grpo.OnlineTrainer(
+        model, grpo.config(recipe, tmp_path), tokenizer, rows, [1, 2], recipe
+    )
+    trainer._responses([rows[1].id] * 2, trainer)
+    (used,) = seen
+    off = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "presence_penalty": 0.0}
+    assert {key: getattr(used, key) for key in known if key != "temperature"} == {
+        key: off[key] for key in known if key != "temperature"
+    }
+    assert used.temperature == trainer.temperature == 0.7
+    measured = dev.sampled(recipe, 2).sample
+    assert {key: getattr(measured, key) for key in known} == known
+
+
+def test_a_response_that_ends_in_any_end_of_sequence_has_ended(
+    run: RunFolder, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Models have several; the tokenizer names one, with which shorter responses are padded."""
+    training = run.with_training(method="grpo", group=2, batch_size=8)
+    model, _ = load(training.recipe)
+    others = list(range(0, len(tokenizer), 3))
+    model.generation_config.eos_token_id = [int(tokenizer.eos_token_id), *others]
+    rows = [row for row in read(run.path / "problems" / "rows.parquet", Problem)][:4]
+    args = grpo.config(training.recipe, tmp_path)
+    words = copy.deepcopy(tokenizer)
+    trainer = grpo.OnlineTrainer(model, args, words, rows, [0, 1, 2, 3], training.recipe)
+    model.train()
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    ends = {int(tokenizer.eos_token_id), *others}
+    last = []
+    for ids, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True):
+        response = ids[mask.bool()].tolist()
+        assert not ends & set(response[:-1])
+        last.append(response[-1])
+    assert set(last) <= ends and set(last) - {int(tokenizer.eos_token_id)}
+    assert trainer._metrics["train"]["completions/clipped_ratio"] == [0.0]

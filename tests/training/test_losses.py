@@ -51,9 +51,11 @@ def recipe_of(**train: Any) -> Recipe:
     return Recipe.model_validate({"name": "ids", "train": {"batch_size": 2, **train}})
 
 
-def logprobs(model: Any, prompt: tuple[int, ...], response: tuple[int, ...]) -> torch.Tensor:
+def logprobs(
+    model: Any, prompt: tuple[int, ...], response: tuple[int, ...], temperature: float = 1.0
+) -> torch.Tensor:
     logits = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
-    return logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
+    return (logits / temperature).log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
 
 
 def test_dpo(

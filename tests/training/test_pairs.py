@@ -49,13 +49,20 @@ def test_a_chosen_trajectory_comes_from_sample(run: RunFolder) -> None:
     assert row.chosen_ids == sampled.token_ids
 
 
-def test_too_long_and_empty_pairs_are_dropped_with_their_reason(run: RunFolder) -> None:
-    table = run.path / "prune" / "rows.parquet"
-    first, *others = read(table, OptimizedTrajectory)
-    write(table, OptimizedTrajectory, [replace(first, token_ids=()), *others])
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_too_long_and_empty_pairs_are_dropped_with_their_reason(run: RunFolder, side: str) -> None:
+    """An empty side has no mean logprob: SimPO's loss would be no number."""
+    record, name = {
+        "chosen": (OptimizedTrajectory, "prune"),
+        "rejected": (Trajectory, "sample"),
+    }[side]
+    table = run.path / name / "rows.parquet"
+    first, *others = read(table, record)
+    write(table, record, [replace(first, token_ids=()), *others])
     pairs = run.path / "pair" / "rows.parquet"
     first_pair, *other_pairs = read(pairs, PreferencePair)
-    write(pairs, PreferencePair, [replace(first_pair, chosen_tokens=0), *other_pairs])
+    emptied = replace(first_pair, **{f"{side}_tokens": 0})
+    write(pairs, PreferencePair, [emptied, *other_pairs])
     lengths = [p.prompt_tokens + max(p.chosen_tokens, p.rejected_tokens) for p in other_pairs]
     limit = sorted(lengths)[len(lengths) // 2]
     rows = load_pairs(run.path, limit)
