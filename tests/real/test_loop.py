@@ -85,9 +85,12 @@ def test_trajectories_reach_pair(run: Path) -> None:
     grades = Counter(row.grade for row in sampled)
     assert len(sampled) == 2 * TRAIN and not grades["failed"], grades
     pairs = list(tables.read(run / "pair" / "rows.parquet", PreferencePair))
-    optimized = {row.trajectory_id for row in pairs if row.chosen_from == "optimized"}
-    assert len(optimized) >= 4, (grades, manifest.read(run / "optimize"))
-    assert all(row.chosen_tokens < row.rejected_tokens for row in pairs if row.id in optimized)
+    optimized = [row for row in pairs if row.chosen_from == "optimized"]
+    assert len({row.trajectory_id for row in optimized}) >= 4, (grades, len(pairs))
+    correct = {row.id for row in sampled if row.grade == "correct"}
+    assert all(
+        row.chosen_tokens < row.rejected_tokens for row in optimized if row.rejected_id in correct
+    )
 
 
 def test_a_training_step_is_made(run: Path) -> None:
