@@ -29,10 +29,10 @@ class RealConformance(Conformance):
     greedy = replace(GREEDY, max_tokens=16)
     sampled = replace(SAMPLED, max_tokens=16)
     requests = 40
-    enough = 160
+    enough = 130
 
     def problems(self) -> Sequence[Problem]:
         return [
             Problem(f"p{number}", "words", "test", each.question, str(each.answer))
-            for number, each in enumerate(word_problems(seed=102, count=3))
+            for number, each in enumerate(word_problems(seed=102, count=2))
         ]
