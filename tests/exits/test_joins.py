@@ -7,55 +7,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice, product
 from pathlib import Path as FilePath
 from random import Random
-from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dto.answers import answer_inducer, merges_brace
-from dto.calibration.replay import Replay
-from dto.calibration.trace import trace
-from dto.context import Context
-from dto.engines.base import Completion, Prompt, Sampling
-from dto.exits import ExitedResponse, answer
+from dto.engines.base import Sampling
 from dto.exits.monitor import Monitor, cue_at_end
 from dto.exits.path import Path
-from dto.grading import Grader
 from dto.joins import join
 from dto.nano.corpus import chains
 from dto.nano.thinking import OVERTHINKING, think
 from dto.prompts import render
 from dto.recipe import (
-    EvaluateSettings,
     ExitSettings,
-    ModelSettings,
-    Recipe,
-    SegmentSettings,
-    TraceSettings,
 )
-from dto.records import ExitEstimate, OptimizedTrajectory, Problem
-from dto.stages.evaluate import evaluate
-from dto.stages.optimize import optimize
-from dto.stages.segment import segment
-from dto.trajectories import make_trajectory
 from tests.exits.conftest import Writer
-from tests.stages.script import Scripted
+from tests.exits.speaking import ALL, NANO, context, decode, encode, tokenizer
 from tests.vocabularies import NAMES, R1, vocabulary
 
 ROOT = FilePath(__file__).parents[2]
 TRACES = ROOT.parent / "shared" / "data"
-NANO = "nano"
-ALL = (*NAMES, NANO)
 TAIL = 16
-RECIPE = Recipe(name="test", model=ModelSettings(family="default"))
-
 # How paragraphs end, and what is behind them.
 ENDS = (
     *(".", "!", "?", ":", ").", "\\).", "\\)", "\\]", "]", "}", "}.", "}}", "$", "$$", "$.", '."'),
@@ -75,21 +53,6 @@ INSERTED = (
     "trial_pro_1", "trial_pro_2", "trial_pro_3", "trial_pro_4", "trial_code_inside",
     "trial_code_closed", "entropy_probe",
 )  # fmt: skip
-
-
-@cache
-def tokenizer(name: str) -> PreTrainedTokenizerBase:
-    if name == NANO:
-        return AutoTokenizer.from_pretrained(ROOT / "dto" / "nano" / "weights" / "nano")
-    return vocabulary(name).tokenizer
-
-
-def encode(name: str, text: str) -> list[int]:
-    return list(tokenizer(name).encode(text, add_special_tokens=False))
-
-
-def decode(name: str, ids: Sequence[int]) -> str:
-    return str(tokenizer(name).decode(list(ids)))
 
 
 def joined(name: str, kept: Sequence[int], text: str) -> tuple[list[int], list[int]]:
@@ -268,10 +231,6 @@ def test_no_cut_falls_inside_a_character(name: str) -> None:
 # Braces.
 
 
-def context(name: str, engine: Any) -> Context:
-    return Context(RECIPE, engine, Grader(workers=1))
-
-
 @pytest.mark.parametrize("name", ALL)
 def test_an_inducer_ends_where_the_vocabulary_opens_the_brace(name: str) -> None:
     merges = [token for token in tokenizer(name).get_vocab() if token[:2] in ("{\\", "{-")]
@@ -293,209 +252,6 @@ def test_an_answer_goes_on_as_the_whole_would_be_written(name: str, said: str) -
     assert [*stay, *inserted, *encode(name, said)] == encode(
         name, decode(name, [*stay, *inserted]) + said
     )
-
-
-# Every policy, from end to end.
-
-
-@dataclass
-class Speaker(Writer):
-    """A Writer of a real vocabulary that keeps the ids of what it is asked."""
-
-    asked: list[tuple[int, ...]] = field(default_factory=list)
-
-    def _completion(self, prompt: Prompt, sampling: Sampling) -> Completion:
-        text = self.tokenizer.decode(list(prompt))
-        at = text.rindex("<think>") + len("<think>")
-        at += text.startswith("\n", at)
-        self.asked.append(tuple(prompt)[self.prompt_length(text[:at]) :])
-        return super()._completion(encode_as(self.tokenizer, "<think>\n" + text[at:]), sampling)
-
-    def prompt_length(self, text: str) -> int:
-        return len(encode_as(self.tokenizer, text))
-
-    def _reply(self, text: str) -> tuple[str, float]:
-        head, box, said = text.rpartition("\\boxed")
-        if box and head.endswith(("**Final Answer**\n", "is ", ":** ")) and "}" not in said:
-            whole, probability = self.trial(head)
-            return whole.removeprefix(said), probability
-        if "```python" in text:
-            return "print(8)\n```", 0.99
-        if "</think>" in text.removeprefix(self.main):
-            return self.conclusion, 1.0
-        assert self.main.startswith(text), text
-        return self.main[len(text) :], 1.0
-
-
-def sure_in_a_display(kept: str) -> tuple[str, float]:
-    return "{8}", 0.99 if "[" in kept else 0.5
-
-
-def encode_as(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer.encode(text, add_special_tokens=False))
-
-
-THINKING = (
-    "So that is \\( x = 8 \\).\n\nWait, is \\[ 5 + 3 = 8 \\]\n\nWait, so \\boxed{8}\n\n"
-    'Alternatively, he asks "is it 8?"\n\nHmm, 好的。\n\nWait, it is 8.\n'
-)
-LONG = "so " * 400
-EXITS: dict[str, dict[str, object]] = {
-    "deer": {"policy": "deer", "monitor": "cue", "threshold": 0.9},
-    "deer closed": {"policy": "deer", "inducer": "closed", "threshold": 0.9},
-    "deer pro": {"policy": "deer", "mode": "pro", "threshold": 0.9},
-    "deer entropy": {"policy": "deer", "monitor": "paragraph", "threshold": 0.9},
-    "consistency": {"policy": "consistency", "monitor": "cue", "agree": 2},
-    "code": {"policy": "code", "threshold": 0.9, "trial_tokens": 5},
-    "entropy": {"policy": "entropy", "smoothing": 0.5, "variance": 1.0, "monitor": "paragraph"},
-    "budget": {"policy": "budget", "budget": 13, "grace": 20},
-    "static": {"policy": "static", "fraction": 0.5},
-    "no_thinking": {"policy": "no_thinking"},
-}
-
-
-async def respond(
-    name: str, exit: dict[str, object], main: str, **writer: Any
-) -> tuple[ExitedResponse, Speaker]:
-    words = vocabulary(name)
-    engine = Speaker(words.tokenizer, main, trial=sure_in_a_display, **writer)
-    message = [{"role": "user", "content": "5 + 3?"}]
-    prompt = words.tokenizer.apply_chat_template(
-        message, add_generation_prompt=True, return_dict=True, **words.template
-    )["input_ids"]
-    if not words.opens:
-        prompt += encode(name, "<think>\n")
-    ctx = context(name, engine)
-    problem = Problem("p" * 16, "toy", "test", "5 + 3?", "8")
-    sampling = Sampling(400, temperature=1.0, top_p=1.0, seed=1)
-    settings = ExitSettings.model_validate({"name": "exit", **exit})
-    return await answer(problem, prompt, settings, ctx, sampling), engine
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("exit", EXITS)
-async def test_whatever_a_policy_sends_is_what_the_tokenizer_writes(name: str, exit: str) -> None:
-    main = f"{THINKING}</think>\n\n\\boxed{{8}}"
-    response, engine = await respond(name, EXITS[exit], main)
-    assert response.exit_reason in ("policy", "budget"), response.error
-    for ids in engine.asked:
-        assert list(ids) == encode(name, decode(name, ids))
-        assert exit == "static" or "\\\n" not in decode(name, ids)
-    whole = (*response.leading_ids, *response.thinking_ids, *response.inserted_ids)
-    assert whole == engine.asked[-1]
-    if exit not in ("static", "no_thinking"):
-        kept = decode(name, whole).partition("</think>")[0].rstrip()
-        assert THINKING.startswith(kept)
-        assert THINKING.removeprefix(kept).startswith("\n")
-    if exit != "static":
-        generated = len(response.thinking_ids) + response.answer_tokens + response.trial_tokens
-        assert generated == engine.generated
-
-
-@pytest.mark.parametrize("name", NAMES)
-async def test_an_exit_keeps_what_closes_a_formula(name: str) -> None:
-    """The closing bracket is one token with the end of the paragraph."""
-    _, engine = await respond(name, EXITS["deer"], f"{THINKING}</think>\n\n8")
-    trials = [decode(name, ids) for ids in engine.asked if "Final Answer" in decode(name, ids)]
-    assert trials == [
-        f"{kept}\n\n**Final Answer**\n\\boxed"
-        for kept in (
-            "So that is \\( x = 8 \\).",
-            "So that is \\( x = 8 \\).\n\nWait, is \\[ 5 + 3 = 8 \\]",
-        )
-    ]
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("closed", ["", f"</think>\n\n{LONG}"])
-@pytest.mark.parametrize("thinking", [THINKING, "It is 8. It is, is it"])
-async def test_a_forced_answer_follows_the_thinking(name: str, thinking: str, closed: str) -> None:
-    """`budget` puts an answer in place of a conclusion that does not end."""
-    exit = {"policy": "budget", "budget": 300, "trial_tokens": 10, "think_ratio": 1.0}
-    main = thinking + closed
-    response, engine = await respond(name, exit, main, conclusion=LONG)
-    assert (response.exit_reason, response.finish_reason) == ("budget", "stop")
-    whole = (*response.leading_ids, *response.thinking_ids, *response.inserted_ids)
-    assert whole == engine.asked[-1]
-    assert list(whole) == encode(name, decode(name, whole))
-    assert main.startswith(decode(name, whole).partition("</think>")[0].rstrip())
-    assert "8</think>" not in decode(name, whole)
-    generated = len(response.thinking_ids) + response.answer_tokens + response.trial_tokens
-    assert generated == engine.generated
-
-
-@pytest.mark.parametrize("name", NAMES)
-async def test_a_quoted_tag_ends_neither_the_search_nor_the_path(name: str) -> None:
-    quoted = [encode(name, part) for part in ("The `</", "think>` is a tag.\n\n")]
-    ids = [*quoted[0], *quoted[1], *encode(name, "So 8.\n\nWait, ")]
-    assert vocabulary(name).think[1] not in ids
-    exit = ExitSettings.model_validate({"name": "x", "monitor": "cue"})
-    monitor = Monitor(tokenizer(name), exit)
-    [found] = monitor.scan(ids, ended=False)
-    assert decode(name, ids[: found.cut]).rstrip() == "The `</think>` is a tag.\n\nSo 8."
-    closed = [vocabulary(name).think[1], *encode(name, "8.\n\nWait, ")]
-    assert not [*monitor.scan(closed, ended=False)] and monitor.closed
-
-
-@pytest.mark.parametrize("name", NAMES)
-async def test_finalize_joins_at_every_boundary(name: str) -> None:
-    """No `.\n\n` with another blank line behind it."""
-    words = vocabulary(name)
-    problem = Problem("p" * 16, "toy", "train", "5 + 3?", "8")
-    reply = "\\boxed{8}"
-    ids = [*encode(name, f"{THINKING} So. Wait, 8.</think>\n\n{reply}"), words.end_ids[0]]
-    async with Grader(workers=1) as grader:
-        ctx = Context(RECIPE, Scripted(words.tokenizer, lambda *_: reply), grader)
-        row = await make_trajectory(
-            problem,
-            model="m",
-            sample=0,
-            seed=0,
-            prompt_ids=encode(name, "<think>\n"),
-            token_ids=ids,
-            ids_from="sampled",
-            finish_reason="stop",
-            tokenizer=words.tokenizer,
-            grader=grader,
-        )
-        segments = segment(row, words.tokenizer, SegmentSettings(granularity="cue"))
-        assert isinstance(segments, list) and len(segments) > 5
-        for each in segments:
-            passed = ExitEstimate(
-                each.id, row.id, each.index, 16, 16, 0, 0, 1.0, 0.8, 1.0, "above", 0
-            )
-            result = await optimize(problem, row, segments, [passed], ctx)
-            assert isinstance(result, OptimizedTrajectory)
-            said = [token for token in result.token_ids if token not in words.end_ids]
-            assert said == encode(name, result.text)
-            assert result.token_ids[: each.exit - 1] == row.token_ids[: each.exit - 1]
-            kept = row.text[: each.chars.end].rstrip()
-            assert result.text.removeprefix(kept).startswith("\n\nMy reasoning")
-
-
-@pytest.mark.parametrize("name", [R1])
-async def test_a_replay_counts_what_a_join_replaces(name: str) -> None:
-    main = f"It is 8. Wait, it is \\[ 8. \\] Wait.\n\n{THINKING}</think>\n\n\\boxed{{8}}"
-    engine = Speaker(tokenizer(name), main, trial=sure_in_a_display)
-    problem = Problem("p" * 16, "toy", "test", "5 + 3?", "8")
-    evaluated = EvaluateSettings(samples=1, temperature=0.0, max_tokens=400)
-    traced = TraceSettings(monitors=("cue", "paragraph"), fractions=(0.1, 0.5))
-    recipe = RECIPE.model_copy(update={"evaluate": evaluated, "trace": traced})
-    ctx = Context(recipe, engine, Grader(workers=1))
-    [recorded] = await trace(problem, ctx)
-    assert any(each.kept < each.position for each in recorded.conclusions)
-    for exit in (EXITS["deer"], EXITS["deer closed"], EXITS["static"], {"policy": "none"}):
-        settings = ExitSettings.model_validate({"name": "exit", **exit})
-        [live] = await evaluate(problem, settings, ctx, "base")
-        assert Replay(recorded).row(settings) == live.row
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("policy", ["none", "nowait", "deer"])
-async def test_thinking_that_ends_without_a_close_is_unclosed(name: str, policy: str) -> None:
-    response, engine = await respond(name, {"policy": policy, "threshold": 1.0}, THINKING)
-    assert (response.exit_reason, response.complete) == ("unclosed", False)
-    assert response.answer_ids in ((), (engine.tokenizer.eos_token_id,))
 
 
 def test_the_embedded_model_reads_what_it_was_taught() -> None:
