@@ -90,6 +90,7 @@ class Conformance:
     sampled = SAMPLED
     requests = 160  # under way at once
     enough = 600  # tokens within which a response ends
+    tolerance = TOLERANCE
 
     def problems(self) -> Sequence[Problem]:
         """What is evaluated with and without an exit; at least one response leaves early."""
@@ -117,13 +118,13 @@ class Conformance:
         start = len(prompts[1])
         expected = model_logprobs(nano, [*prompts[1], *found.token_ids])
         own = [expected[start + i - 1, token].item() for i, token in enumerate(found.token_ids)]
-        assert plain.logprobs == pytest.approx(own, abs=TOLERANCE)
-        assert found.logprobs == pytest.approx(own, abs=TOLERANCE)
+        assert plain.logprobs == pytest.approx(own, abs=self.tolerance)
+        assert found.logprobs == pytest.approx(own, abs=self.tolerance)
         assert found.top_logprobs is not None
         for i, likely in enumerate(found.top_logprobs):
             top = expected[start + i - 1].topk(most)
             assert list(likely) == top.indices.tolist()
-            assert list(likely.values()) == pytest.approx(top.values.tolist(), abs=TOLERANCE)
+            assert list(likely.values()) == pytest.approx(top.values.tolist(), abs=self.tolerance)
 
     async def test_a_seed_gives_the_same_tokens_in_any_company(
         self, engine: Engine, prompts: Prompts
@@ -294,7 +295,7 @@ class Conformance:
         assert chunks[-1].finish_reason == whole.finish_reason
         if logprobs:
             assert sum((chunk.logprobs or () for chunk in chunks), ()) == pytest.approx(
-                whole.logprobs, abs=TOLERANCE
+                whole.logprobs, abs=self.tolerance
             )
 
     async def test_leaving_a_stream_frees_its_slot(
@@ -393,8 +394,8 @@ class Conformance:
         expected = model_logprobs(nano, [*prompts[4], *after])
         start = len(prompts[4])
         own = [expected[start + i - 1, token].item() for i, token in enumerate(after)]
-        assert await engine.score(prompts[4], after) == pytest.approx(own, abs=TOLERANCE)
-        assert await engine.score(prompts[4], after) == pytest.approx(own, abs=TOLERANCE)
+        assert await engine.score(prompts[4], after) == pytest.approx(own, abs=self.tolerance)
+        assert await engine.score(prompts[4], after) == pytest.approx(own, abs=self.tolerance)
         assert await engine.score(prompts[4], []) == ()
         with pytest.raises(EngineError, match="context"):
             await engine.score(prompts[4], [5] * engine.context)

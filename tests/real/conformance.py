@@ -30,6 +30,7 @@ class RealConformance(Conformance):
     sampled = replace(SAMPLED, max_tokens=16)
     requests = 40
     enough = 130
+    tolerance = 1e-3  # nats: float32 adds up to 2e-4 over thirty layers
 
     def problems(self) -> Sequence[Problem]:
         return [

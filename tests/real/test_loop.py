@@ -16,6 +16,8 @@ from dto import tables
 from dto.records import EvaluationRow, PreferencePair, Trajectory
 from dto.runs import manifest
 
+pytestmark = pytest.mark.timeout(1200)  # the whole run; a minute or two on an idle machine
+
 TRAIN, DEV, TEST = 8, 2, 4
 LIMIT = 150  # tokens of a response; most need about a hundred
 DEER = {

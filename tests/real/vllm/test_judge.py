@@ -32,6 +32,7 @@ from dto.stages.segment import segment
 from dto.trajectories import make_trajectory, prompt_ids
 from tests.real.conftest import folder
 
+pytestmark = pytest.mark.timeout(900)
 RESPONSES, LEAST = 6, 6
 
 
@@ -50,7 +51,7 @@ def settings(model: Path) -> Recipe:
                 "threshold": 0.5, "margin": 0.25, "error": 0.1, "cap": 8, "max_tokens": 12,
             },
             "optimize": {"finalizations": 2, "max_tokens": 32},
-            "prune": {"judge": "llm", "max_segments": 4, "max_tokens": 240},
+            "prune": {"judge": "llm", "max_segments": 4, "max_tokens": 320, "temperature": 1.0},
         }
     )  # fmt: skip
 
