@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from dto.exits import compat
-from dto.text import CLOSE_TAG
+from dto.tags import DEFAULT_TAGS
+
+CLOSE_TAG = DEFAULT_TAGS.close
 
 if TYPE_CHECKING:
     from vllm import LLM

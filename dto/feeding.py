@@ -214,7 +214,7 @@ def _note(stage: Stage, rows: Iterator[Problem | Dropped]) -> None:
         first = found[0]
         logger.warning(
             "%s: %s of %s %s problems repeat half or more of a question of another split, such as "
-            "%s (%s): problems.near_duplicates: drop leaves them out",
+            "%s (%s): set problems.near_duplicates to drop to leave them out",
             stage.name, f"{len(found):,}", f"{counts[split]:,}", split, first.id,
             first.metadata[NEAR_DUPLICATE],
         )  # fmt: skip

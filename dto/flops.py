@@ -17,7 +17,8 @@ is sent to. An upper bound for tokens that are read: an engine computes the LM h
 them alone. Training takes a forward pass and a backward pass of twice its FLOPs: 6 · N a token.
 Adapters (LoRA) need no gradients of the frozen weights: 4 · N, their own parameters, a percent or
 so, left out. Gradient checkpointing computes the forward pass a second time, and a reference model
-(DPO, GRPO with a divergence) one of its own: 2 · N more each. Cached prefixes cost nothing again.
+(DPO, O1-Pruner, GRPO with a divergence) one of its own: 2 · N more each. Cached prefixes cost
+nothing again.
 """
 
 from __future__ import annotations

@@ -101,8 +101,8 @@ def foreign_detail(tags: ThinkTags, found: tuple[str, str]) -> str:
     """Which tags were found in a response, and what to set."""
     return (
         f"the response marks its thinking with {found[0]} and {found[1]}, model.think is "
-        f"{tags.open} and {tags.close}: set model.think to {as_yaml(found)} if the model thinks "
-        "so, else rewrite the responses"
+        f"{tags.open} and {tags.close}: set model.think to {as_yaml(found)} if these are "
+        "the model's own tags; otherwise rewrite the responses"
     )
 
 
@@ -129,6 +129,11 @@ def known_close(text: str) -> str:
 @lru_cache(maxsize=16)
 def _think_tags(tokenizer: PreTrainedTokenizerBase, open: Tag, close: Tag) -> ThinkTags:
     (opening, open_ids), (closing, close_ids) = _read(tokenizer, open), _read(tokenizer, close)
+    for tag in (opening, closing):
+        if tag != tag.strip():
+            raise DtoError(
+                f"model.think: {tag!r} begins or ends with white space: leave the white space out"
+            )
     return ThinkTags(opening, closing, open_ids, close_ids)
 
 
@@ -143,7 +148,9 @@ def _read(tokenizer: PreTrainedTokenizerBase, tag: Tag) -> tuple[str, tuple[int,
             )
         text = str(tokenizer.decode(list(tag), skip_special_tokens=False))
         if not text.strip() or "\ufffd" in text:
-            raise DtoError(f"model.think: the ids {list(tag)} read as {text!r}, which is no tag")
+            raise DtoError(
+                f"model.think: the ids {list(tag)} read as {text!r}, which cannot be a tag"
+            )
         return text, tag
     return tag, own_ids(tokenizer, tag)
 

@@ -121,7 +121,7 @@ def check_arguments(tokenizer: PreTrainedTokenizerBase, model: str, arguments: A
     for key in arguments.keys() - known - {NAME}:
         known_ = ", ".join(sorted(known)) or "none"
         raise DtoError(
-            f"model.template.{key}: the chat template of {model!r} knows no {key!r}; its "
+            f"model.template.{key}: the chat template of {model!r} has no argument {key!r}; its "
             f"arguments: {known_}"
         )
 
@@ -165,8 +165,8 @@ def _why(
         known = sorted(frozenset().union(*(_known(str(text)) for text in texts)))
     except TemplateError:
         return (
-            f"the chat template of {model!r} is no Jinja ({said}): put a chat_template.jinja that "
-            "can be read beside its tokenizer"
+            f"the chat template of {model!r} is not valid Jinja ({said}): put a "
+            "chat_template.jinja that can be read beside its tokenizer"
         )
     return (
         f"the chat template of {model!r} fails with {given} ({said}): set model.template, whose "

@@ -21,7 +21,6 @@ from dto.tags import DEFAULT_TAGS, ThinkTags
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-OPEN_TAG, CLOSE_TAG = DEFAULT_TAGS.open, DEFAULT_TAGS.close
 INSIDE_CHARACTER = -1
 
 
@@ -88,7 +87,7 @@ def without_quoted_tags(
     tokenizer: PreTrainedTokenizerBase,
     ids: Sequence[int],
     text: str,
-    tags: Sequence[str] = (OPEN_TAG, CLOSE_TAG),
+    tags: Sequence[str],
 ) -> str:
     """A text as long as `text`, the decoding of `ids`, in which only the model's own tags stand.
 
@@ -202,7 +201,7 @@ def tokens_within(ends: Sequence[int], chars: Span) -> Span:
 
 def _is_end(tokenizer: PreTrainedTokenizerBase, token: int, tags: ThinkTags) -> bool:
     added = tokenizer.added_tokens_decoder.get(token)
-    if added is None or not added.special or added.content in (OPEN_TAG, CLOSE_TAG):
+    if added is None or not added.special:
         return False
     return added.content not in tags.open and added.content not in tags.close
 

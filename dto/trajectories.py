@@ -237,5 +237,7 @@ async def make_trajectory(
         finish_reason=finish_reason,
         grade=graded.grade,
         answer=graded.answer,
-        reason=graded.reason if graded.grade == "failed" else "",
+        reason=graded.reason
+        if graded.grade == "failed" or graded.reason.startswith("grader_")  # given up: wrong
+        else "",
     )

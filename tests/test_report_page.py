@@ -253,7 +253,7 @@ def test_every_drop_reason_is_there(make_run: Callable[..., Path]) -> None:
         ({}, "error 0.05 at each boundary, against 0.65 and 0.85"),
         ({}, "estimate.error_scan bounds them together"),
         ({"estimate.error_scan": 0.1}, "passes at any of them with probability 0.1 at most"),
-        ({"estimate.method": "fixed"}, "more than 0.75 of 16 rollouts are right: no error is"),
+        ({"estimate.method": "fixed"}, "more than 0.75 of 16 rollouts is right: no error is"),
     ],
 )
 def test_the_error_of_estimates_is_said_as_it_is(

@@ -15,10 +15,13 @@ from dto.grading import Grader
 from dto.recipe import SegmentSettings
 from dto.records import Dropped, FinishReason, Problem, Trajectory
 from dto.stages.segment import segment
-from dto.text import CLOSE_TAG, OPEN_TAG, TagReader, tag_token
+from dto.tags import DEFAULT_TAGS
+from dto.text import TagReader, tag_token
 from dto.trajectories import Reading, make_trajectory, opens_thinking, read_response
 from tests.byte_level import byte_level
 from tests.vocabularies import DEEPSEEK, NAMES, QWEN3, R1, model_folder, tokenizer, vocabulary
+
+OPEN, CLOSE = DEFAULT_TAGS.open, DEFAULT_TAGS.close
 
 PROBLEM = Problem("p" * 16, "toy", "test", "5 + 3?", "8")
 
@@ -40,7 +43,7 @@ def written(name: str, *parts: str) -> list[int]:
     """Ids of parts: a tag by itself is its token, and one inside a part is spelt."""
     ids: list[int] = []
     for part in parts:
-        ids += encode(name, part) if part in (OPEN_TAG, CLOSE_TAG) else spelt(name, part)
+        ids += encode(name, part) if part in (OPEN, CLOSE) else spelt(name, part)
     return ids
 
 
@@ -63,7 +66,7 @@ def test_what_is_published_of_qwen_s_vocabulary() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_tags_are_tokens_and_not_special(name: str) -> None:
     words = vocabulary(name)
-    assert words.think == tuple(tag_token(words.tokenizer, tag) for tag in (OPEN_TAG, CLOSE_TAG))
+    assert words.think == tuple(tag_token(words.tokenizer, tag) for tag in (OPEN, CLOSE))
     for token in words.think:
         assert not words.tokenizer.added_tokens_decoder[token].special
     assert words.tokenizer.eos_token_id == words.end_ids[0]
@@ -204,7 +207,6 @@ def parts(reading: Reading) -> tuple[str, str, bool]:
     return text[slice(*reading.thinking)], text[slice(*reading.conclusion)], reading.closed
 
 
-OPEN, CLOSE = OPEN_TAG, CLOSE_TAG
 READINGS = [
     # what a model writes, whether its prompt opened the thinking; thinking, conclusion, closed
     (("a", CLOSE, "\n\nb"), True, "a", "\n\nb", True),
@@ -248,7 +250,7 @@ def test_only_the_tag_s_own_token_opens_and_closes(
         assert parts(reading) == (thinking, conclusion, closed)
         inside = tokenizer(name).decode(ids[slice(*reading.thinking_tokens)])
         assert inside == thinking
-    reader = TagReader(tokenizer(name), CLOSE_TAG)
+    reader = TagReader(tokenizer(name), CLOSE)
     pieces = [tokenizer(name).decode([token]) for token in ids]
     assert any([reader.read([token], piece) for token, piece in zip(ids, pieces, strict=True)]) == (
         CLOSE in said
@@ -258,9 +260,9 @@ def test_only_the_tag_s_own_token_opens_and_closes(
 def test_a_tag_that_the_tokenizer_spells_is_found_in_the_text() -> None:
     plain = byte_level(tags_are_tokens=False)
     ids = plain.encode("a</think>b", add_special_tokens=False)
-    assert tag_token(plain, CLOSE_TAG) is None
+    assert tag_token(plain, CLOSE) is None
     assert parts(read_response(plain, plain.encode("<think>"), ids)) == ("a", "b", True)
-    reader = TagReader(plain, CLOSE_TAG)
+    reader = TagReader(plain, CLOSE)
     seen = [reader.read([token], plain.decode([token])) for token in ids]
     assert seen.count(True) == 1 and not seen[0]
 
@@ -290,3 +292,14 @@ def test_a_stop_string_is_found_in_whichever_tokens(name: str, text: str, stop: 
         assert (found == stop) == (stop in piece)
         read += piece
     assert read == text
+
+
+@pytest.mark.parametrize(
+    ("answer", "grade", "reason"),
+    [("9^{9^{9^{9}}}", "wrong", "grader_timeout"), ("9", "wrong", ""), ("8", "correct", "")],
+)
+async def test_why_an_answer_was_given_up_stays_with_the_trajectory(
+    answer: str, grade: str, reason: str
+) -> None:
+    made = await trajectory(R1, written(R1, "So.\n", CLOSE, f"\n\n\\boxed{{{answer}}}"))
+    assert (made.grade, made.reason) == (grade, reason)

@@ -138,7 +138,7 @@ def test_tags_may_be_given_as_ids() -> None:
     pieces = tuple(tokenizer.encode("[/T]", add_special_tokens=False))
     spelt = think_tags(tokenizer, ModelSettings(name="m", think=("[T]", pieces)))
     assert (spelt.close, spelt.close_ids) == ("[/T]", pieces)
-    for ids, said in (((10**6,), "none with the id"), ((2,), None), ((150,), "no tag")):
+    for ids, said in (((10**6,), "none with the id"), ((2,), None), ((150,), "cannot be a tag")):
         settings = ModelSettings(name="m", think=("[T]", ids))
         if said:
             with pytest.raises(DtoError, match=said):
@@ -170,7 +170,7 @@ def test_real_templates_say_what_they_know() -> None:
     silent = ModelSettings(name="d", template={"thinking": False})
     deepseek = vocabulary(DEEPSEEK).tokenizer
     assert closes_thinking(deepseek, prompt_ids("1?", deepseek, silent))
-    with pytest.raises(DtoError, match=r"knows no 'enable_thinking'; its arguments: none"):
+    with pytest.raises(DtoError, match=r"has no argument 'enable_thinking'; its arguments: none"):
         prompt_ids("1?", vocabulary(R1).tokenizer, closed)
 
 
@@ -197,13 +197,13 @@ BROKEN: list[tuple[Any, dict[str, Any], str | None, str]] = [
     ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", {}, "Be brief.",
      "leaves the system message out: set model.system to null"),
     (NO_SYSTEM.replace("enable", ""), {"enable_thinkin": True}, None,
-     "model.template.enable_thinkin: .* knows no 'enable_thinkin'; its arguments: none"),
+     "model.template.enable_thinkin: .* has no argument 'enable_thinkin'; its arguments: none"),
     (FAMILIES["qwen3"].template, {"enable_thinkin": True}, None, "its arguments: enable_thinking"),
     ("{{ messages[0].content }}{{ raise_exception('effort is high or low') if effort == 'x' }}",
      {"effort": "x"}, None, r"fails with effort='x' \(effort is high or low\): set model.template"),
     ("{{ messages[0].content + effort }}", {"effort": 5}, None, "fails with effort=5"),
     ("{{ messages[0].content + effort }}", {}, None, "fails with no arguments .*arguments are eff"),
-    ("{% for m in messages %}{{ m.content }}", {}, None, "is no Jinja"),
+    ("{% for m in messages %}{{ m.content }}", {}, None, "is not valid Jinja"),
     (NAMED, {"chat_template": "tool"}, None, "chat_template = 'tool': 'm' has default, rag"),
     ({"a": "{{ messages }}", "b": "{{ messages }}"}, {}, None,
      "several chat templates and no default: set model.template.chat_template to one of a, b"),
@@ -238,7 +238,7 @@ def test_what_fits_is_rendered() -> None:
         "{% if effort is not defined %}{% set effort = 'low' %}{% endif %}{{ effort }}"
     )
     assert tokenizer.decode(list(render_chat(asked, tokenizer, "m"))) == "Hilow"  # type: ignore[arg-type]
-    with pytest.raises(DtoError, match="knows no 'ns'; its arguments: effort"):
+    with pytest.raises(DtoError, match="has no argument 'ns'; its arguments: effort"):
         render_chat(asked, tokenizer, "m", {"ns": 1})  # type: ignore[arg-type]
 
 
@@ -337,3 +337,10 @@ def test_an_unfinished_close_is_found() -> None:
     for ids, count in (((7,), 1), ((5, 7, 8), 2), ((7, 8, 9), 0), ((8,), 0), ((), 0), ((7, 7), 1)):
         assert tags.unfinished(ids) == count
     assert ThinkTags().unfinished((60, 47)) == 0
+
+
+@pytest.mark.parametrize("think", [["<reason>\n", "</reason>"], ["<reason>", "\n</reason>"]])
+def test_white_space_is_no_part_of_a_tag(think: list[str]) -> None:
+    model = make_recipe({"name": "x", "model": {"think": think}}).model
+    with pytest.raises(DtoError, match="begins or ends with white space"):
+        think_tags(tokenizer_of("qwen3"), model)

@@ -92,6 +92,6 @@ def check(settings: ExitSettings, engine: Engine) -> None:
             )
     if policy == "deer" and settings.mode == "qwen3" and settings.inducer == "closed":
         raise EngineError(
-            f"{exit}mode qwen3 waits for `</think>` after the trial, and inducer closed has closed "
-            "the thinking: use inducer inside"
+            f"{exit}mode qwen3 waits for the end of the thinking after the trial, and inducer "
+            "closed has closed it: use inducer inside"
         )

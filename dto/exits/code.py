@@ -82,7 +82,7 @@ async def _try_code(
 
 
 def _block(ctx: Context, ids: Sequence[int]) -> str:
-    return decode_response(ctx.tokenizer, ids).partition(FENCE)[0]
+    return decode_response(ctx.tokenizer, ids, ctx.tags).partition(FENCE)[0]
 
 
 def _tried(position: int, sure: float, block: str, tokens: int, error: str = "") -> Tried:

@@ -70,6 +70,7 @@ class Monitor:
         backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self._reader = StopReader(backend, self._stops)
         self._close = TagReader(tokenizer, tags.close)
+        self._recent = deque[int](maxlen=max(0, len(tags.close_ids) - 1))
         self._count = 0
         self._text = ""  # its end
         self._start = 0  # offset at which that begins
@@ -113,6 +114,7 @@ class Monitor:
     def read(self, token: int, top: Mapping[int, float] | None = None) -> Transition | None:
         """Read one token; monitor `entropy` needs the `top` logprobs at a step's first."""
         piece, stop = self._reader.read(token)
+        self._recent.append(token)
         self._count += 1
         if piece:
             self._text += piece
@@ -122,6 +124,9 @@ class Monitor:
         if len(self._text) > 2 * TAIL:
             self._start += len(self._text) - TAIL
             self._text = self._text[-TAIL:]
+        if cut is not None:  # a trial never begins inside a close of several tokens
+            recent = list(self._recent)
+            cut -= self._tags.unfinished(recent[: len(recent) - (self._count - cut)])
         if cut is None or cut <= self._last:
             return None
         self._last = cut

@@ -50,4 +50,4 @@ def _detail(problem: Problem, fault: str) -> str:
         why = "comparing it with a number takes too long"
     elif why == "grader_memory":
         why = "comparing it with a number takes too much memory"
-    return f"{problem.task}: gold answer {shown!r}: {why or 'the parser reads nothing in it'}"
+    return f"{problem.task}: gold answer {shown!r}: {why or 'math-verify finds no answer in it'}"

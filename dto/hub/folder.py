@@ -21,6 +21,7 @@ import yaml
 
 from dto import tables
 from dto.errors import DtoError, disk_errors
+from dto.grading.golds import REASON as UNREADABLE_GOLD
 from dto.hub.layout import (
     ASKING,
     BESIDE,
@@ -36,6 +37,7 @@ from dto.hub.layout import (
 )
 from dto.hub.private import Private, redact_table, without_servers
 from dto.recipe import Recipe, make_recipe
+from dto.reporting.funnel import json_lines
 from dto.runs import content, manifest
 from dto.seeds import content_id
 
@@ -245,6 +247,7 @@ def _without_tests(source: Path, target: Path, private: Private) -> None:
     Their ids stay, by which an evaluation names them, and the task that each is of.
     """
     _copy(source, target, ("rows.parquet", "dropped.jsonl"), private)
+    _hide_gold_answers(target / "dropped.jsonl")
     path = target / "rows.parquet"
     cut, changed = path.with_name("cut.parquet"), False
     with pq.ParquetFile(path) as file:
@@ -262,6 +265,18 @@ def _without_tests(source: Path, target: Path, private: Private) -> None:
         cut.unlink()
     else:
         cut.replace(path)
+
+
+def _hide_gold_answers(path: Path) -> None:
+    """Leave out why a gold answer could not be read: the reason quotes it."""
+    if not path.is_file():
+        return
+    rows = json_lines(path)
+    for row in rows:
+        if row["reason"] == UNREADABLE_GOLD:
+            row["detail"] = ""
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def _shared_manifest(done: Mapping[str, Any], private: Private) -> dict[str, Any]:

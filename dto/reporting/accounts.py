@@ -31,13 +31,14 @@ MEBIBYTE = 2**20
 DROPPED = {
     "answer_not_reached": "the chain does not come to its answer",
     "answered_twice": "the answers to the question differ",
-    "duplicate": "the question stands there twice, case and spaces aside",
+    "duplicate": "the question is already there (case and spaces ignored)",
     "empty_response": "one side of the pair holds no tokens",
     "empty_thinking": "the response did not think",
     "empty": "nothing was thought about the question",
     "error": "the row raised an error",
     "extra_number": "more questions are numbered than were asked",
     "failed": "the engine or the grader failed",
+    "foreign_tags": "the thinking is marked with another model's tags (model.think)",
     "identical": "optimizing changed nothing, so both sides are the same",
     "interleaved": "the question is taken up more than once",
     "left_over": "the questions are no multiple of k",
@@ -254,9 +255,9 @@ def _stated_error(settings: EstimateSettings) -> str:
     """What the decisions at boundaries say, and what they do not."""
     if settings.method == "fixed":
         return (
-            f"A boundary is above when more than {settings.threshold:g} of {settings.rollouts} "
-            "rollouts are right: no error is stated, and the exit that is chosen for a high share "
-            "is flattered by it."
+            f"A boundary is above when a share of more than {settings.threshold:g} of "
+            f"{settings.rollouts} rollouts is right: no error is stated, and the exit that is chosen "
+            "for a high share is flattered by it."
         )
     low, high = zone(settings.threshold, settings.margin, settings.error, settings.cap)
     text = (

@@ -247,7 +247,7 @@ def near_copies(counts: Mapping[str, int]) -> str:
     parts = ", ".join(f"{count:,} of {split}" for split, count in counts.items())
     return (
         f"Problems that repeat half or more of a question of another split: {parts}. Their "
-        "metadata names it; problems.near_duplicates: drop leaves them out."
+        "metadata names it; set problems.near_duplicates to drop to leave them out."
     )
 
 

@@ -105,7 +105,8 @@ class Index:
             return None
         holders = [_once_each(self._rows[starts[each] : ends[each]]) for each in at]
         shared = np.bincount(np.concatenate(holders))
-        row = int(np.argmax(shared))
+        sizes = np.minimum(len(own), np.asarray(self._sizes[: len(shared)]))
+        row = int(np.argmax(shared / np.maximum(1, sizes)))
         first = next(int(each) for each, held in zip(at, holders, strict=True) if row in held)
         share = min(1.0, int(shared[row]) / min(len(own), self._sizes[row]))
         phrase = " ".join(words(text)[first : first + self.n])

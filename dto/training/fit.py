@@ -150,7 +150,7 @@ def fit(
         lengths,
         adapters=bool(recipe.train.lora_rank),
         checkpointing=recipe.train.gradient_checkpointing,
-        reference=method == "dpo" or (online is not None and online.beta != 0.0),
+        reference=method in ("dpo", "o1_pruner") or (online is not None and online.beta != 0.0),
     )
     result = {
         "rows": {

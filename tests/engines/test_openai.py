@@ -304,9 +304,9 @@ async def test_a_typo_in_the_template_is_found_before_any_work(nano: Served, eng
     async with serve("vllm", nano.tokenizer) as server:
         model = settings(server.url, engine=engine, template={"enable_thinkin": True})
         async with Serving(Recipe(name="x", model=model)) as serving:
-            with pytest.raises(DtoError, match="knows no 'enable_thinkin'"):
+            with pytest.raises(DtoError, match="has no argument 'enable_thinkin'"):
                 await serving.context("base", None)
-            with pytest.raises(DtoError, match="knows no 'enable_thinkin'"):
+            with pytest.raises(DtoError, match="has no argument 'enable_thinkin'"):
                 serving.tokenizer()
         assert not server.requests
 

@@ -11,6 +11,7 @@ from dto.context import Context
 from dto.engines.base import Sampling
 from dto.engines.scripted import ScriptedEngine
 from dto.exits import ExitedResponse, answer
+from dto.exits.monitor import Monitor
 from dto.grading import Grader
 from dto.recipe import ExitSettings, Recipe
 from dto.records import Problem
@@ -158,3 +159,14 @@ async def test_every_request_says_how_much_of_the_response_is_written() -> None:
                 assert sampling.written == written, (exit, said)
             else:
                 assert not sampling.temperature or "compat" in exit  # trials
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("every", [1, 3, 8])
+def test_no_trial_begins_inside_a_close_of_several_tokens(name: str, every: int) -> None:
+    tokenizer = tokenizer_of(name)
+    tags = think_tags(tokenizer, FAMILIES[name].settings)
+    ids = tags.encode(tokenizer, f"{STEPS[0]} {STEPS[1]}\n{tags.close}\n\n\\boxed{{2}}")
+    monitor = Monitor(tokenizer, ExitSettings(name="x", monitor="tokens", every=every), tags)
+    cuts = [found.cut for found in monitor.scan(ids, ended=True)]
+    assert cuts and not any(tags.unfinished(ids[:cut]) for cut in cuts)

@@ -46,6 +46,14 @@ def test_a_hit_names_the_row_that_shares_most_and_shows_what() -> None:
     assert hit.phrase == " ".join(LONG.split()[:13])
 
 
+def test_a_whole_copy_is_not_hidden_by_a_longer_question_with_more_in_common() -> None:
+    asked = " ".join(f"word{n}" for n in range(200))
+    copied = " ".join(asked.split()[100:126])
+    common = " ".join(f"word{n}" if n < 60 else f"other{n}" for n in range(200))
+    hit = index(common, copied).find(asked)
+    assert hit is not None and (hit.where, hit.share) == ("1", 1.0)
+
+
 def test_questions_can_be_added_after_a_look_up() -> None:
     made = index("One?")
     assert made.find("Two?") is None
