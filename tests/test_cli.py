@@ -68,7 +68,7 @@ def test_the_plan_shows_the_prompt_as_the_model_reads_it(
             [],
             "recipe r.yaml: unknown key 'sampel' (did you mean 'sample'?); allowed: name, seed",
         ),
-        ("sample: {n: 4}", [], "unknown key 'sample.n'; allowed: samples, temperature"),
+        ("sample: {n: 4}", [], "unknown key 'sample.n'; allowed: temperature, top_p, top_k"),
         (
             "evaluate: {exits: [{name: a, treshold: 1}]}",
             [],

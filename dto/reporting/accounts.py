@@ -256,8 +256,8 @@ def _stated_error(settings: EstimateSettings) -> str:
     if settings.method == "fixed":
         return (
             f"A boundary is above when a share of more than {settings.threshold:g} of "
-            f"{settings.rollouts} rollouts is right: no error is stated, and the exit that is chosen "
-            "for a high share is flattered by it."
+            f"{settings.rollouts} rollouts is right: no error is stated, and the exit that is "
+            "chosen for a high share is flattered by it."
         )
     low, high = zone(settings.threshold, settings.margin, settings.error, settings.cap)
     text = (

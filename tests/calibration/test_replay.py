@@ -135,7 +135,7 @@ async def test_a_replayed_row_is_the_live_row_of_a_script(tmp_path: Path) -> Non
         calibrate=GRID.model_copy(update={"min_thinking": (0, 6), "cooldown": (0, 9)}),
     )
     problem = Problem("p" * 16, "toy", "dev", "1 + 1?", "2")
-    engine = ScriptedEngine(script, byte_level(), shape=ModelShape(2, 2, 4))
+    engine = ScriptedEngine(script, byte_level(), shape=ModelShape(2, 2, 4, 1000))
     async with engine, Grader(workers=1) as grader:
         ctx = Context(recipe, engine, grader)
         pairs = await live_and_replayed([problem], exits_of(recipe), ctx, tmp_path / "rows.parquet")

@@ -52,7 +52,7 @@ class Writer:
     context: int = 100_000
     resumable: bool = True
     model: str = "writer"
-    shape: ModelShape | None = field(default_factory=lambda: ModelShape(1, 1, 1))
+    shape: ModelShape | None = field(default_factory=lambda: ModelShape(1, 1, 1, 1000))
     piece: int = 1
     slow: float = 0.0
     generated: int = 0

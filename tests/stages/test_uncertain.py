@@ -78,8 +78,8 @@ def walked(context, problem, build, monkeypatch):
         passed = {}
         real = module.roll_out_until_decided
 
-        async def spy(prefix, asked, ctx, seed, test):
-            tally, decision = await real(prefix, asked, ctx, seed, test)
+        async def spy(prefix, asked, ctx, seed, test, written):
+            tally, decision = await real(prefix, asked, ctx, seed, test, written)
             if decision == "above":
                 passed[tuple(prefix)] = tally.p
             return tally, decision

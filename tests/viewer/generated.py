@@ -163,5 +163,5 @@ def _answers(
                     "correct" if early or sample % 2 else "wrong", answer, "",
                     "policy" if early else "closed", 180 if early else long, 12,
                     15 if early else 0, 207 if early else long + 12, 40, 1e9,
-                    trials if early else (), 2 if early else -1,
+                    trials if early else (), 2 if early else -1, 2e9,
                 )  # fmt: skip
