@@ -43,6 +43,7 @@ def recipe(model: Path, questions: Path) -> dict[str, object]:
             "beta": 1.0,
             "gamma": 0.3,
             "batch_size": 4,
+            "epochs": 0.5,
             "lora_rank": 8,
             "bf16": True,
             "gradient_checkpointing": True,
