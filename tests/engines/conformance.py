@@ -198,7 +198,7 @@ class Conformance:
         self, engine: Engine, nano: Served, prompts: Prompts
     ) -> None:
         """With one id left sampling is greedy; with k or a share left each id is among those."""
-        hot = replace(SAMPLED, temperature=1.5, top_p=1.0)
+        hot = replace(self.sampled, temperature=1.5, top_p=1.0)
         for changes in ({"top_k": 1}, {"min_p": 0.999}):
             sampling = replace(hot, **changes)
             if not engine.capabilities.filters:
@@ -206,7 +206,7 @@ class Conformance:
                     await engine.complete(prompts[0], sampling)
                 continue
             found = await one(engine, prompts[0], sampling)
-            assert found.token_ids == (await one(engine, prompts[0], GREEDY)).token_ids
+            assert found.token_ids == (await one(engine, prompts[0], self.greedy)).token_ids
         if not engine.capabilities.filters:
             return
         kept, share, free = await asyncio.gather(
@@ -236,7 +236,7 @@ class Conformance:
     ) -> None:
         """Greedy, against the model's own logits: once for each id, of the response alone."""
         penalty = 2.0
-        sampling = replace(GREEDY, presence_penalty=penalty)
+        sampling = replace(self.greedy, presence_penalty=penalty)
         if engine.capabilities.presence is None:
             with pytest.raises(EngineError, match="presence_penalty"):
                 await engine.complete(prompts[0], sampling)
@@ -244,20 +244,21 @@ class Conformance:
         if engine.capabilities.logprobs is None:
             pytest.skip("the server takes text, and its penalty counts tokens of its own")
         found, mate = await asyncio.gather(
-            one(engine, prompts[0], sampling), one(engine, prompts[0], GREEDY)
+            one(engine, prompts[0], sampling), one(engine, prompts[0], self.greedy)
         )
-        assert mate.token_ids == (await one(engine, prompts[0], GREEDY)).token_ids
+        assert mate.token_ids == (await one(engine, prompts[0], self.greedy)).token_ids
         assert found.token_ids != mate.token_ids
         logits = model_logprobs(nano, [*prompts[0], *found.token_ids])[len(prompts[0]) - 1 :]
         for at, token in enumerate(found.token_ids):
             lowered = logits[at].clone()
             lowered[list(set(found.token_ids[:at]))] -= penalty
-            assert lowered.max() - lowered[token] < TOLERANCE
+            assert lowered.max() - lowered[token] < self.tolerance
         if engine.capabilities.presence == "response":
-            for sampled in (sampling, replace(SAMPLED, presence_penalty=1.0)):
+            cut = 3 * sampling.max_tokens // 8
+            for sampled in (sampling, replace(self.sampled, presence_penalty=1.0)):
                 whole = await one(engine, prompts[0], sampled)
-                head, rest = whole.token_ids[:15], whole.token_ids[15:]
-                further = replace(sampled, written=15, max_tokens=25)
+                head, rest = whole.token_ids[:cut], whole.token_ids[cut:]
+                further = replace(sampled, written=cut, max_tokens=sampling.max_tokens - cut)
                 assert (await one(engine, [*prompts[0], *head], further)).token_ids == rest
 
     async def test_the_end_is_in_the_ids_and_not_in_the_text(

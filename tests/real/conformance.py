@@ -24,7 +24,7 @@ class RealConformance(Conformance):
     recipe = Recipe(
         name="conformance",
         model=MODEL,
-        evaluate=EvaluateSettings(samples=1, temperature=0.0, max_tokens=80),
+        evaluate=EvaluateSettings(samples=1, temperature=0.0, max_tokens=64),
     )
     greedy = replace(GREEDY, max_tokens=16)
     sampled = replace(SAMPLED, max_tokens=16)
