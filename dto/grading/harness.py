@@ -3,8 +3,8 @@
 Loaded by `jail.py`, and imports neither torch nor dto. The answer is found here and not in the
 parent, because Python's own parser can be brought down by text.
 
-Which code is the answer: of the fenced blocks (tagged python or not at all; a last one need not be
-closed) the last that defines the entry point, else the last; without a fence the whole text. Where
+Which code is the answer: of the fenced blocks (tagged python or not at all; inside a list or not,
+of backticks or tildes; a last one need not be closed) the last that defines the entry point, else the last; without a fence the whole text. Where
 it defines the entry point it is a module that runs after the prompt (which brings imports and
 helper functions), else it goes on where the prompt ends, as completion models answer.
 """
@@ -22,8 +22,10 @@ from typing import Any
 FAILED = "failed: "  # begins what is the problem's fault, not the answer's
 
 _FENCE = re.compile(
-    r"^[ ]{0,3}```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ ]{0,3}```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+    r"(?P<before>[ \t]*(?:(?:[-*+•]|\d{1,9}[.)])[ \t]+)?)(?P<run>`{3,}|~{3,})"
+    r"[ \t]*\{?\.?(?P<tag>[\w+-]*)(?P<info>.*)"
 )
+_CLOSING = re.compile(r"([ \t]*)(`{3,}|~{3,})(?:\s*$|[ \t]+\S|[.,;:!?)])")
 _PYTHON = ("", "python", "python3", "py", "py3")
 _IMPORT = re.compile(r"^(?:import|from)\s.*$", re.MULTILINE)
 
@@ -92,7 +94,57 @@ def _unittests(new: dict[str, Any]) -> str:
 
 
 def _blocks(response: str) -> list[str]:
-    return [block for tag, block in _FENCE.findall(response) if tag.lower() in _PYTHON]
+    """The fenced blocks of Python, without the indentation that a list gives them.
+
+    As in CommonMark a block ends at a run of the same character that is as long as the one that
+    began it; text behind that run is let pass.
+    """
+    blocks: list[str] = []
+    lines: list[str] = []
+    opened: re.Match[str] | None = None
+    for line in response.splitlines(keepends=True):
+        if opened is None:
+            opened = _FENCE.match(line)
+            if opened and "`" in opened["info"] and opened["run"][0] == "`":
+                opened = None  # code within a line
+            lines = []
+            continue
+        end = _CLOSING.match(line)
+        if end and end[2].startswith(opened["run"]) and _width(end[1]) <= _indent(opened) + 3:
+            _close(blocks, opened, lines)
+            opened = None
+        else:
+            lines.append(line)
+    if opened is not None:
+        _close(blocks, opened, lines)
+    return blocks
+
+
+def _close(blocks: list[str], opened: re.Match[str], lines: list[str]) -> None:
+    if opened["tag"].lower() in _PYTHON:
+        blocks.append(_outdented(lines, _indent(opened)))
+
+
+def _indent(fence: re.Match[str]) -> int:
+    return _width(fence["before"])
+
+
+def _width(space: str) -> int:
+    return len(space.expandtabs(4))
+
+
+def _outdented(lines: list[str], width: int) -> str:
+    """Without the indentation of the fence, as far as every line has it."""
+    heads = [line[: len(line) - len(line.lstrip(" \t"))] for line in lines]
+    common = min((_width(head) for head, line in zip(heads, lines, strict=True) if line.strip()),
+                 default=0)  # fmt: skip
+    remove = min(width, common)
+    if not remove:
+        return "".join(lines)
+    return "".join(
+        head.expandtabs(4)[remove:] + line[len(head) :]
+        for head, line in zip(heads, lines, strict=True)
+    )
 
 
 def _parsed(source: str) -> ast.Module | None:
