@@ -14,8 +14,7 @@ has to look. What it calls correct is an equal string after normalisation or an 
 - Numerals in different bases, `204_5` and `204_8`, differ; so do times of day, 3:30 and 4:40.
 - Words are compared as words, without regard to case: a parser would take `east` and `seat` for the
   same product of variables. So are answers with Chinese characters.
-- A choice is its letter, with or without parentheses, `\text{}`, a full stop, or the option's text
-  behind it; several letters are a set.
+- A choice is the letters that `dto.grading.choices` reads.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from dto.grading.choices import same_choice
 from dto.grading.quantity import Quantity, mentions, no_unit, quantity
 from dto.records import AnswerKind
 
@@ -85,15 +85,6 @@ _PLAIN_WORDS = {"yes", "no", "true", "false", "none", "even", "odd", "all", "one
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 _CHINESE_IDLE = re.compile(r"[\s，。,.；;：:“”\"'！!]+")
 _LETTER = re.compile(r"\(?\s*([A-Za-z])\s*\)?[.:]?|\(([A-Za-z])\).*|([A-Z])\s*[).:].*", re.DOTALL)
-_LETTERS = re.compile(r"[A-H](?:[\s,;]|and|\\text\{\s*and\s*\})*(?:[A-H](?:[\s,;]|and)*)+")
-_MARKED = re.compile(r"(?:\(?[A-H]\)(?:[\s,;]|and(?![a-z]))*){2,}")
-_ANOTHER = re.compile(
-    r".?\s*(?:\(?[A-H]\)|(?:(?:[,;/&+]|(?:and|or)(?![a-z])|[和与及或])\s*)+\(?[A-H](?![A-Za-z]))"
-)
-_OPTION = re.compile(
-    r"^(?:the\s+)?(?:correct\s+)?(?:(?:option|choice|answer)\s*(?:is)?|正确)?(?:选项|选择|选|答案)?[是为]?"
-    r"\s*:?\s*", re.IGNORECASE
-)  # fmt: skip
 _PERCENTAGE = re.compile(
     r"\b(?:what(?:['’]s)?|which|how many|(?:find|calculate|compute|determine) the)\s+"
     r"(?:[A-Za-z-]+\s+){0,4}?percent(?:age)?s?\b"
@@ -162,7 +153,8 @@ def _compare(gold: str, prediction: str, kind: AnswerKind) -> bool | None:
     gold_clean, cleaned = clean(gold), clean(prediction)
     gold_text, text = _bare(gold_clean), _bare(cleaned)
     if kind == "choice":
-        return _same_choice(gold_text, text)
+        same = same_choice(gold, prediction)
+        return gold_text == text if same is None else same
     if not text:
         return False
     if gold_text == text:
@@ -296,20 +288,3 @@ def _same_numbers(brackets: str, wanted: list[Quantity], given: list[Quantity]) 
         wanted, given = sorted(wanted), sorted(given)
     same = [_same_quantity(*pair) for pair in zip(wanted, given, strict=True)]
     return False if False in same else None if None in same else True
-
-
-def _same_choice(gold: str, text: str) -> bool:
-    wanted, given = _letters(gold), _letters(text)
-    return gold == text if wanted is None else wanted == given
-
-
-def _letters(text: str) -> frozenset[str] | None:
-    text = _OPTION.sub("", text.strip("* ")).strip("* ")
-    if _LETTERS.fullmatch(text) or _MARKED.fullmatch(text):
-        return frozenset(re.findall("[A-H]", text))
-    match = _LETTER.fullmatch(text)
-    if match is None or match.lastindex is None:
-        return None
-    if _ANOTHER.match(text, match.end(match.lastindex)):
-        return None  # undecided
-    return frozenset(match[match.lastindex].upper())

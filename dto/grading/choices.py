@@ -1,0 +1,173 @@
+r"""Options: which letters an answer picks, and which clause behind an answer is no part of it.
+
+An option is its letter, with or without parentheses, brackets, quotation marks, fonts and a full
+stop. Its text may stand behind it (`C. A girl`), and so may a reason (`B because …`), a denial
+(`D, not B`) or "is correct". Several letters are a set: `AC`, `(A, C)`, `A, C and D`. Circled
+numbers, `(1)(2)(4)` and Roman numerals are labels as well; they never equal letters.
+
+Nothing is guessed: `B or C` is undecided, `not B` picks nothing, `A dog` begins with an article.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_CIRCLED = {ord("①") + number: f"({number + 1})" for number in range(20)}
+_CIRCLED |= {ord("【"): "[", ord("】"): "]", ord("、"): ",", ord("。"): "."}
+_FONT = re.compile(
+    r"\\[,;:! ()\[\]]|\\(?:text(?:bf|rm|it|sf|tt|normal|sc)?|mbox|hbox|math(?:bf|rm|it|sf|tt|bb)|underline|"
+    r"emph|boldsymbol|bm|operatorname|bf|rm|it|sf|tt|bfseries|left|right|[Ll]arge|displaystyle|"
+    r"boxed|fbox|q?quad)(?![A-Za-z])"
+)
+_DECORATION = re.compile(r"\\?[{}$]|\*+|[`\"“”„«»「」『』#]|__+")
+_LEAD = re.compile(
+    r"(?:(?:so|thus|therefore|hence|then|also|donc|daher|simply|clearly|must be|is|ist|est|es|é)\b"
+    r"[,:]?\s*)*(?:(?:the|la|le|el|die|der|das)\s+|l['’]\s*|[ao]\s+(?=alternativa|op[cç]|letra))?"
+    r"(?:(?:final|correct|right|best)\s+)*"
+    r"(?:(?:(?:option|choice|answer|letter|statement|alternativ[ae]|opci[oó]n|opzione|opção|letra|"
+    r"lettera|lettre|buchstabe|antwort|réponse|respuesta)\b|選択肢|正确|选项|選項|选择|选|選|答案)"
+    r"\s*(?:(?:is|ist|est|es|é|è)\b|[是为為])?\s*[:=]?\s*)*",
+    re.IGNORECASE,
+)
+_LABEL = r"(?:[IVX]{2,4}|[A-J]|\d{1,2})"
+_JOINED = r"(?:[\s,;&+]|(?:and|und|et|y|e)\b|[和与與及])"
+_SEVERAL = re.compile(
+    "|".join(
+        rf"{label}(?:{_JOINED}+{label})+|\(?{label}\)(?:{_JOINED}*\(?{label}\))+"
+        for label in (r"(?:[IVX]{2,4}|[A-J])", r"\d{1,2}")
+    )
+)
+_RUN = re.compile(r"(?:([A-J])(?!.*\1)){2,10}")
+_BRACKETS = re.compile(r"[(\[<]([^()\[\]<>]*)[)\]>]")
+_FIRST = re.compile(r"[(\[]?\s*([A-Za-z])(?![A-Za-z0-9'’])\s*([)\]]?\s*[.:)]?)")
+_NUMBERED = re.compile(r"[(\[]?(\d{1,2})(?:[)\]]\s*|\.\s+|:\s)\D")
+_CORRECT = re.compile(
+    r"\s+is\s+(?:(?:therefore|thus|indeed|clearly)\s+)?(?:the\s+)?(?:only\s+)?"
+    r"(?:correct|right|best|answer)\b(?!\s+(?:or|and|if|only))"
+)
+_VALUE = re.compile(r"\s*,?\s*[-+]?\\?[$€£]?[\d\\]|\s*[(\[]|\s+[-–—]\s+\S|\s*[–—]\s*\w{2}")
+_LONE = re.compile(r"(?<![A-Za-z'’])[A-J](?![A-Za-z'’])")
+_ANOTHER_NUMBER = re.compile(r"\b(?:or|and)\b\s*\(?\d|[,\s]\(\d|\d\)")
+_ANOTHER = re.compile(
+    r".?\s*(?:\(?[A-J]\)"
+    r"|(?:(?:[,;/&+]|(?:and|or)(?![a-z])|[和与及或])\s*)+\(?[A-J](?![A-Za-z']))"
+)
+_OR_LATER = re.compile(
+    r"\b(?:or|oder|ou)\s+(?:(?:option|choice)\s+)?\(?[A-J](?:[).:,]+\s*[^\s.).:]|[).]*$)"
+)
+_REASON = (
+    r"(?:(?:because|since|due to|weil|denn|puisque|car|porque|ya que|pois|perché|poiché|"
+    r"потому что|так как)\b|parce qu(?:e\b|['’]))"
+)
+_SO = (
+    r"(?:(?:and )?(?:so|thus|therefore|hence)|which|meaning|giving|making|i\.e\.|that is|also|donc|"
+    r"por lo tanto)"
+)
+_DENIED = (
+    r"(?:(?:and )?(?:not(?! (?:sure|exactly|quite|necessarily|certain|yet|really))|rather than|"
+    r"instead of|as opposed to)|nicht|et non|pas|y no)"
+)
+_CLAUSE = re.compile(
+    rf"(?:\s{{0,3}}[,;—–(]\s{{0,3}}|\s--?\s|\s{{1,3}}){_REASON}"
+    rf"|\s{{0,3}}[,;—–(]\s{{0,3}}(?:as\b(?! well)|{_DENIED}\s)"
+    rf"|(?P<so>\s{{0,3}}[,;—–(]\s{{0,3}}{_SO}[\s,])"
+    r"|[,，;；]?\s{0,3}(?:因为|因為|由于|由於|而不是|なぜなら|而非)"
+    r"|(?P<so2>[,，]\s{0,3}(?:所以|因此))",
+    re.IGNORECASE,
+)
+_HEDGE = re.compile(
+    r"\b(?:maybe|perhaps|possibly|might|(?:could|may)\s(?:also\s)?be|depending|unless|actually|"
+    r"wait)\b|,\s?(?:or|but)\s\(?[A-J]\b|\b(?:or|but)\s\d"
+    r"|\b(?:and|or)\s\S{1,20}\s(?:because|since|as|if|when|for)\b"
+)
+_REFUTED = re.compile(r"\b(?:wrong|incorrect|impossible|contradict\w*|not)\b")
+_FIGURE = re.compile(r"\d+(?:[.,]\d+)*")
+_WORDS = re.compile(r"[A-Za-z]{2,}|[\u3040-\u30ff\u4e00-\u9fff]")
+
+
+def same_choice(gold: str, prediction: str) -> bool | None:
+    """Whether a prediction picks the gold answer's options; None: the gold answer is no option."""
+    wanted = options(gold)
+    return None if wanted is None else wanted == options(prediction)
+
+
+def options(text: str) -> frozenset[str] | None:
+    """The labels that an answer picks, or None where it picks none or is undecided."""
+    text = _plain(text)
+    text = text[match.end() :] if (match := _LEAD.match(text)) else text
+    text = text.strip(" .,;:!")
+    brackets = _BRACKETS.fullmatch(text)
+    if brackets:
+        text = brackets[1].strip()
+    return _all(text) or _all(before_clause(text)) or _first(text)
+
+
+def before_clause(text: str) -> str:
+    """An answer without the clause behind it that gives a reason, a consequence or a denial.
+
+    A consequence that holds other numbers than the answer's last one stays: `5, so y = 6` answers
+    something else.
+    """
+    match = _CLAUSE.search(text)
+    if match is None or not text[: match.start()].strip():
+        return text
+    head, rest = text[: match.start()], text[match.end() :]
+    if _HEDGE.search(rest):
+        return text
+    if match["so"] or match["so2"]:
+        figures = {figure.replace(",", "") for figure in _FIGURE.findall(rest)}
+        own = [figure.replace(",", "") for figure in _FIGURE.findall(head)]
+        if not _WORDS.search(rest) or (figures and not set(own[-1:]) & figures):
+            return text
+        if _REFUTED.search(rest):
+            return text
+    return head.rstrip()
+
+
+def _all(text: str) -> frozenset[str] | None:
+    """The labels of a text that holds nothing else."""
+    if len(text) == 1 and text.isalpha() and text.isascii():
+        return frozenset(text.upper())
+    if re.fullmatch(_LABEL, text):
+        return frozenset((text,))
+    if _RUN.fullmatch(text):
+        return frozenset(text)
+    return frozenset(re.findall(_LABEL, text)) if _SEVERAL.fullmatch(text) else None
+
+
+def _first(text: str) -> frozenset[str] | None:
+    """The label that begins a text, where its mark or what follows says that it is one."""
+    if number := _NUMBERED.match(text):
+        return None if _ANOTHER_NUMBER.search(text, number.end(1)) else frozenset((number[1],))
+    match = _FIRST.match(text)
+    if match is None:
+        return None
+    letter, mark, rest = match[1], match[2].strip(), text[match.end() :]
+    small = letter.islower()
+    if mark:
+        if small and not (")" in mark or "]" in mark or not rest or rest[0].isspace()):
+            return None
+    elif small and rest:
+        return None
+    elif rest and not _CORRECT.match(text, match.end(1)):
+        if not _VALUE.match(text, match.end(1)) or _LONE.search(rest):
+            return None
+    if text.endswith("?") or _ANOTHER.match(text, match.end(1)):
+        return None
+    later = _OR_LATER.search(rest)
+    if later:
+        between = rest[: later.start()]
+        marked = re.search(r"\([A-J]\)", between)
+        bare = re.search(r"\b[A-J]\b", between) and rest[later.start() :].rstrip(" .")[-1].isupper()
+        if not (marked or bare or re.search(r"\b(?:both|either)\b", between, re.IGNORECASE)):
+            return None
+    return frozenset(letter.upper())
+
+
+def _plain(text: str) -> str:
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text.translate(_CIRCLED))
+    if "\\" in text:
+        text = _FONT.sub(" ", text)
+    return " ".join(_DECORATION.sub("", text).split())
