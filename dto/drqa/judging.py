@@ -40,7 +40,7 @@ class Judgement:
 
 def read_letter(conclusion: str) -> str:
     """The one letter that a conclusion picks; empty for none, several, or another letter."""
-    answer = final_answer(conclusion) or ""
+    answer = final_answer(conclusion, "choice") or ""
     if not answer:
         return ""
     return next((letter for letter in LETTERS if compare(letter, answer, "choice")), "")

@@ -242,7 +242,7 @@ def _of_file(source: str) -> Iterator[Item | None]:
             raise DtoError(f"{where} {error}") from None
         question = next((str(row[name]) for name in QUESTION if name in row), "")
         kind = row.get("answer_kind", "math")
-        answer = final_answer(prediction)
+        answer = final_answer(prediction, kind)
         if "prediction" in row and "boxed" not in prediction:
             answer = prediction
         if kind not in ("math", "choice") or not answer or not gold:

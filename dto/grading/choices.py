@@ -16,9 +16,9 @@ import unicodedata
 _CIRCLED = {ord("①") + number: f"({number + 1})" for number in range(20)}
 _CIRCLED |= {ord("【"): "[", ord("】"): "]", ord("、"): ",", ord("。"): "."}
 _FONT = re.compile(
-    r"\\[,;:! ()\[\]]|\\(?:text(?:bf|rm|it|sf|tt|normal|sc)?|mbox|hbox|math(?:bf|rm|it|sf|tt|bb)|underline|"
-    r"emph|boldsymbol|bm|operatorname|bf|rm|it|sf|tt|bfseries|left|right|[Ll]arge|displaystyle|"
-    r"boxed|fbox|q?quad)(?![A-Za-z])"
+    r"\\[,;:! ()\[\]]|\\(?:text(?:bf|rm|it|sf|tt|normal|sc)?|mbox|hbox|math(?:bf|rm|it|sf|tt|bb)|"
+    r"underline|emph|boldsymbol|bm|operatorname|bf|rm|it|sf|tt|bfseries|left|right|[Ll]arge|"
+    r"displaystyle|boxed|fbox|q?quad)(?![A-Za-z])"
 )
 _DECORATION = re.compile(r"\\?[{}$]|\*+|[`\"“”„«»「」『』#]|__+")
 _LEAD = re.compile(
@@ -148,10 +148,9 @@ def _first(text: str) -> frozenset[str] | None:
     if mark:
         if small and not (")" in mark or "]" in mark or not rest or rest[0].isspace()):
             return None
-    elif small and rest:
-        return None
-    elif rest and not _CORRECT.match(text, match.end(1)):
-        if not _VALUE.match(text, match.end(1)) or _LONE.search(rest):
+    elif rest:
+        valued = _VALUE.match(text, match.end(1)) and not _LONE.search(rest)
+        if small or not (valued or _CORRECT.match(text, match.end(1))):
             return None
     if text.endswith("?") or _ANOTHER.match(text, match.end(1)):
         return None

@@ -1,54 +1,134 @@
 r"""Where a response's answer stands.
 
-With a box: the last complete `\boxed{…}` (or `\fbox{…}`), its braces matched, escaped braces not
-counted. Of nested boxes the inner one is the answer; a box that never closes is none.
+With a box: the last `\boxed{…}` (or `\fbox{…}`), its braces matched, escaped braces not counted. Of
+nested boxes the inner one is the answer. A last box that never closes is no answer, and neither an
+earlier box nor a statement stands in for it: the response was cut. `\boxed 3` and `\boxed\frac12`
+have no braces and count as well.
 
-Without a box, in this order, and nothing else is guessed (no "last number in the text"):
+Without a box the answer is what the text states (`dto.grading.statements`), and nothing else is
+guessed (no "last number in the text"); a text that is a single line without words is an answer. For
+kind `choice` a stated option beats a box that holds none.
 
-1. what follows the last "answer is", "answer:", "答案是", "答案：", "答：" or, before a
-   letter, "选", up to the end of its sentence, or the line after a heading "Final Answer";
-2. the whole text, when it is a single line that holds no words: `42`, `$x^2$`, `(C)`.
+Of an answer a clause behind it is left out: `72, so she sells 72 eggs`.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Literal, NamedTuple
+
+from dto.grading import statements
+from dto.grading.choices import options
+from dto.records import AnswerKind
 
 MAX_TEXT = 200_000  # characters at the end of a text that are searched: bounds time, not memory
 MAX_ANSWER = 2_000  # characters; what is longer is no answer, and would only feed the parser
 
 _BRACE = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_BOX = re.compile(r"(?:boxed|fbox)(?![A-Za-z])\s{0,20}(\{)?")
+_UNBRACED = re.compile(
+    r"(?:[-+]?\d[\d,]*(?:\.\d+)?|\(?[A-Z]\)?(?![A-Za-z])|\\[dt]?frac\s*(?:\{[^{}]{0,200}\}|\d)\s*"
+    r"(?:\{[^{}]{0,200}\}|\d)|\\(?:text|textbf|mathrm|mathbf|sqrt)\s*(?:\{[^{}]{0,200}\}|\d))"
+    r"(?![\w{\\^_]|\s{0,3}[-+*/^=<>\\])"
+)
+_CUT = re.compile(r"\\(?:box?|boxed?|fbo?x?)\s*$")
 _TRIAL = re.compile(r"\s*(?:\\boxed)?\s*")
-_STATED = re.compile(
-    # White space is bounded: a run of it must not be gone through again from each of its places.
-    r"answer\*{0,9}\s{0,20}(?:is\b|[:：=])[\s*:：]{0,20}"
-    r"|答案\*{0,9}\s{0,20}[是为為:：=选選][\s*:：]{0,20}|答[:：][\s*]{0,20}"
-    r"|选[择項项]?[是为:：]?[\s*:：]{0,20}(?=[(（]?[A-ZＡ-Ｚ])"
-    r"|final\s{1,20}answer[^\S\n]{0,20}\*{0,9}[^\S\n]{0,20}\n\s{0,20}",
+_OR = re.compile(r"or|oder|ou|或", re.IGNORECASE)
+_LETTER = re.compile(r"(?<![A-Za-z\\])[A-J](?![A-Za-z])")
+_MOST_BOXES = 20
+_LONGEST_GAP = 200
+_REVISED = re.compile(
+    r"\b(?:wait|actually|no|not|instead|rather|correct\w*|mistake|hmm|but|however|should|sorry|oops|"
+    r"(?:re)?check\w*|again|alternatively|equivalently|so|thus|therefore|hence)\b|不[对對是]|[应應][该該]|但|所以",
+    re.IGNORECASE,
+)  # fmt: skip
+_DELIMITER = r"(?:[\s$*]|\\[()\[\]]|\\q?quad)*"
+_LINK = re.compile(
+    rf"{_DELIMITER}(?:[,;、，]{_DELIMITER})?(?:(?P<word>and|or|und|oder|et|ou|y|[和或与]|"
+    rf"\\text\s?\{{\s?(?:and|or)\s?\}})[\s,]*)?{_DELIMITER}",
     re.IGNORECASE,
 )
-_SENTENCE_END = re.compile(r"[.。](?:\s|$)")
-_TEXT_COMMAND = re.compile(r"\\(?:text|mbox|mathrm)\s*\{[^{}]*\}")
-_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}|[\u4e00-\u9fff]")
-_DECORATION = "*$ \t\r\n"
+_NEW_SENTENCE = re.compile(r"[.!?]\W{0,5}\s\W{0,3}[A-Z]|[。！？]")
+_PART = re.compile(
+    r"[\s*_]*(?:[-•]|\*\s|\(?(?:\d{1,2}|[a-z]{1,4})[).]|(?:Part|Case|Question)\s|\$?\\?[A-Za-z_]{1,6}"
+    r"(?:_?\{?\d\}?)?\s*=)"
+)
+_NEXT_PART = re.compile(r"[^\n]{0,40}\n\s*")
+_SEPARATOR = re.compile(r"\s*(?:[,;，、]|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|[和或与])\s*")
+
+
+class Boxes(NamedTuple):
+    r"""The boxes that belong to the last one, in order, and what links them.
+
+    They stand in one sentence (`x = \boxed{3} and y = \boxed{5}`) or in a list of parts, and no
+    word between them takes one back. `link`: `or`, where each is linked to the next by nothing but
+    that; `list`, where by a comma or "and"; else `parts`.
+    """
+
+    answers: tuple[str, ...]
+    link: Literal["or", "list", "parts"] = "parts"
+
+    def joined(self) -> str:
+        """As one answer."""
+        return (" or " if self.link == "or" else ", ").join(self.answers)
+
+
+class _Box(NamedTuple):
+    start: int
+    end: int
+    content: str | None  # None: it never closes
 
 
 def last_box(text: str) -> str | None:
-    r"""The content of the last complete `\boxed{…}`, or None."""
+    r"""The content of the last `\boxed{…}`; None where there is none, or where it never closes."""
     text = text[-MAX_TEXT:]
-    opened: list[int] = []  # where the content of each open brace begins; -1: not that of a box
-    best: tuple[int, int] | None = None
-    for match in _BRACE.finditer(text):
-        token = match.group()
-        if token == "{":
-            opened.append(-1)
-        elif token[-1] == "{" and len(token) > 2:
-            opened.append(match.end())
-        elif token == "}" and opened:
-            start = opened.pop()
-            if start >= 0 and (best is None or start > best[0]):
-                best = (start, match.start())
-    return None if best is None else text[best[0] : best[1]].strip()
+    box = None if _is_cut(text) else _box_before(text, len(text))
+    return None if box is None else box.content
+
+
+def final_boxes(text: str) -> Boxes:
+    r"""The last box and those before it that belong to it; without a complete box none."""
+    text = text[-MAX_TEXT:]
+    box = None if _is_cut(text) else _box_before(text, len(text))
+    if box is None or box.content is None:
+        return Boxes(())
+    boxes, words = [box], set()
+    while len(boxes) <= _MOST_BOXES:
+        first = boxes[0]
+        before = _box_before(text, first.start)
+        if before is None or before.content is None or before.end > first.start:
+            break
+        gap = text[before.end : first.start]
+        if len(gap) > _LONGEST_GAP or _REVISED.search(gap):
+            break
+        link = _LINK.fullmatch(gap)
+        if link and (link["word"] or gap.strip("$ *\n")):
+            words.add("or" if _OR.search(link["word"] or "") else "list")
+        elif ("\n" not in gap and not _NEW_SENTENCE.search(gap)) or _next_part(text, before, first):
+            words.add("parts")
+        else:
+            break
+        boxes.insert(0, before)
+    found = tuple(each.content or "" for each in boxes)
+    if "parts" in words or not words:
+        return Boxes(found)
+    return Boxes(found, "or" if "or" in words else "list")
+
+
+def list_length(answer: str) -> int:
+    """How many parts a list such as `3, 5` has outside all brackets; 1 for what is no list."""
+    depth, count, place = 0, 1, 0
+    answer = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", answer)
+    while place < len(answer):
+        character = answer[place]
+        separator = _SEPARATOR.match(answer, place) if depth == 0 else None
+        if separator:
+            count += 1
+            place = separator.end()
+            continue
+        depth += (character in "([{") - (character in ")]}")
+        place += 1
+    return count
 
 
 def closing_brace(text: str, opening: int) -> int | None:
@@ -65,24 +145,33 @@ def closing_brace(text: str, opening: int) -> int | None:
     return None
 
 
-def stated_answer(text: str) -> str | None:
-    """The answer of a text that has no box, by the rules of this module, or None."""
+def stated_answer(text: str, kind: AnswerKind = "math") -> str | None:
+    """The answer of a text that has no box, by the rules of `dto.grading.statements`, or None."""
+    return statements.stated_answer(text[-MAX_TEXT:], kind)
+
+
+def final_answer(text: str, kind: AnswerKind = "math") -> str | None:
+    """The answer of a conclusion: its last box, else what it states, else None.
+
+    For kind `choice` boxes that are linked by "and", "or" or commas alone are one answer.
+    """
     text = text[-MAX_TEXT:]
-    starts = [match.end() for match in _STATED.finditer(text)]
-    if starts:
-        answer = text[starts[-1] : starts[-1] + 300].partition("\n")[0]
-        end = _SENTENCE_END.search(answer)
-        return _bare(answer[: end.start()] if end else answer) or None
-    line = text.strip()
-    if "\n" in line or len(line) > 100 or _WORD.search(_TEXT_COMMAND.sub("", line)):
+    if _is_cut(text):
         return None
-    return _bare(line) or None
-
-
-def final_answer(text: str) -> str | None:
-    """The answer of a conclusion: its last box, else what it states, else None."""
-    boxed = last_box(text)
-    return boxed if boxed is not None else stated_answer(text)
+    box = _box_before(text, len(text))
+    if box is None:
+        return statements.stated_answer(text, kind)
+    if box.content is None:
+        return None
+    if kind != "choice":
+        return statements.without_clause(box.content)
+    found = options(box.content)
+    if found is None or all(label.isdigit() for label in found):
+        if not _LETTER.search(box.content):
+            return statements.stated_option(text) or box.content
+        return box.content
+    boxes = final_boxes(text)
+    return box.content if boxes.link == "parts" else boxes.joined()
 
 
 def trial_answer(text: str) -> str | None:
@@ -102,13 +191,38 @@ def trial_answer(text: str) -> str | None:
         return None
     inside = text[opening + 1 : closing]
     boxed = last_box(inside)
-    return boxed if boxed is not None else inside.strip()
+    return statements.without_clause(inside.strip() if boxed is None else boxed)
 
 
-def _bare(answer: str) -> str:
-    r"""Without emphasis and maths delimiters around it."""
-    answer = answer.strip(_DECORATION)
-    for left, right in ((r"\(", r"\)"), (r"\[", r"\]")):
-        if answer.startswith(left) and answer.endswith(right):
-            answer = answer[2:-2]
-    return answer.strip(_DECORATION)
+def _is_cut(text: str) -> bool:
+    """Whether a text ends where a box was about to begin."""
+    tail = text[-20:]
+    return "\\" in tail and _CUT.search(tail) is not None
+
+
+def _box_before(text: str, end: int) -> _Box | None:
+    """The last box that begins before a place."""
+    while True:
+        at = max(text.rfind("boxed", 0, end), text.rfind("fbox", 0, end))
+        if at < 0:
+            return None
+        end = at
+        match = _BOX.match(text, at) if text[at - 1 : at] == "\\" else None
+        if match is None:
+            continue
+        if match[1]:
+            closing = closing_brace(text, match.end() - 1)
+            if closing is None:
+                return _Box(at - 1, len(text), None)
+            return _Box(at - 1, closing + 1, text[match.end() : closing].strip())
+        if bare := _UNBRACED.match(text, match.end()):
+            return _Box(at - 1, bare.end(), bare.group())
+
+
+def _next_part(text: str, before: _Box, after: _Box) -> bool:
+    """Whether two boxes stand in neighbouring lines of a list of parts."""
+    start = text.rfind("\n", 0, before.start) + 1
+    gap = _NEXT_PART.match(text, before.end, after.start)
+    if gap is None or "\n" in text[gap.end() : after.start]:
+        return False
+    return bool(_PART.match(text, start) and _PART.match(text, gap.end()))

@@ -16,7 +16,14 @@ from dto.grading.compare import (
     for_parser,
     without_percent,
 )
-from dto.grading.extract import MAX_ANSWER, MAX_TEXT, final_answer, trial_answer
+from dto.grading.extract import (
+    MAX_ANSWER,
+    MAX_TEXT,
+    final_answer,
+    final_boxes,
+    list_length,
+    trial_answer,
+)
 from dto.grading.harness import last_block
 from dto.grading.pool import UNREADABLE_GOLD, ComparisonError, WorkerPool
 from dto.grading.published import Rules, decide
@@ -112,11 +119,25 @@ class Grader:
         """Grade the text after `</think>`, and only that.
 
         The answer is found as `dto.grading.extract` says, a program as `dto.grading.harness` does;
-        none is `wrong`.
+        none is `wrong`. Where the gold answer is a list of as many parts as there are boxes that
+        belong together, the boxes are one answer as well. Boxes linked by "or" must all be right.
         """
         if kind == "code":
             return await self._grade_program(conclusion, gold)
-        return await self._grade(final_answer(conclusion) or "", gold, kind, question)
+        graded = await self._grade(final_answer(conclusion, kind) or "", gold, kind, question)
+        if kind == "choice" or graded.grade == "failed":
+            return graded
+        boxes = final_boxes(conclusion)
+        if len(boxes.answers) < 2:
+            return graded
+        if graded.grade == "wrong" and list_length(gold) == len(boxes.answers):
+            together = await self._grade(boxes.joined(), gold, kind, question)
+            return together if together.grade == "correct" else graded
+        if graded.grade == "correct" and boxes.link == "or":
+            for answer in boxes.answers[:-1]:
+                if (await self._grade(answer, gold, kind, question)).grade != "correct":
+                    return Graded("wrong", boxes.joined()[:MAX_ANSWER])
+        return graded
 
     async def grade_trial(
         self, text: str, gold: str, kind: AnswerKind, question: str = ""

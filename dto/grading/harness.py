@@ -4,9 +4,10 @@ Loaded by `jail.py`, and imports neither torch nor dto. The answer is found here
 parent, because Python's own parser can be brought down by text.
 
 Which code is the answer: of the fenced blocks (tagged python or not at all; inside a list or not,
-of backticks or tildes; a last one need not be closed) the last that defines the entry point, else the last; without a fence the whole text. Where
-it defines the entry point it is a module that runs after the prompt (which brings imports and
-helper functions), else it goes on where the prompt ends, as completion models answer.
+of backticks or tildes; a last one need not be closed) the last that defines the entry point, else
+the last; without a fence the whole text. Where it defines the entry point it is a module that runs
+after the prompt (which brings imports and helper functions), else it goes on where the prompt ends,
+as completion models answer.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from dto.grading.extract import closing_brace, final_answer, last_box, trial_ans
     [
         (r"**Final Answer**" + "\n" + r"\boxed{6}", "6"),
         (r"first \boxed{3}, no: \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
-        (r"\boxed{\frac{3}{4}\sqrt2} and \boxed{unfinished", r"\frac{3}{4}\sqrt2"),
+        (r"\boxed{\frac{3}{4}\sqrt2} and \boxed{unfinished", None),
         (r"\boxed{12 and then \boxed{3}", "3"),
         (r"\boxed{\{1,2\}}", r"\{1,2\}"),
         (r"\boxed{\text{a} \boxed{5}}", "5"),

@@ -1,0 +1,442 @@
+r"""What a response without a box states as its answer, in prose.
+
+The last statement counts: "the answer is …", "Answer: …", `#### N`, "答案是 …", "Die Antwort
+ist …", "答えは …", a heading "Final Answer" and so on. The answer is the rest of its sentence, or
+what follows on the next lines: display mathematics, a fence, a list (its items are joined). Of it
+go emphasis, quotation marks, adverbs such as "therefore", and a clause behind it
+(`dto.grading.choices.before_clause`).
+
+For kind `choice` a statement counts only where it picks options. There are more of them: "the
+correct choice is B", "I'd go with D", "it must be option A", "leaving D", "C is the correct
+answer". A passing mention, a question, a condition, or a letter that is denied is none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from dto.grading.choices import before_clause, options
+from dto.records import AnswerKind
+
+_LONGEST = 300  # characters of a sentence that holds an answer
+_LONGEST_DISPLAY = 2_000
+_MOST_STATEMENTS = 50
+_MOST_PLACES = 2_000  # of words that may begin a statement
+_MOST_ITEMS = 20
+
+_SPACE = r"[\s*_:：]{0,20}"  # bounded: no run is gone through again from each of its places
+_IS = (
+    r"(?:is|are|was|equals|(?:would|should|must|will|has to|have to|can only|turns out to|"
+    r"comes out to|comes to)(?: be)?)\b"
+)
+_DENIAL = r"(?:is\s?n[o'’]t|are\s?n[o'’]t|is not|can\s?no?[t'’]+t? be|could not be)"
+_ANSWER = re.compile(
+    r"answers?[*_]{0,4}"
+    r"(?:\s{1,5}(?:to|for|of|in)\s[^.\n:=]{1,60}?|\s?,[^,.\n]{1,30},|\s?\([^()\n]{1,40}\))?"
+    r"[*_]{0,4}\s{0,20}"
+    rf"(?:(?P<denied>{_DENIAL})|(?:{_IS}(?! not\b)|[:：=→⇒]|[–—-](?=\s)){_SPACE})"
+    r"|ans[*_]{0,4}\s{0,3}[.:=]" + _SPACE,
+    re.IGNORECASE,
+)
+_HEADING = re.compile(r"answers?[*_ \t]{0,9}\n\s{0,20}", re.IGNORECASE)
+_HEADING_BEFORE = re.compile(r"[\s#*_>]*(?:(?:the|my|final|correct|short)\s+)*", re.IGNORECASE)
+_LABEL_AHEAD = r"(?=[*_(\[\"'“`$]{0,4}[A-J][)\]*_\"'”`$]{0,4}\s{0,3}(?:[.!\n]|$|\)\s))"
+_ANSWER_LETTER = re.compile(r"answer\s{1,3}(?:(?:choice|option)\s)?" + _LABEL_AHEAD, re.IGNORECASE)
+_ANSWER_NUMBER = re.compile(r"answer\s{1,3}(?=-?\$?\d[^\s]{0,20}\s{0,3}(?:\n|$))", re.IGNORECASE)
+_FIRST_ON_LINE = re.compile(r"(?:.*(?:[,;:]|\b(?:so|thus|hence|therefore)))?[\s*_#>]*(?:final\s)?",
+                            re.IGNORECASE)  # fmt: skip
+_HASHES = re.compile(r"####\s{0,3}(?=[^\n]*\S)(?!#)")
+_TAG = re.compile(r"<answer>\s{0,20}")
+
+_COPULA = (
+    r"(?:ist|lautet|wäre|est|serait|es|sería|é|è|seria|sarebbe|adalah|ni|это|является|هي|هو|है|"
+    r"は|が|은|는|이)"
+)
+_ABROAD = re.compile(
+    r"(?:[^\W\d_]{2,20})(?:\s{1,3}[^\W\d_]{1,15}){0,4}?[*_]{0,4}\s{0,5}"
+    rf"(?:[:：=]|(?<=\s){_COPULA}(?=[\s*:：]|$)|—(?=\s)){_SPACE}",
+    re.IGNORECASE,
+)
+_ASIAN = re.compile(
+    r"(?:答え|答之え|解答|回答|正解|正しい(?:答え|選択肢)|정답|답변|답)[*_]{0,4}\s{0,5}"
+    r"(?:[:：=]|は|が|은|는|이)[\s*:：、,]{0,20}"
+)
+_CHINESE = re.compile(
+    r"答案\*{0,9}\s{0,20}(?:應該|应该|应|就|便)?[是为為:：=选選][\s*:：]{0,20}"
+    r"|答案[】\]][\s*:：]{0,20}|答[:：][\s*]{0,20}"
+    r"|[选選][择擇項项]?[是为為:：]?[\s*:：]{0,20}(?=[(（【]?[A-ZＡ-Ｚ])"
+)
+_EUROPEAN_WORDS = (
+    "antwort", "lösung", "réponse", "respuesta", "resposta", "risposta", "ответ", "jawaban",
+    "jibu", "antwoord", "odpowiedź", "đáp án", "cevap", "الإجابة", "الجواب", "إجابة", "उत्तर",
+    "উত্তর", "คำตอบ", "సమాధానం",
+)  # fmt: skip
+_RIGHT_ABROAD = re.compile(
+    r"richtig(?:e option)?\s{1,3}ist\s{1,3}"
+    r"|(?:alternativa|opción|opção|opzione)\s{1,3}(?:correcta|correta|corretta)\s{1,3}"
+    r"(?:es|é|è)\s{1,3}(?:(?:la|a|o)\s{1,3})?"
+    r"|(?:option|choix)\s{1,3}correcte?\s{1,3}est\s{1,3}",
+    re.IGNORECASE,
+)
+
+_BEST = re.compile(
+    r"(?:correct|right|best)\s{1,3}(?:answer|option|choice|one|alternative|letter)(?:\s{1,3}choice)?"
+    rf"[*_]{{0,4}}\s{{0,5}}(?:{_IS}|[:：]){_SPACE}",
+    re.IGNORECASE,
+)
+_MY_CHOICE = re.compile(r"choice[*_]{0,4}\s{0,3}(?:is\b|would be\b|[:：])" + _SPACE, re.IGNORECASE)
+_VERB = re.compile(
+    r"(?:go(?:ing)? with|go for|choose|pick|select|opt for|settle on)\s{1,3}", re.IGNORECASE
+)
+_I = re.compile(
+    r"\b(?:I|i|We|we)(?:['’](?:d|ll|m|re)|\s(?:would|will|shall|am|must|should|can))?"
+    r"(?:\s(?:therefore|thus|then|so|have to))?\s$"
+)
+_MUST = re.compile(r"(?:must|has to|can only|should|would) be\s{1,3}", re.IGNORECASE)
+_IT = re.compile(r"\b(?:it|this|that|which|answer|one|choice)\s$", re.IGNORECASE)
+_IT_IS = re.compile(
+    r"(?:it['’]s|it is|(?:this|that|which|it) (?:corresponds to|matches|agrees with|is))\s{1,3}"
+    r"(?=(?:answer\s)?(?:option|choice|answer)\s)",
+    re.IGNORECASE,
+)
+_LEAVING = re.compile(r"leav(?:ing|es)\s(?:us\s)?(?:with\s)?(?:only\s|just\s)?", re.IGNORECASE)
+_IS_CORRECT = re.compile(
+    r" is (?:(?:therefore|thus|hence|indeed|clearly) )?(?:the )?(?:only )?"
+    r"(?:(?:correct|right|best)(?: (?:answer|option|choice|one))?|answer)"
+    r"[*_)]{0,4}(?:[.!,;](?:\s|$)|\s{0,3}(?:\n|$)| because\b| since\b)",
+    re.IGNORECASE,
+)
+_SUBJECT = re.compile(r"(?:^|[\s,;:(])[*_(\"\[$\\]{0,4}([A-J])[*_)\"\]$\\]{0,4}$")
+_NO_CONCLUSION = re.compile(
+    r"\b(?:if|whether|unless|suppos\w*|assum\w*|not|neither|nor|could|might|may|why|first|initially|"
+    r"tempt\w*|statement|says?|claims?|otherwise)\b|n['’]t\b",
+    re.IGNORECASE,
+)
+
+_SENTENCE_END = re.compile(r"[.．](?:\s|$)|[。？]|[?!](?:\s+[A-Z]|\s*$)|</answer>")
+_FACTORIAL = re.compile(r"[\d)a-z]\s?!")
+_DISPLAY = (("$$", "$$"), (r"\[", r"\]"))
+_FENCED = re.compile(r"(`{3,})[\w+-]*\n(.{0,2000}?)\n\s*\1", re.DOTALL)
+_ITEM = re.compile(r"[ \t]*(?:[-*•]|\d{1,2}[.)]|\([a-z0-9]{1,3}\)|[a-z]\))[ \t]+(.*)")
+_ADVERB = re.compile(
+    r"(?:(?:therefore|thus|hence|then|so|indeed|clearly|simply|just|again|exactly|now|obviously|"
+    r"definitely|most likely|approximately|roughly|about|equal to|given by|daher|somit|also|donc|"
+    r"alors|por lo tanto|entonces|portanto|logo|quindi|dunque)\b|approx\.|[,:：])\s*",
+    re.IGNORECASE,
+)
+_NEXT_LINE = re.compile(r"[ \t*_:：]{0,20}\n(?:[\s>#_]|\*(?! )){0,40}")
+_COMMENT = re.compile(
+    r"(?:in|correct|right|helpful|clear|verified|confirmed|consistent|reasonable|straightforward|"
+    r"plausible|based|supported|above|boxed|as follows|given (?:above|below|in)|shown)\b",
+    re.IGNORECASE,
+)
+_PROSE = re.compile(
+    r"(?:[A-Za-z'’-]+\s+){1,15}?(?:is|are|=|equals)\s+(?:therefore\s+|thus\s+)?(?P<value>\S.*)"
+)
+_NOT = re.compile(r"not\b|neither\b|no\b", re.IGNORECASE)
+_BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
+_ENDING = re.compile(
+    r"\s*(?:です|でした|となります|になります|である|だ|입니다|이다|이에요|예요)[。.]?$"
+)
+_QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "`": "`", "«": "»", "„": "“", "「": "」"}
+_DECORATION = "*$ \t\r\n"
+_IN_WORDS = re.compile(r"(.*\S)\s*\(\s*([A-Za-z]+(?:[ -][A-Za-z]+)?)\s*\)")
+_SMALL = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_TEXT_COMMAND = re.compile(r"\\(?:text|mbox|mathrm)\s*\{[^{}]*\}")
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}|[\u4e00-\u9fff]")
+_COUNTED = re.compile(r"[-+]?[$€£]?\d[\d.,/]*(?:\s[a-z]{2,15}){1,3}")
+_LETTER_IN = re.compile(r"(?<![A-Za-z\\])[A-J](?![A-Za-z'’])")
+
+
+class _Statement(NamedTuple):
+    end: int  # where its answer begins
+    denied: bool = False
+    subject: str = ""  # the option of "C is correct"
+    weak: bool = False  # it counts only where it picks options
+
+
+def stated_answer(text: str, kind: AnswerKind = "math") -> str | None:
+    """The answer of a text that has no box, or None. What is long is searched all the same."""
+    if kind == "choice":
+        option = stated_option(text)
+        if option is not None:
+            return option
+    last: str | None = None
+    words = _ASCII_TRIGGERS if text.isascii() else _TRIGGERS
+    for count, statement in enumerate(_statements(text, words)):
+        if statement.denied or count > _MOST_STATEMENTS:
+            break
+        answer = tidy(_content(text, statement.end, kind))
+        if last is None:
+            last = answer
+        if answer and not _COMMENT.match(answer):
+            return answer
+    if last is not None:
+        return last or None
+    line = text.strip()
+    if "\n" in line or len(line) > _LONGEST:
+        return None
+    line = tidy(line)
+    if len(line) > 100 or (
+        _WORD.search(_TEXT_COMMAND.sub("", line)) and not _COUNTED.fullmatch(line.rstrip("."))
+    ):
+        return None
+    return line or None
+
+
+def stated_option(text: str) -> str | None:
+    """What picks an option in a text, without its box; None where nothing does."""
+    denied: set[str] = set()
+    for count, statement in enumerate(_statements(text, _TRIGGERS | _WEAK_TRIGGERS)):
+        if count > _MOST_STATEMENTS:
+            break
+        if statement.subject:
+            if _others_correct(text, statement.subject) or statement.subject in denied:
+                return None
+            return statement.subject
+        content = _content(text, statement.end, "choice")
+        negative = _NOT.match(content)
+        if statement.denied or negative:
+            denied |= options(content[negative.end() if negative else 0 :]) or set()
+            continue
+        found = options(content)
+        if found and not all(label.isdigit() for label in found):
+            return None if found & denied else tidy(content)
+        if not statement.weak and _LETTER_IN.search(content):
+            return content or None  # undecided
+    return _only_line(text)
+
+
+def tidy(answer: str) -> str:
+    """Without what is no part of an answer: emphasis, quotation marks, adverbs, a clause."""
+    answer = answer.strip()
+    if " " in answer or "，" in answer or not answer.isascii():
+        while match := _ADVERB.match(answer):
+            answer = answer[match.end() :]
+        answer = without_clause(answer)
+        if "**" in answer:
+            answer = _BOLD.sub(r"\1", answer)
+    if not answer.isascii():
+        answer = _ENDING.sub("", answer)
+    answer = answer.strip(_DECORATION)
+    for left, right in ((r"\(", r"\)"), (r"\[", r"\]")):
+        if answer.startswith(left) and answer.endswith(right):
+            answer = answer[2:-2].strip(_DECORATION)
+    if len(answer) > 2 and _QUOTES.get(answer[0]) in (answer[-1], answer[-2:-1]):
+        answer = answer.rstrip(".").strip(answer[0] + _QUOTES[answer[0]]).strip(_DECORATION)
+    return answer
+
+
+def without_clause(answer: str) -> str:
+    """Without a clause, or the number in words, behind an answer: `72, so she sells 72 eggs`."""
+    if " " not in answer and answer.isascii():
+        return answer
+    inside = _TEXT_COMMAND.fullmatch(answer)
+    if inside:
+        words = answer[answer.index("{") + 1 : -1]
+        head = before_clause(words)
+        return answer if head == words else head
+    head = before_clause(answer)
+    if len(head) < len(answer) and _balanced(head):
+        answer = head
+    named = _IN_WORDS.fullmatch(answer.rstrip("."))
+    if named and (value := _number(named[2])) is not None:
+        figure = named[1].strip("$* ").split(" ")[0].strip("$*")
+        if figure == str(value):
+            answer = named[1]
+    return answer
+
+
+def _balanced(head: str) -> bool:
+    counts = [head.count(each) for each in "{}([)]"]
+    return counts[0] == counts[1] and counts[2] + counts[3] == counts[4] + counts[5]
+
+
+def _number(words: str) -> int | None:
+    """Of `twelve` or `forty-five`, 0 to 99."""
+    first, _, second = words.lower().replace("-", " ").partition(" ")
+    if not second and first in _SMALL:
+        return _SMALL.index(first)
+    if first in _TENS and (not second or second in _SMALL[1:10]):
+        return 10 * (_TENS.index(first) + 2) + (_SMALL.index(second) if second else 0)
+    return None
+
+
+def _content(text: str, start: int, kind: AnswerKind) -> str:
+    """What stands behind a statement: the rest of its sentence, or a block on the next lines."""
+    below = text[max(0, start - 20) : start].rstrip(" \t*_:：").endswith("\n")
+    if match := _NEXT_LINE.match(text, start):
+        below, start = True, match.end()
+    rest = text[start : start + _LONGEST_DISPLAY]
+    rest = rest.lstrip()
+    for left, right in _DISPLAY:
+        if rest.startswith(left):
+            end = rest.find(right, 2)
+            after = rest[end + 2 :].lstrip(" \t\n.,*")
+            if end > 0 and not re.match(r"(?:or|and|oder|et|y)\b|\$\$|\\\[", after):
+                return rest[2:end].strip().rstrip(".,").strip()
+    if fenced := _FENCED.match(rest):
+        return fenced[2].strip()
+    if below and (_ITEM.match(rest) and (kind != "choice" or rest[0] in "-*•")):
+        items: list[str] = []
+        for line in rest.splitlines():
+            item = _ITEM.match(line)
+            if item and len(items) < _MOST_ITEMS:
+                items.append(tidy(_sentence(item[1]).rstrip(" ,;.")))
+            elif line.strip():
+                break
+        return ", ".join(items)
+    return _sentence(rest[:_LONGEST].partition("\n")[0])
+
+
+def _sentence(line: str) -> str:
+    """Up to its end, without emphasis at its beginning; "The total is 5." is its value."""
+    end = _SENTENCE_END.search(line)
+    while end and end[0][0] == "!" and _FACTORIAL.match(line, max(0, end.start() - 1)):
+        end = _SENTENCE_END.search(line, end.end())
+    question = end is not None and end[0][0] in "?？"
+    sentence = line[: end.start() + question] if end else line
+    sentence = sentence.lstrip("*_ \t")
+    prose = _PROSE.fullmatch(sentence)
+    if prose and not re.search(r"\b(?:not|no|is|are)\b|[\d\\=]", sentence[: prose.start("value")]
+                               .rsplit(None, 1)[0]):  # fmt: skip
+        value = prose["value"]
+        if not _WORD.search(_TEXT_COMMAND.sub("", before_clause(value))):
+            return value
+    return sentence
+
+
+def _only_line(text: str) -> str | None:
+    """The line that is an option and nothing else, or the first line that begins with one."""
+    lines = [line for line in text[-5_000:].splitlines() if line.strip()]
+    if not lines:
+        return None
+    alone = [line for line in lines if len(line) < 30 and len(_bare_label(line)) == 1]
+    if len(alone) == 1 and alone[0] in (lines[0], lines[-1]) and len(text) <= 5_000:
+        return tidy(alone[0])
+    first = lines[0].strip()
+    if alone or len(text) > 5_000 or len(first) > _LONGEST:
+        return None
+    marked = [line for line in lines if re.match(r"[\s*_(\[]{0,6}[A-Ja-j][).:\]]", line)]
+    if len(lines) == 1 or marked == [lines[0]]:
+        found = options(first)
+        if found and not all(label.isdigit() for label in found):
+            return tidy(first)
+    return None
+
+
+def _bare_label(line: str) -> str:
+    return re.sub(r"[\s*_()\[\].`$\"]|\\(?:text|mathrm|textbf)|[{}]", "", line)
+
+
+def _others_correct(text: str, letter: str) -> bool:
+    """Whether another option is called correct as well."""
+    lowered = _lowered(text)
+    subjects = (s.subject for s in _statements(text, {" is ": _WEAK_TRIGGERS[" is "]}, lowered))
+    return any(subject and subject != letter for subject in subjects)
+
+
+def _statements(
+    text: str, triggers: dict[str, str], lowered: str | None = None
+) -> Iterator[_Statement]:
+    """The statements of a text, the last first. Words are found before any pattern is tried."""
+    lowered = _lowered(text) if lowered is None else lowered
+    places = {word: at for word in triggers if (at := lowered.rfind(word)) >= 0}
+    tried = 0
+    while places and tried < _MOST_PLACES:
+        tried += 1
+        word = max(places, key=places.__getitem__)
+        at = places[word]
+        statement = _read(text, at, triggers[word])
+        if statement is not None:
+            yield statement
+        places[word] = lowered.rfind(word, 0, at)
+        if places[word] < 0:
+            del places[word]
+
+
+def _lowered(text: str) -> str:
+    lowered = text.lower()
+    if len(lowered) != len(text):
+        lowered = "".join(low if len(low := char.lower()) == 1 else char for char in text)
+    return lowered
+
+
+_TRIGGERS = {
+    "answer": "answer", "ans": "ans", "####": "hashes", "答": "chinese", "选": "chinese",
+    "選": "chinese", "正解": "asian", "正しい": "asian", "정답": "asian", "답": "asian",
+    **dict.fromkeys(_EUROPEAN_WORDS, "abroad"),
+}  # fmt: skip
+_ASCII_TRIGGERS = {word: form for word, form in _TRIGGERS.items() if word.isascii()}
+_WEAK_TRIGGERS = {
+    "correct ": "best", "right ": "best", "best ": "best", "choice": "choice", " is ": "subject",
+    "go with": "verb", "going with": "verb", "go for": "verb", "choose": "verb", "pick": "verb",
+    "select": "verb", "opt for": "verb", "settle on": "verb", "must be": "must",
+    "has to be": "must", "can only be": "must", "should be": "must", "would be": "must",
+    "it's": "it", "it is": "it", "it’s": "it", "which ": "it", "this ": "it", "that ": "it",
+    "leav": "leaving", "richtig": "right", "alternativa": "right", "opción": "right",
+    "opção": "right", "opzione": "right", "option": "right", "choix": "right",
+}  # fmt: skip
+
+
+def _read(text: str, at: int, form: str) -> _Statement | None:
+    """The statement whose word stands at a place, or None."""
+    line = text[max(0, text.rfind("\n", max(0, at - 200), at) + 1, at - 200) : at]
+    match: re.Match[str] | None
+    if form == "answer":
+        if text[at - 1 : at] == "<" and (match := _TAG.match(text, at - 1)):
+            return _Statement(match.end())
+        if match := _ANSWER.match(text, at):
+            return _Statement(match.end(), bool(match["denied"]))
+        if (match := _HEADING.match(text, at)) and _HEADING_BEFORE.fullmatch(line):
+            return _Statement(match.end())
+        match = _ANSWER_LETTER.match(text, at) or _ANSWER_NUMBER.match(text, at)
+        return _Statement(match.end()) if match and _FIRST_ON_LINE.fullmatch(line) else None
+    if form == "ans":
+        if text[at + 3 : at + 4] in ("w", "W") or line[-1:].isalpha() or not (match := _ANSWER.match(text, at)):
+            return None
+        return _Statement(match.end())
+    if form == "hashes":
+        match = _HASHES.match(text, at)
+        return _Statement(match.end()) if match and not line.strip() and _number_line(
+            text[match.end() : match.end() + 100].partition("\n")[0]
+        ) else None  # fmt: skip
+    if form in ("chinese", "asian"):
+        match = _CHINESE.match(text, at) or _ASIAN.match(text, at)
+        return _Statement(match.end()) if match else None
+    if form == "abroad":
+        match = _ABROAD.match(text, at)
+        return _Statement(match.end()) if match else None
+    sentence = re.split(r"[.!?;\n]\s", line)[-1]
+    if _NO_CONCLUSION.search(sentence):
+        return None
+    if form == "subject":
+        subject = _SUBJECT.search(sentence)
+        if subject is None or not _IS_CORRECT.match(text, at):
+            return None
+        if re.search(r"\b(?:and|or)\b", sentence):
+            return None
+        return _Statement(at, subject=subject[1], weak=True)
+    before = {"verb": _I, "must": _IT}.get(form)
+    if before is not None and not before.search(line):
+        return None
+    pattern = {
+        "best": _BEST, "choice": _MY_CHOICE, "verb": _VERB, "must": _MUST, "it": _IT_IS,
+        "leaving": _LEAVING, "right": _RIGHT_ABROAD,
+    }[form]  # fmt: skip
+    match = pattern.match(text, at)
+    return _Statement(match.end(), weak=True) if match else None
+
+
+def _number_line(line: str) -> bool:
+    """Whether behind `####` stands an answer and not a heading."""
+    line = tidy(line)
+    return bool(line) and (
+        not _WORD.search(_TEXT_COMMAND.sub("", line)) or bool(_COUNTED.fullmatch(line.rstrip(".")))
+    )
