@@ -203,10 +203,10 @@ def _is_cut(text: str) -> bool:
 def _box_before(text: str, end: int) -> _Box | None:
     """The last box that begins before a place."""
     while True:
-        at = max(text.rfind("boxed", 0, end), text.rfind("fbox", 0, end))
-        if at < 0:
+        end = text.rfind("box", 0, end)
+        if end < 0:
             return None
-        end = at
+        at = end - (text[end - 1 : end] == "f")
         match = _BOX.match(text, at) if text[at - 1 : at] == "\\" else None
         if match is None:
             continue

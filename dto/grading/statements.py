@@ -55,7 +55,7 @@ _COPULA = (
     r"は|が|은|는|이)"
 )
 _ABROAD = re.compile(
-    r"(?:[^\W\d_]{2,20})(?:\s{1,3}[^\W\d_]{1,15}){0,4}?[*_]{0,4}\s{0,5}"
+    r"(?:[^\W\d_]{2,20})(?:\s{1,3}(?!(?:no|non|não|nicht|pas|не)\b)[^\W\d_]{1,15}){0,4}?[*_]{0,4}\s{0,5}"
     rf"(?:[:：=]|(?<=\s){_COPULA}(?=[\s*:：]|$)|—(?=\s)){_SPACE}",
     re.IGNORECASE,
 )
@@ -126,6 +126,9 @@ _ADVERB = re.compile(
     r"alors|por lo tanto|entonces|portanto|logo|quindi|dunque)\b|approx\.|[,:：])\s*",
     re.IGNORECASE,
 )
+_PASSED = re.compile(r"[\s*_:：]*\Z")
+_MORE = re.compile(r"(?:or|and|oder|et|y)\b|\$\$|\\\[")
+_OR_OPTION = re.compile(r"[^;]{1,60}\bor\s+(?:option\s+)?\(?[A-J][).:]\s+\S")
 _NEXT_LINE = re.compile(r"[ \t*_:：]{0,20}\n(?:[\s>#_]|\*(?! )){0,40}")
 _COMMENT = re.compile(
     r"(?:in|correct|right|helpful|clear|verified|confirmed|consistent|reasonable|straightforward|"
@@ -142,6 +145,9 @@ _ENDING = re.compile(
 )
 _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "`": "`", "«": "»", "„": "“", "「": "」"}
 _DECORATION = "*$ \t\r\n"
+_BEGINS = re.compile(
+    r"[\s*_(\[\"“'`$\\{]{0,6}(?:text\{|option\s|Option\s)?\(?(?:[A-J]{1,6}|[a-j])(?![A-Za-z'’])"
+)
 _IN_WORDS = re.compile(r"(.*\S)\s*\(\s*([A-Za-z]+(?:[ -][A-Za-z]+)?)\s*\)")
 _SMALL = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
@@ -270,16 +276,22 @@ def _number(words: str) -> int | None:
 
 def _content(text: str, start: int, kind: AnswerKind) -> str:
     """What stands behind a statement: the rest of its sentence, or a block on the next lines."""
-    below = text[max(0, start - 20) : start].rstrip(" \t*_:：").endswith("\n")
+    passed = _PASSED.search(text, max(0, start - 20), start)
+    below = passed is not None and "\n" in passed[0]
     if match := _NEXT_LINE.match(text, start):
         below, start = True, match.end()
-    rest = text[start : start + _LONGEST_DISPLAY]
-    rest = rest.lstrip()
+    elif below:
+        start = text.rindex("\n", 0, start) + 1  # back to the bullet
+    rest = text[start : start + _LONGEST_DISPLAY].lstrip()
+    if below and not _ITEM.match(rest):
+        rest = rest.lstrip("*_>#: \t\n")
     for left, right in _DISPLAY:
         if rest.startswith(left):
             end = rest.find(right, 2)
             after = rest[end + 2 :].lstrip(" \t\n.,*")
-            if end > 0 and not re.match(r"(?:or|and|oder|et|y)\b|\$\$|\\\[", after):
+            if end > 0 and _MORE.match(after):
+                return " ".join(rest[:_LONGEST].split())
+            if end > 0:
                 return rest[2:end].strip().rstrip(".,").strip()
     if fenced := _FENCED.match(rest):
         return fenced[2].strip()
@@ -292,7 +304,11 @@ def _content(text: str, start: int, kind: AnswerKind) -> str:
             elif line.strip():
                 break
         return ", ".join(items)
-    return _sentence(rest[:_LONGEST].partition("\n")[0])
+    line = rest[:_LONGEST].partition("\n")[0]
+    sentence = _sentence(line)
+    if kind == "choice" and len(sentence) < 8 and _OR_OPTION.search(line, len(sentence)):
+        return line  # "C. 42 or D. 43"
+    return sentence if sentence.isascii() else _ENDING.sub("", sentence)
 
 
 def _sentence(line: str) -> str:
@@ -321,7 +337,7 @@ def _only_line(text: str) -> str | None:
     if len(alone) == 1 and alone[0] in (lines[0], lines[-1]) and len(text) <= 5_000:
         return tidy(alone[0])
     first = lines[0].strip()
-    if alone or len(text) > 5_000 or len(first) > _LONGEST:
+    if alone or not _BEGINS.match(first) or len(text) > 5_000 or len(first) > _LONGEST:
         return None
     marked = [line for line in lines if re.match(r"[\s*_(\[]{0,6}[A-Ja-j][).:\]]", line)]
     if len(lines) == 1 or marked == [lines[0]]:
@@ -399,9 +415,9 @@ def _read(text: str, at: int, form: str) -> _Statement | None:
         match = _ANSWER_LETTER.match(text, at) or _ANSWER_NUMBER.match(text, at)
         return _Statement(match.end()) if match and _FIRST_ON_LINE.fullmatch(line) else None
     if form == "ans":
-        if text[at + 3 : at + 4] in ("w", "W") or line[-1:].isalpha() or not (match := _ANSWER.match(text, at)):
-            return None
-        return _Statement(match.end())
+        inside = line[-1:].isalpha() or text[at + 3 : at + 4].isalpha()
+        match = None if inside else _ANSWER.match(text, at)
+        return _Statement(match.end()) if match else None
     if form == "hashes":
         match = _HASHES.match(text, at)
         return _Statement(match.end()) if match and not line.strip() and _number_line(

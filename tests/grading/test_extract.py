@@ -1,10 +1,29 @@
 r"""Where answers stand, and that no text is too odd to be searched."""
 
+import asyncio
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto.grading.extract import closing_brace, final_answer, last_box, trial_answer
+from dto.grading import Grader
+from dto.grading.choices import before_clause, options
+from dto.grading.extract import (
+    closing_brace,
+    final_answer,
+    final_boxes,
+    last_box,
+    list_length,
+    trial_answer,
+)
+from tests.grading import responses
+
+CASES = Path("../shared/data/grading-cases.jsonl")
+OURS = 40  # the row from which on the shared cases are about where an answer stands
 
 
 @pytest.mark.parametrize(
@@ -90,13 +109,141 @@ def test_braces_are_matched(inside, after):
 
 @given(st.text("\\{}boxed answer is:\n*$7。", max_size=80))
 def test_any_text_can_be_searched(text):
+    def bare(answer):  # emphasis within an answer goes, and the items of a list are joined
+        return "".join(character for character in answer if character not in "*$ \n,")
+
     for found in (final_answer(text), trial_answer(text)):
-        assert found is None or found in text
+        assert found is None or bare(found) in bare(text)
 
 
-@pytest.mark.parametrize("unit", ["{", "}", "\\", r"\boxed{", " ", "answer is ", "7", "\\{"])
-def test_ten_megabytes(unit):
+WORDS = ["answer", " is ", "(B)", "B", " or ", "not ", "option ", "\n", "choose ", "I ", ". ", "C"]
+
+
+@given(st.lists(st.sampled_from([*WORDS, "correct", "####", "答え", "Antwort ", "1", "因为", "?"])))
+def test_any_prose_can_be_searched_for_options(words):
+    found = final_answer("".join(words), "choice")
+    assert found is None or len(found) <= 2_000
+    options("".join(words))
+
+
+UNITS = [
+    "{", "}", "\\", r"\boxed{", " ", "answer is ", "7", "\\{", "answer ", "answer to ", "Antwort ",
+    "答", "选", "正解", "\n", "$", "- 7\n", "#### 7\n", "#### a b\n", ", so ", ", since ", "(",
+    "**",    r"\boxed{7} and ", r"\boxed 7 ", r"\boxed ", "```\n", "B is correct. ", " is ", "it's ",
+    "I choose ", "leaving ", "A, ", "(A) ", "the correct answer is ", "answer: ", "<answer>", '"',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("kind", ["math", "choice"])
+def test_ten_megabytes(unit, kind):
     text = unit * (10_000_000 // len(unit))
-    assert final_answer(text + r"\boxed{7}") == "7"
-    final_answer(text)
+    assert final_answer(text + r"\boxed{7} x", "math") == "7"
+    assert final_answer(text + r"\boxed{B} x", "choice").endswith("B")
+    final_answer(text, kind)
+    final_boxes(text)
     trial_answer(text)
+    options(text[:2_000])
+    before_clause(text[:2_000])
+    list_length(text[:2_000])
+
+
+@pytest.fixture(scope="module")
+def grades():
+    """The grades of rows (gold, response, kind, …) from one grader."""
+
+    def work(rows, **settings):
+        async def graded():
+            async with Grader(workers=2, **settings) as grader:
+                return [
+                    (await grader.grade_conclusion(response, gold, kind)).grade
+                    for gold, response, kind, *_ in rows
+                ]
+
+        return asyncio.run(graded())
+
+    return work
+
+
+def test_answers_are_found_in_whole_responses(grades):
+    rows = responses.RESPONSES
+    found = grades(rows)
+    assert [
+        (row, grade) for row, grade in zip(rows, found, strict=True)
+        if grade != ("correct" if row[3] else "wrong")
+    ] == []  # fmt: skip
+
+
+def test_the_responses_are_many_and_have_near_misses():
+    for group in (
+        responses.HASHES, responses.STATED_OPTIONS, responses.BEHIND, responses.BELOW,
+        responses.OPTION_BEATS_BOX, responses.LANGUAGES, responses.OPEN_BOXES,
+        responses.SEVERAL_BOXES, responses.BOX_FORMS, responses.FENCES,
+    ):  # fmt: skip
+        right = Counter(row[3] for row in group)
+        assert len(group) >= 15 and min(right[True], right[False]) >= 4
+    rows = responses.RESPONSES
+    assert len({row[:3] for row in rows}) == len(rows) and all(row[4] for row in rows)
+
+
+def test_programs_are_found_in_whole_responses(grades):
+    rows = responses.FENCES
+    found = grades(rows, allow_code_execution=True)
+    assert [
+        (row[1], grade) for row, grade in zip(rows, found, strict=True)
+        if grade != ("correct" if row[3] else "wrong")
+    ] == []  # fmt: skip
+
+
+@pytest.mark.skipif(not CASES.exists(), reason="the shared cases are not here")
+def test_the_shared_cases_of_where_an_answer_stands(grades):
+    lines = CASES.read_text(encoding="utf-8").splitlines()[OURS:]
+    cases = [json.loads(line) for line in lines]
+    rows = [(case["gold"], case["output"], case.get("answer_kind", "math")) for case in cases]
+    found = grades(rows, allow_code_execution=True)
+    assert found == [case["expected"] for case in cases]
+
+
+OPENINGS = [
+    "The answer is {}.", "**Answer:** {}", "#### {}", "The correct option is {}.", "Answer {}",
+    "So {} is the correct answer.", "I'd go with {}.", "It must be {}, since it is even.",
+    r"\boxed{{{}}}", r"\boxed{{\text{{{}}}}}", "Die Antwort ist {}.", "正解は{}です。", "答案：{}",
+]  # fmt: skip
+
+
+def test_another_letter_or_number_in_the_same_form_is_wrong(grades):
+    """Each form with each of several golds: right only where the answer is the gold answer."""
+    rng = random.Random(7)
+    rows, expected = [], []
+    for form in OPENINGS:
+        for gold in "ABCD":
+            for given_ in "ABCD":
+                rows.append((gold, form.format(given_), "choice"))
+                expected.append("correct" if gold == given_ else "wrong")
+    for form in ("The answer is {}.", "#### {}", r"\boxed{{{}}}", "Final Answer\n\n**{}**"):
+        for _ in range(20):
+            gold = rng.randrange(10, 10_000)
+            near = rng.choice((gold + 1, gold * 10, -gold, gold // 10, int(str(gold)[::-1]) + 2))
+            for value in (gold, near):
+                rows.append((str(gold), form.format(value), "math"))
+                expected.append("correct" if value == gold else "wrong")
+    assert grades(rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "parts"),
+    [
+        ("3", 1), ("3, 5", 2), ("(3, 5)", 1), (r"\{3, 5\}", 1), ("1,000", 1), ("1,000, 5", 2),
+        (r"3 \text{ and } 5", 2), ("3 or 5", 2), ("x=3; y=5", 2), ("1, 2, 3", 3), ("", 1),
+        ("[1,2],[3,4]", 2), ("和", 2),
+    ],
+)  # fmt: skip
+def test_the_length_of_a_list(answer, parts):
+    assert list_length(answer) == parts
+
+
+def test_a_trial_is_cut_where_its_box_is_open():
+    assert trial_answer(r"{3} and {4") == "3"
+    assert trial_answer(r"{\frac{1}{2") is None
+    assert trial_answer(r"{\left\{1, 2\right\}}") == r"\left\{1, 2\right\}"
+    assert trial_answer("{72, so she sells 72 eggs}") == "72"
