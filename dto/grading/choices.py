@@ -57,11 +57,11 @@ _OR_LATER = re.compile(
     r"\b(?:or|oder|ou)\s+(?:(?:option|choice)\s+)?\(?[A-J](?:[).:,]+\s*[^\s.).:]|[).]*$)"
 )
 _REASON = (
-    r"(?:(?:because|since|due to|weil|denn|puisque|car|porque|ya que|pois|perché|poiché|"
+    r"(?:(?:because|since|due to|weil|denn|puisque|porque|ya que|pois|perché|poiché|"
     r"потому что|так как)\b|parce qu(?:e\b|['’]))"
 )
 _SO = (
-    r"(?:(?:and )?(?:so|thus|therefore|hence)|which|meaning|giving|making|i\.e\.|that is|also|donc|"
+    r"(?:(?:and )?(?:so|thus|therefore|hence)|which|meaning|giving|making|i\.e\.|that is|donc|"
     r"por lo tanto)"
 )
 _DENIED = (

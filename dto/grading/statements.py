@@ -41,7 +41,10 @@ _ANSWER = re.compile(
     re.IGNORECASE,
 )
 _HEADING = re.compile(r"answers?[*_ \t]{0,9}\n\s{0,20}", re.IGNORECASE)
-_HEADING_BEFORE = re.compile(r"[\s#*_>]*(?:(?:the|my|final|correct|short)\s+)*", re.IGNORECASE)
+_HEADING_BEFORE = re.compile(
+    r"[^\w\n]*(?:(?:the|my|final|correct|short)\s+)*|.*\bfinal\s+", re.IGNORECASE
+)
+_CONDITION = re.compile(r"\b(?:if|had|were|otherwise|suppos\w*|assum\w*|case)\b", re.IGNORECASE)
 _LABEL_AHEAD = r"(?=[*_(\[\"'“`$]{0,4}[A-J][)\]*_\"'”`$]{0,4}\s{0,3}(?:[.!\n]|$|\)\s))"
 _ANSWER_LETTER = re.compile(r"answer\s{1,3}(?:(?:choice|option)\s)?" + _LABEL_AHEAD, re.IGNORECASE)
 _ANSWER_NUMBER = re.compile(r"answer\s{1,3}(?=-?\$?\d[^\s]{0,20}\s{0,3}(?:\n|$))", re.IGNORECASE)
@@ -86,6 +89,10 @@ _BEST = re.compile(
     rf"[*_]{{0,4}}\s{{0,5}}(?:{_IS}|[:：]){_SPACE}",
     re.IGNORECASE,
 )
+_CHOICE_BEFORE = re.compile(
+    r"(?:.*\b(?:my|final|best|correct|right)\s|[\s*_#>]*(?:(?:so|thus),?\s)?)(?:the\s)?",
+    re.IGNORECASE,
+)
 _MY_CHOICE = re.compile(r"choice[*_]{0,4}\s{0,3}(?:is\b|would be\b|[:：])" + _SPACE, re.IGNORECASE)
 _VERB = re.compile(
     r"(?:go(?:ing)? with|go for|choose|pick|select|opt for|settle on)\s{1,3}", re.IGNORECASE
@@ -94,6 +101,7 @@ _I = re.compile(
     r"\b(?:I|i|We|we)(?:['’](?:d|ll|m|re)|\s(?:would|will|shall|am|must|should|can))?"
     r"(?:\s(?:therefore|thus|then|so|have to))?\s$"
 )
+_WOULD = re.compile(r"(?:['’](?:d|ll|m)|\s(?:would|will|shall|am))(?:\s\w+)?\s$")
 _MUST = re.compile(r"(?:must|has to|can only|should|would) be\s{1,3}", re.IGNORECASE)
 _IT = re.compile(r"\b(?:it|this|that|which|answer|one|choice)\s$", re.IGNORECASE)
 _IT_IS = re.compile(
@@ -409,6 +417,9 @@ def _read(text: str, at: int, form: str) -> _Statement | None:
         if text[at - 1 : at] == "<" and (match := _TAG.match(text, at - 1)):
             return _Statement(match.end())
         if match := _ANSWER.match(text, at):
+            conditional = " would" in match[0] and _CONDITION.search(_last_sentence(line))
+            if conditional:
+                return None  # "If it were even, the answer would be 4."
             return _Statement(match.end(), bool(match["denied"]))
         if (match := _HEADING.match(text, at)) and _HEADING_BEFORE.fullmatch(line):
             return _Statement(match.end())
@@ -429,7 +440,7 @@ def _read(text: str, at: int, form: str) -> _Statement | None:
     if form == "abroad":
         match = _ABROAD.match(text, at)
         return _Statement(match.end()) if match else None
-    sentence = re.split(r"[.!?;\n]\s", line)[-1]
+    sentence = _last_sentence(line)
     if _NO_CONCLUSION.search(sentence):
         return None
     if form == "subject":
@@ -442,12 +453,26 @@ def _read(text: str, at: int, form: str) -> _Statement | None:
     before = {"verb": _I, "must": _IT}.get(form)
     if before is not None and not before.search(line):
         return None
+    if form == "choice" and not _CHOICE_BEFORE.fullmatch(sentence):
+        return None
     pattern = {
         "best": _BEST, "choice": _MY_CHOICE, "verb": _VERB, "must": _MUST, "it": _IT_IS,
         "leaving": _LEAVING, "right": _RIGHT_ABROAD,
     }[form]  # fmt: skip
     match = pattern.match(text, at)
-    return _Statement(match.end(), weak=True) if match else None
+    if match is None:
+        return None
+    if form == "leaving" or (form == "verb" and not _WOULD.search(line)):
+        # "I pick A. The host opens B." tells a story: only the end of a text is a conclusion.
+        rest = text[match.end() : match.end() + _LONGEST + 1].lstrip("*_([\"'$ ")
+        rest = re.sub(r"^(?:option|choice|answer)\s", "", rest)[1:]
+        if len(rest) >= _LONGEST or _LETTER_IN.search(before_clause(f"A{rest}")[1:]):
+            return None
+    return _Statement(match.end(), weak=True)
+
+
+def _last_sentence(line: str) -> str:
+    return re.split(r"[.!?;]\s", line)[-1]
 
 
 def _number_line(line: str) -> bool:

@@ -129,8 +129,9 @@ def test_any_prose_can_be_searched_for_options(words):
 UNITS = [
     "{", "}", "\\", r"\boxed{", " ", "answer is ", "7", "\\{", "answer ", "answer to ", "Antwort ",
     "答", "选", "正解", "\n", "$", "- 7\n", "#### 7\n", "#### a b\n", ", so ", ", since ", "(",
-    "**",    r"\boxed{7} and ", r"\boxed 7 ", r"\boxed ", "```\n", "B is correct. ", " is ", "it's ",
-    "I choose ", "leaving ", "A, ", "(A) ", "the correct answer is ", "answer: ", "<answer>", '"',
+    "**", r"\boxed{7} and ", r"\boxed 7 ", r"\boxed ", "```\n", "B is correct. ", " is ",
+    "it's ", "I choose ", "leaving ", "A, ", "(A) ", "the correct answer is ", "answer: ",
+    "<answer>", '"',
 ]  # fmt: skip
 
 
