@@ -44,9 +44,11 @@ _FIRST = re.compile(r"[(\[]?\s*([A-Za-z])(?![A-Za-z0-9'’])\s*([)\]]?\s*[.:)]?)
 _NUMBERED = re.compile(r"[(\[]?(\d{1,2})(?:[)\]]\s*|\.\s+|:\s)\D")
 _CORRECT = re.compile(
     r"\s+is\s+(?:(?:therefore|thus|indeed|clearly)\s+)?(?:the\s+)?(?:only\s+)?"
-    r"(?:correct|right|best|answer)\b(?!\s+(?:or|and|if|only))"
+    r"(?:(?:correct|right|best)(?:\s+(?:answer|option|choice|one))?|answer)"
+    r"(?=\s*(?:$|[.,;:!(]|because\b|since\b|as\b))"
 )
 _VALUE = re.compile(r"\s*,?\s*[-+]?\\?[$€£]?[\d\\]|\s*[(\[]|\s+[-–—]\s+\S|\s*[–—]\s*\w{2}")
+_TAKEN_BACK = re.compile(r"\b(?:actually|wait|oops|correction|sorry)\b", re.IGNORECASE)
 _LONE = re.compile(r"(?<![A-Za-z'’])[A-J](?![A-Za-z'’])")
 _ANOTHER_NUMBER = re.compile(r"\b(?:or|and)\b\s*\(?\d|[,\s]\(\d|\d\)")
 _ANOTHER = re.compile(
@@ -55,6 +57,7 @@ _ANOTHER = re.compile(
 )
 _OR_LATER = re.compile(
     r"\b(?:or|oder|ou)\s+(?:(?:option|choice)\s+)?\(?[A-J](?:[).:,]+\s*[^\s.).:]|[).]*$)"
+    r"|[.;,]\s+(?:(?:option|choice)\s+)?\(?[A-J][).:]+\s|\b(?:[Oo]ption|[Cc]hoice)\s+\(?[A-J]\)?:"
 )
 _REASON = (
     r"(?:(?:because|since|due to|weil|denn|puisque|porque|ya que|pois|perché|poiché|"
@@ -153,6 +156,9 @@ def _first(text: str) -> frozenset[str] | None:
         if small or not (valued or _CORRECT.match(text, match.end(1))):
             return None
     if text.endswith("?") or _ANOTHER.match(text, match.end(1)):
+        return None
+    taken_back = _TAKEN_BACK.search(rest)
+    if taken_back and _LONE.search(rest, taken_back.end()):
         return None
     later = _OR_LATER.search(rest)
     if later:

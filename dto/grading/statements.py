@@ -33,16 +33,26 @@ _IS = (
 )
 _DENIAL = r"(?:is\s?n[o'’]t|are\s?n[o'’]t|is not|can\s?no?[t'’]+t? be|could not be)"
 _ANSWER = re.compile(
-    r"answers?[*_]{0,4}"
+    r"answers?(?:\schoice)?[*_]{0,4}"
     r"(?:\s{1,5}(?:to|for|of|in)\s[^.\n:=]{1,60}?|\s?,[^,.\n]{1,30},|\s?\([^()\n]{1,40}\))?"
     r"[*_]{0,4}\s{0,20}"
-    rf"(?:(?P<denied>{_DENIAL})|(?:{_IS}(?! not\b)|[:：=→⇒]|[–—-](?=\s)){_SPACE})"
+    rf"(?:(?P<denied>{_DENIAL})|(?:{_IS}(?! not\b)|[:：→⇒]|=(?!=)|[–—-](?=\s)){_SPACE})"
     r"|ans[*_]{0,4}\s{0,3}[.:=]" + _SPACE,
     re.IGNORECASE,
 )
 _HEADING = re.compile(r"answers?[*_ \t]{0,9}\n\s{0,20}", re.IGNORECASE)
 _HEADING_BEFORE = re.compile(
     r"[^\w\n]*(?:(?:the|my|final|correct|short)\s+)*|.*\bfinal\s+", re.IGNORECASE
+)
+_OTHERS_SAY = re.compile(
+    r"\b(?:you|one|some|many|most|people|students?|someone|they)\b[^,]*"
+    r"\b(?:thinks?|thought|says?|said|guess(?:es)?|believes?|chooses?|expects?|assumes?)\b",
+    re.IGNORECASE,
+)
+_TAKEN_BACK = re.compile(
+    r"[\s.*$]{0,9}(?i:actually|wait|no|oops|correction|sorry)\b[,:.]?"
+    r"(?i:\s(?:no|it is|it['’]s|it should be|should be|that is|that['’]s|i meant)\b,?){0,3}"
+    r"[\s,:*$(\\]{0,5}(?:-?\d|[A-J]\b)"
 )
 _CONDITION = re.compile(r"\b(?:if|had|were|otherwise|suppos\w*|assum\w*|case)\b", re.IGNORECASE)
 _LABEL_AHEAD = r"(?=[*_(\[\"'“`$]{0,4}[A-J][)\]*_\"'”`$]{0,4}\s{0,3}(?:[.!\n]|$|\)\s))"
@@ -116,7 +126,10 @@ _IS_CORRECT = re.compile(
     r"[*_)]{0,4}(?:[.!,;](?:\s|$)|\s{0,3}(?:\n|$)| because\b| since\b)",
     re.IGNORECASE,
 )
-_SUBJECT = re.compile(r"(?:^|[\s,;:(])[*_(\"\[$\\]{0,4}([A-J])[*_)\"\]$\\]{0,4}$")
+_SUBJECT = re.compile(
+    r"(?:^|[,;:(]\s*|\b(?i:so|but|thus|therefore|hence|then|that|option|choice|answer|letter|conclude|"
+    r"believe|think)\s+)[*_(\"\[$\\]{0,4}([A-J])[*_)\"\]$\\]{0,4}$"
+)
 _NO_CONCLUSION = re.compile(
     r"\b(?:if|whether|unless|suppos\w*|assum\w*|not|neither|nor|could|might|may|why|first|initially|"
     r"tempt\w*|statement|says?|claims?|otherwise)\b|n['’]t\b",
@@ -134,6 +147,7 @@ _ADVERB = re.compile(
     r"alors|por lo tanto|entonces|portanto|logo|quindi|dunque)\b|approx\.|[,:：])\s*",
     re.IGNORECASE,
 )
+_UNDERLINE = re.compile(r"^(?:={3,}|-{3,})\s*\n\s{0,20}")
 _PASSED = re.compile(r"[\s*_:：]*\Z")
 _MORE = re.compile(r"(?:or|and|oder|et|y)\b|\$\$|\\\[")
 _OR_OPTION = re.compile(r"[^;]{1,60}\bor\s+(?:option\s+)?\(?[A-J][).:]\s+\S")
@@ -152,7 +166,7 @@ _ENDING = re.compile(
     r"\s*(?:です|でした|となります|になります|である|だ|입니다|이다|이에요|예요)[。.]?$"
 )
 _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "`": "`", "«": "»", "„": "“", "「": "」"}
-_DECORATION = "*$ \t\r\n"
+_DECORATION = "*$ \t\r\n✅✔☑🎉\ufe0f"
 _BEGINS = re.compile(
     r"[\s*_(\[\"“'`$\\{]{0,6}(?:text\{|option\s|Option\s)?\(?(?:[A-J]{1,6}|[a-j])(?![A-Za-z'’])"
 )
@@ -292,7 +306,7 @@ def _content(text: str, start: int, kind: AnswerKind) -> str:
         start = text.rindex("\n", 0, start) + 1  # back to the bullet
     rest = text[start : start + _LONGEST_DISPLAY].lstrip()
     if below and not _ITEM.match(rest):
-        rest = rest.lstrip("*_>#: \t\n")
+        rest = _UNDERLINE.sub("", rest).lstrip("*_>#: \t\n")
     for left, right in _DISPLAY:
         if rest.startswith(left):
             end = rest.find(right, 2)
@@ -314,6 +328,9 @@ def _content(text: str, start: int, kind: AnswerKind) -> str:
         return ", ".join(items)
     line = rest[:_LONGEST].partition("\n")[0]
     sentence = _sentence(line)
+    at = line.find(sentence) + len(sentence)
+    if sentence and _TAKEN_BACK.match(line, at):
+        return line
     if kind == "choice" and len(sentence) < 8 and _OR_OPTION.search(line, len(sentence)):
         return line  # "C. 42 or D. 43"
     return sentence if sentence.isascii() else _ENDING.sub("", sentence)
@@ -417,9 +434,11 @@ def _read(text: str, at: int, form: str) -> _Statement | None:
         if text[at - 1 : at] == "<" and (match := _TAG.match(text, at - 1)):
             return _Statement(match.end())
         if match := _ANSWER.match(text, at):
-            conditional = " would" in match[0] and _CONDITION.search(_last_sentence(line))
-            if conditional:
+            sentence = _last_sentence(line)
+            if " would" in match[0] and _CONDITION.search(sentence):
                 return None  # "If it were even, the answer would be 4."
+            if _OTHERS_SAY.search(sentence):
+                return None
             return _Statement(match.end(), bool(match["denied"]))
         if (match := _HEADING.match(text, at)) and _HEADING_BEFORE.fullmatch(line):
             return _Statement(match.end())
