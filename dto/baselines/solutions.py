@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dto.grading.extract import final_answer
-from dto.records import Problem, Segment, Trajectory
+from dto.records import AnswerKind, Problem, Segment, Trajectory
 
 if TYPE_CHECKING:
     from dto.context import Context
@@ -24,13 +24,13 @@ MAX_STATED = 100
 """Characters: what is longer is a sentence, not an answer."""
 
 
-def stated(text: str) -> str | None:
+def stated(text: str, kind: AnswerKind = "math") -> str | None:
     """The answer that a pattern ends with, or None.
 
     A box, or "answer is …", anywhere in it; else what follows the last "is", "be", "=", "是" or
     "为" of its last sentence. A rule of thumb: what counts is only whether it equals the gold one.
     """
-    answer = final_answer(text)
+    answer = final_answer(text, kind)
     if answer is not None:
         return answer
     sentences = [part for part in _SENTENCE.split(text.strip()) if part.strip()]
@@ -47,7 +47,7 @@ async def solution_exits(
     """The boundary after the n-th right solution, n by `optimize.exit`; empty: there are fewer."""
     wanted = {"first_solution": 1, "second_solution": 2}[ctx.recipe.optimize.exit]
     for segment in segments:
-        answer = stated(trajectory.text[slice(*segment.chars)])
+        answer = stated(trajectory.text[slice(*segment.chars)], problem.answer_kind)
         if answer is None:
             continue
         boxed = f"\\boxed{{{answer}}}"

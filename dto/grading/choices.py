@@ -1,4 +1,4 @@
-r"""Options: which letters an answer picks, and which clause behind an answer is no part of it.
+r"""Options: which letters an answer picks.
 
 An option is its letter, with or without parentheses, brackets, quotation marks, fonts and a full
 stop. Its text may stand behind it (`C. A girl`), and so may a reason (`B because …`), a denial
@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
+
+from dto.grading.clauses import before_clause
 
 _CIRCLED = {ord("①") + number: f"({number + 1})" for number in range(20)}
 _CIRCLED |= {ord("【"): "[", ord("】"): "]", ord("、"): ",", ord("。"): "."}
@@ -59,34 +62,6 @@ _OR_LATER = re.compile(
     r"\b(?:or|oder|ou)\s+(?:(?:option|choice)\s+)?\(?[A-J](?:[).:,]+\s*[^\s.).:]|[).]*$)"
     r"|[.;,]\s+(?:(?:option|choice)\s+)?\(?[A-J][).:]+\s|\b(?:[Oo]ption|[Cc]hoice)\s+\(?[A-J]\)?:"
 )
-_REASON = (
-    r"(?:(?:because|since|due to|weil|denn|puisque|porque|ya que|pois|perché|poiché|"
-    r"потому что|так как)\b|parce qu(?:e\b|['’]))"
-)
-_SO = (
-    r"(?:(?:and )?(?:so|thus|therefore|hence)|which|meaning|giving|making|i\.e\.|that is|donc|"
-    r"por lo tanto)"
-)
-_DENIED = (
-    r"(?:(?:and )?(?:not(?! (?:sure|exactly|quite|necessarily|certain|yet|really))|rather than|"
-    r"instead of|as opposed to)|nicht|et non|pas|y no)"
-)
-_CLAUSE = re.compile(
-    rf"(?:\s{{0,3}}[,;—–(]\s{{0,3}}|\s--?\s|\s{{1,3}}){_REASON}"
-    rf"|\s{{0,3}}[,;—–(]\s{{0,3}}(?:as\b(?! well)|{_DENIED}\s)"
-    rf"|(?P<so>\s{{0,3}}[,;—–(]\s{{0,3}}{_SO}[\s,])"
-    r"|[,，;；]?\s{0,3}(?:因为|因為|由于|由於|而不是|なぜなら|而非)"
-    r"|(?P<so2>[,，]\s{0,3}(?:所以|因此))",
-    re.IGNORECASE,
-)
-_HEDGE = re.compile(
-    r"\b(?:maybe|perhaps|possibly|might|(?:could|may)\s(?:also\s)?be|depending|unless|actually|"
-    r"wait)\b|,\s?(?:or|but)\s\(?[A-J]\b|\b(?:or|but)\s\d"
-    r"|\b(?:and|or)\s\S{1,20}\s(?:because|since|as|if|when|for)\b"
-)
-_REFUTED = re.compile(r"\b(?:wrong|incorrect|impossible|contradict\w*|not)\b")
-_FIGURE = re.compile(r"\d+(?:[.,]\d+)*")
-_WORDS = re.compile(r"[A-Za-z]{2,}|[\u3040-\u30ff\u4e00-\u9fff]")
 
 
 def same_choice(gold: str, prediction: str) -> bool | None:
@@ -95,6 +70,7 @@ def same_choice(gold: str, prediction: str) -> bool | None:
     return None if wanted is None else wanted == options(prediction)
 
 
+@lru_cache(maxsize=4096)
 def options(text: str) -> frozenset[str] | None:
     """The labels that an answer picks, or None where it picks none or is undecided."""
     text = _plain(text)
@@ -104,28 +80,6 @@ def options(text: str) -> frozenset[str] | None:
     if brackets:
         text = brackets[1].strip()
     return _all(text) or _all(before_clause(text)) or _first(text)
-
-
-def before_clause(text: str) -> str:
-    """An answer without the clause behind it that gives a reason, a consequence or a denial.
-
-    A consequence that holds other numbers than the answer's last one stays: `5, so y = 6` answers
-    something else.
-    """
-    match = _CLAUSE.search(text)
-    if match is None or not text[: match.start()].strip():
-        return text
-    head, rest = text[: match.start()], text[match.end() :]
-    if _HEDGE.search(rest):
-        return text
-    if match["so"] or match["so2"]:
-        figures = {figure.replace(",", "") for figure in _FIGURE.findall(rest)}
-        own = [figure.replace(",", "") for figure in _FIGURE.findall(head)]
-        if not _WORDS.search(rest) or (figures and not set(own[-1:]) & figures):
-            return text
-        if _REFUTED.search(rest):
-            return text
-    return head.rstrip()
 
 
 def _all(text: str) -> frozenset[str] | None:

@@ -150,11 +150,11 @@ def compare(gold: str, prediction: str, kind: AnswerKind, *, percent: bool = Fal
 
 
 def _compare(gold: str, prediction: str, kind: AnswerKind) -> bool | None:
-    gold_clean, cleaned = clean(gold), clean(prediction)
-    gold_text, text = _bare(gold_clean), _bare(cleaned)
     if kind == "choice":
         same = same_choice(gold, prediction)
-        return gold_text == text if same is None else same
+        return normalise(gold) == normalise(prediction) if same is None else same
+    gold_clean, cleaned = clean(gold), clean(prediction)
+    gold_text, text = _bare(gold_clean), _bare(cleaned)
     if not text:
         return False
     if gold_text == text:

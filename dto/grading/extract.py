@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 
 from dto.grading import statements
 from dto.grading.choices import options
+from dto.grading.clauses import without_clause
 from dto.records import AnswerKind
 
 MAX_TEXT = 200_000  # characters at the end of a text that are searched: bounds time, not memory
@@ -38,7 +39,8 @@ _LETTER = re.compile(r"(?<![A-Za-z\\])[A-J](?![A-Za-z])")
 _MOST_BOXES = 20
 _LONGEST_GAP = 200
 _REVISED = re.compile(
-    r"\b(?:wait|actually|no|not|instead|rather|correct\w*|mistake|hmm|but|however|should|sorry|oops|"
+    r"→|⇒|\\to\b|\\(?:Right|right|Longright)arrow|\\implies|"
+    r"\b(?:wait|actually|no|not|wrong|incorrect|fails?|first|instead|rather|correct\w*|mistake|hmm|but|however|should|sorry|oops|"
     r"(?:re)?check\w*|again|alternatively|equivalently|so|thus|therefore|hence)\b|不[对對是]|[应應][该該]|但|所以",
     re.IGNORECASE,
 )  # fmt: skip
@@ -50,7 +52,7 @@ _LINK = re.compile(
 )
 _NEW_SENTENCE = re.compile(r"[.!?]\W{0,5}\s\W{0,3}[A-Z]|[。！？]")
 _PART = re.compile(
-    r"[\s*_]*(?:[-•]|\*\s|\(?(?:\d{1,2}|[a-z]{1,4})[).]|(?:Part|Case|Question)\s|\$?\\?[A-Za-z_]{1,6}"
+    r"[\s*_]*(?:[-•]|\*\s|\(?(?:\d{1,2}|[a-z]{1,4})[).]|(?:Part|Case|Question|First|Second|Third|Fourth)\s|\$?\\?[A-Za-z_]{1,6}"
     r"(?:_?\{?\d\}?)?\s*=)"
 )
 _NEXT_PART = re.compile(r"[^\n]{0,40}\n\s*")
@@ -104,6 +106,8 @@ def final_boxes(text: str) -> Boxes:
         link = _LINK.fullmatch(gap)
         if link and (link["word"] or gap.strip("$ *\n")):
             words.add("or" if _OR.search(link["word"] or "") else "list")
+        elif link and gap.count("\n") == 1 and len(gap) < 20:
+            words.add("list")  # on lines of their own
         elif ("\n" not in gap and not _NEW_SENTENCE.search(gap)) or _next_part(text, before, first):
             words.add("parts")
         else:
@@ -164,7 +168,7 @@ def final_answer(text: str, kind: AnswerKind = "math") -> str | None:
     if box.content is None:
         return None
     if kind != "choice":
-        return statements.without_clause(box.content)
+        return without_clause(box.content)
     found = options(box.content)
     if found is None or all(label.isdigit() for label in found):
         if not _LETTER.search(box.content):
@@ -191,7 +195,7 @@ def trial_answer(text: str) -> str | None:
         return None
     inside = text[opening + 1 : closing]
     boxed = last_box(inside)
-    return statements.without_clause(inside.strip() if boxed is None else boxed)
+    return without_clause(inside.strip() if boxed is None else boxed)
 
 
 def _is_cut(text: str) -> bool:

@@ -4,7 +4,7 @@ The last statement counts: "the answer is …", "Answer: …", `#### N`, "答案
 ist …", "答えは …", a heading "Final Answer" and so on. The answer is the rest of its sentence, or
 what follows on the next lines: display mathematics, a fence, a list (its items are joined). Of it
 go emphasis, quotation marks, adverbs such as "therefore", and a clause behind it
-(`dto.grading.choices.before_clause`).
+(`dto.grading.clauses`).
 
 For kind `choice` a statement counts only where it picks options. There are more of them: "the
 correct choice is B", "I'd go with D", "it must be option A", "leaving D", "C is the correct
@@ -17,7 +17,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from dto.grading.choices import before_clause, options
+from dto.grading.choices import options
+from dto.grading.clauses import before_clause, ending_gone, tidy
 from dto.records import AnswerKind
 
 _LONGEST = 300  # characters of a sentence that holds an answer
@@ -28,7 +29,7 @@ _MOST_ITEMS = 20
 
 _SPACE = r"[\s*_:：]{0,20}"  # bounded: no run is gone through again from each of its places
 _IS = (
-    r"(?:is|are|was|equals|(?:would|should|must|will|has to|have to|can only|turns out to|"
+    r"\b(?:is|are|was|equals|(?:would|should|must|will|has to|have to|can only|turns out to|"
     r"comes out to|comes to)(?: be)?)\b"
 )
 _DENIAL = r"(?:is\s?n[o'’]t|are\s?n[o'’]t|is not|can\s?no?[t'’]+t? be|could not be)"
@@ -72,6 +73,10 @@ _ABROAD = re.compile(
     rf"(?:[:：=]|(?<=\s){_COPULA}(?=[\s*:：]|$)|—(?=\s)){_SPACE}",
     re.IGNORECASE,
 )
+_INVERTED = re.compile(
+    r"\b(?:ist|lautet)\s(?:die|meine|unsere)\s(?:(?:richtige|korrekte)\s)?$", re.IGNORECASE
+)
+_INVERTED_WORD = re.compile(r"antwort[\s*_:]{1,9}(?=[-\d$(*\\]|[A-J]\b)", re.IGNORECASE)
 _ASIAN = re.compile(
     r"(?:答え|答之え|解答|回答|正解|正しい(?:答え|選択肢)|정답|답변|답)[*_]{0,4}\s{0,5}"
     r"(?:[:：=]|は|が|은|는|이)[\s*:：、,]{0,20}"
@@ -95,7 +100,7 @@ _RIGHT_ABROAD = re.compile(
 )
 
 _BEST = re.compile(
-    r"(?:correct|right|best)\s{1,3}(?:answer|option|choice|one|alternative|letter)(?:\s{1,3}choice)?"
+    r"(?:correct|right|best)\s{1,3}(?:answer|option|choice|one|alternative|letter)s?(?:\s{1,3}choices?)?"
     rf"[*_]{{0,4}}\s{{0,5}}(?:{_IS}|[:：]){_SPACE}",
     re.IGNORECASE,
 )
@@ -141,12 +146,6 @@ _FACTORIAL = re.compile(r"[\d)a-z]\s?!")
 _DISPLAY = (("$$", "$$"), (r"\[", r"\]"))
 _FENCED = re.compile(r"(`{3,})[\w+-]*\n(.{0,2000}?)\n\s*\1", re.DOTALL)
 _ITEM = re.compile(r"[ \t]*(?:[-*•]|\d{1,2}[.)]|\([a-z0-9]{1,3}\)|[a-z]\))[ \t]+(.*)")
-_ADVERB = re.compile(
-    r"(?:(?:therefore|thus|hence|then|so|indeed|clearly|simply|just|again|exactly|now|obviously|"
-    r"definitely|most likely|approximately|roughly|about|equal to|given by|daher|somit|also|donc|"
-    r"alors|por lo tanto|entonces|portanto|logo|quindi|dunque)\b|approx\.|[,:：])\s*",
-    re.IGNORECASE,
-)
 _UNDERLINE = re.compile(r"^(?:={3,}|-{3,})\s*\n\s{0,20}")
 _PASSED = re.compile(r"[\s*_:：]*\Z")
 _MORE = re.compile(r"(?:or|and|oder|et|y)\b|\$\$|\\\[")
@@ -158,24 +157,12 @@ _COMMENT = re.compile(
     re.IGNORECASE,
 )
 _PROSE = re.compile(
-    r"(?:[A-Za-z'’-]+\s+){1,15}?(?:is|are|=|equals)\s+(?:therefore\s+|thus\s+)?(?P<value>\S.*)"
+    r"(?:[A-Za-z'’-]+\s+){1,15}?(?:is|are|equals)\s+(?:therefore\s+|thus\s+)?(?P<value>\S.*)"
 )
 _NOT = re.compile(r"not\b|neither\b|no\b", re.IGNORECASE)
-_BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
-_ENDING = re.compile(
-    r"\s*(?:です|でした|となります|になります|である|だ|입니다|이다|이에요|예요)[。.]?$"
-)
-_QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "`": "`", "«": "»", "„": "“", "「": "」"}
-_DECORATION = "*$ \t\r\n✅✔☑🎉\ufe0f"
 _BEGINS = re.compile(
     r"[\s*_(\[\"“'`$\\{]{0,6}(?:text\{|option\s|Option\s)?\(?(?:[A-J]{1,6}|[a-j])(?![A-Za-z'’])"
 )
-_IN_WORDS = re.compile(r"(.*\S)\s*\(\s*([A-Za-z]+(?:[ -][A-Za-z]+)?)\s*\)")
-_SMALL = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
-    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
-)  # fmt: skip
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _TEXT_COMMAND = re.compile(r"\\(?:text|mbox|mathrm)\s*\{[^{}]*\}")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}|[\u4e00-\u9fff]")
 _COUNTED = re.compile(r"[-+]?[$€£]?\d[\d.,/]*(?:\s[a-z]{2,15}){1,3}")
@@ -241,61 +228,6 @@ def stated_option(text: str) -> str | None:
     return _only_line(text)
 
 
-def tidy(answer: str) -> str:
-    """Without what is no part of an answer: emphasis, quotation marks, adverbs, a clause."""
-    answer = answer.strip()
-    if " " in answer or "，" in answer or not answer.isascii():
-        while match := _ADVERB.match(answer):
-            answer = answer[match.end() :]
-        answer = without_clause(answer)
-        if "**" in answer:
-            answer = _BOLD.sub(r"\1", answer)
-    if not answer.isascii():
-        answer = _ENDING.sub("", answer)
-    answer = answer.strip(_DECORATION)
-    for left, right in ((r"\(", r"\)"), (r"\[", r"\]")):
-        if answer.startswith(left) and answer.endswith(right):
-            answer = answer[2:-2].strip(_DECORATION)
-    if len(answer) > 2 and _QUOTES.get(answer[0]) in (answer[-1], answer[-2:-1]):
-        answer = answer.rstrip(".").strip(answer[0] + _QUOTES[answer[0]]).strip(_DECORATION)
-    return answer
-
-
-def without_clause(answer: str) -> str:
-    """Without a clause, or the number in words, behind an answer: `72, so she sells 72 eggs`."""
-    if " " not in answer and answer.isascii():
-        return answer
-    inside = _TEXT_COMMAND.fullmatch(answer)
-    if inside:
-        words = answer[answer.index("{") + 1 : -1]
-        head = before_clause(words)
-        return answer if head == words else head
-    head = before_clause(answer)
-    if len(head) < len(answer) and _balanced(head):
-        answer = head
-    named = _IN_WORDS.fullmatch(answer.rstrip("."))
-    if named and (value := _number(named[2])) is not None:
-        figure = named[1].strip("$* ").split(" ")[0].strip("$*")
-        if figure == str(value):
-            answer = named[1]
-    return answer
-
-
-def _balanced(head: str) -> bool:
-    counts = [head.count(each) for each in "{}([)]"]
-    return counts[0] == counts[1] and counts[2] + counts[3] == counts[4] + counts[5]
-
-
-def _number(words: str) -> int | None:
-    """Of `twelve` or `forty-five`, 0 to 99."""
-    first, _, second = words.lower().replace("-", " ").partition(" ")
-    if not second and first in _SMALL:
-        return _SMALL.index(first)
-    if first in _TENS and (not second or second in _SMALL[1:10]):
-        return 10 * (_TENS.index(first) + 2) + (_SMALL.index(second) if second else 0)
-    return None
-
-
 def _content(text: str, start: int, kind: AnswerKind) -> str:
     """What stands behind a statement: the rest of its sentence, or a block on the next lines."""
     passed = _PASSED.search(text, max(0, start - 20), start)
@@ -322,21 +254,21 @@ def _content(text: str, start: int, kind: AnswerKind) -> str:
         for line in rest.splitlines():
             item = _ITEM.match(line)
             if item and len(items) < _MOST_ITEMS:
-                items.append(tidy(_sentence(item[1]).rstrip(" ,;.")))
+                items.append(tidy(_sentence(item[1], kind).rstrip(" ,;.")))
             elif line.strip():
                 break
         return ", ".join(items)
     line = rest[:_LONGEST].partition("\n")[0]
-    sentence = _sentence(line)
+    sentence = _sentence(line, kind)
     at = line.find(sentence) + len(sentence)
     if sentence and _TAKEN_BACK.match(line, at):
         return line
     if kind == "choice" and len(sentence) < 8 and _OR_OPTION.search(line, len(sentence)):
         return line  # "C. 42 or D. 43"
-    return sentence if sentence.isascii() else _ENDING.sub("", sentence)
+    return sentence if sentence.isascii() else ending_gone(sentence)
 
 
-def _sentence(line: str) -> str:
+def _sentence(line: str, kind: AnswerKind) -> str:
     """Up to its end, without emphasis at its beginning; "The total is 5." is its value."""
     end = _SENTENCE_END.search(line)
     while end and end[0][0] == "!" and _FACTORIAL.match(line, max(0, end.start() - 1)):
@@ -344,11 +276,13 @@ def _sentence(line: str) -> str:
     question = end is not None and end[0][0] in "?？"
     sentence = line[: end.start() + question] if end else line
     sentence = sentence.lstrip("*_ \t")
-    prose = _PROSE.fullmatch(sentence)
+    prose = _PROSE.fullmatch(sentence) if kind != "choice" else None
     if prose and not re.search(r"\b(?:not|no|is|are)\b|[\d\\=]", sentence[: prose.start("value")]
                                .rsplit(None, 1)[0]):  # fmt: skip
         value = prose["value"]
-        if not _WORD.search(_TEXT_COMMAND.sub("", before_clause(value))):
+        if before_clause(sentence[: prose.start("value")]) == sentence[: prose.start("value")] and (
+            not _WORD.search(_TEXT_COMMAND.sub("", before_clause(value)))
+        ):
             return value
     return sentence
 
@@ -458,6 +392,8 @@ def _read(text: str, at: int, form: str) -> _Statement | None:
         return _Statement(match.end()) if match else None
     if form == "abroad":
         match = _ABROAD.match(text, at)
+        if match is None and _INVERTED.search(line):
+            match = _INVERTED_WORD.match(text, at)
         return _Statement(match.end()) if match else None
     sentence = _last_sentence(line)
     if _NO_CONCLUSION.search(sentence):

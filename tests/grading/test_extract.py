@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dto.grading import Grader
-from dto.grading.choices import before_clause, options
+from dto.grading.choices import options
+from dto.grading.clauses import before_clause
 from dto.grading.extract import (
     closing_brace,
     final_answer,
