@@ -54,6 +54,8 @@ DIGITS, CLOSE = 30, sympy.Float("1e-25")
 CONSTANT_DIGITS, CONSTANT_CLOSE = 60, sympy.Float("1e-50", 60)
 PLACES, ROUNDED = 6, sympy.Rational(1, 100_000)  # decimal numbers
 
+_DIFFERENTIAL = re.compile(r"(?<![A-Za-z\\{_])d(?![A-Za-z_])")  # a parser waits for an integral
+_DIVISOR = re.compile(r"\\(?:operatorname\s*\{\s*)?([gl])c[dm]\s*\}?\s*\(")
 _PRIMED = re.compile(r"([A-Za-z])('+)")
 _COEFFICIENT = re.compile(r"(\d)\s*(?=\()")
 _MIXED = re.compile(r"(?<![\d.}^_{])(\d+)\s*(\\frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\})")
@@ -65,7 +67,6 @@ _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _NUMERAL = re.compile(r"\d+(?:\.\d+)?|\.\d+")
 _LETTER = re.compile("[A-Za-z]")
 _GREEK = frozenset(GREEK_LETTER_MAP.values()) - {"pi"}
-_LOST = frozenset({"gcd", "lcm"})  # evaluated before their letters have values
 
 
 class UnreadableError(Exception):
@@ -116,6 +117,9 @@ def expression(text: str) -> Any:
     percent = text.rstrip().endswith("%")
     latex = text.rstrip().removesuffix("%")
     latex = _PRIMED.sub(lambda m: f"{m[1]}_{{{'prime' * len(m[2])}}}", latex)
+    if "int" not in latex and r"\frac{d" not in latex:
+        latex = _DIFFERENTIAL.sub("d_{0}", latex)
+    latex = _DIVISOR.sub(r"\1_{d}(", latex)
     latex = _COEFFICIENT.sub(r"\1 \\cdot ", _MIXED.sub(r"(\1+\2)", latex))
     latex = _CHOOSE.sub(r"\\frac{(\1)!}{(\2)! \\cdot ((\1)-(\2))!}", latex)
     latex = _RATIO.sub(r"\\frac{\1}{\2}", normalize_latex(latex, _NORMAL))
@@ -130,7 +134,9 @@ def expression(text: str) -> Any:
         return None
     if not isinstance(found, sympy.Basic | sympy.MatrixBase) or not _whole(latex, found):
         return None
-    return found / 100 if percent else found
+    if percent:
+        return found / 100 if isinstance(found, sympy.Expr) else None
+    return found
 
 
 def _whole(latex: str, found: Any) -> bool:
@@ -148,7 +154,7 @@ def _whole(latex: str, found: Any) -> bool:
     commands = set(_COMMAND.findall(_MATHS.sub("", latex)))
     read = {name.lower() for name in names | kinds}
     if any(not any(name.lower() in each for each in read)
-           for name in commands & _GREEK) or commands & _LOST:  # fmt: skip
+           for name in commands & _GREEK):  # fmt: skip
         return False
     if not set(_LETTER.findall(_COMMAND.sub(" ", _MATHS.sub("", latex)))) <= letters:
         return False

@@ -23,8 +23,8 @@ import re
 from functools import lru_cache
 
 from dto.grading.notation import bare, clean
+from dto.grading.parsing import read
 from dto.grading.quantity import Quantity, mentions, quantity
-from dto.grading.reading import read
 from dto.grading.structure import Node, same
 from dto.records import AnswerKind
 
@@ -114,7 +114,7 @@ def _compare(gold: str, prediction: str, kind: AnswerKind) -> bool | None:
 
 @lru_cache(maxsize=1 << 14)
 def structure(cleaned: str) -> Node:
-    """`dto.grading.reading.read`, remembered."""
+    """`dto.grading.parsing.read`, remembered."""
     return read(cleaned)
 
 

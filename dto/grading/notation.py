@@ -76,7 +76,8 @@ _RULES: list[tuple[frozenset[str], re.Pattern[str], str]] = [
          r"\\frac{\1}{\2}"),
         ("frac dfrac tfrac cfrac", r"\\frac\s*([0-9])\s*\{", r"\\frac{\1}{"),
         ("frac dfrac tfrac cfrac", r"(\\frac\s*\{[^{}]*\})\s*(\d)(?!\d)", r"\1{\2}"),
-        ("choose", r"\{?\s*([0-9A-Za-z+-]+)\s*\\choose\s*([0-9A-Za-z+-]+)\s*\}?", r"\\binom{\1}{\2}"),
+        ("choose", r"\{?\s*([0-9A-Za-z+-]+)\s*\\choose\s*([0-9A-Za-z+-]+)\s*\}?",
+         r"\\binom{\1}{\2}"),
         ("sqrt", r"\\sqrt\s*(\d|[A-Za-z](?![A-Za-z]))(?!\d)", r"\\sqrt{\1}"),
         ("leqslant geqslant", r"\\(leq|geq)slant(?![A-Za-z])", r"\\\1"),
         ("le ge ne", r"\\(le|ge|ne)(?![A-Za-z])", r"\\\1q"),
@@ -108,6 +109,9 @@ _WRAPPER = re.compile(
     r"\\(?:text|mbox|hbox|mathrm|textbf|textrm|textsf|texttt|textit|textup|textnormal|"
     r"operatorname)\s*\{([^{}]*)\}"
 )
+_COUNTED = re.compile(
+    r"\\(?:text|mbox|textbf|mathrm)\s*\{\s*([-+]?\\?\$?[\d.,]*\d)\s+([A-Za-z][A-Za-z .,-]*)\}"
+)
 _CIRCLE = r"\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})"
 _DEGREES = re.compile(rf"\s*{_CIRCLE}\s*(?:(?:\\text|\\mathrm)\{{\s*[CF]\s*\}}|[CF]\b)?")
 _ANGLE = re.compile(rf"(\d+(?:\.\d+)?|[A-Za-z]|\\[a-z]+)\s*{_CIRCLE}")
@@ -116,6 +120,7 @@ _ORDINAL = re.compile(
     r"(\d+)\s*(?:\^\s*)?\{?\s*(?:\\(?:text|mathrm|textrm|mbox)\s*\{\s*(?:st|nd|rd|th)\s*\}"
     r"|(?:st|nd|rd|th)(?![A-Za-z]))\s*\}?"
 )
+_BRACED_COMMA = re.compile(r"(?<=\d)\{,\}(?=\d{3}(?!\d))")
 _APOSTROPHES = re.compile(r"[-+]?\d{1,3}(?:'\d{3})+(?:\.\d+)?")
 _IDLE_SPACE = re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])")
 
@@ -155,12 +160,15 @@ def clean(text: str) -> str:
         for names, pattern, replacement in _RULES:
             if not names.isdisjoint(commands):
                 text = pattern.sub(replacement, text)
+        text = _COUNTED.sub(r"\1\\text{ \2}", text)
         text = _WRAPPER.sub(lambda m: f" {m[1]} " if no_unit(m[1]) else m[0], text)
         if "\\circ" in text:
             if _TURNING.search(text):
                 text = _ANGLE.sub(r"(\1 \\cdot \\frac{\\pi}{180})", text)
             text = _DEGREES.sub("", text)
-    text = text.replace("$", "").replace("~", " ").replace("{,}", ",")
+    text = text.replace("$", "").replace("~", " ")
+    if "{,}" in text:
+        text = _BRACED_COMMA.sub("", text).replace("{,}", ",")
     text = " ".join(text.split()).lstrip("= ").rstrip(".;。, ")
     if text[:1].isdigit():
         if ordinal := _ORDINAL.fullmatch(text):

@@ -41,6 +41,15 @@ _SCALES = {
     "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
     "trillion": 10**12, "万": 10**4, "亿": 10**8,
 }  # fmt: skip
+_IN_WORDS = {
+    word: value
+    for words in (
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+        "fifteen sixteen seventeen eighteen nineteen twenty", "零 一 二 三 四 五 六 七 八 九 十",
+    )
+    for value, word in enumerate(words.split())
+}  # fmt: skip
+_WORDED = re.compile(r"\\(?:text|mbox|mathrm)\s*\{\s*([a-z]+)\s*\}")
 _PERCENT = {"percent", "percentage", "pct"}
 _MEASURES: dict[str, dict[str, str]] = {
     "length": {
@@ -117,6 +126,10 @@ def quantity(text: str) -> Quantity | None:
 
     `3 hours 20 minutes` is their sum, in hours.
     """
+    if worded := _WORDED.fullmatch(text):
+        text = worded[1]
+    if text[:1].isalpha() and (value := _IN_WORDS.get(text.lower())) is not None:
+        return Quantity(Fraction(value), False, False, "")
     if _PARTS.fullmatch(text):
         return _sum([quantity(part) for part in re.findall(_PART, text)])
     text = _HUNDREDTHS.sub(r"\1%", _MONEY.sub("", text))

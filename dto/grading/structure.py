@@ -1,6 +1,6 @@
 r"""What kind of thing an answer is: a value, several values, a tuple, an interval, a matrix.
 
-`dto.grading.reading.read` takes cleaned text apart down to leaves (numbers, expressions, words),
+`dto.grading.parsing.read` takes cleaned text apart down to leaves (numbers, expressions, words),
 which are text; `same` puts two answers beside each other, and asks a function about the leaves.
 
 - `x<3`, `(-\infty,3)`, `x \in (-\infty,3)` and `\{x \mid x<3\}` are one region; so are unions and
@@ -138,6 +138,9 @@ def _same_items(gold: Items, given: Items, leaf: Leaves) -> bool | None:
     brackets = gold.brackets, given.brackets
     if brackets == ("()", ""):
         return _in_order(gold.parts, _values(given.parts), leaf)
+    names = {part.name for part in gold.parts if isinstance(part, Named)}
+    if brackets == ("", "()") and len(names) == len(gold.parts):
+        return _in_order(_values(gold.parts), given.parts, leaf)
     if brackets[0] != brackets[1] and set(brackets) != {"", "{}"}:
         return False
     if brackets[0] in ("", "{}", "|", "\\"):

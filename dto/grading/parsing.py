@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from dto.grading.notation import bare, typed
-from dto.grading.quantity import quantity
+from dto.grading.quantity import quantity, split_unit
 from dto.grading.structure import EMPTY, Items, Leaf, Matrix, Named, Node, Region, flat
 
 _TOKEN = re.compile(
@@ -41,6 +41,7 @@ _CONDITION = re.compile(
     r"is an(?:y)? integer)\s*[)\]]?\s*$"
 )
 _PROSE = re.compile(r"(?<![A-Za-z\\{])(?!(?:and|or)\b)[A-Za-z]{3,}\s+(?!and\b|or\b)[A-Za-z]{2,}")
+_OUTWARD = re.compile(r"([\[\]])(.+)([\[\]])")
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 _BUILDER = re.compile(r"[A-Za-z]\s*(?:\\mid(?![A-Za-z])|[|:])")
 _MODULAR = re.compile(
@@ -58,7 +59,7 @@ def read(cleaned: str) -> Node:
 def _thousands(text: str) -> str:
     """In `1,000, 2,000` a comma with a space behind it separates, another joins."""
     if ", " in text:
-        return re.sub(r"(?<![\d,.])(\d{1,3}(?:,\d{3})+)(?![\d,]|,\d)",
+        return re.sub(r"(?<![\d,.])(\d{1,3}(?:,\d{3})+)(?!\d|,\d)",
                       lambda m: m[1].replace(",", ""), text)  # fmt: skip
     return text
 
@@ -75,6 +76,11 @@ def _read(text: str, depth: int) -> Node:
         return Leaf(text)
     if (condition := _CONDITION.search(text)) and condition.start() > 0:
         return _read(text[: condition.start()], depth + 1)
+    if outward := _OUTWARD.fullmatch(text):  # ]a, b[ is (a, b)
+        ends = _apart(outward[2], (",", ";"))[0]
+        if len(ends) == 2 and all(ends) and (outward[1], outward[3]) != ("[", "]"):
+            brackets = ("(" if outward[1] == "]" else "[") + (")" if outward[3] == "[" else "]")
+            return Items(brackets, tuple(_read(part, depth + 1) for part in ends))
     parts, joint = _split(text)
     if len(parts) > 1:
         return _several(parts, joint, depth)
@@ -196,7 +202,7 @@ def _equation(text: str, operands: list[str], depth: int) -> Node:
         return Named(bare(first), _read(last, depth + 1), text)
     if len(operands) == 2 and _is_name(last):
         return Named(bare(last), _read(first, depth + 1), text)
-    if not any(_LETTERS.search(operand) for operand in operands[:-1]):
+    if not any(_LETTERS.search(operand) for operand in operands):
         return _read(last, depth + 1)  # 2+5 = 7 is 7
     return Leaf(text)
 
@@ -273,13 +279,11 @@ def _wrapped(text: str, depth: int) -> Node | None:
     if len(tokens) < 2:
         return None
     first, last = tokens[0], tokens[-1]
-    if first in ("]", "[") and last in ("[", "]") and (first, last) != ("[", "]"):
-        inside = _apart(text[1:-1], (",", ";"))[0]
-        if len(inside) == 2 and all(inside):  # ]a, b[ is (a, b)
-            brackets = ("(" if first == "]" else "[") + (")" if last == "[" else "]")
-            return Items(brackets, tuple(_read(part, depth + 1) for part in inside))
-    if first not in _OPENING or last not in _CLOSING:
+    if first not in _OPENING:
         return None
+    if last not in _CLOSING:
+        rest, unit = split_unit(text)
+        return _wrapped(rest, depth) if unit else None
     level = 0
     for index, token in enumerate(tokens):
         level += (token in _OPENING) - (token in _CLOSING)
