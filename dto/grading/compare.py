@@ -105,10 +105,11 @@ def _compare(gold: str, prediction: str, kind: AnswerKind) -> bool | None:
         return True
     if _depth(text) > MAX_DEPTH:
         return False
-    if _DEGREES.search(gold + prediction):
-        units = [found.unit if found else "" for found in map(quantity, (gold_clean, cleaned))]
-        if "rad" in units[0] + units[1]:
+    wanted, given = quantity(gold_clean), quantity(cleaned)
+    if wanted and given and not (wanted.unit and _PRODUCT.fullmatch(gold_text)):
+        if "rad" in wanted.unit + given.unit and _DEGREES.search(gold + prediction):
             return False
+        return _same_quantity(wanted, given)
     return same(structure(gold_clean), structure(cleaned), leaf)
 
 

@@ -47,14 +47,15 @@ _FONTS += "normalsize displaystyle textstyle scriptstyle limits nolimits"
 _SIZES = "left right middle big bigl bigr Big Bigl Bigr bigg biggl biggr Bigg Biggl Biggr"
 _BOLD = "underline boldsymbol bm pmb mathsf mathcal mathtt mathnormal mathit mathbf emph fbox "
 _BOLD += "boxed cancel uline textcolor color"
-# The commands that a rule is for (empty: any backslash), what it finds, and what it puts there.
+# The commands that a rule is for (none: `\ `), what it finds, and what it puts there.
 _RULES: list[tuple[frozenset[str], re.Pattern[str], str]] = [
-    (frozenset(commands.split()), re.compile(pattern), replacement)
+    (frozenset(commands.split()) or frozenset(" "), re.compile(pattern), replacement)
     for commands, pattern, replacement in (
         ("! ,", r"(?<=\d)\s*(?:,\s*\\!|\\,)\s*(?=\d{3}(?!\d))", ""),  # thousands
         (_SIZES, rf"\\(?:{'|'.join(_SIZES.split())})(?![A-Za-z])", ""),
         ("! $", r"(?<!\\)\\!|\\\$", ""),
-        (", ; : > _", r"(?<!\\)\\[,;:> ]", " "),
+        (", ; : >", r"(?<!\\)\\[,;:>]", " "),
+        ("", r"(?<!\\)\\ ", " "),
         ("quad qquad", r"\\q?quad(?![A-Za-z])", " "),
         ("%", r"\\%", "%"),
         ("color textcolor", r"\\(?:text)?color\s*\{[^{}]*\}", r"\\textcolor "),
@@ -104,7 +105,7 @@ _RULES: list[tuple[frozenset[str], re.Pattern[str], str]] = [
         ("lg", r"\\lg(?![A-Za-z])", r"\\log_{10}"),
     )
 ]  # fmt: skip
-_COMMAND = re.compile(r"\\([A-Za-z]+|.)")
+_COMMAND = re.compile(r"\\([A-Za-z]+|.)", re.DOTALL)
 _WRAPPER = re.compile(
     r"\\(?:text|mbox|hbox|mathrm|textbf|textrm|textsf|texttt|textit|textup|textnormal|"
     r"operatorname)\s*\{([^{}]*)\}"
@@ -144,6 +145,14 @@ _CALLED = {
 }  # fmt: skip
 
 
+@lru_cache(maxsize=4096)
+def _applicable(commands: frozenset[str]) -> tuple[int, ...]:
+    """The rules for some commands, in their order."""
+    return tuple(
+        index for index, (names, _, _) in enumerate(_RULES) if not names.isdisjoint(commands)
+    )
+
+
 @lru_cache(maxsize=1 << 14)
 def clean(text: str) -> str:
     r"""Without the LaTeX that changes nothing.
@@ -151,30 +160,32 @@ def clean(text: str) -> str:
     `\text{}` stays, except around words such as "or more" and variables: a parser would not see
     those there.
     """
+    if text.isdigit() and text.isascii():
+        return text
     if not text.isascii():
         text = _RAISED.sub(lambda m: f"^{{{m[0].translate(_LEVEL)}}}", text)
         text = _LOWERED.sub(lambda m: f"_{{{m[0].translate(_LEVEL)}}}", text)
         text = _ROOT.sub(_root, text).translate(_CHARACTERS)
     if "\\" in text:
-        commands = set(_COMMAND.findall(text.replace("\\ ", "\\_")))
-        for names, pattern, replacement in _RULES:
-            if not names.isdisjoint(commands):
-                text = pattern.sub(replacement, text)
-        text = _COUNTED.sub(r"\1\\text{ \2}", text)
-        text = _WRAPPER.sub(lambda m: f" {m[1]} " if no_unit(m[1]) else m[0], text)
+        for index in _applicable(frozenset(_COMMAND.findall(text))):
+            _, pattern, replacement = _RULES[index]
+            text = pattern.sub(replacement, text)
+        if "{" in text and _WRAPPER.search(text):
+            text = _COUNTED.sub(r"\1\\text{ \2}", text)
+            text = _WRAPPER.sub(lambda m: f" {m[1]} " if no_unit(m[1]) else m[0], text)
         if "\\circ" in text:
             if _TURNING.search(text):
                 text = _ANGLE.sub(r"(\1 \\cdot \\frac{\\pi}{180})", text)
             text = _DEGREES.sub("", text)
-    text = text.replace("$", "").replace("~", " ")
+    if "$" in text or "~" in text:
+        text = text.replace("$", "").replace("~", " ")
     if "{,}" in text:
         text = _BRACED_COMMA.sub("", text).replace("{,}", ",")
     text = " ".join(text.split()).lstrip("= ").rstrip(".;。, ")
-    if text[:1].isdigit():
-        if ordinal := _ORDINAL.fullmatch(text):
-            return ordinal[1]
-        if _APOSTROPHES.fullmatch(text):
-            return text.replace("'", "")
+    if "'" in text and _APOSTROPHES.fullmatch(text):
+        return text.replace("'", "")
+    if text[:1].isdigit() and not text[-1].isdigit() and (ordinal := _ORDINAL.fullmatch(text)):
+        return ordinal[1]
     return text
 
 
@@ -182,7 +193,7 @@ def bare(cleaned: str) -> str:
     r"""The string that equal answers share: `\text{}` unwrapped, idle spaces dropped."""
     if "\\" in cleaned:
         cleaned = _WRAPPER.sub(r" \1 ", cleaned)
-    return _IDLE_SPACE.sub("", cleaned.strip())
+    return _IDLE_SPACE.sub("", cleaned.strip()) if " " in cleaned else cleaned
 
 
 def typed(cleaned: str) -> str:

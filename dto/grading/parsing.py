@@ -10,11 +10,10 @@ from dto.grading.quantity import quantity, split_unit
 from dto.grading.structure import EMPTY, Items, Leaf, Matrix, Named, Node, Region, flat
 
 _TOKEN = re.compile(
-    r"\\begin\{pmatrix\}|\\end\{pmatrix\}|\\text\s*\{[^{}]*\}|\\[A-Za-z]+|\\.|.", re.DOTALL
+    r"\\begin\{pmatrix\}|\\end\{pmatrix\}|\\text\s*\{[^{}]*\}|\\[A-Za-z]+|\\.|[^\w\s]", re.DOTALL
 )
-_OPENING, _CLOSING = ("(", "[", "{", r"\{", r"\langle", r"\begin{pmatrix}"), (
-    ")", "]", "}", r"\}", r"\rangle", r"\end{pmatrix}",
-)  # fmt: skip
+_OPENING = frozenset({"(", "[", "{", r"\{", r"\langle", r"\begin{pmatrix}"})
+_CLOSING = frozenset({")", "]", "}", r"\}", r"\rangle", r"\end{pmatrix}"})
 _RELATIONS = {
     "=": "=", "<": "<", ">": ">", r"\leq": "<=", r"\geq": ">=", r"\neq": "!=", r"\in": "in",
     r"\notin": "notin", r"\equiv": "=",
@@ -41,7 +40,12 @@ _CONDITION = re.compile(
     r"is an(?:y)? integer)\s*[)\]]?\s*$"
 )
 _PROSE = re.compile(r"(?<![A-Za-z\\{])(?!(?:and|or)\b)[A-Za-z]{3,}\s+(?!and\b|or\b)[A-Za-z]{2,}")
-_OUTWARD = re.compile(r"([\[\]])(.+)([\[\]])")
+_INTEGERS = re.compile(r"[ZN]|integer")
+_RELATED = re.compile(r"[=<>]|\\(?:leq|geq|neq|in|notin|equiv)(?![A-Za-z])")
+_JOINTS = re.compile(
+    r"[,;和与及或]|\b(?:and|or)\b|\\(?:lor|vee|land|wedge)(?![A-Za-z])", re.IGNORECASE
+)
+DEEPEST = 12  # brackets in brackets that are taken apart
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 _BUILDER = re.compile(r"[A-Za-z]\s*(?:\\mid(?![A-Za-z])|[|:])")
 _MODULAR = re.compile(
@@ -66,20 +70,22 @@ def _thousands(text: str) -> str:
 
 def _read(text: str, depth: int) -> Node:
     text = text.strip().rstrip(".").strip()
-    if depth > 12:
+    if depth > DEEPEST or quantity(text) is not None:
         return Leaf(text)
-    if bare(text).replace(" ", "").lower() in _NO_SOLUTION:
+    if (
+        len(text) < 40
+        and text[:1] not in "([{"
+        and bare(text).replace(" ", "").lower() in _NO_SOLUTION
+    ):
         return EMPTY
     if text == r"\mathbb{R}":
         return Items("()", (Leaf(r"-\infty"), Leaf(r"\infty")))
-    if quantity(text) is not None:
-        return Leaf(text)
-    if (condition := _CONDITION.search(text)) and condition.start() > 0:
+    if _INTEGERS.search(text) and (condition := _CONDITION.search(text)) and condition.start() > 0:
         return _read(text[: condition.start()], depth + 1)
-    if outward := _OUTWARD.fullmatch(text):  # ]a, b[ is (a, b)
-        ends = _apart(outward[2], (",", ";"))[0]
-        if len(ends) == 2 and all(ends) and (outward[1], outward[3]) != ("[", "]"):
-            brackets = ("(" if outward[1] == "]" else "[") + (")" if outward[3] == "[" else "]")
+    if text[:1] + text[-1:] in ("][", "[[", "]]"):  # ]a, b[ is (a, b)
+        ends = _apart(text[1:-1], (",", ";"))[0]
+        if len(ends) == 2 and all(ends):
+            brackets = ("(" if text[0] == "]" else "[") + (")" if text[-1] == "[" else "]")
             return Items(brackets, tuple(_read(part, depth + 1) for part in ends))
     parts, joint = _split(text)
     if len(parts) > 1:
@@ -104,6 +110,8 @@ def _read(text: str, depth: int) -> Node:
 
 def _split(text: str) -> tuple[list[str], str]:
     """The parts between commas, semicolons, "and", "or"; and which word joined the last."""
+    if not _JOINTS.search(text):
+        return [text], ""
     text = _JOINED.sub(r" \1 ", text)
     joint = ""
     if _LOGIC.search(text):
@@ -125,20 +133,20 @@ def _is_prose(text: str) -> bool:
 
 def _apart(text: str, signs: Sequence[str]) -> tuple[list[str], list[str]]:
     """The stretches between signs outside brackets, and the signs."""
-    parts, found, current, depth = [], [], "", 0
+    if not any(sign in text for sign in signs):
+        return [text.strip()], []
+    parts, found, depth, begin = [], [], 0, 0
     for match in _TOKEN.finditer(text):
         token = match[0]
         if token in _OPENING:
             depth += 1
         elif token in _CLOSING:
             depth -= 1
-        if depth <= 0 and token in signs:
-            parts.append(current.strip())
+        elif depth <= 0 and token in signs:
+            parts.append(text[begin : match.start()].strip())
             found.append(token)
-            current = ""
-        else:
-            current += token
-    return [*parts, current.strip()], found
+            begin = match.end()
+    return [*parts, text[begin:].strip()], found
 
 
 def _several(parts: list[str], joint: str, depth: int) -> Node:
@@ -174,6 +182,8 @@ def _both_sides(places: Sequence[Node]) -> Node | None:
 
 def _related(text: str, depth: int) -> Node | None:
     """An equation, an inequality, or a membership; None for anything else."""
+    if not _RELATED.search(text):
+        return None
     operands, signs = _apart(text, tuple(_RELATIONS))
     if not signs or not all(operands):
         return None
@@ -275,21 +285,19 @@ def _without(text: str, sides: list[str], depth: int) -> Node:
 
 def _wrapped(text: str, depth: int) -> Node | None:
     """What one pair of brackets holds; None where no pair is around it all."""
-    tokens = [match[0] for match in _TOKEN.finditer(text)]
-    if len(tokens) < 2:
+    tokens = list(_TOKEN.finditer(text))
+    if len(tokens) < 2 or tokens[0].start() or tokens[0][0] not in _OPENING:
         return None
-    first, last = tokens[0], tokens[-1]
-    if first not in _OPENING:
-        return None
-    if last not in _CLOSING:
+    first, last = tokens[0][0], tokens[-1][0]
+    if last not in _CLOSING or tokens[-1].end() < len(text):
         rest, unit = split_unit(text)
         return _wrapped(rest, depth) if unit else None
     level = 0
-    for index, token in enumerate(tokens):
-        level += (token in _OPENING) - (token in _CLOSING)
-        if level == 0 and index < len(tokens) - 1:
+    for match in tokens[:-1]:
+        level += (match[0] in _OPENING) - (match[0] in _CLOSING)
+        if level == 0:
             return None
-    inner = "".join(tokens[1:-1]).strip()
+    inner = text[tokens[0].end() : tokens[-1].start()].strip()
     if first == r"\begin{pmatrix}":
         rows = [row for row in _apart(inner, ("\\\\",))[0] if row]
         cells = [_apart(row, ("&",))[0] for row in rows]
@@ -299,7 +307,7 @@ def _wrapped(text: str, depth: int) -> Node | None:
     if first == r"\{":
         return _set(inner, depth)
     parts = [part for part in _apart(inner, (",",))[0] if part]
-    if len(parts) == 1:
+    if len(parts) == 1 and ";" in inner:
         parts = [part for part in _apart(inner, (";",))[0] if part]
     if first == "{":
         if len(parts) == 1 or quantity(inner) is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)"
@@ -121,6 +122,7 @@ class Quantity(NamedTuple):
     measure: tuple[str, Fraction] | None = None
 
 
+@lru_cache(maxsize=1 << 15)
 def quantity(text: str) -> Quantity | None:
     """The number, with or without a unit, that a cleaned answer is; None for anything else.
 
@@ -128,8 +130,8 @@ def quantity(text: str) -> Quantity | None:
     """
     if worded := _WORDED.fullmatch(text):
         text = worded[1]
-    if text[:1].isalpha() and (value := _IN_WORDS.get(text.lower())) is not None:
-        return Quantity(Fraction(value), False, False, "")
+    if text[:1].isalpha() and text.lower() in _IN_WORDS:
+        return Quantity(Fraction(_IN_WORDS[text.lower()]), False, False, "")
     if _PARTS.fullmatch(text):
         return _sum([quantity(part) for part in re.findall(_PART, text)])
     text = _HUNDREDTHS.sub(r"\1%", _MONEY.sub("", text))
