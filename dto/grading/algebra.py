@@ -52,10 +52,14 @@ _CONVERSION = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_sym
 POINTS = 8  # of which the first three are positive, and the last large
 DIGITS, CLOSE = 30, sympy.Float("1e-25")
 CONSTANT_DIGITS, CONSTANT_CLOSE = 60, sympy.Float("1e-50", 60)
+FAR = 1e-4  # relative: beyond any rounding
 PLACES, ROUNDED = 6, sympy.Rational(1, 100_000)  # decimal numbers
 
 _DIFFERENTIAL = re.compile(r"(?<![A-Za-z\\{_])d(?![A-Za-z_])")  # a parser waits for an integral
 _DIVISOR = re.compile(r"\\(?:operatorname\s*\{\s*)?([gl])c[dm]\s*\}?\s*\(")
+# Sums, and waves of integers, are compared at integers: there (-1)^n is cos(n pi).
+_INDICES = frozenset("nkmjNK")
+_WHOLE = (sympy.Sum, sympy.Product, sympy.sin, sympy.cos, sympy.Pow(-1, sympy.Wild("n")))
 _PRIMED = re.compile(r"([A-Za-z])('+)")
 _COEFFICIENT = re.compile(r"(\d)\s*(?=\()")
 _MIXED = re.compile(r"(?<![\d.}^_{])(\d+)\s*(\\frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\})")
@@ -75,6 +79,11 @@ class UnreadableError(Exception):
 
 def same(gold: str, given: str) -> bool:
     """Whether two leaves (`dto.grading.structure`) are equal. Raises UnreadableError."""
+    values = _fingerprint(gold), _fingerprint(given)
+    if values[0] is not None and values[1] is not None:
+        size = max(abs(values[0]), abs(values[1]))
+        if abs(values[0] - values[1]) > FAR * size:
+            return False
     gold, gold_unit = split_unit(gold)
     given, given_unit = split_unit(given)
     factor = unit_factor(gold_unit, given_unit)
@@ -91,6 +100,20 @@ def same(gold: str, given: str) -> bool:
     if factor != 1:
         read_gold = sympy.Rational(factor.numerator, factor.denominator) * read_gold
     return _equal(read_gold, read_given)
+
+
+@lru_cache(maxsize=1 << 14)
+def _fingerprint(text: str) -> float | None:
+    """The value at the first point, where that alone can tell two texts apart; else None."""
+    bare_text, unit = split_unit(text)
+    found = None if unit else expression(bare_text)
+    if not isinstance(found, sympy.Expr) or found.has(*_WHOLE) or found.atoms(AppliedUndef):
+        return None
+    value = _value(found, 0)
+    try:
+        return float(value) if value is not None and value.is_real else None
+    except (OverflowError, TypeError):
+        return None
 
 
 def alone(gold: str, given: str | None) -> bool:
@@ -207,8 +230,9 @@ def _same_values(gold: sympy.Expr, given: sympy.Expr) -> bool | None:
         return _same_constants(gold, given)
     agree = real = 0
     undecided = False
+    whole = names <= _INDICES and any(each.has(*_WHOLE) for each in (gold, given))
     for index in range(POINTS):
-        values = [_value(each, index, DIGITS) for each in (gold, given)]
+        values = [_value(each, index, whole=whole) for each in (gold, given)]
         if values[0] is None or values[1] is None:
             undecided = True
             continue
@@ -225,20 +249,28 @@ def _same_values(gold: sympy.Expr, given: sympy.Expr) -> bool | None:
 
 def _same_constants(gold: sympy.Expr, given: sympy.Expr) -> bool | None:
     if gold.has(sympy.Float) or given.has(sympy.Float):
-        values = [each.evalf(DIGITS) for each in (gold, given)]
-        if not all(value.is_number for value in values):
+        rough = [each.evalf(DIGITS) for each in (gold, given)]
+        if not all(value.is_number for value in rough):
             return None
         if any(isinstance(each.doit(), sympy.Float) for each in (gold, given)):
-            rounded = [value.round(PLACES) for value in values]
-            return rounded[0] == rounded[1] and _close(values[0], values[1], ROUNDED)
-        return _close(values[0], values[1], sympy.Float("1e-12"))
-    done = [each.doit() for each in (gold, given)]
-    if all(each.is_Rational for each in done):
-        return bool(done[0] == done[1])
-    values = [each.evalf(CONSTANT_DIGITS) for each in done]
-    if not all(value.is_number and value.is_finite for value in values):
-        return bool(done[0] == done[1]) if all(value.is_number for value in values) else None
-    return _close(values[0], values[1], CONSTANT_CLOSE)
+            rounded = [value.round(PLACES) for value in rough]
+            return rounded[0] == rounded[1] and _close(rough[0], rough[1], ROUNDED)
+        return _close(rough[0], rough[1], sympy.Float("1e-12"))
+    (one, first), (other, second) = _constant(gold), _constant(given)
+    if one.is_Rational and other.is_Rational:
+        return bool(one == other)
+    if not (first.is_number and second.is_number):
+        return None
+    if not (first.is_finite and second.is_finite):
+        return bool(one == other)
+    return _close(first, second, CONSTANT_CLOSE)
+
+
+@lru_cache(maxsize=1 << 14)
+def _constant(found: Any) -> tuple[Any, Any]:
+    """A constant worked out, and its value."""
+    done = found.doit()
+    return done, done.evalf(CONSTANT_DIGITS)
 
 
 def _close(one: Any, other: Any, tolerance: Any) -> bool:
@@ -252,11 +284,14 @@ def _names(found: Any) -> set[str]:
     return {str(each) for each in found.free_symbols}
 
 
-def _value(found: Any, index: int, digits: int) -> Any:
-    """The value at one of the points; None where there is none."""
+@lru_cache(maxsize=1 << 14)
+def _value(found: Any, index: int, *, whole: bool = False) -> Any:
+    """The value at one of the points; None where there is none. `whole`: a point of integers."""
     point = {each: _coordinate(str(each), index) for each in found.free_symbols}
+    if whole:
+        point = {each: sympy.floor(9 * abs(value)) for each, value in point.items()}
     try:
-        value = found.subs(point).doit().evalf(digits)
+        value = found.subs(point).doit().evalf(DIGITS)
     except MemoryError:
         raise
     except Exception:
@@ -307,7 +342,7 @@ def _ratio(one: Any, other: Any) -> Any:
     first = None
     known = 0
     for index in range(POINTS):
-        values = [_value(each, index, DIGITS) for each in (one, other)]
+        values = [_value(each, index) for each in (one, other)]
         if values[0] is None or values[1] is None:
             continue
         if values[1] == 0 or values[0] == 0:

@@ -33,6 +33,10 @@ MAX_DEPTH = 60  # of nested brackets: what is deeper is no answer, and would exh
 _NUMBERS_ALONE = re.compile(r"[\d.]+(?: [\d.]+)+")
 _PLAIN = re.compile(r"-?(?:[0-9]+(?:\.[0-9]+)?|\\[dt]?frac\{[0-9]+\}\{[1-9][0-9]*\})")
 _PRODUCT = re.compile(r"[-+]?[\d.,]*\d[A-Za-z]")
+_MONEY_SIGN = re.compile(r"\\\$|[€£¥₹元]|\b(?:dollar|euro|yuan|rupee)", re.IGNORECASE)
+_MONEY = {r"\$": "dollar", "€": "euro", "£": "pound", "¥": "yuan", "₹": "rupee", "元": "yuan"} | {
+    word: word for word in ("dollar", "euro", "yuan", "rupee")
+}
 _DEGREES = re.compile(r"\\circ|\\degree|°")
 _NUMERAL = re.compile(
     r"\(?([0-9A-F]+(?:\.[0-9A-F]+)?)\)?_\{?(?:\\text\{)?(\d+|two|three|four|five|six|seven|eight|"
@@ -104,6 +108,9 @@ def _compare(gold: str, prediction: str, kind: AnswerKind) -> bool | None:
     if gold_text == text:
         return True
     if _depth(text) > MAX_DEPTH:
+        return False
+    monies = [set(map(_MONEY.get, _MONEY_SIGN.findall(each))) for each in (gold, prediction)]
+    if monies[0] and monies[1] and not monies[0] & monies[1]:
         return False
     wanted, given = quantity(gold_clean), quantity(cleaned)
     if wanted and given and not (wanted.unit and _PRODUCT.fullmatch(gold_text)):

@@ -40,6 +40,11 @@ _CONDITION = re.compile(
     r"is an(?:y)? integer)\s*[)\]]?\s*$"
 )
 _PROSE = re.compile(r"(?<![A-Za-z\\{])(?!(?:and|or)\b)[A-Za-z]{3,}\s+(?!and\b|or\b)[A-Za-z]{2,}")
+_REALS = re.compile(
+    r"(?:\\text\s*\{)?\s*all real numbers(?: x)?(?:,? except(?: for)?\s*\}?\s*"
+    r"(?:[a-z] ?(?:=|\\neq)\s*)?([^{}]+?))?\s*\}?",
+    re.IGNORECASE,
+)
 _INTEGERS = re.compile(r"[ZN]|integer")
 _RELATED = re.compile(r"[=<>]|\\(?:leq|geq|neq|in|notin|equiv)(?![A-Za-z])")
 _JOINTS = re.compile(
@@ -78,6 +83,10 @@ def _read(text: str, depth: int) -> Node:
         and bare(text).replace(" ", "").lower() in _NO_SOLUTION
     ):
         return EMPTY
+    if prose := _REALS.fullmatch(text):
+        if not prose[1]:
+            return Items("()", (Leaf(r"-\infty"), Leaf(r"\infty")))
+        return Items("\\", tuple(Leaf(part) for part in _split(prose[1])[0]))
     if text == r"\mathbb{R}":
         return Items("()", (Leaf(r"-\infty"), Leaf(r"\infty")))
     if _INTEGERS.search(text) and (condition := _CONDITION.search(text)) and condition.start() > 0:
@@ -100,6 +109,9 @@ def _read(text: str, depth: int) -> Node:
     wrapped = _wrapped(text, depth)
     if wrapped is not None:
         return wrapped
+    shares = _apart(text, (":",))[0]
+    if len(shares) > 2 and all(shares):
+        return Items(":", tuple(Leaf(share) for share in shares))
     if modular := _MODULAR.fullmatch(text):
         value, modulus = modular[1] or modular[3], modular[2] or modular[4]
         return Items("%", (_read(value, depth + 1), Leaf(modulus)))
@@ -229,10 +241,12 @@ def _one_sided(text: str, operands: list[str], kind: str) -> Node:
         return Leaf(text)
     variable, end = bare(left), Leaf(right)
     if kind == "!=":
-        return Region(variable, Items("\\", (end,)))
+        return Region(variable, Items("\\", (end,)), text)
     if kind in ("<", "<="):
-        return Region(variable, Items("()" if kind == "<" else "(]", (Leaf(r"-\infty"), end)))
-    return Region(variable, Items("()" if kind == ">" else "[)", (end, Leaf(r"\infty"))))
+        place = Items("()" if kind == "<" else "(]", (Leaf(r"-\infty"), end))
+    else:
+        place = Items("()" if kind == ">" else "[)", (end, Leaf(r"\infty")))
+    return Region(variable, place, text)
 
 
 def _chain(text: str, operands: list[str], kinds: list[str]) -> Node:

@@ -18,12 +18,16 @@ which are text; `same` puts two answers beside each other, and asks a function a
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 from dto.grading.notation import bare
+from dto.grading.quantity import quantity
 
 MOST_PARTS = 1_000  # of one list: what has more is no answer
+AT_ONCE = 20  # parts without an order of which more than the first are compared without algebra
 
 Leaves = Callable[[str, str], bool | None]
 
@@ -37,7 +41,8 @@ class Leaf(NamedTuple):
 class Items(NamedTuple):
     r"""Several answers: `brackets` is one of `""` (a list), `{}`, `()`, `[]`, `[)`, `(]`.
 
-    `\` stands for all real numbers but these, `|` for a union, `%` for a value and its modulus.
+    `\` stands for all real numbers but these, `|` for a union, `%` for a value and its modulus,
+    `:` for a ratio of three or more.
     """
 
     brackets: str
@@ -59,10 +64,11 @@ class Named(NamedTuple):
 
 
 class Region(NamedTuple):
-    """Where a variable lies."""
+    """Where a variable lies; `text` is the inequality, where it is one."""
 
     variable: str
     place: Node
+    text: str = ""
 
 
 Node = Leaf | Items | Matrix | Named | Region
@@ -99,10 +105,13 @@ def same(gold: Node, given: Node, leaf: Leaves) -> bool | None:
             if gold.variable != given.variable:
                 return False
             return same(gold.place, given.place, leaf)
-        if isinstance(gold, Region):
-            return same(gold.place, given, leaf)
-        assert isinstance(given, Region)
-        return same(gold, given.place, leaf)
+        region, other = (gold, given) if isinstance(gold, Region) else (given, gold)
+        assert isinstance(region, Region)
+        if isinstance(other, Leaf) and region.text:  # -x < -3
+            pair = region.text, other.text
+            return leaf(*(pair if region is gold else pair[::-1]))
+        place = region.place
+        return same(place, given, leaf) if region is gold else same(gold, place, leaf)
     if isinstance(gold, Matrix) or isinstance(given, Matrix):
         return _same_matrices(gold, given, leaf)
     if isinstance(gold, Items) and isinstance(given, Items):
@@ -143,6 +152,13 @@ def _same_items(gold: Items, given: Items, leaf: Leaves) -> bool | None:
         return _in_order(_values(gold.parts), given.parts, leaf)
     if brackets[0] != brackets[1] and set(brackets) != {"", "{}"}:
         return False
+    if brackets[0] == ":":
+        shares = [
+            [Leaf(rf"\frac{{{part.text}}}{{{side.parts[0].text}}}") for part in side.parts[1:]
+             if isinstance(part, Leaf) and isinstance(side.parts[0], Leaf)]
+            for side in (gold, given)
+        ]  # fmt: skip
+        return _in_order(shares[0], shares[1], leaf)
     if brackets[0] in ("", "{}", "|", "\\"):
         sides = [flat(side.parts) for side in (gold, given)]
         if brackets == ("{}", "{}"):
@@ -184,18 +200,41 @@ def _in_any_order(gold: Sequence[Node], given: Sequence[Node], leaf: Leaves) -> 
     """Whether each has its own partner: a perfect matching, by augmenting paths."""
     if len(gold) != len(given) or len(gold) > MOST_PARTS:
         return False
-    rest = list(given)
-    wanted = []
-    for part in gold:  # equal texts first: most of them, as a rule
-        if part in rest:
-            rest.remove(part)
-        else:
-            wanted.append(part)
-    cells = [[same(part, other, leaf) for other in rest] for part in wanted]
+    wanted, rest = _unlike(gold, given)
+    cells = []
+    for part in wanted:
+        row = [same(part, other, leaf) for other in rest]
+        if not any(cell is not False for cell in row):
+            return False
+        if True not in row and len(wanted) > AT_ONCE:
+            return None
+        cells.append(row)
     if _matched([[cell is True for cell in row] for row in cells]):
         return True
     possible = _matched([[cell is not False for cell in row] for row in cells])
     return None if possible else False
+
+
+def _unlike(gold: Sequence[Node], given: Sequence[Node]) -> tuple[list[Node], list[Node]]:
+    """What is left of both without the parts that are equal texts or plain numbers."""
+    left = []
+    there = Counter(map(_key, given))
+    for part in gold:
+        if there[_key(part)]:
+            there[_key(part)] -= 1
+        else:
+            left.append(part)
+    over = []
+    for part in given:
+        if there[_key(part)]:
+            there[_key(part)] -= 1
+            over.append(part)
+    return left, over
+
+
+def _key(part: Node) -> Node | Fraction:
+    number = quantity(part.text) if isinstance(part, Leaf) else None
+    return part if number is None or number.unit or number.decimal else number.value
 
 
 def _matched(allowed: list[list[bool]]) -> bool:
