@@ -135,7 +135,7 @@ def _parsed(text: str) -> list[Any]:
 def expression(text: str) -> Any:
     """What math-verify reads, None where that is nothing or not the whole text."""
     number = quantity(text)
-    if number is not None and not number.decimal:
+    if number is not None and not number.decimal and not number.unit:
         return sympy.Rational(number.value.numerator, number.value.denominator)
     percent = text.rstrip().endswith("%")
     latex = text.rstrip().removesuffix("%")
