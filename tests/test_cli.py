@@ -284,7 +284,7 @@ def test_an_import_drops_gold_answers_that_cannot_be_read(
 ) -> None:
     responses("rows.jsonl", "a", "b")
     lines = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
-    lines[0]["answer"] = "{x|x>2}"
+    lines[0]["answer"] = r"\neg p"
     Path("rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with caplog.at_level("INFO", "dto"):
         assert dto(*IMPORT, capsys=capsys)[0] == 0

@@ -91,7 +91,7 @@ def test_rows_without_answer_or_question_are_counted(tmp_path: Path) -> None:
     ]
 
 
-UNREADABLE = (r"x \equiv 3 \pmod 7", "{x|x>2}", r"\{x | x > 2\}", "9^{9^{9^{9}}}")
+UNREADABLE = (r"\neg p", r"A \cap B", r"\{n^2 | n > 2\}", "9^{9^{9^{9}}}")
 READABLE = (
     "7", "1,234", r"\frac{1}{2}", r"(0, \infty)", r"x^2+1", r"\text{Monday}", "增函数", "(C)",
     "x>2",

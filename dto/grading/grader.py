@@ -13,7 +13,6 @@ from dto.grading.compare import (
     asks_for_percentage,
     compare,
     decidable,
-    for_parser,
     without_percent,
 )
 from dto.grading.extract import (
@@ -266,17 +265,16 @@ class Grader:
         if self._pool is None:
             self._pool = WorkerPool(self._workers, self._time_limit)
         pair = [key.gold, key.answer]
-        if self._rules == "ours":
-            if key.percent:
-                pair = [without_percent(text) for text in pair]
-            pair = [for_parser(text) for text in pair]
+        ours = self._rules == "ours"
+        if ours and key.percent:
+            pair = [without_percent(text) for text in pair]
         gold_alone = key.answer == _NO_ANSWER
         try:
-            equal = await self._pool.equal(pair[0], None if gold_alone else pair[1])
+            equal = await self._pool.equal(pair[0], None if gold_alone else pair[1], alone=not ours)
         except ComparisonError as error:
             reason = str(error)
             if reason == UNREADABLE_GOLD:
-                if self._rules != "ours":
+                if not ours:
                     return self._remember(key, "wrong")  # as the others have it
                 return self._remember(key, "failed", reason)
             if not error.expensive:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from dto.errors import DtoError
 
-_WORKER = Path(__file__).with_name("worker.py")
+_WORKER = "dto.grading.worker"
+_PACKAGES = str(Path(__file__).parents[2])
 UNREADABLE_GOLD = "unreadable_gold"
 _START_SECONDS = 120.0  # importing sympy on a machine that is busy with something else
 _WALL_FACTOR = 60.0  # a child that has not even used its CPU time after that is stuck
@@ -23,6 +24,11 @@ _ENDED_BY: dict[int, str] = {
     signal.SIGABRT: "grader_memory",  # how C libraries meet the limit on memory
 }
 _FROM_OUTSIDE = ("grader_crashed", "grader_stuck")
+
+
+def _path() -> str:
+    """Where the child finds this package, installed or not."""
+    return os.pathsep.join(filter(None, (_PACKAGES, os.environ.get("PYTHONPATH"))))
 
 
 class ComparisonError(Exception):
@@ -50,18 +56,19 @@ class WorkerPool:
         self._idle: list[Process] = []
         self._alive: set[Process] = set()
 
-    async def equal(self, gold: str, prediction: str | None) -> bool:
-        """Whether math-verify takes the two for equal.
+    async def equal(self, gold: str, prediction: str | None, *, alone: bool = False) -> bool:
+        """Whether the two are equal; `alone`: by math-verify as they are.
 
         None for the prediction: whether the gold answer can be read and compared with a number is
         all that is asked. Raises ComparisonError (unreadable_gold, grader_timeout, grader_memory,
         grader_error: …, grader_crashed, grader_stuck; the last two are not `expensive`) and, when
         children cannot be started at all, DtoError.
         """
+        request: dict[str, object] = {"gold": gold, "prediction": prediction, "alone": alone}
         async with self._slots:
             child = self._idle.pop() if self._idle else await self._start()
             try:
-                reply = await self._ask(child, gold, prediction)
+                reply = await self._ask(child, request)
             except BaseException:
                 # Cancelled, most likely: a late reply must not meet a later question.
                 await self._end(child)
@@ -84,13 +91,14 @@ class WorkerPool:
     async def _start(self) -> Process:
         child = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-P",  # this folder's modules must not shadow the libraries'
-            str(_WORKER),
+            "-P",  # what lies in the current folder must not shadow the libraries
+            "-m",
+            _WORKER,
             str(self._time_limit),
             stdin=PIPE,
             stdout=PIPE,
             stderr=DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _path()},
         )
         self._alive.add(child)
         assert child.stdout is not None
@@ -103,16 +111,15 @@ class WorkerPool:
                 await self._end(child)
         if not ready:
             raise DtoError(
-                f"grading worker does not start: try `{sys.executable} -P {_WORKER} 5`, "
+                f"grading worker does not start: try `{sys.executable} -P -m {_WORKER} 5`, "
                 "it needs math-verify"
             )
         return child
 
-    async def _ask(self, child: Process, gold: str, prediction: str | None) -> dict[str, object]:
+    async def _ask(self, child: Process, request: dict[str, object]) -> dict[str, object]:
         assert child.stdin is not None and child.stdout is not None
-        request = json.dumps({"gold": gold, "prediction": prediction}) + "\n"
         try:
-            child.stdin.write(request.encode())
+            child.stdin.write(f"{json.dumps(request)}\n".encode())
             async with asyncio.timeout(_WALL_FACTOR * self._time_limit):
                 line = await child.stdout.readline()
         except TimeoutError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)"
@@ -30,6 +31,10 @@ _UNIT_IN_TEXT = re.compile(
 _CHINESE = re.compile(r"(?P<scale>[万亿]?)(?P<unit>[\u4e00-\u9fff]{0,5})")
 _PART = r"\d[\d.,]*\s*(?:\\text\s*\{[^{}]*\}|[A-Za-z]+|[\u4e00-\u9fff]{1,3})"
 _PARTS = re.compile(rf"{_PART}(?:(?:\s*,)?\s*(?:and\b\s*)?{_PART})+")
+_TRAILING = re.compile(
+    r"\s*\\(?:text|mbox|mathrm)\s*\{[A-Za-z .,/-]+\}(?:\^\s*\{?\s*[23]\s*\}?)?\s*$"
+    r"|(?<=[\d}) ])\s*(?<![A-Za-z\\])[A-Za-z]{2,}(?:/[a-z]+)?(?:\^\s*\{?\s*[23]\s*\}?)?\s*$"
+)
 _POWER = re.compile(r"\s*\^\s*\{?\s*([23])\s*\}?$|([²³])$")
 _MOST_DIGITS, _MOST_POWER = 1_000, 400
 
@@ -37,6 +42,15 @@ _SCALES = {
     "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
     "trillion": 10**12, "万": 10**4, "亿": 10**8,
 }  # fmt: skip
+_IN_WORDS = {
+    word: value
+    for words in (
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+        "fifteen sixteen seventeen eighteen nineteen twenty", "零 一 二 三 四 五 六 七 八 九 十",
+    )
+    for value, word in enumerate(words.split())
+}  # fmt: skip
+_WORDED = re.compile(r"\\(?:text|mbox|mathrm)\s*\{\s*([a-z]+)\s*\}")
 _PERCENT = {"percent", "percentage", "pct"}
 _MEASURES: dict[str, dict[str, str]] = {
     "length": {
@@ -108,11 +122,16 @@ class Quantity(NamedTuple):
     measure: tuple[str, Fraction] | None = None
 
 
+@lru_cache(maxsize=1 << 15)
 def quantity(text: str) -> Quantity | None:
     """The number, with or without a unit, that a cleaned answer is; None for anything else.
 
     `3 hours 20 minutes` is their sum, in hours.
     """
+    if worded := _WORDED.fullmatch(text):
+        text = worded[1]
+    if text[:1].isalpha() and text.lower() in _IN_WORDS:
+        return Quantity(Fraction(_IN_WORDS[text.lower()]), False, False, "")
     if _PARTS.fullmatch(text):
         return _sum([quantity(part) for part in re.findall(_PART, text)])
     text = _HUNDREDTHS.sub(r"\1%", _MONEY.sub("", text))
@@ -159,6 +178,36 @@ def _sum(parts: list[Quantity | None]) -> Quantity | None:
     total = sum((measure[1] for _, measure in known), Fraction(0))
     unit = " ".join(name for name, _ in known)
     return Quantity(total / size[1], False, False, unit, (dimensions.pop(), total))
+
+
+def split_unit(text: str) -> tuple[str, str]:
+    r"""An expression and the unit behind it: `5\sqrt{2}\text{ cm}`, `\frac{\pi}{2} rad`."""
+    found = _TRAILING.search(text)
+    if found is None or not found.start():
+        return text, ""
+    read = _unit(found[0].strip())
+    if read is None or read[2] != 1 or read[3] or not read[0]:
+        return text, ""
+    unit, power, *_ = read
+    return text[: found.start()].rstrip(), unit if power == 1 else f"{unit}^{power}"
+
+
+def unit_factor(gold: str, given: str) -> Fraction | None:
+    """What a value with one unit is multiplied with for the other; None: they do not measure alike.
+
+    1 where a unit is missing or measures nothing known.
+    """
+    sizes = []
+    for unit in (gold, given):
+        name, _, power = unit.partition("^")
+        known = _measure(name) if name else None
+        sizes.append((f"{known[0]} {power or 1}", known[1] ** int(power or 1)) if known else None)
+    if sizes[0] is None or sizes[1] is None:
+        if gold and given and (sizes[0] or sizes[1]):
+            known_unit, words = (gold, given) if sizes[0] else (given, gold)
+            return Fraction(1) if mentions(words, known_unit) else None
+        return Fraction(1)
+    return sizes[0][1] / sizes[1][1] if sizes[0][0] == sizes[1][0] else None
 
 
 def mentions(words: str, unit: str) -> bool:

@@ -1,12 +1,13 @@
-"""A child process that compares answers with math-verify. A script: run it, never import it.
+"""A child process that compares answers part by part (`dto.grading.algebra`).
 
-It imports neither torch nor dto, so that it starts in a fraction of a second. One JSON object a
-line: `{"gold": …, "prediction": …}` in, `{"equal": true}` or `{"error": …}` out; `{"ready": true}`
-comes first. Without a prediction the gold answer is read and compared with a number: an error then
-says that nothing can be compared with it. Its argument is the CPU time that one comparison may
-take, in seconds: the kernel ends the process (SIGPROF) when that is spent, also inside a
-big-integer power that no Python signal handler could interrupt. CPU time, not wall time: a busy
-machine does not change a grade. It ends with its parent.
+It does not import torch, so that it starts in a second. One JSON object a line: `{"gold": …,
+"prediction": …}` in, `{"equal": true}` or `{"error": …}` out; `{"ready": true}` comes first.
+Without a prediction the gold answer is read and compared with a number: an error then says that
+nothing can be compared with it. With `"alone": true` math-verify compares the two as they are.
+
+Its argument is the CPU time that one comparison may take, in seconds: the kernel ends the process
+(SIGPROF) when that is spent, also inside a big-integer power that no Python signal handler could
+interrupt. CPU time, not wall time: a busy machine does not change a grade. It ends with its parent.
 """
 
 import contextlib
@@ -16,14 +17,13 @@ import logging
 import resource
 import signal
 import sys
+from functools import lru_cache
+from typing import Any
 
 MEMORY = 2 * 2**30  # bytes of address space
 
 UNREADABLE_GOLD = "unreadable_gold"  # the pool knows it: the one error that costs no child
-
-
-class UnreadableGoldError(Exception):
-    """Math-verify finds nothing in the gold answer."""
+NUMBER = r"\frac{17}{19}"  # that no gold answer is
 
 
 def die_with_parent() -> None:
@@ -40,37 +40,48 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     cpu_seconds = float(sys.argv[1])
 
-    from math_verify import LatexExtractionConfig, parse, verify
-
     logging.disable(logging.CRITICAL)
-    config = [LatexExtractionConfig()]
-    parsed_golds: dict[str, list[object]] = {}
+    from dto.grading import algebra
+    from dto.grading.compare import leaf, readable, structure
+    from dto.grading.notation import clean
+    from dto.grading.structure import leaves, same
 
-    def read(answer: str) -> list[object]:
-        boxed = f"\\boxed{{{answer}}}"
-        return list(parse(boxed, config, fallback_mode="no_fallback", parsing_timeout=None))
+    def compared(gold: str, given: str) -> bool:
+        decided = leaf(gold, given)
+        if decided is not None:
+            return decided
+        try:
+            return algebra.same(gold, given)
+        except algebra.UnreadableError:
+            if readable(gold):
+                return False  # a word beside an expression
+            raise
 
-    number = read("\\frac{17}{19}")
+    @lru_cache(maxsize=1000)
+    def check(gold: str) -> None:
+        for text in leaves(structure(gold)):
+            if not readable(text) and algebra.expression(text) is None:
+                raise algebra.UnreadableError(text)
 
     def equal(gold: str, prediction: str | None) -> bool:
-        if gold not in parsed_golds:
-            if len(parsed_golds) >= 1000:
-                parsed_golds.clear()
-            parsed_golds[gold] = read(gold)
-        if not parsed_golds[gold]:
-            raise UnreadableGoldError
-        given = number if prediction is None else read(prediction)
-        return bool(verify(parsed_golds[gold], given, timeout_seconds=None))
+        gold = clean(gold)
+        check(gold)
+        if prediction is None:  # is every comparison with it too expensive?
+            return not any(compared(text, NUMBER) for text in leaves(structure(gold)))
+        return bool(same(structure(gold), structure(clean(prediction)), compared))
 
-    equal("1", "\\frac{2}{2}")  # the first comparison builds the parser
+    def work(request: dict[str, Any]) -> bool:
+        pair = request["gold"], request.get("prediction")
+        return algebra.alone(*pair) if request.get("alone") else equal(*pair)
+
+    equal("x+1", "1+x")  # the first comparison builds the parser
     print('{"ready": true}', flush=True)
     for line in sys.stdin:
-        request = json.loads(line)
+        request: dict[str, Any] = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
         try:
-            equals = equal(request["gold"], request.get("prediction"))
-            reply: dict[str, object] = {"equal": equals}
-        except UnreadableGoldError:
+            reply: dict[str, object] = {"equal": work(request)}
+        except algebra.UnreadableError:
             reply = {"error": UNREADABLE_GOLD}
         except MemoryError:
             reply = {"error": "grader_memory"}

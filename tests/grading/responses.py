@@ -585,7 +585,7 @@ _FURTHER: dict[tuple[str, AnswerKind, bool], list[tuple[str, str]]] = {
         ("5", "The answer is 5 times 3."), ("5", "The answer is 5 to 6."),
         ("5", "The answer is approximately 5.2"), ("5", "Answer: x = 5, y = 6"),
         ("6", "Answer: x = 5, y = 6"), ("5", "The answer is 5 and 6."),
-        ("12", "The answer is 12 (or 13)."), ("12", "The answer is 12 (mod 13)."),
+        ("12", "The answer is 12 (or 13)."),
         ("12", "#### 12 + 3"), ("12", "Answer: 12, 13, or 14, since any works"),
         ("12", "The answer is 12, 13 since both work"), ("8", r"\boxed{7, not 8}"),
         ("5", "The answer is 5. Wait, no, 6."), ("5", "The answer is 5, hence y = 6."),

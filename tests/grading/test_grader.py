@@ -89,7 +89,8 @@ INTEGRAL = r"\int_0^1 e^{x^2}\sin(x^3)dx"
         ("5", "10^{10^{10}}", ("wrong", TIME)),
         ("5", "3000000!", ("wrong", TIME)),
         ("5", r"\binom{10^7}{5000000}", ("wrong", TIME)),
-        ("5", "(x+y+z)^{500}", ("wrong", TIME)),
+        (r"x^{500}", r"\left(x+y+z\right)^{500}", ("wrong", NO_REASON)),  # no longer expanded
+        ("5", "(x+y+z)^{500}", ("wrong", NO_REASON)),
         ("12", INTEGRAL, ("wrong", TIME)),
         ("1/2", r"\frac{12345678!}{12345677!}", ("wrong", TIME)),
         ("x+7", "9^{9^{9^{9}}}", ("wrong", TIME)),
@@ -106,15 +107,18 @@ INTEGRAL = r"\int_0^1 e^{x^2}\sin(x^3)dx"
         (INTEGRAL, INTEGRAL, ("failed", TOO_EXPENSIVE)),
         (INTEGRAL, "9^{9^{9^{9}}}", ("failed", TOO_EXPENSIVE)),
         ("9^{9^{9^{9}}}", "5", ("failed", TOO_EXPENSIVE)),
-        (r"x \equiv 3 \pmod 7", "4", ("failed", UNREADABLE)),
-        (r"x \equiv 3 \pmod 7", r"x \equiv 3 \pmod 7", ("failed", UNREADABLE)),
-        (r"x \equiv 3 \pmod 7", r"x \equiv 3 \pmod {7}.", ("failed", UNREADABLE)),
-        (r"x \equiv 3 \pmod 7", "", ("failed", UNREADABLE)),
-        ("{x|x>2}", "{x|x>2}", ("failed", UNREADABLE)),
-        (r"\{x | x > 2\}", "x", ("failed", UNREADABLE)),
+        (r"\neg p", "4", ("failed", UNREADABLE)),
+        (r"\neg p", r"\neg p", ("failed", UNREADABLE)),
+        (r"\neg p", r"\neg {p}.", ("failed", UNREADABLE)),
+        (r"\neg p", "", ("failed", UNREADABLE)),
+        (r"\{n^2 | n > 2\}", r"\{n^2 | n > 2\}", ("failed", UNREADABLE)),
         # and one that can
         ("x>2", "x>2", ("correct", NO_REASON)),
         ("x>2", "x>3", ("wrong", NO_REASON)),
+        ("{x|x>2}", r"\{x | x > 2\}", ("correct", NO_REASON)),
+        (r"\{x | x > 2\}", "x", ("wrong", NO_REASON)),
+        (r"x \equiv 3 \pmod 7", r"x \equiv 3 \pmod {7}.", ("correct", NO_REASON)),
+        (r"x \equiv 3 \pmod 7", "4", ("wrong", NO_REASON)),
         (r"\text{east}", r"\text{east}", ("correct", NO_REASON)),
     ],
 )
@@ -126,12 +130,13 @@ async def test_an_expensive_answer_is_wrong_and_an_expensive_gold_fails(gold, an
 
 async def test_too_much_memory_is_the_answers_doing(monkeypatch, tmp_path):
     worker = (ROOT / "dto/grading/worker.py").read_text()
-    greedy = tmp_path / "worker.py"
+    greedy = tmp_path / "greedy_worker.py"
     hungry = "prediction: str | None) -> bool:\n        if prediction == 'x+1+y':\n            "
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     for act in ("raise MemoryError", "os.kill(os.getpid(), signal.SIGABRT)"):
         changed = worker.replace("prediction: str | None) -> bool:", hungry + act)
         greedy.write_text(changed.replace("import json", "import json\nimport os"))
-        monkeypatch.setattr(pool_module, "_WORKER", greedy)
+        monkeypatch.setattr(pool_module, "_WORKER", "greedy_worker")
         async with Grader(workers=1) as grader:
             graded = await grader.grade_answer("x+1+y", "x+7", "math")
             assert graded == Graded("wrong", "x+1+y", "grader_memory")
@@ -174,7 +179,7 @@ class CountingPool(WorkerPool):
     asked = 0
     go = asyncio.Event()
 
-    async def equal(self, gold, prediction):
+    async def equal(self, gold, prediction, *, alone=False):
         type(self).asked += 1
         await self.go.wait()
         return True
@@ -234,9 +239,9 @@ async def test_a_worker_that_cannot_start_is_one_clear_error(monkeypatch, tmp_pa
             await grader.grade_conclusion(r"\boxed{1+x}", "x+1", "math")
 
 
-def test_the_worker_imports_neither_torch_nor_dto():
+def test_the_worker_imports_nothing_that_is_slow():
     done = subprocess.run(
-        [sys.executable, "-P", "-X", "importtime", str(ROOT / "dto/grading/worker.py"), "5"],
+        [sys.executable, "-P", "-X", "importtime", "-m", "dto.grading.worker", "5"],
         input='{"gold": "x+1", "prediction": "1+x"}\n',
         capture_output=True,
         text=True,
@@ -245,7 +250,7 @@ def test_the_worker_imports_neither_torch_nor_dto():
     assert done.stdout.splitlines() == ['{"ready": true}', '{"equal": true}']
     imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "sympy" in imported
-    assert not imported & {"torch", "dto", "transformers", "spacy"}
+    assert not imported & {"torch", "transformers", "spacy", "datasets", "polars", "pydantic"}
 
 
 def test_children_die_with_a_killed_parent():

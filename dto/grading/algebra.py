@@ -1,0 +1,354 @@
+r"""Whether two expressions or equations are equal: math-verify reads them, numbers decide.
+
+Runs in the child processes of `dto.grading.worker`; importing it imports sympy.
+
+What math-verify reads is only believed where every letter, numeral and prime of the text stands in
+what was read (`3c` is no 3, `f'(x)` no `f(x)`). A text that is read in part equals nothing but the
+same text, and a gold answer that is read in part is unreadable.
+
+- Constants without decimals are equal exactly (rational numbers), or to 50 digits, relative to
+  their size: `1/2^{99}` and `1/2^{98}` differ. Where one side is a decimal number, to six places
+  and five significant digits.
+- Expressions with variables are equal where they have the same value, to 25 digits, at random
+  points (Schwartz 1980, Zippel 1979); points where one of them is not real count only where there
+  are no others.
+- Equations are equal where their sides' differences are proportional at such points, inequalities
+  where the factor is positive, or negative and the sign turned round.
+
+Anything else (sets that take algebra, unevaluated limits, …) math-verify compares.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+from zlib import crc32
+
+import sympy
+from latex2sympy2_extended.latex2sympy2 import (
+    ConversionConfig,
+    NormalizationConfig,
+    latex2sympy,
+    normalize_latex,
+)
+from latex2sympy2_extended.logic import And
+from latex2sympy2_extended.symbols import GREEK_LETTER_MAP
+from math_verify import LatexExtractionConfig, parse, verify
+from math_verify.grader import should_treat_as_complex
+from sympy.core.function import AppliedUndef
+from sympy.core.relational import Relational
+
+from dto.grading.notation import bare
+from dto.grading.quantity import quantity, split_unit, unit_factor
+
+_NORMAL = NormalizationConfig(
+    basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none",
+    equations=False,
+)  # fmt: skip
+_CONVERSION = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
+
+POINTS = 8  # of which the first three are positive, and the last large
+DIGITS, CLOSE = 30, sympy.Float("1e-25")
+CONSTANT_DIGITS, CONSTANT_CLOSE = 60, sympy.Float("1e-50", 60)
+FAR = 1e-4  # relative: beyond any rounding
+PLACES, ROUNDED = 6, sympy.Rational(1, 100_000)  # decimal numbers
+
+_DIFFERENTIAL = re.compile(r"(?<![A-Za-z\\{_])d(?![A-Za-z_])")  # a parser waits for an integral
+_DIVISOR = re.compile(r"\\(?:operatorname\s*\{\s*)?([gl])c[dm]\s*\}?\s*\(")
+# Sums, and waves of integers, are compared at integers: there (-1)^n is cos(n pi).
+_INDICES = frozenset("nkmjNK")
+_WHOLE = (sympy.Sum, sympy.Product, sympy.sin, sympy.cos, sympy.Pow(-1, sympy.Wild("n")))
+_PRIMED = re.compile(r"([A-Za-z])('+)")
+_COEFFICIENT = re.compile(r"(\d)\s*(?=\()")
+_MIXED = re.compile(r"(?<![\d.}^_{])(\d+)\s*(\\frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\})")
+_CHOOSE = re.compile(r"\\binom\s*\{([^{}]+)\}\s*\{([^{}]+)\}")  # it would be evaluated at once
+_FRACTION = re.compile(r"\\frac\s*\{\s*-?\s*(\d+)\s*\}\s*\{\s*-?\s*(\d+)\s*\}")
+_RATIO = re.compile(r"^\s*([^:{}]+?)\s*:\s*([^:{}]+?)\s*$")
+_MATHS = re.compile(r"\\(?:mathbb|mathcal|begin|end)\s*\{[^{}]*\}")
+_COMMAND = re.compile(r"\\([A-Za-z]+)")
+_NUMERAL = re.compile(r"\d+(?:\.\d+)?|\.\d+")
+_LETTER = re.compile("[A-Za-z]")
+_GREEK = frozenset(GREEK_LETTER_MAP.values()) - {"pi"}
+
+
+class UnreadableError(Exception):
+    """The gold answer is not read, or only in part."""
+
+
+def same(gold: str, given: str) -> bool:
+    """Whether two leaves (`dto.grading.structure`) are equal. Raises UnreadableError."""
+    values = _fingerprint(gold), _fingerprint(given)
+    if values[0] is not None and values[1] is not None:
+        size = max(abs(values[0]), abs(values[1]))
+        if abs(values[0] - values[1]) > FAR * size:
+            return False
+    gold, gold_unit = split_unit(gold)
+    given, given_unit = split_unit(given)
+    factor = unit_factor(gold_unit, given_unit)
+    read_gold = expression(gold)
+    if read_gold is None:
+        raise UnreadableError(gold)
+    if factor is None:
+        return False
+    if bare(gold).replace(" ", "") == bare(given).replace(" ", "") and factor == 1:
+        return True
+    read_given = expression(given)
+    if read_given is None:
+        return False
+    if factor != 1:
+        read_gold = sympy.Rational(factor.numerator, factor.denominator) * read_gold
+    return _equal(read_gold, read_given)
+
+
+@lru_cache(maxsize=1 << 14)
+def _fingerprint(text: str) -> float | None:
+    """The value at the first point, where that alone can tell two texts apart; else None."""
+    bare_text, unit = split_unit(text)
+    found = None if unit else expression(bare_text)
+    if not isinstance(found, sympy.Expr) or found.has(*_WHOLE) or found.atoms(AppliedUndef):
+        return None
+    value = _value(found, 0)
+    try:
+        return float(value) if value is not None and value.is_real else None
+    except (OverflowError, TypeError):
+        return None
+
+
+def alone(gold: str, given: str | None) -> bool:
+    """Whether math-verify by itself takes the two for equal. Raises UnreadableError."""
+    read_gold = _parsed(gold)
+    if not read_gold:
+        raise UnreadableError(gold)
+    return given is None or bool(verify(read_gold, _parsed(given), timeout_seconds=None))
+
+
+@lru_cache(maxsize=1000)
+def _parsed(text: str) -> list[Any]:
+    config = [LatexExtractionConfig()]
+    boxed = rf"\boxed{{{text}}}"
+    return list(parse(boxed, config, fallback_mode="no_fallback", parsing_timeout=None))
+
+
+@lru_cache(maxsize=4096)
+def expression(text: str) -> Any:
+    """What math-verify reads, None where that is nothing or not the whole text."""
+    number = quantity(text)
+    if number is not None and not number.decimal and not number.unit:
+        return sympy.Rational(number.value.numerator, number.value.denominator)
+    percent = text.rstrip().endswith("%")
+    latex = text.rstrip().removesuffix("%")
+    latex = _PRIMED.sub(lambda m: f"{m[1]}_{{{'prime' * len(m[2])}}}", latex)
+    if "int" not in latex and r"\frac{d" not in latex:
+        latex = _DIFFERENTIAL.sub("d_{0}", latex)
+    latex = _DIVISOR.sub(r"\1_{d}(", latex)
+    latex = _COEFFICIENT.sub(r"\1 \\cdot ", _MIXED.sub(r"(\1+\2)", latex))
+    latex = _CHOOSE.sub(r"\\frac{(\1)!}{(\2)! \\cdot ((\1)-(\2))!}", latex)
+    latex = _RATIO.sub(r"\\frac{\1}{\2}", normalize_latex(latex, _NORMAL))
+    try:
+        found = latex2sympy(
+            latex, is_real=not should_treat_as_complex(latex), normalization_config=None,
+            conversion_config=_CONVERSION,
+        )  # fmt: skip
+    except MemoryError:
+        raise
+    except Exception:
+        return None
+    if not isinstance(found, sympy.Basic | sympy.MatrixBase) or not _whole(latex, found):
+        return None
+    if percent:
+        return found / 100 if isinstance(found, sympy.Expr) else None
+    return found
+
+
+def _whole(latex: str, found: Any) -> bool:
+    """Whether every letter and numeral of a text stands in what was read of it."""
+    names = {str(each) for each in found.atoms(sympy.Symbol)}
+    names |= {each.func.__name__ for each in found.atoms(AppliedUndef)}
+    letters = set("".join(names))
+    kinds = {type(each).__name__ for each in sympy.preorder_traversal(found)}
+    if found.atoms(sympy.E.__class__) or kinds & {"exp", "log"} or found.has(sympy.E):
+        letters.add("e")
+    if found.has(sympy.I):
+        letters.add("i")
+    if kinds & {"Integral", "Derivative"}:
+        letters.add("d")
+    commands = set(_COMMAND.findall(_MATHS.sub("", latex)))
+    read = {name.lower() for name in names | kinds}
+    if any(not any(name.lower() in each for each in read)
+           for name in commands & _GREEK):  # fmt: skip
+        return False
+    if not set(_LETTER.findall(_COMMAND.sub(" ", _MATHS.sub("", latex)))) <= letters:
+        return False
+    values = set()
+    for each in found.atoms(sympy.Number):
+        if each.is_Rational:
+            values |= {abs(Fraction(int(each.p), int(each.q))), Fraction(abs(int(each.p))),
+                       Fraction(int(each.q))}  # fmt: skip
+        elif each.is_Float:
+            values.add(abs(Fraction(str(each))).limit_denominator(10**12))
+    said = "".join(names)
+    for fraction in _FRACTION.finditer(latex):  # reduced when it is read
+        top, bottom = int(fraction[1]), int(fraction[2])
+        if bottom and Fraction(top, bottom) in values:
+            values |= {Fraction(top), Fraction(bottom)}
+    for numeral in _NUMERAL.findall(latex):
+        value = Fraction(numeral)
+        known = value in values or value.limit_denominator(10**12) in values
+        if not known and numeral not in said and value not in (0, 1, 2, 10):
+            return False
+    return True
+
+
+def _equal(gold: Any, given: Any) -> bool:
+    if isinstance(gold, sympy.Expr) and isinstance(given, sympy.Expr):
+        decided = _same_values(gold, given)
+        if decided is not None:
+            return decided
+    elif isinstance(gold, Relational):
+        if not isinstance(given, Relational):
+            return False
+        return _same_relations(gold, given)
+    elif isinstance(gold, And) and isinstance(given, And):
+        pairs = list(zip(gold._unsorted_args, given._unsorted_args, strict=False))
+        return len(gold.args) == len(given.args) and all(
+            isinstance(one, Relational) and isinstance(other, Relational)
+            and _same_relations(one, other)
+            for one, other in pairs
+        )  # fmt: skip
+    return bool(verify([gold], [given], timeout_seconds=None))
+
+
+def _same_values(gold: sympy.Expr, given: sympy.Expr) -> bool | None:
+    if gold == given:
+        return True
+    names = _names(gold) | _names(given)
+    if gold.atoms(AppliedUndef) or given.atoms(AppliedUndef):
+        return None
+    if not names:
+        return _same_constants(gold, given)
+    agree = real = 0
+    undecided = False
+    whole = names <= _INDICES and any(each.has(*_WHOLE) for each in (gold, given))
+    for index in range(POINTS):
+        values = [_value(each, index, whole=whole) for each in (gold, given)]
+        if values[0] is None or values[1] is None:
+            undecided = True
+            continue
+        both_real = all(value.is_real for value in values if value is not None)
+        if _close(values[0], values[1], CLOSE):
+            agree += 1
+            real += both_real
+        elif both_real or (real == 0 and index == POINTS - 1):
+            return False
+    if agree == 0:
+        return None if undecided else False
+    return real >= 3 or agree == POINTS
+
+
+def _same_constants(gold: sympy.Expr, given: sympy.Expr) -> bool | None:
+    if gold.has(sympy.Float) or given.has(sympy.Float):
+        rough = [each.evalf(DIGITS) for each in (gold, given)]
+        if not all(value.is_number for value in rough):
+            return None
+        if any(isinstance(each.doit(), sympy.Float) for each in (gold, given)):
+            rounded = [value.round(PLACES) for value in rough]
+            return rounded[0] == rounded[1] and _close(rough[0], rough[1], ROUNDED)
+        return _close(rough[0], rough[1], sympy.Float("1e-12"))
+    (one, first), (other, second) = _constant(gold), _constant(given)
+    if one.is_Rational and other.is_Rational:
+        return bool(one == other)
+    if not (first.is_number and second.is_number):
+        return None
+    if not (first.is_finite and second.is_finite):
+        return bool(one == other)
+    return _close(first, second, CONSTANT_CLOSE)
+
+
+@lru_cache(maxsize=1 << 14)
+def _constant(found: Any) -> tuple[Any, Any]:
+    """A constant worked out, and its value."""
+    done = found.doit()
+    return done, done.evalf(CONSTANT_DIGITS)
+
+
+def _close(one: Any, other: Any, tolerance: Any) -> bool:
+    if one == other:
+        return True
+    size = max(abs(one), abs(other))
+    return bool(abs(one - other) <= tolerance * size)
+
+
+def _names(found: Any) -> set[str]:
+    return {str(each) for each in found.free_symbols}
+
+
+@lru_cache(maxsize=1 << 14)
+def _value(found: Any, index: int, *, whole: bool = False) -> Any:
+    """The value at one of the points; None where there is none. `whole`: a point of integers."""
+    point = {each: _coordinate(str(each), index) for each in found.free_symbols}
+    if whole:
+        point = {each: sympy.floor(9 * abs(value)) for each, value in point.items()}
+    try:
+        value = found.subs(point).doit().evalf(DIGITS)
+    except MemoryError:
+        raise
+    except Exception:
+        return None
+    if not value.is_number or not value.is_finite or value.has(sympy.nan, sympy.zoo):
+        return None
+    if value.atoms(sympy.Function):
+        return None
+    real, imaginary = value.as_real_imag()
+    if abs(imaginary) <= CLOSE * abs(value):
+        return real
+    return value
+
+
+def _coordinate(name: str, index: int) -> Any:
+    """A rational number that depends on the name alone; `i` is the imaginary unit."""
+    if name == "i":
+        return sympy.I
+    size = sympy.Rational(crc32(f"{name} {index}".encode()) % 997 + 211, 409)
+    if index == POINTS - 1:
+        return size + 20
+    return -size if index > 2 and crc32(f"{index} {name}".encode()) % 2 else size
+
+
+def _same_relations(gold: Any, given: Any) -> bool:
+    """Whether one is a multiple of the other: at random points, of sides or of numerators."""
+    turned = {
+        sympy.StrictLessThan: sympy.StrictGreaterThan, sympy.LessThan: sympy.GreaterThan,
+        sympy.StrictGreaterThan: sympy.StrictLessThan, sympy.GreaterThan: sympy.LessThan,
+    }  # fmt: skip
+    sides = [each.lhs - each.rhs for each in (gold, given)]
+    ratio = _ratio(*sides)
+    equation = isinstance(gold, sympy.Eq | sympy.Ne)
+    if equation and type(gold) is type(given):
+        if ratio is not None:
+            return True
+        return _ratio(*(sympy.fraction(sympy.together(side))[0] for side in sides)) is not None
+    if ratio is None or not ratio.is_real:
+        return False
+    wanted = type(gold) if ratio > 0 else turned.get(type(gold))
+    return isinstance(given, wanted) if wanted else False
+
+
+def _ratio(one: Any, other: Any) -> Any:
+    """The constant factor between two expressions; None where there is none."""
+    if _names(one) != _names(other):
+        return None
+    first = None
+    known = 0
+    for index in range(POINTS):
+        values = [_value(each, index) for each in (one, other)]
+        if values[0] is None or values[1] is None:
+            continue
+        if values[1] == 0 or values[0] == 0:
+            return None
+        ratio = values[0] / values[1]
+        if first is not None and not _close(first, ratio, CLOSE):
+            return None
+        first, known = ratio, known + 1
+    return first if known >= 3 else None

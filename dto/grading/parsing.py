@@ -1,0 +1,366 @@
+r"""Answers taken apart: from cleaned text to the records of `dto.grading.structure`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from dto.grading.notation import bare, typed
+from dto.grading.quantity import quantity, split_unit
+from dto.grading.structure import EMPTY, Items, Leaf, Matrix, Named, Node, Region, flat
+
+_TOKEN = re.compile(
+    r"\\begin\{pmatrix\}|\\end\{pmatrix\}|\\text\s*\{[^{}]*\}|\\[A-Za-z]+|\\.|[^\w\s]", re.DOTALL
+)
+_OPENING = frozenset({"(", "[", "{", r"\{", r"\langle", r"\begin{pmatrix}"})
+_CLOSING = frozenset({")", "]", "}", r"\}", r"\rangle", r"\end{pmatrix}"})
+_RELATIONS = {
+    "=": "=", "<": "<", ">": ">", r"\leq": "<=", r"\geq": ">=", r"\neq": "!=", r"\in": "in",
+    r"\notin": "notin", r"\equiv": "=",
+}  # fmt: skip
+_TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
+_JOINED = re.compile(r"\\(?:text|mbox|mathrm)\s*\{\s*,?\s*(and|or)\s*,?\s*\}", re.IGNORECASE)
+_LOGIC = re.compile(r"\\(?:lor|vee)(?![A-Za-z])|\\(?:land|wedge)(?![A-Za-z])")
+_WORD = re.compile(r"(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|[和与及或]", re.IGNORECASE)
+_NAME = re.compile(
+    r"(?:\\(?:vec|hat|bar|mathbf|mathrm|text|overline)\s*\{\s*[A-Za-z ]+\s*\}"
+    r"|\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|phi|varphi|omega|Omega|Delta)"
+    r"|[A-Za-z]+)'*(?:\s*_\s*(?:[A-Za-z0-9]|\{[A-Za-z0-9+-]+\}))?"
+    r"(?:\s*\(\s*[A-Za-z0-9](?:\s*,\s*[A-Za-z0-9])*\s*\))?"
+)
+_VARIABLE = re.compile(
+    r"(?:[A-Za-z]|\\(?:alpha|beta|gamma|theta|lambda|mu|phi|omega))(?:_(?:\w|\{\w+\}))?"
+    r"|[fgh]\([A-Za-z]\)"
+)
+_LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
+_CONDITION = re.compile(
+    r"[,;]?\s*[(\[]?\s*(?:\\text\s*\{\s*,?\s*(?:where|for|with)?\s*(?:any|all|every|some)?"
+    r"\s*(?:integers?)?\s*\}|\b(?:where|for|with)\b(?:\s+(?:any|all|every|some))?(?:\s+integers?)?)?"
+    r"\s*[a-zA-Z]\s*(?:\\in\s*\\mathbb\{?[ZN]\}?|\\text\s*\{\s*is an(?:y)? integer\s*\}|"
+    r"is an(?:y)? integer)\s*[)\]]?\s*$"
+)
+_PROSE = re.compile(r"(?<![A-Za-z\\{])(?!(?:and|or)\b)[A-Za-z]{3,}\s+(?!and\b|or\b)[A-Za-z]{2,}")
+_REALS = re.compile(
+    r"(?:\\text\s*\{)?\s*all real numbers(?: x)?(?:,? except(?: for)?\s*\}?\s*"
+    r"(?:[a-z] ?(?:=|\\neq)\s*)?([^{}]+?))?\s*\}?",
+    re.IGNORECASE,
+)
+_INTEGERS = re.compile(r"[ZN]|integer")
+_RELATED = re.compile(r"[=<>]|\\(?:leq|geq|neq|in|notin|equiv)(?![A-Za-z])")
+_JOINTS = re.compile(
+    r"[,;和与及或]|\b(?:and|or)\b|\\(?:lor|vee|land|wedge)(?![A-Za-z])", re.IGNORECASE
+)
+DEEPEST = 12  # brackets in brackets that are taken apart
+_PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
+_BUILDER = re.compile(r"[A-Za-z]\s*(?:\\mid(?![A-Za-z])|[|:])")
+_MODULAR = re.compile(
+    r"(.+?)\s*\(?\\(?:pmod|bmod|mod)\s*\{?\s*(\w+)\s*\}?\)?|(.+?)\s*\(?mod\s+(\w+)\)?"
+)
+_NO_SOLUTION = {"nosolution", "nosolutions", "emptyset", "theemptyset", "norealsolution",
+                "norealsolutions", r"\emptyset"}  # fmt: skip
+
+
+def read(cleaned: str) -> Node:
+    """Take an answer apart. Never fails: what has no structure is a leaf."""
+    return _read(typed(_thousands(cleaned)).strip(), 0)
+
+
+def _thousands(text: str) -> str:
+    """In `1,000, 2,000` a comma with a space behind it separates, another joins."""
+    if ", " in text:
+        return re.sub(r"(?<![\d,.])(\d{1,3}(?:,\d{3})+)(?!\d|,\d)",
+                      lambda m: m[1].replace(",", ""), text)  # fmt: skip
+    return text
+
+
+def _read(text: str, depth: int) -> Node:
+    text = text.strip().rstrip(".").strip()
+    if depth > DEEPEST or quantity(text) is not None:
+        return Leaf(text)
+    if (
+        len(text) < 40
+        and text[:1] not in "([{"
+        and bare(text).replace(" ", "").lower() in _NO_SOLUTION
+    ):
+        return EMPTY
+    if prose := _REALS.fullmatch(text):
+        if not prose[1]:
+            return Items("()", (Leaf(r"-\infty"), Leaf(r"\infty")))
+        return Items("\\", tuple(Leaf(part) for part in _split(prose[1])[0]))
+    if text == r"\mathbb{R}":
+        return Items("()", (Leaf(r"-\infty"), Leaf(r"\infty")))
+    if _INTEGERS.search(text) and (condition := _CONDITION.search(text)) and condition.start() > 0:
+        return _read(text[: condition.start()], depth + 1)
+    if text[:1] + text[-1:] in ("][", "[[", "]]"):  # ]a, b[ is (a, b)
+        ends = _apart(text[1:-1], (",", ";"))[0]
+        if len(ends) == 2 and all(ends):
+            brackets = ("(" if text[0] == "]" else "[") + (")" if text[-1] == "[" else "]")
+            return Items(brackets, tuple(_read(part, depth + 1) for part in ends))
+    parts, joint = _split(text)
+    if len(parts) > 1:
+        return _several(parts, joint, depth)
+    related = _related(text, depth)
+    if related is not None:
+        return related
+    for sign in (r"\cup", r"\setminus"):
+        sides = _apart(text, (sign,))[0]
+        if len(sides) > 1 and all(sides):
+            return _union(sides, depth) if sign == r"\cup" else _without(text, sides, depth)
+    wrapped = _wrapped(text, depth)
+    if wrapped is not None:
+        return wrapped
+    shares = _apart(text, (":",))[0]
+    if len(shares) > 2 and all(shares):
+        return Items(":", tuple(Leaf(share) for share in shares))
+    if modular := _MODULAR.fullmatch(text):
+        value, modulus = modular[1] or modular[3], modular[2] or modular[4]
+        return Items("%", (_read(value, depth + 1), Leaf(modulus)))
+    if _PLUS_MINUS.search(text):
+        return _both(text, depth)
+    return Leaf(text)
+
+
+def _split(text: str) -> tuple[list[str], str]:
+    """The parts between commas, semicolons, "and", "or"; and which word joined the last."""
+    if not _JOINTS.search(text):
+        return [text], ""
+    text = _JOINED.sub(r" \1 ", text)
+    joint = ""
+    if _LOGIC.search(text):
+        text = _LOGIC.sub(lambda m: " or " if m[0] in (r"\lor", r"\vee") else " and ", text)
+    words = _WORD.findall(text) if " " in text or not text.isascii() else []
+    if words and not _is_prose(text):
+        joint = "or" if words[-1].lower() in ("or", "或") else "and"
+        text = _WORD.sub(" , ", text)
+    semicolons = _apart(text, (";",))[0]
+    if len(semicolons) > 1:
+        return [part for part in semicolons if part], joint
+    return [part for part in _apart(text, (",",))[0] if part], joint
+
+
+def _is_prose(text: str) -> bool:
+    """Whether words other than "and" and "or" stand in it: then it is a sentence, and one leaf."""
+    return _PROSE.search(text) is not None
+
+
+def _apart(text: str, signs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The stretches between signs outside brackets, and the signs."""
+    if not any(sign in text for sign in signs):
+        return [text.strip()], []
+    parts, found, depth, begin = [], [], 0, 0
+    for match in _TOKEN.finditer(text):
+        token = match[0]
+        if token in _OPENING:
+            depth += 1
+        elif token in _CLOSING:
+            depth -= 1
+        elif depth <= 0 and token in signs:
+            parts.append(text[begin : match.start()].strip())
+            found.append(token)
+            begin = match.end()
+    return [*parts, text[begin:].strip()], found
+
+
+def _several(parts: list[str], joint: str, depth: int) -> Node:
+    nodes = [_read(part, depth + 1) for part in parts]
+    regions = [node for node in nodes if isinstance(node, Region)]
+    if len(regions) == len(nodes) and len({region.variable for region in regions}) == 1:
+        places = [region.place for region in regions]
+        if joint == "or":
+            return Region(regions[0].variable, _joined(places))
+        if both := _both_sides(places):
+            return Region(regions[0].variable, both)
+        if all(isinstance(place, Items) and place.brackets == "\\" for place in places):
+            return Region(regions[0].variable, Items("\\", tuple(_flat_parts(places))))
+    return Items("", tuple(nodes))
+
+
+def _flat_parts(places: Sequence[Node]) -> list[Node]:
+    return [part for place in places if isinstance(place, Items) for part in place.parts]
+
+
+def _both_sides(places: Sequence[Node]) -> Node | None:
+    """`x > 1` and `x < 3` as one interval."""
+    ends = [(place.brackets, *place.parts) for place in places if isinstance(place, Items)
+            and len(place.parts) == 2]  # fmt: skip
+    if len(ends) != 2 or len(places) != 2:
+        return None
+    low = [end for end in ends if end[2] == Leaf(r"\infty") and end[1] != Leaf(r"-\infty")]
+    high = [end for end in ends if end[1] == Leaf(r"-\infty") and end[2] != Leaf(r"\infty")]
+    if len(low) != 1 or len(high) != 1:
+        return None
+    return Items(low[0][0][0] + high[0][0][1], (low[0][1], high[0][2]))
+
+
+def _related(text: str, depth: int) -> Node | None:
+    """An equation, an inequality, or a membership; None for anything else."""
+    if not _RELATED.search(text):
+        return None
+    operands, signs = _apart(text, tuple(_RELATIONS))
+    if not signs or not all(operands):
+        return None
+    kinds = [_RELATIONS[sign] for sign in signs]
+    if set(kinds) == {"="}:
+        return _equation(text, operands, depth)
+    if kinds == ["in"] and _VARIABLE.fullmatch(bare(operands[0])):
+        place = _read(operands[1], depth + 1)
+        return Region(bare(operands[0]), place) if isinstance(place, Items) else Leaf(text)
+    if len(operands) == 2 and kinds[0] in _TURNED:
+        return _one_sided(text, operands, kinds[0])
+    if len(operands) == 3:
+        return _chain(text, operands, kinds)
+    return Leaf(text)
+
+
+def _equation(text: str, operands: list[str], depth: int) -> Node:
+    first, last = operands[0], operands[-1]
+    names, _ = _apart(first[1:-1], (",",)) if first[:1] + first[-1:] == "()" else ([], [])
+    if len(operands) == 2 and len(names) > 1 and all(_NAME.fullmatch(name) for name in names):
+        value = _read(last, depth + 1)
+        if isinstance(value, Items) and value.brackets == "()" and len(value.parts) == len(names):
+            pairs = zip(names, value.parts, strict=True)
+            return Items("", tuple(Named(bare(name), part, text) for name, part in pairs))
+    if _is_name(first) and (len(operands) == 2 or not _NAME.fullmatch(last)):
+        return Named(bare(first), _read(last, depth + 1), text)
+    if len(operands) == 2 and _is_name(last):
+        return Named(bare(last), _read(first, depth + 1), text)
+    if not any(_LETTERS.search(operand) for operand in operands):
+        return _read(last, depth + 1)  # 2+5 = 7 is 7
+    return Leaf(text)
+
+
+def _is_name(text: str) -> bool:
+    return bool(_NAME.fullmatch(text)) and text not in ("e", "i")
+
+
+def _one_sided(text: str, operands: list[str], kind: str) -> Node:
+    left, right = operands
+    if not _VARIABLE.fullmatch(bare(left)):
+        left, right, kind = right, left, _TURNED[kind]
+    if not _VARIABLE.fullmatch(bare(left)) or _constant(right) is None:
+        return Leaf(text)
+    variable, end = bare(left), Leaf(right)
+    if kind == "!=":
+        return Region(variable, Items("\\", (end,)), text)
+    if kind in ("<", "<="):
+        place = Items("()" if kind == "<" else "(]", (Leaf(r"-\infty"), end))
+    else:
+        place = Items("()" if kind == ">" else "[)", (end, Leaf(r"\infty")))
+    return Region(variable, place, text)
+
+
+def _chain(text: str, operands: list[str], kinds: list[str]) -> Node:
+    low, middle, high = operands
+    if set(kinds) <= {">", ">="}:
+        low, high, kinds = high, low, [_TURNED[kind] for kind in reversed(kinds)]
+    if not set(kinds) <= {"<", "<="} or not _VARIABLE.fullmatch(bare(middle)):
+        return Leaf(text)
+    if _constant(low) is None or _constant(high) is None:
+        return Leaf(text)
+    brackets = ("(" if kinds[0] == "<" else "[") + (")" if kinds[1] == "<" else "]")
+    return Region(bare(middle), Items(brackets, (Leaf(low), Leaf(high))))
+
+
+def _constant(text: str) -> str | None:
+    r"""The text where it holds no variable: `\sqrt{3}`, `e`, `-\frac{\pi}{2}`."""
+    return None if set(_LETTERS.findall(text)) - {"e"} else text
+
+
+def _union(sides: list[str], depth: int) -> Node:
+    return _joined([_read(side, depth + 1) for side in sides])
+
+
+def _joined(places: Sequence[Node]) -> Node:
+    """The union of intervals; with a single point left out between each two, all but these."""
+    pieces = [
+        part for place in places
+        for part in (place.parts if isinstance(place, Items) and place.brackets == "|" else [place])
+    ]  # fmt: skip
+    ends = [part.parts for part in pieces if isinstance(part, Items) and part.brackets == "()"
+            and len(part.parts) == 2]  # fmt: skip
+    if len(ends) == len(pieces) > 1:
+        starts = {start: end for start, end in ends}
+        at: Node | None = Leaf(r"-\infty")
+        left_out = []
+        while at in starts:
+            at = starts.pop(at)
+            left_out.append(at)
+        if not starts and at == Leaf(r"\infty"):
+            return Items("\\", tuple(left_out[:-1]))
+    return Items("|", tuple(pieces))
+
+
+def _without(text: str, sides: list[str], depth: int) -> Node:
+    points = _read(sides[1], depth + 1)
+    if isinstance(points, Items) and points.brackets == "{}" and sides[0] == r"\mathbb{R}":
+        return Items("\\", points.parts) if len(sides) == 2 else Leaf(text)
+    return Leaf(text)
+
+
+def _wrapped(text: str, depth: int) -> Node | None:
+    """What one pair of brackets holds; None where no pair is around it all."""
+    tokens = list(_TOKEN.finditer(text))
+    if len(tokens) < 2 or tokens[0].start() or tokens[0][0] not in _OPENING:
+        return None
+    first, last = tokens[0][0], tokens[-1][0]
+    if last not in _CLOSING or tokens[-1].end() < len(text):
+        rest, unit = split_unit(text)
+        return _wrapped(rest, depth) if unit else None
+    level = 0
+    for match in tokens[:-1]:
+        level += (match[0] in _OPENING) - (match[0] in _CLOSING)
+        if level == 0:
+            return None
+    inner = text[tokens[0].end() : tokens[-1].start()].strip()
+    if first == r"\begin{pmatrix}":
+        rows = [row for row in _apart(inner, ("\\\\",))[0] if row]
+        cells = [_apart(row, ("&",))[0] for row in rows]
+        if len({len(row) for row in cells}) != 1:
+            return None
+        return Matrix(tuple(tuple(_read(cell, depth + 1) for cell in row) for row in cells))
+    if first == r"\{":
+        return _set(inner, depth)
+    parts = [part for part in _apart(inner, (",",))[0] if part]
+    if len(parts) == 1 and ";" in inner:
+        parts = [part for part in _apart(inner, (";",))[0] if part]
+    if first == "{":
+        if len(parts) == 1 or quantity(inner) is not None:
+            return _set(inner, depth) if _BUILDER.match(inner) else _read(inner, depth + 1)
+        return Items("{}", tuple(_read(part, depth + 1) for part in parts))
+    brackets = "()" if first == r"\langle" else first + last
+    if len(parts) > 1:
+        return Items(brackets, tuple(_read(part, depth + 1) for part in parts))
+    return _read(inner, depth + 1) if brackets == "()" and inner else None
+
+
+def _set(inner: str, depth: int) -> Node:
+    if not inner:
+        return EMPTY
+    for sign in (r"\mid", "|", ":"):
+        sides = _apart(inner, (sign,))[0]
+        if len(sides) == 2 and all(sides):
+            place = _read(sides[1], depth + 1)
+            variable = bare(_apart(sides[0], (r"\in",))[0][0])
+            domain = _apart(sides[0], (r"\in",))[0][1:]
+            if domain not in ([], [r"\mathbb{R}"]):
+                return Leaf(rf"\{{{inner}\}}")
+            if isinstance(place, Region) and place.variable == variable:
+                return place.place
+            return Leaf(rf"\{{{inner}\}}")
+    parts = [part for part in _apart(inner, (",", ";"))[0] if part]
+    return Items("{}", tuple(flat([_read(part, depth + 1) for part in parts])))
+
+
+def _both(text: str, depth: int) -> Node:
+    r"""`1 \pm 2` as two values; \mp goes with the \pm before it."""
+    count = text.count(r"\pm")
+    if count > 3 or (count == 0):
+        return Leaf(text)
+    values = [text]
+    if r"\mp" in text:
+        swapped = [(" + ", " - "), (" - ", " + ")]
+        values = [text.replace(r"\pm", plus).replace(r"\mp", minus) for plus, minus in swapped]
+    else:
+        for _ in range(count):
+            values = [value.replace(r"\pm", sign, 1) for value in values for sign in (" + ", " - ")]
+    return Items("", tuple(_read(value.strip().removeprefix("+ "), depth + 1) for value in values))

@@ -1,0 +1,283 @@
+r"""What kind of thing an answer is: a value, several values, a tuple, an interval, a matrix.
+
+`dto.grading.parsing.read` takes cleaned text apart down to leaves (numbers, expressions, words),
+which are text; `same` puts two answers beside each other, and asks a function about the leaves.
+
+- `x<3`, `(-\infty,3)`, `x \in (-\infty,3)` and `\{x \mid x<3\}` are one region; so are unions and
+  inequalities joined by "or". Where both sides name their variable, it has to be the same.
+- A list `1, 2`, with "and" or "or", has no order; neither has a set, which also has no repetitions.
+  `\{1,2\}` and `1, 2` are equal. `(1,2)` is a tuple: `1, 2` in that order equals it as an answer;
+  as the gold answer `1, 2` is a list, and no tuple equals it.
+- `1 \pm \sqrt{2}` are two values.
+- `x = 5` equals 5; `x = 5` and `y = 5` differ. `9 = y` is `y = 9`.
+- A column or row of numbers equals the tuple of its entries; a row and a column differ.
+- `3 \pmod 7` equals 3: the question has said the modulus.
+- `k \in \mathbb{Z}` behind a value may be left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+from dto.grading.notation import bare
+from dto.grading.quantity import quantity
+
+MOST_PARTS = 1_000  # of one list: what has more is no answer
+AT_ONCE = 20  # parts without an order of which more than the first are compared without algebra
+
+Leaves = Callable[[str, str], bool | None]
+
+
+class Leaf(NamedTuple):
+    """A number, an expression, an equation, a word: text that only a leaf's comparison reads."""
+
+    text: str
+
+
+class Items(NamedTuple):
+    r"""Several answers: `brackets` is one of `""` (a list), `{}`, `()`, `[]`, `[)`, `(]`.
+
+    `\` stands for all real numbers but these, `|` for a union, `%` for a value and its modulus,
+    `:` for a ratio of three or more.
+    """
+
+    brackets: str
+    parts: tuple[Node, ...]
+
+
+class Matrix(NamedTuple):
+    """Rows of entries."""
+
+    rows: tuple[tuple[Node, ...], ...]
+
+
+class Named(NamedTuple):
+    """`name = value`; `text` is the whole equation."""
+
+    name: str
+    value: Node
+    text: str
+
+
+class Region(NamedTuple):
+    """Where a variable lies; `text` is the inequality, where it is one."""
+
+    variable: str
+    place: Node
+    text: str = ""
+
+
+Node = Leaf | Items | Matrix | Named | Region
+EMPTY = Items("{}", ())
+
+
+def leaves(node: Node) -> list[str]:
+    """The texts of all leaves, the names of equations aside."""
+    if isinstance(node, Leaf):
+        return [node.text]
+    if isinstance(node, Named):
+        return leaves(node.value)
+    if isinstance(node, Region):
+        return leaves(node.place)
+    parts = node.parts if isinstance(node, Items) else [part for row in node.rows for part in row]
+    return [text for part in parts for text in leaves(part)]
+
+
+def same(gold: Node, given: Node, leaf: Leaves) -> bool | None:
+    """Whether two answers are equal; None where a pair of leaves is undecided."""
+    if gold == given:
+        return True
+    if isinstance(gold, Named) and isinstance(given, Named):
+        if bare(gold.name) == bare(given.name):
+            return same(gold.value, given.value, leaf)
+        if isinstance(gold.value, Leaf) and isinstance(given.value, Leaf):
+            mixed = _mentions(gold.value.text, given.name) or _mentions(given.value.text, gold.name)
+            return leaf(gold.text, given.text) if mixed else False
+        return False
+    if isinstance(gold, Named) or isinstance(given, Named):
+        return _one_named(gold, given, leaf)
+    if isinstance(gold, Region) or isinstance(given, Region):
+        if isinstance(gold, Region) and isinstance(given, Region):
+            if gold.variable != given.variable:
+                return False
+            return same(gold.place, given.place, leaf)
+        region, other = (gold, given) if isinstance(gold, Region) else (given, gold)
+        assert isinstance(region, Region)
+        if isinstance(other, Leaf) and region.text:  # -x < -3
+            pair = region.text, other.text
+            return leaf(*(pair if region is gold else pair[::-1]))
+        place = region.place
+        return same(place, given, leaf) if region is gold else same(gold, place, leaf)
+    if isinstance(gold, Matrix) or isinstance(given, Matrix):
+        return _same_matrices(gold, given, leaf)
+    if isinstance(gold, Items) and isinstance(given, Items):
+        return _same_items(gold, given, leaf)
+    if isinstance(gold, Leaf) and isinstance(given, Leaf):
+        return leaf(gold.text, given.text)
+    if isinstance(gold, Items) and gold.brackets == "%":
+        return same(gold.parts[0], given, leaf)
+    if isinstance(given, Items) and given.brackets == "%":
+        return same(gold, given.parts[0], leaf)
+    several, one = (gold, given) if isinstance(gold, Items) else (given, gold)
+    assert isinstance(several, Items)
+    if several.brackets == "{}" and len(several.parts) == 1:  # {5} is as good as 5
+        inside = several.parts[0]
+        return same(inside, one, leaf) if several is gold else same(one, inside, leaf)
+    return False
+
+
+def _one_named(gold: Node, given: Node, leaf: Leaves) -> bool | None:
+    named, other = (gold, given) if isinstance(gold, Named) else (given, gold)
+    assert isinstance(named, Named)
+    if isinstance(other, Leaf) and "=" in other.text:  # an equation of another form
+        whole = Leaf(named.text)
+        return leaf(*((whole.text, other.text) if named is gold else (other.text, whole.text)))
+    return same(*((named.value, other) if named is gold else (other, named.value)), leaf)
+
+
+def _mentions(text: str, name: str) -> bool:
+    return bool(re.search(rf"(?<![A-Za-z\\]){re.escape(bare(name)[:1])}", text))
+
+
+def _same_items(gold: Items, given: Items, leaf: Leaves) -> bool | None:
+    brackets = gold.brackets, given.brackets
+    if brackets == ("()", ""):
+        return _in_order(gold.parts, _values(given.parts), leaf)
+    names = {part.name for part in gold.parts if isinstance(part, Named)}
+    if brackets == ("", "()") and len(names) == len(gold.parts):
+        return _in_order(_values(gold.parts), given.parts, leaf)
+    if brackets[0] != brackets[1] and set(brackets) != {"", "{}"}:
+        return False
+    if brackets[0] == ":":
+        shares = [
+            [Leaf(rf"\frac{{{part.text}}}{{{side.parts[0].text}}}") for part in side.parts[1:]
+             if isinstance(part, Leaf) and isinstance(side.parts[0], Leaf)]
+            for side in (gold, given)
+        ]  # fmt: skip
+        return _in_order(shares[0], shares[1], leaf)
+    if brackets[0] in ("", "{}", "|", "\\"):
+        sides = [flat(side.parts) for side in (gold, given)]
+        if brackets == ("{}", "{}"):
+            sides = [list(dict.fromkeys(side)) for side in sides]
+        return _in_any_order(sides[0], sides[1], leaf)
+    return _in_order(gold.parts, given.parts, leaf)
+
+
+def _values(parts: Sequence[Node]) -> list[Node]:
+    return [part.value if isinstance(part, Named) else part for part in parts]
+
+
+def flat(parts: Sequence[Node]) -> list[Node]:
+    r"""`x = 1, 2` and `-2, 1 \pm \sqrt{5}` are lists of two and three values."""
+    found: list[Node] = []
+    for part in parts:
+        if isinstance(part, Items) and part.brackets == "":
+            found += flat(part.parts)
+        elif isinstance(part, Named) and isinstance(part.value, Items) and not part.value.brackets:
+            found += [Named(part.name, each, part.text) for each in flat(part.value.parts)]
+        else:
+            found.append(part)
+    return found
+
+
+def _in_order(gold: Sequence[Node], given: Sequence[Node], leaf: Leaves) -> bool | None:
+    if len(gold) != len(given):
+        return False
+    known = True
+    for pair in zip(gold, given, strict=True):
+        equal = same(*pair, leaf)
+        if equal is False:
+            return False
+        known = known and equal is not None
+    return True if known else None
+
+
+def _in_any_order(gold: Sequence[Node], given: Sequence[Node], leaf: Leaves) -> bool | None:
+    """Whether each has its own partner: a perfect matching, by augmenting paths."""
+    if len(gold) != len(given) or len(gold) > MOST_PARTS:
+        return False
+    wanted, rest = _unlike(gold, given)
+    cells = []
+    for part in wanted:
+        row = [same(part, other, leaf) for other in rest]
+        if not any(cell is not False for cell in row):
+            return False
+        if True not in row and len(wanted) > AT_ONCE:
+            return None
+        cells.append(row)
+    if _matched([[cell is True for cell in row] for row in cells]):
+        return True
+    possible = _matched([[cell is not False for cell in row] for row in cells])
+    return None if possible else False
+
+
+def _unlike(gold: Sequence[Node], given: Sequence[Node]) -> tuple[list[Node], list[Node]]:
+    """What is left of both without the parts that are equal texts or plain numbers."""
+    left = []
+    there = Counter(map(_key, given))
+    for part in gold:
+        if there[_key(part)]:
+            there[_key(part)] -= 1
+        else:
+            left.append(part)
+    over = []
+    for part in given:
+        if there[_key(part)]:
+            there[_key(part)] -= 1
+            over.append(part)
+    return left, over
+
+
+def _key(part: Node) -> Node | Fraction:
+    number = quantity(part.text) if isinstance(part, Leaf) else None
+    return part if number is None or number.unit or number.decimal else number.value
+
+
+def _matched(allowed: list[list[bool]]) -> bool:
+    partner: dict[int, int] = {}
+
+    def place(row: int, tried: set[int]) -> bool:
+        for column, allows in enumerate(allowed[row]):
+            if allows and column not in tried:
+                tried.add(column)
+                if column not in partner or place(partner[column], tried):
+                    partner[column] = row
+                    return True
+        return False
+
+    return all(place(row, set()) for row in range(len(allowed)))
+
+
+def _same_matrices(gold: Node, given: Node, leaf: Leaves) -> bool | None:
+    rows = [_rows(node) for node in (gold, given)]
+    if rows[0] is None or rows[1] is None:
+        return False
+    vector = not (isinstance(gold, Matrix) and isinstance(given, Matrix))
+    if vector:  # a tuple beside a row or a column
+        rows = [
+            [tuple(part for row in side for part in row)] if min(len(side), len(side[0])) == 1
+            else side
+            for side in rows if side
+        ]  # fmt: skip
+    gold_rows, given_rows = rows
+    assert gold_rows is not None and given_rows is not None
+    if [len(row) for row in gold_rows] != [len(row) for row in given_rows]:
+        return False
+    cells = [[part for row in side for part in row] for side in (gold_rows, given_rows)]
+    return _in_order(cells[0], cells[1], leaf)
+
+
+def _rows(node: Node) -> list[tuple[Node, ...]] | None:
+    if isinstance(node, Matrix):
+        return list(node.rows)
+    if isinstance(node, Items) and node.brackets in ("()", "[]"):
+        inner = [part.parts for part in node.parts if isinstance(part, Items)
+                 and part.brackets in ("()", "[]")]  # fmt: skip
+        if len(inner) == len(node.parts) and len({len(row) for row in inner}) == 1:
+            return inner
+        return [node.parts]
+    return None
