@@ -147,7 +147,6 @@ _DISPLAY = (("$$", "$$"), (r"\[", r"\]"))
 _FENCED = re.compile(r"(`{3,})[\w+-]*\n(.{0,2000}?)\n\s*\1", re.DOTALL)
 _ITEM = re.compile(r"[ \t]*(?:[-*•]|\d{1,2}[.)]|\([a-z0-9]{1,3}\)|[a-z]\))[ \t]+(.*)")
 _UNDERLINE = re.compile(r"^(?:={3,}|-{3,})\s*\n\s{0,20}")
-_PASSED = re.compile(r"[\s*_:：]*\Z")
 _MORE = re.compile(r"(?:or|and|oder|et|y)\b|\$\$|\\\[")
 _OR_OPTION = re.compile(r"[^;]{1,60}\bor\s+(?:option\s+)?\(?[A-J][).:]\s+\S")
 _NEXT_LINE = re.compile(r"[ \t*_:：]{0,20}\n(?:[\s>#_]|\*(?! )){0,40}")
@@ -230,8 +229,8 @@ def stated_option(text: str) -> str | None:
 
 def _content(text: str, start: int, kind: AnswerKind) -> str:
     """What stands behind a statement: the rest of its sentence, or a block on the next lines."""
-    passed = _PASSED.search(text, max(0, start - 20), start)
-    below = passed is not None and "\n" in passed[0]
+    passed = text[max(0, start - 20) : start]
+    below = "\n" in passed[len(passed.rstrip("*_:： \t\n")) :]
     if match := _NEXT_LINE.match(text, start):
         below, start = True, match.end()
     elif below:
@@ -247,7 +246,7 @@ def _content(text: str, start: int, kind: AnswerKind) -> str:
                 return " ".join(rest[:_LONGEST].split())
             if end > 0:
                 return rest[2:end].strip().rstrip(".,").strip()
-    if fenced := _FENCED.match(rest):
+    if rest.startswith("```") and (fenced := _FENCED.match(rest)):
         return fenced[2].strip()
     if below and (_ITEM.match(rest) and (kind != "choice" or rest[0] in "-*•")):
         items: list[str] = []
@@ -260,9 +259,10 @@ def _content(text: str, start: int, kind: AnswerKind) -> str:
         return ", ".join(items)
     line = rest[:_LONGEST].partition("\n")[0]
     sentence = _sentence(line, kind)
-    at = line.find(sentence) + len(sentence)
-    if sentence and _TAKEN_BACK.match(line, at):
-        return line
+    if len(line) > len(sentence) + 3:
+        at = line.find(sentence) + len(sentence)
+        if sentence and _TAKEN_BACK.match(line, at):
+            return line
     if kind == "choice" and len(sentence) < 8 and _OR_OPTION.search(line, len(sentence)):
         return line  # "C. 42 or D. 43"
     return sentence if sentence.isascii() else ending_gone(sentence)
@@ -276,7 +276,7 @@ def _sentence(line: str, kind: AnswerKind) -> str:
     question = end is not None and end[0][0] in "?？"
     sentence = line[: end.start() + question] if end else line
     sentence = sentence.lstrip("*_ \t")
-    prose = _PROSE.fullmatch(sentence) if kind != "choice" else None
+    prose = _PROSE.fullmatch(sentence) if kind != "choice" and " " in sentence else None
     if prose and not re.search(r"\b(?:not|no|is|are)\b|[\d\\=]", sentence[: prose.start("value")]
                                .rsplit(None, 1)[0]):  # fmt: skip
         value = prose["value"]
@@ -326,7 +326,7 @@ def _statements(
     tried = 0
     while places and tried < _MOST_PLACES:
         tried += 1
-        word = max(places, key=places.__getitem__)
+        word = max(places, key=places.__getitem__) if len(places) > 1 else next(iter(places))
         at = places[word]
         statement = _read(text, at, triggers[word])
         if statement is not None:
@@ -371,7 +371,7 @@ def _read(text: str, at: int, form: str) -> _Statement | None:
             sentence = _last_sentence(line)
             if " would" in match[0] and _CONDITION.search(sentence):
                 return None  # "If it were even, the answer would be 4."
-            if _OTHERS_SAY.search(sentence):
+            if len(sentence) > 10 and _OTHERS_SAY.search(sentence):
                 return None
             return _Statement(match.end(), bool(match["denied"]))
         if (match := _HEADING.match(text, at)) and _HEADING_BEFORE.fullmatch(line):
@@ -427,7 +427,7 @@ def _read(text: str, at: int, form: str) -> _Statement | None:
 
 
 def _last_sentence(line: str) -> str:
-    return re.split(r"[.!?;]\s", line)[-1]
+    return line[max(map(line.rfind, (". ", "! ", "? ", "; "))) + 1 :]
 
 
 def _number_line(line: str) -> bool:
