@@ -427,7 +427,8 @@ def _read(text: str, at: int, form: str) -> _Statement | None:
 
 
 def _last_sentence(line: str) -> str:
-    return line[max(map(line.rfind, (". ", "! ", "? ", "; "))) + 1 :]
+    end = max(map(line.rfind, (". ", "! ", "? ", "; ")))
+    return line if end < 0 else line[end + 2 :]
 
 
 def _number_line(line: str) -> bool:
