@@ -25,7 +25,8 @@ _FONT = re.compile(
 )
 _DECORATION = re.compile(r"\\?[{}$]|\*+|[`\"“”„«»「」『』#]|__+")
 _LEAD = re.compile(
-    r"(?:(?:so|thus|therefore|hence|then|also|donc|daher|simply|clearly|must be|is|ist|est|es|é)\b"
+    r"(?:(?:so|thus|therefore|hence|then|also|donc|daher|simply|clearly|definitely|most likely|likely|"
+    r"probably|must be|it is|it['’]s|is|ist|est|es|é)\b"
     r"[,:]?\s*)*(?:(?:the|la|le|el|die|der|das)\s+|l['’]\s*|[ao]\s+(?=alternativa|op[cç]|letra))?"
     r"(?:(?:final|correct|right|best)\s+)*"
     r"(?:(?:(?:option|choice|answer|letter|statement|alternativ[ae]|opci[oó]n|opzione|opção|letra|"
@@ -49,6 +50,15 @@ _CORRECT = re.compile(
     r"\s+is\s+(?:(?:therefore|thus|indeed|clearly)\s+)?(?:the\s+)?(?:only\s+)?"
     r"(?:(?:correct|right|best)(?:\s+(?:answer|option|choice|one))?|answer)"
     r"(?=\s*(?:$|[.,;:!(]|because\b|since\b|as\b))"
+)
+_CHINESE_END = re.compile(r"(?<=[A-J)])\s*(?:选项|選項|项)?\s*是?(?:正确|正確)?(?:的|答案)?$")
+_NAMED = re.compile(
+    r"[\w\s,'’.-]{1,60}?(?:\s\(([A-J])\)|,?\s(?:option|choice)\s\(?([A-J])\)?|,\s([A-J]))"
+)
+_RELATED = re.compile(
+    r"\b(?:or|and|not|neither|nor|than|except|but|if|from|to|of|unlike|near|like|in|by|on|with|for|"
+    r"wrong|incorrect|no|except|without)\b|n['’]t\b",
+    re.IGNORECASE,
 )
 _VALUE = re.compile(r"\s*,?\s*[-+]?\\?[$€£]?[\d\\]|\s*[(\[]|\s+[-–—]\s+\S|\s*[–—]\s*\w{2}")
 _TAKEN_BACK = re.compile(r"\b(?:actually|wait|oops|correction|sorry)\b", re.IGNORECASE)
@@ -79,7 +89,8 @@ def options(text: str) -> frozenset[str] | None:
     brackets = _BRACKETS.fullmatch(text)
     if brackets:
         text = brackets[1].strip()
-    return _all(text) or _all(before_clause(text)) or _first(text)
+    text = _CHINESE_END.sub("", text)
+    return _all(text) or _all(before_clause(text)) or _first(text) or _last(text)
 
 
 def _all(text: str) -> frozenset[str] | None:
@@ -122,6 +133,14 @@ def _first(text: str) -> frozenset[str] | None:
         if not (marked or bare or re.search(r"\b(?:both|either)\b", between, re.IGNORECASE)):
             return None
     return frozenset(letter.upper())
+
+
+def _last(text: str) -> frozenset[str] | None:
+    """The label behind what it stands for: `Paris (B)`, `the second option, B`."""
+    named = _NAMED.fullmatch(text)
+    if named is None or _RELATED.search(text) or len(_LONE.findall(text)) != 1:
+        return None
+    return frozenset(named[1] or named[2] or named[3])
 
 
 def _plain(text: str) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from dto.grading.choices import options
-from dto.grading.clauses import before_clause, ending_gone, tidy
+from dto.grading.clauses import before_clause, ending_gone, tidy, without_clause
 from dto.records import AnswerKind
 
 _LONGEST = 300  # characters of a sentence that holds an answer
@@ -86,6 +86,9 @@ _CHINESE = re.compile(
     r"|答案[】\]][\s*:：]{0,20}|答[:：][\s*]{0,20}"
     r"|[选選][择擇項项]?[是为為:：]?[\s*:：]{0,20}(?=[(（【]?[A-ZＡ-Ｚ])"
 )
+_NAMES_OPTION = re.compile(r"(?:正确|正確|答案|[是为為应應選选])$")
+_RIGHT_CHINESE = re.compile(r"[(（]?[A-J][)）]?(?:是?正[确確]|[。.]?\s*$)")
+_NOT_CHINESE = ("不", "没", "沒", "非", "未", "勿", "别", "別")
 _EUROPEAN_WORDS = (
     "antwort", "lösung", "réponse", "respuesta", "resposta", "risposta", "ответ", "jawaban",
     "jibu", "antwoord", "odpowiedź", "đáp án", "cevap", "الإجابة", "الجواب", "إجابة", "उत्तर",
@@ -196,12 +199,12 @@ def stated_answer(text: str, kind: AnswerKind = "math") -> str | None:
     line = text.strip()
     if "\n" in line or len(line) > _LONGEST:
         return None
-    line = tidy(line)
+    line = without_clause(line)
     if len(line) > 100 or (
         _WORD.search(_TEXT_COMMAND.sub("", line)) and not _COUNTED.fullmatch(line.rstrip("."))
     ):
         return None
-    return line or None
+    return tidy(line) or None
 
 
 def stated_option(text: str) -> str | None:
@@ -389,7 +392,12 @@ def _read(text: str, at: int, form: str) -> _Statement | None:
         ) else None  # fmt: skip
     if form in ("chinese", "asian"):
         match = _CHINESE.match(text, at) or _ASIAN.match(text, at)
-        return _Statement(match.end()) if match else None
+        if match is None:
+            return None
+        if match[0] in ("选项", "選項") and not _NAMES_OPTION.search(line):
+            after = _RIGHT_CHINESE.match(text, match.end())
+            return _Statement(match.end()) if after else None  # "选项B：它太小"
+        return _Statement(match.end(), denied=line[-1:] in _NOT_CHINESE)
     if form == "abroad":
         match = _ABROAD.match(text, at)
         if match is None and _INVERTED.search(line):
