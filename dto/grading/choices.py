@@ -25,8 +25,8 @@ _FONT = re.compile(
 )
 _DECORATION = re.compile(r"\\?[{}$]|\*+|[`\"“”„«»「」『』#]|__+")
 _LEAD = re.compile(
-    r"(?:(?:so|thus|therefore|hence|then|also|donc|daher|simply|clearly|definitely|most likely|likely|"
-    r"probably|must be|it is|it['’]s|is|ist|est|es|é)\b"
+    r"(?:(?:so|thus|therefore|hence|then|also|donc|daher|simply|clearly|definitely|most likely|"
+    r"likely|probably|must be|it is|it['’]s|is|ist|est|es|é)\b"
     r"[,:]?\s*)*(?:(?:the|la|le|el|die|der|das)\s+|l['’]\s*|[ao]\s+(?=alternativa|op[cç]|letra))?"
     r"(?:(?:final|correct|right|best)\s+)*"
     r"(?:(?:(?:option|choice|answer|letter|statement|alternativ[ae]|opci[oó]n|opzione|opção|letra|"

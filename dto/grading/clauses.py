@@ -41,8 +41,9 @@ _FIGURE = re.compile(r"\d+(?:[.,]\d+)*")
 _WORDS = re.compile(r"[A-Za-z]{2,}|[\u3040-\u30ff\u4e00-\u9fff]")
 _ADVERB = re.compile(
     r"(?:(?:therefore|thus|hence|then|so|indeed|clearly|simply|just|again|exactly|now|obviously|"
-    r"definitely|most likely|likely|probably|approximately|roughly|about|equal to|given by|daher|somit|"
-    r"also|donc|alors|por lo tanto|entonces|portanto|logo|quindi|dunque)\b|approx\.|[,:：])\s*",
+    r"definitely|most likely|likely|probably|approximately|roughly|about|equal to|given by|daher|"
+    r"somit|also|donc|alors|por lo tanto|entonces|portanto|logo|quindi|dunque)\b"
+    r"|approx\.|[,:：])\s*",
     re.IGNORECASE,
 )
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
