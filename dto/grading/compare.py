@@ -144,7 +144,7 @@ def leaf(gold: str, text: str) -> bool | None:
         return _same_quantity(wanted, given)
     if _NUMBERS_ALONE.fullmatch(text) and not _NUMBERS_ALONE.fullmatch(gold):
         return False  # a parser would multiply them
-    if sorted(gold_text.lstrip("+")) == sorted(given_text.lstrip("+")):
+    if sorted(gold_text.replace("+", "")) == sorted(given_text.replace("+", "")):
         terms = _terms(gold_text), _terms(given_text)
         if len(terms[0]) > 1 and terms[0] == terms[1]:
             return True  # a sum with its terms in another order
