@@ -9,7 +9,7 @@ same text, and a gold answer that is read in part is unreadable.
 - Constants without decimals are equal exactly (rational numbers), or to 50 digits, relative to
   their size: `1/2^{99}` and `1/2^{98}` differ. Where one side is a decimal number, to six places
   and five significant digits.
-- Expressions with variables are equal where they have the same value, to 25 digits, at random
+- Expressions with variables are equal where they have the same value, to 45 digits, at random
   points (Schwartz 1980, Zippel 1979); points where one of them is not real count only where there
   are no others.
 - Equations are equal where their sides' differences are proportional at such points, inequalities
@@ -26,6 +26,7 @@ from functools import lru_cache
 from typing import Any
 from zlib import crc32
 
+import mpmath
 import sympy
 from latex2sympy2_extended.latex2sympy2 import (
     ConversionConfig,
@@ -41,6 +42,7 @@ from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
 from dto.grading.notation import bare
+from dto.grading.numeric import OtherError, value
 from dto.grading.quantity import quantity, split_unit, unit_factor
 
 _NORMAL = NormalizationConfig(
@@ -50,8 +52,9 @@ _NORMAL = NormalizationConfig(
 _CONVERSION = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
 
 POINTS = 8  # of which the first three are positive, and the last large
-DIGITS, CLOSE = 30, sympy.Float("1e-25")
+CLOSE = mpmath.mpf("1e-45")
 CONSTANT_DIGITS, CONSTANT_CLOSE = 60, sympy.Float("1e-50", 60)
+HUGE = 1e300
 FAR = 1e-4  # relative: beyond any rounding
 PLACES, ROUNDED = 6, sympy.Rational(1, 100_000)  # decimal numbers
 
@@ -70,6 +73,10 @@ _MATHS = re.compile(r"\\(?:mathbb|mathcal|begin|end)\s*\{[^{}]*\}")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _NUMERAL = re.compile(r"\d+(?:\.\d+)?|\.\d+")
 _LETTER = re.compile("[A-Za-z]")
+# Letters that are no symbols where these kinds of nodes are read.
+_MEANT = (
+    ("e", {"exp", "log", "Exp1"}), ("i", {"ImaginaryUnit"}), ("d", {"Integral", "Derivative"}),
+)  # fmt: skip
 _GREEK = frozenset(GREEK_LETTER_MAP.values()) - {"pi"}
 
 
@@ -109,11 +116,8 @@ def _fingerprint(text: str) -> float | None:
     found = None if unit else expression(bare_text)
     if not isinstance(found, sympy.Expr) or found.has(*_WHOLE) or found.atoms(AppliedUndef):
         return None
-    value = _value(found, 0)
-    try:
-        return float(value) if value is not None and value.is_real else None
-    except (OverflowError, TypeError):
-        return None
+    first = _value(found, 0)
+    return float(first) if isinstance(first, mpmath.mpf) and abs(first) < HUGE else None
 
 
 def alone(gold: str, given: str | None) -> bool:
@@ -164,30 +168,31 @@ def expression(text: str) -> Any:
 
 def _whole(latex: str, found: Any) -> bool:
     """Whether every letter and numeral of a text stands in what was read of it."""
-    names = {str(each) for each in found.atoms(sympy.Symbol)}
-    names |= {each.func.__name__ for each in found.atoms(AppliedUndef)}
-    letters = set("".join(names))
-    kinds = {type(each).__name__ for each in sympy.preorder_traversal(found)}
-    if found.atoms(sympy.E.__class__) or kinds & {"exp", "log"} or found.has(sympy.E):
-        letters.add("e")
-    if found.has(sympy.I):
-        letters.add("i")
-    if kinds & {"Integral", "Derivative"}:
-        letters.add("d")
-    commands = set(_COMMAND.findall(_MATHS.sub("", latex)))
-    read = {name.lower() for name in names | kinds}
-    if any(not any(name.lower() in each for each in read)
-           for name in commands & _GREEK):  # fmt: skip
-        return False
-    if not set(_LETTER.findall(_COMMAND.sub(" ", _MATHS.sub("", latex)))) <= letters:
-        return False
-    values = set()
-    for each in found.atoms(sympy.Number):
-        if each.is_Rational:
-            values |= {abs(Fraction(int(each.p), int(each.q))), Fraction(abs(int(each.p))),
-                       Fraction(int(each.q))}  # fmt: skip
-        elif each.is_Float:
+    names, kinds, values = set(), set(), set()
+    for each in sympy.preorder_traversal(found):
+        kinds.add(type(each).__name__)
+        if getattr(each, "is_Symbol", False):
+            names.add(each.name)
+        elif getattr(each, "is_Rational", False):
+            top, bottom = abs(int(each.p)), int(each.q)
+            values |= {Fraction(top), Fraction(bottom), Fraction(top, bottom)}
+        elif getattr(each, "is_Float", False):
             values.add(abs(Fraction(str(each))).limit_denominator(10**12))
+        elif isinstance(each, AppliedUndef):
+            names.add(each.func.__name__)
+    letters = set("".join(names))
+    for letter, meant in _MEANT:
+        if kinds & meant:
+            letters.add(letter)
+    commands = set(_COMMAND.findall(_MATHS.sub("", latex))) if "\\" in latex else set()
+    greek = commands & _GREEK
+    if greek:
+        read = {name.lower() for name in names | kinds}
+        if any(not any(name.lower() in each for each in read) for name in greek):
+            return False
+    plain = _COMMAND.sub(" ", _MATHS.sub("", latex)) if commands else latex
+    if not set(_LETTER.findall(plain)) <= letters:
+        return False
     said = "".join(names)
     for fraction in _FRACTION.finditer(latex):  # reduced when it is read
         top, bottom = int(fraction[1]), int(fraction[2])
@@ -221,7 +226,7 @@ def _equal(gold: Any, given: Any) -> bool:
 
 
 def _same_values(gold: sympy.Expr, given: sympy.Expr) -> bool | None:
-    if gold == given:
+    if gold == given or _arranged(gold) == _arranged(given):
         return True
     names = _names(gold) | _names(given)
     if gold.atoms(AppliedUndef) or given.atoms(AppliedUndef):
@@ -236,7 +241,7 @@ def _same_values(gold: sympy.Expr, given: sympy.Expr) -> bool | None:
         if values[0] is None or values[1] is None:
             undecided = True
             continue
-        both_real = all(value.is_real for value in values if value is not None)
+        both_real = all(isinstance(each, mpmath.mpf) for each in values)
         if _close(values[0], values[1], CLOSE):
             agree += 1
             real += both_real
@@ -249,7 +254,7 @@ def _same_values(gold: sympy.Expr, given: sympy.Expr) -> bool | None:
 
 def _same_constants(gold: sympy.Expr, given: sympy.Expr) -> bool | None:
     if gold.has(sympy.Float) or given.has(sympy.Float):
-        rough = [each.evalf(DIGITS) for each in (gold, given)]
+        rough = [each.evalf(CONSTANT_DIGITS) for each in (gold, given)]
         if not all(value.is_number for value in rough):
             return None
         if any(isinstance(each.doit(), sympy.Float) for each in (gold, given)):
@@ -273,6 +278,14 @@ def _constant(found: Any) -> tuple[Any, Any]:
     return done, done.evalf(CONSTANT_DIGITS)
 
 
+@lru_cache(maxsize=1 << 12)
+def _arranged(found: Any) -> Any:
+    """Sums and products with their terms in sympy's order; powers of numbers stay as they are."""
+    if not found.args or not (found.is_Add or found.is_Mul):
+        return found
+    return found.func(*map(_arranged, found.args))
+
+
 def _close(one: Any, other: Any, tolerance: Any) -> bool:
     if one == other:
         return True
@@ -287,30 +300,33 @@ def _names(found: Any) -> set[str]:
 @lru_cache(maxsize=1 << 14)
 def _value(found: Any, index: int, *, whole: bool = False) -> Any:
     """The value at one of the points; None where there is none. `whole`: a point of integers."""
-    point = {each: _coordinate(str(each), index) for each in found.free_symbols}
-    if whole:
-        point = {each: sympy.floor(9 * abs(value)) for each, value in point.items()}
+    point = {name: _coordinate(name, index, whole=whole) for name in _names(found)}
     try:
-        value = found.subs(point).doit().evalf(DIGITS)
+        return value(found, point)
+    except OtherError:
+        pass
+    exact = {each: sympy.Rational(str(point[str(each)])) if each.name != "i" else sympy.I
+             for each in found.free_symbols}  # fmt: skip
+    try:
+        rough = found.subs(exact).doit().evalf(CONSTANT_DIGITS)
+        number = mpmath.mpmathify(rough)
     except MemoryError:
         raise
     except Exception:
         return None
-    if not value.is_number or not value.is_finite or value.has(sympy.nan, sympy.zoo):
+    if not mpmath.isfinite(number):
         return None
-    if value.atoms(sympy.Function):
-        return None
-    real, imaginary = value.as_real_imag()
-    if abs(imaginary) <= CLOSE * abs(value):
-        return real
-    return value
+    return number.real if mpmath.im(number) == 0 else number
 
 
-def _coordinate(name: str, index: int) -> Any:
-    """A rational number that depends on the name alone; `i` is the imaginary unit."""
+def _coordinate(name: str, index: int, *, whole: bool) -> Any:
+    """A number that depends on the name alone; `i` is the imaginary unit."""
     if name == "i":
-        return sympy.I
-    size = sympy.Rational(crc32(f"{name} {index}".encode()) % 997 + 211, 409)
+        return mpmath.mpc(0, 1)
+    size = crc32(f"{name} {index}".encode()) % 997 + 211
+    if whole:
+        return mpmath.mpf(size // 40)
+    size = mpmath.mpf(size) / 512  # exact in binary
     if index == POINTS - 1:
         return size + 20
     return -size if index > 2 and crc32(f"{index} {name}".encode()) % 2 else size
@@ -329,7 +345,7 @@ def _same_relations(gold: Any, given: Any) -> bool:
         if ratio is not None:
             return True
         return _ratio(*(sympy.fraction(sympy.together(side))[0] for side in sides)) is not None
-    if ratio is None or not ratio.is_real:
+    if not isinstance(ratio, mpmath.mpf):
         return False
     wanted = type(gold) if ratio > 0 else turned.get(type(gold))
     return isinstance(given, wanted) if wanted else False

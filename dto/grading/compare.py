@@ -136,7 +136,28 @@ def leaf(gold: str, text: str) -> bool | None:
         return _same_quantity(wanted, given)
     if _NUMBERS_ALONE.fullmatch(text) and not _NUMBERS_ALONE.fullmatch(gold):
         return False  # a parser would multiply them
+    if sorted(gold_text.replace("+", "")) == sorted(given_text.replace("+", "")):
+        terms = _terms(gold_text), _terms(given_text)
+        if len(terms[0]) > 1 and terms[0] == terms[1]:
+            return True  # a sum with its terms in another order
     return _same_words(gold, gold_text, given_text)
+
+
+def _terms(text: str) -> list[str]:
+    """The terms of a sum with their signs, sorted; the whole text where it is none."""
+    terms, depth, begin = [], 0, 0
+    for index, character in enumerate(text):
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        elif character in "=<>,;:|":
+            return [text]
+        elif depth == 0 and character in "+-" and index > begin and text[index - 1] not in "+-^_*/":
+            terms.append(text[begin:index])
+            begin = index
+    terms.append(text[begin:])
+    return sorted(term.lstrip("+") for term in terms)
 
 
 @lru_cache(maxsize=1 << 16)
