@@ -248,3 +248,20 @@ def test_a_trial_is_cut_where_its_box_is_open():
     assert trial_answer(r"{\frac{1}{2") is None
     assert trial_answer(r"{\left\{1, 2\right\}}") == r"\left\{1, 2\right\}"
     assert trial_answer("{72, so she sells 72 eggs}") == "72"
+
+
+def test_a_right_response_is_wrong_for_any_other_gold_answer(grades):
+    rows = []
+    for gold, response, kind, right, _ in responses.RESPONSES:
+        if right and kind == "choice" and gold in list("ABCDEFGHIJ"):
+            rows += [(other, response, kind) for other in "ABCDE" if other != gold]
+        elif right and kind == "math" and gold.removeprefix("-").isdigit():
+            value = int(gold)
+            rows += [
+                (str(other), response, kind)
+                for other in (value + 1, value - 1, 10 * value, -value)
+                if other != value
+            ]
+    found = grades(rows)
+    assert len(rows) > 1_000
+    assert [row for row, grade in zip(rows, found, strict=True) if grade == "correct"] == []
