@@ -25,7 +25,9 @@ _DENIED = (
 _CLAUSE = re.compile(
     rf"(?:\s{{0,3}}[,;—–(]\s{{0,3}}|\s--?\s|\s{{1,3}}){_REASON}"
     rf"|\s{{0,3}}[,;—–(]\s{{0,3}}(?:as\b(?! well)|{_DENIED}\s)"
-    r"|\s{0,3}[,;(]\s{0,3}which is (?:about|approximately|roughly|around)\b"
+    r"|\s{0,3}[,;(]\s{0,3}which (?:is (?:about|approximately|roughly|around)|leaves)\b"
+    r"|\s{1,3}and not\s|\s{0,3},\s{0,3}in (?:\w+ ){1,2}(?:form|terms|notation)\b"
+    r"|\s{0,3},\s{0,3}\d[\d.,]*(?: \w+)? (?:more|less|fewer)\b"
     rf"|(?P<so>\s{{0,3}}[,;—–(]\s{{0,3}}{_SO}[\s,])"
     r"|[,，;；]?\s{0,3}(?:因为|因為|由于|由於|而不是|なぜなら|而非)"
     r"|(?P<so2>[,，]\s{0,3}(?:所以|因此))",
@@ -52,6 +54,7 @@ _ENDING = re.compile(
 )
 _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "`": "`", "«": "»", "„": "“", "「": "」"}
 _DECORATION = "*$ \t\r\n✅✔☑🎉\ufe0f"
+_ASIDE = re.compile(r"([-+$\\]{0,3}[\d.,]+)\s+\(([a-z]+(?:\s+[^\s()]+){2,20})\)")
 _IN_WORDS = re.compile(r"(.*\S)\s*\(\s*([A-Za-z]+(?:[ -][A-Za-z]+)?)\s*\)")
 _SMALL = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
@@ -115,6 +118,8 @@ def without_clause(answer: str) -> str:
     head = before_clause(answer)
     if len(head) < len(answer) and _balanced(head):
         answer = head
+    if (aside := _ASIDE.fullmatch(answer.rstrip("."))) and not _HEDGE.search(aside[2]):
+        answer = aside[1]
     named = _IN_WORDS.fullmatch(answer.rstrip("."))
     if named and (value := _number(named[2])) is not None:
         figure = named[1].strip("$* ").split(" ")[0].strip("$*")

@@ -19,6 +19,7 @@ or an equal number, part by part (`dto.grading.structure`):
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from functools import lru_cache
 
 from dto.grading.choices import same_choice
@@ -28,6 +29,7 @@ from dto.grading.quantity import Quantity, mentions, quantity
 from dto.grading.structure import Node, same
 from dto.records import AnswerKind
 
+FLOATING = 15  # decimals up to which what differs may be noise of floating point
 MAX_DEPTH = 60  # of nested brackets: what is deeper is no answer, and would exhaust a parser
 
 _NUMBERS_ALONE = re.compile(r"[\d.]+(?: [\d.]+)+")
@@ -37,16 +39,19 @@ _MONEY_SIGN = re.compile(r"\\\$|[€£¥₹元]|\b(?:dollar|euro|yuan|rupee)", r
 _MONEY = {r"\$": "dollar", "€": "euro", "£": "pound", "¥": "yuan", "₹": "rupee", "元": "yuan"} | {
     word: word for word in ("dollar", "euro", "yuan", "rupee")
 }
+_SHARE = re.compile(r"[^:]+:[^:]+")
+_SHARE_IN_WORDS = re.compile(r"(\w+)\s*to\s*(\w+)")
 _DEGREES = re.compile(r"\\circ|\\degree|°")
 _NUMERAL = re.compile(
-    r"\(?([0-9A-F]+(?:\.[0-9A-F]+)?)\)?_\{?(?:\\text\{)?(\d+|two|three|four|five|six|seven|eight|"
-    r"nine|ten)\}?\}?|([0-9A-F]+) ?(?:\\text\{ ?)?\(?base (\d+)\)?\}?"
+    r"\(?([0-9A-F]+(?:\.[0-9A-F]+)?)\)?_\{?\(?(?:\\text\{)?(\d+|two|three|four|five|six|seven|eight|"
+    r"nine|ten)\}?\)?\}?|([0-9A-F]+) ?(?:\\text\{ ?)?\(?base (\d+)\)?\}?"
 )
 _BASES = {name: str(number) for number, name in enumerate(
     ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"), 2)}  # fmt: skip
 _TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?\s*([ap])?\.?(?:m\.?)?", re.I)
 _HOUR = re.compile(r"(\d{1,2})\s*([ap])\.?m\.?", re.I)
 _WORDS = re.compile(r"[^\W\d_][^\W\d_]*(?:[' -]+[^\W\d_]+)*[' -]*")
+_ARTICLE = re.compile(r"^(?:an?|the) (?=..)")
 _PLAIN_WORDS = {"yes", "no", "true", "false", "none", "even", "odd", "all", "one", "two"}
 _SAME_WORDS = {"dne": "does not exist", "doesn't exist": "does not exist"}
 _CHINESE = re.compile("[\u4e00-\u9fff]")
@@ -129,6 +134,10 @@ def leaf(gold: str, text: str) -> bool | None:
     times = [_TIME.fullmatch(_HOUR.sub(r"\1:00 \2m", each)) for each in (gold_text, given_text)]
     if times[0] and times[1]:
         return _same_time(times[0], times[1])
+    if _SHARE.fullmatch(gold_text) and (shares := _SHARE_IN_WORDS.fullmatch(given_text)):
+        text = f"{shares[1]}:{shares[2]}"
+        if text == gold_text:
+            return True
     wanted, given = quantity(gold), quantity(text)
     if wanted and wanted.unit and _PRODUCT.fullmatch(gold_text):
         return True if gold_text == given_text.replace(" ", "") else None
@@ -209,7 +218,7 @@ def _same_words(gold: str, gold_text: str, text: str) -> bool | None:
         return None
     in_words = _in_words(gold, gold_text)
     if _WORDS.fullmatch(text) and (in_words or len(text) > 3):
-        words = [each.casefold().strip(" -'") for each in (gold_text, text)]
+        words = [_ARTICLE.sub("", each.casefold().strip(" -'")) for each in (gold_text, text)]
         words = [_SAME_WORDS.get(each, each) for each in words]
         return words[0] == words[1] if in_words else None
     if in_words and "\\" in gold:
@@ -231,6 +240,16 @@ def _depth(text: str) -> int:
     return deepest
 
 
+def _places(value: Fraction) -> int:
+    """Decimals that a number needs."""
+    twos, fives, rest = 0, 0, value.denominator
+    while rest % 2 == 0:
+        twos, rest = twos + 1, rest // 2
+    while rest % 5 == 0:
+        fives, rest = fives + 1, rest // 5
+    return max(twos, fives)
+
+
 def _same_time(wanted: re.Match[str], given: re.Match[str]) -> bool:
     halves = [(time[4] or "").lower() for time in (wanted, given)]
     same = [(int(time[1]), time[2], time[3] or "00") for time in (wanted, given)]
@@ -248,6 +267,10 @@ def _same_quantity(wanted: Quantity, given: Quantity) -> bool | None:
                 return False
     if wanted.value == given.value:
         return True
+    if wanted.decimal and given.decimal:
+        places = _places(wanted.value), _places(given.value)
+        if places[0] == places[1] or min(places) > FLOATING:
+            return False  # as many places, and another digit
     close = abs(wanted.value - given.value) <= abs(wanted.value) / 100_000
     rounded = (wanted.decimal or given.decimal) and close and wanted.percent == given.percent
     return None if rounded else False

@@ -59,6 +59,9 @@ _NEXT_PART = re.compile(r"[^\n]{0,40}\n\s*")
 _SEPARATOR = re.compile(r"\s*(?:[,;，、]|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|[和或与])\s*")
 
 
+_NAMED = re.compile(r"(?<![A-Za-z])([A-Za-z](?:_\w|_\{\w+\})?)\s*=\s*\$?\s*$")
+
+
 class Boxes(NamedTuple):
     r"""The boxes that belong to the last one, in order, and what links them.
 
@@ -113,7 +116,12 @@ def final_boxes(text: str) -> Boxes:
         else:
             break
         boxes.insert(0, before)
+    names = [_NAMED.search(text[max(0, each.start - 20) : each.start]) for each in boxes]
     found = tuple(each.content or "" for each in boxes)
+    if all(names) and len({name[1] for name in names if name}) == len(names) > 1:
+        found = tuple(
+            f"{name[1]} = {each}" for name, each in zip(names, found, strict=True) if name
+        )
     if "parts" in words or not words:
         return Boxes(found)
     return Boxes(found, "or" if "or" in words else "list")
@@ -171,7 +179,7 @@ def final_answer(text: str, kind: AnswerKind = "math") -> str | None:
         return without_clause(box.content)
     found = options(box.content)
     if found is None or all(label.isdigit() for label in found):
-        if not _LETTER.search(box.content):
+        if not _LETTER.search(box.content) or re.search(r"\d", box.content):
             return statements.stated_option(text) or box.content
         return box.content
     boxes = final_boxes(text)

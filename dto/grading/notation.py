@@ -42,6 +42,7 @@ _LEVEL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ⁺⁻₀₁₂₃₄₅�
 _ROOT = re.compile(r"([√∛])\s*(?:(\d+|[A-Za-zπ])|\(([^()]*)\))")
 
 _GROUP = r"\s*\{([^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*)\}"
+_UNIT = r"\\(?:mathrm|text)\s*\{\s*([A-Za-z/]+)"
 _FONTS = "bf rm it sf tt em cal bfseries itshape boldmath large Large LARGE huge Huge small tiny "
 _FONTS += "normalsize displaystyle textstyle scriptstyle limits nolimits"
 _SIZES = "left right middle big bigl bigr Big Bigl Bigr bigg biggl biggr Bigg Biggl Biggr"
@@ -71,6 +72,11 @@ _RULES: list[tuple[frozenset[str], re.Pattern[str], str]] = [
          r"\\(?:[hv]?phantom|[hv]space|tag|label)\*?\s*\{[^{}]*\}", ""),
         ("dots ldots cdots vdots dotsc dotsb", r"\\(?:[clv]?dots|dots[cbm])(?![A-Za-z])",
          r"\\ldots "),
+        ("mathrm text", rf"{_UNIT}\s+([A-Za-z]+)\s*\^\s*\{{?\s*-\s*1\s*\}}?\s*\}}",
+         r"\\text{ \1/\2}"),
+        ("mathrm text", rf"{_UNIT}\s+([A-Za-z]+)\s*\^\s*\{{?\s*-\s*([23])\s*\}}?\s*\}}",
+         r"\\text{ \1/\2}^\3"),
+        ("mathrm text", rf"{_UNIT}\s*\^\s*\{{?\s*([23])\s*\}}?\s*\}}", r"\\text{ \1}^\2"),
         ("mathrm", r"\\mathrm\s*\{\s*([ei])\s*\}", r"\1"),
         ("dfrac tfrac cfrac", r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         ("dbinom tbinom", r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
@@ -91,6 +97,7 @@ _RULES: list[tuple[frozenset[str], re.Pattern[str], str]] = [
         ("vert lvert rvert", r"\\[lr]?vert(?![A-Za-z])", "|"),
         ("bigcup", r"\\bigcup(?![A-Za-z])", r"\\cup "),
         ("backslash", r"\\backslash(?![A-Za-z])", r"\\setminus "),
+        ("begin", r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\s*\]", r"\\\\ "),
         ("begin", r"\{[bBvV]?matrix\}|\{smallmatrix\}", "{pmatrix}"),
         ("begin", r"[(\[]\s*(\\begin\{pmatrix\})", r"\1"),
         ("begin", r"(\\end\{pmatrix\})\s*[)\]]", r"\1"),
@@ -119,8 +126,9 @@ _DEGREES = re.compile(rf"\s*{_CIRCLE}\s*(?:(?:\\text|\\mathrm)\{{\s*[CF]\s*\}}|[
 _ANGLE = re.compile(rf"(\d+(?:\.\d+)?|[A-Za-z]|\\[a-z]+)\s*{_CIRCLE}")
 _TURNING = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _ORDINAL = re.compile(
-    r"(\d+)\s*(?:\^\s*)?\{?\s*(?:\\(?:text|mathrm|textrm|mbox)\s*\{\s*(?:st|nd|rd|th)\s*\}"
-    r"|(?:st|nd|rd|th)(?![A-Za-z]))\s*\}?"
+    r"(?:the\s+)?(?:\\(?:text|mbox)\s*\{\s*)?(\d+)\s*(?:\^\s*)?\{?\s*"
+    r"(?:\\(?:text|mathrm|textrm|mbox)\s*\{\s*(?:st|nd|rd|th)\s*\}|(?:st|nd|rd|th)(?![A-Za-z]))"
+    r"\s*\}?"
 )
 _BRACED_COMMA = re.compile(r"(?<=\d)\{,\}(?=\d{3}(?!\d))")
 _APOSTROPHES = re.compile(r"[-+]?\d{1,3}(?:'\d{3})+(?:\.\d+)?")
@@ -185,8 +193,12 @@ def clean(text: str) -> str:
     text = " ".join(text.split()).lstrip("= ").rstrip(".;。, ")
     if "'" in text and _APOSTROPHES.fullmatch(text):
         return text.replace("'", "")
-    if text[:1].isdigit() and not text[-1].isdigit() and (ordinal := _ORDINAL.fullmatch(text)):
-        return ordinal[1]
+    if ("t" in text or "d" in text) and (ordinal := _ORDINAL.match(text)):
+        rest = text[ordinal.end() :].strip()
+        if rest in ("", "}"):
+            return ordinal[1]
+        if _WRAPPER.fullmatch(rest):
+            return f"{ordinal[1]} {rest}"
     return text
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from math import ceil, floor
 
 from dto.grading.notation import bare, typed
 from dto.grading.quantity import quantity, split_unit
-from dto.grading.structure import EMPTY, Items, Leaf, Matrix, Named, Node, Region, flat
+from dto.grading.structure import EMPTY, Family, Items, Leaf, Matrix, Named, Node, Region, flat
 
 _TOKEN = re.compile(
     r"\\begin\{pmatrix\}|\\end\{pmatrix\}|\\text\s*\{[^{}]*\}|\\[A-Za-z]+|\\.|[^\w\s]", re.DOTALL
@@ -36,7 +37,7 @@ _LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
 _CONDITION = re.compile(
     r"[,;]?\s*[(\[]?\s*(?:\\text\s*\{\s*,?\s*(?:where|for|with)?\s*(?:any|all|every|some)?"
     r"\s*(?:integers?)?\s*\}|\b(?:where|for|with)\b(?:\s+(?:any|all|every|some))?(?:\s+integers?)?)?"
-    r"\s*[a-zA-Z]\s*(?:\\in\s*\\mathbb\{?[ZN]\}?|\\text\s*\{\s*is an(?:y)? integer\s*\}|"
+    r"\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\{?[ZN]\}?|\\text\s*\{\s*is an(?:y)? integer\s*\}|"
     r"is an(?:y)? integer)\s*[)\]]?\s*$"
 )
 _PROSE = re.compile(r"(?<![A-Za-z\\{])(?!(?:and|or)\b)[A-Za-z]{3,}\s+(?!and\b|or\b)[A-Za-z]{2,}")
@@ -45,11 +46,16 @@ _REALS = re.compile(
     r"(?:[a-z] ?(?:=|\\neq)\s*)?([^{}]+?))?\s*\}?",
     re.IGNORECASE,
 )
+_CASES = re.compile(r"\\begin\{cases\}(.+)\\end\{cases\}", re.DOTALL)
+_IF = re.compile(r"^(?:\\(?:text|mbox)\s*\{\s*)?(?:if|for|when|where)?\s*\}?\s*|[,.]\s*$")
+_ABSOLUTE = re.compile(r"\|\s*([a-zA-Z])\s*\|")
 _INTEGERS = re.compile(r"[ZN]|integer")
 _RELATED = re.compile(r"[=<>]|\\(?:leq|geq|neq|in|notin|equiv)(?![A-Za-z])")
 _JOINTS = re.compile(
     r"[,;和与及或]|\b(?:and|or)\b|\\(?:lor|vee|land|wedge)(?![A-Za-z])", re.IGNORECASE
 )
+MOST_LISTED = 100  # integers that a set builder is taken for
+_ENDS = ("()", "[]", "[)", "(]")
 DEEPEST = 12  # brackets in brackets that are taken apart
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 _BUILDER = re.compile(r"[A-Za-z]\s*(?:\\mid(?![A-Za-z])|[|:])")
@@ -90,12 +96,14 @@ def _read(text: str, depth: int) -> Node:
     if text == r"\mathbb{R}":
         return Items("()", (Leaf(r"-\infty"), Leaf(r"\infty")))
     if _INTEGERS.search(text) and (condition := _CONDITION.search(text)) and condition.start() > 0:
-        return _read(text[: condition.start()], depth + 1)
+        return Family(condition[1], _read(text[: condition.start()], depth + 1))
     if text[:1] + text[-1:] in ("][", "[[", "]]"):  # ]a, b[ is (a, b)
         ends = _apart(text[1:-1], (",", ";"))[0]
         if len(ends) == 2 and all(ends):
             brackets = ("(" if text[0] == "]" else "[") + (")" if text[-1] == "[" else "]")
             return Items(brackets, tuple(_read(part, depth + 1) for part in ends))
+    if cases := _CASES.fullmatch(text):
+        return _cases(cases[1], depth)
     parts, joint = _split(text)
     if len(parts) > 1:
         return _several(parts, joint, depth)
@@ -107,6 +115,8 @@ def _read(text: str, depth: int) -> Node:
         if len(sides) > 1 and all(sides):
             return _union(sides, depth) if sign == r"\cup" else _without(text, sides, depth)
     wrapped = _wrapped(text, depth)
+    if wrapped is None and "pmatrix" in text:
+        wrapped = _multiple(text, depth)
     if wrapped is not None:
         return wrapped
     shares = _apart(text, (":",))[0]
@@ -235,6 +245,15 @@ def _is_name(text: str) -> bool:
 
 def _one_sided(text: str, operands: list[str], kind: str) -> Node:
     left, right = operands
+    absolute = _ABSOLUTE.fullmatch(left)
+    if absolute and _constant(right) is not None and kind != "!=":
+        ends = Leaf(f"-({right})" if not right.isdigit() else f"-{right}"), Leaf(right)
+        inside, low, high = {"<": ("()", "(]", "[)"), "<=": ("[]", "()", "()"),
+                             ">": ("[]", "()", "()"), ">=": ("()", "(]", "[)")}[kind]  # fmt: skip
+        if kind in ("<", "<="):
+            return Region(absolute[1], Items(inside, ends), text)
+        outside = (Items(low, (Leaf(r"-\infty"), ends[0])), Items(high, (ends[1], Leaf(r"\infty"))))
+        return Region(absolute[1], Items("|", outside), text)
     if not _VARIABLE.fullmatch(bare(left)):
         left, right, kind = right, left, _TURNED[kind]
     if not _VARIABLE.fullmatch(bare(left)) or _constant(right) is None:
@@ -264,6 +283,30 @@ def _chain(text: str, operands: list[str], kinds: list[str]) -> Node:
 def _constant(text: str) -> str | None:
     r"""The text where it holds no variable: `\sqrt{3}`, `e`, `-\frac{\pi}{2}`."""
     return None if set(_LETTERS.findall(text)) - {"e"} else text
+
+
+def _cases(inner: str, depth: int) -> Node:
+    """Values with their conditions, in any order."""
+    rows = [_apart(row, ("&",))[0] for row in _apart(inner, ("\\\\",))[0] if row.strip()]
+    parts = []
+    for row in rows:
+        value, condition = row[0].rstrip(", "), _IF.sub("", " ".join(row[1:]))
+        cells = (_read(value, depth + 1), _read(_IF.sub("", condition), depth + 1))
+        parts.append(Items("()", cells))
+    return Items("{}", tuple(parts))
+
+
+def _multiple(text: str, depth: int) -> Node | None:
+    """A matrix with a factor before it."""
+    begin = text.index(r"\begin{pmatrix}") if r"\begin{pmatrix}" in text else 0
+    factor = text[:begin].removesuffix(r"\cdot ").strip()
+    matrix = _wrapped(text[begin:], depth) if factor else None
+    if not isinstance(matrix, Matrix) or _constant(factor.strip("-+ ")) is None:
+        return None
+    cells = [[part.text if isinstance(part, Leaf) else None for part in row] for row in matrix.rows]
+    if any(cell is None for row in cells for cell in row):
+        return None
+    return Matrix(tuple(tuple(Leaf(f"{factor}({cell})") for cell in row) for row in cells))
 
 
 def _union(sides: list[str], depth: int) -> Node:
@@ -342,6 +385,8 @@ def _set(inner: str, depth: int) -> Node:
             place = _read(sides[1], depth + 1)
             variable = bare(_apart(sides[0], (r"\in",))[0][0])
             domain = _apart(sides[0], (r"\in",))[0][1:]
+            if domain in ([r"\mathbb{Z}"], [r"\mathbb{N}"]) and isinstance(place, Region):
+                return _integers(place.place) or Leaf(rf"\{{{inner}\}}")
             if domain not in ([], [r"\mathbb{R}"]):
                 return Leaf(rf"\{{{inner}\}}")
             if isinstance(place, Region) and place.variable == variable:
@@ -349,6 +394,21 @@ def _set(inner: str, depth: int) -> Node:
             return Leaf(rf"\{{{inner}\}}")
     parts = [part for part in _apart(inner, (",", ";"))[0] if part]
     return Items("{}", tuple(flat([_read(part, depth + 1) for part in parts])))
+
+
+def _integers(place: Node) -> Node | None:
+    """The integers of a short interval, as a set."""
+    if not isinstance(place, Items) or len(place.parts) != 2 or place.brackets not in _ENDS:
+        return None
+    ends = [quantity(part.text) if isinstance(part, Leaf) else None for part in place.parts]
+    if ends[0] is None or ends[1] is None:
+        return None
+    low, high = ceil(ends[0].value), floor(ends[1].value)
+    low += place.brackets[0] == "(" and low == ends[0].value
+    high -= place.brackets[1] == ")" and high == ends[1].value
+    if high - low > MOST_LISTED:
+        return None
+    return Items("{}", tuple(Leaf(str(number)) for number in range(low, high + 1)))
 
 
 def _both(text: str, depth: int) -> Node:

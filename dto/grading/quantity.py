@@ -74,6 +74,10 @@ _MEASURES: dict[str, dict[str, str]] = {
     "yuan": {"1": "yuan rmb 元", "1/10": "角"},
     "angle": {"1": "degree 度"},
     "radian": {"1": "radian rad"},
+    "force": {"1": "n newton", "1000": "kn"}, "energy": {"1": "j joule", "1000": "kj"},
+    "power": {"1": "w watt", "1000": "kw"}, "pressure": {"1": "pa pascal", "1000": "kpa"},
+    "voltage": {"1": "v volt"}, "current": {"1": "a amp ampere"}, "frequency": {"1": "hz hertz"},
+    "temperature": {"1": "k kelvin"}, "amount": {"1": "mol mole"}, "resistance": {"1": "ohm"},
 }  # fmt: skip
 _UNITS = {
     word: (dimension, Fraction(factor))
@@ -91,11 +95,17 @@ _PLAIN = re.compile(
     r"yard|mile|second|minute|hour|day|week|month|year|dollar|cent|euro|yuan|degree|radian|unit|"
     r"point|people|person|student|square|cubic|per|times)s?"
 )
+# Nor is a word with vowels after a space: `20 cups` (but a function is).
+_NOUN = re.compile(
+    r"(?!(?:arc)?(?:sin|cos|tan|cot)h?$|(?:sec|csc|log|exp|sqrt|mod|lim|det|max|min|lcm|gcd|abs)$)"
+    r"(?=\w*[aeiouyäöüáéíóúàèâêåæø])[^\W\d_]{3,}"
+)
 # Words after a number that make it another number, or more than one.
 NO_UNIT = re.compile(
     r"\b(?:or|and|not|to|more|less|than|most|least|about|factorial|squared|cubed|half|halves|thirds?|"
     r"quarters?|(?:fif|six|seven|eigh|nin|ten|twelf|hundred|thousand)ths?|pi|root|"
-    r"times|mod|modulo|base|plus|minus|over|between)\b"
+    r"times|mod|modulo|base|plus|minus|over|between|out|below|above|under|remainder|negative|"
+    r"infinity|infinite|except|if|when|where|unless|but|maybe|perhaps|possibly)\b"
 )
 _NO_CHINESE_UNIT = re.compile(
     "[或和到至与及多余约几半不十百千万亿点成折的]|分之|次方|以上|以下|左右|大于|小于|至少|至多"
@@ -156,7 +166,7 @@ def quantity(text: str) -> Quantity | None:
             if unit.startswith(name):
                 unit, power = unit[2:], exponent
     else:
-        read = _unit(rest)
+        read = _unit(rest, apart=text[number.end() - 1] == " ")
         if read is None:
             return None
         unit, power, scale, said = read
@@ -248,8 +258,11 @@ def _value(number: re.Match[str]) -> Fraction | None:
     return None if int(bottom) == 0 else Fraction(int(whole or 0)) + Fraction(int(top), int(bottom))
 
 
-def _unit(rest: str) -> tuple[str, int, int, bool] | None:
-    """Unit, its power, a factor as in "million", and whether it says percent."""
+def _unit(rest: str, *, apart: bool = False) -> tuple[str, int, int, bool] | None:
+    """Unit, its power, a factor as in "million", and whether it says percent.
+
+    `apart`: a space stands before it, and any noun is one.
+    """
     in_text = _UNIT_IN_TEXT.fullmatch(rest)
     if in_text:
         rest = in_text["unit"] + in_text["power"]
@@ -272,7 +285,7 @@ def _unit(rest: str) -> tuple[str, int, int, bool] | None:
             percent = True
         elif word in ("square", "sq") or word == "cubic":
             power = 3 if word == "cubic" else 2
-        elif in_text or _PLAIN.fullmatch(word):
+        elif in_text or _PLAIN.fullmatch(word) or (apart and _NOUN.fullmatch(word)):
             unit.append(word)
         else:
             return None

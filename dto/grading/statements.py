@@ -103,7 +103,7 @@ _RIGHT_ABROAD = re.compile(
 )
 
 _BEST = re.compile(
-    r"(?:correct|right|best)\s{1,3}(?:answer|option|choice|one|alternative|letter)s?(?:\s{1,3}choices?)?"
+    r"(?:correct|right|best)\s{1,3}(?:answer|option|choice|one|alternative|letter|response)s?(?:\s{1,3}choices?)?"
     rf"[*_]{{0,4}}\s{{0,5}}(?:{_IS}|[:：]){_SPACE}",
     re.IGNORECASE,
 )
@@ -146,7 +146,11 @@ _NO_CONCLUSION = re.compile(
 
 _SENTENCE_END = re.compile(r"[.．](?:\s|$)|[。？]|[?!](?:\s+[A-Z]|\s*$)|</answer>")
 _FACTORIAL = re.compile(r"[\d)a-z]\s?!")
-_DISPLAY = (("$$", "$$"), (r"\[", r"\]"))
+_DISPLAY = (
+    ("$$", "$$"), (r"\[", r"\]"),
+    *((rf"\begin{{{name}}}", rf"\end{{{name}}}")
+      for name in ("align*", "align", "aligned", "equation*", "equation", "gather*", "gather")),
+)  # fmt: skip
 _FENCED = re.compile(r"(`{3,})[\w+-]*\n(.{0,2000}?)\n\s*\1", re.DOTALL)
 _ITEM = re.compile(r"[ \t]*(?:[-*•]|\d{1,2}[.)]|\([a-z0-9]{1,3}\)|[a-z]\))[ \t]+(.*)")
 _UNDERLINE = re.compile(r"^(?:={3,}|-{3,})\s*\n\s{0,20}")
@@ -243,12 +247,13 @@ def _content(text: str, start: int, kind: AnswerKind) -> str:
         rest = _UNDERLINE.sub("", rest).lstrip("*_>#: \t\n")
     for left, right in _DISPLAY:
         if rest.startswith(left):
-            end = rest.find(right, 2)
-            after = rest[end + 2 :].lstrip(" \t\n.,*")
+            end = rest.find(right, len(left))
+            after = rest[end + len(right) :].lstrip(" \t\n.,*")
             if end > 0 and _MORE.match(after):
                 return " ".join(rest[:_LONGEST].split())
             if end > 0:
-                return rest[2:end].strip().rstrip(".,").strip()
+                inside = rest[len(left) : end].strip().rstrip(".,").strip()
+                return inside.replace("&", "") if right.startswith(r"\end") else inside
     if rest.startswith("```") and (fenced := _FENCED.match(rest)):
         return fenced[2].strip()
     if below and (_ITEM.match(rest) and (kind != "choice" or rest[0] in "-*•")):

@@ -12,7 +12,8 @@ which are text; `same` puts two answers beside each other, and asks a function a
 - `x = 5` equals 5; `x = 5` and `y = 5` differ. `9 = y` is `y = 9`.
 - A column or row of numbers equals the tuple of its entries; a row and a column differ.
 - `3 \pmod 7` equals 3: the question has said the modulus.
-- `k \in \mathbb{Z}` behind a value may be left out.
+- `k \in \mathbb{Z}` behind a value may be left out, and its letter be another.
+- `\begin{cases}` is a set of values with their conditions.
 """
 
 from __future__ import annotations
@@ -71,7 +72,14 @@ class Region(NamedTuple):
     text: str = ""
 
 
-Node = Leaf | Items | Matrix | Named | Region
+class Family(NamedTuple):
+    r"""A value for every integer: `k \pi, k \in \mathbb{Z}`."""
+
+    variable: str
+    value: Node
+
+
+Node = Leaf | Items | Matrix | Named | Region | Family
 EMPTY = Items("{}", ())
 
 
@@ -83,14 +91,17 @@ def leaves(node: Node) -> list[str]:
         return leaves(node.value)
     if isinstance(node, Region):
         return leaves(node.place)
+    if isinstance(node, Family):
+        return leaves(node.value)
     parts = node.parts if isinstance(node, Items) else [part for row in node.rows for part in row]
     return [text for part in parts for text in leaves(part)]
 
 
 def same(gold: Node, given: Node, leaf: Leaves) -> bool | None:
     """Whether two answers are equal; None where a pair of leaves is undecided."""
-    if gold == given:
-        return True
+    gold, given = _alone(gold), _alone(given)
+    if isinstance(gold, Family) or isinstance(given, Family):
+        return _same_families(gold, given, leaf)
     if isinstance(gold, Named) and isinstance(given, Named):
         if bare(gold.name) == bare(given.name):
             return same(gold.value, given.value, leaf)
@@ -101,33 +112,72 @@ def same(gold: Node, given: Node, leaf: Leaves) -> bool | None:
     if isinstance(gold, Named) or isinstance(given, Named):
         return _one_named(gold, given, leaf)
     if isinstance(gold, Region) or isinstance(given, Region):
-        if isinstance(gold, Region) and isinstance(given, Region):
-            if gold.variable != given.variable:
-                return False
-            return same(gold.place, given.place, leaf)
-        region, other = (gold, given) if isinstance(gold, Region) else (given, gold)
-        assert isinstance(region, Region)
-        if isinstance(other, Leaf) and region.text:  # -x < -3
-            pair = region.text, other.text
-            return leaf(*(pair if region is gold else pair[::-1]))
-        place = region.place
-        return same(place, given, leaf) if region is gold else same(gold, place, leaf)
+        return _same_regions(gold, given, leaf)
+    for side in (gold, given):
+        if isinstance(side, Items) and side.brackets == "%" and not _both_modular(gold, given):
+            value = side.parts[0]
+            return same(value, given, leaf) if side is gold else same(gold, value, leaf)
+    return _same_inside(gold, given, leaf)
+
+
+def _same_inside(gold: Node, given: Node, leaf: Leaves) -> bool | None:
+    """The same for what stands inside a set, a tuple, a list: there `{5}` is no 5."""
+    if gold == given:
+        return True
     if isinstance(gold, Matrix) or isinstance(given, Matrix):
         return _same_matrices(gold, given, leaf)
     if isinstance(gold, Items) and isinstance(given, Items):
         return _same_items(gold, given, leaf)
     if isinstance(gold, Leaf) and isinstance(given, Leaf):
         return leaf(gold.text, given.text)
-    if isinstance(gold, Items) and gold.brackets == "%":
-        return same(gold.parts[0], given, leaf)
-    if isinstance(given, Items) and given.brackets == "%":
-        return same(gold, given.parts[0], leaf)
-    several, one = (gold, given) if isinstance(gold, Items) else (given, gold)
-    assert isinstance(several, Items)
-    if several.brackets == "{}" and len(several.parts) == 1:  # {5} is as good as 5
-        inside = several.parts[0]
-        return same(inside, one, leaf) if several is gold else same(one, inside, leaf)
-    return False
+    if isinstance(gold, Items) or isinstance(given, Items):
+        return False
+    return same(gold, given, leaf)
+
+
+def _alone(node: Node) -> Node:
+    """`{5}` as an answer is as good as 5."""
+    if isinstance(node, Items) and node.brackets == "{}" and len(node.parts) == 1:
+        return node.parts[0]
+    return node
+
+
+def _both_modular(gold: Node, given: Node) -> bool:
+    return all(isinstance(side, Items) and side.brackets == "%" for side in (gold, given))
+
+
+def _same_families(gold: Node, given: Node, leaf: Leaves) -> bool | None:
+    """One side may leave out that its letter is an integer; where none does, letters may differ."""
+    if isinstance(gold, Family) and isinstance(given, Family):
+        value = renamed(given.value, given.variable, gold.variable)
+        return same(gold.value, value, leaf)
+    if isinstance(gold, Family):
+        return same(gold.value, given, leaf)
+    assert isinstance(given, Family)
+    return same(gold, given.value, leaf)
+
+
+def renamed(node: Node, name: str, other: str) -> Node:
+    """With another letter for a variable."""
+    if isinstance(node, Leaf):
+        return Leaf(re.sub(rf"(?<![\\A-Za-z]){name}(?![A-Za-z])", other, node.text))
+    if isinstance(node, Items):
+        return Items(node.brackets, tuple(renamed(part, name, other) for part in node.parts))
+    if isinstance(node, Named):
+        return Named(node.name, renamed(node.value, name, other), node.text)
+    return node
+
+
+def _same_regions(gold: Node, given: Node, leaf: Leaves) -> bool | None:
+    if isinstance(gold, Region) and isinstance(given, Region):
+        return gold.variable == given.variable and same(gold.place, given.place, leaf)
+    region, other = (gold, given) if isinstance(gold, Region) else (given, gold)
+    assert isinstance(region, Region)
+    if isinstance(other, Leaf) and region.text:  # -x < -3
+        pair = region.text, other.text
+        return leaf(*(pair if region is gold else pair[::-1]))
+    place = region.place
+    return same(place, given, leaf) if region is gold else same(gold, place, leaf)
 
 
 def _one_named(gold: Node, given: Node, leaf: Leaves) -> bool | None:
@@ -189,7 +239,7 @@ def _in_order(gold: Sequence[Node], given: Sequence[Node], leaf: Leaves) -> bool
         return False
     known = True
     for pair in zip(gold, given, strict=True):
-        equal = same(*pair, leaf)
+        equal = _same_inside(*pair, leaf)
         if equal is False:
             return False
         known = known and equal is not None
@@ -203,7 +253,7 @@ def _in_any_order(gold: Sequence[Node], given: Sequence[Node], leaf: Leaves) -> 
     wanted, rest = _unlike(gold, given)
     cells = []
     for part in wanted:
-        row = [same(part, other, leaf) for other in rest]
+        row = [_same_inside(part, other, leaf) for other in rest]
         if not any(cell is not False for cell in row):
             return False
         if True not in row and len(wanted) > AT_ONCE:
