@@ -12,83 +12,32 @@ from __future__ import annotations
 
 import cmath
 import math
-import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
-from typing import NamedTuple
+from itertools import pairwise
 
-POINTS = 3
-ROUNDED = 1e-4  # relative difference below which decimals are not said to differ
-NOISE = 1e-9  # the same for floating point
-MOST_BITS = 20_000  # of a power or factorial
-MOST_TOKENS = 400
+from dto.grading.tokens import OPENING, RELATIONS, Token, tokens
+from dto.grading.values import (
+    DEGREE,
+    POINTS,
+    ROUNDED,
+    Number,
+    Scalar,
+    UnreadableError,
+    Value,
+    absolute,
+    at_each,
+    at_points,
+    binomial,
+    factorial,
+    measure,
+    raised,
+    same,
+    scaled,
+)  # fmt: skip
 
-Scalar = Fraction | complex
-Number = tuple[Scalar, ...]  # one value at each point
-
-
-class UnreadableError(Exception):
-    """This reader does not know what the text means."""
-
-
-class Token(NamedTuple):
-    """A piece of an answer; `start` and `end` are offsets into it.
-
-    Kinds: number, letter (with subscript and primes), command, text (in text mode, or Chinese),
-    symbol.
-    """
-
-    kind: str
-    text: str
-    start: int
-    end: int
-
-
-class Value(NamedTuple):
-    """What an answer, or a part of it, is.
-
-    `shape` says how it is built: `number`, `list` (also sets: in any order), `row` with its
-    brackets, `matrix`, `relation` with its sign, `quantity` with what its unit measures.
-    """
-
-    shape: str
-    number: Number = ()
-    parts: tuple[Value, ...] = ()
-
-
-_SPACE = re.compile(
-    r"(?:\s|\\[,;:! ]|\\(?:left|right|displaystyle|limits|[bB]igg?[lr]?|q?quad|thinspace)(?![A-Za-z])"
-    r"|~|(?<!\\)\$)+"
-)
-_SEPARATED = r"\d{1,3}(?:(?:\{,\}|,\\!\s*|\\[,!]\s*|%s)\d{3})+(?!\d)(?:\.\d+)?"
-_TOKEN = re.compile(
-    rf"(?P<number>{_SEPARATED % ','}|\d+(?:\.\d+)?|\.\d+)"
-    r"|(?P<text>\\(?:text|mbox|hbox|mathrm|textbf|textrm|textit|textnormal)\s*\{[^{}]*\}"
-    r"|[\u4e00-\u9fff]+)"
-    r"|(?P<degree>\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])|°)"
-    r"|(?P<command>\\(?:begin|end)\s*\{[a-zA-Z*]+\}|\\[A-Za-z]+|\\\\|\\[{}%$|]"
-    r"|(?:pi|sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp)(?![A-Za-z]))"
-    r"|(?P<letter>[A-Za-z](?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9]+\}))?'*)"
-    r"|(?P<symbol>\*\*|<=|>=|!=|[^\s])"
-)
-_IN_BRACKETS = re.compile(rf"{_SEPARATED % r'(?!)'}|\d+(?:\.\d+)?|\.\d+")
-_CHARACTERS = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | str.maketrans(
-    "−–，。、√π∞∪∩≤≥≠×·±", "--,.,√π∞∪∩≤≥≠×·±"
-)
-_SAME = {
-    "π": r"\pi", "pi": r"\pi", "∞": r"\infty", "∪": r"\cup", "∩": r"\cap", "≤": r"\le", "≥": r"\ge",
-    "≠": r"\ne", "×": r"\cdot", "·": r"\cdot", "*": r"\cdot", r"\times": r"\cdot", "±": r"\pm",
-    "√": r"\sqrt", "**": "^", "<=": r"\le", ">=": r"\ge", "!=": r"\ne", r"\leq": r"\le",
-    r"\geq": r"\ge", r"\leqslant": r"\le", r"\geqslant": r"\ge", r"\neq": r"\ne", r"\lt": "<",
-    r"\gt": ">", r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\%": "%",
-    r"\div": "/", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\lbrace": r"\{",
-    r"\rbrace": r"\}", r"\varnothing": r"\emptyset", "∅": r"\emptyset",
-}  # fmt: skip
-_PLAIN_NAMES = {"sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp"}
-OPENING = {"(": ")]", "[": ")]", "{": "}", r"\{": (r"\}",)}
-RELATIONS = ("=", "<", ">", r"\le", r"\ge", r"\ne")
 _TURNED = {">": "<", r"\ge": r"\le"}
 _FUNCTIONS: dict[str, Callable[[complex], complex]] = {
     r"\sin": cmath.sin, r"\cos": cmath.cos, r"\tan": cmath.tan, r"\exp": cmath.exp,
@@ -101,58 +50,8 @@ _GREEK = re.compile(
     r"\\(?:alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|kappa|lambda|mu|nu|xi"
     r"|rho|sigma|tau|phi|varphi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Sigma|Phi|Psi|Omega|ell)"
 )
-# What a unit measures, and its size: written down anew, for it checks the grader's table.
-UNITS: dict[str, dict[str, float]] = {
-    "length": {
-        "mm": 0.001, "cm": 0.01, "centimeter": 0.01, "m": 1, "meter": 1, "km": 1000,
-        "kilometer": 1000, "inch": 0.0254, "in": 0.0254, "foot": 0.3048, "ft": 0.3048,
-        "yard": 0.9144, "mile": 1609.344, "厘米": 0.01, "米": 1, "千米": 1000,
-    },
-    "mass": {
-        "mg": 1e-6, "g": 0.001, "gram": 0.001, "kg": 1, "kilogram": 1, "pound": 0.4536,
-        "ounce": 0.02835, "ton": 1000, "克": 0.001, "千克": 1, "吨": 1000,
-    },
-    "time": {
-        "second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800, "month": 2629746,
-        "year": 31556952, "秒": 1, "分钟": 60, "小时": 3600, "天": 86400,
-    },
-    "dollars": {"cent": 0.01, "dollar": 1},
-    "euros": {"euro": 1},
-    "yen": {"yen": 1, "yuan": 0.7, "元": 0.7},
-    "volume": {"ml": 0.001, "liter": 1, "gallon": 3.785, "升": 1, "毫升": 0.001},
-    "angle": {"degree": math.pi / 180, "radian": 1},
-}  # fmt: skip
-PLURALS = {"inches": "inch", "feet": "foot"}
 _CURRENCIES = {r"\$": "dollar", "$": "dollar", "€": "euro", "¥": "yen"}
 _SEPARATORS = {"and", "or"}
-
-
-def tokens(text: str) -> tuple[Token, ...]:
-    """The pieces of an answer, without white space and LaTeX that changes nothing.
-
-    A comma groups thousands at the outermost level only: `(1,234)` is a point.
-    """
-    mapped = text.translate(_CHARACTERS)
-    found: list[Token] = []
-    depth = place = 0
-    while place < len(mapped):
-        space = _SPACE.match(mapped, place)
-        if space:
-            place = space.end()
-            continue
-        match = _TOKEN.match(mapped, place)
-        if depth and match and match.lastgroup == "number":
-            match = _IN_BRACKETS.match(mapped, place)
-        if match is None or len(found) > MOST_TOKENS:
-            raise UnreadableError
-        kind, piece = match.lastgroup or "number", match[0]
-        piece = _SAME.get(piece, f"\\{piece}" if piece in _PLAIN_NAMES else piece)
-        if kind == "degree":
-            kind, piece = "symbol", "°"
-        depth += (piece in ("(", "[", r"\{")) - (piece in (")", "]", r"\}"))
-        found.append(Token(kind, piece, match.start(), match.end()))
-        place = match.end()
-    return tuple(found)
 
 
 def differ(one: str, other: str) -> bool:
@@ -165,7 +64,7 @@ def differ(one: str, other: str) -> bool:
     except UnreadableError:
         return False
     rounded = any(re.search(r"\d?\.\d", text) for text in (one, other))
-    return not _same(*values, ROUNDED if rounded else 0.0)
+    return not same(*values, ROUNDED if rounded else 0.0)
 
 
 def as_words(text: str) -> str:
@@ -265,7 +164,7 @@ class _Reader:
             if sign in _TURNED:
                 sign, left, right = _TURNED[sign], right, left
             if left.shape == right.shape == "number":
-                difference = _each(lambda a, b: a - b, left.number, right.number)
+                difference = at_each(lambda a, b: a - b, left.number, right.number)
                 chain.append(Value(f"relation {sign}", difference))
             elif left.shape == "number":
                 chain.append(Value(f"relation {sign}", parts=(left, right)))
@@ -274,16 +173,27 @@ class _Reader:
         return chain[0] if len(chain) == 1 else Value("row chain", parts=tuple(chain))
 
     def _union(self) -> Value:
-        parts, signs = [self._sum()], set()
+        parts, signs = [self._ratio()], set()
         while self._peek() in (r"\cup", r"\cap", r"\setminus"):
             signs.add(self._take())
-            parts.append(self._sum())
+            parts.append(self._ratio())
         if not signs:
             return parts[0]
         if len(signs) > 1:
             raise UnreadableError
         (sign,) = signs
         return Value("list" if sign == r"\cup" else f"row {sign}", parts=tuple(parts))
+
+    def _ratio(self) -> Value:
+        parts = [self._sum()]
+        while self._peek() == ":":
+            self._take(":")
+            parts.append(self._sum())
+        ratios = [
+            Value("number", at_each(lambda a, b: a / b, one.number, other.number))
+            for one, other in pairwise(parts)
+        ]
+        return Value("row ratio", parts=tuple(ratios)) if ratios else parts[0]
 
     def _sum(self) -> Value:
         total: Value | None = None
@@ -295,11 +205,11 @@ class _Reader:
                 factor *= -1 if sign == "-" else self._branch if sign == r"\pm" else 1
             term = self._product()
             if factor < 0:
-                term = _scaled(term, Fraction(-1))
+                term = scaled(term, Fraction(-1))
             if total is None:
                 total = term
             elif total.shape == term.shape and not term.parts:
-                both = _each(lambda a, b: a + b, total.number, term.number)
+                both = at_each(lambda a, b: a + b, total.number, term.number)
                 total = Value(term.shape, both)
             else:
                 raise UnreadableError
@@ -328,7 +238,7 @@ class _Reader:
                 if value.shape != "number" or factor.shape not in ("number",):
                     raise UnreadableError
                 by = (lambda a, b: a / b) if text == "/" else (lambda a, b: a * b)
-                value = Value("number", _each(by, value.number, factor.number))
+                value = Value("number", at_each(by, value.number, factor.number))
             elif self._kind() == "text" and self._inner() not in _SEPARATORS:
                 value = self._measured(value)
             elif self._begins_factor():
@@ -336,7 +246,7 @@ class _Reader:
                 factor = self._power()
                 if value.shape == "number" and factor.shape == "number":
                     by = (lambda a, b: a + b) if mixed else (lambda a, b: a * b)
-                    value = Value("number", _each(by, value.number, factor.number))
+                    value = Value("number", at_each(by, value.number, factor.number))
                 else:
                     raise UnreadableError
             else:
@@ -348,13 +258,13 @@ class _Reader:
             return False
         following = [token.text for token in self._tokens[self._at : self._at + 7]]
         pattern = "".join("9" if text.isdigit() else text for text in following)
-        return bool(re.match(r"\\frac\{?9\}?\{?9\}?|9/9", pattern))
+        return bool(re.match(r"\\frac(?:\{9\}(?:\{9\}|9)|9(?:\{9\})?)|9/9", pattern))
 
     def _signed_power(self) -> Value:
         if self._peek() in ("+", "-"):
             sign = self._take()
             value = self._signed_power()
-            return _scaled(value, Fraction(-1)) if sign == "-" else value
+            return scaled(value, Fraction(-1)) if sign == "-" else value
         return self._power()
 
     def _power(self) -> Value:
@@ -365,11 +275,11 @@ class _Reader:
                 raise UnreadableError
             if sign == "^":
                 exponent = self._group()
-                value = Value("number", _each(_raised, value.number, exponent))
+                value = Value("number", at_each(raised, value.number, exponent))
             elif sign == "!":
-                value = Value("number", tuple(map(_factorial, value.number)))
+                value = Value("number", tuple(map(factorial, value.number)))
             else:
-                value = _scaled(value, Fraction(math.pi) / 180 if sign == "°" else Fraction(1, 100))
+                value = scaled(value, DEGREE if sign == "°" else Fraction(1, 100))
         return value
 
     def _group(self) -> Number:
@@ -391,7 +301,7 @@ class _Reader:
         if kind == "number":
             return Value("number", (self._numeral(text),) * POINTS)
         if kind == "letter" or _GREEK.fullmatch(text):
-            return Value("number", _at_points(text))
+            return Value("number", at_points(text))
         if text in OPENING:
             return self._bracketed(text)
         if text in _CURRENCIES:
@@ -402,11 +312,11 @@ class _Reader:
         if text == "|":
             value = self._sum()
             self._take("|")
-            return Value("number", tuple(abs(each) for each in value.number))
+            return Value("number", tuple(map(absolute, value.number)))
         if text == r"\frac":
-            return Value("number", _each(lambda a, b: a / b, self._part(), self._part()))
+            return Value("number", at_each(lambda a, b: a / b, self._part(), self._part()))
         if text == r"\binom":
-            return Value("number", _each(_binomial, self._part(), self._part()))
+            return Value("number", at_each(binomial, self._part(), self._part()))
         if text == r"\sqrt":
             return Value("number", self._root())
         if text in (r"\pi", r"\infty"):
@@ -431,8 +341,15 @@ class _Reader:
         self._tokens = [*self._tokens[: self._at], *digits, *self._tokens[self._at + 1 :]]
         return self._group()
 
-    def _numeral(self, text: str) -> Fraction:
-        plain = re.sub(r"[^\d.]", "", text)
+    def _numeral(self, text: str) -> Scalar:
+        start, _, period = text.partition(r"\overline")
+        plain = re.sub(r"[^\d.]", "", start)
+        if period:
+            digits = re.sub(r"\D", "", period)
+            unit = Fraction(1, 10 ** len(plain.partition(".")[2]))
+            return Fraction(plain.rstrip(".") or 0) + unit * Fraction(
+                int(digits), 10 ** len(digits) - 1
+            )
         if self._peek() != "_":
             return Fraction(plain)
         self._take("_")
@@ -444,8 +361,11 @@ class _Reader:
             self._take("}")
         whole, _, behind = plain.partition(".")
         places = range(len(whole) - 1, -len(behind) - 1, -1)
-        digits = zip(whole + behind, places, strict=True)
-        return sum((int(digit) * Fraction(base) ** place for digit, place in digits), Fraction(0))
+        placed = zip(whole + behind, places, strict=True)
+        total: Scalar = Fraction(0)
+        for digit, place in placed:
+            total = total + int(digit) * raised(Fraction(base), Fraction(place))
+        return total
 
     def _bracketed(self, opening: str) -> Value:
         ends = OPENING[opening]
@@ -470,7 +390,7 @@ class _Reader:
             degree = self._sum().number
             self._take("]")
         inner = self._part() if self._peek() != "(" else self._power().number
-        return _each(_raised, inner, tuple(1 / each for each in degree))
+        return at_each(raised, inner, tuple(1 / each for each in degree))
 
     def _applied(self, name: str) -> Number:
         base = power = None
@@ -487,15 +407,16 @@ class _Reader:
             while self._begins_factor() and self._peek() not in (*_FUNCTIONS, "(", "["):
                 factor = self._power()
                 argument = Value(
-                    "number", _each(lambda a, b: a * b, argument.number, factor.number)
+                    "number", at_each(lambda a, b: a * b, argument.number, factor.number)
                 )
         if argument.shape != "number":
             raise UnreadableError
-        values: Number = tuple(_FUNCTIONS[name](complex(each)) for each in argument.number)
+        function = _FUNCTIONS[name]
+        values: Number = tuple(function(complex(each)) for each in argument.number)
         if base is not None:
-            logarithms = _each(lambda a, b: cmath.log(a) / cmath.log(b), argument.number, base)
+            logarithms = at_each(lambda a, b: cmath.log(a) / cmath.log(b), argument.number, base)
             values = logarithms
-        return values if power is None else _each(_raised, values, power)
+        return values if power is None else at_each(raised, values, power)
 
     def _matrix(self) -> Value:
         rows: list[Value] = []
@@ -529,7 +450,7 @@ class _Reader:
         if value.shape != "number":
             raise UnreadableError
         if words in ("%", r"\%", "percent"):
-            return _scaled(value, Fraction(1, 100))
+            return scaled(value, Fraction(1, 100))
         for named, exponent in (("square ", 2), ("cubic ", 3)):
             if words.startswith(named):
                 words, power = words.removeprefix(named), Fraction(exponent)
@@ -537,117 +458,6 @@ class _Reader:
         if known is None:
             return Value(f"quantity {words} {power}", value.number)
         if known[0] == "angle":
-            return _scaled(value, Fraction(known[1]))
-        scaled = _scaled(value, Fraction(known[1]) ** int(power))
-        return Value(f"quantity {known[0]} {power}".removesuffix(" 1"), scaled.number)
-
-
-def measure(word: str) -> tuple[str, float] | None:
-    """What a unit measures and its size, or None for words that are no unit in `UNITS`."""
-    word = PLURALS.get(word, word)
-    for dimension, sizes in UNITS.items():
-        size = sizes.get(word, sizes.get(word.removesuffix("s")))
-        if size is not None:
-            return dimension, size
-    return None
-
-
-@lru_cache(maxsize=256)
-def _at_points(letter: str) -> Number:
-    if letter == "i":
-        return (1j,) * POINTS
-    if letter == "e":
-        return (complex(math.e),) * POINTS
-    name = re.sub(r"_\{(.*)\}", r"_\1", letter)
-    points = random.Random(name)
-    return tuple(Fraction(points.randint(101, 399), 97) for _ in range(POINTS))
-
-
-def _each(work: Callable[[Scalar, Scalar], Scalar], one: Number, other: Number) -> Number:
-    if not one or not other:
-        raise UnreadableError
-    mixed = (
-        (a, b) if isinstance(a, Fraction) and isinstance(b, Fraction) else (complex(a), complex(b))
-        for a, b in zip(one, other, strict=True)
-    )
-    return tuple(work(*pair) for pair in mixed)
-
-
-def _raised(base: Scalar, exponent: Scalar) -> Scalar:
-    if isinstance(base, Fraction) and isinstance(exponent, Fraction):
-        if exponent.denominator == 1:
-            size = max(base.numerator.bit_length(), base.denominator.bit_length())
-            if size * abs(exponent) > MOST_BITS:
-                raise UnreadableError
-            return base ** int(exponent)
-        if base > 0 and exponent.numerator == 1 and exponent.denominator == 2:
-            root = Fraction(math.isqrt(base.numerator), math.isqrt(base.denominator))
-            if root * root == base:
-                return root
-    return complex(base) ** complex(exponent)
-
-
-def _whole(value: Scalar) -> int:
-    if not isinstance(value, Fraction) or value.denominator != 1 or not 0 <= value < 1000:
-        raise UnreadableError
-    return int(value)
-
-
-def _factorial(value: Scalar) -> Fraction:
-    return Fraction(math.factorial(_whole(value)))
-
-
-def _binomial(above: Scalar, below: Scalar) -> Fraction:
-    return Fraction(math.comb(_whole(above), _whole(below)))
-
-
-def _scaled(value: Value, factor: Fraction) -> Value:
-    if value.number and not value.shape.startswith("relation"):
-        return value._replace(number=_each(lambda a, b: a * b, value.number, (factor,) * POINTS))
-    if value.shape == "row matrix" or value.shape == "row":
-        return value._replace(parts=tuple(_scaled(part, factor) for part in value.parts))
-    raise UnreadableError
-
-
-def _same(one: Value, other: Value, tolerance: float) -> bool:
-    """Whether they may be equal."""
-    if "list" in (one.shape, other.shape):
-        left, right = (each.parts if each.shape == "list" else (each,) for each in (one, other))
-        return all(any(_same(a, b, tolerance) for b in right) for a in left) and all(
-            any(_same(a, b, tolerance) for a in left) for b in right
-        )
-    if one.shape != other.shape:
-        # A unit may be left out, or said in other words.
-        loose = {one.shape.partition(" ")[0], other.shape.partition(" ")[0]} == {
-            "number",
-            "quantity",
-        }
-        known = [each.shape.split(" ")[1] in UNITS for each in (one, other) if " " in each.shape]
-        if one.number and other.number and (loose or (len(known) == 2 and not all(known))):
-            return all(
-                _close(a, b, tolerance) for a, b in zip(one.number, other.number, strict=True)
-            )
-        return False
-    if len(one.parts) != len(other.parts):
-        return False
-    if not all(_same(a, b, tolerance) for a, b in zip(one.parts, other.parts, strict=True)):
-        return False
-    if one.shape.startswith("relation") and one.number:
-        return _proportional(one, other, tolerance)
-    return all(_close(a, b, tolerance) for a, b in zip(one.number, other.number, strict=True))
-
-
-def _proportional(one: Value, other: Value, tolerance: float) -> bool:
-    pairs = list(zip(one.number, other.number, strict=True))
-    crossed = all(_close(a * d, b * c, tolerance) for a, b in pairs for c, d in pairs)
-    if not crossed or one.shape[-1] == "=" or one.shape.endswith("ne"):
-        return crossed
-    return all((complex(a) * complex(b).conjugate()).real >= 0 for a, b in pairs)
-
-
-def _close(one: Scalar, other: Scalar, tolerance: float) -> bool:
-    if isinstance(one, Fraction) and isinstance(other, Fraction):
-        return abs(one - other) <= Fraction(tolerance) * max(abs(one), abs(other))
-    left, right = complex(one), complex(other)
-    size = max(abs(left), abs(right))
-    return abs(left - right) <= max(tolerance, NOISE) * size + NOISE
+            return scaled(value, DEGREE) if words.startswith("degree") else value
+        base = scaled(value, raised(known[1], power))
+        return Value(f"quantity {known[0]} {power}".removesuffix(" 1"), base.number)
