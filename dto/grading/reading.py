@@ -50,7 +50,7 @@ _GREEK = re.compile(
     r"\\(?:alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|kappa|lambda|mu|nu|xi"
     r"|rho|sigma|tau|phi|varphi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Sigma|Phi|Psi|Omega|ell)"
 )
-_CURRENCIES = {r"\$": "dollar", "$": "dollar", "€": "euro", "¥": "yen"}
+_CURRENCIES = {r"\$": "dollars", "€": "euros", "¥": "yen"}
 _SEPARATORS = {"and", "or"}
 
 
@@ -241,12 +241,18 @@ class _Reader:
                 value = Value("number", at_each(by, value.number, factor.number))
             elif self._kind() == "text" and self._inner() not in _SEPARATORS:
                 value = self._measured(value)
+            elif self._at - before == 1 and self._mixed():
+                part = self._base().number
+                if self._peek() == "/":
+                    self._take("/")
+                    part = at_each(lambda a, b: a / b, part, self._base().number)
+                both = at_each(lambda a, b: a + b, value.number, part)
+                value = self._with_signs(Value("number", both))
             elif self._begins_factor():
-                mixed = self._at - before == 1 and self._mixed()
                 factor = self._power()
                 if value.shape == "number" and factor.shape == "number":
-                    by = (lambda a, b: a + b) if mixed else (lambda a, b: a * b)
-                    value = Value("number", at_each(by, value.number, factor.number))
+                    product = at_each(lambda a, b: a * b, value.number, factor.number)
+                    value = Value("number", product)
                 else:
                     raise UnreadableError
             else:
@@ -268,7 +274,10 @@ class _Reader:
         return self._power()
 
     def _power(self) -> Value:
-        value = self._base()
+        return self._with_signs(self._base())
+
+    def _with_signs(self, value: Value) -> Value:
+        """A value with what stands behind it: a power, a factorial, degrees, percent."""
         while self._peek() in ("^", "!", "°", "%"):
             sign = self._take()
             if value.shape != "number":
@@ -308,7 +317,7 @@ class _Reader:
             value = self._base()
             if value.shape != "number":
                 raise UnreadableError
-            return Value("quantity dollars" if text == r"\$" else f"quantity {text}", value.number)
+            return Value(f"quantity {_CURRENCIES[text]}", value.number)
         if text == "|":
             value = self._sum()
             self._take("|")
@@ -342,6 +351,8 @@ class _Reader:
         return self._group()
 
     def _numeral(self, text: str) -> Scalar:
+        if re.search("[eE]", text) and "\\" not in text:
+            return Fraction(text)
         start, _, period = text.partition(r"\overline")
         plain = re.sub(r"[^\d.]", "", start)
         if period:

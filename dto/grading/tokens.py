@@ -29,7 +29,8 @@ _SPACE = re.compile(
 )
 _SEPARATED = r"\d{1,3}(?:(?:\{,\}|,\\!\s*|\\[,!]\s*|%s)\d{3})+(?!\d)(?:\.\d+)?"
 _TOKEN = re.compile(
-    rf"(?P<number>{_SEPARATED % ','}|\d*\.\d*\\overline\s*\{{\d+\}}|\d+(?:\.\d+)?|\.\d+)"
+    rf"(?P<number>{_SEPARATED % '[, \u2009\u202f]'}|\d*\.\d*\\overline\s*\{{\d+\}}"
+    r"|\d+(?:\.\d+)?[eE][+-]?\d+(?!\w)|\d+(?:\.\d+)?|\.\d+)"
     r"|(?P<text>\\(?:text|mbox|hbox|mathrm|textbf|textrm|textit|textnormal)\s*\{[^{}]*\}"
     r"|[\u4e00-\u9fff]+)"
     r"|(?P<degree>\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])|°)"
@@ -39,6 +40,7 @@ _TOKEN = re.compile(
     r"|(?P<symbol>\*\*|<=|>=|!=|[^\s])"
 )
 _UNIT_WORD = re.compile(r"(?P<text>[A-Za-z]+(?:/[A-Za-z]+)?)(?=\s*(?:\^\s*\{?[23]\}?)?\s*\$?\Z)")
+_WORD = re.compile(r"[A-Za-z]{4,}")  # no product of letters
 _IN_BRACKETS = re.compile(rf"{_SEPARATED % r'(?!)'}|\d+(?:\.\d+)?|\.\d+")
 _CHARACTERS = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | str.maketrans(
     "−–，。、√π∞∪∩≤≥≠×·±", "--,.,√π∞∪∩≤≥≠×·±"
@@ -77,6 +79,8 @@ def tokens(text: str) -> tuple[Token, ...]:
             raise UnreadableError
         if match.lastgroup == "letter" and found and found[-1].kind == "number":
             match = _unit_behind(mapped, place) or match
+        if match.lastgroup == "letter" and _WORD.match(mapped, place):
+            raise UnreadableError
         kind, piece = match.lastgroup or "number", match[0]
         piece = _SAME.get(piece, f"\\{piece}" if piece in _PLAIN_NAMES else piece)
         if kind == "degree":
@@ -90,6 +94,8 @@ def tokens(text: str) -> tuple[Token, ...]:
 def _unit_behind(text: str, place: int) -> re.Match[str] | None:
     """A unit without text mode, at the end of an answer; one letter only behind a space."""
     match = _UNIT_WORD.match(text, place)
-    if match is None or None in map(measure, match["text"].split("/")):
+    if match is None or (
+        match["text"] != "percent" and None in map(measure, match["text"].split("/"))
+    ):
         return None
     return match if len(match["text"]) > 1 or text[place - 1] == " " else None

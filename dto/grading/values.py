@@ -150,16 +150,12 @@ def same(one: Value, other: Value, tolerance: float) -> bool:
         )
     if one.shape != other.shape:
         # A unit may be left out, or said in other words.
-        loose = {one.shape.partition(" ")[0], other.shape.partition(" ")[0]} == {
-            "number",
-            "quantity",
-        }
-        known = [each.shape.split(" ")[1] in UNITS for each in (one, other) if " " in each.shape]
-        if one.number and other.number and (loose or (len(known) == 2 and not all(known))):
-            return all(
-                _close(a, b, tolerance) for a, b in zip(one.number, other.number, strict=True)
-            )
-        return False
+        words = [each.shape.split(" ") for each in (one, other)]
+        if not all(each[0] in ("number", "quantity") for each in words):
+            return False
+        if all(len(each) > 1 and each[1] in UNITS for each in words):
+            return False
+        return all(_close(a, b, tolerance) for a, b in zip(one.number, other.number, strict=True))
     if len(one.parts) != len(other.parts):
         return False
     if not all(same(a, b, tolerance) for a, b in zip(one.parts, other.parts, strict=True)):
