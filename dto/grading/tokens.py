@@ -28,8 +28,9 @@ _SPACE = re.compile(
     r"|\\(?:left|right|displaystyle|limits|[bB]igg?[lr]?|q?quad|thinspace)(?![A-Za-z])|~|(?<!\\)\$)+"
 )
 _SEPARATED = r"\d{1,3}(?:(?:\{,\}|,\\!\s*|\\[,!]\s*|%s)\d{3})+(?!\d)(?:\.\d+)?"
+_OUTSIDE = _SEPARATED % "[, \u2009\u202f]"
 _TOKEN = re.compile(
-    rf"(?P<number>{_SEPARATED % '[, \u2009\u202f]'}|\d*\.\d*\\overline\s*\{{\d+\}}"
+    rf"(?P<number>{_OUTSIDE}|\d*\.\d*\\overline\s*\{{\d+\}}"
     r"|\d+(?:\.\d+)?[eE][+-]?\d+(?!\w)|\d+(?:\.\d+)?|\.\d+)"
     r"|(?P<text>\\(?:text|mbox|hbox|mathrm|textbf|textrm|textit|textnormal)\s*\{[^{}]*\}"
     r"|[\u4e00-\u9fff]+)"
