@@ -93,10 +93,12 @@ def tokens(text: str) -> tuple[Token, ...]:
 
 
 def _unit_behind(text: str, place: int) -> re.Match[str] | None:
-    """A unit without text mode, at the end of an answer; one letter only behind a space."""
+    """A unit without text mode, at the end of an answer; one letter only behind a space, but m."""
     match = _UNIT_WORD.match(text, place)
     if match is None or (
         match["text"] != "percent" and None in map(measure, match["text"].split("/"))
     ):
         return None
-    return match if len(match["text"]) > 1 or text[place - 1] == " " else None
+    return (
+        match if match["text"] == "m" or len(match["text"]) > 1 or text[place - 1] == " " else None
+    )
