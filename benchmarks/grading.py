@@ -195,6 +195,8 @@ async def public_near_misses(workers: int) -> None:
     right: Counter[str] = Counter()
     slowest = (0.0, "", "")
     async with Grader(workers=workers) as grader:
+        warm = [(f"y+{n}", f"{n}+y") for n in range(1, 50)]
+        await asyncio.gather(*answers(grader, warm))
 
         async def one(question: str, gold: str, answer: str, kind: str) -> None:
             graded = await grader.grade_answer(answer, gold, "math", question)

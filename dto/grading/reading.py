@@ -46,10 +46,6 @@ _FUNCTIONS: dict[str, Callable[[complex], complex]] = {
     r"\arctan": cmath.atan, r"\sinh": cmath.sinh, r"\cosh": cmath.cosh, r"\tanh": cmath.tanh,
     r"\ln": cmath.log, r"\log": cmath.log10,
 }  # fmt: skip
-_GREEK = re.compile(
-    r"\\(?:alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|kappa|lambda|mu|nu|xi"
-    r"|rho|sigma|tau|phi|varphi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Sigma|Phi|Psi|Omega|ell)"
-)
 _CURRENCIES = {r"\$": "dollars", "€": "euros", "¥": "yen"}
 _SEPARATORS = {"and", "or"}
 
@@ -166,7 +162,7 @@ class _Reader:
             if left.shape == right.shape == "number":
                 difference = at_each(lambda a, b: a - b, left.number, right.number)
                 chain.append(Value(f"relation {sign}", difference))
-            elif left.shape == "number":
+            elif left.shape in ("number", right.shape):  # (x, y) = (1, 2)
                 chain.append(Value(f"relation {sign}", parts=(left, right)))
             else:
                 raise UnreadableError
@@ -225,7 +221,7 @@ class _Reader:
         return text in (
             "(", "[", "{", r"\{", r"\frac", r"\sqrt", r"\pi", r"\infty", r"\binom", r"\emptyset",
             r"\$", "€", "¥",
-        ) or text in _FUNCTIONS or bool(_GREEK.fullmatch(text))  # fmt: skip
+        ) or text in _FUNCTIONS  # fmt: skip
 
     def _product(self) -> Value:
         before = self._at
@@ -309,7 +305,7 @@ class _Reader:
         kind, text = self._kind(), self._take()
         if kind == "number":
             return Value("number", (self._numeral(text),) * POINTS)
-        if kind == "letter" or _GREEK.fullmatch(text):
+        if kind == "letter":
             return Value("number", at_points(text))
         if text in OPENING:
             return self._bracketed(text)

@@ -13,8 +13,8 @@ MOST_TOKENS = 400
 class Token(NamedTuple):
     """A piece of an answer; `start` and `end` are offsets into it.
 
-    Kinds: number, letter (with subscript and primes), command, text (in text mode, or Chinese),
-    symbol.
+    Kinds: number, letter (Greek ones too; with subscript and primes), command, text (in text mode,
+    or Chinese), symbol.
     """
 
     kind: str
@@ -37,11 +37,14 @@ _TOKEN = re.compile(
     r"|(?P<degree>\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])|°)"
     r"|(?P<command>\\(?:begin|end)\s*\{[a-zA-Z*]+\}|\\[A-Za-z]+|\\\\|\\[{}%$|]"
     r"|(?:pi|sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp)(?![A-Za-z]))"
-    r"|(?P<letter>[A-Za-z](?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9]+\}))?'*)"
+    r"|(?P<letter>[A-Za-z](?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9+-]+\}))?'*)"
     r"|(?P<symbol>\*\*|<=|>=|!=|[^\s])"
 )
 _UNIT_WORD = re.compile(r"(?P<text>[A-Za-z]+(?:/[A-Za-z]+)?)(?=\s*(?:\^\s*\{?[23]\}?)?\s*\$?\Z)")
-_WORD = re.compile(r"[A-Za-z]{4,}")  # no product of letters
+# No products of letters.
+_WORD = re.compile(
+    r"[A-Za-z]{4,}|(?:abs|arg|deg|det|dim|gcd|inf|lcm|lim|max|min|mod|sgn|sup)(?![A-Za-z])"
+)
 _IN_BRACKETS = re.compile(rf"{_SEPARATED % r'(?!)'}|\d+(?:\.\d+)?|\.\d+")
 _CHARACTERS = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | str.maketrans(
     "−–，。、√π∞∪∩≤≥≠×·±", "--,.,√π∞∪∩≤≥≠×·±"
@@ -56,6 +59,10 @@ _SAME = {
     r"\rbrace": r"\}", r"\varnothing": r"\emptyset", "∅": r"\emptyset",
 }  # fmt: skip
 _PLAIN_NAMES = {"sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp"}
+_GREEK = re.compile(
+    r"\\(?:alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|kappa|lambda|mu|nu|xi"
+    r"|rho|sigma|tau|phi|varphi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Sigma|Phi|Psi|Omega|ell)"
+)
 OPENING = {"(": ")]", "[": ")]", "{": "}", r"\{": (r"\}",)}
 RELATIONS = ("=", "<", ">", r"\le", r"\ge", r"\ne")
 
@@ -86,6 +93,8 @@ def tokens(text: str) -> tuple[Token, ...]:
         piece = _SAME.get(piece, f"\\{piece}" if piece in _PLAIN_NAMES else piece)
         if kind == "degree":
             kind, piece = "symbol", "°"
+        elif _GREEK.fullmatch(piece):
+            kind = "letter"
         depth += (piece in ("(", "[", r"\{")) - (piece in (")", "]", r"\}"))
         found.append(Token(kind, piece, match.start(), match.end()))
         place = match.end()

@@ -53,6 +53,9 @@ MADE: list[tuple[str, NearMissKind, str]] = [
     ("(3,4]", "bracket", "(3,4)"),
     (r"(-\infty, 0]", "bracket", r"(-\infty, 0)"),
     ("6c", "letter", "6"),
+    (r"2\theta", "letter", "2"),
+    (r"\alpha\beta", "sign", r"-\alpha\beta"),
+    ("(x,y)=(1,2)", "digit", "(x,y)=(1,3)"),
     ("8-3h", "letter", "8-3"),
     ("5r^5", "letter", "5"),
     ("f''", "letter", "f'"),
@@ -122,6 +125,11 @@ NOT_SHOWN = [
     (r"\lfloor x \rfloor", r"\lceil x \rceil"),
     (r"x \in [0,1]", "[0,1]"),
     ("10,080", r"10{,}080"),
+    ("abs(x)", "abs(-x)"),
+    ("5 m", "5"),
+    ("4 2/3", r"\frac{14}{3}"),
+    (r"33\frac{1}{3}\%", r"\frac{1}{3}"),
+    (r"(x,y)=(1,2)", r"(x,y)=(1,2.0)"),
     ("", "7"),
 ]
 # Golds of which a change of this kind would be no other answer.
@@ -142,6 +150,8 @@ NEVER: list[tuple[str, NearMissKind]] = [
     ("90", "unit"),
     ("7", "percent"),
     ("(a+b)c", "order"),
+    ("abs(x)", "sign"),
+    ("2m", "letter"),  # metres to us
     (r"\mathbb{R}", "letter"),
 ]
 
