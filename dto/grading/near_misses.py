@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from dto.grading.changes import CHANGES, KINDS, Gold, NearMissKind
+from dto.grading.changes import CHANGES, KINDS, NearMissKind
 from dto.grading.reading import as_words, differ
-from dto.grading.tokens import tokens
+from dto.grading.tokens import Gold, tokens
 from dto.grading.values import UnreadableError
 from dto.records import AnswerKind
 

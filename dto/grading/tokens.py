@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from dto.grading.values import UnreadableError, measure
@@ -111,3 +112,79 @@ def _unit_behind(text: str, place: int) -> re.Match[str] | None:
     return (
         match if match["text"] == "m" or len(match["text"]) > 1 or text[place - 1] == " " else None
     )
+
+
+class Gold:
+    """A gold answer and its tokens: the helper of all changes."""
+
+    def __init__(self, text: str, found: Sequence[Token]) -> None:
+        self.text, self.tokens = text, found
+        self.closing: dict[int, int] = {}  # index of each opening bracket's closing one
+        opened: list[int] = []
+        for index, token in enumerate(found):
+            if token.text in OPENING:
+                opened.append(index)
+            elif opened and token.text in OPENING[found[opened[-1]].text]:
+                self.closing[opened.pop()] = index
+
+    def numbers(self) -> Iterator[Token]:
+        """Numbers that are no bases of numerals and no exponents of units."""
+        for index, token in enumerate(self.tokens):
+            first = index - (index > 0 and self.tokens[index - 1].text == "{")
+            sign = self.tokens[first - 1].text if first else ""
+            of_unit = sign == "^" and first > 1 and self.tokens[first - 2].kind == "text"
+            if token.kind == "number" and sign != "_" and not of_unit:
+                yield token
+
+    def put(self, begin: int, end: int, replacement: str) -> str:
+        """The text with `replacement` in place of characters begin to end.
+
+        A letter is kept apart from a command before it.
+        """
+        before, after = self.text[:begin], self.text[end:]
+        if re.search(r"\\[A-Za-z]+\Z", before) and (replacement or after)[:1].isalpha():
+            before += " "
+        if re.search(r"\\[A-Za-z]+\Z", replacement) and after[:1].isalpha():
+            replacement += " "
+        return f"{before}{replacement}{after}"
+
+    def replaced(self, token: Token, replacement: str) -> str:
+        """The text with `replacement` in place of a token."""
+        return self.put(token.start, token.end, replacement)
+
+    def argument(self, index: int) -> tuple[int, int] | None:
+        """Indices of the first and the last token of an argument that begins at `index`."""
+        if index >= len(self.tokens):
+            return None
+        if self.tokens[index].text == "{":
+            return (index, self.closing[index]) if index in self.closing else None
+        if self.tokens[index].text == "-":
+            behind = self.argument(index + 1)
+            return (index, behind[1]) if behind else None
+        return index, index
+
+    def span(self, first: int, last: int) -> tuple[int, int]:
+        """Offsets from the first token's start to the last one's end."""
+        return self.tokens[first].start, self.tokens[last].end
+
+    def inner(self, argument: tuple[int, int]) -> str:
+        """The text of an argument without its braces."""
+        begin, end = self.span(*argument)
+        piece = self.text[begin:end]
+        return piece[1:-1] if piece.startswith("{") else piece
+
+    def groups(self) -> Iterator[tuple[str, int, int]]:
+        """Opening bracket, first index and end index of what stands in it; the whole first."""
+        yield "", 0, len(self.tokens)
+        for opening, closing in self.closing.items():
+            yield self.tokens[opening].text, opening + 1, closing
+
+    def pieces(self, first: int, end: int, separators: Sequence[str]) -> list[tuple[int, int]]:
+        """Ranges of indices between separators that stand in no further bracket."""
+        cut, begin, index = [], first, first
+        while index < end:
+            if self.tokens[index].text in separators:
+                cut.append((begin, index))
+                begin = index + 1
+            index = self.closing.get(index, index) + 1
+        return [*cut, (begin, end)]
