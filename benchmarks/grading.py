@@ -1,31 +1,58 @@
-"""Grading: answers/s of the fast path, of the pool, of programs; and what a hanging one costs.
+"""Grading: agreement, near misses, answers/s against math-verify alone, what a hanging one costs.
 
-    python -m benchmarks.grading [--answers 2000] [--workers 2]
+    python -m benchmarks.grading [--answers 2000] [--workers 2] [--only agreement near mix pool]
 
-Answers are all different, so that neither cache nor equal strings help. Easy answers of the pool
-are sums with their terms exchanged, which the fast path leaves to math-verify. `per core` is by CPU
-time of all processes, which a busy machine changes little; the ratio sets it beside math-verify
-called in this process, without a limit on its time.
+Agreement is by list of the cases below `tests/grading` that there are. Near misses are those of
+the shared gold answers (`../shared/data`), by kind of change; without that folder they and the mix
+are left out.
+
+The mix is like what models write for the shared problems: the solution that comes with a problem,
+and behind it the gold answer in a box, in a box in another way, in a sentence, and in boxes two
+wrong answers (one a near miss). The grader and math-verify alone (`parse` of the whole response
+with its own settings, `verify`) grade it in turn, once to build the parsers and then five times,
+the grader with an empty cache each time: the ratio is of CPU time, all processes counted.
+
+Answers of the pool are all different, so that neither cache nor equal strings help: sums with their
+terms exchanged, which the fast path leaves to math-verify. `per core` is by CPU time of all
+processes, which a busy machine changes little; the ratio sets it beside math-verify called in this
+process, without a limit on its time.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
+import importlib.util
 import json
 import logging
+import random
+import re
 import time
-from collections.abc import Awaitable, Iterable, Sequence
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
 
 import psutil
 from math_verify import LatexExtractionConfig, parse, verify
 
+from dto.concurrency import gather_bounded
 from dto.grading import Graded, Grader
+from dto.grading.compare import asks_for_percentage
+from dto.grading.near_misses import near_misses
 from dto.grading.sandbox import Sandbox
+from dto.records import AnswerKind
 
 HANGS = "9^{9^{9^{9}}}"
 GOLD = json.dumps({"prompt": "", "test": "def check(f):\n    assert f(1) == 2", "entry_point": "f"})
+SHARED = Path(__file__).parents[1] / "../shared/data"
+PUBLIC = ("gsm8k", "math500", "aime24", "aime25", "amc23")
+CASES = ("corpus", "kinds", "responses", "unseen")  # modules of tests.grading with lists of cases
+WINDOW = 64  # answers under way at once
+ROUNDS = 5
+PERCENT_QUESTION = "What percent of the balls are red?"
 Pairs = Sequence[tuple[str, str]]
 
 
@@ -38,6 +65,14 @@ class Rate(NamedTuple):
     def __str__(self) -> str:
         """For the table."""
         return f"{self.wall:10,.0f}/s {self.core:10,.0f}/s per core"
+
+
+class Answered(NamedTuple):
+    """A question with its gold answer, and what a model wrote."""
+
+    question: str
+    gold: str
+    text: str
 
 
 def cpu() -> float:
@@ -63,8 +98,8 @@ def answers(grader: Grader, pairs: Pairs) -> list[Awaitable[Graded]]:
     return [grader.grade_answer(answer, gold, "math") for gold, answer in pairs]
 
 
-def alone(pairs: Pairs) -> float:
-    """Answers in a second of CPU time by math-verify in this process."""
+def reader() -> Callable[[str], list[object]]:
+    """What math-verify reads in an answer."""
     config = [LatexExtractionConfig()]
 
     def read(text: str) -> list[object]:
@@ -72,13 +107,195 @@ def alone(pairs: Pairs) -> float:
         return list(parse(boxed, config, fallback_mode="no_fallback", parsing_timeout=None))
 
     verify(read("1"), read("2"), timeout_seconds=None)
+    return read
+
+
+def alone(pairs: Pairs) -> float:
+    """Answers in a second of CPU time by math-verify in this process."""
+    read = reader()
     begin = time.process_time()
     for gold, answer in pairs:
         assert verify(read(gold), read(answer), timeout_seconds=None)
     return len(pairs) / (time.process_time() - begin)
 
 
-async def measure(count: int, workers: int) -> None:
+def case_lists() -> Iterator[tuple[str, str, list[Any]]]:
+    """Module, name and rows of each list of cases; a list made of earlier ones is passed over."""
+    for module in CASES:
+        if importlib.util.find_spec(f"tests.grading.{module}") is None:
+            continue
+        seen: set[Any] = set()
+        for name, value in vars(importlib.import_module(f"tests.grading.{module}")).items():
+            lists = value if isinstance(value, dict) else {"": value}
+            for part, rows in lists.items():
+                if not name.isupper() or not isinstance(rows, list | tuple):
+                    continue
+                rows = [row for row in rows if isinstance(row, tuple) and len(row) >= 4]
+                if not seen.issuperset(rows):
+                    seen.update(rows)
+                    yield module, f"{name} {part}".strip(), rows
+
+
+async def grade_case(grader: Grader, name: str, row: Any) -> tuple[bool, bool]:
+    """What a row expects, and what the grader says.
+
+    Rows are (gold, answer, equal, why), or for whole responses (gold, response, kind, right, why).
+    """
+    if isinstance(row[2], bool):
+        kind: AnswerKind = "choice" if name.startswith("CHOICE") else "math"
+        question = PERCENT_QUESTION if name == "PERCENT" else ""
+        graded = await grader.grade_answer(row[1], row[0], kind, question)
+        return row[2], graded.grade == "correct"
+    graded = await grader.grade_conclusion(row[1], row[0], row[2])
+    return bool(row[3]), graded.grade == "correct"
+
+
+async def agreement(workers: int) -> None:
+    """How many cases are graded as they say, by list."""
+    print("agreement: cases graded as they say, of all; too strict, too lax")
+    total: Counter[str] = Counter()
+    async with Grader(workers=workers, allow_code_execution=True) as grader:
+        for module, name, rows in case_lists():
+            found = await gather_bounded([grade_case(grader, name, row) for row in rows], WINDOW)
+            same = sum(expected == given for expected, given in found)
+            strict = sum(expected and not given for expected, given in found)
+            lax = len(found) - same - strict
+            total.update(same=same, rows=len(rows), strict=strict, lax=lax)
+            print(f"  {module:<10} {name:<24} {same:>5,} of {len(rows):>5,} {strict:>4} {lax:>4}")
+    share = total["same"] / max(1, total["rows"])
+    print(
+        f"  all {share:.1%}: {total['same']:,} of {total['rows']:,} "
+        f"{total['strict']} {total['lax']}"
+    )
+
+
+def public_golds() -> list[tuple[str, str, str]]:
+    """Questions, gold answers and solutions of the shared test sets."""
+    found = []
+    for name in PUBLIC:
+        for line in (SHARED / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
+            if line.strip():
+                row = json.loads(line)
+                gold = row["answer"]
+                gold = f"{gold:g}" if isinstance(gold, float) else str(gold)
+                solution = re.sub(r"\\boxed\s*", "", row.get("solution") or row.get("cot") or "")
+                question = str(row.get("problem") or row.get("question"))
+                found.append((question, gold.strip(), re.sub(r"<<.*?>>", "", solution)))
+    return found
+
+
+async def public_near_misses(workers: int) -> None:
+    """How many near misses of the shared gold answers are taken for right, by kind of change."""
+    tried = [
+        (question, gold, each)
+        for question, gold, _ in public_golds()
+        for each in near_misses(gold, percent=asks_for_percentage(question))
+    ]
+    count: Counter[str] = Counter(each.kind for _, _, each in tried)
+    right: Counter[str] = Counter()
+    slowest = (0.0, "", "")
+    async with Grader(workers=workers) as grader:
+        warm = [(f"y+{n}", f"{n}+y") for n in range(1, 50)]
+        await asyncio.gather(*answers(grader, warm))
+
+        async def one(question: str, gold: str, answer: str, kind: str) -> None:
+            graded = await grader.grade_answer(answer, gold, "math", question)
+            if graded.grade == "correct":
+                right[kind] += 1
+                print(f"  {kind}: {answer!r} is graded correct for {gold!r}")
+
+        jobs = (one(question, gold, each.answer, each.kind) for question, gold, each in tried)
+        await gather_bounded(jobs, WINDOW)
+        for question, gold, each in {(q, g): (q, g, e) for q, g, e in tried}.values():
+            begin = time.perf_counter()
+            await grader.grade_answer(rf"{each.answer}\,", gold, "math", question)
+            slowest = max(slowest, (time.perf_counter() - begin, gold, each.answer))
+    print(f"near misses of shared gold answers: {right.total():,} of {count.total():,} "
+          f"({right.total() / count.total():.2%}) graded correct")  # fmt: skip
+    for kind, number in count.most_common():
+        print(f"  {kind:<12} {right[kind]:>4,} of {number:>6,}")
+    print(f"  slowest comparison, one at a time: {slowest[0]:.2f} s, {slowest[2]!r} "
+          f"with {slowest[1]!r}")  # fmt: skip
+
+
+def rewritten(gold: str) -> str:
+    """A gold answer as another writer has it: equal, and no equal string."""
+    if re.fullmatch(r"-?\d{4,}", gold):
+        return f"{int(gold):,}"
+    if re.fullmatch(r"-?\d+", gold):
+        return rf"{gold}\text{{ units}}" if len(gold) % 2 else f"{gold}.0"
+    if r"\frac" in gold:
+        return gold.replace(r"\frac", r"\dfrac")
+    return (
+        rf"\left({gold}\right)" if re.fullmatch(r"[^,=()\[\]]+", gold) else gold.replace(",", ", ")
+    )
+
+
+def model_outputs(most: int) -> list[Answered]:
+    """The mix: of each gold answer five responses, shuffled, at most `most` in all."""
+    found = []
+    for question, gold, solution in public_golds():
+        draw = random.Random(gold + question)
+        other = [each.answer for each in near_misses(gold)]
+        wrong = draw.choice(other) if other else "0"
+        guess = str(draw.randint(2, 999))
+        found += [
+            Answered(question, gold, f"{solution}\n\n{text}")
+            for text in (
+                rf"So the answer is $\boxed{{{gold}}}$.",
+                rf"Adding both gives \[\boxed{{{rewritten(gold)}}}\]",
+                f"The answer is ${rewritten(gold)}$.",
+                rf"Therefore \boxed{{{wrong}}}",
+                rf"We find $\boxed{{{guess}}}$.",
+            )
+        ]
+    random.Random(0).shuffle(found)
+    return found[:most]
+
+
+async def mix(count: int, workers: int) -> None:
+    """The grader against math-verify alone, in turn, on the same model outputs."""
+    outputs = model_outputs(count)
+    ours: list[Rate] = []
+    theirs: list[float] = []
+    slowest = (0.0, "", "")
+    async with Grader(workers=workers) as grader:
+        for turn in range(ROUNDS + 1):
+            grader._cache.clear()
+            wall, core = time.perf_counter(), cpu()
+            graded = await gather_bounded(
+                (
+                    grader.grade_conclusion(each.text, each.gold, "math", each.question)
+                    for each in outputs
+                ),
+                WINDOW,
+            )
+            took = Rate(len(outputs) / (time.perf_counter() - wall), len(outputs) / (cpu() - core))
+            core, equal = time.process_time(), 0
+            for each in outputs:
+                begin = time.process_time()
+                given = parse(each.text, parsing_timeout=None)
+                wanted = parse(f"${each.gold}$", parsing_timeout=None)
+                equal += bool(verify(wanted, given, timeout_seconds=None))
+                seconds = time.process_time() - begin
+                slowest = max(slowest, (seconds * bool(turn), each.gold, each.text[-80:]))
+            if turn:  # in the first both build their parsers
+                ours.append(took)
+                theirs.append(len(outputs) / (time.process_time() - core))
+    right = sum(each.grade == "correct" for each in graded), equal
+    rates = Rate(median(each.wall for each in ours), median(each.core for each in ours))
+    print(f"model outputs      {rates}, {len(outputs):,} of them, {ROUNDS} rounds")
+    print(f"math-verify alone                {median(theirs):10,.0f}/s per core")
+    ratios = [one.core / other for one, other in zip(ours, theirs, strict=True)]
+    print(
+        f"CPU: {rates.core / median(theirs):.2f} x less than math-verify alone "
+        f"({min(ratios):.2f}–{max(ratios):.2f}); graded correct {right[0]:,}, by it {right[1]:,}"
+    )
+    print(f"its slowest comparison: {slowest[0]:.2f} s, {slowest[2]!r} with {slowest[1]!r}")
+
+
+async def pool(count: int, workers: int) -> None:
+    """The fast path, the pool, a comparison that hangs, and programs."""
     fast = [(rf"\frac{{{n}}}{{7}}", rf"\dfrac{{{2 * n}}}{{14}}") for n in range(count)]
     easy = [(f"x+{n}", f"{n}+x") for n in range(1, count + 1)]
     warm = [(f"y+{n}", f"{n}+y") for n in range(1, 50)]
@@ -106,10 +323,23 @@ async def measure(count: int, workers: int) -> None:
         print(f"programs           {programs} ({mode})")
 
 
+async def measure(count: int, workers: int, only: Sequence[str]) -> None:
+    if "agreement" in only:
+        await agreement(workers)
+    if SHARED.is_dir() and "near" in only:
+        await public_near_misses(workers)
+    if SHARED.is_dir() and "mix" in only:
+        await mix(count, workers)
+    if "pool" in only:
+        await pool(count, workers)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--answers", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=2)
+    parts = ("agreement", "near", "mix", "pool")
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     options = parser.parse_args()
     logging.disable(logging.WARNING)  # math-verify warns that it has no time limit here
-    asyncio.run(measure(options.answers, options.workers))
+    asyncio.run(measure(options.answers, options.workers, options.only))

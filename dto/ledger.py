@@ -1,11 +1,13 @@
 """Every token counted: engines charge the usage of a request to whoever asked for it.
 
 The runner opens `metered` scopes around each group of rows; engines call `charge`. Scopes and
-account are context variables, so they follow the tasks that a stage function starts.
+account are context variables, so they follow the tasks that a stage function starts. In the same
+way the grader says which comparisons it gave up.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -55,6 +57,7 @@ class Usage:
 
 _scopes: ContextVar[tuple[tuple[Account, Usage], ...]] = ContextVar("dto_ledger", default=())
 _account: ContextVar[Account] = ContextVar("dto_account", default="policy")
+_given_up: ContextVar[tuple[Counter[str], ...]] = ContextVar("dto_given_up", default=())
 
 
 @contextmanager
@@ -90,3 +93,23 @@ def charge(usage: Usage) -> None:
     for owner, scope in _scopes.get():
         if owner == account:
             scope.add(usage)
+
+
+@contextmanager
+def counting_given_up() -> Iterator[Counter[str]]:
+    """Count, by reason, the answers inside the block that are wrong for want of time or memory.
+
+    Tasks started there count too. Scopes nest.
+    """
+    reasons: Counter[str] = Counter()
+    token = _given_up.set((*_given_up.get(), reasons))
+    try:
+        yield reasons
+    finally:
+        _given_up.reset(token)
+
+
+def give_up(reason: str) -> None:
+    """Count an answer that is graded wrong because comparing it exceeded a limit, or broke."""
+    for reasons in _given_up.get():
+        reasons[reason] += 1

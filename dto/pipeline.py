@@ -119,6 +119,8 @@ def tell(run: Run, name: str, remark: str = "") -> None:
     dropped = done.get("dropped")
     if isinstance(dropped, dict):
         parts += [f"{amount:,} dropped: {reason}" for reason, amount in dropped.items()]
+    for reason, amount in (done.get("given_up") or {}).items():
+        parts.append(f"{amount:,} answers graded wrong: {reason}")
     if failed := done.get("usage", {}).get("failed"):
         parts.append(f"{failed:,} requests failed")
     if judge := done.get("judge_usage"):

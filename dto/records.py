@@ -24,6 +24,7 @@ Decision = Literal["above", "below", "undecided"]
 Outcome = Literal["shortened", "repaired", "unchanged", "not_shorter"]
 VerdictKind = Literal["keep", "redundant", "meaningless", "harmful", "unjudged"]
 STAYS: tuple[VerdictKind, ...] = ("keep", "unjudged")  # the others propose a removal
+GIVEN_UP = "grader_"  # how the reasons begin of answers that took too long to be compared
 NOT_RUN = "no_code_execution"  # the reason of a program that nobody allowed to be run
 
 

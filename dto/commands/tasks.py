@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +16,8 @@ from dto.settings import nearest
 from dto.tasks import TASKS
 
 if TYPE_CHECKING:
-    from dto.tasks.validate import Letters, Report
+    from dto.grading.changes import NearMissKind
+    from dto.tasks.validate import Letters, NearMisses, Report, TakenForRight
 
 tasks = typer.Typer(no_args_is_help=True, help="Benchmarks and training sets.")
 
@@ -24,6 +26,7 @@ _COLUMNS = (
     "unexplained",
 )  # fmt: skip
 _SHOWN, _SHOWN_LENGTH = 20, 100  # answers in words, and their characters
+_SHOWN_NEAR_MISSES = 3  # of each kind
 _ALWAYS = ("rows", "duplicates", "overlaps", "unexplained")
 
 
@@ -54,16 +57,21 @@ def validate_task(
         typer.Option(help="TASK|RECIPE|SOURCE whose questions it should not share; repeatable."),
     ] = None,
     ngram: Annotated[int, typer.Option(min=2, help="Words that count as an overlap.")] = 13,
+    near_misses: Annotated[
+        int,
+        typer.Option(min=0, help="Gold answers of each kind whose near misses are tried; 0: none."),
+    ] = 500,
     code: Annotated[
         bool, typer.Option("--allow-code-execution", help="Run reference solutions, in a sandbox.")
     ] = False,
 ) -> None:
-    """Grade gold answers; list duplicates and overlaps.
+    """Grade gold answers and near misses of them; list duplicates and overlaps.
 
     Every gold answer is graded against itself. Exits with 1 when a row is unexplained: it cannot be
     read, its gold answer is missing, does not parse or is not graded correct against itself, or its
     question has another answer elsewhere. Duplicates and overlaps name the row that they share, and
-    do not fail.
+    do not fail. Neither do near misses: small changes of gold answers that make other answers (a
+    sign, a digit, a unit, …), and are graded correct all the same.
     """
     from dto.grading import Grader
     from dto.tasks.validate import passed, validate
@@ -75,7 +83,7 @@ def validate_task(
 
     async def work() -> Report:
         async with Grader(allow_code_execution=code) as grader:
-            return await validate(settings, grader, others, ngram)
+            return await validate(settings, grader, others, ngram, near_misses)
 
     report = asyncio.run(work())
     for line in lines(report):
@@ -124,6 +132,35 @@ def lines(report: Report) -> Iterator[str]:
         yield f"{'words':<14} compared as they are, without a parser: {named}{more}"
     if report.letters is not None:
         yield _letters_line(report.letters)
+    if report.near_misses is not None and report.near_misses.tried:
+        yield from _near_miss_lines(report.near_misses)
+
+
+def _near_miss_lines(found: NearMisses) -> Iterator[str]:
+    parts = []
+    for kind, count in found.golds.items():
+        sampled = found.sampled[kind]
+        parts.append(
+            f"{kind} {count:,}" if sampled == count else f"{kind} {sampled:,} of {count:,}"
+        )
+    yield (
+        f"{'near_misses':<14} {len(found.right):,} of {found.tried.total():,} small changes are "
+        f"graded correct; different gold answers: {', '.join(parts)}"
+    )
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in found.tried.most_common())
+    yield f"{'near_misses':<14} tried by kind: {kinds}"
+    by_kind: dict[NearMissKind, list[TakenForRight]] = defaultdict(list)
+    for each in found.right:
+        by_kind[each.near_miss.kind].append(each)
+    for changed, accepted in by_kind.items():
+        shown = "; ".join(
+            f"{each.where}: {each.near_miss.answer[:_SHOWN_LENGTH]!r} for "
+            f"{each.gold[:_SHOWN_LENGTH]!r}"
+            for each in accepted[:_SHOWN_NEAR_MISSES]
+        )
+        more = "; …" if len(accepted) > _SHOWN_NEAR_MISSES else ""
+        share = f"{len(accepted):,} of {found.tried[changed]:,}"
+        yield f"{'near_miss':<14} {changed}, {share} graded correct: {shown}{more}"
 
 
 def _letters_line(letters: Letters) -> str:

@@ -44,7 +44,7 @@ class BatchResponse:
     grades: tuple[Grade, ...]
     answers: tuple[str, ...]
     faults: tuple[str, ...]
-    reason: str = ""  # of failed grades
+    reason: str = ""  # of failed grades, or of a wrong one where the grader gave up
 
     @staticmethod
     def make_id(sample: int, problem_ids: tuple[str, ...]) -> str:

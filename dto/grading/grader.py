@@ -27,6 +27,7 @@ from dto.grading.harness import last_block
 from dto.grading.pool import UNREADABLE_GOLD, ComparisonError, WorkerPool
 from dto.grading.published import Rules, decide
 from dto.grading.sandbox import Limits, Sandbox, SandboxError
+from dto.ledger import give_up
 from dto.records import NOT_RUN, AnswerKind, Grade
 
 logger = logging.getLogger("dto")
@@ -74,7 +75,7 @@ class Grader:
     An answer is `wrong` where comparing it takes too much time or memory, or breaks the parser,
     though its gold answer alone does not (`grader_timeout`, `grader_memory`, `grader_error: …`): no
     right answer looks like that, and if it failed, expensive guesses would leave the denominator.
-    How many there were is logged when the grader is left.
+    How many there were is logged when the grader is left, and stands in the manifest of a stage.
 
     A grade is `failed` only for what the grader could not do: reason `no_gold_answer`,
     `unreadable_gold` (`check_gold`; nothing is guessed, and equal strings are not correct either),
@@ -221,6 +222,7 @@ class Grader:
             known = await self._shared(key)
         if known[0] == "wrong" and known[1]:
             self._given_up[known[1]] += 1
+            give_up(known[1])
         return Graded(known[0], shown, known[1])
 
     async def _grade_program(self, response: str, gold: str) -> Graded:

@@ -69,6 +69,7 @@ DROPPED = {
 
 KINDS = {
     "trajectories": "trajectories, by grade",
+    "ungraded": "responses without a grade, by reason",
     "given_up": "answers graded wrong because comparing them exceeded a limit",
     "boundaries": "boundaries, by the chance of a right answer against the threshold",
     "verdicts": "thinking patterns, by the judge's verdict",
@@ -230,6 +231,9 @@ def funnel_section(report: Report, recipe: Recipe) -> Section:
             f"{number(best['tokens_mean'], 0)}: what is picked is flattered by it, the test "
             "problems above are not." + " It collapsed." * bool(training["collapsed"])
         )
+    if given_up := funnel.get("given_up_at"):
+        parts = ", ".join(f"{sum(each.values()):,} at {stage}" for stage, each in given_up.items())
+        notes.append(f"Answers that the grader gave up to compare count as wrong: {parts}.")
     if copies := funnel.get("near_duplicates"):
         notes.append(near_copies(copies))
     if funnel.get("boundaries"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from dto.problems import NEAR_DUPLICATE
+from dto.records import GIVEN_UP
 from dto.reporting.agreement import agreement, verdicts
 from dto.runs import manifest
 
@@ -17,6 +19,9 @@ STAGES = (
     "problems", "sample", "batch", "segment", "estimate", "optimize", "prune", "pair", "chain",
     "label", "test", "evaluate",
 )  # fmt: skip
+_SLUG = re.compile(
+    r"(?:grader|sandbox|unreadable|no)_\w+(?:: \w+)*"
+)  # what an engine says is longer
 
 
 def funnel(run: Path) -> dict[str, Any]:
@@ -30,12 +35,15 @@ def funnel(run: Path) -> dict[str, Any]:
         rows[stage] = int(done["rows"])
         if done.get("dropped"):
             dropped[stage] = dict(done["dropped"])
+    given_up = {stage: found for stage in STAGES if (found := _given_up(run / stage))}
     if reasons := _dropped_in_training(run):
         dropped["train"] = reasons
     return {
         "rows": rows,
         "trajectories": _counts(run / "sample", "grade"),
-        "given_up": _given_up(run),
+        "given_up": dict(sorted(sum(map(Counter, given_up.values()), Counter[str]()).items())),
+        "given_up_at": given_up,
+        "ungraded": _ungraded(run),
         "boundaries": _counts(run / "estimate", "decision"),
         **verdicts(run),
         "agreement": agreement(run),
@@ -102,17 +110,33 @@ def _near_duplicates(run: Path) -> dict[str, int]:
     return dict(pl.concat(frames).collect()["split"].value_counts().sort("split").iter_rows())
 
 
-def _given_up(run: Path) -> dict[str, int]:
-    """Answers that are wrong because comparing them exceeded a limit, by its reason."""
-    reasons: Counter[str] = Counter()
+def _given_up(stage: Path) -> dict[str, int]:
+    """Answers that are wrong because comparing them exceeded a limit, by its reason.
+
+    A stage counts them in its manifest, those of rollouts and trials too; where an earlier version
+    wrote that, the rows with a reason of their own are counted.
+    """
+    done = manifest.read(stage) or {}
+    if "given_up" in done:
+        return dict(done["given_up"])
+    return _reasons(stage, pl.col("grade") == "wrong", pl.col("reason").str.starts_with(GIVEN_UP))
+
+
+def _ungraded(run: Path) -> dict[str, int]:
+    """Responses graded `failed`, by the grader's reason; `engine` is any of an engine's own."""
+    counts: Counter[str] = Counter()
     for stage in ("sample", "evaluate"):
-        table = run / stage / "rows.parquet"
-        if table.is_file():
-            found = pl.scan_parquet(table).filter(
-                (pl.col("grade") == "wrong") & pl.col("reason").str.starts_with("grader_")
-            )
-            reasons.update(dict(found.group_by("reason").len().collect().iter_rows()))
-    return dict(sorted(reasons.items()))
+        for reason, count in _reasons(run / stage, pl.col("grade") == "failed").items():
+            counts[reason if _SLUG.fullmatch(reason) else "engine"] += count
+    return dict(sorted(counts.items()))
+
+
+def _reasons(stage: Path, *conditions: pl.Expr) -> dict[str, int]:
+    table = stage / "rows.parquet"
+    if not table.is_file() or not {"grade", "reason"} <= set(pl.read_parquet_schema(table)):
+        return {}
+    found = pl.scan_parquet(table).filter(*conditions).group_by("reason").len().collect()
+    return dict(sorted(found.iter_rows()))
 
 
 def _counts(stage: Path, column: str) -> dict[str, int]:

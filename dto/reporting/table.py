@@ -218,7 +218,7 @@ def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) 
     """How many rows went which way, and how training went."""
     lines = []
     for key in (
-        "trajectories", "given_up", "boundaries", "verdicts", "prunes", "optimized", "pairs",
+        "trajectories", "ungraded", "boundaries", "verdicts", "prunes", "optimized", "pairs",
     ):  # fmt: skip
         if counts := funnel.get(key):
             parts = ", ".join(f"{count:,} {name}" for name, count in counts.items())
@@ -226,6 +226,9 @@ def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) 
     for stage, reasons in funnel["dropped"].items():
         parts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
         lines.append(f"{'dropped':<12} {sum(reasons.values()):>7,}   at {stage}: {parts}")
+    for stage, reasons in (funnel.get("given_up_at") or {}).items():
+        parts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+        lines.append(f"{'given up':<12} {sum(reasons.values()):>7,}   at {stage}: {parts}")
     if copies := funnel.get("near_duplicates"):
         lines += wrap(near_copies(copies), 100)
     if training is not None:

@@ -8,6 +8,7 @@ problem's id tells its task and its content.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from dto import tables
 from dto.errors import disk_errors
 from dto.ledger import Usage
-from dto.records import EvaluationRow
+from dto.records import GIVEN_UP, EvaluationRow
 from dto.runs import manifest
 from dto.runs.journal import Entry, Journal, read_head
 from dto.runs.stage import GroupUsage, Timing
@@ -92,6 +93,11 @@ def _entries(directory: Path) -> Iterator[Entry]:
             usage=Usage(**{name: getattr(group, name) for name in Usage.__slots__}),
             seconds={each.id: each.seconds for each in timings},
             wasted={each.id: each.wasted for each in timings if each.wasted},
+            given_up=Counter(
+                each.reason
+                for each in rows
+                if each.grade == "wrong" and each.reason.startswith(GIVEN_UP)
+            ),
         )
 
 

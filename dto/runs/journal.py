@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Entry:
     seconds: dict[str, float] = field(default_factory=dict)
     wasted: dict[str, int] = field(default_factory=dict)
     judge: Usage = field(default_factory=Usage)  # what a judge took is no part of `usage`
+    given_up: Mapping[str, int] = field(default_factory=dict)  # comparisons, by reason
 
     @property
     def error(self) -> str:
@@ -122,6 +123,7 @@ class Journal:
                     "judge": asdict(entry.judge),
                     "seconds": entry.seconds,
                     "wasted": entry.wasted,
+                    "given_up": dict(entry.given_up),
                     "elapsed": self.total_seconds(),
                 }
             )
@@ -212,4 +214,5 @@ def _entry(data: dict[str, Any], rows: Sequence[Any]) -> Entry:
         judge=Usage.read(data.get("judge", {})),
         seconds=data["seconds"],
         wasted=data["wasted"],
+        given_up=data.get("given_up", {}),  # a journal of an earlier version has none
     )

@@ -202,7 +202,8 @@ def open_run(
 
 def write_run_manifest(run: Run) -> dict[str, Any]:
     """The manifest of the whole run: the digests, counts and costs of its stages."""
-    keys = ("digest", "rows", "dropped", "usage", "judge_usage", "seconds", "peak_memory")
+    keys = ("digest", "rows", "dropped", "given_up", "usage", "judge_usage", "seconds",
+            "peak_memory")  # fmt: skip
     stages = {
         stage: {key: done[key] for key in keys if key in done}
         for stage in (*STAGES, "test", "trace", "pilot")

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from dto import tables
 from dto.errors import DtoError, disk_errors
-from dto.ledger import Usage, metered
+from dto.ledger import Usage, counting_given_up, metered
 from dto.records import Dropped
 from dto.runs import content, manifest
 from dto.runs.journal import Entry, Journal
@@ -199,6 +199,7 @@ class Stage:
         timings: list[Timing] = []
         usage: dict[str, Usage] = {}
         judge = Usage()
+        given_up: Counter[str] = Counter()
 
         def rows() -> Iterator[Any]:
             for entry in self._journal.entries():
@@ -208,6 +209,7 @@ class Stage:
                 )
                 usage[entry.key] = entry.usage
                 judge.add(entry.judge)
+                given_up.update(entry.given_up)
                 yield from entry.rows
 
         directory = self.directory
@@ -232,6 +234,7 @@ class Stage:
                 rows=written,
                 groups=len(usage),
                 dropped=dict(sorted(Counter(each.reason for each in dropped).items())),
+                given_up=dict(sorted(given_up.items())),  # of answers graded wrong
                 usage=total.as_json(),
                 **({"judge_usage": judge.as_json()} if judge.requests else {}),
                 seconds=self._journal.total_seconds(),
@@ -243,7 +246,7 @@ class Stage:
 
 async def _attempt(group: Group, work: Work) -> Entry:
     begun = time.perf_counter()
-    with metered() as usage, metered("judge") as judge:
+    with metered() as usage, metered("judge") as judge, counting_given_up() as given_up:
         try:
             result = await work(*group.rows)
         except DtoError:
@@ -261,6 +264,7 @@ async def _attempt(group: Group, work: Work) -> Entry:
         dropped=dropped,
         usage=usage,
         judge=judge,
+        given_up=given_up,
         seconds=seconds or {group.key: time.perf_counter() - begun},
         wasted={each.row.id: each.wasted for each in timed if each.wasted},
     )

@@ -102,6 +102,9 @@ async def _grade(
         )
         grades.append(graded.grade)
         answers.append(graded.answer)
-        reasons.append(graded.reason if graded.grade == "failed" else "")
+        reasons.append(graded.reason)
     faults = tuple(given.fault for given in found)
-    return _Graded(tuple(grades), tuple(answers), faults, next(filter(None, reasons), ""))
+    # A failed answer leaves the denominator, so its reason is the one to know.
+    failures = [why for grade, why in zip(grades, reasons, strict=True) if grade == "failed"]
+    reason = next(filter(None, (*failures, *reasons)), "")
+    return _Graded(tuple(grades), tuple(answers), faults, reason)

@@ -4,11 +4,16 @@ Every gold answer is graded against itself, as the conclusion `\boxed{gold}`, or
 solution where it is a program, and must come out correct. That alone would pass any text, for
 equal strings are equal, so an answer of kind math must also be one that the grader can compare with
 others: a number, words, or mathematics that its parser reads. What fails is listed, never repaired.
+
+The other way round, near misses of the gold answers (`dto.grading.near_misses`) should be graded
+wrong: those that are not say how far the grades of this dataset can be trusted. They are reported,
+and do not fail it.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -21,12 +26,14 @@ from typing import Literal, NamedTuple
 from dto.concurrency import gather_bounded
 from dto.errors import DtoError
 from dto.grading import Grader
-from dto.grading.compare import clean
+from dto.grading.changes import NearMissKind
+from dto.grading.compare import asks_for_percentage, clean
 from dto.grading.golds import REASON
+from dto.grading.near_misses import NearMiss, near_misses
 from dto.grading.quantity import quantity
 from dto.problems import Found, read_problems
 from dto.recipe import ProblemSettings
-from dto.records import Dropped, Problem, Split
+from dto.records import AnswerKind, Dropped, Problem, Split
 from dto.tasks.overlap import WORDS, Index, same_as, words
 
 Kind = Literal["number", "words", "mathematics", "letter", "program"]
@@ -35,6 +42,7 @@ WINDOW = 256  # rows under way at once
 SHOWN = 100  # characters of an answer in a message
 MOST_WORDS = 5  # an answer of more is prose
 MOST_CHARACTERS = 20  # the same in Chinese
+MOST_GOLDS = 500  # gold answers of a kind whose near misses are tried
 SAME = 0.1  # share of n-grams from which two questions are taken for versions of one
 UNBALANCED = 0.001  # chance with which letters that are balanced are called unbalanced
 
@@ -73,6 +81,28 @@ class Letters(NamedTuple):
         return self.z <= self.limit
 
 
+class TakenForRight(NamedTuple):
+    """A near miss that is graded correct, and the row whose gold answer it was made from."""
+
+    where: str
+    gold: str
+    near_miss: NearMiss
+
+
+class NearMisses(NamedTuple):
+    """What the grader says of small changes of the gold answers.
+
+    `golds` counts different gold answers by kind, `sampled` those that were tried; all of a kind
+    where there are at most that many, else a random sample that is always the same. `tried` counts
+    their near misses by kind, `right` lists those that were graded correct.
+    """
+
+    golds: Counter[Kind]
+    sampled: Counter[Kind]
+    tried: Counter[NearMissKind]
+    right: list[TakenForRight]
+
+
 class Report(NamedTuple):
     """What was found; `unexplained` must be empty for a dataset to pass.
 
@@ -89,6 +119,7 @@ class Report(NamedTuple):
     phrases: list[Finding]
     words: dict[str, None]
     letters: Letters | None
+    near_misses: NearMisses | None = None
 
 
 async def validate(
@@ -96,11 +127,13 @@ async def validate(
     grader: Grader,
     against: Sequence[ProblemSettings] = (),
     n: int = WORDS,
+    most_golds: int = MOST_GOLDS,
 ) -> Report:
     """Grade all gold answers of the sources in `settings`, and look for questions that are shared.
 
-    Rows of train and dev are compared with those of test, and all rows with those of `against`, by
-    n-grams of words. Raises DtoError as `read_problems` does, and for a source without rows.
+    Near misses are tried of at most `most_golds` gold answers of each kind. Rows of train and dev
+    are compared with those of test, and all rows with those of `against`, by n-grams of words.
+    Raises DtoError as `read_problems` does, and for a source without rows.
     """
     report = Report({}, [], [], [], [], {}, None)
     others, own_tests = Index(n), Index(n)
@@ -110,6 +143,7 @@ async def validate(
                 others.add(found.where, found.row.question)
     known: dict[str, tuple[str, str]] = {}
     letters = _LetterCount()
+    golds: dict[tuple[str, AnswerKind, bool], tuple[Kind, Found]] = {}
     rows = read_problems(settings)
     while window := list(islice(rows, WINDOW)):
         judged = await gather_bounded(_judged(found, grader) for found in window)
@@ -123,6 +157,10 @@ async def validate(
                 counts[verdict] += 1
             if not isinstance(found.row, Problem):
                 continue
+            if not isinstance(verdict, Finding):
+                row = found.row
+                key_of_gold = (row.answer, row.answer_kind, asks_for_percentage(row.question))
+                golds.setdefault(key_of_gold, (verdict, found))
             if verdict == "words":
                 report.words[found.row.answer] = None
             letters.add(found.row)
@@ -138,7 +176,44 @@ async def validate(
                 own_tests.add(found.where, found.row.question)
     if not report.counts:
         raise DtoError(f"{settings.source} has no rows: there is nothing to validate")
-    return report._replace(letters=letters.result())
+    tried = await _try_near_misses(list(golds.values()), grader, most_golds)
+    return report._replace(letters=letters.result(), near_misses=tried)
+
+
+async def _try_near_misses(
+    golds: Sequence[tuple[Kind, Found]], grader: Grader, most: int
+) -> NearMisses:
+    found = NearMisses(Counter(), Counter(), Counter(), [])
+    by_kind: defaultdict[Kind, list[Found]] = defaultdict(list)
+    for kind, row in golds:
+        if kind != "program":
+            by_kind[kind].append(row)
+    chosen: list[Found] = []
+    for kind, rows in by_kind.items():
+        sample = sorted(random.Random(kind).sample(range(len(rows)), min(most, len(rows))))
+        found.golds[kind], found.sampled[kind] = len(rows), len(sample)
+        chosen += [rows[place] for place in sample]
+    for begin in range(0, len(chosen), WINDOW):
+        window = chosen[begin : begin + WINDOW]
+        for tried, right in await gather_bounded(_tried(row, grader) for row in window):
+            found.tried.update(tried)
+            found.right.extend(right)
+    return found
+
+
+async def _tried(found: Found, grader: Grader) -> tuple[Counter[NearMissKind], list[TakenForRight]]:
+    row = found.row
+    assert isinstance(row, Problem)
+    changed = near_misses(row.answer, row.answer_kind, percent=asks_for_percentage(row.question))
+    right = []
+    for each in changed:
+        conclusion = rf"\boxed{{{each.answer}}}"
+        graded = await grader.grade_conclusion(
+            conclusion, row.answer, row.answer_kind, row.question
+        )
+        if graded.grade == "correct":
+            right.append(TakenForRight(found.where, row.answer, each))
+    return Counter(each.kind for each in changed), right
 
 
 async def _judged(found: Found, grader: Grader) -> Kind | Finding:

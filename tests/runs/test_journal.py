@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 from dto.ledger import Usage
@@ -56,7 +57,20 @@ def test_entries_come_back_in_order_of_keys(tmp_path: Path) -> None:
     assert back[0].dropped == [Dropped("a", "why", "言")]
     assert back[0].usage == Usage(requests=2)
     assert back[0].seconds == {"a": 0.5}
+    assert back[0].given_up == {}
     assert read_head(tmp_path / "journal") == {"seed": 0}
+
+
+def test_a_journal_of_an_earlier_version_has_no_answers_given_up(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    written = journal(path)
+    written.append(replace(entry("a"), given_up={"grader_timeout": 2}))
+    written.append(entry("b"))
+    written.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    del lines[2]["given_up"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [each.given_up for each in journal(path).entries()] == [{"grader_timeout": 2}, {}]
 
 
 def test_a_torn_record_is_owed_again_wherever_it_was_torn(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ import pytest
 
 from dto import tables
 from dto.errors import DtoError, EngineError
-from dto.ledger import Usage, charge
+from dto.grading import Grader
+from dto.ledger import Usage, charge, give_up
 from dto.records import Dropped, ExitEstimate
 from dto.runs import content, manifest
 from dto.runs.stage import HOPELESS, Group, Stage, Timed
@@ -260,3 +261,22 @@ async def test_seconds_and_wasted_tokens_of_rows_stand_beside_the_table(tmp_path
     await whole(tmp_path / "evaluate", 3, timed)
     beside = pl.read_parquet(tmp_path / "evaluate" / "timings.parquet")
     assert beside.rows() == [(f"000{key}/0", 1.5, key) for key in range(3)]
+
+
+async def test_answers_given_up_are_counted_by_reason_also_after_a_resume(tmp_path: Path) -> None:
+    """Those of rollouts too, which have no row of their own."""
+
+    async def guess(key: str) -> list[Any]:
+        answer = "9^{9^{9^{9}}}" if key < "0002" else "6"
+        graded = await asyncio.create_task(grader.grade_answer(answer, "7", "math"))
+        assert graded.grade == "wrong"
+        return [estimate(f"{key}/0")]
+
+    async with Grader(workers=1, time_limit=1.0) as grader:
+        with Stage(tmp_path / "estimate", ExitEstimate, CONFIG) as stage:
+            await stage.feed(groups(1), guess, window=1)
+        done = await whole(tmp_path / "estimate", 4, guess)
+    assert done["given_up"] == {"grader_timeout": 2}
+    assert manifest.read(tmp_path / "estimate")["given_up"] == {"grader_timeout": 2}  # type: ignore[index]
+    give_up("grader_timeout")  # outside of a stage nobody counts
+    assert (await whole(tmp_path / "other", 4))["given_up"] == {}

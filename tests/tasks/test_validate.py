@@ -57,7 +57,8 @@ def dto(*arguments: str) -> tuple[int, str]:
     [("gsm8k", 1319), ("math500", 500), ("aime24", 30), ("aime25", 30), ("amc23", 40)],
 )
 def test_real_benchmarks_have_no_unexplained_row(name: str, rows: int) -> None:
-    code, out = dto("validate", name, "--file", str(SHARED.resolve() / f"{name}.jsonl"))
+    file = str(SHARED.resolve() / f"{name}.jsonl")
+    code, out = dto("validate", name, "--file", file, "--near-misses", "20")
     header, counts = out.splitlines()[:2]
     found = dict(zip(header.split(), counts.split(), strict=True))
     assert (code, found["rows"], found["unexplained"]) == (0, f"{rows:,}", "0")
@@ -158,7 +159,8 @@ def test_train_is_compared_with_test_and_both_with_others() -> None:
     assert f"overlap        {row}" in out
     code, out = dto("validate", "gsm8k", "--against", other)
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[1:]] == ["test", "train"] + ["overlap"] * 3
+    names = ["test", "train"] + ["overlap"] * 3 + ["near_misses"] * 2
+    assert [line.split()[0] for line in out.splitlines()[1:]] == names
     code, out = dto("validate", "gsm8k", "--against", other, "--ngram", "40")
     assert "overlap  " not in out
 
@@ -264,3 +266,62 @@ def test_the_command_line_has_it() -> None:
     assert done.returncode == 1
     assert "no_gold_answer rows.jsonl, row 1" in done.stdout
     assert done.stderr == ""
+
+
+LAX = (
+    {"problem": "Which interval?", "answer": "(2,7]"},
+    {"problem": "How many?", "answer": "27"},
+    {"problem": "How many, once more?", "answer": "27"},
+    {"problem": "Who?", "answer": r"\text{Evelyn}"},
+    {"problem": "Which terms?", "answer": "p - q"},
+)
+
+
+async def near_misses_of(grader: Grader, rows: Sequence[Row], **settings: int) -> Report:
+    async with grader:
+        return await validate(ProblemSettings(source=saved(rows)), grader, **settings)
+
+
+async def test_near_misses_that_a_lax_grader_takes_for_right_are_reported() -> None:
+    report = await near_misses_of(Grader(workers=1, rules="deer"), LAX)  # brackets are all alike
+    assert report.near_misses is not None
+    brackets = {each for each in report.near_misses.right if each.near_miss.kind == "bracket"}
+    assert {(each.where, each.gold) for each in brackets} == {("rows.jsonl, row 1", "(2,7]")}
+    assert {each.near_miss.answer for each in brackets} == {"[2,7]", "(2,7)"}
+    assert report.near_misses.tried["bracket"] == 2
+    hundredths = {each.near_miss.answer for each in report.near_misses.right if each.gold == "27"}
+    assert hundredths == {"2700", "0.27"}
+    told = "\n".join(lines(report))
+    assert "near_miss      bracket, 2 of 2 graded correct: rows.jsonl, row 1: '" in told
+    assert passed(report)
+
+
+async def test_near_misses_that_are_wrong_are_counted() -> None:
+    report = await near_misses_of(Grader(workers=1), LAX)
+    assert report.near_misses is not None and report.near_misses.right == []
+    assert report.near_misses.golds == Counter(number=1, mathematics=2, words=1)
+    assert report.near_misses.tried.keys() >= {"sign", "digit", "bracket", "letter", "order"}
+    assert "near_misses    0 of" in "\n".join(lines(report))
+
+
+async def test_near_misses_of_many_gold_answers_are_tried_on_a_sample() -> None:
+    rows = [{"problem": f"{n}?", "answer": str(n)} for n in range(2, 42)]
+    report = await near_misses_of(Grader(workers=1), rows, most_golds=10)
+    again = await near_misses_of(Grader(workers=1), rows, most_golds=10)
+    assert report.near_misses is not None and report.near_misses == again.near_misses
+    assert report.near_misses.golds == Counter(number=40)
+    assert report.near_misses.sampled == Counter(number=10)
+    assert "different gold answers: number 10 of 40" in "\n".join(lines(report))
+    none = await near_misses_of(Grader(workers=1), rows, most_golds=0)
+    assert "near_miss" not in "\n".join(lines(none))
+
+
+async def test_near_misses_ask_what_the_question_asks() -> None:
+    """Where it asks for a percentage, a sign that is left out is no near miss."""
+    rows = [
+        {"problem": "What percent of them?", "answer": "27%"},
+        {"problem": "How much of them?", "answer": "35%"},
+    ]
+    report = await near_misses_of(Grader(workers=1), rows)
+    assert report.near_misses is not None
+    assert report.near_misses.tried["percent"] == 1 and report.near_misses.right == []
