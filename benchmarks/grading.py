@@ -41,7 +41,7 @@ from math_verify import LatexExtractionConfig, parse, verify
 from dto.concurrency import gather_bounded
 from dto.grading import Graded, Grader
 from dto.grading.compare import asks_for_percentage
-from dto.grading.near_misses import near_misses
+from dto.grading.nearmiss import near_misses
 from dto.grading.sandbox import Sandbox
 from dto.records import AnswerKind
 

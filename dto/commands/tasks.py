@@ -16,7 +16,7 @@ from dto.settings import nearest
 from dto.tasks import TASKS
 
 if TYPE_CHECKING:
-    from dto.grading.changes import NearMissKind
+    from dto.grading.nearmiss.changes import NearMissKind
     from dto.tasks.validate import Letters, NearMisses, Report, TakenForRight
 
 tasks = typer.Typer(no_args_is_help=True, help="Benchmarks and training sets.")

@@ -33,7 +33,10 @@ _VARIABLE = re.compile(
     r"(?:[A-Za-z]|\\(?:alpha|beta|gamma|theta|lambda|mu|phi|omega))(?:_(?:\w|\{\w+\}))?"
     r"|[fgh]\([A-Za-z]\)"
 )
-_LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
+_LETTERS = re.compile(
+    r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])"
+    r"|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|rho|sigma|phi|varphi|omega)(?![A-Za-z])"
+)
 _CONDITION = re.compile(
     r"[,;]?\s*[(\[]?\s*(?:\\text\s*\{\s*,?\s*(?:where|for|with)?\s*(?:any|all|every|some)?"
     r"\s*(?:integers?)?\s*\}|\b(?:where|for|with)\b(?:\s+(?:any|all|every|some))?(?:\s+integers?)?)?"

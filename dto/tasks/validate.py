@@ -5,7 +5,7 @@ solution where it is a program, and must come out correct. That alone would pass
 equal strings are equal, so an answer of kind math must also be one that the grader can compare with
 others: a number, words, or mathematics that its parser reads. What fails is listed, never repaired.
 
-The other way round, near misses of the gold answers (`dto.grading.near_misses`) should be graded
+The other way round, near misses of the gold answers (`dto.grading.nearmiss`) should be graded
 wrong: those that are not say how far the grades of this dataset can be trusted. They are reported,
 and do not fail it.
 """
@@ -26,10 +26,11 @@ from typing import Literal, NamedTuple
 from dto.concurrency import gather_bounded
 from dto.errors import DtoError
 from dto.grading import Grader
-from dto.grading.changes import NearMissKind
-from dto.grading.compare import asks_for_percentage, clean
+from dto.grading.compare import asks_for_percentage
 from dto.grading.golds import REASON
-from dto.grading.near_misses import NearMiss, near_misses
+from dto.grading.nearmiss import NearMiss, near_misses
+from dto.grading.nearmiss.changes import NearMissKind
+from dto.grading.notation import clean
 from dto.grading.quantity import quantity
 from dto.problems import Found, read_problems
 from dto.recipe import ProblemSettings

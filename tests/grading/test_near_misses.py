@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dto.grading import Grader
-from dto.grading.changes import KINDS, NearMissKind
-from dto.grading.near_misses import MOST, near_misses
-from dto.grading.reading import as_words, differ
+from dto.grading.nearmiss import MOST, near_misses
+from dto.grading.nearmiss.changes import KINDS, NearMissKind
+from dto.grading.nearmiss.reading import as_words, differ
 from tests.grading import corpus
 
 SHARED = Path(__file__).parents[2] / "../shared/data"

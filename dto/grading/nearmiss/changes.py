@@ -1,4 +1,4 @@
-"""Small changes of an answer's text, by kind; `dto.grading.reading` asks if they mean another."""
+"""Small changes of an answer's text, by kind; `reading` says whether they mean another answer."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Literal, get_args
 
-from dto.grading.reading import read
-from dto.grading.tokens import RELATIONS, Gold, Token
-from dto.grading.values import PLURALS, UNITS, UnreadableError, measure
+from dto.grading.nearmiss.reading import read
+from dto.grading.nearmiss.tokens import RELATIONS, Gold, Token
+from dto.grading.nearmiss.values import PLURALS, UNITS, UnreadableError, measure
 
 NearMissKind = Literal[
     "sign", "digit", "scale", "element", "order", "bracket", "letter", "unit", "base", "exponent",

@@ -1,8 +1,8 @@
 r"""Near misses of gold answers: small changes that make another answer.
 
 A grader that takes one of them for right is too lax. Each change is made in the gold answer's own
-notation (`dto.grading.changes`), and kept only where `dto.grading.reading`, which shares nothing
-with the grader, shows that it means something else: never the sign of 0, a point with two equal
+notation (`changes`), and kept only where `reading`, which shares nothing with the grader, shows that
+it means something else: never the sign of 0, a point with two equal
 coordinates exchanged, a change of a decimal by less than a ten thousandth, `5 m` as `500 cm`, or
 anything in notation that it cannot read.
 
@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from dto.grading.changes import CHANGES, KINDS, NearMissKind
-from dto.grading.reading import as_words, differ
-from dto.grading.tokens import Gold, tokens
-from dto.grading.values import UnreadableError
+from dto.grading.nearmiss.changes import CHANGES, KINDS, NearMissKind
+from dto.grading.nearmiss.reading import as_words, differ
+from dto.grading.nearmiss.tokens import Gold, tokens
+from dto.grading.nearmiss.values import UnreadableError
 from dto.records import AnswerKind
 
 MOST = 3  # of each kind, for one gold answer
