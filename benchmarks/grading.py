@@ -49,7 +49,8 @@ HANGS = "9^{9^{9^{9}}}"
 GOLD = json.dumps({"prompt": "", "test": "def check(f):\n    assert f(1) == 2", "entry_point": "f"})
 SHARED = Path(__file__).parents[1] / "../shared/data"
 PUBLIC = ("gsm8k", "math500", "aime24", "aime25", "amc23")
-CASES = ("corpus", "kinds", "responses", "unseen")  # modules of tests.grading with lists of cases
+CASES = ("corpus", "kinds", "responses", "examined", "unseen")  # modules of tests.grading
+WHOLE = ("examined", "unseen")  # their rows hold whole responses
 WINDOW = 64  # answers under way at once
 ROUNDS = 5
 PERCENT_QUESTION = "What percent of the balls are red?"
@@ -136,13 +137,21 @@ def case_lists() -> Iterator[tuple[str, str, list[Any]]]:
                     yield module, f"{name} {part}".strip(), rows
 
 
-async def grade_case(grader: Grader, name: str, row: Any) -> tuple[bool, bool]:
+async def grade_case(grader: Grader, module: str, name: str, row: Any) -> tuple[bool, bool]:
     """What a row expects, and what the grader says.
 
-    Rows are (gold, answer, equal, why), or for whole responses (gold, response, kind, right, why).
+    Rows are (gold, answer, equal, why), for whole responses (gold, response, kind, right, why), or
+    without a kind, which the list's name says.
     """
+    kind: AnswerKind
+    if module in WHOLE:
+        kind = "choice" if name.startswith("CHOICE") else "math"
+        if name.startswith("CODE"):
+            kind = "code"
+        graded = await grader.grade_conclusion(row[1], row[0], kind)
+        return row[2], graded.grade == "correct"
     if isinstance(row[2], bool):
-        kind: AnswerKind = "choice" if name.startswith("CHOICE") else "math"
+        kind = "choice" if name.startswith("CHOICE") else "math"
         question = PERCENT_QUESTION if name == "PERCENT" else ""
         graded = await grader.grade_answer(row[1], row[0], kind, question)
         return row[2], graded.grade == "correct"
@@ -156,7 +165,9 @@ async def agreement(workers: int) -> None:
     total: Counter[str] = Counter()
     async with Grader(workers=workers, allow_code_execution=True) as grader:
         for module, name, rows in case_lists():
-            found = await gather_bounded([grade_case(grader, name, row) for row in rows], WINDOW)
+            found = await gather_bounded(
+                [grade_case(grader, module, name, row) for row in rows], WINDOW
+            )
             same = sum(expected == given for expected, given in found)
             strict = sum(expected and not given for expected, given in found)
             lax = len(found) - same - strict
