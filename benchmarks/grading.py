@@ -49,8 +49,8 @@ HANGS = "9^{9^{9^{9}}}"
 GOLD = json.dumps({"prompt": "", "test": "def check(f):\n    assert f(1) == 2", "entry_point": "f"})
 SHARED = Path(__file__).parents[1] / "../shared/data"
 PUBLIC = ("gsm8k", "math500", "aime24", "aime25", "amc23")
-CASES = ("corpus", "kinds", "responses", "examined", "unseen")  # modules of tests.grading
-WHOLE = ("examined", "unseen")  # their rows hold whole responses
+WHOLE = ("examined", "examined_again", "unseen")  # their rows hold whole responses
+CASES = ("corpus", "kinds", "responses", *WHOLE)  # modules of tests.grading
 WINDOW = 64  # answers under way at once
 ROUNDS = 5
 PERCENT_QUESTION = "What percent of the balls are red?"

@@ -26,6 +26,8 @@ _CLAUSE = re.compile(
     rf"(?:\s{{0,3}}[,;—–(]\s{{0,3}}|\s--?\s|\s{{1,3}}){_REASON}"
     rf"|\s{{0,3}}[,;—–(]\s{{0,3}}(?:as\b(?! well)|{_DENIED}\s)"
     r"|\s{0,3}[,;(]\s{0,3}which (?:is (?:about|approximately|roughly|around)|leaves)\b"
+    r"|\s{0,3}[,;—–(]\s{0,3}(?:whereas|while)\s"
+    r"|\s{0,3}[,—–]\s{0,3}(?:the|a|an)\s(?=[a-z]+\s)(?!other\b|second\b|same\b)"
     r"|\s{1,3}and not\s|\s{0,3},\s{0,3}in (?:\w+ ){1,2}(?:form|terms|notation)\b"
     r"|\s{0,3},\s{0,3}\d[\d.,]*(?: \w+)? (?:more|less|fewer)\b"
     rf"|(?P<so>\s{{0,3}}[,;—–(]\s{{0,3}}{_SO}[\s,])"

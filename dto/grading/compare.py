@@ -42,9 +42,9 @@ _MONEY = {r"\$": "dollar", "€": "euro", "£": "pound", "¥": "yuan", "₹": "r
 _SHARE = re.compile(r"[^:]+:[^:]+")
 _SHARE_IN_WORDS = re.compile(r"(\w+)\s*to\s*(\w+)")
 _DEGREES = re.compile(r"\\circ|\\degree|°")
-_NUMERAL = re.compile(
-    r"\(?([0-9A-F]+(?:\.[0-9A-F]+)?)\)?_\{?\(?(?:\\text\{)?(\d+|two|three|four|five|six|seven|eight|"
-    r"nine|ten)\}?\)?\}?|([0-9A-F]+) ?(?:\\text\{ ?)?\(?base (\d+)\)?\}?"
+_NUMERAL = re.compile(  # without spaces
+    r"([-+]?)\(?([0-9A-F]+(?:\.[0-9A-F]+)?)\)?(?:_\{?\(?(?:base)?|\(?(?:in)?base)"
+    r"(\d+|two|three|four|five|six|seven|eight|nine|ten)\)?\}?\)?"
 )
 _BASES = {name: str(number) for number, name in enumerate(
     ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"), 2)}  # fmt: skip
@@ -53,7 +53,11 @@ _HOUR = re.compile(r"(\d{1,2})\s*([ap])\.?m\.?", re.I)
 _WORDS = re.compile(r"[^\W\d_][^\W\d_]*(?:[' -]+[^\W\d_]+)*[' -]*")
 _ARTICLE = re.compile(r"^(?:an?|the) (?=..)")
 _PLAIN_WORDS = {"yes", "no", "true", "false", "none", "even", "odd", "all", "one", "two"}
-_SAME_WORDS = {"dne": "does not exist", "doesn't exist": "does not exist"}
+_SAME_WORDS = {
+    "dne": "does not exist",
+    "doesn't exist": "does not exist",
+    "infinitely many solutions": "infinitely many",
+}
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 _CHINESE_IDLE = re.compile(r"[\s，。,.；;：:“”\"'！!]+")
 _LETTER = re.compile(r"\(?\s*([A-Za-z])\s*\)?[.:]?|\(([A-Za-z])\).*|([A-Z])\s*[).:].*", re.DOTALL)
@@ -128,7 +132,7 @@ def leaf(gold: str, text: str) -> bool | None:
     gold_text, given_text = bare(gold), bare(text)
     if gold_text == given_text:
         return True
-    numerals = _NUMERAL.fullmatch(gold_text), _NUMERAL.fullmatch(given_text)
+    numerals = _numeral(gold_text), _numeral(given_text)
     if numerals[0] or numerals[1]:
         return _same_numerals(gold_text, given_text, *numerals)
     times = [_TIME.fullmatch(_HOUR.sub(r"\1:00 \2m", each)) for each in (gold_text, given_text)]
@@ -145,6 +149,8 @@ def leaf(gold: str, text: str) -> bool | None:
         return _same_quantity(wanted, given)
     if _NUMBERS_ALONE.fullmatch(text) and not _NUMBERS_ALONE.fullmatch(gold):
         return False  # a parser would multiply them
+    if "\\text" in gold and gold_text.casefold() == given_text.casefold():
+        return True
     if sorted(gold_text.replace("+", "")) == sorted(given_text.replace("+", "")):
         terms = _terms(gold_text), _terms(given_text)
         if len(terms[0]) > 1 and terms[0] == terms[1]:
@@ -187,22 +193,30 @@ def readable(gold: str) -> bool:
     `gold`: the text of a leaf (`dto.grading.structure`).
     """
     text = bare(gold)
-    if quantity(gold) is not None or _NUMERAL.fullmatch(text) or _TIME.fullmatch(text):
+    if quantity(gold) is not None or _numeral(text) or _TIME.fullmatch(text):
         return True
     return text == r"\ldots" or bool(_CHINESE.search(text)) or _in_words(gold, text)
 
 
+def _numeral(text: str) -> tuple[str, str] | None:
+    """Digits and base of `204_5`, `204_{five}`, `204 (base 5)`."""
+    if "_" not in text and "base" not in text:
+        return None
+    found = _NUMERAL.fullmatch(text.replace(" ", ""))
+    if found is None:
+        return None
+    return found[1].replace("+", "") + found[2], _BASES.get(found[3], found[3])
+
+
 def _same_numerals(
-    gold: str, text: str, wanted: re.Match[str] | None, given: re.Match[str] | None
+    gold: str, text: str, wanted: tuple[str, str] | None, given: tuple[str, str] | None
 ) -> bool | None:
     """Numerals with the base they are written in; the question may have said it."""
     if wanted and given:
-        bases = [_BASES.get(each[2] or each[4], each[2] or each[4]) for each in (wanted, given)]
-        return bases[0] == bases[1] and (wanted[1] or wanted[3]) == (given[1] or given[3])
+        return wanted == given
     known, other = (wanted, text) if wanted else (given, gold)
     assert known is not None
-    digits = known[1] or known[3]
-    return digits == other if re.fullmatch(r"[0-9A-F.]+", other) else False
+    return known[0] == other if re.fullmatch(r"[-+]?[0-9A-F.]+", other) else False
 
 
 def _in_words(gold: str, gold_text: str) -> bool:

@@ -59,6 +59,8 @@ _NEXT_PART = re.compile(r"[^\n]{0,40}\n\s*")
 _SEPARATOR = re.compile(r"\s*(?:[,;，、]|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|[和或与])\s*")
 
 
+_TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
+_FORMULA = re.compile(r"[\d=^_\\+*/\[\]]")
 _NAMED = re.compile(r"(?<![A-Za-z])([A-Za-z](?:_\w|_\{\w+\})?)\s*=\s*\$?\s*$")
 
 
@@ -179,7 +181,7 @@ def final_answer(text: str, kind: AnswerKind = "math") -> str | None:
         return without_clause(box.content)
     found = options(box.content)
     if found is None or all(label.isdigit() for label in found):
-        if not _LETTER.search(box.content) or re.search(r"\d", box.content):
+        if not _LETTER.search(box.content) or _FORMULA.search(_TEXT.sub(r"\1", box.content)):
             return statements.stated_option(text) or box.content
         return box.content
     boxes = final_boxes(text)

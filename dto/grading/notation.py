@@ -60,7 +60,7 @@ _RULES: list[tuple[frozenset[str], re.Pattern[str], str]] = [
         ("quad qquad thinspace medspace thickspace enspace nobreakspace",
          r"\\(?:q?quad|(?:thin|med|thick|en|nobreak)space)(?![A-Za-z])", " "),
         ("%", r"\\%", "%"),
-        ("color textcolor", r"\\(?:text)?color\s*\{[^{}]*\}", r"\\textcolor "),
+        ("color textcolor", r"\\(?:text)?color\s*(?:\[\w+\])?\s*\{[^{}]*\}", r"\\textcolor "),
         ("color textcolor", r"\\textcolor (?!\s*\{)", ""),
         (_FONTS, rf"\\(?:{'|'.join(_FONTS.split())})(?![A-Za-z])", " "),
         ("boldsymbol bm mathsf mathbf mathit mathrm",
@@ -77,6 +77,10 @@ _RULES: list[tuple[frozenset[str], re.Pattern[str], str]] = [
         ("mathrm text", rf"{_UNIT}\s+([A-Za-z]+)\s*\^\s*\{{?\s*-\s*([23])\s*\}}?\s*\}}",
          r"\\text{ \1/\2}^\3"),
         ("mathrm text", rf"{_UNIT}\s*\^\s*\{{?\s*([23])\s*\}}?\s*\}}", r"\\text{ \1}^\2"),
+        ("mathrm text operatorname", r"\\(?:mathrm|text|operatorname)\s*\{\s*mod\s*\}",
+         r"\\bmod "),
+        ("Omega", r"(?<=\d)\s*(?:\\mathrm\s*\{\s*)?\\Omega(?![A-Za-z])\s*\}?$", r"\\text{ ohm}"),
+        ("textsuperscript", r"\\textsuperscript\s*\{([^{}]*)\}", r"^{\1}"),
         ("mathrm", r"\\mathrm\s*\{\s*([ei])\s*\}", r"\1"),
         ("dfrac tfrac cfrac", r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         ("dbinom tbinom", r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
@@ -118,6 +122,7 @@ _WRAPPER = re.compile(
     r"\\(?:text|mbox|hbox|mathrm|textbf|textrm|textsf|texttt|textit|textup|textnormal|"
     r"operatorname)\s*\{([^{}]*)\}"
 )
+_AROUND = re.compile(r"\\(?:text|mbox|textbf|mathrm)\s*\{(?=[^{}]*\\)")
 _COUNTED = re.compile(
     r"\\(?:text|mbox|textbf|mathrm)\s*\{\s*([-+]?\\?\$?[\d.,]*\d)\s+([A-Za-z][A-Za-z .,-]*)\}"
 )
@@ -126,9 +131,15 @@ _DEGREES = re.compile(rf"\s*{_CIRCLE}\s*(?:(?:\\text|\\mathrm)\{{\s*[CF]\s*\}}|[
 _ANGLE = re.compile(rf"(\d+(?:\.\d+)?|[A-Za-z]|\\[a-z]+)\s*{_CIRCLE}")
 _TURNING = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _ORDINAL = re.compile(
-    r"(?:the\s+)?(?:\\(?:text|mbox)\s*\{\s*)?(\d+)\s*(?:\^\s*)?\{?\s*"
+    r"(?:the\s+)?(?:\\(?:text|mbox)\s*\{\s*)?(?:the\s+)?(\d+)\s*(?:\^\s*)?\{?\s*"
     r"(?:\\(?:text|mathrm|textrm|mbox)\s*\{\s*(?:st|nd|rd|th)\s*\}|(?:st|nd|rd|th)(?![A-Za-z]))"
     r"\s*\}?"
+)
+_NOUNS = re.compile(r"[a-z]{3,}(?: [a-z]+){0,3}")
+_LABEL = re.compile(
+    r"(?:the )?(?:day|week|month|year|room|page|step|floor|number|question|level|row|column|house|"
+    r"box|team|player|term|position|door|bottle|stage|round) (\d+)",
+    re.IGNORECASE,
 )
 _BRACED_COMMA = re.compile(r"(?<=\d)\{,\}(?=\d{3}(?!\d))")
 _APOSTROPHES = re.compile(r"[-+]?\d{1,3}(?:'\d{3})+(?:\.\d+)?")
@@ -179,6 +190,8 @@ def clean(text: str) -> str:
         for index in _applicable(frozenset(_COMMAND.findall(text))):
             _, pattern, replacement = _RULES[index]
             text = pattern.sub(replacement, text)
+        while (around := _AROUND.match(text)) and closing(text, around.end() - 1) == len(text) - 1:
+            text = text[around.end() : -1].strip()
         if "{" in text and _WRAPPER.search(text):
             text = _COUNTED.sub(r"\1\\text{ \2}", text)
             text = _WRAPPER.sub(lambda m: f" {m[1]} " if no_unit(m[1]) else m[0], text)
@@ -199,6 +212,10 @@ def clean(text: str) -> str:
             return ordinal[1]
         if _WRAPPER.fullmatch(rest):
             return f"{ordinal[1]} {rest}"
+        if _NOUNS.fullmatch(rest):
+            return ordinal[1]
+    if text[-1:].isdigit() and text[:1].isalpha() and (label := _LABEL.fullmatch(text)):
+        return label[1]
     return text
 
 

@@ -8,7 +8,18 @@ from math import ceil, floor
 
 from dto.grading.notation import bare, typed
 from dto.grading.quantity import quantity, split_unit
-from dto.grading.structure import EMPTY, Family, Items, Leaf, Matrix, Named, Node, Region, flat
+from dto.grading.structure import (
+    EMPTY,
+    Equation,
+    Family,
+    Items,
+    Leaf,
+    Matrix,
+    Named,
+    Node,
+    Region,
+    flat,
+)
 
 _TOKEN = re.compile(
     r"\\begin\{pmatrix\}|\\end\{pmatrix\}|\\text\s*\{[^{}]*\}|\\[A-Za-z]+|\\.|[^\w\s]", re.DOTALL
@@ -52,6 +63,10 @@ _REALS = re.compile(
 _CASES = re.compile(r"\\begin\{cases\}(.+)\\end\{cases\}", re.DOTALL)
 _IF = re.compile(r"^(?:\\(?:text|mbox)\s*\{\s*)?(?:if|for|when|where)?\s*\}?\s*|[,.]\s*$")
 _ABSOLUTE = re.compile(r"\|\s*([a-zA-Z])\s*\|")
+_FOR_ALL = re.compile(
+    r"\s*,?\s*\\text\s*\{\s*,?\s*for (?:all|any|every)(?: real)?(?: numbers?)?\s*\}\s*([a-zA-Z])"
+    r"\s*(?:\\in\s*\\mathbb\{?R\}?)?\s*\.?$"
+)
 _INTEGERS = re.compile(r"[ZN]|integer")
 _RELATED = re.compile(r"[=<>]|\\(?:leq|geq|neq|in|notin|equiv)(?![A-Za-z])")
 _JOINTS = re.compile(
@@ -105,6 +120,8 @@ def _read(text: str, depth: int) -> Node:
         if len(ends) == 2 and all(ends):
             brackets = ("(" if text[0] == "]" else "[") + (")" if text[-1] == "[" else "]")
             return Items(brackets, tuple(_read(part, depth + 1) for part in ends))
+    if (every := _FOR_ALL.search(text)) and every.start() > 0:
+        return Family(every[1], _read(text[: every.start()], depth + 1))
     if cases := _CASES.fullmatch(text):
         return _cases(cases[1], depth)
     parts, joint = _split(text)
@@ -181,6 +198,8 @@ def _several(parts: list[str], joint: str, depth: int) -> Node:
         places = [region.place for region in regions]
         if joint == "or":
             return Region(regions[0].variable, _joined(places))
+        if gap := _with_gap(places):
+            return Region(regions[0].variable, gap)
         if both := _both_sides(places):
             return Region(regions[0].variable, both)
         if all(isinstance(place, Items) and place.brackets == "\\" for place in places):
@@ -203,6 +222,18 @@ def _both_sides(places: Sequence[Node]) -> Node | None:
     if len(low) != 1 or len(high) != 1:
         return None
     return Items(low[0][0][0] + high[0][0][1], (low[0][1], high[0][2]))
+
+
+def _with_gap(places: Sequence[Node]) -> Node | None:
+    r"""`1 < x < 9` and `x \ne 5` as two intervals."""
+    whole = [place for place in places if isinstance(place, Items) and place.brackets in _ENDS]
+    gaps = [place for place in places if isinstance(place, Items) and place.brackets == "\\"]
+    if len(places) != 2 or len(whole) != 1 or len(gaps) != 1 or len(gaps[0].parts) != 1:
+        return None
+    (start, end), (point,), brackets = whole[0].parts, gaps[0].parts, whole[0].brackets
+    return Items(
+        "|", (Items(f"{brackets[0]})", (start, point)), Items(f"({brackets[1]}", (point, end)))
+    )
 
 
 def _related(text: str, depth: int) -> Node | None:
@@ -239,7 +270,7 @@ def _equation(text: str, operands: list[str], depth: int) -> Node:
         return Named(bare(last), _read(first, depth + 1), text)
     if not any(_LETTERS.search(operand) for operand in operands):
         return _read(last, depth + 1)  # 2+5 = 7 is 7
-    return Leaf(text)
+    return Equation(first, _read(last, depth + 1), text)
 
 
 def _is_name(text: str) -> bool:

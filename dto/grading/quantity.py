@@ -46,11 +46,13 @@ _IN_WORDS = {
     word: value
     for words in (
         "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-        "fifteen sixteen seventeen eighteen nineteen twenty", "零 一 二 三 四 五 六 七 八 九 十",
+        "fifteen sixteen seventeen eighteen nineteen twenty",
+        "zeroth first second third fourth fifth sixth seventh eighth ninth tenth",
+        "零 一 二 三 四 五 六 七 八 九 十",
     )
     for value, word in enumerate(words.split())
 }  # fmt: skip
-_WORDED = re.compile(r"\\(?:text|mbox|mathrm)\s*\{\s*([a-z]+)\s*\}")
+_WORDED = re.compile(r"\\(?:text|mbox|mathrm)\s*\{\s*([a-z]+|[-+]?[\d.,/ ]*\d)\s*\}")
 _PERCENT = {"percent", "percentage", "pct"}
 _MEASURES: dict[str, dict[str, str]] = {
     "length": {
@@ -192,6 +194,8 @@ def _sum(parts: list[Quantity | None]) -> Quantity | None:
 
 def split_unit(text: str) -> tuple[str, str]:
     r"""An expression and the unit behind it: `5\sqrt{2}\text{ cm}`, `\frac{\pi}{2} rad`."""
+    if not text.isascii() and (number := quantity(text)) and number.unit and not number.decimal:
+        return str(number.value), number.unit
     found = _TRAILING.search(text)
     if found is None or not found.start():
         return text, ""

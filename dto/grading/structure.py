@@ -28,6 +28,15 @@ from dto.grading.notation import bare
 from dto.grading.quantity import quantity
 
 MOST_PARTS = 1_000  # of one list: what has more is no answer
+_LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-df-hj-z](?![A-Za-z])")  # e and i are numbers
+_UNSOLVED = re.compile(r"(?:[\d\s.+*/^(){}-]|\\(?:cdot|times|frac|sqrt)(?![A-Za-z])|[a-z])+")
+_UNIT_TERM = re.compile(
+    r"([+-]?)\s*([^ijk+=,;-]*?(?:\([^()]*\))?)\s*(?:\\cdot\s*)?(?:\\(?:hat|vec)\s*\{?\s*)?"
+    r"\\?([ijk])(?:math)?\s*\}?(?![A-Za-z])\s*"
+)
+_UNIT_VECTORS = re.compile(
+    rf"(?:{_UNIT_TERM.pattern.replace('([+-]?)', '[+-]?').replace('([ijk])', '[ijk]')}){{2,3}}"
+)
 AT_ONCE = 20  # parts without an order of which more than the first are compared without algebra
 
 Leaves = Callable[[str, str], bool | None]
@@ -64,6 +73,14 @@ class Named(NamedTuple):
     text: str
 
 
+class Equation(NamedTuple):
+    """`left = value` where the left side is no name; `text` is the whole."""
+
+    left: str
+    value: Node
+    text: str
+
+
 class Region(NamedTuple):
     """Where a variable lies; `text` is the inequality, where it is one."""
 
@@ -79,7 +96,7 @@ class Family(NamedTuple):
     value: Node
 
 
-Node = Leaf | Items | Matrix | Named | Region | Family
+Node = Leaf | Items | Matrix | Named | Equation | Region | Family
 EMPTY = Items("{}", ())
 
 
@@ -89,6 +106,8 @@ def leaves(node: Node) -> list[str]:
         return [node.text]
     if isinstance(node, Named):
         return leaves(node.value)
+    if isinstance(node, Equation):
+        return [node.text] if isinstance(node.value, Leaf) else leaves(node.value)
     if isinstance(node, Region):
         return leaves(node.place)
     if isinstance(node, Family):
@@ -102,6 +121,8 @@ def same(gold: Node, given: Node, leaf: Leaves) -> bool | None:
     gold, given = _alone(gold), _alone(given)
     if isinstance(gold, Family) or isinstance(given, Family):
         return _same_families(gold, given, leaf)
+    if isinstance(gold, Equation) or isinstance(given, Equation):
+        return _same_equations(gold, given, leaf)
     if isinstance(gold, Named) and isinstance(given, Named):
         if bare(gold.name) == bare(given.name):
             return same(gold.value, given.value, leaf)
@@ -126,11 +147,15 @@ def _same_inside(gold: Node, given: Node, leaf: Leaves) -> bool | None:
         return True
     if isinstance(gold, Matrix) or isinstance(given, Matrix):
         return _same_matrices(gold, given, leaf)
+    if isinstance(gold, Items) and gold.brackets == "()":
+        given = _vector(given)
+    if isinstance(given, Items) and given.brackets == "()":
+        gold = _vector(gold)
     if isinstance(gold, Items) and isinstance(given, Items):
         return _same_items(gold, given, leaf)
     if isinstance(gold, Leaf) and isinstance(given, Leaf):
         return leaf(gold.text, given.text)
-    if isinstance(gold, Items) or isinstance(given, Items):
+    if isinstance(gold, Items | Leaf) and isinstance(given, Items | Leaf):
         return False
     return same(gold, given, leaf)
 
@@ -168,6 +193,24 @@ def renamed(node: Node, name: str, other: str) -> Node:
     return node
 
 
+def _same_equations(gold: Node, given: Node, leaf: Leaves) -> bool | None:
+    if isinstance(gold, Equation):
+        if isinstance(given, Equation) and bare(gold.left) == bare(given.left):
+            return same(gold.value, given.value, leaf)
+        if isinstance(given, Equation | Named) and isinstance(gold.value, Leaf):
+            return leaf(gold.text, given.text)
+        return False
+    assert isinstance(given, Equation)
+    if given.left.startswith("(") and "," in given.left:
+        return False  # a point whose coordinates are no names
+    if isinstance(gold, Named):
+        return leaf(gold.text, given.text) if isinstance(gold.value, Leaf) else False
+    constant = not any(_LETTER.search(text) for text in leaves(gold))
+    if constant and _LETTER.search(given.left) and _UNSOLVED.fullmatch(given.left):
+        return False  # 2x + 3 = 7 is no answer yet
+    return same(gold, given.value, leaf)
+
+
 def _same_regions(gold: Node, given: Node, leaf: Leaves) -> bool | None:
     if isinstance(gold, Region) and isinstance(given, Region):
         return gold.variable == given.variable and same(gold.place, given.place, leaf)
@@ -183,9 +226,6 @@ def _same_regions(gold: Node, given: Node, leaf: Leaves) -> bool | None:
 def _one_named(gold: Node, given: Node, leaf: Leaves) -> bool | None:
     named, other = (gold, given) if isinstance(gold, Named) else (given, gold)
     assert isinstance(named, Named)
-    if isinstance(other, Leaf) and "=" in other.text:  # an equation of another form
-        whole = Leaf(named.text)
-        return leaf(*((whole.text, other.text) if named is gold else (other.text, whole.text)))
     return same(*((named.value, other) if named is gold else (other, named.value)), leaf)
 
 
@@ -302,8 +342,20 @@ def _matched(allowed: list[list[bool]]) -> bool:
     return all(place(row, set()) for row in range(len(allowed)))
 
 
+def _vector(node: Node) -> Node:
+    """`3i - j + 2k` as a tuple."""
+    if not isinstance(node, Leaf) or not _UNIT_VECTORS.fullmatch(node.text):
+        return node
+    parts = {}
+    for term in _UNIT_TERM.finditer(node.text):
+        sign, size, name = term[1].strip(), term[2].strip(" *"), term[3]
+        parts[name] = f"{'-' if sign == '-' else ''}{size or '1'}"
+    names = "ijk" if "k" in parts else "ij"
+    return Items("()", tuple(Leaf(parts.get(name, "0")) for name in names))
+
+
 def _same_matrices(gold: Node, given: Node, leaf: Leaves) -> bool | None:
-    rows = [_rows(node) for node in (gold, given)]
+    rows = [_rows(_vector(node)) for node in (gold, given)]
     if rows[0] is None or rows[1] is None:
         return False
     vector = not (isinstance(gold, Matrix) and isinstance(given, Matrix))
