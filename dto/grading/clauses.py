@@ -56,6 +56,18 @@ _ENDING = re.compile(
 )
 _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "`": "`", "«": "»", "„": "“", "「": "」"}
 _DECORATION = "*$ \t\r\n✅✔☑🎉\ufe0f"
+# Words of prose behind an answer that is a number or a formula, whatever they say …
+_REMARK = re.compile(
+    r"\s{0,3}(?:[,;—–]|\s-|\s(?=\())\s{0,3}\(?(?P<rest>(?!pi\b|sqrt\b|sin\b|cos\b|tan\b|log\b|ln\b)"
+    r"[a-z]{2,}\s+[a-z]{2,}.*)"
+)
+# … but for these, which may make it another answer.
+_CHANGES = re.compile(
+    r"\b(?:or|but|not|wrong|incorrect|impossible|if|when|unless|mod|except|plus|minus|times|than|"
+    r"per|more|less|fewer|until|to|other|second|also|either|only|each|any|every|all|some|both)\b"
+    r"|=|[<>]|\d"
+)
+_COUNT = re.compile(r"[-+]?\\?[$€£]?\d[\d.,/]*(?:\s[a-z]{2,15}){0,3}")
 _ASIDE = re.compile(r"([-+$\\]{0,3}[\d.,]+)\s+\(([a-z]+(?:\s+[^\s()]+){2,20})\)")
 _IN_WORDS = re.compile(r"(.*\S)\s*\(\s*([A-Za-z]+(?:[ -][A-Za-z]+)?)\s*\)")
 _SMALL = (
@@ -120,6 +132,11 @@ def without_clause(answer: str) -> str:
     head = before_clause(answer)
     if len(head) < len(answer) and _balanced(head):
         answer = head
+    elif (remark := _REMARK.search(answer)) and not _HEDGE.search(remark["rest"]):
+        head = answer[: remark.start()]
+        plain = _COUNT.fullmatch(head) or not _WORDS.search(_TEXT_COMMAND.sub("", head))
+        if plain and head.strip() and _balanced(head) and not _CHANGES.search(remark["rest"]):
+            answer = head
     if (aside := _ASIDE.fullmatch(answer.rstrip("."))) and not _HEDGE.search(aside[2]):
         answer = aside[1]
     named = _IN_WORDS.fullmatch(answer.rstrip("."))
