@@ -1,0 +1,351 @@
+"""Sentences of a thinking text, and what the model of `dto.segmentation.model` sees of each.
+
+A feature is a short string, `template=value`; the weights are a table from such strings to numbers.
+Every sentence is described by its first words, by what its words are about (`_TOPICS`), by its
+place in its paragraph, by its neighbours, and by how much of it was said before, in the question
+or at the end of the text.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dto.segmentation.masks import Masks
+
+READ = 300  # characters of a sentence that are looked at
+_BORDER = re.compile(
+    r"""[.!?…]["'”’)\]*_]*(?=(\s+))   # the white space is group 1
+      | [。！？]["'”’」』）)]*(?=(\s*)) # or group 2
+      | (?=(\s*\n\s*))(?<!\s)          # or group 3: a line ends without a stop
+    """,
+    re.VERBOSE,
+)
+_BLANK = re.compile(r"\n[ \t]*\n")
+_NUMBER = re.compile(r"\s*[(（]?\d{1,3}[.)]")
+_MARKERS = re.compile(r"\s*(?:[-*+•#>]+\s*|[(（]?\d{1,3}[.)）、]\s*)*[*_]*")
+_SHORTENED = frozenset(["vs", "etc", "cf", "approx", "eq", "eqs", "fig", "resp", "al", "e.g", "i.e"])
+_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+")
+_FORMULA = re.compile(r"[\d=+*/\\^_]")
+
+_STOP = frozenset(
+    "the a an of to in on at is are was were be been it its it's that this these those and or but so "
+    "if then for with as by from not no i you they he she we my me your their his her there here "
+    "have has had do does did can could would should will may might must just only also because "
+    "since when which who what how why than very more most one each all any some same like about "
+    "into out up over after before".split()
+)
+# What the first word of a sentence does.
+_ROLES = {
+    word: role
+    for role, words in {
+        "wait": "wait", "hmm": "hmm", "but": "but however", "so": "so therefore thus hence",
+        "alternatively": "alternatively another", "maybe": "maybe perhaps", "or": "or",
+        "let": "let let's", "now": "now then", "if": "if", "since": "since because given",
+        "the": "the", "in": "in for", "i": "i", "this": "that this it", "first": "first",
+        "case": "case option", "and": "and also",
+        "yes": "no yes okay actually yeah right not still",
+    }.items()
+    for word in words.split()
+}  # fmt: skip
+_CUES = frozenset(["wait", "hmm", "but", "so", "alternatively", "maybe", "or"])
+# What the words of a sentence are about: words, beginnings of words ("contradict-"), and pairs.
+_TOPICS = {
+    "conclude": "answer conclusion conclude therefore thus final boxed confident settle in+summary "
+    "solution+is must+be i'll+go",
+    "answer": "answer",
+    "maybe": "maybe perhaps possib- could+be might+be what+if alternat- another unless suppose "
+    "assum- interpr- or+is or+maybe or+perhaps instead",
+    "check": "check verify confirm make+sure again recheck reread re+read reconsider look+back "
+    "clarify parse carefully",
+    "doubt": "wait but however contrad- not+sure confus- mistake wrong missing can't+be hold+on hmm "
+    "doesn't+make straigh- too+simple too+easy impossible",
+    "plan": "let+me let's let+us i+need i+should first step+by going+to to+find to+figure to+solve "
+    "to+answer",
+    "case": "case option scenario approach method possibility way idea thought angle interpr-",
+    "problem": "problem question puzzle riddle user wording statement original",
+    "says": "says say said states stated state asks ask asked asking phrased specif- mentio-",
+    "sum": "so+far overall in+all same+result same+answer same+as regardless either+case both+cases "
+    "consistent matches match makes+sense works",
+    "result": "still over too+long too+much not+good no+good worse that's+correct correct right",
+    "known": "classic similar standard usual- typica- known famous remember recall",
+    "reply": "response respond explain- format write",
+}  # fmt: skip
+_ABOUT: dict[str, set[str]] = {}
+_ABOUT_START: dict[str, set[str]] = {}
+_ABOUT_PAIR: dict[tuple[str, str], set[str]] = {}
+for _topic, _terms in _TOPICS.items():
+    for _term in _terms.split():
+        if _term.endswith("-"):
+            _ABOUT_START.setdefault(_term[:6].rstrip("-"), set()).add(_topic)
+        elif "+" in _term:
+            _first, _second = _term.split("+")
+            _ABOUT_PAIR.setdefault((_first, _second), set()).add(_topic)
+        else:
+            _ABOUT.setdefault(_term, set()).add(_topic)
+
+
+class Sentence(NamedTuple):
+    """A sentence of a text: half-open characters, and what the features need of it."""
+
+    start: int
+    end: int  # white space after it included
+    text: str  # without markers before and white space after it, in lower case, its beginning
+    words: tuple[str, ...]  # numbers are "0"
+    role: str
+    topics: frozenset[str]
+    content: frozenset[str]
+    paragraph: bool  # whether it opens one
+    listed: bool  # whether a list or heading marker stands before it
+    length: int
+
+
+def split(text: str, masks: Masks | None = None) -> list[Sentence]:
+    """The sentences of a text, which they tile. None begins in LaTeX, code or a quotation.
+
+    A text without blank lines has a paragraph on every line.
+    """
+    masks = masks or Masks(text)
+    starts, opens = [0], [True]
+    blank = _BLANK.search(text) is not None
+    begin = 0
+    for match in _BORDER.finditer(text):
+        group = 1 if match.end(1) >= 0 else 2 if match.end(2) >= 0 else 3
+        first, last = match.span(group)
+        if last >= len(text):
+            break
+        if last <= begin:
+            continue
+        space = text[first:last]
+        lines = space.count("\n")
+        if group == 1 and not lines and _runs_on(text, begin, match.start() + 1, last):
+            continue
+        if masks.hide(last) and (group == 1 or masks.hide(first)):
+            continue
+        starts.append(last)
+        opens.append(lines > 0 and (not blank or _BLANK.search(space) is not None))
+        begin = last
+    return [
+        _sentence(text, start, end, open)
+        for start, end, open in zip(starts, [*starts[1:], len(text)], opens, strict=True)
+    ]
+
+
+def _runs_on(text: str, begin: int, end: int, after: int) -> bool:
+    """Whether the stop before `end` ends a list number or a shortened word, and no sentence."""
+    number = _NUMBER.match(text, begin, end)
+    if number is not None and number.end() == end:
+        return True
+    if text[end - 1] != "." or text[after].isupper():
+        return False
+    return text[max(begin, end - 8) : end - 1].lower().rpartition(" ")[2].lstrip("(") in _SHORTENED
+
+
+def _sentence(text: str, start: int, end: int, paragraph: bool) -> Sentence:
+    marked = _MARKERS.match(text, start, end)
+    begin = marked.end() if marked is not None else start
+    said = text[begin : min(end, begin + READ)].rstrip().lower().replace("’", "'")
+    words = tuple("0" if word[0].isdigit() else word for word in _WORD.findall(said))
+    topics: set[str] = set()
+    before = ""
+    for word in words:
+        topics.update(_ABOUT.get(word, ()), _ABOUT_START.get(word[:6], ()))
+        topics.update(_ABOUT_PAIR.get((before, word), ()))
+        before = word
+    content = frozenset(word[:6] for word in words if word not in _STOP)
+    role = _ROLES.get(words[0], "other") if words else "none"
+    length = len(text[start:end].rstrip())
+    return Sentence(
+        start, end, said, words, role, frozenset(topics), content, paragraph, begin > start, length
+    )
+
+
+def _bucket(value: float, edges: Sequence[float]) -> int:
+    return bisect_right(edges, value)
+
+
+_SHORT = (15, 30, 50, 80, 120, 180, 260)  # characters of a sentence
+_SPAN = (1, 60, 120, 200, 300, 450, 700, 1100)  # characters within a paragraph
+_SINCE = (60, 100, 150, 200, 260, 330, 420, 550, 700, 900, 1200)  # characters since a boundary
+_SHARE = (0.2, 0.4, 0.6, 0.8)
+
+
+class _Place(NamedTuple):
+    """Where a sentence stands: indices of sentences, and how long paragraphs are around it."""
+
+    first: int  # sentence that opens its paragraph
+    after: int  # sentence that opens the next
+    size: int  # bucket of the mean number of sentences of the paragraphs around it
+
+
+def _places(sentences: Sequence[Sentence]) -> list[_Place]:
+    firsts = [index for index, each in enumerate(sentences) if each.paragraph or index == 0]
+    ends = [*firsts[1:], len(sentences)]
+    places = []
+    for number, (first, after) in enumerate(zip(firsts, ends, strict=True)):
+        low, high = max(0, number - 3), min(len(firsts), number + 4)
+        mean = (ends[high - 1] - firsts[low]) / (high - low)
+        place = _Place(first, after, _bucket(mean, (1.3, 1.8, 2.5, 4, 7)))
+        places += [place] * (after - first)
+    return places
+
+
+def describe(sentences: Sequence[Sentence]) -> list[list[str]]:
+    """The features of each sentence that do not depend on where boundaries are."""
+    count = len(sentences)
+    places = _places(sentences)
+    ending = frozenset[str]().union(*(each.content for each in sentences[-3:]))
+    beginning = frozenset[str]().union(*(each.content for each in sentences[:3]))
+    last_cue: int | None = None
+    last_topic: dict[str, int] = {}
+    seen: set[str] = set()
+    said: set[frozenset[str]] = set()
+    rows = []
+    for index, one in enumerate(sentences):
+        place, role = places[index], one.role
+        before = sentences[index - 1] if index else None
+        after = sentences[index + 1] if index + 1 < count else None
+        par = "P" if one.paragraph else "I"
+        last = after is None or after.paragraph
+        words = (*one.words[:3], "-", "-", "-")
+        core = _core(one.words)
+        size = _bucket(one.length, _SHORT)
+        row = [
+            "bias", f"1={words[0]}", f"2={words[0]} {words[1]}", f"3={' '.join(words[:3])}",
+            f"core={core}", f"par={par}", f"len={size}", f"len={size}{par}",
+            f"?={one.text[-1:] == '?'}", f":={one.text[-1:] == ':'}", f"role={role}{par}",
+            f"size={place.size}{par}", f"size={place.size}{role}", f"size={place.size}{par}{role}",
+            f"in={min(index - place.first, 6)}",
+            f"past={_bucket(one.start - sentences[place.first].start, _SPAN)}",
+            f"left={min(place.after - index, 6)}{par}",
+            f"room={_bucket(sentences[place.after - 1].end - one.start, _SPAN)}{par}",
+            f"nth={min(index, 4)}", f"last={last}{role}{par}",
+        ]  # fmt: skip
+        if one.listed:
+            row.append("listed")
+        row += [f"w={word}" for word in set(one.words[:12])]
+        row += [f"ww={a} {b}" for a, b in set(zip(one.words[:12], one.words[1:12], strict=False))]
+        for topic in one.topics:
+            since = _bucket(one.start - last_topic.get(topic, -9999), (90, 180, 300, 500, 900))
+            row += [
+                f"t={topic}", f"t-role={topic}{role}", f"t-par={topic}{par}",
+                f"t-since={topic}{since}", f"t-last={topic}{last}{par}",
+            ]  # fmt: skip
+            last_topic[topic] = one.start
+            if before is not None:
+                if topic not in before.topics:
+                    row.append(f"t-new={topic}")
+                row += [f"tt={other} {topic}" for other in before.topics]
+        if before is not None:
+            row += [
+                f"-len={_bucket(before.length, _SHORT)}", f"-?={before.text[-1:] == '?'}",
+                f"-:={before.text[-1:] == ':'}", f"-role={before.role} {role}{par}",
+                f"-short={before.role}{_bucket(before.length, (20, 45))}",
+            ]  # fmt: skip
+            if words[0] == (before.words or ("-",))[0]:
+                row.append("same")
+            for topic in before.topics:
+                row += [f"-t={topic}", f"-t-role={topic}{role}"]
+            if one.paragraph:
+                whole = one.start - sentences[places[index - 1].first].start
+                row.append(f"-par={_bucket(whole, _SPAN)}")
+        if index > 1:
+            two = sentences[index - 2]
+            row.append(f"--role={two.role} {before.role if before else ''} {role}")
+            row += [f"--t-role={topic}{role}" for topic in two.topics]
+        doubted = False
+        if after is not None:
+            doubted = "doubt" in after.topics
+            row += [
+                f"+?={after.text[-1:] == '?'}", f"+par={par}{size}{after.paragraph}",
+                f"+role={role} {after.role}", f"+role={role} {after.role}{after.paragraph}",
+                f"+short={_bucket(one.length, (20, 45))}{after.role}",
+            ]  # fmt: skip
+            for topic in after.topics:
+                row += [
+                    f"+t={topic}", f"+t-role={topic}{role}",
+                    f"+t-par={topic}{role}{after.paragraph}",
+                ]  # fmt: skip
+            if index + 2 < count:
+                row += [f"++t={topic}" for topic in sentences[index + 2].topics]
+        row += _repetition(sentences, index, seen, said, role)
+        own = len(one.content)
+        if own:
+            at_end = 0.5 if index >= count - 3 else len(one.content & ending) / own
+            end, first = (
+                _bucket(at_end, _SHARE),
+                _bucket(len(one.content & beginning) / own, _SHARE),
+            )
+            row += [
+                f"end={end}", f"end={end}{role}", f"end={end}{doubted}", f"ask={first}",
+                f"ask={first}{role}", f"end-ask={end}{first}",
+            ]  # fmt: skip
+            if "conclude" in one.topics:
+                row.append(f"end-conclude={end}{doubted}")
+        if last_cue is not None:
+            since = one.start - sentences[last_cue].start
+            row.append(f"cue={_bucket(since, (60, 120, 200, 300, 450, 700))}{par}")
+        if role in _CUES:
+            last_cue = index
+        rows.append(row)
+    return rows
+
+
+def _core(words: Sequence[str]) -> str:
+    """The first two words that say something."""
+    at = 0
+    while at < min(len(words), 4) and (words[at] in _OPENERS):
+        at += 1
+    return " ".join(words[at : at + 2]) or "-"
+
+
+_OPENERS = frozenset(
+    "but wait so hmm oh okay ok and or no yes now well then however actually therefore alternatively "
+    "hold on maybe perhaps".split()
+)
+
+
+def _repetition(
+    sentences: Sequence[Sentence],
+    index: int,
+    seen: set[str],
+    said: set[frozenset[str]],
+    role: str,
+) -> list[str]:
+    """How much of a sentence was said right before, or anywhere before; keeps `seen` and `said`."""
+    own = sentences[index].content
+    near = frozenset[str]().union(*(each.content for each in sentences[max(0, index - 3) : index]))
+    ahead = own.union(*(each.content for each in sentences[index + 1 : index + 3]))
+    shared = len(own & near) / max(1, len(own))
+    around = len(ahead & near) / max(1, len(ahead | near))
+    new = len(own - seen) / max(1, len(own))
+    row = [
+        f"over={_bucket(shared, (0.01, *_SHARE))}",
+        f"over={_bucket(shared, (0.2, 0.5, 0.8))}{role}",
+        f"around={_bucket(around, (0.05, 0.1, 0.15, 0.2, 0.3))}",
+        f"new={_bucket(new, (0.01, 0.2, 0.4, 0.6))}{role}",
+    ]
+    if len(own) > 3 and own in said:
+        row.append("again")
+    seen |= own
+    said.add(own)
+    return row
+
+
+def since(sentences: Sequence[Sentence], index: int, opened: int) -> list[str]:
+    """The features of a sentence that depend on the last boundary, which sentence `opened` is."""
+    one, other = sentences[index], sentences[opened]
+    distance = one.start - other.start
+    par = "P" if one.paragraph else "I"
+    size, first = _bucket(distance, _SINCE), (one.words or ("-",))[0]
+    row = [
+        f"h={size}", f"h={size}{par}", f"h-count={min(index - opened, 8)}",
+        f"h-1={_bucket(distance, (100, 200, 400))}{first}",
+        f"h-11={(other.words or ('-',))[0]} {first}",
+        f"h-par={other.paragraph}{par}{_bucket(distance, (120, 300, 600))}",
+    ]  # fmt: skip
+    if index - opened == 1:
+        row.append(f"h-next={par}")
+    return row
