@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import combinations_with_replacement
@@ -28,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dto.segmentation.features import Sentence, describe, since, split
-from dto.segmentation.model import KINDS, Weights, chances, kind_features, openings
+from dto.segmentation.model import KINDS, Weights, chances, kind_features
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 LABELS = Path(__file__).with_name("labels.jsonl")
@@ -308,9 +307,7 @@ def cross_validated() -> dict[int, tuple[Weights, Marked]]:
                     chance[left_out, each.row] = found
     result = {}
     for question in questions:
-        others = [
-            (one, chance[question, one.row]) for one in scored if one.question != question
-        ]
+        others = [(one, chance[question, one.row]) for one in scored if one.question != question]
         kinds = fit(kind_examples(), (question,), KIND_PENALTY, LEAST)
         weights = Weights(best_threshold(others), boundary[question], kinds)
         result |= {one.row: (weights, one) for one in scored if one.question == question}

@@ -66,14 +66,15 @@ class PatternComponent:
     def __call__(self, doc: Doc) -> Doc:
         """Set `doc.spans["patterns"]` and `doc._.dto_patterns`."""
         text = doc.text  # built anew at every access
-        segments = tile(text, list(self.candidates(doc, text)), self.granularity)
+        masks = Masks(text)
+        candidates = list(self.candidates(doc, text, masks))
+        segments = tile(text, candidates, self.granularity, masks)
         doc._.dto_patterns = segments
         doc.spans["patterns"] = [_span(doc, segment) for segment in segments if len(doc)]
         return doc
 
-    def candidates(self, doc: Doc, text: str) -> Iterator[Candidate]:
+    def candidates(self, doc: Doc, text: str, masks: Masks) -> Iterator[Candidate]:
         """Cues at the starts of sentences, one a sentence: a strong one wins, then the first."""
-        masks = Masks(text)
         best: Candidate | None = None
         for match, first, last in sorted(self._matcher(doc), key=lambda hit: (hit[1], -hit[2])):
             begin = sentence_start(doc, text, first, self._openers)

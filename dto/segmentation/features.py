@@ -1,17 +1,19 @@
 """Sentences of a thinking text, and what the model of `dto.segmentation.model` sees of each.
 
 A feature is a short string, `template=value`; the weights are a table from such strings to numbers.
-Every sentence is described by its first words, by what its words are about (`_TOPICS`), by its
-place in its paragraph, by its neighbours, and by how much of it was said before, in the question
-or at the end of the text.
+A sentence is described by its first words, by what its words are about (the topics of
+`words.toml`), by its place in its paragraph, by its neighbours, and by how much of it was said
+before, in the question, or at the end of the text.
 """
 
 from __future__ import annotations
 
 import re
+import tomllib
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import NamedTuple
+from importlib.resources import files
+from typing import Any, NamedTuple
 
 from dto.segmentation.masks import Masks
 
@@ -26,65 +28,47 @@ _BORDER = re.compile(
 _BLANK = re.compile(r"\n[ \t]*\n")
 _NUMBER = re.compile(r"\s*[(（]?\d{1,3}[.)]")
 _MARKERS = re.compile(r"\s*(?:[-*+•#>]+\s*|[(（]?\d{1,3}[.)）、]\s*)*[*_]*")
-_SHORTENED = frozenset(["vs", "etc", "cf", "approx", "eq", "eqs", "fig", "resp", "al", "e.g", "i.e"])
-_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+")
-_FORMULA = re.compile(r"[\d=+*/\\^_]")
-
-_STOP = frozenset(
-    "the a an of to in on at is are was were be been it its it's that this these those and or but so "
-    "if then for with as by from not no i you they he she we my me your their his her there here "
-    "have has had do does did can could would should will may might must just only also because "
-    "since when which who what how why than very more most one each all any some same like about "
-    "into out up over after before".split()
+_SHORTENED = frozenset(
+    ["vs", "etc", "cf", "approx", "eq", "eqs", "fig", "resp", "al", "e.g", "i.e"]
 )
-# What the first word of a sentence does.
-_ROLES = {
-    word: role
-    for role, words in {
-        "wait": "wait", "hmm": "hmm", "but": "but however", "so": "so therefore thus hence",
-        "alternatively": "alternatively another", "maybe": "maybe perhaps", "or": "or",
-        "let": "let let's", "now": "now then", "if": "if", "since": "since because given",
-        "the": "the", "in": "in for", "i": "i", "this": "that this it", "first": "first",
-        "case": "case option", "and": "and also",
-        "yes": "no yes okay actually yeah right not still",
-    }.items()
-    for word in words.split()
-}  # fmt: skip
-_CUES = frozenset(["wait", "hmm", "but", "so", "alternatively", "maybe", "or"])
-# What the words of a sentence are about: words, beginnings of words ("contradict-"), and pairs.
-_TOPICS = {
-    "conclude": "answer conclusion conclude therefore thus final boxed confident settle in+summary "
-    "solution+is must+be i'll+go",
-    "answer": "answer",
-    "maybe": "maybe perhaps possib- could+be might+be what+if alternat- another unless suppose "
-    "assum- interpr- or+is or+maybe or+perhaps instead",
-    "check": "check verify confirm make+sure again recheck reread re+read reconsider look+back "
-    "clarify parse carefully",
-    "doubt": "wait but however contrad- not+sure confus- mistake wrong missing can't+be hold+on hmm "
-    "doesn't+make straigh- too+simple too+easy impossible",
-    "plan": "let+me let's let+us i+need i+should first step+by going+to to+find to+figure to+solve "
-    "to+answer",
-    "case": "case option scenario approach method possibility way idea thought angle interpr-",
-    "problem": "problem question puzzle riddle user wording statement original",
-    "says": "says say said states stated state asks ask asked asking phrased specif- mentio-",
-    "sum": "so+far overall in+all same+result same+answer same+as regardless either+case both+cases "
-    "consistent matches match makes+sense works",
-    "result": "still over too+long too+much not+good no+good worse that's+correct correct right",
-    "known": "classic similar standard usual- typica- known famous remember recall",
-    "reply": "response respond explain- format write",
-}  # fmt: skip
-_ABOUT: dict[str, set[str]] = {}
-_ABOUT_START: dict[str, set[str]] = {}
-_ABOUT_PAIR: dict[tuple[str, str], set[str]] = {}
-for _topic, _terms in _TOPICS.items():
-    for _term in _terms.split():
-        if _term.endswith("-"):
-            _ABOUT_START.setdefault(_term[:6].rstrip("-"), set()).add(_topic)
-        elif "+" in _term:
-            _first, _second = _term.split("+")
-            _ABOUT_PAIR.setdefault((_first, _second), set()).add(_topic)
-        else:
-            _ABOUT.setdefault(_term, set()).add(_topic)
+_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+")
+
+
+class _Words(NamedTuple):
+    stop: frozenset[str]
+    openers: frozenset[str]
+    turns: frozenset[str]
+    roles: dict[str, str]
+    topics: dict[str, set[str]]  # by word
+    topics_by_start: dict[str, set[str]]  # by its first six letters
+    topics_by_pair: dict[tuple[str, str], set[str]]
+
+
+def _load() -> _Words:
+    text = files(__package__).joinpath("words.toml").read_text(encoding="utf-8")
+    data: dict[str, Any] = tomllib.loads(text)
+    found = _Words(
+        frozenset(data["stop"]),
+        frozenset(data["openers"]),
+        frozenset(data["turns"]),
+        {word: role for role, words in data["roles"].items() for word in words},
+        {},
+        {},
+        {},
+    )
+    for topic, terms in data["topics"].items():
+        for term in terms:
+            word, _, other = term.partition(" ")
+            if other:
+                found.topics_by_pair.setdefault((word, other), set()).add(topic)
+            elif word.endswith("-"):
+                found.topics_by_start.setdefault(word[:6].rstrip("-"), set()).add(topic)
+            else:
+                found.topics.setdefault(word, set()).add(topic)
+    return found
+
+
+_WORDS = _load()
 
 
 class Sentence(NamedTuple):
@@ -103,7 +87,7 @@ class Sentence(NamedTuple):
 
 
 def split(text: str, masks: Masks | None = None) -> list[Sentence]:
-    """The sentences of a text, which they tile. None begins in LaTeX, code or a quotation.
+    """The sentences of a text, which they tile. None begins inside LaTeX, code or a quotation.
 
     A text without blank lines has a paragraph on every line.
     """
@@ -122,7 +106,7 @@ def split(text: str, masks: Masks | None = None) -> list[Sentence]:
         lines = space.count("\n")
         if group == 1 and not lines and _runs_on(text, begin, match.start() + 1, last):
             continue
-        if masks.hide(last) and (group == 1 or masks.hide(first)):
+        if masks.hide(last) and masks.hide(last - 1):  # not where a formula begins a sentence
             continue
         starts.append(last)
         opens.append(lines > 0 and (not blank or _BLANK.search(space) is not None))
@@ -151,11 +135,11 @@ def _sentence(text: str, start: int, end: int, paragraph: bool) -> Sentence:
     topics: set[str] = set()
     before = ""
     for word in words:
-        topics.update(_ABOUT.get(word, ()), _ABOUT_START.get(word[:6], ()))
-        topics.update(_ABOUT_PAIR.get((before, word), ()))
+        topics.update(_WORDS.topics.get(word, ()), _WORDS.topics_by_start.get(word[:6], ()))
+        topics.update(_WORDS.topics_by_pair.get((before, word), ()))
         before = word
-    content = frozenset(word[:6] for word in words if word not in _STOP)
-    role = _ROLES.get(words[0], "other") if words else "none"
+    content = frozenset(word[:6] for word in words if word not in _WORDS.stop)
+    role = _WORDS.roles.get(words[0], "other") if words else "none"
     length = len(text[start:end].rstrip())
     return Sentence(
         start, end, said, words, role, frozenset(topics), content, paragraph, begin > start, length
@@ -287,7 +271,7 @@ def describe(sentences: Sequence[Sentence]) -> list[list[str]]:
         if last_cue is not None:
             since = one.start - sentences[last_cue].start
             row.append(f"cue={_bucket(since, (60, 120, 200, 300, 450, 700))}{par}")
-        if role in _CUES:
+        if role in _WORDS.turns:
             last_cue = index
         rows.append(row)
     return rows
@@ -296,15 +280,9 @@ def describe(sentences: Sequence[Sentence]) -> list[list[str]]:
 def _core(words: Sequence[str]) -> str:
     """The first two words that say something."""
     at = 0
-    while at < min(len(words), 4) and (words[at] in _OPENERS):
+    while at < min(len(words), 4) and words[at] in _WORDS.openers:
         at += 1
     return " ".join(words[at : at + 2]) or "-"
-
-
-_OPENERS = frozenset(
-    "but wait so hmm oh okay ok and or no yes now well then however actually therefore alternatively "
-    "hold on maybe perhaps".split()
-)
 
 
 def _repetition(

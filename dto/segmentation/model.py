@@ -24,8 +24,8 @@ from dto.segmentation.features import Sentence, describe, since
 KINDS = (
     "understanding", "plan", "derivation", "verification", "alternative", "summary", "conclusion",
 )  # fmt: skip
-WINDOW = 20  # sentences back that the last boundary can lie
-LEAST = 1e-3  # probability of a place for it that is still followed
+WINDOW = 12  # sentences back that the last boundary can lie
+LEAST = 0.01  # probability of a place for it that is still followed
 
 
 class Weights(NamedTuple):
@@ -37,9 +37,9 @@ class Weights(NamedTuple):
 
 
 class Opening(NamedTuple):
-    """A sentence that opens a pattern: its index, its kind, and how likely it does."""
+    """A sentence, by index, that opens a pattern: of which kind, and how likely it does."""
 
-    index: int
+    sentence: int
     kind: str
     p: float
 
@@ -47,9 +47,7 @@ class Opening(NamedTuple):
 @cache
 def load() -> Weights:
     """The weights that are shipped."""
-    data = tomllib.loads(
-        files(__package__).joinpath("weights.toml").read_text(encoding="utf-8")
-    )
+    data = tomllib.loads(files(__package__).joinpath("weights.toml").read_text(encoding="utf-8"))
     boundary = {name: value / 100 for name, value in data["boundary"].items()}
     kinds = {name: [value / 100 for value in values] for name, values in data["kinds"].items()}
     return Weights(data["threshold"], boundary, kinds)
@@ -110,9 +108,10 @@ def kind_features(row: Sequence[str], before: str) -> list[str]:
     ]
 
 
-_OF_KIND = frozenset(
-    "bias 1 2 core par ? role t t-role -t +t -role end end-conclude ask nth w last listed".split()
-)
+_OF_KIND = frozenset([
+    "bias", "1", "2", "core", "par", "?", "role", "t", "t-role", "-t", "+t", "-role", "end",
+    "end-conclude", "ask", "nth", "w", "last", "listed",
+])  # fmt: skip
 
 
 def kind_of(row: Sequence[str], before: str, weights: Mapping[str, Sequence[float]]) -> str:
