@@ -82,7 +82,6 @@ class Sentence(NamedTuple):
     topics: frozenset[str]
     content: frozenset[str]
     paragraph: bool  # whether it opens one
-    listed: bool  # whether a list or heading marker stands before it
     length: int
 
 
@@ -135,15 +134,17 @@ def _sentence(text: str, start: int, end: int, paragraph: bool) -> Sentence:
     topics: set[str] = set()
     before = ""
     for word in words:
-        topics.update(_WORDS.topics.get(word, ()), _WORDS.topics_by_start.get(word[:6], ()))
-        topics.update(_WORDS.topics_by_pair.get((before, word), ()))
+        if word in _WORDS.topics:
+            topics |= _WORDS.topics[word]
+        if word[:6] in _WORDS.topics_by_start:
+            topics |= _WORDS.topics_by_start[word[:6]]
+        if (before, word) in _WORDS.topics_by_pair:
+            topics |= _WORDS.topics_by_pair[before, word]
         before = word
     content = frozenset(word[:6] for word in words if word not in _WORDS.stop)
     role = _WORDS.roles.get(words[0], "other") if words else "none"
     length = len(text[start:end].rstrip())
-    return Sentence(
-        start, end, said, words, role, frozenset(topics), content, paragraph, begin > start, length
-    )
+    return Sentence(start, end, said, words, role, frozenset(topics), content, paragraph, length)
 
 
 def _bucket(value: float, edges: Sequence[float]) -> int:
@@ -185,7 +186,6 @@ def describe(sentences: Sequence[Sentence]) -> list[list[str]]:
     last_cue: int | None = None
     last_topic: dict[str, int] = {}
     seen: set[str] = set()
-    said: set[frozenset[str]] = set()
     rows = []
     for index, one in enumerate(sentences):
         place, role = places[index], one.role
@@ -198,17 +198,14 @@ def describe(sentences: Sequence[Sentence]) -> list[list[str]]:
         size = _bucket(one.length, _SHORT)
         row = [
             "bias", f"1={words[0]}", f"2={words[0]} {words[1]}", f"3={' '.join(words[:3])}",
-            f"core={core}", f"par={par}", f"len={size}", f"len={size}{par}",
-            f"?={one.text[-1:] == '?'}", f":={one.text[-1:] == ':'}", f"role={role}{par}",
-            f"size={place.size}{par}", f"size={place.size}{role}", f"size={place.size}{par}{role}",
-            f"in={min(index - place.first, 6)}",
+            f"core={core}", f"par={par}", f"len={size}{par}", f"?={one.text[-1:] == '?'}",
+            f"role={role}{par}", f"size={place.size}{par}", f"size={place.size}{role}",
+            f"size={place.size}{par}{role}", f"in={min(index - place.first, 6)}",
             f"past={_bucket(one.start - sentences[place.first].start, _SPAN)}",
             f"left={min(place.after - index, 6)}{par}",
             f"room={_bucket(sentences[place.after - 1].end - one.start, _SPAN)}{par}",
-            f"nth={min(index, 4)}", f"last={last}{role}{par}",
+            f"last={last}{role}{par}",
         ]  # fmt: skip
-        if one.listed:
-            row.append("listed")
         row += [f"w={word}" for word in set(one.words[:12])]
         row += [f"ww={a} {b}" for a, b in set(zip(one.words[:12], one.words[1:12], strict=False))]
         for topic in one.topics:
@@ -224,27 +221,20 @@ def describe(sentences: Sequence[Sentence]) -> list[list[str]]:
                 row += [f"tt={other} {topic}" for other in before.topics]
         if before is not None:
             row += [
-                f"-len={_bucket(before.length, _SHORT)}", f"-?={before.text[-1:] == '?'}",
-                f"-:={before.text[-1:] == ':'}", f"-role={before.role} {role}{par}",
+                f"-len={_bucket(before.length, _SHORT)}", f"-:={before.text[-1:] == ':'}",
+                f"-role={before.role} {role}{par}",
                 f"-short={before.role}{_bucket(before.length, (20, 45))}",
             ]  # fmt: skip
             if words[0] == (before.words or ("-",))[0]:
                 row.append("same")
             for topic in before.topics:
                 row += [f"-t={topic}", f"-t-role={topic}{role}"]
-            if one.paragraph:
-                whole = one.start - sentences[places[index - 1].first].start
-                row.append(f"-par={_bucket(whole, _SPAN)}")
-        if index > 1:
-            two = sentences[index - 2]
-            row.append(f"--role={two.role} {before.role if before else ''} {role}")
-            row += [f"--t-role={topic}{role}" for topic in two.topics]
         doubted = False
         if after is not None:
             doubted = "doubt" in after.topics
             row += [
                 f"+?={after.text[-1:] == '?'}", f"+par={par}{size}{after.paragraph}",
-                f"+role={role} {after.role}", f"+role={role} {after.role}{after.paragraph}",
+                f"+role={role} {after.role}{after.paragraph}",
                 f"+short={_bucket(one.length, (20, 45))}{after.role}",
             ]  # fmt: skip
             for topic in after.topics:
@@ -252,9 +242,7 @@ def describe(sentences: Sequence[Sentence]) -> list[list[str]]:
                     f"+t={topic}", f"+t-role={topic}{role}",
                     f"+t-par={topic}{role}{after.paragraph}",
                 ]  # fmt: skip
-            if index + 2 < count:
-                row += [f"++t={topic}" for topic in sentences[index + 2].topics]
-        row += _repetition(sentences, index, seen, said, role)
+        row += _repetition(sentences, index, seen, role)
         own = len(one.content)
         if own:
             at_end = 0.5 if index >= count - 3 else len(one.content & ending) / own
@@ -285,14 +273,8 @@ def _core(words: Sequence[str]) -> str:
     return " ".join(words[at : at + 2]) or "-"
 
 
-def _repetition(
-    sentences: Sequence[Sentence],
-    index: int,
-    seen: set[str],
-    said: set[frozenset[str]],
-    role: str,
-) -> list[str]:
-    """How much of a sentence was said right before, or anywhere before; keeps `seen` and `said`."""
+def _repetition(sentences: Sequence[Sentence], index: int, seen: set[str], role: str) -> list[str]:
+    """How much of a sentence was said right before, or anywhere before, which `seen` is to hold."""
     own = sentences[index].content
     near = frozenset[str]().union(*(each.content for each in sentences[max(0, index - 3) : index]))
     ahead = own.union(*(each.content for each in sentences[index + 1 : index + 3]))
@@ -305,10 +287,7 @@ def _repetition(
         f"around={_bucket(around, (0.05, 0.1, 0.15, 0.2, 0.3))}",
         f"new={_bucket(new, (0.01, 0.2, 0.4, 0.6))}{role}",
     ]
-    if len(own) > 3 and own in said:
-        row.append("again")
     seen |= own
-    said.add(own)
     return row
 
 

@@ -16,6 +16,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from itertools import repeat
 from math import exp
 from typing import NamedTuple
 
@@ -24,8 +25,9 @@ from dto.segmentation.features import Sentence, describe, since
 KINDS = (
     "understanding", "plan", "derivation", "verification", "alternative", "summary", "conclusion",
 )  # fmt: skip
-WINDOW = 12  # sentences back that the last boundary can lie
-LEAST = 0.01  # probability of a place for it that is still followed
+WINDOW = 10  # sentences back that the last boundary can lie
+_NOTHING = repeat(0.0)
+LEAST = 0.02  # probability of a place for it that is still followed
 
 
 class Weights(NamedTuple):
@@ -71,12 +73,13 @@ def chances(
 ) -> list[float]:
     """For each sentence the probability that it opens a pattern; 0 for the first."""
     found = [0.0] * len(sentences)
+    weight = weights.get
     last = {0: 1.0}  # sentence that opened the open pattern: probability
     for index in range(1, len(sentences)):
-        score = sum(weights.get(name, 0.0) for name in rows[index])
+        score = sum(map(weight, rows[index], _NOTHING))
         opens, stays = 0.0, {}
         for opened, p in last.items():
-            extra = sum(weights.get(name, 0.0) for name in since(sentences, index, opened))
+            extra = sum(map(weight, since(sentences, index, opened), _NOTHING))
             chance = _logistic(score + extra)
             opens += p * chance
             stays[opened] = p * (1 - chance)
@@ -100,26 +103,21 @@ def _followed(last: dict[int, float], index: int) -> dict[int, float]:
 
 def kind_features(row: Sequence[str], before: str) -> list[str]:
     """What the kind of a pattern depends on: the sentence that opens it, and the kind before."""
-    role = next(name for name in row if name.startswith("role="))
-    return [
-        *(name for name in row if name.partition("=")[0] in _OF_KIND),
-        f"k={before}",
-        f"k-{role}{before}",
-    ]
+    own = [name for name in row if name.partition("=")[0] in _OF_KIND]
+    role = next(name for name in own if name.startswith("role="))
+    return [*own, f"k={before}", f"k-{role}{before}"]
 
 
 _OF_KIND = frozenset([
     "bias", "1", "2", "core", "par", "?", "role", "t", "t-role", "-t", "+t", "-role", "end",
-    "end-conclude", "ask", "nth", "w", "last", "listed",
+    "end-conclude", "ask", "w", "last",
 ])  # fmt: skip
 
 
 def kind_of(row: Sequence[str], before: str, weights: Mapping[str, Sequence[float]]) -> str:
     """The kind of the pattern that a sentence with these features opens."""
-    scores = [0.0] * len(KINDS)
-    for name in kind_features(row, before):
-        for place, weight in enumerate(weights.get(name, ())):
-            scores[place] += weight
+    known = [weights[name] for name in kind_features(row, before) if name in weights]
+    scores = [sum(column) for column in zip(*known, strict=True)] or [1.0]
     return KINDS[scores.index(max(scores))]
 
 
