@@ -122,7 +122,7 @@ def tell(run: Run, name: str, remark: str = "") -> None:
     if isinstance(dropped, dict):
         parts += [f"{amount:,} dropped: {reason}" for reason, amount in dropped.items()]
     if name == "segment" and (loops := tables.count(run.table(name), kind=LOOP)):
-        parts.append(f"{loops:,} loops of repeated sentences are one segment each")
+        parts.append(f"repeated sentences cut as one segment: {loops:,} times")
     if failed := done.get("usage", {}).get("failed"):
         parts.append(f"{failed:,} requests failed")
     if judge := done.get("judge_usage"):
