@@ -172,8 +172,9 @@ def exits(name: str, cases: Sequence[tuple[Sequence[int], int]]) -> None:
         if number < len(starts)
     ]
     print(
-        f"{name}: first boundary after the answer {statistics.median(late):.0f} characters behind it "
-        f"(mean {statistics.mean(late):.0f}), {statistics.mean(before):.1f} boundaries before; "
+        f"{name}: first boundary after the answer {statistics.median(late):.0f} characters "
+        f"behind it (mean {statistics.mean(late):.0f}), {statistics.mean(before):.1f} boundaries "
+        f"before; "
         f"none behind it in {len(cases) - len(late)} of {len(cases)}"
     )
 
@@ -189,10 +190,9 @@ def chains(count: int = 300) -> None:
         right = f"So the last digit is {chain.answer}."
         if right in text:
             place = text.index(right) + len(right)
-            for name, starts in (
-                ("pattern", cut(text, "pattern")), ("rules", ruled(text)), ("cue", cut(text, "cue")),
-            ):  # fmt: skip
-                cases[name].append((starts, place))
+            cases["pattern"].append((cut(text, "pattern"), place))
+            cases["rules"].append((ruled(text), place))
+            cases["cue"].append((cut(text, "cue"), place))
     for name, each in cases.items():
         exits(f"{name}, nano's chains", each)
 

@@ -36,6 +36,10 @@ WEIGHTS = Path(__file__).parents[2] / "dto/segmentation/weights.toml"
 LEAST = 25  # marked sentences, counted once a reader, in which a feature must occur
 PENALTY, KIND_PENALTY = 80.0, 30.0
 OWN_WEIGHT = 0.5  # of a sentence of labels.jsonl
+OF_KIND = frozenset([  # templates of features
+    "bias", "1", "2", "core", "par", "?", "role", "t", "t-role", "-t", "+t", "-role", "end",
+    "end-conclude", "ask", "w", "last", "k", "k-role",
+])  # fmt: skip
 THRESHOLDS = tuple(round(0.22 + 0.01 * step, 2) for step in range(20))
 NAMES = dict(zip(
     ("understand", "plan", "derive", "verify", "alternative", "summary", "conclude"), KINDS,
@@ -147,7 +151,11 @@ def kind_examples() -> Examples:
                 before = "opening"
                 for index, kind in sorted(opens.items()):
                     weight = OWN_WEIGHT if reader == "c" else 1.0
-                    features = kind_features(one.features[index], before)
+                    features = [
+                        name
+                        for name in kind_features(one.features[index], before)
+                        if name.partition("=")[0] in OF_KIND
+                    ]
                     yield features, KINDS.index(kind), weight, one.question
                     before = kind
 

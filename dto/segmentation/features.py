@@ -12,11 +12,14 @@ import re
 import tomllib
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.resources import files
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from dto.segmentation.masks import Masks
 
+CACHED = 8_192  # calls of functions that build features from few values
 READ = 300  # characters of a sentence that are looked at
 _BORDER = re.compile(
     r"""[.!?…]["'”’)\]*_]*(?=(\s+))   # the white space is group 1
@@ -25,6 +28,7 @@ _BORDER = re.compile(
     """,
     re.VERBOSE,
 )
+_DIGITS = frozenset("0123456789")
 _BLANK = re.compile(r"\n[ \t]*\n")
 _NUMBER = re.compile(r"\s*[(（]?\d{1,3}[.)]")
 _MARKERS = re.compile(r"\s*(?:[-*+•#>]+\s*|[(（]?\d{1,3}[.)）、]\s*)*[*_]*")
@@ -130,18 +134,16 @@ def _sentence(text: str, start: int, end: int, paragraph: bool) -> Sentence:
     marked = _MARKERS.match(text, start, end)
     begin = marked.end() if marked is not None else start
     said = text[begin : min(end, begin + READ)].rstrip().lower().replace("’", "'")
-    words = tuple("0" if word[0].isdigit() else word for word in _WORD.findall(said))
+    words = tuple("0" if word[0] in _DIGITS else word for word in _WORD.findall(said))
+    once = frozenset(words)
+    content = frozenset([word[:6] for word in once - _WORDS.stop])
     topics: set[str] = set()
-    before = ""
-    for word in words:
-        if word in _WORDS.topics:
-            topics |= _WORDS.topics[word]
-        if word[:6] in _WORDS.topics_by_start:
-            topics |= _WORDS.topics_by_start[word[:6]]
-        if (before, word) in _WORDS.topics_by_pair:
-            topics |= _WORDS.topics_by_pair[before, word]
-        before = word
-    content = frozenset(word[:6] for word in words if word not in _WORDS.stop)
+    for word in once & _WORDS.topics.keys():
+        topics |= _WORDS.topics[word]
+    for start_of_word in content & _WORDS.topics_by_start.keys():
+        topics |= _WORDS.topics_by_start[start_of_word]
+    for pair in _WORDS.topics_by_pair.keys() & pairwise(words):
+        topics |= _WORDS.topics_by_pair[pair]
     role = _WORDS.roles.get(words[0], "other") if words else "none"
     length = len(text[start:end].rstrip())
     return Sentence(start, end, said, words, role, frozenset(topics), content, paragraph, length)
@@ -206,19 +208,14 @@ def describe(sentences: Sequence[Sentence]) -> list[list[str]]:
             f"room={_bucket(sentences[place.after - 1].end - one.start, _SPAN)}{par}",
             f"last={last}{role}{par}",
         ]  # fmt: skip
-        row += [f"w={word}" for word in set(one.words[:12])]
-        row += [f"ww={a} {b}" for a, b in set(zip(one.words[:12], one.words[1:12], strict=False))]
+        pairs = map(" ".join, zip(one.words[:12], one.words[1:12], strict=False))
+        row += map("w=".__add__, set(one.words[:12]))
+        row += map("ww=".__add__, set(pairs))
+        row += _topics(one.topics, role, par, last)
         for topic in one.topics:
             since = _bucket(one.start - last_topic.get(topic, -9999), (90, 180, 300, 500, 900))
-            row += [
-                f"t={topic}", f"t-role={topic}{role}", f"t-par={topic}{par}",
-                f"t-since={topic}{since}", f"t-last={topic}{last}{par}",
-            ]  # fmt: skip
+            row.append(f"t-since={topic}{since}")
             last_topic[topic] = one.start
-            if before is not None:
-                if topic not in before.topics:
-                    row.append(f"t-new={topic}")
-                row += [f"tt={other} {topic}" for other in before.topics]
         if before is not None:
             row += [
                 f"-len={_bucket(before.length, _SHORT)}", f"-:={before.text[-1:] == ':'}",
@@ -227,8 +224,7 @@ def describe(sentences: Sequence[Sentence]) -> list[list[str]]:
             ]  # fmt: skip
             if words[0] == (before.words or ("-",))[0]:
                 row.append("same")
-            for topic in before.topics:
-                row += [f"-t={topic}", f"-t-role={topic}{role}"]
+            row += _topics_before(before.topics, one.topics, role)
         doubted = False
         if after is not None:
             doubted = "doubt" in after.topics
@@ -265,6 +261,34 @@ def describe(sentences: Sequence[Sentence]) -> list[list[str]]:
     return rows
 
 
+@lru_cache(CACHED)
+def _topics(topics: frozenset[str], role: str, par: str, last: bool) -> list[str]:
+    row = []
+    for topic in topics:
+        row += [
+            f"t={topic}", f"t-role={topic}{role}", f"t-par={topic}{par}",
+            f"t-last={topic}{last}{par}",
+        ]  # fmt: skip
+    return row
+
+
+@lru_cache(CACHED)
+def _topics_before(before: frozenset[str], topics: frozenset[str], role: str) -> list[str]:
+    row = [f"t-new={topic}" for topic in topics - before]
+    for other in before:
+        row += [f"-t={other}", f"-t-role={other}{role}"]
+        row += [f"tt={other} {topic}" for topic in topics]
+    return row
+
+
+@lru_cache(CACHED)
+def _topics_after(after: frozenset[str], role: str, paragraph: bool) -> list[str]:
+    row = []
+    for topic in after:
+        row += [f"+t={topic}", f"+t-role={topic}{role}", f"+t-par={topic}{role}{paragraph}"]
+    return row
+
+
 def _core(words: Sequence[str]) -> str:
     """The first two words that say something."""
     at = 0
@@ -295,14 +319,30 @@ def since(sentences: Sequence[Sentence], index: int, opened: int) -> list[str]:
     """The features of a sentence that depend on the last boundary, which sentence `opened` is."""
     one, other = sentences[index], sentences[opened]
     distance = one.start - other.start
-    par = "P" if one.paragraph else "I"
-    size, first = _bucket(distance, _SINCE), (one.words or ("-",))[0]
-    row = [
-        f"h={size}", f"h={size}{par}", f"h-count={min(index - opened, 8)}",
-        f"h-1={_bucket(distance, (100, 200, 400))}{first}",
-        f"h-11={(other.words or ('-',))[0]} {first}",
-        f"h-par={other.paragraph}{par}{_bucket(distance, (120, 300, 600))}",
+    first, other_first = (one.words or ("-",))[0], (other.words or ("-",))[0]
+    return [
+        *_since_place(
+            _bucket(distance, _SINCE), _bucket(distance, (120, 300, 600)),
+            min(index - opened, 8), one.paragraph, other.paragraph,
+        ),
+        *_since_words(_bucket(distance, (100, 200, 400)), other_first, first),
     ]  # fmt: skip
-    if index - opened == 1:
-        row.append(f"h-next={par}")
-    return row
+
+
+@lru_cache(CACHED)
+def _since_place(
+    size: int, coarse: int, count: int, paragraph: bool, other_paragraph: bool
+) -> list[str]:
+    par = "P" if paragraph else "I"
+    row = [
+        f"h={size}",
+        f"h={size}{par}",
+        f"h-count={count}",
+        f"h-par={other_paragraph}{par}{coarse}",
+    ]
+    return [*row, f"h-next={par}"] if count == 1 else row
+
+
+@lru_cache(CACHED)
+def _since_words(size: int, other: str, first: str) -> tuple[str, str]:
+    return f"h-1={size}{first}", f"h-11={other} {first}"

@@ -103,15 +103,8 @@ def _followed(last: dict[int, float], index: int) -> dict[int, float]:
 
 def kind_features(row: Sequence[str], before: str) -> list[str]:
     """What the kind of a pattern depends on: the sentence that opens it, and the kind before."""
-    own = [name for name in row if name.partition("=")[0] in _OF_KIND]
-    role = next(name for name in own if name.startswith("role="))
-    return [*own, f"k={before}", f"k-{role}{before}"]
-
-
-_OF_KIND = frozenset([
-    "bias", "1", "2", "core", "par", "?", "role", "t", "t-role", "-t", "+t", "-role", "end",
-    "end-conclude", "ask", "w", "last",
-])  # fmt: skip
+    role = next(name for name in row if name.startswith("role="))
+    return [*row, f"k={before}", f"k-{role}{before}"]
 
 
 def kind_of(row: Sequence[str], before: str, weights: Mapping[str, Sequence[float]]) -> str:

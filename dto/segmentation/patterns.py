@@ -38,6 +38,7 @@ LONGEST_CYCLE = 64  # sentences that are repeated together
 
 _AROUND = 100  # characters to either side that tell the script
 _LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
+_OTHER = re.compile(r"[^\W\d_A-Za-z\u00aa-\u024f]")
 _INSIDE = ("verification", "alternative")  # kinds that turn thought within a paragraph
 _BLANK_LINE = re.compile(r"\n[ \t]*\n\s*|\A\s*")
 _NEWLINE = re.compile(r"\n\s*|\A\s*")
@@ -107,9 +108,8 @@ def patterns(
 def _latin(text: str, position: int) -> bool:
     """Whether most letters around a position are Latin; one of another script counts as two."""
     around = text[max(0, position - _AROUND) : position + _AROUND]
-    letters = sum(map(str.isalpha, around))
-    latin = len(_LATIN.findall(around))
-    return latin >= 2 * (letters - latin)
+    others = len(_OTHER.findall(around))
+    return others == 0 or len(_LATIN.findall(around)) >= 2 * others
 
 
 def loops(text: str, sentences: Sequence[Sentence]) -> list[range]:
