@@ -20,25 +20,27 @@ import json
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dto.segmentation.features import Sentence, describe, since, split
-from dto.segmentation.model import KINDS, Weights, chances, kind_features
+from dto.segmentation.model import KINDS, Weights, chances, of_pattern
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 LABELS = Path(__file__).with_name("labels.jsonl")
 WEIGHTS = Path(__file__).parents[2] / "dto/segmentation/weights.toml"
 
-LEAST = 25  # marked sentences, counted once a reader, in which a feature must occur
-PENALTY, KIND_PENALTY = 80.0, 30.0
+LEAST, KIND_LEAST = 25, 15  # marked sentences, counted once a reader, that have a feature
+PENALTY, KIND_PENALTY = 80.0, 15.0
+SMALL = 3  # hundredths: a feature whose weights are all smaller is left out
+READER_C = "reader c"  # how densely it marks is its own
 OWN_WEIGHT = 0.5  # of a sentence of labels.jsonl
 OF_KIND = frozenset([  # templates of features
     "bias", "1", "2", "core", "par", "?", "role", "t", "t-role", "-t", "+t", "-role", "end",
-    "end-conclude", "ask", "w", "last", "k", "k-role",
+    "end-conclude", "ask", "w", "last", "k", "k-role", "k-count", "k-?", "k-next", "k-t", "k-any",
 ])  # fmt: skip
 THRESHOLDS = tuple(round(0.22 + 0.01 * step, 2) for step in range(20))
 NAMES = dict(zip(
@@ -132,13 +134,18 @@ def boundary_examples() -> Examples:
                 last = one.low
                 for index in range(one.low + 1, one.high):
                     features = [*one.features[index], *since(one.sentences, index, last)]
-                    # How densely a reader marks is not the same for all.
-                    features += ["reader c"] if reader == "c" else []
+                    features += [READER_C] if reader == "c" else []
                     weight = OWN_WEIGHT if reader == "c" else 1.0
                     yield features, int(index in opens), weight, one.question
                     last = index if index in opens else last
 
     return _examples(rows())
+
+
+def fit_boundary(*without: str) -> dict[str, float]:
+    """The weights of a boundary, without some questions."""
+    weights = fit(boundary_examples(), without, PENALTY, LEAST)
+    return {name: value for name, (value,) in weights.items() if name != READER_C}
 
 
 @cache
@@ -149,21 +156,20 @@ def kind_examples() -> Examples:
         for one in marked():
             for reader, opens in one.readers.items():
                 before = "opening"
-                for index, kind in sorted(opens.items()):
+                for index, after in pairwise([*sorted(opens), one.high]):
+                    features = of_pattern(one.sentences, one.features[index], index, after, before)
+                    kept = [name for name in features if name.partition("=")[0] in OF_KIND]
                     weight = OWN_WEIGHT if reader == "c" else 1.0
-                    features = [
-                        name
-                        for name in kind_features(one.features[index], before)
-                        if name.partition("=")[0] in OF_KIND
-                    ]
-                    yield features, KINDS.index(kind), weight, one.question
-                    before = kind
+                    yield kept, KINDS.index(opens[index]), weight, one.question
+                    before = opens[index]
 
     return _examples(rows())
 
 
-def fit(examples: Examples, without: Sequence[str], penalty: float, least: int) -> dict[str, Any]:
-    """Weights for each feature, from the examples of other questions than those `without`."""
+def fit(
+    examples: Examples, without: Sequence[str], penalty: float, least: int
+) -> dict[str, list[float]]:
+    """For each feature a weight, or one a class, without the examples of some questions."""
     kept = ~np.isin(examples.questions, list(without))
     entries = kept[examples.example]
     often = np.bincount(examples.ids[entries], minlength=len(examples.names)) >= least
@@ -180,12 +186,13 @@ def fit(examples: Examples, without: Sequence[str], penalty: float, least: int) 
         for target in targets
     ]
     names = [name for name, common in zip(examples.names, often, strict=True) if common]
-    if len(columns) == 1:
-        return dict(zip(names, columns[0].tolist(), strict=True))
-    return {
+    hundredths = [[round(100 * value) for value in each.tolist()] for each in columns]
+    rows = {
         name: values
-        for name, *values in zip(names, *(each.tolist() for each in columns), strict=True)
+        for name, *values in zip(names, *hundredths, strict=True)
+        if max(map(abs, values)) >= SMALL
     }
+    return {name: [value / 100 for value in values] for name, values in rows.items()}
 
 
 def _logistic_regression(
@@ -305,7 +312,7 @@ def cross_validated() -> dict[int, tuple[Weights, Marked]]:
     chance: dict[tuple[str, int], list[float]] = {}  # (question left out as well, row)
     boundary: dict[str, Mapping[str, float]] = {}
     for one, other in combinations_with_replacement(questions, 2):
-        weights = fit(boundary_examples(), (one, other), PENALTY, LEAST)
+        weights = fit_boundary(one, other)
         if one == other:
             boundary[one] = weights
         for left_out, question in {(one, other), (other, one)}:
@@ -316,7 +323,7 @@ def cross_validated() -> dict[int, tuple[Weights, Marked]]:
     result = {}
     for question in questions:
         others = [(one, chance[question, one.row]) for one in scored if one.question != question]
-        kinds = fit(kind_examples(), (question,), KIND_PENALTY, LEAST)
+        kinds = fit(kind_examples(), (question,), KIND_PENALTY, KIND_LEAST)
         weights = Weights(best_threshold(others), boundary[question], kinds)
         result |= {one.row: (weights, one) for one in scored if one.question == question}
     return result
@@ -327,28 +334,26 @@ def learn() -> str:
     scored = [one for one in marked() if one.both]
     cases = []
     for question in sorted({one.question for one in scored}):
-        weights = fit(boundary_examples(), (question,), PENALTY, LEAST)
+        weights = fit_boundary(question)
         cases += [
             (one, chances(one.sentences, one.features, weights))
             for one in scored
             if one.question == question
         ]
-    boundary = fit(boundary_examples(), (), PENALTY, LEAST)
-    kinds = fit(kind_examples(), (), KIND_PENALTY, LEAST)
+    boundary = fit_boundary()
+    kinds = fit(kind_examples(), (), KIND_PENALTY, KIND_LEAST)
     lines = [
         "# Written by `python -m benchmarks.patterns.learn`; in hundredths.",
         f"threshold = {best_threshold(cases)}",
         "",
         "[boundary]",
     ]
-    for name, value in sorted(boundary.items()):
-        if round(100 * value) and name != "reader c":
-            lines.append(f"{json.dumps(name)} = {round(100 * value)}")
+    lines += [f"{json.dumps(name)} = {value * 100:.0f}" for name, value in sorted(boundary.items())]
     lines += ["", "[kinds] # " + ", ".join(KINDS)]
-    for name, values in sorted(kinds.items()):
-        rounded = [round(100 * value) for value in values]
-        if any(abs(value) >= 5 for value in rounded):
-            lines.append(f"{json.dumps(name)} = {rounded}")
+    lines += [
+        f"{json.dumps(name)} = [{', '.join(f'{value * 100:.0f}' for value in values)}]"
+        for name, values in sorted(kinds.items())
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -362,7 +367,7 @@ def main() -> None:
         WEIGHTS.write_text(text, encoding="utf-8")
     elif text != WEIGHTS.read_text(encoding="utf-8"):
         raise SystemExit(f"{WEIGHTS} is not what these labels give")
-    print(f"{len(text):,} characters, threshold {text.split()[10]}")
+    print(f"{len(text):,} characters")
 
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from itertools import repeat
+from itertools import pairwise, repeat
 from math import exp
 from typing import NamedTuple
 
 from dto.segmentation.features import Sentence, describe, since
+from dto.segmentation.lexicon import OPENING
 
 KINDS = (
     "understanding", "plan", "derivation", "verification", "alternative", "summary", "conclusion",
@@ -59,12 +60,19 @@ def openings(sentences: Sequence[Sentence], weights: Weights | None = None) -> l
     """The sentences that open a pattern, without the first."""
     weights = weights or load()
     rows = describe(sentences)
+    chance = chances(sentences, rows, weights.boundary)
+    opens = [index for index, p in enumerate(chance) if p >= weights.threshold]
     found: list[Opening] = []
-    kind = "opening"
-    for index, p in enumerate(chances(sentences, rows, weights.boundary)):
-        if p >= weights.threshold:
-            kind = kind_of(rows[index], kind, weights.kinds)
-            found.append(Opening(index, kind, p))
+    kind = OPENING
+    for index, after in pairwise([*opens, len(sentences)]):
+        known = [
+            weights.kinds[name]
+            for name in of_pattern(sentences, rows[index], index, after, kind)
+            if name in weights.kinds
+        ]
+        scores = [sum(column) for column in zip(*known, strict=True)] or [1.0]
+        kind = KINDS[scores.index(max(scores))]
+        found.append(Opening(index, kind, chance[index]))
     return found
 
 
@@ -101,17 +109,24 @@ def _followed(last: dict[int, float], index: int) -> dict[int, float]:
     return kept
 
 
-def kind_features(row: Sequence[str], before: str) -> list[str]:
-    """What the kind of a pattern depends on: the sentence that opens it, and the kind before."""
-    role = next(name for name in row if name.startswith("role="))
-    return [*row, f"k={before}", f"k-{role}{before}"]
+def of_pattern(
+    sentences: Sequence[Sentence], row: Sequence[str], first: int, after: int, before: str
+) -> list[str]:
+    """What the kind of a pattern depends on, besides features that do not matter.
 
-
-def kind_of(row: Sequence[str], before: str, weights: Mapping[str, Sequence[float]]) -> str:
-    """The kind of the pattern that a sentence with these features opens."""
-    known = [weights[name] for name in kind_features(row, before) if name in weights]
-    scores = [sum(column) for column in zip(*known, strict=True)] or [1.0]
-    return KINDS[scores.index(max(scores))]
+    The pattern has the sentences `first` to `after`; `row` describes its first, `before` is the
+    kind of the pattern before it.
+    """
+    role, count = sentences[first].role, after - first
+    features = [
+        *row, f"k={before}", f"k-role={role} {before}", f"k-count={min(count, 6)}",
+        f"k-count={min(count, 3)}{role}", f"k-?={sentences[after - 1].text[-1:] == '?'}",
+    ]  # fmt: skip
+    for each in sentences[first + 1 : min(after, first + 3)]:
+        features.append(f"k-next={each.role}")
+        features += [f"k-t={topic}" for topic in each.topics]
+    said = frozenset[str]().union(*(each.topics for each in sentences[first:after]))
+    return features + [f"k-any={topic}" for topic in said]
 
 
 def _logistic(score: float) -> float:
