@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from random import Random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dto.nano.corpus import chains
+from dto.nano.thinking import OVERTHINKING, think
 from dto.segmentation.features import split
 from dto.segmentation.masks import Masks
 from dto.segmentation.patterns import CYCLES, LONGEST_CYCLE, Granularity, by_rules, loops
@@ -119,6 +124,20 @@ def test_what_opens_a_pattern(paragraphs: list[str], begins: list[str], border: 
         any(text[cut.start :].startswith(each[:9]) for each in paragraphs)
         for cut in segment_text(text)
     )
+
+
+def test_each_doubt_of_the_embedded_model_opens_a_pattern() -> None:
+    """Its texts were not learned from: exits must still lie where it begins to doubt."""
+    random = Random(0)
+    written = chains("train", random)
+    opened = []
+    for _ in range(60):
+        text = think(next(written), OVERTHINKING, random).text
+        cuts = {cut.start for cut in segment_text(text)}
+        doubts = re.finditer(r"\n\n(?=But wait|Wait|Hmm|Alternatively|Let me double)", text)
+        opened += [doubt.end() in cuts for doubt in doubts]
+    assert len(opened) > 100
+    assert sum(opened) >= 0.97 * len(opened)
 
 
 def test_each_script_has_its_own_judge() -> None:
