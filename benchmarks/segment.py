@@ -215,15 +215,15 @@ def main() -> None:
         "--file", type=Path, nargs="*", default=sorted(shared.glob("traces-*.jsonl"))
     )
     options = parser.parse_args()
-    if learn.SHARED.is_dir():
-        readers()
-    chains()
     source = random.Random(0)
     compare("generated", [trace(source) for _ in range(200)])
     for path in options.file:
         rows = path.read_text(encoding="utf-8").splitlines()
         compare(path.name, [json.loads(row)["thinking"] for row in rows])
     memory(options.traces)
+    chains()
+    if learn.SHARED.is_dir():
+        readers()
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 2505.21765 (section 3) cuts at every cue. On real traces most cues at the start of a sentence stand
 inside a pattern that is already open: a second "Wait" within a check, "So x = 3" in mid-derivation,
-a string of "Or maybe"; and one pattern in eight opens without a cue. In text in Latin letters a
-model decides (:mod:`dto.segmentation.model`), with the cues among what it sees. Elsewhere there is
-none, and rules take some of the cues: there a paragraph is what counts first.
+a string of "Or maybe"; and one pattern in ten opens without a cue. In text in Latin letters a model
+decides (:mod:`dto.segmentation.model`), which has learned what words, paragraphs and neighbours
+weigh. Elsewhere there is none, and rules take some of the cues: there a paragraph counts first.
 
 What a model says over and over is one segment of the kind `loop`, whatever the granularity: it
 costs two boundaries, not one a repetition.
