@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dto.segmentation.features import Sentence, describe, since, split
+from dto.segmentation.features import Sentence, describe, since, since_place, since_words, split
 from dto.segmentation.model import KINDS, Weights, chances, of_pattern
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
@@ -133,7 +133,8 @@ def boundary_examples() -> Examples:
             for reader, opens in one.readers.items():
                 last = one.low
                 for index in range(one.low + 1, one.high):
-                    features = [*one.features[index], *since(one.sentences, index, last)]
+                    place, words = since(one.sentences, index, last)
+                    features = [*one.features[index], *since_place(place), *since_words(words)]
                     features += [READER_C] if reader == "c" else []
                     weight = OWN_WEIGHT if reader == "c" else 1.0
                     yield features, int(index in opens), weight, one.question

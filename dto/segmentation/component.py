@@ -33,6 +33,7 @@ from dto.segmentation.sentences import sentence_start
 # The elided forms keep their apostrophe, so that "let's" is two tokens however it is typed.
 _INFIX = re.compile(r"\.{2,}|…+|[’'](?:s|m|ll|re|ve|d)\b|[^\w\s]|_+|[\u3400-\u4dbf\u4e00-\u9fff]")
 
+TEXT = "dto_text"  # where a caller may leave the text of a document in its user data
 _MOST_BARE = 8  # tokens between "Hmm... wait..." and the sentence that it belongs to
 
 Doc.set_extension("dto_patterns", default=(), force=True)
@@ -68,7 +69,8 @@ class PatternComponent:
 
     def __call__(self, doc: Doc) -> Doc:
         """Set `doc.spans["patterns"]` and `doc._.dto_patterns`."""
-        text = doc.text  # built anew at every access
+        # Built anew from the tokens at every access, which costs as much as finding the cues.
+        text = doc.user_data.get(TEXT) or doc.text
         masks = Masks(text)
         candidates = list(self.candidates(doc, text, masks))
         segments = tile(text, candidates, self.granularity, masks)

@@ -156,6 +156,7 @@ def _bucket(value: float, edges: Sequence[float]) -> int:
 _SHORT = (15, 30, 50, 80, 120, 180, 260)  # characters of a sentence
 _SPAN = (1, 60, 120, 200, 300, 450, 700, 1100)  # characters within a paragraph
 _SINCE = (60, 100, 150, 200, 260, 330, 420, 550, 700, 900, 1200)  # characters since a boundary
+_COARSE, _COARSER = (120, 300, 600), (100, 200, 400)
 _SHARE = (0.2, 0.4, 0.6, 0.8)
 
 
@@ -179,8 +180,18 @@ def _places(sentences: Sequence[Sentence]) -> list[_Place]:
     return places
 
 
-def describe(sentences: Sequence[Sentence]) -> list[list[str]]:
-    """The features of each sentence that do not depend on where boundaries are."""
+class Known(NamedTuple):
+    """Words, and pairs of words, that have a weight."""
+
+    words: frozenset[str]
+    pairs: frozenset[tuple[str, str]]
+
+
+def describe(sentences: Sequence[Sentence], known: Known | None = None) -> list[list[str]]:
+    """The features of each sentence that do not depend on where boundaries are.
+
+    Of the words in a sentence only those that are known, if it is said which.
+    """
     count = len(sentences)
     places = _places(sentences)
     ending = frozenset[str]().union(*(each.content for each in sentences[-3:]))
@@ -208,9 +219,11 @@ def describe(sentences: Sequence[Sentence]) -> list[list[str]]:
             f"room={_bucket(sentences[place.after - 1].end - one.start, _SPAN)}{par}",
             f"last={last}{role}{par}",
         ]  # fmt: skip
-        pairs = map(" ".join, zip(one.words[:12], one.words[1:12], strict=False))
-        row += map("w=".__add__, set(one.words[:12]))
-        row += map("ww=".__add__, set(pairs))
+        first_words = one.words[:12]
+        said = {*first_words} if known is None else known.words.intersection(first_words)
+        pairs = {*pairwise(first_words)}
+        row += map("w=".__add__, said)
+        row += [f"ww={a} {b}" for a, b in (pairs if known is None else pairs & known.pairs)]
         row += _topics(one.topics, role, par, last)
         for topic in one.topics:
             since = _bucket(one.start - last_topic.get(topic, -9999), (90, 180, 300, 500, 900))
@@ -315,24 +328,31 @@ def _repetition(sentences: Sequence[Sentence], index: int, seen: set[str], role:
     return row
 
 
-def since(sentences: Sequence[Sentence], index: int, opened: int) -> list[str]:
-    """The features of a sentence that depend on the last boundary, which sentence `opened` is."""
+class Since(NamedTuple):
+    """What is looked at of a sentence and of the one that opened the open pattern, in two parts."""
+
+    place: tuple[int, int, int, bool, bool]
+    words: tuple[int, str, str]
+
+
+def since(sentences: Sequence[Sentence], index: int, opened: int) -> Since:
+    """How far back the last boundary lies, which is sentence `opened`, and how either begins."""
     one, other = sentences[index], sentences[opened]
     distance = one.start - other.start
-    first, other_first = (one.words or ("-",))[0], (other.words or ("-",))[0]
-    return [
-        *_since_place(
-            _bucket(distance, _SINCE), _bucket(distance, (120, 300, 600)),
+    return Since(
+        (
+            bisect_right(_SINCE, distance), bisect_right(_COARSE, distance),
             min(index - opened, 8), one.paragraph, other.paragraph,
         ),
-        *_since_words(_bucket(distance, (100, 200, 400)), other_first, first),
-    ]  # fmt: skip
+        (
+            bisect_right(_COARSER, distance), (other.words or ("-",))[0], (one.words or ("-",))[0],
+        ),
+    )  # fmt: skip
 
 
-@lru_cache(CACHED)
-def _since_place(
-    size: int, coarse: int, count: int, paragraph: bool, other_paragraph: bool
-) -> list[str]:
+def since_place(place: tuple[int, int, int, bool, bool]) -> list[str]:
+    """The features of the first part."""
+    size, coarse, count, paragraph, other_paragraph = place
     par = "P" if paragraph else "I"
     row = [
         f"h={size}",
@@ -343,6 +363,7 @@ def _since_place(
     return [*row, f"h-next={par}"] if count == 1 else row
 
 
-@lru_cache(CACHED)
-def _since_words(size: int, other: str, first: str) -> tuple[str, str]:
-    return f"h-1={size}{first}", f"h-11={other} {first}"
+def since_words(words: tuple[int, str, str]) -> list[str]:
+    """The features of the second part."""
+    size, other, first = words
+    return [f"h-1={size}{first}", f"h-11={other} {first}"]

@@ -20,7 +20,7 @@ from itertools import pairwise, repeat
 from math import exp
 from typing import NamedTuple
 
-from dto.segmentation.features import Sentence, describe, since
+from dto.segmentation.features import Known, Sentence, describe, since, since_place, since_words
 from dto.segmentation.lexicon import OPENING
 
 KINDS = (
@@ -48,6 +48,15 @@ class Opening(NamedTuple):
 
 
 @cache
+def _known() -> Known:
+    """What has a weight of those that are shipped."""
+    names = load().boundary.keys() | load().kinds.keys()
+    words = frozenset(name[2:] for name in names if name.startswith("w="))
+    pairs = (name[3:].split(" ") for name in names if name.startswith("ww="))
+    return Known(words, frozenset((one, other) for one, other in pairs))
+
+
+@cache
 def load() -> Weights:
     """The weights that are shipped."""
     data = tomllib.loads(files(__package__).joinpath("weights.toml").read_text(encoding="utf-8"))
@@ -58,8 +67,8 @@ def load() -> Weights:
 
 def openings(sentences: Sequence[Sentence], weights: Weights | None = None) -> list[Opening]:
     """The sentences that open a pattern, without the first."""
+    rows = describe(sentences, None if weights else _known())
     weights = weights or load()
-    rows = describe(sentences)
     chance = chances(sentences, rows, weights.boundary)
     opens = [index for index, p in enumerate(chance) if p >= weights.threshold]
     found: list[Opening] = []
@@ -82,13 +91,19 @@ def chances(
     """For each sentence the probability that it opens a pattern; 0 for the first."""
     found = [0.0] * len(sentences)
     weight = weights.get
+    places: dict[tuple[object, ...], float] = {}  # scores that come again and again
+    words: dict[tuple[object, ...], float] = {}
     last = {0: 1.0}  # sentence that opened the open pattern: probability
     for index in range(1, len(sentences)):
         score = sum(map(weight, rows[index], _NOTHING))
         opens, stays = 0.0, {}
         for opened, p in last.items():
-            extra = sum(map(weight, since(sentences, index, opened), _NOTHING))
-            chance = _logistic(score + extra)
+            place, begins = since(sentences, index, opened)
+            if place not in places:
+                places[place] = sum(map(weight, since_place(place), _NOTHING))
+            if begins not in words:
+                words[begins] = sum(map(weight, since_words(begins), _NOTHING))
+            chance = _logistic(score + places[place] + words[begins])
             opens += p * chance
             stays[opened] = p * (1 - chance)
         stays[index] = found[index] = opens

@@ -95,8 +95,10 @@ def patterns(
     text: str, cues: Mapping[int, Candidate], sentences: Sequence[Sentence]
 ) -> dict[int, Candidate]:
     """Where patterns open: the model's choice in Latin letters, that of the rules elsewhere."""
-    ruled = by_rules(text, [cues[start] for start in sorted(cues)])
-    chosen = {each.start: each for each in ruled if not _latin(text, each.start)}
+    chosen: dict[int, Candidate] = {}
+    if _OTHER.search(text):
+        ruled = by_rules(text, [cues[start] for start in sorted(cues)])
+        chosen = {each.start: each for each in ruled if not _latin(text, each.start)}
     for opening in openings(sentences):
         start = sentences[opening.sentence].start
         if _latin(text, start):
