@@ -1,6 +1,18 @@
-"""Segmentation: MB/s of one process beside a blank spaCy sentencizer, and memory over many traces.
+"""Segmentation: how near it comes to readers, MB/s of one process, and memory over many traces.
 
-    python benchmarks/segment.py [--traces 20000] [--file traces.jsonl …]
+    python -m benchmarks.segment [--traces 20000] [--file traces.jsonl …]
+
+Boundaries are compared with those of two readers on 26 real traces (../shared/data), one to one
+within 12 or 120 characters, all traces taken together. The weights, and the threshold, were learned
+without the question whose trace is cut (14 questions; `benchmarks/patterns/learn.py`); which
+features there are was chosen on these figures. `rules` are those that decide where there is no
+model.
+
+What it does to a search for exits: how many characters lie between the end of the sentence in which
+the right answer first stands and the first boundary after it, and how many boundaries come before
+that one (each costs rollouts). On real traces that sentence was marked by a language model
+(`benchmarks/patterns/answers.jsonl`: 13 of the 26, which are graded right); on chains that
+`dto.nano` writes it is the first right conclusion, and the weights are those that are shipped.
 
 Files are .jsonl with a `thinking` field. Throughput is CPU time; the two pipelines take turns, and
 the ratio is of the medians.
@@ -13,13 +25,20 @@ import json
 import random
 import statistics
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
 import spacy
 
-from dto.segmentation.worker import segment_texts
+from benchmarks.patterns import learn
+from dto.nano.corpus import chains as random_chains
+from dto.nano.thinking import OVERTHINKING, think
+from dto.segmentation.masks import Masks
+from dto.segmentation.model import openings
+from dto.segmentation.patterns import Granularity, by_rules
+from dto.segmentation.worker import pipeline, segment_text, segment_texts
 
 ROUNDS = 5
 BATCH = 50
@@ -88,6 +107,96 @@ def compare(name: str, texts: Sequence[str]) -> None:
     )
 
 
+def ruled(text: str) -> list[int]:
+    """Where patterns open by the rules alone."""
+    nlp = pipeline("pattern")
+    candidates = nlp.get_pipe("dto_patterns").candidates(nlp(text), text, Masks(text))
+    return [cut.start for cut in by_rules(text, list(candidates))]
+
+
+def cut(text: str, granularity: Granularity) -> list[int]:
+    """Where segments begin, the first aside."""
+    return [segment.start for segment in segment_text(text, granularity)[1:]]
+
+
+def readers() -> None:
+    """Print how near boundaries and kinds come to two readers, and what exits they offer."""
+    validated = learn.cross_validated()
+    scored = [one for _, one in validated.values()]
+    opened = [openings(one.sentences, weights) for weights, one in validated.values()]
+    found = {
+        "pattern": [
+            [one.sentences[each.sentence].start for each in own]
+            for own, one in zip(opened, scored, strict=True)
+        ],
+        "rules": [ruled(one.text) for one in scored],
+        "cue": [cut(one.text, "cue") for one in scored],
+        "reader a": [learn.offsets(one, "a") for one in scored],
+    }
+    for within in (12, 120):
+        for name, starts in found.items():
+            parts = []
+            for reader in "b" if name == "reader a" else "ab":
+                read = [learn.offsets(one, reader) for one in scored]
+                result = learn.score(list(zip(starts, read, strict=True)), within)
+                parts.append(
+                    f"{reader}: F1 {result.f1:.3f}, precision {result.precision:.3f}, "
+                    f"recall {result.recall:.3f}"
+                )
+            print(f"{name} within {within}: {'; '.join(parts)}")
+    print("thresholds", sorted({weights.threshold for weights, _ in validated.values()}))
+    kinds = [{each.sentence: each.kind for each in own} for own in opened]
+    for name, reader in (("pattern", "a"), ("pattern", "b"), ("reader a", "b")):
+        same = [
+            kind == one.readers[reader][sentence]
+            for own, one in zip(kinds, scored, strict=True)
+            for sentence, kind in (one.readers["a"] if name == "reader a" else own).items()
+            if sentence in one.readers[reader]
+        ]
+        print(f"kinds, {name} and {reader}: the same at {sum(same)} of {len(same)}, "
+              f"{sum(same) / len(same):.3f}")  # fmt: skip
+    answers = Path(learn.LABELS).with_name("answers.jsonl").read_text(encoding="utf-8")
+    at = {row["row"]: row["at"] for row in map(json.loads, answers.splitlines())}
+    for name, starts in found.items():
+        cases = [(own, at[one.row]) for own, one in zip(starts, scored, strict=True)
+                 if one.row in at]  # fmt: skip
+        exits(f"{name}, real traces", cases)
+
+
+def exits(name: str, cases: Sequence[tuple[Sequence[int], int]]) -> None:
+    """Print what lies before the first boundary at or after a place; nothing after it: the end."""
+    before = [bisect_left(starts, place) for starts, place in cases]
+    late = [
+        starts[number] - place
+        for number, (starts, place) in zip(before, cases, strict=True)
+        if number < len(starts)
+    ]
+    print(
+        f"{name}: first boundary after the answer {statistics.median(late):.0f} characters "
+        f"behind it (mean {statistics.mean(late):.0f}), {statistics.mean(before):.1f} boundaries "
+        f"before; "
+        f"none behind it in {len(cases) - len(late)} of {len(cases)}"
+    )
+
+
+def chains(count: int = 300) -> None:
+    """Print the same for thinking that dto.nano writes."""
+    source = random.Random(0)
+    cases: dict[str, list[tuple[list[int], int]]] = {"pattern": [], "rules": [], "cue": []}
+    written = random_chains("test", source)
+    while len(cases["cue"]) < count:
+        chain = next(written)
+        text = think(chain, OVERTHINKING, source).text
+        right = f"So the last digit is {chain.answer}."
+        if right in text:
+            place = text.index(right) + len(right)
+            cases["pattern"].append((cut(text, "pattern"), place))
+            cases["rules"].append((ruled(text), place))
+            cases["cue"].append((cut(text, "cue"), place))
+    for name, each in cases.items():
+        exits(f"{name}, nano's chains", each)
+
+
 def memory(traces: int) -> None:
     """Print resident memory while many generated traces go through."""
     source, process = random.Random(1), psutil.Process()
@@ -112,6 +221,9 @@ def main() -> None:
         rows = path.read_text(encoding="utf-8").splitlines()
         compare(path.name, [json.loads(row)["thinking"] for row in rows])
     memory(options.traces)
+    chains()
+    if learn.SHARED.is_dir():
+        readers()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from dto import tables
 from dto.errors import DtoError, disk_errors
 from dto.feeding import RECORDS, feed
 from dto.recipe import Recipe
@@ -17,6 +18,7 @@ from dto.runs import content, manifest
 from dto.runs.graph import test_stage
 from dto.runs.run import Run, write_run_manifest
 from dto.runs.stage import Stage
+from dto.segmentation.lexicon import LOOP
 from dto.serving import Serving
 from dto.tags import FOREIGN
 
@@ -121,6 +123,8 @@ def tell(run: Run, name: str, remark: str = "") -> None:
         parts += [f"{amount:,} dropped: {reason}" for reason, amount in dropped.items()]
     for reason, amount in (done.get("given_up") or {}).items():
         parts.append(f"{amount:,} answers graded wrong: {reason}")
+    if name == "segment" and (loops := tables.count(run.table(name), kind=LOOP)):
+        parts.append(f"repeated sentences cut as one segment: {loops:,} times")
     if failed := done.get("usage", {}).get("failed"):
         parts.append(f"{failed:,} requests failed")
     if judge := done.get("judge_usage"):

@@ -153,7 +153,28 @@ def test_settings_can_be_given_on_the_command_line(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.skipif(not NANO.is_dir(), reason="the embedded model's weights are not here")
-def test_import_enters_at_segment(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("granularity", ["pattern", "cue"])
+def test_a_cue_loop_costs_few_boundaries_and_is_told(
+    granularity: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    thinking = "It is 2.\n\n" + "Wait. " * 3_000 + "But wait, no.\n\n" * 400
+    response = f"<think>\n{thinking}</think>\n\n\\boxed{{2}}"
+    row = {"question": "1+1?", "response": response, "answer": "2"}
+    Path("rows.jsonl").write_text(json.dumps(row) + "\n")
+    setting = ("--set", f"segment.granularity={granularity}")
+    code, _, err = dto("import", "rows.jsonl", "--model", "nano", *setting, capsys=capsys)
+    assert code == 0, err
+    code, _, err = dto("segment", "runs/rows", capsys=capsys)
+    assert code == 0, err
+    assert "repeated sentences cut as one segment: 2 times" in caplog.text
+    segments = list(tables.read(Path("runs/rows/segment/rows.parquet"), Segment))
+    assert [row.kind for row in segments].count("loop") == 2 and len(segments) <= 6
+
+
+@pytest.mark.skipif(not NANO.is_dir(), reason="the embedded model's weights are not here")
+def test_import_enters_at_segment(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     Path("rows.jsonl").write_text(
         '{"question": "1+1?", "response": "<think>\\nIt is 2.\\n\\nWait, let me check. Yes.\\n'
         '</think>\\n\\n\\\\boxed{2}", "answer": "2"}\n'
@@ -178,6 +199,7 @@ def test_import_enters_at_segment(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = dto("import", "rows.jsonl", "--model", "nano", *setting, capsys=capsys)
     assert code == 0, err
     assert rows == list(tables.read(Path("runs/rows/sample/rows.parquet"), Trajectory))
+    assert "repeated sentences" not in caplog.text
 
 
 @pytest.mark.skipif(not NANO.is_dir(), reason="the embedded model's weights are not here")

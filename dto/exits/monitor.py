@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 PARAGRAPH = "\n\n"
 ENTROPY_LOGPROBS = 20  # the most that servers give
 
-CUES = ("wait", "alternatively", "hmm")
-CUES_ZH = ("等等", "等一下", "或者", "另外")  # no white space ends these
-
 TAIL = 512  # characters of white space that a cut can step back over
 CUE_TAIL = 128  # characters: a cue, its openers and the end of the sentence before
 BORDERS = 64  # tokens back that a cut can lie
@@ -212,7 +209,14 @@ def cue_at_end(text: str) -> int | None:
 
 @cache
 def _cue_stops() -> tuple[str, ...]:
-    return (*CUES, *map(str.capitalize, CUES), *CUES_ZH)
+    words, characters = _cues()
+    return (*words, *map(str.capitalize, words), *characters)
+
+
+def _cues() -> tuple[list[str], list[str]]:
+    """The cues of the lexicons that are transitions: words, and those that no white space ends."""
+    cues = load().transitions
+    return [cue for cue in cues if cue.isascii()], [cue for cue in cues if not cue.isascii()]
 
 
 @cache
@@ -220,7 +224,7 @@ def _cue_pattern() -> re.Pattern[str]:
     openers = sorted(load().openers)
     words = "|".join(opener for opener in openers if opener.isascii())
     characters = "|".join(opener for opener in openers if not opener.isascii())
-    cues, cues_zh = "|".join(CUES), "|".join(CUES_ZH)
+    cues, cues_zh = map("|".join, _cues())
     return re.compile(
         r"(?:\A|[.!?…:。！？：\n][\"'”’)\]*]*)\s*"
         rf"(?P<cue>(?:(?:{words})[\s,.…]+|(?:{characters})[\s,，.…]*)*"

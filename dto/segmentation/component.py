@@ -33,6 +33,9 @@ from dto.segmentation.sentences import sentence_start
 # The elided forms keep their apostrophe, so that "let's" is two tokens however it is typed.
 _INFIX = re.compile(r"\.{2,}|…+|[’'](?:s|m|ll|re|ve|d)\b|[^\w\s]|_+|[\u3400-\u4dbf\u4e00-\u9fff]")
 
+TEXT = "dto_text"  # where a caller may leave the text of a document in its user data
+_MOST_BARE = 8  # tokens between "Hmm... wait..." and the sentence that it belongs to
+
 Doc.set_extension("dto_patterns", default=(), force=True)
 
 
@@ -55,6 +58,7 @@ class PatternComponent:
         """Compile the lexicon with the tokenizer of `nlp`."""
         self.granularity = granularity
         self._openers = lexicon.load().openers
+        self._transitions = frozenset(lexicon.load().transitions)
         self._kinds: dict[int, tuple[str, bool]] = {}
         self._matcher = PhraseMatcher(nlp.vocab, attr="NORM")
         for (kind, strong), phrases in lexicon.load().phrases.items():
@@ -65,16 +69,22 @@ class PatternComponent:
 
     def __call__(self, doc: Doc) -> Doc:
         """Set `doc.spans["patterns"]` and `doc._.dto_patterns`."""
-        text = doc.text  # built anew at every access
-        segments = tile(text, list(self.candidates(doc, text)), self.granularity)
+        # Built anew from the tokens at every access, which costs as much as finding the cues.
+        text = doc.user_data.get(TEXT) or doc.text
+        masks = Masks(text)
+        candidates = list(self.candidates(doc, text, masks))
+        segments = tile(text, candidates, self.granularity, masks)
         doc._.dto_patterns = segments
         doc.spans["patterns"] = [_span(doc, segment) for segment in segments if len(doc)]
         return doc
 
-    def candidates(self, doc: Doc, text: str) -> Iterator[Candidate]:
-        """Cues at the starts of sentences, one a sentence: a strong one wins, then the first."""
-        masks = Masks(text)
+    def candidates(self, doc: Doc, text: str, masks: Masks) -> Iterator[Candidate]:
+        """Cues at the starts of sentences, one a sentence: a strong one wins, then the first.
+
+        "Wait..." alone belongs to the sentence behind it.
+        """
         best: Candidate | None = None
+        after = 0  # the token behind the cue of `best`
         for match, first, last in sorted(self._matcher(doc), key=lambda hit: (hit[1], -hit[2])):
             begin = sentence_start(doc, text, first, self._openers)
             if begin is None:
@@ -85,14 +95,24 @@ class PatternComponent:
             kind, strong = self._kinds[match]
             cue = text[cue_start : doc[last - 1].idx + len(doc[last - 1])]
             candidate = Candidate(start, cue, kind, strong)
-            if best is None or best.start != start:
+            if best is None or not (best.start == start or self._bare(doc, best, after, begin)):
                 if best is not None:
                     yield best
-                best = candidate
+                best, after = candidate, last
             elif candidate.strong > best.strong:
-                best = candidate
+                best, after = candidate._replace(start=best.start), last
+            else:
+                after = max(after, last)
         if best is not None:
             yield best
+
+    def _bare(self, doc: Doc, cue: Candidate, after: int, begin: int) -> bool:
+        """Whether a cue stands alone before a sentence, and is no more than "wait"."""
+        return (
+            cue.cue.lower() in self._transitions
+            and begin - after < _MOST_BARE
+            and not any(any(map(str.isalnum, token.text)) for token in doc[after:begin])
+        )
 
 
 def _span(doc: Doc, segment: TextSegment) -> Span:

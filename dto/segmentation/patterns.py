@@ -1,18 +1,28 @@
-"""Which cues open a thinking pattern: a cue is a candidate, not yet a boundary.
+"""Which sentences open a thinking pattern: a cue is a candidate, not yet a boundary.
 
 2505.21765 (section 3) cuts at every cue. On real traces most cues at the start of a sentence stand
 inside a pattern that is already open: a second "Wait" within a check, "So x = 3" in mid-derivation,
-a string of "Or maybe". Models begin most patterns with a paragraph, so that is what counts first.
+a string of "Or maybe"; and one pattern in ten opens without a cue. In text in Latin letters a model
+decides (:mod:`dto.segmentation.model`), which has learned what words, paragraphs and neighbours
+weigh. Elsewhere there is none, and rules take some of the cues: there a paragraph counts first.
+
+What a model says over and over is one segment of the kind `loop`, whatever the granularity: it
+costs two boundaries, not one a repetition.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from dto.segmentation.lexicon import OPENING
+import numpy as np
+
+from dto.segmentation.features import Sentence, split
+from dto.segmentation.lexicon import LOOP, OPENING
+from dto.segmentation.masks import Masks
+from dto.segmentation.model import openings
 
 Granularity = Literal["pattern", "cue"]
 
@@ -22,6 +32,13 @@ MIN_ROOM = 250  # inside a paragraph: how much of the paragraph is left for the 
 MIN_OPEN_WEAK = 150  # weak cue: how much the open pattern holds
 MIN_PARAGRAPH = 60  # weak cue: its paragraph is more than a line of a derivation
 
+AFTER_LOOP = "derivation"  # kind of what follows one where nothing opens
+CYCLES = 4  # repetitions in a row that are a loop
+LONGEST_CYCLE = 64  # sentences that are repeated together
+
+_AROUND = 100  # characters to either side that tell the script
+_LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
+_OTHER = re.compile(r"[^\W\d_A-Za-z\u00aa-\u024f]")
 _INSIDE = ("verification", "alternative")  # kinds that turn thought within a paragraph
 _BLANK_LINE = re.compile(r"\n[ \t]*\n\s*|\A\s*")
 _NEWLINE = re.compile(r"\n\s*|\A\s*")
@@ -47,12 +64,24 @@ class Candidate(NamedTuple):
 
 
 def tile(
-    text: str, candidates: Sequence[Candidate], granularity: Granularity
+    text: str, candidates: Sequence[Candidate], granularity: Granularity, masks: Masks | None = None
 ) -> tuple[TextSegment, ...]:
     """Cut `text` at its candidates; the segments tile it, an empty text has none."""
-    chosen = candidates if granularity == "cue" else patterns(text, candidates)
+    sentences = split(text, masks or Masks(text))
+    repeated = loops(text, sentences)
+    cues = {candidate.start: candidate for candidate in reversed(candidates)}
+    if granularity == "cue":
+        chosen = dict(cues)
+    else:
+        chosen = patterns(text, cues, _said_once(sentences, repeated))
+    for loop in repeated:
+        first = sentences[loop.start].start
+        after = sentences[loop.stop].start if loop.stop < len(sentences) else len(text)
+        chosen = {start: cut for start, cut in chosen.items() if not first <= start < after}
+        chosen[first] = Candidate(first, cues[first].cue if first in cues else "", LOOP, True)
+        chosen.setdefault(after, Candidate(after, "", AFTER_LOOP, True))
     content = len(text) - len(text.lstrip())
-    cuts = [candidate for candidate in chosen if candidate.start > content]
+    cuts = [chosen[start] for start in sorted(chosen) if content < start < len(text)]
     starts = [0, *(cut.start for cut in cuts), len(text)]
     names = [("", OPENING), *((cut.cue, cut.kind) for cut in cuts)]
     return tuple(
@@ -62,8 +91,60 @@ def tile(
     )
 
 
-def patterns(text: str, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates, in order of `start`, that open a pattern.
+def patterns(
+    text: str, cues: Mapping[int, Candidate], sentences: Sequence[Sentence]
+) -> dict[int, Candidate]:
+    """Where patterns open: the model's choice in Latin letters, that of the rules elsewhere."""
+    chosen: dict[int, Candidate] = {}
+    if _OTHER.search(text):
+        ruled = by_rules(text, [cues[start] for start in sorted(cues)])
+        chosen = {each.start: each for each in ruled if not _latin(text, each.start)}
+    for opening in openings(sentences):
+        start = sentences[opening.sentence].start
+        if _latin(text, start):
+            cue = cues[start].cue if start in cues else ""
+            chosen[start] = Candidate(start, cue, opening.kind, True)
+    return chosen
+
+
+def _latin(text: str, position: int) -> bool:
+    """Whether most letters around a position are Latin; one of another script counts as two."""
+    around = text[max(0, position - _AROUND) : position + _AROUND]
+    others = len(_OTHER.findall(around))
+    return others == 0 or len(_LATIN.findall(around)) >= 2 * others
+
+
+def loops(text: str, sentences: Sequence[Sentence]) -> list[range]:
+    """Sentences, by index, that repeat those before them, `CYCLES` times and more in a row.
+
+    A cycle has up to `LONGEST_CYCLE` sentences, which differ in white space and case at most. Its
+    first time is not part of the range.
+    """
+    table: dict[str, int] = {}
+    said = [" ".join(text[each.start : each.end].lower().split()) for each in sentences]
+    keys = np.array([table.setdefault(each, len(table)) for each in said])
+    found: list[range] = []
+    for cycle in range(1, min(LONGEST_CYCLE, len(keys) // (CYCLES + 1)) + 1):
+        same = np.concatenate(([False], keys[cycle:] == keys[:-cycle], [False]))
+        for first, after in np.flatnonzero(np.diff(same)).reshape(-1, 2).tolist():
+            new = range(first + cycle, after + cycle)
+            apart = all(new.stop <= old.start or old.stop <= new.start for old in found)
+            if len(new) >= CYCLES * cycle and apart:
+                found.append(new)
+    return sorted(found, key=lambda loop: loop.start)
+
+
+def _said_once(sentences: Sequence[Sentence], repeated: Sequence[range]) -> list[Sentence]:
+    """The sentences that are in no loop."""
+    kept, after = list[Sentence](), 0
+    for loop in repeated:
+        kept += sentences[after : loop.start]
+        after = loop.stop
+    return kept + list(sentences[after:])
+
+
+def by_rules(text: str, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates, in order of `start`, that open a pattern, by rules.
 
     At the start of a paragraph a strong cue opens one, unless the open pattern is of the same kind
     and so far all lines of one sentence (a string of one-liners is one pattern). A weak cue does so

@@ -24,6 +24,7 @@ from dto.segmentation.patterns import Granularity, TextSegment
 
 if TYPE_CHECKING:
     from spacy.language import Language
+    from spacy.tokens import Doc
 
 MAX_WORDS = 500_000  # distinct ones, in a pipeline's life: about 30 MB
 
@@ -53,10 +54,16 @@ def segment_texts(texts: Sequence[str], granularity: Granularity) -> list[list[T
     nlp = pipeline(granularity)
     # Without a memory zone the vocabulary keeps every new word of every trace.
     with nlp.memory_zone():
-        cuts = [list(nlp(text)._.dto_patterns) if text else [] for text in texts]
+        cuts = [list(_document(nlp, text)._.dto_patterns) if text else [] for text in texts]
     if len(nlp.vocab) > MAX_WORDS:  # a zone frees the words but not their places in the table
         pipeline.cache_clear()
     return cuts
+
+
+def _document(nlp: Language, text: str) -> Doc:
+    document = nlp.make_doc(text)
+    document.user_data["dto_text"] = text
+    return nlp(document)
 
 
 def segment_text(text: str, granularity: Granularity = "pattern") -> list[TextSegment]:

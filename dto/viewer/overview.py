@@ -10,7 +10,10 @@ from dto.viewer.figures import interval
 from dto.viewer.nodes import Element, data, el
 from dto.viewer.views import TrajectoryView
 
-KINDS = ("opening", "verification", "alternative", "hypothesis", "summary", "conclusion")
+KINDS = (
+    "opening", "understanding", "plan", "derivation", "hypothesis", "verification", "alternative",
+    "summary", "conclusion", "loop",
+)  # fmt: skip
 DENSE = 120  # segments from which on gaps between them would be all that is seen
 
 

@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 Run = tuple[str, str]  # text, and a style of rich
 KIND_STYLES = {
     "opening": "bright_black",
+    "understanding": "bright_green",
+    "plan": "bright_cyan",
+    "derivation": "bright_yellow",
     "verification": "blue",
     "alternative": "magenta",
     "hypothesis": "cyan",
     "summary": "yellow",
     "conclusion": "green",
+    "loop": "red",
 }
 GRADE_STYLES = {"correct": "green", "wrong": "red", "truncated": "yellow", "failed": "red"}
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import spacy
 
+from dto.exits.monitor import cue_at_end
 from dto.segmentation import lexicon
+from dto.segmentation.features import split
 from dto.segmentation.worker import segment_text
 
 B = "It is 5. "  # something for the cue to follow
@@ -77,6 +79,66 @@ def test_a_cue_at_the_start_of_a_sentence_cuts(text: str, cue: str) -> None:
 @pytest.mark.parametrize("text", SILENT)
 def test_a_cue_anywhere_else_does_not(text: str) -> None:
     assert [segment.cue for segment in segment_text(text, "cue")] == [""]
+
+
+# Where sentences end, as users of sentence splitters report it.
+REPORTED = [
+    ("We get approx. 100. Wait, no.", ["We get approx. 100.", "Wait, no."]),
+    ("It is 5 vs. 6 in eq. 7. Wait, no.", ["It is 5 vs. 6 in eq. 7.", "Wait, no."]),
+    (
+        "the government office. (Weekly off on Sunday) Wait, no.",
+        ["the government office.", "(Weekly off on Sunday) Wait, no."],
+    ),
+    (
+        "the government office. (Weekly off on Sunday.) Wait, no.",
+        ["the government office.", "(Weekly off on Sunday.)", "Wait, no."],
+    ),
+    ("It is I. Do not wait. Hmm.", ["It is I.", "Do not wait.", "Hmm."]),
+    ('He said "stop." Wait, no.', ['He said "stop."', "Wait, no."]),
+    ("He said “stop.” Wait, no.", ["He said “stop.”", "Wait, no."]),
+    ("B follows A. Then comes C. Wait.", ["B follows A.", "Then comes C.", "Wait."]),
+    (
+        "It was 2014. But x = 3.14. Alternatively, no.",
+        ["It was 2014.", "But x = 3.14.", "Alternatively, no."],
+    ),
+    ("Hmm... wait... Wait, maybe not.", ["Hmm...", "wait...", "Wait, maybe not."]),
+    ("1, 2, ..., 9. So it is 9!", ["1, 2, ..., 9.", "So it is 9!"]),
+    ("Steps:\n1. Take 7.\n2. Add 5.", ["Steps:", "1. Take 7.", "2. Add 5."]),
+    ("It is $5. Wait, it is $6.", ["It is $5.", "Wait, it is $6."]),
+    ("So $x = 1.5. y$ is 2. $z$ is 3.", ["So $x = 1.5. y$ is 2.", "$z$ is 3."]),
+    ("是五。「是六。不」他说。等等！", ["是五。", "「是六。不」他说。", "等等！"]),
+]
+
+
+@pytest.mark.parametrize(("text", "sentences"), REPORTED)
+def test_where_sentences_end(text: str, sentences: list[str]) -> None:
+    assert [text[each.start : each.end].strip() for each in split(text)] == sentences
+
+
+@pytest.mark.parametrize(
+    ("text", "cues"),
+    [
+        ("We get approx. 100. Wait, no.", ["Wait"]),
+        ("the government office. (Weekly off on Sunday) Wait, no.", []),
+        ("It is I. Do not wait.", []),
+        ('He said "stop." Wait, no.', ["Wait"]),
+        ("B follows A. Then comes C. Wait.", ["Wait"]),
+        ("It was 2014. But x = 3.14. Alternatively, no.", ["But", "Alternatively"]),
+        ("It is 5. Hmm... wait... Wait, maybe", ["wait"]),
+    ],
+)
+def test_cues_behind_such_ends(text: str, cues: list[str]) -> None:
+    assert [segment.cue for segment in segment_text(text, "cue")[1:]] == cues
+
+
+def test_a_monitor_of_exits_looks_at_cues_of_the_lexicons() -> None:
+    found = lexicon.load()
+    phrases = {phrase for group in found.phrases.values() for phrase in group}
+    assert set(found.transitions) <= phrases
+    for cue in found.transitions:
+        text = f"It is 5. {cue.capitalize()}" if cue.isascii() else f"是五。{cue}"
+        assert cue_at_end(text) == text.rindex(text[-len(cue) :])
+    assert cue_at_end("It is 5. Suppose") is None  # a cue, but no transition
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,12 @@ from dto import tables
 from dto.cli import main
 from dto.errors import DtoError
 from dto.records import EvaluationRow, Trajectory
+from dto.segmentation import lexicon, model
 from dto.viewer.data import RunTables
 from dto.viewer.nodes import LONG, Data, Element, data, el, passage, to_html
+from dto.viewer.overview import KINDS
 from dto.viewer.page import encode, pack, view
+from dto.viewer.terminal import KIND_STYLES
 from tests.viewer.generated import HOSTILE, write
 
 ANY_TEXT = st.one_of(
@@ -194,7 +197,7 @@ def test_colours_can_be_read(scheme: int) -> None:
     colours = palettes()[scheme]
     ground = rgb(colours["bg"])
     kinds = {name: rgb(colour) for name, colour in colours.items() if name.startswith("k-")}
-    assert len(kinds) == 7
+    assert set(kinds) == {f"k-{kind}" for kind in (*KINDS, "other")}
     for name in ("text", "muted", "accent", "good", "bad", "warn"):
         assert contrast(rgb(colours[name]), ground) >= 4.5, name
         assert contrast(rgb(colours[name]), rgb(colours["panel"])) >= 4.5, name
@@ -202,6 +205,11 @@ def test_colours_can_be_read(scheme: int) -> None:
         tint = tuple(0.07 * k + 0.93 * g for k, g in zip(kind, ground, strict=True))
         for shown in (kind, rgb(colours["text"]), rgb(colours["muted"])):
             assert contrast(shown, tint) >= 4.5, name
+
+
+def test_each_kind_of_segment_has_a_colour() -> None:
+    kinds = {lexicon.OPENING, lexicon.LOOP, *lexicon.KINDS, *model.KINDS}
+    assert set(KINDS) == set(KIND_STYLES) == kinds
 
 
 def test_no_local_path_is_passed_on_with_a_page(tmp_path: Path) -> None:

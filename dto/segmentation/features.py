@@ -1,0 +1,369 @@
+"""Sentences of a thinking text, and what the model of `dto.segmentation.model` sees of each.
+
+A feature is a short string, `template=value`; the weights are a table from such strings to numbers.
+A sentence is described by its first words, by what its words are about (the topics of
+`words.toml`), by its place in its paragraph, by its neighbours, and by how much of it was said
+before, in the question, or at the end of the text.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.resources import files
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from dto.segmentation.masks import Masks
+
+CACHED = 8_192  # calls of functions that build features from few values
+READ = 300  # characters of a sentence that are looked at
+_BORDER = re.compile(
+    r"""[.!?…]["'”’)\]*_]*(?=(\s+))   # the white space is group 1
+      | [。！？]["'”’」』）)]*(?=(\s*)) # or group 2
+      | (?=(\s*\n\s*))(?<!\s)          # or group 3: a line ends without a stop
+    """,
+    re.VERBOSE,
+)
+_DIGITS = frozenset("0123456789")
+_BLANK = re.compile(r"\n[ \t]*\n")
+_NUMBER = re.compile(r"\s*[(（]?\d{1,3}[.)]")
+_MARKERS = re.compile(r"\s*(?:[-*+•#>]+\s*|[(（]?\d{1,3}[.)）、]\s*)*[*_]*")
+_SHORTENED = frozenset(
+    ["vs", "etc", "cf", "approx", "eq", "eqs", "fig", "resp", "al", "e.g", "i.e"]
+)
+_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+")
+
+
+class _Words(NamedTuple):
+    stop: frozenset[str]
+    openers: frozenset[str]
+    turns: frozenset[str]
+    roles: dict[str, str]
+    topics: dict[str, set[str]]  # by word
+    topics_by_start: dict[str, set[str]]  # by its first six letters
+    topics_by_pair: dict[tuple[str, str], set[str]]
+
+
+def _load() -> _Words:
+    text = files(__package__).joinpath("words.toml").read_text(encoding="utf-8")
+    data: dict[str, Any] = tomllib.loads(text)
+    found = _Words(
+        frozenset(data["stop"]),
+        frozenset(data["openers"]),
+        frozenset(data["turns"]),
+        {word: role for role, words in data["roles"].items() for word in words},
+        {},
+        {},
+        {},
+    )
+    for topic, terms in data["topics"].items():
+        for term in terms:
+            word, _, other = term.partition(" ")
+            if other:
+                found.topics_by_pair.setdefault((word, other), set()).add(topic)
+            elif word.endswith("-"):
+                found.topics_by_start.setdefault(word[:6].rstrip("-"), set()).add(topic)
+            else:
+                found.topics.setdefault(word, set()).add(topic)
+    return found
+
+
+_WORDS = _load()
+
+
+class Sentence(NamedTuple):
+    """A sentence of a text: half-open characters, and what the features need of it."""
+
+    start: int
+    end: int  # white space after it included
+    text: str  # without markers before and white space after it, in lower case, its beginning
+    words: tuple[str, ...]  # numbers are "0"
+    role: str
+    topics: frozenset[str]
+    content: frozenset[str]
+    paragraph: bool  # whether it opens one
+    length: int
+
+
+def split(text: str, masks: Masks | None = None) -> list[Sentence]:
+    """The sentences of a text, which they tile. None begins inside LaTeX, code or a quotation.
+
+    A text without blank lines has a paragraph on every line.
+    """
+    masks = masks or Masks(text)
+    starts, opens = [0], [True]
+    blank = _BLANK.search(text) is not None
+    begin = 0
+    for match in _BORDER.finditer(text):
+        group = 1 if match.end(1) >= 0 else 2 if match.end(2) >= 0 else 3
+        first, last = match.span(group)
+        if last >= len(text):
+            break
+        if last <= begin:
+            continue
+        space = text[first:last]
+        lines = space.count("\n")
+        if group == 1 and not lines and _runs_on(text, begin, match.start() + 1, last):
+            continue
+        if masks.hide(last) and masks.hide(last - 1):  # not where a formula begins a sentence
+            continue
+        starts.append(last)
+        opens.append(lines > 0 and (not blank or _BLANK.search(space) is not None))
+        begin = last
+    return [
+        _sentence(text, start, end, open)
+        for start, end, open in zip(starts, [*starts[1:], len(text)], opens, strict=True)
+    ]
+
+
+def _runs_on(text: str, begin: int, end: int, after: int) -> bool:
+    """Whether the stop before `end` ends a list number or a shortened word, and no sentence."""
+    number = _NUMBER.match(text, begin, end)
+    if number is not None and number.end() == end:
+        return True
+    if text[end - 1] != "." or text[after].isupper():
+        return False
+    return text[max(begin, end - 8) : end - 1].lower().rpartition(" ")[2].lstrip("(") in _SHORTENED
+
+
+def _sentence(text: str, start: int, end: int, paragraph: bool) -> Sentence:
+    marked = _MARKERS.match(text, start, end)
+    begin = marked.end() if marked is not None else start
+    said = text[begin : min(end, begin + READ)].rstrip().lower().replace("’", "'")
+    words = tuple("0" if word[0] in _DIGITS else word for word in _WORD.findall(said))
+    once = frozenset(words)
+    content = frozenset([word[:6] for word in once - _WORDS.stop])
+    topics: set[str] = set()
+    for word in once & _WORDS.topics.keys():
+        topics |= _WORDS.topics[word]
+    for start_of_word in content & _WORDS.topics_by_start.keys():
+        topics |= _WORDS.topics_by_start[start_of_word]
+    for pair in _WORDS.topics_by_pair.keys() & pairwise(words):
+        topics |= _WORDS.topics_by_pair[pair]
+    role = _WORDS.roles.get(words[0], "other") if words else "none"
+    length = len(text[start:end].rstrip())
+    return Sentence(start, end, said, words, role, frozenset(topics), content, paragraph, length)
+
+
+def _bucket(value: float, edges: Sequence[float]) -> int:
+    return bisect_right(edges, value)
+
+
+_SHORT = (15, 30, 50, 80, 120, 180, 260)  # characters of a sentence
+_SPAN = (1, 60, 120, 200, 300, 450, 700, 1100)  # characters within a paragraph
+_SINCE = (60, 100, 150, 200, 260, 330, 420, 550, 700, 900, 1200)  # characters since a boundary
+_COARSE, _COARSER = (120, 300, 600), (100, 200, 400)
+_SHARE = (0.2, 0.4, 0.6, 0.8)
+
+
+class _Place(NamedTuple):
+    """Where a sentence stands: indices of sentences, and how long paragraphs are around it."""
+
+    first: int  # sentence that opens its paragraph
+    after: int  # sentence that opens the next
+    size: int  # bucket of the mean number of sentences of the paragraphs around it
+
+
+def _places(sentences: Sequence[Sentence]) -> list[_Place]:
+    firsts = [index for index, each in enumerate(sentences) if each.paragraph or index == 0]
+    ends = [*firsts[1:], len(sentences)]
+    places = []
+    for number, (first, after) in enumerate(zip(firsts, ends, strict=True)):
+        low, high = max(0, number - 3), min(len(firsts), number + 4)
+        mean = (ends[high - 1] - firsts[low]) / (high - low)
+        place = _Place(first, after, _bucket(mean, (1.3, 1.8, 2.5, 4, 7)))
+        places += [place] * (after - first)
+    return places
+
+
+class Known(NamedTuple):
+    """Words, and pairs of words, that have a weight."""
+
+    words: frozenset[str]
+    pairs: frozenset[tuple[str, str]]
+
+
+def describe(sentences: Sequence[Sentence], known: Known | None = None) -> list[list[str]]:
+    """The features of each sentence that do not depend on where boundaries are.
+
+    Of the words in a sentence only those that are known, if it is said which.
+    """
+    count = len(sentences)
+    places = _places(sentences)
+    ending = frozenset[str]().union(*(each.content for each in sentences[-3:]))
+    beginning = frozenset[str]().union(*(each.content for each in sentences[:3]))
+    last_cue: int | None = None
+    last_topic: dict[str, int] = {}
+    seen: set[str] = set()
+    rows = []
+    for index, one in enumerate(sentences):
+        place, role = places[index], one.role
+        before = sentences[index - 1] if index else None
+        after = sentences[index + 1] if index + 1 < count else None
+        par = "P" if one.paragraph else "I"
+        last = after is None or after.paragraph
+        words = (*one.words[:3], "-", "-", "-")
+        core = _core(one.words)
+        size = _bucket(one.length, _SHORT)
+        row = [
+            "bias", f"1={words[0]}", f"2={words[0]} {words[1]}", f"3={' '.join(words[:3])}",
+            f"core={core}", f"par={par}", f"len={size}{par}", f"?={one.text[-1:] == '?'}",
+            f"role={role}{par}", f"size={place.size}{par}", f"size={place.size}{role}",
+            f"size={place.size}{par}{role}", f"in={min(index - place.first, 6)}",
+            f"past={_bucket(one.start - sentences[place.first].start, _SPAN)}",
+            f"left={min(place.after - index, 6)}{par}",
+            f"room={_bucket(sentences[place.after - 1].end - one.start, _SPAN)}{par}",
+            f"last={last}{role}{par}",
+        ]  # fmt: skip
+        first_words = one.words[:12]
+        said = {*first_words} if known is None else known.words.intersection(first_words)
+        pairs = {*pairwise(first_words)}
+        row += map("w=".__add__, said)
+        row += [f"ww={a} {b}" for a, b in (pairs if known is None else pairs & known.pairs)]
+        row += _topics(one.topics, role, par, last)
+        for topic in one.topics:
+            since = _bucket(one.start - last_topic.get(topic, -9999), (90, 180, 300, 500, 900))
+            row.append(f"t-since={topic}{since}")
+            last_topic[topic] = one.start
+        if before is not None:
+            row += [
+                f"-len={_bucket(before.length, _SHORT)}", f"-:={before.text[-1:] == ':'}",
+                f"-role={before.role} {role}{par}",
+                f"-short={before.role}{_bucket(before.length, (20, 45))}",
+            ]  # fmt: skip
+            if words[0] == (before.words or ("-",))[0]:
+                row.append("same")
+            row += _topics_before(before.topics, one.topics, role)
+        doubted = False
+        if after is not None:
+            doubted = "doubt" in after.topics
+            row += [
+                f"+?={after.text[-1:] == '?'}", f"+par={par}{size}{after.paragraph}",
+                f"+role={role} {after.role}{after.paragraph}",
+                f"+short={_bucket(one.length, (20, 45))}{after.role}",
+            ]  # fmt: skip
+            for topic in after.topics:
+                row += [
+                    f"+t={topic}", f"+t-role={topic}{role}",
+                    f"+t-par={topic}{role}{after.paragraph}",
+                ]  # fmt: skip
+        row += _repetition(sentences, index, seen, role)
+        own = len(one.content)
+        if own:
+            at_end = 0.5 if index >= count - 3 else len(one.content & ending) / own
+            end, first = (
+                _bucket(at_end, _SHARE),
+                _bucket(len(one.content & beginning) / own, _SHARE),
+            )
+            row += [
+                f"end={end}", f"end={end}{role}", f"end={end}{doubted}", f"ask={first}",
+                f"ask={first}{role}", f"end-ask={end}{first}",
+            ]  # fmt: skip
+            if "conclude" in one.topics:
+                row.append(f"end-conclude={end}{doubted}")
+        if last_cue is not None:
+            since = one.start - sentences[last_cue].start
+            row.append(f"cue={_bucket(since, (60, 120, 200, 300, 450, 700))}{par}")
+        if role in _WORDS.turns:
+            last_cue = index
+        rows.append(row)
+    return rows
+
+
+@lru_cache(CACHED)
+def _topics(topics: frozenset[str], role: str, par: str, last: bool) -> list[str]:
+    row = []
+    for topic in topics:
+        row += [
+            f"t={topic}", f"t-role={topic}{role}", f"t-par={topic}{par}",
+            f"t-last={topic}{last}{par}",
+        ]  # fmt: skip
+    return row
+
+
+@lru_cache(CACHED)
+def _topics_before(before: frozenset[str], topics: frozenset[str], role: str) -> list[str]:
+    row = [f"t-new={topic}" for topic in topics - before]
+    for other in before:
+        row += [f"-t={other}", f"-t-role={other}{role}"]
+        row += [f"tt={other} {topic}" for topic in topics]
+    return row
+
+
+@lru_cache(CACHED)
+def _topics_after(after: frozenset[str], role: str, paragraph: bool) -> list[str]:
+    row = []
+    for topic in after:
+        row += [f"+t={topic}", f"+t-role={topic}{role}", f"+t-par={topic}{role}{paragraph}"]
+    return row
+
+
+def _core(words: Sequence[str]) -> str:
+    """The first two words that say something."""
+    at = 0
+    while at < min(len(words), 4) and words[at] in _WORDS.openers:
+        at += 1
+    return " ".join(words[at : at + 2]) or "-"
+
+
+def _repetition(sentences: Sequence[Sentence], index: int, seen: set[str], role: str) -> list[str]:
+    """How much of a sentence was said right before, or anywhere before, which `seen` is to hold."""
+    own = sentences[index].content
+    near = frozenset[str]().union(*(each.content for each in sentences[max(0, index - 3) : index]))
+    ahead = own.union(*(each.content for each in sentences[index + 1 : index + 3]))
+    shared = len(own & near) / max(1, len(own))
+    around = len(ahead & near) / max(1, len(ahead | near))
+    new = len(own - seen) / max(1, len(own))
+    row = [
+        f"over={_bucket(shared, (0.01, *_SHARE))}",
+        f"over={_bucket(shared, (0.2, 0.5, 0.8))}{role}",
+        f"around={_bucket(around, (0.05, 0.1, 0.15, 0.2, 0.3))}",
+        f"new={_bucket(new, (0.01, 0.2, 0.4, 0.6))}{role}",
+    ]
+    seen |= own
+    return row
+
+
+class Since(NamedTuple):
+    """What is looked at of a sentence and of the one that opened the open pattern, in two parts."""
+
+    place: tuple[int, int, int, bool, bool]
+    words: tuple[int, str, str]
+
+
+def since(sentences: Sequence[Sentence], index: int, opened: int) -> Since:
+    """How far back the last boundary lies, which is sentence `opened`, and how either begins."""
+    one, other = sentences[index], sentences[opened]
+    distance = one.start - other.start
+    return Since(
+        (
+            bisect_right(_SINCE, distance), bisect_right(_COARSE, distance),
+            min(index - opened, 8), one.paragraph, other.paragraph,
+        ),
+        (
+            bisect_right(_COARSER, distance), (other.words or ("-",))[0], (one.words or ("-",))[0],
+        ),
+    )  # fmt: skip
+
+
+def since_place(place: tuple[int, int, int, bool, bool]) -> list[str]:
+    """The features of the first part."""
+    size, coarse, count, paragraph, other_paragraph = place
+    par = "P" if paragraph else "I"
+    row = [
+        f"h={size}",
+        f"h={size}{par}",
+        f"h-count={count}",
+        f"h-par={other_paragraph}{par}{coarse}",
+    ]
+    return [*row, f"h-next={par}"] if count == 1 else row
+
+
+def since_words(words: tuple[int, str, str]) -> list[str]:
+    """The features of the second part."""
+    size, other, first = words
+    return [f"h-1={size}{first}", f"h-11={other} {first}"]
