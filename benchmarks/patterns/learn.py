@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dto.segmentation.features import Sentence, describe, since, since_place, since_words, split
+from dto.segmentation.features import Sentence, Since, describe, since_place, since_words, split
 from dto.segmentation.model import KINDS, Weights, chances, of_pattern
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
@@ -130,10 +130,11 @@ def boundary_examples() -> Examples:
 
     def rows() -> Iterator[tuple[list[str], int, float, str]]:
         for one in marked():
+            since = Since(one.sentences)
             for reader, opens in one.readers.items():
                 last = one.low
                 for index in range(one.low + 1, one.high):
-                    place, words = since(one.sentences, index, last)
+                    place, words = since(index, last)
                     features = [*one.features[index], *since_place(place), *since_words(words)]
                     features += [READER_C] if reader == "c" else []
                     weight = OWN_WEIGHT if reader == "c" else 1.0

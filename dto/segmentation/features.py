@@ -246,11 +246,7 @@ def describe(sentences: Sequence[Sentence], known: Known | None = None) -> list[
                 f"+role={role} {after.role}{after.paragraph}",
                 f"+short={_bucket(one.length, (20, 45))}{after.role}",
             ]  # fmt: skip
-            for topic in after.topics:
-                row += [
-                    f"+t={topic}", f"+t-role={topic}{role}",
-                    f"+t-par={topic}{role}{after.paragraph}",
-                ]  # fmt: skip
+            row += _topics_after(after.topics, role, after.paragraph)
         row += _repetition(sentences, index, seen, role)
         own = len(one.content)
         if own:
@@ -328,29 +324,33 @@ def _repetition(sentences: Sequence[Sentence], index: int, seen: set[str], role:
     return row
 
 
-class Since(NamedTuple):
-    """What is looked at of a sentence and of the one that opened the open pattern, in two parts."""
-
-    place: tuple[int, int, int, bool, bool]
-    words: tuple[int, str, str]
+Place = tuple[int, int, int, bool, bool]
+Words = tuple[int, str, str]
 
 
-def since(sentences: Sequence[Sentence], index: int, opened: int) -> Since:
-    """How far back the last boundary lies, which is sentence `opened`, and how either begins."""
-    one, other = sentences[index], sentences[opened]
-    distance = one.start - other.start
-    return Since(
-        (
-            bisect_right(_SINCE, distance), bisect_right(_COARSE, distance),
-            min(index - opened, 8), one.paragraph, other.paragraph,
-        ),
-        (
-            bisect_right(_COARSER, distance), (other.words or ("-",))[0], (one.words or ("-",))[0],
-        ),
-    )  # fmt: skip
+class Since:
+    """How far back boundaries lie, and how the sentences there begin."""
+
+    def __init__(self, sentences: Sequence[Sentence]) -> None:
+        """Keep what is asked for again and again."""
+        self._starts = [each.start for each in sentences]
+        self._paragraphs = [each.paragraph for each in sentences]
+        self._words = [each.words[0] if each.words else "-" for each in sentences]
+
+    def __call__(self, index: int, opened: int) -> tuple[Place, Words]:
+        """What is looked at of a sentence and of the one that opened the open pattern."""
+        distance = self._starts[index] - self._starts[opened]
+        count = index - opened
+        return (
+            (
+                bisect_right(_SINCE, distance), bisect_right(_COARSE, distance),
+                count if count < 8 else 8, self._paragraphs[index], self._paragraphs[opened],
+            ),
+            (bisect_right(_COARSER, distance), self._words[opened], self._words[index]),
+        )  # fmt: skip
 
 
-def since_place(place: tuple[int, int, int, bool, bool]) -> list[str]:
+def since_place(place: Place) -> list[str]:
     """The features of the first part."""
     size, coarse, count, paragraph, other_paragraph = place
     par = "P" if paragraph else "I"
@@ -363,7 +363,7 @@ def since_place(place: tuple[int, int, int, bool, bool]) -> list[str]:
     return [*row, f"h-next={par}"] if count == 1 else row
 
 
-def since_words(words: tuple[int, str, str]) -> list[str]:
+def since_words(words: Words) -> list[str]:
     """The features of the second part."""
     size, other, first = words
     return [f"h-1={size}{first}", f"h-11={other} {first}"]

@@ -20,7 +20,16 @@ from itertools import pairwise, repeat
 from math import exp
 from typing import NamedTuple
 
-from dto.segmentation.features import Known, Sentence, describe, since, since_place, since_words
+from dto.segmentation.features import (
+    Known,
+    Place,
+    Sentence,
+    Since,
+    Words,
+    describe,
+    since_place,
+    since_words,
+)
 from dto.segmentation.lexicon import OPENING
 
 KINDS = (
@@ -91,19 +100,20 @@ def chances(
     """For each sentence the probability that it opens a pattern; 0 for the first."""
     found = [0.0] * len(sentences)
     weight = weights.get
-    places: dict[tuple[object, ...], float] = {}  # scores that come again and again
-    words: dict[tuple[object, ...], float] = {}
+    since = Since(sentences)
+    places: dict[Place, float] = {}  # scores that come again and again
+    words: dict[Words, float] = {}
     last = {0: 1.0}  # sentence that opened the open pattern: probability
     for index in range(1, len(sentences)):
         score = sum(map(weight, rows[index], _NOTHING))
         opens, stays = 0.0, {}
         for opened, p in last.items():
-            place, begins = since(sentences, index, opened)
-            if place not in places:
-                places[place] = sum(map(weight, since_place(place), _NOTHING))
-            if begins not in words:
-                words[begins] = sum(map(weight, since_words(begins), _NOTHING))
-            chance = _logistic(score + places[place] + words[begins])
+            place, begins = since(index, opened)
+            if (far := places.get(place)) is None:
+                far = places[place] = sum(map(weight, since_place(place), _NOTHING))
+            if (said := words.get(begins)) is None:
+                said = words[begins] = sum(map(weight, since_words(begins), _NOTHING))
+            chance = _logistic(score + far + said)
             opens += p * chance
             stays[opened] = p * (1 - chance)
         stays[index] = found[index] = opens
