@@ -51,7 +51,7 @@ _NORMAL = NormalizationConfig(
 )  # fmt: skip
 _CONVERSION = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
 
-POINTS = 8  # of which the first three are positive, and the last large
+POINTS = 10  # three positive, one negative, five of mixed signs, a large one
 CLOSE = mpmath.mpf("1e-45")
 CONSTANT_DIGITS, CONSTANT_CLOSE = 60, sympy.Float("1e-50", 60)
 HUGE = 1e300
@@ -73,6 +73,7 @@ _MATHS = re.compile(r"\\(?:mathbb|mathcal|begin|end)\s*\{[^{}]*\}")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _NUMERAL = re.compile(r"\d+(?:\.\d+)?|\.\d+")
 _LETTER = re.compile("[A-Za-z]")
+_LOST = frozenset({"angle", "measuredangle", "triangle", "perp", "parallel", "land", "lor"})
 # Letters that are no symbols where these kinds of nodes are read.
 _MEANT = (
     ("e", {"exp", "log", "Exp1"}), ("i", {"ImaginaryUnit"}), ("d", {"Integral", "Derivative"}),
@@ -185,6 +186,8 @@ def _whole(latex: str, found: Any) -> bool:
         if kinds & meant:
             letters.add(letter)
     commands = set(_COMMAND.findall(_MATHS.sub("", latex))) if "\\" in latex else set()
+    if commands & _LOST:
+        return False
     greek = commands & _GREEK
     if greek:
         read = {name.lower() for name in names | kinds}
@@ -329,7 +332,8 @@ def _coordinate(name: str, index: int, *, whole: bool) -> Any:
     size = mpmath.mpf(size) / 512  # exact in binary
     if index == POINTS - 1:
         return size + 20
-    return -size if index > 2 and crc32(f"{index} {name}".encode()) % 2 else size
+    negative = index == 3 or (index > 3 and ord(name[-1]) >> (index - 4) & 1)
+    return -size if negative else size
 
 
 def _same_relations(gold: Any, given: Any) -> bool:

@@ -62,6 +62,10 @@ _RELATED = re.compile(
 )
 _VALUE = re.compile(r"\s*,?\s*[-+]?\\?[$€£]?[\d\\]|\s*[(\[]|\s+[-–—]\s+\S|\s*[–—]\s*\w{2}")
 _TAKEN_BACK = re.compile(r"\b(?:actually|wait|oops|correction|sorry)\b", re.IGNORECASE)
+_NO_BUT = re.compile(
+    r"^\s*(?:or|but)\s|\bI was wrong\b"
+    r"|(?:^|[.,;]\s*)(?:[Nn]o|[Ww]ait),?\s+(?:it is\s+)?\(?[A-J]\b(?!['’])"
+)
 _LONE = re.compile(r"(?<![A-Za-z'’])[A-J](?![A-Za-z'’])")
 _ANOTHER_NUMBER = re.compile(r"\b(?:or|and)\b\s*\(?\d|[,\s]\(\d|\d\)")
 _ANOTHER = re.compile(
@@ -121,6 +125,12 @@ def _first(text: str) -> frozenset[str] | None:
         if small or not (valued or _CORRECT.match(text, match.end(1))):
             return None
     if text.endswith("?") or _ANOTHER.match(text, match.end(1)):
+        return None
+    if re.search(
+        rf"(?:^|\s)\(?{chr(ord(letter.upper()) + 1)}[).:]+\s(?!and\b|or\b)", rest
+    ) and not (re.search(r"\b(?:both|either|and|or)\b", rest, re.IGNORECASE)):
+        return None  # "A. 1 B. 2" lists the options
+    if _NO_BUT.search(rest):
         return None
     taken_back = _TAKEN_BACK.search(rest)
     if taken_back and _LONE.search(rest, taken_back.end()):

@@ -27,8 +27,11 @@ _CLAUSE = re.compile(
     rf"|\s{{0,3}}[,;—–(]\s{{0,3}}(?:as\b(?! well)|{_DENIED}\s)"
     r"|\s{0,3}[,;(]\s{0,3}which (?:is (?:about|approximately|roughly|around)|leaves)\b"
     r"|\s{0,3}[,;—–(]\s{0,3}(?:whereas|while)\s"
-    r"|\s{0,3}[,—–]\s{0,3}(?:the|a|an)\s(?=[a-z]+\s)(?!other\b|second\b|same\b)"
-    r"|\s{1,3}and not\s|\s{0,3},\s{0,3}in (?:\w+ ){1,2}(?:form|terms|notation)\b"
+    r"|\s{0,3}[,—–]\s{0,3}the\s(?=(?:least|most|smallest|largest|greatest|supplement|complement)\b"
+    r"(?!.*\band\b))"
+    r"|\s{1,3}and not\s"
+    r"|\s{0,3},\s{0,3}in (?:simplest|lowest|reduced|exact|simplified|standard|interval)"
+    r"(?: \w+)? (?:form|terms|notation)\b"
     r"|\s{0,3},\s{0,3}\d[\d.,]*(?: \w+)? (?:more|less|fewer)\b"
     rf"|(?P<so>\s{{0,3}}[,;—–(]\s{{0,3}}{_SO}[\s,])"
     r"|[,，;；]?\s{0,3}(?:因为|因為|由于|由於|而不是|なぜなら|而非)"
@@ -36,7 +39,7 @@ _CLAUSE = re.compile(
     re.IGNORECASE,
 )
 _HEDGE = re.compile(
-    r"\b(?:maybe|perhaps|possibly|might|(?:could|may)\s(?:also\s)?be|depending|unless|actually|"
+    r"\b(?:maybe|perhaps|possibly|might|(?:could|may)\s(?:also\s)?be|depending|unless|otherwise|excluding|actually|"
     r"wait)\b|,\s?(?:or|but)\s\(?[A-J]\b|\b(?:or|but)\s\d"
     r"|\b(?:and|or)\s\S{1,20}\s(?:because|since|as|if|when|for)\b"
 )
@@ -56,18 +59,6 @@ _ENDING = re.compile(
 )
 _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "`": "`", "«": "»", "„": "“", "「": "」"}
 _DECORATION = "*$ \t\r\n✅✔☑🎉\ufe0f"
-# Words of prose behind an answer that is a number or a formula, whatever they say …
-_REMARK = re.compile(
-    r"\s{0,3}(?:[,;—–]|\s-|\s(?=\())\s{0,3}\(?(?P<rest>(?!pi\b|sqrt\b|sin\b|cos\b|tan\b|log\b|ln\b)"
-    r"[a-z]{2,}\s+[a-z]{2,}.*)"
-)
-# … but for these, which may make it another answer.
-_CHANGES = re.compile(
-    r"\b(?:or|but|not|wrong|incorrect|impossible|if|when|unless|mod|except|plus|minus|times|than|"
-    r"per|more|less|fewer|until|to|other|second|also|either|only|each|any|every|all|some|both)\b"
-    r"|=|[<>]|\d"
-)
-_COUNT = re.compile(r"[-+]?\\?[$€£]?\d[\d.,/]*(?:\s[a-z]{2,15}){0,3}")
 _ASIDE = re.compile(r"([-+$\\]{0,3}[\d.,]+)\s+\(([a-z]+(?:\s+[^\s()]+){2,20})\)")
 _IN_WORDS = re.compile(r"(.*\S)\s*\(\s*([A-Za-z]+(?:[ -][A-Za-z]+)?)\s*\)")
 _SMALL = (
@@ -97,6 +88,11 @@ def before_clause(text: str) -> str:
             return text
         if _REFUTED.search(rest):
             return text
+        if (
+            "=" in rest
+            and _FIGURE.findall(rest.rpartition("=")[2])[:1] != _FIGURE.findall(head)[-1:]
+        ):
+            return text  # 5, so 5 + 5 = 10
     return head.rstrip()
 
 
@@ -132,11 +128,6 @@ def without_clause(answer: str) -> str:
     head = before_clause(answer)
     if len(head) < len(answer) and _balanced(head):
         answer = head
-    elif (remark := _REMARK.search(answer)) and not _HEDGE.search(remark["rest"]):
-        head = answer[: remark.start()]
-        plain = _COUNT.fullmatch(head) or not _WORDS.search(_TEXT_COMMAND.sub("", head))
-        if plain and head.strip() and _balanced(head) and not _CHANGES.search(remark["rest"]):
-            answer = head
     if (aside := _ASIDE.fullmatch(answer.rstrip("."))) and not _HEDGE.search(aside[2]):
         answer = aside[1]
     named = _IN_WORDS.fullmatch(answer.rstrip("."))

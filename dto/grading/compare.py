@@ -23,7 +23,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from dto.grading.choices import same_choice
-from dto.grading.notation import bare, clean
+from dto.grading.notation import bare, clean, labelled
 from dto.grading.parsing import read
 from dto.grading.quantity import Quantity, mentions, quantity
 from dto.grading.structure import Node, same
@@ -36,10 +36,18 @@ _NUMBERS_ALONE = re.compile(r"[\d.]+(?: [\d.]+)+")
 _PLAIN = re.compile(r"-?(?:[0-9]+(?:\.[0-9]+)?|\\[dt]?frac\{[0-9]+\}\{[1-9][0-9]*\})")
 _PRODUCT = re.compile(r"[-+]?[\d.,]*\d[A-Za-z]")
 _MONEY_SIGN = re.compile(r"\\\$|[€£¥₹元]|\b(?:dollar|euro|yuan|rupee)", re.IGNORECASE)
-_MONEY = {r"\$": "dollar", "€": "euro", "£": "pound", "¥": "yuan", "₹": "rupee", "元": "yuan"} | {
-    word: word for word in ("dollar", "euro", "yuan", "rupee")
-}
+_UNIT_NAMES = {
+    r"\$": "dollar", "€": "euro", "£": "pound", "¥": "yuan", "₹": "rupee", "元": "yuan",
+    "dollar": "dollar", "euro": "euro", "yuan": "yuan", "rupee": "rupee", "Celsius": "C",
+    "Fahrenheit": "F",
+}  # fmt: skip
+_HALVES = {"am": "a", "a m": "a", "pm": "p", "p m": "p"}
+_TEMPERATURE = re.compile(
+    r"(?:(?:\\circ\s*\}?\s*\$?|°|degrees?)\s*(?:\\(?:text|mathrm)\s*\{\s*)?[CF](?![a-z])"
+    r"|\\(?:text|mathrm)\s*\{\s*K(?=\s*\})|Celsius|Fahrenheit)"
+)
 _SHARE = re.compile(r"[^:]+:[^:]+")
+_BINARY = re.compile(r"(?:[+\-^_*/]|\\(?:times|cdot|div))$")
 _SHARE_IN_WORDS = re.compile(r"(\w+)\s*to\s*(\w+)")
 _DEGREES = re.compile(r"\\circ|\\degree|°")
 _NUMERAL = re.compile(  # without spaces
@@ -106,19 +114,39 @@ def _compare(gold: str, prediction: str, kind: AnswerKind) -> bool | None:
     gold_text, text = bare(gold_clean), bare(cleaned)
     if not text:
         return False
+    if _other_unit(gold, prediction):
+        return False
     if gold_text == text:
         return True
     if _depth(text) > MAX_DEPTH:
         return False
-    monies = [set(map(_MONEY.get, _MONEY_SIGN.findall(each))) for each in (gold, prediction)]
-    if monies[0] and monies[1] and not monies[0] & monies[1]:
-        return False
     wanted, given = quantity(gold_clean), quantity(cleaned)
+    if wanted and not given and (number := labelled(cleaned)):
+        cleaned, given = number, quantity(number)
+    elif given and not wanted and (number := labelled(gold_clean)):
+        gold_clean, wanted = number, quantity(number)
+    if wanted and given and r"\$" in gold + prediction:
+        if wanted.unit.startswith("cent") and not given.unit:
+            given = quantity(f"{cleaned} dollars")
+        elif given.unit.startswith("cent") and not wanted.unit:
+            wanted = quantity(f"{gold_clean} dollars")
     if wanted and given and not (wanted.unit and _PRODUCT.fullmatch(gold_text)):
         if "rad" in wanted.unit + given.unit and _DEGREES.search(gold + prediction):
             return False
         return _same_quantity(wanted, given)
     return same(structure(gold_clean), structure(cleaned), leaf)
+
+
+def _other_unit(gold: str, prediction: str) -> bool:
+    """Whether the two name other currencies, or other scales of temperature."""
+    for sign in (_MONEY_SIGN, _TEMPERATURE):
+        named = [
+            {_UNIT_NAMES.get(each, each[-1]) for each in sign.findall(side)}
+            for side in (gold, prediction)
+        ]
+        if named[0] and named[1] and not named[0] & named[1]:
+            return True
+    return False
 
 
 @lru_cache(maxsize=1 << 14)
@@ -168,7 +196,9 @@ def _terms(text: str) -> list[str]:
             depth -= 1
         elif character in "=<>,;:|":
             return [text]
-        elif depth == 0 and character in "+-" and index > begin and text[index - 1] not in "+-^_*/":
+        elif (
+            depth == 0 and character in "+-" and index > begin and not _BINARY.search(text[:index])
+        ):
             terms.append(text[begin:index])
             begin = index
     terms.append(text[begin:])
@@ -205,7 +235,10 @@ def _numeral(text: str) -> tuple[str, str] | None:
     found = _NUMERAL.fullmatch(text.replace(" ", ""))
     if found is None:
         return None
-    return found[1].replace("+", "") + found[2], _BASES.get(found[3], found[3])
+    base = _BASES.get(found[3], found[3])
+    if any(int(digit, 36) >= int(base) for digit in found[2].replace(".", "")):
+        return None  # F_2 is a name
+    return found[1].replace("+", "") + found[2], base
 
 
 def _same_numerals(
@@ -271,7 +304,12 @@ def _same_time(wanted: re.Match[str], given: re.Match[str]) -> bool:
 
 
 def _same_quantity(wanted: Quantity, given: Quantity) -> bool | None:
+    halves = _HALVES.get(wanted.unit), _HALVES.get(given.unit)
+    if halves[0] and halves[1] and halves[0] != halves[1]:
+        return False
     if wanted.unit and given.unit and wanted.unit != given.unit:
+        if wanted.unit.partition("^")[2] != given.unit.partition("^")[2]:
+            return False
         if wanted.measure and given.measure:
             return wanted.measure == given.measure
         if wanted.measure or given.measure:

@@ -41,7 +41,7 @@ _LONGEST_GAP = 200
 _REVISED = re.compile(
     r"→|⇒|\\to\b|\\(?:Right|right|Longright)arrow|\\implies|"
     r"\b(?:wait|actually|no|not|wrong|incorrect|fails?|first|instead|rather|correct\w*|mistake|hmm|but|however|should|sorry|oops|"
-    r"(?:re)?check\w*|again|alternatively|equivalently|so|thus|therefore|hence)\b|不[对對是]|[应應][该該]|但|所以",
+    r"(?:re)?check\w*|later|method|attempt|again|alternatively|equivalently|so|thus|therefore|hence)\b|不[对對是]|[应應][该該]|但|所以",
     re.IGNORECASE,
 )  # fmt: skip
 _DELIMITER = r"(?:[\s$*]|\\[()\[\]]|\\q?quad)*"
@@ -59,6 +59,12 @@ _NEXT_PART = re.compile(r"[^\n]{0,40}\n\s*")
 _SEPARATOR = re.compile(r"\s*(?:[,;，、]|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|[和或与])\s*")
 
 
+_DENIED_BEFORE = re.compile(r"\bnot[\s:$*]*$")
+_DENIED_BEHIND = re.compile(
+    r"[\s.$*)\]}]*(?:(?:is|was) (?:wrong|incorrect|not (?:the|right|correct|an?)\b)"
+    r"|(?:wait|no|actually|hmm)\b[^.]{0,40}\b(?:wrong|incorrect|mistake|should be)\b)",
+    re.IGNORECASE,
+)
 _TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
 _FORMULA = re.compile(r"[\d=^_\\+*/\[\]]")
 _NAMED = re.compile(r"(?<![A-Za-z])([A-Za-z](?:_\w|_\{\w+\})?)\s*=\s*\$?\s*$")
@@ -69,14 +75,16 @@ class Boxes(NamedTuple):
 
     They stand in one sentence (`x = \boxed{3} and y = \boxed{5}`) or in a list of parts, and no
     word between them takes one back. `link`: `or`, where each is linked to the next by nothing but
-    that; `list`, where by a comma or "and"; else `parts`.
+    that; `list`, where by a comma or "and"; `ordered` in a numbered list; else `parts`.
     """
 
     answers: tuple[str, ...]
-    link: Literal["or", "list", "parts"] = "parts"
+    link: Literal["or", "list", "parts", "ordered"] = "parts"
 
     def joined(self) -> str:
-        """As one answer."""
+        """As one answer; the parts of a numbered list have an order."""
+        if self.link == "ordered":
+            return f"({', '.join(self.answers)})"
         return (" or " if self.link == "or" else ", ").join(self.answers)
 
 
@@ -113,8 +121,10 @@ def final_boxes(text: str) -> Boxes:
             words.add("or" if _OR.search(link["word"] or "") else "list")
         elif link and gap.count("\n") == 1 and len(gap) < 20:
             words.add("list")  # on lines of their own
-        elif ("\n" not in gap and not _NEW_SENTENCE.search(gap)) or _next_part(text, before, first):
+        elif "\n" not in gap and not _NEW_SENTENCE.search(gap):
             words.add("parts")
+        elif numbered := _next_part(text, before, first):
+            words.add("ordered" if numbered == "ordered" else "parts")
         else:
             break
         boxes.insert(0, before)
@@ -124,7 +134,9 @@ def final_boxes(text: str) -> Boxes:
         found = tuple(
             f"{name[1]} = {each}" for name, each in zip(names, found, strict=True) if name
         )
-    if "parts" in words or not words:
+    if words == {"ordered"}:
+        return Boxes(found, "ordered")
+    if words & {"parts", "ordered"} or not words:
         return Boxes(found)
     return Boxes(found, "or" if "or" in words else "list")
 
@@ -175,7 +187,9 @@ def final_answer(text: str, kind: AnswerKind = "math") -> str | None:
     box = _box_before(text, len(text))
     if box is None:
         return statements.stated_answer(text, kind)
-    if box.content is None:
+    if box.content is None or _DENIED_BEFORE.search(text[max(0, box.start - 12) : box.start]):
+        return None
+    if _DENIED_BEHIND.match(text[box.end : box.end + 150]):
         return None
     if kind != "choice":
         return without_clause(box.content)
@@ -233,10 +247,13 @@ def _box_before(text: str, end: int) -> _Box | None:
             return _Box(at - 1, bare.end(), bare.group())
 
 
-def _next_part(text: str, before: _Box, after: _Box) -> bool:
-    """Whether two boxes stand in neighbouring lines of a list of parts."""
+def _next_part(text: str, before: _Box, after: _Box) -> Literal["", "ordered", "named"]:
+    """Whether two boxes stand in neighbouring lines of a list of parts, with numbers or names."""
     start = text.rfind("\n", 0, before.start) + 1
     gap = _NEXT_PART.match(text, before.end, after.start)
     if gap is None or "\n" in text[gap.end() : after.start]:
-        return False
-    return bool(_PART.match(text, start) and _PART.match(text, gap.end()))
+        return ""
+    parts = _PART.match(text, start), _PART.match(text, gap.end())
+    if parts[0] is None or parts[1] is None:
+        return ""
+    return "named" if "=" in parts[0][0] or parts[0][0].strip()[:1] in "-•*" else "ordered"

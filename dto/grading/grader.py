@@ -131,9 +131,10 @@ class Grader:
         if len(boxes.answers) < 2:
             return graded
         if graded.grade == "wrong" and list_length(gold) == len(boxes.answers):
-            together = await self._grade(boxes.joined(), gold, kind, question)
+            wanted = f"({gold})" if boxes.link == "ordered" else gold
+            together = await self._grade(boxes.joined(), wanted, kind, question)
             return together if together.grade == "correct" else graded
-        if graded.grade == "correct" and boxes.link == "or":
+        if graded.grade == "correct" and boxes.link in ("or", "list"):
             for answer in boxes.answers[:-1]:
                 if (await self._grade(answer, gold, kind, question)).grade != "correct":
                     return Graded("wrong", boxes.joined()[:MAX_ANSWER])

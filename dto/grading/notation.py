@@ -102,7 +102,7 @@ _RULES: list[tuple[frozenset[str], re.Pattern[str], str]] = [
         ("bigcup", r"\\bigcup(?![A-Za-z])", r"\\cup "),
         ("backslash", r"\\backslash(?![A-Za-z])", r"\\setminus "),
         ("begin", r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\s*\]", r"\\\\ "),
-        ("begin", r"\{[bBvV]?matrix\}|\{smallmatrix\}", "{pmatrix}"),
+        ("begin", r"\{[bB]?matrix\}|\{smallmatrix\}", "{pmatrix}"),
         ("begin", r"[(\[]\s*(\\begin\{pmatrix\})", r"\1"),
         ("begin", r"(\\end\{pmatrix\})\s*[)\]]", r"\1"),
         ("begin", r"\\begin\{array\}\s*\{[^{}]*\}(.*)\\end\{array\}",
@@ -135,12 +135,11 @@ _ORDINAL = re.compile(
     r"(?:\\(?:text|mathrm|textrm|mbox)\s*\{\s*(?:st|nd|rd|th)\s*\}|(?:st|nd|rd|th)(?![A-Za-z]))"
     r"\s*\}?"
 )
-_NOUNS = re.compile(r"[a-z]{3,}(?: [a-z]+){0,3}")
-_LABEL = re.compile(
-    r"(?:the )?(?:day|week|month|year|room|page|step|floor|number|question|level|row|column|house|"
-    r"box|team|player|term|position|door|bottle|stage|round) (\d+)",
-    re.IGNORECASE,
+_KINDS = (
+    r"(?:day|week|month|year|room|page|step|floor|number|question|level|row|column|house|box|team|"
+    r"player|term|position|place|door|bottle|stage|round|person|digit|element|grade|multiple)"
 )
+_LABELLED = re.compile(rf"(?:the )?(?:{_KINDS} (\d+)|(\d+)(?:st|nd|rd|th) {_KINDS})", re.IGNORECASE)
 _BRACED_COMMA = re.compile(r"(?<=\d)\{,\}(?=\d{3}(?!\d))")
 _APOSTROPHES = re.compile(r"[-+]?\d{1,3}(?:'\d{3})+(?:\.\d+)?")
 _IDLE_SPACE = re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])")
@@ -212,11 +211,13 @@ def clean(text: str) -> str:
             return ordinal[1]
         if _WRAPPER.fullmatch(rest):
             return f"{ordinal[1]} {rest}"
-        if _NOUNS.fullmatch(rest):
-            return ordinal[1]
-    if text[-1:].isdigit() and text[:1].isalpha() and (label := _LABEL.fullmatch(text)):
-        return label[1]
     return text
+
+
+def labelled(cleaned: str) -> str | None:
+    """The number of `Day 20` and of `the 16th term`."""
+    found = _LABELLED.fullmatch(cleaned)
+    return None if found is None else found[1] or found[2]
 
 
 def bare(cleaned: str) -> str:

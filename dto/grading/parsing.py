@@ -62,6 +62,7 @@ _REALS = re.compile(
 )
 _CASES = re.compile(r"\\begin\{cases\}(.+)\\end\{cases\}", re.DOTALL)
 _IF = re.compile(r"^(?:\\(?:text|mbox)\s*\{\s*)?(?:if|for|when|where)?\s*\}?\s*|[,.]\s*$")
+_FACTOR = re.compile(r"-?\s*(?:[\d.]+|\\(?:frac\{[^{}]*\}\{[^{}]*\}|sqrt\{[^{}]*\}))?|[a-z]")
 _ABSOLUTE = re.compile(r"\|\s*([a-zA-Z])\s*\|")
 _FOR_ALL = re.compile(
     r"\s*,?\s*\\text\s*\{\s*,?\s*for (?:all|any|every)(?: real)?(?: numbers?)?\s*\}\s*([a-zA-Z])"
@@ -114,14 +115,15 @@ def _read(text: str, depth: int) -> Node:
     if text == r"\mathbb{R}":
         return Items("()", (Leaf(r"-\infty"), Leaf(r"\infty")))
     if _INTEGERS.search(text) and (condition := _CONDITION.search(text)) and condition.start() > 0:
-        return Family(condition[1], _read(text[: condition.start()], depth + 1))
+        domain = "N" if "{N}" in condition[0] or "mathbb N" in condition[0] else "Z"
+        return Family(condition[1], _read(text[: condition.start()], depth + 1), domain)
     if text[:1] + text[-1:] in ("][", "[[", "]]"):  # ]a, b[ is (a, b)
         ends = _apart(text[1:-1], (",", ";"))[0]
         if len(ends) == 2 and all(ends):
             brackets = ("(" if text[0] == "]" else "[") + (")" if text[-1] == "[" else "]")
             return Items(brackets, tuple(_read(part, depth + 1) for part in ends))
     if (every := _FOR_ALL.search(text)) and every.start() > 0:
-        return Family(every[1], _read(text[: every.start()], depth + 1))
+        return Family(every[1], _read(text[: every.start()], depth + 1), "R")
     if cases := _CASES.fullmatch(text):
         return _cases(cases[1], depth)
     parts, joint = _split(text)
@@ -156,7 +158,7 @@ def _split(text: str) -> tuple[list[str], str]:
         return [text], ""
     text = _JOINED.sub(r" \1 ", text)
     joint = ""
-    if _LOGIC.search(text):
+    if _RELATED.search(text) and _LOGIC.search(text):
         text = _LOGIC.sub(lambda m: " or " if m[0] in (r"\lor", r"\vee") else " and ", text)
     words = _WORD.findall(text) if " " in text or not text.isascii() else []
     if words and not _is_prose(text):
@@ -268,8 +270,6 @@ def _equation(text: str, operands: list[str], depth: int) -> Node:
         return Named(bare(first), _read(last, depth + 1), text)
     if len(operands) == 2 and _is_name(last):
         return Named(bare(last), _read(first, depth + 1), text)
-    if not any(_LETTERS.search(operand) for operand in operands):
-        return _read(last, depth + 1)  # 2+5 = 7 is 7
     return Equation(first, _read(last, depth + 1), text)
 
 
@@ -335,7 +335,7 @@ def _multiple(text: str, depth: int) -> Node | None:
     begin = text.index(r"\begin{pmatrix}") if r"\begin{pmatrix}" in text else 0
     factor = text[:begin].removesuffix(r"\cdot ").strip()
     matrix = _wrapped(text[begin:], depth) if factor else None
-    if not isinstance(matrix, Matrix) or _constant(factor.strip("-+ ")) is None:
+    if not isinstance(matrix, Matrix) or not _FACTOR.fullmatch(factor):
         return None
     cells = [[part.text if isinstance(part, Leaf) else None for part in row] for row in matrix.rows]
     if any(cell is None for row in cells for cell in row):
@@ -382,7 +382,14 @@ def _wrapped(text: str, depth: int) -> Node | None:
     first, last = tokens[0][0], tokens[-1][0]
     if last not in _CLOSING or tokens[-1].end() < len(text):
         rest, unit = split_unit(text)
-        return _wrapped(rest, depth) if unit else None
+        node = _wrapped(rest, depth) if unit else None
+        if isinstance(node, Items):  # the unit is that of each
+            each = [
+                Leaf(rf"{part.text}\text{{ {unit}}}") if isinstance(part, Leaf) else part
+                for part in node.parts
+            ]
+            return Items(node.brackets, tuple(each))
+        return node
     level = 0
     for match in tokens[:-1]:
         level += (match[0] in _OPENING) - (match[0] in _CLOSING)
@@ -419,8 +426,11 @@ def _set(inner: str, depth: int) -> Node:
             place = _read(sides[1], depth + 1)
             variable = bare(_apart(sides[0], (r"\in",))[0][0])
             domain = _apart(sides[0], (r"\in",))[0][1:]
-            if domain in ([r"\mathbb{Z}"], [r"\mathbb{N}"]) and isinstance(place, Region):
-                return _integers(place.place) or Leaf(rf"\{{{inner}\}}")
+            if domain in ([r"\mathbb{Z}"], [r"\mathbb{N}"]):
+                listed = None
+                if isinstance(place, Region) and place.variable == variable:
+                    listed = _integers(place.place, natural=domain == [r"\mathbb{N}"])
+                return listed or Leaf(rf"\{{{inner}\}}")
             if domain not in ([], [r"\mathbb{R}"]):
                 return Leaf(rf"\{{{inner}\}}")
             if isinstance(place, Region) and place.variable == variable:
@@ -430,7 +440,7 @@ def _set(inner: str, depth: int) -> Node:
     return Items("{}", tuple(flat([_read(part, depth + 1) for part in parts])))
 
 
-def _integers(place: Node) -> Node | None:
+def _integers(place: Node, *, natural: bool) -> Node | None:
     """The integers of a short interval, as a set."""
     if not isinstance(place, Items) or len(place.parts) != 2 or place.brackets not in _ENDS:
         return None
@@ -440,7 +450,7 @@ def _integers(place: Node) -> Node | None:
     low, high = ceil(ends[0].value), floor(ends[1].value)
     low += place.brackets[0] == "(" and low == ends[0].value
     high -= place.brackets[1] == ")" and high == ends[1].value
-    if high - low > MOST_LISTED:
+    if high - low > MOST_LISTED or (natural and low < 1):  # is 0 a natural number?
         return None
     return Items("{}", tuple(Leaf(str(number)) for number in range(low, high + 1)))
 

@@ -52,6 +52,7 @@ _IN_WORDS = {
     )
     for value, word in enumerate(words.split())
 }  # fmt: skip
+_MEGA = re.compile(r"\bM(?=(?:W|Hz|eV|J|Pa|V|N)\b)")
 _WORDED = re.compile(r"\\(?:text|mbox|mathrm)\s*\{\s*([a-z]+|[-+]?[\d.,/ ]*\d)\s*\}")
 _PERCENT = {"percent", "percentage", "pct"}
 _MEASURES: dict[str, dict[str, str]] = {
@@ -60,7 +61,8 @@ _MEASURES: dict[str, dict[str, str]] = {
         "1/100": "cm centimeter centimetre 厘米", "1/10": "dm decimeter 分米",
         "1000": "km kilometer kilometre 千米 公里", "0.0254": "in inch inches",
         "0.3048": "ft foot feet",
-        "0.9144": "yd yard", "1609.344": "mi mile",
+        "0.9144": "yd yard", "1609.344": "mi mile", "1/1000000": "micrometer um",
+        "1/1000000000": "nm nanometer", "1/10000000000": "angstrom",
     },
     "mass": {
         "1": "g gram 克", "1/1000": "mg milligram 毫克", "1000": "kg kilogram 千克 公斤",
@@ -70,15 +72,30 @@ _MEASURES: dict[str, dict[str, str]] = {
         "1": "s sec second 秒", "60": "min minute 分钟", "3600": "h hr hour 小时",
         "86400": "day 天", "604800": "week 周 星期",
     },
-    "volume": {"1": "l liter litre 升", "1/1000": "ml milliliter millilitre 毫升"},
+    "volume": {
+        "1": "l liter litre 升", "1/1000": "ml milliliter millilitre 毫升",
+        "3.785411784": "gallon gal", "0.946352946": "quart qt", "0.473176473": "pint pt",
+        "0.2365882365": "cup", "0.01478676478125": "tablespoon tbsp",
+        "0.00492892159375": "teaspoon tsp",
+    },
+    "calendar": {"1": "month", "12": "year yr", "120": "decade", "1200": "century centuries"},
+    "data": {"1": "bit", "8": "byte", "8000": "kb", "8000000": "mb", "8000000000": "gb",
+             "8000000000000": "tb"},
+    "land": {"1": "hectare ha", "0.40468564224": "acre"},
     "money": {"1": "dollar", "1/100": "cent"},
     "euro": {"1": "euro"},
     "yuan": {"1": "yuan rmb 元", "1/10": "角"},
     "angle": {"1": "degree 度"},
     "radian": {"1": "radian rad"},
-    "force": {"1": "n newton", "1000": "kn"}, "energy": {"1": "j joule", "1000": "kj"},
-    "power": {"1": "w watt", "1000": "kw"}, "pressure": {"1": "pa pascal", "1000": "kpa"},
-    "voltage": {"1": "v volt"}, "current": {"1": "a amp ampere"}, "frequency": {"1": "hz hertz"},
+    "force": {"1": "n newton", "1000": "kn"}, 
+    "energy": {"1": "j joule", "1000": "kj", "1000000": "megaj", "4.184": "cal calorie",
+               "4184": "kcal"},
+    "particles": {"1": "ev", "1000": "kev", "1000000": "megaev", "1000000000": "gev"},
+    "power": {"1": "w watt", "1000": "kw", "1/1000": "mw", "1000000": "megaw"},
+    "pressure": {"1": "pa pascal", "1000": "kpa", "1000000": "megapa",
+                 "101325": "atm", "100000": "bar"},
+    "voltage": {"1": "v volt"}, "current": {"1": "a amp ampere"}, 
+    "frequency": {"1": "hz hertz", "1000": "khz", "1000000": "megahz", "1000000000": "ghz"},
     "temperature": {"1": "k kelvin"}, "amount": {"1": "mol mole"}, "resistance": {"1": "ohm"},
 }  # fmt: skip
 _UNITS = {
@@ -105,9 +122,13 @@ _NOUN = re.compile(
 # Words after a number that make it another number, or more than one.
 NO_UNIT = re.compile(
     r"\b(?:or|and|not|to|more|less|than|most|least|about|factorial|squared|cubed|half|halves|thirds?|"
-    r"quarters?|(?:fif|six|seven|eigh|nin|ten|twelf|hundred|thousand)ths?|pi|root|"
+    r"quarters?|(?:fif|six|seven|eigh|nin|ten|twelf|hundred|thousand|\w*illion)ths?|pi|root|"
     r"times|mod|modulo|base|plus|minus|over|between|out|below|above|under|remainder|negative|"
-    r"infinity|infinite|except|if|when|where|unless|but|maybe|perhaps|possibly)\b"
+    r"infinity|infinite|except|if|when|where|unless|but|maybe|perhaps|possibly|"
+    r"wrong|incorrect|false|divided|multiplied|alpha|beta|gamma|delta|theta|lambda|omega|sigma|tau|phi|"
+    r"halved|doubled|[abc]{2,}|\w*(?:teen|tie|eleven)ths?|twice|double|prime|none|never|inclusive|"
+    r"exclusive|upwards?|otherwise|conjugate|inverse|imaginary|choose|raised|kilo|mega|permille|score|"
+    r"gross|grand|crore|lakh|factorials?|union|equals?|unknown)\b"
 )
 _NO_CHINESE_UNIT = re.compile(
     "[或和到至与及多余约几半不十百千万亿点成折的]|分之|次方|以上|以下|左右|大于|小于|至少|至多"
@@ -187,6 +208,9 @@ def _sum(parts: list[Quantity | None]) -> Quantity | None:
     size = _measure(known[0][0]) if known else None
     if len(known) < len(parts) or len(dimensions) > 1 or size is None:
         return None
+    sizes = [unit_size[1] for name, _ in known if (unit_size := _measure(name))]
+    if sizes != sorted(set(sizes), reverse=True):
+        return None  # 6 cm and 8 cm are two lengths
     total = sum((measure[1] for _, measure in known), Fraction(0))
     unit = " ".join(name for name, _ in known)
     return Quantity(total / size[1], False, False, unit, (dimensions.pop(), total))
@@ -280,8 +304,10 @@ def _unit(rest: str, *, apart: bool = False) -> tuple[str, int, int, bool] | Non
             rest[: raised.start()],
         )
     unit = []
-    for word in rest.lower().replace(".", " ").replace("per cent", "percent").split():
-        if NO_UNIT.fullmatch(word):
+    for word in (
+        _MEGA.sub("mega", rest).lower().replace(".", " ").replace("per cent", "percent").split()
+    ):
+        if NO_UNIT.fullmatch(word) or word in _IN_WORDS:
             return None
         if word in _SCALES:
             scale *= _SCALES[word]

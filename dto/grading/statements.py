@@ -50,6 +50,12 @@ _OTHERS_SAY = re.compile(
     r"\b(?:thinks?|thought|says?|said|guess(?:es)?|believes?|chooses?|expects?|assumes?)\b",
     re.IGNORECASE,
 )
+_NOT_MINE = re.compile(
+    r"\b(?:wrong|incorrect|false|common|naive|naïve|initial|first|previous|earlier|tempting|intuitive|"
+    r"possible|expected|obvious|usual|typical|(?:least|second|next)\s\w+)\s+$",
+    re.IGNORECASE,
+)
+_NOT_BEST = re.compile(r"(?:\bin|\b(?:least|second|next|not|in)[\s-])$", re.IGNORECASE)
 _TAKEN_BACK = re.compile(
     r"[\s.*$]{0,9}(?i:actually|wait|no|oops|correction|sorry)\b[,:.]?"
     r"(?i:\s(?:no|it is|it['’]s|it should be|should be|that is|that['’]s|i meant)\b,?){0,3}"
@@ -377,6 +383,8 @@ def _read(text: str, at: int, form: str) -> _Statement | None:
             return _Statement(match.end())
         if match := _ANSWER.match(text, at):
             sentence = _last_sentence(line)
+            if _NOT_MINE.search(line):
+                return None
             if " would" in match[0] and _CONDITION.search(sentence):
                 return None  # "If it were even, the answer would be 4."
             if len(sentence) > 10 and _OTHERS_SAY.search(sentence):
@@ -428,7 +436,7 @@ def _read(text: str, at: int, form: str) -> _Statement | None:
         "leaving": _LEAVING, "right": _RIGHT_ABROAD,
     }[form]  # fmt: skip
     match = pattern.match(text, at)
-    if match is None:
+    if match is None or (form in ("best", "choice") and _NOT_BEST.search(line)):
         return None
     if form == "leaving" or (form == "verb" and not _WOULD.search(line)):
         # "I pick A. The host opens B." tells a story: only the end of a text is a conclusion.

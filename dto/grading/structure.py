@@ -94,6 +94,7 @@ class Family(NamedTuple):
 
     variable: str
     value: Node
+    domain: str = "Z"
 
 
 Node = Leaf | Items | Matrix | Named | Equation | Region | Family
@@ -174,6 +175,8 @@ def _both_modular(gold: Node, given: Node) -> bool:
 def _same_families(gold: Node, given: Node, leaf: Leaves) -> bool | None:
     """One side may leave out that its letter is an integer; where none does, letters may differ."""
     if isinstance(gold, Family) and isinstance(given, Family):
+        if gold.domain != given.domain:
+            return False
         value = renamed(given.value, given.variable, gold.variable)
         return same(gold.value, value, leaf)
     if isinstance(gold, Family):
@@ -195,12 +198,19 @@ def renamed(node: Node, name: str, other: str) -> Node:
 
 def _same_equations(gold: Node, given: Node, leaf: Leaves) -> bool | None:
     if isinstance(gold, Equation):
+        if not _LETTER.search(gold.left) and not isinstance(given, Equation):
+            return same(gold.value, given, leaf)
         if isinstance(given, Equation) and bare(gold.left) == bare(given.left):
             return same(gold.value, given.value, leaf)
         if isinstance(given, Equation | Named) and isinstance(gold.value, Leaf):
             return leaf(gold.text, given.text)
         return False
     assert isinstance(given, Equation)
+    if not _LETTER.search(given.left):  # 3 + 5 = 9 is false
+        value = given.value
+        holds = leaf(given.left, value.text) if isinstance(value, Leaf) else True
+        equal = same(gold, value, leaf) if holds is not False else False
+        return equal and holds
     if given.left.startswith("(") and "," in given.left:
         return False  # a point whose coordinates are no names
     if isinstance(gold, Named):
@@ -236,6 +246,9 @@ def _mentions(text: str, name: str) -> bool:
 def _same_items(gold: Items, given: Items, leaf: Leaves) -> bool | None:
     brackets = gold.brackets, given.brackets
     if brackets == ("()", ""):
+        named = [part.name.lstrip("\\") for part in given.parts if isinstance(part, Named)]
+        if named and named != sorted(set(named)):
+            return False  # (1,2) is not y = 1, x = 2
         return _in_order(gold.parts, _values(given.parts), leaf)
     names = {part.name for part in gold.parts if isinstance(part, Named)}
     if brackets == ("", "()") and len(names) == len(gold.parts):
@@ -349,6 +362,8 @@ def _vector(node: Node) -> Node:
     parts = {}
     for term in _UNIT_TERM.finditer(node.text):
         sign, size, name = term[1].strip(), term[2].strip(" *"), term[3]
+        if name in parts:
+            return node
         parts[name] = f"{'-' if sign == '-' else ''}{size or '1'}"
     names = "ijk" if "k" in parts else "ij"
     return Items("()", tuple(Leaf(parts.get(name, "0")) for name in names))
