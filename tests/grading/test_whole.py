@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from dto.grading import Grader
-from tests.grading import examined, examined_again, unseen
+from tests.grading import attacks, examined, examined_again, unseen
 
 UNSEEN_RIGHT = 222  # of 232 at first sight; none wrong is called right
 
@@ -63,3 +63,21 @@ def test_what_nobody_looked_at_is_graded_as_well_as_it_was_measured():
 def test_every_kind_has_its_near_misses():
     for name, rows in (LISTS | lists(unseen)).values():
         assert {right for _, _, right, _ in rows} == {True, False}, name
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "whole"),
+    [
+        (attacks.ANSWERS, "math", False),
+        (attacks.RESPONSES, "math", True),
+        (attacks.OPTIONS, "choice", False),
+        (attacks.CHOSEN, "choice", True),
+    ],
+)
+def test_what_once_fooled_the_grader_is_not_right(rows, kind, whole):
+    async def work():
+        async with Grader(workers=2) as grader:
+            ask = grader.grade_conclusion if whole else grader.grade_answer
+            return [(gold, text, (await ask(text, gold, kind)).grade) for gold, text in rows]
+
+    assert [row for row in asyncio.run(work()) if row[2] == "correct"] == []
