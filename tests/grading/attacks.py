@@ -1,4 +1,4 @@
-r"""Answers that are wrong and were once called right: (gold, answer), graded as the list says.
+r"""Answers that are wrong and were once called right: (gold, answer).
 
 `ANSWERS` and `OPTIONS` are answers, `RESPONSES` and `CHOSEN` whole responses; `OPTIONS` and `CHOSEN`
 are of kind `choice`. All were found by trying to fool the grader.
