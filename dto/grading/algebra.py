@@ -51,7 +51,7 @@ _NORMAL = NormalizationConfig(
 )  # fmt: skip
 _CONVERSION = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
 
-POINTS = 10  # three positive, one negative, five of mixed signs, a large one
+POINTS = 12  # three positive, one negative, five of mixed signs, three far away
 CLOSE = mpmath.mpf("1e-45")
 CONSTANT_DIGITS, CONSTANT_CLOSE = 60, sympy.Float("1e-50", 60)
 HUGE = 1e300
@@ -62,7 +62,7 @@ _DIFFERENTIAL = re.compile(r"(?<![A-Za-z\\{_])d(?![A-Za-z_])")  # a parser waits
 _DIVISOR = re.compile(r"\\(?:operatorname\s*\{\s*)?([gl])c[dm]\s*\}?\s*\(")
 # Sums, and waves of integers, are compared at integers: there (-1)^n is cos(n pi).
 _INDICES = frozenset("nkmjNK")
-_WHOLE = (sympy.Sum, sympy.Product, sympy.sin, sympy.cos, sympy.Pow(-1, sympy.Wild("n")))
+_WHOLE = (sympy.Sum, sympy.Product, sympy.sin, sympy.cos)
 _PRIMED = re.compile(r"([A-Za-z])('+)")
 _COEFFICIENT = re.compile(r"(\d)\s*(?=\()")
 _MIXED = re.compile(r"(?<![\d.}^_{])(\d+)\s*(\\frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\})")
@@ -115,7 +115,7 @@ def _fingerprint(text: str) -> float | None:
     """The value at the first point, where that alone can tell two texts apart; else None."""
     bare_text, unit = split_unit(text)
     found = None if unit else expression(bare_text)
-    if not isinstance(found, sympy.Expr) or found.has(*_WHOLE) or found.atoms(AppliedUndef):
+    if not isinstance(found, sympy.Expr) or _of_integers(found) or found.atoms(AppliedUndef):
         return None
     first = _value(found, 0)
     return float(first) if isinstance(first, mpmath.mpf) and abs(first) < HUGE else None
@@ -238,7 +238,7 @@ def _same_values(gold: sympy.Expr, given: sympy.Expr) -> bool | None:
         return _same_constants(gold, given)
     agree = real = 0
     undecided = False
-    whole = names <= _INDICES and any(each.has(*_WHOLE) for each in (gold, given))
+    whole = names <= _INDICES and any(map(_of_integers, (gold, given)))
     for index in range(POINTS):
         values = [_value(each, index, whole=whole) for each in (gold, given)]
         if values[0] is None or values[1] is None:
@@ -296,6 +296,10 @@ def _close(one: Any, other: Any, tolerance: Any) -> bool:
     return bool(abs(one - other) <= tolerance * size)
 
 
+def _of_integers(found: Any) -> bool:
+    return bool(found.has(*_WHOLE)) or any(each.base == -1 for each in found.atoms(sympy.Pow))
+
+
 def _names(found: Any) -> set[str]:
     return {str(each) for each in found.free_symbols}
 
@@ -330,8 +334,8 @@ def _coordinate(name: str, index: int, *, whole: bool) -> Any:
     if whole:
         return mpmath.mpf(size // 40)
     size = mpmath.mpf(size) / 512  # exact in binary
-    if index == POINTS - 1:
-        return size + 20
+    if index > 8:
+        return {9: size + 20, 10: -size - 20, 11: size + 1000}[index]
     negative = index == 3 or (index > 3 and ord(name[-1]) >> (index - 4) & 1)
     return -size if negative else size
 

@@ -26,10 +26,11 @@ from dto.grading.choices import same_choice
 from dto.grading.notation import bare, clean, labelled
 from dto.grading.parsing import read
 from dto.grading.quantity import Quantity, mentions, quantity
-from dto.grading.structure import Node, same
+from dto.grading.structure import Node, leaves, same
 from dto.records import AnswerKind
 
 FLOATING = 15  # decimals up to which what differs may be noise of floating point
+MOST_LEAVES = 60
 MAX_DEPTH = 60  # of nested brackets: what is deeper is no answer, and would exhaust a parser
 
 _NUMBERS_ALONE = re.compile(r"[\d.]+(?: [\d.]+)+")
@@ -134,7 +135,10 @@ def _compare(gold: str, prediction: str, kind: AnswerKind) -> bool | None:
         if "rad" in wanted.unit + given.unit and _DEGREES.search(gold + prediction):
             return False
         return _same_quantity(wanted, given)
-    return same(structure(gold_clean), structure(cleaned), leaf)
+    nodes = structure(gold_clean), structure(cleaned)
+    if min(len(leaves(node)) for node in nodes) > MOST_LEAVES:
+        return None  # a child matches them, whose time is limited
+    return same(*nodes, leaf)
 
 
 def _other_unit(gold: str, prediction: str) -> bool:
@@ -149,7 +153,7 @@ def _other_unit(gold: str, prediction: str) -> bool:
     return False
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=1 << 12)
 def structure(cleaned: str) -> Node:
     """`dto.grading.parsing.read`, remembered."""
     return read(cleaned)

@@ -93,6 +93,8 @@ _RULES: list[tuple[frozenset[str], re.Pattern[str], str]] = [
         ("sqrt", r"\\sqrt\s*(\d|[A-Za-z](?![A-Za-z]))(?!\d)", r"\\sqrt{\1}"),
         ("leqslant geqslant", r"\\(leq|geq)slant(?![A-Za-z])", r"\\\1"),
         ("le ge ne", r"\\(le|ge|ne)(?![A-Za-z])", r"\\\1q"),
+        ("not", r"\\not\s*=", r"\\neq "),
+        ("not", r"\\not\s*\\in(?![A-Za-z])", r"\\notin "),
         ("lt", r"\\lt(?![A-Za-z])", "<"),
         ("gt", r"\\gt(?![A-Za-z])", ">"),
         ("varnothing { }", r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
@@ -172,7 +174,7 @@ def _applicable(commands: frozenset[str]) -> tuple[int, ...]:
     )
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=1 << 12)
 def clean(text: str) -> str:
     r"""Without the LaTeX that changes nothing.
 

@@ -37,7 +37,7 @@ _WORD = re.compile(r"(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|[和与及或]", re.I
 _NAME = re.compile(
     r"(?:\\(?:vec|hat|bar|mathbf|mathrm|text|overline)\s*\{\s*[A-Za-z ]+\s*\}"
     r"|\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|phi|varphi|omega|Omega|Delta)"
-    r"|[A-Za-z]+)'*(?:\s*_\s*(?:[A-Za-z0-9]|\{[A-Za-z0-9+-]+\}))?"
+    r"|[A-Za-z]|[A-Z]{2}|[A-Za-z]{3,})'*(?:\s*_\s*(?:[A-Za-z0-9]|\{[A-Za-z0-9+-]+\}))?"
     r"(?:\s*\(\s*[A-Za-z0-9](?:\s*,\s*[A-Za-z0-9])*\s*\))?"
 )
 _VARIABLE = re.compile(
@@ -126,6 +126,9 @@ def _read(text: str, depth: int) -> Node:
         return Family(every[1], _read(text[: every.start()], depth + 1), "R")
     if cases := _CASES.fullmatch(text):
         return _cases(cases[1], depth)
+    if r"\approx" in text and len(rough := _apart(text, (r"\approx",))[0]) > 1 and rough[0]:
+        named = len(rough) == 2 and _is_name(rough[0])
+        return _read(" = ".join(rough) if named else rough[0], depth + 1)
     parts, joint = _split(text)
     if len(parts) > 1:
         return _several(parts, joint, depth)

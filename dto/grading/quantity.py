@@ -52,6 +52,7 @@ _IN_WORDS = {
     )
     for value, word in enumerate(words.split())
 }  # fmt: skip
+_ALTOGETHER = re.compile(r"\s+(?:in total|altogether)$")
 _MEGA = re.compile(r"\bM(?=(?:W|Hz|eV|J|Pa|V|N)\b)")
 _WORDED = re.compile(r"\\(?:text|mbox|mathrm)\s*\{\s*([a-z]+|[-+]?[\d.,/ ]*\d)\s*\}")
 _PERCENT = {"percent", "percentage", "pct"}
@@ -109,7 +110,7 @@ _ALIASES = {"mph": "mile/hour", "kph": "km/h"}
 _LETTERS = frozenset("mgshlLACFJKNVW")
 # Outside \text{} a word is taken for a unit only when it is one of these: `2 k` is a product.
 _PLAIN = re.compile(
-    r"(?:m|mm|cm|dm|km|kg|mg|ml|mph|m/s|km/h|mi/h|rad|lbs?|oz|ft|yd|inch|inches|feet|foot|"
+    r"(?:m|mm|cm|dm|km|kg|mg|ml|min|sec|hr|mph|m/s|km/h|mi/h|rad|lbs?|oz|ft|yd|inch|inches|feet|foot|"
     r"(?:centi|kilo|milli|deci)?met(?:er|re)|(?:kilo|milli)?gram|pound|ounce|(?:milli)?lit(?:er|re)|"
     r"yard|mile|second|minute|hour|day|week|month|year|dollar|cent|euro|yuan|degree|radian|unit|"
     r"point|people|person|student|square|cubic|per|times)s?"
@@ -131,7 +132,7 @@ NO_UNIT = re.compile(
     r"gross|grand|crore|lakh|factorials?|union|equals?|unknown)\b"
 )
 _NO_CHINESE_UNIT = re.compile(
-    "[或和到至与及多余约几半不十百千万亿点成折的]|分之|次方|以上|以下|左右|大于|小于|至少|至多"
+    "[或和到至与及多余约几半不十百千万亿点成折的倍减加六七八九零打]|阶乘|倒数|错误|^平方$|^立方$|分之|次方|以上|以下|左右|大于|小于|至少|至多"
 )
 
 
@@ -303,7 +304,9 @@ def _unit(rest: str, *, apart: bool = False) -> tuple[str, int, int, bool] | Non
             int((raised[1] or raised[2]).translate({178: "2", 179: "3"})),
             rest[: raised.start()],
         )
-    unit = []
+    if apart:
+        rest = _ALTOGETHER.sub("", rest)
+    unit: list[str] = []
     for word in (
         _MEGA.sub("mega", rest).lower().replace(".", " ").replace("per cent", "percent").split()
     ):
@@ -313,6 +316,8 @@ def _unit(rest: str, *, apart: bool = False) -> tuple[str, int, int, bool] | Non
             scale *= _SCALES[word]
         elif word in _PERCENT:
             percent = True
+        elif word == "of" and unit and apart:
+            continue  # pieces of candy
         elif word in ("square", "sq") or word == "cubic":
             power = 3 if word == "cubic" else 2
         elif in_text or _PLAIN.fullmatch(word) or (apart and _NOUN.fullmatch(word)):

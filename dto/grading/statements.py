@@ -55,6 +55,15 @@ _NOT_MINE = re.compile(
     r"possible|expected|obvious|usual|typical|(?:least|second|next)\s\w+)\s+$",
     re.IGNORECASE,
 )
+_DOUBTED = re.compile(
+    r"\b(?:(?:don['’]t|do not) think|doubt|no way|not true|suppose|assume)\b"
+    r"|\b(?:half|twice|square|cube|digit|part|sum)(?: of)? the (?:final |correct )?$"
+    r"|^\W*if\b.*\bthen (?:the )?$",
+    re.IGNORECASE,
+)
+_WRONG_ABROAD = re.compile(
+    r"incorrect|falsch|mauvais|fausse|errad|errônea|sbagliat|неверн|неправ", re.I
+)
 _NOT_BEST = re.compile(r"(?:\bin|\b(?:least|second|next|not|in)[\s-])$", re.IGNORECASE)
 _TAKEN_BACK = re.compile(
     r"[\s.*$]{0,9}(?i:actually|wait|no|oops|correction|sorry)\b[,:.]?"
@@ -170,6 +179,9 @@ _COMMENT = re.compile(
 )
 _PROSE = re.compile(
     r"(?:[A-Za-z'’-]+\s+){1,15}?(?:is|are|equals)\s+(?:therefore\s+|thus\s+)?(?P<value>\S.*)"
+)
+_NO_HEAD = re.compile(
+    r"\b(?:not|no|is|are|whose|such|that|which|when|half|twice|double|square)\b|[\d\\=]"
 )
 _NOT = re.compile(r"not\b|neither\b|no\b", re.IGNORECASE)
 _BEGINS = re.compile(
@@ -291,8 +303,7 @@ def _sentence(line: str, kind: AnswerKind) -> str:
     sentence = line[: end.start() + question] if end else line
     sentence = sentence.lstrip("*_ \t")
     prose = _PROSE.fullmatch(sentence) if kind != "choice" and " " in sentence else None
-    if prose and not re.search(r"\b(?:not|no|is|are)\b|[\d\\=]", sentence[: prose.start("value")]
-                               .rsplit(None, 1)[0]):  # fmt: skip
+    if prose and not _NO_HEAD.search(sentence[: prose.start("value")].rsplit(None, 1)[0]):
         value = prose["value"]
         if before_clause(sentence[: prose.start("value")]) == sentence[: prose.start("value")] and (
             not _WORD.search(_TEXT_COMMAND.sub("", before_clause(value)))
@@ -383,7 +394,7 @@ def _read(text: str, at: int, form: str) -> _Statement | None:
             return _Statement(match.end())
         if match := _ANSWER.match(text, at):
             sentence = _last_sentence(line)
-            if _NOT_MINE.search(line):
+            if _NOT_MINE.search(line) or _DOUBTED.search(sentence):
                 return None
             if " would" in match[0] and _CONDITION.search(sentence):
                 return None  # "If it were even, the answer would be 4."
@@ -405,7 +416,7 @@ def _read(text: str, at: int, form: str) -> _Statement | None:
         ) else None  # fmt: skip
     if form in ("chinese", "asian"):
         match = _CHINESE.match(text, at) or _ASIAN.match(text, at)
-        if match is None:
+        if match is None or line.endswith(("错误", "錯誤", "不正确", "不正確")):
             return None
         if match[0] in ("选项", "選項") and not _NAMES_OPTION.search(line):
             after = _RIGHT_CHINESE.match(text, match.end())
@@ -415,6 +426,8 @@ def _read(text: str, at: int, form: str) -> _Statement | None:
         match = _ABROAD.match(text, at)
         if match is None and _INVERTED.search(line):
             match = _INVERTED_WORD.match(text, at)
+        if match and _WRONG_ABROAD.search(line[-20:] + match[0]):
+            return None
         return _Statement(match.end()) if match else None
     sentence = _last_sentence(line)
     if _NO_CONCLUSION.search(sentence):

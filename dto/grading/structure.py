@@ -28,8 +28,10 @@ from dto.grading.notation import bare
 from dto.grading.quantity import quantity
 
 MOST_PARTS = 1_000  # of one list: what has more is no answer
-_LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-df-hj-z](?![A-Za-z])")  # e and i are numbers
-_UNSOLVED = re.compile(r"(?:[\d\s.+*/^(){}-]|\\(?:cdot|times|frac|sqrt)(?![A-Za-z])|[a-z])+")
+_LETTER = re.compile(r"(?<![\\A-Za-z])(?![ei](?![A-Za-z]))[A-Za-z]+")  # e and i are numbers
+_UNSOLVED = re.compile(
+    r"(?:[\d\s.+*/^(){}|'!_-]|\\(?:cdot|times|frac|sqrt|sin|cos|tan|log|ln)(?![A-Za-z])|[a-z])+"
+)
 _UNIT_TERM = re.compile(
     r"([+-]?)\s*([^ijk+=,;-]*?(?:\([^()]*\))?)\s*(?:\\cdot\s*)?(?:\\(?:hat|vec)\s*\{?\s*)?"
     r"\\?([ijk])(?:math)?\s*\}?(?![A-Za-z])\s*"
@@ -163,7 +165,8 @@ def _same_inside(gold: Node, given: Node, leaf: Leaves) -> bool | None:
 
 def _alone(node: Node) -> Node:
     """`{5}` as an answer is as good as 5."""
-    if isinstance(node, Items) and node.brackets == "{}" and len(node.parts) == 1:
+    single = isinstance(node, Items) and node.brackets == "{}" and len(node.parts) == 1
+    if isinstance(node, Items) and single and node.parts[0] != EMPTY:
         return node.parts[0]
     return node
 
@@ -179,10 +182,12 @@ def _same_families(gold: Node, given: Node, leaf: Leaves) -> bool | None:
             return False
         value = renamed(given.value, given.variable, gold.variable)
         return same(gold.value, value, leaf)
-    if isinstance(gold, Family):
-        return same(gold.value, given, leaf)
-    assert isinstance(given, Family)
-    return same(gold, given.value, leaf)
+    family, other = (gold, given) if isinstance(gold, Family) else (given, gold)
+    assert isinstance(family, Family)
+    value = family.value
+    if isinstance(value, Region) or (isinstance(value, Items) and value.brackets):
+        return False  # the integers of an interval
+    return same(value, other, leaf) if family is gold else same(other, value, leaf)
 
 
 def renamed(node: Node, name: str, other: str) -> Node:
@@ -213,11 +218,11 @@ def _same_equations(gold: Node, given: Node, leaf: Leaves) -> bool | None:
         return equal and holds
     if given.left.startswith("(") and "," in given.left:
         return False  # a point whose coordinates are no names
-    if isinstance(gold, Named):
-        return leaf(gold.text, given.text) if isinstance(gold.value, Leaf) else False
     constant = not any(_LETTER.search(text) for text in leaves(gold))
     if constant and _LETTER.search(given.left) and _UNSOLVED.fullmatch(given.left):
         return False  # 2x + 3 = 7 is no answer yet
+    if isinstance(gold, Named):
+        return leaf(gold.text, given.text) if isinstance(gold.value, Leaf) else False
     return same(gold, given.value, leaf)
 
 
@@ -262,6 +267,9 @@ def _same_items(gold: Items, given: Items, leaf: Leaves) -> bool | None:
             for side in (gold, given)
         ]  # fmt: skip
         return _in_order(shares[0], shares[1], leaf)
+    unnamed = not any(isinstance(part, Named) for part in given.parts)
+    if brackets == ("", "") and len(names) == len(gold.parts) > 1 and unnamed:
+        return _in_order(_values(gold.parts), given.parts, leaf)
     if brackets[0] in ("", "{}", "|", "\\"):
         sides = [flat(side.parts) for side in (gold, given)]
         if brackets == ("{}", "{}"):

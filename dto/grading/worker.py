@@ -89,7 +89,8 @@ def main() -> None:
         except MemoryError:
             reply = {"error": "grader_memory"}
         except RecursionError:
-            reply = {"equal": False}  # nested deeper than any answer
+            alone = request.get("prediction") is None
+            reply = {"error": UNREADABLE_GOLD} if alone else {"equal": False}  # nested too deep
         except Exception as error:
             reply = {"error": f"grader_error: {type(error).__name__}"}
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -324,8 +324,18 @@ def _repetition(sentences: Sequence[Sentence], index: int, seen: set[str], role:
     return row
 
 
-Place = tuple[int, int, int, bool, bool]
+Place = tuple[int, int, bool, bool]  # index of the distance, sentences between, paragraphs
 Words = tuple[int, str, str]
+
+# What a distance in characters falls into: of the three scales, by distance up to the longest.
+_SCALES = [
+    (bisect_right(_SINCE, distance), bisect_right(_COARSE, distance),
+     bisect_right(_COARSER, distance))
+    for distance in range(_SINCE[-1] + 1)
+]  # fmt: skip
+DISTANCES = sorted(set(_SCALES))
+DISTANCE = [DISTANCES.index(scales) for scales in _SCALES]
+COARSER = [scales[2] for scales in DISTANCES]
 
 
 class Since:
@@ -333,26 +343,25 @@ class Since:
 
     def __init__(self, sentences: Sequence[Sentence]) -> None:
         """Keep what is asked for again and again."""
-        self._starts = [each.start for each in sentences]
-        self._paragraphs = [each.paragraph for each in sentences]
-        self._words = [each.words[0] if each.words else "-" for each in sentences]
+        self.starts = [each.start for each in sentences]
+        self.paragraphs = [each.paragraph for each in sentences]
+        self.words = [each.words[0] if each.words else "-" for each in sentences]
 
     def __call__(self, index: int, opened: int) -> tuple[Place, Words]:
         """What is looked at of a sentence and of the one that opened the open pattern."""
-        distance = self._starts[index] - self._starts[opened]
+        distance = self.starts[index] - self.starts[opened]
+        scale = DISTANCE[distance] if distance < len(DISTANCE) else DISTANCE[-1]
         count = index - opened
         return (
-            (
-                bisect_right(_SINCE, distance), bisect_right(_COARSE, distance),
-                count if count < 8 else 8, self._paragraphs[index], self._paragraphs[opened],
-            ),
-            (bisect_right(_COARSER, distance), self._words[opened], self._words[index]),
-        )  # fmt: skip
+            (scale, count if count < 8 else 8, self.paragraphs[index], self.paragraphs[opened]),
+            (COARSER[scale], self.words[opened], self.words[index]),
+        )
 
 
 def since_place(place: Place) -> list[str]:
     """The features of the first part."""
-    size, coarse, count, paragraph, other_paragraph = place
+    scale, count, paragraph, other_paragraph = place
+    size, coarse, _ = DISTANCES[scale]
     par = "P" if paragraph else "I"
     row = [
         f"h={size}",

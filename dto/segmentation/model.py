@@ -37,7 +37,7 @@ KINDS = (
 )  # fmt: skip
 WINDOW = 10  # sentences back that the last boundary can lie
 _NOTHING = repeat(0.0)
-LEAST = 0.02  # probability of a place for it that is still followed
+LEAST = 0.05  # probability of a place for it that is still followed
 
 
 class Weights(NamedTuple):
@@ -113,9 +113,9 @@ def chances(
                 far = places[place] = sum(map(weight, since_place(place), _NOTHING))
             if (said := words.get(begins)) is None:
                 said = words[begins] = sum(map(weight, since_words(begins), _NOTHING))
-            chance = _logistic(score + far + said)
-            opens += p * chance
-            stays[opened] = p * (1 - chance)
+            stay = p / (1 + exp(min(30.0, score + far + said)))
+            opens += p - stay
+            stays[opened] = stay
         stays[index] = found[index] = opens
         last = _followed(stays, index)
     return found
@@ -152,7 +152,3 @@ def of_pattern(
         features += [f"k-t={topic}" for topic in each.topics]
     said = frozenset[str]().union(*(each.topics for each in sentences[first:after]))
     return features + [f"k-any={topic}" for topic in said]
-
-
-def _logistic(score: float) -> float:
-    return 1 / (1 + exp(-max(-30.0, min(30.0, score))))
