@@ -265,14 +265,18 @@ def model_outputs(most: int) -> list[Answered]:
 
 
 async def mix(count: int, workers: int) -> None:
-    """The grader against math-verify alone, in turn, on the same model outputs."""
-    outputs = model_outputs(count)
+    """The grader against math-verify alone, in turn, on the same model outputs.
+
+    Each round has its own, so that nothing is remembered of them.
+    """
+    written = model_outputs(count)
+    right = [0, 0]
     ours: list[Rate] = []
     theirs: list[float] = []
     slowest = (0.0, "", "")
     async with Grader(workers=workers) as grader:
         for turn in range(ROUNDS + 1):
-            grader._cache.clear()
+            outputs = written[turn :: ROUNDS + 1]
             wall, core = time.perf_counter(), cpu()
             graded = await gather_bounded(
                 (
@@ -282,20 +286,20 @@ async def mix(count: int, workers: int) -> None:
                 WINDOW,
             )
             took = Rate(len(outputs) / (time.perf_counter() - wall), len(outputs) / (cpu() - core))
-            core, equal = time.process_time(), 0
+            right[0] += sum(each.grade == "correct" for each in graded)
+            core = time.process_time()
             for each in outputs:
                 begin = time.process_time()
                 given = parse(each.text, parsing_timeout=None)
                 wanted = parse(f"${each.gold}$", parsing_timeout=None)
-                equal += bool(verify(wanted, given, timeout_seconds=None))
+                right[1] += bool(verify(wanted, given, timeout_seconds=None))
                 seconds = time.process_time() - begin
                 slowest = max(slowest, (seconds * bool(turn), each.gold, each.text[-80:]))
             if turn:  # in the first both build their parsers
                 ours.append(took)
                 theirs.append(len(outputs) / (time.process_time() - core))
-    right = sum(each.grade == "correct" for each in graded), equal
     rates = Rate(median(each.wall for each in ours), median(each.core for each in ours))
-    print(f"model outputs      {rates}, {len(outputs):,} of them, {ROUNDS} rounds")
+    print(f"model outputs      {rates}, {len(written):,} of them, {ROUNDS} rounds")
     print(f"math-verify alone                {median(theirs):10,.0f}/s per core")
     ratios = [one.core / other for one, other in zip(ours, theirs, strict=True)]
     print(

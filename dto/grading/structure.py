@@ -218,6 +218,8 @@ def _same_equations(gold: Node, given: Node, leaf: Leaves) -> bool | None:
         return equal and holds
     if given.left.startswith("(") and "," in given.left:
         return False  # a point whose coordinates are no names
+    if isinstance(gold, Named) and given.value == Leaf("0"):
+        return leaf(gold.text, given.text)  # the line x = 3 is x - 3 = 0
     constant = not any(_LETTER.search(text) for text in leaves(gold))
     if constant and _LETTER.search(given.left) and _UNSOLVED.fullmatch(given.left):
         return False  # 2x + 3 = 7 is no answer yet
