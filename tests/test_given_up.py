@@ -9,7 +9,9 @@ from pathlib import Path
 
 from dto.records import EvaluationRow
 from dto.stages.report import report
-from tests.test_report import make_run  # noqa: F401  # a fixture
+from tests import test_report
+
+make_run = test_report.make_run  # a fixture
 
 
 def given_up(row: EvaluationRow) -> EvaluationRow:
