@@ -64,7 +64,7 @@ _VALUE = re.compile(r"\s*,?\s*[-+]?\\?[$€£]?[\d\\]|\s*[(\[]|\s+[-–—]\s+\S
 _TAKEN_BACK = re.compile(r"\b(?:actually|wait|oops|correction|sorry)\b", re.IGNORECASE)
 _NO_BUT = re.compile(
     r"^\s*(?:or|but)\s|\bI was wrong\b"
-    r"|(?:^|[.,;]\s*)(?:[Nn]o|[Ww]ait),?\s+(?:it is\s+)?\(?[A-J]\b(?!['’])"
+    r"|(?:^\s*|[.,;]\s*)(?:[Nn]o|[Ww]ait),?\s+(?:it is\s+)?\(?[A-J]\b(?!['’])"
 )
 _LONE = re.compile(r"(?<![A-Za-z'’])[A-J](?![A-Za-z'’])")
 _ANOTHER_NUMBER = re.compile(r"\b(?:or|and)\b\s*\(?\d|[,\s]\(\d|\d\)")

@@ -24,7 +24,7 @@ from dto.records import AnswerKind
 _LONGEST = 300  # characters of a sentence that holds an answer
 _LONGEST_DISPLAY = 2_000
 _MOST_STATEMENTS = 50
-_MOST_PLACES = 2_000  # of words that may begin a statement
+_MOST_PLACES = 800  # of words that may begin a statement
 _MOST_ITEMS = 20
 
 _SPACE = r"[\s*_:：]{0,20}"  # bounded: no run is gone through again from each of its places
@@ -67,7 +67,8 @@ _WRONG_ABROAD = re.compile(
 _NOT_BEST = re.compile(r"(?:\bin|\b(?:least|second|next|not|in)[\s-])$", re.IGNORECASE)
 _TAKEN_BACK = re.compile(
     r"[\s.*$]{0,9}(?i:actually|wait|no|oops|correction|sorry)\b[,:.]?"
-    r"(?i:\s(?:no|it is|it['’]s|it should be|should be|that is|that['’]s|i meant)\b,?){0,3}"
+    r"(?i:\s(?:no|actually|it is|it['’]s|it should be|should be|that is|that['’]s|i meant)\b,?)"
+    r"{0,3}"
     r"[\s,:*$(\\]{0,5}(?:-?\d|[A-J]\b)"
 )
 _CONDITION = re.compile(r"\b(?:if|had|were|otherwise|suppos\w*|assum\w*|case)\b", re.IGNORECASE)
@@ -285,10 +286,10 @@ def _content(text: str, start: int, kind: AnswerKind) -> str:
         return ", ".join(items)
     line = rest[:_LONGEST].partition("\n")[0]
     sentence = _sentence(line, kind)
-    if len(line) > len(sentence) + 3:
-        at = line.find(sentence) + len(sentence)
-        if sentence and _TAKEN_BACK.match(line, at):
-            return line
+    if sentence:
+        said = rest if kind == "choice" else line
+        if _TAKEN_BACK.match(said, said.find(sentence) + len(sentence)):
+            return " ".join(said[:_LONGEST].split())
     if kind == "choice" and len(sentence) < 8 and _OR_OPTION.search(line, len(sentence)):
         return line  # "C. 42 or D. 43"
     return sentence if sentence.isascii() else ending_gone(sentence)
