@@ -144,6 +144,8 @@ def _compare(gold: str, prediction: str, kind: AnswerKind) -> bool | None:
 def _other_unit(gold: str, prediction: str) -> bool:
     """Whether the two name other currencies, or other scales of temperature."""
     for sign in (_MONEY_SIGN, _TEMPERATURE):
+        if not sign.search(gold):
+            continue
         named = [
             {_UNIT_NAMES.get(each, each[-1]) for each in sign.findall(side)}
             for side in (gold, prediction)

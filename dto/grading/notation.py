@@ -146,7 +146,7 @@ _BRACED_COMMA = re.compile(r"(?<=\d)\{,\}(?=\d{3}(?!\d))")
 _APOSTROPHES = re.compile(r"[-+]?\d{1,3}(?:'\d{3})+(?:\.\d+)?")
 _IDLE_SPACE = re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])")
 
-_TYPED = re.compile(r"[A-Za-z*<>]|!=|\^")
+_TYPED = re.compile(r"(?<![\\A-Za-z])[A-Za-z]|[*<>^]|!=|\\(?:sqrt|binom)\s*\(")
 _FUNCTION = re.compile(
     r"(?<![\\A-Za-z])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|max|min|"
     r"gcd|binom)(?![a-z]{2})(?=[\s\d(\[\\^_{|a-zA-Z])"
@@ -218,6 +218,8 @@ def clean(text: str) -> str:
 
 def labelled(cleaned: str) -> str | None:
     """The number of `Day 20` and of `the 16th term`."""
+    if "\\" in cleaned or (not cleaned.isalnum() and " " not in cleaned):
+        return None
     found = _LABELLED.fullmatch(cleaned)
     return None if found is None else found[1] or found[2]
 

@@ -68,6 +68,7 @@ _FOR_ALL = re.compile(
     r"\s*,?\s*\\text\s*\{\s*,?\s*for (?:all|any|every)(?: real)?(?: numbers?)?\s*\}\s*([a-zA-Z])"
     r"\s*(?:\\in\s*\\mathbb\{?R\}?)?\s*\.?$"
 )
+_NUMBERS = re.compile(r"([(\[])((?:[-+\d./, ]|\\frac\{\d+\}\{\d+\})+)([)\]])")
 _INTEGERS = re.compile(r"[ZN]|integer")
 _RELATED = re.compile(r"[=<>]|\\(?:leq|geq|neq|in|notin|equiv)(?![A-Za-z])")
 _JOINTS = re.compile(
@@ -102,6 +103,10 @@ def _read(text: str, depth: int) -> Node:
     text = text.strip().rstrip(".").strip()
     if depth > DEEPEST or quantity(text) is not None:
         return Leaf(text)
+    if plain := _NUMBERS.fullmatch(text):  # most points and intervals; the rest is for the others
+        parts = [part.strip() for part in plain[2].split(",")]
+        if len(parts) > 1 and all(quantity(part) for part in parts):
+            return Items(plain[1] + plain[3], tuple(map(Leaf, parts)))
     if (
         len(text) < 40
         and text[:1] not in "([{"
