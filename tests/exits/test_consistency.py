@@ -22,7 +22,8 @@ EXIT = {"policy": "consistency", "monitor": "paragraph", "inducer": "closed"}
         (["7", "7"], 3, "math", False),
         (["7"], 1, "math", True),
         (["\\frac12", "0.5", "\\dfrac{1}{2}"], 3, "math", True),
-        (["x+1", "1+x"], 2, "math", False),  # for algebra to decide
+        (["x+1", "1+x"], 2, "math", True),
+        (["(x+1)^2", "x^2+2x+1"], 2, "math", False),  # for algebra to decide
         (["", ""], 2, "math", False),
         (["7 wait", "7 wait"], 2, "math", False),
         (["No", "No"], 2, "math", True),
