@@ -275,7 +275,7 @@ def test_one_evaluation_covers_several_tasks(tmp_path: Path) -> None:
 
 def test_test_sets_lose_gold_answers_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
-    rows = [{"problem": "a?", "answer": "{x|x>2}"}, {"problem": "b?", "answer": "x>2"}]
+    rows = [{"problem": "a?", "answer": r"\neg p"}, {"problem": "b?", "answer": "x>2"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = several(tmp_path, str(path))
     run_stages(run, ["problems", "test"])
