@@ -158,7 +158,7 @@ def expression(text: str) -> Any:
         )  # fmt: skip
     except MemoryError:
         raise
-    except Exception:
+    except Exception:  # its parser raises what it likes: the text is no mathematics to it
         return None
     if not isinstance(found, sympy.Basic | sympy.MatrixBase) or not _whole(latex, found):
         return None
@@ -319,7 +319,7 @@ def _value(found: Any, index: int, *, whole: bool = False) -> Any:
         number = mpmath.mpmathify(rough)
     except MemoryError:
         raise
-    except Exception:
+    except Exception:  # sympy has no value there, and says so in many ways
         return None
     if not mpmath.isfinite(number):
         return None
