@@ -49,6 +49,7 @@ _TEMPERATURE = re.compile(
 )
 _SHARE = re.compile(r"[^:]+:[^:]+")
 _BINARY = re.compile(r"(?:[+\-^_*/]|\\(?:times|cdot|div))$")
+LONGEST_BINARY = len(r"\times")  # no more is looked at before each sign
 _SHARE_IN_WORDS = re.compile(r"(\w+)\s*to\s*(\w+)")
 _DEGREES = re.compile(r"\\circ|\\degree|°")
 _NUMERAL = re.compile(  # without spaces
@@ -202,9 +203,9 @@ def _terms(text: str) -> list[str]:
             depth -= 1
         elif character in "=<>,;:|":
             return [text]
-        elif (
-            depth == 0 and character in "+-" and index > begin and not _BINARY.search(text[:index])
-        ):
+        elif depth or character not in "+-" or index == begin:
+            continue
+        elif not _BINARY.search(text, max(0, index - LONGEST_BINARY), index):
             terms.append(text[begin:index])
             begin = index
     terms.append(text[begin:])

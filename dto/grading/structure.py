@@ -330,17 +330,17 @@ def _in_any_order(gold: Sequence[Node], given: Sequence[Node], leaf: Leaves) -> 
 
 def _unlike(gold: Sequence[Node], given: Sequence[Node]) -> tuple[list[Node], list[Node]]:
     """What is left of both without the parts that are equal texts or plain numbers."""
-    left = []
     there = Counter(map(_key, given))
-    for part in gold:
-        if there[_key(part)]:
-            there[_key(part)] -= 1
+    left = []
+    for part, key in zip(gold, map(_key, gold), strict=True):
+        if there[key]:
+            there[key] -= 1
         else:
             left.append(part)
     over = []
-    for part in given:
-        if there[_key(part)]:
-            there[_key(part)] -= 1
+    for part, key in zip(given, map(_key, given), strict=True):
+        if there[key]:
+            there[key] -= 1
             over.append(part)
     return left, over
 

@@ -5,9 +5,9 @@ The probability that a sentence opens a pattern is a logistic function of its fe
 uncertain, so the probabilities of all places for it go along from sentence to sentence; a boundary
 is where the total is at least `threshold`. The kind is the best of one linear function a kind.
 
-The weights in `weights.toml` are those that `benchmarks/patterns.py` writes: logistic regression
-on sentences of real traces that readers marked. No other language than English was read, and no
-other questions than puzzles in words.
+The weights in `weights.toml` are those that `benchmarks/patterns/learn.py` writes: logistic
+regression on sentences of real traces that readers marked. No other language than English was read,
+and no other questions than puzzles in words.
 """
 
 from __future__ import annotations
