@@ -31,9 +31,9 @@ from dto.pipeline import run_stages
 from dto.prompts import resource
 from dto.recipe import load_recipe
 from dto.reporting.comparison import Comparison
+from dto.reporting.report import Report, report
 from dto.runs.graph import needed
 from dto.runs.run import open_run
-from dto.stages.report import Report, report
 
 SEEDS = (0, 1, 2)
 PROBLEMS, SAMPLES = 1000, 4

@@ -43,18 +43,18 @@ from benchmarks import lockstep
 from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.engines import open_engine
-from dto.engines.base import Engine, Sampling
 from dto.engines.vllm import VLLMEngine
 from dto.engines.vllm_launch import model_arguments, serving_arguments
 from dto.exits import ExitedResponse, answer
 from dto.grading import Grader
-from dto.ledger import metered
 from dto.nano import resolve
 from dto.nano.corpus import chain_problems
+from dto.protocols import Engine, Sampling
 from dto.recipe import ExitSettings, ModelSettings, Recipe
 from dto.records import Problem
 from dto.text import decode_response, split_thinking
 from dto.trajectories import prompt_ids
+from dto.usage import metered
 
 if TYPE_CHECKING:
     from vllm import LLM

@@ -24,10 +24,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from dto.engines import open_engine
-from dto.engines.base import Sampling
 from dto.engines.transformers import TransformersEngine
 from dto.nano.corpus import chain_problems
 from dto.prompts import render
+from dto.protocols import Sampling
 from dto.recipe import ModelSettings
 
 TEMPERATURE, TOP_P = 1.0, 0.95

@@ -37,14 +37,14 @@ import numpy as np
 from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.engines import open_engine
-from dto.engines.base import Engine, Sampling
 from dto.exits import answer
 from dto.grading import Grader
-from dto.ledger import metered
 from dto.nano.corpus import chain_problems
+from dto.protocols import Engine, Sampling
 from dto.recipe import ExitSettings, Recipe
 from dto.records import Problem
 from dto.trajectories import prompt_ids
+from dto.usage import metered
 
 CONTEXT = 1024
 WARM_UP = 2  # questions

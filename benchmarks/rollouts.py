@@ -33,7 +33,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dto.binomial import clopper_pearson
 from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.engines import open_engine
@@ -42,11 +41,12 @@ from dto.nano import resolve
 from dto.nano.corpus import chain_problems
 from dto.recipe import Recipe
 from dto.records import Dropped, ExitEstimate, Problem, Segment, Trajectory
+from dto.rollouts import roll_out
 from dto.seeds import content_id
-from dto.stages.estimate import estimate, roll_out
+from dto.stages.estimate import estimate
 from dto.stages.sample import sample
 from dto.stages.segment import segment
-from dto.statistics import bootstrap
+from dto.statistics import bootstrap, clopper_pearson
 
 ZONE = 0.10
 REFERENCE_ROLLOUTS = 1024

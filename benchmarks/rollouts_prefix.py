@@ -32,15 +32,16 @@ from benchmarks.overlap import emptied, opened
 from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.engines import open_engine
-from dto.engines.base import Engine
 from dto.grading import Grader
-from dto.ledger import metered
 from dto.nano.corpus import chain_problems
+from dto.protocols import Engine
 from dto.recipe import Recipe
 from dto.records import Dropped, Problem, Segment, Trajectory
-from dto.stages.estimate import estimate, roll_out
+from dto.rollouts import roll_out
+from dto.stages.estimate import estimate
 from dto.stages.sample import sample
 from dto.stages.segment import segment
+from dto.usage import metered
 
 ARMS = ("shared", "at once", "alone")
 LENGTHS = (1, 2, 4, 8)

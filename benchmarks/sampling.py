@@ -24,11 +24,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from dto.engines.base import Sampling
 from dto.engines.vllm import VLLMEngine
 from dto.engines.vllm_launch import environment, model_arguments, serving_arguments
 from dto.nano import resolve
 from dto.nano.corpus import chain_problems
+from dto.protocols import Sampling
 from dto.recipe import ModelSettings
 from dto.trajectories import prompt_ids
 

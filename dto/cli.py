@@ -127,7 +127,7 @@ def run_all(
         print(run_pilot(recipe, out or place, pilot, begin))
         return
     if dry_run:
-        from dto.runs.plan import plan
+        from dto.commands.plan import plan
 
         for line in plan(recipe):
             print(line)
@@ -299,7 +299,7 @@ def import_(
     without one there are none.
     """
     from dto.pipeline import run_stages
-    from dto.stages.importing import holds_pairs
+    from dto.tasks.importing import holds_pairs
 
     name = Path(source).stem
     own = [f"sample.imported={json.dumps(source)}", f"model.name={json.dumps(model)}"]

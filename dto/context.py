@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dto.engines.base import Engine, Sampling
 from dto.errors import EngineError
 from dto.joins import Joined, join
 from dto.prompts import render
+from dto.protocols import Engine, Sampling
 from dto.recipe import Recipe
 from dto.seeds import derive
 from dto.settings import SamplingSettings

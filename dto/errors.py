@@ -26,7 +26,7 @@ class EngineError(DtoError):
     """An engine that cannot be built, or cannot do what it is asked for.
 
     A single request that goes wrong is no exception: it comes back as a
-    :class:`dto.engines.base.Completion` whose finish reason is ``failed``.
+    :class:`dto.protocols.Completion` whose finish reason is ``failed``.
     """
 
 

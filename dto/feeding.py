@@ -10,7 +10,6 @@ from concurrent.futures import BrokenExecutor
 from typing import Any
 
 from dto import records, tables
-from dto.calibration.trace import Trace
 from dto.context import Context
 from dto.drqa import feed as drqa
 from dto.drqa.records import RECORDS as DRQA_RECORDS
@@ -27,9 +26,10 @@ from dto.records import (
 from dto.runs.graph import test_stage
 from dto.runs.journal import Entry
 from dto.runs.run import Run
-from dto.runs.stage import Group, Stage, Timed
+from dto.runs.runner import Group, Stage, Timed
 from dto.serving import Serving
 from dto.stages.pilot import StaticExit
+from dto.stages.trace import Trace
 from dto.tags import think_tags
 
 logger = logging.getLogger("dto")
@@ -78,8 +78,7 @@ async def _feed_engine(run: Run, stage: Stage, serving: Serving) -> None:
 
 
 async def _feed_segment(run: Run, stage: Stage, serving: Serving) -> None:
-    from dto.segmentation.pool import processes
-    from dto.segmentation.worker import segment_texts
+    from dto.segmentation.worker import processes, segment_texts
     from dto.stages.segment import snap
 
     tokenizer, granularity = serving.tokenizer(), run.recipe.segment.granularity
@@ -122,7 +121,7 @@ async def _feed_pair(run: Run, stage: Stage, serving: Serving) -> None:
 
 
 async def _feed_imported(run: Run, stage: Stage, serving: Serving) -> None:
-    from dto.stages.importing import Response, read_responses, to_trajectory
+    from dto.tasks.importing import Response, read_responses, to_trajectory
 
     recipe = run.recipe
     tokenizer, grader = serving.tokenizer(), await serving.grader()
@@ -179,18 +178,18 @@ async def _feed_evaluate(run: Run, stage: Stage, serving: Serving) -> None:
 def _record_problems(stage: Stage, recipe: Recipe) -> None:
     rows: Iterator[Problem | Dropped]
     if recipe.sample.imported:
-        from dto.stages.importing import imported_problems
+        from dto.tasks.importing import imported_problems
 
         rows = imported_problems(recipe.sample.imported, recipe.problems, recipe.seed)
     else:
-        from dto.problems import load_problems
+        from dto.tasks.load import load_problems
 
         rows = load_problems(recipe.problems, recipe.seed)
     _note(stage, rows)
 
 
 def _record_test_sets(stage: Stage, run: Run) -> None:
-    from dto.testsets import load_test_sets
+    from dto.tasks.load import load_test_sets
 
     rows = tables.read(run.table("problems"), Problem)
     asked = [row for row in rows if row.split != "test"]
@@ -198,7 +197,7 @@ def _record_test_sets(stage: Stage, run: Run) -> None:
 
 
 def _note(stage: Stage, rows: Iterator[Problem | Dropped]) -> None:
-    from dto.problems import NEAR_DUPLICATE
+    from dto.tasks.load import NEAR_DUPLICATE
 
     counts: Counter[str] = Counter()
     copies: dict[str, list[Problem]] = {}

@@ -14,16 +14,16 @@ from dto import tables
 from dto.errors import DtoError, disk_errors
 from dto.feeding import RECORDS, feed
 from dto.recipe import Recipe
-from dto.runs import content, manifest
+from dto.runs import manifest
 from dto.runs.graph import test_stage
 from dto.runs.run import Run, write_run_manifest
-from dto.runs.stage import Stage
+from dto.runs.runner import Stage
 from dto.segmentation.lexicon import LOOP
 from dto.serving import Serving
 from dto.tags import FOREIGN
 
 if TYPE_CHECKING:
-    from dto.stages.report import Report
+    from dto.reporting.report import Report
 
 logger = logging.getLogger("dto")
 
@@ -47,7 +47,7 @@ def run_stages(run: Run, stages: Sequence[str]) -> Report | None:
             if name == "train":
                 _train(run)
             else:
-                from dto.stages.report import report
+                from dto.reporting.report import report
 
                 run.config(name)  # says what is missing
                 summary = report(run.path)
@@ -75,7 +75,7 @@ def _train(run: Run) -> None:
     if run.finished("train", config):
         tell(run, "train", "done before")
         return
-    from dto.stages.train import train
+    from dto.training.train import train
 
     begun = time.perf_counter()
     directory = run / "train"
@@ -85,7 +85,7 @@ def _train(run: Run) -> None:
     result = train(run.path, run.recipe, allow_code_execution=run.allow_code_execution)
     result["seconds"] = time.perf_counter() - begun
     with disk_errors(directory):
-        weights = content.of_path(directory / "model")
+        weights = manifest.of_path(directory / "model")
         manifest.write(directory, manifest.finished("train", config, weights) | result)
         (directory / "journal").unlink()
     tell(run, "train")

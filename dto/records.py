@@ -298,7 +298,7 @@ class EvaluationRow:
     attention_flops: float
     trials: tuple[Trial, ...] = ()
     would_leave: int = -1
-    model_flops: float = nan  # those of `dto.flops`; a table of an earlier version has none
+    model_flops: float = nan  # those of `dto.usage`; a table of an earlier version has none
 
     @staticmethod
     def make_id(model: str, exit_name: str, problem_id: str, sample: int) -> str:

@@ -16,8 +16,8 @@ from dto.trajectories import check_model
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from dto.engines.base import Engine
     from dto.grading import Grader
+    from dto.protocols import Engine
 
 
 logger = logging.getLogger("dto")

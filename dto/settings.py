@@ -34,7 +34,7 @@ class Settings(BaseModel):
 
 
 class SamplingSettings(Settings):
-    """How tokens are drawn; `dto.engines.base.Sampling` says in which order.
+    """How tokens are drawn; `dto.protocols.Sampling` says in which order.
 
     Off are top_p 1, top_k 0, min_p 0 and presence_penalty 0.
     """
@@ -57,7 +57,7 @@ class SamplingSettings(Settings):
 
 
 class PairSettings(Settings):
-    """Which pairs are built: of optimized trajectories, or of samples (`dto/baselines/data.py`).
+    """Which pairs are built: of optimized trajectories, or of samples (`dto/stages/pair.py`).
 
     `imported`: those that a table of preferences says (`dto import`, `dto pull` set it).
     """

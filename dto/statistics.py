@@ -12,12 +12,78 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import comb, nan, pi, sqrt, tan
+from math import comb, isnan, lgamma, log, log1p, nan, pi, sqrt, tan
+from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from dto.binomial import Interval, normal_quantile, wilson
+
+class Interval(NamedTuple):
+    """A closed interval."""
+
+    low: float
+    high: float
+
+
+def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
+    """The exact binomial interval (Clopper & Pearson 1934), for independent trials of one problem.
+
+    Each end is where the binomial tail is (1 - confidence) / 2, to 1e-9. No trials: [0, 1].
+    """
+    _check_counts(successes, trials)
+    tail = (1 - confidence) / 2
+    low = 0.0
+    if successes > 0:
+        low = _solve(lambda p: _binomial_tail(successes, trials, p) - tail)
+    high = 1.0
+    if successes < trials:
+        high = 1 - _solve(lambda q: _binomial_tail(trials - successes, trials, q) - tail)
+    return Interval(low, high)
+
+
+def wilson(successes: float, trials: float, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval (1927); takes effective counts that are no integers. None: [0, 1]."""
+    _check_counts(successes, trials)
+    if trials == 0:
+        return Interval(0.0, 1.0)
+    z = normal_quantile(confidence)
+    p = successes / trials
+    centre = p + z * z / (2 * trials)
+    spread = z * sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
+    scale = 1 + z * z / trials
+    return Interval(max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale))
+
+
+def normal_quantile(confidence: float) -> float:
+    """The two-sided quantile of the standard normal distribution: 1.96 for 0.95."""
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def _binomial_tail(successes: int, trials: int, p: float) -> float:
+    """P(X >= successes) for X binomial."""
+    if p <= 0.0 or p >= 1.0:
+        return float(p >= 1.0)
+    up, down = log(p), log1p(-p)
+    k = np.arange(successes, trials + 1)
+    choose = np.array([lgamma(trials + 1) - lgamma(i + 1) - lgamma(trials - i + 1) for i in k])
+    return float(np.exp(choose + k * up + (trials - k) * down).sum())
+
+
+def _solve(rising: Callable[[float], float]) -> float:
+    """The root in [0, 1] of a rising function, by bisection."""
+    low, high = 0.0, 1.0
+    while high - low > 1e-10:
+        middle = (low + high) / 2
+        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
+    return (low + high) / 2
+
+
+def _check_counts(successes: float, trials: float) -> None:
+    if isnan(trials) or not 0 <= successes <= trials:
+        raise ValueError(f"{successes} successes in {trials} trials: 0 <= successes <= trials")
+
 
 Scores = Sequence[float] | Sequence[bool] | npt.NDArray[np.float64]
 Problems = Sequence[str]
@@ -299,3 +365,61 @@ def _t_quantile(confidence: float, freedom: int) -> float:
         + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
         + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
     )
+
+
+_FLIPS = 20_000  # so many that p-values survive a correction for 100 comparisons
+
+
+class Difference(NamedTuple):
+    """A mean difference with its interval and a two-sided p-value; nan without problems."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def bootstrap_differences(
+    differences_PK: npt.NDArray[np.float64], confidence: float = 0.95
+) -> list[Difference]:
+    """The mean of each column with a percentile interval, under resampling of its P problems.
+
+    Column k holds, for each problem, one method's mean over its samples less another's: a paired,
+    clustered bootstrap. p is twice the smaller share of resampled means on either side of 0, the
+    observed one counted in, so that it is never 0; nor is it below 2 / 2^P, the least that P
+    problems can show by their signs. A column of zeros has 1.
+    """
+    problems, columns = differences_PK.shape
+    if not problems:
+        return [Difference(nan, nan, nan, nan)] * columns
+    rng = np.random.default_rng(SEED)
+    uniform = np.full(problems, 1 / problems)
+    parts = [
+        rng.multinomial(problems, uniform, size=500) @ differences_PK / problems
+        for _ in range(0, _FLIPS, 500)
+    ]
+    means_RK = np.concatenate(parts)
+    below_K = ((means_RK <= 0).sum(0) + 1) / (_FLIPS + 1)
+    above_K = ((means_RK >= 0).sum(0) + 1) / (_FLIPS + 1)
+    p_K = np.minimum(1.0, np.maximum(2 * np.minimum(below_K, above_K), 2.0 ** (1 - problems)))
+    tail = (1 - confidence) / 2
+    ends_2K = np.quantile(means_RK, [tail, 1 - tail], axis=0)
+    values_K = differences_PK.mean(0)
+    return [Difference(*map(float, row)) for row in zip(values_K, *ends_2K, p_K, strict=True)]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number (Holm 1979), in the order given.
+
+    Calling those below alpha differences errs anywhere among them with probability alpha at most,
+    whatever their dependence. nan, a comparison that could not be made, stays and does not count.
+    """
+    order = sorted(
+        (i for i, p in enumerate(p_values) if not isnan(p)), key=lambda i: float(p_values[i])
+    )
+    adjusted = [nan] * len(p_values)
+    largest = 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted

@@ -19,6 +19,7 @@ from dto.records import Span
 from dto.tags import DEFAULT_TAGS, ThinkTags
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 INSIDE_CHARACTER = -1
@@ -218,3 +219,40 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     )
     assert isinstance(text, str)
     return text
+
+
+class StopReader:
+    """Reads one sample token by token.
+
+    A character that is spread over several tokens becomes readable with its last one. Behind a stop
+    string the next one is looked for in the tokens that follow, as a continued request would.
+    """
+
+    def __init__(self, backend: Tokenizer, stops: Sequence[str]) -> None:
+        self._backend = backend
+        self._stream = DecodeStream(skip_special_tokens=False)
+        self._stops = tuple(stop for stop in stops if stop)
+        self._keep = max(map(len, self._stops), default=1) - 1
+        self._tail = ""
+
+    def read(self, token: int) -> tuple[str, str | None]:
+        """The text that became readable with this token, and the stop string it completed.
+
+        Of several stop strings completed at once the one that begins first is named.
+        """
+        piece = self._stream.step(self._backend, token) or ""
+        if not piece or not self._stops:
+            return piece, None
+        text = self._tail + piece
+        found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        self._tail = text[-self._keep :] if self._keep and not found else ""
+        return piece, min(found)[1] if found else None
+
+    @property
+    def half_way(self) -> bool:
+        """Whether the text ends with the beginning of a stop string."""
+        return any(
+            self._tail.endswith(stop[:length])
+            for stop in self._stops
+            for length in range(1, len(stop))
+        )

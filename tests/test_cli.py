@@ -19,7 +19,7 @@ from dto.recipe import load_recipe
 from dto.records import Problem, Segment, Trajectory
 from dto.runs.journal import Entry
 from dto.runs.run import open_run
-from dto.runs.stage import Stage
+from dto.runs.runner import Stage
 from tests.commands import dto
 
 ROOT = Path(__file__).parents[1]

@@ -13,19 +13,19 @@ import pytest
 
 from dto.context import Context
 from dto.engines import open_engine
-from dto.engines.base import Capabilities, Completion, Engine, Prompt, Sampling
 from dto.errors import DtoError, EngineError
 from dto.exits import ExitedResponse, answer
 from dto.grading import Grader
-from dto.ledger import metered
 from dto.nano.corpus import chain_problems
 from dto.pipeline import run_stages
+from dto.protocols import Capabilities, Completion, Engine, Prompt, Sampling
 from dto.recipe import EvaluateSettings, ExitSettings, ModelSettings, Recipe
 from dto.records import EvaluationRow
 from dto.runs.run import Run, open_run
 from dto.seeds import derive
 from dto.stages.evaluate import evaluate
 from dto.trajectories import prompt_ids
+from dto.usage import metered
 
 NONE = ExitSettings(name="none")
 DEER = ExitSettings(

@@ -17,7 +17,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from dto.flops import (
+from dto.usage import (
     ModelShape,
     active_parameters,
     attention_flops,

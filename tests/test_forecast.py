@@ -19,7 +19,7 @@ from dto.forecast.pilot import _gpus
 from dto.forecast.stages import StageForecast, _seconds
 from dto.recipe import Recipe
 from dto.runs import manifest
-from dto.runs.stage import GroupUsage, Timing
+from dto.runs.journal import GroupUsage, Timing
 from tests.commands import dto
 
 
@@ -143,7 +143,7 @@ def test_a_pilot_forecasts_and_runs_nothing_else(
     from dto.training.fit import fit
 
     # The real training, without a second process that imports all of torch and TRL first.
-    monkeypatch.setattr("dto.stages.train.train", fit)
+    monkeypatch.setattr("dto.training.train.train", fit)
     monkeypatch.chdir(tmp_path)
     Path("small.yaml").write_text(SMALL)
     code, out, err = dto("run", "small.yaml", "--pilot", "4", capsys=capsys)

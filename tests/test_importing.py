@@ -14,8 +14,8 @@ from dto.errors import DtoError
 from dto.grading import Grader
 from dto.recipe import ModelSettings, SegmentSettings
 from dto.records import Dropped
-from dto.stages.importing import Fields, Response, read_responses, to_trajectory
 from dto.stages.segment import segment
+from dto.tasks.importing import Fields, Response, read_responses, to_trajectory
 from tests.byte_level import byte_level
 
 SETTINGS = ModelSettings(name="m")

@@ -14,17 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dto import feeding, tables
-from dto.problems import load_problems
 from dto.recipe import EvaluateSettings, ProblemSettings, Recipe
 from dto.records import Dropped, Problem
 from dto.reporting.batch import _dropped_lines
 from dto.reporting.funnel import funnel, json_lines
 from dto.reporting.table import funnel_lines
 from dto.runs import manifest
-from dto.runs.stage import Stage
-from dto.stages.importing import imported_problems
+from dto.runs.runner import Stage
+from dto.tasks import load as loading
+from dto.tasks.importing import imported_problems
+from dto.tasks.load import load_problems, load_test_sets
 from dto.tasks.overlap import Index, same_as
-from dto.testsets import load_test_sets
 
 TRAIN = (
     "A farmer has seventeen sheep and sells all but nine of them at the market on the last day "
@@ -103,16 +103,16 @@ def test_what_is_the_same_question(
 def test_dev_is_kept_from_test_and_train_from_both(tmp_path: Path) -> None:
     folder = tmp_path / "rows"
     folder.mkdir()
-    from dto import problems
+    from dto.tasks import load
 
     parts = {"test": [TRAIN], "dev": [OTHER, TRAIN.lower()], "train": [MOVED, OTHER.upper(), "1?"]}
     made = [
-        problems._Part(split, split, problems.Task("rows", "rows"), None,
+        load._Part(split, split, load.Task("rows", "rows"), None,
                        [{"problem": each, "answer": "1"} for each in questions])
         for split, questions in parts.items()
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(problems, "_parts", lambda *_: made)
+        patch.setattr(loading, "_parts", lambda *_: made)
         found, dropped = load(source="rows", train=2, dev=1, test=1)
     assert Counter(row.reason for row in dropped) == {"duplicate": 2}
     assert [row.question for row in found["dev"]] == [OTHER]

@@ -13,11 +13,11 @@ import pytest
 from dto import tables
 from dto.cli import main
 from dto.errors import DtoError
-from dto.flops import ModelShape, attention_flops
 from dto.recipe import Recipe
 from dto.records import ExitEstimate, OptimizedTrajectory, Segment, Span, Trajectory
 from dto.reporting.pilot import study
 from dto.stages.pilot import StaticExit
+from dto.usage import ModelShape, attention_flops
 
 PROMPT, THINKING, ANSWER = 4, 10, 2
 GRADES = ("correct", "correct", "wrong", "truncated", "failed")

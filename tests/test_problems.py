@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 
 from dto.errors import DtoError
-from dto.problems import load_problems
 from dto.recipe import ProblemSettings
 from dto.records import Dropped, Problem
+from dto.tasks.load import load_problems
 
 SHARED = Path(__file__).parents[1] / "../shared/data"
 
@@ -59,7 +59,7 @@ def test_what_is_let_go_of_a_large_source_would_not_have_been_taken(
     for sizes in ({"train": 10, "dev": 5, "test": 15}, {"train": 0, "dev": 0, "test": 200}):
         whole = load(source=source, **sizes)
         with monkeypatch.context() as patch:
-            patch.setattr("dto.problems._SLACK", slack)
+            patch.setattr("dto.tasks.load._SLACK", slack)
             assert load(source=source, **sizes) == whole
 
 

@@ -16,8 +16,8 @@ from dto.records import EvaluationRow, PreferencePair, Problem
 from dto.reporting.comparison import ReportRow
 from dto.reporting.cost import StageCost, break_even
 from dto.reporting.picture import draw
+from dto.reporting.report import report
 from dto.reporting.table import paid_for, paid_in_flops
-from dto.stages.report import report
 from dto.statistics import Estimate
 
 PROBLEMS, SAMPLES = 40, 2

@@ -33,9 +33,9 @@ from dto.records import (
 )
 from dto.reporting.picture import legend_marks
 from dto.reporting.positions import exit_positions, histogram
+from dto.reporting.report import report
 from dto.reporting.reproduce import public_name, reproduction
 from dto.reporting.trials import trial_reliability
-from dto.stages.report import report
 
 PROBLEMS, SAMPLES = 6, 2
 VOID = {"meta", "link", "img", "br", "path", "use"}

@@ -7,7 +7,7 @@ from math import isnan
 import numpy as np
 import pytest
 
-from dto.significance import bootstrap_differences, holm
+from dto.statistics import bootstrap_differences, holm
 
 
 def test_holm_against_a_worked_example():

@@ -8,16 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto.binomial import clopper_pearson, wilson
 from dto.reporting.macro import average
 from dto.statistics import (
     Estimate,
     _t_quantile,
+    clopper_pearson,
     efficiency,
     mean,
     paired_difference,
     pass_at_k,
     proportion,
+    wilson,
 )
 
 

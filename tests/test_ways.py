@@ -12,8 +12,8 @@ from dto.grading import Grader
 from dto.prompts import render
 from dto.recipe import ModelSettings, make_recipe
 from dto.records import Dropped, Problem, Trajectory
-from dto.stages.importing import Response, to_trajectory
 from dto.tags import KNOWN, ThinkTags, foreign_detail, think_tags
+from dto.tasks.importing import Response, to_trajectory
 from dto.templates import check_template, render_chat
 from dto.trajectories import (
     check_model,

@@ -25,7 +25,7 @@ from dto.baselines.report import report
 from dto.errors import DtoError
 from dto.pipeline import run_stages
 from dto.recipe import Recipe
-from dto.runs import content, manifest
+from dto.runs import manifest
 from dto.runs.graph import STAGES, needed, settings_of
 from dto.runs.run import Run, write_run_manifest
 from dto.seeds import content_id
@@ -100,8 +100,8 @@ def _digest(run: Run, recipe: Recipe, stages: Sequence[str]) -> str:
     """All that decides what comes of a method; `stages` are those that it shares."""
     settings = json.dumps(settings_of(recipe), sort_keys=True)
     tables = [(manifest.read(run / stage) or {}).get("digest", "") for stage in stages]
-    weights = str(content.of_model(recipe.model.name))
-    return content_id(settings, weights, content.of_prompts(recipe.model.family), *tables)
+    weights = str(manifest.of_model(recipe.model.name))
+    return content_id(settings, weights, manifest.of_prompts(recipe.model.family), *tables)
 
 
 def _work(run: Run, found: Mapping[str, Recipe], places: Mapping[str, Path]) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from dto import significance, statistics, tables
+from dto import statistics, tables
 from dto.baselines.methods import BASE, label
 from dto.baselines.page import compare_page
 from dto.baselines.picture import draw
@@ -31,9 +31,9 @@ from dto.baselines.records import Comparison, MethodRow
 from dto.errors import DtoError
 from dto.recipe import load_recipe
 from dto.reporting.comparison import MAX_FAILED
+from dto.reporting.report import without_nan
 from dto.runs import manifest
-from dto.significance import Difference
-from dto.stages.report import without_nan
+from dto.statistics import Difference
 
 LEAST_PROBLEMS = 100
 """With fewer problems intervals are shown, and no ranking."""
@@ -177,8 +177,8 @@ def _pairs(values_PM: npt.NDArray[np.float64]) -> tuple[Pairs, dict[tuple[int, i
     pairs = list(combinations(range(count), 2))
     columns = [values_PM[:, a] - values_PM[:, b] for a, b in pairs]
     differences_PK = np.stack(columns, axis=1) if columns else np.zeros((len(values_PM), 0))
-    found = significance.bootstrap_differences(differences_PK)
-    adjusted = significance.holm([each.p for each in found])
+    found = statistics.bootstrap_differences(differences_PK)
+    adjusted = statistics.holm([each.p for each in found])
     differences: Pairs = {(own, own): Difference(0.0, 0.0, 0.0, 1.0) for own in range(count)}
     ps = {(own, own): nan for own in range(count)}
     for (a, b), each, p in zip(pairs, found, adjusted, strict=True):

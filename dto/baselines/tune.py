@@ -30,7 +30,7 @@ from dto.errors import DtoError
 from dto.pipeline import run_stages
 from dto.recipe import Recipe, load_recipe
 from dto.records import Problem
-from dto.runs import content, manifest
+from dto.runs import manifest
 from dto.runs.graph import needed, settings_of
 from dto.runs.run import Run, open_run
 from dto.tables import read
@@ -190,7 +190,7 @@ def _place(run: Run, choice: Choice, points: Sequence[Point]) -> None:
         model, tokenizer = load(run.recipe)
         model.save_pretrained(target / "model")
         tokenizer.save_pretrained(target / "model")
-    done = manifest.finished("train", run.config("train"), content.of_path(target / "model"))
+    done = manifest.finished("train", run.config("train"), manifest.of_path(target / "model"))
     counts: dict[str, Any] = {"kept_step": 0, "reason": choice.reason, "steps": 0}
     if choice.step > BASE_STEP:
         counts = json.loads((target / "result.json").read_text(encoding="utf-8"))

@@ -12,12 +12,12 @@ from dto.calibration.picture import draw
 from dto.calibration.reliability import Reliability, least_off
 from dto.calibration.replay import check
 from dto.calibration.sweep import Point, candidates, statics, sweep
-from dto.calibration.trace import read_traces
 from dto.errors import DtoError, RecipeError, disk_errors
 from dto.recipe import Recipe
+from dto.reporting.report import without_nan
 from dto.runs import manifest
 from dto.runs.graph import settings_of
-from dto.stages.report import without_nan
+from dto.stages.trace import read_traces
 
 
 @dataclass(frozen=True, slots=True)

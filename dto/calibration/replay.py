@@ -13,19 +13,18 @@ from dataclasses import replace
 from functools import partial
 from math import floor
 
-from dto.calibration.trace import Trace
 from dto.errors import RecipeError
-from dto.exits.confidence import Confidence, confidence
 from dto.exits.consistency import agreed
 from dto.exits.deer import decide as sure
 from dto.exits.loop import Decide, Search
 from dto.exits.path import ExitedResponse
-from dto.exits.trial import Tried
-from dto.flops import ModelShape
+from dto.exits.trial import Confidence, Tried, confidence
 from dto.grading import Graded
 from dto.recipe import ExitSettings, TraceSettings
 from dto.records import EvaluationRow, Trial
 from dto.stages.evaluate import evaluation_row
+from dto.stages.trace import Trace
+from dto.usage import ModelShape
 
 
 def check(exit: ExitSettings, recorded: TraceSettings) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dto import tables
-from dto.drqa.grouping import groups
+from dto.drqa.batch import groups
 from dto.drqa.records import BatchResponse, Chain, LabelledChain, Origin
 from dto.errors import DtoError
 from dto.records import Dropped, Grade, Problem, Trajectory
 from dto.runs.run import Run
-from dto.runs.stage import Group, Stage
+from dto.runs.runner import Group, Stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +40,7 @@ def _asked(run: Run) -> dict[str, Problem]:
 
 
 async def _feed_batch(run: Run, stage: Stage, serving: Serving) -> None:
-    from dto.stages.batch import batch
+    from dto.drqa.batch import batch
 
     settings, seed = run.recipe.batch, run.recipe.seed
     if not settings.k:
@@ -85,7 +85,7 @@ def pass_rates(samples: Path) -> dict[str, float]:
 
 
 async def _feed_chain(run: Run, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> None:
-    from dto.stages.chain import batch_chains, vanilla_chain
+    from dto.drqa.chain import batch_chains, vanilla_chain
 
     problems = await asyncio.to_thread(_asked, run)
 
@@ -117,7 +117,7 @@ async def _feed_chain(run: Run, stage: Stage, tokenizer: PreTrainedTokenizerBase
 
 async def _feed_label(run: Run, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> None:
     from dto.drqa.classes import balance
-    from dto.stages.label import label
+    from dto.drqa.label import label
 
     recipe = run.recipe
     unknown = sorted(set(recipe.label.k) - set(recipe.batch.k))

@@ -1,4 +1,4 @@
-"""Engines: everything that needs tokens asks one (:mod:`dto.engines.base`)."""
+"""Engines: everything that needs tokens asks one (:mod:`dto.protocols`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dto.engines.base import Engine
+    from dto.protocols import Engine
     from dto.recipe import ModelSettings
 
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from dto.engines.base import Engine
 from dto.engines.batch import Batch
 from dto.engines.kv import KVShape
 from dto.engines.linearised import Linearised
 from dto.engines.transformers import TransformersEngine
 from dto.engines.worker import Worker
 from dto.errors import EngineError
+from dto.protocols import Engine
 
 
 class BranchedEngine(TransformersEngine):

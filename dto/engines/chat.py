@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dto.engines.base import Message, Prompt
 from dto.errors import DtoError, EngineError
+from dto.protocols import Message, Prompt
 from dto.templates import Arguments, render_chat
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from dto.engines.base import Capabilities, Chunk, Completion, Message, Prompt, Sampling, TokenIds
 from dto.engines.chat import prompt_ids
 from dto.engines.openai_cost import ABORT_TOKENS, Cost
 from dto.engines.openai_requests import Asked, Requests
@@ -25,12 +24,13 @@ from dto.engines.openai_tokenizer import load_tokenizer
 from dto.engines.openai_transport import RequestError, Transport, backoff
 from dto.engines.openai_wire import check, choice_of, request_body
 from dto.errors import EngineError
+from dto.protocols import Capabilities, Chunk, Completion, Message, Prompt, Sampling, TokenIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from dto.flops import ModelShape
     from dto.recipe import ModelSettings
+    from dto.usage import ModelShape
 
 UNKNOWN_CONTEXT = 2**31 - 1
 """Of a server that does not say: it refuses what is too long itself."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from dto.engines.base import Sampling
 from dto.engines.openai_wire import Counts
-from dto.flops import ModelShape, attention_flops, forward_flops
-from dto.ledger import Usage, charge
+from dto.protocols import Sampling
+from dto.usage import ModelShape, Usage, attention_flops, charge, forward_flops
 
 ABORT_TOKENS = 32
 """What a server may still generate for a stream between its closing here and its end there.

@@ -6,11 +6,11 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
-from dto.engines.base import Message, Sampling
 from dto.engines.openai_cost import Cost
 from dto.engines.openai_samples import IdSample, Sample, TextSample
 from dto.engines.openai_transport import Events, RequestError, Transport
 from dto.engines.openai_wire import PATHS, Server, choices_of, counts_of, request_body
+from dto.protocols import Message, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

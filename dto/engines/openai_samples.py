@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dto.engines.base import Chunk, Completion, Sampling
 from dto.engines.openai_cost import Cost
 from dto.engines.openai_transport import RequestError
 from dto.engines.openai_wire import finish_of
-from dto.engines.stops import StopReader
+from dto.protocols import Chunk, Completion, Sampling
+from dto.text import StopReader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dto.engines.base import Capabilities, Sampling
 from dto.engines.openai_transport import RequestError, Transport
 from dto.engines.openai_wire import PATHS, Server, choice_of, choices_of, counts_of, request_body
 from dto.errors import EngineError
+from dto.protocols import Capabilities, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dto.errors import EngineError
-from dto.flops import ModelShape, parameters_of
 from dto.nano import resolve
+from dto.usage import ModelShape, parameters_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

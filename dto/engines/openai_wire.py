@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from dto.engines.base import Capabilities, Message, Sampling
 from dto.engines.openai_transport import RequestError
 from dto.errors import EngineError
+from dto.protocols import Capabilities, Message, Sampling
 from dto.templates import Arguments
 
 if TYPE_CHECKING:

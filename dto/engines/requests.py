@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from dto.engines.base import Sampling
-from dto.engines.stops import StopReader
+from dto.protocols import Sampling
 from dto.records import FinishReason
+from dto.text import StopReader
 
 
 @dataclass(slots=True, eq=False)

@@ -7,14 +7,13 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dto.engines.base import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds
 from dto.engines.chat import prompt_ids
-from dto.engines.stops import StopReader
 from dto.errors import EngineError
-from dto.flops import ModelShape
-from dto.ledger import Usage, charge
+from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds
 from dto.records import FinishReason
 from dto.templates import Arguments
+from dto.text import StopReader
+from dto.usage import ModelShape, Usage, charge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,18 +15,17 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dto.engines.base import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds, unfit
 from dto.engines.batch import Batch
 from dto.engines.chat import prompt_ids
 from dto.engines.models import context_limit, end_ids, fit, free_bytes
 from dto.engines.prefix_cache import PrefixCache
 from dto.engines.requests import Request, Sample
-from dto.engines.stops import StopReader
 from dto.engines.worker import Worker
 from dto.errors import EngineError
-from dto.flops import ModelShape, attention_flops, forward_flops
-from dto.ledger import Usage, charge
+from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds, unfit
 from dto.templates import Arguments
+from dto.text import StopReader
+from dto.usage import ModelShape, Usage, attention_flops, charge, forward_flops
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

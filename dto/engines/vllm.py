@@ -13,9 +13,7 @@ import warnings
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dto.engines.base import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds, unfit
 from dto.engines.chat import prompt_ids
-from dto.engines.stops import StopReader
 from dto.engines.vllm_launch import (
     INSTALL,
     LOGPROBS,
@@ -26,8 +24,9 @@ from dto.engines.vllm_launch import (
 )
 from dto.engines.vllm_wire import VLLMSample, finish, logprobs, sampling_params, stop_met
 from dto.errors import EngineError
-from dto.flops import ModelShape, attention_flops, forward_flops, parameters_of
-from dto.ledger import Usage, charge
+from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds, unfit
+from dto.text import StopReader
+from dto.usage import ModelShape, Usage, attention_flops, charge, forward_flops, parameters_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

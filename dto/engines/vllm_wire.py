@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from dto.engines.base import Sampling
 from dto.errors import EngineError
+from dto.protocols import Sampling
 from dto.records import FinishReason
 
 

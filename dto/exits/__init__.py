@@ -11,10 +11,10 @@ from dataclasses import replace
 from importlib import import_module
 
 from dto.context import Context
-from dto.engines.base import Engine, Sampling
 from dto.errors import EngineError
 from dto.exits.monitor import ENTROPY_LOGPROBS
 from dto.exits.path import ExitedResponse, Path
+from dto.protocols import Engine, Sampling
 from dto.recipe import ExitSettings
 from dto.records import Problem
 

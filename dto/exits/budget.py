@@ -18,11 +18,11 @@ import math
 import re
 from dataclasses import replace
 
-from dto.answers import BOX, answer_inducer, complete_answers
 from dto.context import Context
 from dto.exits.path import BROKEN, ExitedResponse, Path
 from dto.recipe import ExitSettings
 from dto.records import Problem
+from dto.rollouts import BOX, answer_inducer, complete_answers
 from dto.seeds import derive
 
 SENTENCE_ENDS = (".", "!", "?", "\n", "。", "！", "？", "．", "｡")

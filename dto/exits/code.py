@@ -21,15 +21,15 @@ from collections.abc import Sequence
 from contextlib import aclosing
 
 from dto.context import Context
-from dto.engines.base import Sampling
 from dto.exits.deer import decide
 from dto.exits.loop import leave_at_transition
 from dto.exits.path import ExitedResponse, Path
 from dto.exits.trial import Tried
-from dto.ledger import Usage, charge
+from dto.protocols import Sampling
 from dto.recipe import ExitSettings
 from dto.records import FinishReason, Problem, Trial
 from dto.text import decode_response
+from dto.usage import Usage, charge
 
 FENCE = "```"
 

@@ -16,14 +16,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dto.answers import BOX
 from dto.context import Context
-from dto.engines.base import Completion, Sampling
 from dto.errors import RecipeError
 from dto.exits.path import ExitedResponse, Path
 from dto.prompts import render
+from dto.protocols import Completion, Sampling
 from dto.recipe import ExitSettings
 from dto.records import FinishReason, Problem, Trial
+from dto.rollouts import BOX
 from dto.seeds import derive
 from dto.text import decode_response
 

@@ -16,7 +16,6 @@ import re
 from collections.abc import Sequence
 from functools import partial
 
-from dto.answers import answer_inducer
 from dto.context import Context
 from dto.exits.loop import leave_at_transition
 from dto.exits.path import ExitedResponse, Path
@@ -24,6 +23,7 @@ from dto.exits.trial import Tried, try_answer
 from dto.grading.compare import compare
 from dto.recipe import ExitSettings
 from dto.records import AnswerKind, Problem, Trial
+from dto.rollouts import answer_inducer
 
 DOUBT = re.compile(r"\b(?:wait|hold|but|okay|hmm+)\b", re.IGNORECASE)
 

@@ -14,16 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dto.answers import answer_inducer
 from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.exits.compat import compat
-from dto.exits.confidence import confidence
 from dto.exits.loop import Decide, leave_at_transition
 from dto.exits.path import ExitedResponse, Path
-from dto.exits.trial import Tried, ask, tried, try_answer
+from dto.exits.trial import Tried, ask, confidence, tried, try_answer
 from dto.recipe import ExitSettings
 from dto.records import Problem, Trial
+from dto.rollouts import answer_inducer
 from dto.text import decode_response
 
 PRO_INDUCERS = tuple(f"trial_pro_{number}" for number in (1, 2, 3, 4))
@@ -91,7 +90,7 @@ async def _qwen3(
 ) -> Tried:
     """The trial of the published Qwen3 script: it ends at `</think>`.
 
-    Confidence is the geometric mean (`dto.exits.confidence`), and 0 unless `</think>` follows
+    Confidence is the geometric mean (`dto.exits.trial`), and 0 unless `</think>` follows
     within `settings.trial_tokens` tokens (published: 20).
     """
     answer, ends = await ask(

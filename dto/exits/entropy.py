@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from functools import partial
 
 from dto.context import Context
-from dto.engines.base import Sampling
 from dto.exits.loop import leave_at_transition
 from dto.exits.monitor import ENTROPY_LOGPROBS
 from dto.exits.monitor import entropy as entropy_of
 from dto.exits.path import ExitedResponse, Path
 from dto.exits.trial import Tried
+from dto.protocols import Sampling
 from dto.recipe import ExitSettings
 from dto.records import Problem, Trial
 

@@ -16,11 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dto.engines.stops import StopReader
 from dto.recipe import ExitSettings
 from dto.segmentation.lexicon import load
 from dto.tags import DEFAULT_TAGS, ThinkTags
-from dto.text import TagReader
+from dto.text import StopReader, TagReader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,14 +13,14 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from dto.context import Context
-from dto.engines.base import Chunk, Completion, Sampling
 from dto.exits.monitor import kept_tokens
-from dto.flops import ModelShape, attention_flops, forward_flops
+from dto.protocols import Chunk, Completion, Sampling
 from dto.records import FinishReason, Trial
 from dto.seeds import derive
 from dto.tags import FOREIGN, foreign_detail
 from dto.text import INSIDE_CHARACTER, TagReader, char_ends, decode_response
 from dto.trajectories import closes_thinking, read_response
+from dto.usage import ModelShape, attention_flops, forward_flops
 
 BROKEN = "\ufffd"  # how a character reads of which tokens are missing
 TAIL_TOKENS = 64  # enough to hold a tag, a cue and its openers, however they are cut into tokens

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from dto.flops import ModelShape, attention_flops
 from dto.forecast.extrapolate import Column
 from dto.recipe import Recipe
 from dto.reporting.cost import BACKWARD
 from dto.runs import manifest
+from dto.usage import ModelShape, attention_flops
 
 ENGINE = ("sample", "estimate", "optimize", "prune", "evaluate")
 """Stages whose work is requests to an engine."""

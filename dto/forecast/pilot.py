@@ -22,11 +22,11 @@ from dto.forecast.stages import (
 )
 from dto.recipe import Recipe
 from dto.records import Problem
+from dto.reporting.report import without_nan
 from dto.reporting.table import aligned
 from dto.runs import manifest
 from dto.runs.graph import needed, test_stage
 from dto.runs.run import Run, open_run
-from dto.stages.report import without_nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +149,7 @@ def actual_problems(recipe: Recipe) -> dict[str, int]:
     """How many problems the run has by stratum. Loads the sources, as their sizes are not known."""
     own = recipe.problems
     actual = {"train": own.train, "dev": own.dev}
-    from dto.problems import load_problems
-    from dto.testsets import load_test_sets
+    from dto.tasks.load import load_problems, load_test_sets
 
     rows = [row for row in load_problems(own, recipe.seed) if isinstance(row, Problem)]
     tests = [row for row in rows if row.split == "test"]

@@ -19,10 +19,10 @@ from dto.grading.extract import final_answer
 from dto.grading.grader import Graded, Grader
 from dto.grading.pool import UNREADABLE_GOLD
 from dto.grading.published import RULES, Rules
-from dto.problems import read_source
 from dto.records import AnswerKind, Dropped, EvaluationRow, Problem, Trajectory
 from dto.runs import manifest
 from dto.statistics import kappa
+from dto.tasks.load import read_source
 from dto.tasks.task import FieldError, text
 
 AT_ONCE = 256

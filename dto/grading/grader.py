@@ -27,8 +27,8 @@ from dto.grading.harness import last_block
 from dto.grading.pool import UNREADABLE_GOLD, ComparisonError, WorkerPool
 from dto.grading.published import Rules, decide
 from dto.grading.sandbox import Limits, Sandbox, SandboxError
-from dto.ledger import give_up
 from dto.records import NOT_RUN, AnswerKind, Grade
+from dto.usage import give_up
 
 logger = logging.getLogger("dto")
 

@@ -16,21 +16,21 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from dto import tables
+from dto.commands.plan import PROMPTS
 from dto.drqa.classes import WORDINGS
 from dto.hub.folder import Published, data_files
 from dto.hub.origins import Origin, models
 from dto.hub.private import Private
 from dto.hub.results import results
-from dto.problems import prompt_of
 from dto.prompts import JUDGE, render
 from dto.recipe import Recipe
 from dto.reporting.accounts import DROPPED
 from dto.reporting.cost import stage_costs
+from dto.reporting.report import Report, draw_report
 from dto.runs import manifest
 from dto.runs.graph import STAGES
-from dto.runs.plan import PROMPTS
-from dto.stages.report import Report, draw_report
 from dto.tags import shown_tags
+from dto.tasks.load import prompt_of
 
 TAGS = ("dto", "reasoning", "overthinking")
 _LENGTHS = (

@@ -38,7 +38,7 @@ from dto.hub.layout import (
 from dto.hub.private import Private, redact_table, without_servers
 from dto.recipe import Recipe, make_recipe
 from dto.reporting.funnel import json_lines
-from dto.runs import content, manifest
+from dto.runs import manifest
 from dto.seeds import content_id
 
 _KEPT = (
@@ -188,7 +188,7 @@ def write_mark(folder: Path, said: Mapping[str, Any]) -> None:
     """Write the mark: what a folder is of, with a hash of all that does not only follow from it."""
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     deciding = sorted(name for name in names if not follows(name) and name != MARK)
-    held = content_id(*(f"{name}\n{content.of_path(folder / name)}" for name in deciding))
+    held = content_id(*(f"{name}\n{manifest.of_path(folder / name)}" for name in deciding))
     text = json.dumps({**said, "content": held}, indent=2, ensure_ascii=False) + "\n"
     (folder / MARK).write_text(text, encoding="utf-8")
 
@@ -211,7 +211,7 @@ def _stage(source: Path, target: Path, private: Private) -> bool:
     rewritten = _copy(source, target, names, private)
     said = _shared_manifest(manifest.read(source) or {}, private)
     if rewritten:  # the digest stays, by which the stages after it know that nothing else changed
-        said["content"] = content.of_path(target / "rows.parquet")
+        said["content"] = manifest.of_path(target / "rows.parquet")
     manifest.write(target, said)
     return rewritten
 

@@ -95,7 +95,7 @@ def _card(
 ) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    from dto.stages.report import measure
+    from dto.reporting.report import measure
 
     evaluated = manifest.read(run / "evaluate") is not None
     if evaluated:

@@ -26,8 +26,8 @@ from dto.hub.origins import (
 from dto.hub.private import private_of
 from dto.hub.search import Search
 from dto.hub.upload import Kind, Uploaded, upload
+from dto.reporting.report import measure
 from dto.runs.run import Run
-from dto.stages.report import measure
 
 logger = logging.getLogger("dto")
 

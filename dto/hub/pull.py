@@ -21,7 +21,7 @@ from dto.hub.private import without_servers
 from dto.hub.publish import check_name
 from dto.hub.upload import Remote, hub_errors, remote
 from dto.recipe import load_recipe
-from dto.runs import content, manifest
+from dto.runs import manifest
 from dto.runs.run import open_run, write_run_manifest
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _arrange(begun: Path, name: str) -> tuple[str, ...]:
         if odd:
             raise DtoError(f"{name}: the manifest of {stage} holds no settings under {odd[0]!r}")
         table = begun / stage / "rows.parquet"
-        if stage != "train" and content.of_path(table) != done.get("content"):
+        if stage != "train" and manifest.of_path(table) != done.get("content"):
             raise DtoError(
                 f"{name}: the table of {stage} is not the one that its manifest names: remove "
                 f"{begun} and pull again"
@@ -163,7 +163,7 @@ def _pull_weights(api: HfApi, name: str, out: Path) -> None:
         snapshot_download(name, revision=there.commit, local_dir=begun, ignore_patterns=list(OWN))
     shutil.rmtree(begun / ".cache", ignore_errors=True)
     (begun / ".gitattributes").unlink(missing_ok=True)
-    if content.of_path(begun) != done["content"]:
+    if manifest.of_path(begun) != done["content"]:
         raise DtoError(
             f"model {name} is not the one that {out} trained: it was published from another run"
         )

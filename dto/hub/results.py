@@ -8,8 +8,8 @@ from typing import NamedTuple
 from dto.hub.private import Private
 from dto.reporting.comparison import Comparison
 from dto.reporting.macro import AverageRow, is_base
+from dto.reporting.report import Report
 from dto.reporting.table import gained, interval, number, percent, points
-from dto.stages.report import Report
 
 
 class Result(NamedTuple):

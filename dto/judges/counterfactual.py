@@ -12,8 +12,7 @@ from math import isnan
 from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.records import Problem, Segment, Trajectory, Verdict, VerdictKind
-from dto.stages.estimate import roll_out
-from dto.stages.optimize import kept_ids
+from dto.rollouts import kept_ids, roll_out
 
 
 async def judge(

@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from dto.context import Context
-from dto.engines.base import Completion, Engine, Message, Sampling
 from dto.engines.chat import prompt_ids
 from dto.errors import EngineError
-from dto.ledger import charged_to
 from dto.prompts import JUDGE, render
+from dto.protocols import Completion, Engine, Message, Sampling
 from dto.records import Problem, Segment, Trajectory, Verdict, VerdictKind
 from dto.tags import DEFAULT_TAGS, shown_tags, think_tags
+from dto.usage import charged_to
 
 SCORES: Mapping[VerdictKind, float] = {
     "harmful": 3.0, "meaningless": 2.0, "redundant": 1.0, "keep": 0.0,
@@ -47,7 +47,7 @@ async def judge(
     Of longer versions only the last `prune.max_segments` are judged. Where prompt and reply do not
     fit into the judge's context, the prompt begins with a later pattern, and those before it are
     unjudged. A request that fails is not made again: all its patterns are unjudged. What the judge
-    reads and writes is charged to its own account (:mod:`dto.ledger`).
+    reads and writes is charged to its own account (:mod:`dto.usage`).
 
     Raises EngineError for a judge that cannot be asked so at all.
     """

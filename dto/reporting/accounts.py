@@ -25,7 +25,7 @@ from dto.reporting.table import (
 from dto.sequential import zone
 
 if TYPE_CHECKING:
-    from dto.stages.report import Report
+    from dto.reporting.report import Report
 
 MEBIBYTE = 2**20
 DROPPED = {

@@ -2,7 +2,7 @@
 
 Critics of 2505.21765 ask for this: rollouts are not free. Every token that was generated counts,
 those of trials, of dev evaluations and of cancelled requests too. In tokens, reading prompts costs
-nothing, and a token that is trained on as much as one that is generated; model FLOPs (`dto.flops`)
+nothing, and a token that is trained on as much as one that is generated; model FLOPs (`dto.usage`)
 have all of it: what was read and not in the cache, generated and trained on.
 """
 
@@ -18,13 +18,13 @@ from typing import Any
 
 import polars as pl
 
-from dto.flops import ModelShape, attention_flops
 from dto.nano import resolve
 from dto.recipe import load_recipe
 from dto.reporting.comparison import ReportRow
 from dto.reporting.macro import AverageRow
 from dto.runs import manifest
 from dto.statistics import Estimate
+from dto.usage import ModelShape, attention_flops
 
 OPTIMIZATION = (
     "sample", "batch", "segment", "estimate", "optimize", "prune", "judge", "pair", "chain",
@@ -45,7 +45,7 @@ class StageCost:
     `attention_flops` covers requests and, for train, forward and backward passes over the pairs;
     None where the model's config is not known. Seconds are of the wall, `peak_memory` is in bytes.
     `money` is what the judge's tokens cost at the recipe's prices, None without prices.
-    `model_flops` (`dto.flops`) covers the same as `attention_flops` and holds it; None where it is
+    `model_flops` (`dto.usage`) covers the same as `attention_flops` and holds it; None where it is
     not known, which `flops_missing` explains.
     """
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import polars as pl
 
-from dto.problems import NEAR_DUPLICATE
 from dto.records import GIVEN_UP
 from dto.reporting.agreement import agreement, verdicts
 from dto.runs import manifest
+from dto.tasks.load import NEAR_DUPLICATE
 
 STAGES = (
     "problems", "sample", "batch", "segment", "estimate", "optimize", "prune", "pair", "chain",

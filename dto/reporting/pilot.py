@@ -24,12 +24,12 @@ import polars as pl
 
 from dto import statistics
 from dto.errors import DtoError
-from dto.flops import ModelShape, attention_flops
 from dto.recipe import load_recipe
+from dto.reporting.report import without_nan
 from dto.reporting.table import aligned, interval, number
 from dto.runs import manifest
-from dto.stages.report import without_nan
 from dto.statistics import Estimate
+from dto.usage import ModelShape, attention_flops
 
 UNIT = ModelShape(1, 1, 1)
 """FLOPs are compared within one model: its shape cancels."""

@@ -25,7 +25,7 @@ from dto.reporting.table import interval, number, percent, points
 from dto.reporting.together import batch_section
 
 if TYPE_CHECKING:
-    from dto.stages.report import Report
+    from dto.reporting.report import Report
 
 R = TypeVar("R")
 

@@ -13,7 +13,7 @@ from dto.reporting.page import Section, Table, drawn
 from dto.reporting.table import interval, number, percent, points
 
 if TYPE_CHECKING:
-    from dto.stages.report import Report
+    from dto.reporting.report import Report
 
 
 def batch_section(report: Report) -> Section | None:

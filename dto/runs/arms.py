@@ -15,11 +15,10 @@ from typing import Any
 
 from dto import tables
 from dto.errors import disk_errors
-from dto.ledger import Usage
 from dto.records import GIVEN_UP, EvaluationRow
 from dto.runs import manifest
-from dto.runs.journal import Entry, Journal, read_head
-from dto.runs.stage import GroupUsage, Timing
+from dto.runs.journal import Entry, GroupUsage, Journal, Timing, read_head
+from dto.usage import Usage
 
 
 def keep_arms(

@@ -12,13 +12,14 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import nan
 from pathlib import Path
 from typing import Any
 
 from dto import tables
 from dto.errors import disk_errors
-from dto.ledger import Account, Usage
 from dto.records import Dropped
+from dto.usage import Account, Usage
 
 SYNC_SECONDS = 5.0
 """How often the journal is forced to the disk: what a power cut can take, a kill takes nothing."""
@@ -216,3 +217,27 @@ def _entry(data: dict[str, Any], rows: Sequence[Any]) -> Entry:
         wasted=data["wasted"],
         given_up=data.get("given_up", {}),  # a journal of an earlier version has none
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """A line of timings.parquet: what one row, or group, took."""
+
+    id: str
+    seconds: float
+    wasted: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupUsage:
+    """A line of usage.parquet: the fields of `Usage` for one group."""
+
+    key: str
+    requests: int
+    failed: int
+    prompt: int
+    cached: int
+    generated: int
+    wasted: int
+    attention_flops: float
+    model_flops: float = nan  # a table of an earlier version has none

@@ -1,17 +1,23 @@
-"""What a finished stage says of itself: written last, so that a stage with a manifest is whole."""
+"""What a finished stage says of itself: written last, so that a stage with a manifest is whole.
+
+Also what files hold, as a hash: what a stage is computed from may change under the same name.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
+from dto.prompts import resource
 from dto.seeds import content_id
 
 PACKAGES = (
@@ -140,6 +146,47 @@ def peak_memory() -> int:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:
         unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return getrusage(RUSAGE_SELF).ru_maxrss * unit
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
+
+
+def of_path(path: Path) -> str | None:
+    """The content of a file, or of all files below a folder but hidden ones; None for neither."""
+    if path.is_file():
+        return _of_file(path)
+    if not path.is_dir():
+        return None
+    names = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    return content_id(*(f"{name.as_posix()}\n{_of_file(path / name)}" for name in shown))
+
+
+def of_model(name: str) -> str | None:
+    """The content of a model in a local folder; None for one of the Hub."""
+    from dto.nano import resolve
+
+    return of_path(Path(resolve(name)))
+
+
+def of_prompts(family: str) -> str:
+    """The prompts that a family of models is given."""
+    texts: list[str] = []
+    for folder in ("default", family):
+        place = resource("prompts") / folder
+        if place.is_dir():
+            found = sorted(place.iterdir(), key=lambda file: file.name)
+            texts += [f"{folder}/{file.name}\n{file.read_text('utf-8')}" for file in found]
+    return content_id(*texts)
+
+
+def _of_file(path: Path) -> str:
+    state = path.stat()
+    return _hash(path, state.st_size, state.st_ctime_ns)
+
+
+@cache
+def _hash(path: Path, size: int, changed: int) -> str:
+    """Once in a process for each state of a file: weights are large, and every stage asks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:16]

@@ -16,7 +16,7 @@ from dto.errors import DtoError, RunConflictError, disk_errors
 from dto.prompts import JUDGE
 from dto.recipe import Recipe, load_recipe
 from dto.records import NOT_RUN
-from dto.runs import content, manifest
+from dto.runs import manifest
 from dto.runs.graph import STAGES, asks_model, before, settings_of, settings_read, test_stage
 
 
@@ -55,9 +55,9 @@ class Run:
         if asks_model(recipe, stage):
             config["weights"] = self._weights(stage, recipe.model.name, "weights")
         if asks_model(recipe, stage) or stage in ("sample", "label"):
-            config["prompts"] = content.of_prompts(recipe.model.family)
+            config["prompts"] = manifest.of_prompts(recipe.model.family)
         if stage == "prune" and recipe.prune.judge == "llm":
-            config["prompts of the judge"] = content.of_prompts(JUDGE)
+            config["prompts of the judge"] = manifest.of_prompts(JUDGE)
             if recipe.judge is not None:
                 key = "weights of the judge"
                 config[key] = self._weights(stage, recipe.judge.name, key)
@@ -79,7 +79,7 @@ class Run:
         """What sources hold; of one that is no longer there, what the stage was begun with."""
         begun = self._begun(stage) or {"config": {}}
         found = {
-            f"content of {source}": content.of_path(Path(source))
+            f"content of {source}": manifest.of_path(Path(source))
             or begun["config"].get(f"content of {source}")
             for source in sources
             if source is not None
@@ -89,7 +89,7 @@ class Run:
     def _weights(self, stage: str, name: str, key: str) -> str | None:
         """What a model's folder holds; of one that is not here, what the stage was begun with."""
         begun = self._begun(stage) or {"config": {}}
-        known: str | None = content.of_model(name) or begun["config"].get(key)
+        known: str | None = manifest.of_model(name) or begun["config"].get(key)
         return known
 
     def _begun(self, stage: str) -> dict[str, Any] | None:

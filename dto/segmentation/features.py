@@ -17,7 +17,7 @@ from importlib.resources import files
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from dto.segmentation.masks import Masks
+from dto.segmentation.component import Masks
 
 CACHED = 8_192  # calls of functions that build features from few values
 READ = 300  # characters of a sentence that are looked at

@@ -19,9 +19,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from dto.segmentation.component import Masks
 from dto.segmentation.features import Sentence, split
 from dto.segmentation.lexicon import LOOP, OPENING
-from dto.segmentation.masks import Masks
 from dto.segmentation.model import openings
 
 Granularity = Literal["pattern", "cue"]

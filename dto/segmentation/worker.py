@@ -1,6 +1,6 @@
 """Segmentation of batches of texts, for a pool of processes; importing this loads only spaCy.
 
-    with dto.segmentation.pool.processes() as pool:
+    with dto.segmentation.worker.processes() as pool:
         cuts = await loop.run_in_executor(pool, segment_texts, texts, "pattern")
 
 `texts` are thinking texts (`trajectory.text[slice(*trajectory.thinking)]`), a few hundred kilobytes
@@ -14,9 +14,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import cache
-from multiprocessing import parent_process
+from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
@@ -87,3 +89,23 @@ def pipeline(granularity: Granularity) -> Language:
     nlp.max_length = sys.maxsize  # the limit guards parsers, and there is none here
     nlp.add_pipe("dto_patterns", config={"granularity": granularity})
     return nlp
+
+
+@contextmanager
+def processes() -> Iterator[ProcessPoolExecutor]:
+    """One for each core, at most 8; they leave Ctrl-C to this one from their first moment on."""
+    count = min(8, os.cpu_count() or 1)
+    pool = ProcessPoolExecutor(count, get_context("spawn"), start)
+    # A process is spawned with the task that finds none idle, and inherits what is ignored.
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    try:
+        for _ in range(count):
+            pool.submit(segment_texts, [], "pattern")
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -8,97 +8,22 @@ error allows (:class:`dto.sequential.SequentialTest`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from threading import Lock
 
-from dto.answers import Answer, answer_inducer, complete_answers
-from dto.binomial import clopper_pearson
 from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.recipe import EstimateSettings
 from dto.records import Decision, Dropped, ExitEstimate, Problem, Segment, Trajectory
+from dto.rollouts import (
+    Tally,
+    roll_out,
+    roll_out_until_decided,
+)
 from dto.sequential import MOST_BOUNDARIES, SequentialTest, share
+from dto.statistics import clopper_pearson
 
 _COMPUTING = Lock()
-
-
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """What became of some rollouts of one prefix."""
-
-    rollouts: int = 0
-    successes: int = 0
-    truncated: int = 0
-    failed: int = 0
-    tokens: int = 0
-    reason: str = ""  # why the last one failed that did
-
-    @property
-    def trials(self) -> int:
-        """The denominator: rollouts that did not fail."""
-        return self.rollouts - self.failed
-
-    @property
-    def p(self) -> float:
-        """Share of successes; nan where all failed."""
-        return self.successes / self.trials if self.trials else float("nan")
-
-    def plus(self, answers: Iterable[Answer]) -> Tally:
-        """This tally and further answers."""
-        answers = list(answers)
-        failures = [answer.reason for answer in answers if answer.grade == "failed"]
-        return Tally(
-            rollouts=self.rollouts + len(answers),
-            successes=self.successes + sum(answer.grade == "correct" for answer in answers),
-            truncated=self.truncated + sum(answer.grade == "truncated" for answer in answers),
-            failed=self.failed + len(failures),
-            tokens=self.tokens + sum(len(answer.token_ids) for answer in answers),
-            reason=failures[-1] if failures else self.reason,
-        )
-
-
-async def roll_out(
-    prefix: Sequence[int],
-    problem: Problem,
-    ctx: Context,
-    seed: int,
-    count: int,
-    tally: Tally = Tally(),
-    written: int = 0,
-) -> Tally:
-    """`count` further rollouts: answers that the policy gives when d_exit follows `prefix`.
-
-    The last `written` tokens of `prefix` are of the response. Rollout i of a tally uses seed + i,
-    whatever the number of calls it is spread over.
-    """
-    settings = ctx.recipe.estimate
-    inducer = answer_inducer("exit", ctx)
-    sampling = ctx.sampling(settings.max_tokens, seed + tally.rollouts, written)
-    return tally.plus(await complete_answers(prefix, inducer, problem, ctx, sampling, count))
-
-
-async def roll_out_until_decided(
-    prefix: Sequence[int],
-    problem: Problem,
-    ctx: Context,
-    seed: int,
-    test: SequentialTest,
-    written: int = 0,
-) -> tuple[Tally, Decision]:
-    """Roll out until the test decides.
-
-    Each round has as many rollouts as the test needs at the least before it can decide again, so
-    none is sampled in vain and the result depends on the seed alone. Failed rollouts are replaced;
-    once as many have failed as the cap allows trials, the prefix is `undecided`.
-    """
-    tally = Tally()
-    while (decision := test.decide(tally.successes, tally.trials)) is None:
-        count = test.rounds_to_decision(tally.successes, tally.trials)
-        tally = await roll_out(prefix, problem, ctx, seed, count, tally, written)
-        if tally.failed >= test.cap:
-            return tally, "undecided"
-    return tally, decision
 
 
 async def estimate(

@@ -12,12 +12,11 @@ from typing import NamedTuple
 from dto.concurrency import gather_bounded
 from dto.context import Context, sampling
 from dto.exits import ExitedResponse, answer
-from dto.flops import ModelShape
 from dto.grading import Graded
-from dto.ledger import Usage, charge, metered
 from dto.recipe import ExitSettings
 from dto.records import EvaluationRow, Problem
 from dto.trajectories import prompt_ids
+from dto.usage import ModelShape, Usage, charge, metered
 
 
 class Evaluated(NamedTuple):

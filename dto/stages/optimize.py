@@ -1,15 +1,21 @@
-"""Leave at the first good boundary and conclude (2505.21765 section 3: threshold to finalize)."""
+"""Leave at the first good boundary and conclude (2505.21765 section 3: threshold to finalize).
+
+The exits `first_solution` and `second_solution` are those of First-Correct Solutions (2412.21187):
+where a trajectory's text first gives the right answer. That paper lets an LLM split a response into
+solutions and read their answers. Ours: a solution is a thinking pattern whose end states an answer.
+Nothing is generated for it, unlike for DTO's estimates, which ask the model what it would answer.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from itertools import chain
 
-from dto.baselines.solutions import solution_exits
 from dto.context import Context
-from dto.flops import attention_flops
 from dto.grading import Graded
+from dto.grading.extract import final_answer
 from dto.records import (
+    AnswerKind,
     Dropped,
     ExitEstimate,
     OptimizedTrajectory,
@@ -18,7 +24,51 @@ from dto.records import (
     Segment,
     Trajectory,
 )
+from dto.rollouts import kept_ids
 from dto.trajectories import Reading, read_and_grade
+from dto.usage import attention_flops
+
+_SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n+")
+_STATED = re.compile(r"(?:\bis\b|\bbe\b|=|是|为|為)\s*[:：]?\s*([^=是为為]+)$")
+_END = ".。!！ \t"
+MAX_STATED = 100
+"""Characters: what is longer is a sentence, not an answer."""
+
+
+def stated(text: str, kind: AnswerKind = "math") -> str | None:
+    """The answer that a pattern ends with, or None.
+
+    A box, or "answer is …", anywhere in it; else what follows the last "is", "be", "=", "是" or
+    "为" of its last sentence. A rule of thumb: what counts is only whether it equals the gold one.
+    """
+    answer = final_answer(text, kind)
+    if answer is not None:
+        return answer
+    sentences = [part for part in _SENTENCE.split(text.strip()) if part.strip()]
+    if not sentences:
+        return None
+    found = _STATED.search(sentences[-1].rstrip(_END))
+    answer = found.group(1).strip(" *$") if found else ""
+    return answer if 0 < len(answer) <= MAX_STATED else None
+
+
+async def solution_exits(
+    problem: Problem, trajectory: Trajectory, segments: Sequence[Segment], ctx: Context
+) -> list[int]:
+    """The boundary after the n-th right solution, n by `optimize.exit`; empty: there are fewer."""
+    wanted = {"first_solution": 1, "second_solution": 2}[ctx.recipe.optimize.exit]
+    for segment in segments:
+        answer = stated(trajectory.text[slice(*segment.chars)], problem.answer_kind)
+        if answer is None:
+            continue
+        boxed = f"\\boxed{{{answer}}}"
+        graded = await ctx.grader.grade_conclusion(
+            boxed, problem.answer, problem.answer_kind, problem.question
+        )
+        wanted -= graded.grade == "correct"
+        if not wanted:
+            return [segment.index]
+    return []
 
 
 async def optimize(
@@ -34,7 +84,7 @@ async def optimize(
     the paper: what is kept is a token prefix of the model's own sample, exact but for punctuation
     that is one token with the text put after it (:mod:`dto.joins`). With
     `optimize.exit` first_solution or second_solution the exit is the end of that right solution
-    (`dto.baselines.solutions`), and `estimates` is not looked at.
+    (`dto.stages.optimize`), and `estimates` is not looked at.
     """
     if ctx.recipe.optimize.exit == "estimate":
         passed = [row.boundary for row in estimates if row.decision == "above"]
@@ -46,15 +96,6 @@ async def optimize(
         return Dropped(trajectory.id, "no_exit", detail)
     kept = segments[: min(passed) + 1]
     return await finalize(problem, trajectory, kept, ctx, ctx.seed(trajectory.id, "finalize"))
-
-
-def kept_ids(trajectory: Trajectory, kept: Sequence[Segment]) -> tuple[int, ...]:
-    """The ids of a response that has these segments alone, cut at the last one's exit."""
-    ids = trajectory.token_ids
-    parts = [ids[: trajectory.thinking_tokens.start]]
-    parts += [ids[slice(*segment.tokens)] for segment in kept[:-1]]
-    parts.append(ids[kept[-1].tokens.start : kept[-1].exit])
-    return tuple(chain.from_iterable(parts))
 
 
 async def finalize(

@@ -1,19 +1,95 @@
 """Preference pairs: an optimized response over a suboptimal one (2505.21765 section 3).
 
-Or one sample over another, as the baselines have it.
+Or one sample over another, as published baselines choose them: these take graded trajectories (none
+`failed`) in order of their ids and give (chosen, rejected); ties go to the first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
-from dto.baselines.data import Choice, budget_pairs, shortest_over_longest
 from dto.recipe import PairSettings
 from dto.records import Dropped, OptimizedTrajectory, PreferencePair, Problem, Trajectory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+class Choice(NamedTuple):
+    """Two samples of one problem, and the words that the pair's columns say of them."""
+
+    chosen: Trajectory
+    rejected: Trajectory
+    chosen_from: str
+    rejected_from: str
+
+
+def _tokens_of(row: Trajectory) -> int:
+    return len(row.token_ids)
+
+
+def _correct(rows: Sequence[Trajectory]) -> list[Trajectory]:
+    return [row for row in rows if row.grade == "correct"]
+
+
+def shortest_over_longest(rows: Sequence[Trajectory]) -> list[Choice]:
+    """The shortest correct response over the longest response (2412.21187, section 4).
+
+    The longest may be correct, wrong or truncated; the paper may have kept the right ones only. No
+    pair without a correct response.
+    """
+    correct = _correct(rows)
+    if not correct:
+        return []
+    chosen, rejected = min(correct, key=_tokens_of), max(rows, key=_tokens_of)
+    return [Choice(chosen, rejected, "shortest_correct", "longest")]
+
+
+def token_budget(rows: Sequence[Trajectory], max_tokens: int) -> float:
+    """DAST's token-length budget of a problem (2503.04472): p · mean length + (1 - p) · limit.
+
+    `p` is the share of correct samples, the mean is over those, `max_tokens` the limit on a
+    response: the harder a problem, the nearer its budget to the limit.
+    """
+    correct = _correct(rows)
+    p = len(correct) / len(rows)
+    return (
+        p * fmean(map(_tokens_of, correct)) + (1 - p) * max_tokens if correct else float(max_tokens)
+    )
+
+
+def budget_reward(correct: bool, length: int, budget: float) -> float:
+    """DAST's calibrated reward of a response (2503.04472): long right ones lose, short wrong too.
+
+    With excess = length / budget - 1: right max(0.5 - excess / 2, 0.1), wrong
+    min(0.9 · excess - 0.1, -0.1).
+    """
+    excess = length / budget - 1
+    if correct:
+        return max(0.5 - 0.5 * excess, 0.1)
+    return min(0.9 * excess - 0.1, -0.1)
+
+
+def budget_pairs(rows: Sequence[Trajectory], max_tokens: int, margin: float) -> list[Choice]:
+    """DAST's pairs (2503.04472): best over worst reward among right, and among wrong responses.
+
+    A pair of right ones teaches to be short, one of wrong ones (the longer is chosen) to go on
+    thinking; pairs across the two are left out, as in the paper. Only pairs whose rewards differ by
+    more than `margin`. Truncated ones count as wrong.
+    """
+    budget = token_budget(rows, max_tokens)
+    chosen: list[Choice] = []
+    for right, name in ((True, "correct"), (False, "wrong")):
+        kind = [row for row in rows if (row.grade == "correct") is right]
+        if len(kind) < 2:
+            continue
+        rewards = [budget_reward(right, _tokens_of(row), budget) for row in kind]
+        best, worst = rewards.index(max(rewards)), rewards.index(min(rewards))
+        if rewards[best] - rewards[worst] > margin:
+            chosen.append(Choice(kind[best], kind[worst], f"best_{name}", f"worst_{name}"))
+    return chosen
 
 
 def pair(
@@ -32,7 +108,7 @@ def pair(
 
     `data: imported` takes the samples 2k and 2k + 1 for the chosen and the rejected side of a row
     that was imported, whatever their lengths and grades. `data` other than that and `optimized`
-    makes pairs of the samples as `dto.baselines.data` says; `max_tokens` is the limit that they
+    makes pairs of the samples as `dto.stages.pair` says; `max_tokens` is the limit that they
     were sampled under. The rest is of `optimized`.
 
     First each optimized trajectory over its rejected one: its own original, the longest of the
@@ -127,7 +203,7 @@ class _Side(NamedTuple):
     origin: str
 
 
-def _length(trajectory: Trajectory) -> int:
+def _tokens(trajectory: Trajectory) -> int:
     return len(trajectory.token_ids)
 
 
@@ -140,7 +216,7 @@ def _rejected(
     rivals = [row for row in answered if row.prompt_ids == original.prompt_ids]
     if settings.rejected == "longest_wrong":
         rivals = [row for row in rivals if row.grade != "correct"]
-    return max(rivals, key=_length, default=None)
+    return max(rivals, key=_tokens, default=None)
 
 
 def _longer_correct(wrong: Trajectory, answered: Sequence[Trajectory]) -> Trajectory | None:
@@ -152,9 +228,9 @@ def _longer_correct(wrong: Trajectory, answered: Sequence[Trajectory]) -> Trajec
         for row in answered
         if row.grade == "correct"
         and row.prompt_ids == wrong.prompt_ids
-        and _length(row) > _length(wrong)
+        and _tokens(row) > _tokens(wrong)
     ]
-    return min(longer, key=_length, default=None)
+    return min(longer, key=_tokens, default=None)
 
 
 def _pair(
@@ -167,7 +243,7 @@ def _pair(
 ) -> PreferencePair | Dropped:
     """The pair, or why it cannot be one. `original` is the trajectory that chosen comes from."""
     row_id = f"{original.id}/{rejected_from}/{rejected.sample:03d}"
-    prompt, better, worse = len(original.prompt_ids), len(chosen.token_ids), _length(rejected)
+    prompt, better, worse = len(original.prompt_ids), len(chosen.token_ids), _tokens(rejected)
     if chosen.token_ids == rejected.token_ids:
         return Dropped(row_id, "identical", f"both sides are the same {worse:,} tokens")
     if rejected_from != "imported" and rejected.grade == "correct" and better >= worse:

@@ -27,10 +27,10 @@ from dto.records import (
     Trajectory,
     Verdict,
 )
+from dto.rollouts import Tally, kept_ids, roll_out, roll_out_until_decided
 from dto.seeds import SEED_BITS
 from dto.sequential import SequentialTest
-from dto.stages.estimate import Tally, roll_out, roll_out_until_decided
-from dto.stages.optimize import finalize, kept_ids
+from dto.stages.optimize import finalize
 
 MAX_VERIFICATIONS = 4
 """Tests of one trajectory at the most: each costs up to `estimate.cap` rollouts."""

@@ -32,9 +32,9 @@ from dto.grading.nearmiss import NearMiss, near_misses
 from dto.grading.nearmiss.changes import NearMissKind
 from dto.grading.notation import clean
 from dto.grading.quantity import quantity
-from dto.problems import Found, read_problems
 from dto.recipe import ProblemSettings
 from dto.records import AnswerKind, Dropped, Problem, Split
+from dto.tasks.load import Found, read_problems
 from dto.tasks.overlap import WORDS, Index, same_as, words
 
 Kind = Literal["number", "words", "mathematics", "letter", "program"]

@@ -1,4 +1,4 @@
-"""Training: what `dto.stages.train` starts in a child process.
+"""Training: what `dto.training.train` starts in a child process.
 
 `process` is the process itself and `fit` one training in it. `simpo`, `dpo`, `sft`, `pruner` and
 `grpo` are the losses, each by a trainer of TRL on stored token ids; `trainer` is what they have in

@@ -16,12 +16,12 @@ from dto.context import Context
 from dto.engines.transformers import TransformersEngine
 from dto.errors import DtoError
 from dto.grading import Grader
-from dto.ledger import Usage, metered
 from dto.recipe import Recipe
 from dto.records import Dropped, Grade, Problem, Trajectory
 from dto.stages.sample import sample
 from dto.statistics import standard_error
 from dto.training.weights import answering
+from dto.usage import Usage, metered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -15,8 +15,6 @@ from accelerate import PartialState
 
 from dto.drqa.records import LabelledChain
 from dto.errors import DtoError
-from dto.flops import ModelShape, training_flops
-from dto.ledger import Usage
 from dto.recipe import Recipe
 from dto.records import Problem
 from dto.runs.manifest import peak_memory, write_text
@@ -44,6 +42,7 @@ from dto.training.material import (
 )
 from dto.training.trainer import one_device
 from dto.training.weights import keep, load, with_adapters
+from dto.usage import ModelShape, Usage, training_flops
 
 logger = logging.getLogger("dto.train")
 
@@ -58,7 +57,7 @@ def fit(
 ) -> dict[str, Any]:
     """Train on what a run holds and keep one model in `directory`/model; what came of it.
 
-    The result, also in `result.json`, is described at :func:`dto.stages.train.train`; `directory`
+    The result, also in `result.json`, is described at :func:`dto.training.train.train`; `directory`
     is RUN/train if none is given. A training on stored responses that was killed goes on from its
     last complete checkpoint, and ends with the same weights and scores; with another number of
     processes it starts anew, as its steps are others, and so does one that samples. A finished one

@@ -36,7 +36,6 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from dto.drqa.judging import judge
 from dto.drqa.records import LabelledChain
-from dto.ledger import Usage
 from dto.recipe import Recipe
 from dto.records import Problem, Trajectory
 from dto.seeds import derive
@@ -44,6 +43,7 @@ from dto.training.dev import respond, sampled
 from dto.training.rewards import REWARDS, Rewards, judging
 from dto.training.trainer import Mannered, arguments, table
 from dto.trajectories import prompt_ids
+from dto.usage import Usage
 
 KL = {"grpo": 0.0, "drqa": 0.04}
 """The weight of the divergence where the recipe has none; TRL's default, and GRPO's own."""

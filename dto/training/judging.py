@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from dto.drqa.judging import LETTERS, Judgement, judge
 from dto.drqa.records import LabelledChain
-from dto.ledger import Usage
 from dto.recipe import Recipe
 from dto.runs.manifest import write_text
 from dto.statistics import proportion
 from dto.training.dev import respond, sampled, spread
+from dto.usage import Usage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

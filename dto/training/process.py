@@ -1,4 +1,4 @@
-"""The training process: what `dto.stages.train` starts.
+"""The training process: what `dto.training.train` starts.
 
 python -m dto.training.process RUN
 accelerate launch -m dto.training.process RUN        # several GPUs, several machines

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from math import isfinite
 
-from dto.binomial import clopper_pearson
 from dto.records import OptimizedTrajectory
+from dto.statistics import clopper_pearson
 
 GRADE_SIGNS = {"correct": "✓", "wrong": "✗", "truncated": "…", "failed": "!"}
 _SCALES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))

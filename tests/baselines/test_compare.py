@@ -14,13 +14,13 @@ from dto.baselines.compare import compare, prepare
 from dto.baselines.methods import BASE, find, grid, methods
 from dto.baselines.report import report
 from dto.baselines.tune import work
+from dto.commands.plan import plan
 from dto.errors import DtoError, RecipeError
 from dto.pipeline import run_stages
 from dto.prompts import resource
 from dto.recipe import PairSettings, Recipe, load_recipe
 from dto.records import Problem
 from dto.runs.graph import needed
-from dto.runs.plan import plan
 from dto.runs.run import open_run
 from dto.stages.pair import pair
 from dto.training.checkpoints import DevScore

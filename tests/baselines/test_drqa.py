@@ -11,12 +11,12 @@ import polars as pl
 import pytest
 
 from dto.baselines.methods import charged
+from dto.commands.plan import plan
 from dto.errors import RecipeError
 from dto.forecast import pilot_recipe
 from dto.pipeline import run_stages
 from dto.prompts import resource
 from dto.recipe import load_recipe
-from dto.runs.plan import plan
 from dto.runs.run import open_run
 from dto.training.checkpoints import DevScore
 from dto.training.fit import fit

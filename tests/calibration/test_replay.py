@@ -13,17 +13,15 @@ import pytest
 from dto import tables
 from dto.calibration.replay import Replay, check
 from dto.calibration.sweep import candidates, statics
-from dto.calibration.trace import Trace, trace
 from dto.context import Context
 from dto.engines import open_engine
-from dto.engines.base import Completion, Sampling
 from dto.engines.scripted import ScriptedEngine
 from dto.errors import RecipeError
-from dto.exits.confidence import confidence
-from dto.flops import ModelShape
+from dto.exits.trial import confidence
 from dto.grading import Grader
 from dto.nano.corpus import chain_problems
 from dto.prompts import render
+from dto.protocols import Completion, Sampling
 from dto.recipe import (
     CalibrateSettings,
     EvaluateSettings,
@@ -34,6 +32,8 @@ from dto.recipe import (
 )
 from dto.records import EvaluationRow, Problem
 from dto.stages.evaluate import evaluate
+from dto.stages.trace import Trace, trace
+from dto.usage import ModelShape
 from tests.byte_level import byte_level
 from tests.calibration.traces import hand_trace
 

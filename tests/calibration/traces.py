@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from dto.calibration.trace import Trace, TracedConclusion, TracedTransition, TracedTrial
 from dto.recipe import CalibrateSettings, Recipe, TraceSettings
 from dto.records import Grade, Span
+from dto.stages.trace import Trace, TracedConclusion, TracedTransition, TracedTrial
 
 THINKING, ANSWER = 100, 10
 

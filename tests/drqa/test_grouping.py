@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto.drqa.grouping import groups
+from dto.drqa.batch import groups
 from dto.errors import DtoError
 from dto.records import Dropped, Problem
 

@@ -15,6 +15,8 @@ from transformers import AutoTokenizer
 
 import dto
 from dto import tables
+from dto.drqa.batch import batch
+from dto.drqa.chain import batch_chains, vanilla_chain
 from dto.drqa.feed import pass_rates
 from dto.drqa.probe import format_probe
 from dto.drqa.records import BatchResponse, Chain, LabelledChain
@@ -26,8 +28,6 @@ from dto.recipe import Recipe
 from dto.records import Dropped, Problem, Trajectory
 from dto.runs.run import open_run
 from dto.seeds import derive
-from dto.stages.batch import batch
-from dto.stages.chain import batch_chains, vanilla_chain
 from dto.stages.sample import sample
 from dto.viewer.data import RunTables
 from dto.viewer.drqa import batches, chains

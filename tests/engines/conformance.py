@@ -20,15 +20,14 @@ import torch
 
 from dto.context import Context
 from dto.engines import open_engine
-from dto.engines.base import Completion, Engine, Sampling
 from dto.errors import EngineError
-from dto.flops import ModelShape
 from dto.grading import Grader
-from dto.ledger import metered
 from dto.nano.corpus import chain_problems
+from dto.protocols import Completion, Engine, Sampling
 from dto.recipe import EvaluateSettings, ExitSettings, ModelSettings, Recipe
 from dto.records import EvaluationRow, Problem
 from dto.stages.evaluate import evaluate
+from dto.usage import ModelShape, metered
 from tests.engines.served import Served
 
 CONTEXT = 1024

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from dto.context import Context
-from dto.engines.base import Completion, Sampling
 from dto.engines.branches import BranchedEngine
 from dto.engines.kv import LENGTH_STEP, KVShape
 from dto.engines.linearised import CHAINS, Linearised
@@ -22,11 +21,12 @@ from dto.engines.transformers import BRANCHING, TransformersEngine
 from dto.errors import EngineError
 from dto.exits import ExitedResponse, answer, check
 from dto.grading import Grader
-from dto.ledger import metered
 from dto.nano.corpus import chain_problems
+from dto.protocols import Completion, Sampling
 from dto.recipe import ExitSettings, Recipe
 from dto.records import Problem
 from dto.trajectories import prompt_ids
+from dto.usage import metered
 from tests.engines.served import Served
 
 MAIN = Sampling(max_tokens=260, temperature=1.0, top_p=0.95, seed=7, logprobs=0)

@@ -8,8 +8,8 @@ import pytest
 import pytest_asyncio
 
 from dto.engines import open_engine
-from dto.engines.base import Engine
 from dto.engines.transformers import TransformersEngine
+from dto.protocols import Engine
 from dto.recipe import ModelSettings
 from tests.engines.conformance import CONTEXT, Conformance
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dto.engines.base import Completion, Sampling
 from dto.engines.transformers import TransformersEngine
+from dto.protocols import Completion, Sampling
 from tests.engines.served import Served
 
 GREEDY = Sampling(max_tokens=40, temperature=0.0, logprobs=0)

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from dto.engines import open_engine
-from dto.engines.base import Chunk, Completion, Engine, Message, Sampling
 from dto.engines.openai_cost import ABORT_TOKENS
 from dto.errors import DtoError, EngineError
-from dto.ledger import metered
+from dto.protocols import Chunk, Completion, Engine, Message, Sampling
 from dto.recipe import ModelSettings, Recipe
 from dto.serving import Serving
+from dto.usage import metered
 from tests.engines.served import Served
 from tests.engines.server import ANSWER, Bad, Dialect, Server, serve
 

@@ -12,14 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dto.engines.base import Completion, Sampling
 from dto.engines.kv import KVShape
 from dto.engines.prefix_cache import BLOCK, PrefixCache
 from dto.engines.sampling import choose, penalised, uniforms
 from dto.engines.scripted import ScriptedEngine
-from dto.engines.stops import StopReader
 from dto.errors import EngineError
-from dto.ledger import metered
+from dto.protocols import Completion, Sampling
+from dto.text import StopReader
+from dto.usage import metered
 from tests.engines.served import Served
 
 SHAPE = KVShape(2, 2, 4, torch.float32, torch.device("cpu"))

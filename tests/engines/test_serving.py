@@ -12,13 +12,12 @@ import pytest
 import torch
 
 from dto.engines import open_engine
-from dto.engines.base import Sampling
 from dto.engines.batch import Batch
 from dto.engines.requests import Sample
 from dto.errors import EngineError
-from dto.flops import attention_flops, forward_flops
-from dto.ledger import metered
+from dto.protocols import Sampling
 from dto.recipe import ModelSettings
+from dto.usage import attention_flops, forward_flops, metered
 from tests.engines.served import Served
 
 LONG = Sampling(max_tokens=1500, temperature=3.0, top_p=1.0, seed=3)

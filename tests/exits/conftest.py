@@ -14,17 +14,16 @@ from transformers import PreTrainedTokenizerFast
 
 from dto.context import Context
 from dto.engines import open_engine
-from dto.engines.base import Capabilities, Chunk, Completion, Prompt, Sampling
-from dto.engines.stops import StopReader
 from dto.exits import ExitedResponse, answer
-from dto.flops import ModelShape
 from dto.grading import Grader
-from dto.ledger import Usage, charge
 from dto.nano.corpus import chain_problems
 from dto.prompts import render
+from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling
 from dto.recipe import ExitSettings, ModelSettings, Recipe
 from dto.records import Problem
+from dto.text import StopReader
 from dto.trajectories import prompt_ids
+from dto.usage import ModelShape, Usage, charge
 
 CLOSE = render("early_close")
 INDUCERS = tuple(

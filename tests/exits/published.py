@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import lockstep
-from dto.answers import BOX
 from dto.context import Context
-from dto.engines.base import Engine, Sampling
 from dto.exits.compat import before_stop, compat
 from dto.exits.path import ExitedResponse, Path
 from dto.grading import Grader
 from dto.grading.extract import trial_answer
 from dto.nano.corpus import chain_problems
+from dto.protocols import Engine, Sampling
 from dto.recipe import ExitSettings, Recipe
+from dto.rollouts import BOX
 from dto.text import decode_response
 from dto.trajectories import prompt_ids
 

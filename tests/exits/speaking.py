@@ -11,9 +11,9 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dto.context import Context
-from dto.engines.base import Completion, Prompt, Sampling
 from dto.exits import ExitedResponse, answer
 from dto.grading import Grader
+from dto.protocols import Completion, Prompt, Sampling
 from dto.recipe import (
     ExitSettings,
     ModelSettings,

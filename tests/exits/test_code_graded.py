@@ -10,11 +10,11 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from dto.context import Context
-from dto.engines.base import Completion, Sampling
 from dto.engines.scripted import ScriptedEngine
 from dto.grading import Grader
 from dto.grading.sandbox import Limits
 from dto.prompts import render
+from dto.protocols import Completion, Sampling
 from dto.recipe import EvaluateSettings, ExitSettings, Recipe
 from dto.records import EvaluationRow, Problem
 from dto.stages.evaluate import evaluate

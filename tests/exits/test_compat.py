@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from dto.engines import open_engine
-from dto.engines.base import Completion, Sampling
 from dto.engines.scripted import ScriptedEngine
 from dto.errors import RecipeError
 from dto.exits.compat import NEAR_LIMIT, compat, confidence
 from dto.exits.path import ExitedResponse, Path
 from dto.grading import Grader
 from dto.prompts import render
+from dto.protocols import Completion, Sampling
 from dto.recipe import ModelSettings
 from dto.records import Problem
 from dto.trajectories import prompt_ids

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from dto.context import Context
-from dto.engines.base import Sampling
 from dto.engines.scripted import ScriptedEngine
 from dto.exits import ExitedResponse, answer
 from dto.exits.monitor import Monitor
 from dto.grading import Grader
+from dto.protocols import Sampling
 from dto.recipe import ExitSettings, Recipe
 from dto.records import Problem
 from dto.tags import think_tags

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from dto.calibration.replay import Replay
-from dto.calibration.trace import trace
 from dto.context import Context
 from dto.exits.monitor import Monitor
 from dto.grading import Grader
@@ -19,6 +18,7 @@ from dto.records import ExitEstimate, OptimizedTrajectory, Problem
 from dto.stages.evaluate import evaluate
 from dto.stages.optimize import optimize
 from dto.stages.segment import segment
+from dto.stages.trace import trace
 from dto.trajectories import make_trajectory
 from tests.exits.speaking import (
     EXITS,

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 
 from dto.context import Context
-from dto.engines.base import Sampling
 from dto.engines.scripted import ScriptedEngine
 from dto.exits import answer
 from dto.grading import Grader
 from dto.prompts import render
+from dto.protocols import Sampling
 from dto.recipe import ExitSettings, Recipe
 from dto.records import Problem
 from dto.trajectories import prompt_ids

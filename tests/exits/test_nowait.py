@@ -4,11 +4,11 @@ import re
 from copy import deepcopy
 
 from dto.context import Context
-from dto.engines.base import Sampling
 from dto.engines.scripted import ScriptedEngine
 from dto.exits import answer
 from dto.exits.nowait import KEYWORDS, keyword_ids
 from dto.grading import Grader
+from dto.protocols import Sampling
 from dto.recipe import ExitSettings, Recipe
 from dto.records import Problem
 from dto.trajectories import prompt_ids

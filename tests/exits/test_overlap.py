@@ -15,13 +15,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from dto.engines.stops import StopReader
 from dto.exits import ExitedResponse
 from dto.exits.loop import AT_ONCE
 from dto.exits.monitor import ENTROPY_LOGPROBS, Monitor, Transition
-from dto.ledger import metered
 from dto.nano import resolve
 from dto.recipe import ExitSettings
+from dto.text import StopReader
+from dto.usage import metered
 
 Respond = Callable[..., Any]
 Top = Mapping[int, float]

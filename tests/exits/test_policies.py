@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from dto.engines.base import Capabilities, Sampling
 from dto.errors import EngineError
 from dto.exits import check
 from dto.exits.deer import combine
 from dto.exits.trial import Tried
-from dto.flops import ModelShape
+from dto.protocols import Capabilities, Sampling
 from dto.recipe import ExitSettings
 from dto.records import Trial
+from dto.usage import ModelShape
 
 ONE, TWO, THREE = "One and one.", "It is 2.", "But wait, is it?"
 MAIN = f"{ONE}\n\n{TWO}\n\n{THREE}\n\nYes.\n</think>\n\n\\boxed{{2}}"

@@ -18,7 +18,7 @@ from dto.hub.pull import pull
 from dto.nano import resolve
 from dto.recipe import PairSettings
 from dto.records import PreferencePair, Problem, Span, Trajectory
-from dto.runs import content, manifest
+from dto.runs import manifest
 from dto.runs.run import Run
 from dto.stages.pair import pair
 from tests.byte_level import byte_level
@@ -111,7 +111,7 @@ def drqa(run: Run) -> None:
         tables.write(run.table(stage), type(row), [row])
         dropped = f'{{"id": "b/batch/002/000", "reason": "of_{stage}", "detail": ""}}\n'
         (run / stage / "dropped.jsonl").write_text(dropped)
-        done = manifest.finished(stage, {}, content.of_path(run.table(stage)), rows=1)
+        done = manifest.finished(stage, {}, manifest.of_path(run.table(stage)), rows=1)
         manifest.write(run / stage, done | {"usage": {}, "seconds": 1.0})
 
 

@@ -14,10 +14,10 @@ from dto.hub.publish import publish
 from dto.hub.pull import find, pull
 from dto.pipeline import run_stages
 from dto.recipe import load_recipe
-from dto.runs import content, manifest
+from dto.reporting.report import measure
+from dto.runs import manifest
 from dto.runs.graph import needed
 from dto.runs.run import Run, open_run
-from dto.stages.report import measure
 from tests.hub.conftest import ROOT
 from tests.hub.server import OWNER, Fault, Hub
 from tests.hub.test_publish import KEY, NAME, leaky
@@ -112,7 +112,7 @@ def test_weights_come_apart(run: Run, hub: Hub) -> None:
         pull(NAME, OUT, weights=True)
     publish(run, NAME, model=True)
     assert "train" in pull(NAME, OUT, weights=True)
-    assert content.of_path(OUT / "train/model") == content.of_path(run / "train/model")
+    assert manifest.of_path(OUT / "train/model") == manifest.of_path(run / "train/model")
     shutil.rmtree(OUT / "evaluate")
     go_on(OUT, "evaluate")
     assert same_tables(run.path, OUT)

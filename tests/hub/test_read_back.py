@@ -13,7 +13,7 @@ import polars as pl
 from dto import tables
 from dto.hub.publish import publish
 from dto.records import PreferencePair
-from dto.runs import content, manifest
+from dto.runs import manifest
 from dto.runs.run import Run
 from tests.hub.server import Hub
 from tests.hub.test_publish import NAME, published
@@ -38,7 +38,7 @@ def hostile(run: Run) -> None:
         made.append(PreferencePair(**row))
     tables.write(run.table("pair"), PreferencePair, made)
     said = manifest.read(run / "pair") or {}
-    manifest.write(run / "pair", said | {"content": content.of_path(run.table("pair"))})
+    manifest.write(run / "pair", said | {"content": manifest.of_path(run.table("pair"))})
 
 
 READ = """

@@ -17,9 +17,9 @@ from dto.hub.pull import owed, pull
 from dto.pipeline import run_stages
 from dto.recipe import load_recipe, make_recipe
 from dto.records import Problem
+from dto.reporting.report import report
 from dto.runs import manifest
 from dto.runs.run import Run, open_run
-from dto.stages.report import report
 from dto.viewer.data import RunTables
 from dto.viewer.lists import List
 from tests.commands import told

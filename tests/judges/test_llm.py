@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 
 from dto.context import Context
-from dto.engines.base import Capabilities
 from dto.judges import llm
-from dto.ledger import metered
+from dto.protocols import Capabilities
 from dto.recipe import ModelSettings, Recipe
 from dto.stages.optimize import optimize
 from dto.stages.prune import prune
+from dto.usage import metered
 from tests.judges.server import numbers_of, verdicts
 from tests.stages.script import CUT, EXIT, FAIL, Scripted
 from tests.stages.test_optimize import estimates

@@ -12,13 +12,13 @@ import pytest
 
 from dto import tables
 from dto.errors import DtoError
-from dto.ledger import Usage, charge, charged_to
 from dto.pipeline import run_stages
 from dto.recipe import load_recipe
 from dto.records import OptimizedTrajectory
 from dto.runs import manifest
 from dto.runs.run import open_run
-from dto.runs.stage import Group, Stage
+from dto.runs.runner import Group, Stage
+from dto.usage import Usage, charge, charged_to
 from tests.commands import dto
 from tests.judges.server import judging, verdicts
 

@@ -12,11 +12,11 @@ import pytest
 
 from dto.engines import open_engine
 from dto.errors import EngineError
-from dto.ledger import metered
 from dto.recipe import JudgeSettings, Recipe
 from dto.serving import Serving
 from dto.stages.optimize import optimize
 from dto.stages.prune import prune
+from dto.usage import metered
 from tests.judges.server import JudgeServer, Reply, judging, verdicts
 from tests.stages.script import EXIT
 from tests.stages.test_optimize import estimates

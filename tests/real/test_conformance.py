@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from dto.engines import open_engine
-from dto.engines.base import Engine
+from dto.protocols import Engine
 from tests.real.conformance import MODEL, RealConformance
 
 

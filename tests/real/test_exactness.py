@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from dto.engines.base import Completion, Sampling
 from dto.engines.transformers import TransformersEngine
+from dto.protocols import Completion, Sampling
 from tests.engines.served import Served
 
 TOKENS = 20

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from dto.ledger import Usage, charge
 from dto.records import EvaluationRow
 from dto.runs import manifest
 from dto.runs.arms import keep_arms
-from dto.runs.stage import Group, Stage, Timed
+from dto.runs.runner import Group, Stage, Timed
+from dto.usage import Usage, charge
 
 PROBLEMS = ("p0", "p1", "p2")
 

@@ -8,15 +8,15 @@ import pytest
 from transformers import AutoTokenizer
 
 from dto.context import Context
-from dto.engines.base import Completion
 from dto.engines.scripted import ScriptedEngine
 from dto.errors import DtoError
 from dto.grading import Grader
 from dto.nano import resolve
 from dto.nano.corpus import chain_problems
+from dto.protocols import Completion
 from dto.recipe import Recipe
 from dto.records import Trajectory
-from dto.runs.stage import Group, Stage
+from dto.runs.runner import Group, Stage
 from dto.stages.sample import sample
 
 

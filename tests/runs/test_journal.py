@@ -12,9 +12,9 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
-from dto.ledger import Usage
 from dto.records import Dropped, ExitEstimate
 from dto.runs.journal import Entry, Journal, read_head
+from dto.usage import Usage
 
 
 def estimate(row_id: str, p: float = 0.5) -> ExitEstimate:

@@ -61,7 +61,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "dto.pipeline",
             "dto.engines.transformers",
             "dto.grading",
-            "dto.stages.report",
+            "dto.reporting.report",
             "transformers.models.qwen2.modeling_qwen2",
         ]
     )

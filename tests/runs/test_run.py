@@ -17,7 +17,7 @@ from dto.runs import manifest
 from dto.runs.graph import settings_read
 from dto.runs.journal import Entry
 from dto.runs.run import Run, open_run
-from dto.runs.stage import Group, Stage
+from dto.runs.runner import Group, Stage
 from tests.runs.test_arms import row
 
 
@@ -295,5 +295,5 @@ def test_an_edited_prompt_is_part_of_what_is_computed(monkeypatch: pytest.Monkey
     problems(recipe())
     for run in opened(recipe()):
         before = run.config("sample")
-        monkeypatch.setattr("dto.runs.content.of_prompts", lambda family: "other")
+        monkeypatch.setattr("dto.runs.manifest.of_prompts", lambda family: "other")
         assert manifest.differences(before, run.config("sample"))[0].startswith("prompts (")

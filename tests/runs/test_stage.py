@@ -19,10 +19,10 @@ import pytest
 from dto import tables
 from dto.errors import DtoError, EngineError
 from dto.grading import Grader
-from dto.ledger import Usage, charge, give_up
 from dto.records import Dropped, ExitEstimate
-from dto.runs import content, manifest
-from dto.runs.stage import HOPELESS, Group, Stage, Timed
+from dto.runs import manifest
+from dto.runs.runner import HOPELESS, Group, Stage, Timed
+from dto.usage import Usage, charge, give_up
 from tests.runs.test_journal import estimate
 
 CONFIG = {"estimate.rollouts": 2}
@@ -58,7 +58,7 @@ async def test_what_a_stage_leaves(tmp_path: Path) -> None:
     assert done == manifest.read(tmp_path / "estimate")
     assert (done["rows"], done["groups"], done["dropped"]) == (78, 40, {"no_exit": 1})
     assert done["usage"]["generated"] == 120
-    assert done["content"] == content.of_path(tmp_path / "estimate/rows.parquet")
+    assert done["content"] == manifest.of_path(tmp_path / "estimate/rows.parquet")
     assert done["digest"] == manifest.digest({**CONFIG, "content": done["content"]})
     assert done["peak_memory"] > 2**20
     assert done["versions"]["dto"]
@@ -174,7 +174,7 @@ def test_a_full_disk_at_the_end_is_one_line_and_the_table_comes_later(tmp_path: 
         from pathlib import Path
         from dto.errors import DtoError
         from dto.records import ExitEstimate
-        from dto.runs.stage import Stage
+        from dto.runs.runner import Stage
         from tests.runs.test_stage import CONFIG, groups, work
         sizes = [int(size) for size in sys.argv[2:]]
         async def fill():

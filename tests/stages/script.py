@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from dto.engines.base import Completion, Sampling, TokenIds
 from dto.engines.scripted import ScriptedEngine
-from dto.flops import ModelShape
+from dto.protocols import Completion, Sampling, TokenIds
+from dto.usage import ModelShape
 
 EXIT = " Wait, I suddenly got the final answer to the whole problem. Final Answer: \\boxed{"
 """d_exit behind a full stop, where it comes without its ellipsis."""

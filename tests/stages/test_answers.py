@@ -1,8 +1,8 @@
 import pytest
 
-from dto.answers import answer_end, complete_answers
-from dto.engines.base import Sampling
+from dto.protocols import Sampling
 from dto.records import Problem
+from dto.rollouts import answer_end, complete_answers
 from tests.stages.script import CUT, EXIT, FAIL
 
 

@@ -3,9 +3,10 @@ import math
 import pytest
 
 from dto.records import Dropped
+from dto.rollouts import roll_out
 from dto.seeds import derive
 from dto.sequential import SequentialTest
-from dto.stages.estimate import estimate, roll_out
+from dto.stages.estimate import estimate
 from tests.stages.script import CUT, EXIT, FAIL
 
 PATTERNS = ["one and one. ", "Wait, check. ", "So two.\n"]

@@ -2,9 +2,10 @@ from dataclasses import replace
 
 import pytest
 
-from dto.flops import attention_flops
 from dto.records import Dropped, ExitEstimate
-from dto.stages.optimize import kept_ids, optimize
+from dto.rollouts import kept_ids
+from dto.stages.optimize import optimize
+from dto.usage import attention_flops
 from tests.stages.script import CUT, FAIL
 
 PATTERNS = ["one and one. ", "Wait, check. ", "So two.\n"]

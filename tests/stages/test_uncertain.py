@@ -19,9 +19,10 @@ from dto.grading import Grader
 from dto.nano.corpus import chain_problems
 from dto.recipe import Recipe
 from dto.records import Dropped
+from dto.rollouts import kept_ids, roll_out
 from dto.stages import prune as module
-from dto.stages.estimate import estimate, roll_out
-from dto.stages.optimize import kept_ids, optimize
+from dto.stages.estimate import estimate
+from dto.stages.optimize import optimize
 from dto.stages.prune import prune
 from dto.stages.sample import sample
 from dto.stages.segment import segment

@@ -12,11 +12,11 @@ import datasets
 import pytest
 
 from dto.errors import DtoError
-from dto.problems import load_problems, prompt_of, read_problems
 from dto.prompts import render
 from dto.recipe import ProblemSettings
 from dto.records import Dropped, Problem
 from dto.tasks import TASKS
+from dto.tasks.load import load_problems, prompt_of, read_problems
 from dto.tasks.task import FieldError
 from tests.tasks.hub import CHECK, PROGRAM, ROWS, UNIT_TEST, Row, publish
 

@@ -24,12 +24,12 @@ from dto.recipe import Recipe
 from dto.records import Trajectory
 from dto.reporting.table import funnel_lines
 from dto.seeds import derive
-from dto.stages.train import train
 from dto.tables import read, write
 from dto.training import grpo
 from dto.training.fit import fit
 from dto.training.judging import read_scores, score
 from dto.training.rewards import judging
+from dto.training.train import train
 from tests.stages.script import CUT, FAIL, Scripted
 from tests.training.conftest import RunFolder, make_run, tiny_model
 from tests.training.test_losses import BASE, logprobs

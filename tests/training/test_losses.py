@@ -11,7 +11,6 @@ import torch
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedTokenizerBase
 
-from dto.flops import ModelShape, training_flops
 from dto.recipe import Recipe
 from dto.records import Problem, Trajectory
 from dto.tables import read, write
@@ -26,6 +25,7 @@ from dto.training.pairs import (
     within_budget,
 )
 from dto.training.weights import load
+from dto.usage import ModelShape, training_flops
 from tests.training.conftest import LONG, SHORT, RunFolder, tiny_model
 
 

@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from dto.errors import DtoError
 from dto.records import PreferencePair
-from dto.stages.train import train
 from dto.tables import write
 from dto.training.fit import fit
+from dto.training.train import train
 from tests.training.conftest import RunFolder, make_run
 
 MODULE = "dto.training.process"
@@ -93,7 +93,7 @@ def test_killed_training_ends_as_if_it_had_not_been(
 def test_training_ends_with_its_parent(run: RunFolder) -> None:
     endless = run.with_training(epochs=100_000, evaluations=1)
     code = (
-        "import sys; from dto.recipe import load_recipe; from dto.stages.train import train; "
+        "import sys; from dto.recipe import load_recipe; from dto.training.train import train; "
         "train(sys.argv[1], load_recipe(sys.argv[1] + '/recipe.yaml')); "
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(endless.path)])
@@ -105,7 +105,7 @@ def test_training_ends_with_its_parent(run: RunFolder) -> None:
 
 
 def test_train_imports_no_torch() -> None:
-    code = "import sys, dto.stages.train; sys.exit('torch' in sys.modules)"
+    code = "import sys, dto.training.train; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

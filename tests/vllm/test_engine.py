@@ -13,8 +13,8 @@ import pytest_asyncio
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm")
 
 from dto.engines import open_engine
-from dto.engines.base import Engine
 from dto.errors import EngineError
+from dto.protocols import Engine
 from dto.recipe import ModelSettings
 from tests.engines.conformance import CONTEXT, GREEDY, Conformance, endless
 from tests.engines.served import Served

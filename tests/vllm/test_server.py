@@ -19,13 +19,12 @@ import pytest_asyncio
 
 from dto.context import Context
 from dto.engines import open_engine
-from dto.engines.base import Engine
 from dto.errors import EngineError
 from dto.grading import Grader
 from dto.judges import llm
-from dto.ledger import metered
 from dto.nano import resolve
 from dto.nano.corpus import chain_problems
+from dto.protocols import Engine
 from dto.recipe import EvaluateSettings, ExitSettings, ModelSettings, Recipe
 from dto.records import Dropped, EvaluationRow, Problem, Trajectory
 from dto.stages.evaluate import evaluate
@@ -33,6 +32,7 @@ from dto.stages.optimize import finalize
 from dto.stages.prune import prune
 from dto.stages.sample import sample
 from dto.stages.segment import segment
+from dto.usage import metered
 from tests.engines.conformance import CONTEXT, Conformance
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm")

@@ -11,7 +11,7 @@ import pytest_asyncio
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-real")
 
 from dto.engines import open_engine
-from dto.engines.base import Engine
+from dto.protocols import Engine
 from tests.real.conformance import MODEL, RealConformance
 from tests.vllm import test_engine
 

@@ -23,13 +23,13 @@ from benchmarks.word_problems import response
 from dto.context import Context
 from dto.engines import open_engine
 from dto.grading import Grader
-from dto.ledger import metered
 from dto.recipe import Recipe
 from dto.records import STAYS, Dropped, Problem, Segment, Trajectory, Verdict
 from dto.stages.optimize import finalize
 from dto.stages.prune import prune
 from dto.stages.segment import segment
 from dto.trajectories import make_trajectory, prompt_ids
+from dto.usage import metered
 from tests.real.conftest import folder
 
 pytestmark = pytest.mark.timeout(900)

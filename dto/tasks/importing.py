@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dto.errors import DtoError
 from dto.grading.golds import unreadable_golds
-from dto.problems import Rows, load_problems, read_source
 from dto.records import Dropped, Problem, Trajectory
 from dto.tags import DEFAULT_TAGS, FOREIGN, KNOWN, ThinkTags, foreign_detail, think_tags
+from dto.tasks.load import Rows, load_problems, read_source
 from dto.tasks.task import Row
 from dto.text import split_thinking
 from dto.trajectories import make_trajectory, opens_thinking, prompt_ids

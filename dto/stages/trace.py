@@ -16,18 +16,18 @@ from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
 from dto import tables
-from dto.answers import answer_inducer
 from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.context import sampling as drawn
-from dto.engines.base import Sampling
 from dto.errors import DtoError
 from dto.exits import check
 from dto.exits.monitor import ENTROPY_LOGPROBS, Monitor
 from dto.exits.path import Path
 from dto.exits.trial import ask
+from dto.protocols import Sampling
 from dto.recipe import ExitSettings, TraceSettings
 from dto.records import AnswerKind, FinishReason, Grade, Problem, Span, Trajectory
+from dto.rollouts import answer_inducer
 from dto.stages.evaluate import grade_response, no_room
 from dto.tags import ThinkTags
 from dto.trajectories import prompt_ids
@@ -53,7 +53,7 @@ class TracedTrial:
     r"""A trial answer, with what every kind of confidence is computed from.
 
     `text` runs from the inducer's `\boxed` on; `ends` and `logprobs` are those of the generated
-    tokens, as :func:`dto.exits.confidence.confidence` takes them. `error` says why the request
+    tokens, as :func:`dto.exits.trial.confidence` takes them. `error` says why the request
     failed, if it did.
     """
 
@@ -91,7 +91,7 @@ class Trace:
     """One response of the model, and all the ways to leave it.
 
     `thinking_tokens` spans `token_ids`. `shape` is (layers, heads, head dimension) of the model,
-    empty where it is not known, `parameters` its N (`dto.flops`), 0 where that is not. A response
+    empty where it is not known, `parameters` its N (`dto.usage`), 0 where that is not. A response
     that failed has no transitions and says why in `reason`.
     """
 

@@ -36,7 +36,7 @@ def train(
 
     Returns:
         `rows` (counts: pairs, responses or problems, dropped, dev_problems), `usage` (of the dev
-        responses, and of those that were sampled to train on, the fields of `dto.ledger.Usage`),
+        responses, and of those that were sampled to train on, the fields of `dto.usage.Usage`),
         kept_step (0: the base model), reason (why that one), steps, collapsed, tokens_trained,
         attention_flops_trained and model_flops_trained (forward and backward passes),
         policy_tokens (with what was sampled to train on), epochs (passes), groups (of GRPO: how

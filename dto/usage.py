@@ -1,4 +1,8 @@
-"""FLOPs of a model, from its config and its parameters.
+"""What work took: every token counted, and the FLOPs of a model.
+
+The runner opens `metered` scopes around each group of rows; engines `charge` the usage of a request
+to whoever asked for it. Scopes and account are context variables, so they follow the tasks that a
+stage function starts. In the same way the grader says which comparisons it gave up.
 
 Attention FLOPs are the cost that 2505.21765 (section 4) reports. One query position t attends to
 t + 1 keys; in each of L layers and H heads of width D the scores q·k and the sum over values take
@@ -24,10 +28,13 @@ nothing again.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from dataclasses import dataclass
-from math import nan
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, fields
+from math import isnan, nan
+from typing import Any, Literal
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
@@ -146,3 +153,103 @@ def training_flops(
     if shape.parameters is None:
         return attention, nan
     return attention, 2.0 * shape.parameters * tokens * ((2 if adapters else 3) + again) + attention
+
+
+Account = Literal["policy", "judge"]
+"""For whom tokens are generated: a judge's are counted apart, also when the policy judges."""
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens and FLOPs of some requests.
+
+    `generated` includes `wasted`: tokens that were sampled and then thrown away (cancelled
+    requests). `cached` is the part of `prompt` that was not computed again. Cached and wasted
+    depend on scheduling, so they never enter a table; they are kept beside it. `failed` counts the
+    requests that came back as `failed`: the runner owes their rows again. FLOPs are those of
+    `dto.usage`, nan where the model is not known well enough; model FLOPs hold the attention's.
+    """
+
+    requests: int = 0
+    failed: int = 0
+    prompt: int = 0
+    cached: int = 0
+    generated: int = 0
+    wasted: int = 0
+    attention_flops: float = 0.0
+    model_flops: float = 0.0
+
+    @staticmethod
+    def read(data: Mapping[str, Any]) -> Usage:
+        """From JSON. FLOPs are not known where an earlier version did not count them."""
+        known = {key: nan if value is None else value for key, value in data.items()}
+        return Usage(**({"model_flops": nan} | known if data else {}))
+
+    def as_json(self) -> dict[str, Any]:
+        """For JSON, which has no nan: FLOPs that are not known are null."""
+        return {key: None if isnan(value) else value for key, value in asdict(self).items()}
+
+    def add(self, other: Usage) -> None:
+        """Add another usage to this one."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+
+_scopes: ContextVar[tuple[tuple[Account, Usage], ...]] = ContextVar("dto_ledger", default=())
+_account: ContextVar[Account] = ContextVar("dto_account", default="policy")
+_given_up: ContextVar[tuple[Counter[str], ...]] = ContextVar("dto_given_up", default=())
+
+
+@contextmanager
+def metered(account: Account = "policy") -> Iterator[Usage]:
+    """Collect what is charged to an account inside the block, by tasks started there too.
+
+    Scopes nest.
+    """
+    usage = Usage()
+    token = _scopes.set((*_scopes.get(), (account, usage)))
+    try:
+        yield usage
+    finally:
+        _scopes.reset(token)
+
+
+@contextmanager
+def charged_to(account: Account) -> Iterator[None]:
+    """Requests made inside the block go to this account."""
+    token = _account.set(account)
+    try:
+        yield
+    finally:
+        _account.reset(token)
+
+
+def charge(usage: Usage) -> None:
+    """Charge a request to all open scopes of the account that it is made for.
+
+    Call it on the event loop, in the caller's task.
+    """
+    account = _account.get()
+    for owner, scope in _scopes.get():
+        if owner == account:
+            scope.add(usage)
+
+
+@contextmanager
+def counting_given_up() -> Iterator[Counter[str]]:
+    """Count, by reason, the answers inside the block that are wrong for want of time or memory.
+
+    Tasks started there count too. Scopes nest.
+    """
+    reasons: Counter[str] = Counter()
+    token = _given_up.set((*_given_up.get(), reasons))
+    try:
+        yield reasons
+    finally:
+        _given_up.reset(token)
+
+
+def give_up(reason: str) -> None:
+    """Count an answer that is graded wrong because comparing it exceeded a limit, or broke."""
+    for reasons in _given_up.get():
+        reasons[reason] += 1

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from dto.drqa.classes import WORDINGS
 from dto.errors import DtoError
-from dto.problems import load_problems, prompt_of
 from dto.prompts import JUDGE, render
 from dto.recipe import Recipe
 from dto.records import Dropped, Problem
 from dto.runs.graph import needed
 from dto.tags import shown_tags
+from dto.tasks.load import load_problems, prompt_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -163,7 +163,7 @@ def _first_questions(recipe: Recipe) -> tuple[list[str], str, str]:
     small = recipe.problems.model_copy(update={"train": most, "dev": 0, "test": 0})
     rows: Iterator[Problem | Dropped]
     if imported:
-        from dto.stages.importing import imported_problems
+        from dto.tasks.importing import imported_problems
 
         rows = imported_problems(imported, small, recipe.seed)
     else:

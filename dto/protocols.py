@@ -16,7 +16,7 @@ from dto.templates import Message as Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from dto.flops import ModelShape
+    from dto.usage import ModelShape
 
 
 TokenIds = Sequence[int]
@@ -127,7 +127,7 @@ class Engine(Protocol):
     """Everything that needs tokens asks one of these; batching is its own business.
 
     Engines are async context managers; leaving one frees what it holds. They charge the usage of
-    every request to `dto.ledger`, in the caller's task, cancelled requests too. What an engine
+    every request to `dto.usage`, in the caller's task, cancelled requests too. What an engine
     cannot do is said by :class:`dto.errors.EngineError` when it is built, or for a sampling option
     at the first request that asks for it.
     """

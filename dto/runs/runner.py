@@ -16,9 +16,8 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
-from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +25,10 @@ from tqdm import tqdm
 
 from dto import tables
 from dto.errors import DtoError, disk_errors
-from dto.ledger import Usage, counting_given_up, metered
 from dto.records import Dropped
-from dto.runs import content, manifest
-from dto.runs.journal import Entry, Journal
+from dto.runs import manifest
+from dto.runs.journal import Entry, GroupUsage, Journal, Timing
+from dto.usage import Usage, counting_given_up, metered
 
 READ_AHEAD = 32
 """Groups read at once: it is done off the event loop, and a round trip costs more than a row."""
@@ -38,30 +37,6 @@ HOPELESS = 20
 first so many groups all end in an error."""
 MAX_FAILED = 0.05
 """A stage of whose requests a larger share failed is not finished: those groups stay owed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """A line of timings.parquet: what one row, or group, took."""
-
-    id: str
-    seconds: float
-    wasted: int
-
-
-@dataclass(frozen=True, slots=True)
-class GroupUsage:
-    """A line of usage.parquet: the fields of `Usage` for one group."""
-
-    key: str
-    requests: int
-    failed: int
-    prompt: int
-    cached: int
-    generated: int
-    wasted: int
-    attention_flops: float
-    model_flops: float = nan  # a table of an earlier version has none
 
 
 class Group(NamedTuple):
@@ -230,7 +205,7 @@ class Stage:
             done = manifest.finished(
                 self.name,
                 self.config,
-                content.of_path(directory / "rows.parquet"),
+                manifest.of_path(directory / "rows.parquet"),
                 rows=written,
                 groups=len(usage),
                 dropped=dict(sorted(Counter(each.reason for each in dropped).items())),
