@@ -47,10 +47,9 @@ from dto.engines.vllm import VLLMEngine
 from dto.engines.vllm_launch import model_arguments, serving_arguments
 from dto.exits import ExitedResponse, answer
 from dto.grading import Grader
-from dto.nano import resolve
 from dto.nano.corpus import chain_problems
 from dto.protocols import Engine, Sampling
-from dto.recipe import ExitSettings, ModelSettings, Recipe
+from dto.recipe import ExitSettings, ModelSettings, Recipe, resolve
 from dto.records import Problem
 from dto.text import decode_response, split_thinking
 from dto.trajectories import prompt_ids

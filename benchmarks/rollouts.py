@@ -37,9 +37,8 @@ from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.engines import open_engine
 from dto.grading import Grader
-from dto.nano import resolve
 from dto.nano.corpus import chain_problems
-from dto.recipe import Recipe
+from dto.recipe import Recipe, resolve
 from dto.records import Dropped, ExitEstimate, Problem, Segment, Trajectory
 from dto.rollouts import roll_out
 from dto.seeds import content_id

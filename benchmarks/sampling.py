@@ -26,10 +26,9 @@ from typing import Any
 
 from dto.engines.vllm import VLLMEngine
 from dto.engines.vllm_launch import environment, model_arguments, serving_arguments
-from dto.nano import resolve
 from dto.nano.corpus import chain_problems
 from dto.protocols import Sampling
-from dto.recipe import ModelSettings
+from dto.recipe import ModelSettings, resolve
 from dto.trajectories import prompt_ids
 
 SETTINGS = ModelSettings(engine="vllm", context=1024)

@@ -35,7 +35,7 @@ import spacy
 from benchmarks.patterns import learn
 from dto.nano.corpus import chains as random_chains
 from dto.nano.thinking import OVERTHINKING, think
-from dto.segmentation.component import Masks
+from dto.segmentation.features import Masks
 from dto.segmentation.model import openings
 from dto.segmentation.patterns import Granularity, by_rules
 from dto.segmentation.worker import pipeline, segment_text, segment_texts

@@ -27,8 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dto.nano import resolve
-from dto.recipe import Recipe
+from dto.recipe import Recipe, resolve
 
 VOCABULARY, WIDTH, SIDE, PROMPT = 151_936, 256, 1024, 64
 PATHS = ("stock", "ours")

@@ -257,7 +257,7 @@ def calibrate(
 
 def _to_calibrate(target: str, changes: list[str] | None) -> tuple[Recipe, Path]:
     """What is no recipe and no run is a model: an embedded one has the quickstart's settings."""
-    from dto.nano import NAMES
+    from dto.recipe import NAMES
 
     path = Path(target)
     if path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file() or packaged(path):

@@ -18,7 +18,7 @@ from dto.tags import ThinkTags, think_tags
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from dto.grading import Grader
+    from dto.protocols import Grader
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The one protocol that everything asks for tokens.
+"""What the method asks of the rest: tokens of an engine, grades of a grader.
 
 State is token ids; a prompt given as messages is rendered once by the engine's chat template (with
 one BOS) and is ids from then on.
@@ -8,15 +8,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict
 
-from dto.records import FinishReason, IdsFrom
-from dto.templates import Message as Message
+from dto.errors import EngineError
+from dto.records import AnswerKind, FinishReason, Grade, IdsFrom
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dto.usage import ModelShape
+
+
+class Message(TypedDict):
+    """One chat message."""
+
+    role: str
+    content: str
 
 
 TokenIds = Sequence[int]
@@ -151,6 +158,13 @@ class Engine(Protocol):
         """One sample as it grows. Use inside `async with aclosing(...)`: closing frees the slot."""
         ...
 
+    def branched(self) -> Engine:
+        """An engine for the requests of one response, which decodes them as one sequence.
+
+        It serves while this one does. Raises EngineError where this one cannot do that.
+        """
+        ...
+
     async def score(self, prompt: TokenIds, continuation: TokenIds) -> tuple[float, ...]:
         """Logprobs of the continuation's tokens after the prompt (length: that of continuation)."""
         ...
@@ -164,6 +178,14 @@ class Engine(Protocol):
         ...
 
 
+def unbranched(model: str) -> EngineError:
+    """What an engine raises that cannot decode a response and its trials as one sequence."""
+    return EngineError(
+        f"overlap: branches decodes inside the transformers engine, and {model!r} is served by "
+        "another: set model.engine to transformers, or overlap to true"
+    )
+
+
 def unfit(prompt: Sequence[int], context: int) -> str:
     """Why a prompt leaves no room in the context, or holds nothing; empty where it fits."""
     if not prompt:
@@ -174,3 +196,50 @@ def unfit(prompt: Sequence[int], context: int) -> str:
             "model.context"
         )
     return ""
+
+
+class Graded(NamedTuple):
+    """A grade, the answer it was given for, and why.
+
+    A reason stands with what is `failed`, with wrong programs, and with answers that are wrong
+    because comparing them exceeded a limit. `answer` is empty where there was none, and cut at
+    2,000 characters.
+    """
+
+    grade: Grade
+    answer: str
+    reason: str = ""
+
+
+class Grader(Protocol):
+    """Decides whether answers equal gold answers: `dto.grading.Grader`, or one of your own.
+
+    An answer that is wrong is a grade; what the grader could not do is grade `failed`, with a
+    reason.
+    """
+
+    async def grade_conclusion(
+        self, conclusion: str, gold: str, kind: AnswerKind, question: str = ""
+    ) -> Graded:
+        """Grade the text after `</think>`, and only that."""
+        ...
+
+    async def grade_trial(
+        self, text: str, gold: str, kind: AnswerKind, question: str = ""
+    ) -> Graded:
+        r"""Grade a trial answer; `text` begins at the inducer's `\boxed` or at its brace."""
+        ...
+
+    async def grade_answer(
+        self, answer: str, gold: str, kind: AnswerKind, question: str = ""
+    ) -> Graded:
+        """Grade an answer that has been extracted already."""
+        ...
+
+    def final_answer(self, text: str, kind: AnswerKind) -> str | None:
+        """The answer that a text boxes or states; None: there is none."""
+        ...
+
+    def same(self, answer: str, other: str, kind: AnswerKind) -> bool:
+        """Whether two answers are equal, as far as that is seen without algebra."""
+        ...

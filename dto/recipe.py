@@ -9,6 +9,7 @@ after pruning stand in `dto/settings.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.resources import files
 from math import ceil, log
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -348,3 +349,11 @@ def make_recipe(
             f"{where}.".startswith(f"{key}.") or key.startswith(f"{where}.") for key in changes
         )
         raise RecipeError(what if given and where else f"{origin}: {what}") from None
+
+
+NAMES = ("nano", "nano-control")
+
+
+def resolve(name: str) -> str:
+    """The folder of an embedded model's weights; any other name comes back unchanged."""
+    return str(files("dto.nano") / "weights" / name) if name in NAMES else name

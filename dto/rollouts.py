@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from dto.concurrency import gather_bounded
 from dto.context import Context
-from dto.grading.extract import closing_brace
 from dto.protocols import Completion, Sampling
 from dto.records import (
     Decision,
@@ -30,6 +29,7 @@ from dto.records import (
 )
 from dto.seeds import derive
 from dto.sequential import SequentialTest
+from dto.text import closing_brace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -159,7 +159,7 @@ def load_tokenizer(recipe: Recipe, *, local: bool = False) -> PreTrainedTokenize
     """
     from transformers import AutoTokenizer
 
-    from dto.nano import resolve
+    from dto.recipe import resolve
 
     model = recipe.model
     name = resolve(model.tokenizer or model.name)

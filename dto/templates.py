@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, TemplateError, meta
 
-from dto.errors import DtoError
+from dto.errors import DtoError, EngineError
+from dto.protocols import Message, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,13 +39,6 @@ _NOT_ASKED = RESERVED | {
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # transformers' own tag
 _PARSER = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False)
 _PROBE = "What is 1 + 1?"
-
-
-class Message(TypedDict):
-    """One chat message."""
-
-    role: str
-    content: str
 
 
 def render_chat(
@@ -179,3 +173,29 @@ def _known(template: str) -> frozenset[str]:
     """The arguments that a template reads; raises jinja2's TemplateError where it is none."""
     parsed = _PARSER.parse(_GENERATION.sub("", template))
     return frozenset(meta.find_undeclared_variables(parsed)) - _NOT_ASKED
+
+
+def encode_prompt(
+    prompt: Prompt,
+    tokenizer: PreTrainedTokenizerBase,
+    model: str,
+    template: Arguments | None = None,
+) -> tuple[int, ...]:
+    """Ids of a prompt; messages go through the chat template, which brings the only BOS.
+
+    `template` are the arguments of that. Raises EngineError for messages to a `model` whose
+    tokenizer has no chat template, or one that cannot render them.
+    """
+    ids: list[int] = []
+    messages: list[Message] = []
+    for part in prompt:
+        if isinstance(part, int):
+            ids.append(part)
+        else:
+            messages.append(part)
+    if not messages:
+        return tuple(ids)
+    try:
+        return render_chat(messages, tokenizer, model, template)
+    except DtoError as error:
+        raise EngineError(str(error)) from None

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 INSIDE_CHARACTER = -1
+MAX_TEXT = 200_000  # characters that are searched for an answer: bounds time, not memory
+BRACE = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+"""Braces of LaTeX; escaped ones match as a whole, and a box with its brace."""
 
 
 class ThinkingSplit(NamedTuple):
@@ -256,3 +259,17 @@ class StopReader:
             for stop in self._stops
             for length in range(1, len(stop))
         )
+
+
+def closing_brace(text: str, opening: int) -> int | None:
+    """The index of the brace that closes the one at `opening`, or None when none does."""
+    depth = 0
+    for match in BRACE.finditer(text, opening, opening + MAX_TEXT):
+        token = match.group()
+        if token[-1] == "{" and token != r"\{":
+            depth += 1
+        elif token == "}":
+            depth -= 1
+            if depth == 0:
+                return match.start()
+    return None

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from dto.errors import DtoError
-from dto.grading import Graded, Grader
 from dto.prompts import render
+from dto.protocols import Graded, Grader, Message
 from dto.records import Dropped, FinishReason, IdsFrom, Problem, Span, Trajectory
 from dto.tags import (
     DEFAULT_TAGS,
@@ -21,7 +21,7 @@ from dto.tags import (
     own_ids,
     think_tags,
 )
-from dto.templates import Message, check_template, render_chat
+from dto.templates import check_template, render_chat
 from dto.text import (
     ThinkingSplit,
     decode_response,

@@ -103,11 +103,10 @@ def test_what_is_the_same_question(
 def test_dev_is_kept_from_test_and_train_from_both(tmp_path: Path) -> None:
     folder = tmp_path / "rows"
     folder.mkdir()
-    from dto.tasks import load
 
     parts = {"test": [TRAIN], "dev": [OTHER, TRAIN.lower()], "train": [MOVED, OTHER.upper(), "1?"]}
     made = [
-        load._Part(split, split, load.Task("rows", "rows"), None,
+        loading._Part(split, split, loading.Task("rows", "rows"), None,
                        [{"problem": each, "answer": "1"} for each in questions])
         for split, questions in parts.items()
     ]  # fmt: skip

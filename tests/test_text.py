@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dto.errors import DtoError
-from dto.nano import resolve
+from dto.recipe import resolve
 from dto.text import char_ends, decode_response, split_thinking, thinking_tokens
 from tests.byte_level import byte_level
 

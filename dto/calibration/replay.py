@@ -19,7 +19,7 @@ from dto.exits.deer import decide as sure
 from dto.exits.loop import Decide, Search
 from dto.exits.path import ExitedResponse
 from dto.exits.trial import Confidence, Tried, confidence
-from dto.grading import Graded
+from dto.grading import Graded, Grader
 from dto.recipe import ExitSettings, TraceSettings
 from dto.records import EvaluationRow, Trial
 from dto.stages.evaluate import evaluation_row
@@ -95,7 +95,7 @@ class Replay:
             return self._concluded(start + floor(exit.fraction * (end - start)))
         decide: Decide = sure(exit)
         if exit.policy == "consistency":
-            decide = partial(agreed, exit, kind=trace.answer_kind)
+            decide = partial(agreed, exit, same=Grader.same, kind=trace.answer_kind)
         search = Search(exit, decide)
         response, graded = self._searched(exit, search)
         inducer_tokens = next(

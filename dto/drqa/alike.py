@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from dto.drqa.headings import BARE
 from dto.drqa.mentions import LAST, NEXT, Mention, mentions, unnumbered
-from dto.grading.extract import closing_brace
+from dto.text import closing_brace
 
 MOST = 3
 """Sentences without a figure that are taken off each end, at most."""

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 from dto.drqa.headings import BARE
 from dto.drqa.mentions import CIRCLED, LAST, NEXT, mentions, place
-from dto.grading.extract import MAX_TEXT, final_answer, last_box
+from dto.grading.extract import final_answer, last_box
+from dto.text import BRACE, MAX_TEXT
 
-_BRACE = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _INLINE = re.compile(
     rf"(?:^|[,;:，；：、(（|]|\b(?i:and|are|so))[\s*_(（]*"
     rf"(?P<bare>\d{{1,2}}|[{CIRCLED}])[.)）、:：]?[\s*_$(\\\[|]*$"
@@ -85,7 +85,7 @@ def _boxes(text: str) -> list[_Box]:
     """The complete boxes that stand in no other one, from left to right."""
     opened: list[int] = []  # where the box of each open brace begins; -1: it is no box's
     closed: list[tuple[int, int]] = []
-    for match in _BRACE.finditer(text):
+    for match in BRACE.finditer(text):
         token = match.group()
         if token[-1] == "{" and token != r"\{":
             opened.append(match.start() if len(token) > 1 else -1)

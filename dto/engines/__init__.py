@@ -21,7 +21,7 @@ def open_engine(settings: ModelSettings, model: str | None = None) -> Engine:
         case "transformers":
             from dto.engines.models import load
             from dto.engines.transformers import TransformersEngine
-            from dto.nano import resolve
+            from dto.recipe import resolve
 
             loaded, tokenizer = load(settings, name, resolve(name))
             return TransformersEngine(
@@ -36,7 +36,7 @@ def open_engine(settings: ModelSettings, model: str | None = None) -> Engine:
             )
         case "vllm":
             from dto.engines.vllm import VLLMEngine
-            from dto.nano import resolve
+            from dto.recipe import resolve
 
             return VLLMEngine(settings, name, resolve(name))
         case "openai":

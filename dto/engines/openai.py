@@ -16,7 +16,6 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from dto.engines.chat import prompt_ids
 from dto.engines.openai_cost import ABORT_TOKENS, Cost
 from dto.engines.openai_requests import Asked, Requests
 from dto.engines.openai_server import find_out
@@ -24,7 +23,18 @@ from dto.engines.openai_tokenizer import load_tokenizer
 from dto.engines.openai_transport import RequestError, Transport, backoff
 from dto.engines.openai_wire import check, choice_of, request_body
 from dto.errors import EngineError
-from dto.protocols import Capabilities, Chunk, Completion, Message, Prompt, Sampling, TokenIds
+from dto.protocols import (
+    Capabilities,
+    Chunk,
+    Completion,
+    Engine,
+    Message,
+    Prompt,
+    Sampling,
+    TokenIds,
+    unbranched,
+)
+from dto.templates import encode_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -151,6 +161,10 @@ class OpenAIEngine:
         finally:
             cost.charge(self.shape, sampling, 1, ABORT_TOKENS)
 
+    def branched(self) -> Engine:
+        """Not here: raises EngineError."""
+        raise unbranched(self.model)
+
     async def score(self, prompt: TokenIds, continuation: TokenIds) -> tuple[float, ...]:
         """Logprobs of the continuation's tokens after the prompt; the server samples one more.
 
@@ -203,7 +217,7 @@ class OpenAIEngine:
         server, where = self._serving.server, self._transport.server
         check(server, sampling, where)
         if server.api == "completions" and self.tokenizer is not None:
-            ids = prompt_ids(prompt, self.tokenizer, self.model, self._settings.template)
+            ids = encode_prompt(prompt, self.tokenizer, self.model, self._settings.template)
             room = max(1, self.context - len(ids))
             return ids, replace(sampling, max_tokens=min(sampling.max_tokens, room))
         if any(isinstance(part, int) for part in prompt):

@@ -95,7 +95,7 @@ def _give_up_early(transport: Transport, error: RequestError) -> None:
 
 async def _model(transport: Transport, name: str) -> tuple[str, int | None]:
     """The server's own word for the model, and its context where it says it (vLLM does)."""
-    from dto.nano import resolve
+    from dto.recipe import resolve
 
     try:
         reply = await transport.models()

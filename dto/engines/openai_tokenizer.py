@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dto.errors import EngineError
-from dto.nano import resolve
+from dto.recipe import resolve
 from dto.usage import ModelShape, parameters_of
 
 if TYPE_CHECKING:

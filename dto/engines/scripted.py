@@ -7,11 +7,19 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dto.engines.chat import prompt_ids
 from dto.errors import EngineError
-from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds
+from dto.protocols import (
+    Capabilities,
+    Chunk,
+    Completion,
+    Engine,
+    Prompt,
+    Sampling,
+    TokenIds,
+    unbranched,
+)
 from dto.records import FinishReason
-from dto.templates import Arguments
+from dto.templates import Arguments, encode_prompt
 from dto.text import StopReader
 from dto.usage import ModelShape, Usage, charge
 
@@ -65,7 +73,7 @@ class ScriptedEngine:
 
     async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
         """The first n answers. Raises EngineError for a prompt that the script does not hold."""
-        ids = prompt_ids(prompt, self._tokenizer, self.model, self._template)
+        ids = encode_prompt(prompt, self._tokenizer, self.model, self._template)
         completions = self._answers(ids, sampling, n)
         await asyncio.sleep(0)
         tokens = sum(len(completion.token_ids) for completion in completions)
@@ -75,7 +83,7 @@ class ScriptedEngine:
 
     async def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk]:
         """The first answer, token by token."""
-        ids = prompt_ids(prompt, self._tokenizer, self.model, self._template)
+        ids = encode_prompt(prompt, self._tokenizer, self.model, self._template)
         (completion,) = self._answers(ids, sampling, 1)
         tokens = completion.token_ids
         reader = StopReader(self._tokenizer.backend_tokenizer, ())
@@ -102,6 +110,10 @@ class ScriptedEngine:
         finally:
             failed = int(completion.finish_reason == "failed")
             charge(Usage(requests=1, failed=failed, prompt=len(ids), generated=delivered))
+
+    def branched(self) -> Engine:
+        """Not here: raises EngineError."""
+        raise unbranched(self.model)
 
     async def score(self, prompt: TokenIds, continuation: TokenIds) -> tuple[float, ...]:
         """All tokens are certain."""

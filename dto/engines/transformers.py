@@ -15,22 +15,24 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from transformers import PreTrainedModel
+
 from dto.engines.batch import Batch
-from dto.engines.chat import prompt_ids
+from dto.engines.kv import KVShape
+from dto.engines.linearised import Linearised
 from dto.engines.models import context_limit, end_ids, fit, free_bytes
 from dto.engines.prefix_cache import PrefixCache
 from dto.engines.requests import Request, Sample
 from dto.engines.worker import Worker
 from dto.errors import EngineError
 from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds, unfit
-from dto.templates import Arguments
+from dto.templates import Arguments, encode_prompt
 from dto.text import StopReader
 from dto.usage import ModelShape, Usage, attention_flops, charge, forward_flops
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 
 BRANCHING = 2
 """Responses at a time that decode with their trials as one sequence: each has its own cache."""
@@ -136,7 +138,7 @@ class TransformersEngine:
 
     async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
         """Sample n times; the samples share one prefill. See the protocol."""
-        ids = prompt_ids(prompt, self._tokenizer, self.model, self._template)
+        ids = encode_prompt(prompt, self._tokenizer, self.model, self._template)
         self._check(sampling)
         if error := unfit(ids, self.context):
             charge(Usage(requests=n, failed=n))
@@ -157,7 +159,7 @@ class TransformersEngine:
 
     async def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk]:
         """One sample as it grows. See the protocol."""
-        ids = prompt_ids(prompt, self._tokenizer, self.model, self._template)
+        ids = encode_prompt(prompt, self._tokenizer, self.model, self._template)
         self._check(sampling)
         if error := unfit(ids, self.context):
             charge(Usage(requests=1, failed=1))
@@ -181,6 +183,10 @@ class TransformersEngine:
                     return
         finally:
             self._settle(request, delivered)
+
+    def branched(self) -> BranchedEngine:
+        """Trials beside the main chain of one response, decoded as one sequence."""
+        return BranchedEngine(self)
 
     async def score(self, prompt: TokenIds, continuation: TokenIds) -> tuple[float, ...]:
         """Logprobs of the continuation's tokens after the prompt, by one teacher-forced pass.
@@ -321,3 +327,69 @@ class TransformersEngine:
             ids = ids[:-1]
         text: str = self._backend.decode(list(ids), skip_special_tokens=False)
         return text
+
+
+class BranchedEngine(TransformersEngine):
+    """A serving engine's model for the requests of one response, decoded as one sequence.
+
+    Branch-parallel decoding (2504.15895, described, never released). Departs from the paper: what
+    loses or wins is decided by who asked for it. A branch leaves when its request ends or is
+    cancelled, and its keys go with it; a winner's conclusion is one more request, which finds the
+    prefix that it keeps already computed.
+
+    The first request is the main chain, and whatever is asked while it runs is a branch off the
+    longest prefix that it shares with it. When nothing runs, the next request takes over as main
+    chain from what it shares. Requests that share nothing are answered too, without any gain.
+
+    Memory: keys and values of the main chain and of at most `CHAINS` branches. The prompt is read
+    once for each response: the engine's prefix cache is not shared.
+    """
+
+    def __init__(self, engine: TransformersEngine) -> None:
+        """Wrap an engine, which has to serve for as long as this one does."""
+        super().__init__(
+            engine.hf_model,
+            engine._tokenizer,
+            name=engine.model,
+            context=engine.context,
+            template=engine._template,
+        )
+        self.end_ids = engine.end_ids
+        self._engine = engine
+
+    async def __aenter__(self) -> BranchedEngine:
+        """Start a worker, once fewer than `BRANCHING` are under way on the wrapped engine.
+
+        Raises EngineError when that does not serve.
+        """
+        if self._engine._worker is None:
+            raise EngineError(f"engine for {self.model!r} is not serving: enter it before branches")
+        model, end_ids = self.hf_model, self.end_ids
+
+        def make_batch() -> Batch:
+            return Linearised(model, _kv_shape(model), end_ids)
+
+        await self._engine.branching.acquire()
+        self._worker = Worker(make_batch, asyncio.get_running_loop())
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Stop; requests under way come back as failed."""
+        if self._worker is not None:
+            worker, self._worker = self._worker, None
+            try:
+                await asyncio.to_thread(worker.close)
+            finally:
+                self._engine.branching.release()
+
+
+def _kv_shape(model: PreTrainedModel) -> KVShape:
+    config: Any = model.config
+    heads = int(config.num_attention_heads)
+    return KVShape(
+        layers=int(config.num_hidden_layers),
+        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+        dtype=model.dtype,
+        device=model.device,
+    )

@@ -13,7 +13,6 @@ import warnings
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dto.engines.chat import prompt_ids
 from dto.engines.vllm_launch import (
     INSTALL,
     LOGPROBS,
@@ -24,7 +23,18 @@ from dto.engines.vllm_launch import (
 )
 from dto.engines.vllm_wire import VLLMSample, finish, logprobs, sampling_params, stop_met
 from dto.errors import EngineError
-from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds, unfit
+from dto.protocols import (
+    Capabilities,
+    Chunk,
+    Completion,
+    Engine,
+    Prompt,
+    Sampling,
+    TokenIds,
+    unbranched,
+    unfit,
+)
+from dto.templates import encode_prompt
 from dto.text import StopReader
 from dto.usage import ModelShape, Usage, attention_flops, charge, forward_flops, parameters_of
 
@@ -116,7 +126,7 @@ class VLLMEngine:
 
     async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
         """Sample n times; the samples share what is cached of the prompt. See the protocol."""
-        ids = prompt_ids(prompt, self._tokenizer, self.model, self._settings.template)
+        ids = encode_prompt(prompt, self._tokenizer, self.model, self._settings.template)
         self._check(sampling)
         if error := unfit(ids, self.context):
             charge(Usage(requests=n, failed=n))
@@ -141,7 +151,7 @@ class VLLMEngine:
 
     async def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk]:
         """One sample as it grows. See the protocol."""
-        ids = prompt_ids(prompt, self._tokenizer, self.model, self._settings.template)
+        ids = encode_prompt(prompt, self._tokenizer, self.model, self._settings.template)
         self._check(sampling)
         if error := unfit(ids, self.context):
             charge(Usage(requests=1, failed=1))
@@ -183,6 +193,10 @@ class VLLMEngine:
                 )
         finally:
             await self._settle(ids, [sample])
+
+    def branched(self) -> Engine:
+        """Not here: raises EngineError."""
+        raise unbranched(self.model)
 
     async def score(self, prompt: TokenIds, continuation: TokenIds) -> tuple[float, ...]:
         """Logprobs of the continuation's tokens after the prompt; nothing is read from the cache.

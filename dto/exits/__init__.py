@@ -37,10 +37,8 @@ async def answer(
     only.
     """
     if settings.overlap == "branches":
-        from dto.engines.branches import BranchedEngine
-
         overlapped = settings.model_copy(update={"overlap": True})
-        async with BranchedEngine(ctx.engine) as engine:
+        async with ctx.engine.branched() as engine:
             return await answer(
                 problem, prompt_ids, overlapped, replace(ctx, engine=engine), sampling
             )
@@ -63,9 +61,7 @@ def check(settings: ExitSettings, engine: Engine) -> None:
 
         refuse_unpublished(settings)
     if settings.overlap == "branches":
-        from dto.engines.branches import BranchedEngine
-
-        BranchedEngine(engine)
+        engine.branched()
     policy, can = settings.policy, engine.capabilities
     exit = f"exit {settings.name!r}: "
     way_out = f"which the engine of {engine.model!r} does not give: use "

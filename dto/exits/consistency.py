@@ -13,14 +13,13 @@ is an answer. Confidence is stored, and decides nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from dto.context import Context
 from dto.exits.loop import leave_at_transition
 from dto.exits.path import ExitedResponse, Path
 from dto.exits.trial import Tried, try_answer
-from dto.grading.compare import compare
 from dto.recipe import ExitSettings
 from dto.records import AnswerKind, Problem, Trial
 from dto.rollouts import answer_inducer
@@ -37,18 +36,23 @@ async def consistency(
     async def probe(cut: int) -> Tried:
         return await try_answer(path.prompt_ids, path.ids[:cut], inducer, settings, problem, ctx)
 
-    decide = partial(agreed, settings, kind=problem.answer_kind)
+    decide = partial(agreed, settings, kind=problem.answer_kind, same=ctx.grader.same)
     return await leave_at_transition(path, settings, ctx, probe, decide, len(ctx.encode(inducer)))
 
 
-def agreed(settings: ExitSettings, trials: Sequence[Trial], kind: AnswerKind = "math") -> bool:
+def agreed(
+    settings: ExitSettings,
+    trials: Sequence[Trial],
+    same: Callable[[str, str, AnswerKind], bool],
+    kind: AnswerKind = "math",
+) -> bool:
     """Whether the last `settings.agree` trials give one answer, none of them empty or in doubt.
 
-    Answers whose equality would take algebra to decide are not equal.
+    `same` is the grader's: answers whose equality would take algebra to decide are not equal.
     """
     answers = [trial.answer for trial in trials[-settings.agree :]]
     return (
         len(answers) == settings.agree
         and all(answer and not DOUBT.search(answer) for answer in answers)
-        and all(compare(answers[-1], answer, kind) is True for answer in answers)
+        and all(same(answers[-1], answer, kind) for answer in answers)
     )

@@ -17,12 +17,11 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from dto.context import Context
-from dto.grading.extract import closing_brace
 from dto.protocols import Sampling
 from dto.recipe import ExitSettings
 from dto.records import Problem, Span, Trial
 from dto.rollouts import BOX, Answer, complete_answers
-from dto.text import INSIDE_CHARACTER, char_ends
+from dto.text import INSIDE_CHARACTER, char_ends, closing_brace
 
 Confidence = Literal["answer", "mean", "geometric", "min"]
 

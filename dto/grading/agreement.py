@@ -16,9 +16,10 @@ from typing import NamedTuple
 from dto import tables
 from dto.errors import DtoError, disk_errors
 from dto.grading.extract import final_answer
-from dto.grading.grader import Graded, Grader
+from dto.grading.grader import Grader
 from dto.grading.pool import UNREADABLE_GOLD
 from dto.grading.published import RULES, Rules
+from dto.protocols import Graded
 from dto.records import AnswerKind, Dropped, EvaluationRow, Problem, Trajectory
 from dto.runs import manifest
 from dto.statistics import kappa

@@ -21,11 +21,10 @@ from dto.grading import statements
 from dto.grading.choices import options
 from dto.grading.clauses import without_clause
 from dto.records import AnswerKind
+from dto.text import MAX_TEXT, closing_brace
 
-MAX_TEXT = 200_000  # characters at the end of a text that are searched: bounds time, not memory
 MAX_ANSWER = 2_000  # characters; what is longer is no answer, and would only feed the parser
 
-_BRACE = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"(?:boxed|fbox)(?![A-Za-z])\s{0,20}(\{)?")
 _UNBRACED = re.compile(
     r"(?:[-+]?\d[\d,]*(?:\.\d+)?|\(?[A-Z]\)?(?![A-Za-z])|\\[dt]?frac\s*(?:\{[^{}]{0,200}\}|\d)\s*"
@@ -155,20 +154,6 @@ def list_length(answer: str) -> int:
         depth += (character in "([{") - (character in ")]}")
         place += 1
     return count
-
-
-def closing_brace(text: str, opening: int) -> int | None:
-    """The index of the brace that closes the one at `opening`, or None when none does."""
-    depth = 0
-    for match in _BRACE.finditer(text, opening, opening + MAX_TEXT):
-        token = match.group()
-        if token[-1] == "{" and token != r"\{":
-            depth += 1
-        elif token == "}":
-            depth -= 1
-            if depth == 0:
-                return match.start()
-    return None
 
 
 def stated_answer(text: str, kind: AnswerKind = "math") -> str | None:

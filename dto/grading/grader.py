@@ -17,7 +17,6 @@ from dto.grading.compare import (
 )
 from dto.grading.extract import (
     MAX_ANSWER,
-    MAX_TEXT,
     final_answer,
     final_boxes,
     list_length,
@@ -27,23 +26,12 @@ from dto.grading.harness import last_block
 from dto.grading.pool import UNREADABLE_GOLD, ComparisonError, WorkerPool
 from dto.grading.published import Rules, decide
 from dto.grading.sandbox import Limits, Sandbox, SandboxError
+from dto.protocols import Graded
 from dto.records import NOT_RUN, AnswerKind, Grade
+from dto.text import MAX_TEXT
 from dto.usage import give_up
 
 logger = logging.getLogger("dto")
-
-
-class Graded(NamedTuple):
-    """A grade, the answer it was given for, and why.
-
-    A reason stands with what is `failed`, with wrong programs, and with answers that are wrong
-    because comparing them exceeded a limit. `answer` is empty where there was none, and cut at
-    2,000 characters.
-    """
-
-    grade: Grade
-    answer: str
-    reason: str = ""
 
 
 class _Key(NamedTuple):
@@ -160,6 +148,16 @@ class Grader:
     ) -> Graded:
         """Grade an answer that has been extracted already."""
         return await self._grade(answer.strip(), gold, kind, question)
+
+    @staticmethod
+    def final_answer(text: str, kind: AnswerKind) -> str | None:
+        """The answer that a text boxes or states (`dto.grading.extract`); None: there is none."""
+        return final_answer(text, kind)
+
+    @staticmethod
+    def same(answer: str, other: str, kind: AnswerKind) -> bool:
+        """Whether two answers are equal; those whose equality would take algebra are not."""
+        return compare(answer, other, kind) is True
 
     async def check_gold(self, gold: str, kind: AnswerKind, question: str = "") -> str:
         """Why no answer can be compared with a gold answer: `unreadable_gold…`; empty: any can.

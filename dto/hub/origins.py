@@ -9,8 +9,7 @@ from pathlib import Path
 
 from dto.hub.private import is_local, last_part
 from dto.hub.upload import Kind, hub_errors
-from dto.nano import NAMES
-from dto.recipe import Recipe
+from dto.recipe import NAMES, Recipe
 from dto.tasks import TASKS
 
 UNKNOWN = "unknown"

@@ -22,8 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dto import tables
-from dto.nano import NAMES
-from dto.recipe import Recipe
+from dto.recipe import NAMES, Recipe
 
 NO_SERVER = "http://server.invalid/v1"
 """Stands for a server's address (RFC 2606): a run that was pulled asks nobody by itself."""

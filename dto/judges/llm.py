@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from dto.context import Context
-from dto.engines.chat import prompt_ids
 from dto.errors import EngineError
 from dto.prompts import JUDGE, render
 from dto.protocols import Completion, Engine, Message, Sampling
 from dto.records import Problem, Segment, Trajectory, Verdict, VerdictKind
 from dto.tags import DEFAULT_TAGS, shown_tags, think_tags
+from dto.templates import encode_prompt
 from dto.usage import charged_to
 
 SCORES: Mapping[VerdictKind, float] = {
@@ -235,7 +235,7 @@ def _tokens(messages: Sequence[Message], engine: Engine, ctx: Context) -> int:
     """Length of a prompt; where the judge's tokenizer is not here, an estimate by the policy's."""
     if engine.tokenizer is not None:
         settings = ctx.recipe.judge or ctx.recipe.model
-        return len(prompt_ids(messages, engine.tokenizer, engine.model, settings.template))
+        return len(encode_prompt(messages, engine.tokenizer, engine.model, settings.template))
     text = "".join(message["content"] for message in messages)
     tokens = len(ctx.tokenizer.encode(text, add_special_tokens=False))
     return tokens * 5 // 4 + TEMPLATE_TOKENS

@@ -4,14 +4,3 @@
 of the same size and stops when it is done. Both are trained by :mod:`dto.nano.train` on the corpus
 of :mod:`dto.nano.corpus`.
 """
-
-from __future__ import annotations
-
-from importlib.resources import files
-
-NAMES = ("nano", "nano-control")
-
-
-def resolve(name: str) -> str:
-    """The folder of an embedded model's weights; any other name comes back unchanged."""
-    return str(files("dto.nano") / "weights" / name) if name in NAMES else name

@@ -18,8 +18,7 @@ from typing import Any
 
 import polars as pl
 
-from dto.nano import resolve
-from dto.recipe import load_recipe
+from dto.recipe import load_recipe, resolve
 from dto.reporting.comparison import ReportRow
 from dto.reporting.macro import AverageRow
 from dto.runs import manifest

@@ -164,7 +164,7 @@ def of_path(path: Path) -> str | None:
 
 def of_model(name: str) -> str | None:
     """The content of a model in a local folder; None for one of the Hub."""
-    from dto.nano import resolve
+    from dto.recipe import resolve
 
     return of_path(Path(resolve(name)))
 

@@ -13,10 +13,6 @@ Source: 2505.21765 (section 3) cuts at linguistic cues and names two, "Wait" and
 Departures: cues come from lexicons, count only at the start of a sentence and outside LaTeX, code
 and quotations, and are candidates that :mod:`dto.segmentation.patterns` accepts or merges.
 
-Hidden (`Masks`) are LaTeX, code and quotations. A dollar sign is also money, so inline math follows
-Pandoc's rule: no space after the opening sign, none before the closing one, and no digit after
-that. What is never closed hides nothing.
-
 The sentence of a cue may begin with openers ("But wait", "不过，等等"), a sentence of
 openers alone ("Hmm. Wait"), and at the start of a line a list or heading marker ("1. **Wait**").
 Models write ellipses, bare lines and lower case, so a sentence can end in three dots or a newline,
@@ -26,7 +22,6 @@ and a lower case cue counts wherever it is clear that a sentence ended.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Iterator, Set
 
 from spacy.language import Language
@@ -36,8 +31,8 @@ from spacy.tokens import Doc
 from spacy.tokens import Span as DocSpan
 from spacy.vocab import Vocab
 
-from dto.records import Span
 from dto.segmentation import lexicon
+from dto.segmentation.features import Masks
 from dto.segmentation.patterns import Candidate, Granularity, TextSegment, tile
 
 _MARKERS = re.compile(r"\s*(?:[-*+•#]+\s*|[(（]?\d{1,3}[.)）、]\s*)*[*_]*")
@@ -121,40 +116,6 @@ def _after_end(doc: Doc, start: int, lower: bool) -> bool:
         return before not in {",", "，"}  # 1, 2, ..., n
     letter = len(before) == 1 and before.isascii() and before.isalpha()
     return not (lower and end == "." and (letter or before in _ABBREVIATIONS))
-
-
-# Each alternative is bounded in length, so that a stray opening sign costs a bounded scan.
-_HIDDEN = re.compile(
-    r"""
-      ^[ \t]*```[\s\S]{0,20000}?^[ \t]*```        # code fence
-    | `[^`\n]{1,400}`                             # inline code
-    | \\\[[\s\S]{0,4000}?\\\]                     # display math
-    | \\\((?:(?!\n[ \t]*\n)[\s\S]){0,1000}?\\\)   # inline math
-    | \$\$[\s\S]{0,4000}?\$\$
-    | (?<![\\$])\$(?![\s$])(?:[^$\n\\]|\\.){0,400}(?<!\s)\$(?![\d$])
-    | \\begin\{(\w+\*?)\}[\s\S]{0,4000}?\\end\{\1\}
-    | (?<!\w)"(?=\S)(?:[^"\n]|\n(?![ \t]*\n)){0,1500}"
-    | “(?:[^”\n]|\n(?![ \t]*\n)){0,1500}”
-    | 「[^」\n]{0,1500}」
-    | 『[^』\n]{0,1500}』
-    | ^[ \t]*>[^\n]*                              # block quotation
-    """,
-    re.MULTILINE | re.VERBOSE,
-)
-
-
-class Masks:
-    """The hidden spans of one text."""
-
-    def __init__(self, text: str) -> None:
-        """Find them, in one pass: a sign inside a hidden span opens nothing."""
-        self.spans = [Span(*match.span()) for match in _HIDDEN.finditer(text)]
-        self._starts = [span.start for span in self.spans]
-
-    def hide(self, position: int) -> bool:
-        """Whether the character at `position` stands inside a hidden span."""
-        index = bisect_right(self._starts, position) - 1
-        return index >= 0 and position < self.spans[index].end
 
 
 # The elided forms keep their apostrophe, so that "let's" is two tokens however it is typed.

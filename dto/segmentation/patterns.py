@@ -19,8 +19,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from dto.segmentation.component import Masks
-from dto.segmentation.features import Sentence, split
+from dto.segmentation.features import Masks, Sentence, split
 from dto.segmentation.lexicon import LOOP, OPENING
 from dto.segmentation.model import openings
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from dto.concurrency import gather_bounded
 from dto.context import Context, sampling
 from dto.exits import ExitedResponse, answer
-from dto.grading import Graded
+from dto.protocols import Graded
 from dto.recipe import ExitSettings
 from dto.records import EvaluationRow, Problem
 from dto.trajectories import prompt_ids

@@ -9,11 +9,10 @@ Nothing is generated for it, unlike for DTO's estimates, which ask the model wha
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dto.context import Context
-from dto.grading import Graded
-from dto.grading.extract import final_answer
+from dto.protocols import Graded
 from dto.records import (
     AnswerKind,
     Dropped,
@@ -35,11 +34,14 @@ MAX_STATED = 100
 """Characters: what is longer is a sentence, not an answer."""
 
 
-def stated(text: str, kind: AnswerKind = "math") -> str | None:
+def stated(
+    text: str, final_answer: Callable[[str, AnswerKind], str | None], kind: AnswerKind = "math"
+) -> str | None:
     """The answer that a pattern ends with, or None.
 
-    A box, or "answer is …", anywhere in it; else what follows the last "is", "be", "=", "是" or
-    "为" of its last sentence. A rule of thumb: what counts is only whether it equals the gold one.
+    What `final_answer`, the grader's, finds anywhere in it; else what follows the last "is", "be",
+    "=", "是" or "为" of its last sentence. A rule of thumb: what counts is only whether it equals
+    the gold one.
     """
     answer = final_answer(text, kind)
     if answer is not None:
@@ -58,7 +60,8 @@ async def solution_exits(
     """The boundary after the n-th right solution, n by `optimize.exit`; empty: there are fewer."""
     wanted = {"first_solution": 1, "second_solution": 2}[ctx.recipe.optimize.exit]
     for segment in segments:
-        answer = stated(trajectory.text[slice(*segment.chars)], problem.answer_kind)
+        text = trajectory.text[slice(*segment.chars)]
+        answer = stated(text, ctx.grader.final_answer, problem.answer_kind)
         if answer is None:
             continue
         boxed = f"\\boxed{{{answer}}}"

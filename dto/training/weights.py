@@ -13,8 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dto.errors import DtoError
-from dto.nano import resolve
-from dto.recipe import Recipe
+from dto.recipe import Recipe, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

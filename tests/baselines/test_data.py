@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dto.grading import Grader
 from dto.records import Grade, Span, Trajectory
 from dto.stages.optimize import stated
 from dto.stages.pair import (
@@ -108,4 +109,4 @@ def test_budget_pairs(
     ],
 )
 def test_stated(text: str, answer: str | None) -> None:
-    assert stated(text) == answer
+    assert stated(text, Grader.final_answer) == answer

@@ -22,9 +22,8 @@ from dto.drqa.probe import format_probe
 from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.errors import DtoError
 from dto.hub.publish import publish
-from dto.nano import resolve
 from dto.pipeline import run_stages
-from dto.recipe import Recipe
+from dto.recipe import Recipe, resolve
 from dto.records import Dropped, Problem, Trajectory
 from dto.runs.run import open_run
 from dto.seeds import derive

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dto.nano import resolve
 from dto.nano.corpus import chain_problems
+from dto.recipe import resolve
 from tests.engines.served import Served
 
 

@@ -12,12 +12,11 @@ import pytest
 import torch
 
 from dto.context import Context
-from dto.engines.branches import BranchedEngine
 from dto.engines.kv import LENGTH_STEP, KVShape
 from dto.engines.linearised import CHAINS, Linearised
 from dto.engines.requests import Request, Sample
 from dto.engines.scripted import ScriptedEngine
-from dto.engines.transformers import BRANCHING, TransformersEngine
+from dto.engines.transformers import BRANCHING, BranchedEngine, TransformersEngine
 from dto.errors import EngineError
 from dto.exits import ExitedResponse, answer, check
 from dto.grading import Grader

@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 
 from dto.exits.consistency import agreed
+from dto.grading import Grader
 from dto.recipe import ExitSettings
 from dto.records import AnswerKind, Trial
 from tests.exits.conftest import Embedded, Respond
@@ -35,7 +36,7 @@ EXIT = {"policy": "consistency", "monitor": "paragraph", "inducer": "closed"}
 def test_agreement(answers: list[str], count: int, kind: AnswerKind, expected: bool) -> None:
     settings = ExitSettings(name="exit", policy="consistency", agree=count)
     trials = [Trial(place, 0.0, text, "wrong", 1) for place, text in enumerate(answers, start=1)]
-    assert agreed(settings, trials, kind) is expected
+    assert agreed(settings, trials, Grader.same, kind) is expected
 
 
 async def test_it_leaves_after_enough_equal_answers_whatever_their_confidence(

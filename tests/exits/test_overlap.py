@@ -18,8 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from dto.exits import ExitedResponse
 from dto.exits.loop import AT_ONCE
 from dto.exits.monitor import ENTROPY_LOGPROBS, Monitor, Transition
-from dto.nano import resolve
-from dto.recipe import ExitSettings
+from dto.recipe import ExitSettings, resolve
 from dto.text import StopReader
 from dto.usage import metered
 

@@ -15,8 +15,7 @@ from dto import tables
 from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.hub.publish import publish
 from dto.hub.pull import pull
-from dto.nano import resolve
-from dto.recipe import PairSettings
+from dto.recipe import PairSettings, resolve
 from dto.records import PreferencePair, Problem, Span, Trajectory
 from dto.runs import manifest
 from dto.runs.run import Run

@@ -11,10 +11,9 @@ from dto.context import Context
 from dto.engines.scripted import ScriptedEngine
 from dto.errors import DtoError
 from dto.grading import Grader
-from dto.nano import resolve
 from dto.nano.corpus import chain_problems
 from dto.protocols import Completion
-from dto.recipe import Recipe
+from dto.recipe import Recipe, resolve
 from dto.records import Trajectory
 from dto.runs.runner import Group, Stage
 from dto.stages.sample import sample

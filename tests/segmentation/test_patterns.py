@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from dto.nano.corpus import chains
 from dto.nano.thinking import OVERTHINKING, think
-from dto.segmentation.component import Masks
-from dto.segmentation.features import split
+from dto.segmentation.features import Masks, split
 from dto.segmentation.patterns import CYCLES, LONGEST_CYCLE, Granularity, by_rules, loops
 from dto.segmentation.worker import pipeline, segment_text
 

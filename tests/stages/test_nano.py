@@ -7,10 +7,9 @@ import pytest
 from dto.context import Context
 from dto.engines import open_engine
 from dto.grading import Grader
-from dto.nano import resolve
 from dto.nano.corpus import chain_problems
 from dto.prompts import render
-from dto.recipe import Recipe
+from dto.recipe import Recipe, resolve
 from dto.records import Dropped, OptimizedTrajectory, PreferencePair
 from dto.stages.estimate import estimate
 from dto.stages.optimize import optimize

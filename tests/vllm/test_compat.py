@@ -10,8 +10,7 @@ import pytest
 from benchmarks import lockstep
 from dto.engines import open_engine
 from dto.grading import Grader
-from dto.nano import resolve
-from dto.recipe import ModelSettings
+from dto.recipe import ModelSettings, resolve
 from tests.exits import published
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm")
