@@ -24,6 +24,7 @@ from dto.baselines.records import Comparison
 from dto.baselines.report import report
 from dto.errors import DtoError
 from dto.pipeline import run_stages
+from dto.processes import end_children
 from dto.recipe import Recipe
 from dto.runs import manifest
 from dto.runs.graph import STAGES, needed, settings_of
@@ -34,7 +35,6 @@ logger = logging.getLogger("dto")
 
 FOLDER = "compare"
 POLL_SECONDS = 0.1
-PATIENCE_SECONDS = 10.0
 
 
 def compare(run: Run) -> Comparison:
@@ -130,14 +130,7 @@ def _work(run: Run, found: Mapping[str, Recipe], places: Mapping[str, Path]) -> 
                 else:
                     _tell(name, found[name], places[name])
     finally:
-        for child in running.values():
-            child.terminate()
-        for child in running.values():
-            try:
-                child.wait(PATIENCE_SECONDS)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+        end_children(running.values())
     if failed:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         raise DtoError(f"compare: {reasons}; what was computed is kept, run again")

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 from dto.baselines.methods import Change, changed, charged, grid
 from dto.errors import DtoError
 from dto.pipeline import run_stages
+from dto.processes import die_with_parent
 from dto.recipe import Recipe, load_recipe
 from dto.records import Problem
 from dto.runs import manifest
@@ -37,7 +38,7 @@ from dto.tables import read
 from dto.training.checkpoints import BASE_STEP, Choice, DevScore, choose
 from dto.training.dev import measure, summarize
 from dto.training.fit import fit
-from dto.training.process import end_with, guarded, quiet
+from dto.training.process import guarded, quiet
 from dto.training.weights import load
 
 logger = logging.getLogger("dto.train")
@@ -208,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parent", type=int, help="process id to end with")
     options = parser.parse_args(arguments)
     if options.parent is not None:
-        end_with(options.parent)
+        die_with_parent(options.parent)
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     logging.getLogger("dto").setLevel(logging.INFO)
     quiet()

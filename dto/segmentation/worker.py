@@ -18,10 +18,10 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from multiprocessing import get_context, parent_process
-from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from dto.errors import DtoError
+from dto.processes import die_with_parent
 from dto.segmentation.patterns import Granularity, TextSegment
 
 if TYPE_CHECKING:
@@ -40,17 +40,11 @@ def start() -> None:
     """
     # Ctrl-C reaches the whole process group; the parent alone answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    if parent is not None:  # a parent that was killed leaves its pool waiting for ever
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    if (parent := parent_process()) is not None:  # killed, it leaves its pool waiting for ever
+        die_with_parent(parent.pid)
     modules: dict[str, Any] = sys.modules
     modules.setdefault("torch", None)
     pipeline("pattern")
-
-
-def _end_with(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
 
 
 def segment_texts(texts: Sequence[str], granularity: Granularity) -> list[list[TextSegment]]:

@@ -6,19 +6,18 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from dto.errors import DtoError
+from dto.processes import run_child
 from dto.recipe import Recipe, load_recipe
 from dto.runs.stage import SAMPLING, Stage, always
 
 logger = logging.getLogger("dto.train")
 
 ERROR = "error: "
-PATIENCE_SECONDS = 10.0
 
 
 def train(
@@ -57,19 +56,14 @@ def train(
         command.append("--allow-code-execution")
     environment = os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1"}
     last = ""
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment
-    ) as child:
-        assert child.stdout is not None
-        try:
-            for line in child.stdout:
-                last = line.strip() or last
-                if not last.startswith(ERROR):
-                    logger.info("%s", line.rstrip())
-            code = child.wait()
-        except BaseException:
-            _end(child)
-            raise
+
+    def told(line: str) -> None:
+        nonlocal last
+        last = line.strip() or last
+        if not last.startswith(ERROR):
+            logger.info("%s", line.rstrip())
+
+    code = run_child(command, told, environment)
     if code == 130 or code == -signal.SIGINT:
         raise KeyboardInterrupt
     if code < 0:
@@ -84,15 +78,6 @@ def train(
         )
     result: dict[str, Any] = json.loads((run / "train" / "result.json").read_text(encoding="utf-8"))
     return result
-
-
-def _end(child: subprocess.Popen[str]) -> None:
-    child.terminate()
-    try:
-        child.wait(PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
 
 
 _OF_CHAINS = {
