@@ -136,7 +136,7 @@ def run_all(
         out or place, recipe, resume=resume, overwrite=overwrite, allow_code_execution=code
     )
     if recipe.compare.methods:
-        from dto.baselines.compare import compare
+        from dto.compare.compare import compare
 
         _within(run, lambda held: _print(compare(held)))
         return
@@ -187,7 +187,7 @@ def _stage_command(stage: str) -> None:
 
 def _report_comparison(run: Path) -> None:
     """What a comparison amounts to stands below compare/, once all its methods are done."""
-    from dto.baselines.report import report
+    from dto.compare.report import report
 
     print(report([run]))
     print(f"{run}/compare: compare.html, compare.json, tables and pictures")
@@ -210,7 +210,7 @@ def _evaluate(
     if not replay:
         _compute("evaluate", recipe, out or place, resume, overwrite, code)
         return
-    from dto.calibration.curve import replay as replay_run
+    from dto.calibration.calibrate import replay as replay_run
 
     _print(replay_run(out or place, recipe))
 
