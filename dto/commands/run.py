@@ -66,7 +66,7 @@ def run(
         return
     with held(begin(out or place, recipe)) as opened:
         if recipe.compare.methods:
-            from dto.baselines.compare import compare
+            from dto.compare.compare import compare
 
             print(compare(opened))
             return
@@ -89,7 +89,7 @@ def report(target: Target, out: Out = None, changes: Changes = None) -> None:
     if not recipe.compare.methods:
         _report(place)
         return
-    from dto.baselines.report import report as compared
+    from dto.compare.report import report as compared
 
     print(compared([place]))  # once all its methods are done
     print(f"{place}/compare: compare.html, compare.json, tables and pictures")
@@ -141,7 +141,7 @@ def evaluate(
     if not replay:
         _compute("evaluate", recipe, out or place, recompute, yes, code)
         return
-    from dto.calibration.curve import replay as replay_run
+    from dto.calibration.replay import replay as replay_run
 
     print(replay_run(out or place, recipe))
 

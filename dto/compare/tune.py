@@ -1,6 +1,6 @@
 """One method of a comparison, from its data to its test responses, in a process of its own.
 
-    python -m dto.baselines.tune RUN/compare/METHOD
+    python -m dto.compare.tune RUN/compare/METHOD
 
 The directory is a run whose tables of problems and samples are links to those that all share:
 
@@ -25,7 +25,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dto.baselines.methods import Change, changed, charged, grid
+from dto.compare.methods import Change, changed, charged, grid
 from dto.errors import DtoError
 from dto.pipeline import run_stages
 from dto.processes import die_with_parent
@@ -202,7 +202,7 @@ def _place(run: Run, choice: Choice, points: Sequence[Point]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The process; its exit code is that of `dto.training.process.guarded`."""
-    parser = argparse.ArgumentParser(prog="python -m dto.baselines.tune", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m dto.compare.tune", description=__doc__)
     parser.add_argument("place", type=Path, help="directory of the method")
     parser.add_argument("dev", type=Path, help="file with the dev score of the base model")
     parser.add_argument("digest", help="what is written when all is done")
