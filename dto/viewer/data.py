@@ -262,17 +262,5 @@ class RunTables:
             yield from evaluated.under_way(self.path / "evaluate" / "journal")
 
 
-def show(run: Path | str, row_id: str = "") -> TrajectoryView | AnswersView | ChainView | BatchView:
-    """A trajectory of a run, joined with its segments, exits, verdicts, version and pairs.
-
-    In a notebook it displays itself as `dto view` would; `print` gives a terminal's form. `row_id`
-    is a trajectory's id or the beginning of one (the first that fits; the first of all by default);
-    that of a test problem, `problem/sample`, gives what the evaluation answered, which is also what
-    a run without trajectories shows first; so do those of DRQA's chains and
-    batch prompts, in full. Raises DtoError for an id that no row has.
-    """
-    return RunTables.open(run).find(row_id)
-
-
 def _id(row: Any) -> str:
     return str(row.id)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dto import tables
 from dto.drqa.records import BatchResponse, Chain, LabelledChain
-from dto.records import Displayed, Dropped, Problem
+from dto.records import Dropped, Problem
 from dto.viewer.nodes import Element, Node, data, el, passage
 from dto.viewer.parts import facts_node, grade, grade_sign, heading
 from dto.viewer.reading import ById
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class ChainView(Displayed):
+class ChainView:
     """A chain with its question, its label and the options as the judge reads them."""
 
     chain: Chain
@@ -45,7 +45,7 @@ class ChainView(Displayed):
 
 
 @dataclass(frozen=True, slots=True)
-class BatchView(Displayed):
+class BatchView:
     """A response to several questions: of each, whether a chain was cut, or why there is none.
 
     Neither stands where the stage `chain` has not come to it.

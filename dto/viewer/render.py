@@ -11,7 +11,6 @@ from math import isfinite
 
 from dto.records import (
     STAYS,
-    Displayed,
     ExitEstimate,
     OptimizedTrajectory,
     PreferencePair,
@@ -28,14 +27,25 @@ from dto.viewer.overview import kind_class, left_out, overview, p_style, probabi
 from dto.viewer.parts import facts_node, grade, heading
 from dto.viewer.views import AnswersView, TrajectoryView
 
+Shown = (
+    Trajectory
+    | OptimizedTrajectory
+    | PreferencePair
+    | TrajectoryView
+    | AnswersView
+    | ChainView
+    | BatchView
+)
+"""The rows and views that have a display."""
 
-def html(record: Displayed) -> str:
+
+def html(record: Shown) -> str:
     """A record as HTML that needs nothing beside it, for notebooks."""
     style = files("dto.viewer").joinpath("assets/view.css").read_text("utf-8")
     return f"<style>{style}</style>{to_html(node(record))}"
 
 
-def node(record: Displayed) -> Element:
+def node(record: Shown) -> Element:
     """The tree of a record that can be displayed."""
     if isinstance(record, TrajectoryView):
         return trajectory_node(record)

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from dto.records import STAYS, Displayed, OptimizedTrajectory, PreferencePair, Trajectory, Verdict
+from dto.records import STAYS, OptimizedTrajectory, PreferencePair, Trajectory, Verdict
 from dto.viewer.answers import REASONS
 from dto.viewer.drqa import BatchView, ChainView
 from dto.viewer.figures import GRADE_SIGNS, change, decimal, flops_change, interval, verified
 from dto.viewer.nodes import visible_text
+from dto.viewer.render import Shown
 from dto.viewer.views import AnswersView, TrajectoryView
 
 if TYPE_CHECKING:
@@ -34,25 +35,25 @@ KIND_STYLES = {
 GRADE_STYLES = {"correct": "green", "wrong": "red", "truncated": "yellow", "failed": "red"}
 
 
-def plain(record: Displayed) -> str:
+def plain(record: Shown) -> str:
     """The record as text. What was cut stands behind a mark, as text has no strike."""
     return "".join(text for text, _ in _visible(record)).rstrip("\n")
 
 
-def rich_text(record: Displayed) -> Text:
+def rich_text(record: Shown) -> Text:
     """The record as a text of `rich`."""
     from rich.text import Text
 
     return Text.assemble(*_visible(record))
 
 
-def _visible(record: Displayed) -> Iterator[Run]:
+def _visible(record: Shown) -> Iterator[Run]:
     """Ids and names too: a table may be somebody else's."""
     for text, style in _runs(record):
         yield visible_text(text), style
 
 
-def _runs(record: Displayed) -> Iterator[Run]:
+def _runs(record: Shown) -> Iterator[Run]:
     if isinstance(record, Trajectory):
         record = TrajectoryView(record, len(record.token_ids))
     if isinstance(record, TrajectoryView):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dto.records import (
-    Displayed,
     Dropped,
     EvaluationRow,
     ExitEstimate,
@@ -18,8 +17,8 @@ from dto.records import (
 
 
 @dataclass(frozen=True, slots=True)
-class TrajectoryView(Displayed):
-    """A trajectory with all that a run says of it; a rich display in notebooks, `str()` elsewhere.
+class TrajectoryView:
+    """A trajectory with all that a run says of it.
 
     `estimates` and `pairs` are sorted by id. `tokens` counts the response; `dropped` says at which
     stage, and why, it ended: (stage, row) pairs. `threshold` is what an exit's p is held against;
@@ -51,7 +50,7 @@ class TrajectoryView(Displayed):
 
 
 @dataclass(frozen=True, slots=True)
-class AnswersView(Displayed):
+class AnswersView:
     """The answers to one problem with one sample index, of every model under every exit.
 
     The others are held against the answer under `plain`, the exit that leaves where the model does.
