@@ -28,10 +28,8 @@ from dto.records import Dropped, Problem, Trajectory
 from dto.runs.run import open_run
 from dto.seeds import derive
 from dto.stages.sample import sample
-from dto.viewer.data import RunTables
-from dto.viewer.drqa import batches, chains
-from dto.viewer.lists import without_paths
-from dto.viewer.page import view
+from dto.viewer.data import RunTables, batches, chains
+from dto.viewer.page import view, without_paths
 from tests.drqa.responses import HEADED, THREE
 from tests.stages.script import CUT, FAIL
 
