@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dto.errors import DtoError, RunConflictError, disk_errors
-from dto.hub.layout import ASKING, BESIDE, FORMAT, MARK, OF_TRAINING, STAGES
+from dto.hub.folder import ASKING, BESIDE, FORMAT, MARK, OF_TRAINING, STAGES
 from dto.hub.model import OWN
-from dto.hub.private import without_servers
 from dto.hub.publish import check_name
 from dto.hub.upload import Remote, hub_errors, remote
 from dto.recipe import load_recipe
+from dto.redact import without_servers
 from dto.runs import manifest
 from dto.runs.run import open_run, write_run_manifest
 
