@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dto.errors import DtoError
 from dto.grading.golds import unreadable_golds
 from dto.records import Dropped, Problem, Trajectory
+from dto.source import Source
 from dto.tags import DEFAULT_TAGS, FOREIGN, KNOWN, ThinkTags, foreign_detail, think_tags
 from dto.tasks.load import Rows, load_problems, read_source
 from dto.tasks.task import Row
@@ -82,7 +83,7 @@ def _rows(source: str, *, tell: bool = False) -> Rows:
 
     `tell`: the log says which others there are.
     """
-    splits = read_source(source)
+    splits = read_source(Source.parse(source))
     train = {name: rows for name, rows in splits.items() if (name or "").startswith("train")}
     left = sorted(str(name) for name in splits.keys() - train.keys()) if train else []
     if left and tell:
