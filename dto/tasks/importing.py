@@ -22,6 +22,7 @@ from dto.grading.golds import unreadable_golds
 from dto.records import Dropped, Problem, Trajectory
 from dto.runs.reader import RunReader
 from dto.runs.stage import RENDERING, Group, always
+from dto.source import Source
 from dto.stages import sample
 from dto.tags import DEFAULT_TAGS, FOREIGN, KNOWN, ThinkTags, foreign_detail, think_tags
 from dto.tasks.load import Rows, load_problems, read_source
@@ -87,7 +88,7 @@ def _rows(source: str, *, tell: bool = False) -> Rows:
 
     `tell`: the log says which others there are.
     """
-    splits = read_source(source)
+    splits = read_source(Source.parse(source))
     train = {name: rows for name, rows in splits.items() if (name or "").startswith("train")}
     left = sorted(str(name) for name in splits.keys() - train.keys()) if train else []
     if left and tell:

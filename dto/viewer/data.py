@@ -337,14 +337,14 @@ def question(row: EvaluationRow) -> tuple[str, int]:
 
 
 def compared(run: Path) -> list[tuple[str, Path]]:
-    """The tables of a comparison's methods with their names (`dto.baselines.compare`)."""
+    """The tables of a comparison's methods with their names (`dto.compare.compare`)."""
     found = sorted(run.glob("compare/*/evaluate/rows.parquet"))
     return [(path.parents[1].name, path) for path in found]
 
 
 def unfinished(run: Path, methods: Iterable[str]) -> list[str]:
     """The folders of a comparison's methods that have no answers yet, the base model's first."""
-    from dto.baselines.methods import BASE, label
+    from dto.compare.methods import BASE, label
 
     names = [BASE, *map(label, methods)]
     done = {name for name, _ in compared(run)}
