@@ -40,14 +40,14 @@ import numpy.typing as npt
 import polars as pl
 
 from dto.errors import RecipeError
+from dto.pipeline import needed, open_run
 from dto.recipe import ModelSettings, Recipe
 from dto.records import Problem
 from dto.reporting.cost import BACKWARD
 from dto.reporting.report import without_nan
 from dto.reporting.table import aligned
 from dto.runs import manifest
-from dto.runs.graph import needed, test_stage
-from dto.runs.run import Run, open_run
+from dto.runs.run import Run
 from dto.sequential import SequentialTest
 from dto.statistics import widening
 from dto.usage import ModelShape, attention_flops
@@ -642,9 +642,9 @@ def run_pilot(
                 "trains, by which its length could be forecast"
             )
         for stage in stages:
-            if manifest.read(run / stage) is None:
-                run.clear(stage)
-        run_stages(run, [stage for stage in stages if stage != "test"])
+            if run.state(stage) == "begun":
+                run.set_aside(stage)
+        run_stages(run, stages)
         result = forecast(run, recipe, actual)
     finally:
         run.close()
@@ -727,10 +727,7 @@ def _enough(counts: Mapping[str, int]) -> None:
 
 def run_order(run: Run) -> list[str]:
     """The stages that `dto run` computes, in their order, without the report."""
-    stages = [stage for stage in needed(run.recipe) if stage != "report"]
-    if test_stage(run.recipe) == "test":
-        stages.insert(stages.index("evaluate"), "test")
-    return stages
+    return [*needed(run.recipe)]
 
 
 def _gpus(recipe: Recipe) -> int:

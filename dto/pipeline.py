@@ -162,9 +162,9 @@ async def _compute(run: Run, stages: Sequence[Stage]) -> None:
     async with _Served(run) as served:
         for stage in stages:  # before hours of work: a judge on a server is there, takes the key
             judge = run.recipe.judge
-            if stage.asks_judge(run.recipe) and judge and judge.engine == "openai":
-                if run.manifest(stage.name) is None:
-                    await served.judge()
+            served_apart = stage.asks_judge(run.recipe) and judge and judge.engine == "openai"
+            if served_apart and run.manifest(stage.name) is None:
+                await served.judge()
         for stage in stages:
             config = run.config(stage)
             if run.finished(stage, config):
@@ -355,7 +355,7 @@ def tell(run: RunReader, name: str, remark: str = "") -> None:
         )
 
 
-def write_run_manifest(run: Run) -> dict[str, object]:
+def write_run_manifest(run: RunReader) -> dict[str, object]:
     """The manifest of the whole run: the digests, counts and costs of its stages.
 
     Each names the engine that it was computed on: it may have changed since.

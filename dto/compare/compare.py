@@ -22,12 +22,11 @@ import yaml
 from dto.compare.methods import BASE, SHARED, charged, grid, methods
 from dto.compare.report import Comparison, report
 from dto.errors import DtoError
-from dto.pipeline import run_stages
+from dto.pipeline import STAGES, needed, run_stages, write_run_manifest
 from dto.processes import end_children
 from dto.recipe import Recipe
 from dto.runs import manifest
-from dto.runs.graph import STAGES, needed, settings_of
-from dto.runs.run import Run, write_run_manifest
+from dto.runs.run import Run, settings_of
 from dto.seeds import content_id
 
 logger = logging.getLogger("dto")

@@ -22,6 +22,7 @@ from dto.commands.plan import PROMPTS
 from dto.drqa.classes import WORDINGS
 from dto.hub.folder import Published, data_files
 from dto.hub.origins import Origin, models
+from dto.pipeline import STAGES
 from dto.prompts import JUDGE, render
 from dto.recipe import Recipe
 from dto.redact import Private
@@ -33,7 +34,6 @@ from dto.reporting.picture import COLOURS, INK
 from dto.reporting.report import Report, draw_report
 from dto.reporting.table import gained, interval, number, percent, points
 from dto.runs import manifest
-from dto.runs.graph import STAGES
 from dto.tags import shown_tags
 from dto.tasks.load import prompt_of
 
@@ -267,8 +267,7 @@ def cited(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str, str]]:
 def _dropped(folder: Path, stages: Sequence[str]) -> list[tuple[str, str, int, str]]:
     """(stage, reason, rows, what that means), from the files that are published."""
     found = []
-    last = len(STAGES)
-    for stage in sorted(stages, key=lambda each: STAGES.index(each) if each in STAGES else last):
+    for stage in [name for name in STAGES if name in stages]:
         path = folder / stage / "dropped.jsonl"
         if path.is_file():
             with path.open(encoding="utf-8") as lines:

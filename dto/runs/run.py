@@ -223,6 +223,10 @@ class Run(RunReader):
             if aside.is_dir() and not any(aside.iterdir()):
                 aside.rmdir()
 
+    def following(self, recipe: Recipe) -> Run:
+        """The same directory, held by the same process, with another recipe."""
+        return Run(self.path, recipe, self._lock, allow_code_execution=self.allow_code_execution)
+
     def close(self) -> None:
         """Let others have the directory."""
         self._lock.release()

@@ -130,7 +130,7 @@ class RunTables:
 
         Of a comparison the methods that have not answered.
         """
-        from dto.runs.graph import needed
+        from dto.pipeline import needed
 
         if self.recipe is None:
             return ()
