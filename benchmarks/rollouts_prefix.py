@@ -40,8 +40,8 @@ from dto.records import Dropped, Problem, Segment, Trajectory
 from dto.rollouts import roll_out
 from dto.stages.estimate import estimate
 from dto.stages.sample import sample
-from dto.stages.segment import segment
 from dto.usage import metered
+from tests.segmenting import segment
 
 ARMS = ("shared", "at once", "alone")
 LENGTHS = (1, 2, 4, 8)

@@ -43,6 +43,7 @@ def plan(recipe: Recipe) -> Iterator[str]:
         if settings is not None and stage != "problems":
             shown = settings.model_dump(mode="json", exclude={"exits", "models", "tasks"})
             yield "          " + " ".join(f"{key}={value}" for key, value in shown.items())
+    yield "report    report.html, report.json, tables and pictures"
     yield from _methods(recipe)
     for each in recipe.evaluate.exits:
         yield "exit      " + " ".join(f"{key}={value}" for key, value in each.changed().items())

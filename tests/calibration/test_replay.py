@@ -64,7 +64,7 @@ async def live_and_replayed(
     asked = list(product(exits, problems))
     for exit in exits:
         check(exit, ctx.recipe.trace)
-    live = await asyncio.gather(*(evaluate(problem, exit, ctx, "base") for exit, problem in asked))
+    live = await asyncio.gather(*(evaluate(problem, exit, ctx) for exit, problem in asked))
     return [
         (row, replays[f"{row.problem_id}/{row.sample:03d}"].row(exit))
         for (exit, _), rows in zip(asked, live, strict=True)

@@ -66,7 +66,7 @@ async def row(
         ctx = Context(recipe, ScriptedEngine(script, tokenizer, context=4096), grader)
         asked = replace(problem, answer=GOLD, answer_kind="code", question=PROMPT)
         policy = ExitSettings.model_validate(settings | {"threshold": 0.75} | exit)
-        [(found, _, _)] = await evaluate(asked, policy, ctx, "base")
+        [(found, _, _)] = await evaluate(asked, policy, ctx)
     return found
 
 
