@@ -167,8 +167,8 @@ class Run(RunReader):
     def _lost_answers(
         self, before: Mapping[str, Any], now: Mapping[str, Any], stale: Mapping[str, Stale]
     ) -> str:
-        """What of an evaluation is not kept; empty where it only goes on: a new exit, a new task."""
-        if upstream := [name for name in stale if name != "test"]:
+        """What of an evaluation is lost; empty where it only goes on: a new exit, a new task."""
+        if upstream := [name for name in stale if f"digest of {name}" in now and name != "test"]:
             return f"follows {' and '.join(upstream)}"
         lost = lost_arms(before, now)
         lost += [task for task in before["evaluate.tasks"] if task not in now["evaluate.tasks"]]
