@@ -12,7 +12,6 @@ from typing import Any
 from dto import records, tables
 from dto.context import Context
 from dto.drqa import feed as drqa
-from dto.drqa.records import RECORDS as DRQA_RECORDS
 from dto.errors import DtoError
 from dto.recipe import ExitSettings, Recipe
 from dto.records import (
@@ -38,7 +37,6 @@ RECORDS: dict[str, type[Any]] = {
     **records.RECORDS,
     "trace": Trace,
     "pilot": StaticExit,
-    **DRQA_RECORDS,
 }
 
 
@@ -57,7 +55,7 @@ async def feed(run: Run, stage: Stage, serving: Serving) -> None:
         await _feed_pair(run, stage, serving)
     elif name == "evaluate":
         await _feed_evaluate(run, stage, serving)
-    elif name in DRQA_RECORDS:
+    elif name in ("batch", "chain", "label"):
         await drqa.feed(run, stage, serving)
     else:
         await _feed_engine(run, stage, serving)

@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 from dto.context import Context
 from dto.drqa.answers import numbered_answers
-from dto.drqa.records import BatchResponse
 from dto.errors import DtoError
 from dto.prompts import render
 from dto.protocols import Completion
-from dto.records import Dropped, Grade, Problem
+from dto.records import BatchResponse, Dropped, Grade, Problem
 from dto.seeds import derive
 from dto.tags import FOREIGN, foreign_detail
 from dto.trajectories import Reading, chat_ids, read_response

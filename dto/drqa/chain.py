@@ -12,9 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from dto.drqa.alike import alike, goes_over_all, others, quoted
-from dto.drqa.records import BatchResponse, Chain, Origin
 from dto.drqa.split import split
-from dto.records import Dropped, Grade, Problem, Span, Trajectory
+from dto.records import BatchResponse, Chain, Dropped, Grade, Origin, Problem, Span, Trajectory
 from dto.text import char_ends, tokens_within
 
 if TYPE_CHECKING:

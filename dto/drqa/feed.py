@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dto import tables
 from dto.drqa.batch import groups
-from dto.drqa.records import BatchResponse, Chain, LabelledChain, Origin
 from dto.errors import DtoError
-from dto.records import Dropped, Grade, Problem, Trajectory
+from dto.records import (
+    BatchResponse,
+    Chain,
+    Dropped,
+    Grade,
+    LabelledChain,
+    Origin,
+    Problem,
+    Trajectory,
+)
 from dto.runs.run import Run
 from dto.runs.runner import Group, Stage
 

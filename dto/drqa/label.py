@@ -7,9 +7,8 @@ from itertools import permutations
 from typing import TYPE_CHECKING
 
 from dto.drqa.classes import VERDICTS, WORDINGS, Balance, split_of, verdicts
-from dto.drqa.records import Chain, LabelledChain, Letter, Verdict
 from dto.prompts import render
-from dto.records import Dropped, Problem, Split
+from dto.records import Chain, ChainVerdict, Dropped, LabelledChain, Letter, Problem, Split
 from dto.seeds import derive
 from dto.tags import think_tags
 from dto.trajectories import chat_ids, closes_thinking, opening
@@ -59,7 +58,7 @@ def label(
 def _labelled(
     problem: Problem,
     chain: Chain,
-    verdict: Verdict,
+    verdict: ChainVerdict,
     split: Split,
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,

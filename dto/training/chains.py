@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.prompts import render
 from dto.recipe import ModelSettings
-from dto.records import Dropped, Problem
+from dto.records import BatchResponse, Chain, Dropped, LabelledChain, Problem
 from dto.tables import read
 from dto.tags import ThinkTags, think_tags
 from dto.training.pairs import Demonstration

@@ -13,10 +13,9 @@ from typing import Any
 
 from accelerate import PartialState
 
-from dto.drqa.records import LabelledChain
 from dto.errors import DtoError
 from dto.recipe import Recipe
-from dto.records import Problem
+from dto.records import LabelledChain, Problem
 from dto.runs.manifest import peak_memory, write_text
 from dto.seeds import content_id
 from dto.training import losses

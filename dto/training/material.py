@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 
-from dto.drqa.records import LabelledChain
 from dto.recipe import Recipe
-from dto.records import Dropped, Problem
+from dto.records import Dropped, LabelledChain, Problem
 from dto.tables import read
 from dto.training.pairs import (
     Demonstration,

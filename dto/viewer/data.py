@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dto import tables
-from dto.drqa.records import RECORDS as DRQA_RECORDS
 from dto.errors import DtoError
 from dto.records import (
     RECORDS,
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 IDS = ("prompt_ids", "token_ids")
-SHOWN = {**RECORDS, **DRQA_RECORDS}
+SHOWN = RECORDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +123,7 @@ class RunTables:
         """What ended, and where: (stage, row) by the id of the trajectory or problem."""
         found: dict[str, list[tuple[str, Dropped]]] = {}
         for stage in self.states:
-            if stage in ("problems", "test", "evaluate", *DRQA_RECORDS):
+            if stage in ("problems", "test", "evaluate", "batch", "chain", "label"):
                 continue
             for row in self.ended(stage):
                 found.setdefault("/".join(row.id.split("/")[:2]), []).append((stage, row))

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dto import tables
-from dto.drqa.records import BatchResponse, Chain, LabelledChain
-from dto.records import Displayed, Dropped, Problem
+from dto.records import BatchResponse, Chain, Displayed, Dropped, LabelledChain, Problem
 from dto.viewer.nodes import Element, Node, data, el, passage
 from dto.viewer.parts import facts_node, grade, grade_sign, heading
 from dto.viewer.reading import ById

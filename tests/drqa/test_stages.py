@@ -19,12 +19,11 @@ from dto.drqa.batch import batch
 from dto.drqa.chain import batch_chains, vanilla_chain
 from dto.drqa.feed import pass_rates
 from dto.drqa.probe import format_probe
-from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.errors import DtoError
 from dto.hub.publish import publish
 from dto.pipeline import run_stages
 from dto.recipe import Recipe, resolve
-from dto.records import Dropped, Problem, Trajectory
+from dto.records import BatchResponse, Chain, Dropped, LabelledChain, Problem, Trajectory
 from dto.runs.run import open_run
 from dto.seeds import derive
 from dto.stages.sample import sample
