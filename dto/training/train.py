@@ -13,6 +13,7 @@ from typing import Any
 from dto.errors import DtoError
 from dto.processes import run_child
 from dto.recipe import Recipe, load_recipe
+from dto.runs.stage import SAMPLING, Stage, always
 
 logger = logging.getLogger("dto.train")
 
@@ -20,7 +21,7 @@ ERROR = "error: "
 
 
 def train(
-    run_directory: Path | str, recipe: Recipe, *, allow_code_execution: bool = False
+    run_directory: Path | str, recipe: Recipe, allow_code_execution: bool = False
 ) -> dict[str, Any]:
     """Train on a run's tables as its recipe says; what came of it. Nothing of torch is imported.
 
@@ -77,3 +78,44 @@ def train(
         )
     result: dict[str, Any] = json.loads((run / "train" / "result.json").read_text(encoding="utf-8"))
     return result
+
+
+_OF_CHAINS = {
+    "drqa": ("label",), "cft": ("label",), "sft_batch": ("batch", "chain", "label"),
+}  # fmt: skip
+
+
+def _reads(recipe: Recipe) -> tuple[str, ...]:
+    method = recipe.train.method
+    if method in ("grpo", "none"):
+        return ("problems",)
+    if method == "o1_pruner":
+        return ("problems", "sample")
+    return ("problems", *_OF_CHAINS.get(method, ("pair",)))
+
+
+def _asks_model(recipe: Recipe) -> bool:
+    """Whether nothing that it reads says which model it has: then its own manifest does."""
+    method = recipe.train.method
+    if method in ("grpo", "none"):
+        return True
+    if method in _OF_CHAINS and recipe.batch.k:
+        return False
+    paired = method not in ("o1_pruner", *_OF_CHAINS)
+    if paired and recipe.pair.data == "optimized":
+        return False
+    return recipe.sample.imported is not None
+
+
+STAGE = Stage(
+    name="train",
+    about="Train; keep the best checkpoint on dev problems.",
+    amount=lambda recipe: (
+        f"{recipe.problems.dev:,} dev problems × {recipe.train.dev_samples} samples, "
+        f"{recipe.train.evaluations} times"
+    ),
+    reads=_reads,
+    settings=always("train.", *SAMPLING, "sample.max_tokens"),
+    whole=train,
+    asks_model=_asks_model,
+)
