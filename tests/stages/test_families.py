@@ -16,7 +16,7 @@ from dto.stages.optimize import optimize
 from dto.stages.sample import sample
 from dto.stages.segment import segment
 from dto.tags import think_tags
-from dto.training.chains import verdicts
+from dto.training.pairs import verdicts
 from dto.trajectories import read_response
 from tests.exits.test_families import PROBLEM, STEPS, written_by
 from tests.families import FAMILIES, tokenizer_of
