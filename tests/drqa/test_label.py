@@ -8,11 +8,10 @@ import pytest
 
 from dto.drqa.classes import WORDINGS, balance, rank, split_of, verdicts
 from dto.drqa.label import labels
-from dto.drqa.records import Chain, LabelledChain, Origin
 from dto.errors import DtoError
 from dto.prompts import render
 from dto.recipe import LabelSettings, Recipe
-from dto.records import Dropped, Grade, Problem, Span
+from dto.records import Chain, Dropped, Grade, LabelledChain, Origin, Problem, Span
 
 
 def chain(

@@ -12,11 +12,18 @@ import yaml
 from huggingface_hub import DatasetCard
 
 from dto import tables
-from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.hub.publish import publish
 from dto.hub.pull import pull
 from dto.recipe import PairSettings, resolve
-from dto.records import PreferencePair, Problem, Span, Trajectory
+from dto.records import (
+    BatchResponse,
+    Chain,
+    LabelledChain,
+    PreferencePair,
+    Problem,
+    Span,
+    Trajectory,
+)
 from dto.runs import manifest
 from dto.runs.run import Run
 from dto.stages.pair import preference_pairs
