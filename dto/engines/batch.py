@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dto.engines.kv import LEAST_ROWS, LENGTH_STEP, KVShape, RowsCache, round_up
+from dto.engines.kv import LEAST_ROWS, LENGTH_STEP, KVShape, PrefixCache, RowsCache, round_up
 from dto.engines.prefill import Prefilled, forward, prefill, score
-from dto.engines.prefix_cache import PrefixCache
-from dto.engines.requests import Sample
-from dto.engines.sampling import choose, penalised, uniforms
+from dto.engines.sampling import Sample, choose, penalised, uniforms
 
 ROW_STEP = 8  # the batch is computed in multiples of this many rows
 GROUP = 32  # rows that are attended to together, as far as the longest of them needs

@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from dto.engines.batch import Batch
-from dto.engines.kv import LEAST_ROWS, LENGTH_STEP, KVShape, RowsCache, round_up
+from dto.engines.kv import LEAST_ROWS, LENGTH_STEP, KVShape, PrefixCache, RowsCache, round_up
 from dto.engines.prefill import COLUMN_STEP, MAX_NUMBERS
-from dto.engines.prefix_cache import PrefixCache
-from dto.engines.requests import Sample
+from dto.engines.sampling import Sample
 
 CHAINS = 16  # that decode together; further requests wait
 READ_TOKENS = 512  # of one pass: a long prompt does not hold up those that decode

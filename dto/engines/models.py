@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from dto.engines import attention
-from dto.engines.kv import LENGTH_STEP, KVShape, RowsCache
+from dto.engines.kv import ATTENTION, LENGTH_STEP, KVShape, RowsCache
 from dto.engines.prefill import forward
 from dto.errors import EngineError
 
@@ -93,7 +92,7 @@ def fit(name: str, model: PreTrainedModel) -> KVShape:
             layers = list(expected.past_key_values.layers)
             first = layers[0].keys
             shape = KVShape(len(layers), first.shape[1], first.shape[3], first.dtype, first.device)
-            model.set_attn_implementation(attention.NAME)
+            model.set_attn_implementation(ATTENTION)
             cache = RowsCache(shape.zeros(1, LENGTH_STEP))
             logits = forward(model, cache, ids, ids.new_tensor([range(_PROBE_TOKENS)]), LENGTH_STEP)
         except Exception as error:

@@ -9,8 +9,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dto.engines.kv import LEAST_ROWS, LENGTH_STEP, KVShape, RowsCache, causal_mask, round_up
-from dto.engines.prefix_cache import BLOCK, PrefixCache
+from dto.engines.kv import (
+    BLOCK,
+    LEAST_ROWS,
+    LENGTH_STEP,
+    KVShape,
+    PrefixCache,
+    RowsCache,
+    causal_mask,
+    round_up,
+)
 
 COLUMN_STEP = 8  # queries per row and pass are a multiple of this, of one row twice of it
 MAX_TOKENS = 4096  # of one pass

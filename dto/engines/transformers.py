@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel
 
 from dto.engines.batch import Batch
-from dto.engines.kv import KVShape
+from dto.engines.kv import KVShape, PrefixCache
 from dto.engines.linearised import Linearised
 from dto.engines.models import context_limit, end_ids, fit, free_bytes
-from dto.engines.prefix_cache import PrefixCache
-from dto.engines.requests import Request, Sample
+from dto.engines.sampling import Request, Sample
 from dto.engines.worker import Worker
 from dto.errors import EngineError
 from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds, unfit

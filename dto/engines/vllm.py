@@ -13,15 +13,19 @@ import warnings
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dto.engines.vllm_launch import (
+from dto.engines.vllm_api import (
     INSTALL,
     LOGPROBS,
+    VLLMSample,
     environment,
     explained,
+    finish,
+    logprobs,
     model_arguments,
+    sampling_params,
     serving_arguments,
+    stop_met,
 )
-from dto.engines.vllm_wire import VLLMSample, finish, logprobs, sampling_params, stop_met
 from dto.errors import EngineError
 from dto.protocols import (
     Capabilities,

@@ -13,7 +13,7 @@ from itertools import islice
 import torch
 
 from dto.engines.batch import Batch
-from dto.engines.requests import Request, Sample
+from dto.engines.sampling import Request, Sample
 
 _PATIENCE = 4  # steps that a request waits for others to join with
 _log = logging.getLogger(__name__)

@@ -14,8 +14,7 @@ import torch
 from dto.context import Context
 from dto.engines.kv import LENGTH_STEP, KVShape
 from dto.engines.linearised import CHAINS, Linearised
-from dto.engines.requests import Request, Sample
-from dto.engines.scripted import ScriptedEngine
+from dto.engines.sampling import Request, Sample
 from dto.engines.transformers import BRANCHING, BranchedEngine, TransformersEngine
 from dto.errors import EngineError
 from dto.exits import ExitedResponse, answer, check
@@ -26,6 +25,7 @@ from dto.recipe import ExitSettings, Recipe
 from dto.records import Problem
 from dto.trajectories import prompt_ids
 from dto.usage import metered
+from tests.engines.scripted import ScriptedEngine
 from tests.engines.served import Served
 
 MAIN = Sampling(max_tokens=260, temperature=1.0, top_p=0.95, seed=7, logprobs=0)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dto.engines import open_engine
-from dto.engines.openai_cost import ABORT_TOKENS
+from dto.engines.openai_http import ABORT_TOKENS
 from dto.errors import DtoError, EngineError
 from dto.protocols import Chunk, Completion, Engine, Message, Sampling
 from dto.recipe import ModelSettings, Recipe

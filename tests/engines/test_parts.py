@@ -12,14 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dto.engines.kv import KVShape
-from dto.engines.prefix_cache import BLOCK, PrefixCache
+from dto.engines.kv import BLOCK, KVShape, PrefixCache
 from dto.engines.sampling import choose, penalised, uniforms
-from dto.engines.scripted import ScriptedEngine
 from dto.errors import EngineError
 from dto.protocols import Completion, Sampling
 from dto.text import StopReader
 from dto.usage import metered
+from tests.engines.scripted import ScriptedEngine
 from tests.engines.served import Served
 
 SHAPE = KVShape(2, 2, 4, torch.float32, torch.device("cpu"))

@@ -13,7 +13,7 @@ import torch
 
 from dto.engines import open_engine
 from dto.engines.batch import Batch
-from dto.engines.requests import Sample
+from dto.engines.sampling import Sample
 from dto.errors import EngineError
 from dto.protocols import Sampling
 from dto.recipe import ModelSettings

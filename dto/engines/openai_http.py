@@ -1,4 +1,4 @@
-"""Requests to an OpenAI-compatible server: how many at once, tried how often, and what went wrong.
+"""Requests to an OpenAI-compatible server: how many at once, how often tried, what they cost.
 
 The `openai` package retries what may pass (429, 5xx, timeouts, connections that break), with
 exponential backoff and jitter, and waits as long as Retry-After says (a request that is told to
@@ -12,13 +12,19 @@ import os
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
 
 import openai
 from openai import AsyncOpenAI, AsyncStream
 
 from dto.errors import EngineError
+from dto.protocols import Sampling
 from dto.recipe import ModelSettings
+from dto.usage import ModelShape, Usage, attention_flops, charge, forward_flops
+
+if TYPE_CHECKING:
+    pass
 
 OPENAI = "https://api.openai.com/v1"
 _REASON_CHARS = 600
@@ -251,3 +257,93 @@ def _message(body: object) -> str:
         values = cast("dict[str, object]", body)
         body = values.get("error") or values.get("message") or values.get("detail") or str(values)
     return body if isinstance(body, str) else ""
+
+
+def choices_of(reply: Any) -> list[dict[str, Any]]:
+    """The choices of a reply or an event; none of an event that only counts.
+
+    Raises RequestError for what is neither.
+    """
+    choices = reply.get("choices") if isinstance(reply, dict) else None
+    if choices is None and counts_of(reply) is not None:
+        return []
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        raise RequestError(f"the server sent what is no completion: {reply!r}")
+    return choices
+
+
+def choice_of(reply: Any) -> dict[str, Any]:
+    """The only choice of a reply. Raises RequestError."""
+    choices = choices_of(reply)
+    if len(choices) != 1:
+        raise RequestError(f"the server sent {len(choices)} completions, not one")
+    return choices[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Usage as a server reports it; 0 for what it does not say."""
+
+    prompt: int = 0
+    cached: int = 0
+    generated: int = 0
+
+
+def counts_of(reply: Any) -> Counts | None:
+    """The usage in a reply or an event, None when there is none."""
+    usage = reply.get("usage") if isinstance(reply, dict) else None
+    if not isinstance(usage, dict):
+        return None
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+    found = usage.get("prompt_tokens"), cached, usage.get("completion_tokens")
+    return Counts(*(count if isinstance(count, int) else 0 for count in found))
+
+
+ABORT_TOKENS = 32
+"""What a server may still generate for a stream between its closing here and its end there.
+
+An allowance, since nobody reports it: vLLM stops within a few steps of the connection's end.
+"""
+
+
+@dataclass(slots=True)
+class Cost:
+    """Grows with the reply.
+
+    `prompt`, `cached` and `begun` are of each sample, `generated` and `kept` of all together.
+    `begun`: the server was asked, and did not refuse. `ended`: it generates no more.
+    """
+
+    prompt: int
+    cached: int = 0
+    generated: int = 0
+    kept: int = 0
+    failed: bool = False
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: bool = False
+
+    def count(self, counts: Counts | None) -> None:
+        """Take over what the server counted, where it did."""
+        if counts is not None:
+            self.prompt = counts.prompt or self.prompt
+            self.cached = counts.cached
+            self.generated = max(self.generated, counts.generated)
+
+    def charge(self, shape: ModelShape | None, sampling: Sampling, n: int, unseen: int) -> None:
+        """Charge n samples to the ledger.
+
+        Of a request that was given up, `unseen` further tokens of each sample, at most those that
+        were asked for, count as generated: an upper bound.
+        """
+        usage = Usage(requests=n, failed=n * self.failed)
+        if self.begun.is_set():
+            if not self.ended:
+                most = max(self.generated, n * sampling.max_tokens)
+                self.generated = min(self.generated + n * unseen, most)
+            usage.prompt, usage.cached = n * self.prompt, n * self.cached
+            usage.generated, usage.wasted = self.generated, max(0, self.generated - self.kept)
+            end = self.prompt + max(0, -(-self.generated // n) - 1)
+            usage.attention_flops = n * attention_flops(shape, self.cached, end)
+            usage.model_flops = n * forward_flops(shape, self.cached, end)
+        charge(usage)

@@ -1,6 +1,7 @@
-"""Finding out, with a few tiny requests before any work, what a server is and what it can do.
+"""What is known of a model on a server before any work: its tokenizer here, and what it can do.
 
-Nothing is believed that can be tried: a server that takes a field and ignores it cannot do it.
+The server is asked a few tiny questions. Nothing is believed that can be tried: a server that takes
+a field and ignores it cannot do it.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ import asyncio
 import difflib
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dto.engines.openai_transport import RequestError, Transport
-from dto.engines.openai_wire import PATHS, Server, choice_of, choices_of, counts_of, request_body
+from dto.engines.openai_http import RequestError, Transport, choice_of, choices_of, counts_of
+from dto.engines.openai_wire import PATHS, Server, request_body
 from dto.errors import EngineError
 from dto.protocols import Capabilities, Sampling
+from dto.recipe import resolve
+from dto.usage import ModelShape, parameters_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -281,3 +285,40 @@ async def _true(question: Any) -> bool:
         return bool(await question)
     except (RequestError, ValueError, AttributeError):
         return False
+
+
+def load_tokenizer(
+    settings: ModelSettings, name: str
+) -> tuple[PreTrainedTokenizerBase | None, ModelShape | None, int | None]:
+    """Tokenizer, shape and context of the model that a server serves, as far as they can be known.
+
+    Raises EngineError when `model.tokenizer` is set and cannot be loaded.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    source = resolve(settings.tokenizer or name)
+    if settings.tokenizer is None and (settings.server is None or not _loadable(source)):
+        return None, None, None
+    revision = settings.revision if settings.tokenizer is None else None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            raise ValueError("it has no fast version")
+    except (OSError, ValueError, KeyError) as error:
+        if settings.tokenizer is None:
+            return None, None, None
+        reason = " ".join(str(error).split())[:200]
+        raise EngineError(
+            f"model.tokenizer {settings.tokenizer!r} cannot be loaded: {reason}"
+        ) from None
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        limit = getattr(config, "max_position_embeddings", None)
+        return tokenizer, ModelShape.from_config(config, parameters_of(config)), limit
+    except (OSError, ValueError, KeyError, AttributeError):
+        return tokenizer, None, None
+
+
+def _loadable(source: str) -> bool:
+    """A folder, or what looks like a Hub id; a server's own word for a model is neither."""
+    return Path(source).is_dir() or source.count("/") == 1
