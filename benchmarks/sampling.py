@@ -105,7 +105,7 @@ async def measure(
 ) -> dict[str, list[list[float]]]:
     """For each work the tokens per second of raw and ours, a pair for each repetition."""
     rates: dict[str, list[list[float]]] = {"sample": [], "rollouts": []}
-    async with VLLMEngine(SETTINGS, "nano", resolve("nano")) as engine:
+    async with VLLMEngine(SETTINGS, "nano") as engine:
         llm = raw_llm()
         assert engine.tokenizer is not None
         prompts = [

@@ -157,19 +157,8 @@ def load_tokenizer(recipe: Recipe, *, local: bool = False) -> PreTrainedTokenize
 
     Raises DtoError when there is none.
     """
-    from transformers import AutoTokenizer
-
-    from dto.recipe import resolve
+    from dto.engines import models
 
     model = recipe.model
-    name = resolve(model.tokenizer or model.name)
     revision = model.revision if model.tokenizer is None else None
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            name, revision=revision, local_files_only=local
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        named = model.tokenizer or model.name
-        raise DtoError(f"tokenizer of {named!r} cannot be loaded: {reason}") from None
-    return tokenizer
+    return models.load_tokenizer(model.tokenizer or model.name, revision, local=local)

@@ -21,9 +21,8 @@ def open_engine(settings: ModelSettings, model: str | None = None) -> Engine:
         case "transformers":
             from dto.engines.models import load
             from dto.engines.transformers import TransformersEngine
-            from dto.recipe import resolve
 
-            loaded, tokenizer = load(settings, name, resolve(name))
+            loaded, tokenizer = load(settings, name)
             return TransformersEngine(
                 loaded,
                 tokenizer,
@@ -36,13 +35,12 @@ def open_engine(settings: ModelSettings, model: str | None = None) -> Engine:
             )
         case "vllm":
             from dto.engines.vllm import VLLMEngine
-            from dto.recipe import resolve
 
-            return VLLMEngine(settings, name, resolve(name))
+            return VLLMEngine(settings, name)
         case "openai":
-            from dto.engines.openai import open_openai
+            from dto.engines.openai import OpenAIEngine
 
-            return open_openai(settings, name)
+            return OpenAIEngine(settings, name)
 
 
 def usable() -> list[tuple[str, str]]:

@@ -1,8 +1,10 @@
-"""Loading a model, and finding out whether the transformers engine can serve it."""
+"""Loading tokenizers and models, and what of them the transformers engine can serve.
+
+Whoever loads one (an engine, a stage that needs the tokenizer alone, training) does it here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from dto.engines.kv import ATTENTION, LENGTH_STEP, KVShape, RowsCache
 from dto.engines.prefill import forward
 from dto.errors import EngineError
+from dto.recipe import resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,8 +25,55 @@ _FULL_ATTENTION = {"full_attention", "sliding_attention"}
 _PROBE_TOKENS = 8
 
 
-def load(settings: ModelSettings, name: str, path: str) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Model and tokenizer from a folder or the Hub.
+def load_tokenizer(
+    name: str, revision: str | None = None, *, title: str = "", local: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of an embedded model, a folder or a Hub id.
+
+    `local`: only where nothing has to be fetched. Raises EngineError, which calls it `title`, where
+    it cannot be loaded or has no fast version.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            resolve(name), revision=revision, local_files_only=local
+        )
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            raise ValueError("it has no fast version: convert it to a tokenizer.json")
+    except (OSError, ValueError, KeyError) as error:
+        raise _unloadable(title or f"tokenizer of {name!r}", error) from None
+    return tokenizer
+
+
+def load_model(
+    name: str, revision: str | None = None, *, dtype: Any, title: str = ""
+) -> PreTrainedModel:
+    """The causal language model of an embedded name, a folder or a Hub id, on the CPU.
+
+    Raises EngineError, which calls it `title`, where it cannot be loaded.
+    """
+    title, path = title or f"model {name!r}", resolve(name)
+    if not Path(path).is_dir() and (path.count("/") > 1 or path.startswith((".", "/", "~"))):
+        raise _unloadable(title, FileNotFoundError("no such folder — train it first"))
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path, revision=revision, config=config, dtype=dtype
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:
+        raise _unloadable(title, error) from None
+    return model
+
+
+def _unloadable(title: str, error: Exception) -> EngineError:
+    reason = " ".join(str(error).split())[:300]
+    return EngineError(
+        f"{title} cannot be loaded: {reason} — give nano, nano-control, a folder with config.json, "
+        "tokenizer and weights, or a Hub id"
+    )
+
+
+def load(settings: ModelSettings, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer for the transformers engine, on the device that serves.
 
     `auto` is CUDA where there is one, else the CPU; and the checkpoint's own dtype on a GPU,
     float32 on a CPU, which computes it faster and bit for bit the same in any batch. Raises
@@ -34,30 +84,18 @@ def load(settings: ModelSettings, name: str, path: str) -> tuple[Any, PreTrained
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise EngineError(f"model.device = {device!r}: torch finds no GPU here; leave it at auto")
-    if not Path(path).is_dir() and (path.count("/") > 1 or path.startswith((".", "/", "~"))):
-        raise EngineError(
-            f"model {name!r} cannot be loaded: no such folder — train it first, or give nano, "
-            "nano-control, another folder with config.json and weights, or a Hub id"
-        )
     if dtype == "auto" and device == "cpu":
         dtype = "float32"
+    model: Any = load_model(name, settings.revision, dtype=dtype)
     try:
-        config = AutoConfig.from_pretrained(path, revision=settings.revision)
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=settings.revision)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path, revision=settings.revision, config=config, dtype=dtype
-        )
-        return model.to(device), tokenizer
-    except (OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise EngineError(
-            f"model {name!r} cannot be loaded: {reason} — give nano, nano-control, a folder with "
-            "config.json and weights, or a Hub id"
-        ) from None
+        model = model.to(device)
+    except RuntimeError as error:  # out of memory
+        raise _unloadable(f"model {name!r}", error) from None
+    return model, load_tokenizer(name, settings.revision)
 
 
-def context_limit(name: str, config: Any, asked: int | None) -> int:
-    """The context asked for, within what the model can take."""
+def context_limit(name: str, config: Any, wanted: int | None) -> int:
+    """The context that is wanted, within what the model can take."""
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - _FULL_ATTENTION:
         raise EngineError(
@@ -68,19 +106,11 @@ def context_limit(name: str, config: Any, asked: int | None) -> int:
     window = getattr(config, "sliding_window", None)
     if window and (not kinds or "sliding_attention" in kinds):
         most = min(most, int(window))  # up to there a sliding window sees everything
-    if asked is not None and asked > most:
+    if wanted is not None and wanted > most:
         raise EngineError(
-            f"model.context is {asked:,}, and {name!r} takes at most {most:,}: lower it"
+            f"model.context is {wanted:,}, and {name!r} takes at most {most:,}: lower it"
         )
-    return asked or most
-
-
-def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """All ids that end a response: those of the generation config, and the tokenizer's EOS."""
-    generation = getattr(model, "generation_config", None)
-    ids = getattr(generation, "eos_token_id", None)
-    every: Iterable[Any] = ids if isinstance(ids, list) else [ids]
-    return frozenset(int(i) for i in (*every, tokenizer.eos_token_id) if i is not None)
+    return wanted or most
 
 
 def fit(name: str, model: PreTrainedModel) -> KVShape:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dto.engines.openai_http import RequestError, Transport, choice_of, choices_of, counts_of
-from dto.engines.openai_wire import PATHS, Server, request_body
+from dto.engines.models import load_tokenizer
+from dto.engines.openai_http import RequestError, Transport
+from dto.engines.openai_wire import Server, choice_of, choices_of, request_body
+from dto.engines.shared import Cost
 from dto.errors import EngineError
-from dto.protocols import Capabilities, Sampling
+from dto.protocols import Capabilities, Message, Sampling
 from dto.recipe import resolve
 from dto.usage import ModelShape, parameters_of
 
@@ -26,7 +28,10 @@ if TYPE_CHECKING:
     from dto.recipe import ModelSettings
 
 _QUESTION = "Name a number."
-_SEED = 7
+_MESSAGES: tuple[Message, ...] = ({"role": "user", "content": _QUESTION},)
+_SHORT = Sampling(max_tokens=16, temperature=0.0, top_p=1.0)
+_GREEDY = replace(_SHORT, max_tokens=1)
+_SAMPLED = Sampling(max_tokens=8, temperature=1.0, top_p=1.0, seed=7)
 _LOGPROBS = (20, 5, 1, 0)
 _STOPS = (64, 16, 4, 1)  # vLLM takes four, or as many as its VLLM_MAX_STOP_STRINGS says
 _DROPPABLE = ("stream_options", "max_tokens", "temperature", "top_p", "seed")
@@ -39,15 +44,45 @@ _SCHEMA = {
 _TEXT_ONLY = Capabilities(
     token_prompts=False, logprobs=None, banned=False, score=False, filters=False, presence="request"
 )
+_Prompt = Sequence[int] | str | Sequence[Message]
 
 
-async def find_out(
+def known_here(
+    settings: ModelSettings, name: str
+) -> tuple[PreTrainedTokenizerBase | None, ModelShape | None, int | None]:
+    """Tokenizer, shape and context of the model that a server serves, as far as they can be known.
+
+    Raises EngineError when `model.tokenizer` is set and cannot be loaded.
+    """
+    from transformers import AutoConfig
+
+    source, revision = resolve(name), settings.revision
+    if settings.tokenizer is not None:
+        source, revision = resolve(settings.tokenizer), None
+        title = f"model.tokenizer {settings.tokenizer!r}"
+        tokenizer = load_tokenizer(settings.tokenizer, title=title)
+    elif settings.server is None or not (Path(source).is_dir() or source.count("/") == 1):
+        return None, None, None  # a server's own word for a model is neither a folder nor a Hub id
+    else:
+        try:
+            tokenizer = load_tokenizer(name, revision)
+        except EngineError:
+            return None, None, None
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        limit = getattr(config, "max_position_embeddings", None)
+        return tokenizer, ModelShape.from_config(config, parameters_of(config)), limit
+    except (OSError, ValueError, KeyError, AttributeError):
+        return tokenizer, None, None
+
+
+async def probe(
     transport: Transport,
     settings: ModelSettings,
     name: str,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> Server:
-    """Probe the server for the model `name`.
+    """Find out how the server serves the model `name`.
 
     `api` auto is completions with token ids where the server speaks vLLM's dialect, else
     completions with text, else chat; without a tokenizer it is chat. Raises EngineError for a
@@ -99,8 +134,6 @@ def _give_up_early(transport: Transport, error: RequestError) -> None:
 
 async def _model(transport: Transport, name: str) -> tuple[str, int | None]:
     """The server's own word for the model, and its context where it says it (vLLM does)."""
-    from dto.recipe import resolve
-
     try:
         reply = await transport.models()
     except RequestError as error:
@@ -130,59 +163,44 @@ async def _model(transport: Transport, name: str) -> tuple[str, int | None]:
 async def _with_ids(transport: Transport, server: Server, prompt: list[int]) -> Server:
     """Raises RequestError when the server does not speak token ids."""
 
-    async def tokens(sampling: Sampling, n: int = 1) -> list[list[int]]:
-        body = request_body(server, prompt, sampling, n=n) | {"stop": list(sampling.stop)}
-        choices = choices_of(await transport.post(PATHS["completions"], body))
-        choices = sorted(choices, key=lambda choice: choice.get("index") or 0)
-        ids = [choice.get("token_ids") for choice in choices]
-        if not ids or not all(isinstance(found, list) and found for found in ids):
-            raise RequestError("the server returns no token ids")
-        return [list(found) for found in ids if found]
+    async def choices(sampling: Sampling, n: int = 1, **fields: Any) -> list[dict[str, Any]]:
+        return await _choices(transport, server, prompt, sampling, n, **fields)
 
-    greedy = Sampling(max_tokens=1, temperature=0.0, top_p=1.0)
-    sampled = Sampling(max_tokens=8, temperature=1.0, top_p=1.0, seed=_SEED)
-    likeliest = (await tokens(greedy))[0][0]
+    async def tokens(sampling: Sampling, n: int = 1, **fields: Any) -> list[list[int]]:
+        found = await choices(sampling, n, **fields)
+        ids = [choice.get("token_ids") for choice in sorted(found, key=_index)]
+        if not ids or not all(isinstance(each, list) and each for each in ids):
+            raise RequestError("the server returns no token ids")
+        return [list(each) for each in ids if each]
+
+    likeliest = (await tokens(_GREEDY))[0][0]
     await _same_tokenizer(transport, server, prompt)
 
     async def siblings() -> bool:
         both, first, second = await asyncio.gather(
-            tokens(sampled, 2), tokens(sampled), tokens(replace(sampled, seed=_SEED + 1))
+            tokens(_SAMPLED, 2), tokens(_SAMPLED), tokens(replace(_SAMPLED, seed=_SAMPLED.seed + 1))
         )
         return both == first + second
 
     async def bans() -> bool:
-        return await tokens(replace(greedy, banned=(likeliest,))) != [[likeliest]]
+        return await tokens(replace(_GREEDY, banned=(likeliest,))) != [[likeliest]]
 
-    async def logprobs() -> int | None:
-        for most in _LOGPROBS:
-            try:
-                body = request_body(server, prompt, replace(greedy, logprobs=most))
-                choice = choice_of(await transport.post(PATHS["completions"], body))
-                if isinstance((choice.get("logprobs") or {}).get("token_logprobs"), list):
-                    return most
-            except (RequestError, ValueError, AttributeError):
-                continue
-        return None
+    async def logprobs(most: int) -> bool:
+        (choice,) = await choices(replace(_GREEDY, logprobs=most))
+        return isinstance((choice.get("logprobs") or {}).get("token_logprobs"), list)
 
     async def scores() -> bool:
-        body = request_body(server, prompt, greedy) | {"prompt_logprobs": 0}
-        choice = choice_of(await transport.post(PATHS["completions"], body))
+        (choice,) = await choices(_GREEDY, prompt_logprobs=0)
         return isinstance(choice.get("prompt_logprobs"), list)
 
-    async def stops() -> int:
-        for most in _STOPS:
-            try:
-                await tokens(replace(greedy, stop=tuple(f"<stop {i}>" for i in range(most))))
-                return most
-            except RequestError:
-                continue
-        return 0
+    async def stops(most: int) -> bool:
+        return bool(await tokens(_GREEDY, stop=[f"<stop {i}>" for i in range(most)]))
 
     many, stopping, banned, most, score, schema = await asyncio.gather(
         _true(siblings()),
-        stops(),
+        _first(_STOPS, stops),
         _true(bans()),
-        logprobs(),
+        _first(_LOGPROBS, logprobs),
         _true(scores()),
         _true(_keeps_schema(transport, server, prompt)),
     )
@@ -191,15 +209,14 @@ async def _with_ids(transport: Transport, server: Server, prompt: list[int]) -> 
     )
     refused = await _refused(transport, server, prompt, stream=True)
     return replace(
-        server, siblings=many, stops=stopping, refused=refused, capabilities=capabilities
+        server, siblings=many, stops=stopping or 0, refused=refused, capabilities=capabilities
     )
 
 
 async def _same_tokenizer(transport: Transport, server: Server, ids: list[int]) -> None:
     """Raises EngineError when the server makes other ids of the question than `ids`."""
-    body = request_body(server, _QUESTION, Sampling(max_tokens=1)) | {"add_special_tokens": False}
-    choice = choice_of(await transport.post(PATHS["completions"], body))
-    found = choice.get("prompt_token_ids")
+    body = request_body(server, _QUESTION, _GREEDY) | {"add_special_tokens": False}
+    found = choice_of(await transport.post(server.path, body)).get("prompt_token_ids")
     if isinstance(found, list) and found != ids:
         raise EngineError(
             f"{transport.server} reads {_QUESTION!r} as tokens {found}, the tokenizer here as "
@@ -209,17 +226,18 @@ async def _same_tokenizer(transport: Transport, server: Server, ids: list[int]) 
 
 async def _with_text(transport: Transport, server: Server, tokens: int | None) -> Server:
     """`tokens`: length of the question for the tokenizer. Raises RequestError."""
-    prompt: Any = [{"role": "user", "content": _QUESTION}] if server.api == "chat" else _QUESTION
+    chat = server.api == "chat"
+    prompt: _Prompt = _MESSAGES if chat else _QUESTION
     server = replace(server, refused=await _refused(transport, server, prompt, stream=False))
     server = replace(server, refused=await _refused(transport, server, prompt, stream=True))
-    reply = await transport.post(PATHS[server.api], request_body(server, prompt, _short(server)))
-    counts = counts_of(reply)
-    adds_bos = tokens is not None and counts is not None and counts.prompt == tokens + 1
+    cost = Cost()
+    await transport.post(server.path, request_body(server, prompt, _SHORT), cost)
+    adds_bos = tokens is not None and cost.prompt == tokens + 1
+    penalised = replace(_SHORT, presence_penalty=0.5)  # a common field: taken unless refused
     schema, penalty = await asyncio.gather(
         _true(_keeps_schema(transport, server, prompt)),
-        _true(_takes_penalty(transport, server, prompt)),
+        _true(_choices(transport, server, prompt, penalised)),
     )
-    chat = server.api == "chat"
     capabilities = replace(
         _TEXT_ONLY,
         json_schema=schema,
@@ -229,96 +247,72 @@ async def _with_text(transport: Transport, server: Server, tokens: int | None) -
     return replace(server, adds_bos=adds_bos, capabilities=capabilities)
 
 
-def _short(server: Server) -> Sampling:
-    return Sampling(max_tokens=16, temperature=0.0, top_p=1.0)
-
-
 async def _refused(
-    transport: Transport, server: Server, prompt: Any, *, stream: bool
+    transport: Transport, server: Server, prompt: _Prompt, *, stream: bool
 ) -> frozenset[str]:
     """Common fields that the server names in its refusal, until it takes a request.
 
     Raises RequestError when it refuses for another reason.
     """
-    refused = set(server.refused)
+
+    def take(event: Any) -> bool:
+        choices = choices_of(event)
+        if server.ids and not all("token_ids" in choice for choice in choices):
+            raise RequestError("the server streams no token ids")
+        return False
+
     while True:
-        server = replace(server, refused=frozenset(refused))
-        body = request_body(server, prompt, _short(server), piece=int(stream))
+        body = request_body(server, prompt, _SHORT, piece=int(stream))
         try:
             if stream:
-                async with transport.events(PATHS[server.api], body) as events:
-                    async for event in events:
-                        choices = choices_of(event)
-                        if server.ids and not all("token_ids" in choice for choice in choices):
-                            raise RequestError("the server streams no token ids")
+                await transport.stream(server.path, body, Cost(), take)
             else:
-                choices_of(await transport.post(PATHS[server.api], body))
-            return frozenset(refused)
+                choices_of(await transport.post(server.path, body))
+            return server.refused
         except RequestError as error:
             named = [f for f in _DROPPABLE if f in body and f in error.reason]
             if error.status not in (400, 422) or not named:
                 raise
-            refused.add(named[0])
+            server = replace(server, refused=server.refused | {named[0]})
 
 
-async def _keeps_schema(transport: Transport, server: Server, prompt: Any) -> bool:
+async def _keeps_schema(transport: Transport, server: Server, prompt: _Prompt) -> bool:
     """Whether a reply begins as the schema wants it, where no other reply would."""
-    sampling = replace(_short(server), json_schema=_SCHEMA)
-    choice = choice_of(
-        await transport.post(PATHS[server.api], request_body(server, prompt, sampling))
-    )
-    message: Mapping[str, Any] = choice.get("message") or choice
+    sampling = replace(_SHORT, json_schema=_SCHEMA)
+    (choice,) = await _choices(transport, server, prompt, sampling)
+    message = choice.get("message") or choice
     text = message.get("content") or message.get("text") or ""
     return str(text).lstrip().startswith("{")
 
 
-async def _takes_penalty(transport: Transport, server: Server, prompt: Any) -> bool:
-    """Whether a request with a presence penalty is not refused; it is a common field."""
-    body = request_body(server, prompt, replace(_short(server), presence_penalty=0.5))
-    choices_of(await transport.post(PATHS[server.api], body))
-    return True
+async def _choices(
+    transport: Transport,
+    server: Server,
+    prompt: _Prompt,
+    sampling: Sampling,
+    n: int = 1,
+    **fields: Any,
+) -> list[dict[str, Any]]:
+    """The choices of a whole reply; `fields` go into the request as well. Raises RequestError."""
+    body = request_body(server, prompt, sampling, n=n) | fields
+    return choices_of(await transport.post(server.path, body))
 
 
-async def _true(question: Any) -> bool:
+def _index(choice: dict[str, Any]) -> int:
+    return choice.get("index") or 0
+
+
+async def _true(attempt: Awaitable[object]) -> bool:
     """What an attempt says; one that goes wrong says no."""
     try:
-        return bool(await question)
+        return bool(await attempt)
     except (RequestError, ValueError, AttributeError):
         return False
 
 
-def load_tokenizer(
-    settings: ModelSettings, name: str
-) -> tuple[PreTrainedTokenizerBase | None, ModelShape | None, int | None]:
-    """Tokenizer, shape and context of the model that a server serves, as far as they can be known.
-
-    Raises EngineError when `model.tokenizer` is set and cannot be loaded.
-    """
-    from transformers import AutoConfig, AutoTokenizer
-
-    source = resolve(settings.tokenizer or name)
-    if settings.tokenizer is None and (settings.server is None or not _loadable(source)):
-        return None, None, None
-    revision = settings.revision if settings.tokenizer is None else None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        if getattr(tokenizer, "backend_tokenizer", None) is None:
-            raise ValueError("it has no fast version")
-    except (OSError, ValueError, KeyError) as error:
-        if settings.tokenizer is None:
-            return None, None, None
-        reason = " ".join(str(error).split())[:200]
-        raise EngineError(
-            f"model.tokenizer {settings.tokenizer!r} cannot be loaded: {reason}"
-        ) from None
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        limit = getattr(config, "max_position_embeddings", None)
-        return tokenizer, ModelShape.from_config(config, parameters_of(config)), limit
-    except (OSError, ValueError, KeyError, AttributeError):
-        return tokenizer, None, None
-
-
-def _loadable(source: str) -> bool:
-    """A folder, or what looks like a Hub id; a server's own word for a model is neither."""
-    return Path(source).is_dir() or source.count("/") == 1
+async def _first(values: Sequence[int], attempt: Callable[[int], Awaitable[bool]]) -> int | None:
+    """The first value that an attempt says yes to."""
+    for value in values:
+        if await _true(attempt(value)):
+            return value
+    return None

@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from dto.engines.openai_http import Cost, RequestError
-from dto.errors import EngineError
-from dto.protocols import Capabilities, Chunk, Completion, Message, Sampling
+from dto.engines.openai_http import RequestError
+from dto.engines.shared import Cost
+from dto.protocols import Capabilities, Chunk, Message, Sampling
 from dto.templates import Arguments
-from dto.text import StopReader
+from dto.text import StopReader, first_stop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dto.records import FinishReason, IdsFrom
 
-PATHS = {"completions": "/completions", "chat": "/chat/completions"}
 _BAN = -100.0
+_TOKEN = "token_id:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,45 +44,14 @@ class Server:
     template: Arguments = field(default_factory=dict)
     capabilities: Capabilities = field(default_factory=Capabilities)
 
+    @property
+    def path(self) -> str:
+        """Where requests go."""
+        return "/chat/completions" if self.api == "chat" else "/completions"
+
     def cuts_here(self, sampling: Sampling) -> bool:
         """Whether the stop strings are not for the server to find."""
         return len(sampling.stop) > self.stops
-
-
-def check(server: Server, sampling: Sampling, where: str) -> None:
-    """Raises EngineError for what the server at `where` cannot do."""
-    can = server.capabilities
-    if sampling.max_tokens < 1:
-        raise EngineError(f"max_tokens is {sampling.max_tokens}: ask for at least one token")
-    if sampling.logprobs is not None and sampling.logprobs > (
-        -1 if can.logprobs is None else can.logprobs
-    ):
-        most = "none" if can.logprobs is None else f"at most {can.logprobs}"
-        raise EngineError(
-            f"logprobs = {sampling.logprobs}: {where} gives {most} with token ids — use a vLLM "
-            "server, or a policy that needs none"
-        )
-    if sampling.json_schema is not None and not can.json_schema:
-        raise EngineError(f"{where} does not hold {server.name!r} to a JSON schema")
-    if sampling.banned and not can.banned:
-        raise EngineError(f"{where} cannot ban tokens of {server.name!r}: use a vLLM server")
-    if not server.ids and sampling.stop_token_ids:
-        raise EngineError(f"{where} takes text, and no stop_token_ids: use a vLLM server")
-    if (sampling.top_k or sampling.min_p) and not can.filters:
-        raise EngineError(
-            f"{where} takes text, neither top_k nor min_p (here {sampling.top_k} and "
-            f"{sampling.min_p:g}): set both to 0, or use a vLLM server"
-        )
-    if sampling.presence_penalty and can.presence is None:
-        raise EngineError(
-            f"{where} takes no presence_penalty (here {sampling.presence_penalty:g}) for "
-            f"{server.name!r}: set it to 0"
-        )
-    if "temperature" in server.refused and sampling.temperature != 1.0:
-        raise EngineError(
-            f"temperature = {sampling.temperature}: {where} samples {server.name!r} at a "
-            "temperature of its own — ask for 1"
-        )
 
 
 def request_body(
@@ -109,7 +78,7 @@ def request_body(
         "top_p": sampling.top_p,
         "seed": sampling.seed if server.ids else sampling.seed % 2**31,
     }
-    if sampling.presence_penalty:
+    if sampling.presence_penalty or server.ids:
         body["presence_penalty"] = sampling.presence_penalty
     if server.api == "chat" and server.template:
         body["chat_template_kwargs"] = dict(server.template)
@@ -123,7 +92,6 @@ def request_body(
             "n": n,
             "top_k": sampling.top_k,
             "min_p": sampling.min_p,
-            "presence_penalty": sampling.presence_penalty,
             "repetition_penalty": 1.0,
             "return_token_ids": True,
             "skip_special_tokens": False,
@@ -142,15 +110,25 @@ def request_body(
     return {key: value for key, value in body.items() if key not in server.refused}
 
 
-def finish_of(choice: Mapping[str, Any]) -> FinishReason | None:
-    """Why a completion ended, None while it goes on. Raises RequestError for any other end."""
-    reason = choice.get("finish_reason")
-    if reason in (None, "stop", "length"):
-        return cast("FinishReason | None", reason)
-    raise RequestError(f"the server ended the completion with {reason!r}")
+def choices_of(reply: Any) -> list[dict[str, Any]]:
+    """The choices of a reply or an event; none of an event that only counts.
+
+    Raises RequestError for what is neither.
+    """
+    choices = reply.get("choices") if isinstance(reply, dict) else None
+    if choices is None and isinstance(reply, dict) and isinstance(reply.get("usage"), dict):
+        return []
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        raise RequestError(f"the server sent what is no completion: {reply!r}")
+    return choices
 
 
-_TOKEN = "token_id:"
+def choice_of(reply: Any) -> dict[str, Any]:
+    """The only choice of a reply. Raises RequestError."""
+    choices = choices_of(reply)
+    if len(choices) != 1:
+        raise RequestError(f"the server sent {len(choices)} completions, not one")
+    return choices[0]
 
 
 class Sample:
@@ -179,21 +157,6 @@ class Sample:
     def read(self, choice: Mapping[str, Any]) -> None:
         """Take a choice. Raises RequestError for one that is not what was asked for."""
         raise NotImplementedError
-
-    def completion(self, cost: Cost) -> Completion:
-        """All of it. Raises RequestError when the end is missing."""
-        chunk = self.chunk(0, 0, cost, last=True)
-        return Completion(
-            chunk.token_ids,
-            chunk.text,
-            self._end(),
-            chunk.prompt_tokens,
-            chunk.cached_tokens,
-            ids_from=self.ids_from,
-            stop=chunk.stop,
-            logprobs=chunk.logprobs,
-            top_logprobs=chunk.top_logprobs,
-        )
 
     def chunk(self, ids: int, chars: int, cost: Cost, *, last: bool) -> Chunk:
         """What came after so many ids and characters. Raises RequestError for a missing end."""
@@ -245,14 +208,14 @@ class IdSample(Sample):
 
     def read(self, choice: Mapping[str, Any]) -> None:
         """Take a choice. Raises RequestError for one that is not what was asked for."""
-        finish = finish_of(choice)
+        finish = _finish(choice)
         ids = choice.get("token_ids")
         if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
             raise RequestError("the server returned no token ids")
         self._received += len(ids)
         if self.cut:
             return
-        kept = self._read_text(ids) if self._reader else len(ids)
+        kept = self._read_text(self._reader, ids) if self._reader else len(ids)
         self.ids.extend(ids[:kept])
         if self.sampling.logprobs is not None and ids:
             self._read_logprobs(choice.get("logprobs"), len(ids), kept, self.sampling.logprobs)
@@ -264,19 +227,18 @@ class IdSample(Sample):
             ended = self._ends_with_eos(finish, reason)
             self.text = self._decode(self.ids[:-1] if ended else self.ids)
             if isinstance(reason, str):
-                met = [(at, s) for s in self.sampling.stop if (at := self.text.find(s)) >= 0]
-                self.stop = min(met)[1] if met else reason
+                met = first_stop(self.text, self.sampling.stop)
+                self.stop = met[1] if met else reason
             self.finish = finish
 
-    def _read_text(self, ids: list[int]) -> int:
+    def _read_text(self, reader: StopReader, ids: list[int]) -> int:
         """Read on; how many ids belong to the sample."""
-        assert self._reader is not None
-        for index, token in enumerate(ids):
-            piece, self.stop = self._reader.read(token)
+        for count, token in enumerate(ids, 1):
+            piece, self.stop = reader.read(token)
             self.text += piece
             if self.stop is not None:
                 self.cut = True
-                return index + 1
+                return count
         return len(ids)
 
     def _decode(self, ids: list[int]) -> str:
@@ -316,8 +278,7 @@ class TextSample(Sample):
         self, sampling: Sampling, tokenizer: PreTrainedTokenizerBase | None, *, streaming: bool
     ) -> None:
         super().__init__(sampling)
-        self._stops = tuple(stop for stop in sampling.stop if stop)
-        self._reach = max(map(len, self._stops), default=0)
+        self._reach = max(map(len, sampling.stop), default=0)
         self._tokenizer = tokenizer
         self._streaming = streaming
         self._pieces = 0
@@ -331,14 +292,12 @@ class TextSample(Sample):
         """Take a choice. Raises RequestError for one that is not what was asked for."""
         if self.finish is not None:
             return
-        finish = finish_of(choice)
+        finish = _finish(choice)
         before, piece = len(self.text), _text(choice)
         self._pieces += bool(piece)
         self.text += piece
-        start = max(0, before - self._reach)
-        met = [(at, stop) for stop in self._stops if (at := self.text.find(stop, start)) >= 0]
-        if met:
-            at, self.stop = min(met)
+        if met := first_stop(self.text, self.sampling.stop, max(0, before - self._reach)):
+            at, self.stop = met
             self.text, finish = self.text[: at + len(self.stop)], "stop"
             self.cut = True
         if self._streaming:
@@ -354,6 +313,27 @@ class TextSample(Sample):
         if self._tokenizer is None:
             return []
         return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+
+def read_event(event: Any, samples: Sequence[Sample]) -> bool:
+    """Give each sample its choice of a reply or an event; whether a cut ended the last of them.
+
+    Raises RequestError for choices that were not asked for.
+    """
+    for choice in choices_of(event):
+        index = choice.get("index") or 0
+        if index not in range(len(samples)):
+            raise RequestError(f"the server sent completion {index!r}, {len(samples)} were asked")
+        samples[index].read(choice)
+    return all(sample.finish for sample in samples) and any(sample.cut for sample in samples)
+
+
+def _finish(choice: Mapping[str, Any]) -> FinishReason | None:
+    """Why a completion ended, None while it goes on. Raises RequestError for any other end."""
+    reason = choice.get("finish_reason")
+    if reason in (None, "stop", "length"):
+        return cast("FinishReason | None", reason)
+    raise RequestError(f"the server ended the completion with {reason!r}")
 
 
 def _likeliest(position: Mapping[str, Any], most: int) -> dict[int, float]:

@@ -19,6 +19,7 @@ from dto.engines.kv import (
     causal_mask,
     round_up,
 )
+from dto.engines.sampling import Sample
 
 COLUMN_STEP = 8  # queries per row and pass are a multiple of this, of one row twice of it
 MAX_TOKENS = 4096  # of one pass
@@ -104,24 +105,20 @@ def _read(
     return Prefilled(prompts, rows, logits[:, -1], cached)
 
 
-def score(
-    model: PreTrainedModel,
-    shape: KVShape,
-    prefixes: PrefixCache,
-    prompt: tuple[int, ...],
-    continuation: tuple[int, ...],
-) -> list[float]:
-    """Logprobs of the continuation's tokens after the prompt."""
+def score(model: PreTrainedModel, shape: KVShape, prefixes: PrefixCache, sample: Sample) -> Sample:
+    """End the sample of a request for a score, with the logprobs of the continuation's tokens."""
+    prompt, continuation = sample.request.prompt, sample.request.continuation
     ids = (*prompt, *continuation[:-1])
     rows, cached = _load(shape, prefixes, [ids], [len(prompt) - 1])
-    scores: list[float] = []
+    scores = sample.logprobs
     for logits in _passes(model, rows, [ids], cached, len(continuation)):
         count = min(logits.shape[1], len(continuation) - len(scores))
         targets = torch.as_tensor(continuation[len(scores) : len(scores) + count])
         logprobs = torch.log_softmax(logits[0, -count:], -1)
         scores += logprobs.gather(-1, targets.to(logprobs.device)[:, None])[:, 0].tolist()
     prefixes.store(rows.kv, [0], [ids])
-    return scores
+    sample.finish = "length"
+    return sample
 
 
 def _load(

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from dto.engines.shared import Cost
 from dto.engines.vllm_children import SWITCH
 from dto.errors import EngineError
-from dto.protocols import Sampling
+from dto.protocols import Chunk, Sampling
 from dto.records import FinishReason
+from dto.text import first_stop
 
 if TYPE_CHECKING:
     from dto.recipe import ModelSettings
@@ -98,25 +100,52 @@ def explained(name: str) -> Iterator[None]:
 
 @dataclass(slots=True, eq=False)
 class VLLMSample:
-    """One request to the core: what has arrived of it, and how much of that went to the caller."""
+    """One request to the core: what it has cost, and whether all of it has arrived."""
 
+    cost: Cost
     limit: int
     name: str = ""
     queue: Any = None
-    seen: int = 0
-    delivered: int = 0
-    cached: int = 0
     ended: bool = False
-    aborted: bool = False
-    stopped: bool = False
 
     def note(self, output: Any) -> None:
-        """Count what an output brings; a final one brings all, a stream's what is new."""
-        self.seen += len(output.outputs[0].token_ids)
-        self.cached = output.num_cached_tokens or 0
+        """Count what an output brings; a final one brings all, a stream's what is new.
+
+        The core goes on until an abort reaches it, after a stop string as well, which is seen here
+        and not in the core.
+        """
+        completion = output.outputs[0]
+        self.cost.generated += len(completion.token_ids)
+        self.cost.cached = output.num_cached_tokens or 0
         self.ended = output.finished
-        self.aborted = output.outputs[0].finish_reason == "abort"
-        self.stopped = isinstance(output.outputs[0].stop_reason, str)  # seen here, not in the core
+        cut = completion.finish_reason == "abort" or isinstance(completion.stop_reason, str)
+        self.cost.ended = self.ended and not cut
+
+    def chunk(self, output: Any, sampling: Sampling, text: str, whole: str) -> Chunk:
+        """An output whose tokens made `text` readable, of the `whole` where it is the last."""
+        completion = output.outputs[0]
+        finish: FinishReason | None = None
+        error = ""
+        if self.ended and completion.finish_reason in ("stop", "length"):
+            finish = completion.finish_reason
+        elif self.ended:
+            finish, error = "failed", f"vLLM: finish reason {completion.finish_reason!r}"
+            if completion.finish_reason == "abort":
+                error = "engine closed"
+        self.cost.failed = finish == "failed"
+        self.cost.kept = self.cost.generated
+        own, top = logprobs(completion.logprobs, sampling)
+        return Chunk(
+            token_ids=tuple(completion.token_ids),
+            text=text,
+            finish_reason=finish,
+            prompt_tokens=self.cost.prompt,
+            cached_tokens=self.cost.cached,
+            stop=stop_met(completion.stop_reason, whole, sampling),
+            logprobs=own,
+            top_logprobs=top,
+            error=error,
+        )
 
 
 def sampling_params(sampling: Sampling, seed: int, limit: int, streaming: bool = False) -> Any:
@@ -153,30 +182,20 @@ def sampling_params(sampling: Sampling, seed: int, limit: int, streaming: bool =
         raise EngineError(f"the vllm engine cannot sample so: {error}") from None
 
 
-def finish(output: Any) -> tuple[FinishReason, str]:
-    """Why a sample ended, and what went wrong where something did."""
-    reason = output.outputs[0].finish_reason
-    if reason in ("stop", "length"):
-        return reason, ""
-    return "failed", "engine closed" if reason == "abort" else f"vLLM: finish reason {reason!r}"
-
-
-def stop_met(output: Any, text: str, sampling: Sampling) -> str | None:
+def stop_met(reason: object, text: str, sampling: Sampling) -> str | None:
     """The stop string met; of several that one token completed, the one that begins first."""
-    met = output.outputs[0].stop_reason
-    if not isinstance(met, str):
+    if not isinstance(reason, str):
         return None
-    found = [(at, stop) for stop in sampling.stop if stop and (at := text.find(stop)) >= 0]
-    return min(found)[1] if found else met
+    met = first_stop(text, sampling.stop)
+    return met[1] if met else reason
 
 
 def logprobs(
-    output: Any, sampling: Sampling
+    flat: Any, sampling: Sampling
 ) -> tuple[tuple[float, ...] | None, tuple[Mapping[int, float], ...] | None]:
     """The sampled tokens' own logprobs, and the most likely ones in order of rank."""
-    if sampling.logprobs is None:
+    if sampling.logprobs is None or flat is None:
         return None, None
-    flat = output.outputs[0].logprobs
     own = tuple(flat.logprobs[start] for start in flat.start_indices)
     if not sampling.logprobs:
         return own, None
