@@ -89,12 +89,12 @@ async def serving(chosen: Recipe, alone: bool) -> AsyncIterator[Engine]:
         async with opened(engine):
             yield engine
     elif chosen.model.engine == "vllm":
-        from dto.engines import vllm_api
+        from dto.engines import vllm
 
         def uncached(*arguments: Any) -> dict[str, Any]:
             return shared(*arguments) | {"enable_prefix_caching": False}
 
-        shared = vllm_api.serving_arguments
+        shared = vllm.serving_arguments
         with patch("dto.engines.vllm.serving_arguments", uncached):
             engine = open_engine(chosen.model)
             async with opened(engine):

@@ -24,8 +24,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from dto.engines.vllm import VLLMEngine
-from dto.engines.vllm_api import environment, model_arguments, serving_arguments
+from dto.engines.vllm import VLLMEngine, environment, model_arguments, serving_arguments
 from dto.nano.corpus import chain_problems
 from dto.protocols import Sampling
 from dto.recipe import ModelSettings, resolve

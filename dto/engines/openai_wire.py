@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from dto.engines.openai_http import RequestError
-from dto.engines.shared import Cost
+from dto.engines.shared import Cost, stop_met
 from dto.protocols import Capabilities, Chunk, Message, Sampling
 from dto.templates import Arguments
 from dto.text import StopReader, first_stop
@@ -131,23 +132,25 @@ def choice_of(reply: Any) -> dict[str, Any]:
     return choices[0]
 
 
+@dataclass(slots=True, eq=False, kw_only=True)
 class Sample:
     """What has arrived of one completion. `text` is what is readable of the `ids`.
 
-    `cut`: it was ended here, at a stop string, while the server may go on.
+    `cut`: it was ended here, at a stop string, while the server may go on. `news` is set by each
+    choice that is read.
     """
 
-    ids_from: IdsFrom
+    sampling: Sampling
+    finish: FinishReason | None = None
+    stop: str | None = None
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[Mapping[int, float]] = field(default_factory=list)
+    cut: bool = False
+    news: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def __init__(self, sampling: Sampling) -> None:
-        self.finish: FinishReason | None = None
-        self.stop: str | None = None
-        self.ids: list[int] = []
-        self.text = ""
-        self.logprobs: list[float] = []
-        self.top_logprobs: list[Mapping[int, float]] = []
-        self.cut = False
-        self.sampling = sampling
+    ids_from: ClassVar[IdsFrom]
 
     @property
     def generated(self) -> int:
@@ -160,51 +163,38 @@ class Sample:
 
     def chunk(self, ids: int, chars: int, cost: Cost, *, last: bool) -> Chunk:
         """What came after so many ids and characters. Raises RequestError for a missing end."""
-        asked = self.sampling.logprobs
+        if last and self.finish is None:
+            raise RequestError("the reply ended without a finish reason")
+        wanted = self.sampling.logprobs
         return Chunk(
             token_ids=tuple(self.ids[ids:]),
             text=self.text[chars:],
-            finish_reason=self._end() if last else None,
+            finish_reason=self.finish if last else None,
             prompt_tokens=cost.prompt,
             cached_tokens=cost.cached,
             stop=self.stop if last else None,
-            logprobs=None if asked is None else tuple(self.logprobs[ids:]),
-            top_logprobs=tuple(self.top_logprobs[ids:]) if asked else None,
+            logprobs=None if wanted is None else tuple(self.logprobs[ids:]),
+            top_logprobs=tuple(self.top_logprobs[ids:]) if wanted else None,
         )
 
-    def _end(self) -> FinishReason:
-        if self.finish is None:
-            raise RequestError("the reply ended without a finish reason")
-        return self.finish
 
-
+@dataclass(slots=True, eq=False, kw_only=True)
 class IdSample(Sample):
     """From a server that returns token ids: they are the state, and are decoded here.
 
     Only a sample that is streamed, or cut here, has `text` before its end.
     """
 
-    ids_from: IdsFrom = "sampled"
+    tokenizer: PreTrainedTokenizerBase
+    reader: StopReader | None
+    received: int = 0  # also after a cut
 
-    def __init__(
-        self,
-        sampling: Sampling,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        streaming: bool,
-        cuts: bool,
-    ) -> None:
-        super().__init__(sampling)
-        self._tokenizer = tokenizer
-        self._received = 0
-        self._reader: StopReader | None = None
-        if streaming or cuts:
-            self._reader = StopReader(tokenizer.backend_tokenizer, sampling.stop if cuts else ())
+    ids_from = "sampled"
 
     @property
     def generated(self) -> int:
         """Tokens received, also those after a cut."""
-        return self._received
+        return self.received
 
     def read(self, choice: Mapping[str, Any]) -> None:
         """Take a choice. Raises RequestError for one that is not what was asked for."""
@@ -212,10 +202,10 @@ class IdSample(Sample):
         ids = choice.get("token_ids")
         if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
             raise RequestError("the server returned no token ids")
-        self._received += len(ids)
+        self.received += len(ids)
         if self.cut:
             return
-        kept = self._read_text(self._reader, ids) if self._reader else len(ids)
+        kept = self._read_text(self.reader, ids) if self.reader else len(ids)
         self.ids.extend(ids[:kept])
         if self.sampling.logprobs is not None and ids:
             self._read_logprobs(choice.get("logprobs"), len(ids), kept, self.sampling.logprobs)
@@ -226,9 +216,7 @@ class IdSample(Sample):
             reason = choice.get("stop_reason")
             ended = self._ends_with_eos(finish, reason)
             self.text = self._decode(self.ids[:-1] if ended else self.ids)
-            if isinstance(reason, str):
-                met = first_stop(self.text, self.sampling.stop)
-                self.stop = met[1] if met else reason
+            self.stop = stop_met(reason, self.text, self.sampling.stop)
             self.finish = finish
 
     def _read_text(self, reader: StopReader, ids: list[int]) -> int:
@@ -242,7 +230,7 @@ class IdSample(Sample):
         return len(ids)
 
     def _decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
+        text: str = self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
         return text
 
     def _ends_with_eos(self, finish: FinishReason, reason: object) -> bool:
@@ -250,7 +238,7 @@ class IdSample(Sample):
         if finish != "stop" or isinstance(reason, str) or not self.ids:
             return False
         last = self.ids[-1]
-        return last == self._tokenizer.eos_token_id or last not in self.sampling.stop_token_ids
+        return last == self.tokenizer.eos_token_id or last not in self.sampling.stop_token_ids
 
     def _read_logprobs(self, given: Any, received: int, kept: int, most: int) -> None:
         try:
@@ -265,6 +253,7 @@ class IdSample(Sample):
         self.logprobs.extend(own[:kept])
 
 
+@dataclass(slots=True, eq=False, kw_only=True)
 class TextSample(Sample):
     """From a server that returns text, which ends at the first stop string; ids are encoded.
 
@@ -272,21 +261,16 @@ class TextSample(Sample):
     tokenizer there are no ids, and every piece counts as one token.
     """
 
-    ids_from: IdsFrom = "encoded"
+    tokenizer: PreTrainedTokenizerBase | None
+    streaming: bool
+    pieces: int = 0
 
-    def __init__(
-        self, sampling: Sampling, tokenizer: PreTrainedTokenizerBase | None, *, streaming: bool
-    ) -> None:
-        super().__init__(sampling)
-        self._reach = max(map(len, sampling.stop), default=0)
-        self._tokenizer = tokenizer
-        self._streaming = streaming
-        self._pieces = 0
+    ids_from = "encoded"
 
     @property
     def generated(self) -> int:
         """Tokens received, by the tokenizer's count."""
-        return len(self.ids) or (len(self._encode(self.text)) if self._tokenizer else self._pieces)
+        return len(self.ids) or (len(self._encode(self.text)) if self.tokenizer else self.pieces)
 
     def read(self, choice: Mapping[str, Any]) -> None:
         """Take a choice. Raises RequestError for one that is not what was asked for."""
@@ -294,28 +278,29 @@ class TextSample(Sample):
             return
         finish = _finish(choice)
         before, piece = len(self.text), _text(choice)
-        self._pieces += bool(piece)
+        self.pieces += bool(piece)
         self.text += piece
-        if met := first_stop(self.text, self.sampling.stop, max(0, before - self._reach)):
+        reach = max(map(len, self.sampling.stop), default=0)
+        if met := first_stop(self.text, self.sampling.stop, max(0, before - reach)):
             at, self.stop = met
             self.text, finish = self.text[: at + len(self.stop)], "stop"
             self.cut = True
-        if self._streaming:
+        if self.streaming:
             self.ids += self._encode(self.text[before:])
         elif finish:
             self.ids += self._encode(self.text)
-        if finish == "stop" and self.stop is None and self._tokenizer is not None:
-            eos = self._tokenizer.eos_token_id
+        if finish == "stop" and self.stop is None and self.tokenizer is not None:
+            eos = self.tokenizer.eos_token_id
             self.ids += [] if eos is None else [eos]
         self.finish = finish
 
     def _encode(self, text: str) -> list[int]:
-        if self._tokenizer is None:
+        if self.tokenizer is None:
             return []
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
 
 
-def read_event(event: Any, samples: Sequence[Sample]) -> bool:
+def read_event(samples: Sequence[Sample], event: Any) -> bool:
     """Give each sample its choice of a reply or an event; whether a cut ended the last of them.
 
     Raises RequestError for choices that were not asked for.
@@ -325,6 +310,7 @@ def read_event(event: Any, samples: Sequence[Sample]) -> bool:
         if index not in range(len(samples)):
             raise RequestError(f"the server sent completion {index!r}, {len(samples)} were asked")
         samples[index].read(choice)
+        samples[index].news.set()
     return all(sample.finish for sample in samples) and any(sample.cut for sample in samples)
 
 

@@ -139,15 +139,8 @@ def next_tokens(
         end_ids: the ids that end a response.
     """
     finite = torch.isfinite(logits.amax(-1))
-    numbers = uniforms(rows["seed"], rows["length"])
-    tokens = choose(
-        _without_banned(_with_penalties(logits, samples), samples),
-        rows["temperature"],
-        rows["top_p"],
-        rows["top_k"],
-        rows["min_p"],
-        numbers,
-    )
+    allowed = _without_banned(_with_penalties(logits, samples), samples)
+    tokens = choose(allowed, rows, uniforms(rows["seed"], rows["length"]))
     chosen: list[int] = tokens.tolist()
     rows["token"] = chosen
     if not bool(finite.all()):
@@ -212,27 +205,18 @@ def uniforms(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray
     return numbers
 
 
-def choose(
-    logits: Tensor,
-    temperature: NDArray[np.float64],
-    top_p: NDArray[np.float64],
-    top_k: NDArray[np.int64],
-    min_p: NDArray[np.float64],
-    numbers: NDArray[np.float64],
-) -> Tensor:
-    """One token id per row.
+def choose(logits: Tensor, rows: NDArray[Any], numbers: NDArray[np.float64]) -> Tensor:
+    """One token id per row: [rows].
 
     Args:
         logits: [rows, vocabulary], float32.
-        temperature: [rows]; 0 is greedy.
-        top_p: [rows]; 1 keeps all. Ids as likely as the last one kept are kept too.
-        top_k: [rows]; 0 keeps all.
-        min_p: [rows]; drops ids less likely than that share of the likeliest one's; 0 keeps all.
+        rows: [rows], of `ROW`. Temperature 0 is greedy. `top_p` 1 keeps all; ids as likely as the
+            last one kept are kept too. `top_k` 0 keeps all. `min_p` drops ids less likely than that
+            share of the likeliest one's; 0 keeps all.
         numbers: [rows], from `uniforms`.
-
-    Returns:
-        Ids [rows].
     """
+    temperature, top_p = rows["temperature"], rows["top_p"]
+    top_k, min_p = rows["top_k"], rows["min_p"]
     greedy = temperature <= 0
     if greedy.all():
         return logits.argmax(-1)
@@ -240,15 +224,15 @@ def choose(
     scale = torch.as_tensor(np.where(greedy, 1.0, temperature), dtype=logits.dtype, device=device)
     probabilities = torch.softmax(logits / scale[:, None], -1)
     # Only rows that ask are filtered: a renormalised row differs in its last bits.
-    if len(rows := np.flatnonzero(min_p > 0)):
-        least = torch.as_tensor(min_p[rows], dtype=logits.dtype, device=device)
-        probabilities[rows] = _min_p(probabilities[rows], least)
-    if len(rows := np.flatnonzero(top_k > 0)):
-        kept = torch.as_tensor(top_k[rows], device=device)
-        probabilities[rows] = _top_k(probabilities[rows], kept)
-    if len(rows := np.flatnonzero(top_p < 1)):
-        share = torch.as_tensor(top_p[rows], dtype=torch.float64, device=device)
-        probabilities[rows] = _top_p(probabilities[rows], share)
+    if len(at := np.flatnonzero(min_p > 0)):
+        least = torch.as_tensor(min_p[at], dtype=logits.dtype, device=device)
+        probabilities[at] = _min_p(probabilities[at], least)
+    if len(at := np.flatnonzero(top_k > 0)):
+        kept = torch.as_tensor(top_k[at], device=device)
+        probabilities[at] = _top_k(probabilities[at], kept)
+    if len(at := np.flatnonzero(top_p < 1)):
+        share = torch.as_tensor(top_p[at], dtype=torch.float64, device=device)
+        probabilities[at] = _top_p(probabilities[at], share)
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
     targets = torch.as_tensor(numbers, device=device)[:, None] * cumulative[:, -1:]
     sampled = torch.searchsorted(cumulative, targets, right=True)[:, 0]

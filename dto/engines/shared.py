@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dto.errors import EngineError
 from dto.protocols import Capabilities, Chunk, Completion, Sampling
 from dto.records import IdsFrom
+from dto.text import first_stop
 from dto.usage import ModelShape, Usage, attention_flops, charge, forward_flops
 
 if TYPE_CHECKING:
@@ -136,6 +137,14 @@ def completion_of(chunk: Chunk, ids_from: IdsFrom = "sampled") -> Completion:
         chunk.logprobs,
         chunk.top_logprobs,
     )
+
+
+def stop_met(reason: object, text: str, stops: Sequence[str]) -> str | None:
+    """The stop string that vLLM names; of several in the text the one that begins first."""
+    if not isinstance(reason, str):
+        return None
+    met = first_stop(text, stops)
+    return met[1] if met else reason
 
 
 def end_ids(eos: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -152,8 +152,9 @@ class TransformersEngine:
         if error := unfit(ids, self.context):
             return [completion_of(failure(ids, error, n))] * n
         request = self._request(ids, sampling, n)
+        ended = self._submit(request)
         try:
-            await self._ended(request)
+            await ended.wait()
         finally:
             self._settle(request)
         return [completion_of(self._chunk(each, 0, each.finish)) for each in request.samples]
@@ -201,8 +202,9 @@ class TransformersEngine:
         request = self._request(tuple(prompt), Sampling(max_tokens=1), 1)
         request.continuation = tuple(continuation)
         (sample,) = request.samples
+        ended = self._submit(request)
         try:
-            await self._ended(request)
+            await ended.wait()
         finally:
             self._settle(request)
         if sample.finish == "failed":
@@ -232,8 +234,8 @@ class TransformersEngine:
             request.samples.append(Sample(request, sampling.seed + index, reader))
         return request
 
-    async def _ended(self, request: Request) -> None:
-        """Hand a request to the worker, and wait until all its samples have ended."""
+    def _submit(self, request: Request) -> asyncio.Event:
+        """Hand a request to the worker; what is set when all its samples have ended."""
         ended = asyncio.Event()
 
         def changed() -> None:
@@ -242,7 +244,7 @@ class TransformersEngine:
 
         request.changed = changed
         self._serving.submit(request)
-        await ended.wait()
+        return ended
 
     def _settle(self, request: Request, delivered: int = 0) -> None:
         """Charge a request that has ended, here or in the worker; free what it still holds."""
