@@ -22,10 +22,10 @@ def open_engine(settings: ModelSettings, model: str | None = None) -> Engine:
     name = settings.name if model is None else model
     match settings.engine:
         case "transformers":
-            from dto.engines.models import load
+            from dto.engines.models import load_for_serving
             from dto.engines.transformers import TransformersEngine
 
-            loaded, tokenizer = load(settings, name)
+            loaded, tokenizer = load_for_serving(settings, name)
             return TransformersEngine(
                 loaded,
                 tokenizer,

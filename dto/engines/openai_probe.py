@@ -60,12 +60,12 @@ def known_here(
     if settings.tokenizer is not None:
         source, revision = resolve(settings.tokenizer), None
         title = f"model.tokenizer {settings.tokenizer!r}"
-        tokenizer = load_tokenizer(settings.tokenizer, title=title)
+        tokenizer = load_tokenizer(settings, title=title)
     elif settings.server is None or not (Path(source).is_dir() or source.count("/") == 1):
         return None, None, None  # a server's own word for a model is neither a folder nor a Hub id
     else:
         try:
-            tokenizer = load_tokenizer(name, revision)
+            tokenizer = load_tokenizer(settings, name)
         except EngineError:
             return None, None, None
     try:

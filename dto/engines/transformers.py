@@ -15,12 +15,13 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import PreTrainedModel
 
 from dto.engines.batch import Batch
-from dto.engines.kv import KVShape, PrefixCache
+from dto.engines.kv import ATTENTION, LENGTH_STEP, KVShape, PrefixCache, RowsCache
 from dto.engines.linearised import Linearised
-from dto.engines.models import context_limit, fit, free_bytes
+from dto.engines.prefill import forward
 from dto.engines.sampling import Request, Sample
 from dto.engines.shared import (
     Cost,
@@ -43,6 +44,8 @@ from dto.usage import ModelShape
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_FULL_ATTENTION = {"full_attention", "sliding_attention"}
+_PROBE_TOKENS = 8
 BRANCHING = 2
 """Responses at a time that decode with their trials as one sequence: each has its own cache."""
 
@@ -93,7 +96,7 @@ class TransformersEngine:
             )
         self.tokenizer: PreTrainedTokenizerBase | None = tokenizer
         self.shape: ModelShape | None = ModelShape.of_model(model)
-        self.context = context_limit(self.model, model.config, context)
+        self.context = _context_limit(self.model, model.config, context)
         self.hf_model: Any = model
         self._tokenizer = tokenizer
         self._slots = slots
@@ -115,14 +118,14 @@ class TransformersEngine:
         self._restore = (self.hf_model.training, config._attn_implementation)
         self.hf_model.eval()
         try:
-            self.kv_shape = shape = fit(self.model, self.hf_model)
+            self.kv_shape = shape = _fit(self.model, self.hf_model)
         except BaseException:
             self._give_back()
             raise
 
         def make_batch() -> Batch:
             prefixes = PrefixCache(shape, self._cache_bytes)
-            kv_bytes = self._kv_bytes or free_bytes(shape.device)
+            kv_bytes = self._kv_bytes or _free_bytes(shape.device)
             return Batch(self.hf_model, shape, prefixes, self._slots, kv_bytes, self.end_ids)
 
         worker = Worker(make_batch, asyncio.get_running_loop())
@@ -334,3 +337,61 @@ class BranchedEngine(TransformersEngine):
                 await asyncio.to_thread(worker.close)
             finally:
                 self._engine.branching.release()
+
+
+def _context_limit(name: str, config: Any, wanted: int | None) -> int:
+    """The context that is wanted, within what the model can take."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - _FULL_ATTENTION:
+        raise EngineError(
+            f"model {name!r} has layers of kind {', '.join(sorted(kinds - _FULL_ATTENTION))}: the "
+            "transformers engine serves standard attention only"
+        )
+    most = int(getattr(config, "max_position_embeddings", 0) or 2048)
+    window = getattr(config, "sliding_window", None)
+    if window and (not kinds or "sliding_attention" in kinds):
+        most = min(most, int(window))  # up to there a sliding window sees everything
+    if wanted is not None and wanted > most:
+        raise EngineError(
+            f"model.context is {wanted:,}, and {name!r} takes at most {most:,}: lower it"
+        )
+    return wanted or most
+
+
+def _fit(name: str, model: PreTrainedModel) -> KVShape:
+    """Switch to this engine's attention, and see that the model computes what it did before."""
+    ids = torch.arange(_PROBE_TOKENS, device=model.device)[None] % int(model.config.vocab_size)
+    with torch.inference_mode():
+        expected = model(input_ids=ids, use_cache=True)
+        try:
+            layers = list(expected.past_key_values.layers)
+            first = layers[0].keys
+            shape = KVShape(len(layers), first.shape[1], first.shape[3], first.dtype, first.device)
+            model.set_attn_implementation(ATTENTION)
+            cache = RowsCache(shape.zeros(1, LENGTH_STEP))
+            logits = forward(model, cache, ids, ids.new_tensor([range(_PROBE_TOKENS)]), LENGTH_STEP)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise EngineError(
+                f"model {name!r} does not fit the transformers engine, which serves standard "
+                f"attention only ({reason})"
+            ) from error
+    want = expected.logits[:, -1:].float()
+    tolerance = 1e-3 if shape.dtype == torch.float32 else 0.1
+    if torch.isfinite(want).all() and (logits - want).abs().max() > tolerance * (
+        1 + want.abs().max()
+    ):
+        raise EngineError(
+            f"model {name!r} computes other logits in the transformers engine, which serves "
+            "standard attention only: use another engine"
+        )
+    return shape
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What the running batch may take: half of a GPU's free memory, elsewhere 4 GiB."""
+    if device.type != "cuda":
+        return 4 * 2**30
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (free + unused) // 2

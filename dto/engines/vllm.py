@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from dto.engines.models import load_tokenizer
 from dto.engines.shared import (
     Cost,
     check,
@@ -256,9 +257,7 @@ class VLLMEngine:
             with environment(self._cpu):
                 arguments = AsyncEngineArgs(**model_arguments(settings, self._path, self._cpu))
                 basics = arguments.create_model_config()
-            from dto.engines.models import load_tokenizer
-
-            tokenizer = load_tokenizer(name, settings.revision)
+            tokenizer = load_tokenizer(settings, name)
         self.context: int = basics.max_model_len
         config = basics.hf_text_config
         self.shape: ModelShape | None = ModelShape.from_config(config, parameters_of(config))

@@ -27,7 +27,7 @@ def load(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     name, revision = recipe.model.name, recipe.model.revision
     title = f"train: model {name!r}"
     model = load_model(name, revision, dtype=torch.float32, title=title)
-    return model, load_tokenizer(name, revision, title=title)
+    return model, load_tokenizer(recipe.model, name, title=title)
 
 
 def with_adapters(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
