@@ -89,19 +89,19 @@ async def serving(chosen: Recipe, alone: bool) -> AsyncIterator[Engine]:
         async with opened(engine):
             yield engine
     elif chosen.model.engine == "vllm":
-        from dto.engines import vllm_launch
+        from dto.engines import vllm
 
         def uncached(*arguments: Any) -> dict[str, Any]:
             return shared(*arguments) | {"enable_prefix_caching": False}
 
-        shared = vllm_launch.serving_arguments
+        shared = vllm.serving_arguments
         with patch("dto.engines.vllm.serving_arguments", uncached):
             engine = open_engine(chosen.model)
             async with opened(engine):
                 yield engine
     else:
         from dto.engines.batch import Batch
-        from dto.engines.requests import Sample
+        from dto.engines.sampling import Sample
 
         class ReadAlone(Batch):
             def admit(self, samples: Sequence[Sample]) -> list[Sample]:

@@ -20,7 +20,8 @@ from typing import Any
 
 from dto.context import Context, without_engine
 from dto.drqa import batch, chain, label
-from dto.engines import load_tokenizer, open_engine
+from dto.engines import open_engine
+from dto.engines.models import load_tokenizer
 from dto.errors import DtoError, EngineError, disk_errors
 from dto.grading import Grader
 from dto.protocols import Engine

@@ -134,7 +134,7 @@ def _first_questions(recipe: Recipe) -> tuple[list[str], str, str]:
 
 def _asked(recipe: Recipe, user: str) -> tuple[str, str]:
     """A user message with the chat template around it, and a remark."""
-    from dto.engines import load_tokenizer
+    from dto.engines.models import load_tokenizer
     from dto.trajectories import chat_ids
 
     try:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dto.engines import open_engine
-from dto.engines.openai_cost import ABORT_TOKENS
+from dto.engines.openai_http import ABORT_TOKENS
 from dto.errors import DtoError, EngineError
 from dto.pipeline import STAGES
 from dto.pipeline import Served as Opened

@@ -8,7 +8,6 @@ import pytest
 from transformers import AutoTokenizer
 
 from dto.context import Context
-from dto.engines.scripted import ScriptedEngine
 from dto.errors import DtoError
 from dto.grading import Grader
 from dto.nano.corpus import chain_problems
@@ -18,6 +17,7 @@ from dto.records import Trajectory
 from dto.runs.runner import Runner
 from dto.runs.stage import Group
 from dto.stages.sample import sample
+from tests.engines.scripted import ScriptedEngine
 
 
 async def test_sampling_from_a_dead_engine_is_an_error_in_one_line(tmp_path: Path) -> None:
