@@ -9,7 +9,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-from dto.runs.graph import needed
 
 from dto.commands.plan import plan
 from dto.compare.compare import compare, prepare
@@ -17,6 +16,7 @@ from dto.compare.methods import BASE, find, grid, methods
 from dto.compare.report import report
 from dto.compare.tune import work
 from dto.errors import DtoError, RecipeError
+from dto.pipeline import needed, open_run, run_stages
 from dto.prompts import resource
 from dto.recipe import PairSettings, Recipe, load_recipe
 from dto.records import Problem
