@@ -10,7 +10,8 @@ from dto.baselines.picture import front
 from dto.baselines.table import change, p_value, picked, rank, span
 from dto.recipe import Recipe
 from dto.reporting.accounts import reproduce_section
-from dto.reporting.page import Section, Table, drawn, render_page
+from dto.reporting.page import Section, drawn, render_page
+from dto.reporting.table import Table
 
 if TYPE_CHECKING:
     from dto.baselines.records import Comparison, MethodRow
@@ -54,14 +55,14 @@ def _methods(result: Comparison) -> Section:
         drawn("methods", f"Accuracy against tokens. {says}", front, result.rows),
         (
             Table(
+                "Accuracy",
                 ("method", "accuracy %", f"less {reference}, points", "p", "rank"),
                 tuple(_accuracy(row, reference) for row in result.rows),
-                caption="Accuracy",
             ),
             Table(
+                "Tokens of a question",
                 ("method", "tokens", f"less {reference}", "p", "rank"),
                 tuple(_tokens(row, reference) for row in result.rows),
-                caption="Tokens of a question",
             ),
         ),
         notes=tuple(notes),
@@ -111,6 +112,7 @@ def _spent(result: Comparison) -> Section:
         ),
         tables=(
             Table(
+                "",
                 ("method", "policy tokens", "for data", "core seconds", "trun\u00adcated", "failed",
                  "picked on dev"),
                 rows,
