@@ -32,15 +32,15 @@ import numpy as np
 import polars as pl
 
 from dto.errors import RecipeError
+from dto.pipeline import STAGES, needed, open_run, run_stages
 from dto.recipe import Recipe
 from dto.records import Problem
 from dto.reporting.cost import BACKWARD
 from dto.reporting.report import without_nan
 from dto.reporting.table import aligned
 from dto.runs import manifest
-from dto.runs.graph import needed, test_stage
 from dto.runs.reader import RunReader
-from dto.runs.run import Run, open_run
+from dto.runs.run import Run
 from dto.sequential import SequentialTest
 from dto.statistics import widening
 from dto.usage import ModelShape, attention_flops
@@ -210,21 +210,19 @@ def run_pilot(
     The pilot goes into PLACE-pilot, never into the run's own directory; `forecast.json` is written
     there. `begin` opens it. Raises RecipeError for what cannot be forecast.
     """
-    from dto.pipeline import run_stages
-
     small = pilot_recipe(recipe, problems)
     actual = actual_problems(recipe)
     _enough(actual)
     run = begin(place.with_name(f"{place.name}-pilot"), small)
     try:
-        stages = _stages(small)
+        stages = needed(small)
         if "train" in stages and "sample" not in stages:
             raise RecipeError(
                 f"--pilot: train.method {recipe.train.method} samples no responses before it "
                 "trains, by which its length could be forecast"
             )
-        run_stages(run, [stage for stage in stages if stage != "test"])
-        result = forecast(RunReader(run.path), recipe, actual)
+        run_stages(run, stages)
+        result = forecast(run, recipe, actual)
     finally:
         run.close()
     text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
@@ -259,14 +257,14 @@ def forecast(run: RunReader, recipe: Recipe, actual: Mapping[str, int]) -> Forec
     shortened = _shortened(run)
     stages: list[StageForecast] = []
     took: list[dict[str, Any]] = []
-    for stage in _stages(run.recipe):
+    for stage in needed(run.recipe):
         done = run.manifest(stage) or {}
         took += [done.get(key) or {} for key in ("usage", "judge_usage")]
         if stage == "train":
             stages.append(_train(run, recipe, over, shortened))
         elif stage == "evaluate":
             stages.append(_evaluate(run, recipe, over, shortened))
-        elif stage in ("sample", "estimate", "optimize", "prune"):
+        elif STAGES[stage].needs == "model":
             stages.append(_requests(run, stage, over))
         else:
             stages.append(StageForecast(stage))
@@ -294,14 +292,6 @@ def _enough(counts: Mapping[str, int]) -> None:
                 f"--pilot: there are {count} problems for {name}, and 2 are the least to forecast "
                 "from: name a larger source or more of problems"
             )
-
-
-def _stages(recipe: Recipe) -> list[str]:
-    """The stages that `dto run` computes, in their order, without the report."""
-    stages = [stage for stage in needed(recipe) if stage != "report"]
-    if test_stage(recipe) == "test":
-        stages.insert(stages.index("evaluate"), "test")
-    return stages
 
 
 def _problem_ids(run: RunReader) -> dict[str, list[str]]:

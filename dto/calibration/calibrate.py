@@ -25,7 +25,7 @@ from dto.reporting.comparison import MAX_FAILED
 from dto.reporting.picture import COLOURS, INK
 from dto.reporting.report import without_nan
 from dto.runs import manifest
-from dto.runs.graph import settings_of
+from dto.runs.run import settings_of
 from dto.stages.trace import read_traces
 
 

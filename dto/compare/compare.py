@@ -22,18 +22,17 @@ import yaml
 from dto.compare.methods import BASE, SHARED, charged, grid, methods
 from dto.compare.report import Comparison, report
 from dto.errors import DtoError
-from dto.pipeline import run_stages
+from dto.pipeline import STAGES, needed, run_stages, write_run_manifest
+from dto.processes import end_children
 from dto.recipe import Recipe
 from dto.runs import manifest
-from dto.runs.graph import STAGES, needed, settings_of
-from dto.runs.run import Run, write_run_manifest
+from dto.runs.run import Run, settings_of
 from dto.seeds import content_id
 
 logger = logging.getLogger("dto")
 
 FOLDER = "compare"
 POLL_SECONDS = 0.1
-PATIENCE_SECONDS = 10.0
 
 
 def compare(run: Run) -> Comparison:
@@ -129,14 +128,7 @@ def _work(run: Run, found: Mapping[str, Recipe], places: Mapping[str, Path]) -> 
                 else:
                     _tell(name, found[name], places[name])
     finally:
-        for child in running.values():
-            child.terminate()
-        for child in running.values():
-            try:
-                child.wait(PATIENCE_SECONDS)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+        end_children(running.values())
     if failed:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         raise DtoError(f"compare: {reasons}; what was computed is kept, run again")

@@ -22,6 +22,7 @@ from dto.grading.published import RULES, Rules
 from dto.protocols import Graded
 from dto.records import AnswerKind, Dropped, EvaluationRow, Problem, Trajectory
 from dto.runs import manifest
+from dto.source import Source
 from dto.statistics import kappa
 from dto.tasks.load import read_source
 from dto.tasks.task import FieldError, text
@@ -228,7 +229,7 @@ def _of_run(run: Path) -> Iterator[Item | None]:
 
 
 def _of_file(source: str) -> Iterator[Item | None]:
-    rows = chain.from_iterable(read_source(source).values())
+    rows = chain.from_iterable(read_source(Source.parse(source)).values())
     for number, row in enumerate(rows, start=1):
         where = f"{source}, row {number}"
         if isinstance(row, Dropped):

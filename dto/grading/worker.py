@@ -11,7 +11,6 @@ interrupt. CPU time, not wall time: a busy machine does not change a grade. It e
 """
 
 import contextlib
-import ctypes
 import gc
 import json
 import logging
@@ -21,16 +20,12 @@ import sys
 from functools import lru_cache
 from typing import Any
 
+from dto.processes import die_with_parent
+
 MEMORY = 2 * 2**30  # bytes of address space
 
 UNREADABLE_GOLD = "unreadable_gold"  # the pool knows it: the one error that costs no child
 NUMBER = r"\frac{17}{19}"  # that no gold answer is
-
-
-def die_with_parent() -> None:
-    """Linux: be killed when the parent dies. Elsewhere the end of stdin does it."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def main() -> None:

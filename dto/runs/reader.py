@@ -6,6 +6,7 @@ Nothing is written, and a writer may be at work. A stage that is under way is re
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from dto.runs.journal import read_entries
 if TYPE_CHECKING:
     import polars as pl
 
+logger = logging.getLogger("dto")
 R = TypeVar("R")
 State = Literal["missing", "begun", "finished"]
 
@@ -31,8 +33,9 @@ class RunReader:
     `unknown` names them. A column that an old table lacks has its field's default, if it has one.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, recipe: Recipe | None = None) -> None:
         self.path = Path(path)
+        self._given = recipe
 
     def __truediv__(self, stage: str) -> Path:
         """The directory of a stage."""
@@ -44,7 +47,16 @@ class RunReader:
 
     @cached_property
     def _recipe(self) -> tuple[Recipe, tuple[str, ...]]:
-        return read_recipe(self.path / "recipe.yaml")
+        if self._given is not None:
+            return self._given, ()
+        recipe, unknown = read_recipe(self.path / "recipe.yaml")
+        if unknown:
+            logger.warning(
+                "%s: left out of its recipe, as settings of another version: %s",
+                self.path,
+                ", ".join(unknown),
+            )
+        return recipe, unknown
 
     @property
     def recipe(self) -> Recipe:

@@ -1,7 +1,7 @@
 """What a stage says of itself.
 
-A new stage is one module with a :class:`Stage` at its end, and a line in `dto.pipeline`; every other
-list of stages follows from there.
+A new stage is one module with a :class:`Stage` at its end, and a line in `dto.pipeline`; every
+other list of stages follows from there.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, NamedTuple
 
 from dto.context import Context
@@ -72,9 +73,24 @@ def always(*values: str) -> Callable[[Recipe], tuple[str, ...]]:
     return lambda recipe: values
 
 
+def responses(recipe: Recipe) -> str:
+    """How many responses a run samples, in words."""
+    if recipe.sample.imported:
+        return "imported"
+    return f"{recipe.problems.train * recipe.sample.samples:,}"
+
+
 def never(recipe: Recipe) -> bool:
     """For no recipe."""
     return False
+
+
+def _no_groups(run: RunReader, ctx: Context) -> Iterator[Group]:
+    return iter(())
+
+
+async def _no_work(*rows: Any) -> None:
+    """Of a stage that works whole."""
 
 
 _BASE, _NOTHING = always("base"), always()
@@ -102,10 +118,10 @@ class Stage:
     """How much it does, for the plan."""
     reads: Callable[[Recipe], tuple[str, ...]]
     settings: Callable[[Recipe], tuple[str, ...]]
-    record: type[Any] | None = None
+    record: type[Any] = NoneType
     """A row of its table."""
-    groups: Callable[[RunReader, Context], Iterator[Group]] | None = None
-    work: Work | None = None
+    groups: Callable[[RunReader, Context], Iterator[Group]] = _no_groups
+    work: Work = _no_work
     whole: Callable[[Path, Recipe, bool], dict[str, Any]] | None = None
     total: Callable[[RunReader], int | None] = lambda run: None
     """How many groups there are, for the progress bar."""
