@@ -16,7 +16,6 @@ import typer
 
 from dto import __version__
 from dto.commands.doctor import doctor
-from dto.commands.grade import grade
 from dto.commands.hub import add_hub
 from dto.commands.nano import nano
 from dto.commands.pilot import add_pilot
@@ -326,7 +325,6 @@ def _import_rows(source: str, model: str, out: Path | None, changes: list[str] |
 
 
 add_hub(app, _within, _import_rows)
-app.command()(grade)
 app.add_typer(tasks, name="tasks")
 app.command()(doctor)
 app.add_typer(nano, name="nano")

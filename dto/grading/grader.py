@@ -24,7 +24,6 @@ from dto.grading.extract import (
 )
 from dto.grading.harness import last_block
 from dto.grading.pool import UNREADABLE_GOLD, ComparisonError, WorkerPool
-from dto.grading.published import Rules, decide
 from dto.grading.sandbox import Limits, Sandbox, SandboxError
 from dto.protocols import Graded
 from dto.records import NOT_RUN, AnswerKind, Grade
@@ -42,6 +41,7 @@ class _Key(NamedTuple):
 
 
 _Result = tuple[Grade, str]
+_COMPARISON = "dto.grading.algebra"
 _NO_ANSWER = ""  # the key under which it is known whether a gold answer can be read
 
 
@@ -74,8 +74,6 @@ class Grader:
         workers: most child processes; None: one per core, at most 8. Programs have as many more.
         time_limit: seconds of CPU time for one comparison.
         cache_size: comparisons remembered, the oldest forgotten first.
-        rules: whose idea of equality; others than `ours` are there to be compared with it
-            (`dto.grading.published`).
         allow_code_execution: run programs that a model wrote.
         code_limits: what each of them may use.
     """
@@ -86,14 +84,12 @@ class Grader:
         workers: int | None = None,
         time_limit: float = 5.0,
         cache_size: int = 200_000,
-        rules: Rules = "ours",
         allow_code_execution: bool = False,
         code_limits: Limits | None = None,
     ) -> None:
         self._workers = workers or min(8, os.cpu_count() or 1)
         self._time_limit = time_limit
         self._cache_size = cache_size
-        self._rules = rules
         self._cache: dict[_Key, _Result] = {}
         self._running: dict[_Key, asyncio.Task[_Result]] = {}
         self._pool: WorkerPool | None = None
@@ -201,7 +197,7 @@ class Grader:
             return await self._grade_program(answer, gold)
         if not gold:
             return Graded("failed", shown, "no_gold_answer")
-        if answer == gold and (self._rules != "ours" or decidable(gold, kind)):
+        if answer == gold and decidable(gold, kind):
             return Graded("correct", shown)
         key = _Key(gold, answer, kind, asks_for_percentage(question))
         equal: bool | None = answer == gold
@@ -209,7 +205,7 @@ class Grader:
         looked_at = not equal and answer and len(answer) <= max(MAX_ANSWER, 2 * len(gold))
         if looked_at:
             known = self._cache.get(key)
-            equal = self._decide(key) if known is None else None
+            equal = compare(gold, answer, kind, percent=key.percent) if known is None else None
         if known is None and equal is not None:
             # Equal strings say nothing where every other answer would fail.
             fault = await self._fault(key)
@@ -241,14 +237,9 @@ class Grader:
         known = self._cache.get(key) or await self._shared(key)
         return Graded(known[0], shown, known[1])
 
-    def _decide(self, key: _Key) -> bool | None:
-        if self._rules == "ours":
-            return compare(key.gold, key.answer, key.kind, percent=key.percent)
-        return decide(self._rules, key.gold, key.answer)
-
     async def _fault(self, key: _Key) -> str:
         """What `check_gold` says of the key's gold answer."""
-        if self._rules != "ours" or decidable(key.gold, key.kind):
+        if decidable(key.gold, key.kind):
             return ""
         key = key._replace(answer=_NO_ANSWER)
         return (self._cache.get(key) or await self._shared(key))[1]
@@ -264,19 +255,16 @@ class Grader:
 
     async def _verify(self, key: _Key) -> _Result:
         if self._pool is None:
-            self._pool = WorkerPool(self._workers, self._time_limit)
+            self._pool = WorkerPool(self._workers, self._time_limit, _COMPARISON)
         pair = [key.gold, key.answer]
-        ours = self._rules == "ours"
-        if ours and key.percent:
+        if key.percent:
             pair = [without_percent(text) for text in pair]
         gold_alone = key.answer == _NO_ANSWER
         try:
-            equal = await self._pool.equal(pair[0], None if gold_alone else pair[1], alone=not ours)
+            equal = await self._pool.equal(pair[0], None if gold_alone else pair[1])
         except ComparisonError as error:
             reason = str(error)
             if reason == UNREADABLE_GOLD:
-                if not ours:
-                    return self._remember(key, "wrong")  # as the others have it
                 return self._remember(key, "failed", reason)
             if not error.expensive:
                 return "failed", reason  # not remembered: another time it may go well
