@@ -7,8 +7,11 @@ import json
 import logging
 import os
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from dto.concurrency import gather_bounded
 from dto.grading.compare import (
     asks_for_percentage,
     compare,
@@ -26,7 +29,7 @@ from dto.grading.harness import last_block
 from dto.grading.pool import UNREADABLE_GOLD, ComparisonError, WorkerPool
 from dto.grading.sandbox import Limits, Sandbox, SandboxError
 from dto.protocols import Graded
-from dto.records import NOT_RUN, AnswerKind, Grade
+from dto.records import NOT_RUN, AnswerKind, Dropped, Grade, Problem
 from dto.text import MAX_TEXT
 from dto.usage import give_up
 
@@ -300,3 +303,44 @@ def _program(gold: str) -> list[str] | None:
         return [str(fields[name]) for name in ("prompt", "test", "entry_point")]
     except (ValueError, KeyError, TypeError):
         return None
+
+
+_AT_ONCE = 256
+_SHOWN = 100  # characters of a gold answer in a message
+
+
+def unreadable_golds(problems: Sequence[Problem]) -> dict[str, Dropped]:
+    """The problems whose gold answer `Grader.check_gold` finds fault with, by id.
+
+    An answer to one of them could be right only as an equal string, and every other one would leave
+    the denominator. Blocks until all are checked: numbers and letters at once, in milliseconds for
+    thousands; the rest by child processes, some milliseconds of CPU time each.
+    """
+    slow = [row for row in problems if not decidable(row.answer.strip(), row.answer_kind)]
+    if not slow:
+        return {}
+    # In a thread of its own: this is called with and without an event loop.
+    with ThreadPoolExecutor(1, "dto-golds") as thread:
+        faults = thread.submit(asyncio.run, _check_all(slow)).result()
+    return {
+        row.id: Dropped(row.id, UNREADABLE_GOLD, _detail(row, fault))
+        for row, fault in zip(slow, faults, strict=True)
+        if fault
+    }
+
+
+async def _check_all(problems: Sequence[Problem]) -> list[str]:
+    async with Grader() as grader:
+        jobs = (grader.check_gold(row.answer, row.answer_kind, row.question) for row in problems)
+        return await gather_bounded(jobs, _AT_ONCE)
+
+
+def _detail(problem: Problem, fault: str) -> str:
+    gold = problem.answer
+    shown = gold if len(gold) <= _SHOWN else f"{gold[:_SHOWN]}…"
+    why = fault.removeprefix(UNREADABLE_GOLD).lstrip(": ")
+    if why == "grader_timeout":
+        why = "comparing it with a number takes too long"
+    elif why == "grader_memory":
+        why = "comparing it with a number takes too much memory"
+    return f"{problem.task}: gold answer {shown!r}: {why or 'math-verify finds no answer in it'}"

@@ -16,7 +16,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dto.errors import DtoError
-from dto.grading.golds import unreadable_golds
+from dto.grading.grader import unreadable_golds
 from dto.records import Dropped, Problem, Trajectory
 from dto.source import Source
 from dto.tags import DEFAULT_TAGS, FOREIGN, KNOWN, ThinkTags, foreign_detail, think_tags
