@@ -24,7 +24,7 @@ _PUBLIC = {
     "report": "dto.reporting.report",
     "trace": "dto.stages.trace",
     "pilot": "dto.stages.pilot",
-    "show": "dto.viewer.data",
+    "show": "dto.viewer.show",
     "view": "dto.viewer.page",
     "Context": "dto.context",
     "Grader": "dto.grading",

@@ -28,38 +28,6 @@ GIVEN_UP = "grader_"  # how the reasons begin of answers that took too long to b
 NOT_RUN = "no_code_execution"  # the reason of a program that nobody allowed to be run
 
 
-class Displayed:
-    """How a record shows: HTML in a notebook, text in a terminal, colours where `rich` prints it.
-
-    What it takes is imported when it is asked for.
-    """
-
-    __slots__ = ()
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        # IPython asks a class's own __repr__, which a dataclass has, before what it inherits.
-        cls._repr_pretty_ = Displayed._repr_pretty_  # type: ignore[method-assign]
-
-    def _repr_html_(self) -> str:
-        from dto.viewer.render import html
-
-        return html(self)
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(str(self))
-
-    def __str__(self) -> str:
-        from dto.viewer.terminal import plain
-
-        return plain(self)
-
-    def __rich__(self) -> Any:
-        from dto.viewer.terminal import rich_text
-
-        return rich_text(self)
-
-
 class Span(NamedTuple):
     """A half-open interval [start, end)."""
 
@@ -95,7 +63,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Trajectory(Displayed):
+class Trajectory:
     """One response of a model: its token ids are the state, the text is for people.
 
     `text` is the decoding of `token_ids` without a final end-of-sequence token; `thinking` and
@@ -194,7 +162,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class OptimizedTrajectory(Displayed):
+class OptimizedTrajectory:
     """A trajectory truncated at its first good exit, finalized, and (after `prune`) pruned.
 
     `token_ids` is the whole response: kept segments, d_finalize, conclusion, EOS where the model
@@ -230,7 +198,7 @@ class OptimizedTrajectory(Displayed):
 
 
 @dataclass(frozen=True, slots=True)
-class PreferencePair(Displayed):
+class PreferencePair:
     """TRL's standard columns for people and the Hub, references to the stored ids for training.
 
     `chosen_id` names an OptimizedTrajectory when `chosen_from` is `optimized`, else a Trajectory;

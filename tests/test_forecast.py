@@ -10,13 +10,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto import tables
+from dto import forecast, tables
 from dto.errors import RecipeError
-from dto.forecast import Forecast, extrapolate, pilot_recipe
-from dto.forecast.extrapolate import NOTHING, Extrapolation, Range
-from dto.forecast.measured import Clock, clock, spent, spent_by_arm
-from dto.forecast.pilot import _gpus
-from dto.forecast.stages import StageForecast, _seconds
+from dto.forecast import (
+    NOTHING,
+    Clock,
+    Extrapolation,
+    Forecast,
+    Range,
+    StageForecast,
+    _gpus,
+    _seconds,
+    clock,
+    pilot_recipe,
+    spent,
+    spent_by_arm,
+)
 from dto.recipe import Recipe
 from dto.runs import manifest
 from dto.runs.journal import GroupUsage, Timing
@@ -50,7 +59,7 @@ def test_intervals_hold_what_a_run_takes_nearly_as_often_as_they_say(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Lopsided tokens, 20 problems of a pilot, 60 and 1,000 of a run."""
-    monkeypatch.setattr(extrapolate, "RESAMPLES", 400)
+    monkeypatch.setattr(forecast, "RESAMPLES", 400)
     rng = np.random.default_rng(3)
     for number in (60, 1000):
         held = 0

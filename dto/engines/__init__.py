@@ -5,7 +5,12 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+from dto.errors import DtoError
+from dto.recipe import resolve
+
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from dto.protocols import Engine
     from dto.recipe import ModelSettings
 
@@ -21,7 +26,6 @@ def open_engine(settings: ModelSettings, model: str | None = None) -> Engine:
         case "transformers":
             from dto.engines.models import load
             from dto.engines.transformers import TransformersEngine
-            from dto.recipe import resolve
 
             loaded, tokenizer = load(settings, name, resolve(name))
             return TransformersEngine(
@@ -36,13 +40,31 @@ def open_engine(settings: ModelSettings, model: str | None = None) -> Engine:
             )
         case "vllm":
             from dto.engines.vllm import VLLMEngine
-            from dto.recipe import resolve
 
             return VLLMEngine(settings, name, resolve(name))
         case "openai":
             from dto.engines.openai import open_openai
 
             return open_openai(settings, name)
+
+
+def load_tokenizer(model: ModelSettings, *, local: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a recipe's model; `local`: only when nothing has to be fetched for it.
+
+    Raises DtoError when there is none.
+    """
+    from transformers import AutoTokenizer
+
+    named = model.tokenizer or model.name
+    revision = model.revision if model.tokenizer is None else None
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            resolve(named), revision=revision, local_files_only=local
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DtoError(f"tokenizer of {named!r} cannot be loaded: {reason}") from None
+    return tokenizer
 
 
 def usable() -> list[tuple[str, str]]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import json
 import logging
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from dto.errors import DtoError
+from dto.processes import die_with_parent
 
 _CHILD = "import sys; from dto.grading.pool import serve; serve(sys.argv[1], float(sys.argv[2]))"
 _MEMORY = 2 * 2**30  # bytes of address space of a child
@@ -194,9 +194,3 @@ def serve(module: str, cpu_seconds: float) -> None:
             reply = {"error": f"grader_error: {type(error).__name__}"}
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(reply), flush=True)
-
-
-def die_with_parent() -> None:
-    """Linux: be killed when the parent dies. Elsewhere the end of stdin does it."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

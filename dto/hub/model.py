@@ -8,13 +8,11 @@ from math import isfinite
 from pathlib import Path
 
 from dto.errors import DtoError, disk_errors
-from dto.hub.card import TAGS, changed_settings, cited, in_block, render_card
-from dto.hub.folder import check_chain, link, write_mark
-from dto.hub.layout import FORMAT, MARK
+from dto.hub.card import TAGS, changed_settings, cited, in_block, render_card, results
+from dto.hub.folder import FORMAT, MARK, check_chain, link, write_mark
 from dto.hub.origins import Origin
-from dto.hub.private import Private
-from dto.hub.results import results
 from dto.recipe import Recipe
+from dto.redact import Private
 from dto.runs import manifest
 from dto.tasks import TASKS
 

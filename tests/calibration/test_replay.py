@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from dto import tables
-from dto.calibration.replay import Replay, check
-from dto.calibration.sweep import candidates, statics
+from dto.calibration.replay import Replay, candidates, check, statics
 from dto.context import Context
 from dto.engines import open_engine
 from dto.engines.scripted import ScriptedEngine

@@ -11,13 +11,13 @@ from typing import Any
 import datasets
 import polars as pl
 import pytest
+from dto.drqa.feed import pass_rates
 from transformers import AutoTokenizer
 
 import dto
 from dto import tables
 from dto.drqa.batch import batch
 from dto.drqa.chain import batch_chains, vanilla_chain
-from dto.drqa.feed import pass_rates
 from dto.drqa.probe import format_probe
 from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.errors import DtoError
@@ -28,10 +28,8 @@ from dto.records import Dropped, Problem, Trajectory
 from dto.runs.run import open_run
 from dto.seeds import derive
 from dto.stages.sample import sample
-from dto.viewer.data import RunTables
-from dto.viewer.drqa import batches, chains
-from dto.viewer.lists import without_paths
-from dto.viewer.page import view
+from dto.viewer.data import RunTables, batches, chains
+from dto.viewer.page import view, without_paths
 from tests.drqa.responses import HEADED, THREE
 from tests.stages.script import CUT, FAIL
 
@@ -297,14 +295,14 @@ def test_the_viewer_shows_the_run(run, tmp_path):
             assert (own in shown) == (ended is None) == each.cut[place]
     for one in (next(iter(shown.values())), together[0]):
         again = dto.show(run, one.id)
-        assert again.id == one.id and one.id in str(again) and one.id in again._repr_html_()
+        assert again.row.id == one.id and one.id in str(again) and one.id in again._repr_html_()
 
 
 def test_what_was_not_cut_yet_is_not_said_to_be_cut(run, tmp_path):
     for name in ("problems", "sample", "batch"):
         (tmp_path / name).symlink_to(run / name)
     for each in batches(RunTables.open(tmp_path)):
-        assert each.outcome == "not cut yet" and "chain not yet" in str(each)
+        assert each.outcome == "not cut yet" and "chain not yet" in str(dto.show(each))
 
 
 def test_no_local_path_is_passed_on_with_why_chains_were_not_cut(run):
@@ -315,7 +313,7 @@ def test_no_local_path_is_passed_on_with_why_chains_were_not_cut(run):
         replace(together, dropped=(ended, *together.dropped[1:])),
         replace(alone, dropped=(ended,)),
     ):
-        shown = redacted(view_of_it)._repr_html_()
+        shown = dto.show(redacted(view_of_it))._repr_html_()
         assert "grader.py failed" in shown and "jane" not in shown
 
 

@@ -21,7 +21,7 @@ from dto.reporting.report import report
 from dto.runs import manifest
 from dto.runs.run import Run, open_run
 from dto.viewer.data import RunTables
-from dto.viewer.lists import List
+from dto.viewer.page import List
 from tests.commands import told
 from tests.hub.conftest import ROOT
 from tests.hub.server import Hub

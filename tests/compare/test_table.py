@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dto.baselines.methods import BASE
-from dto.baselines.report import report
+from dto.compare.methods import BASE
+from dto.compare.report import report
 from dto.records import EvaluationRow, Grade, Problem
 from dto.tables import write
 

@@ -1,19 +1,27 @@
-"""How records show in a terminal: plain text, or the same with styles where `rich` prints it.
-
-No control character of a row reaches the terminal: each stands as a visible sign.
-"""
+"""`dto.show`: a row of a run, or a row at hand, in a notebook or a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from dto.records import STAYS, Displayed, OptimizedTrajectory, PreferencePair, Trajectory, Verdict
+from dto.errors import DtoError
+from dto.records import STAYS, OptimizedTrajectory, PreferencePair, Trajectory, Verdict
 from dto.viewer.answers import REASONS
-from dto.viewer.drqa import BatchView, ChainView
-from dto.viewer.figures import GRADE_SIGNS, change, decimal, flops_change, interval, verified
-from dto.viewer.nodes import visible_text
-from dto.viewer.views import AnswersView, TrajectoryView
+from dto.viewer.data import RunTables
+from dto.viewer.nodes import (
+    GRADE_SIGNS,
+    change,
+    decimal,
+    flops_change,
+    interval,
+    verified,
+    visible_text,
+)
+from dto.viewer.render import Shown, html
+from dto.viewer.views import AnswersView, BatchView, ChainView, TrajectoryView
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -34,25 +42,25 @@ KIND_STYLES = {
 GRADE_STYLES = {"correct": "green", "wrong": "red", "truncated": "yellow", "failed": "red"}
 
 
-def plain(record: Displayed) -> str:
+def plain(record: Shown) -> str:
     """The record as text. What was cut stands behind a mark, as text has no strike."""
     return "".join(text for text, _ in _visible(record)).rstrip("\n")
 
 
-def rich_text(record: Displayed) -> Text:
+def rich_text(record: Shown) -> Text:
     """The record as a text of `rich`."""
     from rich.text import Text
 
     return Text.assemble(*_visible(record))
 
 
-def _visible(record: Displayed) -> Iterator[Run]:
+def _visible(record: Shown) -> Iterator[Run]:
     """Ids and names too: a table may be somebody else's."""
     for text, style in _runs(record):
         yield visible_text(text), style
 
 
-def _runs(record: Displayed) -> Iterator[Run]:
+def _runs(record: Shown) -> Iterator[Run]:
     if isinstance(record, Trajectory):
         record = TrajectoryView(record, len(record.token_ids))
     if isinstance(record, TrajectoryView):
@@ -192,3 +200,45 @@ def _block(text: str, style: str, cut: bool = False) -> Iterator[Run]:
         yield ("┆ " if cut else "  "), "bright_black"
         yield line, style
         yield "\n", ""
+
+
+@dataclass(frozen=True, slots=True)
+class Display:
+    """Shows `row` as HTML in a notebook, as text in a terminal, with colours where `rich` prints.
+
+    `row` is the row itself, or the view that joins it with what a run says of it.
+    """
+
+    row: Shown
+
+    def _repr_html_(self) -> str:
+        return html(self.row)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
+    def __str__(self) -> str:
+        return plain(self.row)
+
+    def __rich__(self) -> Text:
+        return rich_text(self.row)
+
+
+def show(row: Path | str | Shown, row_id: str = "") -> Display:
+    """A trajectory of a run, joined with its segments, exits, verdicts, version and pairs.
+
+    In a notebook it displays itself as `dto view` would; `print` gives a terminal's form. `row` is
+    the run's directory, and `row_id` a trajectory's id or the beginning of one (the first that
+    fits; the first of all by default); that of a test problem, `problem/sample`, gives what the
+    evaluation answered, which is also what a run without trajectories shows first; so do those of
+    DRQA's chains and batch prompts, in full. A Trajectory, an OptimizedTrajectory, a PreferencePair
+    or a view in place of the run is shown by itself. Raises DtoError for an id that no row has, and
+    for what has no display.
+    """
+    shown = RunTables.open(row).find(row_id) if isinstance(row, Path | str) else row
+    if not isinstance(shown, Shown):
+        raise DtoError(
+            f"a {type(shown).__name__} has no display: give a run, a Trajectory, an "
+            "OptimizedTrajectory or a PreferencePair"
+        )
+    return Display(shown)

@@ -1,6 +1,6 @@
 """One method of a comparison, from its data to its test responses, in a process of its own.
 
-    python -m dto.baselines.tune RUN/compare/METHOD
+    python -m dto.compare.tune RUN/compare/METHOD
 
 The directory is a run whose tables of problems and samples are links to those that all share:
 
@@ -25,19 +25,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dto.baselines.methods import Change, changed, charged, grid
+from dto.compare.methods import Change, changed, charged, grid
 from dto.errors import DtoError
-from dto.pipeline import run_stages
+from dto.pipeline import STAGES, needed, open_run, run_stages
+from dto.processes import die_with_parent
 from dto.recipe import Recipe, load_recipe
 from dto.records import Problem
 from dto.runs import manifest
-from dto.runs.graph import needed, settings_of
-from dto.runs.run import Run, open_run
+from dto.runs.run import Run, agree, settings_of
 from dto.tables import read
 from dto.training.checkpoints import BASE_STEP, Choice, DevScore, choose
 from dto.training.dev import measure, summarize
 from dto.training.fit import fit
-from dto.training.process import end_with, guarded, quiet
+from dto.training.process import guarded, quiet
 from dto.training.weights import load
 
 logger = logging.getLogger("dto.train")
@@ -65,7 +65,7 @@ class Point(NamedTuple):
 
 def work(place: Path, dev: Path) -> None:
     """Tune a method and evaluate what is picked; for the base model, its dev score comes first."""
-    run = open_run(place, load_recipe(place / "recipe.yaml"), resume=True)
+    run = open_run(place, load_recipe(place / "recipe.yaml"), recompute=agree)
     try:
         points = grid(run.recipe)
         if not points:
@@ -76,7 +76,7 @@ def work(place: Path, dev: Path) -> None:
         else:
             base = DevScore(**json.loads(dev.read_text(encoding="utf-8")))
             recipe = _tuned(run, points, base)
-            run_stages(replace(run, recipe=recipe), ("evaluate",))
+            run_stages(run.following(recipe), ("evaluate",))
     finally:
         run.close()
 
@@ -190,7 +190,9 @@ def _place(run: Run, choice: Choice, points: Sequence[Point]) -> None:
         model, tokenizer = load(run.recipe)
         model.save_pretrained(target / "model")
         tokenizer.save_pretrained(target / "model")
-    done = manifest.finished("train", run.config("train"), manifest.of_path(target / "model"))
+    done = manifest.finished(
+        "train", run.config(STAGES["train"]), manifest.of_path(target / "model")
+    )
     counts: dict[str, Any] = {"kept_step": 0, "reason": choice.reason, "steps": 0}
     if choice.step > BASE_STEP:
         counts = json.loads((target / "result.json").read_text(encoding="utf-8"))
@@ -201,14 +203,14 @@ def _place(run: Run, choice: Choice, points: Sequence[Point]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The process; its exit code is that of `dto.training.process.guarded`."""
-    parser = argparse.ArgumentParser(prog="python -m dto.baselines.tune", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m dto.compare.tune", description=__doc__)
     parser.add_argument("place", type=Path, help="directory of the method")
     parser.add_argument("dev", type=Path, help="file with the dev score of the base model")
     parser.add_argument("digest", help="what is written when all is done")
     parser.add_argument("--parent", type=int, help="process id to end with")
     options = parser.parse_args(arguments)
     if options.parent is not None:
-        end_with(options.parent)
+        die_with_parent(options.parent)
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     logging.getLogger("dto").setLevel(logging.INFO)
     quiet()

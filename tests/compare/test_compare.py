@@ -9,22 +9,22 @@ from typing import Any
 
 import polars as pl
 import pytest
+from dto.runs.graph import needed
 
-from dto.baselines.compare import compare, prepare
-from dto.baselines.methods import BASE, find, grid, methods
-from dto.baselines.report import report
-from dto.baselines.tune import work
 from dto.commands.plan import plan
+from dto.compare.compare import compare, prepare
+from dto.compare.methods import BASE, find, grid, methods
+from dto.compare.report import report
+from dto.compare.tune import work
 from dto.errors import DtoError, RecipeError
 from dto.pipeline import run_stages
 from dto.prompts import resource
 from dto.recipe import PairSettings, Recipe, load_recipe
 from dto.records import Problem
-from dto.runs.graph import needed
 from dto.runs.run import open_run
 from dto.stages.pair import pair
 from dto.training.checkpoints import DevScore
-from tests.baselines.test_data import samples
+from tests.compare.test_data import samples
 
 PIPELINES = Path(str(resource("pipelines")))
 RECIPES = sorted((PIPELINES / "baselines").glob("*.yaml"))

@@ -1,7 +1,7 @@
 """Every method from the same samples, under the same budget, through the same grid, side by side.
 
 The stages that methods share are computed once. Then each method is tuned and evaluated in a child
-process (`dto.baselines.tune`), `compare.processes` of them at a time, each with one thread; the
+process (`dto.compare.tune`), `compare.processes` of them at a time, each with one thread; the
 base model goes first, as its dev score is what all are measured against.
 """
 
@@ -19,28 +19,26 @@ from pathlib import Path
 
 import yaml
 
-from dto.baselines.methods import BASE, SHARED, charged, grid, methods
-from dto.baselines.records import Comparison
-from dto.baselines.report import report
+from dto.compare.methods import BASE, SHARED, charged, grid, methods
+from dto.compare.report import Comparison, report
 from dto.errors import DtoError
-from dto.pipeline import run_stages
+from dto.pipeline import STAGES, needed, run_stages, write_run_manifest
+from dto.processes import end_children
 from dto.recipe import Recipe
 from dto.runs import manifest
-from dto.runs.graph import STAGES, needed, settings_of
-from dto.runs.run import Run, write_run_manifest
+from dto.runs.run import Run, settings_of
 from dto.seeds import content_id
 
 logger = logging.getLogger("dto")
 
 FOLDER = "compare"
 POLL_SECONDS = 0.1
-PATIENCE_SECONDS = 10.0
 
 
 def compare(run: Run) -> Comparison:
     """All of a comparison; what is finished is not done again.
 
-    Writes below RUN/compare a directory for each method, and what `dto.baselines.report` says.
+    Writes below RUN/compare a directory for each method, and what `dto.compare.report` says.
     Raises DtoError naming the methods that failed, when all others are done.
     """
     found = methods(run.recipe)
@@ -130,14 +128,7 @@ def _work(run: Run, found: Mapping[str, Recipe], places: Mapping[str, Path]) -> 
                 else:
                     _tell(name, found[name], places[name])
     finally:
-        for child in running.values():
-            child.terminate()
-        for child in running.values():
-            try:
-                child.wait(PATIENCE_SECONDS)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+        end_children(running.values())
     if failed:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         raise DtoError(f"compare: {reasons}; what was computed is kept, run again")
@@ -145,7 +136,7 @@ def _work(run: Run, found: Mapping[str, Recipe], places: Mapping[str, Path]) -> 
 
 def _start(place: Path, dev: Path) -> subprocess.Popen[bytes]:
     digest = (place / "digest").read_text(encoding="utf-8")
-    command = [sys.executable, "-m", "dto.baselines.tune", str(place), str(dev), digest]
+    command = [sys.executable, "-m", "dto.compare.tune", str(place), str(dev), digest]
     command += ["--parent", str(os.getpid())]
     one = {"OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "TQDM_DISABLE": "1"}
     with (place / "log.txt").open("ab") as log:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dto.errors import RecipeError
+from dto.pipeline import needed
 from dto.prompts import resource
 from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.runs import manifest
-from dto.runs.graph import needed
 
 FOLDER = "baselines"
 FILES = (".yaml", ".yml")

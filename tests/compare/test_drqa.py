@@ -10,8 +10,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from dto.baselines.methods import charged
 from dto.commands.plan import plan
+from dto.compare.methods import charged
 from dto.errors import RecipeError
 from dto.forecast import pilot_recipe
 from dto.pipeline import run_stages
