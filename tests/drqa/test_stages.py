@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import polars as pl
 import pytest
+from dto.drqa.feed import pass_rates
 from transformers import AutoTokenizer
 
 import dto
