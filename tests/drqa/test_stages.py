@@ -11,7 +11,6 @@ from typing import Any
 import datasets
 import polars as pl
 import pytest
-from dto.drqa.feed import pass_rates
 from transformers import AutoTokenizer
 
 import dto
