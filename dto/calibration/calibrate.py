@@ -26,7 +26,7 @@ from dto.reporting.picture import COLOURS, INK
 from dto.reporting.report import without_nan
 from dto.runs import manifest
 from dto.runs.run import settings_of
-from dto.stages.trace import read_traces
+from dto.studies.trace import read_traces
 
 
 def draw(

@@ -13,7 +13,7 @@ from dto.calibration.reliability import reliability
 from dto.calibration.replay import candidates, sweep
 from dto.errors import DtoError
 from dto.recipe import Recipe, make_recipe
-from dto.stages.trace import Trace
+from dto.studies.trace import Trace
 from tests.calibration.traces import hand_trace, recipe
 
 
