@@ -30,8 +30,9 @@ from typing import NamedTuple
 from dto.pipeline import run_stages
 from dto.prompts import resource
 from dto.recipe import load_recipe
-from dto.reporting.comparison import Comparison
-from dto.reporting.report import Report, report
+from dto.reporting.evaluation import Comparison
+from dto.reporting.report import Report
+from dto.reporting.write import report
 from dto.runs.graph import needed
 from dto.runs.run import open_run
 

@@ -25,7 +25,7 @@ from benchmarks.overthink import EXAMPLES, SEED
 from benchmarks.word_problems import problems
 from dto.pipeline import run_stages
 from dto.recipe import load_recipe
-from dto.reporting.report import report
+from dto.reporting.write import report
 from dto.runs.graph import needed
 from dto.runs.run import open_run
 

@@ -47,7 +47,7 @@ def run_stages(run: Run, stages: Sequence[str]) -> Report | None:
             if name == "train":
                 _train(run)
             else:
-                from dto.reporting.report import report
+                from dto.reporting.write import report
 
                 run.config(name)  # says what is missing
                 summary = report(run.path)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.acceptance import DEER, Line, lines_of
-from dto.reporting.comparison import Comparison
+from dto.reporting.evaluation import Comparison
 
 
 def arm(

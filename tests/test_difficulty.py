@@ -7,8 +7,14 @@ import polars as pl
 import pytest
 
 from dto import statistics
-from dto.reporting.comparison import Arm
-from dto.reporting.difficulty import ALL_TASKS, BINS, DifficultyRow, by_difficulty, over_tasks
+from dto.reporting.evaluation import (
+    ALL_TASKS,
+    PASS_RATES,
+    Arm,
+    DifficultyRow,
+    by_difficulty,
+    over_tasks,
+)
 
 
 def arm(exit: str, rates_P: np.ndarray, samples: int, seed: int, task: str = "toy") -> Arm:
@@ -62,7 +68,9 @@ def test_where_nothing_differs_no_bin_shows_a_gain(
             found.setdefault(bin, []).append(row)
     hard, easy = np.mean(naively, axis=0)
     assert hard > 0.05 and easy < -0.05, "the trap is there"
-    assert set(found) == {BINS[0], BINS[3]} | set(BINS[: {2: 1, 4: 2, 5: 3}[samples]])
+    assert set(found) == {PASS_RATES[0], PASS_RATES[3]} | set(
+        PASS_RATES[: {2: 1, 4: 2, 5: 3}[samples]]
+    )
     for rows in found.values():
         gain_R = np.array([row.gain for row in rows])
         assert abs(gain_R.mean()) < 3 * gain_R.std() / 5
@@ -75,8 +83,8 @@ def test_a_true_gain_on_hard_problems_is_found_there() -> None:
     base = arm("none", rates_P, 4, 5)
     other = arm("deer", np.where(rates_P < 0.3, rates_P + 0.4, rates_P), 4, 6)
     found = gains(by_difficulty([base, other], base), "deer")
-    assert found[BINS[0]].gain_low > 0.05
-    assert found[BINS[3]].gain_low <= 0 <= found[BINS[3]].gain_high
+    assert found[PASS_RATES[0]].gain_low > 0.05
+    assert found[PASS_RATES[3]].gain_low <= 0 <= found[PASS_RATES[3]].gain_high
 
 
 def test_each_half_is_looked_at_once() -> None:
@@ -84,7 +92,7 @@ def test_each_half_is_looked_at_once() -> None:
     rows = by_difficulty([base], base)
     assert sum(row.responses for row in rows) == 200
     assert all(np.isnan(row.gain) for row in rows)
-    easy = next(row for row in rows if row.bin == BINS[3])
+    easy = next(row for row in rows if row.bin == PASS_RATES[3])
     assert easy.accuracy < 1, "what set the bin is not what is shown"
 
 
@@ -101,8 +109,8 @@ def test_failed_rows_of_a_bin_claim_nothing() -> None:
         .otherwise(pl.col("grade"))
     )  # fmt: skip
     found = gains(by_difficulty([base, Arm("base", "deer", rows, len(rows), "toy")], base), "deer")
-    assert np.isnan(found[BINS[0]].gain) and found[BINS[0]].responses == 38
-    assert found[BINS[3]].gain == 0
+    assert np.isnan(found[PASS_RATES[0]].gain) and found[PASS_RATES[0]].responses == 38
+    assert found[PASS_RATES[3]].gain == 0
 
 
 def test_tasks_together() -> None:

@@ -13,11 +13,11 @@ from dto import tables
 from dto.errors import DtoError
 from dto.recipe import EvaluateSettings, ExitSettings, Recipe
 from dto.records import EvaluationRow, PreferencePair, Problem
-from dto.reporting.comparison import ReportRow
 from dto.reporting.cost import StageCost, break_even
-from dto.reporting.picture import draw
-from dto.reporting.report import report
+from dto.reporting.evaluation import ReportRow
+from dto.reporting.pictures import draw
 from dto.reporting.table import paid_for, paid_in_flops
+from dto.reporting.write import report
 from dto.statistics import Estimate
 
 PROBLEMS, SAMPLES = 40, 2

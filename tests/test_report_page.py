@@ -31,11 +31,10 @@ from dto.records import (
     Trajectory,
     Trial,
 )
-from dto.reporting.picture import legend_marks
-from dto.reporting.positions import exit_positions, histogram
-from dto.reporting.report import report
+from dto.reporting.pictures import legend_marks
+from dto.reporting.positions import exit_positions, histogram, trial_reliability
 from dto.reporting.reproduce import public_name, reproduction
-from dto.reporting.trials import trial_reliability
+from dto.reporting.write import report
 
 PROBLEMS, SAMPLES = 6, 2
 VOID = {"meta", "link", "img", "br", "path", "use"}

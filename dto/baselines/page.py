@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from dto.baselines.picture import front
 from dto.baselines.table import change, p_value, picked, rank, span
 from dto.recipe import Recipe
-from dto.reporting.accounts import reproduce_section
 from dto.reporting.page import Section, drawn, render_page
+from dto.reporting.sections import reproduce_section
 from dto.reporting.table import Table
 
 if TYPE_CHECKING:

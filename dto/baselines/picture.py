@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from dto.reporting.picture import COLOURS, INK, MARKERS, legend_marks, plain, save
+from dto.reporting.pictures import COLOURS, INK, MARKERS, legend_marks, plain, save
 
 if TYPE_CHECKING:
     from dto.baselines.records import MethodRow

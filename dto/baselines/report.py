@@ -30,7 +30,7 @@ from dto.baselines.picture import draw
 from dto.baselines.records import Comparison, MethodRow
 from dto.errors import DtoError
 from dto.recipe import load_recipe
-from dto.reporting.comparison import MAX_FAILED
+from dto.reporting.evaluation import MAX_FAILED
 from dto.reporting.report import without_nan
 from dto.runs import manifest
 from dto.statistics import Difference

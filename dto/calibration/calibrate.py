@@ -14,12 +14,12 @@ from typing import Any
 import yaml
 
 from dto.calibration.picture import draw
-from dto.calibration.reliability import Reliability, least_off
 from dto.calibration.risk import Split, certify, order, split
 from dto.calibration.sweep import Point, Sweep, candidates, statics, sweep
 from dto.errors import DtoError, disk_errors
 from dto.recipe import ExitSettings, Recipe, load_recipe
-from dto.reporting.comparison import MAX_FAILED
+from dto.reporting.evaluation import MAX_FAILED
+from dto.reporting.positions import Reliability, least_off
 from dto.reporting.report import without_nan
 from dto.runs import manifest
 from dto.stages.trace import read_traces

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dto.calibration.picture import draw
-from dto.calibration.reliability import Reliability, least_off
 from dto.calibration.replay import check
 from dto.calibration.sweep import Point, candidates, statics, sweep
 from dto.errors import DtoError, RecipeError, disk_errors
 from dto.recipe import Recipe
+from dto.reporting.positions import Reliability, least_off
 from dto.reporting.report import without_nan
 from dto.runs import manifest
 from dto.runs.graph import settings_of

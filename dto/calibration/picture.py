@@ -8,10 +8,10 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dto.calibration.reliability import Reliability
 from dto.calibration.sweep import Point
 from dto.recipe import ExitSettings
-from dto.reporting.picture import COLOURS, INK
+from dto.reporting.pictures import COLOURS, INK
+from dto.reporting.positions import Reliability
 
 
 def draw(

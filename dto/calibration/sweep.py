@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dto import statistics
-from dto.calibration.reliability import Reliability, reliability
 from dto.calibration.replay import Replay, check
 from dto.errors import DtoError
 from dto.recipe import Confidence, ExitSettings, Recipe, TraceSettings
 from dto.records import EvaluationRow
+from dto.reporting.positions import Reliability, reliability
 from dto.stages.trace import Trace
 
 NONE = ExitSettings(name="none")

@@ -24,9 +24,10 @@ from dto.hub.private import Private
 from dto.hub.results import results
 from dto.prompts import JUDGE, render
 from dto.recipe import Recipe
-from dto.reporting.accounts import DROPPED
 from dto.reporting.cost import stage_costs
-from dto.reporting.report import Report, draw_report
+from dto.reporting.report import Report
+from dto.reporting.sections import DROPPED
+from dto.reporting.write import draw_report
 from dto.runs import manifest
 from dto.runs.graph import STAGES
 from dto.tags import shown_tags

@@ -9,7 +9,7 @@ from statistics import median
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dto.reporting.picture import COLOURS, INK
+from dto.reporting.pictures import COLOURS, INK
 
 BINS = 40
 

@@ -6,8 +6,7 @@ from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from dto.hub.private import Private
-from dto.reporting.comparison import Comparison
-from dto.reporting.macro import AverageRow, is_base
+from dto.reporting.evaluation import AverageRow, Comparison, is_base
 from dto.reporting.report import Report
 from dto.reporting.table import gained, interval, number, percent, points
 

@@ -8,24 +8,30 @@ responses to a question its difficulty: intervals are clustered by whichever mak
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import nan
+from math import isnan, nan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
+from matplotlib.figure import Figure
 
 from dto import statistics
-from dto.drqa.probe import Probe, format_probe, length_accuracy, length_probe
+from dto.drqa.probe import BOUND, Probe, format_probe, length_accuracy, length_probe, told
 from dto.recipe import Recipe
-from dto.reporting.comparison import MAX_FAILED, Arm
-from dto.reporting.difficulty import DifficultyRow, by_difficulty
+from dto.reporting.evaluation import MAX_FAILED, Arm, DifficultyRow, by_difficulty
 from dto.reporting.funnel import json_lines
+from dto.reporting.page import Section, drawn
+from dto.reporting.pictures import COLOURS, INK, MARKERS, plain, save
+from dto.reporting.table import Table, aligned, interval, number, percent, points
 from dto.runs import manifest
 from dto.seeds import derive
 from dto.statistics import Estimate
+
+if TYPE_CHECKING:
+    from dto.reporting.report import Report
 
 MOST = 1000
 """Chains of each kind that a probe looks at."""
@@ -200,7 +206,7 @@ def _against(together: pl.DataFrame, alone: pl.DataFrame) -> tuple[Estimate, Est
 
 
 def _difficulty(asked: pl.DataFrame) -> list[DifficultyRow]:
-    """The same by the pass rate of k = 1 (`dto.reporting.difficulty`).
+    """The same by the pass rate of k = 1 (`dto.reporting.evaluation`).
 
     An answer of a batch prompt has no seed in common with a sample: it stands in the bins that
     both halves of the samples give, half as much in each. Intervals are clustered by problem alone.
@@ -274,3 +280,254 @@ def _format(chains: pl.DataFrame, column: str, positive: str) -> Probe:
 
 def _told_apart(chains: pl.DataFrame, column: str, value: str) -> tuple[list[bool], list[str]]:
     return (chains[column] == value).to_list(), chains["problem_id"].to_list()
+
+
+def batch_lines(found: BatchReport) -> list[str]:
+    """Accuracy and tokens against k, by difficulty, then the labels."""
+    lines: list[str] = []
+    if found.rows:
+        lines += ["questions in one prompt (k) against each asked alone", *_k_lines(found.rows)]
+        faults = [f"k = {row.k}: " + _counted(row.faults) for row in found.rows if row.faults]
+        lines += [f"answers that cannot be told, {each}" for each in faults]
+    if found.difficulty:
+        lines += ["", "by difficulty: the pass rate of one half of the samples asked alone"]
+        lines += _difficulty_lines(found.difficulty)
+    for k, reasons in found.dropped.items():
+        lines.append(f"no chain, k = {k}: {_counted(reasons)}")
+    if found.labels is not None:
+        lines += ["", *_label_lines(found.labels)] if lines else _label_lines(found.labels)
+    return lines
+
+
+def _k_lines(rows: Sequence[BatchRow]) -> list[str]:
+    cells: list[tuple[str, ...]] = [
+        ("k", "n", "accuracy % (95 %)", "gain (95 %)", "tokens (95 %)", "% of k=1 (95 %)", "trunc",
+         "fail")
+    ]  # fmt: skip
+    for row in rows:
+        tokens = number(row.tokens, 1)
+        if not isnan(row.tokens_low):
+            tokens += f" ({number(row.tokens_low, 0)}–{number(row.tokens_high, 0)})"
+        alone = isnan(row.ratio)
+        cells.append(
+            (
+                str(row.k), f"{row.answers:,}",
+                interval(row.accuracy, row.accuracy_low, row.accuracy_high),
+                "" if alone else points(row.gain, row.gain_low, row.gain_high), tokens,
+                "" if alone else interval(row.ratio, row.ratio_low, row.ratio_high),
+                f"{row.truncated:,}", f"{row.failed:,}",
+            )
+        )  # fmt: skip
+    return aligned(cells, left=1)
+
+
+def _difficulty_lines(rows: Sequence[DifficultyRow]) -> list[str]:
+    cells = [("right alone", "k", "n", "acc. %", "gain (95 %)", "tokens", "% of k = 1 (95 %)")]
+    for row in rows:
+        alone = isnan(row.gain)
+        cells.append(
+            (
+                row.bin, row.exit.removeprefix("k = "), f"{row.problems:,}", percent(row.accuracy),
+                "" if alone else points(row.gain, row.gain_low, row.gain_high),
+                number(row.tokens_mean, 1),
+                "" if alone
+                else interval(row.tokens_ratio, row.tokens_ratio_low, row.tokens_ratio_high),
+            )
+        )  # fmt: skip
+    return aligned(cells, left=2)
+
+
+def _label_lines(labels: Labels) -> list[str]:
+    lines = [f"labels, {split}: {_counted(counts)}" for split, counts in labels.counts.items()]
+    lines.append(f"right letters: {_counted(labels.letters)}")
+    lines.append(
+        f"AUC of concise against verbose chains by format, without length: {_auc(labels.format)}"
+        + (f"; above {BOUND}: the format may tell the origin" if labels.format.tells else "")
+    )
+    lines.append(f"… of all right batch chains against vanilla ones: {_auc(labels.format_right)}")
+    base = labels.length_accuracy
+    lines.append(
+        f"by length alone: AUC {_auc(labels.length)}, right verdict of three "
+        f"{interval(base.value, base.low, base.high)} %"
+    )
+    return lines
+
+
+def _auc(probe: Probe) -> str:
+    if isnan(probe.auc):
+        return "–"
+    counts = f"{probe.positive:,} + {probe.negative:,} chains"
+    return f"{probe.auc:.3f} ({probe.low:.3f}–{probe.high:.3f}; {counts})"
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+
+
+def draw_batch(found: BatchReport, directory: Path, title: str) -> list[Path]:
+    """Write `batch.png` and `batch.svg`; nothing without figures."""
+    if not found.rows:
+        return []
+    return save(lambda: batch_figure(found, title), directory, "batch")
+
+
+def batch_figure(found: BatchReport, title: str = "") -> Figure:
+    """Tokens and accuracy against k.
+
+    The line of all questions has its intervals; those of each difficulty are thin.
+    """
+    figure = Figure(figsize=(9.6, 4.2), dpi=150, layout="constrained")
+    tokens, accuracy = figure.subplots(1, 2)
+    rows = found.rows
+    ks = [row.k for row in rows]
+    figures = (
+        (tokens, 1.0, [(row.tokens, row.tokens_low, row.tokens_high) for row in rows]),
+        (accuracy, 100.0, [(row.accuracy, row.accuracy_low, row.accuracy_high) for row in rows]),
+    )
+    for axes, scale, by_k in figures:
+        axes.errorbar(
+            ks,
+            [scale * value for value, _, _ in by_k],
+            yerr=[
+                [scale * max(0.0, value - low) for value, low, _ in by_k],
+                [scale * max(0.0, high - value) for value, _, high in by_k],
+            ],
+            fmt="o-", color=INK, capsize=3, linewidth=1.8, label="all questions",
+        )  # fmt: skip
+    bins = list(dict.fromkeys(row.bin for row in found.difficulty))
+    for place, bin in enumerate(bins):
+        part = [row for row in found.difficulty if row.bin == bin]
+        own_ks = [int(row.exit.removeprefix("k = ")) for row in part]
+        style = {"color": COLOURS[(place + 1) % len(COLOURS)], "linewidth": 0.9, "markersize": 4}
+        label = f"right alone: {bin}"
+        marker = f"{MARKERS[(place + 1) % len(MARKERS)]}-"
+        tokens.plot(own_ks, [row.tokens_mean for row in part], marker, label=label, **style)
+        shares = [100 * row.accuracy for row in part]
+        accuracy.plot(own_ks, shares, marker, label=label, **style)
+    for axes, what in ((tokens, "tokens per question"), (accuracy, "accuracy, %")):
+        axes.set_xticks(ks)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("questions in one prompt", color=INK)
+        axes.set_ylabel(what, color=INK)
+        plain(axes)
+    if title:
+        figure.suptitle(title, fontsize=10, color=INK)
+    handles, names = tokens.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=8.5,
+                  labelcolor=INK)  # fmt: skip
+    return figure
+
+
+def batch_section(report: Report) -> Section | None:
+    """Questions asked together, labels and judging; None for a run that has none of these."""
+    found, judging = report.batch, (report.training or {}).get("judging")
+    if found is None and not judging:
+        return None
+    text, tables, notes = [], [], []
+    if found is not None and found.rows:
+        text.append("k questions stand in one prompt; k = 1 is each asked alone. Tokens of a "
+                    "response count in equal parts for its questions; gains and shares are "
+                    "against the same questions asked alone. Coloured lines are questions by how "
+                    "often they are right alone, on the other half of the samples.")  # fmt: skip
+        tables.append(_by_k(found.rows))
+    if found is not None and found.labels is not None:
+        tables.append(_counts(found.labels))
+        notes += _told_by(found.labels)
+    if judging:
+        tables.append(_judging(judging))
+    if groups := (report.training or {}).get("groups"):
+        share = groups["flat"] / groups["groups"] if groups["groups"] else float("nan")
+        notes.append(f"Of {groups['groups']:,} groups of responses {percent(share)} % had no "
+                     "advantage: all of their rewards were equal.")  # fmt: skip
+    if found is not None and found.dropped:
+        tables.append(_dropped_table(found))
+    figure = None
+    if found is not None and found.rows:
+        says = "; ".join(
+            f"k = {row.k}: {number(row.tokens, 0)} tokens, {percent(row.accuracy)} % right"
+            for row in found.rows
+        )
+        figure = drawn("batch", f"Questions in one prompt. {says}", batch_figure, found)
+    title = "Questions asked together" if figure else "Chains that are judged"
+    return Section("batch", title, tuple(text), figure, tuple(tables), notes=tuple(notes))
+
+
+def _by_k(rows: Sequence[BatchRow]) -> Table:
+    return Table(
+        "", ("k", "answers", "accuracy %", "gain, points", "tokens", "% of k = 1", "truncated",
+         "failed"),
+        tuple(
+            (
+                str(row.k), f"{row.answers:,}",
+                interval(row.accuracy, row.accuracy_low, row.accuracy_high),
+                "–" if isnan(row.gain) else points(row.gain, row.gain_low, row.gain_high),
+                _tokens(row),
+                "–" if isnan(row.ratio) else interval(row.ratio, row.ratio_low, row.ratio_high),
+                f"{row.truncated:,}", f"{row.failed:,}",
+            )
+            for row in rows
+        ),
+    )  # fmt: skip
+
+
+def _tokens(row: BatchRow) -> str:
+    ends = "" if isnan(row.tokens_low) else (
+        f" ({number(row.tokens_low, 1)}–{number(row.tokens_high, 1)})"
+    )  # fmt: skip
+    return number(row.tokens, 1) + ends
+
+
+def _counts(labels: Labels) -> Table:
+    verdicts = list(dict.fromkeys(name for counts in labels.counts.values() for name in counts))
+    return Table(
+        "", ("labelled chains", *verdicts),
+        tuple(
+            ({"dev": "held out"}.get(split, split),
+             *(f"{counts.get(name, 0):,}" for name in verdicts))
+            for split, counts in labels.counts.items()
+        ),
+    )  # fmt: skip
+
+
+def _told_by(labels: Labels) -> list[str]:
+    base = labels.length_accuracy
+    above = f" Above {BOUND} the format may tell the origin." if labels.format.tells else ""
+    return [
+        f"AUC of concise against verbose chains, by their format without length: "
+        f"{told(labels.format)}, {labels.format.positive:,} + {labels.format.negative:,} chains; "
+        f"of all right batch chains against vanilla ones: {told(labels.format_right)}.{above} "
+        "AUC is the chance that a classifier puts a chain of the first kind above one of the "
+        "other: 0.5 tells nothing.",
+        f"A judge that sees the length alone: AUC {told(labels.length)}, the right verdict of "
+        f"three on {interval(base.value, base.low, base.high)} %.",
+    ]
+
+
+def _judging(judging: Mapping[str, Any]) -> Table:
+    names = sorted({name for each in judging.values() for name in each["recall"]})
+    return Table(
+        "", ("judging held-out chains", "step", "right %", *(f"{name} %" for name in names),
+         "without a letter", "judgements", "tokens"),
+        tuple(
+            (
+                when, f"{each['step']:,}", interval(each["accuracy"], each["low"], each["high"]),
+                *(percent(each["recall"].get(name)) for name in names),
+                f"{each['unreadable']:,}", f"{each['responses']:,}",
+                number(each["tokens_mean"], 1),
+            )
+            for when, each in (("before", judging["before"]), ("of what is kept", judging["kept"]))
+        ),
+    )  # fmt: skip
+
+
+def _dropped_table(found: BatchReport) -> Table:
+    return Table(
+        "Questions without a chain", ("k", "no chain", "why"),
+        tuple(
+            (k, f"{sum(reasons.values()):,}",
+             "; ".join(f"{count:,} {reason}" for reason, count in reasons.items()))
+            for k, reasons in found.dropped.items()
+        ),
+        folded=True,
+        wide=True,
+    )  # fmt: skip

@@ -19,8 +19,7 @@ from typing import Any
 import polars as pl
 
 from dto.recipe import load_recipe, resolve
-from dto.reporting.comparison import ReportRow
-from dto.reporting.macro import AverageRow
+from dto.reporting.evaluation import AverageRow, ReportRow
 from dto.runs import manifest
 from dto.statistics import Estimate
 from dto.usage import ModelShape, attention_flops

@@ -5,9 +5,8 @@ Everything is read from the run's tables and manifests; nothing is computed by a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
@@ -18,29 +17,32 @@ from dto import statistics
 from dto.errors import DtoError
 from dto.recipe import Recipe, load_recipe
 from dto.reporting import table
-from dto.reporting.batch import BatchReport, batch_report
-from dto.reporting.batch_view import batch_lines, draw_batch
-from dto.reporting.comparison import (
+from dto.reporting.batch import BatchReport, batch_lines, batch_report
+from dto.reporting.cost import BreakEven, StageCost, break_even, stage_costs
+from dto.reporting.evaluation import (
+    ALL_TASKS,
     COLUMNS,
     Arm,
+    AverageRow,
     Comparison,
+    DifficultyRow,
     ReportRow,
     arms,
+    average,
+    averages,
     base_arm,
+    by_difficulty,
     compare,
+    over_tasks,
     report_row,
 )
-from dto.reporting.cost import BreakEven, StageCost, break_even, stage_costs
-from dto.reporting.difficulty import ALL_TASKS, DifficultyRow, by_difficulty, over_tasks
 from dto.reporting.funnel import funnel, training
-from dto.reporting.macro import AverageRow, average, averages
-from dto.reporting.papers import write_tables
-from dto.reporting.picture import draw
-from dto.reporting.positions import ExitPositions, exit_positions
-from dto.reporting.reproduce import public_names
-from dto.reporting.sections import run_page
-from dto.reporting.trials import TrialReliability, trial_reliability
-from dto.runs import manifest
+from dto.reporting.positions import (
+    ExitPositions,
+    TrialReliability,
+    exit_positions,
+    trial_reliability,
+)
 from dto.statistics import Estimate
 
 
@@ -119,39 +121,6 @@ class Report:
             table.cost_lines(self.costs, self.break_even),
         ]
         return "\n\n".join("\n".join(lines) for lines in parts if lines)
-
-
-def report(run_directory: Path | str) -> Report:
-    """Write `report.html`, `report.json`, the picture and the tables below `RUN/report`.
-
-    Everything is compared with the model `base` under the first exit whose policy is none, over
-    the same problems and seeds, task by task; with several tasks there is a mean over them. The
-    page is one to send around (:mod:`dto.reporting.sections`), the picture is `report.png` and
-    `report.svg`, the tables are `tables.md`, `tables.csv`, `difficulty.csv`
-    (:mod:`dto.reporting.papers`). Where questions were asked together, `batch.png` and `batch.svg`
-    stand beside them. Raises DtoError when the run has not been evaluated.
-    """
-    run = Path(run_directory)
-    recipe = load_recipe(run / "recipe.yaml")
-    result = measure(run)
-    directory = run / "report"
-    directory.mkdir(exist_ok=True)
-    text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
-    manifest.write_text(directory / "report.json", text + "\n")
-    draw_report(result, directory)
-    if result.batch is not None:
-        draw_batch(result.batch, directory, recipe.name)
-    write_tables(
-        directory, result.title, result.rows, result.comparisons, result.averages, result.difficulty
-    )
-    manifest.write_text(directory / "report.html", run_page(run, recipe, result))
-    return result
-
-
-def draw_report(result: Report, directory: Path) -> None:
-    """Write `report.png` and `report.svg`: models by names that can be shown to others."""
-    names = public_names([row.model for row in result.rows])
-    draw([replace(row, model=names[row.model]) for row in result.rows], directory, result.title)
 
 
 def measure(run: Path) -> Report:

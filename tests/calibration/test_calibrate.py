@@ -10,10 +10,10 @@ import yaml
 from dto import tables
 from dto.calibration.calibrate import Calibration, calibrate, pick
 from dto.calibration.curve import frontier, replay
-from dto.calibration.reliability import reliability
 from dto.calibration.sweep import candidates, sweep
 from dto.errors import DtoError
 from dto.recipe import Recipe, make_recipe
+from dto.reporting.positions import reliability
 from dto.stages.trace import Trace
 from tests.calibration.traces import hand_trace, recipe
 

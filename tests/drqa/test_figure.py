@@ -14,8 +14,7 @@ from dto import tables
 from dto.drqa.records import BatchResponse
 from dto.recipe import Recipe
 from dto.records import Span, Trajectory
-from dto.reporting.batch import batch_report
-from dto.reporting.batch_view import batch_lines, draw_batch
+from dto.reporting.batch import batch_lines, batch_report, draw_batch
 from dto.runs import manifest
 
 PROBLEMS = [f"{place:016x}" for place in range(40)]

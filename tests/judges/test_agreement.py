@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from dto import tables
 from dto.records import OptimizedTrajectory, Span, Verdict, VerdictKind
-from dto.reporting.agreement import agreement, verdicts
-from dto.reporting.funnel import funnel
+from dto.reporting.funnel import agreement, funnel, verdicts
 from dto.reporting.table import funnel_lines
 from dto.statistics import cohen_kappa
 
