@@ -1,23 +1,33 @@
-"""Accuracy against tokens for each task, model and exit, with intervals clustered by problem.
+"""Accuracy against tokens of every arm (a model under an exit), task by task, over tasks, by bin.
 
 Rows graded `failed` leave the denominator; rows that an error kept out of the table count as
-failed too. `truncated` rows stay in it, as not correct (the papers' convention).
+failed too. `truncated` rows stay in it, as not correct (the papers' convention). Intervals are
+95 %, clustered by problem.
+
+By difficulty: where does an arm gain, on the problems that the base finds easy, or on the hard
+ones? A problem is as hard as the base model's pass rate says, over n samples. The same samples must
+not set the rate and be compared by it: problems on which the base was unlucky would land among the
+hard ones, and any other answers to them, the base's own included, would look like a gain
+(regression to the mean). So each half of the samples is binned by the other: odd samples by the
+rate of the even ones, and the other way round, for every arm alike, since sample j of all arms has
+the same seed. With no true difference the expected gain in every bin is 0. What it costs is
+sharpness: the rate comes from half of the samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import isnan, nan, sqrt
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from dto import statistics
-from dto.statistics import Estimate
+from dto.statistics import NOTHING, Estimate
 
 MAX_FAILED = 0.01
 """Above this share of failed rows a comparison claims nothing."""
@@ -25,76 +35,53 @@ COLUMNS = (
     "id", "model", "exit", "problem_id", "sample", "grade", "exit_reason", "thinking_tokens",
     "answer_tokens", "trial_tokens", "tokens", "attention_flops", "model_flops",
 )  # fmt: skip
+ALL_TASKS = "all tasks"
+PASS_RATES = ("0 %", "1–50 %", "51–99 %", "100 %")
+"""Pass rates of 0, in (0, 1/2], in (1/2, 1), and of 1."""
 
-Verdict = Literal["gain", "loss", "no difference shown", "too many failed"]
+Verdict = Literal["", "base", "gain", "loss", "no difference shown", "too many failed"]
 
 
 @dataclass(frozen=True, slots=True)
-class ReportRow:
-    """One model under one exit, on one task.
+class Figures:
+    """One arm: a model under an exit, on a task, on a bin of it, or with k questions in a prompt.
 
-    `samples` is per problem, `responses` all that have a grade; means are over those. `accuracy` is
-    avg@samples, `pass_at_samples` the chance that one of a problem's samples is right, `pass_at_1`
-    the mean over problems. `tokens_mean` includes trial tokens. `efficiency` is
-    (accuracy / accuracy_base) / (tokens / tokens_base), so the base has 1. Intervals are 95 %.
-    `accuracy_completed` is over the `completed` responses alone, those not truncated: which these
-    are is the arm's own doing (the short and easy ones), so it compares no two arms.
-    `truncated` and `failed` count responses. Seconds are of one response under the run's load.
-    Figures that have no value are nan, null in JSON.
+    `responses` have a grade; `truncated` are those of them that ran out of tokens, `failed` the
+    others. `accuracy` is a share, over samples; `tokens` are those of a response, trials included.
+    `gain` is the accuracy less the base's, `ratio` the quotient of tokens, both paired by problem;
+    None for the base itself and where there is nothing to compare with. A `verdict` says what the
+    gain shows; "base" marks what all are compared with.
+
+    `more` holds what only some arms have. Those of a task: `samples` a problem, `completed` (the
+    accuracy over the responses that are not truncated: which these are is the arm's own doing, the
+    short and easy ones, so it compares no two arms), `pass_at_1` (mean over problems),
+    `pass_at_samples` (the chance that one of a problem's samples is right), `efficiency`
+    (:func:`dto.statistics.efficiency`; the base has 1), means of `thinking_tokens`,
+    `answer_tokens`, `trial_tokens`, `attention_flops` and `model_flops`, `seconds_p50` and
+    `seconds_p95` of a response under the run's load, `exit_reasons`. Figures without a value are
+    nan, null in JSON.
     """
 
     task: str
     model: str
     exit: str
     problems: int
-    samples: int
     responses: int
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    completed: int
-    accuracy_completed: float
-    accuracy_completed_low: float
-    accuracy_completed_high: float
-    pass_at_1: float
-    pass_at_samples: float
-    tokens_mean: float
-    tokens_low: float
-    tokens_high: float
-    thinking_tokens_mean: float
-    answer_tokens_mean: float
-    trial_tokens_mean: float
-    efficiency: float
-    efficiency_low: float
-    efficiency_high: float
-    attention_flops_mean: float
-    model_flops_mean: float
-    seconds_p50: float
-    seconds_p95: float
     truncated: int
     failed: int
-    exit_reasons: dict[str, int]
+    accuracy: Estimate
+    tokens: Estimate
+    gain: Estimate | None = None
+    ratio: Estimate | None = None
+    verdict: Verdict = ""
+    bin: str = ""
+    k: int = 1
+    more: Mapping[str, Any] = field(default_factory=dict)
 
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """One model under one exit against the base model under none, on one task, paired by problem.
-
-    `gain` is the difference of accuracies, `tokens_ratio` the quotient of tokens; intervals are
-    95 %, over problems.
-    """
-
-    model: str
-    exit: str
-    gain: float
-    gain_low: float
-    gain_high: float
-    tokens_ratio: float
-    tokens_ratio_low: float
-    tokens_ratio_high: float
-    problems: int
-    verdict: Verdict
-    task: str = ""
+    @property
+    def arm(self) -> tuple[str, str]:
+        """Model and exit."""
+        return self.model, self.exit
 
 
 class Arm:
@@ -114,6 +101,11 @@ class Arm:
     def failed(self) -> int:
         """Responses without a grade, those included that are not in the table."""
         return self.expected - len(self.graded)
+
+    @property
+    def truncated(self) -> int:
+        """Responses that ran out of tokens."""
+        return int((self.graded["grade"] == "truncated").sum())
 
     @cached_property
     def problems(self) -> list[str]:
@@ -148,24 +140,19 @@ def arms(rows: pl.DataFrame, expected: Mapping[str, int]) -> list[Arm]:
     ]
 
 
-def base_arm(found: Iterable[Arm], base_exit: str, task: str) -> Arm | None:
+def base_arm(arms: Iterable[Arm], base_exit: str, task: str) -> Arm | None:
     """What everything on a task is compared with: the base model that thinks to its own end."""
-    asked = (task, "base", base_exit)
-    return next((arm for arm in found if (arm.task, arm.model, arm.exit) == asked), None)
+    name = (task, "base", base_exit)
+    return next((arm for arm in arms if (arm.task, arm.model, arm.exit) == name), None)
 
 
-def report_row(arm: Arm, base: Arm | None) -> ReportRow:
-    """The figures of one arm."""
+def evaluate(arm: Arm, base: Arm | None) -> Figures:
+    """The figures of one arm, against the base's on the problems that both answered."""
     accuracy = statistics.proportion(arm.correct, arm.problems)
     ended = (arm.graded["grade"] != "truncated").to_numpy()
-    completed = statistics.proportion(
-        arm.correct[ended], [arm.problems[place] for place in np.flatnonzero(ended)]
-    )
-    tokens = statistics.mean(arm.column("tokens"), arm.problems)
     samples = int(arm.all.group_by("problem_id").len()["len"].max() or 0)  # type: ignore[arg-type]
     seconds = arm.graded["seconds"]
-    reasons = arm.all["exit_reason"].value_counts().sort("exit_reason")
-    efficiency = Estimate(nan, nan, nan, 0, 0)
+    efficiency, gain, ratio, verdict = NOTHING, None, None, _verdict(arm, base, None)
     if base is arm:
         efficiency = Estimate(1.0, 1.0, 1.0, len(arm.problems), accuracy.problems)
     elif base is not None:
@@ -173,65 +160,51 @@ def report_row(arm: Arm, base: Arm | None) -> ReportRow:
             arm.correct, arm.column("tokens"), arm.problems,
             base.correct, base.column("tokens"), base.problems,
         )  # fmt: skip
-    return ReportRow(
+        gain = statistics.paired_difference(arm.correct, arm.problems, base.correct, base.problems)
+        ratio, verdict = tokens_ratio(arm, base), _verdict(arm, base, gain)
+    means = ("thinking_tokens", "answer_tokens", "trial_tokens", "attention_flops", "model_flops")
+    return Figures(
         task=arm.task,
         model=arm.model,
         exit=arm.exit,
         problems=accuracy.problems,
-        samples=samples,
         responses=len(arm.graded),
-        accuracy=accuracy.value,
-        accuracy_low=accuracy.low,
-        accuracy_high=accuracy.high,
-        completed=completed.samples,
-        accuracy_completed=completed.value,
-        accuracy_completed_low=completed.low,
-        accuracy_completed_high=completed.high,
-        pass_at_1=statistics.pass_at_k(arm.correct, arm.problems, 1).value,
-        pass_at_samples=statistics.pass_at_k(arm.correct, arm.problems, max(1, samples)).value,
-        tokens_mean=tokens.value,
-        tokens_low=tokens.low,
-        tokens_high=tokens.high,
-        thinking_tokens_mean=arm.mean("thinking_tokens"),
-        answer_tokens_mean=arm.mean("answer_tokens"),
-        trial_tokens_mean=arm.mean("trial_tokens"),
-        efficiency=efficiency.value,
-        efficiency_low=efficiency.low,
-        efficiency_high=efficiency.high,
-        attention_flops_mean=arm.mean("attention_flops"),
-        model_flops_mean=arm.mean("model_flops"),
-        seconds_p50=_quantile(seconds, 0.5),
-        seconds_p95=_quantile(seconds, 0.95),
-        truncated=int((arm.graded["grade"] == "truncated").sum()),
+        truncated=arm.truncated,
         failed=arm.failed,
-        exit_reasons=dict(reasons.iter_rows()),
+        accuracy=accuracy,
+        tokens=statistics.mean(arm.column("tokens"), arm.problems),
+        gain=gain,
+        ratio=ratio,
+        verdict=verdict,
+        more={
+            "samples": samples,
+            "completed": statistics.proportion(
+                arm.correct[ended], [arm.problems[place] for place in np.flatnonzero(ended)]
+            ),
+            "pass_at_1": statistics.pass_at_k(arm.correct, arm.problems, 1).value,
+            "pass_at_samples": statistics.pass_at_k(
+                arm.correct, arm.problems, max(1, samples)
+            ).value,
+            "efficiency": efficiency,
+            **{name: arm.mean(name) for name in means},
+            "seconds_p50": _quantile(seconds, 0.5),
+            "seconds_p95": _quantile(seconds, 0.95),
+            "exit_reasons": dict(arm.all["exit_reason"].value_counts().sort("exit_reason").rows()),
+        },
     )
 
 
-def compare(arm: Arm, base: Arm) -> Comparison:
-    """Accuracy and tokens of one arm against the base's, by the problems that both answered."""
-    gain = statistics.paired_difference(arm.correct, arm.problems, base.correct, base.problems)
-    ratio = tokens_ratio(arm, base)
-    verdict: Verdict = "no difference shown"
-    if any(side.failed > MAX_FAILED * side.expected for side in (arm, base)):
-        verdict = "too many failed"
-    elif gain.low > 0:
-        verdict = "gain"
-    elif gain.high < 0:
-        verdict = "loss"
-    return Comparison(
-        arm.model,
-        arm.exit,
-        gain.value,
-        gain.low,
-        gain.high,
-        ratio.value,
-        ratio.low,
-        ratio.high,
-        gain.problems,
-        verdict,
-        arm.task,
-    )
+def too_many_failed(*arms: Arm) -> bool:
+    """Whether so many responses of one of the arms failed that nothing is claimed."""
+    return any(arm.failed > MAX_FAILED * arm.expected for arm in arms)
+
+
+def _verdict(arm: Arm, base: Arm | None, gain: Estimate | None) -> Verdict:
+    if base is None or gain is None:
+        return "base" if arm is base else ""
+    if too_many_failed(arm, base):
+        return "too many failed"
+    return "gain" if gain.low > 0 else "loss" if gain.high < 0 else "no difference shown"
 
 
 def tokens_ratio(arm: Arm, base: Arm) -> Estimate:
@@ -241,13 +214,8 @@ def tokens_ratio(arm: Arm, base: Arm) -> Estimate:
         for side, name in ((arm, "arm"), (base, "base"))
     ]
     shared = means[0].join(means[1], on="problem_id").sort("problem_id")
-    if shared.is_empty():
-        return Estimate(nan, nan, nan, 0, 0)
-    sums_PX = shared.select("arm", "base").to_numpy()
-    low, high = statistics.bootstrap(sums_PX, lambda totals: totals[:, 0] / totals[:, 1])
-    total, total_base = sums_PX.sum(0)
-    value = float(total / total_base) if total_base else nan
-    return Estimate(value, low, high, len(arm.graded) + len(base.graded), len(shared))
+    samples = len(arm.graded) + len(base.graded)
+    return statistics.ratio(shared.select("arm", "base").to_numpy(), samples)
 
 
 def _quantile(seconds: pl.Series, share: float) -> float:
@@ -255,95 +223,54 @@ def _quantile(seconds: pl.Series, share: float) -> float:
     return nan if value is None or isnan(value) else float(value)
 
 
-@dataclass(frozen=True, slots=True)
-class AverageRow:
-    """One model under one exit: means of the figures that `ReportRow` and `Comparison` have.
+def averages(rows: Sequence[Figures]) -> tuple[Figures, ...]:
+    """The mean over tasks of each model under each exit; none where there is one task.
 
-    `tokens_ratio` is the mean of the tasks' quotients, as 2504.15895 (table 1) averages its
-    compression rates: a task with long responses has no more say than another. The base has gain 0
-    and ratio 1; nan where a task has no figure. Intervals are 95 %, for these tasks, not for
-    others like them.
-    """
-
-    model: str
-    exit: str
-    tasks: int
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    accuracy_completed: float
-    gain: float
-    gain_low: float
-    gain_high: float
-    tokens_mean: float
-    tokens_ratio: float
-    tokens_ratio_low: float
-    tokens_ratio_high: float
-    attention_flops_mean: float
-    model_flops_mean: float
-
-
-def is_base(row: ReportRow | AverageRow, plain: str) -> bool:
-    """Whether all others are compared with this row: the base under the exit `plain`."""
-    return (row.model, row.exit) == ("base", plain)
-
-
-def averages(
-    rows: Sequence[ReportRow], comparisons: Sequence[Comparison], base_exit: str
-) -> tuple[AverageRow, ...]:
-    """The mean of each model under each exit; none where there is one task.
-
-    `base_exit` is the exit under which the model `base` is what all are compared with.
-
-    An arm that lacks a task has no mean: it would be over other tasks than the others'.
+    Each task counts once, as the papers give it: `ratio` is the mean of the tasks' quotients, as
+    2504.15895 (table 1) averages its compression rates. Intervals are for these tasks, not for
+    others like them. An arm that lacks a task has no mean: it would be over other tasks than the
+    others'. `more` has the number of `tasks` and the means of `completed` and of FLOPs.
     """
     tasks = list(dict.fromkeys(row.task for row in rows))
     if len(tasks) < 2:
         return ()
-    compared = {(each.model, each.exit, each.task): each for each in comparisons}
-    found = []
-    for model, exit in dict.fromkeys((row.model, row.exit) for row in rows):
-        own = [row for row in rows if (row.model, row.exit) == (model, exit)]
-        if len(own) < len(tasks):
+    means = []
+    for model, exit in dict.fromkeys(row.arm for row in rows):
+        parts = [row for row in rows if row.arm == (model, exit)]
+        if len(parts) < len(tasks):
             continue
-        against = [compared.get((model, exit, row.task)) for row in own]
-        accuracy = average([_estimate(row, "accuracy") for row in own])
-        base = is_base(own[0], base_exit)
+        base = all(row.verdict == "base" for row in parts)
+        sound = [row.verdict not in ("", "too many failed") for row in parts]
         gain, ratio = (
-            average([_against(each, name, itself if base else nan) for each in against])
-            for name, itself in (("gain", 0.0), ("tokens_ratio", 1.0))
-        )
-        found.append(
-            AverageRow(
-                model, exit, len(tasks),
-                accuracy.value, accuracy.low, accuracy.high,
-                _mean(own, "accuracy_completed"),
-                gain.value, gain.low, gain.high,
-                _mean(own, "tokens_mean"),
-                ratio.value, ratio.low, ratio.high,
-                _mean(own, "attention_flops_mean"),
-                _mean(own, "model_flops_mean"),
+            average([
+                Estimate(same, same, same, 0, 0) if row.verdict == "base"
+                else getattr(row, name) if compared else NOTHING
+                for row, compared in zip(parts, sound, strict=True)
+            ])
+            for name, same in (("gain", 0.0), ("ratio", 1.0))
+        )  # fmt: skip
+        completed = [row.more["completed"].value for row in parts]
+        means.append(
+            Figures(
+                "mean", model, exit,
+                problems=sum(row.problems for row in parts),
+                responses=sum(row.responses for row in parts),
+                truncated=sum(row.truncated for row in parts),
+                failed=sum(row.failed for row in parts),
+                accuracy=average([row.accuracy for row in parts]),
+                tokens=average([row.tokens for row in parts]),
+                gain=None if base else gain,
+                ratio=None if base else ratio,
+                verdict="base" if base else "",
+                more={
+                    "tasks": len(tasks),
+                    "completed": sum(completed) / len(parts),
+                    **{name: sum(row.more[name] for row in parts) / len(parts)
+                       for name in ("attention_flops", "model_flops")},
+                },
             )
         )  # fmt: skip
-    return tuple(found)
-
-
-def _against(comparison: Comparison | None, name: str, otherwise: float) -> Estimate:
-    """What is compared with nothing is the base itself, or has no base."""
-    if comparison is None:
-        return Estimate(otherwise, otherwise, otherwise, 0, 0)
-    if comparison.verdict == "too many failed":
-        return Estimate(nan, nan, nan, 0, 0)
-    return _estimate(comparison, name)
-
-
-def _estimate(row: ReportRow | Comparison, name: str) -> Estimate:
-    value, low, high = (getattr(row, f"{name}{end}") for end in ("", "_low", "_high"))
-    return Estimate(value, low, high, 0, row.problems)
-
-
-def _mean(rows: Sequence[ReportRow], name: str) -> float:
-    return float(sum(getattr(row, name) for row in rows)) / len(rows)
+    return tuple(means)
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
@@ -355,65 +282,43 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
     """
     count = len(estimates)
     if not count:
-        return Estimate(nan, nan, nan, 0, 0)
-    value = sum(each.value for each in estimates) / count
-    below = sqrt(sum((each.value - each.low) ** 2 for each in estimates)) / count
-    above = sqrt(sum((each.high - each.value) ** 2 for each in estimates)) / count
-    samples, problems = (
-        sum(getattr(e, name) for e in estimates) for name in ("samples", "problems")
-    )
+        return NOTHING
+    value = sum(part.value for part in estimates) / count
+    below = sqrt(sum((part.value - part.low) ** 2 for part in estimates)) / count
+    above = sqrt(sum((part.high - part.value) ** 2 for part in estimates)) / count
+    samples = sum(part.samples for part in estimates)
+    problems = sum(part.problems for part in estimates)
     return Estimate(value, value - below, value + above, samples, problems)
 
 
-ALL_TASKS = "all tasks"
-PASS_RATES = ("0 %", "1–50 %", "51–99 %", "100 %")
-"""Pass rates of 0, in (0, 1/2], in (1/2, 1), and of 1."""
+def difficulty(arms: Sequence[Arm], bases: Sequence[Arm]) -> Iterator[Figures]:
+    """By difficulty, task by task (each with its base), then over all tasks together."""
+    for base in bases:
+        yield from by_difficulty([arm for arm in arms if arm.task == base.task], base)
+    yield from over_tasks(arms, bases)
 
 
-@dataclass(frozen=True, slots=True)
-class DifficultyRow:
-    """One model under one exit on the problems of one bin.
+def by_difficulty(arms: Sequence[Arm], base: Arm) -> list[Figures]:
+    """The figures of all arms of a task, bin by bin; none where the base has one sample each.
 
     A problem stands in two bins where its halves disagree; intervals are clustered by problem all
-    the same. Gain and ratio are against the base on the same samples; nan for the base itself.
+    the same. Gain and ratio are against the base on the same samples.
     """
-
-    task: str
-    bin: str
-    model: str
-    exit: str
-    problems: int
-    responses: int
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    gain: float
-    gain_low: float
-    gain_high: float
-    tokens_mean: float
-    tokens_ratio: float
-    tokens_ratio_low: float
-    tokens_ratio_high: float
-
-
-def by_difficulty(arms: Sequence[Arm], base: Arm) -> list[DifficultyRow]:
-    """The figures of all arms of a task, bin by bin; none where the base has one sample each."""
     bins = _bins(base)
     rows = []
     for bin in PASS_RATES:
         part = bins.filter(bin=bin)
         if part.is_empty():
             continue
-        held = _within(base, part)
-        if held.graded.is_empty():
+        base_part = _within(base, part)
+        if base_part.graded.is_empty():
             continue
         for arm in arms:
-            own = held if arm is base else _within(arm, part)
-            rows.append(_difficulty_row(bin, own, held))
+            rows.append(_in_bin(bin, base_part if arm is base else _within(arm, part), base_part))
     return rows
 
 
-def over_tasks(arms: Sequence[Arm], bases: Sequence[Arm]) -> list[DifficultyRow]:
+def over_tasks(arms: Sequence[Arm], bases: Sequence[Arm]) -> list[Figures]:
     """The same over the problems of all tasks together; none where there is one task."""
     if len(bases) < 2:
         return []
@@ -458,22 +363,26 @@ def _within(arm: Arm, part: pl.DataFrame) -> Arm:
     return Arm(arm.model, arm.exit, rows, len(rows) + round(missing * share), arm.task)
 
 
-def _difficulty_row(bin: str, arm: Arm, base: Arm) -> DifficultyRow:
+def _in_bin(bin: str, arm: Arm, base: Arm) -> Figures:
     accuracy = statistics.proportion(arm.correct, arm.problems)
-    gain = ratio = Estimate(nan, nan, nan, 0, 0)
+    gain = ratio = None
     if arm is not base:
         units = _units(arm).join(_units(base), on=["problem_id", "half"], suffix="_base")
         units = units.sort("problem_id", "half")
-        ratio = _tokens_ratio(units)
-        if not any(side.failed > MAX_FAILED * side.expected for side in (arm, base)):
+        sums = units.group_by("problem_id", maintain_order=True).agg(
+            pl.col("tokens").sum(), pl.col("tokens_base").sum()
+        )
+        if len(sums):
+            ratio = statistics.ratio(sums.select("tokens", "tokens_base").to_numpy())
+        if not too_many_failed(arm, base):
             differences = (units["right"] - units["right_base"]).to_numpy()
             gain = statistics.mean(differences, units["problem_id"].to_list())
             if not isnan(gain.low):  # few problems give more than there can be
                 gain = replace(gain, low=max(-1.0, gain.low), high=min(1.0, gain.high))
-    return DifficultyRow(
-        arm.task, bin, arm.model, arm.exit, accuracy.problems, len(arm.graded),
-        accuracy.value, accuracy.low, accuracy.high, gain.value, gain.low, gain.high,
-        arm.mean("tokens"), ratio.value, ratio.low, ratio.high,
+    return Figures(
+        arm.task, arm.model, arm.exit, accuracy.problems, len(arm.graded), arm.truncated,
+        arm.failed, accuracy, statistics.mean(arm.column("tokens"), arm.problems), gain, ratio,
+        "base" if arm is base else "", bin,
     )  # fmt: skip
 
 
@@ -486,16 +395,3 @@ def _units(arm: Arm) -> pl.DataFrame:
     return arm.graded.group_by("problem_id", "half").agg(
         right=(pl.col("grade") == "correct").mean(), tokens=pl.col("tokens").mean()
     )
-
-
-def _tokens_ratio(units: pl.DataFrame) -> Estimate:
-    """Tokens over the base's, with a bootstrap over problems."""
-    if units.is_empty():
-        return Estimate(nan, nan, nan, 0, 0)
-    sums = units.group_by("problem_id", maintain_order=True).agg(
-        pl.col("tokens").sum(), pl.col("tokens_base").sum()
-    )
-    sums_PX = sums.select("tokens", "tokens_base").to_numpy()
-    low, high = statistics.bootstrap(sums_PX, lambda totals: totals[:, 0] / totals[:, 1])
-    total, total_base = sums_PX.sum(0)
-    return Estimate(float(total / total_base) if total_base else nan, low, high, 0, len(sums))

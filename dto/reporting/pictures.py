@@ -1,10 +1,15 @@
-"""Accuracy against tokens, with intervals both ways: the picture of a report."""
+"""The pictures of a report, as files and in its page.
+
+In the page they are SVG that takes its colours from there: it is light or dark, so a colour is a
+name, `var(--ink)`, `var(--c0)`. Text is drawn as outlines, which look the same on every machine.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from io import StringIO
 from math import ceil, isnan
 from pathlib import Path
@@ -16,8 +21,9 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from dto.reporting.cost import BreakEven, StageCost
-from dto.reporting.evaluation import PASS_RATES, DifficultyRow, ReportRow
-from dto.reporting.positions import BINS, ExitPositions, TrialReliability
+from dto.reporting.evaluation import PASS_RATES, Figures
+from dto.reporting.positions import BINS, ExitPositions, Reliability, TrialReliability
+from dto.statistics import NOTHING, Estimate
 
 COLOURS = ("#4c566a", "#c2410c", "#0f766e", "#6d28d9", "#a16207", "#1d4ed8")
 INK = "#333333"
@@ -29,7 +35,7 @@ ACROSS = 2
 """Panels beside one another."""
 
 
-def draw(rows: Sequence[ReportRow], directory: Path, title: str) -> list[Path]:
+def draw(rows: Sequence[Figures], directory: Path, title: str) -> list[Path]:
     """Write `report.png` and `report.svg`; the same rows give the same bytes."""
     return save(lambda: front(rows, title), directory, "report")
 
@@ -44,7 +50,7 @@ def save(make: Callable[[], Figure], directory: Path, name: str) -> list[Path]:
     return paths
 
 
-def front(rows: Sequence[ReportRow], title: str = "") -> Figure:
+def front(rows: Sequence[Figures], title: str = "") -> Figure:
     """One panel a task, one colour a model, one marker an exit.
 
     A line joins the points that no other has both more accuracy and fewer tokens than. Rows without
@@ -87,27 +93,25 @@ def legend_marks(axes: Axes) -> dict[str, Any]:
 
 
 def _panel(
-    axes: Axes, shown: Sequence[ReportRow], models: Sequence[str], exits: Sequence[str]
+    axes: Axes, shown: Sequence[Figures], models: Sequence[str], exits: Sequence[str]
 ) -> None:
     for row in shown:
-        low, high = row.accuracy - row.accuracy_low, row.accuracy_high - row.accuracy
-        left, right = row.tokens_mean - row.tokens_low, row.tokens_high - row.tokens_mean
-        axes.errorbar(
-            row.tokens_mean,
-            100 * row.accuracy,
-            xerr=[[max(0.0, left)], [max(0.0, right)]],
-            yerr=[[100 * max(0.0, low)], [100 * max(0.0, high)]],
+        error_bars(
+            axes,
+            [row.tokens],
+            [row.accuracy],
+            scale=100,
             fmt=MARKERS[exits.index(row.exit) % len(MARKERS)],
             markersize=7 if row.exit == "none" else 5,
-            label=f"{row.model}, {row.exit}" if row.exit != "none" else row.model,
+            label=_label(row.model, row.exit),
             color=COLOURS[models.index(row.model) % len(COLOURS)],
             elinewidth=1.1,
             capsize=2.5,
         )
     best = not_beaten(shown)
     axes.plot(
-        [row.tokens_mean for row in best],
-        [100 * row.accuracy for row in best],
+        [row.tokens.value for row in best],
+        [100 * row.accuracy.value for row in best],
         color=INK,
         linewidth=0.8,
         linestyle=(0, (2, 3)),
@@ -115,19 +119,48 @@ def _panel(
     )
     if shown:
         # In this order the maximum with nan, the interval of a single problem, is the mean.
-        axes.set_xlim(0, 1.18 * max(max(row.tokens_mean, row.tokens_high) for row in shown))
+        axes.set_xlim(0, 1.18 * max(max(row.tokens.value, row.tokens.high) for row in shown))
     axes.set_xlabel("tokens per question (thinking, answer, trials)", color=INK)
     axes.set_ylabel("accuracy, %", color=INK)
     plain(axes)
 
 
-def not_beaten(rows: Sequence[ReportRow]) -> list[ReportRow]:
+def not_beaten(rows: Sequence[Figures]) -> list[Figures]:
     """By tokens: those that no other row has more accuracy than for as few tokens."""
-    best: list[ReportRow] = []
-    for row in sorted(rows, key=lambda row: (row.tokens_mean, -row.accuracy)):
-        if not best or row.accuracy > best[-1].accuracy:
+    best: list[Figures] = []
+    for row in sorted(rows, key=lambda row: (row.tokens.value, -row.accuracy.value)):
+        if not best or row.accuracy.value > best[-1].accuracy.value:
             best.append(row)
     return best
+
+
+def error_bars(
+    axes: Axes,
+    x: Sequence[float | Estimate],
+    y: Sequence[Estimate],
+    scale: float = 1,
+    **style: Any,
+) -> None:
+    """Points with the intervals of y, and of x where that is an estimate too; y times `scale`.
+
+    A figure whose interval is not known has no bar.
+    """
+    across = [point for point in x if isinstance(point, Estimate)]
+    axes.errorbar(
+        [point.value if isinstance(point, Estimate) else point for point in x],
+        [scale * point.value for point in y],
+        xerr=_bars(across, 1) if across else None,
+        yerr=_bars(y, scale),
+        **style,
+    )
+
+
+def _bars(points: Sequence[Estimate], scale: float) -> list[list[float]]:
+    # In this order the maximum with nan is 0; without it rounding may give a negative length.
+    return [
+        [scale * max(0.0, point.value - point.low) for point in points],
+        [scale * max(0.0, point.high - point.value) for point in points],
+    ]
 
 
 def plain(axes: Axes) -> None:
@@ -165,32 +198,29 @@ def svg(figure: Figure, name: str) -> str:
     return text
 
 
-def difficulty(rows: Sequence[DifficultyRow]) -> Figure:
+def difficulty(rows: Sequence[Figures]) -> Figure:
     """Tokens saved, and points gained, by the base's pass rate; the base itself is left out."""
-    shown = [row for row in rows if not isnan(row.tokens_ratio)]
-    arms = list(dict.fromkeys((row.model, row.exit) for row in shown))
+    shown = [(row, row.ratio) for row in rows if row.ratio is not None]
+    arms = list(dict.fromkeys(row.arm for row, _ in shown))
     models = list(dict.fromkeys(row.model for row in rows))
     exits = list(dict.fromkeys(row.exit for row in rows))
-    bins = [bin for bin in PASS_RATES if any(row.bin == bin for row in shown)]
+    bins = [bin for bin in PASS_RATES if any(row.bin == bin for row, _ in shown)]
     figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
     saved, gained = figure.subplots(1, 2)
     for place, arm in enumerate(arms):
-        own = [row for row in shown if (row.model, row.exit) == arm]
+        part = [(row, ratio) for row, ratio in shown if row.arm == arm]
         shift = 0.6 * ((place + 0.5) / len(arms) - 0.5)
-        x = [bins.index(row.bin) + shift for row in own]
-        ends = [
-            (saved, [(1 - r.tokens_ratio, 1 - r.tokens_ratio_high, 1 - r.tokens_ratio_low)
-                     for r in own]),
-            (gained, [(row.gain, row.gain_low, row.gain_high) for row in own]),
-        ]  # fmt: skip
-        for axes, figures in ends:
-            axes.errorbar(
+        x = [bins.index(row.bin) + shift for row, _ in part]
+        savings = [
+            replace(ratio, value=1 - ratio.value, low=1 - ratio.high, high=1 - ratio.low)
+            for _, ratio in part
+        ]
+        for axes, y in ((saved, savings), (gained, [row.gain or NOTHING for row, _ in part])):
+            error_bars(
+                axes,
                 x,
-                [100 * value for value, _, _ in figures],
-                yerr=[
-                    [100 * max(0.0, value - low) for value, low, _ in figures],
-                    [100 * max(0.0, high - value) for value, _, high in figures],
-                ],
+                y,
+                scale=100,
                 fmt=MARKERS[exits.index(arm[1]) % len(MARKERS)],
                 color=COLOURS[models.index(arm[0]) % len(COLOURS)],
                 markersize=5,
@@ -203,14 +233,14 @@ def difficulty(rows: Sequence[DifficultyRow]) -> Figure:
     for axes in (saved, gained):
         plain(axes)
         axes.axhline(0, color=INK, linewidth=0.8)
-        axes.set_xticks(range(len(bins)), [_bin(shown, bin) for bin in bins])
+        axes.set_xticks(range(len(bins)), [_bin([row for row, _ in shown], bin) for bin in bins])
         axes.set_xlim(-0.5, len(bins) - 0.5)
         axes.set_xlabel("the base is right on that share of the other half", color=INK)
     _legend(figure, saved)
     return figure
 
 
-def _bin(rows: Sequence[DifficultyRow], bin: str) -> str:
+def _bin(rows: Sequence[Figures], bin: str) -> str:
     most = max(row.problems for row in rows if row.bin == bin)
     return f"{bin}\n{most:,} problem{'' if most == 1 else 's'}"
 
@@ -278,55 +308,55 @@ def _left(axes: Axes, exits: Sequence[ExitPositions], colour: str) -> None:
                     linewidth=1.4, label=f"{each.group} ({each.exits:,})")  # fmt: skip
 
 
-def calibration(found: Sequence[TrialReliability]) -> Figure:
-    """Confidence against the share of right answers: one panel for each exit, a colour a model.
-
-    The area of a point is the share of the trials in its bin.
-    """
-    exits = list(dict.fromkeys(each.exit for each in found))
-    models = list(dict.fromkeys(each.model for each in found))
+def calibration(trials: Sequence[TrialReliability]) -> Figure:
+    """Confidence against the share of right answers: one panel for each exit, a colour a model."""
+    exits = list(dict.fromkeys(part.exit for part in trials))
+    models = list(dict.fromkeys(part.model for part in trials))
     across = min(3, max(2, len(exits)))
     down = -(-len(exits) // across)
     figure = Figure(figsize=(WIDTH, 3.8 * down), layout="constrained")
     for place, exit in enumerate(exits):
         axes = figure.add_subplot(down, across, place + 1)
-        plain(axes)
-        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (2, 3)))
-        for each in found:
-            if each.exit != exit:
-                continue
-            bins = each.reliability.bins
-            colour = COLOURS[models.index(each.model) % len(COLOURS)]
-            axes.errorbar(
-                [bin.confidence for bin in bins],
-                [bin.accuracy for bin in bins],
-                yerr=[
-                    [max(0.0, bin.accuracy - bin.accuracy_low) for bin in bins],
-                    [max(0.0, bin.accuracy_high - bin.accuracy) for bin in bins],
-                ],
-                fmt="none",
-                elinewidth=0.8,
-                ecolor=colour,
-            )
-            share = [bin.trials / each.reliability.trials for bin in bins]
-            axes.scatter(
-                [bin.confidence for bin in bins],
-                [bin.accuracy for bin in bins],
-                s=[12 + 220 * each for each in share],
-                color=colour,
-                linewidths=0,
-                alpha=0.85,
-            )
-            label = f"{each.model}: ECE {each.reliability.ece:.3f}"
-            axes.plot([], [], "o", markersize=5, color=colour, label=label)
+        reliability_diagram(
+            axes,
+            {part.model: part.reliability for part in trials if part.exit == exit},
+            [COLOURS[models.index(part.model) % len(COLOURS)] for part in trials
+             if part.exit == exit],
+        )  # fmt: skip
         axes.set_title(exit, loc="left", fontsize=10, color=INK)
-        axes.set_xlim(-0.03, 1.05)
         axes.set_ylim(-0.03, 1.05 + 0.08 * len(models))
-        axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
-        axes.set_xlabel("confidence of a trial answer", color=INK)
-        axes.set_ylabel("share that is right", color=INK)
-        axes.legend(loc="upper left", frameon=False, fontsize=8.5, labelcolor="linecolor")
     return figure
+
+
+def reliability_diagram(
+    axes: Axes, reliabilities: Mapping[str, Reliability], colours: Sequence[str] = COLOURS
+) -> None:
+    """Confidence against the share of right answers, with the diagonal, by the name of each.
+
+    The area of a point is the share of the trials in its bin.
+    """
+    plain(axes)
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (2, 3)))
+    for (name, reliable), colour in zip(reliabilities.items(), colours, strict=False):
+        bins = reliable.bins
+        x = [bin.confidence for bin in bins]
+        y = [bin.accuracy for bin in bins]
+        error_bars(axes, x, y, fmt="none", elinewidth=0.8, ecolor=colour)
+        axes.scatter(
+            x,
+            [accuracy.value for accuracy in y],
+            s=[12 + 220 * bin.trials / reliable.trials for bin in bins],
+            color=colour,
+            linewidths=0,
+            alpha=0.85,
+        )
+        axes.plot([], [], "o", markersize=5, color=colour, label=f"{name}: ECE {reliable.ece:.3f}")
+    axes.set_xlim(-0.03, 1.05)
+    axes.set_ylim(-0.03, 1.13)
+    axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+    axes.set_xlabel("confidence of a trial answer", color=INK)
+    axes.set_ylabel("share that is right", color=INK)
+    axes.legend(loc="upper left", frameon=False, fontsize=8.5, labelcolor="linecolor")
 
 
 def cost(costs: Sequence[StageCost], even: BreakEven | None, base: float) -> Figure:
@@ -354,7 +384,7 @@ def cost(costs: Sequence[StageCost], even: BreakEven | None, base: float) -> Fig
 
 
 def _paid(lines: Axes, even: BreakEven, base: float) -> None:
-    after = base - even.tokens_saved_per_question
+    after = base - even.tokens_saved.value
     last = 2.0 * even.questions if even.questions else 2.0 * even.tokens_spent / max(1.0, base)
     plain(lines)
     lines.plot([0, last / 1e3], [0, base * last / 1e6], color=COLOURS[0], label="base")

@@ -1,4 +1,7 @@
-"""Where in the thinking the exits lie: those that optimizing chose, those that policies took."""
+"""Where exits lie in the thinking, and whether the confidence of trial answers can be trusted.
+
+Exits are those that optimizing chose and those that policies took.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import polars as pl
 
 from dto import statistics
 from dto.recipe import Recipe
+from dto.statistics import Estimate
 
 CONFIDENCE_BINS = 10
 
@@ -24,9 +28,7 @@ class Bin:
 
     trials: int
     confidence: float
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
+    accuracy: Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +57,12 @@ def reliability(
     for trial in trials:
         binned[min(CONFIDENCE_BINS - 1, int(trial[0] * CONFIDENCE_BINS))].append(trial)
     bins = []
-    for found in filter(None, binned):
-        sure, right, problems = zip(*found, strict=True)
+    for part in filter(None, binned):
+        sure, right, problems = zip(*part, strict=True)
         accuracy = statistics.proportion(right, problems)
-        bins.append(
-            Bin(
-                trials=len(found),
-                confidence=sum(sure) / len(found),
-                accuracy=accuracy.value,
-                accuracy_low=accuracy.low,
-                accuracy_high=accuracy.high,
-            )
-        )
+        bins.append(Bin(len(part), sum(sure) / len(part), accuracy))
     count = len(trials)
-    gap = sum(each.trials * abs(each.accuracy - each.confidence) for each in bins)
+    gap = sum(bin.trials * abs(bin.accuracy.value - bin.confidence) for bin in bins)
     return Reliability(
         monitor=monitor,
         inducer=inducer,
@@ -80,9 +74,9 @@ def reliability(
     )
 
 
-def least_off(found: Sequence[Reliability]) -> Reliability | None:
+def least_off(reliabilities: Sequence[Reliability]) -> Reliability | None:
     """The one with the smallest calibration error; None where there are no trials."""
-    return min((each for each in found if each.trials), key=lambda each: each.ece, default=None)
+    return min((r for r in reliabilities if r.trials), key=lambda r: r.ece, default=None)
 
 
 BINS = 20

@@ -6,93 +6,24 @@ Everything is taken from the report's figures, so that page, tables and `report.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from math import isnan
+from math import nan
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from dto.recipe import EstimateSettings, ExitSettings, Recipe
+from dto.recipe import ExitSettings, Recipe
 from dto.reporting import pictures
 from dto.reporting.batch import batch_section
-from dto.reporting.cost import OPTIMIZATION, StageCost
-from dto.reporting.evaluation import (
-    ALL_TASKS,
-    MAX_FAILED,
-    AverageRow,
-    Comparison,
-    ReportRow,
-    is_base,
-)
+from dto.reporting.cost import OPTIMIZATION, cost_table, paid_for, paid_in_flops, together
+from dto.reporting.evaluation import ALL_TASKS, MAX_FAILED
+from dto.reporting.funnel import funnel_section
 from dto.reporting.page import Headline, LeftOut, Section, drawn, render_page
-from dto.reporting.pictures import front
 from dto.reporting.positions import Reliability
+from dto.reporting.report import Report
 from dto.reporting.reproduce import content_of_sources, public_names, reproduction
-from dto.reporting.table import (
-    Table,
-    interval,
-    near_copies,
-    number,
-    paid_for,
-    paid_in_flops,
-    percent,
-    points,
-)
-from dto.sequential import zone
-
-if TYPE_CHECKING:
-    from dto.reporting.report import Report
-
-MEBIBYTE = 2**20
-DROPPED = {
-    "answer_not_reached": "the chain does not come to its answer",
-    "answered_twice": "the answers to the question differ",
-    "duplicate": "the question is already there (case and spaces ignored)",
-    "empty_response": "one side of the pair holds no tokens",
-    "empty_thinking": "the response did not think",
-    "empty": "nothing was thought about the question",
-    "error": "the row raised an error",
-    "extra_number": "more questions are numbered than were asked",
-    "failed": "the engine or the grader failed",
-    "foreign_tags": "the thinking is marked with another model's tags (model.think)",
-    "identical": "optimizing changed nothing, so both sides are the same",
-    "interleaved": "the question is taken up more than once",
-    "left_over": "the questions are no multiple of k",
-    "near_duplicate": "half or more of the question is one of another split",
-    "names_a_question": "it names a question by number, as only batch chains have to",
-    "no_answer": "no answer has the question's number",
-    "no_correct_finalization": "no conclusion at the exit was right",
-    "no_exit": "no boundary passed the threshold",
-    "no_heading": "the thinking does not turn to the question by name",
-    "no_pair": "no two samples make a pair",
-    "no_room": "the context leaves no room for a conclusion",
-    "not_shorter": "the chosen side is not shorter, and both are right",
-    "over_limit": "the problem has enough pairs",
-    "over_longer_correct": "the problem has enough pairs of longer correct over shorter wrong",
-    "prompt_too_long": "the prompt fills the context",
-    "quotes_another": "it names or quotes another question",
-    "runs_on": "the thinking does not turn to the next question by name",
-    "shared_reasoning": "much of the thinking belongs to no question",
-    "surplus": "the classes are balanced",
-    "too_long": "longer than the recipe's limit",
-    "truncated": "the response ran out of tokens",
-    "unnumbered": "the answers cannot be told apart",
-    "unreadable_gold": "the gold answer cannot be read",
-    "unreadable_row": "the row of the source cannot be read",
-}
-"""What the reasons mean that stages drop rows for."""
-
-KINDS = {
-    "trajectories": "trajectories, by grade",
-    "ungraded": "responses without a grade, by reason",
-    "given_up": "answers graded wrong because comparing them exceeded a limit",
-    "boundaries": "boundaries, by the chance of a right answer against the threshold",
-    "verdicts": "thinking patterns, by the judge's verdict",
-    "prunes": "prunes, after fresh rollouts",
-    "optimized": "optimized trajectories, by what became of them",
-    "pairs": "pairs, by what is rejected",
-}
-"""What the counts of a funnel are."""
+from dto.reporting.table import Table, arms_table
+from dto.statistics import shown
 
 DECIDING = {
     "static": ("fraction",),
@@ -112,8 +43,14 @@ def names_table(recipe: Recipe) -> Table:
     rows = [("model", names[name], models.get(name, "a model of its own"))
             for name in recipe.evaluate.models]  # fmt: skip
     rows += [("exit", exit.name, _exit(exit)) for exit in recipe.evaluate.exits]
-    return Table("What the names of models and exits stand for",
-        ("what", "name", "stands for"), tuple(rows), left=2, wide=True, folded=True)  # fmt: skip
+    return Table(
+        "What the names of models and exits stand for",
+        ("what", "name", "stands for"),
+        tuple(rows),
+        left=2,
+        wide=True,
+        folded=True,
+    )
 
 
 def _training(recipe: Recipe) -> str:
@@ -135,22 +72,7 @@ def cost_section(report: Report) -> Section | LeftOut:
     title = "What it cost"
     if not report.costs:
         return LeftOut(title, "no stage of the run has a manifest.")
-    head = ["stage", "generated", "read", "from cache", "thrown away", "trained on",
-            "attention FLOPs", "model FLOPs", "seconds", "MiB"]  # fmt: skip
-    rows = [
-        [
-            each.stage, f"{each.tokens:,}", f"{each.prompt_tokens:,}", f"{each.cached_tokens:,}",
-            f"{each.wasted_tokens:,}", f"{each.trained_tokens:,}", _flops(each.attention_flops),
-            _flops(each.model_flops), number(each.seconds, 1),
-            "–" if each.peak_memory is None else f"{each.peak_memory / MEBIBYTE:,.0f}",
-        ]
-        for each in report.costs
-    ]  # fmt: skip
-    if any(each.money is not None for each in report.costs):
-        head.append("money")
-        for row, each in zip(rows, report.costs, strict=True):
-            row.append("–" if each.money is None else f"{each.money:,.4g}")
-    spent = [each for each in report.costs if each.stage in OPTIMIZATION]
+    spent = [cost for cost in report.costs if cost.stage in OPTIMIZATION]
     text = ["Every generated token counts, those of rollouts, of trials and of requests that were "
             "thrown away too."]  # fmt: skip
     if report.break_even is not None:
@@ -160,13 +82,21 @@ def cost_section(report: Report) -> Section | LeftOut:
         text.append("After how many questions that is paid for is not known: the base and the "
                     "trained model have to be evaluated, both without an exit and with few "
                     "failures.")  # fmt: skip
+    rows = [*report.costs]
     if len(spent) > 1:
-        rows.append(_sum(spent, len(head)))
-    means: Mapping[tuple[str, str], ReportRow | AverageRow]
-    means = {(row.model, row.exit): row for row in report.averages or report.rows}
+        rows.append(together(spent, "without evaluating"))
+    columns = {
+        "stage": "stage", "generated": "tokens", "read": "read", "from cache": "cached",
+        "thrown away": "wasted", "trained on": "trained",
+        "attention FLOPs": "attention FLOPs or 0", "model FLOPs": "model FLOPs or 0",
+        "seconds": "seconds", "MiB": "MiB",
+    }  # fmt: skip
+    if any(cost.money is not None for cost in report.costs):
+        columns["money"] = "money"
+    means = {row.arm: row for row in report.averages or report.rows}
     base = means.get(("base", report.plain))
-    tokens = base.tokens_mean if base is not None else float("nan")
-    drawable = sum(each.tokens + each.trained_tokens > 0 for each in report.costs) > 1
+    tokens = nan if base is None else base.tokens.value
+    drawable = sum(cost.tokens + cost.trained_tokens > 0 for cost in report.costs) > 1
     return Section(
         "cost",
         title,
@@ -174,7 +104,7 @@ def cost_section(report: Report) -> Section | LeftOut:
         drawn("cost", "Tokens of each stage, and tokens spent in all against questions answered; "
               "the table below has the figures.", pictures.cost, report.costs, report.break_even,
               tokens) if drawable else None,
-        (Table("Tokens and time of each stage", tuple(head), tuple(map(tuple, rows))),),
+        (cost_table(rows, columns, "Tokens and time of each stage"),),
         notes=("Generated and trained on are what has to be paid for, from sampling to training; "
                "evaluating is measurement, and no part of it. Read are the tokens of prompts, "
                "from cache those of them that were not computed again; thrown away are generated "
@@ -186,119 +116,6 @@ def cost_section(report: Report) -> Section | LeftOut:
                "for a reference model. Seconds and MiB, of the largest "
                "process, are those of the machine that it ran on.",),
     )  # fmt: skip
-
-
-def _sum(spent: Sequence[StageCost], width: int) -> list[str]:
-    """The ledger's last line: all stages that have to be paid for."""
-    tokens = [
-        f"{sum(getattr(each, name) for each in spent):,}"
-        for name in ("tokens", "prompt_tokens", "cached_tokens", "wasted_tokens", "trained_tokens")
-    ]
-    flops = [
-        None if None in known else sum(each or 0.0 for each in known)
-        for known in ([e.attention_flops for e in spent], [e.model_flops for e in spent])
-    ]
-    seconds = [each.seconds for each in spent if each.seconds is not None]
-    cells = ["without evaluating", *tokens, *map(_flops, flops), number(sum(seconds), 1), "–"]
-    return cells + ["–"] * (width - len(cells))
-
-
-def funnel_section(report: Report, recipe: Recipe) -> Section:
-    """Rows by stage, and every reason for which one was dropped."""
-    funnel, training = report.funnel, report.training
-    kept = Table(
-        "",
-        ("stage", "rows", "dropped", "why"),
-        tuple(
-            (
-                stage,
-                f"{funnel['rows'][stage]:,}" if stage in funnel["rows"] else "–",
-                f"{sum(reasons.values()):,}" if reasons else "0",
-                "; ".join(
-                    f"{count:,} {reason}" + (f" ({DROPPED[reason]})" if reason in DROPPED else "")
-                    for reason, count in reasons.items()
-                ),
-            )
-            for stage in dict.fromkeys((*funnel["rows"], *funnel["dropped"]))
-            for reasons in [funnel["dropped"].get(stage, {})]
-        ),
-        wide=True,
-    )
-    kinds = tuple(
-        (
-            KINDS[key],
-            f"{sum(counts.values()):,}",
-            ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items()),
-        )
-        for key in KINDS
-        if (counts := funnel.get(key))
-    )
-    tables = [kept]
-    if kinds:
-        tables.append(Table("", ("rows", "all", "of them"), kinds, wide=True))
-    notes = []
-    if training is not None:
-        base, best = training["base"], training["kept"]
-        notes.append(
-            f"Training took {training['steps']:,} steps. On the dev problems, by which step "
-            f"{best['step']:,} was picked, accuracy went from {percent(base['accuracy'])} to "
-            f"{percent(best['accuracy'])} %, tokens from {number(base['tokens_mean'], 0)} to "
-            f"{number(best['tokens_mean'], 0)}: what is picked is flattered by it, the test "
-            "problems above are not." + " It collapsed." * bool(training["collapsed"])
-        )
-    if given_up := funnel.get("given_up_at"):
-        parts = ", ".join(f"{sum(each.values()):,} at {stage}" for stage, each in given_up.items())
-        notes.append(f"Answers that the grader gave up to compare count as wrong: {parts}.")
-    if copies := funnel.get("near_duplicates"):
-        notes.append(near_copies(copies))
-    if funnel.get("boundaries"):
-        notes.append(_stated_error(recipe.estimate))
-    if found := funnel.get("agreement"):
-        notes.append(
-            f"The llm judge and the counterfactual one agree on "
-            f"{interval(found['rate'], found['rate_low'], found['rate_high'])} % of "
-            f"{found['patterns']:,} patterns; Cohen's kappa {number(found['kappa'], 2)} "
-            f"({number(found['kappa_low'], 2)}…{number(found['kappa_high'], 2)})."
-        )
-    return Section(
-        "funnel",
-        "What became of the rows",
-        ("Nothing is dropped in silence: each row that ended on its way has a reason, and stands "
-         "with it in the stage's dropped.jsonl.",),
-        tables=tuple(tables),
-        notes=tuple(notes),
-    )  # fmt: skip
-
-
-def _stated_error(settings: EstimateSettings) -> str:
-    """What the decisions at boundaries say, and what they do not."""
-    if settings.method == "fixed":
-        return (
-            f"A boundary is above when a share of more than {settings.threshold:g} of "
-            f"{settings.rollouts} rollouts is right: no error is stated, and the exit that is "
-            "chosen for a high share is flattered by it."
-        )
-    low, high = zone(settings.threshold, settings.margin, settings.error, settings.cap)
-    text = (
-        f"A boundary is above or below by a test with error {settings.error:g} at each boundary, "
-        f"against {low:g} and {high:g}: a chance of a right answer of at most {low:g} passes with "
-        f"no more than that probability, one of at least {high:g} is refused with no more. Of what "
-        "lies between it says nothing."
-    )
-    if settings.error_scan is None:
-        return text + (
-            " Over a trajectory of many boundaries errors add up; estimate.error_scan bounds them "
-            "together. The exit that is chosen for a high share is flattered by it."
-        )
-    return text + (
-        f" A trajectory whose boundaries are all at {low:g} or less passes at any of them with "
-        f"probability {settings.error_scan:g} at most. The exit that is chosen for a high share is "
-        "flattered by it."
-    )
-
-
-def _flops(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1e}" if value else "0"
 
 
 def reproduce_section(run: Path, recipe: Recipe) -> Section:
@@ -357,7 +174,7 @@ R = TypeVar("R")
 def run_page(run: Path, recipe: Recipe, report: Report) -> str:
     """The HTML of a run's report."""
     report = _public(report)
-    together = batch_section(report)
+    together = batch_section(report.batch, report.training)
     sections = [
         _front(report, recipe),
         _difficulty(report),
@@ -365,7 +182,7 @@ def run_page(run: Path, recipe: Recipe, report: Report) -> str:
         _positions(report),
         _calibration(report),
         cost_section(report),
-        funnel_section(report, recipe),
+        funnel_section(report.funnel, report.training, recipe),
         reproduce_section(run, recipe),
     ]
     model = f"{public_names([recipe.model.name])[recipe.model.name]} on {recipe.model.engine}"
@@ -387,7 +204,6 @@ def _public(report: Report) -> Report:
     return replace(
         report,
         rows=renamed(report.rows),
-        comparisons=renamed(report.comparisons),
         averages=renamed(report.averages),
         difficulty=renamed(report.difficulty),
         positions=renamed(report.positions),
@@ -397,28 +213,28 @@ def _public(report: Report) -> Report:
 
 def _headlines(report: Report) -> list[Headline]:
     """The trained model, the fewest tokens that no loss is shown of, and when it has paid."""
-    compared: Sequence[Comparison | AverageRow] = report.comparisons
-    if report.averages:
-        compared = [row for row in report.averages if not is_base(row, report.plain)]
-    failed = {(each.model, each.exit) for each in report.comparisons
-              if each.verdict == "too many failed"}  # fmt: skip
-    sound = [each for each in compared if (each.model, each.exit) not in failed]
-    trained = [each for each in sound if each.model == "trained" and each.exit == report.plain]
-    others = [each for each in sound if each not in trained and each.gain_high >= 0]
-    fewest = min(others, key=lambda each: each.tokens_ratio, default=None)
-    found = []
-    for each in [*trained, *([fewest] if fewest else [])]:
-        change = f"{abs(100 * (1 - each.tokens_ratio)):.0f} %"
-        ratio = interval(each.tokens_ratio, each.tokens_ratio_low, each.tokens_ratio_high)
-        mood = "good" if each.gain_low > 0 else "bad" if each.gain_high < 0 else "open"
-        shown = {"good": "a gain", "bad": "a loss", "open": "no difference shown"}[mood]
-        name = each.model if each.exit == report.plain else f"{each.model}, {each.exit}"
-        found.append(
+    failed = {row.arm for row in report.rows if row.verdict == "too many failed"}
+    compared = [
+        (row, row.gain, row.ratio)
+        for row in report.averages or report.rows
+        if row.arm not in failed and row.gain is not None and row.ratio is not None
+    ]
+    trained = [part for part in compared if part[0].arm == ("trained", report.plain)]
+    others = [part for part in compared if part not in trained and part[1].high >= 0]
+    fewest = min(others, key=lambda part: part[2].value, default=None)
+    headlines = []
+    for part in [*trained, *([fewest] if fewest else [])]:
+        row, gain, ratio = part
+        change = f"{abs(100 * (1 - ratio.value)):.0f} %"
+        mood = "good" if gain.low > 0 else "bad" if gain.high < 0 else "open"
+        claim = {"good": "a gain", "bad": "a loss", "open": "no difference shown"}[mood]
+        name = row.model if row.exit == report.plain else f"{row.model}, {row.exit}"
+        headlines.append(
             Headline(
-                f"{name}: the fewest where no loss is shown" if each is fewest else name,
-                f"{change} {'fewer' if each.tokens_ratio <= 1 else 'more'} tokens",
-                f"accuracy {points(each.gain, each.gain_low, each.gain_high)} points: {shown}",
-                f"{ratio} % of the base's tokens",
+                f"{name}: the fewest where no loss is shown" if part is fewest else name,
+                f"{change} {'fewer' if ratio.value <= 1 else 'more'} tokens",
+                f"accuracy {gain:+%} points: {claim}",
+                f"{ratio:%} % of the base's tokens",
                 mood,
             )
         )
@@ -432,32 +248,41 @@ def _headlines(report: Report) -> list[Headline]:
             after = even.questions_by_model_flops
             spent += "; in model FLOPs, with all that was read: "
             spent += "never" if after is None else f"after {after:,} questions"
-        found.append(Headline("optimizing and training have paid for themselves", paid, "", spent))
-    return found
+        headlines.append(
+            Headline("optimizing and training have paid for themselves", paid, "", spent)
+        )
+    return headlines
 
 
 def _front(report: Report, recipe: Recipe) -> Section:
-    against = {(each.task, each.model, each.exit): each for each in report.comparisons}
+    columns = {
+        "model": "model", "exit": "exit", "accuracy %": "accuracy", "gain, points": "gain",
+        "tokens": "tokens", "% of base": "ratio", "trial tokens": "trial",
+        "trun\u00adcated": "truncated", "failed": "failed",
+    }  # fmt: skip
     tables = [
-        Table(
+        arms_table(
+            [row for row in report.rows if row.task == task],
+            columns,
             f"task {task}" if len(report.tasks) > 1 else "",
-            ("model", "exit", "accuracy %", "gain, points", "tokens", "% of base", "trial tokens",
-             "trun\u00adcated", "failed"),
-            tuple(
-                _front_row(row, against.get((task, row.model, row.exit)))
-                for row in report.rows
-                if row.task == task
-            ),
             left=2,
         )
         for task in report.tasks
-    ]  # fmt: skip
+    ]
     if report.averages:
-        tables.append(_mean_table(report.averages, report.plain))
+        tables.append(
+            arms_table(
+                report.averages,
+                {"model": "model", "exit": "exit", "accuracy %": "accuracy", "gain, points": "gain",
+                 "tokens": "tokens alone", "% of base": "ratio"},
+                f"mean over {len(report.tasks)} tasks, each counting once",
+                left=2,
+            )
+        )  # fmt: skip
     tables.append(names_table(recipe))
     says = "; ".join(
         f"{row.model}, {row.exit}{f' on {row.task}' if len(report.tasks) > 1 else ''}: "
-        f"{percent(row.accuracy)} % at {number(row.tokens_mean, 0)} tokens"
+        f"{shown(row.accuracy.value, '%')} % at {shown(row.tokens.value, ',.0f')} tokens"
         for row in report.rows
     )
     notes = ["In brackets are 95 % intervals, each for itself: the more there are, the more of "
@@ -465,7 +290,7 @@ def _front(report: Report, recipe: Recipe) -> Section:
              "trial answers. Gains and % of base are against the base without an exit, paired by "
              "problem. Truncated responses ran out of tokens and count as not correct, failed "
              "ones have no grade and leave the denominator."]  # fmt: skip
-    if any(each.verdict == "too many failed" for each in report.comparisons):
+    if any(row.verdict == "too many failed" for row in report.rows):
         notes.append(
             f"Where more than {100 * MAX_FAILED:.0f} % of the responses failed nothing is claimed."
         )
@@ -476,67 +301,25 @@ def _front(report: Report, recipe: Recipe) -> Section:
             "Up and to the left is better. The dotted line joins the points that no other beats in "
             "both; bars are 95 % intervals. Whether two differ is told by the paired gains below.",
         ),
-        drawn("front", f"Accuracy against tokens. {says}", front, report.rows),
+        drawn("front", f"Accuracy against tokens. {says}", pictures.front, report.rows),
         tuple(tables),
         notes=tuple(notes),
     )
 
 
-def _front_row(row: ReportRow, other: Comparison | None) -> tuple[str, ...]:
-    gain = ratio = "–"
-    if other is not None:
-        ratio = interval(other.tokens_ratio, other.tokens_ratio_low, other.tokens_ratio_high)
-        gain = points(other.gain, other.gain_low, other.gain_high)
-        if other.verdict == "too many failed":
-            gain = other.verdict
-    tokens = (
-        f"{number(row.tokens_mean, 1)} ({number(row.tokens_low, 1)}–{number(row.tokens_high, 1)})"
-    )
-    return (
-        row.model, row.exit, interval(row.accuracy, row.accuracy_low, row.accuracy_high), gain,
-        tokens, ratio, number(row.trial_tokens_mean, 1), f"{row.truncated:,}", f"{row.failed:,}",
-    )  # fmt: skip
-
-
-def _mean_table(rows: Sequence[AverageRow], plain: str) -> Table:
-    return Table(
-        f"mean over {rows[0].tasks} tasks, each counting once",
-        ("model", "exit", "accuracy %", "gain, points", "tokens", "% of base"),
-        tuple(
-            (
-                row.model, row.exit,
-                interval(row.accuracy, row.accuracy_low, row.accuracy_high),
-                "–" if is_base(row, plain) else points(row.gain, row.gain_low, row.gain_high),
-                number(row.tokens_mean, 1),
-                "–" if is_base(row, plain) else interval(
-                    row.tokens_ratio, row.tokens_ratio_low, row.tokens_ratio_high),
-            )
-            for row in rows
-        ),
-        left=2,
-    )  # fmt: skip
-
-
 def _difficulty(report: Report) -> Section | LeftOut:
     title = "Tokens saved by difficulty"
     whole = [r for r in report.difficulty if len(report.tasks) == 1 or r.task == ALL_TASKS]
-    if not any(not isnan(row.tokens_ratio) for row in whole):
+    if not any(row.ratio is not None for row in whole):
         return LeftOut(
             title, "it needs a base model without an exit and two samples of each problem."
         )
-    table = Table(
+    table = arms_table(
+        whole,
+        {"base right on": "bin", "model": "model", "exit": "exit", "problems": "problems",
+         "accuracy %": "accuracy alone", "gain, points": "gain", "tokens": "tokens alone",
+         "% of base": "ratio"},
         "The same figures as a table",
-        ("base right on", "model", "exit", "problems", "accuracy %", "gain, points", "tokens",
-         "% of base"),
-        tuple(
-            (
-                row.bin, row.model, row.exit, f"{row.problems:,}", percent(row.accuracy),
-                points(row.gain, row.gain_low, row.gain_high), number(row.tokens_mean, 1),
-                interval(row.tokens_ratio, row.tokens_ratio_low, row.tokens_ratio_high)
-                if not isnan(row.tokens_ratio) else "–",
-            )
-            for row in whole
-        ),
         left=3,
         folded=True,
     )  # fmt: skip
@@ -559,14 +342,18 @@ def _positions(report: Report) -> Section | LeftOut:
     title = "Where the exits lie"
     if not report.positions:
         return LeftOut(title, "the run has no optimized trajectories, and no exit left early.")
-    rows = tuple(
-        (
-            "optimized" if each.stage == "optimize" else each.model, each.group.replace("_", " "),
-            f"{each.exits:,}", "–" if each.stage == "optimize" else f"{each.without:,}",
-            percent(each.median),
-        )
-        for each in report.positions
-    )  # fmt: skip
+    table = Table.of(
+        "",
+        report.positions,
+        {
+            "of": (lambda part: part.model or "optimized", ""),
+            "outcome or exit": (lambda part: part.group.replace("_", " "), ""),
+            "exits": (lambda part: part.exits, ""),
+            "did not leave": (lambda part: part.without if part.model else None, ""),
+            "median position %": (lambda part: part.median, "%"),
+        },
+        left=2,
+    )
     notes = []
     text = []
     if any(each.stage == "optimize" for each in report.positions):
@@ -586,8 +373,7 @@ def _positions(report: Report) -> Section | LeftOut:
         drawn("exits", "Histograms of exit positions; the table below has their medians.",
                pictures.positions, report.positions,
                list(dict.fromkeys(row.model for row in report.rows))),
-        (Table("", ("of", "outcome or exit", "exits", "did not leave", "median position %"), rows,
-               left=2),),
+        (table,),
         notes=tuple(notes),
     )  # fmt: skip
 
@@ -596,13 +382,19 @@ def _calibration(report: Report) -> Section | LeftOut:
     title = "Can the confidence be trusted?"
     if not report.trials:
         return LeftOut(title, "no exit of this evaluation asked for trial answers.")
-    rows = tuple(
-        (
-            each.model, each.exit, f"{each.reliability.trials:,}", _sure(each.reliability),
-            percent(each.reliability.accuracy), number(each.reliability.ece, 3),
-        )
-        for each in report.trials
-    )  # fmt: skip
+    table = Table.of(
+        "",
+        report.trials,
+        {
+            "model": (lambda part: part.model, ""),
+            "exit": (lambda part: part.exit, ""),
+            "trials": (lambda part: part.reliability.trials, ""),
+            "mean confidence %": (lambda part: _mean_confidence(part.reliability), "%"),
+            "right %": (lambda part: part.reliability.accuracy, "%"),
+            "ECE": (lambda part: part.reliability.ece, ",.3f"),
+        },
+        left=2,
+    )
     notes = []
     if not all(each.shadow for each in report.trials):
         notes.append("A path that is left makes no further trials, so that doubtful ones are more "
@@ -616,11 +408,10 @@ def _calibration(report: Report) -> Section | LeftOut:
          "from the diagonal: 0 is best.",),
         drawn("calibration", "Reliability diagrams; the table below has the errors.",
                pictures.calibration, report.trials),
-        (Table("",
-            ("model", "exit", "trials", "mean confidence %", "right %", "ECE"), rows, left=2),),
+        (table,),
         notes=tuple(notes),
     )  # fmt: skip
 
 
-def _sure(held: Reliability) -> str:
-    return percent(sum(bin.trials * bin.confidence for bin in held.bins) / held.trials)
+def _mean_confidence(reliable: Reliability) -> float:
+    return sum(bin.trials * bin.confidence for bin in reliable.bins) / reliable.trials

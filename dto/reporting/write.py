@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,14 +30,11 @@ def report(run_directory: Path | str) -> Report:
     result = measure(run)
     directory = run / "report"
     directory.mkdir(exist_ok=True)
-    text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
-    manifest.write_text(directory / "report.json", text + "\n")
+    manifest.write_json(directory / "report.json", result.as_json())
     draw_report(result, directory)
     if result.batch is not None:
         draw_batch(result.batch, directory, recipe.name)
-    write_tables(
-        directory, result.title, result.rows, result.comparisons, result.averages, result.difficulty
-    )
+    write_tables(directory, result.title, result.rows, result.averages, result.difficulty)
     manifest.write_text(directory / "report.html", run_page(run, recipe, result))
     return result
 
