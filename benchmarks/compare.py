@@ -16,11 +16,11 @@ import os
 import sys
 from pathlib import Path
 
-from dto.baselines.compare import compare
-from dto.baselines.report import report
+from dto.compare.compare import compare
+from dto.compare.report import report
+from dto.pipeline import open_run
 from dto.prompts import resource
 from dto.recipe import load_recipe
-from dto.runs.run import open_run
 
 SEEDS = (0, 1, 2)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 from dto.errors import EngineError
 from dto.joins import Joined, join
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dto.protocols import Grader
+    from dto.segmentation.worker import Segmenter
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +29,16 @@ class Context:
 
     A stage reads its own settings as `ctx.recipe.<stage>`; the prompts are those of
     `ctx.recipe.model.family`. `judge` is asked by `prune.judge: llm`; None: the policy judges.
+    `model` is what the rows of an evaluation call the policy (`base`, `trained`, a path).
+    `segmenter` cuts texts in other processes; None: in this one.
     """
 
     recipe: Recipe
     engine: Engine
     grader: Grader
     judge: Engine | None = None
+    model: str = "base"
+    segmenter: Segmenter | None = None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -90,3 +96,14 @@ def sampling(settings: SamplingSettings, max_tokens: int, seed: int, written: in
         written=written,
         seed=seed,
     )
+
+
+def without_engine(
+    recipe: Recipe,
+    grader: Grader,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    model: str = "base",
+) -> Context:
+    """The context of a stage that asks no model: its engine has a tokenizer at most."""
+    engine = SimpleNamespace(model=recipe.model.name, tokenizer=tokenizer)
+    return Context(recipe, cast(Engine, engine), grader, model=model)

@@ -1,59 +1,127 @@
-"""The wiring: which stages are computed, in what order and process, and what is told of them."""
+"""The stages of a run, in their order; one engine at a time works through them.
+
+A new stage is a module with a `STAGE` and a line here: commands, plans, costs, cards and the viewer
+follow from this list.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Iterable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from itertools import groupby
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
-from dto import tables
-from dto.errors import DtoError, disk_errors
-from dto.feeding import RECORDS, feed
-from dto.recipe import Recipe
+from dto.context import Context, without_engine
+from dto.drqa import batch, chain, label
+from dto.engines import open_engine
+from dto.engines.models import load_tokenizer
+from dto.errors import DtoError, EngineError, disk_errors
+from dto.grading import Grader
+from dto.protocols import Engine
+from dto.recipe import ModelSettings, Recipe
+from dto.records import Dropped
 from dto.runs import manifest
-from dto.runs.graph import test_stage
-from dto.runs.run import Run, write_run_manifest
-from dto.runs.runner import Stage
+from dto.runs import run as runs
+from dto.runs.reader import RunReader
+from dto.runs.run import Consent, Run, refuse
+from dto.runs.runner import Runner
+from dto.runs.stage import Stage
 from dto.segmentation.lexicon import LOOP
-from dto.serving import Serving
+from dto.segmentation.worker import Segmenter
+from dto.stages import estimate, evaluate, optimize, pair, pilot, prune, sample, segment, trace
 from dto.tags import FOREIGN
-
-if TYPE_CHECKING:
-    from dto.reporting.report import Report
+from dto.tasks import importing, problems
+from dto.training import train
+from dto.trajectories import check_model
 
 logger = logging.getLogger("dto")
 
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        problems.STAGE, sample.STAGE, batch.STAGE, segment.STAGE, estimate.STAGE, optimize.STAGE,
+        prune.STAGE, pair.STAGE, chain.STAGE, label.STAGE, train.STAGE, problems.TEST,
+        evaluate.STAGE, trace.STAGE, pilot.STAGE,
+    )
+}  # fmt: skip
 
-def run_stages(run: Run, stages: Sequence[str]) -> Report | None:
-    """Compute the stages, in the order given, that are not finished yet; the report, if asked for.
+
+def stage_of(recipe: Recipe, name: str) -> Stage:
+    """A stage as this recipe has it: responses are sampled, or imported."""
+    imported = name == sample.STAGE.name and recipe.sample.imported
+    return importing.STAGE if imported else STAGES[name]
+
+
+def needed(recipe: Recipe, *last: str) -> tuple[str, ...]:
+    """The stages that the last ones depend on, themselves included, in order.
+
+    Without any: those of a whole run, whose evaluation, and questions asked together, are reported.
+    """
+    reported = ("evaluate", "sample", "batch") if recipe.batch.k else ("evaluate",)
+    open_ = list(last or reported)
+    closed = set(open_)
+    while open_:
+        further = set(stage_of(recipe, open_.pop()).reads(recipe)) - closed
+        closed |= further
+        open_ += further
+    return tuple(name for name in STAGES if name in closed)
+
+
+def with_questions(recipe: Recipe, *names: str) -> tuple[str, ...]:
+    """These stages, and before them what they read that costs nothing: the questions."""
+    wanted = {*names, "problems"}
+    for name in names:
+        wanted |= {each for each in needed(recipe, name) if STAGES[each].needs == "nothing"}
+    return tuple(name for name in STAGES if name in wanted)
+
+
+def open_run(
+    path: Path,
+    recipe: Recipe,
+    *,
+    recompute: Consent = refuse,
+    again: Sequence[str] = (),
+    overwrite: bool = False,
+    allow_code_execution: bool = False,
+) -> Run:
+    """Begin a run, or go on with the one that is there (:func:`dto.runs.run.open_run`).
+
+    `again` are stages that are to be computed again though nothing changed.
+    """
+    stages = [stage_of(recipe, name) for name in STAGES]
+    return runs.open_run(
+        path,
+        recipe,
+        stages,
+        recompute=recompute,
+        again=again,
+        overwrite=overwrite,
+        allow_code_execution=allow_code_execution,
+    )
+
+
+def run_stages(run: Run, names: Iterable[str]) -> None:
+    """Compute the stages, in the order given, that are not finished yet.
 
     One engine serves consecutive stages; it is closed before training, which wants its memory.
     Raises what a stage raises; what was computed until then is kept.
     """
-    _check_splits(run, stages)
-    if "evaluate" in stages and test_stage(run.recipe) == "test":
-        place = stages.index("evaluate")
-        stages = (*stages[:place], "test", *stages[place:])
-    summary: Report | None = None
-    for apart, names in groupby(stages, key=lambda stage: stage in ("train", "report")):
-        if not apart:
-            asyncio.run(_compute(run, list(names)))
+    stages = [stage_of(run.recipe, name) for name in names]
+    _check_splits(run, [stage.name for stage in stages])
+    for whole, several in groupby(stages, key=lambda stage: stage.whole is not None):
+        if not whole:
+            asyncio.run(_compute(run, list(several)))
             continue
-        for name in names:
-            if name == "train":
-                _train(run)
-            else:
-                from dto.reporting.write import report
-
-                run.config(name)  # says what is missing
-                summary = report(run.path)
-                logger.info("%-9s %s", name, run / name / "report.html")
+        for stage in several:
+            _work_whole(run, stage)
     write_run_manifest(run)
-    return summary
 
 
 def _check_splits(run: Run, stages: Sequence[str]) -> None:
@@ -64,58 +132,206 @@ def _check_splits(run: Run, stages: Sequence[str]) -> None:
         if stage in stages and not getattr(run.recipe.problems, split):
             raise DtoError(
                 f"stage {stage} needs {split} problems, and the recipe asks for none: "
-                f"`dto run {run.path} --resume --set problems.source=FILE|HUB "
+                f"`dto run {run.path} --set problems.source=FILE|HUB "
                 f"--set problems.{split}={usual}`, or start the stages before it one by one"
             )
 
 
-def _train(run: Run) -> None:
-    """Training is a process of its own; its journal holds only what it was begun with."""
-    config = run.config("train")
-    if run.finished("train", config):
-        tell(run, "train", "done before")
+def _work_whole(run: Run, stage: Stage) -> None:
+    """A stage in a process of its own: its journal holds only what it was begun with."""
+    config = run.config(stage)
+    if run.finished(stage, config):
+        tell(run, stage.name, "done before")
         return
-    from dto.training.train import train
-
+    assert stage.whole is not None
     begun = time.perf_counter()
-    directory = run / "train"
+    directory = run / stage.name
     with disk_errors(directory):
         directory.mkdir(exist_ok=True)
         manifest.write_text(directory / "journal", json.dumps({"head": {"config": config}}) + "\n")
-    result = train(run.path, run.recipe, allow_code_execution=run.allow_code_execution)
+    result = stage.whole(run.path, run.recipe, run.allow_code_execution)
     result["seconds"] = time.perf_counter() - begun
     with disk_errors(directory):
         weights = manifest.of_path(directory / "model")
-        manifest.write(directory, manifest.finished("train", config, weights) | result)
+        manifest.write(directory, manifest.finished(stage.name, config, weights) | result)
         (directory / "journal").unlink()
-    tell(run, "train")
+    run.done(stage.name)
+    tell(run, stage.name)
 
 
-async def _compute(run: Run, stages: Sequence[str]) -> None:
-    allowed = run.allow_code_execution
-    async with Serving(run.recipe, allow_code_execution=allowed) as serving:
-        if "prune" in stages and not manifest.read(run / "prune"):
-            await _check_judge(run.recipe, serving)
-        for name in stages:
-            config = run.config(name)
-            if run.finished(name, config):
-                tell(run, name, "done before")
+async def _compute(run: Run, stages: Sequence[Stage]) -> None:
+    async with Served(run, run.allow_code_execution) as served:
+        for stage in stages:  # before hours of work: a judge on a server is there, takes the key
+            judge = run.recipe.judge
+            served_apart = stage.asks_judge(run.recipe) and judge and judge.engine == "openai"
+            if served_apart and run.manifest(stage.name) is None:
+                await served.judge()
+        for stage in stages:
+            config = run.config(stage)
+            if run.finished(stage, config):
+                tell(run, stage.name, "done before")
                 continue
-            with Stage(run / name, RECORDS[name], config) as stage:
-                await feed(run, stage, serving)
-                await stage.finish()
-            tell(run, name)
+            with Runner(run / stage.name, stage.record, config) as runner:
+                await _feed(run, stage, runner, served)
+                await runner.finish()
+            run.done(stage.name)
+            tell(run, stage.name)
 
 
-async def _check_judge(recipe: Recipe, serving: Serving) -> None:
-    """Before hours of work: a judge on a server is there, and takes the key."""
-    if recipe.prune.judge == "llm" and recipe.judge and recipe.judge.engine == "openai":
-        await serving.judge()
+async def _feed(run: Run, stage: Stage, runner: Runner, served: Served) -> None:
+    """Every group of a stage through its work, for each model that it asks."""
+    models, total = stage.models(run.recipe), stage.total(run)
+    for model in models:
+        if len(models) > 1:  # an engine is opened only where something is left to do
+            idle = without_engine(run.recipe, served.grader, model=model)
+            if not runner.owes(stage.groups(run, idle)):
+                continue
+        ctx = await served.context(stage, model)
+
+        def work(*rows: Any, ctx: Context = ctx) -> Awaitable[Any]:
+            return stage.work(*rows, ctx)
+
+        window = stage.window or run.recipe.window
+        await runner.feed(stage.groups(run, ctx), work, window=window, total=total)
 
 
-def tell(run: Run, name: str, remark: str = "") -> None:
+class Served:
+    """What consecutive stages share: one engine, a grader, a judge, the processes that cut texts.
+
+    Each is opened when a stage first asks for it. At most one engine is open, since two would share
+    the memory; a judge's may be beside it.
+    """
+
+    def __init__(self, run: RunReader, allow_code_execution: bool = False) -> None:
+        self._run, self._recipe = run, run.recipe
+        self._opened, self._engine = AsyncExitStack(), AsyncExitStack()
+        self._segmenter = Segmenter()
+        self._judge: Engine | None = None
+        self._context: Context | None = None
+        self.grader = Grader(allow_code_execution=allow_code_execution)
+
+    async def __aenter__(self) -> Served:
+        await self._opened.enter_async_context(self.grader)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._segmenter.close()
+        await self._engine.aclose()
+        await self._opened.aclose()
+
+    async def context(self, stage: Stage, model: str) -> Context:
+        """What a stage's work is given, with the engine for `model` where it needs one."""
+        if stage.needs == "nothing":
+            return without_engine(self._recipe, self.grader)
+        if stage.needs == "tokenizer":
+            return replace(self._without_model(), segmenter=self._segmenter)
+        ctx = await self._with_engine(model)
+        if stage.check is not None:
+            stage.check(ctx)
+        return await self._with_judge(ctx) if stage.asks_judge(self._recipe) else ctx
+
+    def _without_model(self) -> Context:
+        if self._context is not None and self._context.model == "base":
+            tokenizer = self._context.tokenizer
+        else:
+            tokenizer = load_tokenizer(self._recipe.model)
+            check_model(tokenizer, self._recipe.model)
+        return without_engine(self._recipe, self.grader, tokenizer)
+
+    async def _with_engine(self, model: str) -> Context:
+        if self._context is not None and self._context.model == model:
+            return self._context
+        path = self._path(model)
+        self._context = None
+        await self._engine.aclose()
+        opened = open_engine(self._recipe.model, path)
+        if opened.tokenizer is not None:  # before weights are loaded
+            check_model(opened.tokenizer, self._recipe.model)
+        engine: Engine = await self._engine.enter_async_context(opened)
+        if engine.tokenizer is None or engine.capabilities.messages_only:
+            raise EngineError(
+                f"{engine.model!r} is served as chat, or without a tokenizer: the stages go on "
+                "from the model's own tokens, so set model.api to completions and model.tokenizer, "
+                "or take another engine"
+            )
+        check_sampling(self._recipe, engine)
+        self._context = Context(self._recipe, engine, self.grader, model=model)
+        return self._context
+
+    def _path(self, model: str) -> str | None:
+        """Where a model's weights are; None: where the recipe says."""
+        if model != "trained":
+            return None if model == "base" else model
+        folder, run = self._run / "train" / "model", self._run.path
+        if not folder.is_dir():
+            raise DtoError(
+                f"the trained model of {run} is not here: bring it with `dto pull USER/NAME "
+                f"--out {run} --weights`, or train again: `dto train {run} --recompute`"
+            )
+        return str(folder)
+
+    async def _with_judge(self, ctx: Context) -> Context:
+        """The same context, with the engine that is asked for verdicts beside the policy's."""
+        ctx = replace(ctx, judge=await self.judge())
+        engine = ctx.judge or ctx.engine
+        if not engine.capabilities.json_schema:
+            logger.warning(
+                "judge     %s is not held to a JSON schema: replies that are not what was asked "
+                "for leave their patterns unjudged",
+                engine.model,
+            )
+        return ctx
+
+    async def judge(self) -> Engine | None:
+        """The engine of the recipe's `judge`, open until the end; None where there is none.
+
+        Raises EngineError when it cannot be built.
+        """
+        settings = self._recipe.judge
+        if settings is not None and self._judge is None:
+            try:
+                opened = open_engine(settings)
+                if opened.tokenizer is not None and not opened.capabilities.messages_only:
+                    check_model(opened.tokenizer, settings)
+                self._judge = await self._opened.enter_async_context(opened)
+            except DtoError as error:
+                keys = "|".join(ModelSettings.model_fields)
+                reason = re.sub(rf"\bmodel\.({keys})\b", r"judge.\1", str(error))
+                raise EngineError(f"judge: {reason}") from None
+        return self._judge
+
+
+def check_sampling(recipe: Recipe, engine: Engine) -> None:
+    """Refuse at the start what an engine cannot sample; say what it samples in another way.
+
+    Raises EngineError.
+    """
+    can = engine.capabilities
+    groups = {"sample": recipe.sample, "evaluate": recipe.evaluate}
+    for group, settings in groups.items():
+        for key, taken in (
+            ("top_k", can.filters),
+            ("min_p", can.filters),
+            ("presence_penalty", can.presence is not None),
+        ):
+            value = getattr(settings, key)
+            if value and not taken:
+                raise EngineError(
+                    f"{group}.{key} = {value:g}: the server of {engine.model!r} does not take it; "
+                    "set it to 0, or use a vLLM server"
+                )
+    penalised = [group for group, settings in groups.items() if settings.presence_penalty]
+    if penalised and can.presence == "request":
+        logger.warning(
+            "model     %s.presence_penalty counts what one request generates on this engine: "
+            "rollouts, finalizations and exits, which go on from a response, begin to count anew",
+            penalised[0],
+        )
+
+
+def tell(run: RunReader, name: str, remark: str = "") -> None:
     """One line about a finished stage: nothing is dropped in silence."""
-    done = manifest.read(run / name) or {}
+    done = run.manifest(name) or {}
     rows = done["rows"] if isinstance(done.get("rows"), int) else 0
     parts = [f"{rows:,} rows"] if isinstance(done.get("rows"), int) else []
     dropped = done.get("dropped")
@@ -123,7 +339,7 @@ def tell(run: Run, name: str, remark: str = "") -> None:
         parts += [f"{amount:,} dropped: {reason}" for reason, amount in dropped.items()]
     for reason, amount in (done.get("given_up") or {}).items():
         parts.append(f"{amount:,} answers graded wrong: {reason}")
-    if name == "segment" and (loops := tables.count(run.table(name), kind=LOOP)):
+    if name == "segment" and (loops := run.count(name, kind=LOOP)):
         parts.append(f"repeated sentences cut as one segment: {loops:,} times")
     if failed := done.get("usage", {}).get("failed"):
         parts.append(f"{failed:,} requests failed")
@@ -134,11 +350,27 @@ def tell(run: Run, name: str, remark: str = "") -> None:
     parts.append(remark or f"{done['usage']['generated']:,} tokens, {done['seconds']:.1f} s")
     logger.info("%-9s %s", name, ", ".join(parts))
     if isinstance(dropped, dict) and 2 * dropped.get(FOREIGN, 0) > sum(dropped.values()) + rows:
-        logger.warning("%-9s most responses are not in the model's tags: %s", name, _why(run, name))
+        first = next((row for row in run.dropped(name) if row.reason == FOREIGN), Dropped("", ""))
+        logger.warning(
+            "%-9s most responses are not in the model's tags: %s", name, first.detail or FOREIGN
+        )
 
 
-def _why(run: Run, name: str) -> str:
-    """What the first row says that was dropped for its tags."""
-    with (run / name / "dropped.jsonl").open(encoding="utf-8") as lines:
-        found = (json.loads(line) for line in lines)
-        return next((row["detail"] for row in found if row["reason"] == FOREIGN), FOREIGN)
+def write_run_manifest(run: RunReader) -> dict[str, object]:
+    """The manifest of the whole run: the digests, counts and costs of its stages.
+
+    Each names the engine that it was computed on: it may have changed since.
+    """
+    keys = ("digest", "rows", "dropped", "given_up", "usage", "judge_usage", "seconds",
+            "peak_memory")  # fmt: skip
+    stages = {}
+    for stage in STAGES:
+        done = run.manifest(stage)
+        if done is not None:
+            stages[stage] = {key: done[key] for key in keys if key in done}
+            engine = done.get("config", {}).get("model.engine")
+            stages[stage] |= {"engine": engine} if engine else {}
+    whole = {"name": run.recipe.name, "seed": run.recipe.seed, "stages": stages}
+    with disk_errors(run.path):
+        manifest.write(run.path, whole | manifest.provenance())
+    return whole

@@ -310,7 +310,30 @@ def load_recipe(path: Path | str, changes: Mapping[str, Any] | None = None) -> R
 
     Raises RecipeError, in one line, for what is missing, unknown or out of range.
     """
-    path = Path(path)
+    return make_recipe(_read_yaml(Path(path)), changes, f"recipe {path}")
+
+
+def read_recipe(path: Path) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe of a run, and the keys in it that this version does not know: those are left out.
+
+    Raises RecipeError as `load_recipe` does for everything else.
+    """
+    data = _read_yaml(path)
+    unknown = []
+    try:
+        Recipe.model_validate(data)
+    except ValidationError as error:
+        unknown = [each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"]
+    for *parents, last in unknown:
+        place: Any = data
+        for parent in parents:
+            place = place[parent]
+        del place[last]
+    names = tuple(".".join(map(str, key)) for key in unknown)
+    return make_recipe(data, origin=f"recipe {path}"), names
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -321,7 +344,7 @@ def load_recipe(path: Path | str, changes: Mapping[str, Any] | None = None) -> R
         raise RecipeError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise RecipeError(f"recipe {path} holds {type(data).__name__}, not a mapping of settings")
-    return make_recipe({"name": path.stem, **data}, changes, f"recipe {path}")
+    return {"name": path.stem, **data}
 
 
 def make_recipe(

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
+from dto.commands.target import read_target
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
 from dto import tables
-from dto.commands.target import read_target
 from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.records import (
     EvaluationRow,
@@ -397,7 +397,7 @@ RUN, REPORT = "dto run pipelines/quickstart.yaml", "dto report runs/quickstart"
 @pytest.mark.parametrize(
     ("changes", "finished", "commands"),
     [
-        ({}, (*BEFORE_TRAINING, "train", "evaluate", "report"), [RUN]),
+        ({}, (*BEFORE_TRAINING, "train", "evaluate"), [RUN]),
         # `dto run` would train.
         ({}, ("problems", "evaluate"), ["dto evaluate pipelines/quickstart.yaml", REPORT]),
         (
@@ -514,7 +514,7 @@ def test_graded_trials_are_set_against_their_confidence(make_run: Callable[..., 
     assert [(each.model, each.exit) for each in found] == [("base", "deer"), ("trained", "deer")]
     held = found[0].reliability
     assert (held.trials, held.accuracy) == (2 * PROBLEMS * SAMPLES, 0.5)
-    assert [(bin.trials, bin.accuracy) for bin in held.bins] == [(12, 0.0), (12, 1.0)]
+    assert [(bin.trials, bin.accuracy.value) for bin in held.bins] == [(12, 0.0), (12, 1.0)]
     assert held.ece == pytest.approx((0.55 + 0.05) / 2)
 
 

@@ -7,22 +7,126 @@ looked at on problems that had no say (`dto.calibration.risk`).
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from dto.calibration.picture import draw
+from dto.calibration.replay import Point, Sweep, candidates, check, statics, sweep
 from dto.calibration.risk import Split, certify, order, split
-from dto.calibration.sweep import Point, Sweep, candidates, statics, sweep
-from dto.errors import DtoError, disk_errors
+from dto.errors import DtoError, RecipeError, disk_errors
 from dto.recipe import ExitSettings, Recipe, load_recipe
 from dto.reporting.evaluation import MAX_FAILED
+from dto.reporting.pictures import COLOURS, INK, error_bars
 from dto.reporting.positions import Reliability, least_off
-from dto.reporting.report import without_nan
 from dto.runs import manifest
+from dto.runs.manifest import without_nan
+from dto.runs.run import settings_of
 from dto.stages.trace import read_traces
+
+
+def draw(
+    path: Path,
+    title: str,
+    points: Sequence[Point],
+    picked: ExitSettings | None,
+    reliable: Reliability | None,
+) -> None:
+    """Write a PNG; `points` begin with `none`. The same figures give the same bytes.
+
+    Exits that differ only in threshold (or in the number of equal answers) share one line.
+    """
+    figure = Figure(figsize=(12.0, 6.4), dpi=150, layout="constrained")
+    curve, diagram = figure.subplots(1, 2, width_ratios=[1.7, 1.0])
+    _curve(curve, points, picked)
+    _reliability(diagram, reliable)
+    for axes in (curve, diagram):
+        axes.grid(color="#e5e5e5", linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=INK, labelsize=9)
+    figure.legend(loc="outside lower left", frameon=False, fontsize=7.5, ncols=4)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=INK)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def _curve(axes: Axes, points: Sequence[Point], picked: ExitSettings | None) -> None:
+    families: dict[str, list[Point]] = {}
+    for point in points[1:]:
+        families.setdefault(_family(point.exit), []).append(point)
+    for index, (family, members) in enumerate(families.items()):
+        members.sort(key=lambda point: point.tokens)
+        axes.plot(
+            [point.tokens for point in members],
+            [100 * point.accuracy for point in members],
+            color=COLOURS[index % len(COLOURS)],
+            linestyle=("-", "--", ":", "-.")[index // len(COLOURS) % 4],
+            marker=".",
+            markersize=4,
+            linewidth=0.9,
+            label=family,
+        )
+    marked = [(points[0], "none", "s")]
+    marked += [(each, f"picked: {each.exit.name}", "*") for each in points if each.exit == picked]
+    for point, label, marker in marked:
+        low, high = point.accuracy - point.accuracy_low, point.accuracy_high - point.accuracy
+        axes.errorbar(
+            point.tokens,
+            100 * point.accuracy,
+            yerr=[[100 * low], [100 * high]],
+            fmt=marker,
+            markersize=12 if marker == "*" else 6,
+            color=INK,
+            elinewidth=1.0,
+            capsize=2.5,
+            label=label,
+        )
+    axes.set_xlim(left=0)
+    axes.set_xlabel("tokens per question (thinking, answer, trials)", color=INK)
+    axes.set_ylabel("accuracy, %", color=INK)
+
+
+def _family(exit: ExitSettings) -> str:
+    if exit.policy == "static":
+        return "static"
+    knob = f" {exit.confidence}" if exit.policy == "deer" else ""
+    extra = f" from {exit.min_thinking}" * (exit.min_thinking > 0)
+    extra += f" cooldown {exit.cooldown}" * (exit.cooldown > 0)
+    return f"{exit.policy} {exit.monitor} {exit.inducer}{knob}{extra}"
+
+
+def _reliability(axes: Axes, reliable: Reliability | None) -> None:
+    axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle="--")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("confidence of a trial answer", color=INK)
+    axes.set_ylabel("share that is right", color=INK)
+    if reliable is None or not reliable.trials:
+        axes.set_title("no trials", loc="left", fontsize=9, color=INK)
+        return
+    bins = reliable.bins
+    error_bars(
+        axes,
+        [bin.confidence for bin in bins],
+        [bin.accuracy for bin in bins],
+        fmt="o-",
+        markersize=4,
+        linewidth=1.0,
+        capsize=2.5,
+        color=COLOURS[1],
+    )
+    axes.set_title(
+        f"{reliable.monitor} {reliable.inducer} {reliable.confidence}: ECE {reliable.ece:.3f}, "
+        f"{reliable.trials:,} trials",
+        loc="left",
+        fontsize=9,
+        color=INK,
+    )
+
 
 POLICY = "calibrated"
 
@@ -212,3 +316,87 @@ def _of(result: Calibration) -> Reliability | None:
 
 def _interval(value: float, low: float, high: float) -> str:
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Every exit over all recorded problems, `none` first; `skipped` says which cannot be replayed.
+
+    Differences among so many exits are partly luck: `dto calibrate` says which can be trusted.
+    """
+
+    name: str
+    points: tuple[Point, ...]
+    skipped: tuple[str, ...]
+    reliability: tuple[Reliability, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of `replay.json`."""
+        data = asdict(self) | {"points": [point.as_json() for point in self.points]}
+        cleaned: dict[str, Any] = without_nan(data)
+        return cleaned
+
+    def __str__(self) -> str:
+        base = self.points[0]
+        lines = [
+            f"{self.name}: {len(self.points):,} exits over {base.problems:,} problems, replayed",
+            f"{'accuracy %':>10}  {'loss (95 %)':<24}{'tokens':>8}{'trials':>8}{'left %':>8}  exit",
+        ]
+        for point in (base, *frontier(self.points)):
+            loss = f"{point.loss:+.3f} [{point.loss_low:+.3f}, {point.loss_high:+.3f}]"
+            lines.append(
+                f"{100 * point.accuracy:>10.1f}  {loss:<24}{point.tokens:>8,.0f}"
+                f"{point.trial_tokens:>8,.1f}{100 * point.left:>8.1f}  {point.exit.name}"
+            )
+        return "\n".join([*lines, *self.skipped])
+
+
+def replay(run_directory: Path, recipe: Recipe) -> Curve:
+    """Sweep the grid of `recipe.calibrate`, the recorded shares, and `evaluate.exits`.
+
+    Writes `replay.json` and `replay.png` below `RUN/replay`. Exits that the traces cannot answer
+    are skipped, by name. Raises DtoError when the run has no traces, or when they were recorded
+    with other settings than those of `recipe`.
+    """
+    done = manifest.read(run_directory / "trace")
+    if done is not None:
+        recorded, now = done["config"], settings_of(recipe)
+        same = {key: now[key] for key in recorded if key in now}
+        if differing := manifest.differences({key: recorded[key] for key in same}, same):
+            raise DtoError(
+                f"the traces of {run_directory} were recorded with other settings: "
+                f"{', '.join(differing)}; replay with theirs, or record anew with dto calibrate"
+            )
+    skipped: list[str] = []
+    exits = [*candidates(recipe), *statics(recipe.trace)]
+    for exit in recipe.evaluate.exits:
+        try:
+            check(exit, recipe.trace)
+        except RecipeError as error:
+            skipped.append(str(error))
+        else:
+            exits += [exit] if exit.policy != "none" else []
+    swept = sweep(read_traces(run_directory), exits, recipe.trace)
+    result = Curve(
+        name=recipe.name,
+        points=tuple(swept.point(place, swept.problems) for place in range(len(swept.exits))),
+        skipped=tuple(skipped),
+        reliability=swept.reliability,
+    )
+    directory = run_directory / "replay"
+    with disk_errors(directory):
+        directory.mkdir(exist_ok=True)
+        text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
+        manifest.write_text(directory / "replay.json", text + "\n")
+    title = str(result).splitlines()[0]
+    draw(directory / "replay.png", title, result.points, None, least_off(result.reliability))
+    return result
+
+
+def frontier(points: Sequence[Point]) -> Iterator[Point]:
+    """Those that no other beats in accuracy and tokens, the cheapest first."""
+    best = -1.0
+    for point in sorted(points, key=lambda point: (point.tokens, -point.accuracy)):
+        if point.accuracy > best:
+            best = point.accuracy
+            yield point

@@ -4,24 +4,35 @@ What is replayed: `none`, `deer` (mode fixed) and `consistency` at any threshold
 confidence, number of agreeing answers, minimum thinking, cool-down and limits on trials, with every
 monitor and inducer that was recorded; and `static` at the recorded shares. `overlap` is not looked
 at: it changes no row.
+
+`sweep` replays many exits over the same traces: accuracy, tokens and paired loss of each. Array
+names carry their axes: E exits (the first is `none`), P problems, S samples of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain, groupby, product
 from math import floor
+from typing import Any, get_args
 
-from dto.errors import RecipeError
+import numpy as np
+import numpy.typing as npt
+
+from dto import statistics
+from dto.errors import DtoError, RecipeError
 from dto.exits.consistency import agreed
 from dto.exits.deer import decide as sure
 from dto.exits.loop import Decide, Search
 from dto.exits.path import ExitedResponse
 from dto.exits.trial import Confidence, Tried, confidence
 from dto.grading import Graded, Grader
-from dto.recipe import ExitSettings, TraceSettings
+from dto.recipe import ExitSettings, Recipe, TraceSettings
 from dto.records import EvaluationRow, Trial
+from dto.reporting.positions import Reliability, reliability
 from dto.stages.evaluate import evaluation_row
 from dto.stages.trace import Trace
 from dto.usage import ModelShape
@@ -165,3 +176,191 @@ class Replay:
             finish_reason=conclusion.finish_reason,
         )
         return response, Graded(conclusion.grade, conclusion.answer, conclusion.reason)
+
+
+NONE = ExitSettings(name="none")
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One exit over some problems. Intervals are 95 %, over problems.
+
+    `loss` is the accuracy without the exit less the accuracy with it, over the same responses.
+    `tokens` include trials; `left` is the share of responses that were left early.
+    """
+
+    exit: ExitSettings
+    problems: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    loss: float
+    loss_low: float
+    loss_high: float
+    tokens: float
+    tokens_low: float
+    tokens_high: float
+    trial_tokens: float
+    left: float
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, the exit as it stands in YAML."""
+        return asdict(self) | {"exit": self.exit.changed()}
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What each exit gives for each response.
+
+    `problems` are those of which no response failed under any exit, sorted; `failed` counts the
+    others, which are in no array.
+    """
+
+    exits: tuple[ExitSettings, ...]
+    problems: tuple[str, ...]
+    failed: int
+    correct_EPS: npt.NDArray[np.float64]
+    tokens_EPS: npt.NDArray[np.float64]
+    trial_tokens_EPS: npt.NDArray[np.float64]
+    left_EPS: npt.NDArray[np.float64]
+    reliability: tuple[Reliability, ...]
+
+    def losses(self, problems: Sequence[str]) -> npt.NDArray[np.float64]:
+        """Paired loss of accuracy of each exit on each of the problems given, (E, P)."""
+        accuracy_EP = self.correct_EPS[:, self._places(problems)].mean(axis=2)
+        losses_EP: npt.NDArray[np.float64] = accuracy_EP[0] - accuracy_EP
+        return losses_EP
+
+    def tokens(self, problems: Sequence[str]) -> npt.NDArray[np.float64]:
+        """Mean tokens of each exit over the problems given, (E,)."""
+        tokens_E: npt.NDArray[np.float64] = self.tokens_EPS[:, self._places(problems)].mean((1, 2))
+        return tokens_E
+
+    def point(self, exit: int, problems: Sequence[str]) -> Point:
+        """The figures of one exit over the problems given."""
+        places = self._places(problems)
+        samples = self.correct_EPS.shape[2]
+        clusters = [problem for problem in problems for _ in range(samples)]
+        accuracy = statistics.proportion(self.correct_EPS[exit, places].ravel(), clusters)
+        loss = statistics.mean(self.losses(problems)[exit], problems)
+        tokens = statistics.mean(self.tokens_EPS[exit, places].ravel(), clusters)
+        return Point(
+            exit=self.exits[exit],
+            problems=len(problems),
+            accuracy=accuracy.value,
+            accuracy_low=accuracy.low,
+            accuracy_high=accuracy.high,
+            loss=loss.value,
+            loss_low=loss.low,
+            loss_high=loss.high,
+            tokens=tokens.value,
+            tokens_low=tokens.low,
+            tokens_high=tokens.high,
+            trial_tokens=float(self.trial_tokens_EPS[exit, places].mean()) if problems else 0.0,
+            left=float(self.left_EPS[exit, places].mean()) if problems else 0.0,
+        )
+
+    def _places(self, problems: Sequence[str]) -> list[int]:
+        index = {problem: place for place, problem in enumerate(self.problems)}
+        return [index[problem] for problem in problems]
+
+
+def candidates(recipe: Recipe) -> Iterator[ExitSettings]:
+    """The exits that `recipe.calibrate` spans over what `recipe.trace` records."""
+    recorded, grid = recipe.trace, recipe.calibrate
+    knobs: list[tuple[str, dict[str, Any]]] = []
+    if "deer" in grid.policies:
+        knobs += [
+            (
+                f"{kind} {threshold:g}",
+                {"policy": "deer", "confidence": kind, "threshold": threshold},
+            )
+            for kind, threshold in product(grid.confidences, grid.thresholds)
+        ]
+    if "consistency" in grid.policies:
+        knobs += [
+            (f"agree {agree}", {"policy": "consistency", "agree": agree}) for agree in grid.agree
+        ]
+    for monitor, inducer, (knob, settings), least, cooldown in product(
+        recorded.monitors, recorded.inducers, knobs, grid.min_thinking, grid.cooldown
+    ):
+        parts = [settings["policy"], monitor, inducer, knob]
+        parts += [f"from {least}"] * (least > 0) + [f"cooldown {cooldown}"] * (cooldown > 0)
+        yield ExitSettings(
+            name=" ".join(parts),
+            monitor=monitor,
+            inducer=inducer,
+            min_thinking=least,
+            cooldown=cooldown,
+            trial_tokens=recorded.trial_tokens,
+            **settings,
+            **({"every": recorded.every} if monitor == "tokens" else {}),
+            **({"entropy": recorded.entropy} if monitor == "entropy" else {}),
+        )
+
+
+def statics(recorded: TraceSettings) -> Iterator[ExitSettings]:
+    """The recorded shares: what leaving at a fixed place gives, for comparison."""
+    for share in recorded.fractions:
+        yield ExitSettings(name=f"static {share:g}", policy="static", fraction=share)
+
+
+def sweep(traces: Iterable[Trace], exits: Sequence[ExitSettings], recorded: TraceSettings) -> Sweep:
+    """Replay every exit, and `none` before them, on every trace; traces come sorted by id.
+
+    Raises RecipeError for an exit that traces recorded so cannot answer.
+    """
+    exits = (NONE, *exits)
+    for exit in exits:
+        check(exit, recorded)
+    asked = tuple(_all_trials(recorded))
+    trials: list[list[tuple[float, bool, str]]] = [[] for _ in asked]
+    figures: dict[str, list[list[tuple[float, ...]]]] = {}
+    failed = 0
+    for problem, group in groupby(traces, key=lambda trace: trace.problem_id):
+        replays = [Replay(trace) for trace in group]
+        rows_ES = [[replay.row(exit) for replay in replays] for exit in exits]
+        if any(row.grade == "failed" for rows in rows_ES for row in rows):
+            failed += 1
+            continue
+        figures[problem] = [[_figures(row) for row in rows] for rows in rows_ES]
+        for exit, into in zip(asked, trials, strict=True):
+            for trial in chain.from_iterable(replay.row(exit).trials for replay in replays):
+                into.append((trial.confidence, trial.grade == "correct", problem))
+    if not figures:
+        raise DtoError(f"no problem has traces without a failure ({failed:,} have one)")
+    figures_PESX = np.array(list(figures.values()), dtype=np.float64)
+    correct, tokens, trial_tokens, left = (figures_PESX[..., x].swapaxes(0, 1) for x in range(4))
+    return Sweep(
+        exits=exits,
+        problems=tuple(figures),
+        failed=failed,
+        correct_EPS=correct,
+        tokens_EPS=tokens,
+        trial_tokens_EPS=trial_tokens,
+        left_EPS=left,
+        reliability=tuple(
+            reliability(exit.monitor, exit.inducer, exit.confidence, found)
+            for exit, found in zip(asked, trials, strict=True)
+        ),
+    )
+
+
+def _all_trials(recorded: TraceSettings) -> Iterator[ExitSettings]:
+    """Exits whose replay holds every recorded trial of one monitor, inducer and confidence."""
+    for monitor, inducer, kind in product(
+        recorded.monitors, recorded.inducers, get_args(Confidence)
+    ):
+        yield ExitSettings(
+            name="all",
+            policy="deer",
+            monitor=monitor,
+            inducer=inducer,
+            confidence=kind,
+            shadow=True,
+            max_trials=sys.maxsize,
+        )
+
+
+def _figures(row: EvaluationRow) -> tuple[float, ...]:
+    return row.grade == "correct", row.tokens, row.trial_tokens, row.exit_reason == "policy"

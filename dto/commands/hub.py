@@ -2,130 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
 
 import typer
 
+from dto.commands.common import Changes, Out, RunPath, held
+from dto.commands.run import import_rows
+from dto.errors import DtoError
+from dto.pipeline import open_run
 from dto.recipe import load_recipe
-from dto.runs.run import Run, open_run
 
 
-def add_hub(
-    app: typer.Typer,
-    within: Callable[[Run, Callable[[Run], None], str], None],
-    imported: Callable[[str, str, Path | None, list[str] | None], None],
+def publish(
+    target: RunPath,
+    name: Annotated[str, typer.Argument(metavar="USER/NAME", help="Its name on the Hub.")],
+    model: Annotated[
+        bool, typer.Option("--model", help="The trained model with its evaluation.")
+    ] = False,
+    only: Annotated[
+        str, typer.Option(metavar="TABLES", help="Of the tables these alone: pairs,exits")
+    ] = "",
+    test_sets: Annotated[
+        bool,
+        typer.Option("--test-sets", help="Also questions and gold answers of others' test sets."),
+    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write the folder, show the card, send nothing.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what has the name.")
+    ] = False,
+    license: Annotated[
+        str | None, typer.Option(help="Licence of the rows; that of their source by default.")
+    ] = None,
 ) -> None:
-    """Add the commands; `within` holds a run, `imported` is what `dto import` does."""
+    """Put a run on the Hub, as one dataset with a card.
 
-    @app.command()
-    def publish(
-        target: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
-        name: Annotated[str, typer.Argument(metavar="USER/NAME", help="Its name on the Hub.")],
-        model: Annotated[
-            bool, typer.Option("--model", help="The trained model with its evaluation.")
-        ] = False,
-        only: Annotated[
-            str, typer.Option(metavar="TABLES", help="Of the tables these alone: pairs,exits")
-        ] = "",
-        test_sets: Annotated[
-            bool,
-            typer.Option(
-                "--test-sets", help="Also questions and gold answers of others' test sets."
-            ),
-        ] = False,
-        private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
-        dry_run: Annotated[
-            bool, typer.Option("--dry-run", help="Write the folder, show the card, send nothing.")
-        ] = False,
-        overwrite: Annotated[
-            bool, typer.Option("--overwrite", help="Replace what has the name.")
-        ] = False,
-        license: Annotated[
-            str | None, typer.Option(help="Licence of the rows; that of their source by default.")
-        ] = None,
-    ) -> None:
-        """Put a run on the Hub, as one dataset with a card.
+    In one commit; the same content makes no second one.
+    """
+    from dto.hub.publish import publish as publish_run
 
-        In one commit; the same content makes no second one.
-        """
-        from dto.errors import DtoError
-        from dto.hub.publish import publish as publish_run
-
-        if not (target / "recipe.yaml").is_file():
-            raise DtoError(f"{target} is no run directory: it holds no recipe.yaml")
-
-        def work(held: Run) -> None:
-            done = publish_run(
-                held,
-                name,
-                model=model,
-                only=tuple(part.strip() for part in only.split(",") if part.strip()),
-                test_sets=test_sets,
-                private=private,
-                dry_run=dry_run,
-                overwrite=overwrite,
-                license=license,
-            )
-            if done.uploaded is None:
-                print(done.card)
-                print(f"{done.folder}: nothing was sent; publish it without --dry-run")
-                return
-            place = f"{done.uploaded.url} ({'private' if done.uploaded.private else 'public'})"
-            state = f"commit {done.uploaded.commit}" if done.uploaded.changed else "nothing is new"
-            print(f"{place}: {state}")
-
-        within(open_run(target, load_recipe(target / "recipe.yaml")), work, "publish")
-
-    @app.command()
-    def pull(
-        name: Annotated[str, typer.Argument(metavar="USER/NAME", help="A dataset of the Hub.")],
-        out: Annotated[
-            Path | None, typer.Option(help="Run directory; runs/NAME by default.")
-        ] = None,
-        revision: Annotated[
-            str | None, typer.Option(help="Commit or branch of a published run.")
-        ] = None,
-        weights: Annotated[
-            bool, typer.Option("--weights", help="Also the model that it trained.")
-        ] = False,
-        model: Annotated[
-            str | None, typer.Option(help="Of rows that are no run: whose tokenizer encodes them.")
-        ] = None,
-        changes: Annotated[
-            list[str] | None,
-            typer.Option("--set", metavar="KEY=VALUE", help="Set a key, for rows that are no run."),
-        ] = None,
-    ) -> None:
-        """Bring a published run back from the Hub.
-
-        Responses and preference pairs of others are imported.
-        """
-        from dto.errors import DtoError
-        from dto.hub.pull import find, owed
-        from dto.hub.pull import pull as pull_run
-
-        if not find(name, revision):
-            if model is None:
-                raise DtoError(
-                    f"{name} is no run of dto: to import its rows say whose tokenizer encodes "
-                    f"them: `dto pull {name} --model MODEL`"
-                )
-            if revision is not None:
-                raise DtoError(f"--revision: {name} is no run of dto; rows are read at the newest")
-            imported(name, model, out, changes)
+    if not (target / "recipe.yaml").is_file():
+        raise DtoError(f"{target} is no run directory: it holds no recipe.yaml")
+    with held(open_run(target, load_recipe(target / "recipe.yaml")), "publish") as run:
+        done = publish_run(
+            run,
+            name,
+            model=model,
+            only=tuple(part.strip() for part in only.split(",") if part.strip()),
+            test_sets=test_sets,
+            private=private,
+            dry_run=dry_run,
+            overwrite=overwrite,
+            license=license,
+        )
+        if done.uploaded is None:
+            print(done.card)
+            print(f"{done.folder}: nothing was sent; publish it without --dry-run")
             return
-        if changes:
-            raise DtoError(f"{name} is a run with its own recipe: pull it, then `dto run --set …`")
-        place = out or Path("runs") / name.rpartition("/")[2]
-        stages = pull_run(name, place, revision=revision, weights=weights)
-        print(f"{place}: {', '.join(stages)}; go on with dto run {quote(str(place))}")
-        for stage in owed(place):
-            print(f"{stage}: its test questions were not published, dto run reads their source")
-        if "train" in stages and not (place / "train" / "model").is_dir():
-            print(
-                "the trained model is not part of it: "
-                f"dto pull {name} --out {quote(str(place))} --weights"
+        place = f"{done.uploaded.url} ({'private' if done.uploaded.private else 'public'})"
+        state = f"commit {done.uploaded.commit}" if done.uploaded.changed else "nothing is new"
+        print(f"{place}: {state}")
+
+
+def pull(
+    name: Annotated[str, typer.Argument(metavar="USER/NAME", help="A dataset of the Hub.")],
+    out: Out = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Commit or branch of a published run.")
+    ] = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Also the model that it trained.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Of rows that are no run: whose tokenizer encodes them.")
+    ] = None,
+    changes: Changes = None,
+) -> None:
+    """Bring a published run back from the Hub.
+
+    Responses and preference pairs of others are imported.
+    """
+    from dto.hub.pull import find, owed
+    from dto.hub.pull import pull as pull_run
+
+    if not find(name, revision):
+        if model is None:
+            raise DtoError(
+                f"{name} is no run of dto: to import its rows say whose tokenizer encodes "
+                f"them: `dto pull {name} --model MODEL`"
             )
+        if revision is not None:
+            raise DtoError(f"--revision: {name} is no run of dto; rows are read at the newest")
+        import_rows(name, model, out=out, changes=changes)
+        return
+    if changes:
+        raise DtoError(f"{name} is a run with its own recipe: pull it, then `dto run --set …`")
+    place = out or Path("runs") / name.rpartition("/")[2]
+    stages = pull_run(name, place, revision=revision, weights=weights)
+    print(f"{place}: {', '.join(stages)}; go on with dto run {quote(str(place))}")
+    for stage in owed(place):
+        print(f"{stage}: its test questions were not published, dto run reads their source")
+    if "train" in stages and not (place / "train" / "model").is_dir():
+        print(
+            "the trained model is not part of it: "
+            f"dto pull {name} --out {quote(str(place))} --weights"
+        )

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from dto.drqa.classes import WORDINGS
 from dto.errors import DtoError
+from dto.pipeline import needed, stage_of
 from dto.prompts import JUDGE, render
 from dto.recipe import Recipe
 from dto.records import Dropped, Problem
-from dto.runs.graph import needed
 from dto.tags import shown_tags
 from dto.tasks.load import load_problems, prompt_of
 
@@ -33,48 +33,19 @@ def plan(recipe: Recipe) -> Iterator[str]:
     Nothing is fetched: where a question or a tokenizer is not on this machine, the line says so and
     the prompt is shown as text.
     """
-    model, problems = recipe.model, recipe.problems
-    exits = recipe.evaluate.exits
-    imported = recipe.sample.imported and "imported"
-    trajectories = problems.train * recipe.sample.samples
-    tasks = recipe.evaluate.tasks
-    answers = len(recipe.evaluate.models) * len(exits) * recipe.evaluate.samples
-    asked = f"{answers * problems.test:,} answers"
-    if tasks:
-        asked = f"{answers:,} answers to each problem of {', '.join(tasks)}"
-    sequential = recipe.estimate.method == "sequential"
-    rollouts = recipe.estimate.cap if sequential else recipe.estimate.rollouts
-    amounts = {
-        "problems": f"{imported or f'{problems.train:,}'} train, {problems.dev:,} dev, "
-        f"{problems.test:,} test from {problems.source}"
-        + (f" (test from {problems.test_source})" if problems.test_source else ""),
-        "sample": f"{imported or f'{trajectories:,}'} responses",
-        "batch": f"{_ks(recipe)} questions in a prompt, each question {recipe.batch.samples:,} "
-        "times for each",
-        "chain": "one for each question of a response",
-        "label": "A, B or C for each chain",
-        "segment": f"{imported or f'{trajectories:,}'} responses",
-        "estimate": f"at most {rollouts} rollouts at a boundary",
-        "optimize": f"{recipe.optimize.finalizations} completions of each good exit",
-        "prune": f"judge {recipe.prune.judge}" + _judge(recipe),
-        "pair": f"at most {recipe.pair.max_per_problem:,} pairs of each problem",
-        "train": f"{problems.dev:,} dev problems × {recipe.train.dev_samples} samples, "
-        f"{recipe.train.evaluations} times",
-        "evaluate": f"{asked}: models {', '.join(recipe.evaluate.models)}; "
-        f"exits {', '.join(each.name for each in exits)}",
-        "report": "report.html, report.json, tables and pictures",
-    }
+    model = recipe.model
     yield f"{recipe.name}: {model.name} on {model.engine}, seed {recipe.seed}"
     yield ""
     stages = _stages(recipe)
     for stage in stages:
-        yield f"{stage:<9} {amounts[stage]}"
+        yield f"{stage:<9} {stage_of(recipe, stage).amount(recipe)}"
         settings = getattr(recipe, stage, None)
         if settings is not None and stage != "problems":
             shown = settings.model_dump(mode="json", exclude={"exits", "models", "tasks"})
             yield "          " + " ".join(f"{key}={value}" for key, value in shown.items())
+    yield "report    report.html, report.json, tables and pictures"
     yield from _methods(recipe)
-    for each in exits:
+    for each in recipe.evaluate.exits:
         yield "exit      " + " ".join(f"{key}={value}" for key, value in each.changed().items())
     yield ""
     (question, *others), name, remark = _first_questions(recipe)
@@ -110,32 +81,21 @@ def _drqa(recipe: Recipe, question: str, others: list[str], remark: str) -> Iter
         yield from _block(f"{title}{remark}{rendered}", prompt)
 
 
-def _ks(recipe: Recipe) -> str:
-    return ", ".join(map(str, recipe.batch.k)) or "no"
-
-
-def _judge(recipe: Recipe) -> str:
-    if recipe.prune.judge != "llm":
-        return ""
-    judge = recipe.judge
-    return f": {judge.name} on {judge.engine}" if judge else ": the policy's own model"
-
-
 def _stages(recipe: Recipe) -> tuple[str, ...]:
     """What `dto run` computes; of a comparison, what its methods share."""
     if not recipe.compare.methods:
         return needed(recipe)
-    from dto.baselines.compare import shared_stages
-    from dto.baselines.methods import methods
+    from dto.compare.compare import shared_stages
+    from dto.compare.methods import methods
 
-    return (*shared_stages(recipe, methods(recipe)), "report")
+    return tuple(shared_stages(recipe, methods(recipe)))
 
 
 def _methods(recipe: Recipe) -> Iterator[str]:
     """The methods of a comparison, each with what is tried."""
     if not recipe.compare.methods:
         return
-    from dto.baselines.methods import grid, methods
+    from dto.compare.methods import grid, methods
 
     yield f"compare   {recipe.compare.policy_tokens:,} policy tokens for each training"
     for name, each in methods(recipe).items():
@@ -174,11 +134,11 @@ def _first_questions(recipe: Recipe) -> tuple[list[str], str, str]:
 
 def _asked(recipe: Recipe, user: str) -> tuple[str, str]:
     """A user message with the chat template around it, and a remark."""
-    from dto.serving import load_tokenizer
+    from dto.engines.models import load_tokenizer
     from dto.trajectories import chat_ids
 
     try:
-        tokenizer: PreTrainedTokenizerBase = load_tokenizer(recipe, local=True)
+        tokenizer: PreTrainedTokenizerBase = load_tokenizer(recipe.model, local=True)
     except DtoError:
         system = f"[system] {recipe.model.system}\n" if recipe.model.system else ""
         text = f"{system}[user] {user}"

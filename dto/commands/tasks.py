@@ -13,6 +13,7 @@ import typer
 from dto.errors import DtoError
 from dto.recipe import ProblemSettings, load_recipe
 from dto.settings import nearest
+from dto.source import RECIPE_FILES, Source
 from dto.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -93,10 +94,10 @@ def validate_task(
 
 
 def _settings(name: str) -> ProblemSettings:
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        return load_recipe(path).problems
-    if name not in TASKS and "/" not in name and not path.suffix and not path.exists():
+    source = Source.parse(name, TASKS)
+    if Path(name).suffix in RECIPE_FILES:
+        return load_recipe(Path(name)).problems
+    if source.kind == "hub" and source.is_bare:
         raise DtoError(
             f"no task {name!r}{nearest(name, TASKS)}: {_known()}; or name a recipe, a file or a "
             "Hub id"

@@ -11,11 +11,13 @@ from typing import NamedTuple
 
 from dto.context import Context
 from dto.drqa.answers import numbered_answers
-from dto.drqa.records import BatchResponse
 from dto.errors import DtoError
 from dto.prompts import render
 from dto.protocols import Completion
-from dto.records import Dropped, Grade, Problem
+from dto.recipe import Recipe
+from dto.records import BatchResponse, Dropped, Grade, Problem
+from dto.runs.reader import RunReader
+from dto.runs.stage import SAMPLING, Card, Group, Stage
 from dto.seeds import derive
 from dto.tags import FOREIGN, foreign_detail
 from dto.trajectories import Reading, chat_ids, read_response
@@ -154,3 +156,56 @@ def groups(
 
 def _id(problem: Problem, k: int, sample: int) -> str:
     return f"{k:03d}/{sample:03d}/{problem.id}"
+
+
+def pass_rates(run: RunReader) -> dict[str, float]:
+    """The share of right samples of each problem, none failed."""
+    import polars as pl
+
+    right = (pl.col("grade") == "correct").mean()
+    frame = run.frame("sample").filter(pl.col("grade") != "failed")
+    return dict(frame.group_by("problem_id").agg(right).collect().iter_rows())
+
+
+def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
+    settings, seed = ctx.recipe.batch, ctx.recipe.seed
+    if not settings.k:
+        raise DtoError(
+            "stage batch: batch.k names no number of questions: set batch.k to [2, 3, 5]"
+        )
+    problems = list(run.problems("train"))  # their text is all that is held, one kilobyte each
+    rates = pass_rates(run) if settings.grouping == "difficulty" else None
+    for k in settings.k:
+        for sample in range(settings.samples):
+            for row in groups(problems, k, sample, seed, rates):
+                if isinstance(row, Dropped):
+                    yield Group(row.id, (row,))
+                else:
+                    key = BatchResponse.make_id(sample, tuple(problem.id for problem in row))
+                    yield Group(key, (row, sample))
+
+
+def _total(run: RunReader) -> int:
+    settings, problems = run.recipe.batch, run.count("problems", split="train")
+    return settings.samples * sum(problems // k for k in settings.k)
+
+
+def _reads(recipe: Recipe) -> tuple[str, ...]:
+    return ("problems", "sample") if recipe.batch.grouping == "difficulty" else ("problems",)
+
+
+STAGE = Stage(
+    name="batch",
+    about="Ask several questions in one prompt (DRQA).",
+    amount=lambda recipe: (
+        f"{', '.join(map(str, recipe.batch.k)) or 'no'} questions in a prompt, each question "
+        f"{recipe.batch.samples:,} times for each"
+    ),
+    record=BatchResponse,
+    reads=_reads,
+    settings=lambda recipe: ("batch.", *SAMPLING, "sample.max_tokens"),
+    groups=_groups,
+    work=batch,
+    total=_total,
+    card=Card(7, "batch_responses", "train", "responses to several numbered questions, grades"),
+)

@@ -7,14 +7,19 @@ that cannot be cut out cleanly is dropped with the reason.
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from dto.context import Context
 from dto.drqa.alike import alike, goes_over_all, others, quoted
-from dto.drqa.records import BatchResponse, Chain, Origin
 from dto.drqa.split import split
-from dto.records import Dropped, Grade, Problem, Span, Trajectory
+from dto.recipe import Recipe
+from dto.records import BatchResponse, Chain, Dropped, Grade, Origin, Problem, Span, Trajectory
+from dto.runs.reader import RunReader
+from dto.runs.stage import Card, Group, Stage, always
 from dto.text import char_ends, tokens_within
 
 if TYPE_CHECKING:
@@ -131,3 +136,53 @@ def _chain(
         answer=found.answer,
         grade=found.grade,
     )
+
+
+Chains = list[Chain | Dropped]
+Cut = Callable[["PreTrainedTokenizerBase"], Chains]
+
+
+async def chain(cut: Cut, index: int, ctx: Context) -> Chain | Dropped:
+    """The chain of one question, of those that a response is cut into."""
+    return (await asyncio.to_thread(cut, ctx.tokenizer))[index]
+
+
+def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
+    problems = {row.id: row for row in run.problems("train")}
+
+    def alone(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase) -> Chains:
+        return [vanilla_chain(problems[trajectory.problem_id], trajectory, tokenizer)]
+
+    def together(response: BatchResponse, tokenizer: PreTrainedTokenizerBase) -> Chains:
+        asked = [problems[problem_id] for problem_id in response.problem_ids]
+        return list(batch_chains(asked, response, tokenizer))
+
+    for trajectory in run.rows("sample", Trajectory):
+        key = Chain.make_id(trajectory.problem_id, "vanilla", 1, trajectory.sample)
+        yield Group(key, (partial(alone, trajectory), 0))
+    if not ctx.recipe.batch.k:
+        return
+    for response in run.rows("batch", BatchResponse):
+        cut = cache(partial(together, response))  # once for all of its questions
+        for index, problem_id in enumerate(response.problem_ids):
+            key = Chain.make_id(problem_id, "batch", response.k, response.sample)
+            yield Group(key, (cut, index))
+
+
+def _reads(recipe: Recipe) -> tuple[str, ...]:
+    return ("sample", "batch") if recipe.batch.k else ("sample",)
+
+
+STAGE = Stage(
+    name="chain",
+    about="Cut batch responses into a chain a question (DRQA).",
+    amount=lambda recipe: "one for each question of a response",
+    record=Chain,
+    reads=_reads,
+    settings=always("chain."),
+    groups=_groups,
+    work=chain,
+    needs="tokenizer",
+    window=8,
+    card=Card(8, "chains", "train", "the reasoning about one question, asked alone or together"),
+)

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import permutations
-from typing import TYPE_CHECKING
+import asyncio
+from collections.abc import Iterator, Sequence
+from itertools import groupby, permutations
+from typing import TYPE_CHECKING, NamedTuple
 
-from dto.drqa.classes import VERDICTS, WORDINGS, Balance, split_of, verdicts
-from dto.drqa.records import Chain, LabelledChain, Letter, Verdict
+from dto import tables
+from dto.context import Context
+from dto.drqa.classes import VERDICTS, WORDINGS, Balance, balance, split_of, verdicts
+from dto.errors import DtoError
 from dto.prompts import render
-from dto.records import Dropped, Problem, Split
+from dto.records import (
+    Chain,
+    ChainVerdict,
+    Dropped,
+    Grade,
+    LabelledChain,
+    Letter,
+    Origin,
+    Problem,
+    Split,
+)
+from dto.runs.reader import RunReader
+from dto.runs.stage import RENDERING, Card, Group, Stage, always
 from dto.seeds import derive
 from dto.tags import think_tags
 from dto.trajectories import chat_ids, closes_thinking, opening
@@ -23,10 +38,10 @@ ORDERS = tuple(permutations(VERDICTS))
 LETTERS: tuple[Letter, ...] = ("A", "B", "C")
 
 
-def label(
+def labels(
     problem: Problem,
     chains: Sequence[Chain],
-    balance: Balance,
+    kept: Balance,
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
 ) -> list[LabelledChain | Dropped]:
@@ -48,8 +63,8 @@ def label(
         verdict = found.classes.get(chain.id)
         if verdict is None:
             rows.append(Dropped(chain.id, *found.dropped[chain.id]))
-        elif not balance.keeps(chain.id, (split, verdict), seed):
-            detail = f"one of {balance.found[split, verdict]:,} {split} chains that are {verdict}"
+        elif not kept.keeps(chain.id, (split, verdict), seed):
+            detail = f"one of {kept.found[split, verdict]:,} {split} chains that are {verdict}"
             rows.append(Dropped(chain.id, "surplus", detail))
         else:
             rows.append(_labelled(problem, chain, verdict, split, tokenizer, recipe))
@@ -59,7 +74,7 @@ def label(
 def _labelled(
     problem: Problem,
     chain: Chain,
-    verdict: Verdict,
+    verdict: ChainVerdict,
     split: Split,
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
@@ -102,3 +117,63 @@ def judge_question(problem: Problem, chain: Chain, options: Sequence[str], famil
         "compare", family, question=problem.question, reasoning=chain.text, answer=chain.answer,
         a=a, b=b, c=c,
     )  # fmt: skip
+
+
+async def label(
+    problem: Problem, chains: Sequence[Chain], kept: Balance, ctx: Context
+) -> list[LabelledChain | Dropped]:
+    """:func:`labels` of one problem's chains, as the recipe says."""
+    return await asyncio.to_thread(labels, problem, chains, kept, ctx.tokenizer, ctx.recipe)
+
+
+class _Light(NamedTuple):
+    """The columns of a chain that its class goes by."""
+
+    id: str
+    problem_id: str
+    origin: Origin
+    k: int
+    grade: Grade
+    tokens: int
+    length: int
+
+
+def _by_problem(run: RunReader) -> Iterator[list[_Light]]:
+    """The chains of each problem, without their text."""
+    frame = run.frame("chain", *_Light._fields).collect()
+    rows = (_Light(*row) for row in frame.iter_rows())
+    for _, chains in groupby(rows, key=lambda row: row.problem_id):
+        yield list(chains)
+
+
+def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
+    recipe = ctx.recipe
+    unknown = sorted(set(recipe.label.k) - set(recipe.batch.k))
+    if unknown:
+        there = ", ".join(map(str, recipe.batch.k)) or "none"
+        raise DtoError(f"label.k {unknown[0]} is no number of questions in batch.k: {there}")
+    kept = balance(_by_problem(run), recipe.label, recipe.seed)
+    rows = tables.merge(
+        run.rows("problems", Problem),
+        (run.rows("chain", Chain), lambda row: str(row.problem_id)),
+    )
+    for problem, chains in rows:
+        if chains:
+            yield Group(problem.id, (problem, chains, kept))
+
+
+STAGE = Stage(
+    name="label",
+    about="Label chains as concise, verbose or wrong (DRQA).",
+    amount=lambda recipe: "A, B or C for each chain",
+    record=LabelledChain,
+    reads=always("chain"),
+    settings=always("label.", *RENDERING),
+    groups=_groups,
+    work=label,
+    total=lambda run: run.count("problems", split="train"),
+    needs="tokenizer",
+    renders=True,
+    window=8,
+    card=Card(1, "labels", "", "chains with the question about each, and the letter that is right"),
+)

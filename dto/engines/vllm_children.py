@@ -6,21 +6,16 @@ not notice that the process which started it was killed, and would hold the GPU 
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
-import signal
+
+from dto import processes
 
 SWITCH = "DTO_VLLM_CHILD"  # set for the processes that our engine starts, and no other
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_parent() -> None:
     """Be killed when the thread that started this process ends; outside of our engine nothing."""
     parent = multiprocessing.parent_process()
-    if parent is None or SWITCH not in os.environ:
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent.pid:  # it was gone before
-        os._exit(1)
+    if parent is not None and SWITCH in os.environ:
+        processes.die_with_parent(parent.pid)

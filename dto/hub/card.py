@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from statistics import median
@@ -14,24 +14,85 @@ from typing import Any, NamedTuple
 import polars as pl
 import yaml
 from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from dto import tables
 from dto.commands.plan import PROMPTS
 from dto.drqa.classes import WORDINGS
 from dto.hub.folder import Published, data_files
 from dto.hub.origins import Origin, models
-from dto.hub.private import Private
-from dto.hub.results import results
+from dto.pipeline import STAGES
 from dto.prompts import JUDGE, render
 from dto.recipe import Recipe
+from dto.redact import Private
 from dto.reporting.cost import stage_costs
+from dto.reporting.evaluation import Figures
+from dto.reporting.funnel import DROPPED
+from dto.reporting.pictures import COLOURS, INK
 from dto.reporting.report import Report
-from dto.reporting.sections import DROPPED
 from dto.reporting.write import draw_report
 from dto.runs import manifest
-from dto.runs.graph import STAGES
+from dto.statistics import shown
 from dto.tags import shown_tags
 from dto.tasks.load import prompt_of
+
+
+class Result(NamedTuple):
+    """One model under one exit on one task, in figures with 95 % intervals.
+
+    `gain`, in points, and `share`, in percent of the base's tokens, are paired with the base by
+    problem; empty for the base itself.
+    """
+
+    task: str
+    model: str
+    exit: str
+    asked: str
+    accuracy: str
+    gain: str
+    tokens: str
+    share: str
+    truncated: str
+    failed: str
+
+
+def results(report: Report, private: Private, models: Collection[str] = ()) -> list[Result]:
+    """The rows of the table, of these models alone if any are named; with several tasks means too.
+
+    Nothing is claimed of an arm of which too many responses failed.
+    """
+    rows = [
+        Result(
+            row.task or report.name, row.model, row.exit,
+            f"{row.problems:,} × {row.more['samples']}", f"{row.accuracy:%}", _gain(row),
+            f"{row.tokens}", _share(row), f"{row.truncated:,}", f"{row.failed:,}",
+        )
+        for row in report.rows
+    ]  # fmt: skip
+    rows += [
+        Result(
+            "mean", row.model, row.exit, f"{row.more['tasks']} tasks", f"{row.accuracy:%}",
+            _gain(row), shown(row.tokens.value), _share(row), "", "",
+        )
+        for row in report.averages
+    ]  # fmt: skip
+    return [
+        row._replace(model=private.redact(row.model), task=private.redact(row.task))
+        for row in rows
+        if not models or row.model in models
+    ]
+
+
+def _gain(row: Figures) -> str:
+    if row.verdict == "too many failed":
+        return row.verdict
+    return "" if row.gain is None else f"{row.gain:+%}"
+
+
+def _share(row: Figures) -> str:
+    return "" if row.ratio is None else f"{row.ratio:%}"
+
 
 TAGS = ("dto", "reasoning", "overthinking")
 _LENGTHS = (
@@ -199,8 +260,7 @@ def cited(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str, str]]:
 def _dropped(folder: Path, stages: Sequence[str]) -> list[tuple[str, str, int, str]]:
     """(stage, reason, rows, what that means), from the files that are published."""
     found = []
-    last = len(STAGES)
-    for stage in sorted(stages, key=lambda each: STAGES.index(each) if each in STAGES else last):
+    for stage in [name for name in STAGES if name in stages]:
         path = folder / stage / "dropped.jsonl"
         if path.is_file():
             with path.open(encoding="utf-8") as lines:
@@ -238,8 +298,6 @@ def _length_lines(
 def _pictures(
     folder: Path, lengths: Mapping[str, Sequence[int]], report: Report | None
 ) -> list[tuple[str, str]]:
-    from dto.hub.picture import draw_lengths
-
     images = folder / "images"
     images.mkdir(exist_ok=True)
     found = []
@@ -281,3 +339,32 @@ def _prompts(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str]]:
         text = render("patterns", JUDGE, question="…", answer="", patterns="…", first="2", last="…")
         shown.append(("prune: what the judge is asked", text))
     return shown
+
+
+BINS = 40
+
+
+def draw_lengths(lengths: Mapping[str, Sequence[int]], path: Path) -> None:
+    """Write histograms of token counts below one another, each with its median, on one axis.
+
+    The same counts give the same bytes.
+    """
+    shown = {name: values for name, values in lengths.items() if values}
+    longest = max((max(values) for values in shown.values()), default=1)
+    figure = Figure(figsize=(8.6, 0.9 + 1.1 * max(1, len(shown))), dpi=120, layout="constrained")
+    panels = figure.subplots(max(1, len(shown)), 1, sharex=True, squeeze=False)[:, 0]
+    for place, (axes, (name, values)) in enumerate(zip(panels, shown.items(), strict=False)):
+        colour, middle = COLOURS[place % len(COLOURS)], median(values)
+        axes.hist(values, bins=BINS, range=(0, longest), color=colour, alpha=0.75)
+        axes.axvline(middle, color=INK, linewidth=1.0, linestyle="--")
+        axes.set_title(
+            f"{name}: {len(values):,} rows, median {middle:,.0f}",
+            loc="left", fontsize=9, color=colour, pad=3,
+        )  # fmt: skip
+        axes.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+        axes.set_axisbelow(True)
+        axes.grid(color="#e5e5e5", linewidth=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=INK, labelsize=8)
+    panels[-1].set_xlabel("tokens of the response", color=INK, fontsize=9)
+    figure.savefig(path, metadata={"Software": None})

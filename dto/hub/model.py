@@ -8,13 +8,11 @@ from math import isfinite
 from pathlib import Path
 
 from dto.errors import DtoError, disk_errors
-from dto.hub.card import TAGS, changed_settings, cited, in_block, render_card
-from dto.hub.folder import check_chain, link, write_mark
-from dto.hub.layout import FORMAT, MARK
+from dto.hub.card import TAGS, changed_settings, cited, in_block, render_card, results
+from dto.hub.folder import FORMAT, MARK, check_chain, link, write_mark
 from dto.hub.origins import Origin
-from dto.hub.private import Private
-from dto.hub.results import results
 from dto.recipe import Recipe
+from dto.redact import Private
 from dto.runs import manifest
 from dto.tasks import TASKS
 
@@ -106,10 +104,10 @@ def _card(
         if row.model != "trained":
             continue
         dataset, revision = _dataset(row.task, recipe, name)
-        setting = f"exit {row.exit}, avg@{row.samples}, T={recipe.evaluate.temperature}"
+        setting = f"exit {row.exit}, avg@{row.more['samples']}, T={recipe.evaluate.temperature}"
         for metric, value, what in (
-            ("accuracy", round(100 * row.accuracy, 2), "accuracy, %"),
-            ("tokens", round(row.tokens_mean, 1), "tokens per question"),
+            ("accuracy", round(100 * row.accuracy.value, 2), "accuracy, %"),
+            ("tokens", round(row.tokens.value, 1), "tokens per question"),
         ):
             if isfinite(value):
                 measured.append(

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dto.hub.private import is_local, last_part
 from dto.hub.upload import Kind, hub_errors
 from dto.recipe import NAMES, Recipe
+from dto.redact import is_local, last_part
 from dto.tasks import TASKS
 
 UNKNOWN = "unknown"

@@ -23,9 +23,8 @@ from dto.hub.origins import (
     with_license,
     withheld,
 )
-from dto.hub.private import private_of
-from dto.hub.search import Search
 from dto.hub.upload import Kind, Uploaded, upload
+from dto.redact import Search, private_of
 from dto.reporting.report import measure
 from dto.runs.run import Run
 

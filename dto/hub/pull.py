@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dto.errors import DtoError, RunConflictError, disk_errors
-from dto.hub.layout import ASKING, BESIDE, FORMAT, MARK, OF_TRAINING, STAGES
+from dto.hub.folder import ASKING, BESIDE, FORMAT, MARK, OF_TRAINING, STAGES
 from dto.hub.model import OWN
-from dto.hub.private import without_servers
 from dto.hub.publish import check_name
 from dto.hub.upload import Remote, hub_errors, remote
+from dto.pipeline import write_run_manifest
 from dto.recipe import load_recipe
+from dto.redact import without_servers
 from dto.runs import manifest
-from dto.runs.run import open_run, write_run_manifest
+from dto.runs.reader import RunReader
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -78,11 +79,7 @@ def pull(
         if out.exists():
             out.rmdir()
         begun.rename(out)
-    run = open_run(out, load_recipe(out / "recipe.yaml"))
-    try:
-        write_run_manifest(run)
-    finally:
-        run.close()
+    write_run_manifest(RunReader(out))
     if weights:
         _pull_weights(HfApi(), name, out)
     return stages

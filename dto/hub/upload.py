@@ -1,6 +1,6 @@
 """One folder, one commit: what changed goes up, what did not makes no commit.
 
-Nor does what only follows from the tables (`dto.hub.layout.follows`): seconds, versions of packages
+Nor does what only follows from the tables (`dto.hub.folder.follows`): seconds, versions of packages
 and the wording of a card stay as they are on the Hub until something else changes.
 
 Large files are stored first and belong to no commit yet; the commit that names them comes last.
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from dto.errors import DtoError
-from dto.hub.layout import MARK, follows
+from dto.hub.folder import MARK, follows
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -18,10 +18,10 @@ from urllib.parse import urlsplit
 import polars as pl
 import yaml
 
+from dto.pipeline import STAGES, needed
 from dto.prompts import resource
 from dto.recipe import Recipe, load_recipe
 from dto.runs import manifest
-from dto.runs.graph import STAGES, needed
 
 MOST_CHANGES = 12
 """With more changes than these a command says less than the recipe itself."""
@@ -72,11 +72,7 @@ def reproduction(run: Path, recipe: Recipe) -> Reproduction:
             f" \\\n    --set {shlex.quote(f'{key}={_value(value)}')}"
             for key, value in changes.items()
         )
-    found = {
-        stage: done
-        for stage in ("test", *STAGES)
-        if (done := manifest.read(run / stage)) is not None
-    }
+    found = {stage: done for stage in STAGES if (done := manifest.read(run / stage)) is not None}
     last = next(reversed(found.values()), {})
     keys = ("versions", "git")
     return Reproduction(
@@ -103,7 +99,7 @@ def _command(run: Path, recipe: Recipe, target: str, finished: list[str]) -> str
     stages = [stage for stage in finished if stage not in ("problems", "test")]
     if recipe.compare.methods or not stages:
         stages = ["run"]
-    elif {*owed} <= {*finished, "report"}:
+    elif {*owed} <= {*finished}:
         stages = ["run", *(stage for stage in stages if stage not in owed)]
     again = shlex.quote(f"runs/{public_name(recipe.name)}")
     lines = [f"dto {stages[0]} {target}{suffix}"]

@@ -7,7 +7,6 @@ problem's id tells its task and its content.
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -17,45 +16,41 @@ from dto import tables
 from dto.errors import disk_errors
 from dto.records import GIVEN_UP, EvaluationRow
 from dto.runs import manifest
-from dto.runs.journal import Entry, GroupUsage, Journal, Timing, read_head
+from dto.runs.journal import Entry, GroupUsage, Journal, Timing, read_entries, read_head
 from dto.usage import Usage
 
 
 def keep_arms(
-    directory: Path, config: Mapping[str, Any], problems: Collection[str] | None = None
+    old: Path, new: Path, config: Mapping[str, Any], problems: Collection[str] | None = None
 ) -> None:
-    """Begin an evaluation with `config`, with those rows of the one that is there that still hold.
+    """Begin an evaluation with `config` in `new`, with those rows of `old` that still hold.
 
-    `problems` are the ids of those that it asks; None: the same as before.
-
-    The seconds that were spent are carried over whole. Killed at any time, it leaves the old
-    evaluation or the new one; between two renames none, which is then computed anew.
+    `problems` are the ids of those that it asks; None: the same as before. The seconds that were
+    spent are carried over whole. Killed at any time, it leaves what was there in `old`.
     """
-    fresh, old = (directory.with_name(f".{directory.name}.{name}") for name in ("new", "old"))
-    done = manifest.read(directory)
-    path = directory / "journal"
-    before = (done or read_head(path) or {})["config"]
+    done = manifest.read(old)
+    before = (done or read_head(old / "journal") or {})["config"]
     now, then = _arms(config), _arms(before)
     kept = {arm for arm in now if now[arm] == then.get(arm)}
-    with disk_errors(directory):
-        for each in (fresh, old):
-            shutil.rmtree(each, ignore_errors=True)
-        if kept:
-            source = None if done else Journal(path, EvaluationRow, {"config": before})
-            journal = Journal(fresh / "journal", EvaluationRow, {"config": dict(config)})
-            journal.elapsed = source.elapsed if source else float((done or {})["seconds"])
-            for entry in source.entries() if source else _entries(directory):
-                arm, _, problem = entry.key.rpartition("/")
-                asked = problems is None or problem in problems
-                if entry.rows and arm in kept and asked:
-                    journal.append(entry)
-            journal.close()
-            if source:
-                source.close()
-        directory.rename(old)
-        if kept:
-            fresh.rename(directory)
-        shutil.rmtree(old)
+    if not kept:
+        return
+    with disk_errors(new):
+        journal = Journal(new / "journal", EvaluationRow, {"config": dict(config)})
+        journal.elapsed = float(done["seconds"]) if done else 0.0
+        entries = _entries(old) if done else read_entries(old / "journal", EvaluationRow)
+        for entry in entries:
+            arm, _, problem = entry.key.rpartition("/")
+            asked = problems is None or problem in problems
+            journal.elapsed = max(journal.elapsed, entry.elapsed)
+            if entry.rows and arm in kept and asked:
+                journal.append(entry)
+        journal.close()
+
+
+def lost_arms(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The arms of an evaluation that another configuration does not keep."""
+    arms = _arms(now)
+    return [arm for arm, settings in _arms(before).items() if arms.get(arm) != settings]
 
 
 def _arms(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -41,6 +41,7 @@ class Entry:
     wasted: dict[str, int] = field(default_factory=dict)
     judge: Usage = field(default_factory=Usage)  # what a judge took is no part of `usage`
     given_up: Mapping[str, int] = field(default_factory=dict)  # comparisons, by reason
+    elapsed: float = 0.0  # seconds that the stage had been worked on by then
 
     @property
     def error(self) -> str:
@@ -182,7 +183,7 @@ def read_entries(
     """The groups that stand now, in the order of `order(key)`: to look at a stage under way.
 
     Changes nothing, and a writer may be at work. What is no whole line is passed over. Without a
-    `record` the groups come without their rows.
+    `record` rows are as they stand there.
     """
     offsets: dict[str, int] = {}
     with path.open("rb") as lines:
@@ -195,7 +196,7 @@ def read_entries(
             lines.seek(offsets[key])
             data = json.loads(lines.readline())
             build = tables.adapter(record).validate_python if record is not None else None
-            yield _entry(data, [build(row) for row in data["rows"]] if build else ())
+            yield _entry(data, [build(row) for row in data["rows"]] if build else data["rows"])
 
 
 def _whole(line: bytes) -> dict[str, Any] | None:
@@ -216,6 +217,7 @@ def _entry(data: dict[str, Any], rows: Sequence[Any]) -> Entry:
         seconds=data["seconds"],
         wasted=data["wasted"],
         given_up=data.get("given_up", {}),  # a journal of an earlier version has none
+        elapsed=data["elapsed"],
     )
 
 

@@ -104,18 +104,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write strict JSON: null for a figure without value, which is nan in dataclasses and dicts."""
-    text = json.dumps(_plain(data), indent=2, ensure_ascii=False, allow_nan=False)
+    """Write dataclasses, dicts and lists as strict JSON: a figure without value is null."""
+    text = json.dumps(without_nan(data), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
 
 
-def _plain(data: Any) -> Any:
+def without_nan(data: Any) -> Any:
+    """The same data as dicts and lists, with None for every float that is not finite."""
     if is_dataclass(data) and not isinstance(data, type):
         data = asdict(data)
     if isinstance(data, Mapping):
-        return {key: _plain(value) for key, value in data.items()}
+        return {key: without_nan(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_plain(value) for value in data]
+        return [without_nan(value) for value in data]
     return None if isinstance(data, float) and not isfinite(data) else data
 
 

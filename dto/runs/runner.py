@@ -14,12 +14,12 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
@@ -28,6 +28,7 @@ from dto.errors import DtoError, disk_errors
 from dto.records import Dropped
 from dto.runs import manifest
 from dto.runs.journal import Entry, GroupUsage, Journal, Timing
+from dto.runs.stage import Group, Timed, Work
 from dto.usage import Usage, counting_given_up, metered
 
 READ_AHEAD = 32
@@ -39,26 +40,7 @@ MAX_FAILED = 0.05
 """A stage of whose requests a larger share failed is not finished: those groups stay owed."""
 
 
-class Group(NamedTuple):
-    """The rows that are worked on together, and the key under which their result is kept."""
-
-    key: str
-    rows: tuple[Any, ...]
-
-
-class Timed(NamedTuple):
-    """A row for the table, and beside it the wall seconds and the tokens in vain that it took."""
-
-    row: Any
-    seconds: float
-    wasted: int = 0
-
-
-Work = Callable[..., Awaitable[Any]]
-"""Takes a group's rows; gives a record, a Dropped, or a list of records, Dropped and Timed."""
-
-
-class Stage:
+class Runner:
     """A stage under way. `config` is everything it is computed from, upstream digests included.
 
     A context manager: inside, `feed` works through groups (as often as there are engines to do it
@@ -79,7 +61,7 @@ class Stage:
         """The stage's name."""
         return self.directory.name
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> Runner:
         manifest.reset_peak_memory()
         self._journal = Journal(self.directory / "journal", self.record, {"config": self.config})
         return self
@@ -134,11 +116,6 @@ class Stage:
     def owes(self, groups: Iterator[Group]) -> bool:
         """Whether any of the groups is not done yet."""
         return any(group.key not in self._journal.done for group in groups)
-
-    def note(self, entry: Entry) -> None:
-        """Write down what needed no work, once."""
-        if entry.key not in self._journal.done:
-            self._journal.append(entry)
 
     def _count(self, entry: Entry) -> None:
         if entry.owed:
@@ -223,7 +200,8 @@ async def _attempt(group: Group, work: Work) -> Entry:
     begun = time.perf_counter()
     with metered() as usage, metered("judge") as judge, counting_given_up() as given_up:
         try:
-            result = await work(*group.rows)
+            ended = isinstance(group.rows[0], Dropped)
+            result = group.rows[0] if ended else await work(*group.rows)
         except DtoError:
             raise
         except Exception as error:  # a row never ends a run: it is counted, and shown at the end

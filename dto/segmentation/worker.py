@@ -1,33 +1,35 @@
 """Segmentation of batches of texts, for a pool of processes; importing this loads only spaCy.
 
-    with dto.segmentation.worker.processes() as pool:
-        cuts = await loop.run_in_executor(pool, segment_texts, texts, "pattern")
+    cuts = await Segmenter().cut(text, "pattern")
 
-`texts` are thinking texts (`trajectory.text[slice(*trajectory.thinking)]`), a few hundred kilobytes
-a call; the answer is one list of :class:`TextSegment` a text, offsets relative to that text. Hand
-each to :func:`dto.stages.segment.snap`.
+`text` is a thinking text (`trajectory.text[slice(*trajectory.thinking)]`); offsets are relative to
+it. Hand the cuts to :func:`dto.stages.segment.snap`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from multiprocessing import get_context, parent_process
-from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
+from dto.errors import DtoError
+from dto.processes import die_with_parent
 from dto.segmentation.patterns import Granularity, TextSegment
 
 if TYPE_CHECKING:
     from spacy.language import Language
     from spacy.tokens import Doc
 
+_ONE_AT_A_TIME = threading.Lock()
+"""A pipeline is for one thread."""
 MAX_WORDS = 500_000  # distinct ones, in a pipeline's life: about 30 MB
 
 
@@ -38,17 +40,11 @@ def start() -> None:
     """
     # Ctrl-C reaches the whole process group; the parent alone answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    if parent is not None:  # a parent that was killed leaves its pool waiting for ever
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    if (parent := parent_process()) is not None:  # killed, it leaves its pool waiting for ever
+        die_with_parent(parent.pid)
     modules: dict[str, Any] = sys.modules
     modules.setdefault("torch", None)
     pipeline("pattern")
-
-
-def _end_with(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
 
 
 def segment_texts(texts: Sequence[str], granularity: Granularity) -> list[list[TextSegment]]:
@@ -75,7 +71,8 @@ def segment_text(text: str, granularity: Granularity = "pattern") -> list[TextSe
     of a sentence. The segments tile `text`; the first has no cue and the kind `opening`; an empty
     text has none.
     """
-    return segment_texts([text], granularity)[0]
+    with _ONE_AT_A_TIME:
+        return segment_texts([text], granularity)[0]
 
 
 @cache
@@ -89,6 +86,35 @@ def pipeline(granularity: Granularity) -> Language:
     nlp.max_length = sys.maxsize  # the limit guards parsers, and there is none here
     nlp.add_pipe("dto_patterns", config={"granularity": granularity})
     return nlp
+
+
+class Segmenter:
+    """Cuts thinking texts in processes of their own, which start with the first text."""
+
+    def __init__(self) -> None:
+        self._opened = ExitStack()
+        self._pool: ProcessPoolExecutor | None = None
+
+    async def cut(self, text: str, granularity: Granularity) -> list[TextSegment]:
+        """The thinking patterns of a text, as :func:`segment_text` gives them.
+
+        Raises DtoError when a process was killed.
+        """
+        if self._pool is None:
+            self._pool = self._opened.enter_context(processes())
+        loop = asyncio.get_running_loop()
+        try:
+            cuts = await loop.run_in_executor(self._pool, segment_texts, [text], granularity)
+        except BrokenExecutor:
+            raise DtoError(
+                "a segmentation process was killed, probably for memory: run again, what "
+                "was computed is kept"
+            ) from None
+        return cuts[0]
+
+    def close(self) -> None:
+        """End the processes."""
+        self._opened.close()
 
 
 @contextmanager

@@ -8,18 +8,20 @@ error allows (:class:`dto.sequential.SequentialTest`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from threading import Lock
 
 from dto.concurrency import gather_bounded
 from dto.context import Context
-from dto.recipe import EstimateSettings
+from dto.recipe import EstimateSettings, Recipe
 from dto.records import Decision, Dropped, ExitEstimate, Problem, Segment, Trajectory
 from dto.rollouts import (
     Tally,
     roll_out,
     roll_out_until_decided,
 )
+from dto.runs.reader import RunReader
+from dto.runs.stage import SAMPLING, Card, Group, Stage, always
 from dto.sequential import MOST_BOUNDARIES, SequentialTest, share
 from dto.statistics import clopper_pearson
 
@@ -108,3 +110,28 @@ async def _at_boundary(
         tokens=tally.tokens,
         reason=tally.reason,
     )
+
+
+def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
+    rows = run.joined(("segment", Segment))
+    return (Group(row[1].id, row) for row in rows if row[2])
+
+
+def _amount(recipe: Recipe) -> str:
+    sequential = recipe.estimate.method == "sequential"
+    rollouts = recipe.estimate.cap if sequential else recipe.estimate.rollouts
+    return f"at most {rollouts} rollouts at a boundary"
+
+
+STAGE = Stage(
+    name="estimate",
+    about="Estimate p(correct) when leaving at each boundary.",
+    amount=_amount,
+    record=ExitEstimate,
+    reads=always("segment"),
+    settings=always("estimate.", *SAMPLING),
+    groups=_groups,
+    work=estimate,
+    total=lambda run: run.count("sample"),
+    card=Card(4, "exits", "train", "how likely an answer given there is right, with interval"),
+)

@@ -7,34 +7,21 @@ paired; what they do with it is the policy's business (`dto.exits`).
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from collections.abc import Iterator
 
 from dto.concurrency import gather_bounded
 from dto.context import Context, sampling
-from dto.exits import ExitedResponse, answer
+from dto.exits import ExitedResponse, answer, check
 from dto.protocols import Graded
-from dto.recipe import ExitSettings
+from dto.recipe import ExitSettings, Recipe
 from dto.records import EvaluationRow, Problem
+from dto.runs.reader import RunReader
+from dto.runs.stage import Card, Group, Stage, Timed
 from dto.trajectories import prompt_ids
 from dto.usage import ModelShape, Usage, charge, metered
 
 
-class Evaluated(NamedTuple):
-    """A row with what depends on scheduling, and so belongs beside the table.
-
-    `seconds` run from the request to the grade, under whatever load the engine has. `wasted` counts
-    tokens that were generated for the row and are not in it, aborted requests included (where an
-    abort races with a step, at most one token too many for each).
-    """
-
-    row: EvaluationRow
-    seconds: float
-    wasted: int
-
-
-async def evaluate(
-    problem: Problem, exit: ExitSettings, ctx: Context, model: str
-) -> list[Evaluated]:
+async def evaluate(problem: Problem, exit: ExitSettings, ctx: Context) -> list[Timed]:
     """`recipe.evaluate.samples` answers to one problem.
 
     A response that ran out of tokens or never closed its
@@ -44,20 +31,19 @@ async def evaluate(
     Args:
         problem: what is asked.
         exit: the policy, and the name that its rows go by.
-        ctx: recipe, engine that serves the model, grader.
-        model: what the rows call the model (`base`, `trained`, a path).
+        ctx: recipe, engine that serves the model, grader, and what the rows call the model.
     """
     prompt = prompt_ids(problem.question, ctx.tokenizer, ctx.recipe.model, problem.prompt)
     seed = ctx.seed(problem.id, "evaluate")
 
-    async def one(sample: int) -> Evaluated:
+    async def one(sample: int) -> Timed:
         started = time.perf_counter()
         with metered() as usage:
-            row = await _answered(problem, prompt, exit, ctx, model, sample, seed + sample)
+            row = await _answered(problem, prompt, exit, ctx, sample, seed + sample)
         wasted = max(0, usage.generated - row.tokens)
         # A request that came to its end is no waste to the engine, but may be one to the policy.
         charge(Usage(wasted=max(0, wasted - usage.wasted)))
-        return Evaluated(row, time.perf_counter() - started, wasted)
+        return Timed(row, time.perf_counter() - started, wasted)
 
     samples = ctx.recipe.evaluate.samples
     return await gather_bounded((one(sample) for sample in range(samples)), limit=samples)
@@ -68,7 +54,6 @@ async def _answered(
     prompt: tuple[int, ...],
     exit: ExitSettings,
     ctx: Context,
-    model: str,
     sample: int,
     seed: int,
 ) -> EvaluationRow:
@@ -80,7 +65,7 @@ async def _answered(
         response = no_room(len(prompt), ctx.engine.context)
     graded = await grade_response(response, problem, ctx)
     return evaluation_row(
-        response, graded, exit.name, model, problem.id, sample, seed, ctx.engine.shape
+        response, graded, exit.name, ctx.model, problem.id, sample, seed, ctx.engine.shape
     )
 
 
@@ -136,3 +121,52 @@ def evaluation_row(
         would_leave=response.would_leave,
         model_flops=response.model_flops(shape),
     )
+
+
+def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
+    for exit in ctx.recipe.evaluate.exits:
+        for problem in run.problems("test", run.test_stage):
+            yield Group(f"{ctx.model}/{exit.name}/{problem.id}", (problem, exit))
+
+
+def _check(ctx: Context) -> None:
+    for exit in ctx.recipe.evaluate.exits:
+        check(exit, ctx.engine)
+
+
+def _reads(recipe: Recipe) -> tuple[str, ...]:
+    questions = "test" if recipe.evaluate.tasks else "problems"
+    return (questions, "train") if "trained" in recipe.evaluate.models else (questions,)
+
+
+def _settings(recipe: Recipe) -> tuple[str, ...]:
+    # Of the test sets the rows are kept whose problem has the same id, which tells neither.
+    further = ("problems.answer_kind", "problems.prompt") if recipe.evaluate.tasks else ()
+    return ("evaluate.", *further)
+
+
+def _amount(recipe: Recipe) -> str:
+    settings = recipe.evaluate
+    answers = len(settings.models) * len(settings.exits) * settings.samples
+    asked = f"{answers * recipe.problems.test:,} answers"
+    if settings.tasks:
+        asked = f"{answers:,} answers to each problem of {', '.join(settings.tasks)}"
+    exits = ", ".join(exit.name for exit in settings.exits)
+    return f"{asked}: models {', '.join(settings.models)}; exits {exits}"
+
+
+STAGE = Stage(
+    name="evaluate",
+    about="Answer the test problems, every model at every exit.",
+    amount=_amount,
+    record=EvaluationRow,
+    reads=_reads,
+    settings=_settings,
+    groups=_groups,
+    work=evaluate,
+    total=lambda run: run.count(run.test_stage, split="test") * len(run.recipe.evaluate.exits),
+    models=lambda recipe: recipe.evaluate.models,
+    check=_check,
+    spends=False,
+    card=Card(9, "evaluation", "test", "answers by model and exit: grade, tokens, trials"),
+)

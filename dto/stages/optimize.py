@@ -9,10 +9,11 @@ Nothing is generated for it, unlike for DTO's estimates, which ask the model wha
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from dto.context import Context
 from dto.protocols import Graded
+from dto.recipe import Recipe
 from dto.records import (
     AnswerKind,
     Dropped,
@@ -24,6 +25,8 @@ from dto.records import (
     Trajectory,
 )
 from dto.rollouts import kept_ids
+from dto.runs.reader import RunReader
+from dto.runs.stage import SAMPLING, Card, Group, Stage, always
 from dto.trajectories import Reading, read_and_grade
 from dto.usage import attention_flops
 
@@ -168,3 +171,30 @@ async def finalize(
         attention_flops_after=attention_flops(ctx.engine.shape, 0, start + after),
         outcome=outcome,
     )
+
+
+def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
+    segments = ("segment", Segment)
+    if ctx.recipe.optimize.exit == "estimate":
+        rows = (row for row in run.joined(segments, ("estimate", ExitEstimate)) if row[3])
+    else:
+        rows = ((*row, []) for row in run.joined(segments) if row[2])
+    return (Group(row[1].id, row) for row in rows)
+
+
+def _reads(recipe: Recipe) -> tuple[str, ...]:
+    return ("estimate",) if recipe.optimize.exit == "estimate" else ("segment",)
+
+
+STAGE = Stage(
+    name="optimize",
+    about="Leave at the first good exit; finalize the answer.",
+    amount=lambda recipe: f"{recipe.optimize.finalizations} completions of each good exit",
+    record=OptimizedTrajectory,
+    reads=_reads,
+    settings=always("optimize.", *SAMPLING),
+    groups=_groups,
+    work=optimize,
+    total=lambda run: run.count("sample"),
+    card=Card(5, "finalized", "train", "trajectories truncated at their exit, concluded"),
+)

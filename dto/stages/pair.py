@@ -6,12 +6,17 @@ Or one sample over another, as published baselines choose them: these take grade
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
-from dto.recipe import PairSettings
+from dto import tables
+from dto.context import Context
+from dto.recipe import PairSettings, Recipe
 from dto.records import Dropped, OptimizedTrajectory, PreferencePair, Problem, Trajectory
+from dto.runs.reader import RunReader
+from dto.runs.stage import Card, Group, Stage, always
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,7 +97,7 @@ def budget_pairs(rows: Sequence[Trajectory], max_tokens: int, margin: float) -> 
     return chosen
 
 
-def pair(
+def preference_pairs(
     problem: Problem,
     trajectories: Sequence[Trajectory],
     optimized: Sequence[OptimizedTrajectory],
@@ -291,3 +296,48 @@ def _limited(
                 row = Dropped(row.id, reason, f"{setting} is {limit}")
         kept.append(row)
     return kept
+
+
+async def pair(
+    problem: Problem,
+    trajectories: Sequence[Trajectory],
+    optimized: Sequence[OptimizedTrajectory],
+    ctx: Context,
+) -> list[PreferencePair | Dropped]:
+    """:func:`preference_pairs` of one problem, as the recipe says."""
+    return await asyncio.to_thread(
+        preference_pairs, problem, trajectories, optimized, ctx.tokenizer, ctx.recipe.pair,
+        ctx.recipe.sample.max_tokens,
+    )  # fmt: skip
+
+
+def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
+    optimized: Iterator[OptimizedTrajectory] = iter(())
+    if ctx.recipe.pair.data == "optimized":
+        optimized = run.rows("prune", OptimizedTrajectory)
+    merged = tables.merge(
+        run.rows("problems", Problem),
+        (run.rows("sample", Trajectory), lambda row: str(row.problem_id)),
+        (optimized, lambda row: str(row.problem_id)),
+    )
+    return (Group(row[0].id, row) for row in merged if row[1])
+
+
+def _reads(recipe: Recipe) -> tuple[str, ...]:
+    return ("prune",) if recipe.pair.data == "optimized" else ("sample",)
+
+
+STAGE = Stage(
+    name="pair",
+    about="Build the pairs of chosen and rejected to train on.",
+    amount=lambda recipe: f"at most {recipe.pair.max_per_problem:,} pairs of each problem",
+    record=PreferencePair,
+    reads=_reads,
+    settings=always("pair.", "sample.max_tokens"),
+    groups=_groups,
+    work=pair,
+    total=lambda run: run.count("problems", split="train"),
+    needs="tokenizer",
+    window=8,
+    card=Card(0, "pairs", "train", "preference pairs: prompt, chosen, rejected"),
+)

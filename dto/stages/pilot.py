@@ -7,6 +7,7 @@ are generated.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import floor
 
@@ -14,6 +15,8 @@ from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.exits.path import Path
 from dto.records import Dropped, Grade, Problem, Trajectory
+from dto.runs.reader import RunReader
+from dto.runs.stage import SAMPLING, Card, Group, Stage, always
 from dto.stages.evaluate import grade_response
 
 
@@ -78,3 +81,23 @@ async def pilot(
 
     fractions = sorted(set(ctx.recipe.pilot.fractions))
     return await gather_bounded((left(each) for each in fractions), limit=len(fractions) or 1)
+
+
+def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
+    return (Group(row[1].id, row) for row in run.joined())
+
+
+STAGE = Stage(
+    name="pilot",
+    about="Leave each sampled response after fixed shares of its thinking.",
+    amount=lambda recipe: f"{len(recipe.pilot.fractions)} conclusions of each response",
+    record=StaticExit,
+    reads=always("sample"),
+    settings=always("pilot.", *SAMPLING, "sample.max_tokens"),
+    groups=_groups,
+    work=pilot,
+    total=lambda run: run.count("sample"),
+    spends=False,
+    step=False,
+    card=Card(13, "static_exits", "train", "responses cut at shares of their thinking"),
+)

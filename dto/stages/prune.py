@@ -9,7 +9,7 @@ number was fixed before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from math import exp, nan
@@ -17,7 +17,7 @@ from math import exp, nan
 from dto.context import Context
 from dto.errors import DtoError, EngineError
 from dto.judges import counterfactual, llm
-from dto.recipe import EstimateSettings
+from dto.recipe import EstimateSettings, Recipe
 from dto.records import (
     STAYS,
     Dropped,
@@ -28,6 +28,8 @@ from dto.records import (
     Verdict,
 )
 from dto.rollouts import Tally, kept_ids, roll_out, roll_out_until_decided
+from dto.runs.reader import RunReader
+from dto.runs.stage import SAMPLING, Card, Group, Stage, always
 from dto.seeds import SEED_BITS
 from dto.sequential import SequentialTest
 from dto.stages.optimize import finalize
@@ -179,3 +181,42 @@ async def join_perplexity(trajectory: Trajectory, kept: Sequence[Segment], ctx: 
         except EngineError:
             return nan
     return exp(-sum(logprobs) / len(logprobs)) if logprobs else nan
+
+
+def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
+    rows = run.joined(("segment", Segment), ("optimize", OptimizedTrajectory))
+    for problem, trajectory, segments, optimized in rows:
+        if optimized:
+            yield Group(trajectory.id, (problem, trajectory, segments, optimized[0]))
+
+
+def _settings(recipe: Recipe) -> tuple[str, ...]:
+    keys = ["prune.", *SAMPLING]
+    if recipe.prune.judge != "none" and recipe.optimize.exit != "estimate":
+        keys.append("estimate.")  # it verifies by the same test
+    if recipe.prune.judge == "llm":
+        keys.append("judge")
+    return tuple(keys)
+
+
+def _amount(recipe: Recipe) -> str:
+    asked = f"judge {recipe.prune.judge}"
+    if recipe.prune.judge != "llm":
+        return asked
+    judge = recipe.judge
+    return f"{asked}: " + (f"{judge.name} on {judge.engine}" if judge else "the policy's own model")
+
+
+STAGE = Stage(
+    name="prune",
+    about="Judge patterns; drop what rollouts confirm is spare.",
+    amount=_amount,
+    record=OptimizedTrajectory,
+    reads=always("optimize"),
+    settings=_settings,
+    groups=_groups,
+    work=prune,
+    total=lambda run: run.count("optimize"),
+    asks_judge=lambda recipe: recipe.prune.judge == "llm",
+    card=Card(6, "optimized", "train", "the same after pruning, with the judge's verdicts"),
+)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from dto.context import Context
 from dto.records import Dropped, Problem, Trajectory
+from dto.runs.reader import RunReader
+from dto.runs.stage import Card, Group, Stage, always, responses
 from dto.trajectories import make_trajectory, prompt_ids
 
 
@@ -42,3 +46,21 @@ async def sample(problem: Problem, ctx: Context) -> list[Trajectory | Dropped]:
         )
         for index, completion in enumerate(completions)
     ]
+
+
+def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
+    return (Group(row.id, (row,)) for row in run.problems("train"))
+
+
+STAGE = Stage(
+    name="sample",
+    about="Let the model answer the training problems.",
+    amount=lambda recipe: f"{responses(recipe)} responses",
+    record=Trajectory,
+    reads=always("problems"),
+    settings=always("sample."),
+    groups=_groups,
+    work=sample,
+    total=lambda run: run.count("problems", split="train"),
+    card=Card(2, "trajectories", "train", "sampled responses: token ids, text, thinking, grade"),
+)

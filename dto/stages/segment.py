@@ -7,11 +7,15 @@ model's own tokens. The paper cuts text and does not say where its tokens go.
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from dto.context import Context
 from dto.records import Dropped, Segment, Span, Trajectory
+from dto.runs.reader import RunReader
+from dto.runs.stage import Card, Group, Stage, always, responses
 from dto.segmentation.patterns import TextSegment
 from dto.segmentation.worker import segment_text
 from dto.text import INSIDE_CHARACTER, char_ends
@@ -19,19 +23,19 @@ from dto.text import INSIDE_CHARACTER, char_ends
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from dto.recipe import SegmentSettings
 
-
-def segment(
-    trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase, settings: SegmentSettings
-) -> list[Segment] | Dropped:
+async def segment(trajectory: Trajectory, ctx: Context) -> list[Segment] | Dropped:
     """The thinking patterns of a trajectory, or why there are none.
 
     Thinking that never closed is segmented too: exits may lie before the point where it ran out.
-    A runner finds the cuts in other processes (:mod:`dto.segmentation.worker`) and calls `snap`.
     """
     thinking = trajectory.text[slice(*trajectory.thinking)]
-    return snap(trajectory, tokenizer, segment_text(thinking, settings.granularity))
+    granularity = ctx.recipe.segment.granularity
+    if ctx.segmenter is None:
+        cuts = await asyncio.to_thread(segment_text, thinking, granularity)
+    else:
+        cuts = await ctx.segmenter.cut(thinking, granularity)
+    return await asyncio.to_thread(snap, trajectory, ctx.tokenizer, cuts)
 
 
 def snap(
@@ -89,3 +93,22 @@ def _exit(text: str, ends: Sequence[int], tokens: Span, chars_end: int) -> int:
             break
         exit -= 1
     return exit
+
+
+def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
+    return (Group(row.id, (row,)) for row in run.rows("sample", Trajectory))
+
+
+STAGE = Stage(
+    name="segment",
+    about="Cut each thinking into its patterns.",
+    amount=lambda recipe: f"{responses(recipe)} responses",
+    record=Segment,
+    reads=always("sample"),
+    settings=always("segment."),
+    groups=_groups,
+    work=segment,
+    total=lambda run: run.count("sample"),
+    needs="tokenizer",
+    card=Card(3, "segments", "train", "thinking patterns: spans over tokens and text, kind"),
+)

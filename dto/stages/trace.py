@@ -15,7 +15,6 @@ from math import floor
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
-from dto import tables
 from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.context import sampling as drawn
@@ -28,6 +27,8 @@ from dto.protocols import Sampling
 from dto.recipe import ExitSettings, TraceSettings
 from dto.records import AnswerKind, FinishReason, Grade, Problem, Span, Trajectory
 from dto.rollouts import answer_inducer
+from dto.runs.reader import RunReader
+from dto.runs.stage import ANSWERING, Card, Group, Stage, always
 from dto.stages.evaluate import grade_response, no_room
 from dto.tags import ThinkTags
 from dto.trajectories import prompt_ids
@@ -117,12 +118,12 @@ class Trace:
 
 def read_traces(run_directory: FilePath) -> Iterator[Trace]:
     """A run's traces, sorted by id. Raises DtoError when it has none."""
-    path = run_directory / "trace" / "rows.parquet"
-    if not path.is_file():
+    run = RunReader(run_directory)
+    if run.state("trace") != "finished":
         raise DtoError(
             f"{run_directory} has no traces: record them with dto calibrate {run_directory}"
         )
-    return tables.read(path, Trace)
+    return run.rows("trace", Trace)
 
 
 async def trace(problem: Problem, ctx: Context) -> list[Trace]:
@@ -261,3 +262,23 @@ async def _conclusion(
         answer=graded.answer,
         reason=graded.reason,
     )
+
+
+def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
+    return (Group(row.id, (row,)) for row in run.problems("dev"))
+
+
+STAGE = Stage(
+    name="trace",
+    about="Record the dev problems' responses with all their trial answers.",
+    amount=lambda recipe: f"{recipe.problems.dev * recipe.evaluate.samples:,} responses",
+    record=Trace,
+    reads=always("problems"),
+    settings=always("trace.", *ANSWERING),
+    groups=_groups,
+    work=trace,
+    total=lambda run: run.count("problems", split="dev"),
+    spends=False,
+    step=False,
+    card=Card(12, "traces", "validation", "responses with all their trial answers"),
+)

@@ -11,13 +11,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dto.context import Context
 from dto.errors import DtoError
-from dto.grading.golds import unreadable_golds
+from dto.grading.grader import unreadable_golds
 from dto.records import Dropped, Problem, Trajectory
+from dto.runs.reader import RunReader
+from dto.runs.stage import RENDERING, Group, always
+from dto.source import Source
+from dto.stages import sample
 from dto.tags import DEFAULT_TAGS, FOREIGN, KNOWN, ThinkTags, foreign_detail, think_tags
 from dto.tasks.load import Rows, load_problems, read_source
 from dto.tasks.task import Row
@@ -27,7 +33,7 @@ from dto.trajectories import make_trajectory, opens_thinking, prompt_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from dto.grading import Grader
+    from dto.protocols import Grader
     from dto.recipe import ModelSettings, ProblemSettings
 
 logger = logging.getLogger("dto")
@@ -82,7 +88,7 @@ def _rows(source: str, *, tell: bool = False) -> Rows:
 
     `tell`: the log says which others there are.
     """
-    splits = read_source(source)
+    splits = read_source(Source.parse(source))
     train = {name: rows for name, rows in splits.items() if (name or "").startswith("train")}
     left = sorted(str(name) for name in splits.keys() - train.keys()) if train else []
     if left and tell:
@@ -354,3 +360,39 @@ def _text(value: object, what: str) -> str:
 def _missing(what: str, names: Sequence[str], row: Mapping[str, Any]) -> _BadRowError:
     there = ", ".join(map(str, row))
     return _BadRowError("missing_field", f"no {what} ({', '.join(names)}); there are {there}")
+
+
+async def imported(
+    response: Response, known: Collection[str], ctx: Context
+) -> Trajectory | Dropped:
+    """The trajectory of an imported response; dropped where its problem was."""
+    problem = response.problem
+    if problem.id not in known:
+        detail = f"gold answer {problem.answer[:100]!r} of problem {problem.id}"
+        row_id = Trajectory.make_id(problem.id, response.sample)
+        return Dropped(row_id, "unreadable_gold", detail)
+    return await to_trajectory(response, ctx.tokenizer, ctx.recipe.model, ctx.grader)
+
+
+def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
+    known = {row.id for row in run.problems("train")}
+    tags = think_tags(ctx.tokenizer, ctx.recipe.model)
+    for row in read_responses(str(ctx.recipe.sample.imported), tags=tags):
+        if isinstance(row, Dropped):
+            yield Group(row.id, (row,))
+        else:
+            yield Group(Trajectory.make_id(row.problem.id, row.sample), (row, known))
+
+
+STAGE = replace(
+    sample.STAGE,
+    reads=always(),
+    settings=always("sample.imported", "model.prompt", *RENDERING),
+    groups=_groups,
+    work=imported,
+    total=lambda run: None,
+    needs="tokenizer",
+    renders=True,
+    files=lambda recipe: (str(recipe.sample.imported),),
+)
+"""`sample` of a run whose responses were imported."""

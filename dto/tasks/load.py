@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dto.errors import DtoError
-from dto.grading.golds import unreadable_golds
+from dto.grading.grader import unreadable_golds
 from dto.recipe import ProblemSettings, Recipe
 from dto.records import Dropped, Problem, Split
 from dto.settings import nearest
+from dto.source import Source
 from dto.tasks import TASKS
 from dto.tasks.overlap import Index, same_as
 from dto.tasks.task import PROMPTS, FieldError, Row, Task, text
@@ -154,14 +155,15 @@ def _parts(source: str, settings: ProblemSettings) -> list[_Part]:
     )
     parts, names = [], []
     for subset in task.subsets:
-        for name, rows in read_source(task.hub, subset, task.revision).items():
+        place = Source.parse(task.hub, subset=subset, revision=task.revision)
+        for name, rows in read_source(place).items():
             names.append(str(name))
             within = ", ".join(part for part in (subset, name) if part)
-            place = f"{task.hub} ({within})" if within else task.hub
+            where = f"{task.hub} ({within})" if within else task.hub
             if name is None or not task.splits:
-                parts.append(_Part(_SPLIT_NAMES.get(name or ""), place, task, plain, rows))
+                parts.append(_Part(_SPLIT_NAMES.get(name or ""), where, task, plain, rows))
             elif name in task.splits:
-                parts.append(_Part(task.splits[name], place, task, plain, rows))
+                parts.append(_Part(task.splits[name], where, task, plain, rows))
     if not parts:
         wanted, there = ", ".join(task.splits), ", ".join(dict.fromkeys(names))
         raise DtoError(f"{task.hub} has no split {wanted}, as {task.name} wants; there are {there}")
@@ -249,40 +251,38 @@ def _divide(
             others.add(row.id, row.question)
 
 
-def read_source(
-    source: str, subset: str | None = None, revision: str | None = None
-) -> dict[str | None, Rows]:
+def read_source(source: Source) -> dict[str | None, Rows]:
     """The rows of a .jsonl or .parquet file (under None), or of a dataset by split.
 
     A dataset is one of the Hub, or a folder: a copy of one of the Hub's (data files, with or
     without a card) or what `Dataset.save_to_disk` wrote. A line of a .jsonl file that holds no JSON
     object comes as a row that is dropped. Raises DtoError for what is not there or cannot be read.
     """
-    path = Path(source)
-    if path.suffix == ".jsonl":
+    name, path = source.name, Path(source.name)
+    if source.kind == "file" and path.suffix == ".jsonl":
         return {None: _json_lines(path)}
-    if path.suffix == ".parquet":
+    if source.kind == "file" and path.suffix == ".parquet":
         return {None: _parquet(path)}
-    if path.is_file():
-        raise DtoError(f"source {source}: expected .jsonl, .parquet, a folder or a Hub dataset")
-    if not path.is_dir() and source.startswith((".", "/", "~")):
-        raise DtoError(f"source {source} does not exist: check the path")
+    if source.kind == "file":
+        raise DtoError(f"source {name}: expected .jsonl, .parquet, a folder or a Hub dataset")
+    if source.kind == "folder" and not path.is_dir():
+        raise DtoError(f"source {name} does not exist: check the path")
     import datasets
 
     saved = path.is_dir() and any((path / name).is_file() for name in _SAVED)
     try:
         loaded = (
-            datasets.load_from_disk(source)
+            datasets.load_from_disk(name)
             if saved
-            else datasets.load_dataset(source, subset, revision=revision)
+            else datasets.load_dataset(name, source.subset, revision=source.revision)
         )
     except Exception as error:  # datasets raises whatever its file systems and parsers do
         lines = str(error).strip().splitlines() or [type(error).__name__]
         several = lines[0].startswith("Config name is missing") and lines[1:]
         first = " ".join(lines[:2]) if several else lines[0]
-        meant = nearest(source, TASKS)
+        meant = nearest(name, TASKS)
         hint = f"; no task has that name{meant}, `dto tasks list` shows them" if meant else ""
-        raise DtoError(f"dataset {source!r} cannot be loaded: {first}{hint}") from error
+        raise DtoError(f"dataset {name!r} cannot be loaded: {first}{hint}") from error
     if isinstance(loaded, datasets.Dataset):
         return {None: loaded}
     return {str(split): rows for split, rows in loaded.items()}
@@ -358,9 +358,8 @@ def load_test_sets(recipe: Recipe, taken: Collection[Problem]) -> Iterator[Probl
     limit = recipe.evaluate.limit
     apart = {"subset": None, "revision": None, "test_source": None, "task": None}
     for source in recipe.evaluate.tasks:
-        path = Path(source)
-        is_place = "/" in source or path.suffix or path.exists()
-        own = recipe.problems if is_place else ProblemSettings(test=recipe.problems.test)
+        is_bare = Source.parse(source, TASKS).is_bare
+        own = ProblemSettings(test=recipe.problems.test) if is_bare else recipe.problems
         most = (own.test or CHAINS) if source == "chains" else sys.maxsize
         changes = {"source": source, "train": 0, "dev": 0, "test": limit or most,
                    "near_duplicates": recipe.problems.near_duplicates}  # fmt: skip

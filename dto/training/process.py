@@ -11,8 +11,6 @@ import logging
 import os
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,22 +19,11 @@ import transformers
 from safetensors import SafetensorError
 
 from dto.errors import DtoError
+from dto.processes import die_with_parent
 from dto.recipe import load_recipe
 from dto.training.fit import fit
 
-PARENT_CHECK_SECONDS = 0.5
 PROBE_BYTES = 8 * 2**20
-
-
-def end_with(parent: int) -> None:
-    """End this process when its parent is gone: nobody is left to read the result."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(PARENT_CHECK_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def has_room(directory: Path) -> bool:
@@ -82,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--allow-code-execution", action="store_true", help="run programs")
     options = parser.parse_args(arguments)
     if options.parent is not None:
-        end_with(options.parent)
+        die_with_parent(options.parent)
     if os.environ.get("RANK", "0") == "0":
         logging.basicConfig(stream=sys.stdout, format="%(message)s")
         logging.getLogger("dto.train").setLevel(logging.INFO)

@@ -6,22 +6,22 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from dto.errors import DtoError
+from dto.processes import run_child
 from dto.recipe import Recipe, load_recipe
+from dto.runs.stage import SAMPLING, Stage, always
 
 logger = logging.getLogger("dto.train")
 
 ERROR = "error: "
-PATIENCE_SECONDS = 10.0
 
 
 def train(
-    run_directory: Path | str, recipe: Recipe, *, allow_code_execution: bool = False
+    run_directory: Path | str, recipe: Recipe, allow_code_execution: bool = False
 ) -> dict[str, Any]:
     """Train on a run's tables as its recipe says; what came of it. Nothing of torch is imported.
 
@@ -56,19 +56,14 @@ def train(
         command.append("--allow-code-execution")
     environment = os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1"}
     last = ""
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment
-    ) as child:
-        assert child.stdout is not None
-        try:
-            for line in child.stdout:
-                last = line.strip() or last
-                if not last.startswith(ERROR):
-                    logger.info("%s", line.rstrip())
-            code = child.wait()
-        except BaseException:
-            _end(child)
-            raise
+
+    def told(line: str) -> None:
+        nonlocal last
+        last = line.strip() or last
+        if not last.startswith(ERROR):
+            logger.info("%s", line.rstrip())
+
+    code = run_child(command, told, environment)
     if code == 130 or code == -signal.SIGINT:
         raise KeyboardInterrupt
     if code < 0:
@@ -85,10 +80,42 @@ def train(
     return result
 
 
-def _end(child: subprocess.Popen[str]) -> None:
-    child.terminate()
-    try:
-        child.wait(PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+_OF_CHAINS = {
+    "drqa": ("label",), "cft": ("label",), "sft_batch": ("batch", "chain", "label"),
+}  # fmt: skip
+
+
+def _reads(recipe: Recipe) -> tuple[str, ...]:
+    method = recipe.train.method
+    if method in ("grpo", "none"):
+        return ("problems",)
+    if method == "o1_pruner":
+        return ("problems", "sample")
+    return ("problems", *_OF_CHAINS.get(method, ("pair",)))
+
+
+def _asks_model(recipe: Recipe) -> bool:
+    """Whether nothing that it reads says which model it has: then its own manifest does."""
+    method = recipe.train.method
+    if method in ("grpo", "none"):
+        return True
+    if method in _OF_CHAINS and recipe.batch.k:
+        return False
+    paired = method not in ("o1_pruner", *_OF_CHAINS)
+    if paired and recipe.pair.data == "optimized":
+        return False
+    return recipe.sample.imported is not None
+
+
+STAGE = Stage(
+    name="train",
+    about="Train; keep the best checkpoint on dev problems.",
+    amount=lambda recipe: (
+        f"{recipe.problems.dev:,} dev problems × {recipe.train.dev_samples} samples, "
+        f"{recipe.train.evaluations} times"
+    ),
+    reads=_reads,
+    settings=always("train.", *SAMPLING, "sample.max_tokens"),
+    whole=train,
+    asks_model=_asks_model,
+)

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from itertools import accumulate, groupby, pairwise
+from typing import TYPE_CHECKING
 
 from dto.records import EvaluationRow
-from dto.viewer.figures import decimal, saved, scaled
-from dto.viewer.nodes import Element, data, el
-from dto.viewer.parts import grade, grade_sign, heading
-from dto.viewer.views import AnswersView
+from dto.viewer.nodes import (
+    Element,
+    Node,
+    data,
+    decimal,
+    el,
+    facts_node,
+    grade,
+    grade_sign,
+    heading,
+    passage,
+    saved,
+    scaled,
+)
+from dto.viewer.views import AnswersView, BatchView, ChainView
 
 REASONS = {
     "policy": "left early",
@@ -94,4 +106,79 @@ def _trial(row: EvaluationRow, place: int) -> Element:
         el("td.confidence", bar, " ", decimal(trial.confidence)),
         el("td", grade_sign(trial.grade), " ", el("bdi", data(trial.answer))),
         el("td.fate", left if leaves else ""),
+    )
+
+
+if TYPE_CHECKING:
+    pass
+
+
+def chain_node(view: ChainView) -> Element:
+    """The chain as the judge reads it, and the options that it is shown."""
+    chain, labelled = view.chain, view.labelled
+    facts: list[tuple[str, Node | list[Node]]] = [
+        ("answer", [grade(chain.grade), " ", el("bdi", data(chain.answer))]),
+        ("asked", [f"{view.asked}, question {chain.number}"]),
+        ("tokens", [f"{chain.tokens:,}, as the judge reads it {chain.length:,}"]),
+        ("label", [view.outcome.replace("_", " ")]),
+        ("cut from", data(chain.source_id)),
+    ]
+    options = []
+    for letter, option in zip("ABC", labelled.options if labelled else (), strict=False):
+        right = labelled is not None and letter == labelled.label
+        sign = grade_sign("correct") if right else None
+        options.append(el("p.option", el("b", f"{letter}. "), data(option), " ", sign))
+    return el(
+        "article.dto",
+        heading(view.problem, chain.id),
+        facts_node(facts),
+        [el("p.note", "label dropped it, ", el("b", data(row.reason)), ": ", data(row.detail))
+         for row in view.dropped],
+        el("div.segment", el("div.text", passage(chain.text), dir="auto")),
+        el("h3", "What the judge chooses from") if options else None,
+        options,
+    )  # fmt: skip
+
+
+def batch_node(view: BatchView) -> Element:
+    """The questions with what became of each, and the response."""
+    row = view.response
+    names = ("", "question", "answer", "chain")
+    body = [
+        el(
+            "tr",
+            el("td.number", str(number)),
+            el("td", passage(problem.question) if problem else data(row.problem_ids[number - 1])),
+            el("td", grade_sign(row.grades[number - 1]), " ",
+               el("bdi", data(row.answers[number - 1])), " ", data(row.faults[number - 1])),
+            el("td", el("b", data(why)) if detail else data(why), " ", data(detail)),
+        )
+        for number, problem in enumerate(view.problems, 1)
+        for why, detail in [view.fate(number - 1)]
+    ]  # fmt: skip
+    facts: list[tuple[str, Node | list[Node]]] = [
+        ("asked", [f"{row.k} together"]),
+        ("tokens", [f"{len(row.token_ids):,}, thinking {row.thinking_tokens.length:,}"]),
+        ("ended by", [row.finish_reason]),
+    ]
+    parts = (("thinking", row.thinking), ("after thinking", row.conclusion))
+    return el(
+        "article.dto",
+        el("header", el("div.id", data(row.id), " · ", data(row.model))),
+        facts_node(facts),
+        el("p.note", data(row.reason)) if row.reason else None,
+        el(
+            "table.trial-list",
+            el("thead", el("tr", [el("th", name, scope="col") for name in names])),
+            el("tbody", body),
+        ),
+        [
+            el(
+                "div.segment",
+                el("div.head", el("span.kind", name)),
+                el("div.text", passage(row.text[slice(*span)].strip("\n")), dir="auto"),
+            )
+            for name, span in parts
+            if span.length
+        ],
     )

@@ -7,20 +7,23 @@ begun is empty.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
-from itertools import chain, groupby
+import json
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dto import tables
-from dto.drqa.records import RECORDS as DRQA_RECORDS
 from dto.errors import DtoError
 from dto.records import (
     RECORDS,
+    BatchResponse,
+    Chain,
     Dropped,
     EvaluationRow,
     ExitEstimate,
+    LabelledChain,
     OptimizedTrajectory,
     PreferencePair,
     Problem,
@@ -28,17 +31,50 @@ from dto.records import (
     Trajectory,
 )
 from dto.runs.journal import read_entries
-from dto.viewer import evaluated, reading
-from dto.viewer.views import AnswersView, TrajectoryView
+from dto.viewer.views import AnswersView, BatchView, ChainView, TrajectoryView
 
 if TYPE_CHECKING:
-    from dto.hub.private import Private
     from dto.recipe import Recipe
-    from dto.viewer.drqa import BatchView, ChainView
+    from dto.redact import Private
+
+
+class ById:
+    """Problems by ascending id, one in memory at a time."""
+
+    def __init__(self, problems: Iterator[Problem]) -> None:
+        self._rest = problems
+        self._head = next(problems, None)
+
+    def __call__(self, problem_id: str) -> Problem | None:
+        """The problem, if it is there."""
+        while self._head is not None and self._head.id < problem_id:
+            self._head = next(self._rest, None)
+        return self._head if self._head is not None and self._head.id == problem_id else None
+
+
+def state(directory: Path) -> str:
+    """How far a stage is: `finished` with its table, `under way` with a journal, else empty."""
+    if (directory / "rows.parquet").is_file():
+        return "finished"
+    return "under way" if (directory / "journal").is_file() else ""
+
+
+def dropped(directory: Path, state: str) -> Iterator[Dropped]:
+    """The rows that end at a stage of this state."""
+    if state == "under way":
+        for entry in read_entries(directory / "journal", None):
+            yield from entry.dropped
+        return
+    path = directory / "dropped.jsonl"
+    if path.is_file():
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                yield Dropped(**json.loads(line))
+
 
 R = TypeVar("R")
 IDS = ("prompt_ids", "token_ids")
-SHOWN = {**RECORDS, **DRQA_RECORDS}
+SHOWN = RECORDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +99,8 @@ class RunTables:
         path = Path(run)
         if not path.is_dir():
             raise DtoError(f"{path} is no run: give the directory that `dto run` wrote")
-        states = {stage: state for stage in SHOWN if (state := reading.state(path / stage))}
-        if evaluated.compared(path):
+        states = {stage: found for stage in SHOWN if (found := state(path / stage))}
+        if compared(path):
             states.setdefault("evaluate", "compared")
         if "sample" not in states and "evaluate" not in states:
             if not (path / "recipe.yaml").is_file():
@@ -73,8 +109,8 @@ class RunTables:
                 f"{path} has neither trajectories nor answers to show: start `dto sample {path}` "
                 "or `dto evaluate` first"
             )
-        for stage, state in states.items():
-            if state == "finished":
+        for stage, found in states.items():
+            if found == "finished":
                 tables.check(path / stage / "rows.parquet", SHOWN[stage]).close()
         recipe = path / "recipe.yaml"
         if not recipe.is_file():
@@ -95,19 +131,19 @@ class RunTables:
 
         Of a comparison the methods that have not answered.
         """
-        from dto.runs.graph import needed
+        from dto.pipeline import needed
 
         if self.recipe is None:
             return ()
         if self.recipe.compare.methods and self.states.get("evaluate") != "finished":
-            return tuple(evaluated.unfinished(self.path, self.recipe.compare.methods))
+            return tuple(unfinished(self.path, self.recipe.compare.methods))
         seen = {*self.states, *(("optimize",) if "prune" in self.states else ())}
         return tuple(each for each in needed(self.recipe) if each in SHOWN and each not in seen)
 
     def private(self) -> Private:
         """What a page that is passed on must not show."""
-        from dto.hub.private import private_of
         from dto.recipe import Recipe
+        from dto.redact import private_of
 
         return private_of(self.recipe or Recipe(name=self.name), self.path)
 
@@ -124,7 +160,7 @@ class RunTables:
         """What ended, and where: (stage, row) by the id of the trajectory or problem."""
         found: dict[str, list[tuple[str, Dropped]]] = {}
         for stage in self.states:
-            if stage in ("problems", "test", "evaluate", *DRQA_RECORDS):
+            if stage in ("problems", "test", "evaluate", "batch", "chain", "label"):
                 continue
             for row in self.ended(stage):
                 found.setdefault("/".join(row.id.split("/")[:2]), []).append((stage, row))
@@ -132,7 +168,7 @@ class RunTables:
 
     def ended(self, stage: str) -> Iterator[Dropped]:
         """The rows that end at a stage."""
-        return reading.dropped(self.path / stage, self.states.get(stage, ""))
+        return dropped(self.path / stage, self.states.get(stage, ""))
 
     def trajectories(self) -> Iterator[TrajectoryView]:
         """Every trajectory with what belongs to it, by id; token ids are left out."""
@@ -146,7 +182,7 @@ class RunTables:
             (self._versions(versions), lambda row: row.trajectory_id),
             (self.rows("pair", PreferencePair), lambda row: row.trajectory_id),
         )
-        problem_of = reading.ById(self.rows("problems", Problem))
+        problem_of = ById(self.rows("problems", Problem))
         for trajectory, segments, estimates, optimized, pairs in joined:
             yield TrajectoryView(
                 trajectory,
@@ -162,10 +198,8 @@ class RunTables:
 
     def find(self, row_id: str) -> TrajectoryView | AnswersView | ChainView | BatchView:
         """The first trajectory whose id begins so, else the first answered question."""
-        from dto.viewer import drqa
-
         if row_id.count("/") > 1:  # a chain's id has three, a batch prompt's two
-            for views in (drqa.chains(self), drqa.batches(self)):
+            for views in (chains(self), batches(self)):
                 if (one := next((each for each in views if each.id == row_id), None)) is not None:
                     return one
         trajectory = self._first_trajectory(row_id)
@@ -182,7 +216,7 @@ class RunTables:
                 next(iter(problems), None),
                 tuple(self._of("segment", Segment, "trajectory_id", own)),
                 tuple(self._of("estimate", ExitEstimate, "trajectory_id", own)),
-                next(chain.from_iterable(versions), None),
+                next((row for rows in versions for row in rows), None),
                 tuple(self._of("pair", PreferencePair, "trajectory_id", own)),
                 tuple(self.dropped().get(own, ())),
                 self.threshold,
@@ -190,7 +224,7 @@ class RunTables:
         problem_id, _, sample = (row_id or self._first_answered()).partition("/")
         rows = self._of("evaluate", EvaluationRow, "problem_id", problem_id)
         if self.states.get("evaluate") == "compared":
-            rows = evaluated.find_compared(self.path, problem_id)
+            rows = find_compared(self.path, problem_id)
         samples = {row.sample for row in rows if f"{row.sample:03d}".startswith(sample)}
         if not samples:
             raise DtoError(
@@ -245,8 +279,8 @@ class RunTables:
     def answers(self) -> Iterator[AnswersView]:
         """The evaluation's answers, those of one problem and sample together."""
         stage = "test" if "test" in self.states else "problems"
-        problem_of = reading.ById(self.rows(stage, Problem))
-        by_question = groupby(self._evaluated(), key=evaluated.question)
+        problem_of = ById(self.rows(stage, Problem))
+        by_question = groupby(self._evaluated(), key=question)
         for (problem_id, sample), rows in by_question:
             yield AnswersView(problem_id, sample, tuple(rows), problem_of(problem_id), self.plain)
 
@@ -255,24 +289,101 @@ class RunTables:
         state = self.states.get("evaluate")
         if state == "finished":
             table = self.path / "evaluate" / "rows.parquet"
-            yield from evaluated.by_question([("", table)])
+            yield from by_question([("", table)])
         elif state == "compared":
-            yield from evaluated.by_question(evaluated.compared(self.path))
+            yield from by_question(compared(self.path))
         elif state == "under way":
-            yield from evaluated.under_way(self.path / "evaluate" / "journal")
-
-
-def show(run: Path | str, row_id: str = "") -> TrajectoryView | AnswersView | ChainView | BatchView:
-    """A trajectory of a run, joined with its segments, exits, verdicts, version and pairs.
-
-    In a notebook it displays itself as `dto view` would; `print` gives a terminal's form. `row_id`
-    is a trajectory's id or the beginning of one (the first that fits; the first of all by default);
-    that of a test problem, `problem/sample`, gives what the evaluation answered, which is also what
-    a run without trajectories shows first; so do those of DRQA's chains and
-    batch prompts, in full. Raises DtoError for an id that no row has.
-    """
-    return RunTables.open(run).find(row_id)
+            yield from under_way(self.path / "evaluate" / "journal")
 
 
 def _id(row: Any) -> str:
     return str(row.id)
+
+
+def chains(found: RunTables) -> Iterator[ChainView]:
+    """Every chain with its label, by id."""
+    problem_of = ById(found.rows("problems", Problem))
+    dropped = {row.id: row for row in found.ended("label")}
+    labelled = (found.rows("label", LabelledChain, ("prompt_ids",)), lambda row: str(row.id))
+    for chain, labels in tables.merge(found.rows("chain", Chain), labelled):
+        ended = dropped.get(chain.id)
+        yield ChainView(
+            chain,
+            problem_of(chain.problem_id),
+            labels[0] if labels else None,
+            (ended,) if ended is not None else (),
+        )
+
+
+def batches(found: RunTables) -> Iterator[BatchView]:
+    """Every response to a batch prompt; questions, a kilobyte each, and chains' ids are held."""
+    if "batch" not in found.states:
+        return
+    problems = {row.id: row for row in found.rows("problems", Problem)}
+    dropped = {row.id: row for row in found.ended("chain")}
+    made = {row.id for row in found.rows("chain", Chain) if row.origin == "batch"}
+    for row in found.rows("batch", BatchResponse, ("prompt_ids",)):
+        ids = [Chain.make_id(each, "batch", row.k, row.sample) for each in row.problem_ids]
+        yield BatchView(
+            row,
+            tuple(problems.get(each) for each in row.problem_ids),
+            tuple(each in made for each in ids),
+            tuple(dropped.get(each) for each in ids),
+        )
+
+
+def question(row: EvaluationRow) -> tuple[str, int]:
+    """What rows are put together by: problem and sample."""
+    return row.problem_id, row.sample
+
+
+def compared(run: Path) -> list[tuple[str, Path]]:
+    """The tables of a comparison's methods with their names (`dto.compare.compare`)."""
+    found = sorted(run.glob("compare/*/evaluate/rows.parquet"))
+    return [(path.parents[1].name, path) for path in found]
+
+
+def unfinished(run: Path, methods: Iterable[str]) -> list[str]:
+    """The folders of a comparison's methods that have no answers yet, the base model's first."""
+    from dto.compare.methods import BASE, label
+
+    names = [BASE, *map(label, methods)]
+    done = {name for name, _ in compared(run)}
+    return [f"compare/{name}" for name in names if name not in done]
+
+
+def find_compared(run: Path, problem_id: str) -> list[EvaluationRow]:
+    """All answers of a comparison to one problem; the method stands for the model."""
+    return [
+        replace(row, model=label)
+        for label, path in compared(run)
+        for row in tables.find(path, EvaluationRow, "problem_id", problem_id)
+    ]
+
+
+def by_question(named: Iterable[tuple[str, Path]]) -> Iterator[EvaluationRow]:
+    """The rows of tables by problem and sample; a table's name, if any, stands for the model."""
+    import polars as pl
+
+    streams: list[Iterator[EvaluationRow]] = []
+    for label, path in named:
+        frame = pl.scan_parquet(path)
+        arms = frame.select(pl.struct("model", "exit").rle().alias("arm")).collect()
+        ends = [0, *accumulate(arms["arm"].struct.field("len").to_list())]
+        streams += [_slices(frame, label, start, end) for start, end in pairwise(ends)]
+    yield from heapq.merge(*streams, key=question)
+
+
+def under_way(journal: Path) -> Iterator[EvaluationRow]:
+    """The rows that a journal has so far, by problem and sample."""
+    entries = read_entries(journal, EvaluationRow, lambda key: key.split("/")[::-1])
+    for _, same in groupby(entries, key=lambda entry: entry.key.rpartition("/")[2]):
+        yield from sorted((row for each in same for row in each.rows), key=question)
+
+
+def _slices(frame: Any, label: str, start: int, end: int) -> Iterator[EvaluationRow]:
+    build = tables.adapter(EvaluationRow).validate_python
+    for place in range(start, end, tables.ROW_GROUP):
+        block = frame.slice(place, min(tables.ROW_GROUP, end - place)).collect()
+        for row in block.iter_rows(named=True):
+            yield build(row | {"model": label or row["model"]})

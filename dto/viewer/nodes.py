@@ -7,9 +7,13 @@ classes and attribute names are ours.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
+from math import isfinite
 from typing import NamedTuple
+
+from dto.records import OptimizedTrajectory, Problem
+from dto.statistics import clopper_pearson
 
 
 class Data(NamedTuple):
@@ -124,3 +128,109 @@ def _write(node: Node, parts: list[str]) -> None:
     for child in node.children:
         _write(child, parts)
     parts.append(f"</{name}>")
+
+
+GRADE_SIGNS = {"correct": "✓", "wrong": "✗", "truncated": "…", "failed": "!"}
+_SCALES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def decimal(value: float) -> str:
+    """Two decimals; a dash for no value."""
+    return f"{value:.2f}" if isfinite(value) else "–"
+
+
+def interval(value: float, low: float, high: float) -> str:
+    """`0.94 (0.71–1.00)`."""
+    return f"{decimal(value)} ({low:.2f}–{high:.2f})"
+
+
+def verified(version: OptimizedTrajectory) -> str:
+    """The success rate after a prune with its 95 % interval (Clopper-Pearson), and what it is of.
+
+    Empty where it is not known.
+    """
+    trials = version.verified_rollouts
+    if not trials or not isfinite(version.verified_p):
+        return ""
+    low, high = clopper_pearson(round(version.verified_p * trials), trials)
+    return f"{interval(version.verified_p, low, high)}, {trials} fresh rollouts"
+
+
+def saved(before: float, after: float) -> str:
+    """What became of a length: `−78 %`; empty where it is not known."""
+    if not (isfinite(before) and isfinite(after)) or before <= 0:
+        return ""
+    percent = round((after / before - 1) * 100)
+    return f"{'+' if percent > 0 else '−' if percent else '±'}{abs(percent)} %"
+
+
+def change(before: int, after: int) -> str:
+    """`356 → 80 (−78 %)`."""
+    return f"{before:,} → {after:,} ({saved(before, after) or '–'})"
+
+
+def scaled(value: float) -> str:
+    """Three digits and a unit: `124 M`; a dash for no value."""
+    if not isfinite(value):
+        return "–"
+    for scale, unit in _SCALES:
+        if abs(value) >= scale:
+            return f"{value / scale:.3g} {unit}"
+    return f"{value:.3g}"
+
+
+def flops_change(before: float, after: float) -> str:
+    """`124 M → 12.1 M (−90 %)`; a dash where the model's shape is not known."""
+    if not (isfinite(before) and isfinite(after)):
+        return "–"
+    return f"{scaled(before)} → {scaled(after)} ({saved(before, after) or '–'})"
+
+
+MEANINGS = {
+    "attention FLOPs": "of the attention to earlier tokens, before and after",
+    "finalizations right": "of the ends sampled after the exit, how many answer correctly",
+    "pruned, p": "the chance of a right answer without what is pruned, 95 % interval; the rollouts "
+    "come after the test that it passed, and decided nothing",
+    "perplexity at joins": "how surprised the model is where text was cut out",
+}
+
+
+def heading(problem: Problem | None, row_id: str, *further: Node) -> Element:
+    """The question, its gold answer, and which row this is."""
+    if problem is None:
+        return el("header", el("div.id", data(row_id), further))
+    gold = problem.answer if problem.answer_kind != "code" else ""
+    return el(
+        "header",
+        el("div.id", data(problem.task), " · ", data(row_id), further),
+        el("div.question", passage(problem.question), dir="auto"),
+        el("div.gold", el("span.label", "gold answer"), " ", el("bdi", data(gold)))
+        if gold
+        else None,
+    )
+
+
+def grade(value: str, reason: str = "") -> Element:
+    """A grade: a sign, its word and its colour."""
+    why = {"title": reason} if reason else {}
+    return el(f"span.grade.{value}", f"{GRADE_SIGNS.get(value, '')} {value}", **why)
+
+
+def grade_sign(value: str) -> Element:
+    """The sign alone, where there is no room for the word, which it has as its name."""
+    sign = GRADE_SIGNS.get(value, value)
+    return el(f"span.grade.{value}", sign, title=value, role="img", aria_label=value)
+
+
+def facts_node(facts: Sequence[tuple[str, Node | list[Node]]]) -> Element:
+    """Names and values in a line; what a name means shows when it is pointed at."""
+    cells = [
+        el(
+            "div.fact",
+            el("span.label", name),
+            el("span.value", value),
+            **({"title": MEANINGS[name]} if name in MEANINGS else {}),
+        )
+        for name, value in facts
+    ]
+    return el("div.facts", cells)

@@ -8,9 +8,8 @@ import pytest
 import yaml
 
 from dto import tables
-from dto.calibration.calibrate import Calibration, calibrate, pick
-from dto.calibration.curve import frontier, replay
-from dto.calibration.sweep import candidates, sweep
+from dto.calibration.calibrate import Calibration, calibrate, frontier, pick, replay
+from dto.calibration.replay import candidates, sweep
 from dto.errors import DtoError
 from dto.recipe import Recipe, make_recipe
 from dto.reporting.positions import reliability

@@ -15,23 +15,21 @@ from transformers import AutoTokenizer
 
 import dto
 from dto import tables
-from dto.drqa.batch import batch
+from dto.drqa.batch import batch, pass_rates
 from dto.drqa.chain import batch_chains, vanilla_chain
-from dto.drqa.feed import pass_rates
 from dto.drqa.probe import format_probe
-from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.errors import DtoError
 from dto.hub.publish import publish
-from dto.pipeline import run_stages
+from dto.pipeline import open_run, run_stages
 from dto.recipe import Recipe, resolve
-from dto.records import Dropped, Problem, Trajectory
-from dto.runs.run import open_run
+from dto.records import BatchResponse, Chain, Dropped, LabelledChain, Problem, Trajectory
+from dto.reporting.write import report
+from dto.runs.reader import RunReader
+from dto.runs.run import agree
 from dto.seeds import derive
 from dto.stages.sample import sample
-from dto.viewer.data import RunTables
-from dto.viewer.drqa import batches, chains
-from dto.viewer.lists import without_paths
-from dto.viewer.page import view
+from dto.viewer.data import RunTables, batches, chains
+from dto.viewer.page import view, without_paths
 from tests.drqa.responses import HEADED, THREE
 from tests.stages.script import CUT, FAIL
 
@@ -162,7 +160,8 @@ RECIPE = {
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path: Path = tmp_path_factory.mktemp("run") / "tiny"
     held = open_run(path, Recipe.model_validate(RECIPE))
-    run_stages(held, ("problems", "sample", "batch", "chain", "label", "evaluate", "report"))
+    run_stages(held, ("problems", "sample", "batch", "chain", "label", "evaluate"))
+    report(held.path)
     held.close()
     return path
 
@@ -190,7 +189,7 @@ def test_every_question_is_accounted_for(run):
 
 
 def test_pass_rates_are_those_of_the_samples(run):
-    rates = pass_rates(run / "sample" / "rows.parquet")
+    rates = pass_rates(RunReader(run))
     grades: dict[str, list[bool]] = {}
     for row in tables.read(run / "sample" / "rows.parquet", Trajectory):
         grades.setdefault(row.problem_id, []).append(row.grade == "correct")
@@ -297,14 +296,14 @@ def test_the_viewer_shows_the_run(run, tmp_path):
             assert (own in shown) == (ended is None) == each.cut[place]
     for one in (next(iter(shown.values())), together[0]):
         again = dto.show(run, one.id)
-        assert again.id == one.id and one.id in str(again) and one.id in again._repr_html_()
+        assert again.row.id == one.id and one.id in str(again) and one.id in again._repr_html_()
 
 
 def test_what_was_not_cut_yet_is_not_said_to_be_cut(run, tmp_path):
     for name in ("problems", "sample", "batch"):
         (tmp_path / name).symlink_to(run / name)
     for each in batches(RunTables.open(tmp_path)):
-        assert each.outcome == "not cut yet" and "chain not yet" in str(each)
+        assert each.outcome == "not cut yet" and "chain not yet" in str(dto.show(each))
 
 
 def test_no_local_path_is_passed_on_with_why_chains_were_not_cut(run):
@@ -315,7 +314,7 @@ def test_no_local_path_is_passed_on_with_why_chains_were_not_cut(run):
         replace(together, dropped=(ended, *together.dropped[1:])),
         replace(alone, dropped=(ended,)),
     ):
-        shown = redacted(view_of_it)._repr_html_()
+        shown = dto.show(redacted(view_of_it))._repr_html_()
         assert "grader.py failed" in shown and "jane" not in shown
 
 
@@ -341,7 +340,7 @@ def test_settings_that_ask_for_nothing(tmp_path, run, settings, stages, message)
         for name in ("problems", "sample", "batch", "chain"):
             (place / name).symlink_to(run / name)
         (place / "recipe.yaml").write_text((run / "recipe.yaml").read_text("utf-8"), "utf-8")
-    held = open_run(place, Recipe.model_validate(RECIPE | settings), resume=True)
+    held = open_run(place, Recipe.model_validate(RECIPE | settings), recompute=agree)
     with pytest.raises(DtoError, match=message):
         run_stages(held, stages)
     held.close()

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from dto import tables
-from dto.hub.private import Private, is_local, last_part, private_of
 from dto.hub.publish import publish
 from dto.recipe import make_recipe
 from dto.records import PreferencePair
+from dto.redact import Private, is_local, last_part, private_of
 from dto.runs.run import Run
 from tests.hub.server import Hub
 

@@ -21,6 +21,7 @@ from dto.records import (
 )
 from dto.runs.journal import Entry, Journal
 from dto.viewer.data import RunTables
+from dto.viewer.show import show
 from dto.viewer.views import AnswersView, TrajectoryView
 from tests.viewer.generated import write
 
@@ -71,13 +72,13 @@ def test_token_ids_are_counted_and_not_read(run: Path) -> None:
 
 def test_show_finds_one_row_and_reads_it_whole(run: Path) -> None:
     for view in RunTables.open(run).trajectories():
-        found = dto.show(run, view.id)
+        found = dto.show(run, view.id).row
         assert isinstance(found, TrajectoryView)
         assert found.segments == view.segments and found.estimates == view.estimates
         assert found.pairs == view.pairs and found.problem == view.problem
         assert len(found.trajectory.token_ids) == view.tokens == found.tokens
     first = of(run, "sample")[0].id
-    assert dto.show(run).id == first == dto.show(run, first[:6]).id
+    assert dto.show(run).row.id == first == dto.show(run, first[:6]).row.id
     with pytest.raises(DtoError, match="no row 'nothing': give an id"):
         dto.show(run, "nothing")
 
@@ -93,7 +94,7 @@ def test_answers_are_grouped_by_problem_and_sample(run: Path) -> None:
             (view.problem_id, view.sample)
         }
     shutil.rmtree(run / "sample")
-    found = dto.show(run, views[1].id)
+    found = dto.show(run, views[1].id).row
     assert isinstance(found, AnswersView)
     assert found.id == views[1].id and found.outcome == views[1].outcome
 
@@ -105,7 +106,7 @@ def test_a_run_that_was_only_evaluated(run: Path) -> None:
     assert not list(found.trajectories())
     answers = list(found.answers())
     assert len(answers) == 12
-    assert dto.show(run) == answers[0]
+    assert dto.show(run).row == answers[0]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_a_run_that_lacks_a_stage(run: Path, missing: str) -> None:
     assert all(not view.segments for view in views) == (missing == "segment")
     assert all(view.optimized is None for view in views) == (missing == "prune")
     assert all(view.problem is None for view in views) == (missing == "problems")
-    assert str(views[0]) and views[0]._repr_html_()
+    assert str(show(views[0])) and show(views[0])._repr_html_()
 
 
 def test_a_run_that_stands_in_journals(run: Path) -> None:
@@ -137,7 +138,7 @@ def test_a_run_that_stands_in_journals(run: Path) -> None:
     assert [row for view in views for row in view.estimates] == estimates[:5]
     again = list(RunTables.open(run).answers())
     assert [view.id for view in again] == [view.id for view in answers]
-    assert dto.show(run, whole[3].id).id == whole[3].id
+    assert dto.show(run, whole[3].id).row.id == whole[3].id
     assert before.read_bytes() == content  # its writer may be at work: nothing is cut off
 
 
@@ -164,7 +165,7 @@ def test_a_comparison_shows_every_method_beside_the_base(run: Path) -> None:
         assert view.reference is not None
         assert (view.reference.model, view.reference.exit) == ("base", "none")
     shutil.rmtree(run / "sample")
-    assert dto.show(run, views[2].id) == views[2]
+    assert dto.show(run, views[2].id).row == views[2]
 
 
 def test_what_was_dropped_stands_with_its_row(run: Path) -> None:
@@ -173,11 +174,11 @@ def test_what_was_dropped_stands_with_its_row(run: Path) -> None:
     (run / "estimate/dropped.jsonl").write_text(
         f'{{"id": "{line.id}", "reason": "{line.reason}", "detail": "{line.detail}"}}\n'
     )
-    view = dto.show(run, own)
+    view = dto.show(run, own).row
     assert isinstance(view, TrajectoryView)
     assert view.dropped == (("estimate", line),) and view.outcome == "no_exit"
-    assert "estimate dropped it, no_exit: the best boundary has p 0.20" in str(view)
-    open_one = dto.show(run, own.replace("/001", "/000"))
+    assert "estimate dropped it, no_exit: the best boundary has p 0.20" in str(show(view))
+    open_one = dto.show(run, own.replace("/001", "/000")).row
     assert isinstance(open_one, TrajectoryView) and not open_one.dropped
 
 

@@ -13,8 +13,10 @@ from rich.console import Console
 
 import dto
 from dto import tables
+from dto.errors import DtoError
 from dto.records import EvaluationRow, OptimizedTrajectory, PreferencePair, Trajectory
 from dto.viewer.data import RunTables
+from dto.viewer.show import show
 from dto.viewer.views import AnswersView, TrajectoryView
 from tests.viewer.generated import HOSTILE, write
 
@@ -28,13 +30,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def view(run: Path) -> TrajectoryView:
-    found = dto.show(run)
+    found = dto.show(run).row
     assert isinstance(found, TrajectoryView)
     return found
 
 
 def test_a_terminal_shows_all_there_is(view: TrajectoryView) -> None:
-    shown = str(view)
+    shown = str(show(view))
     row, version = view.trajectory, view.optimized
     assert version is not None
     for text in (
@@ -51,7 +53,7 @@ def test_a_terminal_shows_all_there_is(view: TrajectoryView) -> None:
 
 
 def test_a_notebook_shows_all_there_is(view: TrajectoryView) -> None:
-    html = view._repr_html_()
+    html = show(view)._repr_html_()
     assert html.count('class="segment ') >= len(view.segments)
     assert html.count('<s class="text"') == 3  # one pruned, two truncated
     for text in ("pruned", "truncated", "redundant", "p 0.90 (0.75–1.00)", "Optimized",
@@ -66,21 +68,32 @@ def test_every_record_with_a_display_has_both(run: Path, view: TrajectoryView) -
     kinds = (Trajectory, OptimizedTrajectory, PreferencePair, AnswersView, TrajectoryView)
     for record, kind in zip(records, kinds, strict=True):
         assert isinstance(record, kind)
-        assert record.id in str(record)
-        html = record._repr_html_()
+        display = dto.show(record)
+        assert record.id in str(display)
+        html = display._repr_html_()
         assert html.startswith("<style>") and html.endswith("</article>")
-        assert pretty(record) == str(record)  # what IPython shows where there is no HTML
+        assert pretty(display) == str(display)  # what IPython shows where there is no HTML
         text = io.StringIO()
-        Console(file=text, width=10_000).print(record)
-        assert text.getvalue().rstrip("\n") == str(record)
+        Console(file=text, width=10_000).print(display)
+        assert text.getvalue().rstrip("\n") == str(display)
+
+
+def test_what_has_no_display_is_an_error(view: TrajectoryView) -> None:
+    with pytest.raises(DtoError, match="a Segment has no display: give a run, a Trajectory"):
+        dto.show(view.segments[0])
+
+
+def test_rows_are_plain(view: TrajectoryView) -> None:
+    for row in (view, view.trajectory, view.optimized, view.pairs[0]):
+        assert not hasattr(row, "_repr_html_") and str(row) == repr(row)
 
 
 def test_colours_in_a_terminal_say_nothing_that_words_do_not(view: TrajectoryView) -> None:
     text = io.StringIO()
-    Console(file=text, force_terminal=True, width=10_000).print(view)
+    Console(file=text, force_terminal=True, width=10_000).print(show(view))
     assert "\x1b[" in text.getvalue()
     plain = "".join(part.partition("m")[2] for part in f"m{text.getvalue()}".split("\x1b["))
-    assert plain.strip() == str(view).strip()
+    assert plain.strip() == str(show(view)).strip()
 
 
 @pytest.mark.parametrize("name", sorted(HOSTILE))
@@ -98,25 +111,25 @@ def test_no_control_character_reaches_a_terminal(
         answers, rows=tuple(replace(each, model=text, exit=text) for each in answers.rows)
     )
     for record in (row, whole, pair, named, asked):
-        shown = str(record)
+        shown = str(show(record))
         assert not [c for c in shown if c != "\n" and (ord(c) < 32 or 127 <= ord(c) < 160)]
         assert not set(shown) & set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def test_pairs_of_other_sides_stand_on_their_own(view: TrajectoryView) -> None:
     other = replace(view.pairs[0], rejected_id="p/009", rejected_from="longest", rejected="Other.")
-    html = replace(view, pairs=(other,))._repr_html_()
+    html = show(replace(view, pairs=(other,)))._repr_html_()
     assert "Other." in html and "over longest" in html and "in the pair" not in html
 
 
 def test_answers_show_trials_and_where_they_leave(run: Path) -> None:
     view = next(RunTables.open(run).answers())
-    shown = str(view)
+    shown = str(show(view))
     assert "base · none" in shown and "base · deer" in shown
     assert "after    180  0.90  ✓ correct" in shown and shown.count("  exit") == 1
-    assert view._repr_html_().count(">leaves<") == 1
+    assert show(view)._repr_html_().count(">leaves<") == 1
     shadow = tuple(replace(row, exit_reason="closed") for row in view.rows)
-    assert "would leave" in replace(view, rows=shadow)._repr_html_()
+    assert "would leave" in show(replace(view, rows=shadow))._repr_html_()
 
 
 def test_outcomes_of_answers(run: Path) -> None:
@@ -135,8 +148,9 @@ def test_outcomes_of_answers(run: Path) -> None:
 def test_a_trajectory_fresh_from_sampling_shows_itself(run: Path) -> None:
     row = next(tables.read(run / "sample/rows.parquet", Trajectory))
     failed = replace(row, grade="failed", reason="connection refused", answer="", text="")
-    assert "connection refused" in str(failed) and "connection refused" in failed._repr_html_()
-    assert f"{len(row.token_ids):,} tokens" in str(row)
+    assert "connection refused" in str(show(failed))
+    assert "connection refused" in show(failed)._repr_html_()
+    assert f"{len(row.token_ids):,} tokens" in str(show(row))
 
 
 @pytest.mark.parametrize("close", ["</think>", "[/THINK]", "<!DONE!>"])
@@ -147,5 +161,7 @@ def test_the_closing_tag_is_no_part_of_the_conclusion(view: TrajectoryView, clos
     row = replace(row, text=row.text.replace("</think>", close))
     version = replace(version, text=version.text.replace("</think>", close))
     shown = replace(view, trajectory=row, optimized=version, pairs=())
-    assert escape(close) not in shown._repr_html_()
-    assert (escape(close) in version._repr_html_()) == (close == "<!DONE!>")  # unknown by itself
+    assert escape(close) not in show(shown)._repr_html_()
+    assert (escape(close) in show(version)._repr_html_()) == (
+        close == "<!DONE!>"
+    )  # unknown by itself

@@ -25,9 +25,9 @@ from dto.records import EvaluationRow, Trajectory
 from dto.segmentation import lexicon, model
 from dto.viewer.data import RunTables
 from dto.viewer.nodes import LONG, Data, Element, data, el, passage, to_html
-from dto.viewer.overview import KINDS
 from dto.viewer.page import encode, pack, view
-from dto.viewer.terminal import KIND_STYLES
+from dto.viewer.render import KINDS
+from dto.viewer.show import KIND_STYLES
 from tests.viewer.generated import HOSTILE, write
 
 ANY_TEXT = st.one_of(

@@ -11,7 +11,7 @@ import pytest
 
 from dto.records import STAYS
 from dto.viewer.data import RunTables
-from dto.viewer.figures import change
+from dto.viewer.nodes import change
 from dto.viewer.page import view
 from dto.viewer.render import _stands_above
 from dto.viewer.views import AnswersView, TrajectoryView

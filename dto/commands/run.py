@@ -1,0 +1,276 @@
+"""The commands that compute: a whole run, one stage of it, an import, a calibration, a pilot."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from shlex import quote
+from typing import Annotated
+
+import typer
+
+from dto.commands.common import (
+    Again,
+    Changes,
+    Code,
+    Out,
+    Overwrite,
+    Recompute,
+    Target,
+    Yes,
+    consent,
+    held,
+    packaged,
+    parse_changes,
+    read_target,
+)
+from dto.errors import RecipeError
+from dto.pipeline import STAGES, needed, open_run, run_stages, with_questions
+from dto.recipe import NAMES, Recipe, make_recipe
+
+
+def run(
+    target: Target,
+    out: Out = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and the first prompts.")
+    ] = False,
+    pilot: Annotated[
+        int | None, typer.Option(min=2, help="Run so many problems; forecast the rest; stop.")
+    ] = None,
+    recompute: Recompute = False,
+    yes: Yes = False,
+    overwrite: Overwrite = False,
+    code: Code = False,
+    changes: Changes = None,
+) -> None:
+    """Every stage of a recipe; resumes where it stopped."""
+    recipe, place = read_target(target, changes)
+    if dry_run:
+        from dto.commands.plan import plan
+
+        for line in plan(recipe):
+            print(line)
+        return
+    begin = partial(
+        open_run,
+        recompute=consent(recompute or overwrite, yes),
+        overwrite=overwrite,
+        allow_code_execution=code,
+    )
+    if pilot is not None:
+        from dto.forecast import run_pilot
+
+        print(run_pilot(recipe, out or place, pilot, begin))
+        return
+    with held(begin(out or place, recipe)) as opened:
+        if recipe.compare.methods:
+            from dto.compare.compare import compare
+
+            print(compare(opened))
+            return
+        run_stages(opened, needed(recipe))
+        _report(opened.path)
+        page = opened / "report" / "report.html"
+        print(f"\nThe page: {page}. Its trajectories: dto view {quote(str(opened.path))}")
+
+
+def _report(path: Path) -> None:
+    from dto.reporting.write import report
+
+    print(report(path))
+
+
+def report(target: Target, out: Out = None, changes: Changes = None) -> None:
+    """Sum up: a table here, report.html to send around."""
+    recipe, place = read_target(target, changes)
+    place = out or place
+    if not recipe.compare.methods:
+        _report(place)
+        return
+    from dto.compare.report import report as compared
+
+    print(compared([place]))  # once all its methods are done
+    print(f"{place}/compare: compare.html, compare.json, tables and pictures")
+
+
+def _compute(
+    stage: str, recipe: Recipe, place: Path, recompute: bool, yes: bool, code: bool
+) -> None:
+    """This stage alone; questions cost nothing, and everything begins with them."""
+    again = (stage,) if recompute else ()
+    ask = consent(recompute, yes)
+    opened = open_run(place, recipe, recompute=ask, again=again, allow_code_execution=code)
+    with held(opened, stage):
+        run_stages(opened, with_questions(recipe, stage))
+
+
+def _stage_command(app: typer.Typer, stage: str) -> None:
+    """`dto STAGE`: this stage alone, from the tables before it."""
+
+    def command(
+        target: Target,
+        out: Out = None,
+        recompute: Again = False,
+        yes: Yes = False,
+        code: Code = False,
+        changes: Changes = None,
+    ) -> None:
+        recipe, place = read_target(target, changes)
+        _compute(stage, recipe, out or place, recompute, yes, code)
+
+    about = STAGES[stage].about
+    app.command(stage, help=f"{about}\n\nThis stage alone, from the tables before it.")(command)
+
+
+def evaluate(
+    target: Target,
+    out: Out = None,
+    replay: Annotated[
+        bool,
+        typer.Option("--replay", help="Sweep exits over the run's traces; generate nothing."),
+    ] = False,
+    recompute: Again = False,
+    yes: Yes = False,
+    code: Code = False,
+    changes: Changes = None,
+) -> None:
+    """Evaluate alone, or say what many exits would give on recorded traces."""
+    recipe, place = read_target(target, changes)
+    if not replay:
+        _compute("evaluate", recipe, out or place, recompute, yes, code)
+        return
+    from dto.calibration.calibrate import replay as replay_run
+
+    print(replay_run(out or place, recipe))
+
+
+def pilot(
+    target: Target,
+    out: Out = None,
+    recompute: Again = False,
+    yes: Yes = False,
+    changes: Changes = None,
+) -> None:
+    """How much does this model overthink? A study of it.
+
+    Pearls (right answers on the way to wrong ones), static exits, what optimizing saves.
+    """
+    from dto.reporting.pilot import study
+
+    recipe, place = read_target(target, changes)
+    again = ("pilot",) if recompute else ()
+    opened = open_run(out or place, recipe, recompute=consent(recompute, yes), again=again)
+    with held(opened, "pilot"):
+        run_stages(opened, needed(recipe, "prune", "pilot"))
+        print(study(opened.path))
+        print(f"\n{opened.path}/pilot: pilot.json")
+
+
+def calibrate(
+    target: Annotated[
+        str, typer.Argument(metavar="MODEL|RECIPE|RUN", help="A model, a recipe or a run.")
+    ],
+    out: Out = None,
+    recompute: Recompute = False,
+    yes: Yes = False,
+    overwrite: Overwrite = False,
+    code: Code = False,
+    changes: Changes = None,
+) -> None:
+    """Pick an early exit that is certified to lose little.
+
+    Records traces of the dev problems with all trials, and writes a policy file for recipes.
+    """
+    from dto.calibration.calibrate import calibrate as calibrate_run
+    from dto.engines.models import load_tokenizer
+
+    recipe, place = _to_calibrate(target, changes)
+    load_tokenizer(recipe.model)  # a name that is none begins no run
+    ask = consent(recompute or overwrite, yes)
+    opened = open_run(
+        out or place, recipe, recompute=ask, overwrite=overwrite, allow_code_execution=code
+    )
+    with held(opened, "calibrate"):
+        run_stages(opened, needed(recipe, "trace"))
+        print(calibrate_run(opened.path))
+        print(f"{opened.path}/calibrate: policy.yaml, calibration.json, calibration.png")
+
+
+def _to_calibrate(target: str, changes: list[str] | None) -> tuple[Recipe, Path]:
+    """What is no recipe and no run is a model: an embedded one has the quickstart's settings."""
+    path = Path(target)
+    if path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file() or packaged(path):
+        return read_target(target, changes)
+    name = f"calibrate-{path.name}"
+    place = Path("runs") / name
+    if target in NAMES:
+        # Problems are what is drawn: more of them prove more than more samples of each.
+        own = [f"name={name}", f"model.name={target}", "problems.dev=600", "evaluate.samples=1"]
+        recipe, _ = read_target("quickstart", [*own, *(changes or [])])
+        return recipe, place
+    parsed = parse_changes(changes)
+    if "problems.source" not in parsed:
+        raise RecipeError(
+            f"calibrate {target}: on which questions? Name a recipe, or a file or dataset with "
+            "--set problems.source=…; --set problems.source=chains takes generated ones"
+        )
+    return make_recipe({"name": name, "model": {"name": target}}, parsed, "--set"), place
+
+
+def import_rows(
+    source: Annotated[str, typer.Argument(metavar="FILE|FOLDER|HUB", help="Rows.")],
+    model: Annotated[str, typer.Option(help="The model whose tokenizer encodes them.")],
+    recipe: Annotated[str | None, typer.Option(help="Recipe for the stages that follow.")] = None,
+    out: Out = None,
+    recompute: Recompute = False,
+    yes: Yes = False,
+    overwrite: Overwrite = False,
+    code: Code = False,
+    changes: Changes = None,
+) -> None:
+    """Turn your rows of prompt + response into a run.
+
+    They become trajectories; go on with `dto segment RUN`. Rows of chosen + rejected become pairs;
+    go on with `dto train RUN`. Dev and test problems come from the recipe's problems.source;
+    without one there are none.
+    """
+    from dto.tasks.importing import holds_pairs
+
+    name = Path(source).stem
+    own = [f"sample.imported={json.dumps(source)}", f"model.name={json.dumps(model)}"]
+    if holds_pairs(source):
+        own.append("pair.data=imported")
+    if recipe is None:
+        parsed = parse_changes([*(changes or []), *own])
+        apart = {} if "problems.source" in parsed else {"dev": 0, "test": 0}
+        given = {"name": name, "problems": {"train": 0, **apart}}
+        settings = make_recipe(given, parsed, "--set")
+    else:
+        settings, _ = read_target(recipe, [*(changes or []), *own])
+    ask = consent(recompute or overwrite, yes)
+    place = out or Path("runs") / name
+    opened = open_run(
+        place, settings, recompute=ask, overwrite=overwrite, allow_code_execution=code
+    )
+    paired = settings.pair.data == "imported"
+    last = "pair" if paired else "sample"
+    with held(opened, last):
+        run_stages(opened, needed(settings, "problems", last))
+    next_ = "train" if paired else "segment"
+    print(f"{opened.path}: go on with dto {next_} {quote(str(opened.path))}")
+
+
+def add_run(app: typer.Typer) -> None:
+    """Add the commands: a run, each of its stages in their order, and what is made of runs."""
+    app.command()(run)
+    for stage in STAGES.values():
+        if stage.name == "evaluate":
+            app.command(help=f"{stage.about}\n\nThis stage alone.")(evaluate)
+        elif stage.step:
+            _stage_command(app, stage.name)
+    app.command()(report)
+    app.command()(calibrate)
+    app.command()(pilot)
+    app.command("import")(import_rows)

@@ -1,0 +1,164 @@
+"""Every method from the same samples, under the same budget, through the same grid, side by side.
+
+The stages that methods share are computed once. Then each method is tuned and evaluated in a child
+process (`dto.compare.tune`), `compare.processes` of them at a time, each with one thread; the
+base model goes first, as its dev score is what all are measured against.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from dto.compare.methods import BASE, SHARED, charged, grid, methods
+from dto.compare.report import Comparison, report
+from dto.errors import DtoError
+from dto.pipeline import STAGES, needed, run_stages, write_run_manifest
+from dto.processes import end_children
+from dto.recipe import Recipe
+from dto.runs import manifest
+from dto.runs.run import Run, settings_of
+from dto.seeds import content_id
+
+logger = logging.getLogger("dto")
+
+FOLDER = "compare"
+POLL_SECONDS = 0.1
+
+
+def compare(run: Run) -> Comparison:
+    """All of a comparison; what is finished is not done again.
+
+    Writes below RUN/compare a directory for each method, and what `dto.compare.report` says.
+    Raises DtoError naming the methods that failed, when all others are done.
+    """
+    found = methods(run.recipe)
+    begun = time.perf_counter()
+    run_stages(run, shared_stages(run.recipe, found))
+    places = {name: prepare(run, name, recipe) for name, recipe in found.items()}
+    spent = {name: charged(place, found[name]) for name, place in places.items()}
+    budget = run.recipe.compare.policy_tokens
+    logger.info("compare   %s policy tokens for each training", f"{budget:,}")
+    for name, tokens in spent.items():
+        if tokens and not (places[name] / "done.json").exists():
+            logger.info("%-9s %s of them went into its data", name, f"{tokens:,}")
+    _work(run, found, places)
+    write_run_manifest(run)
+    logger.info("compare   %.0f s", time.perf_counter() - begun)
+    result = report([run.path])
+    logger.info("compare   %s", run / FOLDER / "compare.html")
+    return result
+
+
+def shared_stages(shared: Recipe, found: Mapping[str, Recipe]) -> list[str]:
+    """The stages that are computed once, in order, of those that the methods' trainings read."""
+    wanted = {"problems"}
+    for own in found.values():
+        if own.train.method != "none":
+            wanted |= {each for each in needed(own, "train") if _is_shared(shared, own, each)}
+    return [stage for stage in STAGES if stage in wanted]
+
+
+def _is_shared(shared: Recipe, own: Recipe, stage: str) -> bool:
+    if stage == "prune":
+        return shared.prune == own.prune and shared.optimize == own.optimize
+    return stage in SHARED or (stage == "optimize" and shared.optimize == own.optimize)
+
+
+def prepare(run: Run, name: str, recipe: Recipe) -> Path:
+    """The directory of a method: its recipe, and links to the stages that it shares."""
+    place = run / FOLDER / name
+    stages = shared_stages(run.recipe, {name: recipe})
+    digest = _digest(run, recipe, stages)
+    marker = place / "digest"
+    if place.exists() and (not marker.exists() or marker.read_text("utf-8") != digest):
+        logger.info("%-9s was computed from something else: it is begun anew", name)
+        shutil.rmtree(place)
+    if not place.exists():
+        place.mkdir(parents=True)
+        data = recipe.model_dump(mode="json", exclude_unset=True)
+        text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+        manifest.write_text(place / "recipe.yaml", text)
+        for stage in stages:
+            (place / stage).symlink_to(Path("..") / ".." / stage, target_is_directory=True)
+        manifest.write_text(marker, digest)
+    return place
+
+
+def _digest(run: Run, recipe: Recipe, stages: Sequence[str]) -> str:
+    """All that decides what comes of a method; `stages` are those that it shares."""
+    settings = json.dumps(settings_of(recipe), sort_keys=True)
+    tables = [(manifest.read(run / stage) or {}).get("digest", "") for stage in stages]
+    weights = str(manifest.of_model(recipe.model.name))
+    return content_id(settings, weights, manifest.of_prompts(recipe.model.family), *tables)
+
+
+def _work(run: Run, found: Mapping[str, Recipe], places: Mapping[str, Path]) -> None:
+    dev = places[BASE] / "dev.json"
+    owed = [name for name, place in places.items() if not _is_done(place)]
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    failed: dict[str, str] = {}
+    try:
+        while owed or running:
+            while owed and len(running) < run.recipe.compare.processes:
+                if owed[0] != BASE and not dev.exists():
+                    break  # the base model's score comes first
+                name = owed.pop(0)
+                running[name] = _start(places[name], dev)
+            time.sleep(POLL_SECONDS)
+            for name, child in list(running.items()):
+                code = child.poll()
+                if code is None:
+                    continue
+                del running[name]
+                if code or not _is_done(places[name]):
+                    failed[name] = _last_line(places[name])
+                    logger.info("%-9s failed: %s", name, failed[name])
+                    if name == BASE and not dev.exists():
+                        raise DtoError(f"compare: {failed[name]}")
+                else:
+                    _tell(name, found[name], places[name])
+    finally:
+        end_children(running.values())
+    if failed:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        raise DtoError(f"compare: {reasons}; what was computed is kept, run again")
+
+
+def _start(place: Path, dev: Path) -> subprocess.Popen[bytes]:
+    digest = (place / "digest").read_text(encoding="utf-8")
+    command = [sys.executable, "-m", "dto.compare.tune", str(place), str(dev), digest]
+    command += ["--parent", str(os.getpid())]
+    one = {"OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "TQDM_DISABLE": "1"}
+    with (place / "log.txt").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | one)
+
+
+def _is_done(place: Path) -> bool:
+    try:
+        done = json.loads((place / "done.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(done["digest"] == (place / "digest").read_text(encoding="utf-8"))
+
+
+def _last_line(place: Path) -> str:
+    lines = (place / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    return f"{last.removeprefix('error: ')} ({place / 'log.txt'})"
+
+
+def _tell(name: str, recipe: Recipe, place: Path) -> None:
+    done = json.loads((place / "done.json").read_text(encoding="utf-8"))
+    took = f"{done['seconds']:.0f} s, {done['cpu_seconds']:.0f} s of a core"
+    points = len(grid(recipe))
+    logger.info("%-9s %s%s", name, f"{points} points, " if points else "", took)

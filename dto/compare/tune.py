@@ -1,0 +1,227 @@
+"""One method of a comparison, from its data to its test responses, in a process of its own.
+
+    python -m dto.compare.tune RUN/compare/METHOD
+
+The directory is a run whose tables of problems and samples are links to those that all share:
+
+    grid/POINT/          a training each (dto.training.fit): history, result; base's dev score first
+    grid.json            all points with their dev scores, and which one is picked
+    train/  evaluate/    the picked one, and its test responses, as in any run
+    done.json            last
+
+Killed anywhere and started again, it goes on with the first point that has no result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dto.compare.methods import Change, changed, charged, grid
+from dto.errors import DtoError
+from dto.pipeline import STAGES, needed, open_run, run_stages
+from dto.processes import die_with_parent
+from dto.recipe import Recipe, load_recipe
+from dto.records import Problem
+from dto.runs import manifest
+from dto.runs.run import Run, agree, settings_of
+from dto.tables import read
+from dto.training.checkpoints import BASE_STEP, Choice, DevScore, choose
+from dto.training.dev import measure, summarize
+from dto.training.fit import fit
+from dto.training.process import guarded, quiet
+from dto.training.weights import load
+
+logger = logging.getLogger("dto.train")
+
+DATA = ("optimize", "prune", "pair", "chain", "label")
+"""Stages that a method may have to compute itself."""
+
+
+class Point(NamedTuple):
+    """A point of the grid: what was set, what dev says of what was kept, tokens and seconds.
+
+    `judging` is that of held-out chains before and after, where the method reads labelled ones.
+    """
+
+    change: Change
+    score: DevScore
+    kept_step: int
+    policy_tokens: int
+    tokens_trained: int
+    collapsed: bool
+    seconds: float
+    cpu_seconds: float
+    judging: dict[str, Any] | None = None
+
+
+def work(place: Path, dev: Path) -> None:
+    """Tune a method and evaluate what is picked; for the base model, its dev score comes first."""
+    run = open_run(place, load_recipe(place / "recipe.yaml"), recompute=agree)
+    try:
+        points = grid(run.recipe)
+        if not points:
+            if not dev.exists():
+                score = _measured(run.path, run.recipe, BASE_STEP)
+                manifest.write_text(dev, json.dumps(asdict(score)) + "\n")
+            run_stages(run, ("evaluate",))
+        else:
+            base = DevScore(**json.loads(dev.read_text(encoding="utf-8")))
+            recipe = _tuned(run, points, base)
+            run_stages(run.following(recipe), ("evaluate",))
+    finally:
+        run.close()
+
+
+def _tuned(run: Run, points: Sequence[Change], base: DevScore) -> Recipe:
+    """Go through the grid, and put the picked model where a training would have put it.
+
+    Returns the recipe that the picked one was measured with.
+    """
+    trains = run.recipe.train.method != "none"
+    if trains:
+        data = [stage for stage in needed(run.recipe, "train") if stage in DATA]
+        run_stages(run, [stage for stage in data if not (run / stage).is_symlink()])
+    spent = charged(run.path, run.recipe) if trains else 0
+    left = run.recipe.compare.policy_tokens - spent
+    if trains and left <= 0:
+        raise DtoError(
+            f"method {run.recipe.name}: {spent:,} policy tokens went into its data, of "
+            f"compare.policy_tokens = {run.recipe.compare.policy_tokens:,}: give more"
+        )
+    recipes = [
+        changed(run.recipe, {**change, **({"train.policy_tokens": left} if trains else {})})
+        for change in points
+    ]
+    found = [
+        _point(run.path, index, change, recipe, base, spent)
+        for index, (change, recipe) in enumerate(zip(points, recipes, strict=True))
+    ]
+    numbered = [
+        replace(point.score, step=index + 1)
+        for index, point in enumerate(found)
+        if point.kept_step > BASE_STEP
+    ]
+    choice = choose([base, *numbered])
+    logger.info("%s: point %s", run.recipe.name, choice.reason)
+    if trains:
+        _place(run, choice, found)
+    summary = {
+        "method": run.recipe.name,
+        "picked": choice.step - 1 if choice.step > BASE_STEP else None,
+        "reason": choice.reason,
+        "charged": spent,
+        "points": [{**point._asdict(), "score": asdict(point.score)} for point in found],
+    }
+    manifest.write_text(run.path / "grid.json", json.dumps(summary, indent=2) + "\n")
+    if trains or choice.step == BASE_STEP:
+        return run.recipe
+    return recipes[choice.step - 1]
+
+
+def _point(
+    run: Path, index: int, change: Change, recipe: Recipe, base: DevScore, spent: int
+) -> Point:
+    """The result of a point, computed unless it is there."""
+    directory = run / "grid" / str(index)
+    known = directory / "point.json"
+    if known.exists():
+        row = json.loads(known.read_text(encoding="utf-8"))
+        if row.pop("settings") == settings_of(recipe):
+            return Point(**{**row, "score": DevScore(**row["score"])})
+    begun, cpu = time.perf_counter(), time.process_time()
+    if recipe.train.method == "none":
+        score = _measured(run, recipe, index + 1)
+        result: dict[str, Any] = {"kept_step": index + 1}
+    else:
+        result = fit(run, recipe, directory, base)
+        lines = (directory / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        scores = [DevScore(**json.loads(line)) for line in lines]
+        # What was trained last, where the base is kept: it is shown, and not picked.
+        wanted = result["kept_step"] or scores[-1].step
+        score = next(each for each in scores if each.step == wanted)
+    point = Point(
+        change=change,
+        score=score,
+        kept_step=int(result["kept_step"]),
+        policy_tokens=spent + int(result.get("policy_tokens", 0)),
+        tokens_trained=int(result.get("tokens_trained", 0)),
+        collapsed=bool(result.get("collapsed", False)),
+        seconds=round(time.perf_counter() - begun, 3),
+        cpu_seconds=round(time.process_time() - cpu, 3),
+        judging=result.get("judging"),
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    row = {**point._asdict(), "score": asdict(score), "settings": settings_of(recipe)}
+    manifest.write_text(known, json.dumps(row) + "\n")
+    return point
+
+
+def _measured(run: Path, recipe: Recipe, step: int) -> DevScore:
+    model, tokenizer = load(recipe)
+    rows = read(run / "problems" / "rows.parquet", Problem)
+    responses, _ = measure(model, tokenizer, [row for row in rows if row.split == "dev"], recipe)
+    return DevScore(step, 0.0, *summarize(responses), loss=None)
+
+
+def _place(run: Run, choice: Choice, points: Sequence[Point]) -> None:
+    """Make the picked point the run's training, and drop the weights of the others."""
+    if manifest.read(run / "train") is not None:
+        return
+    picked = choice.step - 1
+    # Without a picked one, any: each keeps the base's weights where nothing on dev is better.
+    source = run / "grid" / str(max(picked, 0))
+    target = run / "train"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    if choice.step > BASE_STEP:
+        shutil.copytree(source / "model", target / "model")
+        for name in ("history.jsonl", "result.json"):
+            shutil.copy(source / name, target / name)
+    else:
+        model, tokenizer = load(run.recipe)
+        model.save_pretrained(target / "model")
+        tokenizer.save_pretrained(target / "model")
+    done = manifest.finished(
+        "train", run.config(STAGES["train"]), manifest.of_path(target / "model")
+    )
+    counts: dict[str, Any] = {"kept_step": 0, "reason": choice.reason, "steps": 0}
+    if choice.step > BASE_STEP:
+        counts = json.loads((target / "result.json").read_text(encoding="utf-8"))
+    manifest.write(target, done | counts)
+    for index in range(len(points)):
+        shutil.rmtree(run / "grid" / str(index) / "model", ignore_errors=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The process; its exit code is that of `dto.training.process.guarded`."""
+    parser = argparse.ArgumentParser(prog="python -m dto.compare.tune", description=__doc__)
+    parser.add_argument("place", type=Path, help="directory of the method")
+    parser.add_argument("dev", type=Path, help="file with the dev score of the base model")
+    parser.add_argument("digest", help="what is written when all is done")
+    parser.add_argument("--parent", type=int, help="process id to end with")
+    options = parser.parse_args(arguments)
+    if options.parent is not None:
+        die_with_parent(options.parent)
+    logging.basicConfig(stream=sys.stdout, format="%(message)s")
+    logging.getLogger("dto").setLevel(logging.INFO)
+    quiet()
+    begun, cpu = time.perf_counter(), time.process_time()
+    code = guarded(lambda: work(options.place, options.dev), options.place)
+    if code == 0:
+        spent = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu}
+        text = json.dumps({"digest": options.digest, **spent}) + "\n"
+        manifest.write_text(options.place / "done.json", text)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""The one way to look at a run: finished or under way, of this version or of another.
+
+Nothing is written, and a writer may be at work. A stage that is under way is read from its journal.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from dto import tables
+from dto.recipe import Recipe, read_recipe
+from dto.records import Dropped, Problem, Split, Trajectory
+from dto.runs import manifest
+from dto.runs.journal import read_entries
+
+if TYPE_CHECKING:
+    import polars as pl
+
+logger = logging.getLogger("dto")
+R = TypeVar("R")
+State = Literal["missing", "begun", "finished"]
+
+
+class RunReader:
+    """A run directory, with its recipe, tables, manifests and dropped rows.
+
+    The recipe may be of another version: settings that this one does not know are left out, and
+    `unknown` names them. A column that an old table lacks has its field's default, if it has one.
+    """
+
+    def __init__(self, path: Path | str, recipe: Recipe | None = None) -> None:
+        self.path = Path(path)
+        self._given = recipe
+
+    def __truediv__(self, stage: str) -> Path:
+        """The directory of a stage."""
+        return self.path / stage
+
+    def table(self, stage: str) -> Path:
+        """The file of a stage's table."""
+        return self.path / stage / "rows.parquet"
+
+    @cached_property
+    def _recipe(self) -> tuple[Recipe, tuple[str, ...]]:
+        if self._given is not None:
+            return self._given, ()
+        recipe, unknown = read_recipe(self.path / "recipe.yaml")
+        if unknown:
+            logger.warning(
+                "%s: left out of its recipe, as settings of another version: %s",
+                self.path,
+                ", ".join(unknown),
+            )
+        return recipe, unknown
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the run. Raises RecipeError where the directory holds none."""
+        return self._recipe[0]
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """The settings in the run's recipe that this version does not know, as dotted keys."""
+        return self._recipe[1]
+
+    @property
+    def test_stage(self) -> str:
+        """The stage whose table holds the problems to evaluate on: those of its split `test`."""
+        return "test" if self.recipe.evaluate.tasks else "problems"
+
+    def state(self, stage: str) -> State:
+        """`finished` with a manifest or a table, `begun` with a journal, else `missing`."""
+        directory = self / stage
+        if (directory / "manifest.json").is_file() or self.table(stage).is_file():
+            return "finished"
+        return "begun" if (directory / "journal").is_file() else "missing"
+
+    def manifest(self, stage: str) -> dict[str, Any] | None:
+        """What a finished stage says of itself; None for one that is not finished."""
+        return manifest.read(self / stage)
+
+    def rows(self, stage: str, record: type[R], without: Collection[str] = ()) -> Iterator[R]:
+        """A stage's rows by id; of one under way, those in its journal by the keys of their groups.
+
+        The lists that `without` names are not read from a table. Raises DtoError for a stage that
+        has neither, and for a table whose columns are not the record's.
+        """
+        if self.state(stage) == "begun":
+            for entry in read_entries(self / stage / "journal", record):
+                yield from entry.rows
+        else:
+            yield from tables.read(self.table(stage), record, without)
+
+    def frame(self, stage: str, *columns: str) -> pl.LazyFrame:
+        """A finished stage's table as a lazy frame, of these columns or of all."""
+        import polars as pl
+
+        frame = pl.scan_parquet(self.table(stage))
+        return frame.select(columns) if columns else frame
+
+    def count(self, stage: str, **equals: str) -> int:
+        """How many rows a table has; those whose columns hold these values."""
+        return tables.count(self.table(stage), **equals)
+
+    def dropped(self, stage: str) -> Iterator[Dropped]:
+        """The rows that end at a stage, each with its reason; none for a stage that is missing."""
+        path = self / stage / "dropped.jsonl"
+        if path.is_file():
+            with path.open(encoding="utf-8") as lines:
+                for line in lines:
+                    yield Dropped(**json.loads(line))
+        elif self.state(stage) == "begun":
+            for entry in read_entries(self / stage / "journal", None):
+                yield from entry.dropped
+
+    def problems(self, split: Split, stage: str = "problems") -> Iterator[Problem]:
+        """The problems of a split."""
+        return (row for row in self.rows(stage, Problem) if row.split == split)
+
+    def joined(self, *stages: tuple[str, type[Any]]) -> Iterator[tuple[Any, ...]]:
+        """(problem, trajectory, its rows of each stage …) for each trajectory, in one pass."""
+        rows = tables.merge(
+            self.rows("sample", Trajectory),
+            *(
+                (self.rows(stage, record), lambda row: str(row.trajectory_id))
+                for stage, record in stages
+            ),
+        )
+        for problem, trajectories in tables.merge(
+            self.rows("problems", Problem), (rows, lambda row: str(row[0].problem_id))
+        ):
+            for row in trajectories:
+                yield (problem, *row)
