@@ -36,9 +36,9 @@ from dto.pipeline import STAGES, needed, open_run, run_stages
 from dto.recipe import Recipe
 from dto.records import Problem
 from dto.reporting.cost import BACKWARD
-from dto.reporting.report import without_nan
 from dto.reporting.table import aligned
 from dto.runs import manifest
+from dto.runs.manifest import without_nan
 from dto.runs.reader import RunReader
 from dto.runs.run import Run
 from dto.sequential import SequentialTest

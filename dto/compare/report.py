@@ -28,13 +28,13 @@ from dto import statistics, tables
 from dto.compare.methods import BASE, label
 from dto.errors import DtoError
 from dto.recipe import Recipe, load_recipe
-from dto.reporting.accounts import reproduce_section
-from dto.reporting.comparison import MAX_FAILED
+from dto.reporting.evaluation import MAX_FAILED
 from dto.reporting.page import Section, drawn, render_page
-from dto.reporting.picture import COLOURS, INK, MARKERS, legend_marks, plain, save
-from dto.reporting.report import without_nan
+from dto.reporting.pictures import COLOURS, INK, MARKERS, legend_marks, plain, save
+from dto.reporting.sections import reproduce_section
 from dto.reporting.table import Table, aligned
 from dto.runs import manifest
+from dto.runs.manifest import without_nan
 from dto.statistics import Difference
 
 

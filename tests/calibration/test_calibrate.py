@@ -9,10 +9,10 @@ import yaml
 
 from dto import tables
 from dto.calibration.calibrate import Calibration, calibrate, frontier, pick, replay
-from dto.calibration.reliability import reliability
 from dto.calibration.replay import candidates, sweep
 from dto.errors import DtoError
 from dto.recipe import Recipe, make_recipe
+from dto.reporting.positions import reliability
 from dto.studies.trace import Trace
 from tests.calibration.traces import hand_trace, recipe
 
