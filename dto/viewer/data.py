@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dto import tables
-from dto.drqa.records import RECORDS as DRQA_RECORDS
-from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.errors import DtoError
 from dto.records import (
     RECORDS,
+    BatchResponse,
+    Chain,
     Dropped,
     EvaluationRow,
     ExitEstimate,
+    LabelledChain,
     OptimizedTrajectory,
     PreferencePair,
     Problem,
@@ -73,7 +74,7 @@ def dropped(directory: Path, state: str) -> Iterator[Dropped]:
 
 R = TypeVar("R")
 IDS = ("prompt_ids", "token_ids")
-SHOWN = {**RECORDS, **DRQA_RECORDS}
+SHOWN = RECORDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,7 @@ class RunTables:
         """What ended, and where: (stage, row) by the id of the trajectory or problem."""
         found: dict[str, list[tuple[str, Dropped]]] = {}
         for stage in self.states:
-            if stage in ("problems", "test", "evaluate", *DRQA_RECORDS):
+            if stage in ("problems", "test", "evaluate", "batch", "chain", "label"):
                 continue
             for row in self.ended(stage):
                 found.setdefault("/".join(row.id.split("/")[:2]), []).append((stage, row))

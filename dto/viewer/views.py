@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.records import (
+    BatchResponse,
+    Chain,
     Dropped,
     EvaluationRow,
     ExitEstimate,
+    LabelledChain,
     OptimizedTrajectory,
     PreferencePair,
     Problem,
