@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
+from dto.commands.common import read_target
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
 from dto import tables
-from dto.commands.target import read_target
 from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.records import (
     EvaluationRow,
@@ -31,10 +31,11 @@ from dto.records import (
     Trajectory,
     Trial,
 )
+from dto.redact import public_names
 from dto.reporting.picture import legend_marks
 from dto.reporting.positions import exit_positions, histogram
 from dto.reporting.report import report
-from dto.reporting.reproduce import public_name, reproduction
+from dto.reporting.reproduce import reproduction
 from dto.reporting.trials import trial_reliability
 
 PROBLEMS, SAMPLES = 6, 2
@@ -342,7 +343,7 @@ def test_nothing_names_the_machine(make_run: Callable[..., Path], tmp_path: Path
     ],
 )
 def test_a_path_is_shown_by_its_last_part(name: str, public: str) -> None:
-    assert public_name(name) == public
+    assert public_names([name]) == {name: public}
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from dto.hub.origins import Origin, models
 from dto.pipeline import STAGES
 from dto.prompts import JUDGE, render
 from dto.recipe import Recipe
-from dto.redact import Private
+from dto.redact import Redaction
 from dto.reporting.accounts import DROPPED
 from dto.reporting.comparison import Comparison
 from dto.reporting.cost import stage_costs
@@ -57,7 +57,7 @@ class Result(NamedTuple):
     failed: str
 
 
-def results(report: Report, private: Private, models: Collection[str] = ()) -> list[Result]:
+def results(report: Report, private: Redaction, models: Collection[str] = ()) -> list[Result]:
     """The rows of the table, of these models alone if any are named; with several tasks means too.
 
     Nothing is claimed of an arm of which too many responses failed.
@@ -77,7 +77,7 @@ def results(report: Report, private: Private, models: Collection[str] = ()) -> l
         )  # fmt: skip
     found += _means(report)
     return [
-        each._replace(model=private.redact(each.model), task=private.redact(each.task))
+        each._replace(model=private.text(each.model), task=private.text(each.task))
         for each in found
         if not models or each.model in models
     ]
@@ -143,7 +143,7 @@ class Shown(NamedTuple):
 
 
 def write_card(
-    run: Path, folder: Path, shown: Shown, published: Published, private: Private
+    run: Path, folder: Path, shown: Shown, published: Published, private: Redaction
 ) -> str:
     """Write `README.md` and the pictures below `folder`; the text of the card."""
     from huggingface_hub import DatasetCardData

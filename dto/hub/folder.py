@@ -8,6 +8,7 @@ that.
 from __future__ import annotations
 
 import json
+import operator
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,7 +24,14 @@ from dto import tables
 from dto.errors import DtoError, disk_errors
 from dto.grading.golds import REASON as UNREADABLE_GOLD
 from dto.recipe import Recipe, make_recipe
-from dto.redact import Private, redact_table, without_servers
+from dto.redact import (
+    Redaction,
+    dropped_detail,
+    failure_kind,
+    verdict_reason,
+    walk,
+    without_servers,
+)
 from dto.reporting.funnel import json_lines
 from dto.runs import manifest
 from dto.seeds import content_id
@@ -103,6 +111,10 @@ _KEPT = (
     "train_seconds", "dev_seconds",
 )  # fmt: skip
 """What a manifest may say to others; `versions` beside it, of the packages that we name."""
+REASON = "reason"
+"""The column of tables that no model writes: why an engine or a grader failed."""
+WRITTEN = ("text", "question", "prompt", "chosen", "rejected", "chain")
+"""The columns of tables that models and people write, and that token ids and spans stand beside."""
 _OF_A_QUESTION = {"question": "", "answer": "", "metadata": "{}"}
 """The columns of a problem that are withheld, and what stands there then."""
 
@@ -191,9 +203,9 @@ def check_chain(run: Path, stages: Sequence[str]) -> None:
                 )
 
 
-def shared_recipe(recipe: Recipe, private: Private) -> Recipe:
+def shared_recipe(recipe: Recipe, private: Redaction) -> Recipe:
     """The recipe as others may read it. Raises DtoError where it is none without its paths."""
-    settings = without_servers(private.redact_all(recipe.model_dump(mode="json")))
+    settings = without_servers(private.data(recipe.model_dump(mode="json")))
     return make_recipe(settings, None, "the recipe without local paths")
 
 
@@ -201,7 +213,7 @@ def build(
     run: Path,
     folder: Path,
     recipe: Recipe,
-    private: Private,
+    private: Redaction,
     only: Collection[str] = (),
     withheld: Collection[str] = (),
     stated: Mapping[str, Any] | None = None,
@@ -260,7 +272,7 @@ def data_files(folder: Path) -> Iterator[tuple[Table, dict[str, str]]]:
                 yield table, {name: f"{table.stage}/{name}.parquet" for name in names}
 
 
-def _stage(source: Path, target: Path, private: Private) -> bool:
+def _stage(source: Path, target: Path, private: Redaction) -> bool:
     """Copy a stage; whether its table had something replaced."""
     names = OF_TRAINING if source.name == "train" else BESIDE
     rewritten = _copy(source, target, names, private)
@@ -271,7 +283,7 @@ def _stage(source: Path, target: Path, private: Private) -> bool:
     return rewritten
 
 
-def _copy(source: Path, target: Path, names: Sequence[str], private: Private) -> bool:
+def _copy(source: Path, target: Path, names: Sequence[str], private: Redaction) -> bool:
     """Copy files but for the manifest; whether the table had something replaced."""
     rewritten = False
     for name in names:
@@ -288,15 +300,66 @@ def _copy(source: Path, target: Path, names: Sequence[str], private: Private) ->
                 "w", encoding="utf-8", newline="\n"
             ) as file:  # fmt: skip
                 for line in lines:
-                    row = private.redact_paths(json.loads(line))
+                    row = json.loads(line)
+                    if name == "dropped.jsonl":
+                        row["detail"] = dropped_detail(row["reason"], row["detail"])
+                    row = private.data(row)
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
         else:
-            data = private.redact_paths(json.loads(path.read_text(encoding="utf-8")))
+            data = private.data(json.loads(path.read_text(encoding="utf-8")))
             (target / name).write_text(json.dumps(data) + "\n", encoding="utf-8")
     return rewritten
 
 
-def _without_tests(source: Path, target: Path, private: Private) -> None:
+def redact_table(source: Path, target: Path, private: Redaction) -> bool:
+    """Copy a table without what is private, unless it holds none; whether it did.
+
+    Rows stand in the order of their ids afterwards too: those of an evaluation begin with the name
+    of a model, which may be a path, and only then the table is gathered to sort it.
+    """
+    with pq.ParquetFile(source) as file:
+        schema, key, changed = file.schema_arrow, file.schema_arrow.names[0], False
+        with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+            for batch in file.iter_batches(batch_size=tables.ROW_GROUP):
+                columns = [
+                    _redacted(name, column, private)
+                    for name, column in zip(schema.names, batch.columns, strict=True)
+                ]
+                changed = changed or any(map(operator.is_not, columns, batch.columns))
+                tables.write_rows(writer, pa.Table.from_arrays(columns, schema=schema))
+    if not changed:
+        target.unlink()
+        return False
+    whole = pq.read_table(target)
+    ids = whole[key].to_pylist()
+    if ids != sorted(ids):
+        whole = whole.sort_by(key)
+        with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+            for start in range(0, whole.num_rows, tables.ROW_GROUP):
+                tables.write_rows(writer, whole.slice(start, tables.ROW_GROUP))
+    return True
+
+
+def _redacted(name: str, column: pa.Array, private: Redaction) -> pa.Array:
+    """The column itself where nothing in it is private."""
+    if name in WRITTEN or not has_text(column.type):
+        return column
+    kind = failure_kind if name == REASON else verdict_reason
+    before = column.to_pylist()
+    after = walk(before, lambda text: private.text(kind(text)))
+    return column if after == before else pa.array(after, column.type)
+
+
+def has_text(kind: pa.DataType) -> bool:
+    """Whether a column holds texts, however deep they lie."""
+    if pa.types.is_list(kind):
+        return has_text(kind.value_type)
+    if pa.types.is_struct(kind):
+        return any(has_text(kind.field(place).type) for place in range(kind.num_fields))
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _without_tests(source: Path, target: Path, private: Redaction) -> None:
     """Copy a table of problems without the questions to evaluate on, and why others were dropped.
 
     Their ids stay, by which an evaluation names them, and the task that each is of.
@@ -334,13 +397,13 @@ def _hide_gold_answers(path: Path) -> None:
     path.write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
-def _shared_manifest(done: Mapping[str, Any], private: Private) -> dict[str, Any]:
+def _shared_manifest(done: Mapping[str, Any], private: Redaction) -> dict[str, Any]:
     said = {key: done[key] for key in _KEPT if key in done}
     known = ("python", *manifest.PACKAGES)
     versions = done.get("versions", {})
     said["versions"] = {name: versions[name] for name in known if name in versions}
-    shown: dict[str, Any] = private.redact_paths({**said, "config": {}})
-    return shown | {"config": private.redact_all(said.get("config", {}))}
+    shown: dict[str, Any] = private.data(said)
+    return shown
 
 
 def _by_split(stage: Path, hidden: str = "") -> None:

@@ -12,7 +12,7 @@ from dto.hub.card import TAGS, changed_settings, cited, in_block, render_card, r
 from dto.hub.folder import FORMAT, MARK, check_chain, link, write_mark
 from dto.hub.origins import Origin
 from dto.recipe import Recipe
-from dto.redact import Private
+from dto.redact import Redaction
 from dto.runs import manifest
 from dto.tasks import TASKS
 
@@ -27,7 +27,7 @@ def build_model(
     folder: Path,
     name: str,
     recipe: Recipe,
-    private: Private,
+    private: Redaction,
     base: Origin,
     sources: Sequence[Origin],
     license: str | None,
@@ -71,10 +71,10 @@ def build_model(
     return card
 
 
-def _place(path: Path, target: Path, private: Private) -> None:
+def _place(path: Path, target: Path, private: Redaction) -> None:
     if path.suffix == ".json":
         text = path.read_text(encoding="utf-8")
-        redacted = private.redact(text)
+        redacted = private.text(text)
         if redacted != text:
             target.write_text(redacted, encoding="utf-8")
             return
@@ -85,7 +85,7 @@ def _card(
     run: Path,
     name: str,
     recipe: Recipe,
-    private: Private,
+    private: Redaction,
     done: dict[str, object],
     base: Origin,
     sources: Sequence[Origin],

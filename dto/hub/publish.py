@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow.parquet as pq
+
+from dto import tables
 from dto.errors import DtoError
 from dto.hub import folder as folders
 from dto.hub.card import Shown, write_card
@@ -24,7 +28,7 @@ from dto.hub.origins import (
     withheld,
 )
 from dto.hub.upload import Kind, Uploaded, upload
-from dto.redact import Search, private_of
+from dto.redact import Redaction, names_of_machine, texts_of
 from dto.reporting.report import measure
 from dto.runs.run import Run
 
@@ -32,6 +36,9 @@ logger = logging.getLogger("dto")
 
 HERE = "publish"
 """The folder below the run in which a publication is put together."""
+_TEXTS = (".json", ".jsonl", ".yaml", ".md", ".jinja")
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")
+"""Some tokens are names that a machine may have."""
 
 
 class Publication(NamedTuple):
@@ -68,27 +75,25 @@ def publish(
     """
     kind: Kind = "model" if model else "dataset"
     check_name(name)
-    private_things = private_of(run.recipe, run.path)
-    shared = folders.shared_recipe(run.recipe, private_things)
+    redaction = Redaction.of(run.recipe, run.path)
+    shared = folders.shared_recipe(run.recipe, redaction)
     target = run / HERE / kind
     sources = _known(origins(shared), dry_run)
     if model:
         (base,) = _known([models(shared)[0][1]], dry_run, "model")
         own = license or single_license([base])
-        card = build_model(run.path, target, name, shared, private_things, base, sources, own)
+        card = build_model(run.path, target, name, shared, redaction, base, sources, own)
     else:
         tested = _known(of_test_sets(shared), dry_run)
         hidden = () if test_sets else withheld(run.recipe)
         own = license or single_license([*sources, *([] if hidden else tested)])
         stated = {"license": own, "sources": [str(each) for each in (*sources, *tested)]}
-        published = folders.build(
-            run.path, target, run.recipe, private_things, only, hidden, stated
-        )
+        published = folders.build(run.path, target, run.recipe, redaction, only, hidden, stated)
         found = measure(run.path) if "evaluate" in published.stages else None
         shown = Shown(name, shared, own, sources, tested, found)
-        card = write_card(run.path, target, shown, published, private_things)
+        card = write_card(run.path, target, shown, published, redaction)
         _tell(run, published)
-    for remark in Search(target, private_things, name).remarks():
+    for remark in search(target, redaction, name):
         logger.warning("%s", remark)
     uploaded = None
     if not dry_run:
@@ -134,3 +139,62 @@ def check_name(name: str) -> None:
         if name.count("/") == 1:
             return
     raise DtoError(f"{name!r} is no name on the Hub: write it as user/name")
+
+
+def search(folder: Path, redaction: Redaction, name: str) -> Iterator[str]:
+    """Look through what goes up; a line for each file that names this machine or its user.
+
+    `name`, on the Hub, may hold the name of the user. Raises DtoError where something private
+    remains.
+    """
+    names = "|".join(map(re.escape, sorted(names_of_machine())))
+    machine = re.compile(rf"(?<![\w-])(?:{names})(?![\w-])" if names else "(?!)")
+    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+        shown = path.relative_to(folder).as_posix()
+        is_table = path.suffix == ".parquet"
+        hits: list[str] = []
+        for where, text, ours in _of_table(path) if is_table else _of_file(path):
+            if kind := redaction.found(text, written_by_us=ours):
+                way = _way_out(where)
+                raise DtoError(f"{shown}, {where} holds {kind}: nothing is uploaded; {way}")
+            if (ours or is_table) and machine.search(text.replace(name, "")):
+                hits.append(where)
+        if hits:
+            yield f"{shown}: a name of this machine in {len(hits):,} texts, the first is {hits[0]}"
+
+
+def _of_table(path: Path) -> Iterator[tuple[str, str, bool]]:
+    """(row and column, text, whether we wrote it) of every text in a table."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=tables.ROW_GROUP):
+            ids = batch.column(0).to_pylist()
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                if folders.has_text(column.type):
+                    for row, value in zip(ids, column.to_pylist(), strict=True):
+                        where = f"row {row}, column {name}"
+                        yield from ((where, text, name == folders.REASON)
+                                    for _, text in texts_of(value))  # fmt: skip
+
+
+def _of_file(path: Path) -> Iterator[tuple[str, str, bool]]:
+    """(line, text, whether we wrote it) of every line in a file; of weights in their header."""
+    ours = path.suffix in _TEXTS and path.name not in _VOCABULARIES
+    with path.open("rb") as file:
+        if path.suffix == ".safetensors":
+            data, ours = file.read(min(int.from_bytes(file.read(8), "little"), 2**27)), True
+        else:
+            data = file.read()
+    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), start=1):
+        yield f"line {number}", line, ours
+
+
+def _way_out(where: str) -> str:
+    column = where.partition(", column ")[2]
+    if not column:
+        return "change that"
+    if column in folders.WRITTEN:
+        return (
+            "the row's token ids say the same, so it is not cut out: publish without this table "
+            "(--only), or take the problem out of the run"
+        )
+    return "publish without this table (--only), or compute it again without that"

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dto.recipe import EstimateSettings, ExitSettings, Recipe
+from dto.redact import public_names
 from dto.reporting import figures
 from dto.reporting.comparison import ReportRow
 from dto.reporting.cost import OPTIMIZATION, StageCost
 from dto.reporting.macro import AverageRow
 from dto.reporting.page import LeftOut, Section, Table, drawn
-from dto.reporting.reproduce import content_of_sources, public_names, reproduction
+from dto.reporting.reproduce import content_of_sources, reproduction
 from dto.reporting.table import (
     interval,
     near_copies,

@@ -17,6 +17,7 @@ import polars as pl
 from dto import statistics
 from dto.errors import DtoError
 from dto.recipe import Recipe, load_recipe
+from dto.redact import public_names
 from dto.reporting import table
 from dto.reporting.batch import BatchReport, batch_report
 from dto.reporting.batch_view import batch_lines, draw_batch
@@ -37,7 +38,6 @@ from dto.reporting.macro import AverageRow, average, averages
 from dto.reporting.papers import write_tables
 from dto.reporting.picture import draw
 from dto.reporting.positions import ExitPositions, exit_positions
-from dto.reporting.reproduce import public_names
 from dto.reporting.sections import run_page
 from dto.reporting.trials import TrialReliability, trial_reliability
 from dto.runs import manifest

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dto.calibration.reliability import Reliability
 from dto.recipe import Recipe
+from dto.redact import public_names
 from dto.reporting import figures
 from dto.reporting.accounts import cost_section, funnel_section, names_table, reproduce_section
 from dto.reporting.comparison import MAX_FAILED, Comparison, ReportRow
@@ -20,7 +21,6 @@ from dto.reporting.difficulty import ALL_TASKS
 from dto.reporting.macro import AverageRow, is_base
 from dto.reporting.page import Headline, LeftOut, Section, Table, drawn, render_page
 from dto.reporting.picture import front
-from dto.reporting.reproduce import public_names
 from dto.reporting.table import interval, number, percent, points
 from dto.reporting.together import batch_section
 

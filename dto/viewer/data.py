@@ -34,7 +34,7 @@ from dto.viewer.views import AnswersView, BatchView, ChainView, TrajectoryView
 
 if TYPE_CHECKING:
     from dto.recipe import Recipe
-    from dto.redact import Private
+    from dto.redact import Redaction
 
 
 class ById:
@@ -139,12 +139,12 @@ class RunTables:
         seen = {*self.states, *(("optimize",) if "prune" in self.states else ())}
         return tuple(each for each in needed(self.recipe) if each in SHOWN and each not in seen)
 
-    def private(self) -> Private:
+    def redaction(self) -> Redaction:
         """What a page that is passed on must not show."""
         from dto.recipe import Recipe
-        from dto.redact import private_of
+        from dto.redact import Redaction
 
-        return private_of(self.recipe or Recipe(name=self.name), self.path)
+        return Redaction.of(self.recipe or Recipe(name=self.name), self.path)
 
     def rows(self, stage: str, record: type[R], without: Collection[str] = ()) -> Iterator[R]:
         """A stage's rows by id, from its table or else its journal; none where neither is there."""

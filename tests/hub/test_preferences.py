@@ -13,11 +13,10 @@ import pytest
 import yaml
 
 from dto import tables
-from dto.pipeline import run_stages
+from dto.pipeline import open_run, run_stages
 from dto.recipe import PairSettings, ProblemSettings, load_recipe
 from dto.records import Dropped, PreferencePair, Problem, Trajectory
 from dto.runs import manifest
-from dto.runs.run import open_run
 from dto.stages.pair import pair
 from dto.tasks.importing import Response, holds_pairs, imported_problems, read_responses
 from dto.training.pairs import TokenizedPair, load_pairs

@@ -12,12 +12,11 @@ import yaml
 from dto.errors import DtoError, RunConflictError
 from dto.hub.publish import publish
 from dto.hub.pull import find, pull
-from dto.pipeline import run_stages
+from dto.pipeline import needed, open_run, run_stages
 from dto.recipe import load_recipe
 from dto.reporting.report import measure
 from dto.runs import manifest
-from dto.runs.graph import needed
-from dto.runs.run import Run, open_run
+from dto.runs.run import Run
 from tests.hub.conftest import ROOT
 from tests.hub.server import OWNER, Fault, Hub
 from tests.hub.test_publish import KEY, NAME, leaky
@@ -93,7 +92,7 @@ def test_any_stage_is_computed_again_to_the_same(stage: str, run: Run, hub: Hub)
 
 def test_a_half_of_a_run_is_ended_elsewhere(run: Run, hub: Hub, whole: Path) -> None:
     for stage in ("prune", "pair", "train", "evaluate"):
-        run.clear(stage)
+        run.set_aside(stage)
     publish(run, NAME)
     pull(NAME, OUT)
     go_on(OUT, *TABLES[:-1])
