@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
-from dto.commands.common import read_target
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
 from dto import tables
+from dto.commands.common import read_target
 from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.records import (
     EvaluationRow,

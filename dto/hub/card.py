@@ -18,12 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dto import tables
-from dto.commands.plan import PROMPTS
 from dto.drqa.classes import WORDINGS
 from dto.hub.folder import Published, data_files
 from dto.hub.origins import Origin, models
 from dto.pipeline import STAGES
-from dto.prompts import JUDGE, render
+from dto.prompts import JUDGE, PUT_IN, purpose, render
 from dto.recipe import Recipe
 from dto.redact import Redaction
 from dto.reporting.accounts import DROPPED
@@ -331,9 +330,9 @@ def _prompts(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str]]:
         )
     ]
     shown += [
-        (purpose, render(name, family, shown_tags(recipe.model)))
-        for name, purpose in PROMPTS.items()
-        if purpose.partition(":")[0] in stages
+        (f"{stage}: {purpose(name, family)}", render(name, family, shown_tags(recipe.model)))
+        for name, stage in PUT_IN.items()
+        if stage in stages
     ]
     if "batch" in stages:
         text = render("batch", family, questions="1. …\n2. …", k="k")

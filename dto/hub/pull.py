@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dto.errors import DtoError, RunConflictError, disk_errors
-from dto.hub.folder import ASKING, BESIDE, FORMAT, MARK, OF_TRAINING, STAGES
+from dto.hub.folder import ASKING, BESIDE, FORMAT, MARK, OF_TRAINING, PUBLISHED
 from dto.hub.model import OWN
 from dto.hub.publish import check_name
 from dto.hub.upload import Remote, hub_errors, remote
@@ -114,7 +114,7 @@ def _arrange(begun: Path, name: str) -> tuple[str, ...]:
         if path.is_dir() and path.name in withheld:
             # Without its questions a stage is yet to be computed.
             (path / "manifest.json").unlink(missing_ok=True)
-        elif path.is_dir() and (path.name not in STAGES or manifest.read(path) is None):
+        elif path.is_dir() and (path.name not in PUBLISHED or manifest.read(path) is None):
             shutil.rmtree(path)
         elif path.is_file() and path.name != "recipe.yaml":
             path.unlink()

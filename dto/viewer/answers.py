@@ -6,6 +6,7 @@ from itertools import accumulate, groupby, pairwise
 from typing import TYPE_CHECKING
 
 from dto.records import EvaluationRow
+from dto.viewer.data import AnswersView, BatchView, ChainView
 from dto.viewer.nodes import (
     Element,
     Node,
@@ -20,7 +21,6 @@ from dto.viewer.nodes import (
     saved,
     scaled,
 )
-from dto.viewer.views import AnswersView, BatchView, ChainView
 
 REASONS = {
     "policy": "left early",

@@ -2,7 +2,7 @@
 
 The file asks for nothing from outside, and a content security policy keeps it so: only our script
 runs, whatever a row holds. Pages are passed on: local paths and servers that the recipe names are
-cut as `dto publish` cuts them (`dto.redact`).
+cut as `dto publish` cuts them, and of errors only the kind is told (`dto.redact`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import zlib
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from hashlib import sha256
 from html import escape
 from importlib.resources import files
@@ -25,12 +24,10 @@ from typing import IO, Any, TypeVar
 
 from dto.errors import DtoError
 from dto.records import STAYS, Dropped, EvaluationRow
-from dto.redact import dropped_detail, failure_kind, verdict_reason
-from dto.runs import manifest
-from dto.viewer.data import RunTables, batches, chains
+from dto.redact import Redaction, dropped_detail, failure_kind, verdict_reason
+from dto.viewer.data import AnswersView, BatchView, ChainView, RunTables, TrajectoryView
 from dto.viewer.nodes import Data, Node, visible_text
 from dto.viewer.render import node
-from dto.viewer.views import AnswersView, BatchView, ChainView, TrajectoryView
 
 V = TypeVar("V", TrajectoryView, AnswersView, ChainView, BatchView)
 TITLE_CHARACTERS = 140
@@ -206,13 +203,13 @@ def view(run: Path | str, out: Path | str | None = None) -> Path:
     row a line for the list. Raises DtoError for what is no run, for a run without rows, and where
     the file cannot be written.
     """
-    found = RunTables.open(run)
+    found = RunTables(run)
     path = Path(out) if out is not None else found.path
     path = path / "view.html" if path.is_dir() else path
     try:
         _write(found, path)
     except OSError as error:
-        if RunTables.open(run).states != found.states:  # a stage has ended meanwhile
+        if RunTables(run).states != found.states:  # a stage has ended meanwhile
             return view(run, out)
         raise DtoError(
             f"cannot write {path}: {error.strerror or error}: make room, or name another place "
@@ -222,14 +219,14 @@ def view(run: Path | str, out: Path | str | None = None) -> Path:
 
 
 def _write(found: RunTables, path: Path) -> None:
-    redaction = found.redaction()
+    redaction = Redaction.of(found.recipe, found.path)
     with TemporaryFile() as body:
         chunks = _Chunks(body, redaction.text)
         lists = []
         for name, noun, rows, add in (
             ("Trajectories", "trajectories", found.trajectories, List.add_trajectory),
-            ("Batch prompts", "responses", partial(batches, found), List.add_batch),
-            ("Chains", "chains", partial(chains, found), List.add_chain),
+            ("Batch prompts", "responses", found.batches, List.add_batch),
+            ("Chains", "chains", found.chains, List.add_chain),
             ("Evaluation", "questions", found.answers, List.add_answers),
         ):
             own = List(name, noun, chunks.count)
@@ -249,7 +246,7 @@ def _write(found: RunTables, path: Path) -> None:
         end = f'<script type="text/plain" id="c{chunks.count}"></script>\n</body>\n</html>\n'
         try:
             with temporary.open("wb") as file:
-                file.write(_page(redaction.text(found.name), pack(index)).encode())
+                file.write(_page(redaction.text(found.recipe.name), pack(index)).encode())
                 copyfileobj(body, file)
                 file.write(end.encode())
             temporary.replace(path)
@@ -345,7 +342,7 @@ def _kept(views: Iterable[Any], rows: List, chunks: _Chunks) -> Iterator[Any]:
 def _stages(found: RunTables) -> Iterator[list[str]]:
     """How far each stage is, its rows, and what it dropped for which reason."""
     for stage, state in found.states.items():
-        done = manifest.read(found.path / stage)
+        done = found.manifest(stage)
         if done is None:
             yield [stage, state, ""]
             continue

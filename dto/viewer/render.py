@@ -21,6 +21,7 @@ from dto.records import (
 )
 from dto.tags import known_close
 from dto.viewer.answers import answers_node, batch_node, chain_node
+from dto.viewer.data import AnswersView, BatchView, ChainView, Shown, TrajectoryView
 from dto.viewer.nodes import (
     Element,
     Node,
@@ -37,7 +38,6 @@ from dto.viewer.nodes import (
     to_html,
     verified,
 )
-from dto.viewer.views import AnswersView, BatchView, ChainView, TrajectoryView
 
 KINDS = (
     "opening", "understanding", "plan", "derivation", "hypothesis", "verification", "alternative",
@@ -125,18 +125,6 @@ def p_style(row: ExitEstimate) -> str:
 def probability(row: ExitEstimate) -> str:
     """P with its interval."""
     return interval(row.p, row.p_low, row.p_high)
-
-
-Shown = (
-    Trajectory
-    | OptimizedTrajectory
-    | PreferencePair
-    | TrajectoryView
-    | AnswersView
-    | ChainView
-    | BatchView
-)
-"""The rows and views that have a display."""
 
 
 def html(record: Shown) -> str:

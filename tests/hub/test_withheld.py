@@ -155,7 +155,7 @@ def test_test_sets_stay_where_they_are(run: Run, hub: Hub) -> None:
     for part in ("rows", "comparisons", "averages"):
         assert reports[0][part] == reports[1][part]
     shown = List("Evaluation", "questions", 0)
-    for each in RunTables.open(OUT).answers():
+    for each in RunTables(OUT).answers():
         shown.add_answers(each)
     assert shown.titles == [each.rpartition("/")[0] for each in shown.ids]  # of their problems
     with pytest.raises(DtoError, match="others' test sets; publish them with --test-sets"):

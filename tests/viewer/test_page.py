@@ -115,8 +115,8 @@ def test_the_file_asks_for_nothing_and_breaks_nowhere(tmp_path: Path) -> None:
     assert "http:" not in page and "https:" not in page and "onerror" not in page
     index = unpack(parsed.texts["index"])
     trajectories, answers = index["lists"]
-    assert trajectories["id"] == [row.id for row in RunTables.open(tmp_path).trajectories()]
-    assert answers["id"] == [row.id for row in RunTables.open(tmp_path).answers()]
+    assert trajectories["id"] == [row.id for row in RunTables(tmp_path).trajectories()]
+    assert answers["id"] == [row.id for row in RunTables(tmp_path).answers()]
     held = [len(unpack(parsed.texts[f"c{n}"])["r"]) for n in range(len(chunks))]
     assert held == [*trajectories["chunks"], *answers["chunks"]]
     assert answers["first"] == len(trajectories["chunks"])
