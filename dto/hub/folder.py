@@ -35,6 +35,7 @@ from dto.redact import (
     without_servers,
 )
 from dto.runs import manifest
+from dto.runs.reader import RunReader
 from dto.runs.stage import Card
 from dto.seeds import content_id
 
@@ -110,7 +111,9 @@ class Chosen(NamedTuple):
     left_out: tuple[str, ...]
 
 
-def chosen_stages(run: Path, only: Collection[str] = (), withheld: Collection[str] = ()) -> Chosen:
+def chosen_stages(
+    run: RunReader, only: Collection[str] = (), withheld: Collection[str] = ()
+) -> Chosen:
     """What to publish of a run.
 
     `only` names configs or stages; the stages `withheld` go up without their test questions, and
@@ -118,6 +121,7 @@ def chosen_stages(run: Path, only: Collection[str] = (), withheld: Collection[st
     finished, for a run without any table to show, and for stages that do not belong together any
     more.
     """
+    path = run.path
     stages_of = {card.config: stage for stage, card in TABLES.items()}
     asked = set()
     for name in only:
@@ -132,25 +136,25 @@ def chosen_stages(run: Path, only: Collection[str] = (), withheld: Collection[st
                 f"--only {name}: these are questions and gold answers of others' test sets; "
                 "publish them with --test-sets if their licence lets you"
             )
-    done = {stage for stage in PUBLISHED if manifest.read(run / stage) is not None}
+    done = {stage for stage in PUBLISHED if run.manifest(stage) is not None}
     # A table without a manifest was pulled; that a stage was begun in vain since changes nothing.
-    there = {stage for stage in ASKING if (run / stage / "rows.parquet").is_file()}
+    there = {stage for stage in ASKING if run.table(stage).is_file()}
     cut = there & set(withheld)
     begun = {stage for stage in PUBLISHED if _is_begun(run / stage)} - done - cut
     for stage in sorted(asked - done - cut):
         state = "is not finished" if stage in begun else "is not there"
-        raise DtoError(f"stage {stage} {state} in {run}: start `dto {stage} {run}` first")
+        raise DtoError(f"stage {stage} {state} in {path}: start `dto {stage} {path}` first")
     if owed := sorted(there - done - cut - begun) if not only else []:
         raise DtoError(
-            f"{run} was pulled without the test questions of {owed[0]}: start `dto run {run}` "
+            f"{path} was pulled without the test questions of {owed[0]}: start `dto run {path}` "
             "first, or leave --test-sets away"
         )
     if not only and "pair" in begun:
-        raise DtoError(f"stage pair is not finished in {run}: go on with `dto run {run}`")
+        raise DtoError(f"stage pair is not finished in {path}: go on with `dto run {path}`")
     wanted = [stage for stage in PUBLISHED if not only or stage in asked]
     stages = tuple(stage for stage in wanted if stage in done and stage not in withheld)
     if not set(stages) - {"problems", "train"}:
-        raise DtoError(f"{run} has no finished stage to publish: go on with `dto run {run}`")
+        raise DtoError(f"{path} has no finished stage to publish: go on with `dto run {path}`")
     check_chain(run, [stage for stage in wanted if stage in done])
     without = tuple(stage for stage in wanted if stage in cut)
     return Chosen(stages, without, () if only else tuple(sorted(begun)))
@@ -161,17 +165,18 @@ def _is_begun(stage: Path) -> bool:
     return (stage / "journal").is_file() or (stage.name == "train" and stage.is_dir())
 
 
-def check_chain(run: Path, stages: Sequence[str]) -> None:
+def check_chain(run: RunReader, stages: Sequence[str]) -> None:
     """Raises DtoError for a stage that was computed from another state of one before it."""
+    path = run.path
     for stage in stages:
-        config = (manifest.read(run / stage) or {}).get("config", {})
+        config = (run.manifest(stage) or {}).get("config", {})
         for key, digest in config.items():
             upstream = key.removeprefix("digest of ")
-            before = manifest.read(run / upstream) if upstream != key else None
+            before = run.manifest(upstream) if upstream != key else None
             if before is not None and before["digest"] != digest:
                 raise DtoError(
-                    f"stage {stage} in {run} was computed from another {upstream} than is there: "
-                    f"`dto run {run} --resume` brings them together"
+                    f"stage {stage} in {path} was computed from another {upstream} than is there: "
+                    f"`dto run {path}` brings them together"
                 )
 
 
@@ -182,7 +187,7 @@ def shared_recipe(recipe: Recipe, private: Redaction) -> Recipe:
 
 
 def build(
-    run: Path,
+    run: RunReader,
     folder: Path,
     recipe: Recipe,
     private: Redaction,
@@ -213,7 +218,7 @@ def build(
         for stage, card in TABLES.items():
             if not card.split and stage in (*stages, *without):
                 _by_split(folder / stage, hidden="test" if stage in without else "")
-        digests = {stage: (manifest.read(run / stage) or {}).get("digest") for stage in stages}
+        digests = {stage: (run.manifest(stage) or {}).get("digest") for stage in stages}
         mark = {
             "format": FORMAT, "name": shared.name, "seed": shared.seed, "stages": list(stages),
             "redacted": redacted, "withheld": list(without), "left_out": list(left_out),

@@ -9,21 +9,19 @@ from pathlib import Path
 
 from dto.errors import DtoError, disk_errors
 from dto.hub.card import TAGS, changed_settings, cited, in_block, render_card, results
-from dto.hub.folder import FORMAT, MARK, check_chain, link, write_mark
+from dto.hub.folder import FORMAT, check_chain, link, write_mark
 from dto.hub.origins import Origin
 from dto.recipe import Recipe
 from dto.redact import Redaction
-from dto.runs import manifest
+from dto.runs.reader import RunReader
 from dto.tasks import TASKS
 
-OWN = ("README.md", MARK)
-"""What stands beside the model's own files."""
 TEXTS = (".json", ".jinja", ".txt", ".model")
 NOT_TRAINED = 0
 
 
 def build_model(
-    run: Path,
+    run: RunReader,
     folder: Path,
     name: str,
     recipe: Recipe,
@@ -39,15 +37,17 @@ def build_model(
     model-index. Raises DtoError for a run that has not trained, one that kept its base model, an
     evaluation of another training, and weights that are no safetensors.
     """
-    done = manifest.read(run / "train")
+    done = run.manifest("train")
     if done is None or not (run / "train" / "model").is_dir():
-        raise DtoError(f"stage train is not finished in {run}: start `dto train {run}` first")
+        raise DtoError(
+            f"stage train is not finished in {run.path}: start `dto train {run.path}` first"
+        )
     if done.get("kept_step") == NOT_TRAINED:
-        raise DtoError(f"{run} has no model of its own: {done.get('reason')}")
+        raise DtoError(f"{run.path} has no model of its own: {done.get('reason')}")
     files = sorted(path for path in (run / "train" / "model").rglob("*") if path.is_file())
     odd = [path.name for path in files if path.suffix not in (".safetensors", *TEXTS)]
     if odd:
-        raise DtoError(f"{run}/train/model holds {odd[0]}: weights go up as safetensors alone")
+        raise DtoError(f"{run.path}/train/model holds {odd[0]}: weights go up as safetensors alone")
     with disk_errors(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -58,7 +58,7 @@ def build_model(
         digests = {
             stage: said["digest"]
             for stage in ("train", "evaluate")
-            if (said := manifest.read(run / stage)) is not None
+            if (said := run.manifest(stage)) is not None
         }
         mark = {
             "format": FORMAT, "name": recipe.name, "seed": recipe.seed, "stages": ["train"],
@@ -82,7 +82,7 @@ def _place(path: Path, target: Path, private: Redaction) -> None:
 
 
 def _card(
-    run: Path,
+    run: RunReader,
     name: str,
     recipe: Recipe,
     private: Redaction,
@@ -95,10 +95,10 @@ def _card(
 
     from dto.reporting.report import measure
 
-    evaluated = manifest.read(run / "evaluate") is not None
+    evaluated = run.manifest("evaluate") is not None
     if evaluated:
         check_chain(run, ["evaluate"])  # or these would be the results of another model
-    found = measure(run) if evaluated else None
+    found = measure(run.path) if evaluated else None
     measured = []
     for row in found.rows if found else ():
         if row.model != "trained":

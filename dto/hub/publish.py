@@ -6,7 +6,6 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ from dto.hub.origins import (
     with_license,
     withheld,
 )
-from dto.hub.upload import Kind, Uploaded, upload
+from dto.hub.upload import Kind, Uploaded, check_name, upload
 from dto.redact import Redaction, names_of_machine, texts_of
 from dto.reporting.report import measure
 from dto.runs.run import Run
@@ -82,13 +81,13 @@ def publish(
     if model:
         (base,) = _known([models(shared)[0][1]], dry_run, "model")
         own = license or single_license([base])
-        card = build_model(run.path, target, name, shared, redaction, base, sources, own)
+        card = build_model(run, target, name, shared, redaction, base, sources, own)
     else:
         tested = _known(of_test_sets(shared), dry_run)
         hidden = () if test_sets else withheld(run.recipe)
         own = license or single_license([*sources, *([] if hidden else tested)])
         stated = {"license": own, "sources": [str(each) for each in (*sources, *tested)]}
-        published = folders.build(run.path, target, run.recipe, redaction, only, hidden, stated)
+        published = folders.build(run, target, run.recipe, redaction, only, hidden, stated)
         found = measure(run.path) if "evaluate" in published.stages else None
         shown = Shown(name, shared, own, sources, tested, found)
         card = write_card(run.path, target, shown, published, redaction)
@@ -125,20 +124,6 @@ def _tell(run: Run, published: folders.Published) -> None:
         )
     if (run / "compare").is_dir():
         logger.warning("methods are runs of their own: dto publish %s/compare/METHOD", run.path)
-
-
-def check_name(name: str) -> None:
-    """Raises DtoError for what is no `user/name`."""
-    from huggingface_hub.errors import HFValidationError
-
-    # Public (`__all__` has it), though not exported as mypy wants it.
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    with suppress(HFValidationError):
-        validate_repo_id(name)
-        if name.count("/") == 1:
-            return
-    raise DtoError(f"{name!r} is no name on the Hub: write it as user/name")
 
 
 def search(folder: Path, redaction: Redaction, name: str) -> Iterator[str]:
