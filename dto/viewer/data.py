@@ -72,6 +72,15 @@ class TrajectoryView:
         ends = [row.reason for _, row in self.dropped if row.id == self.id]
         return ends[0] if ends else "not optimized"
 
+    @property
+    def removed(self) -> dict[int, str]:
+        """The segments that the optimized version does not have: `truncated` or `pruned`."""
+        if self.optimized is None:
+            return {}
+        exit = self.optimized.exit
+        gone = {segment.index for segment in self.segments} - set(self.optimized.kept)
+        return {index: "truncated" if index > exit else "pruned" for index in gone}
+
 
 @dataclass(frozen=True, slots=True)
 class AnswersView:

@@ -94,14 +94,12 @@ def _trajectory(view: TrajectoryView) -> Iterator[Run]:
     verdicts = {each.segment: each for each in version.verdicts} if version else {}
     if not view.segments:
         yield from _block(row.text[slice(*row.thinking)], "")
+    removed = view.removed
     for segment in view.segments:
-        cut = version is not None and segment.index not in version.kept
-        state = ""
-        if cut and version is not None:
-            state = ", truncated" if segment.index > version.exit else ", pruned"
+        fate = removed.get(segment.index, "")
         colour = KIND_STYLES.get(segment.kind, "bright_black")
-        yield f"[{segment.index} {segment.kind}{state}]\n", f"bold {colour}"
-        yield from _block(row.text[slice(*segment.chars)], "strike dim" if cut else "", cut)
+        yield f"[{segment.index} {segment.kind}{fate and f', {fate}'}]\n", f"bold {colour}"
+        yield from _block(row.text[slice(*segment.chars)], "strike dim" if fate else "", bool(fate))
         if (verdict := verdicts.get(segment.index)) is not None:
             yield _verdict(verdict), "italic"
         estimate = estimates.get(segment.index)
