@@ -38,9 +38,9 @@ _PUBLIC = {
     "ExitEstimate": "dto.records",
     "OptimizedTrajectory": "dto.records",
     "PreferencePair": "dto.records",
-    "BatchResponse": "dto.drqa.records",
-    "Chain": "dto.drqa.records",
-    "LabelledChain": "dto.drqa.records",
+    "BatchResponse": "dto.records",
+    "Chain": "dto.records",
+    "LabelledChain": "dto.records",
     "EvaluationRow": "dto.records",
     "Dropped": "dto.records",
 }

@@ -22,7 +22,7 @@ import yaml
 
 from dto import tables
 from dto.errors import DtoError, disk_errors
-from dto.grading.golds import REASON as UNREADABLE_GOLD
+from dto.grading.pool import UNREADABLE_GOLD
 from dto.pipeline import STAGES
 from dto.recipe import Recipe, make_recipe
 from dto.records import Problem

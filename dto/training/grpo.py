@@ -34,12 +34,11 @@ from transformers import (
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from dto.drqa.judging import judge
-from dto.drqa.records import LabelledChain
 from dto.recipe import Recipe
-from dto.records import Problem, Trajectory
+from dto.records import LabelledChain, Problem, Trajectory
 from dto.seeds import derive
 from dto.training.dev import respond, sampled
+from dto.training.judging import judge
 from dto.training.rewards import REWARDS, Rewards, judging
 from dto.training.trainer import Mannered, arguments, table
 from dto.trajectories import prompt_ids

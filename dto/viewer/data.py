@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dto import tables
-from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.errors import DtoError
 from dto.pipeline import STAGES, needed
 from dto.recipe import Recipe
 from dto.records import (
+    BatchResponse,
+    Chain,
     Dropped,
     EvaluationRow,
     ExitEstimate,
+    LabelledChain,
     OptimizedTrajectory,
     PreferencePair,
     Problem,

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from dto import tables
-from dto.drqa.records import BatchResponse
 from dto.recipe import Recipe
-from dto.records import Span, Trajectory
+from dto.records import BatchResponse, Span, Trajectory
 from dto.reporting.batch import batch_report
 from dto.reporting.batch_view import batch_lines, draw_batch
 from dto.runs import manifest

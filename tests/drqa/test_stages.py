@@ -11,21 +11,21 @@ from typing import Any
 import datasets
 import polars as pl
 import pytest
-from dto.drqa.feed import pass_rates
 from transformers import AutoTokenizer
 
 import dto
 from dto import tables
-from dto.drqa.batch import batch
+from dto.drqa.batch import batch, pass_rates
 from dto.drqa.chain import batch_chains, vanilla_chain
 from dto.drqa.probe import format_probe
-from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.errors import DtoError
 from dto.hub.publish import publish
 from dto.pipeline import open_run, run_stages
 from dto.recipe import Recipe, resolve
-from dto.records import Dropped, Problem, Trajectory
+from dto.records import BatchResponse, Chain, Dropped, LabelledChain, Problem, Trajectory
 from dto.reporting.report import report
+from dto.runs.reader import RunReader
+from dto.runs.run import agree
 from dto.seeds import derive
 from dto.stages.sample import sample
 from dto.viewer.data import RunTables
@@ -189,7 +189,7 @@ def test_every_question_is_accounted_for(run):
 
 
 def test_pass_rates_are_those_of_the_samples(run):
-    rates = pass_rates(run / "sample" / "rows.parquet")
+    rates = pass_rates(RunReader(run))
     grades: dict[str, list[bool]] = {}
     for row in tables.read(run / "sample" / "rows.parquet", Trajectory):
         grades.setdefault(row.problem_id, []).append(row.grade == "correct")
@@ -339,7 +339,7 @@ def test_settings_that_ask_for_nothing(tmp_path, run, settings, stages, message)
         for name in ("problems", "sample", "batch", "chain"):
             (place / name).symlink_to(run / name)
         (place / "recipe.yaml").write_text((run / "recipe.yaml").read_text("utf-8"), "utf-8")
-    held = open_run(place, Recipe.model_validate(RECIPE | settings), resume=True)
+    held = open_run(place, Recipe.model_validate(RECIPE | settings), recompute=agree)
     with pytest.raises(DtoError, match=message):
         run_stages(held, stages)
     held.close()

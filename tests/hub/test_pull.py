@@ -12,7 +12,7 @@ import yaml
 from dto.errors import DtoError, RunConflictError
 from dto.hub.publish import publish
 from dto.hub.pull import find, pull
-from dto.pipeline import needed, open_run, run_stages
+from dto.pipeline import needed, open_run, run_stages, stage_of
 from dto.recipe import load_recipe
 from dto.reporting.report import measure
 from dto.runs import manifest
@@ -132,7 +132,7 @@ def test_what_named_local_paths_still_holds(
         if not (run / stage / "manifest.json").is_file():
             continue
         said = manifest.read(run / stage) or {}
-        config = run.config(stage)
+        config = run.config(stage_of(run.recipe, stage))
         if stage == "problems":
             config["content of /home/alice/data/questions.jsonl"] = "0123"
         manifest.write(run / stage, said | {"config": config})

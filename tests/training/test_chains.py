@@ -8,12 +8,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.recipe import ModelSettings
-from dto.records import Dropped, Problem, Span
+from dto.records import BatchResponse, Chain, Dropped, LabelledChain, Problem, Span
 from dto.tables import write
-from dto.training.chains import batch_answers, verdicts
-from dto.training.pairs import Demonstration
+from dto.training.pairs import Demonstration, batch_answers, verdicts
 from dto.trajectories import prompt_ids
 from tests.training.test_judging import chain
 

@@ -12,11 +12,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dto.context import Context
-from dto.drqa.judging import Judgement, Pick
-from dto.drqa.records import LabelledChain
-from dto.records import Problem
+from dto.records import LabelledChain, Problem
 from dto.tables import read
 from dto.training import dev, grpo
+from dto.training.judging import Judgement, Pick
 from dto.training.weights import load
 from tests.training.conftest import RunFolder
 from tests.training.test_judging import with_labels

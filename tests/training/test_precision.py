@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from dto.training import chains, dev, losses
+from dto.training import dev, losses
 from dto.training import fit as fitting
 from dto.training.fit import fit
 from dto.training.head import fuse
@@ -54,7 +54,7 @@ def test_training_survives_its_dev_evaluations(
     if method == "sft_batch":
         response = tuple(tokenizer.encode(LONG, add_special_tokens=False))
         found = [Demonstration(str(n), (5, 6, n), response) for n in range(12)]
-        monkeypatch.setattr(chains, "batch_answers", lambda *args: found)
+        monkeypatch.setattr(fitting, "batch_answers", lambda *args: found)
     labelled = method in ("drqa", "cft", "sft_batch")
     training = (
         with_labels(run, tokenizer, **settings) if labelled else run.with_training(**settings)
