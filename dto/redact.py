@@ -44,7 +44,7 @@ ANYBODY = (
 _ANYBODYS_HOME = re.compile(rf"[/\\](?:home|Users)[/\\](?:{'|'.join(ANYBODY)})")
 
 _OURS = re.compile(
-    r"(?:grader|sandbox|unreadable|no|time|memory|foreign)_\w+(?:: \w+)*(?: unisolated)?"
+    r"(?:grader|sandbox|unreadable|no|time|memory|foreign)_\w+(?:(?:: \w+)*(?: unisolated)?$)?"
     r"|exited|unisolated|killed by SIG[A-Z]+|prompt has [\d,]+ tokens, context is [\d,]+"
     r"|estimate\.error_scan tests [\d,]+ boundaries of a trajectory"
 )

@@ -91,6 +91,7 @@ def test_what_remains_is_found(text: str, written_by_us: bool, kind: str | None)
         ("no_gold_answer", "no_gold_answer"),
         ("grader_timeout", "grader_timeout"),
         ("sandbox_landlock: /home/alice/x", "sandbox_landlock"),
+        ("sandbox_bwrap: it does not start", "sandbox_bwrap"),
         ("unreadable_gold: test: SyntaxError", "unreadable_gold: test: SyntaxError"),
         ("time_limit unisolated", "time_limit unisolated"),
         ("killed by SIGKILL", "killed by SIGKILL"),

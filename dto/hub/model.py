@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 
 from dto.errors import DtoError, disk_errors
-from dto.hub.card import TAGS, changed_settings, cited, in_block, render_card, results
+from dto.hub.card import TAGS, Shown, changed_settings, cited, in_block, render_card, results
 from dto.hub.folder import FORMAT, check_chain, link, write_mark
 from dto.hub.origins import Origin
 from dto.recipe import Recipe
@@ -21,21 +20,14 @@ NOT_TRAINED = 0
 
 
 def build_model(
-    run: RunReader,
-    folder: Path,
-    name: str,
-    recipe: Recipe,
-    private: Redaction,
-    base: Origin,
-    sources: Sequence[Origin],
-    license: str | None,
+    run: RunReader, folder: Path, shown: Shown, base: Origin, private: Redaction
 ) -> str:
     """Write the trained model and its card below `folder`; the text of the card.
 
-    `recipe` is the one that is shown, `base` the model that was trained, on `sources`. The card
-    holds the evaluation of the model `trained`, where there is one, as the Hub's
-    model-index. Raises DtoError for a run that has not trained, one that kept its base model, an
-    evaluation of another training, and weights that are no safetensors.
+    `base` is the model that was trained. The card holds the evaluation of the model `trained`,
+    where there is one, as the Hub's model-index. Raises DtoError for a run that has not trained,
+    one that kept its base model, an evaluation of another training, and weights that are no
+    safetensors.
     """
     done = run.manifest("train")
     if done is None or not (run / "train" / "model").is_dir():
@@ -61,12 +53,12 @@ def build_model(
             if (said := run.manifest(stage)) is not None
         }
         mark = {
-            "format": FORMAT, "name": recipe.name, "seed": recipe.seed, "stages": ["train"],
-            "digests": digests, "license": license,
-            "sources": [str(each) for each in (base, *sources)],
+            "format": FORMAT, "name": shown.recipe.name, "seed": shown.recipe.seed,
+            "stages": ["train"], "digests": digests, "license": shown.license,
+            "sources": [str(origin) for origin in (base, *shown.sources)],
         }  # fmt: skip
         write_mark(folder, mark)
-        card = _card(run, name, recipe, private, done, base, sources, license)
+        card = _card(run, shown, base, done, private)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return card
 
@@ -82,25 +74,19 @@ def _place(path: Path, target: Path, private: Redaction) -> None:
 
 
 def _card(
-    run: RunReader,
-    name: str,
-    recipe: Recipe,
-    private: Redaction,
-    done: dict[str, object],
-    base: Origin,
-    sources: Sequence[Origin],
-    license: str | None,
+    run: RunReader, shown: Shown, base: Origin, done: dict[str, object], private: Redaction
 ) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     from dto.reporting.report import measure
 
+    name, recipe = shown.name, shown.recipe
     evaluated = run.manifest("evaluate") is not None
     if evaluated:
         check_chain(run, ["evaluate"])  # or these would be the results of another model
-    found = measure(run.path) if evaluated else None
+    report = measure(run.path) if evaluated else None
     measured = []
-    for row in found.rows if found else ():
+    for row in report.rows if report else ():
         if row.model != "trained":
             continue
         dataset, revision = _dataset(row.task, recipe, name)
@@ -131,7 +117,7 @@ def _card(
         model_name=name.rpartition("/")[2],
         library_name="transformers",
         pipeline_tag="text-generation",
-        license=license,
+        license=shown.license,
         tags=[*TAGS, recipe.train.method],
     )
     return render_card(
@@ -147,11 +133,11 @@ def _card(
         ),
         changed=changed_settings(recipe),
         model=base,
-        sources=sources,
+        sources=shown.sources,
         done=done,
-        results=results(found, private, ("base", "trained")) if found else [],
-        plain=found.plain if found else "",
-        citations=cited(recipe, ("train", *(["evaluate"] if found else []))),
+        results=results(report, private, ("base", "trained")) if report else [],
+        plain=report.plain if report else "",
+        citations=cited(recipe, ("train", *(["evaluate"] if report else []))),
     )
 
 

@@ -80,8 +80,8 @@ def publish(
     sources = _known(origins(shared), dry_run)
     if model:
         (base,) = _known([models(shared)[0][1]], dry_run, "model")
-        own = license or single_license([base])
-        card = build_model(run, target, name, shared, redaction, base, sources, own)
+        shown = Shown(name, shared, license or single_license([base]), sources, (), None)
+        card = build_model(run, target, shown, base, redaction)
     else:
         tested = _known(of_test_sets(shared), dry_run)
         hidden = () if test_sets else withheld(run.recipe)
