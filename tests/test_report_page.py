@@ -33,7 +33,7 @@ from dto.records import (
 )
 from dto.reporting.pictures import legend_marks
 from dto.reporting.positions import exit_positions, histogram, trial_reliability
-from dto.reporting.reproduce import public_name, reproduction
+from dto.reporting.reproduce import reproduction
 from dto.reporting.write import report
 
 PROBLEMS, SAMPLES = 6, 2
@@ -341,7 +341,7 @@ def test_nothing_names_the_machine(make_run: Callable[..., Path], tmp_path: Path
     ],
 )
 def test_a_path_is_shown_by_its_last_part(name: str, public: str) -> None:
-    assert public_name(name) == public
+    assert public_names([name]) == {name: public}
 
 
 @pytest.mark.parametrize(
