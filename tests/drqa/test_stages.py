@@ -23,6 +23,7 @@ from dto.hub.publish import publish
 from dto.pipeline import open_run, run_stages
 from dto.recipe import Recipe, resolve
 from dto.records import BatchResponse, Chain, Dropped, LabelledChain, Problem, Trajectory
+from dto.reporting.report import report
 from dto.runs.reader import RunReader
 from dto.runs.run import agree
 from dto.seeds import derive
@@ -159,8 +160,9 @@ RECIPE = {
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path: Path = tmp_path_factory.mktemp("run") / "tiny"
     held = open_run(path, Recipe.model_validate(RECIPE))
-    run_stages(held, ("problems", "sample", "batch", "chain", "label", "evaluate", "report"))
+    run_stages(held, ("problems", "sample", "batch", "chain", "label", "evaluate"))
     held.close()
+    report(path)
     return path
 
 
