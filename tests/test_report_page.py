@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
-from dto.commands.target import read_target
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
 from dto import tables
+from dto.commands.common import read_target
 from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.records import (
     EvaluationRow,
@@ -31,6 +31,7 @@ from dto.records import (
     Trajectory,
     Trial,
 )
+from dto.redact import public_names
 from dto.reporting.pictures import legend_marks
 from dto.reporting.positions import exit_positions, histogram, trial_reliability
 from dto.reporting.reproduce import reproduction

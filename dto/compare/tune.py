@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("dto").setLevel(logging.INFO)
     quiet()
     begun, cpu = time.perf_counter(), time.process_time()
-    code = guarded(lambda: work(options.place, options.dev), options.place)
+    code = guarded(lambda: work(options.place, options.dev))
     if code == 0:
         spent = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu}
         text = json.dumps({"digest": options.digest, **spent}) + "\n"
