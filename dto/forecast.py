@@ -657,7 +657,8 @@ def actual_problems(recipe: Recipe) -> dict[str, int]:
     """How many problems the run has by stratum. Loads the sources, as their sizes are not known."""
     own = recipe.problems
     actual = {"train": own.train, "dev": own.dev}
-    from dto.tasks.load import load_problems, load_test_sets
+    from dto.tasks.load import load_problems
+    from dto.tasks.problems import load_test_sets
 
     rows = [row for row in load_problems(own, recipe.seed) if isinstance(row, Problem)]
     tests = [row for row in rows if row.split == "test"]

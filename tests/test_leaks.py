@@ -23,8 +23,8 @@ from dto.runs import manifest
 from dto.runs.runner import Stage
 from dto.tasks import load as loading
 from dto.tasks.importing import imported_problems
-from dto.tasks.load import load_problems, load_test_sets
-from dto.tasks.overlap import Index, same_as
+from dto.tasks.load import Index, load_problems, same_as
+from dto.tasks.problems import load_test_sets
 
 TRAIN = (
     "A farmer has seventeen sheep and sells all but nine of them at the market on the last day "
