@@ -5,26 +5,26 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto import feeding, tables
+from dto import tables
+from dto.context import without_engine
 from dto.recipe import EvaluateSettings, ProblemSettings, Recipe
 from dto.records import Dropped, Problem
 from dto.reporting.batch import _dropped_lines
 from dto.reporting.funnel import funnel, json_lines
 from dto.reporting.table import funnel_lines
-from dto.runs import manifest
-from dto.runs.runner import Stage
+from dto.runs.runner import Runner
 from dto.tasks import load as loading
 from dto.tasks.importing import imported_problems
 from dto.tasks.load import Index, load_problems, same_as
-from dto.tasks.problems import load_test_sets
+from dto.tasks.problems import STAGE, load_test_sets
 
 TRAIN = (
     "A farmer has seventeen sheep and sells all but nine of them at the market on the last day "
@@ -170,7 +170,7 @@ def test_imported_questions_stay_and_those_to_measure_by_give_way(tmp_path: Path
             assert tests[TRAIN]["near_duplicate"].endswith(copied)
 
 
-def test_near_copies_are_told_before_anything_is_sampled(
+async def test_near_copies_are_told_before_anything_is_sampled(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = Recipe(
@@ -183,12 +183,14 @@ def test_near_copies_are_told_before_anything_is_sampled(
             test=1,
         ),
     )
+    ctx = without_engine(recipe, cast(Any, None))
     with (
         caplog.at_level(logging.WARNING, "dto"),
-        Stage(tmp_path / "run" / "problems", Problem, {}) as stage,
+        Runner(tmp_path / "run" / "problems", Problem, {}) as runner,
     ):
-        feeding._record_problems(stage, recipe)
-        manifest.write(stage.directory, stage._write())
+        groups = STAGE.groups(cast(Any, None), ctx)
+        await runner.feed(groups, partial(STAGE.work, ctx=ctx), window=4)
+        await runner.finish()
     rows = list(tables.read(tmp_path / "run" / "problems" / "rows.parquet", Problem))
     (copy,) = (row for row in rows if row.metadata)
     assert "problems: 1 of 4 train problems repeat half or more" in caplog.text
@@ -204,9 +206,8 @@ def test_nothing_is_told_where_nothing_is_copied(
 ) -> None:
     source = write(tmp_path / "train.jsonl", [TRAIN, OTHER, *fillers(8)])
     recipe = Recipe(name="r", problems=ProblemSettings(source=source, train=5, dev=3, test=2))
-    noted: list[Any] = []
-    feeding._record_problems(SimpleNamespace(note=noted.append, name="problems"), recipe)
-    assert len(noted) == 10 and not caplog.text
+    groups = list(STAGE.groups(cast(Any, None), without_engine(recipe, cast(Any, None))))
+    assert len(groups) == 10 and not caplog.text
     assert funnel(tmp_path)["near_duplicates"] == {}
 
 

@@ -32,7 +32,7 @@ async def test_every_stage_asks_with_the_problems_prompt(name: str, stage: str) 
         if stage == "sample":
             await sample(problem, ctx)
         elif stage == "evaluate":
-            await evaluate(problem, ExitSettings(name="none"), ctx, "base")
+            await evaluate(problem, ExitSettings(name="none"), ctx)
         else:
             await trace(problem, ctx)
     asked = render(problem.prompt, "nano", question=problem.question)
