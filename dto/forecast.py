@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from dto.engines.shape import shape_of_config
 from dto.errors import RecipeError
 from dto.pipeline import STAGES, needed, open_run, run_stages
 from dto.recipe import Recipe
@@ -458,7 +459,7 @@ def _shape(run: RunReader) -> ModelShape | None:
     config = run / "train" / "model" / "config.json"
     if not config.is_file():
         return None
-    return ModelShape.from_config(SimpleNamespace(**json.loads(config.read_text("utf-8"))))
+    return shape_of_config(SimpleNamespace(**json.loads(config.read_text("utf-8"))))
 
 
 def _width(recipe: Recipe, stage: str) -> int:
