@@ -27,13 +27,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from dto.pipeline import run_stages
+from dto.pipeline import needed, open_run, run_stages
 from dto.prompts import resource
 from dto.recipe import load_recipe
 from dto.reporting.comparison import Comparison
 from dto.reporting.report import Report, report
-from dto.runs.graph import needed
-from dto.runs.run import open_run
 
 SEEDS = (0, 1, 2)
 PROBLEMS, SAMPLES = 1000, 4

@@ -44,8 +44,8 @@ from dto.rollouts import roll_out
 from dto.seeds import content_id
 from dto.stages.estimate import estimate
 from dto.stages.sample import sample
-from dto.stages.segment import segment
 from dto.statistics import bootstrap, clopper_pearson
+from tests.segmenting import segment
 
 ZONE = 0.10
 REFERENCE_ROLLOUTS = 1024

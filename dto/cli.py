@@ -10,7 +10,6 @@ from typing import Annotated, NoReturn
 import typer
 
 from dto import __version__
-from dto.commands.grade import grade
 from dto.commands.hub import publish, pull
 from dto.commands.look import doctor, nano, view
 from dto.commands.run import add_run
@@ -43,7 +42,7 @@ def _options(
 
 
 add_run(app)
-for command in (view, publish, pull, grade, doctor):
+for command in (view, publish, pull, doctor):
     app.command()(command)
 app.add_typer(tasks, name="tasks")
 app.add_typer(nano, name="nano")

@@ -6,21 +6,19 @@ import json
 import logging
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto import feeding, tables
+from dto import tables
+from dto.pipeline import open_run, run_stages
 from dto.recipe import EvaluateSettings, ProblemSettings, Recipe
 from dto.records import Dropped, Problem
 from dto.reporting.batch import _dropped_lines
 from dto.reporting.funnel import funnel, json_lines
 from dto.reporting.table import funnel_lines
-from dto.runs import manifest
-from dto.runs.runner import Stage
 from dto.tasks import load as loading
 from dto.tasks.importing import imported_problems
 from dto.tasks.load import load_problems, load_test_sets
@@ -170,6 +168,12 @@ def test_imported_questions_stay_and_those_to_measure_by_give_way(tmp_path: Path
             assert tests[TRAIN]["near_duplicate"].endswith(copied)
 
 
+def record(place: Path, recipe: Recipe) -> None:
+    run = open_run(place, recipe)
+    run_stages(run, ["problems"])
+    run.close()
+
+
 def test_near_copies_are_told_before_anything_is_sampled(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -183,12 +187,8 @@ def test_near_copies_are_told_before_anything_is_sampled(
             test=1,
         ),
     )
-    with (
-        caplog.at_level(logging.WARNING, "dto"),
-        Stage(tmp_path / "run" / "problems", Problem, {}) as stage,
-    ):
-        feeding._record_problems(stage, recipe)
-        manifest.write(stage.directory, stage._write())
+    with caplog.at_level(logging.WARNING, "dto"):
+        record(tmp_path / "run", recipe)
     rows = list(tables.read(tmp_path / "run" / "problems" / "rows.parquet", Problem))
     (copy,) = (row for row in rows if row.metadata)
     assert "problems: 1 of 4 train problems repeat half or more" in caplog.text
@@ -204,10 +204,11 @@ def test_nothing_is_told_where_nothing_is_copied(
 ) -> None:
     source = write(tmp_path / "train.jsonl", [TRAIN, OTHER, *fillers(8)])
     recipe = Recipe(name="r", problems=ProblemSettings(source=source, train=5, dev=3, test=2))
-    noted: list[Any] = []
-    feeding._record_problems(SimpleNamespace(note=noted.append, name="problems"), recipe)
-    assert len(noted) == 10 and not caplog.text
-    assert funnel(tmp_path)["near_duplicates"] == {}
+    with caplog.at_level(logging.WARNING, "dto"):
+        record(tmp_path / "run", recipe)
+    assert tables.count(tmp_path / "run" / "problems" / "rows.parquet") == 10
+    assert "repeat half or more" not in caplog.text
+    assert funnel(tmp_path / "run")["near_duplicates"] == {}
 
 
 SPACES = st.text(" \t\n\u00a0\u2003", min_size=1, max_size=3)

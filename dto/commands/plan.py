@@ -43,6 +43,7 @@ def plan(recipe: Recipe) -> Iterator[str]:
         if settings is not None and stage != "problems":
             shown = settings.model_dump(mode="json", exclude={"exits", "models", "tasks"})
             yield "          " + " ".join(f"{key}={value}" for key, value in shown.items())
+    yield "report    report.html, report.json, tables and pictures"
     yield from _methods(recipe)
     for each in recipe.evaluate.exits:
         yield "exit      " + " ".join(f"{key}={value}" for key, value in each.changed().items())
@@ -133,7 +134,7 @@ def _first_questions(recipe: Recipe) -> tuple[list[str], str, str]:
 
 def _asked(recipe: Recipe, user: str) -> tuple[str, str]:
     """A user message with the chat template around it, and a remark."""
-    from dto.engines import load_tokenizer
+    from dto.engines.models import load_tokenizer
     from dto.trajectories import chat_ids
 
     try:

@@ -30,10 +30,10 @@ from dto.errors import DtoError
 from dto.recipe import Recipe, load_recipe
 from dto.reporting.accounts import reproduce_section
 from dto.reporting.comparison import MAX_FAILED
-from dto.reporting.page import Section, Table, drawn, render_page
+from dto.reporting.page import Section, drawn, render_page
 from dto.reporting.picture import COLOURS, INK, MARKERS, legend_marks, plain, save
 from dto.reporting.report import without_nan
-from dto.reporting.table import aligned
+from dto.reporting.table import Table, aligned
 from dto.runs import manifest
 from dto.statistics import Difference
 
@@ -76,14 +76,14 @@ def _methods(result: Comparison) -> Section:
         drawn("methods", f"Accuracy against tokens. {says}", front, result.rows),
         (
             Table(
+                "Accuracy",
                 ("method", "accuracy %", f"less {reference}, points", "p", "rank"),
                 tuple(_accuracy(row, reference) for row in result.rows),
-                caption="Accuracy",
             ),
             Table(
+                "Tokens of a question",
                 ("method", "tokens", f"less {reference}", "p", "rank"),
                 tuple(_tokens(row, reference) for row in result.rows),
-                caption="Tokens of a question",
             ),
         ),
         notes=tuple(notes),
@@ -133,6 +133,7 @@ def _spent(result: Comparison) -> Section:
         ),
         tables=(
             Table(
+                "",
                 ("method", "policy tokens", "for data", "core seconds", "trun\u00adcated", "failed",
                  "picked on dev"),
                 rows,

@@ -13,7 +13,7 @@ or an equal number, part by part (`dto.grading.structure`):
 - Numerals in different bases, `204_5` and `204_8`, differ; so do times of day, 3:30 and 4:40.
 - Words are compared as words, without regard to case: a parser would take `east` and `seat` for the
   same product of variables. So are answers with Chinese characters.
-- A choice is the letters that `dto.grading.choices` reads.
+- A choice is the letters that `dto.grading.wording` reads.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-from dto.grading.choices import same_choice
 from dto.grading.notation import bare, clean, labelled
 from dto.grading.parsing import read
 from dto.grading.quantity import Quantity, mentions, quantity
 from dto.grading.structure import Node, leaves, same
+from dto.grading.wording import NUMBERS, same_choice
 from dto.records import AnswerKind
 
 FLOATING = 15  # decimals up to which what differs may be noise of floating point
@@ -56,8 +56,7 @@ _NUMERAL = re.compile(  # without spaces
     r"([-+]?)\(?([0-9A-F]+(?:\.[0-9A-F]+)?)\)?(?:_\{?\(?(?:base)?|\(?(?:in)?base)"
     r"(\d+|two|three|four|five|six|seven|eight|nine|ten)\)?\}?\)?"
 )
-_BASES = {name: str(number) for number, name in enumerate(
-    ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"), 2)}  # fmt: skip
+_BASES = {name: str(number) for number, name in enumerate(NUMBERS[2:11], 2)}
 _TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?\s*([ap])?\.?(?:m\.?)?", re.I)
 _HOUR = re.compile(r"(\d{1,2})\s*([ap])\.?m\.?", re.I)
 _WORDS = re.compile(r"[^\W\d_][^\W\d_]*(?:[' -]+[^\W\d_]+)*[' -]*")

@@ -18,8 +18,7 @@ import re
 from typing import Literal, NamedTuple
 
 from dto.grading import statements
-from dto.grading.choices import options
-from dto.grading.clauses import without_clause
+from dto.grading.wording import options, without_clause
 from dto.records import AnswerKind
 from dto.text import MAX_TEXT, closing_brace
 

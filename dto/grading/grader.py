@@ -7,8 +7,11 @@ import json
 import logging
 import os
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from dto.concurrency import gather_bounded
 from dto.grading.compare import (
     asks_for_percentage,
     compare,
@@ -24,10 +27,9 @@ from dto.grading.extract import (
 )
 from dto.grading.harness import last_block
 from dto.grading.pool import UNREADABLE_GOLD, ComparisonError, WorkerPool
-from dto.grading.published import Rules, decide
 from dto.grading.sandbox import Limits, Sandbox, SandboxError
 from dto.protocols import Graded
-from dto.records import NOT_RUN, AnswerKind, Grade
+from dto.records import NOT_RUN, AnswerKind, Dropped, Grade, Problem
 from dto.text import MAX_TEXT
 from dto.usage import give_up
 
@@ -42,6 +44,7 @@ class _Key(NamedTuple):
 
 
 _Result = tuple[Grade, str]
+_COMPARISON = "dto.grading.algebra"
 _NO_ANSWER = ""  # the key under which it is known whether a gold answer can be read
 
 
@@ -74,8 +77,6 @@ class Grader:
         workers: most child processes; None: one per core, at most 8. Programs have as many more.
         time_limit: seconds of CPU time for one comparison.
         cache_size: comparisons remembered, the oldest forgotten first.
-        rules: whose idea of equality; others than `ours` are there to be compared with it
-            (`dto.grading.published`).
         allow_code_execution: run programs that a model wrote.
         code_limits: what each of them may use.
     """
@@ -86,14 +87,12 @@ class Grader:
         workers: int | None = None,
         time_limit: float = 5.0,
         cache_size: int = 200_000,
-        rules: Rules = "ours",
         allow_code_execution: bool = False,
         code_limits: Limits | None = None,
     ) -> None:
         self._workers = workers or min(8, os.cpu_count() or 1)
         self._time_limit = time_limit
         self._cache_size = cache_size
-        self._rules = rules
         self._cache: dict[_Key, _Result] = {}
         self._running: dict[_Key, asyncio.Task[_Result]] = {}
         self._pool: WorkerPool | None = None
@@ -201,7 +200,7 @@ class Grader:
             return await self._grade_program(answer, gold)
         if not gold:
             return Graded("failed", shown, "no_gold_answer")
-        if answer == gold and (self._rules != "ours" or decidable(gold, kind)):
+        if answer == gold and decidable(gold, kind):
             return Graded("correct", shown)
         key = _Key(gold, answer, kind, asks_for_percentage(question))
         equal: bool | None = answer == gold
@@ -209,7 +208,7 @@ class Grader:
         looked_at = not equal and answer and len(answer) <= max(MAX_ANSWER, 2 * len(gold))
         if looked_at:
             known = self._cache.get(key)
-            equal = self._decide(key) if known is None else None
+            equal = compare(gold, answer, kind, percent=key.percent) if known is None else None
         if known is None and equal is not None:
             # Equal strings say nothing where every other answer would fail.
             fault = await self._fault(key)
@@ -241,14 +240,9 @@ class Grader:
         known = self._cache.get(key) or await self._shared(key)
         return Graded(known[0], shown, known[1])
 
-    def _decide(self, key: _Key) -> bool | None:
-        if self._rules == "ours":
-            return compare(key.gold, key.answer, key.kind, percent=key.percent)
-        return decide(self._rules, key.gold, key.answer)
-
     async def _fault(self, key: _Key) -> str:
         """What `check_gold` says of the key's gold answer."""
-        if self._rules != "ours" or decidable(key.gold, key.kind):
+        if decidable(key.gold, key.kind):
             return ""
         key = key._replace(answer=_NO_ANSWER)
         return (self._cache.get(key) or await self._shared(key))[1]
@@ -264,19 +258,16 @@ class Grader:
 
     async def _verify(self, key: _Key) -> _Result:
         if self._pool is None:
-            self._pool = WorkerPool(self._workers, self._time_limit)
+            self._pool = WorkerPool(self._workers, self._time_limit, _COMPARISON)
         pair = [key.gold, key.answer]
-        ours = self._rules == "ours"
-        if ours and key.percent:
+        if key.percent:
             pair = [without_percent(text) for text in pair]
         gold_alone = key.answer == _NO_ANSWER
         try:
-            equal = await self._pool.equal(pair[0], None if gold_alone else pair[1], alone=not ours)
+            equal = await self._pool.equal(pair[0], None if gold_alone else pair[1])
         except ComparisonError as error:
             reason = str(error)
             if reason == UNREADABLE_GOLD:
-                if not ours:
-                    return self._remember(key, "wrong")  # as the others have it
                 return self._remember(key, "failed", reason)
             if not error.expensive:
                 return "failed", reason  # not remembered: another time it may go well
@@ -312,3 +303,44 @@ def _program(gold: str) -> list[str] | None:
         return [str(fields[name]) for name in ("prompt", "test", "entry_point")]
     except (ValueError, KeyError, TypeError):
         return None
+
+
+_AT_ONCE = 256
+_SHOWN = 100  # characters of a gold answer in a message
+
+
+def unreadable_golds(problems: Sequence[Problem]) -> dict[str, Dropped]:
+    """The problems whose gold answer `Grader.check_gold` finds fault with, by id.
+
+    An answer to one of them could be right only as an equal string, and every other one would leave
+    the denominator. Blocks until all are checked: numbers and letters at once, in milliseconds for
+    thousands; the rest by child processes, some milliseconds of CPU time each.
+    """
+    slow = [row for row in problems if not decidable(row.answer.strip(), row.answer_kind)]
+    if not slow:
+        return {}
+    # In a thread of its own: this is called with and without an event loop.
+    with ThreadPoolExecutor(1, "dto-golds") as thread:
+        faults = thread.submit(asyncio.run, _check_all(slow)).result()
+    return {
+        row.id: Dropped(row.id, UNREADABLE_GOLD, _detail(row, fault))
+        for row, fault in zip(slow, faults, strict=True)
+        if fault
+    }
+
+
+async def _check_all(problems: Sequence[Problem]) -> list[str]:
+    async with Grader() as grader:
+        jobs = (grader.check_gold(row.answer, row.answer_kind, row.question) for row in problems)
+        return await gather_bounded(jobs, _AT_ONCE)
+
+
+def _detail(problem: Problem, fault: str) -> str:
+    gold = problem.answer
+    shown = gold if len(gold) <= _SHOWN else f"{gold[:_SHOWN]}…"
+    why = fault.removeprefix(UNREADABLE_GOLD).lstrip(": ")
+    if why == "grader_timeout":
+        why = "comparing it with a number takes too long"
+    elif why == "grader_memory":
+        why = "comparing it with a number takes too much memory"
+    return f"{problem.task}: gold answer {shown!r}: {why or 'math-verify finds no answer in it'}"

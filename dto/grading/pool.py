@@ -1,19 +1,34 @@
-"""Killable child processes that compare answers: one comparison at a time in each."""
+"""Killable child processes that compare answers: one comparison at a time in each.
+
+A child imports no torch, so that it starts in a second. One JSON object a line: `{"gold": …,
+"prediction": …}` in, `{"equal": true}` or `{"error": …}` out; `{"ready": true}` comes first. The
+kernel ends it (SIGPROF) when one comparison has used its CPU time, also inside a big-integer power
+that no Python signal handler could interrupt. CPU time, not wall time: a busy machine does not
+change a grade. It ends with its parent.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
+import logging
 import os
+import resource
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from dto.errors import DtoError
+from dto.processes import die_with_parent
 
-_WORKER = "dto.grading.worker"
+_CHILD = "import sys; from dto.grading.pool import serve; serve(sys.argv[1], float(sys.argv[2]))"
+_MEMORY = 2 * 2**30  # bytes of address space of a child
 _PACKAGES = str(Path(__file__).parents[2])
 UNREADABLE_GOLD = "unreadable_gold"
 _START_SECONDS = 120.0  # importing sympy on a machine that is busy with something else
@@ -47,24 +62,25 @@ class WorkerPool:
     """At most `workers` children, each started when a comparison first needs it.
 
     A comparison that uses up `time_limit` seconds of CPU time costs its child, which is replaced;
-    the others go on. Bound to the event loop it is used on, until `close`.
+    the others go on. The children compare by the function `equal` of `module` (see `serve`). Bound
+    to the event loop it is used on, until `close`.
     """
 
-    def __init__(self, workers: int, time_limit: float) -> None:
-        self._time_limit = time_limit
+    def __init__(self, workers: int, time_limit: float, module: str) -> None:
+        self._time_limit, self._module = time_limit, module
         self._slots = asyncio.Semaphore(workers)
         self._idle: list[Process] = []
         self._alive: set[Process] = set()
 
-    async def equal(self, gold: str, prediction: str | None, *, alone: bool = False) -> bool:
-        """Whether the two are equal; `alone`: by math-verify as they are.
+    async def equal(self, gold: str, prediction: str | None) -> bool:
+        """Whether the two are equal.
 
         None for the prediction: whether the gold answer can be read and compared with a number is
         all that is asked. Raises ComparisonError (unreadable_gold, grader_timeout, grader_memory,
         grader_error: …, grader_crashed, grader_stuck; the last two are not `expensive`) and, when
         children cannot be started at all, DtoError.
         """
-        request: dict[str, object] = {"gold": gold, "prediction": prediction, "alone": alone}
+        request: dict[str, object] = {"gold": gold, "prediction": prediction}
         async with self._slots:
             child = self._idle.pop() if self._idle else await self._start()
             try:
@@ -92,8 +108,9 @@ class WorkerPool:
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",  # what lies in the current folder must not shadow the libraries
-            "-m",
-            _WORKER,
+            "-c",
+            _CHILD,
+            self._module,
             str(self._time_limit),
             stdin=PIPE,
             stdout=PIPE,
@@ -111,8 +128,8 @@ class WorkerPool:
                 await self._end(child)
         if not ready:
             raise DtoError(
-                f"grading worker does not start: try `{sys.executable} -P -m {_WORKER} 5`, "
-                "it needs math-verify"
+                "grading worker does not start: it needs math-verify, try "
+                f"`{sys.executable} -c 'import {self._module}'`"
             )
         return child
 
@@ -139,3 +156,41 @@ class WorkerPool:
             child.stdin.close()
         await child.wait()
         self._alive.discard(child)
+
+
+class UnreadableError(Exception):
+    """What `equal` raises for a gold answer that is not read, or only in part."""
+
+
+def serve(module: str, cpu_seconds: float) -> None:
+    """Answer requests until stdin ends: the child's side.
+
+    The function `equal` of `module` compares a gold answer and a prediction; without one (None) it
+    finds out whether anything can be compared with the gold answer, and raises if not.
+    """
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent decides
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    logging.disable(logging.CRITICAL)
+    equal: Callable[[str, str | None], bool] = import_module(module).equal
+    equal("x+1", "1+x")  # the first comparison builds the parser
+    gc.freeze()  # a parser makes many small objects, and few that outlive a comparison
+    gc.set_threshold(50_000)
+    print('{"ready": true}', flush=True)
+    for line in sys.stdin:
+        request: dict[str, Any] = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+        try:
+            reply: dict[str, object] = {"equal": equal(request["gold"], request["prediction"])}
+        except UnreadableError:
+            reply = {"error": UNREADABLE_GOLD}
+        except MemoryError:
+            reply = {"error": "grader_memory"}
+        except RecursionError:  # nested too deep
+            alone = request["prediction"] is None
+            reply = {"error": UNREADABLE_GOLD} if alone else {"equal": False}
+        except Exception as error:
+            reply = {"error": f"grader_error: {type(error).__name__}"}
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        print(json.dumps(reply), flush=True)

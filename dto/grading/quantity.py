@@ -12,6 +12,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
+from dto.grading.wording import NUMBERS, UNSURE, WRONG
+
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)"
 _NUMBER = re.compile(
     r"(?P<sign>[-+]?)\s*(?:"
@@ -45,8 +47,7 @@ _SCALES = {
 _IN_WORDS = {
     word: value
     for words in (
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-        "fifteen sixteen seventeen eighteen nineteen twenty",
+        " ".join((*NUMBERS, "twenty")),
         "zeroth first second third fourth fifth sixth seventh eighth ninth tenth",
         "零 一 二 三 四 五 六 七 八 九 十",
     )
@@ -125,8 +126,8 @@ NO_UNIT = re.compile(
     r"\b(?:or|and|not|to|more|less|than|most|least|about|factorial|squared|cubed|half|halves|thirds?|"
     r"quarters?|(?:fif|six|seven|eigh|nin|ten|twelf|hundred|thousand|\w*illion)ths?|pi|root|"
     r"times|mod|modulo|base|plus|minus|over|between|out|below|above|under|remainder|negative|"
-    r"infinity|infinite|except|if|when|where|unless|but|maybe|perhaps|possibly|"
-    r"wrong|incorrect|false|divided|multiplied|alpha|beta|gamma|delta|theta|lambda|omega|sigma|tau|phi|"
+    r"infinity|infinite|except|if|when|where|unless|but|"
+    rf"{UNSURE}|{WRONG}|false|divided|multiplied|alpha|beta|gamma|delta|theta|lambda|omega|sigma|tau|phi|"
     r"halved|doubled|[abc]{2,}|\w*(?:teen|tie|eleven)ths?|twice|double|prime|none|never|inclusive|"
     r"exclusive|upwards?|otherwise|conjugate|inverse|imaginary|choose|raised|kilo|mega|permille|score|"
     r"gross|grand|crore|lakh|factorials?|union|equals?|unknown)\b"

@@ -4,7 +4,7 @@ The last statement counts: "the answer is …", "Answer: …", `#### N`, "答案
 ist …", "答えは …", a heading "Final Answer" and so on. The answer is the rest of its sentence, or
 what follows on the next lines: display mathematics, a fence, a list (its items are joined). Of it
 go emphasis, quotation marks, adverbs such as "therefore", and a clause behind it
-(`dto.grading.clauses`).
+(`dto.grading.wording`).
 
 For kind `choice` a statement counts only where it picks options. There are more of them: "the
 correct choice is B", "I'd go with D", "it must be option A", "leaving D", "C is the correct
@@ -17,8 +17,16 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from dto.grading.choices import options
-from dto.grading.clauses import before_clause, ending_gone, tidy, without_clause
+from dto.grading.wording import (
+    TAKING_BACK,
+    TEXT_COMMAND,
+    WRONG,
+    before_clause,
+    ending_gone,
+    options,
+    tidy,
+    without_clause,
+)
 from dto.records import AnswerKind
 
 _LONGEST = 300  # characters of a sentence that holds an answer
@@ -51,7 +59,7 @@ _OTHERS_SAY = re.compile(
     re.IGNORECASE,
 )
 _NOT_MINE = re.compile(
-    r"\b(?:wrong|incorrect|false|common|naive|naïve|initial|first|previous|earlier|tempting|intuitive|"
+    rf"\b(?:{WRONG}|false|common|naive|naïve|initial|first|previous|earlier|tempting|intuitive|"
     r"possible|expected|obvious|usual|typical|(?:least|second|next)\s\w+)\s+$",
     re.IGNORECASE,
 )
@@ -66,7 +74,7 @@ _WRONG_ABROAD = re.compile(
 )
 _NOT_BEST = re.compile(r"(?:\bin|\b(?:least|second|next|not|in)[\s-])$", re.IGNORECASE)
 _TAKEN_BACK = re.compile(
-    r"[\s.*$]{0,9}(?i:actually|wait|no|oops|correction|sorry)\b[,:.]?"
+    rf"[\s.*$]{{0,9}}(?i:{TAKING_BACK}|no)\b[,:.]?"
     r"(?i:\s(?:no|actually|it is|it['’]s|it should be|should be|that is|that['’]s|i meant)\b,?)"
     r"{0,3}"
     r"[\s,:*$(\\]{0,5}(?:-?\d|[A-J]\b)"
@@ -188,7 +196,6 @@ _NOT = re.compile(r"not\b|neither\b|no\b", re.IGNORECASE)
 _BEGINS = re.compile(
     r"[\s*_(\[\"“'`$\\{]{0,6}(?:text\{|option\s|Option\s)?\(?(?:[A-J]{1,6}|[a-j])(?![A-Za-z'’])"
 )
-_TEXT_COMMAND = re.compile(r"\\(?:text|mbox|mathrm)\s*\{[^{}]*\}")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}|[\u4e00-\u9fff]")
 _COUNTED = re.compile(r"[-+]?[$€£]?\d[\d.,/]*(?:\s[a-z]{2,15}){1,3}")
 _LETTER_IN = re.compile(r"(?<![A-Za-z\\])[A-J](?![A-Za-z'’])")
@@ -223,11 +230,7 @@ def stated_answer(text: str, kind: AnswerKind = "math") -> str | None:
     if "\n" in line or len(line) > _LONGEST:
         return None
     line = without_clause(line)
-    if len(line) > 100 or (
-        _WORD.search(_TEXT_COMMAND.sub("", line)) and not _COUNTED.fullmatch(line.rstrip("."))
-    ):
-        return None
-    return tidy(line) or None
+    return None if len(line) > 100 or _in_words(line) else tidy(line) or None
 
 
 def stated_option(text: str) -> str | None:
@@ -307,7 +310,7 @@ def _sentence(line: str, kind: AnswerKind) -> str:
     if prose and not _NO_HEAD.search(sentence[: prose.start("value")].rsplit(None, 1)[0]):
         value = prose["value"]
         if before_clause(sentence[: prose.start("value")]) == sentence[: prose.start("value")] and (
-            not _WORD.search(_TEXT_COMMAND.sub("", before_clause(value)))
+            not _WORD.search(TEXT_COMMAND.sub("", before_clause(value)))
         ):
             return value
     return sentence
@@ -412,9 +415,10 @@ def _read(text: str, at: int, form: str) -> _Statement | None:
         return _Statement(match.end()) if match else None
     if form == "hashes":
         match = _HASHES.match(text, at)
-        return _Statement(match.end()) if match and not line.strip() and _number_line(
-            text[match.end() : match.end() + 100].partition("\n")[0]
-        ) else None  # fmt: skip
+        if match is None or line.strip():
+            return None
+        said = tidy(text[match.end() : match.end() + 100].partition("\n")[0])
+        return _Statement(match.end()) if said and not _in_words(said) else None  # no heading
     if form in ("chinese", "asian"):
         match = _CHINESE.match(text, at) or _ASIAN.match(text, at)
         if match is None or line.endswith(("错误", "錯誤", "不正确", "不正確")):
@@ -466,9 +470,7 @@ def _last_sentence(line: str) -> str:
     return line if end < 0 else line[end + 2 :]
 
 
-def _number_line(line: str) -> bool:
-    """Whether behind `####` stands an answer and not a heading."""
-    line = tidy(line)
-    return bool(line) and (
-        not _WORD.search(_TEXT_COMMAND.sub("", line)) or bool(_COUNTED.fullmatch(line.rstrip(".")))
-    )
+def _in_words(line: str) -> bool:
+    """Whether a line has words that are no unit of a number."""
+    words = _WORD.search(TEXT_COMMAND.sub("", line))
+    return words is not None and not _COUNTED.fullmatch(line.rstrip("."))

@@ -21,7 +21,7 @@ import yaml
 
 from dto import tables
 from dto.errors import DtoError, disk_errors
-from dto.grading.golds import REASON as UNREADABLE_GOLD
+from dto.grading.pool import UNREADABLE_GOLD
 from dto.recipe import Recipe, make_recipe
 from dto.redact import Private, redact_table, without_servers
 from dto.reporting.funnel import json_lines

@@ -12,9 +12,10 @@ from dto.reporting import figures
 from dto.reporting.comparison import ReportRow
 from dto.reporting.cost import OPTIMIZATION, StageCost
 from dto.reporting.macro import AverageRow
-from dto.reporting.page import LeftOut, Section, Table, drawn
+from dto.reporting.page import LeftOut, Section, drawn
 from dto.reporting.reproduce import content_of_sources, public_names, reproduction
 from dto.reporting.table import (
+    Table,
     interval,
     near_copies,
     number,
@@ -98,8 +99,8 @@ def names_table(recipe: Recipe) -> Table:
     rows = [("model", names[name], models.get(name, "a model of its own"))
             for name in recipe.evaluate.models]  # fmt: skip
     rows += [("exit", exit.name, _exit(exit)) for exit in recipe.evaluate.exits]
-    return Table(("what", "name", "stands for"), tuple(rows), left=2, wide=True, folded=True,
-                 caption="What the names of models and exits stand for")  # fmt: skip
+    return Table("What the names of models and exits stand for",
+        ("what", "name", "stands for"), tuple(rows), left=2, wide=True, folded=True)  # fmt: skip
 
 
 def _training(recipe: Recipe) -> str:
@@ -160,7 +161,7 @@ def cost_section(report: Report) -> Section | LeftOut:
         drawn("cost", "Tokens of each stage, and tokens spent in all against questions answered; "
               "the table below has the figures.", figures.cost, report.costs, report.break_even,
               tokens) if drawable else None,
-        (Table(tuple(head), tuple(map(tuple, rows)), caption="Tokens and time of each stage"),),
+        (Table("Tokens and time of each stage", tuple(head), tuple(map(tuple, rows))),),
         notes=("Generated and trained on are what has to be paid for, from sampling to training; "
                "evaluating is measurement, and no part of it. Read are the tokens of prompts, "
                "from cache those of them that were not computed again; thrown away are generated "
@@ -193,6 +194,7 @@ def funnel_section(report: Report, recipe: Recipe) -> Section:
     """Rows by stage, and every reason for which one was dropped."""
     funnel, training = report.funnel, report.training
     kept = Table(
+        "",
         ("stage", "rows", "dropped", "why"),
         tuple(
             (
@@ -220,7 +222,7 @@ def funnel_section(report: Report, recipe: Recipe) -> Section:
     )
     tables = [kept]
     if kinds:
-        tables.append(Table(("rows", "all", "of them"), kinds, wide=True))
+        tables.append(Table("", ("rows", "all", "of them"), kinds, wide=True))
     notes = []
     if training is not None:
         base, best = training["base"], training["kept"]
@@ -327,8 +329,8 @@ def reproduce_section(run: Path, recipe: Recipe) -> Section:
         "Do it again",
         tuple(text),
         tables=(
-            Table(("what", "hash"), hashes, left=2, folded=True,
-                  caption="Hashes of what went in and what came out"),
+            Table("Hashes of what went in and what came out",
+                ("what", "hash"), hashes, left=2, folded=True),
         ),
         code="\n".join(commands),
         notes=tuple(notes),

@@ -19,18 +19,7 @@ from matplotlib.figure import Figure as Drawing
 from dto import __version__
 from dto.reporting import figures
 from dto.reporting.picture import TEXT
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Cells as text; the first `left` columns are flush left, the others flush right."""
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    left: int = 1
-    caption: str = ""
-    folded: bool = False  # shown on demand
-    wide: bool = False  # its last column holds text that wraps
+from dto.reporting.table import Table
 
 
 @dataclass(frozen=True, slots=True)

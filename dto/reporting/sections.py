@@ -18,10 +18,10 @@ from dto.reporting.accounts import cost_section, funnel_section, names_table, re
 from dto.reporting.comparison import MAX_FAILED, Comparison, ReportRow
 from dto.reporting.difficulty import ALL_TASKS
 from dto.reporting.macro import AverageRow, is_base
-from dto.reporting.page import Headline, LeftOut, Section, Table, drawn, render_page
+from dto.reporting.page import Headline, LeftOut, Section, drawn, render_page
 from dto.reporting.picture import front
 from dto.reporting.reproduce import public_names
-from dto.reporting.table import interval, number, percent, points
+from dto.reporting.table import Table, interval, number, percent, points
 from dto.reporting.together import batch_section
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def _front(report: Report, recipe: Recipe) -> Section:
     against = {(each.task, each.model, each.exit): each for each in report.comparisons}
     tables = [
         Table(
+            f"task {task}" if len(report.tasks) > 1 else "",
             ("model", "exit", "accuracy %", "gain, points", "tokens", "% of base", "trial tokens",
              "trun\u00adcated", "failed"),
             tuple(
@@ -124,7 +125,6 @@ def _front(report: Report, recipe: Recipe) -> Section:
                 if row.task == task
             ),
             left=2,
-            caption=f"task {task}" if len(report.tasks) > 1 else "",
         )
         for task in report.tasks
     ]  # fmt: skip
@@ -176,6 +176,7 @@ def _front_row(row: ReportRow, other: Comparison | None) -> tuple[str, ...]:
 
 def _mean_table(rows: Sequence[AverageRow], plain: str) -> Table:
     return Table(
+        f"mean over {rows[0].tasks} tasks, each counting once",
         ("model", "exit", "accuracy %", "gain, points", "tokens", "% of base"),
         tuple(
             (
@@ -189,7 +190,6 @@ def _mean_table(rows: Sequence[AverageRow], plain: str) -> Table:
             for row in rows
         ),
         left=2,
-        caption=f"mean over {rows[0].tasks} tasks, each counting once",
     )  # fmt: skip
 
 
@@ -201,6 +201,7 @@ def _difficulty(report: Report) -> Section | LeftOut:
             title, "it needs a base model without an exit and two samples of each problem."
         )
     table = Table(
+        "The same figures as a table",
         ("base right on", "model", "exit", "problems", "accuracy %", "gain, points", "tokens",
          "% of base"),
         tuple(
@@ -213,7 +214,6 @@ def _difficulty(report: Report) -> Section | LeftOut:
             for row in whole
         ),
         left=3,
-        caption="The same figures as a table",
         folded=True,
     )  # fmt: skip
     return Section(
@@ -262,7 +262,7 @@ def _positions(report: Report) -> Section | LeftOut:
         drawn("exits", "Histograms of exit positions; the table below has their medians.",
                figures.positions, report.positions,
                list(dict.fromkeys(row.model for row in report.rows))),
-        (Table(("of", "outcome or exit", "exits", "did not leave", "median position %"), rows,
+        (Table("", ("of", "outcome or exit", "exits", "did not leave", "median position %"), rows,
                left=2),),
         notes=tuple(notes),
     )  # fmt: skip
@@ -292,7 +292,8 @@ def _calibration(report: Report) -> Section | LeftOut:
          "from the diagonal: 0 is best.",),
         drawn("calibration", "Reliability diagrams; the table below has the errors.",
                figures.calibration, report.trials),
-        (Table(("model", "exit", "trials", "mean confidence %", "right %", "ECE"), rows, left=2),),
+        (Table("",
+            ("model", "exit", "trials", "mean confidence %", "right %", "ECE"), rows, left=2),),
         notes=tuple(notes),
     )  # fmt: skip
 

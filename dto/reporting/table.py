@@ -2,17 +2,135 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
-from math import isnan
+from dataclasses import dataclass
+from math import isfinite, isnan
 from textwrap import wrap
 from typing import Any
+
+from markupsafe import Markup
 
 from dto.reporting.comparison import MAX_FAILED, Comparison, ReportRow
 from dto.reporting.cost import BreakEven, StageCost
 from dto.reporting.difficulty import DifficultyRow
 from dto.reporting.macro import AverageRow
+from dto.statistics import Estimate, shown
 
 MEBIBYTE = 2**20
+Cell = str | int | float | Estimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table for terminal, page, Markdown and CSV.
+
+    Cells are values; a number or an estimate is shown by its column's entry of `formats`
+    (:func:`dto.statistics.shown`; integers with separators of thousands without one), and None is
+    an empty cell. The first `left` columns are flush left, the others flush right. On a page a
+    `folded` table is shown on demand under its title, and the last column of a `wide` one holds
+    text that wraps.
+    """
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
+    left: int = 1
+    folded: bool = False
+    wide: bool = False
+
+    def cells(self, empty: str = "") -> list[list[str]]:
+        """The rows as text, `empty` where there is nothing."""
+        formats = self.formats or ("",) * len(self.head)
+        return [
+            [_text(cell, spec, empty) for cell, spec in zip(row, formats, strict=True)]
+            for row in self.rows
+        ]
+
+    def text(self) -> str:
+        """For a terminal: columns two spaces apart, a rule below the head."""
+        lines = aligned([self.head, *self.cells()], self.left)
+        return "\n".join([*filter(None, [self.title]), *lines, *self.notes])
+
+    def html(self) -> Markup:
+        """For a page, escaped; a dash where there is nothing."""
+        left = [place < self.left for place in range(len(self.head))]
+        left[-1] = left[-1] or self.wide
+        sides = [Markup(' class="left"' if flush else "") for flush in left]
+        head = Markup().join(
+            Markup('<th scope="col"{}>{}</th>').format(side, name)
+            for side, name in zip(sides, self.head, strict=True)
+        )
+        lines = [
+            Markup('<div class="scroll" tabindex="0" role="region" aria-label="{}">').format(
+                self.title or ", ".join(self.head)
+            ),
+            Markup('<table class="wide">' if self.wide else "<table>"),
+            Markup("<thead><tr>{}</tr></thead>").format(head),
+            Markup("<tbody>"),
+        ]
+        if self.title and not self.folded:
+            lines.insert(2, Markup("<caption>{}</caption>").format(self.title))
+        for first, *others in self.cells(empty="–"):
+            cells = [Markup('<th scope="row" class="left">{}</th>').format(first)]
+            cells += [
+                Markup("<td{}>{}</td>").format(side, cell)
+                for side, cell in zip(sides[1:], others, strict=True)
+            ]
+            lines.append(Markup("<tr>{}</tr>").format(Markup().join(cells)))
+        lines += [Markup("</tbody>"), Markup("</table>"), Markup("</div>")]
+        lines += [Markup('<p class="note">{}</p>').format(note) for note in self.notes]
+        if self.folded:
+            opened = Markup("<details>\n<summary>{}</summary>").format(self.title)
+            lines = [opened, *lines, Markup("</details>")]
+        return Markup("\n").join(lines)
+
+    def markdown(self) -> str:
+        """For GitHub and the Hub."""
+        lines = [self.head, ["---"] * len(self.head), *self.cells()]
+        table = "\n".join(
+            f"| {' | '.join(cell.replace('|', '∣') for cell in line)} |" for line in lines
+        )
+        parts = [f"## {self.title}"] if self.title else []
+        return "\n\n".join([*parts, table, *self.notes])
+
+    def csv(self) -> str:
+        """The values as they are, empty where there is none; an estimate has three columns."""
+        wide = [
+            any(isinstance(row[place], Estimate) for row in self.rows)
+            for place in range(len(self.head))
+        ]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        for line in (self.head, *self.rows):
+            writer.writerow(
+                value
+                for cell, three in zip(line, wide, strict=True)
+                for value in (_values(cell) if three else [_value(cell)])
+            )
+        return text.getvalue()
+
+
+def _text(cell: Cell, spec: str, empty: str) -> str:
+    if cell is None or isinstance(cell, str):
+        return empty if cell is None else cell
+    if isinstance(cell, Estimate):
+        return format(cell, spec)
+    return format(cell, ",") if isinstance(cell, int) and not spec else shown(cell, spec)
+
+
+def _value(cell: Cell) -> Any:
+    return "" if cell is None or (isinstance(cell, float) and not isfinite(cell)) else cell
+
+
+def _values(cell: Cell) -> list[Any]:
+    """An estimate, or the name of a column of estimates, as value and ends of the interval."""
+    if isinstance(cell, Estimate):
+        return [_value(cell.value), _value(cell.low), _value(cell.high)]
+    return [cell, f"{cell}_low", f"{cell}_high"] if isinstance(cell, str) else ["", "", ""]
 
 
 def evaluation_lines(rows: Sequence[ReportRow], comparisons: Sequence[Comparison]) -> list[str]:

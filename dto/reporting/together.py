@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from dto.drqa.probe import BOUND, told
 from dto.reporting.batch import BatchReport, BatchRow, Labels
 from dto.reporting.batch_view import batch_figure
-from dto.reporting.page import Section, Table, drawn
-from dto.reporting.table import interval, number, percent, points
+from dto.reporting.page import Section, drawn
+from dto.reporting.table import Table, interval, number, percent, points
 
 if TYPE_CHECKING:
     from dto.reporting.report import Report
@@ -52,7 +52,7 @@ def batch_section(report: Report) -> Section | None:
 
 def _by_k(rows: Sequence[BatchRow]) -> Table:
     return Table(
-        ("k", "answers", "accuracy %", "gain, points", "tokens", "% of k = 1", "truncated",
+        "", ("k", "answers", "accuracy %", "gain, points", "tokens", "% of k = 1", "truncated",
          "failed"),
         tuple(
             (
@@ -78,7 +78,7 @@ def _tokens(row: BatchRow) -> str:
 def _counts(labels: Labels) -> Table:
     verdicts = list(dict.fromkeys(name for counts in labels.counts.values() for name in counts))
     return Table(
-        ("labelled chains", *verdicts),
+        "", ("labelled chains", *verdicts),
         tuple(
             ({"dev": "held out"}.get(split, split),
              *(f"{counts.get(name, 0):,}" for name in verdicts))
@@ -104,7 +104,7 @@ def _told_by(labels: Labels) -> list[str]:
 def _judging(judging: Mapping[str, Any]) -> Table:
     names = sorted({name for each in judging.values() for name in each["recall"]})
     return Table(
-        ("judging held-out chains", "step", "right %", *(f"{name} %" for name in names),
+        "", ("judging held-out chains", "step", "right %", *(f"{name} %" for name in names),
          "without a letter", "judgements", "tokens"),
         tuple(
             (
@@ -120,13 +120,12 @@ def _judging(judging: Mapping[str, Any]) -> Table:
 
 def _dropped(found: BatchReport) -> Table:
     return Table(
-        ("k", "no chain", "why"),
+        "Questions without a chain", ("k", "no chain", "why"),
         tuple(
             (k, f"{sum(reasons.values()):,}",
              "; ".join(f"{count:,} {reason}" for reason, count in reasons.items()))
             for k, reasons in found.dropped.items()
         ),
-        caption="Questions without a chain",
         folded=True,
         wide=True,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dto.context import Context
 from dto.errors import DtoError
-from dto.grading.golds import unreadable_golds
+from dto.grading.grader import unreadable_golds
 from dto.records import Dropped, Problem, Trajectory
 from dto.runs.reader import RunReader
 from dto.runs.stage import RENDERING, Group, always

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dto.errors import DtoError
-from dto.grading.golds import unreadable_golds
+from dto.grading.grader import unreadable_golds
 from dto.recipe import ProblemSettings, Recipe
 from dto.records import Dropped, Problem, Split
 from dto.settings import nearest

@@ -27,10 +27,10 @@ from dto.concurrency import gather_bounded
 from dto.errors import DtoError
 from dto.grading import Grader
 from dto.grading.compare import asks_for_percentage
-from dto.grading.golds import REASON
 from dto.grading.nearmiss import NearMiss, near_misses
 from dto.grading.nearmiss.changes import NearMissKind
 from dto.grading.notation import clean
+from dto.grading.pool import UNREADABLE_GOLD
 from dto.grading.quantity import quantity
 from dto.recipe import ProblemSettings
 from dto.records import AnswerKind, Dropped, Problem, Split
@@ -232,7 +232,7 @@ async def _judged(found: Found, grader: Grader) -> Kind | Finding:
         conclusion = rf"\boxed{{{row.answer}}}"
     graded = await grader.grade_conclusion(conclusion, row.answer, row.answer_kind)
     whole = row.answer_kind == "math" and graded.answer == row.answer.strip()
-    if graded.grade != "correct" and not (whole and graded.reason.startswith(REASON)):
+    if graded.grade != "correct" and not (whole and graded.reason.startswith(UNREADABLE_GOLD)):
         why = f"{graded.grade}, {graded.reason}" if graded.reason else graded.grade
         shown = "its reference solution" if row.answer_kind == "code" else _shown(row.answer)
         return Finding(found.where, "not_itself", f"{shown} is graded {why} against itself")

@@ -44,7 +44,10 @@ def guarded(work: Callable[[], object]) -> int:
         reason = " ".join(str(error).split())
         if not isinstance(error, OSError) and all(each not in reason for each in DISK_ERRORS):
             raise
-        print(f"error: train: cannot write ({reason}); what was computed is kept, make room", flush=True)
+        print(
+            f"error: train: cannot write ({reason}); what was computed is kept, make room",
+            flush=True,
+        )
         return 1
     except KeyboardInterrupt:
         return 130

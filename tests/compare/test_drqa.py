@@ -14,10 +14,10 @@ from dto.commands.plan import plan
 from dto.compare.methods import charged
 from dto.errors import RecipeError
 from dto.forecast import pilot_recipe
-from dto.pipeline import run_stages
+from dto.pipeline import open_run, run_stages
 from dto.prompts import resource
 from dto.recipe import load_recipe
-from dto.runs.run import open_run
+from dto.runs.run import agree
 from dto.training.checkpoints import DevScore
 from dto.training.fit import fit
 from dto.training.judging import read_scores
@@ -63,7 +63,7 @@ def test_two_steps_of_each_recipe(shared: Path, tmp_path: Path, name: str) -> No
     online, labels = settings.method in ("drqa", "grpo"), settings.method != "grpo"
     place = tmp_path / "run"
     shutil.copytree(shared, place)
-    run = open_run(place, recipe, resume=True)
+    run = open_run(place, recipe, recompute=agree)
     rows = SMALL["problems.train"]
     if labels:
         run_stages(run, ("label",))

@@ -161,8 +161,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path: Path = tmp_path_factory.mktemp("run") / "tiny"
     held = open_run(path, Recipe.model_validate(RECIPE))
     run_stages(held, ("problems", "sample", "batch", "chain", "label", "evaluate"))
+    report(held.path)
     held.close()
-    report(path)
     return path
 
 

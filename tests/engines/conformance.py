@@ -70,7 +70,7 @@ async def evaluated(
     """Rows of greedy answers, without confidences, which differ in their last digits."""
     async with Grader(workers=1) as grader:
         ctx = Context(recipe, engine, grader)
-        done = await asyncio.gather(*(evaluate(p, exit, ctx, "base") for p in problems))
+        done = await asyncio.gather(*(evaluate(p, exit, ctx) for p in problems))
     rows: list[EvaluationRow] = [each.row for group in done for each in group]
     return [
         (

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from dto.engines import open_engine
-from dto.engines.scripted import ScriptedEngine
 from dto.errors import RecipeError
 from dto.exits.compat import NEAR_LIMIT, compat, confidence
 from dto.exits.path import ExitedResponse, Path
@@ -25,6 +24,7 @@ from dto.protocols import Completion, Sampling
 from dto.recipe import ModelSettings
 from dto.records import Problem
 from dto.trajectories import prompt_ids
+from tests.engines.scripted import ScriptedEngine
 from tests.exits import published
 
 TRY = render("trial_inside")

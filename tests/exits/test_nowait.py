@@ -4,7 +4,6 @@ import re
 from copy import deepcopy
 
 from dto.context import Context
-from dto.engines.scripted import ScriptedEngine
 from dto.exits import answer
 from dto.exits.nowait import KEYWORDS, keyword_ids
 from dto.grading import Grader
@@ -13,6 +12,7 @@ from dto.recipe import ExitSettings, Recipe
 from dto.records import Problem
 from dto.trajectories import prompt_ids
 from tests.byte_level import byte_level
+from tests.engines.scripted import ScriptedEngine
 from tests.exits.conftest import Embedded
 
 KEYWORD = re.compile(rf"\b(?:{'|'.join(KEYWORDS)})\b", re.IGNORECASE)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.graders.__main__ import main
+from benchmarks.graders.agreement import agree, agreement
+from benchmarks.graders.published import RULES, PublishedGrader
 from dto import tables
-from dto.cli import app
 from dto.errors import DtoError
 from dto.grading import Grader
-from dto.grading.agreement import agree, agreement
-from dto.grading.published import RULES
 from dto.records import EvaluationRow, Problem
 
 PUBLISHED = [
@@ -41,9 +41,10 @@ PUBLISHED = [
 
 @pytest.mark.parametrize("rules", RULES)
 async def test_what_each_grader_is_known_for(rules) -> None:
-    async with Grader(workers=1, rules=rules) as grader:
+    rest = ("math",) if rules == "ours" else ()
+    async with Grader(workers=1) if rest else PublishedGrader(rules, workers=1) as grader:
         found = {
-            (gold, answer): (await grader.grade_answer(answer, gold, "math")).grade
+            (gold, answer): (await grader.grade_answer(answer, gold, *rest)).grade
             for gold, answer, _ in PUBLISHED
         }
     assert found == {
@@ -110,7 +111,7 @@ def test_a_run_is_graded_by_what_it_evaluated(tmp_path: Path, capsys) -> None:
     ):
         (tmp_path / stage).mkdir()
         tables.write(tmp_path / stage / "rows.parquet", record, content)
-    app(["grade", str(tmp_path), "--graders", "ours,deer"], standalone_mode=False)
+    main([str(tmp_path), "--graders", "ours,deer"])
     said = capsys.readouterr().out
     assert f"{len(PUBLISHED)} answers, {len(PUBLISHED)} rows skipped" in said
     parted = [row for row in PUBLISHED if ("ours" in row[2]) != ("deer" in row[2])]

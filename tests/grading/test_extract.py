@@ -11,8 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dto.grading import Grader
-from dto.grading.choices import options
-from dto.grading.clauses import before_clause
 from dto.grading.extract import (
     closing_brace,
     final_answer,
@@ -21,6 +19,7 @@ from dto.grading.extract import (
     list_length,
     trial_answer,
 )
+from dto.grading.wording import before_clause, options
 from tests.grading import responses
 
 CASES = Path("../shared/data/grading-cases.jsonl")

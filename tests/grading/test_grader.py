@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-import dto.grading.pool as pool_module
 from dto.errors import DtoError
 from dto.grading import Graded, Grader
-from dto.grading.pool import WorkerPool
+from dto.grading.grader import _COMPARISON
+from dto.grading.pool import _CHILD, WorkerPool
 
 HANGS = r"\boxed{9^{9^{9^{9}}}}"
 ROOT = Path(__file__).parents[2]
@@ -129,14 +129,15 @@ async def test_an_expensive_answer_is_wrong_and_an_expensive_gold_fails(gold, an
 
 
 async def test_too_much_memory_is_the_answers_doing(monkeypatch, tmp_path):
-    worker = (ROOT / "dto/grading/worker.py").read_text()
-    greedy = tmp_path / "greedy_worker.py"
-    hungry = "prediction: str | None) -> bool:\n        if prediction == 'x+1+y':\n            "
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr("dto.grading.grader._COMPARISON", "greedy")
     for act in ("raise MemoryError", "os.kill(os.getpid(), signal.SIGABRT)"):
-        changed = worker.replace("prediction: str | None) -> bool:", hungry + act)
-        greedy.write_text(changed.replace("import json", "import json\nimport os"))
-        monkeypatch.setattr(pool_module, "_WORKER", "greedy_worker")
+        (tmp_path / "greedy.py").write_text(
+            "import os, signal\nfrom dto.grading import algebra\n"
+            "def equal(gold, prediction):\n"
+            f"    if prediction == 'x+1+y':\n        {act}\n"
+            "    return algebra.equal(gold, prediction)\n"
+        )
         async with Grader(workers=1) as grader:
             graded = await grader.grade_answer("x+1+y", "x+7", "math")
             assert graded == Graded("wrong", "x+1+y", "grader_memory")
@@ -179,7 +180,7 @@ class CountingPool(WorkerPool):
     asked = 0
     go = asyncio.Event()
 
-    async def equal(self, gold, prediction, *, alone=False):
+    async def equal(self, gold, prediction):
         type(self).asked += 1
         await self.go.wait()
         return True
@@ -231,9 +232,9 @@ async def test_leaving_while_a_comparison_is_under_way_ends_it():
 
 
 async def test_a_worker_that_cannot_start_is_one_clear_error(monkeypatch, tmp_path):
-    broken = tmp_path / "worker.py"
-    broken.write_text("import no_such_module")
-    monkeypatch.setattr(pool_module, "_WORKER", broken)
+    (tmp_path / "broken.py").write_text("import no_such_module")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr("dto.grading.grader._COMPARISON", "broken")
     async with Grader() as grader:
         with pytest.raises(DtoError, match="math-verify"):
             await grader.grade_conclusion(r"\boxed{1+x}", "x+1", "math")
@@ -241,7 +242,7 @@ async def test_a_worker_that_cannot_start_is_one_clear_error(monkeypatch, tmp_pa
 
 def test_the_worker_imports_nothing_that_is_slow():
     done = subprocess.run(
-        [sys.executable, "-P", "-X", "importtime", "-m", "dto.grading.worker", "5"],
+        [sys.executable, "-P", "-X", "importtime", "-c", _CHILD, _COMPARISON, "5"],
         input='{"gold": "x+1", "prediction": "1+x"}\n',
         capture_output=True,
         text=True,

@@ -12,9 +12,10 @@ import yaml
 from dto import tables
 from dto.errors import DtoError
 from dto.hub.publish import publish
+from dto.pipeline import open_run
 from dto.records import PreferencePair, Trajectory
 from dto.runs import manifest
-from dto.runs.run import Run, open_run
+from dto.runs.run import Run
 from tests.hub.conftest import sent
 from tests.hub.server import OWNER, READER, WRITER, Fault, Hub
 

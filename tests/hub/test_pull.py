@@ -12,12 +12,11 @@ import yaml
 from dto.errors import DtoError, RunConflictError
 from dto.hub.publish import publish
 from dto.hub.pull import find, pull
-from dto.pipeline import run_stages
+from dto.pipeline import needed, open_run, run_stages, stage_of
 from dto.recipe import load_recipe
 from dto.reporting.report import measure
 from dto.runs import manifest
-from dto.runs.graph import needed
-from dto.runs.run import Run, open_run
+from dto.runs.run import Run
 from tests.hub.conftest import ROOT
 from tests.hub.server import OWNER, Fault, Hub
 from tests.hub.test_publish import KEY, NAME, leaky
@@ -133,7 +132,7 @@ def test_what_named_local_paths_still_holds(
         if not (run / stage / "manifest.json").is_file():
             continue
         said = manifest.read(run / stage) or {}
-        config = run.config(stage)
+        config = run.config(stage_of(run.recipe, stage))
         if stage == "problems":
             config["content of /home/alice/data/questions.jsonl"] = "0123"
         manifest.write(run / stage, said | {"config": config})

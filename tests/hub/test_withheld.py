@@ -14,12 +14,12 @@ from dto.errors import DtoError
 from dto.hub.origins import withheld
 from dto.hub.publish import publish
 from dto.hub.pull import owed, pull
-from dto.pipeline import run_stages
+from dto.pipeline import open_run, run_stages
 from dto.recipe import load_recipe, make_recipe
 from dto.records import Problem
 from dto.reporting.report import report
 from dto.runs import manifest
-from dto.runs.run import Run, open_run
+from dto.runs.run import Run
 from dto.viewer.data import RunTables
 from dto.viewer.page import List
 from tests.commands import told

@@ -14,12 +14,12 @@ from dto.records import Chain, Dropped, OptimizedTrajectory, Segment, Span, Traj
 from dto.stages.estimate import estimate
 from dto.stages.optimize import optimize
 from dto.stages.sample import sample
-from dto.stages.segment import segment
 from dto.tags import think_tags
 from dto.training.pairs import verdicts
 from dto.trajectories import read_response
 from tests.exits.test_families import PROBLEM, STEPS, written_by
 from tests.families import FAMILIES, tokenizer_of
+from tests.segmenting import segment
 
 CHAIN = Chain("c", "p", "vanilla", 1, 0, 1, "s", Span(0, 1), "It is 2.", 5, 5, "2", "correct")
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from dto.context import Context
-from dto.engines.scripted import ScriptedEngine
 from dto.grading import Grader
 from dto.prompts import render
 from dto.recipe import ExitSettings, Recipe
@@ -16,6 +15,7 @@ from dto.stages.sample import sample
 from dto.stages.trace import trace
 from dto.tasks import TASKS
 from tests.byte_level import byte_level
+from tests.engines.scripted import ScriptedEngine
 from tests.tasks.hub import ROWS
 
 
@@ -32,7 +32,7 @@ async def test_every_stage_asks_with_the_problems_prompt(name: str, stage: str) 
         if stage == "sample":
             await sample(problem, ctx)
         elif stage == "evaluate":
-            await evaluate(problem, ExitSettings(name="none"), ctx, "base")
+            await evaluate(problem, ExitSettings(name="none"), ctx)
         else:
             await trace(problem, ctx)
     asked = render(problem.prompt, "nano", question=problem.question)

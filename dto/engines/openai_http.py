@@ -1,4 +1,4 @@
-"""Requests to an OpenAI-compatible server: how many at once, tried how often, and what went wrong.
+"""Requests to an OpenAI-compatible server: how many at once, how often tried, what they cost.
 
 The `openai` package retries what may pass (429, 5xx, timeouts, connections that break), with
 exponential backoff and jitter, and waits as long as Retry-After says (a request that is told to
@@ -10,19 +10,25 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from contextlib import aclosing, asynccontextmanager
-from typing import Any, cast
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, cast
 
 import openai
 from openai import AsyncOpenAI, AsyncStream
 
+from dto.engines.shared import Cost
 from dto.errors import EngineError
 from dto.recipe import ModelSettings
 
 OPENAI = "https://api.openai.com/v1"
+ABORT_TOKENS = 32
+"""Tokens that a server may still generate for a stream between its closing here and its end there.
+
+An allowance, since nobody reports it: vLLM stops within a few steps of the connection's end.
+"""
 _REASON_CHARS = 600
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0  # seconds
+_Reply = TypeVar("_Reply")
 
 
 class RequestError(Exception):
@@ -45,8 +51,6 @@ class Transport:
     def __init__(self, settings: ModelSettings) -> None:
         """Raises EngineError for OpenAI's own server without a key."""
         self.server = settings.server or OPENAI
-        self.timeout = settings.timeout
-        self._retries = settings.retries
         self.key_name = settings.api_key
         self._key = os.environ.get(settings.api_key, "")
         if not self._key and settings.server is None:
@@ -54,7 +58,7 @@ class Transport:
                 f"environment variable {settings.api_key} is not set: put OpenAI's API key there, "
                 "name another variable in model.api_key, or set model.server"
             )
-        self._concurrency = settings.concurrency
+        self._settings = settings
         self._tasks: set[asyncio.Task[Any]] = set()
         self.open()
 
@@ -63,10 +67,10 @@ class Transport:
         self._client = AsyncOpenAI(
             base_url=self.server,
             api_key=self._key or "none",
-            timeout=self.timeout,
-            max_retries=self._retries,
+            timeout=self._settings.timeout,
+            max_retries=self._settings.retries,
         )
-        self._slots = asyncio.Semaphore(self._concurrency)
+        self._slots = asyncio.Semaphore(self._settings.concurrency)
 
     async def close(self) -> None:
         """Close all connections; requests under way are given up."""
@@ -89,21 +93,68 @@ class Transport:
                 failure = self._error(error)
         raise failure
 
-    async def post(
-        self, path: str, body: dict[str, Any], begun: asyncio.Event | None = None
-    ) -> Any:
+    async def post(self, path: str, body: dict[str, Any], cost: Cost | None = None) -> Any:
         """The reply as it was parsed from JSON; cancelling closes the connection.
 
-        `begun` is set when the request has got its turn. Raises RequestError.
+        Raises RequestError.
         """
+        cost = cost or Cost()
 
-        async def request() -> Any:
+        async def reply() -> Any:
+            whole: Any = await self._client.post(path, cast_to=object, body=body)
+            cost.ended = True
+            _count(cost, whole)
+            return whole
+
+        return await self._in_turn(reply, cost)
+
+    async def stream(
+        self, path: str, body: dict[str, Any], cost: Cost, take: Callable[[Any], bool]
+    ) -> None:
+        """Hand the events of a streamed reply to `take`, until it returns true or they end.
+
+        Cancelling closes the connection. Events are read as fast as they come, whoever waits for
+        what `take` makes of them. A reply that breaks before its first one is asked for again.
+        Raises RequestError, also that of `take`.
+        """
+        retries = self._settings.retries
+
+        async def read() -> None:
+            for tried in range(retries + 1):
+                client = self._client.with_options(max_retries=retries - tried)
+                events: AsyncStream[object] = await client.post(
+                    path, cast_to=object, body=body, stream=True, stream_cls=AsyncStream[object]
+                )
+                begun = False
+                try:
+                    async with events:
+                        async for event in events:
+                            begun = True
+                            _count(cost, event)
+                            if take(event):
+                                return
+                    cost.ended = True
+                    return
+                except Exception as error:
+                    if begun or tried == retries or not _broke(error):
+                        failure = self._error(error)
+                        failure.broke = begun and _broke(error)
+                        raise failure from None
+                await backoff(tried)
+
+        await self._in_turn(read, cost)
+
+    async def _in_turn(self, work: Callable[[], Awaitable[_Reply]], cost: Cost) -> _Reply:
+        """Do a request when a slot is free, in a task that `close` cancels. Raises RequestError."""
+
+        async def turn() -> _Reply:
             async with self._slots:
-                if begun is not None:
-                    begun.set()
-                return await self._client.post(path, cast_to=object, body=body)
+                cost.begun = True
+                return await work()
 
-        task = self._start(request())
+        task = asyncio.create_task(turn())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         try:
             return await task
         except asyncio.CancelledError:
@@ -112,76 +163,17 @@ class Transport:
                 raise
             raise RequestError("the engine was closed") from None
         except Exception as error:
-            raise self._error(error) from None
-        finally:
-            task.cancel()
-
-    @asynccontextmanager
-    async def events(
-        self, path: str, body: dict[str, Any], begun: asyncio.Event | None = None
-    ) -> AsyncIterator[Events]:
-        """The events of a streamed reply; leaving closes the connection.
-
-        They are read as fast as they come, so that a reader that pauses neither holds up the server
-        nor hides from itself what has been generated.
-        """
-        events = Events()
-
-        async def pump() -> None:
-            try:
-                async with self._slots:
-                    if begun is not None:
-                        begun.set()
-                    async with aclosing(self._streamed(path, body, events)) as streamed:
-                        async for event in streamed:
-                            events.put(event)
-                events.put(None)
-            except asyncio.CancelledError:
-                events.put(RequestError("the engine was closed"))
-                raise
-            except Exception as error:
-                failure = self._error(error)
-                failure.broke = events.any and _broke(error)
-                events.put(failure)
-
-        task = self._start(pump())
-        try:
-            yield events
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    async def _streamed(
-        self, path: str, body: dict[str, Any], events: Events
-    ) -> AsyncGenerator[Any]:
-        """Events; a reply that breaks before its first one is asked for again."""
-        for left in range(self._retries, -1, -1):
-            client = self._client.with_options(max_retries=left)
-            stream: AsyncStream[object] = await client.post(
-                path, cast_to=object, body=body, stream=True, stream_cls=AsyncStream[object]
-            )
-            try:
-                async with stream:
-                    async for event in stream:
-                        yield event
-                return
-            except Exception as error:
-                if events.any or left == 0 or not _broke(error):
-                    raise
-            await backoff(self._retries - left)
-
-    def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+            failure = self._error(error)
+            if failure.status is not None:
+                cost.begun = False  # refused: nothing was computed
+            raise failure from None
 
     def _error(self, error: Exception) -> RequestError:
+        status = None
         if isinstance(error, RequestError):
             return error
-        status = None
         if isinstance(error, openai.APITimeoutError):
-            reason = f"no answer from {self.server} in {self.timeout:g} s (model.timeout)"
+            reason = f"no answer from {self.server} in {self._settings.timeout:g} s (model.timeout)"
         elif isinstance(error, openai.APIStatusError):
             status = error.status_code
             reason = f"{self.server} answered {status}: {_message(error.body) or error.message}"
@@ -203,46 +195,32 @@ class Transport:
         return " ".join(text.split())[:_REASON_CHARS]
 
 
-class Events:
-    """What a streamed reply has brought so far; taken one by one."""
-
-    def __init__(self) -> None:
-        self.any = False
-        self._queue: asyncio.Queue[object] = asyncio.Queue()
-
-    def put(self, event: object) -> None:
-        """Add an event; None is the end, a RequestError a bad one."""
-        self.any = self.any or not isinstance(event, RequestError | None)
-        self._queue.put_nowait(event)
-
-    async def __aiter__(self) -> AsyncGenerator[Any]:
-        """Events until the end. Raises RequestError."""
-        while (event := await self._queue.get()) is not None:
-            if isinstance(event, RequestError):
-                raise event
-            yield event
-
-    def left(self) -> list[Any]:
-        """Events that came and were not taken."""
-        items = []
-        while not self._queue.empty():
-            item = self._queue.get_nowait()
-            if item is not None and not isinstance(item, RequestError):
-                items.append(item)
-        return items
-
-
 async def backoff(tried: int) -> None:
     """Wait before the next attempt, as the `openai` package does."""
     wait = min(_FIRST_WAIT * 2.0**tried, _LONGEST_WAIT)
     await asyncio.sleep(wait * random.uniform(0.75, 1.0))
 
 
+def _count(cost: Cost, reply: Any) -> None:
+    """Take over what the server counted in a reply or an event, where it did."""
+    usage = reply.get("usage") if isinstance(reply, dict) else None
+    if not isinstance(usage, dict):
+        return
+    details = usage.get("prompt_tokens_details")
+    counts = usage | (details if isinstance(details, dict) else {})
+    prompt, cached, generated = (
+        count if isinstance(count := counts.get(key), int) else 0
+        for key in ("prompt_tokens", "cached_tokens", "completion_tokens")
+    )
+    cost.prompt, cost.cached = prompt or cost.prompt, cached
+    cost.generated = max(cost.generated, generated)
+
+
 def _broke(error: Exception) -> bool:
     """Whether the connection broke or timed out, as against a reply that says no."""
     if isinstance(error, openai.APIConnectionError):
         return True
-    return not isinstance(error, openai.APIError | ValueError)
+    return not isinstance(error, openai.APIError | ValueError | RequestError)
 
 
 def _message(body: object) -> str:

@@ -1,4 +1,4 @@
-r"""How the graders of published repositories decide, for comparison with ours (`dto grade`).
+r"""How the graders of published repositories decide, for comparison with ours.
 
 Written anew from what they do; each is small, and asks math-verify, as ours does, where they ask
 sympy. What they are given is the answer that ours extracts: rules differ here, not searches.
@@ -15,13 +15,21 @@ sympy. What they are given is the answer that ours extracts: rules differ here, 
   or algebra, where an integer answer must be given as an integer, a fraction reduced as in the gold
   answer, and a tuple with the same brackets.
 - `math-verify`: the library alone.
+
+Where they ask math-verify, it compares in a child process (`equal`; `dto.grading.pool`), whose CPU
+time is limited.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
+
+from dto.grading.extract import MAX_ANSWER
+from dto.grading.pool import UNREADABLE_GOLD, ComparisonError, UnreadableError, WorkerPool
+from dto.protocols import Graded
 
 Rules = Literal["ours", "math-verify", "minerva", "contains", "deer", "deepscaler"]
 RULES: tuple[Rules, ...] = ("ours", "math-verify", "minerva", "contains", "deer", "deepscaler")
@@ -38,6 +46,64 @@ _LEFT_SIDE = re.compile(r"^[A-Za-z]{1,2}=")
 _GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _INTEGER = re.compile(r"[-+]?\d+")
 _BRACKETS = re.compile(r"[(\[](.+)[)\]]")
+
+
+class PublishedGrader:
+    """Grades answers as one of these graders does. An async context manager.
+
+    An answer is `wrong` where math-verify exceeds the limits on it, or does not read the gold
+    answer, as they have it; `failed` where a child was ended from outside.
+    """
+
+    def __init__(self, rules: Rules, workers: int, time_limit: float = 5.0) -> None:
+        self._rules: Rules = rules
+        self._pool = WorkerPool(workers, time_limit, __name__)
+        self._known: dict[tuple[str, str], Graded] = {}
+
+    async def grade_answer(self, answer: str, gold: str) -> Graded:
+        """Grade an answer that has been extracted already."""
+        answer, gold = answer.strip(), gold.strip()
+        shown = answer[:MAX_ANSWER]
+        equal: bool | None = answer == gold
+        if not equal and answer and len(answer) <= max(MAX_ANSWER, 2 * len(gold)):
+            equal = decide(self._rules, gold, answer)
+        if equal is not None:
+            return Graded("correct" if equal else "wrong", shown)
+        if (gold, answer) not in self._known:
+            try:
+                equal, reason = await self._pool.equal(gold, answer), ""
+            except ComparisonError as error:
+                reason = str(error)
+                if reason != UNREADABLE_GOLD and not error.expensive:
+                    return Graded("failed", shown, reason)
+            self._known[gold, answer] = Graded("correct" if equal else "wrong", shown, reason)
+        return self._known[gold, answer]
+
+    async def __aenter__(self) -> PublishedGrader:
+        """Nothing is started yet."""
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """End the children."""
+        await self._pool.close()
+
+
+def equal(gold: str, prediction: str | None) -> bool:
+    """Whether math-verify by itself takes the two for equal: what a child does."""
+    from math_verify import verify
+
+    read_gold = _parsed(gold)
+    if not read_gold:
+        raise UnreadableError(gold)
+    return prediction is None or bool(verify(read_gold, _parsed(prediction), timeout_seconds=None))
+
+
+@lru_cache(maxsize=1000)
+def _parsed(text: str) -> list[Any]:
+    from math_verify import LatexExtractionConfig, parse
+
+    boxed, config = rf"\boxed{{{text}}}", [LatexExtractionConfig()]
+    return list(parse(boxed, config, fallback_mode="no_fallback", parsing_timeout=None))
 
 
 def decide(rules: Rules, gold: str, prediction: str) -> bool | None:

@@ -7,17 +7,9 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from dto.engines.shared import unbranched
 from dto.errors import EngineError
-from dto.protocols import (
-    Capabilities,
-    Chunk,
-    Completion,
-    Engine,
-    Prompt,
-    Sampling,
-    TokenIds,
-    unbranched,
-)
+from dto.protocols import Capabilities, Chunk, Completion, Engine, Prompt, Sampling, TokenIds
 from dto.records import FinishReason
 from dto.templates import Arguments, encode_prompt
 from dto.text import StopReader

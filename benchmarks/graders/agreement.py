@@ -1,9 +1,10 @@
-"""Do graders agree? The answers of a run or a file, graded by several rules (`dto grade`)."""
+"""Do graders agree? The answers of a run or a file, graded by several rules."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
@@ -13,12 +14,12 @@ from math import nan
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.graders.published import RULES, PublishedGrader, Rules
 from dto import tables
 from dto.errors import DtoError, disk_errors
 from dto.grading.extract import final_answer
 from dto.grading.grader import Grader
 from dto.grading.pool import UNREADABLE_GOLD
-from dto.grading.published import RULES, Rules
 from dto.protocols import Graded
 from dto.records import AnswerKind, Dropped, EvaluationRow, Problem, Trajectory
 from dto.runs import manifest
@@ -131,10 +132,10 @@ async def _agree(items: Iterator[Item | None], rules: tuple[Rules, ...], out: Pa
     async with AsyncExitStack() as opened:
         with disk_errors(path):
             lines = opened.enter_context(path.open("w", encoding="utf-8"))
-        graders = {
-            rule: await opened.enter_async_context(Grader(rules=rule, cache_size=10_000))
-            for rule in rules
-        }
+        graders: dict[Rules, Grader | PublishedGrader] = {}
+        for rule in rules:
+            grader = Grader() if rule == "ours" else PublishedGrader(rule, os.cpu_count() or 1)
+            graders[rule] = await opened.enter_async_context(grader)
         while batch := list(islice(items, AT_ONCE)):
             wanted = [item for item in batch if item is not None]
             skipped += len(batch) - len(wanted)
@@ -167,19 +168,22 @@ async def _agree(items: Iterator[Item | None], rules: tuple[Rules, ...], out: Pa
     return found
 
 
-async def _grade(items: Sequence[Item], graders: dict[Rules, Grader]) -> list[dict[Rules, Graded]]:
+async def _grade(
+    items: Sequence[Item], graders: dict[Rules, Grader | PublishedGrader]
+) -> list[dict[Rules, Graded]]:
     """Grades by rules for each item; each grader's children bound what is under way."""
     found: list[dict[Rules, Graded]] = [{} for _ in items]
     for rule, grader in graders.items():
-        grades = await asyncio.gather(
-            *(
-                grader.grade_answer(each.answer, each.gold, each.kind, each.question)
-                for each in items
-            )
-        )
+        grades = await asyncio.gather(*(_one(each, grader) for each in items))
         for into, grade in zip(found, grades, strict=True):
             into[rule] = grade
     return found
+
+
+async def _one(item: Item, grader: Grader | PublishedGrader) -> Graded:
+    if isinstance(grader, PublishedGrader):
+        return await grader.grade_answer(item.answer, item.gold)
+    return await grader.grade_answer(item.answer, item.gold, item.kind, item.question)
 
 
 def _write(found: Agreement, path: Path) -> None:
