@@ -60,7 +60,7 @@ def test_the_card_says_where_it_comes_from(run: Run, hub: Hub) -> None:
 
 def test_what_models_were_told_cannot_end_its_block(run: Run, hub: Hub) -> None:
     system = run.recipe.model.model_copy(update={"system": "Answer in\n```\n# Not a heading"})
-    other = Run(run.path, run.recipe.model_copy(update={"model": system}), False, run.lock)
+    other = run.following(run.recipe.model_copy(update={"model": system}))
     text = publish(other, NAME, dry_run=True).card
     fences = [line for line in text.splitlines() if line.strip().startswith("```")]
     assert fences == ["```python", "```", "```yaml", "```", *["```text", "```"] * 6]
@@ -74,7 +74,7 @@ def test_what_cannot_be_seen_is_written_out(run: Run, hub: Hub) -> None:
         json.dumps({"id": "a", "reason": f"{hostile}\n| b |", "detail": ""}) + "\n", "utf-8"
     )
     recipe = run.recipe.model_copy(update={"model": system, "name": f"<b>{hostile}"})
-    text = publish(Run(run.path, recipe, False, run.lock), NAME, dry_run=True).card
+    text = publish(run.following(recipe), NAME, dry_run=True).card
     metadata, body = text.split("---\n")[1], text.split("---\n", 2)[2]
     assert yaml.safe_load(metadata)["pretty_name"].startswith("<b>\\u202eeltit")
     for unseen in "\u202e\u202c\u2028\x1b":

@@ -167,7 +167,7 @@ def test_a_name_that_somebody_else_has(run: Run, hub: Hub) -> None:
 
 def test_stages_that_are_not_there(run: Run, hub: Hub) -> None:
     for stage in ("pair", "train", "evaluate"):
-        run.clear(stage)
+        run.set_aside(stage)
     for name, stage in (("pairs", "pair"), ("train", "train"), ("evaluation", "evaluate")):
         with pytest.raises(DtoError, match=f"stage {stage} is not there .* `dto {stage} "):
             publish(run, NAME, only=(name,))
@@ -219,7 +219,11 @@ def leaky(run_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             "content of /home/alice/data/questions.jsonl": "0123",
         }
         manifest.write(run_path / stage, said | {"host": "alice-laptop", "cwd": "/home/alice/dto"})
-    dropped = {"id": "row/1", "reason": "missing_field", "detail": "/tmp/alice/x.jsonl, row 3: no"}
+    dropped = {
+        "id": "row/1",
+        "reason": "missing_field",
+        "detail": "/home/alice/data/questions.jsonl, row 3: no",
+    }
     (run_path / "problems" / "dropped.jsonl").write_text(json.dumps(dropped) + "\n")
     sampled = pl.read_parquet(run_path / "sample" / "rows.parquet")
     reason = "No space left on device: '/scratch/alice/cache/x.bin'"  # no setting names that
@@ -284,7 +288,7 @@ def test_nothing_private_goes_up(
     said = json.loads(files["sample/manifest.json"])
     assert said["config"]["content of questions.jsonl"] == "0123" and "host" not in said
     dropped = json.loads(files["problems/dropped.jsonl"])
-    assert dropped["detail"] == "x.jsonl, row 3: no"
+    assert dropped["detail"] == "questions.jsonl, row 3: no"
     (tmp_path / "one.parquet").write_bytes(files["evaluate/rows.parquet"])
     ids = pl.read_parquet(tmp_path / "one.parquet")["id"].to_list()
     assert ids == sorted(ids) and any(each.startswith("second/") for each in ids)
@@ -298,7 +302,7 @@ def test_nothing_private_goes_up(
         ("pair", "the key is hf_" + "A1" * 17, "column chosen holds a key: nothing is uploaded"),
         ("pair", "a-secret-of-alice", "column chosen holds the value of ALICE_API_KEY"),
         ("pair", "see /home/alice/notes", "column chosen holds a local path or a server: nothing"),
-        ("recipe", "/data/private/notes.txt explains it", "holds the local path 'notes.txt'"),
+        ("recipe", "hf_" + "A1" * 17, "holds a key: nothing is uploaded"),
     ],
 )
 def test_what_remains_is_refused(
@@ -313,7 +317,7 @@ def test_what_remains_is_refused(
     monkeypatch.setenv("HOME", "/home/alice")
     if where == "recipe":
         system = run.recipe.model.model_copy(update={"system": f"Read {text}"})
-        run = Run(run.path, run.recipe.model_copy(update={"model": system}), False, run.lock)
+        run = run.following(run.recipe.model_copy(update={"model": system}))
     else:
         rows = list(tables.read(run.table("pair"), PreferencePair))
         first = PreferencePair(**row_of(rows[0]) | {"chosen": text})  # type: ignore[arg-type]
@@ -322,3 +326,24 @@ def test_what_remains_is_refused(
         publish(run, NAME)
     assert said in str(error.value) and text not in str(error.value)
     assert not hub.requests
+
+
+def test_a_name_of_this_machine_is_told(
+    run: Run, hub: Hub, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name of whoever publishes, as a word; paths that a model may have made up are not."""
+    monkeypatch.setenv("HOME", "/home/bob")
+    monkeypatch.setenv("LOGNAME", "alice")
+    rows = list(tables.read(run.table("pair"), PreferencePair))
+    said = ["cat /home/carol/notes", "alice, f:\\mathbb{R} and a/m", "see C:\\Users\\x"]
+    for place, text in enumerate(said):
+        values = {name: getattr(rows[place], name) for name in PreferencePair.__slots__}
+        rows[place] = PreferencePair(**values | {"chosen": text})
+    tables.write(run.table("pair"), PreferencePair, rows)
+    publish(run, "alice/small", dry_run=True)
+    name = "pair/rows.parquet: a name of this machine in 1 texts, the first is row"
+    assert name in caplog.text and "carol" not in caplog.text
+    assert "README.md" not in caplog.text  # `alice/small` is its name, and everybody's to see
+    other = run.following(run.recipe.model_copy(update={"name": "of-alice x alice"}))
+    publish(other, "alice/small", dry_run=True)
+    assert "README.md: a name of this machine in" in caplog.text

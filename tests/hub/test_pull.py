@@ -92,7 +92,7 @@ def test_any_stage_is_computed_again_to_the_same(stage: str, run: Run, hub: Hub)
 
 def test_a_half_of_a_run_is_ended_elsewhere(run: Run, hub: Hub, whole: Path) -> None:
     for stage in ("prune", "pair", "train", "evaluate"):
-        run.clear(stage)
+        run.set_aside(stage)
     publish(run, NAME)
     pull(NAME, OUT)
     go_on(OUT, *TABLES[:-1])
