@@ -232,14 +232,8 @@ def run_pilot(
 
 def actual_problems(recipe: Recipe) -> dict[str, int]:
     """How many problems the run has by stratum. Loads the sources, as their sizes are not known."""
-<<<<<<< HEAD
-    from dto.tasks.load import load_problems, load_test_sets
-=======
-    own = recipe.problems
-    actual = {"train": own.train, "dev": own.dev}
     from dto.tasks.load import load_problems
     from dto.tasks.problems import load_test_sets
->>>>>>> h8-grad
 
     actual = {"train": recipe.problems.train, "dev": recipe.problems.dev}
     loaded = load_problems(recipe.problems, recipe.seed)

@@ -42,7 +42,8 @@ def guarded(work: Callable[[], object]) -> int:
         return 1
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        if not isinstance(error, OSError) and all(each not in reason for each in DISK_ERRORS):
+        full = any(each in reason for each in DISK_ERRORS)
+        if not isinstance(error, OSError) and not full:
             raise
         print(
             f"error: train: cannot write ({reason}); what was computed is kept, make room",
