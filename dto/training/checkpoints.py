@@ -28,36 +28,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from dto.recipe import Recipe, TrainSettings
 from dto.records import Problem
 from dto.runs.manifest import write_text
-from dto.training.dev import measure, spread, summarize
+from dto.training.dev import BASE_STEP, DevScore, measure, spread, summarize
 from dto.training.judging import Judging
 from dto.usage import Usage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-BASE_STEP = 0
 CHECKPOINTS = "checkpoints"
-
-
-@dataclass(frozen=True, slots=True)
-class DevScore:
-    """The model after `step` optimizer steps, on the dev problems.
-
-    `accuracy` and `truncated` are shares of the `responses` that have a grade (`failed` ones have
-    none); `standard_error` is that of the accuracy, clustered by problem. `tokens_mean` is over the
-    same responses. `loss` is the mean training loss since the row before (none at step 0).
-    """
-
-    step: int
-    epoch: float
-    accuracy: float
-    standard_error: float
-    tokens_mean: float
-    truncated: float
-    responses: int
-    failed: int
-    loss: float | None
-    collapsed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,11 +240,7 @@ class DevCallback(TrainerCallback):
         self._bar: tqdm[Any] = tqdm(disable=True)
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Go on behind the point that a resumed training has come to."""
         self._passed = self._points(state) if state.global_step else 0
@@ -280,11 +254,7 @@ class DevCallback(TrainerCallback):
         self._since = time.monotonic()
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Ask for a checkpoint at the points."""
         self._bar.update()
@@ -294,11 +264,7 @@ class DevCallback(TrainerCallback):
         return control
 
     def on_save(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """The checkpoint is written: measure it, by which it becomes complete."""
         seconds = time.monotonic() - self._since
@@ -310,11 +276,7 @@ class DevCallback(TrainerCallback):
         return control
 
     def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Close the bar."""
         self._bar.close()
@@ -342,12 +304,8 @@ class DevCallback(TrainerCallback):
         )
         if self.judging is not None:
             usage.add(self.judging.measure(model, step))
-        score = DevScore(
-            step,
-            round(self.epochs * share, 4),
-            *summarize(responses),
-            loss=self.trainer.mean_loss(),
-        )
+        epoch = round(self.epochs * share, 4)
+        score = summarize(step, epoch, responses, self.trainer.mean_loss())
         if step > BASE_STEP:
             base = self.training.history[0]
             score = replace(score, collapsed=has_collapsed(score, base, self.recipe.train))

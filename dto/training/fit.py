@@ -21,14 +21,13 @@ from dto.runs.manifest import peak_memory, write_text
 from dto.runs.reader import RunReader
 from dto.seeds import content_id
 from dto.training.checkpoints import (
-    BASE_STEP,
     CHECKPOINTS,
     Choice,
     DevCallback,
-    DevScore,
     TrainingState,
     choose,
 )
+from dto.training.dev import BASE_STEP, DevScore
 from dto.training.judging import Judging
 from dto.training.pairs import (
     Demonstration,

@@ -116,7 +116,7 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
             tokenizer,
             rows,
             order,
-            [*callbacks, Decay(self), Steps(self)],
+            [*callbacks, StepCallback(self)],
             reward_funcs=self._rewards,
             rollout_func=self._responses,
         )
@@ -129,7 +129,7 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
         revision = recipe.model.revision
         return GRPOConfig(
             **arguments(recipe, directory),
-            lr_scheduler_type="constant",  # Decay sets it
+            lr_scheduler_type="constant",  # StepCallback sets it
             num_generations=settings.group,
             max_completion_length=sampling.max_tokens,
             temperature=sampling.temperature or 1.0,
@@ -253,21 +253,18 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
             self.usage.add(each)
 
 
-class Decay(TrainerCallback):
-    """The learning rate falls linearly with what is spent, as it does with steps elsewhere.
+class StepCallback(TrainerCallback):
+    """Sets the learning rate of each step, and writes a line about it.
 
-    It rises first over `train.warmup_steps`.
+    The rate falls linearly with what is spent, as it does with steps elsewhere; it rises first over
+    `train.warmup_steps`. The file begins anew with the training.
     """
 
     def __init__(self, trainer: OnlineTrainer) -> None:
         self.trainer = trainer
 
     def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Set the rate of the step."""
         budget = self.trainer.recipe.train.policy_tokens
@@ -276,19 +273,8 @@ class Decay(TrainerCallback):
         for group in kwargs["optimizer"].param_groups:
             group["lr"] = args.learning_rate * (1 - done) * rising
 
-
-class Steps(TrainerCallback):
-    """A line for each step; the file begins anew with the training."""
-
-    def __init__(self, trainer: OnlineTrainer) -> None:
-        self.trainer = trainer
-
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Write what the step was like."""
         line = json.dumps({"step": state.global_step, **self.trainer.take_step()})

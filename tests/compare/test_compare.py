@@ -21,7 +21,7 @@ from dto.pipeline import needed, open_run, run_stages
 from dto.prompts import resource
 from dto.recipe import PairSettings, Recipe, load_recipe
 from dto.records import Problem
-from dto.training.checkpoints import DevScore
+from dto.training.dev import DevScore
 from tests.compare.test_data import samples
 
 PIPELINES = Path(str(resource("pipelines")))

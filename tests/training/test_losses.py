@@ -17,7 +17,7 @@ from dto.records import Problem, Trajectory
 from dto.runs.reader import RunReader
 from dto.tables import read, write
 from dto.training import grpo, trainers
-from dto.training.checkpoints import DevScore
+from dto.training.dev import DevScore
 from dto.training.fit import fit, training_flops
 from dto.training.pairs import (
     Demonstration,
