@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import ceil, isnan, nan, sqrt
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,8 +36,7 @@ from dto.pipeline import STAGES, needed, open_run, run_stages
 from dto.recipe import Recipe
 from dto.records import Problem
 from dto.reporting.cost import BACKWARD
-from dto.reporting.report import without_nan
-from dto.reporting.table import aligned
+from dto.reporting.table import Table
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 from dto.runs.run import Run
@@ -140,28 +139,21 @@ class Forecast:
     total: StageForecast
     pilot_tokens: int
 
-    def as_json(self) -> dict[str, Any]:
-        """The content of `forecast.json`: strict JSON, a figure without value is null."""
-        data: dict[str, Any] = without_nan(asdict(self))
-        return data
-
     def __str__(self) -> str:
         counts = ", ".join(
             f"{number:,} {name} ({self.pilot[name]})" for name, number in self.problems.items()
         )
-        cells = [("stage", "tokens (95 %)", "trained", "FLOPs")]
-        for row in (*self.stages, self.total):
-            flops = row.attention_flops.value
-            shown = "–" if isnan(flops) else f"{flops:.1e}"
-            cells.append((row.stage, _count(row.tokens), f"{row.trained_tokens.value:,.0f}", shown))
-        return "\n".join(
-            [
-                f"{self.name}: forecast for {counts} problems (pilot)",
-                "",
-                *aligned(cells, left=1),
-                f"The pilot took {self.pilot_tokens:,} tokens. Nothing else was run.",
-            ]
+        table = Table(
+            "",
+            ("stage", "tokens (95 %)", "trained", "FLOPs"),
+            tuple(
+                (row.stage, _count(row.tokens), row.trained_tokens.value, row.attention_flops.value)
+                for row in (*self.stages, self.total)
+            ),
+            (f"The pilot took {self.pilot_tokens:,} tokens. Nothing else was run.",),
+            ("", "", ",.0f", ".1e"),
         )
+        return f"{self.name}: forecast for {counts} problems (pilot)\n\n{table.text()}"
 
 
 def _count(figure: Range) -> str:
@@ -225,8 +217,7 @@ def run_pilot(
         result = forecast(run, recipe, actual)
     finally:
         run.close()
-    text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
-    manifest.write_text(run / "forecast.json", text + "\n")
+    manifest.write_json(run / "forecast.json", result)
     return result
 
 

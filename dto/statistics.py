@@ -254,6 +254,19 @@ def efficiency(
     return Estimate(float(_efficiency(sums_PX.sum(0)[None])[0]), low, high, samples, len(shared))
 
 
+def ratio(sums_P2: npt.NDArray[np.float64], samples: int = 0) -> Estimate:
+    """The quotient of two sums over problems, such as of tokens with and without an exit.
+
+    Column 0 over column 1, a row a problem; percentile interval of a bootstrap over the rows. nan
+    without rows.
+    """
+    if not len(sums_P2):
+        return NOTHING
+    low, high = bootstrap(sums_P2, lambda totals: totals[:, 0] / totals[:, 1])
+    upper, lower = sums_P2.sum(0)
+    return Estimate(float(upper / lower) if lower else nan, low, high, samples, len(sums_P2))
+
+
 def cohen_kappa(
     first_N: Sequence[str], second_N: Sequence[str], problems_N: Problems, confidence: float = 0.95
 ) -> Estimate:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto.reporting.macro import average
+from dto.reporting.evaluation import average
 from dto.statistics import (
     Estimate,
     _t_quantile,

@@ -27,7 +27,7 @@ from dto.reporting.table import Table
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 from dto.runs.run import settings_of
-from dto.stages.trace import read_traces
+from dto.studies.trace import read_traces
 
 POLICY = "calibrated"
 

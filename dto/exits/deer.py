@@ -2,7 +2,7 @@
 
 At each transition the model gives a trial answer; either the thinking is closed and the model
 concludes, or the trial is thrown away and the path goes on (`dto.exits.loop`). Modes differ in what
-a trial is and how sure it makes; `compat` has a module of its own.
+a trial is and how sure it makes; `compat` is `dto.policies.compat`.
 
 Departs from the paper: on an engine whose noise depends on seed and position the path goes on with
 exactly the tokens that it would have had without the pause, so that rows with and without the
@@ -16,7 +16,6 @@ from collections.abc import Sequence
 
 from dto.concurrency import gather_bounded
 from dto.context import Context
-from dto.exits.compat import compat
 from dto.exits.loop import Decide, leave_at_transition
 from dto.exits.path import ExitedResponse, Path
 from dto.exits.trial import Tried, ask, confidence, tried, try_answer
@@ -34,10 +33,9 @@ async def deer(
     """Leave at the first transition whose trial answer has a confidence above the threshold.
 
     Modes: `fixed` tries `settings.inducer` with `settings.confidence`; `qwen3` and `pro` are
-    described at `_qwen3` and `combine`, and bring their own confidence.
+    described at `_qwen3` and `combine`, and bring their own confidence; `compat` is a policy of its
+    own (`dto.policies.compat`).
     """
-    if settings.mode == "compat":
-        return await compat(path, settings, problem, ctx)
     names = PRO_INDUCERS if settings.mode == "pro" else (f"trial_{settings.inducer}",)
     inducers = [answer_inducer(name, ctx) for name in names]
 

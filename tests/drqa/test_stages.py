@@ -11,7 +11,6 @@ from typing import Any
 import datasets
 import polars as pl
 import pytest
-from dto.drqa.feed import pass_rates
 from transformers import AutoTokenizer
 
 import dto
@@ -24,7 +23,7 @@ from dto.hub.publish import publish
 from dto.pipeline import open_run, run_stages
 from dto.recipe import Recipe, resolve
 from dto.records import BatchResponse, Chain, Dropped, LabelledChain, Problem, Trajectory
-from dto.reporting.report import report
+from dto.reporting.write import report
 from dto.runs.reader import RunReader
 from dto.runs.run import agree
 from dto.seeds import derive

@@ -16,9 +16,9 @@ from tokenizers.processors import TemplateProcessing
 
 from dto.engines import open_engine
 from dto.errors import RecipeError
-from dto.exits.compat import NEAR_LIMIT, compat, confidence
 from dto.exits.path import ExitedResponse, Path
 from dto.grading import Grader
+from dto.policies.compat import NEAR_LIMIT, compat, confidence
 from dto.prompts import render
 from dto.protocols import Completion, Sampling
 from dto.recipe import ModelSettings

@@ -20,7 +20,7 @@ from dto.errors import DtoError
 from dto.grading import Grader
 from dto.recipe import Recipe
 from dto.records import LabelledChain, Trajectory
-from dto.reporting.table import funnel_lines
+from dto.reporting.funnel import funnel_lines
 from dto.seeds import derive
 from dto.tables import read, write
 from dto.training import grpo
