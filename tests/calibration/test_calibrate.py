@@ -100,7 +100,7 @@ def test_samples_of_a_problem_are_one_loss() -> None:
 def test_reliability_by_hand() -> None:
     trials = [(0.95, True, "a"), (0.85, True, "a"), (0.85, False, "b"), (1.0, False, "b")]
     found = reliability("cue", "inside", "mean", trials)
-    assert [(each.trials, each.accuracy) for each in found.bins] == [(2, 0.5), (2, 0.5)]
+    assert [(each.trials, each.accuracy.value) for each in found.bins] == [(2, 0.5), (2, 0.5)]
     assert found.ece == pytest.approx((2 * abs(0.5 - 0.85) + 2 * abs(0.5 - 0.975)) / 4)
     assert math.isnan(reliability("cue", "inside", "mean", []).ece)
 
