@@ -34,6 +34,7 @@ from dto.recipe import ExitSettings, Recipe, TraceSettings
 from dto.records import EvaluationRow, Trial
 from dto.reporting.positions import Reliability, reliability
 from dto.stages.evaluate import evaluation_row
+from dto.statistics import Estimate
 from dto.studies.trace import Trace
 from dto.usage import ModelShape
 
@@ -190,16 +191,9 @@ class Point:
     """
 
     exit: ExitSettings
-    problems: int
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    loss: float
-    loss_low: float
-    loss_high: float
-    tokens: float
-    tokens_low: float
-    tokens_high: float
+    accuracy: Estimate
+    loss: Estimate
+    tokens: Estimate
     trial_tokens: float
     left: float
 
@@ -241,21 +235,11 @@ class Sweep:
         places = self._places(problems)
         samples = self.correct_EPS.shape[2]
         clusters = [problem for problem in problems for _ in range(samples)]
-        accuracy = statistics.proportion(self.correct_EPS[exit, places].ravel(), clusters)
-        loss = statistics.mean(self.losses(problems)[exit], problems)
-        tokens = statistics.mean(self.tokens_EPS[exit, places].ravel(), clusters)
         return Point(
             exit=self.exits[exit],
-            problems=len(problems),
-            accuracy=accuracy.value,
-            accuracy_low=accuracy.low,
-            accuracy_high=accuracy.high,
-            loss=loss.value,
-            loss_low=loss.low,
-            loss_high=loss.high,
-            tokens=tokens.value,
-            tokens_low=tokens.low,
-            tokens_high=tokens.high,
+            accuracy=statistics.proportion(self.correct_EPS[exit, places].ravel(), clusters),
+            loss=statistics.mean(self.losses(problems)[exit], problems),
+            tokens=statistics.mean(self.tokens_EPS[exit, places].ravel(), clusters),
             trial_tokens=float(self.trial_tokens_EPS[exit, places].mean()) if problems else 0.0,
             left=float(self.left_EPS[exit, places].mean()) if problems else 0.0,
         )
