@@ -36,9 +36,9 @@ from dto.pipeline import STAGES, needed, open_run, run_stages
 from dto.recipe import Recipe
 from dto.records import Problem
 from dto.reporting.cost import BACKWARD
-from dto.reporting.report import without_nan
 from dto.reporting.table import aligned
 from dto.runs import manifest
+from dto.runs.manifest import without_nan
 from dto.runs.reader import RunReader
 from dto.runs.run import Run
 from dto.sequential import SequentialTest
@@ -232,7 +232,8 @@ def run_pilot(
 
 def actual_problems(recipe: Recipe) -> dict[str, int]:
     """How many problems the run has by stratum. Loads the sources, as their sizes are not known."""
-    from dto.tasks.load import load_problems, load_test_sets
+    from dto.tasks.load import load_problems
+    from dto.tasks.problems import load_test_sets
 
     actual = {"train": recipe.problems.train, "dev": recipe.problems.dev}
     loaded = load_problems(recipe.problems, recipe.seed)

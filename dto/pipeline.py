@@ -35,7 +35,8 @@ from dto.runs.runner import Runner
 from dto.runs.stage import Stage
 from dto.segmentation.lexicon import LOOP
 from dto.segmentation.worker import Segmenter
-from dto.stages import estimate, evaluate, optimize, pair, pilot, prune, sample, segment, trace
+from dto.stages import estimate, evaluate, optimize, pair, prune, sample, segment
+from dto.studies import pilot, trace
 from dto.tags import FOREIGN
 from dto.tasks import importing, problems
 from dto.training import train

@@ -16,17 +16,17 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dto.calibration.reliability import Reliability, least_off
 from dto.calibration.replay import Point, Sweep, candidates, check, statics, sweep
 from dto.calibration.risk import Split, certify, order, split
 from dto.errors import DtoError, RecipeError, disk_errors
 from dto.recipe import ExitSettings, Recipe, load_recipe
-from dto.reporting.comparison import MAX_FAILED
-from dto.reporting.picture import COLOURS, INK
-from dto.reporting.report import without_nan
+from dto.reporting.evaluation import MAX_FAILED
+from dto.reporting.pictures import COLOURS, INK, error_bars
+from dto.reporting.positions import Reliability, least_off
 from dto.runs import manifest
+from dto.runs.manifest import without_nan
 from dto.runs.run import settings_of
-from dto.stages.trace import read_traces
+from dto.studies.trace import read_traces
 
 
 def draw(
@@ -109,13 +109,10 @@ def _reliability(axes: Axes, reliable: Reliability | None) -> None:
         axes.set_title("no trials", loc="left", fontsize=9, color=INK)
         return
     bins = reliable.bins
-    axes.errorbar(
-        [each.confidence for each in bins],
-        [each.accuracy for each in bins],
-        yerr=[
-            [each.accuracy - each.accuracy_low for each in bins],
-            [each.accuracy_high - each.accuracy for each in bins],
-        ],
+    error_bars(
+        axes,
+        [bin.confidence for bin in bins],
+        [bin.accuracy for bin in bins],
         fmt="o-",
         markersize=4,
         linewidth=1.0,

@@ -90,10 +90,10 @@ def _card(
         if row.model != "trained":
             continue
         dataset, revision = _dataset(row.task, recipe, name)
-        setting = f"exit {row.exit}, avg@{row.samples}, T={recipe.evaluate.temperature}"
+        setting = f"exit {row.exit}, avg@{row.more['samples']}, T={recipe.evaluate.temperature}"
         for metric, value, what in (
-            ("accuracy", round(100 * row.accuracy, 2), "accuracy, %"),
-            ("tokens", round(row.tokens_mean, 1), "tokens per question"),
+            ("accuracy", round(100 * row.accuracy.value, 2), "accuracy, %"),
+            ("tokens", round(row.tokens.value, 1), "tokens per question"),
         ):
             if isfinite(value):
                 measured.append(

@@ -16,7 +16,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from dto.records import Problem
 from dto.runs.manifest import write_text
 from dto.training.dev import measure, spread, summarize
 from dto.training.judging import Judging
+from dto.usage import Usage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -210,6 +211,16 @@ class TrainingState:
         """What was spent on each score, also by runs that were killed afterwards."""
         return _rows(self.directory / "effort.jsonl")
 
+    def spent(self) -> tuple[Usage, dict[str, float]]:
+        """The sum of all efforts: usage of the dev responses, and seconds."""
+        efforts = self.efforts()
+        usage = Usage()
+        for effort in efforts:
+            usage.add(Usage.read(effort["usage"]))
+        keys = ("train_seconds", "dev_seconds")
+        seconds = {key: round(sum(effort[key] for effort in efforts), 3) for key in keys}
+        return usage, {**seconds, "seconds": round(sum(seconds.values()), 3)}
+
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
@@ -224,9 +235,9 @@ logger = logging.getLogger("dto.train")
 class DevCallback(TrainerCallback):
     """Saves and measures the model at evenly spaced steps, the last one included.
 
-    `mean_loss` is the trainer's mean loss since it was last asked for; `share` says how much of the
-    training is done, by steps unless the trainer counts otherwise. It ends at 1. `judging`, if
-    there is any, is measured beside the dev problems.
+    `trainer`, which is made after this and set before it trains, says how much of the training is
+    done, and its mean loss. `judging`, if there is any, is measured beside the dev problems; what
+    the trainer goes through is `epochs` passes.
     """
 
     def __init__(
@@ -235,17 +246,17 @@ class DevCallback(TrainerCallback):
         tokenizer: PreTrainedTokenizerBase,
         problems: Sequence[Problem],
         training: TrainingState,
-        allow_code_execution: bool = False,
+        judging: Judging | None,
+        epochs: float,
     ) -> None:
         self.recipe = recipe
         self.tokenizer = tokenizer
         self.problems = problems
         self.training = training
-        self.allow_code_execution = allow_code_execution
-        self.epochs = recipe.train.epochs
-        self.mean_loss: Callable[[], float | None] = lambda: None
-        self.share: Callable[[TrainerState], float] = _by_steps
-        self.judging: Judging | None = None
+        self.judging = judging
+        self.epochs = epochs
+        self.trainer: Any = None
+        self.allow_code_execution = False
         self._passed = 0
         self._since = time.monotonic()
         self._bar: tqdm[Any] = tqdm(disable=True)
@@ -291,7 +302,7 @@ class DevCallback(TrainerCallback):
     ) -> TrainerControl:
         """The checkpoint is written: measure it, by which it becomes complete."""
         seconds = time.monotonic() - self._since
-        share = self.share(state)
+        share = self.trainer.share(state)
         score = self.score(kwargs["model"], state.global_step, share, seconds)
         ended = score.collapsed or self._passed == self.recipe.train.evaluations
         control.should_training_stop = control.should_training_stop or ended
@@ -310,7 +321,8 @@ class DevCallback(TrainerCallback):
 
     def _points(self, state: TrainerState) -> int:
         """How many of the points are passed."""
-        return math.floor(self.recipe.train.evaluations * self.share(state) + 1e-9)
+        share: float = self.trainer.share(state)
+        return math.floor(self.recipe.train.evaluations * share + 1e-9)
 
     def score(self, model: PreTrainedModel, step: int, share: float, seconds: float) -> DevScore:
         """Measure the model, each process on its share of the problems, and write it down.
@@ -334,7 +346,7 @@ class DevCallback(TrainerCallback):
             step,
             round(self.epochs * share, 4),
             *summarize(responses),
-            loss=self.mean_loss(),
+            loss=self.trainer.mean_loss(),
         )
         if step > BASE_STEP:
             base = self.training.history[0]
@@ -348,10 +360,6 @@ class DevCallback(TrainerCallback):
         PartialState().wait_for_everyone()
         logger.info("%s", _line(score))
         return score
-
-
-def _by_steps(state: TrainerState) -> float:
-    return state.global_step / state.max_steps
 
 
 def _line(score: DevScore) -> str:

@@ -9,11 +9,11 @@ import yaml
 
 from dto import tables
 from dto.calibration.calibrate import Calibration, calibrate, frontier, pick, replay
-from dto.calibration.reliability import reliability
 from dto.calibration.replay import candidates, sweep
 from dto.errors import DtoError
 from dto.recipe import Recipe, make_recipe
-from dto.stages.trace import Trace
+from dto.reporting.positions import reliability
+from dto.studies.trace import Trace
 from tests.calibration.traces import hand_trace, recipe
 
 

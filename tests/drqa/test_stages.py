@@ -23,7 +23,7 @@ from dto.hub.publish import publish
 from dto.pipeline import open_run, run_stages
 from dto.recipe import Recipe, resolve
 from dto.records import BatchResponse, Chain, Dropped, LabelledChain, Problem, Trajectory
-from dto.reporting.report import report
+from dto.reporting.write import report
 from dto.runs.reader import RunReader
 from dto.runs.run import agree
 from dto.seeds import derive

@@ -17,6 +17,7 @@ from dto.pipeline import open_run, run_stages
 from dto.recipe import PairSettings, ProblemSettings, load_recipe
 from dto.records import Dropped, PreferencePair, Problem, Trajectory
 from dto.runs import manifest
+from dto.runs.reader import RunReader
 from dto.stages.pair import preference_pairs
 from dto.tasks.importing import Response, holds_pairs, imported_problems, read_responses
 from dto.training.pairs import TokenizedPair, load_pairs
@@ -161,7 +162,7 @@ def test_preferences_of_others_are_trained_on(
     assert code == 0 and "go on with dto train runs/preferences" in said, said
     run = Path("runs/preferences")
     assert (manifest.read(run / "sample") or {})["dropped"] == {"empty_response": 1}
-    pairs = [row for row in load_pairs(run, 1024) if isinstance(row, TokenizedPair)]
+    pairs = [row for row in load_pairs(RunReader(run), 1024) if isinstance(row, TokenizedPair)]
     written = list(tables.read(run / "pair/rows.parquet", PreferencePair))
     assert len(pairs) == len(written) == 6
     assert {row.chosen_from for row in written} == {"imported"}

@@ -17,7 +17,7 @@ from dto.hub.pull import owed, pull
 from dto.pipeline import open_run, run_stages
 from dto.recipe import load_recipe, make_recipe
 from dto.records import Problem
-from dto.reporting.report import report
+from dto.reporting.write import report
 from dto.runs import manifest
 from dto.runs.run import Run
 from dto.viewer.data import RunTables

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from dto.recipe import Recipe
 from dto.records import Problem, Trajectory
+from dto.runs.reader import RunReader
 from dto.tables import read, write
-from dto.training import dpo, grpo, pruner, sft
+from dto.training import grpo, trainers
 from dto.training.checkpoints import DevScore
 from dto.training.fit import fit
 from dto.training.pairs import (
@@ -61,14 +62,19 @@ def logprobs(
 
 
 def test_dpo(
-    tokenizer: PreTrainedTokenizerBase, pairs: list[TokenizedPair], tmp_path: Path
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: list[TokenizedPair],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     policy, base = tiny_model(len(tokenizer)), tiny_model(len(tokenizer))
     with torch.no_grad():
         next(policy.parameters()).mul_(1.5)
-    args = dpo.config(recipe_of(method="dpo", beta=0.3), tmp_path)
+    recipe = recipe_of(method="dpo", beta=0.3)
+    monkeypatch.setattr(trainers, "load", lambda recipe: (base, tokenizer))
+    args = trainers.StoredDPOTrainer.config(recipe, tmp_path)
     order = [2, 1, 0]
-    trainer = dpo.ExactDPOTrainer(policy, base, args, tokenizer, pairs, order)
+    trainer = trainers.StoredDPOTrainer(recipe, policy, args, tokenizer, pairs, order)
     batch = next(iter(trainer.get_train_dataloader()))
     wanted = [pairs[index] for index in order[:2]]
     sides = [(row.prompt_ids, row.chosen_ids) for row in wanted]
@@ -91,9 +97,10 @@ def test_sft(
 ) -> None:
     rows = [row for row in chosen_sides(pairs) if isinstance(row, Demonstration)]
     assert [row.id for row in rows] == ["a", "b"]  # c has the chosen side of a
-    args = sft.config(recipe_of(method="sft"), tmp_path)
+    recipe = recipe_of(method="sft")
+    args = trainers.StoredSFTTrainer.config(recipe, tmp_path)
     model = tiny_model(len(tokenizer))
-    trainer = sft.ExactSFTTrainer(model, args, tokenizer, rows, [1, 0, 1])
+    trainer = trainers.StoredSFTTrainer(recipe, model, args, tokenizer, rows, [1, 0, 1])
     batch = next(iter(trainer.get_train_dataloader()))
     for number, index in enumerate([1, 0]):
         labels = batch["labels"][number]
@@ -116,8 +123,8 @@ def test_o1_pruner_is_clipped_against_the_base(
     recipe = Recipe.model_validate(
         {"name": "x", "sample": {"temperature": 1.0}, "train": {"batch_size": 2}}
     )
-    args = pruner.config(recipe, tmp_path)
-    trainer = pruner.StoredTrainer(model, args, tokenizer, rows, [1, 0])
+    args = grpo.PrunerTrainer.config(recipe, tmp_path)
+    trainer = grpo.PrunerTrainer(recipe, model, args, tokenizer, rows, [1, 0])
     base = tiny_model(len(tokenizer))
     with torch.no_grad():
         next(model.parameters()).mul_(1.2)
@@ -139,7 +146,7 @@ def test_weights_are_those_of_the_problem(run: RunFolder) -> None:
     table = run.path / "sample" / "rows.parquet"
     first, *others = read(table, Trajectory)
     write(table, Trajectory, [first, *others])
-    rows = load_weighted(run.path, 256, 2.0)
+    rows = load_weighted(RunReader(run.path), 256, 2.0)
     assert [row.id for row in rows] == [row.id for row in [first, *others]]
     assert all(isinstance(row, Demonstration) and row.weight == 0.0 for row in rows)  # one each
 
