@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from dto.engines.shape import shape_of_config
 from dto.errors import RecipeError
 from dto.pipeline import STAGES, needed, open_run, run_stages
 from dto.recipe import Recipe
@@ -43,7 +44,7 @@ from dto.runs.reader import RunReader
 from dto.runs.run import Run
 from dto.sequential import SequentialTest
 from dto.statistics import widening
-from dto.usage import ModelShape, attention_flops
+from dto.usage import attention_flops
 
 TOKENS, FLOPS, CACHED = pl.col("tokens"), pl.col("flops"), pl.col("cached")
 ONE = pl.col("problem").is_not_null()
@@ -420,7 +421,7 @@ def _attention(run: RunReader, tokens: pl.Expr) -> pl.Expr:
     """FLOPs of the attention over so many tokens, as :func:`dto.usage.attention_flops` has it."""
     config, shape = run / "train" / "model" / "config.json", None
     if config.is_file():
-        shape = ModelShape.from_config(SimpleNamespace(**json.loads(config.read_text("utf-8"))))
+        shape = shape_of_config(SimpleNamespace(**json.loads(config.read_text("utf-8"))))
     return attention_flops(shape, 0, 1) * tokens * (tokens + 1) / 2
 
 
