@@ -17,10 +17,12 @@ from dto.settings import SamplingSettings
 from dto.tags import ThinkTags, think_tags
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from transformers import PreTrainedTokenizerBase
 
     from dto.protocols import Grader
-    from dto.segmentation.worker import Segmenter
+    from dto.segmentation.patterns import Granularity, TextSegment
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Context:
     A stage reads its own settings as `ctx.recipe.<stage>`; the prompts are those of
     `ctx.recipe.model.family`. `judge` is asked by `prune.judge: llm`; None: the policy judges.
     `model` is what the rows of an evaluation call the policy (`base`, `trained`, a path).
-    `segmenter` cuts texts in other processes; None: in this one.
+    `cut` cuts thinking texts in other processes; None: in this one.
     """
 
     recipe: Recipe
@@ -38,7 +40,7 @@ class Context:
     grader: Grader
     judge: Engine | None = None
     model: str = "base"
-    segmenter: Segmenter | None = None
+    cut: Callable[[str, Granularity], Awaitable[list[TextSegment]]] | None = None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

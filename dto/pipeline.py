@@ -35,7 +35,7 @@ from dto.runs.run import Consent, Run, refuse
 from dto.runs.runner import Runner
 from dto.runs.stage import Stage
 from dto.segmentation.lexicon import LOOP
-from dto.segmentation.worker import Segmenter
+from dto.segmenter import Segmenter
 from dto.stages import estimate, evaluate, optimize, pair, prune, sample, segment
 from dto.studies import pilot, trace
 from dto.tags import FOREIGN
@@ -233,7 +233,7 @@ class Served:
         if stage.needs == "nothing":
             return without_engine(self._recipe, self.grader)
         if stage.needs == "tokenizer":
-            return replace(self._without_model(), segmenter=self._segmenter)
+            return replace(self._without_model(), cut=self._segmenter.cut)
         ctx = await self._with_engine(model)
         if stage.check is not None:
             stage.check(ctx)
