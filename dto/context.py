@@ -8,13 +8,13 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 from dto.errors import EngineError
-from dto.joins import Joined, join
 from dto.prompts import render
 from dto.protocols import Engine, Sampling
 from dto.recipe import Recipe
 from dto.seeds import derive
 from dto.settings import SamplingSettings
 from dto.tags import ThinkTags, think_tags
+from dto.text import Joined, join
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -66,7 +66,7 @@ class Context:
         return self.tags.encode(self.tokenizer, text)
 
     def join(self, ids: Sequence[int], text: str, fixed: int = 0) -> Joined:
-        """A text put after ids, of which the first `fixed` stay (:func:`dto.joins.join`)."""
+        """A text put after ids, of which the first `fixed` stay (:func:`dto.text.join`)."""
         return join(self.tokenizer, ids, text, self.encode, fixed)
 
     def put_after(self, ids: Sequence[int], text: str, fixed: int = 0) -> tuple[int, ...]:
