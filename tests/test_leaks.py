@@ -17,12 +17,11 @@ from dto.pipeline import open_run, run_stages
 from dto.recipe import EvaluateSettings, ProblemSettings, Recipe
 from dto.records import Dropped, Problem
 from dto.reporting.batch import _dropped_lines
-from dto.reporting.funnel import funnel, json_lines
-from dto.reporting.table import funnel_lines
+from dto.reporting.funnel import funnel, funnel_lines, json_lines
 from dto.tasks import load as loading
 from dto.tasks.importing import imported_problems
-from dto.tasks.load import load_problems, load_test_sets
-from dto.tasks.overlap import Index, same_as
+from dto.tasks.load import Index, load_problems, same_as
+from dto.tasks.problems import load_test_sets
 
 TRAIN = (
     "A farmer has seventeen sheep and sells all but nine of them at the market on the last day "

@@ -77,7 +77,7 @@ def run(
 
 
 def _report(path: Path) -> None:
-    from dto.reporting.report import report
+    from dto.reporting.write import report
 
     print(report(path))
 

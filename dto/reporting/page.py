@@ -17,8 +17,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure as Drawing
 
 from dto import __version__
-from dto.reporting import figures
-from dto.reporting.picture import TEXT
+from dto.reporting import pictures
+from dto.reporting.pictures import TEXT
 from dto.reporting.table import Table
 
 
@@ -33,7 +33,7 @@ class Figure:
 def drawn(name: str, says: str, make: Callable[..., Drawing], *arguments: Any) -> Figure:
     """The picture that `make` draws; names in it are text, whatever signs they hold."""
     with rc_context(TEXT):
-        return Figure(figures.svg(make(*arguments), name), says)
+        return Figure(pictures.svg(make(*arguments), name), says)
 
 
 @dataclass(frozen=True, slots=True)

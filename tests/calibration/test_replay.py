@@ -30,7 +30,7 @@ from dto.recipe import (
 )
 from dto.records import EvaluationRow, Problem
 from dto.stages.evaluate import evaluate
-from dto.stages.trace import Trace, trace
+from dto.studies.trace import Trace, trace
 from dto.usage import ModelShape
 from tests.byte_level import byte_level
 from tests.calibration.traces import hand_trace

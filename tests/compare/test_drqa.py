@@ -17,8 +17,9 @@ from dto.forecast import pilot_recipe
 from dto.pipeline import open_run, run_stages
 from dto.prompts import resource
 from dto.recipe import load_recipe
+from dto.runs.reader import RunReader
 from dto.runs.run import agree
-from dto.training.checkpoints import DevScore
+from dto.training.dev import DevScore
 from dto.training.fit import fit
 from dto.training.judging import read_scores
 
@@ -94,7 +95,7 @@ def test_batch_responses_are_charged_to_those_whose_labels_read_them(shared: Pat
 
     def spent(name: str, **changes: Any) -> int:
         path = PIPELINES / "baselines" / f"{name}.yaml"
-        return charged(shared, load_recipe(path, SMALL | changes)) - sampled
+        return charged(RunReader(shared), load_recipe(path, SMALL | changes)) - sampled
 
     assert spent("drqa-2") == tokens[2]
     assert spent("drqa-5") == tokens[5]

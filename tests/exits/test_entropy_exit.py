@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerFast
 
 from dto.context import Context
 from dto.exits import ExitedResponse, answer
-from dto.exits.entropy import moving_variance
 from dto.grading import Grader
+from dto.policies.entropy import moving_variance
 from dto.prompts import render
 from dto.protocols import Completion, Sampling
 from dto.recipe import ExitSettings, Recipe

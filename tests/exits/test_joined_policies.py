@@ -17,7 +17,7 @@ from dto.recipe import (
 from dto.records import ExitEstimate, OptimizedTrajectory, Problem
 from dto.stages.evaluate import evaluate
 from dto.stages.optimize import optimize
-from dto.stages.trace import trace
+from dto.studies.trace import trace
 from dto.trajectories import make_trajectory
 from tests.exits.speaking import (
     EXITS,

@@ -12,7 +12,7 @@ from dto.prompts import render
 from dto.recipe import ExitSettings, Recipe
 from dto.stages.evaluate import evaluate
 from dto.stages.sample import sample
-from dto.stages.trace import trace
+from dto.studies.trace import trace
 from dto.tasks import TASKS
 from tests.byte_level import byte_level
 from tests.engines.scripted import ScriptedEngine

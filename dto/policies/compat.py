@@ -63,7 +63,7 @@ async def compat(
     tokens of trials, and of the main path where the text is cut, are counted. Raises RecipeError
     for settings that the script does not know, or that this mode ignores.
     """
-    refuse_unpublished(settings)
+    check(settings)
     script = _Script(path, settings, problem, ctx)
     reason = await script.think()
     if reason in ("failed", "zero_division"):
@@ -89,7 +89,7 @@ def before_stop(completion: Completion) -> str:
     return text if completion.stop is None else text[: text.index(completion.stop)]
 
 
-def refuse_unpublished(settings: ExitSettings) -> None:
+def check(settings: ExitSettings) -> None:
     """Raises RecipeError for settings that the script does not know, or that this mode ignores."""
     if settings.confidence == "answer":
         raise RecipeError(
