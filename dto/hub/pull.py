@@ -7,6 +7,7 @@ its recipe asks no server and reads no key's variable of its choice.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -18,13 +19,15 @@ from dto.errors import DtoError, RunConflictError, disk_errors
 from dto.hub.folder import ASKING, BESIDE, FORMAT, MARK, OF_TRAINING, PUBLISHED
 from dto.hub.upload import Remote, check_name, hub_errors, remote
 from dto.pipeline import write_run_manifest
-from dto.recipe import load_recipe
+from dto.recipe import read_recipe
 from dto.redact import without_servers
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+logger = logging.getLogger("dto")
 
 HIDDEN = ".pulled"
 _GROUPS = ("config", "dropped", "usage", "judge_usage", "versions", "git")
@@ -141,7 +144,13 @@ def _arrange(begun: Path, name: str) -> tuple[str, ...]:
         raise DtoError(f"{name}: its recipe.yaml holds {type(data).__name__}, not settings")
     settings = yaml.safe_dump(without_servers(data), sort_keys=False, allow_unicode=True)
     path.write_text(settings, encoding="utf-8")
-    load_recipe(path)
+    recipe, unknown = read_recipe(path)
+    if unknown:
+        keys = ", ".join(unknown)
+        logger.warning("%s: settings of another version, left out of its recipe: %s", name, keys)
+        known = recipe.model_dump(mode="json")
+        settings = yaml.safe_dump(known, sort_keys=False, allow_unicode=True)
+        path.write_text(settings, encoding="utf-8")
     return stages
 
 

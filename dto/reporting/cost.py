@@ -19,12 +19,13 @@ from typing import Any
 
 import polars as pl
 
+from dto.engines.shape import shape_of_config
 from dto.recipe import load_recipe, resolve
 from dto.reporting.evaluation import Figures
 from dto.reporting.table import Cell, Table
 from dto.runs import manifest
 from dto.statistics import NOTHING, Estimate, shown
-from dto.usage import ModelShape, attention_flops
+from dto.usage import attention_flops
 
 OPTIMIZATION = (
     "sample", "batch", "segment", "estimate", "optimize", "prune", "judge", "pair", "chain",
@@ -262,7 +263,7 @@ def _training_flops(run: Path, done: Mapping[str, Any]) -> float | None:
         return 0.0
     if not config.is_file() or not pairs.is_file():
         return None
-    shape = ModelShape.from_config(SimpleNamespace(**json.loads(config.read_text("utf-8"))))
+    shape = shape_of_config(SimpleNamespace(**json.loads(config.read_text("utf-8"))))
     lengths = pl.read_parquet(pairs, columns=["prompt_tokens", "chosen_tokens", "rejected_tokens"])
     once = sum(
         attention_flops(shape, 0, prompt + chosen) + attention_flops(shape, 0, prompt + rejected)

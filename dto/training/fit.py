@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from math import isnan
+from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 
+from dto.engines.shape import shape_of_model
 from dto.errors import DtoError
 from dto.recipe import Recipe
 from dto.records import Dropped, LabelledChain, Problem
@@ -50,10 +51,36 @@ from dto.training.trainers import (
 )
 from dto.training.weights import keep, load, with_adapters
 from dto.trajectories import prompt_ids
-from dto.usage import ModelShape, training_flops
+from dto.usage import ModelShape, attention_flops
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+
+def training_flops(
+    shape: ModelShape,
+    lengths: Iterable[int],
+    *,
+    adapters: bool = False,
+    checkpointing: bool = False,
+    reference: bool = False,
+) -> tuple[float, float]:
+    """Attention FLOPs and model FLOPs of training on sequences of these lengths in tokens.
+
+    Forward and backward pass are three forward passes; where `adapters` are trained alone, two, but
+    for the attention, which has no weights. `checkpointing` and a `reference` model add a forward
+    pass each.
+    """
+    tokens, attention = 0, 0.0
+    for length in lengths:
+        tokens += length
+        attention += attention_flops(shape, 0, length)
+    again = checkpointing + reference
+    attention *= 3 + again
+    if shape.parameters is None:
+        return attention, nan
+    return attention, 2.0 * shape.parameters * tokens * ((2 if adapters else 3) + again) + attention
+
 
 logger = logging.getLogger("dto.train")
 
@@ -114,7 +141,7 @@ def fit(
         one_device(config, run)
     world = PartialState()
     model, tokenizer = load(recipe)
-    shape = ModelShape.of_model(model)
+    shape = shape_of_model(model)
     material = read_material(RunReader(run, recipe), recipe, model, tokenizer)
     with world.main_process_first():
         training = TrainingState(

@@ -13,7 +13,7 @@ from math import isfinite
 from typing import NamedTuple
 
 from dto.records import OptimizedTrajectory, Problem
-from dto.statistics import clopper_pearson
+from dto.sequential import clopper_pearson
 
 
 class Data(NamedTuple):

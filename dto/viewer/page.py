@@ -206,15 +206,18 @@ def view(run: Path | str, out: Path | str | None = None) -> Path:
     found = RunTables(run)
     path = Path(out) if out is not None else found.path
     path = path / "view.html" if path.is_dir() else path
+    failure: OSError | None = None
     try:
         _write(found, path)
     except OSError as error:
-        if RunTables(run).states != found.states:  # a stage has ended meanwhile
-            return view(run, out)
+        failure = error
+    if RunTables(run).states != found.states:  # a stage has ended meanwhile
+        return view(run, out)
+    if failure is not None:
         raise DtoError(
-            f"cannot write {path}: {error.strerror or error}: make room, or name another place "
+            f"cannot write {path}: {failure.strerror or failure}: make room, or name another place "
             "with --out"
-        ) from error
+        ) from failure
     return path
 
 

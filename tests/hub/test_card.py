@@ -26,7 +26,7 @@ from dto.records import (
 )
 from dto.runs import manifest
 from dto.runs.run import Run
-from dto.stages.pair import preference_pairs
+from dto.tasks.importing import imported_pairs
 from tests.byte_level import byte_level
 from tests.hub.server import Hub
 from tests.hub.test_publish import NAME, published
@@ -202,7 +202,7 @@ def test_a_prompt_begins_once() -> None:
         for sample, ids in enumerate([(5, 6), (7,)])
     ]  # fmt: skip
     problem = Problem("p", "imported", "train", "1 + 1?", "")
-    (row,) = preference_pairs(problem, sides, [], tokenizer, PairSettings(data="imported"))
+    (row,) = imported_pairs(problem, sides, tokenizer, PairSettings())
     assert isinstance(row, PreferencePair)
     assert tokenizer(row.prompt)["input_ids"] == list(asked)
     assert row.prompt_tokens == len(asked)

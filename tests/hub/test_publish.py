@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -13,7 +14,7 @@ from dto import tables
 from dto.errors import DtoError
 from dto.hub.publish import publish
 from dto.pipeline import open_run
-from dto.records import PreferencePair, Trajectory
+from dto.records import OptimizedTrajectory, PreferencePair, Trajectory, Verdict
 from dto.runs import manifest
 from dto.runs.run import Run
 from tests.hub.conftest import sent
@@ -292,8 +293,42 @@ def test_nothing_private_goes_up(
     (tmp_path / "one.parquet").write_bytes(files["evaluate/rows.parquet"])
     ids = pl.read_parquet(tmp_path / "one.parquet")["id"].to_list()
     assert ids == sorted(ids) and any(each.startswith("second/") for each in ids)
+    reasons = pl.read_parquet(tmp_path / "one.parquet").filter(model="second")["reason"].to_list()
+    assert set(reasons) == {"failed"}
     mark = json.loads(files["run.json"])
     assert mark["redacted"] == ["sample", "evaluate"]
+
+
+def test_of_errors_only_the_kind_goes_up(run: Run, hub: Hub, tmp_path: Path) -> None:
+    """What a server, a file or a program says in an error is nobody's business."""
+    said = "http://box answered 503: upstream zebra is down"
+    samples = list(tables.read(run.table("sample"), Trajectory))
+    first = replace(samples[0], grade="failed", reason=said)
+    tables.write(run.table("sample"), Trajectory, [first, *samples[1:]])
+    versions = list(tables.read(run.table("prune"), OptimizedTrajectory))
+    verdict = Verdict(0, "unjudged", 0.0, False, f"the judge failed: {said}")
+    judged = replace(versions[0], verdicts=(verdict,), counterfactual=(verdict,))
+    tables.write(run.table("prune"), OptimizedTrajectory, [judged, *versions[1:]])
+    dropped = [
+        {"id": "a/000", "reason": "failed", "detail": "ConnectError: zebra:8000 refused"},
+        {"id": "b/000", "reason": "error", "detail": "KeyError: 'zebra'"},
+        {"id": "c/000", "reason": "no_exit", "detail": "the best boundary has p 0.20"},
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in dropped)
+    (run / "estimate" / "dropped.jsonl").write_text(lines)
+    publish(run, NAME)
+    files = published(hub)
+    rows = [json.loads(line) for line in files["estimate/dropped.jsonl"].splitlines()]
+    kinds = ["ConnectError", "KeyError", "the best boundary has p 0.20"]
+    assert [row["detail"] for row in rows] == kinds
+    texts = {}
+    for stage in ("sample", "prune"):
+        (tmp_path / "one.parquet").write_bytes(files[f"{stage}/rows.parquet"])
+        texts[stage] = pl.read_parquet(tmp_path / "one.parquet").head(1).write_json()
+    assert '"HTTP 503"' in texts["sample"]
+    assert texts["prune"].count('"the judge failed: HTTP 503"') == 2
+    assert not [path for path, data in files.items() if b"zebra" in data]
+    assert "zebra" not in "".join(texts.values())
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ import torch
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedTokenizerBase
 
+from dto.engines.shape import shape_of_model
 from dto.recipe import Recipe
 from dto.records import Problem, Trajectory
 from dto.runs.reader import RunReader
 from dto.tables import read, write
 from dto.training import grpo, trainers
 from dto.training.dev import DevScore
-from dto.training.fit import fit
+from dto.training.fit import fit, training_flops
 from dto.training.pairs import (
     Demonstration,
     TokenizedPair,
@@ -26,7 +27,6 @@ from dto.training.pairs import (
     within_budget,
 )
 from dto.training.weights import load
-from dto.usage import ModelShape, training_flops
 from tests.training.conftest import LONG, SHORT, RunFolder, tiny_model
 
 
@@ -190,7 +190,7 @@ def test_grpo_trains_on_what_it_sampled_within_its_budget(run: RunFolder, monkey
         for prompt, response in zip(prompts, responses, strict=True)
     ]
     assert result["tokens_trained"] == sum(lengths)
-    shape = ModelShape.of_model(load(training.recipe)[0])
+    shape = shape_of_model(load(training.recipe)[0])
     flops = (result["attention_flops_trained"], result["model_flops_trained"])
     assert flops == pytest.approx(training_flops(shape, lengths))
     assert budget / 2 < spent <= budget * 1.1
@@ -210,7 +210,7 @@ def test_fit_is_within_the_budget_and_uses_a_known_base(run: RunFolder, method: 
     )
     result = fit(training.path, training.recipe, run.path / "grid" / "0", BASE)
     assert 2500 < result["tokens_trained"] == result["policy_tokens"] <= 3000
-    shape = ModelShape.of_model(load(training.recipe)[0])
+    shape = shape_of_model(load(training.recipe)[0])
     # forward, backward for two, and what the base says of the same tokens
     forwards = 4 if method in ("dpo", "o1_pruner") else 3
     linear = forwards * 2 * shape.parameters * result["tokens_trained"]
@@ -229,7 +229,7 @@ def test_lora_trains_few_weights_and_keeps_a_plain_model(run: RunFolder) -> None
     )
     result = fit(training.path, training.recipe, base=BASE)
     assert result["steps"] == 6
-    linear = 4 * ModelShape.of_model(load(training.recipe)[0]).parameters * result["tokens_trained"]
+    linear = 4 * shape_of_model(load(training.recipe)[0]).parameters * result["tokens_trained"]
     assert result["model_flops_trained"] == linear + result["attention_flops_trained"]
     kept = run.path / "train" / "model"
     assert (kept / "model.safetensors").exists() and not (kept / "adapter_config.json").exists()

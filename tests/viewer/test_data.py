@@ -11,8 +11,8 @@ import pytest
 import dto
 from dto import tables
 from dto.errors import DtoError
+from dto.pipeline import STAGES
 from dto.records import (
-    RECORDS,
     Dropped,
     EvaluationRow,
     ExitEstimate,
@@ -35,7 +35,7 @@ def run(tmp_path: Path) -> Path:
 def under_way(run: Path, stage: str, rows: list[Any], key: Any, torn: bytes = b"") -> None:
     """The stage as it stands in the middle: a journal with these rows, no table."""
     shutil.rmtree(run / stage)
-    journal = Journal(run / stage / "journal", RECORDS[stage], {"config": {}})
+    journal = Journal(run / stage / "journal", STAGES[stage].record, {"config": {}})
     for row in reversed(rows):  # in the order in which they were done, not of their ids
         journal.append(Entry(key(row), [row]))
     journal.close()
@@ -44,7 +44,7 @@ def under_way(run: Path, stage: str, rows: list[Any], key: Any, torn: bytes = b"
 
 
 def of(run: Path, stage: str) -> list[Any]:
-    return list(tables.read(run / stage / "rows.parquet", RECORDS[stage]))
+    return list(tables.read(run / stage / "rows.parquet", STAGES[stage].record))
 
 
 def test_each_trajectory_has_what_belongs_to_it(run: Path) -> None:
