@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from dto.commands.target import read_target
+from dto.commands.common import read_target
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
