@@ -8,7 +8,7 @@ with runs that survive: who reads it has read the papers.
     core      records recipe settings text tags templates joins prompts context trajectories
               rollouts protocols seeds errors concurrency processes tables usage sequential
               segmentation stages judges exits runs
-    seams     engines grading training tasks drqa nano policies studies statistics source
+    seams     engines grading training tasks drqa nano policies baselines studies statistics source
     pipeline  pipeline
     shell     reporting compare calibration forecast redact viewer hub commands cli
 """

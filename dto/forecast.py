@@ -21,8 +21,9 @@ Seconds are not forecast: a pilot fills no engine's batch, and the machine's loa
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import ceil, isnan, nan, sqrt
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,19 +32,19 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from dto.engines.shape import shape_of_config
 from dto.errors import RecipeError
 from dto.pipeline import STAGES, needed, open_run, run_stages
 from dto.recipe import Recipe
 from dto.records import Problem
 from dto.reporting.cost import BACKWARD
-from dto.reporting.table import aligned
+from dto.reporting.table import Table
 from dto.runs import manifest
-from dto.runs.manifest import without_nan
 from dto.runs.reader import RunReader
 from dto.runs.run import Run
 from dto.sequential import SequentialTest
 from dto.statistics import widening
-from dto.usage import ModelShape, attention_flops
+from dto.usage import attention_flops
 
 TOKENS, FLOPS, CACHED = pl.col("tokens"), pl.col("flops"), pl.col("cached")
 ONE = pl.col("problem").is_not_null()
@@ -140,28 +141,21 @@ class Forecast:
     total: StageForecast
     pilot_tokens: int
 
-    def as_json(self) -> dict[str, Any]:
-        """The content of `forecast.json`: strict JSON, a figure without value is null."""
-        data: dict[str, Any] = without_nan(asdict(self))
-        return data
-
     def __str__(self) -> str:
         counts = ", ".join(
             f"{number:,} {name} ({self.pilot[name]})" for name, number in self.problems.items()
         )
-        cells = [("stage", "tokens (95 %)", "trained", "FLOPs")]
-        for row in (*self.stages, self.total):
-            flops = row.attention_flops.value
-            shown = "–" if isnan(flops) else f"{flops:.1e}"
-            cells.append((row.stage, _count(row.tokens), f"{row.trained_tokens.value:,.0f}", shown))
-        return "\n".join(
-            [
-                f"{self.name}: forecast for {counts} problems (pilot)",
-                "",
-                *aligned(cells, left=1),
-                f"The pilot took {self.pilot_tokens:,} tokens. Nothing else was run.",
-            ]
+        table = Table(
+            "",
+            ("stage", "tokens (95 %)", "trained", "FLOPs"),
+            tuple(
+                (row.stage, _count(row.tokens), row.trained_tokens.value, row.attention_flops.value)
+                for row in (*self.stages, self.total)
+            ),
+            (f"The pilot took {self.pilot_tokens:,} tokens. Nothing else was run.",),
+            ("", "", ",.0f", ".1e"),
         )
+        return f"{self.name}: forecast for {counts} problems (pilot)\n\n{table.text()}"
 
 
 def _count(figure: Range) -> str:
@@ -225,25 +219,23 @@ def run_pilot(
         result = forecast(run, recipe, actual)
     finally:
         run.close()
-    text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
-    manifest.write_text(run / "forecast.json", text + "\n")
+    manifest.write_json(run / "forecast.json", result)
     return result
 
 
 def actual_problems(recipe: Recipe) -> dict[str, int]:
     """How many problems the run has by stratum. Loads the sources, as their sizes are not known."""
-    from dto.tasks.load import load_problems, load_test_sets
+    from dto.tasks.load import load_problems
+    from dto.tasks.problems import load_test_sets
 
-    actual = {"train": recipe.problems.train, "dev": recipe.problems.dev}
     loaded = load_problems(recipe.problems, recipe.seed)
     rows = [row for row in loaded if isinstance(row, Problem)]
     tests = [row for row in rows if row.split == "test"]
     if recipe.evaluate.tasks:
         others = [row for row in rows if row.split != "test"]
         tests = [row for row in load_test_sets(recipe, others) if isinstance(row, Problem)]
-    for row in tests:
-        actual[f"test {row.task}"] = actual.get(f"test {row.task}", 0) + 1
-    return actual
+    counts = Counter(f"test {row.task}" for row in tests)
+    return {"train": recipe.problems.train, "dev": recipe.problems.dev, **counts}
 
 
 def forecast(run: RunReader, recipe: Recipe, actual: Mapping[str, int]) -> Forecast:
@@ -263,9 +255,10 @@ def forecast(run: RunReader, recipe: Recipe, actual: Mapping[str, int]) -> Forec
         if stage == "train":
             stages.append(_train(run, recipe, over, shortened))
         elif stage == "evaluate":
-            stages.append(_evaluate(run, recipe, over, shortened))
+            stages.append(_evaluate(run, over, shortened))
         elif STAGES[stage].needs == "model":
-            stages.append(_requests(run, stage, over))
+            tokens, flops = _spent(usage(run, stage), over)
+            stages.append(StageForecast(stage, tokens, attention_flops=flops))
         else:
             stages.append(StageForecast(stage))
         if judge := done.get("judge_usage"):
@@ -307,51 +300,43 @@ def _problem_ids(run: RunReader) -> dict[str, list[str]]:
     return ids
 
 
-def _requests(run: RunReader, stage: str, over: Extrapolation) -> StageForecast:
-    """Sample, estimate, optimize or prune: requests for the training problems."""
-    frame = usage(run, stage)
-    flops, most = (over.total(frame, column) for column in (FLOPS, FLOPS + CACHED))
-    return StageForecast(
-        stage,
-        over.total(frame, TOKENS),
-        attention_flops=Range(flops.value, flops.low, most.high),
-    )
+def _spent(
+    frame: pl.DataFrame, over: Extrapolation, strata: Sequence[str] = ("train",)
+) -> tuple[Range, Range]:
+    """Tokens and FLOPs of requests; the high end of FLOPs finds no prefix in the cache."""
+    flops, most = (over.total(frame, column, strata) for column in (FLOPS, FLOPS + CACHED))
+    return over.total(frame, TOKENS, strata), Range(flops.value, flops.low, most.high)
 
 
 def _judge(run: RunReader, took: Mapping[str, Any], over: Extrapolation) -> StageForecast:
     """Tokens and FLOPs of the judge of `prune`: it reads the trajectories, and grows as they do."""
     sampled = usage(run, "sample")
     growth = over.total(sampled, TOKENS / max(1.0, float(sampled["tokens"].sum())))
-    flops = took["attention_flops"]
-    return StageForecast(
-        "judge",
-        growth * took["generated"],
-        attention_flops=growth * (nan if flops is None else flops),
-    )
+    tokens, flops = took["generated"], took["attention_flops"]
+    flops = growth * (nan if flops is None else flops)
+    return StageForecast("judge", growth * tokens, attention_flops=flops)
 
 
-def _evaluate(
-    run: RunReader, recipe: Recipe, over: Extrapolation, shortened: float
-) -> StageForecast:
+def _evaluate(run: RunReader, over: Extrapolation, shortened: float) -> StageForecast:
     """All arms on all test sets. Of the trained model's the low end is `shortened`."""
     strata = [name for name in over.ids if name.startswith("test ")]
-    models, exits = recipe.evaluate.models, [exit.name for exit in recipe.evaluate.exits]
-    frame = usage(run, "evaluate").filter(pl.col("exit").is_in(exits))
-
-    def total(column: pl.Expr, *arms: str) -> Range:
-        return over.total(frame.filter(pl.col("model").is_in(arms)), column, strata)
-
-    figures = []
-    for column, power in ((TOKENS, 1), (FLOPS, 2), (CACHED, 2)):
-        figure = total(column, *(name for name in models if name != "trained"))
-        if "trained" in models:
-            learned = total(column, "trained")
-            high = max(learned.high, total(column, "base").high if "base" in models else 0.0)
-            figure += Range(learned.value, learned.low * shortened**power, high)
-        figures.append(figure)
-    tokens, flops, cached = figures
-    most = flops.high + cached.high
-    return StageForecast("evaluate", tokens, attention_flops=Range(flops.value, flops.low, most))
+    frame, model = usage(run, "evaluate"), pl.col("model")
+    base, trained, others = (
+        _spent(frame.filter(arms), over, strata)
+        for arms in (model == "base", model == "trained", model != "trained")
+    )
+    if "trained" not in run.recipe.evaluate.models:
+        return StageForecast("evaluate", others[0], attention_flops=others[1])
+    tokens, flops = (
+        others[i]
+        + Range(
+            trained[i].value,
+            trained[i].low * shortened ** (i + 1),  # FLOPs of the attention: its square
+            max(trained[i].high, base[i].high),
+        )
+        for i in range(2)
+    )
+    return StageForecast("evaluate", tokens, attention_flops=flops)
 
 
 def _train(run: RunReader, recipe: Recipe, over: Extrapolation, shortened: float) -> StageForecast:
@@ -396,45 +381,48 @@ def _train(run: RunReader, recipe: Recipe, over: Extrapolation, shortened: float
 
 
 def usage(run: RunReader, stage: str) -> pl.DataFrame:
-    """The groups of a stage: problem, tokens generated, attention FLOPs; of evaluate model, exit.
+    """The groups of a stage: problem, tokens generated, attention FLOPs; of evaluate the model.
 
     `cached` are FLOPs that come on top if no prefix is found in the cache: each is then computed
     once a call (its requests share it in any case).
     """
-    frame = pl.read_parquet(run / stage / "usage.parquet")
-    shape, width = _shape(run), _width(run.recipe, stage)
-    cached = [
-        requests / width * attention_flops(shape, 0, round(cached / requests)) if requests else 0.0
-        for requests, cached in frame.select("requests", "cached").iter_rows()
-    ]
     parts = pl.col("key").str.split("/")
-    arm = {
-        "problem": parts.list.last(),
-        "exit": parts.list.get(-2),
-        "model": parts.list.head(parts.list.len() - 2).list.join("/"),  # which may be a path
-    }
-    return frame.select(
+    keys = {"problem": parts.list.first()}
+    if stage == "evaluate":  # model / exit / problem, and the model may be a path
+        keys = {
+            "problem": parts.list.last(),
+            "model": parts.list.head(parts.list.len() - 2).list.join("/"),
+        }
+    prefix = (pl.col("cached") / pl.col("requests")).fill_nan(0).round()
+    calls = pl.col("requests") / _width(run.recipe, stage)
+    return pl.read_parquet(run / stage / "usage.parquet").select(
         tokens="generated",
         flops="attention_flops",
-        cached=pl.Series(cached, dtype=pl.Float64),
-        **(arm if stage == "evaluate" else {"problem": parts.list.first()}),
+        cached=calls * _attention(run, prefix),
+        **keys,
     )
 
 
 def _pairs(run: RunReader) -> pl.DataFrame:
     """Problem, tokens, FLOPs (forward and backward) of each pair that is trained on."""
-    columns = ("problem_id", "prompt_tokens", "chosen_tokens", "rejected_tokens")
-    shape = _shape(run)
-    rows = [
-        (
-            problem,
-            2 * prompt + chosen + rejected,
-            BACKWARD * sum(attention_flops(shape, 0, prompt + side) for side in (chosen, rejected)),
+    prompt = pl.col("prompt_tokens").cast(pl.Int64)
+    sides = [prompt + pl.col(f"{side}_tokens") for side in ("chosen", "rejected")]
+    flops = [_attention(run, tokens) for tokens in sides]
+    return (
+        run.frame("pair")
+        .select(
+            problem="problem_id", tokens=sides[0] + sides[1], flops=BACKWARD * (flops[0] + flops[1])
         )
-        for problem, prompt, chosen, rejected in run.frame("pair", *columns).collect().iter_rows()
-    ]
-    schema = {"problem": pl.String, "tokens": pl.Int64, "flops": pl.Float64}
-    return pl.DataFrame(rows, schema, orient="row")
+        .collect()
+    )
+
+
+def _attention(run: RunReader, tokens: pl.Expr) -> pl.Expr:
+    """FLOPs of the attention over so many tokens, as :func:`dto.usage.attention_flops` has it."""
+    config, shape = run / "train" / "model" / "config.json", None
+    if config.is_file():
+        shape = shape_of_config(SimpleNamespace(**json.loads(config.read_text("utf-8"))))
+    return attention_flops(shape, 0, 1) * tokens * (tokens + 1) / 2
 
 
 def _shortened(run: RunReader) -> float:
@@ -451,13 +439,6 @@ def _shortened(run: RunReader) -> float:
         int(frame.sum().collect(engine="streaming").item()) for frame in (lengths, shorter)
     )
     return min(1.0, (total - saved) / total) if total else 1.0
-
-
-def _shape(run: RunReader) -> ModelShape | None:
-    config = run / "train" / "model" / "config.json"
-    if not config.is_file():
-        return None
-    return ModelShape.from_config(SimpleNamespace(**json.loads(config.read_text("utf-8"))))
 
 
 def _width(recipe: Recipe, stage: str) -> int:

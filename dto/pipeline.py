@@ -18,6 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from dto.baselines import pairs, solutions
 from dto.context import Context, without_engine
 from dto.drqa import batch, chain, label
 from dto.engines import open_engine
@@ -55,9 +56,16 @@ STAGES: dict[str, Stage] = {
 
 
 def stage_of(recipe: Recipe, name: str) -> Stage:
-    """A stage as this recipe has it: responses are sampled, or imported."""
-    imported = name == sample.STAGE.name and recipe.sample.imported
-    return importing.STAGE if imported else STAGES[name]
+    """A stage as this recipe has it: as the paper does, as a baseline does, or of imported rows."""
+    if name == "sample" and recipe.sample.imported:
+        return importing.STAGE
+    if name == "optimize" and recipe.optimize.exit != "estimate":
+        return solutions.STAGE
+    if name == "pair" and recipe.pair.data == "imported":
+        return importing.PAIRS
+    if name == "pair" and recipe.pair.data != "optimized":
+        return pairs.STAGE
+    return STAGES[name]
 
 
 def needed(recipe: Recipe, *last: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import nan
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from dto.seeds import content_id
 
@@ -378,20 +378,3 @@ class Dropped:
     id: str
     reason: str  # a short slug that counts can be grouped by: `no_exit`, `no_gold_answer`
     detail: str = ""
-
-
-RECORDS: dict[str, type[Any]] = {
-    "problems": Problem,
-    "test": Problem,
-    "sample": Trajectory,
-    "segment": Segment,
-    "estimate": ExitEstimate,
-    "optimize": OptimizedTrajectory,
-    "prune": OptimizedTrajectory,
-    "pair": PreferencePair,
-    "evaluate": EvaluationRow,
-    "batch": BatchResponse,
-    "chain": Chain,
-    "label": LabelledChain,
-}
-"""The record of each stage's table; further stages keep theirs beside them (`dto.feeding`)."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import comb, floor, isnan, nan, sqrt
+from math import comb, isnan, nan, sqrt
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -20,42 +20,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-
-class Interval(NamedTuple):
-    """A closed interval."""
-
-    low: float
-    high: float
-
-
-def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
-    """The exact binomial interval (Clopper & Pearson 1934), for independent trials of one problem.
-
-    Each end is where the binomial tail is (1 - confidence) / 2, a quantile of a beta distribution,
-    to 2**-35. No trials: [0, 1].
-    """
-    _check_counts(successes, trials)
-    tail = (1 - confidence) / 2
-    low = 0.0
-    if successes > 0:
-        low = _on_grid(special.betaincinv(successes, trials - successes + 1, tail))
-    high = 1.0
-    if successes < trials:
-        high = 1 - _on_grid(special.betaincinv(trials - successes, successes + 1, tail))
-    return Interval(low, high)
-
-
-def _on_grid(p: float) -> float:
-    """The middle of the cell of width 2**-34 that holds p.
-
-    Tables have these ends, and must not change with the last digits of a library.
-    """
-    return (floor(p * 2**34) + 0.5) / 2**34
+from dto.sequential import Interval, check_counts
 
 
 def wilson(successes: float, trials: float, confidence: float = 0.95) -> Interval:
     """Wilson's score interval (1927); takes effective counts that are no integers. None: [0, 1]."""
-    _check_counts(successes, trials)
+    check_counts(successes, trials)
     if trials == 0:
         return Interval(0.0, 1.0)
     z = normal_quantile(confidence)
@@ -69,11 +39,6 @@ def wilson(successes: float, trials: float, confidence: float = 0.95) -> Interva
 def normal_quantile(confidence: float) -> float:
     """The two-sided quantile of the standard normal distribution: 1.96 for 0.95."""
     return NormalDist().inv_cdf((1 + confidence) / 2)
-
-
-def _check_counts(successes: float, trials: float) -> None:
-    if isnan(trials) or not 0 <= successes <= trials:
-        raise ValueError(f"{successes} successes in {trials} trials: 0 <= successes <= trials")
 
 
 Scores = Sequence[float] | Sequence[bool] | npt.NDArray[np.float64]

@@ -85,10 +85,10 @@ def test_what_was_spent_goes_to_its_problem(tmp_path: Path) -> None:
     once = 4 * 20 * 21 / 2  # what a request read from the cache: 80 / 4 tokens
     assert rows["cached"].to_list() == [2 * once] * 3
     arms = usage(RunReader(tmp_path), "evaluate")
-    assert arms.select("model", "exit", "problem", "tokens").rows() == [
-        ("base", "none", "a", 3),
-        ("base", "none", "b", 4),
-        ("some/model", "none", "a", 9),
+    assert arms.select("model", "problem", "tokens").rows() == [
+        ("base", "a", 3),
+        ("base", "b", 4),
+        ("some/model", "a", 9),
     ]
     three = Extrapolation({"train": ["a", "b", "c"]}, {"train": 3})
     assert three.total(rows, FLOPS).value == pytest.approx(3000)

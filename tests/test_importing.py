@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars
 import pytest
 
+from dto.context import Context, without_engine
 from dto.errors import DtoError
 from dto.grading import Grader
-from dto.recipe import ModelSettings, SegmentSettings
+from dto.recipe import ModelSettings, Recipe, SegmentSettings
 from dto.records import Dropped
 from dto.tasks.importing import Fields, Response, read_responses, to_trajectory
 from tests.byte_level import byte_level
@@ -22,6 +23,11 @@ SETTINGS = ModelSettings(name="m")
 WHOLE = "<think>\nIt is 5.\n\nWait, no.\n</think>\n\nIt is \\boxed{5}."
 BARE = WHOLE.removeprefix("<think>\n")
 ASKED = {"role": "user", "content": "2 + 3?"}
+
+
+def context(tokenizer: Any, **settings: Any) -> Context:
+    recipe = Recipe(name="r", model=SETTINGS, segment=SegmentSettings(**settings))
+    return without_engine(recipe, cast(Any, None), tokenizer)
 
 
 def write(path: Path, rows: list[Any]) -> str:
@@ -72,7 +78,7 @@ async def test_forms_of_a_row(row: Mapping[str, Any], opens: bool, tmp_path: Pat
     assert trajectory.text[slice(*trajectory.conclusion)].strip() == "It is \\boxed{5}."
     whole = tokenizer.decode((*trajectory.prompt_ids, *trajectory.token_ids))
     assert whole.count("<think>") == whole.count("</think>") == whole.count("<eos>") == 1
-    segments = segment(trajectory, tokenizer, SegmentSettings(granularity="cue"))
+    segments = await segment(trajectory, context(tokenizer, granularity="cue"))
     assert isinstance(segments, list)
     assert [each.cue for each in segments] == ["", "Wait"]
 
@@ -188,7 +194,7 @@ async def test_real_traces_import_and_segment() -> None:
             for response in responses:
                 assert isinstance(response, Response)
                 trajectory = await to_trajectory(response, tokenizer, SETTINGS, grader)
-                segments = segment(trajectory, tokenizer, SegmentSettings())
+                segments = await segment(trajectory, context(tokenizer))
                 assert isinstance(segments, list) and len(segments) > 2
                 text = "".join(trajectory.text[slice(*each.chars)] for each in segments)
                 assert text == trajectory.text[slice(*trajectory.thinking)]

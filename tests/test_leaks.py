@@ -21,8 +21,8 @@ from dto.reporting.funnel import funnel, funnel_lines, json_lines
 from dto.runs.reader import RunReader
 from dto.tasks import load as loading
 from dto.tasks.importing import imported_problems
-from dto.tasks.load import load_problems, load_test_sets
-from dto.tasks.overlap import Index, same_as
+from dto.tasks.load import Index, load_problems, same_as
+from dto.tasks.problems import load_test_sets
 
 TRAIN = (
     "A farmer has seventeen sheep and sells all but nine of them at the market on the last day "

@@ -31,9 +31,10 @@ from dto.records import (
     Trajectory,
     Trial,
 )
+from dto.redact import public_names
 from dto.reporting.pictures import legend_marks
 from dto.reporting.positions import exit_positions, histogram, trial_reliability
-from dto.reporting.reproduce import public_name, reproduction
+from dto.reporting.reproduce import reproduction
 from dto.reporting.write import report
 from dto.runs.reader import RunReader
 
@@ -342,7 +343,7 @@ def test_nothing_names_the_machine(make_run: Callable[..., Path], tmp_path: Path
     ],
 )
 def test_a_path_is_shown_by_its_last_part(name: str, public: str) -> None:
-    assert public_name(name) == public
+    assert public_names([name]) == {name: public}
 
 
 @pytest.mark.parametrize(

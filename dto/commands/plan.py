@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dto.drqa.classes import WORDINGS
 from dto.errors import DtoError
 from dto.pipeline import needed, stage_of
-from dto.prompts import JUDGE, render
+from dto.prompts import JUDGE, PUT_IN, purpose, render
 from dto.recipe import Recipe
 from dto.records import Dropped, Problem
 from dto.tags import shown_tags
@@ -17,14 +17,6 @@ from dto.tasks.load import load_problems, prompt_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-PROMPTS = {
-    "exit": "estimate: d_exit, put after the first i thinking patterns",
-    "finalize": "optimize: d_finalize, put after the patterns that are kept",
-    "trial_inside": "evaluate: trial answer inside the thinking",
-    "trial_closed": "evaluate: trial answer after closing the thinking",
-    "early_close": "evaluate: put after the thinking that an exit ends",
-}
 
 
 def plan(recipe: Recipe) -> Iterator[str]:
@@ -53,8 +45,9 @@ def plan(recipe: Recipe) -> Iterator[str]:
     prompt, rendered = _asked(recipe, alone)
     yield from _block(f"sample, evaluate: the first prompt{remark}{rendered}", prompt)
     yield from _drqa(recipe, question, others, remark)
-    for name, purpose in PROMPTS.items():
-        yield from _block(purpose, render(name, model.family, shown_tags(model)))
+    for name, stage in PUT_IN.items():
+        title = f"{stage}: {purpose(name, model.family)}"
+        yield from _block(title, render(name, model.family, shown_tags(model)))
     if recipe.prune.judge == "llm":
         patterns = "<pattern 1>\n…\n</pattern 1>\n…"
         gold = "(its gold answer)" if recipe.prune.gold else ""

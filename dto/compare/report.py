@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from math import isnan, nan
 from pathlib import Path
@@ -30,11 +30,10 @@ from dto.errors import DtoError
 from dto.recipe import Recipe
 from dto.reporting.evaluation import MAX_FAILED
 from dto.reporting.page import Section, drawn, render_page
-from dto.reporting.pictures import COLOURS, INK, MARKERS, legend_marks, plain, save
+from dto.reporting.pictures import COLOURS, INK, MARKERS, error_bars, legend_marks, plain, save
 from dto.reporting.sections import reproduce_section
 from dto.reporting.table import Cell, Table
 from dto.runs import manifest
-from dto.runs.manifest import without_nan
 from dto.runs.reader import RunReader
 from dto.statistics import Difference, Estimate
 
@@ -237,15 +236,11 @@ def front(rows: Sequence[MethodRow], title: str = "") -> Figure:
     figure = Figure(figsize=(8.6, 5.2), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for index, row in enumerate(rows):
-        tokens, accuracy = row.tokens, row.accuracy
-        axes.errorbar(
-            tokens.value,
-            100 * accuracy.value,
-            xerr=[[tokens.value - tokens.low], [tokens.high - tokens.value]],
-            yerr=[
-                [100 * (accuracy.value - accuracy.low)],
-                [100 * (accuracy.high - accuracy.value)],
-            ],
+        error_bars(
+            axes,
+            [row.tokens],
+            [row.accuracy],
+            scale=100,
             fmt=MARKERS[index % len(MARKERS)],
             markersize=6,
             label=row.method,
@@ -412,8 +407,7 @@ def _picked(grid: Mapping[str, Any]) -> str:
 
 
 def _write(directory: Path, result: Comparison, methods: Mapping[str, _Method]) -> None:
-    text = json.dumps(without_nan(asdict(result)), indent=2, ensure_ascii=False, allow_nan=False)
-    manifest.write_text(directory / "compare.json", text + "\n")
+    manifest.write_json(directory / "compare.json", result)
     _tables(directory / "methods", [_flat(row) for row in result.rows])
     points = [
         {

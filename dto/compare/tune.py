@@ -32,8 +32,8 @@ from dto.processes import die_with_parent
 from dto.recipe import Recipe, load_recipe
 from dto.runs import manifest
 from dto.runs.run import Run, agree, settings_of
-from dto.training.checkpoints import BASE_STEP, Choice, DevScore, choose
-from dto.training.dev import measure, summarize
+from dto.training.checkpoints import Choice, choose
+from dto.training.dev import BASE_STEP, DevScore, measure, summarize
 from dto.training.fit import fit
 from dto.training.process import guarded, quiet
 from dto.training.weights import load
@@ -164,7 +164,7 @@ def _point(
 def _measured(run: Run, recipe: Recipe, step: int) -> DevScore:
     model, tokenizer = load(recipe)
     responses, _ = measure(model, tokenizer, list(run.problems("dev")), recipe)
-    return DevScore(step, 0.0, *summarize(responses), loss=None)
+    return summarize(step, 0.0, responses)
 
 
 def _place(run: Run, choice: Choice, points: int) -> None:
@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("dto").setLevel(logging.INFO)
     quiet()
     begun, cpu = time.perf_counter(), time.process_time()
-    code = guarded(lambda: work(options.place, options.dev), options.place)
+    code = guarded(lambda: work(options.place, options.dev))
     if code == 0:
         spent = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu}
         text = json.dumps({"digest": options.digest, **spent}) + "\n"

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from dto.engines.models import load_tokenizer
 from dto.engines.openai_http import RequestError, Transport
 from dto.engines.openai_wire import Server, choice_of, choices_of, request_body
+from dto.engines.shape import parameters_of, shape_of_config
 from dto.engines.shared import Cost
 from dto.errors import EngineError
 from dto.protocols import Capabilities, Message, Sampling
 from dto.recipe import resolve
-from dto.usage import ModelShape, parameters_of
+from dto.usage import ModelShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,7 +72,7 @@ def known_here(
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
         limit = getattr(config, "max_position_embeddings", None)
-        return tokenizer, ModelShape.from_config(config, parameters_of(config)), limit
+        return tokenizer, shape_of_config(config, parameters_of(config)), limit
     except (OSError, ValueError, KeyError, AttributeError):
         return tokenizer, None, None
 

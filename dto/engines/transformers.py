@@ -23,6 +23,7 @@ from dto.engines.kv import ATTENTION, LENGTH_STEP, KVShape, PrefixCache, RowsCac
 from dto.engines.linearised import Linearised
 from dto.engines.prefill import forward
 from dto.engines.sampling import Request, Sample
+from dto.engines.shape import shape_of_model
 from dto.engines.shared import (
     Cost,
     check,
@@ -95,7 +96,7 @@ class TransformersEngine:
                 f"tokenizer of {self.model!r} has no fast version: convert it to a tokenizer.json"
             )
         self.tokenizer: PreTrainedTokenizerBase | None = tokenizer
-        self.shape: ModelShape | None = ModelShape.of_model(model)
+        self.shape: ModelShape | None = shape_of_model(model)
         self.context = _context_limit(self.model, model.config, context)
         self.hf_model: Any = model
         self._tokenizer = tokenizer

@@ -19,6 +19,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from dto.engines.models import load_tokenizer
+from dto.engines.shape import parameters_of, shape_of_config
 from dto.engines.shared import (
     Cost,
     check,
@@ -38,7 +39,7 @@ from dto.recipe import resolve
 from dto.records import FinishReason
 from dto.templates import encode_prompt
 from dto.text import StopReader
-from dto.usage import ModelShape, parameters_of
+from dto.usage import ModelShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -260,7 +261,7 @@ class VLLMEngine:
             tokenizer = load_tokenizer(settings, name)
         self.context: int = basics.max_model_len
         config = basics.hf_text_config
-        self.shape: ModelShape | None = ModelShape.from_config(config, parameters_of(config))
+        self.shape: ModelShape | None = shape_of_config(config, parameters_of(config))
         self.tokenizer: PreTrainedTokenizerBase | None = tokenizer
         self.capabilities = Capabilities(logprobs=LOGPROBS, json_schema=True, presence="request")
         self._tokenizer = tokenizer

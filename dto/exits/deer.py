@@ -18,7 +18,7 @@ from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.exits.loop import Decide, leave_at_transition
 from dto.exits.path import ExitedResponse, Path
-from dto.exits.trial import Tried, ask, confidence, tried, try_answer
+from dto.exits.trial import TrialResult, ask, confidence, trial_result, try_answer
 from dto.recipe import ExitSettings
 from dto.records import Problem, Trial
 from dto.rollouts import answer_inducer
@@ -39,7 +39,7 @@ async def deer(
     names = PRO_INDUCERS if settings.mode == "pro" else (f"trial_{settings.inducer}",)
     inducers = [answer_inducer(name, ctx) for name in names]
 
-    async def probe(cut: int) -> Tried:
+    async def probe(cut: int) -> TrialResult:
         kept = path.ids[:cut]
         if settings.mode == "qwen3":
             return await _qwen3(path.prompt_ids, kept, inducers[0], settings, problem, ctx)
@@ -58,7 +58,7 @@ def decide(settings: ExitSettings) -> Decide:
     return lambda trials: trials[-1].confidence > settings.threshold
 
 
-def combine(answers: Sequence[Tried]) -> Tried:
+def combine(answers: Sequence[TrialResult]) -> TrialResult:
     """One trial of several inducers (DEER-PRo): mean confidence less its mean absolute deviation.
 
     Answer and grade are those of the most confident inducer, of the first among equals; tokens are
@@ -75,7 +75,7 @@ def combine(answers: Sequence[Tried]) -> Tried:
         grade=best.grade,
         tokens=sum(each.trial.tokens for each in answers),
     )
-    return Tried(trial, next((each.error for each in answers if each.error), ""))
+    return TrialResult(trial, next((each.error for each in answers if each.error), ""))
 
 
 async def _qwen3(
@@ -85,7 +85,7 @@ async def _qwen3(
     settings: ExitSettings,
     problem: Problem,
     ctx: Context,
-) -> Tried:
+) -> TrialResult:
     """The trial of the published Qwen3 script: it ends at `</think>`.
 
     Confidence is the geometric mean (`dto.exits.trial`), and 0 unless `</think>` follows
@@ -97,4 +97,4 @@ async def _qwen3(
     sure = 0.0
     if ctx.tags.close in decode_response(ctx.tokenizer, answer.token_ids, ctx.tags):
         sure = confidence("geometric", answer.text, ends, answer.logprobs or ())
-    return tried(len(kept), sure, answer)
+    return trial_result(len(kept), sure, answer)

@@ -18,14 +18,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dto import tables
-from dto.commands.plan import PROMPTS
 from dto.drqa.classes import WORDINGS
 from dto.hub.folder import Published, data_files
 from dto.hub.origins import Origin, models
 from dto.pipeline import STAGES
-from dto.prompts import JUDGE, render
+from dto.prompts import JUDGE, PUT_IN, purpose, render
 from dto.recipe import Recipe
-from dto.redact import Private
+from dto.redact import Redaction
 from dto.reporting.cost import stage_costs
 from dto.reporting.evaluation import Figures
 from dto.reporting.funnel import DROPPED
@@ -58,7 +57,7 @@ class Result(NamedTuple):
     failed: str
 
 
-def results(report: Report, private: Private, models: Collection[str] = ()) -> list[Result]:
+def results(report: Report, private: Redaction, models: Collection[str] = ()) -> list[Result]:
     """The rows of the table, of these models alone if any are named; with several tasks means too.
 
     Nothing is claimed of an arm of which too many responses failed.
@@ -79,7 +78,7 @@ def results(report: Report, private: Private, models: Collection[str] = ()) -> l
         for row in report.averages
     ]  # fmt: skip
     return [
-        row._replace(model=private.redact(row.model), task=private.redact(row.task))
+        row._replace(model=private.text(row.model), task=private.text(row.task))
         for row in rows
         if not models or row.model in models
     ]
@@ -137,7 +136,7 @@ class Shown(NamedTuple):
 
 
 def write_card(
-    run: Path, folder: Path, shown: Shown, published: Published, private: Private
+    run: Path, folder: Path, shown: Shown, published: Published, private: Redaction
 ) -> str:
     """Write `README.md` and the pictures below `folder`; the text of the card."""
     from huggingface_hub import DatasetCardData
@@ -329,9 +328,9 @@ def _prompts(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str]]:
         )
     ]
     shown += [
-        (purpose, render(name, family, shown_tags(recipe.model)))
-        for name, purpose in PROMPTS.items()
-        if purpose.partition(":")[0] in stages
+        (f"{stage}: {purpose(name, family)}", render(name, family, shown_tags(recipe.model)))
+        for name, stage in PUT_IN.items()
+        if stage in stages
     ]
     if "batch" in stages:
         text = render("batch", family, questions="1. …\n2. …", k="k")

@@ -24,7 +24,7 @@ from dto.context import Context
 from dto.exits.deer import decide
 from dto.exits.loop import leave_at_transition
 from dto.exits.path import ExitedResponse, Path
-from dto.exits.trial import Tried
+from dto.exits.trial import TrialResult
 from dto.protocols import Sampling
 from dto.recipe import ExitSettings
 from dto.records import FinishReason, Problem, Trial
@@ -40,7 +40,7 @@ async def code(
     """Leave at the first transition whose code has a confidence above `settings.threshold`."""
     inducer = ctx.text(f"trial_code_{settings.inducer}")
 
-    async def probe(cut: int) -> Tried:
+    async def probe(cut: int) -> TrialResult:
         prefix = ctx.put_after((*path.prompt_ids, *path.ids[:cut]), inducer)
         return await _try_code(prefix, cut, settings, problem, ctx)
 
@@ -50,7 +50,7 @@ async def code(
 
 async def _try_code(
     prefix: tuple[int, ...], position: int, settings: ExitSettings, problem: Problem, ctx: Context
-) -> Tried:
+) -> TrialResult:
     most = min(settings.trial_tokens, ctx.engine.context - len(prefix))
     if most < 1:
         return _tried(position, 0.0, "", 0)
@@ -78,13 +78,13 @@ async def _try_code(
     graded = await ctx.grader.grade_conclusion(
         f"{FENCE}python\n{block}{FENCE}", problem.answer, problem.answer_kind
     )
-    return Tried(Trial(position, sure, block, graded.grade, len(ids)), "")
+    return TrialResult(Trial(position, sure, block, graded.grade, len(ids)), "")
 
 
 def _block(ctx: Context, ids: Sequence[int]) -> str:
     return decode_response(ctx.tokenizer, ids, ctx.tags).partition(FENCE)[0]
 
 
-def _tried(position: int, sure: float, block: str, tokens: int, error: str = "") -> Tried:
+def _tried(position: int, sure: float, block: str, tokens: int, error: str = "") -> TrialResult:
     """A trial without a grade: the beginning of a program is no answer."""
-    return Tried(Trial(position, sure, block, "failed", tokens), error)
+    return TrialResult(Trial(position, sure, block, "failed", tokens), error)

@@ -19,7 +19,7 @@ from functools import partial
 from dto.context import Context
 from dto.exits.loop import leave_at_transition
 from dto.exits.path import ExitedResponse, Path
-from dto.exits.trial import Tried, try_answer
+from dto.exits.trial import TrialResult, try_answer
 from dto.recipe import ExitSettings
 from dto.records import AnswerKind, Problem, Trial
 from dto.rollouts import answer_inducer
@@ -33,7 +33,7 @@ async def consistency(
     """Leave at the first transition at which the last `settings.agree` trial answers are equal."""
     inducer = answer_inducer(f"trial_{settings.inducer}", ctx)
 
-    async def probe(cut: int) -> Tried:
+    async def probe(cut: int) -> TrialResult:
         return await try_answer(path.prompt_ids, path.ids[:cut], inducer, settings, problem, ctx)
 
     decide = partial(agreed, settings, kind=problem.answer_kind, same=ctx.grader.same)

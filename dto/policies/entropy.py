@@ -22,7 +22,7 @@ from dto.exits.loop import leave_at_transition
 from dto.exits.monitor import ENTROPY_LOGPROBS
 from dto.exits.monitor import entropy as entropy_of
 from dto.exits.path import ExitedResponse, Path
-from dto.exits.trial import Tried
+from dto.exits.trial import TrialResult
 from dto.protocols import Sampling
 from dto.recipe import ExitSettings
 from dto.records import Problem, Trial
@@ -40,16 +40,16 @@ async def entropy(
     """
     close = ctx.text("entropy_probe")
 
-    async def probe(cut: int) -> Tried:
+    async def probe(cut: int) -> TrialResult:
         prefix = ctx.put_after((*path.prompt_ids, *path.ids[:cut]), close)
         if len(prefix) >= ctx.engine.context:
-            return Tried(Trial(cut, 0.0, "", "failed", 0), "")
+            return TrialResult(Trial(cut, 0.0, "", "failed", 0), "")
         [read] = await ctx.engine.complete(prefix, READ)
         if read.finish_reason == "failed" or not read.top_logprobs:
             error = read.error or f"engine for {ctx.engine.model!r} gave no logprobs"
-            return Tried(Trial(cut, 0.0, "", "failed", len(read.token_ids)), error)
+            return TrialResult(Trial(cut, 0.0, "", "failed", len(read.token_ids)), error)
         confidence = math.exp(-entropy_of(read.top_logprobs[0]))
-        return Tried(Trial(cut, confidence, "", "failed", len(read.token_ids)), "")
+        return TrialResult(Trial(cut, confidence, "", "failed", len(read.token_ids)), "")
 
     return await leave_at_transition(
         path, settings, ctx, probe, partial(settled, settings), len(ctx.encode(close))

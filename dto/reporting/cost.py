@@ -17,13 +17,14 @@ from textwrap import wrap
 from types import SimpleNamespace
 from typing import Any
 
+from dto.engines.shape import shape_of_config
 from dto.pipeline import STAGES
 from dto.recipe import resolve
 from dto.reporting.evaluation import Figures
 from dto.reporting.table import Cell, Table
 from dto.runs.reader import RunReader
 from dto.statistics import NOTHING, Estimate, shown
-from dto.usage import ModelShape, attention_flops
+from dto.usage import attention_flops
 
 JUDGE = "judge"
 """The judge that `prune` asks, whose tokens are not among those of `prune`."""
@@ -247,7 +248,7 @@ def _training_flops(run: RunReader, done: Mapping[str, Any]) -> float | None:
         return 0.0
     if not config.is_file() or not run.table("pair").is_file():
         return None
-    shape = ModelShape.from_config(SimpleNamespace(**json.loads(config.read_text("utf-8"))))
+    shape = shape_of_config(SimpleNamespace(**json.loads(config.read_text("utf-8"))))
     columns = ("prompt_tokens", "chosen_tokens", "rejected_tokens")
     lengths = run.frame("pair", *columns).collect()
     once = sum(

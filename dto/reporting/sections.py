@@ -12,6 +12,7 @@ from math import nan
 from typing import TypeVar
 
 from dto.recipe import ExitSettings, Recipe
+from dto.redact import public_names
 from dto.reporting import pictures
 from dto.reporting.batch import batch_section
 from dto.reporting.cost import OPTIMIZATION, cost_table, paid_for, paid_in_flops, together
@@ -20,7 +21,7 @@ from dto.reporting.funnel import funnel_section
 from dto.reporting.page import Headline, LeftOut, Section, drawn, render_page
 from dto.reporting.positions import Reliability
 from dto.reporting.report import Report
-from dto.reporting.reproduce import content_of_sources, public_names, reproduction
+from dto.reporting.reproduce import content_of_sources, reproduction
 from dto.reporting.table import Table, arms_table
 from dto.runs.reader import RunReader
 from dto.statistics import shown

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from dto.redact import public_names
 from dto.reporting.batch import draw_batch
 from dto.reporting.pictures import draw
 from dto.reporting.report import Report, measure
-from dto.reporting.reproduce import public_names
 from dto.reporting.sections import run_page
 from dto.reporting.table import write_tables
 from dto.runs import manifest

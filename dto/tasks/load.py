@@ -1,24 +1,37 @@
-"""Where questions come from: generated chains, a task, a file, or a dataset on the Hub."""
+"""Where questions come from: generated chains, a task, a file, or a dataset on the Hub.
+
+Do two sets of questions share some? By word n-grams, as GPT-3 was decontaminated (2005.14165,
+appendix C: 13-grams). Departs from it: questions are reported, not cut, and n-grams are not left
+out for being frequent: a phrase that contests repeat ("where m and n are relatively prime …") is
+found too, and told from a copy by how little of the question it is. A question of fewer than n
+words overlaps with its equal alone.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import sys
+import re
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from heapq import nsmallest
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from dto.errors import DtoError
 from dto.grading.grader import unreadable_golds
-from dto.recipe import ProblemSettings, Recipe
+from dto.recipe import ProblemSettings
 from dto.records import Dropped, Problem, Split
+from dto.seeds import content_id
 from dto.settings import nearest
 from dto.source import Source
 from dto.tasks import TASKS
-from dto.tasks.overlap import Index, same_as
 from dto.tasks.task import PROMPTS, FieldError, Row, Task, text
 
 _SPLIT_NAMES: Mapping[str, Split] = {
@@ -37,6 +50,12 @@ NEAR = 0.5
 NEAR_DUPLICATE = "near_duplicate"
 _SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
 Rows = Iterable[Row | Dropped]
+
+WORDS = 13
+_WORD = re.compile(r"[\u3400-\u9fff]|(?:(?![\u3400-\u9fff])[^\W_])+")
+_FACTOR = 0x9E3779B97F4A7C15  # odd, so that powers of it modulo 2⁶⁴ never vanish
+
+Grams = npt.NDArray[np.uint64]
 
 
 class Found(NamedTuple):
@@ -58,7 +77,7 @@ def load_problems(
     splits never share one, nor one that differs in case and white space alone; so are the rows that
     `read_problems` cannot read, and of the chosen ones those that no answer can be compared with
     (`unreadable_gold`): the next one comes instead. A question that repeats half or more of one of
-    another split, or of one that is `taken` (`dto.tasks.overlap`), says so in its metadata
+    another split, or of one that is `taken` (`dto.tasks.load`), says so in its metadata
     (`near_duplicate`), or is dropped where the settings want that; test problems are chosen first,
     then those of dev. Generated chains are not compared: all are alike, and none is in two splits.
     Raises DtoError as `read_problems` does, and for too few problems, unless they are asked for as
@@ -309,21 +328,13 @@ def _json_lines(path: Path) -> Iterator[Row | Dropped]:
 def _json_object(line: bytes) -> Row:
     """Raises ValueError, saying what the line is instead."""
     try:
-        text = line.decode("utf-8-sig")
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"is not JSON: {error.msg}, column {error.colno}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"is not UTF-8: {error.reason}") from None
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
+        row = json.loads(line.decode("utf-8-sig"))
+        if b"\\u" in line:
+            json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"cannot be read: {error}") from None
     if not isinstance(row, dict):
         raise ValueError(f"holds {type(row).__name__}, no object")
-    if "\\ud" in text.lower():
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise ValueError("holds half of a surrogate pair, which is no character") from None
     return row
 
 
@@ -341,35 +352,97 @@ def _parquet(path: Path) -> Iterator[Row]:
         raise DtoError(f"file {path} cannot be read: {error}") from None
 
 
-CHAINS = 400
-"""Generated problems have no end; so many are asked where the recipe gives no number."""
+class Hit(NamedTuple):
+    """The row that shares most n-grams with a question, and the first of those.
 
-
-def load_test_sets(recipe: Recipe, taken: Collection[Problem]) -> Iterator[Problem | Dropped]:
-    """The problems of each of `recipe.evaluate.tasks`, as many as there are or as `limit` allows.
-
-    A task is read as `problems.source` is: its test split, else its train split or its only one. A
-    file, a folder and a Hub id have the fields that the recipe names; a bare name knows its own.
-    Questions `taken`, those the run trains on or chooses a checkpoint by, are dropped as
-    `duplicate`, and near copies of them told or dropped as `load_problems` does; one that stands in
-    two tasks is asked in both. Raises DtoError as `load_problems`
-    does, and for a task of which no problem is left.
+    `share` is that of the shorter of the two, so that a question that is part of another has 1.
     """
-    limit = recipe.evaluate.limit
-    apart = {"subset": None, "revision": None, "test_source": None, "task": None}
-    for source in recipe.evaluate.tasks:
-        is_bare = Source.parse(source, TASKS).is_bare
-        own = ProblemSettings(test=recipe.problems.test) if is_bare else recipe.problems
-        most = (own.test or CHAINS) if source == "chains" else sys.maxsize
-        changes = {"source": source, "train": 0, "dev": 0, "test": limit or most,
-                   "near_duplicates": recipe.problems.near_duplicates}  # fmt: skip
-        settings = own.model_copy(update={**apart, **changes})
-        found = 0
-        for row in load_problems(settings, recipe.seed, taken, at_most=True):
-            found += isinstance(row, Problem)
-            yield row if isinstance(row, Problem) else replace(row, id=f"{source} {row.id}")
-        if not found:
-            raise DtoError(
-                f"evaluate.tasks: {source} has no usable problem: look at its fields, and at "
-                "whether the run trains on them"
-            )
+
+    where: str
+    share: float
+    phrase: str
+
+
+def normalised(text: str) -> str:
+    """Equal for texts that differ in case, white space and compatibility characters alone."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def same_as(text: str) -> str:
+    """A key that questions share which are equal when normalised."""
+    return content_id(normalised(text))
+
+
+def words(text: str) -> list[str]:
+    """Runs of letters and digits, and Chinese characters one by one; signs and marks are gaps."""
+    return _WORD.findall(normalised(text))
+
+
+def grams(text: str, n: int = WORDS) -> Grams:
+    """One hash of 64 bits for each n-gram, in order; for a shorter text one of all of it."""
+    found = words(text)
+    if len(found) < n:
+        return np.array([_code(normalised(text))], dtype=np.uint64)
+    codes = np.array([_code(word) for word in found], dtype=np.uint64)
+    powers = np.array([pow(_FACTOR, place + 1, 2**64) for place in range(n)], dtype=np.uint64)
+    windows = np.lib.stride_tricks.sliding_window_view(codes, n)
+    return np.asarray((windows * powers).sum(axis=1, dtype=np.uint64))
+
+
+@lru_cache(2**16)  # most words are met again and again
+def _code(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _once_each(rows: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Rows in order, without those that follow their equal: a phrase may come twice in one."""
+    return np.asarray(rows[np.append(True, rows[1:] != rows[:-1])])
+
+
+class Index:
+    """The n-grams of a set of questions, 12 bytes each."""
+
+    def __init__(self, n: int = WORDS) -> None:
+        self.n = n
+        self._where: list[str] = []
+        self._sizes: list[int] = []
+        self._added: list[Grams] = []
+        self._grams: Grams = np.empty(0, dtype=np.uint64)
+        self._rows: npt.NDArray[np.int32] = np.empty(0, dtype=np.int32)
+
+    def add(self, where: str, text: str) -> None:
+        """Take a question in; `where` is what a hit calls it."""
+        own = grams(text, self.n)
+        self._where.append(where)
+        self._sizes.append(len(own))
+        self._added.append(own)
+
+    def find(self, text: str) -> Hit | None:
+        """What a question shares with those in the index."""
+        if self._added:
+            self._sort()
+        if not len(self._grams):
+            return None
+        own = grams(text, self.n)
+        starts = np.searchsorted(self._grams, own, "left")
+        ends = np.searchsorted(self._grams, own, "right")
+        at = np.flatnonzero(ends > starts)
+        if not len(at):
+            return None
+        holders = [_once_each(self._rows[starts[each] : ends[each]]) for each in at]
+        shared = np.bincount(np.concatenate(holders))
+        sizes = np.minimum(len(own), np.asarray(self._sizes[: len(shared)]))
+        row = int(np.argmax(shared / np.maximum(1, sizes)))
+        first = next(int(each) for each, held in zip(at, holders, strict=True) if row in held)
+        share = min(1.0, int(shared[row]) / min(len(own), self._sizes[row]))
+        phrase = " ".join(words(text)[first : first + self.n])
+        return Hit(self._where[row], share, phrase)
+
+    def _sort(self) -> None:
+        first = len(self._where) - len(self._added)
+        sizes = self._sizes[first:]
+        rows = np.repeat(np.arange(first, len(self._where), dtype=np.int32), sizes)
+        every = np.concatenate([self._grams, *self._added])
+        rows = np.concatenate([self._rows, rows])
+        order = np.argsort(every, kind="stable")
+        self._grams, self._rows, self._added = every[order], rows[order], []

@@ -18,8 +18,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import islice
-from math import sqrt
-from statistics import NormalDist
 from string import ascii_uppercase
 from typing import Literal, NamedTuple
 
@@ -34,8 +32,7 @@ from dto.grading.pool import UNREADABLE_GOLD
 from dto.grading.quantity import quantity
 from dto.recipe import ProblemSettings
 from dto.records import AnswerKind, Dropped, Problem, Split
-from dto.tasks.load import Found, read_problems
-from dto.tasks.overlap import WORDS, Index, same_as, words
+from dto.tasks.load import WORDS, Found, Index, read_problems, same_as, words
 
 Kind = Literal["number", "words", "mathematics", "letter", "program"]
 
@@ -45,7 +42,6 @@ MOST_WORDS = 5  # an answer of more is prose
 MOST_CHARACTERS = 20  # the same in Chinese
 MOST_GOLDS = 500  # gold answers of a kind whose near misses are tried
 SAME = 0.1  # share of n-grams from which two questions are taken for versions of one
-UNBALANCED = 0.001  # chance with which letters that are balanced are called unbalanced
 
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
 _TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf|textrm|textit)\s*\{([^{}]*)\}")
@@ -63,23 +59,14 @@ class Finding(NamedTuple):
 
 
 class Letters(NamedTuple):
-    """How often each letter is the gold answer, and how often it should be by chance alone.
+    """How often each letter is the gold answer, and how often it would be by chance alone.
 
-    `z` is the largest deviation of one of them, in standard deviations, and `limit` what it must
-    not exceed: a normal bound with continuity correction, Bonferroni over the letters, that chance
-    exceeds once in a thousand times. `shuffled`: the options were, so that balance is our doing.
+    `shuffled`: the options were, so that balance is our doing.
     """
 
     counts: dict[str, int]
     expected: dict[str, float]
-    z: float
-    limit: float
     shuffled: bool
-
-    @property
-    def balanced(self) -> bool:
-        """Whether chance explains the counts."""
-        return self.z <= self.limit
 
 
 class TakenForRight(NamedTuple):
@@ -143,7 +130,7 @@ async def validate(
             if isinstance(found.row, Problem):
                 others.add(found.where, found.row.question)
     known: dict[str, tuple[str, str]] = {}
-    letters = _LetterCount()
+    letters: Counter[tuple[str, int, bool]] = Counter()
     golds: dict[tuple[str, AnswerKind, bool], tuple[Kind, Found]] = {}
     rows = read_problems(settings)
     while window := list(islice(rows, WINDOW)):
@@ -164,7 +151,9 @@ async def validate(
                 golds.setdefault(key_of_gold, (verdict, found))
             if verdict == "words":
                 report.words[found.row.answer] = None
-            letters.add(found.row)
+            if "permutation" in found.row.metadata:
+                options = len(found.row.metadata["permutation"].split())
+                letters[found.row.answer, options, "options_seed" in found.row.metadata] += 1
             key = same_as(found.row.question)
             if key in known:
                 counts["duplicates"] += 1
@@ -178,7 +167,7 @@ async def validate(
     if not report.counts:
         raise DtoError(f"{settings.source} has no rows: there is nothing to validate")
     tried = await _try_near_misses(list(golds.values()), grader, most_golds)
-    return report._replace(letters=letters.result(), near_misses=tried)
+    return report._replace(letters=_letters(letters), near_misses=tried)
 
 
 async def _try_near_misses(
@@ -301,41 +290,16 @@ def _look_for_overlap(found: Found, index: Index, report: Report) -> None:
     report.overlaps.append(Finding(found.where, "overlap", detail))
 
 
-class _LetterCount:
-    """Gold letters, and what they would be if each option were equally likely the right one."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._expected: defaultdict[str, float] = defaultdict(float)
-        self._variance: defaultdict[str, float] = defaultdict(float)
-        self._shuffled = True
-
-    def add(self, problem: Problem) -> None:
-        """Count a problem of a task with options; any other is passed over."""
-        if "permutation" not in problem.metadata:
-            return
-        self._shuffled &= "options_seed" in problem.metadata
-        options = len(problem.metadata["permutation"].split())
-        self._counts[problem.answer] += 1
-        for letter in ascii_uppercase[:options]:
-            self._expected[letter] += 1 / options
-            self._variance[letter] += (options - 1) / options**2
-
-    def result(self) -> Letters | None:
-        """The comparison; None when no problem had options."""
-        if not self._counts:
-            return None
-        z = max(
-            max(0.0, abs(self._counts[letter] - expected) - 0.5) / sqrt(self._variance[letter])
-            for letter, expected in self._expected.items()
-        )
-        limit = NormalDist().inv_cdf(1 - UNBALANCED / 2 / len(self._expected))
-        counts = {letter: self._counts[letter] for letter in sorted(self._expected)}
-        return Letters(counts, dict(sorted(self._expected.items())), z, limit, self._shuffled)
-
-
-def passed(report: Report) -> bool:
-    """No row is unexplained, and letters that we shuffled are balanced."""
-    return not report.unexplained and (
-        report.letters is None or report.letters.balanced or not report.letters.shuffled
-    )
+def _letters(rows: Counter[tuple[str, int, bool]]) -> Letters | None:
+    """The letters of rows by (gold letter, number of options, shuffled); None without any."""
+    if not rows:
+        return None
+    counts: Counter[str] = Counter()
+    expected: defaultdict[str, float] = defaultdict(float)
+    for (letter, options, _), count in rows.items():
+        counts[letter] += count
+        for each in ascii_uppercase[:options]:
+            expected[each] += count / options
+    ordered = dict(sorted(expected.items()))
+    shuffled = all(shuffled for *_, shuffled in rows)
+    return Letters({letter: counts[letter] for letter in ordered}, ordered, shuffled)

@@ -16,7 +16,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,35 +28,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from dto.recipe import Recipe, TrainSettings
 from dto.records import Problem
 from dto.runs.manifest import write_text
-from dto.training.dev import measure, spread, summarize
+from dto.training.dev import BASE_STEP, DevScore, measure, spread, summarize
 from dto.training.judging import Judging
+from dto.usage import Usage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-BASE_STEP = 0
 CHECKPOINTS = "checkpoints"
-
-
-@dataclass(frozen=True, slots=True)
-class DevScore:
-    """The model after `step` optimizer steps, on the dev problems.
-
-    `accuracy` and `truncated` are shares of the `responses` that have a grade (`failed` ones have
-    none); `standard_error` is that of the accuracy, clustered by problem. `tokens_mean` is over the
-    same responses. `loss` is the mean training loss since the row before (none at step 0).
-    """
-
-    step: int
-    epoch: float
-    accuracy: float
-    standard_error: float
-    tokens_mean: float
-    truncated: float
-    responses: int
-    failed: int
-    loss: float | None
-    collapsed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +189,16 @@ class TrainingState:
         """What was spent on each score, also by runs that were killed afterwards."""
         return _rows(self.directory / "effort.jsonl")
 
+    def spent(self) -> tuple[Usage, dict[str, float]]:
+        """The sum of all efforts: usage of the dev responses, and seconds."""
+        efforts = self.efforts()
+        usage = Usage()
+        for effort in efforts:
+            usage.add(Usage.read(effort["usage"]))
+        keys = ("train_seconds", "dev_seconds")
+        seconds = {key: round(sum(effort[key] for effort in efforts), 3) for key in keys}
+        return usage, {**seconds, "seconds": round(sum(seconds.values()), 3)}
+
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
@@ -224,9 +213,9 @@ logger = logging.getLogger("dto.train")
 class DevCallback(TrainerCallback):
     """Saves and measures the model at evenly spaced steps, the last one included.
 
-    `mean_loss` is the trainer's mean loss since it was last asked for; `share` says how much of the
-    training is done, by steps unless the trainer counts otherwise. It ends at 1. `judging`, if
-    there is any, is measured beside the dev problems.
+    `trainer`, which is made after this and set before it trains, says how much of the training is
+    done, and its mean loss. `judging`, if there is any, is measured beside the dev problems; what
+    the trainer goes through is `epochs` passes.
     """
 
     def __init__(
@@ -235,27 +224,23 @@ class DevCallback(TrainerCallback):
         tokenizer: PreTrainedTokenizerBase,
         problems: Sequence[Problem],
         training: TrainingState,
-        allow_code_execution: bool = False,
+        judging: Judging | None,
+        epochs: float,
     ) -> None:
         self.recipe = recipe
         self.tokenizer = tokenizer
         self.problems = problems
         self.training = training
-        self.allow_code_execution = allow_code_execution
-        self.epochs = recipe.train.epochs
-        self.mean_loss: Callable[[], float | None] = lambda: None
-        self.share: Callable[[TrainerState], float] = _by_steps
-        self.judging: Judging | None = None
+        self.judging = judging
+        self.epochs = epochs
+        self.trainer: Any = None
+        self.allow_code_execution = False
         self._passed = 0
         self._since = time.monotonic()
         self._bar: tqdm[Any] = tqdm(disable=True)
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Go on behind the point that a resumed training has come to."""
         self._passed = self._points(state) if state.global_step else 0
@@ -269,11 +254,7 @@ class DevCallback(TrainerCallback):
         self._since = time.monotonic()
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Ask for a checkpoint at the points."""
         self._bar.update()
@@ -283,15 +264,11 @@ class DevCallback(TrainerCallback):
         return control
 
     def on_save(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """The checkpoint is written: measure it, by which it becomes complete."""
         seconds = time.monotonic() - self._since
-        share = self.share(state)
+        share = self.trainer.share(state)
         score = self.score(kwargs["model"], state.global_step, share, seconds)
         ended = score.collapsed or self._passed == self.recipe.train.evaluations
         control.should_training_stop = control.should_training_stop or ended
@@ -299,18 +276,15 @@ class DevCallback(TrainerCallback):
         return control
 
     def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Close the bar."""
         self._bar.close()
 
     def _points(self, state: TrainerState) -> int:
         """How many of the points are passed."""
-        return math.floor(self.recipe.train.evaluations * self.share(state) + 1e-9)
+        share: float = self.trainer.share(state)
+        return math.floor(self.recipe.train.evaluations * share + 1e-9)
 
     def score(self, model: PreTrainedModel, step: int, share: float, seconds: float) -> DevScore:
         """Measure the model, each process on its share of the problems, and write it down.
@@ -330,12 +304,8 @@ class DevCallback(TrainerCallback):
         )
         if self.judging is not None:
             usage.add(self.judging.measure(model, step))
-        score = DevScore(
-            step,
-            round(self.epochs * share, 4),
-            *summarize(responses),
-            loss=self.mean_loss(),
-        )
+        epoch = round(self.epochs * share, 4)
+        score = summarize(step, epoch, responses, self.trainer.mean_loss())
         if step > BASE_STEP:
             base = self.training.history[0]
             score = replace(score, collapsed=has_collapsed(score, base, self.recipe.train))
@@ -348,10 +318,6 @@ class DevCallback(TrainerCallback):
         PartialState().wait_for_everyone()
         logger.info("%s", _line(score))
         return score
-
-
-def _by_steps(state: TrainerState) -> float:
-    return state.global_step / state.max_steps
 
 
 def _line(score: DevScore) -> str:

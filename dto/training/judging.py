@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from accelerate import PartialState
+
 from dto.context import Context
 from dto.grading.compare import compare
 from dto.grading.extract import final_answer
@@ -166,15 +168,13 @@ class Judging:
         recipe: Recipe,
         directory: Path,
         steps: Sequence[int],
-        *,
-        writer: bool,
     ) -> None:
         """Take up what `directory` has of the `steps` that a resumed training has made."""
         self.rows = list(rows)
         self.tokenizer = tokenizer
         self.recipe = sampled(recipe, recipe.train.judgements)
         self.path = directory / FILE
-        self.writer = writer
+        self.writer = PartialState().is_main_process
         known = [row for row in read_scores(self.path) if row.step in steps]
         self.scores: list[JudgingScore] = known
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from math import ceil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dto.errors import DtoError
@@ -27,8 +26,8 @@ from dto.records import (
     Problem,
     Trajectory,
 )
+from dto.runs.reader import RunReader
 from dto.seeds import derive
-from dto.tables import read
 from dto.tags import ThinkTags, think_tags
 from dto.training.rewards import length_harmonizing
 from dto.trajectories import opening, prompt_ids
@@ -106,13 +105,15 @@ def chosen_sides(pairs: Iterable[TokenizedPair | Dropped]) -> list[Demonstration
     return [*rows.values(), *dropped]
 
 
-def load_weighted(run: Path, context: int, accuracy_weight: float) -> list[Demonstration | Dropped]:
+def load_weighted(
+    run: RunReader, context: int, accuracy_weight: float
+) -> list[Demonstration | Dropped]:
     """All samples of a run with O1-Pruner's weights, by problem (`rewards.length_harmonizing`).
 
     Dropped are those that failed, that are empty, or longer than `context` tokens.
     """
     rows: list[Demonstration | Dropped] = []
-    samples = read(run / "sample" / "rows.parquet", Trajectory)
+    samples = run.rows("sample", Trajectory)
     for _, group in groupby(samples, key=lambda row: row.problem_id):
         found = [row for row in group if row.token_ids]
         correct = [None if row.grade == "failed" else row.grade == "correct" for row in found]
@@ -131,28 +132,27 @@ def load_weighted(run: Path, context: int, accuracy_weight: float) -> list[Demon
     return rows
 
 
-def load_pairs(run: Path, context: int) -> list[TokenizedPair | Dropped]:
+def load_pairs(run: RunReader, context: int) -> list[TokenizedPair | Dropped]:
     """The pairs of a run with their ids, and those that cannot be trained on, in order of id.
 
     A pair with an empty side is dropped (`empty_response`; its mean logprob is not a number), and
     so is one longer than `context` tokens (`too_long`). Raises DtoError when the tables do not
     belong together. Only the responses that pairs refer to are held in memory.
     """
-    pairs = list(read(run / "pair" / "rows.parquet", PreferencePair))
+    pairs = list(run.rows("pair", PreferencePair))
     chosen_optimized = {pair.chosen_id for pair in pairs if pair.chosen_from == "optimized"}
     sampled = {pair.rejected_id for pair in pairs} | {pair.trajectory_id for pair in pairs}
     sampled |= {pair.chosen_id for pair in pairs if pair.chosen_from != "optimized"}
 
-    pruned = run / "prune" / "rows.parquet"
-    optimized_table = pruned if pruned.exists() else run / "optimize" / "rows.parquet"
     optimized: dict[str, Ids] = {}
     if chosen_optimized:
-        rows = read(optimized_table, OptimizedTrajectory)
+        stage = "prune" if run.table("prune").exists() else "optimize"
+        rows = run.rows(stage, OptimizedTrajectory)
         optimized = {row.id: row.token_ids for row in rows if row.id in chosen_optimized}
     prompts: dict[str, Ids] = {}
     responses: dict[str, Ids] = {}
     if sampled:
-        for row in read(run / "sample" / "rows.parquet", Trajectory):
+        for row in run.rows("sample", Trajectory):
             if row.id in sampled:
                 prompts[row.id], responses[row.id] = row.prompt_ids, row.token_ids
 
@@ -267,7 +267,7 @@ def verdicts(
 
 
 def batch_answers(
-    run: Path,
+    run: RunReader,
     rows: Sequence[LabelledChain],
     model: ModelSettings,
     tokenizer: PreTrainedTokenizerBase,
@@ -280,19 +280,13 @@ def batch_answers(
     Reads the tables of chain and batch beside the labelled `rows`, of which only the concise count.
     """
     wanted = {row.id: row for row in rows if row.verdict == "concise" and row.origin == "batch"}
-    chains = {
-        row.id: row for row in read(run / "chain" / "rows.parquet", Chain) if row.id in wanted
-    }
+    chains = {row.id: row for row in run.rows("chain", Chain) if row.id in wanted}
     sources = {row.source_id for row in chains.values()}
     sampled = {
-        row.id: row.token_ids
-        for row in read(run / "batch" / "rows.parquet", BatchResponse)
-        if row.id in sources
+        row.id: row.token_ids for row in run.rows("batch", BatchResponse) if row.id in sources
     }
     asked = {row.problem_id for row in wanted.values()}
-    problems = {
-        row.id: row for row in read(run / "problems" / "rows.parquet", Problem) if row.id in asked
-    }
+    problems = {row.id: row for row in run.rows("problems", Problem) if row.id in asked}
     tags = think_tags(tokenizer, model)
     found: list[Demonstration | Dropped] = []
     for chain_id, row in wanted.items():

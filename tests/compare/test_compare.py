@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from dto.baselines.pairs import pairs_of_samples
 from dto.commands.plan import plan
 from dto.compare.compare import compare, prepare
 from dto.compare.methods import BASE, find, grid, methods
@@ -20,8 +21,7 @@ from dto.pipeline import needed, open_run, run_stages
 from dto.prompts import resource
 from dto.recipe import PairSettings, Recipe, load_recipe
 from dto.records import Problem
-from dto.stages.pair import preference_pairs
-from dto.training.checkpoints import DevScore
+from dto.training.dev import DevScore
 from tests.compare.test_data import samples
 
 PIPELINES = Path(str(resource("pipelines")))
@@ -208,7 +208,6 @@ def test_the_plan_names_the_methods() -> None:
 def test_pair_has_a_row_for_a_problem_without_a_pair() -> None:
     problem = Problem("p", "toy", "train", "1 + 1?", "2")
     tokenizer: Any = None
-    (row,) = preference_pairs(
-        problem, samples(("wrong", 5)), [], tokenizer, PairSettings(data="shortest")
-    )
+    settings = PairSettings(data="shortest")
+    (row,) = pairs_of_samples(problem, samples(("wrong", 5)), tokenizer, settings, 200)
     assert (row.id, row.reason) == ("p", "no_pair")

@@ -19,7 +19,7 @@ from dto.prompts import resource
 from dto.recipe import load_recipe
 from dto.runs.reader import RunReader
 from dto.runs.run import agree
-from dto.training.checkpoints import DevScore
+from dto.training.dev import DevScore
 from dto.training.fit import fit
 from dto.training.judging import read_scores
 

@@ -393,6 +393,25 @@ async def test_giving_up_closes_the_connection(nano: Served) -> None:
         assert [request.left for request in server.requests] == [True, True, False]
 
 
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_a_reader_that_pauses_holds_nothing_up(nano: Served, leaves: bool) -> None:
+    async with opened("vllm", nano) as (engine, server):
+        chunks: list[Chunk] = []
+        with metered() as usage:
+            async with aclosing(engine.stream(PROMPT, SAMPLING)) as stream:
+                async for chunk in stream:
+                    chunks.append(chunk)
+                    while server.under_way:
+                        await asyncio.sleep(0.01)
+                    if leaves:
+                        break
+        ids = [*server.encode(ANSWER), nano.tokenizer.eos_token_id]
+        taken = [token for chunk in chunks for token in chunk.token_ids]
+        assert taken == ids[: len(taken)] and (leaves or taken == ids)
+        assert usage.generated - usage.wasted == len(taken)
+        assert leaves == bool(usage.wasted) and usage.generated >= len(ids)
+
+
 async def test_leaving_the_engine_fails_what_is_under_way(nano: Served) -> None:
     async with serve("vllm", nano.tokenizer) as server:
         engine = open_engine(settings(server.url))

@@ -138,7 +138,7 @@ def with_tasks(run: Run) -> Run:
     tested = [Problem(**each | {"task": next(task)}) for each in values]  # type: ignore[arg-type]
     tables.write(run.table("test"), Problem, tested)
     manifest.write(run / "test", manifest.finished("test", {}, None, rows=len(tested)))
-    return Run(run.path, load_recipe(run / "recipe.yaml"), False, run.lock)
+    return run.following(load_recipe(run / "recipe.yaml"))
 
 
 def test_test_sets_stay_where_they_are(run: Run, hub: Hub) -> None:
@@ -155,7 +155,7 @@ def test_test_sets_stay_where_they_are(run: Run, hub: Hub) -> None:
     for part in ("rows", "comparisons", "averages"):
         assert reports[0][part] == reports[1][part]
     shown = List("Evaluation", "questions", 0)
-    for each in RunTables.open(OUT).answers():
+    for each in RunTables(OUT).answers():
         shown.add_answers(each)
     assert shown.titles == [each.rpartition("/")[0] for each in shown.ids]  # of their problems
     with pytest.raises(DtoError, match="others' test sets; publish them with --test-sets"):

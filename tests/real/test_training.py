@@ -21,7 +21,7 @@ from dto.recipe import Recipe, load_recipe
 from dto.records import BatchResponse, Chain, LabelledChain, Span, Trajectory
 from dto.tables import read, write
 from dto.training import grpo
-from dto.training.checkpoints import DevScore
+from dto.training.dev import DevScore
 from dto.training.fit import fit
 from tests.training.conftest import DEV, SHORT, RunFolder, make_run
 from tests.training.test_judging import with_labels

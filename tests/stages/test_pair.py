@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from dto.baselines.pairs import pairs_of_samples
 from dto.recipe import PairSettings
 from dto.records import Dropped, OptimizedTrajectory, PreferencePair, Span
 from dto.stages.pair import preference_pairs
@@ -155,9 +156,7 @@ async def test_samples_over_samples(make, problem, tokenizer):
 
     def made(data):
         settings = PairSettings(data=data, margin=0.0)
-        found = preference_pairs(
-            problem, rows, [version(rows[0], 5)], tokenizer, settings, max_tokens=200
-        )
+        found = pairs_of_samples(problem, rows, tokenizer, settings, max_tokens=200)
         return [(row.chosen_id, row.rejected_id, row.chosen_from) for row in pairs_of(found)]
 
     assert made("shortest") == [(rows[2].id, rows[1].id, "shortest_correct")]
@@ -170,5 +169,5 @@ async def test_samples_over_samples(make, problem, tokenizer):
 async def test_samples_without_a_pair_have_a_reason(make, problem, tokenizer):
     rows = [await make(0, 50, "wrong")]
     for data in ("shortest", "token_budget"):
-        (dropped,) = preference_pairs(problem, rows, [], tokenizer, PairSettings(data=data))
+        (dropped,) = pairs_of_samples(problem, rows, tokenizer, PairSettings(data=data), 200)
         assert (dropped.id, dropped.reason) == (problem.id, "no_pair")

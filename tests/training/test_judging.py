@@ -206,14 +206,19 @@ def test_the_divergence_is_from_the_base(
 ) -> None:
     training = with_labels(run, tokenizer, kl=0.5)
     rows = list(read(run.path / "label" / "rows.parquet", LabelledChain))
-    args = grpo.config(training.recipe, tmp_path)
+    args = grpo.OnlineTrainer.config(training.recipe, tmp_path)
     assert args.beta == 0.5
-    assert grpo.config(training.with_training(kl=None).recipe, tmp_path).beta == 0.04
-    assert grpo.config(training.with_training(kl=None, method="grpo").recipe, tmp_path).beta == 0
+    assert grpo.OnlineTrainer.config(training.with_training(kl=None).recipe, tmp_path).beta == 0.04
+    assert (
+        grpo.OnlineTrainer.config(
+            training.with_training(kl=None, method="grpo").recipe, tmp_path
+        ).beta
+        == 0
+    )
     from dto.training.weights import load
 
     model, _ = load(training.recipe)
-    trainer = grpo.OnlineTrainer(model, args, tokenizer, rows, [1, 2], training.recipe)
+    trainer = grpo.OnlineTrainer(training.recipe, model, args, tokenizer, rows, [1, 2])
     base = tiny_model(len(tokenizer))
     side = (rows[0].prompt_ids, (7, 8, 9))
     reference: Any = trainer.ref_model

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from dto import tables
-from dto.hub.publish import publish
 from dto.recipe import make_recipe
-from dto.records import PreferencePair
-from dto.redact import Private, is_local, last_part, private_of
-from dto.runs.run import Run
-from tests.hub.server import Hub
+from dto.redact import (
+    Redaction,
+    dropped_detail,
+    failure_kind,
+    public_names,
+    verdict_reason,
+    without_servers,
+)
 
 KNOWN = {
     "/home/alice/models/mine": "mine",
@@ -23,7 +25,7 @@ KNOWN = {
     "/home/alice": "~",
     "/m": "m",
 }
-PRIVATE = Private(KNOWN, {"s3cretvalue": "A_KEY"})
+PRIVATE = Redaction(KNOWN, {"s3cretvalue": "A_KEY"})
 
 
 @pytest.mark.parametrize(
@@ -48,8 +50,8 @@ PRIVATE = Private(KNOWN, {"s3cretvalue": "A_KEY"})
     ],
 )  # fmt: skip
 def test_what_is_known_is_replaced_where_it_stands(text: str, shown: str) -> None:
-    assert PRIVATE.redact(text) == shown
-    assert PRIVATE.redact_all({text: [text, 1]}) == {shown: [shown, 1]}
+    assert PRIVATE.text(text) == shown
+    assert PRIVATE.data({text: [text, 1]}) == {shown: [shown, 1]}
     assert PRIVATE.found(shown, written_by_us=False) is None
     assert (PRIVATE.found(text, written_by_us=False) is None) == (text == shown)
 
@@ -63,9 +65,8 @@ def test_what_is_known_is_replaced_where_it_stands(text: str, shown: str) -> Non
         ("AKIAABCDEFGHIJKLMNOP", False, "a key"),
         ("task-1, ask-me, hf_short", True, None),
         ("cd /usr/local/bin", False, None),
-        ("cd /usr/local/bin", True, "the local path 'bin'"),
-        ("C:\\Users\\bob\\x.txt", True, "the local path 'x.txt'"),
-        ("~/work/x", True, "the local path 'x'"),
+        ("cd /usr/local/bin", True, None),
+        ("see /home/alice/notes", True, "a local path or a server"),
         ("https://example.org/data/x and 3/4, and/or, /data", True, None),
         ("openai/gsm8k and m/s", True, None),
     ],
@@ -75,20 +76,46 @@ def test_what_remains_is_found(text: str, written_by_us: bool, kind: str | None)
 
 
 @pytest.mark.parametrize(
-    ("value", "local"),
+    ("reason", "kind"),
     [
-        ("/models/a", True), ("~/a", True), ("../a", True), ("./a", True), ("C:\\a", True),
-        ("data/a.jsonl", True), ("here/a", True), ("openai/gsm8k", False), ("chains", False),
-        ("a.jsonl", False), ("nano", False),
+        ("", ""),
+        ("http://gpu7:8000/v1 answered 500: /home/alice/x failed", "HTTP 500"),
+        ("Error code: 429 - {'error': {'message': 'org-alice is over its limit'}}", "HTTP 429"),
+        ("HTTP/1.1 status code: 503 from gpu7", "HTTP 503"),
+        ("request to http://gpu7 failed: ConnectError: gpu7:8000", "ConnectError"),
+        ("OSError: No space left on device: '/scratch/alice/x.bin'", "OSError"),
+        ("No space left on device: '/scratch/alice/cache/x.bin'", "failed"),
+        ("no answer from http://gpu7:8000/v1 in 60 s (model.timeout)", "failed"),
+        ("connection to http://gpu7 failed: alice", "failed"),
+        ("alice", "failed"),
+        ("no_gold_answer", "no_gold_answer"),
+        ("grader_timeout", "grader_timeout"),
+        ("sandbox_landlock: /home/alice/x", "sandbox_landlock"),
+        ("sandbox_bwrap: it does not start", "sandbox_bwrap"),
+        ("unreadable_gold: test: SyntaxError", "unreadable_gold: test: SyntaxError"),
+        ("time_limit unisolated", "time_limit unisolated"),
+        ("killed by SIGKILL", "killed by SIGKILL"),
+        ("AssertionError", "AssertionError"),
+        ("prompt has 5,000 tokens, context is 4,096: shorten it, alice",
+         "prompt has 5,000 tokens, context is 4,096"),
+        ("failed", "failed"),
     ],
 )  # fmt: skip
-def test_local_names(
-    value: str, local: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("here/a").mkdir(parents=True)
-    assert is_local(value) == local
-    assert last_part(value) == value.replace("\\", "/").rpartition("/")[2]
+def test_of_an_error_only_the_kind_is_told(reason: str, kind: str) -> None:
+    assert failure_kind(reason) == kind == failure_kind(kind)
+    for ended in ("failed", "error"):
+        assert dropped_detail(ended, reason) == kind
+    assert dropped_detail("no_exit", "the best p is 0.20") == "the best p is 0.20"
+    assert verdict_reason(f"the judge failed: {reason}") == f"the judge failed: {kind}"
+    assert verdict_reason(f"it says 500, {reason}") == f"it says 500, {reason}"
+
+
+def test_a_pulled_recipe_asks_no_server_and_reads_no_key() -> None:
+    settings = {"model": {"server": "http://evil", "api_key": "MINE"}, "judge": {"api_key": "MY"}}
+    assert without_servers(settings) == {
+        "model": {"server": "http://server.invalid/v1", "api_key": "OPENAI_API_KEY"},
+        "judge": {"api_key": "OPENAI_API_KEY"},
+    }
 
 
 def test_what_a_run_makes_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +129,7 @@ def test_what_a_run_makes_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                   "system": "/a/b is \\boxed{}", "api_key": "MY_SERVER_PASS"},
         "evaluate": {"models": ["base", "/mnt/second"], "tasks": ["gsm8k", "sets/mine.jsonl"]},
     }  # fmt: skip
-    private = private_of(make_recipe(settings), tmp_path / "runs" / "r")
+    private = Redaction.of(make_recipe(settings), tmp_path / "runs" / "r")
     assert private.secrets.keys() >= {"not-named", "0123456789"}
     replaced = dict(private.replaced)
     for original in ("/home/alice", "/Users/alice", "/mnt/second", "sets/mine.jsonl",
@@ -119,49 +146,25 @@ def test_a_home_that_is_anybodys_is_no_secret_in_what_a_model_wrote(
 ) -> None:
     monkeypatch.setenv("HOME", f"/home/{user}")
     monkeypatch.setenv("LOGNAME", user)
-    private = private_of(make_recipe({"name": "r"}), tmp_path / "runs" / "r")
+    private = Redaction.of(make_recipe({"name": "r"}), tmp_path / "runs" / "r")
     text = f"open('/home/{user}/notes.txt')"
     assert bool(private.found(text, written_by_us=False)) == refused
     assert private.found(text, written_by_us=True)
-    assert private.redact(text) == "open('~/notes.txt')"
+    assert private.text(text) == "open('~/notes.txt')"
     assert private.found(f"see {tmp_path}/runs/r/x", written_by_us=False)
-
-
-def test_what_looks_private_is_told(
-    run: Run, hub: Hub, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Paths that a model may have made up, and the name of whoever publishes, as a word."""
-    monkeypatch.setenv("HOME", "/home/bob")
-    monkeypatch.setenv("LOGNAME", "alice")
-    rows = list(tables.read(run.table("pair"), PreferencePair))
-    said = ["cat /home/carol/notes", "alice, f:\\mathbb{R} and a/m", "see C:\\Users\\x"]
-    for place, text in enumerate(said):
-        values = {name: getattr(rows[place], name) for name in PreferencePair.__slots__}
-        rows[place] = PreferencePair(**values | {"chosen": text})
-    tables.write(run.table("pair"), PreferencePair, rows)
-    publish(run, "alice/small", dry_run=True)
-    count = len(rows)
-    first = f"'/home/carol' in row {rows[0].id}, column chosen"
-    assert (
-        f"pair/rows.parquet: 2 of {count} rows hold what looks like a local path: {first}"
-        in caplog.text
-    )
-    name = f"1 of {count} rows hold what looks like a name of this machine: 'alice' in row"
-    assert name in caplog.text
-    assert "README.md" not in caplog.text  # `alice/small` is its name, and everybody's to see
-    other = Run(run.path, run.recipe.model_copy(update={"name": "of-alice x alice"}), False, -1)
-    publish(other, "alice/small", dry_run=True)
-    assert "README.md: a name of this machine in" in caplog.text
 
 
 def test_no_two_places_get_one_name(tmp_path: Path) -> None:
     models = ["base", "trained", "/runs/a/model", "/runs/b/model", "/runs/c/trained"]
     settings = {"name": "r", "model": {"name": "/mine/nano"}, "evaluate": {"models": models}}
-    private = private_of(make_recipe(settings), tmp_path / "runs" / "r")
-    shown = [private.redact(each) for each in models]
+    private = Redaction.of(make_recipe(settings), tmp_path / "runs" / "r")
+    shown = [private.text(each) for each in models]
     assert shown == ["base", "trained", "model", "model-2", "trained-2"]
-    assert private.redact("/runs/b/model/none/p1/000") == "model-2/none/p1/000"
-    assert private.redact("/mine/nano") == "nano-2"  # not the embedded one
+    assert private.text("/runs/b/model/none/p1/000") == "model-2/none/p1/000"
+    assert private.text("/mine/nano") == "nano-2"  # not the embedded one
+    assert public_names(["/a/base", "x/y", "base"]) == {
+        "x/y": "x/y", "base": "base", "/a/base": "base-2"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -178,7 +181,7 @@ def test_a_host_is_hidden_with_and_without_its_port(
     server: str, hidden: set[str], tmp_path: Path
 ) -> None:
     settings = {"name": "r", "model": {"engine": "openai", "server": server}}
-    private = private_of(make_recipe(settings), tmp_path / "runs" / "r")
+    private = Redaction.of(make_recipe(settings), tmp_path / "runs" / "r")
     found = {each for each, shown in private.replaced.items() if shown == "server.invalid"}
     assert found == hidden
-    assert private.redact(server) == "http://server.invalid/v1"
+    assert private.text(server) == "http://server.invalid/v1"
