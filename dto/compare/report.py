@@ -192,7 +192,7 @@ def compare_page(run: Path, recipe: Recipe, result: Comparison) -> str:
         f"{len(result.rows)} methods on {result.problems:,} test problems × {result.samples} "
         f"samples, seed{'s' if len(result.seeds) > 1 else ''} {seeds}"
     )
-    again = reproduce_section(run, recipe)
+    again = reproduce_section(RunReader(run, recipe))
     if others := ", ".join(str(seed) for seed in result.seeds if seed != recipe.seed):
         again = replace(again, text=(*again.text, f"The same with --set seed=… for {others}."))
     says = "; ".join(

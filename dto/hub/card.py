@@ -32,6 +32,7 @@ from dto.reporting.pictures import COLOURS, INK
 from dto.reporting.report import Report
 from dto.reporting.write import draw_report
 from dto.runs import manifest
+from dto.runs.reader import RunReader
 from dto.statistics import shown
 from dto.tags import shown_tags
 from dto.tasks.load import prompt_of
@@ -180,7 +181,11 @@ def write_card(
         dropped=_dropped(folder, (*published.stages, *published.withheld)),
         lengths=_length_lines(lengths),
         pictures=pictures,
-        costs=[cost for cost in stage_costs(run) if cost.stage in (*published.stages, "judge")],
+        costs=[
+            cost
+            for cost in stage_costs(RunReader(run))
+            if cost.stage in (*published.stages, "judge")
+        ],
         redacted=published.redacted,
         withheld=published.withheld,
         left_out=published.left_out,

@@ -20,13 +20,12 @@ from matplotlib.figure import Figure
 
 from dto import statistics
 from dto.drqa.probe import BOUND, Probe, format_probe, length_accuracy, length_probe, told
-from dto.recipe import Recipe
 from dto.reporting.evaluation import Arm, Figures, by_difficulty, too_many_failed
-from dto.reporting.funnel import json_lines, right
+from dto.reporting.funnel import right
 from dto.reporting.page import Section, drawn
 from dto.reporting.pictures import COLOURS, INK, MARKERS, error_bars, plain, save
 from dto.reporting.table import Table, arms_table
-from dto.runs import manifest
+from dto.runs.reader import RunReader
 from dto.seeds import derive
 from dto.statistics import Estimate, shown
 
@@ -68,29 +67,29 @@ class BatchReport:
     labels: Labels | None
 
 
-def batch_report(run: Path, recipe: Recipe) -> BatchReport | None:
+def batch_report(run: RunReader) -> BatchReport | None:
     """The figures of a run; None where it asked nothing together and labelled nothing."""
     rows: tuple[Figures, ...] = ()
     difficulty: tuple[Figures, ...] = ()
-    if recipe.batch.k and manifest.read(run / "batch") and manifest.read(run / "sample"):
+    if run.recipe.batch.k and run.manifest("batch") and run.manifest("sample"):
         asked = answers(run)
         rows = tuple(_rows(asked, _lost(run)))
         difficulty = tuple(_difficulty(asked))
-    labels = _labels(run, recipe.seed) if manifest.read(run / "label") else None
+    labels = _labels(run) if run.manifest("label") else None
     if not rows and labels is None:
         return None
     return BatchReport(rows, difficulty, _dropped(run), labels)
 
 
-def answers(run: Path) -> pl.DataFrame:
+def answers(run: RunReader) -> pl.DataFrame:
     """One row for each answer: k, problem_id, sample, response, grade, fault, tokens."""
     columns = ("k", "problem_id", "sample", "response", "grade", "fault", "tokens")
-    alone = pl.scan_parquet(run / "sample" / "rows.parquet").select(
+    alone = run.frame("sample").select(
         "problem_id", "sample", "grade", k=pl.lit(1, pl.Int64), response="id", fault=pl.lit(""),
         tokens=pl.col("token_ids").list.len().cast(pl.Float64),
     )  # fmt: skip
     together = (
-        pl.scan_parquet(run / "batch" / "rows.parquet")
+        run.frame("batch")
         .select(
             "k", "sample", "problem_ids", "grades", "faults", response="id",
             tokens=pl.col("token_ids").list.len() / pl.col("k"),
@@ -102,12 +101,12 @@ def answers(run: Path) -> pl.DataFrame:
     return both.collect().sort("k", "problem_id", "sample")
 
 
-def _lost(run: Path) -> Counter[int]:
+def _lost(run: RunReader) -> Counter[int]:
     """By k, the answers that an error kept out of the table."""
-    lost = Counter({1: len(_dropped_lines(run / "sample"))})
-    for line in _dropped_lines(run / "batch"):
-        k = int(str(line["id"]).partition("/")[0])
-        if line["reason"] not in ("left_over", "no_short_answer"):
+    lost = Counter({1: sum(1 for _ in run.dropped("sample"))})
+    for row in run.dropped("batch"):
+        k = int(row.id.partition("/")[0])
+        if row.reason not in ("left_over", "no_short_answer"):
             lost[k] += k
     return lost
 
@@ -186,25 +185,19 @@ def _difficulty(asked: pl.DataFrame) -> list[Figures]:
     return [replace(row, k=int(row.exit.removeprefix("k = "))) for row in rows]
 
 
-def _dropped_lines(stage: Path) -> list[dict[str, Any]]:
-    path = stage / "dropped.jsonl"
-    return json_lines(path) if path.is_file() else []
-
-
-def _dropped(run: Path) -> dict[str, dict[str, int]]:
+def _dropped(run: RunReader) -> dict[str, dict[str, int]]:
     """By k, `1` for vanilla, and reason: the chains that there are not."""
     counts: Counter[tuple[int, str]] = Counter()
-    for line in _dropped_lines(run / "chain"):
-        parts = str(line["id"]).split("/")
-        counts[int(parts[-2]), str(line["reason"])] += 1
-    found: dict[str, dict[str, int]] = {}
+    for row in run.dropped("chain"):
+        counts[int(row.id.split("/")[-2]), row.reason] += 1
+    by_k: dict[str, dict[str, int]] = {}
     for (k, reason), count in sorted(counts.items()):
-        found.setdefault(str(k), {})[reason] = count
-    return found
+        by_k.setdefault(str(k), {})[reason] = count
+    return by_k
 
 
-def _labels(run: Path, seed: int) -> Labels:
-    table = pl.scan_parquet(run / "label" / "rows.parquet")
+def _labels(run: RunReader) -> Labels:
+    table, seed = run.frame("label"), run.recipe.seed
     light = table.select("problem_id", "split", "verdict", "label", "length").collect()
     counts: dict[str, dict[str, int]] = {}
     for split, verdict, count in light.group_by("split", "verdict").len().sort(
@@ -212,7 +205,7 @@ def _labels(run: Path, seed: int) -> Labels:
     ).iter_rows():  # fmt: skip
         counts.setdefault(split, {})[verdict] = count
     judged = _some(table, "verdict", ("concise", "verbose"), seed)
-    chains = pl.scan_parquet(run / "chain" / "rows.parquet").filter(grade="correct")
+    chains = run.frame("chain").filter(grade="correct")
     right = _some(chains.rename({"text": "chain"}), "origin", ("batch", "vanilla"), seed)
     return Labels(
         counts=counts,

@@ -12,11 +12,12 @@ from typing import Any
 
 import polars as pl
 
+from dto.pipeline import STAGES
 from dto.recipe import EstimateSettings, Recipe
 from dto.records import GIVEN_UP, STAYS, VerdictKind
 from dto.reporting.page import Section
 from dto.reporting.table import Table
-from dto.runs import manifest
+from dto.runs.reader import RunReader
 from dto.sequential import zone
 from dto.statistics import Estimate, cohen_kappa, proportion, shown
 from dto.tasks.load import NEAR_DUPLICATE
@@ -73,12 +74,11 @@ KINDS = {
 """What the counts of a funnel are."""
 
 
-def verdicts(run: Path) -> dict[str, dict[str, int]]:
+def verdicts(run: RunReader) -> dict[str, dict[str, int]]:
     """Patterns by verdict; of those that were to go, how many are gone or had to be restored."""
-    table = run / "prune" / "rows.parquet"
-    if not table.is_file():
+    if not run.table("prune").is_file():
         return {}
-    found = _exploded(pl.scan_parquet(table), "verdicts")
+    found = _exploded(run.frame("prune"), "verdicts")
     counted = {
         (kind, pruned): n for kind, pruned, n in found.group_by("verdict", "pruned").len()
         .collect().iter_rows()
@@ -96,17 +96,16 @@ def verdicts(run: Path) -> dict[str, dict[str, int]]:
     }
 
 
-def agreement(run: Path) -> dict[str, Any] | None:
+def agreement(run: RunReader) -> dict[str, Any] | None:
     """How far the llm judge agrees with the counterfactual estimate; None where none was made.
 
     Over the patterns of which both gave a verdict, whether it may go: the share of equal answers
     and Cohen's kappa, with intervals clustered by problem, since trajectories of a problem are
     alike. `table` counts all their verdicts.
     """
-    table = run / "prune" / "rows.parquet"
-    if not table.is_file():
+    if not run.table("prune").is_file():
         return None
-    rows = pl.scan_parquet(table)
+    rows = run.frame("prune")
     if "counterfactual" not in rows.collect_schema().names():
         return None
     both = (
@@ -145,48 +144,47 @@ def _exploded(rows: pl.LazyFrame, column: str) -> pl.LazyFrame:
     return each.select("problem_id", "id", *(pl.col(column).struct.field(f) for f in fields))
 
 
-STAGES = (
-    "problems", "sample", "batch", "segment", "estimate", "optimize", "prune", "pair", "chain",
-    "label", "test", "evaluate",
-)  # fmt: skip
 _SLUG = re.compile(
     r"(?:grader|sandbox|unreadable|no)_\w+(?:: \w+)*"
 )  # what an engine says is longer
 
 
-def funnel(run: Path) -> dict[str, Any]:
+def funnel(run: RunReader) -> dict[str, Any]:
     """Counts of rows by stage, by grade and outcome, and of dropped rows by reason."""
     rows: dict[str, int] = {}
     dropped: dict[str, dict[str, int]] = {}
-    for stage in STAGES:
-        done = manifest.read(run / stage)
+    given_up = {name: counts for name in STAGES if (counts := _given_up(run, name))}
+    for name, stage in STAGES.items():
+        done = run.manifest(name)
         if done is None:
             continue
-        rows[stage] = int(done["rows"])
-        if done.get("dropped"):
-            dropped[stage] = dict(done["dropped"])
-    given_up = {stage: found for stage in STAGES if (found := _given_up(run / stage))}
-    if reasons := _dropped_in_training(run):
-        dropped["train"] = reasons
+        # A stage that works as a whole has no table: its manifest counts no reasons.
+        reasons = dict(done.get("dropped") or {})
+        if stage.whole is None:
+            rows[name] = int(done["rows"])
+        else:
+            reasons = dict(sorted(Counter(row.reason for row in run.dropped(name)).items()))
+        if reasons:
+            dropped[name] = reasons
     return {
         "rows": rows,
-        "trajectories": _counts(run / "sample", "grade"),
+        "trajectories": _counts(run, "sample", "grade"),
         "given_up": dict(sorted(sum(map(Counter, given_up.values()), Counter[str]()).items())),
         "given_up_at": given_up,
         "ungraded": _ungraded(run),
-        "boundaries": _counts(run / "estimate", "decision"),
+        "boundaries": _counts(run, "estimate", "decision"),
         **verdicts(run),
         "agreement": agreement(run),
-        "optimized": _counts(run / "prune", "outcome") or _counts(run / "optimize", "outcome"),
-        "pairs": _counts(run / "pair", "rejected_from"),
+        "optimized": _counts(run, "prune", "outcome") or _counts(run, "optimize", "outcome"),
+        "pairs": _counts(run, "pair", "rejected_from"),
         "dropped": dropped,
         "near_duplicates": _near_duplicates(run),
     }
 
 
-def training(run: Path) -> dict[str, Any] | None:
+def training(run: RunReader) -> dict[str, Any] | None:
     """How training went: dev scores of the base and of what was kept, and why that one."""
-    done = manifest.read(run / "train")
+    done = run.manifest("train")
     try:
         history = json_lines(run / "train" / "history.jsonl")
     except FileNotFoundError:
@@ -206,15 +204,6 @@ def training(run: Path) -> dict[str, Any] | None:
     }
 
 
-def _dropped_in_training(run: Path) -> dict[str, int]:
-    """Training counts its drops in its manifest, and gives their reasons in a file."""
-    path = run / "train" / "dropped.jsonl"
-    if manifest.read(run / "train") is None or not path.is_file():
-        return {}
-    reasons = Counter(str(line["reason"]) for line in json_lines(path))
-    return dict(sorted(reasons.items()))
-
-
 def json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file, one a line.
 
@@ -225,55 +214,55 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines if line.strip()]
 
 
-def _near_duplicates(run: Path) -> dict[str, int]:
+def _near_duplicates(run: RunReader) -> dict[str, int]:
     """By split, the problems that are near copies of those of another."""
-    tables = [run / stage / "rows.parquet" for stage in ("problems", "test")]
     frames = [
-        pl.scan_parquet(table)
+        run.frame(stage)
         .filter(pl.col("metadata").str.contains(f'"{NEAR_DUPLICATE}":', literal=True))
         .select("split")
-        for table in tables
-        if table.is_file()
+        for stage in ("problems", "test")
+        if run.table(stage).is_file()
     ]
     if not frames:
         return {}
     return dict(pl.concat(frames).collect()["split"].value_counts().sort("split").iter_rows())
 
 
-def _given_up(stage: Path) -> dict[str, int]:
+def _given_up(run: RunReader, stage: str) -> dict[str, int]:
     """Answers that are wrong because comparing them exceeded a limit, by its reason.
 
     A stage counts them in its manifest, those of rollouts and trials too; where an earlier version
     wrote that, the rows with a reason of their own are counted.
     """
-    done = manifest.read(stage) or {}
+    done = run.manifest(stage) or {}
     if "given_up" in done:
         return dict(done["given_up"])
-    return _reasons(stage, pl.col("grade") == "wrong", pl.col("reason").str.starts_with(GIVEN_UP))
+    return _reasons(
+        run, stage, pl.col("grade") == "wrong", pl.col("reason").str.starts_with(GIVEN_UP)
+    )
 
 
-def _ungraded(run: Path) -> dict[str, int]:
+def _ungraded(run: RunReader) -> dict[str, int]:
     """Responses graded `failed`, by the grader's reason; `engine` is any of an engine's own."""
     counts: Counter[str] = Counter()
     for stage in ("sample", "evaluate"):
-        for reason, count in _reasons(run / stage, pl.col("grade") == "failed").items():
+        for reason, count in _reasons(run, stage, pl.col("grade") == "failed").items():
             counts[reason if _SLUG.fullmatch(reason) else "engine"] += count
     return dict(sorted(counts.items()))
 
 
-def _reasons(stage: Path, *conditions: pl.Expr) -> dict[str, int]:
-    table = stage / "rows.parquet"
+def _reasons(run: RunReader, stage: str, *conditions: pl.Expr) -> dict[str, int]:
+    table = run.table(stage)
     if not table.is_file() or not {"grade", "reason"} <= set(pl.read_parquet_schema(table)):
         return {}
-    found = pl.scan_parquet(table).filter(*conditions).group_by("reason").len().collect()
-    return dict(sorted(found.iter_rows()))
+    counted = run.frame(stage).filter(*conditions).group_by("reason").len().collect()
+    return dict(sorted(counted.iter_rows()))
 
 
-def _counts(stage: Path, column: str) -> dict[str, int]:
-    table = stage / "rows.parquet"
-    if not table.is_file():
+def _counts(run: RunReader, stage: str, column: str) -> dict[str, int]:
+    if not run.table(stage).is_file():
         return {}
-    counted = pl.scan_parquet(table).group_by(column).len().sort(column).collect()
+    counted = run.frame(stage).group_by(column).len().sort(column).collect()
     return dict(counted.iter_rows())
 
 

@@ -9,7 +9,6 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from math import nan
-from pathlib import Path
 from typing import TypeVar
 
 from dto.recipe import ExitSettings, Recipe
@@ -24,6 +23,7 @@ from dto.reporting.positions import Reliability
 from dto.reporting.report import Report
 from dto.reporting.reproduce import content_of_sources, reproduction
 from dto.reporting.table import Table, arms_table
+from dto.runs.reader import RunReader
 from dto.statistics import shown
 
 DECIDING = {
@@ -119,9 +119,9 @@ def cost_section(report: Report) -> Section | LeftOut:
     )  # fmt: skip
 
 
-def reproduce_section(run: Path, recipe: Recipe) -> Section:
+def reproduce_section(run: RunReader) -> Section:
     """The command, versions, commit, seeds, and hashes of what went in and came out."""
-    found = reproduction(run, recipe)
+    found = reproduction(run)
     text, commands = [], []
     if found.git:
         commands.append(f"git checkout {shlex.quote(str(found.git['commit']))}")
@@ -172,8 +172,9 @@ def reproduce_section(run: Path, recipe: Recipe) -> Section:
 R = TypeVar("R")
 
 
-def run_page(run: Path, recipe: Recipe, report: Report) -> str:
+def run_page(run: RunReader, report: Report) -> str:
     """The HTML of a run's report."""
+    recipe = run.recipe
     report = _public(report)
     together = batch_section(report.batch, report.training)
     sections = [
@@ -184,7 +185,7 @@ def run_page(run: Path, recipe: Recipe, report: Report) -> str:
         _calibration(report),
         cost_section(report),
         funnel_section(report.funnel, report.training, recipe),
-        reproduce_section(run, recipe),
+        reproduce_section(run),
     ]
     model = f"{public_names([recipe.model.name])[recipe.model.name]} on {recipe.model.engine}"
     asked = report.title.removeprefix(report.name).removeprefix(": ")

@@ -185,6 +185,7 @@ CELLS: Mapping[str, tuple[Callable[[Figures], Cell], str]] = {
     "gain": (
         lambda row: row.verdict if row.verdict == "too many failed" else row.gain, "+%",
     ),
+    "verdict": (lambda row: row.verdict, ""),
     "completed": (_more("completed"), "%"),
     "completed alone": (lambda row: row.more["completed"].value, "%"),
     "pass": (_more("pass_at_samples"), "%"),
