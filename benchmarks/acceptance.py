@@ -27,13 +27,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from dto.pipeline import run_stages
+from dto.pipeline import needed, open_run, run_stages
 from dto.prompts import resource
 from dto.recipe import load_recipe
-from dto.reporting.comparison import Comparison
-from dto.reporting.report import Report, report
-from dto.runs.graph import needed
-from dto.runs.run import open_run
+from dto.reporting.evaluation import Figures
+from dto.reporting.report import Report
+from dto.reporting.write import report
+from dto.statistics import NOTHING, Estimate
 
 SEEDS = (0, 1, 2)
 PROBLEMS, SAMPLES = 1000, 4
@@ -82,19 +82,22 @@ def evaluated(model: str, seed: int, problems: int, out: Path) -> Report:
         run.close()
 
 
-def compared(reports: Sequence[Report], model: str, exit: str) -> list[Comparison]:
+def compared(reports: Sequence[Report], model: str, exit: str) -> list[Figures]:
     """One arm against the base, for each seed."""
-    return [
-        next(each for each in found.comparisons if (each.model, each.exit) == (model, exit))
-        for found in reports
-    ]
+    return [next(row for row in found.rows if row.arm == (model, exit)) for found in reports]
 
 
-def improvement(label: str, arms: Sequence[Comparison], max_tokens: float) -> list[Line]:
+def _against_base(arms: Sequence[Figures]) -> tuple[list[Estimate], list[Estimate]]:
+    """Gains and ratios of tokens; nan for an arm that could not be compared."""
+    return [arm.gain or NOTHING for arm in arms], [arm.ratio or NOTHING for arm in arms]
+
+
+def improvement(label: str, arms: Sequence[Figures], max_tokens: float) -> list[Line]:
     """The lines of an arm that has to be better and shorter."""
-    gain = fmean(arm.gain for arm in arms)
-    lows = [arm.gain_low for arm in arms]
-    ratio = fmean(arm.tokens_ratio for arm in arms)
+    gains, ratios = _against_base(arms)
+    gain = fmean(each.value for each in gains)
+    lows = [each.low for each in gains]
+    ratio = fmean(each.value for each in ratios)
     claimed = all(arm.verdict != "too many failed" for arm in arms)
     return [
         Line(f"{label}: mean gain", _points(gain), f"≥ {_points(MIN_GAIN)}", gain >= MIN_GAIN),
@@ -113,10 +116,11 @@ def improvement(label: str, arms: Sequence[Comparison], max_tokens: float) -> li
     ]
 
 
-def no_gain(label: str, arms: Sequence[Comparison]) -> Line:
+def no_gain(label: str, arms: Sequence[Figures]) -> Line:
     """The line of an arm on the control: the mean over seeds, whose problems are different ones."""
-    gain = fmean(arm.gain for arm in arms)
-    half = sqrt(sum((arm.gain_high - arm.gain_low) ** 2 for arm in arms)) / 2 / len(arms)
+    gains, _ = _against_base(arms)
+    gain = fmean(each.value for each in gains)
+    half = sqrt(sum((each.high - each.low) ** 2 for each in gains)) / 2 / len(arms)
     claimed = all(arm.verdict != "too many failed" for arm in arms)
     return Line(
         f"{label}: gain",

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from dto.compare.compare import compare
 from dto.compare.report import report
+from dto.pipeline import open_run
 from dto.prompts import resource
 from dto.recipe import load_recipe
-from dto.runs.run import open_run
 
 SEEDS = (0, 1, 2)
 

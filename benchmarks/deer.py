@@ -43,8 +43,7 @@ from benchmarks import lockstep
 from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.engines import open_engine
-from dto.engines.vllm import VLLMEngine
-from dto.engines.vllm_launch import model_arguments, serving_arguments
+from dto.engines.vllm import VLLMEngine, model_arguments, serving_arguments
 from dto.exits import ExitedResponse, answer
 from dto.grading import Grader
 from dto.nano.corpus import chain_problems

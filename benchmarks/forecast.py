@@ -13,12 +13,7 @@ from typing import Any
 
 from dto.reporting.cost import stage_costs
 
-FIGURES = {
-    "tokens": "tokens",
-    "trained_tokens": "trained_tokens",
-    "attention_flops": "attention_flops",
-    "seconds": "seconds",
-}
+FIGURES = ("tokens", "trained_tokens", "attention_flops")
 
 
 def main() -> None:

@@ -3,7 +3,7 @@ r"""DEER's published algorithm (2504.15895) as its vLLM script schedules it, for
 Many questions in rounds: one batched `generate` for all that think, one for all that try an answer,
 one for all that conclude; each waits for its slowest question, and nothing is cancelled. What a
 question has said is text, encoded anew by every call. Its decisions are those of
-`dto.exits.compat`, whose constants it shares and whose control flow it does not.
+`dto.policies.compat`, whose constants it shares and whose control flow it does not.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from dto.exits import compat
+from dto.policies import compat
 from dto.tags import DEFAULT_TAGS
 
 CLOSE_TAG = DEFAULT_TAGS.close

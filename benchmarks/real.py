@@ -23,11 +23,9 @@ from pathlib import Path
 
 from benchmarks.overthink import EXAMPLES, SEED
 from benchmarks.word_problems import problems
-from dto.pipeline import run_stages
+from dto.pipeline import needed, open_run, run_stages
 from dto.recipe import load_recipe
-from dto.reporting.report import report
-from dto.runs.graph import needed
-from dto.runs.run import open_run
+from dto.reporting.write import report
 
 TRAIN_SEED, TEST_SEED = 101, 102
 TRAIN, TEST = 400, 400

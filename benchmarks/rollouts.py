@@ -42,10 +42,11 @@ from dto.recipe import Recipe, resolve
 from dto.records import Dropped, ExitEstimate, Problem, Segment, Trajectory
 from dto.rollouts import roll_out
 from dto.seeds import content_id
+from dto.sequential import clopper_pearson
 from dto.stages.estimate import estimate
 from dto.stages.sample import sample
-from dto.stages.segment import segment
-from dto.statistics import bootstrap, clopper_pearson
+from dto.statistics import bootstrap
+from tests.segmenting import segment
 
 ZONE = 0.10
 REFERENCE_ROLLOUTS = 1024

@@ -40,8 +40,8 @@ from dto.records import Dropped, Problem, Segment, Trajectory
 from dto.rollouts import roll_out
 from dto.stages.estimate import estimate
 from dto.stages.sample import sample
-from dto.stages.segment import segment
 from dto.usage import metered
+from tests.segmenting import segment
 
 ARMS = ("shared", "at once", "alone")
 LENGTHS = (1, 2, 4, 8)
@@ -89,19 +89,19 @@ async def serving(chosen: Recipe, alone: bool) -> AsyncIterator[Engine]:
         async with opened(engine):
             yield engine
     elif chosen.model.engine == "vllm":
-        from dto.engines import vllm_launch
+        from dto.engines import vllm
 
         def uncached(*arguments: Any) -> dict[str, Any]:
             return shared(*arguments) | {"enable_prefix_caching": False}
 
-        shared = vllm_launch.serving_arguments
+        shared = vllm.serving_arguments
         with patch("dto.engines.vllm.serving_arguments", uncached):
             engine = open_engine(chosen.model)
             async with opened(engine):
                 yield engine
     else:
         from dto.engines.batch import Batch
-        from dto.engines.requests import Sample
+        from dto.engines.sampling import Sample
 
         class ReadAlone(Batch):
             def admit(self, samples: Sequence[Sample]) -> list[Sample]:

@@ -24,8 +24,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from dto.engines.vllm import VLLMEngine
-from dto.engines.vllm_launch import environment, model_arguments, serving_arguments
+from dto.engines.vllm import VLLMEngine, environment, model_arguments, serving_arguments
 from dto.nano.corpus import chain_problems
 from dto.protocols import Sampling
 from dto.recipe import ModelSettings, resolve
@@ -105,7 +104,7 @@ async def measure(
 ) -> dict[str, list[list[float]]]:
     """For each work the tokens per second of raw and ours, a pair for each repetition."""
     rates: dict[str, list[list[float]]] = {"sample": [], "rollouts": []}
-    async with VLLMEngine(SETTINGS, "nano", resolve("nano")) as engine:
+    async with VLLMEngine(SETTINGS, "nano") as engine:
         llm = raw_llm()
         assert engine.tokenizer is not None
         prompts = [

@@ -67,10 +67,10 @@ def step(method: str, path: str, tokens: int, gradients: str) -> dict[str, float
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
     from trl.experimental.cpo import CPOTrainer
 
-    from dto.training import head, losses
+    from dto.training import fit, trainers
 
     if path == "stock":
-        head.small_tiles = lambda: None
+        fit.small_tiles = lambda: None
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=VOCABULARY,
@@ -90,14 +90,14 @@ def step(method: str, path: str, tokens: int, gradients: str) -> dict[str, float
     )
     tokenizer = AutoTokenizer.from_pretrained(resolve("nano"))
     with tempfile.TemporaryDirectory() as directory:
-        arguments = losses.config(recipe, Path(directory))
-        reference = losses.load
-        losses.load = lambda recipe: (Qwen2ForCausalLM(config), tokenizer)
+        arguments = fit.trainer_class(method).config(recipe, Path(directory))
+        reference = trainers.load
+        trainers.load = lambda recipe: (Qwen2ForCausalLM(config), tokenizer)
         order = list(range(len(asked)))
-        trainer = losses.trainer(
+        trainer = fit.make_trainer(
             recipe, arguments, model, tokenizer, asked, order, TrainerCallback()
         )
-        losses.load = reference
+        trainers.load = reference
         if path == "stock" and method == "simpo":
             trainer.get_batch_loss_metrics = lambda *args, **kwargs: (
                 CPOTrainer.get_batch_loss_metrics(trainer, *args, **kwargs)

@@ -1,6 +1,16 @@
 """Dynamic thinking-pattern optimization: shorter and better reasoning (arXiv 2505.21765).
 
 The public names load what they need when they are first used: `import dto` alone is light.
+
+Its rooms, the lowest floor first; a room knows nothing of those above it. The core is the method,
+with runs that survive: who reads it has read the papers.
+
+    core      records recipe settings text tags templates joins prompts context trajectories
+              rollouts protocols seeds errors concurrency processes tables usage sequential
+              segmentation stages judges exits runs
+    seams     engines grading training tasks drqa nano policies baselines studies statistics source
+    pipeline  pipeline
+    shell     reporting compare calibration forecast redact viewer hub commands cli
 """
 
 from __future__ import annotations
@@ -22,8 +32,8 @@ _PUBLIC = {
     "train": "dto.training.train",
     "evaluate": "dto.stages.evaluate",
     "report": "dto.reporting.report",
-    "trace": "dto.stages.trace",
-    "pilot": "dto.stages.pilot",
+    "trace": "dto.studies.trace",
+    "pilot": "dto.studies.pilot",
     "show": "dto.viewer.show",
     "view": "dto.viewer.page",
     "Context": "dto.context",
@@ -38,9 +48,9 @@ _PUBLIC = {
     "ExitEstimate": "dto.records",
     "OptimizedTrajectory": "dto.records",
     "PreferencePair": "dto.records",
-    "BatchResponse": "dto.drqa.records",
-    "Chain": "dto.drqa.records",
-    "LabelledChain": "dto.drqa.records",
+    "BatchResponse": "dto.records",
+    "Chain": "dto.records",
+    "LabelledChain": "dto.records",
     "EvaluationRow": "dto.records",
     "Dropped": "dto.records",
 }

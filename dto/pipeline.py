@@ -18,9 +18,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from dto.baselines import pairs, solutions
 from dto.context import Context, without_engine
 from dto.drqa import batch, chain, label
-from dto.engines import load_tokenizer, open_engine
+from dto.engines import open_engine
+from dto.engines.models import load_tokenizer
 from dto.errors import DtoError, EngineError, disk_errors
 from dto.grading import Grader
 from dto.protocols import Engine
@@ -34,7 +36,8 @@ from dto.runs.runner import Runner
 from dto.runs.stage import Stage
 from dto.segmentation.lexicon import LOOP
 from dto.segmentation.worker import Segmenter
-from dto.stages import estimate, evaluate, optimize, pair, pilot, prune, sample, segment, trace
+from dto.stages import estimate, evaluate, optimize, pair, prune, sample, segment
+from dto.studies import pilot, trace
 from dto.tags import FOREIGN
 from dto.tasks import importing, problems
 from dto.training import train
@@ -53,9 +56,16 @@ STAGES: dict[str, Stage] = {
 
 
 def stage_of(recipe: Recipe, name: str) -> Stage:
-    """A stage as this recipe has it: responses are sampled, or imported."""
-    imported = name == sample.STAGE.name and recipe.sample.imported
-    return importing.STAGE if imported else STAGES[name]
+    """A stage as this recipe has it: as the paper does, as a baseline does, or of imported rows."""
+    if name == "sample" and recipe.sample.imported:
+        return importing.STAGE
+    if name == "optimize" and recipe.optimize.exit != "estimate":
+        return solutions.STAGE
+    if name == "pair" and recipe.pair.data == "imported":
+        return importing.PAIRS
+    if name == "pair" and recipe.pair.data != "optimized":
+        return pairs.STAGE
+    return STAGES[name]
 
 
 def needed(recipe: Recipe, *last: str) -> tuple[str, ...]:
@@ -159,7 +169,7 @@ def _work_whole(run: Run, stage: Stage) -> None:
 
 
 async def _compute(run: Run, stages: Sequence[Stage]) -> None:
-    async with _Served(run) as served:
+    async with Served(run, run.allow_code_execution) as served:
         for stage in stages:  # before hours of work: a judge on a server is there, takes the key
             judge = run.recipe.judge
             served_apart = stage.asks_judge(run.recipe) and judge and judge.engine == "openai"
@@ -177,7 +187,7 @@ async def _compute(run: Run, stages: Sequence[Stage]) -> None:
             tell(run, stage.name)
 
 
-async def _feed(run: Run, stage: Stage, runner: Runner, served: _Served) -> None:
+async def _feed(run: Run, stage: Stage, runner: Runner, served: Served) -> None:
     """Every group of a stage through its work, for each model that it asks."""
     models, total = stage.models(run.recipe), stage.total(run)
     for model in models:
@@ -194,22 +204,22 @@ async def _feed(run: Run, stage: Stage, runner: Runner, served: _Served) -> None
         await runner.feed(stage.groups(run, ctx), work, window=window, total=total)
 
 
-class _Served:
+class Served:
     """What consecutive stages share: one engine, a grader, a judge, the processes that cut texts.
 
     Each is opened when a stage first asks for it. At most one engine is open, since two would share
     the memory; a judge's may be beside it.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunReader, allow_code_execution: bool = False) -> None:
         self._run, self._recipe = run, run.recipe
         self._opened, self._engine = AsyncExitStack(), AsyncExitStack()
         self._segmenter = Segmenter()
         self._judge: Engine | None = None
         self._context: Context | None = None
-        self.grader = Grader(allow_code_execution=run.allow_code_execution)
+        self.grader = Grader(allow_code_execution=allow_code_execution)
 
-    async def __aenter__(self) -> _Served:
+    async def __aenter__(self) -> Served:
         await self._opened.enter_async_context(self.grader)
         return self
 

@@ -18,6 +18,14 @@ from dto.tags import DEFAULT_TAGS, ThinkTags
 
 JUDGE = "judge"
 """The folder of the judge's prompts, which is no family."""
+PUT_IN = {
+    "exit": "estimate",
+    "finalize": "optimize",
+    "trial_inside": "evaluate",
+    "trial_closed": "evaluate",
+    "early_close": "evaluate",
+}
+"""The prompts that are put into a response, each with the stage that does so."""
 
 _ENVIRONMENT = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
 
@@ -38,16 +46,27 @@ def families() -> tuple[str, ...]:
     return tuple(sorted(name for name in names if name != JUDGE))
 
 
-@cache
 def source(name: str, family: str = "default") -> str:
     """The template text of a prompt, without its front matter; the family's own file wins."""
+    return _read(name, family)[1]
+
+
+def purpose(name: str, family: str = "default") -> str:
+    """What a prompt is for: the first sentence of the `purpose` in its front matter."""
+    return _read(name, family)[0].partition(". ")[0].removesuffix(".")
+
+
+@cache
+def _read(name: str, family: str) -> tuple[str, str]:
+    """(purpose, template text) of a prompt."""
     for folder in (family, "default"):
         path = resource("prompts") / folder / f"{name}.jinja"
         if path.is_file():
             _, header, body = path.read_text(encoding="utf-8").split("---\n", 2)
-            if "name:" not in header or "purpose:" not in header:
+            fields = dict(line.split(": ", 1) for line in header.splitlines() if ": " in line)
+            if "name" not in fields or "purpose" not in fields:
                 raise DtoError(f"prompt {folder}/{name}.jinja: front matter needs name and purpose")
-            return body
+            return fields["purpose"], body
     raise DtoError(f"no prompt {name!r} for family {family!r}: add prompts/default/{name}.jinja")
 
 

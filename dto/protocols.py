@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict
 
-from dto.errors import EngineError
 from dto.records import AnswerKind, FinishReason, Grade, IdsFrom
 
 if TYPE_CHECKING:
@@ -176,26 +175,6 @@ class Engine(Protocol):
     async def __aexit__(self, *exc: object) -> None:
         """Stop serving; requests under way fail."""
         ...
-
-
-def unbranched(model: str) -> EngineError:
-    """What an engine raises that cannot decode a response and its trials as one sequence."""
-    return EngineError(
-        f"overlap: branches decodes inside the transformers engine, and {model!r} is served by "
-        "another: set model.engine to transformers, or overlap to true"
-    )
-
-
-def unfit(prompt: Sequence[int], context: int) -> str:
-    """Why a prompt leaves no room in the context, or holds nothing; empty where it fits."""
-    if not prompt:
-        return "the prompt is empty: send at least one token"
-    if len(prompt) >= context:
-        return (
-            f"prompt has {len(prompt):,} tokens, context is {context:,}: shorten it or raise "
-            "model.context"
-        )
-    return ""
 
 
 class Graded(NamedTuple):

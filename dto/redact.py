@@ -1,8 +1,10 @@
-"""What may not leave the machine: local paths, servers, user names, keys.
+"""What does not leave the machine: local paths, servers, user names, keys, error texts of others.
 
-What is known to be private (the paths and servers that a recipe names, the home directory) is
-replaced everywhere but in what models and people wrote: the spans and token ids beside such a text
-would still tell it. Afterwards everything is searched for what is left (:mod:`dto.redact`).
+What is known to be private (the paths and servers that a recipe names, the run's directory, the
+home directory) is replaced in what we write and left in what models and people wrote: the spans and
+token ids beside such a text would still tell it. Nobody is served by a guess at what else may be a
+path. A key ends everything: its value is looked for in every text before anything is sent. Why an
+engine or a server failed is quoted nowhere: its kind is (:func:`failure_kind`).
 """
 
 from __future__ import annotations
@@ -11,70 +13,78 @@ import getpass
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import cache, cached_property
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PureWindowsPath
 from typing import Any
 from urllib.parse import urlsplit
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from dto import tables
-from dto.errors import DtoError
 from dto.recipe import NAMES, Recipe
+from dto.source import Source
 
 NO_SERVER = "http://server.invalid/v1"
 """Stands for a server's address (RFC 2606): a run that was pulled asks nobody by itself."""
 NO_KEY = "OPENAI_API_KEY"
 _MODELS = ("base", "trained", *NAMES)
 _HERE = ("localhost", "127.0.0.1", "::1")
-_FILES = (".jsonl", ".parquet", ".yaml", ".yml")
 _KEYS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{32,}|gh[pousr]_[A-Za-z0-9]{30,}"
     r"|AKIA[0-9A-Z]{16})\b|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 _KEY_STARTS = ("hf_", "sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "AKIA", "PRIVATE KEY")
 """Looked for first: the pattern takes far longer."""
-ROOTS = (
-    "home|Users|root|mnt|data|tmp|var|opt|srv|scratch|workspace|work|private|Volumes|nfs|gpfs|lustre"
-    "|media|export|usr|etc|proc|dev|run|shared|storage|fsx|efs|content|kaggle"
-)
-LOCAL_PATH = re.compile(
-    rf"(?<![\w./~:-])(?:/(?:{ROOTS})|~|file:/+)/[^\s\"'`,;:)\]}}>]+"
-    r"|(?<!\w)[A-Za-z]:\\[^\s\"'`,;:)\]}>]+"
-)
-OURS = "reason"
-"""The column of tables that no model writes: why an engine or a grader failed."""
-WRITTEN = ("text", "question", "prompt", "chosen", "rejected", "chain")
-"""The columns of tables that models and people write, and that token ids and spans stand beside."""
+_KEY_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD)$")
 ANYBODY = (
     "admin", "build", "debian", "default", "ec2-user", "guest", "home", "jovyan", "localhost",
     "nobody", "root", "runner", "server", "test", "ubuntu", "user", "worker",
 )  # fmt: skip
 """Names of users and machines that tell nothing, and that stand in any text."""
 _ANYBODYS_HOME = re.compile(rf"[/\\](?:home|Users)[/\\](?:{'|'.join(ANYBODY)})")
-_NAMED_SECRET = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD)$")
+
+_OURS = re.compile(
+    r"(?:grader|sandbox|unreadable|no|time|memory|foreign)_\w+(?:(?:: \w+)*(?: unisolated)?$)?"
+    r"|exited|unisolated|killed by SIG[A-Z]+|prompt has [\d,]+ tokens, context is [\d,]+"
+    r"|estimate\.error_scan tests [\d,]+ boundaries of a trajectory"
+)
+"""How the reasons begin that this package gives itself."""
+_STATUS = re.compile(r"\b(?:answered|HTTP|[Ss]tatus|[Ee]rror code)\W{0,3}(?:code\W{0,3})?(\d{3})\b")
+_EXCEPTION = re.compile(r"\b[A-Z]\w*(?:Error|Exception|Timeout|Interrupt|Exit)\b")
+_JUDGE_FAILED = "the judge failed: "
 
 
-def is_local(value: str) -> bool:
-    """Whether a name of a model, a dataset or a file is a place on this machine."""
-    if value.startswith(("/", "~", "./", "../", "file:", "\\\\")) or PureWindowsPath(value).drive:
-        return True
-    several = "/" in value or "\\" in value
-    return several and (value.endswith(_FILES) or os.path.exists(value))
+def failure_kind(reason: str) -> str:
+    """What may be told of why something failed: our own reason, else the kind of the error alone.
+
+    The kind is the HTTP status, else the exception's class, else `failed`. The text of an error may
+    quote whatever a server, a file or a program holds.
+    """
+    if not reason:
+        return ""
+    if ours := _OURS.match(reason):
+        return ours[0]
+    if status := _STATUS.search(reason):
+        return f"HTTP {status[1]}"
+    exception = _EXCEPTION.search(reason)
+    return exception[0] if exception else "failed"
 
 
-def last_part(value: str) -> str:
-    """What remains of a local path."""
-    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] or "root"
+def verdict_reason(reason: str) -> str:
+    """What may be told of why a judge said so: its own words, of its failure the kind alone."""
+    if reason.startswith(_JUDGE_FAILED):
+        return _JUDGE_FAILED + failure_kind(reason.removeprefix(_JUDGE_FAILED))
+    return reason
+
+
+def dropped_detail(reason: str, detail: str) -> str:
+    """What may be told of a dropped row beside its reason: of a failure the kind alone."""
+    return failure_kind(detail) if reason in ("failed", "error") else detail
 
 
 @dataclass(frozen=True, slots=True)
-class Private:
-    """What is replaced, longest first, and keys by their value, with the variable that holds it.
+class Redaction:
+    """What is replaced and by what, longest first; keys by value, with the variable that holds it.
 
     A key ends everything.
     """
@@ -82,23 +92,46 @@ class Private:
     replaced: Mapping[str, str]
     secrets: Mapping[str, str]
 
-    def redact(self, text: str) -> str:
+    @classmethod
+    def of(cls, recipe: Recipe, run: Path | None = None) -> Redaction:
+        """What is private about a run, or a recipe alone, on this machine."""
+        settings = recipe.model_dump(mode="json")
+        texts = list(texts_of(settings))
+        places = [text for key, text in texts if key != "system" and _is_place(text)]
+        replaced: dict[str, str] = {}
+        for place, label in public_names([*_MODELS, *places]).items():
+            replaced[place] = label
+            if _is_place(place):
+                replaced[_absolute(place)] = label
+        for key, value in texts:
+            if key == "server" and value:
+                replaced |= dict.fromkeys(_hosts(value), "server.invalid")
+                replaced[value] = NO_SERVER
+        if run is not None:
+            replaced[str(run.absolute())] = run.name
+        home = str(Path.home())
+        if len(Path(home).parts) > 2:
+            replaced[home] = "~"
+        with suppress(OSError, KeyError):  # a user without a name
+            user = getpass.getuser()
+            replaced |= {f"{folder}{user}": "~" for folder in ("/home/", "/Users/", "\\Users\\")}
+        known = ((original, shown) for original, shown in replaced.items() if original != shown)
+        ordered = dict(sorted(known, key=lambda pair: (-len(pair[0]), pair[0])))
+        return cls(ordered, _secrets({value for key, value in texts if key == "api_key"}))
+
+    def text(self, text: str) -> str:
         """The text without what is known to be private."""
         for original, shown in self.replaced.items():
             if original in text:
                 text = _pattern(original).sub(shown.replace("\\", r"\\"), text)
         return text
 
-    def redact_all(self, data: Any) -> Any:
+    def data(self, data: Any) -> Any:
         """The same for every text within data as JSON has it, keys included."""
-        return walk(data, self.redact)
-
-    def redact_paths(self, data: Any) -> Any:
-        """As `redact_all`, and whatever else looks like a local path becomes its last part."""
-        return walk(data, lambda text: LOCAL_PATH.sub(_last, self.redact(text)))
+        return walk(data, self.text)
 
     def found(self, text: str, *, written_by_us: bool) -> str | None:
-        """What kind of private thing a text still holds; `written_by_us`: no path belongs there."""
+        """What kind of private thing a text still holds; `written_by_us`: no home belongs there."""
         for secret, holder in self.secrets.items():
             if secret in text:
                 return f"the value of {holder}"
@@ -108,65 +141,52 @@ class Private:
             known = original in text and _pattern(original).search(text)
             if known and (written_by_us or not _ANYBODYS_HOME.fullmatch(original)):
                 return "a local path or a server"
-        if written_by_us and (match := LOCAL_PATH.search(text)):
-            return f"the local path {last_part(match[0])!r}"
         return None
+
+
+def public_names(names: Iterable[str]) -> dict[str, str]:
+    """For each name of a model or a source what others see: of a local path its last part.
+
+    No two places have one label, and none has the name of something that is no place.
+    """
+    owners: dict[str, str] = {}
+    shown: dict[str, str] = {}
+    for name in sorted(dict.fromkeys(names), key=_is_place):
+        place = _absolute(name) if _is_place(name) else name
+        last = Source.parse(name).last_part if _is_place(name) else name
+        label, number = last, 2
+        while owners.setdefault(label, place) != place:
+            label, number = f"{last}-{number}", number + 1
+        shown[name] = label
+    return shown
+
+
+def _is_place(text: str) -> bool:
+    """Whether a name says where something is on this machine."""
+    source = Source.parse(text)
+    deep = source.is_local and re.search(r"[/\\]", text) is not None and "\n" not in text
+    return source.tells_place or deep
+
+
+def _absolute(place: str) -> str:
+    return str(Path(place).expanduser().absolute())
 
 
 @cache
 def _pattern(original: str) -> re.Pattern[str]:
     """Where a path or a server stands as such: `/m` does not stand in `km/min`.
 
-    A path of one part, which models write too, counts as a whole text, before the rest of a row's
-    id, and at the end of a key of a stage's configuration.
+    A path of one part, which models write too, is replaced only as a whole text, at the start of a
+    row's id, and at the end of a key of a stage's configuration.
     """
     exact = re.escape(original)
     if ":" in original and not PureWindowsPath(original).drive:
         return re.compile(exact)
-    if "." in original and not re.search(r"[/\\]", original):  # a host
-        return re.compile(rf"(?<![\w.-]){exact}(?![\w-])")
-    if len([part for part in re.split(r"[/\\]", original) if part not in ("", ".")]) < 2:
+    is_host = "." in original and not re.search(r"[/\\]", original)
+    parts = [part for part in re.split(r"[/\\]", original) if part not in ("", ".")]
+    if not is_host and len(parts) < 2:
         return re.compile(rf"^{exact}(?=/|$)|(?<= of ){exact}$")
     return re.compile(rf"(?<![\w.-]){exact}(?![\w-])")
-
-
-def _last(match: re.Match[str]) -> str:
-    return last_part(match[0])
-
-
-def walk(data: Any, change: Callable[[str], str]) -> Any:
-    """Plain data with every text in it changed."""
-    if isinstance(data, str):
-        return change(data)
-    if isinstance(data, Mapping):
-        return {walk(key, change): walk(value, change) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [walk(each, change) for each in data]
-    return data
-
-
-def private_of(recipe: Recipe, run: Path) -> Private:
-    """What is private about a run on this machine."""
-    settings = recipe.model_dump(mode="json")
-    replaced: dict[str, str] = {}
-    labels = dict.fromkeys(_MODELS, "")  # no two places alike, and none like a model of ours
-    for key, value in _texts(settings):
-        if key.endswith("server"):
-            replaced[value] = NO_SERVER
-            replaced |= dict.fromkeys(_hosts(value), "server.invalid")
-        elif key != "system" and is_local(value):
-            whole = str(Path(value).expanduser().absolute())
-            replaced[value] = replaced[whole] = _label(last_part(value), whole, labels)
-    replaced[str(run.absolute())] = run.name
-    home = str(Path.home())
-    if len(Path(home).parts) > 2:
-        replaced[home] = "~"
-    with suppress(OSError, KeyError):  # a user without a name
-        for folder in ("/home/", "/Users/", "\\Users\\"):
-            replaced[f"{folder}{getpass.getuser()}"] = "~"
-    replaced = {original: shown for original, shown in replaced.items() if original != shown}
-    ordered = dict(sorted(replaced.items(), key=lambda each: (-len(each[0]), each[0])))
-    return Private(ordered, _secrets(settings))
 
 
 def _hosts(server: str) -> list[str]:
@@ -178,36 +198,24 @@ def _hosts(server: str) -> list[str]:
     return [form for form in forms if "." in form or ":" in form]
 
 
-def _label(name: str, place: str, labels: dict[str, str]) -> str:
-    """A place's last part, numbered where another place has that name already."""
-    label, number = name, 2
-    while labels.setdefault(label, place) != place:
-        label, number = f"{name}-{number}", number + 1
-    return label
-
-
-def _texts(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(data, str):
-        yield key, data
-    elif isinstance(data, Mapping):
-        for name, value in data.items():
-            yield from _texts(value, name)
-    elif isinstance(data, list | tuple):
-        for value in data:
-            yield from _texts(value, key)
-
-
-def _secrets(settings: Mapping[str, Any]) -> dict[str, str]:
+def _secrets(variables: set[str]) -> dict[str, str]:
     from huggingface_hub import get_token
 
-    named = {value for key, value in _texts(settings) if key == "api_key"}
     found = {
         value: name
         for name, value in sorted(os.environ.items())
-        if name in named or _NAMED_SECRET.search(name)
+        if name in variables or _KEY_NAME.search(name)
     }
     found[get_token() or ""] = "the token of the Hub"
     return {value: name for value, name in found.items() if len(value) >= 8}
+
+
+def names_of_machine() -> set[str]:
+    """How this machine and its user are called, unless anybody's are called so."""
+    names = {Path.home().name, socket.gethostname(), socket.gethostname().partition(".")[0]}
+    with suppress(OSError, KeyError):  # a user without a name
+        names.add(getpass.getuser())
+    return {name for name in names if len(name) > 2 and name.lower() not in ANYBODY}
 
 
 def without_servers(settings: dict[str, Any]) -> dict[str, Any]:
@@ -224,168 +232,24 @@ def without_servers(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def redact_table(source: Path, target: Path, private: Private) -> bool:
-    """Copy a table without what is private, if it holds any; whether it did.
-
-    The reasons of failures are ours and may name any file: paths in them are cut too. Rows stand in
-    the order of their ids afterwards too: those of an evaluation begin with the name of a model,
-    which may be a path, and only then the table is gathered to sort it.
-    """
-    with pq.ParquetFile(source) as file:
-        if not any(_holds(batch, private) for batch in batches(file)):
-            return False
-        schema, key = file.schema_arrow, file.schema_arrow.names[0]
-        last, ascending = "", True
-        with pq.ParquetWriter(target, schema, compression="zstd") as writer:
-            for batch in batches(file):
-                rows = [
-                    {name: _redacted(name, value, private) for name, value in row.items()}
-                    for row in batch.to_pylist()
-                ]
-                keys = [last, *(row[key] for row in rows)]
-                ascending = ascending and keys == sorted(keys)
-                last = keys[-1]
-                tables.write_rows(writer, pa.Table.from_pylist(rows, schema))
-    if not ascending:
-        ordered = pq.read_table(target).sort_by(key)
-        with pq.ParquetWriter(target, schema, compression="zstd") as writer:
-            for start in range(0, ordered.num_rows, tables.ROW_GROUP):
-                tables.write_rows(writer, ordered.slice(start, tables.ROW_GROUP))
-    return True
+def walk(data: Any, change: Callable[[str], str]) -> Any:
+    """Plain data with every text in it changed."""
+    if isinstance(data, str):
+        return change(data)
+    if isinstance(data, Mapping):
+        return {walk(key, change): walk(value, change) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [walk(each, change) for each in data]
+    return data
 
 
-def batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
-    """A table's rows, a row group's worth at a time."""
-    yield from file.iter_batches(batch_size=tables.ROW_GROUP)
-
-
-def _holds(batch: pa.RecordBatch, private: Private) -> bool:
-    return any(_redacted(name, text, private) != text for _, name, text in texts_of(batch))
-
-
-def _redacted(column: str, value: Any, private: Private) -> Any:
-    if column in WRITTEN:
-        return value
-    return private.redact_paths(value) if column == OURS else private.redact_all(value)
-
-
-def texts_of(batch: pa.RecordBatch) -> Iterator[tuple[int, str, str]]:
-    """(row, column, text) of every text, however deep it lies; numbers are not looked at."""
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        if _has_text(column.type):
-            for row, value in enumerate(column.to_pylist()):
-                yield from ((row, name, text) for _, text in _texts(value) if text)
-
-
-def _has_text(kind: pa.DataType) -> bool:
-    if pa.types.is_list(kind):
-        return _has_text(kind.value_type)
-    if pa.types.is_struct(kind):
-        return any(_has_text(kind.field(place).type) for place in range(kind.num_fields))
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-_TEXTS = (".json", ".jsonl", ".yaml", ".md", ".jinja")
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")
-"""Some tokens look like paths."""
-_LIKE_A_PATH = re.compile(
-    rf"(?<![\w./~:-])(?:/(?:{ROOTS})|~|file:/+)/[\w.-]+|(?<!\w)[A-Za-z]:\\Users\\[\w.-]+"
-)
-"""What a model may have made up or read; no drive alone, as `f:\\mathbb` is no path."""
-
-
-@dataclass(slots=True)
-class _Likeness:
-    rows: set[str] = field(default_factory=set)
-    example: str = ""
-
-    def add(self, row: str, example: str) -> None:
-        self.rows.add(row)
-        self.example = self.example or example
-
-
-@dataclass(frozen=True)
-class Search:
-    """Looks through a folder; `name`, on the Hub, may hold the name of the user."""
-
-    folder: Path
-    private: Private
-    name: str
-
-    def remarks(self) -> list[str]:
-        """What looks private and need not be, a line for each file: paths, names of this machine.
-
-        Raises DtoError where something private remains.
-        """
-        found: list[str] = []
-        for path in sorted(self.folder.rglob("*")):
-            if path.is_file():
-                name = path.relative_to(self.folder).as_posix()
-                found += self._table(path, name) if path.suffix == ".parquet" else []
-                found += self._text(path, name) if path.suffix != ".parquet" else []
-        return found
-
-    @cached_property
-    def _names(self) -> re.Pattern[str] | None:
-        names = own_names()
-        joined = "|".join(map(re.escape, sorted(names)))
-        return re.compile(rf"(?<![\w-])(?:{joined})(?![\w-])") if names else None
-
-    def _table(self, path: Path, name: str) -> Iterator[str]:
-        paths, names, total = _Likeness(), _Likeness(), 0
-        with pq.ParquetFile(path) as file:
-            for batch in batches(file):
-                ids = batch.column(0).to_pylist()
-                total += len(ids)
-                for row, column, text in texts_of(batch):
-                    where = f"row {ids[row]}, column {column}"
-                    if kind := self.private.found(text, written_by_us=column == OURS):
-                        raise DtoError(f"{name}, {where} holds {kind}: {_way_out(column)}")
-                    if ("/" in text or "\\" in text) and (match := _LIKE_A_PATH.search(text)):
-                        paths.add(ids[row], f"{match[0]!r} in {where}")
-                    if self._names and (match := self._names.search(text)):
-                        names.add(ids[row], f"{match[0]!r} in {where}")
-        for what, likeness in (("a local path", paths), ("a name of this machine", names)):
-            if likeness.rows:
-                yield (
-                    f"{name}: {len(likeness.rows):,} of {total:,} rows hold what looks like "
-                    f"{what}: {likeness.example}"
-                )
-
-    def _text(self, path: Path, name: str) -> Iterator[str]:
-        if path.suffix == ".safetensors":
-            with path.open("rb") as file:
-                text = file.read(min(int.from_bytes(file.read(8), "little"), 2**27))
-            ours = True
-        else:
-            text = path.read_bytes()
-            ours = path.suffix in _TEXTS and path.name not in _VOCABULARIES
-        lines = []
-        for number, line in enumerate(text.decode("utf-8", "replace").splitlines(), start=1):
-            if kind := self.private.found(line, written_by_us=ours):
-                raise DtoError(
-                    f"{name}, line {number} holds {kind}: nothing is uploaded; change that"
-                )
-            if ours and self._names and self._names.search(line.replace(self.name, "")):
-                lines.append(number)
-        if lines:
-            yield f"{name}: a name of this machine in {len(lines):,} lines, the first is {lines[0]}"
-
-
-def own_names() -> set[str]:
-    """How this machine and its user are called, unless anybody's are called so."""
-    names = {Path.home().name, socket.gethostname(), socket.gethostname().partition(".")[0]}
-    with suppress(OSError, KeyError):  # a user without a name
-        names.add(getpass.getuser())
-    return {name for name in names if len(name) > 2 and name.lower() not in ANYBODY}
-
-
-def _way_out(column: str) -> str:
-    if column in WRITTEN:
-        return (
-            "nothing is uploaded; the row's token ids say the same, so it is not cut out: publish "
-            "without this table (--only), or take the problem out of the run"
-        )
-    return (
-        "nothing is uploaded; publish without this table (--only), or compute it again without that"
-    )
+def texts_of(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(key, text) of every text within plain data, the nearest key around each."""
+    if isinstance(data, str):
+        yield key, data
+    elif isinstance(data, Mapping):
+        for name, value in data.items():
+            yield from texts_of(value, name)
+    elif isinstance(data, list | tuple):
+        for value in data:
+            yield from texts_of(value, key)

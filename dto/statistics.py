@@ -12,40 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import comb, isnan, lgamma, log, log1p, nan, pi, sqrt, tan
+from math import comb, isnan, nan, sqrt
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
-
-class Interval(NamedTuple):
-    """A closed interval."""
-
-    low: float
-    high: float
-
-
-def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
-    """The exact binomial interval (Clopper & Pearson 1934), for independent trials of one problem.
-
-    Each end is where the binomial tail is (1 - confidence) / 2, to 1e-9. No trials: [0, 1].
-    """
-    _check_counts(successes, trials)
-    tail = (1 - confidence) / 2
-    low = 0.0
-    if successes > 0:
-        low = _solve(lambda p: _binomial_tail(successes, trials, p) - tail)
-    high = 1.0
-    if successes < trials:
-        high = 1 - _solve(lambda q: _binomial_tail(trials - successes, trials, q) - tail)
-    return Interval(low, high)
+from dto.sequential import Interval, check_counts
 
 
 def wilson(successes: float, trials: float, confidence: float = 0.95) -> Interval:
     """Wilson's score interval (1927); takes effective counts that are no integers. None: [0, 1]."""
-    _check_counts(successes, trials)
+    check_counts(successes, trials)
     if trials == 0:
         return Interval(0.0, 1.0)
     z = normal_quantile(confidence)
@@ -61,30 +41,6 @@ def normal_quantile(confidence: float) -> float:
     return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
-def _binomial_tail(successes: int, trials: int, p: float) -> float:
-    """P(X >= successes) for X binomial."""
-    if p <= 0.0 or p >= 1.0:
-        return float(p >= 1.0)
-    up, down = log(p), log1p(-p)
-    k = np.arange(successes, trials + 1)
-    choose = np.array([lgamma(trials + 1) - lgamma(i + 1) - lgamma(trials - i + 1) for i in k])
-    return float(np.exp(choose + k * up + (trials - k) * down).sum())
-
-
-def _solve(rising: Callable[[float], float]) -> float:
-    """The root in [0, 1] of a rising function, by bisection."""
-    low, high = 0.0, 1.0
-    while high - low > 1e-10:
-        middle = (low + high) / 2
-        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
-    return (low + high) / 2
-
-
-def _check_counts(successes: float, trials: float) -> None:
-    if isnan(trials) or not 0 <= successes <= trials:
-        raise ValueError(f"{successes} successes in {trials} trials: 0 <= successes <= trials")
-
-
 Scores = Sequence[float] | Sequence[bool] | npt.NDArray[np.float64]
 Problems = Sequence[str]
 
@@ -94,13 +50,44 @@ SEED = 20_250_521  # of the bootstrap: intervals are part of a table and must no
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with its interval, from so many samples of so many problems; nan without any."""
+    """A figure with its interval, from so many samples of so many problems; nan without any.
+
+    It formats itself, by the specification that its value would have, as :func:`shown` reads it:
+    `f"{accuracy:%}"` is `73.8 (70.4–76.9)`, `f"{gain:+%}"` is `+1.8 (-2.5…+6.0)`, `f"{tokens}"` is
+    `1,204.5 (1,100.2–1,308.8)`. The ends are set apart by an ellipsis where a sign shows that they
+    may be negative, or where the specification ends in one: `f"{kappa:.2f…}"`.
+    """
 
     value: float
     low: float
     high: float
     samples: int
     problems: int
+
+    def __format__(self, spec: str) -> str:
+        apart = "…" if spec.startswith("+") or spec.endswith("…") else "–"
+        spec = spec.removesuffix("…")
+        value = shown(self.value, spec)
+        if isnan(self.value) or isnan(self.low):
+            return value
+        return f"{value} ({shown(self.low, spec)}{apart}{shown(self.high, spec)})"
+
+
+NOTHING = Estimate(nan, nan, nan, 0, 0)
+
+
+def shown(value: float | None, spec: str = "") -> str:
+    """A number as tables show it; a dash for None and nan.
+
+    `spec` is Python's, `,.1f` if there is none. `%` is a share in percent without the sign, to one
+    digit unless it names others: `%`, `+%`, `.0%`.
+    """
+    if value is None or isnan(value):
+        return "–"
+    if spec.endswith("%"):
+        digits = "" if "." in spec else ".1"
+        return format(100 * value, f"{spec[:-1]}{digits}f")
+    return format(value, spec or ",.1f")
 
 
 def standard_error(values_N: Scores, problems_N: Problems) -> float:
@@ -123,7 +110,7 @@ def mean(values_N: Scores, problems_N: Problems, confidence: float = 0.95) -> Es
     """
     values, _, count = _grouped(values_N, problems_N)
     if not count:
-        return Estimate(nan, nan, nan, 0, 0)
+        return NOTHING
     value = float(values.mean())
     half = _t_quantile(confidence, count - 1) * standard_error(values_N, problems_N)
     return Estimate(value, value - half, value + half, len(values), count)
@@ -138,7 +125,7 @@ def proportion(correct_N: Scores, problems_N: Problems, confidence: float = 0.95
     """
     values, _, count = _grouped(correct_N, problems_N)
     if not count:
-        return Estimate(nan, nan, nan, 0, 0)
+        return NOTHING
     p = float(values.mean())
     error = standard_error(correct_N, problems_N)
     effective = float(count)
@@ -212,7 +199,7 @@ def efficiency(
     """
     shared = sorted(set(problems_A) & set(problems_B))
     if not shared:
-        return Estimate(nan, nan, nan, 0, 0)
+        return NOTHING
     index = {problem: i for i, problem in enumerate(shared)}
     sums_PX = np.stack(
         [
@@ -230,6 +217,19 @@ def efficiency(
     low, high = bootstrap(sums_PX, _efficiency, confidence)
     samples = sum(p in index for p in problems_A) + sum(p in index for p in problems_B)
     return Estimate(float(_efficiency(sums_PX.sum(0)[None])[0]), low, high, samples, len(shared))
+
+
+def ratio(sums_P2: npt.NDArray[np.float64], samples: int = 0) -> Estimate:
+    """The quotient of two sums over problems, such as of tokens with and without an exit.
+
+    Column 0 over column 1, a row a problem; percentile interval of a bootstrap over the rows. nan
+    without rows.
+    """
+    if not len(sums_P2):
+        return NOTHING
+    low, high = bootstrap(sums_P2, lambda totals: totals[:, 0] / totals[:, 1])
+    upper, lower = sums_P2.sum(0)
+    return Estimate(float(upper / lower) if lower else nan, low, high, samples, len(sums_P2))
 
 
 def cohen_kappa(
@@ -347,24 +347,8 @@ def widening(clusters: int, confidence: float = 0.95) -> float:
 
 
 def _t_quantile(confidence: float, freedom: int) -> float:
-    """Student's two-sided quantile.
-
-    From three degrees of freedom on expanded around the normal one (Abramowitz & Stegun 26.7.5):
-    at 95 % off by 0.8 % with three, and by less than 0.3 % with more.
-    """
-    if freedom < 1:
-        return nan
-    if freedom == 1:
-        return tan(pi * confidence / 2)
-    if freedom == 2:
-        return sqrt(2) * confidence / sqrt(1 - confidence**2)
-    z = normal_quantile(confidence)
-    return (
-        z
-        + (z**3 + z) / (4 * freedom)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
-    )
+    """Student's two-sided quantile; nan without a degree of freedom."""
+    return nan if freedom < 1 else float(special.stdtrit(freedom, (1 + confidence) / 2))
 
 
 _FLIPS = 20_000  # so many that p-values survive a correction for 100 comparisons

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -224,6 +224,12 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return text
 
 
+def first_stop(text: str, stops: Iterable[str], start: int = 0) -> tuple[int, str] | None:
+    """The stop string that begins first, from `start` on, and where; empty ones are no strings."""
+    met = ((text.find(stop, start), stop) for stop in stops if stop)
+    return min(((at, stop) for at, stop in met if at >= 0), default=None)
+
+
 class StopReader:
     """Reads one sample token by token.
 
@@ -247,9 +253,9 @@ class StopReader:
         if not piece or not self._stops:
             return piece, None
         text = self._tail + piece
-        found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
-        self._tail = text[-self._keep :] if self._keep and not found else ""
-        return piece, min(found)[1] if found else None
+        met = first_stop(text, self._stops)
+        self._tail = text[-self._keep :] if self._keep and not met else ""
+        return piece, met[1] if met else None
 
     @property
     def half_way(self) -> bool:

@@ -8,16 +8,19 @@ from typing import Any
 import pytest
 
 from benchmarks.acceptance import DEER, Line, lines_of
-from dto.reporting.comparison import Comparison
+from dto.reporting.evaluation import Figures
+from dto.statistics import Estimate
 
 
-def arm(
-    model: str, exit: str, gain: float, half: float, ratio: float, **changes: Any
-) -> Comparison:
+def arm(model: str, exit: str, gain: float, half: float, ratio: float, **changes: Any) -> Figures:
     verdict = changes.get("verdict", "gain")
-    return Comparison(
-        model, exit, gain, gain - half, gain + half, ratio, ratio, ratio, 1000, verdict
-    )
+    nothing = Estimate(0.5, 0.5, 0.5, 4000, 1000)
+    return Figures(
+        "toy", model, exit, 1000, 4000, 0, 0, nothing, nothing,
+        Estimate(gain, gain - half, gain + half, 8000, 1000),
+        Estimate(ratio, ratio, ratio, 8000, 1000),
+        verdict,
+    )  # fmt: skip
 
 
 def lines(
@@ -30,7 +33,7 @@ def lines(
 ) -> dict[str, Line]:
     overthinker = [
         SimpleNamespace(
-            comparisons=(
+            rows=(
                 arm("trained", "none", gain, half, ratio, verdict=verdict),
                 arm("base", DEER, gain, half, deer_ratio),
             )
@@ -39,7 +42,7 @@ def lines(
     ]
     calm = [
         SimpleNamespace(
-            comparisons=(
+            rows=(
                 arm("trained", "none", control, 0.01, 0.9),
                 arm("base", DEER, control, 0.01, 0.9),
             )

@@ -7,8 +7,15 @@ import polars as pl
 import pytest
 
 from dto import statistics
-from dto.reporting.comparison import Arm
-from dto.reporting.difficulty import ALL_TASKS, BINS, DifficultyRow, by_difficulty, over_tasks
+from dto.reporting.evaluation import (
+    ALL_TASKS,
+    PASS_RATES,
+    Arm,
+    Figures,
+    by_difficulty,
+    over_tasks,
+)
+from dto.statistics import Estimate
 
 
 def arm(exit: str, rates_P: np.ndarray, samples: int, seed: int, task: str = "toy") -> Arm:
@@ -31,8 +38,8 @@ def rates(problems: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).beta(0.8, 0.8, problems)
 
 
-def gains(rows: list[DifficultyRow], exit: str) -> dict[str, DifficultyRow]:
-    return {row.bin: row for row in rows if row.exit == exit}
+def gains(rows: list[Figures], exit: str) -> dict[str, Estimate | None]:
+    return {row.bin: row.gain for row in rows if row.exit == exit}
 
 
 def naive(base: Arm, other: Arm, bin_all_right: bool) -> float:
@@ -53,20 +60,23 @@ def test_where_nothing_differs_no_bin_shows_a_gain(
     """In the mean over 25 evaluations of 200 problems; the naive split shows what is not there."""
     monkeypatch.setattr(statistics, "_RESAMPLES", 500)
     naively: list[tuple[float, float]] = []
-    found: dict[str, list[DifficultyRow]] = {}
+    found: dict[str, list[Estimate]] = {}
     for seed in range(25):
         rates_P = rates(200, seed=1000 + seed)
         base, other = (arm(name, rates_P, samples, 2 * seed + k) for k, name in enumerate("ab"))
         naively.append((naive(base, other, False), naive(base, other, True)))
-        for bin, row in gains(by_difficulty([base, other], base), "b").items():
-            found.setdefault(bin, []).append(row)
+        for bin, gain in gains(by_difficulty([base, other], base), "b").items():
+            assert gain is not None
+            found.setdefault(bin, []).append(gain)
     hard, easy = np.mean(naively, axis=0)
     assert hard > 0.05 and easy < -0.05, "the trap is there"
-    assert set(found) == {BINS[0], BINS[3]} | set(BINS[: {2: 1, 4: 2, 5: 3}[samples]])
+    assert set(found) == {PASS_RATES[0], PASS_RATES[3]} | set(
+        PASS_RATES[: {2: 1, 4: 2, 5: 3}[samples]]
+    )
     for rows in found.values():
-        gain_R = np.array([row.gain for row in rows])
+        gain_R = np.array([gain.value for gain in rows])
         assert abs(gain_R.mean()) < 3 * gain_R.std() / 5
-    covered = [row.gain_low <= 0 <= row.gain_high for rows in found.values() for row in rows]
+    covered = [gain.low <= 0 <= gain.high for rows in found.values() for gain in rows]
     assert 0.9 <= np.mean(covered) <= 0.99
 
 
@@ -75,17 +85,19 @@ def test_a_true_gain_on_hard_problems_is_found_there() -> None:
     base = arm("none", rates_P, 4, 5)
     other = arm("deer", np.where(rates_P < 0.3, rates_P + 0.4, rates_P), 4, 6)
     found = gains(by_difficulty([base, other], base), "deer")
-    assert found[BINS[0]].gain_low > 0.05
-    assert found[BINS[3]].gain_low <= 0 <= found[BINS[3]].gain_high
+    hard, easy = found[PASS_RATES[0]], found[PASS_RATES[3]]
+    assert hard is not None and easy is not None
+    assert hard.low > 0.05
+    assert easy.low <= 0 <= easy.high
 
 
 def test_each_half_is_looked_at_once() -> None:
     base = arm("none", rates(50, seed=7), 4, 8)
     rows = by_difficulty([base], base)
     assert sum(row.responses for row in rows) == 200
-    assert all(np.isnan(row.gain) for row in rows)
-    easy = next(row for row in rows if row.bin == BINS[3])
-    assert easy.accuracy < 1, "what set the bin is not what is shown"
+    assert all((row.gain, row.ratio) == (None, None) for row in rows)
+    easy = next(row for row in rows if row.bin == PASS_RATES[3])
+    assert easy.accuracy.value < 1, "what set the bin is not what is shown"
 
 
 def test_one_sample_gives_no_split() -> None:
@@ -100,9 +112,11 @@ def test_failed_rows_of_a_bin_claim_nothing() -> None:
         grade=pl.when(pl.col("problem_id") == "toy0000").then(pl.lit("failed"))
         .otherwise(pl.col("grade"))
     )  # fmt: skip
-    found = gains(by_difficulty([base, Arm("base", "deer", rows, len(rows), "toy")], base), "deer")
-    assert np.isnan(found[BINS[0]].gain) and found[BINS[0]].responses == 38
-    assert found[BINS[3]].gain == 0
+    figures = by_difficulty([base, Arm("base", "deer", rows, len(rows), "toy")], base)
+    found = {row.bin: row for row in figures if row.exit == "deer"}
+    hard, easy = found[PASS_RATES[0]], found[PASS_RATES[3]]
+    assert (hard.gain, hard.responses, hard.failed) == (None, 38, 2)
+    assert easy.gain is not None and easy.gain.value == 0
 
 
 def test_tasks_together() -> None:

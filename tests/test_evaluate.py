@@ -17,11 +17,11 @@ from dto.errors import DtoError, EngineError
 from dto.exits import ExitedResponse, answer
 from dto.grading import Grader
 from dto.nano.corpus import chain_problems
-from dto.pipeline import run_stages
+from dto.pipeline import open_run, run_stages, stage_of, with_questions
 from dto.protocols import Capabilities, Completion, Engine, Prompt, Sampling
 from dto.recipe import EvaluateSettings, ExitSettings, ModelSettings, Recipe
 from dto.records import EvaluationRow
-from dto.runs.run import Run, open_run
+from dto.runs.run import Run, agree
 from dto.seeds import derive
 from dto.stages.evaluate import evaluate
 from dto.trajectories import prompt_ids
@@ -47,7 +47,7 @@ async def ctx() -> AsyncIterator[Context]:
 
 
 async def rows_of(exit: ExitSettings, ctx: Context) -> list[EvaluationRow]:
-    timed = await asyncio.gather(*(evaluate(problem, exit, ctx, "base") for problem in PROBLEMS))
+    timed = await asyncio.gather(*(evaluate(problem, exit, ctx) for problem in PROBLEMS))
     assert all(each.seconds > 0 for each in chain(*timed))
     return [each.row for each in chain(*timed)]
 
@@ -79,7 +79,7 @@ async def test_what_is_generated_in_vain_stands_beside_the_rows(
     ctx: Context, exit: ExitSettings
 ) -> None:
     with metered() as usage:
-        timed = [each for problem in PROBLEMS for each in await evaluate(problem, exit, ctx, "m")]
+        timed = [each for problem in PROBLEMS for each in await evaluate(problem, exit, ctx)]
     wasted = sum(each.wasted for each in timed)
     assert 0 < wasted == usage.wasted
     assert usage.generated == sum(each.row.tokens for each in timed) + wasted
@@ -103,7 +103,7 @@ async def test_a_cancelled_row_leaves_nothing_under_way(ctx: Context) -> None:
     for seconds in (0.0, 0.02, 0.05):
         with metered() as usage:
             row = asyncio.create_task(
-                evaluate(problem, replace_exit(DEER, overlap=True, threshold=1.0), ctx, "m")
+                evaluate(problem, replace_exit(DEER, overlap=True, threshold=1.0), ctx)
             )
             await asyncio.sleep(seconds)
             row.cancel()
@@ -142,7 +142,7 @@ async def test_policies_share_their_seeds(ctx: Context) -> None:
 
 async def test_a_row_says_what_happened(ctx: Context) -> None:
     [problem, *_] = PROBLEMS
-    row, second = (each.row for each in await evaluate(problem, DEER, ctx, "base"))
+    row, second = (each.row for each in await evaluate(problem, DEER, ctx))
     assert row.id == f"base/deer/{problem.id}/000"
     assert row.seed == derive(5, problem.id, "evaluate")
     assert second.seed == row.seed + 1
@@ -152,14 +152,14 @@ async def test_a_row_says_what_happened(ctx: Context) -> None:
     if row.exit_reason == "policy":
         assert row.trials[-1].confidence > 0.9
         assert row.trials[-1].position == row.thinking_tokens
-    again = (await evaluate(problem, DEER, ctx, "base"))[0]
+    again = (await evaluate(problem, DEER, ctx))[0]
     assert again.row == row
 
 
 async def test_a_prompt_without_room_is_a_failed_row(ctx: Context) -> None:
     [problem, *_] = PROBLEMS
     long = replace(problem, question="Start with 7. " * 1000)
-    rows = [each.row for each in await evaluate(long, DEER, ctx, "base")]
+    rows = [each.row for each in await evaluate(long, DEER, ctx)]
     assert [row.grade for row in rows] == ["failed", "failed"]
     assert "context is" in rows[0].reason
     assert rows[0].tokens == 0
@@ -219,7 +219,7 @@ def a_run(folder: Path, **exit: object) -> Run:
 
 def test_a_run_keeps_wasted_tokens_beside_its_table(tmp_path: Path) -> None:
     run = a_run(tmp_path, overlap=True, inducer="closed", threshold=0.5)
-    run_stages(run, ["problems", "evaluate"])
+    run_stages(run, with_questions(run.recipe, "evaluate"))
     run.close()
     rows = pl.read_parquet(run / "evaluate" / "rows.parquet")
     beside = pl.read_parquet(run / "evaluate" / "timings.parquet")
@@ -232,7 +232,7 @@ def test_a_run_keeps_wasted_tokens_beside_its_table(tmp_path: Path) -> None:
 def test_a_run_refuses_an_exit_before_it_asks_for_a_token(tmp_path: Path) -> None:
     run = a_run(tmp_path, mode="qwen3", inducer="closed")
     with pytest.raises(EngineError, match="exit 'early': mode qwen3"):
-        run_stages(run, ["problems", "evaluate"])
+        run_stages(run, with_questions(run.recipe, "evaluate"))
     run.close()
     assert not (run / "evaluate" / "manifest.json").exists()
 
@@ -254,14 +254,14 @@ def several(folder: Path, *tasks: str, **changes: object) -> Run:
         "problems": {"train": 2, "dev": 0, "test": 0},
         "evaluate": evaluate | changes,
     }
-    return open_run(folder / "run", Recipe.model_validate(recipe), resume=True)
+    return open_run(folder / "run", Recipe.model_validate(recipe), recompute=agree)
 
 
 def test_one_evaluation_covers_several_tasks(tmp_path: Path) -> None:
     seen = next(iter(chain_problems("train", 1, seed=0))).question
     small = task_file(tmp_path, "small", "Start with 1. Add 1.", "Start with 3. Subtract 1.", seen)
     run = several(tmp_path, small, "chains", limit=3)
-    run_stages(run, ["problems", "evaluate"])
+    run_stages(run, with_questions(run.recipe, "evaluate"))
     run.close()
     asked = pl.read_parquet(run / "test" / "rows.parquet")
     assert sorted(asked["task"]) == ["chains"] * 3 + ["small"] * 2
@@ -291,19 +291,20 @@ def test_another_task_leaves_the_answers_to_the_others_alone(tmp_path: Path) -> 
     second = task_file(tmp_path, "second", "Start with 3. Subtract 1.")
 
     run = several(tmp_path, first)
-    run_stages(run, ["problems", "evaluate"])
+    run_stages(run, with_questions(run.recipe, "evaluate"))
     run.close()
     before = pl.read_parquet(run / "evaluate" / "usage.parquet")
     run = several(tmp_path, first, second)
     run_stages(run, ["problems", "test"])
-    assert not run.finished("evaluate", run.config("evaluate"))
+    stage = stage_of(run.recipe, "evaluate")
+    assert not run.finished(stage, run.config(stage))
     kept = [json.loads(line) for line in (run / "evaluate" / "journal").read_text().splitlines()]
     assert [line["key"] for line in kept[1:]] == before["key"].to_list()
     run_stages(run, ["evaluate"])
     run.close()
     assert len(pl.read_parquet(run / "evaluate" / "rows.parquet")) == 2
     run = several(tmp_path, second)
-    run_stages(run, ["problems", "evaluate"])
+    run_stages(run, with_questions(run.recipe, "evaluate"))
     run.close()
     rows = pl.read_parquet(run / "evaluate" / "rows.parquet")
     assert len(rows) == 1 and before["key"][0] not in rows["id"][0]
@@ -312,7 +313,7 @@ def test_another_task_leaves_the_answers_to_the_others_alone(tmp_path: Path) -> 
 def test_a_task_without_a_usable_problem_is_refused(tmp_path: Path) -> None:
     run = several(tmp_path, task_file(tmp_path, "empty"))
     with pytest.raises(DtoError, match="has no usable problem"):
-        run_stages(run, ["problems", "evaluate"])
+        run_stages(run, with_questions(run.recipe, "evaluate"))
     run.close()
     with pytest.raises(ValueError, match="'a' stands there twice in tasks"):
         EvaluateSettings(tasks=("a.jsonl", "x/a"))

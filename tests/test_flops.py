@@ -17,14 +17,9 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from dto.usage import (
-    ModelShape,
-    active_parameters,
-    attention_flops,
-    forward_flops,
-    parameters_of,
-    training_flops,
-)
+from dto.engines.shape import active_parameters, parameters_of, shape_of_config, shape_of_model
+from dto.training.fit import training_flops
+from dto.usage import ModelShape, attention_flops, forward_flops
 
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 500}  # fmt: skip
@@ -92,7 +87,7 @@ def test_a_cached_prefix_costs_nothing_again(start, first, second):
     ],
 )
 def test_shapes_come_from_configs(config, shape):
-    found = ModelShape.from_config(config)
+    found = shape_of_config(config)
     expected = shape if isinstance(shape, ModelShape) else ModelShape(*shape)
     assert found == expected
 
@@ -132,7 +127,7 @@ def test_parameters_that_take_part(config, parameters):
     if parameters is not None:
         model = AutoModelForCausalLM.from_config(config)
         assert active_parameters(model) == parameters
-        assert ModelShape.of_model(model).parameters == parameters
+        assert shape_of_model(model).parameters == parameters
 
 
 def test_experts_of_unknown_number_have_no_figure():
@@ -156,7 +151,7 @@ def test_forward_and_training_against_torch():
     """Torch counts the products of matrices alone, and all keys, not those before a token alone."""
     config = Qwen2Config(**SMALL, tie_word_embeddings=False, attn_implementation="eager")
     model = AutoModelForCausalLM.from_config(config)
-    shape, length = ModelShape.of_model(model), 32
+    shape, length = shape_of_model(model), 32
     ids = torch.arange(length)[None]
     vectors = sum(p.numel() for p in model.parameters() if p.ndim == 1)  # norms, biases
     linear = 2.0 * (shape.parameters - vectors) * length

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dto.records import EvaluationRow
-from dto.reporting.report import report
+from dto.reporting.write import report
 from tests import test_report
 
 make_run = test_report.make_run  # a fixture

@@ -5,26 +5,23 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dto import tables
-from dto.context import without_engine
+from dto.pipeline import open_run, run_stages
 from dto.recipe import EvaluateSettings, ProblemSettings, Recipe
 from dto.records import Dropped, Problem
 from dto.reporting.batch import _dropped_lines
-from dto.reporting.funnel import funnel, json_lines
-from dto.reporting.table import funnel_lines
-from dto.runs.runner import Runner
+from dto.reporting.funnel import funnel, funnel_lines, json_lines
 from dto.tasks import load as loading
 from dto.tasks.importing import imported_problems
 from dto.tasks.load import Index, load_problems, same_as
-from dto.tasks.problems import STAGE, load_test_sets
+from dto.tasks.problems import load_test_sets
 
 TRAIN = (
     "A farmer has seventeen sheep and sells all but nine of them at the market on the last day "
@@ -170,7 +167,13 @@ def test_imported_questions_stay_and_those_to_measure_by_give_way(tmp_path: Path
             assert tests[TRAIN]["near_duplicate"].endswith(copied)
 
 
-async def test_near_copies_are_told_before_anything_is_sampled(
+def record(place: Path, recipe: Recipe) -> None:
+    run = open_run(place, recipe)
+    run_stages(run, ["problems"])
+    run.close()
+
+
+def test_near_copies_are_told_before_anything_is_sampled(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = Recipe(
@@ -183,14 +186,8 @@ async def test_near_copies_are_told_before_anything_is_sampled(
             test=1,
         ),
     )
-    ctx = without_engine(recipe, cast(Any, None))
-    with (
-        caplog.at_level(logging.WARNING, "dto"),
-        Runner(tmp_path / "run" / "problems", Problem, {}) as runner,
-    ):
-        groups = STAGE.groups(cast(Any, None), ctx)
-        await runner.feed(groups, partial(STAGE.work, ctx=ctx), window=4)
-        await runner.finish()
+    with caplog.at_level(logging.WARNING, "dto"):
+        record(tmp_path / "run", recipe)
     rows = list(tables.read(tmp_path / "run" / "problems" / "rows.parquet", Problem))
     (copy,) = (row for row in rows if row.metadata)
     assert "problems: 1 of 4 train problems repeat half or more" in caplog.text
@@ -206,9 +203,11 @@ def test_nothing_is_told_where_nothing_is_copied(
 ) -> None:
     source = write(tmp_path / "train.jsonl", [TRAIN, OTHER, *fillers(8)])
     recipe = Recipe(name="r", problems=ProblemSettings(source=source, train=5, dev=3, test=2))
-    groups = list(STAGE.groups(cast(Any, None), without_engine(recipe, cast(Any, None))))
-    assert len(groups) == 10 and not caplog.text
-    assert funnel(tmp_path)["near_duplicates"] == {}
+    with caplog.at_level(logging.WARNING, "dto"):
+        record(tmp_path / "run", recipe)
+    assert tables.count(tmp_path / "run" / "problems" / "rows.parquet") == 10
+    assert "repeat half or more" not in caplog.text
+    assert funnel(tmp_path / "run")["near_duplicates"] == {}
 
 
 SPACES = st.text(" \t\n\u00a0\u2003", min_size=1, max_size=3)

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from dto import nano
+from benchmarks.nano import Measurement
 from dto.nano.corpus import Chain, Step, chain_problems, chains
 from dto.nano.examples import INDUCERS, ExampleWriter, sample_answer
-from dto.nano.measure import Measurement
 from dto.nano.thinking import CONTROL, OVERTHINKING, PARAGRAPH, Mark, think
 from dto.nano.train import build_tokenizer, train_nano
 from dto.prompts import render
+from dto.recipe import resolve
 from dto.records import Split
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
@@ -29,29 +29,29 @@ FROZEN = {
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(nano.resolve("nano"))
+    return AutoTokenizer.from_pretrained(resolve("nano"))
 
 
 @pytest.fixture(scope="module")
 def overthinker() -> Measurement:
-    return Measurement(nano.resolve("nano"))
+    return Measurement(resolve("nano"))
 
 
 @pytest.fixture(scope="module")
 def control() -> Measurement:
-    return Measurement(nano.resolve("nano-control"))
+    return Measurement(resolve("nano-control"))
 
 
 @pytest.mark.parametrize("name", FROZEN)
 def test_weights_are_frozen(name: str) -> None:
     """No rate is tuned after a look at a result of DTO or DEER: the weights do not change."""
-    weights = Path(nano.resolve(name)) / "model.safetensors"
+    weights = Path(resolve(name)) / "model.safetensors"
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == FROZEN[name]
     assert weights.stat().st_size <= 3 * 2**20
 
 
 def test_other_names_resolve_to_themselves() -> None:
-    assert nano.resolve("org/model") == "org/model"
+    assert resolve("org/model") == "org/model"
 
 
 def test_chain_values_by_hand() -> None:

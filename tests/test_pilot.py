@@ -16,7 +16,7 @@ from dto.errors import DtoError
 from dto.recipe import Recipe
 from dto.records import ExitEstimate, OptimizedTrajectory, Segment, Span, Trajectory
 from dto.reporting.pilot import study
-from dto.stages.pilot import StaticExit
+from dto.studies.pilot import StaticExit
 from dto.usage import ModelShape, attention_flops
 
 PROMPT, THINKING, ANSWER = 4, 10, 2

@@ -13,18 +13,19 @@ from dto import tables
 from dto.errors import DtoError
 from dto.recipe import EvaluateSettings, ExitSettings, Recipe
 from dto.records import EvaluationRow, PreferencePair, Problem
-from dto.reporting.comparison import ReportRow
-from dto.reporting.cost import StageCost, break_even
-from dto.reporting.picture import draw
-from dto.reporting.report import report
-from dto.reporting.table import paid_for, paid_in_flops
+from dto.reporting.cost import StageCost, break_even, paid_for, paid_in_flops
+from dto.reporting.evaluation import Figures
+from dto.reporting.pictures import draw
+from dto.reporting.write import report
 from dto.statistics import Estimate
 
 PROBLEMS, SAMPLES = 40, 2
 FIELDS = {
-    "model", "exit", "problems", "samples", "accuracy", "accuracy_low", "accuracy_high",
-    "tokens_mean", "thinking_tokens_mean", "trial_tokens_mean", "efficiency",
-    "attention_flops_mean", "seconds_p50", "seconds_p95", "truncated", "failed",
+    "model", "exit", "problems", "accuracy", "tokens", "gain", "ratio", "truncated", "failed",
+}  # fmt: skip
+MORE = {
+    "samples", "thinking_tokens", "trial_tokens", "efficiency", "attention_flops", "seconds_p50",
+    "seconds_p95",
 }  # fmt: skip
 
 Change = Callable[[EvaluationRow], EvaluationRow]
@@ -136,33 +137,36 @@ def test_the_figures(make_run: Callable[..., Path]) -> None:
         ("base", "none"), ("base", "deer"), ("trained", "none"), ("trained", "deer"),
     ]  # fmt: skip
     assert all(each.keys() >= FIELDS for each in rows.values())
+    assert all(each["more"].keys() >= MORE for each in rows.values())
     base, deer = rows["base", "none"], rows["base", "deer"]
     trained = rows["trained", "none"]
-    assert (base["problems"], base["samples"], base["responses"]) == (40, 2, 80)
-    assert base["accuracy"] == 0.75
-    assert base["accuracy_low"] < 0.75 < base["accuracy_high"]
-    assert base["pass_at_samples"] == base["pass_at_1"] == 0.75
-    assert (base["tokens_mean"], base["efficiency"]) == (200, 1.0)
-    assert (deer["tokens_mean"], deer["trial_tokens_mean"]) == (90, 10)
-    assert deer["efficiency"] == pytest.approx(200 / 90)
-    assert trained["efficiency"] == pytest.approx((0.9 / 0.75) / (100 / 200))
-    assert trained["attention_flops_mean"] == 80_000
-    assert (base["seconds_p50"], base["seconds_p95"]) == (1.5, 2.0)
-    assert deer["exit_reasons"] == {"policy": 80}
+    assert (base["problems"], base["more"]["samples"], base["responses"]) == (40, 2, 80)
+    assert base["accuracy"]["value"] == 0.75
+    assert base["accuracy"]["low"] < 0.75 < base["accuracy"]["high"]
+    assert base["more"]["pass_at_samples"] == base["more"]["pass_at_1"] == 0.75
+    assert (base["tokens"]["value"], base["more"]["efficiency"]["value"]) == (200, 1.0)
+    assert (deer["tokens"]["value"], deer["more"]["trial_tokens"]) == (90, 10)
+    assert deer["more"]["efficiency"]["value"] == pytest.approx(200 / 90)
+    assert trained["more"]["efficiency"]["value"] == pytest.approx((0.9 / 0.75) / (100 / 200))
+    assert trained["more"]["attention_flops"] == 80_000
+    assert (base["more"]["seconds_p50"], base["more"]["seconds_p95"]) == (1.5, 2.0)
+    assert deer["more"]["exit_reasons"] == {"policy": 80}
 
 
 def test_the_comparison_is_paired_with_the_base(make_run: Callable[..., Path]) -> None:
     result = report(make_run())
-    by_name = {(each.model, each.exit): each for each in result.comparisons}
-    assert ("base", "none") not in by_name
+    by_name = {row.arm: row for row in result.rows}
+    base = by_name["base", "none"]
+    assert (base.gain, base.ratio, base.verdict) == (None, None, "base")
     deer, trained = by_name["base", "deer"], by_name["trained", "none"]
-    assert (deer.gain, deer.gain_low, deer.gain_high) == (0, 0, 0)
+    assert deer.gain is not None and deer.ratio is not None and trained.gain is not None
+    assert (deer.gain.value, deer.gain.low, deer.gain.high) == (0, 0, 0)
     assert deer.verdict == "no difference shown"
-    assert deer.tokens_ratio == deer.tokens_ratio_low == pytest.approx(0.45)
-    assert trained.gain == pytest.approx(0.15)
+    assert deer.ratio.value == deer.ratio.low == pytest.approx(0.45)
+    assert trained.gain.value == pytest.approx(0.15)
     # problems gained 0.25 - 0.05, lost 0.05: by hand, mean ± t(39) · s / sqrt(40)
-    assert trained.gain_low == pytest.approx(0.15 - 2.0227 * 0.48305 / 40**0.5, abs=2e-3)
-    assert trained.verdict == ("gain" if trained.gain_low > 0 else "no difference shown")
+    assert trained.gain.low == pytest.approx(0.15 - 2.0227 * 0.48305 / 40**0.5, abs=2e-3)
+    assert trained.verdict == ("gain" if trained.gain.low > 0 else "no difference shown")
 
 
 def test_truncated_counts_as_not_correct_and_failed_leaves(make_run: Callable[..., Path]) -> None:
@@ -177,10 +181,10 @@ def test_truncated_counts_as_not_correct_and_failed_leaves(make_run: Callable[..
     result = report(run)
     base = rows_by_name(run)["base", "none"]
     assert (base["truncated"], base["failed"], base["responses"]) == (1, 1, 79)
-    assert base["accuracy"] == pytest.approx(58 / 79)
-    assert base["tokens_mean"] == 200
+    assert base["accuracy"]["value"] == pytest.approx(58 / 79)
+    assert base["tokens"]["value"] == 200
     # 1 of 80 is more than 1 %
-    assert {each.verdict for each in result.comparisons} == {"too many failed"}
+    assert {row.verdict for row in result.rows} == {"base", "too many failed"}
     assert "nothing is claimed" in str(result)
 
 
@@ -188,7 +192,7 @@ def test_rows_that_an_error_kept_out_count_as_failed(make_run: Callable[..., Pat
     run = make_run(lambda row: None if (row.model, row.problem_id) == ("trained", "003") else row)
     result = report(run)
     assert rows_by_name(run)["trained", "none"]["failed"] == 2
-    verdicts = {(each.model, each.exit): each.verdict for each in result.comparisons}
+    verdicts = {row.arm: row.verdict for row in result.rows}
     assert verdicts["trained", "none"] == "too many failed"
     assert result.break_even is None
     assert verdicts["base", "deer"] == "no difference shown"
@@ -198,10 +202,11 @@ def test_truncated_leave_the_accuracy_over_completed(make_run: Callable[..., Pat
     run = make_run(lambda row: replace(row, grade="truncated") if row.problem_id < "008" else row)
     report(run)
     base = rows_by_name(run)["base", "none"]
-    assert (base["responses"], base["completed"], base["truncated"]) == (80, 64, 16)
-    assert base["accuracy"] == pytest.approx(48 / 80)
-    assert base["accuracy_completed"] == pytest.approx(48 / 64)
-    assert base["accuracy_completed_low"] < 0.75 < base["accuracy_completed_high"]
+    completed = base["more"]["completed"]
+    assert (base["responses"], completed["samples"], base["truncated"]) == (80, 64, 16)
+    assert base["accuracy"]["value"] == pytest.approx(48 / 80)
+    assert completed["value"] == pytest.approx(48 / 64)
+    assert completed["low"] < 0.75 < completed["high"]
 
 
 def test_several_tasks_and_their_mean(make_run: Callable[..., Path]) -> None:
@@ -210,17 +215,18 @@ def test_several_tasks_and_their_mean(make_run: Callable[..., Path]) -> None:
     assert result.tasks == ["hard", "easy"]
     rows = {(row.task, row.model, row.exit): row for row in result.rows}
     assert len(rows) == 8
-    assert [rows[task, "base", "none"].accuracy for task in result.tasks] == [0.5, 1.0]
+    assert [rows[task, "base", "none"].accuracy.value for task in result.tasks] == [0.5, 1.0]
     assert {row.failed for row in result.rows} == {0}
-    gains = {(each.task, each.model, each.exit): each.gain for each in result.comparisons}
+    gains = {name: row.gain.value for name, row in rows.items() if row.gain is not None}
     assert gains["hard", "trained", "none"] == pytest.approx(0.3)
     assert gains["easy", "trained", "none"] == pytest.approx(0.0)
     means = {(row.model, row.exit): row for row in result.averages}
     base, trained = means["base", "none"], means["trained", "none"]
-    assert (base.accuracy, base.gain, base.tokens_ratio) == (0.75, 0, 1)
-    assert (trained.tasks, trained.tokens_mean, trained.tokens_ratio) == (2, 100, 0.5)
-    assert trained.gain == pytest.approx(0.15)
-    assert trained.gain_low < 0.15 < trained.gain_high
+    assert (base.accuracy.value, base.gain, base.ratio) == (0.75, None, None)
+    assert trained.gain is not None and trained.ratio is not None
+    assert (trained.more["tasks"], trained.tokens.value, trained.ratio.value) == (2, 100, 0.5)
+    assert trained.gain.value == pytest.approx(0.15)
+    assert trained.gain.low < 0.15 < trained.gain.high
     assert result.break_even is not None and result.break_even.questions == 81
     text = str(result)
     assert max(map(len, text.splitlines())) <= 100
@@ -272,10 +278,9 @@ def test_cost_and_break_even(make_run: Callable[..., Path]) -> None:
     assert cost["stages"]["evaluate"]["peak_memory"] == 2**20
     even = cost["break_even"]
     assert even["tokens_spent"] == 4000 + 2000 + 1000 + 1050  # evaluation is not optimization
-    assert even["tokens_saved_per_question"] == 100
     assert even["questions"] == cost["break_even_questions"] == 81
     # Every question saves as much, so that the interval is a point.
-    assert (even["tokens_saved_low"], even["tokens_saved_high"]) == (100, 100)
+    assert [even["tokens_saved"][name] for name in ("value", "low", "high")] == [100, 100, 100]
     assert (even["questions_low"], even["questions_high"]) == (81, 81)
     assert even["attention_flops_spent"] is None  # no trained config to know the shape from
 
@@ -331,8 +336,9 @@ def test_break_even_in_model_flops_has_what_was_read(make_run: Callable[..., Pat
     assert even.tokens_read == 3 * (10 - 5)  # prompts less the cache; evaluating is measurement
     assert even.model_flops_spent == 5e6 + 5e6 + 11e6
     # base: 100 · 200 · 1.05 in the mean, trained: 100 · 100
-    assert even.model_flops_saved_per_question == pytest.approx(11_000)
-    assert even.model_flops_saved_low < 11_000 < even.model_flops_saved_high
+    assert even.model_flops_saved is not None
+    assert even.model_flops_saved.value == pytest.approx(11_000)
+    assert even.model_flops_saved.low < 11_000 < even.model_flops_saved.high
     assert even.questions_by_model_flops == 1910  # 21e6 / 11,000
     assert even.questions_by_model_flops_low < 1910 < even.questions_by_model_flops_high
     assert (even.model_flops_missing, even.without_judge) == ("", False)
@@ -417,7 +423,7 @@ def test_nothing_saved_never_pays(make_run: Callable[..., Path]) -> None:
 
 def test_what_takes_more_never_pays(make_run: Callable[..., Path]) -> None:
     base = report(make_run()).rows[0]
-    dearer = replace(base, tokens_mean=base.tokens_mean + 6)
+    dearer = replace(base, tokens=replace(base.tokens, value=base.tokens.value + 6))
     even = break_even([], base, dearer, Estimate(-6.0, -9.0, -2.0, 10, 10))
     said = "The trained model takes 6.0 (2.0…9.0) tokens more a question: it never pays."
     assert paid_for(even)[1] == said
@@ -425,7 +431,7 @@ def test_what_takes_more_never_pays(make_run: Callable[..., Path]) -> None:
 
 def test_what_may_not_pay_says_so(make_run: Callable[..., Path]) -> None:
     base = report(make_run()).rows[0]
-    cheaper = replace(base, tokens_mean=base.tokens_mean - 1)
+    cheaper = replace(base, tokens=replace(base.tokens, value=base.tokens.value - 1))
     cost = StageCost("sample", 10, 0, 0, 0, 0, 1.0, 1.0, 1)
     even = break_even([cost], base, cheaper, Estimate(1.0, -1.0, 2.0, 10, 10))
     assert (even.questions, even.questions_low, even.questions_high) == (10, 5, None)
@@ -448,7 +454,7 @@ def test_the_picture_is_a_function_of_the_rows(
     make_run: Callable[..., Path], tmp_path: Path
 ) -> None:
     run = make_run()
-    rows: tuple[ReportRow, ...] = report(run).rows
+    rows: tuple[Figures, ...] = report(run).rows
     first = (run / "report" / "report.png").read_bytes()
     svg = (run / "report" / "report.svg").read_bytes()
     assert first.startswith(b"\x89PNG")
@@ -470,5 +476,5 @@ def test_nothing_graded_is_null_in_json(make_run: Callable[..., Path]) -> None:
     run = make_run(lambda row: replace(row, grade="failed"))
     report(run)
     base = rows_by_name(run)["base", "none"]
-    assert base["accuracy"] is None
+    assert base["accuracy"]["value"] is None
     assert base["failed"] == 80

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
 from dto import tables
-from dto.commands.target import read_target
+from dto.commands.common import read_target
 from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.records import (
     EvaluationRow,
@@ -31,11 +31,11 @@ from dto.records import (
     Trajectory,
     Trial,
 )
-from dto.reporting.picture import legend_marks
-from dto.reporting.positions import exit_positions, histogram
-from dto.reporting.report import report
-from dto.reporting.reproduce import public_name, reproduction
-from dto.reporting.trials import trial_reliability
+from dto.redact import public_names
+from dto.reporting.pictures import legend_marks
+from dto.reporting.positions import exit_positions, histogram, trial_reliability
+from dto.reporting.reproduce import reproduction
+from dto.reporting.write import report
 
 PROBLEMS, SAMPLES = 6, 2
 VOID = {"meta", "link", "img", "br", "path", "use"}
@@ -342,7 +342,7 @@ def test_nothing_names_the_machine(make_run: Callable[..., Path], tmp_path: Path
     ],
 )
 def test_a_path_is_shown_by_its_last_part(name: str, public: str) -> None:
-    assert public_name(name) == public
+    assert public_names([name]) == {name: public}
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ RUN, REPORT = "dto run pipelines/quickstart.yaml", "dto report runs/quickstart"
 @pytest.mark.parametrize(
     ("changes", "finished", "commands"),
     [
-        ({}, (*BEFORE_TRAINING, "train", "evaluate", "report"), [RUN]),
+        ({}, (*BEFORE_TRAINING, "train", "evaluate"), [RUN]),
         # `dto run` would train.
         ({}, ("problems", "evaluate"), ["dto evaluate pipelines/quickstart.yaml", REPORT]),
         (
@@ -515,7 +515,7 @@ def test_graded_trials_are_set_against_their_confidence(make_run: Callable[..., 
     assert [(each.model, each.exit) for each in found] == [("base", "deer"), ("trained", "deer")]
     held = found[0].reliability
     assert (held.trials, held.accuracy) == (2 * PROBLEMS * SAMPLES, 0.5)
-    assert [(bin.trials, bin.accuracy) for bin in held.bins] == [(12, 0.0), (12, 1.0)]
+    assert [(bin.trials, bin.accuracy.value) for bin in held.bins] == [(12, 0.0), (12, 1.0)]
     assert held.ece == pytest.approx((0.55 + 0.05) / 2)
 
 

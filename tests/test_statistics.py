@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto.reporting.macro import average
+from dto.reporting.evaluation import average
+from dto.sequential import clopper_pearson
 from dto.statistics import (
     Estimate,
     _t_quantile,
-    clopper_pearson,
     efficiency,
     mean,
     paired_difference,

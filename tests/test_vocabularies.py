@@ -13,11 +13,11 @@ from transformers import AutoTokenizer, GenerationConfig
 from dto.grading import Grader
 from dto.recipe import SegmentSettings
 from dto.records import Dropped, FinishReason, Problem, Trajectory
-from dto.stages.segment import segment
 from dto.tags import DEFAULT_TAGS
 from dto.text import StopReader, TagReader, tag_token
 from dto.trajectories import Reading, make_trajectory, opens_thinking, read_response
 from tests.byte_level import byte_level
+from tests.segmenting import segment
 from tests.vocabularies import DEEPSEEK, NAMES, QWEN3, R1, model_folder, tokenizer, vocabulary
 
 OPEN, CLOSE = DEFAULT_TAGS.open, DEFAULT_TAGS.close

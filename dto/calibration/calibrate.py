@@ -1,12 +1,12 @@
 """Pick the early exit that saves most while its loss of accuracy is certified to be small.
 
 The candidates are put in order on some problems, certified on others, and the one that is picked is
-looked at on problems that had no say (`dto.calibration.risk`).
+looked at on problems that had no say (`dto.calibration.risk`). `dto evaluate --replay` shows all of
+them at once, without a certificate.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,127 +16,25 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dto.calibration.reliability import Reliability, least_off
 from dto.calibration.replay import Point, Sweep, candidates, check, statics, sweep
 from dto.calibration.risk import Split, certify, order, split
 from dto.errors import DtoError, RecipeError, disk_errors
-from dto.recipe import ExitSettings, Recipe, load_recipe
-from dto.reporting.comparison import MAX_FAILED
-from dto.reporting.picture import COLOURS, INK
-from dto.reporting.report import without_nan
+from dto.recipe import ExitSettings, Recipe
+from dto.reporting.evaluation import MAX_FAILED
+from dto.reporting.pictures import COLOURS, INK, error_bars, plain, reliability_diagram
+from dto.reporting.positions import Reliability, least_off
+from dto.reporting.table import Table
 from dto.runs import manifest
+from dto.runs.reader import RunReader
 from dto.runs.run import settings_of
-from dto.stages.trace import read_traces
-
-
-def draw(
-    path: Path,
-    title: str,
-    points: Sequence[Point],
-    picked: ExitSettings | None,
-    reliable: Reliability | None,
-) -> None:
-    """Write a PNG; `points` begin with `none`. The same figures give the same bytes.
-
-    Exits that differ only in threshold (or in the number of equal answers) share one line.
-    """
-    figure = Figure(figsize=(12.0, 6.4), dpi=150, layout="constrained")
-    curve, diagram = figure.subplots(1, 2, width_ratios=[1.7, 1.0])
-    _curve(curve, points, picked)
-    _reliability(diagram, reliable)
-    for axes in (curve, diagram):
-        axes.grid(color="#e5e5e5", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=INK, labelsize=9)
-    figure.legend(loc="outside lower left", frameon=False, fontsize=7.5, ncols=4)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=INK)
-    figure.savefig(path, metadata={"Software": None})
-
-
-def _curve(axes: Axes, points: Sequence[Point], picked: ExitSettings | None) -> None:
-    families: dict[str, list[Point]] = {}
-    for point in points[1:]:
-        families.setdefault(_family(point.exit), []).append(point)
-    for index, (family, members) in enumerate(families.items()):
-        members.sort(key=lambda point: point.tokens)
-        axes.plot(
-            [point.tokens for point in members],
-            [100 * point.accuracy for point in members],
-            color=COLOURS[index % len(COLOURS)],
-            linestyle=("-", "--", ":", "-.")[index // len(COLOURS) % 4],
-            marker=".",
-            markersize=4,
-            linewidth=0.9,
-            label=family,
-        )
-    marked = [(points[0], "none", "s")]
-    marked += [(each, f"picked: {each.exit.name}", "*") for each in points if each.exit == picked]
-    for point, label, marker in marked:
-        low, high = point.accuracy - point.accuracy_low, point.accuracy_high - point.accuracy
-        axes.errorbar(
-            point.tokens,
-            100 * point.accuracy,
-            yerr=[[100 * low], [100 * high]],
-            fmt=marker,
-            markersize=12 if marker == "*" else 6,
-            color=INK,
-            elinewidth=1.0,
-            capsize=2.5,
-            label=label,
-        )
-    axes.set_xlim(left=0)
-    axes.set_xlabel("tokens per question (thinking, answer, trials)", color=INK)
-    axes.set_ylabel("accuracy, %", color=INK)
-
-
-def _family(exit: ExitSettings) -> str:
-    if exit.policy == "static":
-        return "static"
-    knob = f" {exit.confidence}" if exit.policy == "deer" else ""
-    extra = f" from {exit.min_thinking}" * (exit.min_thinking > 0)
-    extra += f" cooldown {exit.cooldown}" * (exit.cooldown > 0)
-    return f"{exit.policy} {exit.monitor} {exit.inducer}{knob}{extra}"
-
-
-def _reliability(axes: Axes, reliable: Reliability | None) -> None:
-    axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle="--")
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
-    axes.set_xlabel("confidence of a trial answer", color=INK)
-    axes.set_ylabel("share that is right", color=INK)
-    if reliable is None or not reliable.trials:
-        axes.set_title("no trials", loc="left", fontsize=9, color=INK)
-        return
-    bins = reliable.bins
-    axes.errorbar(
-        [each.confidence for each in bins],
-        [each.accuracy for each in bins],
-        yerr=[
-            [each.accuracy - each.accuracy_low for each in bins],
-            [each.accuracy_high - each.accuracy for each in bins],
-        ],
-        fmt="o-",
-        markersize=4,
-        linewidth=1.0,
-        capsize=2.5,
-        color=COLOURS[1],
-    )
-    axes.set_title(
-        f"{reliable.monitor} {reliable.inducer} {reliable.confidence}: ECE {reliable.ece:.3f}, "
-        f"{reliable.trials:,} trials",
-        loc="left",
-        fontsize=9,
-        color=INK,
-    )
-
+from dto.studies.trace import read_traces
 
 POLICY = "calibrated"
 
 
 @dataclass(frozen=True, slots=True)
-class Tested:
-    """A candidate that was tested: its p-value and its loss on the problems that certify."""
+class Candidate:
+    """An exit that was tested: its p-value and its loss on the problems that certify."""
 
     exit: str
     p: float
@@ -162,7 +60,7 @@ class Calibration:
     reason: str  # why it is `none`
     split: Split
     failed: int
-    tested: tuple[Tested, ...]
+    tested: tuple[Candidate, ...]
     held_out: Point
     base: Point
     points: tuple[Point, ...]
@@ -170,15 +68,13 @@ class Calibration:
 
     def as_json(self) -> dict[str, Any]:
         """The content of `calibration.json`."""
-        data = asdict(self) | {
+        return asdict(self) | {
             "policy": self.policy.changed(),
             "split": {part: len(problems) for part, problems in self.split._asdict().items()},
             "held_out": self.held_out.as_json(),
             "base": self.base.as_json(),
             "points": [point.as_json() for point in self.points],
         }
-        cleaned: dict[str, Any] = without_nan(data)
-        return cleaned
 
     def __str__(self) -> str:
         parts = ", ".join(
@@ -189,19 +85,17 @@ class Calibration:
         if self.reason:
             return "\n".join([*lines, f"policy none: {self.reason}"])
         picked, base = self.held_out, self.base
-        certificate = next(each for each in self.tested if each.exit == picked.exit.name)
-        return "\n".join(
-            [
-                *lines,
-                f"picked       {picked.exit.name}",
-                f"certified    loss of accuracy ≤ {self.max_loss:g} with probability "
-                f"≥ {1 - self.error:g} (p = {certificate.p:.2g}; "
-                f"{sum(each.certified for each in self.tested)} candidates certified)",
-                f"held out     loss {_interval(picked.loss, picked.loss_low, picked.loss_high)}: "
-                f"accuracy {picked.accuracy:.3f} against {base.accuracy:.3f}, "
-                f"{picked.tokens:,.0f} tokens against {base.tokens:,.0f}",
-            ]
-        )
+        proof = next(row for row in self.tested if row.exit == picked.exit.name)
+        lines += [
+            f"picked       {picked.exit.name}",
+            f"certified    loss of accuracy ≤ {self.max_loss:g} with probability "
+            f"≥ {1 - self.error:g} (p = {proof.p:.2g}; "
+            f"{sum(row.certified for row in self.tested)} candidates certified)",
+            f"held out     loss {picked.loss:+.3f}: accuracy {picked.accuracy.value:.3f} against "
+            f"{base.accuracy.value:.3f}, {picked.tokens.value:,.0f} tokens against "
+            f"{base.tokens.value:,.0f}",
+        ]
+        return "\n".join(lines)
 
 
 def calibrate(run_directory: Path) -> Calibration:
@@ -214,7 +108,7 @@ def calibrate(run_directory: Path) -> Calibration:
     Raises:
         DtoError: the run has no traces, too few problems, or a setting is out of reach.
     """
-    recipe = load_recipe(run_directory / "recipe.yaml")
+    recipe = RunReader(run_directory).recipe
     grid = list(candidates(recipe))
     swept = sweep(read_traces(run_directory), [*grid, *statics(recipe.trace)], recipe.trace)
     result = pick(swept, recipe, len(grid))
@@ -222,14 +116,13 @@ def calibrate(run_directory: Path) -> Calibration:
     with disk_errors(directory):
         directory.mkdir(exist_ok=True)
         manifest.write_text(directory / "policy.yaml", policy_text(result, recipe))
-        text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
-        manifest.write_text(directory / "calibration.json", text + "\n")
+        manifest.write_json(directory / "calibration.json", result.as_json())
     draw(
         directory / "calibration.png",
         str(result).splitlines()[0],
         result.points,
         result.policy if not result.reason else None,
-        _of(result),
+        _reliability_of(result),
     )
     return result
 
@@ -244,7 +137,7 @@ def pick(swept: Sweep, recipe: Recipe, count: int) -> Calibration:
             "calibrate.certify and a held-out part: raise problems.dev"
         )
     problems = len(swept.problems) + swept.failed
-    tested: list[Tested] = []
+    tested: list[Candidate] = []
     certified: list[int] = []
     reason = ""
     if swept.failed > MAX_FAILED * problems:
@@ -259,7 +152,7 @@ def pick(swept: Sweep, recipe: Recipe, count: int) -> Calibration:
         for place, p, losses_P in zip(places, ps, losses_TP, strict=False):
             passed = p <= settings.error
             name = swept.exits[place].name
-            tested.append(Tested(name, p, float(losses_P.mean()), passed))
+            tested.append(Candidate(name, p, float(losses_P.mean()), passed))
             certified += [place] * passed
         if not tested:
             reason = "no candidate saves tokens"
@@ -304,21 +197,13 @@ def policy_text(result: Calibration, recipe: Recipe) -> str:
     return f"{comment}\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}"
 
 
-def _of(result: Calibration) -> Reliability | None:
+def _reliability_of(result: Calibration) -> Reliability | None:
     """The reliability of the confidence that the policy looks at, or of the one least off."""
     policy = result.policy
-    own = (policy.monitor, policy.inducer, policy.confidence)
-    if policy.policy == "deer":
-        return next(
-            each
-            for each in result.reliability
-            if (each.monitor, each.inducer, each.confidence) == own
-        )
-    return least_off(result.reliability)
-
-
-def _interval(value: float, low: float, high: float) -> str:
-    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+    if policy.policy != "deer":
+        return least_off(result.reliability)
+    key = (policy.monitor, policy.inducer, policy.confidence)
+    return next(r for r in result.reliability if (r.monitor, r.inducer, r.confidence) == key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,23 +220,26 @@ class Curve:
 
     def as_json(self) -> dict[str, Any]:
         """The content of `replay.json`."""
-        data = asdict(self) | {"points": [point.as_json() for point in self.points]}
-        cleaned: dict[str, Any] = without_nan(data)
-        return cleaned
+        return asdict(self) | {"points": [point.as_json() for point in self.points]}
 
     def __str__(self) -> str:
+        return self.table().text()
+
+    def table(self) -> Table:
+        """`none`, and the exits that no other beats in accuracy and tokens."""
         base = self.points[0]
-        lines = [
-            f"{self.name}: {len(self.points):,} exits over {base.problems:,} problems, replayed",
-            f"{'accuracy %':>10}  {'loss (95 %)':<24}{'tokens':>8}{'trials':>8}{'left %':>8}  exit",
-        ]
-        for point in (base, *frontier(self.points)):
-            loss = f"{point.loss:+.3f} [{point.loss_low:+.3f}, {point.loss_high:+.3f}]"
-            lines.append(
-                f"{100 * point.accuracy:>10.1f}  {loss:<24}{point.tokens:>8,.0f}"
-                f"{point.trial_tokens:>8,.1f}{100 * point.left:>8.1f}  {point.exit.name}"
-            )
-        return "\n".join([*lines, *self.skipped])
+        count = f"{len(self.points):,} exits over {base.accuracy.problems:,} problems"
+        return Table(
+            f"{self.name}: {count}, replayed",
+            ("exit", "accuracy %", "loss (95 %)", "tokens", "trials", "left %"),
+            tuple(
+                (point.exit.name, point.accuracy.value, point.loss, point.tokens.value,
+                 point.trial_tokens, point.left)
+                for point in (base, *frontier(self.points))
+            ),
+            notes=self.skipped,
+            formats=("", "%", "+.3f", ",.0f", ",.1f", "%"),
+        )  # fmt: skip
 
 
 def replay(run_directory: Path, recipe: Recipe) -> Curve:
@@ -361,7 +249,7 @@ def replay(run_directory: Path, recipe: Recipe) -> Curve:
     are skipped, by name. Raises DtoError when the run has no traces, or when they were recorded
     with other settings than those of `recipe`.
     """
-    done = manifest.read(run_directory / "trace")
+    done = RunReader(run_directory).manifest("trace")
     if done is not None:
         recorded, now = done["config"], settings_of(recipe)
         same = {key: now[key] for key in recorded if key in now}
@@ -389,8 +277,7 @@ def replay(run_directory: Path, recipe: Recipe) -> Curve:
     directory = run_directory / "replay"
     with disk_errors(directory):
         directory.mkdir(exist_ok=True)
-        text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
-        manifest.write_text(directory / "replay.json", text + "\n")
+        manifest.write_json(directory / "replay.json", result.as_json())
     title = str(result).splitlines()[0]
     draw(directory / "replay.png", title, result.points, None, least_off(result.reliability))
     return result
@@ -399,7 +286,80 @@ def replay(run_directory: Path, recipe: Recipe) -> Curve:
 def frontier(points: Sequence[Point]) -> Iterator[Point]:
     """Those that no other beats in accuracy and tokens, the cheapest first."""
     best = -1.0
-    for point in sorted(points, key=lambda point: (point.tokens, -point.accuracy)):
-        if point.accuracy > best:
-            best = point.accuracy
+    for point in sorted(points, key=lambda point: (point.tokens.value, -point.accuracy.value)):
+        if point.accuracy.value > best:
+            best = point.accuracy.value
             yield point
+
+
+def draw(
+    path: Path,
+    title: str,
+    points: Sequence[Point],
+    picked: ExitSettings | None,
+    reliable: Reliability | None,
+) -> None:
+    """Accuracy against tokens of all exits, beside the reliability of a confidence, as PNG.
+
+    `points` begin with `none`. Exits that differ only in threshold (or in the number of equal
+    answers) share one line. The same figures give the same bytes.
+    """
+    figure = Figure(figsize=(12.0, 6.4), dpi=150, layout="constrained")
+    curve, diagram = figure.subplots(1, 2, width_ratios=[1.7, 1.0])
+    _curve(curve, points, picked)
+    trials = reliable.trials if reliable else 0
+    if reliable and trials:
+        name = f"{reliable.monitor} {reliable.inducer} {reliable.confidence}"
+        reliability_diagram(diagram, {name: reliable}, COLOURS[1:])
+    diagram.set_title(f"{trials:,} trials", loc="left", fontsize=9, color=INK)
+    marks, labels = curve.get_legend_handles_labels()
+    figure.legend(marks, labels, loc="outside lower left", frameon=False, fontsize=7.5, ncols=4)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=INK)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def _curve(axes: Axes, points: Sequence[Point], picked: ExitSettings | None) -> None:
+    families: dict[str, list[Point]] = {}
+    for point in points[1:]:
+        families.setdefault(_family(point.exit), []).append(point)
+    for index, (family, members) in enumerate(families.items()):
+        members.sort(key=lambda point: point.tokens.value)
+        axes.plot(
+            [point.tokens.value for point in members],
+            [100 * point.accuracy.value for point in members],
+            color=COLOURS[index % len(COLOURS)],
+            linestyle=("-", "--", ":", "-.")[index // len(COLOURS) % 4],
+            marker=".",
+            markersize=4,
+            linewidth=0.9,
+            label=family,
+        )
+    marked = [(points[0], "none", "s")]
+    marked += [(point, f"picked: {point.exit.name}", "*") for point in points
+               if point.exit == picked]  # fmt: skip
+    for point, label, marker in marked:
+        error_bars(
+            axes,
+            [point.tokens.value],
+            [point.accuracy],
+            scale=100,
+            fmt=marker,
+            markersize=12 if marker == "*" else 6,
+            color=INK,
+            elinewidth=1.0,
+            capsize=2.5,
+            label=label,
+        )
+    axes.set_xlim(left=0)
+    axes.set_xlabel("tokens per question (thinking, answer, trials)", color=INK)
+    axes.set_ylabel("accuracy, %", color=INK)
+    plain(axes)
+
+
+def _family(exit: ExitSettings) -> str:
+    if exit.policy == "static":
+        return "static"
+    knob = f" {exit.confidence}" if exit.policy == "deer" else ""
+    extra = f" from {exit.min_thinking}" * (exit.min_thinking > 0)
+    extra += f" cooldown {exit.cooldown}" * (exit.cooldown > 0)
+    return f"{exit.policy} {exit.monitor} {exit.inducer}{knob}{extra}"

@@ -23,18 +23,19 @@ import numpy as np
 import numpy.typing as npt
 
 from dto import statistics
-from dto.calibration.reliability import Reliability, reliability
 from dto.errors import DtoError, RecipeError
-from dto.exits.consistency import agreed
 from dto.exits.deer import decide as sure
 from dto.exits.loop import Decide, Search
 from dto.exits.path import ExitedResponse
-from dto.exits.trial import Confidence, Tried, confidence
+from dto.exits.trial import Confidence, TrialResult, confidence
 from dto.grading import Graded, Grader
+from dto.policies.consistency import agreed
 from dto.recipe import ExitSettings, Recipe, TraceSettings
 from dto.records import EvaluationRow, Trial
+from dto.reporting.positions import Reliability, reliability
 from dto.stages.evaluate import evaluation_row
-from dto.stages.trace import Trace
+from dto.statistics import Estimate
+from dto.studies.trace import Trace
 from dto.usage import ModelShape
 
 
@@ -76,7 +77,7 @@ class Replay:
             self._shape = ModelShape(layers, heads, head_dim, trace.parameters or None)
         self._trials = {(trial.inducer, trial.position): trial for trial in trace.trials}
         self._conclusions = {each.position: each for each in trace.conclusions}
-        self._tried: dict[tuple[str, int, Confidence], Tried] = {}
+        self._tried: dict[tuple[str, int, Confidence], TrialResult] = {}
 
     def row(self, exit: ExitSettings, model: str = "base") -> EvaluationRow:
         """The row that `evaluate` has for this problem and sample under `exit`.
@@ -133,7 +134,7 @@ class Replay:
                 return failed, Graded("failed", "", search.error)
         return self._whole()
 
-    def _try(self, exit: ExitSettings, position: int) -> Tried:
+    def _try(self, exit: ExitSettings, position: int) -> TrialResult:
         key = (exit.inducer, position, exit.confidence)
         if key not in self._tried:
             said = self._trials[exit.inducer, position]
@@ -144,7 +145,7 @@ class Replay:
                 else 0.0
             )
             trial = Trial(position, known, said.answer, said.grade, len(said.ends))
-            self._tried[key] = Tried(trial, said.error)
+            self._tried[key] = TrialResult(trial, said.error)
         return self._tried[key]
 
     def _whole(self) -> tuple[ExitedResponse, Graded]:
@@ -190,16 +191,9 @@ class Point:
     """
 
     exit: ExitSettings
-    problems: int
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    loss: float
-    loss_low: float
-    loss_high: float
-    tokens: float
-    tokens_low: float
-    tokens_high: float
+    accuracy: Estimate
+    loss: Estimate
+    tokens: Estimate
     trial_tokens: float
     left: float
 
@@ -241,21 +235,11 @@ class Sweep:
         places = self._places(problems)
         samples = self.correct_EPS.shape[2]
         clusters = [problem for problem in problems for _ in range(samples)]
-        accuracy = statistics.proportion(self.correct_EPS[exit, places].ravel(), clusters)
-        loss = statistics.mean(self.losses(problems)[exit], problems)
-        tokens = statistics.mean(self.tokens_EPS[exit, places].ravel(), clusters)
         return Point(
             exit=self.exits[exit],
-            problems=len(problems),
-            accuracy=accuracy.value,
-            accuracy_low=accuracy.low,
-            accuracy_high=accuracy.high,
-            loss=loss.value,
-            loss_low=loss.low,
-            loss_high=loss.high,
-            tokens=tokens.value,
-            tokens_low=tokens.low,
-            tokens_high=tokens.high,
+            accuracy=statistics.proportion(self.correct_EPS[exit, places].ravel(), clusters),
+            loss=statistics.mean(self.losses(problems)[exit], problems),
+            tokens=statistics.mean(self.tokens_EPS[exit, places].ravel(), clusters),
             trial_tokens=float(self.trial_tokens_EPS[exit, places].mean()) if problems else 0.0,
             left=float(self.left_EPS[exit, places].mean()) if problems else 0.0,
         )

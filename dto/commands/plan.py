@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dto.drqa.classes import WORDINGS
 from dto.errors import DtoError
 from dto.pipeline import needed, stage_of
-from dto.prompts import JUDGE, render
+from dto.prompts import JUDGE, PUT_IN, purpose, render
 from dto.recipe import Recipe
 from dto.records import Dropped, Problem
 from dto.tags import shown_tags
@@ -17,14 +17,6 @@ from dto.tasks.load import load_problems, prompt_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-PROMPTS = {
-    "exit": "estimate: d_exit, put after the first i thinking patterns",
-    "finalize": "optimize: d_finalize, put after the patterns that are kept",
-    "trial_inside": "evaluate: trial answer inside the thinking",
-    "trial_closed": "evaluate: trial answer after closing the thinking",
-    "early_close": "evaluate: put after the thinking that an exit ends",
-}
 
 
 def plan(recipe: Recipe) -> Iterator[str]:
@@ -43,6 +35,7 @@ def plan(recipe: Recipe) -> Iterator[str]:
         if settings is not None and stage != "problems":
             shown = settings.model_dump(mode="json", exclude={"exits", "models", "tasks"})
             yield "          " + " ".join(f"{key}={value}" for key, value in shown.items())
+    yield "report    report.html, report.json, tables and pictures"
     yield from _methods(recipe)
     for each in recipe.evaluate.exits:
         yield "exit      " + " ".join(f"{key}={value}" for key, value in each.changed().items())
@@ -52,8 +45,9 @@ def plan(recipe: Recipe) -> Iterator[str]:
     prompt, rendered = _asked(recipe, alone)
     yield from _block(f"sample, evaluate: the first prompt{remark}{rendered}", prompt)
     yield from _drqa(recipe, question, others, remark)
-    for name, purpose in PROMPTS.items():
-        yield from _block(purpose, render(name, model.family, shown_tags(model)))
+    for name, stage in PUT_IN.items():
+        title = f"{stage}: {purpose(name, model.family)}"
+        yield from _block(title, render(name, model.family, shown_tags(model)))
     if recipe.prune.judge == "llm":
         patterns = "<pattern 1>\n…\n</pattern 1>\n…"
         gold = "(its gold answer)" if recipe.prune.gold else ""
@@ -133,7 +127,7 @@ def _first_questions(recipe: Recipe) -> tuple[list[str], str, str]:
 
 def _asked(recipe: Recipe, user: str) -> tuple[str, str]:
     """A user message with the chat template around it, and a remark."""
-    from dto.engines import load_tokenizer
+    from dto.engines.models import load_tokenizer
     from dto.trajectories import chat_ids
 
     try:

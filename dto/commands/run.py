@@ -77,7 +77,7 @@ def run(
 
 
 def _report(path: Path) -> None:
-    from dto.reporting.report import report
+    from dto.reporting.write import report
 
     print(report(path))
 
@@ -184,7 +184,7 @@ def calibrate(
     Records traces of the dev problems with all trials, and writes a policy file for recipes.
     """
     from dto.calibration.calibrate import calibrate as calibrate_run
-    from dto.engines import load_tokenizer
+    from dto.engines.models import load_tokenizer
 
     recipe, place = _to_calibrate(target, changes)
     load_tokenizer(recipe.model)  # a name that is none begins no run

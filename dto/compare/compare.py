@@ -19,13 +19,14 @@ from pathlib import Path
 
 import yaml
 
-from dto.compare.methods import BASE, SHARED, charged, grid, methods
+from dto.compare.methods import BASE, OWN, charged, grid, methods
 from dto.compare.report import Comparison, report
 from dto.errors import DtoError
 from dto.pipeline import STAGES, needed, run_stages, write_run_manifest
 from dto.processes import end_children
 from dto.recipe import Recipe
 from dto.runs import manifest
+from dto.runs.reader import RunReader
 from dto.runs.run import Run, settings_of
 from dto.seeds import content_id
 
@@ -41,17 +42,17 @@ def compare(run: Run) -> Comparison:
     Writes below RUN/compare a directory for each method, and what `dto.compare.report` says.
     Raises DtoError naming the methods that failed, when all others are done.
     """
-    found = methods(run.recipe)
+    recipes = methods(run.recipe)
     begun = time.perf_counter()
-    run_stages(run, shared_stages(run.recipe, found))
-    places = {name: prepare(run, name, recipe) for name, recipe in found.items()}
-    spent = {name: charged(place, found[name]) for name, place in places.items()}
+    run_stages(run, shared_stages(run.recipe, recipes))
+    places = {name: prepare(run, name, recipe) for name, recipe in recipes.items()}
     budget = run.recipe.compare.policy_tokens
     logger.info("compare   %s policy tokens for each training", f"{budget:,}")
-    for name, tokens in spent.items():
-        if tokens and not (places[name] / "done.json").exists():
+    for name, place in places.items():
+        tokens = charged(RunReader(place), recipes[name])
+        if tokens and not (place / "done.json").exists():
             logger.info("%-9s %s of them went into its data", name, f"{tokens:,}")
-    _work(run, found, places)
+    _work(run, recipes, places)
     write_run_manifest(run)
     logger.info("compare   %.0f s", time.perf_counter() - begun)
     result = report([run.path])
@@ -59,19 +60,20 @@ def compare(run: Run) -> Comparison:
     return result
 
 
-def shared_stages(shared: Recipe, found: Mapping[str, Recipe]) -> list[str]:
+def shared_stages(shared: Recipe, recipes: Mapping[str, Recipe]) -> list[str]:
     """The stages that are computed once, in order, of those that the methods' trainings read."""
     wanted = {"problems"}
-    for own in found.values():
-        if own.train.method != "none":
-            wanted |= {each for each in needed(own, "train") if _is_shared(shared, own, each)}
+    for recipe in recipes.values():
+        if recipe.train.method != "none":
+            wanted |= {name for name in needed(recipe, "train") if _shares(shared, recipe, name)}
     return [stage for stage in STAGES if stage in wanted]
 
 
-def _is_shared(shared: Recipe, own: Recipe, stage: str) -> bool:
-    if stage == "prune":
-        return shared.prune == own.prune and shared.optimize == own.optimize
-    return stage in SHARED or (stage == "optimize" and shared.optimize == own.optimize)
+def _shares(shared: Recipe, recipe: Recipe, stage: str) -> bool:
+    if stage in ("optimize", "prune"):
+        same = shared.optimize == recipe.optimize
+        return same and (stage == "optimize" or shared.prune == recipe.prune)
+    return stage not in OWN
 
 
 def prepare(run: Run, name: str, recipe: Recipe) -> Path:
@@ -97,22 +99,22 @@ def prepare(run: Run, name: str, recipe: Recipe) -> Path:
 def _digest(run: Run, recipe: Recipe, stages: Sequence[str]) -> str:
     """All that decides what comes of a method; `stages` are those that it shares."""
     settings = json.dumps(settings_of(recipe), sort_keys=True)
-    tables = [(manifest.read(run / stage) or {}).get("digest", "") for stage in stages]
+    tables = [(run.manifest(stage) or {}).get("digest", "") for stage in stages]
     weights = str(manifest.of_model(recipe.model.name))
     return content_id(settings, weights, manifest.of_prompts(recipe.model.family), *tables)
 
 
-def _work(run: Run, found: Mapping[str, Recipe], places: Mapping[str, Path]) -> None:
+def _work(run: Run, recipes: Mapping[str, Recipe], places: Mapping[str, Path]) -> None:
     dev = places[BASE] / "dev.json"
-    owed = [name for name, place in places.items() if not _is_done(place)]
+    pending = [name for name, place in places.items() if not _is_done(place)]
     running: dict[str, subprocess.Popen[bytes]] = {}
     failed: dict[str, str] = {}
     try:
-        while owed or running:
-            while owed and len(running) < run.recipe.compare.processes:
-                if owed[0] != BASE and not dev.exists():
+        while pending or running:
+            while pending and len(running) < run.recipe.compare.processes:
+                if pending[0] != BASE and not dev.exists():
                     break  # the base model's score comes first
-                name = owed.pop(0)
+                name = pending.pop(0)
                 running[name] = _start(places[name], dev)
             time.sleep(POLL_SECONDS)
             for name, child in list(running.items()):
@@ -120,13 +122,13 @@ def _work(run: Run, found: Mapping[str, Recipe], places: Mapping[str, Path]) -> 
                 if code is None:
                     continue
                 del running[name]
-                if code or not _is_done(places[name]):
-                    failed[name] = _last_line(places[name])
-                    logger.info("%-9s failed: %s", name, failed[name])
-                    if name == BASE and not dev.exists():
-                        raise DtoError(f"compare: {failed[name]}")
-                else:
-                    _tell(name, found[name], places[name])
+                if code == 0 and _is_done(places[name]):
+                    _tell(name, recipes[name], places[name])
+                    continue
+                failed[name] = _last_line(places[name])
+                logger.info("%-9s failed: %s", name, failed[name])
+                if name == BASE and not dev.exists():
+                    raise DtoError(f"compare: {failed[name]}")
     finally:
         end_children(running.values())
     if failed:

@@ -11,19 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from dto.errors import RecipeError
-from dto.pipeline import needed
+from dto.pipeline import STAGES, needed
 from dto.prompts import resource
 from dto.recipe import Recipe, load_recipe, make_recipe
-from dto.runs import manifest
+from dto.runs.reader import RunReader
 
 FOLDER = "baselines"
 FILES = (".yaml", ".yml")
 BASE = "base"
 """The model as it is: not tuned, and in every comparison."""
-SHARED = ("problems", "sample", "batch", "segment", "estimate", "chain")
-"""Computed once, with the settings of the recipe that compares, for every method that reads it."""
 OWN = ("optimize", "prune", "pair", "label", "train")
-"""Groups of settings of which a method's recipe may set some."""
+"""Groups of settings of which a method's recipe may set some; stages without any are shared."""
 
 Change = dict[str, Any]
 
@@ -107,29 +105,28 @@ def changed(recipe: Recipe, change: Change) -> Recipe:
     return make_recipe(data, change, f"method {recipe.name}")
 
 
-def charged(run: Path, recipe: Recipe) -> int:
+def charged(run: RunReader, recipe: Recipe) -> int:
     """Policy tokens that were generated for what a method trains on: its samples, its rollouts.
 
     Of the responses to batch prompts those count that its labels are made of.
     """
-    stages = [stage for stage in needed(recipe, "train") if stage not in ("problems", "train")]
     tokens = 0
-    for stage in stages:
+    for stage in needed(recipe, "train"):
         if stage == "batch":
-            tokens += _asked_together(run, recipe)
-        else:
-            done = manifest.read(run / stage) or {}
+            tokens += _batch_tokens(run, recipe)
+        elif STAGES[stage].spends and stage != "train":
+            done = run.manifest(stage) or {}
             tokens += int(done.get("usage", {}).get("generated", 0))
     return tokens
 
 
-def _asked_together(run: Path, recipe: Recipe) -> int:
+def _batch_tokens(run: RunReader, recipe: Recipe) -> int:
     import polars as pl
 
-    labels, table = recipe.label, run / "batch" / "rows.parquet"
-    if labels.source != "batch" or not table.exists():
+    labels = recipe.label
+    if labels.source != "batch" or not run.table("batch").exists():
         return 0
-    frame = pl.scan_parquet(table)
+    frame = run.frame("batch", "k", "token_ids")
     if labels.k:
         frame = frame.filter(pl.col("k").is_in(labels.k))
     return int(frame.select(pl.col("token_ids").list.len().sum()).collect().item())

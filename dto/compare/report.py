@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from math import isnan, nan
 from pathlib import Path
@@ -24,260 +24,22 @@ import numpy.typing as npt
 import polars as pl
 from matplotlib.figure import Figure
 
-from dto import statistics, tables
+from dto import statistics
 from dto.compare.methods import BASE, label
 from dto.errors import DtoError
-from dto.recipe import Recipe, load_recipe
-from dto.reporting.accounts import reproduce_section
-from dto.reporting.comparison import MAX_FAILED
-from dto.reporting.page import Section, Table, drawn, render_page
-from dto.reporting.picture import COLOURS, INK, MARKERS, legend_marks, plain, save
-from dto.reporting.report import without_nan
-from dto.reporting.table import aligned
+from dto.recipe import Recipe
+from dto.reporting.evaluation import MAX_FAILED
+from dto.reporting.page import Section, drawn, render_page
+from dto.reporting.pictures import COLOURS, INK, MARKERS, error_bars, legend_marks, plain, save
+from dto.reporting.sections import reproduce_section
+from dto.reporting.table import Cell, Table
 from dto.runs import manifest
-from dto.statistics import Difference
+from dto.runs.reader import RunReader
+from dto.statistics import Difference, Estimate
 
-
-def compare_page(run: Path, recipe: Recipe, result: Comparison) -> str:
-    """The HTML of a comparison; `run` is one of its seeds."""
-    seeds = ", ".join(map(str, result.seeds))
-    subtitle = (
-        f"{len(result.rows)} methods on {result.problems:,} test problems × {result.samples} "
-        f"samples, seed{'s' if len(result.seeds) > 1 else ''} {seeds}"
-    )
-    again = reproduce_section(run, recipe)
-    if others := ", ".join(str(seed) for seed in result.seeds if seed != recipe.seed):
-        again = replace(again, text=(*again.text, f"The same with --set seed=… for {others}."))
-    sections = [_methods(result), _spent(result), again]
-    return render_page(result.name, subtitle, (), sections)
-
-
-def _methods(result: Comparison) -> Section:
-    reference = result.reference
-    pairs = len(result.rows) * (len(result.rows) - 1) // 2
-    notes = [
-        f"In brackets are 95 % intervals, each for itself. Differences from {reference} are paired "
-        f"by problem; p is of a paired bootstrap over problems, with Holm's correction over the "
-        f"{pairs} pairs of methods: what it does not let stand is not shown, though an interval "
-        "may exclude 0."
-    ]
-    if all(row.accuracy_rank is None for row in result.rows):
-        notes.append(f"{result.problems} problems are too few to rank methods: none is ranked.")
-    else:
-        notes.append("Rank: 1 + the number of methods that are shown to be better (p < 0.05).")
-    says = "; ".join(
-        f"{row.method}: {100 * row.accuracy:.1f} % at {row.tokens:,.0f} tokens"
-        for row in result.rows
-    )
-    return Section(
-        "methods",
-        "Accuracy and tokens",
-        ("Up and to the left is better.",),
-        drawn("methods", f"Accuracy against tokens. {says}", front, result.rows),
-        (
-            Table(
-                ("method", "accuracy %", f"less {reference}, points", "p", "rank"),
-                tuple(_accuracy(row, reference) for row in result.rows),
-                caption="Accuracy",
-            ),
-            Table(
-                ("method", "tokens", f"less {reference}", "p", "rank"),
-                tuple(_tokens(row, reference) for row in result.rows),
-                caption="Tokens of a question",
-            ),
-        ),
-        notes=tuple(notes),
-    )
-
-
-def _accuracy(row: MethodRow, reference: str) -> tuple[str, ...]:
-    gain = change(100 * row.gain, 100 * row.gain_low, 100 * row.gain_high)
-    own = row.method == reference
-    return (
-        row.method,
-        span(100 * row.accuracy, 100 * row.accuracy_low, 100 * row.accuracy_high),
-        "–" if own else gain,
-        "–" if own else p_value(row.gain_p),
-        rank(row.accuracy_rank),
-    )
-
-
-def _tokens(row: MethodRow, reference: str) -> tuple[str, ...]:
-    own = row.method == reference
-    saved = change(row.tokens_change, row.tokens_change_low, row.tokens_change_high)
-    return (
-        row.method,
-        span(row.tokens, row.tokens_low, row.tokens_high),
-        "–" if own else saved,
-        "–" if own else p_value(row.tokens_change_p),
-        rank(row.tokens_rank),
-    )
-
-
-def _spent(result: Comparison) -> Section:
-    rows = tuple(
-        (
-            row.method, f"{row.policy_tokens:,.0f}", f"{row.charged:,}", f"{row.cpu_seconds:,.0f}",
-            f"{row.truncated:,}", f"{row.failed:,}", picked(row),
-        )
-        for row in result.rows
-    )  # fmt: skip
-    return Section(
-        "budget",
-        "What each may spend, and what dev picked",
-        (
-            f"Each training has {result.budget:,} policy tokens: what was generated for its data, "
-            "and what it is trained on. Policy tokens are what a training of the method used, on "
-            "average; for data, what of that was generated before it. Core seconds are all that "
-            "the method took.",
-        ),
-        tables=(
-            Table(
-                ("method", "policy tokens", "for data", "core seconds", "trun\u00adcated", "failed",
-                 "picked on dev"),
-                rows,
-                wide=True,
-            ),
-        ),
-    )  # fmt: skip
-
-
-def draw(rows: Sequence[MethodRow], directory: Path, title: str) -> list[Path]:
-    """Write `compare.png` and `compare.svg`; the same rows give the same bytes."""
-    return save(lambda: front(rows, title), directory, "compare")
-
-
-def front(rows: Sequence[MethodRow], title: str = "") -> Figure:
-    """A point a method."""
-    figure = Figure(figsize=(8.6, 5.2), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    for index, row in enumerate(rows):
-        axes.errorbar(
-            row.tokens,
-            100 * row.accuracy,
-            xerr=[[row.tokens - row.tokens_low], [row.tokens_high - row.tokens]],
-            yerr=[
-                [100 * (row.accuracy - row.accuracy_low)],
-                [100 * (row.accuracy_high - row.accuracy)],
-            ],
-            fmt=MARKERS[index % len(MARKERS)],
-            markersize=6,
-            label=row.method,
-            color=COLOURS[index % len(COLOURS)],
-            elinewidth=0.9,
-            capsize=2,
-        )
-    axes.set_xlim(0, 1.12 * max(row.tokens_high for row in rows))
-    axes.set_xlabel("tokens per question", color=INK)
-    axes.set_ylabel("accuracy, %", color=INK)
-    axes.set_title(title, loc="left", fontsize=10, color=INK)
-    plain(axes)
-    marks = legend_marks(axes)
-    figure.legend(list(marks.values()), list(marks), loc="outside right upper", frameon=False,
-                  fontsize=8.5, labelcolor="linecolor")  # fmt: skip
-    return figure
-
-
-def lines_of(result: Comparison) -> list[str]:
-    """The head, a line a method, and what they have in common."""
-    seeds = f", seeds {', '.join(map(str, result.seeds))}" if len(result.seeds) > 1 else ""
-    lines = [
-        f"{result.name}: {result.problems:,} test problems × {result.samples} samples{seeds}",
-        "",
-    ]
-    own = f"Δ {result.reference}"
-    cells: list[tuple[str, ...]] = [
-        ("method", "accuracy % (95 %)", f"{own}, points (95 %)", "p", "rank",
-         "tokens (95 %)", f"{own} (95 %)", "p", "rank", "picked on dev")
-    ]  # fmt: skip
-    for row in result.rows:
-        reference = row.method == result.reference
-        cells.append(
-            (
-                row.method,
-                span(100 * row.accuracy, 100 * row.accuracy_low, 100 * row.accuracy_high),
-                "" if reference else change(
-                    100 * row.gain, 100 * row.gain_low, 100 * row.gain_high),
-                "" if reference else p_value(row.gain_p),
-                rank(row.accuracy_rank),
-                span(row.tokens, row.tokens_low, row.tokens_high),
-                "" if reference else change(
-                    row.tokens_change, row.tokens_change_low, row.tokens_change_high),
-                "" if reference else p_value(row.tokens_change_p),
-                rank(row.tokens_rank),
-                picked(row),
-            )
-        )  # fmt: skip
-    lines += aligned(cells, left=1)
-    lines += [
-        "",
-        f"Budget: {result.budget:,} policy tokens for each training, generated for it or trained "
-        "on. Means used, and of them generated for its data:",
-    ]
-    lines += aligned(
-        [
-            ("method", "policy tokens", "data", "core seconds"),
-            *(
-                (
-                    row.method, f"{row.policy_tokens:,.0f}", f"{row.charged:,}",
-                    f"{row.cpu_seconds:,.0f}",
-                )
-                for row in result.rows
-            ),
-        ],
-        left=1,
-    )  # fmt: skip
-    lines += _judging_lines(result)
-    lines.append("")
-    pairs = len(result.rows) * (len(result.rows) - 1) // 2
-    lines.append(
-        f"p: paired bootstrap over problems, Holm's correction over the {pairs} pairs of methods."
-    )
-    if all(row.accuracy_rank is None for row in result.rows):
-        lines.append(f"{result.problems} problems are too few to rank methods: none is ranked.")
-    else:
-        lines.append("rank: 1 + the number of methods shown to be better (p < 0.05).")
-    return lines
-
-
-def _judging_lines(result: Comparison) -> list[str]:
-    """How well held-out chains are judged, of the methods that are trained on labelled ones."""
-    if not result.judging:
-        return []
-    cells = [("method", "before (95 %)", "after, at each point of its grid")]
-    for method, (before, *after) in result.judging.items():
-        shown = [span(*(100 * each for each in figures)) for figures in (before, *after)]
-        cells.append((method, shown[0], ", ".join(shown[1:])))
-    return ["", "Right judgements of held-out chains, %:", *aligned(cells, left=3)]
-
-
-def picked(row: MethodRow) -> str:
-    """What dev chose, for each seed; empty for a method that has no grid."""
-    if not row.picked:
-        return ""
-    return "; ".join(each or "none: base is kept" for each in row.picked)
-
-
-def span(value: float, low: float, high: float) -> str:
-    """A figure with its interval."""
-    return f"{value:.1f} ({low:.1f}–{high:.1f})"
-
-
-def change(value: float, low: float, high: float) -> str:
-    """A difference with its interval."""
-    return "{:+.1f} ({:+.1f}…{:+.1f})".format(
-        *(round(each, 1) + 0.0 for each in (value, low, high))
-    )
-
-
-def p_value(value: float) -> str:
-    """A p-value to three digits; empty for none."""
-    return "" if isnan(value) else f"{value:.3f}" if value >= 0.001 else "<0.001"
-
-
-def rank(value: int | None) -> str:
-    """A rank; a dash for none."""
-    return "–" if value is None else str(value)
+LEAST_PROBLEMS = 100
+"""With fewer problems intervals are shown, and no ranking."""
+SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,27 +48,19 @@ class MethodRow:
 
     Intervals are 95 %, of this method alone. `policy_tokens` is the mean over the trainings of its
     grid, of which `charged` went into its data; `cpu_seconds` is all that it took. `gain` and
-    `tokens_change` are differences from the reference (accuracy; tokens), each with its interval
-    and its p-value after Holm's correction. `accuracy_rank` is 1 + the number of methods that are
+    `tokens_change` are differences from the reference (accuracy; tokens), over problems, each with
+    its p-value after Holm's correction. `accuracy_rank` is 1 + the number of methods that are
     shown to be more accurate, `tokens_rank` 1 + the number shown to be shorter (None: too few
     problems, or too many failed). `picked` is what dev chose, for each seed; empty: the base model.
     """
 
     method: str
     picked: tuple[str, ...]
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    tokens: float
-    tokens_low: float
-    tokens_high: float
-    gain: float
-    gain_low: float
-    gain_high: float
+    accuracy: Estimate
+    tokens: Estimate
+    gain: Estimate
     gain_p: float
-    tokens_change: float
-    tokens_change_low: float
-    tokens_change_high: float
+    tokens_change: Estimate
     tokens_change_p: float
     accuracy_rank: int | None
     tokens_rank: int | None
@@ -319,9 +73,9 @@ class MethodRow:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A comparison; `str()` gives the table for the terminal.
+    """A comparison; `str()` gives the tables for the terminal.
 
-    `judging` has, by method, the judging of held-out chains (share, low, high) before a training,
+    `judging` has, by method, the share of right judgements of held-out chains before a training,
     and then after each training of the grid.
     """
 
@@ -332,15 +86,177 @@ class Comparison:
     samples: int
     budget: int
     rows: tuple[MethodRow, ...]
-    judging: Mapping[str, tuple[tuple[float, float, float], ...]]
+    judging: Mapping[str, tuple[Estimate, ...]]
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs of methods there are."""
+        return len(self.rows) * (len(self.rows) - 1) // 2
 
     def __str__(self) -> str:
-        return "\n".join(lines_of(self))
+        seeds = f", seeds {', '.join(map(str, self.seeds))}" if len(self.seeds) > 1 else ""
+        lines = [
+            f"{self.name}: {self.problems:,} test problems × {self.samples} samples{seeds}",
+            "",
+            methods_table(self).text(),
+            "",
+            f"Budget: {self.budget:,} policy tokens for each training, generated for it or trained "
+            "on. Means used, and of them generated for its data:",
+            _columns(spent_table(self), 0, 1, 2, 3).text(),
+        ]
+        if self.judging:
+            lines += ["", "Right judgements of held-out chains, %:", judging_table(self).text()]
+        corrected = f"Holm's correction over the {self.pairs} pairs of methods."
+        lines += ["", f"p: paired bootstrap over problems, {corrected}", ranking(self)]
+        return "\n".join(lines)
 
 
-LEAST_PROBLEMS = 100
-"""With fewer problems intervals are shown, and no ranking."""
-SIGNIFICANT = 0.05
+def ranking(result: Comparison) -> str:
+    """How methods are ranked, or why none is."""
+    if all(row.accuracy_rank is None for row in result.rows):
+        return f"{result.problems} problems are too few to rank methods: none is ranked."
+    return "rank: 1 + the number of methods shown to be better (p < 0.05)."
+
+
+def methods_table(result: Comparison) -> Table:
+    """Accuracy and tokens of each method, and their differences from the reference."""
+    reference = f"Δ {result.reference}"
+    rows: list[tuple[Cell, ...]] = []
+    for row in result.rows:
+        gain: tuple[Cell, ...] = (row.gain, _p_value(row.gain_p))
+        change: tuple[Cell, ...] = (row.tokens_change, _p_value(row.tokens_change_p))
+        if row.method == result.reference:
+            gain = change = (None, None)
+        accurate, short = row.accuracy_rank or "–", row.tokens_rank or "–"
+        rows.append(
+            (row.method, row.accuracy, *gain, accurate, row.tokens, *change, short, _choice(row))
+        )
+    return Table(
+        "",
+        ("method", "accuracy % (95 %)", f"{reference}, points (95 %)", "p", "rank",
+         "tokens (95 %)", f"{reference} (95 %)", "p", "rank", "picked on dev"),
+        tuple(rows),
+        formats=("", "%", "+z%", "", "", ".1f", "+z.1f", "", "", ""),
+    )  # fmt: skip
+
+
+def spent_table(result: Comparison) -> Table:
+    """Tokens and seconds that each method took, its failures, and what dev picked."""
+    return Table(
+        "",
+        ("method", "policy tokens", "data", "core seconds", "trun\u00adcated", "failed",
+         "picked on dev"),
+        tuple(
+            (row.method, row.policy_tokens, row.charged, row.cpu_seconds, row.truncated,
+             row.failed, _choice(row))
+            for row in result.rows
+        ),
+        formats=("", ",.0f", "", ",.0f", "", "", ""),
+        wide=True,
+    )  # fmt: skip
+
+
+def judging_table(result: Comparison) -> Table:
+    """How well held-out chains are judged, of the methods that are trained on labelled ones."""
+    rows = tuple(
+        (method, before, ", ".join(format(score, "%") for score in after))
+        for method, (before, *after) in result.judging.items()
+    )
+    head = ("method", "before (95 %)", "after, at each point of its grid")
+    return Table("", head, rows, formats=("", "%", ""), left=3)
+
+
+def _columns(table: Table, *places: int) -> Table:
+    return replace(
+        table,
+        head=tuple(table.head[place] for place in places),
+        rows=tuple(tuple(row[place] for place in places) for row in table.rows),
+        formats=tuple(table.formats[place] for place in places),
+    )
+
+
+def _choice(row: MethodRow) -> str:
+    return "; ".join(picked or "none: base is kept" for picked in row.picked)
+
+
+def _p_value(value: float) -> str | None:
+    if isnan(value):
+        return None
+    return f"{value:.3f}" if value >= 0.001 else "<0.001"
+
+
+def compare_page(run: Path, recipe: Recipe, result: Comparison) -> str:
+    """The HTML of a comparison, of the same make as a run's report; `run` is one of its seeds."""
+    seeds = ", ".join(map(str, result.seeds))
+    subtitle = (
+        f"{len(result.rows)} methods on {result.problems:,} test problems × {result.samples} "
+        f"samples, seed{'s' if len(result.seeds) > 1 else ''} {seeds}"
+    )
+    again = reproduce_section(run, recipe)
+    if others := ", ".join(str(seed) for seed in result.seeds if seed != recipe.seed):
+        again = replace(again, text=(*again.text, f"The same with --set seed=… for {others}."))
+    says = "; ".join(
+        f"{row.method}: {100 * row.accuracy.value:.1f} % at {row.tokens.value:,.0f} tokens"
+        for row in result.rows
+    )
+    table = methods_table(result)
+    methods = Section(
+        "methods",
+        "Accuracy and tokens",
+        ("Up and to the left is better.",),
+        drawn("methods", f"Accuracy against tokens. {says}", front, result.rows),
+        (
+            replace(_columns(table, 0, 1, 2, 3, 4), title="Accuracy"),
+            replace(_columns(table, 0, 5, 6, 7, 8), title="Tokens of a question"),
+        ),
+        notes=(
+            f"In brackets are 95 % intervals, each for itself. Differences from {result.reference} "
+            "are paired by problem; p is of a paired bootstrap over problems, with Holm's "
+            f"correction over the {result.pairs} pairs of methods: what it does not let stand is "
+            "not shown, though an interval may exclude 0.",
+            ranking(result),
+        ),
+    )
+    spent = Section(
+        "budget",
+        "What each may spend, and what dev picked",
+        (
+            f"Each training has {result.budget:,} policy tokens: what was generated for its data, "
+            "and what it is trained on. Policy tokens are what a training of the method used, on "
+            "average; data, what of that was generated before it. Core seconds are all that the "
+            "method took.",
+        ),
+        tables=(spent_table(result),),
+    )
+    return render_page(result.name, subtitle, (), [methods, spent, again])
+
+
+def front(rows: Sequence[MethodRow], title: str = "") -> Figure:
+    """Accuracy against tokens, a point a method, with intervals both ways."""
+    figure = Figure(figsize=(8.6, 5.2), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for index, row in enumerate(rows):
+        error_bars(
+            axes,
+            [row.tokens],
+            [row.accuracy],
+            scale=100,
+            fmt=MARKERS[index % len(MARKERS)],
+            markersize=6,
+            label=row.method,
+            color=COLOURS[index % len(COLOURS)],
+            elinewidth=0.9,
+            capsize=2,
+        )
+    axes.set_xlim(0, 1.12 * max(row.tokens.high for row in rows))
+    axes.set_xlabel("tokens per question", color=INK)
+    axes.set_ylabel("accuracy, %", color=INK)
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    plain(axes)
+    marks = legend_marks(axes)
+    figure.legend(list(marks.values()), list(marks), loc="outside right upper", frameon=False,
+                  fontsize=8.5, labelcolor="linecolor")  # fmt: skip
+    return figure
 
 
 class _Method(NamedTuple):
@@ -359,60 +275,53 @@ def report(runs: Sequence[Path], directory: Path | None = None) -> Comparison:
     Raises DtoError when a method is missing somewhere.
     """
     directory = directory or runs[0] / "compare"
-    recipes = [load_recipe(run / "recipe.yaml") for run in runs]
+    recipes = [RunReader(run).recipe for run in runs]
     names = [BASE, *map(label, recipes[0].compare.methods)]
-    found = {name: _read(name, runs) for name in names}
+    methods = {name: _read(name, runs) for name in names}
     directory.mkdir(parents=True, exist_ok=True)
-    reference = recipes[0].compare.reference
-    values_PM = {
-        what: _by_problem([found[name].responses for name in names], what)
-        for what in ("correct", "tokens")
-    }
-    accuracy_P, tokens_P = values_PM["correct"], values_PM["tokens"]
-    gains, gain_ps = _pairs(accuracy_P)
-    saved, saved_ps = _pairs(tokens_P)
-    enough = len(accuracy_P) >= LEAST_PROBLEMS
+    reference = names.index(recipes[0].compare.reference)
+    frames = [method.responses for method in methods.values()]
+    accuracy_PM, tokens_PM = _by_problem(frames, "correct"), _by_problem(frames, "tokens")
+    gains, changes = _differences(accuracy_PM), _differences(tokens_PM)
+    problems = len(accuracy_PM)
     rows = []
-    for index, name in enumerate(names):
-        method = found[name]
-        own = method.responses
-        problems = own["problem"].to_list()
-        accuracy = statistics.proportion(own["correct"].to_numpy(), problems)
-        tokens = statistics.mean(own["tokens"].to_numpy(), problems)
-        other = names.index(reference)
-        failed = method.expected - len(own)
-        ranked = enough and failed <= MAX_FAILED * method.expected
+    for index, (name, method) in enumerate(methods.items()):
+        responses, clusters = method.responses, method.responses["problem"].to_list()
+        gain, change = gains[index, reference], changes[index, reference]
+        failed = method.expected - len(responses)
+        ranked = problems >= LEAST_PROBLEMS and failed <= MAX_FAILED * method.expected
         points = [point for grid in method.grids for point in grid["points"]]
         rows.append(
             MethodRow(
-                name,
-                tuple(_shown(grid) for grid in method.grids),
-                accuracy.value, accuracy.low, accuracy.high,
-                tokens.value, tokens.low, tokens.high,
-                *gains[index, other][:3], gain_ps[index, other],
-                *saved[index, other][:3], saved_ps[index, other],
-                _rank(index, names, gains, gain_ps, 1) if ranked else None,
-                _rank(index, names, saved, saved_ps, -1) if ranked else None,
-                int((own["grade"] == "truncated").sum()),
-                failed,
-                float(np.mean([point["policy_tokens"] for point in points])) if points else 0.0,
-                max((int(grid["charged"]) for grid in method.grids), default=0),
-                method.cpu_seconds,
+                method=name,
+                picked=tuple(map(_picked, method.grids)),
+                accuracy=statistics.proportion(responses["correct"].to_numpy(), clusters),
+                tokens=statistics.mean(responses["tokens"].to_numpy(), clusters),
+                gain=Estimate(*gain[:3], problems, problems),
+                gain_p=gain.p,
+                tokens_change=Estimate(*change[:3], problems, problems),
+                tokens_change_p=change.p,
+                accuracy_rank=_rank(index, gains, 1) if ranked else None,
+                tokens_rank=_rank(index, changes, -1) if ranked else None,
+                truncated=int((responses["grade"] == "truncated").sum()),
+                failed=failed,
+                policy_tokens=float(np.mean([point["policy_tokens"] for point in points] or [0])),
+                charged=max((int(grid["charged"]) for grid in method.grids), default=0),
+                cpu_seconds=method.cpu_seconds,
             )
-        )  # fmt: skip
-    first = found[names[0]].responses
-    per_problem = int(first.group_by("problem").len()["len"].max() or 0)  # type: ignore[arg-type]
+        )
+    per_problem = frames[0].group_by("problem").len()["len"].max() or 0
     result = Comparison(
         name=recipes[0].name,
-        reference=reference,
+        reference=recipes[0].compare.reference,
         seeds=tuple(recipe.seed for recipe in recipes),
-        problems=len(accuracy_P),
-        samples=per_problem,
+        problems=problems,
+        samples=int(per_problem),  # type: ignore[arg-type]
         budget=recipes[0].compare.policy_tokens,
         rows=tuple(rows),
-        judging={name: judged for name in names if (judged := _judging(found[name]))},
+        judging={name: scores for name in names if (scores := _judging(methods[name]))},
     )
-    _write(directory, result, found)
+    _write(directory, result, methods)
     page = compare_page(runs[0], recipes[0], result)
     manifest.write_text(directory / "compare.html", page)
     return result
@@ -421,24 +330,22 @@ def report(runs: Sequence[Path], directory: Path | None = None) -> Comparison:
 def _read(name: str, runs: Sequence[Path]) -> _Method:
     frames, grids, expected, cpu = [], [], 0, 0.0
     for number, run in enumerate(runs):
-        place = run / "compare" / name
-        table, done = place / "evaluate" / "rows.parquet", place / "done.json"
-        if not (table.is_file() and done.is_file()):
+        place = RunReader(run / "compare" / name)
+        done = place / "done.json"
+        if not (place.table("evaluate").is_file() and done.is_file()):
             raise DtoError(f"compare: method {name} is not finished in {run}: `dto run {run}`")
-        recipe = load_recipe(place / "recipe.yaml")
-        rows = pl.read_parquet(table, columns=["problem_id", "grade", "tokens"])
-        problem = pl.lit(f"{number}/") + pl.col("problem_id")
+        graded = place.frame("evaluate").filter(pl.col("grade") != "failed")
         frames.append(
-            rows.filter(pl.col("grade") != "failed").select(
-                problem=problem,
-                grade="grade",
+            graded.select(
+                "grade",
+                problem=pl.lit(f"{number}/") + pl.col("problem_id"),
                 correct=(pl.col("grade") == "correct").cast(pl.Float64),
                 tokens=pl.col("tokens").cast(pl.Float64),
-            )
+            ).collect()
         )
-        asked = place / "test" if recipe.evaluate.tasks else run / "problems"
-        count = tables.count(asked / "rows.parquet", split="test")
-        expected += count * recipe.evaluate.samples
+        tested = place if place.test_stage == "test" else RunReader(run)
+        count = tested.count(place.test_stage, split="test")
+        expected += count * place.recipe.evaluate.samples
         cpu += float(json.loads(done.read_text("utf-8"))["cpu_seconds"])
         grid = place / "grid.json"
         if grid.is_file():
@@ -446,17 +353,13 @@ def _read(name: str, runs: Sequence[Path]) -> _Method:
     return _Method(pl.concat(frames), grids, expected, cpu)
 
 
-def _judging(method: _Method) -> tuple[tuple[float, float, float], ...]:
-    found = [
-        point["judging"]
-        for grid in method.grids
-        for point in grid["points"]
-        if point.get("judging")
-    ]
-    scores = [each["after"] for each in found]
-    if found:
-        scores.insert(0, found[0]["before"])
-    return tuple((each["accuracy"], each["low"], each["high"]) for each in scores)
+def _judging(method: _Method) -> tuple[Estimate, ...]:
+    points = [point for grid in method.grids for point in grid["points"] if point.get("judging")]
+    scores = [point["judging"]["after"] for point in points]
+    if points:
+        scores.insert(0, points[0]["judging"]["before"])
+    keys = ("accuracy", "low", "high", "responses", "problems")
+    return tuple(Estimate(*(score[key] for key in keys)) for score in scores)
 
 
 def _by_problem(frames: Sequence[pl.DataFrame], column: str) -> npt.NDArray[np.float64]:
@@ -471,53 +374,41 @@ def _by_problem(frames: Sequence[pl.DataFrame], column: str) -> npt.NDArray[np.f
     return joined.sort("problem").drop("problem").to_numpy()
 
 
-Pairs = dict[tuple[int, int], Difference]
-
-
-def _pairs(values_PM: npt.NDArray[np.float64]) -> tuple[Pairs, dict[tuple[int, int], float]]:
-    """The difference of any two methods, both ways, and its corrected p-value."""
+def _differences(values_PM: npt.NDArray[np.float64]) -> dict[tuple[int, int], Difference]:
+    """The first method less the second, of any two, with its corrected p-value."""
     count = values_PM.shape[1]
     pairs = list(combinations(range(count), 2))
-    columns = [values_PM[:, a] - values_PM[:, b] for a, b in pairs]
-    differences_PK = np.stack(columns, axis=1) if columns else np.zeros((len(values_PM), 0))
-    found = statistics.bootstrap_differences(differences_PK)
-    adjusted = statistics.holm([each.p for each in found])
-    differences: Pairs = {(own, own): Difference(0.0, 0.0, 0.0, 1.0) for own in range(count)}
-    ps = {(own, own): nan for own in range(count)}
-    for (a, b), each, p in zip(pairs, found, adjusted, strict=True):
-        differences[a, b] = each
-        differences[b, a] = Difference(0.0 - each.value, 0.0 - each.high, 0.0 - each.low, each.p)
-        ps[a, b] = ps[b, a] = p
-    return differences, ps
+    pairs_K2 = np.array(pairs, dtype=np.intp).reshape(-1, 2)
+    raw = statistics.bootstrap_differences(
+        values_PM[:, pairs_K2[:, 0]] - values_PM[:, pairs_K2[:, 1]]
+    )
+    differences = {(method, method): Difference(0.0, 0.0, 0.0, nan) for method in range(count)}
+    adjusted = statistics.holm([difference.p for difference in raw])
+    for (a, b), (value, low, high, _), p in zip(pairs, raw, adjusted, strict=True):
+        differences[a, b] = Difference(value, low, high, p)
+        differences[b, a] = Difference(0.0 - value, 0.0 - high, 0.0 - low, p)
+    return differences
 
 
-def _rank(
-    own: int,
-    names: Sequence[str],
-    differences: Pairs,
-    ps: dict[tuple[int, int], float],
-    better: int,
-) -> int:
+def _rank(method: int, differences: Mapping[tuple[int, int], Difference], better: int) -> int:
     """1 + how many methods are shown to be better; `better` is the sign of a better difference."""
     return 1 + sum(
-        differences[other, own].value * better > 0 and ps[other, own] < SIGNIFICANT
-        for other in range(len(names))
-        if other != own
+        difference.value * better > 0 and difference.p < SIGNIFICANT
+        for (_, other), difference in differences.items()
+        if other == method
     )
 
 
-def _shown(grid: dict[str, Any]) -> str:
+def _picked(grid: Mapping[str, Any]) -> str:
     if grid["picked"] is None:
         return ""
     change = grid["points"][grid["picked"]]["change"]
     return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in change.items())
 
 
-def _write(directory: Path, result: Comparison, found: dict[str, _Method]) -> None:
-    text = json.dumps(without_nan(asdict(result)), indent=2, ensure_ascii=False, allow_nan=False)
-    manifest.write_text(directory / "compare.json", text + "\n")
-    rows = [{**asdict(row), "picked": "; ".join(row.picked)} for row in result.rows]
-    _tables(directory / "methods", rows)
+def _write(directory: Path, result: Comparison, methods: Mapping[str, _Method]) -> None:
+    manifest.write_json(directory / "compare.json", result)
+    _tables(directory / "methods", [_flat(row) for row in result.rows])
     points = [
         {
             "method": name,
@@ -538,13 +429,25 @@ def _write(directory: Path, result: Comparison, found: dict[str, _Method]) -> No
             "cpu_seconds": point["cpu_seconds"],
             "judging": (point.get("judging") or {}).get("after", {}).get("accuracy"),
         }
-        for name, method in found.items()
+        for name, method in methods.items()
         for number, grid in enumerate(method.grids)
         for index, point in enumerate(grid["points"])
     ]
     if points:
         _tables(directory / "grid", points)
-    draw(result.rows, directory, str(result).splitlines()[0])
+    title = str(result).splitlines()[0]
+    save(lambda: front(result.rows, title), directory, "compare")
+
+
+def _flat(row: MethodRow) -> dict[str, Any]:
+    """A row of a table: an estimate has three columns."""
+    columns: dict[str, Any] = {}
+    for field in fields(row):
+        name, value = field.name, getattr(row, field.name)
+        columns[name] = value
+        if isinstance(value, Estimate):
+            columns |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+    return columns | {"picked": "; ".join(row.picked)}
 
 
 def _tables(path: Path, rows: list[dict[str, Any]]) -> None:

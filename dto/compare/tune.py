@@ -21,32 +21,28 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from dto.compare.methods import Change, changed, charged, grid
 from dto.errors import DtoError
 from dto.pipeline import STAGES, needed, open_run, run_stages
 from dto.processes import die_with_parent
 from dto.recipe import Recipe, load_recipe
-from dto.records import Problem
 from dto.runs import manifest
 from dto.runs.run import Run, agree, settings_of
-from dto.tables import read
-from dto.training.checkpoints import BASE_STEP, Choice, DevScore, choose
-from dto.training.dev import measure, summarize
+from dto.training.checkpoints import Choice, choose
+from dto.training.dev import BASE_STEP, DevScore, measure, summarize
 from dto.training.fit import fit
 from dto.training.process import guarded, quiet
 from dto.training.weights import load
 
 logger = logging.getLogger("dto.train")
 
-DATA = ("optimize", "prune", "pair", "chain", "label")
-"""Stages that a method may have to compute itself."""
 
-
-class Point(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Point:
     """A point of the grid: what was set, what dev says of what was kept, tokens and seconds.
 
     `judging` is that of held-out chains before and after, where the method reads labelled ones.
@@ -70,7 +66,7 @@ def work(place: Path, dev: Path) -> None:
         points = grid(run.recipe)
         if not points:
             if not dev.exists():
-                score = _measured(run.path, run.recipe, BASE_STEP)
+                score = _measured(run, run.recipe, BASE_STEP)
                 manifest.write_text(dev, json.dumps(asdict(score)) + "\n")
             run_stages(run, ("evaluate",))
         else:
@@ -88,9 +84,9 @@ def _tuned(run: Run, points: Sequence[Change], base: DevScore) -> Recipe:
     """
     trains = run.recipe.train.method != "none"
     if trains:
-        data = [stage for stage in needed(run.recipe, "train") if stage in DATA]
+        data = [stage for stage in needed(run.recipe, "train") if stage != "train"]
         run_stages(run, [stage for stage in data if not (run / stage).is_symlink()])
-    spent = charged(run.path, run.recipe) if trains else 0
+    spent = charged(run, run.recipe) if trains else 0
     left = run.recipe.compare.policy_tokens - spent
     if trains and left <= 0:
         raise DtoError(
@@ -101,25 +97,25 @@ def _tuned(run: Run, points: Sequence[Change], base: DevScore) -> Recipe:
         changed(run.recipe, {**change, **({"train.policy_tokens": left} if trains else {})})
         for change in points
     ]
-    found = [
-        _point(run.path, index, change, recipe, base, spent)
+    results = [
+        _point(run, index, change, recipe, base, spent)
         for index, (change, recipe) in enumerate(zip(points, recipes, strict=True))
     ]
     numbered = [
         replace(point.score, step=index + 1)
-        for index, point in enumerate(found)
+        for index, point in enumerate(results)
         if point.kept_step > BASE_STEP
     ]
     choice = choose([base, *numbered])
     logger.info("%s: point %s", run.recipe.name, choice.reason)
     if trains:
-        _place(run, choice, found)
+        _place(run, choice, len(results))
     summary = {
         "method": run.recipe.name,
         "picked": choice.step - 1 if choice.step > BASE_STEP else None,
         "reason": choice.reason,
         "charged": spent,
-        "points": [{**point._asdict(), "score": asdict(point.score)} for point in found],
+        "points": [asdict(point) for point in results],
     }
     manifest.write_text(run.path / "grid.json", json.dumps(summary, indent=2) + "\n")
     if trains or choice.step == BASE_STEP:
@@ -128,7 +124,7 @@ def _tuned(run: Run, points: Sequence[Change], base: DevScore) -> Recipe:
 
 
 def _point(
-    run: Path, index: int, change: Change, recipe: Recipe, base: DevScore, spent: int
+    run: Run, index: int, change: Change, recipe: Recipe, base: DevScore, spent: int
 ) -> Point:
     """The result of a point, computed unless it is there."""
     directory = run / "grid" / str(index)
@@ -142,12 +138,12 @@ def _point(
         score = _measured(run, recipe, index + 1)
         result: dict[str, Any] = {"kept_step": index + 1}
     else:
-        result = fit(run, recipe, directory, base)
+        result = fit(run.path, recipe, directory, base)
         lines = (directory / "history.jsonl").read_text(encoding="utf-8").splitlines()
         scores = [DevScore(**json.loads(line)) for line in lines]
         # What was trained last, where the base is kept: it is shown, and not picked.
         wanted = result["kept_step"] or scores[-1].step
-        score = next(each for each in scores if each.step == wanted)
+        score = next(score for score in scores if score.step == wanted)
     point = Point(
         change=change,
         score=score,
@@ -160,21 +156,20 @@ def _point(
         judging=result.get("judging"),
     )
     directory.mkdir(parents=True, exist_ok=True)
-    row = {**point._asdict(), "score": asdict(score), "settings": settings_of(recipe)}
+    row = asdict(point) | {"settings": settings_of(recipe)}
     manifest.write_text(known, json.dumps(row) + "\n")
     return point
 
 
-def _measured(run: Path, recipe: Recipe, step: int) -> DevScore:
+def _measured(run: Run, recipe: Recipe, step: int) -> DevScore:
     model, tokenizer = load(recipe)
-    rows = read(run / "problems" / "rows.parquet", Problem)
-    responses, _ = measure(model, tokenizer, [row for row in rows if row.split == "dev"], recipe)
-    return DevScore(step, 0.0, *summarize(responses), loss=None)
+    responses, _ = measure(model, tokenizer, list(run.problems("dev")), recipe)
+    return summarize(step, 0.0, responses)
 
 
-def _place(run: Run, choice: Choice, points: Sequence[Point]) -> None:
+def _place(run: Run, choice: Choice, points: int) -> None:
     """Make the picked point the run's training, and drop the weights of the others."""
-    if manifest.read(run / "train") is not None:
+    if run.manifest("train") is not None:
         return
     picked = choice.step - 1
     # Without a picked one, any: each keeps the base's weights where nothing on dev is better.
@@ -197,7 +192,7 @@ def _place(run: Run, choice: Choice, points: Sequence[Point]) -> None:
     if choice.step > BASE_STEP:
         counts = json.loads((target / "result.json").read_text(encoding="utf-8"))
     manifest.write(target, done | counts)
-    for index in range(len(points)):
+    for index in range(points):
         shutil.rmtree(run / "grid" / str(index) / "model", ignore_errors=True)
 
 
@@ -215,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("dto").setLevel(logging.INFO)
     quiet()
     begun, cpu = time.perf_counter(), time.process_time()
-    code = guarded(lambda: work(options.place, options.dev), options.place)
+    code = guarded(lambda: work(options.place, options.dev))
     if code == 0:
         spent = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu}
         text = json.dumps({"digest": options.digest, **spent}) + "\n"

@@ -11,8 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from dto.drqa.headings import BARE
-from dto.drqa.mentions import LAST, NEXT, Mention, mentions, unnumbered
+from dto.drqa.split import BARE, LAST, NEXT, Mention, mentions, unnumbered
 from dto.text import closing_brace
 
 MOST = 3

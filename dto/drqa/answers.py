@@ -14,8 +14,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from dto.drqa.headings import BARE
-from dto.drqa.mentions import CIRCLED, LAST, NEXT, mentions, place
+from dto.drqa.split import BARE, CIRCLED, LAST, NEXT, mentions, place
 from dto.grading.extract import final_answer, last_box
 from dto.text import BRACE, MAX_TEXT
 

@@ -11,12 +11,11 @@ from typing import NamedTuple
 
 from dto.context import Context
 from dto.drqa.answers import numbered_answers
-from dto.drqa.records import BatchResponse
 from dto.errors import DtoError
 from dto.prompts import render
 from dto.protocols import Completion
 from dto.recipe import Recipe
-from dto.records import Dropped, Grade, Problem
+from dto.records import BatchResponse, Dropped, Grade, Problem
 from dto.runs.reader import RunReader
 from dto.runs.stage import SAMPLING, Card, Group, Stage
 from dto.seeds import derive

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dto.context import Context
 from dto.drqa.alike import alike, goes_over_all, others, quoted
-from dto.drqa.records import BatchResponse, Chain, Origin
 from dto.drqa.split import split
 from dto.recipe import Recipe
-from dto.records import Dropped, Grade, Problem, Span, Trajectory
+from dto.records import BatchResponse, Chain, Dropped, Grade, Origin, Problem, Span, Trajectory
 from dto.runs.reader import RunReader
 from dto.runs.stage import Card, Group, Stage, always
 from dto.text import char_ends, tokens_within

@@ -11,21 +11,20 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from dto.drqa.records import Origin, Verdict
 from dto.errors import DtoError
-from dto.records import Grade, Split
+from dto.records import ChainVerdict, Grade, Origin, Split
 from dto.seeds import SEED_BITS, derive
 
 if TYPE_CHECKING:
     from dto.recipe import LabelSettings
 
-VERDICTS: tuple[Verdict, ...] = ("verbose", "concise", "wrong")
-WORDINGS: Mapping[Verdict, str] = {
+VERDICTS: tuple[ChainVerdict, ...] = ("verbose", "concise", "wrong")
+WORDINGS: Mapping[ChainVerdict, str] = {
     "verbose": "right but could be more concise",
     "concise": "right and concise",
     "wrong": "wrong",
 }
-Class = tuple[Split, Verdict]
+Class = tuple[Split, ChainVerdict]
 
 
 class Judged(Protocol):
@@ -50,7 +49,7 @@ class Judged(Protocol):
 class Verdicts(NamedTuple):
     """Of one problem: the class of each chain that has one, (reason, detail) of the others."""
 
-    classes: Mapping[str, Verdict]
+    classes: Mapping[str, ChainVerdict]
     dropped: Mapping[str, tuple[str, str]]
 
 
@@ -88,7 +87,7 @@ def verdicts(chains: Sequence[Judged], settings: LabelSettings) -> Verdicts:
     of the problem's right vanilla chains) and `no_vanilla` (there are none). With `shortest`:
     `alone` (the problem's one right chain), `not_longer` (not above what the margin allows).
     """
-    classes: dict[str, Verdict] = {}
+    classes: dict[str, ChainVerdict] = {}
     dropped: dict[str, tuple[str, str]] = {}
     usable: list[Judged] = []
     for chain in chains:
@@ -114,7 +113,7 @@ def verdicts(chains: Sequence[Judged], settings: LabelSettings) -> Verdicts:
 
 def _of_batch(
     right: Sequence[Judged], margin: float | None
-) -> Iterator[tuple[Judged, Verdict | tuple[str, str]]]:
+) -> Iterator[tuple[Judged, ChainVerdict | tuple[str, str]]]:
     alone = [chain.tokens for chain in right if chain.origin == "vanilla"]
     for chain in right:
         if chain.origin == "vanilla":
@@ -131,7 +130,7 @@ def _of_batch(
 
 def _of_shortest(
     right: Sequence[Judged], margin: float | None
-) -> Iterator[tuple[Judged, Verdict | tuple[str, str]]]:
+) -> Iterator[tuple[Judged, ChainVerdict | tuple[str, str]]]:
     if len(right) == 1:
         yield right[0], ("alone", "the one right chain of its problem")
         return
@@ -177,7 +176,7 @@ def balance(problems: Iterable[Sequence[Judged]], settings: LabelSettings, seed:
 
 def _empty(
     split: Split,
-    verdict: Verdict,
+    verdict: ChainVerdict,
     counts: Mapping[Class, int],
     reasons: Mapping[str, int],
     settings: LabelSettings,

@@ -10,10 +10,19 @@ from typing import TYPE_CHECKING, NamedTuple
 from dto import tables
 from dto.context import Context
 from dto.drqa.classes import VERDICTS, WORDINGS, Balance, balance, split_of, verdicts
-from dto.drqa.records import Chain, LabelledChain, Letter, Origin, Verdict
 from dto.errors import DtoError
 from dto.prompts import render
-from dto.records import Dropped, Grade, Problem, Split
+from dto.records import (
+    Chain,
+    ChainVerdict,
+    Dropped,
+    Grade,
+    LabelledChain,
+    Letter,
+    Origin,
+    Problem,
+    Split,
+)
 from dto.runs.reader import RunReader
 from dto.runs.stage import RENDERING, Card, Group, Stage, always
 from dto.seeds import derive
@@ -65,7 +74,7 @@ def labels(
 def _labelled(
     problem: Problem,
     chain: Chain,
-    verdict: Verdict,
+    verdict: ChainVerdict,
     split: Split,
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,

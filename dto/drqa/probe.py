@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dto import statistics
-from dto.drqa.headings import BARE
-from dto.drqa.mentions import mentions, unnumbered
+from dto.drqa.split import BARE, mentions, unnumbered
 from dto.seeds import derive
 from dto.statistics import Estimate
 

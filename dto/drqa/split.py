@@ -6,11 +6,183 @@ one that is named; whatever else a model does ends in a reason.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Iterator, Sequence, Set
+from typing import Literal, NamedTuple
 
-from dto.drqa.headings import Heading, headings
 from dto.records import Span
+
+_WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_ORDINALS = (
+    "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth",
+)  # fmt: skip
+_CHINESE = "一二三四五六七八九十"
+CIRCLED = "①②③④⑤⑥⑦⑧⑨⑩"
+_PLACES = {
+    name: place
+    for names in (_WORDS, _ORDINALS, _CHINESE, CIRCLED)
+    for place, name in enumerate(names, start=1)
+}
+_PLACES |= {"两": 2, "1st": 1, "2nd": 2, "3rd": 3, "next": -1, "下": -1, "last": -2, "final": -2}
+_PLACES |= {"最后": -2, "最後": -2} | {f"{place}th": place for place in range(4, 21)}
+NEXT, LAST = -1, -2
+"""Numbers of "the next question" and of "the last question"."""
+
+_NOUN = r"(?:questions?|problems?|exercises?)"
+_BY_NUMBER = (
+    rf"(?:{_NOUN}|\bq)\s{{0,3}}(?:no\.?|number|\#)?\s{{0,3}}"
+    rf"(?P<number>\d{{1,2}}|{'|'.join(_WORDS)})\b(?![.,]\d|/)"
+)
+_BY_ORDER = (
+    rf"(?P<ordinal>{'|'.join(_ORDINALS)}|1st|2nd|3rd|\d{{1,2}}th|next|last|final)\s{{1,3}}"
+    rf"(?:questions?|problems?|exercises?)\b"
+)
+_IN_CHINESE = (
+    rf"第\s?(?P<chinese>[{_CHINESE}]|\d{{1,2}})\s?[个個道]?\s?(?:小?[题題]目?|[问問][题題]?)"
+    rf"|(?:[问問][题題]|[题題]目?)\s?(?P<after>[{_CHINESE}]|\d{{1,2}})(?=[\s:：.。,，、)）*]|$)"
+    r"|(?P<next>下|最后|最後)一[个個道]?(?:小?[题題]|[问問][题題])"
+)
+_MENTION = re.compile(
+    rf"(?<![a-z])(?:{_BY_NUMBER}|{_BY_ORDER})|{_IN_CHINESE}", re.IGNORECASE | re.MULTILINE
+)
+_UNNUMBERED = re.compile(
+    rf"\b(?:previous|other|earlier|another|preceding|remaining|both|all|each)\s{{1,3}}"
+    rf"(?:of\s{{1,3}})?(?:the\s{{1,3}}|these\s{{1,3}})?"
+    rf"(?:(?:two|three|four|five|\d)\s{{1,3}})?(?:{_NOUN})\b"
+    rf"|\b(?:two|three|four|five|\d)\s{{1,3}}(?:questions|problems)\b"
+    r"|(?:上一|前一|另一|每|其他|其它|所有的?|全部)[个個道]?(?:小?[题題]|[问問][题題])"
+    r"|[这這][两三四五][个個道]?(?:小?[题題]|[问問][题題])",
+    re.IGNORECASE,
+)
+_NUMBER_GROUPS = ("number", "ordinal", "chinese", "after", "next")
+Kind = Literal["numbered", "other"]
+
+
+class Mention(NamedTuple):
+    """A place that names question `number`; 0: other questions, or all of them."""
+
+    number: int
+    start: int
+    end: int
+
+
+def mentions(text: str) -> Iterator[Mention]:
+    """The places that name a question by its number or order, from left to right."""
+    for match in _MENTION.finditer(text):
+        named = next(filter(None, (match[group] for group in _NUMBER_GROUPS)))
+        yield Mention(place(named), match.start(), match.end())
+
+
+def unnumbered(text: str) -> Iterator[Mention]:
+    """The places that name other questions, or all of them, without a number."""
+    for match in _UNNUMBERED.finditer(text):
+        yield Mention(0, match.start(), match.end())
+
+
+def place(named: str) -> int:
+    """The number that a word or numeral stands for."""
+    return int(named) if named.isdecimal() else _PLACES[named.lower()]
+
+
+LEAD = 60
+"""Characters of a line before the mention that makes it a heading."""
+_LEAD = re.compile(r"[^\d.!?:：。！？=\n]*")
+_CLOSING = re.compile(
+    r"[\s#*_>-]*(?:(?:so|thus|therefore|now|finally|in summary|to summarize|overall)[\s,]{0,3})?"
+    r"(?:the\s{1,3})?(?:final\s{1,3}answers?|answers\s{1,3}are)\b|[\s#*_>-]*最[终終后後]答案",
+    re.IGNORECASE,
+)
+_TITLE = re.compile(r"\s*#.*|\s*(?P<bold>[*_]{2}).*?(?P=bold)[:：.]?")
+_AFTER = re.compile(
+    r"(?:\s?\([^()\n]{1,60}\))?(?:\s{0,2}(?:[*_]{2}|[)）\]]|[:：.。,，、—–-])){1,4}|\s{0,3}(?=\n|$)"
+)
+_SENTENCE = re.compile(r"[^.!?。！？\n]{0,200}(?:[.!?。！？]+(?=\s|$)|(?=\n|$)|(?<=[。！？]))")
+BARE = re.compile(
+    rf"^[ \t]*(?:[*_]{{2}}|#{{1,6}}\s)?[(（]?(?P<bare>\d{{1,2}}|[{CIRCLED}])(?:[*_]{{2}})?"
+    rf"(?:[.)）、:：](?=[\s\\$*]|$)|(?<=[{CIRCLED}]))(?:[*_]{{2}})?",
+    re.MULTILINE,
+)
+
+
+class Heading(NamedTuple):
+    """A turn to question `number`, 0: to all of them; `start` to `end` is what says so."""
+
+    number: int
+    start: int
+    end: int
+
+
+def headings(text: str, questions: Sequence[str]) -> list[Heading]:
+    """The turns of a text that deals with the questions, from left to right."""
+    found: list[Heading] = []
+    current = 0
+    asked = {mention.number for question in questions for mention in mentions(question)}
+    for start, line in _lines(text):
+        turn = _turn(line, current, len(questions), asked)
+        if turn is not None and turn.number != current:
+            current = turn.number
+            found.append(Heading(current, start + turn.start, start + turn.end))
+    if any(turn.number for turn in found):
+        return found
+    return found if (counted := _counted(text, questions)) is None else counted
+
+
+def _lines(text: str) -> list[tuple[int, str]]:
+    return [(match.start(), match.group()) for match in re.finditer(r"[^\n]+", text)]
+
+
+def _turn(line: str, current: int, k: int, asked: Set[int]) -> Heading | None:
+    """What a line turns to; None: it goes on.
+
+    A number that a question itself names ("Question 2 of the test is worth 5 points") makes a
+    heading only where it is set off as one.
+    """
+    first = next(mentions(line), None)
+    every = next(unnumbered(line), None)
+    if _CLOSING.match(line):
+        return Heading(0, 0, 0)
+    if every is not None and (first is None or every.start < first.start) and _leads(line, every):
+        return Heading(0, 0, 0)
+    if first is None or not _leads(line, first):
+        return None
+    number = {NEXT: current + 1, LAST: k}.get(first.number, first.number)
+    for whole in (_TITLE.match(line), _AFTER.match(line, first.end)):
+        if whole is not None and whole.end() >= first.end:
+            return Heading(number, 0, whole.end())
+    if first.number in asked:
+        return None
+    # "Question 2 asks for the sum of both." says nothing else: it goes with the heading.
+    rest = _SENTENCE.match(line, first.end)
+    if rest is None or "=" in rest.group() or rest.end() == len(line):
+        return Heading(number, 0, first.end)
+    return Heading(number, 0, rest.end())
+
+
+def _leads(line: str, mention: tuple[int, int, int]) -> bool:
+    start = mention[1]
+    lead = _LEAD.match(line)
+    return start <= LEAD and lead is not None and lead.end() >= start
+
+
+def _counted(text: str, questions: Sequence[str]) -> list[Heading] | None:
+    """Bare numbers as headings: 1 to k, once each, each with its own question's words."""
+    found = [Heading(place(each["bare"]), each.start(), each.end()) for each in BARE.finditer(text)]
+    if [heading.number for heading in found] != list(range(1, len(questions) + 1)):
+        return None
+    ends = [heading.start for heading in found[1:]] + [len(text)]
+    vocabularies = [_words(question) for question in questions]
+    for heading, end in zip(found, ends, strict=True):
+        words = _words(text[heading.end : end])
+        shared = [len(words & own) / max(1, len(own)) for own in vocabularies]
+        own = shared[heading.number - 1]
+        if not own or max(shared) > own:
+            return None
+    return found
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z]{3,}|\d+|[\u4e00-\u9fff]{2}", text.lower()))
+
 
 SHARED = 500
 """Characters of thinking that belong to no question; with more, no chain would be whole."""

@@ -6,37 +6,22 @@ takes its place, or until moving rows pays: into gaps, or next to rows of their 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from dto.engines.kv import LEAST_ROWS, LENGTH_STEP, KVShape, RowsCache, round_up
-from dto.engines.prefill import Prefilled, forward, prefill, score
-from dto.engines.prefix_cache import PrefixCache
-from dto.engines.requests import Sample
-from dto.engines.sampling import choose, penalised, uniforms
+from dto.engines.kv import LEAST_ROWS, LENGTH_STEP, KVShape, PrefixCache, RowsCache, round_up
+from dto.engines.prefill import Prefill, Prefilled, forward
+from dto.engines.sampling import ROW, Sample, next_tokens
 
 ROW_STEP = 8  # the batch is computed in multiples of this many rows
 GROUP = 32  # rows that are attended to together, as far as the longest of them needs
 GROWTH = 2.25  # bytes of the buffer, at its most while it grows, by those of the tokens in it
 PATIENCE = 8  # steps between two arrangements by length
-
-_ROW = np.dtype(
-    [
-        ("token", np.int64),  # the last one, whose keys are not computed yet
-        ("length", np.int64),  # tokens whose keys are computed
-        ("seed", np.uint64),
-        ("temperature", np.float64),
-        ("top_p", np.float64),
-        ("top_k", np.int64),
-        ("min_p", np.float64),
-    ]
-)
 
 
 class Batch:
@@ -56,11 +41,11 @@ class Batch:
         self._tokens = kv_bytes // shape.token_bytes
         self._model = model
         self._shape = shape
-        self._prefixes = prefixes
+        self._prefill = Prefill(model, shape, prefixes)
         self._end_ids = end_ids
         self._samples: list[Sample | None] = []
-        self._rows = np.zeros(_padded(slots), dtype=_ROW)
-        self._cache = RowsCache(shape.zeros(0, LENGTH_STEP))
+        self._rows = np.zeros(_padded(slots), dtype=ROW)
+        self.cache = RowsCache(shape.zeros(0, LENGTH_STEP))
         self._steps = 0  # since the rows were arranged
 
     @property
@@ -68,20 +53,18 @@ class Batch:
         """The samples under way."""
         return [sample for sample in self._samples if sample is not None]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of keys and values now held."""
-        return self._cache.kv.nbytes
-
-    def room(self, joiners: Sequence[Sample]) -> int:
-        """How many of the joiners fit beside the rows that are here, however long all become.
+    def room(self, waiting: Sequence[Sample]) -> int:
+        """How many of the first that wait fit beside the rows here, however long all become.
 
         A row takes a quarter more than its tokens, and twice the rows while the buffer grows. There
         is always room for LEAST_ROWS, as the batch is computed with so many in any case.
         """
+        joiners = list(islice(waiting, self.slots - self.live))
+        if not joiners:
+            return 0
         longest = max(sample.request.length for sample in (*joiners, *self.samples))
         rows = max(LEAST_ROWS, int(self._tokens / (GROWTH * longest)))
-        return min(self.slots, rows) - self.live
+        return min(len(joiners), rows - self.live)
 
     def admit(self, samples: Sequence[Sample]) -> list[Sample]:
         """Read prompts and take in their samples; samples of one prompt share its reading.
@@ -93,37 +76,25 @@ class Batch:
         for sample in samples:
             sample.started += 1
             if sample.request.continuation:
-                ended.append(self._scored(sample))
+                ended.append(self._prefill.score(sample))
             else:
                 by_prompt.setdefault(sample.request.prompt, []).append(sample)
-        for group in prefill(self._model, self._shape, self._prefixes, list(by_prompt)):
+        for group in self._prefill.read(list(by_prompt)):
             joiners = [(i, s) for i, prompt in enumerate(group.prompts) for s in by_prompt[prompt]]
             ended += self._join(group, joiners)
         return ended
-
-    def _scored(self, sample: Sample) -> Sample:
-        """The sample of a request that asks for a score alone, ended."""
-        request = sample.request
-        sample.logprobs = score(
-            self._model, self._shape, self._prefixes, request.prompt, request.continuation
-        )
-        sample.finish = "length"
-        return sample
 
     def _join(self, group: Prefilled, joiners: Sequence[tuple[int, Sample]]) -> list[Sample]:
         """Place samples (index of the prompt, sample); returns those that a first token ended."""
         sources = [index for index, _ in joiners]
         samples = [sample for _, sample in joiners]
-        rows = np.zeros(len(samples), dtype=_ROW)
+        rows = np.zeros(len(samples), dtype=ROW)
         for i, (index, sample) in enumerate(joiners):
-            sampling, length = sample.request.sampling, len(group.prompts[index])
+            length = len(group.prompts[index])
             first = i == 0 or sources[i - 1] != index
             sample.cached_tokens = group.cached[index] if first else length
-            rows[i] = (
-                0, length, sample.seed % 2**64, sampling.temperature, sampling.top_p,
-                sampling.top_k, sampling.min_p,
-            )  # fmt: skip
-        self._next_tokens(group.logits[sources], samples, rows)
+            rows[i] = sample.row(length)
+        next_tokens(group.logits[sources], samples, rows, self._end_ids)
         staying = [i for i, sample in enumerate(samples) if sample.finish is None]
         if staying:
             width = int(rows["length"][staying].max())
@@ -131,7 +102,7 @@ class Batch:
             self._rows[into] = rows[staying]
             for row, i in zip(into, staying, strict=True):
                 self._samples[row] = samples[i]
-            kv, source = self._cache.kv, group.rows.kv
+            kv, source = self.cache.kv, group.rows.kv
             kv[:, :, into, :, :width] = source[:, :, [sources[i] for i in staying], :, :width]
             self.live += len(into)
         return [sample for sample in samples if sample.finish is not None]
@@ -149,7 +120,7 @@ class Batch:
         device = self._shape.device
         logits = forward(
             self._model,
-            self._cache,
+            self.cache,
             torch.from_numpy(rows["token"][:, None].copy()).to(device),
             torch.from_numpy(rows["length"][:, None].copy()).to(device),
             max(limits),
@@ -161,7 +132,7 @@ class Batch:
         at = [row for row, sample in enumerate(self._samples) if sample is not None]
         chosen = rows[at]
         chosen["length"] += 1
-        self._next_tokens(logits[at] if len(at) < count else logits, under_way, chosen)
+        next_tokens(logits[at] if len(at) < count else logits, under_way, chosen, self._end_ids)
         rows[at] = chosen
         return self.leave([row for row, s in zip(at, under_way, strict=True) if s.finish])
 
@@ -175,76 +146,19 @@ class Batch:
         """Free rows, whose keys go to the prefix cache. Returns their samples."""
         leaving = [(row, sample) for row in rows if (sample := self._samples[row]) is not None]
         kept = [(row, sample) for row, sample in leaving if sample.finish != "failed"]
-        self._prefixes.store(
-            self._cache.kv,
+        self._prefill.prefixes.store(
+            self.cache.kv,
             [row for row, _ in kept],
             [(*s.request.prompt, *s.token_ids)[: self._rows["length"][row]] for row, s in kept],
         )
         for row, sample in leaving:
             if sample.finish == "failed":
                 # A nan would outlive its row: a masked weight of zero does not silence it.
-                self._cache.kv[:, :, row] = 0
+                self.cache.kv[:, :, row] = 0
             self._samples[row] = None
-            self._rows[row] = np.zeros((), dtype=_ROW)
+            self._rows[row] = np.zeros((), dtype=ROW)
         self.live -= len(leaving)
         return [sample for _, sample in leaving]
-
-    def _next_tokens(self, logits: Tensor, samples: Sequence[Sample], rows: NDArray[Any]) -> None:
-        """Choose and record a token for each sample; sets `token` of its row."""
-        highest = logits.amax(-1)
-        finite = torch.isfinite(highest)
-        numbers = uniforms(rows["seed"], rows["length"])
-        tokens = choose(
-            _without_banned(_with_penalties(logits, samples), samples),
-            rows["temperature"],
-            rows["top_p"],
-            rows["top_k"],
-            rows["min_p"],
-            numbers,
-        )
-        chosen: list[int] = tokens.tolist()
-        rows["token"] = chosen
-        if not bool(finite.all()):
-            for sample, good in zip(samples, finite.tolist(), strict=True):
-                if not good:
-                    sample.fail("the model's logits are not finite")
-        self._record_logprobs(logits, tokens, samples)
-        for sample, token in zip(samples, chosen, strict=True):
-            if sample.finish is None:
-                self._accept(sample, token)
-
-    def _record_logprobs(self, logits: Tensor, tokens: Tensor, samples: Sequence[Sample]) -> None:
-        at = [i for i, s in enumerate(samples) if s.request.sampling.logprobs is not None]
-        if not at:
-            return
-        logprobs = torch.log_softmax(logits[at], -1)
-        own = logprobs.gather(-1, tokens[at][:, None])[:, 0].tolist()
-        most = max(samples[i].request.sampling.logprobs or 0 for i in at)
-        top = logprobs.topk(min(most, logprobs.shape[-1]), -1)
-        values, ids = top.values.tolist(), top.indices.tolist()
-        for place, i in enumerate(at):
-            samples[i].logprobs.append(own[place])
-            if wanted := samples[i].request.sampling.logprobs:
-                likely: Mapping[int, float] = dict(
-                    zip(ids[place][:wanted], values[place][:wanted], strict=True)
-                )
-                samples[i].top_logprobs.append(likely)
-
-    def _accept(self, sample: Sample, token: int) -> None:
-        request = sample.request
-        ended, stop = token in self._end_ids, None
-        if sample.reader is not None:
-            piece = ""
-            if not ended:
-                piece, stop = sample.reader.read(token)
-            sample.pieces.append(piece)
-        sample.token_ids.append(token)
-        sample.see(token)
-        sample.stop = stop
-        if ended or stop is not None or token in request.sampling.stop_token_ids:
-            sample.finish = "stop"
-        elif len(sample.token_ids) >= request.limit:
-            sample.finish = "length"
 
     def _take_rows(self, count: int, length: int) -> list[int]:
         """Indices for new rows: gaps first, then the end."""
@@ -284,17 +198,17 @@ class Batch:
         samples = list(self._samples)
         if moving:
             width = int(lengths[sources].max())
-            for layer in self._cache.kv:  # layer by layer, since the copy takes memory
+            for layer in self.cache.kv:  # layer by layer, since the copy takes memory
                 layer[:, targets, :, :width] = layer[:, sources, :, :width]
             self._rows[targets] = self._rows[sources]
         for source, target in zip(sources, targets, strict=True):
             samples[target] = self._samples[source]
-        self._rows[self.live : count] = np.zeros((), dtype=_ROW)
+        self._rows[self.live : count] = np.zeros((), dtype=ROW)
         self._samples = samples[: self.live]
 
     def _fit(self, rows: int, length: int) -> None:
         """Room for `rows` rows of `length` tokens; far too much room is given back."""
-        have_rows, have = self._cache.row_count, self._cache.capacity
+        have_rows, have = self.cache.row_count, self.cache.capacity
         longest = max(length, int(self._rows["length"].max()) + 1)
         too_much = have > 4 * max(longest, LENGTH_STEP)
         if rows <= have_rows and longest <= have and not too_much:
@@ -304,9 +218,9 @@ class Batch:
             capacity = round_up(longest + longest // 4, LENGTH_STEP)
         if rows > have_rows:
             rows = min(max(rows, 2 * have_rows), len(self._rows))
-        old, self._cache = self._cache.kv, RowsCache(self._shape.zeros(rows, capacity))
+        old, self.cache = self.cache.kv, RowsCache(self._shape.zeros(rows, capacity))
         kept, width = min(have_rows, len(self._samples), rows), min(have, capacity)
-        self._cache.kv[:, :, :kept, :, :width] = old[:, :, :kept, :, :width]
+        self.cache.kv[:, :, :kept, :, :width] = old[:, :, :kept, :, :width]
 
 
 def _padded(rows: int) -> int:
@@ -317,24 +231,3 @@ def _limits(lengths: NDArray[np.int64]) -> list[int]:
     """How many keys each group of rows looks at."""
     longest = np.maximum.reduceat(lengths, np.arange(0, len(lengths), GROUP))
     return [round_up(int(length) + 1, LENGTH_STEP) for length in longest]
-
-
-def _with_penalties(logits: Tensor, samples: Sequence[Sample]) -> Tensor:
-    """The logits less the presence penalty of what each sample's response holds so far."""
-    penalties = [s.request.sampling.presence_penalty for s in samples]
-    if not any(penalties):
-        return logits
-    present = [list(s.present) for s in samples]
-    return penalised(logits, present, penalties)
-
-
-def _without_banned(logits: Tensor, samples: Sequence[Sample]) -> Tensor:
-    """The logits to choose from; those that logprobs are read from stay as they are."""
-    rows = [(i, s.request.sampling.banned) for i, s in enumerate(samples)]
-    if not any(banned for _, banned in rows):
-        return logits
-    logits = logits.clone()
-    for i, banned in rows:
-        if banned:
-            logits[i, list(banned)] = float("-inf")
-    return logits

@@ -1,18 +1,33 @@
-"""Keys and values of the rows under way, written in place at each row's own length.
+"""Keys and values: those of the rows under way, those kept of prefixes, and attention over them.
 
-One tensor holds all layers: [layers, 2, rows, kv_heads, capacity, head_dim]. A row is never moved
-or padded because another one joins; what lies behind a row's length is masked away and only has to
-be finite.
+One tensor holds all layers of the rows: [layers, 2, rows, kv_heads, capacity, head_dim]. A row is
+never moved or padded because another one joins; what lies behind a row's length is masked away and
+only has to be finite.
+
+A prefix is a chain of blocks of `BLOCK` tokens, kept by exact ids, bounded in bytes, the least
+recently used out first. A block's key is its parent's number (given once, never again) and its own
+ids, so equal keys mean equal prefixes: there is no hash to collide. A parent is always touched
+after its children and therefore goes after them.
+
+Attention is registered with transformers' interface, so that stock models call it. Two things
+differ from `sdpa`. Grouped-query heads are folded into the query axis instead of copying keys and
+values. And the sums run in an order that depends on a key's position alone: matrix products get at
+least `MIN_ROWS` rows (below that BLAS takes other kernels), the weighted sum of the values goes
+block by block of `KEY_BLOCK` keys, and masked keys add exact zeros. With MKL on x86 a row then
+comes out the same bit for bit alone or among others, prefilled or decoded, however far the batch is
+padded.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import Cache
+from torch import Tensor, nn
+from transformers import AttentionInterface, Cache
 
 LENGTH_STEP = 32  # capacity and attended length are multiples of this
 LEAST_ROWS = 16
@@ -103,3 +118,176 @@ def causal_mask(positions: Tensor, limit: int, dtype: torch.dtype) -> Tensor:
     return torch.zeros(hidden.shape, dtype=dtype, device=positions.device).masked_fill_(
         hidden, torch.finfo(dtype).min
     )
+
+
+ATTENTION = "dto_rows"
+MIN_ROWS = 4
+KEY_BLOCK = 128
+
+
+def rows_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    row_groups: Sequence[tuple[slice, int]] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Masked attention.
+
+    Args:
+        module: the attention layer (not read).
+        query: [rows, heads, queries, head_dim].
+        key: [rows, kv_heads, keys, head_dim]; `keys` is a multiple of 16.
+        value: like key.
+        attention_mask: additive float mask [rows, 1, queries, keys].
+        scaling: factor on the scores; 1 / sqrt(head_dim) when None.
+        dropout: must be 0.
+        row_groups: neighbouring rows, and how many keys those need to look at; the groups tile the
+            rows, and what they leave out is masked. All rows look at all keys when None.
+        kwargs: what other implementations read.
+
+    Returns:
+        The attended values [rows, queries, heads, head_dim], and None for the weights.
+
+    Raises:
+        NotImplementedError: no mask, or an option that changes the scores (soft capping, sinks).
+    """
+    for option in ("softcap", "s_aux", "position_bias"):
+        if kwargs.get(option) is not None:
+            raise NotImplementedError(f"attention option {option!r}")
+    if attention_mask is None or dropout:
+        raise NotImplementedError("attention without a mask, or with dropout")
+    query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if not row_groups:
+        return _attend(query, key, value, attention_mask).transpose(1, 2), None
+    parts = []
+    for rows, limit in row_groups:
+        keys, mask = key[rows, :, :limit], attention_mask[rows, :, :, :limit]
+        parts.append(_attend(query[rows], keys, value[rows, :, :limit], mask))
+    return torch.cat(parts).transpose(1, 2), None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Scaled queries to attended values [rows, heads, queries, head_dim]."""
+    rows, heads, queries, head_dim = query.shape
+    kv_heads, keys = key.shape[1], key.shape[2]
+    group = heads // kv_heads
+    wide = group * queries
+    folded = query.reshape(rows * kv_heads, wide, head_dim)
+    padding = MIN_ROWS - wide
+    if padding > 0:
+        folded = nn.functional.pad(folded, (0, 0, 0, padding))
+    scores = torch.bmm(folded, key.flatten(0, 1).transpose(1, 2))
+    if queries == 1:
+        scores.view(rows, -1, 1, keys).add_(mask)
+    else:
+        scores.view(rows, kv_heads, group, queries, keys).add_(mask[:, :, None])
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    values = value.flatten(0, 1)
+    attended = torch.bmm(weights[:, :, :KEY_BLOCK], values[:, :KEY_BLOCK])
+    for start in range(KEY_BLOCK, keys, KEY_BLOCK):
+        block = slice(start, start + KEY_BLOCK)
+        attended += torch.bmm(weights[:, :, block], values[:, block])
+    return attended[:, :wide].reshape(rows, heads, queries, head_dim)
+
+
+AttentionInterface.register(ATTENTION, rows_attention)
+
+BLOCK = 16
+_ROOT = 0
+
+
+class PrefixCache:
+    """Blocks of keys and values in one tensor [blocks, layers, 2, kv_heads, BLOCK, head_dim]."""
+
+    def __init__(self, shape: KVShape, max_bytes: int) -> None:
+        self.size = max_bytes // (BLOCK * shape.token_bytes)  # blocks; may be 0
+        # Untouched pages of an empty tensor cost no memory on a CPU.
+        self._pool = torch.empty(
+            (self.size, shape.layers, 2, shape.kv_heads, BLOCK, shape.head_dim),
+            dtype=shape.dtype,
+            device=shape.device,
+        )
+        self._blocks: OrderedDict[tuple[int, tuple[int, ...]], tuple[int, int]] = OrderedDict()
+        self._numbers = _ROOT
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the pool may take at most."""
+        return self._pool.nbytes
+
+    def match(self, ids: Sequence[int]) -> list[int]:
+        """Pool slots of the longest known prefix of whole blocks; its blocks become the newest."""
+        slots: list[int] = []
+        keys = []
+        parent = _ROOT
+        for start in range(0, len(ids) - BLOCK + 1, BLOCK):
+            key = (parent, tuple(ids[start : start + BLOCK]))
+            block = self._blocks.get(key)
+            if block is None:
+                break
+            parent, slot = block
+            keys.append(key)
+            slots.append(slot)
+        self._touch(keys)
+        return slots
+
+    def load(self, kv: Tensor, rows: Sequence[int], slots: Sequence[Sequence[int]]) -> None:
+        """Copy matched blocks to the start of rows of `kv`, a :class:`RowsCache` tensor."""
+        flat = [slot for chain in slots for slot in chain]
+        if not flat:
+            return
+        into = [row for row, chain in zip(rows, slots, strict=True) for _ in chain]
+        at = [index for chain in slots for index in range(len(chain))]
+        _blocks(kv)[:, :, into, :, at] = self._pool[flat]
+
+    def store(self, kv: Tensor, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> None:
+        """Keep the whole blocks of rows of `kv`; `ids[i]` are those whose keys row i holds."""
+        writes: dict[int, tuple[int, int]] = {}  # slot: (row, block of the row)
+        for row, row_ids in zip(rows, ids, strict=True):
+            for index, slot in self._insert(row_ids):
+                writes[slot] = (row, index)
+        if writes:
+            into = list(writes)
+            from_rows, at = zip(*writes.values(), strict=True)
+            self._pool[into] = _blocks(kv)[:, :, list(from_rows), :, list(at)]
+
+    def _insert(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """Make entries for unknown blocks: (index in the chain, slot to fill)."""
+        new: list[tuple[int, int]] = []
+        keys = []
+        parent = _ROOT
+        for index in range(min(len(ids) // BLOCK, self.size)):
+            key = (parent, tuple(ids[index * BLOCK : (index + 1) * BLOCK]))
+            block = self._blocks.get(key)
+            if block is None:
+                if len(self._blocks) < self.size:
+                    slot = len(self._blocks)
+                else:
+                    _, (_, slot) = self._blocks.popitem(last=False)
+                self._numbers += 1
+                block = self._blocks[key] = (self._numbers, slot)
+                new.append((index, slot))
+            else:
+                self._blocks.move_to_end(key)  # or the next unknown block might push it out
+            keys.append(key)
+            parent = block[0]
+        self._touch(keys)
+        return new
+
+    def _touch(self, keys: Sequence[tuple[int, tuple[int, ...]]]) -> None:
+        for key in reversed(keys):
+            self._blocks.move_to_end(key)
+
+
+def _blocks(kv: Tensor) -> Tensor:
+    """View capacity as [blocks, BLOCK]."""
+    *front, capacity, head_dim = kv.shape
+    return kv.view(*front, capacity // BLOCK, BLOCK, head_dim)

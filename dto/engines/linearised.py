@@ -21,11 +21,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from dto.engines.batch import Batch
-from dto.engines.kv import LEAST_ROWS, LENGTH_STEP, KVShape, RowsCache, round_up
-from dto.engines.prefill import COLUMN_STEP, MAX_NUMBERS
-from dto.engines.prefix_cache import PrefixCache
-from dto.engines.requests import Sample
+from dto.engines.kv import LEAST_ROWS, LENGTH_STEP, KVShape, PrefixCache, RowsCache, round_up
+from dto.engines.prefill import COLUMN_STEP, MAX_NUMBERS, Prefill
+from dto.engines.sampling import ROW, Sample, next_tokens
 
 CHAINS = 16  # that decode together; further requests wait
 READ_TOKENS = 512  # of one pass: a long prompt does not hold up those that decode
@@ -60,7 +58,7 @@ class _Chain:
         return self.sample.token_ids[-missing:]
 
 
-class Linearised(Batch):
+class Linearised:
     """A batch whose samples stand in one row: a main chain and its branches. Used by one thread.
 
     `_trunk` are the ids of the first slots, each at its own position. `_owner` and `_positions`
@@ -68,7 +66,12 @@ class Linearised(Batch):
     """
 
     def __init__(self, model: PreTrainedModel, shape: KVShape, end_ids: frozenset[int]) -> None:
-        super().__init__(model, shape, PrefixCache(shape, 0), CHAINS, 0, end_ids)
+        self.slots = CHAINS
+        self.live = 0
+        self._model = model
+        self._shape = shape
+        self._end_ids = end_ids
+        self._apart = Prefill(model, shape, PrefixCache(shape, 0))  # for scores
         self._chains: list[_Chain] = []
         self._numbers = _TRUNK
         self._clear()
@@ -77,7 +80,7 @@ class Linearised(Batch):
         self._main: _Chain | None = None
         self._trunk: list[int] = []
         self._border = 0  # first slot of the branches
-        self._cache = RowsCache(self._shape.zeros(1, LENGTH_STEP))
+        self.cache = RowsCache(self._shape.zeros(1, LENGTH_STEP))
         self._owner = np.full(LENGTH_STEP, _FREE)
         self._positions = np.zeros(LENGTH_STEP, dtype=np.int64)
 
@@ -86,9 +89,9 @@ class Linearised(Batch):
         """The samples under way."""
         return [chain.sample for chain in self._chains]
 
-    def room(self, joiners: Sequence[Sample]) -> int:
-        """How many of the joiners may join."""
-        return self.slots - self.live
+    def room(self, waiting: Sequence[Sample]) -> int:
+        """How many of the first that wait may join."""
+        return min(self.slots - self.live, len(waiting))
 
     def admit(self, samples: Sequence[Sample]) -> list[Sample]:
         """Take samples in; the next passes read what is new of their prompts.
@@ -99,7 +102,7 @@ class Linearised(Batch):
         for sample in samples:
             sample.started = 1
             if sample.request.continuation:
-                ended.append(self._scored(sample))
+                ended.append(self._apart.score(sample))
             else:
                 self._add(sample)
         return ended
@@ -129,14 +132,8 @@ class Linearised(Batch):
         ready = [chain for chain, _ in work if len(chain.pending) == 0]
         samples = [chain.sample for chain in ready]
         if ready:
-            rows = np.zeros(len(ready), dtype=self._rows.dtype)
-            for i, chain in enumerate(ready):
-                sampling, seed = chain.sample.request.sampling, chain.sample.seed % 2**64
-                rows[i] = (
-                    0, chain.length, seed, sampling.temperature, sampling.top_p, sampling.top_k,
-                    sampling.min_p,
-                )  # fmt: skip
-            self._next_tokens(logits[: len(ready)], samples, rows)
+            rows = np.array([chain.sample.row(chain.length) for chain in ready], dtype=ROW)
+            next_tokens(logits[: len(ready)], samples, rows, self._end_ids)
         if any(sample.finish == "failed" for sample in samples):
             # A number that is not finite reaches every chain of the sequence, masked or not.
             for chain in self._chains:
@@ -153,7 +150,7 @@ class Linearised(Batch):
     def _plan(self) -> list[tuple[_Chain, Sequence[int]]]:
         """What the next pass computes of which chain: those that decode, then those that read."""
         heads = int(self._model.config.num_attention_heads)
-        room = max(CHAINS, min(READ_TOKENS, MAX_NUMBERS // (heads * self._cache.capacity)))
+        room = max(CHAINS, min(READ_TOKENS, MAX_NUMBERS // (heads * self.cache.capacity)))
         work = []
         for chain in sorted(self._chains, key=lambda chain: len(chain.pending) > 1):
             if chain.shared <= len(self._trunk) and room:  # else its prefix is not read yet
@@ -173,7 +170,7 @@ class Linearised(Batch):
         width = round_up(max(own + others, LEAST_ROWS), COLUMN_STEP)
         # Padding sees the first token, and is written to a slot that nothing else uses.
         ids, positions, numbers = (np.zeros(width, dtype=np.int64) for _ in range(3))
-        write = np.full(width, self._cache.capacity - 1)
+        write = np.full(width, self.cache.capacity - 1)
         cuts = np.ones(width, dtype=np.int64)
         last: list[int] = []
         end = 0
@@ -200,12 +197,12 @@ class Linearised(Batch):
         device, dtype = self._shape.device, self._shape.dtype
         mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
         mask.masked_fill_(torch.from_numpy(hidden).to(device), torch.finfo(dtype).min)
-        self._cache.aim(torch.from_numpy(write)[None].to(device), limit)
+        self.cache.aim(torch.from_numpy(write)[None].to(device), limit)
         output: Any = self._model(
             input_ids=torch.from_numpy(ids)[None].to(device),
             position_ids=torch.from_numpy(positions)[None].to(device),
             attention_mask=mask[None, None],
-            past_key_values=self._cache,
+            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=torch.tensor(last, device=device),
         )
@@ -239,7 +236,7 @@ class Linearised(Batch):
             self._border = round_up(end + RESERVE, LENGTH_STEP)
             moved = np.arange(self._border, self._border + len(held))
             self._grow(self._border + len(held) + others)
-            kv, positions = self._cache.kv, self._positions[held]
+            kv, positions = self.cache.kv, self._positions[held]
             kv[:, :, 0, :, moved] = kv[:, :, 0, :, held]
             owners = self._owner[held]
             self._owner[held] = _FREE
@@ -252,12 +249,12 @@ class Linearised(Batch):
 
     def _grow(self, slots: int) -> None:
         """Room for so many slots, and one for padding."""
-        have = self._cache.capacity
+        have = self.cache.capacity
         if slots < have:
             return
         capacity = round_up(slots + slots // 4 + 1, LENGTH_STEP)
-        old, self._cache = self._cache.kv, RowsCache(self._shape.zeros(1, capacity))
-        self._cache.kv[..., :have, :] = old
+        old, self.cache = self.cache.kv, RowsCache(self._shape.zeros(1, capacity))
+        self.cache.kv[..., :have, :] = old
         self._owner = np.pad(self._owner, (0, capacity - have), constant_values=_FREE)
         self._positions = np.pad(self._positions, (0, capacity - have))
 

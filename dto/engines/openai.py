@@ -1,7 +1,7 @@
 """Any OpenAI-compatible server as an engine: completions with token ids from vLLM, text elsewhere.
 
 What the server can do is found out when the engine is entered. A request that goes wrong later is a
-failed completion that says why; what may pass is tried again (`dto.engines.openai_transport`).
+failed completion that says why; what may pass is tried again (`dto.engines.openai_http`).
 
 From a server that takes text only, ids are encoded from what it wrote and need not be those that it
 sampled; it gives no logprobs, since those belong to its own ids. Seeds are sent to every server
@@ -12,16 +12,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
-from dto.engines.openai_cost import ABORT_TOKENS, Cost
-from dto.engines.openai_requests import Asked, Requests
-from dto.engines.openai_server import find_out
-from dto.engines.openai_tokenizer import load_tokenizer
-from dto.engines.openai_transport import RequestError, Transport, backoff
-from dto.engines.openai_wire import check, choice_of, request_body
+from dto.engines.openai_http import ABORT_TOKENS, RequestError, Transport, backoff
+from dto.engines.openai_probe import find_out, known_here
+from dto.engines.openai_wire import (
+    IdSample,
+    Sample,
+    Server,
+    TextSample,
+    choice_of,
+    read_event,
+    request_body,
+)
+from dto.engines.shared import Cost, check, check_score, completion_of, unbranched, unfit
 from dto.errors import EngineError
 from dto.protocols import (
     Capabilities,
@@ -32,15 +38,12 @@ from dto.protocols import (
     Prompt,
     Sampling,
     TokenIds,
-    unbranched,
 )
 from dto.templates import encode_prompt
+from dto.text import StopReader
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from dto.recipe import ModelSettings
-    from dto.usage import ModelShape
 
 UNKNOWN_CONTEXT = 2**31 - 1
 """Of a server that does not say: it refuses what is too long itself."""
@@ -48,47 +51,35 @@ UNKNOWN_CONTEXT = 2**31 - 1
 PIECE = 64
 """Tokens that an event of a stream may hold when nobody waits for them one by one."""
 
-
-def open_openai(settings: ModelSettings, name: str) -> OpenAIEngine:
-    """The engine of a recipe, for the model that the server calls `name`.
-
-    The tokenizer is that of `model.tokenizer`, or else that of `name` where this is an embedded
-    model, a folder or a Hub id; a hosted model without one takes messages only. The API key is read
-    from the environment variable that `model.api_key` names, whichever server it goes to. Raises
-    EngineError for a tokenizer that was asked for and cannot be loaded, OpenAI's own server without
-    a key or with arguments of a chat template, and a server that is no URL.
-    """
-    if settings.template and settings.server is None:
-        raise EngineError(
-            "model.template: OpenAI's own server takes no arguments of a chat template; unset it, "
-            "or name a vLLM or SGLang server in model.server"
-        )
-    transport = Transport(settings)
-    tokenizer, shape, context = load_tokenizer(settings, name)
-    return OpenAIEngine(transport, settings, name, tokenizer, shape, context)
+_Sent = tuple[int, ...] | tuple[Message, ...]
+"""Token ids, or messages for chat."""
 
 
 class OpenAIEngine:
-    """Serves between entering and leaving, on one event loop. See :func:`open_openai`."""
+    """Serves between entering and leaving, on one event loop."""
 
-    def __init__(
-        self,
-        transport: Transport,
-        settings: ModelSettings,
-        name: str,
-        tokenizer: PreTrainedTokenizerBase | None,
-        shape: ModelShape | None,
-        context: int | None,
-    ) -> None:
-        """`context` is the limit of the model itself, where it is known."""
+    def __init__(self, settings: ModelSettings, name: str) -> None:
+        """For the model that the server calls `name`.
+
+        The tokenizer is that of `model.tokenizer`, or else that of `name` where this is an embedded
+        model, a folder or a Hub id; a hosted model without one takes messages only. The API key is
+        read from the environment variable that `model.api_key` names, whichever server it goes to.
+        Raises EngineError for a tokenizer that was asked for and cannot be loaded, OpenAI's own
+        server without a key or with arguments of a chat template, and a server that is no URL.
+        """
+        if settings.template and settings.server is None:
+            raise EngineError(
+                "model.template: OpenAI's own server takes no arguments of a chat template; unset "
+                "it, or name a vLLM or SGLang server in model.server"
+            )
         self.model = name
-        self.tokenizer = tokenizer
-        self.shape = shape
+        self._settings = settings
+        self._transport = Transport(settings)
+        self.tokenizer, self.shape, context = known_here(settings, name)
         self.context = settings.context or context or UNKNOWN_CONTEXT
         self.capabilities = Capabilities(token_prompts=False, logprobs=None)
-        self._settings = settings
-        self._transport = transport
-        self._requests: Requests | None = None
+        self._server = Server(name)
+        self._serving = False
 
     async def __aenter__(self) -> OpenAIEngine:
         """Find out what the server can do.
@@ -96,15 +87,15 @@ class OpenAIEngine:
         Raises EngineError, in one line, for a server that is down, does not know the model or the
         key, or takes less than the context asked for.
         """
-        if self._requests is not None:
+        if self._serving:
             raise EngineError(f"engine for {self.model!r} is already serving: enter it once")
         self._transport.open()
         try:
             server = await find_out(self._transport, self._settings, self.model, self.tokenizer)
-            asked = self._settings.context
-            if server.context and asked and asked > server.context:
+            wanted = self._settings.context
+            if server.context and wanted and wanted > server.context:
                 raise EngineError(
-                    f"model.context is {asked:,}, and {self._transport.server} takes at most "
+                    f"model.context is {wanted:,}, and {self._transport.server} takes at most "
                     f"{server.context:,}: lower it"
                 )
         except EngineError as error:
@@ -113,14 +104,14 @@ class OpenAIEngine:
         except BaseException:
             await self._transport.close()
             raise
-        self.context = asked or server.context or self.context
+        self.context = wanted or server.context or self.context
         self.capabilities = server.capabilities
-        self._requests = Requests(self._transport, server, self.tokenizer, self.context)
+        self._server, self._serving = server, True
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         """Close all connections; requests under way come back as failed."""
-        self._requests = None
+        self._serving = False
         await self._transport.close()
 
     async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
@@ -129,29 +120,32 @@ class OpenAIEngine:
         Of cached tokens a server reports those of one sample; they are taken for all n. See the
         protocol.
         """
-        asked, sampling = self._checked(prompt, sampling)
-        if self._serving.server.siblings or n == 1:
-            return await self._complete(asked, sampling, n)
+        sent, sampling = self._checked(prompt, sampling)
+        if self._server.siblings or n == 1:
+            return await self._complete(sent, sampling, n)
         seeds = range(sampling.seed, sampling.seed + n)
-        parts = [self._complete(asked, replace(sampling, seed=seed), 1) for seed in seeds]
+        parts = [self._complete(sent, replace(sampling, seed=seed), 1) for seed in seeds]
         return [completion for part in await asyncio.gather(*parts) for completion in part]
 
     async def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk]:
         """One sample as it grows; closing it closes the connection. See the protocol."""
-        requests = self._serving
-        asked, sampling = self._checked(prompt, sampling)
-        sample, cost = requests.sample(sampling, streaming=True), Cost(requests.length(asked))
+        sent, sampling = self._checked(prompt, sampling)
+        sample, cost = self._sample(sampling, streaming=True), self._cost(sent)
+        request = asyncio.create_task(self._ask(sent, sampling, [sample], cost, 1))
+        request.add_done_callback(lambda _: sample.news.set())
         ids = chars = 0
+        done = False
         try:
-            async with aclosing(requests.follow(asked, sampling, [sample], cost, 1)) as steps:
-                async for _ in steps:
-                    if sample.finish is None and (
-                        len(sample.ids) > ids or len(sample.text) > chars
-                    ):
-                        cost.kept = sample.generated
-                        chunk = sample.chunk(ids, chars, cost, last=False)
-                        ids, chars = len(sample.ids), len(sample.text)
-                        yield chunk
+            while not done:
+                await sample.news.wait()
+                sample.news.clear()
+                done = request.done()
+                if sample.finish is None and (len(sample.ids) > ids or len(sample.text) > chars):
+                    cost.kept = sample.generated
+                    chunk = sample.chunk(ids, chars, cost, last=False)
+                    ids, chars = len(sample.ids), len(sample.text)
+                    yield chunk
+            await request
             last = sample.chunk(ids, chars, cost, last=True)
             cost.kept = cost.generated
             yield last
@@ -159,7 +153,9 @@ class OpenAIEngine:
             cost.failed = True
             yield Chunk((), "", "failed", cost.prompt, cost.cached, error=self._why(error))
         finally:
-            cost.charge(self.shape, sampling, 1, ABORT_TOKENS)
+            request.cancel()
+            await asyncio.gather(request, return_exceptions=True)
+            cost.charge(self.shape, most=sampling.max_tokens, unseen=ABORT_TOKENS)
 
     def branched(self) -> Engine:
         """Not here: raises EngineError."""
@@ -171,22 +167,18 @@ class OpenAIEngine:
         Raises EngineError for a server that cannot do it, when both together do not leave room for
         that one token in the context, and when the request fails.
         """
-        requests = self._serving
+        server = self._served()
         if not self.capabilities.score:
             raise EngineError(f"{self._transport.server} gives no logprobs of prompts: no score")
-        ids = (*prompt, *continuation)
-        if not prompt or len(ids) >= self.context:
-            raise EngineError(
-                f"score: {len(prompt):,} + {len(continuation):,} tokens do not fit into a context "
-                f"of {self.context:,}, or the prompt is empty: shorten them or raise model.context"
-            )
+        check_score(prompt, continuation, self.context, spare=1)
         if not continuation:
             return ()
+        ids = (*prompt, *continuation)
         sampling = Sampling(max_tokens=1, temperature=0.0, top_p=1.0)
         cost = Cost(len(ids))
         try:
-            body = request_body(requests.server, ids, sampling) | {"prompt_logprobs": 0}
-            choice = choice_of(await requests.post(body, cost))
+            body = request_body(server, ids, sampling) | {"prompt_logprobs": 0}
+            choice = choice_of(await self._transport.post(server.path, body, cost))
             given = choice["prompt_logprobs"][len(prompt) :]
             pairs = zip(given, continuation, strict=True)
             return tuple(float(place[str(token)]["logprob"]) for place, token in pairs)
@@ -198,24 +190,28 @@ class OpenAIEngine:
                 f"score: {self._transport.server} did not return {len(continuation):,} logprobs"
             ) from None
         finally:
-            cost.charge(self.shape, sampling, 1, 1)
+            cost.charge(self.shape, most=1, unseen=1)
 
-    @property
-    def _serving(self) -> Requests:
-        if self._requests is None:
+    def _served(self) -> Server:
+        if not self._serving:
             raise EngineError(f"engine for {self.model!r} is not serving: use `async with engine`")
-        return self._requests
+        return self._server
 
     def _why(self, error: RequestError) -> str:
         return self._transport.clean(error.reason)
 
-    def _checked(self, prompt: Prompt, sampling: Sampling) -> tuple[Asked, Sampling]:
+    def _checked(self, prompt: Prompt, sampling: Sampling) -> tuple[_Sent, Sampling]:
         """Ids, or messages for chat, and no more tokens than the context has room for.
 
         Raises EngineError for what the server cannot do.
         """
-        server, where = self._serving.server, self._transport.server
-        check(server, sampling, where)
+        server, where = self._served(), self._transport.server
+        check(sampling, server.capabilities, where)
+        if "temperature" in server.refused and sampling.temperature != 1.0:
+            raise EngineError(
+                f"temperature = {sampling.temperature}: {where} samples {self.model!r} at a "
+                "temperature of its own — ask for 1"
+            )
         if server.api == "completions" and self.tokenizer is not None:
             ids = encode_prompt(prompt, self.tokenizer, self.model, self._settings.template)
             room = max(1, self.context - len(ids))
@@ -226,33 +222,74 @@ class OpenAIEngine:
             )
         return cast("tuple[Message, ...]", tuple(prompt)), sampling
 
-    async def _complete(self, asked: Asked, sampling: Sampling, n: int) -> list[Completion]:
+    def _cost(self, sent: _Sent) -> Cost:
+        """Of a request that was not sent yet; the server counts the tokens of messages."""
+        return Cost(0 if self._server.api == "chat" else len(sent))
+
+    def _sample(self, sampling: Sampling, streaming: bool) -> Sample:
+        """An empty sample, to be read into."""
+        server = self._server
+        if server.ids and self.tokenizer is not None:
+            cuts = server.cuts_here(sampling)
+            reader = StopReader(self.tokenizer.backend_tokenizer, sampling.stop if cuts else ())
+            reads = streaming or cuts
+            return IdSample(
+                sampling=sampling, tokenizer=self.tokenizer, reader=reader if reads else None
+            )
+        return TextSample(sampling=sampling, tokenizer=self.tokenizer, streaming=streaming)
+
+    async def _complete(self, sent: _Sent, sampling: Sampling, n: int) -> list[Completion]:
         """All n completions from one request, asked again when its connection breaks.
 
         Ids are read as a stream of long pieces, so that the tokens of a request that is given up
         are known, and so is text to be cut at a stop string, since servers do not say at which.
         """
-        requests, tried = self._serving, 0
-        cuts = requests.server.cuts_here(sampling)
-        streamed = requests.server.ids or cuts
-        read, piece = requests.follow if streamed else requests.fetch, 1 if cuts else PIECE
+        piece = PIECE if self._server.ids else 0
+        if self._server.cuts_here(sampling):
+            piece = 1
+        tried = 0
         while True:
-            samples = [requests.sample(sampling, streaming=False) for _ in range(n)]
-            cost = Cost(requests.length(asked))
+            samples = [self._sample(sampling, streaming=False) for _ in range(n)]
+            cost = self._cost(sent)
             try:
-                async with aclosing(read(asked, sampling, samples, cost, piece)) as steps:
-                    async for _ in steps:
-                        pass
-                completions = [sample.completion(cost) for sample in samples]
+                await self._ask(sent, sampling, samples, cost, piece)
+                chunks = [sample.chunk(0, 0, cost, last=True) for sample in samples]
                 cost.kept = cost.generated
-                return completions
+                return [completion_of(chunk, samples[0].ids_from) for chunk in chunks]
             except RequestError as error:
                 cost.failed = not (error.broke and tried < self._settings.retries)
                 if cost.failed:
                     failed = Completion((), "", "failed", cost.prompt, error=self._why(error))
                     return [failed] * n
             finally:
-                unseen = ABORT_TOKENS + piece if streamed else sampling.max_tokens
-                cost.charge(self.shape, sampling, n, unseen)
+                unseen = ABORT_TOKENS + piece if piece else sampling.max_tokens
+                cost.charge(self.shape, n, most=sampling.max_tokens, unseen=unseen)
             await backoff(tried)
             tried += 1
+
+    async def _ask(
+        self, sent: _Sent, sampling: Sampling, samples: list[Sample], cost: Cost, piece: int
+    ) -> None:
+        """Read a reply into its samples: a stream, to its end or a stop string's, or the whole.
+
+        `piece`: tokens that an event of the stream may hold, where the server can be told; 0 for no
+        stream. Raises RequestError, also for a prompt that is empty or does not fit.
+        """
+        server = self._server
+        if error := unfit(sent, self.context):
+            raise RequestError(error)
+        prompt: Any = sent
+        if server.api == "completions" and not server.ids and self.tokenizer is not None:
+            ids = list(cast("tuple[int, ...]", sent))
+            if server.adds_bos and ids[0] == self.tokenizer.bos_token_id:
+                del ids[0]
+            prompt = self.tokenizer.decode(ids, skip_special_tokens=False)
+        body = request_body(server, prompt, sampling, n=len(samples), piece=piece)
+        try:
+            if piece:
+                take = partial(read_event, samples)
+                await self._transport.stream(server.path, body, cost, take)
+            else:
+                read_event(samples, await self._transport.post(server.path, body, cost))
+        finally:
+            cost.generated = max(cost.generated, sum(sample.generated for sample in samples))

@@ -1,21 +1,25 @@
-"""What goes to an OpenAI-compatible server, and how its replies are read."""
+"""What goes to an OpenAI-compatible server, and how a completion is read as it arrives."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
-from dto.engines.openai_transport import RequestError
-from dto.errors import EngineError
-from dto.protocols import Capabilities, Message, Sampling
+from dto.engines.openai_http import RequestError
+from dto.engines.shared import Cost, stop_met
+from dto.protocols import Capabilities, Chunk, Message, Sampling
 from dto.templates import Arguments
+from dto.text import StopReader, first_stop
 
 if TYPE_CHECKING:
-    from dto.records import FinishReason
+    from transformers import PreTrainedTokenizerBase
 
-PATHS = {"completions": "/completions", "chat": "/chat/completions"}
+    from dto.records import FinishReason, IdsFrom
+
 _BAN = -100.0
+_TOKEN = "token_id:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,45 +45,14 @@ class Server:
     template: Arguments = field(default_factory=dict)
     capabilities: Capabilities = field(default_factory=Capabilities)
 
+    @property
+    def path(self) -> str:
+        """Where requests go."""
+        return "/chat/completions" if self.api == "chat" else "/completions"
+
     def cuts_here(self, sampling: Sampling) -> bool:
         """Whether the stop strings are not for the server to find."""
         return len(sampling.stop) > self.stops
-
-
-def check(server: Server, sampling: Sampling, where: str) -> None:
-    """Raises EngineError for what the server at `where` cannot do."""
-    can = server.capabilities
-    if sampling.max_tokens < 1:
-        raise EngineError(f"max_tokens is {sampling.max_tokens}: ask for at least one token")
-    if sampling.logprobs is not None and sampling.logprobs > (
-        -1 if can.logprobs is None else can.logprobs
-    ):
-        most = "none" if can.logprobs is None else f"at most {can.logprobs}"
-        raise EngineError(
-            f"logprobs = {sampling.logprobs}: {where} gives {most} with token ids — use a vLLM "
-            "server, or a policy that needs none"
-        )
-    if sampling.json_schema is not None and not can.json_schema:
-        raise EngineError(f"{where} does not hold {server.name!r} to a JSON schema")
-    if sampling.banned and not can.banned:
-        raise EngineError(f"{where} cannot ban tokens of {server.name!r}: use a vLLM server")
-    if not server.ids and sampling.stop_token_ids:
-        raise EngineError(f"{where} takes text, and no stop_token_ids: use a vLLM server")
-    if (sampling.top_k or sampling.min_p) and not can.filters:
-        raise EngineError(
-            f"{where} takes text, neither top_k nor min_p (here {sampling.top_k} and "
-            f"{sampling.min_p:g}): set both to 0, or use a vLLM server"
-        )
-    if sampling.presence_penalty and can.presence is None:
-        raise EngineError(
-            f"{where} takes no presence_penalty (here {sampling.presence_penalty:g}) for "
-            f"{server.name!r}: set it to 0"
-        )
-    if "temperature" in server.refused and sampling.temperature != 1.0:
-        raise EngineError(
-            f"temperature = {sampling.temperature}: {where} samples {server.name!r} at a "
-            "temperature of its own — ask for 1"
-        )
 
 
 def request_body(
@@ -106,7 +79,7 @@ def request_body(
         "top_p": sampling.top_p,
         "seed": sampling.seed if server.ids else sampling.seed % 2**31,
     }
-    if sampling.presence_penalty:
+    if sampling.presence_penalty or server.ids:
         body["presence_penalty"] = sampling.presence_penalty
     if server.api == "chat" and server.template:
         body["chat_template_kwargs"] = dict(server.template)
@@ -120,7 +93,6 @@ def request_body(
             "n": n,
             "top_k": sampling.top_k,
             "min_p": sampling.min_p,
-            "presence_penalty": sampling.presence_penalty,
             "repetition_penalty": 1.0,
             "return_token_ids": True,
             "skip_special_tokens": False,
@@ -145,7 +117,7 @@ def choices_of(reply: Any) -> list[dict[str, Any]]:
     Raises RequestError for what is neither.
     """
     choices = reply.get("choices") if isinstance(reply, dict) else None
-    if choices is None and counts_of(reply) is not None:
+    if choices is None and isinstance(reply, dict) and isinstance(reply.get("usage"), dict):
         return []
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise RequestError(f"the server sent what is no completion: {reply!r}")
@@ -160,29 +132,208 @@ def choice_of(reply: Any) -> dict[str, Any]:
     return choices[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Usage as a server reports it; 0 for what it does not say."""
+@dataclass(slots=True, eq=False, kw_only=True)
+class Sample:
+    """What has arrived of one completion. `text` is what is readable of the `ids`.
 
-    prompt: int = 0
-    cached: int = 0
-    generated: int = 0
+    `cut`: it was ended here, at a stop string, while the server may go on. `news` is set by each
+    choice that is read.
+    """
+
+    sampling: Sampling
+    finish: FinishReason | None = None
+    stop: str | None = None
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[Mapping[int, float]] = field(default_factory=list)
+    cut: bool = False
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    ids_from: ClassVar[IdsFrom]
+
+    @property
+    def generated(self) -> int:
+        """Tokens received."""
+        return len(self.ids)
+
+    def read(self, choice: Mapping[str, Any]) -> None:
+        """Take a choice. Raises RequestError for one that is not what was asked for."""
+        raise NotImplementedError
+
+    def chunk(self, ids: int, chars: int, cost: Cost, *, last: bool) -> Chunk:
+        """What came after so many ids and characters. Raises RequestError for a missing end."""
+        if last and self.finish is None:
+            raise RequestError("the reply ended without a finish reason")
+        wanted = self.sampling.logprobs
+        return Chunk(
+            token_ids=tuple(self.ids[ids:]),
+            text=self.text[chars:],
+            finish_reason=self.finish if last else None,
+            prompt_tokens=cost.prompt,
+            cached_tokens=cost.cached,
+            stop=self.stop if last else None,
+            logprobs=None if wanted is None else tuple(self.logprobs[ids:]),
+            top_logprobs=tuple(self.top_logprobs[ids:]) if wanted else None,
+        )
 
 
-def counts_of(reply: Any) -> Counts | None:
-    """The usage in a reply or an event, None when there is none."""
-    usage = reply.get("usage") if isinstance(reply, dict) else None
-    if not isinstance(usage, dict):
-        return None
-    details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-    found = usage.get("prompt_tokens"), cached, usage.get("completion_tokens")
-    return Counts(*(count if isinstance(count, int) else 0 for count in found))
+@dataclass(slots=True, eq=False, kw_only=True)
+class IdSample(Sample):
+    """From a server that returns token ids: they are the state, and are decoded here.
+
+    Only a sample that is streamed, or cut here, has `text` before its end.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    reader: StopReader | None
+    received: int = 0  # also after a cut
+
+    ids_from = "sampled"
+
+    @property
+    def generated(self) -> int:
+        """Tokens received, also those after a cut."""
+        return self.received
+
+    def read(self, choice: Mapping[str, Any]) -> None:
+        """Take a choice. Raises RequestError for one that is not what was asked for."""
+        finish = _finish(choice)
+        ids = choice.get("token_ids")
+        if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
+            raise RequestError("the server returned no token ids")
+        self.received += len(ids)
+        if self.cut:
+            return
+        kept = self._read_text(self.reader, ids) if self.reader else len(ids)
+        self.ids.extend(ids[:kept])
+        if self.sampling.logprobs is not None and ids:
+            self._read_logprobs(choice.get("logprobs"), len(ids), kept, self.sampling.logprobs)
+        if self.cut:
+            self.finish = "stop"
+            self.text = self._decode(self.ids)
+        elif finish is not None:
+            reason = choice.get("stop_reason")
+            ended = self._ends_with_eos(finish, reason)
+            self.text = self._decode(self.ids[:-1] if ended else self.ids)
+            self.stop = stop_met(reason, self.text, self.sampling.stop)
+            self.finish = finish
+
+    def _read_text(self, reader: StopReader, ids: list[int]) -> int:
+        """Read on; how many ids belong to the sample."""
+        for count, token in enumerate(ids, 1):
+            piece, self.stop = reader.read(token)
+            self.text += piece
+            if self.stop is not None:
+                self.cut = True
+                return count
+        return len(ids)
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
+        return text
+
+    def _ends_with_eos(self, finish: FinishReason, reason: object) -> bool:
+        """The ids that end a response are the server's: the model may have several."""
+        if finish != "stop" or isinstance(reason, str) or not self.ids:
+            return False
+        last = self.ids[-1]
+        return last == self.tokenizer.eos_token_id or last not in self.sampling.stop_token_ids
+
+    def _read_logprobs(self, given: Any, received: int, kept: int, most: int) -> None:
+        try:
+            own = [float(value) for value in given["token_logprobs"]]
+            if len(own) != received:
+                raise ValueError
+            if most:
+                likeliest = [_likeliest(place, most) for place in given["top_logprobs"][:kept]]
+                self.top_logprobs.extend(likeliest)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise RequestError(f"the server returned no logprobs for {received} tokens") from None
+        self.logprobs.extend(own[:kept])
 
 
-def finish_of(choice: Mapping[str, Any]) -> FinishReason | None:
+@dataclass(slots=True, eq=False, kw_only=True)
+class TextSample(Sample):
+    """From a server that returns text, which ends at the first stop string; ids are encoded.
+
+    What is streamed is encoded piece by piece, and the whole at the end otherwise. Without a
+    tokenizer there are no ids, and every piece counts as one token.
+    """
+
+    tokenizer: PreTrainedTokenizerBase | None
+    streaming: bool
+    pieces: int = 0
+
+    ids_from = "encoded"
+
+    @property
+    def generated(self) -> int:
+        """Tokens received, by the tokenizer's count."""
+        return len(self.ids) or (len(self._encode(self.text)) if self.tokenizer else self.pieces)
+
+    def read(self, choice: Mapping[str, Any]) -> None:
+        """Take a choice. Raises RequestError for one that is not what was asked for."""
+        if self.finish is not None:
+            return
+        finish = _finish(choice)
+        before, piece = len(self.text), _text(choice)
+        self.pieces += bool(piece)
+        self.text += piece
+        reach = max(map(len, self.sampling.stop), default=0)
+        if met := first_stop(self.text, self.sampling.stop, max(0, before - reach)):
+            at, self.stop = met
+            self.text, finish = self.text[: at + len(self.stop)], "stop"
+            self.cut = True
+        if self.streaming:
+            self.ids += self._encode(self.text[before:])
+        elif finish:
+            self.ids += self._encode(self.text)
+        if finish == "stop" and self.stop is None and self.tokenizer is not None:
+            eos = self.tokenizer.eos_token_id
+            self.ids += [] if eos is None else [eos]
+        self.finish = finish
+
+    def _encode(self, text: str) -> list[int]:
+        if self.tokenizer is None:
+            return []
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+
+def read_event(samples: Sequence[Sample], event: Any) -> bool:
+    """Give each sample its choice of a reply or an event; whether a cut ended the last of them.
+
+    Raises RequestError for choices that were not asked for.
+    """
+    for choice in choices_of(event):
+        index = choice.get("index") or 0
+        if index not in range(len(samples)):
+            raise RequestError(f"the server sent completion {index!r}, {len(samples)} were asked")
+        samples[index].read(choice)
+        samples[index].news.set()
+    return all(sample.finish for sample in samples) and any(sample.cut for sample in samples)
+
+
+def _finish(choice: Mapping[str, Any]) -> FinishReason | None:
     """Why a completion ended, None while it goes on. Raises RequestError for any other end."""
     reason = choice.get("finish_reason")
     if reason in (None, "stop", "length"):
         return cast("FinishReason | None", reason)
     raise RequestError(f"the server ended the completion with {reason!r}")
+
+
+def _likeliest(position: Mapping[str, Any], most: int) -> dict[int, float]:
+    """The `most` likeliest of vLLM's "token_id:5", which are they and the sampled one."""
+    pairs = [(int(key.removeprefix(_TOKEN)), float(value)) for key, value in position.items()]
+    return dict(sorted(pairs, key=lambda pair: -pair[1])[:most])
+
+
+def _text(choice: Mapping[str, Any]) -> str:
+    """Text of a completion, of a message or of a message's next piece."""
+    text = choice.get("text")
+    if text is None:
+        message = choice.get("message") or choice.get("delta") or {}
+        text = message.get("content") if isinstance(message, dict) else None
+    if text is not None and not isinstance(text, str):
+        raise RequestError("the server returned a completion without text")
+    return text or ""

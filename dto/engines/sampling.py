@@ -1,4 +1,7 @@
-"""Choosing the next token of each row, with noise that is a function of (seed, position) alone.
+"""Requests under way, and the next token of each, with noise of (seed, position) alone.
+
+The worker alone appends to a sample; the asyncio side reads its lists up to a length that it has
+read before, so neither waits for the other.
 
 One uniform number per token, turned into a token by inverting the cumulative distribution over the
 ids that temperature, min-p, top-k and top-p leave, in this order, which is vLLM's. The alternative,
@@ -10,16 +13,180 @@ did.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dto.protocols import Sampling
+from dto.records import FinishReason
+from dto.text import StopReader
+
+ROW = np.dtype(
+    [
+        ("token", np.int64),  # the last one, whose keys are not computed yet
+        ("length", np.int64),  # tokens whose keys are computed
+        ("seed", np.uint64),
+        ("temperature", np.float64),
+        ("top_p", np.float64),
+        ("top_k", np.int64),
+        ("min_p", np.float64),
+    ]
+)
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One call: n samples of a prompt, or the score of a continuation.
+
+    `changed` is called on the event loop when a sample has finished, and after each token when
+    `streaming`. `limit` is the most tokens that one sample may have. A score has one sample, whose
+    `logprobs` are those of `continuation`.
+    """
+
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    limit: int
+    streaming: bool = False
+    changed: Callable[[], None] = lambda: None
+    continuation: tuple[int, ...] = ()
+    cancelled: bool = False
+    samples: list[Sample] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """The most tokens that prompt and one sample may have together."""
+        return len(self.prompt) + self.limit
+
+
+@dataclass(slots=True, eq=False)
+class Sample:
+    """One sample of a request. `pieces` has one text per token when there is a reader.
+
+    `present` are the ids that a presence penalty counts, in the order they came; none without one.
+    `finish` is set last, when everything else is final. `started` counts the tokens whose
+    computation has begun, so it is one ahead of `token_ids` during a step.
+    """
+
+    request: Request
+    seed: int
+    reader: StopReader | None = None
+    cached_tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[Mapping[int, float]] = field(default_factory=list)
+    stop: str | None = None
+    error: str = ""
+    finish: FinishReason | None = None
+    started: int = 0
+    present: dict[int, None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sampling = self.request.sampling
+        if sampling.presence_penalty and sampling.written:
+            self.present = dict.fromkeys(self.request.prompt[-sampling.written :])
+
+    def row(self, length: int) -> tuple[float, ...]:
+        """Its entry of `ROW`, with the keys of so many tokens computed."""
+        sampling = self.request.sampling
+        return (
+            0, length, self.seed % 2**64, sampling.temperature, sampling.top_p, sampling.top_k,
+            sampling.min_p,
+        )  # fmt: skip
+
+    def accept(self, token: int, end_ids: frozenset[int]) -> None:
+        """Take the next token, which may end the sample."""
+        request = self.request
+        ended, stop = token in end_ids, None
+        if self.reader is not None:
+            piece = ""
+            if not ended:
+                piece, stop = self.reader.read(token)
+            self.pieces.append(piece)
+        self.token_ids.append(token)
+        if request.sampling.presence_penalty:
+            self.present[token] = None
+        self.stop = stop
+        if ended or stop is not None or token in request.sampling.stop_token_ids:
+            self.finish = "stop"
+        elif len(self.token_ids) >= request.limit:
+            self.finish = "length"
+
+    def fail(self, reason: str) -> None:
+        """End as failed."""
+        self.error = reason
+        self.finish = "failed"
+
+
+def next_tokens(
+    logits: Tensor, samples: Sequence[Sample], rows: NDArray[Any], end_ids: frozenset[int]
+) -> None:
+    """Choose and record a token for each sample; sets `token` of its row.
+
+    Args:
+        logits: [samples, vocabulary], float32; a sample whose row is not finite fails.
+        samples: those that get a token.
+        rows: [samples], of `ROW`.
+        end_ids: the ids that end a response.
+    """
+    finite = torch.isfinite(logits.amax(-1))
+    allowed = _without_banned(_with_penalties(logits, samples), samples)
+    tokens = choose(allowed, rows, uniforms(rows["seed"], rows["length"]))
+    chosen: list[int] = tokens.tolist()
+    rows["token"] = chosen
+    if not bool(finite.all()):
+        for sample, good in zip(samples, finite.tolist(), strict=True):
+            if not good:
+                sample.fail("the model's logits are not finite")
+    _record_logprobs(logits, tokens, samples)
+    for sample, token in zip(samples, chosen, strict=True):
+        if sample.finish is None:
+            sample.accept(token, end_ids)
+
+
+def _record_logprobs(logits: Tensor, tokens: Tensor, samples: Sequence[Sample]) -> None:
+    at = [i for i, s in enumerate(samples) if s.request.sampling.logprobs is not None]
+    if not at:
+        return
+    logprobs = torch.log_softmax(logits[at], -1)
+    own = logprobs.gather(-1, tokens[at][:, None])[:, 0].tolist()
+    most = max(samples[i].request.sampling.logprobs or 0 for i in at)
+    top = logprobs.topk(min(most, logprobs.shape[-1]), -1)
+    values, ids = top.values.tolist(), top.indices.tolist()
+    for place, i in enumerate(at):
+        samples[i].logprobs.append(own[place])
+        if wanted := samples[i].request.sampling.logprobs:
+            likely = zip(ids[place][:wanted], values[place][:wanted], strict=True)
+            samples[i].top_logprobs.append(dict(likely))
+
+
+def _with_penalties(logits: Tensor, samples: Sequence[Sample]) -> Tensor:
+    """The logits less the presence penalty of what each sample's response holds so far."""
+    penalties = [s.request.sampling.presence_penalty for s in samples]
+    if not any(penalties):
+        return logits
+    return penalised(logits, [list(s.present) for s in samples], penalties)
+
+
+def _without_banned(logits: Tensor, samples: Sequence[Sample]) -> Tensor:
+    """The logits to choose from; those that logprobs are read from stay as they are."""
+    banned = [s.request.sampling.banned for s in samples]
+    if not any(banned):
+        return logits
+    logits = logits.clone()
+    for i, ids in enumerate(banned):
+        if ids:
+            logits[i, list(ids)] = float("-inf")
+    return logits
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -38,27 +205,18 @@ def uniforms(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray
     return numbers
 
 
-def choose(
-    logits: Tensor,
-    temperature: NDArray[np.float64],
-    top_p: NDArray[np.float64],
-    top_k: NDArray[np.int64],
-    min_p: NDArray[np.float64],
-    numbers: NDArray[np.float64],
-) -> Tensor:
-    """One token id per row.
+def choose(logits: Tensor, rows: NDArray[Any], numbers: NDArray[np.float64]) -> Tensor:
+    """One token id per row: [rows].
 
     Args:
         logits: [rows, vocabulary], float32.
-        temperature: [rows]; 0 is greedy.
-        top_p: [rows]; 1 keeps all. Ids as likely as the last one kept are kept too.
-        top_k: [rows]; 0 keeps all.
-        min_p: [rows]; drops ids less likely than that share of the likeliest one's; 0 keeps all.
+        rows: [rows], of `ROW`. Temperature 0 is greedy. `top_p` 1 keeps all; ids as likely as the
+            last one kept are kept too. `top_k` 0 keeps all. `min_p` drops ids less likely than that
+            share of the likeliest one's; 0 keeps all.
         numbers: [rows], from `uniforms`.
-
-    Returns:
-        Ids [rows].
     """
+    temperature, top_p = rows["temperature"], rows["top_p"]
+    top_k, min_p = rows["top_k"], rows["min_p"]
     greedy = temperature <= 0
     if greedy.all():
         return logits.argmax(-1)
@@ -66,15 +224,15 @@ def choose(
     scale = torch.as_tensor(np.where(greedy, 1.0, temperature), dtype=logits.dtype, device=device)
     probabilities = torch.softmax(logits / scale[:, None], -1)
     # Only rows that ask are filtered: a renormalised row differs in its last bits.
-    if len(rows := np.flatnonzero(min_p > 0)):
-        least = torch.as_tensor(min_p[rows], dtype=logits.dtype, device=device)
-        probabilities[rows] = _min_p(probabilities[rows], least)
-    if len(rows := np.flatnonzero(top_k > 0)):
-        kept = torch.as_tensor(top_k[rows], device=device)
-        probabilities[rows] = _top_k(probabilities[rows], kept)
-    if len(rows := np.flatnonzero(top_p < 1)):
-        share = torch.as_tensor(top_p[rows], dtype=torch.float64, device=device)
-        probabilities[rows] = _top_p(probabilities[rows], share)
+    if len(at := np.flatnonzero(min_p > 0)):
+        least = torch.as_tensor(min_p[at], dtype=logits.dtype, device=device)
+        probabilities[at] = _min_p(probabilities[at], least)
+    if len(at := np.flatnonzero(top_k > 0)):
+        kept = torch.as_tensor(top_k[at], device=device)
+        probabilities[at] = _top_k(probabilities[at], kept)
+    if len(at := np.flatnonzero(top_p < 1)):
+        share = torch.as_tensor(top_p[at], dtype=torch.float64, device=device)
+        probabilities[at] = _top_p(probabilities[at], share)
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
     targets = torch.as_tensor(numbers, device=device)[:, None] * cumulative[:, -1:]
     sampled = torch.searchsorted(cumulative, targets, right=True)[:, 0]

@@ -12,28 +12,41 @@ running batch: the longer the requests under way may become, the fewer of them d
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import PreTrainedModel
 
 from dto.engines.batch import Batch
-from dto.engines.kv import KVShape
+from dto.engines.kv import ATTENTION, LENGTH_STEP, KVShape, PrefixCache, RowsCache
 from dto.engines.linearised import Linearised
-from dto.engines.models import context_limit, end_ids, fit, free_bytes
-from dto.engines.prefix_cache import PrefixCache
-from dto.engines.requests import Request, Sample
+from dto.engines.prefill import forward
+from dto.engines.sampling import Request, Sample
+from dto.engines.shape import shape_of_model
+from dto.engines.shared import (
+    Cost,
+    check,
+    check_score,
+    completion_of,
+    end_ids,
+    failure,
+    response_text,
+    unfit,
+)
 from dto.engines.worker import Worker
 from dto.errors import EngineError
-from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds, unfit
+from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds
+from dto.records import FinishReason
 from dto.templates import Arguments, encode_prompt
 from dto.text import StopReader
-from dto.usage import ModelShape, Usage, attention_flops, charge, forward_flops
+from dto.usage import ModelShape
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_FULL_ATTENTION = {"full_attention", "sliding_attention"}
+_PROBE_TOKENS = 8
 BRANCHING = 2
 """Responses at a time that decode with their trials as one sequence: each has its own cache."""
 
@@ -83,20 +96,20 @@ class TransformersEngine:
                 f"tokenizer of {self.model!r} has no fast version: convert it to a tokenizer.json"
             )
         self.tokenizer: PreTrainedTokenizerBase | None = tokenizer
-        self.shape: ModelShape | None = ModelShape.of_model(model)
-        self.context = context_limit(self.model, model.config, context)
+        self.shape: ModelShape | None = shape_of_model(model)
+        self.context = _context_limit(self.model, model.config, context)
         self.hf_model: Any = model
         self._tokenizer = tokenizer
-        self._backend: Tokenizer = backend
         self._slots = slots
         self._cache_bytes = cache_bytes
         self._kv_bytes = kv_bytes
         self._template = dict(template or {})
-        self.end_ids = end_ids(model, tokenizer)
+        generation = getattr(model, "generation_config", None)
+        self.end_ids = end_ids(getattr(generation, "eos_token_id", None), tokenizer)
+        self.kv_shape: KVShape | None = None
         self._worker: Worker | None = None
         self.branching = asyncio.Semaphore(BRANCHING)
         self._restore: tuple[bool, str] = (False, "")
-        self._under_way: dict[Request, None] = {}
 
     async def __aenter__(self) -> TransformersEngine:
         """Start the worker. Raises EngineError when the model does not fit this engine."""
@@ -106,14 +119,14 @@ class TransformersEngine:
         self._restore = (self.hf_model.training, config._attn_implementation)
         self.hf_model.eval()
         try:
-            shape = fit(self.model, self.hf_model)
+            self.kv_shape = shape = _fit(self.model, self.hf_model)
         except BaseException:
             self._give_back()
             raise
 
         def make_batch() -> Batch:
             prefixes = PrefixCache(shape, self._cache_bytes)
-            kv_bytes = self._kv_bytes or free_bytes(shape.device)
+            kv_bytes = self._kv_bytes or _free_bytes(shape.device)
             return Batch(self.hf_model, shape, prefixes, self._slots, kv_bytes, self.end_ids)
 
         worker = Worker(make_batch, asyncio.get_running_loop())
@@ -139,34 +152,27 @@ class TransformersEngine:
     async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
         """Sample n times; the samples share one prefill. See the protocol."""
         ids = encode_prompt(prompt, self._tokenizer, self.model, self._template)
-        self._check(sampling)
+        check(sampling, self.capabilities, "the transformers engine")
         if error := unfit(ids, self.context):
-            charge(Usage(requests=n, failed=n))
-            return [Completion((), "", "failed", len(ids), error=error)] * n
-        done = asyncio.get_running_loop().create_future()
-
-        def changed() -> None:
-            if not done.done() and all(sample.finish for sample in request.samples):
-                done.set_result(None)
-
-        request = self._request(ids, sampling, changed, n, streaming=False)
-        self._serving.submit(request)
+            return [completion_of(failure(ids, error, n))] * n
+        request = self._request(ids, sampling, n)
+        ended = self._submit(request)
         try:
-            await done
+            await ended.wait()
         finally:
             self._settle(request)
-        return [self._completion(sample) for sample in request.samples]
+        return [completion_of(self._chunk(each, 0, each.finish)) for each in request.samples]
 
     async def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk]:
         """One sample as it grows. See the protocol."""
         ids = encode_prompt(prompt, self._tokenizer, self.model, self._template)
-        self._check(sampling)
+        check(sampling, self.capabilities, "the transformers engine")
         if error := unfit(ids, self.context):
-            charge(Usage(requests=1, failed=1))
-            yield Chunk((), "", "failed", len(ids), error=error)
+            yield failure(ids, error)
             return
         news = asyncio.Event()
-        request = self._request(ids, sampling, news.set, 1, streaming=True)
+        request = self._request(ids, sampling, 1, streaming=True)
+        request.changed = news.set
         (sample,) = request.samples
         self._serving.submit(request)
         delivered = 0
@@ -174,12 +180,13 @@ class TransformersEngine:
             while True:
                 await news.wait()
                 news.clear()
-                chunk = self._chunk(sample, delivered)
-                if chunk is None:
+                finish = sample.finish
+                if finish is None and len(sample.token_ids) == delivered:
                     continue
+                chunk = self._chunk(sample, delivered, finish)
                 delivered += len(chunk.token_ids)
                 yield chunk
-                if chunk.finish_reason is not None:
+                if finish is not None:
                     return
         finally:
             self._settle(request, delivered)
@@ -193,39 +200,17 @@ class TransformersEngine:
 
         Raises EngineError when both together exceed the context, or the worker fails.
         """
-        ids, after = tuple(prompt), tuple(continuation)
-        if not ids or len(ids) + len(after) > self.context:
-            raise EngineError(
-                f"score: {len(ids):,} + {len(after):,} tokens do not fit into a context of "
-                f"{self.context:,}, or the prompt is empty: shorten them or raise model.context"
-            )
-        if not after:
+        check_score(prompt, continuation, self.context)
+        if not continuation:
             return ()
-        done = asyncio.get_running_loop().create_future()
-
-        def changed() -> None:
-            if not done.done():
-                done.set_result(None)
-
-        request = self._request(ids, Sampling(max_tokens=1), changed, 1, streaming=False)
-        request.continuation = after
+        request = self._request(tuple(prompt), Sampling(max_tokens=1), 1)
+        request.continuation = tuple(continuation)
         (sample,) = request.samples
-        self._serving.submit(request)
+        ended = self._submit(request)
         try:
-            await done
+            await ended.wait()
         finally:
-            request.cancelled = sample.finish is None
-            total = len(ids) + len(after)
-            charge(
-                Usage(
-                    requests=1,
-                    failed=int(sample.finish == "failed"),
-                    prompt=total,
-                    cached=sample.cached_tokens,
-                    attention_flops=attention_flops(self.shape, sample.cached_tokens, total - 1),
-                    model_flops=forward_flops(self.shape, sample.cached_tokens, total - 1),
-                )
-            )
+            self._settle(request)
         if sample.finish == "failed":
             raise EngineError(f"score: {sample.error}")
         return tuple(sample.logprobs)
@@ -242,23 +227,28 @@ class TransformersEngine:
         self.hf_model.set_attn_implementation(implementation)
 
     def _request(
-        self, ids: tuple[int, ...], sampling: Sampling, changed: Any, n: int, streaming: bool
+        self, ids: tuple[int, ...], sampling: Sampling, n: int, streaming: bool = False
     ) -> Request:
         limit = min(sampling.max_tokens, self.context - len(ids))
-        request = Request(ids, sampling, limit, changed, streaming)
+        request = Request(ids, sampling, limit, streaming)
+        backend = self._tokenizer.backend_tokenizer
         for index in range(n):
             reads = streaming or any(sampling.stop)
-            reader = StopReader(self._backend, sampling.stop) if reads else None
+            reader = StopReader(backend, sampling.stop) if reads else None
             request.samples.append(Sample(request, sampling.seed + index, reader))
         return request
 
-    def _check(self, sampling: Sampling) -> None:
-        if sampling.json_schema is not None:
-            raise EngineError(
-                "the transformers engine cannot hold a model to a JSON schema: use vllm or openai"
-            )
-        if sampling.max_tokens < 1:
-            raise EngineError(f"max_tokens is {sampling.max_tokens}: ask for at least one token")
+    def _submit(self, request: Request) -> asyncio.Event:
+        """Hand a request to the worker; what is set when all its samples have ended."""
+        ended = asyncio.Event()
+
+        def changed() -> None:
+            if all(sample.finish for sample in request.samples):
+                ended.set()
+
+        request.changed = changed
+        self._serving.submit(request)
+        return ended
 
     def _settle(self, request: Request, delivered: int = 0) -> None:
         """Charge a request that has ended, here or in the worker; free what it still holds."""
@@ -267,49 +257,28 @@ class TransformersEngine:
             if self._worker is not None:
                 self._worker.cancel(request)
             request.cancelled = True
-        failed = sum(sample.finish == "failed" for sample in samples)
-        usage = Usage(requests=len(samples), failed=failed)
-        length = len(request.prompt)
+        scored = len(request.continuation)
         for sample in samples:
-            if not sample.started:
-                continue
-            usage.prompt += length
-            usage.cached += sample.cached_tokens
-            usage.generated += sample.started
-            end = length + sample.started - 1
-            usage.attention_flops += attention_flops(self.shape, sample.cached_tokens, end)
-            usage.model_flops += forward_flops(self.shape, sample.cached_tokens, end)
-            if request.cancelled or sample.finish == "failed":
-                usage.wasted += sample.started - delivered
-        charge(usage)
+            failed = sample.finish == "failed"
+            generated = 0 if scored else sample.started
+            Cost(
+                prompt=len(request.prompt) + scored,
+                cached=sample.cached_tokens,
+                generated=generated,
+                kept=delivered if failed or request.cancelled else generated,
+                failed=failed,
+                begun=sample.started > 0,
+                ended=True,
+            ).charge(self.shape)
 
-    def _completion(self, sample: Sample) -> Completion:
-        request = sample.request
-        length, cached = len(request.prompt), sample.cached_tokens
-        if sample.finish is None or sample.finish == "failed":
-            return Completion((), "", "failed", length, cached, error=sample.error)
-        asked = request.sampling.logprobs
-        return Completion(
-            token_ids=tuple(sample.token_ids),
-            text=self._text(sample.token_ids),
-            finish_reason=sample.finish,
-            prompt_tokens=length,
-            cached_tokens=cached,
-            stop=sample.stop,
-            logprobs=None if asked is None else tuple(sample.logprobs),
-            top_logprobs=tuple(sample.top_logprobs) if asked else None,
-        )
-
-    def _chunk(self, sample: Sample, start: int) -> Chunk | None:
-        """What came after `start` tokens; None when nothing did."""
-        finish = sample.finish  # before the tokens: once it is set they are complete
+    def _chunk(self, sample: Sample, start: int, finish: FinishReason | None) -> Chunk:
+        """What came after `start` tokens. `finish` was read before: once set, all is complete."""
         end = len(sample.token_ids)
-        if end == start and finish is None:
-            return None
         text = "".join(sample.pieces[start:end])
         if finish is not None and finish != "failed":
-            text = self._text(sample.token_ids)[len("".join(sample.pieces[:start])) :]
-        asked = sample.request.sampling.logprobs
+            text = response_text(self._tokenizer, sample.token_ids, self.end_ids)
+            text = text[len("".join(sample.pieces[:start])) :]
+        wanted = sample.request.sampling.logprobs
         return Chunk(
             token_ids=tuple(sample.token_ids[start:end]),
             text=text,
@@ -317,16 +286,10 @@ class TransformersEngine:
             prompt_tokens=len(sample.request.prompt),
             cached_tokens=sample.cached_tokens,
             stop=sample.stop if finish else None,
-            logprobs=None if asked is None else tuple(sample.logprobs[start:end]),
-            top_logprobs=tuple(sample.top_logprobs[start:end]) if asked else None,
+            logprobs=None if wanted is None else tuple(sample.logprobs[start:end]),
+            top_logprobs=tuple(sample.top_logprobs[start:end]) if wanted else None,
             error=sample.error if finish else "",
         )
-
-    def _text(self, ids: Sequence[int]) -> str:
-        if ids and ids[-1] in self.end_ids:
-            ids = ids[:-1]
-        text: str = self._backend.decode(list(ids), skip_special_tokens=False)
-        return text
 
 
 class BranchedEngine(TransformersEngine):
@@ -347,27 +310,21 @@ class BranchedEngine(TransformersEngine):
 
     def __init__(self, engine: TransformersEngine) -> None:
         """Wrap an engine, which has to serve for as long as this one does."""
-        super().__init__(
-            engine.hf_model,
-            engine._tokenizer,
-            name=engine.model,
-            context=engine.context,
-            template=engine._template,
-        )
-        self.end_ids = engine.end_ids
+        vars(self).update(vars(engine))
         self._engine = engine
+        self._worker = None
 
     async def __aenter__(self) -> BranchedEngine:
         """Start a worker, once fewer than `BRANCHING` are under way on the wrapped engine.
 
         Raises EngineError when that does not serve.
         """
-        if self._engine._worker is None:
+        shape = self._engine.kv_shape
+        if self._engine._worker is None or shape is None:
             raise EngineError(f"engine for {self.model!r} is not serving: enter it before branches")
-        model, end_ids = self.hf_model, self.end_ids
 
-        def make_batch() -> Batch:
-            return Linearised(model, _kv_shape(model), end_ids)
+        def make_batch() -> Linearised:
+            return Linearised(self.hf_model, shape, self.end_ids)
 
         await self._engine.branching.acquire()
         self._worker = Worker(make_batch, asyncio.get_running_loop())
@@ -383,13 +340,59 @@ class BranchedEngine(TransformersEngine):
                 self._engine.branching.release()
 
 
-def _kv_shape(model: PreTrainedModel) -> KVShape:
-    config: Any = model.config
-    heads = int(config.num_attention_heads)
-    return KVShape(
-        layers=int(config.num_hidden_layers),
-        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
-        dtype=model.dtype,
-        device=model.device,
-    )
+def _context_limit(name: str, config: Any, wanted: int | None) -> int:
+    """The context that is wanted, within what the model can take."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - _FULL_ATTENTION:
+        raise EngineError(
+            f"model {name!r} has layers of kind {', '.join(sorted(kinds - _FULL_ATTENTION))}: the "
+            "transformers engine serves standard attention only"
+        )
+    most = int(getattr(config, "max_position_embeddings", 0) or 2048)
+    window = getattr(config, "sliding_window", None)
+    if window and (not kinds or "sliding_attention" in kinds):
+        most = min(most, int(window))  # up to there a sliding window sees everything
+    if wanted is not None and wanted > most:
+        raise EngineError(
+            f"model.context is {wanted:,}, and {name!r} takes at most {most:,}: lower it"
+        )
+    return wanted or most
+
+
+def _fit(name: str, model: PreTrainedModel) -> KVShape:
+    """Switch to this engine's attention, and see that the model computes what it did before."""
+    ids = torch.arange(_PROBE_TOKENS, device=model.device)[None] % int(model.config.vocab_size)
+    with torch.inference_mode():
+        expected = model(input_ids=ids, use_cache=True)
+        try:
+            layers = list(expected.past_key_values.layers)
+            first = layers[0].keys
+            shape = KVShape(len(layers), first.shape[1], first.shape[3], first.dtype, first.device)
+            model.set_attn_implementation(ATTENTION)
+            cache = RowsCache(shape.zeros(1, LENGTH_STEP))
+            logits = forward(model, cache, ids, ids.new_tensor([range(_PROBE_TOKENS)]), LENGTH_STEP)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise EngineError(
+                f"model {name!r} does not fit the transformers engine, which serves standard "
+                f"attention only ({reason})"
+            ) from error
+    want = expected.logits[:, -1:].float()
+    tolerance = 1e-3 if shape.dtype == torch.float32 else 0.1
+    if torch.isfinite(want).all() and (logits - want).abs().max() > tolerance * (
+        1 + want.abs().max()
+    ):
+        raise EngineError(
+            f"model {name!r} computes other logits in the transformers engine, which serves "
+            "standard attention only: use another engine"
+        )
+    return shape
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What the running batch may take: half of a GPU's free memory, elsewhere 4 GiB."""
+    if device.type != "cuda":
+        return 4 * 2**30
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (free + unused) // 2

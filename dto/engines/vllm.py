@@ -9,43 +9,225 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
+import os
 import warnings
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from dto.engines.vllm_launch import (
-    INSTALL,
-    LOGPROBS,
-    environment,
-    explained,
-    model_arguments,
-    serving_arguments,
-)
-from dto.engines.vllm_wire import VLLMSample, finish, logprobs, sampling_params, stop_met
-from dto.errors import EngineError
-from dto.protocols import (
-    Capabilities,
-    Chunk,
-    Completion,
-    Engine,
-    Prompt,
-    Sampling,
-    TokenIds,
+from dto.engines.models import load_tokenizer
+from dto.engines.shape import parameters_of, shape_of_config
+from dto.engines.shared import (
+    Cost,
+    check,
+    check_score,
+    completion_of,
+    end_ids,
+    failure,
+    response_text,
+    stop_met,
     unbranched,
     unfit,
 )
+from dto.engines.vllm_children import SWITCH
+from dto.errors import EngineError
+from dto.protocols import Capabilities, Chunk, Completion, Engine, Prompt, Sampling, TokenIds
+from dto.recipe import resolve
+from dto.records import FinishReason
 from dto.templates import encode_prompt
 from dto.text import StopReader
-from dto.usage import ModelShape, Usage, attention_flops, charge, forward_flops, parameters_of
+from dto.usage import ModelShape
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
     from dto.recipe import ModelSettings
 
+INSTALL = "make setup-gpu with CUDA, make setup-vllm without"
+LOGPROBS = 20  # vLLM's own limit, and that of servers
+PREFILL_TOKENS = 4096  # CPU: of all prompts that are read in one step
+BLOCK = 32  # CPU: tokens; by default 128, and shorter prefixes are never found again
 UNSEEN = 2  # tokens that the core may have sampled beyond those that had arrived at an abort
 CLOSING_SECONDS = 1.0
+
+_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    SWITCH: "1",
+}
+# AsyncLLM's core is a child all the same; without the first, the model is in a child of that child,
+# and three processes spin. A second thread makes small models slower, many times over.
+_CPU_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
+
+
+def model_arguments(settings: ModelSettings, path: str, cpu: bool) -> dict[str, Any]:
+    """Which model, in which precision, with how long a context; a CPU computes in float32."""
+    return {
+        "model": path,
+        "revision": settings.revision,
+        "max_model_len": settings.context,
+        "dtype": "float32" if cpu and settings.dtype == "auto" else settings.dtype,
+    }
+
+
+def serving_arguments(settings: ModelSettings, cpu: bool, context: int) -> dict[str, Any]:
+    """How it is served."""
+    common: dict[str, Any] = {
+        "enable_prefix_caching": True,
+        "max_logprobs": LOGPROBS,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "tensor_parallel_size": settings.tensor_parallel,
+    }
+    if not cpu:
+        return common | {"gpu_memory_utilization": settings.gpu_memory}
+    # A seed of its own together with a prompt that is read in parts kills the core on a CPU.
+    return common | {
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": settings.cache_bytes,
+        "block_size": BLOCK,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(context, PREFILL_TOKENS),
+        "max_num_seqs": settings.slots,
+    }
+
+
+@contextmanager
+def environment(cpu: bool = False) -> Iterator[None]:
+    """Variables that vLLM and its children read, unless the user has set them; taken back after."""
+    wanted = _ENVIRONMENT | (_CPU_ENVIRONMENT if cpu else {})
+    added = [key for key in wanted if key not in os.environ]
+    os.environ.update({key: wanted[key] for key in added})
+    try:
+        yield
+    finally:
+        for key in added:
+            os.environ.pop(key, None)
+
+
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Quiet, and one line where something goes wrong."""
+    logger = logging.getLogger("vllm")
+    if logger.level == logging.NOTSET:  # vLLM gives it a level only once an engine starts
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as error:  # vLLM raises of every kind
+        reason = " ".join(str(error).split())[:400]
+        raise EngineError(f"model {name!r} cannot be served by vllm: {reason}") from None
+
+
+@dataclass(slots=True, eq=False)
+class VLLMSample:
+    """One request to the core: what it has cost, and whether all of it has arrived."""
+
+    cost: Cost
+    limit: int
+    name: str = ""
+    queue: Any = None
+    ended: bool = False
+
+    def note(self, output: Any) -> None:
+        """Count what an output brings; a final one brings all, a stream's what is new.
+
+        The core goes on until an abort reaches it, after a stop string as well, which is seen here
+        and not in the core.
+        """
+        completion = output.outputs[0]
+        self.cost.generated += len(completion.token_ids)
+        self.cost.cached = output.num_cached_tokens or 0
+        self.ended = output.finished
+        cut = completion.finish_reason == "abort" or isinstance(completion.stop_reason, str)
+        self.cost.ended = self.ended and not cut
+
+    def chunk(self, output: Any, sampling: Sampling, text: str, whole: str) -> Chunk:
+        """An output whose tokens made `text` readable, of the `whole` where it is the last."""
+        completion = output.outputs[0]
+        finish: FinishReason | None = None
+        error = ""
+        if self.ended and completion.finish_reason in ("stop", "length"):
+            finish = completion.finish_reason
+        elif self.ended:
+            finish, error = "failed", f"vLLM: finish reason {completion.finish_reason!r}"
+            if completion.finish_reason == "abort":
+                error = "engine closed"
+        self.cost.failed = finish == "failed"
+        self.cost.kept = self.cost.generated
+        own, top = logprobs(completion.logprobs, sampling)
+        return Chunk(
+            token_ids=tuple(completion.token_ids),
+            text=text,
+            finish_reason=finish,
+            prompt_tokens=self.cost.prompt,
+            cached_tokens=self.cost.cached,
+            stop=stop_met(completion.stop_reason, whole, sampling.stop),
+            logprobs=own,
+            top_logprobs=top,
+            error=error,
+        )
+
+
+def sampling_params(sampling: Sampling, seed: int, limit: int, streaming: bool = False) -> Any:
+    """One sample as vLLM is asked for it; text is decoded by us, at the end or piece by piece."""
+    from vllm.exceptions import VLLMValidationError
+    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+    stops = [stop for stop in sampling.stop if stop]
+    greedy = sampling.temperature <= 0
+    try:
+        schema = sampling.json_schema
+        held = None if schema is None else StructuredOutputsParams(json=dict(schema))
+        return SamplingParams(
+            max_tokens=limit,
+            temperature=0.0 if greedy else sampling.temperature,
+            top_p=1.0 if greedy else sampling.top_p,
+            top_k=0 if greedy else sampling.top_k,
+            min_p=0.0 if greedy else sampling.min_p,
+            presence_penalty=sampling.presence_penalty,
+            seed=None if greedy else seed,
+            stop=stops,
+            stop_token_ids=list(sampling.stop_token_ids),
+            include_stop_str_in_output=True,
+            logprobs=sampling.logprobs,
+            flat_logprobs=True,
+            logit_bias={token: float("-inf") for token in sampling.banned} or None,
+            structured_outputs=held,
+            detokenize=bool(stops),
+            skip_special_tokens=False,
+            output_kind=RequestOutputKind.DELTA if streaming else RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
+        )
+    except VLLMValidationError as error:
+        raise EngineError(f"the vllm engine cannot sample so: {error}") from None
+
+
+def logprobs(
+    flat: Any, sampling: Sampling
+) -> tuple[tuple[float, ...] | None, tuple[Mapping[int, float], ...] | None]:
+    """The sampled tokens' own logprobs, and the most likely ones in order of rank."""
+    if sampling.logprobs is None or flat is None:
+        return None, None
+    own = tuple(flat.logprobs[start] for start in flat.start_indices)
+    if not sampling.logprobs:
+        return own, None
+    top: list[dict[int, float]] = []
+    for start, end in zip(flat.start_indices, flat.end_indices, strict=True):
+        place = slice(start, end)
+        ranked = sorted(
+            zip(flat.ranks[place], flat.token_ids[place], flat.logprobs[place], strict=True)
+        )
+        likely = {token: logprob for _, token, logprob in ranked}
+        top.append(dict(islice(likely.items(), sampling.logprobs)))
+    return own, tuple(top)
 
 
 class VLLMEngine:
@@ -54,11 +236,11 @@ class VLLMEngine:
     Building it checks what can be checked without loading weights.
     """
 
-    def __init__(self, settings: ModelSettings, name: str, path: str) -> None:
-        """Raises EngineError: vLLM is not installed or finds no device; `path` cannot be served."""
+    def __init__(self, settings: ModelSettings, name: str) -> None:
+        """Raises EngineError: vLLM is not installed or finds no device; `name` cannot be served."""
         self.model = name
         self._settings = settings
-        self._path = path
+        self._path = resolve(name)
         with environment(), explained(name):
             try:
                 with warnings.catch_warnings(action="ignore"):
@@ -74,23 +256,16 @@ class VLLMEngine:
                 )
             self._cpu: bool = current_platform.is_cpu()
             with environment(self._cpu):
-                arguments = AsyncEngineArgs(**model_arguments(settings, path, self._cpu))
+                arguments = AsyncEngineArgs(**model_arguments(settings, self._path, self._cpu))
                 basics = arguments.create_model_config()
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(path, revision=settings.revision)
+            tokenizer = load_tokenizer(settings, name)
         self.context: int = basics.max_model_len
         config = basics.hf_text_config
-        self.shape: ModelShape | None = ModelShape.from_config(config, parameters_of(config))
+        self.shape: ModelShape | None = shape_of_config(config, parameters_of(config))
         self.tokenizer: PreTrainedTokenizerBase | None = tokenizer
         self.capabilities = Capabilities(logprobs=LOGPROBS, json_schema=True, presence="request")
-        self._tokenizer: PreTrainedTokenizerBase = tokenizer
-        self._backend: Tokenizer = tokenizer.backend_tokenizer
-        ends = basics.try_get_generation_config().get("eos_token_id")
-        self.end_ids = frozenset(
-            i for i in (tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends]))
-            if i is not None
-        )  # fmt: skip
+        self._tokenizer = tokenizer
+        self.end_ids = end_ids(basics.try_get_generation_config().get("eos_token_id"), tokenizer)
         self._llm: Any = None
         self._under_way: dict[str, None] = {}
         self._numbers = itertools.count()
@@ -127,72 +302,58 @@ class VLLMEngine:
     async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
         """Sample n times; the samples share what is cached of the prompt. See the protocol."""
         ids = encode_prompt(prompt, self._tokenizer, self.model, self._settings.template)
-        self._check(sampling)
+        check(sampling, self.capabilities, "the vllm engine")
         if error := unfit(ids, self.context):
-            charge(Usage(requests=n, failed=n))
-            return [Completion((), "", "failed", len(ids), error=error)] * n
+            return [completion_of(failure(ids, error, n))] * n
         samples: list[VLLMSample] = []
-        outputs: list[Any] = []
+        completions: list[Completion] = []
         try:
             for index in range(n):
-                samples.append(sample := VLLMSample(self._limit(ids, sampling)))
+                samples.append(sample := VLLMSample(Cost(len(ids)), self._limit(ids, sampling)))
                 params = sampling_params(sampling, sampling.seed + index, sample.limit)
                 if error := await self._add(sample, ids, params):
-                    charge(Usage(requests=n - len(samples), failed=n))
-                    return [Completion((), "", "failed", len(ids), error=error)] * n
+                    for sample in samples:
+                        sample.cost.failed = True
+                    return [completion_of(failure(ids, error, n - len(samples)))] * n
             for sample in samples:
-                outputs.append(await self._next(sample))
-                sample.delivered = sample.seen
+                output = await self._next(sample)
+                text = response_text(self._tokenizer, output.outputs[0].token_ids, self.end_ids)
+                chunk = sample.chunk(output, sampling, text, text)
+                completions.append(completion_of(chunk))
         finally:
-            await self._settle(ids, samples)
-        completions = [self._completion(ids, output, sampling) for output in outputs]
-        charge(Usage(failed=sum(each.finish_reason == "failed" for each in completions)))
+            await self._settle(samples)
         return completions
 
     async def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk]:
         """One sample as it grows. See the protocol."""
         ids = encode_prompt(prompt, self._tokenizer, self.model, self._settings.template)
-        self._check(sampling)
+        check(sampling, self.capabilities, "the vllm engine")
         if error := unfit(ids, self.context):
-            charge(Usage(requests=1, failed=1))
-            yield Chunk((), "", "failed", len(ids), error=error)
+            yield failure(ids, error)
             return
-        reader = StopReader(self._backend, ())
+        reader = StopReader(self._tokenizer.backend_tokenizer, ())
         tokens: list[int] = []
-        text = ""
-        sample = VLLMSample(self._limit(ids, sampling))
+        text = whole = ""
+        sample = VLLMSample(Cost(len(ids)), self._limit(ids, sampling))
         try:
             params = sampling_params(sampling, sampling.seed, sample.limit, streaming=True)
             if error := await self._add(sample, ids, params):
-                charge(Usage(failed=1))
-                yield Chunk((), "", "failed", len(ids), error=error)
+                sample.cost.failed = True
+                yield failure(ids, error, 0)
                 return
             while not sample.ended:
                 output = await self._next(sample)
                 new = output.outputs[0].token_ids
                 tokens += new
                 if sample.ended:
-                    whole = self._text(tokens)
+                    whole = response_text(self._tokenizer, tokens, self.end_ids)
                     piece = whole[len(text) :]
                 else:
                     piece = "".join(reader.read(token)[0] for token in new)
                     text += piece
-                ended, error = finish(output) if sample.ended else (None, "")
-                sample.delivered = sample.seen
-                own, top = logprobs(output, sampling)
-                yield Chunk(
-                    token_ids=tuple(new),
-                    text=piece,
-                    finish_reason=ended,
-                    prompt_tokens=len(ids),
-                    cached_tokens=sample.cached,
-                    stop=stop_met(output, whole, sampling) if sample.ended else None,
-                    logprobs=own,
-                    top_logprobs=top,
-                    error=error,
-                )
+                yield sample.chunk(output, sampling, piece, whole)
         finally:
-            await self._settle(ids, [sample])
+            await self._settle([sample])
 
     def branched(self) -> Engine:
         """Not here: raises EngineError."""
@@ -204,18 +365,13 @@ class VLLMEngine:
         Raises EngineError when both together fill the context: vLLM samples one token more.
         """
         ids, after = tuple(prompt), tuple(continuation)
-        if not ids or len(ids) + len(after) >= self.context:
-            raise EngineError(
-                f"score: {len(ids):,} + {len(after):,} tokens and one more do not fit into a "
-                f"context of {self.context:,}, or the prompt is empty: shorten them or raise "
-                "model.context"
-            )
+        check_score(ids, after, self.context, spare=1)
         if not after:
             return ()
         from vllm import SamplingParams
 
-        sample = VLLMSample(limit=1)
         whole = ids + after
+        sample = VLLMSample(Cost(len(whole)), limit=1)
         params = SamplingParams(
             max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, skip_clone=True
         )
@@ -223,19 +379,13 @@ class VLLMEngine:
             if error := await self._add(sample, whole, params):
                 raise EngineError(f"score: {error}")
             output = await self._next(sample)
-            sample.delivered = sample.seen
+            sample.cost.kept = sample.cost.generated
         finally:
-            await self._settle(whole, [sample])
+            await self._settle([sample])
         if output.prompt_logprobs is None:
             raise EngineError(f"score: engine for {self.model!r} was closed")
         rows = zip(after, output.prompt_logprobs[len(ids) :], strict=True)
         return tuple(row[token].logprob for token, row in rows)
-
-    def _check(self, sampling: Sampling) -> None:
-        if sampling.logprobs is not None and sampling.logprobs > LOGPROBS:
-            raise EngineError(f"logprobs is {sampling.logprobs}: the vllm engine gives {LOGPROBS}")
-        if sampling.max_tokens < 1:
-            raise EngineError(f"max_tokens is {sampling.max_tokens}: ask for at least one token")
 
     def _limit(self, ids: tuple[int, ...], sampling: Sampling) -> int:
         return min(sampling.max_tokens, self.context - len(ids))
@@ -256,6 +406,7 @@ class VLLMEngine:
         except Exception as error:  # of one request: an unknown id, a schema that is none
             sample.ended = True
             return " ".join(f"{type(error).__name__}: {error}".split())
+        sample.cost.begun = True
         return ""
 
     async def _next(self, sample: VLLMSample) -> Any:
@@ -267,60 +418,22 @@ class VLLMEngine:
         return output
 
     def _died(self, sample: VLLMSample, error: Exception) -> EngineError:
-        sample.ended = True
+        sample.ended = sample.cost.ended = True
         return EngineError(
             f"vLLM's core for {self.model!r} died ({type(error).__name__}: {error}); what was "
             "computed is kept: start the same command again"
         )
 
-    async def _settle(self, ids: tuple[int, ...], samples: Sequence[VLLMSample]) -> None:
+    async def _settle(self, samples: Sequence[VLLMSample]) -> None:
         """Abort what has not ended, free its slots, and charge everything."""
         running = [sample for sample in samples if sample.name and not sample.ended]
         try:
             if running and self._llm is not None:
                 await self._llm.abort([sample.name for sample in running])
         finally:
-            usage = Usage(requests=len(samples))
             for sample in samples:
                 self._under_way.pop(sample.name, None)
-                if sample.queue is None:
-                    continue
-                last = None if sample.ended else sample.queue.output
+                last = None if sample.ended or sample.queue is None else sample.queue.output
                 if last is not None and not isinstance(last, Exception):
                     sample.note(last)
-                # The core goes on until the abort reaches it, after a stop string as well.
-                if sample.aborted or sample.stopped or not sample.ended:
-                    sample.seen = min(sample.seen + UNSEEN, sample.limit)
-                usage.prompt += len(ids)
-                usage.cached += sample.cached
-                usage.generated += sample.seen
-                usage.wasted += sample.seen - sample.delivered
-                end = len(ids) + max(sample.seen, 1) - 1
-                usage.attention_flops += attention_flops(self.shape, sample.cached, end)
-                usage.model_flops += forward_flops(self.shape, sample.cached, end)
-            charge(usage)
-
-    def _completion(self, ids: tuple[int, ...], output: Any, sampling: Sampling) -> Completion:
-        ended, error = finish(output)
-        cached = output.num_cached_tokens or 0
-        if ended == "failed":
-            return Completion((), "", "failed", len(ids), cached, error=error)
-        tokens = tuple(output.outputs[0].token_ids)
-        text = self._text(tokens)
-        own, top = logprobs(output, sampling)
-        return Completion(
-            token_ids=tokens,
-            text=text,
-            finish_reason=ended,
-            prompt_tokens=len(ids),
-            cached_tokens=cached,
-            stop=stop_met(output, text, sampling),
-            logprobs=own,
-            top_logprobs=top,
-        )
-
-    def _text(self, ids: Sequence[int]) -> str:
-        if ids and ids[-1] in self.end_ids:
-            ids = ids[:-1]
-        text: str = self._backend.decode(list(ids), skip_special_tokens=False)
-        return text
+                sample.cost.charge(self.shape, most=sample.limit, unseen=UNSEEN)

@@ -8,13 +8,14 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
 
 import torch
 
 from dto.engines.batch import Batch
-from dto.engines.requests import Request, Sample
+from dto.engines.linearised import Linearised
+from dto.engines.sampling import Request, Sample
 
+RunningBatch = Batch | Linearised
 _PATIENCE = 4  # steps that a request waits for others to join with
 _log = logging.getLogger(__name__)
 
@@ -27,7 +28,9 @@ class Worker:
     let in together: when enough of them wait, or the first has waited long enough.
     """
 
-    def __init__(self, make_batch: Callable[[], Batch], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, make_batch: Callable[[], RunningBatch], loop: asyncio.AbstractEventLoop
+    ) -> None:
         self._make_batch = make_batch
         self._loop = loop
         self._inbox: deque[Request] = deque()
@@ -80,7 +83,7 @@ class Worker:
             self._fail_all(batch, "the engine was closed")
             self._deliver()
 
-    def _new_batch(self) -> Batch | None:
+    def _new_batch(self) -> RunningBatch | None:
         try:
             return self._make_batch()
         except Exception as error:
@@ -94,7 +97,7 @@ class Worker:
         while self._inbox:
             self._waiting.extend(self._inbox.popleft().samples)
 
-    def _work(self, batch: Batch) -> None:
+    def _work(self, batch: RunningBatch) -> None:
         if self._cancelled:
             self._cancelled = False
             batch.drop_cancelled()
@@ -106,10 +109,9 @@ class Worker:
             self._finish(batch.step())
         self._changed.update((s.request, None) for s in batch.samples if s.request.streaming)
 
-    def _choose_joiners(self, batch: Batch) -> bool:
+    def _choose_joiners(self, batch: RunningBatch) -> bool:
         """Whether to let some in now; they move from waiting to joining."""
-        candidates = list(islice(self._waiting, batch.slots - batch.live))
-        count = min(batch.room(candidates), len(candidates)) if candidates else 0
+        count = batch.room(self._waiting)
         if count <= 0:
             return False
         self._waited += 1
@@ -122,7 +124,7 @@ class Worker:
     def _finish(self, samples: Iterable[Sample]) -> None:
         self._changed.update((sample.request, None) for sample in samples)
 
-    def _fail_all(self, batch: Batch | None, reason: str) -> None:
+    def _fail_all(self, batch: RunningBatch | None, reason: str) -> None:
         samples = {*self._waiting, *self._joining, *(batch.samples if batch else ())}
         for sample in samples:
             if sample.finish is None:

@@ -1,7 +1,9 @@
 """Early exit is a policy over a stream: when to stop thinking, and what happens then.
 
-Each policy is a module with one function of its name. `none` lets the model go on to its own end.
-Those that ask for trial answers at reasoning transitions share one loop (`dto.exits.loop`).
+Each policy is a module with one function of its name: DEER (2504.15895) and the static exits of its
+pilot study are here, those of other papers in `dto.policies`. `none` lets the model go on to its
+own end. Those that ask for trial answers at reasoning transitions share one loop
+(`dto.exits.loop`).
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
+from types import ModuleType
 
 from dto.context import Context
 from dto.errors import EngineError
@@ -18,6 +21,7 @@ from dto.protocols import Engine, Sampling
 from dto.recipe import ExitSettings
 from dto.records import Problem
 
+_HERE = ("deer", "static")
 __all__ = ["ExitedResponse", "answer", "check"]
 
 
@@ -45,9 +49,17 @@ async def answer(
     path = Path(prompt_ids, ctx, sampling)
     if settings.policy == "none" or path.closed:  # there is no thinking to leave
         return await path.finished()
-    policy = getattr(import_module(f"dto.exits.{settings.policy}"), settings.policy)
+    module = _module(settings)
+    policy = getattr(module, module.__name__.rpartition(".")[2])
     response: ExitedResponse = await policy(path, settings, problem, ctx)
     return response
+
+
+def _module(settings: ExitSettings) -> ModuleType:
+    """The module of a policy. DEER as it was published is one of its own."""
+    published = settings.policy == "deer" and settings.mode == "compat"
+    name = "compat" if published else settings.policy
+    return import_module(f"dto.{'exits' if name in _HERE else 'policies'}.{name}")
 
 
 def check(settings: ExitSettings, engine: Engine) -> None:
@@ -56,10 +68,9 @@ def check(settings: ExitSettings, engine: Engine) -> None:
     Raises EngineError, or RecipeError for settings that no engine can do together, naming the exit,
     the key that asks for it and a way out.
     """
-    if settings.policy == "deer" and settings.mode == "compat":
-        from dto.exits.compat import refuse_unpublished
-
-        refuse_unpublished(settings)
+    refuse = getattr(_module(settings), "check", None) if settings.policy != "none" else None
+    if refuse is not None:
+        refuse(settings)
     if settings.overlap == "branches":
         engine.branched()
     policy, can = settings.policy, engine.capabilities

@@ -2,7 +2,7 @@
 
 At each transition the model gives a trial answer; either the thinking is closed and the model
 concludes, or the trial is thrown away and the path goes on (`dto.exits.loop`). Modes differ in what
-a trial is and how sure it makes; `compat` has a module of its own.
+a trial is and how sure it makes; `compat` is `dto.policies.compat`.
 
 Departs from the paper: on an engine whose noise depends on seed and position the path goes on with
 exactly the tokens that it would have had without the pause, so that rows with and without the
@@ -16,10 +16,9 @@ from collections.abc import Sequence
 
 from dto.concurrency import gather_bounded
 from dto.context import Context
-from dto.exits.compat import compat
 from dto.exits.loop import Decide, leave_at_transition
 from dto.exits.path import ExitedResponse, Path
-from dto.exits.trial import Tried, ask, confidence, tried, try_answer
+from dto.exits.trial import TrialResult, ask, confidence, trial_result, try_answer
 from dto.recipe import ExitSettings
 from dto.records import Problem, Trial
 from dto.rollouts import answer_inducer
@@ -34,14 +33,13 @@ async def deer(
     """Leave at the first transition whose trial answer has a confidence above the threshold.
 
     Modes: `fixed` tries `settings.inducer` with `settings.confidence`; `qwen3` and `pro` are
-    described at `_qwen3` and `combine`, and bring their own confidence.
+    described at `_qwen3` and `combine`, and bring their own confidence; `compat` is a policy of its
+    own (`dto.policies.compat`).
     """
-    if settings.mode == "compat":
-        return await compat(path, settings, problem, ctx)
     names = PRO_INDUCERS if settings.mode == "pro" else (f"trial_{settings.inducer}",)
     inducers = [answer_inducer(name, ctx) for name in names]
 
-    async def probe(cut: int) -> Tried:
+    async def probe(cut: int) -> TrialResult:
         kept = path.ids[:cut]
         if settings.mode == "qwen3":
             return await _qwen3(path.prompt_ids, kept, inducers[0], settings, problem, ctx)
@@ -60,7 +58,7 @@ def decide(settings: ExitSettings) -> Decide:
     return lambda trials: trials[-1].confidence > settings.threshold
 
 
-def combine(answers: Sequence[Tried]) -> Tried:
+def combine(answers: Sequence[TrialResult]) -> TrialResult:
     """One trial of several inducers (DEER-PRo): mean confidence less its mean absolute deviation.
 
     Answer and grade are those of the most confident inducer, of the first among equals; tokens are
@@ -77,7 +75,7 @@ def combine(answers: Sequence[Tried]) -> Tried:
         grade=best.grade,
         tokens=sum(each.trial.tokens for each in answers),
     )
-    return Tried(trial, next((each.error for each in answers if each.error), ""))
+    return TrialResult(trial, next((each.error for each in answers if each.error), ""))
 
 
 async def _qwen3(
@@ -87,7 +85,7 @@ async def _qwen3(
     settings: ExitSettings,
     problem: Problem,
     ctx: Context,
-) -> Tried:
+) -> TrialResult:
     """The trial of the published Qwen3 script: it ends at `</think>`.
 
     Confidence is the geometric mean (`dto.exits.trial`), and 0 unless `</think>` follows
@@ -99,4 +97,4 @@ async def _qwen3(
     sure = 0.0
     if ctx.tags.close in decode_response(ctx.tokenizer, answer.token_ids, ctx.tags):
         sure = confidence("geometric", answer.text, ends, answer.logprobs or ())
-    return tried(len(kept), sure, answer)
+    return trial_result(len(kept), sure, answer)

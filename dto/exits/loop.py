@@ -17,14 +17,14 @@ from dataclasses import replace
 from dto.context import Context
 from dto.exits.monitor import Monitor, Transition
 from dto.exits.path import ExitedResponse, Path
-from dto.exits.trial import Tried
+from dto.exits.trial import TrialResult
 from dto.recipe import ExitSettings
 from dto.records import Trial
 
 AT_ONCE = 4
 """Trials of one response under way at a time; further ones wait, the main path does not."""
 
-Probe = Callable[[int], Awaitable[Tried]]
+Probe = Callable[[int], Awaitable[TrialResult]]
 """A trial after so many response tokens. It depends on them alone, never on order or timing."""
 Decide = Callable[[Sequence[Trial]], bool]
 """Given all trials so far, in order of position: leave at the last one's?"""
@@ -105,7 +105,7 @@ class Search:
         self._last = cut
         return True
 
-    def leaves(self, tried: Tried) -> bool:
+    def leaves(self, tried: TrialResult) -> bool:
         """Take in a trial: whether the path is left there."""
         self.trials.append(tried.trial)
         if tried.error:
@@ -131,7 +131,7 @@ async def _overlapped(
 ) -> Transition | None:
     news = asyncio.Event()
     seen: deque[Transition] = deque()
-    trials: deque[tuple[Transition, asyncio.Task[Tried]]] = deque()
+    trials: deque[tuple[Transition, asyncio.Task[TrialResult]]] = deque()
     # What share trials took is known only when they are done.
     at_once = 1 if search.capped else AT_ONCE
 
@@ -178,5 +178,5 @@ async def _overlapped(
         raise errors.exceptions[0] from None
 
 
-async def _begun(probe: Probe, cut: int) -> Tried:
+async def _begun(probe: Probe, cut: int) -> TrialResult:
     return await probe(cut)

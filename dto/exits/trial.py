@@ -78,7 +78,7 @@ def confidence(
     return math.exp(min(inside))
 
 
-class Tried(NamedTuple):
+class TrialResult(NamedTuple):
     """A trial, and what went wrong with its request, if anything."""
 
     trial: Trial
@@ -92,7 +92,7 @@ async def try_answer(
     settings: ExitSettings,
     problem: Problem,
     ctx: Context,
-) -> Tried:
+) -> TrialResult:
     """Ask for the answer after `kept` tokens of the response, and grade what came.
 
     The answer has at most `settings.trial_tokens` tokens. Its grade decides nothing: it is kept so
@@ -102,7 +102,7 @@ async def try_answer(
     sure = 0.0
     if answer.logprobs is not None:
         sure = confidence(settings.confidence, answer.text, ends, answer.logprobs)
-    return tried(len(kept), sure, answer)
+    return trial_result(len(kept), sure, answer)
 
 
 async def ask(
@@ -130,7 +130,7 @@ async def ask(
     return answer, ends
 
 
-def tried(position: int, sure: float, answer: Answer) -> Tried:
+def trial_result(position: int, sure: float, answer: Answer) -> TrialResult:
     """The record of a trial after `position` response tokens."""
     trial = Trial(position, sure, answer.answer, answer.grade, len(answer.token_ids))
-    return Tried(trial, answer.reason if answer.finish_reason == "failed" else "")
+    return TrialResult(trial, answer.reason if answer.finish_reason == "failed" else "")

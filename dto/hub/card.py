@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from statistics import median
@@ -18,22 +18,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dto import tables
-from dto.commands.plan import PROMPTS
 from dto.drqa.classes import WORDINGS
 from dto.hub.folder import Published, data_files
 from dto.hub.origins import Origin, models
 from dto.pipeline import STAGES
-from dto.prompts import JUDGE, render
+from dto.prompts import JUDGE, PUT_IN, purpose, render
 from dto.recipe import Recipe
-from dto.redact import Private
-from dto.reporting.accounts import DROPPED
-from dto.reporting.comparison import Comparison
+from dto.redact import Redaction
 from dto.reporting.cost import stage_costs
-from dto.reporting.macro import AverageRow, is_base
-from dto.reporting.picture import COLOURS, INK
-from dto.reporting.report import Report, draw_report
-from dto.reporting.table import gained, interval, number, percent, points
+from dto.reporting.evaluation import Figures
+from dto.reporting.funnel import DROPPED
+from dto.reporting.pictures import COLOURS, INK
+from dto.reporting.report import Report
+from dto.reporting.write import draw_report
 from dto.runs import manifest
+from dto.statistics import shown
 from dto.tags import shown_tags
 from dto.tasks.load import prompt_of
 
@@ -57,48 +56,41 @@ class Result(NamedTuple):
     failed: str
 
 
-def results(report: Report, private: Private, models: Collection[str] = ()) -> list[Result]:
+def results(report: Report, private: Redaction, models: Collection[str] = ()) -> list[Result]:
     """The rows of the table, of these models alone if any are named; with several tasks means too.
 
     Nothing is claimed of an arm of which too many responses failed.
     """
-    against = {(each.task, each.model, each.exit): each for each in report.comparisons}
-    found = []
-    for row in report.rows:
-        compared = against.get((row.task, row.model, row.exit))
-        tokens = f"{number(row.tokens_mean, 1)} "
-        tokens += f"({number(row.tokens_low, 1)}–{number(row.tokens_high, 1)})"
-        found.append(
-            Result(
-                row.task or report.name, row.model, row.exit, f"{row.problems:,} × {row.samples}",
-                interval(row.accuracy, row.accuracy_low, row.accuracy_high),
-                gained(compared), tokens, _share(compared), f"{row.truncated:,}", f"{row.failed:,}",
-            )
-        )  # fmt: skip
-    found += _means(report)
+    rows = [
+        Result(
+            row.task or report.name, row.model, row.exit,
+            f"{row.problems:,} × {row.more['samples']}", f"{row.accuracy:%}", _gain(row),
+            f"{row.tokens}", _share(row), f"{row.truncated:,}", f"{row.failed:,}",
+        )
+        for row in report.rows
+    ]  # fmt: skip
+    rows += [
+        Result(
+            "mean", row.model, row.exit, f"{row.more['tasks']} tasks", f"{row.accuracy:%}",
+            _gain(row), shown(row.tokens.value), _share(row), "", "",
+        )
+        for row in report.averages
+    ]  # fmt: skip
     return [
-        each._replace(model=private.redact(each.model), task=private.redact(each.task))
-        for each in found
-        if not models or each.model in models
+        row._replace(model=private.text(row.model), task=private.text(row.task))
+        for row in rows
+        if not models or row.model in models
     ]
 
 
-def _means(report: Report) -> Iterator[Result]:
-    for row in report.averages:
-        accuracy = interval(row.accuracy, row.accuracy_low, row.accuracy_high)
-        base = is_base(row, report.plain)
-        yield Result(
-            "mean", row.model, row.exit, f"{row.tasks} tasks", accuracy,
-            "" if base else points(row.gain, row.gain_low, row.gain_high),
-            number(row.tokens_mean, 1), "" if base else _share(row), "", "",
-        )  # fmt: skip
+def _gain(row: Figures) -> str:
+    if row.verdict == "too many failed":
+        return row.verdict
+    return "" if row.gain is None else f"{row.gain:+%}"
 
 
-def _share(compared: Comparison | AverageRow | None) -> str:
-    if compared is None:
-        return ""
-    low, high = compared.tokens_ratio_low, compared.tokens_ratio_high
-    return f"{percent(compared.tokens_ratio)} ({percent(low)}–{percent(high)})"
+def _share(row: Figures) -> str:
+    return "" if row.ratio is None else f"{row.ratio:%}"
 
 
 TAGS = ("dto", "reasoning", "overthinking")
@@ -143,7 +135,7 @@ class Shown(NamedTuple):
 
 
 def write_card(
-    run: Path, folder: Path, shown: Shown, published: Published, private: Private
+    run: Path, folder: Path, shown: Shown, published: Published, private: Redaction
 ) -> str:
     """Write `README.md` and the pictures below `folder`; the text of the card."""
     from huggingface_hub import DatasetCardData
@@ -331,9 +323,9 @@ def _prompts(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str]]:
         )
     ]
     shown += [
-        (purpose, render(name, family, shown_tags(recipe.model)))
-        for name, purpose in PROMPTS.items()
-        if purpose.partition(":")[0] in stages
+        (f"{stage}: {purpose(name, family)}", render(name, family, shown_tags(recipe.model)))
+        for name, stage in PUT_IN.items()
+        if stage in stages
     ]
     if "batch" in stages:
         text = render("batch", family, questions="1. …\n2. …", k="k")

@@ -8,9 +8,10 @@ that.
 from __future__ import annotations
 
 import json
+import operator
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +23,20 @@ import yaml
 from dto import tables
 from dto.errors import DtoError, disk_errors
 from dto.grading.pool import UNREADABLE_GOLD
+from dto.pipeline import STAGES
 from dto.recipe import Recipe, make_recipe
-from dto.redact import Private, redact_table, without_servers
-from dto.reporting.funnel import json_lines
+from dto.records import Problem
+from dto.redact import (
+    Redaction,
+    dropped_detail,
+    failure_kind,
+    verdict_reason,
+    walk,
+    without_servers,
+)
 from dto.runs import manifest
+from dto.runs.reader import RunReader
+from dto.runs.stage import Card
 from dto.seeds import content_id
 
 MARK = "run.json"
@@ -38,43 +49,16 @@ OF_TRAINING = (
     "training.json", "manifest.json",
 )  # fmt: skip
 """The same of `train`, but for the weights, which are a model of their own on the Hub."""
-
-
-class Table(NamedTuple):
-    """One stage's table as a config of the dataset; `rows.parquet` itself is the config's file.
-
-    Without a `split` the rows have one of their own, and the config a file for each of them.
-    """
-
-    stage: str
-    config: str
-    split: str
-    about: str
-
-
-TABLES = (
-    Table("pair", "pairs", "train", "preference pairs: prompt, chosen, rejected"),
-    Table(
-        "label", "labels", "", "chains with the question about each, and the letter that is right"
-    ),
-    Table("sample", "trajectories", "train", "sampled responses: token ids, text, thinking, grade"),
-    Table("segment", "segments", "train", "thinking patterns: spans over tokens and text, kind"),
-    Table("estimate", "exits", "train", "how likely an answer given there is right, with interval"),
-    Table("optimize", "finalized", "train", "trajectories truncated at their exit, concluded"),
-    Table("prune", "optimized", "train", "the same after pruning, with the judge's verdicts"),
-    Table("batch", "batch_responses", "train", "responses to several numbered questions, grades"),
-    Table("chain", "chains", "train", "the reasoning about one question, asked alone or together"),
-    Table("evaluate", "evaluation", "test", "answers by model and exit: grade, tokens, trials"),
-    Table("problems", "problems", "", "questions with gold answers"),
-    Table("test", "test_sets", "test", "the questions of the test sets that the recipe names"),
-    Table("trace", "traces", "validation", "responses with all their trial answers"),
-    Table("pilot", "static_exits", "train", "responses cut at shares of their thinking"),
+_WITH_TABLE = sorted(
+    ((stage.card, stage.name) for stage in STAGES.values() if stage.card), key=lambda pair: pair[0]
 )
-"""In the order of the card; the first that a run has is what `load_dataset` gives unasked."""
-STAGES = (*(table.stage for table in TABLES), "train")
+TABLES: dict[str, Card] = {name: card for card, name in _WITH_TABLE}
+"""By stage, in the order of the card; the first that a run has is what `load_dataset` gives."""
+PUBLISHED = (*TABLES, "train")
+"""The stages that may go up, in that order."""
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 """The splits that rows have of their own, by the Hub's names."""
-ASKING = ("problems", "test")
+ASKING = tuple(name for name, stage in STAGES.items() if stage.record is Problem)
 """The stages whose tables hold the questions of an evaluation."""
 _FOLLOWING = {
     "README.md", "manifest.json", "timings.parquet", "usage.parquet",
@@ -91,11 +75,6 @@ def follows(path: str) -> bool:
     return path.startswith("images/") or path.rpartition("/")[2] in _FOLLOWING
 
 
-def by_config(name: str) -> Table | None:
-    """The table of that name, which may be the stage's too."""
-    return next((table for table in TABLES if name in (table.config, table.stage)), None)
-
-
 _KEPT = (
     "stage", "digest", "config", "content", "rows", "groups", "dropped", "usage", "judge_usage",
     "seconds", "fed_seconds", "peak_memory", "git", "kept_step", "reason", "steps", "collapsed",
@@ -103,6 +82,10 @@ _KEPT = (
     "train_seconds", "dev_seconds",
 )  # fmt: skip
 """What a manifest may say to others; `versions` beside it, of the packages that we name."""
+REASON = "reason"
+"""The column of tables that no model writes: why an engine or a grader failed."""
+WRITTEN = ("text", "question", "prompt", "chosen", "rejected", "chain")
+"""The columns of tables that models and people write, and that token ids and spans stand beside."""
 _OF_A_QUESTION = {"question": "", "answer": "", "metadata": "{}"}
 """The columns of a problem that are withheld, and what stands there then."""
 
@@ -128,7 +111,9 @@ class Chosen(NamedTuple):
     left_out: tuple[str, ...]
 
 
-def chosen_stages(run: Path, only: Collection[str] = (), withheld: Collection[str] = ()) -> Chosen:
+def chosen_stages(
+    run: RunReader, only: Collection[str] = (), withheld: Collection[str] = ()
+) -> Chosen:
     """What to publish of a run.
 
     `only` names configs or stages; the stages `withheld` go up without their test questions, and
@@ -136,37 +121,40 @@ def chosen_stages(run: Path, only: Collection[str] = (), withheld: Collection[st
     finished, for a run without any table to show, and for stages that do not belong together any
     more.
     """
+    path = run.path
+    stages_of = {card.config: stage for stage, card in TABLES.items()}
     asked = set()
     for name in only:
-        table = by_config(name)
-        if table is None and name != "train":
-            names = ", ".join(each.config for each in TABLES)
-            raise DtoError(f"--only {name}: no such table; there are {names} and train")
-        asked.add(table.stage if table else "train")
-        if table and table.split and table.stage in withheld:
+        stage = stages_of.get(name, name)
+        if stage not in PUBLISHED:
+            raise DtoError(
+                f"--only {name}: no such table; there are {', '.join(stages_of)} and train"
+            )
+        asked.add(stage)
+        if stage in TABLES and TABLES[stage].split and stage in withheld:
             raise DtoError(
                 f"--only {name}: these are questions and gold answers of others' test sets; "
                 "publish them with --test-sets if their licence lets you"
             )
-    done = {stage for stage in STAGES if manifest.read(run / stage) is not None}
+    done = {stage for stage in PUBLISHED if run.manifest(stage) is not None}
     # A table without a manifest was pulled; that a stage was begun in vain since changes nothing.
-    there = {stage for stage in ASKING if (run / stage / "rows.parquet").is_file()}
+    there = {stage for stage in ASKING if run.table(stage).is_file()}
     cut = there & set(withheld)
-    begun = {stage for stage in STAGES if _is_begun(run / stage)} - done - cut
+    begun = {stage for stage in PUBLISHED if _is_begun(run / stage)} - done - cut
     for stage in sorted(asked - done - cut):
         state = "is not finished" if stage in begun else "is not there"
-        raise DtoError(f"stage {stage} {state} in {run}: start `dto {stage} {run}` first")
+        raise DtoError(f"stage {stage} {state} in {path}: start `dto {stage} {path}` first")
     if owed := sorted(there - done - cut - begun) if not only else []:
         raise DtoError(
-            f"{run} was pulled without the test questions of {owed[0]}: start `dto run {run}` "
+            f"{path} was pulled without the test questions of {owed[0]}: start `dto run {path}` "
             "first, or leave --test-sets away"
         )
     if not only and "pair" in begun:
-        raise DtoError(f"stage pair is not finished in {run}: go on with `dto run {run}`")
-    wanted = [stage for stage in STAGES if not only or stage in asked]
+        raise DtoError(f"stage pair is not finished in {path}: go on with `dto run {path}`")
+    wanted = [stage for stage in PUBLISHED if not only or stage in asked]
     stages = tuple(stage for stage in wanted if stage in done and stage not in withheld)
     if not set(stages) - {"problems", "train"}:
-        raise DtoError(f"{run} has no finished stage to publish: go on with `dto run {run}`")
+        raise DtoError(f"{path} has no finished stage to publish: go on with `dto run {path}`")
     check_chain(run, [stage for stage in wanted if stage in done])
     without = tuple(stage for stage in wanted if stage in cut)
     return Chosen(stages, without, () if only else tuple(sorted(begun)))
@@ -177,31 +165,32 @@ def _is_begun(stage: Path) -> bool:
     return (stage / "journal").is_file() or (stage.name == "train" and stage.is_dir())
 
 
-def check_chain(run: Path, stages: Sequence[str]) -> None:
+def check_chain(run: RunReader, stages: Sequence[str]) -> None:
     """Raises DtoError for a stage that was computed from another state of one before it."""
+    path = run.path
     for stage in stages:
-        config = (manifest.read(run / stage) or {}).get("config", {})
+        config = (run.manifest(stage) or {}).get("config", {})
         for key, digest in config.items():
             upstream = key.removeprefix("digest of ")
-            before = manifest.read(run / upstream) if upstream != key else None
+            before = run.manifest(upstream) if upstream != key else None
             if before is not None and before["digest"] != digest:
                 raise DtoError(
-                    f"stage {stage} in {run} was computed from another {upstream} than is there: "
-                    f"`dto run {run} --resume` brings them together"
+                    f"stage {stage} in {path} was computed from another {upstream} than is there: "
+                    f"`dto run {path}` brings them together"
                 )
 
 
-def shared_recipe(recipe: Recipe, private: Private) -> Recipe:
+def shared_recipe(recipe: Recipe, private: Redaction) -> Recipe:
     """The recipe as others may read it. Raises DtoError where it is none without its paths."""
-    settings = without_servers(private.redact_all(recipe.model_dump(mode="json")))
+    settings = without_servers(private.data(recipe.model_dump(mode="json")))
     return make_recipe(settings, None, "the recipe without local paths")
 
 
 def build(
-    run: Path,
+    run: RunReader,
     folder: Path,
     recipe: Recipe,
-    private: Private,
+    private: Redaction,
     only: Collection[str] = (),
     withheld: Collection[str] = (),
     stated: Mapping[str, Any] | None = None,
@@ -226,10 +215,10 @@ def build(
         for stage in without:
             (folder / stage).mkdir()
             _without_tests(run / stage, folder / stage, private)
-        for table in TABLES:
-            if not table.split and table.stage in (*stages, *without):
-                _by_split(folder / table.stage, hidden="test" if table.stage in without else "")
-        digests = {stage: (manifest.read(run / stage) or {}).get("digest") for stage in stages}
+        for stage, card in TABLES.items():
+            if not card.split and stage in (*stages, *without):
+                _by_split(folder / stage, hidden="test" if stage in without else "")
+        digests = {stage: (run.manifest(stage) or {}).get("digest") for stage in stages}
         mark = {
             "format": FORMAT, "name": shared.name, "seed": shared.seed, "stages": list(stages),
             "redacted": redacted, "withheld": list(without), "left_out": list(left_out),
@@ -248,19 +237,20 @@ def write_mark(folder: Path, said: Mapping[str, Any]) -> None:
     (folder / MARK).write_text(text, encoding="utf-8")
 
 
-def data_files(folder: Path) -> Iterator[tuple[Table, dict[str, str]]]:
+def data_files(folder: Path) -> Iterator[tuple[Card, dict[str, str]]]:
     """The configs that a folder has, each with its file by split."""
-    for table in TABLES:
-        place = folder / table.stage
-        if table.split and (place / "manifest.json").is_file():  # or its questions are withheld
-            yield table, {table.split: f"{table.stage}/rows.parquet"}
-        elif not table.split:
-            names = [name for name in SPLITS.values() if (place / f"{name}.parquet").is_file()]
-            if names:
-                yield table, {name: f"{table.stage}/{name}.parquet" for name in names}
+    for stage, card in TABLES.items():
+        if card.split:
+            whole = (folder / stage / "manifest.json").is_file()  # or its questions are withheld
+            files = {card.split: f"{stage}/rows.parquet"} if whole else {}
+        else:
+            names = {name: f"{stage}/{name}.parquet" for name in SPLITS.values()}
+            files = {name: path for name, path in names.items() if (folder / path).is_file()}
+        if files:
+            yield card, files
 
 
-def _stage(source: Path, target: Path, private: Private) -> bool:
+def _stage(source: Path, target: Path, private: Redaction) -> bool:
     """Copy a stage; whether its table had something replaced."""
     names = OF_TRAINING if source.name == "train" else BESIDE
     rewritten = _copy(source, target, names, private)
@@ -271,15 +261,20 @@ def _stage(source: Path, target: Path, private: Private) -> bool:
     return rewritten
 
 
-def _copy(source: Path, target: Path, names: Sequence[str], private: Private) -> bool:
-    """Copy files but for the manifest; whether the table had something replaced."""
+def _copy(
+    source: Path, target: Path, names: Sequence[str], private: Redaction, hide_gold: bool = False
+) -> bool:
+    """Copy files but for the manifest; whether the table had something replaced.
+
+    `hide_gold`: leave out why a gold answer could not be read, as that quotes it.
+    """
     rewritten = False
     for name in names:
         path = source / name
         if name == "manifest.json" or not path.is_file():
             continue
         if path.suffix == ".parquet":
-            changed = redact_table(path, target / name, private)
+            changed = _redact_table(path, target / name, private)
             if not changed:
                 link(path, target / name)
             rewritten = rewritten or (changed and name == "rows.parquet")
@@ -288,59 +283,101 @@ def _copy(source: Path, target: Path, names: Sequence[str], private: Private) ->
                 "w", encoding="utf-8", newline="\n"
             ) as file:  # fmt: skip
                 for line in lines:
-                    row = private.redact_paths(json.loads(line))
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    row = json.loads(line)
+                    if name == "dropped.jsonl":
+                        hidden = hide_gold and row["reason"] == UNREADABLE_GOLD
+                        row["detail"] = (
+                            "" if hidden else dropped_detail(row["reason"], row["detail"])
+                        )
+                    file.write(json.dumps(private.data(row), ensure_ascii=False) + "\n")
         else:
-            data = private.redact_paths(json.loads(path.read_text(encoding="utf-8")))
+            data = private.data(json.loads(path.read_text(encoding="utf-8")))
             (target / name).write_text(json.dumps(data) + "\n", encoding="utf-8")
     return rewritten
 
 
-def _without_tests(source: Path, target: Path, private: Private) -> None:
+def _rewrite(source: Path, target: Path, change: Callable[[str, pa.Array, Any], pa.Array]) -> bool:
+    """Write a table whose columns `change(name, column, batch)` gives, unless none is another.
+
+    Returns whether it was written.
+    """
+    changed = False
+    with pq.ParquetFile(source) as file:
+        schema = file.schema_arrow
+        with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+            for batch in file.iter_batches(batch_size=tables.ROW_GROUP):
+                before = batch.columns
+                after = [change(*named, batch) for named in zip(schema.names, before, strict=True)]
+                changed = changed or any(map(operator.is_not, before, after))
+                tables.write_rows(writer, pa.Table.from_arrays(after, schema=schema))
+    if not changed:
+        target.unlink()
+    return changed
+
+
+def _redact_table(source: Path, target: Path, private: Redaction) -> bool:
+    """Copy a table without what is private, unless it holds none; whether it did.
+
+    Rows stand in the order of their ids afterwards too: those of an evaluation begin with the name
+    of a model, which may be a path, and only then the table is gathered to sort it.
+    """
+
+    def redacted(name: str, column: pa.Array, batch: Any) -> pa.Array:
+        if name in WRITTEN or not has_text(column.type):
+            return column
+        kind = failure_kind if name == REASON else verdict_reason
+        before = column.to_pylist()
+        after = walk(before, lambda text: private.text(kind(text)))
+        return column if after == before else pa.array(after, column.type)
+
+    if not _rewrite(source, target, redacted):
+        return False
+    table = pq.read_table(target)
+    ids = table[0].to_pylist()
+    if ids != sorted(ids):
+        table = table.sort_by(table.column_names[0])
+        with pq.ParquetWriter(target, table.schema, compression="zstd") as writer:
+            for start in range(0, table.num_rows, tables.ROW_GROUP):
+                tables.write_rows(writer, table.slice(start, tables.ROW_GROUP))
+    return True
+
+
+def has_text(kind: pa.DataType) -> bool:
+    """Whether a column holds texts, however deep they lie."""
+    if pa.types.is_list(kind):
+        return has_text(kind.value_type)
+    if pa.types.is_struct(kind):
+        return any(has_text(kind.field(place).type) for place in range(kind.num_fields))
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _without_tests(source: Path, target: Path, private: Redaction) -> None:
     """Copy a table of problems without the questions to evaluate on, and why others were dropped.
 
     Their ids stay, by which an evaluation names them, and the task that each is of.
     """
-    _copy(source, target, ("rows.parquet", "dropped.jsonl"), private)
-    _hide_gold_answers(target / "dropped.jsonl")
+    _copy(source, target, ("rows.parquet", "dropped.jsonl"), private, hide_gold=True)
+
+    def hidden(name: str, column: pa.Array, batch: Any) -> pa.Array:
+        if name not in _OF_A_QUESTION:
+            return column
+        is_test = pc.equal(batch["split"], "test")
+        shown = pc.if_else(is_test, _OF_A_QUESTION[name], column)
+        return column if shown.equals(column) else shown
+
     path = target / "rows.parquet"
-    cut, changed = path.with_name("cut.parquet"), False
-    with pq.ParquetFile(path) as file:
-        schema = file.schema_arrow
-        with pq.ParquetWriter(cut, schema, compression="zstd") as writer:
-            for batch in file.iter_batches(batch_size=tables.ROW_GROUP):
-                rows = whole = pa.Table.from_batches([batch])
-                hidden = pc.equal(rows["split"], "test")
-                for name, nothing in _OF_A_QUESTION.items():
-                    shown = pc.if_else(hidden, nothing, rows[name])
-                    rows = rows.set_column(schema.get_field_index(name), name, shown)
-                changed = changed or not rows.equals(whole)
-                tables.write_rows(writer, rows)
-    if not changed:  # it was pulled without them
-        cut.unlink()
-    else:
+    cut = path.with_name("cut.parquet")
+    if _rewrite(path, cut, hidden):  # else it was pulled without them
         cut.replace(path)
 
 
-def _hide_gold_answers(path: Path) -> None:
-    """Leave out why a gold answer could not be read: the reason quotes it."""
-    if not path.is_file():
-        return
-    rows = json_lines(path)
-    for row in rows:
-        if row["reason"] == UNREADABLE_GOLD:
-            row["detail"] = ""
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    path.write_text("".join(lines), encoding="utf-8", newline="\n")
-
-
-def _shared_manifest(done: Mapping[str, Any], private: Private) -> dict[str, Any]:
+def _shared_manifest(done: Mapping[str, Any], private: Redaction) -> dict[str, Any]:
     said = {key: done[key] for key in _KEPT if key in done}
     known = ("python", *manifest.PACKAGES)
     versions = done.get("versions", {})
     said["versions"] = {name: versions[name] for name in known if name in versions}
-    shown: dict[str, Any] = private.redact_paths({**said, "config": {}})
-    return shown | {"config": private.redact_all(said.get("config", {}))}
+    redacted: dict[str, Any] = private.data(said)
+    return redacted
 
 
 def _by_split(stage: Path, hidden: str = "") -> None:

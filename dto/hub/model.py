@@ -3,51 +3,43 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 
 from dto.errors import DtoError, disk_errors
-from dto.hub.card import TAGS, changed_settings, cited, in_block, render_card, results
-from dto.hub.folder import FORMAT, MARK, check_chain, link, write_mark
+from dto.hub.card import TAGS, Shown, changed_settings, cited, in_block, render_card, results
+from dto.hub.folder import FORMAT, check_chain, link, write_mark
 from dto.hub.origins import Origin
 from dto.recipe import Recipe
-from dto.redact import Private
-from dto.runs import manifest
+from dto.redact import Redaction
+from dto.runs.reader import RunReader
 from dto.tasks import TASKS
 
-OWN = ("README.md", MARK)
-"""What stands beside the model's own files."""
 TEXTS = (".json", ".jinja", ".txt", ".model")
 NOT_TRAINED = 0
 
 
 def build_model(
-    run: Path,
-    folder: Path,
-    name: str,
-    recipe: Recipe,
-    private: Private,
-    base: Origin,
-    sources: Sequence[Origin],
-    license: str | None,
+    run: RunReader, folder: Path, shown: Shown, base: Origin, private: Redaction
 ) -> str:
     """Write the trained model and its card below `folder`; the text of the card.
 
-    `recipe` is the one that is shown, `base` the model that was trained, on `sources`. The card
-    holds the evaluation of the model `trained`, where there is one, as the Hub's
-    model-index. Raises DtoError for a run that has not trained, one that kept its base model, an
-    evaluation of another training, and weights that are no safetensors.
+    `base` is the model that was trained. The card holds the evaluation of the model `trained`,
+    where there is one, as the Hub's model-index. Raises DtoError for a run that has not trained,
+    one that kept its base model, an evaluation of another training, and weights that are no
+    safetensors.
     """
-    done = manifest.read(run / "train")
+    done = run.manifest("train")
     if done is None or not (run / "train" / "model").is_dir():
-        raise DtoError(f"stage train is not finished in {run}: start `dto train {run}` first")
+        raise DtoError(
+            f"stage train is not finished in {run.path}: start `dto train {run.path}` first"
+        )
     if done.get("kept_step") == NOT_TRAINED:
-        raise DtoError(f"{run} has no model of its own: {done.get('reason')}")
+        raise DtoError(f"{run.path} has no model of its own: {done.get('reason')}")
     files = sorted(path for path in (run / "train" / "model").rglob("*") if path.is_file())
     odd = [path.name for path in files if path.suffix not in (".safetensors", *TEXTS)]
     if odd:
-        raise DtoError(f"{run}/train/model holds {odd[0]}: weights go up as safetensors alone")
+        raise DtoError(f"{run.path}/train/model holds {odd[0]}: weights go up as safetensors alone")
     with disk_errors(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -58,23 +50,23 @@ def build_model(
         digests = {
             stage: said["digest"]
             for stage in ("train", "evaluate")
-            if (said := manifest.read(run / stage)) is not None
+            if (said := run.manifest(stage)) is not None
         }
         mark = {
-            "format": FORMAT, "name": recipe.name, "seed": recipe.seed, "stages": ["train"],
-            "digests": digests, "license": license,
-            "sources": [str(each) for each in (base, *sources)],
+            "format": FORMAT, "name": shown.recipe.name, "seed": shown.recipe.seed,
+            "stages": ["train"], "digests": digests, "license": shown.license,
+            "sources": [str(origin) for origin in (base, *shown.sources)],
         }  # fmt: skip
         write_mark(folder, mark)
-        card = _card(run, name, recipe, private, done, base, sources, license)
+        card = _card(run, shown, base, done, private)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return card
 
 
-def _place(path: Path, target: Path, private: Private) -> None:
+def _place(path: Path, target: Path, private: Redaction) -> None:
     if path.suffix == ".json":
         text = path.read_text(encoding="utf-8")
-        redacted = private.redact(text)
+        redacted = private.text(text)
         if redacted != text:
             target.write_text(redacted, encoding="utf-8")
             return
@@ -82,32 +74,26 @@ def _place(path: Path, target: Path, private: Private) -> None:
 
 
 def _card(
-    run: Path,
-    name: str,
-    recipe: Recipe,
-    private: Private,
-    done: dict[str, object],
-    base: Origin,
-    sources: Sequence[Origin],
-    license: str | None,
+    run: RunReader, shown: Shown, base: Origin, done: dict[str, object], private: Redaction
 ) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     from dto.reporting.report import measure
 
-    evaluated = manifest.read(run / "evaluate") is not None
+    name, recipe = shown.name, shown.recipe
+    evaluated = run.manifest("evaluate") is not None
     if evaluated:
         check_chain(run, ["evaluate"])  # or these would be the results of another model
-    found = measure(run) if evaluated else None
+    report = measure(run.path) if evaluated else None
     measured = []
-    for row in found.rows if found else ():
+    for row in report.rows if report else ():
         if row.model != "trained":
             continue
         dataset, revision = _dataset(row.task, recipe, name)
-        setting = f"exit {row.exit}, avg@{row.samples}, T={recipe.evaluate.temperature}"
+        setting = f"exit {row.exit}, avg@{row.more['samples']}, T={recipe.evaluate.temperature}"
         for metric, value, what in (
-            ("accuracy", round(100 * row.accuracy, 2), "accuracy, %"),
-            ("tokens", round(row.tokens_mean, 1), "tokens per question"),
+            ("accuracy", round(100 * row.accuracy.value, 2), "accuracy, %"),
+            ("tokens", round(row.tokens.value, 1), "tokens per question"),
         ):
             if isfinite(value):
                 measured.append(
@@ -131,7 +117,7 @@ def _card(
         model_name=name.rpartition("/")[2],
         library_name="transformers",
         pipeline_tag="text-generation",
-        license=license,
+        license=shown.license,
         tags=[*TAGS, recipe.train.method],
     )
     return render_card(
@@ -147,11 +133,11 @@ def _card(
         ),
         changed=changed_settings(recipe),
         model=base,
-        sources=sources,
+        sources=shown.sources,
         done=done,
-        results=results(found, private, ("base", "trained")) if found else [],
-        plain=found.plain if found else "",
-        citations=cited(recipe, ("train", *(["evaluate"] if found else []))),
+        results=results(report, private, ("base", "trained")) if report else [],
+        plain=report.plain if report else "",
+        citations=cited(recipe, ("train", *(["evaluate"] if report else []))),
     )
 
 

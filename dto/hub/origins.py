@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dto.hub.upload import Kind, hub_errors
 from dto.recipe import NAMES, Recipe
-from dto.redact import is_local, last_part
+from dto.source import Source
 from dto.tasks import TASKS
 
 UNKNOWN = "unknown"
@@ -73,17 +73,13 @@ def withheld(recipe: Recipe) -> tuple[str, ...]:
 
 def only_here(recipe: Recipe) -> list[str]:
     """The files of one's own that the table of problems is read from, by their last part."""
-    named = [recipe.sample.imported, recipe.problems.source]
-    found = [name for name in named if name and name != "chains" and not _is_others(name)]
-    return [last_part(name) for name in found]
+    named = (recipe.sample.imported, recipe.problems.source)
+    sources = (Source.parse(name, TASKS) for name in named if name)
+    return [source.last_part for source in sources if source.is_local]
 
 
 def _is_others(name: str) -> bool:
-    if name in TASKS:
-        return True
-    place = Path(name)
-    own = name == "chains" or place.suffix in (".jsonl", ".parquet") or place.exists()
-    return name.count("/") < 2 and not own and not is_local(name)
+    return Source.parse(name, TASKS).kind in ("task", "hub")
 
 
 def models(recipe: Recipe) -> list[tuple[str, Origin]]:

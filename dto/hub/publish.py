@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow.parquet as pq
+
+from dto import tables
 from dto.errors import DtoError
 from dto.hub import folder as folders
 from dto.hub.card import Shown, write_card
@@ -23,8 +26,8 @@ from dto.hub.origins import (
     with_license,
     withheld,
 )
-from dto.hub.upload import Kind, Uploaded, upload
-from dto.redact import Search, private_of
+from dto.hub.upload import Kind, Uploaded, check_name, upload
+from dto.redact import Redaction, names_of_machine, texts_of
 from dto.reporting.report import measure
 from dto.runs.run import Run
 
@@ -32,6 +35,9 @@ logger = logging.getLogger("dto")
 
 HERE = "publish"
 """The folder below the run in which a publication is put together."""
+_TEXTS = (".json", ".jsonl", ".yaml", ".md", ".jinja")
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")
+"""Some tokens are names that a machine may have."""
 
 
 class Publication(NamedTuple):
@@ -68,27 +74,25 @@ def publish(
     """
     kind: Kind = "model" if model else "dataset"
     check_name(name)
-    private_things = private_of(run.recipe, run.path)
-    shared = folders.shared_recipe(run.recipe, private_things)
+    redaction = Redaction.of(run.recipe, run.path)
+    shared = folders.shared_recipe(run.recipe, redaction)
     target = run / HERE / kind
     sources = _known(origins(shared), dry_run)
     if model:
         (base,) = _known([models(shared)[0][1]], dry_run, "model")
-        own = license or single_license([base])
-        card = build_model(run.path, target, name, shared, private_things, base, sources, own)
+        shown = Shown(name, shared, license or single_license([base]), sources, (), None)
+        card = build_model(run, target, shown, base, redaction)
     else:
         tested = _known(of_test_sets(shared), dry_run)
         hidden = () if test_sets else withheld(run.recipe)
         own = license or single_license([*sources, *([] if hidden else tested)])
         stated = {"license": own, "sources": [str(each) for each in (*sources, *tested)]}
-        published = folders.build(
-            run.path, target, run.recipe, private_things, only, hidden, stated
-        )
+        published = folders.build(run, target, run.recipe, redaction, only, hidden, stated)
         found = measure(run.path) if "evaluate" in published.stages else None
         shown = Shown(name, shared, own, sources, tested, found)
-        card = write_card(run.path, target, shown, published, private_things)
+        card = write_card(run.path, target, shown, published, redaction)
         _tell(run, published)
-    for remark in Search(target, private_things, name).remarks():
+    for remark in search(target, redaction, name):
         logger.warning("%s", remark)
     uploaded = None
     if not dry_run:
@@ -122,15 +126,60 @@ def _tell(run: Run, published: folders.Published) -> None:
         logger.warning("methods are runs of their own: dto publish %s/compare/METHOD", run.path)
 
 
-def check_name(name: str) -> None:
-    """Raises DtoError for what is no `user/name`."""
-    from huggingface_hub.errors import HFValidationError
+def search(folder: Path, redaction: Redaction, name: str) -> Iterator[str]:
+    """Look through what goes up; a line for each file that names this machine or its user.
 
-    # Public (`__all__` has it), though not exported as mypy wants it.
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+    `name`, on the Hub, may hold the name of the user. Raises DtoError where something private
+    remains.
+    """
+    names = "|".join(map(re.escape, sorted(names_of_machine())))
+    machine = re.compile(rf"(?<![\w-])(?:{names})(?![\w-])" if names else "(?!)")
+    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+        shown = path.relative_to(folder).as_posix()
+        is_table = path.suffix == ".parquet"
+        hits: list[str] = []
+        for where, text, ours in _of_table(path) if is_table else _of_file(path):
+            if kind := redaction.found(text, written_by_us=ours):
+                way = _way_out(where)
+                raise DtoError(f"{shown}, {where} holds {kind}: nothing is uploaded; {way}")
+            if (ours or is_table) and machine.search(text.replace(name, "")):
+                hits.append(where)
+        if hits:
+            yield f"{shown}: a name of this machine in {len(hits):,} texts, the first is {hits[0]}"
 
-    with suppress(HFValidationError):
-        validate_repo_id(name)
-        if name.count("/") == 1:
-            return
-    raise DtoError(f"{name!r} is no name on the Hub: write it as user/name")
+
+def _of_table(path: Path) -> Iterator[tuple[str, str, bool]]:
+    """(row and column, text, whether we wrote it) of every text in a table."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=tables.ROW_GROUP):
+            ids = batch.column(0).to_pylist()
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                if folders.has_text(column.type):
+                    for row, value in zip(ids, column.to_pylist(), strict=True):
+                        where = f"row {row}, column {name}"
+                        yield from ((where, text, name == folders.REASON)
+                                    for _, text in texts_of(value))  # fmt: skip
+
+
+def _of_file(path: Path) -> Iterator[tuple[str, str, bool]]:
+    """(line, text, whether we wrote it) of every line in a file; of weights in their header."""
+    ours = path.suffix in _TEXTS and path.name not in _VOCABULARIES
+    with path.open("rb") as file:
+        if path.suffix == ".safetensors":
+            data, ours = file.read(min(int.from_bytes(file.read(8), "little"), 2**27)), True
+        else:
+            data = file.read()
+    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), start=1):
+        yield f"line {number}", line, ours
+
+
+def _way_out(where: str) -> str:
+    column = where.partition(", column ")[2]
+    if not column:
+        return "change that"
+    if column in folders.WRITTEN:
+        return (
+            "the row's token ids say the same, so it is not cut out: publish without this table "
+            "(--only), or take the problem out of the run"
+        )
+    return "publish without this table (--only), or compute it again without that"

@@ -7,6 +7,7 @@ its recipe asks no server and reads no key's variable of its choice.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -15,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dto.errors import DtoError, RunConflictError, disk_errors
-from dto.hub.folder import ASKING, BESIDE, FORMAT, MARK, OF_TRAINING, STAGES
-from dto.hub.model import OWN
-from dto.hub.publish import check_name
-from dto.hub.upload import Remote, hub_errors, remote
+from dto.hub.folder import ASKING, BESIDE, FORMAT, MARK, OF_TRAINING, PUBLISHED
+from dto.hub.upload import Remote, check_name, hub_errors, remote
 from dto.pipeline import write_run_manifest
-from dto.recipe import load_recipe
+from dto.recipe import read_recipe
 from dto.redact import without_servers
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+logger = logging.getLogger("dto")
 
 HIDDEN = ".pulled"
 _GROUPS = ("config", "dropped", "usage", "judge_usage", "versions", "git")
@@ -87,8 +88,9 @@ def pull(
 
 def owed(run: Path) -> tuple[str, ...]:
     """The stages of a pulled run whose test questions were not published."""
-    there = (stage for stage in ASKING if (run / stage / "rows.parquet").is_file())
-    return tuple(stage for stage in there if manifest.read(run / stage) is None)
+    reader = RunReader(run)
+    there = (stage for stage in ASKING if reader.table(stage).is_file())
+    return tuple(stage for stage in there if reader.manifest(stage) is None)
 
 
 _FILES = tuple(dict.fromkeys((*BESIDE, *OF_TRAINING)))
@@ -114,7 +116,7 @@ def _arrange(begun: Path, name: str) -> tuple[str, ...]:
         if path.is_dir() and path.name in withheld:
             # Without its questions a stage is yet to be computed.
             (path / "manifest.json").unlink(missing_ok=True)
-        elif path.is_dir() and (path.name not in STAGES or manifest.read(path) is None):
+        elif path.is_dir() and (path.name not in PUBLISHED or manifest.read(path) is None):
             shutil.rmtree(path)
         elif path.is_file() and path.name != "recipe.yaml":
             path.unlink()
@@ -142,7 +144,13 @@ def _arrange(begun: Path, name: str) -> tuple[str, ...]:
         raise DtoError(f"{name}: its recipe.yaml holds {type(data).__name__}, not settings")
     settings = yaml.safe_dump(without_servers(data), sort_keys=False, allow_unicode=True)
     path.write_text(settings, encoding="utf-8")
-    load_recipe(path)
+    recipe, unknown = read_recipe(path)
+    if unknown:
+        keys = ", ".join(unknown)
+        logger.warning("%s: settings of another version, left out of its recipe: %s", name, keys)
+        known = recipe.model_dump(mode="json")
+        settings = yaml.safe_dump(known, sort_keys=False, allow_unicode=True)
+        path.write_text(settings, encoding="utf-8")
     return stages
 
 
@@ -157,7 +165,9 @@ def _pull_weights(api: HfApi, name: str, out: Path) -> None:
         there = remote(api, name, "model")
         if there is None:
             raise DtoError(f"model {name} is not on the Hub: `dto publish RUN {name} --model`")
-        snapshot_download(name, revision=there.commit, local_dir=begun, ignore_patterns=list(OWN))
+        snapshot_download(
+            name, revision=there.commit, local_dir=begun, ignore_patterns=["README.md", MARK]
+        )
     shutil.rmtree(begun / ".cache", ignore_errors=True)
     (begun / ".gitattributes").unlink(missing_ok=True)
     if manifest.of_path(begun) != done["content"]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -137,6 +137,20 @@ def _state(api: HfApi, name: str, kind: Kind, there: Remote, folder: Path) -> bo
             "it with --overwrite"
         )
     return bool(before == own)
+
+
+def check_name(name: str) -> None:
+    """Raises DtoError for what is no `user/name`."""
+    from huggingface_hub.errors import HFValidationError
+
+    # Public (`__all__` has it), though not exported as mypy wants it.
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    with suppress(HFValidationError):
+        validate_repo_id(name)
+        if name.count("/") == 1:
+            return
+    raise DtoError(f"{name!r} is no name on the Hub: write it as user/name")
 
 
 @contextmanager

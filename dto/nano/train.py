@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
 
 import torch
+from tokenizers import AddedToken
 from tqdm import tqdm
 from transformers import (
     GenerationConfig,
@@ -15,13 +17,45 @@ from transformers import (
     PreTrainedTokenizerBase,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2Tokenizer,
 )
 
 from dto.nano.corpus import MAX_STEPS
 from dto.nano.examples import ANSWER, CLOSE, INDUCERS, SYSTEM, Example, ExampleWriter
-from dto.nano.tokenizer import CONTEXT, train_tokenizer
 from dto.prompts import render
 from dto.seeds import derive
+
+CONTEXT = 2048
+PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+THINK, END_THINK = "<think>", "</think>"
+VOCABULARY = 512
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+
+
+def _pieces(texts: Iterable[str]) -> Iterator[str]:
+    """Text and line breaks apart, so that no merge spans both."""
+    for text in texts:
+        yield from re.split(r"(\n+)", text)
+
+
+def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """Learn the merges from texts."""
+    untrained = Qwen2Tokenizer(pad_token=PAD, eos_token=END, model_max_length=CONTEXT)
+    tokenizer: PreTrainedTokenizerBase = untrained.train_new_from_iterator(  # type: ignore[no-untyped-call]
+        _pieces(texts), vocab_size=VOCABULARY, show_progress=False
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": [START]})
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in (THINK, END_THINK)])
+    tokenizer.padding_side = "left"
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
 
 STEPS = 2600
 BATCH_TOKENS = 4096  # with padding

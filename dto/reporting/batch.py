@@ -8,57 +8,30 @@ responses to a question its difficulty: intervals are clustered by whichever mak
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from matplotlib.figure import Figure
 
 from dto import statistics
-from dto.drqa.probe import Probe, format_probe, length_accuracy, length_probe
+from dto.drqa.probe import BOUND, Probe, format_probe, length_accuracy, length_probe, told
 from dto.recipe import Recipe
-from dto.reporting.comparison import MAX_FAILED, Arm
-from dto.reporting.difficulty import DifficultyRow, by_difficulty
-from dto.reporting.funnel import json_lines
+from dto.reporting.evaluation import Arm, Figures, by_difficulty, too_many_failed
+from dto.reporting.funnel import json_lines, right
+from dto.reporting.page import Section, drawn
+from dto.reporting.pictures import COLOURS, INK, MARKERS, error_bars, plain, save
+from dto.reporting.table import Table, arms_table
 from dto.runs import manifest
 from dto.seeds import derive
-from dto.statistics import Estimate
+from dto.statistics import Estimate, shown
 
 MOST = 1000
 """Chains of each kind that a probe looks at."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchRow:
-    """Questions that were asked k at a time.
-
-    `answers` are those with a grade, `responses` what they stand in. `gain` is accuracy less that
-    of k = 1 on the same problems, `ratio` tokens over those of k = 1; nan for k = 1 itself, and
-    where too many requests failed. `faults` counts answers that cannot be told, by their reason.
-    """
-
-    k: int
-    problems: int
-    answers: int
-    responses: int
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    tokens: float
-    tokens_low: float
-    tokens_high: float
-    gain: float
-    gain_low: float
-    gain_high: float
-    ratio: float
-    ratio_low: float
-    ratio_high: float
-    truncated: int
-    failed: int
-    faults: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,21 +54,27 @@ class Labels:
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """All of it. `dropped` counts chains that could not be made, by k and reason."""
+    """All of it. `dropped` counts chains that could not be made, by k and reason.
 
-    rows: tuple[BatchRow, ...]
-    difficulty: tuple[DifficultyRow, ...]
+    The responses of a row are answers, and `tokens` those of one of them. Gain and ratio are
+    against k = 1 on the same problems; None for k = 1, and where too many requests failed. `more`
+    has the `requests` that the answers stand in and, by reason, the `faults`: answers that cannot
+    be told apart.
+    """
+
+    rows: tuple[Figures, ...]
+    difficulty: tuple[Figures, ...]
     dropped: dict[str, dict[str, int]]
     labels: Labels | None
 
 
 def batch_report(run: Path, recipe: Recipe) -> BatchReport | None:
     """The figures of a run; None where it asked nothing together and labelled nothing."""
-    rows: tuple[BatchRow, ...] = ()
-    difficulty: tuple[DifficultyRow, ...] = ()
+    rows: tuple[Figures, ...] = ()
+    difficulty: tuple[Figures, ...] = ()
     if recipe.batch.k and manifest.read(run / "batch") and manifest.read(run / "sample"):
         asked = answers(run)
-        rows = tuple(_rows(asked, _expected(run, recipe)))
+        rows = tuple(_rows(asked, _lost(run)))
         difficulty = tuple(_difficulty(asked))
     labels = _labels(run, recipe.seed) if manifest.read(run / "label") else None
     if not rows and labels is None:
@@ -123,41 +102,35 @@ def answers(run: Path) -> pl.DataFrame:
     return both.collect().sort("k", "problem_id", "sample")
 
 
-def _expected(run: Path, recipe: Recipe) -> dict[int, int]:
-    """How many answers were asked for: those in the table and those that an error kept out."""
-    expected = Counter({1: _lost(run / "sample")})
+def _lost(run: Path) -> Counter[int]:
+    """By k, the answers that an error kept out of the table."""
+    lost = Counter({1: len(_dropped_lines(run / "sample"))})
     for line in _dropped_lines(run / "batch"):
         k = int(str(line["id"]).partition("/")[0])
         if line["reason"] not in ("left_over", "no_short_answer"):
-            expected[k] += k
-    return dict(expected)
+            lost[k] += k
+    return lost
 
 
-def _lost(stage: Path) -> int:
-    return sum(1 for _ in _dropped_lines(stage))
-
-
-def _rows(asked: pl.DataFrame, lost: dict[int, int]) -> list[BatchRow]:
+def _rows(asked: pl.DataFrame, lost: Counter[int]) -> list[Figures]:
     alone = asked.filter(pl.col("k") == 1, pl.col("grade") != "failed")
     rows = []
     for (k,), part in asked.group_by("k", maintain_order=True):
         assert isinstance(k, int)
-        graded = part.filter(pl.col("grade") != "failed")
-        failed = len(part) - len(graded) + lost.get(k, 0)
-        right = (graded["grade"] == "correct").cast(pl.Float64).to_numpy()
-        accuracy = _wider(graded, partial(statistics.proportion, right))
+        arm = Arm("base", f"k = {k}", part, len(part) + lost[k])
+        graded = arm.graded
+        accuracy = _wider(graded, partial(statistics.proportion, arm.correct))
         tokens = _wider(graded, partial(statistics.mean, graded["tokens"].to_numpy()))
-        gain = ratio = Estimate(nan, nan, nan, 0, 0)
-        if k > 1 and failed <= MAX_FAILED * (len(part) + lost.get(k, 0)):
+        faults = Counter(filter(None, graded["fault"].to_list()))
+        gain = ratio = None
+        if k > 1 and not too_many_failed(arm):
             gain, ratio = _against(graded, alone)
         rows.append(
-            BatchRow(
-                k, accuracy.problems, len(graded), graded["response"].n_unique(),
-                accuracy.value, accuracy.low, accuracy.high,
-                tokens.value, tokens.low, tokens.high,
-                gain.value, gain.low, gain.high, ratio.value, ratio.low, ratio.high,
-                len(graded.filter(grade="truncated")), failed,
-                dict(sorted(Counter(filter(None, graded["fault"].to_list())).items())),
+            Figures(
+                "", arm.model, arm.exit, accuracy.problems, len(graded), arm.truncated, arm.failed,
+                accuracy, tokens, gain, ratio, "base" if k == 1 else "", k=k,
+                more={"requests": graded["response"].n_unique(),
+                      "faults": dict(sorted(faults.items()))},
             )
         )  # fmt: skip
     return rows
@@ -188,19 +161,16 @@ def _against(together: pl.DataFrame, alone: pl.DataFrame) -> tuple[Estimate, Est
         ).sort(unit)  # fmt: skip
         names = units[unit].to_list()
         gain = statistics.mean((units["right"] - units["right_1"]).to_numpy(), names)
-        sums_PX = units.select("tokens", "tokens_1").to_numpy()
-        total, total_1 = sums_PX.sum(0)
-        low = high = nan
-        if len(units) > 1:
-            low, high = statistics.bootstrap(sums_PX, lambda sums: sums[:, 0] / sums[:, 1])
-        ratio = Estimate(float(total / total_1) if total_1 else nan, low, high, 0, len(units))
+        ratio = statistics.ratio(units.select("tokens", "tokens_1").to_numpy())
+        if len(units) == 1:
+            ratio = replace(ratio, low=nan, high=nan)
         found.append((gain, ratio))
     (gain, ratio), (gain_r, ratio_r) = found
     return _joined(gain, gain_r), _joined(ratio, ratio_r)
 
 
-def _difficulty(asked: pl.DataFrame) -> list[DifficultyRow]:
-    """The same by the pass rate of k = 1 (`dto.reporting.difficulty`).
+def _difficulty(asked: pl.DataFrame) -> list[Figures]:
+    """The same by the pass rate of k = 1 (`dto.reporting.evaluation`).
 
     An answer of a batch prompt has no seed in common with a sample: it stands in the bins that
     both halves of the samples give, half as much in each. Intervals are clustered by problem alone.
@@ -212,7 +182,8 @@ def _difficulty(asked: pl.DataFrame) -> list[DifficultyRow]:
             part = pl.concat(halves)
         arms.append(Arm("base", f"k = {k}", part, len(part)))
     base = next((arm for arm in arms if arm.exit == "k = 1"), None)
-    return by_difficulty(arms, base) if base is not None else []
+    rows = by_difficulty(arms, base) if base is not None else []
+    return [replace(row, k=int(row.exit.removeprefix("k = "))) for row in rows]
 
 
 def _dropped_lines(stage: Path) -> list[dict[str, Any]]:
@@ -274,3 +245,207 @@ def _format(chains: pl.DataFrame, column: str, positive: str) -> Probe:
 
 def _told_apart(chains: pl.DataFrame, column: str, value: str) -> tuple[list[bool], list[str]]:
     return (chains[column] == value).to_list(), chains["problem_id"].to_list()
+
+
+def batch_lines(batch: BatchReport) -> list[str]:
+    """For a terminal: accuracy and tokens against k, by difficulty, then the labels."""
+    lines: list[str] = []
+    if batch.rows:
+        table = arms_table(
+            batch.rows,
+            {"k": "k", "n": "responses", "accuracy % (95 %)": "accuracy", "gain (95 %)": "gain",
+             "tokens (95 %)": "tokens short", "% of k=1 (95 %)": "ratio", "trunc": "truncated",
+             "fail": "failed"},
+            "questions in one prompt (k) against each asked alone",
+            notes=tuple(
+                f"answers that cannot be told, k = {row.k}: {_counted(row.more['faults'])}"
+                for row in batch.rows
+                if row.more["faults"]
+            ),
+        )  # fmt: skip
+        lines.append(table.text())
+    if batch.difficulty:
+        table = arms_table(
+                batch.difficulty,
+            {"right alone": "bin", "k": "k", "n": "problems", "acc. %": "accuracy alone",
+             "gain (95 %)": "gain", "tokens": "tokens alone", "% of k = 1 (95 %)": "ratio"},
+            "by difficulty: the pass rate of one half of the samples asked alone",
+            left=2,
+        )  # fmt: skip
+        lines += ["", table.text()]
+    lines += [f"no chain, k = {k}: {_counted(reasons)}" for k, reasons in batch.dropped.items()]
+    if batch.labels is not None:
+        lines += ["", *_label_lines(batch.labels)] if lines else _label_lines(batch.labels)
+    return lines
+
+
+def _label_lines(labels: Labels) -> list[str]:
+    lines = [f"labels, {split}: {_counted(counts)}" for split, counts in labels.counts.items()]
+    lines.append(f"right letters: {_counted(labels.letters)}")
+    lines.append(
+        f"AUC of concise against verbose chains by format, without length: {_auc(labels.format)}"
+        + (f"; above {BOUND}: the format may tell the origin" if labels.format.tells else "")
+    )
+    lines.append(f"… of all right batch chains against vanilla ones: {_auc(labels.format_right)}")
+    lines.append(
+        f"by length alone: AUC {_auc(labels.length)}, right verdict of three "
+        f"{labels.length_accuracy:%} %"
+    )
+    return lines
+
+
+def _auc(probe: Probe) -> str:
+    if isnan(probe.auc):
+        return "–"
+    counts = f"{probe.positive:,} + {probe.negative:,} chains"
+    return f"{probe.auc:.3f} ({probe.low:.3f}–{probe.high:.3f}; {counts})"
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+
+
+def draw_batch(batch: BatchReport, directory: Path, title: str) -> list[Path]:
+    """Write `batch.png` and `batch.svg`; nothing without figures."""
+    if not batch.rows:
+        return []
+    return save(lambda: batch_figure(batch, title), directory, "batch")
+
+
+def batch_figure(batch: BatchReport, title: str = "") -> Figure:
+    """Tokens and accuracy against k.
+
+    The line of all questions has its intervals; those of each difficulty are thin.
+    """
+    figure = Figure(figsize=(9.6, 4.2), dpi=150, layout="constrained")
+    tokens, accuracy = figure.subplots(1, 2)
+    rows = batch.rows
+    ks = [row.k for row in rows]
+    style: dict[str, Any] = {
+        "fmt": "o-",
+        "color": INK,
+        "capsize": 3,
+        "linewidth": 1.8,
+        "label": "all questions",
+    }
+    error_bars(tokens, ks, [row.tokens for row in rows], **style)
+    error_bars(accuracy, ks, [row.accuracy for row in rows], scale=100, **style)
+    for place, bin in enumerate(dict.fromkeys(row.bin for row in batch.difficulty), start=1):
+        part = [row for row in batch.difficulty if row.bin == bin]
+        part_ks = [row.k for row in part]
+        style = {"color": COLOURS[place % len(COLOURS)], "linewidth": 0.9, "markersize": 4,
+                 "label": f"right alone: {bin}"}  # fmt: skip
+        marker = f"{MARKERS[place % len(MARKERS)]}-"
+        tokens.plot(part_ks, [row.tokens.value for row in part], marker, **style)
+        accuracy.plot(part_ks, [100 * row.accuracy.value for row in part], marker, **style)
+    for axes, what in ((tokens, "tokens per question"), (accuracy, "accuracy, %")):
+        axes.set_xticks(ks)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("questions in one prompt", color=INK)
+        axes.set_ylabel(what, color=INK)
+        plain(axes)
+    if title:
+        figure.suptitle(title, fontsize=10, color=INK)
+    handles, names = tokens.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=8.5,
+                  labelcolor=INK)  # fmt: skip
+    return figure
+
+
+def batch_section(batch: BatchReport | None, training: Mapping[str, Any] | None) -> Section | None:
+    """For a page: questions asked together, labels and judging; None without any of these."""
+    judging = (training or {}).get("judging")
+    if batch is None and not judging:
+        return None
+    text: list[str] = []
+    tables: list[Table] = []
+    notes: list[str] = []
+    figure = None
+    if batch is not None and batch.rows:
+        text.append("k questions stand in one prompt; k = 1 is each asked alone. Tokens of a "
+                    "response count in equal parts for its questions; gains and shares are "
+                    "against the same questions asked alone. Coloured lines are questions by how "
+                    "often they are right alone, on the other half of the samples.")  # fmt: skip
+        tables.append(
+            arms_table(
+                batch.rows,
+                {"k": "k", "answers": "responses", "accuracy %": "accuracy", "gain, points": "gain",
+                 "tokens": "tokens", "% of k = 1": "ratio", "truncated": "truncated",
+                 "failed": "failed"},
+            )
+        )  # fmt: skip
+        says = "; ".join(
+            f"k = {row.k}: {shown(row.tokens.value, ',.0f')} tokens, "
+            f"{shown(row.accuracy.value, '%')} % right"
+            for row in batch.rows
+        )
+        figure = drawn("batch", f"Questions in one prompt. {says}", batch_figure, batch)
+    if batch is not None and batch.labels is not None:
+        tables.append(_counts(batch.labels))
+        notes += _told_by(batch.labels)
+    if judging:
+        tables.append(_judging(judging))
+    if groups := (training or {}).get("groups"):
+        share = groups["flat"] / groups["groups"] if groups["groups"] else nan
+        notes.append(f"Of {groups['groups']:,} groups of responses {shown(share, '%')} % had no "
+                     "advantage: all of their rewards were equal.")  # fmt: skip
+    if batch is not None and batch.dropped:
+        tables.append(_dropped_table(batch))
+    title = "Questions asked together" if figure else "Chains that are judged"
+    return Section("batch", title, tuple(text), figure, tuple(tables), notes=tuple(notes))
+
+
+def _counts(labels: Labels) -> Table:
+    verdicts = list(dict.fromkeys(name for counts in labels.counts.values() for name in counts))
+    return Table(
+        "", ("labelled chains", *verdicts),
+        tuple(
+            ({"dev": "held out"}.get(split, split),
+             *(counts.get(name, 0) for name in verdicts))
+            for split, counts in labels.counts.items()
+        ),
+    )  # fmt: skip
+
+
+def _told_by(labels: Labels) -> list[str]:
+    above = f" Above {BOUND} the format may tell the origin." if labels.format.tells else ""
+    return [
+        f"AUC of concise against verbose chains, by their format without length: "
+        f"{told(labels.format)}, {labels.format.positive:,} + {labels.format.negative:,} chains; "
+        f"of all right batch chains against vanilla ones: {told(labels.format_right)}.{above} "
+        "AUC is the chance that a classifier puts a chain of the first kind above one of the "
+        "other: 0.5 tells nothing.",
+        f"A judge that sees the length alone: AUC {told(labels.length)}, the right verdict of "
+        f"three on {labels.length_accuracy:%} %.",
+    ]
+
+
+def _judging(judging: Mapping[str, Any]) -> Table:
+    names = sorted({name for score in judging.values() for name in score["recall"]})
+    return Table(
+        "",
+        ("judging held-out chains", "step", "right %", *(f"{name} %" for name in names),
+         "without a letter", "judgements", "tokens"),
+        tuple(
+            (when, score["step"], right(score),
+             *(score["recall"].get(name, nan) for name in names),
+             score["unreadable"], score["responses"], score["tokens_mean"])
+            for when, score in (("before", judging["before"]),
+                                ("of what is kept", judging["kept"]))
+        ),
+        formats=("", "", "%", *("%" for _ in names), "", "", ",.1f"),
+    )  # fmt: skip
+
+
+def _dropped_table(batch: BatchReport) -> Table:
+    return Table(
+        "Questions without a chain",
+        ("k", "no chain", "why"),
+        tuple(
+            (k, sum(reasons.values()),
+             "; ".join(f"{count:,} {reason}" for reason, count in reasons.items()))
+            for k, reasons in batch.dropped.items()
+        ),
+        folded=True,
+        wide=True,
+    )  # fmt: skip

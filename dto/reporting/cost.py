@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import wrap
 from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
 
+from dto.engines.shape import shape_of_config
 from dto.recipe import load_recipe, resolve
-from dto.reporting.comparison import ReportRow
-from dto.reporting.macro import AverageRow
+from dto.reporting.evaluation import Figures
+from dto.reporting.table import Cell, Table
 from dto.runs import manifest
-from dto.statistics import Estimate
-from dto.usage import ModelShape, attention_flops
+from dto.statistics import NOTHING, Estimate, shown
+from dto.usage import attention_flops
 
 OPTIMIZATION = (
     "sample", "batch", "segment", "estimate", "optimize", "prune", "judge", "pair", "chain",
@@ -31,6 +33,7 @@ OPTIMIZATION = (
 )  # fmt: skip
 BACKWARD = 3.0
 """Forward and backward pass together, in forward passes."""
+MEBIBYTE = 2**20
 EARLIER = "computed by a version that did not count them"
 NO_SIZE = "the size of the model is not known"
 
@@ -66,32 +69,28 @@ class StageCost:
 class BreakEven:
     """After how many answered questions the optimization is paid for, in tokens and in FLOPs.
 
-    Spent: all stages from sample to train (generated and trained tokens, those that a judge has
-    generated too; attention FLOPs, not known where a judge's are not). Saved:
-    per question, by the trained model without an exit policy against the base. None: never, or not
-    known. `low` and `high` are ends of 95 % intervals, paired by problem, of what is saved and of
-    the questions that follow from it: what was spent is exact. nan, None: no end.
+    Spent: all stages from sample to train, generated and trained tokens, those that a judge has
+    generated too. `tokens_read` are those of prompts, not from the cache, that this leaves out.
+    Saved: per question, by the trained model without an exit policy against the base, with 95 %
+    intervals paired by problem. What was spent is exact, so the ends of `questions` follow from
+    those of the saving. None: when the saving is not positive, or not known.
 
-    `tokens_read` are those of prompts, not from the cache, that `tokens_spent` leaves out. Model
-    FLOPs have them. They leave out a judge whose size is not known (`without_judge`), and are None
+    Attention FLOPs are None where any stage's, or a judge's, are not known. Model FLOPs have what
+    was read too. They leave out a judge whose size is not known (`without_judge`), and are None
     where anything else is not known, which `model_flops_missing` explains.
     """
 
     tokens_spent: int
-    tokens_saved_per_question: float
+    tokens_saved: Estimate
     questions: int | None
+    questions_low: int | None
+    questions_high: int | None
+    tokens_read: int
     attention_flops_spent: float | None
-    attention_flops_saved_per_question: float | None
+    attention_flops_saved: float | None
     questions_by_flops: int | None
-    tokens_saved_low: float = math.nan
-    tokens_saved_high: float = math.nan
-    questions_low: int | None = None
-    questions_high: int | None = None
-    tokens_read: int = 0
     model_flops_spent: float | None = None
-    model_flops_saved_per_question: float | None = None
-    model_flops_saved_low: float = math.nan
-    model_flops_saved_high: float = math.nan
+    model_flops_saved: Estimate | None = None
     questions_by_model_flops: int | None = None
     questions_by_model_flops_low: int | None = None
     questions_by_model_flops_high: int | None = None
@@ -139,48 +138,40 @@ def stage_costs(run: Path) -> list[StageCost]:
 
 
 def break_even(
-    costs: list[StageCost],
-    base: ReportRow | AverageRow,
-    trained: ReportRow | AverageRow,
-    saved_by_problem: Estimate | None = None,
-    flops_by_problem: Estimate | None = None,
+    costs: Sequence[StageCost],
+    base: Figures,
+    trained: Figures,
+    saved: Estimate = NOTHING,
+    flops_saved: Estimate = NOTHING,
 ) -> BreakEven:
     """Set what was spent against what a question saves.
 
-    `saved_by_problem` is the same difference of tokens, paired by problem, for its interval, and
-    `flops_by_problem` that of model FLOPs.
+    `saved` is the same difference of tokens, paired by problem, for its interval; `flops_saved`
+    that of model FLOPs.
     """
     spent = [cost for cost in costs if cost.stage in OPTIMIZATION]
     tokens = sum(cost.tokens + cost.trained_tokens for cost in spent)
-    saved = base.tokens_mean - trained.tokens_mean
-    low = high = math.nan
-    if saved_by_problem is not None:
-        low, high = saved_by_problem.low, saved_by_problem.high
+    saved = replace(saved, value=base.tokens.value - trained.tokens.value)
     flops = [cost.attention_flops for cost in spent if cost.attention_flops is not None]
     flops_spent = sum(flops) if len(flops) == len(spent) else None
-    flops_saved = _number(base.attention_flops_mean - trained.attention_flops_mean)
-    in_model_flops = _in_model_flops(
-        costs, base.model_flops_mean - trained.model_flops_mean, flops_by_problem
+    attention, whole = (
+        base.more[name] - trained.more[name] for name in ("attention_flops", "model_flops")
     )
     return BreakEven(
         tokens_spent=tokens,
-        tokens_saved_per_question=saved,
-        questions=_questions(tokens, saved),
-        attention_flops_spent=flops_spent,
-        attention_flops_saved_per_question=flops_saved,
-        questions_by_flops=_questions(flops_spent, flops_saved),
-        tokens_saved_low=low,
-        tokens_saved_high=high,
-        questions_low=_questions(tokens, high),
-        questions_high=_questions(tokens, low),
+        tokens_saved=saved,
+        questions=_questions(tokens, saved.value),
+        questions_low=_questions(tokens, saved.high),
+        questions_high=_questions(tokens, saved.low),
         tokens_read=sum(cost.prompt_tokens - cost.cached_tokens for cost in spent),
-        **in_model_flops,
+        attention_flops_spent=flops_spent,
+        attention_flops_saved=_number(attention),
+        questions_by_flops=_questions(flops_spent, _number(attention)),
+        **_in_model_flops(costs, replace(flops_saved, value=whole)),
     )
 
 
-def _in_model_flops(
-    costs: Sequence[StageCost], saved: float, by_problem: Estimate | None
-) -> dict[str, Any]:
+def _in_model_flops(costs: Sequence[StageCost], saved: Estimate) -> dict[str, Any]:
     """The fields of `BreakEven` that are about model FLOPs."""
     unknown = {
         cost.stage: cost.flops_missing
@@ -188,7 +179,7 @@ def _in_model_flops(
         if cost.model_flops is None and cost.stage in (*OPTIMIZATION, "evaluate")
     }
     without_judge = unknown.pop("judge", None) is not None
-    if math.isnan(saved):
+    if math.isnan(saved.value):
         unknown.setdefault("evaluate", EARLIER)
     else:
         unknown.pop("evaluate", None)  # its rows have theirs
@@ -199,15 +190,12 @@ def _in_model_flops(
         told = [f"{', '.join(names)}: {reason}" for reason, names in stages.items()]
         return {"model_flops_missing": "; ".join(told)}
     spent = sum(cost.model_flops or 0.0 for cost in costs if cost.stage in OPTIMIZATION)
-    low, high = (by_problem.low, by_problem.high) if by_problem else (math.nan, math.nan)
     return {
         "model_flops_spent": spent,
-        "model_flops_saved_per_question": saved,
-        "model_flops_saved_low": low,
-        "model_flops_saved_high": high,
-        "questions_by_model_flops": _questions(spent, saved),
-        "questions_by_model_flops_low": _questions(spent, high),
-        "questions_by_model_flops_high": _questions(spent, low),
+        "model_flops_saved": saved,
+        "questions_by_model_flops": _questions(spent, saved.value),
+        "questions_by_model_flops_low": _questions(spent, saved.high),
+        "questions_by_model_flops_high": _questions(spent, saved.low),
         "without_judge": without_judge,
     }
 
@@ -275,7 +263,7 @@ def _training_flops(run: Path, done: Mapping[str, Any]) -> float | None:
         return 0.0
     if not config.is_file() or not pairs.is_file():
         return None
-    shape = ModelShape.from_config(SimpleNamespace(**json.loads(config.read_text("utf-8"))))
+    shape = shape_of_config(SimpleNamespace(**json.loads(config.read_text("utf-8"))))
     lengths = pl.read_parquet(pairs, columns=["prompt_tokens", "chosen_tokens", "rejected_tokens"])
     once = sum(
         attention_flops(shape, 0, prompt + chosen) + attention_flops(shape, 0, prompt + rejected)
@@ -287,3 +275,124 @@ def _training_flops(run: Path, done: Mapping[str, Any]) -> float | None:
 
 def _number(value: Any) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
+
+
+COST_COLUMNS: Mapping[str, tuple[Callable[[StageCost], Cell], str]] = {
+    "stage": (lambda cost: cost.stage, ""),
+    "tokens": (lambda cost: cost.tokens, ""),
+    "read": (lambda cost: cost.prompt_tokens, ""),
+    "cached": (lambda cost: cost.cached_tokens, ""),
+    "wasted": (lambda cost: cost.wasted_tokens, ""),
+    "trained": (lambda cost: cost.trained_tokens, ""),
+    "attention FLOPs": (lambda cost: _known(cost.attention_flops), ".1e"),
+    "model FLOPs": (lambda cost: _known(cost.model_flops), ".1e"),
+    "attention FLOPs or 0": (lambda cost: _or_zero(cost.attention_flops), ".1e"),
+    "model FLOPs or 0": (lambda cost: _or_zero(cost.model_flops), ".1e"),
+    "seconds": (lambda cost: _known(cost.seconds), ",.1f"),
+    "MiB": (lambda cost: _known(cost.peak_memory and cost.peak_memory / MEBIBYTE), ",.0f"),
+    "money": (lambda cost: _known(cost.money), ",.4g"),
+}
+"""By name, what a table of costs may show."""
+
+
+def cost_table(
+    costs: Iterable[StageCost], columns: Mapping[str, str], title: str = "", **options: Any
+) -> Table:
+    """A line a stage; `columns` has by head the name of a cell (COST_COLUMNS)."""
+    cells = {head: COST_COLUMNS[name] for head, name in columns.items()}
+    return Table.of(title, costs, cells, **options)
+
+
+def cost_text(costs: Sequence[StageCost], even: BreakEven | None) -> str:
+    """For a terminal: the costs of each stage, and the break-even number of questions."""
+    names = ("stage", "tokens", "read", "cached", "trained", "attention FLOPs", "model FLOPs",
+             "seconds", "MiB")  # fmt: skip
+    notes = [
+        f"The {cost.stage}'s tokens cost {cost.money:,.4g} at the recipe's prices."
+        for cost in costs
+        if cost.money is not None
+    ]
+    if even is not None:
+        notes += [*paid_for(even), *wrap(" ".join(paid_in_flops(even)), 100)]
+    return cost_table(costs, {name: name for name in names}, notes=tuple(notes)).text()
+
+
+def together(costs: Sequence[StageCost], name: str) -> StageCost:
+    """All stages as one; FLOPs are None where a stage's are, memory and money are left out."""
+    return StageCost(
+        name,
+        tokens=sum(cost.tokens for cost in costs),
+        prompt_tokens=sum(cost.prompt_tokens for cost in costs),
+        cached_tokens=sum(cost.cached_tokens for cost in costs),
+        wasted_tokens=sum(cost.wasted_tokens for cost in costs),
+        trained_tokens=sum(cost.trained_tokens for cost in costs),
+        attention_flops=_total([cost.attention_flops for cost in costs]),
+        seconds=sum(cost.seconds for cost in costs if cost.seconds is not None),
+        peak_memory=None,
+        model_flops=_total([cost.model_flops for cost in costs]),
+    )
+
+
+def _total(values: Sequence[float | None]) -> float | None:
+    return None if None in values else sum(value or 0.0 for value in values)
+
+
+def _or_zero(value: float | None) -> float | str:
+    return "0" if value == 0 else _known(value)
+
+
+def _known(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def paid_for(even: BreakEven) -> list[str]:
+    """What was spent and what a question saves; after how many of them that is paid for."""
+    saved = even.tokens_saved
+    spent = (
+        f"Spent on optimizing and training: {even.tokens_spent:,} tokens, generated or trained on."
+    )
+    if even.questions is None:
+        if saved.value < 0:
+            more = replace(saved, value=-saved.value, low=-saved.high, high=-saved.low)
+            took = f"takes {more:,.1f…} tokens more"
+        else:
+            took = f"saves {saved:,.1f…} tokens"
+        best = "it never pays"
+        if even.questions_low is not None:
+            best = f"that never pays, at the interval's better end after {even.questions_low:,}"
+        return [spent, f"The trained model {took} a question: {best}."]
+    after = f"{even.questions:,}"
+    if even.questions_low is not None:
+        last = "never" if even.questions_high is None else f"{even.questions_high:,}"
+        after += f" ({even.questions_low:,}…{last})"
+    return [
+        spent,
+        f"Saved by the trained model: {saved:,.1f…} a question.",
+        f"Paid for after {after} questions.",
+    ]
+
+
+def paid_in_flops(even: BreakEven) -> list[str]:
+    """What the count of tokens leaves out; then the same in model FLOPs, which have all of it."""
+    lines = [
+        f"This leaves out the reading of {even.tokens_read:,} tokens of prompts that were not in "
+        "the cache, and that training on a token takes two to four times what generating it takes."
+    ]
+    spent, saved = even.model_flops_spent, even.model_flops_saved
+    if spent is None or saved is None:
+        return [
+            *lines,
+            f"In model FLOPs, which have that, it is not known ({even.model_flops_missing}).",
+        ]
+    judge = ", without the judge's, whose size is not known," if even.without_judge else ""
+    lines.append(f"In model FLOPs, which have that: {shown(spent, '.1e')} spent{judge}")
+    lines[-1] += f" and {saved:.1e…} saved a question:"
+    after, first = even.questions_by_model_flops, even.questions_by_model_flops_low
+    last = even.questions_by_model_flops_high
+    if after is None:
+        better = (
+            "" if first is None else f"; at the interval's better end after {first:,} questions"
+        )
+        return [*lines, f"it never pays{better}."]
+    between = f" ({first:,}…{'never' if last is None else f'{last:,}'})" if first else ""
+    return [*lines, f"paid for after {after:,}{between} questions."]

@@ -5,15 +5,145 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import polars as pl
 
-from dto.records import GIVEN_UP
-from dto.reporting.agreement import agreement, verdicts
+from dto.recipe import EstimateSettings, Recipe
+from dto.records import GIVEN_UP, STAYS, VerdictKind
+from dto.reporting.page import Section
+from dto.reporting.table import Table
 from dto.runs import manifest
+from dto.sequential import zone
+from dto.statistics import Estimate, cohen_kappa, proportion, shown
 from dto.tasks.load import NEAR_DUPLICATE
+
+VERDICTS: tuple[VerdictKind, ...] = ("keep", "redundant", "meaningless", "harmful", "unjudged")
+DROPPED = {
+    "answer_not_reached": "the chain does not come to its answer",
+    "answered_twice": "the answers to the question differ",
+    "duplicate": "the question is already there (case and spaces ignored)",
+    "empty_response": "one side of the pair holds no tokens",
+    "empty_thinking": "the response did not think",
+    "empty": "nothing was thought about the question",
+    "error": "the row raised an error",
+    "extra_number": "more questions are numbered than were asked",
+    "failed": "the engine or the grader failed",
+    "foreign_tags": "the thinking is marked with another model's tags (model.think)",
+    "identical": "optimizing changed nothing, so both sides are the same",
+    "interleaved": "the question is taken up more than once",
+    "left_over": "the questions are no multiple of k",
+    "near_duplicate": "half or more of the question is one of another split",
+    "names_a_question": "it names a question by number, as only batch chains have to",
+    "no_answer": "no answer has the question's number",
+    "no_correct_finalization": "no conclusion at the exit was right",
+    "no_exit": "no boundary passed the threshold",
+    "no_heading": "the thinking does not turn to the question by name",
+    "no_pair": "no two samples make a pair",
+    "no_room": "the context leaves no room for a conclusion",
+    "not_shorter": "the chosen side is not shorter, and both are right",
+    "over_limit": "the problem has enough pairs",
+    "over_longer_correct": "the problem has enough pairs of longer correct over shorter wrong",
+    "prompt_too_long": "the prompt fills the context",
+    "quotes_another": "it names or quotes another question",
+    "runs_on": "the thinking does not turn to the next question by name",
+    "shared_reasoning": "much of the thinking belongs to no question",
+    "surplus": "the classes are balanced",
+    "too_long": "longer than the recipe's limit",
+    "truncated": "the response ran out of tokens",
+    "unnumbered": "the answers cannot be told apart",
+    "unreadable_gold": "the gold answer cannot be read",
+    "unreadable_row": "the row of the source cannot be read",
+}
+"""What the reasons mean that stages drop rows for."""
+
+KINDS = {
+    "trajectories": "trajectories, by grade",
+    "ungraded": "responses without a grade, by reason",
+    "given_up": "answers graded wrong because comparing them exceeded a limit",
+    "boundaries": "boundaries, by the chance of a right answer against the threshold",
+    "verdicts": "thinking patterns, by the judge's verdict",
+    "prunes": "prunes, after fresh rollouts",
+    "optimized": "optimized trajectories, by what became of them",
+    "pairs": "pairs, by what is rejected",
+}
+"""What the counts of a funnel are."""
+
+
+def verdicts(run: Path) -> dict[str, dict[str, int]]:
+    """Patterns by verdict; of those that were to go, how many are gone or had to be restored."""
+    table = run / "prune" / "rows.parquet"
+    if not table.is_file():
+        return {}
+    found = _exploded(pl.scan_parquet(table), "verdicts")
+    counted = {
+        (kind, pruned): n for kind, pruned, n in found.group_by("verdict", "pruned").len()
+        .collect().iter_rows()
+    }  # fmt: skip
+    kinds = {
+        kind: counted.get((kind, True), 0) + counted.get((kind, False), 0) for kind in VERDICTS
+    }
+    fates = {
+        fate: sum(counted.get((kind, gone), 0) for kind in VERDICTS if kind not in STAYS)
+        for fate, gone in (("verified", True), ("restored", False))
+    }
+    return {
+        "verdicts": {kind: count for kind, count in kinds.items() if count},
+        "prunes": {fate: count for fate, count in fates.items() if count},
+    }
+
+
+def agreement(run: Path) -> dict[str, Any] | None:
+    """How far the llm judge agrees with the counterfactual estimate; None where none was made.
+
+    Over the patterns of which both gave a verdict, whether it may go: the share of equal answers
+    and Cohen's kappa, with intervals clustered by problem, since trajectories of a problem are
+    alike. `table` counts all their verdicts.
+    """
+    table = run / "prune" / "rows.parquet"
+    if not table.is_file():
+        return None
+    rows = pl.scan_parquet(table)
+    if "counterfactual" not in rows.collect_schema().names():
+        return None
+    both = (
+        _exploded(rows, "verdicts")
+        .join(_exploded(rows, "counterfactual"), on=("problem_id", "id", "segment"), suffix="_too")
+        .filter(pl.col("verdict") != "unjudged", pl.col("verdict_too") != "unjudged")
+        .select("problem_id", "id", "verdict", "verdict_too")
+        .sort("id")
+        .collect()
+    )
+    if both.is_empty():
+        return None
+    first, second, problems = (
+        both[name].to_list() for name in ("verdict", "verdict_too", "problem_id")
+    )
+    goes, goes_too = (["stays" if kind == "keep" else "goes" for kind in kinds]
+                      for kinds in (first, second))  # fmt: skip
+    counted = both.group_by("verdict", "verdict_too").len()
+    return {
+        "patterns": len(both),
+        "trajectories": both["id"].n_unique(),
+        "rate": proportion([a == b for a, b in zip(goes, goes_too, strict=True)], problems),
+        "kappa": cohen_kappa(goes, goes_too, problems),
+        "table": {
+            kind: {other: n for _, other, n in sorted(counted.filter(verdict=kind).rows())}
+            for kind in VERDICTS
+            if kind in first
+        },
+    }
+
+
+def _exploded(rows: pl.LazyFrame, column: str) -> pl.LazyFrame:
+    """One row for each verdict, without its reason."""
+    each = rows.select("problem_id", "id", column).explode(column).drop_nulls(column)
+    fields = ("segment", "verdict", "pruned")
+    return each.select("problem_id", "id", *(pl.col(column).struct.field(f) for f in fields))
+
 
 STAGES = (
     "problems", "sample", "batch", "segment", "estimate", "optimize", "prune", "pair", "chain",
@@ -145,3 +275,185 @@ def _counts(stage: Path, column: str) -> dict[str, int]:
         return {}
     counted = pl.scan_parquet(table).group_by(column).len().sort(column).collect()
     return dict(counted.iter_rows())
+
+
+def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) -> list[str]:
+    """How many rows went which way, and how training went."""
+    lines = []
+    for key in (
+        "trajectories", "ungraded", "boundaries", "verdicts", "prunes", "optimized", "pairs",
+    ):  # fmt: skip
+        if counts := funnel.get(key):
+            parts = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+            lines.append(f"{key.replace('_', ' '):<12} {sum(counts.values()):>7,}   {parts}")
+    for stage, reasons in funnel["dropped"].items():
+        parts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+        lines.append(f"{'dropped':<12} {sum(reasons.values()):>7,}   at {stage}: {parts}")
+    for stage, reasons in (funnel.get("given_up_at") or {}).items():
+        parts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+        lines.append(f"{'given up':<12} {sum(reasons.values()):>7,}   at {stage}: {parts}")
+    if copies := funnel.get("near_duplicates"):
+        lines += wrap(near_copies(copies), 100)
+    if training is not None:
+        base, kept = training["base"], training["kept"]
+        lines.append(
+            f"{'training':<12} {training['steps']:>7,}   steps; dev accuracy "
+            f"{shown(base['accuracy'], '%')} → {shown(kept['accuracy'], '%')} %, tokens "
+            f"{shown(base['tokens_mean'], ',.0f')} → {shown(kept['tokens_mean'], ',.0f')}"
+            f" at step {kept['step']}" + ("; collapsed" if training["collapsed"] else "")
+        )
+        lines += _judging_lines(training)
+    if agreed := funnel.get("agreement"):
+        lines += ["", _agreement_table(agreed).text()]
+    return lines
+
+
+def near_copies(counts: Mapping[str, int]) -> str:
+    """How many problems may have leaked from one split into another."""
+    parts = ", ".join(f"{count:,} of {split}" for split, count in counts.items())
+    return (
+        f"Problems that repeat half or more of a question of another split: {parts}. Their "
+        "metadata names it; set problems.near_duplicates to drop to leave them out."
+    )
+
+
+def _judging_lines(training: Mapping[str, Any]) -> list[str]:
+    """Groups that taught nothing, and how held-out chains were judged before and after."""
+    lines = []
+    if groups := training.get("groups"):
+        share = groups["flat"] / groups["groups"] if groups["groups"] else None
+        letters = ""
+        if training.get("judging"):
+            letters = f", {groups['unreadable']:,} responses without a letter"
+        lines.append(
+            f"{'groups':<12} {groups['groups']:>7,}   of responses to train on; "
+            f"{shown(share, '%')} % without advantage"
+            + (letters if training.get("judging") else "")
+        )
+    if judging := training.get("judging"):
+        before, kept = judging["before"], judging["kept"]
+        letters = f"{before['unreadable']:,} → {kept['unreadable']:,} without a letter"
+        lines.append(
+            f"{'judging':<12} {kept['responses']:>7,}   judgements of held-out chains; "
+            f"right {right(before):%} → {right(kept):%} %, {letters}"
+        )
+        recall = [
+            f"{name} {shown(before['recall'].get(name), '%')} → {shown(share, '%')}"
+            for name, share in kept["recall"].items()
+        ]
+        lines.append(f"{'':<12} {'':>7}   right by label: {', '.join(recall)} %")
+    return lines
+
+
+def right(score: Mapping[str, Any]) -> Estimate:
+    """The share of held-out chains that were judged right, of what training recorded."""
+    responses = int(score["responses"])
+    return Estimate(score["accuracy"], score["low"], score["high"], responses, responses)
+
+
+def _agreement_table(agreed: Mapping[str, Any]) -> Table:
+    """The llm judge's verdicts by those of the counterfactual judge on the same patterns."""
+    counts = agreed["table"]
+    columns = sorted({name for row in counts.values() for name in row})
+    return Table(
+        f"The judges agree on whether {agreed['patterns']:,} patterns of "
+        f"{agreed['trajectories']:,} trajectories may go:\n"
+        f"rate % {agreed['rate']:%}, Cohen's kappa {agreed['kappa']:.2f…}",
+        ("llm \\ counterfactual", *columns),
+        tuple((name, *(row.get(other, 0) for other in columns)) for name, row in counts.items()),
+    )
+
+
+def funnel_section(
+    funnel: Mapping[str, Any], training: Mapping[str, Any] | None, recipe: Recipe
+) -> Section:
+    """Rows by stage, and every reason for which one was dropped."""
+    kept = Table(
+        "",
+        ("stage", "rows", "dropped", "why"),
+        tuple(
+            (
+                stage,
+                funnel["rows"].get(stage),
+                sum(reasons.values()),
+                "; ".join(
+                    f"{count:,} {reason}" + (f" ({DROPPED[reason]})" if reason in DROPPED else "")
+                    for reason, count in reasons.items()
+                ),
+            )
+            for stage in dict.fromkeys((*funnel["rows"], *funnel["dropped"]))
+            for reasons in [funnel["dropped"].get(stage, {})]
+        ),
+        wide=True,
+    )
+    kinds = tuple(
+        (
+            KINDS[key],
+            sum(counts.values()),
+            ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items()),
+        )
+        for key in KINDS
+        if (counts := funnel.get(key))
+    )
+    tables = [kept]
+    if kinds:
+        tables.append(Table("", ("rows", "all", "of them"), kinds, wide=True))
+    notes = []
+    if training is not None:
+        accuracy, tokens = (
+            [shown(training[when][name], spec) for when in ("base", "kept")]
+            for name, spec in (("accuracy", "%"), ("tokens_mean", ",.0f"))
+        )
+        notes.append(
+            f"Training took {training['steps']:,} steps. On the dev problems, by which step "
+            f"{training['kept']['step']:,} was picked, accuracy went from {accuracy[0]} to "
+            f"{accuracy[1]} %, tokens from {tokens[0]} to {tokens[1]}: what is picked is flattered "
+            "by it, the test problems above are not." + " It collapsed." * training["collapsed"]
+        )
+    if given_up := funnel.get("given_up_at"):
+        parts = ", ".join(f"{sum(each.values()):,} at {stage}" for stage, each in given_up.items())
+        notes.append(f"Answers that the grader gave up to compare count as wrong: {parts}.")
+    if copies := funnel.get("near_duplicates"):
+        notes.append(near_copies(copies))
+    if funnel.get("boundaries"):
+        notes.append(_stated_error(recipe.estimate))
+    if agreed := funnel.get("agreement"):
+        notes.append(
+            f"The llm judge and the counterfactual one agree on {agreed['rate']:%} % of "
+            f"{agreed['patterns']:,} patterns; Cohen's kappa {agreed['kappa']:.2f…}."
+        )
+    return Section(
+        "funnel",
+        "What became of the rows",
+        ("Nothing is dropped in silence: each row that ended on its way has a reason, and stands "
+         "with it in the stage's dropped.jsonl.",),
+        tables=tuple(tables),
+        notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _stated_error(settings: EstimateSettings) -> str:
+    """What the decisions at boundaries say, and what they do not."""
+    if settings.method == "fixed":
+        return (
+            f"A boundary is above when a share of more than {settings.threshold:g} of "
+            f"{settings.rollouts} rollouts is right: no error is stated, and the exit that is "
+            "chosen for a high share is flattered by it."
+        )
+    low, high = zone(settings.threshold, settings.margin, settings.error, settings.cap)
+    text = (
+        f"A boundary is above or below by a test with error {settings.error:g} at each boundary, "
+        f"against {low:g} and {high:g}: a chance of a right answer of at most {low:g} passes with "
+        f"no more than that probability, one of at least {high:g} is refused with no more. Of what "
+        "lies between it says nothing."
+    )
+    if settings.error_scan is None:
+        return text + (
+            " Over a trajectory of many boundaries errors add up; estimate.error_scan bounds them "
+            "together. The exit that is chosen for a high share is flattered by it."
+        )
+    return text + (
+        f" A trajectory whose boundaries are all at {low:g} or less passes at any of them with "
+        f"probability {settings.error_scan:g} at most. The exit that is chosen for a high share is "
+        "flattered by it."
+    )

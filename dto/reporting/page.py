@@ -17,20 +17,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure as Drawing
 
 from dto import __version__
-from dto.reporting import figures
-from dto.reporting.picture import TEXT
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Cells as text; the first `left` columns are flush left, the others flush right."""
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    left: int = 1
-    caption: str = ""
-    folded: bool = False  # shown on demand
-    wide: bool = False  # its last column holds text that wraps
+from dto.reporting import pictures
+from dto.reporting.pictures import TEXT
+from dto.reporting.table import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +33,7 @@ class Figure:
 def drawn(name: str, says: str, make: Callable[..., Drawing], *arguments: Any) -> Figure:
     """The picture that `make` draws; names in it are text, whatever signs they hold."""
     with rc_context(TEXT):
-        return Figure(figures.svg(make(*arguments), name), says)
+        return Figure(pictures.svg(make(*arguments), name), says)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,8 @@ and clustered by problem. Rows that failed leave the denominators and are counte
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,7 @@ import polars as pl
 from dto import statistics
 from dto.errors import DtoError
 from dto.recipe import load_recipe
-from dto.reporting.report import without_nan
-from dto.reporting.table import aligned, interval, number
+from dto.reporting.table import Table
 from dto.runs import manifest
 from dto.statistics import Estimate
 from dto.usage import ModelShape, attention_flops
@@ -101,22 +99,20 @@ class PilotStudy:
             f"{self.name}: {self.responses:,} responses to {self.problems:,} problems, "
             f"{self.right:,} right" + (f", {self.failed:,} failed" if self.failed else "")
         )
-        parts = [[head], _pearl_lines(self.pearls), self._static_lines(), _saved(self.savings)]
-        return "\n\n".join("\n".join(lines) for lines in parts if lines)
+        tables = [_pearl_table(self.pearls), self._static_table(), _savings_table(self.savings)]
+        return "\n\n".join([head, *(table.text() for table in tables if table is not None)])
 
-    def _static_lines(self) -> list[str]:
-        cells: list[Sequence[str]] = [
-            ("thinking", "kept of right %", "corrected of others %", "accuracy %", "tokens")
+    def _static_table(self) -> Table:
+        rows = [
+            (f"{row.fraction:.0%}", row.kept, row.corrected, row.accuracy, row.tokens.value)
+            for row in self.static
         ]
-        for row in self.static:
-            cells.append(
-                (
-                    f"{row.fraction:.0%}", _share(row.kept), _share(row.corrected),
-                    _share(row.accuracy), number(row.tokens.value, 1),
-                )
-            )  # fmt: skip
-        cells.append(("whole", "", "", _share(self.accuracy), number(self.tokens.value, 1)))
-        return ["static exits: the thinking is cut", *aligned(cells, left=1)]
+        return Table(
+            "static exits: the thinking is cut",
+            ("thinking", "kept of right %", "corrected of others %", "accuracy %", "tokens"),
+            (*rows, ("whole", None, None, self.accuracy, self.tokens.value)),
+            formats=("", "%", "%", "%", ",.1f"),
+        )
 
 
 def study(run: Path) -> PilotStudy:
@@ -143,9 +139,7 @@ def study(run: Path) -> PilotStudy:
         static=tuple(_static(run, graded)),
         savings=_savings(run, graded),
     )
-    data: dict[str, Any] = without_nan(asdict(result))
-    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
-    manifest.write_text(run / "pilot" / "pilot.json", text + "\n")
+    manifest.write_json(run / "pilot" / "pilot.json", result)
     return result
 
 
@@ -263,8 +257,6 @@ def _flops(prompt: int, tokens: int) -> float:
 
 def _saved_share(rows: pl.DataFrame, cost: Any) -> Estimate:
     """1 - cost after / cost before, a quotient of sums, with a bootstrap over problems."""
-    if rows.is_empty():
-        return Estimate(float("nan"), float("nan"), float("nan"), 0, 0)
     costs = pl.DataFrame(
         {
             "problem_id": rows["problem_id"],
@@ -272,53 +264,47 @@ def _saved_share(rows: pl.DataFrame, cost: Any) -> Estimate:
             "after": [cost(*each) for each in rows.select("prompt", "after").iter_rows()],
         }
     )
-    sums_PX = (
-        costs.group_by("problem_id", maintain_order=True).sum().select("before", "after").to_numpy()
-    )
-    low, high = statistics.bootstrap(sums_PX, lambda totals: 1 - totals[:, 1] / totals[:, 0])
-    before, after = sums_PX.sum(0)
-    return Estimate(1 - float(after / before), low, high, len(rows), len(sums_PX))
+    sums = costs.group_by("problem_id", maintain_order=True).sum().select("after", "before")
+    left = statistics.ratio(sums.to_numpy(), len(rows))
+    return replace(left, value=1 - left.value, low=1 - left.high, high=1 - left.low)
 
 
 def _proportion(rows: pl.DataFrame, column: str) -> Estimate:
     return statistics.proportion(rows[column].to_numpy(), rows["problem_id"].to_list())
 
 
-def _share(estimate: Estimate) -> str:
-    return interval(estimate.value, estimate.low, estimate.high)
-
-
-def _pearl_lines(pearls: Pearls | None) -> list[str]:
+def _pearl_table(pearls: Pearls | None) -> Table | None:
     if pearls is None:
-        return []
-    cells = [
-        ("pearls", "% (95 %)", "responses"),
-        ("of all responses", _share(pearls.of_all), f"{pearls.of_all.samples:,}"),
-        ("of those right", _share(pearls.of_right), f"{pearls.of_right.samples:,}"),
-        ("of the others", _share(pearls.of_others), f"{pearls.of_others.samples:,}"),
-        ("before half of the thinking", _share(pearls.before_half), f"{pearls.of_all.samples:,}"),
-        ("thinking before a pearl", _share(pearls.position), f"{pearls.position.samples:,}"),
-    ]
-    lines = [
-        f"a pearl: an exit before the end that answers right, p > {pearls.threshold:g}",
-        *aligned(cells, left=1),
-    ]
+        return None
+    notes: tuple[str, ...] = ()
     if pearls.left_out:
-        lines.append(f"{pearls.left_out:,} responses have no estimate and are left out.")
-    return lines
+        notes = (f"{pearls.left_out:,} responses have no estimate and are left out.",)
+    rows = [
+        ("of all responses", pearls.of_all),
+        ("of those right", pearls.of_right),
+        ("of the others", pearls.of_others),
+        ("before half of the thinking", pearls.before_half),
+        ("thinking before a pearl", pearls.position),
+    ]
+    title = f"a pearl: an exit before the end that answers right, p > {pearls.threshold:g}"
+    return _shares(title, "pearls", rows, notes)
 
 
-def _saved(savings: Savings | None) -> list[str]:
+def _savings_table(savings: Savings | None) -> Table | None:
     if savings is None:
-        return []
-    cells = [
-        ("optimized", "% (95 %)", "responses"),
-        ("attention FLOPs saved on those right", _share(savings.flops),
-         f"{savings.flops.samples:,}"),
-        ("the same, of those optimized", _share(savings.flops_optimized),
-         f"{savings.flops_optimized.samples:,}"),
-        ("tokens saved on those right", _share(savings.tokens), f"{savings.tokens.samples:,}"),
-        ("repaired of the others", _share(savings.repaired), f"{savings.repaired.samples:,}"),
-        ("repaired of all", _share(savings.gained), f"{savings.gained.samples:,}"),
-    ]  # fmt: skip
-    return aligned(cells, left=1)
+        return None
+    rows = [
+        ("attention FLOPs saved on those right", savings.flops),
+        ("the same, of those optimized", savings.flops_optimized),
+        ("tokens saved on those right", savings.tokens),
+        ("repaired of the others", savings.repaired),
+        ("repaired of all", savings.gained),
+    ]
+    return _shares("", "optimized", rows)
+
+
+def _shares(
+    title: str, what: str, rows: Sequence[tuple[str, Estimate]], notes: tuple[str, ...] = ()
+) -> Table:
+    cells = tuple((name, share, share.samples) for name, share in rows)
+    return Table(title, (what, "% (95 %)", "responses"), cells, notes, formats=("", "%", ""))

@@ -1,4 +1,7 @@
-"""Where in the thinking the exits lie: those that optimizing chose, those that policies took."""
+"""Where exits lie in the thinking, and whether the confidence of trial answers can be trusted.
+
+Exits are those that optimizing chose and those that policies took.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,72 @@ from pathlib import Path
 
 import polars as pl
 
+from dto import statistics
 from dto.recipe import Recipe
+from dto.statistics import Estimate
+
+CONFIDENCE_BINS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Trials whose confidence lies in one bin: its mean there, and the share of right answers.
+
+    The interval is 95 %, clustered by problem.
+    """
+
+    trials: int
+    confidence: float
+    accuracy: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """The confidence of all trials of one monitor and inducer against their correctness.
+
+    `ece` is the expected calibration error (1706.04599, section 2): |accuracy - confidence| over
+    ten bins of equal width, weighted with their trials; nan without trials. Empty bins are left
+    out. `accuracy` is that of all trials.
+    """
+
+    monitor: str
+    inducer: str
+    confidence: str
+    trials: int
+    accuracy: float
+    ece: float
+    bins: tuple[Bin, ...]
+
+
+def reliability(
+    monitor: str, inducer: str, confidence: str, trials: Sequence[tuple[float, bool, str]]
+) -> Reliability:
+    """From (confidence, right, problem) of each trial; a confidence of 1 is in the last bin."""
+    binned: list[list[tuple[float, bool, str]]] = [[] for _ in range(CONFIDENCE_BINS)]
+    for trial in trials:
+        binned[min(CONFIDENCE_BINS - 1, int(trial[0] * CONFIDENCE_BINS))].append(trial)
+    bins = []
+    for part in filter(None, binned):
+        sure, right, problems = zip(*part, strict=True)
+        accuracy = statistics.proportion(right, problems)
+        bins.append(Bin(len(part), sum(sure) / len(part), accuracy))
+    count = len(trials)
+    gap = sum(bin.trials * abs(bin.accuracy.value - bin.confidence) for bin in bins)
+    return Reliability(
+        monitor=monitor,
+        inducer=inducer,
+        confidence=confidence,
+        trials=count,
+        accuracy=sum(right for _, right, _ in trials) / count if count else float("nan"),
+        ece=gap / count if count else float("nan"),
+        bins=tuple(bins),
+    )
+
+
+def least_off(reliabilities: Sequence[Reliability]) -> Reliability | None:
+    """The one with the smallest calibration error; None where there are no trials."""
+    return min((r for r in reliabilities if r.trials), key=lambda r: r.ece, default=None)
+
 
 BINS = 20
 """Twentieths of the thinking."""
@@ -38,7 +106,7 @@ class ExitPositions:
 
 def exit_positions(run: Path, recipe: Recipe) -> tuple[ExitPositions, ...]:
     """All of a run; empty where it has neither optimized trajectories nor early exits."""
-    return (*_optimized(run), *_evaluated(run, recipe))
+    return (*_optimized(run), *_left_early(run, recipe))
 
 
 def _optimized(run: Path) -> list[ExitPositions]:
@@ -67,7 +135,7 @@ def _optimized(run: Path) -> list[ExitPositions]:
     ]
 
 
-def _evaluated(run: Path, recipe: Recipe) -> list[ExitPositions]:
+def _left_early(run: Path, recipe: Recipe) -> list[ExitPositions]:
     """Thinking until a policy left, by the thinking of the same model and sample without one.
 
     All exits answer a sample with the same seed, so that it is the same path up to the exit, but
@@ -122,3 +190,50 @@ def histogram(shares: Sequence[float]) -> tuple[int, ...]:
     for share in shares:
         counts[min(BINS - 1, max(0, ceil(share * BINS) - 1))] += 1
     return tuple(counts)
+
+
+@dataclass(frozen=True, slots=True)
+class TrialReliability:
+    """The trials of one model under one exit.
+
+    Unless the exit is in `shadow` mode a path that is left makes no further trials, so that early
+    trials, and doubtful ones, are more than their share of a whole path would be.
+    """
+
+    model: str
+    exit: str
+    shadow: bool
+    reliability: Reliability
+
+
+def trial_reliability(run: Path, recipe: Recipe) -> tuple[TrialReliability, ...]:
+    """By model and exit, over all tasks; without the exits that made no graded trials."""
+    table = run / "evaluate" / "rows.parquet"
+    if not table.is_file():
+        return ()
+    trials = (
+        pl.scan_parquet(table)
+        .select("model", "exit", "problem_id", "trials")
+        .filter(pl.col("trials").list.len() > 0)
+        .explode("trials")
+        .select(
+            "model",
+            "exit",
+            "problem_id",
+            confidence=pl.col("trials").struct.field("confidence"),
+            grade=pl.col("trials").struct.field("grade"),
+        )
+        .filter((pl.col("grade") != "failed") & pl.col("confidence").is_between(0.0, 1.0))
+        .with_columns(right=pl.col("grade") == "correct")
+        .collect(engine="streaming")
+    )
+    found = []
+    for model in recipe.evaluate.models:
+        for exit in recipe.evaluate.exits:
+            part = trials.filter(model=model, exit=exit.name)
+            if part.is_empty():
+                continue
+            rows = part.select("confidence", "right", "problem_id").sort("problem_id").rows()
+            reliable = reliability(exit.monitor, exit.inducer, exit.confidence, rows)
+            found.append(TrialReliability(model, exit.name, exit.shadow, reliable))
+    return tuple(found)

@@ -5,10 +5,9 @@ Everything is read from the run's tables and manifests; nothing is computed by a
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from math import isfinite, nan
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +16,28 @@ import polars as pl
 from dto import statistics
 from dto.errors import DtoError
 from dto.recipe import Recipe, load_recipe
-from dto.reporting import table
-from dto.reporting.batch import BatchReport, batch_report
-from dto.reporting.batch_view import batch_lines, draw_batch
-from dto.reporting.comparison import (
+from dto.reporting.batch import BatchReport, batch_lines, batch_report
+from dto.reporting.cost import BreakEven, StageCost, break_even, cost_text, stage_costs
+from dto.reporting.evaluation import (
+    ALL_TASKS,
     COLUMNS,
     Arm,
-    Comparison,
-    ReportRow,
+    Figures,
     arms,
+    average,
+    averages,
     base_arm,
-    compare,
-    report_row,
+    difficulty,
+    evaluate,
 )
-from dto.reporting.cost import BreakEven, StageCost, break_even, stage_costs
-from dto.reporting.difficulty import ALL_TASKS, DifficultyRow, by_difficulty, over_tasks
-from dto.reporting.funnel import funnel, training
-from dto.reporting.macro import AverageRow, average, averages
-from dto.reporting.papers import write_tables
-from dto.reporting.picture import draw
-from dto.reporting.positions import ExitPositions, exit_positions
-from dto.reporting.reproduce import public_names
-from dto.reporting.sections import run_page
-from dto.reporting.trials import TrialReliability, trial_reliability
-from dto.runs import manifest
+from dto.reporting.funnel import funnel, funnel_lines, training
+from dto.reporting.positions import (
+    ExitPositions,
+    TrialReliability,
+    exit_positions,
+    trial_reliability,
+)
+from dto.reporting.table import average_table, difficulty_table, evaluation_tables
 from dto.statistics import Estimate
 
 
@@ -49,10 +46,9 @@ class Report:
     """What a run amounts to; `str()` gives the table for the terminal."""
 
     name: str
-    rows: tuple[ReportRow, ...]
-    comparisons: tuple[Comparison, ...]
-    averages: tuple[AverageRow, ...]
-    difficulty: tuple[DifficultyRow, ...]
+    rows: tuple[Figures, ...]
+    averages: tuple[Figures, ...]
+    difficulty: tuple[Figures, ...]
     costs: tuple[StageCost, ...]
     break_even: BreakEven | None
     funnel: Mapping[str, Any]
@@ -74,118 +70,67 @@ class Report:
             return self.name
         asked = {row.task: row.problems for row in self.rows[::-1]}
         of_tasks = f" of {len(asked)} tasks" if len(asked) > 1 else ""
-        samples = self.rows[0].samples
+        samples = self.rows[0].more["samples"]
         each = f"{samples} sample{'' if samples == 1 else 's'}"
         return f"{self.name}: {sum(asked.values()):,} test problems{of_tasks} × {each}"
 
     def as_json(self) -> dict[str, Any]:
-        """The content of `report.json`: strict JSON, a figure without value is null."""
-        stages = {cost.stage: asdict(cost) for cost in self.costs}
-        data = {
-            "name": self.name,
-            "rows": [asdict(row) for row in self.rows],
-            "comparisons": [asdict(each) for each in self.comparisons],
-            "averages": [asdict(each) for each in self.averages],
-            "difficulty": [asdict(each) for each in self.difficulty],
-            "cost": {
-                "stages": stages,
-                "break_even": None if self.break_even is None else asdict(self.break_even),
-                "break_even_questions": self.break_even and self.break_even.questions,
-            },
-            "funnel": dict(self.funnel),
-            "training": self.training,
-            "exit_positions": [asdict(each) for each in self.positions],
-            "trials": [asdict(each) for each in self.trials],
-            "batch": None if self.batch is None else asdict(self.batch),
+        """The content of `report.json`; figures without a value are nan."""
+        data = asdict(self)
+        costs = {cost["stage"]: cost for cost in data.pop("costs")}
+        even = data.pop("break_even")
+        data["cost"] = {
+            "stages": costs,
+            "break_even": even,
+            "break_even_questions": even and even["questions"],
         }
-        cleaned: dict[str, Any] = without_nan(data)
-        return cleaned
+        data["exit_positions"] = data.pop("positions")
+        return data
 
     def __str__(self) -> str:
-        tasks = self.tasks
-        parts = [[self.title], table.funnel_lines(self.funnel, self.training)]
-        for task in tasks:
-            lines = table.evaluation_lines(
-                [row for row in self.rows if row.task == task],
-                [each for each in self.comparisons if each.task == task],
-            )
-            parts.append(lines if len(tasks) == 1 else [f"task {task}", *lines])
-        parts += [
-            table.average_lines(self.averages),
-            table.difficulty_lines(
-                [row for row in self.difficulty if len(tasks) == 1 or row.task == ALL_TASKS]
-            ),
-            [] if self.batch is None else batch_lines(self.batch),
-            table.cost_lines(self.costs, self.break_even),
-        ]
-        return "\n\n".join("\n".join(lines) for lines in parts if lines)
-
-
-def report(run_directory: Path | str) -> Report:
-    """Write `report.html`, `report.json`, the picture and the tables below `RUN/report`.
-
-    Everything is compared with the model `base` under the first exit whose policy is none, over
-    the same problems and seeds, task by task; with several tasks there is a mean over them. The
-    page is one to send around (:mod:`dto.reporting.sections`), the picture is `report.png` and
-    `report.svg`, the tables are `tables.md`, `tables.csv`, `difficulty.csv`
-    (:mod:`dto.reporting.papers`). Where questions were asked together, `batch.png` and `batch.svg`
-    stand beside them. Raises DtoError when the run has not been evaluated.
-    """
-    run = Path(run_directory)
-    recipe = load_recipe(run / "recipe.yaml")
-    result = measure(run)
-    directory = run / "report"
-    directory.mkdir(exist_ok=True)
-    text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
-    manifest.write_text(directory / "report.json", text + "\n")
-    draw_report(result, directory)
-    if result.batch is not None:
-        draw_batch(result.batch, directory, recipe.name)
-    write_tables(
-        directory, result.title, result.rows, result.comparisons, result.averages, result.difficulty
-    )
-    manifest.write_text(directory / "report.html", run_page(run, recipe, result))
-    return result
-
-
-def draw_report(result: Report, directory: Path) -> None:
-    """Write `report.png` and `report.svg`: models by names that can be shown to others."""
-    names = public_names([row.model for row in result.rows])
-    draw([replace(row, model=names[row.model]) for row in result.rows], directory, result.title)
+        several = len(self.tasks) > 1
+        parts = [self.title, "\n".join(funnel_lines(self.funnel, self.training))]
+        for task in self.tasks:
+            rows = [row for row in self.rows if row.task == task]
+            tables = evaluation_tables(rows, f"task {task}" if several else "")
+            parts += [table.text() for table in tables]
+        if self.averages:
+            parts.append(average_table(self.averages).text())
+        whole = [row for row in self.difficulty if not several or row.task == ALL_TASKS]
+        if whole:
+            parts.append(difficulty_table(whole).text())
+        if self.batch is not None:
+            parts.append("\n".join(batch_lines(self.batch)))
+        parts.append(cost_text(self.costs, self.break_even))
+        return "\n\n".join(filter(None, parts))
 
 
 def measure(run: Path) -> Report:
-    """What `report` tells, with nothing written."""
+    """The figures of a run's report; writes nothing.
+
+    Raises DtoError when the run has not been evaluated.
+    """
     recipe = load_recipe(run / "recipe.yaml")
-    found = _evaluated(run, recipe)
+    evaluated = _evaluated(run, recipe)
     plain = next((exit.name for exit in recipe.evaluate.exits if exit.policy == "none"), "")
-    bases = {arm.task: base_arm(found, plain, arm.task) for arm in found}
-    rows = tuple(report_row(arm, bases[arm.task]) for arm in found)
-    comparisons = tuple(
-        compare(arm, base)
-        for arm in found
-        if (base := bases[arm.task]) is not None and arm is not base
-    )
-    means = averages(rows, comparisons, plain)
-    costs = stage_costs(run)
-    by_name: Mapping[tuple[str, str], ReportRow | AverageRow]
-    by_name = {(row.model, row.exit): row for row in means or rows}
-    failed = any(
-        each.verdict == "too many failed" and (each.model, each.exit) == ("trained", plain)
-        for each in comparisons
-    )
-    saved, saved_flops = (_saved(found, plain, name) for name in ("tokens", "model_flops"))
-    base_row, trained_row = by_name.get(("base", plain)), by_name.get(("trained", plain))
+    bases = {arm.task: base_arm(evaluated, plain, arm.task) for arm in evaluated}
+    rows = tuple(evaluate(arm, bases[arm.task]) for arm in evaluated)
+    means = averages(rows)
+    costs = tuple(stage_costs(run))
+    by_arm = {row.arm: row for row in means or rows}
+    base, trained = by_arm.get(("base", plain)), by_arm.get(("trained", plain))
+    even = None
+    failed = any(row.verdict == "too many failed" and row.arm == ("trained", plain) for row in rows)
+    if base is not None and trained is not None and not failed:
+        saved, flops = (_saved(evaluated, plain, name) for name in ("tokens", "model_flops"))
+        even = break_even(costs, base, trained, saved, flops)
     return Report(
         name=recipe.name,
         rows=rows,
-        comparisons=comparisons,
         averages=means,
-        difficulty=tuple(_difficulty(found, bases)),
-        costs=tuple(costs),
-        break_even=break_even(costs, base_row, trained_row, saved, saved_flops)
-        if base_row is not None and trained_row is not None and not failed
-        else None,
+        difficulty=tuple(difficulty(evaluated, [arm for arm in bases.values() if arm is not None])),
+        costs=costs,
+        break_even=even,
         funnel=funnel(run),
         training=training(run),
         positions=exit_positions(run, recipe),
@@ -195,29 +140,18 @@ def measure(run: Path) -> Report:
     )
 
 
-def _saved(found: Sequence[Arm], plain: str, what: str) -> Estimate:
+def _saved(arms: Sequence[Arm], plain: str, column: str) -> Estimate:
     """What of a column the trained model saves a question, by problem: the mean over tasks."""
-    arms = {(arm.task, arm.model): arm for arm in found if arm.exit == plain}
-    pairs = [
-        (base, arms[task, "trained"])
-        for (task, model), base in arms.items()
-        if model == "base" and (task, "trained") in arms
-    ]
+    by_name = {(arm.task, arm.model): arm for arm in arms if arm.exit == plain}
     return average(
         [
             statistics.paired_difference(
-                base.column(what), base.problems, trained.column(what), trained.problems
+                base.column(column), base.problems, trained.column(column), trained.problems
             )
-            for base, trained in pairs
+            for (task, model), base in by_name.items()
+            if model == "base" and (trained := by_name.get((task, "trained"))) is not None
         ]
     )
-
-
-def _difficulty(found: Sequence[Arm], bases: Mapping[str, Arm | None]) -> Iterator[DifficultyRow]:
-    for task, base in bases.items():
-        if base is not None:
-            yield from by_difficulty([arm for arm in found if arm.task == task], base)
-    yield from over_tasks(found, [base for base in bases.values() if base is not None])
 
 
 def _evaluated(run: Path, recipe: Recipe) -> list[Arm]:
@@ -258,14 +192,3 @@ def _evaluated(run: Path, recipe: Recipe) -> list[Arm]:
             exits.get(arm.exit, len(exits)),
         ),
     )
-
-
-def without_nan(data: Any) -> Any:
-    """The same data with None, JSON's null, for every figure without value."""
-    if isinstance(data, Mapping):
-        return {key: without_nan(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [without_nan(value) for value in data]
-    if isinstance(data, float) and not isfinite(data):
-        return None
-    return data

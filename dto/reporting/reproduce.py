@@ -1,7 +1,7 @@
 """How a run is done again: the command, and what it was done with. Nothing names a machine.
 
-Local files and folders are shown by their last part, servers by their path alone: a report is sent
-to people whose paths differ, and who need not know ours.
+Local files and folders are shown by their last part, servers by an address that is none
+(`dto.redact`): a report is sent to people whose paths differ, and who need not know ours.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import polars as pl
 import yaml
@@ -21,20 +20,13 @@ import yaml
 from dto.pipeline import STAGES, needed
 from dto.prompts import resource
 from dto.recipe import Recipe, load_recipe
+from dto.redact import NO_KEY, Redaction, public_names, texts_of
 from dto.runs import manifest
 
 MOST_CHANGES = 12
 """With more changes than these a command says less than the recipe itself."""
-_PLACES = (
-    "model.name", "model.tokenizer", "judge.name", "judge.tokenizer", "problems.source",
-    "problems.test_source", "sample.imported", "evaluate.models", "evaluate.tasks",
-    "compare.methods",
-)  # fmt: skip
-"""Settings that may name a file or a folder."""
 _ALWAYS = ("seed", "model.name", "model.engine", "problems.source")
 """Settings that are shown though they be the defaults."""
-_SERVERS = ("model.server", "judge.server")
-_ABSOLUTE = re.compile(r"(?:/|~|\.{1,2}/|[A-Za-z]:[\\/]|\\\\|file:)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +93,7 @@ def _command(run: Path, recipe: Recipe, target: str, finished: list[str]) -> str
         stages = ["run"]
     elif {*owed} <= {*finished}:
         stages = ["run", *(stage for stage in stages if stage not in owed)]
-    again = shlex.quote(f"runs/{public_name(recipe.name)}")
+    again = shlex.quote(f"runs/{_public_name(recipe.name)}")
     lines = [f"dto {stages[0]} {target}{suffix}"]
     lines += [f"dto {stage} {again}{suffix}" for stage in stages[1:]]
     return "\n".join(lines if stages == ["run"] else [*lines, f"dto report {again}"])
@@ -112,44 +104,10 @@ def public_settings(recipe: Recipe) -> tuple[dict[str, Any], tuple[str, ...]]:
     whole = manifest.flatten(recipe.model_dump(mode="json"))
     flat = {"name": recipe.name, **{key: whole[key] for key in _ALWAYS}}
     flat |= manifest.flatten(recipe.model_dump(mode="json", exclude_defaults=True))
-    hidden: list[str] = []
-
-    def shown(key: str, value: Any) -> Any:
-        if isinstance(value, list):
-            return [shown(key, each) for each in value]
-        if not isinstance(value, str):
-            return value
-        public = _server(value) if key in _SERVERS else public_name(value, key in _PLACES)
-        if public != value:
-            hidden.append(public)
-        return public
-
-    return {key: shown(key, value) for key, value in flat.items()}, tuple(dict.fromkeys(hidden))
-
-
-def public_name(value: str, may_be_place: bool = True) -> str:
-    """The last part of a path; anything else, such as the id of a model of the Hub, as it is."""
-    local = _ABSOLUTE.match(value) is not None and "\n" not in value
-    if may_be_place and not local and "/" in value and "://" not in value:
-        suffix = PurePosixPath(value).suffix.lower()
-        local = suffix in (".jsonl", ".parquet", ".json", ".yaml", ".yml", ".csv")
-        local = local or value.count("/") > 1 or Path(value).exists()
-    if not local:
-        return value
-    windows = "\\" in value
-    path = PureWindowsPath(value) if windows else PurePosixPath(value.removeprefix("file:"))
-    return path.name or "folder"
-
-
-def public_names(names: list[str]) -> dict[str, str]:
-    """For each name one that can be shown, no two of them alike."""
-    found: dict[str, str] = {}
-    for name in dict.fromkeys(names):
-        label, number = public_name(name), 2
-        while label in found.values():
-            label, number = f"{public_name(name)} ({number})", number + 1
-        found[name] = label
-    return found
+    flat |= {key: NO_KEY for key in flat if key.endswith(".api_key")}
+    redaction = Redaction.of(recipe)
+    hidden = (redaction.replaced.get(text) for _, text in texts_of(flat))
+    return redaction.data(flat), tuple(dict.fromkeys(filter(None, hidden)))
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,11 +120,6 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
             place = place.setdefault(parent, {})
         place[last] = value
     return data
-
-
-def _server(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://SERVER{parts.path}"
 
 
 def _changes(recipe: Recipe, own: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
@@ -205,8 +158,12 @@ def _runs_programs(run: Path) -> bool:
     )
 
 
+def _public_name(name: str) -> str:
+    return public_names([name])[name]
+
+
 def _slug(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", public_name(name)).strip("-.") or "recipe"
+    return re.sub(r"[^\w.-]+", "-", _public_name(name)).strip("-.") or "recipe"
 
 
 def content_of_sources(run: Path) -> dict[str, str]:
@@ -217,7 +174,7 @@ def content_of_sources(run: Path) -> dict[str, str]:
         for key, value in config.items():
             _, marked, source = key.partition("content of ")
             if marked and isinstance(value, str):
-                found[public_name(source)] = value
+                found[_public_name(source)] = value
             elif key == "weights" and isinstance(value, str):
-                found[f"weights of {public_name(str(config.get('model.name')))}"] = value
+                found[f"weights of {_public_name(str(config.get('model.name')))}"] = value
     return found

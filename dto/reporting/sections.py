@@ -5,27 +5,169 @@ Everything is taken from the report's figures, so that page, tables and `report.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
-from math import isnan
+from math import nan
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from dto.calibration.reliability import Reliability
-from dto.recipe import Recipe
-from dto.reporting import figures
-from dto.reporting.accounts import cost_section, funnel_section, names_table, reproduce_section
-from dto.reporting.comparison import MAX_FAILED, Comparison, ReportRow
-from dto.reporting.difficulty import ALL_TASKS
-from dto.reporting.macro import AverageRow, is_base
-from dto.reporting.page import Headline, LeftOut, Section, Table, drawn, render_page
-from dto.reporting.picture import front
-from dto.reporting.reproduce import public_names
-from dto.reporting.table import interval, number, percent, points
-from dto.reporting.together import batch_section
+from dto.recipe import ExitSettings, Recipe
+from dto.redact import public_names
+from dto.reporting import pictures
+from dto.reporting.batch import batch_section
+from dto.reporting.cost import OPTIMIZATION, cost_table, paid_for, paid_in_flops, together
+from dto.reporting.evaluation import ALL_TASKS, MAX_FAILED
+from dto.reporting.funnel import funnel_section
+from dto.reporting.page import Headline, LeftOut, Section, drawn, render_page
+from dto.reporting.positions import Reliability
+from dto.reporting.report import Report
+from dto.reporting.reproduce import content_of_sources, reproduction
+from dto.reporting.table import Table, arms_table
+from dto.statistics import shown
 
-if TYPE_CHECKING:
-    from dto.reporting.report import Report
+DECIDING = {
+    "static": ("fraction",),
+    "budget": ("budget",),
+    "deer": ("monitor", "inducer", "threshold"),
+    "consistency": ("monitor", "inducer", "agree"),
+    "entropy": ("variance",),
+}
+"""By policy the settings that are told of an exit though they be the defaults."""
+
+
+def names_table(recipe: Recipe) -> Table:
+    """What stands behind the names of models and exits."""
+    names = public_names(list(recipe.evaluate.models))
+    base = public_names([recipe.model.name])[recipe.model.name]
+    models = {"base": f"{base}, as it is", "trained": f"{base} after {_training(recipe)}"}
+    rows = [("model", names[name], models.get(name, "a model of its own"))
+            for name in recipe.evaluate.models]  # fmt: skip
+    rows += [("exit", exit.name, _exit(exit)) for exit in recipe.evaluate.exits]
+    return Table(
+        "What the names of models and exits stand for",
+        ("what", "name", "stands for"),
+        tuple(rows),
+        left=2,
+        wide=True,
+        folded=True,
+    )
+
+
+def _training(recipe: Recipe) -> str:
+    train = recipe.train
+    return f"training: {train.method}, learning rate {train.learning_rate:g}, seed {recipe.seed}"
+
+
+def _exit(exit: ExitSettings) -> str:
+    if exit.policy == "none":
+        return "the model ends its thinking itself"
+    main = {key: getattr(exit, key) for key in DECIDING.get(exit.policy, ())}
+    own = main | exit.model_dump(mode="json", exclude_defaults=True)
+    settings = [f"{key} {value}" for key, value in own.items() if key not in ("name", "policy")]
+    return ", ".join([f"policy {exit.policy}", *settings])
+
+
+def cost_section(report: Report) -> Section | LeftOut:
+    """The ledger of the stages, and after how many questions it has paid."""
+    title = "What it cost"
+    if not report.costs:
+        return LeftOut(title, "no stage of the run has a manifest.")
+    spent = [cost for cost in report.costs if cost.stage in OPTIMIZATION]
+    text = ["Every generated token counts, those of rollouts, of trials and of requests that were "
+            "thrown away too."]  # fmt: skip
+    if report.break_even is not None:
+        text.append(" ".join(paid_for(report.break_even)))
+        text.append(" ".join(paid_in_flops(report.break_even)))
+    elif spent:
+        text.append("After how many questions that is paid for is not known: the base and the "
+                    "trained model have to be evaluated, both without an exit and with few "
+                    "failures.")  # fmt: skip
+    rows = [*report.costs]
+    if len(spent) > 1:
+        rows.append(together(spent, "without evaluating"))
+    columns = {
+        "stage": "stage", "generated": "tokens", "read": "read", "from cache": "cached",
+        "thrown away": "wasted", "trained on": "trained",
+        "attention FLOPs": "attention FLOPs or 0", "model FLOPs": "model FLOPs or 0",
+        "seconds": "seconds", "MiB": "MiB",
+    }  # fmt: skip
+    if any(cost.money is not None for cost in report.costs):
+        columns["money"] = "money"
+    means = {row.arm: row for row in report.averages or report.rows}
+    base = means.get(("base", report.plain))
+    tokens = nan if base is None else base.tokens.value
+    drawable = sum(cost.tokens + cost.trained_tokens > 0 for cost in report.costs) > 1
+    return Section(
+        "cost",
+        title,
+        tuple(text),
+        drawn("cost", "Tokens of each stage, and tokens spent in all against questions answered; "
+              "the table below has the figures.", pictures.cost, report.costs, report.break_even,
+              tokens) if drawable else None,
+        (cost_table(rows, columns, "Tokens and time of each stage"),),
+        notes=("Generated and trained on are what has to be paid for, from sampling to training; "
+               "evaluating is measurement, and no part of it. Read are the tokens of prompts, "
+               "from cache those of them that were not computed again; thrown away are generated "
+               "tokens that nothing came of. Attention FLOPs are those of scores and sums over "
+               "values, forward and, in training, backward. Model FLOPs hold them, and two for "
+               "each parameter that takes part (embeddings apart, the LM head with them) and each "
+               "token that was read, not from the cache, or generated; six where it was trained "
+               "on, four where adapters alone were, two more each for gradient checkpointing and "
+               "for a reference model. Seconds and MiB, of the largest "
+               "process, are those of the machine that it ran on.",),
+    )  # fmt: skip
+
+
+def reproduce_section(run: Path, recipe: Recipe) -> Section:
+    """The command, versions, commit, seeds, and hashes of what went in and came out."""
+    found = reproduction(run, recipe)
+    text, commands = [], []
+    if found.git:
+        commands.append(f"git checkout {shlex.quote(str(found.git['commit']))}")
+        if found.git.get("dirty"):
+            text.append("The checkout held changes beside the commit below.")
+    if found.packaged:
+        changed = "; --set has what was changed" if "--set" in found.command else ""
+        text.append(f"The recipe comes with the package{changed}.")
+    else:
+        text.append("Save the recipe at the end under the name that the command has.")
+    if found.hidden:
+        text.append(
+            f"{', '.join(found.hidden)}: shown by the last part of the name, put your own place "
+            "there."
+        )
+    commands.append(found.command)
+    text.append(
+        f"Run seed {found.seed}: the seed of every request is derived from it and from the row's "
+        "id, never from the order."
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
+    hashes = (
+        *((f"{name}, as it went in", value) for name, value in content_of_sources(run).items()),
+        *((f"{stage}: its table" if stage != "train" else "train: the weights", value)
+          for stage, value in found.stages.items()),
+    )  # fmt: skip
+    notes = [f"Versions: {versions or 'not recorded'}."]
+    if "train" in found.stages:
+        notes.append("With other versions, another device or another number of threads, weights "
+                     "may differ in their last digits, and what they answer with them; the hashes "
+                     "tell what is the same.")  # fmt: skip
+    if found.others:
+        notes.append(f"Of another version or commit: {', '.join(found.others)}.")
+    return Section(
+        "reproduce",
+        "Do it again",
+        tuple(text),
+        tables=(
+            Table("Hashes of what went in and what came out",
+                ("what", "hash"), hashes, left=2, folded=True),
+        ),
+        code="\n".join(commands),
+        notes=tuple(notes),
+        folded=("The recipe: what it sets other than the defaults", found.recipe),
+    )  # fmt: skip
+
 
 R = TypeVar("R")
 
@@ -33,7 +175,7 @@ R = TypeVar("R")
 def run_page(run: Path, recipe: Recipe, report: Report) -> str:
     """The HTML of a run's report."""
     report = _public(report)
-    together = batch_section(report)
+    together = batch_section(report.batch, report.training)
     sections = [
         _front(report, recipe),
         _difficulty(report),
@@ -41,7 +183,7 @@ def run_page(run: Path, recipe: Recipe, report: Report) -> str:
         _positions(report),
         _calibration(report),
         cost_section(report),
-        funnel_section(report, recipe),
+        funnel_section(report.funnel, report.training, recipe),
         reproduce_section(run, recipe),
     ]
     model = f"{public_names([recipe.model.name])[recipe.model.name]} on {recipe.model.engine}"
@@ -63,7 +205,6 @@ def _public(report: Report) -> Report:
     return replace(
         report,
         rows=renamed(report.rows),
-        comparisons=renamed(report.comparisons),
         averages=renamed(report.averages),
         difficulty=renamed(report.difficulty),
         positions=renamed(report.positions),
@@ -73,28 +214,28 @@ def _public(report: Report) -> Report:
 
 def _headlines(report: Report) -> list[Headline]:
     """The trained model, the fewest tokens that no loss is shown of, and when it has paid."""
-    compared: Sequence[Comparison | AverageRow] = report.comparisons
-    if report.averages:
-        compared = [row for row in report.averages if not is_base(row, report.plain)]
-    failed = {(each.model, each.exit) for each in report.comparisons
-              if each.verdict == "too many failed"}  # fmt: skip
-    sound = [each for each in compared if (each.model, each.exit) not in failed]
-    trained = [each for each in sound if each.model == "trained" and each.exit == report.plain]
-    others = [each for each in sound if each not in trained and each.gain_high >= 0]
-    fewest = min(others, key=lambda each: each.tokens_ratio, default=None)
-    found = []
-    for each in [*trained, *([fewest] if fewest else [])]:
-        change = f"{abs(100 * (1 - each.tokens_ratio)):.0f} %"
-        ratio = interval(each.tokens_ratio, each.tokens_ratio_low, each.tokens_ratio_high)
-        mood = "good" if each.gain_low > 0 else "bad" if each.gain_high < 0 else "open"
-        shown = {"good": "a gain", "bad": "a loss", "open": "no difference shown"}[mood]
-        name = each.model if each.exit == report.plain else f"{each.model}, {each.exit}"
-        found.append(
+    failed = {row.arm for row in report.rows if row.verdict == "too many failed"}
+    compared = [
+        (row, row.gain, row.ratio)
+        for row in report.averages or report.rows
+        if row.arm not in failed and row.gain is not None and row.ratio is not None
+    ]
+    trained = [part for part in compared if part[0].arm == ("trained", report.plain)]
+    others = [part for part in compared if part not in trained and part[1].high >= 0]
+    fewest = min(others, key=lambda part: part[2].value, default=None)
+    headlines = []
+    for part in [*trained, *([fewest] if fewest else [])]:
+        row, gain, ratio = part
+        change = f"{abs(100 * (1 - ratio.value)):.0f} %"
+        mood = "good" if gain.low > 0 else "bad" if gain.high < 0 else "open"
+        claim = {"good": "a gain", "bad": "a loss", "open": "no difference shown"}[mood]
+        name = row.model if row.exit == report.plain else f"{row.model}, {row.exit}"
+        headlines.append(
             Headline(
-                f"{name}: the fewest where no loss is shown" if each is fewest else name,
-                f"{change} {'fewer' if each.tokens_ratio <= 1 else 'more'} tokens",
-                f"accuracy {points(each.gain, each.gain_low, each.gain_high)} points: {shown}",
-                f"{ratio} % of the base's tokens",
+                f"{name}: the fewest where no loss is shown" if part is fewest else name,
+                f"{change} {'fewer' if ratio.value <= 1 else 'more'} tokens",
+                f"accuracy {gain:+%} points: {claim}",
+                f"{ratio:%} % of the base's tokens",
                 mood,
             )
         )
@@ -108,32 +249,41 @@ def _headlines(report: Report) -> list[Headline]:
             after = even.questions_by_model_flops
             spent += "; in model FLOPs, with all that was read: "
             spent += "never" if after is None else f"after {after:,} questions"
-        found.append(Headline("optimizing and training have paid for themselves", paid, "", spent))
-    return found
+        headlines.append(
+            Headline("optimizing and training have paid for themselves", paid, "", spent)
+        )
+    return headlines
 
 
 def _front(report: Report, recipe: Recipe) -> Section:
-    against = {(each.task, each.model, each.exit): each for each in report.comparisons}
+    columns = {
+        "model": "model", "exit": "exit", "accuracy %": "accuracy", "gain, points": "gain",
+        "tokens": "tokens", "% of base": "ratio", "trial tokens": "trial",
+        "trun\u00adcated": "truncated", "failed": "failed",
+    }  # fmt: skip
     tables = [
-        Table(
-            ("model", "exit", "accuracy %", "gain, points", "tokens", "% of base", "trial tokens",
-             "trun\u00adcated", "failed"),
-            tuple(
-                _front_row(row, against.get((task, row.model, row.exit)))
-                for row in report.rows
-                if row.task == task
-            ),
+        arms_table(
+            [row for row in report.rows if row.task == task],
+            columns,
+            f"task {task}" if len(report.tasks) > 1 else "",
             left=2,
-            caption=f"task {task}" if len(report.tasks) > 1 else "",
         )
         for task in report.tasks
-    ]  # fmt: skip
+    ]
     if report.averages:
-        tables.append(_mean_table(report.averages, report.plain))
+        tables.append(
+            arms_table(
+                report.averages,
+                {"model": "model", "exit": "exit", "accuracy %": "accuracy", "gain, points": "gain",
+                 "tokens": "tokens alone", "% of base": "ratio"},
+                f"mean over {len(report.tasks)} tasks, each counting once",
+                left=2,
+            )
+        )  # fmt: skip
     tables.append(names_table(recipe))
     says = "; ".join(
         f"{row.model}, {row.exit}{f' on {row.task}' if len(report.tasks) > 1 else ''}: "
-        f"{percent(row.accuracy)} % at {number(row.tokens_mean, 0)} tokens"
+        f"{shown(row.accuracy.value, '%')} % at {shown(row.tokens.value, ',.0f')} tokens"
         for row in report.rows
     )
     notes = ["In brackets are 95 % intervals, each for itself: the more there are, the more of "
@@ -141,7 +291,7 @@ def _front(report: Report, recipe: Recipe) -> Section:
              "trial answers. Gains and % of base are against the base without an exit, paired by "
              "problem. Truncated responses ran out of tokens and count as not correct, failed "
              "ones have no grade and leave the denominator."]  # fmt: skip
-    if any(each.verdict == "too many failed" for each in report.comparisons):
+    if any(row.verdict == "too many failed" for row in report.rows):
         notes.append(
             f"Where more than {100 * MAX_FAILED:.0f} % of the responses failed nothing is claimed."
         )
@@ -152,68 +302,26 @@ def _front(report: Report, recipe: Recipe) -> Section:
             "Up and to the left is better. The dotted line joins the points that no other beats in "
             "both; bars are 95 % intervals. Whether two differ is told by the paired gains below.",
         ),
-        drawn("front", f"Accuracy against tokens. {says}", front, report.rows),
+        drawn("front", f"Accuracy against tokens. {says}", pictures.front, report.rows),
         tuple(tables),
         notes=tuple(notes),
     )
 
 
-def _front_row(row: ReportRow, other: Comparison | None) -> tuple[str, ...]:
-    gain = ratio = "–"
-    if other is not None:
-        ratio = interval(other.tokens_ratio, other.tokens_ratio_low, other.tokens_ratio_high)
-        gain = points(other.gain, other.gain_low, other.gain_high)
-        if other.verdict == "too many failed":
-            gain = other.verdict
-    tokens = (
-        f"{number(row.tokens_mean, 1)} ({number(row.tokens_low, 1)}–{number(row.tokens_high, 1)})"
-    )
-    return (
-        row.model, row.exit, interval(row.accuracy, row.accuracy_low, row.accuracy_high), gain,
-        tokens, ratio, number(row.trial_tokens_mean, 1), f"{row.truncated:,}", f"{row.failed:,}",
-    )  # fmt: skip
-
-
-def _mean_table(rows: Sequence[AverageRow], plain: str) -> Table:
-    return Table(
-        ("model", "exit", "accuracy %", "gain, points", "tokens", "% of base"),
-        tuple(
-            (
-                row.model, row.exit,
-                interval(row.accuracy, row.accuracy_low, row.accuracy_high),
-                "–" if is_base(row, plain) else points(row.gain, row.gain_low, row.gain_high),
-                number(row.tokens_mean, 1),
-                "–" if is_base(row, plain) else interval(
-                    row.tokens_ratio, row.tokens_ratio_low, row.tokens_ratio_high),
-            )
-            for row in rows
-        ),
-        left=2,
-        caption=f"mean over {rows[0].tasks} tasks, each counting once",
-    )  # fmt: skip
-
-
 def _difficulty(report: Report) -> Section | LeftOut:
     title = "Tokens saved by difficulty"
     whole = [r for r in report.difficulty if len(report.tasks) == 1 or r.task == ALL_TASKS]
-    if not any(not isnan(row.tokens_ratio) for row in whole):
+    if not any(row.ratio is not None for row in whole):
         return LeftOut(
             title, "it needs a base model without an exit and two samples of each problem."
         )
-    table = Table(
-        ("base right on", "model", "exit", "problems", "accuracy %", "gain, points", "tokens",
-         "% of base"),
-        tuple(
-            (
-                row.bin, row.model, row.exit, f"{row.problems:,}", percent(row.accuracy),
-                points(row.gain, row.gain_low, row.gain_high), number(row.tokens_mean, 1),
-                interval(row.tokens_ratio, row.tokens_ratio_low, row.tokens_ratio_high)
-                if not isnan(row.tokens_ratio) else "–",
-            )
-            for row in whole
-        ),
+    table = arms_table(
+        whole,
+        {"base right on": "bin", "model": "model", "exit": "exit", "problems": "problems",
+         "accuracy %": "accuracy alone", "gain, points": "gain", "tokens": "tokens alone",
+         "% of base": "ratio"},
+        "The same figures as a table",
         left=3,
-        caption="The same figures as a table",
         folded=True,
     )  # fmt: skip
     return Section(
@@ -226,7 +334,7 @@ def _difficulty(report: Report) -> Section | LeftOut:
             "stands in two bins.",
         ),
         drawn("difficulty", "Tokens saved and points gained, by the base's pass rate; the table "
-               "below has the figures.", figures.difficulty, whole),
+               "below has the figures.", pictures.difficulty, whole),
         (table,),
     )  # fmt: skip
 
@@ -235,14 +343,18 @@ def _positions(report: Report) -> Section | LeftOut:
     title = "Where the exits lie"
     if not report.positions:
         return LeftOut(title, "the run has no optimized trajectories, and no exit left early.")
-    rows = tuple(
-        (
-            "optimized" if each.stage == "optimize" else each.model, each.group.replace("_", " "),
-            f"{each.exits:,}", "–" if each.stage == "optimize" else f"{each.without:,}",
-            percent(each.median),
-        )
-        for each in report.positions
-    )  # fmt: skip
+    table = Table.of(
+        "",
+        report.positions,
+        {
+            "of": (lambda part: part.model or "optimized", ""),
+            "outcome or exit": (lambda part: part.group.replace("_", " "), ""),
+            "exits": (lambda part: part.exits, ""),
+            "did not leave": (lambda part: part.without if part.model else None, ""),
+            "median position %": (lambda part: part.median, "%"),
+        },
+        left=2,
+    )
     notes = []
     text = []
     if any(each.stage == "optimize" for each in report.positions):
@@ -260,10 +372,9 @@ def _positions(report: Report) -> Section | LeftOut:
         title,
         tuple(text),
         drawn("exits", "Histograms of exit positions; the table below has their medians.",
-               figures.positions, report.positions,
+               pictures.positions, report.positions,
                list(dict.fromkeys(row.model for row in report.rows))),
-        (Table(("of", "outcome or exit", "exits", "did not leave", "median position %"), rows,
-               left=2),),
+        (table,),
         notes=tuple(notes),
     )  # fmt: skip
 
@@ -272,13 +383,19 @@ def _calibration(report: Report) -> Section | LeftOut:
     title = "Can the confidence be trusted?"
     if not report.trials:
         return LeftOut(title, "no exit of this evaluation asked for trial answers.")
-    rows = tuple(
-        (
-            each.model, each.exit, f"{each.reliability.trials:,}", _sure(each.reliability),
-            percent(each.reliability.accuracy), number(each.reliability.ece, 3),
-        )
-        for each in report.trials
-    )  # fmt: skip
+    table = Table.of(
+        "",
+        report.trials,
+        {
+            "model": (lambda part: part.model, ""),
+            "exit": (lambda part: part.exit, ""),
+            "trials": (lambda part: part.reliability.trials, ""),
+            "mean confidence %": (lambda part: _mean_confidence(part.reliability), "%"),
+            "right %": (lambda part: part.reliability.accuracy, "%"),
+            "ECE": (lambda part: part.reliability.ece, ",.3f"),
+        },
+        left=2,
+    )
     notes = []
     if not all(each.shadow for each in report.trials):
         notes.append("A path that is left makes no further trials, so that doubtful ones are more "
@@ -291,11 +408,11 @@ def _calibration(report: Report) -> Section | LeftOut:
          "ten; bars are 95 % intervals. The expected calibration error (ECE) is the mean distance "
          "from the diagonal: 0 is best.",),
         drawn("calibration", "Reliability diagrams; the table below has the errors.",
-               figures.calibration, report.trials),
-        (Table(("model", "exit", "trials", "mean confidence %", "right %", "ECE"), rows, left=2),),
+               pictures.calibration, report.trials),
+        (table,),
         notes=tuple(notes),
     )  # fmt: skip
 
 
-def _sure(held: Reliability) -> str:
-    return percent(sum(bin.trials * bin.confidence for bin in held.bins) / held.trials)
+def _mean_confidence(reliable: Reliability) -> float:
+    return sum(bin.trials * bin.confidence for bin in reliable.bins) / reliable.trials

@@ -47,6 +47,12 @@ def keep_arms(
         journal.close()
 
 
+def lost_arms(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The arms of an evaluation that another configuration does not keep."""
+    arms = _arms(now)
+    return [arm for arm, settings in _arms(before).items() if arms.get(arm) != settings]
+
+
 def _arms(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     apart = (
         "evaluate.exits", "evaluate.models", "evaluate.tasks", "evaluate.limit", "digest of test",

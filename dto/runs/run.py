@@ -20,7 +20,7 @@ from dto.prompts import JUDGE
 from dto.recipe import Recipe
 from dto.records import NOT_RUN
 from dto.runs import manifest
-from dto.runs.arms import keep_arms
+from dto.runs.arms import keep_arms, lost_arms
 from dto.runs.journal import read_entries, read_head
 from dto.runs.reader import RunReader
 from dto.runs.stage import Stage
@@ -158,9 +158,21 @@ class Run(RunReader):
                 why = f"{unrun:,} programs were not run"
             elif before := [name for name in reads if name in found]:
                 why = f"follows {' and '.join(before)}"
+            if stage.name == "evaluate" and why and not unrun and stage.name not in again:
+                why = self._lost_answers(begun["config"], own, found)
             if why:
                 found[stage.name] = Stale(stage.name, why, *_spent(self, stage.name))
         return list(found.values())
+
+    def _lost_answers(
+        self, before: Mapping[str, Any], now: Mapping[str, Any], stale: Mapping[str, Stale]
+    ) -> str:
+        """What of an evaluation is lost; empty where it only goes on: a new exit, a new task."""
+        if upstream := [name for name in stale if f"digest of {name}" in now and name != "test"]:
+            return f"follows {' and '.join(upstream)}"
+        lost = lost_arms(before, now)
+        lost += [task for task in before["evaluate.tasks"] if task not in now["evaluate.tasks"]]
+        return f"{', '.join(lost)} asked no more, or with other settings" if lost else ""
 
     def _differences(
         self, stage: str, before: Mapping[str, Any], now: Mapping[str, Any]

@@ -22,8 +22,7 @@ from dto.rollouts import (
 )
 from dto.runs.reader import RunReader
 from dto.runs.stage import SAMPLING, Card, Group, Stage, always
-from dto.sequential import MOST_BOUNDARIES, SequentialTest, share
-from dto.statistics import clopper_pearson
+from dto.sequential import MOST_BOUNDARIES, SequentialTest, clopper_pearson, share
 
 _COMPUTING = Lock()
 

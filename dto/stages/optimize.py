@@ -1,21 +1,15 @@
 """Leave at the first good boundary and conclude (2505.21765 section 3: threshold to finalize).
 
-The exits `first_solution` and `second_solution` are those of First-Correct Solutions (2412.21187):
-where a trajectory's text first gives the right answer. That paper lets an LLM split a response into
-solutions and read their answers. Ours: a solution is a thinking pattern whose end states an answer.
-Nothing is generated for it, unlike for DTO's estimates, which ask the model what it would answer.
+The exits of First-Correct Solutions are those of `dto.baselines.solutions`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from dto.context import Context
 from dto.protocols import Graded
-from dto.recipe import Recipe
 from dto.records import (
-    AnswerKind,
     Dropped,
     ExitEstimate,
     OptimizedTrajectory,
@@ -30,52 +24,6 @@ from dto.runs.stage import SAMPLING, Card, Group, Stage, always
 from dto.trajectories import Reading, read_and_grade
 from dto.usage import attention_flops
 
-_SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n+")
-_STATED = re.compile(r"(?:\bis\b|\bbe\b|=|是|为|為)\s*[:：]?\s*([^=是为為]+)$")
-_END = ".。!！ \t"
-MAX_STATED = 100
-"""Characters: what is longer is a sentence, not an answer."""
-
-
-def stated(
-    text: str, final_answer: Callable[[str, AnswerKind], str | None], kind: AnswerKind = "math"
-) -> str | None:
-    """The answer that a pattern ends with, or None.
-
-    What `final_answer`, the grader's, finds anywhere in it; else what follows the last "is", "be",
-    "=", "是" or "为" of its last sentence. A rule of thumb: what counts is only whether it equals
-    the gold one.
-    """
-    answer = final_answer(text, kind)
-    if answer is not None:
-        return answer
-    sentences = [part for part in _SENTENCE.split(text.strip()) if part.strip()]
-    if not sentences:
-        return None
-    found = _STATED.search(sentences[-1].rstrip(_END))
-    answer = found.group(1).strip(" *$") if found else ""
-    return answer if 0 < len(answer) <= MAX_STATED else None
-
-
-async def solution_exits(
-    problem: Problem, trajectory: Trajectory, segments: Sequence[Segment], ctx: Context
-) -> list[int]:
-    """The boundary after the n-th right solution, n by `optimize.exit`; empty: there are fewer."""
-    wanted = {"first_solution": 1, "second_solution": 2}[ctx.recipe.optimize.exit]
-    for segment in segments:
-        text = trajectory.text[slice(*segment.chars)]
-        answer = stated(text, ctx.grader.final_answer, problem.answer_kind)
-        if answer is None:
-            continue
-        boxed = f"\\boxed{{{answer}}}"
-        graded = await ctx.grader.grade_conclusion(
-            boxed, problem.answer, problem.answer_kind, problem.question
-        )
-        wanted -= graded.grade == "correct"
-        if not wanted:
-            return [segment.index]
-    return []
-
 
 async def optimize(
     problem: Problem,
@@ -88,20 +36,25 @@ async def optimize(
 
     Dropped with reason `no_exit` when no boundary passed, or as `finalize` says. Departure from
     the paper: what is kept is a token prefix of the model's own sample, exact but for punctuation
-    that is one token with the text put after it (:mod:`dto.joins`). With
-    `optimize.exit` first_solution or second_solution the exit is the end of that right solution
-    (`dto.stages.optimize`), and `estimates` is not looked at.
+    that is one token with the text put after it (:mod:`dto.joins`).
     """
-    if ctx.recipe.optimize.exit == "estimate":
-        passed = [row.boundary for row in estimates if row.decision == "above"]
-        detail = f"none of {len(estimates)} boundaries is above {ctx.recipe.estimate.threshold}"
-    else:
-        passed = await solution_exits(problem, trajectory, segments, ctx)
-        detail = f"{len(segments)} segments: too few state the gold answer"
+    passed = [row.boundary for row in estimates if row.decision == "above"]
     if not passed:
+        detail = f"none of {len(estimates)} boundaries is above {ctx.recipe.estimate.threshold}"
         return Dropped(trajectory.id, "no_exit", detail)
-    kept = segments[: min(passed) + 1]
-    return await finalize(problem, trajectory, kept, ctx, ctx.seed(trajectory.id, "finalize"))
+    return await conclude(problem, trajectory, segments, min(passed), ctx)
+
+
+async def conclude(
+    problem: Problem,
+    trajectory: Trajectory,
+    segments: Sequence[Segment],
+    boundary: int,
+    ctx: Context,
+) -> OptimizedTrajectory | Dropped:
+    """Leave after segment `boundary`, and finalize (:func:`finalize`)."""
+    seed = ctx.seed(trajectory.id, "finalize")
+    return await finalize(problem, trajectory, segments[: boundary + 1], ctx, seed)
 
 
 async def finalize(
@@ -174,16 +127,8 @@ async def finalize(
 
 
 def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
-    segments = ("segment", Segment)
-    if ctx.recipe.optimize.exit == "estimate":
-        rows = (row for row in run.joined(segments, ("estimate", ExitEstimate)) if row[3])
-    else:
-        rows = ((*row, []) for row in run.joined(segments) if row[2])
-    return (Group(row[1].id, row) for row in rows)
-
-
-def _reads(recipe: Recipe) -> tuple[str, ...]:
-    return ("estimate",) if recipe.optimize.exit == "estimate" else ("segment",)
+    rows = run.joined(("segment", Segment), ("estimate", ExitEstimate))
+    return (Group(row[1].id, row) for row in rows if row[3])
 
 
 STAGE = Stage(
@@ -191,7 +136,7 @@ STAGE = Stage(
     about="Leave at the first good exit; finalize the answer.",
     amount=lambda recipe: f"{recipe.optimize.finalizations} completions of each good exit",
     record=OptimizedTrajectory,
-    reads=_reads,
+    reads=always("estimate"),
     settings=always("optimize.", *SAMPLING),
     groups=_groups,
     work=optimize,

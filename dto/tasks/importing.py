@@ -16,14 +16,17 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dto.baselines.pairs import by_problem
 from dto.context import Context
 from dto.errors import DtoError
 from dto.grading.grader import unreadable_golds
-from dto.records import Dropped, Problem, Trajectory
+from dto.records import Dropped, PreferencePair, Problem, Trajectory
 from dto.runs.reader import RunReader
 from dto.runs.stage import RENDERING, Group, always
 from dto.source import Source
-from dto.stages import sample
+from dto.stages.pair import STAGE as PAIR
+from dto.stages.pair import Side, limited, make_pair
+from dto.stages.sample import STAGE as SAMPLE
 from dto.tags import DEFAULT_TAGS, FOREIGN, KNOWN, ThinkTags, foreign_detail, think_tags
 from dto.tasks.load import Rows, load_problems, read_source
 from dto.tasks.task import Row
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dto.protocols import Grader
-    from dto.recipe import ModelSettings, ProblemSettings
+    from dto.recipe import ModelSettings, PairSettings, ProblemSettings
 
 logger = logging.getLogger("dto")
 
@@ -385,7 +388,7 @@ def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
 
 
 STAGE = replace(
-    sample.STAGE,
+    SAMPLE,
     reads=always(),
     settings=always("sample.imported", "model.prompt", *RENDERING),
     groups=_groups,
@@ -396,3 +399,48 @@ STAGE = replace(
     files=lambda recipe: (str(recipe.sample.imported),),
 )
 """`sample` of a run whose responses were imported."""
+
+
+def imported_pairs(
+    problem: Problem,
+    trajectories: Sequence[Trajectory],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: PairSettings,
+) -> list[PreferencePair | Dropped]:
+    """The pairs of a table of preferences: samples 2k and 2k + 1 are chosen and rejected.
+
+    Whatever their lengths and grades. At most `max_per_problem`, the rest dropped as `over_limit`.
+    """
+    return limited(_of_sides(problem, trajectories, tokenizer, settings), settings.max_per_problem)
+
+
+def _of_sides(
+    problem: Problem,
+    trajectories: Sequence[Trajectory],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: PairSettings,
+) -> list[PreferencePair | Dropped]:
+    """The pairs that an imported table of preferences says; a side may be missing."""
+    sides = {row.sample: row for row in trajectories}
+    rows: list[PreferencePair | Dropped] = []
+    for first in sorted({sample - sample % 2 for sample in sides}):
+        chosen, rejected = sides.get(first), sides.get(first + 1)
+        if chosen is None or rejected is None:
+            row_id = Trajectory.make_id(problem.id, first)
+            rows.append(Dropped(row_id, "no_pair", "one of its sides was dropped before"))
+            continue
+        side = Side(chosen.id, chosen.token_ids, chosen.text, "imported")
+        rows.append(make_pair(chosen, side, rejected, "imported", tokenizer, settings))
+    return rows
+
+
+async def _pair(
+    problem: Problem, trajectories: Sequence[Trajectory], ctx: Context
+) -> list[PreferencePair | Dropped]:
+    return await asyncio.to_thread(
+        imported_pairs, problem, trajectories, ctx.tokenizer, ctx.recipe.pair
+    )
+
+
+PAIRS = replace(PAIR, reads=always("sample"), groups=by_problem, work=_pair)
+"""`pair` of a run whose preferences were imported."""

@@ -12,38 +12,30 @@ after it, and replaced as a whole. On disk, below `runs/NAME/train`:
 from __future__ import annotations
 
 import json
+import logging
+import math
 import shutil
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dto.recipe import TrainSettings
+from accelerate import PartialState
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dto.recipe import Recipe, TrainSettings
+from dto.records import Problem
 from dto.runs.manifest import write_text
+from dto.training.dev import BASE_STEP, DevScore, measure, spread, summarize
+from dto.training.judging import Judging
+from dto.usage import Usage
 
-BASE_STEP = 0
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 CHECKPOINTS = "checkpoints"
-
-
-@dataclass(frozen=True, slots=True)
-class DevScore:
-    """The model after `step` optimizer steps, on the dev problems.
-
-    `accuracy` and `truncated` are shares of the `responses` that have a grade (`failed` ones have
-    none); `standard_error` is that of the accuracy, clustered by problem. `tokens_mean` is over the
-    same responses. `loss` is the mean training loss since the row before (none at step 0).
-    """
-
-    step: int
-    epoch: float
-    accuracy: float
-    standard_error: float
-    tokens_mean: float
-    truncated: float
-    responses: int
-    failed: int
-    loss: float | None
-    collapsed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,9 +189,141 @@ class TrainingState:
         """What was spent on each score, also by runs that were killed afterwards."""
         return _rows(self.directory / "effort.jsonl")
 
+    def spent(self) -> tuple[Usage, dict[str, float]]:
+        """The sum of all efforts: usage of the dev responses, and seconds."""
+        efforts = self.efforts()
+        usage = Usage()
+        for effort in efforts:
+            usage.add(Usage.read(effort["usage"]))
+        keys = ("train_seconds", "dev_seconds")
+        seconds = {key: round(sum(effort[key] for effort in efforts), 3) for key in keys}
+        return usage, {**seconds, "seconds": round(sum(seconds.values()), 3)}
+
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is torn
+
+
+logger = logging.getLogger("dto.train")
+
+
+class DevCallback(TrainerCallback):
+    """Saves and measures the model at evenly spaced steps, the last one included.
+
+    `trainer`, which is made after this and set before it trains, says how much of the training is
+    done, and its mean loss. `judging`, if there is any, is measured beside the dev problems; what
+    the trainer goes through is `epochs` passes.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        tokenizer: PreTrainedTokenizerBase,
+        problems: Sequence[Problem],
+        training: TrainingState,
+        judging: Judging | None,
+        epochs: float,
+    ) -> None:
+        self.recipe = recipe
+        self.tokenizer = tokenizer
+        self.problems = problems
+        self.training = training
+        self.judging = judging
+        self.epochs = epochs
+        self.trainer: Any = None
+        self.allow_code_execution = False
+        self._passed = 0
+        self._since = time.monotonic()
+        self._bar: tqdm[Any] = tqdm(disable=True)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Go on behind the point that a resumed training has come to."""
+        self._passed = self._points(state) if state.global_step else 0
+        self._bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc="train",
+            unit="step",
+            disable=None if state.is_world_process_zero else True,
+        )
+        self._since = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Ask for a checkpoint at the points."""
+        self._bar.update()
+        passed = self._points(state)
+        control.should_save = passed > self._passed
+        self._passed = passed
+        return control
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """The checkpoint is written: measure it, by which it becomes complete."""
+        seconds = time.monotonic() - self._since
+        share = self.trainer.share(state)
+        score = self.score(kwargs["model"], state.global_step, share, seconds)
+        ended = score.collapsed or self._passed == self.recipe.train.evaluations
+        control.should_training_stop = control.should_training_stop or ended
+        self._since = time.monotonic()
+        return control
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the bar."""
+        self._bar.close()
+
+    def _points(self, state: TrainerState) -> int:
+        """How many of the points are passed."""
+        share: float = self.trainer.share(state)
+        return math.floor(self.recipe.train.evaluations * share + 1e-9)
+
+    def score(self, model: PreTrainedModel, step: int, share: float, seconds: float) -> DevScore:
+        """Measure the model, each process on its share of the problems, and write it down.
+
+        `share` of the training is done; `seconds` went into it since the score before.
+        """
+        began = time.monotonic()
+        responses, usage = spread(
+            self.problems,
+            lambda own: measure(
+                model,
+                self.tokenizer,
+                own,
+                self.recipe,
+                allow_code_execution=self.allow_code_execution,
+            ),
+        )
+        if self.judging is not None:
+            usage.add(self.judging.measure(model, step))
+        epoch = round(self.epochs * share, 4)
+        score = summarize(step, epoch, responses, self.trainer.mean_loss())
+        if step > BASE_STEP:
+            base = self.training.history[0]
+            score = replace(score, collapsed=has_collapsed(score, base, self.recipe.train))
+        effort = {
+            "train_seconds": round(seconds, 3),
+            "dev_seconds": round(time.monotonic() - began, 3),
+            "usage": usage.as_json(),
+        }
+        self.training.record(score, effort)
+        PartialState().wait_for_everyone()
+        logger.info("%s", _line(score))
+        return score
+
+
+def _line(score: DevScore) -> str:
+    loss = "" if score.loss is None else f", loss {score.loss:.4f}"
+    text = (
+        f"step {score.step}: dev accuracy {score.accuracy:.3f} ± {score.standard_error:.3f}, "
+        f"{score.tokens_mean:.1f} tokens, {score.truncated:.1%} truncated{loss}"
+    )
+    return f"{text}: collapsed, training stops" if score.collapsed else text

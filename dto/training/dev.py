@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -26,6 +27,7 @@ from dto.usage import Usage, metered
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+BASE_STEP = 0
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -39,15 +41,25 @@ class Response(NamedTuple):
     reason: str
 
 
-class Summary(NamedTuple):
-    """Shares of the graded responses; the standard error is clustered by problem."""
+@dataclass(frozen=True, slots=True)
+class DevScore:
+    """The model after `step` optimizer steps, on the dev problems.
 
+    `accuracy` and `truncated` are shares of the `responses` that have a grade (`failed` ones have
+    none); `standard_error` is that of the accuracy, clustered by problem. `tokens_mean` is over the
+    same responses. `loss` is the mean training loss since the row before (none at step 0).
+    """
+
+    step: int
+    epoch: float
     accuracy: float
     standard_error: float
     tokens_mean: float
     truncated: float
     responses: int
     failed: int
+    loss: float | None
+    collapsed: bool = False
 
 
 def measure(
@@ -174,19 +186,24 @@ def _response(row: Trajectory | Dropped) -> Response:
     return Response(row.problem_id, row.grade, len(row.token_ids), row.reason)
 
 
-def summarize(responses: Sequence[Response]) -> Summary:
-    """Accuracy, length and truncation. Raises DtoError when no response has a grade."""
+def summarize(
+    step: int, epoch: float, responses: Sequence[Response], loss: float | None = None
+) -> DevScore:
+    """The score of some responses. Raises DtoError when none has a grade."""
     graded = [response for response in responses if response.grade != "failed"]
     if not graded:
         reason = responses[0].reason if responses else "there are no dev problems"
         raise DtoError(f"train: no dev response could be graded ({reason})")
     count = len(graded)
     correct = [response.grade == "correct" for response in graded]
-    return Summary(
+    return DevScore(
+        step=step,
+        epoch=epoch,
         accuracy=sum(correct) / count,
         standard_error=standard_error(correct, [response.problem_id for response in graded]),
         tokens_mean=sum(response.tokens for response in graded) / count,
         truncated=sum(response.grade == "truncated" for response in graded) / count,
         responses=count,
         failed=len(responses) - count,
+        loss=loss,
     )

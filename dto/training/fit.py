@@ -5,46 +5,114 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
-from math import isnan
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from math import isnan, nan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 
-from dto.drqa.records import LabelledChain
+from dto.engines.shape import shape_of_model
 from dto.errors import DtoError
 from dto.recipe import Recipe
-from dto.records import Problem
+from dto.records import Dropped, LabelledChain, Problem
 from dto.runs.manifest import peak_memory, write_text
+from dto.runs.reader import RunReader
 from dto.seeds import content_id
-from dto.training import losses
-from dto.training.callback import DevCallback
 from dto.training.checkpoints import (
-    BASE_STEP,
     CHECKPOINTS,
     Choice,
-    DevScore,
+    DevCallback,
     TrainingState,
     choose,
 )
+from dto.training.dev import BASE_STEP, DevScore
 from dto.training.judging import Judging
-from dto.training.material import (
-    LABELLED,
-    ONLINE,
-    Material,
-    labelled,
-    material,
-    nouns,
-    problems,
-    step_size,
+from dto.training.pairs import (
+    Demonstration,
+    TokenizedPair,
+    batch_answers,
+    chosen_sides,
+    load_pairs,
+    load_weighted,
+    training_order,
+    verdicts,
+    within_budget,
 )
-from dto.training.trainer import one_device
+from dto.training.trainers import (
+    SimPOTrainer,
+    StoredDPOTrainer,
+    StoredSFTTrainer,
+    on_cpu,
+    one_device,
+    settle,
+    small_tiles,
+)
 from dto.training.weights import keep, load, with_adapters
-from dto.usage import ModelShape, Usage, training_flops
+from dto.trajectories import prompt_ids
+from dto.usage import ModelShape, attention_flops
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+
+def training_flops(
+    shape: ModelShape,
+    lengths: Iterable[int],
+    *,
+    adapters: bool = False,
+    checkpointing: bool = False,
+    reference: bool = False,
+) -> tuple[float, float]:
+    """Attention FLOPs and model FLOPs of training on sequences of these lengths in tokens.
+
+    Forward and backward pass are three forward passes; where `adapters` are trained alone, two, but
+    for the attention, which has no weights. `checkpointing` and a `reference` model add a forward
+    pass each.
+    """
+    tokens, attention = 0, 0.0
+    for length in lengths:
+        tokens += length
+        attention += attention_flops(shape, 0, length)
+    again = checkpointing + reference
+    attention *= 3 + again
+    if shape.parameters is None:
+        return attention, nan
+    return attention, 2.0 * shape.parameters * tokens * ((2 if adapters else 3) + again) + attention
+
 
 logger = logging.getLogger("dto.train")
+
+ONLINE = ("grpo", "drqa")
+"""Methods that sample what they train on."""
+LABELLED = ("drqa", "cft", "sft_batch")
+"""Methods that read labelled chains, and so have some held out to measure judging by."""
+NOUNS = {
+    "sft": "responses", "sft_batch": "responses", "o1_pruner": "responses",
+    "grpo": "problems", "drqa": "chains", "cft": "chains", "none": "rows",
+}  # fmt: skip
+"""What the rows of a method are; those of the others are pairs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """The rows to train on, their order, and what the model is measured by meanwhile.
+
+    `rows` are pairs, responses, or what the model is asked anew: problems, or labelled chains.
+    `order` holds indices into them, for all epochs.
+    """
+
+    dev: list[Problem]
+    held_out: list[LabelledChain]
+    rows: list[Any] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+    order: list[int] = field(default_factory=list)
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the rows."""
+        return len(self.order) / max(1, len(self.rows))
 
 
 def fit(
@@ -66,145 +134,268 @@ def fit(
     loss that is not finite.
     """
     directory = run / "train" if directory is None else directory
-    method = recipe.train.method
-    config = losses.config(recipe, directory / CHECKPOINTS)
+    kind = trainer_class(recipe.train.method)
+    config = kind.config(recipe, directory / CHECKPOINTS) if kind is not None else None
     if config is not None:
         _ = config.device  # sets up the processes: on CPUs, PartialState() before it would not
         one_device(config, run)
     world = PartialState()
     model, tokenizer = load(recipe)
-    shape = ModelShape.of_model(model)
-    found = material(run, recipe, model, tokenizer)
-    dev = problems(run, "dev")
-    held_out = labelled(run, "dev") if method in LABELLED else []
-    if len(dev) < 2:
-        raise DtoError(
-            f"train: {len(dev)} dev problems are too few to choose a checkpoint by: "
-            "set problems.dev to 300"
-        )
+    shape = shape_of_model(model)
+    material = read_material(RunReader(run, recipe), recipe, model, tokenizer)
+    finished = directory / "result.json"
     with world.main_process_first():
-        mark = fingerprint(recipe, found, dev, held_out)
         training = TrainingState(
             directory,
-            mark,
+            fingerprint(recipe, material),
             world.num_processes,
             writer=world.is_main_process,
             keep=recipe.train.keep,
         )
-        finished = directory / "result.json"
         if finished.exists() and training.model.is_dir():
             known: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
             return known
-        if method in ONLINE:
+        if recipe.train.method in ONLINE:
             training.restart()
-        last = training.resume()
-    choice = Choice(BASE_STEP, f"there are no {nouns(method)} to train on: base is kept")
-    online: Any = None
+        checkpoint = training.resume()
+    trainer: Any = None
     judging: Judging | None = None
-    if found.order:
+    noun = NOUNS.get(recipe.train.method, "pairs")
+    choice = Choice(BASE_STEP, f"there are no {noun} to train on: base is kept")
+    if material.order:
+        if material.held_out:
+            steps = [score.step for score in training.history]
+            judging = Judging(material.held_out, tokenizer, recipe, directory, steps)
+        callback = DevCallback(recipe, tokenizer, material.dev, training, judging, material.epochs)
         model = with_adapters(model, recipe)
-        callback = DevCallback(recipe, tokenizer, dev, training, allow_code_execution)
-        callback.epochs = found.epochs
-        if held_out:
-            judging = Judging(
-                held_out,
-                tokenizer,
-                recipe,
-                directory,
-                [score.step for score in training.history],
-                writer=world.is_main_process,
-            )
-            callback.judging = judging
-        rows = found.rows or found.asked
-        trainer = losses.trainer(recipe, config, model, tokenizer, rows, found.order, callback)
-        callback.mean_loss = trainer.mean_loss
-        if method in ONLINE:
-            online, callback.share = trainer, trainer.share
-            trainer.allow_code_execution = allow_code_execution
-        if not training.history:
-            if base is None:
-                callback.score(model, BASE_STEP, 0.0, 0.0)
-            else:
-                training.record(base, {"train_seconds": 0.0, "dev_seconds": 0.0, "usage": {}})
-        if judging is not None and not judging.scores:
-            judging.measure(model, BASE_STEP)
-        if not training.history[-1].collapsed:
-            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        trainer = make_trainer(
+            recipe, config, model, tokenizer, material.rows, material.order, callback
+        )
+        callback.trainer = trainer
+        callback.allow_code_execution = trainer.allow_code_execution = allow_code_execution
+        _train(trainer, callback, base, checkpoint)
         choice = choose(training.history, recipe.train.keep)
     logger.info("%s", choice.reason)
-    steps = training.history[-1].step if training.history else 0
-    spent = _spent(training)
-    if online is None:
-        seen = [found.rows[index] for index in found.order[: steps * step_size(recipe)]]
-        trained = sum(row.tokens for row in seen)
-        lengths = [length for row in seen for length in row.lengths]
-    else:
-        usage = Usage.read(spent["usage"])
-        usage.add(online.usage)
-        spent["usage"] = usage.as_json()
-        trained = online.spent - online.generated
-        lengths = online.lengths
-    flops = training_flops(
-        shape,
-        lengths,
-        adapters=bool(recipe.train.lora_rank),
-        checkpointing=recipe.train.gradient_checkpointing,
-        reference=method in ("dpo", "o1_pruner") or (online is not None and online.beta != 0.0),
-    )
-    result = {
-        "rows": {
-            nouns(method): len(found.rows or found.asked),
-            "dropped": len(found.dropped),
-            "dev_problems": len(dev),
-            **({"held_out": len(held_out)} if method in LABELLED else {}),
-        },
-        "kept_step": choice.step,
-        "reason": choice.reason,
-        "steps": steps,
-        "collapsed": steps > 0 and training.history[-1].collapsed,
-        "tokens_trained": trained,
-        "attention_flops_trained": flops[0],
-        "model_flops_trained": None if isnan(flops[1]) else flops[1],
-        "policy_tokens": trained if online is None else online.spent,
-        "epochs": round(found.epochs, 3) if online is None else None,
-        "groups": None if online is None else online.groups._asdict(),
+    result = _result(recipe, shape, material, training, trainer, choice)
+    result |= {
         "judging": None if judging is None else judging.summary(choice.step),
         "peak_memory": peak_memory(),
-        **spent,
     }
     if world.is_main_process:
-        lines = [json.dumps(asdict(row)) + "\n" for row in found.dropped]
+        lines = [json.dumps(asdict(row)) + "\n" for row in material.dropped]
         write_text(directory / "dropped.jsonl", "".join(lines))
-        checkpoint = training.checkpoint(choice.step) if choice.step > BASE_STEP else None
-        keep(recipe, checkpoint, training.model)
+        kept = training.checkpoint(choice.step) if choice.step > BASE_STEP else None
+        keep(recipe, kept, training.model)
         write_text(finished, json.dumps(result, indent=2) + "\n")
         shutil.rmtree(training.checkpoints, ignore_errors=True)
     world.wait_for_everyone()
     return result
 
 
-def _spent(training: TrainingState) -> dict[str, Any]:
-    efforts = training.efforts()
-    usage = Usage()
-    for effort in efforts:
-        usage.add(Usage.read(effort["usage"]))
-    spent = {
-        key: round(sum(effort[key] for effort in efforts), 3)
-        for key in ("train_seconds", "dev_seconds")
-    }
-    return {"usage": usage.as_json(), **spent, "seconds": round(sum(spent.values()), 3)}
+def trainer_class(method: str) -> Any:
+    """The trainer of a method; None for `none`.
+
+    That of GRPO is imported only where it is needed: TRL imports vLLM with it, if that is there.
+    """
+    match method:
+        case "none":
+            return None
+        case "simpo":
+            return SimPOTrainer
+        case "dpo":
+            return StoredDPOTrainer
+        case "sft" | "cft" | "sft_batch":
+            return StoredSFTTrainer
+    from dto.training import grpo
+
+    return grpo.PrunerTrainer if method == "o1_pruner" else grpo.OnlineTrainer
 
 
-def fingerprint(
+def make_trainer(
     recipe: Recipe,
-    material: Material,
-    problems: Sequence[Problem],
-    held_out: Sequence[LabelledChain] = (),
-) -> str:
+    config: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Any],
+    order: Sequence[int],
+    callback: TrainerCallback,
+) -> Any:
+    """The trainer of the recipe's method on some rows in their order; its head is checked."""
+    if on_cpu(recipe):
+        small_tiles()
+    kind = trainer_class(recipe.train.method)
+    trainer = kind(recipe, model, config, tokenizer, rows, order, [callback])
+    settle(trainer)
+    return trainer
+
+
+def _train(
+    trainer: Any, callback: DevCallback, base: DevScore | None, checkpoint: Path | None
+) -> None:
+    """Measure the base model, unless its score is known, and train to the end."""
+    training, judging = callback.training, callback.judging
+    if not training.history:
+        if base is None:
+            callback.score(trainer.model, BASE_STEP, 0.0, 0.0)
+        else:
+            training.record(base, {"train_seconds": 0.0, "dev_seconds": 0.0, "usage": {}})
+    if judging is not None and not judging.scores:
+        judging.measure(trainer.model, BASE_STEP)
+    if not training.history[-1].collapsed:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def read_material(
+    run: RunReader, recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Material:
+    """The material of the recipe's method. Raises DtoError for fewer than two dev problems."""
+    settings = recipe.train
+    dev = list(run.problems("dev"))
+    if len(dev) < 2:
+        raise DtoError(
+            f"train: {len(dev)} dev problems are too few to choose a checkpoint by: "
+            "set problems.dev to 300"
+        )
+    held_out = _labelled(run, "dev") if settings.method in LABELLED else []
+    if settings.method == "none":
+        return Material(dev, held_out)
+    if settings.method in ONLINE:
+        rows, order = _sampled_from(run, recipe, tokenizer)
+        return Material(dev, held_out, rows, order=order)
+    rows, dropped = _stored(run, recipe, _context(recipe, model), tokenizer)
+    lengths, size = [row.length for row in rows], step_size(recipe)
+    if settings.policy_tokens is None:
+        order = training_order(lengths, epochs=settings.epochs, batch_size=size, seed=recipe.seed)
+    else:
+        order = within_budget(
+            [row.tokens for row in rows],
+            lengths,
+            budget=settings.policy_tokens,
+            batch_size=size,
+            seed=recipe.seed,
+        )
+    return Material(dev, held_out, rows, dropped, order)
+
+
+def _sampled_from(
+    run: RunReader, recipe: Recipe, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Any], list[int]]:
+    """Problems or labelled chains to sample responses to, in their order."""
+    rows: list[Any]
+    if recipe.train.method == "drqa":
+        rows = _labelled(run, "train")
+        sizes = [len(row.prompt_ids) for row in rows]
+    else:
+        rows = list(run.problems("train"))
+        sizes = [len(prompt_ids(row.question, tokenizer, recipe.model, row.prompt)) for row in rows]
+    if not rows:
+        return [], []
+    epochs = longest(recipe, len(rows), min(sizes)) / len(rows)
+    group = recipe.train.batch_size // recipe.train.group
+    # Equal lengths, so that batches are not grouped by length: it correlates with the class.
+    order = training_order([1] * len(rows), epochs=epochs, batch_size=group, seed=recipe.seed)
+    return rows, order
+
+
+def longest(recipe: Recipe, rows: int, shortest_prompt: int) -> int:
+    """Rows in the order of a training: an upper bound where the tokens decide when it ends."""
+    settings = recipe.train
+    budget = settings.policy_tokens
+    if budget is None:
+        return round(settings.epochs * rows)
+    return budget // (settings.group * (shortest_prompt + 2)) + settings.batch_size
+
+
+def _stored(
+    run: RunReader, recipe: Recipe, context: int, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[TokenizedPair | Demonstration], list[Dropped]]:
+    """Pairs or responses of the tables, and those that cannot be trained on."""
+    found: Sequence[TokenizedPair | Demonstration | Dropped]
+    match recipe.train.method:
+        case "o1_pruner":
+            found = load_weighted(run, context, recipe.train.accuracy_weight)
+        case "cft":
+            found = verdicts(_labelled(run, "train"), recipe.model, tokenizer, context)
+        case "sft_batch":
+            found = batch_answers(run, _labelled(run, "train"), recipe.model, tokenizer, context)
+        case "sft":
+            found = chosen_sides(load_pairs(run, context))
+        case _:
+            found = load_pairs(run, context)
+    rows = [row for row in found if not isinstance(row, Dropped)]
+    return rows, [row for row in found if isinstance(row, Dropped)]
+
+
+def _labelled(run: RunReader, split: str) -> list[LabelledChain]:
+    """The labelled chains of a split: `train`, or `dev`, which are held out."""
+    return [row for row in run.rows("label", LabelledChain) if row.split == split]
+
+
+def step_size(recipe: Recipe) -> int:
+    """Rows in one optimizer step."""
+    per_process = recipe.train.batch_size * recipe.train.gradient_accumulation
+    processes: int = PartialState().num_processes
+    return per_process * processes
+
+
+def _context(recipe: Recipe, model: PreTrainedModel) -> int:
+    limit: Any = getattr(model.config, "max_position_embeddings", None)
+    own = int(limit or recipe.pair.max_length)
+    return min(own, recipe.model.context or own)
+
+
+def fingerprint(recipe: Recipe, material: Material) -> str:
     """What makes a training the same: settings, model, what it trains on and is measured by."""
     parts = (recipe.train, recipe.sample, recipe.model)
     settings = [part.model_dump_json() for part in parts]
-    rows = (*material.rows, *material.asked)
-    trained = content_id(*(content_id(repr(row)) for row in rows))
-    measured = content_id(*(row.id for row in problems), *(row.id for row in held_out))
+    trained = content_id(*(content_id(repr(row)) for row in material.rows))
+    measured = content_id(*(row.id for row in material.dev), *(row.id for row in material.held_out))
     return content_id(str(recipe.seed), *settings, trained, measured)
+
+
+def _result(
+    recipe: Recipe,
+    shape: ModelShape,
+    material: Material,
+    training: TrainingState,
+    trainer: Any,
+    choice: Choice,
+) -> dict[str, Any]:
+    """Counts, what is kept, and what it took; `trainer` is None where nothing was trained."""
+    method = recipe.train.method
+    online = trainer if method in ONLINE else None
+    steps = training.history[-1].step if training.history else 0
+    usage, seconds = training.spent()
+    if online is None:
+        seen = [material.rows[index] for index in material.order[: steps * step_size(recipe)]]
+        lengths = [length for row in seen for length in row.lengths]
+    else:
+        usage.add(online.usage)
+        lengths = online.lengths
+    attention_flops, model_flops = training_flops(
+        shape,
+        lengths,
+        adapters=bool(recipe.train.lora_rank),
+        checkpointing=recipe.train.gradient_checkpointing,
+        reference=method in ("dpo", "o1_pruner") or (online is not None and online.beta != 0.0),
+    )
+    return {
+        "rows": {
+            NOUNS.get(method, "pairs"): len(material.rows),
+            "dropped": len(material.dropped),
+            "dev_problems": len(material.dev),
+            **({"held_out": len(material.held_out)} if method in LABELLED else {}),
+        },
+        "kept_step": choice.step,
+        "reason": choice.reason,
+        "steps": steps,
+        "collapsed": steps > 0 and training.history[-1].collapsed,
+        "tokens_trained": sum(lengths),
+        "attention_flops_trained": attention_flops,
+        "model_flops_trained": None if isnan(model_flops) else model_flops,
+        "policy_tokens": sum(lengths) if online is None else online.spent,
+        "epochs": round(material.epochs, 3) if online is None else None,
+        "groups": None if online is None else online.groups._asdict(),
+        "usage": usage.as_json(),
+        **seconds,
+    }

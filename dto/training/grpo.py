@@ -11,21 +11,26 @@ step (dapo), and the divergence is weighted by the ratio of the probabilities (2
 
 The tokens of a step are known only after it, so the training ends where the next step might exceed
 the budget, and the learning rate falls linearly with the share of the budget that is spent.
+
+O1-Pruner (2501.12570) is here as well: the clipped objective of PPO on samples of the base model,
+which TRL's GRPOTrainer computes too (:class:`PrunerTrainer`).
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+import torch
 from accelerate.utils import gather_object
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PrinterCallback,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -33,23 +38,22 @@ from transformers import (
 )
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.utils import pad
 
-from dto.drqa.judging import judge
-from dto.drqa.records import LabelledChain
 from dto.recipe import Recipe
-from dto.records import Problem, Trajectory
+from dto.records import LabelledChain, Problem, Trajectory
 from dto.seeds import derive
 from dto.training.dev import respond, sampled
+from dto.training.judging import judge
+from dto.training.pairs import Demonstration
 from dto.training.rewards import REWARDS, Rewards, judging
-from dto.training.trainer import Mannered, arguments, table
+from dto.training.trainers import QuietTrainer, arguments
 from dto.trajectories import prompt_ids
 from dto.usage import Usage
 
 KL = {"grpo": 0.0, "drqa": 0.04}
 """The weight of the divergence where the recipe has none; TRL's default, and GRPO's own."""
 STEPS = "steps.jsonl"
-
-Asked = Problem | LabelledChain
 
 
 class Answer(NamedTuple):
@@ -75,8 +79,8 @@ class Groups(NamedTuple):
         return Groups._make(own + more for own, more in zip(self, other, strict=True))
 
 
-class OnlineTrainer(Mannered, GRPOTrainer):
-    """GRPOTrainer on exact ids; `order` holds indices into `asked`, for the whole training.
+class OnlineTrainer(QuietTrainer, GRPOTrainer):
+    """GRPOTrainer on exact ids that it samples; the rows are problems or labelled chains.
 
     `spent` counts the policy tokens so far: what was generated, and what was trained on, prompts
     included; `lengths` has the tokens of each sequence that was trained on. `usage` is that of the
@@ -87,41 +91,63 @@ class OnlineTrainer(Mannered, GRPOTrainer):
 
     def __init__(
         self,
+        recipe: Recipe,
         model: PreTrainedModel,
         args: GRPOConfig,
         tokenizer: PreTrainedTokenizerBase,
-        asked: Sequence[Asked],
+        rows: Sequence[Problem | LabelledChain],
         order: Sequence[int],
-        recipe: Recipe,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        self.asked = {row.id: row for row in asked}
+        self.rows = {row.id: row for row in rows}
         self.recipe = recipe
         self.words = tokenizer
         self.usage = Usage()
         self.spent = self.generated = 0
         self.lengths: list[int] = []
         self.groups = self._rewarded = Groups()
+        self.allow_code_execution = False
         self._largest_step = 0
         self._spent_before = 0
         super().__init__(
+            recipe,
             model,
-            self._rewards,
             args,
-            train_dataset=table([{"prompt": asked[index].id} for index in order]),
-            processing_class=tokenizer,
-            callbacks=[*callbacks, Decay(self), Steps(self)],
+            tokenizer,
+            rows,
+            order,
+            [*callbacks, StepCallback(self)],
+            reward_funcs=self._rewards,
             rollout_func=self._responses,
         )
-        self.remove_callback(PrinterCallback)
-        self.losses = []
-        self.allow_code_execution = False
+
+    @staticmethod
+    def config(recipe: Recipe, directory: Path) -> GRPOConfig:
+        """TRL's settings of GRPO."""
+        settings = recipe.train
+        sampling = sampled(recipe, settings.group).sample
+        revision = recipe.model.revision
+        return GRPOConfig(
+            **arguments(recipe, directory),
+            lr_scheduler_type="constant",  # StepCallback sets it
+            num_generations=settings.group,
+            max_completion_length=sampling.max_tokens,
+            temperature=sampling.temperature or 1.0,
+            beta=KL[settings.method] if settings.kl is None else settings.kl,
+            model_init_kwargs={"revision": revision} if revision else None,
+            shuffle_dataset=False,
+        )
+
+    @staticmethod
+    def columns(row: Problem | LabelledChain) -> dict[str, str]:
+        """A row is asked for by its id."""
+        return {"prompt": row.id}
 
     def share(self, state: TrainerState) -> float:
         """How much of the training is done; 1 where the next step might exceed the budget."""
         budget = self.recipe.train.policy_tokens
         if budget is None:
-            return state.global_step / state.max_steps
+            return super().share(state)
         self._largest_step = max(self._largest_step, self.spent - self._spent_before)
         self._spent_before = self.spent
         left = budget - self.spent
@@ -150,7 +176,7 @@ class OnlineTrainer(Mannered, GRPOTrainer):
         seed = derive(self.recipe.seed, "grpo", "step", self.state.global_step)
         recipe = sampled(self.recipe.model_copy(update={"seed": seed}), group, untruncated=True)
         unique = list(dict.fromkeys(firsts))  # an epoch may end with what the next begins with
-        found, usage = self._sampled([self.asked[name] for name in unique], recipe)
+        found, usage = self._sampled([self.rows[name] for name in unique], recipe)
         made = dict(zip(unique, found, strict=True))
         answers = [answer for name in firsts for answer in made[name]]
         end = int(self.words.eos_token_id)
@@ -227,21 +253,18 @@ class OnlineTrainer(Mannered, GRPOTrainer):
             self.usage.add(each)
 
 
-class Decay(TrainerCallback):
-    """The learning rate falls linearly with what is spent, as it does with steps elsewhere.
+class StepCallback(TrainerCallback):
+    """Sets the learning rate of each step, and writes a line about it.
 
-    It rises first over `train.warmup_steps`.
+    The rate falls linearly with what is spent, as it does with steps elsewhere; it rises first over
+    `train.warmup_steps`. The file begins anew with the training.
     """
 
     def __init__(self, trainer: OnlineTrainer) -> None:
         self.trainer = trainer
 
     def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Set the rate of the step."""
         budget = self.trainer.recipe.train.policy_tokens
@@ -250,19 +273,8 @@ class Decay(TrainerCallback):
         for group in kwargs["optimizer"].param_groups:
             group["lr"] = args.learning_rate * (1 - done) * rising
 
-
-class Steps(TrainerCallback):
-    """A line for each step; the file begins anew with the training."""
-
-    def __init__(self, trainer: OnlineTrainer) -> None:
-        self.trainer = trainer
-
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Write what the step was like."""
         line = json.dumps({"step": state.global_step, **self.trainer.take_step()})
@@ -272,27 +284,82 @@ class Steps(TrainerCallback):
                 file.write(line + "\n")
 
 
-def longest(recipe: Recipe, rows: int, shortest_prompt: int) -> int:
-    """Rows in the order of a training: an upper bound where the tokens decide when it ends."""
-    settings = recipe.train
-    budget = settings.policy_tokens
-    if budget is None:
-        return round(settings.epochs * rows)
-    return budget // (settings.group * (shortest_prompt + 2)) + settings.batch_size
+class PrunerTrainer(QuietTrainer, GRPOTrainer):
+    """O1-Pruner's loss, by a GRPOTrainer that is given responses and advantages.
+
+    Each stored response counts with its length-harmonizing reward as the advantage, and with the
+    ratio of its probability under the model to that under the base; TRL computes the clipped loss.
+    Departure from the paper, whose ratio is that of whole responses: ratios are those of tokens, as
+    in PPO, and the loss is the mean over the tokens of a batch (TRL's default). Both probabilities
+    are of the whole distribution at `sample.temperature`: with `sample.top_p` below 1 the samples
+    are from a narrower one.
+    """
+
+    def __init__(self, recipe: Recipe, *args: Any) -> None:
+        super().__init__(recipe, *args, reward_funcs=_no_reward)
+        self.base = copy.deepcopy(self.accelerator.unwrap_model(self.model)).eval()
+        self.base.requires_grad_(False)
+
+    @staticmethod
+    def config(recipe: Recipe, directory: Path) -> GRPOConfig:
+        """TRL's settings of this loss."""
+        return GRPOConfig(
+            **arguments(recipe, directory),
+            num_generations=recipe.train.batch_size,  # TRL wants a divisor of the batch
+            temperature=recipe.sample.temperature or 1.0,
+            beta=0.0,
+            shuffle_dataset=False,
+        )
+
+    @staticmethod
+    def columns(row: Demonstration) -> dict[str, Any]:
+        """Ids and advantage; TRL asks for a prompt."""
+        return {
+            "prompt": row.id,
+            "prompt_ids": list(row.prompt_ids),
+            "response_ids": list(row.response_ids),
+            "weight": row.weight,
+        }
+
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
+        """The rows in their order: there are no groups to repeat a prompt for."""
+        rows: Any = self.train_dataset if dataset is None else dataset
+        return SequentialSampler(rows)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """The batch as TRL would have made it: padded ids, advantages, logprobs of the base."""
+        device = self.accelerator.device
+        tokenizer: Any = self.processing_class
+        filler = int(tokenizer.pad_token_id)
+
+        def padded(column: str, side: str) -> tuple[torch.Tensor, torch.Tensor]:
+            ids = [torch.tensor(row[column]) for row in inputs]
+            mask = [torch.ones_like(each) for each in ids]
+            return (
+                pad(ids, padding_value=filler, padding_side=side).to(device),
+                pad(mask, padding_value=0, padding_side=side).to(device),
+            )
+
+        prompts, prompt_mask = padded("prompt_ids", "left")
+        responses, response_mask = padded("response_ids", "right")
+        with torch.no_grad():
+            logprobs, _, _ = self._get_per_token_logps_and_entropies(
+                self.base,
+                torch.cat([prompts, responses], dim=1),
+                torch.cat([prompt_mask, response_mask], dim=1),
+                responses.size(1),
+            )
+        advantages = torch.tensor([row["weight"] for row in inputs], device=device)
+        return {
+            "prompt_ids": prompts,
+            "prompt_mask": prompt_mask,
+            "completion_ids": responses,
+            "completion_mask": response_mask,
+            "advantages": advantages,
+            "old_per_token_logps": logprobs,
+            "num_items_in_batch": self.accelerator.gather(response_mask.sum()).sum(),
+        }
 
 
-def config(recipe: Recipe, directory: Path) -> GRPOConfig:
-    """TRL's settings of this loss."""
-    settings = recipe.train
-    sampling = sampled(recipe, settings.group).sample
-    revision = recipe.model.revision
-    return GRPOConfig(
-        **arguments(recipe, directory),
-        lr_scheduler_type="constant",  # Decay sets it
-        num_generations=settings.group,
-        max_completion_length=sampling.max_tokens,
-        temperature=sampling.temperature or 1.0,
-        beta=KL[settings.method] if settings.kl is None else settings.kl,
-        model_init_kwargs={"revision": revision} if revision else None,
-        shuffle_dataset=False,
-    )
+def _no_reward(completions: list[str], **_: Any) -> list[float | None]:
+    raise NotImplementedError("stored responses carry their advantages")

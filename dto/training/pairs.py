@@ -11,13 +11,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from math import ceil
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dto.errors import DtoError
-from dto.records import Dropped, OptimizedTrajectory, PreferencePair, Trajectory
+from dto.prompts import render
+from dto.recipe import ModelSettings
+from dto.records import (
+    BatchResponse,
+    Chain,
+    Dropped,
+    LabelledChain,
+    OptimizedTrajectory,
+    PreferencePair,
+    Problem,
+    Trajectory,
+)
+from dto.runs.reader import RunReader
 from dto.seeds import derive
-from dto.tables import read
+from dto.tags import ThinkTags, think_tags
 from dto.training.rewards import length_harmonizing
+from dto.trajectories import opening, prompt_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BATCHES_PER_BLOCK = 8
 """Pairs are sorted by length inside blocks of so many batches: little padding, random enough."""
@@ -89,13 +105,15 @@ def chosen_sides(pairs: Iterable[TokenizedPair | Dropped]) -> list[Demonstration
     return [*rows.values(), *dropped]
 
 
-def load_weighted(run: Path, context: int, accuracy_weight: float) -> list[Demonstration | Dropped]:
+def load_weighted(
+    run: RunReader, context: int, accuracy_weight: float
+) -> list[Demonstration | Dropped]:
     """All samples of a run with O1-Pruner's weights, by problem (`rewards.length_harmonizing`).
 
     Dropped are those that failed, that are empty, or longer than `context` tokens.
     """
     rows: list[Demonstration | Dropped] = []
-    samples = read(run / "sample" / "rows.parquet", Trajectory)
+    samples = run.rows("sample", Trajectory)
     for _, group in groupby(samples, key=lambda row: row.problem_id):
         found = [row for row in group if row.token_ids]
         correct = [None if row.grade == "failed" else row.grade == "correct" for row in found]
@@ -114,28 +132,27 @@ def load_weighted(run: Path, context: int, accuracy_weight: float) -> list[Demon
     return rows
 
 
-def load_pairs(run: Path, context: int) -> list[TokenizedPair | Dropped]:
+def load_pairs(run: RunReader, context: int) -> list[TokenizedPair | Dropped]:
     """The pairs of a run with their ids, and those that cannot be trained on, in order of id.
 
     A pair with an empty side is dropped (`empty_response`; its mean logprob is not a number), and
     so is one longer than `context` tokens (`too_long`). Raises DtoError when the tables do not
     belong together. Only the responses that pairs refer to are held in memory.
     """
-    pairs = list(read(run / "pair" / "rows.parquet", PreferencePair))
+    pairs = list(run.rows("pair", PreferencePair))
     chosen_optimized = {pair.chosen_id for pair in pairs if pair.chosen_from == "optimized"}
     sampled = {pair.rejected_id for pair in pairs} | {pair.trajectory_id for pair in pairs}
     sampled |= {pair.chosen_id for pair in pairs if pair.chosen_from != "optimized"}
 
-    pruned = run / "prune" / "rows.parquet"
-    optimized_table = pruned if pruned.exists() else run / "optimize" / "rows.parquet"
     optimized: dict[str, Ids] = {}
     if chosen_optimized:
-        rows = read(optimized_table, OptimizedTrajectory)
+        stage = "prune" if run.table("prune").exists() else "optimize"
+        rows = run.rows(stage, OptimizedTrajectory)
         optimized = {row.id: row.token_ids for row in rows if row.id in chosen_optimized}
     prompts: dict[str, Ids] = {}
     responses: dict[str, Ids] = {}
     if sampled:
-        for row in read(run / "sample" / "rows.parquet", Trajectory):
+        for row in run.rows("sample", Trajectory):
             if row.id in sampled:
                 prompts[row.id], responses[row.id] = row.prompt_ids, row.token_ids
 
@@ -225,3 +242,82 @@ def _grouped(lengths: Sequence[int], batch_size: int, noise: random.Random) -> I
     # Only the last batch may be short: a short one in the middle would shift all that follow.
     batches.sort(key=lambda batch: len(batch) < batch_size)
     return [index for batch in batches for index in batch]
+
+
+def verdicts(
+    rows: Sequence[LabelledChain],
+    model: ModelSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+) -> list[Demonstration | Dropped]:
+    """Critique fine-tuning (2501.17703): question and chain are read, the verdict is imitated.
+
+    Departure: the paper's critiques are texts of a larger model, which find the mistakes. Here the
+    critique is the wording of the right option and its letter, which takes no further model; so
+    it differs from DRQA in nothing but the loss.
+    """
+    tags = think_tags(tokenizer, model)
+    found: list[Demonstration | Dropped] = []
+    for row in rows:
+        verdict = row.options["ABC".index(row.label)]
+        text = render("verdict", model.family, tags, verdict=verdict, letter=row.label)
+        response = _response(row.prompt_ids, tags.encode(tokenizer, text), tokenizer, tags)
+        found.append(_fitting(row.id, row.prompt_ids, response, context))
+    return found
+
+
+def batch_answers(
+    run: RunReader,
+    rows: Sequence[LabelledChain],
+    model: ModelSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+) -> list[Demonstration | Dropped]:
+    """Right chains of batch prompts as responses to their questions alone: the paper's failing SFT.
+
+    A chain's ids are those that were sampled where their text is that of the chain, else its text
+    is encoded: chains lose what names the other questions. The conclusion is written anew.
+    Reads the tables of chain and batch beside the labelled `rows`, of which only the concise count.
+    """
+    wanted = {row.id: row for row in rows if row.verdict == "concise" and row.origin == "batch"}
+    chains = {row.id: row for row in run.rows("chain", Chain) if row.id in wanted}
+    sources = {row.source_id for row in chains.values()}
+    sampled = {
+        row.id: row.token_ids for row in run.rows("batch", BatchResponse) if row.id in sources
+    }
+    asked = {row.problem_id for row in wanted.values()}
+    problems = {row.id: row for row in run.rows("problems", Problem) if row.id in asked}
+    tags = think_tags(tokenizer, model)
+    found: list[Demonstration | Dropped] = []
+    for chain_id, row in wanted.items():
+        chain, problem = chains[chain_id], problems[row.problem_id]
+        prompt = prompt_ids(problem.question, tokenizer, model, problem.prompt)
+        ids = sampled[chain.source_id][slice(*chain.span)]
+        if str(tokenizer.decode(list(ids))).strip() != row.chain.strip():
+            ids = tags.encode(tokenizer, row.chain)
+        conclusion = render("conclude", model.family, tags, answer=row.answer)
+        closing = tags.encode(tokenizer, conclusion)
+        response = _response(prompt, (*ids, *closing), tokenizer, tags)
+        found.append(_fitting(row.id, prompt, response, context))
+    return found
+
+
+def _response(
+    prompt: Sequence[int],
+    ids: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    tags: ThinkTags,
+) -> tuple[int, ...]:
+    """Thinking opened where the prompt has not, and the end of sequence."""
+    begun = tags.encode(tokenizer, opening(tokenizer, prompt, tags))
+    return (*begun, *ids, int(tokenizer.eos_token_id))
+
+
+def _fitting(
+    row_id: str, prompt: Sequence[int], response: Sequence[int], context: int
+) -> Demonstration | Dropped:
+    size = len(prompt) + len(response)
+    if size > context:
+        detail = f"{size:,} tokens, the model's context is {context:,}"
+        return Dropped(row_id, "too_long", detail)
+    return Demonstration(row_id, tuple(prompt), tuple(response))

@@ -10,7 +10,6 @@ import argparse
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,17 +22,8 @@ from dto.processes import die_with_parent
 from dto.recipe import load_recipe
 from dto.training.fit import fit
 
-PROBE_BYTES = 8 * 2**20
-
-
-def has_room(directory: Path) -> bool:
-    """Whether a file can be written there: writers of weights say of a full disk what they like."""
-    try:
-        with tempfile.TemporaryFile(dir=directory) as file:
-            file.write(bytes(PROBE_BYTES))
-    except OSError:
-        return False
-    return True
+DISK_ERRORS = ("(os error", "PytorchStreamWriter", "inline_container")
+"""Parts of what safetensors and torch say where a file cannot be written."""
 
 
 def quiet() -> None:
@@ -43,7 +33,7 @@ def quiet() -> None:
     datasets.disable_progress_bars()
 
 
-def guarded(work: Callable[[], object], directory: Path) -> int:
+def guarded(work: Callable[[], object]) -> int:
     """The exit code of the work: 0, 1 with a line `error: …` on stdout, or 130 after Ctrl-C."""
     try:
         work()
@@ -51,11 +41,15 @@ def guarded(work: Callable[[], object], directory: Path) -> int:
         print(f"error: {error}", flush=True)
         return 1
     except (OSError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, OSError) or not has_room(directory):
-            reason = error if isinstance(error, OSError) else "no room on the disk"
-            print(f"error: train: {reason}; what was computed is kept, make room", flush=True)
-            return 1
-        raise
+        reason = " ".join(str(error).split())
+        full = any(each in reason for each in DISK_ERRORS)
+        if not isinstance(error, OSError) and not full:
+            raise
+        print(
+            f"error: train: cannot write ({reason}); what was computed is kept, make room",
+            flush=True,
+        )
+        return 1
     except KeyboardInterrupt:
         return 130
     return 0
@@ -79,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe = load_recipe(options.run / "recipe.yaml")
         fit(options.run, recipe, allow_code_execution=options.allow_code_execution)
 
-    return guarded(work, options.run)
+    return guarded(work)
 
 
 if __name__ == "__main__":

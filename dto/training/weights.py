@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dto.engines.models import load_model, load_tokenizer
 from dto.errors import DtoError
-from dto.recipe import Recipe, resolve
+from dto.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,14 +24,10 @@ def load(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
     Raises DtoError when there is no such model, or the files are none.
     """
-    name, revision = resolve(recipe.model.name), recipe.model.revision
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DtoError(f"train: model {recipe.model.name!r} cannot be loaded: {reason}") from None
-    return model, tokenizer
+    name, revision = recipe.model.name, recipe.model.revision
+    title = f"train: model {name!r}"
+    model = load_model(name, revision, dtype=torch.float32, title=title)
+    return model, load_tokenizer(recipe.model, name, title=title)
 
 
 def with_adapters(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
@@ -97,7 +93,7 @@ def keep(recipe: Recipe, checkpoint: Path | None, directory: Path) -> None:
         wrapped: Any = PeftModel.from_pretrained(model, checkpoint)
         model = merged(wrapped)
     elif checkpoint is not None:
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+        model = load_model(str(checkpoint), dtype=torch.float32)
     if recipe.train.bf16:
         model = model.bfloat16()
     unfinished = directory.with_name(f".{directory.name}.part")

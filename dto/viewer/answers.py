@@ -6,9 +6,11 @@ from itertools import accumulate, groupby, pairwise
 from typing import TYPE_CHECKING
 
 from dto.records import EvaluationRow
+from dto.viewer.data import AnswersView, BatchView, ChainView
 from dto.viewer.nodes import (
     Element,
     Node,
+    block,
     data,
     decimal,
     el,
@@ -17,10 +19,10 @@ from dto.viewer.nodes import (
     grade_sign,
     heading,
     passage,
+    rows_node,
     saved,
     scaled,
 )
-from dto.viewer.views import AnswersView, BatchView, ChainView
 
 REASONS = {
     "policy": "left early",
@@ -87,11 +89,7 @@ def _card(row: EvaluationRow, plain: EvaluationRow | None, longest: int) -> Elem
 
 def _trials(row: EvaluationRow) -> Element:
     names = ("token", "confidence", "trial answer", "")
-    return el(
-        "table.trial-list",
-        el("thead", el("tr", [el("th", name, scope="col") for name in names])),
-        el("tbody", [_trial(row, place) for place in range(len(row.trials))]),
-    )
+    return rows_node(names, [_trial(row, place) for place in range(len(row.trials))])
 
 
 def _trial(row: EvaluationRow, place: int) -> Element:
@@ -134,7 +132,7 @@ def chain_node(view: ChainView) -> Element:
         facts_node(facts),
         [el("p.note", "label dropped it, ", el("b", data(row.reason)), ": ", data(row.detail))
          for row in view.dropped],
-        el("div.segment", el("div.text", passage(chain.text), dir="auto")),
+        block(chain.text),
         el("h3", "What the judge chooses from") if options else None,
         options,
     )  # fmt: skip
@@ -167,18 +165,6 @@ def batch_node(view: BatchView) -> Element:
         el("header", el("div.id", data(row.id), " · ", data(row.model))),
         facts_node(facts),
         el("p.note", data(row.reason)) if row.reason else None,
-        el(
-            "table.trial-list",
-            el("thead", el("tr", [el("th", name, scope="col") for name in names])),
-            el("tbody", body),
-        ),
-        [
-            el(
-                "div.segment",
-                el("div.head", el("span.kind", name)),
-                el("div.text", passage(row.text[slice(*span)].strip("\n")), dir="auto"),
-            )
-            for name, span in parts
-            if span.length
-        ],
+        rows_node(names, body),
+        [block(row.text[slice(*span)].strip("\n"), name) for name, span in parts if span.length],
     )

@@ -13,7 +13,7 @@ from math import isfinite
 from typing import NamedTuple
 
 from dto.records import OptimizedTrajectory, Problem
-from dto.statistics import clopper_pearson
+from dto.sequential import clopper_pearson
 
 
 class Data(NamedTuple):
@@ -208,6 +208,18 @@ def heading(problem: Problem | None, row_id: str, *further: Node) -> Element:
         if gold
         else None,
     )
+
+
+def block(text: str, head: str = "") -> Element:
+    """A passage, below a head where it has one."""
+    above = el("div.head", el("span.kind", head)) if head else None
+    return el("div.segment", above, el("div.text", passage(text), dir="auto"))
+
+
+def rows_node(names: Sequence[str], rows: Sequence[Element]) -> Element:
+    """A table with these names above its columns."""
+    head = el("thead", el("tr", [el("th", name, scope="col") for name in names]))
+    return el("table.trial-list", head, el("tbody", rows))
 
 
 def grade(value: str, reason: str = "") -> Element:

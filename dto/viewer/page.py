@@ -2,7 +2,7 @@
 
 The file asks for nothing from outside, and a content security policy keeps it so: only our script
 runs, whatever a row holds. Pages are passed on: local paths and servers that the recipe names are
-cut as `dto publish` cuts them (`dto.redact`).
+cut as `dto publish` cuts them, and of errors only the kind is told (`dto.redact`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import zlib
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from hashlib import sha256
 from html import escape
 from importlib.resources import files
@@ -21,18 +20,14 @@ from pathlib import Path
 from shutil import copyfileobj
 from string import Template
 from tempfile import TemporaryFile
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from dto.errors import DtoError
-from dto.records import STAYS, EvaluationRow
-from dto.runs import manifest
-from dto.viewer.data import RunTables, batches, chains
+from dto.records import STAYS, Dropped, EvaluationRow
+from dto.redact import Redaction, dropped_detail, failure_kind, verdict_reason
+from dto.viewer.data import AnswersView, BatchView, ChainView, RunTables, TrajectoryView
 from dto.viewer.nodes import Data, Node, visible_text
 from dto.viewer.render import node
-from dto.viewer.views import AnswersView, BatchView, ChainView, TrajectoryView
-
-if TYPE_CHECKING:
-    from dto.redact import Private
 
 V = TypeVar("V", TrajectoryView, AnswersView, ChainView, BatchView)
 TITLE_CHARACTERS = 140
@@ -165,33 +160,34 @@ def _changes(view: AnswersView, plain: EvaluationRow | None) -> Iterable[str]:
             yield f"{_arm(row)}: {'lost' if right else 'gained'}"
 
 
-def without_paths(private: Private) -> Callable[[V], V]:
-    """Cuts every path in the reasons of failures, which are ours and may name any file."""
-    cut = private.redact_paths
+def without_error_texts(view: V) -> V:
+    """The view without the text of any error of an engine or a server: a page is passed on."""
+    if isinstance(view, ChainView):
+        return replace(view, dropped=tuple(map(_shown_detail, view.dropped)))
+    if isinstance(view, BatchView):
+        ended = tuple(row and _shown_detail(row) for row in view.dropped)
+        return replace(view, response=_shown_reason(view.response), dropped=ended)
+    if isinstance(view, AnswersView):
+        return replace(view, rows=tuple(map(_shown_reason, view.rows)))
+    version = view.optimized
+    if version is not None and version.verdicts:
+        said = tuple(replace(one, reason=verdict_reason(one.reason)) for one in version.verdicts)
+        version = replace(version, verdicts=said)
+    return replace(
+        view,
+        trajectory=_shown_reason(view.trajectory),
+        estimates=tuple(map(_shown_reason, view.estimates)),
+        optimized=version,
+        dropped=tuple((stage, _shown_detail(row)) for stage, row in view.dropped),
+    )
 
-    def reason(row: Any) -> Any:
-        return replace(row, reason=cut(row.reason)) if row.reason else row
 
-    def detail(row: Any) -> Any:
-        return row and replace(row, detail=cut(row.detail))
+def _shown_reason(row: Any) -> Any:
+    return replace(row, reason=failure_kind(row.reason)) if row.reason else row
 
-    def changed(view: V) -> V:
-        if isinstance(view, ChainView):
-            return replace(view, dropped=tuple(map(detail, view.dropped)))
-        if isinstance(view, BatchView):
-            ended = tuple(map(detail, view.dropped))
-            return replace(view, response=reason(view.response), dropped=ended)
-        if isinstance(view, AnswersView):
-            return replace(view, rows=tuple(map(reason, view.rows)))
-        dropped = tuple((stage, detail(row)) for stage, row in view.dropped)
-        return replace(
-            view,
-            trajectory=reason(view.trajectory),
-            estimates=tuple(map(reason, view.estimates)),
-            dropped=dropped,
-        )
 
-    return changed
+def _shown_detail(row: Dropped) -> Dropped:
+    return replace(row, detail=dropped_detail(row.reason, row.detail))
 
 
 CHUNK_CHARACTERS = 200_000
@@ -207,40 +203,43 @@ def view(run: Path | str, out: Path | str | None = None) -> Path:
     row a line for the list. Raises DtoError for what is no run, for a run without rows, and where
     the file cannot be written.
     """
-    found = RunTables.open(run)
+    found = RunTables(run)
     path = Path(out) if out is not None else found.path
     path = path / "view.html" if path.is_dir() else path
+    failure: OSError | None = None
     try:
         _write(found, path)
     except OSError as error:
-        if RunTables.open(run).states != found.states:  # a stage has ended meanwhile
-            return view(run, out)
+        failure = error
+    if RunTables(run).states != found.states:  # a stage has ended meanwhile
+        return view(run, out)
+    if failure is not None:
         raise DtoError(
-            f"cannot write {path}: {error.strerror or error}: make room, or name another place "
+            f"cannot write {path}: {failure.strerror or failure}: make room, or name another place "
             "with --out"
-        ) from error
+        ) from failure
     return path
 
 
 def _write(found: RunTables, path: Path) -> None:
-    private = found.private()
+    redaction = Redaction.of(found.recipe, found.path)
     with TemporaryFile() as body:
-        chunks = _Chunks(body, private.redact)
+        chunks = _Chunks(body, redaction.text)
         lists = []
         for name, noun, rows, add in (
             ("Trajectories", "trajectories", found.trajectories, List.add_trajectory),
-            ("Batch prompts", "responses", partial(batches, found), List.add_batch),
-            ("Chains", "chains", partial(chains, found), List.add_chain),
+            ("Batch prompts", "responses", found.batches, List.add_batch),
+            ("Chains", "chains", found.chains, List.add_chain),
             ("Evaluation", "questions", found.answers, List.add_answers),
         ):
             own = List(name, noun, chunks.count)
-            for each in _kept(map(without_paths(private), rows()), own, chunks):
+            for each in _kept(map(without_error_texts, rows()), own, chunks):
                 add(own, each)
             lists.append(own)
         index = {
             "stages": list(_stages(found)),
             "state": _state(found),
-            "lists": private.redact_all([each.packed() for each in lists if each.ids]),
+            "lists": redaction.data([each.packed() for each in lists if each.ids]),
         }
         if not index["lists"]:
             raise DtoError(f"{found.path} has no row to show yet: wait for the stage under way")
@@ -250,7 +249,7 @@ def _write(found: RunTables, path: Path) -> None:
         end = f'<script type="text/plain" id="c{chunks.count}"></script>\n</body>\n</html>\n'
         try:
             with temporary.open("wb") as file:
-                file.write(_page(private.redact(found.name), pack(index)).encode())
+                file.write(_page(redaction.text(found.recipe.name), pack(index)).encode())
                 copyfileobj(body, file)
                 file.write(end.encode())
             temporary.replace(path)
@@ -346,7 +345,7 @@ def _kept(views: Iterable[Any], rows: List, chunks: _Chunks) -> Iterator[Any]:
 def _stages(found: RunTables) -> Iterator[list[str]]:
     """How far each stage is, its rows, and what it dropped for which reason."""
     for stage, state in found.states.items():
-        done = manifest.read(found.path / stage)
+        done = found.manifest(stage)
         if done is None:
             yield [stage, state, ""]
             continue

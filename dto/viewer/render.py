@@ -21,9 +21,11 @@ from dto.records import (
 )
 from dto.tags import known_close
 from dto.viewer.answers import answers_node, batch_node, chain_node
+from dto.viewer.data import AnswersView, BatchView, ChainView, Shown, TrajectoryView
 from dto.viewer.nodes import (
     Element,
     Node,
+    block,
     change,
     data,
     decimal,
@@ -37,7 +39,6 @@ from dto.viewer.nodes import (
     to_html,
     verified,
 )
-from dto.viewer.views import AnswersView, BatchView, ChainView, TrajectoryView
 
 KINDS = (
     "opening", "understanding", "plan", "derivation", "hypothesis", "verification", "alternative",
@@ -58,8 +59,7 @@ def overview(view: TrajectoryView) -> Element | None:
     whole = max(1, view.segments[-1].tokens.end - view.segments[0].tokens.start)
     first = view.segments[0].tokens.start
     estimates = {row.boundary: row for row in view.estimates}
-    removed = left_out(view)
-    ribbon, points = [], []
+    ribbon, points, removed = [], [], view.removed
     for segment in view.segments:
         gone = ".gone" if segment.index in removed else ""
         ribbon.append(
@@ -109,13 +109,6 @@ def overview(view: TrajectoryView) -> Element | None:
     )
 
 
-def left_out(view: TrajectoryView) -> set[int]:
-    """The segments that the optimized version does not have."""
-    if view.optimized is None:
-        return set()
-    return {segment.index for segment in view.segments} - set(view.optimized.kept)
-
-
 def p_style(row: ExitEstimate) -> str:
     """Where p and its interval stand on a scale, for the style sheet."""
     p = row.p if isfinite(row.p) else 0.5
@@ -125,18 +118,6 @@ def p_style(row: ExitEstimate) -> str:
 def probability(row: ExitEstimate) -> str:
     """P with its interval."""
     return interval(row.p, row.p_low, row.p_high)
-
-
-Shown = (
-    Trajectory
-    | OptimizedTrajectory
-    | PreferencePair
-    | TrajectoryView
-    | AnswersView
-    | ChainView
-    | BatchView
-)
-"""The rows and views that have a display."""
 
 
 def html(record: Shown) -> str:
@@ -238,16 +219,14 @@ def _original(view: TrajectoryView) -> Iterator[Element]:
     version = view.optimized
     verdicts = {each.segment: each for each in version.verdicts} if version else {}
     others = {each.segment: each for each in version.counterfactual} if version else {}
-    removed = left_out(view)
+    removed = view.removed
     if not view.segments and row.thinking.length:
-        yield el("div.segment", el("div.text", passage(row.text[slice(*row.thinking)]), dir="auto"))
+        yield block(row.text[slice(*row.thinking)])
     for segment in view.segments:
-        state = ""
-        if segment.index in removed and version is not None:
-            state = "truncated" if segment.index > version.exit else "pruned"
-        verdict = verdicts.get(segment.index)
-        yield _segment(segment, row.text[slice(*segment.chars)], state, verdict,
-                       others.get(segment.index))  # fmt: skip
+        said = verdicts.get(segment.index), others.get(segment.index)
+        yield _segment(
+            segment, row.text[slice(*segment.chars)], removed.get(segment.index, ""), *said
+        )
         estimate = estimates.get(segment.index)
         taken = version is not None and version.exit == segment.index
         if estimate is not None or taken:
@@ -304,11 +283,7 @@ def _exit(row: ExitEstimate | None, taken: bool) -> Element:
 
 def _conclusion(text: str) -> Iterator[Element]:
     if text.strip():
-        yield el(
-            "div.segment",
-            el("div.head", el("span.kind", "after thinking")),
-            el("div.text", passage(text.strip("\n")), dir="auto"),
-        )
+        yield block(text.strip("\n"), "after thinking")
 
 
 def _pieces(view: TrajectoryView) -> list[tuple[Segment, str]]:
@@ -346,16 +321,14 @@ def _version(
 ) -> Element:
     thinking = version.text[slice(*version.thinking)]
     rest = thinking[sum(len(text) for _, text in pieces) :]
-    name = el("div.head", el("span.kind", "finalization" if pieces else "thinking"))
+    name = "finalization" if pieces else "thinking"
     after = version.text[version.thinking.end :].lstrip()
     after = after.removeprefix(close or known_close(after))
     return el(
         "section.side.optimized",
         head,
         [_segment(segment, text) for segment, text in pieces],
-        el("div.segment", name, el("div.text", passage(rest.strip("\n")), dir="auto"))
-        if rest.strip()
-        else None,
+        block(rest.strip("\n"), name) if rest.strip() else None,
         _conclusion(after),
         [
             el("p.note", f"segment {each.segment}: {each.verdict}"
@@ -400,5 +373,5 @@ def _side(name: str, text: str, tokens: int, origin: str) -> Element:
     return el(
         f"section.side.{name.lower()}",
         el("h3", name, el("span.count", data(origin), f" · {tokens:,} tokens")),
-        el("div.segment", el("div.text", passage(text), dir="auto")),
+        block(text),
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dto.errors import DtoError
 from dto.records import STAYS, OptimizedTrajectory, PreferencePair, Trajectory, Verdict
 from dto.viewer.answers import REASONS
-from dto.viewer.data import RunTables
+from dto.viewer.data import AnswersView, BatchView, ChainView, RunTables, Shown, TrajectoryView
 from dto.viewer.nodes import (
     GRADE_SIGNS,
     change,
@@ -20,8 +20,7 @@ from dto.viewer.nodes import (
     verified,
     visible_text,
 )
-from dto.viewer.render import Shown, html
-from dto.viewer.views import AnswersView, BatchView, ChainView, TrajectoryView
+from dto.viewer.render import html
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -95,14 +94,12 @@ def _trajectory(view: TrajectoryView) -> Iterator[Run]:
     verdicts = {each.segment: each for each in version.verdicts} if version else {}
     if not view.segments:
         yield from _block(row.text[slice(*row.thinking)], "")
+    removed = view.removed
     for segment in view.segments:
-        cut = version is not None and segment.index not in version.kept
-        state = ""
-        if cut and version is not None:
-            state = ", truncated" if segment.index > version.exit else ", pruned"
+        fate = removed.get(segment.index, "")
         colour = KIND_STYLES.get(segment.kind, "bright_black")
-        yield f"[{segment.index} {segment.kind}{state}]\n", f"bold {colour}"
-        yield from _block(row.text[slice(*segment.chars)], "strike dim" if cut else "", cut)
+        yield f"[{segment.index} {segment.kind}{fate and f', {fate}'}]\n", f"bold {colour}"
+        yield from _block(row.text[slice(*segment.chars)], "strike dim" if fate else "", bool(fate))
         if (verdict := verdicts.get(segment.index)) is not None:
             yield _verdict(verdict), "italic"
         estimate = estimates.get(segment.index)
@@ -235,7 +232,7 @@ def show(row: Path | str | Shown, row_id: str = "") -> Display:
     or a view in place of the run is shown by itself. Raises DtoError for an id that no row has, and
     for what has no display.
     """
-    shown = RunTables.open(row).find(row_id) if isinstance(row, Path | str) else row
+    shown = RunTables(row).find(row_id) if isinstance(row, Path | str) else row
     if not isinstance(shown, Shown):
         raise DtoError(
             f"a {type(shown).__name__} has no display: give a run, a Trajectory, an "

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,11 @@ import yaml
 
 from dto import tables
 from dto.calibration.calibrate import Calibration, calibrate, frontier, pick, replay
-from dto.calibration.reliability import reliability
 from dto.calibration.replay import candidates, sweep
 from dto.errors import DtoError
 from dto.recipe import Recipe, make_recipe
-from dto.stages.trace import Trace
+from dto.reporting.positions import reliability
+from dto.studies.trace import Trace
 from tests.calibration.traces import hand_trace, recipe
 
 
@@ -38,9 +39,9 @@ def test_the_cheapest_certified_exit_is_picked() -> None:
     result = calibrated([harmless(n) for n in range(400)], recipe())
     assert result.policy.name == "deer paragraph closed answer 0.9"
     assert [len(part) for part in result.split] == [100, 200, 100]
-    assert result.held_out.loss == pytest.approx(-0.1, abs=0.06)
-    assert result.held_out.tokens == 20 + 5 + 2 * 2 + 2
-    assert result.base.tokens == 110
+    assert result.held_out.loss.value == pytest.approx(-0.1, abs=0.06)
+    assert result.held_out.tokens.value == 20 + 5 + 2 * 2 + 2
+    assert result.base.tokens.value == 110
     assert "with probability ≥ 0.9" in str(result)
 
 
@@ -92,13 +93,14 @@ def test_samples_of_a_problem_are_one_loss() -> None:
     swept = sweep(traces, list(candidates(settings)), settings.trace)
     assert swept.losses(swept.problems)[2].tolist() == [0.0, 0.5, 0.5]
     point = swept.point(2, swept.problems)
-    assert (point.problems, point.accuracy, point.left) == (3, 1 / 6, 1.0)
+    assert (point.accuracy.problems, point.accuracy.samples) == (3, 6)
+    assert (point.accuracy.value, point.left) == (1 / 6, 1.0)
 
 
 def test_reliability_by_hand() -> None:
     trials = [(0.95, True, "a"), (0.85, True, "a"), (0.85, False, "b"), (1.0, False, "b")]
     found = reliability("cue", "inside", "mean", trials)
-    assert [(each.trials, each.accuracy) for each in found.bins] == [(2, 0.5), (2, 0.5)]
+    assert [(each.trials, each.accuracy.value) for each in found.bins] == [(2, 0.5), (2, 0.5)]
     assert found.ece == pytest.approx((2 * abs(0.5 - 0.85) + 2 * abs(0.5 - 0.975)) / 4)
     assert math.isnan(reliability("cue", "inside", "mean", []).ece)
 
@@ -124,6 +126,7 @@ def test_the_policy_file_is_an_exit_of_a_recipe(tmp_path: Path) -> None:
     data = json.loads((run / "calibrate" / "calibration.json").read_text())
     assert data["policy"]["threshold"] == 0.9
     assert data["points"][0]["exit"] == {"name": "none"}
+    assert data["held_out"]["loss"] == asdict(result.held_out.loss)
     picture = (run / "calibrate" / "calibration.png").read_bytes()
     calibrate(run)
     assert (run / "calibrate" / "calibration.png").read_bytes() == picture
@@ -162,7 +165,7 @@ def test_a_replay_shows_what_no_other_beats(tmp_path: Path) -> None:
         "deer paragraph closed answer 0.5",
         "deer paragraph closed answer 0.9",
     ]
-    assert [point.tokens for point in frontier(curve.points)] == [19, 31]
+    assert [point.tokens.value for point in frontier(curve.points)] == [19, 31]
     assert "exit 'b' cannot be replayed" in str(curve)
     assert (run / "replay" / "replay.png").stat().st_size > 1000
     with pytest.raises(DtoError, match="has no traces"):

@@ -42,7 +42,7 @@ def test_calibrate_replay_and_evaluate(
     assert (run / "trace" / "rows.parquet").read_bytes() == before
     code, _, err = dto("calibrate", str(run), "--set", "evaluate.max_tokens=50", capsys=capsys)
     assert code == 1 and "evaluate.max_tokens" in err
-    changed = ("--set", "calibrate.max_loss=0.001", "--resume")
+    changed = ("--set", "calibrate.max_loss=0.001")
     code, out, err = dto("calibrate", str(run), *changed, capsys=capsys)
     assert code == 0, err
     assert "policy none" in out

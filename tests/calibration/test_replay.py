@@ -14,7 +14,6 @@ from dto import tables
 from dto.calibration.replay import Replay, candidates, check, statics
 from dto.context import Context
 from dto.engines import open_engine
-from dto.engines.scripted import ScriptedEngine
 from dto.errors import RecipeError
 from dto.exits.trial import confidence
 from dto.grading import Grader
@@ -31,10 +30,11 @@ from dto.recipe import (
 )
 from dto.records import EvaluationRow, Problem
 from dto.stages.evaluate import evaluate
-from dto.stages.trace import Trace, trace
+from dto.studies.trace import Trace, trace
 from dto.usage import ModelShape
 from tests.byte_level import byte_level
 from tests.calibration.traces import hand_trace
+from tests.engines.scripted import ScriptedEngine
 
 GRID = CalibrateSettings(
     confidences=("answer", "mean"), thresholds=(0.3, 0.95), min_thinking=(0, 40), cooldown=(0, 30)
@@ -64,7 +64,7 @@ async def live_and_replayed(
     asked = list(product(exits, problems))
     for exit in exits:
         check(exit, ctx.recipe.trace)
-    live = await asyncio.gather(*(evaluate(problem, exit, ctx, "base") for exit, problem in asked))
+    live = await asyncio.gather(*(evaluate(problem, exit, ctx) for exit, problem in asked))
     return [
         (row, replays[f"{row.problem_id}/{row.sample:03d}"].row(exit))
         for (exit, _), rows in zip(asked, live, strict=True)

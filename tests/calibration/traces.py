@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from dto.recipe import CalibrateSettings, Recipe, TraceSettings
 from dto.records import Grade, Span
-from dto.stages.trace import Trace, TracedConclusion, TracedTransition, TracedTrial
+from dto.studies.trace import Trace, TracedConclusion, TracedTransition, TracedTrial
 
 THINKING, ANSWER = 100, 10
 

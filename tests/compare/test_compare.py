@@ -9,21 +9,19 @@ from typing import Any
 
 import polars as pl
 import pytest
-from dto.runs.graph import needed
 
+from dto.baselines.pairs import pairs_of_samples
 from dto.commands.plan import plan
 from dto.compare.compare import compare, prepare
 from dto.compare.methods import BASE, find, grid, methods
 from dto.compare.report import report
 from dto.compare.tune import work
 from dto.errors import DtoError, RecipeError
-from dto.pipeline import run_stages
+from dto.pipeline import needed, open_run, run_stages
 from dto.prompts import resource
 from dto.recipe import PairSettings, Recipe, load_recipe
 from dto.records import Problem
-from dto.runs.run import open_run
-from dto.stages.pair import pair
-from dto.training.checkpoints import DevScore
+from dto.training.dev import DevScore
 from tests.compare.test_data import samples
 
 PIPELINES = Path(str(resource("pipelines")))
@@ -118,7 +116,7 @@ def test_mistakes_are_one_line(changes: dict[str, Any], message: str) -> None:
 )
 def test_only_what_is_read_is_computed(settings: dict[str, Any], stages: str) -> None:
     recipe = Recipe.model_validate({"name": "x", **settings})
-    assert needed(recipe) == (*stages.split(), "evaluate", "report")
+    assert needed(recipe) == (*stages.split(), "evaluate")
 
 
 def run_tiny(tmp_path: Path, **changes: Any) -> Any:
@@ -210,5 +208,6 @@ def test_the_plan_names_the_methods() -> None:
 def test_pair_has_a_row_for_a_problem_without_a_pair() -> None:
     problem = Problem("p", "toy", "train", "1 + 1?", "2")
     tokenizer: Any = None
-    (row,) = pair(problem, samples(("wrong", 5)), [], tokenizer, PairSettings(data="shortest"))
+    settings = PairSettings(data="shortest")
+    (row,) = pairs_of_samples(problem, samples(("wrong", 5)), tokenizer, settings, 200)
     assert (row.id, row.reason) == ("p", "no_pair")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from dto.grading import Grader
-from dto.records import Grade, Span, Trajectory
-from dto.stages.optimize import stated
-from dto.stages.pair import (
+from dto.baselines.pairs import (
     budget_pairs,
     budget_reward,
     shortest_over_longest,
     token_budget,
 )
+from dto.baselines.solutions import stated
+from dto.grading import Grader
+from dto.records import Grade, Span, Trajectory
 
 NONE = Span(0, 0)
 

@@ -14,11 +14,12 @@ from dto.commands.plan import plan
 from dto.compare.methods import charged
 from dto.errors import RecipeError
 from dto.forecast import pilot_recipe
-from dto.pipeline import run_stages
+from dto.pipeline import open_run, run_stages
 from dto.prompts import resource
 from dto.recipe import load_recipe
-from dto.runs.run import open_run
-from dto.training.checkpoints import DevScore
+from dto.runs.reader import RunReader
+from dto.runs.run import agree
+from dto.training.dev import DevScore
 from dto.training.fit import fit
 from dto.training.judging import read_scores
 
@@ -63,7 +64,7 @@ def test_two_steps_of_each_recipe(shared: Path, tmp_path: Path, name: str) -> No
     online, labels = settings.method in ("drqa", "grpo"), settings.method != "grpo"
     place = tmp_path / "run"
     shutil.copytree(shared, place)
-    run = open_run(place, recipe, resume=True)
+    run = open_run(place, recipe, recompute=agree)
     rows = SMALL["problems.train"]
     if labels:
         run_stages(run, ("label",))
@@ -94,7 +95,7 @@ def test_batch_responses_are_charged_to_those_whose_labels_read_them(shared: Pat
 
     def spent(name: str, **changes: Any) -> int:
         path = PIPELINES / "baselines" / f"{name}.yaml"
-        return charged(shared, load_recipe(path, SMALL | changes)) - sampled
+        return charged(RunReader(shared), load_recipe(path, SMALL | changes)) - sampled
 
     assert spent("drqa-2") == tokens[2]
     assert spent("drqa-5") == tokens[5]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
+import polars as pl
 import pytest
 import yaml
 
@@ -60,18 +62,34 @@ def test_ranks_and_differences(tmp_path: Path) -> None:
     assert all(f'<th scope="row" class="left">{row.method}</th>' in page for row in result.rows)
     assert str(tmp_path) not in page and "dto run" in page
     base, good, same = result.rows
-    assert (base.accuracy, good.accuracy) == (0.25, 0.5)
-    assert good.gain == pytest.approx(0.25) and 0.18 < good.gain_low < 0.25 < good.gain_high < 0.32
-    assert good.gain_p < 0.001 and good.tokens_change == pytest.approx(-100)
-    assert (same.gain, same.gain_p) == (0.0, 1.0)
+    assert (base.accuracy.value, good.accuracy.value) == (0.25, 0.5)
+    assert good.gain.value == pytest.approx(0.25)
+    assert 0.18 < good.gain.low < 0.25 < good.gain.high < 0.32
+    assert good.gain_p < 0.001 and good.tokens_change.value == pytest.approx(-100)
+    assert (same.gain.value, same.gain_p) == (0.0, 1.0)
     assert [row.accuracy_rank for row in result.rows] == [2, 1, 2]
     assert [row.tokens_rank for row in result.rows] == [2, 1, 2]
+
+
+def test_the_files_hold_what_the_terminal_shows(tmp_path: Path) -> None:
+    result = report([comparison(tmp_path / "a", 200)])
+    place = tmp_path / "a" / "compare"
+    data = json.loads((place / "compare.json").read_text(), parse_constant=pytest.fail)
+    table = pl.read_csv(place / "methods.csv").rows(named=True)
+    for row, stored, line in zip(result.rows, data["rows"], table, strict=True):
+        assert stored["accuracy"] == asdict(row.accuracy)
+        assert stored["gain"]["value"] == line["gain"] == row.gain.value
+        assert (line["tokens_low"], line["tokens_high"]) == (row.tokens.low, row.tokens.high)
+        shown = next(each for each in str(result).splitlines() if each.startswith(row.method))
+        assert f"{row.accuracy:%}" in shown and f"{row.tokens:.1f}" in shown
+    assert data["rows"][0]["gain_p"] is None  # of the reference itself
 
 
 def test_few_problems_have_intervals_and_no_ranks(tmp_path: Path) -> None:
     result = report([comparison(tmp_path / "a", 99)])
     assert all(row.accuracy_rank is None and row.tokens_rank is None for row in result.rows)
-    assert result.rows[1].gain_low < result.rows[1].gain < result.rows[1].gain_high
+    gain = result.rows[1].gain
+    assert gain.low < gain.value < gain.high
     assert "99 problems are too few to rank" in str(result)
 
 

@@ -7,12 +7,11 @@ from itertools import groupby
 import pytest
 
 from dto.drqa.classes import WORDINGS, balance, rank, split_of, verdicts
-from dto.drqa.label import label
-from dto.drqa.records import Chain, LabelledChain, Origin
+from dto.drqa.label import labels
 from dto.errors import DtoError
 from dto.prompts import render
 from dto.recipe import LabelSettings, Recipe
-from dto.records import Dropped, Grade, Problem, Span
+from dto.records import Chain, Dropped, Grade, LabelledChain, Origin, Problem, Span
 
 
 def chain(
@@ -146,7 +145,7 @@ def test_the_letter_is_that_of_the_wording(tokenizer, family):
     surplus = 0
     for rows in groups:
         problem = Problem(rows[0].problem_id, "toy", "train", "3 + 4?", "7")
-        for row in label(problem, rows, kept, tokenizer, recipe):
+        for row in labels(problem, rows, kept, tokenizer, recipe):
             if isinstance(row, Dropped):
                 assert row.reason == "surplus"
                 surplus += 1
@@ -161,7 +160,7 @@ def test_the_letter_is_that_of_the_wording(tokenizer, family):
         assert "\n".join(asked) in row.prompt and "3 + 4 = 7." in row.prompt
     assert {row.options for row in found} == {row.options for row in found if row.label == "B"}
     assert len({row.options for row in found}) == 6
-    again = label(Problem(groups[0][0].problem_id, "toy", "train", "3 + 4?", "7"), groups[0], kept,
+    again = labels(Problem(groups[0][0].problem_id, "toy", "train", "3 + 4?", "7"), groups[0], kept,
                   tokenizer, recipe)  # fmt: skip
     assert [row for row in again if isinstance(row, LabelledChain)] == [
         row for row in found if row.problem_id == groups[0][0].problem_id
@@ -181,7 +180,7 @@ def test_letters_can_mean_the_same_in_every_row(tokenizer) -> None:
     meant = {
         (row.label, row.verdict, row.options)
         for rows in groups
-        for row in label(
+        for row in labels(
             Problem(rows[0].problem_id, "toy", "train", "3 + 4?", "7"),
             rows,
             kept,
@@ -209,7 +208,7 @@ def test_a_judge_need_not_think(tokenizer) -> None:
         groups = by_problem(many(4))
         kept = balance(groups, recipe.label, recipe.seed)
         problem = Problem(groups[0][0].problem_id, "toy", "train", "3 + 4?", "7")
-        rows = label(problem, groups[0], kept, tokenizer, recipe)
+        rows = labels(problem, groups[0], kept, tokenizer, recipe)
         made[thinking] = [row for row in rows if isinstance(row, LabelledChain)]
     assert made[True]
     for row, closed in zip(made[True], made[False], strict=True):

@@ -20,6 +20,7 @@ import torch
 
 from dto.context import Context
 from dto.engines import open_engine
+from dto.engines.shape import shape_of_model
 from dto.errors import EngineError
 from dto.grading import Grader
 from dto.nano.corpus import chain_problems
@@ -27,7 +28,7 @@ from dto.protocols import Completion, Engine, Sampling
 from dto.recipe import EvaluateSettings, ExitSettings, ModelSettings, Recipe
 from dto.records import EvaluationRow, Problem
 from dto.stages.evaluate import evaluate
-from dto.usage import ModelShape, metered
+from dto.usage import metered
 from tests.engines.served import Served
 
 CONTEXT = 1024
@@ -70,7 +71,7 @@ async def evaluated(
     """Rows of greedy answers, without confidences, which differ in their last digits."""
     async with Grader(workers=1) as grader:
         ctx = Context(recipe, engine, grader)
-        done = await asyncio.gather(*(evaluate(p, exit, ctx, "base") for p in problems))
+        done = await asyncio.gather(*(evaluate(p, exit, ctx) for p in problems))
     rows: list[EvaluationRow] = [each.row for group in done for each in group]
     return [
         (
@@ -356,7 +357,7 @@ class Conformance:
         assert [sample.token_ids for sample in warm] == [sample.token_ids for sample in cold]
         assert cold[0].cached_tokens < 64 <= warm[0].cached_tokens < len(prompt)
         assert 0 < second.attention_flops < first.attention_flops
-        parameters = ModelShape.of_model(nano.model).parameters
+        parameters = shape_of_model(nano.model).parameters
         for usage in (first, second):  # a sample's last token is not read again
             computed = usage.prompt - usage.cached + usage.generated - usage.requests
             linear = 2 * parameters * computed

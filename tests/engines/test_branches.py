@@ -14,8 +14,7 @@ import torch
 from dto.context import Context
 from dto.engines.kv import LENGTH_STEP, KVShape
 from dto.engines.linearised import CHAINS, Linearised
-from dto.engines.requests import Request, Sample
-from dto.engines.scripted import ScriptedEngine
+from dto.engines.sampling import Request, Sample
 from dto.engines.transformers import BRANCHING, BranchedEngine, TransformersEngine
 from dto.errors import EngineError
 from dto.exits import ExitedResponse, answer, check
@@ -26,6 +25,7 @@ from dto.recipe import ExitSettings, Recipe
 from dto.records import Problem
 from dto.trajectories import prompt_ids
 from dto.usage import metered
+from tests.engines.scripted import ScriptedEngine
 from tests.engines.served import Served
 
 MAIN = Sampling(max_tokens=260, temperature=1.0, top_p=0.95, seed=7, logprobs=0)
@@ -221,7 +221,7 @@ def test_memory_is_bounded_by_what_is_under_way(nano: Served, prompts: list[list
     )
     batch = Linearised(nano.model, shape, frozenset())
     prompt = tuple(prompts[0])
-    main = Request(prompt, Sampling(400), 400, lambda: None)
+    main = Request(prompt, Sampling(400), 400)
     main.samples.append(Sample(main, 0))
     ended = []
     with torch.inference_mode():
@@ -230,14 +230,14 @@ def test_memory_is_bounded_by_what_is_under_way(nano: Served, prompts: list[list
             ended += batch.step()
             if step % 3 == 0:
                 ids = (*prompt, *main.samples[0].token_ids, 1, 2, 3)
-                branch = Request(ids, GREEDY, 20, lambda: None)
+                branch = Request(ids, GREEDY, 20)
                 branch.samples.append(Sample(branch, 0))
                 batch.admit(branch.samples)
             under_way = sum(
                 len(sample.token_ids) + 4 for sample in batch.samples if sample not in main.samples
             )
             length = len(prompt) + step + 1 + 64 + 2 * under_way + 2 * LENGTH_STEP
-            assert batch.nbytes <= 1.25 * (length + 2 * LENGTH_STEP) * shape.token_bytes
+            assert batch.cache.kv.nbytes <= 1.25 * (length + 2 * LENGTH_STEP) * shape.token_bytes
     assert len(ended) > 100 and batch.live < 10
 
 

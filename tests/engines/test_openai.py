@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 
 from dto.engines import open_engine
-from dto.engines.openai_cost import ABORT_TOKENS
+from dto.engines.openai_http import ABORT_TOKENS
 from dto.errors import DtoError, EngineError
+from dto.pipeline import STAGES
+from dto.pipeline import Served as Opened
 from dto.protocols import Chunk, Completion, Engine, Message, Sampling
 from dto.recipe import ModelSettings, Recipe
-from dto.serving import Serving
+from dto.runs.reader import RunReader
 from dto.usage import metered
 from tests.engines.served import Served
 from tests.engines.server import ANSWER, Bad, Dialect, Server, serve
@@ -271,14 +273,14 @@ async def test_what_a_server_cannot_sample_is_refused_at_the_start(
         recipe = Recipe.model_validate(
             {"name": "x", "model": settings(server.url), group: settings_of}
         )
-        async with Serving(recipe) as serving:
+        async with Opened(RunReader("x", recipe)) as serving:
             if said is None:
-                await serving.context("base", None)
+                await serving.context(STAGES["sample"], "base")
                 told = "presence_penalty counts what one request generates" in caplog.text
                 assert told == ("presence_penalty" in settings_of)
             else:
                 with pytest.raises(EngineError, match=said):
-                    await serving.context("base", None)
+                    await serving.context(STAGES["sample"], "base")
 
 
 async def test_template_arguments_go_to_a_chat_server_or_are_refused(nano: Served) -> None:
@@ -303,11 +305,11 @@ async def test_template_arguments_go_to_a_chat_server_or_are_refused(nano: Serve
 async def test_a_typo_in_the_template_is_found_before_any_work(nano: Served, engine: str) -> None:
     async with serve("vllm", nano.tokenizer) as server:
         model = settings(server.url, engine=engine, template={"enable_thinkin": True})
-        async with Serving(Recipe(name="x", model=model)) as serving:
+        async with Opened(RunReader("x", Recipe(name="x", model=model))) as serving:
             with pytest.raises(DtoError, match="has no argument 'enable_thinkin'"):
-                await serving.context("base", None)
+                await serving.context(STAGES["sample"], "base")
             with pytest.raises(DtoError, match="has no argument 'enable_thinkin'"):
-                serving.tokenizer()
+                await serving.context(STAGES["segment"], "base")
         assert not server.requests
 
 
@@ -338,9 +340,9 @@ async def test_chat_without_a_tokenizer(nano: Served) -> None:
             await engine.complete(PROMPT, SAMPLING)
         assert engine.capabilities.messages_only
         recipe = Recipe(name="x", model=settings(server.url, name="other"))
-        async with Serving(recipe) as serving:
+        async with Opened(RunReader("x", recipe)) as serving:
             with pytest.raises(EngineError, match="served as chat"):
-                await serving.context("base", None)
+                await serving.context(STAGES["sample"], "base")
 
 
 async def test_a_schema_that_is_ignored_is_no_capability(nano: Served) -> None:
@@ -389,6 +391,25 @@ async def test_giving_up_closes_the_connection(nano: Served) -> None:
         server.pause = 0.0
         assert (await one(engine)).text == ANSWER  # the only slot is free
         assert [request.left for request in server.requests] == [True, True, False]
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_a_reader_that_pauses_holds_nothing_up(nano: Served, leaves: bool) -> None:
+    async with opened("vllm", nano) as (engine, server):
+        chunks: list[Chunk] = []
+        with metered() as usage:
+            async with aclosing(engine.stream(PROMPT, SAMPLING)) as stream:
+                async for chunk in stream:
+                    chunks.append(chunk)
+                    while server.under_way:
+                        await asyncio.sleep(0.01)
+                    if leaves:
+                        break
+        ids = [*server.encode(ANSWER), nano.tokenizer.eos_token_id]
+        taken = [token for chunk in chunks for token in chunk.token_ids]
+        assert taken == ids[: len(taken)] and (leaves or taken == ids)
+        assert usage.generated - usage.wasted == len(taken)
+        assert leaves == bool(usage.wasted) and usage.generated >= len(ids)
 
 
 async def test_leaving_the_engine_fails_what_is_under_way(nano: Served) -> None:

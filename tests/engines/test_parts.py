@@ -12,14 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dto.engines.kv import KVShape
-from dto.engines.prefix_cache import BLOCK, PrefixCache
-from dto.engines.sampling import choose, penalised, uniforms
-from dto.engines.scripted import ScriptedEngine
+from dto.engines.kv import BLOCK, KVShape, PrefixCache
+from dto.engines.sampling import ROW, choose, penalised, uniforms
 from dto.errors import EngineError
 from dto.protocols import Completion, Sampling
 from dto.text import StopReader
 from dto.usage import metered
+from tests.engines.scripted import ScriptedEngine
 from tests.engines.served import Served
 
 SHAPE = KVShape(2, 2, 4, torch.float32, torch.device("cpu"))
@@ -41,12 +40,11 @@ def drawn(
 ) -> dict[int, float]:
     """Share of each id over a fine grid of uniform numbers."""
     count = 2000
-    full = lambda value: np.full(count, value)  # noqa: E731
-    ids = choose(
-        torch.tensor(logits).repeat(count, 1),
-        full(float(temperature)), full(float(top_p)), full(top_k), full(float(min_p)),
-        (np.arange(count) + 0.5) / count,
+    rows = np.zeros(count, dtype=ROW)
+    rows["temperature"], rows["top_p"], rows["top_k"], rows["min_p"] = (
+        temperature, top_p, top_k, min_p,
     )  # fmt: skip
+    ids = choose(torch.tensor(logits).repeat(count, 1), rows, (np.arange(count) + 0.5) / count)
     found, counts = ids.unique(return_counts=True)
     return dict(zip(found.tolist(), (counts / count).tolist(), strict=True))
 
@@ -83,15 +81,14 @@ def test_rows_are_chosen_without_regard_to_each_other() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(64, 300, generator=generator)
     rng = np.random.default_rng(0)
-    settings = (
-        rng.choice([0.0, 0.6, 1.0], 64), rng.choice([0.5, 0.95, 1.0], 64), rng.choice([0, 3], 64),
-        rng.choice([0.0, 0.1], 64),
-    )  # fmt: skip
+    rows = np.zeros(64, dtype=ROW)
+    rows["temperature"], rows["top_p"] = rng.choice([0, 0.6, 1], 64), rng.choice([0.5, 0.95, 1], 64)
+    rows["top_k"], rows["min_p"] = rng.choice([0, 3], 64), rng.choice([0.0, 0.1], 64)
     numbers = rng.random(64)
-    together = choose(logits, *settings, numbers)
+    together = choose(logits, rows, numbers)
     for i in range(64):
         row = slice(i, i + 1)
-        alone = choose(logits[row], *(setting[row] for setting in settings), numbers[row])
+        alone = choose(logits[row], rows[row], numbers[row])
         assert alone[0] == together[i]
 
 

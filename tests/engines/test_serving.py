@@ -13,7 +13,7 @@ import torch
 
 from dto.engines import open_engine
 from dto.engines.batch import Batch
-from dto.engines.requests import Sample
+from dto.engines.sampling import Sample
 from dto.errors import EngineError
 from dto.protocols import Sampling
 from dto.recipe import ModelSettings
@@ -170,7 +170,7 @@ async def test_rows_whose_logits_are_not_finite_fail_alone(
 async def test_a_failing_step_fails_what_is_under_way_and_no_more(
     nano: Served, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import dto.engines.batch as batch
+    import dto.engines.sampling as sampling
 
     def broken(*args: object) -> None:
         raise MemoryError("no room")
@@ -178,7 +178,7 @@ async def test_a_failing_step_fails_what_is_under_way_and_no_more(
     expected = nano.generate(prompts[0], 3)
     async with nano.engine() as engine:
         with monkeypatch.context() as patch:
-            patch.setattr(batch, "choose", broken)
+            patch.setattr(sampling, "choose", broken)
             done = await asyncio.gather(*(engine.complete(p, LONG) for p in prompts[:3]))
         assert {completion.error for (completion,) in done} == {"engine: MemoryError: no room"}
         (good,) = await engine.complete(prompts[0], Sampling(max_tokens=3, temperature=0.0))
@@ -216,7 +216,7 @@ async def test_fewer_rows_decode_together_the_longer_they_may_become(
 
     def counted(batch: Batch) -> list[Sample]:
         live.append(batch.live)
-        most.append(batch.nbytes)
+        most.append(batch.cache.kv.nbytes)
         return step(batch)
 
     monkeypatch.setattr(Batch, "step", counted)

@@ -9,11 +9,11 @@ from typing import Any
 
 from benchmarks import lockstep
 from dto.context import Context
-from dto.exits.compat import before_stop, compat
 from dto.exits.path import ExitedResponse, Path
 from dto.grading import Grader
 from dto.grading.extract import trial_answer
 from dto.nano.corpus import chain_problems
+from dto.policies.compat import before_stop, compat
 from dto.protocols import Engine, Sampling
 from dto.recipe import ExitSettings, Recipe
 from dto.rollouts import BOX

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from dto.context import Context
-from dto.engines.scripted import ScriptedEngine
 from dto.exits import ExitedResponse, answer
 from dto.grading import Grader
 from dto.prompts import render
@@ -21,6 +20,7 @@ from dto.recipe import ExitSettings, Recipe
 from dto.records import Problem, Trial
 from dto.trajectories import prompt_ids
 from dto.usage import Usage, metered
+from tests.engines.scripted import ScriptedEngine
 from tests.exits.conftest import CLOSE, Embedded
 
 INDUCERS = {kind: render(f"trial_code_{kind}") for kind in ("inside", "closed")}

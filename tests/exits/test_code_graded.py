@@ -10,7 +10,6 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from dto.context import Context
-from dto.engines.scripted import ScriptedEngine
 from dto.grading import Grader
 from dto.grading.sandbox import Limits
 from dto.prompts import render
@@ -18,6 +17,7 @@ from dto.protocols import Completion, Sampling
 from dto.recipe import EvaluateSettings, ExitSettings, Recipe
 from dto.records import EvaluationRow, Problem
 from dto.stages.evaluate import evaluate
+from tests.engines.scripted import ScriptedEngine
 from tests.exits.conftest import CLOSE
 
 PROMPT = 'def count_even(values):\n    """How many of the values are even?"""\n'
@@ -66,7 +66,7 @@ async def row(
         ctx = Context(recipe, ScriptedEngine(script, tokenizer, context=4096), grader)
         asked = replace(problem, answer=GOLD, answer_kind="code", question=PROMPT)
         policy = ExitSettings.model_validate(settings | {"threshold": 0.75} | exit)
-        [(found, _, _)] = await evaluate(asked, policy, ctx, "base")
+        [(found, _, _)] = await evaluate(asked, policy, ctx)
     return found
 
 

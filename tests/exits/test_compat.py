@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from dto.engines import open_engine
-from dto.engines.scripted import ScriptedEngine
 from dto.errors import RecipeError
-from dto.exits.compat import NEAR_LIMIT, compat, confidence
 from dto.exits.path import ExitedResponse, Path
 from dto.grading import Grader
+from dto.policies.compat import NEAR_LIMIT, compat, confidence
 from dto.prompts import render
 from dto.protocols import Completion, Sampling
 from dto.recipe import ModelSettings
 from dto.records import Problem
 from dto.trajectories import prompt_ids
+from tests.engines.scripted import ScriptedEngine
 from tests.exits import published
 
 TRY = render("trial_inside")
@@ -64,7 +64,7 @@ class Outcome:
         return str(self.tokenizer.decode(list(self.response.thinking_ids)))
 
     @property
-    def tried(self) -> list[str]:
+    def trial_result(self) -> list[str]:
         """The thinking before each trial."""
         return [text.split("\n**Final")[0] for text, *_ in self.asked if "**Final" in text]
 

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import pytest
 
-from dto.exits.consistency import agreed
 from dto.grading import Grader
+from dto.policies.consistency import agreed
 from dto.recipe import ExitSettings
 from dto.records import AnswerKind, Trial
 from tests.exits.conftest import Embedded, Respond

@@ -7,15 +7,15 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from dto.context import Context
-from dto.engines.scripted import ScriptedEngine
 from dto.exits import ExitedResponse, answer
-from dto.exits.entropy import moving_variance
 from dto.grading import Grader
+from dto.policies.entropy import moving_variance
 from dto.prompts import render
 from dto.protocols import Completion, Sampling
 from dto.recipe import ExitSettings, Recipe
 from dto.records import Problem
 from dto.trajectories import prompt_ids
+from tests.engines.scripted import ScriptedEngine
 from tests.exits.conftest import CLOSE, Embedded
 
 PROBE = render("entropy_probe")

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from dto.context import Context
-from dto.engines.scripted import ScriptedEngine
 from dto.exits import ExitedResponse, answer
 from dto.exits.monitor import Monitor
 from dto.grading import Grader
@@ -17,6 +16,7 @@ from dto.recipe import ExitSettings, Recipe
 from dto.records import Problem
 from dto.tags import think_tags
 from dto.trajectories import prompt_ids
+from tests.engines.scripted import ScriptedEngine
 from tests.families import FAMILIES, tokenizer_of
 
 PROBLEM = Problem("p" * 16, "toy", "test", "1 + 1?", "2")

@@ -17,8 +17,7 @@ from dto.recipe import (
 from dto.records import ExitEstimate, OptimizedTrajectory, Problem
 from dto.stages.evaluate import evaluate
 from dto.stages.optimize import optimize
-from dto.stages.segment import segment
-from dto.stages.trace import trace
+from dto.studies.trace import trace
 from dto.trajectories import make_trajectory
 from tests.exits.speaking import (
     EXITS,
@@ -32,6 +31,7 @@ from tests.exits.speaking import (
     sure_in_a_display,
     tokenizer,
 )
+from tests.segmenting import segment
 from tests.stages.script import Scripted
 from tests.vocabularies import NAMES, R1, vocabulary
 
@@ -150,7 +150,7 @@ async def test_a_replay_counts_what_a_join_replaces(name: str) -> None:
     assert any(each.kept < each.position for each in recorded.conclusions)
     for exit in (EXITS["deer"], EXITS["deer closed"], EXITS["static"], {"policy": "none"}):
         settings = ExitSettings.model_validate({"name": "exit", **exit})
-        [live] = await evaluate(problem, settings, ctx, "base")
+        [live] = await evaluate(problem, settings, ctx)
         assert Replay(recorded).row(settings) == live.row
 
 

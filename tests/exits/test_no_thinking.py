@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 
 from dto.context import Context
-from dto.engines.scripted import ScriptedEngine
 from dto.exits import answer
 from dto.grading import Grader
 from dto.prompts import render
@@ -12,6 +11,7 @@ from dto.recipe import ExitSettings, Recipe
 from dto.records import Problem
 from dto.trajectories import prompt_ids
 from tests.byte_level import byte_level
+from tests.engines.scripted import ScriptedEngine
 from tests.exits.conftest import Embedded, Respond
 
 TEXT = render("no_thinking")

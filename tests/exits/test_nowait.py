@@ -4,15 +4,15 @@ import re
 from copy import deepcopy
 
 from dto.context import Context
-from dto.engines.scripted import ScriptedEngine
 from dto.exits import answer
-from dto.exits.nowait import KEYWORDS, keyword_ids
 from dto.grading import Grader
+from dto.policies.nowait import KEYWORDS, keyword_ids
 from dto.protocols import Sampling
 from dto.recipe import ExitSettings, Recipe
 from dto.records import Problem
 from dto.trajectories import prompt_ids
 from tests.byte_level import byte_level
+from tests.engines.scripted import ScriptedEngine
 from tests.exits.conftest import Embedded
 
 KEYWORD = re.compile(rf"\b(?:{'|'.join(KEYWORDS)})\b", re.IGNORECASE)

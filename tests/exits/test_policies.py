@@ -11,7 +11,7 @@ import pytest
 from dto.errors import EngineError
 from dto.exits import check
 from dto.exits.deer import combine
-from dto.exits.trial import Tried
+from dto.exits.trial import TrialResult
 from dto.protocols import Capabilities, Sampling
 from dto.recipe import ExitSettings
 from dto.records import Trial
@@ -271,7 +271,7 @@ def test_disagreement_lowers_the_confidence(
 ) -> None:
     tried = combine(
         [
-            Tried(Trial(7, sure, str(number), "wrong", 2), "")
+            TrialResult(Trial(7, sure, str(number), "wrong", 2), "")
             for number, sure in enumerate(confidences)
         ]
     )
@@ -282,7 +282,10 @@ def test_disagreement_lowers_the_confidence(
 
 def test_an_inducer_that_fails_fails_the_trial() -> None:
     good, bad = Trial(7, 1.0, "2", "correct", 2), Trial(7, 0.0, "", "failed", 0)
-    assert combine([Tried(good, ""), Tried(bad, "on fire"), Tried(good, "")]).error == "on fire"
+    assert (
+        combine([TrialResult(good, ""), TrialResult(bad, "on fire"), TrialResult(good, "")]).error
+        == "on fire"
+    )
 
 
 @pytest.mark.parametrize(

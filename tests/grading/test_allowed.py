@@ -41,9 +41,9 @@ def test_the_flag_of_the_command(tmp_path: Path, allowed: bool) -> None:
     else:
         assert graded == {("failed", "no_code_execution")}
         again = ["evaluate", str(run), "--allow-code-execution"]
-        with pytest.raises(RunConflictError, match="holds 6 programs that were not run; --resume"):
+        with pytest.raises(RunConflictError, match="6 programs were not run: --recompute"):
             app(again, standalone_mode=False)
-        app([*again, "--resume"], standalone_mode=False)
+        app([*again, "--recompute", "--yes"], standalone_mode=False)
         app(again, standalone_mode=False)  # and now that stands
         found = tables.read(run / "evaluate" / "rows.parquet", EvaluationRow)
         assert {row.grade for row in found} == {"wrong"}

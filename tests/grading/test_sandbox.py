@@ -55,7 +55,7 @@ def living() -> set[psutil.Process]:
     return found
 
 
-async def tried(mode: Mode, program: str, test: str = "", limits: Limits = LIMITS) -> str:
+async def trial_result(mode: Mode, program: str, test: str = "", limits: Limits = LIMITS) -> str:
     """Why the program is wrong; empty when it passes."""
     before = living()
     passed, reason = await Sandbox(1, limits, mode).run(DEFINED + program, "", test, "f")
@@ -77,7 +77,7 @@ async def test_what_programs_may_do(mode: Mode) -> None:
         "import numpy as np; assert (np.ones((3, 3)) @ np.ones(3)).sum() == 9\n"
         "print('x' * 100_000_000)\n"
     )
-    assert await tried(mode, program, "assert f(1) == 2") == ""
+    assert await trial_result(mode, program, "assert f(1) == 2") == ""
 
 
 ATTACKS = {
@@ -114,18 +114,18 @@ ATTACKS = {
 async def test_a_program_costs_only_itself(mode: Mode, attack: str) -> None:
     program, reasons = ATTACKS[attack]
     limits = SHORT if "time_limit" in reasons else LIMITS
-    assert await tried(mode, program, "f(1)", limits) in reasons
+    assert await trial_result(mode, program, "f(1)", limits) in reasons
 
 
 async def test_files_fill_no_disk(mode: Mode) -> None:
     if mode == "guards":
         pytest.skip("without a file system of its own only each file is limited, as it says")
     program = "for i in range(100): open(str(i), 'wb').write(bytes(1 << 20))"
-    assert await tried(mode, program) == "OSError"
+    assert await trial_result(mode, program) == "OSError"
     if mode == "namespaces":
-        assert await tried(mode, "for i in range(10000): open(str(i), 'wb')") == "OSError"
+        assert await trial_result(mode, "for i in range(10000): open(str(i), 'wb')") == "OSError"
     for place in ("/", "/dev", "/dev/shm", "/usr", os.path.dirname(os.__file__)):
-        assert await tried(mode, f"open({place!r} + '/x', 'wb')") in {
+        assert await trial_result(mode, f"open({place!r} + '/x', 'wb')") in {
             "OSError", "PermissionError", "FileNotFoundError"
         }, place  # fmt: skip
 
@@ -134,11 +134,11 @@ async def test_a_fork_bomb_is_bounded(mode: Mode) -> None:
     if mode == "bwrap" and os.geteuid() == 0:
         pytest.skip("Linux does not limit the processes of root: namespaces come first there")
     program = "import os\nwhile True: os.fork()"
-    assert await tried(mode, program) in {"BlockingIOError", "PermissionError"}
+    assert await trial_result(mode, program) in {"BlockingIOError", "PermissionError"}
     background = (
         "import subprocess\nsubprocess.Popen(['/bin/sleep', '1000'], start_new_session=True)"
     )
-    assert await tried(mode, background) in {"", "PermissionError"}
+    assert await trial_result(mode, background) in {"", "PermissionError"}
 
 
 async def test_nothing_outside_can_be_read_or_written(
@@ -163,9 +163,9 @@ async def test_nothing_outside_can_be_read_or_written(
         f"open('/proc/{os.getpid()}/environ').read()",
         "import os; open(f'/proc/{os.getppid()}/environ').read()",
     ):
-        assert await tried(mode, attempt) in refused, attempt
+        assert await trial_result(mode, attempt) in refused, attempt
     program = "import os; assert 'secret' not in str(os.environ) and len(os.environ) < 12"
-    assert await tried(mode, program) == ""
+    assert await trial_result(mode, program) == ""
     assert secret.read_text() == "secret" and not other.exists()
     assert "x = 1" not in Path(os.__file__).read_text()[-10:]
 
@@ -188,7 +188,7 @@ async def test_no_socket_reaches_a_listener(mode: Mode, tmp_path: Path) -> None:
             f"import socket; socket.socket(socket.AF_UNIX).connect({str(tmp_path / 's')!r})",
             f"import urllib.request as u; u.urlopen('http://127.0.0.1:{port}', timeout=1)",
         ):
-            reason = await tried(mode, attempt)
+            reason = await trial_result(mode, attempt)
             assert reason and reason != "time_limit", attempt
         assert not heard
         server.close()
@@ -201,7 +201,7 @@ async def test_the_parent_cannot_be_killed(mode: Mode) -> None:
         "import os, signal; os.killpg(os.getpgid(0), signal.SIGTERM)",
         "import os, signal; os.kill(-1, signal.SIGKILL)",
     ):
-        assert await tried(mode, attempt + "\nimport time; time.sleep(1)\n1/0"), attempt
+        assert await trial_result(mode, attempt + "\nimport time; time.sleep(1)\n1/0"), attempt
 
 
 async def test_a_hanging_program_holds_up_nobody() -> None:

@@ -15,10 +15,9 @@ import pytest
 
 from dto.hub.publish import publish
 from dto.hub.upload import Uploaded
-from dto.pipeline import run_stages
+from dto.pipeline import needed, open_run, run_stages
 from dto.recipe import load_recipe
-from dto.runs.graph import needed
-from dto.runs.run import Run, open_run
+from dto.runs.run import Run
 from tests.hub.server import WRITER, Hub, serving
 
 ROOT = Path(__file__).parents[2]

@@ -92,7 +92,7 @@ def test_a_licence_that_cannot_be_asked_for_is_not_lost(run: Run, hub: Hub) -> N
     repo = hub.repos["dataset", f"{OWNER}/questions"] = Repo(private=False)
     repo.commits.append({"README.md": b"---\nlicense: cc-by-4.0\n---\n"})
     problems = run.recipe.problems.model_copy(update={"source": f"{OWNER}/questions"})
-    other = Run(run.path, run.recipe.model_copy(update={"problems": problems}), False, run.lock)
+    other = run.following(run.recipe.model_copy(update={"problems": problems}))
     publish(other, NAME)
     hub.faults.append(Fault("GET", "/questions", times=99, status=503))
     with pytest.raises(DtoError, match=r"questions: the Hub answered 503.* start the same command"):

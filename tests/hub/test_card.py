@@ -12,14 +12,21 @@ import yaml
 from huggingface_hub import DatasetCard
 
 from dto import tables
-from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.hub.publish import publish
 from dto.hub.pull import pull
 from dto.recipe import PairSettings, resolve
-from dto.records import PreferencePair, Problem, Span, Trajectory
+from dto.records import (
+    BatchResponse,
+    Chain,
+    LabelledChain,
+    PreferencePair,
+    Problem,
+    Span,
+    Trajectory,
+)
 from dto.runs import manifest
 from dto.runs.run import Run
-from dto.stages.pair import pair
+from dto.tasks.importing import imported_pairs
 from tests.byte_level import byte_level
 from tests.hub.server import Hub
 from tests.hub.test_publish import NAME, published
@@ -53,7 +60,7 @@ def test_the_card_says_where_it_comes_from(run: Run, hub: Hub) -> None:
 
 def test_what_models_were_told_cannot_end_its_block(run: Run, hub: Hub) -> None:
     system = run.recipe.model.model_copy(update={"system": "Answer in\n```\n# Not a heading"})
-    other = Run(run.path, run.recipe.model_copy(update={"model": system}), False, run.lock)
+    other = run.following(run.recipe.model_copy(update={"model": system}))
     text = publish(other, NAME, dry_run=True).card
     fences = [line for line in text.splitlines() if line.strip().startswith("```")]
     assert fences == ["```python", "```", "```yaml", "```", *["```text", "```"] * 6]
@@ -67,7 +74,7 @@ def test_what_cannot_be_seen_is_written_out(run: Run, hub: Hub) -> None:
         json.dumps({"id": "a", "reason": f"{hostile}\n| b |", "detail": ""}) + "\n", "utf-8"
     )
     recipe = run.recipe.model_copy(update={"model": system, "name": f"<b>{hostile}"})
-    text = publish(Run(run.path, recipe, False, run.lock), NAME, dry_run=True).card
+    text = publish(run.following(recipe), NAME, dry_run=True).card
     metadata, body = text.split("---\n")[1], text.split("---\n", 2)[2]
     assert yaml.safe_load(metadata)["pretty_name"].startswith("<b>\\u202eeltit")
     for unseen in "\u202e\u202c\u2028\x1b":
@@ -195,7 +202,7 @@ def test_a_prompt_begins_once() -> None:
         for sample, ids in enumerate([(5, 6), (7,)])
     ]  # fmt: skip
     problem = Problem("p", "imported", "train", "1 + 1?", "")
-    (row,) = pair(problem, sides, [], tokenizer, PairSettings(data="imported"))
+    (row,) = imported_pairs(problem, sides, tokenizer, PairSettings())
     assert isinstance(row, PreferencePair)
     assert tokenizer(row.prompt)["input_ids"] == list(asked)
     assert row.prompt_tokens == len(asked)

@@ -69,7 +69,7 @@ def test_the_licence_of_the_source(
         "problems": run.recipe.problems.model_copy(update={"source": f"{OWNER}/questions"}),
         "model": run.recipe.model.model_copy(update={"name": f"{OWNER}/base", "revision": None}),
     }
-    other = Run(run.path, run.recipe.model_copy(update=changes), False, run.lock)
+    other = run.following(run.recipe.model_copy(update=changes))
     card = publish(other, NAME).card
     assert f"- Questions: `{OWNER}/questions`, licence: {shown}" in card
     assert DatasetCard(card).data.license == metadata

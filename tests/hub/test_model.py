@@ -56,7 +56,7 @@ def test_weights_card_and_results_are_one_commit(run: Run, hub: Hub, tmp_path: P
 
 
 def test_without_evaluation(run: Run, hub: Hub) -> None:
-    run.clear("evaluate")
+    run.set_aside("evaluate")
     card = publish(run, NAME, model=True, license="apache-2.0").card
     assert "Not evaluated" in card and ModelCard(card).data.eval_results is None
     assert ModelCard(card).data.license == "apache-2.0"
@@ -75,7 +75,7 @@ def test_runs_without_a_model(run: Run, hub: Hub) -> None:
     manifest.write(run / "train", said | {"digest": "0" * 16})
     with pytest.raises(DtoError, match=r"evaluate in .* computed from another train"):
         publish(run, NAME, model=True)
-    run.clear("train")
+    run.set_aside("train")
     with pytest.raises(DtoError, match=r"stage train is not finished .* `dto train"):
         publish(run, NAME, model=True)
     assert not hub.repos

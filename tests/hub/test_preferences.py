@@ -13,13 +13,18 @@ import pytest
 import yaml
 
 from dto import tables
-from dto.pipeline import run_stages
+from dto.pipeline import open_run, run_stages
 from dto.recipe import PairSettings, ProblemSettings, load_recipe
 from dto.records import Dropped, PreferencePair, Problem, Trajectory
 from dto.runs import manifest
-from dto.runs.run import open_run
-from dto.stages.pair import pair
-from dto.tasks.importing import Response, holds_pairs, imported_problems, read_responses
+from dto.runs.reader import RunReader
+from dto.tasks.importing import (
+    Response,
+    holds_pairs,
+    imported_pairs,
+    imported_problems,
+    read_responses,
+)
 from dto.training.pairs import TokenizedPair, load_pairs
 from tests.byte_level import byte_level
 from tests.commands import told
@@ -108,7 +113,7 @@ def test_pairs_of_sides_that_are_left() -> None:
 
     sides = [side(0, 5), side(1, 3), side(2, 4), side(5, 4), side(6, 4), side(7, 4), side(8, 40),
              side(9, 4)]  # fmt: skip
-    rows = pair(problem, sides, [], tokenizer, PairSettings(data="imported", max_length=20))
+    rows = imported_pairs(problem, sides, tokenizer, PairSettings(max_length=20))
     pairs = [row for row in rows if isinstance(row, PreferencePair)]
     assert [(row.chosen_id, row.rejected_id) for row in pairs] == [("p/000", "p/001")]  # longer too
     reasons = [row.reason for row in rows if isinstance(row, Dropped)]
@@ -160,7 +165,7 @@ def test_preferences_of_others_are_trained_on(
     assert code == 0 and "go on with dto train runs/preferences" in said, said
     run = Path("runs/preferences")
     assert (manifest.read(run / "sample") or {})["dropped"] == {"empty_response": 1}
-    pairs = [row for row in load_pairs(run, 1024) if isinstance(row, TokenizedPair)]
+    pairs = [row for row in load_pairs(RunReader(run), 1024) if isinstance(row, TokenizedPair)]
     written = list(tables.read(run / "pair/rows.parquet", PreferencePair))
     assert len(pairs) == len(written) == 6
     assert {row.chosen_from for row in written} == {"imported"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -12,9 +13,10 @@ import yaml
 from dto import tables
 from dto.errors import DtoError
 from dto.hub.publish import publish
-from dto.records import PreferencePair, Trajectory
+from dto.pipeline import open_run
+from dto.records import OptimizedTrajectory, PreferencePair, Trajectory, Verdict
 from dto.runs import manifest
-from dto.runs.run import Run, open_run
+from dto.runs.run import Run
 from tests.hub.conftest import sent
 from tests.hub.server import OWNER, READER, WRITER, Fault, Hub
 
@@ -166,7 +168,7 @@ def test_a_name_that_somebody_else_has(run: Run, hub: Hub) -> None:
 
 def test_stages_that_are_not_there(run: Run, hub: Hub) -> None:
     for stage in ("pair", "train", "evaluate"):
-        run.clear(stage)
+        run.set_aside(stage)
     for name, stage in (("pairs", "pair"), ("train", "train"), ("evaluation", "evaluate")):
         with pytest.raises(DtoError, match=f"stage {stage} is not there .* `dto {stage} "):
             publish(run, NAME, only=(name,))
@@ -218,7 +220,11 @@ def leaky(run_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             "content of /home/alice/data/questions.jsonl": "0123",
         }
         manifest.write(run_path / stage, said | {"host": "alice-laptop", "cwd": "/home/alice/dto"})
-    dropped = {"id": "row/1", "reason": "missing_field", "detail": "/tmp/alice/x.jsonl, row 3: no"}
+    dropped = {
+        "id": "row/1",
+        "reason": "missing_field",
+        "detail": "/home/alice/data/questions.jsonl, row 3: no",
+    }
     (run_path / "problems" / "dropped.jsonl").write_text(json.dumps(dropped) + "\n")
     sampled = pl.read_parquet(run_path / "sample" / "rows.parquet")
     reason = "No space left on device: '/scratch/alice/cache/x.bin'"  # no setting names that
@@ -283,12 +289,46 @@ def test_nothing_private_goes_up(
     said = json.loads(files["sample/manifest.json"])
     assert said["config"]["content of questions.jsonl"] == "0123" and "host" not in said
     dropped = json.loads(files["problems/dropped.jsonl"])
-    assert dropped["detail"] == "x.jsonl, row 3: no"
+    assert dropped["detail"] == "questions.jsonl, row 3: no"
     (tmp_path / "one.parquet").write_bytes(files["evaluate/rows.parquet"])
     ids = pl.read_parquet(tmp_path / "one.parquet")["id"].to_list()
     assert ids == sorted(ids) and any(each.startswith("second/") for each in ids)
+    reasons = pl.read_parquet(tmp_path / "one.parquet").filter(model="second")["reason"].to_list()
+    assert set(reasons) == {"failed"}
     mark = json.loads(files["run.json"])
     assert mark["redacted"] == ["sample", "evaluate"]
+
+
+def test_of_errors_only_the_kind_goes_up(run: Run, hub: Hub, tmp_path: Path) -> None:
+    """What a server, a file or a program says in an error is nobody's business."""
+    said = "http://box answered 503: upstream zebra is down"
+    samples = list(tables.read(run.table("sample"), Trajectory))
+    first = replace(samples[0], grade="failed", reason=said)
+    tables.write(run.table("sample"), Trajectory, [first, *samples[1:]])
+    versions = list(tables.read(run.table("prune"), OptimizedTrajectory))
+    verdict = Verdict(0, "unjudged", 0.0, False, f"the judge failed: {said}")
+    judged = replace(versions[0], verdicts=(verdict,), counterfactual=(verdict,))
+    tables.write(run.table("prune"), OptimizedTrajectory, [judged, *versions[1:]])
+    dropped = [
+        {"id": "a/000", "reason": "failed", "detail": "ConnectError: zebra:8000 refused"},
+        {"id": "b/000", "reason": "error", "detail": "KeyError: 'zebra'"},
+        {"id": "c/000", "reason": "no_exit", "detail": "the best boundary has p 0.20"},
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in dropped)
+    (run / "estimate" / "dropped.jsonl").write_text(lines)
+    publish(run, NAME)
+    files = published(hub)
+    rows = [json.loads(line) for line in files["estimate/dropped.jsonl"].splitlines()]
+    kinds = ["ConnectError", "KeyError", "the best boundary has p 0.20"]
+    assert [row["detail"] for row in rows] == kinds
+    texts = {}
+    for stage in ("sample", "prune"):
+        (tmp_path / "one.parquet").write_bytes(files[f"{stage}/rows.parquet"])
+        texts[stage] = pl.read_parquet(tmp_path / "one.parquet").head(1).write_json()
+    assert '"HTTP 503"' in texts["sample"]
+    assert texts["prune"].count('"the judge failed: HTTP 503"') == 2
+    assert not [path for path, data in files.items() if b"zebra" in data]
+    assert "zebra" not in "".join(texts.values())
 
 
 @pytest.mark.parametrize(
@@ -297,7 +337,7 @@ def test_nothing_private_goes_up(
         ("pair", "the key is hf_" + "A1" * 17, "column chosen holds a key: nothing is uploaded"),
         ("pair", "a-secret-of-alice", "column chosen holds the value of ALICE_API_KEY"),
         ("pair", "see /home/alice/notes", "column chosen holds a local path or a server: nothing"),
-        ("recipe", "/data/private/notes.txt explains it", "holds the local path 'notes.txt'"),
+        ("recipe", "hf_" + "A1" * 17, "holds a key: nothing is uploaded"),
     ],
 )
 def test_what_remains_is_refused(
@@ -312,7 +352,7 @@ def test_what_remains_is_refused(
     monkeypatch.setenv("HOME", "/home/alice")
     if where == "recipe":
         system = run.recipe.model.model_copy(update={"system": f"Read {text}"})
-        run = Run(run.path, run.recipe.model_copy(update={"model": system}), False, run.lock)
+        run = run.following(run.recipe.model_copy(update={"model": system}))
     else:
         rows = list(tables.read(run.table("pair"), PreferencePair))
         first = PreferencePair(**row_of(rows[0]) | {"chosen": text})  # type: ignore[arg-type]
@@ -321,3 +361,24 @@ def test_what_remains_is_refused(
         publish(run, NAME)
     assert said in str(error.value) and text not in str(error.value)
     assert not hub.requests
+
+
+def test_a_name_of_this_machine_is_told(
+    run: Run, hub: Hub, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name of whoever publishes, as a word; paths that a model may have made up are not."""
+    monkeypatch.setenv("HOME", "/home/bob")
+    monkeypatch.setenv("LOGNAME", "alice")
+    rows = list(tables.read(run.table("pair"), PreferencePair))
+    said = ["cat /home/carol/notes", "alice, f:\\mathbb{R} and a/m", "see C:\\Users\\x"]
+    for place, text in enumerate(said):
+        values = {name: getattr(rows[place], name) for name in PreferencePair.__slots__}
+        rows[place] = PreferencePair(**values | {"chosen": text})
+    tables.write(run.table("pair"), PreferencePair, rows)
+    publish(run, "alice/small", dry_run=True)
+    name = "pair/rows.parquet: a name of this machine in 1 texts, the first is row"
+    assert name in caplog.text and "carol" not in caplog.text
+    assert "README.md" not in caplog.text  # `alice/small` is its name, and everybody's to see
+    other = run.following(run.recipe.model_copy(update={"name": "of-alice x alice"}))
+    publish(other, "alice/small", dry_run=True)
+    assert "README.md: a name of this machine in" in caplog.text

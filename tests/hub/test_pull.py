@@ -12,12 +12,11 @@ import yaml
 from dto.errors import DtoError, RunConflictError
 from dto.hub.publish import publish
 from dto.hub.pull import find, pull
-from dto.pipeline import run_stages
+from dto.pipeline import needed, open_run, run_stages, stage_of
 from dto.recipe import load_recipe
 from dto.reporting.report import measure
 from dto.runs import manifest
-from dto.runs.graph import needed
-from dto.runs.run import Run, open_run
+from dto.runs.run import Run
 from tests.hub.conftest import ROOT
 from tests.hub.server import OWNER, Fault, Hub
 from tests.hub.test_publish import KEY, NAME, leaky
@@ -93,7 +92,7 @@ def test_any_stage_is_computed_again_to_the_same(stage: str, run: Run, hub: Hub)
 
 def test_a_half_of_a_run_is_ended_elsewhere(run: Run, hub: Hub, whole: Path) -> None:
     for stage in ("prune", "pair", "train", "evaluate"):
-        run.clear(stage)
+        run.set_aside(stage)
     publish(run, NAME)
     pull(NAME, OUT)
     go_on(OUT, *TABLES[:-1])
@@ -133,7 +132,7 @@ def test_what_named_local_paths_still_holds(
         if not (run / stage / "manifest.json").is_file():
             continue
         said = manifest.read(run / stage) or {}
-        config = run.config(stage)
+        config = run.config(stage_of(run.recipe, stage))
         if stage == "problems":
             config["content of /home/alice/data/questions.jsonl"] = "0123"
         manifest.write(run / stage, said | {"config": config})
@@ -198,7 +197,6 @@ def test_an_older_state(run: Run, hub: Hub) -> None:
         ("recipe.yaml", b"{: [", "cannot be read"),
         ("recipe.yaml", b"model: 5\n", "model"),
         ("recipe.yaml", None, "recipe.yaml cannot be read"),
-        ("recipe.yaml", b"name: x\nnonsense: 1\n", "unknown key 'nonsense'"),
     ],
 )
 def test_what_was_tampered_with(
@@ -226,6 +224,20 @@ def test_a_manifest_that_is_none(key: str, run: Run, hub: Hub) -> None:
     files["sample/manifest.json"] = json.dumps(said | {key: ["x"]}).encode()
     with pytest.raises(DtoError, match=f"manifest of sample holds no settings under '{key}'"):
         pull(NAME, OUT)
+
+
+def test_settings_of_another_version_are_named_and_left_out(
+    run: Run, hub: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(run, NAME)
+    files = hub.repos[KEY].commits[-1]
+    recipe = yaml.safe_load(files["recipe.yaml"])
+    recipe["sample"]["fancy"] = 1
+    files["recipe.yaml"] = yaml.safe_dump(recipe | {"nonsense": 1}).encode()
+    pull(NAME, OUT)
+    assert "settings of another version, left out of its recipe" in caplog.text
+    assert "sample.fancy" in caplog.text and "nonsense" in caplog.text
+    assert load_recipe(OUT / "recipe.yaml") == run.recipe
 
 
 def test_a_recipe_of_others_asks_no_server(run: Run, hub: Hub) -> None:

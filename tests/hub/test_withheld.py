@@ -14,12 +14,12 @@ from dto.errors import DtoError
 from dto.hub.origins import withheld
 from dto.hub.publish import publish
 from dto.hub.pull import owed, pull
-from dto.pipeline import run_stages
+from dto.pipeline import open_run, run_stages
 from dto.recipe import load_recipe, make_recipe
 from dto.records import Problem
-from dto.reporting.report import report
+from dto.reporting.write import report
 from dto.runs import manifest
-from dto.runs.run import Run, open_run
+from dto.runs.run import Run
 from dto.viewer.data import RunTables
 from dto.viewer.page import List
 from tests.commands import told
@@ -138,7 +138,7 @@ def with_tasks(run: Run) -> Run:
     tested = [Problem(**each | {"task": next(task)}) for each in values]  # type: ignore[arg-type]
     tables.write(run.table("test"), Problem, tested)
     manifest.write(run / "test", manifest.finished("test", {}, None, rows=len(tested)))
-    return Run(run.path, load_recipe(run / "recipe.yaml"), False, run.lock)
+    return run.following(load_recipe(run / "recipe.yaml"))
 
 
 def test_test_sets_stay_where_they_are(run: Run, hub: Hub) -> None:
@@ -155,7 +155,7 @@ def test_test_sets_stay_where_they_are(run: Run, hub: Hub) -> None:
     for part in ("rows", "comparisons", "averages"):
         assert reports[0][part] == reports[1][part]
     shown = List("Evaluation", "questions", 0)
-    for each in RunTables.open(OUT).answers():
+    for each in RunTables(OUT).answers():
         shown.add_answers(each)
     assert shown.titles == [each.rpartition("/")[0] for each in shown.ids]  # of their problems
     with pytest.raises(DtoError, match="others' test sets; publish them with --test-sets"):

@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 
 from dto import tables
 from dto.records import OptimizedTrajectory, Span, Verdict, VerdictKind
-from dto.reporting.agreement import agreement, verdicts
-from dto.reporting.funnel import funnel
-from dto.reporting.table import funnel_lines
+from dto.reporting.funnel import agreement, funnel, funnel_lines, verdicts
 from dto.statistics import cohen_kappa
 
 RATINGS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1)
@@ -129,9 +127,9 @@ def test_only_patterns_that_both_judged_are_compared(run: Path) -> None:
     found = agreement(run)
     assert found is not None
     assert (found["patterns"], found["trajectories"]) == (27, 9)
-    assert found["rate"] == pytest.approx(2 / 3)
+    assert found["rate"].value == pytest.approx(2 / 3)
     # llm lets 2 of 3 go, the rollouts 1 of 3: by chance 2/9 + 2/9 agree
-    assert found["kappa"] == pytest.approx((2 / 3 - 4 / 9) / (1 - 4 / 9))
+    assert found["kappa"].value == pytest.approx((2 / 3 - 4 / 9) / (1 - 4 / 9))
     assert found["table"] == {
         "keep": {"keep": 9}, "redundant": {"harmful": 9}, "meaningless": {"keep": 9},
     }  # fmt: skip

@@ -12,12 +12,12 @@ import pytest
 
 from dto import tables
 from dto.errors import DtoError
-from dto.pipeline import run_stages
+from dto.pipeline import open_run, run_stages
 from dto.recipe import load_recipe
 from dto.records import OptimizedTrajectory
 from dto.runs import manifest
-from dto.runs.run import open_run
-from dto.runs.runner import Group, Stage
+from dto.runs.runner import Runner
+from dto.runs.stage import Group
 from dto.usage import Usage, charge, charged_to
 from tests.commands import dto
 from tests.judges.server import judging, verdicts
@@ -192,7 +192,7 @@ async def test_a_judge_that_fails_twenty_times_in_a_row_ends_the_stage(tmp_path:
 
     groups = (Group(f"{row:03d}", (row,)) for row in range(200))
     with (
-        Stage(tmp_path / "prune", OptimizedTrajectory, {}) as stage,
+        Runner(tmp_path / "prune", OptimizedTrajectory, {}) as stage,
         pytest.raises(DtoError, match="the judge's requests for 20 groups in a row failed"),
     ):
         await stage.feed(groups, work, window=4)
@@ -218,7 +218,7 @@ def test_the_policy_itself_or_another_local_model_can_be_asked(
     judge: str, run: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The embedded models write no JSON and are held to none: all stays, and is flagged."""
-    changes = ("--set", f"judge={judge}", "--set", "prune.max_tokens=64", "--resume")
+    changes = ("--set", f"judge={judge}", "--set", "prune.max_tokens=64", "--recompute", "--yes")
     code, _, err = dto("prune", str(run), *changes, capsys=capsys)
     assert code == 0, err
     name = "nano" if judge == "null" else "nano-control"

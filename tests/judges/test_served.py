@@ -12,8 +12,9 @@ import pytest
 
 from dto.engines import open_engine
 from dto.errors import EngineError
+from dto.pipeline import Served
 from dto.recipe import JudgeSettings, Recipe
-from dto.serving import Serving
+from dto.runs.reader import RunReader
 from dto.stages.optimize import optimize
 from dto.stages.prune import prune
 from dto.usage import metered
@@ -183,5 +184,5 @@ async def test_a_judge_that_is_not_there_is_said_at_the_start(tokenizer):
 
 async def served(url: str, **changes: object) -> None:
     recipe = Recipe(name="x", judge=settings(url, **changes), prune={"judge": "llm"})
-    async with Serving(recipe) as serving:
+    async with Served(RunReader("x", recipe)) as serving:
         await serving.judge()

@@ -17,12 +17,11 @@ import yaml
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
-from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.recipe import Recipe, load_recipe
-from dto.records import Span, Trajectory
+from dto.records import BatchResponse, Chain, LabelledChain, Span, Trajectory
 from dto.tables import read, write
 from dto.training import grpo
-from dto.training.checkpoints import DevScore
+from dto.training.dev import DevScore
 from dto.training.fit import fit
 from tests.training.conftest import DEV, SHORT, RunFolder, make_run
 from tests.training.test_judging import with_labels

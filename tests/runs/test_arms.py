@@ -11,7 +11,8 @@ import pytest
 from dto.records import EvaluationRow
 from dto.runs import manifest
 from dto.runs.arms import keep_arms
-from dto.runs.runner import Group, Stage, Timed
+from dto.runs.runner import Runner
+from dto.runs.stage import Group, Timed
 from dto.usage import Usage, charge
 
 PROBLEMS = ("p0", "p1", "p2")
@@ -71,7 +72,7 @@ async def evaluated(directory: Path, config: dict[str, Any], until: int = 10**6)
         charge(Usage(requests=2, generated=4, attention_flops=1.0))
         return [Timed(row(model, name, problem, sample), 1.5, wasted=sample) for sample in (0, 1)]
 
-    with Stage(directory, EvaluationRow, config) as stage:
+    with Runner(directory, EvaluationRow, config) as stage:
         first = [group for number, group in enumerate(groups(config)) if number < until]
         await stage.feed(iter(first), work, window=1)
         if until > len(first):
@@ -103,7 +104,7 @@ async def test_only_what_a_change_touches_is_computed_again(
 ) -> None:
     changed, anew = tmp_path / "a" / "evaluate", tmp_path / "b" / "evaluate"
     await evaluated(changed, BOTH)
-    keep_arms(changed, config)
+    keep_arms(changed.rename(tmp_path / "old"), changed, config)
     assert await evaluated(changed, config) == computed
     await evaluated(anew, config)
     for name in ("rows.parquet", "timings.parquet", "usage.parquet", "dropped.jsonl"):
@@ -117,8 +118,8 @@ async def test_an_evaluation_under_way_keeps_its_rows_too(tmp_path: Path) -> Non
     directory = tmp_path / "evaluate"
     await evaluated(directory, BOTH, until=4)
     config = configured(exit("deer", threshold=0.9), exit("new"))
-    keep_arms(directory, config)
-    with Stage(directory, EvaluationRow, config) as stage:
+    keep_arms(directory.rename(tmp_path / "old"), directory, config)
+    with Runner(directory, EvaluationRow, config) as stage:
         owed = [group.key for group in groups(config) if stage.owes(iter([group]))]
     assert len(owed) == 11 and "base/deer/p0" not in owed
 
@@ -130,10 +131,10 @@ async def test_a_failed_request_stays_owed(tmp_path: Path) -> None:
         charge(Usage(requests=100, failed=int(problem == "p1")))
         return [Timed(row(model, name, problem, 0), 1.0)]
 
-    with Stage(directory, EvaluationRow, config) as stage:
+    with Runner(directory, EvaluationRow, config) as stage:
         await stage.feed(groups(config), work, window=1)
         await stage.finish()
-    keep_arms(directory, configured(exit("none"), exit("new")))
+    keep_arms(directory.rename(tmp_path / "old"), directory, configured(exit("none"), exit("new")))
     assert await evaluated(directory, configured(exit("none"), exit("new"))) == [
         "base/new",
         "base/none",

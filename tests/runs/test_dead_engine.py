@@ -8,15 +8,16 @@ import pytest
 from transformers import AutoTokenizer
 
 from dto.context import Context
-from dto.engines.scripted import ScriptedEngine
 from dto.errors import DtoError
 from dto.grading import Grader
 from dto.nano.corpus import chain_problems
 from dto.protocols import Completion
 from dto.recipe import Recipe, resolve
 from dto.records import Trajectory
-from dto.runs.runner import Group, Stage
+from dto.runs.runner import Runner
+from dto.runs.stage import Group
 from dto.stages.sample import sample
+from tests.engines.scripted import ScriptedEngine
 
 
 async def test_sampling_from_a_dead_engine_is_an_error_in_one_line(tmp_path: Path) -> None:
@@ -27,7 +28,7 @@ async def test_sampling_from_a_dead_engine_is_an_error_in_one_line(tmp_path: Pat
     async with Grader() as grader:
         context = Context(Recipe(name="r"), engine, grader)
         with (
-            Stage(tmp_path / "sample", Trajectory, {}) as stage,
+            Runner(tmp_path / "sample", Trajectory, {}) as stage,
             pytest.raises(DtoError, match=r"groups in a row failed, .* connection refused;"),
         ):
             await stage.feed(problems, lambda row: sample(row, context), window=8)

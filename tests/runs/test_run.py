@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 
 from dto.errors import DtoError, RunConflictError
-from dto.pipeline import run_stages
+from dto.pipeline import STAGES, open_run, run_stages, stage_of
 from dto.recipe import Recipe, load_recipe
-from dto.records import EvaluationRow
+from dto.records import EvaluationRow, Trajectory
 from dto.runs import manifest
-from dto.runs.graph import settings_read
-from dto.runs.journal import Entry
-from dto.runs.run import Run, open_run
-from dto.runs.runner import Group, Stage
+from dto.runs.journal import Entry, Journal
+from dto.runs.reader import RunReader
+from dto.runs.run import Run, agree, settings_read
+from dto.runs.runner import Runner
+from dto.runs.stage import Group
+from dto.usage import Usage
 from tests.runs.test_arms import row
 
 
@@ -63,14 +65,16 @@ def test_how_it_is_computed_may_change_at_will() -> None:
 
 def test_another_recipe_is_refused_and_the_keys_are_named() -> None:
     problems(recipe())
-    Path("run/sample").mkdir()
-    Path("run/sample/journal").write_text('{"head": {"config": {}}}\n{"key": "a"}\n')
+    journal = Journal(Path("run/sample/journal"), Trajectory, {"config": {}})
+    journal.append(Entry("a", usage=Usage(requests=1, generated=70)))
+    journal.close()
     other = recipe(seed=1, problems={"train": 3, "dev": 2, "test": 9})
     with pytest.raises(RunConflictError) as error:
         problems(other)
-    assert "problems.test (2 → 9), seed (0 → 1)" in str(error.value)
-    assert "--resume" in str(error.value) and "--overwrite" in str(error.value)
-    assert problems(other, resume=True)["rows"] == 14
+    assert "problems.test (2 → 9); seed (0 → 1)" in str(error.value)
+    assert "sample (1 rows, 70 tokens, 0 s)" in str(error.value)
+    assert "--recompute" in str(error.value) and "--out" in str(error.value)
+    assert problems(other, recompute=agree)["rows"] == 14
 
 
 def test_a_run_of_problems_alone_takes_any_recipe() -> None:
@@ -84,7 +88,7 @@ def test_a_run_of_problems_alone_takes_any_recipe() -> None:
 
 def test_resume_computes_only_what_differs() -> None:
     first = problems(recipe())
-    assert problems(recipe(pair={"max_length": 77}), resume=True) == first
+    assert problems(recipe(pair={"max_length": 77}), recompute=agree) == first
     assert load_recipe(Path("run/recipe.yaml")).pair.max_length == 77
 
 
@@ -101,9 +105,8 @@ def test_a_changed_file_is_noticed() -> None:
     settings = recipe(problems={"source": "q.jsonl", "train": 1, "dev": 0, "test": 0})
     problems(settings)
     source.write_text('{"problem": "b?", "answer": "1"}\n')
-    with pytest.raises(RunConflictError, match=r"content of q\.jsonl"):
-        problems(settings)
-    assert problems(settings, resume=True)["rows"] == 1
+    assert problems(settings)["rows"] == 1  # questions cost nothing: nobody is asked
+    assert [row.question for row in RunReader("run").problems("train")] == ["b?"]
 
 
 def test_a_stage_that_was_begun_in_vain_has_no_settings() -> None:
@@ -120,14 +123,14 @@ def test_a_changed_file_in_a_folder_is_noticed_and_a_touched_one_is_not() -> Non
     source.write_text('{"problem": "a?", "answer": "1"}\n')
     settings = recipe(problems={"source": "q", "train": 1, "dev": 0, "test": 0})
     for run in opened(settings):
-        first = run.config("problems")
+        first = run.config(stage_of(run.recipe, "problems"))
         os.utime(source, (0, 0))
-        assert run.config("problems") == first
+        assert run.config(stage_of(run.recipe, "problems")) == first
         source.write_text('{"problem": "another?", "answer": "1"}\n')
         os.utime(source, (0, 0))
-        assert [key for key in first if run.config("problems")[key] != first[key]] == [
-            "content of q"
-        ]
+        assert [
+            key for key in first if run.config(stage_of(run.recipe, "problems"))[key] != first[key]
+        ] == ["content of q"]
 
 
 @pytest.mark.parametrize(
@@ -148,11 +151,16 @@ def test_what_a_stage_reads_of_the_sampling_is_part_of_what_it_computes(
     configs = []
     for sampling in ({}, changed):
         settings = recipe(sample={"imported": "rows.jsonl", **sampling})
-        for run in opened(settings, resume=True):
+        for run in opened(settings, recompute=agree):
             for upstream in (before, "problems"):
                 (run / upstream).mkdir(exist_ok=True)
                 manifest.write(run / upstream, {"digest": "d", "config": {}})
-            configs.append((run.config(stage), run.config("sample")))
+            configs.append(
+                (
+                    run.config(stage_of(run.recipe, stage)),
+                    run.config(stage_of(run.recipe, "sample")),
+                )
+            )
     (first, sampled), (second, sampled_then) = configs
     assert [key for key in sorted(first) if first[key] != second[key]] == read
     assert sampled == sampled_then
@@ -214,7 +222,8 @@ def test_what_no_stage_before_it_is_told_by_a_stage_says_itself(
     stage: str, settings: dict[str, Any], change: dict[str, Any], read: bool
 ) -> None:
     """What one before it reads, stands in that one's digest."""
-    first, second = (settings_read(recipe(**settings, **more), stage) for more in ({}, change))
+    recipes = [recipe(**settings, **more) for more in ({}, change)]
+    first, second = (settings_read(each, stage_of(each, stage)) for each in recipes)
     assert (first != second) == read
 
 
@@ -231,7 +240,7 @@ def test_an_imported_run_trains_the_model_that_is_there() -> None:
         configs = []
         for weights in (b"one", b"other"):
             Path("mine/model.safetensors").write_bytes(weights)
-            configs.append(run.config("train"))
+            configs.append(run.config(stage_of(run.recipe, "train")))
         assert [key for key in configs[0] if configs[0][key] != configs[1][key]] == ["weights"]
 
 
@@ -248,9 +257,9 @@ def test_weights_of_further_models_are_part_of_an_evaluation() -> None:
     weights.write_bytes(b"one")
     for run in opened(recipe(evaluate={"models": ["base", "mine"]})):
         run_stages(run, ["problems"])
-        before = run.config("evaluate")
+        before = run.config(stage_of(run.recipe, "evaluate"))
         weights.write_bytes(b"other")
-        after = run.config("evaluate")
+        after = run.config(stage_of(run.recipe, "evaluate"))
         assert [key for key in before if before[key] != after[key]] == ["weights of mine"]
 
 
@@ -258,14 +267,14 @@ def test_another_exit_leaves_the_evaluated_ones_alone() -> None:
     exits = [{"name": "none"}, {"name": "short", "policy": "static"}]
     for number in (1, 2):
         settings = recipe(evaluate={"models": ["base"], "exits": exits[:number]})
-        for run in opened(settings, resume=True):
+        for run in opened(settings, recompute=agree):
             run_stages(run, ["problems"])
-            config = run.config("evaluate")
-            assert not run.finished("evaluate", config)
-            with Stage(run / "evaluate", EvaluationRow, config) as stage:
+            config = run.config(stage_of(run.recipe, "evaluate"))
+            assert not run.finished(STAGES["evaluate"], config)
+            with Runner(run / "evaluate", EvaluationRow, config) as stage:
                 groups = [Group(f"base/{each['name']}/p", ()) for each in exits]
                 assert [stage.owes(iter([group])) for group in groups] == [number == 1, True]
-                stage.note(Entry("base/none/p", [row("base", "none", "p", 0)]))
+                stage._journal.append(Entry("base/none/p", [row("base", "none", "p", 0)]))
 
 
 def test_a_stage_names_the_one_it_waits_for() -> None:
@@ -294,6 +303,8 @@ def test_a_directory_of_something_else_is_never_touched(overwrite: bool) -> None
 def test_an_edited_prompt_is_part_of_what_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     problems(recipe())
     for run in opened(recipe()):
-        before = run.config("sample")
+        before = run.config(stage_of(run.recipe, "sample"))
         monkeypatch.setattr("dto.runs.manifest.of_prompts", lambda family: "other")
-        assert manifest.differences(before, run.config("sample"))[0].startswith("prompts (")
+        assert manifest.differences(before, run.config(stage_of(run.recipe, "sample")))[
+            0
+        ].startswith("prompts (")

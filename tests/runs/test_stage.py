@@ -21,7 +21,8 @@ from dto.errors import DtoError, EngineError
 from dto.grading import Grader
 from dto.records import Dropped, ExitEstimate
 from dto.runs import manifest
-from dto.runs.runner import HOPELESS, Group, Stage, Timed
+from dto.runs.runner import HOPELESS, Runner
+from dto.runs.stage import Group, Timed
 from dto.usage import Usage, charge, give_up
 from tests.runs.test_journal import estimate
 
@@ -41,7 +42,7 @@ async def work(key: str) -> list[Any]:
 
 
 async def whole(directory: Path, count: int = 40, task: Any = work) -> dict[str, Any]:
-    with Stage(directory, ExitEstimate, CONFIG) as stage:
+    with Runner(directory, ExitEstimate, CONFIG) as stage:
         await stage.feed(groups(count), task, window=8)
         return await stage.finish()
 
@@ -92,7 +93,7 @@ async def test_the_window_bounds_what_is_read_and_what_is_under_way(tmp_path: Pa
         finished += 1
         return []
 
-    with Stage(tmp_path / "estimate", ExitEstimate, CONFIG) as stage:
+    with Runner(tmp_path / "estimate", ExitEstimate, CONFIG) as stage:
         await stage.feed(watched(), slow, window=16)
         await stage.finish()
     assert most == 16
@@ -105,9 +106,9 @@ async def test_one_bad_group_is_a_row_and_is_tried_again(tmp_path: Path) -> None
             raise ValueError("no such token")
         return await work(key)
 
-    with Stage(tmp_path / "estimate", ExitEstimate, CONFIG) as stage:
+    with Runner(tmp_path / "estimate", ExitEstimate, CONFIG) as stage:
         await stage.feed(groups(10), fails, window=4)
-    with Stage(tmp_path / "estimate", ExitEstimate, CONFIG) as stage:
+    with Runner(tmp_path / "estimate", ExitEstimate, CONFIG) as stage:
         await stage.feed(groups(10), fails, window=4)
         done = await stage.finish()
     assert done["dropped"] == {"error": 1, "no_exit": 1}
@@ -174,11 +175,11 @@ def test_a_full_disk_at_the_end_is_one_line_and_the_table_comes_later(tmp_path: 
         from pathlib import Path
         from dto.errors import DtoError
         from dto.records import ExitEstimate
-        from dto.runs.runner import Stage
+        from dto.runs.runner import Runner
         from tests.runs.test_stage import CONFIG, groups, work
         sizes = [int(size) for size in sys.argv[2:]]
         async def fill():
-            with Stage(Path(sys.argv[1]), ExitEstimate, CONFIG) as stage:
+            with Runner(Path(sys.argv[1]), ExitEstimate, CONFIG) as stage:
                 await stage.feed(groups(40), work, window=8)
                 for size in sizes:
                     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
@@ -273,7 +274,7 @@ async def test_answers_given_up_are_counted_by_reason_also_after_a_resume(tmp_pa
         return [estimate(f"{key}/0")]
 
     async with Grader(workers=1, time_limit=1.0) as grader:
-        with Stage(tmp_path / "estimate", ExitEstimate, CONFIG) as stage:
+        with Runner(tmp_path / "estimate", ExitEstimate, CONFIG) as stage:
             await stage.feed(groups(1), guess, window=1)
         done = await whole(tmp_path / "estimate", 4, guess)
     assert done["given_up"] == {"grader_timeout": 2}

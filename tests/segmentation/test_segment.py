@@ -18,9 +18,10 @@ from dto.recipe import SegmentSettings
 from dto.records import Dropped, Segment, Span, Trajectory
 from dto.segmentation import worker
 from dto.segmentation.worker import segment_text, segment_texts, start
-from dto.stages.segment import segment, snap
+from dto.stages.segment import snap
 from dto.text import decode_response, split_thinking, thinking_tokens
 from tests.byte_level import byte_level
+from tests.segmenting import segment
 
 HEAVY = "[n for n in ('torch', 'transformers') if __import__('sys').modules.get(n) is not None]"
 SETTINGS = SegmentSettings(granularity="cue")

@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from dto.engines.scripted import ScriptedEngine
 from dto.protocols import Completion, Sampling, TokenIds
 from dto.usage import ModelShape
+from tests.engines.scripted import ScriptedEngine
 
 EXIT = " Wait, I suddenly got the final answer to the whole problem. Final Answer: \\boxed{"
 """d_exit behind a full stop, where it comes without its ellipsis."""

@@ -7,20 +7,19 @@ import pytest
 from dto.context import Context
 from dto.drqa.batch import batch
 from dto.drqa.label import _labelled
-from dto.drqa.records import Chain
 from dto.grading import Grader
 from dto.protocols import Sampling
 from dto.recipe import Recipe, SegmentSettings
-from dto.records import Dropped, OptimizedTrajectory, Segment, Span, Trajectory
+from dto.records import Chain, Dropped, OptimizedTrajectory, Segment, Span, Trajectory
 from dto.stages.estimate import estimate
 from dto.stages.optimize import optimize
 from dto.stages.sample import sample
-from dto.stages.segment import segment
 from dto.tags import think_tags
-from dto.training.chains import verdicts
+from dto.training.pairs import verdicts
 from dto.trajectories import read_response
 from tests.exits.test_families import PROBLEM, STEPS, written_by
 from tests.families import FAMILIES, tokenizer_of
+from tests.segmenting import segment
 
 CHAIN = Chain("c", "p", "vanilla", 1, 0, 1, "s", Span(0, 1), "It is 2.", 5, 5, "2", "correct")
 

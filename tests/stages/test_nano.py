@@ -13,10 +13,10 @@ from dto.recipe import Recipe, resolve
 from dto.records import Dropped, OptimizedTrajectory, PreferencePair
 from dto.stages.estimate import estimate
 from dto.stages.optimize import optimize
-from dto.stages.pair import pair
+from dto.stages.pair import preference_pairs
 from dto.stages.prune import prune
 from dto.stages.sample import sample
-from dto.stages.segment import segment
+from tests.segmenting import segment
 
 RECIPE = Recipe.model_validate(
     {
@@ -43,7 +43,9 @@ async def walk(problem, ctx):
         rows["estimate"] += estimates
         if isinstance(version, OptimizedTrajectory):
             rows["version"].append(await prune(problem, trajectory, segments, version, ctx))
-    rows["pair"] = pair(problem, rows["sample"], rows["version"], ctx.tokenizer, ctx.recipe.pair)
+    rows["pair"] = preference_pairs(
+        problem, rows["sample"], rows["version"], ctx.tokenizer, ctx.recipe.pair
+    )
     return rows
 
 

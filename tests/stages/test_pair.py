@@ -2,9 +2,10 @@ from dataclasses import replace
 
 import pytest
 
+from dto.baselines.pairs import pairs_of_samples
 from dto.recipe import PairSettings
 from dto.records import Dropped, OptimizedTrajectory, PreferencePair, Span
-from dto.stages.pair import pair
+from dto.stages.pair import preference_pairs
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def pairs_of(rows):
 
 async def test_optimized_over_its_original(make, problem, tokenizer):
     row = await make(0, 50, "correct")
-    (made,) = pair(problem, [row], [version(row, 20)], tokenizer, PairSettings())
+    (made,) = preference_pairs(problem, [row], [version(row, 20)], tokenizer, PairSettings())
     assert made.prompt == tokenizer.decode(list(row.prompt_ids))
     assert made.prompt.startswith("<bos><user>1 + 1?") and made.prompt.endswith("<think>\n")
     assert (made.chosen, made.rejected) == ("short 20", row.text)
@@ -53,14 +54,14 @@ async def test_rejected(make, problem, tokenizer, rejected, sample):
         await make(3, 99, "failed"),
     ]
     settings = PairSettings(rejected=rejected, longer_correct=False)
-    (made,) = pair(problem, rows, [version(rows[0], 20)], tokenizer, settings)
+    (made,) = preference_pairs(problem, rows, [version(rows[0], 20)], tokenizer, settings)
     assert (made.rejected_id, made.rejected_from) == (rows[sample].id, rejected)
 
 
 async def test_truncated_may_be_rejected(make, problem, tokenizer):
     rows = [await make(0, 50, "correct"), await make(1, 90, "truncated")]
     settings = PairSettings(rejected="longest_wrong")
-    (made,) = pair(problem, rows, [version(rows[0], 20)], tokenizer, settings)
+    (made,) = preference_pairs(problem, rows, [version(rows[0], 20)], tokenizer, settings)
     assert made.rejected_id == rows[1].id
 
 
@@ -69,7 +70,7 @@ async def test_drops(make, problem, tokenizer):
     whole = len(row.token_ids)
 
     def reasons(versions, rows=(row,), **settings):
-        made = pair(problem, rows, versions, tokenizer, PairSettings(**settings))
+        made = preference_pairs(problem, rows, versions, tokenizer, PairSettings(**settings))
         return [each.reason if isinstance(each, Dropped) else "pair" for each in made]
 
     same_length = replace(version(row, whole), token_ids=(9,) * whole)
@@ -85,7 +86,9 @@ async def test_drops(make, problem, tokenizer):
 
 async def test_too_long_says_how_long(make, problem, tokenizer):
     row = await make(0, 5000, "correct")
-    (dropped,) = pair(problem, [row], [version(row, 20)], tokenizer, PairSettings(max_length=100))
+    (dropped,) = preference_pairs(
+        problem, [row], [version(row, 20)], tokenizer, PairSettings(max_length=100)
+    )
     assert f"{len(row.token_ids):,} tokens" in dropped.detail and "100" in dropped.detail
 
 
@@ -98,19 +101,19 @@ async def test_longer_correct_over_shorter_wrong(make, problem, tokenizer):
         await make(4, 90, "wrong"),
         await make(5, 10, "truncated"),
     ]
-    (made,) = pair(problem, rows, [], tokenizer, PairSettings())
+    (made,) = preference_pairs(problem, rows, [], tokenizer, PairSettings())
     assert (made.chosen_id, made.rejected_id) == (rows[3].id, rows[0].id)
     assert (made.chosen_from, made.rejected_from) == ("longer_correct", "shorter_wrong")
     assert made.trajectory_id == rows[3].id
-    assert pair(problem, rows, [], tokenizer, PairSettings(longer_correct=False)) == []
+    assert preference_pairs(problem, rows, [], tokenizer, PairSettings(longer_correct=False)) == []
 
 
 async def test_at_most_so_many_and_whatever_the_order(make, problem, tokenizer):
     rows = [await make(i, 50 + i, "correct") for i in range(4)]
     versions = [version(row, 20) for row in rows]
     settings = PairSettings(max_per_problem=2)
-    made = pair(problem, rows, versions, tokenizer, settings)
-    assert made == pair(problem, rows[::-1], versions[::-1], tokenizer, settings)
+    made = preference_pairs(problem, rows, versions, tokenizer, settings)
+    assert made == preference_pairs(problem, rows[::-1], versions[::-1], tokenizer, settings)
     assert [row.trajectory_id for row in pairs_of(made)] == [rows[0].id, rows[1].id]
     assert [row.reason for row in made[2:]] == ["over_limit"] * 2
     assert len({row.id for row in made}) == 4
@@ -122,7 +125,7 @@ async def test_longer_correct_has_a_limit_of_its_own(make, problem, tokenizer):
     versions = [version(row, 10 + row.sample) for row in rows]
 
     def counts(**settings):
-        found = pair(problem, rows, versions, tokenizer, PairSettings(**settings))
+        found = preference_pairs(problem, rows, versions, tokenizer, PairSettings(**settings))
         origins = [row.chosen_from for row in pairs_of(found)]
         reasons = [row.reason for row in found if isinstance(row, Dropped)]
         assert len({row.id for row in found}) == len(found) == 7
@@ -135,11 +138,11 @@ async def test_longer_correct_has_a_limit_of_its_own(make, problem, tokenizer):
     assert counts(max_longer_correct=2) == (4, 2, 0, 1)
     assert counts(max_longer_correct=9) == (4, 3, 0, 0)
     assert counts(max_per_problem=1) == (1, 1, 3, 2)
-    made = pair(problem, rows, versions, tokenizer, PairSettings())
+    made = preference_pairs(problem, rows, versions, tokenizer, PairSettings())
     assert {row.detail for row in made if isinstance(row, Dropped)} == {
         "pair.max_longer_correct is 1"
     }
-    assert made == pair(problem, rows[::-1], versions[::-1], tokenizer, PairSettings())
+    assert made == preference_pairs(problem, rows[::-1], versions[::-1], tokenizer, PairSettings())
 
 
 async def test_samples_over_samples(make, problem, tokenizer):
@@ -153,7 +156,7 @@ async def test_samples_over_samples(make, problem, tokenizer):
 
     def made(data):
         settings = PairSettings(data=data, margin=0.0)
-        found = pair(problem, rows, [version(rows[0], 5)], tokenizer, settings, max_tokens=200)
+        found = pairs_of_samples(problem, rows, tokenizer, settings, max_tokens=200)
         return [(row.chosen_id, row.rejected_id, row.chosen_from) for row in pairs_of(found)]
 
     assert made("shortest") == [(rows[2].id, rows[1].id, "shortest_correct")]
@@ -166,5 +169,5 @@ async def test_samples_over_samples(make, problem, tokenizer):
 async def test_samples_without_a_pair_have_a_reason(make, problem, tokenizer):
     rows = [await make(0, 50, "wrong")]
     for data in ("shortest", "token_budget"):
-        (dropped,) = pair(problem, rows, [], tokenizer, PairSettings(data=data))
+        (dropped,) = pairs_of_samples(problem, rows, tokenizer, PairSettings(data=data), 200)
         assert (dropped.id, dropped.reason) == (problem.id, "no_pair")

@@ -25,7 +25,7 @@ from dto.stages.estimate import estimate
 from dto.stages.optimize import optimize
 from dto.stages.prune import prune
 from dto.stages.sample import sample
-from dto.stages.segment import segment
+from tests.segmenting import segment
 from tests.stages.script import EXIT
 
 TRAJECTORIES = 200

@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 
 from dto.context import Context
-from dto.engines.scripted import ScriptedEngine
 from dto.grading import Grader
 from dto.prompts import render
 from dto.recipe import ExitSettings, Recipe
 from dto.stages.evaluate import evaluate
 from dto.stages.sample import sample
-from dto.stages.trace import trace
+from dto.studies.trace import trace
 from dto.tasks import TASKS
 from tests.byte_level import byte_level
+from tests.engines.scripted import ScriptedEngine
 from tests.tasks.hub import ROWS
 
 

@@ -8,12 +8,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.recipe import ModelSettings
-from dto.records import Dropped, Problem, Span
+from dto.records import BatchResponse, Chain, Dropped, LabelledChain, Problem, Span
+from dto.runs.reader import RunReader
 from dto.tables import write
-from dto.training.chains import batch_answers, verdicts
-from dto.training.pairs import Demonstration
+from dto.training.pairs import Demonstration, batch_answers, verdicts
 from dto.trajectories import prompt_ids
 from tests.training.test_judging import chain
 
@@ -75,7 +74,7 @@ def test_batch_chains_become_single_answers(tmp_path: Path, tokenizer: Any) -> N
     ]  # fmt: skip
     others = [chain(7, "concise"), replace(labelled[0], id="w", verdict="wrong")]
     model = ModelSettings()
-    rows = batch_answers(tmp_path, [*labelled, *others], model, tokenizer, 256)
+    rows = batch_answers(RunReader(tmp_path), [*labelled, *others], model, tokenizer, 256)
     closing = encoded(tokenizer, "\n</think>\n\n**Final Answer**\n\\boxed{2}")
     eos = int(tokenizer.eos_token_id)
     prompt = prompt_ids(problem.question, tokenizer, model)

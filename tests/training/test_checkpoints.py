@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from dto.recipe import TrainSettings
-from dto.training.checkpoints import DevScore, TrainingState, choose, has_collapsed
+from dto.training.checkpoints import TrainingState, choose, has_collapsed
+from dto.training.dev import DevScore
 
 EFFORT = {"train_seconds": 1.0, "dev_seconds": 1.0, "usage": {}}
 

@@ -12,11 +12,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dto.context import Context
-from dto.drqa.judging import Judgement, Pick
-from dto.drqa.records import LabelledChain
-from dto.records import Problem
+from dto.records import LabelledChain, Problem
 from dto.tables import read
 from dto.training import dev, grpo
+from dto.training.judging import Judgement, Pick
 from dto.training.weights import load
 from tests.training.conftest import RunFolder
 from tests.training.test_judging import with_labels
@@ -62,8 +61,8 @@ def test_a_step_follows_the_definition(
 
     monkeypatch.setattr(grpo, "judge", scripted)
     model, _ = load(training.recipe)
-    args = grpo.config(training.recipe, tmp_path)
-    trainer = grpo.OnlineTrainer(model, args, tokenizer, rows, [1, 2], training.recipe)
+    args = grpo.OnlineTrainer.config(training.recipe, tmp_path)
+    trainer = grpo.OnlineTrainer(training.recipe, model, args, tokenizer, rows, [1, 2])
     with torch.no_grad():  # away from the reference, or the divergence has no gradient
         for each in model.parameters():
             wave = torch.sin(torch.arange(each.numel(), dtype=torch.float32))
@@ -129,7 +128,7 @@ def test_what_is_trained_on_is_sampled_from_what_is_trained(
     monkeypatch.setattr(grpo, "respond", watched)
     model, _ = load(recipe)
     trainer = grpo.OnlineTrainer(
-        model, grpo.config(recipe, tmp_path), tokenizer, rows, [1, 2], recipe
+        recipe, model, grpo.OnlineTrainer.config(recipe, tmp_path), tokenizer, rows, [1, 2]
     )
     trainer._responses([rows[1].id] * 2, trainer)
     (used,) = seen
@@ -151,9 +150,9 @@ def test_a_response_that_ends_in_any_end_of_sequence_has_ended(
     others = list(range(0, len(tokenizer), 3))
     model.generation_config.eos_token_id = [int(tokenizer.eos_token_id), *others]
     rows = [row for row in read(run.path / "problems" / "rows.parquet", Problem)][:4]
-    args = grpo.config(training.recipe, tmp_path)
+    args = grpo.OnlineTrainer.config(training.recipe, tmp_path)
     words = copy.deepcopy(tokenizer)
-    trainer = grpo.OnlineTrainer(model, args, words, rows, [0, 1, 2, 3], training.recipe)
+    trainer = grpo.OnlineTrainer(training.recipe, model, args, words, rows, [0, 1, 2, 3])
     model.train()
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     ends = {int(tokenizer.eos_token_id), *others}

@@ -26,7 +26,8 @@ from transformers import (
 from trl.experimental.cpo import CPOTrainer
 
 from dto.recipe import Recipe
-from dto.training import head, losses
+from dto.training import trainers
+from dto.training.fit import make_trainer, trainer_class
 from dto.training.pairs import Demonstration, TokenizedPair
 from dto.training.weights import with_adapters
 
@@ -94,14 +95,14 @@ def built(
     recipe = recipe_of(method, len(pairs), **train)
     torch.manual_seed(7)
     reference = type(model)(model.config)
-    monkeypatch.setattr(losses, "load", lambda recipe: (reference, tokenizer))
+    monkeypatch.setattr(trainers, "load", lambda recipe: (reference, tokenizer))
     taken: list[Any] = list(pairs)
     if method in ("sft", "o1_pruner"):
         taken = [Demonstration(p.id, p.prompt_ids, p.chosen_ids, 0.5 - len(p.id)) for p in pairs]
-    config = losses.config(recipe, tmp_path)
+    config = trainer_class(method).config(recipe, tmp_path)
     order = list(range(len(taken)))
     trained = with_adapters(model, recipe)
-    trainer = losses.trainer(recipe, config, trained, tokenizer, taken, order, TrainerCallback())
+    trainer = make_trainer(recipe, config, trained, tokenizer, taken, order, TrainerCallback())
     trainer.current_gradient_accumulation_steps = 1  # else `train` sets it
     with torch.no_grad():  # away from what is compared with
         for each in trained.parameters():
@@ -162,8 +163,8 @@ def test_loss_and_gradients_are_those_of_whole_logits(
             trainer, *args, **kwargs
         )
     else:
-        monkeypatch.setattr(head, "mismatch", lambda *args: "for comparison")
-        head.settle(trainer)
+        monkeypatch.setattr(trainers, "mismatch", lambda *args: "for comparison")
+        trainers.settle(trainer)
     assert_equal(found, step(trainer, batch))
 
 
@@ -215,7 +216,7 @@ def test_no_tensor_holds_the_logits_of_a_batch(
     trainer, batch = built(model, method, pairs, tokenizer, tmp_path, monkeypatch)
     with Largest() as ours:
         trainer.compute_loss(trainer.model, dict(batch)).backward()
-    assert ours.numbers <= head.CPU_TILE[0] * head.CPU_TILE[1] < labels * vocabulary
+    assert ours.numbers <= trainers.CPU_TILE[0] * trainers.CPU_TILE[1] < labels * vocabulary
     if method == "simpo":
         with Largest() as stock:
             CPOTrainer.get_batch_loss_metrics(trainer, model, batch)[0].backward()
@@ -256,5 +257,5 @@ def test_adapters_on_the_head_are_seen(tokenizer: PreTrainedTokenizerBase) -> No
     for targets, reason in ((["lm_head"], "is no plain linear layer"), (["q_proj"], "")):
         config = peft.LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM")
         model = peft.get_peft_model(qwen(len(tokenizer), tied=False), config)
-        head.fuse(model)
-        assert reason in head.mismatch(model) and bool(reason) == bool(head.mismatch(model))
+        trainers.fuse(model)
+        assert reason in trainers.mismatch(model) and bool(reason) == bool(trainers.mismatch(model))

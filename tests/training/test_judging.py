@@ -16,18 +16,16 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dto.context import Context
-from dto.drqa.judging import Judgement, judge, read_letter
-from dto.drqa.records import LabelledChain
 from dto.errors import DtoError
 from dto.grading import Grader
 from dto.recipe import Recipe
-from dto.records import Trajectory
-from dto.reporting.table import funnel_lines
+from dto.records import LabelledChain, Trajectory
+from dto.reporting.funnel import funnel_lines
 from dto.seeds import derive
 from dto.tables import read, write
 from dto.training import grpo
 from dto.training.fit import fit
-from dto.training.judging import read_scores, score
+from dto.training.judging import Judgement, judge, read_letter, read_scores, score
 from dto.training.rewards import judging
 from dto.training.train import train
 from tests.stages.script import CUT, FAIL, Scripted
@@ -208,14 +206,19 @@ def test_the_divergence_is_from_the_base(
 ) -> None:
     training = with_labels(run, tokenizer, kl=0.5)
     rows = list(read(run.path / "label" / "rows.parquet", LabelledChain))
-    args = grpo.config(training.recipe, tmp_path)
+    args = grpo.OnlineTrainer.config(training.recipe, tmp_path)
     assert args.beta == 0.5
-    assert grpo.config(training.with_training(kl=None).recipe, tmp_path).beta == 0.04
-    assert grpo.config(training.with_training(kl=None, method="grpo").recipe, tmp_path).beta == 0
+    assert grpo.OnlineTrainer.config(training.with_training(kl=None).recipe, tmp_path).beta == 0.04
+    assert (
+        grpo.OnlineTrainer.config(
+            training.with_training(kl=None, method="grpo").recipe, tmp_path
+        ).beta
+        == 0
+    )
     from dto.training.weights import load
 
     model, _ = load(training.recipe)
-    trainer = grpo.OnlineTrainer(model, args, tokenizer, rows, [1, 2], training.recipe)
+    trainer = grpo.OnlineTrainer(training.recipe, model, args, tokenizer, rows, [1, 2])
     base = tiny_model(len(tokenizer))
     side = (rows[0].prompt_ids, (7, 8, 9))
     reference: Any = trainer.ref_model
@@ -279,7 +282,7 @@ def test_judging_stops_on_collapse(run: RunFolder, tokenizer: PreTrainedTokenize
 def test_without_labelled_chains_the_base_is_kept(run: RunFolder, method: str) -> None:
     for stage in ("label", "chain", "batch"):
         (run.path / stage).mkdir()
-    from dto.drqa.records import BatchResponse, Chain
+    from dto.records import BatchResponse, Chain
 
     write(run.path / "label" / "rows.parquet", LabelledChain, [])
     write(run.path / "chain" / "rows.parquet", Chain, [])

@@ -11,12 +11,14 @@ import torch
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedTokenizerBase
 
+from dto.engines.shape import shape_of_model
 from dto.recipe import Recipe
 from dto.records import Problem, Trajectory
+from dto.runs.reader import RunReader
 from dto.tables import read, write
-from dto.training import dpo, grpo, pruner, sft
-from dto.training.checkpoints import DevScore
-from dto.training.fit import fit
+from dto.training import grpo, trainers
+from dto.training.dev import DevScore
+from dto.training.fit import fit, training_flops
 from dto.training.pairs import (
     Demonstration,
     TokenizedPair,
@@ -25,7 +27,6 @@ from dto.training.pairs import (
     within_budget,
 )
 from dto.training.weights import load
-from dto.usage import ModelShape, training_flops
 from tests.training.conftest import LONG, SHORT, RunFolder, tiny_model
 
 
@@ -61,14 +62,19 @@ def logprobs(
 
 
 def test_dpo(
-    tokenizer: PreTrainedTokenizerBase, pairs: list[TokenizedPair], tmp_path: Path
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: list[TokenizedPair],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     policy, base = tiny_model(len(tokenizer)), tiny_model(len(tokenizer))
     with torch.no_grad():
         next(policy.parameters()).mul_(1.5)
-    args = dpo.config(recipe_of(method="dpo", beta=0.3), tmp_path)
+    recipe = recipe_of(method="dpo", beta=0.3)
+    monkeypatch.setattr(trainers, "load", lambda recipe: (base, tokenizer))
+    args = trainers.StoredDPOTrainer.config(recipe, tmp_path)
     order = [2, 1, 0]
-    trainer = dpo.ExactDPOTrainer(policy, base, args, tokenizer, pairs, order)
+    trainer = trainers.StoredDPOTrainer(recipe, policy, args, tokenizer, pairs, order)
     batch = next(iter(trainer.get_train_dataloader()))
     wanted = [pairs[index] for index in order[:2]]
     sides = [(row.prompt_ids, row.chosen_ids) for row in wanted]
@@ -91,9 +97,10 @@ def test_sft(
 ) -> None:
     rows = [row for row in chosen_sides(pairs) if isinstance(row, Demonstration)]
     assert [row.id for row in rows] == ["a", "b"]  # c has the chosen side of a
-    args = sft.config(recipe_of(method="sft"), tmp_path)
+    recipe = recipe_of(method="sft")
+    args = trainers.StoredSFTTrainer.config(recipe, tmp_path)
     model = tiny_model(len(tokenizer))
-    trainer = sft.ExactSFTTrainer(model, args, tokenizer, rows, [1, 0, 1])
+    trainer = trainers.StoredSFTTrainer(recipe, model, args, tokenizer, rows, [1, 0, 1])
     batch = next(iter(trainer.get_train_dataloader()))
     for number, index in enumerate([1, 0]):
         labels = batch["labels"][number]
@@ -116,8 +123,8 @@ def test_o1_pruner_is_clipped_against_the_base(
     recipe = Recipe.model_validate(
         {"name": "x", "sample": {"temperature": 1.0}, "train": {"batch_size": 2}}
     )
-    args = pruner.config(recipe, tmp_path)
-    trainer = pruner.StoredTrainer(model, args, tokenizer, rows, [1, 0])
+    args = grpo.PrunerTrainer.config(recipe, tmp_path)
+    trainer = grpo.PrunerTrainer(recipe, model, args, tokenizer, rows, [1, 0])
     base = tiny_model(len(tokenizer))
     with torch.no_grad():
         next(model.parameters()).mul_(1.2)
@@ -139,7 +146,7 @@ def test_weights_are_those_of_the_problem(run: RunFolder) -> None:
     table = run.path / "sample" / "rows.parquet"
     first, *others = read(table, Trajectory)
     write(table, Trajectory, [first, *others])
-    rows = load_weighted(run.path, 256, 2.0)
+    rows = load_weighted(RunReader(run.path), 256, 2.0)
     assert [row.id for row in rows] == [row.id for row in [first, *others]]
     assert all(isinstance(row, Demonstration) and row.weight == 0.0 for row in rows)  # one each
 
@@ -183,7 +190,7 @@ def test_grpo_trains_on_what_it_sampled_within_its_budget(run: RunFolder, monkey
         for prompt, response in zip(prompts, responses, strict=True)
     ]
     assert result["tokens_trained"] == sum(lengths)
-    shape = ModelShape.of_model(load(training.recipe)[0])
+    shape = shape_of_model(load(training.recipe)[0])
     flops = (result["attention_flops_trained"], result["model_flops_trained"])
     assert flops == pytest.approx(training_flops(shape, lengths))
     assert budget / 2 < spent <= budget * 1.1
@@ -203,7 +210,7 @@ def test_fit_is_within_the_budget_and_uses_a_known_base(run: RunFolder, method: 
     )
     result = fit(training.path, training.recipe, run.path / "grid" / "0", BASE)
     assert 2500 < result["tokens_trained"] == result["policy_tokens"] <= 3000
-    shape = ModelShape.of_model(load(training.recipe)[0])
+    shape = shape_of_model(load(training.recipe)[0])
     # forward, backward for two, and what the base says of the same tokens
     forwards = 4 if method in ("dpo", "o1_pruner") else 3
     linear = forwards * 2 * shape.parameters * result["tokens_trained"]
@@ -222,7 +229,7 @@ def test_lora_trains_few_weights_and_keeps_a_plain_model(run: RunFolder) -> None
     )
     result = fit(training.path, training.recipe, base=BASE)
     assert result["steps"] == 6
-    linear = 4 * ModelShape.of_model(load(training.recipe)[0]).parameters * result["tokens_trained"]
+    linear = 4 * shape_of_model(load(training.recipe)[0]).parameters * result["tokens_trained"]
     assert result["model_flops_trained"] == linear + result["attention_flops_trained"]
     kept = run.path / "train" / "model"
     assert (kept / "model.safetensors").exists() and not (kept / "adapter_config.json").exists()

@@ -11,13 +11,14 @@ from transformers import PreTrainedTokenizerBase
 
 from dto.errors import DtoError
 from dto.records import Dropped, OptimizedTrajectory, PreferencePair, Trajectory
+from dto.runs.reader import RunReader
 from dto.tables import read, write
 from dto.training.pairs import TokenizedPair, load_pairs, training_order
 from tests.training.conftest import RunFolder
 
 
 def test_ids_are_the_stored_ones(run: RunFolder, tokenizer: PreTrainedTokenizerBase) -> None:
-    rows = load_pairs(run.path, 256)
+    rows = load_pairs(RunReader(run.path), 256)
     sampled = {row.id: row for row in read(run.path / "sample" / "rows.parquet", Trajectory)}
     pruned = {row.id: row for row in read(run.path / "prune" / "rows.parquet", OptimizedTrajectory)}
     assert len(rows) == len(sampled) == 24
@@ -44,7 +45,7 @@ def test_a_chosen_trajectory_comes_from_sample(run: RunFolder) -> None:
         chosen_tokens=len(sampled.token_ids),
     )
     write(table, PreferencePair, [changed])
-    (row,) = load_pairs(run.path, 256)
+    (row,) = load_pairs(RunReader(run.path), 256)
     assert isinstance(row, TokenizedPair)
     assert row.chosen_ids == sampled.token_ids
 
@@ -65,7 +66,7 @@ def test_too_long_and_empty_pairs_are_dropped_with_their_reason(run: RunFolder, 
     write(pairs, PreferencePair, [emptied, *other_pairs])
     lengths = [p.prompt_tokens + max(p.chosen_tokens, p.rejected_tokens) for p in other_pairs]
     limit = sorted(lengths)[len(lengths) // 2]
-    rows = load_pairs(run.path, limit)
+    rows = load_pairs(RunReader(run.path), limit)
     reasons = [row.reason for row in rows if isinstance(row, Dropped)]
     assert reasons.count("empty_response") == 1
     assert reasons.count("too_long") == sum(length > limit for length in lengths) > 0
@@ -76,10 +77,10 @@ def test_pairs_of_other_trajectories_are_refused(run: RunFolder) -> None:
     first, *others = read(table, Trajectory)
     write(table, Trajectory, [replace(first, token_ids=first.token_ids[:-1]), *others])
     with pytest.raises(DtoError, match=f"pair {first.id}.*compute pair again"):
-        load_pairs(run.path, 256)
+        load_pairs(RunReader(run.path), 256)
     write(table, Trajectory, others)
     with pytest.raises(DtoError, match=f"no row '{first.id}'.*compute pair again"):
-        load_pairs(run.path, 256)
+        load_pairs(RunReader(run.path), 256)
 
 
 @given(

@@ -11,11 +11,12 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from dto.training import chains, dev, losses
+from dto.runs.reader import RunReader
+from dto.training import dev
 from dto.training import fit as fitting
 from dto.training.fit import fit
-from dto.training.head import fuse
 from dto.training.pairs import Demonstration
+from dto.training.trainers import SimPOTrainer, fuse
 from dto.training.weights import answering, load, with_adapters
 from dto.trajectories import prompt_ids
 from tests.training.conftest import LONG, RunFolder, make_run
@@ -54,7 +55,7 @@ def test_training_survives_its_dev_evaluations(
     if method == "sft_batch":
         response = tuple(tokenizer.encode(LONG, add_special_tokens=False))
         found = [Demonstration(str(n), (5, 6, n), response) for n in range(12)]
-        monkeypatch.setattr(chains, "batch_answers", lambda *args: found)
+        monkeypatch.setattr(fitting, "batch_answers", lambda *args: found)
     labelled = method in ("drqa", "cft", "sft_batch")
     training = (
         with_labels(run, tokenizer, **settings) if labelled else run.with_training(**settings)
@@ -102,7 +103,7 @@ def test_several_visible_gpus_change_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Batch, steps and what was seen are as with one; and a line says how to use the others."""
-    original = losses.config
+    original = SimPOTrainer.config
     results, weights = [], []
     for visible in (1, 2):
         folder = make_run(tmp_path / str(visible), tokenizer, model_folder)
@@ -114,7 +115,7 @@ def test_several_visible_gpus_change_nothing(
             made._n_gpu = visible
             return made
 
-        monkeypatch.setattr(fitting.losses, "config", config)
+        monkeypatch.setattr(SimPOTrainer, "config", staticmethod(config))
         caplog.clear()
         with caplog.at_level(logging.INFO, "dto.train"):
             results.append(fit(training.path, training.recipe, base=BASE))
@@ -131,7 +132,7 @@ def test_several_visible_gpus_change_nothing(
 
 def test_what_is_measured_keeps_to_the_context(run: RunFolder) -> None:
     """A response ends at `model.context`, not at the model's own limit."""
-    problems = fitting.problems(run.path, "dev")
+    problems = list(RunReader(run.path).problems("dev"))
     model, tokenizer = load(run.recipe)
     prompts = [
         prompt_ids(row.question, tokenizer, run.recipe.model, row.prompt) for row in problems

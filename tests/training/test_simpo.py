@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from dto.errors import DtoError
 from dto.recipe import Recipe
 from dto.training.pairs import TokenizedPair
-from dto.training.simpo import SimPOTrainer, config
+from dto.training.trainers import SimPOTrainer
 from tests.training.conftest import LONG, SHORT, tiny_model
 
 R1_TEMPLATE = (
@@ -65,9 +65,9 @@ def trainer_for(
 ) -> SimPOTrainer:
     settings: dict[str, Any] = {"batch_size": 2, "beta": 1.5, "gamma": 0.4, "nll": 3.0} | train
     recipe = Recipe.model_validate({"name": "ids", "train": settings})
-    arguments = config(recipe, tmp_path)
+    args = SimPOTrainer.config(recipe, tmp_path)
     return SimPOTrainer(
-        tiny_model(len(tokenizer)), arguments, tokenizer, pairs_for(tokenizer), order
+        recipe, tiny_model(len(tokenizer)), args, tokenizer, pairs_for(tokenizer), order
     )
 
 

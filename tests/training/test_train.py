@@ -144,10 +144,13 @@ def test_without_pairs_the_base_is_kept(run: RunFolder) -> None:
     assert (run.path / "train" / "model" / "model.safetensors").exists()
 
 
-def test_a_full_disk_is_one_line_and_costs_nothing(run: RunFolder) -> None:
-    """A limit on the size of a file is to the writers of weights what a full disk is."""
+@pytest.mark.parametrize("limit", [50_000, 250_000], ids=["weights", "optimizer"])
+def test_a_full_disk_is_one_line_and_costs_nothing(run: RunFolder, limit: int) -> None:
+    """A limit on the size of a file is to the writers of weights what a full disk is.
+
+    Dev scores fit, and then either the weights do not, or the state of the optimizer.
+    """
     command = [sys.executable, "-m", "dto.training.process", str(run.path)]
-    limit = 50_000  # dev scores fit, weights do not
 
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dto.pipeline import run_stages
+from dto.pipeline import needed, open_run, run_stages
 from dto.recipe import load_recipe
-from dto.runs.graph import needed
-from dto.runs.run import open_run
 from dto.viewer.page import view
 from tests.viewer.browser import Browser, chromium
 from tests.viewer.generated import HOSTILE, write

@@ -85,7 +85,7 @@ def test_search_finds_what_stands_deep_in_a_text(browser: Browser, hostile_run: 
 def test_no_text_becomes_more_than_text(browser: Browser, hostile_run: Path) -> None:
     page = view(hostile_run)
     browser.open(page.as_uri())
-    found = RunTables.open(hostile_run)
+    found = RunTables(hostile_run)
     for list_number, rows in enumerate((found.trajectories(), found.answers())):
         if list_number:
             browser.press("l")

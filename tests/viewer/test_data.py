@@ -11,8 +11,8 @@ import pytest
 import dto
 from dto import tables
 from dto.errors import DtoError
+from dto.pipeline import STAGES
 from dto.records import (
-    RECORDS,
     Dropped,
     EvaluationRow,
     ExitEstimate,
@@ -20,9 +20,8 @@ from dto.records import (
     Trajectory,
 )
 from dto.runs.journal import Entry, Journal
-from dto.viewer.data import RunTables
+from dto.viewer.data import AnswersView, RunTables, TrajectoryView
 from dto.viewer.show import show
-from dto.viewer.views import AnswersView, TrajectoryView
 from tests.viewer.generated import write
 
 
@@ -36,7 +35,7 @@ def run(tmp_path: Path) -> Path:
 def under_way(run: Path, stage: str, rows: list[Any], key: Any, torn: bytes = b"") -> None:
     """The stage as it stands in the middle: a journal with these rows, no table."""
     shutil.rmtree(run / stage)
-    journal = Journal(run / stage / "journal", RECORDS[stage], {"config": {}})
+    journal = Journal(run / stage / "journal", STAGES[stage].record, {"config": {}})
     for row in reversed(rows):  # in the order in which they were done, not of their ids
         journal.append(Entry(key(row), [row]))
     journal.close()
@@ -45,11 +44,11 @@ def under_way(run: Path, stage: str, rows: list[Any], key: Any, torn: bytes = b"
 
 
 def of(run: Path, stage: str) -> list[Any]:
-    return list(tables.read(run / stage / "rows.parquet", RECORDS[stage]))
+    return list(tables.read(run / stage / "rows.parquet", STAGES[stage].record))
 
 
 def test_each_trajectory_has_what_belongs_to_it(run: Path) -> None:
-    views = list(RunTables.open(run).trajectories())
+    views = list(RunTables(run).trajectories())
     assert [view.id for view in views] == [row.id for row in of(run, "sample")]
     segments, estimates = of(run, "segment"), of(run, "estimate")
     for view in views:
@@ -65,13 +64,13 @@ def test_each_trajectory_has_what_belongs_to_it(run: Path) -> None:
 
 def test_token_ids_are_counted_and_not_read(run: Path) -> None:
     stored = {row.id: len(row.token_ids) for row in of(run, "sample")}
-    for view in RunTables.open(run).trajectories():
+    for view in RunTables(run).trajectories():
         assert view.tokens == stored[view.id] > 0
         assert view.trajectory.token_ids == () == view.trajectory.prompt_ids
 
 
 def test_show_finds_one_row_and_reads_it_whole(run: Path) -> None:
-    for view in RunTables.open(run).trajectories():
+    for view in RunTables(run).trajectories():
         found = dto.show(run, view.id).row
         assert isinstance(found, TrajectoryView)
         assert found.segments == view.segments and found.estimates == view.estimates
@@ -84,7 +83,7 @@ def test_show_finds_one_row_and_reads_it_whole(run: Path) -> None:
 
 
 def test_answers_are_grouped_by_problem_and_sample(run: Path) -> None:
-    views = list(RunTables.open(run).answers())
+    views = list(RunTables(run).answers())
     rows = of(run, "evaluate")
     assert sum(len(view.rows) for view in views) == len(rows) == 24
     assert [view.id for view in views] == sorted({f"{r.problem_id}/{r.sample:03d}" for r in rows})
@@ -102,7 +101,7 @@ def test_answers_are_grouped_by_problem_and_sample(run: Path) -> None:
 def test_a_run_that_was_only_evaluated(run: Path) -> None:
     for stage in ("sample", "segment", "estimate", "prune", "pair"):
         shutil.rmtree(run / stage)
-    found = RunTables.open(run)
+    found = RunTables(run)
     assert not list(found.trajectories())
     answers = list(found.answers())
     assert len(answers) == 12
@@ -114,7 +113,7 @@ def test_a_run_that_was_only_evaluated(run: Path) -> None:
 )
 def test_a_run_that_lacks_a_stage(run: Path, missing: str) -> None:
     shutil.rmtree(run / missing)
-    views = list(RunTables.open(run).trajectories())
+    views = list(RunTables(run).trajectories())
     assert len(views) == 12
     assert all(not view.segments for view in views) == (missing == "segment")
     assert all(view.optimized is None for view in views) == (missing == "prune")
@@ -123,8 +122,8 @@ def test_a_run_that_lacks_a_stage(run: Path, missing: str) -> None:
 
 
 def test_a_run_that_stands_in_journals(run: Path) -> None:
-    whole = list(RunTables.open(run).trajectories())
-    answers = list(RunTables.open(run).answers())
+    whole = list(RunTables(run).trajectories())
+    answers = list(RunTables(run).answers())
     samples, estimates, rows = of(run, "sample"), of(run, "estimate"), of(run, "evaluate")
     before = run / "sample/journal"
     under_way(run, "sample", samples, lambda row: row.problem_id + str(row.sample), b'{"key": "to')
@@ -132,11 +131,11 @@ def test_a_run_that_stands_in_journals(run: Path) -> None:
     arm = "{0.model}/{0.exit}/{0.problem_id}".format
     under_way(run, "evaluate", rows, lambda row: f"{arm(row)}{row.sample}")
     content = before.read_bytes()
-    views = list(RunTables.open(run).trajectories())
+    views = list(RunTables(run).trajectories())
     assert [view.id for view in views] == [view.id for view in whole]
     assert [view.tokens for view in views] == [view.tokens for view in whole]
     assert [row for view in views for row in view.estimates] == estimates[:5]
-    again = list(RunTables.open(run).answers())
+    again = list(RunTables(run).answers())
     assert [view.id for view in again] == [view.id for view in answers]
     assert dto.show(run, whole[3].id).row.id == whole[3].id
     assert before.read_bytes() == content  # its writer may be at work: nothing is cut off
@@ -148,7 +147,7 @@ def test_pruning_under_way_shows_what_it_has_not_reached(run: Path) -> None:
     tables.write(run / "optimize/rows.parquet", OptimizedTrajectory, rows)
     pruned = [rows[2]]
     under_way(run, "prune", pruned, lambda row: row.id)
-    views = [view.optimized for view in RunTables.open(run).trajectories() if view.optimized]
+    views = [view.optimized for view in RunTables(run).trajectories() if view.optimized]
     assert [row.id for row in views] == [row.id for row in rows]
 
 
@@ -157,8 +156,8 @@ def test_a_comparison_shows_every_method_beside_the_base(run: Path) -> None:
         shutil.copytree(run / "evaluate", run / "compare" / name / "evaluate")
     shutil.rmtree(run / "evaluate")
     (run / "recipe.yaml").write_text("compare: {methods: [sft, mine/own.yaml]}\n")
-    assert RunTables.open(run).missing() == ("compare/own",)
-    views = list(RunTables.open(run).answers())
+    assert RunTables(run).missing() == ("compare/own",)
+    views = list(RunTables(run).answers())
     assert len(views) == 12
     for view in views:
         assert [row.model for row in view.ordered] == ["base", "base", "sft", "sft"]
@@ -184,31 +183,31 @@ def test_what_was_dropped_stands_with_its_row(run: Path) -> None:
 
 def test_what_is_no_run_is_an_error_in_one_line(tmp_path: Path, run: Path) -> None:
     with pytest.raises(DtoError, match="is no run: give the directory"):
-        RunTables.open(tmp_path / "nothing")
+        RunTables(tmp_path / "nothing")
     with pytest.raises(DtoError, match=r"is no run: there is no recipe\.yaml in it"):
-        RunTables.open(tmp_path)
+        RunTables(tmp_path)
     (tmp_path / "recipe.yaml").touch()
     with pytest.raises(
         DtoError, match="neither trajectories nor answers to show: start `dto sample"
     ):
-        RunTables.open(tmp_path)
+        RunTables(tmp_path)
     (run / "segment/rows.parquet").write_bytes(b"PAR1 torn")
     with pytest.raises(DtoError, match=r"rows\.parquet cannot be read"):
-        RunTables.open(run)
+        RunTables(run)
     tables.write(run / "segment/rows.parquet", ExitEstimate, of(run, "estimate"))
     with pytest.raises(DtoError, match=r"lacks the columns .* of a Segment"):
-        RunTables.open(run)
+        RunTables(run)
 
 
 def test_views_of_a_real_run(small_run: Path) -> None:
-    views = list(RunTables.open(small_run).trajectories())
+    views = list(RunTables(small_run).trajectories())
     assert len(views) == 20 and any(view.optimized for view in views)
     for view in views:
         assert (
             "".join(view.trajectory.text[slice(*segment.chars)] for segment in view.segments)
             == view.trajectory.text[slice(*view.trajectory.thinking)]
         )
-    answers = list(RunTables.open(small_run).answers())
+    answers = list(RunTables(small_run).answers())
     assert [len(view.rows) for view in answers] == [6, 6, 6]
     assert all(isinstance(row, EvaluationRow) for view in answers for row in view.rows)
     assert all(isinstance(view.trajectory, Trajectory) for view in views)

@@ -15,9 +15,8 @@ import dto
 from dto import tables
 from dto.errors import DtoError
 from dto.records import EvaluationRow, OptimizedTrajectory, PreferencePair, Trajectory
-from dto.viewer.data import RunTables
+from dto.viewer.data import AnswersView, RunTables, TrajectoryView
 from dto.viewer.show import show
-from dto.viewer.views import AnswersView, TrajectoryView
 from tests.viewer.generated import HOSTILE, write
 
 
@@ -63,7 +62,7 @@ def test_a_notebook_shows_all_there_is(view: TrajectoryView) -> None:
 
 
 def test_every_record_with_a_display_has_both(run: Path, view: TrajectoryView) -> None:
-    answers = next(RunTables.open(run).answers())
+    answers = next(RunTables(run).answers())
     records = (view.trajectory, view.optimized, view.pairs[0], answers, view)
     kinds = (Trajectory, OptimizedTrajectory, PreferencePair, AnswersView, TrajectoryView)
     for record, kind in zip(records, kinds, strict=True):
@@ -106,7 +105,7 @@ def test_no_control_character_reaches_a_terminal(
     whole = replace(view, trajectory=row, problem=problem, segments=())
     pair = replace(view.pairs[0], chosen=text, rejected=text, prompt=text)
     named = replace(row, id=f"p/{text}", model=text, text="")
-    answers = next(RunTables.open(run).answers())
+    answers = next(RunTables(run).answers())
     asked = replace(
         answers, rows=tuple(replace(each, model=text, exit=text) for each in answers.rows)
     )
@@ -123,7 +122,7 @@ def test_pairs_of_other_sides_stand_on_their_own(view: TrajectoryView) -> None:
 
 
 def test_answers_show_trials_and_where_they_leave(run: Path) -> None:
-    view = next(RunTables.open(run).answers())
+    view = next(RunTables(run).answers())
     shown = str(show(view))
     assert "base · none" in shown and "base · deer" in shown
     assert "after    180  0.90  ✓ correct" in shown and shown.count("  exit") == 1
@@ -133,7 +132,7 @@ def test_answers_show_trials_and_where_they_leave(run: Path) -> None:
 
 
 def test_outcomes_of_answers(run: Path) -> None:
-    view = next(RunTables.open(run).answers())
+    view = next(RunTables(run).answers())
     row: EvaluationRow = view.rows[0]
 
     def outcome(*grades: str) -> str:

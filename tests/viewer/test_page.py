@@ -115,8 +115,8 @@ def test_the_file_asks_for_nothing_and_breaks_nowhere(tmp_path: Path) -> None:
     assert "http:" not in page and "https:" not in page and "onerror" not in page
     index = unpack(parsed.texts["index"])
     trajectories, answers = index["lists"]
-    assert trajectories["id"] == [row.id for row in RunTables.open(tmp_path).trajectories()]
-    assert answers["id"] == [row.id for row in RunTables.open(tmp_path).answers()]
+    assert trajectories["id"] == [row.id for row in RunTables(tmp_path).trajectories()]
+    assert answers["id"] == [row.id for row in RunTables(tmp_path).answers()]
     held = [len(unpack(parsed.texts[f"c{n}"])["r"]) for n in range(len(chunks))]
     assert held == [*trajectories["chunks"], *answers["chunks"]]
     assert answers["first"] == len(trajectories["chunks"])
@@ -232,7 +232,7 @@ def test_no_local_path_is_passed_on_with_a_page(tmp_path: Path) -> None:
     packed = [parsed.texts[name] for name in parsed.texts if re.fullmatch(r"c\d+|index", name)]
     whole = " ".join(json.dumps(unpack(each)) for each in packed if each.strip())
     assert "jane" not in whole and "secret-project" not in whole and "box.lab" not in whole
-    assert "my-model" in whole and "judge.py failed" in whole
+    assert "my-model" in whole and "judge.py" not in whole and '"failed"' in whole
     assert "jane" in str(dto.show(run))  # here, on one's own screen, nothing is cut
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from dto.records import STAYS
-from dto.viewer.data import RunTables
+from dto.viewer.data import AnswersView, RunTables, TrajectoryView
 from dto.viewer.nodes import change
 from dto.viewer.page import view
 from dto.viewer.render import _stands_above
-from dto.viewer.views import AnswersView, TrajectoryView
 from tests.viewer.browser import OPENED, Browser, choose, count, text
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -30,12 +29,12 @@ def page(quickstart_run: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def trajectories(quickstart_run: Path) -> list[TrajectoryView]:
-    return list(RunTables.open(quickstart_run).trajectories())
+    return list(RunTables(quickstart_run).trajectories())
 
 
 @pytest.fixture(scope="module")
 def answers(quickstart_run: Path) -> list[AnswersView]:
-    return list(RunTables.open(quickstart_run).answers())
+    return list(RunTables(quickstart_run).answers())
 
 
 def texts(browser: Browser, selector: str) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dto.reporting.report import report
+from dto.reporting.write import report
 from tests.viewer.browser import Browser
 
 INK = "getComputedStyle(document.querySelector('figure svg [style*=\"var(--ink)\"]')).fill"

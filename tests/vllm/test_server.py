@@ -30,9 +30,9 @@ from dto.stages.evaluate import evaluate
 from dto.stages.optimize import finalize
 from dto.stages.prune import prune
 from dto.stages.sample import sample
-from dto.stages.segment import segment
 from dto.usage import metered
 from tests.engines.conformance import CONTEXT, Conformance
+from tests.segmenting import segment
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm")
 
@@ -179,7 +179,7 @@ class TestServer(Conformance):
             async def rows(engine: Engine) -> list[EvaluationRow]:
                 ctx = Context(RECIPE, engine, grader)
                 timed = await asyncio.gather(
-                    *(evaluate(problem, exit, ctx, "base") for problem in problems)
+                    *(evaluate(problem, exit, ctx) for problem in problems)
                 )
                 return [each.row for group in timed for each in group]
 

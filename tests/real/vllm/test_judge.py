@@ -27,10 +27,10 @@ from dto.recipe import Recipe
 from dto.records import STAYS, Dropped, Problem, Segment, Trajectory, Verdict
 from dto.stages.optimize import finalize
 from dto.stages.prune import prune
-from dto.stages.segment import segment
 from dto.trajectories import make_trajectory, prompt_ids
 from dto.usage import metered
 from tests.real.conftest import folder
+from tests.segmenting import segment
 
 pytestmark = pytest.mark.timeout(900)
 RESPONSES, LEAST = 6, 6

@@ -1,0 +1,1 @@
+"""Stages as published baselines have them: other exits to train on, other pairs."""

@@ -1,0 +1,162 @@
+"""Pairs of samples of one problem, as published baselines choose them.
+
+All take graded trajectories (none `failed`) in order of their ids and give (chosen, rejected). Ties
+go to the first, so the order decides nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
+
+from dto import tables
+from dto.context import Context
+from dto.recipe import PairSettings
+from dto.records import Dropped, PreferencePair, Problem, Trajectory
+from dto.runs.reader import RunReader
+from dto.runs.stage import Group, always
+from dto.stages import pair
+from dto.stages.pair import Side, limited, make_pair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Choice(NamedTuple):
+    """Two samples of one problem, and the words that the pair's columns say of them."""
+
+    chosen: Trajectory
+    rejected: Trajectory
+    chosen_from: str
+    rejected_from: str
+
+
+def _tokens_of(row: Trajectory) -> int:
+    return len(row.token_ids)
+
+
+def _correct(rows: Sequence[Trajectory]) -> list[Trajectory]:
+    return [row for row in rows if row.grade == "correct"]
+
+
+def shortest_over_longest(rows: Sequence[Trajectory]) -> list[Choice]:
+    """The shortest correct response over the longest response (2412.21187, section 4).
+
+    The longest may be correct, wrong or truncated; the paper may have kept the right ones only. No
+    pair without a correct response.
+    """
+    correct = _correct(rows)
+    if not correct:
+        return []
+    chosen, rejected = min(correct, key=_tokens_of), max(rows, key=_tokens_of)
+    return [Choice(chosen, rejected, "shortest_correct", "longest")]
+
+
+def token_budget(rows: Sequence[Trajectory], max_tokens: int) -> float:
+    """DAST's token-length budget of a problem (2503.04472): p · mean length + (1 - p) · limit.
+
+    `p` is the share of correct samples, the mean is over those, `max_tokens` the limit on a
+    response: the harder a problem, the nearer its budget to the limit.
+    """
+    correct = _correct(rows)
+    p = len(correct) / len(rows)
+    return (
+        p * fmean(map(_tokens_of, correct)) + (1 - p) * max_tokens if correct else float(max_tokens)
+    )
+
+
+def budget_reward(correct: bool, length: int, budget: float) -> float:
+    """DAST's calibrated reward of a response (2503.04472): long right ones lose, short wrong too.
+
+    With excess = length / budget - 1: right max(0.5 - excess / 2, 0.1), wrong
+    min(0.9 · excess - 0.1, -0.1).
+    """
+    excess = length / budget - 1
+    if correct:
+        return max(0.5 - 0.5 * excess, 0.1)
+    return min(0.9 * excess - 0.1, -0.1)
+
+
+def budget_pairs(rows: Sequence[Trajectory], max_tokens: int, margin: float) -> list[Choice]:
+    """DAST's pairs (2503.04472): best over worst reward among right, and among wrong responses.
+
+    A pair of right ones teaches to be short, one of wrong ones (the longer is chosen) to go on
+    thinking; pairs across the two are left out, as in the paper. Only pairs whose rewards differ by
+    more than `margin`. Truncated ones count as wrong.
+    """
+    budget = token_budget(rows, max_tokens)
+    chosen: list[Choice] = []
+    for right, name in ((True, "correct"), (False, "wrong")):
+        kind = [row for row in rows if (row.grade == "correct") is right]
+        if len(kind) < 2:
+            continue
+        rewards = [budget_reward(right, _tokens_of(row), budget) for row in kind]
+        best, worst = rewards.index(max(rewards)), rewards.index(min(rewards))
+        if rewards[best] - rewards[worst] > margin:
+            chosen.append(Choice(kind[best], kind[worst], f"best_{name}", f"worst_{name}"))
+    return chosen
+
+
+def _of_samples(
+    problem: Problem,
+    answered: Sequence[Trajectory],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: PairSettings,
+    max_tokens: int,
+) -> list[PreferencePair | Dropped]:
+    """Pairs of samples that were given the same prompt; without any, why there is none."""
+    prompt = answered[0].prompt_ids if answered else ()
+    alike = [row for row in answered if row.prompt_ids == prompt]
+    choices: list[Choice] = []
+    if alike and settings.data == "shortest":
+        choices = shortest_over_longest(alike)
+    elif alike:
+        choices = budget_pairs(alike, max_tokens, settings.margin)
+    if not choices:
+        return [Dropped(problem.id, "no_pair", f"{len(alike)} samples, data {settings.data!r}")]
+    rows: list[PreferencePair | Dropped] = []
+    for chosen, rejected, chosen_from, rejected_from in choices:
+        side = Side(chosen.id, chosen.token_ids, chosen.text, chosen_from)
+        rows.append(make_pair(chosen, side, rejected, rejected_from, tokenizer, settings))
+    return rows
+
+
+def pairs_of_samples(
+    problem: Problem,
+    trajectories: Sequence[Trajectory],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: PairSettings,
+    max_tokens: int,
+) -> list[PreferencePair | Dropped]:
+    """The pairs of one problem, as `data` says; `max_tokens` limited the samples.
+
+    At most `max_per_problem`, the rest dropped as `over_limit`; dropped for other reasons as
+    `dto.stages.pair` says, and as `no_pair` where no two samples qualify.
+    """
+    answered = sorted((row for row in trajectories if row.grade != "failed"), key=lambda r: r.id)
+    rows = _of_samples(problem, answered, tokenizer, settings, max_tokens)
+    return limited(rows, settings.max_per_problem)
+
+
+async def _work(
+    problem: Problem, trajectories: Sequence[Trajectory], ctx: Context
+) -> list[PreferencePair | Dropped]:
+    recipe = ctx.recipe
+    return await asyncio.to_thread(
+        pairs_of_samples, problem, trajectories, ctx.tokenizer, recipe.pair,
+        recipe.sample.max_tokens,
+    )  # fmt: skip
+
+
+def by_problem(run: RunReader, ctx: Context) -> Iterator[Group]:
+    """The samples of each problem."""
+    samples = (run.rows("sample", Trajectory), lambda row: str(row.problem_id))
+    merged = tables.merge(run.rows("problems", Problem), samples)
+    return (Group(row[0].id, row) for row in merged if row[1])
+
+
+STAGE = replace(pair.STAGE, reads=always("sample"), groups=by_problem, work=_work)
+"""`pair` with `pair.data` shortest or token_budget."""

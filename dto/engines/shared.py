@@ -1,0 +1,163 @@
+"""What all engines share: what they refuse, what a request costs, and the text of a response."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dto.errors import EngineError
+from dto.protocols import Capabilities, Chunk, Completion, Sampling
+from dto.records import IdsFrom
+from dto.text import first_stop
+from dto.usage import ModelShape, Usage, attention_flops, charge, forward_flops
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(slots=True)
+class Cost:
+    """What a request has cost so far.
+
+    `prompt` and `cached` are of each sample, `generated` and `kept` of all together. `begun`: it is
+    computed, and was not refused. `ended`: no more is generated for it.
+    """
+
+    prompt: int = 0
+    cached: int = 0
+    generated: int = 0
+    kept: int = 0
+    failed: bool = False
+    begun: bool = False
+    ended: bool = False
+
+    def charge(
+        self, shape: ModelShape | None, n: int = 1, *, most: int = 0, unseen: int = 0
+    ) -> None:
+        """Charge n samples to the ledger.
+
+        Of a request that was given up, `unseen` further tokens of each sample count as generated,
+        up to `most` of each: an upper bound. A sample's last token is not read again.
+        """
+        usage = Usage(requests=n, failed=n * self.failed)
+        if self.begun:
+            if not self.ended:
+                self.generated = min(self.generated + n * unseen, max(self.generated, n * most))
+            usage.prompt, usage.cached = n * self.prompt, n * self.cached
+            usage.generated, usage.wasted = self.generated, max(0, self.generated - self.kept)
+            end = max(self.cached, self.prompt - (-self.generated // n) - 1)
+            usage.attention_flops = n * attention_flops(shape, self.cached, end)
+            usage.model_flops = n * forward_flops(shape, self.cached, end)
+        charge(usage)
+
+
+def check(sampling: Sampling, can: Capabilities, engine: str) -> None:
+    """Raises EngineError for what an engine cannot do; `engine` says which it is."""
+    if sampling.max_tokens < 1:
+        raise EngineError(f"max_tokens is {sampling.max_tokens}: ask for at least one token")
+    most = -1 if can.logprobs is None else can.logprobs
+    if sampling.logprobs is not None and sampling.logprobs > most:
+        raise EngineError(
+            f"logprobs = {sampling.logprobs}: {engine} gives {'none' if most < 0 else most} — use "
+            "another engine or a vLLM server, or a policy that needs fewer"
+        )
+    if sampling.json_schema is not None and not can.json_schema:
+        raise EngineError(
+            f"{engine} does not hold a model to a JSON schema: use vllm, or openai with a server "
+            "that does"
+        )
+    if sampling.banned and not can.banned:
+        raise EngineError(f"{engine} cannot ban tokens: use a vLLM server")
+    if sampling.stop_token_ids and not can.token_prompts:
+        raise EngineError(f"{engine} takes text, and no stop_token_ids: use a vLLM server")
+    if (sampling.top_k or sampling.min_p) and not can.filters:
+        raise EngineError(
+            f"{engine} takes text, neither top_k nor min_p (here {sampling.top_k} and "
+            f"{sampling.min_p:g}): set both to 0, or use a vLLM server"
+        )
+    if sampling.presence_penalty and can.presence is None:
+        raise EngineError(
+            f"{engine} takes no presence_penalty (here {sampling.presence_penalty:g}): set it to 0"
+        )
+
+
+def check_score(
+    prompt: Sequence[int], continuation: Sequence[int], context: int, spare: int = 0
+) -> None:
+    """Raises EngineError where both, and `spare` tokens, do not fit, and for an empty prompt."""
+    if not prompt or len(prompt) + len(continuation) + spare > context:
+        raise EngineError(
+            f"score: {len(prompt):,} + {len(continuation):,} tokens do not fit into a context of "
+            f"{context:,} with {spare} to spare, or the prompt is empty: shorten them or raise "
+            "model.context"
+        )
+
+
+def unfit(prompt: Sequence[object], context: int) -> str:
+    """Why a prompt leaves no room in the context, or holds nothing; empty where it fits."""
+    if not prompt:
+        return "the prompt is empty: send at least one token"
+    if len(prompt) >= context:
+        return (
+            f"prompt has {len(prompt):,} tokens, context is {context:,}: shorten it or raise "
+            "model.context"
+        )
+    return ""
+
+
+def unbranched(model: str) -> EngineError:
+    """What an engine raises that cannot decode a response and its trials as one sequence."""
+    return EngineError(
+        f"overlap: branches decodes inside the transformers engine, and {model!r} is served by "
+        "another: set model.engine to transformers, or overlap to true"
+    )
+
+
+def failure(prompt: Sequence[int], error: str, n: int = 1) -> Chunk:
+    """Charge n requests that never began; what each of them gets."""
+    charge(Usage(requests=n, failed=n))
+    return Chunk((), "", "failed", len(prompt), error=error)
+
+
+def completion_of(chunk: Chunk, ids_from: IdsFrom = "sampled") -> Completion:
+    """A response whose only chunk this is; one that failed keeps nothing of what was sampled."""
+    assert chunk.finish_reason is not None, "a chunk that is not the last"
+    if chunk.finish_reason == "failed":
+        prompt, cached = chunk.prompt_tokens, chunk.cached_tokens
+        return Completion((), "", "failed", prompt, cached, error=chunk.error)
+    return Completion(
+        chunk.token_ids,
+        chunk.text,
+        chunk.finish_reason,
+        chunk.prompt_tokens,
+        chunk.cached_tokens,
+        ids_from,
+        chunk.stop,
+        chunk.logprobs,
+        chunk.top_logprobs,
+    )
+
+
+def stop_met(reason: object, text: str, stops: Sequence[str]) -> str | None:
+    """The stop string that vLLM names; of several in the text the one that begins first."""
+    if not isinstance(reason, str):
+        return None
+    met = first_stop(text, stops)
+    return met[1] if met else reason
+
+
+def end_ids(eos: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """All ids that end a response: `eos` of a generation config, and the tokenizer's own."""
+    ids = eos if isinstance(eos, list) else [eos]
+    return frozenset(int(i) for i in (*ids, tokenizer.eos_token_id) if i is not None)
+
+
+def response_text(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], end_ids: frozenset[int]
+) -> str:
+    """The text of a response without its final EOS."""
+    if ids and ids[-1] in end_ids:
+        ids = ids[:-1]
+    text: str = tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=False)
+    return text

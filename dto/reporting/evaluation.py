@@ -1,0 +1,397 @@
+"""Accuracy against tokens of every arm (a model under an exit), task by task, over tasks, by bin.
+
+Rows graded `failed` leave the denominator; rows that an error kept out of the table count as
+failed too. `truncated` rows stay in it, as not correct (the papers' convention). Intervals are
+95 %, clustered by problem.
+
+By difficulty: where does an arm gain, on the problems that the base finds easy, or on the hard
+ones? A problem is as hard as the base model's pass rate says, over n samples. The same samples must
+not set the rate and be compared by it: problems on which the base was unlucky would land among the
+hard ones, and any other answers to them, the base's own included, would look like a gain
+(regression to the mean). So each half of the samples is binned by the other: odd samples by the
+rate of the even ones, and the other way round, for every arm alike, since sample j of all arms has
+the same seed. With no true difference the expected gain in every bin is 0. What it costs is
+sharpness: the rate comes from half of the samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import isnan, nan, sqrt
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from dto import statistics
+from dto.statistics import NOTHING, Estimate
+
+MAX_FAILED = 0.01
+"""Above this share of failed rows a comparison claims nothing."""
+COLUMNS = (
+    "id", "model", "exit", "problem_id", "sample", "grade", "exit_reason", "thinking_tokens",
+    "answer_tokens", "trial_tokens", "tokens", "attention_flops", "model_flops",
+)  # fmt: skip
+ALL_TASKS = "all tasks"
+PASS_RATES = ("0 %", "1–50 %", "51–99 %", "100 %")
+"""Pass rates of 0, in (0, 1/2], in (1/2, 1), and of 1."""
+
+Verdict = Literal["", "base", "gain", "loss", "no difference shown", "too many failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """One arm: a model under an exit, on a task, on a bin of it, or with k questions in a prompt.
+
+    `responses` have a grade; `truncated` are those of them that ran out of tokens, `failed` the
+    others. `accuracy` is a share, over samples; `tokens` are those of a response, trials included.
+    `gain` is the accuracy less the base's, `ratio` the quotient of tokens, both paired by problem;
+    None for the base itself and where there is nothing to compare with. A `verdict` says what the
+    gain shows; "base" marks what all are compared with.
+
+    `more` holds what only some arms have. Those of a task: `samples` a problem, `completed` (the
+    accuracy over the responses that are not truncated: which these are is the arm's own doing, the
+    short and easy ones, so it compares no two arms), `pass_at_1` (mean over problems),
+    `pass_at_samples` (the chance that one of a problem's samples is right), `efficiency`
+    (:func:`dto.statistics.efficiency`; the base has 1), means of `thinking_tokens`,
+    `answer_tokens`, `trial_tokens`, `attention_flops` and `model_flops`, `seconds_p50` and
+    `seconds_p95` of a response under the run's load, `exit_reasons`. Figures without a value are
+    nan, null in JSON.
+    """
+
+    task: str
+    model: str
+    exit: str
+    problems: int
+    responses: int
+    truncated: int
+    failed: int
+    accuracy: Estimate
+    tokens: Estimate
+    gain: Estimate | None = None
+    ratio: Estimate | None = None
+    verdict: Verdict = ""
+    bin: str = ""
+    k: int = 1
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def arm(self) -> tuple[str, str]:
+        """Model and exit."""
+        return self.model, self.exit
+
+
+class Arm:
+    """The rows of one model under one exit on a task; `expected` responses were asked for."""
+
+    def __init__(
+        self, model: str, exit: str, rows: pl.DataFrame, expected: int, task: str = ""
+    ) -> None:
+        self.task = task
+        self.model = model
+        self.exit = exit
+        self.all = rows
+        self.graded = rows.filter(pl.col("grade") != "failed")
+        self.expected = max(expected, len(rows))
+
+    @property
+    def failed(self) -> int:
+        """Responses without a grade, those included that are not in the table."""
+        return self.expected - len(self.graded)
+
+    @property
+    def truncated(self) -> int:
+        """Responses that ran out of tokens."""
+        return int((self.graded["grade"] == "truncated").sum())
+
+    @cached_property
+    def problems(self) -> list[str]:
+        """The problem of each graded response."""
+        return self.graded["problem_id"].to_list()
+
+    @cached_property
+    def correct(self) -> npt.NDArray[np.float64]:
+        """Whether each is right."""
+        return (self.graded["grade"] == "correct").to_numpy().astype(np.float64)
+
+    def column(self, name: str) -> npt.NDArray[np.float64]:
+        """A numeric column of the graded responses."""
+        return self.graded[name].cast(pl.Float64).to_numpy()
+
+    def mean(self, name: str) -> float:
+        """Its mean; nan where nothing was graded."""
+        values = self.column(name)
+        return float(values.mean()) if len(values) else nan
+
+
+def arms(rows: pl.DataFrame, expected: Mapping[str, int]) -> list[Arm]:
+    """Split an evaluation table (COLUMNS, `seconds` and `task`) by task, model and exit.
+
+    `expected` responses were asked for by each arm of a task.
+    """
+    return [
+        Arm(str(model), str(exit), part, expected.get(str(task), 0), str(task))
+        for (task, model, exit), part in rows.group_by(
+            ["task", "model", "exit"], maintain_order=True
+        )
+    ]
+
+
+def base_arm(arms: Iterable[Arm], base_exit: str, task: str) -> Arm | None:
+    """What everything on a task is compared with: the base model that thinks to its own end."""
+    name = (task, "base", base_exit)
+    return next((arm for arm in arms if (arm.task, arm.model, arm.exit) == name), None)
+
+
+def evaluate(arm: Arm, base: Arm | None) -> Figures:
+    """The figures of one arm, against the base's on the problems that both answered."""
+    accuracy = statistics.proportion(arm.correct, arm.problems)
+    ended = (arm.graded["grade"] != "truncated").to_numpy()
+    samples = int(arm.all.group_by("problem_id").len()["len"].max() or 0)  # type: ignore[arg-type]
+    seconds = arm.graded["seconds"]
+    efficiency, gain, ratio, verdict = NOTHING, None, None, _verdict(arm, base, None)
+    if base is arm:
+        efficiency = Estimate(1.0, 1.0, 1.0, len(arm.problems), accuracy.problems)
+    elif base is not None:
+        efficiency = statistics.efficiency(
+            arm.correct, arm.column("tokens"), arm.problems,
+            base.correct, base.column("tokens"), base.problems,
+        )  # fmt: skip
+        gain = statistics.paired_difference(arm.correct, arm.problems, base.correct, base.problems)
+        ratio, verdict = tokens_ratio(arm, base), _verdict(arm, base, gain)
+    means = ("thinking_tokens", "answer_tokens", "trial_tokens", "attention_flops", "model_flops")
+    return Figures(
+        task=arm.task,
+        model=arm.model,
+        exit=arm.exit,
+        problems=accuracy.problems,
+        responses=len(arm.graded),
+        truncated=arm.truncated,
+        failed=arm.failed,
+        accuracy=accuracy,
+        tokens=statistics.mean(arm.column("tokens"), arm.problems),
+        gain=gain,
+        ratio=ratio,
+        verdict=verdict,
+        more={
+            "samples": samples,
+            "completed": statistics.proportion(
+                arm.correct[ended], [arm.problems[place] for place in np.flatnonzero(ended)]
+            ),
+            "pass_at_1": statistics.pass_at_k(arm.correct, arm.problems, 1).value,
+            "pass_at_samples": statistics.pass_at_k(
+                arm.correct, arm.problems, max(1, samples)
+            ).value,
+            "efficiency": efficiency,
+            **{name: arm.mean(name) for name in means},
+            "seconds_p50": _quantile(seconds, 0.5),
+            "seconds_p95": _quantile(seconds, 0.95),
+            "exit_reasons": dict(arm.all["exit_reason"].value_counts().sort("exit_reason").rows()),
+        },
+    )
+
+
+def too_many_failed(*arms: Arm) -> bool:
+    """Whether so many responses of one of the arms failed that nothing is claimed."""
+    return any(arm.failed > MAX_FAILED * arm.expected for arm in arms)
+
+
+def _verdict(arm: Arm, base: Arm | None, gain: Estimate | None) -> Verdict:
+    if base is None or gain is None:
+        return "base" if arm is base else ""
+    if too_many_failed(arm, base):
+        return "too many failed"
+    return "gain" if gain.low > 0 else "loss" if gain.high < 0 else "no difference shown"
+
+
+def tokens_ratio(arm: Arm, base: Arm) -> Estimate:
+    """Mean tokens of an arm over those of the base, with a bootstrap over the shared problems."""
+    means = [
+        side.graded.group_by("problem_id").agg(pl.col("tokens").mean().alias(name))
+        for side, name in ((arm, "arm"), (base, "base"))
+    ]
+    shared = means[0].join(means[1], on="problem_id").sort("problem_id")
+    samples = len(arm.graded) + len(base.graded)
+    return statistics.ratio(shared.select("arm", "base").to_numpy(), samples)
+
+
+def _quantile(seconds: pl.Series, share: float) -> float:
+    value = seconds.quantile(share, interpolation="linear") if len(seconds) else None
+    return nan if value is None or isnan(value) else float(value)
+
+
+def averages(rows: Sequence[Figures]) -> tuple[Figures, ...]:
+    """The mean over tasks of each model under each exit; none where there is one task.
+
+    Each task counts once, as the papers give it: `ratio` is the mean of the tasks' quotients, as
+    2504.15895 (table 1) averages its compression rates. Intervals are for these tasks, not for
+    others like them. An arm that lacks a task has no mean: it would be over other tasks than the
+    others'. `more` has the number of `tasks` and the means of `completed` and of FLOPs.
+    """
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    if len(tasks) < 2:
+        return ()
+    means = []
+    for model, exit in dict.fromkeys(row.arm for row in rows):
+        parts = [row for row in rows if row.arm == (model, exit)]
+        if len(parts) < len(tasks):
+            continue
+        base = all(row.verdict == "base" for row in parts)
+        sound = [row.verdict not in ("", "too many failed") for row in parts]
+        gain, ratio = (
+            average([
+                Estimate(same, same, same, 0, 0) if row.verdict == "base"
+                else getattr(row, name) if compared else NOTHING
+                for row, compared in zip(parts, sound, strict=True)
+            ])
+            for name, same in (("gain", 0.0), ("ratio", 1.0))
+        )  # fmt: skip
+        completed = [row.more["completed"].value for row in parts]
+        means.append(
+            Figures(
+                "mean", model, exit,
+                problems=sum(row.problems for row in parts),
+                responses=sum(row.responses for row in parts),
+                truncated=sum(row.truncated for row in parts),
+                failed=sum(row.failed for row in parts),
+                accuracy=average([row.accuracy for row in parts]),
+                tokens=average([row.tokens for row in parts]),
+                gain=None if base else gain,
+                ratio=None if base else ratio,
+                verdict="base" if base else "",
+                more={
+                    "tasks": len(tasks),
+                    "completed": sum(completed) / len(parts),
+                    **{name: sum(row.more[name] for row in parts) / len(parts)
+                       for name in ("attention_flops", "model_flops")},
+                },
+            )
+        )  # fmt: skip
+    return tuple(means)
+
+
+def average(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of independent figures, each counting once: that of several tasks.
+
+    Each end of the interval lies as far from the mean as the ends of the parts, their distances
+    added in quadrature (Zou & Donner 2008): so lopsided intervals may be averaged too. nan where a
+    part has no value or no interval, and without parts.
+    """
+    count = len(estimates)
+    if not count:
+        return NOTHING
+    value = sum(part.value for part in estimates) / count
+    below = sqrt(sum((part.value - part.low) ** 2 for part in estimates)) / count
+    above = sqrt(sum((part.high - part.value) ** 2 for part in estimates)) / count
+    samples = sum(part.samples for part in estimates)
+    problems = sum(part.problems for part in estimates)
+    return Estimate(value, value - below, value + above, samples, problems)
+
+
+def difficulty(arms: Sequence[Arm], bases: Sequence[Arm]) -> Iterator[Figures]:
+    """By difficulty, task by task (each with its base), then over all tasks together."""
+    for base in bases:
+        yield from by_difficulty([arm for arm in arms if arm.task == base.task], base)
+    yield from over_tasks(arms, bases)
+
+
+def by_difficulty(arms: Sequence[Arm], base: Arm) -> list[Figures]:
+    """The figures of all arms of a task, bin by bin; none where the base has one sample each.
+
+    A problem stands in two bins where its halves disagree; intervals are clustered by problem all
+    the same. Gain and ratio are against the base on the same samples.
+    """
+    bins = _bins(base)
+    rows = []
+    for bin in PASS_RATES:
+        part = bins.filter(bin=bin)
+        if part.is_empty():
+            continue
+        base_part = _within(base, part)
+        if base_part.graded.is_empty():
+            continue
+        for arm in arms:
+            rows.append(_in_bin(bin, base_part if arm is base else _within(arm, part), base_part))
+    return rows
+
+
+def over_tasks(arms: Sequence[Arm], bases: Sequence[Arm]) -> list[Figures]:
+    """The same over the problems of all tasks together; none where there is one task."""
+    if len(bases) < 2:
+        return []
+    base = _together(bases)
+    names = dict.fromkeys((arm.model, arm.exit) for arm in arms)
+    joined = [
+        base
+        if (base.model, base.exit) == name
+        else _together([arm for arm in arms if (arm.model, arm.exit) == name])
+        for name in names
+    ]
+    return by_difficulty(joined, base)
+
+
+def _together(parts: Sequence[Arm]) -> Arm:
+    rows = pl.concat([part.all for part in parts])
+    expected = sum(part.expected for part in parts)
+    return Arm(parts[0].model, parts[0].exit, rows, expected, ALL_TASKS)
+
+
+def _bins(base: Arm) -> pl.DataFrame:
+    """`problem_id`, the `half` of its samples that is looked at, the `bin` the other half gives."""
+    rate = pl.col("rate")
+    return (
+        base.graded.group_by("problem_id", half=1 - pl.col("sample") % 2)
+        .agg(rate=(pl.col("grade") == "correct").mean())
+        .with_columns(
+            bin=pl.when(rate == 0).then(pl.lit(PASS_RATES[0]))
+            .when(rate <= 0.5).then(pl.lit(PASS_RATES[1]))
+            .when(rate < 1).then(pl.lit(PASS_RATES[2]))
+            .otherwise(pl.lit(PASS_RATES[3]))
+        )
+    )  # fmt: skip
+
+
+def _within(arm: Arm, part: pl.DataFrame) -> Arm:
+    """The arm's rows whose problem and half are in `part`."""
+    rows = arm.all.with_columns(half=pl.col("sample") % 2)
+    rows = rows.join(part, on=["problem_id", "half"], how="semi")
+    missing = arm.expected - len(arm.all)  # rows that are not in the table are in no bin
+    share = len(rows) / max(1, len(arm.all))
+    return Arm(arm.model, arm.exit, rows, len(rows) + round(missing * share), arm.task)
+
+
+def _in_bin(bin: str, arm: Arm, base: Arm) -> Figures:
+    accuracy = statistics.proportion(arm.correct, arm.problems)
+    gain = ratio = None
+    if arm is not base:
+        units = _units(arm).join(_units(base), on=["problem_id", "half"], suffix="_base")
+        units = units.sort("problem_id", "half")
+        sums = units.group_by("problem_id", maintain_order=True).agg(
+            pl.col("tokens").sum(), pl.col("tokens_base").sum()
+        )
+        if len(sums):
+            ratio = statistics.ratio(sums.select("tokens", "tokens_base").to_numpy())
+        if not too_many_failed(arm, base):
+            differences = (units["right"] - units["right_base"]).to_numpy()
+            gain = statistics.mean(differences, units["problem_id"].to_list())
+            if not isnan(gain.low):  # few problems give more than there can be
+                gain = replace(gain, low=max(-1.0, gain.low), high=min(1.0, gain.high))
+    return Figures(
+        arm.task, arm.model, arm.exit, accuracy.problems, len(arm.graded), arm.truncated,
+        arm.failed, accuracy, statistics.mean(arm.column("tokens"), arm.problems), gain, ratio,
+        "base" if arm is base else "", bin,
+    )  # fmt: skip
+
+
+def _units(arm: Arm) -> pl.DataFrame:
+    """What is compared: the mean of each half of each problem's samples.
+
+    Halves count alike, not problems: one whose halves are both in the bin would else count less
+    than two halves of others, and which those are depends on the answers that are looked at.
+    """
+    return arm.graded.group_by("problem_id", "half").agg(
+        right=(pl.col("grade") == "correct").mean(), tokens=pl.col("tokens").mean()
+    )

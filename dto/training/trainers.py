@@ -1,0 +1,416 @@
+"""TRL's trainers on stored token ids: SimPO with an anchor, DPO, SFT.
+
+What all trainers share is here too: TRL's settings, a loss that is checked, and log-probabilities
+of labels without whole logits, by TRL's fused head. Whole logits are [tokens, vocabulary]: with
+150,000 ids they are the largest part of a training's memory. The fused head multiplies tiles of
+them, forward and, once more, backward. It knows softcaps and scales by their names in a model's
+configuration; a model that does something else behind its backbone would be trained on another loss
+in silence, so that each head is compared with the whole logits first.
+
+This is the only module that imports `trl.experimental`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import torch
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerState,
+)
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+from trl.kernels import chunked_logprob
+from trl.trainer import utils
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
+
+from dto.errors import DtoError
+from dto.recipe import Recipe
+from dto.training.pairs import Demonstration, TokenizedPair
+from dto.training.weights import load
+
+if TYPE_CHECKING:
+    from transformers import Trainer as Base
+else:
+    Base = object
+
+logger = logging.getLogger("dto.train")
+
+CPU_TILE = (512, 8192)
+"""Tokens and ids of a tile on a CPU: TRL's tiles, meant for GPUs, are larger than many a batch."""
+_PROBE_TOKENS = 8
+_TOLERANCE = 1e-3
+
+
+def on_cpu(recipe: Recipe) -> bool:
+    """Whether training is to be done, or can only be done, on the CPU."""
+    return recipe.model.device == "cpu" or not torch.accelerator.is_available()
+
+
+def arguments(recipe: Recipe, directory: Path) -> dict[str, Any]:
+    """TRL's settings: those of the recipe, and nothing that it does on its own account.
+
+    Nothing limits the length here: responses come as ids, and those too long are dropped before.
+    """
+    settings = recipe.train
+    return {
+        "output_dir": str(directory),
+        "learning_rate": settings.learning_rate,
+        "num_train_epochs": 1,  # the order of the rows holds all epochs
+        "per_device_train_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "warmup_steps": settings.warmup_steps,
+        "seed": recipe.seed,
+        "save_strategy": "no",  # DevCallback asks for checkpoints
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": not on_cpu(recipe),
+        "use_cpu": on_cpu(recipe),
+        "bf16": settings.bf16,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+    }
+
+
+def one_device(config: Any, run: Path) -> None:
+    """Let one process train on one device, the first that it sees, and say which are idle.
+
+    Otherwise transformers spreads each batch over all GPUs that are visible (nn.DataParallel): n
+    times the batch, an n-th of the steps. Under `accelerate launch` each process has its own
+    already. A private detail is relied on: `_n_gpu`, which transformers sets itself.
+    """
+    visible = int(config.n_gpu)
+    if visible < 2:
+        return
+    config._n_gpu = 1
+    logger.info(
+        "train: 1 of %d visible GPUs is used, the others are idle; to use all: "
+        "accelerate launch --num_processes %d -m dto.training.process %s",
+        visible,
+        visible,
+        run,
+    )
+
+
+class QuietTrainer(Base):
+    """Mixin for a trainer of TRL: token ids in a given order, losses checked, nobody told.
+
+    The rows are given to TRL as they are: no template, no tokeniser, no BOS or EOS that was not
+    there. A loss that is not finite ends the training; its mean is kept. A private detail is relied
+    on: telemetry is sent by `_send_telemetry`.
+    """
+
+    losses: list[float]
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: PreTrainedModel,
+        args: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Sequence[Any],
+        order: Sequence[int],
+        callbacks: Sequence[TrainerCallback] = (),
+        **more: Any,
+    ) -> None:
+        """`order` holds indices into `rows`, for the whole training.
+
+        It is one "epoch" to TRL, gone through in sequence. `more` is what only some of its trainers
+        take.
+        """
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=datasets.Dataset.from_list([self.columns(row) for row in rows]),
+            processing_class=tokenizer,
+            callbacks=list(callbacks),
+            **more,
+        )
+        prepared: Any = self.train_dataset
+        self.train_dataset = prepared.select(order)
+        self.remove_callback(PrinterCallback)
+        self.losses = []
+
+    @staticmethod
+    def config(recipe: Recipe, directory: Path) -> Any:
+        """TRL's settings of the loss."""
+        raise NotImplementedError
+
+    @staticmethod
+    def columns(row: Any) -> dict[str, Any]:
+        """A row in TRL's columns."""
+        raise NotImplementedError
+
+    def share(self, state: TrainerState) -> float:
+        """How much of the training is done, up to 1."""
+        return state.global_step / state.max_steps
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """The loss of a batch. Raises DtoError, before any weight moves, when it is not finite."""
+        result = super().compute_loss(*args, **kwargs)
+        loss = float((result[0] if isinstance(result, tuple) else result).detach())
+        if not math.isfinite(loss):
+            raise DtoError(
+                f"train: loss is {loss} at step {self.state.global_step + 1} of "
+                f"{self.state.max_steps}: lower train.learning_rate ({self.args.learning_rate:g})"
+            )
+        self.losses.append(loss)
+        return result
+
+    def mean_loss(self) -> float | None:
+        """Mean loss, over all processes, since this was last asked for; None before any."""
+        if not self.losses:
+            return None
+        own = torch.tensor([[math.fsum(self.losses), len(self.losses)]], dtype=torch.float64)
+        total = self.accelerator.gather(own.to(self.accelerator.device)).sum(0)
+        self.losses.clear()
+        return float(total[0] / total[1])
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: checkpoints are not published."""
+
+    def _send_telemetry(self) -> None:
+        """None: a training run tells nobody of itself."""
+
+
+class SimPOTrainer(QuietTrainer, CPOTrainer):
+    """SimPO (2405.14734) with an NLL anchor, by TRL's CPOTrainer.
+
+    The anchor, the negative log-likelihood of the chosen response, is CPO's (2401.08417). The loss
+    of a pair is
+
+        -logsigmoid(beta · (mean logp chosen - mean logp rejected) - gamma) + nll · NLL(chosen)
+
+    where 2505.21765 has SimPO alone: that collapses easily, so the anchor is there and the model is
+    measured on dev problems while it is trained. CPOTrainer computes whole logits; here the loss is
+    computed from the labels' log-probabilities.
+    """
+
+    def __init__(self, recipe: Recipe, model: PreTrainedModel, *args: Any) -> None:
+        super().__init__(recipe, model, *args)
+        fuse(model)
+
+    @staticmethod
+    def config(recipe: Recipe, directory: Path) -> CPOConfig:
+        """TRL's settings of SimPO."""
+        settings = recipe.train
+        return CPOConfig(
+            **arguments(recipe, directory),
+            train_sampling_strategy="sequential",
+            loss_type="simpo",
+            beta=settings.beta,
+            simpo_gamma=settings.gamma,
+            cpo_alpha=settings.nll,
+            max_length=recipe.pair.max_length,
+        )
+
+    @staticmethod
+    def columns(row: TokenizedPair) -> dict[str, list[int]]:
+        """The columns that TRL's collator pads: full sequences, labels -100 over the prompt."""
+        prompt = list(row.prompt_ids)
+        columns = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
+        for side, response in (("chosen", row.chosen_ids), ("rejected", row.rejected_ids)):
+            ids = prompt + list(response)
+            columns[f"{side}_input_ids"] = ids
+            columns[f"{side}_attention_mask"] = [1] * len(ids)
+            columns[f"{side}_labels"] = [-100] * len(prompt) + list(response)
+        return columns
+
+    def tokenize_row(self, feature: dict[str, Any], model: object = None) -> dict[str, Any]:
+        """The row as it is: it holds ids."""
+        return feature
+
+    def get_batch_loss_metrics(
+        self, model: Any, batch: dict[str, Any], train_eval: str = "train"
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """The loss of CPOTrainer; its metrics, which nobody reads, are not computed."""
+        filler: Any = self.pad_token_id
+        sides = self.concatenated_inputs(
+            batch, padding_value=filler, device=self.accelerator.device
+        )
+        labels = sides["concatenated_labels"]
+        output = model(
+            sides["concatenated_input_ids"],
+            attention_mask=sides["concatenated_attention_mask"],
+            labels=labels,
+            fused_lm_head=True,
+        )
+        counts = (labels[:, 1:] != -100).sum(-1)
+        sums = output.log_probs.sum(-1)
+        chosen = slice(len(batch["chosen_labels"]))
+        means = sums / counts
+        losses, _, _ = self.cpo_loss(means[chosen], means[chosen.stop :])
+        loss = losses.mean()
+        if self.cpo_alpha:
+            loss = loss - self.cpo_alpha * sums[chosen].sum() / counts[chosen].sum()
+        if self.aux_loss_enabled:  # of a mixture of experts
+            loss = loss + self.aux_loss_coef * output.aux_loss
+        return loss, {}
+
+
+class StoredDPOTrainer(QuietTrainer, DPOTrainer):
+    """DPO (2305.18290); the reference is the base model, under LoRA the one without adapters."""
+
+    def __init__(self, recipe: Recipe, *args: Any) -> None:
+        reference = None if recipe.train.lora_rank else load(recipe)[0]
+        super().__init__(recipe, *args, ref_model=reference)
+
+    @staticmethod
+    def config(recipe: Recipe, directory: Path) -> DPOConfig:
+        """TRL's settings of DPO."""
+        return DPOConfig(
+            **arguments(recipe, directory),
+            train_sampling_strategy="sequential",
+            beta=recipe.train.beta,
+            max_length=None,
+        )
+
+    @staticmethod
+    def columns(row: TokenizedPair) -> dict[str, list[int]]:
+        """The three parts of a pair."""
+        return {
+            "prompt_ids": list(row.prompt_ids),
+            "chosen_ids": list(row.chosen_ids),
+            "rejected_ids": list(row.rejected_ids),
+        }
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """The rows as they are: TRL would tokenise text, and add an EOS."""
+        return dataset
+
+
+class StoredSFTTrainer(QuietTrainer, SFTTrainer):
+    """Supervised fine-tuning on stored responses; the prompt has no loss."""
+
+    @staticmethod
+    def config(recipe: Recipe, directory: Path) -> SFTConfig:
+        """TRL's settings of SFT."""
+        return SFTConfig(
+            **arguments(recipe, directory),
+            train_sampling_strategy="sequential",
+            max_length=None,
+            packing=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        )
+
+    @staticmethod
+    def columns(row: Demonstration) -> dict[str, list[int]]:
+        """Ids and labels, -100 over the prompt."""
+        prompt, response = list(row.prompt_ids), list(row.response_ids)
+        return {"input_ids": prompt + response, "labels": [-100] * len(prompt) + response}
+
+
+def fuse(model: PreTrainedModel) -> None:
+    """Give a model the fused head: `model(..., labels=…, fused_lm_head=True).log_probs`."""
+    add_fused_lm_head(base_of(model))
+
+
+def base_of(model: Any) -> Any:
+    """The language model itself, inside of adapters."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def small_tiles() -> None:
+    """Compute on a CPU small tiles of logits, and those of labels alone, as TRL does on a GPU.
+
+    Private details are relied on: two sizes, and the question whether positions without a label are
+    left out. A test measures what they are for.
+    """
+    chunked_logprob.TOKEN_CHUNK_SIZE, utils._CHUNKED_LOGPROB_CHUNK_SIZE = CPU_TILE
+    utils.__dict__["_use_triton"] = lambda device: True
+
+
+def settle(trainer: Any) -> None:
+    """Compare the heads of a trainer's models with whole logits, and use these where they differ.
+
+    All models of a training have one architecture: where the first differs, all use whole logits,
+    by the same loss, and one line says so.
+    """
+    temperature = float(getattr(trainer, "temperature", 1.0))
+    reason = mismatch(trainer.model, temperature)
+    if not reason:
+        return
+    logger.warning(
+        "train: %s: whole logits are computed, which takes some 3 times their memory "
+        "(tokens of a batch x vocabulary x 4 bytes): lower train.batch_size if it runs out",
+        reason,
+    )
+    others = (getattr(trainer, name, None) for name in ("ref_model", "base"))
+    for model in (base_of(trainer.model), *others):
+        if model is not None:
+            model.forward = whole(model.forward, temperature)
+
+
+def mismatch(model: PreTrainedModel, temperature: float = 1.0) -> str:
+    """Why the fused head of a model cannot be used; empty where it can."""
+    base = base_of(model)
+    name = type(base).__name__
+    head = base.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear):
+        return f"the head of {name} is no plain linear layer ({type(head).__name__})"
+    count = int(base.config.get_text_config().vocab_size)
+    ids = (torch.arange(_PROBE_TOKENS, device=base.device)[None] * 7919) % count
+    was_training = model.training
+    model.eval()  # type: ignore[no-untyped-call]
+    try:
+        with torch.no_grad():
+            found = model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float() / temperature
+    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
+        return f"the fused head fails on {name} ({' '.join(str(error).split())[:150]})"
+    finally:
+        model.train(was_training)
+    wanted = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    if ((found - wanted).abs() > _TOLERANCE * (1 + wanted.abs())).any():
+        return f"{name} computes other logits than its head alone"
+    return ""
+
+
+def whole(forward: Any, temperature: float) -> Any:
+    """A `forward` that answers as one with a fused head does, from the logits of the one given."""
+
+    @functools.wraps(forward)
+    def computed(*args: Any, fused_lm_head: bool = False, labels: Any = None, **kwargs: Any) -> Any:
+        if not fused_lm_head:
+            return (
+                forward(*args, **kwargs)
+                if labels is None
+                else forward(*args, labels=labels, **kwargs)
+            )
+        items = kwargs.pop("num_items_in_batch", None)
+        kwargs["use_cache"] = False
+        output = forward(*args, **kwargs)
+        logits = output.logits[:, :-1].float() / temperature
+        labels = labels[:, 1:]
+        mask = labels != -100
+        logprobs = logits.log_softmax(-1)
+        chosen = logprobs.gather(-1, labels.clamp(min=0)[..., None])[..., 0].masked_fill(~mask, 0)
+        with torch.no_grad():
+            entropy = -(logprobs.exp() * logprobs).sum(-1).masked_fill(~mask, 0)
+            mean_logits = logits.mean(-1).masked_fill(~mask, 0)
+        return FusedCausalLMOutput(
+            loss=-chosen.sum() / (mask.sum().clamp(min=1) if items is None else items),
+            log_probs=chosen,
+            entropy=entropy,
+            mean_logits=mean_logits,
+            is_top1=(logits.argmax(-1) == labels) & mask,
+            label_mask=mask,
+            aux_loss=getattr(output, "aux_loss", None),
+        )
+
+    return computed
