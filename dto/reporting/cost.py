@@ -19,7 +19,7 @@ from typing import Any
 
 import polars as pl
 
-from dto.engines.shape import shape_of_config
+from dto.engines.models import shape_of_config
 from dto.recipe import load_recipe, resolve
 from dto.reporting.evaluation import Figures
 from dto.reporting.table import Cell, Table
