@@ -116,7 +116,7 @@ def shape_of_model(model: Any) -> ModelShape:
 
 
 def active_parameters(model: Any) -> int | None:
-    """Parameters that take part in a token's forward pass (N of `dto.usage`), of a transformers model.
+    """Parameters that take part in a token's forward pass: N of `dto.usage`.
 
     None for a mixture of experts whose config does not tell how many there are, and how many a
     token is sent to.
