@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 from functools import lru_cache
+from itertools import accumulate
 
 from dto.grading.notation import bare, clean, labelled
 from dto.grading.parsing import read
@@ -283,14 +284,8 @@ def _same_words(gold: str, gold_text: str, text: str) -> bool | None:
 
 
 def _depth(text: str) -> int:
-    deepest = depth = 0
-    for character in text:
-        if character in "({[":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in ")}]":
-            depth -= 1
-    return deepest
+    steps = ((character in "({[") - (character in ")}]") for character in text)
+    return max(accumulate(steps), default=0)
 
 
 def _places(value: Fraction) -> int:

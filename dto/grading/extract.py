@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-from dto.grading import statements
+from dto.grading.statements import stated_answer, stated_option
 from dto.grading.wording import options, without_clause
 from dto.records import AnswerKind
 from dto.text import MAX_TEXT, closing_brace
@@ -155,11 +155,6 @@ def list_length(answer: str) -> int:
     return count
 
 
-def stated_answer(text: str, kind: AnswerKind = "math") -> str | None:
-    """The answer of a text that has no box, by the rules of `dto.grading.statements`, or None."""
-    return statements.stated_answer(text[-MAX_TEXT:], kind)
-
-
 def final_answer(text: str, kind: AnswerKind = "math") -> str | None:
     """The answer of a conclusion: its last box, else what it states, else None.
 
@@ -170,7 +165,7 @@ def final_answer(text: str, kind: AnswerKind = "math") -> str | None:
         return None
     box = _box_before(text, len(text))
     if box is None:
-        return statements.stated_answer(text, kind)
+        return stated_answer(text, kind)
     if box.content is None or _DENIED_BEFORE.search(text[max(0, box.start - 12) : box.start]):
         return None
     if _DENIED_BEHIND.match(text[box.end : box.end + 150]):
@@ -180,7 +175,7 @@ def final_answer(text: str, kind: AnswerKind = "math") -> str | None:
     found = options(box.content)
     if found is None or all(label.isdigit() for label in found):
         if not _LETTER.search(box.content) or _FORMULA.search(_TEXT.sub(r"\1", box.content)):
-            return statements.stated_option(text) or box.content
+            return stated_option(text) or box.content
         return box.content
     boxes = final_boxes(text)
     return box.content if boxes.link == "parts" else boxes.joined()

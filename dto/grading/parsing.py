@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 from math import ceil, floor
 
 from dto.grading.notation import bare, typed
@@ -143,7 +144,9 @@ def _read(text: str, depth: int) -> Node:
     for sign in (r"\cup", r"\setminus"):
         sides = _apart(text, (sign,))[0]
         if len(sides) > 1 and all(sides):
-            return _union(sides, depth) if sign == r"\cup" else _without(text, sides, depth)
+            if sign == r"\setminus":
+                return _without(text, sides, depth)
+            return _joined([_read(side, depth + 1) for side in sides])
     wrapped = _wrapped(text, depth)
     if wrapped is None and "pmatrix" in text:
         wrapped = _multiple(text, depth)
@@ -169,18 +172,13 @@ def _split(text: str) -> tuple[list[str], str]:
     if _RELATED.search(text) and _LOGIC.search(text):
         text = _LOGIC.sub(lambda m: " or " if m[0] in (r"\lor", r"\vee") else " and ", text)
     words = _WORD.findall(text) if " " in text or not text.isascii() else []
-    if words and not _is_prose(text):
+    if words and not _PROSE.search(text):  # a sentence is one leaf
         joint = "or" if words[-1].lower() in ("or", "或") else "and"
         text = _WORD.sub(" , ", text)
     semicolons = _apart(text, (";",))[0]
     if len(semicolons) > 1:
         return [part for part in semicolons if part], joint
     return [part for part in _apart(text, (",",))[0] if part], joint
-
-
-def _is_prose(text: str) -> bool:
-    """Whether words other than "and" and "or" stand in it: then it is a sentence, and one leaf."""
-    return _PROSE.search(text) is not None
 
 
 def _apart(text: str, signs: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -213,12 +211,9 @@ def _several(parts: list[str], joint: str, depth: int) -> Node:
         if both := _both_sides(places):
             return Region(regions[0].variable, both)
         if all(isinstance(place, Items) and place.brackets == "\\" for place in places):
-            return Region(regions[0].variable, Items("\\", tuple(_flat_parts(places))))
+            points = (place.parts for place in places if isinstance(place, Items))
+            return Region(regions[0].variable, Items("\\", tuple(chain.from_iterable(points))))
     return Items("", tuple(nodes))
-
-
-def _flat_parts(places: Sequence[Node]) -> list[Node]:
-    return [part for place in places if isinstance(place, Items) for part in place.parts]
 
 
 def _both_sides(places: Sequence[Node]) -> Node | None:
@@ -349,10 +344,6 @@ def _multiple(text: str, depth: int) -> Node | None:
     if any(cell is None for row in cells for cell in row):
         return None
     return Matrix(tuple(tuple(Leaf(f"{factor}({cell})") for cell in row) for row in cells))
-
-
-def _union(sides: list[str], depth: int) -> Node:
-    return _joined([_read(side, depth + 1) for side in sides])
 
 
 def _joined(places: Sequence[Node]) -> Node:

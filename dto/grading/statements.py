@@ -198,6 +198,7 @@ _BEGINS = re.compile(
 )
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}|[\u4e00-\u9fff]")
 _COUNTED = re.compile(r"[-+]?[$€£]?\d[\d.,/]*(?:\s[a-z]{2,15}){1,3}")
+_MARKS = re.compile(r"[\s*_()\[\].`$\"]|\\(?:text|mathrm|textbf)|[{}]")
 _LETTER_IN = re.compile(r"(?<![A-Za-z\\])[A-J](?![A-Za-z'’])")
 
 
@@ -321,7 +322,7 @@ def _only_line(text: str) -> str | None:
     lines = [line for line in text[-5_000:].splitlines() if line.strip()]
     if not lines:
         return None
-    alone = [line for line in lines if len(line) < 30 and len(_bare_label(line)) == 1]
+    alone = [line for line in lines if len(line) < 30 and len(_MARKS.sub("", line)) == 1]
     if len(alone) == 1 and alone[0] in (lines[0], lines[-1]) and len(text) <= 5_000:
         return tidy(alone[0])
     first = lines[0].strip()
@@ -333,10 +334,6 @@ def _only_line(text: str) -> str | None:
         if found and not all(label.isdigit() for label in found):
             return tidy(first)
     return None
-
-
-def _bare_label(line: str) -> str:
-    return re.sub(r"[\s*_()\[\].`$\"]|\\(?:text|mathrm|textbf)|[{}]", "", line)
 
 
 def _others_correct(text: str, letter: str) -> bool:

@@ -133,8 +133,10 @@ def same(gold: Node, given: Node, leaf: Leaves) -> bool | None:
             mixed = _mentions(gold.value.text, given.name) or _mentions(given.value.text, gold.name)
             return leaf(gold.text, given.text) if mixed else False
         return False
-    if isinstance(gold, Named) or isinstance(given, Named):
-        return _one_named(gold, given, leaf)
+    if isinstance(gold, Named):
+        return same(gold.value, given, leaf)
+    if isinstance(given, Named):
+        return same(gold, given.value, leaf)
     if isinstance(gold, Region) or isinstance(given, Region):
         return _same_regions(gold, given, leaf)
     for side in (gold, given):
@@ -238,12 +240,6 @@ def _same_regions(gold: Node, given: Node, leaf: Leaves) -> bool | None:
         return leaf(*(pair if region is gold else pair[::-1]))
     place = region.place
     return same(place, given, leaf) if region is gold else same(gold, place, leaf)
-
-
-def _one_named(gold: Node, given: Node, leaf: Leaves) -> bool | None:
-    named, other = (gold, given) if isinstance(gold, Named) else (given, gold)
-    assert isinstance(named, Named)
-    return same(*((named.value, other) if named is gold else (other, named.value)), leaf)
 
 
 def _mentions(text: str, name: str) -> bool:

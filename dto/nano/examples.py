@@ -24,6 +24,7 @@ from dto.nano.thinking import (
     Habits,
     Mark,
     Thinking,
+    fact,
     think,
     think_together,
     verb_of,
@@ -194,8 +195,7 @@ class ExampleWriter:
         solution = Thinking()
         for value, step in zip(chain.values, chain.steps, strict=False):
             result = step.apply(value)
-            fact = f"{value} {WORDS[step.operation]} {step.operand} ends in {result}."
-            solution.say(fact, result)
+            solution.say(fact(value, step, result), result)
         solution.conclude(chain.answer)
         solution.paragraph()
         solution.say(f"The reasoning ends with {given.conclusions[-1]}.", chain.answer)

@@ -29,7 +29,7 @@ from dto.stages.pair import Side, limited, make_pair
 from dto.stages.sample import STAGE as SAMPLE
 from dto.tags import DEFAULT_TAGS, FOREIGN, KNOWN, ThinkTags, foreign_detail, think_tags
 from dto.tasks.load import Rows, load_problems, read_source
-from dto.tasks.task import Row
+from dto.tasks.task import FieldError, Row
 from dto.text import split_thinking
 from dto.trajectories import make_trajectory, opens_thinking, prompt_ids
 
@@ -69,14 +69,6 @@ class Response(NamedTuple):
     sample: int
     text: str
     whole: bool = False  # a side of a preference: without tags it is an answer without thinking
-
-
-class _BadRowError(Exception):
-    """Why a row cannot be read: a slug and what it was."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
 
 
 def holds_pairs(source: str) -> bool:
@@ -130,9 +122,9 @@ def read_responses(
             continue
         try:
             question, texts, answer = (_read_sides if pairs else _read)(row, fields, tags)
-        except _BadRowError as bad:
-            where = f"{source}, row {number}: {bad.detail}"
-            yield Dropped(f"row/{number:08d}", bad.reason, where)
+        except FieldError as error:
+            where = f"{source}, row {number}: {error}"
+            yield Dropped(f"row/{number:08d}", error.reason, where)
             continue
         problem_id = Problem.make_id(TASK, question, answer)
         problem = Problem(problem_id, TASK, "train", question, answer)
@@ -238,7 +230,7 @@ def _read(row: Row, fields: Fields, tags: ThinkTags) -> tuple[str, tuple[str, ..
         turns = _turns(chat)
         reply = turns[-1]
         if _role(reply) != "assistant":
-            raise _BadRowError("missing_field", "the last message is not the assistant's")
+            raise FieldError("missing_field", "", "the last message is not the assistant's")
         question = _question(turns[:-1])
     else:
         asked = _prompt(row, fields)
@@ -264,7 +256,7 @@ def _read_sides(row: Row, fields: Fields, tags: ThinkTags) -> tuple[str, tuple[s
         if isinstance(said, list):
             turns = _turns(said)
             if _role(turns[-1]) != "assistant":
-                raise _BadRowError("missing_field", f"{side}: the last message is not an answer")
+                raise FieldError("missing_field", "", f"{side}: the last message is not an answer")
             if len(turns) > 1:
                 questions.add(_question(turns[:-1]).strip())
             replies.append(_response(turns[-1], fields, tags))
@@ -273,7 +265,7 @@ def _read_sides(row: Row, fields: Fields, tags: ThinkTags) -> tuple[str, tuple[s
     if not questions:
         raise _missing("question", fields.question, row)
     if len(questions) > 1:
-        raise _BadRowError("two_questions", "prompt, chosen and rejected do not ask the same")
+        raise FieldError("two_questions", "", "prompt, chosen and rejected do not ask the same")
     return _stripped(questions.pop()), tuple(replies), _gold(row, fields)
 
 
@@ -286,7 +278,7 @@ def _prompt(row: Row, fields: Fields) -> str | None:
 
 def _stripped(question: str) -> str:
     if not question.strip():
-        raise _BadRowError("empty_question", "the question is empty")
+        raise FieldError("empty_question", "", "the question is empty")
     return question.strip()
 
 
@@ -300,7 +292,7 @@ def _response(reply: Mapping[str, Any], fields: Fields, tags: ThinkTags) -> str:
     if isinstance(said, list):
         turns = _turns(said)
         if len(turns) != 1:
-            raise _BadRowError("several_turns", f"the response has {len(turns)} messages")
+            raise FieldError("several_turns", "", f"the response has {len(turns)} messages")
         return _response(turns[0], fields, tags)
     thinking = _first(reply, fields.thinking)
     if said is None and thinking is None:
@@ -313,7 +305,7 @@ def _response(reply: Mapping[str, Any], fields: Fields, tags: ThinkTags) -> str:
             thought += f"\n{tags.close}\n\n"
         text = f"{tags.open}\n{thought}{text}"
     if _is_empty(text, tags):
-        raise _BadRowError("empty_response", "the response is empty")
+        raise FieldError("empty_response", "", "the response is empty")
     return text
 
 
@@ -327,18 +319,18 @@ def _is_empty(text: str, tags: ThinkTags) -> bool:
 
 def _turns(chat: object) -> Sequence[Mapping[str, Any]]:
     if not isinstance(chat, list) or not all(isinstance(turn, Mapping) for turn in chat):
-        raise _BadRowError(
-            "wrong_type", f"messages are {type(chat).__name__}, not a list of messages"
-        )
+        detail = f"messages are {type(chat).__name__}, not a list of messages"
+        raise FieldError("wrong_type", "", detail)
     if not chat:
-        raise _BadRowError("missing_field", "the list of messages is empty")
+        raise FieldError("missing_field", "", "the list of messages is empty")
     return chat
 
 
 def _question(turns: Sequence[Mapping[str, Any]]) -> str:
     asked = [turn for turn in turns if _role(turn) != "system"]
     if len(asked) != 1 or _role(asked[0]) != "user":
-        raise _BadRowError("several_turns", "more, or less, than one question before the response")
+        detail = "more, or less, than one question before the response"
+        raise FieldError("several_turns", "", detail)
     content = _first(asked[0], ("content", "value"))
     return _text("" if content is None else content, "question")
 
@@ -354,15 +346,15 @@ def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 def _text(value: object, what: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise _BadRowError("wrong_type", f"the {what} is {type(value).__name__}, not text")
+        raise FieldError("wrong_type", "", f"the {what} is {type(value).__name__}, not text")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value)
 
 
-def _missing(what: str, names: Sequence[str], row: Mapping[str, Any]) -> _BadRowError:
+def _missing(what: str, names: Sequence[str], row: Mapping[str, Any]) -> FieldError:
     there = ", ".join(map(str, row))
-    return _BadRowError("missing_field", f"no {what} ({', '.join(names)}); there are {there}")
+    return FieldError("missing_field", "", f"no {what} ({', '.join(names)}); there are {there}")
 
 
 async def imported(

@@ -25,8 +25,7 @@ from dto.concurrency import gather_bounded
 from dto.errors import DtoError
 from dto.grading import Grader
 from dto.grading.compare import asks_for_percentage
-from dto.grading.nearmiss import NearMiss, near_misses
-from dto.grading.nearmiss.changes import NearMissKind
+from dto.grading.nearmiss import NearMiss, NearMissKind, near_misses
 from dto.grading.notation import clean
 from dto.grading.pool import UNREADABLE_GOLD
 from dto.grading.quantity import quantity

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from dto.exits.monitor import Monitor, cue_at_end
 from dto.exits.path import Path
-from dto.joins import join
 from dto.nano.corpus import chains
 from dto.nano.thinking import OVERTHINKING, think
 from dto.prompts import render
@@ -27,6 +26,7 @@ from dto.recipe import (
     ExitSettings,
 )
 from dto.rollouts import answer_inducer, merges_brace
+from dto.text import join
 from tests.exits.conftest import Writer
 from tests.exits.speaking import ALL, NANO, context, decode, encode, tokenizer
 from tests.vocabularies import NAMES, R1, vocabulary

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, islice, pairwise
 from typing import Literal, get_args
 
-from dto.grading.nearmiss.reading import read
-from dto.grading.nearmiss.tokens import RELATIONS, Gold, Token
+from dto.grading.nearmiss.reading import as_words, differ, read
+from dto.grading.nearmiss.tokens import RELATIONS, Gold, Token, tokens
 from dto.grading.nearmiss.values import PLURALS, UNITS, UnreadableError, measure
+from dto.records import AnswerKind
 
 NearMissKind = Literal[
     "sign", "digit", "scale", "element", "order", "bracket", "letter", "unit", "base", "exponent",
     "fraction", "term", "function", "relation", "plus_minus", "percent", "grouping",
 ]  # fmt: skip
 KINDS: tuple[NearMissKind, ...] = get_args(NearMissKind)
+MOST = 3  # of each kind, for one gold answer
+MOST_TRIED = 30  # changes of one kind that are read
+LONGEST = 500  # characters of a gold answer that is changed
 
+_WORD = re.compile(r"[^\W\d_]{2,}")
 _PAIRS = {
     r"\sin": r"\cos", r"\cos": r"\sin", r"\tan": r"\cot", r"\cot": r"\tan", r"\sec": r"\csc",
     r"\csc": r"\sec", r"\arcsin": r"\arccos", r"\arccos": r"\arcsin", r"\arctan": r"\arcsin",
@@ -27,28 +33,114 @@ _RELATED = {
     "<": (r"\le ", ">"), ">": (r"\ge ", "<"), r"\le": ("<", r"\ge "), r"\ge": (">", r"\le "),
     "=": (r"\ne ",), r"\ne": ("=",), r"\cup": (r"\cap ",), r"\cap": (r"\cup ",),
 }  # fmt: skip
+_CURRENCIES = {r"\$": ("€", "¥"), "€": (r"\$", "¥"), "¥": ("€", r"\$")}
+_STARTS = {"(", "[", "{", r"\{", ",", "&", r"\\", r"\cup", *RELATIONS}
+_SIGNED = {r"\frac", r"\sqrt", r"\pi", r"\infty", r"\$", *_PAIRS}
 _NEUTRAL, _LIKE_UNITS = "abnpqruvwyz", "mgsthcL"
 _ANY_CONSTANT = re.compile(r"\+\s*[CK]\b|\\in\s*\\(?:mathbb|Z)|\\mathbb")
 _DUMMY = re.compile(r"\\in(?![A-Za-z])|[<>]|\\[lg]eq?(?![A-Za-z])|\\\{|≤|≥|∈")
 _FUNCTION = re.compile(r"^\s*\$?\s*[a-zA-Z]\s*(?:\\left)?\(\s*[a-zA-Z]\s*(?:\\right)?\)\s*=")
 _TEXT = re.compile(r"(\\\w+\s*\{\s*)([^{}]*?)(\s*\}\Z)")
-_CURRENCIES = {r"\$": ("€", "¥"), "€": (r"\$", "¥"), "¥": ("€", r"\$")}
+_SIMPLE = re.compile(r"[\w\\]+")
+
+
+@dataclass(frozen=True, slots=True)
+class NearMiss:
+    """An answer that is almost the gold answer, and how it was changed."""
+
+    kind: NearMissKind
+    answer: str
+
+
+def near_misses(
+    gold: str, kind: AnswerKind = "math", *, percent: bool = False, most: int = MOST
+) -> tuple[NearMiss, ...]:
+    """At most `most` near misses of each kind, all different, always the same for a gold answer.
+
+    `percent`: the question asks for a percentage, so that the sign may be left out. Programs have
+    none. Milliseconds for an answer.
+    """
+    gold = gold.strip()
+    if not gold or kind == "code" or len(gold) > LONGEST:
+        return ()
+    made: dict[str, NearMiss] = {}
+    for name in KINDS:
+        if name == "percent" and percent:
+            continue
+        changes = _choice_changes(gold, name) if kind == "choice" else _changes(gold, name)
+        candidates = list(dict.fromkeys(changes))
+        random.Random(f"{name} {gold}").shuffle(candidates)
+        fit = (
+            answer
+            for answer in candidates[:MOST_TRIED]
+            if answer not in (gold, *made) and (kind == "choice" or differ(gold, answer))
+        )
+        made |= {answer: NearMiss(name, answer) for answer in islice(fit, most)}
+    return tuple(made.values())
+
+
+def _choice_changes(gold: str, kind: NearMissKind) -> Iterator[str]:
+    places = [match.span() for match in re.finditer(r"(?<![A-Za-z\\])[A-J]+(?![a-z])", gold)]
+    if len(places) != 1 or len(_WORD.findall(gold)) > 1:
+        return
+    (begin, end), letters = places[0], gold[slice(*places[0])]
+    others = [letter for letter in "ABCD" if letter not in letters]
+    if kind == "letter":
+        for place in range(begin, end):
+            yield from (f"{gold[:place]}{letter}{gold[place + 1 :]}" for letter in others)
+    elif kind == "element":
+        for place in range(begin, end if end - begin > 1 else begin):
+            yield gold[:place] + gold[place + 1 :]
+        yield from (f"{gold[:end]}{letter}{gold[end:]}" for letter in others)
+
+
+def _changes(gold: str, kind: NearMissKind) -> Iterator[str]:
+    if as_words(gold):
+        if kind == "letter":
+            yield from _misspelt(gold)
+        return
+    try:
+        found = tokens(gold)
+    except UnreadableError:
+        return
+    if found:
+        yield from CHANGES[kind](Gold(gold, found))
+
+
+def _misspelt(gold: str) -> Iterator[str]:
+    for match in _WORD.finditer(gold):
+        word = match[0]
+        if not word.isascii() or gold[: match.start()].endswith("\\"):
+            continue
+        for begin, (one, two) in enumerate(pairwise(word), match.start()):
+            if one.lower() != two.lower():
+                yield f"{gold[:begin]}{two}{one}{gold[begin + 2 :]}"
+            yield f"{gold[:begin]}{'n' if one != 'n' else 't'}{gold[begin + 1 :]}"
+    for match in re.finditer(r"(?<![A-Za-z\\])[A-Z](?![A-Za-z])", gold):
+        for letter in "ABCDE".replace(match[0], ""):
+            yield f"{gold[: match.start()]}{letter}{gold[match.end() :]}"
+
+
+def _exchanged(table: Mapping[str, Sequence[str]]) -> Callable[[Gold], Iterator[str]]:
+    """A change that puts another token in the place of one."""
+
+    def change(gold: Gold) -> Iterator[str]:
+        for token in gold.tokens:
+            for other in table.get(token.text, ()):
+                yield gold.replaced(token, other)
+
+    return change
 
 
 def _sign(gold: Gold) -> Iterator[str]:
-    starts = {"(", "[", "{", r"\{", ",", "&", r"\\", r"\cup", *RELATIONS}
     for index, token in enumerate(gold.tokens):
         before = gold.tokens[index - 1].text if index else ","
-        begins = before in starts or before.startswith(r"\begin")
+        begins = before in _STARTS or before.startswith(r"\begin")
         if token.text in "+-" and not begins:
             yield gold.replaced(token, "-" if token.text == "+" else "+")
         elif token.text == "-":
             yield gold.replaced(token, "")
-        elif begins and (
-            token.kind in ("number", "letter")
-            or token.text in (r"\frac", r"\sqrt", r"\pi", r"\infty", r"\$")
-            or token.text in _PAIRS
-        ):
+        elif begins and (token.kind in ("number", "letter") or token.text in _SIGNED):
             yield gold.put(token.start, token.start, "-")
 
 
@@ -58,12 +150,13 @@ def _digit(gold: Gold) -> Iterator[str]:
         places = [place for place, character in enumerate(written) if character.isdigit()]
         grouped = bool(re.search(r"[^\d.]", written))
         for place in places:
-            digit = int(written[place])
-            for other in {(digit + 1) % 10, (digit - 1) % 10} - ({0} if place == 0 else set()):
-                yield gold.replaced(token, f"{written[:place]}{other}{written[place + 1 :]}")
+            before, digit, behind = written[:place], written[place], written[place + 1 :]
+            others = {(int(digit) + 1) % 10, (int(digit) - 1) % 10}
+            for other in others - ({0} if place == 0 else set()):
+                yield gold.replaced(token, f"{before}{other}{behind}")
             if not grouped:
-                yield gold.replaced(token, written[:place] + written[place:][:1] + written[place:])
-                dropped = written[:place] + written[place + 1 :]
+                yield gold.replaced(token, f"{before}{digit}{digit}{behind}")
+                dropped = before + behind
                 if dropped[:1].isdigit() and dropped[:2] != "0" and not dropped.endswith("."):
                     yield gold.replaced(token, dropped)
         for one, two in pairwise(places):
@@ -77,72 +170,63 @@ def _scale(gold: Gold) -> Iterator[str]:
     for token in gold.numbers():
         written = gold.text[token.start : token.end]
         if re.fullmatch(r"\d+", written):
-            for other in (f"{written}0", f"{written}00"):
-                yield gold.replaced(token, other)
-            if len(gold.tokens) == 1:
-                filled = written.zfill(3)
-                yield gold.replaced(token, f"{filled[:-1].lstrip('0') or '0'}.{filled[-1]}")
-                yield gold.replaced(token, f"{filled[:-2].lstrip('0') or '0'}.{filled[-2:]}")
+            yield gold.replaced(token, f"{written}0")
+            yield gold.replaced(token, f"{written}00")
+            filled = written.zfill(3)
+            for places in (1, 2) if len(gold.tokens) == 1 else ():
+                whole, behind = filled[:-places].lstrip("0") or "0", filled[-places:]
+                yield gold.replaced(token, f"{whole}.{behind}")
         elif re.fullmatch(r"\d*\.\d+", written):
             whole, _, behind = written.partition(".")
             yield gold.replaced(token, (whole + behind).lstrip("0"))
             yield gold.replaced(token, f"{whole}{behind[0]}.{behind[1:] or '0'}".lstrip("0"))
         elif re.search(r"[^\d.]\d{3}\Z", written):
-            shorter = re.sub(r"[^\d.]+\d{3}\Z", "", written)
-            yield gold.replaced(token, shorter)
+            yield gold.replaced(token, re.sub(r"[^\d.]+\d{3}\Z", "", written))
 
 
 def _element(gold: Gold) -> Iterator[str]:
     for opening, first, end in gold.groups():
-        if opening == "{":
-            continue
-        separators = ([","], [r"\cup"]) if opening == "" else ([","],)
-        for signs in separators:
-            pieces = gold.pieces(first, end, signs)
+        for sign in {"": [",", r"\cup"], "{": []}.get(opening, [","]):
+            pieces = gold.pieces(first, end, [sign])
             if len(pieces) < 2 or any(begin == stop for begin, stop in pieces):
                 continue
-            for number, (begin, stop) in enumerate(pieces):
-                ends = (begin, stop) if number == 0 else (begin - 1, stop - 1)
-                yield gold.put(*gold.span(*ends), "")
-            if signs == [","] and (opening == r"\{" or not opening):
+            yield from _without_one(gold, pieces)
+            if sign == "," and opening in (r"\{", ""):
                 place = gold.tokens[end - 1].end
                 yield gold.put(place, place, ", 97")
     for first, end in _matrices(gold):
         rows = gold.pieces(first, end, [r"\\"])
         if len(rows) > 1:
-            for number, (begin, stop) in enumerate(rows):
-                ends = (begin, stop) if number == 0 else (begin - 1, stop - 1)
-                yield gold.put(*gold.span(*ends), "")
+            yield from _without_one(gold, rows)
+
+
+def _without_one(gold: Gold, pieces: Sequence[tuple[int, int]]) -> Iterator[str]:
+    """Each of the pieces is left out, with the separator before it or, of the first, behind it."""
+    for begin, stop in pieces:
+        back = begin > pieces[0][0]
+        yield gold.put(*gold.span(begin - back, stop - back), "")
 
 
 def _matrices(gold: Gold) -> Iterator[tuple[int, int]]:
     begins = [i for i, token in enumerate(gold.tokens) if token.text.startswith(r"\begin")]
     ends = [i for i, token in enumerate(gold.tokens) if token.text.startswith(r"\end")]
-    for begin, end in zip(begins, ends, strict=False):
-        yield begin + 1, end
+    return ((begin + 1, end) for begin, end in zip(begins, ends, strict=False))
 
 
 def _order(gold: Gold) -> Iterator[str]:
-    for opening, first, end in gold.groups():
-        if opening in ("(", "["):
-            yield from _exchanged(gold, gold.pieces(first, end, [","]))
+    lists = [
+        gold.pieces(first, end, [","]) for opening, first, end in gold.groups() if opening in "(["
+        and opening
+    ]  # fmt: skip
     for first, end in _matrices(gold):
-        cells = [
-            cell
-            for begin, stop in gold.pieces(first, end, [r"\\"])
-            for cell in gold.pieces(begin, stop, ["&"])
-        ]
-        yield from _exchanged(gold, cells)
-
-
-def _exchanged(gold: Gold, pieces: Sequence[tuple[int, int]]) -> Iterator[str]:
-    if any(begin == stop for begin, stop in pieces):
-        return
-    for number, one in enumerate(pieces):
-        for other in pieces[number + 1 :]:
-            (a, b), (c, d) = (gold.span(begin, stop - 1) for begin, stop in (one, other))
-            text = gold.text
-            yield text[:a] + text[c:d] + text[b:c] + text[a:b] + text[d:]
+        rows = gold.pieces(first, end, [r"\\"])
+        lists.append([cell for row in rows for cell in gold.pieces(*row, ["&"])])
+    for pieces in lists:
+        if all(begin < stop for begin, stop in pieces):
+            for pair in combinations(pieces, 2):
+                (a, b), (c, d) = (gold.span(begin, stop - 1) for begin, stop in pair)
+                text = gold.text
+                yield text[:a] + text[c:d] + text[b:c] + text[a:b] + text[d:]
 
 
 def _bracket(gold: Gold) -> Iterator[str]:
@@ -154,26 +238,21 @@ def _bracket(gold: Gold) -> Iterator[str]:
         ends = [gold.text[slice(*gold.span(first, stop - 1))] for first, stop in pieces]
         if not _ascending(*ends):
             continue
-        if "infty" not in ends[0] and "∞" not in ends[0]:
+        if not re.search("infty|∞", ends[0]):
             yield gold.replaced(begin, "[" if begin.text == "(" else "(")
-        if "infty" not in ends[1] and "∞" not in ends[1]:
+        if not re.search("infty|∞", ends[1]):
             yield gold.replaced(end, "]" if end.text == ")" else ")")
 
 
 def _ascending(lower: str, upper: str) -> bool:
     """Whether a pair may be an interval."""
     try:
-        values = [complex(each) for each in _numbers(lower, upper)]
+        ends = [read(text) for text in (lower, upper)]
+        values = [complex(end.number[0]) for end in ends if end.shape == "number"]
     except (UnreadableError, OverflowError):
         return False
-    return all(value.imag == 0 for value in values) and values[0].real < values[1].real
-
-
-def _numbers(*texts: str) -> list[complex]:
-    values = [read(text) for text in texts]
-    if any(value.shape != "number" for value in values):
-        raise UnreadableError
-    return [complex(value.number[0]) for value in values]
+    real = len(values) == 2 and all(value.imag == 0 for value in values)
+    return real and values[0].real < values[1].real
 
 
 def _letter(gold: Gold) -> Iterator[str]:
@@ -194,7 +273,7 @@ def _letter(gold: Gold) -> Iterator[str]:
                 yield _renamed(text, places, other)
                 if len(places) > 1:
                     yield _renamed(text, places[:1], other)
-        if re.search("'", name):
+        if "'" in name:
             yield _renamed(text, places, name.removesuffix("'"))
     for index, token in enumerate(gold.tokens):
         # A factor is left out: 6c is not 6.
@@ -217,39 +296,34 @@ def _renamed(text: str, places: Sequence[Token], other: str) -> str:
 
 def _last_of_power(gold: Gold, index: int) -> int | None:
     """The last token of a factor with its exponent."""
-    if index + 1 >= len(gold.tokens) or gold.tokens[index + 1].text != "^":
+    if [token.text for token in gold.tokens[index + 1 : index + 2]] != ["^"]:
         return index
     exponent = gold.argument(index + 2)
     return None if exponent is None else exponent[1]
 
 
 def _unit(gold: Gold) -> Iterator[str]:
+    yield from _exchanged(_CURRENCIES)(gold)
     for index, token in enumerate(gold.tokens):
-        for other in _CURRENCIES.get(token.text, ()):
-            yield gold.replaced(token, other)
         if token.text == "°" and index == len(gold.tokens) - 1:
             yield gold.replaced(token, r"\text{ radians}")
-        if token.kind != "text":
-            continue
         written = gold.text[token.start : token.end]
         match = _TEXT.fullmatch(written)
         before, word, after = match.groups() if match else ("", written, "")
-        known = measure(word.strip(" ."))
-        if known is None:
+        if token.kind != "text" or measure(word.strip(" .")) is None:
             continue
         plural = word in PLURALS or (len(word) > 2 and word.endswith("s"))
-        for sizes in UNITS.values():
-            for other in sizes:
-                if other.isascii() == word.isascii() and (len(other) > 2) == (len(word) > 2):
-                    many = {one: two for two, one in PLURALS.items()}.get(other, f"{other}s")
-                    yield gold.replaced(token, before + (many if plural else other) + after)
-        if index + 1 < len(gold.tokens) and gold.tokens[index + 1].text == "^":
-            exponent = gold.argument(index + 2)
-            if exponent:
-                begin, end = gold.span(index + 1, exponent[1])
-                yield gold.put(begin, end, "")
-                yield gold.put(begin, end, "^3" if gold.inner(exponent) == "2" else "^2")
-        else:
+        singular = {one: many for many, one in PLURALS.items()}
+        for other in (name for sizes in UNITS.values() for name in sizes):
+            if other.isascii() == word.isascii() and (len(other) > 2) == (len(word) > 2):
+                named = singular.get(other, f"{other}s") if plural else other
+                yield gold.replaced(token, before + named + after)
+        raised = [each.text for each in gold.tokens[index + 1 : index + 2]] == ["^"]
+        if exponent := gold.argument(index + 2) if raised else None:
+            begin, end = gold.span(index + 1, exponent[1])
+            yield gold.put(begin, end, "")
+            yield gold.put(begin, end, "^3" if gold.inner(exponent) == "2" else "^2")
+        elif not raised:
             yield gold.put(token.end, token.end, "^2")
 
 
@@ -260,10 +334,10 @@ def _base(gold: Gold) -> Iterator[str]:
         argument = gold.argument(index + 1)
         inner = gold.inner(argument) if argument else ""
         if argument and inner.isdigit():
+            braced = gold.tokens[argument[0]].text == "{"
             for other in {int(inner) + 1, int(inner) - 1, int(inner) + 3} - {0, 1}:
-                new = str(other) if len(str(other)) == 1 else f"{{{other}}}"
-                braced = gold.tokens[argument[0]].text == "{"
-                yield gold.put(*gold.span(*argument), f"{{{other}}}" if braced else new)
+                new = f"{{{other}}}" if braced or other > 9 else str(other)
+                yield gold.put(*gold.span(*argument), new)
 
 
 def _exponent(gold: Gold) -> Iterator[str]:
@@ -276,11 +350,9 @@ def _exponent(gold: Gold) -> Iterator[str]:
         begin, end = gold.span(index, argument[1])
         yield gold.put(begin, end, "")
         inner = gold.inner(argument)
-        before = gold.tokens[index - 1] if index else None
-        if before and not (before.text == ")" and not inner.isdigit()):
-            joined = inner if before.kind == "number" else f"{inner}"
-            if not inner.startswith("-"):
-                yield gold.put(begin, end, joined)
+        bracketed = index and gold.tokens[index - 1].text == ")" and not inner.isdigit()
+        if index and not bracketed and not inner.startswith("-"):
+            yield gold.put(begin, end, inner)
         if re.fullmatch(r"\d+", inner):
             yield gold.put(begin, end, f"^{{{int(inner) + 1}}}")
 
@@ -289,22 +361,19 @@ def _fraction(gold: Gold) -> Iterator[str]:
     for index, token in enumerate(gold.tokens):
         if token.text == "/" and index and index + 1 < len(gold.tokens):
             one, two = gold.tokens[index - 1], gold.tokens[index + 1]
-            if one.kind in ("number", "letter") and two.kind in ("number", "letter"):
+            if {one.kind, two.kind} <= {"number", "letter"}:
                 a, b = gold.text[one.start : one.end], gold.text[two.start : two.end]
                 for other in (f"{b}/{a}", a, b, f"{a}{b}"):
                     yield gold.put(one.start, two.end, other)
-        if token.text != r"\frac":
-            continue
-        parts = _parts(gold, index)
+        parts = _parts(gold, index) if token.text == r"\frac" else None
         if parts is None:
             continue
-        (above, below), last = parts
-        begin, end = token.start, last
+        above, below, end = parts
+        begin = token.start
         command = re.match(r"\\[dtc]?frac", gold.text[begin:])
         name = command[0] if command else r"\frac"
         yield gold.put(begin, end, f"{name}{{{below}}}{{{above}}}")
-        simple = re.compile(r"[\w\\]+")
-        if len(gold.tokens) == index + 7 or (simple.fullmatch(above) and simple.fullmatch(below)):
+        if len(gold.tokens) == index + 7 or all(map(_SIMPLE.fullmatch, (above, below))):
             if not (index and gold.tokens[index - 1].kind == "number"):
                 yield gold.put(begin, end, above)
                 yield gold.put(begin, end, below)
@@ -312,7 +381,7 @@ def _fraction(gold: Gold) -> Iterator[str]:
                 yield gold.put(begin, end, f"{above}{below}")
 
 
-def _parts(gold: Gold, index: int) -> tuple[tuple[str, str], int] | None:
+def _parts(gold: Gold, index: int) -> tuple[str, str, int] | None:
     r"""Numerator and denominator of a `\frac`, and the offset of its end; `\frac43` too."""
     first = gold.argument(index + 1)
     if first is None:
@@ -320,15 +389,14 @@ def _parts(gold: Gold, index: int) -> tuple[tuple[str, str], int] | None:
     begin, end = gold.span(*first)
     written = gold.text[begin:end]
     if gold.tokens[first[0]].kind == "number" and len(written) > 1:
-        return ((written[0], written[1]), begin + 2) if written.isdigit() else None
+        return (written[0], written[1], begin + 2) if written.isdigit() else None
     second = gold.argument(first[1] + 1)
     if second is None:
         return None
-    below = gold.inner(second)
+    below, (begin, end) = gold.inner(second), gold.span(*second)
     if gold.tokens[second[0]].kind == "number":
-        begin, _ = gold.span(*second)
-        return (gold.inner(first), below[:1]), begin + 1
-    return (gold.inner(first), below), gold.span(*second)[1]
+        below, end = below[:1], begin + 1
+    return gold.inner(first), below, end
 
 
 def _term(gold: Gold) -> Iterator[str]:
@@ -336,37 +404,29 @@ def _term(gold: Gold) -> Iterator[str]:
         pieces = gold.pieces(first, end, ["+", "-"])
         if end - first < 3 or len(pieces) < 2:
             continue
-        for number, (begin, stop) in enumerate(pieces):
+        for begin, stop in pieces:
             inside = {token.text for token in gold.tokens[begin:stop]}
             if begin == stop or inside & {",", "&", r"\\", r"\cup", r"\in", *RELATIONS}:
                 continue
-            if begin > first and pieces[number - 1][1] == begin - 1:
+            if begin > first:
                 yield gold.put(*gold.span(begin - 1, stop - 1), "")
-            elif number == 0 and stop < end and gold.tokens[stop].text == "+":
+            elif stop < end and gold.tokens[stop].text == "+":
                 yield gold.put(*gold.span(begin, stop), "")
 
 
 def _function(gold: Gold) -> Iterator[str]:
     for index, token in enumerate(gold.tokens):
-        if token.text in _PAIRS:
-            other = _PAIRS[token.text]
-            plain = not gold.text[token.start : token.end].startswith("\\")
-            yield gold.replaced(token, other[1:] if plain else other)
-        if token.text == r"\sqrt":
-            argument = gold.argument(index + 1)
-            written = gold.text[token.start : token.end]
-            if argument and written == r"\sqrt":
-                inner = gold.inner(argument)
-                if not index or gold.tokens[index - 1].kind != "number":
-                    yield gold.put(token.start, gold.tokens[argument[1]].end, inner)
-                else:
-                    product = rf"\cdot {inner}"
-                    yield gold.put(token.start, gold.tokens[argument[1]].end, product)
-                cube = rf"\sqrt[3]{{{inner}}}"
-                if gold.tokens[index + 1].text == "{":
-                    yield gold.put(token.start, gold.tokens[argument[1]].end, cube)
+        behind = index > 0 and gold.tokens[index - 1].kind == "number"
+        written = gold.text[token.start : token.end]
+        if other := _PAIRS.get(token.text):
+            yield gold.replaced(token, other if written.startswith("\\") else other[1:])
+        argument = gold.argument(index + 1) if written == r"\sqrt" else None
+        if argument:
+            inner, end = gold.inner(argument), gold.tokens[argument[1]].end
+            yield gold.put(token.start, end, rf"\cdot {inner}" if behind else inner)
+            if gold.tokens[index + 1].text == "{":
+                yield gold.put(token.start, end, rf"\sqrt[3]{{{inner}}}")
         if token.text == r"\pi":
-            behind = index and gold.tokens[index - 1].kind == "number"
             yield gold.replaced(token, "" if behind else "1")
 
 
@@ -378,31 +438,15 @@ def _relation(gold: Gold) -> Iterator[str]:
                 yield gold.replaced(token, other)
 
 
-def _plus_minus(gold: Gold) -> Iterator[str]:
-    for token in gold.tokens:
-        if token.text == r"\pm":
-            yield gold.replaced(token, "+")
-            yield gold.replaced(token, "-")
-
-
-def _percent(gold: Gold) -> Iterator[str]:
-    for token in gold.tokens:
-        if token.text == "%":
-            yield gold.replaced(token, "")
-
-
 def _grouping(gold: Gold) -> Iterator[str]:
     """Parentheses are lost."""
     for opening, closing in gold.closing.items():
-        if gold.tokens[opening].text == "(" and gold.tokens[closing].text == ")":
-            begin, end = gold.tokens[opening], gold.tokens[closing]
-            separators = [",", *RELATIONS]
-            if len(gold.pieces(opening + 1, closing, separators)) == 1 and opening + 2 < closing:
-                kept = gold.text[begin.end : end.start]
-                kept = re.sub(r"\\(?:left|right)\s*\Z", "", kept)
-                before = re.sub(r"\\left\s*\Z", "", gold.text[: begin.start])
-                if before[-1:].isalpha() and kept[:1].isalnum():
-                    continue  # sin(pi) is no sinpi
+        begin, end = gold.tokens[opening], gold.tokens[closing]
+        pieces = gold.pieces(opening + 1, closing, [",", *RELATIONS])
+        if begin.text + end.text == "()" and len(pieces) == 1 and opening + 2 < closing:
+            kept = re.sub(r"\\(?:left|right)\s*\Z", "", gold.text[begin.end : end.start])
+            before = re.sub(r"\\left\s*\Z", "", gold.text[: begin.start])
+            if not (before[-1:].isalpha() and kept[:1].isalnum()):  # sin(pi) is no sinpi
                 yield f"{before}{kept}{gold.text[end.end :]}"
 
 
@@ -410,5 +454,6 @@ CHANGES: dict[NearMissKind, Callable[[Gold], Iterator[str]]] = {
     "sign": _sign, "digit": _digit, "scale": _scale, "element": _element, "order": _order,
     "bracket": _bracket, "letter": _letter, "unit": _unit, "base": _base, "exponent": _exponent,
     "fraction": _fraction, "term": _term, "function": _function, "relation": _relation,
-    "plus_minus": _plus_minus, "percent": _percent, "grouping": _grouping,
+    "plus_minus": _exchanged({r"\pm": ("+", "-")}), "percent": _exchanged({"%": ("",)}),
+    "grouping": _grouping,
 }  # fmt: skip

@@ -17,25 +17,26 @@ from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
+from operator import add, mul, sub, truediv
 
 from dto.grading.nearmiss.tokens import OPENING, RELATIONS, Token, tokens
 from dto.grading.nearmiss.values import (
     DEGREE,
-    POINTS,
     ROUNDED,
-    Number,
     Scalar,
     UnreadableError,
     Value,
-    absolute,
     at_each,
     at_points,
     binomial,
-    factorial,
+    both,
+    constant,
     measure,
+    numbers,
     raised,
     same,
     scaled,
+    whole,
 )  # fmt: skip
 
 _TURNED = {">": "<", r"\ge": r"\le"}
@@ -94,10 +95,8 @@ class _Reader:
         self._branches = False
 
     def answer(self) -> Value:
-        value = self._list(())
-        if self._at < len(self._tokens):
-            raise UnreadableError
-        return value
+        parts = self._items(())
+        return parts[0] if len(parts) == 1 else Value("list", parts=tuple(parts))
 
     def _peek(self) -> str:
         return self._tokens[self._at].text if self._at < len(self._tokens) else ""
@@ -112,27 +111,25 @@ class _Reader:
         self._at += 1
         return text
 
-    def _list(self, ends: Sequence[str]) -> Value:
-        parts = self._items(ends)
-        return parts[0] if len(parts) == 1 else Value("list", parts=tuple(parts))
+    def _skip(self, text: str) -> bool:
+        """Whether this comes next; it is taken then."""
+        self._at += (found := self._peek() == text)
+        return found
 
     def _items(self, ends: Sequence[str]) -> list[Value]:
         parts: list[Value] = []
         while True:
             parts.extend(self._branched())
-            if not self._separator():
+            begin = self._at
+            while self._peek() in (",", ";") or self._words() in _SEPARATORS:
+                self._at += 1
+            if self._at == begin:
                 break
         if self._peek() not in (*ends, ""):
             raise UnreadableError
         return parts
 
-    def _separator(self) -> bool:
-        begin = self._at
-        while self._peek() in (",", ";") or self._inner() in _SEPARATORS:
-            self._at += 1
-        return self._at > begin
-
-    def _inner(self) -> str:
+    def _words(self) -> str:
         """The words of a token in text mode."""
         if self._kind() != "text":
             return ""
@@ -148,7 +145,7 @@ class _Reader:
 
     def _relation(self) -> Value:
         sides, signs = [self._union()], []
-        while self._peek() in RELATIONS or self._peek() == r"\in":
+        while self._peek() in (*RELATIONS, r"\in"):
             signs.append(self._take())
             sides.append(self._union())
         if not signs:
@@ -160,8 +157,7 @@ class _Reader:
             if sign in _TURNED:
                 sign, left, right = _TURNED[sign], right, left
             if left.shape == right.shape == "number":
-                difference = at_each(lambda a, b: a - b, left.number, right.number)
-                chain.append(Value(f"relation {sign}", difference))
+                chain.append(Value(f"relation {sign}", at_each(sub, left.number, right.number)))
             elif left.shape in ("number", right.shape):  # (x, y) = (1, 2)
                 chain.append(Value(f"relation {sign}", parts=(left, right)))
             else:
@@ -182,18 +178,17 @@ class _Reader:
 
     def _ratio(self) -> Value:
         parts = [self._sum()]
-        while self._peek() == ":":
-            self._take(":")
+        while self._skip(":"):
             parts.append(self._sum())
         ratios = [
-            Value("number", at_each(lambda a, b: a / b, one.number, other.number))
+            Value("number", at_each(truediv, one.number, other.number))
             for one, other in pairwise(parts)
         ]
         return Value("row ratio", parts=tuple(ratios)) if ratios else parts[0]
 
     def _sum(self) -> Value:
         total: Value | None = None
-        while True:
+        while total is None or self._peek() in ("+", "-", r"\pm"):
             factor = 1
             while self._peek() in ("+", "-", r"\pm"):
                 sign = self._take()
@@ -205,19 +200,17 @@ class _Reader:
             if total is None:
                 total = term
             elif total.shape == term.shape and not term.parts:
-                both = at_each(lambda a, b: a + b, total.number, term.number)
-                total = Value(term.shape, both)
+                total = Value(term.shape, at_each(add, total.number, term.number))
             else:
                 raise UnreadableError
-            if self._peek() not in ("+", "-", r"\pm"):
-                return total
+        return total
 
     def _begins_factor(self) -> bool:
         text, kind = self._peek(), self._kind()
         if kind in ("number", "letter"):
             return True
         if kind == "text":
-            return self._inner() not in _SEPARATORS
+            return self._words() not in _SEPARATORS
         return text in (
             "(", "[", "{", r"\{", r"\frac", r"\sqrt", r"\pi", r"\infty", r"\binom", r"\emptyset",
             r"\$", "€", "¥",
@@ -227,30 +220,19 @@ class _Reader:
         before = self._at
         value = self._power()
         while True:
-            text = self._peek()
-            if text in (r"\cdot", "/"):
-                self._at += 1
-                factor = self._signed_power()
-                if value.shape != "number" or factor.shape not in ("number",):
-                    raise UnreadableError
-                by = (lambda a, b: a / b) if text == "/" else (lambda a, b: a * b)
-                value = Value("number", at_each(by, value.number, factor.number))
-            elif self._kind() == "text" and self._inner() not in _SEPARATORS:
+            if self._skip(r"\cdot"):
+                value = both(mul, value, self._signed_power())
+            elif self._skip("/"):
+                value = both(truediv, value, self._signed_power())
+            elif self._kind() == "text" and self._words() not in _SEPARATORS:
                 value = self._measured(value)
             elif self._at - before == 1 and self._mixed():
-                part = self._base().number
-                if self._peek() == "/":
-                    self._take("/")
-                    part = at_each(lambda a, b: a / b, part, self._base().number)
-                both = at_each(lambda a, b: a + b, value.number, part)
-                value = self._with_signs(Value("number", both))
+                part = self._base()
+                if self._skip("/"):
+                    part = both(truediv, part, self._base())
+                value = self._with_signs(both(add, value, part))
             elif self._begins_factor():
-                factor = self._power()
-                if value.shape == "number" and factor.shape == "number":
-                    product = at_each(lambda a, b: a * b, value.number, factor.number)
-                    value = Value("number", product)
-                else:
-                    raise UnreadableError
+                value = both(mul, value, self._power())
             else:
                 return value
 
@@ -263,11 +245,9 @@ class _Reader:
         return bool(re.match(r"\\frac(?:\{9\}(?:\{9\}|9)|9(?:\{9\})?)|9/9", pattern))
 
     def _signed_power(self) -> Value:
-        if self._peek() in ("+", "-"):
-            sign = self._take()
-            value = self._signed_power()
-            return scaled(value, Fraction(-1)) if sign == "-" else value
-        return self._power()
+        if self._skip("-"):
+            return scaled(self._signed_power(), Fraction(-1))
+        return self._signed_power() if self._skip("+") else self._power()
 
     def _power(self) -> Value:
         return self._with_signs(self._base())
@@ -275,75 +255,59 @@ class _Reader:
     def _with_signs(self, value: Value) -> Value:
         """A value with what stands behind it: a power, a factorial, degrees, percent."""
         while self._peek() in ("^", "!", "°", "%"):
-            sign = self._take()
-            if value.shape != "number":
-                raise UnreadableError
+            sign, known = self._take(), numbers(value)
             if sign == "^":
-                exponent = self._group()
-                value = Value("number", at_each(raised, value.number, exponent))
+                value = both(raised, value, self._group())
             elif sign == "!":
-                value = Value("number", tuple(map(factorial, value.number)))
+                value = Value("number", tuple(Fraction(math.factorial(whole(n))) for n in known))
             else:
                 value = scaled(value, DEGREE if sign == "°" else Fraction(1, 100))
         return value
 
-    def _group(self) -> Number:
+    def _group(self) -> Value:
         r"""The argument of `^` or `\frac`: braces, a sign and a factor, or one digit of several."""
-        if self._peek() == "{":
-            self._take("{")
+        if self._skip("{"):
             value = self._sum()
             self._take("}")
-        elif self._peek() in ("+", "-"):
-            value = self._signed_power()
-        else:
-            value = self._base()
-        if value.shape != "number":
-            raise UnreadableError
-        return value.number
+            return value
+        return self._signed_power() if self._peek() in ("+", "-") else self._base()
 
     def _base(self) -> Value:
         kind, text = self._kind(), self._take()
         if kind == "number":
-            return Value("number", (self._numeral(text),) * POINTS)
+            return constant(self._numeral(text))
         if kind == "letter":
             return Value("number", at_points(text))
         if text in OPENING:
             return self._bracketed(text)
         if text in _CURRENCIES:
-            value = self._base()
-            if value.shape != "number":
-                raise UnreadableError
-            return Value(f"quantity {_CURRENCIES[text]}", value.number)
+            return Value(f"quantity {_CURRENCIES[text]}", numbers(self._base()))
         if text == "|":
             value = self._sum()
             self._take("|")
-            return Value("number", tuple(map(absolute, value.number)))
+            return Value("number", tuple(map(abs, value.number)))
         if text == r"\frac":
-            return Value("number", at_each(lambda a, b: a / b, self._part(), self._part()))
+            return both(truediv, self._part(), self._part())
         if text == r"\binom":
-            return Value("number", at_each(binomial, self._part(), self._part()))
+            return both(binomial, self._part(), self._part())
         if text == r"\sqrt":
-            return Value("number", self._root())
+            return self._root()
         if text in (r"\pi", r"\infty"):
-            return Value("number", (complex(math.pi if text == r"\pi" else 1.234e150),) * POINTS)
+            return constant(complex(math.pi if text == r"\pi" else 1.234e150))
         if text == r"\emptyset":
             return Value("list")
         if text in _FUNCTIONS:
-            return Value("number", self._applied(text))
+            return self._applied(text)
         if text.startswith(r"\begin") and text.endswith("matrix}"):
             return self._matrix()
         raise UnreadableError
 
-    def _part(self) -> Number:
+    def _part(self) -> Value:
         r"""An argument of `\frac`; without braces it is one digit: `\frac43`."""
-        if self._kind() != "number" or len(self._peek()) == 1:
-            return self._group()
-        token = self._tokens[self._at]
-        digits = [
-            Token("number", digit, token.start + place, token.start + place + 1)
-            for place, digit in enumerate(token.text)
-        ]
-        self._tokens = [*self._tokens[: self._at], *digits, *self._tokens[self._at + 1 :]]
+        if self._kind() == "number" and len(self._peek()) > 1:
+            token = self._tokens[self._at]
+            digits = [token._replace(text=digit) for digit in token.text]
+            self._tokens = [*self._tokens[: self._at], *digits, *self._tokens[self._at + 1 :]]
         return self._group()
 
     def _numeral(self, text: str) -> Scalar:
@@ -351,28 +315,20 @@ class _Reader:
             return Fraction(text)
         start, _, period = text.partition(r"\overline")
         plain = re.sub(r"[^\d.]", "", start)
+        whole, _, behind = plain.partition(".")
         if period:
             digits = re.sub(r"\D", "", period)
-            unit = Fraction(1, 10 ** len(plain.partition(".")[2]))
-            return Fraction(plain.rstrip(".") or 0) + unit * Fraction(
-                int(digits), 10 ** len(digits) - 1
-            )
-        if self._peek() != "_":
+            repeated = Fraction(int(digits), 10 ** len(digits) - 1)
+            return Fraction(plain.rstrip(".") or 0) + repeated / 10 ** len(behind)
+        if not self._skip("_"):
             return Fraction(plain)
-        self._take("_")
-        braced = self._peek() == "{"
-        if braced:
-            self._take("{")
-        base = int(self._take())
+        braced = self._skip("{")
+        base = Fraction(int(self._take()))
         if braced:
             self._take("}")
-        whole, _, behind = plain.partition(".")
         places = range(len(whole) - 1, -len(behind) - 1, -1)
         placed = zip(whole + behind, places, strict=True)
-        total: Scalar = Fraction(0)
-        for digit, place in placed:
-            total = total + int(digit) * raised(Fraction(base), Fraction(place))
-        return total
+        return sum((int(digit) * raised(base, Fraction(at)) for digit, at in placed), Fraction(0))
 
     def _bracketed(self, opening: str) -> Value:
         ends = OPENING[opening]
@@ -390,20 +346,18 @@ class _Reader:
             raise UnreadableError
         return parts[0]
 
-    def _root(self) -> Number:
-        degree: Number = (Fraction(2),) * POINTS
-        if self._peek() == "[":
-            self._take("[")
-            degree = self._sum().number
+    def _root(self) -> Value:
+        degree = constant(Fraction(2))
+        if self._skip("["):
+            degree = self._sum()
             self._take("]")
-        inner = self._part() if self._peek() != "(" else self._power().number
-        return at_each(raised, inner, tuple(1 / each for each in degree))
+        inner = self._power() if self._peek() == "(" else self._part()
+        return both(raised, inner, both(truediv, constant(Fraction(1)), degree))
 
-    def _applied(self, name: str) -> Number:
+    def _applied(self, name: str) -> Value:
         base = power = None
         while self._peek() in ("^", "_"):
-            sign = self._take()
-            if sign == "^":
+            if self._take() == "^":
                 power = self._group()
             else:
                 base = self._part()
@@ -412,18 +366,11 @@ class _Reader:
         else:
             argument = self._power()
             while self._begins_factor() and self._peek() not in (*_FUNCTIONS, "(", "["):
-                factor = self._power()
-                argument = Value(
-                    "number", at_each(lambda a, b: a * b, argument.number, factor.number)
-                )
-        if argument.shape != "number":
-            raise UnreadableError
-        function = _FUNCTIONS[name]
-        values: Number = tuple(function(complex(each)) for each in argument.number)
+                argument = both(mul, argument, self._power())
+        value = Value("number", tuple(_FUNCTIONS[name](complex(n)) for n in numbers(argument)))
         if base is not None:
-            logarithms = at_each(lambda a, b: cmath.log(a) / cmath.log(b), argument.number, base)
-            values = logarithms
-        return values if power is None else at_each(raised, values, power)
+            value = both(lambda a, b: cmath.log(a) / cmath.log(b), argument, base)
+        return value if power is None else both(raised, value, power)
 
     def _matrix(self) -> Value:
         rows: list[Value] = []
@@ -435,36 +382,30 @@ class _Reader:
                 continue
             rows.append(Value("row", parts=tuple(cells)))
             cells = []
+            if following == r"\\" and self._peek().startswith(r"\end"):
+                following = self._take()
             if following.startswith(r"\end"):
                 return Value("row matrix", parts=tuple(rows))
             if following != r"\\":
                 raise UnreadableError
-            if self._peek().startswith(r"\end"):
-                self._take()
-                return Value("row matrix", parts=tuple(rows))
 
     def _measured(self, value: Value) -> Value:
         """A number with the unit behind it, in the base unit; other words are kept as they are."""
-        words = self._inner()
+        words = self._words()
         self._at += 1
-        power = Fraction(1)
-        if self._peek() == "^":
-            self._take()
-            exponent = self._group()[0]
-            if not isinstance(exponent, Fraction):
-                raise UnreadableError
-            power = exponent
-        if value.shape != "number":
+        power: Scalar = self._group().number[0] if self._skip("^") else Fraction(1)
+        if not isinstance(power, Fraction):
             raise UnreadableError
+        known = numbers(value)
         if words in ("%", r"\%", "percent"):
             return scaled(value, Fraction(1, 100))
         for named, exponent in (("square ", 2), ("cubic ", 3)):
             if words.startswith(named):
                 words, power = words.removeprefix(named), Fraction(exponent)
-        known = measure(words)
-        if known is None:
-            return Value(f"quantity {words} {power}", value.number)
-        if known[0] == "angle":
+        unit = measure(words)
+        if unit is None:
+            return Value(f"quantity {words} {power}", known)
+        if unit[0] == "angle":
             return scaled(value, DEGREE) if words.startswith("degree") else value
-        base = scaled(value, raised(known[1], power))
-        return Value(f"quantity {known[0]} {power}".removesuffix(" 1"), base.number)
+        base = scaled(value, raised(unit[1], power))
+        return Value(f"quantity {unit[0]} {power}".removesuffix(" 1"), base.number)

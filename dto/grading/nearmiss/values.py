@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
+from operator import mul
 from typing import NamedTuple
 
 POINTS = 3
@@ -76,24 +77,39 @@ def measure(word: str) -> tuple[str, Fraction] | None:
 @lru_cache(maxsize=256)
 def at_points(letter: str) -> Number:
     """What a letter is at each point: i and e are themselves."""
-    if letter == "i":
-        return (1j,) * POINTS
-    if letter == "e":
-        return (complex(math.e),) * POINTS
-    name = re.sub(r"_\{(.*)\}", r"_\1", letter)
-    points = random.Random(name)
+    if letter in ("i", "e"):
+        return (1j if letter == "i" else complex(math.e),) * POINTS
+    points = random.Random(re.sub(r"_\{(.*)\}", r"_\1", letter))
     return tuple(Fraction(points.randint(101, 399), 97) for _ in range(POINTS))
+
+
+def constant(value: Scalar) -> Value:
+    """The same number at each point."""
+    return Value("number", (value,) * POINTS)
+
+
+def numbers(value: Value) -> Number:
+    """Of a value that is a number; raises UnreadableError for others."""
+    if value.shape != "number":
+        raise UnreadableError
+    return value.number
+
+
+def both(work: Callable[[Scalar, Scalar], Scalar], one: Value, other: Value) -> Value:
+    """Two numbers combined at each point; raises UnreadableError for others."""
+    return Value("number", at_each(work, numbers(one), numbers(other)))
 
 
 def at_each(work: Callable[[Scalar, Scalar], Scalar], one: Number, other: Number) -> Number:
     """The values of `work` at each point, exact where both sides are."""
     if not one or not other:
         raise UnreadableError
-    mixed = (
-        (a, b) if isinstance(a, Fraction) and isinstance(b, Fraction) else (complex(a), complex(b))
+    return tuple(
+        work(a, b)
+        if isinstance(a, Fraction) and isinstance(b, Fraction)
+        else work(complex(a), complex(b))
         for a, b in zip(one, other, strict=True)
     )
-    return tuple(work(*pair) for pair in mixed)
 
 
 def raised(base: Scalar, exponent: Scalar) -> Scalar:
@@ -104,39 +120,30 @@ def raised(base: Scalar, exponent: Scalar) -> Scalar:
             if size * abs(exponent) > MOST_BITS:
                 raise UnreadableError
             return base ** int(exponent)
-        if base > 0 and exponent.numerator == 1 and exponent.denominator == 2:
+        if base > 0 and exponent == Fraction(1, 2):
             root = Fraction(math.isqrt(base.numerator), math.isqrt(base.denominator))
             if root * root == base:
                 return root
     return complex(base) ** complex(exponent)
 
 
-def _whole(value: Scalar) -> int:
+def whole(value: Scalar) -> int:
+    """A small whole number; raises UnreadableError for others."""
     if not isinstance(value, Fraction) or value.denominator != 1 or not 0 <= value < 1000:
         raise UnreadableError
     return int(value)
 
 
-def absolute(value: Scalar) -> Scalar:
-    """The size of a number."""
-    return abs(value) if isinstance(value, Fraction) else complex(abs(value))
-
-
-def factorial(value: Scalar) -> Fraction:
-    """Of a small whole number; raises UnreadableError for others."""
-    return Fraction(math.factorial(_whole(value)))
-
-
-def binomial(above: Scalar, below: Scalar) -> Fraction:
+def binomial(above: Scalar, below: Scalar) -> Scalar:
     """Of small whole numbers; raises UnreadableError for others."""
-    return Fraction(math.comb(_whole(above), _whole(below)))
+    return Fraction(math.comb(whole(above), whole(below)))
 
 
 def scaled(value: Value, factor: Scalar) -> Value:
     """A number, a quantity or a matrix times a factor; raises UnreadableError for others."""
     if value.number and not value.shape.startswith("relation"):
-        return value._replace(number=at_each(lambda a, b: a * b, value.number, (factor,) * POINTS))
-    if value.shape == "row matrix" or value.shape == "row":
+        return value._replace(number=at_each(mul, value.number, (factor,) * POINTS))
+    if value.shape in ("row matrix", "row"):
         return value._replace(parts=tuple(scaled(part, factor) for part in value.parts))
     raise UnreadableError
 
@@ -148,19 +155,17 @@ def same(one: Value, other: Value, tolerance: float) -> bool:
         return all(any(same(a, b, tolerance) for b in right) for a in left) and all(
             any(same(a, b, tolerance) for a in left) for b in right
         )
-    if one.shape != other.shape:
-        # A unit may be left out, or said in other words.
+    if one.shape != other.shape:  # a unit may be left out, or said in other words
         words = [each.shape.split(" ") for each in (one, other)]
         if not all(each[0] in ("number", "quantity") for each in words):
             return False
         if all(len(each) > 1 and each[1] in UNITS for each in words):
             return False
-        return all(_close(a, b, tolerance) for a, b in zip(one.number, other.number, strict=True))
-    if len(one.parts) != len(other.parts):
+    elif len(one.parts) != len(other.parts) or not all(
+        same(a, b, tolerance) for a, b in zip(one.parts, other.parts, strict=True)
+    ):
         return False
-    if not all(same(a, b, tolerance) for a, b in zip(one.parts, other.parts, strict=True)):
-        return False
-    if one.shape.startswith("relation") and one.number:
+    elif one.shape.startswith("relation") and one.number:
         return _proportional(one, other, tolerance)
     return all(_close(a, b, tolerance) for a, b in zip(one.number, other.number, strict=True))
 
