@@ -28,6 +28,7 @@ from dto.commands.common import (
 from dto.errors import RecipeError
 from dto.pipeline import STAGES, needed, open_run, run_stages, with_questions
 from dto.recipe import NAMES, Recipe, make_recipe
+from dto.runs.reader import RunReader
 
 
 def run(
@@ -85,9 +86,10 @@ def _report(path: Path) -> None:
 
 def report(target: Target, out: Out = None, changes: Changes = None) -> None:
     """Sum up: a table here, report.html to send around."""
-    recipe, place = read_target(target, changes)
-    place = out or place
-    if not recipe.compare.methods:
+    place = out or Path(target)
+    if out is None and not (place / "recipe.yaml").is_file():
+        _, place = read_target(target, changes)
+    if not RunReader(place).recipe.compare.methods:
         _report(place)
         return
     from dto.compare.report import report as compared
