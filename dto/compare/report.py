@@ -30,7 +30,7 @@ from dto.errors import DtoError
 from dto.recipe import Recipe
 from dto.reporting.evaluation import MAX_FAILED
 from dto.reporting.page import Section, drawn, render_page
-from dto.reporting.pictures import COLOURS, INK, MARKERS, error_bars, legend_marks, plain, save
+from dto.reporting.pictures import COLOURS, INK, MARKERS, error_bars, legend, plain, save
 from dto.reporting.sections import reproduce_section
 from dto.reporting.table import Cell, Table
 from dto.runs import manifest
@@ -253,9 +253,7 @@ def front(rows: Sequence[MethodRow], title: str = "") -> Figure:
     axes.set_ylabel("accuracy, %", color=INK)
     axes.set_title(title, loc="left", fontsize=10, color=INK)
     plain(axes)
-    marks = legend_marks(axes)
-    figure.legend(list(marks.values()), list(marks), loc="outside right upper", frameon=False,
-                  fontsize=8.5, labelcolor="linecolor")  # fmt: skip
+    legend(figure, "outside right upper")
     return figure
 
 

@@ -24,7 +24,7 @@ from dto.reporting.evaluation import Arm, Figures, by_difficulty, too_many_faile
 from dto.reporting.funnel import right
 from dto.reporting.page import Section, drawn
 from dto.reporting.pictures import COLOURS, INK, MARKERS, error_bars, plain, save
-from dto.reporting.table import Table, arms_table
+from dto.reporting.table import Table, arms_table, counted
 from dto.runs.reader import RunReader
 from dto.seeds import derive
 from dto.statistics import Estimate, shown
@@ -251,7 +251,7 @@ def batch_lines(batch: BatchReport) -> list[str]:
              "fail": "failed"},
             "questions in one prompt (k) against each asked alone",
             notes=tuple(
-                f"answers that cannot be told, k = {row.k}: {_counted(row.more['faults'])}"
+                f"answers that cannot be told, k = {row.k}: {counted(row.more['faults'])}"
                 for row in batch.rows
                 if row.more["faults"]
             ),
@@ -266,15 +266,15 @@ def batch_lines(batch: BatchReport) -> list[str]:
             left=2,
         )  # fmt: skip
         lines += ["", table.text()]
-    lines += [f"no chain, k = {k}: {_counted(reasons)}" for k, reasons in batch.dropped.items()]
+    lines += [f"no chain, k = {k}: {counted(reasons)}" for k, reasons in batch.dropped.items()]
     if batch.labels is not None:
         lines += ["", *_label_lines(batch.labels)] if lines else _label_lines(batch.labels)
     return lines
 
 
 def _label_lines(labels: Labels) -> list[str]:
-    lines = [f"labels, {split}: {_counted(counts)}" for split, counts in labels.counts.items()]
-    lines.append(f"right letters: {_counted(labels.letters)}")
+    lines = [f"labels, {split}: {counted(counts)}" for split, counts in labels.counts.items()]
+    lines.append(f"right letters: {counted(labels.letters)}")
     lines.append(
         f"AUC of concise against verbose chains by format, without length: {_auc(labels.format)}"
         + (f"; above {BOUND}: the format may tell the origin" if labels.format.tells else "")
@@ -292,10 +292,6 @@ def _auc(probe: Probe) -> str:
         return "–"
     counts = f"{probe.positive:,} + {probe.negative:,} chains"
     return f"{probe.auc:.3f} ({probe.low:.3f}–{probe.high:.3f}; {counts})"
-
-
-def _counted(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
 def draw_batch(batch: BatchReport, directory: Path, title: str) -> list[Path]:
@@ -436,7 +432,7 @@ def _dropped_table(batch: BatchReport) -> Table:
         ("k", "no chain", "why"),
         tuple(
             (k, sum(reasons.values()),
-             "; ".join(f"{count:,} {reason}" for reason, count in reasons.items()))
+             counted(reasons, "; "))
             for k, reasons in batch.dropped.items()
         ),
         folded=True,

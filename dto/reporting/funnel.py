@@ -16,7 +16,7 @@ from dto.pipeline import STAGES
 from dto.recipe import EstimateSettings, Recipe
 from dto.records import GIVEN_UP, STAYS, VerdictKind
 from dto.reporting.page import Section
-from dto.reporting.table import Table
+from dto.reporting.table import Table, counted
 from dto.runs.reader import RunReader
 from dto.sequential import zone
 from dto.statistics import Estimate, cohen_kappa, proportion, shown
@@ -79,15 +79,15 @@ def verdicts(run: RunReader) -> dict[str, dict[str, int]]:
     if not run.table("prune").is_file():
         return {}
     found = _exploded(run.frame("prune"), "verdicts")
-    counted = {
+    by_kind = {
         (kind, pruned): n for kind, pruned, n in found.group_by("verdict", "pruned").len()
         .collect().iter_rows()
     }  # fmt: skip
     kinds = {
-        kind: counted.get((kind, True), 0) + counted.get((kind, False), 0) for kind in VERDICTS
+        kind: by_kind.get((kind, True), 0) + by_kind.get((kind, False), 0) for kind in VERDICTS
     }
     fates = {
-        fate: sum(counted.get((kind, gone), 0) for kind in VERDICTS if kind not in STAYS)
+        fate: sum(by_kind.get((kind, gone), 0) for kind in VERDICTS if kind not in STAYS)
         for fate, gone in (("verified", True), ("restored", False))
     }
     return {
@@ -123,14 +123,14 @@ def agreement(run: RunReader) -> dict[str, Any] | None:
     )
     goes, goes_too = (["stays" if kind == "keep" else "goes" for kind in kinds]
                       for kinds in (first, second))  # fmt: skip
-    counted = both.group_by("verdict", "verdict_too").len()
+    pairs = both.group_by("verdict", "verdict_too").len()
     return {
         "patterns": len(both),
         "trajectories": both["id"].n_unique(),
         "rate": proportion([a == b for a, b in zip(goes, goes_too, strict=True)], problems),
         "kappa": cohen_kappa(goes, goes_too, problems),
         "table": {
-            kind: {other: n for _, other, n in sorted(counted.filter(verdict=kind).rows())}
+            kind: {other: n for _, other, n in sorted(pairs.filter(verdict=kind).rows())}
             for kind in VERDICTS
             if kind in first
         },
@@ -144,9 +144,8 @@ def _exploded(rows: pl.LazyFrame, column: str) -> pl.LazyFrame:
     return each.select("problem_id", "id", *(pl.col(column).struct.field(f) for f in fields))
 
 
-_SLUG = re.compile(
-    r"(?:grader|sandbox|unreadable|no)_\w+(?:: \w+)*"
-)  # what an engine says is longer
+_SLUG = re.compile(r"(?:grader|sandbox|unreadable|no)_\w+(?:: \w+)*")
+"""A grader's reason; an engine's is a sentence."""
 
 
 def funnel(run: RunReader) -> dict[str, Any]:
@@ -255,41 +254,40 @@ def _reasons(run: RunReader, stage: str, *conditions: pl.Expr) -> dict[str, int]
     table = run.table(stage)
     if not table.is_file() or not {"grade", "reason"} <= set(pl.read_parquet_schema(table)):
         return {}
-    counted = run.frame(stage).filter(*conditions).group_by("reason").len().collect()
-    return dict(sorted(counted.iter_rows()))
+    groups = run.frame(stage).filter(*conditions).group_by("reason").len().collect()
+    return dict(sorted(groups.iter_rows()))
 
 
 def _counts(run: RunReader, stage: str, column: str) -> dict[str, int]:
     if not run.table(stage).is_file():
         return {}
-    counted = run.frame(stage).group_by(column).len().sort(column).collect()
-    return dict(counted.iter_rows())
+    groups = run.frame(stage).group_by(column).len().sort(column).collect()
+    return dict(groups.iter_rows())
 
 
 def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) -> list[str]:
-    """How many rows went which way, and how training went."""
-    lines = []
-    for key in (
-        "trajectories", "ungraded", "boundaries", "verdicts", "prunes", "optimized", "pairs",
-    ):  # fmt: skip
-        if counts := funnel.get(key):
-            parts = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-            lines.append(f"{key.replace('_', ' '):<12} {sum(counts.values()):>7,}   {parts}")
-    for stage, reasons in funnel["dropped"].items():
-        parts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
-        lines.append(f"{'dropped':<12} {sum(reasons.values()):>7,}   at {stage}: {parts}")
-    for stage, reasons in (funnel.get("given_up_at") or {}).items():
-        parts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
-        lines.append(f"{'given up':<12} {sum(reasons.values()):>7,}   at {stage}: {parts}")
+    """For a terminal: how many rows went which way, and how training went."""
+    kinds = ("trajectories", "ungraded", "boundaries", "verdicts", "prunes", "optimized", "pairs")
+    lines = [
+        _line(kind, sum(counts.values()), counted(counts))
+        for kind in kinds
+        if (counts := funnel.get(kind))
+    ]
+    for name, by_stage in (("dropped", "dropped"), ("given up", "given_up_at")):
+        for stage, counts in (funnel.get(by_stage) or {}).items():
+            lines.append(_line(name, sum(counts.values()), f"at {stage}: {counted(counts)}"))
     if copies := funnel.get("near_duplicates"):
         lines += wrap(near_copies(copies), 100)
     if training is not None:
-        base, kept = training["base"], training["kept"]
+        accuracy, tokens = _on_dev(training)
+        how = "; collapsed" if training["collapsed"] else ""
         lines.append(
-            f"{'training':<12} {training['steps']:>7,}   steps; dev accuracy "
-            f"{shown(base['accuracy'], '%')} → {shown(kept['accuracy'], '%')} %, tokens "
-            f"{shown(base['tokens_mean'], ',.0f')} → {shown(kept['tokens_mean'], ',.0f')}"
-            f" at step {kept['step']}" + ("; collapsed" if training["collapsed"] else "")
+            _line(
+                "training",
+                training["steps"],
+                f"steps; dev accuracy {' → '.join(accuracy)} %, tokens {' → '.join(tokens)} at "
+                f"step {training['kept']['step']}{how}",
+            )
         )
         lines += _judging_lines(training)
     if agreed := funnel.get("agreement"):
@@ -297,9 +295,22 @@ def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) 
     return lines
 
 
+def _line(name: str, count: int, text: str) -> str:
+    return f"{name:<12} {count:>7,}   {text}"
+
+
+def _on_dev(training: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Accuracy and tokens on the dev problems, of the base and of what was kept."""
+    scores = [training[model] for model in ("base", "kept")]
+    return (
+        [shown(score["accuracy"], "%") for score in scores],
+        [shown(score["tokens_mean"], ",.0f") for score in scores],
+    )
+
+
 def near_copies(counts: Mapping[str, int]) -> str:
     """How many problems may have leaked from one split into another."""
-    parts = ", ".join(f"{count:,} of {split}" for split, count in counts.items())
+    parts = counted({f"of {split}": count for split, count in counts.items()})
     return (
         f"Problems that repeat half or more of a question of another split: {parts}. Their "
         "metadata names it; set problems.near_duplicates to drop to leave them out."
@@ -307,30 +318,27 @@ def near_copies(counts: Mapping[str, int]) -> str:
 
 
 def _judging_lines(training: Mapping[str, Any]) -> list[str]:
-    """Groups that taught nothing, and how held-out chains were judged before and after."""
+    """Groups without advantage, and how held-out chains were judged before and after."""
     lines = []
+    judging = training.get("judging")
     if groups := training.get("groups"):
         share = groups["flat"] / groups["groups"] if groups["groups"] else None
-        letters = ""
-        if training.get("judging"):
-            letters = f", {groups['unreadable']:,} responses without a letter"
-        lines.append(
-            f"{'groups':<12} {groups['groups']:>7,}   of responses to train on; "
-            f"{shown(share, '%')} % without advantage"
-            + (letters if training.get("judging") else "")
-        )
-    if judging := training.get("judging"):
+        text = f"of responses to train on; {shown(share, '%')} % without advantage"
+        if judging:
+            text += f", {groups['unreadable']:,} responses without a letter"
+        lines.append(_line("groups", groups["groups"], text))
+    if judging:
         before, kept = judging["before"], judging["kept"]
-        letters = f"{before['unreadable']:,} → {kept['unreadable']:,} without a letter"
-        lines.append(
-            f"{'judging':<12} {kept['responses']:>7,}   judgements of held-out chains; "
-            f"right {right(before):%} → {right(kept):%} %, {letters}"
+        text = (
+            f"judgements of held-out chains; right {right(before):%} → {right(kept):%} %, "
+            f"{before['unreadable']:,} → {kept['unreadable']:,} without a letter"
         )
-        recall = [
+        lines.append(_line("judging", kept["responses"], text))
+        recall = ", ".join(
             f"{name} {shown(before['recall'].get(name), '%')} → {shown(share, '%')}"
             for name, share in kept["recall"].items()
-        ]
-        lines.append(f"{'':<12} {'':>7}   right by label: {', '.join(recall)} %")
+        )
+        lines.append(f"{'':<12} {'':>7}   right by label: {recall} %")
     return lines
 
 
@@ -379,7 +387,7 @@ def funnel_section(
         (
             KINDS[key],
             sum(counts.values()),
-            ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items()),
+            counted(counts).replace("_", " "),
         )
         for key in KINDS
         if (counts := funnel.get(key))
@@ -389,10 +397,7 @@ def funnel_section(
         tables.append(Table("", ("rows", "all", "of them"), kinds, wide=True))
     notes = []
     if training is not None:
-        accuracy, tokens = (
-            [shown(training[when][name], spec) for when in ("base", "kept")]
-            for name, spec in (("accuracy", "%"), ("tokens_mean", ",.0f"))
-        )
+        accuracy, tokens = _on_dev(training)
         notes.append(
             f"Training took {training['steps']:,} steps. On the dev problems, by which step "
             f"{training['kept']['step']:,} was picked, accuracy went from {accuracy[0]} to "

@@ -70,17 +70,22 @@ def front(rows: Sequence[Figures], title: str = "") -> Figure:
     if len(tasks) > 1 and title:
         figure.suptitle(title, fontsize=10, color=INK)
     if shown:
-        # An arm may lack a task: the legend is that of all panels.
-        marks = {label: mark for axes in figure.axes for label, mark in legend_marks(axes).items()}
-        figure.legend(
-            list(marks.values()),
-            list(marks),
-            loc="outside right upper",
-            frameon=False,
-            fontsize=8.5,
-            labelcolor="linecolor",
-        )
+        legend(figure, "outside right upper")
     return figure
+
+
+def legend(figure: Figure, place: str, columns: int = 1) -> None:
+    """One legend for all panels: an arm may lack a task."""
+    marks = {label: mark for axes in figure.axes for label, mark in legend_marks(axes).items()}
+    figure.legend(
+        list(marks.values()),
+        list(marks),
+        loc=place,
+        ncols=columns,
+        frameon=False,
+        fontsize=8.5,
+        labelcolor="linecolor",
+    )
 
 
 def legend_marks(axes: Axes) -> dict[str, Any]:
@@ -236,7 +241,7 @@ def difficulty(rows: Sequence[Figures]) -> Figure:
         axes.set_xticks(range(len(bins)), [_bin([row for row, _ in shown], bin) for bin in bins])
         axes.set_xlim(-0.5, len(bins) - 0.5)
         axes.set_xlabel("the base is right on that share of the other half", color=INK)
-    _legend(figure, saved)
+    legend(figure, "outside upper left", columns=3)
     return figure
 
 
@@ -412,16 +417,3 @@ def _paid(lines: Axes, even: BreakEven, base: float) -> None:
 
 def _label(model: str, exit: str) -> str:
     return model if exit == "none" else f"{model}, {exit}"
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    marks = legend_marks(axes)
-    figure.legend(
-        list(marks.values()),
-        list(marks),
-        loc="outside upper left",
-        ncols=3,
-        frameon=False,
-        fontsize=8.5,
-        labelcolor="linecolor",
-    )

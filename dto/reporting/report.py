@@ -65,14 +65,14 @@ class Report:
 
     @property
     def title(self) -> str:
-        """The run's name, and how much was asked."""
+        """The run's name, its test problems and samples."""
         if not self.rows:
             return self.name
-        asked = {row.task: row.problems for row in self.rows[::-1]}
-        of_tasks = f" of {len(asked)} tasks" if len(asked) > 1 else ""
+        problems = {row.task: row.problems for row in self.rows[::-1]}
+        of_tasks = f" of {len(problems)} tasks" if len(problems) > 1 else ""
         samples = self.rows[0].more["samples"]
-        each = f"{samples} sample{'' if samples == 1 else 's'}"
-        return f"{self.name}: {sum(asked.values()):,} test problems{of_tasks} × {each}"
+        times = f"{samples} sample{'' if samples == 1 else 's'}"
+        return f"{self.name}: {sum(problems.values()):,} test problems{of_tasks} × {times}"
 
     def as_json(self) -> dict[str, Any]:
         """The content of `report.json`; figures without a value are nan."""
