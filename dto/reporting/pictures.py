@@ -13,7 +13,7 @@ from dataclasses import replace
 from io import StringIO
 from math import ceil, isnan
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -74,7 +74,9 @@ def front(rows: Sequence[Figures], title: str = "") -> Figure:
     return figure
 
 
-def legend(figure: Figure, place: str, columns: int = 1) -> None:
+def legend(
+    figure: Figure, place: Literal["outside right upper", "outside upper left"], columns: int = 1
+) -> None:
     """One legend for all panels: an arm may lack a task."""
     marks = {label: mark for axes in figure.axes for label, mark in legend_marks(axes).items()}
     figure.legend(
