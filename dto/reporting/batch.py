@@ -150,9 +150,9 @@ def _joined(first: Estimate, second: Estimate) -> Estimate:
 def _against(together: pl.DataFrame, alone: pl.DataFrame) -> tuple[Estimate, Estimate]:
     """Gain and ratio of tokens against the same problems asked alone."""
     right = (pl.col("grade") == "correct").mean()
-    own = alone.group_by("problem_id").agg(right_1=right, tokens_1=pl.col("tokens").mean())
-    joined = together.join(own, on="problem_id")
-    found = []
+    base = alone.group_by("problem_id").agg(right_1=right, tokens_1=pl.col("tokens").mean())
+    joined = together.join(base, on="problem_id")
+    estimates = []
     for unit in ("problem_id", "response"):
         units = joined.group_by(unit).agg(
             right=right, right_1=pl.col("right_1").mean(),
@@ -163,8 +163,8 @@ def _against(together: pl.DataFrame, alone: pl.DataFrame) -> tuple[Estimate, Est
         ratio = statistics.ratio(units.select("tokens", "tokens_1").to_numpy())
         if len(units) == 1:
             ratio = replace(ratio, low=nan, high=nan)
-        found.append((gain, ratio))
-    (gain, ratio), (gain_r, ratio_r) = found
+        estimates.append((gain, ratio))
+    (gain, ratio), (gain_r, ratio_r) = estimates
     return _joined(gain, gain_r), _joined(ratio, ratio_r)
 
 
