@@ -256,7 +256,7 @@ def batch_lines(batch: BatchReport) -> list[str]:
                 if row.more["faults"]
             ),
         )  # fmt: skip
-        lines.append(table.text())
+        lines += table.text().splitlines()
     if batch.difficulty:
         table = arms_table(
                 batch.difficulty,
@@ -265,7 +265,7 @@ def batch_lines(batch: BatchReport) -> list[str]:
             "by difficulty: the pass rate of one half of the samples asked alone",
             left=2,
         )  # fmt: skip
-        lines += ["", table.text()]
+        lines += ["", *table.text().splitlines()]
     lines += [f"no chain, k = {k}: {counted(reasons)}" for k, reasons in batch.dropped.items()]
     if batch.labels is not None:
         lines += ["", *_label_lines(batch.labels)] if lines else _label_lines(batch.labels)
