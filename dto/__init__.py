@@ -32,7 +32,7 @@ _PUBLIC = {
     "label": "dto.drqa.label",
     "train": "dto.training.train",
     "evaluate": "dto.stages.evaluate",
-    "report": "dto.reporting.report",
+    "report": "dto.reporting.write",
     "trace": "dto.studies.trace",
     "pilot": "dto.studies.pilot",
     "show": "dto.viewer.show",

@@ -15,9 +15,9 @@ from dto.errors import DtoError
 from dto.grading import Grader
 from dto.recipe import ModelSettings, Recipe, SegmentSettings
 from dto.records import Dropped
+from dto.stages.segment import segment
 from dto.tasks.importing import Fields, Response, read_responses, to_trajectory
 from tests.byte_level import byte_level
-from tests.segmenting import segment
 
 SETTINGS = ModelSettings(name="m")
 WHOLE = "<think>\nIt is 5.\n\nWait, no.\n</think>\n\nIt is \\boxed{5}."

@@ -53,9 +53,10 @@ def run(
         for line in plan(recipe):
             print(line)
         return
+    ask = consent(recompute or overwrite, yes)
     begin = partial(
         open_run,
-        recompute=consent(recompute or overwrite, yes),
+        recompute=ask,
         overwrite=overwrite,
         allow_code_execution=code,
     )
@@ -68,7 +69,7 @@ def run(
         if recipe.compare.methods:
             from dto.compare.compare import compare
 
-            print(compare(opened))
+            print(compare(opened, ask))
             return
         run_stages(opened, needed(recipe))
         _report(opened.path)

@@ -17,7 +17,7 @@ from textwrap import wrap
 from types import SimpleNamespace
 from typing import Any
 
-from dto.engines.shape import shape_of_config
+from dto.engines.models import shape_of_config
 from dto.pipeline import STAGES
 from dto.recipe import resolve
 from dto.reporting.evaluation import Figures

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 
-from dto.engines.shape import shape_of_model
+from dto.engines.models import shape_of_model
 from dto.errors import DtoError
 from dto.recipe import Recipe
 from dto.records import Dropped, LabelledChain, Problem

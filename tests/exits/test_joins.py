@@ -16,10 +16,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.nano.thinking import OVERTHINKING, think
 from dto.exits.monitor import Monitor, cue_at_end
 from dto.exits.path import Path
 from dto.nano.corpus import chains
-from dto.nano.thinking import OVERTHINKING, think
 from dto.prompts import render
 from dto.protocols import Sampling
 from dto.recipe import (

@@ -169,12 +169,10 @@ class _Reader:
         while self._peek() in (r"\cup", r"\cap", r"\setminus"):
             signs.add(self._take())
             parts.append(self._ratio())
-        if not signs:
-            return parts[0]
         if len(signs) > 1:
             raise UnreadableError
-        (sign,) = signs
-        return Value("list" if sign == r"\cup" else f"row {sign}", parts=tuple(parts))
+        shape = "list" if r"\cup" in signs else f"row {''.join(signs)}"
+        return Value(shape, parts=tuple(parts)) if signs else parts[0]
 
     def _ratio(self) -> Value:
         parts = [self._sum()]

@@ -14,8 +14,7 @@ from random import Random
 
 from transformers import PreTrainedTokenizerBase
 
-from dto.nano.corpus import STEPS, WORDS, Chain, Step, chains
-from dto.nano.thinking import (
+from benchmarks.nano.thinking import (
     CONTROL,
     EXACT,
     OVERTHINKING,
@@ -29,6 +28,7 @@ from dto.nano.thinking import (
     think_together,
     verb_of,
 )
+from dto.nano.corpus import STEPS, WORDS, Chain, Step, chains
 from dto.prompts import render
 from dto.records import Split
 
