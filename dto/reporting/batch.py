@@ -150,9 +150,9 @@ def _joined(first: Estimate, second: Estimate) -> Estimate:
 def _against(together: pl.DataFrame, alone: pl.DataFrame) -> tuple[Estimate, Estimate]:
     """Gain and ratio of tokens against the same problems asked alone."""
     right = (pl.col("grade") == "correct").mean()
-    own = alone.group_by("problem_id").agg(right_1=right, tokens_1=pl.col("tokens").mean())
-    joined = together.join(own, on="problem_id")
-    found = []
+    base = alone.group_by("problem_id").agg(right_1=right, tokens_1=pl.col("tokens").mean())
+    joined = together.join(base, on="problem_id")
+    estimates = []
     for unit in ("problem_id", "response"):
         units = joined.group_by(unit).agg(
             right=right, right_1=pl.col("right_1").mean(),
@@ -163,8 +163,8 @@ def _against(together: pl.DataFrame, alone: pl.DataFrame) -> tuple[Estimate, Est
         ratio = statistics.ratio(units.select("tokens", "tokens_1").to_numpy())
         if len(units) == 1:
             ratio = replace(ratio, low=nan, high=nan)
-        found.append((gain, ratio))
-    (gain, ratio), (gain_r, ratio_r) = found
+        estimates.append((gain, ratio))
+    (gain, ratio), (gain_r, ratio_r) = estimates
     return _joined(gain, gain_r), _joined(ratio, ratio_r)
 
 
@@ -256,7 +256,7 @@ def batch_lines(batch: BatchReport) -> list[str]:
                 if row.more["faults"]
             ),
         )  # fmt: skip
-        lines.append(table.text())
+        lines += table.text().splitlines()
     if batch.difficulty:
         table = arms_table(
                 batch.difficulty,
@@ -265,7 +265,7 @@ def batch_lines(batch: BatchReport) -> list[str]:
             "by difficulty: the pass rate of one half of the samples asked alone",
             left=2,
         )  # fmt: skip
-        lines += ["", table.text()]
+        lines += ["", *table.text().splitlines()]
     lines += [f"no chain, k = {k}: {counted(reasons)}" for k, reasons in batch.dropped.items()]
     if batch.labels is not None:
         lines += ["", *_label_lines(batch.labels)] if lines else _label_lines(batch.labels)

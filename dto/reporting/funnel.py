@@ -291,7 +291,7 @@ def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) 
         )
         lines += _judging_lines(training)
     if agreed := funnel.get("agreement"):
-        lines += ["", _agreement_table(agreed).text()]
+        lines += ["", *_agreement_table(agreed).text().splitlines()]
     return lines
 
 

@@ -165,7 +165,7 @@ def _slug(name: str) -> str:
 def content_of_sources(run: RunReader) -> dict[str, str]:
     """What local sources held, by the names they are shown with, as hashes."""
     found: dict[str, str] = {}
-    for stage in ("problems", "test", "sample", "evaluate"):
+    for stage in STAGES:
         config: Mapping[str, Any] = (run.manifest(stage) or {}).get("config") or {}
         for key, value in config.items():
             _, marked, source = key.partition("content of ")
