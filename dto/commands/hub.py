@@ -13,6 +13,7 @@ from dto.commands.run import import_rows
 from dto.errors import DtoError
 from dto.pipeline import open_run
 from dto.recipe import load_recipe
+from dto.runs.run import agree
 
 
 def publish(
@@ -47,7 +48,9 @@ def publish(
 
     if not (target / "recipe.yaml").is_file():
         raise DtoError(f"{target} is no run directory: it holds no recipe.yaml")
-    with held(open_run(target, load_recipe(target / "recipe.yaml")), "publish") as run:
+    recipe = load_recipe(target / "recipe.yaml")
+    # Nothing is computed, so nothing that a change would compute again stands in the way.
+    with held(open_run(target, recipe, recompute=agree), "publish") as run:
         done = publish_run(
             run,
             name,

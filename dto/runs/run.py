@@ -78,11 +78,19 @@ class Run(RunReader):
     """A run directory that this process holds, with the recipe that it is to follow."""
 
     def __init__(
-        self, path: Path, recipe: Recipe, lock: FileLock, *, allow_code_execution: bool = False
+        self,
+        path: Path,
+        recipe: Recipe,
+        lock: FileLock,
+        *,
+        recompute: Consent,
+        allow_code_execution: bool = False,
     ) -> None:
         super().__init__(path, recipe)
         self.allow_code_execution = allow_code_execution
         self._lock = lock
+        self._recompute = recompute
+        self._agreed: set[str] = set()  # stages that may be computed again
 
     def config(self, stage: Stage) -> dict[str, Any]:
         """All that decides what a stage computes: settings, prompts, weights, upstream digests.
@@ -148,8 +156,9 @@ class Run(RunReader):
             own = self._own_config(stage)
             reads = stage.reads(self.recipe)
             for upstream in reads:
-                done = self.manifest(upstream) or {}
-                own[f"digest of {upstream}"] = done.get("digest")
+                key, done = f"digest of {upstream}", self.manifest(upstream)
+                # What comes of one that is not finished is not known; it may be the same.
+                own[key] = begun["config"].get(key) if done is None else done["digest"]
             why = "; ".join(self._differences(stage.name, begun["config"], own))
             unrun = self._programs_not_run(stage.name)
             if stage.name in again:
@@ -192,11 +201,15 @@ class Run(RunReader):
         if begun is None:
             return False
         unrun = self._programs_not_run(name)
-        if not unrun and not self._differences(name, begun["config"], config):
+        differing = self._differences(name, begun["config"], config)
+        if not unrun and not differing:
             return self.manifest(name) is not None
         if not _holds_anything(self / name, _PULLED):  # begun in vain: without the file it reads
             (self / name / "journal").unlink()
             return False
+        if stage.needs != "nothing" and name not in self._agreed:
+            why = "; ".join(differing) or f"{unrun:,} programs were not run"
+            self._recompute(self.path, [Stale(name, why, *_spent(self, name))])
         old = self.set_aside(name)
         if name == "evaluate" and not unrun:
             # A change of the run's own problems changes what all arms share: nothing is kept then.
@@ -237,7 +250,27 @@ class Run(RunReader):
 
     def following(self, recipe: Recipe) -> Run:
         """The same directory, held by the same process, with another recipe."""
-        return Run(self.path, recipe, self._lock, allow_code_execution=self.allow_code_execution)
+        return Run(
+            self.path,
+            recipe,
+            self._lock,
+            recompute=self._recompute,
+            allow_code_execution=self.allow_code_execution,
+        )
+
+    def agree(self, stages: Sequence[Stage], again: Sequence[str], overwrite: bool) -> None:
+        """Ask for what the recipe would compute again; set aside what is to be in any case."""
+        anew = [stage.name for stage in stages] if overwrite else []
+        stale = self.stale(stages, anew)
+        if not stale:
+            stale, anew = self.stale(stages, again), [*again]
+        costly = {stage.name for stage in stages if stage.needs != "nothing"}
+        if any(each.stage in costly for each in stale):
+            self._recompute(self.path, stale)
+        self._agreed = {each.stage for each in stale}
+        for name in anew:
+            if (self / name).is_dir():
+                self.set_aside(name)
 
     def close(self) -> None:
         """Let others have the directory."""
@@ -278,18 +311,9 @@ def open_run(
             raise RunConflictError(
                 f"{path} is in use by another process: wait for it to end"
             ) from None
-    run = Run(path, recipe, lock, allow_code_execution=allow_code_execution)
+    run = Run(path, recipe, lock, recompute=recompute, allow_code_execution=allow_code_execution)
     try:
-        anew = [stage.name for stage in stages] if overwrite else []
-        stale = run.stale(stages, anew)
-        if not stale:
-            stale, anew = run.stale(stages, again), [*again]
-        costly = {stage.name for stage in stages if stage.needs != "nothing"}
-        if any(each.stage in costly for each in stale):
-            recompute(path, stale)
-        for name in anew:
-            if (run / name).is_dir():
-                run.set_aside(name)
+        run.agree(stages, again, overwrite)
         with disk_errors(begun):
             data = recipe.model_dump(mode="json")
             text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)

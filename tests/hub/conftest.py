@@ -17,7 +17,7 @@ from dto.hub.publish import publish
 from dto.hub.upload import Uploaded
 from dto.pipeline import needed, open_run, run_stages
 from dto.recipe import load_recipe
-from dto.runs.run import Run
+from dto.runs.run import Run, agree
 from tests.hub.server import WRITER, Hub, serving
 
 ROOT = Path(__file__).parents[2]
@@ -66,14 +66,14 @@ def finished(
     path = tmp_path / "runs" / "finished"
     shutil.copytree(source, path, ignore=shutil.ignore_patterns(".lock", "publish"))
     monkeypatch.chdir(tmp_path)
-    opened = open_run(path, load_recipe(path / "recipe.yaml"))
+    opened = open_run(path, load_recipe(path / "recipe.yaml"), recompute=agree)
     yield opened
     opened.close()
 
 
 @pytest.fixture
 def run(run_path: Path) -> Iterator[Run]:
-    opened = open_run(run_path, load_recipe(run_path / "recipe.yaml"))
+    opened = open_run(run_path, load_recipe(run_path / "recipe.yaml"), recompute=agree)
     yield opened
     opened.close()
 

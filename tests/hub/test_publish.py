@@ -16,7 +16,7 @@ from dto.hub.publish import publish
 from dto.pipeline import open_run
 from dto.records import OptimizedTrajectory, PreferencePair, Trajectory, Verdict
 from dto.runs import manifest
-from dto.runs.run import Run
+from dto.runs.run import Run, agree
 from tests.hub.conftest import sent
 from tests.hub.server import OWNER, READER, WRITER, Fault, Hub
 
@@ -249,7 +249,7 @@ def leaky(run_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     tables.write(path, EvaluationRow, sorted(rows, key=lambda row: row.id))
     from dto.recipe import load_recipe
 
-    return open_run(run_path, load_recipe(run_path / "recipe.yaml"))
+    return open_run(run_path, load_recipe(run_path / "recipe.yaml"), recompute=agree)
 
 
 def row_of(row: object) -> dict[str, object]:
