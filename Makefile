@@ -84,8 +84,8 @@ notebooks: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.notebooks
 
 nano: $(VENV)/.ready
-	$(BIN)/dto nano train --out dto/nano/weights/nano
-	$(BIN)/dto nano train --control --out dto/nano/weights/nano-control
+	$(BIN)/python -m benchmarks.nano --out dto/nano/weights/nano
+	$(BIN)/python -m benchmarks.nano --control --out dto/nano/weights/nano-control
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dto.reporting.cost import stage_costs
+from dto.runs.reader import RunReader
 
 FIGURES = ("tokens", "trained_tokens", "attention_flops")
 
@@ -24,7 +25,7 @@ def main() -> None:
     options = parser.parse_args()
     forecast = json.loads((options.pilot / "forecast.json").read_text(encoding="utf-8"))
     stages: dict[str, dict[str, Any]] = {each["stage"]: each for each in forecast["stages"]}
-    took = {cost.stage: cost for cost in stage_costs(options.run)}
+    took = {cost.stage: cost for cost in stage_costs(RunReader(options.run))}
     print(
         "| stage | figure | forecast | took | off by | in the interval |\n|---|---|---|---|---|---|"
     )

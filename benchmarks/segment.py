@@ -32,9 +32,9 @@ from pathlib import Path
 import psutil
 import spacy
 
+from benchmarks.nano.thinking import OVERTHINKING, think
 from benchmarks.patterns import learn
 from dto.nano.corpus import chains as random_chains
-from dto.nano.thinking import OVERTHINKING, think
 from dto.segmentation.features import Masks
 from dto.segmentation.model import openings
 from dto.segmentation.patterns import Granularity, by_rules

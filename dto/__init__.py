@@ -5,11 +5,12 @@ The public names load what they need when they are first used: `import dto` alon
 Its rooms, the lowest floor first; a room knows nothing of those above it. The core is the method,
 with runs that survive: who reads it has read the papers.
 
-    core      records recipe settings text tags templates joins prompts context trajectories
-              rollouts protocols seeds errors concurrency processes tables usage sequential
+    core      records recipe settings text tags templates prompts context trajectories
+              rollouts protocols seeds errors concurrency tables usage sequential
               segmentation stages judges exits runs
     seams     engines grading training tasks drqa nano policies baselines studies statistics source
-    pipeline  pipeline
+              processes
+    pipeline  segmenter pipeline
     shell     reporting compare calibration forecast redact viewer hub commands cli
 """
 
@@ -31,7 +32,7 @@ _PUBLIC = {
     "label": "dto.drqa.label",
     "train": "dto.training.train",
     "evaluate": "dto.stages.evaluate",
-    "report": "dto.reporting.report",
+    "report": "dto.reporting.write",
     "trace": "dto.studies.trace",
     "pilot": "dto.studies.pilot",
     "show": "dto.viewer.show",

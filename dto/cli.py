@@ -11,7 +11,7 @@ import typer
 
 from dto import __version__
 from dto.commands.hub import publish, pull
-from dto.commands.look import doctor, nano, view
+from dto.commands.look import doctor, view
 from dto.commands.run import add_run
 from dto.commands.tasks import tasks
 from dto.errors import NO_ROOM, DtoError
@@ -45,7 +45,6 @@ add_run(app)
 for command in (view, publish, pull, doctor):
     app.command()(command)
 app.add_typer(tasks, name="tasks")
-app.add_typer(nano, name="nano")
 
 
 def main() -> None:

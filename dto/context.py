@@ -8,19 +8,21 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 from dto.errors import EngineError
-from dto.joins import Joined, join
 from dto.prompts import render
 from dto.protocols import Engine, Sampling
 from dto.recipe import Recipe
 from dto.seeds import derive
 from dto.settings import SamplingSettings
 from dto.tags import ThinkTags, think_tags
+from dto.text import Joined, join
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from transformers import PreTrainedTokenizerBase
 
     from dto.protocols import Grader
-    from dto.segmentation.worker import Segmenter
+    from dto.segmentation.patterns import Granularity, TextSegment
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Context:
     A stage reads its own settings as `ctx.recipe.<stage>`; the prompts are those of
     `ctx.recipe.model.family`. `judge` is asked by `prune.judge: llm`; None: the policy judges.
     `model` is what the rows of an evaluation call the policy (`base`, `trained`, a path).
-    `segmenter` cuts texts in other processes; None: in this one.
+    `cut` cuts thinking texts in other processes; None: in this one.
     """
 
     recipe: Recipe
@@ -38,7 +40,7 @@ class Context:
     grader: Grader
     judge: Engine | None = None
     model: str = "base"
-    segmenter: Segmenter | None = None
+    cut: Callable[[str, Granularity], Awaitable[list[TextSegment]]] | None = None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -64,7 +66,7 @@ class Context:
         return self.tags.encode(self.tokenizer, text)
 
     def join(self, ids: Sequence[int], text: str, fixed: int = 0) -> Joined:
-        """A text put after ids, of which the first `fixed` stay (:func:`dto.joins.join`)."""
+        """A text put after ids, of which the first `fixed` stay (:func:`dto.text.join`)."""
         return join(self.tokenizer, ids, text, self.encode, fixed)
 
     def put_after(self, ids: Sequence[int], text: str, fixed: int = 0) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from dto.engines.shape import shape_of_config
+from dto.engines.models import shape_of_config
 from dto.errors import RecipeError
 from dto.pipeline import STAGES, needed, open_run, run_stages
 from dto.recipe import Recipe

@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dto.baselines import pairs, solutions
 from dto.context import Context, without_engine
@@ -35,13 +35,23 @@ from dto.runs.run import Consent, Run, refuse
 from dto.runs.runner import Runner
 from dto.runs.stage import Stage
 from dto.segmentation.lexicon import LOOP
-from dto.segmentation.worker import Segmenter
+from dto.segmenter import Segmenter
 from dto.stages import estimate, evaluate, optimize, pair, prune, sample, segment
 from dto.studies import pilot, trace
-from dto.tags import FOREIGN
+from dto.tags import (
+    FOREIGN,
+    KNOWN,
+    as_yaml,
+    own_ids,
+    think_tags,
+)
 from dto.tasks import importing, problems
+from dto.templates import check_template
 from dto.training import train
-from dto.trajectories import check_model
+from dto.trajectories import prompt_tail
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("dto")
 
@@ -233,7 +243,7 @@ class Served:
         if stage.needs == "nothing":
             return without_engine(self._recipe, self.grader)
         if stage.needs == "tokenizer":
-            return replace(self._without_model(), segmenter=self._segmenter)
+            return replace(self._without_model(), cut=self._segmenter.cut)
         ctx = await self._with_engine(model)
         if stage.check is not None:
             stage.check(ctx)
@@ -308,6 +318,35 @@ class Served:
                 reason = re.sub(rf"\bmodel\.({keys})\b", r"judge.\1", str(error))
                 raise EngineError(f"judge: {reason}") from None
         return self._judge
+
+
+def check_model(tokenizer: PreTrainedTokenizerBase, settings: ModelSettings) -> None:
+    """See, before any work, that prompts can be rendered and the thinking will be found.
+
+    Raises DtoError as `render_chat`, `check_template` and `think_tags` do, and for a chat template
+    that opens the thinking with another tag than `model.think`; warns where another model's close
+    is a token here and the close of `model.think` is none.
+    """
+    ids = check_template(tokenizer, settings.name, settings.template, settings.system)
+    tags = think_tags(tokenizer, settings)
+    end = prompt_tail(tokenizer, ids, tags)
+    others = [each for each in KNOWN if each[0] != tags.open]
+    for other in others:
+        if end.endswith(other) and not end.endswith((tags.open, tags.close)):
+            raise DtoError(
+                f"the chat template of {settings.name!r} marks the thinking with {other[0]}, "
+                f"model.think is {tags.open}: set model.think to {as_yaml(other)}"
+            )
+    if tags.close_ids:
+        return
+    for other in others:
+        if own_ids(tokenizer, other[1]):
+            logger.warning(
+                "model     model.think is %s, and the tokenizer of %r has %s as a token of its "
+                "own: if the model thinks in those, set model.think to %s",
+                *(as_yaml((tags.open, tags.close)), settings.name, other[1], as_yaml(other)),
+            )
+            return
 
 
 def check_sampling(recipe: Recipe, engine: Engine) -> None:

@@ -44,7 +44,8 @@ ANYBODY = (
 _ANYBODYS_HOME = re.compile(rf"[/\\](?:home|Users)[/\\](?:{'|'.join(ANYBODY)})")
 
 _OURS = re.compile(
-    r"(?:grader|sandbox|unreadable|no|time|memory|foreign)_\w+(?:(?:: \w+)*(?: unisolated)?$)?"
+    r"(?:grader|sandbox|no|time|memory|foreign)_\w+(?: unisolated$)?"
+    r"|unreadable_gold(?:(?:: \w+)+$)?"
     r"|exited|unisolated|killed by SIG[A-Z]+|prompt has [\d,]+ tokens, context is [\d,]+"
     r"|estimate\.error_scan tests [\d,]+ boundaries of a trajectory"
 )
@@ -131,7 +132,10 @@ class Redaction:
         return walk(data, self.text)
 
     def found(self, text: str, *, written_by_us: bool) -> str | None:
-        """What kind of private thing a text still holds; `written_by_us`: no home belongs there."""
+        """What kind of private thing a text still holds, if any.
+
+        Where a model wrote it (not `written_by_us`), `/home/user` and the like are anybody's.
+        """
         for secret, holder in self.secrets.items():
             if secret in text:
                 return f"the value of {holder}"

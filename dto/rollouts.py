@@ -92,7 +92,7 @@ async def complete_answers(
     r"""Graded answers to `prefix` followed by the inducer, n of them.
 
     `prefix` are the ids of prompt and thinking so far; the inducer's text is put behind them by
-    :func:`dto.joins.join`, which leaves the first `fixed` alone. `sampling.max_tokens` limits one
+    :func:`dto.text.join`, which leaves the first `fixed` alone. `sampling.max_tokens` limits one
     answer, inner braces included, and is lowered where the context is nearer; without any room all
     answers are `truncated`. All n share one prefill, and sample j uses seed + j; a presence penalty
     takes the inducer for the model's own. Departure from both papers: they stop at a token limit

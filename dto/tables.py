@@ -14,14 +14,16 @@ from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from dto.errors import DtoError
 from dto.records import Span
+
+if TYPE_CHECKING:  # a tenth of a second, which `dto --help` need not wait for
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 ROW_GROUP = 256
 """Rows in a row group: 20 MB with responses of 8,192 tokens, far below what viewers refuse."""
@@ -32,8 +34,6 @@ R = TypeVar("R")
 P = TypeVar("P")
 V = TypeVar("V")
 Encode = Callable[[Any], Any]
-
-_PLAIN = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
 def _once(function: Callable[[Any], V]) -> Callable[[Any], V]:
@@ -47,8 +47,11 @@ def _identity(value: Any) -> Any:
 
 def _column(hint: Any) -> tuple[pa.DataType, Encode]:
     """The Parquet type of a field and how its value is written."""
-    if hint in _PLAIN:
-        return _PLAIN[hint], _identity
+    import pyarrow as pa
+
+    plain = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    if hint in plain:
+        return plain[hint], _identity
     if hint is Span:
         ends = [("start", pa.int32()), ("end", pa.int32())]
         return pa.struct(ends), lambda span: {"start": span[0], "end": span[1]}
@@ -78,6 +81,8 @@ def _columns(record: Any) -> tuple[tuple[str, pa.DataType, Encode], ...]:
 @_once
 def schema(record: type[Any]) -> pa.Schema:
     """The Parquet schema of a record."""
+    import pyarrow as pa
+
     return pa.schema([(name, kind) for name, kind, _ in _columns(record)])
 
 
@@ -127,6 +132,9 @@ def write(path: Path, record: type[R], rows: Iterable[R], key: str = "id") -> in
 
     Raises DtoError when keys do not ascend strictly, OSError when the disk is full.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     temporary = path.with_name(f".{path.name}.part")
     columns, count, last = _columns(record), 0, ""
     source = iter(rows)
@@ -169,6 +177,9 @@ def read(path: Path, record: type[R], without: Collection[str] = ()) -> Iterator
 
 def check(path: Path, record: type[Any]) -> pq.ParquetFile:
     """A table, opened; raises what `read` does."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         file = pq.ParquetFile(path)
     except FileNotFoundError:
@@ -187,6 +198,8 @@ def check(path: Path, record: type[Any]) -> pq.ParquetFile:
 
 def find(path: Path, record: type[R], column: str, value: str | int) -> list[R]:
     """The rows whose `column` holds `value`; only the row groups that can have it are read."""
+    import pyarrow.parquet as pq
+
     there = pq.read_schema(path).names
     names = [name for name in schema(record).names if name in there]
     found = pq.read_table(path, columns=names, filters=[(column, "=", value)])
@@ -196,6 +209,8 @@ def find(path: Path, record: type[R], column: str, value: str | int) -> list[R]:
 def count(path: Path, **equals: str) -> int:
     """Number of rows: all, from the file's footer, or those whose columns hold the values given."""
     if not equals:
+        import pyarrow.parquet as pq
+
         return int(pq.read_metadata(path).num_rows)
     import polars as pl
 

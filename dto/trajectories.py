@@ -7,21 +7,16 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from dto.errors import DtoError
 from dto.prompts import render
 from dto.protocols import Graded, Grader, Message
 from dto.records import Dropped, FinishReason, IdsFrom, Problem, Span, Trajectory
 from dto.tags import (
     DEFAULT_TAGS,
     FOREIGN,
-    KNOWN,
     ThinkTags,
-    as_yaml,
     foreign_detail,
-    own_ids,
-    think_tags,
 )
-from dto.templates import check_template, render_chat
+from dto.templates import render_chat
 from dto.text import (
     ThinkingSplit,
     decode_response,
@@ -80,50 +75,22 @@ def chat_ids(
     return render_chat(messages, tokenizer, settings.name, settings.template)
 
 
-def check_model(tokenizer: PreTrainedTokenizerBase, settings: ModelSettings) -> None:
-    """See, before any work, that prompts can be rendered and the thinking will be found.
-
-    Raises DtoError as `render_chat`, `check_template` and `think_tags` do, and for a chat template
-    that opens the thinking with another tag than `model.think`; warns where another model's close
-    is a token here and the close of `model.think` is none.
-    """
-    ids = check_template(tokenizer, settings.name, settings.template, settings.system)
-    tags = think_tags(tokenizer, settings)
-    end = _tail(tokenizer, ids, tags)
-    others = [pair for pair in KNOWN if pair[0] != tags.open]
-    for pair in others:
-        if end.endswith(pair) and not end.endswith((tags.open, tags.close)):
-            raise DtoError(
-                f"the chat template of {settings.name!r} marks the thinking with {pair[0]}, "
-                f"model.think is {tags.open}: set model.think to {as_yaml(pair)}"
-            )
-    if tags.close_ids:
-        return
-    for pair in others:
-        if own_ids(tokenizer, pair[1]):
-            logger.warning(
-                "model     model.think is %s, and the tokenizer of %r has %s as a token of its "
-                "own: if the model thinks in those, set model.think to %s",
-                *(as_yaml((tags.open, tags.close)), settings.name, pair[1], as_yaml(pair)),
-            )
-            return
-
-
 def opens_thinking(
     tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], tags: ThinkTags = DEFAULT_TAGS
 ) -> bool:
     """Whether the prompt ends in an open `<think>`, so that the response starts inside it."""
-    return _tail(tokenizer, prompt, tags).endswith(tags.open)
+    return prompt_tail(tokenizer, prompt, tags).endswith(tags.open)
 
 
 def closes_thinking(
     tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], tags: ThinkTags = DEFAULT_TAGS
 ) -> bool:
     """Whether the prompt ends in `</think>`: a template that was told not to think writes it."""
-    return _tail(tokenizer, prompt, tags).endswith(tags.close)
+    return prompt_tail(tokenizer, prompt, tags).endswith(tags.close)
 
 
-def _tail(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], tags: ThinkTags) -> str:
+def prompt_tail(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], tags: ThinkTags) -> str:
+    """The text at a prompt's end, without white space behind it."""
     return decode_response(tokenizer, prompt[-TAIL_TOKENS:], tags).rstrip()
 
 

@@ -17,7 +17,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from dto.engines.shape import active_parameters, parameters_of, shape_of_config, shape_of_model
+from dto.engines.models import active_parameters, parameters_of, shape_of_config, shape_of_model
 from dto.training.fit import training_flops
 from dto.usage import ModelShape, attention_flops, forward_flops
 

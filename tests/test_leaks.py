@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from dto import tables
 from dto.pipeline import open_run, run_stages
 from dto.recipe import EvaluateSettings, ProblemSettings, Recipe
 from dto.records import Dropped, Problem
-from dto.reporting.batch import _dropped_lines
 from dto.reporting.funnel import funnel, funnel_lines, json_lines
+from dto.runs.reader import RunReader
 from dto.tasks import load as loading
 from dto.tasks.importing import imported_problems
 from dto.tasks.load import Index, load_problems, same_as
@@ -192,7 +193,7 @@ def test_near_copies_are_told_before_anything_is_sampled(
     (copy,) = (row for row in rows if row.metadata)
     assert "problems: 1 of 4 train problems repeat half or more" in caplog.text
     assert f"such as {copy.id} ({copy.metadata['near_duplicate']})" in caplog.text
-    counts = funnel(tmp_path / "run")
+    counts = funnel(RunReader(tmp_path / "run"))
     assert counts["near_duplicates"] == {"train": 1}
     told = " ".join(funnel_lines(counts, None))
     assert "half or more of a question of another split: 1 of train" in told
@@ -207,7 +208,7 @@ def test_nothing_is_told_where_nothing_is_copied(
         record(tmp_path / "run", recipe)
     assert tables.count(tmp_path / "run" / "problems" / "rows.parquet") == 10
     assert "repeat half or more" not in caplog.text
-    assert funnel(tmp_path / "run")["near_duplicates"] == {}
+    assert funnel(RunReader(tmp_path / "run"))["near_duplicates"] == {}
 
 
 SPACES = st.text(" \t\n\u00a0\u2003", min_size=1, max_size=3)
@@ -236,5 +237,5 @@ def test_a_line_of_json_ends_at_a_line_feed_alone(mark: str, tmp_path: Path) -> 
         (tmp_path / stage / "dropped.jsonl").write_text("".join(lines), "utf-8", newline="\n")
         (tmp_path / stage / "manifest.json").write_text(json.dumps({"rows": 0}))
     assert json_lines(tmp_path / "batch" / "dropped.jsonl") == rows
-    assert _dropped_lines(tmp_path / "batch") == rows
-    assert funnel(tmp_path)["dropped"]["train"] == {"error": 3}
+    assert [asdict(row) for row in RunReader(tmp_path).dropped("batch")] == rows
+    assert funnel(RunReader(tmp_path))["dropped"]["train"] == {"error": 3}

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from benchmarks.nano import Measurement
+from benchmarks.nano.examples import INDUCERS, ExampleWriter, sample_answer
+from benchmarks.nano.measure import Measurement
+from benchmarks.nano.thinking import CONTROL, OVERTHINKING, PARAGRAPH, Mark, think
+from benchmarks.nano.train import build_tokenizer, train_nano
 from dto.nano.corpus import Chain, Step, chain_problems, chains
-from dto.nano.examples import INDUCERS, ExampleWriter, sample_answer
-from dto.nano.thinking import CONTROL, OVERTHINKING, PARAGRAPH, Mark, think
-from dto.nano.train import build_tokenizer, train_nano
 from dto.prompts import render
 from dto.recipe import resolve
 from dto.records import Split

@@ -17,7 +17,7 @@ CARRIED = (".toml", ".safetensors", ".json", ".jinja", ".py", ".html", ".css", "
 
 
 def test_import_is_light() -> None:
-    heavy = "torch,transformers,spacy,datasets,trl,openai,polars,pyarrow,matplotlib"
+    heavy = "torch,transformers,spacy,datasets,trl,openai,polars,pyarrow,matplotlib,tqdm"
     code = f"import sys, dto, dto.cli; print([m for m in '{heavy}'.split(',') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -88,6 +88,7 @@ def test_what_remains_is_found(text: str, written_by_us: bool, kind: str | None)
         ("no answer from http://gpu7:8000/v1 in 60 s (model.timeout)", "failed"),
         ("connection to http://gpu7 failed: alice", "failed"),
         ("alice", "failed"),
+        ("no_capacity: gpu7", "no_capacity"),
         ("no_gold_answer", "no_gold_answer"),
         ("grader_timeout", "grader_timeout"),
         ("sandbox_landlock: /home/alice/x", "sandbox_landlock"),

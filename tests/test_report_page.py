@@ -36,6 +36,7 @@ from dto.reporting.pictures import legend_marks
 from dto.reporting.positions import exit_positions, histogram, trial_reliability
 from dto.reporting.reproduce import reproduction
 from dto.reporting.write import report
+from dto.runs.reader import RunReader
 
 PROBLEMS, SAMPLES = 6, 2
 VOID = {"meta", "link", "img", "br", "path", "use"}
@@ -359,7 +360,7 @@ def test_a_path_is_shown_by_its_last_part(name: str, public: str) -> None:
 )
 def test_the_command_gives_the_same_recipe(changes: dict[str, Any], tmp_path: Path) -> None:
     recipe = load_recipe("pipelines/quickstart.yaml", changes)
-    found = reproduction(tmp_path, recipe)
+    found = reproduction(RunReader(tmp_path, recipe))
     assert found.packaged and found.hidden == ()
     words = shlex.split(found.command.replace("\\\n", ""))
     assert words[:3] == ["dto", "run", "pipelines/quickstart.yaml"]
@@ -371,7 +372,7 @@ def test_the_command_gives_the_same_recipe(changes: dict[str, Any], tmp_path: Pa
 def test_a_recipe_of_ones_own_stands_in_the_page(tmp_path: Path) -> None:
     changes = {f"train.{key}": 0.5 for key in ("beta", "gamma", "nll", "learning_rate")}
     recipe = load_recipe("pipelines/quickstart.yaml", {"name": "my own", **changes})
-    found = reproduction(tmp_path, recipe)
+    found = reproduction(RunReader(tmp_path, recipe))
     assert not found.packaged
     assert shlex.split(found.command) == ["dto", "run", "my-own.yaml"]
     saved = tmp_path / "my-own.yaml"
@@ -382,7 +383,9 @@ def test_a_recipe_of_ones_own_stands_in_the_page(tmp_path: Path) -> None:
 def test_programs_are_allowed_where_they_were(tmp_path: Path) -> None:
     problem = Problem("a", "toy", "test", "?", "{}", answer_kind="code")
     write(tmp_path, "problems", Problem, [problem])
-    assert reproduction(tmp_path, Recipe(name="toy")).command.endswith("--allow-code-execution")
+    assert reproduction(RunReader(tmp_path, Recipe(name="toy"))).command.endswith(
+        "--allow-code-execution"
+    )
 
 
 def finish(run: Path, *stages: str) -> None:
@@ -432,7 +435,7 @@ def test_the_commands_do_what_was_done(
 ) -> None:
     finish(tmp_path, *finished)
     recipe = load_recipe("pipelines/quickstart.yaml", changes)
-    assert reproduction(tmp_path, recipe).command == "\n".join(commands)
+    assert reproduction(RunReader(tmp_path, recipe)).command == "\n".join(commands)
 
 
 def test_names_of_exits_and_models_are_explained(make_run: Callable[..., Path]) -> None:
@@ -477,7 +480,7 @@ def test_stages_of_another_commit_are_named(make_run: Callable[..., Path]) -> No
     done = json.loads((run / "sample" / "manifest.json").read_text())
     done["git"] = {"commit": "other", "dirty": True}
     (run / "sample" / "manifest.json").write_text(json.dumps(done))
-    found = reproduction(run, load_recipe(run / "recipe.yaml"))
+    found = reproduction(RunReader(run))
     assert found.others == ("sample",)
     assert found.git == {"commit": "abc123", "dirty": False}
     assert "git checkout abc123" in page(run)
@@ -485,10 +488,7 @@ def test_stages_of_another_commit_are_named(make_run: Callable[..., Path]) -> No
 
 def test_where_the_exits_lie(make_run: Callable[..., Path]) -> None:
     run = make_run()
-    found = {
-        (each.stage, each.model, each.group): each
-        for each in exit_positions(run, load_recipe(run / "recipe.yaml"))
-    }
+    found = {(each.stage, each.model, each.group): each for each in exit_positions(RunReader(run))}
     assert list(found) == [
         ("optimize", "", "shortened"), ("optimize", "", "unchanged"),
         ("evaluate", "base", "deer"), ("evaluate", "trained", "deer"),
@@ -511,7 +511,7 @@ def test_an_exit_on_a_border_belongs_to_the_part_before(share: float, place: int
 
 def test_graded_trials_are_set_against_their_confidence(make_run: Callable[..., Path]) -> None:
     run = make_run()
-    found = trial_reliability(run, load_recipe(run / "recipe.yaml"))
+    found = trial_reliability(RunReader(run))
     assert [(each.model, each.exit) for each in found] == [("base", "deer"), ("trained", "deer")]
     held = found[0].reliability
     assert (held.trials, held.accuracy) == (2 * PROBLEMS * SAMPLES, 0.5)

@@ -1,4 +1,4 @@
-"""The commands that look: at a run, at this machine; and the one that trains the embedded model."""
+"""The commands that look: at a run, at this machine."""
 
 from __future__ import annotations
 
@@ -54,22 +54,3 @@ def doctor() -> None:
     print(f"accelerator   {accelerator or 'none'}")
     for engine, state in usable():
         print(f"{engine:<13} {state}")
-
-
-nano = typer.Typer(no_args_is_help=True, help="The embedded model.")
-
-
-@nano.command("train")
-def train_model(
-    out: Annotated[Path, typer.Option(help="Folder for the weights.")],
-    control: Annotated[
-        bool, typer.Option("--control", help="The model that does not overthink.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Of corpus, weights and order.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Fewer than usual: to try it out.")] = None,
-) -> None:
-    """Train the embedded model (at most 15 minutes on two cores)."""
-    from dto.nano.train import train_nano
-
-    loss = train_nano(out, overthinks=not control, seed=seed, steps=steps)
-    print(f"{out}: loss {loss:.4f}")

@@ -28,6 +28,7 @@ from dto.commands.common import (
 from dto.errors import RecipeError
 from dto.pipeline import STAGES, needed, open_run, run_stages, with_questions
 from dto.recipe import NAMES, Recipe, make_recipe
+from dto.runs.reader import RunReader
 
 
 def run(
@@ -53,9 +54,10 @@ def run(
         for line in plan(recipe):
             print(line)
         return
+    ask = consent(recompute or overwrite, yes)
     begin = partial(
         open_run,
-        recompute=consent(recompute or overwrite, yes),
+        recompute=ask,
         overwrite=overwrite,
         allow_code_execution=code,
     )
@@ -68,7 +70,7 @@ def run(
         if recipe.compare.methods:
             from dto.compare.compare import compare
 
-            print(compare(opened))
+            print(compare(opened, ask))
             return
         run_stages(opened, needed(recipe))
         _report(opened.path)
@@ -84,9 +86,10 @@ def _report(path: Path) -> None:
 
 def report(target: Target, out: Out = None, changes: Changes = None) -> None:
     """Sum up: a table here, report.html to send around."""
-    recipe, place = read_target(target, changes)
-    place = out or place
-    if not recipe.compare.methods:
+    place = out or Path(target)
+    if out is None and not (place / "recipe.yaml").is_file():
+        _, place = read_target(target, changes)
+    if not RunReader(place).recipe.compare.methods:
         _report(place)
         return
     from dto.compare.report import report as compared

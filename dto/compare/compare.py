@@ -21,13 +21,13 @@ import yaml
 
 from dto.compare.methods import BASE, OWN, charged, grid, methods
 from dto.compare.report import Comparison, report
-from dto.errors import DtoError
+from dto.errors import DtoError, disk_errors
 from dto.pipeline import STAGES, needed, run_stages, write_run_manifest
 from dto.processes import end_children
 from dto.recipe import Recipe
 from dto.runs import manifest
 from dto.runs.reader import RunReader
-from dto.runs.run import Run, settings_of
+from dto.runs.run import ASIDE, Consent, Run, Stale, refuse, settings_of
 from dto.seeds import content_id
 
 logger = logging.getLogger("dto")
@@ -36,15 +36,17 @@ FOLDER = "compare"
 POLL_SECONDS = 0.1
 
 
-def compare(run: Run) -> Comparison:
+def compare(run: Run, recompute: Consent = refuse) -> Comparison:
     """All of a comparison; what is finished is not done again.
 
     Writes below RUN/compare a directory for each method, and what `dto.compare.report` says.
-    Raises DtoError naming the methods that failed, when all others are done.
+    `recompute` is told which methods have changed. Raises DtoError naming the methods that failed,
+    when all others are done.
     """
     recipes = methods(run.recipe)
     begun = time.perf_counter()
     run_stages(run, shared_stages(run.recipe, recipes))
+    set_aside(run, recipes, recompute)
     places = {name: prepare(run, name, recipe) for name, recipe in recipes.items()}
     budget = run.recipe.compare.policy_tokens
     logger.info("compare   %s policy tokens for each training", f"{budget:,}")
@@ -53,6 +55,7 @@ def compare(run: Run) -> Comparison:
         if tokens and not (place / "done.json").exists():
             logger.info("%-9s %s of them went into its data", name, f"{tokens:,}")
     _work(run, recipes, places)
+    shutil.rmtree(run / ASIDE / FOLDER, ignore_errors=True)
     write_run_manifest(run)
     logger.info("compare   %.0f s", time.perf_counter() - begun)
     result = report([run.path])
@@ -76,23 +79,56 @@ def _shares(shared: Recipe, recipe: Recipe, stage: str) -> bool:
     return stage not in OWN
 
 
+def set_aside(run: Run, recipes: Mapping[str, Recipe], recompute: Consent) -> None:
+    """Move methods that were computed from something else aside, until all methods are done.
+
+    Raises what `recompute` raises, and nothing is moved then.
+    """
+    stale = {name: _stale(run, name, recipe) for name, recipe in recipes.items()}
+    changed = {name: found for name, found in stale.items() if found is not None}
+    if changed:
+        recompute(run.path, list(changed.values()))
+    for name in changed:
+        number, place = 1, run / ASIDE / FOLDER / name
+        while place.exists():
+            number += 1
+            place = place.with_name(f"{name}.{number}")
+        with disk_errors(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            (run / FOLDER / name).rename(place)
+
+
+def _stale(run: Run, name: str, recipe: Recipe) -> Stale | None:
+    place = RunReader(run / FOLDER / name)
+    marker = place / "digest"
+    stages = shared_stages(run.recipe, {name: recipe})
+    if not marker.exists() or marker.read_text("utf-8") == _digest(run, recipe, stages):
+        return None
+    points = [json.loads(path.read_text("utf-8")) for path in place.path.glob("grid/*/point.json")]
+    evaluated = place.manifest("evaluate") or {}
+    return Stale(
+        f"{FOLDER}/{name}",
+        "its recipe or its data changed",
+        evaluated.get("rows", 0),
+        evaluated.get("usage", {}).get("generated", 0) + sum(p["policy_tokens"] for p in points),
+        evaluated.get("seconds", 0.0) + sum(point["seconds"] for point in points),
+    )
+
+
 def prepare(run: Run, name: str, recipe: Recipe) -> Path:
     """The directory of a method: its recipe, and links to the stages that it shares."""
     place = run / FOLDER / name
-    stages = shared_stages(run.recipe, {name: recipe})
-    digest = _digest(run, recipe, stages)
     marker = place / "digest"
-    if place.exists() and (not marker.exists() or marker.read_text("utf-8") != digest):
-        logger.info("%-9s was computed from something else: it is begun anew", name)
-        shutil.rmtree(place)
-    if not place.exists():
+    if not marker.exists():
+        shutil.rmtree(place, ignore_errors=True)  # killed while it was made
         place.mkdir(parents=True)
         data = recipe.model_dump(mode="json", exclude_unset=True)
         text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
         manifest.write_text(place / "recipe.yaml", text)
+        stages = shared_stages(run.recipe, {name: recipe})
         for stage in stages:
             (place / stage).symlink_to(Path("..") / ".." / stage, target_is_directory=True)
-        manifest.write_text(marker, digest)
+        manifest.write_text(marker, _digest(run, recipe, stages))
     return place
 
 
@@ -138,8 +174,8 @@ def _work(run: Run, recipes: Mapping[str, Recipe], places: Mapping[str, Path]) -
 
 def _start(place: Path, dev: Path) -> subprocess.Popen[bytes]:
     digest = (place / "digest").read_text(encoding="utf-8")
-    command = [sys.executable, "-m", "dto.compare.tune", str(place), str(dev), digest]
-    command += ["--parent", str(os.getpid())]
+    command = [sys.executable, "-m", "dto.compare.tune"]
+    command += [str(place), str(dev), digest, str(os.getpid())]
     one = {"OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "TQDM_DISABLE": "1"}
     with (place / "log.txt").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | one)

@@ -30,7 +30,7 @@ from dto.errors import DtoError
 from dto.recipe import Recipe
 from dto.reporting.evaluation import MAX_FAILED
 from dto.reporting.page import Section, drawn, render_page
-from dto.reporting.pictures import COLOURS, INK, MARKERS, error_bars, legend_marks, plain, save
+from dto.reporting.pictures import COLOURS, INK, MARKERS, error_bars, legend, plain, save
 from dto.reporting.sections import reproduce_section
 from dto.reporting.table import Cell, Table
 from dto.runs import manifest
@@ -192,7 +192,7 @@ def compare_page(run: Path, recipe: Recipe, result: Comparison) -> str:
         f"{len(result.rows)} methods on {result.problems:,} test problems × {result.samples} "
         f"samples, seed{'s' if len(result.seeds) > 1 else ''} {seeds}"
     )
-    again = reproduce_section(run, recipe)
+    again = reproduce_section(RunReader(run, recipe))
     if others := ", ".join(str(seed) for seed in result.seeds if seed != recipe.seed):
         again = replace(again, text=(*again.text, f"The same with --set seed=… for {others}."))
     says = "; ".join(
@@ -253,9 +253,7 @@ def front(rows: Sequence[MethodRow], title: str = "") -> Figure:
     axes.set_ylabel("accuracy, %", color=INK)
     axes.set_title(title, loc="left", fontsize=10, color=INK)
     plain(axes)
-    marks = legend_marks(axes)
-    figure.legend(list(marks.values()), list(marks), loc="outside right upper", frameon=False,
-                  fontsize=8.5, labelcolor="linecolor")  # fmt: skip
+    legend(figure, "outside right upper")
     return figure
 
 

@@ -1,8 +1,10 @@
 """One method of a comparison, from its data to its test responses, in a process of its own.
 
-    python -m dto.compare.tune RUN/compare/METHOD
+    python -m dto.compare.tune RUN/compare/METHOD DEV DIGEST PARENT
 
-The directory is a run whose tables of problems and samples are links to those that all share:
+DEV is the file with the dev score of the base model, DIGEST is written when all is done, and the
+process ends with that of id PARENT. The directory is a run whose tables of problems and samples are
+links to those that all share:
 
     grid/POINT/          a training each (dto.training.fit): history, result; base's dev score first
     grid.json            all points with their dev scores, and which one is picked
@@ -14,7 +16,6 @@ Killed anywhere and started again, it goes on with the first point that has no r
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import shutil
@@ -196,25 +197,19 @@ def _place(run: Run, choice: Choice, points: int) -> None:
         shutil.rmtree(run / "grid" / str(index) / "model", ignore_errors=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The process; its exit code is that of `dto.training.process.guarded`."""
-    parser = argparse.ArgumentParser(prog="python -m dto.compare.tune", description=__doc__)
-    parser.add_argument("place", type=Path, help="directory of the method")
-    parser.add_argument("dev", type=Path, help="file with the dev score of the base model")
-    parser.add_argument("digest", help="what is written when all is done")
-    parser.add_argument("--parent", type=int, help="process id to end with")
-    options = parser.parse_args(arguments)
-    if options.parent is not None:
-        die_with_parent(options.parent)
+def main() -> int:
+    """The process of a method; its exit code is that of `dto.training.process.guarded`."""
+    place, dev, digest, parent = sys.argv[1:]
+    die_with_parent(int(parent))
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     logging.getLogger("dto").setLevel(logging.INFO)
     quiet()
     begun, cpu = time.perf_counter(), time.process_time()
-    code = guarded(lambda: work(options.place, options.dev))
+    code = guarded(lambda: work(Path(place), Path(dev)))
     if code == 0:
         spent = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu}
-        text = json.dumps({"digest": options.digest, **spent}) + "\n"
-        manifest.write_text(options.place / "done.json", text)
+        text = json.dumps({"digest": digest, **spent}) + "\n"
+        manifest.write_text(Path(place) / "done.json", text)
     return code
 
 

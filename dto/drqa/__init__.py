@@ -1,4 +1,7 @@
-"""Quota by competition (DRQA, arXiv 2508.17803): what batch prompts give, and labels made of it.
+"""Quota by competition (DRQA, arXiv 2508.17803): batch prompts, chains, and labels made of them.
 
-The stages are `batch`, `chain` and `label` of `dto.stages`; here stands what they are made of.
+`batch`, `chain` and `label` are the stages. `answers` reads the answers out of a conclusion,
+`split` cuts the thinking into a piece for each question, `alike` takes off what tells where a chain
+is from, `classes` says which chains are concise, verbose or wrong. `probe` measures whether the
+format of a chain gives away its origin.
 """

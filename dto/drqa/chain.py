@@ -11,13 +11,13 @@ import asyncio
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from dto.context import Context
 from dto.drqa.alike import alike, goes_over_all, others, quoted
 from dto.drqa.split import split
 from dto.recipe import Recipe
-from dto.records import BatchResponse, Chain, Dropped, Grade, Origin, Problem, Span, Trajectory
+from dto.records import BatchResponse, Chain, Dropped, Problem, Span, Trajectory
 from dto.runs.reader import RunReader
 from dto.runs.stage import Card, Group, Stage, always
 from dto.text import char_ends, tokens_within
@@ -36,18 +36,30 @@ def vanilla_chain(
     Dropped as `truncated`, `failed`, `names_a_question` (one by number: batch chains that do are
     dropped, too), `empty` or `answer_not_reached` (the answer is a number that is not in it).
     """
-    found = _Found(
-        Chain.make_id(problem.id, "vanilla", 1, trajectory.sample), "vanilla", 1,
-        trajectory.sample, 1, trajectory.id, trajectory.thinking_tokens, trajectory.answer,
-        trajectory.grade,
-    )  # fmt: skip
+    row_id = Chain.make_id(problem.id, "vanilla", 1, trajectory.sample)
     if trajectory.grade not in ("correct", "wrong"):
-        return Dropped(found.id, trajectory.grade, trajectory.reason)
+        return Dropped(row_id, trajectory.grade, trajectory.reason)
     thinking = trajectory.text[slice(*trajectory.thinking)]
     named = others(thinking, None, problem.question)
     if named:
-        return Dropped(found.id, "names_a_question", f"{named[0]!r}")
-    return _chain(problem, found, alike(thinking), tokenizer)
+        return Dropped(row_id, "names_a_question", f"{named[0]!r}")
+    text = alike(thinking)
+    chain = Chain(
+        id=row_id,
+        problem_id=problem.id,
+        origin="vanilla",
+        k=1,
+        sample=trajectory.sample,
+        number=1,
+        source_id=trajectory.id,
+        span=trajectory.thinking_tokens,
+        text=text,
+        tokens=trajectory.thinking_tokens.length,
+        length=_length(text, tokenizer),
+        answer=trajectory.answer,
+        grade=trajectory.grade,
+    )
+    return _whole(chain)
 
 
 def batch_chains(
@@ -94,48 +106,37 @@ def batch_chains(
         if ends is None:
             ends = char_ends(tokenizer, response.token_ids)
         chars = Span(start + piece.span.start, start + piece.span.end)
-        found = _Found(
-            row_id, "batch", response.k, response.sample, index + 1, response.id,
-            tokens_within(ends, chars), response.answers[index], grade,
-        )  # fmt: skip
-        yield _chain(problem, found, alike(text, index + 1), tokenizer)
+        span, text = tokens_within(ends, chars), alike(text, index + 1)
+        chain = Chain(
+            id=row_id,
+            problem_id=problem.id,
+            origin="batch",
+            k=response.k,
+            sample=response.sample,
+            number=index + 1,
+            source_id=response.id,
+            span=span,
+            text=text,
+            tokens=span.length,
+            length=_length(text, tokenizer),
+            answer=response.answers[index],
+            grade=grade,
+        )
+        yield _whole(chain)
 
 
-class _Found(NamedTuple):
-    id: str
-    origin: Origin
-    k: int
-    sample: int
-    number: int
-    source_id: str
-    span: Span
-    answer: str
-    grade: Grade
+def _length(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    return len(tokenizer.encode(text, add_special_tokens=False))
 
 
-def _chain(
-    problem: Problem, found: _Found, text: str, tokenizer: PreTrainedTokenizerBase
-) -> Chain | Dropped:
-    if not text or not found.span.length:
-        return Dropped(found.id, "empty", f"{found.source_id}: nothing was thought")
-    answer = found.answer.replace(",", "")
-    if _NUMBER.fullmatch(answer) and answer not in _NUMBER.findall(text.replace(",", "")):
-        return Dropped(found.id, "answer_not_reached", f"{found.source_id}: {answer}")
-    return Chain(
-        id=found.id,
-        problem_id=problem.id,
-        origin=found.origin,
-        k=found.k,
-        sample=found.sample,
-        number=found.number,
-        source_id=found.source_id,
-        span=found.span,
-        text=text,
-        tokens=found.span.length,
-        length=len(tokenizer.encode(text, add_special_tokens=False)),
-        answer=found.answer,
-        grade=found.grade,
-    )
+def _whole(chain: Chain) -> Chain | Dropped:
+    """The chain, unless nothing was thought in it or its answer is a number that is not there."""
+    if not chain.text or not chain.tokens:
+        return Dropped(chain.id, "empty", f"{chain.source_id}: nothing was thought")
+    answer = chain.answer.replace(",", "")
+    if _NUMBER.fullmatch(answer) and answer not in _NUMBER.findall(chain.text.replace(",", "")):
+        return Dropped(chain.id, "answer_not_reached", f"{chain.source_id}: {answer}")
+    return chain
 
 
 Chains = list[Chain | Dropped]

@@ -9,16 +9,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from dto.errors import DtoError
-from dto.records import ChainVerdict, Grade, Origin, Split
+from dto.records import Chain, ChainVerdict, Grade, Letter, Origin, Split
 from dto.seeds import SEED_BITS, derive
 
 if TYPE_CHECKING:
     from dto.recipe import LabelSettings
 
 VERDICTS: tuple[ChainVerdict, ...] = ("verbose", "concise", "wrong")
+LETTERS: tuple[Letter, ...] = ("A", "B", "C")
 WORDINGS: Mapping[ChainVerdict, str] = {
     "verbose": "right but could be more concise",
     "concise": "right and concise",
@@ -27,23 +28,19 @@ WORDINGS: Mapping[ChainVerdict, str] = {
 Class = tuple[Split, ChainVerdict]
 
 
-class Judged(Protocol):
-    """What a chain's class goes by; a Chain has it."""
+class ChainFacts(NamedTuple):
+    """The columns of a chain that its class goes by."""
 
-    @property
-    def id(self) -> str: ...  # noqa: D102
-    @property
-    def problem_id(self) -> str: ...  # noqa: D102
-    @property
-    def origin(self) -> Origin: ...  # noqa: D102
-    @property
-    def k(self) -> int: ...  # noqa: D102
-    @property
-    def grade(self) -> Grade: ...  # noqa: D102
-    @property
-    def tokens(self) -> int: ...  # noqa: D102
-    @property
-    def length(self) -> int: ...  # noqa: D102
+    id: str
+    problem_id: str
+    origin: Origin
+    k: int
+    grade: Grade
+    tokens: int
+    length: int
+
+
+Judged = Chain | ChainFacts
 
 
 class Verdicts(NamedTuple):

@@ -5,45 +5,38 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from itertools import groupby, permutations
-from typing import TYPE_CHECKING, NamedTuple
 
 from dto import tables
 from dto.context import Context
-from dto.drqa.classes import VERDICTS, WORDINGS, Balance, balance, split_of, verdicts
+from dto.drqa.classes import (
+    LETTERS,
+    VERDICTS,
+    WORDINGS,
+    Balance,
+    ChainFacts,
+    balance,
+    split_of,
+    verdicts,
+)
 from dto.errors import DtoError
 from dto.prompts import render
 from dto.records import (
     Chain,
     ChainVerdict,
     Dropped,
-    Grade,
     LabelledChain,
-    Letter,
-    Origin,
     Problem,
     Split,
 )
 from dto.runs.reader import RunReader
 from dto.runs.stage import RENDERING, Card, Group, Stage, always
-from dto.seeds import derive
-from dto.tags import think_tags
 from dto.trajectories import chat_ids, closes_thinking, opening
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from dto.recipe import Recipe
-
 ORDERS = tuple(permutations(VERDICTS))
-LETTERS: tuple[Letter, ...] = ("A", "B", "C")
 
 
 def labels(
-    problem: Problem,
-    chains: Sequence[Chain],
-    kept: Balance,
-    tokenizer: PreTrainedTokenizerBase,
-    recipe: Recipe,
+    problem: Problem, chains: Sequence[Chain], kept: Balance, ctx: Context
 ) -> list[LabelledChain | Dropped]:
     """The problem's chains with the letter that is right, the options in an order drawn for each.
 
@@ -55,7 +48,7 @@ def labels(
     Dropped are those without a class (`dto.drqa.classes.verdicts`), and as `surplus` those that the
     balance does not keep.
     """
-    settings, seed = recipe.label, recipe.seed
+    settings, seed = ctx.recipe.label, ctx.recipe.seed
     found = verdicts(chains, settings)
     split = split_of(problem.id, seed, settings.held_out)
     rows: list[LabelledChain | Dropped] = []
@@ -67,29 +60,25 @@ def labels(
             detail = f"one of {kept.found[split, verdict]:,} {split} chains that are {verdict}"
             rows.append(Dropped(chain.id, "surplus", detail))
         else:
-            rows.append(_labelled(problem, chain, verdict, split, tokenizer, recipe))
+            rows.append(_labelled(problem, chain, verdict, split, ctx))
     return rows
 
 
 def _labelled(
-    problem: Problem,
-    chain: Chain,
-    verdict: ChainVerdict,
-    split: Split,
-    tokenizer: PreTrainedTokenizerBase,
-    recipe: Recipe,
+    problem: Problem, chain: Chain, verdict: ChainVerdict, split: Split, ctx: Context
 ) -> LabelledChain:
-    seed = derive(recipe.seed, chain.id, "options")
+    recipe, tokenizer = ctx.recipe, ctx.tokenizer
+    seed = ctx.seed(chain.id, "options")
     order = ORDERS[seed % len(ORDERS)] if recipe.label.shuffled else VERDICTS
     options = tuple(WORDINGS[each] for each in order)
-    prompt = chat_ids(
-        judge_question(problem, chain, options, recipe.model.family), tokenizer, recipe.model
-    )
-    if not recipe.label.thinking:
-        tags = think_tags(tokenizer, recipe.model)
-        if not closes_thinking(tokenizer, prompt, tags):
-            closed = render("no_thinking", recipe.model.family, tags)
-            prompt += tags.encode(tokenizer, opening(tokenizer, prompt, tags) + closed)
+    a, b, c = options
+    question = render(
+        "compare", recipe.model.family, question=problem.question, reasoning=chain.text,
+        answer=chain.answer, a=a, b=b, c=c,
+    )  # fmt: skip
+    prompt = chat_ids(question, tokenizer, recipe.model)
+    if not recipe.label.thinking and not closes_thinking(tokenizer, prompt, ctx.tags):
+        prompt += ctx.encode(opening(tokenizer, prompt, ctx.tags) + ctx.text("no_thinking"))
     return LabelledChain(
         id=chain.id,
         problem_id=problem.id,
@@ -110,38 +99,17 @@ def _labelled(
     )
 
 
-def judge_question(problem: Problem, chain: Chain, options: Sequence[str], family: str) -> str:
-    """What a judge is asked about a chain, with the options as A, B and C show them."""
-    a, b, c = options
-    return render(
-        "compare", family, question=problem.question, reasoning=chain.text, answer=chain.answer,
-        a=a, b=b, c=c,
-    )  # fmt: skip
-
-
 async def label(
     problem: Problem, chains: Sequence[Chain], kept: Balance, ctx: Context
 ) -> list[LabelledChain | Dropped]:
     """:func:`labels` of one problem's chains, as the recipe says."""
-    return await asyncio.to_thread(labels, problem, chains, kept, ctx.tokenizer, ctx.recipe)
+    return await asyncio.to_thread(labels, problem, chains, kept, ctx)
 
 
-class _Light(NamedTuple):
-    """The columns of a chain that its class goes by."""
-
-    id: str
-    problem_id: str
-    origin: Origin
-    k: int
-    grade: Grade
-    tokens: int
-    length: int
-
-
-def _by_problem(run: RunReader) -> Iterator[list[_Light]]:
+def _by_problem(run: RunReader) -> Iterator[list[ChainFacts]]:
     """The chains of each problem, without their text."""
-    frame = run.frame("chain", *_Light._fields).collect()
-    rows = (_Light(*row) for row in frame.iter_rows())
+    frame = run.frame("chain", *ChainFacts._fields).collect()
+    rows = (ChainFacts(*row) for row in frame.iter_rows())
     for _, chains in groupby(rows, key=lambda row: row.problem_id):
         yield list(chains)
 

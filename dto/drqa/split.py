@@ -1,4 +1,10 @@
-"""Whose reasoning is what: a thinking block about several questions, cut into one piece for each.
+"""Cut a thinking block about several numbered questions into one piece for each.
+
+A mention names a question by number or order, in English or Chinese ("Question 2", "the third
+problem", "第二题"); a number in front of a line is none: steps are numbered too. A text turns to
+another question where a line begins with a mention of it, perhaps after a few words ("Moving on to
+the second problem:"); within a line it only mentions it. Lines that begin with a bare number are
+headings where they count the questions up, once each, and nothing else names a question.
 
 Nothing is guessed. A piece counts where its question is taken up once, and left once, for a next
 one that is named; whatever else a model does ends in a reason.
@@ -8,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence, Set
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from dto.records import Span
 
@@ -55,7 +61,6 @@ _UNNUMBERED = re.compile(
     re.IGNORECASE,
 )
 _NUMBER_GROUPS = ("number", "ordinal", "chinese", "after", "next")
-Kind = Literal["numbered", "other"]
 
 
 class Mention(NamedTuple):

@@ -98,11 +98,10 @@ class OpenAIEngine:
                     f"model.context is {wanted:,}, and {self._transport.server} takes at most "
                     f"{server.context:,}: lower it"
                 )
-        except EngineError as error:
+        except BaseException as error:
             await self._transport.close()
-            raise EngineError(self._transport.clean(str(error))) from None
-        except BaseException:
-            await self._transport.close()
+            if isinstance(error, EngineError):
+                raise EngineError(self._transport.clean(str(error))) from None
             raise
         self.context = wanted or server.context or self.context
         self.capabilities = server.capabilities

@@ -13,10 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dto.engines.models import load_tokenizer
+from dto.engines.models import load_tokenizer, parameters_of, shape_of_config
 from dto.engines.openai_http import RequestError, Transport
 from dto.engines.openai_wire import Server, choice_of, choices_of, request_body
-from dto.engines.shape import parameters_of, shape_of_config
 from dto.engines.shared import Cost
 from dto.errors import EngineError
 from dto.protocols import Capabilities, Message, Sampling

@@ -59,7 +59,7 @@ def check(sampling: Sampling, can: Capabilities, engine: str) -> None:
     most = -1 if can.logprobs is None else can.logprobs
     if sampling.logprobs is not None and sampling.logprobs > most:
         raise EngineError(
-            f"logprobs = {sampling.logprobs}: {engine} gives {'none' if most < 0 else most} — use "
+            f"logprobs is {sampling.logprobs}: {engine} gives {'none' if most < 0 else most} — use "
             "another engine or a vLLM server, or a policy that needs fewer"
         )
     if sampling.json_schema is not None and not can.json_schema:

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from dto.engines.models import load_tokenizer
-from dto.engines.shape import parameters_of, shape_of_config
+from dto.engines.models import load_tokenizer, parameters_of, shape_of_config
 from dto.engines.shared import (
     Cost,
     check,

@@ -35,7 +35,7 @@ class ExitedResponse:
     the thinking at an exit, read but not generated; `answer_ids` is all else, the model's own
     `</think>` and EOS included. `withdrawn` counts tokens of the main path that an exit cut off
     again: the cue, or the white space, by which the transition was seen, and punctuation that is
-    read again as one token with what was inserted (:mod:`dto.joins`). `would_leave` is the index
+    read again as one token with what was inserted (:mod:`dto.text`). `would_leave` is the index
     of the trial at which the policy leaves, or in shadow mode would have left; -1 for none.
     """
 

@@ -2,7 +2,7 @@
 
 Departs from the published code: greedy instead of a sample at temperature 1 without a seed, and the
 answer ends where its braces balance instead of at the first `}`. Inducer and thinking are joined as
-:mod:`dto.joins` says, not encoded anew as one text.
+:mod:`dto.text` says, not encoded anew as one text.
 
 Its confidence (section 3, confidence evaluator): trials are greedy, so each token's probability is
 that of the most likely one. The published code takes the mean over tokens 2 … n: it drops the

@@ -32,66 +32,10 @@ from dto.reporting.pictures import COLOURS, INK
 from dto.reporting.report import Report
 from dto.reporting.write import draw_report
 from dto.runs import manifest
+from dto.runs.reader import RunReader
 from dto.statistics import shown
 from dto.tags import shown_tags
 from dto.tasks.load import prompt_of
-
-
-class Result(NamedTuple):
-    """One model under one exit on one task, in figures with 95 % intervals.
-
-    `gain`, in points, and `share`, in percent of the base's tokens, are paired with the base by
-    problem; empty for the base itself.
-    """
-
-    task: str
-    model: str
-    exit: str
-    asked: str
-    accuracy: str
-    gain: str
-    tokens: str
-    share: str
-    truncated: str
-    failed: str
-
-
-def results(report: Report, private: Redaction, models: Collection[str] = ()) -> list[Result]:
-    """The rows of the table, of these models alone if any are named; with several tasks means too.
-
-    Nothing is claimed of an arm of which too many responses failed.
-    """
-    rows = [
-        Result(
-            row.task or report.name, row.model, row.exit,
-            f"{row.problems:,} × {row.more['samples']}", f"{row.accuracy:%}", _gain(row),
-            f"{row.tokens}", _share(row), f"{row.truncated:,}", f"{row.failed:,}",
-        )
-        for row in report.rows
-    ]  # fmt: skip
-    rows += [
-        Result(
-            "mean", row.model, row.exit, f"{row.more['tasks']} tasks", f"{row.accuracy:%}",
-            _gain(row), shown(row.tokens.value), _share(row), "", "",
-        )
-        for row in report.averages
-    ]  # fmt: skip
-    return [
-        row._replace(model=private.text(row.model), task=private.text(row.task))
-        for row in rows
-        if not models or row.model in models
-    ]
-
-
-def _gain(row: Figures) -> str:
-    if row.verdict == "too many failed":
-        return row.verdict
-    return "" if row.gain is None else f"{row.gain:+%}"
-
-
-def _share(row: Figures) -> str:
-    return "" if row.ratio is None else f"{row.ratio:%}"
-
 
 TAGS = ("dto", "reasoning", "overthinking")
 _LENGTHS = (
@@ -103,6 +47,8 @@ _LENGTHS = (
     ("to several questions", "batch", "len"),
     ("labelled chains", "label", "tokens"),
 )
+BINS = 40
+"""Of the histograms of lengths."""
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"))
 
 CITATIONS: Mapping[str, tuple[str, str]] = {
@@ -180,7 +126,11 @@ def write_card(
         dropped=_dropped(folder, (*published.stages, *published.withheld)),
         lengths=_length_lines(lengths),
         pictures=pictures,
-        costs=[cost for cost in stage_costs(run) if cost.stage in (*published.stages, "judge")],
+        costs=[
+            cost
+            for cost in stage_costs(RunReader(run))
+            if cost.stage in (*published.stages, "judge")
+        ],
         redacted=published.redacted,
         withheld=published.withheld,
         left_out=published.left_out,
@@ -254,6 +204,62 @@ def cited(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str, str]]:
         }.get(recipe.train.method, [])  # fmt: skip
     used += {"shortest": ["2412.21187"], "token_budget": ["2503.04472"]}.get(recipe.pair.data, [])
     return [(number, *CITATIONS[number]) for number in used]
+
+
+class Result(NamedTuple):
+    """One model under one exit on one task, in figures with 95 % intervals.
+
+    `gain`, in points, and `share`, in percent of the base's tokens, are paired with the base by
+    problem; empty for the base itself.
+    """
+
+    task: str
+    model: str
+    exit: str
+    asked: str
+    accuracy: str
+    gain: str
+    tokens: str
+    share: str
+    truncated: str
+    failed: str
+
+
+def results(report: Report, private: Redaction, models: Collection[str] = ()) -> list[Result]:
+    """The rows of the table, of these models alone if any are named; with several tasks means too.
+
+    Nothing is claimed of an arm of which too many responses failed.
+    """
+    rows = [
+        Result(
+            row.task or report.name, row.model, row.exit,
+            f"{row.problems:,} × {row.more['samples']}", f"{row.accuracy:%}", _gain(row),
+            f"{row.tokens}", _share(row), f"{row.truncated:,}", f"{row.failed:,}",
+        )
+        for row in report.rows
+    ]  # fmt: skip
+    rows += [
+        Result(
+            "mean", row.model, row.exit, f"{row.more['tasks']} tasks", f"{row.accuracy:%}",
+            _gain(row), shown(row.tokens.value), _share(row), "", "",
+        )
+        for row in report.averages
+    ]  # fmt: skip
+    return [
+        row._replace(model=private.text(row.model), task=private.text(row.task))
+        for row in rows
+        if not models or row.model in models
+    ]
+
+
+def _gain(row: Figures) -> str:
+    if row.verdict == "too many failed":
+        return row.verdict
+    return "" if row.gain is None else f"{row.gain:+%}"
+
+
+def _share(row: Figures) -> str:
+    return "" if row.ratio is None else f"{row.ratio:%}"
 
 
 def _dropped(folder: Path, stages: Sequence[str]) -> list[tuple[str, str, int, str]]:
@@ -338,9 +344,6 @@ def _prompts(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str]]:
         text = render("patterns", JUDGE, question="…", answer="", patterns="…", first="2", last="…")
         shown.append(("prune: what the judge is asked", text))
     return shown
-
-
-BINS = 40
 
 
 def draw_lengths(lengths: Mapping[str, Sequence[int]], path: Path) -> None:

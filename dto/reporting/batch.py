@@ -20,13 +20,12 @@ from matplotlib.figure import Figure
 
 from dto import statistics
 from dto.drqa.probe import BOUND, Probe, format_probe, length_accuracy, length_probe, told
-from dto.recipe import Recipe
 from dto.reporting.evaluation import Arm, Figures, by_difficulty, too_many_failed
-from dto.reporting.funnel import json_lines, right
+from dto.reporting.funnel import right
 from dto.reporting.page import Section, drawn
 from dto.reporting.pictures import COLOURS, INK, MARKERS, error_bars, plain, save
-from dto.reporting.table import Table, arms_table
-from dto.runs import manifest
+from dto.reporting.table import Table, arms_table, counted
+from dto.runs.reader import RunReader
 from dto.seeds import derive
 from dto.statistics import Estimate, shown
 
@@ -68,29 +67,29 @@ class BatchReport:
     labels: Labels | None
 
 
-def batch_report(run: Path, recipe: Recipe) -> BatchReport | None:
+def batch_report(run: RunReader) -> BatchReport | None:
     """The figures of a run; None where it asked nothing together and labelled nothing."""
     rows: tuple[Figures, ...] = ()
     difficulty: tuple[Figures, ...] = ()
-    if recipe.batch.k and manifest.read(run / "batch") and manifest.read(run / "sample"):
+    if run.recipe.batch.k and run.manifest("batch") and run.manifest("sample"):
         asked = answers(run)
         rows = tuple(_rows(asked, _lost(run)))
         difficulty = tuple(_difficulty(asked))
-    labels = _labels(run, recipe.seed) if manifest.read(run / "label") else None
+    labels = _labels(run) if run.manifest("label") else None
     if not rows and labels is None:
         return None
     return BatchReport(rows, difficulty, _dropped(run), labels)
 
 
-def answers(run: Path) -> pl.DataFrame:
+def answers(run: RunReader) -> pl.DataFrame:
     """One row for each answer: k, problem_id, sample, response, grade, fault, tokens."""
     columns = ("k", "problem_id", "sample", "response", "grade", "fault", "tokens")
-    alone = pl.scan_parquet(run / "sample" / "rows.parquet").select(
+    alone = run.frame("sample").select(
         "problem_id", "sample", "grade", k=pl.lit(1, pl.Int64), response="id", fault=pl.lit(""),
         tokens=pl.col("token_ids").list.len().cast(pl.Float64),
     )  # fmt: skip
     together = (
-        pl.scan_parquet(run / "batch" / "rows.parquet")
+        run.frame("batch")
         .select(
             "k", "sample", "problem_ids", "grades", "faults", response="id",
             tokens=pl.col("token_ids").list.len() / pl.col("k"),
@@ -102,12 +101,12 @@ def answers(run: Path) -> pl.DataFrame:
     return both.collect().sort("k", "problem_id", "sample")
 
 
-def _lost(run: Path) -> Counter[int]:
+def _lost(run: RunReader) -> Counter[int]:
     """By k, the answers that an error kept out of the table."""
-    lost = Counter({1: len(_dropped_lines(run / "sample"))})
-    for line in _dropped_lines(run / "batch"):
-        k = int(str(line["id"]).partition("/")[0])
-        if line["reason"] not in ("left_over", "no_short_answer"):
+    lost = Counter({1: sum(1 for _ in run.dropped("sample"))})
+    for row in run.dropped("batch"):
+        k = int(row.id.partition("/")[0])
+        if row.reason not in ("left_over", "no_short_answer"):
             lost[k] += k
     return lost
 
@@ -151,9 +150,9 @@ def _joined(first: Estimate, second: Estimate) -> Estimate:
 def _against(together: pl.DataFrame, alone: pl.DataFrame) -> tuple[Estimate, Estimate]:
     """Gain and ratio of tokens against the same problems asked alone."""
     right = (pl.col("grade") == "correct").mean()
-    own = alone.group_by("problem_id").agg(right_1=right, tokens_1=pl.col("tokens").mean())
-    joined = together.join(own, on="problem_id")
-    found = []
+    base = alone.group_by("problem_id").agg(right_1=right, tokens_1=pl.col("tokens").mean())
+    joined = together.join(base, on="problem_id")
+    estimates = []
     for unit in ("problem_id", "response"):
         units = joined.group_by(unit).agg(
             right=right, right_1=pl.col("right_1").mean(),
@@ -164,8 +163,8 @@ def _against(together: pl.DataFrame, alone: pl.DataFrame) -> tuple[Estimate, Est
         ratio = statistics.ratio(units.select("tokens", "tokens_1").to_numpy())
         if len(units) == 1:
             ratio = replace(ratio, low=nan, high=nan)
-        found.append((gain, ratio))
-    (gain, ratio), (gain_r, ratio_r) = found
+        estimates.append((gain, ratio))
+    (gain, ratio), (gain_r, ratio_r) = estimates
     return _joined(gain, gain_r), _joined(ratio, ratio_r)
 
 
@@ -186,25 +185,19 @@ def _difficulty(asked: pl.DataFrame) -> list[Figures]:
     return [replace(row, k=int(row.exit.removeprefix("k = "))) for row in rows]
 
 
-def _dropped_lines(stage: Path) -> list[dict[str, Any]]:
-    path = stage / "dropped.jsonl"
-    return json_lines(path) if path.is_file() else []
-
-
-def _dropped(run: Path) -> dict[str, dict[str, int]]:
+def _dropped(run: RunReader) -> dict[str, dict[str, int]]:
     """By k, `1` for vanilla, and reason: the chains that there are not."""
     counts: Counter[tuple[int, str]] = Counter()
-    for line in _dropped_lines(run / "chain"):
-        parts = str(line["id"]).split("/")
-        counts[int(parts[-2]), str(line["reason"])] += 1
-    found: dict[str, dict[str, int]] = {}
+    for row in run.dropped("chain"):
+        counts[int(row.id.split("/")[-2]), row.reason] += 1
+    by_k: dict[str, dict[str, int]] = {}
     for (k, reason), count in sorted(counts.items()):
-        found.setdefault(str(k), {})[reason] = count
-    return found
+        by_k.setdefault(str(k), {})[reason] = count
+    return by_k
 
 
-def _labels(run: Path, seed: int) -> Labels:
-    table = pl.scan_parquet(run / "label" / "rows.parquet")
+def _labels(run: RunReader) -> Labels:
+    table, seed = run.frame("label"), run.recipe.seed
     light = table.select("problem_id", "split", "verdict", "label", "length").collect()
     counts: dict[str, dict[str, int]] = {}
     for split, verdict, count in light.group_by("split", "verdict").len().sort(
@@ -212,7 +205,7 @@ def _labels(run: Path, seed: int) -> Labels:
     ).iter_rows():  # fmt: skip
         counts.setdefault(split, {})[verdict] = count
     judged = _some(table, "verdict", ("concise", "verbose"), seed)
-    chains = pl.scan_parquet(run / "chain" / "rows.parquet").filter(grade="correct")
+    chains = run.frame("chain").filter(grade="correct")
     right = _some(chains.rename({"text": "chain"}), "origin", ("batch", "vanilla"), seed)
     return Labels(
         counts=counts,
@@ -258,12 +251,12 @@ def batch_lines(batch: BatchReport) -> list[str]:
              "fail": "failed"},
             "questions in one prompt (k) against each asked alone",
             notes=tuple(
-                f"answers that cannot be told, k = {row.k}: {_counted(row.more['faults'])}"
+                f"answers that cannot be told, k = {row.k}: {counted(row.more['faults'])}"
                 for row in batch.rows
                 if row.more["faults"]
             ),
         )  # fmt: skip
-        lines.append(table.text())
+        lines += table.text().splitlines()
     if batch.difficulty:
         table = arms_table(
                 batch.difficulty,
@@ -272,16 +265,16 @@ def batch_lines(batch: BatchReport) -> list[str]:
             "by difficulty: the pass rate of one half of the samples asked alone",
             left=2,
         )  # fmt: skip
-        lines += ["", table.text()]
-    lines += [f"no chain, k = {k}: {_counted(reasons)}" for k, reasons in batch.dropped.items()]
+        lines += ["", *table.text().splitlines()]
+    lines += [f"no chain, k = {k}: {counted(reasons)}" for k, reasons in batch.dropped.items()]
     if batch.labels is not None:
         lines += ["", *_label_lines(batch.labels)] if lines else _label_lines(batch.labels)
     return lines
 
 
 def _label_lines(labels: Labels) -> list[str]:
-    lines = [f"labels, {split}: {_counted(counts)}" for split, counts in labels.counts.items()]
-    lines.append(f"right letters: {_counted(labels.letters)}")
+    lines = [f"labels, {split}: {counted(counts)}" for split, counts in labels.counts.items()]
+    lines.append(f"right letters: {counted(labels.letters)}")
     lines.append(
         f"AUC of concise against verbose chains by format, without length: {_auc(labels.format)}"
         + (f"; above {BOUND}: the format may tell the origin" if labels.format.tells else "")
@@ -299,10 +292,6 @@ def _auc(probe: Probe) -> str:
         return "–"
     counts = f"{probe.positive:,} + {probe.negative:,} chains"
     return f"{probe.auc:.3f} ({probe.low:.3f}–{probe.high:.3f}; {counts})"
-
-
-def _counted(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
 def draw_batch(batch: BatchReport, directory: Path, title: str) -> list[Path]:
@@ -443,7 +432,7 @@ def _dropped_table(batch: BatchReport) -> Table:
         ("k", "no chain", "why"),
         tuple(
             (k, sum(reasons.values()),
-             "; ".join(f"{count:,} {reason}" for reason, count in reasons.items()))
+             counted(reasons, "; "))
             for k, reasons in batch.dropped.items()
         ),
         folded=True,

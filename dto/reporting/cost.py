@@ -17,20 +17,24 @@ from textwrap import wrap
 from types import SimpleNamespace
 from typing import Any
 
-import polars as pl
-
-from dto.engines.shape import shape_of_config
-from dto.recipe import load_recipe, resolve
+from dto.engines.models import shape_of_config
+from dto.pipeline import STAGES
+from dto.recipe import resolve
 from dto.reporting.evaluation import Figures
 from dto.reporting.table import Cell, Table
-from dto.runs import manifest
+from dto.runs.reader import RunReader
 from dto.statistics import NOTHING, Estimate, shown
 from dto.usage import attention_flops
 
-OPTIMIZATION = (
-    "sample", "batch", "segment", "estimate", "optimize", "prune", "judge", "pair", "chain",
-    "label", "train",
-)  # fmt: skip
+JUDGE = "judge"
+"""The judge that `prune` asks, whose tokens are not among those of `prune`."""
+OPTIMIZATION = tuple(
+    name
+    for stage in STAGES.values()
+    if stage.spends
+    for name in (stage.name, *([JUDGE] if stage.name == "prune" else []))
+)
+"""What is spent on optimizing and training."""
 BACKWARD = 3.0
 """Forward and backward pass together, in forward passes."""
 MEBIBYTE = 2**20
@@ -40,7 +44,7 @@ NO_SIZE = "the size of the model is not known"
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """One stage, or the judge that `prune` asked, whose tokens are not among those of `prune`.
+    """One stage, or the judge that `prune` asked.
 
     `tokens` were generated, `trained_tokens` went through training.
 
@@ -98,14 +102,11 @@ class BreakEven:
     without_judge: bool = False
 
 
-def stage_costs(run: Path) -> list[StageCost]:
+def stage_costs(run: RunReader) -> list[StageCost]:
     """The costs of the stages that are finished, from their manifests."""
     costs = []
     for stage in (*OPTIMIZATION, "evaluate"):
-        if stage == "judge":
-            costs += _judge_cost(run)
-            continue
-        done = manifest.read(run / stage)
+        done = _judge(run) if stage == JUDGE else run.manifest(stage)
         if done is None:
             continue
         usage: Mapping[str, Any] = done.get("usage") or {}
@@ -130,6 +131,7 @@ def stage_costs(run: Path) -> list[StageCost]:
                 attention_flops=flops,
                 seconds=_number(done.get("seconds")),
                 peak_memory=done.get("peak_memory"),
+                money=done.get("money"),
                 model_flops=model_flops,
                 flops_missing=missing,
             )
@@ -178,7 +180,7 @@ def _in_model_flops(costs: Sequence[StageCost], saved: Estimate) -> dict[str, An
         for cost in costs
         if cost.model_flops is None and cost.stage in (*OPTIMIZATION, "evaluate")
     }
-    without_judge = unknown.pop("judge", None) is not None
+    without_judge = unknown.pop(JUDGE, None) is not None
     if math.isnan(saved.value):
         unknown.setdefault("evaluate", EARLIER)
     else:
@@ -216,37 +218,21 @@ def _questions(spent: float | None, saved: float | None) -> int | None:
     return math.ceil(spent / saved)
 
 
-def _judge_cost(run: Path) -> list[StageCost]:
-    """What the judge of `prune` took; empty where none was asked."""
-    usage = (manifest.read(run / "prune") or {}).get("judge_usage")
+def _judge(run: RunReader) -> dict[str, Any] | None:
+    """What the judge of `prune` took, as a manifest has it; None where none was asked."""
+    usage = (run.manifest("prune") or {}).get("judge_usage")
     if usage is None:
-        return []
-    judge = load_recipe(run / "recipe.yaml").judge
+        return None
+    judge = run.recipe.judge
     prices = (judge.prompt_price, judge.generated_price) if judge else (None, None)
-    read, written = int(usage["prompt"]), int(usage["generated"])
-    model_flops, missing = _model_flops(usage)
     money = None
     if prices != (None, None):
-        money = (read * (prices[0] or 0.0) + written * (prices[1] or 0.0)) / 1e6
-    return [
-        StageCost(
-            stage="judge",
-            tokens=written,
-            prompt_tokens=read,
-            cached_tokens=int(usage["cached"]),
-            wasted_tokens=int(usage["wasted"]),
-            trained_tokens=0,
-            attention_flops=_number(usage.get("attention_flops")),
-            seconds=None,
-            peak_memory=None,
-            money=money,
-            model_flops=model_flops,
-            flops_missing=missing,
-        )
-    ]
+        spent = usage["prompt"] * (prices[0] or 0.0) + usage["generated"] * (prices[1] or 0.0)
+        money = spent / 1e6
+    return {"usage": usage, "money": money}
 
 
-def _training_flops(run: Path, done: Mapping[str, Any]) -> float | None:
+def _training_flops(run: RunReader, done: Mapping[str, Any]) -> float | None:
     """The attention's, as training counted them.
 
     Of an earlier version, which did not: forward and backward pass over both sides of as many pairs
@@ -257,14 +243,14 @@ def _training_flops(run: Path, done: Mapping[str, Any]) -> float | None:
     tokens = int(done.get("tokens_trained", 0))
     config = run / "train" / "model" / "config.json"
     if not config.is_file():  # a run that was pulled without its weights: the base has their shape
-        config = Path(resolve(load_recipe(run / "recipe.yaml").model.name)) / "config.json"
-    pairs = run / "pair" / "rows.parquet"
+        config = Path(resolve(run.recipe.model.name)) / "config.json"
     if not tokens:
         return 0.0
-    if not config.is_file() or not pairs.is_file():
+    if not config.is_file() or not run.table("pair").is_file():
         return None
     shape = shape_of_config(SimpleNamespace(**json.loads(config.read_text("utf-8"))))
-    lengths = pl.read_parquet(pairs, columns=["prompt_tokens", "chosen_tokens", "rejected_tokens"])
+    columns = ("prompt_tokens", "chosen_tokens", "rejected_tokens")
+    lengths = run.frame("pair", *columns).collect()
     once = sum(
         attention_flops(shape, 0, prompt + chosen) + attention_flops(shape, 0, prompt + rejected)
         for prompt, chosen, rejected in lengths.iter_rows()

@@ -12,11 +12,12 @@ from typing import Any
 
 import polars as pl
 
+from dto.pipeline import STAGES
 from dto.recipe import EstimateSettings, Recipe
 from dto.records import GIVEN_UP, STAYS, VerdictKind
 from dto.reporting.page import Section
-from dto.reporting.table import Table
-from dto.runs import manifest
+from dto.reporting.table import Table, counted
+from dto.runs.reader import RunReader
 from dto.sequential import zone
 from dto.statistics import Estimate, cohen_kappa, proportion, shown
 from dto.tasks.load import NEAR_DUPLICATE
@@ -73,21 +74,20 @@ KINDS = {
 """What the counts of a funnel are."""
 
 
-def verdicts(run: Path) -> dict[str, dict[str, int]]:
+def verdicts(run: RunReader) -> dict[str, dict[str, int]]:
     """Patterns by verdict; of those that were to go, how many are gone or had to be restored."""
-    table = run / "prune" / "rows.parquet"
-    if not table.is_file():
+    if not run.table("prune").is_file():
         return {}
-    found = _exploded(pl.scan_parquet(table), "verdicts")
-    counted = {
+    found = _exploded(run.frame("prune"), "verdicts")
+    by_kind = {
         (kind, pruned): n for kind, pruned, n in found.group_by("verdict", "pruned").len()
         .collect().iter_rows()
     }  # fmt: skip
     kinds = {
-        kind: counted.get((kind, True), 0) + counted.get((kind, False), 0) for kind in VERDICTS
+        kind: by_kind.get((kind, True), 0) + by_kind.get((kind, False), 0) for kind in VERDICTS
     }
     fates = {
-        fate: sum(counted.get((kind, gone), 0) for kind in VERDICTS if kind not in STAYS)
+        fate: sum(by_kind.get((kind, gone), 0) for kind in VERDICTS if kind not in STAYS)
         for fate, gone in (("verified", True), ("restored", False))
     }
     return {
@@ -96,17 +96,16 @@ def verdicts(run: Path) -> dict[str, dict[str, int]]:
     }
 
 
-def agreement(run: Path) -> dict[str, Any] | None:
+def agreement(run: RunReader) -> dict[str, Any] | None:
     """How far the llm judge agrees with the counterfactual estimate; None where none was made.
 
     Over the patterns of which both gave a verdict, whether it may go: the share of equal answers
     and Cohen's kappa, with intervals clustered by problem, since trajectories of a problem are
     alike. `table` counts all their verdicts.
     """
-    table = run / "prune" / "rows.parquet"
-    if not table.is_file():
+    if not run.table("prune").is_file():
         return None
-    rows = pl.scan_parquet(table)
+    rows = run.frame("prune")
     if "counterfactual" not in rows.collect_schema().names():
         return None
     both = (
@@ -124,14 +123,14 @@ def agreement(run: Path) -> dict[str, Any] | None:
     )
     goes, goes_too = (["stays" if kind == "keep" else "goes" for kind in kinds]
                       for kinds in (first, second))  # fmt: skip
-    counted = both.group_by("verdict", "verdict_too").len()
+    pairs = both.group_by("verdict", "verdict_too").len()
     return {
         "patterns": len(both),
         "trajectories": both["id"].n_unique(),
         "rate": proportion([a == b for a, b in zip(goes, goes_too, strict=True)], problems),
         "kappa": cohen_kappa(goes, goes_too, problems),
         "table": {
-            kind: {other: n for _, other, n in sorted(counted.filter(verdict=kind).rows())}
+            kind: {other: n for _, other, n in sorted(pairs.filter(verdict=kind).rows())}
             for kind in VERDICTS
             if kind in first
         },
@@ -145,48 +144,46 @@ def _exploded(rows: pl.LazyFrame, column: str) -> pl.LazyFrame:
     return each.select("problem_id", "id", *(pl.col(column).struct.field(f) for f in fields))
 
 
-STAGES = (
-    "problems", "sample", "batch", "segment", "estimate", "optimize", "prune", "pair", "chain",
-    "label", "test", "evaluate",
-)  # fmt: skip
-_SLUG = re.compile(
-    r"(?:grader|sandbox|unreadable|no)_\w+(?:: \w+)*"
-)  # what an engine says is longer
+_SLUG = re.compile(r"(?:grader|sandbox|unreadable|no)_\w+(?:: \w+)*")
+"""A grader's reason; an engine's is a sentence."""
 
 
-def funnel(run: Path) -> dict[str, Any]:
+def funnel(run: RunReader) -> dict[str, Any]:
     """Counts of rows by stage, by grade and outcome, and of dropped rows by reason."""
     rows: dict[str, int] = {}
     dropped: dict[str, dict[str, int]] = {}
-    for stage in STAGES:
-        done = manifest.read(run / stage)
+    given_up = {name: counts for name in STAGES if (counts := _given_up(run, name))}
+    for name, stage in STAGES.items():
+        done = run.manifest(name)
         if done is None:
             continue
-        rows[stage] = int(done["rows"])
-        if done.get("dropped"):
-            dropped[stage] = dict(done["dropped"])
-    given_up = {stage: found for stage in STAGES if (found := _given_up(run / stage))}
-    if reasons := _dropped_in_training(run):
-        dropped["train"] = reasons
+        # A stage that works as a whole has no table: its manifest counts no reasons.
+        reasons = dict(done.get("dropped") or {})
+        if stage.whole is None:
+            rows[name] = int(done["rows"])
+        else:
+            reasons = dict(sorted(Counter(row.reason for row in run.dropped(name)).items()))
+        if reasons:
+            dropped[name] = reasons
     return {
         "rows": rows,
-        "trajectories": _counts(run / "sample", "grade"),
+        "trajectories": _counts(run, "sample", "grade"),
         "given_up": dict(sorted(sum(map(Counter, given_up.values()), Counter[str]()).items())),
         "given_up_at": given_up,
         "ungraded": _ungraded(run),
-        "boundaries": _counts(run / "estimate", "decision"),
+        "boundaries": _counts(run, "estimate", "decision"),
         **verdicts(run),
         "agreement": agreement(run),
-        "optimized": _counts(run / "prune", "outcome") or _counts(run / "optimize", "outcome"),
-        "pairs": _counts(run / "pair", "rejected_from"),
+        "optimized": _counts(run, "prune", "outcome") or _counts(run, "optimize", "outcome"),
+        "pairs": _counts(run, "pair", "rejected_from"),
         "dropped": dropped,
         "near_duplicates": _near_duplicates(run),
     }
 
 
-def training(run: Path) -> dict[str, Any] | None:
+def training(run: RunReader) -> dict[str, Any] | None:
     """How training went: dev scores of the base and of what was kept, and why that one."""
-    done = manifest.read(run / "train")
+    done = run.manifest("train")
     try:
         history = json_lines(run / "train" / "history.jsonl")
     except FileNotFoundError:
@@ -206,15 +203,6 @@ def training(run: Path) -> dict[str, Any] | None:
     }
 
 
-def _dropped_in_training(run: Path) -> dict[str, int]:
-    """Training counts its drops in its manifest, and gives their reasons in a file."""
-    path = run / "train" / "dropped.jsonl"
-    if manifest.read(run / "train") is None or not path.is_file():
-        return {}
-    reasons = Counter(str(line["reason"]) for line in json_lines(path))
-    return dict(sorted(reasons.items()))
-
-
 def json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file, one a line.
 
@@ -225,92 +213,104 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines if line.strip()]
 
 
-def _near_duplicates(run: Path) -> dict[str, int]:
+def _near_duplicates(run: RunReader) -> dict[str, int]:
     """By split, the problems that are near copies of those of another."""
-    tables = [run / stage / "rows.parquet" for stage in ("problems", "test")]
     frames = [
-        pl.scan_parquet(table)
+        run.frame(stage)
         .filter(pl.col("metadata").str.contains(f'"{NEAR_DUPLICATE}":', literal=True))
         .select("split")
-        for table in tables
-        if table.is_file()
+        for stage in ("problems", "test")
+        if run.table(stage).is_file()
     ]
     if not frames:
         return {}
     return dict(pl.concat(frames).collect()["split"].value_counts().sort("split").iter_rows())
 
 
-def _given_up(stage: Path) -> dict[str, int]:
+def _given_up(run: RunReader, stage: str) -> dict[str, int]:
     """Answers that are wrong because comparing them exceeded a limit, by its reason.
 
     A stage counts them in its manifest, those of rollouts and trials too; where an earlier version
     wrote that, the rows with a reason of their own are counted.
     """
-    done = manifest.read(stage) or {}
+    done = run.manifest(stage) or {}
     if "given_up" in done:
         return dict(done["given_up"])
-    return _reasons(stage, pl.col("grade") == "wrong", pl.col("reason").str.starts_with(GIVEN_UP))
+    return _reasons(
+        run, stage, pl.col("grade") == "wrong", pl.col("reason").str.starts_with(GIVEN_UP)
+    )
 
 
-def _ungraded(run: Path) -> dict[str, int]:
+def _ungraded(run: RunReader) -> dict[str, int]:
     """Responses graded `failed`, by the grader's reason; `engine` is any of an engine's own."""
     counts: Counter[str] = Counter()
     for stage in ("sample", "evaluate"):
-        for reason, count in _reasons(run / stage, pl.col("grade") == "failed").items():
+        for reason, count in _reasons(run, stage, pl.col("grade") == "failed").items():
             counts[reason if _SLUG.fullmatch(reason) else "engine"] += count
     return dict(sorted(counts.items()))
 
 
-def _reasons(stage: Path, *conditions: pl.Expr) -> dict[str, int]:
-    table = stage / "rows.parquet"
+def _reasons(run: RunReader, stage: str, *conditions: pl.Expr) -> dict[str, int]:
+    table = run.table(stage)
     if not table.is_file() or not {"grade", "reason"} <= set(pl.read_parquet_schema(table)):
         return {}
-    found = pl.scan_parquet(table).filter(*conditions).group_by("reason").len().collect()
-    return dict(sorted(found.iter_rows()))
+    groups = run.frame(stage).filter(*conditions).group_by("reason").len().collect()
+    return dict(sorted(groups.iter_rows()))
 
 
-def _counts(stage: Path, column: str) -> dict[str, int]:
-    table = stage / "rows.parquet"
-    if not table.is_file():
+def _counts(run: RunReader, stage: str, column: str) -> dict[str, int]:
+    if not run.table(stage).is_file():
         return {}
-    counted = pl.scan_parquet(table).group_by(column).len().sort(column).collect()
-    return dict(counted.iter_rows())
+    groups = run.frame(stage).group_by(column).len().sort(column).collect()
+    return dict(groups.iter_rows())
 
 
 def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) -> list[str]:
-    """How many rows went which way, and how training went."""
-    lines = []
-    for key in (
-        "trajectories", "ungraded", "boundaries", "verdicts", "prunes", "optimized", "pairs",
-    ):  # fmt: skip
-        if counts := funnel.get(key):
-            parts = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-            lines.append(f"{key.replace('_', ' '):<12} {sum(counts.values()):>7,}   {parts}")
-    for stage, reasons in funnel["dropped"].items():
-        parts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
-        lines.append(f"{'dropped':<12} {sum(reasons.values()):>7,}   at {stage}: {parts}")
-    for stage, reasons in (funnel.get("given_up_at") or {}).items():
-        parts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
-        lines.append(f"{'given up':<12} {sum(reasons.values()):>7,}   at {stage}: {parts}")
+    """For a terminal: how many rows went which way, and how training went."""
+    kinds = ("trajectories", "ungraded", "boundaries", "verdicts", "prunes", "optimized", "pairs")
+    lines = [
+        _line(kind, sum(counts.values()), counted(counts))
+        for kind in kinds
+        if (counts := funnel.get(kind))
+    ]
+    for name, by_stage in (("dropped", "dropped"), ("given up", "given_up_at")):
+        for stage, counts in (funnel.get(by_stage) or {}).items():
+            lines.append(_line(name, sum(counts.values()), f"at {stage}: {counted(counts)}"))
     if copies := funnel.get("near_duplicates"):
         lines += wrap(near_copies(copies), 100)
     if training is not None:
-        base, kept = training["base"], training["kept"]
+        accuracy, tokens = _on_dev(training)
+        how = "; collapsed" if training["collapsed"] else ""
         lines.append(
-            f"{'training':<12} {training['steps']:>7,}   steps; dev accuracy "
-            f"{shown(base['accuracy'], '%')} → {shown(kept['accuracy'], '%')} %, tokens "
-            f"{shown(base['tokens_mean'], ',.0f')} → {shown(kept['tokens_mean'], ',.0f')}"
-            f" at step {kept['step']}" + ("; collapsed" if training["collapsed"] else "")
+            _line(
+                "training",
+                training["steps"],
+                f"steps; dev accuracy {' → '.join(accuracy)} %, tokens {' → '.join(tokens)} at "
+                f"step {training['kept']['step']}{how}",
+            )
         )
         lines += _judging_lines(training)
     if agreed := funnel.get("agreement"):
-        lines += ["", _agreement_table(agreed).text()]
+        lines += ["", *_agreement_table(agreed).text().splitlines()]
     return lines
+
+
+def _line(name: str, count: int, text: str) -> str:
+    return f"{name:<12} {count:>7,}   {text}"
+
+
+def _on_dev(training: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Accuracy and tokens on the dev problems, of the base and of what was kept."""
+    scores = [training[model] for model in ("base", "kept")]
+    return (
+        [shown(score["accuracy"], "%") for score in scores],
+        [shown(score["tokens_mean"], ",.0f") for score in scores],
+    )
 
 
 def near_copies(counts: Mapping[str, int]) -> str:
     """How many problems may have leaked from one split into another."""
-    parts = ", ".join(f"{count:,} of {split}" for split, count in counts.items())
+    parts = counted({f"of {split}": count for split, count in counts.items()})
     return (
         f"Problems that repeat half or more of a question of another split: {parts}. Their "
         "metadata names it; set problems.near_duplicates to drop to leave them out."
@@ -318,30 +318,27 @@ def near_copies(counts: Mapping[str, int]) -> str:
 
 
 def _judging_lines(training: Mapping[str, Any]) -> list[str]:
-    """Groups that taught nothing, and how held-out chains were judged before and after."""
+    """Groups without advantage, and how held-out chains were judged before and after."""
     lines = []
+    judging = training.get("judging")
     if groups := training.get("groups"):
         share = groups["flat"] / groups["groups"] if groups["groups"] else None
-        letters = ""
-        if training.get("judging"):
-            letters = f", {groups['unreadable']:,} responses without a letter"
-        lines.append(
-            f"{'groups':<12} {groups['groups']:>7,}   of responses to train on; "
-            f"{shown(share, '%')} % without advantage"
-            + (letters if training.get("judging") else "")
-        )
-    if judging := training.get("judging"):
+        text = f"of responses to train on; {shown(share, '%')} % without advantage"
+        if judging:
+            text += f", {groups['unreadable']:,} responses without a letter"
+        lines.append(_line("groups", groups["groups"], text))
+    if judging:
         before, kept = judging["before"], judging["kept"]
-        letters = f"{before['unreadable']:,} → {kept['unreadable']:,} without a letter"
-        lines.append(
-            f"{'judging':<12} {kept['responses']:>7,}   judgements of held-out chains; "
-            f"right {right(before):%} → {right(kept):%} %, {letters}"
+        text = (
+            f"judgements of held-out chains; right {right(before):%} → {right(kept):%} %, "
+            f"{before['unreadable']:,} → {kept['unreadable']:,} without a letter"
         )
-        recall = [
+        lines.append(_line("judging", kept["responses"], text))
+        recall = ", ".join(
             f"{name} {shown(before['recall'].get(name), '%')} → {shown(share, '%')}"
             for name, share in kept["recall"].items()
-        ]
-        lines.append(f"{'':<12} {'':>7}   right by label: {', '.join(recall)} %")
+        )
+        lines.append(f"{'':<12} {'':>7}   right by label: {recall} %")
     return lines
 
 
@@ -390,7 +387,7 @@ def funnel_section(
         (
             KINDS[key],
             sum(counts.values()),
-            ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items()),
+            counted(counts).replace("_", " "),
         )
         for key in KINDS
         if (counts := funnel.get(key))
@@ -400,10 +397,7 @@ def funnel_section(
         tables.append(Table("", ("rows", "all", "of them"), kinds, wide=True))
     notes = []
     if training is not None:
-        accuracy, tokens = (
-            [shown(training[when][name], spec) for when in ("base", "kept")]
-            for name, spec in (("accuracy", "%"), ("tokens_mean", ",.0f"))
-        )
+        accuracy, tokens = _on_dev(training)
         notes.append(
             f"Training took {training['steps']:,} steps. On the dev problems, by which step "
             f"{training['kept']['step']:,} was picked, accuracy went from {accuracy[0]} to "

@@ -80,8 +80,8 @@ def render_page(
         title=title,
         subtitle=subtitle,
         headlines=headlines,
-        sections=[each for each in sections if isinstance(each, Section)],
-        left_out=[each for each in sections if isinstance(each, LeftOut)],
+        sections=[part for part in sections if isinstance(part, Section)],
+        left_out=[part for part in sections if isinstance(part, LeftOut)],
         version=__version__,
     )
 

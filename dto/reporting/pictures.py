@@ -13,7 +13,7 @@ from dataclasses import replace
 from io import StringIO
 from math import ceil, isnan
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -70,17 +70,24 @@ def front(rows: Sequence[Figures], title: str = "") -> Figure:
     if len(tasks) > 1 and title:
         figure.suptitle(title, fontsize=10, color=INK)
     if shown:
-        # An arm may lack a task: the legend is that of all panels.
-        marks = {label: mark for axes in figure.axes for label, mark in legend_marks(axes).items()}
-        figure.legend(
-            list(marks.values()),
-            list(marks),
-            loc="outside right upper",
-            frameon=False,
-            fontsize=8.5,
-            labelcolor="linecolor",
-        )
+        legend(figure, "outside right upper")
     return figure
+
+
+def legend(
+    figure: Figure, place: Literal["outside right upper", "outside upper left"], columns: int = 1
+) -> None:
+    """One legend for all panels: an arm may lack a task."""
+    marks = {label: mark for axes in figure.axes for label, mark in legend_marks(axes).items()}
+    figure.legend(
+        list(marks.values()),
+        list(marks),
+        loc=place,
+        ncols=columns,
+        frameon=False,
+        fontsize=8.5,
+        labelcolor="linecolor",
+    )
 
 
 def legend_marks(axes: Axes) -> dict[str, Any]:
@@ -236,7 +243,7 @@ def difficulty(rows: Sequence[Figures]) -> Figure:
         axes.set_xticks(range(len(bins)), [_bin([row for row, _ in shown], bin) for bin in bins])
         axes.set_xlim(-0.5, len(bins) - 0.5)
         axes.set_xlabel("the base is right on that share of the other half", color=INK)
-    _legend(figure, saved)
+    legend(figure, "outside upper left", columns=3)
     return figure
 
 
@@ -245,13 +252,13 @@ def _bin(rows: Sequence[Figures], bin: str) -> str:
     return f"{bin}\n{most:,} problem{'' if most == 1 else 's'}"
 
 
-def positions(found: Sequence[ExitPositions], models: Sequence[str] = ()) -> Figure:
+def positions(exits: Sequence[ExitPositions], models: Sequence[str] = ()) -> Figure:
     """Optimized trajectories by outcome, stacked; then exits of policies, a panel a model.
 
     `models` are in the order of the colours that other pictures give them.
     """
-    panels = list(dict.fromkeys(each.model for each in found))
-    models = [*models, *(each for each in panels if each and each not in models)]
+    panels = list(dict.fromkeys(part.model for part in exits))
+    models = [*models, *(model for model in panels if model and model not in models)]
     across = min(3, max(2, len(panels)))
     down = -(-len(panels) // across)
     figure = Figure(figsize=(WIDTH, 3.5 * down), layout="constrained")
@@ -260,30 +267,30 @@ def positions(found: Sequence[ExitPositions], models: Sequence[str] = ()) -> Fig
         axes = figure.add_subplot(down, across, place + 1, sharey=first if model else None)
         first = axes if model and first is None else first
         plain(axes)
-        own = [each for each in found if each.model == model]
+        shown = [part for part in exits if part.model == model]
         if model:
-            _left(axes, own, COLOURS[models.index(model) % len(COLOURS)])
+            _left(axes, shown, COLOURS[models.index(model) % len(COLOURS)])
         else:
-            _cut(axes, own)
+            _cut(axes, shown)
         axes.set_title(f"early exits: {model}" if model else "optimized trajectories", loc="left",
                        fontsize=10, color=INK)  # fmt: skip
         axes.set_xlim(0, 100)
-        axes.set_ylim(0, _top([each for each in found if each.model] if model else own, model))
+        axes.set_ylim(0, _top([part for part in exits if part.model] if model else shown, model))
         axes.set_xlabel("thinking before the exit, %", color=INK)
         axes.set_ylabel("of all responses, %" if model else "of all trajectories, %", color=INK)
         axes.legend(loc="upper right", frameon=False, fontsize=8.5, labelcolor="linecolor")
     return figure
 
 
-def _top(found: Sequence[ExitPositions], model: str) -> float:
+def _top(exits: Sequence[ExitPositions], model: str) -> float:
     """Above the highest bar, with room for a legend: policies share the scale of all models."""
     if model:
-        lines = max(Counter(each.model for each in found).values())
-        shares = [max(each.counts) / max(1, each.exits + each.without) for each in found]
+        lines = max(Counter(part.model for part in exits).values())
+        shares = [max(part.counts) / max(1, part.exits + part.without) for part in exits]
     else:
-        lines = len(found)
-        whole = max(1, sum(each.exits for each in found) + found[0].without)
-        shares = [sum(bar) / whole for bar in zip(*(each.counts for each in found), strict=True)]
+        lines = len(exits)
+        whole = max(1, sum(part.exits for part in exits) + exits[0].without)
+        shares = [sum(bar) / whole for bar in zip(*(part.counts for part in exits), strict=True)]
     return (1.1 + 0.11 * lines) * (100 * max(shares) or 1.0)
 
 
@@ -291,21 +298,21 @@ EDGES = tuple(100 * place / BINS for place in range(BINS + 1))
 
 
 def _cut(axes: Axes, outcomes: Sequence[ExitPositions]) -> None:
-    whole = sum(each.exits for each in outcomes) + outcomes[0].without
+    whole = sum(part.exits for part in outcomes) + outcomes[0].without
     below = [0.0] * BINS
-    for each, colour in zip(outcomes, COLOURS[2:], strict=False):
-        heights = [100 * count / whole for count in each.counts]
-        label = f"{each.group.replace('_', ' ')} ({each.exits:,})"
+    for part, colour in zip(outcomes, COLOURS[2:], strict=False):
+        heights = [100 * count / whole for count in part.counts]
+        label = f"{part.group.replace('_', ' ')} ({part.exits:,})"
         axes.bar(EDGES[:-1], heights, width=100 / BINS, bottom=below, align="edge", color=colour,
                  label=label)  # fmt: skip
         below = [low + height for low, height in zip(below, heights, strict=True)]
 
 
 def _left(axes: Axes, exits: Sequence[ExitPositions], colour: str) -> None:
-    for index, each in enumerate(exits):
-        heights = [100 * count / (each.exits + each.without) for count in each.counts]
+    for index, part in enumerate(exits):
+        heights = [100 * count / (part.exits + part.without) for count in part.counts]
         axes.stairs(heights, EDGES, color=colour, linestyle=DASHES[index % len(DASHES)],
-                    linewidth=1.4, label=f"{each.group} ({each.exits:,})")  # fmt: skip
+                    linewidth=1.4, label=f"{part.group} ({part.exits:,})")  # fmt: skip
 
 
 def calibration(trials: Sequence[TrialReliability]) -> Figure:
@@ -364,14 +371,14 @@ def cost(costs: Sequence[StageCost], even: BreakEven | None, base: float) -> Fig
 
     `base` is what the base model takes for a question.
     """
-    shown = [each for each in costs if each.tokens or each.trained_tokens][::-1]
+    shown = [cost for cost in costs if cost.tokens or cost.trained_tokens][::-1]
     known = even is not None and not isnan(base)
     figure = Figure(figsize=(WIDTH, 3.5 if known else 0.8 + 0.38 * len(shown)),
                     layout="constrained")  # fmt: skip
     bars = figure.add_subplot(1, 2, 1) if known else figure.add_subplot()
-    names = [each.stage for each in shown]
-    generated = [each.tokens / 1e3 for each in shown]
-    trained = [each.trained_tokens / 1e3 for each in shown]
+    names = [cost.stage for cost in shown]
+    generated = [cost.tokens / 1e3 for cost in shown]
+    trained = [cost.trained_tokens / 1e3 for cost in shown]
     plain(bars)
     bars.barh(names, generated, color=COLOURS[5], label="generated")
     if any(trained):
@@ -412,16 +419,3 @@ def _paid(lines: Axes, even: BreakEven, base: float) -> None:
 
 def _label(model: str, exit: str) -> str:
     return model if exit == "none" else f"{model}, {exit}"
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    marks = legend_marks(axes)
-    figure.legend(
-        list(marks.values()),
-        list(marks),
-        loc="outside upper left",
-        ncols=3,
-        frameon=False,
-        fontsize=8.5,
-        labelcolor="linecolor",
-    )

@@ -23,9 +23,9 @@ import polars as pl
 
 from dto import statistics
 from dto.errors import DtoError
-from dto.recipe import load_recipe
 from dto.reporting.table import Table
 from dto.runs import manifest
+from dto.runs.reader import RunReader
 from dto.statistics import Estimate
 from dto.usage import ModelShape, attention_flops
 
@@ -115,27 +115,27 @@ class PilotStudy:
         )
 
 
-def study(run: Path) -> PilotStudy:
+def study(directory: Path) -> PilotStudy:
     """The study of a run, also written to `RUN/pilot/pilot.json`.
 
     Raises DtoError without the tables of sample and pilot.
     """
     for stage in ("sample", "pilot"):
-        if not (run / stage / "rows.parquet").is_file():
-            raise DtoError(f"pilot study needs {run}/{stage}: start `dto pilot {run}`")
-    recipe = load_recipe(run / "recipe.yaml")
+        if not (directory / stage / "rows.parquet").is_file():
+            raise DtoError(f"pilot study needs {directory}/{stage}: start `dto pilot {directory}`")
+    run = RunReader(directory)
     sampled = _sampled(run)
     graded = sampled.filter(pl.col("grade") != "failed")
     problems = graded["problem_id"].to_list()
     result = PilotStudy(
-        name=recipe.name,
+        name=run.recipe.name,
         problems=graded["problem_id"].n_unique(),
         responses=len(graded),
         right=int(graded["right"].sum()),
         failed=len(sampled) - len(graded),
         accuracy=statistics.proportion(graded["right"].to_numpy(), problems),
         tokens=statistics.mean(graded["tokens"].to_numpy(), problems),
-        pearls=_pearls(run, graded, recipe.estimate.threshold),
+        pearls=_pearls(run, graded, run.recipe.estimate.threshold),
         static=tuple(_static(run, graded)),
         savings=_savings(run, graded),
     )
@@ -143,11 +143,11 @@ def study(run: Path) -> PilotStudy:
     return result
 
 
-def _sampled(run: Path) -> pl.DataFrame:
+def _sampled(run: RunReader) -> pl.DataFrame:
     """One row a response: lengths, not tokens."""
     thinking = pl.col("thinking_tokens").struct
     return (
-        pl.scan_parquet(run / "sample" / "rows.parquet")
+        run.frame("sample")
         .select(
             "id",
             "problem_id",
@@ -162,17 +162,14 @@ def _sampled(run: Path) -> pl.DataFrame:
     )
 
 
-def _pearls(run: Path, graded: pl.DataFrame, threshold: float) -> Pearls | None:
-    paths = [run / stage / "rows.parquet" for stage in ("segment", "estimate")]
-    if not all(path.is_file() for path in paths):
+def _pearls(run: RunReader, graded: pl.DataFrame, threshold: float) -> Pearls | None:
+    if not (run.table("segment").is_file() and run.table("estimate").is_file()):
         return None
-    segments = pl.scan_parquet(paths[0]).select("id", "trajectory_id", "index", "exit")
+    segments = run.frame("segment", "id", "trajectory_id", "index", "exit")
     last = segments.group_by("trajectory_id").agg(last=pl.col("index").max())
-    tried = pl.scan_parquet(paths[1]).select(
-        "id", "trajectory_id", "boundary", "decision", "reason"
-    )
-    found = (
-        tried.join(segments.select("id", "exit"), on="id")
+    tests = run.frame("estimate", "id", "trajectory_id", "boundary", "decision", "reason")
+    scans = (
+        tests.join(segments.select("id", "exit"), on="id")
         .join(last, on="trajectory_id")
         .with_columns(pearl=(pl.col("decision") == "above") & (pl.col("boundary") < pl.col("last")))
         .group_by("trajectory_id")
@@ -183,7 +180,7 @@ def _pearls(run: Path, graded: pl.DataFrame, threshold: float) -> Pearls | None:
         )
         .collect()
     )
-    rows = graded.join(found, left_on="id", right_on="trajectory_id", how="left")
+    rows = graded.join(scans, left_on="id", right_on="trajectory_id", how="left")
     known = rows.filter(
         (pl.col("length") == 0)  # nothing to leave
         | pl.col("pearl")
@@ -204,20 +201,18 @@ def _pearls(run: Path, graded: pl.DataFrame, threshold: float) -> Pearls | None:
     )
 
 
-def _static(run: Path, graded: pl.DataFrame) -> list[StaticRow]:
-    left = pl.read_parquet(
-        run / "pilot" / "rows.parquet",
-        columns=["trajectory_id", "fraction", "position", "grade", "answer_tokens"],
-    )
-    own = graded.select("id", "problem_id", "right")
-    rows = left.join(own, left_on="trajectory_id", right_on="id", how="inner").sort("trajectory_id")
-    found = []
+def _static(run: RunReader, graded: pl.DataFrame) -> list[StaticRow]:
+    columns = ("trajectory_id", "fraction", "position", "grade", "answer_tokens")
+    responses = graded.select("id", "problem_id", "right")
+    rows = run.frame("pilot", *columns).collect()
+    rows = rows.join(responses, left_on="trajectory_id", right_on="id").sort("trajectory_id")
+    static = []
     for (fraction,), part in sorted(rows.group_by(["fraction"]), key=lambda pair: pair[0]):
         done = part.filter(pl.col("grade") != "failed").with_columns(
             now=pl.col("grade") == "correct", tokens=pl.col("position") + pl.col("answer_tokens")
         )
         tokens = statistics.mean(done["tokens"].to_numpy(), done["problem_id"].to_list())
-        found.append(
+        static.append(
             StaticRow(
                 float(str(fraction)),
                 _proportion(done.filter("right"), "now"),
@@ -227,15 +222,14 @@ def _static(run: Path, graded: pl.DataFrame) -> list[StaticRow]:
                 len(part) - len(done),
             )
         )
-    return found
+    return static
 
 
-def _savings(run: Path, graded: pl.DataFrame) -> Savings | None:
-    paths = [run / stage / "rows.parquet" for stage in ("prune", "optimize")]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
+def _savings(run: RunReader, graded: pl.DataFrame) -> Savings | None:
+    last = next((stage for stage in ("prune", "optimize") if run.table(stage).is_file()), None)
+    if last is None:
         return None
-    after = pl.read_parquet(path, columns=["id", "tokens_after", "outcome"])
+    after = run.frame(last, "id", "tokens_after", "outcome").collect()
     rows = graded.join(after, on="id", how="left").with_columns(
         after=pl.col("tokens_after").fill_null(pl.col("tokens")),
         repaired=(pl.col("outcome") == "repaired").fill_null(False),

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, isfinite, nan
-from pathlib import Path
 
 import polars as pl
 
 from dto import statistics
-from dto.recipe import Recipe
+from dto.runs.reader import RunReader
 from dto.statistics import Estimate
 
 CONFIDENCE_BINS = 10
@@ -104,49 +103,46 @@ class ExitPositions:
     counts: tuple[int, ...]
 
 
-def exit_positions(run: Path, recipe: Recipe) -> tuple[ExitPositions, ...]:
+def exit_positions(run: RunReader) -> tuple[ExitPositions, ...]:
     """All of a run; empty where it has neither optimized trajectories nor early exits."""
-    return (*_optimized(run), *_left_early(run, recipe))
+    return (*_optimized(run), *_left_early(run))
 
 
-def _optimized(run: Path) -> list[ExitPositions]:
+def _optimized(run: RunReader) -> list[ExitPositions]:
     """The boundary that each optimized trajectory was cut at, in its original's thinking."""
-    tables = [run / stage / "rows.parquet" for stage in ("prune", "optimize")]
-    table = next((path for path in tables if path.is_file()), None)
-    sampled, segments = run / "sample" / "rows.parquet", run / "segment" / "rows.parquet"
-    if table is None or not sampled.is_file() or not segments.is_file():
+    last = next((stage for stage in ("prune", "optimize") if run.table(stage).is_file()), None)
+    if last is None or not (run.table("sample").is_file() and run.table("segment").is_file()):
         return []
     thinking = pl.col("thinking_tokens").struct
     start, end = (thinking.field(name).cast(pl.Int64) for name in ("start", "end"))
-    cuts = pl.scan_parquet(segments).select("trajectory_id", exit="index", cut="exit")
-    lengths = pl.scan_parquet(sampled).select(trajectory_id="id", start=start, length=end - start)
+    cuts = run.frame("segment").select("trajectory_id", exit="index", cut="exit")
+    lengths = run.frame("sample").select(trajectory_id="id", start=start, length=end - start)
     rows = (
-        pl.scan_parquet(table)
-        .select("trajectory_id", "exit", "outcome")
+        run.frame(last, "trajectory_id", "exit", "outcome")
         .join(cuts, on=["trajectory_id", "exit"])
         .join(lengths, on="trajectory_id")
         .select("outcome", position=(pl.col("cut") - pl.col("start")) / pl.col("length"))
         .collect(engine="streaming")
     )
-    without = pl.scan_parquet(sampled).select(pl.len()).collect().item() - len(rows)
+    without = run.count("sample") - len(rows)
     return [
-        _counted("optimize", "", str(outcome), part["position"], int(without))
+        _counted("optimize", "", str(outcome), part["position"], without)
         for (outcome,), part in sorted(rows.group_by(["outcome"]), key=lambda pair: pair[0])
     ]
 
 
-def _left_early(run: Path, recipe: Recipe) -> list[ExitPositions]:
+def _left_early(run: RunReader) -> list[ExitPositions]:
     """Thinking until a policy left, by the thinking of the same model and sample without one.
 
     All exits answer a sample with the same seed, so that it is the same path up to the exit, but
     on engines that do not keep to a seed when a path is interrupted.
     """
-    table = run / "evaluate" / "rows.parquet"
-    plain = next((exit.name for exit in recipe.evaluate.exits if exit.policy == "none"), None)
-    if not table.is_file() or plain is None:
+    settings = run.recipe.evaluate
+    plain = next((exit.name for exit in settings.exits if exit.policy == "none"), None)
+    if not run.table("evaluate").is_file() or plain is None:
         return []
     names = ("model", "exit", "problem_id", "sample", "thinking_tokens", "exit_reason", "grade")
-    rows = pl.scan_parquet(table).select(names).filter(pl.col("grade") != "failed")
+    rows = run.frame("evaluate", *names).filter(pl.col("grade") != "failed")
     whole = rows.filter(exit=plain).select(
         "model", "problem_id", "sample", length="thinking_tokens"
     )
@@ -161,16 +157,16 @@ def _left_early(run: Path, recipe: Recipe) -> list[ExitPositions]:
         )
         .collect(engine="streaming")
     )
-    found = []
-    for model in recipe.evaluate.models:
-        for exit in recipe.evaluate.exits:
+    exits = []
+    for model in settings.models:
+        for exit in settings.exits:
             if exit.policy in GIVEN:
                 continue
             part = paired.filter(model=model, exit=exit.name)
             left = part.filter("left")["position"]
             if len(left):
-                found.append(_counted("evaluate", model, exit.name, left, len(part) - len(left)))
-    return found
+                exits.append(_counted("evaluate", model, exit.name, left, len(part) - len(left)))
+    return exits
 
 
 def _counted(
@@ -206,14 +202,12 @@ class TrialReliability:
     reliability: Reliability
 
 
-def trial_reliability(run: Path, recipe: Recipe) -> tuple[TrialReliability, ...]:
+def trial_reliability(run: RunReader) -> tuple[TrialReliability, ...]:
     """By model and exit, over all tasks; without the exits that made no graded trials."""
-    table = run / "evaluate" / "rows.parquet"
-    if not table.is_file():
+    if not run.table("evaluate").is_file():
         return ()
     trials = (
-        pl.scan_parquet(table)
-        .select("model", "exit", "problem_id", "trials")
+        run.frame("evaluate", "model", "exit", "problem_id", "trials")
         .filter(pl.col("trials").list.len() > 0)
         .explode("trials")
         .select(
@@ -227,13 +221,13 @@ def trial_reliability(run: Path, recipe: Recipe) -> tuple[TrialReliability, ...]
         .with_columns(right=pl.col("grade") == "correct")
         .collect(engine="streaming")
     )
-    found = []
-    for model in recipe.evaluate.models:
-        for exit in recipe.evaluate.exits:
+    reliabilities = []
+    for model in run.recipe.evaluate.models:
+        for exit in run.recipe.evaluate.exits:
             part = trials.filter(model=model, exit=exit.name)
             if part.is_empty():
                 continue
             rows = part.select("confidence", "right", "problem_id").sort("problem_id").rows()
             reliable = reliability(exit.monitor, exit.inducer, exit.confidence, rows)
-            found.append(TrialReliability(model, exit.name, exit.shadow, reliable))
-    return tuple(found)
+            reliabilities.append(TrialReliability(model, exit.name, exit.shadow, reliable))
+    return tuple(reliabilities)

@@ -15,7 +15,6 @@ import polars as pl
 
 from dto import statistics
 from dto.errors import DtoError
-from dto.recipe import Recipe, load_recipe
 from dto.reporting.batch import BatchReport, batch_lines, batch_report
 from dto.reporting.cost import BreakEven, StageCost, break_even, cost_text, stage_costs
 from dto.reporting.evaluation import (
@@ -38,6 +37,7 @@ from dto.reporting.positions import (
     trial_reliability,
 )
 from dto.reporting.table import average_table, difficulty_table, evaluation_tables
+from dto.runs.reader import RunReader
 from dto.statistics import Estimate
 
 
@@ -65,14 +65,14 @@ class Report:
 
     @property
     def title(self) -> str:
-        """The run's name, and how much was asked."""
+        """The run's name, its test problems and samples."""
         if not self.rows:
             return self.name
-        asked = {row.task: row.problems for row in self.rows[::-1]}
-        of_tasks = f" of {len(asked)} tasks" if len(asked) > 1 else ""
+        problems = {row.task: row.problems for row in self.rows[::-1]}
+        of_tasks = f" of {len(problems)} tasks" if len(problems) > 1 else ""
         samples = self.rows[0].more["samples"]
-        each = f"{samples} sample{'' if samples == 1 else 's'}"
-        return f"{self.name}: {sum(asked.values()):,} test problems{of_tasks} × {each}"
+        times = f"{samples} sample{'' if samples == 1 else 's'}"
+        return f"{self.name}: {sum(problems.values()):,} test problems{of_tasks} × {times}"
 
     def as_json(self) -> dict[str, Any]:
         """The content of `report.json`; figures without a value are nan."""
@@ -105,13 +105,14 @@ class Report:
         return "\n\n".join(filter(None, parts))
 
 
-def measure(run: Path) -> Report:
+def measure(path: Path) -> Report:
     """The figures of a run's report; writes nothing.
 
     Raises DtoError when the run has not been evaluated.
     """
-    recipe = load_recipe(run / "recipe.yaml")
-    evaluated = _evaluated(run, recipe)
+    run = RunReader(path)
+    recipe = run.recipe
+    evaluated = _evaluated(run)
     plain = next((exit.name for exit in recipe.evaluate.exits if exit.policy == "none"), "")
     bases = {arm.task: base_arm(evaluated, plain, arm.task) for arm in evaluated}
     rows = tuple(evaluate(arm, bases[arm.task]) for arm in evaluated)
@@ -133,10 +134,10 @@ def measure(run: Path) -> Report:
         break_even=even,
         funnel=funnel(run),
         training=training(run),
-        positions=exit_positions(run, recipe),
-        trials=trial_reliability(run, recipe),
+        positions=exit_positions(run),
+        trials=trial_reliability(run),
         plain=plain,
-        batch=batch_report(run, recipe),
+        batch=batch_report(run),
     )
 
 
@@ -154,11 +155,11 @@ def _saved(arms: Sequence[Arm], plain: str, column: str) -> Estimate:
     )
 
 
-def _evaluated(run: Path, recipe: Recipe) -> list[Arm]:
+def _evaluated(run: RunReader) -> list[Arm]:
     """The evaluation table by task, model and exit, in the recipe's order."""
-    path = run / "evaluate" / "rows.parquet"
+    recipe, path = run.recipe, run.table("evaluate")
     if not path.is_file():
-        raise DtoError(f"report needs {path}: start `dto evaluate {run}` first")
+        raise DtoError(f"report needs {path}: start `dto evaluate {run.path}` first")
     there = pl.read_parquet_schema(path)
     rows = pl.read_parquet(path, columns=[name for name in COLUMNS if name in there])
     if "model_flops" not in there:
@@ -170,11 +171,10 @@ def _evaluated(run: Path, recipe: Recipe) -> list[Arm]:
         rows = rows.with_columns(seconds=pl.lit(None, pl.Float64))
     models = {name: place for place, name in enumerate(recipe.evaluate.models)}
     exits = {exit.name: place for place, exit in enumerate(recipe.evaluate.exits)}
-    problems = run / ("test" if recipe.evaluate.tasks else "problems") / "rows.parquet"
     asked = pl.DataFrame(schema={"problem_id": pl.String, "task": pl.String})
-    if problems.is_file():
-        frame = pl.scan_parquet(problems).filter(split="test")
-        asked = frame.select(problem_id="id", task="task").collect()
+    if run.table(run.test_stage).is_file():
+        problems = run.frame(run.test_stage).filter(split="test")
+        asked = problems.select(problem_id="id", task="task").collect()
     expected = {
         str(task): count * recipe.evaluate.samples
         for task, count in asked["task"].value_counts().iter_rows()

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import yaml
 
 from dto.pipeline import STAGES, needed
@@ -22,6 +21,7 @@ from dto.prompts import resource
 from dto.recipe import Recipe, load_recipe
 from dto.redact import NO_KEY, Redaction, public_names, texts_of
 from dto.runs import manifest
+from dto.runs.reader import RunReader
 
 MOST_CHANGES = 12
 """With more changes than these a command says less than the recipe itself."""
@@ -53,8 +53,9 @@ class Reproduction:
     others: tuple[str, ...]
 
 
-def reproduction(run: Path, recipe: Recipe) -> Reproduction:
+def reproduction(run: RunReader) -> Reproduction:
     """Read from the recipe and the manifests of the run."""
+    recipe = run.recipe
     own, hidden = public_settings(recipe)
     changes, name = _changes(recipe, own)
     packaged = name is not None and len(changes) <= MOST_CHANGES
@@ -64,11 +65,11 @@ def reproduction(run: Path, recipe: Recipe) -> Reproduction:
             f" \\\n    --set {shlex.quote(f'{key}={_value(value)}')}"
             for key, value in changes.items()
         )
-    found = {stage: done for stage in STAGES if (done := manifest.read(run / stage)) is not None}
+    found = {stage: done for stage in STAGES if (done := run.manifest(stage)) is not None}
     last = next(reversed(found.values()), {})
     keys = ("versions", "git")
     return Reproduction(
-        command=_command(run, recipe, target, [*found]),
+        command=_command(run, target, [*found]),
         recipe=yaml.safe_dump(nested(own), sort_keys=False, allow_unicode=True),
         packaged=packaged,
         hidden=hidden,
@@ -84,9 +85,10 @@ def reproduction(run: Path, recipe: Recipe) -> Reproduction:
     )
 
 
-def _command(run: Path, recipe: Recipe, target: str, finished: list[str]) -> str:
+def _command(run: RunReader, target: str, finished: list[str]) -> str:
     """What computes the stages that are finished: not all that the recipe asks for, or more."""
     suffix = " --allow-code-execution" if _runs_programs(run) else ""
+    recipe = run.recipe
     owed = needed(recipe)
     stages = [stage for stage in finished if stage not in ("problems", "test")]
     if recipe.compare.methods or not stages:
@@ -144,17 +146,11 @@ def _value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if "\n" in text else text
 
 
-def _runs_programs(run: Path) -> bool:
-    tables = (run / stage / "rows.parquet" for stage in ("problems", "test"))
+def _runs_programs(run: RunReader) -> bool:
     return any(
-        not pl.scan_parquet(table)
-        .filter(answer_kind="code")
-        .select("id")
-        .head(1)
-        .collect()
-        .is_empty()
-        for table in tables
-        if table.is_file()
+        run.count(stage, answer_kind="code") > 0
+        for stage in ("problems", "test")
+        if run.table(stage).is_file()
     )
 
 
@@ -166,11 +162,11 @@ def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", _public_name(name)).strip("-.") or "recipe"
 
 
-def content_of_sources(run: Path) -> dict[str, str]:
+def content_of_sources(run: RunReader) -> dict[str, str]:
     """What local sources held, by the names they are shown with, as hashes."""
     found: dict[str, str] = {}
-    for stage in ("problems", "test", "sample", "evaluate"):
-        config: Mapping[str, Any] = (manifest.read(run / stage) or {}).get("config") or {}
+    for stage in STAGES:
+        config: Mapping[str, Any] = (run.manifest(stage) or {}).get("config") or {}
         for key, value in config.items():
             _, marked, source = key.partition("content of ")
             if marked and isinstance(value, str):

@@ -9,7 +9,6 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from math import nan
-from pathlib import Path
 from typing import TypeVar
 
 from dto.recipe import ExitSettings, Recipe
@@ -24,6 +23,7 @@ from dto.reporting.positions import Reliability
 from dto.reporting.report import Report
 from dto.reporting.reproduce import content_of_sources, reproduction
 from dto.reporting.table import Table, arms_table
+from dto.runs.reader import RunReader
 from dto.statistics import shown
 
 DECIDING = {
@@ -119,42 +119,42 @@ def cost_section(report: Report) -> Section | LeftOut:
     )  # fmt: skip
 
 
-def reproduce_section(run: Path, recipe: Recipe) -> Section:
+def reproduce_section(run: RunReader) -> Section:
     """The command, versions, commit, seeds, and hashes of what went in and came out."""
-    found = reproduction(run, recipe)
+    again = reproduction(run)
     text, commands = [], []
-    if found.git:
-        commands.append(f"git checkout {shlex.quote(str(found.git['commit']))}")
-        if found.git.get("dirty"):
+    if again.git:
+        commands.append(f"git checkout {shlex.quote(str(again.git['commit']))}")
+        if again.git.get("dirty"):
             text.append("The checkout held changes beside the commit below.")
-    if found.packaged:
-        changed = "; --set has what was changed" if "--set" in found.command else ""
+    if again.packaged:
+        changed = "; --set has what was changed" if "--set" in again.command else ""
         text.append(f"The recipe comes with the package{changed}.")
     else:
         text.append("Save the recipe at the end under the name that the command has.")
-    if found.hidden:
+    if again.hidden:
         text.append(
-            f"{', '.join(found.hidden)}: shown by the last part of the name, put your own place "
+            f"{', '.join(again.hidden)}: shown by the last part of the name, put your own place "
             "there."
         )
-    commands.append(found.command)
+    commands.append(again.command)
     text.append(
-        f"Run seed {found.seed}: the seed of every request is derived from it and from the row's "
+        f"Run seed {again.seed}: the seed of every request is derived from it and from the row's "
         "id, never from the order."
     )
-    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
+    versions = ", ".join(f"{name} {version}" for name, version in again.versions.items())
     hashes = (
         *((f"{name}, as it went in", value) for name, value in content_of_sources(run).items()),
         *((f"{stage}: its table" if stage != "train" else "train: the weights", value)
-          for stage, value in found.stages.items()),
+          for stage, value in again.stages.items()),
     )  # fmt: skip
     notes = [f"Versions: {versions or 'not recorded'}."]
-    if "train" in found.stages:
+    if "train" in again.stages:
         notes.append("With other versions, another device or another number of threads, weights "
                      "may differ in their last digits, and what they answer with them; the hashes "
                      "tell what is the same.")  # fmt: skip
-    if found.others:
-        notes.append(f"Of another version or commit: {', '.join(found.others)}.")
+    if again.others:
+        notes.append(f"Of another version or commit: {', '.join(again.others)}.")
     return Section(
         "reproduce",
         "Do it again",
@@ -165,15 +165,16 @@ def reproduce_section(run: Path, recipe: Recipe) -> Section:
         ),
         code="\n".join(commands),
         notes=tuple(notes),
-        folded=("The recipe: what it sets other than the defaults", found.recipe),
+        folded=("The recipe: what it sets other than the defaults", again.recipe),
     )  # fmt: skip
 
 
 R = TypeVar("R")
 
 
-def run_page(run: Path, recipe: Recipe, report: Report) -> str:
+def run_page(run: RunReader, report: Report) -> str:
     """The HTML of a run's report."""
+    recipe = run.recipe
     report = _public(report)
     together = batch_section(report.batch, report.training)
     sections = [
@@ -184,7 +185,7 @@ def run_page(run: Path, recipe: Recipe, report: Report) -> str:
         _calibration(report),
         cost_section(report),
         funnel_section(report.funnel, report.training, recipe),
-        reproduce_section(run, recipe),
+        reproduce_section(run),
     ]
     model = f"{public_names([recipe.model.name])[recipe.model.name]} on {recipe.model.engine}"
     asked = report.title.removeprefix(report.name).removeprefix(": ")
@@ -357,12 +358,12 @@ def _positions(report: Report) -> Section | LeftOut:
     )
     notes = []
     text = []
-    if any(each.stage == "optimize" for each in report.positions):
+    if any(part.stage == "optimize" for part in report.positions):
         text.append("Optimized trajectories: how much of the thinking stands before the boundary "
                     "that they were cut at, by what became of them.")  # fmt: skip
-        without = next(each.without for each in report.positions if each.stage == "optimize")
+        without = next(part.without for part in report.positions if part.stage == "optimize")
         notes.append(f"{without:,} further trajectories have no optimized version.")
-    if any(each.stage == "evaluate" for each in report.positions):
+    if any(part.stage == "evaluate" for part in report.positions):
         text.append(
             "Early exits: thinking until the policy left, as a share of what the same model thinks "
             "on the same question and sample when nothing stops it."
@@ -397,7 +398,7 @@ def _calibration(report: Report) -> Section | LeftOut:
         left=2,
     )
     notes = []
-    if not all(each.shadow for each in report.trials):
+    if not all(part.shadow for part in report.trials):
         notes.append("A path that is left makes no further trials, so that doubtful ones are more "
                      "than their share; an exit in shadow mode makes all of them.")  # fmt: skip
     return Section(

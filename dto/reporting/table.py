@@ -167,6 +167,11 @@ def short(model: str) -> str:
     return model if len(model) <= 16 else f"…{model[-15:]}"
 
 
+def counted(counts: Mapping[str, int], between: str = ", ") -> str:
+    """`3 no_exit, 2 failed`."""
+    return between.join(f"{count:,} {name}" for name, count in counts.items())
+
+
 def _more(name: str) -> Callable[[Figures], Cell]:
     return lambda row: row.more.get(name)
 
@@ -185,6 +190,7 @@ CELLS: Mapping[str, tuple[Callable[[Figures], Cell], str]] = {
     "gain": (
         lambda row: row.verdict if row.verdict == "too many failed" else row.gain, "+%",
     ),
+    "verdict": (lambda row: row.verdict, ""),
     "completed": (_more("completed"), "%"),
     "completed alone": (lambda row: row.more["completed"].value, "%"),
     "pass": (_more("pass_at_samples"), "%"),

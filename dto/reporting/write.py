@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from dto.recipe import load_recipe
 from dto.redact import public_names
 from dto.reporting.batch import draw_batch
 from dto.reporting.pictures import draw
@@ -13,6 +12,7 @@ from dto.reporting.report import Report, measure
 from dto.reporting.sections import run_page
 from dto.reporting.table import write_tables
 from dto.runs import manifest
+from dto.runs.reader import RunReader
 
 
 def report(run_directory: Path | str) -> Report:
@@ -25,17 +25,16 @@ def report(run_directory: Path | str) -> Report:
     (:mod:`dto.reporting.table`). Where questions were asked together, `batch.png` and `batch.svg`
     stand beside them. Raises DtoError when the run has not been evaluated.
     """
-    run = Path(run_directory)
-    recipe = load_recipe(run / "recipe.yaml")
-    result = measure(run)
+    run = RunReader(run_directory)
+    result = measure(run.path)
     directory = run / "report"
     directory.mkdir(exist_ok=True)
     manifest.write_json(directory / "report.json", result.as_json())
     draw_report(result, directory)
     if result.batch is not None:
-        draw_batch(result.batch, directory, recipe.name)
+        draw_batch(result.batch, directory, run.recipe.name)
     write_tables(directory, result.title, result.rows, result.averages, result.difficulty)
-    manifest.write_text(directory / "report.html", run_page(run, recipe, result))
+    manifest.write_text(directory / "report.html", run_page(run, result))
     return result
 
 

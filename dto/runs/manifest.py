@@ -37,7 +37,9 @@ def digest(config: Mapping[str, Any]) -> str:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The keys on which two configurations differ, each with both values, for people."""
     return [
-        f"{key} ({_shown(before.get(key))} → {_shown(now.get(key))})"
+        f"another {key}"
+        if key.startswith("digest of ")
+        else f"{key} ({_shown(before.get(key))} → {_shown(now.get(key))})"
         for key in sorted({*before, *now})
         if before.get(key) != now.get(key)
     ]

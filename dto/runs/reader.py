@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Collection, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -51,11 +51,7 @@ class RunReader:
             return self._given, ()
         recipe, unknown = read_recipe(self.path / "recipe.yaml")
         if unknown:
-            logger.warning(
-                "%s: left out of its recipe, as settings of another version: %s",
-                self.path,
-                ", ".join(unknown),
-            )
+            _tell(self.path, unknown)
         return recipe, unknown
 
     @property
@@ -136,3 +132,10 @@ class RunReader:
         ):
             for row in trajectories:
                 yield (problem, *row)
+
+
+@cache
+def _tell(path: Path, unknown: tuple[str, ...]) -> None:
+    """Once, however many readers of a run there are."""
+    names = ", ".join(unknown)
+    logger.warning("%s: left out of its recipe, as settings of another version: %s", path, names)

@@ -168,11 +168,11 @@ class Run(RunReader):
         self, before: Mapping[str, Any], now: Mapping[str, Any], stale: Mapping[str, Stale]
     ) -> str:
         """What of an evaluation is lost; empty where it only goes on: a new exit, a new task."""
-        if upstream := [name for name in stale if f"digest of {name}" in now and name != "test"]:
-            return f"follows {' and '.join(upstream)}"
-        lost = lost_arms(before, now)
+        if "problems" in stale:
+            return "follows problems"
+        lost = lost_arms(before, {**now, "digest of train": None} if "train" in stale else now)
         lost += [task for task in before["evaluate.tasks"] if task not in now["evaluate.tasks"]]
-        return f"{', '.join(lost)} asked no more, or with other settings" if lost else ""
+        return f"{', '.join(lost)} changed, or are asked no more; the rest is kept" if lost else ""
 
     def _differences(
         self, stage: str, before: Mapping[str, Any], now: Mapping[str, Any]

@@ -21,8 +21,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from dto import tables
 from dto.errors import DtoError, disk_errors
 from dto.records import Dropped
@@ -81,6 +79,8 @@ class Runner:
         groups all end in errors, and when many in a row get no answer from the engine. What failed
         is owed again.
         """
+        from tqdm import tqdm  # reads TQDM_DISABLE, which the command line sets, when imported
+
         journal, loop, begun = self._journal, asyncio.get_running_loop(), time.monotonic()
         slots = asyncio.Semaphore(window)
         with (

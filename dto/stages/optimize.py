@@ -36,7 +36,7 @@ async def optimize(
 
     Dropped with reason `no_exit` when no boundary passed, or as `finalize` says. Departure from
     the paper: what is kept is a token prefix of the model's own sample, exact but for punctuation
-    that is one token with the text put after it (:mod:`dto.joins`).
+    that is one token with the text put after it (:mod:`dto.text`).
     """
     passed = [row.boundary for row in estimates if row.decision == "above"]
     if not passed:

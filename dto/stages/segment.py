@@ -31,10 +31,10 @@ async def segment(trajectory: Trajectory, ctx: Context) -> list[Segment] | Dropp
     """
     thinking = trajectory.text[slice(*trajectory.thinking)]
     granularity = ctx.recipe.segment.granularity
-    if ctx.segmenter is None:
+    if ctx.cut is None:
         cuts = await asyncio.to_thread(segment_text, thinking, granularity)
     else:
-        cuts = await ctx.segmenter.cut(thinking, granularity)
+        cuts = await ctx.cut(thinking, granularity)
     return await asyncio.to_thread(snap, trajectory, ctx.tokenizer, cuts)
 
 

@@ -1,7 +1,8 @@
-"""Training: what `dto.training.train` starts in a child process.
+"""Training, in a child process that the stage `train` starts.
 
-`process` is the process itself and `fit` one training in it. `simpo`, `dpo`, `sft`, `pruner` and
-`grpo` are the losses, each by a trainer of TRL on stored token ids; `trainer` is what they have in
-common, `pairs` what they read and `rewards` what the last two weigh. `dev` measures the model on
-dev problems, `checkpoints` says which state is kept, `weights` loads and keeps it.
+`process` is the entry point of that process, and `fit` one training in it. `trainers` holds SimPO,
+DPO and SFT by TRL's trainers on token ids, `grpo` what samples or weighs its responses; `pairs`
+reads rows and puts them in order, `rewards` weighs responses. `dev` measures the model on dev
+problems, `judging` on held-out chains; `checkpoints` decides when, and which state is kept.
+`weights` loads and saves models.
 """

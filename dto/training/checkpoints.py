@@ -119,15 +119,23 @@ class TrainingState:
         self.keep = keep
         self.checkpoints = directory / CHECKPOINTS
         self.model = directory / "model"
+        self.finished = directory / "result.json"
         marker = directory / "training.json"
         mark = {"fingerprint": fingerprint, "processes": processes}
         known = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else {}
-        ended = known.get("fingerprint") == fingerprint and (directory / "result.json").exists()
+        ended = known.get("fingerprint") == fingerprint and self.finished.exists()
         if known != mark and not ended:
             self._clear()
             directory.mkdir(parents=True, exist_ok=True)
             write_text(marker, json.dumps(mark) + "\n")
         self.history = [DevScore(**row) for row in _rows(directory / "history.jsonl")]
+
+    def result(self) -> dict[str, Any] | None:
+        """What came of a training that has ended; None for one that has not."""
+        if not (self.finished.exists() and self.model.is_dir()):
+            return None
+        found: dict[str, Any] = json.loads(self.finished.read_text(encoding="utf-8"))
+        return found
 
     def _clear(self) -> None:
         for path in (self.checkpoints, self.model):
@@ -224,14 +232,13 @@ class DevCallback(TrainerCallback):
         tokenizer: PreTrainedTokenizerBase,
         problems: Sequence[Problem],
         training: TrainingState,
-        judging: Judging | None,
         epochs: float,
     ) -> None:
         self.recipe = recipe
         self.tokenizer = tokenizer
         self.problems = problems
         self.training = training
-        self.judging = judging
+        self.judging: Judging | None = None
         self.epochs = epochs
         self.trainer: Any = None
         self.allow_code_execution = False

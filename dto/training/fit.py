@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 
-from dto.engines.shape import shape_of_model
+from dto.engines.models import shape_of_model
 from dto.errors import DtoError
 from dto.recipe import Recipe
 from dto.records import Dropped, LabelledChain, Problem
@@ -143,7 +143,6 @@ def fit(
     model, tokenizer = load(recipe)
     shape = shape_of_model(model)
     material = read_material(RunReader(run, recipe), recipe, model, tokenizer)
-    finished = directory / "result.json"
     with world.main_process_first():
         training = TrainingState(
             directory,
@@ -152,42 +151,32 @@ def fit(
             writer=world.is_main_process,
             keep=recipe.train.keep,
         )
-        if finished.exists() and training.model.is_dir():
-            known: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
+        known = training.result()
+        if known is not None:
             return known
         if recipe.train.method in ONLINE:
             training.restart()
         checkpoint = training.resume()
-    trainer: Any = None
-    judging: Judging | None = None
-    noun = NOUNS.get(recipe.train.method, "pairs")
-    choice = Choice(BASE_STEP, f"there are no {noun} to train on: base is kept")
+    callback = DevCallback(recipe, tokenizer, material.dev, training, material.epochs)
+    callback.allow_code_execution = allow_code_execution
     if material.order:
         if material.held_out:
             steps = [score.step for score in training.history]
-            judging = Judging(material.held_out, tokenizer, recipe, directory, steps)
-        callback = DevCallback(recipe, tokenizer, material.dev, training, judging, material.epochs)
+            callback.judging = Judging(material.held_out, tokenizer, recipe, directory, steps)
         model = with_adapters(model, recipe)
-        trainer = make_trainer(
+        callback.trainer = make_trainer(
             recipe, config, model, tokenizer, material.rows, material.order, callback
         )
-        callback.trainer = trainer
-        callback.allow_code_execution = trainer.allow_code_execution = allow_code_execution
-        _train(trainer, callback, base, checkpoint)
+        callback.trainer.allow_code_execution = allow_code_execution
+        _train(callback, base, checkpoint)
         choice = choose(training.history, recipe.train.keep)
+    else:
+        noun = NOUNS.get(recipe.train.method, "pairs")
+        choice = Choice(BASE_STEP, f"there are no {noun} to train on: base is kept")
     logger.info("%s", choice.reason)
-    result = _result(recipe, shape, material, training, trainer, choice)
-    result |= {
-        "judging": None if judging is None else judging.summary(choice.step),
-        "peak_memory": peak_memory(),
-    }
+    result = _result(recipe, shape, material, callback, choice)
     if world.is_main_process:
-        lines = [json.dumps(asdict(row)) + "\n" for row in material.dropped]
-        write_text(directory / "dropped.jsonl", "".join(lines))
-        kept = training.checkpoint(choice.step) if choice.step > BASE_STEP else None
-        keep(recipe, kept, training.model)
-        write_text(finished, json.dumps(result, indent=2) + "\n")
-        shutil.rmtree(training.checkpoints, ignore_errors=True)
+        _save(recipe, training, material, choice, result)
     world.wait_for_everyone()
     return result
 
@@ -229,11 +218,9 @@ def make_trainer(
     return trainer
 
 
-def _train(
-    trainer: Any, callback: DevCallback, base: DevScore | None, checkpoint: Path | None
-) -> None:
+def _train(callback: DevCallback, base: DevScore | None, checkpoint: Path | None) -> None:
     """Measure the base model, unless its score is known, and train to the end."""
-    training, judging = callback.training, callback.judging
+    trainer, training, judging = callback.trainer, callback.training, callback.judging
     if not training.history:
         if base is None:
             callback.score(trainer.model, BASE_STEP, 0.0, 0.0)
@@ -354,16 +341,11 @@ def fingerprint(recipe: Recipe, material: Material) -> str:
 
 
 def _result(
-    recipe: Recipe,
-    shape: ModelShape,
-    material: Material,
-    training: TrainingState,
-    trainer: Any,
-    choice: Choice,
+    recipe: Recipe, shape: ModelShape, material: Material, callback: DevCallback, choice: Choice
 ) -> dict[str, Any]:
-    """Counts, what is kept, and what it took; `trainer` is None where nothing was trained."""
-    method = recipe.train.method
-    online = trainer if method in ONLINE else None
+    """Counts, what is kept, and what it took."""
+    method, training, judging = recipe.train.method, callback.training, callback.judging
+    online = callback.trainer if method in ONLINE else None  # None also where nothing was trained
     steps = training.history[-1].step if training.history else 0
     usage, seconds = training.spent()
     if online is None:
@@ -396,6 +378,24 @@ def _result(
         "policy_tokens": sum(lengths) if online is None else online.spent,
         "epochs": round(material.epochs, 3) if online is None else None,
         "groups": None if online is None else online.groups._asdict(),
+        "judging": None if judging is None else judging.summary(choice.step),
+        "peak_memory": peak_memory(),
         "usage": usage.as_json(),
         **seconds,
     }
+
+
+def _save(
+    recipe: Recipe,
+    training: TrainingState,
+    material: Material,
+    choice: Choice,
+    result: dict[str, Any],
+) -> None:
+    """Keep the chosen weights, the dropped rows and the result, which comes last."""
+    lines = [json.dumps(asdict(row)) + "\n" for row in material.dropped]
+    write_text(training.directory / "dropped.jsonl", "".join(lines))
+    kept = training.checkpoint(choice.step) if choice.step > BASE_STEP else None
+    keep(recipe, kept, training.model)
+    write_text(training.finished, json.dumps(result, indent=2) + "\n")
+    shutil.rmtree(training.checkpoints, ignore_errors=True)

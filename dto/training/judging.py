@@ -1,7 +1,12 @@
-"""How well does a model judge chains that were held out? Measured beside the dev problems.
+"""The model judges a chain: it reads question and chain, thinks, and picks A, B or C (2508.17803).
 
-What stands in `judging.jsonl`, a line for each checkpoint, is deterministic. Held out are the
-labelled chains of split `dev`: those of problems that nothing is trained on.
+A letter is read as the answer to any multiple-choice question is (`dto.grading`). No letter, or
+several, or one that is no option, is `unreadable`: a wrong pick that is counted apart. A response
+that ran out of tokens, or never closed its thinking, has no letter either.
+
+Judging of chains that were held out is measured beside the dev problems. What stands in
+`judging.jsonl`, a line for each checkpoint, is deterministic. Held out are the labelled chains of
+split `dev`: those of problems that nothing is trained on.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from accelerate import PartialState
 
 from dto.context import Context
+from dto.drqa.classes import LETTERS
 from dto.grading.compare import compare
 from dto.grading.extract import final_answer
 from dto.recipe import Recipe
@@ -32,8 +38,9 @@ from dto.usage import Usage
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-LETTERS = ("A", "B", "C")
+logger = logging.getLogger("dto.train")
 
+FILE = "judging.jsonl"
 Pick = Literal["correct", "wrong", "unreadable", "failed"]
 
 
@@ -99,11 +106,6 @@ def _pick(letter: str, label: str) -> Pick:
     if not letter:
         return "unreadable"
     return "correct" if letter == label else "wrong"
-
-
-logger = logging.getLogger("dto.train")
-
-FILE = "judging.jsonl"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from itertools import accumulate, groupby
 from math import ceil
 from typing import TYPE_CHECKING
 
+from dto.drqa.classes import LETTERS
 from dto.errors import DtoError
 from dto.prompts import render
 from dto.recipe import ModelSettings
@@ -259,7 +260,7 @@ def verdicts(
     tags = think_tags(tokenizer, model)
     found: list[Demonstration | Dropped] = []
     for row in rows:
-        verdict = row.options["ABC".index(row.label)]
+        verdict = row.options[LETTERS.index(row.label)]
         text = render("verdict", model.family, tags, verdict=verdict, letter=row.label)
         response = _response(row.prompt_ids, tags.encode(tokenizer, text), tokenizer, tags)
         found.append(_fitting(row.id, row.prompt_ids, response, context))

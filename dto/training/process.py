@@ -42,13 +42,11 @@ def guarded(work: Callable[[], object]) -> int:
         return 1
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        full = any(each in reason for each in DISK_ERRORS)
-        if not isinstance(error, OSError) and not full:
-            raise
-        print(
-            f"error: train: cannot write ({reason}); what was computed is kept, make room",
-            flush=True,
-        )
+        if not isinstance(error, OSError):
+            if all(part not in reason for part in DISK_ERRORS):
+                raise
+            reason = f"cannot write ({reason})"
+        print(f"error: train: {reason}; what was computed is kept, make room", flush=True)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -12,15 +12,16 @@ import pytest
 
 from dto.baselines.pairs import pairs_of_samples
 from dto.commands.plan import plan
-from dto.compare.compare import compare, prepare
+from dto.compare.compare import compare, prepare, set_aside
 from dto.compare.methods import BASE, find, grid, methods
 from dto.compare.report import report
 from dto.compare.tune import work
-from dto.errors import DtoError, RecipeError
+from dto.errors import DtoError, RecipeError, RunConflictError
 from dto.pipeline import needed, open_run, run_stages
 from dto.prompts import resource
 from dto.recipe import PairSettings, Recipe, load_recipe
 from dto.records import Problem
+from dto.runs.run import agree, refuse
 from dto.training.dev import DevScore
 from tests.compare.test_data import samples
 
@@ -196,6 +197,29 @@ def test_a_method_whose_data_takes_the_budget_is_named(tmp_path: Path) -> None:
         work(place, dev)
     with pytest.raises(DtoError, match="method base is not finished"):
         report([tmp_path / "run"])
+
+
+def test_a_changed_method_is_named_and_moved_aside_not_deleted(tmp_path: Path) -> None:
+    settings = {**TINY, "compare.methods": ["sft", "dpo"]}
+    run = open_run(tmp_path / "run", load_recipe(PIPELINES / "compare.yaml", settings))
+    run_stages(run, ("problems",))
+    recipes = methods(run.recipe)
+    sft, dpo = (prepare(run, name, recipes[name]) for name in ("sft", "dpo"))
+    point = sft / "grid" / "0" / "point.json"
+    point.parent.mkdir(parents=True)
+    point.write_text(json.dumps({"policy_tokens": 4321, "seconds": 7.0}))
+    set_aside(run, recipes, refuse)  # nothing has changed
+    changed = {**recipes, "sft": recipes["sft"].model_copy(update={"seed": 8})}
+    with pytest.raises(RunConflictError, match=r"compare/sft \(0 rows, 4,321 tokens, 7 s\)"):
+        set_aside(run, changed, refuse)
+    assert point.exists()
+    set_aside(run, changed, agree)
+    assert not sft.exists() and dpo.exists()
+    assert (run / ".aside" / "compare" / "sft" / "grid" / "0" / "point.json").exists()
+    assert prepare(run, "sft", changed["sft"]) == sft and sft.exists()
+    set_aside(run, recipes, agree)  # and back: the one aside is kept
+    assert {path.name for path in (run / ".aside" / "compare").iterdir()} == {"sft", "sft.2"}
+    run.close()
 
 
 def test_the_plan_names_the_methods() -> None:

@@ -14,6 +14,7 @@ from dto.recipe import Recipe
 from dto.records import BatchResponse, Span, Trajectory
 from dto.reporting.batch import batch_lines, batch_report, draw_batch
 from dto.runs import manifest
+from dto.runs.reader import RunReader
 
 PROBLEMS = [f"{place:016x}" for place in range(40)]
 RECIPE = Recipe.model_validate({"name": "toy", "batch": {"k": [2, 4]}})
@@ -66,7 +67,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_the_figures_are_those_of_the_tables(make_run):
-    found = batch_report(make_run(), RECIPE)
+    found = batch_report(RunReader(make_run(), RECIPE))
     assert found is not None and found.labels is None
     one, two, four = found.rows
     assert [(row.k, row.responses, row.more["requests"]) for row in found.rows] == [
@@ -87,7 +88,7 @@ def test_an_interval_is_as_wide_as_responses_make_it(make_run):
         twice = int(row.problem_ids[0], 16) // row.k % 2 == 0
         return replace(row, token_ids=(1,) * 480) if twice else row
 
-    found = batch_report(make_run(longer), RECIPE)
+    found = batch_report(RunReader(make_run(longer), RECIPE))
     assert found is not None
     four = found.rows[2]
     spread = four.tokens.high - four.tokens.low
@@ -96,7 +97,7 @@ def test_an_interval_is_as_wide_as_responses_make_it(make_run):
 
 
 def test_difficulty_makes_no_difference_where_there_is_none(make_run):
-    found = batch_report(make_run(), RECIPE)
+    found = batch_report(RunReader(make_run(), RECIPE))
     assert found is not None
     bins = {(row.bin, row.exit): row for row in found.difficulty}
     assert {bin for bin, _ in bins} == {"0 %", "100 %"}
@@ -111,7 +112,7 @@ def test_failed_requests_leave_the_figures_and_forbid_claims(make_run):
         first = row.problem_ids[0] == PROBLEMS[0]
         return replace(row, grades=("failed",) * row.k) if first else row
 
-    found = batch_report(make_run(fail, ("error", "left_over")), RECIPE)
+    found = batch_report(RunReader(make_run(fail, ("error", "left_over")), RECIPE))
     assert found is not None
     _, two, four = found.rows
     assert (two.responses, two.failed, four.responses, four.failed) == (38, 4, 36, 4)
@@ -119,7 +120,7 @@ def test_failed_requests_leave_the_figures_and_forbid_claims(make_run):
 
 
 def test_text_and_picture(make_run, tmp_path):
-    found = batch_report(make_run(), RECIPE)
+    found = batch_report(RunReader(make_run(), RECIPE))
     assert found is not None
     text = "\n".join(batch_lines(found))
     assert "k = 4: 1 no_answer" in text and "-50.0" in text
@@ -131,4 +132,4 @@ def test_text_and_picture(make_run, tmp_path):
 
 
 def test_without_batch_prompts_there_is_nothing(make_run):
-    assert batch_report(make_run(), Recipe(name="toy")) is None
+    assert batch_report(RunReader(make_run(), Recipe(name="toy"))) is None

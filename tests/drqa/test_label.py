@@ -3,9 +3,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any, cast
 
 import pytest
 
+from dto.context import Context, without_engine
 from dto.drqa.classes import WORDINGS, balance, rank, split_of, verdicts
 from dto.drqa.label import labels
 from dto.errors import DtoError
@@ -22,6 +24,10 @@ def chain(
         Chain.make_id(problem, origin, k, sample), problem, origin, k, sample, 1, "source",
         Span(0, tokens), "3 + 4 = 7.", tokens, tokens, "7", grade,
     )  # fmt: skip
+
+
+def context(tokenizer: Any, recipe: Recipe) -> Context:
+    return without_engine(recipe, cast(Any, None), tokenizer)
 
 
 VANILLA = [chain(sample=0, tokens=100), chain(sample=1, tokens=60)]
@@ -145,7 +151,7 @@ def test_the_letter_is_that_of_the_wording(tokenizer, family):
     surplus = 0
     for rows in groups:
         problem = Problem(rows[0].problem_id, "toy", "train", "3 + 4?", "7")
-        for row in labels(problem, rows, kept, tokenizer, recipe):
+        for row in labels(problem, rows, kept, context(tokenizer, recipe)):
             if isinstance(row, Dropped):
                 assert row.reason == "surplus"
                 surplus += 1
@@ -161,7 +167,7 @@ def test_the_letter_is_that_of_the_wording(tokenizer, family):
     assert {row.options for row in found} == {row.options for row in found if row.label == "B"}
     assert len({row.options for row in found}) == 6
     again = labels(Problem(groups[0][0].problem_id, "toy", "train", "3 + 4?", "7"), groups[0], kept,
-                  tokenizer, recipe)  # fmt: skip
+                  context(tokenizer, recipe))  # fmt: skip
     assert [row for row in again if isinstance(row, LabelledChain)] == [
         row for row in found if row.problem_id == groups[0][0].problem_id
     ]
@@ -184,8 +190,7 @@ def test_letters_can_mean_the_same_in_every_row(tokenizer) -> None:
             Problem(rows[0].problem_id, "toy", "train", "3 + 4?", "7"),
             rows,
             kept,
-            tokenizer,
-            recipe,
+            context(tokenizer, recipe),
         )
         if isinstance(row, LabelledChain)
     }
@@ -208,7 +213,7 @@ def test_a_judge_need_not_think(tokenizer) -> None:
         groups = by_problem(many(4))
         kept = balance(groups, recipe.label, recipe.seed)
         problem = Problem(groups[0][0].problem_id, "toy", "train", "3 + 4?", "7")
-        rows = labels(problem, groups[0], kept, tokenizer, recipe)
+        rows = labels(problem, groups[0], kept, context(tokenizer, recipe))
         made[thinking] = [row for row in rows if isinstance(row, LabelledChain)]
     assert made[True]
     for row, closed in zip(made[True], made[False], strict=True):

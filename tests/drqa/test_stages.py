@@ -210,13 +210,13 @@ def test_the_report_has_the_figure(run):
     assert [row["k"] for row in found["rows"]] == [1, 2, 5]
     alone, two, five = found["rows"]
     samples = pl.read_parquet(run / "sample" / "rows.parquet")
-    assert alone["tokens"] == pytest.approx(samples["token_ids"].list.len().mean())
+    assert alone["tokens"]["value"] == pytest.approx(samples["token_ids"].list.len().mean())
     together = pl.read_parquet(run / "batch" / "rows.parquet").filter(k=2)
-    assert two["tokens"] == pytest.approx(together["token_ids"].list.len().mean() / 2)
+    assert two["tokens"]["value"] == pytest.approx(together["token_ids"].list.len().mean() / 2)
     right = [grade == "correct" for grades in together["grades"] for grade in grades]
-    assert two["accuracy"] == pytest.approx(sum(right) / len(right))
-    assert five["ratio"] < 1 and alone["ratio"] is None
-    assert (five["answers"], five["responses"]) == (20, 4)
+    assert two["accuracy"]["value"] == pytest.approx(sum(right) / len(right))
+    assert five["ratio"]["value"] < 1 and alone["ratio"] is None
+    assert (five["responses"], five["more"]["requests"]) == (20, 4)
     assert found["labels"]["counts"]["train"]["concise"] > 0
     assert (run / "report" / "batch.png").stat().st_size > 1000
 
@@ -242,7 +242,7 @@ def test_the_page_has_figure_labels_and_probe(run):
     assert "<svg" in section and 'id="batch-' in section
     found = json.loads((run / "report" / "report.json").read_text("utf-8"))["batch"]
     for row in found["rows"]:
-        assert f"<td>{row['answers']}</td>" in section
+        assert f"<td>{row['responses']}</td>" in section
     concise = found["labels"]["counts"]["train"]["concise"]
     assert f"<td>{concise}</td>" in section
     assert "without length" in section and "length alone" in section

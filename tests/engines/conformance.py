@@ -20,7 +20,7 @@ import torch
 
 from dto.context import Context
 from dto.engines import open_engine
-from dto.engines.shape import shape_of_model
+from dto.engines.models import shape_of_model
 from dto.errors import EngineError
 from dto.grading import Grader
 from dto.nano.corpus import chain_problems

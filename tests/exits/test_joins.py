@@ -16,17 +16,17 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.nano.thinking import OVERTHINKING, think
 from dto.exits.monitor import Monitor, cue_at_end
 from dto.exits.path import Path
-from dto.joins import join
 from dto.nano.corpus import chains
-from dto.nano.thinking import OVERTHINKING, think
 from dto.prompts import render
 from dto.protocols import Sampling
 from dto.recipe import (
     ExitSettings,
 )
 from dto.rollouts import answer_inducer, merges_brace
+from dto.text import join
 from tests.exits.conftest import Writer
 from tests.exits.speaking import ALL, NANO, context, decode, encode, tokenizer
 from tests.vocabularies import NAMES, R1, vocabulary

@@ -91,7 +91,7 @@ def test_a_card_speaks_of_what_is_there(run: Run, hub: Hub) -> None:
     assert 'evaluation = load_dataset("somebody/small")  # or' in text
     assert '"problems")' in text and "lengths.png" not in text and "## Lengths" not in text
     assert "preference pairs" not in text and "I suddenly got" not in text
-    assert "trial answer inside" in text
+    assert "evaluate: The trial answer inducer of 2504.15895, inside the open thinking" in text
     text = publish(run, NAME, only=("exits",), dry_run=True).card
     assert 'exits = load_dataset("somebody/small")\n' in text and "I suddenly got" in text
 

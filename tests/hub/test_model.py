@@ -43,12 +43,12 @@ def test_weights_card_and_results_are_one_commit(run: Run, hub: Hub, tmp_path: P
             if f"exit {row['exit']}," in each.metric_name
         }
         expected = {
-            "accuracy": round(100 * row["accuracy"], 2),
-            "tokens": round(row["tokens_mean"], 1),
+            "accuracy": round(100 * row["accuracy"]["value"], 2),
+            "tokens": round(row["tokens"]["value"], 1),
         }
         assert found == expected
-        asked = f"{row['problems']} × {row['samples']}"
-        figures = f"| {asked} | {100 * row['accuracy']:.1f} ("
+        asked = f"{row['problems']} × {row['more']['samples']}"
+        figures = f"| {asked} | {100 * row['accuracy']['value']:.1f} ("
         assert f"| chains | trained | {row['exit']} {figures}" in done.card
     data = ModelCard(done.card).data.to_dict()
     assert data["datasets"] == [NAME] and data["library_name"] == "transformers"

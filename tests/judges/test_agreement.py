@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dto import tables
 from dto.records import OptimizedTrajectory, Span, Verdict, VerdictKind
 from dto.reporting.funnel import agreement, funnel, funnel_lines, verdicts
+from dto.runs.reader import RunReader
 from dto.statistics import cohen_kappa
 
 RATINGS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1)
@@ -124,7 +125,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_only_patterns_that_both_judged_are_compared(run: Path) -> None:
-    found = agreement(run)
+    found = agreement(RunReader(run))
     assert found is not None
     assert (found["patterns"], found["trajectories"]) == (27, 9)
     assert found["rate"].value == pytest.approx(2 / 3)
@@ -133,14 +134,14 @@ def test_only_patterns_that_both_judged_are_compared(run: Path) -> None:
     assert found["table"] == {
         "keep": {"keep": 9}, "redundant": {"harmful": 9}, "meaningless": {"keep": 9},
     }  # fmt: skip
-    assert verdicts(run) == {
+    assert verdicts(RunReader(run)) == {
         "verdicts": {"keep": 20, "redundant": 20, "meaningless": 20, "unjudged": 20},
         "prunes": {"verified": 20, "restored": 20},
     }
 
 
 def test_the_report_shows_rate_kappa_and_table(run: Path) -> None:
-    lines = funnel_lines(funnel(run), None)
+    lines = funnel_lines(funnel(RunReader(run)), None)
     text = "\n".join(lines)
     assert "20 keep, 20 redundant, 20 meaningless, 20 unjudged" in text
     assert "20 verified, 20 restored" in text and max(map(len, lines)) <= 100
@@ -151,11 +152,11 @@ def test_the_report_shows_rate_kappa_and_table(run: Path) -> None:
 
 
 def test_nothing_to_compare_is_not_shown(tmp_path: Path) -> None:
-    assert agreement(tmp_path) is None and verdicts(tmp_path) == {}
+    assert agreement(RunReader(tmp_path)) is None and verdicts(RunReader(tmp_path)) == {}
     (tmp_path / "prune").mkdir()
     rows = [optimized(0, {1: ("keep", False)}, {})]
     tables.write(tmp_path / "prune" / "rows.parquet", OptimizedTrajectory, rows)
-    assert agreement(tmp_path) is None and verdicts(tmp_path) == {
+    assert agreement(RunReader(tmp_path)) is None and verdicts(RunReader(tmp_path)) == {
         "verdicts": {"keep": 1},
         "prunes": {},
     }

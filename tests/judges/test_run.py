@@ -129,7 +129,7 @@ def test_a_run_counts_the_judge_apart_and_reports_its_agreement(
         if llm.segment == rollouts.segment and llm.verdict != "unjudged"
     ]
     assert found["patterns"] == len(both)
-    assert found["rate"] == pytest.approx(sum(a == b for a, b in both) / len(both))
+    assert found["rate"]["value"] == pytest.approx(sum(a == b for a, b in both) / len(both))
     assert {row: sum(counts.values()) for row, counts in found["table"].items()} == {
         "keep": sum(not a for a, _ in both),
         "redundant": sum(a for a, _ in both),

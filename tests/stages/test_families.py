@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any, cast
 
-from dto.context import Context
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from dto.context import Context, without_engine
 from dto.drqa.batch import batch
 from dto.drqa.label import _labelled
 from dto.grading import Grader
@@ -62,6 +65,10 @@ async def test_a_version_is_closed_by_the_models_own_tokens(name: str) -> None:
         assert sampling.written == len(tags.encode(tokenizer, said))
 
 
+def bare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Context:
+    return without_engine(recipe, cast(Any, None), tokenizer)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_judge_that_does_not_think_and_a_verdict_that_is_imitated(name: str) -> None:
     recipe = Recipe.model_validate(
@@ -69,12 +76,12 @@ def test_a_judge_that_does_not_think_and_a_verdict_that_is_imitated(name: str) -
     )
     tokenizer = tokenizer_of(name)
     tags = think_tags(tokenizer, recipe.model)
-    quiet = _labelled(PROBLEM, CHAIN, "concise", "train", tokenizer, recipe)
+    quiet = _labelled(PROBLEM, CHAIN, "concise", "train", bare(recipe, tokenizer))
     asked, _, end = quiet.prompt.partition("boxed{}.")
     assert end.count(tags.close) == 1 and end.rstrip().endswith(tags.close), asked
     settings = recipe.label.model_copy(update={"thinking": True})
     recipe = recipe.model_copy(update={"label": settings})
-    row = _labelled(PROBLEM, CHAIN, "concise", "train", tokenizer, recipe)
+    row = _labelled(PROBLEM, CHAIN, "concise", "train", bare(recipe, tokenizer))
     [made] = verdicts([row], recipe.model, tokenizer, 10_000)
     assert not isinstance(made, Dropped)
     reading = read_response(tokenizer, made.prompt_ids, made.response_ids, tags)

@@ -10,7 +10,7 @@ import torch
 import yaml
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
-from dto.nano.train import train_tokenizer
+from benchmarks.nano.train import train_tokenizer
 from dto.recipe import Recipe, load_recipe
 from dto.records import (
     OptimizedTrajectory,

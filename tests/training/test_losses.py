@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedTokenizerBase
 
-from dto.engines.shape import shape_of_model
+from dto.engines.models import shape_of_model
 from dto.recipe import Recipe
 from dto.records import Problem, Trajectory
 from dto.runs.reader import RunReader

@@ -15,12 +15,14 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from dto.errors import DtoError
 from dto.records import PreferencePair
 from dto.tables import write
 from dto.training.fit import fit
+from dto.training.process import guarded
 from dto.training.train import train
 from tests.training.conftest import RunFolder, make_run
 
@@ -163,3 +165,33 @@ def test_a_full_disk_is_one_line_and_costs_nothing(run: RunFolder, limit: int) -
     assert "Traceback" not in child.stderr
     assert len((run.path / "train" / "history.jsonl").read_text().splitlines()) == 1
     assert train(run.path, run.recipe)["steps"] > 0
+
+
+ROOM = "what was computed is kept, make room"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (DtoError("pair x: gone"), 1, "error: pair x: gone"),
+        (OSError(28, "No space left on device"), 1, f"on device; {ROOM}"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), 1, f"28)); {ROOM}"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos"), 1, ROOM),
+        (KeyboardInterrupt(), 130, ""),
+        (RuntimeError("CUDA error: out of memory"), None, ""),
+        (SafetensorError("Error while deserializing header: HeaderTooLarge"), None, ""),
+    ],
+)
+def test_only_errors_that_a_user_can_act_on_are_one_line(
+    error: BaseException, code: int | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        raise error
+
+    if code is None:
+        with pytest.raises(type(error)):
+            guarded(work)
+        return
+    assert guarded(work) == code
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == bool(said) and all(line.endswith(said) for line in lines)

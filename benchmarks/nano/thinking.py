@@ -132,8 +132,9 @@ def wrong_digit(right: int, random: Random) -> int:
     return (right + random.choice((-2, -1, 1, 2))) % 10
 
 
-def _fact(value: int, step: Step, result: int, verb: str) -> str:
-    return f"{value} {WORDS[step.operation]} {step.operand} {verb} {result}"
+def fact(value: int, step: Step, result: int, verb: str = "ends in") -> str:
+    """A step as a sentence."""
+    return f"{value} {WORDS[step.operation]} {step.operand} {verb} {result}."
 
 
 def verb_of(random: Random) -> str:
@@ -169,8 +170,7 @@ def _compute(
         values[index + 1] = result
         if index == pause and pause:
             thinking.paragraph()
-        fact = f"{value} {WORDS[step.operation]} {step.operand} {verb} {result}."
-        thinking.say(fact, result, chain.steps[index + 1 :])
+        thinking.say(fact(value, step, result, verb), result, chain.steps[index + 1 :])
 
 
 def first_pass(

@@ -2,7 +2,7 @@
 
 Nothing is accepted by what an exit or a training makes of it.
 
-python -m benchmarks.nano [nano|nano-control|FOLDER] [problems]
+python -m benchmarks.nano.measure [nano|nano-control|FOLDER] [problems]
 """
 
 from __future__ import annotations

@@ -14,8 +14,7 @@ from random import Random
 
 from transformers import PreTrainedTokenizerBase
 
-from dto.nano.corpus import STEPS, WORDS, Chain, Step, chains
-from dto.nano.thinking import (
+from benchmarks.nano.thinking import (
     CONTROL,
     EXACT,
     OVERTHINKING,
@@ -24,10 +23,12 @@ from dto.nano.thinking import (
     Habits,
     Mark,
     Thinking,
+    fact,
     think,
     think_together,
     verb_of,
 )
+from dto.nano.corpus import STEPS, WORDS, Chain, Step, chains
 from dto.prompts import render
 from dto.records import Split
 
@@ -194,8 +195,7 @@ class ExampleWriter:
         solution = Thinking()
         for value, step in zip(chain.values, chain.steps, strict=False):
             result = step.apply(value)
-            fact = f"{value} {WORDS[step.operation]} {step.operand} ends in {result}."
-            solution.say(fact, result)
+            solution.say(fact(value, step, result), result)
         solution.conclude(chain.answer)
         solution.paragraph()
         solution.say(f"The reasoning ends with {given.conclusions[-1]}.", chain.answer)

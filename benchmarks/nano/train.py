@@ -20,8 +20,8 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
+from benchmarks.nano.examples import ANSWER, CLOSE, INDUCERS, SYSTEM, Example, ExampleWriter
 from dto.nano.corpus import MAX_STEPS
-from dto.nano.examples import ANSWER, CLOSE, INDUCERS, SYSTEM, Example, ExampleWriter
 from dto.prompts import render
 from dto.seeds import derive
 
