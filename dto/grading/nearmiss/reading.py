@@ -318,7 +318,7 @@ class _Reader:
         if period:
             digits = re.sub(r"\D", "", period)
             repeated = Fraction(int(digits), 10 ** len(digits) - 1)
-            return Fraction(plain.rstrip(".") or 0) + repeated / 10 ** len(behind)
+            return Fraction(plain.rstrip(".") or 0) + repeated * Fraction(1, 10 ** len(behind))
         if not self._skip("_"):
             return Fraction(plain)
         braced = self._skip("{")
