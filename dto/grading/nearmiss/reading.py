@@ -26,6 +26,7 @@ from dto.grading.nearmiss.values import (
     Scalar,
     UnreadableError,
     Value,
+    absolute,
     at_each,
     at_points,
     binomial,
@@ -283,7 +284,7 @@ class _Reader:
         if text == "|":
             value = self._sum()
             self._take("|")
-            return Value("number", tuple(map(abs, value.number)))
+            return Value("number", tuple(map(absolute, value.number)))
         if text == r"\frac":
             return both(truediv, self._part(), self._part())
         if text == r"\binom":
@@ -317,7 +318,7 @@ class _Reader:
         if period:
             digits = re.sub(r"\D", "", period)
             repeated = Fraction(int(digits), 10 ** len(digits) - 1)
-            return Fraction(plain.rstrip(".") or 0) + repeated / 10 ** len(behind)
+            return Fraction(plain.rstrip(".") or 0) + repeated * Fraction(1, 10 ** len(behind))
         if not self._skip("_"):
             return Fraction(plain)
         braced = self._skip("{")
@@ -326,7 +327,10 @@ class _Reader:
             self._take("}")
         places = range(len(whole) - 1, -len(behind) - 1, -1)
         placed = zip(whole + behind, places, strict=True)
-        return sum((int(digit) * raised(base, Fraction(at)) for digit, at in placed), Fraction(0))
+        total: Scalar = Fraction(0)
+        for digit, at in placed:
+            total = total + int(digit) * raised(base, Fraction(at))
+        return total
 
     def _bracketed(self, opening: str) -> Value:
         ends = OPENING[opening]

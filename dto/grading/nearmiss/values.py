@@ -134,6 +134,11 @@ def whole(value: Scalar) -> int:
     return int(value)
 
 
+def absolute(value: Scalar) -> Scalar:
+    """The size of a number."""
+    return abs(value) if isinstance(value, Fraction) else complex(abs(value))
+
+
 def binomial(above: Scalar, below: Scalar) -> Scalar:
     """Of small whole numbers; raises UnreadableError for others."""
     return Fraction(math.comb(whole(above), whole(below)))
