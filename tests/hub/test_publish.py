@@ -9,11 +9,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
+from filelock import FileLock
 
 from dto import tables
 from dto.errors import DtoError
 from dto.hub.publish import publish
-from dto.pipeline import open_run
 from dto.records import OptimizedTrajectory, PreferencePair, Trajectory, Verdict
 from dto.runs import manifest
 from dto.runs.run import Run
@@ -249,7 +249,7 @@ def leaky(run_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     tables.write(path, EvaluationRow, sorted(rows, key=lambda row: row.id))
     from dto.recipe import load_recipe
 
-    return open_run(run_path, load_recipe(run_path / "recipe.yaml"))
+    return Run(run_path, load_recipe(run_path / "recipe.yaml"), FileLock(run_path / ".lock"))
 
 
 def row_of(row: object) -> dict[str, object]:
