@@ -17,6 +17,7 @@ from dto.hub.publish import publish
 from dto.hub.upload import Uploaded
 from dto.pipeline import needed, open_run, run_stages
 from dto.recipe import load_recipe
+from dto.reporting.write import report
 from dto.runs.run import Run, agree
 from tests.hub.server import WRITER, Hub, serving
 
@@ -44,6 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = open_run(place, load_recipe(ROOT / "pipelines" / "quickstart.yaml", dict(SMALL)))
     try:
         run_stages(run, needed(run.recipe))
+        report(place)
     finally:
         run.close()
     return place

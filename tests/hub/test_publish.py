@@ -13,6 +13,7 @@ import yaml
 from dto import tables
 from dto.errors import DtoError
 from dto.hub.publish import publish
+from dto.pipeline import open_run
 from dto.records import OptimizedTrajectory, PreferencePair, Trajectory, Verdict
 from dto.runs import manifest
 from dto.runs.run import Run, agree

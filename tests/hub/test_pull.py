@@ -12,7 +12,7 @@ import yaml
 from dto.errors import DtoError, RunConflictError
 from dto.hub.publish import publish
 from dto.hub.pull import find, pull
-from dto.pipeline import needed, open_run, run_stages, stage_of
+from dto.pipeline import STAGES, needed, open_run, run_stages, stage_of
 from dto.recipe import load_recipe
 from dto.reporting.report import measure
 from dto.runs import manifest
@@ -142,8 +142,8 @@ def test_what_named_local_paths_still_holds(
     back = open_run(OUT, load_recipe(OUT / "recipe.yaml"))
     try:
         assert back.recipe.model.name == "mine"
-        for stage in (*TABLES, "train"):
-            assert back.finished(stage, back.config(stage)), stage
+        for stage in [STAGES[name] for name in (*TABLES, "train")]:
+            assert back.finished(stage, back.config(stage)), stage.name
     finally:
         back.close()
 

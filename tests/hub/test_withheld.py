@@ -152,7 +152,7 @@ def test_test_sets_stay_where_they_are(run: Run, hub: Hub) -> None:
     assert json.loads(published(hub)["run.json"])["withheld"] == ["test"]
     pull(NAME, OUT)
     reports = [report(each).as_json() for each in (OUT, run.path)]
-    for part in ("rows", "comparisons", "averages"):
+    for part in ("rows", "averages"):
         assert reports[0][part] == reports[1][part]
     shown = List("Evaluation", "questions", 0)
     for each in RunTables(OUT).answers():
