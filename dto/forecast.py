@@ -38,11 +38,9 @@ from dto.pipeline import STAGES, needed, open_run, run_stages
 from dto.recipe import Recipe
 from dto.records import Problem
 from dto.reporting.cost import BACKWARD
-from dto.reporting.table import Table
-from dto.runs import manifest
+from dto.reporting.table import Table, write_json
 from dto.runs.reader import RunReader
 from dto.runs.run import Run
-from dto.sequential import SequentialTest
 from dto.statistics import widening
 from dto.usage import attention_flops
 
@@ -219,7 +217,7 @@ def run_pilot(
         result = forecast(run, recipe, actual)
     finally:
         run.close()
-    manifest.write_json(run / "forecast.json", result)
+    write_json(run / "forecast.json", result)
     return result
 
 
@@ -394,7 +392,7 @@ def usage(run: RunReader, stage: str) -> pl.DataFrame:
             "model": parts.list.head(parts.list.len() - 2).list.join("/"),
         }
     prefix = (pl.col("cached") / pl.col("requests")).fill_nan(0).round()
-    calls = pl.col("requests") / _width(run.recipe, stage)
+    calls = pl.col("requests") / STAGES[stage].width(run.recipe)
     return pl.read_parquet(run / stage / "usage.parquet").select(
         tokens="generated",
         flops="attention_flops",
@@ -439,18 +437,3 @@ def _shortened(run: RunReader) -> float:
         int(frame.sum().collect(engine="streaming").item()) for frame in (lengths, shorter)
     )
     return min(1.0, (total - saved) / total) if total else 1.0
-
-
-def _width(recipe: Recipe, stage: str) -> int:
-    """Requests that a call of a stage makes at a time."""
-    settings = recipe.estimate
-    if stage == "estimate" and settings.method == "sequential":
-        test = SequentialTest(settings.threshold, settings.margin, settings.error, settings.cap)
-        return test.rounds_to_decision(0, 0)
-    return {
-        "sample": recipe.sample.samples,
-        "estimate": settings.rollouts,
-        "optimize": recipe.optimize.finalizations,
-        "prune": recipe.prune.rollouts,
-        "evaluate": 1,
-    }[stage]

@@ -23,7 +23,7 @@ from dto.recipe import ExitSettings, Recipe
 from dto.reporting.evaluation import MAX_FAILED
 from dto.reporting.pictures import COLOURS, INK, error_bars, plain, reliability_diagram
 from dto.reporting.positions import Reliability, least_off
-from dto.reporting.table import Table
+from dto.reporting.table import Table, write_json
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 from dto.runs.run import settings_of
@@ -116,7 +116,7 @@ def calibrate(run_directory: Path) -> Calibration:
     with disk_errors(directory):
         directory.mkdir(exist_ok=True)
         manifest.write_text(directory / "policy.yaml", policy_text(result, recipe))
-        manifest.write_json(directory / "calibration.json", result.as_json())
+        write_json(directory / "calibration.json", result.as_json())
     draw(
         directory / "calibration.png",
         str(result).splitlines()[0],
@@ -277,7 +277,7 @@ def replay(run_directory: Path, recipe: Recipe) -> Curve:
     directory = run_directory / "replay"
     with disk_errors(directory):
         directory.mkdir(exist_ok=True)
-        manifest.write_json(directory / "replay.json", result.as_json())
+        write_json(directory / "replay.json", result.as_json())
     title = str(result).splitlines()[0]
     draw(directory / "replay.png", title, result.points, None, least_off(result.reliability))
     return result

@@ -20,7 +20,7 @@ FOLDER = "baselines"
 FILES = (".yaml", ".yml")
 BASE = "base"
 """The model as it is: not tuned, and in every comparison."""
-OWN = ("optimize", "prune", "pair", "label", "train")
+OWN = tuple(name for name, stage in STAGES.items() if stage.of_method)
 """Groups of settings of which a method's recipe may set some; stages without any are shared."""
 
 Change = dict[str, Any]

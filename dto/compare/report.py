@@ -32,7 +32,7 @@ from dto.reporting.evaluation import MAX_FAILED
 from dto.reporting.page import Section, drawn, render_page
 from dto.reporting.pictures import COLOURS, INK, MARKERS, error_bars, legend, plain, save
 from dto.reporting.sections import reproduce_section
-from dto.reporting.table import Cell, Table
+from dto.reporting.table import Cell, Table, write_json
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 from dto.statistics import Difference, Estimate
@@ -405,7 +405,7 @@ def _picked(grid: Mapping[str, Any]) -> str:
 
 
 def _write(directory: Path, result: Comparison, methods: Mapping[str, _Method]) -> None:
-    manifest.write_json(directory / "compare.json", result)
+    write_json(directory / "compare.json", result)
     _tables(directory / "methods", [_flat(row) for row in result.rows])
     points = [
         {

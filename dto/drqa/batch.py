@@ -208,4 +208,5 @@ STAGE = Stage(
     work=batch,
     total=_total,
     card=Card(7, "batch_responses", "train", "responses to several numbered questions, grades"),
+    paper="2508.17803",
 )

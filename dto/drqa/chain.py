@@ -186,4 +186,5 @@ STAGE = Stage(
     needs="tokenizer",
     window=8,
     card=Card(8, "chains", "train", "the reasoning about one question, asked alone or together"),
+    paper="2508.17803",
 )

@@ -144,4 +144,6 @@ STAGE = Stage(
     renders=True,
     window=8,
     card=Card(1, "labels", "", "chains with the question about each, and the letter that is right"),
+    paper="2508.17803",
+    of_method=True,
 )

@@ -1,9 +1,8 @@
 """Early exit is a policy over a stream: when to stop thinking, and what happens then.
 
-Each policy is a module with one function of its name: DEER (2504.15895) and the static exits of its
-pilot study are here, those of other papers in `dto.policies`. `none` lets the model go on to its
-own end. Those that ask for trial answers at reasoning transitions share one loop
-(`dto.exits.loop`).
+Each policy is a module with one function of its name: DEER (2504.15895) is here, others are in
+`dto.policies`. `none` lets the model go on to its own end. Those that ask for trial answers at
+reasoning transitions share one loop (`dto.exits.loop`).
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from dto.protocols import Engine, Sampling
 from dto.recipe import ExitSettings
 from dto.records import Problem
 
-_HERE = ("deer", "static")
 __all__ = ["ExitedResponse", "answer", "check"]
 
 
@@ -59,7 +57,7 @@ def _module(settings: ExitSettings) -> ModuleType:
     """The module of a policy. DEER as it was published is one of its own."""
     published = settings.policy == "deer" and settings.mode == "compat"
     name = "compat" if published else settings.policy
-    return import_module(f"dto.{'exits' if name in _HERE else 'policies'}.{name}")
+    return import_module(f"dto.{'exits' if name == 'deer' else 'policies'}.{name}")
 
 
 def check(settings: ExitSettings, engine: Engine) -> None:

@@ -190,9 +190,9 @@ def changed_settings(recipe: Recipe) -> str:
 def cited(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str, str]]:
     """(arXiv id, short name, what of it) of the methods that a run made use of."""
     judged = "train" in stages and recipe.train.method in ("drqa", "cft", "sft_batch")
-    together = judged or not {"batch", "chain", "label"}.isdisjoint(stages)
-    cut = {"segment", "estimate", "optimize", "prune", "pair"} & set(stages)
-    used = ["2505.21765"] if cut or not together else []
+    papers = {STAGES[name].paper for name in stages}
+    together = judged or "2508.17803" in papers
+    used = ["2505.21765"] if "2505.21765" in papers or not together else []
     used += ["2508.17803"] if together else []
     if any(exit.policy == "deer" for exit in recipe.evaluate.exits) and "evaluate" in stages:
         used.append("2504.15895")

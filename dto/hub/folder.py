@@ -77,7 +77,7 @@ def follows(path: str) -> bool:
 
 _KEPT = (
     "stage", "digest", "config", "content", "rows", "groups", "dropped", "usage", "judge_usage",
-    "seconds", "fed_seconds", "peak_memory", "git", "kept_step", "reason", "steps", "collapsed",
+    "seconds", "peak_memory", "git", "kept_step", "reason", "steps", "collapsed",
     "tokens_trained", "attention_flops_trained", "model_flops_trained", "policy_tokens", "epochs",
     "train_seconds", "dev_seconds",
 )  # fmt: skip

@@ -23,8 +23,7 @@ import polars as pl
 
 from dto import statistics
 from dto.errors import DtoError
-from dto.reporting.table import Table
-from dto.runs import manifest
+from dto.reporting.table import Table, write_json
 from dto.runs.reader import RunReader
 from dto.statistics import Estimate
 from dto.usage import ModelShape, attention_flops
@@ -139,7 +138,7 @@ def study(directory: Path) -> PilotStudy:
         static=tuple(_static(run, graded)),
         savings=_savings(run, graded),
     )
-    manifest.write_json(run / "pilot" / "pilot.json", result)
+    write_json(run / "pilot" / "pilot.json", result)
     return result
 
 

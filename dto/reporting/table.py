@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,24 @@ from markupsafe import Markup
 from dto.reporting.evaluation import MAX_FAILED, Figures
 from dto.runs.manifest import write_text
 from dto.statistics import NOTHING, Estimate, shown
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write dataclasses, dicts and lists as strict JSON: a figure without value is null."""
+    text = json.dumps(without_nan(data), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def without_nan(data: Any) -> Any:
+    """The same data as dicts and lists, with None for every float that is not finite."""
+    if is_dataclass(data) and not isinstance(data, type):
+        data = asdict(data)
+    if isinstance(data, Mapping):
+        return {key: without_nan(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [without_nan(value) for value in data]
+    return None if isinstance(data, float) and not isfinite(data) else data
+
 
 R = TypeVar("R")
 Cell = str | int | float | Estimate | None

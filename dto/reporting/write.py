@@ -10,7 +10,7 @@ from dto.reporting.batch import draw_batch
 from dto.reporting.pictures import draw
 from dto.reporting.report import Report, measure
 from dto.reporting.sections import run_page
-from dto.reporting.table import write_tables
+from dto.reporting.table import write_json, write_tables
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 
@@ -29,7 +29,7 @@ def report(run_directory: Path | str) -> Report:
     result = measure(run.path)
     directory = run / "report"
     directory.mkdir(exist_ok=True)
-    manifest.write_json(directory / "report.json", result.as_json())
+    write_json(directory / "report.json", result.as_json())
     draw_report(result, directory)
     if result.batch is not None:
         draw_batch(result.batch, directory, run.recipe.name)

@@ -11,10 +11,8 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from math import isfinite
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from typing import Any
@@ -103,23 +101,6 @@ def write_text(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write dataclasses, dicts and lists as strict JSON: a figure without value is null."""
-    text = json.dumps(without_nan(data), indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
-
-
-def without_nan(data: Any) -> Any:
-    """The same data as dicts and lists, with None for every float that is not finite."""
-    if is_dataclass(data) and not isinstance(data, type):
-        data = asdict(data)
-    if isinstance(data, Mapping):
-        return {key: without_nan(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [without_nan(value) for value in data]
-    return None if isinstance(data, float) and not isfinite(data) else data
 
 
 def provenance() -> dict[str, Any]:

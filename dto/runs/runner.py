@@ -51,7 +51,6 @@ class Runner:
         self.config = dict(config)
         self._in_vain = 0  # groups in a row
         self._unjudged = 0  # groups in a row, of those that asked a judge
-        self._fed = 0.0  # seconds within `feed`
         self._failure = ""
 
     @property
@@ -81,7 +80,7 @@ class Runner:
         """
         from tqdm import tqdm  # reads TQDM_DISABLE, which the command line sets, when imported
 
-        journal, loop, begun = self._journal, asyncio.get_running_loop(), time.monotonic()
+        journal, loop = self._journal, asyncio.get_running_loop()
         slots = asyncio.Semaphore(window)
         with (
             ThreadPoolExecutor(1, "dto-reader") as reader,
@@ -111,7 +110,6 @@ class Runner:
                             tasks.create_task(one(group))
             except BaseExceptionGroup as errors:
                 raise _first(errors) from None
-        self._fed += time.monotonic() - begun
 
     def owes(self, groups: Iterator[Group]) -> bool:
         """Whether any of the groups is not done yet."""
@@ -190,7 +188,6 @@ class Runner:
                 usage=total.as_json(),
                 **({"judge_usage": judge.as_json()} if judge.requests else {}),
                 seconds=self._journal.total_seconds(),
-                fed_seconds=self._fed,  # of this session: the rest is starting and writing
             )
             manifest.write(directory, done)
         return done

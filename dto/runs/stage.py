@@ -144,6 +144,12 @@ class Stage:
     step: bool = True
     """Whether `dto run` goes through it and it has a command of its own."""
     card: Card | None = None
+    paper: str = ""
+    """The arXiv id of the paper whose step it is."""
+    width: Callable[[Recipe], int] = lambda recipe: 1
+    """How many requests it makes together for one row."""
+    of_method: bool = False
+    """Whether a method of a comparison may have settings of its own for it."""
 
     def decided_by_model(self, recipe: Recipe) -> bool:
         """Whether the model's settings and weights decide its rows."""

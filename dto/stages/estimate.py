@@ -122,6 +122,14 @@ def _amount(recipe: Recipe) -> str:
     return f"at most {rollouts} rollouts at a boundary"
 
 
+def _width(recipe: Recipe) -> int:
+    settings = recipe.estimate
+    if settings.method == "fixed":
+        return settings.rollouts
+    test = SequentialTest(settings.threshold, settings.margin, settings.error, settings.cap)
+    return test.rounds_to_decision(0, 0)
+
+
 STAGE = Stage(
     name="estimate",
     about="Estimate p(correct) when leaving at each boundary.",
@@ -133,4 +141,6 @@ STAGE = Stage(
     work=estimate,
     total=lambda run: run.count("sample"),
     card=Card(4, "exits", "train", "how likely an answer given there is right, with interval"),
+    paper="2505.21765",
+    width=_width,
 )

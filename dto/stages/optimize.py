@@ -142,4 +142,7 @@ STAGE = Stage(
     work=optimize,
     total=lambda run: run.count("sample"),
     card=Card(5, "finalized", "train", "trajectories truncated at their exit, concluded"),
+    paper="2505.21765",
+    width=lambda recipe: recipe.optimize.finalizations,
+    of_method=True,
 )

@@ -202,4 +202,6 @@ STAGE = Stage(
     needs="tokenizer",
     window=8,
     card=Card(0, "pairs", "train", "preference pairs: prompt, chosen, rejected"),
+    paper="2505.21765",
+    of_method=True,
 )

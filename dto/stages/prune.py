@@ -219,4 +219,7 @@ STAGE = Stage(
     total=lambda run: run.count("optimize"),
     asks_judge=lambda recipe: recipe.prune.judge == "llm",
     card=Card(6, "optimized", "train", "the same after pruning, with the judge's verdicts"),
+    paper="2505.21765",
+    width=lambda recipe: recipe.prune.rollouts,
+    of_method=True,
 )

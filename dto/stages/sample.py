@@ -63,4 +63,5 @@ STAGE = Stage(
     work=sample,
     total=lambda run: run.count("problems", split="train"),
     card=Card(2, "trajectories", "train", "sampled responses: token ids, text, thinking, grade"),
+    width=lambda recipe: recipe.sample.samples,
 )

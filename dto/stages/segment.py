@@ -111,4 +111,5 @@ STAGE = Stage(
     total=lambda run: run.count("sample"),
     needs="tokenizer",
     card=Card(3, "segments", "train", "thinking patterns: spans over tokens and text, kind"),
+    paper="2505.21765",
 )

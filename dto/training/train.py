@@ -118,4 +118,5 @@ STAGE = Stage(
     settings=always("train.", *SAMPLING, "sample.max_tokens"),
     whole=train,
     asks_model=_asks_model,
+    of_method=True,
 )
