@@ -39,9 +39,8 @@ from dto.engines import open_engine
 from dto.grading import Grader
 from dto.nano.corpus import chain_problems
 from dto.recipe import Recipe, resolve
-from dto.records import Dropped, ExitEstimate, Problem, Segment, Trajectory
+from dto.records import Dropped, ExitEstimate, Problem, Segment, Trajectory, content_id
 from dto.rollouts import roll_out
-from dto.seeds import content_id
 from dto.sequential import clopper_pearson
 from dto.stages.estimate import estimate
 from dto.stages.sample import sample

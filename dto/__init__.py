@@ -6,7 +6,7 @@ Its rooms, the lowest floor first; a room knows nothing of those above it. The c
 with runs that survive: who reads it has read the papers.
 
     core      records recipe settings text tags templates prompts context trajectories
-              rollouts protocols seeds errors concurrency tables usage sequential
+              rollouts protocols errors concurrency tables usage sequential
               segmentation stages judges exits runs
     seams     engines grading training tasks drqa nano policies baselines studies statistics source
               processes

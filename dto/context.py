@@ -11,7 +11,7 @@ from dto.errors import EngineError
 from dto.prompts import render
 from dto.protocols import Engine, Sampling
 from dto.recipe import Recipe
-from dto.seeds import derive
+from dto.records import derive
 from dto.settings import SamplingSettings
 from dto.tags import ThinkTags, think_tags
 from dto.text import Joined, join
@@ -75,7 +75,7 @@ class Context:
         return (*ids[: joined.kept], *joined.inserted)
 
     def seed(self, row_id: str, purpose: str, *counters: int) -> int:
-        """The seed of one request, from the run's seed (:func:`dto.seeds.derive`)."""
+        """The seed of one request, from the run's seed (:func:`dto.records.derive`)."""
         return derive(self.recipe.seed, row_id, purpose, *counters)
 
     def sampling(self, max_tokens: int, seed: int, written: int = 0) -> Sampling:

@@ -41,7 +41,7 @@ class Sampling:
     those of the request alone. Where an engine's `Capabilities.presence` is `request` it cannot
     count the others.
 
-    `seed` belongs to one request and is never used for another (`dto.seeds.derive`); sample j of n
+    `seed` belongs to one request and is used for no other (`dto.records.derive`); sample j of n
     uses seed + j. `stop` strings end a request also when they cross token borders; the token that
     completes one is kept. `logprobs` is None for none, 0 for the sampled tokens' own, k for the k
     most likely at each position as well; they are those of the model, before temperature. `banned`

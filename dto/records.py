@@ -6,15 +6,34 @@ problems → sample, batch → chain → label → train (DRQA, 2508.17803)
 All are frozen. Spans are half open. Token ids are stored once, with the row that sampled them;
 later rows refer to it. Every record has an `id`; tables are sorted by it, and the id of a row that
 belongs to another starts with that one's id, so that sorted tables can be joined in one pass.
+Seeds are derived from ids, never from the order in which something is computed.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from math import nan
 from typing import Literal, NamedTuple
 
-from dto.seeds import content_id
+SEED_BITS = 62  # below int64 even after the few units that an engine adds for its n samples
+
+
+def derive(seed: int, row_id: str, purpose: str, *counters: int) -> int:
+    """A seed for one request: a function of run seed, row id and purpose.
+
+    `counters` tell apart the requests that one row makes for one purpose (boundary, round).
+    Two requests of a run share a seed only when all four agree.
+    """
+    text = "\x1f".join([str(seed), row_id, purpose, *map(str, counters)])
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> (64 - SEED_BITS)
+
+
+def content_id(*parts: str) -> str:
+    """A short id that depends on content alone (16 hexadecimal digits)."""
+    return hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).hexdigest()
+
 
 AnswerKind = Literal["math", "choice", "code"]
 Split = Literal["train", "dev", "test"]
@@ -320,7 +339,7 @@ class Chain:
 
     `span` is the chain's thinking over the token ids of the source: the Trajectory (`vanilla`, k is
     1) or BatchResponse (`batch`) `source_id`. `text` is that thinking as the judge reads it, whose
-    chains look alike whatever their origin (`dto.drqa.alike`); `tokens` counts the span, `length`
+    chains look alike whatever their origin (`dto.drqa.split`); `tokens` counts the span, `length`
     the tokens of `text`. Grades are `correct` or `wrong`: others make no chain.
     """
 

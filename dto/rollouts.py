@@ -26,8 +26,8 @@ from dto.records import (
     Problem,
     Segment,
     Trajectory,
+    derive,
 )
-from dto.seeds import derive
 from dto.sequential import SequentialTest
 from dto.text import closing_brace
 

@@ -20,9 +20,8 @@ from dto.nano.corpus import chain_problems
 from dto.pipeline import open_run, run_stages, stage_of, with_questions
 from dto.protocols import Capabilities, Completion, Engine, Prompt, Sampling
 from dto.recipe import EvaluateSettings, ExitSettings, ModelSettings, Recipe
-from dto.records import EvaluationRow
+from dto.records import EvaluationRow, derive
 from dto.runs.run import Run, agree
-from dto.seeds import derive
 from dto.stages.evaluate import evaluate
 from dto.trajectories import prompt_ids
 from dto.usage import metered

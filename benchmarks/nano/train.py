@@ -23,7 +23,7 @@ from transformers import (
 from benchmarks.nano.examples import ANSWER, CLOSE, INDUCERS, SYSTEM, Example, ExampleWriter
 from dto.nano.corpus import MAX_STEPS
 from dto.prompts import render
-from dto.seeds import derive
+from dto.records import derive
 
 CONTEXT = 2048
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dto.seeds import derive
+from dto.records import derive
 
 Floats = npt.NDArray[np.float64]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from dto.drqa.classes import WORDINGS
+from dto.drqa.label import WORDINGS
 from dto.errors import DtoError
 from dto.pipeline import needed, stage_of
 from dto.prompts import JUDGE, PUT_IN, purpose, render

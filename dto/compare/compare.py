@@ -25,10 +25,10 @@ from dto.errors import DtoError, disk_errors
 from dto.pipeline import STAGES, needed, run_stages, write_run_manifest
 from dto.processes import end_children
 from dto.recipe import Recipe
+from dto.records import content_id
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 from dto.runs.run import ASIDE, Consent, Run, Stale, refuse, settings_of
-from dto.seeds import content_id
 
 logger = logging.getLogger("dto")
 

@@ -15,10 +15,9 @@ from dto.errors import DtoError
 from dto.prompts import render
 from dto.protocols import Completion
 from dto.recipe import Recipe
-from dto.records import BatchResponse, Dropped, Grade, Problem
+from dto.records import BatchResponse, Dropped, Grade, Problem, derive
 from dto.runs.reader import RunReader
 from dto.runs.stage import SAMPLING, Card, Group, Stage
-from dto.seeds import derive
 from dto.tags import FOREIGN, foreign_detail
 from dto.trajectories import Reading, chat_ids, read_response
 

@@ -14,8 +14,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from dto.context import Context
-from dto.drqa.alike import alike, goes_over_all, others, quoted
-from dto.drqa.split import split
+from dto.drqa.split import alike, goes_over_all, others, quoted, split
 from dto.recipe import Recipe
 from dto.records import BatchResponse, Chain, Dropped, Problem, Span, Trajectory
 from dto.runs.reader import RunReader

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from dto import statistics
 from dto.drqa.split import BARE, mentions, unnumbered
-from dto.seeds import derive
+from dto.records import derive
 from dto.statistics import Estimate
 
 FOLDS = 5

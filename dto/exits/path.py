@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 from dto.context import Context
 from dto.exits.monitor import kept_tokens
 from dto.protocols import Chunk, Completion, Sampling
-from dto.records import FinishReason, Trial
-from dto.seeds import derive
+from dto.records import FinishReason, Trial, derive
 from dto.tags import FOREIGN, foreign_detail
 from dto.text import INSIDE_CHARACTER, TagReader, char_ends, decode_response
 from dto.trajectories import closes_thinking, read_response

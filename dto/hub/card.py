@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dto import tables
-from dto.drqa.classes import WORDINGS
+from dto.drqa.label import WORDINGS
 from dto.hub.folder import Published, data_files
 from dto.hub.origins import Origin, models
 from dto.pipeline import STAGES

@@ -25,7 +25,7 @@ from dto.errors import DtoError, disk_errors
 from dto.grading.pool import UNREADABLE_GOLD
 from dto.pipeline import STAGES
 from dto.recipe import Recipe, make_recipe
-from dto.records import Problem
+from dto.records import Problem, content_id
 from dto.redact import (
     Redaction,
     dropped_detail,
@@ -37,7 +37,6 @@ from dto.redact import (
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 from dto.runs.stage import Card
-from dto.seeds import content_id
 
 MARK = "run.json"
 """The file by which a dataset is known as a run, and two states of one as the same."""

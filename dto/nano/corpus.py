@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from dto.records import Problem, Split
-from dto.seeds import content_id, derive
+from dto.records import Problem, Split, content_id, derive
 
 Operation = Literal["add", "subtract", "multiply"]
 

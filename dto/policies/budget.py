@@ -21,9 +21,8 @@ from dataclasses import replace
 from dto.context import Context
 from dto.exits.path import BROKEN, ExitedResponse, Path
 from dto.recipe import ExitSettings
-from dto.records import Problem
+from dto.records import Problem, derive
 from dto.rollouts import BOX, answer_inducer, complete_answers
-from dto.seeds import derive
 
 SENTENCE_ENDS = (".", "!", "?", "\n", "。", "！", "？", "．", "｡")
 _ENDED = re.compile(r"[.!?\n。！？．｡][\"'”’」』)\]*]*\s*\Z")

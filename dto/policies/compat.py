@@ -22,9 +22,8 @@ from dto.exits.path import ExitedResponse, Path
 from dto.prompts import render
 from dto.protocols import Completion, Sampling
 from dto.recipe import ExitSettings
-from dto.records import FinishReason, Problem, Trial
+from dto.records import FinishReason, Problem, Trial, derive
 from dto.rollouts import BOX
-from dto.seeds import derive
 from dto.text import decode_response
 
 CUE = "Wait"  # a substring: `Waiting` is a transition, `wait` and `Alternatively` are none

@@ -20,13 +20,13 @@ from matplotlib.figure import Figure
 
 from dto import statistics
 from dto.drqa.probe import BOUND, Probe, format_probe, length_accuracy, length_probe, told
+from dto.records import derive
 from dto.reporting.evaluation import Arm, Figures, by_difficulty, too_many_failed
 from dto.reporting.funnel import right
 from dto.reporting.page import Section, drawn
 from dto.reporting.pictures import COLOURS, INK, MARKERS, error_bars, plain, save
 from dto.reporting.table import Table, arms_table, counted
 from dto.runs.reader import RunReader
-from dto.seeds import derive
 from dto.statistics import Estimate, shown
 
 MOST = 1000

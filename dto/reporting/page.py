@@ -1,7 +1,7 @@
 """A report as one HTML file that can be sent around: no script, no network, light or dark.
 
 A page is a list of sections, each some text, a picture and tables; `page.html.jinja` lays them out.
-All text is escaped there. What a section shows is decided by `dto.reporting.sections`.
+All text is escaped there. What a section shows is decided by `dto.reporting.write`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 from dto.prompts import resource
-from dto.seeds import content_id
+from dto.records import content_id
 
 PACKAGES = (
     "dto", "torch", "transformers", "trl", "accelerate", "datasets", "polars", "pyarrow", "spacy",

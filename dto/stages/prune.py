@@ -19,6 +19,7 @@ from dto.errors import DtoError, EngineError
 from dto.judges import counterfactual, llm
 from dto.recipe import EstimateSettings, Recipe
 from dto.records import (
+    SEED_BITS,
     STAYS,
     Dropped,
     OptimizedTrajectory,
@@ -30,7 +31,6 @@ from dto.records import (
 from dto.rollouts import Tally, kept_ids, roll_out, roll_out_until_decided
 from dto.runs.reader import RunReader
 from dto.runs.stage import SAMPLING, Card, Group, Stage, always
-from dto.seeds import SEED_BITS
 from dto.sequential import SequentialTest
 from dto.stages.optimize import finalize
 

@@ -27,8 +27,7 @@ import numpy.typing as npt
 from dto.errors import DtoError
 from dto.grading.grader import unreadable_golds
 from dto.recipe import ProblemSettings
-from dto.records import Dropped, Problem, Split
-from dto.seeds import content_id
+from dto.records import Dropped, Problem, Split, content_id
 from dto.settings import nearest
 from dto.source import Source
 from dto.tasks import TASKS

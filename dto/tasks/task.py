@@ -14,8 +14,7 @@ from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 from dto.prompts import render
-from dto.records import AnswerKind, Problem, Split
-from dto.seeds import content_id, derive
+from dto.records import AnswerKind, Problem, Split, content_id, derive
 
 Row = Mapping[str, Any]
 

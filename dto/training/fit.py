@@ -16,10 +16,9 @@ from accelerate import PartialState
 from dto.engines.models import shape_of_model
 from dto.errors import DtoError
 from dto.recipe import Recipe
-from dto.records import Dropped, LabelledChain, Problem
+from dto.records import Dropped, LabelledChain, Problem, content_id
 from dto.runs.manifest import peak_memory, write_text
 from dto.runs.reader import RunReader
-from dto.seeds import content_id
 from dto.training.checkpoints import (
     CHECKPOINTS,
     Choice,

@@ -41,8 +41,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import pad
 
 from dto.recipe import Recipe
-from dto.records import LabelledChain, Problem, Trajectory
-from dto.seeds import derive
+from dto.records import LabelledChain, Problem, Trajectory, derive
 from dto.training.dev import respond, sampled
 from dto.training.judging import judge
 from dto.training.pairs import Demonstration

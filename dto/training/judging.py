@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from accelerate import PartialState
 
 from dto.context import Context
-from dto.drqa.classes import LETTERS
+from dto.drqa.label import LETTERS
 from dto.grading.compare import compare
 from dto.grading.extract import final_answer
 from dto.recipe import Recipe

@@ -13,7 +13,7 @@ from itertools import accumulate, groupby
 from math import ceil
 from typing import TYPE_CHECKING
 
-from dto.drqa.classes import LETTERS
+from dto.drqa.label import LETTERS
 from dto.errors import DtoError
 from dto.prompts import render
 from dto.recipe import ModelSettings
@@ -26,9 +26,9 @@ from dto.records import (
     PreferencePair,
     Problem,
     Trajectory,
+    derive,
 )
 from dto.runs.reader import RunReader
-from dto.seeds import derive
 from dto.tags import ThinkTags, think_tags
 from dto.training.rewards import length_harmonizing
 from dto.trajectories import opening, prompt_ids

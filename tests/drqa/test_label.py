@@ -8,8 +8,7 @@ from typing import Any, cast
 import pytest
 
 from dto.context import Context, without_engine
-from dto.drqa.classes import WORDINGS, balance, rank, split_of, verdicts
-from dto.drqa.label import labels
+from dto.drqa.label import WORDINGS, balance, labels, rank, split_of, verdicts
 from dto.errors import DtoError
 from dto.prompts import render
 from dto.recipe import LabelSettings, Recipe

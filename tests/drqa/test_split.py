@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto.drqa.alike import alike, goes_over_all, others, quoted
-from dto.drqa.split import split
+from dto.drqa.split import alike, goes_over_all, others, quoted, split
 from tests.drqa.responses import HEADED, NATALIA, SPLIT, THREE, WENG
 
 FIGURES = (("48", "72"), ("50", "10"), ("3", "624"))

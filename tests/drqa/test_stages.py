@@ -22,11 +22,10 @@ from dto.errors import DtoError
 from dto.hub.publish import publish
 from dto.pipeline import open_run, run_stages
 from dto.recipe import Recipe, resolve
-from dto.records import BatchResponse, Chain, Dropped, LabelledChain, Problem, Trajectory
+from dto.records import BatchResponse, Chain, Dropped, LabelledChain, Problem, Trajectory, derive
 from dto.reporting.write import report
 from dto.runs.reader import RunReader
 from dto.runs.run import agree
-from dto.seeds import derive
 from dto.stages.sample import sample
 from dto.viewer.data import RunTables
 from dto.viewer.page import view, without_error_texts

@@ -2,9 +2,8 @@ import math
 
 import pytest
 
-from dto.records import Dropped
+from dto.records import Dropped, derive
 from dto.rollouts import roll_out
-from dto.seeds import derive
 from dto.sequential import SequentialTest
 from dto.stages.estimate import estimate
 from tests.stages.script import CUT, EXIT, FAIL

@@ -2,8 +2,7 @@ import pytest
 
 from dto.errors import DtoError
 from dto.recipe import ModelSettings
-from dto.records import Dropped, Trajectory
-from dto.seeds import derive
+from dto.records import Dropped, Trajectory, derive
 from dto.stages.sample import sample
 from dto.trajectories import opens_thinking, prompt_ids
 from tests.stages.script import CUT, FAIL

@@ -19,9 +19,8 @@ from dto.context import Context
 from dto.errors import DtoError
 from dto.grading import Grader
 from dto.recipe import Recipe
-from dto.records import LabelledChain, Trajectory
+from dto.records import LabelledChain, Trajectory, derive
 from dto.reporting.funnel import funnel_lines
-from dto.seeds import derive
 from dto.tables import read, write
 from dto.training import grpo
 from dto.training.fit import fit
