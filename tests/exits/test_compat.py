@@ -64,7 +64,7 @@ class Outcome:
         return str(self.tokenizer.decode(list(self.response.thinking_ids)))
 
     @property
-    def trial_result(self) -> list[str]:
+    def tried(self) -> list[str]:
         """The thinking before each trial."""
         return [text.split("\n**Final")[0] for text, *_ in self.asked if "**Final" in text]
 
