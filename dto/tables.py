@@ -191,7 +191,7 @@ def check(path: Path, record: type[Any]) -> pq.ParquetFile:
         file.close()
         raise DtoError(
             f"table {path} lacks the columns {', '.join(missing)} of a {record.__name__}: "
-            "it comes from another version, compute it again with --overwrite"
+            "it comes from another version, compute it again with --recompute"
         )
     return file
 

@@ -43,7 +43,7 @@ from dto.text import StopReader
 from dto.usage import ModelShape
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 _FULL_ATTENTION = {"full_attention", "sliding_attention"}
 _PROBE_TOKENS = 8

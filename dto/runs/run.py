@@ -262,7 +262,7 @@ class Run(RunReader):
         """Ask for what the recipe would compute again; set aside what is to be in any case."""
         anew = [stage.name for stage in stages] if overwrite else []
         stale = self.stale(stages, anew)
-        if not stale:
+        if again and not stale:
             stale, anew = self.stale(stages, again), [*again]
         costly = {stage.name for stage in stages if stage.needs != "nothing"}
         if any(each.stage in costly for each in stale):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import accumulate, groupby, pairwise
-from typing import TYPE_CHECKING
 
 from dto.records import EvaluationRow
 from dto.viewer.data import AnswersView, BatchView, ChainView
@@ -105,10 +104,6 @@ def _trial(row: EvaluationRow, place: int) -> Element:
         el("td", grade_sign(trial.grade), " ", el("bdi", data(trial.answer))),
         el("td.fate", left if leaves else ""),
     )
-
-
-if TYPE_CHECKING:
-    pass
 
 
 def chain_node(view: ChainView) -> Element:
