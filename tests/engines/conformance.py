@@ -280,7 +280,9 @@ class Conformance:
     async def test_a_stream_brings_the_completion_piece_by_piece(
         self, engine: Engine, nano: Served, prompts: Prompts, temperature: float
     ) -> None:
-        """At the highest temperature the text is full of broken characters."""
+        """At the highest temperature the text is full of broken characters. A busy server may send a
+        short completion in one piece; that it comes while it grows is shown where a stream is left.
+        """
         logprobs = engine.capabilities.logprobs and 2
         length = 2 * self.sampled.max_tokens
         sampling = replace(
@@ -289,7 +291,6 @@ class Conformance:
         whole = await one(engine, prompts[3], sampling)
         async with aclosing(engine.stream(prompts[3], sampling)) as stream:
             chunks = [chunk async for chunk in stream]
-        assert len(chunks) > 1
         assert sum((chunk.token_ids for chunk in chunks), ()) == whole.token_ids
         assert "".join(chunk.text for chunk in chunks) == whole.text
         assert [c.finish_reason for c in chunks[:-1]] == [None] * (len(chunks) - 1)
@@ -311,6 +312,7 @@ class Conformance:
                         taken += len(chunk.token_ids)
                         if taken >= 5:
                             break
+                assert 5 <= taken < engine.context // 2  # it comes while it grows
         assert usage.requests == 3 and usage.prompt == 3 * len(prompts[1])
         assert 15 <= usage.generated - usage.wasted <= usage.generated < 3 * engine.context // 2
         await self.assert_idle(engine)
