@@ -29,19 +29,14 @@ function percent(share) {
 }
 
 // What a row is called in a column that gives it one name.
-function named(name, row) {
-  const column = list.columns.find((each) => each.name === name);
-  return column ? column.names[column.sets[column.of[row]][0]] || "" : "";
-}
+const named = (name, row) => list.columns.find((each) => each.name === name)?.of[row][0] || "";
 
 // Whether a row fits all filters.
 function fitting() {
   const tests = [];
   for (const column of list.columns) {
-    const wanted = column.names.indexOf($(`f-${column.name}`)?.value);
-    if (wanted < 0) continue;
-    const allowed = column.sets.map((set) => set.includes(wanted));
-    tests.push((row) => allowed[column.of[row]]);
+    const wanted = $(`f-${column.name}`)?.value;
+    if (wanted) tests.push((row) => column.of[row].includes(wanted));
   }
   const least = $("f-saved")?.value;
   if (least === "0") tests.push((row) => saving(row) <= 0);

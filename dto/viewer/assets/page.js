@@ -101,20 +101,19 @@ function step(by) {
 // ---- controls
 
 function filter(column) {
-  const counts = new Array(column.names.length).fill(0), rows = new Array(column.sets.length).fill(0);
-  for (const set of column.of) rows[set]++;
-  column.sets.forEach((set, place) => { for (const name of set) counts[name] += rows[place]; });
-  if (column.names.length < 2 && column.name !== "outcome" && rows.length < 2) return [];
-  const order = column.names.map((_, place) => place).sort((a, b) => counts[b] - counts[a] || a - b);
-  return [control(column.name, column.label, [["", `any ${column.label}`], ...order.map((place) =>
-    [column.names[place], `${column.names[place].replaceAll("_", " ")} (${number.format(counts[place])})`])], column.title)];
+  const counts = new Map();
+  for (const names of column.of) for (const name of names) counts.set(name, (counts.get(name) || 0) + 1);
+  const same = counts.size < 2 && [...counts.values()].every((count) => count === column.of.length);
+  if (same && column.name !== "outcome") return [];
+  const choices = [...counts].sort((a, b) => b[1] - a[1])
+    .map(([name, count]) => [name, `${name.replaceAll("_", " ")} (${number.format(count)})`]);
+  return [control(column.name, column.label, [["", `any ${column.label}`], ...choices])];
 }
 
-function control(name, label, choices, title = "") {
+function control(name, label, choices) {
   const select = make("select");
   select.id = `f-${name}`;
-  select.setAttribute("aria-label", title ? `${label} ${title}` : label);
-  select.title = title;
+  select.setAttribute("aria-label", label);
   for (const [value, text] of choices) {
     const option = make("option", text);
     option.value = value;
