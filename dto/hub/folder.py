@@ -90,29 +90,21 @@ _OF_A_QUESTION = {"question": "", "answer": "", "metadata": "{}"}
 
 
 class Published(NamedTuple):
-    """What is in the folder: the stages, and what became of some.
+    """What is in the folder: the finished stages, and what became of some.
 
-    `redacted`: tables that had something replaced; `withheld`: tables without the questions of
-    others' test sets; `left_out`: stages begun and not finished, which are not there.
+    `withheld`: tables without the questions of others' test sets; `left_out`: stages begun and not
+    finished, which are not there; `redacted`: tables that had something replaced.
     """
 
     stages: tuple[str, ...]
-    redacted: tuple[str, ...]
     withheld: tuple[str, ...]
     left_out: tuple[str, ...]
-
-
-class Chosen(NamedTuple):
-    """The finished stages to publish, those without others' questions, those begun alone."""
-
-    stages: tuple[str, ...]
-    withheld: tuple[str, ...]
-    left_out: tuple[str, ...]
+    redacted: tuple[str, ...] = ()
 
 
 def chosen_stages(
     run: RunReader, only: Collection[str] = (), withheld: Collection[str] = ()
-) -> Chosen:
+) -> Published:
     """What to publish of a run.
 
     `only` names configs or stages; the stages `withheld` go up without their test questions, and
@@ -156,7 +148,7 @@ def chosen_stages(
         raise DtoError(f"{path} has no finished stage to publish: go on with `dto run {path}`")
     check_chain(run, [stage for stage in wanted if stage in done])
     without = tuple(stage for stage in wanted if stage in cut)
-    return Chosen(stages, without, () if only else tuple(sorted(begun)))
+    return Published(stages, without, () if only else tuple(sorted(begun)))
 
 
 def _is_begun(stage: Path) -> bool:
@@ -199,32 +191,28 @@ def build(
     `recipe` is the run's own; `stated` is what the card says that no table does (JSON), and the
     mark with it. Raises DtoError as `chosen_stages` does.
     """
-    stages, without, left_out = chosen_stages(run, only, withheld)
+    chosen = chosen_stages(run, only, withheld)
     shared = shared_recipe(recipe, private)
-    redacted = []
     with disk_errors(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         dumped = yaml.safe_dump(shared.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         (folder / "recipe.yaml").write_text(dumped, encoding="utf-8")
-        for stage in stages:
+        for stage in (*chosen.stages, *chosen.withheld):
             (folder / stage).mkdir()
-            if _stage(run / stage, folder / stage, private):
-                redacted.append(stage)
-        for stage in without:
-            (folder / stage).mkdir()
+        redacted = [
+            stage for stage in chosen.stages if _stage(run / stage, folder / stage, private)
+        ]
+        for stage in chosen.withheld:
             _without_tests(run / stage, folder / stage, private)
         for stage, card in TABLES.items():
-            if not card.split and stage in (*stages, *without):
-                _by_split(folder / stage, hidden="test" if stage in without else "")
-        digests = {stage: (run.manifest(stage) or {}).get("digest") for stage in stages}
-        mark = {
-            "format": FORMAT, "name": shared.name, "seed": shared.seed, "stages": list(stages),
-            "redacted": redacted, "withheld": list(without), "left_out": list(left_out),
-            "digests": digests, **(stated or {}),
-        }  # fmt: skip
-        write_mark(folder, mark)
-    return Published(stages, tuple(redacted), without, left_out)
+            if not card.split and (folder / stage).is_dir():
+                _by_split(folder / stage, hidden="test" if stage in chosen.withheld else "")
+        published = chosen._replace(redacted=tuple(redacted))
+        digests = {stage: (run.manifest(stage) or {}).get("digest") for stage in chosen.stages}
+        mark = {"format": FORMAT, "name": shared.name, "seed": shared.seed, "digests": digests}
+        write_mark(folder, mark | published._asdict() | dict(stated or {}))
+    return published
 
 
 def write_mark(folder: Path, said: Mapping[str, Any]) -> None:
@@ -285,9 +273,8 @@ def _copy(
                     row = json.loads(line)
                     if name == "dropped.jsonl":
                         hidden = hide_gold and row["reason"] == UNREADABLE_GOLD
-                        row["detail"] = (
-                            "" if hidden else dropped_detail(row["reason"], row["detail"])
-                        )
+                        told = "" if hidden else dropped_detail(row["reason"], row["detail"])
+                        row["detail"] = told
                     file.write(json.dumps(private.data(row), ensure_ascii=False) + "\n")
         else:
             data = private.data(json.loads(path.read_text(encoding="utf-8")))
@@ -334,11 +321,13 @@ def _redact_table(source: Path, target: Path, private: Redaction) -> bool:
     table = pq.read_table(target)
     ids = table[0].to_pylist()
     if ids != sorted(ids):
-        table = table.sort_by(table.column_names[0])
-        with pq.ParquetWriter(target, table.schema, compression="zstd") as writer:
-            for start in range(0, table.num_rows, tables.ROW_GROUP):
-                tables.write_rows(writer, table.slice(start, tables.ROW_GROUP))
+        _write(target, table.sort_by(table.column_names[0]))
     return True
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
+        tables.write_rows(writer, table)
 
 
 def has_text(kind: pa.DataType) -> bool:
@@ -381,21 +370,10 @@ def _shared_manifest(done: Mapping[str, Any], private: Redaction) -> dict[str, A
 
 def _by_split(stage: Path, hidden: str = "") -> None:
     """Write each split but the `hidden` one as a file of its own."""
-    with pq.ParquetFile(stage / "rows.parquet") as file:
-        for split, name in SPLITS.items():
-            if split == hidden:
-                continue
-            path = stage / f"{name}.parquet"
-            rows = 0
-            with pq.ParquetWriter(path, file.schema_arrow, compression="zstd") as writer:
-                for batch in file.iter_batches(batch_size=tables.ROW_GROUP):
-                    table = pa.Table.from_batches([batch])
-                    own = table.filter(pc.equal(table["split"], split))
-                    if own.num_rows:
-                        tables.write_rows(writer, own)
-                        rows += own.num_rows
-            if not rows:
-                path.unlink()
+    for split, name in SPLITS.items():
+        rows = pq.read_table(stage / "rows.parquet", filters=[("split", "=", split)])
+        if split != hidden and rows.num_rows:
+            _write(stage / f"{name}.parquet", rows)
 
 
 def link(source: Path, target: Path) -> None:

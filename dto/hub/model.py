@@ -7,9 +7,17 @@ from math import isfinite
 from pathlib import Path
 
 from dto.errors import DtoError, disk_errors
-from dto.hub.card import TAGS, Shown, changed_settings, cited, in_block, render_card, results
+from dto.hub.card import (
+    TAGS,
+    Origin,
+    Shown,
+    changed_settings,
+    cited,
+    in_block,
+    render_card,
+    results,
+)
 from dto.hub.folder import FORMAT, check_chain, link, write_mark
-from dto.hub.origins import Origin
 from dto.recipe import Recipe
 from dto.redact import Redaction
 from dto.runs.reader import RunReader
@@ -135,7 +143,7 @@ def _card(
         model=base,
         sources=shown.sources,
         done=done,
-        results=results(report, private, ("base", "trained")) if report else [],
+        results=results(report, private, ("base", "trained")) if report else "",
         plain=report.plain if report else "",
         citations=cited(recipe, ("train", *(["evaluate"] if report else []))),
     )

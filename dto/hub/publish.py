@@ -14,10 +14,9 @@ import pyarrow.parquet as pq
 from dto import tables
 from dto.errors import DtoError
 from dto.hub import folder as folders
-from dto.hub.card import Shown, write_card
-from dto.hub.model import build_model
-from dto.hub.origins import (
+from dto.hub.card import (
     Origin,
+    Shown,
     models,
     of_test_sets,
     only_here,
@@ -25,7 +24,9 @@ from dto.hub.origins import (
     single_license,
     with_license,
     withheld,
+    write_card,
 )
+from dto.hub.model import build_model
 from dto.hub.upload import Kind, Uploaded, check_name, upload
 from dto.redact import Redaction, names_of_machine, texts_of
 from dto.reporting.report import measure

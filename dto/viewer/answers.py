@@ -14,13 +14,13 @@ from dto.viewer.nodes import (
     decimal,
     el,
     facts_node,
+    flops,
     grade,
     grade_sign,
     heading,
     passage,
     rows_node,
     saved,
-    scaled,
 )
 
 REASONS = {
@@ -49,12 +49,10 @@ def answers_node(view: AnswersView) -> Element:
 
 
 def _card(row: EvaluationRow, plain: EvaluationRow | None, longest: int) -> Element:
-    less = ""
+    tokens, spent = f"{row.tokens:,} tokens", f"{flops(row.attention_flops)} attention FLOPs"
     if plain is not None and plain is not row:
-        less = saved(plain.tokens, row.tokens)
-    flops = f"{scaled(row.attention_flops)} attention FLOPs"
-    if plain is not None and plain is not row and saved(plain.attention_flops, row.attention_flops):
-        flops += f" ({saved(plain.attention_flops, row.attention_flops)})"
+        tokens += f" ({saved(plain.tokens, row.tokens) or '–'})"
+        spent += f" ({saved(plain.attention_flops, row.attention_flops) or '–'})"
     whole = max(1, longest)
     parts = (("thinking", row.thinking_tokens), ("answer", row.answer_tokens),
              ("trials", row.trial_tokens))  # fmt: skip
@@ -75,11 +73,9 @@ def _card(row: EvaluationRow, plain: EvaluationRow | None, longest: int) -> Elem
         el("div.spent", bar, aria_hidden="true"),
         el(
             "div.line.count",
-            f"{row.tokens:,} tokens",
-            f" ({less})" if less else "",
-            ":",
+            f"{tokens}:",
             [el(f"span.part.{name}", f"{name} {count:,}") for name, count in parts],
-            el("span", flops),
+            el("span", spent),
         ),
         el("p.note", data(row.reason)) if row.reason else None,
         _trials(row) if row.trials else None,

@@ -194,7 +194,9 @@ def _plain(node: Node) -> str:
 
 
 GRADE_SIGNS = {"correct": "✓", "wrong": "✗", "truncated": "…", "failed": "!"}
-_SCALES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+flops = "{:.1e}".format
 
 
 def decimal(value: float) -> str:
@@ -225,16 +227,6 @@ def saved(before: float, after: float) -> str:
         return ""
     percent = round((after / before - 1) * 100)
     return f"{'+' if percent > 0 else '−' if percent else '±'}{abs(percent)} %"
-
-
-def scaled(value: float) -> str:
-    """Three digits and a unit: `124 M`; a dash for no value."""
-    if not isfinite(value):
-        return "–"
-    for scale, unit in _SCALES:
-        if abs(value) >= scale:
-            return f"{value / scale:.3g} {unit}"
-    return f"{value:.3g}"
 
 
 def change(before: float, after: float, shown: Callable[[float], str] = "{:,}".format) -> str:

@@ -22,7 +22,7 @@ from string import Template
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple, TypeVar
 
-from dto.errors import DtoError
+from dto.errors import DtoError, disk_errors
 from dto.records import Dropped, EvaluationRow, OptimizedTrajectory, Verdict
 from dto.redact import Redaction, dropped_detail, failure_kind, verdict_reason
 from dto.viewer.data import AnswersView, BatchView, ChainView, RunTables, TrajectoryView
@@ -98,8 +98,16 @@ def chain_line(view: ChainView) -> Line:
     """The line of a chain."""
     chain, problem = view.chain, view.problem
     title = problem.question if problem is not None else chain.text
-    names = {"outcome": [view.outcome], "grade": [chain.grade], "asked": [view.asked]}
-    return _line(view.id, title, "", chain.tokens, -1, **names)
+    return _line(
+        view.id,
+        title,
+        "",
+        chain.tokens,
+        -1,
+        outcome=[view.outcome],
+        grade=[chain.grade],
+        asked=[view.asked],
+    )
 
 
 def batch_line(view: BatchView) -> Line:
@@ -124,8 +132,6 @@ LISTS: tuple[tuple[str, str, str, Callable[[Any], Line]], ...] = (
     ("Evaluation", "questions", "answers", answers_line),
 )
 """(name, what its rows are, their views in `RunTables`, the line of one)."""
-LABELS = {"change": "gain or loss", "chain": "reason against", "asked": "number asked"}
-"""Of the columns that are called otherwise than by their names."""
 
 
 def _arm(row: EvaluationRow) -> str:
@@ -176,18 +182,14 @@ def view(run: Path | str, out: Path | str | None = None) -> Path:
     found = RunTables(run)
     path = Path(out) if out is not None else found.path
     path = path / "view.html" if path.is_dir() else path
-    failure: OSError | None = None
     try:
-        _write(found, path)
-    except OSError as error:
-        failure = error
+        with disk_errors(path):
+            _write(found, path)
+    except DtoError:
+        if RunTables(run).states == found.states:
+            raise
     if RunTables(run).states != found.states:  # a stage has ended meanwhile
         return view(run, out)
-    if failure is not None:
-        raise DtoError(
-            f"cannot write {path}: {failure.strerror or failure}: make room, or name another place "
-            "with --out"
-        ) from failure
     return path
 
 
@@ -204,18 +206,9 @@ def _write(found: RunTables, path: Path) -> None:
                 chunks.append(rows)
                 count += 1
             if lines:
-                own = dict(zip(Line._fields, zip(*lines, strict=True), strict=True))
-                names = own.pop("names")
-                own["columns"] = [
-                    {
-                        "name": key,
-                        "label": LABELS.get(key, key),
-                        "of": [each[key] for each in names],
-                    }
-                    for key in names[0]
-                ]
-                own |= {"name": name, "noun": noun, "first": first, "chunks": chunks}
-                lists.append(own)
+                cells = zip(*lines, strict=True)
+                own = {"name": name, "noun": noun, "first": first, "chunks": chunks}
+                lists.append(own | dict(zip(Line._fields, cells, strict=True)))
         index = {
             "stages": list(_stages(found)),
             "state": _state(found),

@@ -43,11 +43,11 @@ from dto.viewer.nodes import (
     decimal,
     el,
     facts_node,
+    flops,
     grade,
     heading,
     interval,
     passage,
-    scaled,
     to_html,
     to_text,
     verified,
@@ -88,7 +88,7 @@ def overview(view: TrajectoryView) -> Element | None:
             points.append(
                 el(
                     "i.taken" if exit == segment.index else "i",
-                    title=f"after {segment.index}: p {probability(row)}",
+                    title=f"after {segment.index}: p {interval(row.p, row.p_low, row.p_high)}",
                     style=f"--x:{x:.3f};{p_style(row)}",
                     data_go=segment.index,
                 )
@@ -126,11 +126,6 @@ def p_style(row: ExitEstimate) -> str:
     """Where p and its interval stand on a scale, for the style sheet."""
     p = row.p if isfinite(row.p) else 0.5
     return f"--p:{p * 100:.1f};--l:{row.p_low * 100:.1f};--h:{row.p_high * 100:.1f}"
-
-
-def probability(row: ExitEstimate) -> str:
-    """P with its interval."""
-    return interval(row.p, row.p_low, row.p_high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +238,7 @@ def _version_facts(version: OptimizedTrajectory) -> list[tuple[str, Node | list[
     facts: list[tuple[str, Node | list[Node]]] = [
         ("outcome", el(f"span.outcome.{version.outcome}", version.outcome.replace("_", " "))),
         ("tokens", change(version.tokens_before, version.tokens_after)),
-        ("attention FLOPs", change(before, after, scaled)),
+        ("attention FLOPs", change(before, after, flops)),
         ("finalizations right", f"{version.pass_rate:.0%}".replace("%", " %")),
     ]
     if fresh := verified(version):
@@ -330,7 +325,7 @@ def _exit(row: ExitEstimate | None, taken: bool) -> Element:
     return el(
         f"div.exit.{row.decision}{'.leave' if taken else ''}",
         el("span.bar", el("i"), style=p_style(row)),
-        el("span.p", f"p {probability(row)}"),
+        el("span.p", f"p {interval(row.p, row.p_low, row.p_high)}"),
         el("span.detail", detail, failed, [" · ", *data(row.reason)] if row.reason else None),
         label,
         title=f"{row.tokens:,} tokens spent on rollouts",

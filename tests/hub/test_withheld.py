@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import DatasetCard
 
 from dto.errors import DtoError
-from dto.hub.origins import withheld
+from dto.hub.card import withheld
 from dto.hub.publish import publish
 from dto.hub.pull import owed, pull
 from dto.pipeline import open_run, run_stages

@@ -254,7 +254,9 @@ def test_where_the_page_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write(tmp_path / "run", 1, samples=1, segments=3, sentences=1)
     assert view(tmp_path / "run", tmp_path) == tmp_path / "view.html"
     (tmp_path / "file").write_text("")
-    with pytest.raises(DtoError, match=r"cannot write .*v\.html: .*name another place with --out"):
+    with pytest.raises(
+        DtoError, match=r"cannot write .*v\.html: .*choose a place that can be written"
+    ):
         view(tmp_path / "run", tmp_path / "file/v.html")
 
 

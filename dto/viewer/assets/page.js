@@ -101,13 +101,13 @@ function step(by) {
 // ---- controls
 
 function filter(column) {
-  const counts = new Map();
-  for (const names of column.of) for (const name of names) counts.set(name, (counts.get(name) || 0) + 1);
-  const same = counts.size < 2 && [...counts.values()].every((count) => count === column.of.length);
-  if (same && column.name !== "outcome") return [];
+  const counts = new Map(), label = LABELS[column] || column;
+  for (const names of list.names) for (const name of names[column]) counts.set(name, (counts.get(name) || 0) + 1);
+  const same = counts.size < 2 && [...counts.values()].every((count) => count === list.id.length);
+  if (same && column !== "outcome") return [];
   const choices = [...counts].sort((a, b) => b[1] - a[1])
     .map(([name, count]) => [name, `${name.replaceAll("_", " ")} (${number.format(count)})`]);
-  return [control(column.name, column.label, [["", `any ${column.label}`], ...choices])];
+  return [control(column, label, [["", `any ${label}`], ...choices])];
 }
 
 function control(name, label, choices) {
@@ -132,7 +132,7 @@ function show(place, query) {
   list.head ??= list.id.map((id, row) => `${id}\n${list.title[row]}`.toLowerCase());
   [...$("lists").children].forEach((button, i) => button.setAttribute("aria-pressed", i === place));
   const both = list.after.some((tokens) => tokens >= 0);
-  $("filters").replaceChildren(...list.columns.flatMap(filter), ...(both ? [control("saved", "tokens saved", SAVED)] : []),
+  $("filters").replaceChildren(...Object.keys(list.names[0]).flatMap(filter), ...(both ? [control("saved", "tokens saved", SAVED)] : []),
     control("sort", "order", SORTS.filter(([value]) => both || !value.endsWith("saved"))));
   $("search").value = query.get("q") || "";
   for (const select of selects()) {
