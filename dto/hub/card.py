@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -46,19 +47,24 @@ _LENGTHS = (
 )
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"))
 
-CITATIONS: Mapping[str, tuple[str, str]] = {
-    "2505.21765": ("DTO", "dynamic thinking-pattern optimization: exits, pruning, pairs"),
-    "2508.17803": ("DRQA", "batch prompts, labelled chains, training on judging them"),
-    "2501.17703": ("CFT", "the verdict on a chain, imitated"),
-    "2504.15895": ("DEER", "dynamic early exit in reasoning"),
-    "2405.14734": ("SimPO", "the loss, with a reference-free reward"),
-    "2401.08417": ("CPO", "the NLL anchor beside it"),
-    "2305.18290": ("DPO", "the loss"),
-    "2501.12570": ("O1-Pruner", "length-harmonizing weights"),
-    "2402.03300": ("GRPO", "the training"),
-    "2412.21187": ("2412.21187", "shortest responses, first correct solutions"),
-    "2503.04472": ("DAST", "the token-length budget"),
-}
+CITATIONS: tuple[tuple[str, str, str, frozenset[str]], ...] = (
+    ("2505.21765", "DTO", "dynamic thinking-pattern optimization: exits, pruning, pairs",
+     frozenset({"2505.21765"})),
+    ("2508.17803", "DRQA", "batch prompts, labelled chains, training on judging them",
+     frozenset({"2508.17803", "drqa", "cft", "sft_batch"})),
+    ("2504.15895", "DEER", "dynamic early exit in reasoning", frozenset({"deer"})),
+    ("2405.14734", "SimPO", "the loss, with a reference-free reward", frozenset({"simpo"})),
+    ("2401.08417", "CPO", "the NLL anchor beside it", frozenset({"simpo"})),
+    ("2305.18290", "DPO", "the loss", frozenset({"dpo"})),
+    ("2501.12570", "O1-Pruner", "length-harmonizing weights", frozenset({"o1_pruner"})),
+    ("2402.03300", "GRPO", "the training", frozenset({"grpo", "drqa"})),
+    ("2501.17703", "CFT", "the verdict on a chain, imitated", frozenset({"cft"})),
+    ("2412.21187", "2412.21187", "shortest responses, first correct solutions",
+     frozenset({"shortest"})),
+    ("2503.04472", "DAST", "the token-length budget", frozenset({"token_budget"})),
+)  # fmt: skip
+"""(arXiv id, short name, what of it) of methods, each with the papers of stages, training methods,
+exit policies and data of pairs that make use of it."""
 
 
 UNKNOWN = "unknown"
@@ -144,21 +150,15 @@ def models(recipe: Recipe) -> list[tuple[str, Origin]]:
 
 
 def _model(name: str, revision: str | None) -> Origin:
+    """A model, of the Hub at the commit that this machine holds unless the recipe names one."""
     if name in NAMES:
         return Origin(f"{name} (embedded in dto)", license="mit")
-    return Origin(name, revision or _cached_revision(name))
-
-
-def _cached_revision(name: str) -> str:
-    """The commit of a model of the Hub that this machine holds, empty where it holds none."""
     from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
 
-    try:
-        path = try_to_load_from_cache(name, "config.json")
-    except HFValidationError:
-        return ""
-    return Path(path).parent.name if isinstance(path, str) else ""
+    held = None
+    with suppress(ValueError):  # no name on the Hub
+        held = try_to_load_from_cache(name, "config.json")
+    return Origin(name, revision or (Path(held).parent.name if isinstance(held, str) else ""))
 
 
 def single_license(found: Iterable[Origin]) -> str | None:
@@ -312,21 +312,14 @@ def changed_settings(recipe: Recipe) -> str:
 
 def cited(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str, str]]:
     """(arXiv id, short name, what of it) of the methods that a run made use of."""
-    judged = "train" in stages and recipe.train.method in ("drqa", "cft", "sft_batch")
-    papers = {STAGES[name].paper for name in stages}
-    together = judged or "2508.17803" in papers
-    used = ["2505.21765"] if "2505.21765" in papers or not together else []
-    used += ["2508.17803"] if together else []
-    if any(exit.policy == "deer" for exit in recipe.evaluate.exits) and "evaluate" in stages:
-        used.append("2504.15895")
+    used = {recipe.pair.data, *(STAGES[name].paper for name in stages)}
     if "train" in stages:
-        used += {
-            "simpo": ["2405.14734", "2401.08417"], "dpo": ["2305.18290"],
-            "o1_pruner": ["2501.12570"], "grpo": ["2402.03300"],
-            "drqa": ["2402.03300"], "cft": ["2501.17703"],
-        }.get(recipe.train.method, [])  # fmt: skip
-    used += {"shortest": ["2412.21187"], "token_budget": ["2503.04472"]}.get(recipe.pair.data, [])
-    return [(number, *CITATIONS[number]) for number in used]
+        used.add(recipe.train.method)
+    if "evaluate" in stages:
+        used |= {exit.policy for exit in recipe.evaluate.exits}
+    if not used & {"2505.21765", "2508.17803", "drqa", "cft", "sft_batch"}:
+        used.add("2505.21765")
+    return [row[:3] for row in CITATIONS if used & row[3]]
 
 
 def results(report: Report, private: Redaction, models: Collection[str] = ()) -> str:

@@ -54,7 +54,11 @@ def build_model(
         for path in files:
             target = folder / path.relative_to(run / "train" / "model")
             target.parent.mkdir(parents=True, exist_ok=True)
-            _place(path, target, private)
+            text = path.read_text(encoding="utf-8") if path.suffix == ".json" else ""
+            if (redacted := private.text(text)) != text:
+                target.write_text(redacted, encoding="utf-8")
+            else:
+                link(path, target)
         digests = {
             stage: said["digest"]
             for stage in ("train", "evaluate")
@@ -69,16 +73,6 @@ def build_model(
         card = _card(run, shown, base, done, private)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return card
-
-
-def _place(path: Path, target: Path, private: Redaction) -> None:
-    if path.suffix == ".json":
-        text = path.read_text(encoding="utf-8")
-        redacted = private.text(text)
-        if redacted != text:
-            target.write_text(redacted, encoding="utf-8")
-            return
-    link(path, target)
 
 
 def _card(
@@ -133,12 +127,6 @@ def _card(
         data.to_yaml(),
         name=name,
         recipe=recipe,
-        arguments="".join(f", {key}={value!r}" for key, value in recipe.model.template.items()),
-        filters="".join(
-            f", {key}={value}"
-            for key in ("top_k", "min_p")
-            if (value := getattr(recipe.evaluate, key))
-        ),
         changed=changed_settings(recipe),
         model=base,
         sources=shown.sources,

@@ -60,7 +60,7 @@ def pull(
     if out.exists() and any(out.iterdir()):
         if weights and (out / "recipe.yaml").is_file():
             _pull_weights(HfApi(), name, out)
-            return _stages_of(out)
+            return tuple(sorted(p.name for p in out.iterdir() if manifest.read(p) is not None))
         raise RunConflictError(f"{out} is there already: give another --out, or remove it")
     with hub_errors(name, "dataset"):
         there = _there(HfApi(), name, revision)
@@ -174,7 +174,3 @@ def _pull_weights(api: HfApi, name: str, out: Path) -> None:
     with disk_errors(out):
         shutil.rmtree(out / "train" / "model", ignore_errors=True)
         os.rename(begun, out / "train" / "model")
-
-
-def _stages_of(run: Path) -> tuple[str, ...]:
-    return tuple(sorted(each.name for each in run.iterdir() if manifest.read(each) is not None))

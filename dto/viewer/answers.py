@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, groupby, pairwise
+from itertools import groupby
 
 from dto.records import EvaluationRow
 from dto.viewer.data import AnswersView, BatchView, ChainView
@@ -36,14 +36,12 @@ REASONS = {
 def answers_node(view: AnswersView) -> Element:
     """A line for each model and exit; below it each trial answer with its confidence."""
     rows = view.ordered
-    plain = view.reference
     longest = max(row.tokens for row in rows)
-    cards = [_card(row, plain, longest) for row in rows]
-    sizes = [len(list(of_model)) for _, of_model in groupby(rows, key=lambda row: row.model)]
-    if max(sizes) == 1:
-        sizes = [len(rows)]  # models alone, side by side
-    ends = [0, *accumulate(sizes)]
-    models = [el("div.cards", cards[start:end]) for start, end in pairwise(ends)]
+    several = len({row.model for row in rows}) < len(rows)  # exits; else models side by side
+    models = [
+        el("div.cards", [_card(row, view.reference, longest) for row in own])
+        for _, own in groupby(rows, key=lambda row: several and row.model)
+    ]
     note = "An evaluation keeps answers, trial answers and counts, not the responses' texts."
     return el("article.dto", heading(view.problem, view.id), models, el("p.note", note))
 

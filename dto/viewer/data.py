@@ -118,10 +118,10 @@ class AnswersView:
     @property
     def outcome(self) -> str:
         """`all correct`, `none correct` or `mixed`; failed answers do not count."""
-        right = [row.grade == "correct" for row in self.rows if row.grade != "failed"]
-        return "failed" if not right else "all correct" if all(right) else (
-            "mixed" if any(right) else "none correct"
-        )  # fmt: skip
+        right = {row.grade == "correct" for row in self.rows if row.grade != "failed"}
+        if len(right) != 1:
+            return "mixed" if right else "failed"
+        return "all correct" if right.pop() else "none correct"
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,15 +294,16 @@ class RunTables(RunReader):
 
         Raises DtoError for an id that no row has.
         """
-        found: Iterable[View] = self.answers(row_id)
+        found: Iterable[View]
+        ids: Iterable[str] = (row.id for row in self.rows("sample", Trajectory, IDS))
+        if self.states.get("sample") == "finished":
+            ids = self.frame("sample", "id").collect()["id"]
         if row_id.count("/") > 1:  # a chain's id has three, a batch prompt's two
             found = chain(self.chains(), self.batches())
-        elif self.states.get("sample") == "finished":
-            ids = self.frame("sample", "id").collect()["id"]
-            if (first := next((each for each in ids if each.startswith(row_id)), "")) != "":
-                found = self.trajectories(first)
-        elif "sample" in self.states:
-            found = chain(self.trajectories(), found)
+        elif (first := next((each for each in ids if each.startswith(row_id)), None)) is not None:
+            found = self.trajectories(first)
+        else:
+            found = self.answers(row_id)
         if (view := next((view for view in found if view.id.startswith(row_id)), None)) is None:
             raise DtoError(
                 f"{self.path} has no row {row_id!r}: give an id as `dto view {self.path}` shows it"

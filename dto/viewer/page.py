@@ -209,11 +209,7 @@ def _write(found: RunTables, path: Path) -> None:
                 cells = zip(*lines, strict=True)
                 own = {"name": name, "noun": noun, "first": first, "chunks": chunks}
                 lists.append(own | dict(zip(Line._fields, cells, strict=True)))
-        index = {
-            "stages": list(_stages(found)),
-            "state": _state(found),
-            "lists": redaction.data(lists),
-        }
+        index = {"stages": list(_stages(found)), "lists": redaction.data(lists)}
         if not index["lists"]:
             raise DtoError(f"{found.path} has no row to show yet: wait for the stage under way")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -305,10 +301,3 @@ def _stages(found: RunTables) -> Iterator[list[str]]:
         ended = f", dropped: {', '.join(dropped)}" if dropped else ""
         yield [stage, state, f"{done.get('rows', 0):,} rows{ended}"]
     yield from ([stage, "not there", ""] for stage in found.missing())
-
-
-def _state(found: RunTables) -> str:
-    """What of the run is not there to be shown; empty where nothing is missing."""
-    under_way = [stage for stage, state in found.states.items() if state == "under way"]
-    said = [("Under way", under_way), ("Not there", list(found.missing()))]
-    return " ".join(f"{name}: {', '.join(stages)}." for name, stages in said if stages)

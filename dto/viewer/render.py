@@ -273,10 +273,8 @@ def _original(view: TrajectoryView) -> Iterator[Element]:
         yield _segment(
             segment, row.text[slice(*segment.chars)], removed.get(segment.index, ""), *said
         )
-        estimate = estimates.get(segment.index)
-        taken = version is not None and version.exit == segment.index
-        if estimate is not None or taken:
-            yield _exit(estimate, taken)
+        if (estimate := estimates.get(segment.index)) is not None:
+            yield _exit(estimate, version is not None and version.exit == segment.index)
     yield from _conclusion(row.text[slice(*row.conclusion)])
 
 
@@ -315,11 +313,8 @@ def verdict_fate(verdict: Verdict) -> str:
     return str(verdict.verdict) + ("" if verdict.verdict in STAYS else ", restored")
 
 
-def _exit(row: ExitEstimate | None, taken: bool) -> Element:
+def _exit(row: ExitEstimate, taken: bool) -> Element:
     """The line after a segment: how likely an answer given here is right."""
-    label = el("span.taken", "exit") if taken else None
-    if row is None:
-        return el("div.exit.leave", label)
     detail = f"{row.successes} of {row.rollouts - row.failed} rollouts right · {row.decision}"
     failed = f" · {row.failed} failed" if row.failed else ""
     return el(
@@ -327,7 +322,7 @@ def _exit(row: ExitEstimate | None, taken: bool) -> Element:
         el("span.bar", el("i"), style=p_style(row)),
         el("span.p", f"p {interval(row.p, row.p_low, row.p_high)}"),
         el("span.detail", detail, failed, [" · ", *data(row.reason)] if row.reason else None),
-        label,
+        el("span.taken", "exit") if taken else None,
         title=f"{row.tokens:,} tokens spent on rollouts",
     )
 

@@ -98,8 +98,8 @@ def test_a_card_speaks_of_what_is_there(run: Run, hub: Hub) -> None:
 
 @pytest.mark.parametrize("git", [None, {}, {"commit": "0a1b2c", "dirty": True}])
 def test_a_run_computed_without_a_checkout(git: object, run: Run, hub: Hub) -> None:
-    said = manifest.read(run / "problems") or {}
-    manifest.write(run / "problems", said | {"git": git})
+    said = manifest.read(run / "pair") or {}
+    manifest.write(run / "pair", said | {"git": git})
     text = publish(run, NAME, dry_run=True).card
     assert ("Computed by dto at commit `0a1b2c` (with further changes) with" in text) == bool(git)
     assert ("Computed by dto with" in text) == (not git)

@@ -223,7 +223,10 @@ async function start() {
   });
   for (const [keys, what] of KEYS) $("keytable").append(make("tr", "", make("td", "", make("kbd", keys)), make("td", what)));
   for (const cells of index.stages) $("stages").append(make("tr", "", ...cells.map((cell) => make("td", cell))));
-  $("state").textContent = index.state;
+  $("state").textContent = ["Under way", "Not there"].map((said) => {
+    const stages = index.stages.filter(([, state]) => state === said.toLowerCase()).map(([stage]) => stage);
+    return stages.length ? `${said}: ${stages.join(", ")}.` : "";
+  }).join(" ").trim();
   $("search").addEventListener("input", () => { search(); note(); });
   $("list").addEventListener("scroll", () => requestAnimationFrame(draw), { passive: true });
   addEventListener("resize", draw);
