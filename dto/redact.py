@@ -164,9 +164,7 @@ def public_names(names: Iterable[str]) -> dict[str, str]:
 
 def _is_place(text: str) -> bool:
     """Whether a name says where something is on this machine."""
-    source = Source.parse(text)
-    deep = source.is_local and re.search(r"[/\\]", text) is not None and "\n" not in text
-    return source.tells_place or deep
+    return Source.parse(text).tells_place
 
 
 def _absolute(place: str) -> str:

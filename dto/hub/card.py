@@ -34,6 +34,7 @@ from dto.source import Source
 from dto.tags import shown_tags
 from dto.tasks import TASKS
 from dto.tasks.load import prompt_of
+from dto.viewer.nodes import visible_text
 
 TAGS = ("dto", "reasoning", "overthinking")
 _LENGTHS = (
@@ -284,24 +285,16 @@ def in_block(text: str) -> str:
 
     So nobody's prompt turns the direction of what follows, or hides in a terminal.
     """
-    return _UNSEEN.sub(_written_out, text).replace("```", "ʼʼʼ")
+    return visible_text(text).replace("```", "ʼʼʼ")
 
 
 def in_line(text: object) -> str:
     """Text for a line of a card or a cell of a `Table`: no Markdown, no HTML, no second line."""
-    plain = _UNSEEN.sub(_written_out, " ".join(str(text).split()))
+    plain = visible_text(" ".join(str(text).split()))
     return _MEANS_SOMETHING.sub(r"\\\g<0>", plain.replace("&", "&amp;").replace("<", "&lt;"))
 
 
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
-)
-"""Control characters but tab and newline, and those that change the direction of writing."""
 _MEANS_SOMETHING = re.compile(r"[\\`*\[\]]|(?<!\w)_|_(?!\w)")
-
-
-def _written_out(found: re.Match[str]) -> str:
-    return f"\\u{ord(found[0]):04x}"
 
 
 def changed_settings(recipe: Recipe) -> str:

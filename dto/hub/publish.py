@@ -155,11 +155,10 @@ def _of_table(path: Path) -> Iterator[tuple[str, str, bool]]:
         for batch in file.iter_batches(batch_size=tables.ROW_GROUP):
             ids = batch.column(0).to_pylist()
             for name, column in zip(batch.schema.names, batch.columns, strict=True):
-                if folders.has_text(column.type):
-                    for row, value in zip(ids, column.to_pylist(), strict=True):
-                        where = f"row {row}, column {name}"
-                        yield from ((where, text, name == folders.REASON)
-                                    for _, text in texts_of(value))  # fmt: skip
+                values = column.to_pylist() if folders.has_text(column.type) else ()
+                for row, value in zip(ids, values, strict=False):
+                    for _, text in texts_of(value):
+                        yield f"row {row}, column {name}", text, name == folders.REASON
 
 
 def _of_file(path: Path) -> Iterator[tuple[str, str, bool]]:
@@ -176,11 +175,10 @@ def _of_file(path: Path) -> Iterator[tuple[str, str, bool]]:
 
 def _way_out(where: str) -> str:
     column = where.partition(", column ")[2]
-    if not column:
-        return "change that"
     if column in folders.WRITTEN:
         return (
             "the row's token ids say the same, so it is not cut out: publish without this table "
             "(--only), or take the problem out of the run"
         )
-    return "publish without this table (--only), or compute it again without that"
+    again = "publish without this table (--only), or compute it again without that"
+    return again if column else "change that"

@@ -123,27 +123,21 @@ def _state(api: HfApi, name: str, kind: Kind, there: Remote, folder: Path) -> bo
     path = api.hf_hub_download(name, MARK, repo_type=kind, revision=there.commit)
     own = json.loads((folder / MARK).read_text(encoding="utf-8"))
     try:
-        before = json.loads(Path(path).read_text(encoding="utf-8"))
-        same = all(before[key] == own[key] for key in ("name", "seed"))
-    except (ValueError, KeyError, TypeError):
-        same, before = False, {}
-    if not same:
-        named = before.get("name") if isinstance(before, dict) else None
+        said = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        said = None
+    before = said if isinstance(said, dict) else {}
+    if any(before.get(key) != own[key] for key in ("name", "seed")):
         raise DtoError(
-            f"{kind} {name} exists and holds another run ({named}): take another name, or replace "
-            "it with --overwrite"
+            f"{kind} {name} exists and holds another run ({before.get('name')}): take another "
+            "name, or replace it with --overwrite"
         )
     return bool(before == own)
 
 
 def check_name(name: str) -> None:
     """Raises DtoError for what is no `user/name`."""
-    # Public (`__all__` has it), though not exported as mypy wants it.
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    with hub_errors(name, "dataset"):
-        validate_repo_id(name)
-    if name.count("/") != 1:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise DtoError(_SAID["HFValidationError"].format(name=name))
 
 

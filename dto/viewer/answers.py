@@ -76,13 +76,13 @@ def _card(row: EvaluationRow, plain: EvaluationRow | None, longest: int) -> Elem
             el("span", spent),
         ),
         el("p.note", data(row.reason)) if row.reason else None,
-        _trials(row) if row.trials else None,
+        rows_node(
+            ("token", "confidence", "trial answer", ""),
+            [_trial(row, place) for place in range(len(row.trials))],
+        )
+        if row.trials
+        else None,
     )
-
-
-def _trials(row: EvaluationRow) -> Element:
-    names = ("token", "confidence", "trial answer", "")
-    return rows_node(names, [_trial(row, place) for place in range(len(row.trials))])
 
 
 def _trial(row: EvaluationRow, place: int) -> Element:
@@ -110,11 +110,11 @@ def chain_node(view: ChainView) -> Element:
         ("label", [view.outcome.replace("_", " ")]),
         ("cut from", data(chain.source_id)),
     ]
-    options = []
-    for letter, option in zip("ABC", labelled.options if labelled else (), strict=False):
-        right = labelled is not None and letter == labelled.label
-        sign = grade_sign("correct") if right else None
-        options.append(el("p.option", el("b", f"{letter}. "), data(option), " ", sign))
+    options = [
+        el("p.option", el("b", f"{letter}. "), data(option), " ", sign)
+        for letter, option in zip("ABC", labelled.options if labelled else (), strict=False)
+        for sign in [grade_sign("correct") if labelled and letter == labelled.label else None]
+    ]
     return el(
         "article.dto",
         heading(view.problem, chain.id),

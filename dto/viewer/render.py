@@ -207,7 +207,12 @@ def trajectory_node(view: TrajectoryView) -> Element:
     sides = original
     if version is not None:
         close = row.text[row.thinking.end : row.conclusion.start]  # empty where it never closed
-        sides = el("div.sides", original, _version(version, _pieces(view), heads[1], close))
+        kept = [
+            (segment, row.text[slice(*segment.chars)])
+            for segment in view.segments
+            if segment.index in version.kept
+        ]
+        sides = el("div.sides", original, _version(version, kept, heads[1], close))
     return el(
         "article.dto",
         heading(view.problem, row.id, " · ", *data(row.model)),
@@ -264,32 +269,24 @@ def _original(view: TrajectoryView) -> Iterator[Element]:
     estimates = {each.boundary: each for each in view.estimates}
     version = view.optimized
     verdicts = {each.segment: each for each in version.verdicts} if version else {}
-    others = {each.segment: each for each in version.counterfactual} if version else {}
     removed = view.removed
     if not view.segments and row.thinking.length:
         yield block(row.text[slice(*row.thinking)])
     for segment in view.segments:
-        said = verdicts.get(segment.index), others.get(segment.index)
-        yield _segment(
-            segment, row.text[slice(*segment.chars)], removed.get(segment.index, ""), *said
-        )
+        text, state = row.text[slice(*segment.chars)], removed.get(segment.index, "")
+        yield _segment(segment, text, state, verdicts.get(segment.index))
         if (estimate := estimates.get(segment.index)) is not None:
             yield _exit(estimate, version is not None and version.exit == segment.index)
     yield from _conclusion(row.text[slice(*row.conclusion)])
 
 
 def _segment(
-    segment: Segment,
-    text: str,
-    state: str = "",
-    verdict: Verdict | None = None,
-    other: Verdict | None = None,
+    segment: Segment, text: str, state: str = "", verdict: Verdict | None = None
 ) -> Element:
     said = None
     if verdict is not None:
-        second = f" · counterfactual judge: {other.verdict}" if other is not None else ""
         fate = verdict_fate(verdict).removesuffix(", pruned")
-        said = el("div.verdict", el("b", fate), " ", data(verdict.reason), second)
+        said = el("div.verdict", el("b", fate), " ", data(verdict.reason))
     kind = kind_class(segment.kind)
     return el(
         f"div.segment.{kind}{'.gone' if state else ''}",
@@ -332,30 +329,15 @@ def _conclusion(text: str) -> Iterator[Element]:
         yield block(text.strip("\n"), "after thinking")
 
 
-def _pieces(view: TrajectoryView) -> list[tuple[Segment, str]]:
-    """The kept segments as they stand in the version's thinking: the exit cuts white space off."""
-    pieces: list[tuple[Segment, str]] = []
-    if (version := view.optimized) is None:
-        return pieces
-    place = version.thinking.start
-    for segment in (each for each in view.segments if each.index in version.kept):
-        whole = view.trajectory.text[slice(*segment.chars)]
-        text = whole if version.text.startswith(whole, place) else whole.rstrip()
-        if not version.text.startswith(text, place):
-            break
-        pieces.append((segment, text))
-        place += len(text)
-    return pieces
-
-
 def _version(
     version: OptimizedTrajectory,
     pieces: Sequence[tuple[Segment, str]],
     head: Element,
     close: str = "",
 ) -> Element:
-    thinking = version.text[slice(*version.thinking)]
-    rest = thinking[sum(len(text) for _, text in pieces) :]
+    """`pieces` are the kept segments with their texts, which the thinking begins with."""
+    kept = "".join(text for _, text in pieces).rstrip()  # as the exit cuts white space off
+    rest = version.text[version.thinking.start + len(kept) : version.thinking.end]
     name = "finalization" if pieces else "thinking"
     after = version.text[version.thinking.end :].lstrip()
     after = after.removeprefix(close or known_close(after))

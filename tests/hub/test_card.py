@@ -76,7 +76,7 @@ def test_what_cannot_be_seen_is_written_out(run: Run, hub: Hub) -> None:
     recipe = run.recipe.model_copy(update={"model": system, "name": f"<b>{hostile}"})
     text = publish(run.following(recipe), NAME, dry_run=True).card
     metadata, body = text.split("---\n")[1], text.split("---\n", 2)[2]
-    assert yaml.safe_load(metadata)["pretty_name"].startswith("<b>\\u202eeltit")
+    assert yaml.safe_load(metadata)["pretty_name"].startswith("<b>‹U+202E›eltit")
     for unseen in "\u202e\u202c\u2028\x1b":
         assert unseen not in text
     outside = "".join(body.split("```")[::2])
