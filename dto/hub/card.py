@@ -212,7 +212,7 @@ def write_card(
     """Write `README.md` and the pictures below `folder`; the text of the card."""
     from huggingface_hub import DatasetCardData
 
-    recipe, name = shown.recipe, shown.name
+    recipe, spending = shown.recipe, (*published.stages, "judge")
     configs = list(data_files(folder))
     rows = {
         table.config: {split: tables.count(folder / path) for split, path in paths.items()}
@@ -235,30 +235,22 @@ def write_card(
             for place, (table, paths) in enumerate(configs)
         ],
     )  # fmt: skip
+    if shown.report is not None:
+        (folder / "images").mkdir(exist_ok=True)
+        draw_report(shown.report, folder / "images")
+        (folder / "images/report.svg").unlink()
     text = render_card(
         "dataset_card.md.jinja",
         data.to_yaml(),
-        name=name,
-        recipe=recipe,
-        changed=changed_settings(recipe),
+        **shown._asdict(),
+        **published._asdict(),
         configs=[(table, rows[table.config]) for table, _ in configs],
-        sources=shown.sources,
-        test_sources=shown.test_sources,
         models=models(recipe),
         results="" if shown.report is None else results(shown.report, private),
         prompts=_prompts(recipe, published.stages),
         dropped=_dropped(folder, (*published.stages, *published.withheld)),
         lengths=_lengths(folder),
-        pictures=_picture(folder, shown.report),
-        costs=[
-            cost
-            for cost in stage_costs(RunReader(run))
-            if cost.stage in (*published.stages, "judge")
-        ],
-        redacted=published.redacted,
-        withheld=published.withheld,
-        left_out=published.left_out,
-        trained="train" in published.stages,
+        costs=[each for each in stage_costs(RunReader(run)) if each.stage in spending],
         citations=cited(recipe, published.stages),
         versions=first.get("versions") or {},
         git=first.get("git") or {},
@@ -272,8 +264,7 @@ def render_card(template: str, metadata: str, **values: Any) -> str:
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
-    environment.filters["block"] = in_block
-    environment.filters["line"] = in_line
+    environment.filters |= {"block": in_block, "line": in_line, "changed": _changed_settings}
     source = (files("dto") / "hub" / template).read_text(encoding="utf-8")
     return (
         environment.from_string(source).render(metadata=metadata.strip(), **values).strip() + "\n"
@@ -297,7 +288,7 @@ def in_line(text: object) -> str:
 _MEANS_SOMETHING = re.compile(r"[\\`*\[\]]|(?<!\w)_|_(?!\w)")
 
 
-def changed_settings(recipe: Recipe) -> str:
+def _changed_settings(recipe: Recipe) -> str:
     """What the recipe sets other than by default, as YAML."""
     data = recipe.model_dump(mode="json", exclude_defaults=True)
     return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=10_000))
@@ -365,16 +356,6 @@ def _lengths(folder: Path) -> str:
     head = ("", "rows", "mean", "median", "90 %", "longest")
     formats = ("", "", ",.1f", "", "", "")
     return Table("", head, tuple(lines), formats=formats).markdown() if lines else ""
-
-
-def _picture(folder: Path, report: Report | None) -> list[tuple[str, str]]:
-    if report is None:
-        return []
-    images = folder / "images"
-    images.mkdir(exist_ok=True)
-    draw_report(report, images)
-    (images / "report.svg").unlink()
-    return [("images/report.png", "Accuracy against tokens, with 95 % intervals")]
 
 
 _STAND_INS = {

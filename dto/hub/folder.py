@@ -129,7 +129,10 @@ def chosen_stages(
     # A table without a manifest was pulled; that a stage was begun in vain since changes nothing.
     there = {stage for stage in ASKING if run.table(stage).is_file()}
     cut = there & set(withheld)
-    begun = {stage for stage in PUBLISHED if _is_begun(run / stage)} - done - cut
+    begun = {stage for stage in PUBLISHED if (run / stage / "journal").is_file()}
+    if (run / "train").is_dir():  # which keeps checkpoints in place of a journal
+        begun.add("train")
+    begun -= done | cut
     for stage in sorted(asked - done - cut):
         state = "is not finished" if stage in begun else "is not there"
         raise DtoError(f"stage {stage} {state} in {path}: start `dto {stage} {path}` first")
@@ -147,11 +150,6 @@ def chosen_stages(
     check_chain(run, [stage for stage in wanted if stage in done])
     without = tuple(stage for stage in wanted if stage in cut)
     return Published(stages, without, () if only else tuple(sorted(begun)))
-
-
-def _is_begun(stage: Path) -> bool:
-    """`train` keeps checkpoints in place of a journal."""
-    return (stage / "journal").is_file() or (stage.name == "train" and stage.is_dir())
 
 
 def check_chain(run: RunReader, stages: Sequence[str]) -> None:

@@ -69,7 +69,11 @@ def pull(
             repo_type="dataset",
             revision=there.commit,
             local_dir=begun,
-            allow_patterns=[MARK, "recipe.yaml", *(f"*/{file}" for file in _FILES)],
+            allow_patterns=[
+                MARK,
+                "recipe.yaml",
+                *(f"*/{file}" for file in sorted({*BESIDE, *OF_TRAINING})),
+            ],
         )
     with disk_errors(out):
         for path in begun.rglob("*"):  # what an attempt at something else left
@@ -91,9 +95,6 @@ def owed(run: Path) -> tuple[str, ...]:
     reader = RunReader(run)
     there = (stage for stage in ASKING if reader.table(stage).is_file())
     return tuple(stage for stage in there if reader.manifest(stage) is None)
-
-
-_FILES = tuple(dict.fromkeys((*BESIDE, *OF_TRAINING)))
 
 
 def _there(api: HfApi, name: str, revision: str | None) -> Remote:

@@ -264,7 +264,10 @@ class RunTables(RunReader):
             return str(row.trajectory_id)
 
         without = {} if only else {Trajectory: IDS, OptimizedTrajectory: ("token_ids",)}
-        lengths, dropped = {} if only else self._lengths(), self._dropped()
+        lengths, dropped = {}, self._dropped()
+        if not only and self.states.get("sample") == "finished":  # counted without reading them
+            counts = self.frame("sample").select("id", pl.col("token_ids").list.len())
+            lengths = dict(counts.collect().iter_rows())
         pruned = self.states.get("prune") == "finished"
         joined = tables.merge(
             rows("sample", Trajectory, "id"),
@@ -318,13 +321,6 @@ class RunTables(RunReader):
                 for row in self.dropped(stage):
                     dropped.setdefault("/".join(row.id.split("/")[:2]), []).append((stage, row))
         return dropped
-
-    def _lengths(self) -> dict[str, int]:
-        """Tokens of each response, without reading them."""
-        if self.states.get("sample") != "finished":
-            return {}
-        counted = self.frame("sample").select("id", pl.col("token_ids").list.len()).collect()
-        return dict(counted.iter_rows())
 
     def answers(self, start: str = "") -> Iterator[AnswersView]:
         """The evaluation's answers, those of one problem and sample together.

@@ -236,15 +236,6 @@ def change(before: float, after: float, shown: Callable[[float], str] = "{:,}".f
     return f"{shown(before)} → {shown(after)} ({saved(before, after) or '–'})"
 
 
-MEANINGS = {
-    "attention FLOPs": "of the attention to earlier tokens, before and after",
-    "finalizations right": "of the ends sampled after the exit, how many answer correctly",
-    "pruned, p": "the chance of a right answer without what is pruned, 95 % interval; the rollouts "
-    "come after the test that it passed, and decided nothing",
-    "perplexity at joins": "how surprised the model is where text was cut out",
-}
-
-
 def heading(problem: Problem | None, row_id: str, *further: Node) -> Element:
     """The question, its gold answer, and which row this is."""
     if problem is None:
@@ -285,14 +276,8 @@ def grade_sign(value: str) -> Element:
 
 
 def facts_node(facts: Sequence[tuple[str, Node | list[Node]]]) -> Element:
-    """Names and values in a line; what a name means shows when it is pointed at."""
-    cells = [
-        el(
-            "div.fact",
-            el("span.label", name),
-            el("span.value", value),
-            **({"title": MEANINGS[name]} if name in MEANINGS else {}),
-        )
-        for name, value in facts
-    ]
-    return el("div.facts", cells)
+    """Names and values in a line."""
+    return el(
+        "div.facts",
+        [el("div.fact", el("span.label", name), el("span.value", value)) for name, value in facts],
+    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dto.errors import DtoError
 from dto.records import (
@@ -128,7 +128,7 @@ def p_style(row: ExitEstimate) -> str:
     return f"--p:{p * 100:.1f};--l:{row.p_low * 100:.1f};--h:{row.p_high * 100:.1f}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Display:
     """Shows `row` as HTML in a notebook, as text in a terminal, with colours where `rich` prints.
 
@@ -142,10 +142,7 @@ class Display:
         style = files("dto.viewer").joinpath("assets/view.css").read_text("utf-8")
         return f"<style>{style}</style>{to_html(node(self.row))}"
 
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(str(self))
-
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "".join(text for text, _ in to_text(node(self.row))).rstrip("\n")
 
     def __rich__(self) -> Text:
