@@ -284,9 +284,10 @@ def _redact_table(source: Path, target: Path, private: Redaction, hide: bool) ->
             after = pc.if_else(pc.equal(batch["split"], "test"), _OF_A_QUESTION[name], column)
         if name not in WRITTEN and has_text(column.type):
             kind = failure_kind if name == REASON else verdict_reason
-            texts = walk(after.to_pylist(), lambda text: private.text(kind(text)))
-            after = pa.array(texts, column.type)
-        return column if after.equals(column) else after
+            before = after.to_pylist()
+            texts = walk(before, lambda text: private.text(kind(text)))
+            after = after if texts == before else pa.array(texts, column.type)
+        return column if after is column or after.equals(column) else after
 
     changed = False
     with pq.ParquetFile(source) as file:

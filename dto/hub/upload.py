@@ -64,8 +64,11 @@ def upload(
     local = frozenset(files)
     with hub_errors(name, kind, writing=True):
         api.whoami()
-        api.create_repo(name, repo_type=kind, private=private or None, exist_ok=True)
-        if (there := remote(api, name, kind)) is None:
+        there = remote(api, name, kind)
+        if there is None:
+            api.create_repo(name, repo_type=kind, private=private or None, exist_ok=True)
+            there = remote(api, name, kind)
+        if there is None:
             raise DtoError(f"{kind} {name} was made and is not there: start the same command again")
         if private and not there.private:
             raise DtoError(
