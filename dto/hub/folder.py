@@ -294,8 +294,9 @@ def _redact_table(source: Path, target: Path, private: Redaction, hide: bool) ->
         schema = file.schema_arrow
         with pq.ParquetWriter(target, schema, compression="zstd") as writer:
             for batch in file.iter_batches(batch_size=tables.ROW_GROUP):
-                after = [shown(*each, batch) for each in zip(schema.names, batch, strict=True)]
-                changed = changed or any(map(operator.is_not, batch.columns, after))
+                before = batch.columns
+                after = [shown(*each, batch) for each in zip(schema.names, before, strict=True)]
+                changed = changed or any(map(operator.is_not, before, after))
                 tables.write_rows(writer, pa.Table.from_arrays(after, schema=schema))
     if not changed:
         target.unlink()
