@@ -35,7 +35,7 @@ _PUBLIC = {
     "report": "dto.reporting.write",
     "trace": "dto.studies.trace",
     "pilot": "dto.studies.pilot",
-    "show": "dto.viewer.show",
+    "show": "dto.viewer.render",
     "view": "dto.viewer.page",
     "Context": "dto.context",
     "Grader": "dto.grading",

@@ -99,11 +99,8 @@ class Redaction:
         settings = recipe.model_dump(mode="json")
         texts = list(texts_of(settings))
         places = [text for key, text in texts if key != "system" and _is_place(text)]
-        replaced: dict[str, str] = {}
-        for place, label in public_names([*_MODELS, *places]).items():
-            replaced[place] = label
-            if _is_place(place):
-                replaced[_absolute(place)] = label
+        replaced = public_names([*_MODELS, *places])
+        replaced |= {_absolute(place): replaced[place] for place in places}
         for key, value in texts:
             if key == "server" and value:
                 replaced |= dict.fromkeys(_hosts(value), "server.invalid")
@@ -167,9 +164,7 @@ def public_names(names: Iterable[str]) -> dict[str, str]:
 
 def _is_place(text: str) -> bool:
     """Whether a name says where something is on this machine."""
-    source = Source.parse(text)
-    deep = source.is_local and re.search(r"[/\\]", text) is not None and "\n" not in text
-    return source.tells_place or deep
+    return Source.parse(text).tells_place
 
 
 def _absolute(place: str) -> str:

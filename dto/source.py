@@ -81,15 +81,13 @@ class Source:
     def tells_place(self) -> bool:
         """Whether the text says where on this machine something is, and so is nobody's business.
 
-        It is written as a path, or has several parts of which the last is a data file or recipe, or
-        that exist here. `user/name` and `a/b/c` are not, unless they exist; nor is text with lines.
+        It is written as a path, or has several parts that are a local file or folder or exist here.
+        `user/name` is not, unless it exists; nor is text with lines.
         """
         if "\n" in self.name:
             return False
-        if _PATH.match(self.name):
-            return True
         several = "/" in self.name or "\\" in self.name
-        return several and (self.kind == "file" or self.exists)
+        return _PATH.match(self.name) is not None or (several and (self.is_local or self.exists))
 
     @property
     def last_part(self) -> str:

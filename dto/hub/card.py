@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 import polars as pl
 import yaml
 from jinja2 import Environment, StrictUndefined
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from dto import tables
 from dto.drqa.label import WORDINGS
 from dto.hub.folder import Published, data_files
-from dto.hub.origins import Origin, models
+from dto.hub.upload import Kind, http_status, hub_errors
 from dto.pipeline import STAGES
 from dto.prompts import JUDGE, PUT_IN, purpose, render
-from dto.recipe import Recipe
+from dto.recipe import NAMES, Recipe
 from dto.redact import Redaction
 from dto.reporting.cost import stage_costs
-from dto.reporting.evaluation import Figures
 from dto.reporting.funnel import DROPPED
-from dto.reporting.pictures import COLOURS, INK
 from dto.reporting.report import Report
+from dto.reporting.table import CELLS, Cell, Table
 from dto.reporting.write import draw_report
 from dto.runs import manifest
 from dto.runs.reader import RunReader
-from dto.statistics import shown
+from dto.source import Source
 from dto.tags import shown_tags
+from dto.tasks import TASKS
 from dto.tasks.load import prompt_of
+from dto.viewer.nodes import visible_text
 
 TAGS = ("dto", "reasoning", "overthinking")
 _LENGTHS = (
@@ -47,23 +46,148 @@ _LENGTHS = (
     ("to several questions", "batch", "len"),
     ("labelled chains", "label", "tokens"),
 )
-BINS = 40
-"""Of the histograms of lengths."""
-_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"))
+CITATIONS: tuple[tuple[str, str, str, frozenset[str]], ...] = (
+    ("2505.21765", "DTO", "dynamic thinking-pattern optimization: exits, pruning, pairs",
+     frozenset({"2505.21765"})),
+    ("2508.17803", "DRQA", "batch prompts, labelled chains, training on judging them",
+     frozenset({"2508.17803", "drqa", "cft", "sft_batch"})),
+    ("2504.15895", "DEER", "dynamic early exit in reasoning", frozenset({"deer"})),
+    ("2405.14734", "SimPO", "the loss, with a reference-free reward", frozenset({"simpo"})),
+    ("2401.08417", "CPO", "the NLL anchor beside it", frozenset({"simpo"})),
+    ("2305.18290", "DPO", "the loss", frozenset({"dpo"})),
+    ("2501.12570", "O1-Pruner", "length-harmonizing weights", frozenset({"o1_pruner"})),
+    ("2402.03300", "GRPO", "the training", frozenset({"grpo", "drqa"})),
+    ("2501.17703", "CFT", "the verdict on a chain, imitated", frozenset({"cft"})),
+    ("2412.21187", "2412.21187", "shortest responses, first correct solutions",
+     frozenset({"shortest"})),
+    ("2503.04472", "DAST", "the token-length budget", frozenset({"token_budget"})),
+)  # fmt: skip
+"""(arXiv id, short name, what of it) of methods, each with the papers of stages, training methods,
+exit policies and data of pairs that make use of it."""
 
-CITATIONS: Mapping[str, tuple[str, str]] = {
-    "2505.21765": ("DTO", "dynamic thinking-pattern optimization: exits, pruning, pairs"),
-    "2508.17803": ("DRQA", "batch prompts, labelled chains, training on judging them"),
-    "2501.17703": ("CFT", "the verdict on a chain, imitated"),
-    "2504.15895": ("DEER", "dynamic early exit in reasoning"),
-    "2405.14734": ("SimPO", "the loss, with a reference-free reward"),
-    "2401.08417": ("CPO", "the NLL anchor beside it"),
-    "2305.18290": ("DPO", "the loss"),
-    "2501.12570": ("O1-Pruner", "length-harmonizing weights"),
-    "2402.03300": ("GRPO", "the training"),
-    "2412.21187": ("2412.21187", "shortest responses, first correct solutions"),
-    "2503.04472": ("DAST", "the token-length budget"),
-}
+
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A source of questions or a model: its name, commit, licence and citation as far as known."""
+
+    name: str
+    revision: str = ""
+    license: str = UNKNOWN
+    citation: str = ""
+
+    def __str__(self) -> str:
+        at = f" at `{self.revision}`" if self.revision else ""
+        cited = f"; {self.citation}" if self.citation else ""
+        return f"`{self.name}`{at}, licence: {self.license}{cited}"
+
+
+def origins(recipe: Recipe) -> list[Origin]:
+    """Where the questions to train on and to choose by, or the imported responses, come from."""
+    problems = recipe.problems
+    named = [recipe.sample.imported] if recipe.sample.imported else []
+    own = problems.test and not problems.test_source
+    named += [problems.source] if problems.train or problems.dev or own else []
+    return [_origin(str(name), recipe) for name in dict.fromkeys(named)]
+
+
+def of_test_sets(recipe: Recipe) -> list[Origin]:
+    """Where the questions of an evaluation come from, unless from where the others do."""
+    source = recipe.problems.test_source
+    named = [*([source] if source else []), *recipe.evaluate.tasks]
+    known = {each.name for each in origins(recipe)}
+    found = [_origin(name, recipe) for name in dict.fromkeys(named)]
+    return [each for each in found if each.name not in known]
+
+
+def _origin(name: str, recipe: Recipe) -> Origin:
+    task = TASKS.get(name)
+    if name == "chains":
+        return Origin("chains, generated by dto", license="mit")
+    if task is not None:
+        return Origin(task.hub, task.revision or "", citation=task.citation)
+    problems = recipe.problems
+    return Origin(name, (problems.revision or "") if name == problems.source else "")
+
+
+def withheld(recipe: Recipe) -> tuple[str, ...]:
+    """The stages with questions and gold answers of test sets that are others'.
+
+    They are named, and not published again unless one says so: the licence is not ours to give,
+    and a benchmark that lies about with its answers is trained on by accident. `recipe` is the
+    run's own, which tells files of this machine from datasets of the Hub.
+    """
+    problems = recipe.problems
+    source = problems.test_source or problems.source
+    asked = {"problems": [source] if problems.test else [], "test": recipe.evaluate.tasks}
+    return tuple(
+        stage
+        for stage, names in asked.items()
+        if any(Source.parse(name, TASKS).kind in ("task", "hub") for name in names)
+    )
+
+
+def only_here(recipe: Recipe) -> list[str]:
+    """The files of one's own that the table of problems is read from, by their last part."""
+    named = (recipe.sample.imported, recipe.problems.source)
+    sources = (Source.parse(name, TASKS) for name in named if name)
+    return [source.last_part for source in sources if source.is_local]
+
+
+def models(recipe: Recipe) -> list[tuple[str, Origin]]:
+    """(what it does, model) of the models that wrote or judged rows."""
+    found = [("sampled, and answered rollouts", _model(recipe.model.name, recipe.model.revision))]
+    if recipe.prune.judge == "llm" and recipe.judge is not None:
+        found.append(("judged patterns", _model(recipe.judge.name, recipe.judge.revision)))
+    others = (name for name in recipe.evaluate.models if name not in ("base", "trained"))
+    found += [("answered test questions too", _model(name, None)) for name in others]
+    if recipe.sample.imported:
+        found[0] = ("gave the tokenizer", found[0][1])
+    return found
+
+
+def _model(name: str, revision: str | None) -> Origin:
+    """A model, of the Hub at the commit that this machine holds unless the recipe names one."""
+    if name in NAMES:
+        return Origin(f"{name} (embedded in dto)", license="mit")
+    from huggingface_hub import try_to_load_from_cache
+
+    held = None
+    with suppress(ValueError):  # no name on the Hub
+        held = try_to_load_from_cache(name, "config.json")
+    return Origin(name, revision or (Path(held).parent.name if isinstance(held, str) else ""))
+
+
+def single_license(found: Iterable[Origin]) -> str | None:
+    """The one licence that all have; None where they differ, or one has several, or none known."""
+    known = {each.license for each in found}
+    license = known.pop() if len(known) == 1 else UNKNOWN
+    return None if license == UNKNOWN or "," in license else license
+
+
+def with_license(source: Origin, kind: Kind = "dataset") -> Origin:
+    """The licence that a source states on the Hub; unknown where it states none, or is not there.
+
+    Raises DtoError when the connection breaks: a card must not lose a licence by that.
+    """
+    if source.license != UNKNOWN or source.name.count("/") != 1:
+        return source
+    from huggingface_hub import HfApi
+
+    with hub_errors(source.name, kind):
+        try:
+            info = HfApi().repo_info(source.name, repo_type=kind, revision=source.revision or None)
+        except Exception as error:
+            if isinstance(error, ValueError) or http_status(error) in (401, 403, 404):
+                return source  # no name on the Hub, or nothing to be seen there
+            raise
+    stated = getattr(info, "card_data", None)
+    license = (stated.get("license") if stated is not None else None) or ""
+    text = ", ".join(map(str, license)) if isinstance(license, list) else str(license)
+    known = re.fullmatch(r"[\w.+-]+(, [\w.+-]+)*", text)
+    return replace(source, license=known[0]) if known else source
 
 
 class Shown(NamedTuple):
@@ -86,20 +210,16 @@ def write_card(
     """Write `README.md` and the pictures below `folder`; the text of the card."""
     from huggingface_hub import DatasetCardData
 
-    recipe, name = shown.recipe, shown.name
+    recipe, spending = shown.recipe, (*published.stages, "judge")
     configs = list(data_files(folder))
     rows = {
         table.config: {split: tables.count(folder / path) for split, path in paths.items()}
         for table, paths in configs
     }
-    lengths = _lengths(folder)
-    pictures = _pictures(folder, lengths, shown.report)
-    total = sum(sum(counts.values()) for counts in rows.values())
     first = manifest.read(folder / published.stages[0]) or {}
     data = DatasetCardData(
         license=shown.license,
         task_categories=["text-generation"],
-        size_categories=next((size for most, size in _SIZES if total < most), "n>1M"),
         pretty_name=in_block(recipe.name),
         tags=[*TAGS, *(["preference", "trl"] if "pairs" in rows else [])],
         configs=[
@@ -111,30 +231,22 @@ def write_card(
             for place, (table, paths) in enumerate(configs)
         ],
     )  # fmt: skip
+    if shown.report is not None:
+        (folder / "images").mkdir(exist_ok=True)
+        draw_report(shown.report, folder / "images")
+        (folder / "images/report.svg").unlink()
     text = render_card(
         "dataset_card.md.jinja",
         data.to_yaml(),
-        name=name,
-        recipe=recipe,
-        changed=changed_settings(recipe),
+        **shown._asdict(),
+        **published._asdict(),
         configs=[(table, rows[table.config]) for table, _ in configs],
-        sources=shown.sources,
-        test_sources=shown.test_sources,
         models=models(recipe),
-        results=[] if shown.report is None else results(shown.report, private),
+        results="" if shown.report is None else results(shown.report, private),
         prompts=_prompts(recipe, published.stages),
         dropped=_dropped(folder, (*published.stages, *published.withheld)),
-        lengths=_length_lines(lengths),
-        pictures=pictures,
-        costs=[
-            cost
-            for cost in stage_costs(RunReader(run))
-            if cost.stage in (*published.stages, "judge")
-        ],
-        redacted=published.redacted,
-        withheld=published.withheld,
-        left_out=published.left_out,
-        trained="train" in published.stages,
+        lengths=_lengths(folder),
+        costs=[each for each in stage_costs(RunReader(run)) if each.stage in spending],
         citations=cited(recipe, published.stages),
         versions=first.get("versions") or {},
         git=first.get("git") or {},
@@ -148,8 +260,7 @@ def render_card(template: str, metadata: str, **values: Any) -> str:
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
-    environment.filters["block"] = in_block
-    environment.filters["line"] = in_line
+    environment.filters |= {"block": in_block, "line": in_line, "changed": _changed_settings}
     source = (files("dto") / "hub" / template).read_text(encoding="utf-8")
     return (
         environment.from_string(source).render(metadata=metadata.strip(), **values).strip() + "\n"
@@ -161,27 +272,19 @@ def in_block(text: str) -> str:
 
     So nobody's prompt turns the direction of what follows, or hides in a terminal.
     """
-    return _UNSEEN.sub(_written_out, text).replace("```", "ʼʼʼ")
+    return visible_text(text).replace("```", "ʼʼʼ")
 
 
 def in_line(text: object) -> str:
-    """Text for a line or a cell of a card: no Markdown, no HTML, no second line."""
-    plain = _UNSEEN.sub(_written_out, " ".join(str(text).split()))
+    """Text for a line of a card or a cell of a `Table`: no Markdown, no HTML, no second line."""
+    plain = visible_text(" ".join(str(text).split()))
     return _MEANS_SOMETHING.sub(r"\\\g<0>", plain.replace("&", "&amp;").replace("<", "&lt;"))
 
 
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
-)
-"""Control characters but tab and newline, and those that change the direction of writing."""
-_MEANS_SOMETHING = re.compile(r"[\\|`*\[\]]|(?<!\w)_|_(?!\w)")
+_MEANS_SOMETHING = re.compile(r"[\\`*\[\]]|(?<!\w)_|_(?!\w)")
 
 
-def _written_out(found: re.Match[str]) -> str:
-    return f"\\u{ord(found[0]):04x}"
-
-
-def changed_settings(recipe: Recipe) -> str:
+def _changed_settings(recipe: Recipe) -> str:
     """What the recipe sets other than by default, as YAML."""
     data = recipe.model_dump(mode="json", exclude_defaults=True)
     return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=10_000))
@@ -189,184 +292,89 @@ def changed_settings(recipe: Recipe) -> str:
 
 def cited(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str, str]]:
     """(arXiv id, short name, what of it) of the methods that a run made use of."""
-    judged = "train" in stages and recipe.train.method in ("drqa", "cft", "sft_batch")
-    papers = {STAGES[name].paper for name in stages}
-    together = judged or "2508.17803" in papers
-    used = ["2505.21765"] if "2505.21765" in papers or not together else []
-    used += ["2508.17803"] if together else []
-    if any(exit.policy == "deer" for exit in recipe.evaluate.exits) and "evaluate" in stages:
-        used.append("2504.15895")
+    used = {recipe.pair.data, *(STAGES[name].paper for name in stages)}
     if "train" in stages:
-        used += {
-            "simpo": ["2405.14734", "2401.08417"], "dpo": ["2305.18290"],
-            "o1_pruner": ["2501.12570"], "grpo": ["2402.03300"],
-            "drqa": ["2402.03300"], "cft": ["2501.17703"],
-        }.get(recipe.train.method, [])  # fmt: skip
-    used += {"shortest": ["2412.21187"], "token_budget": ["2503.04472"]}.get(recipe.pair.data, [])
-    return [(number, *CITATIONS[number]) for number in used]
+        used.add(recipe.train.method)
+    if "evaluate" in stages:
+        used |= {exit.policy for exit in recipe.evaluate.exits}
+    if not used & {"2505.21765", "2508.17803", "drqa", "cft", "sft_batch"}:
+        used.add("2505.21765")
+    return [row[:3] for row in CITATIONS if used & row[3]]
 
 
-class Result(NamedTuple):
-    """One model under one exit on one task, in figures with 95 % intervals.
+def results(report: Report, private: Redaction, models: Collection[str] = ()) -> str:
+    """The figures as Markdown, of these models alone if any are named; with several tasks means.
 
-    `gain`, in points, and `share`, in percent of the base's tokens, are paired with the base by
-    problem; empty for the base itself.
+    Nothing is claimed of an arm of which too many responses failed. Empty without a row.
     """
+    named = {
+        "task": lambda row: in_line(private.text(row.task or report.name)),
+        "model": lambda row: in_line(private.text(row.model)),
+        "exit": lambda row: in_line(row.exit),
+        "n": lambda row: (
+            f"{row.more['tasks']} tasks"
+            if "tasks" in row.more
+            else f"{row.problems:,} × {row.more['samples']}"
+        ),
+    }
+    figures = {
+        "accuracy %": "accuracy", "gain over base, points": "gain", "tokens": "tokens",
+        "% of base's tokens": "ratio", "truncated": "truncated", "failed": "failed",
+    }  # fmt: skip
+    columns: dict[str, Any] = {head: (cell, "") for head, cell in named.items()}
+    columns |= {head: CELLS[name] for head, name in figures.items()}
+    rows = [row for row in (*report.rows, *report.averages) if not models or row.model in models]
+    return Table.of("", rows, columns).markdown() if rows else ""
 
-    task: str
-    model: str
-    exit: str
-    asked: str
-    accuracy: str
-    gain: str
-    tokens: str
-    share: str
-    truncated: str
-    failed: str
 
-
-def results(report: Report, private: Redaction, models: Collection[str] = ()) -> list[Result]:
-    """The rows of the table, of these models alone if any are named; with several tasks means too.
-
-    Nothing is claimed of an arm of which too many responses failed.
-    """
-    rows = [
-        Result(
-            row.task or report.name, row.model, row.exit,
-            f"{row.problems:,} × {row.more['samples']}", f"{row.accuracy:%}", _gain(row),
-            f"{row.tokens}", _share(row), f"{row.truncated:,}", f"{row.failed:,}",
-        )
-        for row in report.rows
-    ]  # fmt: skip
-    rows += [
-        Result(
-            "mean", row.model, row.exit, f"{row.more['tasks']} tasks", f"{row.accuracy:%}",
-            _gain(row), shown(row.tokens.value), _share(row), "", "",
-        )
-        for row in report.averages
-    ]  # fmt: skip
-    return [
-        row._replace(model=private.text(row.model), task=private.text(row.task))
-        for row in rows
-        if not models or row.model in models
+def _dropped(folder: Path, stages: Sequence[str]) -> str:
+    """Stage, reason, rows and what that means, from the files that are published, as Markdown."""
+    run = RunReader(folder)
+    lines = [
+        (stage, f"`{in_line(reason)}`", count, DROPPED.get(reason, ""))
+        for stage in STAGES
+        if stage in stages
+        for reason, count in sorted(Counter(row.reason for row in run.dropped(stage)).items())
     ]
+    return Table("", ("stage", "reason", "rows", ""), tuple(lines)).markdown() if lines else ""
 
 
-def _gain(row: Figures) -> str:
-    if row.verdict == "too many failed":
-        return row.verdict
-    return "" if row.gain is None else f"{row.gain:+%}"
-
-
-def _share(row: Figures) -> str:
-    return "" if row.ratio is None else f"{row.ratio:%}"
-
-
-def _dropped(folder: Path, stages: Sequence[str]) -> list[tuple[str, str, int, str]]:
-    """(stage, reason, rows, what that means), from the files that are published."""
-    found = []
-    for stage in [name for name in STAGES if name in stages]:
-        path = folder / stage / "dropped.jsonl"
-        if path.is_file():
-            with path.open(encoding="utf-8") as lines:
-                counted = Counter(str(json.loads(line)["reason"]) for line in lines)
-            found += [
-                (stage, reason, count, DROPPED.get(reason, ""))
-                for reason, count in sorted(counted.items())
-            ]
-    return found
-
-
-def _lengths(folder: Path) -> dict[str, list[int]]:
-    found = {}
+def _lengths(folder: Path) -> str:
+    """Kinds of responses with their lengths in tokens, as Markdown."""
+    lines: list[tuple[Cell, ...]] = []
     for name, stage, column in _LENGTHS:
         path = folder / stage / "rows.parquet"
-        if path.is_file():
-            wanted = pl.col("token_ids").list.len() if column == "len" else pl.col(column)
-            found[name] = pl.scan_parquet(path).select(n=wanted).collect()["n"].to_list()
-    return found
+        if path.is_file() and tables.count(path):
+            n = pl.col("token_ids").list.len() if column == "len" else pl.col(column)
+            middle, most = (n.quantile(share, "nearest").cast(pl.Int64) for share in (0.5, 0.9))
+            figures = pl.len(), n.mean(), middle.alias("50"), most.alias("90"), n.max().alias("max")
+            lines.append((name, *pl.scan_parquet(path).select(figures).collect().row(0)))
+    head = ("", "rows", "mean", "median", "90 %", "longest")
+    formats = ("", "", ",.1f", "", "", "")
+    return Table("", head, tuple(lines), formats=formats).markdown() if lines else ""
 
 
-def _length_lines(
-    lengths: Mapping[str, Sequence[int]],
-) -> list[tuple[str, int, str, int, int, int]]:
-    """(kind, rows, mean, median, 90 %, longest) in tokens."""
-    lines = []
-    for name, values in lengths.items():
-        if values:
-            own = sorted(values)
-            middle, most = round(median(own)), own[min(len(own) - 1, int(0.9 * len(own)))]
-            lines.append((name, len(own), f"{sum(own) / len(own):,.1f}", middle, most, own[-1]))
-    return lines
-
-
-def _pictures(
-    folder: Path, lengths: Mapping[str, Sequence[int]], report: Report | None
-) -> list[tuple[str, str]]:
-    images = folder / "images"
-    images.mkdir(exist_ok=True)
-    found = []
-    if any(lengths.values()):
-        draw_lengths(lengths, images / "lengths.png")
-        found.append(("images/lengths.png", "Tokens of the responses"))
-    if report is not None:
-        draw_report(report, images)
-        (images / "report.svg").unlink()
-        found.append(("images/report.png", "Accuracy against tokens, with 95 % intervals"))
-    return found
+_STAND_INS = {
+    "question": "{the question}", "questions": "1. …\n2. …", "k": "k", "reasoning": "…",
+    "answer": "…", "patterns": "…", "first": "2", "last": "…",
+    **dict(zip("abc", WORDINGS.values(), strict=True)),
+}  # fmt: skip
+"""What stands in a card where a prompt has the row's own."""
 
 
 def _prompts(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str]]:
-    """(purpose, text) of what the model was shown in these stages."""
+    """(stage and purpose, text) of what the model and the judge were shown in these stages."""
     family = recipe.model.family
     asked = recipe.model.prompt or (
         "solve" if recipe.sample.imported else prompt_of(recipe.problems)
     )
-    shown = [
-        (
-            "sample, evaluate: how a question is asked",
-            render(asked, family, question="{the question}"),
-        )
-    ]
-    shown += [
-        (f"{stage}: {purpose(name, family)}", render(name, family, shown_tags(recipe.model)))
-        for name, stage in PUT_IN.items()
-        if stage in stages
-    ]
-    if "batch" in stages:
-        text = render("batch", family, questions="1. …\n2. …", k="k")
-        shown.append(("batch: how k questions are asked", text))
-    if "label" in stages:
-        a, b, c = WORDINGS.values()
-        text = render("compare", family, question="…", reasoning="…", answer="…", a=a, b=b, c=c)
-        shown.append(("label, train: what is asked about a chain, options in any order", text))
+    shown = [("sample, evaluate", asked, family)]
+    used = {**PUT_IN, "batch": "batch", "compare": "label"}
+    shown += [(stage, name, family) for name, stage in used.items() if stage in stages]
     if recipe.prune.judge == "llm" and "prune" in stages:
-        text = render("patterns", JUDGE, question="…", answer="", patterns="…", first="2", last="…")
-        shown.append(("prune: what the judge is asked", text))
-    return shown
-
-
-def draw_lengths(lengths: Mapping[str, Sequence[int]], path: Path) -> None:
-    """Write histograms of token counts below one another, each with its median, on one axis.
-
-    The same counts give the same bytes.
-    """
-    shown = {name: values for name, values in lengths.items() if values}
-    longest = max((max(values) for values in shown.values()), default=1)
-    figure = Figure(figsize=(8.6, 0.9 + 1.1 * max(1, len(shown))), dpi=120, layout="constrained")
-    panels = figure.subplots(max(1, len(shown)), 1, sharex=True, squeeze=False)[:, 0]
-    for place, (axes, (name, values)) in enumerate(zip(panels, shown.items(), strict=False)):
-        colour, middle = COLOURS[place % len(COLOURS)], median(values)
-        axes.hist(values, bins=BINS, range=(0, longest), color=colour, alpha=0.75)
-        axes.axvline(middle, color=INK, linewidth=1.0, linestyle="--")
-        axes.set_title(
-            f"{name}: {len(values):,} rows, median {middle:,.0f}",
-            loc="left", fontsize=9, color=colour, pad=3,
-        )  # fmt: skip
-        axes.yaxis.set_major_locator(MaxNLocator(2, integer=True))
-        axes.set_axisbelow(True)
-        axes.grid(color="#e5e5e5", linewidth=0.7)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=INK, labelsize=8)
-    panels[-1].set_xlabel("tokens of the response", color=INK, fontsize=9)
-    figure.savefig(path, metadata={"Software": None})
+        shown.append(("prune", "patterns", JUDGE))
+    tags = shown_tags(recipe.model)
+    return [
+        (f"{stage}: {purpose(name, folder)}", render(name, folder, tags, **_STAND_INS))
+        for stage, name, folder in shown
+    ]

@@ -11,7 +11,7 @@ import json
 import operator
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,10 +48,8 @@ OF_TRAINING = (
     "training.json", "manifest.json",
 )  # fmt: skip
 """The same of `train`, but for the weights, which are a model of their own on the Hub."""
-_WITH_TABLE = sorted(
-    ((stage.card, stage.name) for stage in STAGES.values() if stage.card), key=lambda pair: pair[0]
-)
-TABLES: dict[str, Card] = {name: card for card, name in _WITH_TABLE}
+_CARDS = sorted((stage.card, stage.name) for stage in STAGES.values() if stage.card)
+TABLES: dict[str, Card] = {name: card for card, name in _CARDS}
 """By stage, in the order of the card; the first that a run has is what `load_dataset` gives."""
 PUBLISHED = (*TABLES, "train")
 """The stages that may go up, in that order."""
@@ -90,29 +88,21 @@ _OF_A_QUESTION = {"question": "", "answer": "", "metadata": "{}"}
 
 
 class Published(NamedTuple):
-    """What is in the folder: the stages, and what became of some.
+    """What is in the folder: the finished stages, and what became of some.
 
-    `redacted`: tables that had something replaced; `withheld`: tables without the questions of
-    others' test sets; `left_out`: stages begun and not finished, which are not there.
+    `withheld`: tables without the questions of others' test sets; `left_out`: stages begun and not
+    finished, which are not there; `redacted`: tables that had something replaced.
     """
 
     stages: tuple[str, ...]
-    redacted: tuple[str, ...]
     withheld: tuple[str, ...]
     left_out: tuple[str, ...]
-
-
-class Chosen(NamedTuple):
-    """The finished stages to publish, those without others' questions, those begun alone."""
-
-    stages: tuple[str, ...]
-    withheld: tuple[str, ...]
-    left_out: tuple[str, ...]
+    redacted: tuple[str, ...] = ()
 
 
 def chosen_stages(
     run: RunReader, only: Collection[str] = (), withheld: Collection[str] = ()
-) -> Chosen:
+) -> Published:
     """What to publish of a run.
 
     `only` names configs or stages; the stages `withheld` go up without their test questions, and
@@ -139,7 +129,10 @@ def chosen_stages(
     # A table without a manifest was pulled; that a stage was begun in vain since changes nothing.
     there = {stage for stage in ASKING if run.table(stage).is_file()}
     cut = there & set(withheld)
-    begun = {stage for stage in PUBLISHED if _is_begun(run / stage)} - done - cut
+    begun = {stage for stage in PUBLISHED if (run / stage / "journal").is_file()}
+    if (run / "train").is_dir():  # which keeps checkpoints in place of a journal
+        begun.add("train")
+    begun -= done | cut
     for stage in sorted(asked - done - cut):
         state = "is not finished" if stage in begun else "is not there"
         raise DtoError(f"stage {stage} {state} in {path}: start `dto {stage} {path}` first")
@@ -156,12 +149,7 @@ def chosen_stages(
         raise DtoError(f"{path} has no finished stage to publish: go on with `dto run {path}`")
     check_chain(run, [stage for stage in wanted if stage in done])
     without = tuple(stage for stage in wanted if stage in cut)
-    return Chosen(stages, without, () if only else tuple(sorted(begun)))
-
-
-def _is_begun(stage: Path) -> bool:
-    """`train` keeps checkpoints in place of a journal."""
-    return (stage / "journal").is_file() or (stage.name == "train" and stage.is_dir())
+    return Published(stages, without, () if only else tuple(sorted(begun)))
 
 
 def check_chain(run: RunReader, stages: Sequence[str]) -> None:
@@ -199,32 +187,28 @@ def build(
     `recipe` is the run's own; `stated` is what the card says that no table does (JSON), and the
     mark with it. Raises DtoError as `chosen_stages` does.
     """
-    stages, without, left_out = chosen_stages(run, only, withheld)
+    chosen = chosen_stages(run, only, withheld)
     shared = shared_recipe(recipe, private)
-    redacted = []
     with disk_errors(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         dumped = yaml.safe_dump(shared.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         (folder / "recipe.yaml").write_text(dumped, encoding="utf-8")
-        for stage in stages:
+        for stage in (*chosen.stages, *chosen.withheld):
             (folder / stage).mkdir()
-            if _stage(run / stage, folder / stage, private):
-                redacted.append(stage)
-        for stage in without:
-            (folder / stage).mkdir()
-            _without_tests(run / stage, folder / stage, private)
+        redacted = [
+            stage for stage in chosen.stages if _stage(run / stage, folder / stage, private)
+        ]
+        for stage in chosen.withheld:
+            _stage(run / stage, folder / stage, private, hide=True)
         for stage, card in TABLES.items():
-            if not card.split and stage in (*stages, *without):
-                _by_split(folder / stage, hidden="test" if stage in without else "")
-        digests = {stage: (run.manifest(stage) or {}).get("digest") for stage in stages}
-        mark = {
-            "format": FORMAT, "name": shared.name, "seed": shared.seed, "stages": list(stages),
-            "redacted": redacted, "withheld": list(without), "left_out": list(left_out),
-            "digests": digests, **(stated or {}),
-        }  # fmt: skip
-        write_mark(folder, mark)
-    return Published(stages, tuple(redacted), without, left_out)
+            if not card.split and (folder / stage).is_dir():
+                _by_split(folder / stage, hidden="test" if stage in chosen.withheld else "")
+        published = chosen._replace(redacted=tuple(redacted))
+        digests = {stage: (run.manifest(stage) or {}).get("digest") for stage in chosen.stages}
+        mark = {"format": FORMAT, "name": shared.name, "seed": shared.seed, "digests": digests}
+        write_mark(folder, mark | published._asdict() | dict(stated or {}))
+    return published
 
 
 def write_mark(folder: Path, said: Mapping[str, Any]) -> None:
@@ -249,96 +233,85 @@ def data_files(folder: Path) -> Iterator[tuple[Card, dict[str, str]]]:
             yield card, files
 
 
-def _stage(source: Path, target: Path, private: Redaction) -> bool:
-    """Copy a stage; whether its table had something replaced."""
-    names = OF_TRAINING if source.name == "train" else BESIDE
-    rewritten = _copy(source, target, names, private)
-    said = _shared_manifest(manifest.read(source) or {}, private)
-    if rewritten:  # the digest stays, by which the stages after it know that nothing else changed
-        said["content"] = manifest.of_path(target / "rows.parquet")
-    manifest.write(target, said)
-    return rewritten
+def _stage(source: Path, target: Path, private: Redaction, hide: bool = False) -> bool:
+    """Copy a stage; whether its table had something replaced.
 
-
-def _copy(
-    source: Path, target: Path, names: Sequence[str], private: Redaction, hide_gold: bool = False
-) -> bool:
-    """Copy files but for the manifest; whether the table had something replaced.
-
-    `hide_gold`: leave out why a gold answer could not be read, as that quotes it.
+    `hide`: leave out the questions to evaluate on with their gold answers, why a gold answer could
+    not be read, which quotes it, and the manifest. Their ids stay, by which an evaluation names
+    them, and the task that each is of.
     """
+    names = OF_TRAINING if source.name == "train" else BESIDE
     rewritten = False
-    for name in names:
-        path = source / name
-        if name == "manifest.json" or not path.is_file():
+    for name in ("rows.parquet", "dropped.jsonl") if hide else names:
+        path, copy = source / name, target / name
+        if not path.is_file():
             continue
         if path.suffix == ".parquet":
-            changed = _redact_table(path, target / name, private)
-            if not changed:
-                link(path, target / name)
+            changed = _redact_table(path, copy, private, hide)
             rewritten = rewritten or (changed and name == "rows.parquet")
         elif path.suffix == ".jsonl":
-            with path.open(encoding="utf-8") as lines, (target / name).open(
+            with path.open(encoding="utf-8") as lines, copy.open(
                 "w", encoding="utf-8", newline="\n"
             ) as file:  # fmt: skip
                 for line in lines:
                     row = json.loads(line)
                     if name == "dropped.jsonl":
-                        hidden = hide_gold and row["reason"] == UNREADABLE_GOLD
-                        row["detail"] = (
-                            "" if hidden else dropped_detail(row["reason"], row["detail"])
-                        )
+                        hidden = hide and row["reason"] == UNREADABLE_GOLD
+                        told = "" if hidden else dropped_detail(row["reason"], row["detail"])
+                        row["detail"] = told
                     file.write(json.dumps(private.data(row), ensure_ascii=False) + "\n")
-        else:
+        elif name != "manifest.json":
             data = private.data(json.loads(path.read_text(encoding="utf-8")))
-            (target / name).write_text(json.dumps(data) + "\n", encoding="utf-8")
+            copy.write_text(json.dumps(data) + "\n", encoding="utf-8")
+    if not hide:
+        said = _shared_manifest(manifest.read(source) or {}, private)
+        if rewritten:  # the digest stays, which tells the stages after it that nothing else changed
+            said["content"] = manifest.of_path(target / "rows.parquet")
+        manifest.write(target, said)
     return rewritten
 
 
-def _rewrite(source: Path, target: Path, change: Callable[[str, pa.Array, Any], pa.Array]) -> bool:
-    """Write a table whose columns `change(name, column, batch)` gives, unless none is another.
+def _redact_table(source: Path, target: Path, private: Redaction, hide: bool) -> bool:
+    """Copy a table without what is private, a link where it holds none; whether it did.
 
-    Returns whether it was written.
+    Rows stand in the order of their ids afterwards too: those of an evaluation begin with the name
+    of a model, which may be a path, and only then the table is gathered to sort it.
     """
+
+    def shown(name: str, column: pa.Array, batch: Any) -> pa.Array:
+        after = column
+        if hide and name in _OF_A_QUESTION:
+            after = pc.if_else(pc.equal(batch["split"], "test"), _OF_A_QUESTION[name], column)
+        if name not in WRITTEN and has_text(column.type):
+            kind = failure_kind if name == REASON else verdict_reason
+            before = after.to_pylist()
+            texts = walk(before, lambda text: private.text(kind(text)))
+            after = after if texts == before else pa.array(texts, column.type)
+        return column if after is column or after.equals(column) else after
+
     changed = False
     with pq.ParquetFile(source) as file:
         schema = file.schema_arrow
         with pq.ParquetWriter(target, schema, compression="zstd") as writer:
             for batch in file.iter_batches(batch_size=tables.ROW_GROUP):
                 before = batch.columns
-                after = [change(*named, batch) for named in zip(schema.names, before, strict=True)]
+                after = [shown(*each, batch) for each in zip(schema.names, before, strict=True)]
                 changed = changed or any(map(operator.is_not, before, after))
                 tables.write_rows(writer, pa.Table.from_arrays(after, schema=schema))
     if not changed:
         target.unlink()
-    return changed
-
-
-def _redact_table(source: Path, target: Path, private: Redaction) -> bool:
-    """Copy a table without what is private, unless it holds none; whether it did.
-
-    Rows stand in the order of their ids afterwards too: those of an evaluation begin with the name
-    of a model, which may be a path, and only then the table is gathered to sort it.
-    """
-
-    def redacted(name: str, column: pa.Array, batch: Any) -> pa.Array:
-        if name in WRITTEN or not has_text(column.type):
-            return column
-        kind = failure_kind if name == REASON else verdict_reason
-        before = column.to_pylist()
-        after = walk(before, lambda text: private.text(kind(text)))
-        return column if after == before else pa.array(after, column.type)
-
-    if not _rewrite(source, target, redacted):
+        link(source, target)
         return False
     table = pq.read_table(target)
     ids = table[0].to_pylist()
     if ids != sorted(ids):
-        table = table.sort_by(table.column_names[0])
-        with pq.ParquetWriter(target, table.schema, compression="zstd") as writer:
-            for start in range(0, table.num_rows, tables.ROW_GROUP):
-                tables.write_rows(writer, table.slice(start, tables.ROW_GROUP))
+        _write(target, table.sort_by(table.column_names[0]))
     return True
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
+        tables.write_rows(writer, table)
 
 
 def has_text(kind: pa.DataType) -> bool:
@@ -348,26 +321,6 @@ def has_text(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return any(has_text(kind.field(place).type) for place in range(kind.num_fields))
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _without_tests(source: Path, target: Path, private: Redaction) -> None:
-    """Copy a table of problems without the questions to evaluate on, and why others were dropped.
-
-    Their ids stay, by which an evaluation names them, and the task that each is of.
-    """
-    _copy(source, target, ("rows.parquet", "dropped.jsonl"), private, hide_gold=True)
-
-    def hidden(name: str, column: pa.Array, batch: Any) -> pa.Array:
-        if name not in _OF_A_QUESTION:
-            return column
-        is_test = pc.equal(batch["split"], "test")
-        shown = pc.if_else(is_test, _OF_A_QUESTION[name], column)
-        return column if shown.equals(column) else shown
-
-    path = target / "rows.parquet"
-    cut = path.with_name("cut.parquet")
-    if _rewrite(path, cut, hidden):  # else it was pulled without them
-        cut.replace(path)
 
 
 def _shared_manifest(done: Mapping[str, Any], private: Redaction) -> dict[str, Any]:
@@ -381,21 +334,10 @@ def _shared_manifest(done: Mapping[str, Any], private: Redaction) -> dict[str, A
 
 def _by_split(stage: Path, hidden: str = "") -> None:
     """Write each split but the `hidden` one as a file of its own."""
-    with pq.ParquetFile(stage / "rows.parquet") as file:
-        for split, name in SPLITS.items():
-            if split == hidden:
-                continue
-            path = stage / f"{name}.parquet"
-            rows = 0
-            with pq.ParquetWriter(path, file.schema_arrow, compression="zstd") as writer:
-                for batch in file.iter_batches(batch_size=tables.ROW_GROUP):
-                    table = pa.Table.from_batches([batch])
-                    own = table.filter(pc.equal(table["split"], split))
-                    if own.num_rows:
-                        tables.write_rows(writer, own)
-                        rows += own.num_rows
-            if not rows:
-                path.unlink()
+    for split, name in SPLITS.items():
+        rows = pq.read_table(stage / "rows.parquet", filters=[("split", "=", split)])
+        if split != hidden and rows.num_rows:
+            _write(stage / f"{name}.parquet", rows)
 
 
 def link(source: Path, target: Path) -> None:

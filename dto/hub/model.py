@@ -7,9 +7,16 @@ from math import isfinite
 from pathlib import Path
 
 from dto.errors import DtoError, disk_errors
-from dto.hub.card import TAGS, Shown, changed_settings, cited, in_block, render_card, results
+from dto.hub.card import (
+    TAGS,
+    Origin,
+    Shown,
+    cited,
+    in_block,
+    render_card,
+    results,
+)
 from dto.hub.folder import FORMAT, check_chain, link, write_mark
-from dto.hub.origins import Origin
 from dto.recipe import Recipe
 from dto.redact import Redaction
 from dto.runs.reader import RunReader
@@ -46,7 +53,11 @@ def build_model(
         for path in files:
             target = folder / path.relative_to(run / "train" / "model")
             target.parent.mkdir(parents=True, exist_ok=True)
-            _place(path, target, private)
+            text = path.read_text(encoding="utf-8") if path.suffix == ".json" else ""
+            if (redacted := private.text(text)) != text:
+                target.write_text(redacted, encoding="utf-8")
+            else:
+                link(path, target)
         digests = {
             stage: said["digest"]
             for stage in ("train", "evaluate")
@@ -61,16 +72,6 @@ def build_model(
         card = _card(run, shown, base, done, private)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return card
-
-
-def _place(path: Path, target: Path, private: Redaction) -> None:
-    if path.suffix == ".json":
-        text = path.read_text(encoding="utf-8")
-        redacted = private.text(text)
-        if redacted != text:
-            target.write_text(redacted, encoding="utf-8")
-            return
-    link(path, target)
 
 
 def _card(
@@ -91,23 +92,23 @@ def _card(
             continue
         dataset, revision = _dataset(row.task, recipe, name)
         setting = f"exit {row.exit}, avg@{row.more['samples']}, T={recipe.evaluate.temperature}"
-        for metric, value, what in (
-            ("accuracy", round(100 * row.accuracy.value, 2), "accuracy, %"),
-            ("tokens", round(row.tokens.value, 1), "tokens per question"),
-        ):
-            if isfinite(value):
-                measured.append(
-                    EvalResult(
-                        task_type="text-generation",
-                        dataset_type=dataset,
-                        dataset_name=in_block(row.task or recipe.name),
-                        dataset_split="test",
-                        dataset_revision=revision,
-                        metric_type=metric,
-                        metric_value=value,
-                        metric_name=f"{what} ({setting})",
-                    )
-                )
+        measured += [
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=dataset,
+                dataset_name=in_block(row.task or recipe.name),
+                dataset_split="test",
+                dataset_revision=revision,
+                metric_type=metric,
+                metric_value=value,
+                metric_name=f"{what} ({setting})",
+            )
+            for metric, value, what in (
+                ("accuracy", round(100 * row.accuracy.value, 2), "accuracy, %"),
+                ("tokens", round(row.tokens.value, 1), "tokens per question"),
+            )
+            if isfinite(value)
+        ]
     base_model = recipe.model.name if recipe.model.name.count("/") == 1 else None
     data = ModelCardData(
         base_model=base_model,
@@ -123,19 +124,10 @@ def _card(
     return render_card(
         "model_card.md.jinja",
         data.to_yaml(),
-        name=name,
-        recipe=recipe,
-        arguments="".join(f", {key}={value!r}" for key, value in recipe.model.template.items()),
-        filters="".join(
-            f", {key}={value}"
-            for key in ("top_k", "min_p")
-            if (value := getattr(recipe.evaluate, key))
-        ),
-        changed=changed_settings(recipe),
+        **shown._asdict(),
         model=base,
-        sources=shown.sources,
         done=done,
-        results=results(report, private, ("base", "trained")) if report else [],
+        results=results(report, private, ("base", "trained")) if report else "",
         plain=report.plain if report else "",
         citations=cited(recipe, ("train", *(["evaluate"] if report else []))),
     )

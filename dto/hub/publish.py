@@ -14,10 +14,9 @@ import pyarrow.parquet as pq
 from dto import tables
 from dto.errors import DtoError
 from dto.hub import folder as folders
-from dto.hub.card import Shown, write_card
-from dto.hub.model import build_model
-from dto.hub.origins import (
+from dto.hub.card import (
     Origin,
+    Shown,
     models,
     of_test_sets,
     only_here,
@@ -25,7 +24,9 @@ from dto.hub.origins import (
     single_license,
     with_license,
     withheld,
+    write_card,
 )
+from dto.hub.model import build_model
 from dto.hub.upload import Kind, Uploaded, check_name, upload
 from dto.redact import Redaction, names_of_machine, texts_of
 from dto.reporting.report import measure
@@ -154,11 +155,10 @@ def _of_table(path: Path) -> Iterator[tuple[str, str, bool]]:
         for batch in file.iter_batches(batch_size=tables.ROW_GROUP):
             ids = batch.column(0).to_pylist()
             for name, column in zip(batch.schema.names, batch.columns, strict=True):
-                if folders.has_text(column.type):
-                    for row, value in zip(ids, column.to_pylist(), strict=True):
-                        where = f"row {row}, column {name}"
-                        yield from ((where, text, name == folders.REASON)
-                                    for _, text in texts_of(value))  # fmt: skip
+                values = column.to_pylist() if folders.has_text(column.type) else ()
+                for row, value in zip(ids, values, strict=False):
+                    for _, text in texts_of(value):
+                        yield f"row {row}, column {name}", text, name == folders.REASON
 
 
 def _of_file(path: Path) -> Iterator[tuple[str, str, bool]]:
@@ -175,11 +175,10 @@ def _of_file(path: Path) -> Iterator[tuple[str, str, bool]]:
 
 def _way_out(where: str) -> str:
     column = where.partition(", column ")[2]
-    if not column:
-        return "change that"
     if column in folders.WRITTEN:
         return (
             "the row's token ids say the same, so it is not cut out: publish without this table "
             "(--only), or take the problem out of the run"
         )
-    return "publish without this table (--only), or compute it again without that"
+    again = "publish without this table (--only), or compute it again without that"
+    return again if column else "change that"

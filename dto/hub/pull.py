@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -60,7 +60,7 @@ def pull(
     if out.exists() and any(out.iterdir()):
         if weights and (out / "recipe.yaml").is_file():
             _pull_weights(HfApi(), name, out)
-            return _stages_of(out)
+            return tuple(sorted(p.name for p in out.iterdir() if manifest.read(p) is not None))
         raise RunConflictError(f"{out} is there already: give another --out, or remove it")
     with hub_errors(name, "dataset"):
         there = _there(HfApi(), name, revision)
@@ -69,7 +69,11 @@ def pull(
             repo_type="dataset",
             revision=there.commit,
             local_dir=begun,
-            allow_patterns=[MARK, "recipe.yaml", *(f"*/{file}" for file in _FILES)],
+            allow_patterns=[
+                MARK,
+                "recipe.yaml",
+                *(f"*/{file}" for file in sorted({*BESIDE, *OF_TRAINING})),
+            ],
         )
     with disk_errors(out):
         for path in begun.rglob("*"):  # what an attempt at something else left
@@ -93,9 +97,6 @@ def owed(run: Path) -> tuple[str, ...]:
     return tuple(stage for stage in there if reader.manifest(stage) is None)
 
 
-_FILES = tuple(dict.fromkeys((*BESIDE, *OF_TRAINING)))
-
-
 def _there(api: HfApi, name: str, revision: str | None) -> Remote:
     found = remote(api, name, "dataset", revision)
     if found is not None:
@@ -107,7 +108,10 @@ def _there(api: HfApi, name: str, revision: str | None) -> Remote:
 
 def _arrange(begun: Path, name: str) -> tuple[str, ...]:
     """Leave below `begun` what a run consists of, checked."""
-    mark = _json(begun / MARK)
+    try:
+        mark = json.loads((begun / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        mark = None
     if not isinstance(mark, dict) or mark.get("format") != FORMAT:
         raise DtoError(f"{name} was published by another version of dto: update dto")
     said = mark.get("withheld")
@@ -136,21 +140,15 @@ def _arrange(begun: Path, name: str) -> tuple[str, ...]:
             )
     path = begun / "recipe.yaml"
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError) as error:
-        said = " ".join(str(error).split())
-        raise DtoError(f"{name}: its recipe.yaml cannot be read: {said}") from None
-    if not isinstance(data, dict):
-        raise DtoError(f"{name}: its recipe.yaml holds {type(data).__name__}, not settings")
-    settings = yaml.safe_dump(without_servers(data), sort_keys=False, allow_unicode=True)
-    path.write_text(settings, encoding="utf-8")
-    recipe, unknown = read_recipe(path)
+        recipe, unknown = read_recipe(path)
+    except DtoError as error:
+        raise DtoError(f"{name}: {error}") from None
     if unknown:
         keys = ", ".join(unknown)
         logger.warning("%s: settings of another version, left out of its recipe: %s", name, keys)
-        known = recipe.model_dump(mode="json")
-        settings = yaml.safe_dump(known, sort_keys=False, allow_unicode=True)
-        path.write_text(settings, encoding="utf-8")
+    settings = without_servers(recipe.model_dump(mode="json"))
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
     return stages
 
 
@@ -177,14 +175,3 @@ def _pull_weights(api: HfApi, name: str, out: Path) -> None:
     with disk_errors(out):
         shutil.rmtree(out / "train" / "model", ignore_errors=True)
         os.rename(begun, out / "train" / "model")
-
-
-def _stages_of(run: Path) -> tuple[str, ...]:
-    return tuple(sorted(each.name for each in run.iterdir() if manifest.read(each) is not None))
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -126,94 +126,68 @@ def _state(api: HfApi, name: str, kind: Kind, there: Remote, folder: Path) -> bo
     path = api.hf_hub_download(name, MARK, repo_type=kind, revision=there.commit)
     own = json.loads((folder / MARK).read_text(encoding="utf-8"))
     try:
-        before = json.loads(Path(path).read_text(encoding="utf-8"))
-        same = all(before[key] == own[key] for key in ("name", "seed"))
-    except (ValueError, KeyError, TypeError):
-        same, before = False, {}
-    if not same:
-        named = before.get("name") if isinstance(before, dict) else None
+        said = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        said = None
+    before = said if isinstance(said, dict) else {}
+    if any(before.get(key) != own[key] for key in ("name", "seed")):
         raise DtoError(
-            f"{kind} {name} exists and holds another run ({named}): take another name, or replace "
-            "it with --overwrite"
+            f"{kind} {name} exists and holds another run ({before.get('name')}): take another "
+            "name, or replace it with --overwrite"
         )
     return bool(before == own)
 
 
 def check_name(name: str) -> None:
     """Raises DtoError for what is no `user/name`."""
-    from huggingface_hub.errors import HFValidationError
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise DtoError(_SAID["HFValidationError"].format(name=name))
 
-    # Public (`__all__` has it), though not exported as mypy wants it.
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-    with suppress(HFValidationError):
-        validate_repo_id(name)
-        if name.count("/") == 1:
-            return
-    raise DtoError(f"{name!r} is no name on the Hub: write it as user/name")
+_SAID: dict[str | int, str] = {
+    "LocalTokenNotFoundError": "the Hub asks for a token and there is none: `hf auth login`, or "
+    "put it into HF_TOKEN",
+    "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set: unset it to reach the Hub",
+    "RevisionNotFoundError": "{what} has no such revision: name a commit or a branch",
+    "HFValidationError": "{name!r} is no name on the Hub: write it as user/name",
+    "GatedRepoError": "{what} is gated: accept its terms on the Hub, then `hf auth login`",
+    "Invalid metadata": "the Hub refuses the card of {what}: {said}; --license sets its licence",
+    400: "the Hub refuses {what} (400): {said}",
+    401: "the Hub does not accept the token (401) for {what}: `hf auth login`, or put another "
+    "into HF_TOKEN",
+    403: "the token may not {do} {what} (403): the name belongs to somebody else, or the token has "
+    "no right to write; take a name of your own or another token",
+    404: "{what} is not on the Hub, or is private and the token may not see it",
+    409: "{what} was changed by somebody else meanwhile: start the same command again",
+    412: "{what} was changed by somebody else meanwhile: start the same command again",
+}
+"""By how an error begins, its class or its HTTP status, what has happened and what to do."""
 
 
 @contextmanager
 def hub_errors(name: str, kind: Kind, *, writing: bool = False) -> Iterator[None]:
     """Turn whatever the client raises into one line that says what to do."""
-    from huggingface_hub.errors import (
-        HFValidationError,
-        LocalTokenNotFoundError,
-        OfflineModeIsEnabled,
-        RevisionNotFoundError,
-    )
-
     try:
         yield
     except DtoError:
         raise
-    except LocalTokenNotFoundError:
-        raise DtoError(
-            "the Hub asks for a token and there is none: `hf auth login`, or put it into HF_TOKEN"
-        ) from None
-    except OfflineModeIsEnabled:
-        raise DtoError("HF_HUB_OFFLINE is set: unset it to reach the Hub") from None
-    except RevisionNotFoundError:
-        raise DtoError(f"{kind} {name} has no such revision: name a commit or a branch") from None
-    except HFValidationError:
-        raise DtoError(f"{name!r} is no name on the Hub: write it as user/name") from None
     except Exception as error:  # the client raises its own, its HTTP library's, and plain ones
-        raise DtoError(_explained(error, name, kind, writing)) from error
+        what, status = f"{kind} {name}", http_status(error)
+        said = " ".join(str(error).split())
+        keys = [said[:16], *(each.__name__ for each in type(error).__mro__), status or 0]
+        if known := next((_SAID[key] for key in keys if key in _SAID), ""):
+            do = "write to" if writing else "read"
+            raise DtoError(known.format(what=what, name=name, said=said, do=do)) from error
+        reason = " ".join((str(error.__cause__ or error) or type(error).__name__).split())
+        broke = f"the connection to the Hub broke ({reason})"
+        kept = "what is there already is not sent again" if writing else "what is here is kept"
+        raise DtoError(
+            f"{what}: {f'the Hub answered {status}' if status else broke}: start the same command "
+            f"again, {kept}"
+        ) from error
 
 
-def _explained(error: BaseException, name: str, kind: Kind, writing: bool) -> str:
-    from huggingface_hub.errors import GatedRepoError
-
-    status = _status(error)
-    said = " ".join(str(error).split())
-    if isinstance(error, GatedRepoError):
-        return f"{kind} {name} is gated: accept its terms on the Hub, then `hf auth login`"
-    if isinstance(error, ValueError) and said.startswith("Invalid metadata"):
-        return f"the Hub refuses the card of {kind} {name}: {said}; --license sets its licence"
-    if status == 401:
-        return (
-            f"the Hub does not accept the token (401) for {kind} {name}: `hf auth login`, or put "
-            "another into HF_TOKEN"
-        )
-    if status == 403:
-        may = "write to" if writing else "read"
-        return (
-            f"the token may not {may} {kind} {name} (403): the name belongs to somebody else, or "
-            "the token has no right to write; take a name of your own or another token"
-        )
-    if status == 400 and writing:
-        return f"the Hub refuses {kind} {name} (400): {said}"
-    if status == 404:
-        return f"{kind} {name} is not on the Hub, or is private and the token may not see it"
-    if status in (409, 412):
-        return f"{kind} {name} was changed by somebody else meanwhile: start the same command again"
-    reason = " ".join((str(error.__cause__ or error) or type(error).__name__).split())
-    said = f"the Hub answered {status}" if status else f"the connection to the Hub broke ({reason})"
-    kept = "what is there already is not sent again" if writing else "what is here is kept"
-    return f"{kind} {name}: {said}: start the same command again, {kept}"
-
-
-def _status(error: BaseException | None) -> int | None:
+def http_status(error: BaseException | None) -> int | None:
     """The HTTP status behind an error, which may be the cause of another one."""
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, groupby, pairwise
+from itertools import groupby
 
 from dto.records import EvaluationRow
 from dto.viewer.data import AnswersView, BatchView, ChainView
@@ -14,13 +14,13 @@ from dto.viewer.nodes import (
     decimal,
     el,
     facts_node,
+    flops,
     grade,
     grade_sign,
     heading,
     passage,
     rows_node,
     saved,
-    scaled,
 )
 
 REASONS = {
@@ -36,25 +36,21 @@ REASONS = {
 def answers_node(view: AnswersView) -> Element:
     """A line for each model and exit; below it each trial answer with its confidence."""
     rows = view.ordered
-    plain = view.reference
     longest = max(row.tokens for row in rows)
-    cards = [_card(row, plain, longest) for row in rows]
-    sizes = [len(list(of_model)) for _, of_model in groupby(rows, key=lambda row: row.model)]
-    if max(sizes) == 1:
-        sizes = [len(rows)]  # models alone, side by side
-    ends = [0, *accumulate(sizes)]
-    models = [el("div.cards", cards[start:end]) for start, end in pairwise(ends)]
+    several = len({row.model for row in rows}) < len(rows)  # exits; else models side by side
+    models = [
+        el("div.cards", [_card(row, view.reference, longest) for row in own])
+        for _, own in groupby(rows, key=lambda row: several and row.model)
+    ]
     note = "An evaluation keeps answers, trial answers and counts, not the responses' texts."
     return el("article.dto", heading(view.problem, view.id), models, el("p.note", note))
 
 
 def _card(row: EvaluationRow, plain: EvaluationRow | None, longest: int) -> Element:
-    less = ""
+    tokens, spent = f"{row.tokens:,} tokens", f"{flops(row.attention_flops)} attention FLOPs"
     if plain is not None and plain is not row:
-        less = saved(plain.tokens, row.tokens)
-    flops = f"{scaled(row.attention_flops)} attention FLOPs"
-    if plain is not None and plain is not row and saved(plain.attention_flops, row.attention_flops):
-        flops += f" ({saved(plain.attention_flops, row.attention_flops)})"
+        tokens += f" ({saved(plain.tokens, row.tokens) or '–'})"
+        spent += f" ({saved(plain.attention_flops, row.attention_flops) or '–'})"
     whole = max(1, longest)
     parts = (("thinking", row.thinking_tokens), ("answer", row.answer_tokens),
              ("trials", row.trial_tokens))  # fmt: skip
@@ -75,20 +71,18 @@ def _card(row: EvaluationRow, plain: EvaluationRow | None, longest: int) -> Elem
         el("div.spent", bar, aria_hidden="true"),
         el(
             "div.line.count",
-            f"{row.tokens:,} tokens",
-            f" ({less})" if less else "",
-            ":",
+            f"{tokens}:",
             [el(f"span.part.{name}", f"{name} {count:,}") for name, count in parts],
-            el("span", flops),
+            el("span", spent),
         ),
         el("p.note", data(row.reason)) if row.reason else None,
-        _trials(row) if row.trials else None,
+        rows_node(
+            ("token", "confidence", "trial answer", ""),
+            [_trial(row, place) for place in range(len(row.trials))],
+        )
+        if row.trials
+        else None,
     )
-
-
-def _trials(row: EvaluationRow) -> Element:
-    names = ("token", "confidence", "trial answer", "")
-    return rows_node(names, [_trial(row, place) for place in range(len(row.trials))])
 
 
 def _trial(row: EvaluationRow, place: int) -> Element:
@@ -116,11 +110,11 @@ def chain_node(view: ChainView) -> Element:
         ("label", [view.outcome.replace("_", " ")]),
         ("cut from", data(chain.source_id)),
     ]
-    options = []
-    for letter, option in zip("ABC", labelled.options if labelled else (), strict=False):
-        right = labelled is not None and letter == labelled.label
-        sign = grade_sign("correct") if right else None
-        options.append(el("p.option", el("b", f"{letter}. "), data(option), " ", sign))
+    options = [
+        el("p.option", el("b", f"{letter}. "), data(option), " ", sign)
+        for letter, option in zip("ABC", labelled.options if labelled else (), strict=False)
+        for sign in [grade_sign("correct") if labelled and letter == labelled.label else None]
+    ]
     return el(
         "article.dto",
         heading(view.problem, chain.id),

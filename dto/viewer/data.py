@@ -6,18 +6,18 @@ there yet is left out: a stage under way is read from its journal, one that has 
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
-from itertools import accumulate, groupby, pairwise
-from math import nan
+from dataclasses import dataclass
+from itertools import chain, groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
+
+import polars as pl
 
 from dto import tables
 from dto.errors import DtoError
 from dto.pipeline import STAGES, needed
-from dto.recipe import Recipe
 from dto.records import (
     BatchResponse,
     Chain,
@@ -31,7 +31,6 @@ from dto.records import (
     Segment,
     Trajectory,
 )
-from dto.runs.journal import read_entries
 from dto.runs.reader import RunReader
 
 R = TypeVar("R")
@@ -39,6 +38,8 @@ IDS = ("prompt_ids", "token_ids")
 _JOINED = (Trajectory, Segment, ExitEstimate, OptimizedTrajectory, PreferencePair)
 """The rows that belong to a trajectory, whose id theirs begins with."""
 _VIEWED = (*_JOINED, Problem, EvaluationRow, BatchResponse, Chain, LabelledChain)
+WINDOW = 64
+"""Problems whose answers are in memory at a time."""
 SHOWN = {name: stage.record for name, stage in STAGES.items() if stage.record in _VIEWED}
 
 
@@ -118,10 +119,10 @@ class AnswersView:
     @property
     def outcome(self) -> str:
         """`all correct`, `none correct` or `mixed`; failed answers do not count."""
-        right = [row.grade == "correct" for row in self.rows if row.grade != "failed"]
-        return "failed" if not right else "all correct" if all(right) else (
-            "mixed" if any(right) else "none correct"
-        )  # fmt: skip
+        right = {row.grade == "correct" for row in self.rows if row.grade != "failed"}
+        if len(right) != 1:
+            return "mixed" if right else "failed"
+        return "all correct" if right.pop() else "none correct"
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,16 +206,15 @@ class RunTables(RunReader):
         path = Path(run)
         if not path.is_dir():
             raise DtoError(f"{path} is no run: give the directory that `dto run` wrote")
-        self.has_recipe = (path / "recipe.yaml").is_file()
-        super().__init__(path, None if self.has_recipe else Recipe(name=path.name))
+        if not (path / "recipe.yaml").is_file():
+            raise DtoError(f"{path} is no run: there is no recipe.yaml in it")
+        super().__init__(path)
         names = {"finished": "finished", "begun": "under way"}
         found = {stage: self.state(stage) for stage in SHOWN}
         self.states = {stage: names[state] for stage, state in found.items() if state in names}
         if self.methods():
             self.states.setdefault("evaluate", "compared")
         if "sample" not in self.states and "evaluate" not in self.states:
-            if not self.has_recipe:
-                raise DtoError(f"{path} is no run: there is no recipe.yaml in it")
             raise DtoError(
                 f"{path} has neither trajectories nor answers to show: start `dto sample {path}` "
                 "or `dto evaluate` first"
@@ -222,8 +222,7 @@ class RunTables(RunReader):
         for stage, record in SHOWN.items():
             if record is not None and self.states.get(stage) == "finished":
                 tables.check(self.table(stage), record).close()
-        self.threshold = self.recipe.estimate.threshold if self.has_recipe else nan
-        exits = self.recipe.evaluate.exits if self.has_recipe else []
+        exits = self.recipe.evaluate.exits
         self.plain = next((exit.name for exit in exits if exit.policy == "none"), "none")
 
     def missing(self) -> tuple[str, ...]:
@@ -231,8 +230,6 @@ class RunTables(RunReader):
 
         Of a comparison the methods that have not answered, the base model first.
         """
-        if not self.has_recipe:
-            return ()
         if self.recipe.compare.methods and self.states.get("evaluate") != "finished":
             from dto.compare.methods import BASE, label
 
@@ -252,92 +249,68 @@ class RunTables(RunReader):
         if self.states.get(stage) in ("finished", "under way"):
             yield from super().rows(stage, record, without)
 
-    def trajectories(self) -> Iterator[TrajectoryView]:
-        """Every trajectory with what belongs to it, by id; token ids are left out."""
-        lengths, dropped = self._lengths(), self._dropped()
+    def trajectories(self, only: str = "") -> Iterator[TrajectoryView]:
+        """Every trajectory with what belongs to it, by id; token ids are left out.
+
+        `only`: the one with this id, with its token ids, and without reading the others' tables.
+        """
+
+        def rows(stage: str, record: type[R], column: str = "trajectory_id") -> Iterator[R]:
+            if not only or self.states.get(stage) != "finished":
+                return self.rows(stage, record, without.get(record, ()))
+            key = only.partition("/")[0] if record is Problem else only
+            return iter(tables.find(self.table(stage), record, column, key))
+
+        of_it = attrgetter("trajectory_id")
+        without = {} if only else {Trajectory: IDS, OptimizedTrajectory: ("token_ids",)}
+        lengths, dropped = {}, self._dropped()
+        if not only and self.states.get("sample") == "finished":  # counted without reading them
+            counts = self.frame("sample").select("id", pl.col("token_ids").list.len())
+            lengths = dict(counts.collect().iter_rows())
+        pruned = self.states.get("prune") == "finished"
         joined = tables.merge(
-            self.rows("sample", Trajectory, IDS),
-            (self.rows("segment", Segment), lambda row: row.trajectory_id),
-            (self.rows("estimate", ExitEstimate), lambda row: row.trajectory_id),
-            (self._versions(), lambda row: row.trajectory_id),
-            (self.rows("pair", PreferencePair), lambda row: row.trajectory_id),
+            rows("sample", Trajectory, "id"),
+            (rows("segment", Segment), of_it),
+            (rows("estimate", ExitEstimate), of_it),
+            (rows("prune", OptimizedTrajectory), of_it),
+            (() if pruned else rows("optimize", OptimizedTrajectory), of_it),
+            (rows("pair", PreferencePair), of_it),
         )
-        problem_of = _ById(self.rows("problems", Problem))
-        for trajectory, segments, estimates, optimized, pairs in joined:
-            yield TrajectoryView(
-                trajectory,
-                lengths.get(trajectory.id) or len(trajectory.token_ids),
-                problem_of(trajectory.problem_id),
-                tuple(segments),
-                tuple(estimates),
-                optimized[0] if optimized else None,
-                tuple(pairs),
-                tuple(dropped.get(trajectory.id, ())),
-                self.threshold,
-            )
+        problem_of = _ById(rows("problems", Problem, "id"))
+        for trajectory, segments, estimates, after, before, pairs in joined:
+            if only in ("", trajectory.id):
+                yield TrajectoryView(
+                    trajectory,
+                    lengths.get(trajectory.id) or len(trajectory.token_ids),
+                    problem_of(trajectory.problem_id),
+                    tuple(segments),
+                    tuple(estimates),
+                    next(iter((*after, *before)), None),
+                    tuple(pairs),
+                    tuple(dropped.get(trajectory.id, ())),
+                    self.recipe.estimate.threshold,
+                )
 
     def find(self, row_id: str) -> View:
-        """The first trajectory whose id begins so, else the first answered question."""
+        """The first trajectory whose id begins so, else the first answered question.
+
+        Raises DtoError for an id that no row has.
+        """
+        found: Iterable[View]
+        ids: Iterable[str] = (row.id for row in self.rows("sample", Trajectory, IDS))
+        if self.states.get("sample") == "finished":
+            ids = self.frame("sample", "id").collect()["id"]
         if row_id.count("/") > 1:  # a chain's id has three, a batch prompt's two
-            for views in (self.chains(), self.batches()):
-                if (view := next((view for view in views if view.id == row_id), None)) is not None:
-                    return view
-        trajectory = self._first_trajectory(row_id)
-        return self._answers_to(row_id) if trajectory is None else self._joined(trajectory)
-
-    def _joined(self, trajectory: Trajectory) -> TrajectoryView:
-        """One trajectory with what belongs to it, without reading the others."""
-        key = ("trajectory_id", trajectory.id)
-        versions = [self._of(stage, OptimizedTrajectory, *key) for stage in ("prune", "optimize")]
-        problems = self._of("problems", Problem, "id", trajectory.problem_id)
-        return TrajectoryView(
-            trajectory,
-            len(trajectory.token_ids),
-            next(iter(problems), None),
-            tuple(self._of("segment", Segment, *key)),
-            tuple(self._of("estimate", ExitEstimate, *key)),
-            next((row for rows in versions for row in rows), None),
-            tuple(self._of("pair", PreferencePair, *key)),
-            tuple(self._dropped().get(trajectory.id, ())),
-            self.threshold,
-        )
-
-    def _answers_to(self, row_id: str) -> AnswersView:
-        if not row_id and (first := next(self.answers(), None)) is not None:
-            row_id = first.id
-        problem_id, _, sample = row_id.partition("/")
-        key = ("problem_id", problem_id)
-        rows = self._of("evaluate", EvaluationRow, *key)
-        if self.states.get("evaluate") == "compared":
-            rows = [
-                replace(row, model=method)
-                for method, path in self.methods()
-                for row in tables.find(path, EvaluationRow, *key)
-            ]
-        samples = {row.sample for row in rows if f"{row.sample:03d}".startswith(sample)}
-        if not samples:
+            found = chain(self.chains(), self.batches())
+        elif (first := next((each for each in ids if each.startswith(row_id)), None)) is not None:
+            found = self.trajectories(first)
+        else:
+            found = self.answers(row_id)
+        if (view := next((view for view in found if view.id.startswith(row_id)), None)) is None:
             raise DtoError(
                 f"{self.path} has no row {row_id!r}: give an id as `dto view {self.path}` shows it"
             )
-        problems = self._of(self._tested(), Problem, "id", problem_id)
-        shown = tuple(row for row in rows if row.sample == min(samples))
-        return AnswersView(problem_id, min(samples), shown, next(iter(problems), None), self.plain)
-
-    def _first_trajectory(self, start: str) -> Trajectory | None:
-        import polars as pl
-
-        if self.states.get("sample") != "finished":
-            rows = self.rows("sample", Trajectory)
-            return next((row for row in rows if row.id.startswith(start)), None)
-        ids = self.frame("sample", "id").filter(pl.col("id").str.starts_with(start))
-        first = ids.head(1).collect()["id"].to_list()
-        return self._of("sample", Trajectory, "id", first[0])[0] if first else None
-
-    def _of(self, stage: str, record: type[R], column: str, value: str) -> list[R]:
-        """A stage's rows that belong to one."""
-        if self.states.get(stage) == "finished":
-            return tables.find(self.table(stage), record, column, value)
-        return [row for row in self.rows(stage, record) if getattr(row, column) == value]
+        return view
 
     def _dropped(self) -> dict[str, list[tuple[str, Dropped]]]:
         """What ended, and where: (stage, row) by the id of the trajectory or problem."""
@@ -348,57 +321,55 @@ class RunTables(RunReader):
                     dropped.setdefault("/".join(row.id.split("/")[:2]), []).append((stage, row))
         return dropped
 
-    def _versions(self) -> Iterator[OptimizedTrajectory]:
-        """Those of `prune`; where it is under way, those of `optimize` that it has not reached."""
-        pruned = self.rows("prune", OptimizedTrajectory, ("token_ids",))
-        before = self.rows("optimize", OptimizedTrajectory, ("token_ids",))
-        if self.states.get("prune") == "finished":
-            yield from pruned
-            return
-        for _, same in groupby(heapq.merge(pruned, before, key=_id), key=_id):
-            yield next(same)  # merge is stable: the pruned one comes first
+    def answers(self, start: str = "") -> Iterator[AnswersView]:
+        """The evaluation's answers, those of one problem and sample together.
 
-    def _lengths(self) -> dict[str, int]:
-        """Tokens of each response, without reading them."""
-        import polars as pl
-
-        if self.states.get("sample") != "finished":
-            return {}
-        counted = self.frame("sample").select("id", pl.col("token_ids").list.len()).collect()
-        return dict(counted.iter_rows())
-
-    def _tested(self) -> str:
-        return "test" if "test" in self.states else "problems"
-
-    def answers(self) -> Iterator[AnswersView]:
-        """The evaluation's answers, those of one problem and sample together."""
-        problem_of = _ById(self.rows(self._tested(), Problem))
-        for (problem_id, sample), rows in groupby(self._evaluated(), key=_question):
+        `start`: of the problems alone whose ids begin as this row's.
+        """
+        problem_of = _ById(self.rows(self.test_stage, Problem))
+        for (problem_id, sample), rows in groupby(self._evaluated(start), key=_question):
             yield AnswersView(problem_id, sample, tuple(rows), problem_of(problem_id), self.plain)
 
-    def _evaluated(self) -> Iterator[EvaluationRow]:
-        """Evaluation rows by problem and sample."""
+    def _evaluated(self, start: str) -> Iterator[EvaluationRow]:
+        """Evaluation rows by problem and sample, those of WINDOW problems in memory at a time.
+
+        Tables are sorted by model and exit. A comparison's methods stand for their models.
+        """
         state = self.states.get("evaluate")
-        if state == "finished":
-            yield from _by_question([("", self.table("evaluate"))])
-        elif state == "compared":
-            yield from _by_question(self.methods())
-        elif state == "under way":
-            journal = self / "evaluate" / "journal"
-            entries = read_entries(journal, EvaluationRow, lambda key: key.split("/")[::-1])
-            for _, same in groupby(entries, key=lambda entry: entry.key.rpartition("/")[2]):
-                yield from sorted((row for each in same for row in each.rows), key=_question)
+        if state == "under way":
+            yield from sorted(self.rows("evaluate", EvaluationRow), key=_question)
+        if state not in ("finished", "compared"):
+            return
+        frame = pl.concat(
+            [
+                pl.scan_parquet(path).with_columns(model=pl.lit(name))
+                for name, path in self.methods()
+            ]
+            if state == "compared"
+            else [self.frame("evaluate")],
+            how="diagonal",
+        )
+        asked = frame.select(pl.col("problem_id").unique().sort()).collect()["problem_id"]
+        ids = [each for each in asked if each.startswith(start.partition("/")[0])]
+        build = tables.adapter(EvaluationRow).validate_python
+        for place in range(0, len(ids), WINDOW):
+            low, high = ids[place], ids[min(place + WINDOW, len(ids)) - 1]
+            window = pl.col("problem_id").is_between(pl.lit(low), pl.lit(high))
+            rows = frame.filter(window).collect()
+            for row in rows.sort("problem_id", "sample", maintain_order=True).iter_rows(named=True):
+                # A column that an earlier version did not write has its default.
+                yield build({name: value for name, value in row.items() if value is not None})
 
     def chains(self) -> Iterator[ChainView]:
         """Every chain with its label, by id."""
         problem_of = _ById(self.rows("problems", Problem))
         dropped = {row.id: row for row in self.dropped("label")}
         labelled = (self.rows("label", LabelledChain, ("prompt_ids",)), lambda row: str(row.id))
-        for chain, labels in tables.merge(self.rows("chain", Chain), labelled):
-            ended = dropped.get(chain.id)
+        for row, labels in tables.merge(self.rows("chain", Chain), labelled):
+            ended = dropped.get(row.id)
             yield ChainView(
-                chain,
-                problem_of(chain.problem_id),
+                row,
+                problem_of(row.problem_id),
                 labels[0] if labels else None,
                 (ended,) if ended is not None else (),
             )
@@ -434,35 +405,6 @@ class _ById:
         return self._head if self._head is not None and self._head.id == problem_id else None
 
 
-def _id(row: Any) -> str:
-    return str(row.id)
-
-
 def _question(row: EvaluationRow) -> tuple[str, int]:
     """What rows are put together by: problem and sample."""
     return row.problem_id, row.sample
-
-
-def _by_question(named: Iterable[tuple[str, Path]]) -> Iterator[EvaluationRow]:
-    """The rows of tables by problem and sample; a table's name, if any, stands for the model.
-
-    Evaluation tables are sorted by model and exit. Each slice of one model and exit is read as a
-    stream, a row group in memory, and the streams are merged.
-    """
-    import polars as pl
-
-    streams: list[Iterator[EvaluationRow]] = []
-    for name, path in named:
-        frame = pl.scan_parquet(path)
-        arms = frame.select(pl.struct("model", "exit").rle().alias("arm")).collect()
-        ends = [0, *accumulate(arms["arm"].struct.field("len").to_list())]
-        streams += [_slice(frame, name, start, end) for start, end in pairwise(ends)]
-    yield from heapq.merge(*streams, key=_question)
-
-
-def _slice(frame: Any, name: str, start: int, end: int) -> Iterator[EvaluationRow]:
-    build = tables.adapter(EvaluationRow).validate_python
-    for place in range(start, end, tables.ROW_GROUP):
-        block = frame.slice(place, min(tables.ROW_GROUP, end - place)).collect()
-        for row in block.iter_rows(named=True):
-            yield build(row | {"model": name or row["model"]})

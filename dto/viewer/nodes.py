@@ -1,4 +1,4 @@
-"""Elements as plain data: one tree, read by the HTML of a notebook and by the page's script.
+"""Elements as plain data: one tree for a notebook's HTML, the page's script and a terminal.
 
 What comes from a run (texts, answers, names) stands in `Data`, and is only ever escaped text; tags,
 classes and attribute names are ours.
@@ -7,7 +7,7 @@ classes and attribute names are ours.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from math import isfinite
 from typing import NamedTuple
@@ -42,12 +42,6 @@ _CONTROL = re.compile(
 
 LONG = 10_000
 """Characters of a text from which on it is cut into blocks."""
-
-_C0 = (
-    "NUL", "SOH", "STX", "ETX", "EOT", "ENQ", "ACK", "BEL", "BS", "HT", "LF", "VT", "FF", "CR",
-    "SO", "SI", "DLE", "DC1", "DC2", "DC3", "DC4", "NAK", "SYN", "ETB", "CAN", "EM", "SUB", "ESC",
-    "FS", "GS", "RS", "US",
-)  # fmt: skip
 
 
 def el(tag: str, *children: Node | Nodes | None, **attributes: str | float) -> Element:
@@ -93,15 +87,13 @@ def passage(text: str) -> list[Node]:
 
 
 def visible(character: str) -> str:
-    """A control character by its name in ASCII, `ESC`, or by its number."""
+    """A control character by its picture, `␛`, or by its number."""
     code = ord(character)
-    if code < len(_C0):
-        return _C0[code]
-    return "DEL" if code == 0x7F else f"U+{code:04X}"
+    return chr(0x2400 + code) if code < 32 else f"U+{code:04X}"
 
 
 def visible_text(text: str) -> str:
-    """Text where there are no marks: control characters stand as `‹ESC›`."""
+    """Text where there are no marks: control characters stand as `‹␛›`."""
     return _CONTROL.sub(lambda match: f"‹{visible(match[0])}›", text)
 
 
@@ -113,11 +105,8 @@ def to_html(node: Node) -> str:
 
 
 def _write(node: Node, parts: list[str]) -> None:
-    if isinstance(node, str):
-        parts.append(escape(node))
-        return
-    if isinstance(node, Data):
-        parts.append(escape(node.text))
+    if not isinstance(node, Element):
+        parts.append(escape(node if isinstance(node, str) else node.text))
         return
     name, *classes = node.tag.split(".")
     parts.append(f"<{name}")
@@ -130,8 +119,84 @@ def _write(node: Node, parts: list[str]) -> None:
     parts.append(f"</{name}>")
 
 
+_LINES = (
+    "article",
+    "details",
+    "div",
+    "h3",
+    "header",
+    "p",
+    "s",
+    "section",
+    "summary",
+    "table",
+    "tr",
+)
+_MARKS = {"head": "▌ ", "exit": "── ", "leave": "══ ", "verdict": "   "}
+"""By class, how a line begins whose place is told by colours and frames on a page."""
+KINDS = {
+    "opening": "bright_black", "understanding": "bright_green", "plan": "bright_cyan",
+    "derivation": "bright_yellow", "hypothesis": "cyan", "verification": "blue",
+    "alternative": "magenta", "summary": "yellow", "conclusion": "green", "loop": "red",
+}  # fmt: skip
+"""The kinds of segments, each with its colour in a terminal."""
+_STYLES = {f"k-{kind}": colour for kind, colour in KINDS.items()} | {
+    "id": "bold", "h3": "bold", "b": "bold", "kind": "bold", "s": "strike dim", "note": "yellow",
+    "label": "bright_black", "count": "bright_black", "exit": "bright_black", "verdict": "italic",
+    "correct": "green", "wrong": "red", "truncated": "yellow", "failed": "red",
+    "leave": "bold green", "question": "default", "text": "default",
+}  # fmt: skip
+"""By tag or class, in styles of rich."""
+
+
+def to_text(node: Node) -> list[tuple[str, str]]:
+    """The tree as text for a terminal: pieces, each with a style of rich.
+
+    Every line of a passage is marked, of one that was cut so that it shows without its strike.
+    Drawings are left out, as their labels and the lines around them say the same.
+    """
+    pieces: list[tuple[str, str]] = []
+    _print(node, "", pieces)
+    return pieces
+
+
+def _print(node: Node, style: str, pieces: list[tuple[str, str]]) -> None:
+    if not isinstance(node, Element):
+        pieces.append((_plain(node), style))
+        return
+    tag, *classes = node.tag.split(".")
+    named = (tag, *classes)
+    if tag == "figure" or "aria-hidden" in node.attributes or not (whole := _plain(node)):
+        return
+    style = " ".join(_STYLES[name] for name in named if name in _STYLES) or style
+    before = pieces[-1][0][-1:] if pieces else "\n"
+    if tag in _LINES:
+        pieces += [("\n", "")] * ((before != "\n") + (tag in ("h3", "summary")))
+        pieces += [(_MARKS[name], style) for name in classes if name in _MARKS][-1:]
+    elif not before.isspace():
+        pieces.append(("  ", ""))
+    if "text" in classes:
+        for line in whole.strip("\n").split("\n"):
+            pieces += [("┆ " if tag == "s" else "  ", "bright_black"), (line, style), ("\n", "")]
+        return
+    for child in node.children:
+        _print(child, style, pieces)
+    if tag in _LINES and not pieces[-1][0].endswith("\n"):
+        pieces.append(("\n", ""))
+
+
+def _plain(node: Node) -> str:
+    """What of a node is text."""
+    if not isinstance(node, Element):
+        return visible_text(node if isinstance(node, str) else node.text)
+    text = "".join(map(_plain, node.children))
+    return f"‹{text}›" if node.tag == "span.control" else text
+
+
 GRADE_SIGNS = {"correct": "✓", "wrong": "✗", "truncated": "…", "failed": "!"}
-_SCALES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+flops = "{:.1e}".format
 
 
 def decimal(value: float) -> str:
@@ -164,35 +229,11 @@ def saved(before: float, after: float) -> str:
     return f"{'+' if percent > 0 else '−' if percent else '±'}{abs(percent)} %"
 
 
-def change(before: int, after: int) -> str:
-    """`356 → 80 (−78 %)`."""
-    return f"{before:,} → {after:,} ({saved(before, after) or '–'})"
-
-
-def scaled(value: float) -> str:
-    """Three digits and a unit: `124 M`; a dash for no value."""
-    if not isfinite(value):
-        return "–"
-    for scale, unit in _SCALES:
-        if abs(value) >= scale:
-            return f"{value / scale:.3g} {unit}"
-    return f"{value:.3g}"
-
-
-def flops_change(before: float, after: float) -> str:
-    """`124 M → 12.1 M (−90 %)`; a dash where the model's shape is not known."""
+def change(before: float, after: float, shown: Callable[[float], str] = "{:,}".format) -> str:
+    """`356 → 80 (−78 %)`; a dash where one of them is not known."""
     if not (isfinite(before) and isfinite(after)):
         return "–"
-    return f"{scaled(before)} → {scaled(after)} ({saved(before, after) or '–'})"
-
-
-MEANINGS = {
-    "attention FLOPs": "of the attention to earlier tokens, before and after",
-    "finalizations right": "of the ends sampled after the exit, how many answer correctly",
-    "pruned, p": "the chance of a right answer without what is pruned, 95 % interval; the rollouts "
-    "come after the test that it passed, and decided nothing",
-    "perplexity at joins": "how surprised the model is where text was cut out",
-}
+    return f"{shown(before)} → {shown(after)} ({saved(before, after) or '–'})"
 
 
 def heading(problem: Problem | None, row_id: str, *further: Node) -> Element:
@@ -235,14 +276,8 @@ def grade_sign(value: str) -> Element:
 
 
 def facts_node(facts: Sequence[tuple[str, Node | list[Node]]]) -> Element:
-    """Names and values in a line; what a name means shows when it is pointed at."""
-    cells = [
-        el(
-            "div.fact",
-            el("span.label", name),
-            el("span.value", value),
-            **({"title": MEANINGS[name]} if name in MEANINGS else {}),
-        )
-        for name, value in facts
-    ]
-    return el("div.facts", cells)
+    """Names and values in a line."""
+    return el(
+        "div.facts",
+        [el("div.fact", el("span.label", name), el("span.value", value)) for name, value in facts],
+    )

@@ -11,7 +11,7 @@ import json
 import zlib
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import fields, replace
 from hashlib import sha256
 from html import escape
 from importlib.resources import files
@@ -20,130 +20,118 @@ from pathlib import Path
 from shutil import copyfileobj
 from string import Template
 from tempfile import TemporaryFile
-from typing import IO, Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from dto.errors import DtoError
-from dto.records import STAYS, Dropped, EvaluationRow
+from dto.errors import DtoError, disk_errors
+from dto.records import Dropped, EvaluationRow, OptimizedTrajectory, Verdict
 from dto.redact import Redaction, dropped_detail, failure_kind, verdict_reason
 from dto.viewer.data import AnswersView, BatchView, ChainView, RunTables, TrajectoryView
 from dto.viewer.nodes import Data, Node, visible_text
-from dto.viewer.render import node
+from dto.viewer.render import node, verdict_fate
 
 V = TypeVar("V", TrajectoryView, AnswersView, ChainView, BatchView)
 TITLE_CHARACTERS = 140
 
 
-@dataclass(slots=True)
-class Column:
-    """What a filter chooses by. A row may have several names: it holds the number of their set."""
+class Line(NamedTuple):
+    """A row as the list shows it: `before` and `after` are tokens, -1 where there is no after.
 
-    label: str
-    title: str = ""
-    names: dict[str, int] = field(default_factory=dict)
-    sets: dict[tuple[int, ...], int] = field(default_factory=dict)
-    of: list[int] = field(default_factory=list)
+    `names` are what filters choose by, by column.
+    """
 
-    def add(self, names: Iterable[str]) -> None:
-        """The names of the next row."""
-        numbers = {self.names.setdefault(name or "none", len(self.names)) for name in names}
-        self.of.append(self.sets.setdefault(tuple(sorted(numbers)), len(self.sets)))
+    id: str
+    title: str
+    note: str
+    before: int
+    after: int
+    names: dict[str, list[str]]
 
 
-@dataclass(slots=True)
-class List:
-    """A list's lines by column; `before` and `after` are tokens, -1 where there is no after."""
+def _line(id: str, title: str, note: str, before: int, after: int, **names: Iterable[str]) -> Line:
+    short = visible_text(title[:TITLE_CHARACTERS].replace("\n", " ").strip())
+    unique = {
+        column: list(dict.fromkeys(name or "none" for name in each))
+        for column, each in names.items()
+    }
+    return Line(id, short, note, before, after, unique)
 
-    name: str
-    noun: str
-    first: int  # of its chunks
-    ids: list[str] = field(default_factory=list)
-    titles: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    before: list[int] = field(default_factory=list)
-    after: list[int] = field(default_factory=list)
-    columns: dict[str, Column] = field(default_factory=dict)
-    chunks: list[int] = field(default_factory=list)
 
-    def add_trajectory(self, view: TrajectoryView) -> None:
-        """The line of a trajectory."""
-        version, problem = view.optimized, view.problem
-        title = problem.question if problem is not None else view.trajectory.text
-        after = version.tokens_after if version is not None else -1
-        self._add(view.id, title, "", view.tokens, after)
-        self._put("outcome", "outcome", [view.outcome])
-        self._put("grade", "grade", [view.trajectory.grade])
-        self._put("task", "task", [problem.task if problem is not None else ""])
-        self._put("kind", "kind", (segment.kind for segment in view.segments))
-        verdicts = version.verdicts if version is not None else ()
-        self._put("verdict", "verdict", (_fate(each) for each in verdicts))
+def trajectory_line(view: TrajectoryView) -> Line:
+    """The line of a trajectory."""
+    version, problem = view.optimized, view.problem
+    verdicts = version.verdicts if version is not None else ()
+    return _line(
+        view.id,
+        problem.question if problem is not None else view.trajectory.text,
+        "",
+        view.tokens,
+        version.tokens_after if version is not None else -1,
+        outcome=[view.outcome],
+        grade=[view.trajectory.grade],
+        task=[problem.task if problem is not None else ""],
+        kind=(segment.kind for segment in view.segments),
+        verdict=map(verdict_fate, verdicts),
+    )
 
-    def add_answers(self, view: AnswersView) -> None:
-        """The line of a question: tokens under the plain exit, and the mean of the others."""
-        plain, problem = view.reference, view.problem
-        others = [row.tokens for row in view.rows if row is not plain]
-        mean = round(sum(others) / len(others)) if others else -1
-        tokens = (plain.tokens, mean) if plain is not None else (mean, -1)
-        right = sum(row.grade == "correct" for row in view.rows)
+
+def answers_line(view: AnswersView) -> Line:
+    """The line of a question: tokens under the plain exit, and the mean of the others."""
+    plain, problem = view.reference, view.problem
+    others = [row.tokens for row in view.rows if row is not plain]
+    mean = round(sum(others) / len(others)) if others else -1
+    right = sum(row.grade == "correct" for row in view.rows)
+    return _line(
+        view.id,
         # Of a run that was pulled the questions of others' test sets are not there yet.
-        title = (problem.question if problem is not None else "") or view.problem_id
-        self._add(view.id, title, f"{right} of {len(view.rows)} correct", *tokens)
-        self._put("outcome", "outcome", [view.outcome])
-        self._put("task", "task", [problem.task if problem is not None else ""])
-        self._put("grade", "grade", (f"{_arm(row)}: {row.grade}" for row in view.ordered))
-        against = f"against {_arm(plain)}" if plain is not None else ""
-        self._put("change", "gain or loss", _changes(view, plain), against)
-        self._put("ending", "ending", (row.exit_reason for row in view.rows))
-
-    def add_chain(self, view: ChainView) -> None:
-        """The line of a chain."""
-        title = view.problem.question if view.problem is not None else view.chain.text
-        self._add(view.id, title, "", view.chain.tokens, -1)
-        self._put("outcome", "label", [view.outcome])
-        self._put("grade", "grade", [view.chain.grade])
-        self._put("asked", "number asked", [view.asked])
-
-    def add_batch(self, view: BatchView) -> None:
-        """The line of a response to several questions."""
-        row = view.response
-        right = row.grades.count("correct")
-        self._add(view.id, view.question, f"{right} of {row.k} correct", len(row.token_ids), -1)
-        self._put("outcome", "outcome", [view.outcome])
-        ended = (each.reason for each in view.dropped if each is not None)
-        self._put("chain", "reason against", ended)
-        self._put("asked", "number asked", [f"{row.k} together"])
-
-    def _add(self, id: str, title: str, note: str, before: int, after: int) -> None:
-        self.ids.append(id)
-        short = title[:TITLE_CHARACTERS].replace("\n", " ").strip()
-        self.titles.append(visible_text(short))
-        self.notes.append(note)
-        self.before.append(before)
-        self.after.append(after)
-
-    def _put(self, name: str, label: str, names: Iterable[str], title: str = "") -> None:
-        column = self.columns.setdefault(name, Column(label))
-        column.add(names)
-        column.title = column.title or title
-
-    def packed(self) -> dict[str, Any]:
-        """For the page's index."""
-        columns = [
-            {"name": name, "label": each.label, "title": each.title, "names": list(each.names),
-             "sets": list(each.sets), "of": each.of}
-            for name, each in self.columns.items()
-        ]  # fmt: skip
-        return {
-            "name": self.name, "noun": self.noun, "first": self.first, "id": self.ids,
-            "title": self.titles, "note": self.notes, "before": self.before, "after": self.after,
-            "columns": columns, "chunks": self.chunks,
-        }  # fmt: skip
+        (problem.question if problem is not None else "") or view.problem_id,
+        f"{right} of {len(view.rows)} correct",
+        *((plain.tokens, mean) if plain is not None else (mean, -1)),
+        outcome=[view.outcome],
+        task=[problem.task if problem is not None else ""],
+        grade=(f"{_arm(row)}: {row.grade}" for row in view.ordered),
+        change=_changes(view, plain),
+        ending=(row.exit_reason for row in view.rows),
+    )
 
 
-def _fate(verdict: Any) -> str:
-    """A verdict, and what came of it."""
-    if verdict.pruned:
-        return f"{verdict.verdict}, pruned"
-    return str(verdict.verdict) + ("" if verdict.verdict in STAYS else ", restored")
+def chain_line(view: ChainView) -> Line:
+    """The line of a chain."""
+    chain, problem = view.chain, view.problem
+    title = problem.question if problem is not None else chain.text
+    return _line(
+        view.id,
+        title,
+        "",
+        chain.tokens,
+        -1,
+        outcome=[view.outcome],
+        grade=[chain.grade],
+        asked=[view.asked],
+    )
+
+
+def batch_line(view: BatchView) -> Line:
+    """The line of a response to several questions."""
+    row = view.response
+    return _line(
+        view.id,
+        view.question,
+        f"{row.grades.count('correct')} of {row.k} correct",
+        len(row.token_ids),
+        -1,
+        outcome=[view.outcome],
+        chain=(each.reason for each in view.dropped if each is not None),
+        asked=[f"{row.k} together"],
+    )
+
+
+LISTS: tuple[tuple[str, str, str, Callable[[Any], Line]], ...] = (
+    ("Trajectories", "trajectories", "trajectories", trajectory_line),
+    ("Batch prompts", "responses", "batches", batch_line),
+    ("Chains", "chains", "chains", chain_line),
+    ("Evaluation", "questions", "answers", answers_line),
+)
+"""(name, what its rows are, their views in `RunTables`, the line of one)."""
 
 
 def _arm(row: EvaluationRow) -> str:
@@ -162,32 +150,20 @@ def _changes(view: AnswersView, plain: EvaluationRow | None) -> Iterable[str]:
 
 def without_error_texts(view: V) -> V:
     """The view without the text of any error of an engine or a server: a page is passed on."""
-    if isinstance(view, ChainView):
-        return replace(view, dropped=tuple(map(_shown_detail, view.dropped)))
-    if isinstance(view, BatchView):
-        ended = tuple(row and _shown_detail(row) for row in view.dropped)
-        return replace(view, response=_shown_reason(view.response), dropped=ended)
-    if isinstance(view, AnswersView):
-        return replace(view, rows=tuple(map(_shown_reason, view.rows)))
-    version = view.optimized
-    if version is not None and version.verdicts:
-        said = tuple(replace(one, reason=verdict_reason(one.reason)) for one in version.verdicts)
-        version = replace(version, verdicts=said)
-    return replace(
-        view,
-        trajectory=_shown_reason(view.trajectory),
-        estimates=tuple(map(_shown_reason, view.estimates)),
-        optimized=version,
-        dropped=tuple((stage, _shown_detail(row)) for stage, row in view.dropped),
-    )
+    return replace(view, **{each.name: _told(getattr(view, each.name)) for each in fields(view)})
 
 
-def _shown_reason(row: Any) -> Any:
-    return replace(row, reason=failure_kind(row.reason)) if row.reason else row
-
-
-def _shown_detail(row: Dropped) -> Dropped:
-    return replace(row, detail=dropped_detail(row.reason, row.detail))
+def _told(value: Any) -> Any:
+    if type(value) is tuple:
+        return tuple(map(_told, value))
+    if isinstance(value, Dropped):
+        return replace(value, detail=dropped_detail(value.reason, value.detail))
+    if isinstance(value, OptimizedTrajectory):
+        return replace(value, verdicts=_told(value.verdicts))
+    if reason := getattr(value, "reason", ""):
+        told = verdict_reason if isinstance(value, Verdict) else failure_kind
+        return replace(value, reason=told(reason))
+    return value
 
 
 CHUNK_CHARACTERS = 200_000
@@ -206,47 +182,40 @@ def view(run: Path | str, out: Path | str | None = None) -> Path:
     found = RunTables(run)
     path = Path(out) if out is not None else found.path
     path = path / "view.html" if path.is_dir() else path
-    failure: OSError | None = None
     try:
-        _write(found, path)
-    except OSError as error:
-        failure = error
+        with disk_errors(path):
+            _write(found, path)
+    except DtoError:
+        if RunTables(run).states == found.states:
+            raise
     if RunTables(run).states != found.states:  # a stage has ended meanwhile
         return view(run, out)
-    if failure is not None:
-        raise DtoError(
-            f"cannot write {path}: {failure.strerror or failure}: make room, or name another place "
-            "with --out"
-        ) from failure
     return path
 
 
 def _write(found: RunTables, path: Path) -> None:
     redaction = Redaction.of(found.recipe, found.path)
     with TemporaryFile() as body:
-        chunks = _Chunks(body, redaction.text)
-        lists = []
-        for name, noun, rows, add in (
-            ("Trajectories", "trajectories", found.trajectories, List.add_trajectory),
-            ("Batch prompts", "responses", found.batches, List.add_batch),
-            ("Chains", "chains", found.chains, List.add_chain),
-            ("Evaluation", "questions", found.answers, List.add_answers),
-        ):
-            own = List(name, noun, chunks.count)
-            for each in _kept(map(without_error_texts, rows()), own, chunks):
-                add(own, each)
-            lists.append(own)
-        index = {
-            "stages": list(_stages(found)),
-            "state": _state(found),
-            "lists": redaction.data([each.packed() for each in lists if each.ids]),
-        }
+        lists, count = [], 0
+        for name, noun, views, line in LISTS:
+            lines: list[Line] = []
+            chunks, first = [], count
+            trees = _trees(map(without_error_texts, getattr(found, views)()), line, lines)
+            for rows, packed in _chunks(trees, redaction.text):
+                body.write(f'<script type="text/plain" id="c{count}">{packed}</script>\n'.encode())
+                chunks.append(rows)
+                count += 1
+            if lines:
+                cells = zip(*lines, strict=True)
+                own = {"name": name, "noun": noun, "first": first, "chunks": chunks}
+                lists.append(own | dict(zip(Line._fields, cells, strict=True)))
+        index = {"stages": list(_stages(found)), "lists": redaction.data(lists)}
         if not index["lists"]:
             raise DtoError(f"{found.path} has no row to show yet: wait for the stage under way")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.part")
         body.seek(0)
-        end = f'<script type="text/plain" id="c{chunks.count}"></script>\n</body>\n</html>\n'
+        end = f'<script type="text/plain" id="c{count}"></script>\n</body>\n</html>\n'
         try:
             with temporary.open("wb") as file:
                 file.write(_page(redaction.text(found.recipe.name), pack(index)).encode())
@@ -298,48 +267,27 @@ def _hashed(text: str) -> str:
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
-class _Chunks:
-    """Rows on their way into elements of compressed JSON, each of its own number."""
-
-    def __init__(self, file: IO[bytes], shown: Callable[[str], str]) -> None:
-        self.count = 0
-        self._file = file
-        self._shown = shown
-        self._clear()
-
-    def _clear(self) -> None:
-        self._rows: list[Any] = []
-        self._texts: dict[str, int] = {}
-        self._size = 0
-
-    def add(self, tree: Node) -> bool:
-        """Add a row; whether it was the last of its chunk."""
-        before = len(self._texts)
-        self._rows.append(encode(tree, self._texts, self._shown))
-        self._size += sum(map(len, islice(self._texts, before, None)))
-        return self._size >= CHUNK_CHARACTERS or len(self._rows) >= CHUNK_ROWS
-
-    def flush(self) -> int:
-        """Write the chunk, and return how many rows it has."""
-        written = len(self._rows)
-        if written:
-            packed = pack({"t": list(self._texts), "r": self._rows})
-            line = f'<script type="text/plain" id="c{self.count}">{packed}</script>\n'
-            self._file.write(line.encode())
-            self.count += 1
-        self._clear()
-        return written
-
-
-def _kept(views: Iterable[Any], rows: List, chunks: _Chunks) -> Iterator[Any]:
-    """Each row, once it stands in a chunk."""
+def _trees(views: Iterable[Any], line: Callable[[Any], Line], lines: list[Line]) -> Iterator[Node]:
+    """The tree of each view, whose line is added to `lines`."""
     for each in views:
-        full = chunks.add(node(each))
-        yield each
-        if full:
-            rows.chunks.append(chunks.flush())
-    if (rest := chunks.flush()) > 0:
-        rows.chunks.append(rest)
+        lines.append(line(each))
+        yield node(each)
+
+
+def _chunks(trees: Iterable[Node], shown: Callable[[str], str]) -> Iterator[tuple[int, str]]:
+    """How many rows a chunk has, and its compressed JSON."""
+    rows: list[Any] = []
+    texts: dict[str, int] = {}
+    size = 0
+    for tree in trees:
+        before = len(texts)
+        rows.append(encode(tree, texts, shown))
+        size += sum(map(len, islice(texts, before, None)))
+        if size >= CHUNK_CHARACTERS or len(rows) >= CHUNK_ROWS:
+            yield len(rows), pack({"t": list(texts), "r": rows})
+            rows, texts, size = [], {}, 0
+    if rows:
+        yield len(rows), pack({"t": list(texts), "r": rows})
 
 
 def _stages(found: RunTables) -> Iterator[list[str]]:
@@ -353,10 +301,3 @@ def _stages(found: RunTables) -> Iterator[list[str]]:
         ended = f", dropped: {', '.join(dropped)}" if dropped else ""
         yield [stage, state, f"{done.get('rows', 0):,} rows{ended}"]
     yield from ([stage, "not there", ""] for stage in found.missing())
-
-
-def _state(found: RunTables) -> str:
-    """What of the run is not there to be shown; empty where nothing is missing."""
-    under_way = [stage for stage, state in found.states.items() if state == "under way"]
-    said = [("Under way", under_way), ("Not there", list(found.missing()))]
-    return " ".join(f"{name}: {', '.join(stages)}." for name, stages in said if stages)

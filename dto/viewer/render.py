@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from dto.errors import DtoError
 from dto.records import (
     STAYS,
     ExitEstimate,
@@ -21,8 +25,16 @@ from dto.records import (
 )
 from dto.tags import known_close
 from dto.viewer.answers import answers_node, batch_node, chain_node
-from dto.viewer.data import AnswersView, BatchView, ChainView, Shown, TrajectoryView
+from dto.viewer.data import (
+    AnswersView,
+    BatchView,
+    ChainView,
+    RunTables,
+    Shown,
+    TrajectoryView,
+)
 from dto.viewer.nodes import (
+    KINDS,
     Element,
     Node,
     block,
@@ -31,19 +43,19 @@ from dto.viewer.nodes import (
     decimal,
     el,
     facts_node,
-    flops_change,
+    flops,
     grade,
     heading,
     interval,
     passage,
     to_html,
+    to_text,
     verified,
 )
 
-KINDS = (
-    "opening", "understanding", "plan", "derivation", "hypothesis", "verification", "alternative",
-    "summary", "conclusion", "loop",
-)  # fmt: skip
+if TYPE_CHECKING:
+    from rich.text import Text
+
 DENSE = 120  # segments from which on gaps between them would be all that is seen
 
 
@@ -56,9 +68,10 @@ def overview(view: TrajectoryView) -> Element | None:
     """The thinking at a glance: segments in proportion, and p with its interval above them."""
     if not view.segments:
         return None
-    whole = max(1, view.segments[-1].tokens.end - view.segments[0].tokens.start)
     first = view.segments[0].tokens.start
+    whole = max(1, view.segments[-1].tokens.end - first)
     estimates = {row.boundary: row for row in view.estimates}
+    exit = view.optimized.exit if view.optimized is not None else -1
     ribbon, points, removed = [], [], view.removed
     for segment in view.segments:
         gone = ".gone" if segment.index in removed else ""
@@ -72,40 +85,40 @@ def overview(view: TrajectoryView) -> Element | None:
         )
         if (row := estimates.get(segment.index)) is not None:
             x = (segment.tokens.end - first) / whole * 100
-            taken = view.optimized is not None and view.optimized.exit == segment.index
             points.append(
                 el(
-                    "i.taken" if taken else "i",
-                    title=f"after {segment.index}: p {probability(row)}",
+                    "i.taken" if exit == segment.index else "i",
+                    title=f"after {segment.index}: p {interval(row.p, row.p_low, row.p_high)}",
                     style=f"--x:{x:.3f};{p_style(row)}",
                     data_go=segment.index,
                 )
             )
-    line = None
-    if points and isfinite(view.threshold):
-        label = el("span", f"threshold {view.threshold:g}")
-        line = el("b", label, style=f"--p:{view.threshold * 100:.1f}")
     counts = Counter(segment.kind for segment in view.segments)
-    known = [kind for kind in KINDS if kind in counts]
+    order = {kind: place for place, kind in enumerate(KINDS)}
     legend = [
         el(f"span.kind.{kind_class(kind)}", data(kind), f" {counts[kind]}")
-        for kind in (*known, *sorted(set(counts) - set(known)))
+        for kind in sorted(counts, key=lambda kind: (order.get(kind, len(order)), kind))
     ]
+    drawing = None
     if points:
+        line = el(
+            "b",
+            el("span", f"threshold {view.threshold:g}"),
+            style=f"--p:{view.threshold * 100:.1f}",
+        )
+        scale = [el("span.scale.high", "1"), el("span.scale.low", "p 0")]
+        drawing = el("div.points", scale, line, points, aria_hidden="true")
         legend.append(el("span.key.dot", "chance p of a right answer at a boundary, 95 % interval"))
-    if any("taken" in point.tag for point in points):
-        legend.append(el("span.key.dot.taken", "exit"))
+        legend += [el("span.key.dot.taken", "exit")] * (exit >= 0)
     if removed:
         legend.append(el("span.key.gone", "removed"))
-    scale = [el("span.scale.high", "1"), el("span.scale.low", "p 0")]
-    name = "Exit probability at each boundary, over segments in proportion to their tokens"
     dense = ".dense" if len(view.segments) > DENSE else ""
     return el(  # said in words below: a screen reader passes over the drawing
         "figure.map",
-        el("div.points", scale, line, points, aria_hidden="true") if points else None,
+        drawing,
         el(f"div.ribbon{dense}", ribbon, aria_hidden="true"),
         el("figcaption", legend),
-        aria_label=name,
+        aria_label="Exit probability at each boundary, over segments in proportion to their tokens",
     )
 
 
@@ -115,21 +128,51 @@ def p_style(row: ExitEstimate) -> str:
     return f"--p:{p * 100:.1f};--l:{row.p_low * 100:.1f};--h:{row.p_high * 100:.1f}"
 
 
-def probability(row: ExitEstimate) -> str:
-    """P with its interval."""
-    return interval(row.p, row.p_low, row.p_high)
+@dataclass(frozen=True, slots=True, repr=False)
+class Display:
+    """Shows `row` as HTML in a notebook, as text in a terminal, with colours where `rich` prints.
+
+    `row` is the row itself, or the view that joins it with what a run says of it.
+    """
+
+    row: Shown
+
+    def _repr_html_(self) -> str:
+        """HTML that needs nothing beside it."""
+        style = files("dto.viewer").joinpath("assets/view.css").read_text("utf-8")
+        return f"<style>{style}</style>{to_html(node(self.row))}"
+
+    def __repr__(self) -> str:
+        return "".join(text for text, _ in to_text(node(self.row))).rstrip("\n")
+
+    def __rich__(self) -> Text:
+        from rich.text import Text
+
+        return Text.assemble(*to_text(node(self.row)))
 
 
-def html(record: Shown) -> str:
-    """A record as HTML that needs nothing beside it, for notebooks."""
-    style = files("dto.viewer").joinpath("assets/view.css").read_text("utf-8")
-    return f"<style>{style}</style>{to_html(node(record))}"
+def show(row: Path | str | Shown, row_id: str = "") -> Display:
+    """A trajectory of a run, joined with its segments, exits, verdicts, version and pairs.
+
+    In a notebook it displays itself as `dto view` would; `print` gives a terminal's form. `row` is
+    the run's directory, and `row_id` a trajectory's id or the beginning of one (the first that
+    fits; the first of all by default); that of a test problem, `problem/sample`, gives what the
+    evaluation answered, which is also what a run without trajectories shows first; so do those of
+    DRQA's chains and batch prompts, in full. A Trajectory, an OptimizedTrajectory, a PreferencePair
+    or a view in place of the run is shown by itself. Raises DtoError for an id that no row has, and
+    for what has no display.
+    """
+    shown = RunTables(row).find(row_id) if isinstance(row, Path | str) else row
+    if not isinstance(shown, Shown):
+        raise DtoError(
+            f"a {type(shown).__name__} has no display: give a run, a Trajectory, an "
+            "OptimizedTrajectory or a PreferencePair"
+        )
+    return Display(shown)
 
 
 def node(record: Shown) -> Element:
     """The tree of a record that can be displayed."""
-    if isinstance(record, TrajectoryView):
-        return trajectory_node(record)
     if isinstance(record, AnswersView):
         return answers_node(record)
     if isinstance(record, ChainView):
@@ -137,16 +180,15 @@ def node(record: Shown) -> Element:
     if isinstance(record, BatchView):
         return batch_node(record)
     if isinstance(record, Trajectory):
-        return trajectory_node(TrajectoryView(record, len(record.token_ids)))
-    if isinstance(record, OptimizedTrajectory):
-        return el(
-            "article.dto",
-            facts_node(_version_facts(record)),
-            _version(record, (), el("h3", "Optimized")),
-        )
+        record = TrajectoryView(record, len(record.token_ids))
+    if isinstance(record, TrajectoryView):
+        return trajectory_node(record)
+    id = el("header", el("div.id", data(record.id)))
     if isinstance(record, PreferencePair):
-        return el("article.dto", _prompt(record.prompt), _pair(record))
-    raise TypeError(f"no display for {type(record).__name__}")
+        asked = el("div.question", passage(record.prompt), dir="auto")
+        return el("article.dto", id, asked, _pair(record))
+    version = _version(record, (), el("h3", "Optimized"))
+    return el("article.dto", id, facts_node(_version_facts(record)), version)
 
 
 def trajectory_node(view: TrajectoryView) -> Element:
@@ -161,7 +203,13 @@ def trajectory_node(view: TrajectoryView) -> Element:
     original = el("section.side.original", heads[0], *_original(view))
     sides = original
     if version is not None:
-        sides = el("div.sides", original, _version(version, _pieces(view), heads[1], _close(row)))
+        close = row.text[row.thinking.end : row.conclusion.start]  # empty where it never closed
+        kept = [
+            (segment, row.text[slice(*segment.chars)])
+            for segment in view.segments
+            if segment.index in version.kept
+        ]
+        sides = el("div.sides", original, _version(version, kept, heads[1], close))
     return el(
         "article.dto",
         heading(view.problem, row.id, " · ", *data(row.model)),
@@ -192,7 +240,7 @@ def _version_facts(version: OptimizedTrajectory) -> list[tuple[str, Node | list[
     facts: list[tuple[str, Node | list[Node]]] = [
         ("outcome", el(f"span.outcome.{version.outcome}", version.outcome.replace("_", " "))),
         ("tokens", change(version.tokens_before, version.tokens_after)),
-        ("attention FLOPs", flops_change(before, after)),
+        ("attention FLOPs", change(before, after, flops)),
         ("finalizations right", f"{version.pass_rate:.0%}".replace("%", " %")),
     ]
     if fresh := verified(version):
@@ -218,43 +266,31 @@ def _original(view: TrajectoryView) -> Iterator[Element]:
     estimates = {each.boundary: each for each in view.estimates}
     version = view.optimized
     verdicts = {each.segment: each for each in version.verdicts} if version else {}
-    others = {each.segment: each for each in version.counterfactual} if version else {}
     removed = view.removed
     if not view.segments and row.thinking.length:
         yield block(row.text[slice(*row.thinking)])
     for segment in view.segments:
-        said = verdicts.get(segment.index), others.get(segment.index)
-        yield _segment(
-            segment, row.text[slice(*segment.chars)], removed.get(segment.index, ""), *said
-        )
-        estimate = estimates.get(segment.index)
-        taken = version is not None and version.exit == segment.index
-        if estimate is not None or taken:
-            yield _exit(estimate, taken)
+        text, state = row.text[slice(*segment.chars)], removed.get(segment.index, "")
+        yield _segment(segment, text, state, verdicts.get(segment.index))
+        if (estimate := estimates.get(segment.index)) is not None:
+            yield _exit(estimate, version is not None and version.exit == segment.index)
     yield from _conclusion(row.text[slice(*row.conclusion)])
 
 
 def _segment(
-    segment: Segment,
-    text: str,
-    state: str = "",
-    verdict: Verdict | None = None,
-    other: Verdict | None = None,
+    segment: Segment, text: str, state: str = "", verdict: Verdict | None = None
 ) -> Element:
     said = None
     if verdict is not None:
-        second = f" · counterfactual judge: {other.verdict}" if other is not None else ""
-        kept = "" if verdict.pruned or verdict.verdict in STAYS else ", restored"
-        said = el(
-            "div.verdict", el("b", f"{verdict.verdict}{kept}"), " ", data(verdict.reason), second
-        )
-    gone = f".gone.{state}" if state else ""
+        fate = verdict_fate(verdict).removesuffix(", pruned")
+        said = el("div.verdict", el("b", fate), " ", data(verdict.reason))
+    kind = kind_class(segment.kind)
     return el(
-        f"div.segment.{kind_class(segment.kind)}{gone}",
+        f"div.segment.{kind}{'.gone' if state else ''}",
         el(
             "div.head",
             el("span.index", str(segment.index)),
-            el("span.kind", data(segment.kind)),
+            el(f"span.kind.{kind}", data(segment.kind)),
             el("span.state", state) if state else None,
             el("span.count", f"{segment.tokens.length:,} tokens"),
         ),
@@ -264,19 +300,23 @@ def _segment(
     )
 
 
-def _exit(row: ExitEstimate | None, taken: bool) -> Element:
+def verdict_fate(verdict: Verdict) -> str:
+    """A verdict, and what came of it."""
+    if verdict.pruned:
+        return f"{verdict.verdict}, pruned"
+    return str(verdict.verdict) + ("" if verdict.verdict in STAYS else ", restored")
+
+
+def _exit(row: ExitEstimate, taken: bool) -> Element:
     """The line after a segment: how likely an answer given here is right."""
-    label = el("span.taken", "exit") if taken else None
-    if row is None:
-        return el("div.exit.leave", label)
     detail = f"{row.successes} of {row.rollouts - row.failed} rollouts right · {row.decision}"
     failed = f" · {row.failed} failed" if row.failed else ""
     return el(
         f"div.exit.{row.decision}{'.leave' if taken else ''}",
         el("span.bar", el("i"), style=p_style(row)),
-        el("span.p", f"p {probability(row)}"),
+        el("span.p", f"p {interval(row.p, row.p_low, row.p_high)}"),
         el("span.detail", detail, failed, [" · ", *data(row.reason)] if row.reason else None),
-        label,
+        el("span.taken", "exit") if taken else None,
         title=f"{row.tokens:,} tokens spent on rollouts",
     )
 
@@ -286,41 +326,15 @@ def _conclusion(text: str) -> Iterator[Element]:
         yield block(text.strip("\n"), "after thinking")
 
 
-def _pieces(view: TrajectoryView) -> list[tuple[Segment, str]]:
-    """The kept segments as they stand in the version's thinking: the exit cuts white space off."""
-    version = view.optimized
-    if version is None:
-        return []
-    by_index = {segment.index: segment for segment in view.segments}
-    pieces: list[tuple[Segment, str]] = []
-    place = version.thinking.start
-    for index in version.kept:
-        if (segment := by_index.get(index)) is None:
-            break
-        whole = view.trajectory.text[slice(*segment.chars)]
-        text = next(
-            (each for each in (whole, whole.rstrip()) if version.text.startswith(each, place)), None
-        )
-        if text is None:
-            break
-        pieces.append((segment, text))
-        place += len(text)
-    return pieces
-
-
-def _close(row: Trajectory) -> str:
-    """The closing tag of a response; empty where its thinking was never closed."""
-    return row.text[row.thinking.end : row.conclusion.start]
-
-
 def _version(
     version: OptimizedTrajectory,
     pieces: Sequence[tuple[Segment, str]],
     head: Element,
     close: str = "",
 ) -> Element:
-    thinking = version.text[slice(*version.thinking)]
-    rest = thinking[sum(len(text) for _, text in pieces) :]
+    """`pieces` are the kept segments with their texts, which the thinking begins with."""
+    kept = "".join(text for _, text in pieces).rstrip()  # as the exit cuts white space off
+    rest = version.text[version.thinking.start + len(kept) : version.thinking.end]
     name = "finalization" if pieces else "thinking"
     after = version.text[version.thinking.end :].lstrip()
     after = after.removeprefix(close or known_close(after))
@@ -331,16 +345,11 @@ def _version(
         block(rest.strip("\n"), name) if rest.strip() else None,
         _conclusion(after),
         [
-            el("p.note", f"segment {each.segment}: {each.verdict}"
-               f"{', pruned' if each.pruned else ''} ", data(each.reason))
+            el("p.note", f"segment {each.segment}: {verdict_fate(each)} ", data(each.reason))
             for each in version.verdicts
             if not pieces
         ],
     )  # fmt: skip
-
-
-def _prompt(text: str) -> Element:
-    return el("header", el("div.question", passage(text), dir="auto"))
 
 
 def _stands_above(pair: PreferencePair, view: TrajectoryView) -> bool:

@@ -299,10 +299,10 @@ def test_the_viewer_shows_the_run(run, tmp_path):
 
 
 def test_what_was_not_cut_yet_is_not_said_to_be_cut(run, tmp_path):
-    for name in ("problems", "sample", "batch"):
+    for name in ("problems", "sample", "batch", "recipe.yaml"):
         (tmp_path / name).symlink_to(run / name)
     for each in RunTables(tmp_path).batches():
-        assert each.outcome == "not cut yet" and "chain not yet" in str(dto.show(each))
+        assert each.outcome == "not cut yet" and "  not yet" in str(dto.show(each))
 
 
 def test_no_local_path_is_passed_on_with_why_chains_were_not_cut(run):

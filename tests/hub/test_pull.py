@@ -194,9 +194,9 @@ def test_an_older_state(run: Run, hub: Hub) -> None:
         ("run.json", b"[", "another version of dto"),
         ("run.json", b'{"format": 1, "withheld": 5}', None),
         ("recipe.yaml", b"- 1\n", "holds list"),
-        ("recipe.yaml", b"{: [", "cannot be read"),
+        ("recipe.yaml", b"{: [", r"recipe\.yaml is not YAML"),
         ("recipe.yaml", b"model: 5\n", "model"),
-        ("recipe.yaml", None, "recipe.yaml cannot be read"),
+        ("recipe.yaml", None, r"recipe\.yaml does not exist"),
     ],
 )
 def test_what_was_tampered_with(

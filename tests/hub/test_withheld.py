@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import DatasetCard
 
 from dto.errors import DtoError
-from dto.hub.origins import withheld
+from dto.hub.card import withheld
 from dto.hub.publish import publish
 from dto.hub.pull import owed, pull
 from dto.pipeline import open_run, run_stages
@@ -21,7 +21,7 @@ from dto.reporting.write import report
 from dto.runs import manifest
 from dto.runs.run import Run
 from dto.viewer.data import RunTables
-from dto.viewer.page import List
+from dto.viewer.page import answers_line
 from tests.commands import told
 from tests.hub.conftest import ROOT
 from tests.hub.server import Hub
@@ -154,10 +154,8 @@ def test_test_sets_stay_where_they_are(run: Run, hub: Hub) -> None:
     reports = [report(each).as_json() for each in (OUT, run.path)]
     for part in ("rows", "averages"):
         assert reports[0][part] == reports[1][part]
-    shown = List("Evaluation", "questions", 0)
-    for each in RunTables(OUT).answers():
-        shown.add_answers(each)
-    assert shown.titles == [each.rpartition("/")[0] for each in shown.ids]  # of their problems
+    shown = list(map(answers_line, RunTables(OUT).answers()))
+    assert [each.title for each in shown] == [each.id.rpartition("/")[0] for each in shown]
     with pytest.raises(DtoError, match="others' test sets; publish them with --test-sets"):
         publish(other, NAME, only=("test_sets",))
     card = publish(other, NAME, test_sets=True).card

@@ -21,7 +21,7 @@ from dto.records import (
 )
 from dto.runs.journal import Entry, Journal
 from dto.viewer.data import AnswersView, RunTables, TrajectoryView
-from dto.viewer.show import show
+from dto.viewer.render import show
 from tests.viewer.generated import write
 
 

@@ -16,7 +16,7 @@ from dto import tables
 from dto.errors import DtoError
 from dto.records import EvaluationRow, OptimizedTrajectory, PreferencePair, Trajectory
 from dto.viewer.data import AnswersView, RunTables, TrajectoryView
-from dto.viewer.show import show
+from dto.viewer.render import show
 from tests.viewer.generated import HOSTILE, write
 
 
@@ -39,10 +39,10 @@ def test_a_terminal_shows_all_there_is(view: TrajectoryView) -> None:
     row, version = view.trajectory, view.optimized
     assert version is not None
     for text in (
-        row.id, "gold answer", "✓ correct", "[1 ", ", pruned]", "[3 ", ", truncated]", "══ exit",
-        "── p 0.90 (0.75–1.00)  14 of 16 right, above", "redundant: p 0.90 with it",
-        "\n[after thinking]\n",
-        "pruned, p 0.95 (0.75–1.00), 20 fresh rollouts", "pair: optimized over original",
+        row.id, "gold answer", "✓ correct", "▌ 1  ", "  pruned  ", "▌ 3  ", "  truncated  ",
+        "══ p 0.90 (0.75–1.00)  14 of 16 rollouts right · above  exit",
+        "   redundant p 0.90 with it", "\n▌ after thinking\n",
+        "pruned, p  0.95 (0.75–1.00), 20 fresh rollouts", "Optimized  chosen in the pair",
     ):  # fmt: skip
         assert text in shown
     for segment in view.segments:
@@ -125,7 +125,7 @@ def test_answers_show_trials_and_where_they_leave(run: Path) -> None:
     view = next(RunTables(run).answers())
     shown = str(show(view))
     assert "base · none" in shown and "base · deer" in shown
-    assert "after    180  0.90  ✓ correct" in shown and shown.count("  exit") == 1
+    assert "\n══ 180   0.90  ✓ " in shown and shown.count("  leaves\n") == 1
     assert show(view)._repr_html_().count(">leaves<") == 1
     shadow = tuple(replace(row, exit_reason="closed") for row in view.rows)
     assert "would leave" in show(replace(view, rows=shadow))._repr_html_()
@@ -149,7 +149,7 @@ def test_a_trajectory_fresh_from_sampling_shows_itself(run: Path) -> None:
     failed = replace(row, grade="failed", reason="connection refused", answer="", text="")
     assert "connection refused" in str(show(failed))
     assert "connection refused" in show(failed)._repr_html_()
-    assert f"{len(row.token_ids):,} tokens" in str(show(row))
+    assert f"tokens  {len(row.token_ids):,}, thinking" in str(show(row))
 
 
 @pytest.mark.parametrize("close", ["</think>", "[/THINK]", "<!DONE!>"])

@@ -6,6 +6,7 @@ const SAVED = [["", "any saving"], ["75", "saved ≥ 75 %"], ["50", "saved ≥ 5
   ["1", "saved > 0 %"], ["0", "saved nothing"]];
 const SORTS = [["", "in order of id"], ["saved", "most tokens saved first"], ["before", "longest first"],
   ["-before", "shortest first"], ["-saved", "least saved first"]];
+const LABELS = { change: "gain or loss", chain: "reason against", asked: "number asked" }; // others go by their names
 let index, list, shown = [], at = -1, chosen = -1, found = null, asked = 0, opened = 0, noted = 0;
 let pointed = -1, searching = false, marks = [], here = -1;
 
@@ -29,19 +30,14 @@ function percent(share) {
 }
 
 // What a row is called in a column that gives it one name.
-function named(name, row) {
-  const column = list.columns.find((each) => each.name === name);
-  return column ? column.names[column.sets[column.of[row]][0]] || "" : "";
-}
+const named = (name, row) => list.names[row][name]?.[0] || "";
 
 // Whether a row fits all filters.
 function fitting() {
   const tests = [];
-  for (const column of list.columns) {
-    const wanted = column.names.indexOf($(`f-${column.name}`)?.value);
-    if (wanted < 0) continue;
-    const allowed = column.sets.map((set) => set.includes(wanted));
-    tests.push((row) => allowed[column.of[row]]);
+  for (const column of Object.keys(list.names[0])) {
+    const wanted = $(`f-${column}`)?.value;
+    if (wanted) tests.push((row) => list.names[row][column].includes(wanted));
   }
   const least = $("f-saved")?.value;
   if (least === "0") tests.push((row) => saving(row) <= 0);

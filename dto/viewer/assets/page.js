@@ -101,20 +101,19 @@ function step(by) {
 // ---- controls
 
 function filter(column) {
-  const counts = new Array(column.names.length).fill(0), rows = new Array(column.sets.length).fill(0);
-  for (const set of column.of) rows[set]++;
-  column.sets.forEach((set, place) => { for (const name of set) counts[name] += rows[place]; });
-  if (column.names.length < 2 && column.name !== "outcome" && rows.length < 2) return [];
-  const order = column.names.map((_, place) => place).sort((a, b) => counts[b] - counts[a] || a - b);
-  return [control(column.name, column.label, [["", `any ${column.label}`], ...order.map((place) =>
-    [column.names[place], `${column.names[place].replaceAll("_", " ")} (${number.format(counts[place])})`])], column.title)];
+  const counts = new Map(), label = LABELS[column] || column;
+  for (const names of list.names) for (const name of names[column]) counts.set(name, (counts.get(name) || 0) + 1);
+  const same = counts.size < 2 && [...counts.values()].every((count) => count === list.id.length);
+  if (same && column !== "outcome") return [];
+  const choices = [...counts].sort((a, b) => b[1] - a[1])
+    .map(([name, count]) => [name, `${name.replaceAll("_", " ")} (${number.format(count)})`]);
+  return [control(column, label, [["", `any ${label}`], ...choices])];
 }
 
-function control(name, label, choices, title = "") {
+function control(name, label, choices) {
   const select = make("select");
   select.id = `f-${name}`;
-  select.setAttribute("aria-label", title ? `${label} ${title}` : label);
-  select.title = title;
+  select.setAttribute("aria-label", label);
   for (const [value, text] of choices) {
     const option = make("option", text);
     option.value = value;
@@ -133,7 +132,7 @@ function show(place, query) {
   list.head ??= list.id.map((id, row) => `${id}\n${list.title[row]}`.toLowerCase());
   [...$("lists").children].forEach((button, i) => button.setAttribute("aria-pressed", i === place));
   const both = list.after.some((tokens) => tokens >= 0);
-  $("filters").replaceChildren(...list.columns.flatMap(filter), ...(both ? [control("saved", "tokens saved", SAVED)] : []),
+  $("filters").replaceChildren(...Object.keys(list.names[0]).flatMap(filter), ...(both ? [control("saved", "tokens saved", SAVED)] : []),
     control("sort", "order", SORTS.filter(([value]) => both || !value.endsWith("saved"))));
   $("search").value = query.get("q") || "";
   for (const select of selects()) {
@@ -224,7 +223,10 @@ async function start() {
   });
   for (const [keys, what] of KEYS) $("keytable").append(make("tr", "", make("td", "", make("kbd", keys)), make("td", what)));
   for (const cells of index.stages) $("stages").append(make("tr", "", ...cells.map((cell) => make("td", cell))));
-  $("state").textContent = index.state;
+  $("state").textContent = ["Under way", "Not there"].map((said) => {
+    const stages = index.stages.filter(([, state]) => state === said.toLowerCase()).map(([stage]) => stage);
+    return stages.length ? `${said}: ${stages.join(", ")}.` : "";
+  }).join(" ").trim();
   $("search").addEventListener("input", () => { search(); note(); });
   $("list").addEventListener("scroll", () => requestAnimationFrame(draw), { passive: true });
   addEventListener("resize", draw);
