@@ -46,6 +46,8 @@ _LENGTHS = (
     ("to several questions", "batch", "len"),
     ("labelled chains", "label", "tokens"),
 )
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"))
+
 CITATIONS: tuple[tuple[str, str, str, frozenset[str]], ...] = (
     ("2505.21765", "DTO", "dynamic thinking-pattern optimization: exits, pruning, pairs",
      frozenset({"2505.21765"})),
@@ -216,10 +218,12 @@ def write_card(
         table.config: {split: tables.count(folder / path) for split, path in paths.items()}
         for table, paths in configs
     }
+    total = sum(sum(counts.values()) for counts in rows.values())
     first = manifest.read(folder / published.stages[0]) or {}
     data = DatasetCardData(
         license=shown.license,
         task_categories=["text-generation"],
+        size_categories=next((size for most, size in _SIZES if total < most), "n>1M"),
         pretty_name=in_block(recipe.name),
         tags=[*TAGS, *(["preference", "trl"] if "pairs" in rows else [])],
         configs=[

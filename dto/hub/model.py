@@ -92,23 +92,23 @@ def _card(
             continue
         dataset, revision = _dataset(row.task, recipe, name)
         setting = f"exit {row.exit}, avg@{row.more['samples']}, T={recipe.evaluate.temperature}"
-        measured += [
-            EvalResult(
-                task_type="text-generation",
-                dataset_type=dataset,
-                dataset_name=in_block(row.task or recipe.name),
-                dataset_split="test",
-                dataset_revision=revision,
-                metric_type=metric,
-                metric_value=value,
-                metric_name=f"{what} ({setting})",
-            )
-            for metric, value, what in (
-                ("accuracy", round(100 * row.accuracy.value, 2), "accuracy, %"),
-                ("tokens", round(row.tokens.value, 1), "tokens per question"),
-            )
-            if isfinite(value)
-        ]
+        for metric, value, what in (
+            ("accuracy", round(100 * row.accuracy.value, 2), "accuracy, %"),
+            ("tokens", round(row.tokens.value, 1), "tokens per question"),
+        ):
+            if isfinite(value):
+                measured.append(
+                    EvalResult(
+                        task_type="text-generation",
+                        dataset_type=dataset,
+                        dataset_name=in_block(row.task or recipe.name),
+                        dataset_split="test",
+                        dataset_revision=revision,
+                        metric_type=metric,
+                        metric_value=value,
+                        metric_name=f"{what} ({setting})",
+                    )
+                )
     base_model = recipe.model.name if recipe.model.name.count("/") == 1 else None
     data = ModelCardData(
         base_model=base_model,

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, groupby
-from operator import attrgetter
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import polars as pl
 
@@ -261,7 +260,9 @@ class RunTables(RunReader):
             key = only.partition("/")[0] if record is Problem else only
             return iter(tables.find(self.table(stage), record, column, key))
 
-        of_it = attrgetter("trajectory_id")
+        def of_it(row: Any) -> str:
+            return str(row.trajectory_id)
+
         without = {} if only else {Trajectory: IDS, OptimizedTrajectory: ("token_ids",)}
         lengths, dropped = {}, self._dropped()
         if not only and self.states.get("sample") == "finished":  # counted without reading them
