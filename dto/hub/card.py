@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 import yaml
 from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from dto import tables
 from dto.drqa.label import WORDINGS
@@ -25,8 +28,9 @@ from dto.recipe import NAMES, Recipe
 from dto.redact import Redaction
 from dto.reporting.cost import stage_costs
 from dto.reporting.funnel import DROPPED
+from dto.reporting.pictures import COLOURS, INK, plain
 from dto.reporting.report import Report
-from dto.reporting.table import CELLS, Cell, Table
+from dto.reporting.table import CELLS, Table
 from dto.reporting.write import draw_report
 from dto.runs import manifest
 from dto.runs.reader import RunReader
@@ -46,6 +50,8 @@ _LENGTHS = (
     ("to several questions", "batch", "len"),
     ("labelled chains", "label", "tokens"),
 )
+BINS = 40
+"""Of the histograms of lengths."""
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"))
 
 CITATIONS: tuple[tuple[str, str, str, frozenset[str]], ...] = (
@@ -235,8 +241,11 @@ def write_card(
             for place, (table, paths) in enumerate(configs)
         ],
     )  # fmt: skip
+    (folder / "images").mkdir(exist_ok=True)
+    lengths = _lengths(folder)
+    if lengths:
+        draw_lengths(lengths, folder / "images/lengths.png")
     if shown.report is not None:
-        (folder / "images").mkdir(exist_ok=True)
         draw_report(shown.report, folder / "images")
         (folder / "images/report.svg").unlink()
     text = render_card(
@@ -249,7 +258,7 @@ def write_card(
         results="" if shown.report is None else results(shown.report, private),
         prompts=_prompts(recipe, published.stages),
         dropped=_dropped(folder, (*published.stages, *published.withheld)),
-        lengths=_lengths(folder),
+        lengths=_length_table(lengths),
         costs=[each for each in stage_costs(RunReader(run)) if each.stage in spending],
         citations=cited(recipe, published.stages),
         versions=first.get("versions") or {},
@@ -343,19 +352,48 @@ def _dropped(folder: Path, stages: Sequence[str]) -> str:
     return Table("", ("stage", "reason", "rows", ""), tuple(lines)).markdown() if lines else ""
 
 
-def _lengths(folder: Path) -> str:
-    """Kinds of responses with their lengths in tokens, as Markdown."""
-    lines: list[tuple[Cell, ...]] = []
+def _lengths(folder: Path) -> dict[str, pl.Series]:
+    """The tokens of the responses of each kind that there are."""
+    found = {}
     for name, stage, column in _LENGTHS:
         path = folder / stage / "rows.parquet"
         if path.is_file() and tables.count(path):
-            n = pl.col("token_ids").list.len() if column == "len" else pl.col(column)
-            middle, most = (n.quantile(share, "nearest").cast(pl.Int64) for share in (0.5, 0.9))
-            figures = pl.len(), n.mean(), middle.alias("50"), most.alias("90"), n.max().alias("max")
-            lines.append((name, *pl.scan_parquet(path).select(figures).collect().row(0)))
-    head = ("", "rows", "mean", "median", "90 %", "longest")
-    formats = ("", "", ",.1f", "", "", "")
-    return Table("", head, tuple(lines), formats=formats).markdown() if lines else ""
+            tokens = pl.col("token_ids").list.len() if column == "len" else pl.col(column)
+            found[name] = pl.scan_parquet(path).select(tokens=tokens).collect()["tokens"]
+    return found
+
+
+def _length_table(lengths: Mapping[str, pl.Series]) -> str:
+    """As Markdown."""
+    columns: dict[str, tuple[Callable[[tuple[str, pl.Series]], Any], str]] = {
+        "": (lambda row: row[0], ""),
+        "rows": (lambda row: len(row[1]), ""),
+        "mean": (lambda row: row[1].mean(), ",.1f"),
+        "median": (lambda row: row[1].quantile(0.5, "nearest"), ",.0f"),
+        "90 %": (lambda row: row[1].quantile(0.9, "nearest"), ",.0f"),
+        "longest": (lambda row: row[1].max(), ""),
+    }
+    return Table.of("", lengths.items(), columns).markdown() if lengths else ""
+
+
+def draw_lengths(lengths: Mapping[str, pl.Series], path: Path) -> None:
+    """Write histograms of token counts below one another, each with its median, on one axis.
+
+    The same counts give the same bytes.
+    """
+    longest = max(np.max(values) for values in lengths.values())
+    figure = Figure(figsize=(8.6, 0.9 + 1.1 * len(lengths)), dpi=120, layout="constrained")
+    panels = figure.subplots(len(lengths), 1, sharex=True, squeeze=False)[:, 0]
+    for place, (axes, (name, values)) in enumerate(zip(panels, lengths.items(), strict=True)):
+        colour, middle = COLOURS[place % len(COLOURS)], np.median(values)
+        axes.hist(values, bins=BINS, range=(0, longest), color=colour, alpha=0.75)
+        axes.axvline(middle, color=INK, linewidth=1.0, linestyle="--")
+        title = f"{name}: {len(values):,} rows, median {middle:,.0f}"
+        axes.set_title(title, loc="left", fontsize=9, color=colour, pad=3)
+        axes.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+        plain(axes)
+    panels[-1].set_xlabel("tokens of the response", color=INK, fontsize=9)
+    figure.savefig(path, metadata={"Software": None})
 
 
 _STAND_INS = {

@@ -266,24 +266,31 @@ def _original(view: TrajectoryView) -> Iterator[Element]:
     estimates = {each.boundary: each for each in view.estimates}
     version = view.optimized
     verdicts = {each.segment: each for each in version.verdicts} if version else {}
+    others = {each.segment: each for each in version.counterfactual} if version else {}
     removed = view.removed
     if not view.segments and row.thinking.length:
         yield block(row.text[slice(*row.thinking)])
     for segment in view.segments:
         text, state = row.text[slice(*segment.chars)], removed.get(segment.index, "")
-        yield _segment(segment, text, state, verdicts.get(segment.index))
+        said = verdicts.get(segment.index), others.get(segment.index)
+        yield _segment(segment, text, state, *said)
         if (estimate := estimates.get(segment.index)) is not None:
             yield _exit(estimate, version is not None and version.exit == segment.index)
     yield from _conclusion(row.text[slice(*row.conclusion)])
 
 
 def _segment(
-    segment: Segment, text: str, state: str = "", verdict: Verdict | None = None
+    segment: Segment,
+    text: str,
+    state: str = "",
+    verdict: Verdict | None = None,
+    other: Verdict | None = None,
 ) -> Element:
     said = None
     if verdict is not None:
         fate = verdict_fate(verdict).removesuffix(", pruned")
-        said = el("div.verdict", el("b", fate), " ", data(verdict.reason))
+        second = f" · counterfactual judge: {other.verdict}" if other is not None else ""
+        said = el("div.verdict", el("b", fate), " ", data(verdict.reason), second)
     kind = kind_class(segment.kind)
     return el(
         f"div.segment.{kind}{'.gone' if state else ''}",

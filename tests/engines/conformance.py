@@ -280,8 +280,10 @@ class Conformance:
     async def test_a_stream_brings_the_completion_piece_by_piece(
         self, engine: Engine, nano: Served, prompts: Prompts, temperature: float
     ) -> None:
-        """At the highest temperature the text is full of broken characters. A busy server may send a
-        short completion in one piece; that it comes while it grows is shown where a stream is left.
+        """At the highest temperature the text is full of broken characters.
+
+        A busy server may send a short completion in one piece; that it comes while it grows is
+        shown where a stream is left.
         """
         logprobs = engine.capabilities.logprobs and 2
         length = 2 * self.sampled.max_tokens

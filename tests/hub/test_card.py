@@ -54,8 +54,8 @@ def test_the_card_says_where_it_comes_from(run: Run, hub: Hub) -> None:
     assert f"| sample | {generated:,} |" in text
     lengths = pl.read_parquet(run.table("pair"))["chosen_tokens"]
     assert f"| chosen | {len(lengths)} | {lengths.mean():,.1f} |" in text
-    assert "images/report.png" in text
-    assert published(hub)["images/report.png"].startswith(b"\x89PNG")
+    for picture in ("images/lengths.png", "images/report.png"):
+        assert picture in text and published(hub)[picture].startswith(b"\x89PNG")
 
 
 def test_what_models_were_told_cannot_end_its_block(run: Run, hub: Hub) -> None:
@@ -89,7 +89,7 @@ def test_what_cannot_be_seen_is_written_out(run: Run, hub: Hub) -> None:
 def test_a_card_speaks_of_what_is_there(run: Run, hub: Hub) -> None:
     text = publish(run, NAME, only=("problems", "evaluation"), dry_run=True).card
     assert 'evaluation = load_dataset("somebody/small")  # or' in text
-    assert '"problems")' in text and "## Lengths" not in text
+    assert '"problems")' in text and "lengths.png" not in text and "## Lengths" not in text
     assert "preference pairs" not in text and "I suddenly got" not in text
     assert "evaluate: The trial answer inducer of 2504.15895, inside the open thinking" in text
     text = publish(run, NAME, only=("exits",), dry_run=True).card
