@@ -5,7 +5,7 @@ solution where it is a program, and must come out correct. That alone would pass
 equal strings are equal, so an answer of kind math must also be one that the grader can compare with
 others: a number, words, or mathematics that its parser reads. What fails is listed, never repaired.
 
-The other way round, near misses of the gold answers (`dto.grading.nearmiss`) should be graded
+The other way round, near misses of the gold answers (`dto.tasks.nearmiss`) should be graded
 wrong: those that are not say how far the grades of this dataset can be trusted. They are reported,
 and do not fail it.
 """
@@ -16,24 +16,21 @@ import json
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from string import ascii_uppercase
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from dto.concurrency import gather_bounded
 from dto.errors import DtoError
 from dto.grading import Grader
-from dto.grading.compare import asks_for_percentage
-from dto.grading.nearmiss import NearMiss, NearMissKind, near_misses
 from dto.grading.notation import clean
 from dto.grading.pool import UNREADABLE_GOLD
 from dto.grading.quantity import quantity
 from dto.recipe import ProblemSettings
-from dto.records import AnswerKind, Dropped, Problem, Split
+from dto.records import Dropped, Problem, Split
 from dto.tasks.load import WORDS, Found, Index, read_problems, same_as, words
-
-Kind = Literal["number", "words", "mathematics", "letter", "program"]
+from dto.tasks.nearmiss import GoldKind, NearMiss, NearMissKind, near_misses
 
 WINDOW = 256  # rows under way at once
 SHOWN = 100  # characters of an answer in a message
@@ -84,8 +81,8 @@ class NearMisses(NamedTuple):
     their near misses by kind, `right` lists those that were graded correct.
     """
 
-    golds: Counter[Kind]
-    sampled: Counter[Kind]
+    golds: Counter[GoldKind]
+    sampled: Counter[GoldKind]
     tried: Counter[NearMissKind]
     right: list[TakenForRight]
 
@@ -130,7 +127,7 @@ async def validate(
                 others.add(found.where, found.row.question)
     known: dict[str, tuple[str, str]] = {}
     letters: Counter[tuple[str, int, bool]] = Counter()
-    golds: dict[tuple[str, AnswerKind, bool], tuple[Kind, Found]] = {}
+    golds: dict[GoldKind, dict[str, tuple[str, Problem]]] = {}
     rows = read_problems(settings)
     while window := list(islice(rows, WINDOW)):
         judged = await gather_bounded(_judged(found, grader) for found in window)
@@ -145,9 +142,8 @@ async def validate(
             if not isinstance(found.row, Problem):
                 continue
             if not isinstance(verdict, Finding):
-                row = found.row
-                key_of_gold = (row.answer, row.answer_kind, asks_for_percentage(row.question))
-                golds.setdefault(key_of_gold, (verdict, found))
+                same_kind = golds.setdefault(verdict, {})
+                same_kind.setdefault(found.row.answer, (found.where, found.row))
             if verdict == "words":
                 report.words[found.row.answer] = None
             if "permutation" in found.row.metadata:
@@ -165,47 +161,34 @@ async def validate(
                 own_tests.add(found.where, found.row.question)
     if not report.counts:
         raise DtoError(f"{settings.source} has no rows: there is nothing to validate")
-    tried = await _try_near_misses(list(golds.values()), grader, most_golds)
+    tried = await _try_near_misses(golds, grader, most_golds)
     return report._replace(letters=_letters(letters), near_misses=tried)
 
 
 async def _try_near_misses(
-    golds: Sequence[tuple[Kind, Found]], grader: Grader, most: int
+    golds: Mapping[GoldKind, Mapping[str, tuple[str, Problem]]], grader: Grader, most: int
 ) -> NearMisses:
-    found = NearMisses(Counter(), Counter(), Counter(), [])
-    by_kind: defaultdict[Kind, list[Found]] = defaultdict(list)
-    for kind, row in golds:
-        if kind != "program":
-            by_kind[kind].append(row)
-    chosen: list[Found] = []
-    for kind, rows in by_kind.items():
-        sample = sorted(random.Random(kind).sample(range(len(rows)), min(most, len(rows))))
-        found.golds[kind], found.sampled[kind] = len(rows), len(sample)
-        chosen += [rows[place] for place in sample]
-    for begin in range(0, len(chosen), WINDOW):
-        window = chosen[begin : begin + WINDOW]
-        for tried, right in await gather_bounded(_tried(row, grader) for row in window):
-            found.tried.update(tried)
-            found.right.extend(right)
-    return found
+    result = NearMisses(Counter(), Counter(), Counter(), [])
 
-
-async def _tried(found: Found, grader: Grader) -> tuple[Counter[NearMissKind], list[TakenForRight]]:
-    row = found.row
-    assert isinstance(row, Problem)
-    changed = near_misses(row.answer, row.answer_kind, percent=asks_for_percentage(row.question))
-    right = []
-    for each in changed:
-        conclusion = rf"\boxed{{{each.answer}}}"
+    async def one(where: str, row: Problem, near_miss: NearMiss) -> None:
         graded = await grader.grade_conclusion(
-            conclusion, row.answer, row.answer_kind, row.question
+            rf"\boxed{{{near_miss.answer}}}", row.answer, row.answer_kind, row.question
         )
+        result.tried[near_miss.kind] += 1
         if graded.grade == "correct":
-            right.append(TakenForRight(found.where, row.answer, each))
-    return Counter(each.kind for each in changed), right
+            result.right.append(TakenForRight(where, row.answer, near_miss))
+
+    for kind, rows in golds.items():
+        sample = random.Random(kind).sample(list(rows.values()), min(most, len(rows)))
+        result.golds[kind], result.sampled[kind] = len(rows), len(sample)
+        changed = (
+            (*found, each) for found in sample for each in near_misses(found[1].answer, kind)
+        )
+        await gather_bounded(one(*each) for each in changed)
+    return result
 
 
-async def _judged(found: Found, grader: Grader) -> Kind | Finding:
+async def _judged(found: Found, grader: Grader) -> GoldKind | Finding:
     """The kind of answer that a row has, or why it is none."""
     row = found.row
     if isinstance(row, Dropped):
@@ -238,7 +221,7 @@ def _shown(answer: str) -> str:
     return repr(answer if len(answer) <= SHOWN else f"{answer[:SHOWN]}…")
 
 
-async def _kind_of_mathematics(found: Found, row: Problem, grader: Grader) -> Kind | Finding:
+async def _kind_of_mathematics(found: Found, row: Problem, grader: Grader) -> GoldKind | Finding:
     where, gold = found.where, row.answer
     bare = _TEXT.sub(r" \1 ", gold).strip(" $")
     if len(_LATIN.findall(_COMMAND.sub(" ", bare))) > MOST_WORDS:

@@ -302,8 +302,6 @@ async def test_near_misses_that_a_lax_grader_takes_for_right_are_reported() -> N
     assert {(each.where, each.gold) for each in brackets} == {("rows.jsonl, row 1", "(2,7]")}
     assert {each.near_miss.answer for each in brackets} == {"[2,7]", "(2,7)"}
     assert report.near_misses.tried["bracket"] == 2
-    hundredths = {each.near_miss.answer for each in report.near_misses.right if each.gold == "27"}
-    assert hundredths == {"2700", "0.27"}
     told = "\n".join(lines(report))
     assert "near_miss      bracket, 2 of 2 graded correct: rows.jsonl, row 1: '" in told
     assert report.unexplained == []
@@ -313,7 +311,7 @@ async def test_near_misses_that_are_wrong_are_counted() -> None:
     report = await near_misses_of(Grader(workers=1), LAX)
     assert report.near_misses is not None and report.near_misses.right == []
     assert report.near_misses.golds == Counter(number=1, mathematics=2, words=1)
-    assert report.near_misses.tried.keys() >= {"sign", "digit", "bracket", "letter", "order"}
+    assert report.near_misses.tried.keys() >= {"sign", "digit", "bracket", "letter"}
     assert "near_misses    0 of" in "\n".join(lines(report))
 
 
@@ -327,14 +325,3 @@ async def test_near_misses_of_many_gold_answers_are_tried_on_a_sample() -> None:
     assert "different gold answers: number 10 of 40" in "\n".join(lines(report))
     none = await near_misses_of(Grader(workers=1), rows, most_golds=0)
     assert "near_miss" not in "\n".join(lines(none))
-
-
-async def test_near_misses_ask_what_the_question_asks() -> None:
-    """Where it asks for a percentage, a sign that is left out is no near miss."""
-    rows = [
-        {"problem": "What percent of them?", "answer": "27%"},
-        {"problem": "How much of them?", "answer": "35%"},
-    ]
-    report = await near_misses_of(Grader(workers=1), rows)
-    assert report.near_misses is not None
-    assert report.near_misses.tried["percent"] == 1 and report.near_misses.right == []
