@@ -16,7 +16,8 @@ import json
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from string import ascii_uppercase
 from typing import NamedTuple
@@ -54,56 +55,25 @@ class Finding(NamedTuple):
     detail: str
 
 
-class Letters(NamedTuple):
-    """How often each letter is the gold answer, and how often it would be by chance alone.
-
-    `shuffled`: the options were, so that balance is our doing.
-    """
-
-    counts: dict[str, int]
-    expected: dict[str, float]
-    shuffled: bool
-
-
-class TakenForRight(NamedTuple):
-    """A near miss that is graded correct, and the row whose gold answer it was made from."""
-
-    where: str
-    gold: str
-    near_miss: NearMiss
-
-
-class NearMisses(NamedTuple):
-    """What the grader says of small changes of the gold answers.
-
-    `golds` counts different gold answers by kind, `sampled` those that were tried; all of a kind
-    where there are at most that many, else a random sample that is always the same. `tried` counts
-    their near misses by kind, `right` lists those that were graded correct.
-    """
-
-    golds: Counter[GoldKind]
-    sampled: Counter[GoldKind]
-    tried: Counter[NearMissKind]
-    right: list[TakenForRight]
-
-
-class Report(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Report:
     """What was found; `unexplained` must be empty for a dataset to pass.
 
     `counts` holds, for each split, rows under `rows`, problems under their kind of answer,
     `duplicates`, `overlaps` and `unexplained`. `duplicates` and `overlaps` explain themselves: each
-    names the other row. `phrases` are overlaps of less than a tenth of the shorter question, and
-    `words` the answers that are words, in order.
+    names the other row. `letters` and `by_chance` say how often each letter is the gold answer, and
+    how often it would be by chance alone. `tried` counts near misses of gold answers by their kind,
+    `right` lists those that were graded correct, their kind as the reason.
     """
 
-    counts: dict[Split | None, Counter[str]]
-    unexplained: list[Finding]
-    duplicates: list[Finding]
-    overlaps: list[Finding]
-    phrases: list[Finding]
-    words: dict[str, None]
-    letters: Letters | None
-    near_misses: NearMisses | None = None
+    counts: dict[Split | None, Counter[str]] = field(default_factory=dict)
+    unexplained: list[Finding] = field(default_factory=list)
+    duplicates: list[Finding] = field(default_factory=list)
+    overlaps: list[Finding] = field(default_factory=list)
+    letters: Counter[str] = field(default_factory=Counter)
+    by_chance: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    tried: Counter[NearMissKind] = field(default_factory=Counter)
+    right: list[Finding] = field(default_factory=list)
 
 
 async def validate(
@@ -115,77 +85,80 @@ async def validate(
 ) -> Report:
     """Grade all gold answers of the sources in `settings`, and look for questions that are shared.
 
-    Near misses are tried of at most `most_golds` gold answers of each kind. Rows of train and dev
-    are compared with those of test, and all rows with those of `against`, by n-grams of words.
-    Raises DtoError as `read_problems` does, and for a source without rows.
+    Near misses are tried of at most `most_golds` gold answers of each kind, a random sample that is
+    always the same. Rows of train and dev are compared with those of test, and all rows with those
+    of `against`, by n-grams of words. Raises DtoError as `read_problems` does, and for a source
+    without rows.
     """
-    report = Report({}, [], [], [], [], {}, None)
+    report = Report()
     others, own_tests = Index(n), Index(n)
     for other in against:
         for found in read_problems(other):
             if isinstance(found.row, Problem):
                 others.add(found.where, found.row.question)
     known: dict[str, tuple[str, str]] = {}
-    letters: Counter[tuple[str, int, bool]] = Counter()
     golds: dict[GoldKind, dict[str, tuple[str, Problem]]] = {}
     rows = read_problems(settings)
     while window := list(islice(rows, WINDOW)):
         judged = await gather_bounded(_judged(found, grader) for found in window)
-        for found, verdict in zip(window, judged, strict=True):
-            counts = report.counts.setdefault(found.split, Counter())
+        for (split, where, row), verdict in zip(window, judged, strict=True):
+            counts = report.counts.setdefault(split, Counter())
             counts["rows"] += 1
             if isinstance(verdict, Finding):
                 counts["unexplained"] += 1
                 report.unexplained.append(verdict)
             else:
                 counts[verdict] += 1
-            if not isinstance(found.row, Problem):
+            if not isinstance(row, Problem):
                 continue
             if not isinstance(verdict, Finding):
-                same_kind = golds.setdefault(verdict, {})
-                same_kind.setdefault(found.row.answer, (found.where, found.row))
-            if verdict == "words":
-                report.words[found.row.answer] = None
-            if "permutation" in found.row.metadata:
-                options = len(found.row.metadata["permutation"].split())
-                letters[found.row.answer, options, "options_seed" in found.row.metadata] += 1
-            key = same_as(found.row.question)
+                golds.setdefault(verdict, {}).setdefault(row.answer, (where, row))
+            if options := row.metadata.get("permutation", "").split():
+                report.letters[row.answer] += 1
+                for letter in ascii_uppercase[: len(options)]:
+                    report.by_chance[letter] += 1 / len(options)
+            key = same_as(row.question)
             if key in known:
                 counts["duplicates"] += 1
-                await _compare_duplicate(found, known[key], grader, report)
+                report.duplicates.append(
+                    Finding(where, "duplicate", f"the question of {known[key][0]}")
+                )
+                if twin := await _other_answer(where, row, known[key], grader):
+                    counts["unexplained"] += 1
+                    report.unexplained.append(twin)
                 continue
-            known[key] = (found.where, found.row.answer)
-            for index in (others, *([own_tests] if found.split in ("train", "dev") else [])):
-                _look_for_overlap(found, index, report)
-            if found.split == "test":
-                own_tests.add(found.where, found.row.question)
+            known[key] = (where, row.answer)
+            for index in (others, *([own_tests] if split in ("train", "dev") else [])):
+                hit = index.find(row.question)
+                if hit is not None and hit.share >= SAME:
+                    counts["overlaps"] += 1
+                    detail = f"{hit.share:.0%} of {hit.where}"
+                    detail += f": {hit.phrase!r}" if hit.share < 1 else ""
+                    report.overlaps.append(Finding(where, "overlap", detail))
+            if split == "test":
+                own_tests.add(where, row.question)
     if not report.counts:
         raise DtoError(f"{settings.source} has no rows: there is nothing to validate")
-    tried = await _try_near_misses(golds, grader, most_golds)
-    return report._replace(letters=_letters(letters), near_misses=tried)
+    for kind, rows_of_kind in golds.items():
+        sample = list(rows_of_kind.values())
+        if len(sample) > most_golds:
+            sample = random.Random(kind).sample(sample, most_golds)
+        tries = [(*each, miss) for each in sample for miss in near_misses(each[1].answer, kind)]
+        report.tried.update(miss.kind for *_, miss in tries)
+        graded = await gather_bounded(_graded_correct(*each, grader) for each in tries)
+        report.right.extend(each for each in graded if each is not None)
+    return report
 
 
-async def _try_near_misses(
-    golds: Mapping[GoldKind, Mapping[str, tuple[str, Problem]]], grader: Grader, most: int
-) -> NearMisses:
-    result = NearMisses(Counter(), Counter(), Counter(), [])
-
-    async def one(where: str, row: Problem, near_miss: NearMiss) -> None:
-        graded = await grader.grade_conclusion(
-            rf"\boxed{{{near_miss.answer}}}", row.answer, row.answer_kind, row.question
-        )
-        result.tried[near_miss.kind] += 1
-        if graded.grade == "correct":
-            result.right.append(TakenForRight(where, row.answer, near_miss))
-
-    for kind, rows in golds.items():
-        sample = random.Random(kind).sample(list(rows.values()), min(most, len(rows)))
-        result.golds[kind], result.sampled[kind] = len(rows), len(sample)
-        changed = (
-            (*found, each) for found in sample for each in near_misses(found[1].answer, kind)
-        )
-        await gather_bounded(one(*each) for each in changed)
-    return result
+async def _graded_correct(
+    where: str, row: Problem, near_miss: NearMiss, grader: Grader
+) -> Finding | None:
+    kind, answer = near_miss
+    conclusion = rf"\boxed{{{answer}}}"
+    graded = await grader.grade_conclusion(conclusion, row.answer, row.answer_kind, row.question)
+    if graded.grade != "correct":
+        return None
+    return Finding(where, kind, f"{_shown(answer)} for {_shown(row.answer)}")
 
 
 async def _judged(found: Found, grader: Grader) -> GoldKind | Finding:
@@ -241,47 +214,15 @@ async def _kind_of_mathematics(found: Found, row: Problem, grader: Grader) -> Go
     return "mathematics"
 
 
-async def _compare_duplicate(
-    found: Found, known: tuple[str, str], grader: Grader, report: Report
-) -> None:
-    where, answer = known
-    assert isinstance(found.row, Problem)
-    row = found.row
-    report.duplicates.append(Finding(found.where, "duplicate", f"the question of {where}"))
+async def _other_answer(
+    where: str, row: Problem, known: tuple[str, str], grader: Grader
+) -> Finding | None:
+    """What is wrong with a question that came before, where its answer is another one here."""
+    before, answer = known
     if row.answer == answer or row.answer_kind == "code":
-        return
-    graded = await grader.grade_conclusion(rf"\boxed{{{row.answer}}}", answer, row.answer_kind)
-    if graded.grade != "correct":
-        detail = f"the question of {where}, where the answer is {_shown(answer)}"
-        detail += f", not {_shown(row.answer)}"
-        report.counts[found.split]["unexplained"] += 1
-        report.unexplained.append(Finding(found.where, "two_answers", detail))
-
-
-def _look_for_overlap(found: Found, index: Index, report: Report) -> None:
-    assert isinstance(found.row, Problem)
-    hit = index.find(found.row.question)
-    if hit is None:
-        return
-    detail = f"{hit.share:.0%} of {hit.where}"
-    detail += f": {hit.phrase!r}" if hit.share < 1 else ""
-    if hit.share < SAME:
-        report.phrases.append(Finding(found.where, "phrase", detail))
-        return
-    report.counts[found.split]["overlaps"] += 1
-    report.overlaps.append(Finding(found.where, "overlap", detail))
-
-
-def _letters(rows: Counter[tuple[str, int, bool]]) -> Letters | None:
-    """The letters of rows by (gold letter, number of options, shuffled); None without any."""
-    if not rows:
         return None
-    counts: Counter[str] = Counter()
-    expected: defaultdict[str, float] = defaultdict(float)
-    for (letter, options, _), count in rows.items():
-        counts[letter] += count
-        for each in ascii_uppercase[:options]:
-            expected[each] += count / options
-    ordered = dict(sorted(expected.items()))
-    shuffled = all(shuffled for *_, shuffled in rows)
-    return Letters({letter: counts[letter] for letter in ordered}, ordered, shuffled)
+    graded = await grader.grade_conclusion(rf"\boxed{{{row.answer}}}", answer, row.answer_kind)
+    if graded.grade == "correct":
+        return None
+    detail = f"the question of {before}, where the answer is {_shown(answer)}"
+    return Finding(where, "two_answers", f"{detail}, not {_shown(row.answer)}")
