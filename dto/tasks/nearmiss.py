@@ -5,13 +5,12 @@ one of these forms, and of no others, for a change that may mean the same would 
 
 - a sum of terms without a zero in it, `-\frac{3\sqrt{2}}{5} + x^2`, or 0 or a decimal number, with
   or without `x =` before it and a unit behind it;
-- a list, set, tuple or interval of such sums whose values all differ at one point, and a union of
-  intervals that lie apart;
+- a tuple of these, a list or set of different numbers, an interval whose ends ascend, and a union
+  of intervals that lie apart;
 - a numeral in a base, words, and the letter of an option.
 
-In such a sum one whole numeral, the leading sign or every one of a letter can change, and its value
-does too. Not changed are letters that stand for any number (`+ C`, `k\pi`), decimal numbers by less
-than a ten thousandth, and the unit of 0.
+Not changed are letters that stand for any number (`+ C`, `k\pi`), decimal numbers by less than a
+ten thousandth, and the unit of 0.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
+from fractions import Fraction
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -31,22 +31,20 @@ DECIMAL_DIGITS = 4
 
 _NUMERAL = r"(?:[1-9]\d{0,2}(?:,(?:\\!)?\s?\d{3})+(?!\d)|[1-9]\d*)"
 _FACTOR = (
-    rf"\\sqrt\s*\{{(?P<root>{_NUMERAL})\}}|(?P<pi>\\pi(?![A-Za-z]))"
-    r"|(?P<letter>(?!i\^)[A-Za-z])(?:\^\{?(?P<power>[1-9])(?!\d)\}?)?"
+    rf"(?:\\sqrt\s*\{{{_NUMERAL}\}}|\\pi(?![A-Za-z])|(?!i\^)[A-Za-z](?:\^\{{?[1-9](?!\d)\}}?)?)\s*"
 )
-_FACTORS = re.compile(rf"(?P<number>{_NUMERAL})|{_FACTOR}")
-_UNNAMED = re.sub(r"\?P<\w+>", "?:", _FACTOR)
-_PRODUCT = rf"(?:{_NUMERAL}\s*(?:(?:{_UNNAMED})\s*)*|(?:(?:{_UNNAMED})\s*)+)"
-_TERM = re.compile(
-    rf"\s*(?P<sign>[+-]?)\s*(?:\\[dt]?frac\s*\{{(?P<over>{_PRODUCT})\}}\s*\{{(?P<under>{_PRODUCT})\}}"
-    rf"|(?P<top>{_NUMERAL})\s*/\s*(?P<bottom>{_NUMERAL})|(?P<plain>{_PRODUCT}))\s*"
+_PRODUCT = rf"(?:{_NUMERAL}\s*(?:{_FACTOR})*|(?:{_FACTOR})+)"
+_FRACTION = rf"\\[dt]?frac\s*\{{{_PRODUCT}\}}\s*\{{{_PRODUCT}\}}|{_NUMERAL}\s*/\s*{_NUMERAL}"
+_TERM = rf"\s*(?:{_FRACTION}|{_PRODUCT})\s*"
+_SUM = re.compile(rf"\s*[+-]?{_TERM}(?:[+-]{_TERM})*|\s*[+-]?(?:0|\d*\.\d+)\s*")
+_WORDED = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4}")  # no product of letters
+_NUMBER = re.compile(
+    rf"([+-]?)\s*(?:(?P<plain>\d*\.\d+|0|{_NUMERAL})|\\[dt]?frac\s*\{{(?P<top>\d+)\}}\s*\{{"
+    rf"(?P<bottom>[1-9]\d*)\}}|(?P<over>\d+)/(?P<under>[1-9]\d*)|(?P<infinite>\\infty))"
 )
-_NO_PRODUCT = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4}")  # of letters: a word
-_ALONE = re.compile(r"[+-]?\s*(?:0|\d*\.\d+)")
-_INFINITE = {r"\infty": math.inf, r"+\infty": math.inf, r"-\infty": -math.inf}
 _ANY = re.compile(r"(?<![A-Za-z\\])[CKk](?![A-Za-z])|\\mathbb|\\pm")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
-_LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")
+_LETTER = re.compile(r"(?<![\\A-Za-z])(?![eid])[A-Za-z]")
 _OPTION = re.compile(r"((?:\\text\s*\{)?\s*\(?)([A-Z])(\)?\.?\s*\}?)")
 _IN_BASE = re.compile(r"([1-9]\d+_\{?)([2-9]|[1-9]\d)(\}?)")
 _BRACKETED = re.compile(
@@ -110,7 +108,7 @@ def _changes(gold: str, kind: GoldKind) -> _Changes:
         before, body, unit, after = around.groups()
         for changed, answer in _body_changes(body):
             yield changed, f"{before}{answer}{unit}{after}"
-        for other in _units(unit) if _value(body) else ():
+        for other in _units(unit) if _number(body) else ():
             yield "unit", f"{before}{body}{other}{after}"
 
 
@@ -127,30 +125,25 @@ def _body_changes(body: str) -> _Changes:
         yield from _union_changes(body.split(r"\cup"))
     elif bracketed := _BRACKETED.fullmatch(body):
         left, opening, inside, right, closing = bracketed.groups()
-        fewest = 2 if opening == r"\{" else 3  # of a pair one is no pair
-        for changed, answer in _list_changes(inside, fewest):
+        for changed, answer in _list_changes(inside, ordered=opening != r"\{"):
             yield changed, f"{left}{opening}{answer}{right}{closing}"
         if _ends(body):
             yield from (("bracket", answer) for answer in _other_brackets(body))
-    elif "," in body and _value(body) is None:
-        yield from _list_changes(body, 2)
+    elif "," in body and not _is_sum(body):
+        yield from _list_changes(body, ordered=False)
     else:
         yield from _sum_changes(body)
-        for letter in sorted(set(_LETTER.findall(body)) - set("eid")):
-            name = rf"(?<![\\A-Za-z]){letter}"
-            answer = re.sub(name, _unused(body, "pqruvwyz"), body)
-            values = _value(body) or 0.0, _value(answer) or 0.0
-            if not math.isclose(*values, rel_tol=1e-9, abs_tol=1e-9):
-                yield "letter", answer
+        for letter in _LETTER.finditer(body) if _is_sum(body) else ():
+            other = _unused(body, "pqruvwyz")
+            yield "letter", f"{body[: letter.start()]}{other}{body[letter.end() :]}"
 
 
 def _sum_changes(text: str) -> _Changes:
     """Another leading sign, or another last digit of a numeral; none of what is no sum."""
     text = text.strip()
-    value = _value(text)
-    if value is None or math.isinf(value):
+    if not _is_sum(text):
         return
-    if value:
+    if _number(text) != 0:
         yield "sign", text[1:].lstrip() if text[0] in "+-" else f"-{text}"
     if "." in text and sum(map(str.isdigit, text)) > DECIMAL_DIGITS:
         return
@@ -160,17 +153,21 @@ def _sum_changes(text: str) -> _Changes:
         yield "digit", f"{text[:place]}{digit}{text[place + 1 :]}"
 
 
-def _list_changes(inside: str, fewest: int) -> _Changes:
-    """Another sign or digit of a part, or a part that is left out of at least `fewest`."""
+def _is_sum(text: str) -> bool:
+    return bool(_SUM.fullmatch(text)) and not _WORDED.search(text)
+
+
+def _list_changes(inside: str, *, ordered: bool) -> _Changes:
+    """Another sign or digit of a part; a part left out, but of a pair, of which one is no pair."""
     parts = inside.split(",")
-    values = {_value(part) for part in parts}
-    if None in values or len({f"{value:.6g}" for value in values}) < len(parts):
+    known = {_number(part) for part in parts}
+    if not ordered and (None in known or len(known) < len(parts)):
         return
     for place, part in enumerate(parts):
         space = part[: len(part) - len(part.lstrip())]
         for changed, answer in _sum_changes(part):
             yield changed, ",".join([*parts[:place], space + answer, *parts[place + 1 :]])
-    for place in range(len(parts) if len(parts) >= fewest else 0):
+    for place in range(len(parts) if len(parts) > 1 + ordered else 0):
         yield "element", ",".join(parts[:place] + parts[place + 1 :]).strip()
 
 
@@ -186,14 +183,12 @@ def _union_changes(pieces: list[str]) -> _Changes:
             yield "bracket", r"\cup".join([*pieces[:place], answer, *pieces[place + 1 :]])
 
 
-def _ends(text: str) -> tuple[float, float] | None:
-    """The ends of an interval, the lower surely below the upper; None for anything else."""
+def _ends(text: str) -> tuple[Fraction | float, Fraction | float] | None:
+    """The ends of an interval, the lower below the upper; None for anything else."""
     bracketed = _BRACKETED.fullmatch(text.strip())
-    if bracketed is None or bracketed["open"] == r"\{" or bracketed["close"] == r"\}":
+    if bracketed is None or "{" in bracketed["open"] or "}" in bracketed["close"]:
         return None
-    if _LETTER.search(bracketed["inside"]):
-        return None  # of letters nobody knows which is larger
-    ends = [_value(part) for part in bracketed["inside"].split(",")]
+    ends = [_number(part) for part in bracketed["inside"].split(",")]
     if len(ends) != 2 or ends[0] is None or ends[1] is None or ends[0] >= ends[1]:
         return None
     return ends[0], ends[1]
@@ -209,36 +204,19 @@ def _other_brackets(interval: str) -> Iterator[str]:
             yield interval[: bracketed.start(name)] + other + interval[bracketed.end(name) :]
 
 
-def _value(text: str) -> float | None:
-    """The value of a sum with a number for each letter; None for anything else."""
-    text = text.strip()
-    if text in _INFINITE:
-        return _INFINITE[text]
-    if _ALONE.fullmatch(text):
-        return float(text.replace(" ", ""))
-    total, place = 0.0, 0
-    while term := _TERM.match(text, place):
-        if place and not term["sign"]:
-            return None
-        over, under = term["over"] or term["top"] or term["plain"], term["under"] or term["bottom"]
-        size = _product(over) / (_product(under) if under else 1)
-        total += -size if term["sign"] == "-" else size
-        place = term.end()
-    return total if 0 < place == len(text) and not _NO_PRODUCT.search(text) else None
-
-
-def _product(text: str) -> float:
-    size = 1.0
-    for factor in _FACTORS.finditer(text):
-        if number := factor["number"] or factor["root"]:
-            value = float(re.sub(r"\D", "", number))
-            size *= value if factor["number"] else math.sqrt(value)
-        elif factor["letter"]:
-            fixed = math.e if factor["letter"] == "e" else 1 + ord(factor["letter"]) * 0.618 % 1
-            size *= fixed ** int(factor["power"] or 1)
-        else:
-            size *= math.pi
-    return size
+def _number(text: str) -> Fraction | float | None:
+    """A number, a float where it is infinite; None for anything else."""
+    match = _NUMBER.fullmatch(text.strip())
+    if match is None:
+        return None
+    sign = -1 if match[1] == "-" else 1
+    if match["infinite"]:
+        return sign * math.inf
+    if match["plain"]:
+        return sign * Fraction(re.sub(r"[^\d.]", "", match["plain"]))
+    return sign * Fraction(
+        int(match["top"] or match["over"]), int(match["bottom"] or match["under"])
+    )
 
 
 def _unused(text: str, letters: str) -> str:
