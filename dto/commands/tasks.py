@@ -68,9 +68,9 @@ def validate_task(
 
     Every gold answer is graded against itself. Exits with 1 when a row is unexplained: it cannot be
     read, its gold answer is missing, does not parse or is not graded correct against itself, or its
-    question has another answer elsewhere. Duplicates, overlaps and the balance of letters do not
-    fail, and neither do near misses: small changes of gold answers that make other answers (a sign,
-    a digit, a unit, …), and are graded correct all the same.
+    question has another answer elsewhere. Duplicates and overlaps do not fail, and neither do near
+    misses: small changes of gold answers that make other answers (a sign, a digit, a unit, …), and
+    are graded correct all the same.
     """
     from dto.grading import Grader
     from dto.tasks.validate import validate
@@ -116,12 +116,6 @@ def lines(report: Report) -> Iterator[str]:
         yield f"{split or '-':<8}" + "".join(f"{counts[column]:>13,}" for column in shown)
     for finding in (*report.unexplained, *report.duplicates, *report.overlaps):
         yield f"{finding.reason:<14} {finding.where}: {finding.detail}".removesuffix(": ")
-    if report.letters:
-        counted = ", ".join(
-            f"{letter} {report.letters[letter]:,} ({expected:.1f})"
-            for letter, expected in sorted(report.by_chance.items())
-        )
-        yield f"{'letters':<14} gold (expected by chance): {counted}"
     if not report.tried:
         return
     yield (

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -61,17 +61,14 @@ class Report:
 
     `counts` holds, for each split, rows under `rows`, problems under their kind of answer,
     `duplicates`, `overlaps` and `unexplained`. `duplicates` and `overlaps` explain themselves: each
-    names the other row. `letters` and `by_chance` say how often each letter is the gold answer, and
-    how often it would be by chance alone. `tried` counts near misses of gold answers by their kind,
-    `right` lists those that were graded correct, their kind as the reason.
+    names the other row. `tried` counts near misses of gold answers by their kind, `right` lists
+    those that were graded correct, their kind as the reason.
     """
 
     counts: dict[Split | None, Counter[str]] = field(default_factory=dict)
     unexplained: list[Finding] = field(default_factory=list)
     duplicates: list[Finding] = field(default_factory=list)
     overlaps: list[Finding] = field(default_factory=list)
-    letters: Counter[str] = field(default_factory=Counter)
-    by_chance: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     tried: Counter[NearMissKind] = field(default_factory=Counter)
     right: list[Finding] = field(default_factory=list)
 
@@ -113,10 +110,6 @@ async def validate(
                 continue
             if not isinstance(verdict, Finding):
                 golds.setdefault(verdict, {}).setdefault(row.answer, (where, row))
-            if options := row.metadata.get("permutation", "").split():
-                report.letters[row.answer] += 1
-                for letter in ascii_uppercase[: len(options)]:
-                    report.by_chance[letter] += 1 / len(options)
             key = same_as(row.question)
             if key in known:
                 counts["duplicates"] += 1

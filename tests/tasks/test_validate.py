@@ -190,29 +190,12 @@ async def test_reference_solutions_are_run(name: str) -> None:
     assert [each.reason for each in report.unexplained] == ["not_itself", "no_reference"]
 
 
-def gpqa(count: int) -> list[Row]:
-    return [{**ROWS["gpqa"], "Question": f"Which of the {n}?"} for n in range(count)]
-
-
-def test_shuffled_letters_are_counted() -> None:
-    code, out = dto("validate", "gpqa", "--file", saved(gpqa(198)))
+def test_shuffled_letters_pass() -> None:
+    rows = [{**ROWS["gpqa"], "Question": f"Which of the {n}?"} for n in range(20)]
+    code, out = dto("validate", "gpqa", "--file", saved(rows))
+    header, counts = out.splitlines()[:2]
     assert code == 0
-    assert "letters        gold (expected by chance): A 4" in out
-    assert "(49.5)" in out
-
-
-async def test_letters_that_are_always_a_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("random.Random.shuffle", lambda self, order: None)
-    report = await checked(gpqa(40), task="gpqa")
-    assert report.unexplained == []
-    assert any("A 40 (10.0), B 0 (10.0)" in line for line in lines(report))
-
-
-async def test_letters_of_a_published_order_are_counted() -> None:
-    rows = [{**ROWS["mmlu_pro"], "question": f"{n}?"} for n in range(40)]
-    report = await checked(rows, task="mmlu_pro")
-    assert report.letters.total() == 40
-    assert sum(report.by_chance.values()) == pytest.approx(40)
+    assert dict(zip(header.split(), counts.split(), strict=True))["letter"] == "20"
 
 
 @pytest.mark.parametrize(
