@@ -38,10 +38,10 @@ from typing import Any, NamedTuple
 import psutil
 from math_verify import LatexExtractionConfig, parse, verify
 
+from benchmarks.nearmiss import near_misses
 from dto.concurrency import gather_bounded
 from dto.grading import Graded, Grader
 from dto.grading.compare import asks_for_percentage
-from dto.grading.nearmiss import near_misses
 from dto.grading.sandbox import Sandbox
 from dto.records import AnswerKind
 

@@ -16,7 +16,7 @@ from dto.grading import Grader
 from dto.recipe import ModelSettings, Recipe, SegmentSettings
 from dto.records import Dropped
 from dto.stages.segment import segment
-from dto.tasks.importing import Fields, Response, read_responses, to_trajectory
+from dto.tasks.importing import Response, read_responses, to_trajectory
 from tests.byte_level import byte_level
 
 SETTINGS = ModelSettings(name="m")
@@ -155,11 +155,9 @@ def test_rows_of_one_question_are_its_samples(tmp_path: Path) -> None:
 
 def test_parquet_and_other_field_names(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
-    polars.DataFrame({"frage": ["2 + 3?"], "antwort": [WHOLE], "response": ["x"]}).write_parquet(
-        path
-    )
-    fields = Fields(question=("frage",), response=("antwort",))
-    (response,) = read_responses(str(path), fields)
+    columns = {"instruction": ["2 + 3?"], "completion": [WHOLE], "output": ["x"]}
+    polars.DataFrame(columns).write_parquet(path)
+    (response,) = read_responses(str(path))
     assert isinstance(response, Response)
     assert (response.problem.question, response.text) == ("2 + 3?", WHOLE)
 

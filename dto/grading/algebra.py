@@ -20,6 +20,7 @@ Anything else (sets that take algebra, unevaluated limits, …) math-verify comp
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -56,44 +57,23 @@ _CONSTANTS: dict[Any, Callable[[], Any]] = {
     sympy.E: lambda: +mpmath.mp.e,
     sympy.I: lambda: mpmath.mpc(0, 1),
 }
+_ALIKE = (
+    "acos acosh acot acsc asec asin asinh atan atanh binomial cos cosh cot csc exp factorial floor "
+    "im log re sec sign sin sinh tan tanh"
+)
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "Abs": abs, "acos": mpmath.acos, "acosh": mpmath.acosh, "acot": mpmath.acot,
-    "acsc": mpmath.acsc, "asec": mpmath.asec, "asin": mpmath.asin, "asinh": mpmath.asinh,
-    "atan": mpmath.atan, "atanh": mpmath.atanh, "binomial": mpmath.binomial,
-    "ceiling": mpmath.ceil, "conjugate": mpmath.conj, "cos": mpmath.cos, "cosh": mpmath.cosh,
-    "cot": mpmath.cot, "csc": mpmath.csc, "exp": mpmath.exp, "factorial": mpmath.factorial,
-    "floor": mpmath.floor, "im": mpmath.im, "log": mpmath.log, "re": mpmath.re, "sec": mpmath.sec,
-    "sign": mpmath.sign, "sin": mpmath.sin, "sinh": mpmath.sinh, "tan": mpmath.tan,
-    "tanh": mpmath.tanh,
-}  # fmt: skip
-
-
-class OtherError(Exception):
-    """A value that is not worked out here, or that does not exist."""
-
-
-def computed(found: Any, point: Mapping[str, Any]) -> Any:
-    """The value with each symbol at its coordinate: an mpf where it is real, else an mpc.
-
-    `point`: coordinates (int, mpf, mpc) by name. sympy's own `evalf` does the same and more, fifty
-    times slower: what is no plain arithmetic and no elementary function (sums, integrals, limits)
-    is left to it. Raises OtherError.
-    """
-    with mpmath.workdps(DIGITS):
-        try:
-            result = _computed(found, point)
-        except (ValueError, ZeroDivisionError, OverflowError, TypeError, KeyError) as error:
-            raise OtherError(str(found)) from error
-        if not mpmath.isfinite(result):
-            raise OtherError(str(found))
-        if isinstance(result, mpmath.mpc):
-            if abs(result.imag) <= abs(result) * mpmath.mpf(10) ** -50:
-                return result.real
-            return result
-        return mpmath.mpf(result)
+    **{name: getattr(mpmath, name) for name in _ALIKE.split()},
+    **{"Abs": abs, "ceiling": mpmath.ceil, "conjugate": mpmath.conj},
+}
 
 
 def _computed(found: Any, point: Mapping[str, Any]) -> Any:
+    """The value with each symbol at its coordinate.
+
+    `point`: coordinates (int, mpf, mpc) by name. sympy's own `evalf` does the same and more, fifty
+    times slower: what is no plain arithmetic and no elementary function (sums, integrals, limits)
+    is left to it, by a ValueError. Other errors say that there is no value.
+    """
     if found.is_Symbol:
         return point[found.name]
     if found.is_Rational:
@@ -109,14 +89,14 @@ def _computed(found: Any, point: Mapping[str, Any]) -> Any:
         return mpmath.fprod(values)
     if found.is_Pow:
         if abs(values[1]) > LARGEST:
-            raise OtherError(str(found))
+            raise ValueError(str(found))
         return mpmath.power(*values)
     if isinstance(found, sympy.UnevaluatedExpr):
         return values[0]
     name = type(found).__name__
     function = _FUNCTIONS.get(name)
     if function is None or (name in ("factorial", "binomial") and abs(values[0]) > LARGEST):
-        raise OtherError(name)
+        raise ValueError(name)
     return function(*values)
 
 
@@ -396,10 +376,14 @@ def _names(found: Any) -> set[str]:
 def _value(found: Any, index: int, *, whole: bool = False) -> Any:
     """The value at one of the points; None where there is none. `whole`: a point of integers."""
     point = {name: _coordinate(name, index, whole=whole) for name in _names(found)}
-    try:
-        return computed(found, point)
-    except OtherError:
-        pass
+    errors = (ValueError, ZeroDivisionError, OverflowError, TypeError, KeyError)
+    with mpmath.workdps(DIGITS), contextlib.suppress(*errors):
+        result = _computed(found, point)
+        if mpmath.isfinite(result):
+            if not isinstance(result, mpmath.mpc):
+                return mpmath.mpf(result)
+            real = abs(result.imag) <= abs(result) * mpmath.mpf(10) ** -50
+            return result.real if real else result
     exact = {each: sympy.Rational(str(point[str(each)])) if each.name != "i" else sympy.I
              for each in found.free_symbols}  # fmt: skip
     try:

@@ -41,11 +41,6 @@ _ENDED_BY: dict[int, str] = {
 _FROM_OUTSIDE = ("grader_crashed", "grader_stuck")
 
 
-def _path() -> str:
-    """Where the child finds this package, installed or not."""
-    return os.pathsep.join(filter(None, (_PACKAGES, os.environ.get("PYTHONPATH"))))
-
-
 class ComparisonError(Exception):
     """A comparison that came to no result; the message is the reason, a slug.
 
@@ -105,6 +100,8 @@ class WorkerPool:
         await asyncio.gather(*(self._end(child) for child in tuple(self._alive)))
 
     async def _start(self) -> Process:
+        # Where the child finds this package, installed or not.
+        path = os.pathsep.join(filter(None, (_PACKAGES, os.environ.get("PYTHONPATH"))))
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",  # what lies in the current folder must not shadow the libraries
@@ -115,7 +112,7 @@ class WorkerPool:
             stdin=PIPE,
             stdout=PIPE,
             stderr=DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _path()},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         )
         self._alive.add(child)
         assert child.stdout is not None

@@ -72,11 +72,6 @@ class Limits:
     processes: int = 16
     files: int = 64
 
-    @property
-    def wall_seconds(self) -> float:
-        """After that a program is ended."""
-        return 3 * self.cpu_seconds
-
 
 class Verdict(NamedTuple):
     """Whether the tests passed, and if not, why: `time_limit` or an exception's name."""
@@ -176,7 +171,7 @@ class Sandbox:
                 async with asyncio.timeout(_START_SECONDS):
                     line = await child.stdout.readline()
                 if line == _STARTED:
-                    async with asyncio.timeout(self._limits.wall_seconds):
+                    async with asyncio.timeout(3 * self._limits.cpu_seconds):
                         line = await child.stdout.readline() or _KILLED
         except TimeoutError:
             if line != _STARTED:

@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from dto.grading.wording import (
+    ENDING,
     TAKING_BACK,
     TEXT_COMMAND,
     WRONG,
     before_clause,
-    ending_gone,
     options,
     tidy,
     without_clause,
@@ -296,7 +296,7 @@ def _content(text: str, start: int, kind: AnswerKind) -> str:
             return " ".join(said[:_LONGEST].split())
     if kind == "choice" and len(sentence) < 8 and _OR_OPTION.search(line, len(sentence)):
         return line  # "C. 42 or D. 43"
-    return sentence if sentence.isascii() else ending_gone(sentence)
+    return sentence if sentence.isascii() else ENDING.sub("", sentence)
 
 
 def _sentence(line: str, kind: AnswerKind) -> str:

@@ -65,7 +65,7 @@ _ADVERB = re.compile(
     re.IGNORECASE,
 )
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
-_ENDING = re.compile(
+ENDING = re.compile(  # the verb that ends a statement in Japanese or Korean
     r"\s*(?:です|でした|となります|になります|である|だ|입니다|이다|이에요|예요)[。.]?$"
 )
 _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "`": "`", "«": "»", "„": "“", "「": "」"}
@@ -117,7 +117,7 @@ def tidy(answer: str) -> str:
         if "**" in answer:
             answer = _BOLD.sub(r"\1", answer)
     if not answer.isascii():
-        answer = _ENDING.sub("", answer)
+        answer = ENDING.sub("", answer)
     answer = answer.strip(_DECORATION)
     for left, right in ((r"\(", r"\)"), (r"\[", r"\]")):
         if answer.startswith(left) and answer.endswith(right):
@@ -162,11 +162,6 @@ def _number(words: str) -> int | None:
     if first in _TENS and (not second or second in NUMBERS[1:10]):
         return 10 * (_TENS.index(first) + 2) + (NUMBERS.index(second) if second else 0)
     return None
-
-
-def ending_gone(answer: str) -> str:
-    """Without the verb that ends a statement in Japanese or Korean."""
-    return _ENDING.sub("", answer)
 
 
 _CIRCLED = {ord("①") + number: f"({number + 1})" for number in range(20)}

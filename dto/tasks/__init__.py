@@ -1,43 +1,30 @@
-"""The tasks: benchmarks and training sets of the Hub, each in a module of its own.
+"""The tasks: benchmarks and training sets of the Hub.
 
-To add one, write its module and put it into `TASKS`; a recipe can name any other dataset without.
+To add one, write its `Task` into the file of its kind of answer and its name into `TASKS`; a recipe
+can name any other dataset without.
 """
 
 from collections.abc import Mapping
 
-from dto.tasks import (
-    aime24,
-    aime25,
-    amc23,
-    bigcodebench,
-    competition_math,
-    deepscaler,
-    gaokao,
-    gpqa,
-    gsm8k,
-    humaneval,
-    math500,
-    mmlu_pro,
-    olympiadbench,
-)
+from dto.tasks import choices, code, mathematics
 from dto.tasks.task import Task
 
 TASKS: Mapping[str, Task] = {
-    module.TASK.name: module.TASK
-    for module in (
-        gsm8k,
-        competition_math,
-        math500,
-        aime24,
-        aime25,
-        amc23,
-        gaokao,
-        olympiadbench,
-        gpqa,
-        mmlu_pro,
-        deepscaler,
-        humaneval,
-        bigcodebench,
+    task.name: task
+    for task in (
+        mathematics.GSM8K,
+        mathematics.MATH,
+        mathematics.MATH500,
+        mathematics.AIME24,
+        mathematics.AIME25,
+        mathematics.AMC23,
+        mathematics.GAOKAO,
+        mathematics.OLYMPIADBENCH,
+        choices.GPQA,
+        choices.MMLU_PRO,
+        mathematics.DEEPSCALER,
+        code.HUMANEVAL,
+        code.BIGCODEBENCH,
     )
 }
 

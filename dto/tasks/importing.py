@@ -47,19 +47,15 @@ SIDES = ("chosen", "rejected")
 """The two responses of a row of preferences; they are samples 2k and 2k + 1 of their problem."""
 
 
-class Fields(NamedTuple):
-    """Where a row keeps what; the first name that a row has counts, a missing one is no error.
-
-    `conversation`, `question` and `response` may hold a list of chat messages. A response that
-    stands beside a `thinking` field and has no tags of its own is the conclusion.
-    """
-
-    conversation: tuple[str, ...] = ("messages", "conversations")
-    question: tuple[str, ...] = ("prompt", "question", "problem", "instruction")
-    response: tuple[str, ...] = ("response", "completion", "output", "generation")
-    thinking: tuple[str, ...] = ("thinking", "reasoning_content", "reasoning")
-    conclusion: tuple[str, ...] = ("conclusion", "content")
-    answer: tuple[str, ...] = ("answer", "gold", "gold_answer", "ground_truth")
+# Where a row keeps what: the first name that a row has counts, a missing one is no error. The first
+# three may hold a list of chat messages. A response that stands beside thinking and has no tags of
+# its own is the conclusion.
+CONVERSATION = ("messages", "conversations")
+QUESTION = ("prompt", "question", "problem", "instruction")
+RESPONSE = ("response", "completion", "output", "generation")
+THINKING = ("thinking", "reasoning_content", "reasoning")
+CONCLUSION = ("conclusion", "content")
+ANSWER = ("answer", "gold", "gold_answer", "ground_truth")
 
 
 class Response(NamedTuple):
@@ -92,11 +88,7 @@ def _rows(source: str, *, tell: bool = False) -> Rows:
 
 
 def read_responses(
-    source: str,
-    fields: Fields | None = None,
-    *,
-    tags: ThinkTags = DEFAULT_TAGS,
-    tell: bool = False,
+    source: str, *, tags: ThinkTags = DEFAULT_TAGS, tell: bool = False
 ) -> Iterator[Response | Dropped]:
     """The rows of a .jsonl or .parquet file, a folder or a Hub dataset, one at a time, in order.
 
@@ -112,7 +104,6 @@ def read_responses(
     Raises:
         DtoError: the source does not exist or cannot be read.
     """
-    fields = fields or Fields()
     samples: Counter[str] = Counter()
     pairs = holds_pairs(source)
     rows = _rows(source, tell=tell)
@@ -121,7 +112,7 @@ def read_responses(
             yield row
             continue
         try:
-            question, texts, answer = (_read_sides if pairs else _read)(row, fields, tags)
+            question, texts, answer = (_read_sides if pairs else _read)(row, tags)
         except FieldError as error:
             where = f"{source}, row {number}: {error}"
             yield Dropped(f"row/{number:08d}", error.reason, where)
@@ -223,9 +214,9 @@ def _encode(
     return prompt, ids, closed
 
 
-def _read(row: Row, fields: Fields, tags: ThinkTags) -> tuple[str, tuple[str, ...], str]:
+def _read(row: Row, tags: ThinkTags) -> tuple[str, tuple[str, ...], str]:
     """(question, response with its tags, gold answer) of a row."""
-    chat = _first(row, fields.conversation)
+    chat = _first(row, CONVERSATION)
     if chat is not None:
         turns = _turns(chat)
         reply = turns[-1]
@@ -233,20 +224,20 @@ def _read(row: Row, fields: Fields, tags: ThinkTags) -> tuple[str, tuple[str, ..
             raise FieldError("missing_field", "", "the last message is not the assistant's")
         question = _question(turns[:-1])
     else:
-        asked = _prompt(row, fields)
+        asked = _prompt(row)
         if asked is None:
-            raise _missing("question", fields.question, row)
+            raise _missing("question", QUESTION, row)
         question, reply = asked, row
-    return _stripped(question), (_response(reply, fields, tags),), _gold(row, fields)
+    return _stripped(question), (_response(reply, tags),), _gold(row)
 
 
-def _read_sides(row: Row, fields: Fields, tags: ThinkTags) -> tuple[str, tuple[str, ...], str]:
+def _read_sides(row: Row, tags: ThinkTags) -> tuple[str, tuple[str, ...], str]:
     """(question, chosen and rejected response, gold answer) of a row of preferences.
 
     A side is text, or messages; those before the last, if there are any, ask the question again, or
     instead of a prompt.
     """
-    asked = _prompt(row, fields)
+    asked = _prompt(row)
     questions = set() if asked is None else {asked.strip()}
     replies = []
     for side in SIDES:
@@ -259,18 +250,18 @@ def _read_sides(row: Row, fields: Fields, tags: ThinkTags) -> tuple[str, tuple[s
                 raise FieldError("missing_field", "", f"{side}: the last message is not an answer")
             if len(turns) > 1:
                 questions.add(_question(turns[:-1]).strip())
-            replies.append(_response(turns[-1], fields, tags))
+            replies.append(_response(turns[-1], tags))
         else:
-            replies.append(_response({fields.response[0]: said}, fields, tags))
+            replies.append(_response({RESPONSE[0]: said}, tags))
     if not questions:
-        raise _missing("question", fields.question, row)
+        raise _missing("question", QUESTION, row)
     if len(questions) > 1:
         raise FieldError("two_questions", "", "prompt, chosen and rejected do not ask the same")
-    return _stripped(questions.pop()), tuple(replies), _gold(row, fields)
+    return _stripped(questions.pop()), tuple(replies), _gold(row)
 
 
-def _prompt(row: Row, fields: Fields) -> str | None:
-    prompt = _first(row, fields.question)
+def _prompt(row: Row) -> str | None:
+    prompt = _first(row, QUESTION)
     if prompt is None:
         return None
     return _question(_turns(prompt)) if isinstance(prompt, list) else _text(prompt, "question")
@@ -282,21 +273,21 @@ def _stripped(question: str) -> str:
     return question.strip()
 
 
-def _gold(row: Row, fields: Fields) -> str:
-    gold = _first(row, fields.answer)
+def _gold(row: Row) -> str:
+    gold = _first(row, ANSWER)
     return "" if gold is None else _text(gold, "answer").strip()
 
 
-def _response(reply: Mapping[str, Any], fields: Fields, tags: ThinkTags) -> str:
-    said = _first(reply, (*fields.response, *fields.conclusion, "value"))
+def _response(reply: Mapping[str, Any], tags: ThinkTags) -> str:
+    said = _first(reply, (*RESPONSE, *CONCLUSION, "value"))
     if isinstance(said, list):
         turns = _turns(said)
         if len(turns) != 1:
             raise FieldError("several_turns", "", f"the response has {len(turns)} messages")
-        return _response(turns[0], fields, tags)
-    thinking = _first(reply, fields.thinking)
+        return _response(turns[0], tags)
+    thinking = _first(reply, THINKING)
     if said is None and thinking is None:
-        raise _missing("response", (*fields.response, *fields.thinking), reply)
+        raise _missing("response", (*RESPONSE, *THINKING), reply)
     text = "" if said is None else _text(said, "response")
     if thinking is not None and tags.close not in text:
         thought = _text(thinking, "thinking")
@@ -401,18 +392,9 @@ def imported_pairs(
 ) -> list[PreferencePair | Dropped]:
     """The pairs of a table of preferences: samples 2k and 2k + 1 are chosen and rejected.
 
-    Whatever their lengths and grades. At most `max_per_problem`, the rest dropped as `over_limit`.
+    Whatever their lengths and grades. At most `max_per_problem`, the rest dropped as `over_limit`;
+    a pair of which one side was dropped before is `no_pair`.
     """
-    return limited(_of_sides(problem, trajectories, tokenizer, settings), settings.max_per_problem)
-
-
-def _of_sides(
-    problem: Problem,
-    trajectories: Sequence[Trajectory],
-    tokenizer: PreTrainedTokenizerBase,
-    settings: PairSettings,
-) -> list[PreferencePair | Dropped]:
-    """The pairs that an imported table of preferences says; a side may be missing."""
     sides = {row.sample: row for row in trajectories}
     rows: list[PreferencePair | Dropped] = []
     for first in sorted({sample - sample % 2 for sample in sides}):
@@ -423,7 +405,7 @@ def _of_sides(
             continue
         side = Side(chosen.id, chosen.token_ids, chosen.text, "imported")
         rows.append(make_pair(chosen, side, rejected, "imported", tokenizer, settings))
-    return rows
+    return limited(rows, settings.max_per_problem)
 
 
 async def _pair(

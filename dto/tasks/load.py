@@ -393,11 +393,6 @@ def _code(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def _once_each(rows: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Rows in order, without those that follow their equal: a phrase may come twice in one."""
-    return np.asarray(rows[np.append(True, rows[1:] != rows[:-1])])
-
-
 class Index:
     """The n-grams of a set of questions, 12 bytes each."""
 
@@ -414,7 +409,7 @@ class Index:
         own = grams(text, self.n)
         self._where.append(where)
         self._sizes.append(len(own))
-        self._added.append(own)
+        self._added.append(np.unique(own))  # a phrase may come twice in one
 
     def find(self, text: str) -> Hit | None:
         """What a question shares with those in the index."""
@@ -428,7 +423,7 @@ class Index:
         at = np.flatnonzero(ends > starts)
         if not len(at):
             return None
-        holders = [_once_each(self._rows[starts[each] : ends[each]]) for each in at]
+        holders = [self._rows[starts[each] : ends[each]] for each in at]
         shared = np.bincount(np.concatenate(holders))
         sizes = np.minimum(len(own), np.asarray(self._sizes[: len(shared)]))
         row = int(np.argmax(shared / np.maximum(1, sizes)))
@@ -438,9 +433,8 @@ class Index:
         return Hit(self._where[row], share, phrase)
 
     def _sort(self) -> None:
-        first = len(self._where) - len(self._added)
-        sizes = self._sizes[first:]
-        rows = np.repeat(np.arange(first, len(self._where), dtype=np.int32), sizes)
+        added = range(len(self._where) - len(self._added), len(self._where))
+        rows = np.repeat(np.array(added, dtype=np.int32), [len(each) for each in self._added])
         every = np.concatenate([self._grams, *self._added])
         rows = np.concatenate([self._rows, rows])
         order = np.argsort(every, kind="stable")

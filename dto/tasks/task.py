@@ -1,11 +1,10 @@
 """What a task is: a dataset of the Hub, and how one of its rows becomes a question with its answer.
 
-A source that a recipe names by its path or Hub id is a task too, one that has no module.
+A source that a recipe names by its path or Hub id is a task too, one that `TASKS` does not list.
 """
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -62,20 +61,6 @@ def text(row: Row, field: str) -> str:
     return str(value).strip()
 
 
-def tests(prompt: str) -> Callable[[Row, str], str]:
-    """Reads the gold answer of kind code: see `Task`. `prompt` is the field with what to complete.
-
-    White space counts in programs and is kept. The answer is empty where one of its parts is.
-    """
-
-    def gold(row: Row, field: str) -> str:
-        fields = {"prompt": prompt, "test": field, "entry_point": "entry_point"}
-        parts = {part: str(row[name]) if text(row, name) else "" for part, name in fields.items()}
-        return json.dumps(parts, ensure_ascii=False) if all(parts.values()) else ""
-
-    return gold
-
-
 @dataclass(frozen=True, slots=True)
 class Task:
     """A benchmark or a training set.
@@ -93,7 +78,7 @@ class Task:
     """
 
     name: str
-    hub: str  # Hub id; of a task without a module also a path
+    hub: str  # Hub id; of a source also a path
     citation: str = ""
     revision: str | None = None  # commit; None: the newest
     subsets: tuple[str | None, ...] = (None,)  # configs of the Hub dataset, all of them read

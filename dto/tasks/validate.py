@@ -5,7 +5,7 @@ solution where it is a program, and must come out correct. That alone would pass
 equal strings are equal, so an answer of kind math must also be one that the grader can compare with
 others: a number, words, or mathematics that its parser reads. What fails is listed, never repaired.
 
-The other way round, near misses of the gold answers (`dto.grading.nearmiss`) should be graded
+The other way round, near misses of the gold answers (`dto.tasks.nearmiss`) should be graded
 wrong: those that are not say how far the grades of this dataset can be trusted. They are reported,
 and do not fail it.
 """
@@ -15,25 +15,23 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from string import ascii_uppercase
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from dto.concurrency import gather_bounded
 from dto.errors import DtoError
 from dto.grading import Grader
-from dto.grading.compare import asks_for_percentage
-from dto.grading.nearmiss import NearMiss, NearMissKind, near_misses
 from dto.grading.notation import clean
 from dto.grading.pool import UNREADABLE_GOLD
 from dto.grading.quantity import quantity
 from dto.recipe import ProblemSettings
-from dto.records import AnswerKind, Dropped, Problem, Split
+from dto.records import Dropped, Problem, Split
 from dto.tasks.load import WORDS, Found, Index, read_problems, same_as, words
-
-Kind = Literal["number", "words", "mathematics", "letter", "program"]
+from dto.tasks.nearmiss import GoldKind, NearMiss, NearMissKind, near_misses
 
 WINDOW = 256  # rows under way at once
 SHOWN = 100  # characters of an answer in a message
@@ -57,56 +55,22 @@ class Finding(NamedTuple):
     detail: str
 
 
-class Letters(NamedTuple):
-    """How often each letter is the gold answer, and how often it would be by chance alone.
-
-    `shuffled`: the options were, so that balance is our doing.
-    """
-
-    counts: dict[str, int]
-    expected: dict[str, float]
-    shuffled: bool
-
-
-class TakenForRight(NamedTuple):
-    """A near miss that is graded correct, and the row whose gold answer it was made from."""
-
-    where: str
-    gold: str
-    near_miss: NearMiss
-
-
-class NearMisses(NamedTuple):
-    """What the grader says of small changes of the gold answers.
-
-    `golds` counts different gold answers by kind, `sampled` those that were tried; all of a kind
-    where there are at most that many, else a random sample that is always the same. `tried` counts
-    their near misses by kind, `right` lists those that were graded correct.
-    """
-
-    golds: Counter[Kind]
-    sampled: Counter[Kind]
-    tried: Counter[NearMissKind]
-    right: list[TakenForRight]
-
-
-class Report(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Report:
     """What was found; `unexplained` must be empty for a dataset to pass.
 
     `counts` holds, for each split, rows under `rows`, problems under their kind of answer,
     `duplicates`, `overlaps` and `unexplained`. `duplicates` and `overlaps` explain themselves: each
-    names the other row. `phrases` are overlaps of less than a tenth of the shorter question, and
-    `words` the answers that are words, in order.
+    names the other row. `tried` counts near misses of gold answers by their kind, `right` lists
+    those that were graded correct, their kind as the reason.
     """
 
-    counts: dict[Split | None, Counter[str]]
-    unexplained: list[Finding]
-    duplicates: list[Finding]
-    overlaps: list[Finding]
-    phrases: list[Finding]
-    words: dict[str, None]
-    letters: Letters | None
-    near_misses: NearMisses | None = None
+    counts: dict[Split | None, Counter[str]] = field(default_factory=dict)
+    unexplained: list[Finding] = field(default_factory=list)
+    duplicates: list[Finding] = field(default_factory=list)
+    overlaps: list[Finding] = field(default_factory=list)
+    tried: Counter[NearMissKind] = field(default_factory=Counter)
+    right: list[Finding] = field(default_factory=list)
 
 
 async def validate(
@@ -118,94 +82,79 @@ async def validate(
 ) -> Report:
     """Grade all gold answers of the sources in `settings`, and look for questions that are shared.
 
-    Near misses are tried of at most `most_golds` gold answers of each kind. Rows of train and dev
-    are compared with those of test, and all rows with those of `against`, by n-grams of words.
-    Raises DtoError as `read_problems` does, and for a source without rows.
+    Near misses are tried of at most `most_golds` gold answers of each kind, a random sample that is
+    always the same. Rows of train and dev are compared with those of test, and all rows with those
+    of `against`, by n-grams of words. Raises DtoError as `read_problems` does, and for a source
+    without rows.
     """
-    report = Report({}, [], [], [], [], {}, None)
+    report = Report()
     others, own_tests = Index(n), Index(n)
     for other in against:
         for found in read_problems(other):
             if isinstance(found.row, Problem):
                 others.add(found.where, found.row.question)
     known: dict[str, tuple[str, str]] = {}
-    letters: Counter[tuple[str, int, bool]] = Counter()
-    golds: dict[tuple[str, AnswerKind, bool], tuple[Kind, Found]] = {}
+    golds: dict[GoldKind, dict[str, tuple[str, Problem]]] = {}
     rows = read_problems(settings)
     while window := list(islice(rows, WINDOW)):
         judged = await gather_bounded(_judged(found, grader) for found in window)
-        for found, verdict in zip(window, judged, strict=True):
-            counts = report.counts.setdefault(found.split, Counter())
+        for (split, where, row), verdict in zip(window, judged, strict=True):
+            counts = report.counts.setdefault(split, Counter())
             counts["rows"] += 1
             if isinstance(verdict, Finding):
                 counts["unexplained"] += 1
                 report.unexplained.append(verdict)
             else:
                 counts[verdict] += 1
-            if not isinstance(found.row, Problem):
+            if not isinstance(row, Problem):
                 continue
             if not isinstance(verdict, Finding):
-                row = found.row
-                key_of_gold = (row.answer, row.answer_kind, asks_for_percentage(row.question))
-                golds.setdefault(key_of_gold, (verdict, found))
-            if verdict == "words":
-                report.words[found.row.answer] = None
-            if "permutation" in found.row.metadata:
-                options = len(found.row.metadata["permutation"].split())
-                letters[found.row.answer, options, "options_seed" in found.row.metadata] += 1
-            key = same_as(found.row.question)
+                golds.setdefault(verdict, {}).setdefault(row.answer, (where, row))
+            key = same_as(row.question)
             if key in known:
                 counts["duplicates"] += 1
-                await _compare_duplicate(found, known[key], grader, report)
+                report.duplicates.append(
+                    Finding(where, "duplicate", f"the question of {known[key][0]}")
+                )
+                if twin := await _other_answer(where, row, known[key], grader):
+                    counts["unexplained"] += 1
+                    report.unexplained.append(twin)
                 continue
-            known[key] = (found.where, found.row.answer)
-            for index in (others, *([own_tests] if found.split in ("train", "dev") else [])):
-                _look_for_overlap(found, index, report)
-            if found.split == "test":
-                own_tests.add(found.where, found.row.question)
+            known[key] = (where, row.answer)
+            for index in (others, *([own_tests] if split in ("train", "dev") else [])):
+                hit = index.find(row.question)
+                if hit is not None and hit.share >= SAME:
+                    counts["overlaps"] += 1
+                    detail = f"{hit.share:.0%} of {hit.where}"
+                    detail += f": {hit.phrase!r}" if hit.share < 1 else ""
+                    report.overlaps.append(Finding(where, "overlap", detail))
+            if split == "test":
+                own_tests.add(where, row.question)
     if not report.counts:
         raise DtoError(f"{settings.source} has no rows: there is nothing to validate")
-    tried = await _try_near_misses(list(golds.values()), grader, most_golds)
-    return report._replace(letters=_letters(letters), near_misses=tried)
+    for kind, rows_of_kind in golds.items():
+        sample = list(rows_of_kind.values())
+        if len(sample) > most_golds:
+            sample = random.Random(kind).sample(sample, most_golds)
+        tries = [(*each, miss) for each in sample for miss in near_misses(each[1].answer, kind)]
+        report.tried.update(miss.kind for *_, miss in tries)
+        graded = await gather_bounded(_graded_correct(*each, grader) for each in tries)
+        report.right.extend(each for each in graded if each is not None)
+    return report
 
 
-async def _try_near_misses(
-    golds: Sequence[tuple[Kind, Found]], grader: Grader, most: int
-) -> NearMisses:
-    found = NearMisses(Counter(), Counter(), Counter(), [])
-    by_kind: defaultdict[Kind, list[Found]] = defaultdict(list)
-    for kind, row in golds:
-        if kind != "program":
-            by_kind[kind].append(row)
-    chosen: list[Found] = []
-    for kind, rows in by_kind.items():
-        sample = sorted(random.Random(kind).sample(range(len(rows)), min(most, len(rows))))
-        found.golds[kind], found.sampled[kind] = len(rows), len(sample)
-        chosen += [rows[place] for place in sample]
-    for begin in range(0, len(chosen), WINDOW):
-        window = chosen[begin : begin + WINDOW]
-        for tried, right in await gather_bounded(_tried(row, grader) for row in window):
-            found.tried.update(tried)
-            found.right.extend(right)
-    return found
+async def _graded_correct(
+    where: str, row: Problem, near_miss: NearMiss, grader: Grader
+) -> Finding | None:
+    kind, answer = near_miss
+    conclusion = rf"\boxed{{{answer}}}"
+    graded = await grader.grade_conclusion(conclusion, row.answer, row.answer_kind, row.question)
+    if graded.grade != "correct":
+        return None
+    return Finding(where, kind, f"{_shown(answer)} for {_shown(row.answer)}")
 
 
-async def _tried(found: Found, grader: Grader) -> tuple[Counter[NearMissKind], list[TakenForRight]]:
-    row = found.row
-    assert isinstance(row, Problem)
-    changed = near_misses(row.answer, row.answer_kind, percent=asks_for_percentage(row.question))
-    right = []
-    for each in changed:
-        conclusion = rf"\boxed{{{each.answer}}}"
-        graded = await grader.grade_conclusion(
-            conclusion, row.answer, row.answer_kind, row.question
-        )
-        if graded.grade == "correct":
-            right.append(TakenForRight(found.where, row.answer, each))
-    return Counter(each.kind for each in changed), right
-
-
-async def _judged(found: Found, grader: Grader) -> Kind | Finding:
+async def _judged(found: Found, grader: Grader) -> GoldKind | Finding:
     """The kind of answer that a row has, or why it is none."""
     row = found.row
     if isinstance(row, Dropped):
@@ -238,7 +187,7 @@ def _shown(answer: str) -> str:
     return repr(answer if len(answer) <= SHOWN else f"{answer[:SHOWN]}…")
 
 
-async def _kind_of_mathematics(found: Found, row: Problem, grader: Grader) -> Kind | Finding:
+async def _kind_of_mathematics(found: Found, row: Problem, grader: Grader) -> GoldKind | Finding:
     where, gold = found.where, row.answer
     bare = _TEXT.sub(r" \1 ", gold).strip(" $")
     if len(_LATIN.findall(_COMMAND.sub(" ", bare))) > MOST_WORDS:
@@ -258,47 +207,15 @@ async def _kind_of_mathematics(found: Found, row: Problem, grader: Grader) -> Ki
     return "mathematics"
 
 
-async def _compare_duplicate(
-    found: Found, known: tuple[str, str], grader: Grader, report: Report
-) -> None:
-    where, answer = known
-    assert isinstance(found.row, Problem)
-    row = found.row
-    report.duplicates.append(Finding(found.where, "duplicate", f"the question of {where}"))
+async def _other_answer(
+    where: str, row: Problem, known: tuple[str, str], grader: Grader
+) -> Finding | None:
+    """What is wrong with a question that came before, where its answer is another one here."""
+    before, answer = known
     if row.answer == answer or row.answer_kind == "code":
-        return
-    graded = await grader.grade_conclusion(rf"\boxed{{{row.answer}}}", answer, row.answer_kind)
-    if graded.grade != "correct":
-        detail = f"the question of {where}, where the answer is {_shown(answer)}"
-        detail += f", not {_shown(row.answer)}"
-        report.counts[found.split]["unexplained"] += 1
-        report.unexplained.append(Finding(found.where, "two_answers", detail))
-
-
-def _look_for_overlap(found: Found, index: Index, report: Report) -> None:
-    assert isinstance(found.row, Problem)
-    hit = index.find(found.row.question)
-    if hit is None:
-        return
-    detail = f"{hit.share:.0%} of {hit.where}"
-    detail += f": {hit.phrase!r}" if hit.share < 1 else ""
-    if hit.share < SAME:
-        report.phrases.append(Finding(found.where, "phrase", detail))
-        return
-    report.counts[found.split]["overlaps"] += 1
-    report.overlaps.append(Finding(found.where, "overlap", detail))
-
-
-def _letters(rows: Counter[tuple[str, int, bool]]) -> Letters | None:
-    """The letters of rows by (gold letter, number of options, shuffled); None without any."""
-    if not rows:
         return None
-    counts: Counter[str] = Counter()
-    expected: defaultdict[str, float] = defaultdict(float)
-    for (letter, options, _), count in rows.items():
-        counts[letter] += count
-        for each in ascii_uppercase[:options]:
-            expected[each] += count / options
-    ordered = dict(sorted(expected.items()))
-    shuffled = all(shuffled for *_, shuffled in rows)
-    return Letters({letter: counts[letter] for letter in ordered}, ordered, shuffled)
+    graded = await grader.grade_conclusion(rf"\boxed{{{row.answer}}}", answer, row.answer_kind)
+    if graded.grade == "correct":
+        return None
+    detail = f"the question of {before}, where the answer is {_shown(answer)}"
+    return Finding(where, "two_answers", f"{detail}, not {_shown(row.answer)}")

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.nearmiss import MOST, near_misses
+from benchmarks.nearmiss.changes import KINDS, NearMissKind
+from benchmarks.nearmiss.reading import as_words, differ
 from dto.grading import Grader
-from dto.grading.nearmiss import MOST, near_misses
-from dto.grading.nearmiss.changes import KINDS, NearMissKind
-from dto.grading.nearmiss.reading import as_words, differ
 from tests.grading import corpus
 
 SHARED = Path(__file__).parents[2] / "../shared/data"

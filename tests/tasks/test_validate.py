@@ -91,7 +91,6 @@ async def test_gold_answers_that_pass() -> None:
     assert report.unexplained == []
     kinds = Counter(kind for _, kind in PASSES)
     assert report.counts[None] == kinds | Counter(rows=len(PASSES))
-    assert list(report.words) == [gold for gold, kind in PASSES if kind == "words"]
 
 
 LISTED: tuple[tuple[dict[str, Any], str], ...] = (
@@ -191,31 +190,12 @@ async def test_reference_solutions_are_run(name: str) -> None:
     assert [each.reason for each in report.unexplained] == ["not_itself", "no_reference"]
 
 
-def gpqa(count: int) -> list[Row]:
-    return [{**ROWS["gpqa"], "Question": f"Which of the {n}?"} for n in range(count)]
-
-
-def test_shuffled_letters_are_counted() -> None:
-    code, out = dto("validate", "gpqa", "--file", saved(gpqa(198)))
+def test_shuffled_letters_pass() -> None:
+    rows = [{**ROWS["gpqa"], "Question": f"Which of the {n}?"} for n in range(20)]
+    code, out = dto("validate", "gpqa", "--file", saved(rows))
+    header, counts = out.splitlines()[:2]
     assert code == 0
-    assert "letters        options shuffled; gold (expected by chance): A 4" in out
-    assert "(49.5)" in out
-
-
-async def test_letters_that_are_always_a_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("random.Random.shuffle", lambda self, order: None)
-    report = await checked(gpqa(40), task="gpqa")
-    assert report.unexplained == []
-    assert any("A 40 (10.0), B 0 (10.0)" in line for line in lines(report))
-
-
-async def test_a_published_order_is_named() -> None:
-    rows = [{**ROWS["mmlu_pro"], "question": f"{n}?"} for n in range(40)]
-    report = await checked(rows, task="mmlu_pro")
-    assert report.letters is not None and not report.letters.shuffled
-    assert sum(report.letters.counts.values()) == 40
-    assert sum(report.letters.expected.values()) == pytest.approx(40)
-    assert any("options in the published order" in line for line in lines(report))
+    assert dict(zip(header.split(), counts.split(), strict=True))["letter"] == "20"
 
 
 @pytest.mark.parametrize(
@@ -297,13 +277,12 @@ async def near_misses_of(grader: Grader, rows: Sequence[Row], **settings: int) -
 
 async def test_near_misses_that_a_lax_grader_takes_for_right_are_reported() -> None:
     report = await near_misses_of(Lax(workers=1), LAX)
-    assert report.near_misses is not None
-    brackets = {each for each in report.near_misses.right if each.near_miss.kind == "bracket"}
-    assert {(each.where, each.gold) for each in brackets} == {("rows.jsonl, row 1", "(2,7]")}
-    assert {each.near_miss.answer for each in brackets} == {"[2,7]", "(2,7)"}
-    assert report.near_misses.tried["bracket"] == 2
-    hundredths = {each.near_miss.answer for each in report.near_misses.right if each.gold == "27"}
-    assert hundredths == {"2700", "0.27"}
+    brackets = {each for each in report.right if each.reason == "bracket"}
+    assert {(each.where, each.detail) for each in brackets} == {
+        ("rows.jsonl, row 1", "'[2,7]' for '(2,7]'"),
+        ("rows.jsonl, row 1", "'(2,7)' for '(2,7]'"),
+    }
+    assert report.tried["bracket"] == 2
     told = "\n".join(lines(report))
     assert "near_miss      bracket, 2 of 2 graded correct: rows.jsonl, row 1: '" in told
     assert report.unexplained == []
@@ -311,30 +290,15 @@ async def test_near_misses_that_a_lax_grader_takes_for_right_are_reported() -> N
 
 async def test_near_misses_that_are_wrong_are_counted() -> None:
     report = await near_misses_of(Grader(workers=1), LAX)
-    assert report.near_misses is not None and report.near_misses.right == []
-    assert report.near_misses.golds == Counter(number=1, mathematics=2, words=1)
-    assert report.near_misses.tried.keys() >= {"sign", "digit", "bracket", "letter", "order"}
-    assert "near_misses    0 of" in "\n".join(lines(report))
+    assert report.right == []
+    assert report.tried == Counter(sign=4, digit=3, bracket=2, letter=3)
+    assert "near_misses    0 of 12 small" in "\n".join(lines(report))
 
 
 async def test_near_misses_of_many_gold_answers_are_tried_on_a_sample() -> None:
     rows = [{"problem": f"{n}?", "answer": str(n)} for n in range(2, 42)]
     report = await near_misses_of(Grader(workers=1), rows, most_golds=10)
     again = await near_misses_of(Grader(workers=1), rows, most_golds=10)
-    assert report.near_misses is not None and report.near_misses == again.near_misses
-    assert report.near_misses.golds == Counter(number=40)
-    assert report.near_misses.sampled == Counter(number=10)
-    assert "different gold answers: number 10 of 40" in "\n".join(lines(report))
+    assert report == again and report.tried["sign"] == 10
     none = await near_misses_of(Grader(workers=1), rows, most_golds=0)
     assert "near_miss" not in "\n".join(lines(none))
-
-
-async def test_near_misses_ask_what_the_question_asks() -> None:
-    """Where it asks for a percentage, a sign that is left out is no near miss."""
-    rows = [
-        {"problem": "What percent of them?", "answer": "27%"},
-        {"problem": "How much of them?", "answer": "35%"},
-    ]
-    report = await near_misses_of(Grader(workers=1), rows)
-    assert report.near_misses is not None
-    assert report.near_misses.tried["percent"] == 1 and report.near_misses.right == []

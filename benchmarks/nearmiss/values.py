@@ -1,6 +1,6 @@
 """What answers are, as numbers at a few points, and when two of them may be equal.
 
-For `dto.grading.nearmiss.reading`.
+For `benchmarks.nearmiss.reading`.
 """
 
 from __future__ import annotations

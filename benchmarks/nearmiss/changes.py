@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import combinations, islice, pairwise
 from typing import Literal, get_args
 
-from dto.grading.nearmiss.reading import as_words, differ, read
-from dto.grading.nearmiss.tokens import RELATIONS, Gold, Token, tokens
-from dto.grading.nearmiss.values import PLURALS, UNITS, UnreadableError, measure
+from benchmarks.nearmiss.reading import as_words, differ, read
+from benchmarks.nearmiss.tokens import RELATIONS, Gold, Token, tokens
+from benchmarks.nearmiss.values import PLURALS, UNITS, UnreadableError, measure
 from dto.records import AnswerKind
 
 NearMissKind = Literal[

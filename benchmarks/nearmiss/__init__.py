@@ -12,6 +12,6 @@ numeral that is left out, the order of a list, the constant of an integral. Anot
 variable of an equation or expression (`x = 5`, `y = 5`) does make another answer.
 """
 
-from dto.grading.nearmiss.changes import KINDS, MOST, NearMiss, NearMissKind, near_misses
+from benchmarks.nearmiss.changes import KINDS, MOST, NearMiss, NearMissKind, near_misses
 
 __all__ = ["KINDS", "MOST", "NearMiss", "NearMissKind", "near_misses"]

@@ -5,7 +5,7 @@ numbers exactly as fractions where they are rational, else as floating point; po
 matrices element by element; lists and sets in any order; equations and inequalities up to a factor;
 units of measure converted. Where it cannot read, nothing is shown. It shares no code with
 `dto.grading.compare` and none with math-verify, so that it can measure both
-(`dto.grading.nearmiss`); it grades nothing.
+(`benchmarks.nearmiss`); it grades nothing.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from functools import lru_cache
 from itertools import pairwise
 from operator import add, mul, sub, truediv
 
-from dto.grading.nearmiss.tokens import OPENING, RELATIONS, Token, tokens
-from dto.grading.nearmiss.values import (
+from benchmarks.nearmiss.tokens import OPENING, RELATIONS, Token, tokens
+from benchmarks.nearmiss.values import (
     DEGREE,
     ROUNDED,
     Scalar,

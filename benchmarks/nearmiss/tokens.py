@@ -1,4 +1,4 @@
-"""Pieces of an answer, with their places in its text. For `dto.grading.nearmiss.reading`."""
+"""Pieces of an answer, with their places in its text. For `benchmarks.nearmiss.reading`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from dto.grading.nearmiss.values import UnreadableError, measure
+from benchmarks.nearmiss.values import UnreadableError, measure
 
 MOST_TOKENS = 400
 
