@@ -144,7 +144,7 @@ def evaluate(
     if not replay:
         _compute("evaluate", recipe, out or place, recompute, yes, code)
         return
-    from dto.calibration.calibrate import replay as replay_run
+    from dto.calibration.calibrate import replay_run
 
     print(replay_run(out or place, recipe))
 
