@@ -70,18 +70,23 @@ def run(
         if recipe.compare.methods:
             from dto.compare.compare import compare
 
-            print(compare(opened, ask))
-            return
-        run_stages(opened, needed(recipe))
+            compare(opened, ask)
+        else:
+            run_stages(opened, needed(recipe))
         _report(opened.path)
-        page = opened / "report" / "report.html"
-        print(f"\nThe page: {page}. Its trajectories: dto view {quote(str(opened.path))}")
 
 
 def _report(path: Path) -> None:
+    if RunReader(path).recipe.compare.methods:
+        from dto.compare.report import report as compared
+
+        print(compared([path]))  # once all its methods are done
+        print(f"{path}/compare: compare.html, compare.json, tables and pictures")
+        return
     from dto.reporting.write import report
 
     print(report(path))
+    print(f"\nThe page: {path}/report/report.html. Its trajectories: dto view {quote(str(path))}")
 
 
 def report(target: Target, out: Out = None, changes: Changes = None) -> None:
@@ -89,13 +94,7 @@ def report(target: Target, out: Out = None, changes: Changes = None) -> None:
     place = out or Path(target)
     if out is None and not (place / "recipe.yaml").is_file():
         _, place = read_target(target, changes)
-    if not RunReader(place).recipe.compare.methods:
-        _report(place)
-        return
-    from dto.compare.report import report as compared
-
-    print(compared([place]))  # once all its methods are done
-    print(f"{place}/compare: compare.html, compare.json, tables and pictures")
+    _report(place)
 
 
 def _compute(

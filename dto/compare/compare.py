@@ -20,7 +20,6 @@ from pathlib import Path
 import yaml
 
 from dto.compare.methods import BASE, OWN, charged, grid, methods
-from dto.compare.report import Comparison, report
 from dto.errors import DtoError, disk_errors
 from dto.pipeline import STAGES, needed, run_stages, write_run_manifest
 from dto.processes import end_children
@@ -36,10 +35,10 @@ FOLDER = "compare"
 POLL_SECONDS = 0.1
 
 
-def compare(run: Run, recompute: Consent = refuse) -> Comparison:
+def compare(run: Run, recompute: Consent = refuse) -> None:
     """All of a comparison; what is finished is not done again.
 
-    Writes below RUN/compare a directory for each method, and what `dto.compare.report` says.
+    Writes below RUN/compare a directory for each method; `dto.compare.report` sums them up.
     `recompute` is told which methods have changed. Raises DtoError naming the methods that failed,
     when all others are done.
     """
@@ -58,9 +57,6 @@ def compare(run: Run, recompute: Consent = refuse) -> Comparison:
     shutil.rmtree(run / ASIDE / FOLDER, ignore_errors=True)
     write_run_manifest(run)
     logger.info("compare   %.0f s", time.perf_counter() - begun)
-    result = report([run.path])
-    logger.info("compare   %s", run / FOLDER / "compare.html")
-    return result
 
 
 def shared_stages(shared: Recipe, recipes: Mapping[str, Recipe]) -> list[str]:

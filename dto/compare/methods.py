@@ -26,9 +26,10 @@ OWN = tuple(name for name, stage in STAGES.items() if stage.of_method)
 Change = dict[str, Any]
 
 
-def label(name: str) -> str:
-    """How a method is called, and its folder: the name in the recipe; of a file, its stem."""
-    return Path(name).stem if name.endswith(FILES) else name
+def method_names(recipe: Recipe) -> list[str]:
+    """The methods of a comparison, the base model first; one that is a file has its stem."""
+    names = recipe.compare.methods
+    return [BASE, *(Path(name).stem if name.endswith(FILES) else name for name in names)]
 
 
 def find(name: str) -> Path:

@@ -124,7 +124,8 @@ def run_tiny(tmp_path: Path, **changes: Any) -> Any:
     settings = {**TINY, "compare.methods": ["sft"], **changes}
     run = open_run(tmp_path / "run", load_recipe(PIPELINES / "compare.yaml", settings))
     try:
-        return compare(run)
+        compare(run)
+        return report([run.path])
     finally:
         run.close()
 

@@ -80,8 +80,8 @@ def test_the_files_hold_what_the_terminal_shows(tmp_path: Path) -> None:
         assert stored["accuracy"] == asdict(row.accuracy)
         assert stored["gain"]["value"] == line["gain"] == row.gain.value
         assert (line["tokens_low"], line["tokens_high"]) == (row.tokens.low, row.tokens.high)
-        shown = next(each for each in str(result).splitlines() if each.startswith(row.method))
-        assert f"{row.accuracy:%}" in shown and f"{row.tokens:.1f}" in shown
+        shown = [each for each in str(result).splitlines() if each.startswith(row.method)]
+        assert f"{row.accuracy:%}" in shown[0] and f"{row.tokens:.1f}" in shown[1]
     assert data["rows"][0]["gain_p"] is None  # of the reference itself
 
 
