@@ -78,8 +78,7 @@ def _stages(recipe: Recipe) -> tuple[str, ...]:
     """What `dto run` computes; of a comparison, what its methods share."""
     if not recipe.compare.methods:
         return needed(recipe)
-    from dto.compare.compare import shared_stages
-    from dto.compare.methods import methods
+    from dto.compare.compare import methods, shared_stages
 
     return tuple(shared_stages(recipe, methods(recipe)))
 
@@ -88,7 +87,7 @@ def _methods(recipe: Recipe) -> Iterator[str]:
     """The methods of a comparison, each with what is tried."""
     if not recipe.compare.methods:
         return
-    from dto.compare.methods import grid, methods
+    from dto.compare.compare import grid, methods
 
     yield f"compare   {recipe.compare.policy_tokens:,} policy tokens for each training"
     for name, each in methods(recipe).items():

@@ -25,7 +25,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from dto import statistics
-from dto.compare.methods import method_names
+from dto.compare.compare import method_names
 from dto.errors import DtoError
 from dto.reporting.evaluation import MAX_FAILED
 from dto.reporting.page import Section, drawn, render_page

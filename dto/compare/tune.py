@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dto.compare.methods import Change, changed, charged, grid
+from dto.compare.compare import Change, changed, charged, grid
 from dto.errors import DtoError
 from dto.pipeline import STAGES, needed, open_run, run_stages
 from dto.processes import die_with_parent

@@ -234,7 +234,7 @@ class RunTables(RunReader):
         if not self.has_recipe:
             return ()
         if self.recipe.compare.methods and self.states.get("evaluate") != "finished":
-            from dto.compare.methods import method_names
+            from dto.compare.compare import method_names
 
             answered = {name for name, _ in self.methods()}
             names = method_names(self.recipe)

@@ -12,8 +12,7 @@ import pytest
 
 from dto.baselines.pairs import pairs_of_samples
 from dto.commands.plan import plan
-from dto.compare.compare import compare, prepare, set_aside
-from dto.compare.methods import BASE, find, grid, methods
+from dto.compare.compare import BASE, compare, find, grid, methods, prepare, set_aside
 from dto.compare.report import report
 from dto.compare.tune import work
 from dto.errors import DtoError, RecipeError, RunConflictError

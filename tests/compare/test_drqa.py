@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from dto.commands.plan import plan
-from dto.compare.methods import charged
+from dto.compare.compare import charged
 from dto.errors import RecipeError
 from dto.forecast import pilot_recipe
 from dto.pipeline import open_run, run_stages

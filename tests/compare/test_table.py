@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import yaml
 
-from dto.compare.methods import BASE
+from dto.compare.compare import BASE
 from dto.compare.report import report
 from dto.records import EvaluationRow, Grade, Problem
 from dto.tables import write
