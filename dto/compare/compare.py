@@ -3,6 +3,9 @@
 The stages that methods share are computed once. Then each method is tuned and evaluated in a child
 process (`dto.compare.tune`), `compare.processes` of them at a time, each with one thread; the
 base model goes first, as its dev score is what all are measured against.
+
+Every trained method gets the same grid: `compare.learning_rates` (or, where that is empty, its own
+rate) times the values of one parameter of its own. One that trains nothing has only the latter.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from dto.errors import DtoError, RecipeError, disk_errors
+from dto.errors import DtoError, RecipeError
 from dto.pipeline import STAGES, needed, run_stages, write_run_manifest
 from dto.processes import end_children
 from dto.prompts import resource
@@ -167,10 +170,6 @@ def compare(run: Run, recompute: Consent = refuse) -> None:
     places = {name: prepare(run, name, recipe) for name, recipe in recipes.items()}
     budget = run.recipe.compare.policy_tokens
     logger.info("compare   %s policy tokens for each training", f"{budget:,}")
-    for name, place in places.items():
-        tokens = charged(RunReader(place), recipes[name])
-        if tokens and not (place / "done.json").exists():
-            logger.info("%-9s %s of them went into its data", name, f"{tokens:,}")
     _work(run, recipes, places)
     shutil.rmtree(run / ASIDE / FOLDER, ignore_errors=True)
     write_run_manifest(run)
@@ -203,13 +202,7 @@ def set_aside(run: Run, recipes: Mapping[str, Recipe], recompute: Consent) -> No
     if changed:
         recompute(run.path, list(changed.values()))
     for name in changed:
-        number, place = 1, run / ASIDE / FOLDER / name
-        while place.exists():
-            number += 1
-            place = place.with_name(f"{name}.{number}")
-        with disk_errors(place):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            (run / FOLDER / name).rename(place)
+        run.set_aside(f"{FOLDER}/{name}")
 
 
 def _stale(run: Run, name: str, recipe: Recipe) -> Stale | None:
@@ -256,7 +249,7 @@ def _digest(run: Run, recipe: Recipe, stages: Sequence[str]) -> str:
 
 def _work(run: Run, recipes: Mapping[str, Recipe], places: Mapping[str, Path]) -> None:
     dev = places[BASE] / "dev.json"
-    pending = [name for name, place in places.items() if not _is_done(place)]
+    pending = [name for name, place in places.items() if _done(place) is None]
     running: dict[str, subprocess.Popen[bytes]] = {}
     failed: dict[str, str] = {}
     try:
@@ -272,8 +265,11 @@ def _work(run: Run, recipes: Mapping[str, Recipe], places: Mapping[str, Path]) -
                 if code is None:
                     continue
                 del running[name]
-                if code == 0 and _is_done(places[name]):
-                    _tell(name, recipes[name], places[name])
+                done = _done(places[name])
+                if code == 0 and done is not None:
+                    took = f"{done['seconds']:.0f} s, {done['cpu_seconds']:.0f} s of a core"
+                    points = len(grid(recipes[name]))
+                    logger.info("%-9s %s points, %s", name, points, took)
                     continue
                 failed[name] = _last_line(places[name])
                 logger.info("%-9s failed: %s", name, failed[name])
@@ -295,22 +291,16 @@ def _start(place: Path, dev: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | one)
 
 
-def _is_done(place: Path) -> bool:
+def _done(place: Path) -> dict[str, Any] | None:
+    """What a method that is done took; None where it is not, or was done from something else."""
     try:
-        done = json.loads((place / "done.json").read_text(encoding="utf-8"))
+        done: dict[str, Any] = json.loads((place / "done.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return bool(done["digest"] == (place / "digest").read_text(encoding="utf-8"))
+        return None
+    return done if done["digest"] == (place / "digest").read_text(encoding="utf-8") else None
 
 
 def _last_line(place: Path) -> str:
     lines = (place / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
     last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
     return f"{last.removeprefix('error: ')} ({place / 'log.txt'})"
-
-
-def _tell(name: str, recipe: Recipe, place: Path) -> None:
-    done = json.loads((place / "done.json").read_text(encoding="utf-8"))
-    took = f"{done['seconds']:.0f} s, {done['cpu_seconds']:.0f} s of a core"
-    points = len(grid(recipe))
-    logger.info("%-9s %s%s", name, f"{points} points, " if points else "", took)

@@ -218,7 +218,7 @@ def test_a_changed_method_is_named_and_moved_aside_not_deleted(tmp_path: Path) -
     assert (run / ".aside" / "compare" / "sft" / "grid" / "0" / "point.json").exists()
     assert prepare(run, "sft", changed["sft"]) == sft and sft.exists()
     set_aside(run, recipes, agree)  # and back: the one aside is kept
-    assert {path.name for path in (run / ".aside" / "compare").iterdir()} == {"sft", "sft.2"}
+    assert {path.name for path in (run / ".aside" / "compare").iterdir()} == {"sft", "sft-2"}
     run.close()
 
 
