@@ -18,11 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dto import tables
-from dto.drqa.label import WORDINGS
 from dto.hub.folder import Published, data_files
 from dto.hub.origins import Origin, models
-from dto.pipeline import STAGES
-from dto.prompts import JUDGE, PUT_IN, purpose, render
+from dto.pipeline import STAGES, shown_prompts
 from dto.recipe import Recipe
 from dto.redact import Redaction
 from dto.reporting.cost import stage_costs
@@ -34,8 +32,6 @@ from dto.reporting.write import draw_report
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 from dto.statistics import shown
-from dto.tags import shown_tags
-from dto.tasks.load import prompt_of
 
 TAGS = ("dto", "reasoning", "overthinking")
 _LENGTHS = (
@@ -122,7 +118,7 @@ def write_card(
         test_sources=shown.test_sources,
         models=models(recipe),
         results=[] if shown.report is None else results(shown.report, private),
-        prompts=_prompts(recipe, published.stages),
+        prompts=[each[:2] for each in shown_prompts(recipe, published.stages)],
         dropped=_dropped(folder, (*published.stages, *published.withheld)),
         lengths=_length_lines(lengths),
         pictures=pictures,
@@ -314,36 +310,6 @@ def _pictures(
         (images / "report.svg").unlink()
         found.append(("images/report.png", "Accuracy against tokens, with 95 % intervals"))
     return found
-
-
-def _prompts(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str]]:
-    """(purpose, text) of what the model was shown in these stages."""
-    family = recipe.model.family
-    asked = recipe.model.prompt or (
-        "solve" if recipe.sample.imported else prompt_of(recipe.problems)
-    )
-    shown = [
-        (
-            "sample, evaluate: how a question is asked",
-            render(asked, family, question="{the question}"),
-        )
-    ]
-    shown += [
-        (f"{stage}: {purpose(name, family)}", render(name, family, shown_tags(recipe.model)))
-        for name, stage in PUT_IN.items()
-        if stage in stages
-    ]
-    if "batch" in stages:
-        text = render("batch", family, questions="1. …\n2. …", k="k")
-        shown.append(("batch: how k questions are asked", text))
-    if "label" in stages:
-        a, b, c = WORDINGS.values()
-        text = render("compare", family, question="…", reasoning="…", answer="…", a=a, b=b, c=c)
-        shown.append(("label, train: what is asked about a chain, options in any order", text))
-    if recipe.prune.judge == "llm" and "prune" in stages:
-        text = render("patterns", JUDGE, question="…", answer="", patterns="…", first="2", last="…")
-        shown.append(("prune: what the judge is asked", text))
-    return shown
 
 
 def draw_lengths(lengths: Mapping[str, Sequence[int]], path: Path) -> None:
