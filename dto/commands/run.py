@@ -62,9 +62,9 @@ def run(
         allow_code_execution=code,
     )
     if pilot is not None:
-        from dto.forecast import run_pilot
+        from dto.forecast import forecast_run
 
-        print(run_pilot(recipe, out or place, pilot, begin))
+        print(forecast_run(recipe, out or place, pilot, begin))
         return
     with held(begin(out or place, recipe)) as opened:
         if recipe.compare.methods:
