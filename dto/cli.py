@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from dto import __version__
-from dto.commands.common import RunPath
+from dto.commands import RunPath
 from dto.commands.hub import publish, pull
 from dto.commands.run import add_run
 from dto.commands.tasks import tasks

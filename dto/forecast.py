@@ -21,8 +21,7 @@ Seconds are not forecast: a pilot fills no engine's batch, and the machine's loa
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan, sqrt
 from pathlib import Path
@@ -37,7 +36,7 @@ from dto.engines.models import shape_of_config
 from dto.errors import RecipeError
 from dto.pipeline import STAGES, needed, open_run, run_stages
 from dto.recipe import Recipe
-from dto.records import Problem
+from dto.records import Problem, Split
 from dto.reporting.table import Cell, Table, write_json
 from dto.runs.reader import RunReader
 from dto.runs.run import Run
@@ -209,17 +208,24 @@ def actual_problems(recipe: Recipe) -> dict[str, int]:
 
     loaded = load_problems(recipe.problems, recipe.seed)
     rows = [row for row in loaded if isinstance(row, Problem)]
-    tests = [row for row in rows if row.split == "test"]
     if recipe.evaluate.tasks:
-        others = [row for row in rows if row.split != "test"]
-        tests = [row for row in load_test_sets(recipe, others) if isinstance(row, Problem)]
-    counts = Counter(f"test {row.task}" for row in tests)
-    return {"train": recipe.problems.train, "dev": recipe.problems.dev, **counts}
+        rows = [row for row in rows if row.split != "test"]
+        rows += [row for row in load_test_sets(recipe, rows) if isinstance(row, Problem)]
+    return {name: len(ids) for name, ids in _strata(rows).items()}
+
+
+def _strata(rows: Iterable[Problem]) -> dict[str, list[str]]:
+    """Ids of problems by stratum: `train`, `dev`, and `test` with its task."""
+    ids: dict[str, list[str]] = {"train": [], "dev": []}
+    for row in rows:
+        ids.setdefault(f"test {row.task}" if row.split == "test" else row.split, []).append(row.id)
+    return ids
 
 
 def forecast(run: RunReader, recipe: Recipe, actual: Mapping[str, int]) -> Forecast:
     """What `recipe` will take with so many problems (`actual`), from a finished pilot `run`."""
-    ids = _problem_ids(run)
+    stages_of: dict[Split, str] = {"train": "problems", "dev": "problems", "test": run.test_stage}
+    ids = _strata(row for split, stage in stages_of.items() for row in run.problems(split, stage))
     over = Extrapolation({name: ids[name] for name in actual}, actual)
     shortened = _shortened(run)
     stages: dict[str, Ends] = {}  # tokens, trained tokens and FLOPs, each with its ends
@@ -254,19 +260,6 @@ def forecast(run: RunReader, recipe: Recipe, actual: Mapping[str, int]) -> Forec
         total=row("total", np.sum(list(stages.values()), axis=0)),
         pilot_tokens=sum(int(usage.get("generated", 0)) for usage in took),
     )
-
-
-def _problem_ids(run: RunReader) -> dict[str, list[str]]:
-    """The pilot's problems by stratum: `train`, `dev`, and `test` with its task."""
-    columns = ("id", "task", "split")
-    rows = run.frame("problems", *columns).collect()
-    if run.test_stage == "test":
-        tests = run.frame("test", *columns).collect()
-        rows = pl.concat([rows.filter(pl.col("split") != "test"), tests])
-    ids: dict[str, list[str]] = {}
-    for id, task, split in rows.iter_rows():
-        ids.setdefault(f"test {task}" if split == "test" else split, []).append(id)
-    return ids
 
 
 def _spent(

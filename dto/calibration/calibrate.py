@@ -112,7 +112,8 @@ def calibrate(run_directory: Path) -> Calibration:
         directory.mkdir(exist_ok=True)
         manifest.write_text(directory / "policy.yaml", policy_text(result, recipe))
         write_json(directory / "calibration.json", result.as_json())
-    _draw(directory, "calibration", str(result).splitlines()[0], result.points, result.held_out)
+    title = f"{result.name}, held-out problems: picked {result.policy.name}"
+    _draw(directory, "calibration", title, result.points, result.held_out)
     return result
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from dto.commands.common import (
+from dto.commands import (
     Again,
     Changes,
     Code,

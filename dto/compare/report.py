@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from dto import statistics
 from dto.compare.compare import method_names
 from dto.errors import DtoError
-from dto.reporting.evaluation import MAX_FAILED
+from dto.reporting.evaluation import Arm, too_many_failed
 from dto.reporting.page import Section, drawn, render_page
 from dto.reporting.pictures import COLOURS, INK, MARKERS, error_bars, legend, plain, save
 from dto.reporting.table import Cell, Table, write_json
@@ -72,11 +72,7 @@ class MethodRow:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A comparison; `str()` gives the tables for the terminal.
-
-    `judging` has, by method, the share of right judgements of held-out chains before a training,
-    and then after each training of the grid.
-    """
+    """A comparison; `str()` gives the tables for the terminal."""
 
     name: str
     reference: str
@@ -85,7 +81,6 @@ class Comparison:
     samples: int
     budget: int
     rows: tuple[MethodRow, ...]
-    judging: Mapping[str, tuple[Estimate, ...]]
 
     def __str__(self) -> str:
         tables = (table.text() for table in self.tables())
@@ -97,9 +92,9 @@ class Comparison:
         seeds = f", seeds {', '.join(map(str, self.seeds))}" if len(self.seeds) > 1 else ""
         return f"{self.name}: {self.problems:,} test problems × {self.samples} samples{seeds}"
 
-    def tables(self) -> list[Table]:
-        """Accuracy and tokens with differences and ranks, what was spent, judgements of chains."""
-        tables = [
+    def tables(self) -> tuple[Table, ...]:
+        """Accuracy and tokens, each with differences and ranks; what was spent and picked."""
+        return (
             Table.of("Accuracy", self.rows, {
                 "method": (_method, ""),
                 "accuracy % (95 %)": (lambda row: row.accuracy, "%"),
@@ -125,16 +120,7 @@ class Comparison:
                     lambda row: "; ".join(each or "none: base is kept" for each in row.picked), "",
                 ),
             }, wide=True),
-        ]  # fmt: skip
-        if self.judging:
-            rows = tuple(
-                (method, before, ", ".join(format(score, "%") for score in after))
-                for method, (before, *after) in self.judging.items()
-            )
-            head = ("method", "before (95 %)", "after, at each point of its grid")
-            title = "Right judgements of held-out chains, %"
-            tables.append(Table(title, head, rows, formats=("", "%", ""), wide=True))
-        return tables
+        )  # fmt: skip
 
     def _unless_reference(self, name: str) -> Callable[[MethodRow], Cell]:
         return lambda row: None if row.method == self.reference else getattr(row, name)
@@ -172,7 +158,7 @@ def compare_page(run: RunReader, result: Comparison) -> str:
         "Accuracy and tokens",
         ("Up and to the left is better.",),
         drawn("methods", f"Accuracy against tokens. {says}", front, result.rows),
-        tuple(result.tables()),
+        result.tables(),
         notes=result.notes(),
     )
     return render_page(result.name, result.title, (), [methods, again])
@@ -205,11 +191,10 @@ def front(rows: Sequence[MethodRow], title: str = "") -> Figure:
 
 
 class _Method(NamedTuple):
-    """The test responses of a method over all seeds, and its grid in each."""
+    """The test responses of a method over all seeds, its grid in each, what all of it took."""
 
-    responses: pl.DataFrame
+    arm: Arm
     grids: list[dict[str, Any]]
-    expected: int
     cpu_seconds: float
 
 
@@ -225,31 +210,31 @@ def report(runs: Sequence[Path], directory: Path | None = None) -> Comparison:
     methods = {name: _read(name, runs) for name in names}
     directory.mkdir(parents=True, exist_ok=True)
     reference = names.index(recipes[0].compare.reference)
-    frames = [method.responses for method in methods.values()]
-    accuracy_PM, tokens_PM = _by_problem(frames, "correct"), _by_problem(frames, "tokens")
-    gains, changes = _differences(accuracy_PM), _differences(tokens_PM)
+    graded = [method.arm.graded for method in methods.values()]
+    accuracy_PM = _by_problem(graded, pl.col("grade") == "correct")
+    gains = _differences(accuracy_PM)
+    changes = _differences(_by_problem(graded, pl.col("tokens")))
     problems = len(accuracy_PM)
     rows: list[MethodRow] = []
     for index, (name, method) in enumerate(methods.items()):
-        responses, clusters = method.responses, method.responses["problem"].to_list()
+        arm = method.arm
         gain, change = gains[index, reference], changes[index, reference]
-        failed = method.expected - len(responses)
-        ranked = problems >= LEAST_PROBLEMS and failed <= MAX_FAILED * method.expected
+        ranked = problems >= LEAST_PROBLEMS and not too_many_failed(arm)
         points = [point for grid in method.grids for point in grid["points"]]
         rows.append(
             MethodRow(
                 method=name,
                 picked=tuple(map(_picked, method.grids)),
-                accuracy=statistics.proportion(responses["correct"].to_numpy(), clusters),
-                tokens=statistics.mean(responses["tokens"].to_numpy(), clusters),
+                accuracy=statistics.proportion(arm.correct, arm.problems),
+                tokens=statistics.mean(arm.column("tokens"), arm.problems),
                 gain=Estimate(*gain[:3], problems, problems),
                 gain_p=gain.p,
                 tokens_change=Estimate(*change[:3], problems, problems),
                 tokens_change_p=change.p,
                 accuracy_rank=_rank(index, gains, 1) if ranked else None,
                 tokens_rank=_rank(index, changes, -1) if ranked else None,
-                truncated=int((responses["grade"] == "truncated").sum()),
-                failed=failed,
+                truncated=arm.truncated,
+                failed=arm.failed,
                 policy_tokens=float(np.mean([point["policy_tokens"] for point in points] or [0])),
                 charged=max((int(grid["charged"]) for grid in method.grids), default=0),
                 cpu_seconds=method.cpu_seconds,
@@ -263,7 +248,6 @@ def report(runs: Sequence[Path], directory: Path | None = None) -> Comparison:
         samples=recipes[0].evaluate.samples,
         budget=recipes[0].compare.policy_tokens,
         rows=tuple(rows),
-        judging={name: scores for name in names if (scores := _judging(methods[name]))},
     )
     _write(directory, result, methods)
     page = compare_page(RunReader(runs[0]), result)
@@ -278,15 +262,8 @@ def _read(name: str, runs: Sequence[Path]) -> _Method:
         done = place / "done.json"
         if not (place.table("evaluate").is_file() and done.is_file()):
             raise DtoError(f"compare: method {name} is not finished in {run}: `dto run {run}`")
-        graded = place.frame("evaluate").filter(pl.col("grade") != "failed")
-        frames.append(
-            graded.select(
-                "grade",
-                problem=pl.lit(f"{number}/") + pl.col("problem_id"),
-                correct=(pl.col("grade") == "correct").cast(pl.Float64),
-                tokens=pl.col("tokens").cast(pl.Float64),
-            ).collect()
-        )
+        rows = place.frame("evaluate", "problem_id", "grade", "tokens").collect()
+        frames.append(rows.with_columns(problem_id=pl.lit(f"{number}/") + pl.col("problem_id")))
         tested = place if place.test_stage == "test" else RunReader(run)
         count = tested.count(place.test_stage, split="test")
         expected += count * place.recipe.evaluate.samples
@@ -294,25 +271,17 @@ def _read(name: str, runs: Sequence[Path]) -> _Method:
         grid = place / "grid.json"
         if grid.is_file():
             grids.append(json.loads(grid.read_text("utf-8")))
-    return _Method(pl.concat(frames), grids, expected, cpu)
+    return _Method(Arm(name, "none", pl.concat(frames), expected), grids, cpu)
 
 
-def _judging(method: _Method) -> tuple[Estimate, ...]:
-    points = [point for grid in method.grids for point in grid["points"] if point.get("judging")]
-    scores = [point["judging"]["after"] for point in points]
-    if points:
-        scores.insert(0, points[0]["judging"]["before"])
-    keys = ("accuracy", "low", "high", "responses", "problems")
-    return tuple(Estimate(*(score[key] for key in keys)) for score in scores)
-
-
-def _by_problem(frames: Sequence[pl.DataFrame], column: str) -> npt.NDArray[np.float64]:
+def _by_problem(graded: Sequence[pl.DataFrame], value: pl.Expr) -> npt.NDArray[np.float64]:
     """The mean of each method (column) on each problem (row) that all of them have."""
-    rows = [frame.with_columns(method=pl.lit(place)) for place, frame in enumerate(frames)]
-    table = pl.concat(rows).pivot(
-        "method", index="problem", values=column, aggregate_function="mean"
+    rows = pl.concat(
+        frame.select("problem_id", method=pl.lit(place), value=value.cast(pl.Float64))
+        for place, frame in enumerate(graded)
     )
-    return table.drop_nulls().sort("problem").drop("problem").to_numpy()
+    table = rows.pivot("method", index="problem_id", values="value", aggregate_function="mean")
+    return table.drop_nulls().sort("problem_id").drop("problem_id").to_numpy()
 
 
 def _differences(values_PM: npt.NDArray[np.float64]) -> dict[tuple[int, int], Difference]:
