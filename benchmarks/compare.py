@@ -32,7 +32,8 @@ def compared(seed: int, out: Path) -> Path:
     recipe = load_recipe(Path(str(resource("pipelines"))) / "compare.yaml", changes)
     run = open_run(out / name, recipe)
     try:
-        print(compare(run), "\n", flush=True)
+        compare(run)
+        print(report([run.path]), "\n", flush=True)
         return run.path
     finally:
         run.close()

@@ -21,52 +21,35 @@ Seconds are not forecast: a pilot fills no engine's batch, and the machine's loa
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, isnan, nan, sqrt
+from math import nan, sqrt
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from dto.engines.models import shape_of_config
 from dto.errors import RecipeError
 from dto.pipeline import STAGES, needed, open_run, run_stages
 from dto.recipe import Recipe
-from dto.records import Problem
-from dto.reporting.cost import BACKWARD
-from dto.reporting.table import Table, write_json
+from dto.records import Problem, Split
+from dto.reporting.table import Cell, Table, write_json
 from dto.runs.reader import RunReader
 from dto.runs.run import Run
-from dto.statistics import widening
+from dto.statistics import Estimate, widening
 from dto.usage import attention_flops
 
 TOKENS, FLOPS, CACHED = pl.col("tokens"), pl.col("flops"), pl.col("cached")
-ONE = pl.col("problem").is_not_null()
 RESAMPLES = 2000
 SEED = 20_250_521
 
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """A figure and its interval; nan where it is not known."""
-
-    value: float
-    low: float
-    high: float
-
-    def __add__(self, other: Range) -> Range:
-        """The sum; ends are added, as if all erred the same way."""
-        return Range(self.value + other.value, self.low + other.low, self.high + other.high)
-
-    def __mul__(self, factor: float) -> Range:
-        return Range(self.value * factor, self.low * factor, self.high * factor)
-
-
-NOTHING, UNKNOWN = Range(0.0, 0.0, 0.0), Range(nan, nan, nan)
+Ends = npt.NDArray[np.float64]
+"""A figure and the ends of its interval; added up as if all erred the same way."""
+NOTHING: Ends = np.zeros(3)
 
 
 class Extrapolation:
@@ -93,7 +76,7 @@ class Extrapolation:
         column: pl.Expr,
         strata: Sequence[str] = ("train",),
         number: int | None = None,
-    ) -> Range:
+    ) -> Ends:
         """The sum of a column over all problems of these strata, or over `number` others like them.
 
         `frame` has any number of rows for a `problem`; one that has none took nothing.
@@ -110,9 +93,9 @@ class Extrapolation:
             value += times * mean
             draws_R += times * (mean + wider * (self._weights_RP[stratum] @ values_P - mean))
         if not np.isfinite(value):
-            return UNKNOWN
+            return np.full(3, nan)
         low, high = np.quantile(draws_R, [0.025, 0.975])
-        return Range(value, max(0.0, float(low)), float(high))
+        return np.array([value, max(0.0, low), high])
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +103,9 @@ class StageForecast:
     """One stage: tokens generated and trained on, attention FLOPs (nan where not known)."""
 
     stage: str
-    tokens: Range = NOTHING
-    trained_tokens: Range = NOTHING
-    attention_flops: Range = NOTHING
+    tokens: Estimate
+    trained_tokens: Estimate
+    attention_flops: Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,39 +126,37 @@ class Forecast:
         counts = ", ".join(
             f"{number:,} {name} ({self.pilot[name]})" for name, number in self.problems.items()
         )
-        table = Table(
+        table = Table.of(
             "",
-            ("stage", "tokens (95 %)", "trained", "FLOPs"),
-            tuple(
-                (row.stage, _count(row.tokens), row.trained_tokens.value, row.attention_flops.value)
-                for row in (*self.stages, self.total)
-            ),
-            (f"The pilot took {self.pilot_tokens:,} tokens. Nothing else was run.",),
-            ("", "", ",.0f", ".1e"),
+            (*self.stages, self.total),
+            {
+                "stage": (lambda row: row.stage, ""),
+                "tokens (95 %)": (_tokens, ",.0f"),
+                "trained": (lambda row: row.trained_tokens.value, ",.0f"),
+                "FLOPs": (lambda row: row.attention_flops.value, ".1e"),
+            },
+            notes=(f"The pilot took {self.pilot_tokens:,} tokens. Nothing else was run.",),
         )
         return f"{self.name}: forecast for {counts} problems (pilot)\n\n{table.text()}"
 
 
-def _count(figure: Range) -> str:
-    if isnan(figure.value):
-        return "–"
-    if not figure.high:
-        return "0"
-    return f"{figure.value:,.0f} ({figure.low:,.0f}–{figure.high:,.0f})"
+def _tokens(row: StageForecast) -> Cell:
+    return 0 if row.tokens.high == 0 else row.tokens
 
 
-def pilot_recipe(recipe: Recipe, problems: int) -> Recipe:
+def smaller(recipe: Recipe, problems: int) -> Recipe:
     """The recipe with at most so many problems of each split and each test set.
 
-    Raises RecipeError for imported responses, which take nothing to sample, for batch prompts, and
-    for a comparison of methods.
+    Raises RecipeError for imported responses, which take nothing to sample, for batch prompts, for
+    trainings without pairs, and for a comparison of methods.
     """
     if recipe.compare.methods:
         raise RecipeError("--pilot: a comparison is many runs: forecast the recipe of a method")
-    if recipe.batch.k or recipe.train.method in ("drqa", "cft", "sft_batch"):
+    stages = needed(recipe)
+    if recipe.batch.k or ("train" in stages and "pair" not in stages):
         raise RecipeError(
-            "--pilot: batch prompts and labelled chains cannot be forecast: run the recipe with a "
-            "few problems instead, as in --set problems.train=40"
+            "--pilot: batch prompts and trainings without pairs cannot be forecast: run the recipe "
+            "with a few problems instead, as in --set problems.train=40"
         )
     if recipe.sample.imported:
         raise RecipeError(
@@ -194,26 +175,25 @@ def pilot_recipe(recipe: Recipe, problems: int) -> Recipe:
     )
 
 
-def run_pilot(
+def forecast_run(
     recipe: Recipe, place: Path, problems: int, begin: Callable[[Path, Recipe], Run] = open_run
 ) -> Forecast:
-    """Run every stage with `problems` problems in a directory of its own; forecast the run.
+    """Run every stage with `problems` problems in a directory of its own; forecast the whole run.
 
     The pilot goes into PLACE-pilot, never into the run's own directory; `forecast.json` is written
     there. `begin` opens it. Raises RecipeError for what cannot be forecast.
     """
-    small = pilot_recipe(recipe, problems)
+    small = smaller(recipe, problems)
     actual = actual_problems(recipe)
-    _enough(actual)
+    for name, count in actual.items():
+        if count < 2:
+            raise RecipeError(
+                f"--pilot: there are {count} problems for {name}, and 2 are the least to forecast "
+                "from: name a larger source or more of problems"
+            )
     run = begin(place.with_name(f"{place.name}-pilot"), small)
     try:
-        stages = needed(small)
-        if "train" in stages and "sample" not in stages:
-            raise RecipeError(
-                f"--pilot: train.method {recipe.train.method} samples no responses before it "
-                "trains, by which its length could be forecast"
-            )
-        run_stages(run, stages)
+        run_stages(run, needed(small))
         result = forecast(run, recipe, actual)
     finally:
         run.close()
@@ -228,153 +208,119 @@ def actual_problems(recipe: Recipe) -> dict[str, int]:
 
     loaded = load_problems(recipe.problems, recipe.seed)
     rows = [row for row in loaded if isinstance(row, Problem)]
-    tests = [row for row in rows if row.split == "test"]
     if recipe.evaluate.tasks:
-        others = [row for row in rows if row.split != "test"]
-        tests = [row for row in load_test_sets(recipe, others) if isinstance(row, Problem)]
-    counts = Counter(f"test {row.task}" for row in tests)
-    return {"train": recipe.problems.train, "dev": recipe.problems.dev, **counts}
+        rows = [row for row in rows if row.split != "test"]
+        rows += [row for row in load_test_sets(recipe, rows) if isinstance(row, Problem)]
+    return {name: len(ids) for name, ids in _strata(rows).items()}
+
+
+def _strata(rows: Iterable[Problem]) -> dict[str, list[str]]:
+    """Ids of problems by stratum: `train`, `dev`, and `test` with its task."""
+    ids: dict[str, list[str]] = {"train": [], "dev": []}
+    for row in rows:
+        ids.setdefault(f"test {row.task}" if row.split == "test" else row.split, []).append(row.id)
+    return ids
 
 
 def forecast(run: RunReader, recipe: Recipe, actual: Mapping[str, int]) -> Forecast:
-    """What `recipe` will take with so many problems (`actual`), from a finished pilot `run`.
-
-    Raises RecipeError when a stratum has fewer than two problems in the pilot.
-    """
-    ids = _problem_ids(run)
-    _enough({name: len(ids.get(name, ())) for name in actual})
+    """What `recipe` will take with so many problems (`actual`), from a finished pilot `run`."""
+    stages_of: dict[Split, str] = {"train": "problems", "dev": "problems", "test": run.test_stage}
+    ids = _strata(row for split, stage in stages_of.items() for row in run.problems(split, stage))
     over = Extrapolation({name: ids[name] for name in actual}, actual)
     shortened = _shortened(run)
-    stages: list[StageForecast] = []
+    stages: dict[str, Ends] = {}  # tokens, trained tokens and FLOPs, each with its ends
     took: list[dict[str, Any]] = []
     for stage in needed(run.recipe):
         done = run.manifest(stage) or {}
         took += [done.get(key) or {} for key in ("usage", "judge_usage")]
+        figures: Sequence[Ends] = (NOTHING, NOTHING, NOTHING)
         if stage == "train":
-            stages.append(_train(run, recipe, over, shortened))
+            figures = _train(run, recipe, over, shortened)
         elif stage == "evaluate":
-            stages.append(_evaluate(run, over, shortened))
+            figures = _evaluate(run, over, shortened)
         elif STAGES[stage].needs == "model":
-            tokens, flops = _spent(usage(run, stage), over)
-            stages.append(StageForecast(stage, tokens, attention_flops=flops))
-        else:
-            stages.append(StageForecast(stage))
+            figures = _spent(usage(run, stage), over)
+        stages[stage] = np.stack(figures)
         if judge := done.get("judge_usage"):
-            stages.append(_judge(run, judge, over))
+            stages["judge"] = np.stack(_judge(run, judge, over))
+    pilot = {name: len(rows) for name, rows in over.ids.items()}
+
+    def row(stage: str, figures: Ends) -> StageForecast:
+        count = sum(pilot.values())
+        tokens, trained, flops = (
+            Estimate(value, low, high, count, count) for value, low, high in figures.tolist()
+        )
+        return StageForecast(stage, tokens, trained, flops)
+
     return Forecast(
         name=recipe.name,
-        pilot={name: len(rows) for name, rows in over.ids.items()},
+        pilot=pilot,
         problems=dict(actual),
-        stages=tuple(stages),
-        total=StageForecast(
-            "total",
-            sum((row.tokens for row in stages), NOTHING),
-            sum((row.trained_tokens for row in stages), NOTHING),
-            sum((row.attention_flops for row in stages), NOTHING),
-        ),
+        stages=tuple(row(stage, figures) for stage, figures in stages.items()),
+        total=row("total", np.sum(list(stages.values()), axis=0)),
         pilot_tokens=sum(int(usage.get("generated", 0)) for usage in took),
     )
 
 
-def _enough(counts: Mapping[str, int]) -> None:
-    for name, count in counts.items():
-        if count < 2:
-            raise RecipeError(
-                f"--pilot: there are {count} problems for {name}, and 2 are the least to forecast "
-                "from: name a larger source or more of problems"
-            )
-
-
-def _problem_ids(run: RunReader) -> dict[str, list[str]]:
-    """The pilot's problems by stratum: `train`, `dev`, and `test` with its task."""
-    columns = ("id", "task", "split")
-    rows = run.frame("problems", *columns).collect()
-    if run.test_stage == "test":
-        tests = run.frame("test", *columns).collect()
-        rows = pl.concat([rows.filter(pl.col("split") != "test"), tests])
-    ids: dict[str, list[str]] = {}
-    for id, task, split in rows.iter_rows():
-        ids.setdefault(f"test {task}" if split == "test" else split, []).append(id)
-    return ids
-
-
 def _spent(
     frame: pl.DataFrame, over: Extrapolation, strata: Sequence[str] = ("train",)
-) -> tuple[Range, Range]:
+) -> tuple[Ends, Ends, Ends]:
     """Tokens and FLOPs of requests; the high end of FLOPs finds no prefix in the cache."""
     flops, most = (over.total(frame, column, strata) for column in (FLOPS, FLOPS + CACHED))
-    return over.total(frame, TOKENS, strata), Range(flops.value, flops.low, most.high)
+    return over.total(frame, TOKENS, strata), NOTHING, np.array([*flops[:2], most[2]])
 
 
-def _judge(run: RunReader, took: Mapping[str, Any], over: Extrapolation) -> StageForecast:
+def _judge(run: RunReader, took: Mapping[str, Any], over: Extrapolation) -> tuple[Ends, Ends, Ends]:
     """Tokens and FLOPs of the judge of `prune`: it reads the trajectories, and grows as they do."""
     sampled = usage(run, "sample")
     growth = over.total(sampled, TOKENS / max(1.0, float(sampled["tokens"].sum())))
-    tokens, flops = took["generated"], took["attention_flops"]
-    flops = growth * (nan if flops is None else flops)
-    return StageForecast("judge", growth * tokens, attention_flops=flops)
+    flops = took["attention_flops"]
+    return growth * took["generated"], NOTHING, growth * (nan if flops is None else flops)
 
 
-def _evaluate(run: RunReader, over: Extrapolation, shortened: float) -> StageForecast:
+def _evaluate(run: RunReader, over: Extrapolation, shortened: float) -> Sequence[Ends]:
     """All arms on all test sets. Of the trained model's the low end is `shortened`."""
     strata = [name for name in over.ids if name.startswith("test ")]
     frame, model = usage(run, "evaluate"), pl.col("model")
     base, trained, others = (
-        _spent(frame.filter(arms), over, strata)
+        np.stack(_spent(frame.filter(arms), over, strata))
         for arms in (model == "base", model == "trained", model != "trained")
     )
-    if "trained" not in run.recipe.evaluate.models:
-        return StageForecast("evaluate", others[0], attention_flops=others[1])
-    tokens, flops = (
-        others[i]
-        + Range(
-            trained[i].value,
-            trained[i].low * shortened ** (i + 1),  # FLOPs of the attention: its square
-            max(trained[i].high, base[i].high),
-        )
-        for i in range(2)
-    )
-    return StageForecast("evaluate", tokens, attention_flops=flops)
+    if "trained" in run.recipe.evaluate.models:
+        trained[:, 1] *= [shortened, 1, shortened**2]  # FLOPs of the attention: its square
+        trained[:, 2] = np.maximum(trained[:, 2], base[:, 2])
+        others += trained
+    return list(others)
 
 
-def _train(run: RunReader, recipe: Recipe, over: Extrapolation, shortened: float) -> StageForecast:
+def _train(
+    run: RunReader, recipe: Recipe, over: Extrapolation, shortened: float
+) -> tuple[Ends, Ends, Ends]:
     """The pairs, as often as there are epochs, and the dev evaluations.
 
     A dev response is forecast as the sampled ones are; only that of the base model, which is
     measured first, has its length for sure.
     """
-    settings = recipe.train
+    settings, done = recipe.train, run.manifest("train") or {}
+    prompt = pl.col("prompt_tokens").cast(pl.Int64)
+    tokens = 2 * prompt + pl.col("chosen_tokens") + pl.col("rejected_tokens")
+    pairs = run.frame("pair").select(problem="problem_id", tokens=tokens).collect()
+    trained = over.total(pairs, settings.epochs * TOKENS)
+    flops = done.get("attention_flops_trained")
+    of_a_token = (nan if flops is None else flops) / max(1, done.get("tokens_trained", 0))
     sampled = usage(run, "sample")
-    evaluations = settings.evaluations
-    if run.table("pair").is_file():
-        pairs = _pairs(run)
-        count, trained, flops = (
-            over.total(pairs, settings.epochs * column) for column in (ONE, TOKENS, FLOPS)
-        )
-        steps = ceil(count.value / (settings.batch_size * settings.gradient_accumulation))
-        evaluations = min(evaluations, steps) if steps else evaluations
-    else:
-        # A method that trains on something else: its tokens are shared out as the sampled ones are.
-        tokens = int((run.manifest("train") or {})["tokens_trained"])
-        share = tokens / max(1.0, float(sampled["tokens"].sum()))
-        trained, flops = over.total(sampled, TOKENS * share), UNKNOWN
-    history = run / "train" / "history.jsonl"
-    evaluated = history.is_file() and history.read_text(encoding="utf-8").strip()
-    points = evaluations + 1 if evaluated else 0
+    points = settings.evaluations + 1 if settings.evaluations else 0
 
-    def generated(column: pl.Expr, shorter: float) -> Range:
-        if not points:
-            return NOTHING
+    def generated(column: pl.Expr, shorter: float) -> Ends:
         whole = over.total(sampled, column, number=over.actual["dev"])
         whole *= settings.dev_samples / recipe.sample.samples * points
-        share = (points - evaluations + evaluations * shorter) / points  # all but the first
-        return Range(whole.value, whole.low * share, whole.high)
+        whole[1] *= (1 + settings.evaluations * shorter) / (1 + settings.evaluations)  # not base's
+        return whole
 
-    return StageForecast(
-        "train",
+    return (
         generated(TOKENS, shortened),
         trained,
-        generated(FLOPS, shortened**2) + flops,
+        generated(FLOPS, shortened**2) + (trained * of_a_token),
     )
 
 
@@ -398,20 +344,6 @@ def usage(run: RunReader, stage: str) -> pl.DataFrame:
         flops="attention_flops",
         cached=calls * _attention(run, prefix),
         **keys,
-    )
-
-
-def _pairs(run: RunReader) -> pl.DataFrame:
-    """Problem, tokens, FLOPs (forward and backward) of each pair that is trained on."""
-    prompt = pl.col("prompt_tokens").cast(pl.Int64)
-    sides = [prompt + pl.col(f"{side}_tokens") for side in ("chosen", "rejected")]
-    flops = [_attention(run, tokens) for tokens in sides]
-    return (
-        run.frame("pair")
-        .select(
-            problem="problem_id", tokens=sides[0] + sides[1], flops=BACKWARD * (flops[0] + flops[1])
-        )
-        .collect()
     )
 
 

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from itertools import groupby
@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, Any
 from dto.baselines import pairs, solutions
 from dto.context import Context, without_engine
 from dto.drqa import batch, chain, label
+from dto.drqa.label import WORDINGS
 from dto.engines import open_engine
 from dto.engines.models import load_tokenizer
 from dto.errors import DtoError, EngineError, disk_errors
 from dto.grading import Grader
+from dto.prompts import JUDGE, PUT_IN, purpose, render
 from dto.protocols import Engine
 from dto.recipe import ModelSettings, Recipe
 from dto.records import Dropped
@@ -43,9 +45,11 @@ from dto.tags import (
     KNOWN,
     as_yaml,
     own_ids,
+    shown_tags,
     think_tags,
 )
 from dto.tasks import importing, problems
+from dto.tasks.load import prompt_of
 from dto.templates import check_template
 from dto.training import train
 from dto.trajectories import prompt_tail
@@ -99,6 +103,41 @@ def with_questions(recipe: Recipe, *names: str) -> tuple[str, ...]:
     for name in names:
         wanted |= {each for each in needed(recipe, name) if STAGES[each].needs == "nothing"}
     return tuple(name for name in STAGES if name in wanted)
+
+
+def shown_prompts(
+    recipe: Recipe, stages: Collection[str], questions: Sequence[str] = ("{the question}",)
+) -> Iterator[tuple[str, str, bool]]:
+    """Title and text of all that the model, or a judge, is shown in these stages.
+
+    The last of each is whether it is a message of the user's, which has the chat template around
+    it. `questions` are put into the prompts as far as they go.
+    """
+    family, question = recipe.model.family, questions[0]
+    solve = "solve" if recipe.sample.imported else prompt_of(recipe.problems)
+    text = render(recipe.model.prompt or solve, family, question=question)
+    yield "sample, evaluate: how a question is asked", text, True
+    for name, stage in PUT_IN.items():
+        if stage in stages:
+            text = render(name, family, shown_tags(recipe.model))
+            yield f"{stage}: {purpose(name, family)}", text, False
+    if "batch" in stages:
+        k = next(iter(recipe.batch.k), 2)
+        several = [*questions, *(f"(question {i})" for i in range(len(questions) + 1, k + 1))][:k]
+        numbered = "\n".join(f"{i}. {each}" for i, each in enumerate(several, start=1))
+        text = render("batch", family, questions=numbered, k=k)
+        yield f"batch: a prompt of {k} questions", text, True
+    if "label" in stages or recipe.train.method == "drqa":
+        a, b, c = WORDINGS.values()
+        text = render("compare", family, question=question, reasoning="(a chain of thinking)",
+                      answer="(its answer)", a=a, b=b, c=c)  # fmt: skip
+        yield "label, train: what is asked about a chain, options in any order", text, True
+    if recipe.prune.judge == "llm" and "prune" in stages:
+        patterns = "<pattern 1>\n…\n</pattern 1>\n…"
+        gold = "(its gold answer)" if recipe.prune.gold else ""
+        text = render("patterns", JUDGE, question=question, answer=gold, patterns=patterns,
+                      first="2", last="(the last but one)")  # fmt: skip
+        yield "prune: what the judge is asked", text, False
 
 
 def open_run(

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
 from dto import tables
-from dto.commands.common import read_target
+from dto.commands import read_target
 from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.records import (
     EvaluationRow,

@@ -7,23 +7,20 @@ them at once, without a certificate.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from dto.calibration.replay import Point, Sweep, candidates, check, statics, sweep
+from dto.calibration.replay import Sweep, candidates, check, statics, sweep
 from dto.calibration.risk import Split, certify, order, split
 from dto.errors import DtoError, RecipeError, disk_errors
 from dto.recipe import ExitSettings, Recipe
-from dto.reporting.evaluation import MAX_FAILED
-from dto.reporting.pictures import COLOURS, INK, error_bars, plain, reliability_diagram
-from dto.reporting.positions import Reliability, least_off
-from dto.reporting.table import Table, write_json
+from dto.reporting.evaluation import MAX_FAILED, Figures
+from dto.reporting.pictures import front, not_beaten, save
+from dto.reporting.table import Table, arms_table, write_json
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 from dto.runs.run import settings_of
@@ -61,20 +58,18 @@ class Calibration:
     split: Split
     failed: int
     tested: tuple[Candidate, ...]
-    held_out: Point
-    base: Point
-    points: tuple[Point, ...]
-    reliability: tuple[Reliability, ...]
+    held_out: Figures
+    points: tuple[Figures, ...]
+
+    @property
+    def base(self) -> Figures:
+        """The responses as they are, over the held-out problems."""
+        return self.points[0]
 
     def as_json(self) -> dict[str, Any]:
         """The content of `calibration.json`."""
-        return asdict(self) | {
-            "policy": self.policy.changed(),
-            "split": {part: len(problems) for part, problems in self.split._asdict().items()},
-            "held_out": self.held_out.as_json(),
-            "base": self.base.as_json(),
-            "points": [point.as_json() for point in self.points],
-        }
+        split = {part: len(problems) for part, problems in self.split._asdict().items()}
+        return asdict(self) | {"policy": self.policy.changed(), "split": split}
 
     def __str__(self) -> str:
         parts = ", ".join(
@@ -85,14 +80,14 @@ class Calibration:
         if self.reason:
             return "\n".join([*lines, f"policy none: {self.reason}"])
         picked, base = self.held_out, self.base
-        proof = next(row for row in self.tested if row.exit == picked.exit.name)
+        proof = next(row for row in self.tested if row.exit == picked.exit)
         lines += [
-            f"picked       {picked.exit.name}",
+            f"picked       {picked.exit}",
             f"certified    loss of accuracy ≤ {self.max_loss:g} with probability "
             f"≥ {1 - self.error:g} (p = {proof.p:.2g}; "
             f"{sum(row.certified for row in self.tested)} candidates certified)",
-            f"held out     loss {picked.loss:+.3f}: accuracy {picked.accuracy.value:.3f} against "
-            f"{base.accuracy.value:.3f}, {picked.tokens.value:,.0f} tokens against "
+            f"held out     gain {picked.gain:+%} points: accuracy {picked.accuracy.value:.1%} "
+            f"against {base.accuracy.value:.1%}, {picked.tokens.value:,.0f} tokens against "
             f"{base.tokens.value:,.0f}",
         ]
         return "\n".join(lines)
@@ -117,13 +112,8 @@ def calibrate(run_directory: Path) -> Calibration:
         directory.mkdir(exist_ok=True)
         manifest.write_text(directory / "policy.yaml", policy_text(result, recipe))
         write_json(directory / "calibration.json", result.as_json())
-    draw(
-        directory / "calibration.png",
-        str(result).splitlines()[0],
-        result.points,
-        result.policy if not result.reason else None,
-        _reliability_of(result),
-    )
+    title = f"{result.name}, held-out problems: picked {result.policy.name}"
+    _draw(directory, "calibration", title, result.points, result.held_out)
     return result
 
 
@@ -166,7 +156,7 @@ def pick(swept: Sweep, recipe: Recipe, count: int) -> Calibration:
             )
     tokens_E = swept.tokens(parts.certify)
     best = min(certified, key=lambda place: (tokens_E[place], place), default=0)
-    points = tuple(swept.point(place, parts.held_out) for place in range(len(swept.exits)))
+    points = tuple(swept.figures(place, parts.held_out) for place in range(len(swept.exits)))
     return Calibration(
         name=recipe.name,
         max_loss=settings.max_loss,
@@ -177,9 +167,7 @@ def pick(swept: Sweep, recipe: Recipe, count: int) -> Calibration:
         failed=swept.failed,
         tested=tuple(tested),
         held_out=points[best],
-        base=points[0],
         points=points,
-        reliability=swept.reliability,
     )
 
 
@@ -197,15 +185,6 @@ def policy_text(result: Calibration, recipe: Recipe) -> str:
     return f"{comment}\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}"
 
 
-def _reliability_of(result: Calibration) -> Reliability | None:
-    """The reliability of the confidence that the policy looks at, or of the one least off."""
-    policy = result.policy
-    if policy.policy != "deer":
-        return least_off(result.reliability)
-    key = (policy.monitor, policy.inducer, policy.confidence)
-    return next(r for r in result.reliability if (r.monitor, r.inducer, r.confidence) == key)
-
-
 @dataclass(frozen=True, slots=True)
 class Curve:
     """Every exit over all recorded problems, `none` first; `skipped` says which cannot be replayed.
@@ -214,13 +193,8 @@ class Curve:
     """
 
     name: str
-    points: tuple[Point, ...]
+    points: tuple[Figures, ...]
     skipped: tuple[str, ...]
-    reliability: tuple[Reliability, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """The content of `replay.json`."""
-        return asdict(self) | {"points": [point.as_json() for point in self.points]}
 
     def __str__(self) -> str:
         return self.table().text()
@@ -228,21 +202,17 @@ class Curve:
     def table(self) -> Table:
         """`none`, and the exits that no other beats in accuracy and tokens."""
         base = self.points[0]
-        count = f"{len(self.points):,} exits over {base.accuracy.problems:,} problems"
-        return Table(
-            f"{self.name}: {count}, replayed",
-            ("exit", "accuracy %", "loss (95 %)", "tokens", "trials", "left %"),
-            tuple(
-                (point.exit.name, point.accuracy.value, point.loss, point.tokens.value,
-                 point.trial_tokens, point.left)
-                for point in (base, *frontier(self.points))
-            ),
+        columns = {"exit": "exit", "accuracy % (95 %)": "accuracy", "gain (95 %)": "gain",
+                   "tokens (95 %)": "tokens short"}  # fmt: skip
+        return arms_table(
+            (base, *not_beaten(self.points)),
+            columns,
+            f"{self.name}: {len(self.points):,} exits over {base.problems:,} problems, replayed",
             notes=self.skipped,
-            formats=("", "%", "+.3f", ",.0f", ",.1f", "%"),
-        )  # fmt: skip
+        )
 
 
-def replay(run_directory: Path, recipe: Recipe) -> Curve:
+def replay_run(run_directory: Path, recipe: Recipe) -> Curve:
     """Sweep the grid of `recipe.calibrate`, the recorded shares, and `evaluate.exits`.
 
     Writes `replay.json` and `replay.png` below `RUN/replay`. Exits that the traces cannot answer
@@ -268,98 +238,19 @@ def replay(run_directory: Path, recipe: Recipe) -> Curve:
         else:
             exits += [exit] if exit.policy != "none" else []
     swept = sweep(read_traces(run_directory), exits, recipe.trace)
-    result = Curve(
-        name=recipe.name,
-        points=tuple(swept.point(place, swept.problems) for place in range(len(swept.exits))),
-        skipped=tuple(skipped),
-        reliability=swept.reliability,
-    )
+    points = [swept.figures(place, swept.problems) for place in range(len(swept.exits))]
+    result = Curve(recipe.name, tuple(points), tuple(skipped))
     directory = run_directory / "replay"
     with disk_errors(directory):
         directory.mkdir(exist_ok=True)
-        write_json(directory / "replay.json", result.as_json())
-    title = str(result).splitlines()[0]
-    draw(directory / "replay.png", title, result.points, None, least_off(result.reliability))
+        write_json(directory / "replay.json", result)
+    _draw(directory, "replay", result.table().title, points, points[0])
     return result
 
 
-def frontier(points: Sequence[Point]) -> Iterator[Point]:
-    """Those that no other beats in accuracy and tokens, the cheapest first."""
-    best = -1.0
-    for point in sorted(points, key=lambda point: (point.tokens.value, -point.accuracy.value)):
-        if point.accuracy.value > best:
-            best = point.accuracy.value
-            yield point
-
-
-def draw(
-    path: Path,
-    title: str,
-    points: Sequence[Point],
-    picked: ExitSettings | None,
-    reliable: Reliability | None,
+def _draw(
+    directory: Path, name: str, title: str, points: Sequence[Figures], picked: Figures
 ) -> None:
-    """Accuracy against tokens of all exits, beside the reliability of a confidence, as PNG.
-
-    `points` begin with `none`. Exits that differ only in threshold (or in the number of equal
-    answers) share one line. The same figures give the same bytes.
-    """
-    figure = Figure(figsize=(12.0, 6.4), dpi=150, layout="constrained")
-    curve, diagram = figure.subplots(1, 2, width_ratios=[1.7, 1.0])
-    _curve(curve, points, picked)
-    trials = reliable.trials if reliable else 0
-    if reliable and trials:
-        name = f"{reliable.monitor} {reliable.inducer} {reliable.confidence}"
-        reliability_diagram(diagram, {name: reliable}, COLOURS[1:])
-    diagram.set_title(f"{trials:,} trials", loc="left", fontsize=9, color=INK)
-    marks, labels = curve.get_legend_handles_labels()
-    figure.legend(marks, labels, loc="outside lower left", frameon=False, fontsize=7.5, ncols=4)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=INK)
-    figure.savefig(path, metadata={"Software": None})
-
-
-def _curve(axes: Axes, points: Sequence[Point], picked: ExitSettings | None) -> None:
-    families: dict[str, list[Point]] = {}
-    for point in points[1:]:
-        families.setdefault(_family(point.exit), []).append(point)
-    for index, (family, members) in enumerate(families.items()):
-        members.sort(key=lambda point: point.tokens.value)
-        axes.plot(
-            [point.tokens.value for point in members],
-            [100 * point.accuracy.value for point in members],
-            color=COLOURS[index % len(COLOURS)],
-            linestyle=("-", "--", ":", "-.")[index // len(COLOURS) % 4],
-            marker=".",
-            markersize=4,
-            linewidth=0.9,
-            label=family,
-        )
-    marked = [(points[0], "none", "s")]
-    marked += [(point, f"picked: {point.exit.name}", "*") for point in points
-               if point.exit == picked]  # fmt: skip
-    for point, label, marker in marked:
-        error_bars(
-            axes,
-            [point.tokens.value],
-            [point.accuracy],
-            scale=100,
-            fmt=marker,
-            markersize=12 if marker == "*" else 6,
-            color=INK,
-            elinewidth=1.0,
-            capsize=2.5,
-            label=label,
-        )
-    axes.set_xlim(left=0)
-    axes.set_xlabel("tokens per question (thinking, answer, trials)", color=INK)
-    axes.set_ylabel("accuracy, %", color=INK)
-    plain(axes)
-
-
-def _family(exit: ExitSettings) -> str:
-    if exit.policy == "static":
-        return "static"
-    knob = f" {exit.confidence}" if exit.policy == "deer" else ""
-    extra = f" from {exit.min_thinking}" * (exit.min_thinking > 0)
-    extra += f" cooldown {exit.cooldown}" * (exit.cooldown > 0)
-    return f"{exit.policy} {exit.monitor} {exit.inducer}{knob}{extra}"
+    """Draw `none`, what was picked, and the exits that no other beats in accuracy and tokens."""
+    shown = {point.exit: point for point in (points[0], picked, *not_beaten(points))}
+    save(lambda: front([*shown.values()], title), directory, name)

@@ -1,4 +1,4 @@
-"""Take a policy's decisions over again on recorded traces: no token is generated.
+"""Replay a policy's decisions on recorded traces: no token is generated.
 
 What is replayed: `none`, `deer` (mode fixed) and `consistency` at any threshold, kind of
 confidence, number of agreeing answers, minimum thinking, cool-down and limits on trials, with every
@@ -11,13 +11,12 @@ names carry their axes: E exits (the first is `none`), P problems, S samples of 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, groupby, product
+from itertools import groupby, product
 from math import floor
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +31,8 @@ from dto.grading import Graded, Grader
 from dto.policies.consistency import agreed
 from dto.recipe import ExitSettings, Recipe, TraceSettings
 from dto.records import EvaluationRow, Trial
-from dto.reporting.positions import Reliability, reliability
+from dto.reporting.evaluation import Figures
 from dto.stages.evaluate import evaluation_row
-from dto.statistics import Estimate
 from dto.studies.trace import Trace
 from dto.usage import ModelShape
 
@@ -79,7 +77,7 @@ class Replay:
         self._conclusions = {each.position: each for each in trace.conclusions}
         self._tried: dict[tuple[str, int, Confidence], TrialResult] = {}
 
-    def row(self, exit: ExitSettings, model: str = "base") -> EvaluationRow:
+    def row(self, exit: ExitSettings) -> EvaluationRow:
         """The row that `evaluate` has for this problem and sample under `exit`.
 
         Holds for exits that `check` lets pass: greedy for every engine, at T > 0 where the live
@@ -91,7 +89,7 @@ class Replay:
             response,
             graded,
             exit.name,
-            model,
+            "base",
             trace.problem_id,
             trace.sample,
             trace.seed,
@@ -183,26 +181,6 @@ NONE = ExitSettings(name="none")
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """One exit over some problems. Intervals are 95 %, over problems.
-
-    `loss` is the accuracy without the exit less the accuracy with it, over the same responses.
-    `tokens` include trials; `left` is the share of responses that were left early.
-    """
-
-    exit: ExitSettings
-    accuracy: Estimate
-    loss: Estimate
-    tokens: Estimate
-    trial_tokens: float
-    left: float
-
-    def as_json(self) -> dict[str, Any]:
-        """All of it, the exit as it stands in YAML."""
-        return asdict(self) | {"exit": self.exit.changed()}
-
-
-@dataclass(frozen=True, slots=True)
 class Sweep:
     """What each exit gives for each response.
 
@@ -217,7 +195,7 @@ class Sweep:
     tokens_EPS: npt.NDArray[np.float64]
     trial_tokens_EPS: npt.NDArray[np.float64]
     left_EPS: npt.NDArray[np.float64]
-    reliability: tuple[Reliability, ...]
+    truncated_EPS: npt.NDArray[np.float64]
 
     def losses(self, problems: Sequence[str]) -> npt.NDArray[np.float64]:
         """Paired loss of accuracy of each exit on each of the problems given, (E, P)."""
@@ -230,18 +208,26 @@ class Sweep:
         tokens_E: npt.NDArray[np.float64] = self.tokens_EPS[:, self._places(problems)].mean((1, 2))
         return tokens_E
 
-    def point(self, exit: int, problems: Sequence[str]) -> Point:
-        """The figures of one exit over the problems given."""
+    def figures(self, exit: int, problems: Sequence[str]) -> Figures:
+        """The figures of one exit over the problems given; `left` is the share that left early."""
         places = self._places(problems)
-        samples = self.correct_EPS.shape[2]
-        clusters = [problem for problem in problems for _ in range(samples)]
-        return Point(
-            exit=self.exits[exit],
+        clusters = [name for name in problems for _ in range(self.correct_EPS.shape[2])]
+        return Figures(
+            task="",
+            model="base",
+            exit=self.exits[exit].name,
+            problems=len(problems),
+            responses=len(clusters),
+            truncated=int(self.truncated_EPS[exit, places].sum()),
+            failed=0,
             accuracy=statistics.proportion(self.correct_EPS[exit, places].ravel(), clusters),
-            loss=statistics.mean(self.losses(problems)[exit], problems),
             tokens=statistics.mean(self.tokens_EPS[exit, places].ravel(), clusters),
-            trial_tokens=float(self.trial_tokens_EPS[exit, places].mean()) if problems else 0.0,
-            left=float(self.left_EPS[exit, places].mean()) if problems else 0.0,
+            gain=statistics.mean(0.0 - self.losses(problems)[exit], problems) if exit else None,
+            verdict="" if exit else "base",
+            more={
+                "trial_tokens": float(self.trial_tokens_EPS[exit, places].mean()),
+                "left": float(self.left_EPS[exit, places].mean()),
+            },
         )
 
     def _places(self, problems: Sequence[str]) -> list[int]:
@@ -297,8 +283,6 @@ def sweep(traces: Iterable[Trace], exits: Sequence[ExitSettings], recorded: Trac
     exits = (NONE, *exits)
     for exit in exits:
         check(exit, recorded)
-    asked = tuple(_all_trials(recorded))
-    trials: list[list[tuple[float, bool, str]]] = [[] for _ in asked]
     figures: dict[str, list[list[tuple[float, ...]]]] = {}
     failed = 0
     for problem, group in groupby(traces, key=lambda trace: trace.problem_id):
@@ -308,43 +292,23 @@ def sweep(traces: Iterable[Trace], exits: Sequence[ExitSettings], recorded: Trac
             failed += 1
             continue
         figures[problem] = [[_figures(row) for row in rows] for rows in rows_ES]
-        for exit, into in zip(asked, trials, strict=True):
-            for trial in chain.from_iterable(replay.row(exit).trials for replay in replays):
-                into.append((trial.confidence, trial.grade == "correct", problem))
     if not figures:
         raise DtoError(f"no problem has traces without a failure ({failed:,} have one)")
     figures_PESX = np.array(list(figures.values()), dtype=np.float64)
-    correct, tokens, trial_tokens, left = (figures_PESX[..., x].swapaxes(0, 1) for x in range(4))
     return Sweep(
-        exits=exits,
-        problems=tuple(figures),
-        failed=failed,
-        correct_EPS=correct,
-        tokens_EPS=tokens,
-        trial_tokens_EPS=trial_tokens,
-        left_EPS=left,
-        reliability=tuple(
-            reliability(exit.monitor, exit.inducer, exit.confidence, found)
-            for exit, found in zip(asked, trials, strict=True)
-        ),
+        exits,
+        tuple(figures),
+        failed,
+        *(figures_PESX[..., x].swapaxes(0, 1) for x in range(figures_PESX.shape[-1])),
     )
 
 
-def _all_trials(recorded: TraceSettings) -> Iterator[ExitSettings]:
-    """Exits whose replay holds every recorded trial of one monitor, inducer and confidence."""
-    for monitor, inducer, kind in product(
-        recorded.monitors, recorded.inducers, get_args(Confidence)
-    ):
-        yield ExitSettings(
-            name="all",
-            policy="deer",
-            monitor=monitor,
-            inducer=inducer,
-            confidence=kind,
-            shadow=True,
-            max_trials=sys.maxsize,
-        )
-
-
 def _figures(row: EvaluationRow) -> tuple[float, ...]:
-    return row.grade == "correct", row.tokens, row.trial_tokens, row.exit_reason == "policy"
+    """In the order of the arrays of `Sweep`."""
+    return (
+        row.grade == "correct",
+        row.tokens,
+        row.trial_tokens,
+        row.exit_reason == "policy",
+        row.grade == "truncated",
+    )

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dto.commands.common import Changes, Out, RunPath, held
+from dto.commands import Changes, Out, RunPath, held
 from dto.commands.run import import_rows
 from dto.errors import DtoError
 from dto.pipeline import open_run

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from dto.commands.common import (
+from dto.commands import (
     Again,
     Changes,
     Code,
@@ -62,26 +62,31 @@ def run(
         allow_code_execution=code,
     )
     if pilot is not None:
-        from dto.forecast import run_pilot
+        from dto.forecast import forecast_run
 
-        print(run_pilot(recipe, out or place, pilot, begin))
+        print(forecast_run(recipe, out or place, pilot, begin))
         return
     with held(begin(out or place, recipe)) as opened:
         if recipe.compare.methods:
             from dto.compare.compare import compare
 
-            print(compare(opened, ask))
-            return
-        run_stages(opened, needed(recipe))
+            compare(opened, ask)
+        else:
+            run_stages(opened, needed(recipe))
         _report(opened.path)
-        page = opened / "report" / "report.html"
-        print(f"\nThe page: {page}. Its trajectories: dto view {quote(str(opened.path))}")
 
 
 def _report(path: Path) -> None:
+    if RunReader(path).recipe.compare.methods:
+        from dto.compare.report import report as compared
+
+        print(compared([path]))  # once all its methods are done
+        print(f"{path}/compare: compare.html, compare.json, tables and pictures")
+        return
     from dto.reporting.write import report
 
     print(report(path))
+    print(f"\nThe page: {path}/report/report.html. Its trajectories: dto view {quote(str(path))}")
 
 
 def report(target: Target, out: Out = None, changes: Changes = None) -> None:
@@ -89,13 +94,7 @@ def report(target: Target, out: Out = None, changes: Changes = None) -> None:
     place = out or Path(target)
     if out is None and not (place / "recipe.yaml").is_file():
         _, place = read_target(target, changes)
-    if not RunReader(place).recipe.compare.methods:
-        _report(place)
-        return
-    from dto.compare.report import report as compared
-
-    print(compared([place]))  # once all its methods are done
-    print(f"{place}/compare: compare.html, compare.json, tables and pictures")
+    _report(place)
 
 
 def _compute(
@@ -144,7 +143,7 @@ def evaluate(
     if not replay:
         _compute("evaluate", recipe, out or place, recompute, yes, code)
         return
-    from dto.calibration.calibrate import replay as replay_run
+    from dto.calibration.calibrate import replay_run
 
     print(replay_run(out or place, recipe))
 

@@ -12,10 +12,10 @@ problem, under a paired bootstrap over problems, with Holm's correction over all
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import combinations
-from math import isnan, nan
+from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +25,9 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from dto import statistics
-from dto.compare.methods import BASE, label
+from dto.compare.compare import method_names
 from dto.errors import DtoError
-from dto.recipe import Recipe
-from dto.reporting.evaluation import MAX_FAILED
+from dto.reporting.evaluation import Arm, too_many_failed
 from dto.reporting.page import Section, drawn, render_page
 from dto.reporting.pictures import COLOURS, INK, MARKERS, error_bars, legend, plain, save
 from dto.reporting.table import Cell, Table, write_json
@@ -73,11 +72,7 @@ class MethodRow:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A comparison; `str()` gives the tables for the terminal.
-
-    `judging` has, by method, the share of right judgements of held-out chains before a training,
-    and then after each training of the grid.
-    """
+    """A comparison; `str()` gives the tables for the terminal."""
 
     name: str
     reference: str
@@ -86,149 +81,87 @@ class Comparison:
     samples: int
     budget: int
     rows: tuple[MethodRow, ...]
-    judging: Mapping[str, tuple[Estimate, ...]]
-
-    @property
-    def pairs(self) -> int:
-        """How many pairs of methods there are."""
-        return len(self.rows) * (len(self.rows) - 1) // 2
 
     def __str__(self) -> str:
+        tables = (table.text() for table in self.tables())
+        return "\n\n".join([self.title, *tables, *self.notes()])
+
+    @property
+    def title(self) -> str:
+        """What was compared on what."""
         seeds = f", seeds {', '.join(map(str, self.seeds))}" if len(self.seeds) > 1 else ""
-        lines = [
-            f"{self.name}: {self.problems:,} test problems × {self.samples} samples{seeds}",
-            "",
-            methods_table(self).text(),
-            "",
-            f"Budget: {self.budget:,} policy tokens for each training, generated for it or trained "
-            "on. Means used, and of them generated for its data:",
-            _columns(spent_table(self), 0, 1, 2, 3).text(),
-        ]
-        if self.judging:
-            lines += ["", "Right judgements of held-out chains, %:", judging_table(self).text()]
-        corrected = f"Holm's correction over the {self.pairs} pairs of methods."
-        lines += ["", f"p: paired bootstrap over problems, {corrected}", ranking(self)]
-        return "\n".join(lines)
+        return f"{self.name}: {self.problems:,} test problems × {self.samples} samples{seeds}"
 
+    def tables(self) -> tuple[Table, ...]:
+        """Accuracy and tokens, each with differences and ranks; what was spent and picked."""
+        return (
+            Table.of("Accuracy", self.rows, {
+                "method": (_method, ""),
+                "accuracy % (95 %)": (lambda row: row.accuracy, "%"),
+                f"Δ {self.reference}, points (95 %)": (self._unless_reference("gain"), "+z%"),
+                "p": (self._unless_reference("gain_p"), ".4f"),
+                "rank": (lambda row: row.accuracy_rank or "–", ""),
+            }),
+            Table.of("Tokens of a question", self.rows, {
+                "method": (_method, ""),
+                "tokens (95 %)": (lambda row: row.tokens, ".1f"),
+                f"Δ {self.reference} (95 %)": (self._unless_reference("tokens_change"), "+z.1f"),
+                "p": (self._unless_reference("tokens_change_p"), ".4f"),
+                "rank": (lambda row: row.tokens_rank or "–", ""),
+            }),
+            Table.of("What each took, and what dev picked", self.rows, {
+                "method": (_method, ""),
+                "policy tokens": (lambda row: row.policy_tokens, ",.0f"),
+                "data": (lambda row: row.charged, ""),
+                "core seconds": (lambda row: row.cpu_seconds, ",.0f"),
+                "truncated": (lambda row: row.truncated, ""),
+                "failed": (lambda row: row.failed, ""),
+                "picked on dev": (
+                    lambda row: "; ".join(each or "none: base is kept" for each in row.picked), "",
+                ),
+            }, wide=True),
+        )  # fmt: skip
 
-def ranking(result: Comparison) -> str:
-    """How methods are ranked, or why none is."""
-    if all(row.accuracy_rank is None for row in result.rows):
-        return f"{result.problems} problems are too few to rank methods: none is ranked."
-    return "rank: 1 + the number of methods shown to be better (p < 0.05)."
+    def _unless_reference(self, name: str) -> Callable[[MethodRow], Cell]:
+        return lambda row: None if row.method == self.reference else getattr(row, name)
 
-
-def methods_table(result: Comparison) -> Table:
-    """Accuracy and tokens of each method, and their differences from the reference."""
-    reference = f"Δ {result.reference}"
-    rows: list[tuple[Cell, ...]] = []
-    for row in result.rows:
-        gain: tuple[Cell, ...] = (row.gain, _p_value(row.gain_p))
-        change: tuple[Cell, ...] = (row.tokens_change, _p_value(row.tokens_change_p))
-        if row.method == result.reference:
-            gain = change = (None, None)
-        accurate, short = row.accuracy_rank or "–", row.tokens_rank or "–"
-        rows.append(
-            (row.method, row.accuracy, *gain, accurate, row.tokens, *change, short, _choice(row))
+    def notes(self) -> tuple[str, ...]:
+        """What the figures are, and how methods are ranked, or why none is."""
+        pairs = len(self.rows) * (len(self.rows) - 1) // 2
+        ranking = "Rank: 1 + the number of methods shown to be better (p < 0.05)."
+        if all(row.accuracy_rank is None for row in self.rows):
+            ranking = f"{self.problems} problems are too few to rank methods: none is ranked."
+        return (
+            f"Differences from {self.reference} are paired by problem. p: paired bootstrap over "
+            f"problems, with Holm's correction over the {pairs} pairs of methods. {ranking}",
+            f"Each training has {self.budget:,} policy tokens: what was generated for its data, "
+            "and what it is trained on. Policy tokens are what a training of the method used, on "
+            "average; data, what of that was generated before it.",
         )
-    return Table(
-        "",
-        ("method", "accuracy % (95 %)", f"{reference}, points (95 %)", "p", "rank",
-         "tokens (95 %)", f"{reference} (95 %)", "p", "rank", "picked on dev"),
-        tuple(rows),
-        formats=("", "%", "+z%", "", "", ".1f", "+z.1f", "", "", ""),
-    )  # fmt: skip
 
 
-def spent_table(result: Comparison) -> Table:
-    """Tokens and seconds that each method took, its failures, and what dev picked."""
-    return Table(
-        "",
-        ("method", "policy tokens", "data", "core seconds", "trun\u00adcated", "failed",
-         "picked on dev"),
-        tuple(
-            (row.method, row.policy_tokens, row.charged, row.cpu_seconds, row.truncated,
-             row.failed, _choice(row))
-            for row in result.rows
-        ),
-        formats=("", ",.0f", "", ",.0f", "", "", ""),
-        wide=True,
-    )  # fmt: skip
+def _method(row: MethodRow) -> Cell:
+    return row.method
 
 
-def judging_table(result: Comparison) -> Table:
-    """How well held-out chains are judged, of the methods that are trained on labelled ones."""
-    rows = tuple(
-        (method, before, ", ".join(format(score, "%") for score in after))
-        for method, (before, *after) in result.judging.items()
-    )
-    head = ("method", "before (95 %)", "after, at each point of its grid")
-    return Table("", head, rows, formats=("", "%", ""), left=3)
-
-
-def _columns(table: Table, *places: int) -> Table:
-    return replace(
-        table,
-        head=tuple(table.head[place] for place in places),
-        rows=tuple(tuple(row[place] for place in places) for row in table.rows),
-        formats=tuple(table.formats[place] for place in places),
-    )
-
-
-def _choice(row: MethodRow) -> str:
-    return "; ".join(picked or "none: base is kept" for picked in row.picked)
-
-
-def _p_value(value: float) -> str | None:
-    if isnan(value):
-        return None
-    return f"{value:.3f}" if value >= 0.001 else "<0.001"
-
-
-def compare_page(run: Path, recipe: Recipe, result: Comparison) -> str:
+def compare_page(run: RunReader, result: Comparison) -> str:
     """The HTML of a comparison, of the same make as a run's report; `run` is one of its seeds."""
-    seeds = ", ".join(map(str, result.seeds))
-    subtitle = (
-        f"{len(result.rows)} methods on {result.problems:,} test problems × {result.samples} "
-        f"samples, seed{'s' if len(result.seeds) > 1 else ''} {seeds}"
-    )
-    again = reproduce_section(RunReader(run, recipe))
-    if others := ", ".join(str(seed) for seed in result.seeds if seed != recipe.seed):
+    again = reproduce_section(run)
+    if others := ", ".join(str(seed) for seed in result.seeds if seed != run.recipe.seed):
         again = replace(again, text=(*again.text, f"The same with --set seed=… for {others}."))
     says = "; ".join(
         f"{row.method}: {100 * row.accuracy.value:.1f} % at {row.tokens.value:,.0f} tokens"
         for row in result.rows
     )
-    table = methods_table(result)
     methods = Section(
         "methods",
         "Accuracy and tokens",
         ("Up and to the left is better.",),
         drawn("methods", f"Accuracy against tokens. {says}", front, result.rows),
-        (
-            replace(_columns(table, 0, 1, 2, 3, 4), title="Accuracy"),
-            replace(_columns(table, 0, 5, 6, 7, 8), title="Tokens of a question"),
-        ),
-        notes=(
-            f"In brackets are 95 % intervals, each for itself. Differences from {result.reference} "
-            "are paired by problem; p is of a paired bootstrap over problems, with Holm's "
-            f"correction over the {result.pairs} pairs of methods: what it does not let stand is "
-            "not shown, though an interval may exclude 0.",
-            ranking(result),
-        ),
+        result.tables(),
+        notes=result.notes(),
     )
-    spent = Section(
-        "budget",
-        "What each may spend, and what dev picked",
-        (
-            f"Each training has {result.budget:,} policy tokens: what was generated for its data, "
-            "and what it is trained on. Policy tokens are what a training of the method used, on "
-            "average; data, what of that was generated before it. Core seconds are all that the "
-            "method took.",
-        ),
-        tables=(spent_table(result),),
-    )
-    return render_page(result.name, subtitle, (), [methods, spent, again])
+    return render_page(result.name, result.title, (), [methods, again])
 
 
 def front(rows: Sequence[MethodRow], title: str = "") -> Figure:
@@ -258,11 +191,10 @@ def front(rows: Sequence[MethodRow], title: str = "") -> Figure:
 
 
 class _Method(NamedTuple):
-    """The test responses of a method over all seeds, and its grid in each."""
+    """The test responses of a method over all seeds, its grid in each, what all of it took."""
 
-    responses: pl.DataFrame
+    arm: Arm
     grids: list[dict[str, Any]]
-    expected: int
     cpu_seconds: float
 
 
@@ -274,53 +206,51 @@ def report(runs: Sequence[Path], directory: Path | None = None) -> Comparison:
     """
     directory = directory or runs[0] / "compare"
     recipes = [RunReader(run).recipe for run in runs]
-    names = [BASE, *map(label, recipes[0].compare.methods)]
+    names = method_names(recipes[0])
     methods = {name: _read(name, runs) for name in names}
     directory.mkdir(parents=True, exist_ok=True)
     reference = names.index(recipes[0].compare.reference)
-    frames = [method.responses for method in methods.values()]
-    accuracy_PM, tokens_PM = _by_problem(frames, "correct"), _by_problem(frames, "tokens")
-    gains, changes = _differences(accuracy_PM), _differences(tokens_PM)
+    graded = [method.arm.graded for method in methods.values()]
+    accuracy_PM = _by_problem(graded, pl.col("grade") == "correct")
+    gains = _differences(accuracy_PM)
+    changes = _differences(_by_problem(graded, pl.col("tokens")))
     problems = len(accuracy_PM)
-    rows = []
+    rows: list[MethodRow] = []
     for index, (name, method) in enumerate(methods.items()):
-        responses, clusters = method.responses, method.responses["problem"].to_list()
+        arm = method.arm
         gain, change = gains[index, reference], changes[index, reference]
-        failed = method.expected - len(responses)
-        ranked = problems >= LEAST_PROBLEMS and failed <= MAX_FAILED * method.expected
+        ranked = problems >= LEAST_PROBLEMS and not too_many_failed(arm)
         points = [point for grid in method.grids for point in grid["points"]]
         rows.append(
             MethodRow(
                 method=name,
                 picked=tuple(map(_picked, method.grids)),
-                accuracy=statistics.proportion(responses["correct"].to_numpy(), clusters),
-                tokens=statistics.mean(responses["tokens"].to_numpy(), clusters),
+                accuracy=statistics.proportion(arm.correct, arm.problems),
+                tokens=statistics.mean(arm.column("tokens"), arm.problems),
                 gain=Estimate(*gain[:3], problems, problems),
                 gain_p=gain.p,
                 tokens_change=Estimate(*change[:3], problems, problems),
                 tokens_change_p=change.p,
                 accuracy_rank=_rank(index, gains, 1) if ranked else None,
                 tokens_rank=_rank(index, changes, -1) if ranked else None,
-                truncated=int((responses["grade"] == "truncated").sum()),
-                failed=failed,
+                truncated=arm.truncated,
+                failed=arm.failed,
                 policy_tokens=float(np.mean([point["policy_tokens"] for point in points] or [0])),
                 charged=max((int(grid["charged"]) for grid in method.grids), default=0),
                 cpu_seconds=method.cpu_seconds,
             )
         )
-    per_problem = frames[0].group_by("problem").len()["len"].max() or 0
     result = Comparison(
         name=recipes[0].name,
         reference=recipes[0].compare.reference,
         seeds=tuple(recipe.seed for recipe in recipes),
         problems=problems,
-        samples=int(per_problem),  # type: ignore[arg-type]
+        samples=recipes[0].evaluate.samples,
         budget=recipes[0].compare.policy_tokens,
         rows=tuple(rows),
-        judging={name: scores for name in names if (scores := _judging(methods[name]))},
     )
     _write(directory, result, methods)
-    page = compare_page(runs[0], recipes[0], result)
+    page = compare_page(RunReader(runs[0]), result)
     manifest.write_text(directory / "compare.html", page)
     return result
 
@@ -332,15 +262,8 @@ def _read(name: str, runs: Sequence[Path]) -> _Method:
         done = place / "done.json"
         if not (place.table("evaluate").is_file() and done.is_file()):
             raise DtoError(f"compare: method {name} is not finished in {run}: `dto run {run}`")
-        graded = place.frame("evaluate").filter(pl.col("grade") != "failed")
-        frames.append(
-            graded.select(
-                "grade",
-                problem=pl.lit(f"{number}/") + pl.col("problem_id"),
-                correct=(pl.col("grade") == "correct").cast(pl.Float64),
-                tokens=pl.col("tokens").cast(pl.Float64),
-            ).collect()
-        )
+        rows = place.frame("evaluate", "problem_id", "grade", "tokens").collect()
+        frames.append(rows.with_columns(problem_id=pl.lit(f"{number}/") + pl.col("problem_id")))
         tested = place if place.test_stage == "test" else RunReader(run)
         count = tested.count(place.test_stage, split="test")
         expected += count * place.recipe.evaluate.samples
@@ -348,28 +271,17 @@ def _read(name: str, runs: Sequence[Path]) -> _Method:
         grid = place / "grid.json"
         if grid.is_file():
             grids.append(json.loads(grid.read_text("utf-8")))
-    return _Method(pl.concat(frames), grids, expected, cpu)
+    return _Method(Arm(name, "none", pl.concat(frames), expected), grids, cpu)
 
 
-def _judging(method: _Method) -> tuple[Estimate, ...]:
-    points = [point for grid in method.grids for point in grid["points"] if point.get("judging")]
-    scores = [point["judging"]["after"] for point in points]
-    if points:
-        scores.insert(0, points[0]["judging"]["before"])
-    keys = ("accuracy", "low", "high", "responses", "problems")
-    return tuple(Estimate(*(score[key] for key in keys)) for score in scores)
-
-
-def _by_problem(frames: Sequence[pl.DataFrame], column: str) -> npt.NDArray[np.float64]:
+def _by_problem(graded: Sequence[pl.DataFrame], value: pl.Expr) -> npt.NDArray[np.float64]:
     """The mean of each method (column) on each problem (row) that all of them have."""
-    means = [
-        table.group_by("problem").agg(pl.col(column).mean().alias(str(index)))
-        for index, table in enumerate(frames)
-    ]
-    joined = means[0]
-    for other in means[1:]:
-        joined = joined.join(other, on="problem")
-    return joined.sort("problem").drop("problem").to_numpy()
+    rows = pl.concat(
+        frame.select("problem_id", method=pl.lit(place), value=value.cast(pl.Float64))
+        for place, frame in enumerate(graded)
+    )
+    table = rows.pivot("method", index="problem_id", values="value", aggregate_function="mean")
+    return table.drop_nulls().sort("problem_id").drop("problem_id").to_numpy()
 
 
 def _differences(values_PM: npt.NDArray[np.float64]) -> dict[tuple[int, int], Difference]:
@@ -433,8 +345,7 @@ def _write(directory: Path, result: Comparison, methods: Mapping[str, _Method]) 
     ]
     if points:
         _tables(directory / "grid", points)
-    title = str(result).splitlines()[0]
-    save(lambda: front(result.rows, title), directory, "compare")
+    save(lambda: front(result.rows, result.title), directory, "compare")
 
 
 def _flat(row: MethodRow) -> dict[str, Any]:

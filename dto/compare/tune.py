@@ -22,11 +22,11 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dto.compare.methods import Change, changed, charged, grid
+from dto.compare.compare import Change, changed, charged, grid
 from dto.errors import DtoError
 from dto.pipeline import STAGES, needed, open_run, run_stages
 from dto.processes import die_with_parent
@@ -40,24 +40,6 @@ from dto.training.process import guarded, quiet
 from dto.training.weights import load
 
 logger = logging.getLogger("dto.train")
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A point of the grid: what was set, what dev says of what was kept, tokens and seconds.
-
-    `judging` is that of held-out chains before and after, where the method reads labelled ones.
-    """
-
-    change: Change
-    score: DevScore
-    kept_step: int
-    policy_tokens: int
-    tokens_trained: int
-    collapsed: bool
-    seconds: float
-    cpu_seconds: float
-    judging: dict[str, Any] | None = None
 
 
 def work(place: Path, dev: Path) -> None:
@@ -94,18 +76,13 @@ def _tuned(run: Run, points: Sequence[Change], base: DevScore) -> Recipe:
             f"method {run.recipe.name}: {spent:,} policy tokens went into its data, of "
             f"compare.policy_tokens = {run.recipe.compare.policy_tokens:,}: give more"
         )
-    recipes = [
-        changed(run.recipe, {**change, **({"train.policy_tokens": left} if trains else {})})
-        for change in points
-    ]
-    results = [
-        _point(run, index, change, recipe, base, spent)
-        for index, (change, recipe) in enumerate(zip(points, recipes, strict=True))
-    ]
+    budget = {"train.policy_tokens": left} if trains else {}
+    recipes = [changed(run.recipe, change | budget) for change in points]
+    results = [_point(run, index, recipe, base, spent) for index, recipe in enumerate(recipes)]
     numbered = [
-        replace(point.score, step=index + 1)
+        replace(DevScore(**point["score"]), step=index + 1)
         for index, point in enumerate(results)
-        if point.kept_step > BASE_STEP
+        if point["kept_step"] > BASE_STEP
     ]
     choice = choose([base, *numbered])
     logger.info("%s: point %s", run.recipe.name, choice.reason)
@@ -116,7 +93,9 @@ def _tuned(run: Run, points: Sequence[Change], base: DevScore) -> Recipe:
         "picked": choice.step - 1 if choice.step > BASE_STEP else None,
         "reason": choice.reason,
         "charged": spent,
-        "points": [asdict(point) for point in results],
+        "points": [
+            {"change": change, **point} for change, point in zip(points, results, strict=True)
+        ],
     }
     manifest.write_text(run.path / "grid.json", json.dumps(summary, indent=2) + "\n")
     if trains or choice.step == BASE_STEP:
@@ -124,16 +103,17 @@ def _tuned(run: Run, points: Sequence[Change], base: DevScore) -> Recipe:
     return recipes[choice.step - 1]
 
 
-def _point(
-    run: Run, index: int, change: Change, recipe: Recipe, base: DevScore, spent: int
-) -> Point:
-    """The result of a point, computed unless it is there."""
+def _point(run: Run, index: int, recipe: Recipe, base: DevScore, spent: int) -> dict[str, Any]:
+    """A point of the grid, computed unless it is there: dev's score of what was kept, what it took.
+
+    `judging` is that of held-out chains before and after, where the method reads labelled ones.
+    """
     directory = run / "grid" / str(index)
     known = directory / "point.json"
     if known.exists():
-        row = json.loads(known.read_text(encoding="utf-8"))
-        if row.pop("settings") == settings_of(recipe):
-            return Point(**{**row, "score": DevScore(**row["score"])})
+        point: dict[str, Any] = json.loads(known.read_text(encoding="utf-8"))
+        if point.pop("settings") == settings_of(recipe):
+            return point
     begun, cpu = time.perf_counter(), time.process_time()
     if recipe.train.method == "none":
         score = _measured(run, recipe, index + 1)
@@ -145,20 +125,18 @@ def _point(
         # What was trained last, where the base is kept: it is shown, and not picked.
         wanted = result["kept_step"] or scores[-1].step
         score = next(score for score in scores if score.step == wanted)
-    point = Point(
-        change=change,
-        score=score,
-        kept_step=int(result["kept_step"]),
-        policy_tokens=spent + int(result.get("policy_tokens", 0)),
-        tokens_trained=int(result.get("tokens_trained", 0)),
-        collapsed=bool(result.get("collapsed", False)),
-        seconds=round(time.perf_counter() - begun, 3),
-        cpu_seconds=round(time.process_time() - cpu, 3),
-        judging=result.get("judging"),
-    )
+    point = {
+        "score": asdict(score),
+        "kept_step": int(result["kept_step"]),
+        "policy_tokens": spent + int(result.get("policy_tokens", 0)),
+        "tokens_trained": int(result.get("tokens_trained", 0)),
+        "collapsed": bool(result.get("collapsed", False)),
+        "seconds": round(time.perf_counter() - begun, 3),
+        "cpu_seconds": round(time.process_time() - cpu, 3),
+        "judging": result.get("judging"),
+    }
     directory.mkdir(parents=True, exist_ok=True)
-    row = asdict(point) | {"settings": settings_of(recipe)}
-    manifest.write_text(known, json.dumps(row) + "\n")
+    manifest.write_text(known, json.dumps(point | {"settings": settings_of(recipe)}) + "\n")
     return point
 
 
@@ -172,26 +150,21 @@ def _place(run: Run, choice: Choice, points: int) -> None:
     """Make the picked point the run's training, and drop the weights of the others."""
     if run.manifest("train") is not None:
         return
-    picked = choice.step - 1
-    # Without a picked one, any: each keeps the base's weights where nothing on dev is better.
-    source = run / "grid" / str(max(picked, 0))
     target = run / "train"
     shutil.rmtree(target, ignore_errors=True)
-    target.mkdir()
+    counts: dict[str, Any] = {"kept_step": 0, "reason": choice.reason, "steps": 0}
     if choice.step > BASE_STEP:
+        source = run / "grid" / str(choice.step - 1)
         shutil.copytree(source / "model", target / "model")
         for name in ("history.jsonl", "result.json"):
             shutil.copy(source / name, target / name)
+        counts = json.loads((target / "result.json").read_text(encoding="utf-8"))
     else:
         model, tokenizer = load(run.recipe)
         model.save_pretrained(target / "model")
         tokenizer.save_pretrained(target / "model")
-    done = manifest.finished(
-        "train", run.config(STAGES["train"]), manifest.of_path(target / "model")
-    )
-    counts: dict[str, Any] = {"kept_step": 0, "reason": choice.reason, "steps": 0}
-    if choice.step > BASE_STEP:
-        counts = json.loads((target / "result.json").read_text(encoding="utf-8"))
+    weights = manifest.of_path(target / "model")
+    done = manifest.finished("train", run.config(STAGES["train"]), weights)
     manifest.write(target, done | counts)
     for index in range(points):
         shutil.rmtree(run / "grid" / str(index) / "model", ignore_errors=True)

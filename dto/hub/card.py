@@ -19,11 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dto import tables
-from dto.drqa.label import WORDINGS
 from dto.hub.folder import Published, data_files
 from dto.hub.upload import Kind, http_status, hub_errors
-from dto.pipeline import STAGES
-from dto.prompts import JUDGE, PUT_IN, purpose, render
+from dto.pipeline import STAGES, shown_prompts
 from dto.recipe import NAMES, Recipe
 from dto.redact import Redaction
 from dto.reporting.cost import stage_costs
@@ -35,9 +33,7 @@ from dto.reporting.write import draw_report
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 from dto.source import Source
-from dto.tags import shown_tags
 from dto.tasks import TASKS
-from dto.tasks.load import prompt_of
 from dto.viewer.nodes import visible_text
 
 TAGS = ("dto", "reasoning", "overthinking")
@@ -256,7 +252,7 @@ def write_card(
         configs=[(table, rows[table.config]) for table, _ in configs],
         models=models(recipe),
         results="" if shown.report is None else results(shown.report, private),
-        prompts=_prompts(recipe, published.stages),
+        prompts=[each[:2] for each in shown_prompts(recipe, published.stages)],
         dropped=_dropped(folder, (*published.stages, *published.withheld)),
         lengths=_length_table(lengths),
         costs=[each for each in stage_costs(RunReader(run)) if each.stage in spending],
@@ -381,12 +377,12 @@ def draw_lengths(lengths: Mapping[str, pl.Series], path: Path) -> None:
 
     The same counts give the same bytes.
     """
-    longest = max(np.max(values) for values in lengths.values())
+    longest = max(values.to_numpy().max() for values in lengths.values())
     figure = Figure(figsize=(8.6, 0.9 + 1.1 * len(lengths)), dpi=120, layout="constrained")
     panels = figure.subplots(len(lengths), 1, sharex=True, squeeze=False)[:, 0]
     for place, (axes, (name, values)) in enumerate(zip(panels, lengths.items(), strict=True)):
-        colour, middle = COLOURS[place % len(COLOURS)], np.median(values)
-        axes.hist(values, bins=BINS, range=(0, longest), color=colour, alpha=0.75)
+        colour, middle = COLOURS[place % len(COLOURS)], np.median(values.to_numpy())
+        axes.hist(values.to_numpy(), bins=BINS, range=(0, longest), color=colour, alpha=0.75)
         axes.axvline(middle, color=INK, linewidth=1.0, linestyle="--")
         title = f"{name}: {len(values):,} rows, median {middle:,.0f}"
         axes.set_title(title, loc="left", fontsize=9, color=colour, pad=3)
@@ -394,29 +390,3 @@ def draw_lengths(lengths: Mapping[str, pl.Series], path: Path) -> None:
         plain(axes)
     panels[-1].set_xlabel("tokens of the response", color=INK, fontsize=9)
     figure.savefig(path, metadata={"Software": None})
-
-
-_STAND_INS = {
-    "question": "{the question}", "questions": "1. …\n2. …", "k": "k", "reasoning": "…",
-    "answer": "…", "patterns": "…", "first": "2", "last": "…",
-    **dict(zip("abc", WORDINGS.values(), strict=True)),
-}  # fmt: skip
-"""What stands in a card where a prompt has the row's own."""
-
-
-def _prompts(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str]]:
-    """(stage and purpose, text) of what the model and the judge were shown in these stages."""
-    family = recipe.model.family
-    asked = recipe.model.prompt or (
-        "solve" if recipe.sample.imported else prompt_of(recipe.problems)
-    )
-    shown = [("sample, evaluate", asked, family)]
-    used = {**PUT_IN, "batch": "batch", "compare": "label"}
-    shown += [(stage, name, family) for name, stage in used.items() if stage in stages]
-    if recipe.prune.judge == "llm" and "prune" in stages:
-        shown.append(("prune", "patterns", JUDGE))
-    tags = shown_tags(recipe.model)
-    return [
-        (f"{stage}: {purpose(name, folder)}", render(name, folder, tags, **_STAND_INS))
-        for stage, name, folder in shown
-    ]

@@ -235,7 +235,7 @@ class Run(RunReader):
             number += 1
             place = self.path / ASIDE / f"{stage}-{number}"
         with disk_errors(place):
-            place.parent.mkdir(exist_ok=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
             (self / stage).rename(place)
         return place
 

@@ -230,10 +230,10 @@ class RunTables(RunReader):
         Of a comparison the methods that have not answered, the base model first.
         """
         if self.recipe.compare.methods and self.states.get("evaluate") != "finished":
-            from dto.compare.methods import BASE, label
+            from dto.compare.compare import method_names
 
             answered = {name for name, _ in self.methods()}
-            names = (BASE, *map(label, self.recipe.compare.methods))
+            names = method_names(self.recipe)
             return tuple(f"compare/{name}" for name in names if name not in answered)
         seen = {*self.states, *(("optimize",) if "prune" in self.states else ())}
         return tuple(stage for stage in needed(self.recipe) if stage in SHOWN and stage not in seen)

@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from dto import tables
-from dto.calibration.calibrate import Calibration, calibrate, frontier, pick, replay
+from dto.calibration.calibrate import Calibration, calibrate, pick, replay_run
 from dto.calibration.replay import candidates, sweep
 from dto.errors import DtoError
 from dto.recipe import Recipe, make_recipe
+from dto.reporting.pictures import not_beaten
 from dto.reporting.positions import reliability
 from dto.studies.trace import Trace
 from tests.calibration.traces import hand_trace, recipe
@@ -39,7 +40,8 @@ def test_the_cheapest_certified_exit_is_picked() -> None:
     result = calibrated([harmless(n) for n in range(400)], recipe())
     assert result.policy.name == "deer paragraph closed answer 0.9"
     assert [len(part) for part in result.split] == [100, 200, 100]
-    assert result.held_out.loss.value == pytest.approx(-0.1, abs=0.06)
+    assert result.held_out.gain is not None
+    assert result.held_out.gain.value == pytest.approx(0.1, abs=0.06)
     assert result.held_out.tokens.value == 20 + 5 + 2 * 2 + 2
     assert result.base.tokens.value == 110
     assert "with probability ≥ 0.9" in str(result)
@@ -92,9 +94,9 @@ def test_samples_of_a_problem_are_one_loss() -> None:
     settings = recipe()
     swept = sweep(traces, list(candidates(settings)), settings.trace)
     assert swept.losses(swept.problems)[2].tolist() == [0.0, 0.5, 0.5]
-    point = swept.point(2, swept.problems)
+    point = swept.figures(2, swept.problems)
     assert (point.accuracy.problems, point.accuracy.samples) == (3, 6)
-    assert (point.accuracy.value, point.left) == (1 / 6, 1.0)
+    assert (point.accuracy.value, point.more["left"]) == (1 / 6, 1.0)
 
 
 def test_reliability_by_hand() -> None:
@@ -125,8 +127,9 @@ def test_the_policy_file_is_an_exit_of_a_recipe(tmp_path: Path) -> None:
     assert (mine.name, mine.overlap, mine.threshold) == ("mine", True, 0.9)
     data = json.loads((run / "calibrate" / "calibration.json").read_text())
     assert data["policy"]["threshold"] == 0.9
-    assert data["points"][0]["exit"] == {"name": "none"}
-    assert data["held_out"]["loss"] == asdict(result.held_out.loss)
+    assert data["points"][0]["exit"] == "none"
+    assert result.held_out.gain is not None
+    assert data["held_out"]["gain"] == asdict(result.held_out.gain)
     picture = (run / "calibrate" / "calibration.png").read_bytes()
     calibrate(run)
     assert (run / "calibrate" / "calibration.png").read_bytes() == picture
@@ -159,14 +162,14 @@ def test_a_replay_shows_what_no_other_beats(tmp_path: Path) -> None:
         settings.model_dump(mode="json"),
         {"evaluate.exits": [{"name": "b", "policy": "budget"}, {"name": "none"}]},
     )
-    curve = replay(run, more)
-    assert [point.exit.name for point in curve.points] == [
+    curve = replay_run(run, more)
+    assert [point.exit for point in curve.points] == [
         "none",
         "deer paragraph closed answer 0.5",
         "deer paragraph closed answer 0.9",
     ]
-    assert [point.tokens.value for point in frontier(curve.points)] == [19, 31]
+    assert [point.tokens.value for point in not_beaten(curve.points)] == [19, 31]
     assert "exit 'b' cannot be replayed" in str(curve)
     assert (run / "replay" / "replay.png").stat().st_size > 1000
     with pytest.raises(DtoError, match="has no traces"):
-        replay(tmp_path / "other", settings)
+        replay_run(tmp_path / "other", settings)

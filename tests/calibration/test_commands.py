@@ -56,7 +56,7 @@ def test_calibrate_replay_and_evaluate(
         code, _, err = dto("evaluate", "--replay", str(run), "--set", other, capsys=capsys)
         assert code == 1 and err.count("\n") == 1
         assert "were recorded with other settings: " + other.partition("=")[0] in err
-    assert points[0]["exit"] == {"name": "none"} and points[0]["left"] == 0
+    assert points[0]["exit"] == "none" and points[0]["more"]["left"] == 0
 
     exits = f"evaluate.exits=[{{name: none}}, {{file: {policy}}}]"
     once = ("--out", "live", "--set", exits, "--set", "evaluate.models=[base]")

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import yaml
 
-from dto.compare.methods import BASE
+from dto.compare.compare import BASE
 from dto.compare.report import report
 from dto.records import EvaluationRow, Grade, Problem
 from dto.tables import write
@@ -80,8 +80,8 @@ def test_the_files_hold_what_the_terminal_shows(tmp_path: Path) -> None:
         assert stored["accuracy"] == asdict(row.accuracy)
         assert stored["gain"]["value"] == line["gain"] == row.gain.value
         assert (line["tokens_low"], line["tokens_high"]) == (row.tokens.low, row.tokens.high)
-        shown = next(each for each in str(result).splitlines() if each.startswith(row.method))
-        assert f"{row.accuracy:%}" in shown and f"{row.tokens:.1f}" in shown
+        shown = [each for each in str(result).splitlines() if each.startswith(row.method)]
+        assert f"{row.accuracy:%}" in shown[0] and f"{row.tokens:.1f}" in shown[1]
     assert data["rows"][0]["gain_p"] is None  # of the reference itself
 
 

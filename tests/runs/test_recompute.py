@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dto.commands.common import consent
+from dto.commands import consent
 from dto.errors import RunConflictError
 from dto.pipeline import STAGES, open_run, run_stages, stage_of, write_run_manifest
 from dto.recipe import Recipe
