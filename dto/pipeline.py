@@ -18,7 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dto.baselines import pairs, solutions
+from dto import baselines
 from dto.context import Context, without_engine
 from dto.drqa import batch, chain, label
 from dto.engines import open_engine
@@ -70,11 +70,11 @@ def stage_of(recipe: Recipe, name: str) -> Stage:
     if name == "sample" and recipe.sample.imported:
         return importing.STAGE
     if name == "optimize" and recipe.optimize.exit != "estimate":
-        return solutions.STAGE
+        return baselines.SOLUTIONS
     if name == "pair" and recipe.pair.data == "imported":
         return importing.PAIRS
     if name == "pair" and recipe.pair.data != "optimized":
-        return pairs.STAGE
+        return baselines.PAIRS
     return STAGES[name]
 
 

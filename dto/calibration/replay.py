@@ -29,7 +29,7 @@ from dto.exits.loop import Decide, Search
 from dto.exits.path import ExitedResponse
 from dto.exits.trial import Confidence, TrialResult, confidence
 from dto.grading import Graded, Grader
-from dto.policies.consistency import agreed
+from dto.policies.settling import agreed
 from dto.recipe import ExitSettings, Recipe, TraceSettings
 from dto.records import EvaluationRow, Trial
 from dto.reporting.positions import Reliability, reliability

@@ -1,6 +1,6 @@
 """Leave at the first good boundary and conclude (2505.21765 section 3: threshold to finalize).
 
-The exits of First-Correct Solutions are those of `dto.baselines.solutions`.
+The exits of First-Correct Solutions are those of `dto.baselines`.
 """
 
 from __future__ import annotations

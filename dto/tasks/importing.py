@@ -16,7 +16,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dto.baselines.pairs import by_problem
+from dto.baselines import by_problem
 from dto.context import Context
 from dto.errors import DtoError
 from dto.grading.grader import unreadable_golds

@@ -28,8 +28,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from dto.recipe import Recipe, TrainSettings
 from dto.records import Problem
 from dto.runs.manifest import write_text
-from dto.training.dev import BASE_STEP, DevScore, measure, spread, summarize
-from dto.training.judging import Judging
+from dto.training.dev import BASE_STEP, DevScore, Judging, measure, spread, summarize
 from dto.usage import Usage
 
 if TYPE_CHECKING:

@@ -26,8 +26,7 @@ from dto.training.checkpoints import (
     TrainingState,
     choose,
 )
-from dto.training.dev import BASE_STEP, DevScore
-from dto.training.judging import Judging
+from dto.training.dev import BASE_STEP, DevScore, Judging
 from dto.training.pairs import (
     Demonstration,
     TokenizedPair,

@@ -1,7 +1,7 @@
 """GRPO (2402.03300) by TRL's GRPOTrainer with our own engine for the responses.
 
 What is asked are problems (`train.method: grpo`; the responses are those of the sample stage, and
-`reward` says what is rewarded, `dto.training.rewards`) or labelled chains (`drqa`, 2508.17803: the
+`reward` says what is rewarded) or labelled chains (`drqa`, 2508.17803: the
 model judges them, and is rewarded for the right letter). Responses come from the model as it is
 now, in exact ids. They come from its whole distribution at the temperature, without top-p and the
 like: that is the distribution whose logprobs are trained on. `kl` weighs the divergence from the
@@ -21,8 +21,9 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
+from math import exp
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
 import torch
@@ -42,13 +43,68 @@ from trl.trainer.utils import pad
 
 from dto.recipe import Recipe
 from dto.records import LabelledChain, Problem, Trajectory, derive
-from dto.training.dev import respond, sampled
-from dto.training.judging import judge
-from dto.training.pairs import Demonstration
-from dto.training.rewards import REWARDS, Rewards, judging
+from dto.training.dev import judge, respond, sampled
+from dto.training.pairs import Correct, Demonstration, Rewards
 from dto.training.trainers import QuietTrainer, arguments
 from dto.trajectories import prompt_ids
 from dto.usage import Usage
+
+
+def accuracy(correct: Correct, lengths: Sequence[int], penalty: float) -> Rewards:
+    """1 for a right response, 0 for a wrong one (2402.03300); length is not looked at."""
+    return [None if right is None else float(right) for right in correct]
+
+
+def length_penalty(correct: Correct, lengths: Sequence[int], penalty: float) -> Rewards:
+    """Right: 1 - penalty · sigmoid((length - mean) / deviation), wrong: 0 (2502.04463).
+
+    Mean and standard deviation are those of the right responses to the problem. Where they are all
+    equally long, the sigmoid is one half.
+    """
+    right = [length for length, good in zip(lengths, correct, strict=True) if good]
+    mean, deviation = (fmean(right), pstdev(right)) if right else (0.0, 0.0)
+
+    def reward(length: int) -> float:
+        score = (length - mean) / deviation if deviation else 0.0
+        return 1 - penalty / (1 + exp(-score))
+
+    return [
+        None if good is None else reward(length) if good else 0.0
+        for good, length in zip(correct, lengths, strict=True)
+    ]
+
+
+def shorter_better(correct: Correct, lengths: Sequence[int], penalty: float) -> Rewards:
+    """2 · right - penalty · |length - optimal length| (2504.21370; 2 is the paper's alpha).
+
+    The sample-optimal length is that of the shortest right response; without a right one, the mean.
+    """
+    graded = [
+        (length, good) for length, good in zip(lengths, correct, strict=True) if good is not None
+    ]
+    right = [length for length, good in graded if good]
+    optimal = min(right) if right else fmean(length for length, _ in graded) if graded else 0.0
+    return [
+        None if good is None else 2.0 * good - penalty * abs(length - optimal)
+        for good, length in zip(correct, lengths, strict=True)
+    ]
+
+
+REWARDS = {
+    "accuracy": accuracy,
+    "length_penalty": length_penalty,
+    "shorter_better": shorter_better,
+}
+
+
+def judging(picks: Sequence[str], no_letter: float) -> Rewards:
+    """1 for picking the label, 0 for another letter, `no_letter` for none (2508.17803).
+
+    The paper has 1 and 0 alone; a judgement that failed gets no reward.
+    """
+    worth = {"correct": 1.0, "wrong": 0.0, "unreadable": no_letter}
+    return [worth.get(pick) for pick in picks]
+
 
 KL = {"grpo": 0.0, "drqa": 0.04}
 """The weight of the divergence where the recipe has none; TRL's default, and GRPO's own."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from math import ceil
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from dto.drqa.label import LETTERS
@@ -30,11 +31,34 @@ from dto.records import (
 )
 from dto.runs.reader import RunReader
 from dto.tags import ThinkTags, think_tags
-from dto.training.rewards import length_harmonizing
 from dto.trajectories import opening, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Correct = Sequence[bool | None]
+Rewards = list[float | None]
+
+
+def length_harmonizing(correct: Correct, lengths: Sequence[int], accuracy_weight: float) -> Rewards:
+    """O1-Pruner's reward (2501.12570): mean length / length - 1 + weight · (right - accuracy).
+
+    Mean length and accuracy are those of the reference model, estimated by the same samples, so
+    that the rewards need no further baseline. Departures from the published script: it takes two of
+    the samples of each problem, cuts the rewards to [-2, 4] and standardizes them over the data.
+    """
+    graded = [
+        (length, good) for length, good in zip(lengths, correct, strict=True) if good is not None
+    ]
+    if not graded:
+        return [None] * len(lengths)
+    mean = fmean(length for length, _ in graded)
+    share = fmean(bool(good) for _, good in graded)
+    return [
+        None if good is None else mean / length - 1 + accuracy_weight * (good - share)
+        for good, length in zip(correct, lengths, strict=True)
+    ]
+
 
 BATCHES_PER_BLOCK = 8
 """Pairs are sorted by length inside blocks of so many batches: little padding, random enough."""

@@ -19,9 +19,8 @@ from dto.prompts import resource
 from dto.recipe import load_recipe
 from dto.runs.reader import RunReader
 from dto.runs.run import agree
-from dto.training.dev import DevScore
+from dto.training.dev import DevScore, read_scores
 from dto.training.fit import fit
-from dto.training.judging import read_scores
 
 PIPELINES = Path(str(resource("pipelines")))
 BASE = DevScore(0, 0.0, 0.5, 0.1, 200.0, 0.0, 2, 0, None)

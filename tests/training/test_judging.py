@@ -23,9 +23,9 @@ from dto.records import LabelledChain, Trajectory, derive
 from dto.reporting.funnel import funnel_lines
 from dto.tables import read, write
 from dto.training import grpo
+from dto.training.dev import Judgement, judge, read_letter, read_scores, score
 from dto.training.fit import fit
-from dto.training.judging import Judgement, judge, read_letter, read_scores, score
-from dto.training.rewards import judging
+from dto.training.grpo import judging
 from dto.training.train import train
 from tests.stages.script import CUT, FAIL, Scripted
 from tests.training.conftest import RunFolder, make_run, tiny_model

@@ -6,13 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto.training.rewards import (
-    REWARDS,
-    accuracy,
-    length_harmonizing,
-    length_penalty,
-    shorter_better,
-)
+from dto.training.grpo import REWARDS, accuracy, length_penalty, shorter_better
+from dto.training.pairs import length_harmonizing
 
 HALF = 1 - 0.4 / 2  # sigmoid(0) = 1/2
 LONG = 1 - 0.4 / (1 + 2.718281828459045**-1)  # one deviation longer
