@@ -128,21 +128,25 @@ def read_response(
     return Reading(text, split.thinking, split.conclusion, tokens, split.closed, foreign)
 
 
-async def read_and_grade(
-    problem: Problem,
+def no_room(prompt: Sequence[int], context: int) -> str:
+    """Why a prompt leaves no room for a response; empty where it does."""
+    full = len(prompt) >= context
+    return f"prompt has {len(prompt):,} tokens, context is {context:,}" if full else ""
+
+
+async def read_whole(
     prompt: Sequence[int],
     token_ids: Sequence[int],
     finish_reason: FinishReason,
     error: str,
     tokenizer: PreTrainedTokenizerBase,
-    grader: Grader,
     tags: ThinkTags = DEFAULT_TAGS,
-) -> tuple[Reading, Graded]:
-    """A whole response as text and spans, and its grade by what stands after `</think>`.
+) -> tuple[Reading, Graded | None]:
+    """A whole response as text and spans, and its grade where there is no conclusion to grade.
 
     A request that failed is graded `failed` (`error` says why), and its text is empty. So is a
     response whose thinking is marked by another model's tags. One that ran out of tokens, or never
-    closed its thinking, is `truncated` without asking the grader.
+    closed its thinking, is `truncated`.
     """
     if finish_reason == "failed":
         nothing = Reading("", Span(0, 0), Span(0, 0), Span(0, 0), False)
@@ -156,10 +160,27 @@ async def read_and_grade(
         return reading, Graded("failed", "", reason)
     if finish_reason == "length" or not reading.closed:
         return reading, Graded("truncated", "", "")
-    conclusion = reading.text[slice(*reading.conclusion)]
-    return reading, await grader.grade_conclusion(
-        conclusion, problem.answer, problem.answer_kind, problem.question
-    )
+    return reading, None
+
+
+async def read_and_grade(
+    problem: Problem,
+    prompt: Sequence[int],
+    token_ids: Sequence[int],
+    finish_reason: FinishReason,
+    error: str,
+    tokenizer: PreTrainedTokenizerBase,
+    grader: Grader,
+    tags: ThinkTags = DEFAULT_TAGS,
+) -> tuple[Reading, Graded]:
+    """A whole response (:func:`read_whole`), and its grade by what stands after `</think>`."""
+    reading, graded = await read_whole(prompt, token_ids, finish_reason, error, tokenizer, tags)
+    if graded is None:
+        conclusion = reading.text[slice(*reading.conclusion)]
+        graded = await grader.grade_conclusion(
+            conclusion, problem.answer, problem.answer_kind, problem.question
+        )
+    return reading, graded
 
 
 async def make_trajectory(

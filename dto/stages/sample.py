@@ -8,7 +8,7 @@ from dto.context import Context
 from dto.records import Dropped, Problem, Trajectory
 from dto.runs.reader import RunReader
 from dto.runs.stage import Card, Group, Stage, always, responses
-from dto.trajectories import make_trajectory, prompt_ids
+from dto.trajectories import make_trajectory, no_room, prompt_ids
 
 
 async def sample(problem: Problem, ctx: Context) -> list[Trajectory | Dropped]:
@@ -22,12 +22,10 @@ async def sample(problem: Problem, ctx: Context) -> list[Trajectory | Dropped]:
     settings = ctx.recipe.sample
     prompt = prompt_ids(problem.question, ctx.tokenizer, ctx.recipe.model, problem.prompt)
     tags = ctx.tags
-    room = ctx.engine.context - len(prompt)
-    if room < 1:
-        detail = f"prompt has {len(prompt):,} tokens, context is {ctx.engine.context:,}"
-        return [Dropped(problem.id, "prompt_too_long", detail)]
+    if full := no_room(prompt, ctx.engine.context):
+        return [Dropped(problem.id, "prompt_too_long", full)]
     seed = ctx.seed(problem.id, "sample")
-    sampling = ctx.sampling(min(settings.max_tokens, room), seed)
+    sampling = ctx.sampling(min(settings.max_tokens, ctx.engine.context - len(prompt)), seed)
     completions = await ctx.engine.complete(prompt, sampling, settings.samples)
     return [
         await make_trajectory(

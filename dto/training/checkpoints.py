@@ -5,6 +5,7 @@ after it, and replaced as a whole. On disk, below `runs/NAME/train`:
 
     history.jsonl        one DevScore per line; deterministic
     effort.jsonl         seconds and tokens that each of them took; not deterministic
+    judging.jsonl        one JudgingScore per line, where chains are held out; deterministic
     checkpoints/checkpoint-STEP
     training.json        what is being trained; another training starts anew
 """
@@ -26,9 +27,9 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dto.recipe import Recipe, TrainSettings
-from dto.records import Problem
+from dto.records import LabelledChain, Problem
 from dto.runs.manifest import write_text
-from dto.training.dev import BASE_STEP, DevScore, Judging, measure, spread, summarize
+from dto.training.dev import BASE_STEP, DevScore, JudgingScore, measure, measure_judging, summarize
 from dto.usage import Usage
 
 if TYPE_CHECKING:
@@ -128,6 +129,9 @@ class TrainingState:
             directory.mkdir(parents=True, exist_ok=True)
             write_text(marker, json.dumps(mark) + "\n")
         self.history = [DevScore(**row) for row in _rows(directory / "history.jsonl")]
+        steps = {score.step for score in self.history}
+        judged = [JudgingScore(**row) for row in _rows(directory / "judging.jsonl")]
+        self.judging = [score for score in judged if score.step in steps]
 
     def result(self) -> dict[str, Any] | None:
         """What came of a training that has ended; None for one that has not."""
@@ -147,14 +151,12 @@ class TrainingState:
 
     def restart(self) -> None:
         """Forget what was trained; the base's score stays. A training that samples starts anew."""
-        effort = self.efforts()[:1]
-        base = self.history[:1]
+        effort, base = self.efforts()[:1], self.history[:1]
         if self.writer:
             self._clear()
-        self.history = []
+        self.history, self.judging = [], []
         if base:
-            own = {key: value for key, value in effort[0].items() if key != "step"}
-            self.record(base[0], own)
+            self.record(base[0], effort[0])
 
     def resume(self) -> Path | None:
         """The last complete checkpoint; what is not complete is removed. None: start from base."""
@@ -182,8 +184,7 @@ class TrainingState:
             return
         with (self.directory / "effort.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": score.step, **effort}) + "\n")
-        lines = [json.dumps(asdict(row)) for row in self.history]
-        write_text(self.directory / "history.jsonl", "\n".join(lines) + "\n")
+        self._write("history.jsonl", self.history)
         needed = {
             self.checkpoint(score.step),
             self.checkpoint(choose(self.history, self.keep).step),
@@ -191,6 +192,16 @@ class TrainingState:
         for path in self.checkpoints.glob("*"):
             if path not in needed:
                 shutil.rmtree(path)
+
+    def record_judging(self, score: JudgingScore) -> None:
+        """Write how held-out chains were judged, in place of what is known of the same step."""
+        self.judging = [row for row in self.judging if row.step != score.step] + [score]
+        if self.writer:
+            self._write("judging.jsonl", self.judging)
+
+    def _write(self, name: str, scores: Sequence[DevScore] | Sequence[JudgingScore]) -> None:
+        lines = [json.dumps(asdict(row)) + "\n" for row in scores]
+        write_text(self.directory / name, "".join(lines))
 
     def efforts(self) -> list[dict[str, Any]]:
         """What was spent on each score, also by runs that were killed afterwards."""
@@ -221,8 +232,8 @@ class DevCallback(TrainerCallback):
     """Saves and measures the model at evenly spaced steps, the last one included.
 
     `trainer`, which is made after this and set before it trains, says how much of the training is
-    done, and its mean loss. `judging`, if there is any, is measured beside the dev problems; what
-    the trainer goes through is `epochs` passes.
+    done, and its mean loss. Judging of chains that are `held_out` is measured beside the dev
+    problems; what the trainer goes through is `epochs` passes.
     """
 
     def __init__(
@@ -230,17 +241,19 @@ class DevCallback(TrainerCallback):
         recipe: Recipe,
         tokenizer: PreTrainedTokenizerBase,
         problems: Sequence[Problem],
+        held_out: Sequence[LabelledChain],
         training: TrainingState,
         epochs: float,
+        allow_code_execution: bool,
     ) -> None:
         self.recipe = recipe
         self.tokenizer = tokenizer
         self.problems = problems
+        self.held_out = held_out
         self.training = training
-        self.judging: Judging | None = None
         self.epochs = epochs
+        self.allow_code_execution = allow_code_execution
         self.trainer: Any = None
-        self.allow_code_execution = False
         self._passed = 0
         self._since = time.monotonic()
         self._bar: tqdm[Any] = tqdm(disable=True)
@@ -298,18 +311,14 @@ class DevCallback(TrainerCallback):
         `share` of the training is done; `seconds` went into it since the score before.
         """
         began = time.monotonic()
-        responses, usage = spread(
+        responses, usage = measure(
+            model,
+            self.tokenizer,
             self.problems,
-            lambda own: measure(
-                model,
-                self.tokenizer,
-                own,
-                self.recipe,
-                allow_code_execution=self.allow_code_execution,
-            ),
+            self.recipe,
+            allow_code_execution=self.allow_code_execution,
         )
-        if self.judging is not None:
-            usage.add(self.judging.measure(model, step))
+        usage.add(self.judge(model, step))
         epoch = round(self.epochs * share, 4)
         score = summarize(step, epoch, responses, self.trainer.mean_loss())
         if step > BASE_STEP:
@@ -324,6 +333,14 @@ class DevCallback(TrainerCallback):
         PartialState().wait_for_everyone()
         logger.info("%s", _line(score))
         return score
+
+    def judge(self, model: PreTrainedModel, step: int) -> Usage:
+        """Measure judging of the chains that are held out, if any, and write it down."""
+        if not self.held_out:
+            return Usage()
+        score, usage = measure_judging(model, self.tokenizer, self.held_out, self.recipe, step)
+        self.training.record_judging(score)
+        return usage
 
 
 def _line(score: DevScore) -> str:

@@ -26,10 +26,9 @@ from dto.training.checkpoints import (
     TrainingState,
     choose,
 )
-from dto.training.dev import BASE_STEP, DevScore, Judging
+from dto.training.dev import BASE_STEP, DevScore, JudgingScore
 from dto.training.pairs import (
-    Demonstration,
-    TokenizedPair,
+    Row,
     batch_answers,
     chosen_sides,
     load_pairs,
@@ -155,12 +154,16 @@ def fit(
         if recipe.train.method in ONLINE:
             training.restart()
         checkpoint = training.resume()
-    callback = DevCallback(recipe, tokenizer, material.dev, training, material.epochs)
-    callback.allow_code_execution = allow_code_execution
+    callback = DevCallback(
+        recipe,
+        tokenizer,
+        material.dev,
+        material.held_out,
+        training,
+        material.epochs,
+        allow_code_execution,
+    )
     if material.order:
-        if material.held_out:
-            steps = [score.step for score in training.history]
-            callback.judging = Judging(material.held_out, tokenizer, recipe, directory, steps)
         model = with_adapters(model, recipe)
         callback.trainer = make_trainer(
             recipe, config, model, tokenizer, material.rows, material.order, callback
@@ -218,14 +221,14 @@ def make_trainer(
 
 def _train(callback: DevCallback, base: DevScore | None, checkpoint: Path | None) -> None:
     """Measure the base model, unless its score is known, and train to the end."""
-    trainer, training, judging = callback.trainer, callback.training, callback.judging
+    trainer, training = callback.trainer, callback.training
     if not training.history:
         if base is None:
             callback.score(trainer.model, BASE_STEP, 0.0, 0.0)
         else:
             training.record(base, {"train_seconds": 0.0, "dev_seconds": 0.0, "usage": {}})
-    if judging is not None and not judging.scores:
-        judging.measure(trainer.model, BASE_STEP)
+    if not training.judging:
+        callback.judge(trainer.model, BASE_STEP)
     if not training.history[-1].collapsed:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
@@ -248,12 +251,12 @@ def read_material(
         rows, order = _sampled_from(run, recipe, tokenizer)
         return Material(dev, held_out, rows, order=order)
     rows, dropped = _stored(run, recipe, _context(recipe, model), tokenizer)
-    lengths, size = [row.length for row in rows], step_size(recipe)
+    lengths, size = [max(row.lengths) for row in rows], step_size(recipe)
     if settings.policy_tokens is None:
         order = training_order(lengths, epochs=settings.epochs, batch_size=size, seed=recipe.seed)
     else:
         order = within_budget(
-            [row.tokens for row in rows],
+            [sum(row.lengths) for row in rows],
             lengths,
             budget=settings.policy_tokens,
             batch_size=size,
@@ -293,9 +296,8 @@ def longest(recipe: Recipe, rows: int, shortest_prompt: int) -> int:
 
 def _stored(
     run: RunReader, recipe: Recipe, context: int, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[TokenizedPair | Demonstration], list[Dropped]]:
+) -> tuple[list[Row], list[Dropped]]:
     """Pairs or responses of the tables, and those that cannot be trained on."""
-    found: Sequence[TokenizedPair | Demonstration | Dropped]
     match recipe.train.method:
         case "o1_pruner":
             found = load_weighted(run, context, recipe.train.accuracy_weight)
@@ -342,7 +344,7 @@ def _result(
     recipe: Recipe, shape: ModelShape, material: Material, callback: DevCallback, choice: Choice
 ) -> dict[str, Any]:
     """Counts, what is kept, and what it took."""
-    method, training, judging = recipe.train.method, callback.training, callback.judging
+    method, training = recipe.train.method, callback.training
     online = callback.trainer if method in ONLINE else None  # None also where nothing was trained
     steps = training.history[-1].step if training.history else 0
     usage, seconds = training.spent()
@@ -376,11 +378,19 @@ def _result(
         "policy_tokens": sum(lengths) if online is None else online.spent,
         "epochs": round(material.epochs, 3) if online is None else None,
         "groups": None if online is None else online.groups._asdict(),
-        "judging": None if judging is None else judging.summary(choice.step),
+        "judging": _judging(training.judging, choice.step),
         "peak_memory": peak_memory(),
         "usage": usage.as_json(),
         **seconds,
     }
+
+
+def _judging(scores: Sequence[JudgingScore], kept_step: int) -> dict[str, Any] | None:
+    """Judging before the training, at its end, and of what is kept."""
+    if not scores:
+        return None
+    kept = next((row for row in scores if row.step == kept_step), scores[0])
+    return {"before": asdict(scores[0]), "after": asdict(scores[-1]), "kept": asdict(kept)}
 
 
 def _save(

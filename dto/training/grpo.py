@@ -44,7 +44,7 @@ from trl.trainer.utils import pad
 from dto.recipe import Recipe
 from dto.records import LabelledChain, Problem, Trajectory, derive
 from dto.training.dev import judge, respond, sampled
-from dto.training.pairs import Correct, Demonstration, Rewards
+from dto.training.pairs import Correct, Demonstration, Ids, Rewards
 from dto.training.trainers import QuietTrainer, arguments
 from dto.trajectories import prompt_ids
 from dto.usage import Usage
@@ -109,14 +109,7 @@ def judging(picks: Sequence[str], no_letter: float) -> Rewards:
 KL = {"grpo": 0.0, "drqa": 0.04}
 """The weight of the divergence where the recipe has none; TRL's default, and GRPO's own."""
 STEPS = "steps.jsonl"
-
-
-class Answer(NamedTuple):
-    """One response to train on; the reward goes by the grade."""
-
-    prompt_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    grade: str
+_Answers = tuple[Ids, list[tuple[Ids, str]]]
 
 
 class Groups(NamedTuple):
@@ -233,43 +226,45 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
         unique = list(dict.fromkeys(firsts))  # an epoch may end with what the next begins with
         found, usage = self._sampled([self.rows[name] for name in unique], recipe)
         made = dict(zip(unique, found, strict=True))
-        answers = [answer for name in firsts for answer in made[name]]
         end = int(self.words.eos_token_id)
-        prompts = [list(answer.prompt_ids) for answer in answers]
-        completions = [list(answer.token_ids) or [end] for answer in answers]
-        generated = sum(len(answer.token_ids) for answer in answers)
+        prompts, completions, grades = [], [], []
+        for prompt, answers in (made[name] for name in firsts):
+            for ids, grade in answers:
+                prompts.append(list(prompt))
+                completions.append(list(ids))
+                grades.append(grade)
+        generated = sum(map(len, completions))
+        completions = [ids or [end] for ids in completions]
         lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
         self._count(generated, lengths, usage)
         return {
             "prompt_ids": prompts,
             "completion_ids": completions,
             "logprobs": None,  # type: ignore[dict-item]
-            "grade": [answer.grade for answer in answers],
+            "grade": grades,
         }
 
-    def _sampled(self, asked: Sequence[Any], recipe: Recipe) -> tuple[list[list[Answer]], Usage]:
-        """`group` answers to each; for one that was dropped its prompt stands."""
+    def _sampled(self, asked: Sequence[Any], recipe: Recipe) -> tuple[list[_Answers], Usage]:
+        """The prompt of each row, and `group` answers to it: their ids, and what is rewarded.
+
+        An answer that was dropped (no room, or in another model's tags) is empty and `failed`.
+        """
         model = self.accelerator.unwrap_model(self.model)
-        group = self.recipe.train.group
         if self.recipe.train.method == "drqa":
             judged, usage = respond(model, self.words, asked, recipe, work=judge)
             return [
-                [Answer(row.prompt_ids, each.token_ids, each.pick) for each in rows]
+                (row.prompt_ids, [(each.token_ids, each.pick) for each in rows])
                 for row, rows in zip(asked, judged, strict=True)
             ], usage
         code = self.allow_code_execution
         found, usage = respond(model, self.words, asked, recipe, allow_code_execution=code)
-        made: list[list[Answer]] = []
+        made: list[_Answers] = []
         for row, rows in zip(asked, found, strict=True):
-            answers = [
-                Answer(each.prompt_ids, each.token_ids, each.grade)
-                for each in rows
-                if isinstance(each, Trajectory)
+            answers: list[tuple[Ids, str]] = [
+                (each.token_ids, each.grade) for each in rows if isinstance(each, Trajectory)
             ]
-            if len(answers) < group:  # without room for a response, or in another model's tags
-                ids = prompt_ids(row.question, self.words, recipe.model, row.prompt)
-                answers += [Answer(ids, (), "failed")] * (group - len(answers))
-            made.append(answers)
+            answers += [((), "failed")] * (self.recipe.train.group - len(answers))
+            made.append((prompt_ids(row.question, self.words, recipe.model, row.prompt), answers))
         return made, usage
 
     def _rewards(
