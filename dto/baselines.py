@@ -115,30 +115,6 @@ def budget_pairs(rows: Sequence[Trajectory], max_tokens: int, margin: float) -> 
     return chosen
 
 
-def _of_samples(
-    problem: Problem,
-    answered: Sequence[Trajectory],
-    tokenizer: PreTrainedTokenizerBase,
-    settings: PairSettings,
-    max_tokens: int,
-) -> list[PreferencePair | Dropped]:
-    """Pairs of samples that were given the same prompt; without any, why there is none."""
-    prompt = answered[0].prompt_ids if answered else ()
-    alike = [row for row in answered if row.prompt_ids == prompt]
-    choices: list[Choice] = []
-    if alike and settings.data == "shortest":
-        choices = shortest_over_longest(alike)
-    elif alike:
-        choices = budget_pairs(alike, max_tokens, settings.margin)
-    if not choices:
-        return [Dropped(problem.id, "no_pair", f"{len(alike)} samples, data {settings.data!r}")]
-    rows: list[PreferencePair | Dropped] = []
-    for chosen, rejected, chosen_from, rejected_from in choices:
-        side = Side(chosen.id, chosen.token_ids, chosen.text, chosen_from)
-        rows.append(make_pair(chosen, side, rejected, rejected_from, tokenizer, settings))
-    return rows
-
-
 def pairs_of_samples(
     problem: Problem,
     trajectories: Sequence[Trajectory],
@@ -148,11 +124,22 @@ def pairs_of_samples(
 ) -> list[PreferencePair | Dropped]:
     """The pairs of one problem, as `data` says; `max_tokens` limited the samples.
 
-    At most `max_per_problem`, the rest dropped as `over_limit`; dropped for other reasons as
-    `dto.stages.pair` says, and as `no_pair` where no two samples qualify.
+    Only samples that were given the same prompt. At most `max_per_problem`, the rest dropped as
+    `over_limit`; dropped for other reasons as `dto.stages.pair` says, and as `no_pair` where no two
+    samples qualify.
     """
     answered = sorted((row for row in trajectories if row.grade != "failed"), key=lambda r: r.id)
-    rows = _of_samples(problem, answered, tokenizer, settings, max_tokens)
+    alike = [row for row in answered if row.prompt_ids == answered[0].prompt_ids]
+    if settings.data == "shortest":
+        choices = shortest_over_longest(alike)
+    else:
+        choices = budget_pairs(alike, max_tokens, settings.margin) if alike else []
+    if not choices:
+        return [Dropped(problem.id, "no_pair", f"{len(alike)} samples, data {settings.data!r}")]
+    rows = []
+    for chosen, rejected, chosen_from, rejected_from in choices:
+        side = Side(chosen.id, chosen.token_ids, chosen.text, chosen_from)
+        rows.append(make_pair(chosen, side, rejected, rejected_from, tokenizer, settings))
     return limited(rows, settings.max_per_problem)
 
 

@@ -187,15 +187,10 @@ def trainer_class(method: str) -> Any:
 
     That of GRPO is imported only where it is needed: TRL imports vLLM with it, if that is there.
     """
-    match method:
-        case "none":
-            return None
-        case "simpo":
-            return SimPOTrainer
-        case "dpo":
-            return StoredDPOTrainer
-        case "sft" | "cft" | "sft_batch":
-            return StoredSFTTrainer
+    stored: dict[str, Any] = {"none": None, "simpo": SimPOTrainer, "dpo": StoredDPOTrainer}
+    stored |= dict.fromkeys(("sft", "cft", "sft_batch"), StoredSFTTrainer)
+    if method in stored:
+        return stored[method]
     from dto.training import grpo
 
     return grpo.PrunerTrainer if method == "o1_pruner" else grpo.OnlineTrainer
@@ -245,44 +240,58 @@ def read_material(
             "set problems.dev to 300"
         )
     held_out = _labelled(run, "dev") if settings.method in LABELLED else []
-    if settings.method == "none":
-        return Material(dev, held_out)
+    found = _found(run, recipe, model, tokenizer)
+    rows = [row for row in found if not isinstance(row, Dropped)]
+    dropped = [row for row in found if isinstance(row, Dropped)]
+    return Material(dev, held_out, rows, dropped, _order(rows, recipe, tokenizer))
+
+
+def _found(
+    run: RunReader, recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Sequence[Problem | LabelledChain | Row | Dropped]:
+    """The method's rows in the tables, and those that cannot be trained on."""
+    limit: Any = getattr(model.config, "max_position_embeddings", None)
+    own = int(limit or recipe.pair.max_length)
+    context = min(own, recipe.model.context or own)
+    match recipe.train.method:
+        case "none":
+            return []
+        case "grpo":
+            return list(run.problems("train"))
+        case "drqa":
+            return _labelled(run, "train")
+        case "cft":
+            return verdicts(_labelled(run, "train"), recipe.model, tokenizer, context)
+        case "sft_batch":
+            return batch_answers(run, _labelled(run, "train"), recipe.model, tokenizer, context)
+        case "o1_pruner":
+            return load_weighted(run, context, recipe.train.accuracy_weight)
+        case "sft":
+            return chosen_sides(load_pairs(run, context))
+    return load_pairs(run, context)
+
+
+def _order(rows: Sequence[Any], recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Indices into the rows for all epochs, or for as long as the budget lasts."""
+    settings, seed = recipe.train, recipe.seed
+    if not rows:
+        return []
     if settings.method in ONLINE:
-        rows, order = _sampled_from(run, recipe, tokenizer)
-        return Material(dev, held_out, rows, order=order)
-    rows, dropped = _stored(run, recipe, _context(recipe, model), tokenizer)
+        prompts = [
+            row.prompt_ids
+            if isinstance(row, LabelledChain)
+            else prompt_ids(row.question, tokenizer, recipe.model, row.prompt)
+            for row in rows
+        ]
+        epochs = longest(recipe, len(rows), min(map(len, prompts))) / len(rows)
+        group = settings.batch_size // settings.group
+        # Equal lengths, so that batches are not grouped by length: it correlates with the class.
+        return training_order([1] * len(rows), epochs=epochs, batch_size=group, seed=seed)
     lengths, size = [max(row.lengths) for row in rows], step_size(recipe)
     if settings.policy_tokens is None:
-        order = training_order(lengths, epochs=settings.epochs, batch_size=size, seed=recipe.seed)
-    else:
-        order = within_budget(
-            [sum(row.lengths) for row in rows],
-            lengths,
-            budget=settings.policy_tokens,
-            batch_size=size,
-            seed=recipe.seed,
-        )
-    return Material(dev, held_out, rows, dropped, order)
-
-
-def _sampled_from(
-    run: RunReader, recipe: Recipe, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[Any], list[int]]:
-    """Problems or labelled chains to sample responses to, in their order."""
-    rows: list[Any]
-    if recipe.train.method == "drqa":
-        rows = _labelled(run, "train")
-        sizes = [len(row.prompt_ids) for row in rows]
-    else:
-        rows = list(run.problems("train"))
-        sizes = [len(prompt_ids(row.question, tokenizer, recipe.model, row.prompt)) for row in rows]
-    if not rows:
-        return [], []
-    epochs = longest(recipe, len(rows), min(sizes)) / len(rows)
-    group = recipe.train.batch_size // recipe.train.group
-    # Equal lengths, so that batches are not grouped by length: it correlates with the class.
-    order = training_order([1] * len(rows), epochs=epochs, batch_size=group, seed=recipe.seed)
-    return rows, order
+        return training_order(lengths, epochs=settings.epochs, batch_size=size, seed=seed)
+    tokens, budget = [sum(row.lengths) for row in rows], settings.policy_tokens
+    return within_budget(tokens, lengths, budget=budget, batch_size=size, seed=seed)
 
 
 def longest(recipe: Recipe, rows: int, shortest_prompt: int) -> int:
@@ -292,25 +301,6 @@ def longest(recipe: Recipe, rows: int, shortest_prompt: int) -> int:
     if budget is None:
         return round(settings.epochs * rows)
     return budget // (settings.group * (shortest_prompt + 2)) + settings.batch_size
-
-
-def _stored(
-    run: RunReader, recipe: Recipe, context: int, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[Row], list[Dropped]]:
-    """Pairs or responses of the tables, and those that cannot be trained on."""
-    match recipe.train.method:
-        case "o1_pruner":
-            found = load_weighted(run, context, recipe.train.accuracy_weight)
-        case "cft":
-            found = verdicts(_labelled(run, "train"), recipe.model, tokenizer, context)
-        case "sft_batch":
-            found = batch_answers(run, _labelled(run, "train"), recipe.model, tokenizer, context)
-        case "sft":
-            found = chosen_sides(load_pairs(run, context))
-        case _:
-            found = load_pairs(run, context)
-    rows = [row for row in found if not isinstance(row, Dropped)]
-    return rows, [row for row in found if isinstance(row, Dropped)]
 
 
 def _labelled(run: RunReader, split: str) -> list[LabelledChain]:
@@ -323,12 +313,6 @@ def step_size(recipe: Recipe) -> int:
     per_process = recipe.train.batch_size * recipe.train.gradient_accumulation
     processes: int = PartialState().num_processes
     return per_process * processes
-
-
-def _context(recipe: Recipe, model: PreTrainedModel) -> int:
-    limit: Any = getattr(model.config, "max_position_embeddings", None)
-    own = int(limit or recipe.pair.max_length)
-    return min(own, recipe.model.context or own)
 
 
 def fingerprint(recipe: Recipe, material: Material) -> str:

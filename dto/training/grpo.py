@@ -151,7 +151,7 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
         self.recipe = recipe
         self.words = tokenizer
         self.usage = Usage()
-        self.spent = self.generated = 0
+        self.spent = 0
         self.lengths: list[int] = []
         self.groups = self._rewarded = Groups()
         self.allow_code_execution = False
@@ -297,7 +297,6 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
     def _count(self, generated: int, lengths: list[int], usage: Usage) -> None:
         """Add what all processes spent on a step: they have to end at the same one."""
         for own, trained, each in gather_object([(generated, lengths, usage)]):
-            self.generated += own
             self.spent += own + sum(trained)
             self.lengths += trained
             self.usage.add(each)
