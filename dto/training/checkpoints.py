@@ -27,9 +27,9 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dto.recipe import Recipe, TrainSettings
-from dto.records import LabelledChain, Problem
 from dto.runs.manifest import write_text
 from dto.training.dev import BASE_STEP, DevScore, JudgingScore, measure, measure_judging, summarize
+from dto.training.pairs import Material
 from dto.usage import Usage
 
 if TYPE_CHECKING:
@@ -232,26 +232,22 @@ class DevCallback(TrainerCallback):
     """Saves and measures the model at evenly spaced steps, the last one included.
 
     `trainer`, which is made after this and set before it trains, says how much of the training is
-    done, and its mean loss. Judging of chains that are `held_out` is measured beside the dev
-    problems; what the trainer goes through is `epochs` passes.
+    done, and its mean loss. Judging of chains that are held out is measured beside the dev
+    problems.
     """
 
     def __init__(
         self,
         recipe: Recipe,
         tokenizer: PreTrainedTokenizerBase,
-        problems: Sequence[Problem],
-        held_out: Sequence[LabelledChain],
+        material: Material,
         training: TrainingState,
-        epochs: float,
         allow_code_execution: bool,
     ) -> None:
         self.recipe = recipe
         self.tokenizer = tokenizer
-        self.problems = problems
-        self.held_out = held_out
+        self.material = material
         self.training = training
-        self.epochs = epochs
         self.allow_code_execution = allow_code_execution
         self.trainer: Any = None
         self._passed = 0
@@ -314,12 +310,12 @@ class DevCallback(TrainerCallback):
         responses, usage = measure(
             model,
             self.tokenizer,
-            self.problems,
+            self.material.dev,
             self.recipe,
             allow_code_execution=self.allow_code_execution,
         )
         usage.add(self.judge(model, step))
-        epoch = round(self.epochs * share, 4)
+        epoch = round(self.material.epochs * share, 4)
         score = summarize(step, epoch, responses, self.trainer.mean_loss())
         if step > BASE_STEP:
             base = self.training.history[0]
@@ -336,9 +332,10 @@ class DevCallback(TrainerCallback):
 
     def judge(self, model: PreTrainedModel, step: int) -> Usage:
         """Measure judging of the chains that are held out, if any, and write it down."""
-        if not self.held_out:
+        held_out = self.material.held_out
+        if not held_out:
             return Usage()
-        score, usage = measure_judging(model, self.tokenizer, self.held_out, self.recipe, step)
+        score, usage = measure_judging(model, self.tokenizer, held_out, self.recipe, step)
         self.training.record_judging(score)
         return usage
 

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from dto.training.checkpoints import (
 )
 from dto.training.dev import BASE_STEP, DevScore, JudgingScore
 from dto.training.pairs import (
+    Material,
     Row,
     batch_answers,
     chosen_sides,
@@ -92,26 +93,6 @@ NOUNS = {
 """What the rows of a method are; those of the others are pairs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Material:
-    """The rows to train on, their order, and what the model is measured by meanwhile.
-
-    `rows` are pairs, responses, or what the model is asked anew: problems, or labelled chains.
-    `order` holds indices into them, for all epochs.
-    """
-
-    dev: list[Problem]
-    held_out: list[LabelledChain]
-    rows: list[Any] = field(default_factory=list)
-    dropped: list[Dropped] = field(default_factory=list)
-    order: list[int] = field(default_factory=list)
-
-    @property
-    def epochs(self) -> float:
-        """Passes over the rows."""
-        return len(self.order) / max(1, len(self.rows))
-
-
 def fit(
     run: Path,
     recipe: Recipe,
@@ -154,28 +135,26 @@ def fit(
         if recipe.train.method in ONLINE:
             training.restart()
         checkpoint = training.resume()
-    callback = DevCallback(
-        recipe,
-        tokenizer,
-        material.dev,
-        material.held_out,
-        training,
-        material.epochs,
-        allow_code_execution,
-    )
+    trainer = None
     if material.order:
-        model = with_adapters(model, recipe)
-        callback.trainer = make_trainer(
-            recipe, config, model, tokenizer, material.rows, material.order, callback
+        callback = DevCallback(recipe, tokenizer, material, training, allow_code_execution)
+        trainer = callback.trainer = make_trainer(
+            recipe,
+            config,
+            with_adapters(model, recipe),
+            tokenizer,
+            material.rows,
+            material.order,
+            callback,
         )
-        callback.trainer.allow_code_execution = allow_code_execution
+        trainer.allow_code_execution = allow_code_execution
         _train(callback, base, checkpoint)
         choice = choose(training.history, recipe.train.keep)
     else:
         noun = NOUNS.get(recipe.train.method, "pairs")
         choice = Choice(BASE_STEP, f"there are no {noun} to train on: base is kept")
     logger.info("%s", choice.reason)
-    result = _result(recipe, shape, material, callback, choice)
+    result = _result(recipe, shape, material, training, trainer, choice)
     if world.is_main_process:
         _save(recipe, training, material, choice, result)
     world.wait_for_everyone()
@@ -325,11 +304,16 @@ def fingerprint(recipe: Recipe, material: Material) -> str:
 
 
 def _result(
-    recipe: Recipe, shape: ModelShape, material: Material, callback: DevCallback, choice: Choice
+    recipe: Recipe,
+    shape: ModelShape,
+    material: Material,
+    training: TrainingState,
+    trainer: Any,
+    choice: Choice,
 ) -> dict[str, Any]:
-    """Counts, what is kept, and what it took."""
-    method, training = recipe.train.method, callback.training
-    online = callback.trainer if method in ONLINE else None  # None also where nothing was trained
+    """Counts, what is kept, and what it took; `trainer` is None where nothing was trained."""
+    method = recipe.train.method
+    online = trainer if method in ONLINE else None
     steps = training.history[-1].step if training.history else 0
     usage, seconds = training.spent()
     if online is None:

@@ -44,18 +44,18 @@ from trl.trainer.utils import pad
 from dto.recipe import Recipe
 from dto.records import LabelledChain, Problem, Trajectory, derive
 from dto.training.dev import judge, respond, sampled
-from dto.training.pairs import Correct, Demonstration, Ids, Rewards
+from dto.training.pairs import Demonstration, Ids
 from dto.training.trainers import QuietTrainer, arguments
 from dto.trajectories import prompt_ids
 from dto.usage import Usage
 
 
-def accuracy(correct: Correct, lengths: Sequence[int], penalty: float) -> Rewards:
+def accuracy(correct: Sequence[bool], lengths: Sequence[int], penalty: float) -> list[float]:
     """1 for a right response, 0 for a wrong one (2402.03300); length is not looked at."""
-    return [None if right is None else float(right) for right in correct]
+    return [float(right) for right in correct]
 
 
-def length_penalty(correct: Correct, lengths: Sequence[int], penalty: float) -> Rewards:
+def length_penalty(correct: Sequence[bool], lengths: Sequence[int], penalty: float) -> list[float]:
     """Right: 1 - penalty · sigmoid((length - mean) / deviation), wrong: 0 (2502.04463).
 
     Mean and standard deviation are those of the right responses to the problem. Where they are all
@@ -68,24 +68,18 @@ def length_penalty(correct: Correct, lengths: Sequence[int], penalty: float) -> 
         score = (length - mean) / deviation if deviation else 0.0
         return 1 - penalty / (1 + exp(-score))
 
-    return [
-        None if good is None else reward(length) if good else 0.0
-        for good, length in zip(correct, lengths, strict=True)
-    ]
+    return [reward(length) if good else 0.0 for good, length in zip(correct, lengths, strict=True)]
 
 
-def shorter_better(correct: Correct, lengths: Sequence[int], penalty: float) -> Rewards:
+def shorter_better(correct: Sequence[bool], lengths: Sequence[int], penalty: float) -> list[float]:
     """2 · right - penalty · |length - optimal length| (2504.21370; 2 is the paper's alpha).
 
     The sample-optimal length is that of the shortest right response; without a right one, the mean.
     """
-    graded = [
-        (length, good) for length, good in zip(lengths, correct, strict=True) if good is not None
-    ]
-    right = [length for length, good in graded if good]
-    optimal = min(right) if right else fmean(length for length, _ in graded) if graded else 0.0
+    right = [length for length, good in zip(lengths, correct, strict=True) if good]
+    optimal = min(right) if right else fmean(lengths) if lengths else 0.0
     return [
-        None if good is None else 2.0 * good - penalty * abs(length - optimal)
+        2.0 * good - penalty * abs(length - optimal)
         for good, length in zip(correct, lengths, strict=True)
     ]
 
@@ -97,13 +91,13 @@ REWARDS = {
 }
 
 
-def judging(picks: Sequence[str], no_letter: float) -> Rewards:
+def judging(picks: Sequence[str], no_letter: float) -> list[float]:
     """1 for picking the label, 0 for another letter, `no_letter` for none (2508.17803).
 
-    The paper has 1 and 0 alone; a judgement that failed gets no reward.
+    The paper has 1 and 0 alone.
     """
     worth = {"correct": 1.0, "wrong": 0.0, "unreadable": no_letter}
-    return [worth.get(pick) for pick in picks]
+    return [worth[pick] for pick in picks]
 
 
 KL = {"grpo": 0.0, "drqa": 0.04}
@@ -272,24 +266,27 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
     ) -> list[float | None]:
         """TRL's reward function: the rewards of groups that follow one another."""
         settings = self.recipe.train
-        rewards: Rewards = []
+        rewards: list[float | None] = []
         counted = Groups()
         for at in range(0, len(grade), settings.group):
             grades = grade[at : at + settings.group]
             lengths = [len(ids) for ids in completion_ids[at : at + settings.group]]
+            # What failed has no reward, and no part in those of the others.
+            places = [place for place, each in enumerate(grades) if each != "failed"]
+            graded = [grades[place] for place in places]
             if settings.method == "drqa":
-                own = judging(grades, settings.no_letter)
+                given = judging(graded, settings.no_letter)
             else:
-                correct = [None if each == "failed" else each == "correct" for each in grades]
-                own = REWARDS[settings.reward](correct, lengths, settings.penalty)
-            given = [each for each in own if each is not None]
+                correct, own = [each == "correct" for each in graded], [lengths[p] for p in places]
+                given = REWARDS[settings.reward](correct, own, settings.penalty)
             counted = counted.plus(
                 Groups(
                     1, len(set(given)) < 2, len(given), sum(given),
                     grades.count("unreadable"), sum(lengths),
                 )
             )  # fmt: skip
-            rewards += own
+            reward = dict(zip(places, given, strict=True))
+            rewards += [reward.get(place) for place in range(len(grades))]
         for each in gather_object([tuple(counted)]):
             self._rewarded = self._rewarded.plus(Groups(*each))
         return rewards

@@ -36,26 +36,21 @@ from dto.trajectories import opening, prompt_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Correct = Sequence[bool | None]
-Rewards = list[float | None]
 
-
-def length_harmonizing(correct: Correct, lengths: Sequence[int], accuracy_weight: float) -> Rewards:
+def length_harmonizing(
+    correct: Sequence[bool], lengths: Sequence[int], accuracy_weight: float
+) -> list[float]:
     """O1-Pruner's reward (2501.12570): mean length / length - 1 + weight · (right - accuracy).
 
     Mean length and accuracy are those of the reference model, estimated by the same samples, so
     that the rewards need no further baseline. Departures from the published script: it takes two of
     the samples of each problem, cuts the rewards to [-2, 4] and standardizes them over the data.
     """
-    graded = [
-        (length, good) for length, good in zip(lengths, correct, strict=True) if good is not None
-    ]
-    if not graded:
-        return [None] * len(lengths)
-    mean = fmean(length for length, _ in graded)
-    share = fmean(bool(good) for _, good in graded)
+    if not lengths:
+        return []
+    mean, share = fmean(lengths), fmean(correct)
     return [
-        None if good is None else mean / length - 1 + accuracy_weight * (good - share)
+        mean / length - 1 + accuracy_weight * (good - share)
         for good, length in zip(correct, lengths, strict=True)
     ]
 
@@ -100,6 +95,26 @@ class Demonstration:
 Row = TokenizedPair | Demonstration
 
 
+@dataclass(frozen=True, slots=True)
+class Material:
+    """The rows to train on, their order, and what the model is measured by meanwhile.
+
+    `rows` are pairs, responses, or what the model is asked anew: problems, or labelled chains.
+    `order` holds indices into them, for all epochs.
+    """
+
+    dev: list[Problem]
+    held_out: list[LabelledChain]
+    rows: list[Any]
+    dropped: list[Dropped]
+    order: list[int]
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the rows."""
+        return len(self.order) / max(1, len(self.rows))
+
+
 def fitting(row: Row, context: int) -> Row | Dropped:
     """The row, or dropped as `too_long` where it has more than `context` tokens."""
     size = max(row.lengths)
@@ -129,15 +144,16 @@ def load_weighted(run: RunReader, context: int, accuracy_weight: float) -> list[
     samples = run.rows("sample", Trajectory)
     for _, group in groupby(samples, key=lambda row: row.problem_id):
         found = [row for row in group if row.token_ids]
-        correct = [None if row.grade == "failed" else row.grade == "correct" for row in found]
-        lengths = [len(row.token_ids) for row in found]
-        weights = length_harmonizing(correct, lengths, accuracy_weight)
-        for row, weight in zip(found, weights, strict=True):
-            if weight is None:
+        graded = [row for row in found if row.grade != "failed"]
+        correct = [row.grade == "correct" for row in graded]
+        lengths = [len(row.token_ids) for row in graded]
+        weights = iter(length_harmonizing(correct, lengths, accuracy_weight))
+        for row in found:
+            if row.grade == "failed":
                 rows.append(Dropped(row.id, "failed", row.reason))
             else:
-                weighted = Demonstration(row.id, row.prompt_ids, row.token_ids, weight)
-                rows.append(fitting(weighted, context))
+                ids = row.prompt_ids, row.token_ids
+                rows.append(fitting(Demonstration(row.id, *ids, next(weights)), context))
     return rows
 
 

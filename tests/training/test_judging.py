@@ -60,9 +60,9 @@ def test_the_letter_of_a_conclusion(conclusion: str, letter: str) -> None:
 
 
 def test_rewards_of_judging() -> None:
-    picks = ["correct", "wrong", "unreadable", "failed"]
-    assert judging(picks, 0.0) == [1.0, 0.0, 0.0, None]
-    assert judging(picks, -0.5) == [1.0, 0.0, -0.5, None]
+    picks = ["correct", "wrong", "unreadable"]
+    assert judging(picks, 0.0) == [1.0, 0.0, 0.0]
+    assert judging(picks, -0.5) == [1.0, 0.0, -0.5]
 
 
 def chain(number: int, verdict: Any = "wrong", label: Any = "A") -> LabelledChain:
