@@ -190,10 +190,10 @@ def stated(
     return answer if 0 < len(answer) <= MAX_STATED else None
 
 
-async def solution_exit(
+async def _optimize(
     problem: Problem, trajectory: Trajectory, segments: Sequence[Segment], ctx: Context
-) -> int | None:
-    """The boundary after the n-th right solution, n by `optimize.exit`; None: there are fewer."""
+) -> OptimizedTrajectory | Dropped:
+    """Conclude after the n-th right solution, n by `optimize.exit`; `no_exit`: there are fewer."""
     wanted = {"first_solution": 1, "second_solution": 2}[ctx.recipe.optimize.exit]
     for segment in segments:
         text = trajectory.text[slice(*segment.chars)]
@@ -206,18 +206,9 @@ async def solution_exit(
         )
         wanted -= graded.grade == "correct"
         if not wanted:
-            return segment.index
-    return None
-
-
-async def _optimize(
-    problem: Problem, trajectory: Trajectory, segments: Sequence[Segment], ctx: Context
-) -> OptimizedTrajectory | Dropped:
-    boundary = await solution_exit(problem, trajectory, segments, ctx)
-    if boundary is None:
-        detail = f"{len(segments)} segments: too few state the gold answer"
-        return Dropped(trajectory.id, "no_exit", detail)
-    return await conclude(problem, trajectory, segments, boundary, ctx)
+            return await conclude(problem, trajectory, segments, segment.index, ctx)
+    detail = f"{len(segments)} segments: too few state the gold answer"
+    return Dropped(trajectory.id, "no_exit", detail)
 
 
 def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:

@@ -18,7 +18,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -228,6 +228,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 logger = logging.getLogger("dto.train")
 
 
+@dataclass(eq=False)
 class DevCallback(TrainerCallback):
     """Saves and measures the model at evenly spaced steps, the last one included.
 
@@ -236,27 +237,17 @@ class DevCallback(TrainerCallback):
     problems.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        tokenizer: PreTrainedTokenizerBase,
-        material: Material,
-        training: TrainingState,
-        allow_code_execution: bool,
-    ) -> None:
-        self.recipe = recipe
-        self.tokenizer = tokenizer
-        self.material = material
-        self.training = training
-        self.allow_code_execution = allow_code_execution
-        self.trainer: Any = None
-        self._passed = 0
-        self._since = time.monotonic()
-        self._bar: tqdm[Any] = tqdm(disable=True)
+    recipe: Recipe
+    tokenizer: PreTrainedTokenizerBase
+    material: Material
+    training: TrainingState
+    allow_code_execution: bool
+    trainer: Any = None
+    _passed: int = 0
+    _since: float = 0.0
+    _bar: tqdm[Any] = field(default_factory=lambda: tqdm(disable=True))
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Go on behind the point that a resumed training has come to."""
         self._passed = self._points(state) if state.global_step else 0
         self._bar = tqdm(
@@ -290,9 +281,7 @@ class DevCallback(TrainerCallback):
         self._since = time.monotonic()
         return control
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Close the bar."""
         self._bar.close()
 

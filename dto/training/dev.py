@@ -74,11 +74,9 @@ def summarize(
     step: int, epoch: float, responses: Sequence[Trajectory | Dropped], loss: float | None = None
 ) -> DevScore:
     """The score of some responses. Raises DtoError when none has a grade."""
-    rows = [row for row in responses if isinstance(row, Trajectory)]
-    graded = [row for row in rows if row.grade != "failed"]
+    graded = [row for row in responses if isinstance(row, Trajectory) and row.grade != "failed"]
     if not graded:
-        reasons = [row.detail for row in responses if isinstance(row, Dropped)]
-        reasons += [row.reason for row in rows]
+        reasons = [row.detail if isinstance(row, Dropped) else row.reason for row in responses]
         reason = reasons[0] if reasons else "there are no dev problems"
         raise DtoError(f"train: no dev response could be graded ({reason})")
     count = len(graded)

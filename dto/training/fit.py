@@ -30,6 +30,7 @@ from dto.training.dev import BASE_STEP, DevScore, JudgingScore
 from dto.training.pairs import (
     Material,
     Row,
+    asked,
     batch_answers,
     chosen_sides,
     load_pairs,
@@ -48,7 +49,6 @@ from dto.training.trainers import (
     small_tiles,
 )
 from dto.training.weights import keep, load, with_adapters
-from dto.trajectories import prompt_ids
 from dto.usage import ModelShape, attention_flops
 
 if TYPE_CHECKING:
@@ -256,13 +256,8 @@ def _order(rows: Sequence[Any], recipe: Recipe, tokenizer: PreTrainedTokenizerBa
     if not rows:
         return []
     if settings.method in ONLINE:
-        prompts = [
-            row.prompt_ids
-            if isinstance(row, LabelledChain)
-            else prompt_ids(row.question, tokenizer, recipe.model, row.prompt)
-            for row in rows
-        ]
-        epochs = longest(recipe, len(rows), min(map(len, prompts))) / len(rows)
+        shortest = min(len(asked(row, tokenizer, recipe.model)) for row in rows)
+        epochs = longest(recipe, len(rows), shortest) / len(rows)
         group = settings.batch_size // settings.group
         # Equal lengths, so that batches are not grouped by length: it correlates with the class.
         return training_order([1] * len(rows), epochs=epochs, batch_size=group, seed=seed)

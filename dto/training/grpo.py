@@ -33,20 +33,18 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
-    TrainerControl,
     TrainerState,
-    TrainingArguments,
 )
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import pad
 
 from dto.recipe import Recipe
-from dto.records import LabelledChain, Problem, Trajectory, derive
-from dto.training.dev import judge, respond, sampled
-from dto.training.pairs import Demonstration, Ids
+from dto.records import Dropped, LabelledChain, Problem, derive
+from dto.stages.sample import sample
+from dto.training.dev import Judgement, judge, respond, sampled
+from dto.training.pairs import Demonstration, Ids, asked
 from dto.training.trainers import QuietTrainer, arguments
-from dto.trajectories import prompt_ids
 from dto.usage import Usage
 
 
@@ -238,27 +236,29 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
             "grade": grades,
         }
 
-    def _sampled(self, asked: Sequence[Any], recipe: Recipe) -> tuple[list[_Answers], Usage]:
+    def _sampled(self, rows: Sequence[Any], recipe: Recipe) -> tuple[list[_Answers], Usage]:
         """The prompt of each row, and `group` answers to it: their ids, and what is rewarded.
 
         An answer that was dropped (no room, or in another model's tags) is empty and `failed`.
         """
         model = self.accelerator.unwrap_model(self.model)
-        if self.recipe.train.method == "drqa":
-            judged, usage = respond(model, self.words, asked, recipe, work=judge)
-            return [
-                (row.prompt_ids, [(each.token_ids, each.pick) for each in rows])
-                for row, rows in zip(asked, judged, strict=True)
-            ], usage
-        code = self.allow_code_execution
-        found, usage = respond(model, self.words, asked, recipe, allow_code_execution=code)
+        found, usage = respond(
+            model,
+            self.words,
+            rows,
+            recipe,
+            work=judge if self.recipe.train.method == "drqa" else sample,
+            allow_code_execution=self.allow_code_execution,
+        )
         made: list[_Answers] = []
-        for row, rows in zip(asked, found, strict=True):
+        for row, responses in zip(rows, found, strict=True):
             answers: list[tuple[Ids, str]] = [
-                (each.token_ids, each.grade) for each in rows if isinstance(each, Trajectory)
+                (each.token_ids, each.pick if isinstance(each, Judgement) else each.grade)
+                for each in responses
+                if not isinstance(each, Dropped)
             ]
             answers += [((), "failed")] * (self.recipe.train.group - len(answers))
-            made.append((prompt_ids(row.question, self.words, recipe.model, row.prompt), answers))
+            made.append((asked(row, self.words, recipe.model), answers))
         return made, usage
 
     def _rewards(
@@ -309,9 +309,7 @@ class StepCallback(TrainerCallback):
     def __init__(self, trainer: OnlineTrainer) -> None:
         self.trainer = trainer
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Set the rate of the step."""
         budget = self.trainer.recipe.train.policy_tokens
         done = self.trainer.spent / budget if budget else state.global_step / state.max_steps
@@ -319,9 +317,7 @@ class StepCallback(TrainerCallback):
         for group in kwargs["optimizer"].param_groups:
             group["lr"] = args.learning_rate * (1 - done) * rising
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Write what the step was like."""
         line = json.dumps({"step": state.global_step, **self.trainer.take_step()})
         if state.is_world_process_zero:

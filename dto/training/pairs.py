@@ -123,6 +123,15 @@ def fitting(row: Row, context: int) -> Row | Dropped:
     return row
 
 
+def asked(
+    row: Problem | LabelledChain, tokenizer: PreTrainedTokenizerBase, model: ModelSettings
+) -> Ids:
+    """The prompt of a row that responses are sampled to."""
+    if isinstance(row, LabelledChain):
+        return row.prompt_ids
+    return prompt_ids(row.question, tokenizer, model, row.prompt)
+
+
 def chosen_sides(pairs: Iterable[Row | Dropped]) -> list[Row | Dropped]:
     """What SFT sees of the pairs that the other methods see: each chosen response once."""
     rows: dict[Any, Row | Dropped] = {}
@@ -288,13 +297,13 @@ def batch_answers(
     sampled = {
         row.id: row.token_ids for row in run.rows("batch", BatchResponse) if row.id in sources
     }
-    asked = {row.problem_id for row in wanted.values()}
-    problems = {row.id: row for row in run.rows("problems", Problem) if row.id in asked}
+    named = {row.problem_id for row in wanted.values()}
+    problems = {row.id: row for row in run.rows("problems", Problem) if row.id in named}
     tags = think_tags(tokenizer, model)
     found = []
     for chain_id, row in wanted.items():
         chain, problem = chains[chain_id], problems[row.problem_id]
-        prompt = prompt_ids(problem.question, tokenizer, model, problem.prompt)
+        prompt = asked(problem, tokenizer, model)
         ids = sampled[chain.source_id][slice(*chain.span)]
         if str(tokenizer.decode(list(ids))).strip() != row.chain.strip():
             ids = tags.encode(tokenizer, row.chain)
