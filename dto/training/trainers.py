@@ -335,7 +335,10 @@ def settle(trainer: Any) -> None:
     Raises DtoError where they differ: it would be trained on another loss in silence.
     """
     if reason := mismatch(trainer.model, float(getattr(trainer, "temperature", 1.0))):
-        raise DtoError(f"train: {reason}, and whole logits would not fit: take another model")
+        raise DtoError(
+            f"train: {reason}: losses are computed from hidden states and head; "
+            "take a model whose logits are those of its head"
+        )
 
 
 def mismatch(model: PreTrainedModel, temperature: float = 1.0) -> str:
