@@ -9,8 +9,7 @@ with runs that survive: who reads it has read the papers.
               rollouts protocols errors concurrency tables usage sequential
               segmentation stages judges exits runs
     seams     engines grading training tasks drqa nano policies baselines studies statistics source
-              processes
-    pipeline  segmenter pipeline
+    pipeline  pipeline
     shell     reporting compare calibration forecast redact viewer hub commands cli
 """
 

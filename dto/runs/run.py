@@ -7,24 +7,104 @@ spent on it, and moved to `RUN/.aside` until the stage is done again.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
+from dto import tables
 from dto.errors import DtoError, RunConflictError, disk_errors
 from dto.prompts import JUDGE
 from dto.recipe import Recipe
-from dto.records import NOT_RUN
+from dto.records import GIVEN_UP, NOT_RUN, EvaluationRow
 from dto.runs import manifest
-from dto.runs.arms import keep_arms, lost_arms
-from dto.runs.journal import read_entries, read_head
+from dto.runs.journal import Entry, GroupUsage, Journal, Timing, read_entries, read_head
 from dto.runs.reader import RunReader
 from dto.runs.stage import Stage
 from dto.usage import Usage
+
+
+def keep_arms(
+    old: Path, new: Path, config: Mapping[str, Any], problems: Collection[str] | None = None
+) -> None:
+    """Begin an evaluation with `config` in `new`, with those rows of `old` that still hold.
+
+    `problems` are the ids of those that it asks; None: the same as before. The seconds that were
+    spent are carried over whole. Killed at any time, it leaves what was there in `old`.
+    """
+    done = manifest.read(old)
+    before = (done or read_head(old / "journal") or {})["config"]
+    now, then = _arms(config), _arms(before)
+    kept = {arm for arm in now if now[arm] == then.get(arm)}
+    if not kept:
+        return
+    with disk_errors(new):
+        journal = Journal(new / "journal", EvaluationRow, {"config": dict(config)})
+        journal.elapsed = float(done["seconds"]) if done else 0.0
+        entries = _entries(old) if done else read_entries(old / "journal", EvaluationRow)
+        for entry in entries:
+            arm, _, problem = entry.key.rpartition("/")
+            asked = problems is None or problem in problems
+            journal.elapsed = max(journal.elapsed, entry.elapsed)
+            if entry.rows and arm in kept and asked:
+                journal.append(entry)
+        journal.close()
+
+
+def lost_arms(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The arms of an evaluation that another configuration does not keep."""
+    arms = _arms(now)
+    return [arm for arm, settings in _arms(before).items() if arms.get(arm) != settings]
+
+
+def _arms(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    apart = (
+        "evaluate.exits", "evaluate.models", "evaluate.tasks", "evaluate.limit", "digest of test",
+        "digest of train",
+    )  # fmt: skip
+    shared = {
+        key: value
+        for key, value in config.items()
+        if key not in apart and not key.startswith("weights") and value is not None
+    }
+    weights = {"base": config["weights"], "trained": config.get("digest of train")}
+    return {
+        f"{model}/{exit['name']}": shared
+        | {"exit": exit, "weights": weights.get(model, config.get(f"weights of {model}"))}
+        for model in config["evaluate.models"]
+        for exit in config["evaluate.exits"]
+    }
+
+
+def _entries(directory: Path) -> Iterator[Entry]:
+    """The groups of a finished evaluation, as they stood in its journal."""
+    merged = tables.merge(
+        tables.read(directory / "usage.parquet", GroupUsage),
+        (tables.read(directory / "rows.parquet", EvaluationRow), lambda row: _parent(row.id)),
+        (tables.read(directory / "timings.parquet", Timing), lambda row: _parent(row.id)),
+        key=lambda group: group.key,
+    )
+    for group, rows, timings in merged:
+        yield Entry(
+            key=group.key,
+            rows=rows,
+            usage=Usage(**{name: getattr(group, name) for name in Usage.__slots__}),
+            seconds={each.id: each.seconds for each in timings},
+            wasted={each.id: each.wasted for each in timings if each.wasted},
+            given_up=Counter(
+                each.reason
+                for each in rows
+                if each.grade == "wrong" and each.reason.startswith(GIVEN_UP)
+            ),
+        )
+
+
+def _parent(row_id: str) -> str:
+    return row_id.rpartition("/")[0]
+
 
 ASIDE = ".aside"
 """Where a run keeps what is being computed again, until it is."""
@@ -275,53 +355,6 @@ class Run(RunReader):
     def close(self) -> None:
         """Let others have the directory."""
         self._lock.release()
-
-
-def open_run(
-    path: Path,
-    recipe: Recipe,
-    stages: Sequence[Stage],
-    *,
-    recompute: Consent = refuse,
-    again: Sequence[str] = (),
-    overwrite: bool = False,
-    allow_code_execution: bool = False,
-) -> Run:
-    """Begin a run, or go on with the one that is there, with this recipe.
-
-    What the recipe, or `again`, would compute again is told to `recompute`, which raises or
-    returns; stages that cost nothing (problems) need no consent. Settings that decide only how
-    something is computed (a server, slots, prices) change nothing, and a finished stage holds on
-    another engine too. `overwrite` sets everything aside and begins anew; that takes consent, too.
-    `allow_code_execution`: programs that answer problems are run (`dto.grading.sandbox`); that is
-    nothing a recipe could ask for.
-
-    Raises RunConflictError for a run that another process is at work on, and for a directory that
-    holds something else.
-    """
-    begun = path / "recipe.yaml"
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not begun.exists())):
-        raise RunConflictError(f"{path} holds something that is no run: give another --out")
-    with disk_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / ".lock", blocking=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise RunConflictError(
-                f"{path} is in use by another process: wait for it to end"
-            ) from None
-    run = Run(path, recipe, lock, recompute=recompute, allow_code_execution=allow_code_execution)
-    try:
-        run.agree(stages, again, overwrite)
-        with disk_errors(begun):
-            data = recipe.model_dump(mode="json")
-            text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-            manifest.write_text(begun, text)
-    except BaseException:
-        run.close()
-        raise
-    return run
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from itertools import pairwise, repeat
 from math import exp
 from typing import NamedTuple
 
+from dto.segmentation import OPENING
 from dto.segmentation.features import (
     Known,
     Place,
@@ -30,7 +31,6 @@ from dto.segmentation.features import (
     since_place,
     since_words,
 )
-from dto.segmentation.lexicon import OPENING
 
 KINDS = (
     "understanding", "plan", "derivation", "verification", "alternative", "summary", "conclusion",

@@ -19,8 +19,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from dto.segmentation import LOOP, OPENING
 from dto.segmentation.features import Masks, Sentence, split
-from dto.segmentation.lexicon import LOOP, OPENING
 from dto.segmentation.model import openings
 
 Granularity = Literal["pattern", "cue"]

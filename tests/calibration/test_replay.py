@@ -17,7 +17,7 @@ from dto.engines import open_engine
 from dto.errors import RecipeError
 from dto.exits.trial import confidence
 from dto.grading import Grader
-from dto.nano.corpus import chain_problems
+from dto.nano import chain_problems
 from dto.prompts import render
 from dto.protocols import Completion, Sampling
 from dto.recipe import (

@@ -19,7 +19,7 @@ from dto.engines.transformers import BRANCHING, BranchedEngine, TransformersEngi
 from dto.errors import EngineError
 from dto.exits import ExitedResponse, answer, check
 from dto.grading import Grader
-from dto.nano.corpus import chain_problems
+from dto.nano import chain_problems
 from dto.protocols import Completion, Sampling
 from dto.recipe import ExitSettings, Recipe
 from dto.records import Problem

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from benchmarks.nano.thinking import OVERTHINKING, think
 from dto.exits.monitor import Monitor, cue_at_end
 from dto.exits.path import Path
-from dto.nano.corpus import chains
+from dto.nano import chains
 from dto.prompts import render
 from dto.protocols import Sampling
 from dto.recipe import (

@@ -22,7 +22,7 @@ from dto.engines import open_engine
 from dto.errors import EngineError
 from dto.grading import Grader
 from dto.judges import llm
-from dto.nano.corpus import chain_problems
+from dto.nano import chain_problems
 from dto.protocols import Engine
 from dto.recipe import EvaluateSettings, ExitSettings, ModelSettings, Recipe, resolve
 from dto.records import Dropped, EvaluationRow, Problem, Trajectory
