@@ -186,15 +186,9 @@ def encode_prompt(
     `template` are the arguments of that. Raises EngineError for messages to a `model` whose
     tokenizer has no chat template, or one that cannot render them.
     """
-    ids: list[int] = []
-    messages: list[Message] = []
-    for part in prompt:
-        if isinstance(part, int):
-            ids.append(part)
-        else:
-            messages.append(part)
+    messages = [part for part in prompt if not isinstance(part, int)]
     if not messages:
-        return tuple(ids)
+        return tuple(part for part in prompt if isinstance(part, int))
     try:
         return render_chat(messages, tokenizer, model, template)
     except DtoError as error:

@@ -155,9 +155,7 @@ class Replay:
             prompt_tokens=trace.prompt_tokens,
             leading_ids=trace.token_ids[:start],
             thinking_ids=trace.token_ids[start:end],
-            inserted_ids=(),
             answer_ids=trace.token_ids[end:],
-            conclusion="",
             exit_reason=trace.exit_reason,
             finish_reason=trace.finish_reason,
         )
@@ -172,7 +170,6 @@ class Replay:
             thinking_ids=trace.token_ids[start : conclusion.kept],
             inserted_ids=conclusion.close_ids,
             answer_ids=conclusion.token_ids,
-            conclusion="",
             exit_reason="failed" if conclusion.finish_reason == "failed" else "policy",
             finish_reason=conclusion.finish_reason,
         )

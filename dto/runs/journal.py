@@ -88,7 +88,8 @@ class Journal:
         """Index the whole lines; the offset at which they end."""
         end = 0
         with open(self._file, "rb", closefd=False) as lines:
-            for _, end, data in _whole_lines(lines):
+            for _, after, data in _whole_lines(lines):
+                end = after
                 if "key" in data:
                     self._index(_entry(data, ()))
                     self.elapsed = data["elapsed"]

@@ -189,35 +189,28 @@ class Run(RunReader):
         return config
 
     def _own_config(self, stage: Stage) -> dict[str, Any]:
-        recipe, name = self.recipe, stage.name
+        recipe = self.recipe
         config = settings_read(recipe, stage)
+        # A file or model may no longer be there: then it is what the stage was begun with.
+        before = (self._begun(stage.name) or {"config": {}})["config"]
         for source in stage.files(recipe):
             key = f"content of {source}"
-            content = manifest.of_path(Path(source)) or self._begun_with(name, key)
+            content = manifest.of_path(Path(source)) or before.get(key)
             config |= {} if content is None else {key: content}
+        models = {f"weights of {each}": each for each in stage.models(recipe)}
+        models = {key: each for key, each in models.items() if each not in ("base", "trained")}
         asks_model = stage.decided_by_model(recipe)
         if asks_model:
-            config["weights"] = self._weights(name, recipe.model.name, "weights")
-        if asks_model or stage.renders or name == "sample":
+            models["weights"] = recipe.model.name
+        if asks_model or stage.renders or stage.name == "sample":
             config["prompts"] = manifest.of_prompts(recipe.model.family)
         if stage.asks_judge(recipe):
             config["prompts of the judge"] = manifest.of_prompts(JUDGE)
             if recipe.judge is not None:
-                key = "weights of the judge"
-                config[key] = self._weights(name, recipe.judge.name, key)
-        for model in stage.models(recipe):
-            if model not in ("base", "trained"):
-                config[f"weights of {model}"] = self._weights(name, model, f"weights of {model}")
+                models["weights of the judge"] = recipe.judge.name
+        for key, model in models.items():
+            config[key] = manifest.of_model(model) or before.get(key)
         return config
-
-    def _weights(self, stage: str, model: str, key: str) -> str | None:
-        return manifest.of_model(model) or self._begun_with(stage, key)
-
-    def _begun_with(self, stage: str, key: str) -> str | None:
-        """What a stage was begun with: a file or model may no longer be there."""
-        begun = self._begun(stage)
-        value: str | None = begun["config"].get(key) if begun else None
-        return value
 
     def _begun(self, stage: str) -> dict[str, Any] | None:
         return manifest.read(self / stage) or read_head(self / stage / "journal")
@@ -231,7 +224,7 @@ class Run(RunReader):
         found: dict[str, Stale] = {}
         for stage in stages:
             begun = self._begun(stage.name)
-            if begun is None or not _holds_anything(self / stage.name, _PULLED):
+            if begun is None or not _holds_anything(self / stage.name):
                 continue
             own = self._own_config(stage)
             reads = stage.reads(self.recipe)
@@ -284,7 +277,7 @@ class Run(RunReader):
         differing = self._differences(name, begun["config"], config)
         if not unrun and not differing:
             return self.manifest(name) is not None
-        if not _holds_anything(self / name, _PULLED):  # begun in vain: without the file it reads
+        if not _holds_anything(self / name):  # begun in vain: without the file it reads
             (self / name / "journal").unlink()
             return False
         if stage.needs != "nothing" and name not in self._agreed:
@@ -390,9 +383,9 @@ def _spent(run: RunReader, stage: str) -> tuple[int, int, float]:
     return rows, generated, float(done.get("seconds", 0.0))
 
 
-def _holds_anything(stage: Path, apart: frozenset[str] = frozenset()) -> bool:
-    """Whether a stage holds more than the head of its journal, files `apart` not counted."""
-    names = {each.name for each in stage.iterdir()} - apart
+def _holds_anything(stage: Path) -> bool:
+    """Whether a stage holds more than the head of its journal, and what was pulled."""
+    names = {each.name for each in stage.iterdir()} - _PULLED
     if names - {"journal"}:
         return True
     if not names:

@@ -70,7 +70,8 @@ def test_a_journal_of_an_earlier_version_has_no_answers_given_up(tmp_path: Path)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     del lines[2]["given_up"]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert [each.given_up for each in read_entries(journal(path).path, ExitEstimate)] == [{"grader_timeout": 2}, {}]
+    entries = read_entries(path, ExitEstimate)
+    assert [each.given_up for each in entries] == [{"grader_timeout": 2}, {}]
 
 
 def test_a_torn_record_is_owed_again_wherever_it_was_torn(tmp_path: Path) -> None:
