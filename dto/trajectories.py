@@ -19,9 +19,10 @@ from dto.tags import (
 from dto.templates import render_chat
 from dto.text import (
     ThinkingSplit,
+    char_ends,
     decode_response,
     split_thinking,
-    thinking_tokens,
+    tokens_within,
     without_quoted_tags,
 )
 
@@ -123,7 +124,7 @@ def read_response(
         split = ThinkingSplit(Span(0, 0), Span(0, len(text)), True)
         return Reading(text, split.thinking, split.conclusion, Span(0, 0), True)
     split = split_thinking(marked, opens_thinking(tokenizer, prompt, tags), tags)
-    tokens = thinking_tokens(tokenizer, token_ids, split.thinking)
+    tokens = tokens_within(char_ends(tokenizer, token_ids), split.thinking)
     foreign = tags.foreign(marked, ended=ended)
     return Reading(text, split.thinking, split.conclusion, tokens, split.closed, foreign)
 

@@ -87,14 +87,9 @@ class TransformersEngine:
             template: arguments of the chat template, for prompts of messages.
 
         Raises:
-            EngineError: the tokenizer or the model's architecture cannot be served.
+            EngineError: the model's architecture cannot be served.
         """
         self.model = name or str(getattr(model, "name_or_path", "")) or type(model).__name__
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise EngineError(
-                f"tokenizer of {self.model!r} has no fast version: convert it to a tokenizer.json"
-            )
         self.tokenizer: PreTrainedTokenizerBase | None = tokenizer
         self.shape: ModelShape | None = shape_of_model(model)
         self.context = _context_limit(self.model, model.config, context)
@@ -156,11 +151,7 @@ class TransformersEngine:
         if error := unfit(ids, self.context):
             return [completion_of(failure(ids, error, n))] * n
         request = self._request(ids, sampling, n)
-        ended = self._submit(request)
-        try:
-            await ended.wait()
-        finally:
-            self._settle(request)
+        await self._computed(request)
         return [completion_of(self._chunk(each, 0, each.finish)) for each in request.samples]
 
     async def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk]:
@@ -206,11 +197,7 @@ class TransformersEngine:
         request = self._request(tuple(prompt), Sampling(max_tokens=1), 1)
         request.continuation = tuple(continuation)
         (sample,) = request.samples
-        ended = self._submit(request)
-        try:
-            await ended.wait()
-        finally:
-            self._settle(request)
+        await self._computed(request)
         if sample.finish == "failed":
             raise EngineError(f"score: {sample.error}")
         return tuple(sample.logprobs)
@@ -238,8 +225,8 @@ class TransformersEngine:
             request.samples.append(Sample(request, sampling.seed + index, reader))
         return request
 
-    def _submit(self, request: Request) -> asyncio.Event:
-        """Hand a request to the worker; what is set when all its samples have ended."""
+    async def _computed(self, request: Request) -> None:
+        """Wait until the worker has ended all samples of a request."""
         ended = asyncio.Event()
 
         def changed() -> None:
@@ -248,7 +235,10 @@ class TransformersEngine:
 
         request.changed = changed
         self._serving.submit(request)
-        return ended
+        try:
+            await ended.wait()
+        finally:
+            self._settle(request)
 
     def _settle(self, request: Request, delivered: int = 0) -> None:
         """Charge a request that has ended, here or in the worker; free what it still holds."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 from dto.context import Context
 from dto.exits.monitor import Monitor, Transition
@@ -24,7 +25,7 @@ from dto.records import Trial
 AT_ONCE = 4
 """Trials of one response under way at a time; further ones wait, the main path does not."""
 
-Probe = Callable[[int], Awaitable[TrialResult]]
+Probe = Callable[[int], Coroutine[Any, Any, TrialResult]]
 """A trial after so many response tokens. It depends on them alone, never on order or timing."""
 Decide = Callable[[Sequence[Trial]], bool]
 """Given all trials so far, in order of position: leave at the last one's?"""
@@ -152,7 +153,7 @@ async def _overlapped(
             while seen and len(trials) < at_once:
                 found = seen.popleft()
                 if search.due(found.cut):
-                    trial = tasks.create_task(_begun(probe, found.cut))
+                    trial = tasks.create_task(probe(found.cut))
                     trial.add_done_callback(lambda _: news.set())
                     trials.append((found, trial))
             if trials and trials[0][1].done():
@@ -176,7 +177,3 @@ async def _overlapped(
             return await race(tasks)
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
-
-
-async def _begun(probe: Probe, cut: int) -> TrialResult:
-    return await probe(cut)
