@@ -22,10 +22,11 @@ import yaml
 from filelock import FileLock, Timeout
 
 from dto.baselines import pairs, solutions
-from dto.context import Context, without_engine
+from dto.context import Context, sampling, without_engine
 from dto.drqa import batch, chain, label
 from dto.engines import open_engine
 from dto.engines.models import load_tokenizer
+from dto.engines.shared import check
 from dto.errors import DtoError, EngineError, RunConflictError, disk_errors
 from dto.grading import Grader
 from dto.protocols import Engine
@@ -378,22 +379,15 @@ def check_sampling(recipe: Recipe, engine: Engine) -> None:
 
     Raises EngineError.
     """
-    can = engine.capabilities
     groups = {"sample": recipe.sample, "evaluate": recipe.evaluate}
     for group, settings in groups.items():
-        for key, taken in (
-            ("top_k", can.filters),
-            ("min_p", can.filters),
-            ("presence_penalty", can.presence is not None),
-        ):
-            value = getattr(settings, key)
-            if value and not taken:
-                raise EngineError(
-                    f"{group}.{key} = {value:g}: the server of {engine.model!r} does not take it; "
-                    "set it to 0, or use a vLLM server"
-                )
+        asked = sampling(settings, max_tokens=1, seed=0)
+        try:
+            check(asked, engine.capabilities, f"the server of {engine.model!r}")
+        except EngineError as error:
+            raise EngineError(f"{group}: {error}") from None
     penalised = [group for group, settings in groups.items() if settings.presence_penalty]
-    if penalised and can.presence == "request":
+    if penalised and engine.capabilities.presence == "request":
         logger.warning(
             "model     %s.presence_penalty counts what one request generates on this engine: "
             "rollouts, finalizations and exits, which go on from a response, begin to count anew",

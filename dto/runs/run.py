@@ -81,10 +81,14 @@ def _arms(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _entries(directory: Path) -> Iterator[Entry]:
     """The groups of a finished evaluation, as they stood in its journal."""
+
+    def parent(row: EvaluationRow | Timing) -> str:
+        return row.id.rpartition("/")[0]
+
     merged = tables.merge(
         tables.read(directory / "usage.parquet", GroupUsage),
-        (tables.read(directory / "rows.parquet", EvaluationRow), lambda row: _parent(row.id)),
-        (tables.read(directory / "timings.parquet", Timing), lambda row: _parent(row.id)),
+        (tables.read(directory / "rows.parquet", EvaluationRow), parent),
+        (tables.read(directory / "timings.parquet", Timing), parent),
         key=lambda group: group.key,
     )
     for group, rows, timings in merged:
@@ -100,10 +104,6 @@ def _entries(directory: Path) -> Iterator[Entry]:
                 if each.grade == "wrong" and each.reason.startswith(GIVEN_UP)
             ),
         )
-
-
-def _parent(row_id: str) -> str:
-    return row_id.rpartition("/")[0]
 
 
 ASIDE = ".aside"

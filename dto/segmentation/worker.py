@@ -1,4 +1,4 @@
-"""Segmentation of thinking texts; importing this loads only spaCy.
+"""Segmentation of thinking texts, here or in other processes; importing this loads only spaCy.
 
 `text` is a thinking text (`trajectory.text[slice(*trajectory.thinking)]`); offsets are relative to
 it. Hand the cuts to :func:`dto.stages.segment.snap`.
@@ -11,9 +11,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
 from functools import cache
 from multiprocessing import get_context, parent_process
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,6 @@ from dto.segmentation.patterns import Granularity, TextSegment
 
 if TYPE_CHECKING:
     from spacy.language import Language
-    from spacy.tokens import Doc
 
 _ONE_AT_A_TIME = threading.Lock()
 """A pipeline is for one thread."""
@@ -33,19 +31,16 @@ MAX_WORDS = 500_000  # distinct ones, in a pipeline's life: about 30 MB
 
 def segment_texts(texts: Sequence[str], granularity: Granularity) -> list[list[TextSegment]]:
     """Segment each text; see :func:`segment_text`."""
-    nlp = pipeline(granularity)
+    nlp, cuts = pipeline(granularity), list[list[TextSegment]]()
     # Without a memory zone the vocabulary keeps every new word of every trace.
     with nlp.memory_zone():
-        cuts = [list(_document(nlp, text)._.dto_patterns) if text else [] for text in texts]
+        for text in texts:
+            document = nlp.make_doc(text)
+            document.user_data["dto_text"] = text
+            cuts.append(list(nlp(document)._.dto_patterns) if text else [])
     if len(nlp.vocab) > MAX_WORDS:  # a zone frees the words but not their places in the table
         pipeline.cache_clear()
     return cuts
-
-
-def _document(nlp: Language, text: str) -> Doc:
-    document = nlp.make_doc(text)
-    document.user_data["dto_text"] = text
-    return nlp(document)
 
 
 def segment_text(text: str, granularity: Granularity = "pattern") -> list[TextSegment]:
@@ -90,7 +85,6 @@ class Segmenter:
     """Cuts thinking texts in processes of their own, which start with the first text."""
 
     def __init__(self) -> None:
-        self._opened = ExitStack()
         self._pool: ProcessPoolExecutor | None = None
 
     async def cut(self, text: str, granularity: Granularity) -> list[TextSegment]:
@@ -98,8 +92,7 @@ class Segmenter:
 
         Raises DtoError when a process was killed.
         """
-        if self._pool is None:
-            self._pool = self._opened.enter_context(processes())
+        self._pool = self._pool or _started()
         loop = asyncio.get_running_loop()
         try:
             cuts = await loop.run_in_executor(self._pool, segment_texts, [text], granularity)
@@ -112,11 +105,11 @@ class Segmenter:
 
     def close(self) -> None:
         """End the processes."""
-        self._opened.close()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
 
-@contextmanager
-def processes() -> Iterator[ProcessPoolExecutor]:
+def _started() -> ProcessPoolExecutor:
     """One for each core, at most 8; they leave Ctrl-C to this one from their first moment on."""
     count = min(8, os.cpu_count() or 1)
     pool = ProcessPoolExecutor(count, get_context("spawn"), start)
@@ -129,7 +122,4 @@ def processes() -> Iterator[ProcessPoolExecutor]:
     finally:
         if main:
             signal.signal(signal.SIGINT, before)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return pool

@@ -21,7 +21,6 @@ async def sample(problem: Problem, ctx: Context) -> list[Trajectory | Dropped]:
     """
     settings = ctx.recipe.sample
     prompt = prompt_ids(problem.question, ctx.tokenizer, ctx.recipe.model, problem.prompt)
-    tags = ctx.tags
     room = ctx.engine.context - len(prompt)
     if room < 1:
         detail = f"prompt has {len(prompt):,} tokens, context is {ctx.engine.context:,}"
@@ -32,17 +31,14 @@ async def sample(problem: Problem, ctx: Context) -> list[Trajectory | Dropped]:
     return [
         await make_trajectory(
             problem,
+            completion,
             model=ctx.engine.model,
             sample=index,
             seed=seed + index,
             prompt_ids=prompt,
-            token_ids=completion.token_ids,
-            ids_from=completion.ids_from,
-            finish_reason=completion.finish_reason,
             tokenizer=ctx.tokenizer,
             grader=ctx.grader,
-            error=completion.error,
-            tags=tags,
+            tags=ctx.tags,
         )
         for index, completion in enumerate(completions)
     ]
