@@ -7,6 +7,7 @@ one BOS) and is ids from then on.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict
 
@@ -148,7 +149,7 @@ class Engine(Protocol):
         """One sample as it grows. Use inside `async with aclosing(...)`: closing frees the slot."""
         ...
 
-    def branched(self) -> Engine:
+    def branched(self) -> AbstractAsyncContextManager[Engine]:
         """An engine for the requests of one response, which decodes them as one sequence.
 
         It serves while this one does. Raises EngineError where this one cannot do that.

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from dto.engines.openai_http import ABORT_TOKENS, RequestError, Transport, backoff
 from dto.engines.openai_probe import find_out, known_here
@@ -33,7 +33,6 @@ from dto.protocols import (
     Capabilities,
     Chunk,
     Completion,
-    Engine,
     Message,
     Prompt,
     Sampling,
@@ -156,7 +155,7 @@ class OpenAIEngine:
             await asyncio.gather(request, return_exceptions=True)
             cost.charge(self.shape, most=sampling.max_tokens, unseen=ABORT_TOKENS)
 
-    def branched(self) -> Engine:
+    def branched(self) -> NoReturn:
         """Not here: raises EngineError."""
         raise unbranched(self.model)
 

@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dto.concurrency import VLLM_CHILD
 from dto.engines.models import load_tokenizer, parameters_of, shape_of_config
@@ -33,7 +33,7 @@ from dto.engines.shared import (
     unfit,
 )
 from dto.errors import EngineError
-from dto.protocols import Capabilities, Chunk, Completion, Engine, Prompt, Sampling, TokenIds
+from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds
 from dto.recipe import resolve
 from dto.records import FinishReason
 from dto.templates import encode_prompt
@@ -354,7 +354,7 @@ class VLLMEngine:
         finally:
             await self._settle([sample])
 
-    def branched(self) -> Engine:
+    def branched(self) -> NoReturn:
         """Not here: raises EngineError."""
         raise unbranched(self.model)
 

@@ -154,16 +154,7 @@ async def _respond(
     grader: Grader,
     work: Callable[[Any, Context], Awaitable[list[Any]]],
 ) -> tuple[list[list[Any]], Usage]:
-    engine = TransformersEngine(
-        model,
-        tokenizer,
-        name=recipe.model.name,
-        context=recipe.model.context,
-        slots=recipe.model.slots,
-        cache_bytes=recipe.model.cache_bytes,
-        kv_bytes=recipe.model.kv_bytes,
-        template=recipe.model.template,
-    )
+    engine = TransformersEngine(model, tokenizer, recipe.model)
     with metered() as usage:
         async with engine, grader:
             ctx = Context(recipe, engine, grader)
