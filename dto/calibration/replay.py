@@ -25,12 +25,11 @@ import numpy.typing as npt
 from dto import statistics
 from dto.errors import DtoError, RecipeError
 from dto.exits.deer import decide as sure
-from dto.exits.loop import Decide, Search
+from dto.exits.loop import Decide, Search, TrialResult, confidence
 from dto.exits.path import ExitedResponse
-from dto.exits.trial import Confidence, TrialResult, confidence
 from dto.grading import Graded, Grader
 from dto.policies.consistency import agreed
-from dto.recipe import ExitSettings, Recipe, TraceSettings
+from dto.recipe import Confidence, ExitSettings, Recipe, TraceSettings
 from dto.records import EvaluationRow, Trial
 from dto.reporting.positions import Reliability, reliability
 from dto.stages.evaluate import evaluation_row

@@ -14,8 +14,17 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from dto.engines.kv import LEAST_ROWS, LENGTH_STEP, KVShape, PrefixCache, RowsCache, round_up
-from dto.engines.prefill import Prefill, Prefilled, forward
+from dto.engines.kv import (
+    LEAST_ROWS,
+    LENGTH_STEP,
+    KVShape,
+    Prefill,
+    Prefilled,
+    PrefixCache,
+    RowsCache,
+    forward,
+    round_up,
+)
 from dto.engines.sampling import ROW, Sample, next_tokens
 
 ROW_STEP = 8  # the batch is computed in multiples of this many rows

@@ -21,8 +21,17 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from dto.engines.kv import LEAST_ROWS, LENGTH_STEP, KVShape, PrefixCache, RowsCache, round_up
-from dto.engines.prefill import COLUMN_STEP, MAX_NUMBERS, Prefill
+from dto.engines.kv import (
+    COLUMN_STEP,
+    LEAST_ROWS,
+    LENGTH_STEP,
+    MAX_NUMBERS,
+    KVShape,
+    Prefill,
+    PrefixCache,
+    RowsCache,
+    round_up,
+)
 from dto.engines.sampling import ROW, Sample, next_tokens
 
 CHAINS = 16  # that decode together; further requests wait

@@ -19,10 +19,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from dto.engines.openai_http import ABORT_TOKENS, RequestError, Transport, backoff
 from dto.engines.openai_probe import find_out, known_here
 from dto.engines.openai_wire import (
-    IdSample,
     Sample,
     Server,
-    TextSample,
     choice_of,
     read_event,
     request_body,
@@ -38,6 +36,7 @@ from dto.protocols import (
     Sampling,
     TokenIds,
 )
+from dto.records import IdsFrom
 from dto.templates import encode_prompt
 from dto.text import StopReader
 
@@ -226,15 +225,17 @@ class OpenAIEngine:
 
     def _sample(self, sampling: Sampling, streaming: bool) -> Sample:
         """An empty sample, to be read into."""
-        server = self._server
-        if server.ids and self.tokenizer is not None:
-            cuts = server.cuts_here(sampling)
+        server, reader = self._server, None
+        cuts = server.cuts_here(sampling)
+        if server.ids and self.tokenizer is not None and (streaming or cuts):
             reader = StopReader(self.tokenizer.backend_tokenizer, sampling.stop if cuts else ())
-            reads = streaming or cuts
-            return IdSample(
-                sampling=sampling, tokenizer=self.tokenizer, reader=reader if reads else None
-            )
-        return TextSample(sampling=sampling, tokenizer=self.tokenizer, streaming=streaming)
+        return Sample(
+            sampling=sampling,
+            tokenizer=self.tokenizer,
+            from_ids=server.ids,
+            streaming=streaming,
+            reader=reader,
+        )
 
     async def _complete(self, sent: _Sent, sampling: Sampling, n: int) -> list[Completion]:
         """All n completions from one request, asked again when its connection breaks.
@@ -253,7 +254,8 @@ class OpenAIEngine:
                 await self._ask(sent, sampling, samples, cost, piece)
                 chunks = [sample.chunk(0, 0, cost, last=True) for sample in samples]
                 cost.kept = cost.generated
-                return [completion_of(chunk, samples[0].ids_from) for chunk in chunks]
+                ids_from: IdsFrom = "sampled" if samples[0].from_ids else "encoded"
+                return [completion_of(chunk, ids_from) for chunk in chunks]
             except RequestError as error:
                 cost.failed = not (error.broke and tried < self._settings.retries)
                 if cost.failed:

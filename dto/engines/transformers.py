@@ -21,10 +21,9 @@ import torch
 from transformers import PreTrainedModel
 
 from dto.engines.batch import Batch
-from dto.engines.kv import ATTENTION, LENGTH_STEP, KVShape, PrefixCache, RowsCache
+from dto.engines.kv import ATTENTION, LENGTH_STEP, KVShape, PrefixCache, RowsCache, forward
 from dto.engines.linearised import Linearised
 from dto.engines.models import shape_of_model
-from dto.engines.prefill import forward
 from dto.engines.sampling import Request, Sample
 from dto.engines.shared import (
     Cost,

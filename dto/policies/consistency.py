@@ -17,9 +17,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from dto.context import Context
-from dto.exits.loop import leave_at_transition
+from dto.exits.loop import TrialResult, leave_at_transition, try_answer
 from dto.exits.path import ExitedResponse, Path
-from dto.exits.trial import TrialResult, try_answer
 from dto.recipe import ExitSettings
 from dto.records import AnswerKind, Problem, Trial
 from dto.rollouts import answer_inducer

@@ -2,7 +2,7 @@
 
 The cues are here: one data file a language, all applied together, since models code-switch.
 `component` finds them at the starts of sentences (spaCy), `patterns` decides where patterns open:
-by a linear `model` of sentences and their `features` in text in Latin letters, by rules elsewhere.
+by a linear model of sentences and their `features` in text in Latin letters, by rules elsewhere.
 `worker` does all of it for a text, in other processes too. Importing this package loads neither
 spaCy nor torch.
 """

@@ -1,4 +1,4 @@
-"""Sentences of a thinking text, and what the model of `dto.segmentation.model` sees of each.
+"""Sentences of a thinking text, and what the model of `dto.segmentation.patterns` sees of each.
 
 A feature is a short string, `template=value`; the weights are a table from such strings to numbers.
 A sentence is described by its first words, by what its words are about (the topics of

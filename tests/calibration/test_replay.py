@@ -15,7 +15,7 @@ from dto.calibration.replay import Replay, candidates, check, statics
 from dto.context import Context
 from dto.engines import open_engine
 from dto.errors import RecipeError
-from dto.exits.trial import confidence
+from dto.exits.loop import confidence
 from dto.grading import Grader
 from dto.nano import chain_problems
 from dto.prompts import render
