@@ -20,12 +20,11 @@ from typing import Any, NamedTuple, cast
 from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.errors import EngineError
-from dto.prompts import JUDGE, render
+from dto.prompts import JUDGE, encode_prompt, render
 from dto.protocols import Completion, Engine, Message, Sampling
 from dto.records import Problem, Segment, Trajectory, Verdict, VerdictKind
 from dto.rollouts import kept_ids, roll_out
 from dto.tags import DEFAULT_TAGS, shown_tags, think_tags
-from dto.templates import encode_prompt
 from dto.usage import charged_to
 
 SCORES: Mapping[VerdictKind, float] = {

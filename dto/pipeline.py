@@ -29,6 +29,7 @@ from dto.engines.models import load_tokenizer
 from dto.engines.shared import check
 from dto.errors import DtoError, EngineError, RunConflictError, disk_errors
 from dto.grading import Grader
+from dto.prompts import check_template
 from dto.protocols import Engine
 from dto.recipe import ModelSettings, Recipe
 from dto.records import Dropped
@@ -49,7 +50,6 @@ from dto.tags import (
     think_tags,
 )
 from dto.tasks import importing, problems
-from dto.templates import check_template
 from dto.training import train
 from dto.trajectories import prompt_tail
 

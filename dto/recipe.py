@@ -19,7 +19,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from dto.errors import DtoError, RecipeError
-from dto.prompts import families
+from dto.prompts import RESERVED, Argument, families
 from dto.records import AnswerKind
 from dto.sequential import MOST_BOUNDARIES, share, zone
 from dto.settings import BatchSettings as BatchSettings
@@ -35,7 +35,6 @@ from dto.settings import PilotSettings as PilotSettings
 from dto.settings import TraceSettings as TraceSettings
 from dto.settings import TrainSettings as TrainSettings
 from dto.tags import Tag
-from dto.templates import RESERVED, Argument
 
 
 def read_policies(data: dict[str, Any], origin: str) -> None:

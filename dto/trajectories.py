@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from dto.prompts import render
+from dto.prompts import render, render_chat
 from dto.protocols import Completion, Graded, Grader, Message
 from dto.records import Dropped, Problem, Span, Trajectory
 from dto.tags import (
@@ -16,7 +16,6 @@ from dto.tags import (
     ThinkTags,
     foreign_detail,
 )
-from dto.templates import render_chat
 from dto.text import (
     ThinkingSplit,
     char_ends,

@@ -10,13 +10,12 @@ import pytest
 from dto.errors import DtoError, RecipeError
 from dto.grading import Grader
 from dto.pipeline import check_model
-from dto.prompts import render
+from dto.prompts import check_template, render, render_chat
 from dto.protocols import Completion
 from dto.recipe import ModelSettings, make_recipe
 from dto.records import Dropped, Problem, Trajectory
 from dto.tags import KNOWN, ThinkTags, foreign_detail, think_tags
 from dto.tasks.importing import Response, to_trajectory
-from dto.templates import check_template, render_chat
 from dto.trajectories import (
     closes_thinking,
     make_trajectory,

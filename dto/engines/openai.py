@@ -27,6 +27,7 @@ from dto.engines.openai_wire import (
 )
 from dto.engines.shared import Cost, check, check_score, completion_of, unbranched, unfit
 from dto.errors import EngineError
+from dto.prompts import encode_prompt
 from dto.protocols import (
     Capabilities,
     Chunk,
@@ -37,7 +38,6 @@ from dto.protocols import (
     TokenIds,
 )
 from dto.records import IdsFrom
-from dto.templates import encode_prompt
 from dto.text import StopReader
 
 if TYPE_CHECKING:

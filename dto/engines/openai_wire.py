@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from dto.engines.openai_http import RequestError
 from dto.engines.shared import Cost, stop_met
+from dto.prompts import Arguments
 from dto.protocols import Capabilities, Chunk, Message, Sampling
-from dto.templates import Arguments
 from dto.text import StopReader, first_stop
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
-from dto.engines.batch import Batch
+from dto.engines.batch import Batch, Worker
 from dto.engines.kv import ATTENTION, LENGTH_STEP, KVShape, PrefixCache, RowsCache, forward
 from dto.engines.linearised import Linearised
 from dto.engines.models import shape_of_model
@@ -35,11 +35,10 @@ from dto.engines.shared import (
     response_text,
     unfit,
 )
-from dto.engines.worker import Worker
 from dto.errors import EngineError
+from dto.prompts import encode_prompt
 from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds
 from dto.records import FinishReason
-from dto.templates import encode_prompt
 from dto.text import StopReader
 from dto.usage import ModelShape
 

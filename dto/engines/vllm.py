@@ -33,10 +33,10 @@ from dto.engines.shared import (
     unfit,
 )
 from dto.errors import EngineError
+from dto.prompts import encode_prompt
 from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds
 from dto.recipe import resolve
 from dto.records import FinishReason
-from dto.templates import encode_prompt
 from dto.text import StopReader
 from dto.usage import ModelShape
 

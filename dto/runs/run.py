@@ -232,13 +232,11 @@ class Run(RunReader):
                 key, done = f"digest of {upstream}", self.manifest(upstream)
                 # What comes of one that is not finished is not known; it may be the same.
                 own[key] = begun["config"].get(key) if done is None else done["digest"]
-            why = "; ".join(self._differences(stage.name, begun["config"], own))
             unrun = self._programs_not_run(stage.name)
+            why = unrun or self._differences(stage.name, begun["config"], own)
             if stage.name in again:
                 why = "asked for"
-            elif unrun:
-                why = f"{unrun:,} programs were not run"
-            elif before := [name for name in reads if name in found]:
+            elif not unrun and (before := [name for name in reads if name in found]):
                 why = f"follows {' and '.join(before)}"
             if stage.name == "evaluate" and why and not unrun and stage.name not in again:
                 why = self._lost_answers(begun["config"], own, found)
@@ -256,13 +254,11 @@ class Run(RunReader):
         lost += [task for task in before["evaluate.tasks"] if task not in now["evaluate.tasks"]]
         return f"{', '.join(lost)} changed, or are asked no more; the rest is kept" if lost else ""
 
-    def _differences(
-        self, stage: str, before: Mapping[str, Any], now: Mapping[str, Any]
-    ) -> list[str]:
+    def _differences(self, stage: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         if self.manifest(stage) is not None:
             kept = {key: before[key] for key in _ENGINES if key in before and key in now}
             now = {**now, **kept}
-        return manifest.differences(before, now)
+        return "; ".join(manifest.differences(before, now))
 
     def finished(self, stage: Stage, config: Mapping[str, Any]) -> bool:
         """Whether a stage need not be computed; moves aside what another configuration left.
@@ -281,24 +277,22 @@ class Run(RunReader):
             (self / name / "journal").unlink()
             return False
         if stage.needs != "nothing" and name not in self._agreed:
-            why = "; ".join(differing) or f"{unrun:,} programs were not run"
-            self._recompute(self.path, [Stale(name, why, *_spent(self, name))])
+            self._recompute(self.path, [Stale(name, differing or unrun, *_spent(self, name))])
         old = self.set_aside(name)
         if name == "evaluate" and not unrun:
             # A change of the run's own problems changes what all arms share: nothing is kept then.
-            problems = self._test_ids() if self.recipe.evaluate.tasks else None
+            asked = (row.id for row in self.problems("test", self.test_stage))
+            problems = set(asked) if self.recipe.evaluate.tasks else None
             keep_arms(old, self / name, config, problems)
         return False
 
-    def _programs_not_run(self, stage: str) -> int:
-        """How many answers of a stage are failed for want of what this run now allows."""
-        if not self.allow_code_execution or stage not in ("sample", "evaluate"):
-            return 0
-        return self.count(stage, reason=NOT_RUN) if self.table(stage).exists() else 0
-
-    def _test_ids(self) -> set[str]:
-        """The ids of the problems to evaluate on."""
-        return {row.id for row in self.problems("test", self.test_stage)}
+    def _programs_not_run(self, stage: str) -> str:
+        """Says how many answers of a stage are failed for want of what this run now allows."""
+        programs = self.allow_code_execution and stage in ("sample", "evaluate")
+        if not programs or not self.table(stage).exists():
+            return ""
+        unrun = self.count(stage, reason=NOT_RUN)
+        return f"{unrun:,} programs were not run" if unrun else ""
 
     def set_aside(self, stage: str) -> Path:
         """Move a stage out of the way, to where it stays until it is done again."""

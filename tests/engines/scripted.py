@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from dto.engines.shared import unbranched
 from dto.errors import EngineError
+from dto.prompts import Arguments, encode_prompt
 from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds
 from dto.records import FinishReason
-from dto.templates import Arguments, encode_prompt
 from dto.text import StopReader
 from dto.usage import ModelShape, Usage, charge
 
