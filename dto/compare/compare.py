@@ -21,9 +21,9 @@ import yaml
 
 from dto.compare.methods import BASE, OWN, charged, grid, methods
 from dto.compare.report import Comparison, report
+from dto.concurrency import end_children
 from dto.errors import DtoError, disk_errors
 from dto.pipeline import STAGES, needed, run_stages, write_run_manifest
-from dto.processes import end_children
 from dto.recipe import Recipe
 from dto.records import content_id
 from dto.runs import manifest

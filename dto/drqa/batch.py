@@ -37,14 +37,7 @@ async def batch(problems: Sequence[Problem], sample: int, ctx: Context) -> Batch
     each = ctx.recipe.batch.max_tokens or ctx.recipe.sample.max_tokens
     seed = ctx.seed(row_id, "batch")
     (completion,) = await ctx.engine.complete(prompt, ctx.sampling(min(each * k, room), seed))
-    reading, ended = await read_whole(
-        prompt,
-        completion.token_ids,
-        completion.finish_reason,
-        completion.error,
-        ctx.tokenizer,
-        tags,
-    )
+    reading, ended = await read_whole(prompt, completion, ctx.tokenizer, tags)
     if reading.foreign is not None:
         return Dropped(row_id, FOREIGN, foreign_detail(tags, reading.foreign))
     if ended:

@@ -86,15 +86,11 @@ def check(settings: ExitSettings, engine: Engine) -> None:
         )
     if policy == "nowait" and not can.banned:
         raise EngineError(f"{exit}policy nowait needs banned tokens, {way_out}transformers or vllm")
-    tries = policy in ("deer", "consistency", "code", "entropy")
-    needs = []  # (key, logprobs)
-    if policy in ("deer", "code"):
-        needs.append((f"policy {policy}", 0))
-    if policy == "entropy":
-        needs.append(("policy entropy", ENTROPY_LOGPROBS))
-    if tries and settings.monitor == "entropy":
-        needs.append(("monitor entropy", ENTROPY_LOGPROBS))
-    for key, least in needs:
+    needs = {"deer": 0, "code": 0, "entropy": ENTROPY_LOGPROBS}
+    asks = [(f"policy {policy}", needs[policy])] if policy in needs else []
+    if policy in (*needs, "consistency") and settings.monitor == "entropy":
+        asks.append(("monitor entropy", ENTROPY_LOGPROBS))
+    for key, least in asks:
         if can.logprobs is None or can.logprobs < least:
             what = f"the {least} top logprobs" if least else "logprobs"
             raise EngineError(

@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from dto.context import Context
-from dto.exits.loop import leave_at_transition
+from dto.exits.loop import TrialResult, leave_at_transition, try_answer
 from dto.exits.monitor import ENTROPY_LOGPROBS
 from dto.exits.monitor import entropy as entropy_of
 from dto.exits.path import ExitedResponse, Path
-from dto.exits.trial import TrialResult, try_answer
 from dto.protocols import Sampling
 from dto.recipe import ExitSettings
 from dto.records import AnswerKind, Problem, Trial

@@ -21,7 +21,6 @@ async def sample(problem: Problem, ctx: Context) -> list[Trajectory | Dropped]:
     """
     settings = ctx.recipe.sample
     prompt = prompt_ids(problem.question, ctx.tokenizer, ctx.recipe.model, problem.prompt)
-    tags = ctx.tags
     if full := no_room(prompt, ctx.engine.context):
         return [Dropped(problem.id, "prompt_too_long", full)]
     seed = ctx.seed(problem.id, "sample")
@@ -30,17 +29,14 @@ async def sample(problem: Problem, ctx: Context) -> list[Trajectory | Dropped]:
     return [
         await make_trajectory(
             problem,
+            completion,
             model=ctx.engine.model,
             sample=index,
             seed=seed + index,
             prompt_ids=prompt,
-            token_ids=completion.token_ids,
-            ids_from=completion.ids_from,
-            finish_reason=completion.finish_reason,
             tokenizer=ctx.tokenizer,
             grader=ctx.grader,
-            error=completion.error,
-            tags=tags,
+            tags=ctx.tags,
         )
         for index, completion in enumerate(completions)
     ]

@@ -132,19 +132,9 @@ def respond(
     and all answer in the precision of their weights. `model.context` is the limit, as elsewhere.
     `label` shows a bar.
     """
-    settings = recipe.model
 
     async def answers(plain: PreTrainedModel) -> tuple[list[list[Any]], Usage]:
-        engine = TransformersEngine(
-            plain,
-            tokenizer,
-            name=settings.name,
-            context=settings.context,
-            slots=settings.slots,
-            cache_bytes=settings.cache_bytes,
-            kv_bytes=settings.kv_bytes,
-            template=settings.template,
-        )
+        engine = TransformersEngine(plain, tokenizer, recipe.model)
         bar = tqdm(total=len(rows), desc=label, leave=False, disable=None if label else True)
         grader = Grader(allow_code_execution=allow_code_execution)
         with metered() as usage, bar:
@@ -231,9 +221,7 @@ async def judge(row: LabelledChain, ctx: Context) -> list[Judgement]:
     sampling = ctx.sampling(min(settings.max_tokens, room), ctx.seed(row.id, "judge"))
     found = []
     for each in await ctx.engine.complete(row.prompt_ids, sampling, settings.samples):
-        reading, ended = await read_whole(
-            row.prompt_ids, each.token_ids, each.finish_reason, each.error, ctx.tokenizer, ctx.tags
-        )
+        reading, ended = await read_whole(row.prompt_ids, each, ctx.tokenizer, ctx.tags)
         letter = "" if ended else read_letter(reading.text[slice(*reading.conclusion)])
         pick: Pick = "unreadable"
         if letter:
