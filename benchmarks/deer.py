@@ -46,7 +46,7 @@ from dto.engines import open_engine
 from dto.engines.vllm import VLLMEngine, model_arguments, serving_arguments
 from dto.exits import ExitedResponse, answer
 from dto.grading import Grader
-from dto.nano.corpus import chain_problems
+from dto.nano import chain_problems
 from dto.protocols import Engine, Sampling
 from dto.recipe import ExitSettings, ModelSettings, Recipe, resolve
 from dto.records import Problem

@@ -25,7 +25,7 @@ import torch
 
 from dto.engines import open_engine
 from dto.engines.transformers import TransformersEngine
-from dto.nano.corpus import chain_problems
+from dto.nano import chain_problems
 from dto.prompts import render
 from dto.protocols import Sampling
 from dto.recipe import ModelSettings

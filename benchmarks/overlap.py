@@ -39,7 +39,7 @@ from dto.context import Context
 from dto.engines import open_engine
 from dto.exits import answer
 from dto.grading import Grader
-from dto.nano.corpus import chain_problems
+from dto.nano import chain_problems
 from dto.protocols import Engine, Sampling
 from dto.recipe import ExitSettings, Recipe
 from dto.records import Problem

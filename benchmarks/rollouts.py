@@ -37,7 +37,7 @@ from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.engines import open_engine
 from dto.grading import Grader
-from dto.nano.corpus import chain_problems
+from dto.nano import chain_problems
 from dto.recipe import Recipe, resolve
 from dto.records import Dropped, ExitEstimate, Problem, Segment, Trajectory, content_id
 from dto.rollouts import roll_out

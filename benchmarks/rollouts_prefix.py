@@ -33,7 +33,7 @@ from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.engines import open_engine
 from dto.grading import Grader
-from dto.nano.corpus import chain_problems
+from dto.nano import chain_problems
 from dto.protocols import Engine
 from dto.recipe import Recipe
 from dto.records import Dropped, Problem, Segment, Trajectory

@@ -25,7 +25,7 @@ from dataclasses import replace
 from typing import Any
 
 from dto.engines.vllm import VLLMEngine, environment, model_arguments, serving_arguments
-from dto.nano.corpus import chain_problems
+from dto.nano import chain_problems
 from dto.protocols import Sampling
 from dto.recipe import ModelSettings, resolve
 from dto.trajectories import prompt_ids

@@ -34,10 +34,9 @@ import spacy
 
 from benchmarks.nano.thinking import OVERTHINKING, think
 from benchmarks.patterns import learn
-from dto.nano.corpus import chains as random_chains
+from dto.nano import chains as random_chains
 from dto.segmentation.features import Masks
-from dto.segmentation.model import openings
-from dto.segmentation.patterns import Granularity, by_rules
+from dto.segmentation.patterns import Granularity, by_rules, openings
 from dto.segmentation.worker import pipeline, segment_text, segment_texts
 
 ROUNDS = 5

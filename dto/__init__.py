@@ -5,12 +5,11 @@ The public names load what they need when they are first used: `import dto` alon
 Its rooms, the lowest floor first; a room knows nothing of those above it. The core is the method,
 with runs that survive: who reads it has read the papers.
 
-    core      records recipe settings text tags templates prompts context trajectories
+    core      records recipe settings text tags prompts context trajectories
               rollouts protocols errors concurrency tables usage sequential
               segmentation stages judges exits runs
     seams     engines grading training tasks drqa nano policies baselines studies statistics source
-              processes
-    pipeline  segmenter pipeline
+    pipeline  pipeline
     shell     reporting compare calibration forecast redact viewer hub commands cli
 """
 

@@ -1,10 +1,20 @@
-"""A few requests at once, never all of them."""
+"""What runs at once: a few requests, never all of them, and child processes.
+
+A child ends with its parent, and a parent that stops ends its children.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable
-from typing import TypeVar
+import ctypes
+import multiprocessing
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -31,3 +41,81 @@ async def gather_bounded(jobs: Iterable[Awaitable[T]], limit: int = AT_ONCE) -> 
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [results[index] for index in range(len(results))]
+
+
+PARENT_CHECK_SECONDS = 0.5
+PATIENCE_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """End this process when its parent is gone, also after kill -9.
+
+    On Linux the kernel kills it when the thread that started it ends; elsewhere a thread checks
+    the parent's id twice a second. `parent` is that id where the caller knows it: a parent that
+    ended before this call ends the process at once.
+    """
+    expected = os.getppid() if parent is None else parent
+    try:
+        bound = ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) == 0
+    except (OSError, AttributeError):
+        bound = False
+    if not bound:
+        threading.Thread(target=_watch, args=(expected,), name="parent-watch", daemon=True).start()
+    elif os.getppid() != expected:
+        os._exit(1)
+
+
+VLLM_CHILD = "DTO_VLLM_CHILD"  # set for the processes that our vLLM engine starts, and no other
+
+
+def die_with_engine() -> None:
+    """End a process of our vLLM engine when the thread that started it ends; elsewhere nothing.
+
+    vLLM loads this in each of its processes, as a general plugin (pyproject.toml). Its core does
+    not notice that its parent was killed, and would hold the GPU for ever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None and VLLM_CHILD in os.environ:
+        die_with_parent(parent.pid)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_SECONDS)
+    os._exit(1)
+
+
+def run_child(
+    command: Sequence[str],
+    on_line: Callable[[str], object],
+    environment: Mapping[str, str] | None = None,
+) -> int:
+    """Run a child to its end; its exit code (negative: the signal that ended it).
+
+    `on_line` is called with each line of its stdout. An exception here, Ctrl-C for one, ends the
+    child first.
+    """
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment
+    ) as child:
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                on_line(line)
+            return child.wait()
+        except BaseException:
+            end_children([child])
+            raise
+
+
+def end_children(children: Collection[subprocess.Popen[Any]]) -> None:
+    """Terminate all of them, and kill those that are still there `PATIENCE_SECONDS` later."""
+    for child in children:
+        child.terminate()
+    for child in children:
+        try:
+            child.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from dto.errors import EngineError
 from dto.prompts import render
@@ -88,16 +88,8 @@ class Context:
 
 def sampling(settings: SamplingSettings, max_tokens: int, seed: int, written: int = 0) -> Sampling:
     """One request as `sample` or `evaluate` says."""
-    return Sampling(
-        max_tokens=max_tokens,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=settings.top_k,
-        min_p=settings.min_p,
-        presence_penalty=settings.presence_penalty,
-        written=written,
-        seed=seed,
-    )
+    drawn: dict[str, Any] = {key: getattr(settings, key) for key in SamplingSettings.model_fields}
+    return Sampling(max_tokens, written=written, seed=seed, **drawn)
 
 
 def without_engine(

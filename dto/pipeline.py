@@ -18,26 +18,29 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dto.baselines import pairs, solutions
-from dto.context import Context, without_engine
+import yaml
+from filelock import FileLock, Timeout
+
+from dto import baselines
+from dto.context import Context, sampling, without_engine
 from dto.drqa import batch, chain, label
 from dto.drqa.label import WORDINGS
 from dto.engines import open_engine
 from dto.engines.models import load_tokenizer
-from dto.errors import DtoError, EngineError, disk_errors
+from dto.engines.shared import check
+from dto.errors import DtoError, EngineError, RunConflictError, disk_errors
 from dto.grading import Grader
-from dto.prompts import JUDGE, PUT_IN, purpose, render
+from dto.prompts import JUDGE, PUT_IN, check_template, purpose, render
 from dto.protocols import Engine
 from dto.recipe import ModelSettings, Recipe
 from dto.records import Dropped
 from dto.runs import manifest
-from dto.runs import run as runs
 from dto.runs.reader import RunReader
 from dto.runs.run import Consent, Run, refuse
 from dto.runs.runner import Runner
 from dto.runs.stage import Stage
-from dto.segmentation.lexicon import LOOP
-from dto.segmenter import Segmenter
+from dto.segmentation import LOOP
+from dto.segmentation.worker import Segmenter
 from dto.stages import estimate, evaluate, optimize, pair, prune, sample, segment
 from dto.studies import pilot, trace
 from dto.tags import (
@@ -50,7 +53,6 @@ from dto.tags import (
 )
 from dto.tasks import importing, problems
 from dto.tasks.load import prompt_of
-from dto.templates import check_template
 from dto.training import train
 from dto.trajectories import prompt_tail
 
@@ -74,11 +76,11 @@ def stage_of(recipe: Recipe, name: str) -> Stage:
     if name == "sample" and recipe.sample.imported:
         return importing.STAGE
     if name == "optimize" and recipe.optimize.exit != "estimate":
-        return solutions.STAGE
+        return baselines.SOLUTIONS
     if name == "pair" and recipe.pair.data == "imported":
         return importing.PAIRS
     if name == "pair" and recipe.pair.data != "optimized":
-        return pairs.STAGE
+        return baselines.PAIRS
     return STAGES[name]
 
 
@@ -149,20 +151,42 @@ def open_run(
     overwrite: bool = False,
     allow_code_execution: bool = False,
 ) -> Run:
-    """Begin a run, or go on with the one that is there (:func:`dto.runs.run.open_run`).
+    """Begin a run, or go on with the one that is there, with this recipe.
 
-    `again` are stages that are to be computed again though nothing changed.
+    What the recipe would compute again, or `again` though nothing changed, is told to `recompute`,
+    which raises or returns; stages that cost nothing (problems) need no consent. Settings that
+    decide only how something is computed (a server, slots, prices) change nothing, and a finished
+    stage holds on another engine too. `overwrite` sets everything aside and begins anew; that takes
+    consent, too.
+    `allow_code_execution`: programs that answer problems are run (`dto.grading.sandbox`); that is
+    nothing a recipe could ask for.
+
+    Raises RunConflictError for a run that another process is at work on, and for a directory that
+    holds something else.
     """
-    stages = [stage_of(recipe, name) for name in STAGES]
-    return runs.open_run(
-        path,
-        recipe,
-        stages,
-        recompute=recompute,
-        again=again,
-        overwrite=overwrite,
-        allow_code_execution=allow_code_execution,
-    )
+    begun = path / "recipe.yaml"
+    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not begun.exists())):
+        raise RunConflictError(f"{path} holds something that is no run: give another --out")
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunConflictError(
+                f"{path} is in use by another process: wait for it to end"
+            ) from None
+    run = Run(path, recipe, lock, recompute=recompute, allow_code_execution=allow_code_execution)
+    try:
+        run.agree([stage_of(recipe, name) for name in STAGES], again, overwrite)
+        with disk_errors(begun):
+            data = recipe.model_dump(mode="json")
+            text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+            manifest.write_text(begun, text)
+    except BaseException:
+        run.close()
+        raise
+    return run
 
 
 def run_stages(run: Run, names: Iterable[str]) -> None:
@@ -393,22 +417,15 @@ def check_sampling(recipe: Recipe, engine: Engine) -> None:
 
     Raises EngineError.
     """
-    can = engine.capabilities
     groups = {"sample": recipe.sample, "evaluate": recipe.evaluate}
     for group, settings in groups.items():
-        for key, taken in (
-            ("top_k", can.filters),
-            ("min_p", can.filters),
-            ("presence_penalty", can.presence is not None),
-        ):
-            value = getattr(settings, key)
-            if value and not taken:
-                raise EngineError(
-                    f"{group}.{key} = {value:g}: the server of {engine.model!r} does not take it; "
-                    "set it to 0, or use a vLLM server"
-                )
+        asked = sampling(settings, max_tokens=1, seed=0)
+        try:
+            check(asked, engine.capabilities, f"the server of {engine.model!r}")
+        except EngineError as error:
+            raise EngineError(f"{group}: {error}") from None
     penalised = [group for group, settings in groups.items() if settings.presence_penalty]
-    if penalised and can.presence == "request":
+    if penalised and engine.capabilities.presence == "request":
         logger.warning(
             "model     %s.presence_penalty counts what one request generates on this engine: "
             "rollouts, finalizations and exits, which go on from a response, begin to count anew",

@@ -7,6 +7,7 @@ one BOS) and is ids from then on.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict
 
@@ -64,33 +65,13 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
-    """What came back for one prompt.
-
-    `token_ids` include the EOS or the token that completed a stop string; `text` is their decoding
-    without a final EOS. `stop` is the stop string met. `cached_tokens` of the `prompt_tokens` were
-    not computed again. A request that went wrong has finish reason `failed`, no ids, and says why
-    in `error`.
-    """
-
-    token_ids: tuple[int, ...]
-    text: str
-    finish_reason: FinishReason
-    prompt_tokens: int
-    cached_tokens: int = 0
-    ids_from: IdsFrom = "sampled"
-    stop: str | None = None
-    logprobs: tuple[float, ...] | None = None
-    top_logprobs: tuple[Mapping[int, float], ...] | None = None
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Chunk:
     """The next piece of a stream: one or several tokens.
 
     Only the last chunk has a finish reason. `text` is what became readable with these tokens: a
-    character that is not complete yet comes with a later chunk; a final EOS is not in it.
+    character that is not complete yet comes with a later chunk; a final EOS is not in it. `stop` is
+    the stop string met. `cached_tokens` of the `prompt_tokens` were not computed again. A request
+    that went wrong has finish reason `failed`, and says why in `error`.
     """
 
     token_ids: tuple[int, ...]
@@ -102,6 +83,17 @@ class Chunk:
     logprobs: tuple[float, ...] | None = None
     top_logprobs: tuple[Mapping[int, float], ...] | None = None
     error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion(Chunk):
+    """What came back for one prompt: all of it in one piece; nothing of a request that failed.
+
+    `token_ids` include the EOS or the token that completed a stop string.
+    """
+
+    finish_reason: FinishReason
+    ids_from: IdsFrom = "sampled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +149,7 @@ class Engine(Protocol):
         """One sample as it grows. Use inside `async with aclosing(...)`: closing frees the slot."""
         ...
 
-    def branched(self) -> Engine:
+    def branched(self) -> AbstractAsyncContextManager[Engine]:
         """An engine for the requests of one response, which decodes them as one sequence.
 
         It serves while this one does. Raises EngineError where this one cannot do that.

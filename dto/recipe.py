@@ -19,7 +19,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from dto.errors import DtoError, RecipeError
-from dto.prompts import families
+from dto.prompts import RESERVED, Argument, families
 from dto.records import AnswerKind
 from dto.sequential import MOST_BOUNDARIES, share, zone
 from dto.settings import BatchSettings as BatchSettings
@@ -35,7 +35,6 @@ from dto.settings import PilotSettings as PilotSettings
 from dto.settings import TraceSettings as TraceSettings
 from dto.settings import TrainSettings as TrainSettings
 from dto.tags import Tag
-from dto.templates import RESERVED, Argument
 
 
 def read_policies(data: dict[str, Any], origin: str) -> None:
@@ -50,18 +49,7 @@ def read_policies(data: dict[str, Any], origin: str) -> None:
     for place, exit in enumerate(exits):
         if isinstance(exit, dict) and "file" in exit:
             own = {key: value for key, value in exit.items() if key != "file"}
-            exits[place] = _read_policy(exit["file"], origin) | own
-
-
-def _read_policy(file: Any, origin: str) -> dict[str, Any]:
-    try:
-        policy = yaml.safe_load(Path(str(file)).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise RecipeError(f"{origin}: policy {file!r} cannot be read: {reason}") from None
-    if not isinstance(policy, dict):
-        raise RecipeError(f"{origin}: policy {file!r} holds no mapping of settings of an exit")
-    return policy
+            exits[place] = _read_yaml(Path(str(exit["file"])), f"{origin}: policy") | own
 
 
 class ModelSettings(Settings):
@@ -310,7 +298,9 @@ def load_recipe(path: Path | str, changes: Mapping[str, Any] | None = None) -> R
 
     Raises RecipeError, in one line, for what is missing, unknown or out of range.
     """
-    return make_recipe(_read_yaml(Path(path)), changes, f"recipe {path}")
+    path = Path(path)
+    data = {"name": path.stem, **_read_yaml(path)}
+    return make_recipe(data, changes, f"recipe {path}")
 
 
 def read_recipe(path: Path) -> tuple[Recipe, tuple[str, ...]]:
@@ -318,7 +308,7 @@ def read_recipe(path: Path) -> tuple[Recipe, tuple[str, ...]]:
 
     Raises RecipeError as `load_recipe` does for everything else.
     """
-    data = _read_yaml(path)
+    data = {"name": path.stem, **_read_yaml(path)}
     unknown = []
     try:
         Recipe.model_validate(data)
@@ -333,18 +323,18 @@ def read_recipe(path: Path) -> tuple[Recipe, tuple[str, ...]]:
     return make_recipe(data, origin=f"recipe {path}"), names
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
     try:
         data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecipeError(f"recipe {path} does not exist: see pipelines/ for examples") from None
+        raise RecipeError(f"{what} {path} does not exist: see pipelines/ for examples") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path} cannot be read: {error}") from None
+        raise RecipeError(f"{what} {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
-        raise RecipeError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"{what} {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
-        raise RecipeError(f"recipe {path} holds {type(data).__name__}, not a mapping of settings")
-    return {"name": path.stem, **data}
+        raise RecipeError(f"{what} {path} holds {type(data).__name__}, not a mapping of settings")
+    return data
 
 
 def make_recipe(

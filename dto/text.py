@@ -167,9 +167,7 @@ def char_ends(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[in
 
     The offset is -1 where a token ends inside a character, or where what follows could still change
     how it reads. The last token always ends at the end of the text. Length: that of `ids`.
-
-    Raises:
-        DtoError: the tokenizer is a slow one, without the `tokenizers` library behind it.
+    Raises DtoError for a slow tokenizer, without the `tokenizers` library behind it.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -196,17 +194,13 @@ def char_ends(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[in
     return ends
 
 
-def thinking_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], thinking: Span) -> Span:
-    """The tokens that lie wholly inside the character span `thinking` of the decoding of `ids`.
-
-    Where tags are tokens of their own they cover `thinking` exactly; a token that straddles a tag's
-    edge is left out. Empty (at the first token after the edge) when no token lies inside.
-    """
-    return tokens_within(char_ends(tokenizer, ids), thinking)
-
-
 def tokens_within(ends: Sequence[int], chars: Span) -> Span:
-    """`thinking_tokens` for a caller that already has the `char_ends`."""
+    """The tokens that lie wholly inside a character span; `ends` are their `char_ends`.
+
+    Where tags are tokens of their own those of the thinking cover it exactly; a token that
+    straddles a tag's edge is left out. Empty (at the first token after the edge) when no token lies
+    inside.
+    """
     borders = [(0, 0)]  # (character offset, token index), both increasing
     borders += [(end, index + 1) for index, end in enumerate(ends) if end != INSIDE_CHARACTER]
     first = bisect_left(borders, (chars.start, 0))
@@ -311,7 +305,7 @@ def join(
     tokenizer: PreTrainedTokenizerBase,
     ids: Sequence[int],
     text: str,
-    encode: Callable[[str], Sequence[int]] | None = None,
+    encode: Callable[[str], Sequence[int]],
     fixed: int = 0,
 ) -> Joined:
     """Put a text after ids as one tokenization of both would have it.
@@ -320,15 +314,10 @@ def join(
         tokenizer: the policy's, a fast one.
         ids: what comes before; they end between two characters.
         text: what is put after them.
-        encode: how a text becomes ids; None: as the tokenizer has it, nothing added.
+        encode: how a text becomes ids; nothing is added.
         fixed: so many of the first ids, a prompt's, are not looked at: the model's own tokens
             begin behind them, whatever they end in.
     """
-    if encode is None:
-
-        def encode(text: str) -> Sequence[int]:
-            return list(tokenizer.encode(text, add_special_tokens=False))
-
     own = list(ids[max(fixed, len(ids) - WINDOWS[0]) :])
     text = _without_repetition(decode(tokenizer, own), text)
     for size in WINDOWS:

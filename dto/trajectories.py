@@ -7,21 +7,21 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from dto.prompts import render
-from dto.protocols import Graded, Grader, Message
-from dto.records import Dropped, FinishReason, IdsFrom, Problem, Span, Trajectory
+from dto.prompts import render, render_chat
+from dto.protocols import Completion, Graded, Grader, Message
+from dto.records import Dropped, Problem, Span, Trajectory
 from dto.tags import (
     DEFAULT_TAGS,
     FOREIGN,
     ThinkTags,
     foreign_detail,
 )
-from dto.templates import render_chat
 from dto.text import (
     ThinkingSplit,
+    char_ends,
     decode_response,
     split_thinking,
-    thinking_tokens,
+    tokens_within,
     without_quoted_tags,
 )
 
@@ -123,58 +123,73 @@ def read_response(
         split = ThinkingSplit(Span(0, 0), Span(0, len(text)), True)
         return Reading(text, split.thinking, split.conclusion, Span(0, 0), True)
     split = split_thinking(marked, opens_thinking(tokenizer, prompt, tags), tags)
-    tokens = thinking_tokens(tokenizer, token_ids, split.thinking)
+    tokens = tokens_within(char_ends(tokenizer, token_ids), split.thinking)
     foreign = tags.foreign(marked, ended=ended)
     return Reading(text, split.thinking, split.conclusion, tokens, split.closed, foreign)
+
+
+def no_room(prompt: Sequence[int], context: int) -> str:
+    """Why a prompt leaves no room for a response; empty where it does."""
+    full = len(prompt) >= context
+    return f"prompt has {len(prompt):,} tokens, context is {context:,}" if full else ""
+
+
+async def read_whole(
+    prompt: Sequence[int],
+    response: Completion,
+    tokenizer: PreTrainedTokenizerBase,
+    tags: ThinkTags = DEFAULT_TAGS,
+) -> tuple[Reading, Graded | None]:
+    """A whole response as text and spans, and its grade where there is no conclusion to grade.
+
+    A request that failed is graded `failed` (its error says why), and its text is empty. So is a
+    response whose thinking is marked by another model's tags. One that ran out of tokens, or never
+    closed its thinking, is `truncated`.
+    """
+    if response.finish_reason == "failed":
+        nothing = Reading("", Span(0, 0), Span(0, 0), Span(0, 0), False)
+        return nothing, Graded("failed", "", response.error or "the engine gave no reason")
+    # A long response takes milliseconds to align: not on the event loop.
+    ended = response.finish_reason == "stop"
+    reading = await asyncio.to_thread(
+        read_response, tokenizer, prompt, response.token_ids, tags, ended=ended
+    )
+    if reading.foreign is not None:
+        reason = f"{FOREIGN}: {foreign_detail(tags, reading.foreign)}"
+        return reading, Graded("failed", "", reason)
+    if not ended or not reading.closed:
+        return reading, Graded("truncated", "", "")
+    return reading, None
 
 
 async def read_and_grade(
     problem: Problem,
     prompt: Sequence[int],
-    token_ids: Sequence[int],
-    finish_reason: FinishReason,
-    error: str,
+    response: Completion,
     tokenizer: PreTrainedTokenizerBase,
     grader: Grader,
     tags: ThinkTags = DEFAULT_TAGS,
 ) -> tuple[Reading, Graded]:
-    """A whole response as text and spans, and its grade by what stands after `</think>`.
-
-    A request that failed is graded `failed` (`error` says why), and its text is empty. So is a
-    response whose thinking is marked by another model's tags. One that ran out of tokens, or never
-    closed its thinking, is `truncated` without asking the grader.
-    """
-    if finish_reason == "failed":
-        nothing = Reading("", Span(0, 0), Span(0, 0), Span(0, 0), False)
-        return nothing, Graded("failed", "", error or "the engine gave no reason")
-    # A long response takes milliseconds to align: not on the event loop.
-    reading = await asyncio.to_thread(
-        read_response, tokenizer, prompt, token_ids, tags, ended=finish_reason == "stop"
-    )
-    if reading.foreign is not None:
-        reason = f"{FOREIGN}: {foreign_detail(tags, reading.foreign)}"
-        return reading, Graded("failed", "", reason)
-    if finish_reason == "length" or not reading.closed:
-        return reading, Graded("truncated", "", "")
-    conclusion = reading.text[slice(*reading.conclusion)]
-    return reading, await grader.grade_conclusion(
-        conclusion, problem.answer, problem.answer_kind, problem.question
-    )
+    """A whole response (:func:`read_whole`), and its grade by what stands after `</think>`."""
+    reading, graded = await read_whole(prompt, response, tokenizer, tags)
+    if graded is None:
+        conclusion = reading.text[slice(*reading.conclusion)]
+        graded = await grader.grade_conclusion(
+            conclusion, problem.answer, problem.answer_kind, problem.question
+        )
+    return reading, graded
 
 
 async def make_trajectory(
     problem: Problem,
+    response: Completion,
     *,
     model: str,
     sample: int,
     seed: int,
     prompt_ids: Sequence[int],
-    token_ids: Sequence[int],
-    ids_from: IdsFrom,
-    finish_reason: FinishReason,
     tokenizer: PreTrainedTokenizerBase,
     grader: Grader,
-    error: str = "",
     tags: ThinkTags = DEFAULT_TAGS,
 ) -> Trajectory | Dropped:
     """A graded trajectory from one response, whatever became of it: failed ones are rows too.
@@ -182,9 +197,7 @@ async def make_trajectory(
     Dropped as `foreign_tags` is one whose thinking is marked by the tags of another model: where it
     thinks cannot be said.
     """
-    reading, graded = await read_and_grade(
-        problem, prompt_ids, token_ids, finish_reason, error, tokenizer, grader, tags
-    )
+    reading, graded = await read_and_grade(problem, prompt_ids, response, tokenizer, grader, tags)
     row_id = Trajectory.make_id(problem.id, sample)
     if reading.foreign is not None:
         return Dropped(row_id, FOREIGN, foreign_detail(tags, reading.foreign))
@@ -195,13 +208,13 @@ async def make_trajectory(
         sample=sample,
         seed=seed,
         prompt_ids=tuple(prompt_ids),
-        token_ids=tuple(token_ids),
-        ids_from=ids_from,
+        token_ids=response.token_ids,
+        ids_from=response.ids_from,
         text=reading.text,
         thinking=reading.thinking,
         conclusion=reading.conclusion,
         thinking_tokens=reading.thinking_tokens,
-        finish_reason=finish_reason,
+        finish_reason=response.finish_reason,
         grade=graded.grade,
         answer=graded.answer,
         reason=graded.reason

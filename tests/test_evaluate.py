@@ -16,7 +16,7 @@ from dto.engines import open_engine
 from dto.errors import DtoError, EngineError
 from dto.exits import ExitedResponse, answer
 from dto.grading import Grader
-from dto.nano.corpus import chain_problems
+from dto.nano import chain_problems
 from dto.pipeline import open_run, run_stages, stage_of, with_questions
 from dto.protocols import Capabilities, Completion, Engine, Prompt, Sampling
 from dto.recipe import EvaluateSettings, ExitSettings, ModelSettings, Recipe

@@ -15,7 +15,7 @@ from benchmarks.nano.examples import INDUCERS, ExampleWriter, sample_answer
 from benchmarks.nano.measure import Measurement
 from benchmarks.nano.thinking import CONTROL, OVERTHINKING, PARAGRAPH, Mark, think
 from benchmarks.nano.train import build_tokenizer, train_nano
-from dto.nano.corpus import Chain, Step, chain_problems, chains
+from dto.nano import Chain, Step, chain_problems, chains
 from dto.prompts import render
 from dto.recipe import resolve
 from dto.records import Split

@@ -11,11 +11,11 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from dto.processes import end_children, run_child
+from dto.concurrency import end_children, run_child
 
 WITHOUT_PRCTL = "import ctypes, types; ctypes.CDLL = lambda name: types.SimpleNamespace(); "
 """As on macOS: the C library has no such function."""
-BOUND = "from dto.processes import die_with_parent; die_with_parent({}); "
+BOUND = "from dto.concurrency import die_with_parent; die_with_parent({}); "
 WAIT = "print('ready', flush=True); import time; time.sleep(600)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
 
@@ -86,7 +86,7 @@ def test_an_exception_ends_the_child() -> None:
 
 
 def test_children_that_ignore_a_signal_are_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dto.processes.PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("dto.concurrency.PATIENCE_SECONDS", 0.2)
     children = [
         subprocess.Popen([sys.executable, "-c", f"{lead}{WAIT}"], stdout=subprocess.PIPE)
         for lead in (STUBBORN, "")

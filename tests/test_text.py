@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dto.errors import DtoError
 from dto.recipe import resolve
-from dto.text import char_ends, decode_response, split_thinking, thinking_tokens
+from dto.text import char_ends, decode_response, split_thinking, tokens_within
 from tests.byte_level import byte_level
 
 SPLITS = [
@@ -102,9 +102,9 @@ def test_thinking_tokens_cover_the_thinking(tail: str) -> None:
     text = "<think>\nIt is 🙂. 等等</think>\n\nfive"
     ids = tokenizer.encode(text + tail, add_special_tokens=False)
     split = split_thinking(decode_response(tokenizer, ids))
-    span = thinking_tokens(tokenizer, ids, split.thinking)
+    span = tokens_within(char_ends(tokenizer, ids), split.thinking)
     assert tokenizer.decode(ids[slice(*span)]) == text[slice(*split.thinking)]
-    conclusion = thinking_tokens(tokenizer, ids, split.conclusion)
+    conclusion = tokens_within(char_ends(tokenizer, ids), split.conclusion)
     assert tokenizer.decode(ids[slice(*conclusion)]) == "\n\nfive"
 
 
@@ -112,15 +112,15 @@ def test_unclosed_thinking_ends_before_the_end_of_sequence() -> None:
     tokenizer = byte_level()
     ids = tokenizer.encode("It is 5<eos>", add_special_tokens=False)
     split = split_thinking(decode_response(tokenizer, ids))
-    assert thinking_tokens(tokenizer, ids, split.thinking) == (0, len(ids) - 1)
-    assert thinking_tokens(tokenizer, ids, split.conclusion).length == 0
+    assert tokens_within(char_ends(tokenizer, ids), split.thinking) == (0, len(ids) - 1)
+    assert tokens_within(char_ends(tokenizer, ids), split.conclusion).length == 0
 
 
 def test_tokens_that_straddle_a_tag_are_left_out() -> None:
     tokenizer = byte_level(tags_are_tokens=False)
     ids = tokenizer.encode("It is 5.</think>five", add_special_tokens=False)
     text = decode_response(tokenizer, ids)
-    span = thinking_tokens(tokenizer, ids, split_thinking(text).thinking)
+    span = tokens_within(char_ends(tokenizer, ids), split_thinking(text).thinking)
     assert "It is 5.".startswith(tokenizer.decode(ids[slice(*span)]))
     assert span.length > 0
 
@@ -140,5 +140,5 @@ def test_the_embedded_tokenizer() -> None:
     tokenizer = AutoTokenizer.from_pretrained(resolve("nano"))
     text = "Okay. 7 times 8 ends in 6.\n\nWait, 🙂 等等.\n</think>\n\n**Final Answer**\n\\boxed{6}"
     ids = tokenizer.encode(text, add_special_tokens=False)
-    span = thinking_tokens(tokenizer, ids, split_thinking(text).thinking)
+    span = tokens_within(char_ends(tokenizer, ids), split_thinking(text).thinking)
     assert tokenizer.decode(ids[slice(*span)]) == text.partition("</think>")[0]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, GenerationConfig
 
 from dto.grading import Grader
+from dto.protocols import Completion
 from dto.recipe import SegmentSettings
 from dto.records import Dropped, FinishReason, Problem, Trajectory
 from dto.tags import DEFAULT_TAGS
@@ -116,13 +117,11 @@ async def trajectory(name: str, ids: list[int], finish: FinishReason = "stop") -
     prompt = encode(name, "<think>\n")
     return await make_trajectory(
         PROBLEM,
+        Completion(tuple(ids), "", finish),
         model="m",
         sample=0,
         seed=0,
         prompt_ids=prompt,
-        token_ids=ids,
-        ids_from="sampled",
-        finish_reason=finish,
         tokenizer=tokenizer(name),
         grader=Grader(workers=1),
     )

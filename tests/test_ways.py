@@ -10,12 +10,12 @@ import pytest
 from dto.errors import DtoError, RecipeError
 from dto.grading import Grader
 from dto.pipeline import check_model
-from dto.prompts import render
+from dto.prompts import check_template, render, render_chat
+from dto.protocols import Completion
 from dto.recipe import ModelSettings, make_recipe
 from dto.records import Dropped, Problem, Trajectory
 from dto.tags import KNOWN, ThinkTags, foreign_detail, think_tags
 from dto.tasks.importing import Response, to_trajectory
-from dto.templates import check_template, render_chat
 from dto.trajectories import (
     closes_thinking,
     make_trajectory,
@@ -81,8 +81,8 @@ async def test_a_response_is_read_by_the_familys_tags(name: str) -> None:
     ids = (*tags.encode(tokenizer, text), tokenizer.eos_token_id)
     async with Grader(workers=1) as grader:
         row = await make_trajectory(
-            PROBLEM, model="m", sample=0, seed=0, prompt_ids=prompt, token_ids=ids,
-            ids_from="sampled", finish_reason="stop", tokenizer=tokenizer, grader=grader, tags=tags,
+            PROBLEM, Completion(tuple(ids), "", "stop"), model="m", sample=0, seed=0,
+            prompt_ids=prompt, tokenizer=tokenizer, grader=grader, tags=tags,
         )  # fmt: skip
         imported = await to_trajectory(
             Response(PROBLEM, 0, f"{tags.open}\n{THOUGHT}\n{tags.close}\n\n{ANSWER}"),
@@ -306,8 +306,8 @@ async def test_a_response_in_foreign_tags_is_refused_by_name(opens: bool) -> Non
     ids = (*tokenizer.encode(f"[THINK]{THOUGHT}[/THINK]{ANSWER}"), tokenizer.eos_token_id)
     async with Grader(workers=1) as grader:
         sampled = await make_trajectory(
-            PROBLEM, model="m", sample=3, seed=0, prompt_ids=prompt, token_ids=ids,
-            ids_from="sampled", finish_reason="stop", tokenizer=tokenizer, grader=grader,
+            PROBLEM, Completion(tuple(ids), "", "stop"), model="m", sample=3, seed=0,
+            prompt_ids=prompt, tokenizer=tokenizer, grader=grader,
         )  # fmt: skip
         imported = await to_trajectory(
             Response(PROBLEM, 3, f"{THOUGHT}[/THINK]{ANSWER}"), tokenizer, settings, grader

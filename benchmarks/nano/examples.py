@@ -28,7 +28,7 @@ from benchmarks.nano.thinking import (
     think_together,
     verb_of,
 )
-from dto.nano.corpus import STEPS, WORDS, Chain, Step, chains
+from dto.nano import STEPS, WORDS, Chain, Step, chains
 from dto.prompts import render
 from dto.records import Split
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2ForCausalLM
 
-from dto.nano.corpus import chain_problems
+from dto.nano import chain_problems
 from dto.prompts import render
 from dto.recipe import resolve
 from dto.records import Problem

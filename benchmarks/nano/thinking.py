@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple
 
-from dto.nano.corpus import WORDS, Chain, Step
+from dto.nano import WORDS, Chain, Step
 
 PARAGRAPH = "\n\n"
 OPENINGS = (

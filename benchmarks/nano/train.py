@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from benchmarks.nano.examples import ANSWER, CLOSE, INDUCERS, SYSTEM, Example, ExampleWriter
-from dto.nano.corpus import MAX_STEPS
+from dto.nano import MAX_STEPS
 from dto.prompts import render
 from dto.records import derive
 

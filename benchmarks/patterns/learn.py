@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dto.segmentation.features import Sentence, Since, describe, since_place, since_words, split
-from dto.segmentation.model import KINDS, Weights, chances, of_pattern
+from dto.segmentation.patterns import KINDS, Weights, chances, of_pattern
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 LABELS = Path(__file__).with_name("labels.jsonl")

@@ -24,12 +24,11 @@ import numpy.typing as npt
 from dto import statistics
 from dto.errors import DtoError, RecipeError
 from dto.exits.deer import decide as sure
-from dto.exits.loop import Decide, Search
+from dto.exits.loop import Decide, Search, TrialResult, confidence
 from dto.exits.path import ExitedResponse
-from dto.exits.trial import Confidence, TrialResult, confidence
 from dto.grading import Graded, Grader
-from dto.policies.consistency import agreed
-from dto.recipe import ExitSettings, Recipe, TraceSettings
+from dto.policies.settling import agreed
+from dto.recipe import Confidence, ExitSettings, Recipe, TraceSettings
 from dto.records import EvaluationRow, Trial
 from dto.reporting.evaluation import Figures
 from dto.stages.evaluate import evaluation_row
@@ -153,9 +152,7 @@ class Replay:
             prompt_tokens=trace.prompt_tokens,
             leading_ids=trace.token_ids[:start],
             thinking_ids=trace.token_ids[start:end],
-            inserted_ids=(),
             answer_ids=trace.token_ids[end:],
-            conclusion="",
             exit_reason=trace.exit_reason,
             finish_reason=trace.finish_reason,
         )
@@ -170,7 +167,6 @@ class Replay:
             thinking_ids=trace.token_ids[start : conclusion.kept],
             inserted_ids=conclusion.close_ids,
             answer_ids=conclusion.token_ids,
-            conclusion="",
             exit_reason="failed" if conclusion.finish_reason == "failed" else "policy",
             finish_reason=conclusion.finish_reason,
         )

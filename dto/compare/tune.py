@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from dto.compare.compare import Change, changed, charged, grid
+from dto.concurrency import die_with_parent
 from dto.errors import DtoError
 from dto.pipeline import STAGES, needed, open_run, run_stages
-from dto.processes import die_with_parent
 from dto.recipe import Recipe, load_recipe
 from dto.runs import manifest
 from dto.runs.run import Run, agree, settings_of

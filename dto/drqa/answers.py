@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from dto.drqa.split import BARE, CIRCLED, LAST, NEXT, mentions, place
+from dto.drqa.split import BARE, CIRCLED, mentions, place, real
 from dto.grading.extract import final_answer, last_box
 from dto.text import BRACE, MAX_TEXT
 
@@ -34,9 +34,17 @@ class NumberedAnswer(NamedTuple):
 
 
 class _Box(NamedTuple):
+    """`head` stands before it on its line, behind the box before it; `bare`: a number there, or 0.
+
+    `first`: it is the first box of its line.
+    """
+
     start: int
     end: int
     content: str
+    head: str
+    bare: int
+    first: bool
 
 
 class _Mark(NamedTuple):
@@ -92,8 +100,14 @@ def _boxes(text: str) -> list[_Box]:
             closed.append((start, match.end()))
     boxes: list[_Box] = []
     for start, end in sorted(closed):
-        if not boxes or start >= boxes[-1].end:
-            boxes.append(_Box(start, end, last_box(text[start:end]) or ""))
+        line, before = text.rfind("\n", 0, start) + 1, boxes[-1].end if boxes else 0
+        if start < before:
+            continue
+        first, head = before <= line, text[max(line, before) : start]
+        bare = (BARE.match(head) or _CELL.match(head)) if first else None
+        bare = bare or _INLINE.search(head)
+        content = last_box(text[start:end]) or ""
+        boxes.append(_Box(start, end, content, head, place(bare["bare"]) if bare else 0, first))
     return boxes
 
 
@@ -101,55 +115,30 @@ def _numbers(text: str, boxes: list[_Box], k: int) -> list[int]:
     """The number of each box; 0 for one without."""
     marks = _marks(text, k, boxes)
     starts = [mark.start for mark in marks]
-    lists = _lists(text, boxes, marks, k)
+    listed: dict[int, set[int]] = {}  # by section: how many marks begin before
+    for box in boxes:
+        listed.setdefault(bisect_left(starts, box.start), set()).add(box.bare)
+    lists = {section for section, bare in listed.items() if bare >= set(range(1, k + 1))}
     behind = _behind(text, boxes)
     numbers: list[int] = []
     for index, box in enumerate(boxes):
-        line = text.rfind("\n", 0, box.start) + 1
-        head = _head(text, boxes, index)
         place_above = bisect_left(starts, box.start)
         above = marks[place_above - 1] if place_above else None
         before = numbers[-1] if numbers else 0
-        bare = _bare(text, boxes, index)
-        named = [_real(mention.number, before, k) for mention in mentions(head)]
+        named = [real(mention.number, before, k) for mention in mentions(box.head)]
         if behind[index]:
             # Below a heading, "\boxed{7}. Now question 2." goes on to another one.
             headed = above is not None and above.named and not _BRACKET.match(text, box.end)
-            numbers.append(above.number if above and headed else _real(behind[index], before, k))
-        elif bare and not (above and above.named and place_above not in lists):
-            numbers.append(bare)
+            numbers.append(above.number if above and headed else real(behind[index], before, k))
+        elif box.bare and not (above and above.named and place_above not in lists):
+            numbers.append(box.bare)
         elif named:
             numbers.append(named[-1])
-        elif index and boxes[index - 1].end > line:
+        elif not box.first:
             numbers.append(before)  # "1. \boxed{7} or \boxed{8}"
         else:
             numbers.append(above.number if above else 0)
     return numbers
-
-
-def _head(text: str, boxes: list[_Box], index: int) -> str:
-    """What stands before a box on its line, behind the box before it."""
-    line = text.rfind("\n", 0, boxes[index].start) + 1
-    return text[max(line, boxes[index - 1].end if index else 0) : boxes[index].start]
-
-
-def _bare(text: str, boxes: list[_Box], index: int) -> int:
-    """The bare number that a box has on its line; 0 for none."""
-    head = _head(text, boxes, index)
-    found = None
-    if len(head) == boxes[index].start - text.rfind("\n", 0, boxes[index].start) - 1:
-        found = BARE.match(head) or _CELL.match(head)
-    found = found or _INLINE.search(head)
-    return place(found["bare"]) if found else 0
-
-
-def _lists(text: str, boxes: list[_Box], marks: list[_Mark], k: int) -> set[int]:
-    """The sections, by how many marks begin before, whose bare numbers go through all questions."""
-    starts = [mark.start for mark in marks]
-    listed: dict[int, set[int]] = {}
-    for index, box in enumerate(boxes):
-        listed.setdefault(bisect_left(starts, box.start), set()).add(_bare(text, boxes, index))
-    return {place for place, found in listed.items() if set(range(1, k + 1)) <= found}
 
 
 def _behind(text: str, boxes: list[_Box]) -> list[int]:
@@ -159,11 +148,7 @@ def _behind(text: str, boxes: list[_Box]) -> list[int]:
     """
     found = [0] * len(boxes)
     for index, box in enumerate(boxes):
-        line = text.rfind("\n", 0, box.start) + 1
-        if index and boxes[index - 1].end > line:
-            continue
-        head = text[line : box.start]
-        if next(mentions(head), None) or _bare(text, boxes, index):
+        if not box.first or box.bare or next(mentions(box.head), None):
             continue
         end = text.find("\n", box.end)
         end = len(text) if end < 0 else end
@@ -192,7 +177,7 @@ def _marks(text: str, k: int, boxes: Sequence[_Box] = ()) -> list[_Mark]:
             continue  # "3. As in question 1, …"
         if bisect_left(starts, line.start()) < bisect_left(starts, line.start() + first.start):
             continue  # it says whose the box before it is
-        number = _real(first.number, named[-1].number if named else 0, k)
+        number = real(first.number, named[-1].number if named else 0, k)
         named.append(_Mark(line.start(), number, True))
     return named or [
         _Mark(match.start(), place(match["bare"]), False) for match in BARE.finditer(text)
@@ -209,8 +194,3 @@ def _chunks(text: str, k: int) -> Iterator[tuple[int, str]]:
         named = next(mentions(chunk), None)
         cut = bare.end() if bare else named.end if named else 0
         yield number, chunk[cut:].lstrip(" :：.*-—\t").strip()
-
-
-def _real(number: int, before: int, k: int) -> int:
-    """The number that is meant where "the next" or "the last" question is named."""
-    return {NEXT: before + 1, LAST: k}.get(number, number)

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from dto.context import Context
-from dto.drqa.answers import numbered_answers
+from dto.drqa.answers import NumberedAnswer, numbered_answers
 from dto.errors import DtoError
 from dto.prompts import render
-from dto.protocols import Completion
 from dto.recipe import Recipe
-from dto.records import BatchResponse, Dropped, Grade, Problem, derive
+from dto.records import BatchResponse, Dropped, Problem, derive
 from dto.runs.reader import RunReader
 from dto.runs.stage import SAMPLING, Card, Group, Stage
 from dto.tags import FOREIGN, foreign_detail
-from dto.trajectories import Reading, chat_ids, read_response
+from dto.trajectories import chat_ids, no_room, read_whole
 
 
 async def batch(problems: Sequence[Problem], sample: int, ctx: Context) -> BatchResponse | Dropped:
@@ -33,26 +31,32 @@ async def batch(problems: Sequence[Problem], sample: int, ctx: Context) -> Batch
     ids = tuple(problem.id for problem in problems)
     row_id = BatchResponse.make_id(sample, ids)
     prompt = batch_prompt(problems, ctx)
-    room = ctx.engine.context - len(prompt)
-    if room < 1:
-        detail = f"prompt has {len(prompt):,} tokens, context is {ctx.engine.context:,}"
-        return Dropped(row_id, "prompt_too_long", detail)
+    if full := no_room(prompt, ctx.engine.context):
+        return Dropped(row_id, "prompt_too_long", full)
+    room, k, tags = ctx.engine.context - len(prompt), len(problems), ctx.tags
     each = ctx.recipe.batch.max_tokens or ctx.recipe.sample.max_tokens
     seed = ctx.seed(row_id, "batch")
-    sampling = ctx.sampling(min(each * len(problems), room), seed)
-    (completion,) = await ctx.engine.complete(prompt, sampling)
-    # A failed request has no ids, and so an empty reading.
-    tags, ended = ctx.tags, completion.finish_reason == "stop"
-    reading = await asyncio.to_thread(
-        read_response, ctx.tokenizer, prompt, completion.token_ids, tags, ended=ended
-    )
+    (completion,) = await ctx.engine.complete(prompt, ctx.sampling(min(each * k, room), seed))
+    reading, ended = await read_whole(prompt, completion, ctx.tokenizer, tags)
     if reading.foreign is not None:
         return Dropped(row_id, FOREIGN, foreign_detail(tags, reading.foreign))
-    graded = await _grade(problems, completion, reading, ctx)
+    if ended:
+        given, graded = [NumberedAnswer("", "")] * k, [ended] * k
+    else:
+        conclusion = reading.text[slice(*reading.conclusion)]
+        given = await asyncio.to_thread(numbered_answers, conclusion, k)
+        graded = [
+            await ctx.grader.grade_answer(
+                found.answer, problem.answer, problem.answer_kind, problem.question
+            )
+            for problem, found in zip(problems, given, strict=True)
+        ]
+    # A failed answer leaves the denominator, so its reason is the one to know.
+    reasons = [row.reason for row in sorted(graded, key=lambda row: row.grade != "failed")]
     return BatchResponse(
         id=row_id,
         problem_ids=ids,
-        k=len(problems),
+        k=k,
         model=ctx.engine.model,
         sample=sample,
         seed=seed,
@@ -64,10 +68,10 @@ async def batch(problems: Sequence[Problem], sample: int, ctx: Context) -> Batch
         conclusion=reading.conclusion,
         thinking_tokens=reading.thinking_tokens,
         finish_reason=completion.finish_reason,
-        grades=graded.grades,
-        answers=graded.answers,
-        faults=graded.faults,
-        reason=graded.reason,
+        grades=tuple(row.grade for row in graded),
+        answers=tuple(row.answer for row in graded),
+        faults=tuple(found.fault for found in given),
+        reason=next(filter(None, reasons), ""),
     )
 
 
@@ -77,43 +81,6 @@ def batch_prompt(problems: Sequence[Problem], ctx: Context) -> tuple[int, ...]:
     model = ctx.recipe.model
     user = render("batch", model.family, questions="\n".join(numbered), k=len(problems))
     return chat_ids(user, ctx.tokenizer, model)
-
-
-class _Graded(NamedTuple):
-    grades: tuple[Grade, ...]
-    answers: tuple[str, ...]
-    faults: tuple[str, ...]
-    reason: str
-
-
-async def _grade(
-    problems: Sequence[Problem], completion: Completion, reading: Reading, ctx: Context
-) -> _Graded:
-    k = len(problems)
-    nothing = ("",) * k
-    failed: Grade = "failed"
-    truncated: Grade = "truncated"
-    if completion.finish_reason == "failed":
-        reason = completion.error or "the engine gave no reason"
-        return _Graded((failed,) * k, nothing, nothing, reason)
-    if completion.finish_reason == "length" or not reading.closed:
-        return _Graded((truncated,) * k, nothing, nothing, "")
-    conclusion = reading.text[slice(*reading.conclusion)]
-    found = await asyncio.to_thread(numbered_answers, conclusion, k)
-    grades: list[Grade] = []
-    answers, reasons = [], []
-    for problem, given in zip(problems, found, strict=True):
-        graded = await ctx.grader.grade_answer(
-            given.answer, problem.answer, problem.answer_kind, problem.question
-        )
-        grades.append(graded.grade)
-        answers.append(graded.answer)
-        reasons.append(graded.reason)
-    faults = tuple(given.fault for given in found)
-    # A failed answer leaves the denominator, so its reason is the one to know.
-    failures = [why for grade, why in zip(grades, reasons, strict=True) if grade == "failed"]
-    reason = next(filter(None, (*failures, *reasons)), "")
-    return _Graded(tuple(grades), tuple(answers), faults, reason)
 
 
 def groups(

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING
 
 from dto.context import Context
 from dto.drqa.split import alike, goes_over_all, others, quoted, split
 from dto.recipe import Recipe
-from dto.records import BatchResponse, Chain, Dropped, Problem, Span, Trajectory
+from dto.records import BatchResponse, Chain, Dropped, Grade, Origin, Problem, Span, Trajectory
 from dto.runs.reader import RunReader
 from dto.runs.stage import Card, Group, Stage, always
 from dto.text import char_ends, tokens_within
@@ -42,23 +42,10 @@ def vanilla_chain(
     named = others(thinking, None, problem.question)
     if named:
         return Dropped(row_id, "names_a_question", f"{named[0]!r}")
-    text = alike(thinking)
-    chain = Chain(
-        id=row_id,
-        problem_id=problem.id,
-        origin="vanilla",
-        k=1,
-        sample=trajectory.sample,
-        number=1,
-        source_id=trajectory.id,
-        span=trajectory.thinking_tokens,
-        text=text,
-        tokens=trajectory.thinking_tokens.length,
-        length=_length(text, tokenizer),
-        answer=trajectory.answer,
-        grade=trajectory.grade,
+    span, answer = trajectory.thinking_tokens, trajectory.answer
+    return _whole(
+        problem, trajectory, 1, span, alike(thinking), answer, trajectory.grade, tokenizer
     )
-    return _whole(chain)
 
 
 def batch_chains(
@@ -106,40 +93,47 @@ def batch_chains(
             ends = char_ends(tokenizer, response.token_ids)
         chars = Span(start + piece.span.start, start + piece.span.end)
         span, text = tokens_within(ends, chars), alike(text, index + 1)
-        chain = Chain(
-            id=row_id,
-            problem_id=problem.id,
-            origin="batch",
-            k=response.k,
-            sample=response.sample,
-            number=index + 1,
-            source_id=response.id,
-            span=span,
-            text=text,
-            tokens=span.length,
-            length=_length(text, tokenizer),
-            answer=response.answers[index],
-            grade=grade,
-        )
-        yield _whole(chain)
+        answer = response.answers[index]
+        yield _whole(problem, response, index + 1, span, text, answer, grade, tokenizer)
 
 
-def _length(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    return len(tokenizer.encode(text, add_special_tokens=False))
-
-
-def _whole(chain: Chain) -> Chain | Dropped:
+def _whole(
+    problem: Problem,
+    source: Trajectory | BatchResponse,
+    number: int,
+    span: Span,
+    text: str,
+    answer: str,
+    grade: Grade,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Chain | Dropped:
     """The chain, unless nothing was thought in it or its answer is a number that is not there."""
-    if not chain.text or not chain.tokens:
-        return Dropped(chain.id, "empty", f"{chain.source_id}: nothing was thought")
-    answer = chain.answer.replace(",", "")
-    if _NUMBER.fullmatch(answer) and answer not in _NUMBER.findall(chain.text.replace(",", "")):
-        return Dropped(chain.id, "answer_not_reached", f"{chain.source_id}: {answer}")
-    return chain
+    k = source.k if isinstance(source, BatchResponse) else 1
+    origin: Origin = "batch" if isinstance(source, BatchResponse) else "vanilla"
+    row_id = Chain.make_id(problem.id, origin, k, source.sample)
+    if not text or not span.length:
+        return Dropped(row_id, "empty", f"{source.id}: nothing was thought")
+    figure = answer.replace(",", "")
+    if _NUMBER.fullmatch(figure) and figure not in _NUMBER.findall(text.replace(",", "")):
+        return Dropped(row_id, "answer_not_reached", f"{source.id}: {figure}")
+    return Chain(
+        id=row_id,
+        problem_id=problem.id,
+        origin=origin,
+        k=k,
+        sample=source.sample,
+        number=number,
+        source_id=source.id,
+        span=span,
+        text=text,
+        tokens=span.length,
+        length=len(tokenizer.encode(text, add_special_tokens=False)),
+        answer=answer,
+        grade=grade,
+    )
 
 
-Chains = list[Chain | Dropped]
-Cut = Callable[["PreTrainedTokenizerBase"], Chains]
+Cut = Callable[["PreTrainedTokenizerBase"], list[Chain | Dropped]]
 
 
 async def chain(cut: Cut, index: int, ctx: Context) -> Chain | Dropped:
@@ -147,23 +141,20 @@ async def chain(cut: Cut, index: int, ctx: Context) -> Chain | Dropped:
     return (await asyncio.to_thread(cut, ctx.tokenizer))[index]
 
 
+def _cut(problems: Sequence[Problem], source: Trajectory | BatchResponse) -> Cut:
+    """Cuts a response once, for all of its questions."""
+    if isinstance(source, Trajectory):
+        return lambda tokenizer: [vanilla_chain(problems[0], source, tokenizer)]
+    return cache(lambda tokenizer: list(batch_chains(problems, source, tokenizer)))
+
+
 def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
     problems = {row.id: row for row in run.problems("train")}
-
-    def alone(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase) -> Chains:
-        return [vanilla_chain(problems[trajectory.problem_id], trajectory, tokenizer)]
-
-    def together(response: BatchResponse, tokenizer: PreTrainedTokenizerBase) -> Chains:
-        asked = [problems[problem_id] for problem_id in response.problem_ids]
-        return list(batch_chains(asked, response, tokenizer))
-
     for trajectory in run.rows("sample", Trajectory):
         key = Chain.make_id(trajectory.problem_id, "vanilla", 1, trajectory.sample)
-        yield Group(key, (partial(alone, trajectory), 0))
-    if not ctx.recipe.batch.k:
-        return
-    for response in run.rows("batch", BatchResponse):
-        cut = cache(partial(together, response))  # once for all of its questions
+        yield Group(key, (_cut([problems[trajectory.problem_id]], trajectory), 0))
+    for response in run.rows("batch", BatchResponse) if ctx.recipe.batch.k else ():
+        cut = _cut([problems[problem_id] for problem_id in response.problem_ids], response)
         for index, problem_id in enumerate(response.problem_ids):
             key = Chain.make_id(problem_id, "batch", response.k, response.sample)
             yield Group(key, (cut, index))

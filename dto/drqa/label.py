@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, permutations
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from dto import tables
 from dto.context import Context
@@ -23,10 +23,8 @@ from dto.records import (
     Chain,
     ChainVerdict,
     Dropped,
-    Grade,
     LabelledChain,
     Letter,
-    Origin,
     Problem,
     Split,
     derive,
@@ -48,26 +46,8 @@ WORDINGS: Mapping[ChainVerdict, str] = {
 Class = tuple[Split, ChainVerdict]
 
 
-class ChainFacts(NamedTuple):
-    """The columns of a chain that its class goes by."""
-
-    id: str
-    problem_id: str
-    origin: Origin
-    k: int
-    grade: Grade
-    tokens: int
-    length: int
-
-
-Judged = Chain | ChainFacts
-
-
-class Verdicts(NamedTuple):
-    """Of one problem: the class of each chain that has one, (reason, detail) of the others."""
-
-    classes: Mapping[str, ChainVerdict]
-    dropped: Mapping[str, tuple[str, str]]
+Fate = ChainVerdict | tuple[str, str]
+"""The class of a chain, or why it has none: reason and detail of a dropped row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,72 +76,58 @@ def split_of(problem_id: str, seed: int, held_out: float) -> Split:
     return "dev" if derive(seed, problem_id, "held out") < held_out * 2**SEED_BITS else "train"
 
 
-def verdicts(chains: Sequence[Judged], settings: LabelSettings) -> Verdicts:
-    """The classes of one problem's chains.
+def verdicts(chains: Sequence[Chain], settings: LabelSettings) -> dict[str, Fate]:
+    """By id, the classes of one problem's chains, or why they have none.
 
     Dropped: `too_long` (for the judge), `other_k` and `other_source` (the settings ask for others);
     of a right batch chain, with a margin, `not_concise` (not below 1 - margin of the mean tokens
     of the problem's right vanilla chains) and `no_vanilla` (there are none). With `shortest`:
     `alone` (the problem's one right chain), `not_longer` (not above what the margin allows).
     """
-    classes: dict[str, ChainVerdict] = {}
-    dropped: dict[str, tuple[str, str]] = {}
-    usable: list[Judged] = []
+    fates: dict[str, Fate] = {}
+    right: list[Chain] = []
     for chain in chains:
         if settings.source == "shortest" and chain.origin == "batch":
-            dropped[chain.id] = "other_source", "label.source is shortest"
+            fates[chain.id] = "other_source", "label.source is shortest"
         elif chain.origin == "batch" and settings.k and chain.k not in settings.k:
-            dropped[chain.id] = "other_k", f"label.k is {', '.join(map(str, settings.k))}"
+            fates[chain.id] = "other_k", f"label.k is {', '.join(map(str, settings.k))}"
         elif chain.length > settings.max_tokens:
             detail = f"{chain.length:,} tokens, label.max_tokens is {settings.max_tokens:,}"
-            dropped[chain.id] = "too_long", detail
+            fates[chain.id] = "too_long", detail
+        elif chain.grade == "correct":
+            right.append(chain)
         else:
-            usable.append(chain)
-    right = [chain for chain in usable if chain.grade == "correct"]
-    classes = {chain.id: "wrong" for chain in usable if chain.grade == "wrong"}
-    decide = _of_batch if settings.source == "batch" else _of_shortest
-    for chain, found in decide(right, settings.margin):
-        if isinstance(found, tuple):
-            dropped[chain.id] = found
-        else:
-            classes[chain.id] = found
-    return Verdicts(classes, dropped)
+            fates[chain.id] = "wrong"
+    compared = _with_vanilla if settings.source == "batch" else _with_shortest
+    return fates | {chain.id: compared(chain, right, settings.margin) for chain in right}
 
 
-def _of_batch(
-    right: Sequence[Judged], margin: float | None
-) -> Iterator[tuple[Judged, ChainVerdict | tuple[str, str]]]:
-    alone = [chain.tokens for chain in right if chain.origin == "vanilla"]
-    for chain in right:
-        if chain.origin == "vanilla":
-            yield chain, "verbose"
-        elif margin is None:
-            yield chain, "concise"
-        elif not alone:
-            yield chain, ("no_vanilla", "no right vanilla chain to be shorter than")
-        elif chain.tokens >= (most := (1 - margin) * fmean(alone)):
-            yield chain, ("not_concise", f"{chain.tokens:,} tokens, concise is below {most:,.1f}")
-        else:
-            yield chain, "concise"
+def _with_vanilla(chain: Chain, right: Sequence[Chain], margin: float | None) -> Fate:
+    if chain.origin == "vanilla":
+        return "verbose"
+    if margin is None:
+        return "concise"
+    alone = [each.tokens for each in right if each.origin == "vanilla"]
+    if not alone:
+        return "no_vanilla", "no right vanilla chain to be shorter than"
+    most = (1 - margin) * fmean(alone)
+    if chain.tokens < most:
+        return "concise"
+    return "not_concise", f"{chain.tokens:,} tokens, concise is below {most:,.1f}"
 
 
-def _of_shortest(
-    right: Sequence[Judged], margin: float | None
-) -> Iterator[tuple[Judged, ChainVerdict | tuple[str, str]]]:
+def _with_shortest(chain: Chain, right: Sequence[Chain], margin: float | None) -> Fate:
     if len(right) == 1:
-        yield right[0], ("alone", "the one right chain of its problem")
-        return
-    shortest = min(right, key=lambda chain: (chain.tokens, chain.id), default=None)
-    for chain in right:
-        if chain is shortest:
-            yield chain, "concise"
-        elif shortest is not None and shortest.tokens < (1 - (margin or 0.0)) * chain.tokens:
-            yield chain, "verbose"
-        else:
-            yield chain, ("not_longer", f"{chain.tokens:,} tokens are hardly above the shortest")
+        return "alone", "the one right chain of its problem"
+    shortest = min(right, key=lambda each: (each.tokens, each.id))
+    if chain is shortest:
+        return "concise"
+    if shortest.tokens < (1 - (margin or 0.0)) * chain.tokens:
+        return "verbose"
+    return "not_longer", f"{chain.tokens:,} tokens are hardly above the shortest"
 
 
-def balance(problems: Iterable[Sequence[Judged]], settings: LabelSettings, seed: int) -> Balance:
+def balance(problems: Iterable[Sequence[Chain]], settings: LabelSettings, seed: int) -> Balance:
     """Counts the classes over the chains of each problem, and says how many are kept.
 
     With `balanced`, as many of each class as the smallest has, in either split; `per_class` limits
@@ -170,11 +136,12 @@ def balance(problems: Iterable[Sequence[Judged]], settings: LabelSettings, seed:
     ranks: dict[Class, list[int]] = {}
     reasons: Counter[str] = Counter()
     for chains in problems:
-        found = verdicts(chains, settings)
-        reasons.update(reason for reason, _ in found.dropped.values())
-        for chain_id, verdict in found.classes.items():
-            place = split_of(chains[0].problem_id, seed, settings.held_out), verdict
-            ranks.setdefault(place, []).append(rank(chain_id, seed))
+        split = split_of(chains[0].problem_id, seed, settings.held_out) if chains else "train"
+        for chain_id, fate in verdicts(chains, settings).items():
+            if isinstance(fate, tuple):
+                reasons[fate[0]] += 1
+            else:
+                ranks.setdefault((split, fate), []).append(rank(chain_id, seed))
     splits: tuple[Split, ...] = ("train", "dev") if settings.held_out else ("train",)
     counts = {(split, each): len(ranks.get((split, each), ()))
               for split in splits for each in VERDICTS}  # fmt: skip
@@ -213,7 +180,7 @@ def _empty(
 ORDERS = tuple(permutations(VERDICTS))
 
 
-def labels(
+async def label(
     problem: Problem, chains: Sequence[Chain], kept: Balance, ctx: Context
 ) -> list[LabelledChain | Dropped]:
     """The problem's chains with the letter that is right, the options in an order drawn for each.
@@ -227,18 +194,18 @@ def labels(
     balance does not keep.
     """
     settings, seed = ctx.recipe.label, ctx.recipe.seed
-    found = verdicts(chains, settings)
+    fates = verdicts(chains, settings)
     split = split_of(problem.id, seed, settings.held_out)
     rows: list[LabelledChain | Dropped] = []
     for chain in chains:
-        verdict = found.classes.get(chain.id)
-        if verdict is None:
-            rows.append(Dropped(chain.id, *found.dropped[chain.id]))
-        elif not kept.keeps(chain.id, (split, verdict), seed):
-            detail = f"one of {kept.found[split, verdict]:,} {split} chains that are {verdict}"
+        fate = fates[chain.id]
+        if isinstance(fate, tuple):
+            rows.append(Dropped(chain.id, *fate))
+        elif not kept.keeps(chain.id, (split, fate), seed):
+            detail = f"one of {kept.found[split, fate]:,} {split} chains that are {fate}"
             rows.append(Dropped(chain.id, "surplus", detail))
         else:
-            rows.append(_labelled(problem, chain, verdict, split, ctx))
+            rows.append(await asyncio.to_thread(_labelled, problem, chain, fate, split, ctx))
     return rows
 
 
@@ -277,28 +244,14 @@ def _labelled(
     )
 
 
-async def label(
-    problem: Problem, chains: Sequence[Chain], kept: Balance, ctx: Context
-) -> list[LabelledChain | Dropped]:
-    """:func:`labels` of one problem's chains, as the recipe says."""
-    return await asyncio.to_thread(labels, problem, chains, kept, ctx)
-
-
-def _by_problem(run: RunReader) -> Iterator[list[ChainFacts]]:
-    """The chains of each problem, without their text."""
-    frame = run.frame("chain", *ChainFacts._fields).collect()
-    rows = (ChainFacts(*row) for row in frame.iter_rows())
-    for _, chains in groupby(rows, key=lambda row: row.problem_id):
-        yield list(chains)
-
-
 def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
     recipe = ctx.recipe
     unknown = sorted(set(recipe.label.k) - set(recipe.batch.k))
     if unknown:
         there = ", ".join(map(str, recipe.batch.k)) or "none"
         raise DtoError(f"label.k {unknown[0]} is no number of questions in batch.k: {there}")
-    kept = balance(_by_problem(run), recipe.label, recipe.seed)
+    by_problem = groupby(run.rows("chain", Chain), key=lambda row: row.problem_id)
+    kept = balance((list(chains) for _, chains in by_problem), recipe.label, recipe.seed)
     rows = tables.merge(
         run.rows("problems", Problem),
         (run.rows("chain", Chain), lambda row: str(row.problem_id)),

@@ -29,8 +29,6 @@ SEEN = 5
 BOUND = 0.60
 """What the upper end of the interval may be: above it the format is said to tell the origin."""
 _RIDGE = 1.0
-_RESAMPLES = 2000
-_SEED = 20_250_817
 
 _WORD = re.compile(r"[A-Za-z]+|\d+|[\u4e00-\u9fff]|[^\w\s]")
 _FORMAT = tuple(
@@ -142,18 +140,14 @@ def _probe(features_NF: Matrix, positive: Sequence[bool], problems: Sequence[str
     score_N = _cross_fitted(features_NF, label_N, fold_N)
     clusters = {problem: i for i, problem in enumerate(dict.fromkeys(problems))}
     cluster_N = np.array([clusters[problem] for problem in problems])
-    value = _auc(score_N, label_N, fold_N, np.ones((1, len(label_N))))[0]
-    low = high = nan
-    if len(clusters) > 1:
-        rng = np.random.default_rng(_SEED)
-        uniform = np.full(len(clusters), 1 / len(clusters))
-        draws_RP = rng.multinomial(len(clusters), uniform, size=_RESAMPLES)
-        values_R = np.concatenate([
-            _auc(score_N, label_N, fold_N, part[:, cluster_N].astype(float))
-            for part in np.array_split(draws_RP, 20)
-        ])  # fmt: skip
-        low, high = np.nanquantile(values_R, [0.025, 0.975])
-    return Probe(float(value), float(low), float(high), count, len(label_N) - count)
+
+    def auc(draws_RP: Matrix) -> Matrix:
+        return _auc(score_N, label_N, fold_N, draws_RP[:, cluster_N])
+
+    each_once = np.eye(len(clusters))
+    (value,) = auc(each_once.sum(0)[None])
+    low, high = statistics.bootstrap(each_once, auc) if len(clusters) > 1 else (nan, nan)
+    return Probe(float(value), low, high, count, len(label_N) - count)
 
 
 def _folds(problems: Sequence[str]) -> npt.NDArray[np.intp]:
@@ -203,17 +197,12 @@ def _auc(
     above_R = np.zeros(len(weight_RN))
     pairs_R = np.zeros(len(weight_RN))
     for fold in range(FOLDS):
-        held = fold_N == fold
-        scores, places = np.unique(np.round(score_N[held], 12), return_inverse=True)
-        if not len(scores):
-            continue
-        onehot = np.zeros((len(places), len(scores)))
-        onehot[np.arange(len(places)), places] = 1.0
-        positive_RS = (weight_RN[:, held] * label_N[held]) @ onehot
-        negative_RS = (weight_RN[:, held] * (1 - label_N[held])) @ onehot
-        below_RS = negative_RS.cumsum(1) - negative_RS / 2
-        above_R += (positive_RS * below_RS).sum(1)
-        pairs_R += positive_RS.sum(1) * negative_RS.sum(1)
+        first, second = (np.flatnonzero((fold_N == fold) & (label_N == kind)) for kind in (1, 0))
+        rounded_N = np.round(score_N, 12)
+        gap_PN = np.sign(rounded_N[first, None] - rounded_N[None, second])
+        first_R, second_RN = weight_RN[:, first], weight_RN[:, second]
+        above_R += ((first_R @ ((gap_PN + 1) / 2)) * second_RN).sum(1)
+        pairs_R += first_R.sum(1) * second_RN.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
         auc: Matrix = above_R / pairs_R
     return auc

@@ -71,7 +71,7 @@ _NUMBER_GROUPS = ("number", "ordinal", "chinese", "after", "next")
 
 
 class Mention(NamedTuple):
-    """A place that names question `number`; 0: other questions, or all of them."""
+    """A place that names question `number`, or turns to it; 0: other questions, or all of them."""
 
     number: int
     start: int
@@ -96,6 +96,11 @@ def place(named: str) -> int:
     return int(named) if named.isdecimal() else _PLACES[named.lower()]
 
 
+def real(number: int, before: int, k: int) -> int:
+    """The number that is meant where "the next" or "the last" of k questions is named."""
+    return {NEXT: before + 1, LAST: k}.get(number, number)
+
+
 LEAD = 60
 """Characters of a line before the mention that makes it a heading."""
 _LEAD = re.compile(r"[^\d.!?:：。！？=\n]*")
@@ -116,34 +121,26 @@ BARE = re.compile(
 )
 
 
-class Heading(NamedTuple):
-    """A turn to question `number`, 0: to all of them; `start` to `end` is what says so."""
+def headings(text: str, questions: Sequence[str]) -> list[Mention]:
+    """The turns of a text that deals with the questions, from left to right.
 
-    number: int
-    start: int
-    end: int
-
-
-def headings(text: str, questions: Sequence[str]) -> list[Heading]:
-    """The turns of a text that deals with the questions, from left to right."""
-    found: list[Heading] = []
+    `start` to `end` is what says so.
+    """
+    found: list[Mention] = []
     current = 0
     asked = {mention.number for question in questions for mention in mentions(question)}
-    for start, line in _lines(text):
-        turn = _turn(line, current, len(questions), asked)
+    for line in re.finditer(r"[^\n]+", text):
+        start = line.start()
+        turn = _turn(line.group(), current, len(questions), asked)
         if turn is not None and turn.number != current:
             current = turn.number
-            found.append(Heading(current, start + turn.start, start + turn.end))
+            found.append(Mention(current, start + turn.start, start + turn.end))
     if any(turn.number for turn in found):
         return found
     return found if (counted := _counted(text, questions)) is None else counted
 
 
-def _lines(text: str) -> list[tuple[int, str]]:
-    return [(match.start(), match.group()) for match in re.finditer(r"[^\n]+", text)]
-
-
-def _turn(line: str, current: int, k: int, asked: Set[int]) -> Heading | None:
+def _turn(line: str, current: int, k: int, asked: Set[int]) -> Mention | None:
     """What a line turns to; None: it goes on.
 
     A number that a question itself names ("Question 2 of the test is worth 5 points") makes a
@@ -152,33 +149,32 @@ def _turn(line: str, current: int, k: int, asked: Set[int]) -> Heading | None:
     first = next(mentions(line), None)
     every = next(unnumbered(line), None)
     if _CLOSING.match(line):
-        return Heading(0, 0, 0)
+        return Mention(0, 0, 0)
     if every is not None and (first is None or every.start < first.start) and _leads(line, every):
-        return Heading(0, 0, 0)
+        return Mention(0, 0, 0)
     if first is None or not _leads(line, first):
         return None
-    number = {NEXT: current + 1, LAST: k}.get(first.number, first.number)
+    number = real(first.number, current, k)
     for whole in (_TITLE.match(line), _AFTER.match(line, first.end)):
         if whole is not None and whole.end() >= first.end:
-            return Heading(number, 0, whole.end())
+            return Mention(number, 0, whole.end())
     if first.number in asked:
         return None
     # "Question 2 asks for the sum of both." says nothing else: it goes with the heading.
     rest = _SENTENCE.match(line, first.end)
     if rest is None or "=" in rest.group() or rest.end() == len(line):
-        return Heading(number, 0, first.end)
-    return Heading(number, 0, rest.end())
+        return Mention(number, 0, first.end)
+    return Mention(number, 0, rest.end())
 
 
-def _leads(line: str, mention: tuple[int, int, int]) -> bool:
-    start = mention[1]
+def _leads(line: str, mention: Mention) -> bool:
     lead = _LEAD.match(line)
-    return start <= LEAD and lead is not None and lead.end() >= start
+    return mention.start <= LEAD and lead is not None and lead.end() >= mention.start
 
 
-def _counted(text: str, questions: Sequence[str]) -> list[Heading] | None:
+def _counted(text: str, questions: Sequence[str]) -> list[Mention] | None:
     """Bare numbers as headings: 1 to k, once each, each with its own question's words."""
-    found = [Heading(place(each["bare"]), each.start(), each.end()) for each in BARE.finditer(text)]
+    found = [Mention(place(each["bare"]), each.start(), each.end()) for each in BARE.finditer(text)]
     if [heading.number for heading in found] != list(range(1, len(questions) + 1)):
         return None
     ends = [heading.start for heading in found[1:]] + [len(text)]
@@ -204,7 +200,7 @@ class Piece(NamedTuple):
     """A question's part of the thinking, with the heading it begins with; or why there is none."""
 
     span: Span
-    heading: Heading
+    heading: Mention
     reason: str = ""
     detail: str = ""
 
@@ -234,7 +230,7 @@ def split(thinking: str, questions: Sequence[str]) -> list[Piece]:
     return [_piece(number, k, turns, spans) for number in range(1, k + 1)]
 
 
-def _piece(number: int, k: int, turns: Sequence[Heading], spans: Sequence[Span]) -> Piece:
+def _piece(number: int, k: int, turns: Sequence[Mention], spans: Sequence[Span]) -> Piece:
     own = [place for place, turn in enumerate(turns) if turn.number == number]
     if not own:
         return _none("no_heading", f"the thinking does not turn to question {number}")
@@ -246,7 +242,7 @@ def _piece(number: int, k: int, turns: Sequence[Heading], spans: Sequence[Span])
 
 
 def _none(reason: str, detail: str) -> Piece:
-    return Piece(Span(0, 0), Heading(0, 0, 0), reason, detail)
+    return Piece(Span(0, 0), Mention(0, 0, 0), reason, detail)
 
 
 MOST = 3
@@ -389,15 +385,16 @@ def _unboxed(text: str) -> str:
 def _trimmed(text: str) -> str:
     """Without the interjections and figureless sentences at both ends."""
     sentences = [each for each in _SENTENCES.split(text) if each]
-    sentences[:1] = [_INTERJECTION.sub("", each, count=1) if _INTERJECTION.match(each) else each
-                     for each in sentences[:1]]  # fmt: skip
+    sentences[:1] = map(_begun, sentences[:1])
     for end in (0, -1):
         for _ in range(MOST):
             if len(sentences) > 1 and not _FIGURE.search(sentences[end]):
                 del sentences[end]
-    if sentences:
-        first = sentences[0]
-        if _INTERJECTION.match(first):
-            first = _INTERJECTION.sub("", first, count=1)
+    for first in map(_begun, sentences[:1]):
         sentences[0] = first[:1].upper() + first[1:]
     return " ".join(" ".join(sentences).split())
+
+
+def _begun(sentence: str) -> str:
+    said = _INTERJECTION.match(sentence)
+    return sentence[said.end() :] if said else sentence

@@ -26,16 +26,7 @@ def open_engine(settings: ModelSettings, model: str | None = None) -> Engine:
             from dto.engines.transformers import TransformersEngine
 
             loaded, tokenizer = load_for_serving(settings, name)
-            return TransformersEngine(
-                loaded,
-                tokenizer,
-                name=name,
-                context=settings.context,
-                slots=settings.slots,
-                cache_bytes=settings.cache_bytes,
-                kv_bytes=settings.kv_bytes,
-                template=settings.template,
-            )
+            return TransformersEngine(loaded, tokenizer, settings, name)
         case "vllm":
             from dto.engines.vllm import VLLMEngine
 

@@ -21,8 +21,17 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from dto.engines.kv import LEAST_ROWS, LENGTH_STEP, KVShape, PrefixCache, RowsCache, round_up
-from dto.engines.prefill import COLUMN_STEP, MAX_NUMBERS, Prefill
+from dto.engines.kv import (
+    COLUMN_STEP,
+    LEAST_ROWS,
+    LENGTH_STEP,
+    MAX_NUMBERS,
+    KVShape,
+    Prefill,
+    PrefixCache,
+    RowsCache,
+    round_up,
+)
 from dto.engines.sampling import ROW, Sample, next_tokens
 
 CHAINS = 16  # that decode together; further requests wait
@@ -192,7 +201,10 @@ class Linearised:
         self._owner[write[:end]] = numbers[:end]
         self._positions[write[:end]] = positions[:end]
         limit = round_up(int(np.flatnonzero(self._owner != _FREE)[-1]) + 1, LENGTH_STEP)
-        hidden = self._hidden(numbers, cuts, positions, limit)
+        owner, at_position = self._owner[:limit], self._positions[:limit]
+        trunk = (owner == _TRUNK) & (at_position < cuts[:, None])
+        own_keys = (owner == numbers[:, None]) & (at_position <= positions[:, None])
+        hidden = ~(trunk | own_keys)  # keys that each query does not see: [queries, limit]
         last += [0] * (LEAST_ROWS - len(last))
         device, dtype = self._shape.device, self._shape.dtype
         mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
@@ -208,20 +220,6 @@ class Linearised:
         )
         logits: torch.Tensor = output.logits[0].float()
         return logits
-
-    def _hidden(
-        self,
-        numbers: NDArray[np.int64],
-        cuts: NDArray[np.int64],
-        positions: NDArray[np.int64],
-        limit: int,
-    ) -> NDArray[np.bool_]:
-        """Which keys each query does not see: [queries, limit]."""
-        owner, at = self._owner[:limit], self._positions[:limit]
-        trunk = (owner == _TRUNK) & (at < cuts[:, None])
-        own = (owner == numbers[:, None]) & (at <= positions[:, None])
-        seen: NDArray[np.bool_] = trunk | own
-        return ~seen
 
     def _room(self, own: int, others: int) -> NDArray[np.int64]:
         """Make room for tokens of the main chain and of branches; free slots for the latter.

@@ -14,32 +14,30 @@ import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from dto.engines.openai_http import ABORT_TOKENS, RequestError, Transport, backoff
 from dto.engines.openai_probe import find_out, known_here
 from dto.engines.openai_wire import (
-    IdSample,
     Sample,
     Server,
-    TextSample,
     choice_of,
     read_event,
     request_body,
 )
 from dto.engines.shared import Cost, check, check_score, completion_of, unbranched, unfit
 from dto.errors import EngineError
+from dto.prompts import encode_prompt
 from dto.protocols import (
     Capabilities,
     Chunk,
     Completion,
-    Engine,
     Message,
     Prompt,
     Sampling,
     TokenIds,
 )
-from dto.templates import encode_prompt
+from dto.records import IdsFrom
 from dto.text import StopReader
 
 if TYPE_CHECKING:
@@ -156,7 +154,7 @@ class OpenAIEngine:
             await asyncio.gather(request, return_exceptions=True)
             cost.charge(self.shape, most=sampling.max_tokens, unseen=ABORT_TOKENS)
 
-    def branched(self) -> Engine:
+    def branched(self) -> NoReturn:
         """Not here: raises EngineError."""
         raise unbranched(self.model)
 
@@ -227,15 +225,17 @@ class OpenAIEngine:
 
     def _sample(self, sampling: Sampling, streaming: bool) -> Sample:
         """An empty sample, to be read into."""
-        server = self._server
-        if server.ids and self.tokenizer is not None:
-            cuts = server.cuts_here(sampling)
+        server, reader = self._server, None
+        cuts = server.cuts_here(sampling)
+        if server.ids and self.tokenizer is not None and (streaming or cuts):
             reader = StopReader(self.tokenizer.backend_tokenizer, sampling.stop if cuts else ())
-            reads = streaming or cuts
-            return IdSample(
-                sampling=sampling, tokenizer=self.tokenizer, reader=reader if reads else None
-            )
-        return TextSample(sampling=sampling, tokenizer=self.tokenizer, streaming=streaming)
+        return Sample(
+            sampling=sampling,
+            tokenizer=self.tokenizer,
+            from_ids=server.ids,
+            streaming=streaming,
+            reader=reader,
+        )
 
     async def _complete(self, sent: _Sent, sampling: Sampling, n: int) -> list[Completion]:
         """All n completions from one request, asked again when its connection breaks.
@@ -254,7 +254,8 @@ class OpenAIEngine:
                 await self._ask(sent, sampling, samples, cost, piece)
                 chunks = [sample.chunk(0, 0, cost, last=True) for sample in samples]
                 cost.kept = cost.generated
-                return [completion_of(chunk, samples[0].ids_from) for chunk in chunks]
+                ids_from: IdsFrom = "sampled" if samples[0].from_ids else "encoded"
+                return [completion_of(chunk, ids_from) for chunk in chunks]
             except RequestError as error:
                 cost.failed = not (error.broke and tried < self._settings.retries)
                 if cost.failed:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from dto.engines.openai_http import RequestError
 from dto.engines.shared import Cost, stop_met
+from dto.prompts import Arguments
 from dto.protocols import Capabilities, Chunk, Message, Sampling
-from dto.templates import Arguments
 from dto.text import StopReader, first_stop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from dto.records import FinishReason, IdsFrom
+    from dto.records import FinishReason
 
 _BAN = -100.0
 _TOKEN = "token_id:"
@@ -134,13 +134,22 @@ def choice_of(reply: Any) -> dict[str, Any]:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Sample:
-    """What has arrived of one completion. `text` is what is readable of the `ids`.
+    """What has arrived of one completion.
 
-    `cut`: it was ended here, at a stop string, while the server may go on. `news` is set by each
-    choice that is read.
+    From a server that returns token ids these are the state, and are decoded here: `text` is what
+    is readable of them, before the end only where there is a `reader`. Without `from_ids` the text
+    is the state, and ends at the first stop string: ids are encoded piece by piece where
+    `streaming`, else at the end; without a tokenizer there are none.
+
+    `cut`: it was ended here, at a stop string, while the server may go on. `received` counts ids,
+    also after a cut, or else pieces of text. `news` is set by each choice that is read.
     """
 
     sampling: Sampling
+    tokenizer: PreTrainedTokenizerBase | None
+    from_ids: bool
+    streaming: bool
+    reader: StopReader | None = None
     finish: FinishReason | None = None
     stop: str | None = None
     ids: list[int] = field(default_factory=list)
@@ -148,18 +157,15 @@ class Sample:
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[Mapping[int, float]] = field(default_factory=list)
     cut: bool = False
+    received: int = 0
     news: asyncio.Event = field(default_factory=asyncio.Event)
-
-    ids_from: ClassVar[IdsFrom]
 
     @property
     def generated(self) -> int:
-        """Tokens received."""
-        return len(self.ids)
-
-    def read(self, choice: Mapping[str, Any]) -> None:
-        """Take a choice. Raises RequestError for one that is not what was asked for."""
-        raise NotImplementedError
+        """Tokens received; of text by the tokenizer's count, each piece as one without any."""
+        if self.from_ids or self.tokenizer is None:
+            return self.received
+        return len(self.ids) or len(self._encode(self.text))
 
     def chunk(self, ids: int, chars: int, cost: Cost, *, last: bool) -> Chunk:
         """What came after so many ids and characters. Raises RequestError for a missing end."""
@@ -177,35 +183,27 @@ class Sample:
             top_logprobs=tuple(self.top_logprobs[ids:]) if wanted else None,
         )
 
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class IdSample(Sample):
-    """From a server that returns token ids: they are the state, and are decoded here.
-
-    Only a sample that is streamed, or cut here, has `text` before its end.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    reader: StopReader | None
-    received: int = 0  # also after a cut
-
-    ids_from = "sampled"
-
-    @property
-    def generated(self) -> int:
-        """Tokens received, also those after a cut."""
-        return self.received
-
     def read(self, choice: Mapping[str, Any]) -> None:
         """Take a choice. Raises RequestError for one that is not what was asked for."""
-        finish = _finish(choice)
+        if self.finish is not None and not self.from_ids:
+            return
+        reason = choice.get("finish_reason")
+        if reason not in (None, "stop", "length"):
+            raise RequestError(f"the server ended the completion with {reason!r}")
+        finish = cast("FinishReason | None", reason)
+        if self.from_ids:
+            self._read_ids(choice, finish)
+        else:
+            self._read_text(_text(choice), finish)
+
+    def _read_ids(self, choice: Mapping[str, Any], finish: FinishReason | None) -> None:
         ids = choice.get("token_ids")
         if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
             raise RequestError("the server returned no token ids")
         self.received += len(ids)
         if self.cut:
             return
-        kept = self._read_text(self.reader, ids) if self.reader else len(ids)
+        kept = self._until_stop(self.reader, ids) if self.reader else len(ids)
         self.ids.extend(ids[:kept])
         if self.sampling.logprobs is not None and ids:
             self._read_logprobs(choice.get("logprobs"), len(ids), kept, self.sampling.logprobs)
@@ -219,7 +217,7 @@ class IdSample(Sample):
             self.stop = stop_met(reason, self.text, self.sampling.stop)
             self.finish = finish
 
-    def _read_text(self, reader: StopReader, ids: list[int]) -> int:
+    def _until_stop(self, reader: StopReader, ids: list[int]) -> int:
         """Read on; how many ids belong to the sample."""
         for count, token in enumerate(ids, 1):
             piece, self.stop = reader.read(token)
@@ -230,12 +228,13 @@ class IdSample(Sample):
         return len(ids)
 
     def _decode(self, ids: list[int]) -> str:
+        assert self.tokenizer is not None
         text: str = self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
         return text
 
     def _ends_with_eos(self, finish: FinishReason, reason: object) -> bool:
         """The ids that end a response are the server's: the model may have several."""
-        if finish != "stop" or isinstance(reason, str) or not self.ids:
+        if finish != "stop" or isinstance(reason, str) or not self.ids or not self.tokenizer:
             return False
         last = self.ids[-1]
         return last == self.tokenizer.eos_token_id or last not in self.sampling.stop_token_ids
@@ -252,33 +251,9 @@ class IdSample(Sample):
             raise RequestError(f"the server returned no logprobs for {received} tokens") from None
         self.logprobs.extend(own[:kept])
 
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class TextSample(Sample):
-    """From a server that returns text, which ends at the first stop string; ids are encoded.
-
-    What is streamed is encoded piece by piece, and the whole at the end otherwise. Without a
-    tokenizer there are no ids, and every piece counts as one token.
-    """
-
-    tokenizer: PreTrainedTokenizerBase | None
-    streaming: bool
-    pieces: int = 0
-
-    ids_from = "encoded"
-
-    @property
-    def generated(self) -> int:
-        """Tokens received, by the tokenizer's count."""
-        return len(self.ids) or (len(self._encode(self.text)) if self.tokenizer else self.pieces)
-
-    def read(self, choice: Mapping[str, Any]) -> None:
-        """Take a choice. Raises RequestError for one that is not what was asked for."""
-        if self.finish is not None:
-            return
-        finish = _finish(choice)
-        before, piece = len(self.text), _text(choice)
-        self.pieces += bool(piece)
+    def _read_text(self, piece: str, finish: FinishReason | None) -> None:
+        before = len(self.text)
+        self.received += bool(piece)
         self.text += piece
         reach = max(map(len, self.sampling.stop), default=0)
         if met := first_stop(self.text, self.sampling.stop, max(0, before - reach)):
@@ -312,14 +287,6 @@ def read_event(samples: Sequence[Sample], event: Any) -> bool:
         samples[index].read(choice)
         samples[index].news.set()
     return all(sample.finish for sample in samples) and any(sample.cut for sample in samples)
-
-
-def _finish(choice: Mapping[str, Any]) -> FinishReason | None:
-    """Why a completion ended, None while it goes on. Raises RequestError for any other end."""
-    reason = choice.get("finish_reason")
-    if reason in (None, "stop", "length"):
-        return cast("FinishReason | None", reason)
-    raise RequestError(f"the server ended the completion with {reason!r}")
 
 
 def _likeliest(position: Mapping[str, Any], most: int) -> dict[int, float]:

@@ -139,7 +139,9 @@ def next_tokens(
         end_ids: the ids that end a response.
     """
     finite = torch.isfinite(logits.amax(-1))
-    allowed = _without_banned(_with_penalties(logits, samples), samples)
+    penalties = [sample.request.sampling.presence_penalty for sample in samples]
+    allowed = penalised(logits, [[*sample.present] for sample in samples], penalties)
+    allowed = _without_banned(allowed, samples)
     tokens = choose(allowed, rows, uniforms(rows["seed"], rows["length"]))
     chosen: list[int] = tokens.tolist()
     rows["token"] = chosen
@@ -167,14 +169,6 @@ def _record_logprobs(logits: Tensor, tokens: Tensor, samples: Sequence[Sample]) 
         if wanted := samples[i].request.sampling.logprobs:
             likely = zip(ids[place][:wanted], values[place][:wanted], strict=True)
             samples[i].top_logprobs.append(dict(likely))
-
-
-def _with_penalties(logits: Tensor, samples: Sequence[Sample]) -> Tensor:
-    """The logits less the presence penalty of what each sample's response holds so far."""
-    penalties = [s.request.sampling.presence_penalty for s in samples]
-    if not any(penalties):
-        return logits
-    return penalised(logits, [list(s.present) for s in samples], penalties)
 
 
 def _without_banned(logits: Tensor, samples: Sequence[Sample]) -> Tensor:
@@ -245,8 +239,10 @@ def choose(logits: Tensor, rows: NDArray[Any], numbers: NDArray[np.float64]) -> 
 def penalised(logits: Tensor, present: Sequence[Sequence[int]], penalty: Sequence[float]) -> Tensor:
     """Logits [rows, vocabulary] less each row's penalty at the ids present in it, each once.
 
-    The logits that were given stay as they are.
+    The logits that were given stay as they are: logprobs are read from them.
     """
+    if not any(penalty):
+        return logits
     counts = [len(ids) for ids in present]
     rows = np.repeat(np.arange(len(present)), counts)
     columns = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in present])

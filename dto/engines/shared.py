@@ -123,20 +123,10 @@ def failure(prompt: Sequence[int], error: str, n: int = 1) -> Chunk:
 def completion_of(chunk: Chunk, ids_from: IdsFrom = "sampled") -> Completion:
     """A response whose only chunk this is; one that failed keeps nothing of what was sampled."""
     assert chunk.finish_reason is not None, "a chunk that is not the last"
+    fields: dict[str, Any] = {name: getattr(chunk, name) for name in Chunk.__slots__}
     if chunk.finish_reason == "failed":
-        prompt, cached = chunk.prompt_tokens, chunk.cached_tokens
-        return Completion((), "", "failed", prompt, cached, error=chunk.error)
-    return Completion(
-        chunk.token_ids,
-        chunk.text,
-        chunk.finish_reason,
-        chunk.prompt_tokens,
-        chunk.cached_tokens,
-        ids_from,
-        chunk.stop,
-        chunk.logprobs,
-        chunk.top_logprobs,
-    )
+        fields |= {"token_ids": (), "text": "", "logprobs": None, "top_logprobs": None}
+    return Completion(**fields, ids_from=ids_from)
 
 
 def stop_met(reason: object, text: str, stops: Sequence[str]) -> str | None:

@@ -12,17 +12,18 @@ running batch: the longer the requests under way may become, the fewer of them d
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import copy
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel
 
-from dto.engines.batch import Batch
-from dto.engines.kv import ATTENTION, LENGTH_STEP, KVShape, PrefixCache, RowsCache
+from dto.engines.batch import Batch, Worker
+from dto.engines.kv import ATTENTION, LENGTH_STEP, KVShape, PrefixCache, RowsCache, forward
 from dto.engines.linearised import Linearised
 from dto.engines.models import shape_of_model
-from dto.engines.prefill import forward
 from dto.engines.sampling import Request, Sample
 from dto.engines.shared import (
     Cost,
@@ -34,16 +35,17 @@ from dto.engines.shared import (
     response_text,
     unfit,
 )
-from dto.engines.worker import Worker
 from dto.errors import EngineError
+from dto.prompts import encode_prompt
 from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds
 from dto.records import FinishReason
-from dto.templates import Arguments, encode_prompt
 from dto.text import StopReader
 from dto.usage import ModelShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from dto.recipe import ModelSettings
 
 _FULL_ATTENTION = {"full_attention", "sliding_attention"}
 _PROBE_TOKENS = 8
@@ -65,45 +67,22 @@ class TransformersEngine:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        *,
+        settings: ModelSettings,
         name: str | None = None,
-        context: int | None = None,
-        slots: int = 128,
-        cache_bytes: int = 256 * 2**20,
-        kv_bytes: int | None = None,
-        template: Arguments | None = None,
     ) -> None:
-        """Wrap a model in memory.
+        """Wrap a model in memory: a causal language model with standard attention.
 
-        Args:
-            model: a causal language model with standard attention.
-            tokenizer: its fast tokenizer.
-            name: what tables call the model; its own name or path when None.
-            context: tokens of prompt and completion; the model's own limit when None.
-            slots: requests that decode together.
-            cache_bytes: bound of the prefix cache.
-            kv_bytes: bound of the running batch's keys and values, kept as long as at least sixteen
-                requests fit; when None half of a GPU's free memory, elsewhere 4 GiB.
-            template: arguments of the chat template, for prompts of messages.
-
-        Raises:
-            EngineError: the tokenizer or the model's architecture cannot be served.
+        Tables call it `name`, or as the settings do. Of its keys and values in `kv_bytes` at least
+        sixteen requests are kept; where that is None it is half of a GPU's free memory, elsewhere
+        4 GiB. Raises EngineError for an architecture that cannot be served.
         """
-        self.model = name or str(getattr(model, "name_or_path", "")) or type(model).__name__
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise EngineError(
-                f"tokenizer of {self.model!r} has no fast version: convert it to a tokenizer.json"
-            )
+        self.model = name or settings.name
         self.tokenizer: PreTrainedTokenizerBase | None = tokenizer
         self.shape: ModelShape | None = shape_of_model(model)
-        self.context = _context_limit(self.model, model.config, context)
+        self.context = _context_limit(self.model, model.config, settings.context)
         self.hf_model: Any = model
         self._tokenizer = tokenizer
-        self._slots = slots
-        self._cache_bytes = cache_bytes
-        self._kv_bytes = kv_bytes
-        self._template = dict(template or {})
+        self._settings = settings
         generation = getattr(model, "generation_config", None)
         self.end_ids = end_ids(getattr(generation, "eos_token_id", None), tokenizer)
         self.kv_shape: KVShape | None = None
@@ -125,9 +104,9 @@ class TransformersEngine:
             raise
 
         def make_batch() -> Batch:
-            prefixes = PrefixCache(shape, self._cache_bytes)
-            kv_bytes = self._kv_bytes or _free_bytes(shape.device)
-            return Batch(self.hf_model, shape, prefixes, self._slots, kv_bytes, self.end_ids)
+            slots, prefixes = self._settings.slots, PrefixCache(shape, self._settings.cache_bytes)
+            kv_bytes = self._settings.kv_bytes or _free_bytes(shape.device)
+            return Batch(self.hf_model, shape, prefixes, slots, kv_bytes, self.end_ids)
 
         worker = Worker(make_batch, asyncio.get_running_loop())
         await worker.ready.wait()
@@ -151,21 +130,17 @@ class TransformersEngine:
 
     async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
         """Sample n times; the samples share one prefill. See the protocol."""
-        ids = encode_prompt(prompt, self._tokenizer, self.model, self._template)
+        ids = encode_prompt(prompt, self._tokenizer, self.model, self._settings.template)
         check(sampling, self.capabilities, "the transformers engine")
         if error := unfit(ids, self.context):
             return [completion_of(failure(ids, error, n))] * n
         request = self._request(ids, sampling, n)
-        ended = self._submit(request)
-        try:
-            await ended.wait()
-        finally:
-            self._settle(request)
+        await self._computed(request)
         return [completion_of(self._chunk(each, 0, each.finish)) for each in request.samples]
 
     async def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk]:
         """One sample as it grows. See the protocol."""
-        ids = encode_prompt(prompt, self._tokenizer, self.model, self._template)
+        ids = encode_prompt(prompt, self._tokenizer, self.model, self._settings.template)
         check(sampling, self.capabilities, "the transformers engine")
         if error := unfit(ids, self.context):
             yield failure(ids, error)
@@ -191,9 +166,38 @@ class TransformersEngine:
         finally:
             self._settle(request, delivered)
 
-    def branched(self) -> BranchedEngine:
-        """Trials beside the main chain of one response, decoded as one sequence."""
-        return BranchedEngine(self)
+    @asynccontextmanager
+    async def branched(self) -> AsyncIterator[TransformersEngine]:
+        """This engine's model for the requests of one response, decoded as one sequence.
+
+        Branch-parallel decoding (2504.15895, described, never released). Departs from the paper:
+        what loses or wins is decided by who asked for it. A branch leaves when its request ends or
+        is cancelled, and its keys go with it; a winner's conclusion is one more request, which
+        finds the prefix that it keeps already computed.
+
+        The first request is the main chain, and whatever is asked while it runs is a branch off the
+        longest prefix that it shares with it. When nothing runs, the next request takes over as
+        main chain from what it shares. Requests that share nothing are answered too, without gain.
+
+        Memory: keys and values of the main chain and of at most `CHAINS` branches. The prompt is
+        read once for each response: the engine's prefix cache is not shared. At most `BRANCHING`
+        are under way. Raises EngineError when this engine does not serve.
+        """
+        shape = self.kv_shape
+        if self._worker is None or shape is None:
+            raise EngineError(f"engine for {self.model!r} is not serving: enter it before branches")
+
+        def make_batch() -> Linearised:
+            return Linearised(self.hf_model, shape, self.end_ids)
+
+        async with self.branching:
+            view = copy.copy(self)
+            view._worker = worker = Worker(make_batch, asyncio.get_running_loop())
+            try:
+                yield view
+            finally:
+                view._worker = None
+                await asyncio.to_thread(worker.close)
 
     async def score(self, prompt: TokenIds, continuation: TokenIds) -> tuple[float, ...]:
         """Logprobs of the continuation's tokens after the prompt, by one teacher-forced pass.
@@ -206,11 +210,7 @@ class TransformersEngine:
         request = self._request(tuple(prompt), Sampling(max_tokens=1), 1)
         request.continuation = tuple(continuation)
         (sample,) = request.samples
-        ended = self._submit(request)
-        try:
-            await ended.wait()
-        finally:
-            self._settle(request)
+        await self._computed(request)
         if sample.finish == "failed":
             raise EngineError(f"score: {sample.error}")
         return tuple(sample.logprobs)
@@ -238,8 +238,8 @@ class TransformersEngine:
             request.samples.append(Sample(request, sampling.seed + index, reader))
         return request
 
-    def _submit(self, request: Request) -> asyncio.Event:
-        """Hand a request to the worker; what is set when all its samples have ended."""
+    async def _computed(self, request: Request) -> None:
+        """Wait until the worker has ended all samples of a request."""
         ended = asyncio.Event()
 
         def changed() -> None:
@@ -248,7 +248,10 @@ class TransformersEngine:
 
         request.changed = changed
         self._serving.submit(request)
-        return ended
+        try:
+            await ended.wait()
+        finally:
+            self._settle(request)
 
     def _settle(self, request: Request, delivered: int = 0) -> None:
         """Charge a request that has ended, here or in the worker; free what it still holds."""
@@ -290,54 +293,6 @@ class TransformersEngine:
             top_logprobs=tuple(sample.top_logprobs[start:end]) if wanted else None,
             error=sample.error if finish else "",
         )
-
-
-class BranchedEngine(TransformersEngine):
-    """A serving engine's model for the requests of one response, decoded as one sequence.
-
-    Branch-parallel decoding (2504.15895, described, never released). Departs from the paper: what
-    loses or wins is decided by who asked for it. A branch leaves when its request ends or is
-    cancelled, and its keys go with it; a winner's conclusion is one more request, which finds the
-    prefix that it keeps already computed.
-
-    The first request is the main chain, and whatever is asked while it runs is a branch off the
-    longest prefix that it shares with it. When nothing runs, the next request takes over as main
-    chain from what it shares. Requests that share nothing are answered too, without any gain.
-
-    Memory: keys and values of the main chain and of at most `CHAINS` branches. The prompt is read
-    once for each response: the engine's prefix cache is not shared.
-    """
-
-    def __init__(self, engine: TransformersEngine) -> None:
-        """Wrap an engine, which has to serve for as long as this one does."""
-        vars(self).update(vars(engine))
-        self._engine = engine
-        self._worker = None
-
-    async def __aenter__(self) -> BranchedEngine:
-        """Start a worker, once fewer than `BRANCHING` are under way on the wrapped engine.
-
-        Raises EngineError when that does not serve.
-        """
-        shape = self._engine.kv_shape
-        if self._engine._worker is None or shape is None:
-            raise EngineError(f"engine for {self.model!r} is not serving: enter it before branches")
-
-        def make_batch() -> Linearised:
-            return Linearised(self.hf_model, shape, self.end_ids)
-
-        await self._engine.branching.acquire()
-        self._worker = Worker(make_batch, asyncio.get_running_loop())
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        """Stop; requests under way come back as failed."""
-        if self._worker is not None:
-            worker, self._worker = self._worker, None
-            try:
-                await asyncio.to_thread(worker.close)
-            finally:
-                self._engine.branching.release()
 
 
 def _context_limit(name: str, config: Any, wanted: int | None) -> int:

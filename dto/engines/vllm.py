@@ -16,8 +16,9 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from dto.concurrency import VLLM_CHILD
 from dto.engines.models import load_tokenizer, parameters_of, shape_of_config
 from dto.engines.shared import (
     Cost,
@@ -31,12 +32,11 @@ from dto.engines.shared import (
     unbranched,
     unfit,
 )
-from dto.engines.vllm_children import SWITCH
 from dto.errors import EngineError
-from dto.protocols import Capabilities, Chunk, Completion, Engine, Prompt, Sampling, TokenIds
+from dto.prompts import encode_prompt
+from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds
 from dto.recipe import resolve
 from dto.records import FinishReason
-from dto.templates import encode_prompt
 from dto.text import StopReader
 from dto.usage import ModelShape
 
@@ -58,7 +58,7 @@ _ENVIRONMENT = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "PYTHONWARNINGS": "ignore",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-    SWITCH: "1",
+    VLLM_CHILD: "1",
 }
 # AsyncLLM's core is a child all the same; without the first, the model is in a child of that child,
 # and three processes spin. A second thread makes small models slower, many times over.
@@ -354,7 +354,7 @@ class VLLMEngine:
         finally:
             await self._settle([sample])
 
-    def branched(self) -> Engine:
+    def branched(self) -> NoReturn:
         """Not here: raises EngineError."""
         raise unbranched(self.model)
 

@@ -1,8 +1,8 @@
 """Early exit is a policy over a stream: when to stop thinking, and what happens then.
 
-Each policy is a module with one function of its name: DEER (2504.15895) is here, others are in
-`dto.policies`. `none` lets the model go on to its own end. Those that ask for trial answers at
-reasoning transitions share one loop (`dto.exits.loop`).
+Each policy is a function of its name: DEER (2504.15895) is here, others are in `dto.policies`.
+`none` lets the model go on to its own end. Those that ask for trial answers at reasoning
+transitions share one loop (`dto.exits.loop`).
 """
 
 from __future__ import annotations
@@ -47,17 +47,22 @@ async def answer(
     path = Path(prompt_ids, ctx, sampling)
     if settings.policy == "none" or path.closed:  # there is no thinking to leave
         return await path.finished()
-    module = _module(settings)
-    policy = getattr(module, module.__name__.rpartition(".")[2])
-    response: ExitedResponse = await policy(path, settings, problem, ctx)
+    name, module = _found(settings)
+    response: ExitedResponse = await getattr(module, name)(path, settings, problem, ctx)
     return response
 
 
-def _module(settings: ExitSettings) -> ModuleType:
-    """The module of a policy. DEER as it was published is one of its own."""
+_HOMES = {
+    "deer": "exits.deer", "compat": "policies.compat", "code": "policies.code",
+    "consistency": "policies.settling", "entropy": "policies.settling",
+}  # fmt: skip
+
+
+def _found(settings: ExitSettings) -> tuple[str, ModuleType]:
+    """A policy's function and its module. DEER as it was published has its own."""
     published = settings.policy == "deer" and settings.mode == "compat"
     name = "compat" if published else settings.policy
-    return import_module(f"dto.{'exits' if name == 'deer' else 'policies'}.{name}")
+    return name, import_module(f"dto.{_HOMES.get(name, 'policies.without_trials')}")
 
 
 def check(settings: ExitSettings, engine: Engine) -> None:
@@ -66,7 +71,7 @@ def check(settings: ExitSettings, engine: Engine) -> None:
     Raises EngineError, or RecipeError for settings that no engine can do together, naming the exit,
     the key that asks for it and a way out.
     """
-    refuse = getattr(_module(settings), "check", None) if settings.policy != "none" else None
+    refuse = getattr(_found(settings)[1], "check", None)
     if refuse is not None:
         refuse(settings)
     if settings.overlap == "branches":
@@ -81,15 +86,11 @@ def check(settings: ExitSettings, engine: Engine) -> None:
         )
     if policy == "nowait" and not can.banned:
         raise EngineError(f"{exit}policy nowait needs banned tokens, {way_out}transformers or vllm")
-    tries = policy in ("deer", "consistency", "code", "entropy")
-    needs = []  # (key, logprobs)
-    if policy in ("deer", "code"):
-        needs.append((f"policy {policy}", 0))
-    if policy == "entropy":
-        needs.append(("policy entropy", ENTROPY_LOGPROBS))
-    if tries and settings.monitor == "entropy":
-        needs.append(("monitor entropy", ENTROPY_LOGPROBS))
-    for key, least in needs:
+    needs = {"deer": 0, "code": 0, "entropy": ENTROPY_LOGPROBS}
+    asks = [(f"policy {policy}", needs[policy])] if policy in needs else []
+    if policy in (*needs, "consistency") and settings.monitor == "entropy":
+        asks.append(("monitor entropy", ENTROPY_LOGPROBS))
+    for key, least in asks:
         if can.logprobs is None or can.logprobs < least:
             what = f"the {least} top logprobs" if least else "logprobs"
             raise EngineError(

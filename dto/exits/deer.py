@@ -16,9 +16,16 @@ from collections.abc import Sequence
 
 from dto.concurrency import gather_bounded
 from dto.context import Context
-from dto.exits.loop import Decide, leave_at_transition
+from dto.exits.loop import (
+    Decide,
+    TrialResult,
+    ask,
+    confidence,
+    leave_at_transition,
+    trial_result,
+    try_answer,
+)
 from dto.exits.path import ExitedResponse, Path
-from dto.exits.trial import TrialResult, ask, confidence, trial_result, try_answer
 from dto.recipe import ExitSettings
 from dto.records import Problem, Trial
 from dto.rollouts import answer_inducer
@@ -88,7 +95,7 @@ async def _qwen3(
 ) -> TrialResult:
     """The trial of the published Qwen3 script: it ends at `</think>`.
 
-    Confidence is the geometric mean (`dto.exits.trial`), and 0 unless `</think>` follows
+    Confidence is the geometric mean (`dto.exits.loop`), and 0 unless `</think>` follows
     within `settings.trial_tokens` tokens (published: 20).
     """
     answer, ends = await ask(

@@ -17,7 +17,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dto.recipe import ExitSettings
-from dto.segmentation.lexicon import load
+from dto.segmentation import load_lexicon
 from dto.tags import DEFAULT_TAGS, ThinkTags
 from dto.text import StopReader, TagReader
 
@@ -214,13 +214,13 @@ def _cue_stops() -> tuple[str, ...]:
 
 def _cues() -> tuple[list[str], list[str]]:
     """The cues of the lexicons that are transitions: words, and those that no white space ends."""
-    cues = load().transitions
+    cues = load_lexicon().transitions
     return [cue for cue in cues if cue.isascii()], [cue for cue in cues if not cue.isascii()]
 
 
 @cache
 def _cue_pattern() -> re.Pattern[str]:
-    openers = sorted(load().openers)
+    openers = sorted(load_lexicon().openers)
     words = "|".join(opener for opener in openers if opener.isascii())
     characters = "|".join(opener for opener in openers if not opener.isascii())
     cues, cues_zh = map("|".join, _cues())

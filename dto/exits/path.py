@@ -25,7 +25,7 @@ BROKEN = "\ufffd"  # how a character reads of which tokens are missing
 TAIL_TOKENS = 64  # enough to hold a tag, a cue and its openers, however they are cut into tokens
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExitedResponse:
     """A response under an exit policy, with every token that was generated for it.
 
@@ -39,11 +39,11 @@ class ExitedResponse:
     """
 
     prompt_tokens: int
-    leading_ids: tuple[int, ...]
-    thinking_ids: tuple[int, ...]
-    inserted_ids: tuple[int, ...]
-    answer_ids: tuple[int, ...]
-    conclusion: str
+    leading_ids: tuple[int, ...] = ()
+    thinking_ids: tuple[int, ...] = ()
+    inserted_ids: tuple[int, ...] = ()
+    answer_ids: tuple[int, ...] = ()
+    conclusion: str = ""
     exit_reason: str
     finish_reason: FinishReason
     withdrawn: int = 0
@@ -56,15 +56,7 @@ class ExitedResponse:
     def failed(prompt_tokens: int, error: str) -> ExitedResponse:
         """No response, and why."""
         return ExitedResponse(
-            prompt_tokens,
-            (),
-            (),
-            (),
-            (),
-            "",
-            exit_reason="failed",
-            finish_reason="failed",
-            error=error,
+            prompt_tokens=prompt_tokens, exit_reason="failed", finish_reason="failed", error=error
         )
 
     @property
@@ -194,7 +186,7 @@ class Path:
             written=len(self.ids),
         )
 
-    def _take(self, step: Completion | Chunk) -> None:
+    def _take(self, step: Chunk) -> None:
         self.ids.extend(step.token_ids)
         if step.finish_reason == "failed":
             self.fail(step.error)
@@ -239,7 +231,6 @@ class Path:
             prompt_tokens=len(self.prompt_ids),
             leading_ids=tuple(self.ids[: span.start]),
             thinking_ids=tuple(self.ids[span.start : span.end]),
-            inserted_ids=(),
             answer_ids=tuple(self.ids[span.end :]),
             conclusion=reading.text[reading.conclusion.start : reading.conclusion.end],
             exit_reason=reason,

@@ -24,8 +24,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from dto.concurrency import die_with_parent
 from dto.errors import DtoError
-from dto.processes import die_with_parent
 
 _CHILD = "import sys; from dto.grading.pool import serve; serve(sys.argv[1], float(sys.argv[2]))"
 _MEMORY = 2 * 2**30  # bytes of address space of a child

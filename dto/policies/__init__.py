@@ -1,4 +1,4 @@
-"""Exits of other papers, DEER as published, its static exits: one module and function a policy.
+"""Exits of other papers, DEER as published, its static exits: one function a policy.
 
 The mechanism, and DEER itself, are in `dto.exits`, which opens these by name.
 """

@@ -22,9 +22,8 @@ from contextlib import aclosing
 
 from dto.context import Context
 from dto.exits.deer import decide
-from dto.exits.loop import leave_at_transition
+from dto.exits.loop import TrialResult, leave_at_transition
 from dto.exits.path import ExitedResponse, Path
-from dto.exits.trial import TrialResult
 from dto.protocols import Sampling
 from dto.recipe import ExitSettings
 from dto.records import FinishReason, Problem, Trial

@@ -197,7 +197,6 @@ class _Script:
         thinking = await asyncio.to_thread(self.encode, self.said, special=False)
         return ExitedResponse(
             prompt_tokens=self.prompt_tokens,
-            leading_ids=(),
             thinking_ids=thinking,
             inserted_ids=() if answer is None else self.ctx.encode(self.closing),
             answer_ids=() if answer is None else answer.token_ids,

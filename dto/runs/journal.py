@@ -11,10 +11,10 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dto import tables
 from dto.errors import disk_errors
@@ -73,9 +73,7 @@ class Journal:
         self.done: set[str] = set()
         self.elapsed = 0.0  # seconds that earlier sessions worked on this stage
         self._opened = time.monotonic()
-        self._offsets: dict[str, int] = {}
-        self._requests: dict[str, tuple[int, int]] = {}  # of a group: all, failed; no judge's
-        self._judging: dict[str, tuple[int, int]] = {}
+        self._entries: dict[str, Entry] = {}  # without their rows
         self._adapter = tables.adapter(record)
         self._synced = time.monotonic()
         with disk_errors(path):
@@ -90,31 +88,27 @@ class Journal:
         """Index the whole lines; the offset at which they end."""
         end = 0
         with open(self._file, "rb", closefd=False) as lines:
-            for line in lines:
-                if (record := _whole(line)) is None:
-                    break
-                if "key" in record:
-                    self._index(_entry(record, ()), end)
-                    self.elapsed = record["elapsed"]
-                end += len(line)
+            for _, after, data in _whole_lines(lines):
+                end = after
+                if "key" in data:
+                    self._index(_entry(data, ()))
+                    self.elapsed = data["elapsed"]
         return end
 
-    def _index(self, entry: Entry, offset: int) -> None:
-        self._offsets[entry.key] = offset
-        self._requests[entry.key] = entry.usage.requests, entry.usage.failed
-        self._judging[entry.key] = entry.judge.requests, entry.judge.failed
+    def _index(self, entry: Entry) -> None:
+        self._entries[entry.key] = replace(entry, rows=())
         if not entry.owed:
             self.done.add(entry.key)
 
     def requests(self, account: Account = "policy") -> tuple[int, int]:
         """How many requests were made for the groups, and how many of these failed."""
-        made = (self._requests if account == "policy" else self._judging).values()
-        return sum(asked for asked, _ in made), sum(failed for _, failed in made)
+        entries = self._entries.values()
+        usages = [each.usage if account == "policy" else each.judge for each in entries]
+        return sum(each.requests for each in usages), sum(each.failed for each in usages)
 
     def append(self, entry: Entry) -> None:
         """Write one group. Raises DtoError when the disk does not take it; what stands is valid."""
         rows = sorted(entry.rows, key=lambda row: str(row.id))
-        offset = self._end
         with disk_errors(self.path):
             self._write(
                 {
@@ -129,7 +123,7 @@ class Journal:
                     "elapsed": self.total_seconds(),
                 }
             )
-        self._index(entry, offset)
+        self._index(entry)
 
     def total_seconds(self) -> float:
         """Wall seconds spent on the stage, those of earlier sessions included."""
@@ -150,15 +144,6 @@ class Journal:
             os.fsync(self._file)
             self._synced = time.monotonic()
 
-    def entries(self) -> Iterator[Entry]:
-        """All groups in the order of their keys, one in memory at a time."""
-        with self.path.open("rb") as lines:
-            for key in sorted(self._offsets):
-                lines.seek(self._offsets[key])
-                data = json.loads(lines.readline())
-                rows = [self._adapter.validate_python(row) for row in data["rows"]]
-                yield _entry(data, rows)
-
     def close(self) -> None:
         """Force everything to the disk."""
         with disk_errors(self.path):
@@ -170,9 +155,8 @@ def read_head(path: Path) -> dict[str, Any] | None:
     """What the stage was begun with; None when the journal holds no whole first line."""
     try:
         with path.open("rb") as lines:
-            first = lines.readline()
-        head = json.loads(first).get("head") if first.endswith(b"\n") else None
-    except (OSError, ValueError):
+            head = next((data.get("head") for _, _, data in _whole_lines(lines)), None)
+    except OSError:
         return None
     return head if isinstance(head, dict) else None
 
@@ -180,31 +164,31 @@ def read_head(path: Path) -> dict[str, Any] | None:
 def read_entries(
     path: Path, record: type[Any] | None, order: Callable[[str], Any] = str
 ) -> Iterator[Entry]:
-    """The groups that stand now, in the order of `order(key)`: to look at a stage under way.
+    """The groups that are recorded now, in the order of `order(key)`, one in memory at a time.
 
-    Changes nothing, and a writer may be at work. What is no whole line is passed over. Without a
-    `record` rows are as they stand there.
+    Changes nothing, and a writer may be at work. Without a `record` rows are as they stand there.
     """
-    offsets: dict[str, int] = {}
+    build = None if record is None else tables.adapter(record).validate_python
     with path.open("rb") as lines:
-        offset = 0
-        for line in lines:
-            if (data := _whole(line)) is not None and "key" in data:
-                offsets[data["key"]] = offset
-            offset += len(line)
-        for key in sorted(offsets, key=order):
-            lines.seek(offsets[key])
+        starts = {data["key"]: start for start, _, data in _whole_lines(lines) if "key" in data}
+        for key in sorted(starts, key=order):
+            lines.seek(starts[key])
             data = json.loads(lines.readline())
-            build = tables.adapter(record).validate_python if record is not None else None
             yield _entry(data, [build(row) for row in data["rows"]] if build else data["rows"])
 
 
-def _whole(line: bytes) -> dict[str, Any] | None:
-    try:
-        data = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
-    return data if isinstance(data, dict) else None
+def _whole_lines(lines: BinaryIO) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """(start, end, content) of each line, as far as they are whole."""
+    end = 0
+    for line in lines:
+        try:
+            data = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            return
+        if not isinstance(data, dict):
+            return
+        start, end = end, end + len(line)
+        yield start, end, data
 
 
 def _entry(data: dict[str, Any], rows: Sequence[Any]) -> Entry:

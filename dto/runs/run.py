@@ -7,24 +7,104 @@ spent on it, and moved to `RUN/.aside` until the stage is done again.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
+from dto import tables
 from dto.errors import DtoError, RunConflictError, disk_errors
 from dto.prompts import JUDGE
 from dto.recipe import Recipe
-from dto.records import NOT_RUN
+from dto.records import GIVEN_UP, NOT_RUN, EvaluationRow
 from dto.runs import manifest
-from dto.runs.arms import keep_arms, lost_arms
-from dto.runs.journal import read_entries, read_head
+from dto.runs.journal import Entry, GroupUsage, Journal, Timing, read_entries, read_head
 from dto.runs.reader import RunReader
 from dto.runs.stage import Stage
 from dto.usage import Usage
+
+
+def keep_arms(
+    old: Path, new: Path, config: Mapping[str, Any], problems: Collection[str] | None = None
+) -> None:
+    """Begin an evaluation with `config` in `new`, with those rows of `old` that still hold.
+
+    `problems` are the ids of those that it asks; None: the same as before. The seconds that were
+    spent are carried over whole. Killed at any time, it leaves what was there in `old`.
+    """
+    done = manifest.read(old)
+    before = (done or read_head(old / "journal") or {})["config"]
+    now, then = _arms(config), _arms(before)
+    kept = {arm for arm in now if now[arm] == then.get(arm)}
+    if not kept:
+        return
+    with disk_errors(new):
+        journal = Journal(new / "journal", EvaluationRow, {"config": dict(config)})
+        journal.elapsed = float(done["seconds"]) if done else 0.0
+        entries = _entries(old) if done else read_entries(old / "journal", EvaluationRow)
+        for entry in entries:
+            arm, _, problem = entry.key.rpartition("/")
+            asked = problems is None or problem in problems
+            journal.elapsed = max(journal.elapsed, entry.elapsed)
+            if entry.rows and arm in kept and asked:
+                journal.append(entry)
+        journal.close()
+
+
+def lost_arms(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The arms of an evaluation that another configuration does not keep."""
+    arms = _arms(now)
+    return [arm for arm, settings in _arms(before).items() if arms.get(arm) != settings]
+
+
+def _arms(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    apart = (
+        "evaluate.exits", "evaluate.models", "evaluate.tasks", "evaluate.limit", "digest of test",
+        "digest of train",
+    )  # fmt: skip
+    shared = {
+        key: value
+        for key, value in config.items()
+        if key not in apart and not key.startswith("weights") and value is not None
+    }
+    weights = {"base": config["weights"], "trained": config.get("digest of train")}
+    return {
+        f"{model}/{exit['name']}": shared
+        | {"exit": exit, "weights": weights.get(model, config.get(f"weights of {model}"))}
+        for model in config["evaluate.models"]
+        for exit in config["evaluate.exits"]
+    }
+
+
+def _entries(directory: Path) -> Iterator[Entry]:
+    """The groups of a finished evaluation, as they stood in its journal."""
+
+    def parent(row: EvaluationRow | Timing) -> str:
+        return row.id.rpartition("/")[0]
+
+    merged = tables.merge(
+        tables.read(directory / "usage.parquet", GroupUsage),
+        (tables.read(directory / "rows.parquet", EvaluationRow), parent),
+        (tables.read(directory / "timings.parquet", Timing), parent),
+        key=lambda group: group.key,
+    )
+    for group, rows, timings in merged:
+        yield Entry(
+            key=group.key,
+            rows=rows,
+            usage=Usage(**{name: getattr(group, name) for name in Usage.__slots__}),
+            seconds={each.id: each.seconds for each in timings},
+            wasted={each.id: each.wasted for each in timings if each.wasted},
+            given_up=Counter(
+                each.reason
+                for each in rows
+                if each.grade == "wrong" and each.reason.startswith(GIVEN_UP)
+            ),
+        )
+
 
 ASIDE = ".aside"
 """Where a run keeps what is being computed again, until it is."""
@@ -109,35 +189,28 @@ class Run(RunReader):
         return config
 
     def _own_config(self, stage: Stage) -> dict[str, Any]:
-        recipe, name = self.recipe, stage.name
+        recipe = self.recipe
         config = settings_read(recipe, stage)
+        # A file or model may no longer be there: then it is what the stage was begun with.
+        before = (self._begun(stage.name) or {"config": {}})["config"]
         for source in stage.files(recipe):
             key = f"content of {source}"
-            content = manifest.of_path(Path(source)) or self._begun_with(name, key)
+            content = manifest.of_path(Path(source)) or before.get(key)
             config |= {} if content is None else {key: content}
+        models = {f"weights of {each}": each for each in stage.models(recipe)}
+        models = {key: each for key, each in models.items() if each not in ("base", "trained")}
         asks_model = stage.decided_by_model(recipe)
         if asks_model:
-            config["weights"] = self._weights(name, recipe.model.name, "weights")
-        if asks_model or stage.renders or name == "sample":
+            models["weights"] = recipe.model.name
+        if asks_model or stage.renders or stage.name == "sample":
             config["prompts"] = manifest.of_prompts(recipe.model.family)
         if stage.asks_judge(recipe):
             config["prompts of the judge"] = manifest.of_prompts(JUDGE)
             if recipe.judge is not None:
-                key = "weights of the judge"
-                config[key] = self._weights(name, recipe.judge.name, key)
-        for model in stage.models(recipe):
-            if model not in ("base", "trained"):
-                config[f"weights of {model}"] = self._weights(name, model, f"weights of {model}")
+                models["weights of the judge"] = recipe.judge.name
+        for key, model in models.items():
+            config[key] = manifest.of_model(model) or before.get(key)
         return config
-
-    def _weights(self, stage: str, model: str, key: str) -> str | None:
-        return manifest.of_model(model) or self._begun_with(stage, key)
-
-    def _begun_with(self, stage: str, key: str) -> str | None:
-        """What a stage was begun with: a file or model may no longer be there."""
-        begun = self._begun(stage)
-        value: str | None = begun["config"].get(key) if begun else None
-        return value
 
     def _begun(self, stage: str) -> dict[str, Any] | None:
         return manifest.read(self / stage) or read_head(self / stage / "journal")
@@ -151,7 +224,7 @@ class Run(RunReader):
         found: dict[str, Stale] = {}
         for stage in stages:
             begun = self._begun(stage.name)
-            if begun is None or not _holds_anything(self / stage.name, _PULLED):
+            if begun is None or not _holds_anything(self / stage.name):
                 continue
             own = self._own_config(stage)
             reads = stage.reads(self.recipe)
@@ -159,13 +232,11 @@ class Run(RunReader):
                 key, done = f"digest of {upstream}", self.manifest(upstream)
                 # What comes of one that is not finished is not known; it may be the same.
                 own[key] = begun["config"].get(key) if done is None else done["digest"]
-            why = "; ".join(self._differences(stage.name, begun["config"], own))
             unrun = self._programs_not_run(stage.name)
+            why = unrun or self._differences(stage.name, begun["config"], own)
             if stage.name in again:
                 why = "asked for"
-            elif unrun:
-                why = f"{unrun:,} programs were not run"
-            elif before := [name for name in reads if name in found]:
+            elif not unrun and (before := [name for name in reads if name in found]):
                 why = f"follows {' and '.join(before)}"
             if stage.name == "evaluate" and why and not unrun and stage.name not in again:
                 why = self._lost_answers(begun["config"], own, found)
@@ -183,13 +254,11 @@ class Run(RunReader):
         lost += [task for task in before["evaluate.tasks"] if task not in now["evaluate.tasks"]]
         return f"{', '.join(lost)} changed, or are asked no more; the rest is kept" if lost else ""
 
-    def _differences(
-        self, stage: str, before: Mapping[str, Any], now: Mapping[str, Any]
-    ) -> list[str]:
+    def _differences(self, stage: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         if self.manifest(stage) is not None:
             kept = {key: before[key] for key in _ENGINES if key in before and key in now}
             now = {**now, **kept}
-        return manifest.differences(before, now)
+        return "; ".join(manifest.differences(before, now))
 
     def finished(self, stage: Stage, config: Mapping[str, Any]) -> bool:
         """Whether a stage need not be computed; moves aside what another configuration left.
@@ -204,28 +273,26 @@ class Run(RunReader):
         differing = self._differences(name, begun["config"], config)
         if not unrun and not differing:
             return self.manifest(name) is not None
-        if not _holds_anything(self / name, _PULLED):  # begun in vain: without the file it reads
+        if not _holds_anything(self / name):  # begun in vain: without the file it reads
             (self / name / "journal").unlink()
             return False
         if stage.needs != "nothing" and name not in self._agreed:
-            why = "; ".join(differing) or f"{unrun:,} programs were not run"
-            self._recompute(self.path, [Stale(name, why, *_spent(self, name))])
+            self._recompute(self.path, [Stale(name, differing or unrun, *_spent(self, name))])
         old = self.set_aside(name)
         if name == "evaluate" and not unrun:
             # A change of the run's own problems changes what all arms share: nothing is kept then.
-            problems = self._test_ids() if self.recipe.evaluate.tasks else None
+            asked = (row.id for row in self.problems("test", self.test_stage))
+            problems = set(asked) if self.recipe.evaluate.tasks else None
             keep_arms(old, self / name, config, problems)
         return False
 
-    def _programs_not_run(self, stage: str) -> int:
-        """How many answers of a stage are failed for want of what this run now allows."""
-        if not self.allow_code_execution or stage not in ("sample", "evaluate"):
-            return 0
-        return self.count(stage, reason=NOT_RUN) if self.table(stage).exists() else 0
-
-    def _test_ids(self) -> set[str]:
-        """The ids of the problems to evaluate on."""
-        return {row.id for row in self.problems("test", self.test_stage)}
+    def _programs_not_run(self, stage: str) -> str:
+        """Says how many answers of a stage are failed for want of what this run now allows."""
+        programs = self.allow_code_execution and stage in ("sample", "evaluate")
+        if not programs or not self.table(stage).exists():
+            return ""
+        unrun = self.count(stage, reason=NOT_RUN)
+        return f"{unrun:,} programs were not run" if unrun else ""
 
     def set_aside(self, stage: str) -> Path:
         """Move a stage out of the way, to where it stays until it is done again."""
@@ -277,53 +344,6 @@ class Run(RunReader):
         self._lock.release()
 
 
-def open_run(
-    path: Path,
-    recipe: Recipe,
-    stages: Sequence[Stage],
-    *,
-    recompute: Consent = refuse,
-    again: Sequence[str] = (),
-    overwrite: bool = False,
-    allow_code_execution: bool = False,
-) -> Run:
-    """Begin a run, or go on with the one that is there, with this recipe.
-
-    What the recipe, or `again`, would compute again is told to `recompute`, which raises or
-    returns; stages that cost nothing (problems) need no consent. Settings that decide only how
-    something is computed (a server, slots, prices) change nothing, and a finished stage holds on
-    another engine too. `overwrite` sets everything aside and begins anew; that takes consent, too.
-    `allow_code_execution`: programs that answer problems are run (`dto.grading.sandbox`); that is
-    nothing a recipe could ask for.
-
-    Raises RunConflictError for a run that another process is at work on, and for a directory that
-    holds something else.
-    """
-    begun = path / "recipe.yaml"
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not begun.exists())):
-        raise RunConflictError(f"{path} holds something that is no run: give another --out")
-    with disk_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / ".lock", blocking=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise RunConflictError(
-                f"{path} is in use by another process: wait for it to end"
-            ) from None
-    run = Run(path, recipe, lock, recompute=recompute, allow_code_execution=allow_code_execution)
-    try:
-        run.agree(stages, again, overwrite)
-        with disk_errors(begun):
-            data = recipe.model_dump(mode="json")
-            text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-            manifest.write_text(begun, text)
-    except BaseException:
-        run.close()
-        raise
-    return run
-
-
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """All settings that decide what is computed, by their dotted keys."""
     flat = manifest.flatten(recipe.model_dump(mode="json"))
@@ -357,9 +377,9 @@ def _spent(run: RunReader, stage: str) -> tuple[int, int, float]:
     return rows, generated, float(done.get("seconds", 0.0))
 
 
-def _holds_anything(stage: Path, apart: frozenset[str] = frozenset()) -> bool:
-    """Whether a stage holds more than the head of its journal, files `apart` not counted."""
-    names = {each.name for each in stage.iterdir()} - apart
+def _holds_anything(stage: Path) -> bool:
+    """Whether a stage holds more than the head of its journal, and what was pulled."""
+    names = {each.name for each in stage.iterdir()} - _PULLED
     if names - {"journal"}:
         return True
     if not names:

@@ -25,7 +25,7 @@ from dto import tables
 from dto.errors import DtoError, disk_errors
 from dto.records import Dropped
 from dto.runs import manifest
-from dto.runs.journal import Entry, GroupUsage, Journal, Timing
+from dto.runs.journal import Entry, GroupUsage, Journal, Timing, read_entries
 from dto.runs.stage import Group, Timed, Work
 from dto.usage import Usage, counting_given_up, metered
 
@@ -152,7 +152,7 @@ class Runner:
         given_up: Counter[str] = Counter()
 
         def rows() -> Iterator[Any]:
-            for entry in self._journal.entries():
+            for entry in read_entries(self._journal.path, self.record):
                 dropped.extend(entry.dropped)
                 timings.extend(
                     Timing(id, took, entry.wasted.get(id, 0)) for id, took in entry.seconds.items()

@@ -31,7 +31,7 @@ from spacy.tokens import Doc
 from spacy.tokens import Span as DocSpan
 from spacy.vocab import Vocab
 
-from dto.segmentation import lexicon
+from dto.segmentation import load_lexicon
 from dto.segmentation.features import Masks
 from dto.segmentation.patterns import Candidate, Granularity, TextSegment, tile
 
@@ -145,11 +145,11 @@ class PatternComponent:
     def __init__(self, nlp: Language, granularity: Granularity) -> None:
         """Compile the lexicon with the tokenizer of `nlp`."""
         self.granularity = granularity
-        self._openers = lexicon.load().openers
-        self._transitions = frozenset(lexicon.load().transitions)
+        self._openers = load_lexicon().openers
+        self._transitions = frozenset(load_lexicon().transitions)
         self._kinds: dict[int, tuple[str, bool]] = {}
         self._matcher = PhraseMatcher(nlp.vocab, attr="NORM")
-        for (kind, strong), phrases in lexicon.load().phrases.items():
+        for (kind, strong), phrases in load_lexicon().phrases.items():
             label = f"dto/{kind}/{'strong' if strong else 'weak'}"
             self._kinds[nlp.vocab.strings.add(label)] = (kind, strong)
             if phrases:

@@ -1,4 +1,4 @@
-"""Sentences of a thinking text, and what the model of `dto.segmentation.model` sees of each.
+"""Sentences of a thinking text, and what the model of `dto.segmentation.patterns` sees of each.
 
 A feature is a short string, `template=value`; the weights are a table from such strings to numbers.
 A sentence is described by its first words, by what its words are about (the topics of
@@ -76,41 +76,22 @@ _SHORTENED = frozenset(
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+")
 
 
-class _Words(NamedTuple):
-    stop: frozenset[str]
-    openers: frozenset[str]
-    turns: frozenset[str]
-    roles: dict[str, str]
-    topics: dict[str, set[str]]  # by word
-    topics_by_start: dict[str, set[str]]  # by its first six letters
-    topics_by_pair: dict[tuple[str, str], set[str]]
-
-
-def _load() -> _Words:
-    text = files(__package__).joinpath("words.toml").read_text(encoding="utf-8")
-    data: dict[str, Any] = tomllib.loads(text)
-    found = _Words(
-        frozenset(data["stop"]),
-        frozenset(data["openers"]),
-        frozenset(data["turns"]),
-        {word: role for role, words in data["roles"].items() for word in words},
-        {},
-        {},
-        {},
-    )
-    for topic, terms in data["topics"].items():
-        for term in terms:
-            word, _, other = term.partition(" ")
-            if other:
-                found.topics_by_pair.setdefault((word, other), set()).add(topic)
-            elif word.endswith("-"):
-                found.topics_by_start.setdefault(word[:6].rstrip("-"), set()).add(topic)
-            else:
-                found.topics.setdefault(word, set()).add(topic)
-    return found
-
-
-_WORDS = _load()
+_DATA: dict[str, Any] = tomllib.loads(
+    files(__package__).joinpath("words.toml").read_text(encoding="utf-8")
+)
+_STOP, _OPENERS, _TURNS = (frozenset(_DATA[key]) for key in ("stop", "openers", "turns"))
+_ROLES = {word: role for role, words in _DATA["roles"].items() for word in words}
+_TOPICS: dict[str, set[str]] = {}  # by word
+_TOPICS_BY_START: dict[str, set[str]] = {}  # by its first six letters
+_TOPICS_BY_PAIR: dict[tuple[str, str], set[str]] = {}
+for _topic, _term in ((topic, term) for topic, terms in _DATA["topics"].items() for term in terms):
+    _word, _, _other = _term.partition(" ")
+    if _other:
+        _TOPICS_BY_PAIR.setdefault((_word, _other), set()).add(_topic)
+    elif _word.endswith("-"):
+        _TOPICS_BY_START.setdefault(_word[:6].rstrip("-"), set()).add(_topic)
+    else:
+        _TOPICS.setdefault(_word, set()).add(_topic)
 
 
 class Sentence(NamedTuple):
@@ -174,15 +155,15 @@ def _sentence(text: str, start: int, end: int, paragraph: bool) -> Sentence:
     said = text[begin : min(end, begin + READ)].rstrip().lower().replace("’", "'")
     words = tuple("0" if word[0] in _DIGITS else word for word in _WORD.findall(said))
     once = frozenset(words)
-    content = frozenset([word[:6] for word in once - _WORDS.stop])
+    content = frozenset([word[:6] for word in once - _STOP])
     topics: set[str] = set()
-    for word in once & _WORDS.topics.keys():
-        topics |= _WORDS.topics[word]
-    for start_of_word in content & _WORDS.topics_by_start.keys():
-        topics |= _WORDS.topics_by_start[start_of_word]
-    for pair in _WORDS.topics_by_pair.keys() & pairwise(words):
-        topics |= _WORDS.topics_by_pair[pair]
-    role = _WORDS.roles.get(words[0], "other") if words else "none"
+    for word in once & _TOPICS.keys():
+        topics |= _TOPICS[word]
+    for start_of_word in content & _TOPICS_BY_START.keys():
+        topics |= _TOPICS_BY_START[start_of_word]
+    for pair in _TOPICS_BY_PAIR.keys() & pairwise(words):
+        topics |= _TOPICS_BY_PAIR[pair]
+    role = _ROLES.get(words[0], "other") if words else "none"
     length = len(text[start:end].rstrip())
     return Sentence(start, end, said, words, role, frozenset(topics), content, paragraph, length)
 
@@ -302,7 +283,7 @@ def describe(sentences: Sequence[Sentence], known: Known | None = None) -> list[
         if last_cue is not None:
             since = one.start - sentences[last_cue].start
             row.append(f"cue={_bucket(since, (60, 120, 200, 300, 450, 700))}{par}")
-        if role in _WORDS.turns:
+        if role in _TURNS:
             last_cue = index
         rows.append(row)
     return rows
@@ -339,7 +320,7 @@ def _topics_after(after: frozenset[str], role: str, paragraph: bool) -> list[str
 def _core(words: Sequence[str]) -> str:
     """The first two words that say something."""
     at = 0
-    while at < min(len(words), 4) and words[at] in _WORDS.openers:
+    while at < min(len(words), 4) and words[at] in _OPENERS:
         at += 1
     return " ".join(words[at : at + 2]) or "-"
 

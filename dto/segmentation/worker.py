@@ -1,4 +1,4 @@
-"""Segmentation of thinking texts; importing this loads only spaCy.
+"""Segmentation of thinking texts, here or in other processes; importing this loads only spaCy.
 
 `text` is a thinking text (`trajectory.text[slice(*trajectory.thinking)]`); offsets are relative to
 it. Hand the cuts to :func:`dto.stages.segment.snap`.
@@ -6,17 +6,23 @@ it. Hand the cuts to :func:`dto.stages.segment.snap`.
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 import sys
 import threading
 from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from functools import cache
-from typing import TYPE_CHECKING
+from multiprocessing import get_context, parent_process
+from typing import TYPE_CHECKING, Any
 
+from dto.concurrency import die_with_parent
+from dto.errors import DtoError
 from dto.segmentation.patterns import Granularity, TextSegment
 
 if TYPE_CHECKING:
     from spacy.language import Language
-    from spacy.tokens import Doc
 
 _ONE_AT_A_TIME = threading.Lock()
 """A pipeline is for one thread."""
@@ -25,19 +31,16 @@ MAX_WORDS = 500_000  # distinct ones, in a pipeline's life: about 30 MB
 
 def segment_texts(texts: Sequence[str], granularity: Granularity) -> list[list[TextSegment]]:
     """Segment each text; see :func:`segment_text`."""
-    nlp = pipeline(granularity)
+    nlp, cuts = pipeline(granularity), list[list[TextSegment]]()
     # Without a memory zone the vocabulary keeps every new word of every trace.
     with nlp.memory_zone():
-        cuts = [list(_document(nlp, text)._.dto_patterns) if text else [] for text in texts]
+        for text in texts:
+            document = nlp.make_doc(text)
+            document.user_data["dto_text"] = text
+            cuts.append(list(nlp(document)._.dto_patterns) if text else [])
     if len(nlp.vocab) > MAX_WORDS:  # a zone frees the words but not their places in the table
         pipeline.cache_clear()
     return cuts
-
-
-def _document(nlp: Language, text: str) -> Doc:
-    document = nlp.make_doc(text)
-    document.user_data["dto_text"] = text
-    return nlp(document)
 
 
 def segment_text(text: str, granularity: Granularity = "pattern") -> list[TextSegment]:
@@ -62,3 +65,61 @@ def pipeline(granularity: Granularity) -> Language:
     nlp.max_length = sys.maxsize  # the limit guards parsers, and there is none here
     nlp.add_pipe("dto_patterns", config={"granularity": granularity})
     return nlp
+
+
+def start() -> None:
+    """Make a fresh worker process ready: load the pipeline, and keep torch out of the process.
+
+    spaCy's numerics import torch where it is installed, and rule components never use it.
+    """
+    # Ctrl-C reaches the whole process group; the parent alone answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if (parent := parent_process()) is not None:  # killed, it leaves its pool waiting for ever
+        die_with_parent(parent.pid)
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("torch", None)
+    pipeline("pattern")
+
+
+class Segmenter:
+    """Cuts thinking texts in processes of their own, which start with the first text."""
+
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+
+    async def cut(self, text: str, granularity: Granularity) -> list[TextSegment]:
+        """The thinking patterns of a text, as :func:`segment_text` gives them.
+
+        Raises DtoError when a process was killed.
+        """
+        self._pool = self._pool or _started()
+        loop = asyncio.get_running_loop()
+        try:
+            cuts = await loop.run_in_executor(self._pool, segment_texts, [text], granularity)
+        except BrokenExecutor:
+            raise DtoError(
+                "a segmentation process was killed, probably for memory: run again, what "
+                "was computed is kept"
+            ) from None
+        return cuts[0]
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def _started() -> ProcessPoolExecutor:
+    """One for each core, at most 8; they leave Ctrl-C to this one from their first moment on."""
+    count = min(8, os.cpu_count() or 1)
+    pool = ProcessPoolExecutor(count, get_context("spawn"), start)
+    # A process is spawned with the task that finds none idle, and inherits what is ignored.
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    try:
+        for _ in range(count):
+            pool.submit(segment_texts, [], "pattern")
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+    return pool

@@ -1,11 +1,12 @@
 """Leave at the first good boundary and conclude (2505.21765 section 3: threshold to finalize).
 
-The exits of First-Correct Solutions are those of `dto.baselines.solutions`.
+The exits of First-Correct Solutions are those of `dto.baselines`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from dto.context import Context
 from dto.protocols import Graded
@@ -67,7 +68,7 @@ async def finalize(
     requests failed) or `no_correct_finalization`.
     """
     settings = ctx.recipe.optimize
-    start, tags = len(trajectory.prompt_ids), ctx.tags
+    start = len(trajectory.prompt_ids)
     prefix = trajectory.prompt_ids + kept_ids(trajectory, kept)
     joined = ctx.join(prefix, ctx.text("finalize"), fixed=start)
     prompt = prefix[: joined.kept] + joined.inserted
@@ -81,20 +82,13 @@ async def finalize(
     counted = 0
     correct: list[tuple[tuple[int, ...], Reading, Graded]] = []
     for completion in completions:
-        response = head + completion.token_ids
+        response = replace(completion, token_ids=head + completion.token_ids)
         reading, graded = await read_and_grade(
-            problem,
-            trajectory.prompt_ids,
-            response,
-            completion.finish_reason,
-            completion.error,
-            ctx.tokenizer,
-            ctx.grader,
-            tags,
+            problem, trajectory.prompt_ids, response, ctx.tokenizer, ctx.grader, ctx.tags
         )
         counted += graded.grade != "failed"
         if graded.grade == "correct":
-            correct.append((response, reading, graded))
+            correct.append((response.token_ids, reading, graded))
     if not counted:
         return Dropped(trajectory.id, "failed", graded.reason)
     if not correct:

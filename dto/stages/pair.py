@@ -1,7 +1,7 @@
 """Preference pairs: an optimized response over a suboptimal one (2505.21765 section 3).
 
-Pairs of samples, as published baselines choose them, are those of `dto.baselines.pairs`; pairs that
-were imported, of `dto.tasks.importing`.
+Pairs of samples, as published baselines choose them, are those of `dto.baselines`; pairs that were
+imported, of `dto.tasks.importing`.
 """
 
 from __future__ import annotations

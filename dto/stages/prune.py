@@ -14,9 +14,9 @@ from contextlib import suppress
 from dataclasses import replace
 from math import exp, nan
 
+from dto import judges
 from dto.context import Context
 from dto.errors import DtoError, EngineError
-from dto.judges import counterfactual, llm
 from dto.recipe import EstimateSettings, Recipe
 from dto.records import (
     SEED_BITS,
@@ -66,16 +66,16 @@ async def prune(
     if settings.judge == "none":
         return optimized
     whole = [segments[index] for index in optimized.kept]
-    judge = llm.judge if settings.judge == "llm" else counterfactual.judge
+    judge = judges.llm if settings.judge == "llm" else judges.counterfactual
     verdicts = await judge(problem, trajectory, whole, ctx)
     compared: list[Verdict] = []
     drawn = ctx.seed(trajectory.id, "agreement") < settings.agreement * 2.0**SEED_BITS
     if drawn and any(verdict.verdict != "unjudged" for verdict in verdicts):
-        compared = await counterfactual.judge(problem, trajectory, whole, ctx)
+        compared = await judges.counterfactual(problem, trajectory, whole, ctx)
     proposed = [verdict for verdict in verdicts if verdict.verdict not in STAYS]
     removed = [row.segment for row in sorted(proposed, key=lambda row: (-row.score, row.segment))]
-    removed, fate = await _verify(problem, trajectory, whole, removed, ctx)
-    result = optimized
+    removed = await _verify(problem, trajectory, whole, removed, ctx)
+    fate, result = "restored: the test failed without it", optimized
     if removed:
         kept = _without(whole, removed)
         seed = ctx.seed(trajectory.id, "finalize", len(kept))
@@ -103,8 +103,8 @@ async def _verify(
     whole: Sequence[Segment],
     ranked: Sequence[int],
     ctx: Context,
-) -> tuple[list[int], str]:
-    """The segments that may go, and why the others are restored."""
+) -> list[int]:
+    """The segments that may go."""
     settings = ctx.recipe.estimate
     removed = list(ranked)
     for attempt, test in enumerate(_tests(len(removed), settings)):
@@ -114,9 +114,9 @@ async def _verify(
             trajectory.prompt_ids + ids, problem, ctx, seed, test, len(ids)
         )
         if decision == "above":
-            return removed, "restored: the test failed without it"
+            return removed
         removed.pop()
-    return [], "restored: the test failed without it"
+    return []
 
 
 async def _confirm(

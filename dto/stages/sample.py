@@ -8,7 +8,7 @@ from dto.context import Context
 from dto.records import Dropped, Problem, Trajectory
 from dto.runs.reader import RunReader
 from dto.runs.stage import Card, Group, Stage, always, responses
-from dto.trajectories import make_trajectory, prompt_ids
+from dto.trajectories import make_trajectory, no_room, prompt_ids
 
 
 async def sample(problem: Problem, ctx: Context) -> list[Trajectory | Dropped]:
@@ -21,28 +21,22 @@ async def sample(problem: Problem, ctx: Context) -> list[Trajectory | Dropped]:
     """
     settings = ctx.recipe.sample
     prompt = prompt_ids(problem.question, ctx.tokenizer, ctx.recipe.model, problem.prompt)
-    tags = ctx.tags
-    room = ctx.engine.context - len(prompt)
-    if room < 1:
-        detail = f"prompt has {len(prompt):,} tokens, context is {ctx.engine.context:,}"
-        return [Dropped(problem.id, "prompt_too_long", detail)]
+    if full := no_room(prompt, ctx.engine.context):
+        return [Dropped(problem.id, "prompt_too_long", full)]
     seed = ctx.seed(problem.id, "sample")
-    sampling = ctx.sampling(min(settings.max_tokens, room), seed)
+    sampling = ctx.sampling(min(settings.max_tokens, ctx.engine.context - len(prompt)), seed)
     completions = await ctx.engine.complete(prompt, sampling, settings.samples)
     return [
         await make_trajectory(
             problem,
+            completion,
             model=ctx.engine.model,
             sample=index,
             seed=seed + index,
             prompt_ids=prompt,
-            token_ids=completion.token_ids,
-            ids_from=completion.ids_from,
-            finish_reason=completion.finish_reason,
             tokenizer=ctx.tokenizer,
             grader=ctx.grader,
-            error=completion.error,
-            tags=tags,
+            tags=ctx.tags,
         )
         for index, completion in enumerate(completions)
     ]

@@ -20,9 +20,9 @@ from dto.context import Context
 from dto.context import sampling as drawn
 from dto.errors import DtoError
 from dto.exits import check
+from dto.exits.loop import ask
 from dto.exits.monitor import ENTROPY_LOGPROBS, Monitor
 from dto.exits.path import Path
-from dto.exits.trial import ask
 from dto.protocols import Sampling
 from dto.recipe import ExitSettings, TraceSettings
 from dto.records import AnswerKind, FinishReason, Grade, Problem, Span, Trajectory
@@ -54,7 +54,7 @@ class TracedTrial:
     r"""A trial answer, with what every kind of confidence is computed from.
 
     `text` runs from the inducer's `\boxed` on; `ends` and `logprobs` are those of the generated
-    tokens, as :func:`dto.exits.trial.confidence` takes them. `error` says why the request
+    tokens, as :func:`dto.exits.loop.confidence` takes them. `error` says why the request
     failed, if it did.
     """
 

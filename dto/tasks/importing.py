@@ -16,10 +16,11 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dto.baselines.pairs import by_problem
+from dto.baselines import by_problem
 from dto.context import Context
 from dto.errors import DtoError
 from dto.grading.grader import unreadable_golds
+from dto.protocols import Completion
 from dto.records import Dropped, PreferencePair, Problem, Trajectory
 from dto.runs.reader import RunReader
 from dto.runs.stage import RENDERING, Group, always
@@ -177,15 +178,14 @@ async def to_trajectory(
         row_id = Trajectory.make_id(response.problem.id, response.sample)
         return Dropped(row_id, FOREIGN, foreign_detail(tags, foreign))
     prompt, ids, closed = await asyncio.to_thread(_encode, response, tokenizer, settings, tags)
+    said = Completion(tuple(ids), "", "stop" if closed else "length", ids_from="encoded")
     return await make_trajectory(
         response.problem,
+        said,
         model=settings.name,
         sample=response.sample,
         seed=0,
         prompt_ids=prompt,
-        token_ids=ids,
-        ids_from="encoded",
-        finish_reason="stop" if closed else "length",
         tokenizer=tokenizer,
         grader=grader,
         tags=tags,

@@ -83,7 +83,7 @@ def load_problems(
     `at_most` so many.
     """
     if settings.source == "chains":
-        from dto.nano.corpus import chain_problems
+        from dto.nano import chain_problems
 
         asked = {row.question for row in taken}
         for split in dict.fromkeys(_SPLIT_NAMES.values()):

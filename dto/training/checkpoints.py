@@ -5,6 +5,7 @@ after it, and replaced as a whole. On disk, below `runs/NAME/train`:
 
     history.jsonl        one DevScore per line; deterministic
     effort.jsonl         seconds and tokens that each of them took; not deterministic
+    judging.jsonl        one JudgingScore per line, where chains are held out; deterministic
     checkpoints/checkpoint-STEP
     training.json        what is being trained; another training starts anew
 """
@@ -17,7 +18,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,9 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dto.recipe import Recipe, TrainSettings
-from dto.records import Problem
 from dto.runs.manifest import write_text
-from dto.training.dev import BASE_STEP, DevScore, measure, spread, summarize
-from dto.training.judging import Judging
+from dto.training.dev import BASE_STEP, DevScore, JudgingScore, measure, measure_judging, summarize
+from dto.training.pairs import Material
 from dto.usage import Usage
 
 if TYPE_CHECKING:
@@ -129,6 +129,9 @@ class TrainingState:
             directory.mkdir(parents=True, exist_ok=True)
             write_text(marker, json.dumps(mark) + "\n")
         self.history = [DevScore(**row) for row in _rows(directory / "history.jsonl")]
+        steps = {score.step for score in self.history}
+        judged = [JudgingScore(**row) for row in _rows(directory / "judging.jsonl")]
+        self.judging = [score for score in judged if score.step in steps]
 
     def result(self) -> dict[str, Any] | None:
         """What came of a training that has ended; None for one that has not."""
@@ -148,14 +151,12 @@ class TrainingState:
 
     def restart(self) -> None:
         """Forget what was trained; the base's score stays. A training that samples starts anew."""
-        effort = self.efforts()[:1]
-        base = self.history[:1]
+        effort, base = self.efforts()[:1], self.history[:1]
         if self.writer:
             self._clear()
-        self.history = []
+        self.history, self.judging = [], []
         if base:
-            own = {key: value for key, value in effort[0].items() if key != "step"}
-            self.record(base[0], own)
+            self.record(base[0], effort[0])
 
     def resume(self) -> Path | None:
         """The last complete checkpoint; what is not complete is removed. None: start from base."""
@@ -183,8 +184,7 @@ class TrainingState:
             return
         with (self.directory / "effort.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": score.step, **effort}) + "\n")
-        lines = [json.dumps(asdict(row)) for row in self.history]
-        write_text(self.directory / "history.jsonl", "\n".join(lines) + "\n")
+        self._write("history.jsonl", self.history)
         needed = {
             self.checkpoint(score.step),
             self.checkpoint(choose(self.history, self.keep).step),
@@ -192,6 +192,16 @@ class TrainingState:
         for path in self.checkpoints.glob("*"):
             if path not in needed:
                 shutil.rmtree(path)
+
+    def record_judging(self, score: JudgingScore) -> None:
+        """Write how held-out chains were judged, in place of what is known of the same step."""
+        self.judging = [row for row in self.judging if row.step != score.step] + [score]
+        if self.writer:
+            self._write("judging.jsonl", self.judging)
+
+    def _write(self, name: str, scores: Sequence[DevScore] | Sequence[JudgingScore]) -> None:
+        lines = [json.dumps(asdict(row)) + "\n" for row in scores]
+        write_text(self.directory / name, "".join(lines))
 
     def efforts(self) -> list[dict[str, Any]]:
         """What was spent on each score, also by runs that were killed afterwards."""
@@ -218,37 +228,26 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 logger = logging.getLogger("dto.train")
 
 
+@dataclass(eq=False)
 class DevCallback(TrainerCallback):
     """Saves and measures the model at evenly spaced steps, the last one included.
 
     `trainer`, which is made after this and set before it trains, says how much of the training is
-    done, and its mean loss. `judging`, if there is any, is measured beside the dev problems; what
-    the trainer goes through is `epochs` passes.
+    done, and its mean loss. Judging of chains that are held out is measured beside the dev
+    problems.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        tokenizer: PreTrainedTokenizerBase,
-        problems: Sequence[Problem],
-        training: TrainingState,
-        epochs: float,
-    ) -> None:
-        self.recipe = recipe
-        self.tokenizer = tokenizer
-        self.problems = problems
-        self.training = training
-        self.judging: Judging | None = None
-        self.epochs = epochs
-        self.trainer: Any = None
-        self.allow_code_execution = False
-        self._passed = 0
-        self._since = time.monotonic()
-        self._bar: tqdm[Any] = tqdm(disable=True)
+    recipe: Recipe
+    tokenizer: PreTrainedTokenizerBase
+    material: Material
+    training: TrainingState
+    allow_code_execution: bool
+    trainer: Any = None
+    _passed: int = 0
+    _since: float = 0.0
+    _bar: tqdm[Any] = field(default_factory=lambda: tqdm(disable=True))
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Go on behind the point that a resumed training has come to."""
         self._passed = self._points(state) if state.global_step else 0
         self._bar = tqdm(
@@ -282,9 +281,7 @@ class DevCallback(TrainerCallback):
         self._since = time.monotonic()
         return control
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Close the bar."""
         self._bar.close()
 
@@ -299,19 +296,15 @@ class DevCallback(TrainerCallback):
         `share` of the training is done; `seconds` went into it since the score before.
         """
         began = time.monotonic()
-        responses, usage = spread(
-            self.problems,
-            lambda own: measure(
-                model,
-                self.tokenizer,
-                own,
-                self.recipe,
-                allow_code_execution=self.allow_code_execution,
-            ),
+        responses, usage = measure(
+            model,
+            self.tokenizer,
+            self.material.dev,
+            self.recipe,
+            allow_code_execution=self.allow_code_execution,
         )
-        if self.judging is not None:
-            usage.add(self.judging.measure(model, step))
-        epoch = round(self.epochs * share, 4)
+        usage.add(self.judge(model, step))
+        epoch = round(self.material.epochs * share, 4)
         score = summarize(step, epoch, responses, self.trainer.mean_loss())
         if step > BASE_STEP:
             base = self.training.history[0]
@@ -325,6 +318,15 @@ class DevCallback(TrainerCallback):
         PartialState().wait_for_everyone()
         logger.info("%s", _line(score))
         return score
+
+    def judge(self, model: PreTrainedModel, step: int) -> Usage:
+        """Measure judging of the chains that are held out, if any, and write it down."""
+        held_out = self.material.held_out
+        if not held_out:
+            return Usage()
+        score, usage = measure_judging(model, self.tokenizer, held_out, self.recipe, step)
+        self.training.record_judging(score)
+        return usage
 
 
 def _line(score: DevScore) -> str:

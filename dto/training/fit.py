@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +26,11 @@ from dto.training.checkpoints import (
     TrainingState,
     choose,
 )
-from dto.training.dev import BASE_STEP, DevScore
-from dto.training.judging import Judging
+from dto.training.dev import BASE_STEP, DevScore, JudgingScore
 from dto.training.pairs import (
-    Demonstration,
-    TokenizedPair,
+    Material,
+    Row,
+    asked,
     batch_answers,
     chosen_sides,
     load_pairs,
@@ -49,7 +49,6 @@ from dto.training.trainers import (
     small_tiles,
 )
 from dto.training.weights import keep, load, with_adapters
-from dto.trajectories import prompt_ids
 from dto.usage import ModelShape, attention_flops
 
 if TYPE_CHECKING:
@@ -94,26 +93,6 @@ NOUNS = {
 """What the rows of a method are; those of the others are pairs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Material:
-    """The rows to train on, their order, and what the model is measured by meanwhile.
-
-    `rows` are pairs, responses, or what the model is asked anew: problems, or labelled chains.
-    `order` holds indices into them, for all epochs.
-    """
-
-    dev: list[Problem]
-    held_out: list[LabelledChain]
-    rows: list[Any] = field(default_factory=list)
-    dropped: list[Dropped] = field(default_factory=list)
-    order: list[int] = field(default_factory=list)
-
-    @property
-    def epochs(self) -> float:
-        """Passes over the rows."""
-        return len(self.order) / max(1, len(self.rows))
-
-
 def fit(
     run: Path,
     recipe: Recipe,
@@ -156,24 +135,26 @@ def fit(
         if recipe.train.method in ONLINE:
             training.restart()
         checkpoint = training.resume()
-    callback = DevCallback(recipe, tokenizer, material.dev, training, material.epochs)
-    callback.allow_code_execution = allow_code_execution
+    trainer = None
     if material.order:
-        if material.held_out:
-            steps = [score.step for score in training.history]
-            callback.judging = Judging(material.held_out, tokenizer, recipe, directory, steps)
-        model = with_adapters(model, recipe)
-        callback.trainer = make_trainer(
-            recipe, config, model, tokenizer, material.rows, material.order, callback
+        callback = DevCallback(recipe, tokenizer, material, training, allow_code_execution)
+        trainer = callback.trainer = make_trainer(
+            recipe,
+            config,
+            with_adapters(model, recipe),
+            tokenizer,
+            material.rows,
+            material.order,
+            callback,
         )
-        callback.trainer.allow_code_execution = allow_code_execution
+        trainer.allow_code_execution = allow_code_execution
         _train(callback, base, checkpoint)
         choice = choose(training.history, recipe.train.keep)
     else:
         noun = NOUNS.get(recipe.train.method, "pairs")
         choice = Choice(BASE_STEP, f"there are no {noun} to train on: base is kept")
     logger.info("%s", choice.reason)
-    result = _result(recipe, shape, material, callback, choice)
+    result = _result(recipe, shape, material, training, trainer, choice)
     if world.is_main_process:
         _save(recipe, training, material, choice, result)
     world.wait_for_everyone()
@@ -185,15 +166,10 @@ def trainer_class(method: str) -> Any:
 
     That of GRPO is imported only where it is needed: TRL imports vLLM with it, if that is there.
     """
-    match method:
-        case "none":
-            return None
-        case "simpo":
-            return SimPOTrainer
-        case "dpo":
-            return StoredDPOTrainer
-        case "sft" | "cft" | "sft_batch":
-            return StoredSFTTrainer
+    stored: dict[str, Any] = {"none": None, "simpo": SimPOTrainer, "dpo": StoredDPOTrainer}
+    stored |= dict.fromkeys(("sft", "cft", "sft_batch"), StoredSFTTrainer)
+    if method in stored:
+        return stored[method]
     from dto.training import grpo
 
     return grpo.PrunerTrainer if method == "o1_pruner" else grpo.OnlineTrainer
@@ -219,14 +195,14 @@ def make_trainer(
 
 def _train(callback: DevCallback, base: DevScore | None, checkpoint: Path | None) -> None:
     """Measure the base model, unless its score is known, and train to the end."""
-    trainer, training, judging = callback.trainer, callback.training, callback.judging
+    trainer, training = callback.trainer, callback.training
     if not training.history:
         if base is None:
             callback.score(trainer.model, BASE_STEP, 0.0, 0.0)
         else:
             training.record(base, {"train_seconds": 0.0, "dev_seconds": 0.0, "usage": {}})
-    if judging is not None and not judging.scores:
-        judging.measure(trainer.model, BASE_STEP)
+    if not training.judging:
+        callback.judge(trainer.model, BASE_STEP)
     if not training.history[-1].collapsed:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
@@ -243,44 +219,53 @@ def read_material(
             "set problems.dev to 300"
         )
     held_out = _labelled(run, "dev") if settings.method in LABELLED else []
-    if settings.method == "none":
-        return Material(dev, held_out)
-    if settings.method in ONLINE:
-        rows, order = _sampled_from(run, recipe, tokenizer)
-        return Material(dev, held_out, rows, order=order)
-    rows, dropped = _stored(run, recipe, _context(recipe, model), tokenizer)
-    lengths, size = [row.length for row in rows], step_size(recipe)
-    if settings.policy_tokens is None:
-        order = training_order(lengths, epochs=settings.epochs, batch_size=size, seed=recipe.seed)
-    else:
-        order = within_budget(
-            [row.tokens for row in rows],
-            lengths,
-            budget=settings.policy_tokens,
-            batch_size=size,
-            seed=recipe.seed,
-        )
-    return Material(dev, held_out, rows, dropped, order)
+    found = _found(run, recipe, model, tokenizer)
+    rows = [row for row in found if not isinstance(row, Dropped)]
+    dropped = [row for row in found if isinstance(row, Dropped)]
+    return Material(dev, held_out, rows, dropped, _order(rows, recipe, tokenizer))
 
 
-def _sampled_from(
-    run: RunReader, recipe: Recipe, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[Any], list[int]]:
-    """Problems or labelled chains to sample responses to, in their order."""
-    rows: list[Any]
-    if recipe.train.method == "drqa":
-        rows = _labelled(run, "train")
-        sizes = [len(row.prompt_ids) for row in rows]
-    else:
-        rows = list(run.problems("train"))
-        sizes = [len(prompt_ids(row.question, tokenizer, recipe.model, row.prompt)) for row in rows]
+def _found(
+    run: RunReader, recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Sequence[Problem | LabelledChain | Row | Dropped]:
+    """The method's rows in the tables, and those that cannot be trained on."""
+    limit: Any = getattr(model.config, "max_position_embeddings", None)
+    own = int(limit or recipe.pair.max_length)
+    context = min(own, recipe.model.context or own)
+    match recipe.train.method:
+        case "none":
+            return []
+        case "grpo":
+            return list(run.problems("train"))
+        case "drqa":
+            return _labelled(run, "train")
+        case "cft":
+            return verdicts(_labelled(run, "train"), recipe.model, tokenizer, context)
+        case "sft_batch":
+            return batch_answers(run, _labelled(run, "train"), recipe.model, tokenizer, context)
+        case "o1_pruner":
+            return load_weighted(run, context, recipe.train.accuracy_weight)
+        case "sft":
+            return chosen_sides(load_pairs(run, context))
+    return load_pairs(run, context)
+
+
+def _order(rows: Sequence[Any], recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Indices into the rows for all epochs, or for as long as the budget lasts."""
+    settings, seed = recipe.train, recipe.seed
     if not rows:
-        return [], []
-    epochs = longest(recipe, len(rows), min(sizes)) / len(rows)
-    group = recipe.train.batch_size // recipe.train.group
-    # Equal lengths, so that batches are not grouped by length: it correlates with the class.
-    order = training_order([1] * len(rows), epochs=epochs, batch_size=group, seed=recipe.seed)
-    return rows, order
+        return []
+    if settings.method in ONLINE:
+        shortest = min(len(asked(row, tokenizer, recipe.model)) for row in rows)
+        epochs = longest(recipe, len(rows), shortest) / len(rows)
+        group = settings.batch_size // settings.group
+        # Equal lengths, so that batches are not grouped by length: it correlates with the class.
+        return training_order([1] * len(rows), epochs=epochs, batch_size=group, seed=seed)
+    lengths, size = [max(row.lengths) for row in rows], step_size(recipe)
+    if settings.policy_tokens is None:
+        return training_order(lengths, epochs=settings.epochs, batch_size=size, seed=seed)
+    tokens, budget = [sum(row.lengths) for row in rows], settings.policy_tokens
+    return within_budget(tokens, lengths, budget=budget, batch_size=size, seed=seed)
 
 
 def longest(recipe: Recipe, rows: int, shortest_prompt: int) -> int:
@@ -290,26 +275,6 @@ def longest(recipe: Recipe, rows: int, shortest_prompt: int) -> int:
     if budget is None:
         return round(settings.epochs * rows)
     return budget // (settings.group * (shortest_prompt + 2)) + settings.batch_size
-
-
-def _stored(
-    run: RunReader, recipe: Recipe, context: int, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[TokenizedPair | Demonstration], list[Dropped]]:
-    """Pairs or responses of the tables, and those that cannot be trained on."""
-    found: Sequence[TokenizedPair | Demonstration | Dropped]
-    match recipe.train.method:
-        case "o1_pruner":
-            found = load_weighted(run, context, recipe.train.accuracy_weight)
-        case "cft":
-            found = verdicts(_labelled(run, "train"), recipe.model, tokenizer, context)
-        case "sft_batch":
-            found = batch_answers(run, _labelled(run, "train"), recipe.model, tokenizer, context)
-        case "sft":
-            found = chosen_sides(load_pairs(run, context))
-        case _:
-            found = load_pairs(run, context)
-    rows = [row for row in found if not isinstance(row, Dropped)]
-    return rows, [row for row in found if isinstance(row, Dropped)]
 
 
 def _labelled(run: RunReader, split: str) -> list[LabelledChain]:
@@ -324,12 +289,6 @@ def step_size(recipe: Recipe) -> int:
     return per_process * processes
 
 
-def _context(recipe: Recipe, model: PreTrainedModel) -> int:
-    limit: Any = getattr(model.config, "max_position_embeddings", None)
-    own = int(limit or recipe.pair.max_length)
-    return min(own, recipe.model.context or own)
-
-
 def fingerprint(recipe: Recipe, material: Material) -> str:
     """What makes a training the same: settings, model, what it trains on and is measured by."""
     parts = (recipe.train, recipe.sample, recipe.model)
@@ -340,11 +299,16 @@ def fingerprint(recipe: Recipe, material: Material) -> str:
 
 
 def _result(
-    recipe: Recipe, shape: ModelShape, material: Material, callback: DevCallback, choice: Choice
+    recipe: Recipe,
+    shape: ModelShape,
+    material: Material,
+    training: TrainingState,
+    trainer: Any,
+    choice: Choice,
 ) -> dict[str, Any]:
-    """Counts, what is kept, and what it took."""
-    method, training, judging = recipe.train.method, callback.training, callback.judging
-    online = callback.trainer if method in ONLINE else None  # None also where nothing was trained
+    """Counts, what is kept, and what it took; `trainer` is None where nothing was trained."""
+    method = recipe.train.method
+    online = trainer if method in ONLINE else None
     steps = training.history[-1].step if training.history else 0
     usage, seconds = training.spent()
     if online is None:
@@ -377,11 +341,19 @@ def _result(
         "policy_tokens": sum(lengths) if online is None else online.spent,
         "epochs": round(material.epochs, 3) if online is None else None,
         "groups": None if online is None else online.groups._asdict(),
-        "judging": None if judging is None else judging.summary(choice.step),
+        "judging": _judging(training.judging, choice.step),
         "peak_memory": peak_memory(),
         "usage": usage.as_json(),
         **seconds,
     }
+
+
+def _judging(scores: Sequence[JudgingScore], kept_step: int) -> dict[str, Any] | None:
+    """Judging before the training, at its end, and of what is kept."""
+    if not scores:
+        return None
+    kept = next((row for row in scores if row.step == kept_step), scores[0])
+    return {"before": asdict(scores[0]), "after": asdict(scores[-1]), "kept": asdict(kept)}
 
 
 def _save(

@@ -1,7 +1,7 @@
 """GRPO (2402.03300) by TRL's GRPOTrainer with our own engine for the responses.
 
 What is asked are problems (`train.method: grpo`; the responses are those of the sample stage, and
-`reward` says what is rewarded, `dto.training.rewards`) or labelled chains (`drqa`, 2508.17803: the
+`reward` says what is rewarded) or labelled chains (`drqa`, 2508.17803: the
 model judges them, and is rewarded for the right letter). Responses come from the model as it is
 now, in exact ids. They come from its whole distribution at the temperature, without top-p and the
 like: that is the distribution whose logprobs are trained on. `kl` weighs the divergence from the
@@ -21,8 +21,9 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
+from math import exp
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
 import torch
@@ -32,35 +33,75 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
-    TrainerControl,
     TrainerState,
-    TrainingArguments,
 )
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import pad
 
 from dto.recipe import Recipe
-from dto.records import LabelledChain, Problem, Trajectory, derive
-from dto.training.dev import respond, sampled
-from dto.training.judging import judge
-from dto.training.pairs import Demonstration
-from dto.training.rewards import REWARDS, Rewards, judging
+from dto.records import Dropped, LabelledChain, Problem, derive
+from dto.stages.sample import sample
+from dto.training.dev import Judgement, judge, respond, sampled
+from dto.training.pairs import Demonstration, Ids, asked
 from dto.training.trainers import QuietTrainer, arguments
-from dto.trajectories import prompt_ids
 from dto.usage import Usage
+
+
+def accuracy(correct: Sequence[bool], lengths: Sequence[int], penalty: float) -> list[float]:
+    """1 for a right response, 0 for a wrong one (2402.03300); length is not looked at."""
+    return [float(right) for right in correct]
+
+
+def length_penalty(correct: Sequence[bool], lengths: Sequence[int], penalty: float) -> list[float]:
+    """Right: 1 - penalty · sigmoid((length - mean) / deviation), wrong: 0 (2502.04463).
+
+    Mean and standard deviation are those of the right responses to the problem. Where they are all
+    equally long, the sigmoid is one half.
+    """
+    right = [length for length, good in zip(lengths, correct, strict=True) if good]
+    mean, deviation = (fmean(right), pstdev(right)) if right else (0.0, 0.0)
+
+    def reward(length: int) -> float:
+        score = (length - mean) / deviation if deviation else 0.0
+        return 1 - penalty / (1 + exp(-score))
+
+    return [reward(length) if good else 0.0 for good, length in zip(correct, lengths, strict=True)]
+
+
+def shorter_better(correct: Sequence[bool], lengths: Sequence[int], penalty: float) -> list[float]:
+    """2 · right - penalty · |length - optimal length| (2504.21370; 2 is the paper's alpha).
+
+    The sample-optimal length is that of the shortest right response; without a right one, the mean.
+    """
+    right = [length for length, good in zip(lengths, correct, strict=True) if good]
+    optimal = min(right) if right else fmean(lengths) if lengths else 0.0
+    return [
+        2.0 * good - penalty * abs(length - optimal)
+        for good, length in zip(correct, lengths, strict=True)
+    ]
+
+
+REWARDS = {
+    "accuracy": accuracy,
+    "length_penalty": length_penalty,
+    "shorter_better": shorter_better,
+}
+
+
+def judging(picks: Sequence[str], no_letter: float) -> list[float]:
+    """1 for picking the label, 0 for another letter, `no_letter` for none (2508.17803).
+
+    The paper has 1 and 0 alone.
+    """
+    worth = {"correct": 1.0, "wrong": 0.0, "unreadable": no_letter}
+    return [worth[pick] for pick in picks]
+
 
 KL = {"grpo": 0.0, "drqa": 0.04}
 """The weight of the divergence where the recipe has none; TRL's default, and GRPO's own."""
 STEPS = "steps.jsonl"
-
-
-class Answer(NamedTuple):
-    """One response to train on; the reward goes by the grade."""
-
-    prompt_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    grade: str
+_Answers = tuple[Ids, list[tuple[Ids, str]]]
 
 
 class Groups(NamedTuple):
@@ -102,7 +143,7 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
         self.recipe = recipe
         self.words = tokenizer
         self.usage = Usage()
-        self.spent = self.generated = 0
+        self.spent = 0
         self.lengths: list[int] = []
         self.groups = self._rewarded = Groups()
         self.allow_code_execution = False
@@ -177,43 +218,47 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
         unique = list(dict.fromkeys(firsts))  # an epoch may end with what the next begins with
         found, usage = self._sampled([self.rows[name] for name in unique], recipe)
         made = dict(zip(unique, found, strict=True))
-        answers = [answer for name in firsts for answer in made[name]]
         end = int(self.words.eos_token_id)
-        prompts = [list(answer.prompt_ids) for answer in answers]
-        completions = [list(answer.token_ids) or [end] for answer in answers]
-        generated = sum(len(answer.token_ids) for answer in answers)
+        prompts, completions, grades = [], [], []
+        for prompt, answers in (made[name] for name in firsts):
+            for ids, grade in answers:
+                prompts.append(list(prompt))
+                completions.append(list(ids))
+                grades.append(grade)
+        generated = sum(map(len, completions))
+        completions = [ids or [end] for ids in completions]
         lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
         self._count(generated, lengths, usage)
         return {
             "prompt_ids": prompts,
             "completion_ids": completions,
             "logprobs": None,  # type: ignore[dict-item]
-            "grade": [answer.grade for answer in answers],
+            "grade": grades,
         }
 
-    def _sampled(self, asked: Sequence[Any], recipe: Recipe) -> tuple[list[list[Answer]], Usage]:
-        """`group` answers to each; for one that was dropped its prompt stands."""
+    def _sampled(self, rows: Sequence[Any], recipe: Recipe) -> tuple[list[_Answers], Usage]:
+        """The prompt of each row, and `group` answers to it: their ids, and what is rewarded.
+
+        An answer that was dropped (no room, or in another model's tags) is empty and `failed`.
+        """
         model = self.accelerator.unwrap_model(self.model)
-        group = self.recipe.train.group
-        if self.recipe.train.method == "drqa":
-            judged, usage = respond(model, self.words, asked, recipe, work=judge)
-            return [
-                [Answer(row.prompt_ids, each.token_ids, each.pick) for each in rows]
-                for row, rows in zip(asked, judged, strict=True)
-            ], usage
-        code = self.allow_code_execution
-        found, usage = respond(model, self.words, asked, recipe, allow_code_execution=code)
-        made: list[list[Answer]] = []
-        for row, rows in zip(asked, found, strict=True):
-            answers = [
-                Answer(each.prompt_ids, each.token_ids, each.grade)
-                for each in rows
-                if isinstance(each, Trajectory)
+        found, usage = respond(
+            model,
+            self.words,
+            rows,
+            recipe,
+            work=judge if self.recipe.train.method == "drqa" else sample,
+            allow_code_execution=self.allow_code_execution,
+        )
+        made: list[_Answers] = []
+        for row, responses in zip(rows, found, strict=True):
+            answers: list[tuple[Ids, str]] = [
+                (each.token_ids, each.pick if isinstance(each, Judgement) else each.grade)
+                for each in responses
+                if not isinstance(each, Dropped)
             ]
-            if len(answers) < group:  # without room for a response, or in another model's tags
-                ids = prompt_ids(row.question, self.words, recipe.model, row.prompt)
-                answers += [Answer(ids, (), "failed")] * (group - len(answers))
-            made.append(answers)
+            answers += [((), "failed")] * (self.recipe.train.group - len(answers))
+            made.append((asked(row, self.words, recipe.model), answers))
         return made, usage
 
     def _rewards(
@@ -221,24 +266,27 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
     ) -> list[float | None]:
         """TRL's reward function: the rewards of groups that follow one another."""
         settings = self.recipe.train
-        rewards: Rewards = []
+        rewards: list[float | None] = []
         counted = Groups()
         for at in range(0, len(grade), settings.group):
             grades = grade[at : at + settings.group]
             lengths = [len(ids) for ids in completion_ids[at : at + settings.group]]
+            # What failed has no reward, and no part in those of the others.
+            places = [place for place, each in enumerate(grades) if each != "failed"]
+            graded = [grades[place] for place in places]
             if settings.method == "drqa":
-                own = judging(grades, settings.no_letter)
+                given = judging(graded, settings.no_letter)
             else:
-                correct = [None if each == "failed" else each == "correct" for each in grades]
-                own = REWARDS[settings.reward](correct, lengths, settings.penalty)
-            given = [each for each in own if each is not None]
+                correct, own = [each == "correct" for each in graded], [lengths[p] for p in places]
+                given = REWARDS[settings.reward](correct, own, settings.penalty)
             counted = counted.plus(
                 Groups(
                     1, len(set(given)) < 2, len(given), sum(given),
                     grades.count("unreadable"), sum(lengths),
                 )
             )  # fmt: skip
-            rewards += own
+            reward = dict(zip(places, given, strict=True))
+            rewards += [reward.get(place) for place in range(len(grades))]
         for each in gather_object([tuple(counted)]):
             self._rewarded = self._rewarded.plus(Groups(*each))
         return rewards
@@ -246,7 +294,6 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
     def _count(self, generated: int, lengths: list[int], usage: Usage) -> None:
         """Add what all processes spent on a step: they have to end at the same one."""
         for own, trained, each in gather_object([(generated, lengths, usage)]):
-            self.generated += own
             self.spent += own + sum(trained)
             self.lengths += trained
             self.usage.add(each)
@@ -262,9 +309,7 @@ class StepCallback(TrainerCallback):
     def __init__(self, trainer: OnlineTrainer) -> None:
         self.trainer = trainer
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Set the rate of the step."""
         budget = self.trainer.recipe.train.policy_tokens
         done = self.trainer.spent / budget if budget else state.global_step / state.max_steps
@@ -272,9 +317,7 @@ class StepCallback(TrainerCallback):
         for group in kwargs["optimizer"].param_groups:
             group["lr"] = args.learning_rate * (1 - done) * rising
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Write what the step was like."""
         line = json.dumps({"step": state.global_step, **self.trainer.take_step()})
         if state.is_world_process_zero:

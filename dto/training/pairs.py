@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from math import ceil
-from typing import TYPE_CHECKING
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 from dto.drqa.label import LETTERS
 from dto.errors import DtoError
@@ -30,11 +31,29 @@ from dto.records import (
 )
 from dto.runs.reader import RunReader
 from dto.tags import ThinkTags, think_tags
-from dto.training.rewards import length_harmonizing
 from dto.trajectories import opening, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+def length_harmonizing(
+    correct: Sequence[bool], lengths: Sequence[int], accuracy_weight: float
+) -> list[float]:
+    """O1-Pruner's reward (2501.12570): mean length / length - 1 + weight · (right - accuracy).
+
+    Mean length and accuracy are those of the reference model, estimated by the same samples, so
+    that the rewards need no further baseline. Departures from the published script: it takes two of
+    the samples of each problem, cuts the rewards to [-2, 4] and standardizes them over the data.
+    """
+    if not lengths:
+        return []
+    mean, share = fmean(lengths), fmean(correct)
+    return [
+        mean / length - 1 + accuracy_weight * (good - share)
+        for good, length in zip(correct, lengths, strict=True)
+    ]
+
 
 BATCHES_PER_BLOCK = 8
 """Pairs are sorted by length inside blocks of so many batches: little padding, random enough."""
@@ -52,18 +71,8 @@ class TokenizedPair:
     rejected_ids: Ids
 
     @property
-    def length(self) -> int:
-        """Tokens of the longer side with its prompt."""
-        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that a pass over the pair reads: the prompt twice, and both responses."""
-        return sum(self.lengths)
-
-    @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each sequence that a pass over the pair reads."""
+        """Tokens of each sequence that a pass over the pair reads: the prompt with either side."""
         prompt = len(self.prompt_ids)
         return prompt + len(self.chosen_ids), prompt + len(self.rejected_ids)
 
@@ -78,62 +87,86 @@ class Demonstration:
     weight: float = 1.0
 
     @property
-    def length(self) -> int:
-        """Tokens of prompt and response."""
-        return len(self.prompt_ids) + len(self.response_ids)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that a pass over it reads."""
-        return self.length
-
-    @property
     def lengths(self) -> tuple[int, ...]:
-        """The same, as the one sequence that a pass over it reads."""
-        return (self.length,)
+        """Tokens of the one sequence that a pass over it reads."""
+        return (len(self.prompt_ids) + len(self.response_ids),)
 
 
-def chosen_sides(pairs: Iterable[TokenizedPair | Dropped]) -> list[Demonstration | Dropped]:
+Row = TokenizedPair | Demonstration
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """The rows to train on, their order, and what the model is measured by meanwhile.
+
+    `rows` are pairs, responses, or what the model is asked anew: problems, or labelled chains.
+    `order` holds indices into them, for all epochs.
+    """
+
+    dev: list[Problem]
+    held_out: list[LabelledChain]
+    rows: list[Any]
+    dropped: list[Dropped]
+    order: list[int]
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the rows."""
+        return len(self.order) / max(1, len(self.rows))
+
+
+def fitting(row: Row, context: int) -> Row | Dropped:
+    """The row, or dropped as `too_long` where it has more than `context` tokens."""
+    size = max(row.lengths)
+    if size > context:
+        return Dropped(row.id, "too_long", f"{size:,} tokens, the model's context is {context:,}")
+    return row
+
+
+def asked(
+    row: Problem | LabelledChain, tokenizer: PreTrainedTokenizerBase, model: ModelSettings
+) -> Ids:
+    """The prompt of a row that responses are sampled to."""
+    if isinstance(row, LabelledChain):
+        return row.prompt_ids
+    return prompt_ids(row.question, tokenizer, model, row.prompt)
+
+
+def chosen_sides(pairs: Iterable[Row | Dropped]) -> list[Row | Dropped]:
     """What SFT sees of the pairs that the other methods see: each chosen response once."""
-    rows: dict[tuple[Ids, Ids], Demonstration] = {}
-    dropped = []
+    rows: dict[Any, Row | Dropped] = {}
     for pair in pairs:
-        if isinstance(pair, Dropped):
-            dropped.append(pair)
-        else:
+        if isinstance(pair, TokenizedPair):
             key = (pair.prompt_ids, pair.chosen_ids)
             rows.setdefault(key, Demonstration(pair.id, *key))
-    return [*rows.values(), *dropped]
+        else:
+            rows[pair.id] = pair
+    return list(rows.values())
 
 
-def load_weighted(
-    run: RunReader, context: int, accuracy_weight: float
-) -> list[Demonstration | Dropped]:
-    """All samples of a run with O1-Pruner's weights, by problem (`rewards.length_harmonizing`).
+def load_weighted(run: RunReader, context: int, accuracy_weight: float) -> list[Row | Dropped]:
+    """All samples of a run with O1-Pruner's weights, by problem (:func:`length_harmonizing`).
 
     Dropped are those that failed, that are empty, or longer than `context` tokens.
     """
-    rows: list[Demonstration | Dropped] = []
+    rows: list[Row | Dropped] = []
     samples = run.rows("sample", Trajectory)
     for _, group in groupby(samples, key=lambda row: row.problem_id):
         found = [row for row in group if row.token_ids]
-        correct = [None if row.grade == "failed" else row.grade == "correct" for row in found]
-        lengths = [len(row.token_ids) for row in found]
-        for row, weight in zip(
-            found, length_harmonizing(correct, lengths, accuracy_weight), strict=True
-        ):
-            size = len(row.prompt_ids) + len(row.token_ids)
-            if weight is None:
+        graded = [row for row in found if row.grade != "failed"]
+        correct = [row.grade == "correct" for row in graded]
+        lengths = [len(row.token_ids) for row in graded]
+        weights = iter(length_harmonizing(correct, lengths, accuracy_weight))
+        for row in found:
+            if row.grade == "failed":
                 rows.append(Dropped(row.id, "failed", row.reason))
-            elif size > context:
-                detail = f"{size:,} tokens, the model's context is {context:,}"
-                rows.append(Dropped(row.id, "too_long", detail))
             else:
-                rows.append(Demonstration(row.id, row.prompt_ids, row.token_ids, weight))
+                ids = row.prompt_ids, row.token_ids
+                rows.append(fitting(Demonstration(row.id, *ids, next(weights)), context))
     return rows
 
 
-def load_pairs(run: RunReader, context: int) -> list[TokenizedPair | Dropped]:
+def load_pairs(run: RunReader, context: int) -> list[Row | Dropped]:
     """The pairs of a run with their ids, and those that cannot be trained on, in order of id.
 
     A pair with an empty side is dropped (`empty_response`; its mean logprob is not a number), and
@@ -141,48 +174,29 @@ def load_pairs(run: RunReader, context: int) -> list[TokenizedPair | Dropped]:
     belong together. Only the responses that pairs refer to are held in memory.
     """
     pairs = list(run.rows("pair", PreferencePair))
-    chosen_optimized = {pair.chosen_id for pair in pairs if pair.chosen_from == "optimized"}
+    optimized = {pair.chosen_id for pair in pairs if pair.chosen_from == "optimized"}
     sampled = {pair.rejected_id for pair in pairs} | {pair.trajectory_id for pair in pairs}
     sampled |= {pair.chosen_id for pair in pairs if pair.chosen_from != "optimized"}
-
-    optimized: dict[str, Ids] = {}
-    if chosen_optimized:
-        stage = "prune" if run.table("prune").exists() else "optimize"
-        rows = run.rows(stage, OptimizedTrajectory)
-        optimized = {row.id: row.token_ids for row in rows if row.id in chosen_optimized}
-    prompts: dict[str, Ids] = {}
-    responses: dict[str, Ids] = {}
-    if sampled:
-        for row in run.rows("sample", Trajectory):
-            if row.id in sampled:
-                prompts[row.id], responses[row.id] = row.prompt_ids, row.token_ids
-
-    return [_tokenized(pair, prompts, responses, optimized, context) for pair in pairs]
+    ids: dict[tuple[str, str], Ids] = {}
+    if optimized:
+        for version in run.rows("prune", OptimizedTrajectory):
+            if version.id in optimized:
+                ids["optimized", version.id] = version.token_ids
+    for row in run.rows("sample", Trajectory) if sampled else ():
+        if row.id in sampled:
+            ids["prompt", row.id], ids["response", row.id] = row.prompt_ids, row.token_ids
+    return [_tokenized(pair, ids, context) for pair in pairs]
 
 
 def _tokenized(
-    pair: PreferencePair,
-    prompts: Mapping[str, Ids],
-    responses: Mapping[str, Ids],
-    optimized: Mapping[str, Ids],
-    context: int,
-) -> TokenizedPair | Dropped:
-    chosen_side = optimized if pair.chosen_from == "optimized" else responses
-    try:
-        tokenized = TokenizedPair(
-            pair.id,
-            prompts[pair.trajectory_id],
-            chosen_side[pair.chosen_id],
-            responses[pair.rejected_id],
-        )
-    except KeyError as missing:
-        raise DtoError(
-            f"pair {pair.id}: no row {missing} in the tables of sample, optimize and prune: "
-            "they changed since, compute pair again"
-        ) from None
-    stated = (pair.prompt_tokens, pair.chosen_tokens, pair.rejected_tokens)
-    sides = (tokenized.prompt_ids, tokenized.chosen_ids, tokenized.rejected_ids)
-    found = tuple(len(ids) for ids in sides)
+    pair: PreferencePair, ids: Mapping[tuple[str, str], Ids], context: int
+) -> Row | Dropped:
+    chosen = "optimized" if pair.chosen_from == "optimized" else "response"
+    names = (("prompt", pair.trajectory_id), (chosen, pair.chosen_id),
+             ("response", pair.rejected_id))  # fmt: skip
+    sides = [ids.get(name) for name in names]
+    found = [None if side is None else len(side) for side in sides]
+    stated = [pair.prompt_tokens, pair.chosen_tokens, pair.rejected_tokens]
     if stated != found:
         raise DtoError(
             f"pair {pair.id}: prompt, chosen, rejected have {found} tokens, not {stated}: "
@@ -190,10 +204,7 @@ def _tokenized(
         )
     if 0 in found:
         return Dropped(pair.id, "empty_response", f"prompt, chosen, rejected: {found} tokens")
-    if tokenized.length > context:
-        detail = f"{tokenized.length:,} tokens, the model's context is {context:,}"
-        return Dropped(pair.id, "too_long", detail)
-    return tokenized
+    return fitting(TokenizedPair(pair.id, *(side or () for side in sides)), context)
 
 
 def training_order(
@@ -250,7 +261,7 @@ def verdicts(
     model: ModelSettings,
     tokenizer: PreTrainedTokenizerBase,
     context: int,
-) -> list[Demonstration | Dropped]:
+) -> list[Row | Dropped]:
     """Critique fine-tuning (2501.17703): question and chain are read, the verdict is imitated.
 
     Departure: the paper's critiques are texts of a larger model, which find the mistakes. Here the
@@ -258,12 +269,12 @@ def verdicts(
     it differs from DRQA in nothing but the loss.
     """
     tags = think_tags(tokenizer, model)
-    found: list[Demonstration | Dropped] = []
+    found = []
     for row in rows:
         verdict = row.options[LETTERS.index(row.label)]
         text = render("verdict", model.family, tags, verdict=verdict, letter=row.label)
-        response = _response(row.prompt_ids, tags.encode(tokenizer, text), tokenizer, tags)
-        found.append(_fitting(row.id, row.prompt_ids, response, context))
+        ids = tags.encode(tokenizer, text)
+        found.append(fitting(_thought(row.id, row.prompt_ids, ids, tokenizer, tags), context))
     return found
 
 
@@ -273,7 +284,7 @@ def batch_answers(
     model: ModelSettings,
     tokenizer: PreTrainedTokenizerBase,
     context: int,
-) -> list[Demonstration | Dropped]:
+) -> list[Row | Dropped]:
     """Right chains of batch prompts as responses to their questions alone: the paper's failing SFT.
 
     A chain's ids are those that were sampled where their text is that of the chain, else its text
@@ -286,39 +297,25 @@ def batch_answers(
     sampled = {
         row.id: row.token_ids for row in run.rows("batch", BatchResponse) if row.id in sources
     }
-    asked = {row.problem_id for row in wanted.values()}
-    problems = {row.id: row for row in run.rows("problems", Problem) if row.id in asked}
+    named = {row.problem_id for row in wanted.values()}
+    problems = {row.id: row for row in run.rows("problems", Problem) if row.id in named}
     tags = think_tags(tokenizer, model)
-    found: list[Demonstration | Dropped] = []
+    found = []
     for chain_id, row in wanted.items():
         chain, problem = chains[chain_id], problems[row.problem_id]
-        prompt = prompt_ids(problem.question, tokenizer, model, problem.prompt)
+        prompt = asked(problem, tokenizer, model)
         ids = sampled[chain.source_id][slice(*chain.span)]
         if str(tokenizer.decode(list(ids))).strip() != row.chain.strip():
             ids = tags.encode(tokenizer, row.chain)
         conclusion = render("conclude", model.family, tags, answer=row.answer)
-        closing = tags.encode(tokenizer, conclusion)
-        response = _response(prompt, (*ids, *closing), tokenizer, tags)
-        found.append(_fitting(row.id, prompt, response, context))
+        ids = (*ids, *tags.encode(tokenizer, conclusion))
+        found.append(fitting(_thought(row.id, prompt, ids, tokenizer, tags), context))
     return found
 
 
-def _response(
-    prompt: Sequence[int],
-    ids: Sequence[int],
-    tokenizer: PreTrainedTokenizerBase,
-    tags: ThinkTags,
-) -> tuple[int, ...]:
-    """Thinking opened where the prompt has not, and the end of sequence."""
+def _thought(
+    row_id: str, prompt: Ids, ids: Ids, tokenizer: PreTrainedTokenizerBase, tags: ThinkTags
+) -> Demonstration:
+    """Thinking opened where the prompt has not, the ids, and the end of sequence."""
     begun = tags.encode(tokenizer, opening(tokenizer, prompt, tags))
-    return (*begun, *ids, int(tokenizer.eos_token_id))
-
-
-def _fitting(
-    row_id: str, prompt: Sequence[int], response: Sequence[int], context: int
-) -> Demonstration | Dropped:
-    size = len(prompt) + len(response)
-    if size > context:
-        detail = f"{size:,} tokens, the model's context is {context:,}"
-        return Dropped(row_id, "too_long", detail)
-    return Demonstration(row_id, tuple(prompt), tuple(response))
+    return Demonstration(row_id, prompt, (*begun, *ids, int(tokenizer.eos_token_id)))

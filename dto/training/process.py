@@ -17,8 +17,8 @@ import datasets
 import transformers
 from safetensors import SafetensorError
 
+from dto.concurrency import die_with_parent
 from dto.errors import DtoError
-from dto.processes import die_with_parent
 from dto.recipe import load_recipe
 from dto.training.fit import fit
 

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dto.concurrency import run_child
 from dto.errors import DtoError
-from dto.processes import run_child
 from dto.recipe import Recipe, load_recipe
 from dto.runs.stage import SAMPLING, Stage, always
 

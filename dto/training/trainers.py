@@ -12,7 +12,6 @@ This is the only module that imports `trl.experimental`.
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
-from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
+from trl.trainer.utils import add_fused_lm_head
 
 from dto.errors import DtoError
 from dto.recipe import Recipe
@@ -145,11 +144,6 @@ class QuietTrainer(Base):
         self.train_dataset = prepared.select(order)
         self.remove_callback(PrinterCallback)
         self.losses = []
-
-    @staticmethod
-    def config(recipe: Recipe, directory: Path) -> Any:
-        """TRL's settings of the loss."""
-        raise NotImplementedError
 
     @staticmethod
     def columns(row: Any) -> dict[str, Any]:
@@ -336,24 +330,15 @@ def small_tiles() -> None:
 
 
 def settle(trainer: Any) -> None:
-    """Compare the heads of a trainer's models with whole logits, and use these where they differ.
+    """Compare the head of a trainer's model with whole logits: all of a training have one head.
 
-    All models of a training have one architecture: where the first differs, all use whole logits,
-    by the same loss, and one line says so.
+    Raises DtoError where they differ: it would be trained on another loss in silence.
     """
-    temperature = float(getattr(trainer, "temperature", 1.0))
-    reason = mismatch(trainer.model, temperature)
-    if not reason:
-        return
-    logger.warning(
-        "train: %s: whole logits are computed, which takes some 3 times their memory "
-        "(tokens of a batch x vocabulary x 4 bytes): lower train.batch_size if it runs out",
-        reason,
-    )
-    others = (getattr(trainer, name, None) for name in ("ref_model", "base"))
-    for model in (base_of(trainer.model), *others):
-        if model is not None:
-            model.forward = whole(model.forward, temperature)
+    if reason := mismatch(trainer.model, float(getattr(trainer, "temperature", 1.0))):
+        raise DtoError(
+            f"train: {reason}: losses are computed from hidden states and head; "
+            "take a model whose logits are those of its head"
+        )
 
 
 def mismatch(model: PreTrainedModel, temperature: float = 1.0) -> str:
@@ -379,38 +364,3 @@ def mismatch(model: PreTrainedModel, temperature: float = 1.0) -> str:
     if ((found - wanted).abs() > _TOLERANCE * (1 + wanted.abs())).any():
         return f"{name} computes other logits than its head alone"
     return ""
-
-
-def whole(forward: Any, temperature: float) -> Any:
-    """A `forward` that answers as one with a fused head does, from the logits of the one given."""
-
-    @functools.wraps(forward)
-    def computed(*args: Any, fused_lm_head: bool = False, labels: Any = None, **kwargs: Any) -> Any:
-        if not fused_lm_head:
-            return (
-                forward(*args, **kwargs)
-                if labels is None
-                else forward(*args, labels=labels, **kwargs)
-            )
-        items = kwargs.pop("num_items_in_batch", None)
-        kwargs["use_cache"] = False
-        output = forward(*args, **kwargs)
-        logits = output.logits[:, :-1].float() / temperature
-        labels = labels[:, 1:]
-        mask = labels != -100
-        logprobs = logits.log_softmax(-1)
-        chosen = logprobs.gather(-1, labels.clamp(min=0)[..., None])[..., 0].masked_fill(~mask, 0)
-        with torch.no_grad():
-            entropy = -(logprobs.exp() * logprobs).sum(-1).masked_fill(~mask, 0)
-            mean_logits = logits.mean(-1).masked_fill(~mask, 0)
-        return FusedCausalLMOutput(
-            loss=-chosen.sum() / (mask.sum().clamp(min=1) if items is None else items),
-            log_probs=chosen,
-            entropy=entropy,
-            mean_logits=mean_logits,
-            is_top1=(logits.argmax(-1) == labels) & mask,
-            label_mask=mask,
-            aux_loss=getattr(output, "aux_loss", None),
-        )
-
-    return computed

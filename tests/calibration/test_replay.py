@@ -15,9 +15,9 @@ from dto.calibration.replay import Replay, candidates, check, statics
 from dto.context import Context
 from dto.engines import open_engine
 from dto.errors import RecipeError
-from dto.exits.trial import confidence
+from dto.exits.loop import confidence
 from dto.grading import Grader
-from dto.nano.corpus import chain_problems
+from dto.nano import chain_problems
 from dto.prompts import render
 from dto.protocols import Completion, Sampling
 from dto.recipe import (

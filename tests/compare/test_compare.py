@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from dto.baselines.pairs import pairs_of_samples
+from dto.baselines import pairs_of_samples
 from dto.commands.plan import plan
 from dto.compare.compare import BASE, compare, find, grid, methods, prepare, set_aside
 from dto.compare.report import report

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from dto.baselines.pairs import (
+from dto.baselines import (
     budget_pairs,
     budget_reward,
     shortest_over_longest,
+    stated,
     token_budget,
 )
-from dto.baselines.solutions import stated
 from dto.grading import Grader
 from dto.records import Grade, Span, Trajectory
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from dto.context import Context, without_engine
-from dto.drqa.label import WORDINGS, balance, labels, rank, split_of, verdicts
+from dto.drqa.label import WORDINGS, balance, label, rank, split_of, verdicts
 from dto.errors import DtoError
 from dto.prompts import render
 from dto.recipe import LabelSettings, Recipe
@@ -36,8 +36,10 @@ WRONG = [chain(sample=2, grade="wrong"), chain(origin="batch", k=5, grade="wrong
 
 def names(found) -> dict[str, str]:
     """Class or reason by the end of the id."""
-    both = dict(found.classes) | {key: reason for key, (reason, _) in found.dropped.items()}
-    return {key.removeprefix("p/"): what for key, what in both.items()}
+    return {
+        key.removeprefix("p/"): fate if isinstance(fate, str) else fate[0]
+        for key, fate in found.items()
+    }
 
 
 def test_classes_go_by_origin_and_grade():
@@ -101,7 +103,7 @@ def test_classes_are_balanced_within_each_split():
     kept = balance(groups, settings, 1)
     counts: Counter[tuple[str, str]] = Counter()
     for rows in groups:
-        for row_id, verdict in verdicts(rows, settings).classes.items():
+        for row_id, verdict in verdicts(rows, settings).items():
             of = split_of(rows[0].problem_id, 1, 0.3), verdict
             counts[of] += kept.keeps(row_id, of, 1)
     for split in ("train", "dev"):
@@ -140,7 +142,7 @@ def test_nothing_held_out_is_named():
 
 
 @pytest.mark.parametrize("family", ["default", "nano"])
-def test_the_letter_is_that_of_the_wording(tokenizer, family):
+async def test_the_letter_is_that_of_the_wording(tokenizer, family):
     recipe = Recipe.model_validate(
         {"name": "toy", "model": {"family": family}, "label": {"held_out": 0.0}}
     )
@@ -150,7 +152,7 @@ def test_the_letter_is_that_of_the_wording(tokenizer, family):
     surplus = 0
     for rows in groups:
         problem = Problem(rows[0].problem_id, "toy", "train", "3 + 4?", "7")
-        for row in labels(problem, rows, kept, context(tokenizer, recipe)):
+        for row in await label(problem, rows, kept, context(tokenizer, recipe)):
             if isinstance(row, Dropped):
                 assert row.reason == "surplus"
                 surplus += 1
@@ -165,14 +167,14 @@ def test_the_letter_is_that_of_the_wording(tokenizer, family):
         assert "\n".join(asked) in row.prompt and "3 + 4 = 7." in row.prompt
     assert {row.options for row in found} == {row.options for row in found if row.label == "B"}
     assert len({row.options for row in found}) == 6
-    again = labels(Problem(groups[0][0].problem_id, "toy", "train", "3 + 4?", "7"), groups[0], kept,
-                  context(tokenizer, recipe))  # fmt: skip
+    problem = Problem(groups[0][0].problem_id, "toy", "train", "3 + 4?", "7")
+    again = await label(problem, groups[0], kept, context(tokenizer, recipe))
     assert [row for row in again if isinstance(row, LabelledChain)] == [
         row for row in found if row.problem_id == groups[0][0].problem_id
     ]
 
 
-def test_letters_can_mean_the_same_in_every_row(tokenizer) -> None:
+async def test_letters_can_mean_the_same_in_every_row(tokenizer) -> None:
     recipe = Recipe.model_validate(
         {
             "name": "toy",
@@ -185,7 +187,7 @@ def test_letters_can_mean_the_same_in_every_row(tokenizer) -> None:
     meant = {
         (row.label, row.verdict, row.options)
         for rows in groups
-        for row in labels(
+        for row in await label(
             Problem(rows[0].problem_id, "toy", "train", "3 + 4?", "7"),
             rows,
             kept,
@@ -199,7 +201,7 @@ def test_letters_can_mean_the_same_in_every_row(tokenizer) -> None:
     }  # fmt: skip
 
 
-def test_a_judge_need_not_think(tokenizer) -> None:
+async def test_a_judge_need_not_think(tokenizer) -> None:
     made = {}
     for thinking in (True, False):
         recipe = Recipe.model_validate(
@@ -212,7 +214,7 @@ def test_a_judge_need_not_think(tokenizer) -> None:
         groups = by_problem(many(4))
         kept = balance(groups, recipe.label, recipe.seed)
         problem = Problem(groups[0][0].problem_id, "toy", "train", "3 + 4?", "7")
-        rows = labels(problem, groups[0], kept, context(tokenizer, recipe))
+        rows = await label(problem, groups[0], kept, context(tokenizer, recipe))
         made[thinking] = [row for row in rows if isinstance(row, LabelledChain)]
     assert made[True]
     for row, closed in zip(made[True], made[False], strict=True):

@@ -23,7 +23,7 @@ from dto.engines import open_engine
 from dto.engines.models import shape_of_model
 from dto.errors import EngineError
 from dto.grading import Grader
-from dto.nano.corpus import chain_problems
+from dto.nano import chain_problems
 from dto.protocols import Completion, Engine, Sampling
 from dto.recipe import EvaluateSettings, ExitSettings, ModelSettings, Recipe
 from dto.records import EvaluationRow, Problem

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dto.nano.corpus import chain_problems
+from dto.nano import chain_problems
 from dto.recipe import resolve
 from tests.engines.served import Served
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from dto.engines.shared import unbranched
 from dto.errors import EngineError
-from dto.protocols import Capabilities, Chunk, Completion, Engine, Prompt, Sampling, TokenIds
+from dto.prompts import Arguments, encode_prompt
+from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds
 from dto.records import FinishReason
-from dto.templates import Arguments, encode_prompt
 from dto.text import StopReader
 from dto.usage import ModelShape, Usage, charge
 
@@ -103,7 +103,7 @@ class ScriptedEngine:
             failed = int(completion.finish_reason == "failed")
             charge(Usage(requests=1, failed=failed, prompt=len(ids), generated=delivered))
 
-    def branched(self) -> Engine:
+    def branched(self) -> NoReturn:
         """Not here: raises EngineError."""
         raise unbranched(self.model)
 

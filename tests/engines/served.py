@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dto.engines.transformers import TransformersEngine
+from dto.recipe import ModelSettings
 
 
 class Served(NamedTuple):
@@ -16,7 +17,8 @@ class Served(NamedTuple):
     tokenizer: Any
 
     def engine(self, **options: Any) -> TransformersEngine:
-        return TransformersEngine(self.model, self.tokenizer, name="nano", **options)
+        settings = ModelSettings.model_construct(**options)
+        return TransformersEngine(self.model, self.tokenizer, settings)
 
     def endless(self, **options: Any) -> TransformersEngine:
         """An engine whose samples end at their token limit alone."""

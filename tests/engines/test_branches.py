@@ -15,11 +15,11 @@ from dto.context import Context
 from dto.engines.kv import LENGTH_STEP, KVShape
 from dto.engines.linearised import CHAINS, Linearised
 from dto.engines.sampling import Request, Sample
-from dto.engines.transformers import BRANCHING, BranchedEngine, TransformersEngine
+from dto.engines.transformers import BRANCHING, TransformersEngine
 from dto.errors import EngineError
 from dto.exits import ExitedResponse, answer, check
 from dto.grading import Grader
-from dto.nano.corpus import chain_problems
+from dto.nano import chain_problems
 from dto.protocols import Completion, Sampling
 from dto.recipe import ExitSettings, Recipe
 from dto.records import Problem
@@ -33,13 +33,13 @@ GREEDY = Sampling(max_tokens=24, temperature=0.0, logprobs=0)
 
 
 @asynccontextmanager
-async def branched(nano: Served) -> AsyncIterator[tuple[TransformersEngine, BranchedEngine]]:
-    async with nano.endless() as engine, BranchedEngine(engine) as view:
+async def branched(nano: Served) -> AsyncIterator[tuple[TransformersEngine, TransformersEngine]]:
+    async with nano.endless() as engine, engine.branched() as view:
         yield engine, view
 
 
 async def with_branches(
-    view: BranchedEngine, prompt: Sequence[int], main: Sampling, every: int, ask: Sequence[int]
+    view: TransformersEngine, prompt: Sequence[int], main: Sampling, every: int, ask: Sequence[int]
 ) -> tuple[Completion, dict[int, Completion]]:
     """A main stream, and a greedy branch after every so many of its tokens."""
     ids: list[int] = []
@@ -85,7 +85,7 @@ async def test_main_and_branches_are_those_of_separate_requests(
 
 
 async def test_greedy_is_generate_token_for_token(nano: Served, prompts: list[list[int]]) -> None:
-    async with nano.engine() as engine, BranchedEngine(engine) as view:
+    async with nano.engine() as engine, engine.branched() as view:
         found = await asyncio.gather(*(view.complete(p, GREEDY) for p in prompts[:40]))
     assert len(found) > CHAINS  # more than decode together, of which none is the other's prefix
     for prompt, (completion,) in zip(prompts, found, strict=False):
@@ -160,7 +160,7 @@ async def test_score_is_that_of_the_engine(nano: Served, prompts: list[list[int]
 
 async def test_the_engine_has_to_serve(nano: Served) -> None:
     with pytest.raises(EngineError, match="not serving"):
-        await BranchedEngine(nano.engine()).__aenter__()
+        await nano.engine().branched().__aenter__()
     exit = ExitSettings(name="b", policy="deer", overlap="branches")
     check(exit, nano.engine())
     with pytest.raises(EngineError, match="overlap: branches"):
@@ -271,7 +271,7 @@ async def test_few_responses_branch_at_a_time(nano: Served) -> None:
 
         async def respond() -> None:
             nonlocal most, under_way
-            async with BranchedEngine(engine) as view:
+            async with engine.branched() as view:
                 under_way += 1
                 most = max(most, under_way)
                 (completion,) = await view.complete([5, 6, 7], replace(GREEDY, max_tokens=4))

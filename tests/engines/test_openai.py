@@ -250,9 +250,9 @@ async def test_filters_and_penalties_reach_a_server_that_takes_them(nano: Served
 @pytest.mark.parametrize(
     ("group", "settings_of", "dialect", "said"),
     [
-        ("sample", {"top_k": 20}, "text", "sample.top_k = 20: the server of 'nano' does not take"),
-        ("evaluate", {"min_p": 0.1}, "text", "evaluate.min_p = 0.1"),
-        ("sample", {"presence_penalty": 1.5}, "text", "sample.presence_penalty = 1.5"),
+        ("sample", {"top_k": 20}, "text", "sample: the server of 'nano' .* top_k .*here 20"),
+        ("evaluate", {"min_p": 0.1}, "text", "evaluate: .* min_p .* 0.1"),
+        ("sample", {"presence_penalty": 1.5}, "text", "sample: .* presence_penalty .here 1.5"),
         ("sample", {"top_k": 20, "presence_penalty": 1.5}, "vllm", None),
         ("sample", {}, "text", None),
     ],

@@ -16,7 +16,7 @@ from dto.context import Context
 from dto.engines import open_engine
 from dto.exits import ExitedResponse, answer
 from dto.grading import Grader
-from dto.nano.corpus import chain_problems
+from dto.nano import chain_problems
 from dto.prompts import render
 from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling
 from dto.recipe import ExitSettings, ModelSettings, Recipe

@@ -12,7 +12,7 @@ from dto.context import Context
 from dto.exits.path import ExitedResponse, Path
 from dto.grading import Grader
 from dto.grading.extract import trial_answer
-from dto.nano.corpus import chain_problems
+from dto.nano import chain_problems
 from dto.policies.compat import before_stop, compat
 from dto.protocols import Engine, Sampling
 from dto.recipe import ExitSettings, Recipe

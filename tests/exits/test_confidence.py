@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dto.exits.loop import answer_span, confidence
 from dto.exits.monitor import entropy
-from dto.exits.trial import Confidence, answer_span, confidence
+from dto.recipe import Confidence
 
 HEAD = "\\boxed"
 

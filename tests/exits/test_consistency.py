@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from dto.grading import Grader
-from dto.policies.consistency import agreed
+from dto.policies.settling import agreed
 from dto.recipe import ExitSettings
 from dto.records import AnswerKind, Trial
 from tests.exits.conftest import Embedded, Respond

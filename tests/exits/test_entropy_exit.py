@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from dto.context import Context
 from dto.exits import ExitedResponse, answer
 from dto.grading import Grader
-from dto.policies.entropy import moving_variance
+from dto.policies.settling import moving_variance
 from dto.prompts import render
 from dto.protocols import Completion, Sampling
 from dto.recipe import ExitSettings, Recipe

@@ -8,6 +8,7 @@ from dto.calibration.replay import Replay
 from dto.context import Context
 from dto.exits.monitor import Monitor
 from dto.grading import Grader
+from dto.protocols import Completion
 from dto.recipe import (
     EvaluateSettings,
     ExitSettings,
@@ -112,13 +113,11 @@ async def test_finalize_joins_at_every_boundary(name: str) -> None:
         ctx = Context(RECIPE, Scripted(words.tokenizer, lambda *_: reply), grader)
         row = await make_trajectory(
             problem,
+            Completion(tuple(ids), "", "stop"),
             model="m",
             sample=0,
             seed=0,
             prompt_ids=encode(name, "<think>\n"),
-            token_ids=ids,
-            ids_from="sampled",
-            finish_reason="stop",
             tokenizer=words.tokenizer,
             grader=grader,
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import islice, product
 from pathlib import Path as FilePath
 from random import Random
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from benchmarks.nano.thinking import OVERTHINKING, think
 from dto.exits.monitor import Monitor, cue_at_end
 from dto.exits.path import Path
-from dto.nano.corpus import chains
+from dto.nano import chains
 from dto.prompts import render
 from dto.protocols import Sampling
 from dto.recipe import (
@@ -57,7 +57,7 @@ INSERTED = (
 
 def joined(name: str, kept: Sequence[int], text: str) -> tuple[list[int], list[int]]:
     """The kept ids that stay, and what comes after them."""
-    result = join(tokenizer(name), kept, text)
+    result = join(tokenizer(name), kept, text, partial(encode, name))
     return list(kept[: result.kept]), list(result.inserted)
 
 
@@ -136,7 +136,7 @@ def test_borders_by_hand() -> None:
 
 def test_a_prompt_is_left_alone() -> None:
     prompt = encode(R1, "<｜Assistant｜><think>\n")
-    result = join(tokenizer(R1), prompt, "\n\nMy", fixed=len(prompt))
+    result = join(tokenizer(R1), prompt, "\n\nMy", partial(encode, R1), fixed=len(prompt))
     assert result.kept == len(prompt)
     assert list(result.inserted) == encode(R1, "\n\nMy")
 

@@ -6,7 +6,7 @@ from copy import deepcopy
 from dto.context import Context
 from dto.exits import answer
 from dto.grading import Grader
-from dto.policies.nowait import KEYWORDS, keyword_ids
+from dto.policies.without_trials import KEYWORDS, keyword_ids
 from dto.protocols import Sampling
 from dto.recipe import ExitSettings, Recipe
 from dto.records import Problem

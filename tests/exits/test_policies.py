@@ -11,7 +11,7 @@ import pytest
 from dto.errors import EngineError
 from dto.exits import check
 from dto.exits.deer import combine
-from dto.exits.trial import TrialResult
+from dto.exits.loop import TrialResult
 from dto.protocols import Capabilities, Sampling
 from dto.recipe import ExitSettings
 from dto.records import Trial

@@ -10,7 +10,7 @@ import pytest
 from dto import tables
 from dto.cli import app
 from dto.errors import RecipeError, RunConflictError
-from dto.nano.corpus import chain_problems
+from dto.nano import chain_problems
 from dto.records import EvaluationRow
 
 GOLD = json.dumps({"prompt": "def f():\n", "test": "assert f() == 1", "entry_point": "f"})

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from dto.context import Context
 from dto.errors import DtoError
 from dto.grading import Grader
-from dto.nano.corpus import chain_problems
+from dto.nano import chain_problems
 from dto.protocols import Completion
 from dto.recipe import Recipe, resolve
 from dto.records import Trajectory

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dto.records import Dropped, ExitEstimate
-from dto.runs.journal import Entry, Journal, read_head
+from dto.runs.journal import Entry, Journal, read_entries, read_head
 from dto.usage import Usage
 
 
@@ -50,7 +50,7 @@ def test_entries_come_back_in_order_of_keys(tmp_path: Path) -> None:
     written.close()
     again = journal(tmp_path / "journal")
     assert again.done == {"a", "b", "c"}
-    back = list(again.entries())
+    back = list(read_entries(again.path, ExitEstimate))
     assert [each.key for each in back] == ["a", "b", "c"]
     assert [row.id for row in back[0].rows] == ["a/0", "a/1"]
     assert math.isnan(back[0].rows[1].p)
@@ -70,7 +70,8 @@ def test_a_journal_of_an_earlier_version_has_no_answers_given_up(tmp_path: Path)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     del lines[2]["given_up"]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert [each.given_up for each in journal(path).entries()] == [{"grader_timeout": 2}, {}]
+    entries = read_entries(path, ExitEstimate)
+    assert [each.given_up for each in entries] == [{"grader_timeout": 2}, {}]
 
 
 def test_a_torn_record_is_owed_again_wherever_it_was_torn(tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_a_torn_record_is_owed_again_wherever_it_was_torn(tmp_path: Path) -> Non
         assert again.done == {"a"}
         again.append(entry("b"))
         again.close()
-        assert [len(each.rows) for each in journal(path).entries()] == [2, 2]
+        assert [len(each.rows) for each in read_entries(journal(path).path, ExitEstimate)] == [2, 2]
 
 
 def test_a_torn_head_starts_anew(tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_an_error_is_owed_again_and_the_second_attempt_counts(tmp_path: Path) ->
     again = journal(tmp_path / "journal")
     assert again.done == set()
     again.append(entry("a"))
-    assert [len(each.rows) for each in again.entries()] == [2]
+    assert [len(each.rows) for each in read_entries(again.path, ExitEstimate)] == [2]
 
 
 def test_full_disk_is_one_line_and_keeps_what_stands(tmp_path: Path) -> None:

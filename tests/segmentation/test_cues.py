@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import spacy
 
+from dto import segmentation
 from dto.exits.monitor import cue_at_end
-from dto.segmentation import lexicon
 from dto.segmentation.features import split
 from dto.segmentation.worker import segment_text
 
@@ -132,7 +132,7 @@ def test_cues_behind_such_ends(text: str, cues: list[str]) -> None:
 
 
 def test_a_monitor_of_exits_looks_at_cues_of_the_lexicons() -> None:
-    found = lexicon.load()
+    found = segmentation.load_lexicon()
     phrases = {phrase for group in found.phrases.values() for phrase in group}
     assert set(found.transitions) <= phrases
     for cue in found.transitions:
@@ -182,10 +182,10 @@ def test_a_stray_sign_hides_nothing() -> None:
 
 
 def test_the_lexicons_are_lower_case_and_name_no_unknown_list() -> None:
-    found = lexicon.load()
+    found = segmentation.load_lexicon()
     phrases = [phrase for group in found.phrases.values() for phrase in group]
     assert all(phrase == phrase.lower() and "{" not in phrase for phrase in phrases)
-    assert {kind for kind, _ in found.phrases} == set(lexicon.KINDS)
+    assert {kind for kind, _ in found.phrases} == set(segmentation.KINDS)
 
 
 def test_the_component_tiles_a_spacy_document() -> None:

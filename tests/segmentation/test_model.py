@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.patterns import learn
-from dto.segmentation import model
+from dto.segmentation import patterns
 from dto.segmentation.features import Since, describe, since_place, split
 from dto.segmentation.worker import segment_text
 
@@ -28,7 +28,7 @@ def test_the_weights_are_what_the_labels_give() -> None:
     learned = tomllib.loads(learn.learn())
     shipped = tomllib.loads(learn.WEIGHTS.read_text(encoding="utf-8"))
     assert learned["threshold"] == shipped["threshold"]
-    for name, wide in (("boundary", 1), ("kinds", len(model.KINDS))):
+    for name, wide in (("boundary", 1), ("kinds", len(patterns.KINDS))):
         table, other = learned[name], shipped[name]
         both = table.keys() & other.keys()
         assert len(both) >= 0.99 * len(table.keys() | other.keys())
@@ -93,11 +93,11 @@ def test_any_text_has_sentences_and_chances(text: str) -> None:
     assert "".join(text[each.start : each.end] for each in sentences) == text
     assert all(each.end > each.start for each in sentences) or not text
     rows = describe(sentences)
-    chances = model.chances(sentences, rows, model.load().boundary)
+    chances = patterns.chances(sentences, rows, patterns.load().boundary)
     assert len(rows) == len(chances) == len(sentences)
     assert chances[0] == 0 and all(0 <= p <= 1 for p in chances)
-    openings = model.openings(sentences)
-    assert all(each.kind in model.KINDS and each.sentence > 0 for each in openings)
+    openings = patterns.openings(sentences)
+    assert all(each.kind in patterns.KINDS and each.sentence > 0 for each in openings)
 
 
 def test_the_chance_of_a_boundary_sums_over_where_the_last_one_may_be() -> None:
@@ -109,4 +109,4 @@ def test_the_chance_of_a_boundary_sums_over_where_the_last_one_may_be() -> None:
     weights = {since_place(since(1, 0)[0])[0]: 0.5, near: -1.0, far: 0.5}
     first = 1 / (1 + math.exp(-0.5))
     after = first / (1 + math.exp(-weights[near])) + (1 - first) / (1 + math.exp(-weights[far]))
-    assert model.chances(sentences, rows, weights) == pytest.approx([0, first, after])
+    assert patterns.chances(sentences, rows, weights) == pytest.approx([0, first, after])

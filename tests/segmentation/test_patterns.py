@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.nano.thinking import OVERTHINKING, think
-from dto.nano.corpus import chains
+from dto.nano import chains
 from dto.segmentation.features import Masks, split
 from dto.segmentation.patterns import CYCLES, LONGEST_CYCLE, Granularity, by_rules, loops
 from dto.segmentation.worker import pipeline, segment_text

@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 from dto.recipe import SegmentSettings
 from dto.records import Dropped, Segment, Span, Trajectory
 from dto.segmentation import worker
-from dto.segmentation.worker import segment_text, segment_texts
-from dto.segmenter import start
+from dto.segmentation.worker import segment_text, segment_texts, start
 from dto.stages.segment import snap
-from dto.text import decode_response, split_thinking, thinking_tokens
+from dto.text import char_ends, decode_response, split_thinking, tokens_within
 from tests.byte_level import byte_level
 from tests.segmenting import segment
 
@@ -45,7 +44,7 @@ def trajectory(response: str, tags_are_tokens: bool = True) -> Trajectory:
         text=text,
         thinking=split.thinking,
         conclusion=split.conclusion,
-        thinking_tokens=thinking_tokens(tokenizer, ids, split.thinking),
+        thinking_tokens=tokens_within(char_ends(tokenizer, ids), split.thinking),
         finish_reason="stop",
         grade="correct",
     )

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dto.context import Context
 from dto.grading import Grader
+from dto.protocols import Completion
 from dto.recipe import ModelSettings, Recipe
 from dto.records import Problem, Segment, Span, Trajectory
 from dto.trajectories import make_trajectory, prompt_ids
@@ -73,13 +74,11 @@ def build(tokenizer: PreTrainedTokenizerFast, problem: Problem) -> Build:
         async with Grader(workers=1) as grader:
             trajectory = await make_trajectory(
                 problem,
+                Completion(tuple(ids), "", "stop"),
                 model="scripted",
                 sample=sample,
                 seed=1,
                 prompt_ids=prompt_ids(problem.question, tokenizer, ModelSettings(name="x")),
-                token_ids=ids,
-                ids_from="sampled",
-                finish_reason="stop",
                 tokenizer=tokenizer,
                 grader=grader,
             )

@@ -7,7 +7,7 @@ import pytest
 from dto.context import Context
 from dto.engines import open_engine
 from dto.grading import Grader
-from dto.nano.corpus import chain_problems
+from dto.nano import chain_problems
 from dto.prompts import render
 from dto.recipe import Recipe, resolve
 from dto.records import Dropped, OptimizedTrajectory, PreferencePair

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from dto.baselines.pairs import pairs_of_samples
+from dto.baselines import pairs_of_samples
 from dto.recipe import PairSettings
 from dto.records import Dropped, OptimizedTrajectory, PreferencePair, Span
 from dto.stages.pair import preference_pairs

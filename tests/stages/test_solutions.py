@@ -2,7 +2,7 @@
 
 import pytest
 
-from dto.baselines.solutions import STAGE
+from dto.baselines import SOLUTIONS
 from dto.records import Dropped
 
 PATTERNS = [
@@ -19,7 +19,7 @@ async def test_exit_after_a_right_solution(build, problem, context, exit, bounda
     trajectory, segments = await build(PATTERNS)
     settings = {"exit": exit, "finalizations": 1}
     ctx = context(lambda text, number, j: "\\boxed{2}", optimize=settings)
-    made = await STAGE.work(problem, trajectory, segments, ctx)
+    made = await SOLUTIONS.work(problem, trajectory, segments, ctx)
     assert made.exit == boundary and made.kept == tuple(range(boundary + 1))
     end = segments[boundary].exit
     assert made.token_ids[:end] == trajectory.token_ids[:end]
@@ -29,5 +29,5 @@ async def test_exit_after_a_right_solution(build, problem, context, exit, bounda
 async def test_without_a_right_solution_there_is_no_exit(build, problem, context):
     trajectory, segments = await build(PATTERNS[:3])
     ctx = context(lambda text, number, j: "\\boxed{2}", optimize={"exit": "second_solution"})
-    made = await STAGE.work(problem, trajectory, segments, ctx)
+    made = await SOLUTIONS.work(problem, trajectory, segments, ctx)
     assert isinstance(made, Dropped) and made.reason == "no_exit"

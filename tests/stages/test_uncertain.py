@@ -16,7 +16,7 @@ from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.engines import open_engine
 from dto.grading import Grader
-from dto.nano.corpus import chain_problems
+from dto.nano import chain_problems
 from dto.recipe import Recipe
 from dto.records import Dropped
 from dto.rollouts import kept_ids, roll_out

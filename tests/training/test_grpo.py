@@ -15,7 +15,7 @@ from dto.context import Context
 from dto.records import LabelledChain, Problem
 from dto.tables import read
 from dto.training import dev, grpo
-from dto.training.judging import Judgement, Pick
+from dto.training.dev import Judgement, Pick
 from dto.training.weights import load
 from tests.training.conftest import RunFolder
 from tests.training.test_judging import with_labels

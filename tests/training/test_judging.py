@@ -23,9 +23,9 @@ from dto.records import LabelledChain, Trajectory, derive
 from dto.reporting.funnel import funnel_lines
 from dto.tables import read, write
 from dto.training import grpo
+from dto.training.dev import Judgement, judge, read_letter, score
 from dto.training.fit import fit
-from dto.training.judging import Judgement, judge, read_letter, read_scores, score
-from dto.training.rewards import judging
+from dto.training.grpo import judging
 from dto.training.train import train
 from tests.stages.script import CUT, FAIL, Scripted
 from tests.training.conftest import RunFolder, make_run, tiny_model
@@ -60,9 +60,9 @@ def test_the_letter_of_a_conclusion(conclusion: str, letter: str) -> None:
 
 
 def test_rewards_of_judging() -> None:
-    picks = ["correct", "wrong", "unreadable", "failed"]
-    assert judging(picks, 0.0) == [1.0, 0.0, 0.0, None]
-    assert judging(picks, -0.5) == [1.0, 0.0, -0.5, None]
+    picks = ["correct", "wrong", "unreadable"]
+    assert judging(picks, 0.0) == [1.0, 0.0, 0.0]
+    assert judging(picks, -0.5) == [1.0, 0.0, -0.5]
 
 
 def chain(number: int, verdict: Any = "wrong", label: Any = "A") -> LabelledChain:
@@ -193,9 +193,9 @@ def test_judging_is_trained_and_measured(
     assert sum(row["without_advantage"] for row in steps) == flat
     assert all(row["kl"] is not None for row in steps) and steps[0]["kl"] == 0
     assert result["kept_step"] == 8 and "the last" in result["reason"]
-    measured = read_scores(run.path / "train" / "judging.jsonl")
-    assert [row.step for row in measured] == [0, 4, 8]
-    assert all(row.responses + row.failed == 8 for row in measured)
+    measured = lines(run.path / "train" / "judging.jsonl")
+    assert [row["step"] for row in measured] == [0, 4, 8]
+    assert all(row["responses"] + row["failed"] == 8 for row in measured)
     assert result["judging"]["after"] == result["judging"]["kept"]
     assert result["judging"]["before"]["step"] == 0
 
@@ -274,7 +274,7 @@ def test_judging_stops_on_collapse(run: RunFolder, tokenizer: PreTrainedTokenize
     result = fit(training.path, training.recipe, base=BASE)
     assert result["collapsed"] and result["steps"] == 4 < 8
     assert result["kept_step"] == 0 and "collapsed" in result["reason"]
-    assert [row.step for row in read_scores(run.path / "train" / "judging.jsonl")] == [0, 4]
+    assert [row["step"] for row in lines(run.path / "train" / "judging.jsonl")] == [0, 4]
 
 
 @pytest.mark.parametrize("method", ["drqa", "cft", "sft_batch"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dto.engines.models import shape_of_model
 from dto.recipe import Recipe
-from dto.records import Problem, Trajectory
+from dto.records import Dropped, Problem, Trajectory
 from dto.runs.reader import RunReader
 from dto.tables import read, write
 from dto.training import grpo, trainers
@@ -144,11 +145,18 @@ def test_o1_pruner_is_clipped_against_the_base(
 
 def test_weights_are_those_of_the_problem(run: RunFolder) -> None:
     table = run.path / "sample" / "rows.parquet"
-    first, *others = read(table, Trajectory)
-    write(table, Trajectory, [first, *others])
-    rows = load_weighted(RunReader(run.path), 256, 2.0)
-    assert [row.id for row in rows] == [row.id for row in [first, *others]]
-    assert all(isinstance(row, Demonstration) and row.weight == 0.0 for row in rows)  # one each
+    first, second, *others = read(table, Trajectory)
+    broken = replace(first, grade="failed", reason="engine on fire")
+    longer = replace(second, id=f"{second.problem_id}/001", token_ids=second.token_ids * 3)
+    lost = replace(longer, id=f"{second.problem_id}/002", grade="failed")
+    write(table, Trajectory, [broken, second, longer, lost, *others])
+    dropped, short, long, gone, *rest = load_weighted(RunReader(run.path), 256, 2.0)
+    assert dropped == Dropped(first.id, "failed", "engine on fire")
+    assert isinstance(gone, Dropped) and gone.reason == "failed"
+    assert isinstance(short, Demonstration) and isinstance(long, Demonstration)
+    assert (short.weight, long.weight) == pytest.approx((1.0, 2 / 3 - 1))  # both right: by length
+    assert [row.id for row in rest] == [row.id for row in others]
+    assert all(isinstance(row, Demonstration) and row.weight == 0.0 for row in rest)  # one each
 
 
 def test_a_budget_is_never_exceeded_and_nearly_used() -> None:

@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dto
-from dto import tables
+from dto import segmentation, tables
 from dto.cli import main
 from dto.errors import DtoError
 from dto.records import EvaluationRow, Trajectory
-from dto.segmentation import lexicon, model
+from dto.segmentation import patterns
 from dto.viewer.data import RunTables
 from dto.viewer.nodes import KINDS, LONG, Data, Element, data, el, passage, to_html
 from dto.viewer.page import encode, pack, view
@@ -207,7 +207,7 @@ def test_colours_can_be_read(scheme: int) -> None:
 
 
 def test_each_kind_of_segment_has_a_colour() -> None:
-    kinds = {lexicon.OPENING, lexicon.LOOP, *lexicon.KINDS, *model.KINDS}
+    kinds = {segmentation.OPENING, segmentation.LOOP, *segmentation.KINDS, *patterns.KINDS}
     assert set(KINDS) == kinds
 
 

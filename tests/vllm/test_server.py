@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from dto import judges
 from dto.context import Context
 from dto.engines import open_engine
 from dto.errors import EngineError
 from dto.grading import Grader
-from dto.judges import llm
-from dto.nano.corpus import chain_problems
+from dto.nano import chain_problems
 from dto.protocols import Engine
 from dto.recipe import EvaluateSettings, ExitSettings, ModelSettings, Recipe, resolve
 from dto.records import Dropped, EvaluationRow, Problem, Trajectory
@@ -197,7 +197,7 @@ async def test_the_served_model_judges_and_every_prune_is_verified(
 
     It never ends a string of its own accord, so a reason is given a length.
     """
-    monkeypatch.setattr(llm, "REASON", {"type": "string", "maxLength": 8})
+    monkeypatch.setattr(judges, "REASON", {"type": "string", "maxLength": 8})
     async with (
         open_engine(JUDGED.model) as policy,
         Grader(workers=1) as grader,

@@ -23,6 +23,7 @@ from benchmarks.word_problems import response
 from dto.context import Context
 from dto.engines import open_engine
 from dto.grading import Grader
+from dto.protocols import Completion
 from dto.recipe import Recipe
 from dto.records import STAYS, Dropped, Problem, Segment, Trajectory, Verdict
 from dto.stages.optimize import finalize
@@ -69,15 +70,14 @@ async def thoughts(ctx: Context) -> list[Thought]:
     for number, asked in enumerate(word_problems(seed=103, count=40)):
         problem = Problem(f"p{number}", "words", "train", asked.question, str(asked.answer))
         ids = ctx.tokenizer.encode(response(asked, Random(number)), add_special_tokens=False)
+        eos = ctx.tokenizer.eos_token_id
         trajectory = await make_trajectory(
             problem,
+            Completion((*ids, eos), "", "stop", ids_from="encoded"),
             model=OVERTHINKS,
             sample=0,
             seed=0,
             prompt_ids=prompt_ids(problem.question, ctx.tokenizer, ctx.recipe.model),
-            token_ids=(*ids, ctx.tokenizer.eos_token_id),
-            ids_from="encoded",
-            finish_reason="stop",
             tokenizer=ctx.tokenizer,
             grader=ctx.grader,
         )

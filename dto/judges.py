@@ -1,8 +1,11 @@
-"""Ask an LLM which patterns are redundant, meaningless or harmful: the judge of 2505.21765.
+"""Who judges thinking patterns (2505.21765, section 3): one function each, of one signature.
 
-All patterns of a trajectory go into one request (section 3 names the auxiliary LLM, not its prompt;
-that is ours). Where the judge's engine can hold it to a JSON schema it does; the reply is read just
-as strictly where it cannot. What is not a verdict leaves its pattern unjudged, for a reason given.
+    async def judge(problem, trajectory, segments, ctx) -> list[Verdict]
+
+`segments` are those that an optimized trajectory keeps, the exit last. A judge gives a verdict with
+a score for each that it looked at, and prunes nothing: `redundant`, `meaningless` and `harmful`
+propose a removal, the higher the score the sooner. What it could not judge is `unjudged`, with the
+reason, and stays. `dto.stages.prune` verifies the proposals and undoes what fails.
 """
 
 from __future__ import annotations
@@ -11,15 +14,17 @@ import asyncio
 import json
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from math import isnan
 from typing import Any, NamedTuple, cast
 
+from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.errors import EngineError
-from dto.prompts import JUDGE, render
+from dto.prompts import JUDGE, encode_prompt, render
 from dto.protocols import Completion, Engine, Message, Sampling
 from dto.records import Problem, Segment, Trajectory, Verdict, VerdictKind
+from dto.rollouts import kept_ids, roll_out
 from dto.tags import DEFAULT_TAGS, shown_tags, think_tags
-from dto.templates import encode_prompt
 from dto.usage import charged_to
 
 SCORES: Mapping[VerdictKind, float] = {
@@ -32,6 +37,52 @@ TEMPLATE_TOKENS = 64
 """Allowance for the chat template of a judge whose tokenizer is not here."""
 
 
+async def counterfactual(
+    problem: Problem, trajectory: Trajectory, segments: Sequence[Segment], ctx: Context
+) -> list[Verdict]:
+    """Leave one pattern out and see whether the answer suffers: a judge that needs no other model.
+
+    2505.21765 asks an auxiliary LLM; here the policy's own success rate at the exit says so. Each
+    segment between the first and the last is scored p without it - p with it.
+
+    The opening stays, because nothing else reads like the start of a response, and the exit stays,
+    because its success rate is what the version was chosen for. Of longer versions only the last
+    `prune.max_segments` are judged. Both rates come from `prune.rollouts` rollouts of their own. A
+    segment is worth keeping when the rate falls by more than `prune.harm` without it; else it is
+    `harmful` where the rate rises by more than the estimate's margin, and `redundant` where not.
+    """
+    settings = ctx.recipe.prune
+    exit_segment = segments[-1]
+    judged = segments[1:-1][-settings.max_segments :]
+    if not judged:
+        return []
+
+    async def rate_without(left_out: Segment | None) -> float:
+        kept = [segment for segment in segments if segment is not left_out]
+        ids = kept_ids(trajectory, kept)
+        prefix, count = trajectory.prompt_ids + ids, settings.rollouts
+        row = exit_segment.id if left_out is None else left_out.id
+        seed = ctx.seed(row, "judge")
+        return (await roll_out(prefix, problem, ctx, seed, count, written=len(ids))).p
+
+    rate, *rates = await gather_bounded(rate_without(segment) for segment in (None, *judged))
+    return [
+        _verdict(segment, rate, without, ctx)
+        for segment, without in zip(judged, rates, strict=True)
+    ]
+
+
+def _verdict(segment: Segment, rate: float, without: float, ctx: Context) -> Verdict:
+    score = without - rate
+    if isnan(score):
+        return Verdict(segment.index, "unjudged", 0.0, False, "all rollouts failed")
+    reason = f"p {rate:.2f} with it, {without:.2f} without"
+    if score < -ctx.recipe.prune.harm:
+        return Verdict(segment.index, "keep", score, False, reason)
+    kind: VerdictKind = "harmful" if score > ctx.recipe.estimate.margin else "redundant"
+    return Verdict(segment.index, kind, score, False, reason)
+
+
 class Said(NamedTuple):
     """The judge's words on one pattern; `unjudged` where they are no verdict."""
 
@@ -39,10 +90,15 @@ class Said(NamedTuple):
     reason: str
 
 
-async def judge(
+async def llm(
     problem: Problem, trajectory: Trajectory, segments: Sequence[Segment], ctx: Context
 ) -> list[Verdict]:
-    """A verdict on each segment between the first and the last, which the judge only reads.
+    """The verdicts of a language model, asked which patterns are redundant, meaningless or harmful.
+
+    The judge of 2505.21765: all patterns of a trajectory go into one request (section 3 names the
+    auxiliary LLM, not its prompt; that is ours). Where the judge's engine can hold it to a JSON
+    schema it does; the reply is read just as strictly where it cannot. What is not a verdict leaves
+    its pattern unjudged, for a reason given. First and last segment are only read.
 
     Of longer versions only the last `prune.max_segments` are judged. Where prompt and reply do not
     fit into the judge's context, the prompt begins with a later pattern, and those before it are

@@ -1,13 +1,19 @@
-"""Pairs of samples of one problem, as published baselines choose them.
+"""Stages as published baselines have them: other pairs and other exits to train on.
 
-All take graded trajectories (none `failed`) in order of their ids and give (chosen, rejected). Ties
+Pairs are of samples of one problem: graded trajectories (none `failed`) in order of their ids. Ties
 go to the first, so the order decides nothing else.
+
+First-Correct Solutions (2412.21187) are exits where a trajectory's text first gives the right
+answer. The paper lets an LLM split a response into solutions and read their answers. Ours: a
+solution is a thinking pattern whose end states an answer. Nothing is generated for it, unlike for
+DTO's estimates, which ask the model what it would answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,10 +21,19 @@ from typing import TYPE_CHECKING, NamedTuple
 from dto import tables
 from dto.context import Context
 from dto.recipe import PairSettings
-from dto.records import Dropped, PreferencePair, Problem, Trajectory
+from dto.records import (
+    AnswerKind,
+    Dropped,
+    OptimizedTrajectory,
+    PreferencePair,
+    Problem,
+    Segment,
+    Trajectory,
+)
 from dto.runs.reader import RunReader
 from dto.runs.stage import Group, always
-from dto.stages import pair
+from dto.stages import optimize, pair
+from dto.stages.optimize import conclude
 from dto.stages.pair import Side, limited, make_pair
 
 if TYPE_CHECKING:
@@ -100,30 +115,6 @@ def budget_pairs(rows: Sequence[Trajectory], max_tokens: int, margin: float) -> 
     return chosen
 
 
-def _of_samples(
-    problem: Problem,
-    answered: Sequence[Trajectory],
-    tokenizer: PreTrainedTokenizerBase,
-    settings: PairSettings,
-    max_tokens: int,
-) -> list[PreferencePair | Dropped]:
-    """Pairs of samples that were given the same prompt; without any, why there is none."""
-    prompt = answered[0].prompt_ids if answered else ()
-    alike = [row for row in answered if row.prompt_ids == prompt]
-    choices: list[Choice] = []
-    if alike and settings.data == "shortest":
-        choices = shortest_over_longest(alike)
-    elif alike:
-        choices = budget_pairs(alike, max_tokens, settings.margin)
-    if not choices:
-        return [Dropped(problem.id, "no_pair", f"{len(alike)} samples, data {settings.data!r}")]
-    rows: list[PreferencePair | Dropped] = []
-    for chosen, rejected, chosen_from, rejected_from in choices:
-        side = Side(chosen.id, chosen.token_ids, chosen.text, chosen_from)
-        rows.append(make_pair(chosen, side, rejected, rejected_from, tokenizer, settings))
-    return rows
-
-
 def pairs_of_samples(
     problem: Problem,
     trajectories: Sequence[Trajectory],
@@ -133,15 +124,26 @@ def pairs_of_samples(
 ) -> list[PreferencePair | Dropped]:
     """The pairs of one problem, as `data` says; `max_tokens` limited the samples.
 
-    At most `max_per_problem`, the rest dropped as `over_limit`; dropped for other reasons as
-    `dto.stages.pair` says, and as `no_pair` where no two samples qualify.
+    Only samples that were given the same prompt. At most `max_per_problem`, the rest dropped as
+    `over_limit`; dropped for other reasons as `dto.stages.pair` says, and as `no_pair` where no two
+    samples qualify.
     """
     answered = sorted((row for row in trajectories if row.grade != "failed"), key=lambda r: r.id)
-    rows = _of_samples(problem, answered, tokenizer, settings, max_tokens)
+    alike = [row for row in answered if row.prompt_ids == answered[0].prompt_ids]
+    if settings.data == "shortest":
+        choices = shortest_over_longest(alike)
+    else:
+        choices = budget_pairs(alike, max_tokens, settings.margin) if alike else []
+    if not choices:
+        return [Dropped(problem.id, "no_pair", f"{len(alike)} samples, data {settings.data!r}")]
+    rows = []
+    for chosen, rejected, chosen_from, rejected_from in choices:
+        side = Side(chosen.id, chosen.token_ids, chosen.text, chosen_from)
+        rows.append(make_pair(chosen, side, rejected, rejected_from, tokenizer, settings))
     return limited(rows, settings.max_per_problem)
 
 
-async def _work(
+async def _pair(
     problem: Problem, trajectories: Sequence[Trajectory], ctx: Context
 ) -> list[PreferencePair | Dropped]:
     recipe = ctx.recipe
@@ -158,5 +160,60 @@ def by_problem(run: RunReader, ctx: Context) -> Iterator[Group]:
     return (Group(row[0].id, row) for row in merged if row[1])
 
 
-STAGE = replace(pair.STAGE, reads=always("sample"), groups=by_problem, work=_work)
+PAIRS = replace(pair.STAGE, reads=always("sample"), groups=by_problem, work=_pair)
 """`pair` with `pair.data` shortest or token_budget."""
+
+_SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n+")
+_STATED = re.compile(r"(?:\bis\b|\bbe\b|=|是|为|為)\s*[:：]?\s*([^=是为為]+)$")
+_END = ".。!！ \t"
+MAX_STATED = 100
+"""Characters: what is longer is a sentence, not an answer."""
+
+
+def stated(
+    text: str, final_answer: Callable[[str, AnswerKind], str | None], kind: AnswerKind = "math"
+) -> str | None:
+    """The answer that a pattern ends with, or None.
+
+    What `final_answer`, the grader's, finds anywhere in it; else what follows the last "is", "be",
+    "=", "是" or "为" of its last sentence. A rule of thumb: what counts is only whether it equals
+    the gold one.
+    """
+    answer = final_answer(text, kind)
+    if answer is not None:
+        return answer
+    sentences = [part for part in _SENTENCE.split(text.strip()) if part.strip()]
+    if not sentences:
+        return None
+    found = _STATED.search(sentences[-1].rstrip(_END))
+    answer = found.group(1).strip(" *$") if found else ""
+    return answer if 0 < len(answer) <= MAX_STATED else None
+
+
+async def _optimize(
+    problem: Problem, trajectory: Trajectory, segments: Sequence[Segment], ctx: Context
+) -> OptimizedTrajectory | Dropped:
+    """Conclude after the n-th right solution, n by `optimize.exit`; `no_exit`: there are fewer."""
+    wanted = {"first_solution": 1, "second_solution": 2}[ctx.recipe.optimize.exit]
+    for segment in segments:
+        text = trajectory.text[slice(*segment.chars)]
+        answer = stated(text, ctx.grader.final_answer, problem.answer_kind)
+        if answer is None:
+            continue
+        boxed = f"\\boxed{{{answer}}}"
+        graded = await ctx.grader.grade_conclusion(
+            boxed, problem.answer, problem.answer_kind, problem.question
+        )
+        wanted -= graded.grade == "correct"
+        if not wanted:
+            return await conclude(problem, trajectory, segments, segment.index, ctx)
+    detail = f"{len(segments)} segments: too few state the gold answer"
+    return Dropped(trajectory.id, "no_exit", detail)
+
+
+def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
+    return (Group(row[1].id, row) for row in run.joined(("segment", Segment)) if row[2])
+
+
+SOLUTIONS = replace(optimize.STAGE, reads=always("segment"), groups=_groups, work=_optimize)
+"""`optimize` with `optimize.exit` first_solution or second_solution."""
