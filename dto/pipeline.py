@@ -36,8 +36,7 @@ from dto.records import Dropped
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 from dto.runs.run import Consent, Run, refuse
-from dto.runs.runner import Runner
-from dto.runs.stage import Stage
+from dto.runs.stage import Runner, Stage
 from dto.segmentation import LOOP
 from dto.segmentation.worker import Segmenter
 from dto.stages import estimate, evaluate, optimize, pair, prune, sample, segment
