@@ -145,7 +145,8 @@ async def llm(
             found = dict.fromkeys(numbers, failed)
         else:
             found = read_verdicts(reply.text, numbers, _close(ctx))
-            if reply.finish_reason == "length" and not any(map(_judged, found.values())):
+            unjudged = all(words.verdict == "unjudged" for words in found.values())
+            if reply.finish_reason == "length" and unjudged:
                 cut = Said("unjudged", f"the reply has no end within {reply_tokens:,} tokens")
                 found = dict.fromkeys(numbers, cut)
         said |= {number - 1: words for number, words in found.items()}
@@ -244,10 +245,6 @@ def _entry(values: Sequence[Any]) -> Said:
 def _line(text: str) -> str:
     """One line that can be written as UTF-8, which half of a surrogate pair cannot."""
     return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
-
-
-def _judged(words: Said) -> bool:
-    return words.verdict != "unjudged"
 
 
 def _messages(

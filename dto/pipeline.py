@@ -37,8 +37,7 @@ from dto.records import Dropped
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 from dto.runs.run import Consent, Run, refuse
-from dto.runs.runner import Runner
-from dto.runs.stage import Stage
+from dto.runs.stage import Runner, Stage
 from dto.segmentation import LOOP
 from dto.segmentation.worker import Segmenter
 from dto.stages import estimate, evaluate, optimize, pair, prune, sample, segment
@@ -306,19 +305,17 @@ class Served:
         if stage.needs == "nothing":
             return without_engine(self._recipe, self.grader)
         if stage.needs == "tokenizer":
-            return replace(self._without_model(), cut=self._segmenter.cut)
+            if self._context is not None and self._context.model == "base":
+                tokenizer = self._context.tokenizer
+            else:
+                tokenizer = load_tokenizer(self._recipe.model)
+                check_model(tokenizer, self._recipe.model)
+            plain = without_engine(self._recipe, self.grader, tokenizer)
+            return replace(plain, cut=self._segmenter.cut)
         ctx = await self._with_engine(model)
         if stage.check is not None:
             stage.check(ctx)
         return await self._with_judge(ctx) if stage.asks_judge(self._recipe) else ctx
-
-    def _without_model(self) -> Context:
-        if self._context is not None and self._context.model == "base":
-            tokenizer = self._context.tokenizer
-        else:
-            tokenizer = load_tokenizer(self._recipe.model)
-            check_model(tokenizer, self._recipe.model)
-        return without_engine(self._recipe, self.grader, tokenizer)
 
     async def _with_engine(self, model: str) -> Context:
         if self._context is not None and self._context.model == model:

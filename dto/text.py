@@ -118,14 +118,10 @@ def without_quoted_tags(
             continue
         ends = char_ends(tokenizer, ids)
         own = {end for end, each in zip(ends, ids, strict=True) if each == token}
-        spelt = [at for at in _places(text, tag) if at + len(tag) not in own]
-        for at in spelt:
-            text = text[:at] + "\0" * len(tag) + text[at + len(tag) :]
+        for found in re.finditer(re.escape(tag), text):
+            if found.end() not in own:
+                text = text[: found.start()] + "\0" * len(tag) + text[found.end() :]
     return text
-
-
-def _places(text: str, tag: str) -> list[int]:
-    return [found.start() for found in re.finditer(re.escape(tag), text)]
 
 
 class TagReader:

@@ -19,7 +19,7 @@ from dto.pipeline import open_run, stage_of
 from dto.recipe import load_recipe
 from dto.records import Problem, Segment, Trajectory
 from dto.runs.journal import Entry
-from dto.runs.runner import Runner
+from dto.runs.stage import Runner
 from tests.commands import dto
 
 ROOT = Path(__file__).parents[1]

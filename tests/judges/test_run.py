@@ -16,8 +16,7 @@ from dto.pipeline import open_run, run_stages
 from dto.recipe import load_recipe
 from dto.records import OptimizedTrajectory
 from dto.runs import manifest
-from dto.runs.runner import Runner
-from dto.runs.stage import Group
+from dto.runs.stage import Group, Runner
 from dto.usage import Usage, charge, charged_to
 from tests.commands import dto
 from tests.judges.server import judging, verdicts

@@ -11,8 +11,7 @@ import pytest
 from dto.records import EvaluationRow
 from dto.runs import manifest
 from dto.runs.run import keep_arms
-from dto.runs.runner import Runner
-from dto.runs.stage import Group, Timed
+from dto.runs.stage import Group, Runner, Timed
 from dto.usage import Usage, charge
 
 PROBLEMS = ("p0", "p1", "p2")

@@ -14,8 +14,7 @@ from dto.nano import chain_problems
 from dto.protocols import Completion
 from dto.recipe import Recipe, resolve
 from dto.records import Trajectory
-from dto.runs.runner import Runner
-from dto.runs.stage import Group
+from dto.runs.stage import Group, Runner
 from dto.stages.sample import sample
 from tests.engines.scripted import ScriptedEngine
 

@@ -17,8 +17,7 @@ from dto.runs import manifest
 from dto.runs.journal import Entry, Journal
 from dto.runs.reader import RunReader
 from dto.runs.run import Run, agree, settings_read
-from dto.runs.runner import Runner
-from dto.runs.stage import Group
+from dto.runs.stage import Group, Runner
 from dto.usage import Usage
 from tests.runs.test_arms import row
 

@@ -21,8 +21,7 @@ from dto.errors import DtoError, EngineError
 from dto.grading import Grader
 from dto.records import Dropped, ExitEstimate
 from dto.runs import manifest
-from dto.runs.runner import HOPELESS, Runner
-from dto.runs.stage import Group, Timed
+from dto.runs.stage import HOPELESS, Group, Runner, Timed
 from dto.usage import Usage, charge, give_up
 from tests.runs.test_journal import estimate
 
@@ -175,7 +174,7 @@ def test_a_full_disk_at_the_end_is_one_line_and_the_table_comes_later(tmp_path: 
         from pathlib import Path
         from dto.errors import DtoError
         from dto.records import ExitEstimate
-        from dto.runs.runner import Runner
+        from dto.runs.stage import Runner
         from tests.runs.test_stage import CONFIG, groups, work
         sizes = [int(size) for size in sys.argv[2:]]
         async def fill():
