@@ -327,7 +327,8 @@ def _read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
     try:
         data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecipeError(f"{what} {path} does not exist: see pipelines/ for examples") from None
+        examples = "see pipelines/ for examples" if what == "recipe" else "dto calibrate writes one"
+        raise RecipeError(f"{what} {path} does not exist: {examples}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{what} {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:

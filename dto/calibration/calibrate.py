@@ -20,6 +20,7 @@ from dto.errors import DtoError, RecipeError, disk_errors
 from dto.recipe import ExitSettings, Recipe
 from dto.reporting.evaluation import MAX_FAILED, Figures
 from dto.reporting.pictures import front, not_beaten, save
+from dto.reporting.positions import Reliability
 from dto.reporting.table import Table, arms_table, write_json
 from dto.runs import manifest
 from dto.runs.reader import RunReader
@@ -60,6 +61,7 @@ class Calibration:
     tested: tuple[Candidate, ...]
     held_out: Figures
     points: tuple[Figures, ...]
+    reliability: tuple[Reliability, ...]
 
     @property
     def base(self) -> Figures:
@@ -90,6 +92,13 @@ class Calibration:
             f"against {base.accuracy.value:.1%}, {picked.tokens.value:,.0f} tokens against "
             f"{base.tokens.value:,.0f}",
         ]
+        key = (self.policy.monitor, self.policy.inducer, self.policy.confidence)
+        for row in self.reliability if self.policy.policy == "deer" else ():
+            if (row.monitor, row.inducer, row.confidence) == key:
+                lines.append(
+                    f"confidence   off by {row.ece:.1%} on average over {row.trials:,} trials, of "
+                    f"which {row.accuracy:.1%} are right (expected calibration error)"
+                )
         return "\n".join(lines)
 
 
@@ -168,6 +177,7 @@ def pick(swept: Sweep, recipe: Recipe, count: int) -> Calibration:
         tested=tuple(tested),
         held_out=points[best],
         points=points,
+        reliability=swept.reliability,
     )
 
 
@@ -194,6 +204,7 @@ class Curve:
 
     name: str
     points: tuple[Figures, ...]
+    reliability: tuple[Reliability, ...]
     skipped: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -239,7 +250,7 @@ def replay_run(run_directory: Path, recipe: Recipe) -> Curve:
             exits += [exit] if exit.policy != "none" else []
     swept = sweep(read_traces(run_directory), exits, recipe.trace)
     points = [swept.figures(place, swept.problems) for place in range(len(swept.exits))]
-    result = Curve(recipe.name, tuple(points), tuple(skipped))
+    result = Curve(recipe.name, tuple(points), swept.reliability, tuple(skipped))
     directory = run_directory / "replay"
     with disk_errors(directory):
         directory.mkdir(exist_ok=True)

@@ -5,18 +5,20 @@ confidence, number of agreeing answers, minimum thinking, cool-down and limits o
 monitor and inducer that was recorded; and `static` at the recorded shares. `overlap` is not looked
 at: it changes no row.
 
-`sweep` replays many exits over the same traces: accuracy, tokens and paired loss of each. Array
+`sweep` replays many exits over the same traces: accuracy, tokens and paired loss of each, and how
+far each kind of confidence can be trusted. Array
 names carry their axes: E exits (the first is `none`), P problems, S samples of each.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby, product
+from itertools import chain, groupby, product
 from math import floor
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +33,7 @@ from dto.policies.settling import agreed
 from dto.recipe import Confidence, ExitSettings, Recipe, TraceSettings
 from dto.records import EvaluationRow, Trial
 from dto.reporting.evaluation import Figures
+from dto.reporting.positions import Reliability, reliability
 from dto.stages.evaluate import evaluation_row
 from dto.studies.trace import Trace
 from dto.usage import ModelShape
@@ -192,6 +195,8 @@ class Sweep:
     trial_tokens_EPS: npt.NDArray[np.float64]
     left_EPS: npt.NDArray[np.float64]
     truncated_EPS: npt.NDArray[np.float64]
+    reliability: tuple[Reliability, ...]
+    """Of each kind of confidence, monitor and inducer, over all recorded trials."""
 
     def losses(self, problems: Sequence[str]) -> npt.NDArray[np.float64]:
         """Paired loss of accuracy of each exit on each of the problems given, (E, P)."""
@@ -279,6 +284,8 @@ def sweep(traces: Iterable[Trace], exits: Sequence[ExitSettings], recorded: Trac
     exits = (NONE, *exits)
     for exit in exits:
         check(exit, recorded)
+    asked = tuple(_all_trials(recorded))
+    trials: list[list[tuple[float, bool, str]]] = [[] for _ in asked]
     figures: dict[str, list[list[tuple[float, ...]]]] = {}
     failed = 0
     for problem, group in groupby(traces, key=lambda trace: trace.problem_id):
@@ -288,15 +295,44 @@ def sweep(traces: Iterable[Trace], exits: Sequence[ExitSettings], recorded: Trac
             failed += 1
             continue
         figures[problem] = [[_figures(row) for row in rows] for rows in rows_ES]
+        for exit, into in zip(asked, trials, strict=True):
+            for trial in chain.from_iterable(replay.row(exit).trials for replay in replays):
+                into.append((trial.confidence, trial.grade == "correct", problem))
     if not figures:
         raise DtoError(f"no problem has traces without a failure ({failed:,} have one)")
     figures_PESX = np.array(list(figures.values()), dtype=np.float64)
+    correct, tokens, trial_tokens, left, truncated = (
+        figures_PESX[..., x].swapaxes(0, 1) for x in range(figures_PESX.shape[-1])
+    )
     return Sweep(
         exits,
         tuple(figures),
         failed,
-        *(figures_PESX[..., x].swapaxes(0, 1) for x in range(figures_PESX.shape[-1])),
+        correct,
+        tokens,
+        trial_tokens,
+        left,
+        truncated,
+        tuple(
+            reliability(exit.monitor, exit.inducer, exit.confidence, found)
+            for exit, found in zip(asked, trials, strict=True)
+        ),
     )
+
+
+def _all_trials(recorded: TraceSettings) -> Iterator[ExitSettings]:
+    """Exits whose replay holds every recorded trial of one monitor, inducer and confidence."""
+    kinds = get_args(Confidence)
+    for monitor, inducer, kind in product(recorded.monitors, recorded.inducers, kinds):
+        yield ExitSettings(
+            name="all",
+            policy="deer",
+            monitor=monitor,
+            inducer=inducer,
+            confidence=kind,
+            shadow=True,
+            max_trials=sys.maxsize,
+        )
 
 
 def _figures(row: EvaluationRow) -> tuple[float, ...]:

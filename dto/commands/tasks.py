@@ -116,6 +116,10 @@ def lines(report: Report) -> Iterator[str]:
         yield f"{split or '-':<8}" + "".join(f"{counts[column]:>13,}" for column in shown)
     for finding in (*report.unexplained, *report.duplicates, *report.overlaps):
         yield f"{finding.reason:<14} {finding.where}: {finding.detail}".removesuffix(": ")
+    if report.letters:
+        yield f"{'letters':<14} of gold answers: " + ", ".join(
+            f"{letter} {count:,}" for letter, count in sorted(report.letters.items())
+        )
     if not report.tried:
         return
     yield (

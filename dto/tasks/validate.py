@@ -62,7 +62,8 @@ class Report:
     `counts` holds, for each split, rows under `rows`, problems under their kind of answer,
     `duplicates`, `overlaps` and `unexplained`. `duplicates` and `overlaps` explain themselves: each
     names the other row. `tried` counts near misses of gold answers by their kind, `right` lists
-    those that were graded correct, their kind as the reason.
+    those that were graded correct, their kind as the reason. `letters` counts the gold answers that
+    are one.
     """
 
     counts: dict[Split | None, Counter[str]] = field(default_factory=dict)
@@ -71,6 +72,7 @@ class Report:
     overlaps: list[Finding] = field(default_factory=list)
     tried: Counter[NearMissKind] = field(default_factory=Counter)
     right: list[Finding] = field(default_factory=list)
+    letters: Counter[str] = field(default_factory=Counter)
 
 
 async def validate(
@@ -108,6 +110,8 @@ async def validate(
                 counts[verdict] += 1
             if not isinstance(row, Problem):
                 continue
+            if verdict == "letter":
+                report.letters[row.answer.strip("() .")] += 1
             if not isinstance(verdict, Finding):
                 golds.setdefault(verdict, {}).setdefault(row.answer, (where, row))
             key = same_as(row.question)

@@ -39,6 +39,9 @@ def calibrated(traces: list[Trace], settings: Recipe) -> Calibration:
 def test_the_cheapest_certified_exit_is_picked() -> None:
     result = calibrated([harmless(n) for n in range(400)], recipe())
     assert result.policy.name == "deer paragraph closed answer 0.9"
+    kinds = {(each.monitor, each.inducer, each.confidence): each for each in result.reliability}
+    trusted = kinds["paragraph", "closed", "answer"]
+    assert f"off by {trusted.ece:.1%} on average over {trusted.trials:,} trials" in str(result)
     assert [len(part) for part in result.split] == [100, 200, 100]
     assert result.held_out.gain is not None
     assert result.held_out.gain.value == pytest.approx(0.1, abs=0.06)
@@ -145,7 +148,7 @@ def test_where_nothing_is_certified_the_file_says_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot be read"), ("- a", "holds no mapping"), ("treshold: 1", "unknown key")],
+    [(None, "does not exist: dto calibrate writes one"), ("- a", "holds list, not a mapping of settings"), ("treshold: 1", "unknown key")],
 )
 def test_a_bad_policy_file_is_one_line(tmp_path: Path, content: str | None, message: str) -> None:
     file = tmp_path / "policy.yaml"

@@ -190,6 +190,14 @@ async def test_reference_solutions_are_run(name: str) -> None:
     assert [each.reason for each in report.unexplained] == ["not_itself", "no_reference"]
 
 
+async def test_letters_that_are_always_a_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("random.Random.shuffle", lambda self, order: None)
+    rows = [{**ROWS["gpqa"], "Question": f"Which of the {n}?"} for n in range(40)]
+    report = await checked(rows, task="gpqa")
+    assert report.unexplained == []
+    assert "letters        of gold answers: A 40" in lines(report)
+
+
 def test_shuffled_letters_pass() -> None:
     rows = [{**ROWS["gpqa"], "Question": f"Which of the {n}?"} for n in range(20)]
     code, out = dto("validate", "gpqa", "--file", saved(rows))
