@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import isnan, nan
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -240,60 +240,6 @@ def _told_apart(chains: pl.DataFrame, column: str, value: str) -> tuple[list[boo
     return (chains[column] == value).to_list(), chains["problem_id"].to_list()
 
 
-def batch_lines(batch: BatchReport) -> list[str]:
-    """For a terminal: accuracy and tokens against k, by difficulty, then the labels."""
-    lines: list[str] = []
-    if batch.rows:
-        table = arms_table(
-            batch.rows,
-            {"k": "k", "n": "responses", "accuracy % (95 %)": "accuracy", "gain (95 %)": "gain",
-             "tokens (95 %)": "tokens short", "% of k=1 (95 %)": "ratio", "trunc": "truncated",
-             "fail": "failed"},
-            "questions in one prompt (k) against each asked alone",
-            notes=tuple(
-                f"answers that cannot be told, k = {row.k}: {counted(row.more['faults'])}"
-                for row in batch.rows
-                if row.more["faults"]
-            ),
-        )  # fmt: skip
-        lines += table.text().splitlines()
-    if batch.difficulty:
-        table = arms_table(
-                batch.difficulty,
-            {"right alone": "bin", "k": "k", "n": "problems", "acc. %": "accuracy alone",
-             "gain (95 %)": "gain", "tokens": "tokens alone", "% of k = 1 (95 %)": "ratio"},
-            "by difficulty: the pass rate of one half of the samples asked alone",
-            left=2,
-        )  # fmt: skip
-        lines += ["", *table.text().splitlines()]
-    lines += [f"no chain, k = {k}: {counted(reasons)}" for k, reasons in batch.dropped.items()]
-    if batch.labels is not None:
-        lines += ["", *_label_lines(batch.labels)] if lines else _label_lines(batch.labels)
-    return lines
-
-
-def _label_lines(labels: Labels) -> list[str]:
-    lines = [f"labels, {split}: {counted(counts)}" for split, counts in labels.counts.items()]
-    lines.append(f"right letters: {counted(labels.letters)}")
-    lines.append(
-        f"AUC of concise against verbose chains by format, without length: {_auc(labels.format)}"
-        + (f"; above {BOUND}: the format may tell the origin" if labels.format.tells else "")
-    )
-    lines.append(f"… of all right batch chains against vanilla ones: {_auc(labels.format_right)}")
-    lines.append(
-        f"by length alone: AUC {_auc(labels.length)}, right verdict of three "
-        f"{labels.length_accuracy:%} %"
-    )
-    return lines
-
-
-def _auc(probe: Probe) -> str:
-    if isnan(probe.auc):
-        return "–"
-    counts = f"{probe.positive:,} + {probe.negative:,} chains"
-    return f"{probe.auc:.3f} ({probe.low:.3f}–{probe.high:.3f}; {counts})"
-
-
 def draw_batch(batch: BatchReport, directory: Path, title: str) -> list[Path]:
     """Write `batch.png` and `batch.svg`; nothing without figures."""
     if not batch.rows:
@@ -342,12 +288,13 @@ def batch_figure(batch: BatchReport, title: str = "") -> Figure:
 
 
 def batch_section(batch: BatchReport | None, training: Mapping[str, Any] | None) -> Section | None:
-    """For a page: questions asked together, labels and judging; None without any of these."""
+    """Questions asked together, labels and judging; None without any of these."""
     judging = (training or {}).get("judging")
     if batch is None and not judging:
         return None
     text: list[str] = []
     tables: list[Table] = []
+    facts: list[str] = []
     notes: list[str] = []
     figure = None
     if batch is not None and batch.rows:
@@ -355,14 +302,19 @@ def batch_section(batch: BatchReport | None, training: Mapping[str, Any] | None)
                     "response count in equal parts for its questions; gains and shares are "
                     "against the same questions asked alone. Coloured lines are questions by how "
                     "often they are right alone, on the other half of the samples.")  # fmt: skip
-        tables.append(
-            arms_table(
-                batch.rows,
-                {"k": "k", "answers": "responses", "accuracy %": "accuracy", "gain, points": "gain",
-                 "tokens": "tokens", "% of k = 1": "ratio", "truncated": "truncated",
-                 "failed": "failed"},
-            )
-        )  # fmt: skip
+        columns = {
+            "k": "k", "answers": "responses", "accuracy %": "accuracy", "gain": "gain",
+            "tokens": "tokens", "% of k = 1": "ratio", "truncated": "truncated",
+            "failed": "failed",
+        }  # fmt: skip
+        tables.append(arms_table(batch.rows, columns))
+        columns = {"right alone": "bin", "k": "k", **columns}
+        tables.append(arms_table(batch.difficulty, columns, "By difficulty", left=2))
+        facts += [
+            f"Answers that cannot be told apart, k = {row.k}: {counted(row.more['faults'])}."
+            for row in batch.rows
+            if row.more["faults"]
+        ]
         says = "; ".join(
             f"k = {row.k}: {shown(row.tokens.value, ',.0f')} tokens, "
             f"{shown(row.accuracy.value, '%')} % right"
@@ -370,28 +322,27 @@ def batch_section(batch: BatchReport | None, training: Mapping[str, Any] | None)
         )
         figure = drawn("batch", f"Questions in one prompt. {says}", batch_figure, batch)
     if batch is not None and batch.labels is not None:
-        tables.append(_counts(batch.labels))
-        notes += _told_by(batch.labels)
+        tables.append(_counts(batch.labels.counts))
+        facts += _told_by(batch.labels)
+        notes.append("AUC is the chance that a classifier puts a chain of the first kind above one "
+                     "of the other: 0.5 tells nothing.")  # fmt: skip
     if judging:
         tables.append(_judging(judging))
-    if groups := (training or {}).get("groups"):
-        share = groups["flat"] / groups["groups"] if groups["groups"] else nan
-        notes.append(f"Of {groups['groups']:,} groups of responses {shown(share, '%')} % had no "
-                     "advantage: all of their rewards were equal.")  # fmt: skip
     if batch is not None and batch.dropped:
-        tables.append(_dropped_table(batch))
+        lost = [(k, sum(why.values()), counted(why, "; ")) for k, why in batch.dropped.items()]
+        head = ("k", "no chain", "why")
+        tables.append(Table("Questions without a chain", head, tuple(lost), wide=True))
     title = "Questions asked together" if figure else "Chains that are judged"
-    return Section("batch", title, tuple(text), figure, tuple(tables), notes=tuple(notes))
+    return Section("batch", title, tuple(text), figure, tuple(tables), tuple(facts), tuple(notes))
 
 
-def _counts(labels: Labels) -> Table:
-    verdicts = list(dict.fromkeys(name for counts in labels.counts.values() for name in counts))
+def _counts(counts: Mapping[str, Mapping[str, int]]) -> Table:
+    verdicts = list(dict.fromkeys(name for row in counts.values() for name in row))
     return Table(
         "", ("labelled chains", *verdicts),
         tuple(
-            ({"dev": "held out"}.get(split, split),
-             *(counts.get(name, 0) for name in verdicts))
-            for split, counts in labels.counts.items()
+            ({"dev": "held out"}.get(split, split), *(row.get(name, 0) for name in verdicts))
+            for split, row in counts.items()
         ),
     )  # fmt: skip
 
@@ -399,42 +350,26 @@ def _counts(labels: Labels) -> Table:
 def _told_by(labels: Labels) -> list[str]:
     above = f" Above {BOUND} the format may tell the origin." if labels.format.tells else ""
     return [
+        f"Right letters: {counted(labels.letters)}.",
         f"AUC of concise against verbose chains, by their format without length: "
         f"{told(labels.format)}, {labels.format.positive:,} + {labels.format.negative:,} chains; "
-        f"of all right batch chains against vanilla ones: {told(labels.format_right)}.{above} "
-        "AUC is the chance that a classifier puts a chain of the first kind above one of the "
-        "other: 0.5 tells nothing.",
+        f"of all right batch chains against vanilla ones: {told(labels.format_right)}.{above}",
         f"A judge that sees the length alone: AUC {told(labels.length)}, the right verdict of "
         f"three on {labels.length_accuracy:%} %.",
     ]
 
 
 def _judging(judging: Mapping[str, Any]) -> Table:
-    names = sorted({name for score in judging.values() for name in score["recall"]})
+    scores = [("before", judging["before"]), ("of what is kept", judging["kept"])]
+    names = sorted({name for _, score in scores for name in score["recall"]})
     return Table(
         "",
         ("judging held-out chains", "step", "right %", *(f"{name} %" for name in names),
          "without a letter", "judgements", "tokens"),
         tuple(
-            (when, score["step"], right(score),
-             *(score["recall"].get(name, nan) for name in names),
+            (when, score["step"], right(score), *(score["recall"].get(name) for name in names),
              score["unreadable"], score["responses"], score["tokens_mean"])
-            for when, score in (("before", judging["before"]),
-                                ("of what is kept", judging["kept"]))
+            for when, score in scores
         ),
         formats=("", "", "%", *("%" for _ in names), "", "", ",.1f"),
-    )  # fmt: skip
-
-
-def _dropped_table(batch: BatchReport) -> Table:
-    return Table(
-        "Questions without a chain",
-        ("k", "no chain", "why"),
-        tuple(
-            (k, sum(reasons.values()),
-             counted(reasons, "; "))
-            for k, reasons in batch.dropped.items()
-        ),
-        folded=True,
-        wide=True,
     )  # fmt: skip

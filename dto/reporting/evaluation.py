@@ -291,6 +291,12 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(value, value - below, value + above, samples, problems)
 
 
+def less(whole: float, part: Estimate) -> Estimate:
+    """What of a whole is left without a part, with the part's interval turned round."""
+    value, low, high = whole - part.value, whole - part.high, whole - part.low
+    return replace(part, value=value, low=low, high=high)
+
+
 def difficulty(arms: Sequence[Arm], bases: Sequence[Arm]) -> Iterator[Figures]:
     """By difficulty, task by task (each with its base), then over all tasks together."""
     for base in bases:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, isfinite, nan
+from math import nan
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from dto import statistics
@@ -172,20 +174,15 @@ def _left_early(run: RunReader) -> list[ExitPositions]:
 def _counted(
     stage: str, model: str, group: str, positions: pl.Series, without: int
 ) -> ExitPositions:
-    known = [share for share in positions.drop_nulls() if isfinite(share)]
-    median = pl.Series(known, dtype=pl.Float64).median()
-    return ExitPositions(
-        stage, model, group, len(known), without,
-        nan if median is None else float(str(median)), histogram(known),
-    )  # fmt: skip
+    known = positions.to_numpy()[positions.is_finite().fill_null(False).to_numpy()]
+    median = float(np.median(known)) if len(known) else nan
+    return ExitPositions(stage, model, group, len(known), without, median, histogram(known))
 
 
-def histogram(shares: Sequence[float]) -> tuple[int, ...]:
+def histogram(shares: npt.ArrayLike) -> tuple[int, ...]:
     """How many shares lie in each bin; what stands on a border belongs to the bin before it."""
-    counts = [0] * BINS
-    for share in shares:
-        counts[min(BINS - 1, max(0, ceil(share * BINS) - 1))] += 1
-    return tuple(counts)
+    places = np.clip(np.ceil(np.asarray(shares) * BINS) - 1, 0, BINS - 1)
+    return tuple(np.bincount(places.astype(np.intp), minlength=BINS).tolist())
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,171 +6,169 @@ Local files and folders are shown by their last part, servers by an address that
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dto.pipeline import STAGES, needed
-from dto.prompts import resource
-from dto.recipe import Recipe, load_recipe
+from dto.recipe import ExitSettings, Recipe
 from dto.redact import NO_KEY, Redaction, public_names, texts_of
-from dto.runs import manifest
+from dto.reporting.page import Section
+from dto.reporting.table import Table
 from dto.runs.reader import RunReader
 
-MOST_CHANGES = 12
-"""With more changes than these a command says less than the recipe itself."""
-_ALWAYS = ("seed", "model.name", "model.engine", "problems.source")
-"""Settings that are shown though they be the defaults."""
+DECIDING = {
+    "static": ("fraction",),
+    "budget": ("budget",),
+    "deer": ("monitor", "inducer", "threshold"),
+    "consistency": ("monitor", "inducer", "agree"),
+    "entropy": ("variance",),
+}
+"""By policy the settings that are told of an exit though they be the defaults."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reproduction:
-    """How to get a run again.
-
-    `recipe` is YAML: what the run's recipe sets other than the defaults; `command` reads it. It has
-    a line for each stage where `dto run` would do more than was done, or less.
-
-    `packaged`: the command reads a recipe that comes with the package instead. `hidden` are the
-    names that stand for local files, folders and servers. `versions` and `git` are those of the
-    last stage; `stages` has what each stage's table holds, as a hash, and `others` names stages
-    that another version or commit has computed.
-    """
-
-    command: str
-    recipe: str
-    packaged: bool
-    hidden: tuple[str, ...]
-    seed: int
-    versions: Mapping[str, str]
-    git: Mapping[str, Any] | None
-    stages: Mapping[str, str]
-    others: tuple[str, ...]
+def names_table(recipe: Recipe) -> Table:
+    """What stands behind the names of models and exits."""
+    names = public_names(list(recipe.evaluate.models))
+    base = public_names([recipe.model.name])[recipe.model.name]
+    models = {"base": f"{base}, as it is", "trained": f"{base} after {_training(recipe)}"}
+    rows = [("model", names[name], models.get(name, "a model of its own"))
+            for name in recipe.evaluate.models]  # fmt: skip
+    rows += [("exit", exit.name, _exit(exit)) for exit in recipe.evaluate.exits]
+    return Table(
+        "What the names of models and exits stand for",
+        ("what", "name", "stands for"),
+        tuple(rows),
+        left=2,
+        wide=True,
+        folded=True,
+    )
 
 
-def reproduction(run: RunReader) -> Reproduction:
-    """Read from the recipe and the manifests of the run."""
-    recipe = run.recipe
-    own, hidden = public_settings(recipe)
-    changes, name = _changes(recipe, own)
-    packaged = name is not None and len(changes) <= MOST_CHANGES
-    target = shlex.quote(name if name is not None and packaged else f"{_slug(recipe.name)}.yaml")
-    if packaged:
-        target += "".join(
-            f" \\\n    --set {shlex.quote(f'{key}={_value(value)}')}"
-            for key, value in changes.items()
-        )
+def _training(recipe: Recipe) -> str:
+    train = recipe.train
+    return f"training: {train.method}, learning rate {train.learning_rate:g}, seed {recipe.seed}"
+
+
+def _exit(exit: ExitSettings) -> str:
+    if exit.policy == "none":
+        return "the model ends its thinking itself"
+    main = {key: getattr(exit, key) for key in DECIDING.get(exit.policy, ())}
+    own = main | exit.model_dump(mode="json", exclude_defaults=True)
+    settings = [f"{key} {value}" for key, value in own.items() if key not in ("name", "policy")]
+    return ", ".join([f"policy {exit.policy}", *settings])
+
+
+def reproduce_section(run: RunReader) -> Section:
+    """The command, the recipe, versions, commit, and hashes of what went in and came out."""
+    settings, hidden = public_settings(run.recipe)
     found = {stage: done for stage in STAGES if (done := run.manifest(stage)) is not None}
-    last = next(reversed(found.values()), {})
-    keys = ("versions", "git")
-    return Reproduction(
-        command=_command(run, target, [*found]),
-        recipe=yaml.safe_dump(nested(own), sort_keys=False, allow_unicode=True),
-        packaged=packaged,
-        hidden=hidden,
-        seed=recipe.seed,
-        versions=last.get("versions") or {},
-        git=last.get("git"),
-        stages={
-            stage: str(done["content"]) for stage, done in found.items() if done.get("content")
-        },
-        others=tuple(
-            stage for stage, done in found.items() if any(done.get(k) != last.get(k) for k in keys)
+    last: dict[str, Any] = next(reversed(found.values()), {})
+    git, versions = last.get("git"), last.get("versions") or {}
+    others = [
+        stage
+        for stage, done in found.items()
+        if any(done.get(key) != last.get(key) for key in ("versions", "git"))
+    ]
+    text = ["Save the recipe at the end under the name that the command has."]
+    if git and git.get("dirty"):
+        text.append("The checkout held changes beside the commit below.")
+    if hidden:
+        text.append(
+            f"{', '.join(hidden)}: shown by the last part of the name, put your own place there."
+        )
+    text.append(
+        f"Run seed {run.recipe.seed}: the seed of every request is derived from it and from the "
+        "row's id, never from the order."
+    )
+    named = ", ".join(f"{name} {version}" for name, version in versions.items())
+    notes = [
+        f"Versions: {named or 'not recorded'}.",
+        "With other versions, another device or another number of threads, trained weights may "
+        "differ in their last digits, and what they answer with them; the hashes tell what is the "
+        "same.",
+    ]
+    if others:
+        notes.append(f"Of another version or commit: {', '.join(others)}.")
+    commands = [f"git checkout {shlex.quote(str(git['commit']))}"] if git else []
+    return Section(
+        "reproduce",
+        "Do it again",
+        tuple(text),
+        tables=(
+            Table(
+                "Hashes of what went in and what came out",
+                ("what", "hash"),
+                tuple(_hashes(found)),
+                left=2,
+                folded=True,
+            ),
+        ),
+        notes=tuple(notes),
+        code="\n".join([*commands, command(run)]),
+        folded=(
+            "The recipe: what it sets other than the defaults",
+            yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
         ),
     )
 
 
-def _command(run: RunReader, target: str, finished: list[str]) -> str:
+def command(run: RunReader) -> str:
     """What computes the stages that are finished: not all that the recipe asks for, or more."""
-    suffix = " --allow-code-execution" if _runs_programs(run) else ""
     recipe = run.recipe
-    owed = needed(recipe)
+    name = public_names([recipe.name])[recipe.name]
+    target = (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "recipe") + ".yaml"
+    programs = any(
+        run.count(stage, answer_kind="code") > 0
+        for stage in ("problems", "test")
+        if run.table(stage).is_file()
+    )
+    suffix = " --allow-code-execution" if programs else ""
+    owed, finished = needed(recipe), [stage for stage in STAGES if run.manifest(stage)]
     stages = [stage for stage in finished if stage not in ("problems", "test")]
     if recipe.compare.methods or not stages:
         stages = ["run"]
     elif {*owed} <= {*finished}:
         stages = ["run", *(stage for stage in stages if stage not in owed)]
-    again = shlex.quote(f"runs/{_public_name(recipe.name)}")
+    again = shlex.quote(f"runs/{name}")
     lines = [f"dto {stages[0]} {target}{suffix}"]
     lines += [f"dto {stage} {again}{suffix}" for stage in stages[1:]]
     return "\n".join(lines if stages == ["run"] else [*lines, f"dto report {again}"])
 
 
-def public_settings(recipe: Recipe) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What a recipe sets other than the defaults, by dotted key, and which names hide a place."""
-    whole = manifest.flatten(recipe.model_dump(mode="json"))
-    flat = {"name": recipe.name, **{key: whole[key] for key in _ALWAYS}}
-    flat |= manifest.flatten(recipe.model_dump(mode="json", exclude_defaults=True))
-    flat |= {key: NO_KEY for key in flat if key.endswith(".api_key")}
+def public_settings(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
+    """What a recipe sets other than the defaults, and which names hide a place.
+
+    Its name and seed, the model and the source of problems are there whatever they are.
+    """
+    changed = recipe.model_dump(mode="json", exclude_defaults=True)
+    own: dict[str, Any] = {"name": recipe.name, "seed": recipe.seed} | changed
+    model, problems = recipe.model, recipe.problems
+    own["model"] = {"name": model.name, "engine": model.engine} | own.get("model", {})
+    own["problems"] = {"source": problems.source} | own.get("problems", {})
+    for group in ("model", "judge"):
+        if "api_key" in own.get(group, {}):
+            own[group]["api_key"] = NO_KEY
     redaction = Redaction.of(recipe)
-    hidden = (redaction.replaced.get(text) for _, text in texts_of(flat))
-    return redaction.data(flat), tuple(dict.fromkeys(filter(None, hidden)))
+    hidden = (redaction.replaced.get(text) for _, text in texts_of(own))
+    return redaction.data(own), list(dict.fromkeys(filter(None, hidden)))
 
 
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as groups of settings again."""
-    data: dict[str, Any] = {}
-    for key, value in flat.items():
-        *parents, last = key.split(".")
-        place = data
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = value
-    return data
-
-
-def _changes(recipe: Recipe, own: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """What to set on top of the packaged recipe of the same name; its name is None without one."""
-    for folder in ("", "baselines/"):
-        path = Path(str(resource("pipelines"))) / f"{folder}{recipe.name}.yaml"
-        if path.parent.name in ("pipelines", "baselines") and path.is_file():
-            break
-    else:
-        return {}, None
-    packaged, _ = public_settings(load_recipe(path))
-    changes = {key: value for key, value in own.items() if packaged.get(key) != value}
-    default = manifest.flatten(recipe.model_dump(mode="json"))
-    changes |= {key: default.get(key) for key in packaged if key not in own}
-    return changes, f"pipelines/{folder}{recipe.name}.yaml"
-
-
-def _value(value: Any) -> str:
-    """As it is written after `--set KEY=`: YAML in one line."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
-    text = text.strip().removesuffix("...").strip()
-    return json.dumps(value, ensure_ascii=False) if "\n" in text else text
-
-
-def _runs_programs(run: RunReader) -> bool:
-    return any(
-        run.count(stage, answer_kind="code") > 0
-        for stage in ("problems", "test")
-        if run.table(stage).is_file()
-    )
-
-
-def _public_name(name: str) -> str:
-    return public_names([name])[name]
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", _public_name(name)).strip("-.") or "recipe"
-
-
-def content_of_sources(run: RunReader) -> dict[str, str]:
-    """What local sources held, by the names they are shown with, as hashes."""
-    found: dict[str, str] = {}
-    for stage in STAGES:
-        config: Mapping[str, Any] = (run.manifest(stage) or {}).get("config") or {}
+def _hashes(found: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """What local sources and models held, by the names they are shown with; then each table."""
+    hashes = {}
+    for done in found.values():
+        config = done.get("config") or {}
         for key, value in config.items():
-            _, marked, source = key.partition("content of ")
-            if marked and isinstance(value, str):
-                found[_public_name(source)] = value
-            elif key == "weights" and isinstance(value, str):
-                found[f"weights of {_public_name(str(config.get('model.name')))}"] = value
-    return found
+            of, marked, name = key.partition("content of ")
+            if key == "weights":
+                of, name = "weights of ", str(config.get("model.name"))
+            if isinstance(value, str) and (marked or key == "weights"):
+                hashes[f"{of}{public_names([name])[name]}, as it went in"] = value
+    for stage, done in found.items():
+        if done.get("content"):
+            made = "the weights" if stage == "train" else "its table"
+            hashes[f"{stage}: {made}"] = str(done["content"])
+    return list(hashes.items())
