@@ -8,9 +8,8 @@ responses to a question its difficulty: intervals are clustered by whichever mak
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,10 @@ from dto.records import derive
 from dto.reporting.evaluation import Arm, Figures, by_difficulty, too_many_failed
 from dto.reporting.funnel import right
 from dto.reporting.page import Section, drawn
-from dto.reporting.pictures import COLOURS, INK, MARKERS, error_bars, plain, save
+from dto.reporting.pictures import INK, error_bars, plain, save
 from dto.reporting.table import Table, arms_table, counted
 from dto.runs.reader import RunReader
-from dto.statistics import Estimate, shown
+from dto.statistics import Estimate
 
 MOST = 1000
 """Chains of each kind that a probe looks at."""
@@ -117,31 +116,25 @@ def _rows(asked: pl.DataFrame, lost: Counter[int]) -> list[Figures]:
     for (k,), part in asked.group_by("k", maintain_order=True):
         assert isinstance(k, int)
         arm = Arm("base", f"k = {k}", part, len(part) + lost[k])
-        graded = arm.graded
-        accuracy = _wider(graded, partial(statistics.proportion, arm.correct))
-        tokens = _wider(graded, partial(statistics.mean, graded["tokens"].to_numpy()))
-        faults = Counter(filter(None, graded["fault"].to_list()))
         gain = ratio = None
         if k > 1 and not too_many_failed(arm):
-            gain, ratio = _against(graded, alone)
-        rows.append(
-            Figures(
-                "", arm.model, arm.exit, accuracy.problems, len(graded), arm.truncated, arm.failed,
-                accuracy, tokens, gain, ratio, "base" if k == 1 else "", k=k,
-                more={"requests": graded["response"].n_unique(),
-                      "faults": dict(sorted(faults.items()))},
-            )
-        )  # fmt: skip
+            gain, ratio = _against(arm.graded, alone)
+        faults = Counter(filter(None, arm.graded["fault"].to_list()))
+        more = {
+            "requests": arm.graded["response"].n_unique(),
+            "faults": dict(sorted(faults.items())),
+        }
+        verdict = "base" if k == 1 else ""
+        row = arm.figures(gain=gain, ratio=ratio, verdict=verdict, k=k, more=more)
+        by_response = part.with_columns(problem_id="response")
+        other = Arm(arm.model, arm.exit, by_response, arm.expected).figures()
+        accuracy, tokens = _wider(row.accuracy, other.accuracy), _wider(row.tokens, other.tokens)
+        rows.append(replace(row, accuracy=accuracy, tokens=tokens))
     return rows
 
 
-def _wider(frame: pl.DataFrame, estimate: Callable[[list[str]], Estimate]) -> Estimate:
-    """The estimate by problem, with the interval of clusters of responses where that is wider."""
-    by_problem = estimate(frame["problem_id"].to_list())
-    return _joined(by_problem, estimate(frame["response"].to_list()))
-
-
-def _joined(first: Estimate, second: Estimate) -> Estimate:
+def _wider(first: Estimate, second: Estimate) -> Estimate:
+    """The first, with the interval of the second where that is wider."""
     lows = [low for low in (first.low, second.low) if low == low]
     highs = [high for high in (first.high, second.high) if high == high]
     return replace(first, low=min(lows, default=nan), high=max(highs, default=nan))
@@ -165,7 +158,7 @@ def _against(together: pl.DataFrame, alone: pl.DataFrame) -> tuple[Estimate, Est
             ratio = replace(ratio, low=nan, high=nan)
         estimates.append((gain, ratio))
     (gain, ratio), (gain_r, ratio_r) = estimates
-    return _joined(gain, gain_r), _joined(ratio, ratio_r)
+    return _wider(gain, gain_r), _wider(ratio, ratio_r)
 
 
 def _difficulty(asked: pl.DataFrame) -> list[Figures]:
@@ -248,31 +241,13 @@ def draw_batch(batch: BatchReport, directory: Path, title: str) -> list[Path]:
 
 
 def batch_figure(batch: BatchReport, title: str = "") -> Figure:
-    """Tokens and accuracy against k.
-
-    The line of all questions has its intervals; those of each difficulty are thin.
-    """
+    """Tokens and accuracy against k, with intervals."""
     figure = Figure(figsize=(9.6, 4.2), dpi=150, layout="constrained")
     tokens, accuracy = figure.subplots(1, 2)
-    rows = batch.rows
-    ks = [row.k for row in rows]
-    style: dict[str, Any] = {
-        "fmt": "o-",
-        "color": INK,
-        "capsize": 3,
-        "linewidth": 1.8,
-        "label": "all questions",
-    }
-    error_bars(tokens, ks, [row.tokens for row in rows], **style)
-    error_bars(accuracy, ks, [row.accuracy for row in rows], scale=100, **style)
-    for place, bin in enumerate(dict.fromkeys(row.bin for row in batch.difficulty), start=1):
-        part = [row for row in batch.difficulty if row.bin == bin]
-        part_ks = [row.k for row in part]
-        style = {"color": COLOURS[place % len(COLOURS)], "linewidth": 0.9, "markersize": 4,
-                 "label": f"right alone: {bin}"}  # fmt: skip
-        marker = f"{MARKERS[place % len(MARKERS)]}-"
-        tokens.plot(part_ks, [row.tokens.value for row in part], marker, **style)
-        accuracy.plot(part_ks, [100 * row.accuracy.value for row in part], marker, **style)
+    ks = [row.k for row in batch.rows]
+    style: dict[str, Any] = {"fmt": "o-", "color": INK, "capsize": 3, "linewidth": 1.8}
+    error_bars(tokens, ks, [row.tokens for row in batch.rows], **style)
+    error_bars(accuracy, ks, [row.accuracy for row in batch.rows], scale=100, **style)
     for axes, what in ((tokens, "tokens per question"), (accuracy, "accuracy, %")):
         axes.set_xticks(ks)
         axes.set_ylim(bottom=0)
@@ -281,9 +256,6 @@ def batch_figure(batch: BatchReport, title: str = "") -> Figure:
         plain(axes)
     if title:
         figure.suptitle(title, fontsize=10, color=INK)
-    handles, names = tokens.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=8.5,
-                  labelcolor=INK)  # fmt: skip
     return figure
 
 
@@ -300,27 +272,25 @@ def batch_section(batch: BatchReport | None, training: Mapping[str, Any] | None)
     if batch is not None and batch.rows:
         text.append("k questions stand in one prompt; k = 1 is each asked alone. Tokens of a "
                     "response count in equal parts for its questions; gains and shares are "
-                    "against the same questions asked alone. Coloured lines are questions by how "
-                    "often they are right alone, on the other half of the samples.")  # fmt: skip
+                    "against the same questions asked alone.")  # fmt: skip
         columns = {
             "k": "k", "answers": "responses", "accuracy %": "accuracy", "gain": "gain",
             "tokens": "tokens", "% of k = 1": "ratio", "truncated": "truncated",
             "failed": "failed",
         }  # fmt: skip
         tables.append(arms_table(batch.rows, columns))
-        columns = {"right alone": "bin", "k": "k", **columns}
+        columns = {
+            "right alone": "bin", "k": "k", "problems": "problems", "acc. %": "accuracy alone",
+            "gain": "gain", "tokens": "tokens alone", "% of k = 1": "ratio",
+        }  # fmt: skip
         tables.append(arms_table(batch.difficulty, columns, "By difficulty", left=2))
         facts += [
             f"Answers that cannot be told apart, k = {row.k}: {counted(row.more['faults'])}."
             for row in batch.rows
             if row.more["faults"]
         ]
-        says = "; ".join(
-            f"k = {row.k}: {shown(row.tokens.value, ',.0f')} tokens, "
-            f"{shown(row.accuracy.value, '%')} % right"
-            for row in batch.rows
-        )
-        figure = drawn("batch", f"Questions in one prompt. {says}", batch_figure, batch)
+        says = "Tokens and accuracy against k; the table below has the figures."
+        figure = drawn("batch", says, batch_figure, batch)
     if batch is not None and batch.labels is not None:
         tables.append(_counts(batch.labels.counts))
         facts += _told_by(batch.labels)

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from dto.pipeline import STAGES
-from dto.reporting.evaluation import Figures, less
+from dto.reporting.evaluation import less
 from dto.reporting.page import LeftOut, Section
 from dto.reporting.table import Table
 from dto.runs.reader import RunReader
-from dto.statistics import NOTHING, Estimate, shown
+from dto.statistics import Estimate, shown
 
 JUDGE = "judge"
 """The judge that `prune` asks, whose tokens are not among those of `prune`."""
@@ -84,9 +84,7 @@ class Payback:
     def after(self) -> str:
         """`after 1,910 (1,702…2,204) questions`, or `never`."""
         if self.questions is None:
-            first = self.questions_low
-            better = "" if first is None else f", at the interval's better end after {first:,}"
-            return f"never{better}"
+            return "never"
         ends = ""
         if self.questions_low is not None:
             last = "never" if self.questions_high is None else f"{self.questions_high:,}"
@@ -95,11 +93,13 @@ class Payback:
 
     def told(self, spec: str) -> str:
         """What a question saves, shown by `spec`, and when that pays."""
-        saved = self.saved
-        if saved.value < 0:
-            more = less(0.0, saved)
-            return f"The trained model takes {more:{spec}} more a question: paid for {self.after}."
-        return f"The trained model saves {saved:{spec}} a question: paid for {self.after}."
+        saved = f"saves {self.saved:{spec}}"
+        if self.saved.value < 0:
+            saved = f"takes {less(0.0, self.saved):{spec}} more"
+        pays = "it never pays" if self.questions is None else f"paid for {self.after}"
+        if self.questions is None and self.questions_low is not None:
+            pays += f", at the interval's better end after {self.questions_low:,}"
+        return f"The trained model {saved} a question: {pays}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,28 +165,15 @@ def _judge(run: RunReader) -> dict[str, Any] | None:
     return {"usage": usage, "money": money}
 
 
-def break_even(
-    costs: Sequence[StageCost],
-    base: Figures,
-    trained: Figures,
-    saved: Estimate = NOTHING,
-    flops_saved: Estimate = NOTHING,
-) -> BreakEven:
-    """Set what was spent against what a question saves.
-
-    `saved` is the same difference of tokens, paired by problem, for its interval; `flops_saved`
-    that of model FLOPs.
-    """
+def break_even(costs: Sequence[StageCost], saved: Estimate, flops_saved: Estimate) -> BreakEven:
+    """Set what was spent against what a question saves, in tokens and in model FLOPs."""
     spent = [cost for cost in costs if cost.stage in OPTIMIZATION]
-    saved = replace(saved, value=base.tokens.value - trained.tokens.value)
-    flops_saved = replace(flops_saved, value=base.more["model_flops"] - trained.more["model_flops"])
     known = [cost for cost in spent if cost.stage != JUDGE or cost.model_flops is not None]
     flops = _total(cost.model_flops for cost in known)
+    unknown = flops is None or math.isnan(flops_saved.value)
     return BreakEven(
         tokens=Payback.of(sum(cost.tokens + cost.trained_tokens for cost in spent), saved),
-        flops=None
-        if flops is None or math.isnan(flops_saved.value)
-        else Payback.of(flops, flops_saved),
+        flops=None if unknown else Payback.of(flops or 0.0, flops_saved),
         tokens_read=sum(cost.prompt_tokens - cost.cached_tokens for cost in spent),
         without_judge=len(known) < len(spent),
     )
@@ -242,7 +229,7 @@ def cost_section(costs: Sequence[StageCost], even: BreakEven | None) -> Section 
                      "failures.")  # fmt: skip
     table = Table.of(
         "",
-        [*costs, *([together(spent, "all but evaluate")] if len(spent) > 1 else [])],
+        costs,
         {
             "stage": (lambda cost: cost.stage, ""),
             "generated": (lambda cost: cost.tokens, ""),
@@ -272,19 +259,3 @@ def cost_section(costs: Sequence[StageCost], even: BreakEven | None) -> Section 
                "those of attention. Seconds and MiB, of the largest process, are those of the "
                "machine that it ran on.",),
     )  # fmt: skip
-
-
-def together(costs: Sequence[StageCost], name: str) -> StageCost:
-    """All stages as one; FLOPs are None where a stage's are, memory and money are left out."""
-    return StageCost(
-        name,
-        tokens=sum(cost.tokens for cost in costs),
-        prompt_tokens=sum(cost.prompt_tokens for cost in costs),
-        cached_tokens=sum(cost.cached_tokens for cost in costs),
-        wasted_tokens=sum(cost.wasted_tokens for cost in costs),
-        trained_tokens=sum(cost.trained_tokens for cost in costs),
-        attention_flops=_total(cost.attention_flops for cost in costs),
-        model_flops=_total(cost.model_flops for cost in costs),
-        seconds=sum(cost.seconds or 0.0 for cost in costs),
-        peak_memory=None,
-    )

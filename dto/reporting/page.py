@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from textwrap import fill
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Drawing
 
 from dto import __version__
 from dto.reporting import pictures
 from dto.reporting.pictures import TEXT
-from dto.reporting.table import Table
+from dto.reporting.table import Table, template
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +94,7 @@ def render_page(
     sections: Sequence[Section | LeftOut],
 ) -> str:
     """The HTML of a page."""
-    return _template().render(
+    return template("page.html.jinja").render(
         title=title,
         subtitle=subtitle,
         headlines=headlines,
@@ -104,16 +102,3 @@ def render_page(
         left_out=[part for part in sections if isinstance(part, LeftOut)],
         version=__version__,
     )
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("dto.reporting", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["svg"] = Markup
-    return environment.get_template("page.html.jinja")

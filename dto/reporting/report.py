@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from dto.reporting import pictures
 from dto.reporting.batch import BatchReport, batch_report, batch_section
 from dto.reporting.cost import BreakEven, StageCost, break_even, cost_section, stage_costs
 from dto.reporting.evaluation import (
-    ALL_TASKS,
     COLUMNS,
     MAX_FAILED,
     Arm,
@@ -42,10 +41,9 @@ from dto.reporting.positions import (
     exit_positions,
     trial_reliability,
 )
-from dto.reporting.reproduce import names_table
 from dto.reporting.table import Table, arms_table
 from dto.runs.reader import RunReader
-from dto.statistics import Estimate, shown
+from dto.statistics import Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,19 +134,16 @@ def measure(path: Path) -> Report:
     plain = next((exit.name for exit in recipe.evaluate.exits if exit.policy == "none"), "")
     bases = {arm.task: base_arm(evaluated, plain, arm.task) for arm in evaluated}
     rows = tuple(evaluate(arm, bases[arm.task]) for arm in evaluated)
-    means = averages(rows)
     costs = tuple(stage_costs(run))
-    by_arm = {row.arm: row for row in means or rows}
-    base, trained = by_arm.get(("base", plain)), by_arm.get(("trained", plain))
     even = None
     failed = any(row.verdict == "too many failed" and row.arm == ("trained", plain) for row in rows)
-    if base is not None and trained is not None and not failed:
-        saved, flops = (_saved(evaluated, plain, name) for name in ("tokens", "model_flops"))
-        even = break_even(costs, base, trained, saved, flops)
+    saved, flops = (_saved(evaluated, plain, name) for name in ("tokens", "model_flops"))
+    if not failed and not isnan(saved.value):
+        even = break_even(costs, saved, flops)
     return Report(
         recipe=recipe,
         rows=rows,
-        averages=means,
+        averages=averages(rows),
         difficulty=tuple(difficulty(evaluated, [arm for arm in bases.values() if arm is not None])),
         costs=costs,
         break_even=even,
@@ -242,12 +237,6 @@ def _front(report: Report) -> Section:
         more = {"task": "task"} | more
     title = "Accuracy over completed responses, pass@n, efficiency, seconds"
     tables.append(arms_table(report.rows, more, title, left=3 if several else 2, folded=True))
-    tables.append(names_table(report.recipe))
-    says = "; ".join(
-        f"{row.model}, {row.exit}{f' on {row.task}' if several else ''}: "
-        f"{shown(row.accuracy.value, '%')} % at {shown(row.tokens.value, ',.0f')} tokens"
-        for row in report.rows
-    )
     facts = []
     if any(row.verdict == "too many failed" for row in report.rows):
         facts.append(
@@ -260,7 +249,8 @@ def _front(report: Report) -> Section:
             "Up and to the left is better. The dotted line joins the points that no other beats in "
             "both; bars are 95 % intervals. Whether two differ is told by the paired gains below.",
         ),
-        drawn("front", f"Accuracy against tokens. {says}", pictures.front, report.rows),
+        drawn("front", "Accuracy against tokens; the table below has the figures.",
+              pictures.front, report.rows),
         tuple(tables),
         tuple(facts),
         ("In brackets are 95 % intervals, each for itself: the more there are, the more of "
@@ -272,25 +262,17 @@ def _front(report: Report) -> Section:
     )  # fmt: skip
 
 
-def difficulty_table(rows: Sequence[Figures], several: bool) -> Table:
-    """Accuracy, gain and tokens by the base's pass rate, by task too if there are `several`."""
+def _difficulty(report: Report) -> Section | LeftOut:
+    title = "Tokens saved by difficulty"
+    if not any(row.ratio is not None for row in report.difficulty):
+        return LeftOut(
+            title, "it needs a base model without an exit and two samples of each problem."
+        )
     columns = {
         "base right": "bin", "model": "model", "exit": "exit", "problems": "problems",
         "acc. %": "accuracy alone", "gain, points": "gain", "tokens": "tokens alone",
         "% of base": "ratio alone",
     }  # fmt: skip
-    if several:
-        columns = {"task": "task"} | columns
-    return arms_table(rows, columns, left=4 if several else 3)
-
-
-def _difficulty(report: Report) -> Section | LeftOut:
-    title = "Tokens saved by difficulty"
-    whole = [r for r in report.difficulty if len(report.tasks) == 1 or r.task == ALL_TASKS]
-    if not any(row.ratio is not None for row in whole):
-        return LeftOut(
-            title, "it needs a base model without an exit and two samples of each problem."
-        )
     return Section(
         "difficulty",
         title,
@@ -301,8 +283,8 @@ def _difficulty(report: Report) -> Section | LeftOut:
             "stands in two bins.",
         ),
         drawn("difficulty", "Tokens saved and points gained, by the base's pass rate; the table "
-              "below has the figures.", pictures.difficulty, whole),
-        (difficulty_table(whole, several=False),),
+              "below has the figures.", pictures.difficulty, report.difficulty),
+        (arms_table(report.difficulty, columns, left=3),),
     )  # fmt: skip
 
 

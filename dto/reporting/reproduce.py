@@ -13,52 +13,11 @@ from typing import Any
 import yaml
 
 from dto.pipeline import STAGES, needed
-from dto.recipe import ExitSettings, Recipe
+from dto.recipe import Recipe
 from dto.redact import NO_KEY, Redaction, public_names, texts_of
 from dto.reporting.page import Section
 from dto.reporting.table import Table
 from dto.runs.reader import RunReader
-
-DECIDING = {
-    "static": ("fraction",),
-    "budget": ("budget",),
-    "deer": ("monitor", "inducer", "threshold"),
-    "consistency": ("monitor", "inducer", "agree"),
-    "entropy": ("variance",),
-}
-"""By policy the settings that are told of an exit though they be the defaults."""
-
-
-def names_table(recipe: Recipe) -> Table:
-    """What stands behind the names of models and exits."""
-    names = public_names(list(recipe.evaluate.models))
-    base = public_names([recipe.model.name])[recipe.model.name]
-    models = {"base": f"{base}, as it is", "trained": f"{base} after {_training(recipe)}"}
-    rows = [("model", names[name], models.get(name, "a model of its own"))
-            for name in recipe.evaluate.models]  # fmt: skip
-    rows += [("exit", exit.name, _exit(exit)) for exit in recipe.evaluate.exits]
-    return Table(
-        "What the names of models and exits stand for",
-        ("what", "name", "stands for"),
-        tuple(rows),
-        left=2,
-        wide=True,
-        folded=True,
-    )
-
-
-def _training(recipe: Recipe) -> str:
-    train = recipe.train
-    return f"training: {train.method}, learning rate {train.learning_rate:g}, seed {recipe.seed}"
-
-
-def _exit(exit: ExitSettings) -> str:
-    if exit.policy == "none":
-        return "the model ends its thinking itself"
-    main = {key: getattr(exit, key) for key in DECIDING.get(exit.policy, ())}
-    own = main | exit.model_dump(mode="json", exclude_defaults=True)
-    settings = [f"{key} {value}" for key, value in own.items() if key not in ("name", "policy")]
-    return ", ".join([f"policy {exit.policy}", *settings])
 
 
 def reproduce_section(run: RunReader) -> Section:

@@ -7,16 +7,32 @@ import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from functools import cache
 from math import isfinite
 from pathlib import Path
 from textwrap import wrap
 from typing import Any, TypeVar
 
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from dto.reporting.evaluation import Figures
 from dto.runs.manifest import write_text
 from dto.statistics import NOTHING, Estimate, shown
+
+
+@cache
+def template(name: str) -> Template:
+    """A template of this package; what is put into it is escaped."""
+    environment = Environment(
+        loader=PackageLoader("dto.reporting", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["svg"] = Markup
+    return environment.get_template(name)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -86,9 +102,9 @@ class Table:
     def text(self, width: int = 100) -> str:
         """For a terminal: columns two spaces apart, a rule below the head.
 
-        Columns that do not fit into `width` follow in further blocks, each after the first `left`
-        columns; text in the last column of a `wide` table is wrapped. Where several columns name a
-        row, a long name is shown by its end.
+        Columns that do not fit into `width` follow in further blocks, as even as they can be and
+        each after the first `left` columns; text in the last column of a `wide` table is wrapped.
+        Where several columns name a row, a long name is shown by its end.
         """
         lines = [list(self.head), *self.cells()]
         if self.left > 1:
@@ -98,14 +114,21 @@ class Table:
             room = max(MOST_NAME, width - sum(widths[:-1]) - 2 * (len(widths) - 1))
             lines = [part for line in lines for part in _wrapped(line, room)]
             widths[-1] = min(widths[-1], room)
+        blocks = self._blocks(widths, width)
+        while len(blocks) > 1 and len(even := self._blocks(widths, width - 1)) == len(blocks):
+            blocks, width = even, width - 1
+        texts = [self._block(lines, widths, block) for block in blocks]
+        return "\n".join([*filter(None, [self.title]), "\n\n".join(texts), *self.notes])
+
+    def _blocks(self, widths: list[int], width: int) -> list[list[int]]:
+        """Which columns stand in each block."""
         blocks = [list(range(self.left))]
         for place in range(self.left, len(widths)):
             used = sum(widths[column] + 2 for column in blocks[-1])
             if used + widths[place] > width and len(blocks[-1]) > self.left:
                 blocks.append(list(range(self.left)))
             blocks[-1].append(place)
-        texts = [self._block(lines, widths, block) for block in blocks]
-        return "\n".join([*filter(None, [self.title]), "\n\n".join(texts), *self.notes])
+        return blocks
 
     def _block(self, lines: list[list[str]], widths: list[int], places: list[int]) -> str:
         flush = self._flush()
@@ -130,33 +153,9 @@ class Table:
     def html(self) -> Markup:
         """For a page, escaped; a dash where there is nothing."""
         sides = [Markup(' class="left"' if flush else "") for flush in self._flush()]
-        head = Markup().join(
-            Markup('<th scope="col"{}>{}</th>').format(side, name)
-            for side, name in zip(sides, self.head, strict=True)
-        )
-        lines = [
-            Markup('<div class="scroll" tabindex="0" role="region" aria-label="{}">').format(
-                self.title or ", ".join(self.head)
-            ),
-            Markup('<table class="wide">' if self.wide else "<table>"),
-            Markup("<thead><tr>{}</tr></thead>").format(head),
-            Markup("<tbody>"),
-        ]
-        if self.title and not self.folded:
-            lines.insert(2, Markup("<caption>{}</caption>").format(self.title))
-        for first, *others in self.cells(empty="–"):
-            cells = [Markup('<th scope="row" class="left">{}</th>').format(first)]
-            cells += [
-                Markup("<td{}>{}</td>").format(side, cell)
-                for side, cell in zip(sides[1:], others, strict=True)
-            ]
-            lines.append(Markup("<tr>{}</tr>").format(Markup().join(cells)))
-        lines += [Markup("</tbody>"), Markup("</table>"), Markup("</div>")]
-        lines += [Markup('<p class="note">{}</p>').format(note) for note in self.notes]
-        if self.folded:
-            opened = Markup("<details>\n<summary>{}</summary>").format(self.title)
-            lines = [opened, *lines, Markup("</details>")]
-        return Markup("\n").join(lines)
+        lines = [(line[0], line[1:]) for line in self.cells(empty="–")]
+        page = template("table.html.jinja")
+        return Markup(page.render(table=self, sides=sides, rows=lines).strip())
 
     def markdown(self) -> str:
         """For GitHub and the Hub."""

@@ -8,7 +8,7 @@ from dto.redact import public_names
 from dto.reporting.batch import draw_batch
 from dto.reporting.page import Headline, render_page
 from dto.reporting.pictures import draw
-from dto.reporting.report import Report, difficulty_table, measure
+from dto.reporting.report import Report, measure
 from dto.reporting.reproduce import reproduce_section
 from dto.reporting.table import papers_table, write_json
 from dto.runs.manifest import write_text
@@ -50,12 +50,6 @@ def _write_tables(directory: Path, result: Report) -> None:
         "Accuracy in %, tokens of a response with its trials, and these in % of the base's.",
         papers.markdown(),
     ]
-    if result.difficulty:
-        parts += [
-            "## By difficulty",
-            "Problems by the base's pass rate on one half of the samples; figures from the other.",
-            difficulty_table(result.difficulty, several=True).markdown(),
-        ]
     write_text(directory / "tables.md", "\n\n".join(parts) + "\n")
     write_text(directory / "tables.csv", papers.csv())
 
