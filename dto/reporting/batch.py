@@ -8,10 +8,9 @@ responses to a question its difficulty: intervals are clustered by whichever mak
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import nan
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -23,7 +22,7 @@ from dto.records import derive
 from dto.reporting.evaluation import Arm, Figures, by_difficulty, too_many_failed
 from dto.reporting.funnel import right
 from dto.reporting.page import Section, drawn
-from dto.reporting.pictures import INK, error_bars, plain, save
+from dto.reporting.pictures import INK, error_bars, plain
 from dto.reporting.table import Table, arms_table, counted
 from dto.runs.reader import RunReader
 from dto.statistics import Estimate
@@ -36,23 +35,19 @@ MOST = 1000
 class Labels:
     """What the labels are, and what their chains give away.
 
-    `counts` is by split and verdict, `letters` by the letter that is right. `format` tells concise
-    chains from verbose ones by format, `format_right` all right batch chains from right vanilla
-    ones; `length` tells the former by length, and `length_accuracy` is how often the length alone
-    gives the right verdict of three.
+    `counts` is by split and verdict. `format` and `length` tell concise chains from verbose ones by
+    these alone, and `length_accuracy` is how often the length gives the right verdict of three.
     """
 
     counts: dict[str, dict[str, int]]
-    letters: dict[str, int]
     format: Probe
-    format_right: Probe
     length: Probe
     length_accuracy: Estimate
 
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """All of it. `dropped` counts chains that could not be made, by k and reason.
+    """All of it.
 
     The responses of a row are answers, and `tokens` those of one of them. Gain and ratio are
     against k = 1 on the same problems; None for k = 1, and where too many requests failed. `more`
@@ -62,7 +57,6 @@ class BatchReport:
 
     rows: tuple[Figures, ...]
     difficulty: tuple[Figures, ...]
-    dropped: dict[str, dict[str, int]]
     labels: Labels | None
 
 
@@ -77,7 +71,7 @@ def batch_report(run: RunReader) -> BatchReport | None:
     labels = _labels(run) if run.manifest("label") else None
     if not rows and labels is None:
         return None
-    return BatchReport(rows, difficulty, _dropped(run), labels)
+    return BatchReport(rows, difficulty, labels)
 
 
 def answers(run: RunReader) -> pl.DataFrame:
@@ -178,69 +172,31 @@ def _difficulty(asked: pl.DataFrame) -> list[Figures]:
     return [replace(row, k=int(row.exit.removeprefix("k = "))) for row in rows]
 
 
-def _dropped(run: RunReader) -> dict[str, dict[str, int]]:
-    """By k, `1` for vanilla, and reason: the chains that there are not."""
-    counts: Counter[tuple[int, str]] = Counter()
-    for row in run.dropped("chain"):
-        counts[int(row.id.split("/")[-2]), row.reason] += 1
-    by_k: dict[str, dict[str, int]] = {}
-    for (k, reason), count in sorted(counts.items()):
-        by_k.setdefault(str(k), {})[reason] = count
-    return by_k
-
-
 def _labels(run: RunReader) -> Labels:
-    table, seed = run.frame("label"), run.recipe.seed
-    light = table.select("problem_id", "split", "verdict", "label", "length").collect()
+    table = run.frame("label")
+    light = table.select("id", "problem_id", "split", "verdict", "length").collect()
     counts: dict[str, dict[str, int]] = {}
     for split, verdict, count in light.group_by("split", "verdict").len().sort(
         "split", "verdict", descending=[True, False]
     ).iter_rows():  # fmt: skip
         counts.setdefault(split, {})[verdict] = count
-    judged = _some(table, "verdict", ("concise", "verbose"), seed)
-    chains = run.frame("chain").filter(grade="correct")
-    right = _some(chains.rename({"text": "chain"}), "origin", ("batch", "vanilla"), seed)
+    chosen: list[str] = []
+    for kind in ("concise", "verbose"):
+        ids = light.filter(verdict=kind)["id"].to_list()
+        chosen += sorted(ids, key=lambda row_id: derive(run.recipe.seed, row_id, "probe"))[:MOST]
+    judged = table.filter(pl.col("id").is_in(chosen)).sort("id").collect()
+    concise, problems = (judged["verdict"] == "concise").to_list(), judged["problem_id"].to_list()
     return Labels(
         counts=counts,
-        letters=dict(light["label"].value_counts().sort("label").iter_rows()),
-        format=_format(judged, "verdict", "concise"),
-        format_right=_format(right, "origin", "batch"),
-        length=length_probe(
-            judged["length"].to_list(), *_told_apart(judged, "verdict", "concise")
-        ),
+        format=format_probe(judged["chain"].to_list(), concise, problems),
+        length=length_probe(judged["length"].to_list(), concise, problems),
         length_accuracy=length_accuracy(
             light["length"].to_list(), light["verdict"].to_list(), light["problem_id"].to_list()
         ),
-    )  # fmt: skip
+    )
 
 
-def _some(table: pl.LazyFrame, column: str, values: Sequence[str], seed: int) -> pl.DataFrame:
-    """At most `MOST` chains with each value, drawn by their ids."""
-    light = table.select("id", column).collect()
-    chosen: list[str] = []
-    for value in values:
-        ids = light.filter(pl.col(column) == value)["id"].to_list()
-        chosen += sorted(ids, key=lambda row_id: derive(seed, row_id, "probe"))[:MOST]
-    wanted = table.filter(pl.col("id").is_in(chosen))
-    return wanted.select("id", "problem_id", column, "chain", "length").collect().sort("id")
-
-
-def _format(chains: pl.DataFrame, column: str, positive: str) -> Probe:
-    return format_probe(chains["chain"].to_list(), *_told_apart(chains, column, positive))
-
-
-def _told_apart(chains: pl.DataFrame, column: str, value: str) -> tuple[list[bool], list[str]]:
-    return (chains[column] == value).to_list(), chains["problem_id"].to_list()
-
-
-def draw_batch(batch: BatchReport, directory: Path, title: str) -> list[Path]:
-    """Write `batch.png` and `batch.svg`; nothing without figures."""
-    if not batch.rows:
-        return []
-    return save(lambda: batch_figure(batch, title), directory, "batch")
-
-
-def batch_figure(batch: BatchReport, title: str = "") -> Figure:
+def batch_figure(batch: BatchReport) -> Figure:
     """Tokens and accuracy against k, with intervals."""
     figure = Figure(figsize=(9.6, 4.2), dpi=150, layout="constrained")
     tokens, accuracy = figure.subplots(1, 2)
@@ -254,8 +210,6 @@ def batch_figure(batch: BatchReport, title: str = "") -> Figure:
         axes.set_xlabel("questions in one prompt", color=INK)
         axes.set_ylabel(what, color=INK)
         plain(axes)
-    if title:
-        figure.suptitle(title, fontsize=10, color=INK)
     return figure
 
 
@@ -298,10 +252,6 @@ def batch_section(batch: BatchReport | None, training: Mapping[str, Any] | None)
                      "of the other: 0.5 tells nothing.")  # fmt: skip
     if judging:
         tables.append(_judging(judging))
-    if batch is not None and batch.dropped:
-        lost = [(k, sum(why.values()), counted(why, "; ")) for k, why in batch.dropped.items()]
-        head = ("k", "no chain", "why")
-        tables.append(Table("Questions without a chain", head, tuple(lost), wide=True))
     title = "Questions asked together" if figure else "Chains that are judged"
     return Section("batch", title, tuple(text), figure, tuple(tables), tuple(facts), tuple(notes))
 
@@ -320,10 +270,9 @@ def _counts(counts: Mapping[str, Mapping[str, int]]) -> Table:
 def _told_by(labels: Labels) -> list[str]:
     above = f" Above {BOUND} the format may tell the origin." if labels.format.tells else ""
     return [
-        f"Right letters: {counted(labels.letters)}.",
         f"AUC of concise against verbose chains, by their format without length: "
-        f"{told(labels.format)}, {labels.format.positive:,} + {labels.format.negative:,} chains; "
-        f"of all right batch chains against vanilla ones: {told(labels.format_right)}.{above}",
+        f"{told(labels.format)}, {labels.format.positive:,} + {labels.format.negative:,} chains."
+        f"{above}",
         f"A judge that sees the length alone: AUC {told(labels.length)}, the right verdict of "
         f"three on {labels.length_accuracy:%} %.",
     ]

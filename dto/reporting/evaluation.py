@@ -16,7 +16,7 @@ sharpness: the rate comes from half of the samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import isnan, nan, sqrt
@@ -135,25 +135,6 @@ class Arm:
             tokens=statistics.mean(self.column("tokens"), self.problems),
             **others,
         )
-
-
-def arms(rows: pl.DataFrame, expected: Mapping[str, int]) -> list[Arm]:
-    """Split an evaluation table (COLUMNS, `seconds` and `task`) by task, model and exit.
-
-    `expected` responses were asked for by each arm of a task.
-    """
-    return [
-        Arm(str(model), str(exit), part, expected.get(str(task), 0), str(task))
-        for (task, model, exit), part in rows.group_by(
-            ["task", "model", "exit"], maintain_order=True
-        )
-    ]
-
-
-def base_arm(arms: Iterable[Arm], base_exit: str, task: str) -> Arm | None:
-    """What everything on a task is compared with: the base model that thinks to its own end."""
-    name = (task, "base", base_exit)
-    return next((arm for arm in arms if (arm.task, arm.model, arm.exit) == name), None)
 
 
 def evaluate(arm: Arm, base: Arm | None) -> Figures:

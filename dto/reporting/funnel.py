@@ -76,21 +76,16 @@ def verdicts(run: RunReader) -> dict[str, dict[str, int]]:
     """Patterns by verdict; of those that were to go, how many are gone or had to be restored."""
     if not run.table("prune").is_file():
         return {}
-    found = _exploded(run.frame("prune"), "verdicts")
-    by_kind = {
-        (kind, pruned): n for kind, pruned, n in found.group_by("verdict", "pruned").len()
-        .collect().iter_rows()
-    }  # fmt: skip
-    kinds = {
-        kind: by_kind.get((kind, True), 0) + by_kind.get((kind, False), 0) for kind in VERDICTS
-    }
-    fates = {
-        fate: sum(by_kind.get((kind, gone), 0) for kind in VERDICTS if kind not in STAYS)
-        for fate, gone in (("verified", True), ("restored", False))
-    }
+    found = _exploded(run.frame("prune"), "verdicts").group_by("verdict", "pruned").len().collect()
+    kinds: Counter[str] = Counter()
+    fates: Counter[str] = Counter()
+    for kind, pruned, count in found.iter_rows():
+        kinds[kind] += count
+        if kind not in STAYS:
+            fates["verified" if pruned else "restored"] += count
     return {
-        "verdicts": {kind: count for kind, count in kinds.items() if count},
-        "prunes": {fate: count for fate, count in fates.items() if count},
+        "verdicts": {kind: kinds[kind] for kind in VERDICTS if kinds[kind]},
+        "prunes": dict(sorted(fates.items(), reverse=True)),
     }
 
 
@@ -272,7 +267,7 @@ def funnel_section(
         tables.append(Table("", ("rows", "all", "of them"), tuple(kinds), wide=True))
     facts = []
     if training is not None:
-        facts.append(_trained(training))
+        facts.append(trained(training))
     if copies := funnel["near_duplicates"]:
         facts.append(near_copies(copies))
     if agreed := funnel["agreement"]:
@@ -304,7 +299,7 @@ def _why(reasons: Mapping[str, int]) -> str:
     )
 
 
-def _trained(training: Mapping[str, Any]) -> str:
+def trained(training: Mapping[str, Any]) -> str:
     """How training went, on the dev problems."""
     base, kept = training["base"], training["kept"]
     accuracy, tokens = (
@@ -348,24 +343,21 @@ def _agreement_table(counts: Mapping[str, Mapping[str, int]]) -> Table:
 
 def _stated_error(settings: EstimateSettings) -> str:
     """What the decisions at boundaries say, and what they do not."""
+    flattered = "the exit that is chosen for a high share is flattered by it."
     if settings.method == "fixed":
         return (
             f"A boundary is above when a share of more than {settings.threshold:g} of "
-            f"{settings.rollouts} rollouts is right: no error is stated, and the exit that is "
-            "chosen for a high share is flattered by it."
+            f"{settings.rollouts} rollouts is right: no error is stated, and {flattered}"
         )
     low, high = zone(settings.threshold, settings.margin, settings.error, settings.cap)
-    scan = (
-        "Over a trajectory of many boundaries errors add up; estimate.error_scan bounds them "
-        "together."
-        if settings.error_scan is None
-        else f"A trajectory whose boundaries are all at {low:g} or less passes at any of them with "
-        f"probability {settings.error_scan:g} at most."
-    )
+    scan = "over many boundaries errors add up; estimate.error_scan bounds them together"
+    if settings.error_scan is not None:
+        scan = (
+            f"a trajectory whose boundaries are all at {low:g} or less passes at any of them with "
+            f"probability {settings.error_scan:g} at most"
+        )
     return (
         f"A boundary is above or below by a test with error {settings.error:g} at each boundary, "
-        f"against {low:g} and {high:g}: a chance of a right answer of at most {low:g} passes with "
-        f"no more than that probability, one of at least {high:g} is refused with no more. Of what "
-        f"lies between it says nothing. {scan} The exit that is chosen for a high share is "
-        "flattered by it."
+        f"against {low:g} and {high:g}, and of what lies between it says nothing; {scan}; and "
+        f"{flattered}"
     )

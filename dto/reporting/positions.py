@@ -195,7 +195,6 @@ class TrialReliability:
 
     model: str
     exit: str
-    shadow: bool
     reliability: Reliability
 
 
@@ -226,5 +225,5 @@ def trial_reliability(run: RunReader) -> tuple[TrialReliability, ...]:
                 continue
             rows = part.select("confidence", "right", "problem_id").sort("problem_id").rows()
             reliable = reliability(exit.monitor, exit.inducer, exit.confidence, rows)
-            reliabilities.append(TrialReliability(model, exit.name, exit.shadow, reliable))
+            reliabilities.append(TrialReliability(model, exit.name, reliable))
     return tuple(reliabilities)

@@ -26,10 +26,8 @@ from dto.reporting.evaluation import (
     MAX_FAILED,
     Arm,
     Figures,
-    arms,
     average,
     averages,
-    base_arm,
     difficulty,
     evaluate,
 )
@@ -132,8 +130,8 @@ def measure(path: Path) -> Report:
     recipe = run.recipe
     evaluated = _evaluated(run)
     plain = next((exit.name for exit in recipe.evaluate.exits if exit.policy == "none"), "")
-    bases = {arm.task: base_arm(evaluated, plain, arm.task) for arm in evaluated}
-    rows = tuple(evaluate(arm, bases[arm.task]) for arm in evaluated)
+    bases = {arm.task: arm for arm in evaluated if (arm.model, arm.exit) == ("base", plain)}
+    rows = tuple(evaluate(arm, bases.get(arm.task)) for arm in evaluated)
     costs = tuple(stage_costs(run))
     even = None
     failed = any(row.verdict == "too many failed" and row.arm == ("trained", plain) for row in rows)
@@ -144,7 +142,7 @@ def measure(path: Path) -> Report:
         recipe=recipe,
         rows=rows,
         averages=averages(rows),
-        difficulty=tuple(difficulty(evaluated, [arm for arm in bases.values() if arm is not None])),
+        difficulty=tuple(difficulty(evaluated, [*bases.values()])),
         costs=costs,
         break_even=even,
         funnel=funnel(run),
@@ -198,8 +196,12 @@ def _evaluated(run: RunReader) -> list[Arm]:
     rows = rows.with_columns(pl.col("task").fill_null(""))
     # A Hub id stands in the recipe, its last part in the tables; a task may have a name of its own.
     tasks = {Path(task).stem: place for place, task in enumerate(recipe.evaluate.tasks)}
+    arms = [
+        Arm(str(model), str(exit), part, expected.get(str(task), 0), str(task))
+        for (task, model, exit), part in rows.group_by("task", "model", "exit", maintain_order=True)
+    ]
     return sorted(
-        arms(rows, expected),
+        arms,
         key=lambda arm: (
             tasks.get(arm.task, len(tasks)),
             arm.task,

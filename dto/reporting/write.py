@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from dto.redact import public_names
-from dto.reporting.batch import draw_batch
 from dto.reporting.page import Headline, render_page
 from dto.reporting.pictures import draw
 from dto.reporting.report import Report, measure
@@ -16,14 +15,13 @@ from dto.runs.reader import RunReader
 
 
 def report(run_directory: Path | str) -> Report:
-    """Write `report.html`, `report.json`, the pictures and the tables below `RUN/report`.
+    """Write `report.html`, `report.json`, the picture and the tables below `RUN/report`.
 
     Everything is compared with the model `base` under the first exit whose policy is none, over
     the same problems and seeds, task by task; with several tasks there is a mean over them. The
-    page is one to send around. The picture is `report.png` and `report.svg`; where questions were
-    asked together, `batch.png` and `batch.svg` stand beside them. `tables.md` and `tables.csv` are
-    laid out as in the papers, and hold shares as percent and as they are. Raises DtoError when the
-    run has not been evaluated.
+    page is one to send around, the picture is `report.png` and `report.svg`. `tables.md` and
+    `tables.csv` are laid out as in the papers, and hold shares as percent and as they are. Raises
+    DtoError when the run has not been evaluated.
     """
     run = RunReader(run_directory)
     result = measure(run.path)
@@ -31,8 +29,6 @@ def report(run_directory: Path | str) -> Report:
     directory.mkdir(exist_ok=True)
     write_json(directory / "report.json", result.as_json())
     draw_report(result, directory)
-    if result.batch is not None:
-        draw_batch(result.batch, directory, result.name)
     _write_tables(directory, result)
     write_text(directory / "report.html", run_page(run, result.public()))
     return result
@@ -74,30 +70,24 @@ def _headlines(report: Report) -> list[Headline]:
     ]
     trained = [part for part in compared if part[0].arm == ("trained", report.plain)]
     others = [part for part in compared if part not in trained and part[1].high >= 0]
-    fewest = min(others, key=lambda part: part[2].value, default=None)
     headlines = []
-    for part in [*trained, *([fewest] if fewest else [])]:
-        row, gain, ratio = part
-        change = f"{abs(100 * (1 - ratio.value)):.0f} %"
+    for row, gain, ratio in [*trained, *sorted(others, key=lambda part: part[2].value)[:1]]:
+        name = row.model if row.exit == report.plain else f"{row.model}, {row.exit}"
         mood = "good" if gain.low > 0 else "bad" if gain.high < 0 else "open"
         claim = {"good": "a gain", "bad": "a loss", "open": "no difference shown"}[mood]
-        name = row.model if row.exit == report.plain else f"{row.model}, {row.exit}"
+        change = "fewer" if ratio.value <= 1 else "more"
         headlines.append(
             Headline(
-                f"{name}: the fewest where no loss is shown" if part is fewest else name,
-                f"{change} {'fewer' if ratio.value <= 1 else 'more'} tokens",
+                name if row.model == "trained" and row.exit == report.plain
+                else f"{name}: the fewest where no loss is shown",
+                f"{abs(100 * (1 - ratio.value)):.0f} % {change} tokens",
                 f"accuracy {gain:+%} points: {claim}",
                 f"{ratio:%} % of the base's tokens",
                 mood,
             )
-        )
+        )  # fmt: skip
     if (even := report.break_even) is not None:
-        spent = f"{even.tokens.spent / 1e6:,.2f} million tokens went into optimizing and training"
-        if even.flops is not None:
-            spent += f"; in model FLOPs, with all that was read: {even.flops.after}"
-        headlines.append(
-            Headline(
-                "optimizing and training have paid for themselves", even.tokens.after, "", spent
-            )
-        )
+        what = "optimizing and training have paid for themselves"
+        spent = f"{even.tokens.spent / 1e6:,.2f} million tokens went into them"
+        headlines.append(Headline(what, even.tokens.after, "", spent))
     return headlines
