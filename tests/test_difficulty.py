@@ -119,6 +119,6 @@ def test_tasks_together() -> None:
             [("a", "none"), ("a", "deer"), ("b", "none"), ("b", "deer")]
         )
     ]
-    rows = difficulty(arms, [arms[0], arms[2]])
+    rows = difficulty(arms, ("base", "none"))
     assert sum(row.responses for row in rows if row.exit == "deer") == 120
-    assert difficulty(arms, []) == []
+    assert difficulty(arms, ("base", "other")) == []

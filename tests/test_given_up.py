@@ -44,12 +44,14 @@ def test_answers_that_the_grader_gave_up_are_counted_by_reason(
         "evaluate": {"grader_memory": 1, "grader_timeout": 3},
     }
     assert found["ungraded"] == {
-        "engine": 1, "grader_crashed": 1, "unreadable_gold: grader_timeout": 1,
+        "HTTP 500": 1, "grader_crashed": 1, "unreadable_gold: grader_timeout": 1,
     }  # fmt: skip
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "answers given up at evaluate 4 1 grader memory, 3 grader timeout" in lines
     assert "answers given up at estimate 5 5 grader timeout" in lines
-    assert any(line.startswith("responses without a grade 3 1 engine, 1 grader") for line in lines)
+    assert any(
+        line.startswith("responses without a grade 3 1 HTTP 500, 1 grader") for line in lines
+    )
     page = (run / "report" / "report.html").read_text()
     assert "answers given up at estimate" in page and "5 grader timeout" in page
 

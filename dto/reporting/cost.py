@@ -250,12 +250,9 @@ def cost_section(costs: Sequence[StageCost], even: BreakEven | None) -> Section 
         tables=(table,),
         facts=tuple(facts),
         notes=("Generated and trained on are what has to be paid for, from sampling to training; "
-               "evaluating is measurement, and no part of it. Read are the tokens of prompts, "
-               "cached those of them that were not computed again; wasted are generated tokens "
-               "that nothing came of. Model FLOPs are two for each parameter that takes part "
-               "(embeddings apart, the LM head with them) and each token that was read, not from "
-               "the cache, or generated; six where it was trained on, four where adapters alone "
-               "were, two more each for gradient checkpointing and for a reference model; and "
-               "those of attention. Seconds and MiB, of the largest process, are those of the "
-               "machine that it ran on.",),
+               "evaluating is measurement. Cached are tokens of prompts that were not computed "
+               "again, wasted are generated tokens that nothing came of. Model FLOPs are those of "
+               "attention and, for each token that was read or generated, two a parameter; where "
+               "it was trained on six, or four of adapters alone, and two more each for gradient "
+               "checkpointing and a reference model. Seconds and MiB are those of the machine.",),
     )  # fmt: skip

@@ -283,19 +283,13 @@ def by_difficulty(arms: Sequence[Arm], base: Arm) -> list[Figures]:
     return rows
 
 
-def difficulty(arms: Sequence[Arm], bases: Sequence[Arm]) -> list[Figures]:
-    """The same over the problems of all tasks together, `bases` being one arm of each."""
-    if not bases:
-        return []
-    base = _together(bases)
+def difficulty(arms: Sequence[Arm], base: tuple[str, str]) -> list[Figures]:
+    """The same over the problems of all tasks together; `base` is a model under an exit."""
     names = dict.fromkeys((arm.model, arm.exit) for arm in arms)
-    joined = [
-        base
-        if (base.model, base.exit) == name
-        else _together([arm for arm in arms if (arm.model, arm.exit) == name])
-        for name in names
-    ]
-    return by_difficulty(joined, base)
+    joined = {
+        name: _together([arm for arm in arms if (arm.model, arm.exit) == name]) for name in names
+    }
+    return by_difficulty([*joined.values()], joined[base]) if base in joined else []
 
 
 def _together(parts: Sequence[Arm]) -> Arm:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -14,6 +12,7 @@ import polars as pl
 from dto.pipeline import STAGES
 from dto.recipe import EstimateSettings, Recipe
 from dto.records import STAYS, VerdictKind
+from dto.redact import failure_kind
 from dto.reporting.page import Section
 from dto.reporting.table import Table, counted
 from dto.runs.reader import RunReader
@@ -137,10 +136,6 @@ def _exploded(rows: pl.LazyFrame, column: str) -> pl.LazyFrame:
     return each.select("problem_id", "id", *(pl.col(column).struct.field(f) for f in fields))
 
 
-_SLUG = re.compile(r"(?:grader|sandbox|unreadable|no)_\w+(?:: \w+)*")
-"""A grader's reason; an engine's is a sentence."""
-
-
 def funnel(run: RunReader) -> dict[str, Any]:
     """Counts of rows by stage, by grade and outcome, and of dropped rows by reason.
 
@@ -181,12 +176,11 @@ def funnel(run: RunReader) -> dict[str, Any]:
 
 def training(run: RunReader) -> dict[str, Any] | None:
     """How training went: dev scores of the base and of what was kept, and why that one."""
-    done = run.manifest("train")
-    try:
-        history = json_lines(run / "train" / "history.jsonl")
-    except FileNotFoundError:
+    done, path = run.manifest("train"), run / "train" / "history.jsonl"
+    if done is None or not path.is_file():
         return None
-    if done is None or not history:
+    history = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    if not history:
         return None
     kept_step = int(done.get("kept_step", 0))
     kept = next((score for score in history if score["step"] == kept_step), history[0])
@@ -199,16 +193,6 @@ def training(run: RunReader) -> dict[str, Any] | None:
         "judging": done.get("judging"),
         "groups": done.get("groups"),
     }
-
-
-def json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file, one a line.
-
-    A line ends at a line feed alone, not at U+2028, U+2029 or U+0085 as for `splitlines`: a text
-    may hold these.
-    """
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        return [json.loads(line) for line in lines if line.strip()]
 
 
 def _near_duplicates(run: RunReader) -> dict[str, int]:
@@ -226,12 +210,12 @@ def _near_duplicates(run: RunReader) -> dict[str, int]:
 
 
 def _ungraded(run: RunReader) -> dict[str, int]:
-    """Responses graded `failed`, by the grader's reason; `engine` is any of an engine's own."""
+    """Responses graded `failed`, by what may be told of why."""
     counts: Counter[str] = Counter()
     for stage in ("sample", "evaluate"):
         if run.table(stage).is_file():
-            reasons = run.frame(stage, "grade", "reason").filter(grade="failed").collect()["reason"]
-            counts.update(each if _SLUG.fullmatch(each) else "engine" for each in reasons)
+            failed = run.frame(stage, "grade", "reason").filter(grade="failed").collect()
+            counts.update(map(failure_kind, failed["reason"]))
     return dict(sorted(counts.items()))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import nan
 
 import numpy as np
@@ -160,14 +161,11 @@ def _left_early(run: RunReader) -> list[ExitPositions]:
         .collect(engine="streaming")
     )
     exits = []
-    for model in settings.models:
-        for exit in settings.exits:
-            if exit.policy in GIVEN:
-                continue
-            part = paired.filter(model=model, exit=exit.name)
-            left = part.filter("left")["position"]
-            if len(left):
-                exits.append(_counted("evaluate", model, exit.name, left, len(part) - len(left)))
+    for model, exit in product(settings.models, settings.exits):
+        part = paired.filter(model=model, exit=exit.name)
+        left = part.filter("left")["position"]
+        if exit.policy not in GIVEN and len(left):
+            exits.append(_counted("evaluate", model, exit.name, left, len(part) - len(left)))
     return exits
 
 
@@ -218,12 +216,10 @@ def trial_reliability(run: RunReader) -> tuple[TrialReliability, ...]:
         .collect(engine="streaming")
     )
     reliabilities = []
-    for model in run.recipe.evaluate.models:
-        for exit in run.recipe.evaluate.exits:
-            part = trials.filter(model=model, exit=exit.name)
-            if part.is_empty():
-                continue
-            rows = part.select("confidence", "right", "problem_id").sort("problem_id").rows()
+    for model, exit in product(run.recipe.evaluate.models, run.recipe.evaluate.exits):
+        part = trials.filter(model=model, exit=exit.name).sort("problem_id")
+        if len(part):
+            rows = part.select("confidence", "right", "problem_id").rows()
             reliable = reliability(exit.monitor, exit.inducer, exit.confidence, rows)
             reliabilities.append(TrialReliability(model, exit.name, reliable))
     return tuple(reliabilities)

@@ -142,7 +142,7 @@ def measure(path: Path) -> Report:
         recipe=recipe,
         rows=rows,
         averages=averages(rows),
-        difficulty=tuple(difficulty(evaluated, [*bases.values()])),
+        difficulty=tuple(difficulty(evaluated, ("base", plain))),
         costs=costs,
         break_even=even,
         funnel=funnel(run),
@@ -216,7 +216,7 @@ def _front(report: Report) -> Section:
     arm = {"model": "model", "exit": "exit"}
     columns = arm | {
         "accuracy %": "accuracy", "gain, points": "gain", "tokens": "tokens", "% of base": "ratio",
-        "trial tokens": "trial", "truncated": "truncated", "failed": "failed",
+        "trial tokens": "trial", "out of tokens": "truncated", "failed": "failed",
     }  # fmt: skip
     more = arm | {
         "of completed %": "completed", "pass@n %": "pass", "efficiency": "efficiency",
@@ -258,7 +258,7 @@ def _front(report: Report) -> Section:
         ("In brackets are 95 % intervals, each for itself: the more there are, the more of "
          "them miss. Tokens are the mean of all that a question takes: thinking, answer and "
          "trial answers. Gains and % of base are against the base without an exit, paired by "
-         "problem. Truncated responses ran out of tokens and count as not correct, failed "
+         "problem. Responses that ran out of tokens count as not correct, failed "
          "ones have no grade and leave the denominator. Which responses are completed is each "
          "arm's own doing, so that the accuracy over these compares nothing.",),
     )  # fmt: skip

@@ -237,7 +237,6 @@ CELLS: Mapping[str, tuple[Callable[[Figures], Cell], str]] = {
     ),
     "verdict": (lambda row: row.verdict, ""),
     "completed": (_more("completed"), "%"),
-    "completed alone": (lambda row: row.more["completed"].value, "%"),
     "pass": (_more("pass_at_samples"), "%"),
     "tokens": (lambda row: row.tokens, ",.1f"),
     "tokens alone": (lambda row: row.tokens.value, ",.1f"),
@@ -249,9 +248,6 @@ CELLS: Mapping[str, tuple[Callable[[Figures], Cell], str]] = {
     "p50": (_more("seconds_p50"), ",.2f"),
     "p95": (_more("seconds_p95"), ",.2f"),
     "truncated": (lambda row: row.truncated, ""),
-    "truncated share": (
-        lambda row: row.truncated / row.responses if row.responses else NOTHING.value, "%",
-    ),
     "failed": (lambda row: row.failed, ""),
 }  # fmt: skip
 """By name, what a table of arms may show."""
