@@ -32,8 +32,7 @@ from dto.records import (
 from dto.redact import public_names
 from dto.reporting.pictures import legend_marks
 from dto.reporting.positions import exit_positions, histogram, trial_reliability
-from dto.reporting.reproduce import command, reproduce_section
-from dto.reporting.write import report
+from dto.reporting.write import command, report, reproduce_section
 from dto.runs.reader import RunReader
 
 PROBLEMS, SAMPLES = 6, 2

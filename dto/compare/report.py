@@ -31,8 +31,8 @@ from dto.recipe import Recipe
 from dto.reporting.evaluation import MAX_FAILED
 from dto.reporting.page import Section, drawn, render_page
 from dto.reporting.pictures import COLOURS, INK, MARKERS, error_bars, legend, plain, save
-from dto.reporting.reproduce import reproduce_section
 from dto.reporting.table import Cell, Table, write_json
+from dto.reporting.write import reproduce_section
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 from dto.statistics import Difference, Estimate

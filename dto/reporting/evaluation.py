@@ -144,7 +144,10 @@ def evaluate(arm: Arm, base: Arm | None) -> Figures:
     right = (arm.correct, arm.problems)
     efficiency, gain, ratio, verdict = NOTHING, None, None, ""
     if base is arm:
-        efficiency, verdict = Estimate(1.0, 1.0, 1.0, len(arm.problems), 0), "base"
+        efficiency, verdict = (
+            Estimate(1.0, 1.0, 1.0, len(arm.problems), len({*arm.problems})),
+            "base",
+        )
     elif base is not None:
         efficiency = statistics.efficiency(
             arm.correct, arm.column("tokens"), arm.problems,
@@ -295,7 +298,8 @@ def difficulty(arms: Sequence[Arm], base: tuple[str, str]) -> list[Figures]:
 def _together(parts: Sequence[Arm]) -> Arm:
     rows = pl.concat([part.all for part in parts])
     expected = sum(part.expected for part in parts)
-    return Arm(parts[0].model, parts[0].exit, rows, expected, "all tasks")
+    task = parts[0].task if len(parts) == 1 else "all tasks"
+    return Arm(parts[0].model, parts[0].exit, rows, expected, task)
 
 
 def _bins(base: Arm) -> pl.DataFrame:

@@ -241,16 +241,11 @@ def difficulty(rows: Sequence[Figures]) -> Figure:
     for axes in (saved, gained):
         plain(axes)
         axes.axhline(0, color=INK, linewidth=0.8)
-        axes.set_xticks(range(len(bins)), [_bin(shown, bin) for bin in bins])
+        axes.set_xticks(range(len(bins)), bins)
         axes.set_xlim(-0.5, len(bins) - 0.5)
         axes.set_xlabel("the base is right on that share of the other half", color=INK)
     legend(figure, "outside upper left", columns=3)
     return figure
-
-
-def _bin(rows: Sequence[Figures], bin: str) -> str:
-    most = max(row.problems for row in rows if row.bin == bin)
-    return f"{bin}\n{most:,} problem{'' if most == 1 else 's'}"
 
 
 def positions(exits: Sequence[ExitPositions], models: Sequence[str] = ()) -> Figure:

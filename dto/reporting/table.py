@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import cache
+from itertools import takewhile
 from math import isfinite
 from pathlib import Path
 from textwrap import wrap
@@ -115,8 +116,8 @@ class Table:
             lines = [part for line in lines for part in _wrapped(line, room)]
             widths[-1] = min(widths[-1], room)
         blocks = self._blocks(widths, width)
-        while len(blocks) > 1 and len(even := self._blocks(widths, width - 1)) == len(blocks):
-            blocks, width = even, width - 1
+        tried = (self._blocks(widths, narrower) for narrower in range(width - 1, 0, -1))
+        blocks = [blocks, *takewhile(lambda even: len(even) == len(blocks), tried)][-1]
         texts = [self._block(lines, widths, block) for block in blocks]
         return "\n".join([*filter(None, [self.title]), "\n\n".join(texts), *self.notes])
 
