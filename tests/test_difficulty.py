@@ -7,14 +7,7 @@ import polars as pl
 import pytest
 
 from dto import statistics
-from dto.reporting.evaluation import (
-    ALL_TASKS,
-    PASS_RATES,
-    Arm,
-    Figures,
-    by_difficulty,
-    over_tasks,
-)
+from dto.reporting.evaluation import PASS_RATES, Arm, Figures, by_difficulty, difficulty
 from dto.statistics import Estimate
 
 
@@ -126,7 +119,6 @@ def test_tasks_together() -> None:
             [("a", "none"), ("a", "deer"), ("b", "none"), ("b", "deer")]
         )
     ]
-    rows = over_tasks(arms, [arms[0], arms[2]])
-    assert {row.task for row in rows} == {ALL_TASKS}
+    rows = difficulty(arms, ("base", "none"))
     assert sum(row.responses for row in rows if row.exit == "deer") == 120
-    assert over_tasks(arms[:2], arms[:1]) == []
+    assert difficulty(arms, ("base", "other")) == []

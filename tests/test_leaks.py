@@ -17,7 +17,7 @@ from dto import tables
 from dto.pipeline import open_run, run_stages
 from dto.recipe import EvaluateSettings, ProblemSettings, Recipe
 from dto.records import Dropped, Problem
-from dto.reporting.funnel import funnel, funnel_lines, json_lines
+from dto.reporting.funnel import funnel, funnel_section
 from dto.runs.reader import RunReader
 from dto.tasks import load as loading
 from dto.tasks.importing import imported_problems
@@ -195,7 +195,7 @@ def test_near_copies_are_told_before_anything_is_sampled(
     assert f"such as {copy.id} ({copy.metadata['near_duplicate']})" in caplog.text
     counts = funnel(RunReader(tmp_path / "run"))
     assert counts["near_duplicates"] == {"train": 1}
-    told = " ".join(funnel_lines(counts, None))
+    told = " ".join(funnel_section(counts, None, recipe).facts)
     assert "half or more of a question of another split: 1 of train" in told
 
 
@@ -236,6 +236,5 @@ def test_a_line_of_json_ends_at_a_line_feed_alone(mark: str, tmp_path: Path) -> 
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         (tmp_path / stage / "dropped.jsonl").write_text("".join(lines), "utf-8", newline="\n")
         (tmp_path / stage / "manifest.json").write_text(json.dumps({"rows": 0}))
-    assert json_lines(tmp_path / "batch" / "dropped.jsonl") == rows
     assert [asdict(row) for row in RunReader(tmp_path).dropped("batch")] == rows
     assert funnel(RunReader(tmp_path))["dropped"]["train"] == {"error": 3}

@@ -7,7 +7,6 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
 from dto import tables
-from dto.commands import read_target
 from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.records import (
     EvaluationRow,
@@ -34,8 +32,7 @@ from dto.records import (
 from dto.redact import public_names
 from dto.reporting.pictures import legend_marks
 from dto.reporting.positions import exit_positions, histogram, trial_reliability
-from dto.reporting.reproduce import reproduction
-from dto.reporting.write import report
+from dto.reporting.write import command, report, reproduce_section
 from dto.runs.reader import RunReader
 
 PROBLEMS, SAMPLES = 6, 2
@@ -205,7 +202,7 @@ def test_a_page_has_all_sections_and_no_network(make_run: Callable[..., Path]) -
     sections = {"front", "difficulty", "exits", "calibration", "cost", "funnel", "reproduce"}
     assert sections <= set(found.ids)
     assert "Left out" not in html
-    assert found.tags["svg"] == 5 and "script" not in found.tags and "img" not in found.tags
+    assert found.tags["svg"] == 4 and "script" not in found.tags and "img" not in found.tags
     assert max(found.ids.values()) == 1
     assert {each for each in found.addresses if not each.startswith("#")} == {"data:,"}
     assert all(each[1:] in found.ids for each in found.addresses if each.startswith("#"))
@@ -265,21 +262,6 @@ def test_the_error_of_estimates_is_said_as_it_is(
     row = ExitEstimate("000/000/00000", "000/000", 0, 10, 10, 0, 0, 1.0, 0.7, 1.0, "above", 20)
     write(run, "estimate", ExitEstimate, [row])
     assert said in page(run)
-
-
-def test_answers_that_the_grader_gave_up_on_are_counted(make_run: Callable[..., Path]) -> None:
-    run = make_run()
-    told = "answers graded wrong because comparing them exceeded a limit"
-    assert told not in page(run) and "given up" not in str(report(run))
-    rows = list(tables.read(run / "evaluate" / "rows.parquet", EvaluationRow))
-    wrong = [number for number, row in enumerate(rows) if row.grade == "wrong"][:3]
-    for number, reason in zip(
-        wrong, ("grader_timeout", "grader_timeout", "TypeError"), strict=True
-    ):
-        rows[number] = replace(rows[number], reason=reason)
-    tables.write(run / "evaluate" / "rows.parquet", EvaluationRow, rows)
-    assert told in page(run) and "2 grader timeout" in page(run)
-    assert "given up" in str(report(run)) and "2 grader_timeout" in str(report(run))
 
 
 def test_what_a_run_lacks_is_left_out_and_said(make_run: Callable[..., Path]) -> None:
@@ -355,37 +337,24 @@ def test_a_path_is_shown_by_its_last_part(name: str, public: str) -> None:
         {"judge": {"name": "org/judge", "engine": "openai"}, "prune.judge": "llm"},
         {"evaluate.exits": [{"name": "none"}, {"name": "a b", "policy": "budget", "budget": 7}]},
         {"evaluate.tasks": ["math500", "gsm8k"], "evaluate.limit": 5, "sample.top_p": 0.95},
-        {"evaluate.samples": 4},  # the default: the packaged recipe sets another
+        {"name": "my own", "evaluate.samples": 4},
     ],
 )
 def test_the_command_gives_the_same_recipe(changes: dict[str, Any], tmp_path: Path) -> None:
     recipe = load_recipe("pipelines/quickstart.yaml", changes)
-    found = reproduction(RunReader(tmp_path, recipe))
-    assert found.packaged and found.hidden == ()
-    words = shlex.split(found.command.replace("\\\n", ""))
-    assert words[:3] == ["dto", "run", "pipelines/quickstart.yaml"]
-    sets = [word for word in words[3:] if word != "--set"]
-    again, _ = read_target(words[2], sets)
-    assert again == recipe
-
-
-def test_a_recipe_of_ones_own_stands_in_the_page(tmp_path: Path) -> None:
-    changes = {f"train.{key}": 0.5 for key in ("beta", "gamma", "nll", "learning_rate")}
-    recipe = load_recipe("pipelines/quickstart.yaml", {"name": "my own", **changes})
-    found = reproduction(RunReader(tmp_path, recipe))
-    assert not found.packaged
-    assert shlex.split(found.command) == ["dto", "run", "my-own.yaml"]
-    saved = tmp_path / "my-own.yaml"
-    saved.write_text(found.recipe)
+    section = reproduce_section(RunReader(tmp_path, recipe))
+    assert "shown by the last part" not in " ".join(section.text)
+    dto, run, target = shlex.split(section.code)
+    assert (dto, run) == ("dto", "run") and section.folded is not None
+    saved = tmp_path / target
+    saved.write_text(section.folded[1])
     assert load_recipe(saved) == recipe
 
 
 def test_programs_are_allowed_where_they_were(tmp_path: Path) -> None:
     problem = Problem("a", "toy", "test", "?", "{}", answer_kind="code")
     write(tmp_path, "problems", Problem, [problem])
-    assert reproduction(RunReader(tmp_path, Recipe(name="toy"))).command.endswith(
-        "--allow-code-execution"
-    )
+    assert command(RunReader(tmp_path, Recipe(name="toy"))).endswith("--allow-code-execution")
 
 
 def finish(run: Path, *stages: str) -> None:
@@ -395,7 +364,7 @@ def finish(run: Path, *stages: str) -> None:
 
 
 BEFORE_TRAINING = ("problems", "sample", "segment", "estimate", "optimize", "prune", "pair")
-RUN, REPORT = "dto run pipelines/quickstart.yaml", "dto report runs/quickstart"
+RUN, REPORT = "dto run quickstart.yaml", "dto report runs/quickstart"
 
 
 @pytest.mark.parametrize(
@@ -403,12 +372,12 @@ RUN, REPORT = "dto run pipelines/quickstart.yaml", "dto report runs/quickstart"
     [
         ({}, (*BEFORE_TRAINING, "train", "evaluate"), [RUN]),
         # `dto run` would train.
-        ({}, ("problems", "evaluate"), ["dto evaluate pipelines/quickstart.yaml", REPORT]),
+        ({}, ("problems", "evaluate"), ["dto evaluate quickstart.yaml", REPORT]),
         (
             {},
             ("problems", "sample", "segment", "evaluate"),
             [
-                "dto sample pipelines/quickstart.yaml",
+                "dto sample quickstart.yaml",
                 "dto segment runs/quickstart",
                 "dto evaluate runs/quickstart",
                 REPORT,
@@ -418,16 +387,15 @@ RUN, REPORT = "dto run pipelines/quickstart.yaml", "dto report runs/quickstart"
         (
             {"evaluate.models": ["base"]},
             ("problems", "test", "evaluate"),
-            [f"{RUN} \\\n    --set 'evaluate.models=[base]'"],
+            [RUN],
         ),
         # `dto run` would not sample.
         (
             {"evaluate.models": ["base"]},
             ("problems", "sample", "evaluate"),
-            [f"{RUN} \\\n    --set 'evaluate.models=[base]'", "dto sample runs/quickstart", REPORT],
+            [RUN, "dto sample runs/quickstart", REPORT],
         ),
-        ({"compare.methods": ["sft"]}, ("problems", "sample"), [
-            f"{RUN} \\\n    --set 'compare.methods=[sft]'"]),
+        ({"compare.methods": ["sft"]}, ("problems", "sample"), [RUN]),
     ],
 )  # fmt: skip
 def test_the_commands_do_what_was_done(
@@ -435,17 +403,7 @@ def test_the_commands_do_what_was_done(
 ) -> None:
     finish(tmp_path, *finished)
     recipe = load_recipe("pipelines/quickstart.yaml", changes)
-    assert reproduction(RunReader(tmp_path, recipe)).command == "\n".join(commands)
-
-
-def test_names_of_exits_and_models_are_explained(make_run: Callable[..., Path]) -> None:
-    exits = [*EXITS[:1], {"name": "early", "policy": "deer", "inducer": "closed"},
-             {"name": "half", "policy": "static", "fraction": 0.25},
-             {"name": "default", "policy": "budget"}]  # fmt: skip
-    html = page(make_run(exits=exits, models=("base", "trained", "nano-control")))
-    assert "policy deer, monitor cue, inducer closed, threshold 0.95" in html
-    assert "policy static, fraction 0.25" in html and "policy budget, budget 1024" in html
-    assert "nano, as it is" in html and "nano after training: simpo, learning rate" in html
+    assert command(RunReader(tmp_path, recipe)) == "\n".join(commands)
 
 
 def test_tables_and_pictures_have_names_for_those_who_do_not_see_them(
@@ -480,10 +438,9 @@ def test_stages_of_another_commit_are_named(make_run: Callable[..., Path]) -> No
     done = json.loads((run / "sample" / "manifest.json").read_text())
     done["git"] = {"commit": "other", "dirty": True}
     (run / "sample" / "manifest.json").write_text(json.dumps(done))
-    found = reproduction(RunReader(run))
-    assert found.others == ("sample",)
-    assert found.git == {"commit": "abc123", "dirty": False}
-    assert "git checkout abc123" in page(run)
+    html = page(run)
+    assert "Of another version or commit: sample." in html
+    assert "git checkout abc123" in html and "The checkout held changes" not in html
 
 
 def test_where_the_exits_lie(make_run: Callable[..., Path]) -> None:

@@ -143,3 +143,26 @@ def test_a_cell_is_never_markup(rows: list[list[str]], left: int) -> None:
     assert set(page.tags) <= {"div", "table", "thead", "tbody", "tr", "th", "td"}
     assert len(page.cells) == 3 * (len(rows) + 1)
     assert len(list(csv.reader(io.StringIO(table.csv(), newline="")))) == len(rows) + 1
+
+
+def test_what_does_not_fit_follows_in_blocks_and_a_last_column_is_wrapped() -> None:
+    head = ("model", "exit", "a", "b", "c")
+    rows = (("base", "a-name-that-is-far-too-long", "x" * 8, "y" * 8, "z" * 8),)
+    lines = Table("Arms", head, rows, left=2).text(width=50).splitlines()
+    assert [line.split() for line in lines if "─" not in line] == [
+        ["Arms"], ["model", "exit", "a", "b"],
+        ["base", "…-that-is-far-too-long", "x" * 8, "y" * 8], [],
+        ["model", "exit", "c"], ["base", "…-that-is-far-too-long", "z" * 8],
+    ]  # fmt: skip
+    wide = Table("", ("stage", "why"), (("pair", "one two " * 9),), wide=True).text(width=40)
+    assert wide.split() == ["stage", "why", wide.split()[2], "pair", *["one", "two"] * 9]
+    assert max(map(len, wide.splitlines())) <= 40
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.integers(20, 100))
+def test_no_block_is_wider_than_it_has_to_be(widths: list[int], width: int) -> None:
+    row = ("r", *("x" * each for each in widths))
+    table = Table("", ("n", *("h" for _ in widths)), (row,))
+    blocks = [block.splitlines() for block in table.text(width).split("\n\n")]
+    assert [cell for block in blocks for cell in block[2].split()[1:]] == list(row[1:])
+    assert all(max(map(len, block)) <= max(width, 3 + max(widths)) for block in blocks)

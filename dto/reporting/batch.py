@@ -8,11 +8,9 @@ responses to a question its difficulty: intervals are clustered by whichever mak
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from math import isnan, nan
-from pathlib import Path
+from math import nan
 from typing import Any
 
 import polars as pl
@@ -24,10 +22,10 @@ from dto.records import derive
 from dto.reporting.evaluation import Arm, Figures, by_difficulty, too_many_failed
 from dto.reporting.funnel import right
 from dto.reporting.page import Section, drawn
-from dto.reporting.pictures import COLOURS, INK, MARKERS, error_bars, plain, save
+from dto.reporting.pictures import INK, error_bars, plain
 from dto.reporting.table import Table, arms_table, counted
 from dto.runs.reader import RunReader
-from dto.statistics import Estimate, shown
+from dto.statistics import Estimate
 
 MOST = 1000
 """Chains of each kind that a probe looks at."""
@@ -37,23 +35,19 @@ MOST = 1000
 class Labels:
     """What the labels are, and what their chains give away.
 
-    `counts` is by split and verdict, `letters` by the letter that is right. `format` tells concise
-    chains from verbose ones by format, `format_right` all right batch chains from right vanilla
-    ones; `length` tells the former by length, and `length_accuracy` is how often the length alone
-    gives the right verdict of three.
+    `counts` is by split and verdict. `format` and `length` tell concise chains from verbose ones by
+    these alone, and `length_accuracy` is how often the length gives the right verdict of three.
     """
 
     counts: dict[str, dict[str, int]]
-    letters: dict[str, int]
     format: Probe
-    format_right: Probe
     length: Probe
     length_accuracy: Estimate
 
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """All of it. `dropped` counts chains that could not be made, by k and reason.
+    """All of it.
 
     The responses of a row are answers, and `tokens` those of one of them. Gain and ratio are
     against k = 1 on the same problems; None for k = 1, and where too many requests failed. `more`
@@ -63,7 +57,6 @@ class BatchReport:
 
     rows: tuple[Figures, ...]
     difficulty: tuple[Figures, ...]
-    dropped: dict[str, dict[str, int]]
     labels: Labels | None
 
 
@@ -78,7 +71,7 @@ def batch_report(run: RunReader) -> BatchReport | None:
     labels = _labels(run) if run.manifest("label") else None
     if not rows and labels is None:
         return None
-    return BatchReport(rows, difficulty, _dropped(run), labels)
+    return BatchReport(rows, difficulty, labels)
 
 
 def answers(run: RunReader) -> pl.DataFrame:
@@ -117,31 +110,25 @@ def _rows(asked: pl.DataFrame, lost: Counter[int]) -> list[Figures]:
     for (k,), part in asked.group_by("k", maintain_order=True):
         assert isinstance(k, int)
         arm = Arm("base", f"k = {k}", part, len(part) + lost[k])
-        graded = arm.graded
-        accuracy = _wider(graded, partial(statistics.proportion, arm.correct))
-        tokens = _wider(graded, partial(statistics.mean, graded["tokens"].to_numpy()))
-        faults = Counter(filter(None, graded["fault"].to_list()))
         gain = ratio = None
         if k > 1 and not too_many_failed(arm):
-            gain, ratio = _against(graded, alone)
-        rows.append(
-            Figures(
-                "", arm.model, arm.exit, accuracy.problems, len(graded), arm.truncated, arm.failed,
-                accuracy, tokens, gain, ratio, "base" if k == 1 else "", k=k,
-                more={"requests": graded["response"].n_unique(),
-                      "faults": dict(sorted(faults.items()))},
-            )
-        )  # fmt: skip
+            gain, ratio = _against(arm.graded, alone)
+        faults = Counter(filter(None, arm.graded["fault"].to_list()))
+        more = {
+            "requests": arm.graded["response"].n_unique(),
+            "faults": dict(sorted(faults.items())),
+        }
+        verdict = "base" if k == 1 else ""
+        row = arm.figures(gain=gain, ratio=ratio, verdict=verdict, k=k, more=more)
+        by_response = part.with_columns(problem_id="response")
+        other = Arm(arm.model, arm.exit, by_response, arm.expected).figures()
+        accuracy, tokens = _wider(row.accuracy, other.accuracy), _wider(row.tokens, other.tokens)
+        rows.append(replace(row, accuracy=accuracy, tokens=tokens))
     return rows
 
 
-def _wider(frame: pl.DataFrame, estimate: Callable[[list[str]], Estimate]) -> Estimate:
-    """The estimate by problem, with the interval of clusters of responses where that is wider."""
-    by_problem = estimate(frame["problem_id"].to_list())
-    return _joined(by_problem, estimate(frame["response"].to_list()))
-
-
-def _joined(first: Estimate, second: Estimate) -> Estimate:
+def _wider(first: Estimate, second: Estimate) -> Estimate:
+    """The first, with the interval of the second where that is wider."""
     lows = [low for low in (first.low, second.low) if low == low]
     highs = [high for high in (first.high, second.high) if high == high]
     return replace(first, low=min(lows, default=nan), high=max(highs, default=nan))
@@ -165,7 +152,7 @@ def _against(together: pl.DataFrame, alone: pl.DataFrame) -> tuple[Estimate, Est
             ratio = replace(ratio, low=nan, high=nan)
         estimates.append((gain, ratio))
     (gain, ratio), (gain_r, ratio_r) = estimates
-    return _joined(gain, gain_r), _joined(ratio, ratio_r)
+    return _wider(gain, gain_r), _wider(ratio, ratio_r)
 
 
 def _difficulty(asked: pl.DataFrame) -> list[Figures]:
@@ -185,213 +172,97 @@ def _difficulty(asked: pl.DataFrame) -> list[Figures]:
     return [replace(row, k=int(row.exit.removeprefix("k = "))) for row in rows]
 
 
-def _dropped(run: RunReader) -> dict[str, dict[str, int]]:
-    """By k, `1` for vanilla, and reason: the chains that there are not."""
-    counts: Counter[tuple[int, str]] = Counter()
-    for row in run.dropped("chain"):
-        counts[int(row.id.split("/")[-2]), row.reason] += 1
-    by_k: dict[str, dict[str, int]] = {}
-    for (k, reason), count in sorted(counts.items()):
-        by_k.setdefault(str(k), {})[reason] = count
-    return by_k
-
-
 def _labels(run: RunReader) -> Labels:
-    table, seed = run.frame("label"), run.recipe.seed
-    light = table.select("problem_id", "split", "verdict", "label", "length").collect()
+    table = run.frame("label")
+    light = table.select("id", "problem_id", "split", "verdict", "length").collect()
     counts: dict[str, dict[str, int]] = {}
     for split, verdict, count in light.group_by("split", "verdict").len().sort(
         "split", "verdict", descending=[True, False]
     ).iter_rows():  # fmt: skip
         counts.setdefault(split, {})[verdict] = count
-    judged = _some(table, "verdict", ("concise", "verbose"), seed)
-    chains = run.frame("chain").filter(grade="correct")
-    right = _some(chains.rename({"text": "chain"}), "origin", ("batch", "vanilla"), seed)
+    chosen: list[str] = []
+    for kind in ("concise", "verbose"):
+        ids = light.filter(verdict=kind)["id"].to_list()
+        chosen += sorted(ids, key=lambda row_id: derive(run.recipe.seed, row_id, "probe"))[:MOST]
+    judged = table.filter(pl.col("id").is_in(chosen)).sort("id").collect()
+    concise, problems = (judged["verdict"] == "concise").to_list(), judged["problem_id"].to_list()
     return Labels(
         counts=counts,
-        letters=dict(light["label"].value_counts().sort("label").iter_rows()),
-        format=_format(judged, "verdict", "concise"),
-        format_right=_format(right, "origin", "batch"),
-        length=length_probe(
-            judged["length"].to_list(), *_told_apart(judged, "verdict", "concise")
-        ),
+        format=format_probe(judged["chain"].to_list(), concise, problems),
+        length=length_probe(judged["length"].to_list(), concise, problems),
         length_accuracy=length_accuracy(
             light["length"].to_list(), light["verdict"].to_list(), light["problem_id"].to_list()
         ),
-    )  # fmt: skip
-
-
-def _some(table: pl.LazyFrame, column: str, values: Sequence[str], seed: int) -> pl.DataFrame:
-    """At most `MOST` chains with each value, drawn by their ids."""
-    light = table.select("id", column).collect()
-    chosen: list[str] = []
-    for value in values:
-        ids = light.filter(pl.col(column) == value)["id"].to_list()
-        chosen += sorted(ids, key=lambda row_id: derive(seed, row_id, "probe"))[:MOST]
-    wanted = table.filter(pl.col("id").is_in(chosen))
-    return wanted.select("id", "problem_id", column, "chain", "length").collect().sort("id")
-
-
-def _format(chains: pl.DataFrame, column: str, positive: str) -> Probe:
-    return format_probe(chains["chain"].to_list(), *_told_apart(chains, column, positive))
-
-
-def _told_apart(chains: pl.DataFrame, column: str, value: str) -> tuple[list[bool], list[str]]:
-    return (chains[column] == value).to_list(), chains["problem_id"].to_list()
-
-
-def batch_lines(batch: BatchReport) -> list[str]:
-    """For a terminal: accuracy and tokens against k, by difficulty, then the labels."""
-    lines: list[str] = []
-    if batch.rows:
-        table = arms_table(
-            batch.rows,
-            {"k": "k", "n": "responses", "accuracy % (95 %)": "accuracy", "gain (95 %)": "gain",
-             "tokens (95 %)": "tokens short", "% of k=1 (95 %)": "ratio", "trunc": "truncated",
-             "fail": "failed"},
-            "questions in one prompt (k) against each asked alone",
-            notes=tuple(
-                f"answers that cannot be told, k = {row.k}: {counted(row.more['faults'])}"
-                for row in batch.rows
-                if row.more["faults"]
-            ),
-        )  # fmt: skip
-        lines += table.text().splitlines()
-    if batch.difficulty:
-        table = arms_table(
-                batch.difficulty,
-            {"right alone": "bin", "k": "k", "n": "problems", "acc. %": "accuracy alone",
-             "gain (95 %)": "gain", "tokens": "tokens alone", "% of k = 1 (95 %)": "ratio"},
-            "by difficulty: the pass rate of one half of the samples asked alone",
-            left=2,
-        )  # fmt: skip
-        lines += ["", *table.text().splitlines()]
-    lines += [f"no chain, k = {k}: {counted(reasons)}" for k, reasons in batch.dropped.items()]
-    if batch.labels is not None:
-        lines += ["", *_label_lines(batch.labels)] if lines else _label_lines(batch.labels)
-    return lines
-
-
-def _label_lines(labels: Labels) -> list[str]:
-    lines = [f"labels, {split}: {counted(counts)}" for split, counts in labels.counts.items()]
-    lines.append(f"right letters: {counted(labels.letters)}")
-    lines.append(
-        f"AUC of concise against verbose chains by format, without length: {_auc(labels.format)}"
-        + (f"; above {BOUND}: the format may tell the origin" if labels.format.tells else "")
     )
-    lines.append(f"… of all right batch chains against vanilla ones: {_auc(labels.format_right)}")
-    lines.append(
-        f"by length alone: AUC {_auc(labels.length)}, right verdict of three "
-        f"{labels.length_accuracy:%} %"
-    )
-    return lines
 
 
-def _auc(probe: Probe) -> str:
-    if isnan(probe.auc):
-        return "–"
-    counts = f"{probe.positive:,} + {probe.negative:,} chains"
-    return f"{probe.auc:.3f} ({probe.low:.3f}–{probe.high:.3f}; {counts})"
-
-
-def draw_batch(batch: BatchReport, directory: Path, title: str) -> list[Path]:
-    """Write `batch.png` and `batch.svg`; nothing without figures."""
-    if not batch.rows:
-        return []
-    return save(lambda: batch_figure(batch, title), directory, "batch")
-
-
-def batch_figure(batch: BatchReport, title: str = "") -> Figure:
-    """Tokens and accuracy against k.
-
-    The line of all questions has its intervals; those of each difficulty are thin.
-    """
+def batch_figure(batch: BatchReport) -> Figure:
+    """Tokens and accuracy against k, with intervals."""
     figure = Figure(figsize=(9.6, 4.2), dpi=150, layout="constrained")
     tokens, accuracy = figure.subplots(1, 2)
-    rows = batch.rows
-    ks = [row.k for row in rows]
-    style: dict[str, Any] = {
-        "fmt": "o-",
-        "color": INK,
-        "capsize": 3,
-        "linewidth": 1.8,
-        "label": "all questions",
-    }
-    error_bars(tokens, ks, [row.tokens for row in rows], **style)
-    error_bars(accuracy, ks, [row.accuracy for row in rows], scale=100, **style)
-    for place, bin in enumerate(dict.fromkeys(row.bin for row in batch.difficulty), start=1):
-        part = [row for row in batch.difficulty if row.bin == bin]
-        part_ks = [row.k for row in part]
-        style = {"color": COLOURS[place % len(COLOURS)], "linewidth": 0.9, "markersize": 4,
-                 "label": f"right alone: {bin}"}  # fmt: skip
-        marker = f"{MARKERS[place % len(MARKERS)]}-"
-        tokens.plot(part_ks, [row.tokens.value for row in part], marker, **style)
-        accuracy.plot(part_ks, [100 * row.accuracy.value for row in part], marker, **style)
+    ks = [row.k for row in batch.rows]
+    style: dict[str, Any] = {"fmt": "o-", "color": INK, "capsize": 3, "linewidth": 1.8}
+    error_bars(tokens, ks, [row.tokens for row in batch.rows], **style)
+    error_bars(accuracy, ks, [row.accuracy for row in batch.rows], scale=100, **style)
     for axes, what in ((tokens, "tokens per question"), (accuracy, "accuracy, %")):
         axes.set_xticks(ks)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("questions in one prompt", color=INK)
         axes.set_ylabel(what, color=INK)
         plain(axes)
-    if title:
-        figure.suptitle(title, fontsize=10, color=INK)
-    handles, names = tokens.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=8.5,
-                  labelcolor=INK)  # fmt: skip
     return figure
 
 
 def batch_section(batch: BatchReport | None, training: Mapping[str, Any] | None) -> Section | None:
-    """For a page: questions asked together, labels and judging; None without any of these."""
+    """Questions asked together, labels and judging; None without any of these."""
     judging = (training or {}).get("judging")
     if batch is None and not judging:
         return None
     text: list[str] = []
     tables: list[Table] = []
+    facts: list[str] = []
     notes: list[str] = []
     figure = None
     if batch is not None and batch.rows:
         text.append("k questions stand in one prompt; k = 1 is each asked alone. Tokens of a "
                     "response count in equal parts for its questions; gains and shares are "
-                    "against the same questions asked alone. Coloured lines are questions by how "
-                    "often they are right alone, on the other half of the samples.")  # fmt: skip
-        tables.append(
-            arms_table(
-                batch.rows,
-                {"k": "k", "answers": "responses", "accuracy %": "accuracy", "gain, points": "gain",
-                 "tokens": "tokens", "% of k = 1": "ratio", "truncated": "truncated",
-                 "failed": "failed"},
-            )
-        )  # fmt: skip
-        says = "; ".join(
-            f"k = {row.k}: {shown(row.tokens.value, ',.0f')} tokens, "
-            f"{shown(row.accuracy.value, '%')} % right"
+                    "against the same questions asked alone.")  # fmt: skip
+        columns = {
+            "k": "k", "answers": "responses", "accuracy %": "accuracy", "gain": "gain",
+            "tokens": "tokens", "% of k = 1": "ratio", "truncated": "truncated",
+            "failed": "failed",
+        }  # fmt: skip
+        tables.append(arms_table(batch.rows, columns))
+        columns = {
+            "right alone": "bin", "k": "k", "problems": "problems", "acc. %": "accuracy alone",
+            "gain": "gain", "tokens": "tokens alone", "% of k = 1": "ratio",
+        }  # fmt: skip
+        tables.append(arms_table(batch.difficulty, columns, "By difficulty", left=2))
+        facts += [
+            f"Answers that cannot be told apart, k = {row.k}: {counted(row.more['faults'])}."
             for row in batch.rows
-        )
-        figure = drawn("batch", f"Questions in one prompt. {says}", batch_figure, batch)
+            if row.more["faults"]
+        ]
+        says = "Tokens and accuracy against k; the table below has the figures."
+        figure = drawn("batch", says, batch_figure, batch)
     if batch is not None and batch.labels is not None:
-        tables.append(_counts(batch.labels))
-        notes += _told_by(batch.labels)
+        tables.append(_counts(batch.labels.counts))
+        facts += _told_by(batch.labels)
+        notes.append("AUC is the chance that a classifier puts a chain of the first kind above one "
+                     "of the other: 0.5 tells nothing.")  # fmt: skip
     if judging:
         tables.append(_judging(judging))
-    if groups := (training or {}).get("groups"):
-        share = groups["flat"] / groups["groups"] if groups["groups"] else nan
-        notes.append(f"Of {groups['groups']:,} groups of responses {shown(share, '%')} % had no "
-                     "advantage: all of their rewards were equal.")  # fmt: skip
-    if batch is not None and batch.dropped:
-        tables.append(_dropped_table(batch))
     title = "Questions asked together" if figure else "Chains that are judged"
-    return Section("batch", title, tuple(text), figure, tuple(tables), notes=tuple(notes))
+    return Section("batch", title, tuple(text), figure, tuple(tables), tuple(facts), tuple(notes))
 
 
-def _counts(labels: Labels) -> Table:
-    verdicts = list(dict.fromkeys(name for counts in labels.counts.values() for name in counts))
+def _counts(counts: Mapping[str, Mapping[str, int]]) -> Table:
+    verdicts = list(dict.fromkeys(name for row in counts.values() for name in row))
     return Table(
         "", ("labelled chains", *verdicts),
         tuple(
-            ({"dev": "held out"}.get(split, split),
-             *(counts.get(name, 0) for name in verdicts))
-            for split, counts in labels.counts.items()
+            ({"dev": "held out"}.get(split, split), *(row.get(name, 0) for name in verdicts))
+            for split, row in counts.items()
         ),
     )  # fmt: skip
 
@@ -400,41 +271,24 @@ def _told_by(labels: Labels) -> list[str]:
     above = f" Above {BOUND} the format may tell the origin." if labels.format.tells else ""
     return [
         f"AUC of concise against verbose chains, by their format without length: "
-        f"{told(labels.format)}, {labels.format.positive:,} + {labels.format.negative:,} chains; "
-        f"of all right batch chains against vanilla ones: {told(labels.format_right)}.{above} "
-        "AUC is the chance that a classifier puts a chain of the first kind above one of the "
-        "other: 0.5 tells nothing.",
+        f"{told(labels.format)}, {labels.format.positive:,} + {labels.format.negative:,} chains."
+        f"{above}",
         f"A judge that sees the length alone: AUC {told(labels.length)}, the right verdict of "
         f"three on {labels.length_accuracy:%} %.",
     ]
 
 
 def _judging(judging: Mapping[str, Any]) -> Table:
-    names = sorted({name for score in judging.values() for name in score["recall"]})
+    scores = [("before", judging["before"]), ("of what is kept", judging["kept"])]
+    names = sorted({name for _, score in scores for name in score["recall"]})
     return Table(
         "",
         ("judging held-out chains", "step", "right %", *(f"{name} %" for name in names),
          "without a letter", "judgements", "tokens"),
         tuple(
-            (when, score["step"], right(score),
-             *(score["recall"].get(name, nan) for name in names),
+            (when, score["step"], right(score), *(score["recall"].get(name) for name in names),
              score["unreadable"], score["responses"], score["tokens_mean"])
-            for when, score in (("before", judging["before"]),
-                                ("of what is kept", judging["kept"]))
+            for when, score in scores
         ),
         formats=("", "", "%", *("%" for _ in names), "", "", ",.1f"),
-    )  # fmt: skip
-
-
-def _dropped_table(batch: BatchReport) -> Table:
-    return Table(
-        "Questions without a chain",
-        ("k", "no chain", "why"),
-        tuple(
-            (k, sum(reasons.values()),
-             counted(reasons, "; "))
-            for k, reasons in batch.dropped.items()
-        ),
-        folded=True,
-        wide=True,
     )  # fmt: skip

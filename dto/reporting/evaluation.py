@@ -16,7 +16,7 @@ sharpness: the rate comes from half of the samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import isnan, nan, sqrt
@@ -35,7 +35,6 @@ COLUMNS = (
     "id", "model", "exit", "problem_id", "sample", "grade", "exit_reason", "thinking_tokens",
     "answer_tokens", "trial_tokens", "tokens", "attention_flops", "model_flops",
 )  # fmt: skip
-ALL_TASKS = "all tasks"
 PASS_RATES = ("0 %", "1–50 %", "51–99 %", "100 %")
 """Pass rates of 0, in (0, 1/2], in (1/2, 1), and of 1."""
 
@@ -121,58 +120,46 @@ class Arm:
         """A numeric column of the graded responses."""
         return self.graded[name].cast(pl.Float64).to_numpy()
 
-    def mean(self, name: str) -> float:
-        """Its mean; nan where nothing was graded."""
-        values = self.column(name)
-        return float(values.mean()) if len(values) else nan
-
-
-def arms(rows: pl.DataFrame, expected: Mapping[str, int]) -> list[Arm]:
-    """Split an evaluation table (COLUMNS, `seconds` and `task`) by task, model and exit.
-
-    `expected` responses were asked for by each arm of a task.
-    """
-    return [
-        Arm(str(model), str(exit), part, expected.get(str(task), 0), str(task))
-        for (task, model, exit), part in rows.group_by(
-            ["task", "model", "exit"], maintain_order=True
+    def figures(self, **others: Any) -> Figures:
+        """Those of the arm by itself, with what others there are."""
+        accuracy = statistics.proportion(self.correct, self.problems)
+        return Figures(
+            task=self.task,
+            model=self.model,
+            exit=self.exit,
+            problems=accuracy.problems,
+            responses=len(self.graded),
+            truncated=self.truncated,
+            failed=self.failed,
+            accuracy=accuracy,
+            tokens=statistics.mean(self.column("tokens"), self.problems),
+            **others,
         )
-    ]
-
-
-def base_arm(arms: Iterable[Arm], base_exit: str, task: str) -> Arm | None:
-    """What everything on a task is compared with: the base model that thinks to its own end."""
-    name = (task, "base", base_exit)
-    return next((arm for arm in arms if (arm.task, arm.model, arm.exit) == name), None)
 
 
 def evaluate(arm: Arm, base: Arm | None) -> Figures:
     """The figures of one arm, against the base's on the problems that both answered."""
-    accuracy = statistics.proportion(arm.correct, arm.problems)
     ended = (arm.graded["grade"] != "truncated").to_numpy()
     samples = int(arm.all.group_by("problem_id").len()["len"].max() or 0)  # type: ignore[arg-type]
-    seconds = arm.graded["seconds"]
-    efficiency, gain, ratio, verdict = NOTHING, None, None, _verdict(arm, base, None)
+    right = (arm.correct, arm.problems)
+    efficiency, gain, ratio, verdict = NOTHING, None, None, ""
     if base is arm:
-        efficiency = Estimate(1.0, 1.0, 1.0, len(arm.problems), accuracy.problems)
+        efficiency, verdict = (
+            Estimate(1.0, 1.0, 1.0, len(arm.problems), len({*arm.problems})),
+            "base",
+        )
     elif base is not None:
         efficiency = statistics.efficiency(
             arm.correct, arm.column("tokens"), arm.problems,
             base.correct, base.column("tokens"), base.problems,
         )  # fmt: skip
-        gain = statistics.paired_difference(arm.correct, arm.problems, base.correct, base.problems)
-        ratio, verdict = tokens_ratio(arm, base), _verdict(arm, base, gain)
+        gain = statistics.paired_difference(*right, base.correct, base.problems)
+        ratio = tokens_ratio(arm, base)
+        verdict = "gain" if gain.low > 0 else "loss" if gain.high < 0 else "no difference shown"
+        if too_many_failed(arm, base):
+            verdict = "too many failed"
     means = ("thinking_tokens", "answer_tokens", "trial_tokens", "attention_flops", "model_flops")
-    return Figures(
-        task=arm.task,
-        model=arm.model,
-        exit=arm.exit,
-        problems=accuracy.problems,
-        responses=len(arm.graded),
-        truncated=arm.truncated,
-        failed=arm.failed,
-        accuracy=accuracy,
-        tokens=statistics.mean(arm.column("tokens"), arm.problems),
+    return arm.figures(
         gain=gain,
         ratio=ratio,
         verdict=verdict,
@@ -181,14 +168,12 @@ def evaluate(arm: Arm, base: Arm | None) -> Figures:
             "completed": statistics.proportion(
                 arm.correct[ended], [arm.problems[place] for place in np.flatnonzero(ended)]
             ),
-            "pass_at_1": statistics.pass_at_k(arm.correct, arm.problems, 1).value,
-            "pass_at_samples": statistics.pass_at_k(
-                arm.correct, arm.problems, max(1, samples)
-            ).value,
+            "pass_at_1": statistics.pass_at_k(*right, 1).value,
+            "pass_at_samples": statistics.pass_at_k(*right, max(1, samples)).value,
             "efficiency": efficiency,
-            **{name: arm.mean(name) for name in means},
-            "seconds_p50": _quantile(seconds, 0.5),
-            "seconds_p95": _quantile(seconds, 0.95),
+            **{name: statistics.mean(arm.column(name), arm.problems).value for name in means},
+            "seconds_p50": _quantile(arm.graded["seconds"], 0.5),
+            "seconds_p95": _quantile(arm.graded["seconds"], 0.95),
             "exit_reasons": dict(arm.all["exit_reason"].value_counts().sort("exit_reason").rows()),
         },
     )
@@ -197,14 +182,6 @@ def evaluate(arm: Arm, base: Arm | None) -> Figures:
 def too_many_failed(*arms: Arm) -> bool:
     """Whether so many responses of one of the arms failed that nothing is claimed."""
     return any(arm.failed > MAX_FAILED * arm.expected for arm in arms)
-
-
-def _verdict(arm: Arm, base: Arm | None, gain: Estimate | None) -> Verdict:
-    if base is None or gain is None:
-        return "base" if arm is base else ""
-    if too_many_failed(arm, base):
-        return "too many failed"
-    return "gain" if gain.low > 0 else "loss" if gain.high < 0 else "no difference shown"
 
 
 def tokens_ratio(arm: Arm, base: Arm) -> Estimate:
@@ -229,7 +206,7 @@ def averages(rows: Sequence[Figures]) -> tuple[Figures, ...]:
     Each task counts once, as the papers give it: `ratio` is the mean of the tasks' quotients, as
     2504.15895 (table 1) averages its compression rates. Intervals are for these tasks, not for
     others like them. An arm that lacks a task has no mean: it would be over other tasks than the
-    others'. `more` has the number of `tasks` and the means of `completed` and of FLOPs.
+    others'. `more` has the number of `tasks`.
     """
     tasks = list(dict.fromkeys(row.task for row in rows))
     if len(tasks) < 2:
@@ -240,16 +217,13 @@ def averages(rows: Sequence[Figures]) -> tuple[Figures, ...]:
         if len(parts) < len(tasks):
             continue
         base = all(row.verdict == "base" for row in parts)
-        sound = [row.verdict not in ("", "too many failed") for row in parts]
         gain, ratio = (
             average([
-                Estimate(same, same, same, 0, 0) if row.verdict == "base"
-                else getattr(row, name) if compared else NOTHING
-                for row, compared in zip(parts, sound, strict=True)
+                getattr(row, name) if row.verdict not in ("", "too many failed") else NOTHING
+                for row in parts
             ])
-            for name, same in (("gain", 0.0), ("ratio", 1.0))
-        )  # fmt: skip
-        completed = [row.more["completed"].value for row in parts]
+            for name in ("gain", "ratio")
+        ) if not base else (None, None)  # fmt: skip
         means.append(
             Figures(
                 "mean", model, exit,
@@ -259,15 +233,10 @@ def averages(rows: Sequence[Figures]) -> tuple[Figures, ...]:
                 failed=sum(row.failed for row in parts),
                 accuracy=average([row.accuracy for row in parts]),
                 tokens=average([row.tokens for row in parts]),
-                gain=None if base else gain,
-                ratio=None if base else ratio,
+                gain=gain,
+                ratio=ratio,
                 verdict="base" if base else "",
-                more={
-                    "tasks": len(tasks),
-                    "completed": sum(completed) / len(parts),
-                    **{name: sum(row.more[name] for row in parts) / len(parts)
-                       for name in ("attention_flops", "model_flops")},
-                },
+                more={"tasks": len(tasks)},
             )
         )  # fmt: skip
     return tuple(means)
@@ -291,11 +260,10 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(value, value - below, value + above, samples, problems)
 
 
-def difficulty(arms: Sequence[Arm], bases: Sequence[Arm]) -> Iterator[Figures]:
-    """By difficulty, task by task (each with its base), then over all tasks together."""
-    for base in bases:
-        yield from by_difficulty([arm for arm in arms if arm.task == base.task], base)
-    yield from over_tasks(arms, bases)
+def less(whole: float, part: Estimate) -> Estimate:
+    """What of a whole is left without a part, with the part's interval turned round."""
+    value, low, high = whole - part.value, whole - part.high, whole - part.low
+    return replace(part, value=value, low=low, high=high)
 
 
 def by_difficulty(arms: Sequence[Arm], base: Arm) -> list[Figures]:
@@ -318,25 +286,20 @@ def by_difficulty(arms: Sequence[Arm], base: Arm) -> list[Figures]:
     return rows
 
 
-def over_tasks(arms: Sequence[Arm], bases: Sequence[Arm]) -> list[Figures]:
-    """The same over the problems of all tasks together; none where there is one task."""
-    if len(bases) < 2:
-        return []
-    base = _together(bases)
+def difficulty(arms: Sequence[Arm], base: tuple[str, str]) -> list[Figures]:
+    """The same over the problems of all tasks together; `base` is a model under an exit."""
     names = dict.fromkeys((arm.model, arm.exit) for arm in arms)
-    joined = [
-        base
-        if (base.model, base.exit) == name
-        else _together([arm for arm in arms if (arm.model, arm.exit) == name])
-        for name in names
-    ]
-    return by_difficulty(joined, base)
+    joined = {
+        name: _together([arm for arm in arms if (arm.model, arm.exit) == name]) for name in names
+    }
+    return by_difficulty([*joined.values()], joined[base]) if base in joined else []
 
 
 def _together(parts: Sequence[Arm]) -> Arm:
     rows = pl.concat([part.all for part in parts])
     expected = sum(part.expected for part in parts)
-    return Arm(parts[0].model, parts[0].exit, rows, expected, ALL_TASKS)
+    task = parts[0].task if len(parts) == 1 else "all tasks"
+    return Arm(parts[0].model, parts[0].exit, rows, expected, task)
 
 
 def _bins(base: Arm) -> pl.DataFrame:
@@ -364,7 +327,6 @@ def _within(arm: Arm, part: pl.DataFrame) -> Arm:
 
 
 def _in_bin(bin: str, arm: Arm, base: Arm) -> Figures:
-    accuracy = statistics.proportion(arm.correct, arm.problems)
     gain = ratio = None
     if arm is not base:
         units = _units(arm).join(_units(base), on=["problem_id", "half"], suffix="_base")
@@ -379,11 +341,7 @@ def _in_bin(bin: str, arm: Arm, base: Arm) -> Figures:
             gain = statistics.mean(differences, units["problem_id"].to_list())
             if not isnan(gain.low):  # few problems give more than there can be
                 gain = replace(gain, low=max(-1.0, gain.low), high=min(1.0, gain.high))
-    return Figures(
-        arm.task, arm.model, arm.exit, accuracy.problems, len(arm.graded), arm.truncated,
-        arm.failed, accuracy, statistics.mean(arm.column("tokens"), arm.problems), gain, ratio,
-        "base" if arm is base else "", bin,
-    )  # fmt: skip
+    return arm.figures(gain=gain, ratio=ratio, verdict="base" if arm is base else "", bin=bin)
 
 
 def _units(arm: Arm) -> pl.DataFrame:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
-from textwrap import wrap
 from typing import Any
 
 import polars as pl
 
 from dto.pipeline import STAGES
 from dto.recipe import EstimateSettings, Recipe
-from dto.records import GIVEN_UP, STAYS, VerdictKind
+from dto.records import STAYS, VerdictKind
+from dto.redact import failure_kind
 from dto.reporting.page import Section
 from dto.reporting.table import Table, counted
 from dto.runs.reader import RunReader
@@ -62,14 +60,13 @@ DROPPED = {
 """What the reasons mean that stages drop rows for."""
 
 KINDS = {
-    "trajectories": "trajectories, by grade",
-    "ungraded": "responses without a grade, by reason",
-    "given_up": "answers graded wrong because comparing them exceeded a limit",
-    "boundaries": "boundaries, by the chance of a right answer against the threshold",
-    "verdicts": "thinking patterns, by the judge's verdict",
-    "prunes": "prunes, after fresh rollouts",
-    "optimized": "optimized trajectories, by what became of them",
-    "pairs": "pairs, by what is rejected",
+    "trajectories": "trajectories",
+    "ungraded": "responses without a grade",
+    "boundaries": "boundaries against the threshold",
+    "verdicts": "thinking patterns by verdict",
+    "prunes": "prunes after fresh rollouts",
+    "optimized": "optimized trajectories",
+    "pairs": "pairs by what is rejected",
 }
 """What the counts of a funnel are."""
 
@@ -78,21 +75,16 @@ def verdicts(run: RunReader) -> dict[str, dict[str, int]]:
     """Patterns by verdict; of those that were to go, how many are gone or had to be restored."""
     if not run.table("prune").is_file():
         return {}
-    found = _exploded(run.frame("prune"), "verdicts")
-    by_kind = {
-        (kind, pruned): n for kind, pruned, n in found.group_by("verdict", "pruned").len()
-        .collect().iter_rows()
-    }  # fmt: skip
-    kinds = {
-        kind: by_kind.get((kind, True), 0) + by_kind.get((kind, False), 0) for kind in VERDICTS
-    }
-    fates = {
-        fate: sum(by_kind.get((kind, gone), 0) for kind in VERDICTS if kind not in STAYS)
-        for fate, gone in (("verified", True), ("restored", False))
-    }
+    found = _exploded(run.frame("prune"), "verdicts").group_by("verdict", "pruned").len().collect()
+    kinds: Counter[str] = Counter()
+    fates: Counter[str] = Counter()
+    for kind, pruned, count in found.iter_rows():
+        kinds[kind] += count
+        if kind not in STAYS:
+            fates["verified" if pruned else "restored"] += count
     return {
-        "verdicts": {kind: count for kind, count in kinds.items() if count},
-        "prunes": {fate: count for fate, count in fates.items() if count},
+        "verdicts": {kind: kinds[kind] for kind in VERDICTS if kinds[kind]},
+        "prunes": dict(sorted(fates.items(), reverse=True)),
     }
 
 
@@ -144,19 +136,21 @@ def _exploded(rows: pl.LazyFrame, column: str) -> pl.LazyFrame:
     return each.select("problem_id", "id", *(pl.col(column).struct.field(f) for f in fields))
 
 
-_SLUG = re.compile(r"(?:grader|sandbox|unreadable|no)_\w+(?:: \w+)*")
-"""A grader's reason; an engine's is a sentence."""
-
-
 def funnel(run: RunReader) -> dict[str, Any]:
-    """Counts of rows by stage, by grade and outcome, and of dropped rows by reason."""
+    """Counts of rows by stage, by grade and outcome, and of dropped rows by reason.
+
+    `given_up` has by stage and reason the answers that are wrong because comparing them exceeded a
+    limit, those of rollouts and trials too.
+    """
     rows: dict[str, int] = {}
     dropped: dict[str, dict[str, int]] = {}
-    given_up = {name: counts for name in STAGES if (counts := _given_up(run, name))}
+    given_up: dict[str, dict[str, int]] = {}
     for name, stage in STAGES.items():
         done = run.manifest(name)
         if done is None:
             continue
+        if done.get("given_up"):
+            given_up[name] = dict(done["given_up"])
         # A stage that works as a whole has no table: its manifest counts no reasons.
         reasons = dict(done.get("dropped") or {})
         if stage.whole is None:
@@ -168,8 +162,7 @@ def funnel(run: RunReader) -> dict[str, Any]:
     return {
         "rows": rows,
         "trajectories": _counts(run, "sample", "grade"),
-        "given_up": dict(sorted(sum(map(Counter, given_up.values()), Counter[str]()).items())),
-        "given_up_at": given_up,
+        "given_up": given_up,
         "ungraded": _ungraded(run),
         "boundaries": _counts(run, "estimate", "decision"),
         **verdicts(run),
@@ -183,12 +176,11 @@ def funnel(run: RunReader) -> dict[str, Any]:
 
 def training(run: RunReader) -> dict[str, Any] | None:
     """How training went: dev scores of the base and of what was kept, and why that one."""
-    done = run.manifest("train")
-    try:
-        history = json_lines(run / "train" / "history.jsonl")
-    except FileNotFoundError:
+    done, path = run.manifest("train"), run / "train" / "history.jsonl"
+    if done is None or not path.is_file():
         return None
-    if done is None or not history:
+    history = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    if not history:
         return None
     kept_step = int(done.get("kept_step", 0))
     kept = next((score for score in history if score["step"] == kept_step), history[0])
@@ -201,16 +193,6 @@ def training(run: RunReader) -> dict[str, Any] | None:
         "judging": done.get("judging"),
         "groups": done.get("groups"),
     }
-
-
-def json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file, one a line.
-
-    A line ends at a line feed alone, not at U+2028, U+2029 or U+0085 as for `splitlines`: a text
-    may hold these.
-    """
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        return [json.loads(line) for line in lines if line.strip()]
 
 
 def _near_duplicates(run: RunReader) -> dict[str, int]:
@@ -227,35 +209,14 @@ def _near_duplicates(run: RunReader) -> dict[str, int]:
     return dict(pl.concat(frames).collect()["split"].value_counts().sort("split").iter_rows())
 
 
-def _given_up(run: RunReader, stage: str) -> dict[str, int]:
-    """Answers that are wrong because comparing them exceeded a limit, by its reason.
-
-    A stage counts them in its manifest, those of rollouts and trials too; where an earlier version
-    wrote that, the rows with a reason of their own are counted.
-    """
-    done = run.manifest(stage) or {}
-    if "given_up" in done:
-        return dict(done["given_up"])
-    return _reasons(
-        run, stage, pl.col("grade") == "wrong", pl.col("reason").str.starts_with(GIVEN_UP)
-    )
-
-
 def _ungraded(run: RunReader) -> dict[str, int]:
-    """Responses graded `failed`, by the grader's reason; `engine` is any of an engine's own."""
+    """Responses graded `failed`, by what may be told of why."""
     counts: Counter[str] = Counter()
     for stage in ("sample", "evaluate"):
-        for reason, count in _reasons(run, stage, pl.col("grade") == "failed").items():
-            counts[reason if _SLUG.fullmatch(reason) else "engine"] += count
+        if run.table(stage).is_file():
+            failed = run.frame(stage, "grade", "reason").filter(grade="failed").collect()
+            counts.update(map(failure_kind, failed["reason"]))
     return dict(sorted(counts.items()))
-
-
-def _reasons(run: RunReader, stage: str, *conditions: pl.Expr) -> dict[str, int]:
-    table = run.table(stage)
-    if not table.is_file() or not {"grade", "reason"} <= set(pl.read_parquet_schema(table)):
-        return {}
-    groups = run.frame(stage).filter(*conditions).group_by("reason").len().collect()
-    return dict(sorted(groups.iter_rows()))
 
 
 def _counts(run: RunReader, stage: str, column: str) -> dict[str, int]:
@@ -265,47 +226,84 @@ def _counts(run: RunReader, stage: str, column: str) -> dict[str, int]:
     return dict(groups.iter_rows())
 
 
-def funnel_lines(funnel: Mapping[str, Any], training: Mapping[str, Any] | None) -> list[str]:
-    """For a terminal: how many rows went which way, and how training went."""
-    kinds = ("trajectories", "ungraded", "boundaries", "verdicts", "prunes", "optimized", "pairs")
-    lines = [
-        _line(kind, sum(counts.values()), counted(counts))
-        for kind in kinds
-        if (counts := funnel.get(kind))
+def right(score: Mapping[str, Any]) -> Estimate:
+    """The share of held-out chains that were judged right, of what training recorded."""
+    responses = int(score["responses"])
+    return Estimate(score["accuracy"], score["low"], score["high"], responses, responses)
+
+
+def funnel_section(
+    funnel: Mapping[str, Any], training: Mapping[str, Any] | None, recipe: Recipe
+) -> Section:
+    """Rows by stage, and every reason for which one was dropped."""
+    stages = [
+        (stage, funnel["rows"].get(stage), sum(reasons.values()), _why(reasons))
+        for stage in dict.fromkeys((*funnel["rows"], *funnel["dropped"]))
+        for reasons in [funnel["dropped"].get(stage, {})]
     ]
-    for name, by_stage in (("dropped", "dropped"), ("given up", "given_up_at")):
-        for stage, counts in (funnel.get(by_stage) or {}).items():
-            lines.append(_line(name, sum(counts.values()), f"at {stage}: {counted(counts)}"))
-    if copies := funnel.get("near_duplicates"):
-        lines += wrap(near_copies(copies), 100)
+    counts = {name: funnel[key] for key, name in KINDS.items() if funnel.get(key)}
+    counts |= {f"answers given up at {stage}": row for stage, row in funnel["given_up"].items()}
+    kinds = [
+        (name, sum(row.values()), counted(row).replace("_", " ")) for name, row in counts.items()
+    ]
+    tables = [Table("", ("stage", "rows", "dropped", "why"), tuple(stages), wide=True)]
+    if kinds:
+        tables.append(Table("", ("rows", "all", "of them"), tuple(kinds), wide=True))
+    facts = []
     if training is not None:
-        accuracy, tokens = _on_dev(training)
-        how = "; collapsed" if training["collapsed"] else ""
-        lines.append(
-            _line(
-                "training",
-                training["steps"],
-                f"steps; dev accuracy {' → '.join(accuracy)} %, tokens {' → '.join(tokens)} at "
-                f"step {training['kept']['step']}{how}",
-            )
+        facts.append(trained(training))
+    if copies := funnel["near_duplicates"]:
+        facts.append(near_copies(copies))
+    if agreed := funnel["agreement"]:
+        facts.append(
+            f"The judges agree on whether {agreed['patterns']:,} patterns of "
+            f"{agreed['trajectories']:,} trajectories may go: on {agreed['rate']:%} % of them, "
+            f"Cohen's kappa {agreed['kappa']:.2f…}."
         )
-        lines += _judging_lines(training)
-    if agreed := funnel.get("agreement"):
-        lines += ["", *_agreement_table(agreed).text().splitlines()]
-    return lines
+        tables.append(_agreement_table(agreed["table"]))
+    notes = [_stated_error(recipe.estimate)] if funnel["boundaries"] else []
+    if funnel["given_up"]:
+        notes.append("Answers are given up, and count as wrong, where comparing them exceeds a "
+                     "limit.")  # fmt: skip
+    return Section(
+        "funnel",
+        "What became of the rows",
+        ("Nothing is dropped in silence: each row that ended on its way has a reason, and stands "
+         "with it in the stage's dropped.jsonl.",),
+        tables=tuple(tables),
+        facts=tuple(facts),
+        notes=tuple(notes),
+    )  # fmt: skip
 
 
-def _line(name: str, count: int, text: str) -> str:
-    return f"{name:<12} {count:>7,}   {text}"
-
-
-def _on_dev(training: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Accuracy and tokens on the dev problems, of the base and of what was kept."""
-    scores = [training[model] for model in ("base", "kept")]
-    return (
-        [shown(score["accuracy"], "%") for score in scores],
-        [shown(score["tokens_mean"], ",.0f") for score in scores],
+def _why(reasons: Mapping[str, int]) -> str:
+    return "; ".join(
+        f"{count:,} {reason}" + (f" ({DROPPED[reason]})" if reason in DROPPED else "")
+        for reason, count in reasons.items()
     )
+
+
+def trained(training: Mapping[str, Any]) -> str:
+    """How training went, on the dev problems."""
+    base, kept = training["base"], training["kept"]
+    accuracy, tokens = (
+        f"{shown(base[name], spec)} to {shown(kept[name], spec)}"
+        for name, spec in (("accuracy", "%"), ("tokens_mean", ",.0f"))
+    )
+    text: str = (
+        f"Training took {training['steps']:,} steps. On the dev problems, by which step "
+        f"{kept['step']:,} was picked, accuracy went from {accuracy} %, tokens from {tokens}: what "
+        "is picked is flattered by it, the test problems are not."
+    )
+    if training["collapsed"]:
+        text += " It collapsed."
+    if groups := training["groups"]:
+        share = groups["flat"] / groups["groups"] if groups["groups"] else None
+        text += (
+            f" Of {groups['groups']:,} groups of responses {shown(share, '%')} % had no advantage: "
+            "all of their rewards were equal."
+        )
+    return text
 
 
 def near_copies(counts: Mapping[str, int]) -> str:
@@ -317,137 +315,33 @@ def near_copies(counts: Mapping[str, int]) -> str:
     )
 
 
-def _judging_lines(training: Mapping[str, Any]) -> list[str]:
-    """Groups without advantage, and how held-out chains were judged before and after."""
-    lines = []
-    judging = training.get("judging")
-    if groups := training.get("groups"):
-        share = groups["flat"] / groups["groups"] if groups["groups"] else None
-        text = f"of responses to train on; {shown(share, '%')} % without advantage"
-        if judging:
-            text += f", {groups['unreadable']:,} responses without a letter"
-        lines.append(_line("groups", groups["groups"], text))
-    if judging:
-        before, kept = judging["before"], judging["kept"]
-        text = (
-            f"judgements of held-out chains; right {right(before):%} → {right(kept):%} %, "
-            f"{before['unreadable']:,} → {kept['unreadable']:,} without a letter"
-        )
-        lines.append(_line("judging", kept["responses"], text))
-        recall = ", ".join(
-            f"{name} {shown(before['recall'].get(name), '%')} → {shown(share, '%')}"
-            for name, share in kept["recall"].items()
-        )
-        lines.append(f"{'':<12} {'':>7}   right by label: {recall} %")
-    return lines
-
-
-def right(score: Mapping[str, Any]) -> Estimate:
-    """The share of held-out chains that were judged right, of what training recorded."""
-    responses = int(score["responses"])
-    return Estimate(score["accuracy"], score["low"], score["high"], responses, responses)
-
-
-def _agreement_table(agreed: Mapping[str, Any]) -> Table:
+def _agreement_table(counts: Mapping[str, Mapping[str, int]]) -> Table:
     """The llm judge's verdicts by those of the counterfactual judge on the same patterns."""
-    counts = agreed["table"]
     columns = sorted({name for row in counts.values() for name in row})
     return Table(
-        f"The judges agree on whether {agreed['patterns']:,} patterns of "
-        f"{agreed['trajectories']:,} trajectories may go:\n"
-        f"rate % {agreed['rate']:%}, Cohen's kappa {agreed['kappa']:.2f…}",
+        "",
         ("llm \\ counterfactual", *columns),
         tuple((name, *(row.get(other, 0) for other in columns)) for name, row in counts.items()),
     )
 
 
-def funnel_section(
-    funnel: Mapping[str, Any], training: Mapping[str, Any] | None, recipe: Recipe
-) -> Section:
-    """Rows by stage, and every reason for which one was dropped."""
-    kept = Table(
-        "",
-        ("stage", "rows", "dropped", "why"),
-        tuple(
-            (
-                stage,
-                funnel["rows"].get(stage),
-                sum(reasons.values()),
-                "; ".join(
-                    f"{count:,} {reason}" + (f" ({DROPPED[reason]})" if reason in DROPPED else "")
-                    for reason, count in reasons.items()
-                ),
-            )
-            for stage in dict.fromkeys((*funnel["rows"], *funnel["dropped"]))
-            for reasons in [funnel["dropped"].get(stage, {})]
-        ),
-        wide=True,
-    )
-    kinds = tuple(
-        (
-            KINDS[key],
-            sum(counts.values()),
-            counted(counts).replace("_", " "),
-        )
-        for key in KINDS
-        if (counts := funnel.get(key))
-    )
-    tables = [kept]
-    if kinds:
-        tables.append(Table("", ("rows", "all", "of them"), kinds, wide=True))
-    notes = []
-    if training is not None:
-        accuracy, tokens = _on_dev(training)
-        notes.append(
-            f"Training took {training['steps']:,} steps. On the dev problems, by which step "
-            f"{training['kept']['step']:,} was picked, accuracy went from {accuracy[0]} to "
-            f"{accuracy[1]} %, tokens from {tokens[0]} to {tokens[1]}: what is picked is flattered "
-            "by it, the test problems above are not." + " It collapsed." * training["collapsed"]
-        )
-    if given_up := funnel.get("given_up_at"):
-        parts = ", ".join(f"{sum(each.values()):,} at {stage}" for stage, each in given_up.items())
-        notes.append(f"Answers that the grader gave up to compare count as wrong: {parts}.")
-    if copies := funnel.get("near_duplicates"):
-        notes.append(near_copies(copies))
-    if funnel.get("boundaries"):
-        notes.append(_stated_error(recipe.estimate))
-    if agreed := funnel.get("agreement"):
-        notes.append(
-            f"The llm judge and the counterfactual one agree on {agreed['rate']:%} % of "
-            f"{agreed['patterns']:,} patterns; Cohen's kappa {agreed['kappa']:.2f…}."
-        )
-    return Section(
-        "funnel",
-        "What became of the rows",
-        ("Nothing is dropped in silence: each row that ended on its way has a reason, and stands "
-         "with it in the stage's dropped.jsonl.",),
-        tables=tuple(tables),
-        notes=tuple(notes),
-    )  # fmt: skip
-
-
 def _stated_error(settings: EstimateSettings) -> str:
     """What the decisions at boundaries say, and what they do not."""
+    flattered = "the exit that is chosen for a high share is flattered by it."
     if settings.method == "fixed":
         return (
             f"A boundary is above when a share of more than {settings.threshold:g} of "
-            f"{settings.rollouts} rollouts is right: no error is stated, and the exit that is "
-            "chosen for a high share is flattered by it."
+            f"{settings.rollouts} rollouts is right: no error is stated, and {flattered}"
         )
     low, high = zone(settings.threshold, settings.margin, settings.error, settings.cap)
-    text = (
-        f"A boundary is above or below by a test with error {settings.error:g} at each boundary, "
-        f"against {low:g} and {high:g}: a chance of a right answer of at most {low:g} passes with "
-        f"no more than that probability, one of at least {high:g} is refused with no more. Of what "
-        "lies between it says nothing."
-    )
-    if settings.error_scan is None:
-        return text + (
-            " Over a trajectory of many boundaries errors add up; estimate.error_scan bounds them "
-            "together. The exit that is chosen for a high share is flattered by it."
+    scan = "over many boundaries errors add up; estimate.error_scan bounds them together"
+    if settings.error_scan is not None:
+        scan = (
+            f"a trajectory whose boundaries are all at {low:g} or less passes at any of them with "
+            f"probability {settings.error_scan:g} at most"
         )
-    return text + (
-        f" A trajectory whose boundaries are all at {low:g} or less passes at any of them with "
-        f"probability {settings.error_scan:g} at most. The exit that is chosen for a high share is "
-        "flattered by it."
+    return (
+        f"A boundary is above or below by a test with error {settings.error:g} at each boundary, "
+        f"against {low:g} and {high:g}, and of what lies between it says nothing; {scan}; and "
+        f"{flattered}"
     )

@@ -1,53 +1,71 @@
-"""A report as one HTML file that can be sent around: no script, no network, light or dark.
+"""A report's sections, and its page: one HTML file to send around, no script, light or dark.
 
-A page is a list of sections, each some text, a picture and tables; `page.html.jinja` lays them out.
-All text is escaped there. What a section shows is decided by `dto.reporting.write`.
+A section is some text, a picture and tables; `page.html.jinja` lays them out, and a terminal shows
+the tables and what was found. All text is escaped in the page.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
+from textwrap import fill
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Drawing
 
 from dto import __version__
 from dto.reporting import pictures
 from dto.reporting.pictures import TEXT
-from dto.reporting.table import Table
+from dto.reporting.table import Table, template
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A picture as SVG, which is not escaped, and what it shows in words."""
+    """A picture, drawn when its SVG is asked for, and what it shows in words."""
 
-    svg: str
+    name: str
     says: str
+    make: Callable[[], Drawing]
+
+    @property
+    def svg(self) -> str:
+        """Not escaped; names in it are text, whatever signs they hold."""
+        with rc_context(TEXT):
+            return pictures.svg(self.make(), self.name)
 
 
 def drawn(name: str, says: str, make: Callable[..., Drawing], *arguments: Any) -> Figure:
-    """The picture that `make` draws; names in it are text, whatever signs they hold."""
-    with rc_context(TEXT):
-        return Figure(pictures.svg(make(*arguments), name), says)
+    """The picture that `make` draws of the arguments."""
+    return Figure(name, says, partial(make, *arguments))
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of a page. `code` is shown as it is, `folded` on demand below its title."""
+    """A part of a report.
+
+    `facts` are sentences about this run. `text` before and `notes` after the tables, which say how
+    to read them, are for the page alone, and so are `code`, shown as it is, and `folded`, shown on
+    demand below its title.
+    """
 
     id: str
     title: str
     text: tuple[str, ...] = ()
     figure: Figure | None = None
     tables: tuple[Table, ...] = ()
-    code: str = ""
+    facts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    code: str = ""
     folded: tuple[str, str] | None = None
+
+    def __str__(self) -> str:
+        """For a terminal."""
+        tables = [table.text() for table in self.tables if not table.folded]
+        facts = "\n".join(fill(fact, 100) for fact in self.facts)
+        title = f"── {self.title}"
+        return "\n\n".join(filter(None, [title, *tables, facts]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +94,7 @@ def render_page(
     sections: Sequence[Section | LeftOut],
 ) -> str:
     """The HTML of a page."""
-    return _template().render(
+    return template("page.html.jinja").render(
         title=title,
         subtitle=subtitle,
         headlines=headlines,
@@ -84,16 +102,3 @@ def render_page(
         left_out=[part for part in sections if isinstance(part, LeftOut)],
         version=__version__,
     )
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("dto.reporting", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["svg"] = Markup
-    return environment.get_template("page.html.jinja")

@@ -7,21 +7,18 @@ name, `var(--ink)`, `var(--c0)`. Text is drawn as outlines, which look the same 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from io import StringIO
-from math import ceil, isnan
+from math import ceil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
-from dto.reporting.cost import BreakEven, StageCost
-from dto.reporting.evaluation import PASS_RATES, Figures
+from dto.reporting.evaluation import PASS_RATES, Figures, less
 from dto.reporting.positions import BINS, ExitPositions, Reliability, TrialReliability
 from dto.statistics import NOTHING, Estimate
 
@@ -50,28 +47,78 @@ def save(make: Callable[[], Figure], directory: Path, name: str) -> list[Path]:
     return paths
 
 
-def front(rows: Sequence[Figures], title: str = "") -> Figure:
-    """One panel a task, one colour a model, one marker an exit.
+class Scored(Protocol):
+    """What has accuracy, a share, and tokens."""
 
-    A line joins the points that no other has both more accuracy and fewer tokens than. Rows without
-    a figure are left out.
-    """
+    @property
+    def accuracy(self) -> Estimate: ...  # noqa: D102
+    @property
+    def tokens(self) -> Estimate: ...  # noqa: D102
+
+
+R = TypeVar("R", bound=Scored)
+
+
+class Look(NamedTuple):
+    """How a point is shown."""
+
+    label: str
+    color: str
+    marker: str
+
+
+def front(rows: Sequence[Figures], title: str = "") -> Figure:
+    """One panel a task, one colour a model, one marker an exit; without rows without figures."""
     shown = [row for row in rows if row.responses]
-    models = list(dict.fromkeys(row.model for row in shown))
-    exits = list(dict.fromkeys(row.exit for row in shown))
     tasks = list(dict.fromkeys(row.task for row in shown)) or [""]
     down = ceil(len(tasks) / ACROSS)
     size = (8.6, 4.8) if len(tasks) == 1 else (11.0, 4.4 * down)
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     for place, task in enumerate(tasks):
         axes = figure.add_subplot(down, min(len(tasks), ACROSS), place + 1)
-        _panel(axes, [row for row in shown if row.task == task], models, exits)
+        scatter(axes, [row for row in shown if row.task == task], _looks(shown))
         axes.set_title(title if len(tasks) == 1 else task, loc="left", fontsize=10, color=INK)
     if len(tasks) > 1 and title:
         figure.suptitle(title, fontsize=10, color=INK)
     if shown:
         legend(figure, "outside right upper")
     return figure
+
+
+def _looks(rows: Sequence[Figures]) -> Callable[[Figures], Look]:
+    models = list(dict.fromkeys(row.model for row in rows))
+    exits = list(dict.fromkeys(row.exit for row in rows))
+    return lambda row: Look(
+        row.model if row.exit == "none" else f"{row.model}, {row.exit}",
+        COLOURS[models.index(row.model) % len(COLOURS)],
+        MARKERS[exits.index(row.exit) % len(MARKERS)],
+    )
+
+
+def scatter(axes: Axes, rows: Sequence[R], look: Callable[[R], Look]) -> None:
+    """Accuracy against tokens, thinking, answer and trials, with intervals both ways.
+
+    A line joins the points that no other has both more accuracy and fewer tokens than.
+    """
+    for row in rows:
+        label, color, marker = look(row)
+        error_bars(axes, [row.tokens], [row.accuracy], scale=100, fmt=marker, markersize=6,
+                   label=label, color=color, elinewidth=1.1, capsize=2.5)  # fmt: skip
+    best = not_beaten(rows)
+    axes.plot(
+        [row.tokens.value for row in best],
+        [100 * row.accuracy.value for row in best],
+        color=INK,
+        linewidth=0.8,
+        linestyle=(0, (2, 3)),
+        zorder=1,
+    )
+    if rows:
+        # In this order the maximum with nan, the interval of a single problem, is the mean.
+        axes.set_xlim(0, 1.18 * max(max(row.tokens.value, row.tokens.high) for row in rows))
+    axes.set_xlabel("tokens per question", color=INK)
+    axes.set_ylabel("accuracy, %", color=INK)
+    plain(axes)
 
 
 def legend(
@@ -99,42 +146,9 @@ def legend_marks(axes: Axes) -> dict[str, Any]:
     }
 
 
-def _panel(
-    axes: Axes, shown: Sequence[Figures], models: Sequence[str], exits: Sequence[str]
-) -> None:
-    for row in shown:
-        error_bars(
-            axes,
-            [row.tokens],
-            [row.accuracy],
-            scale=100,
-            fmt=MARKERS[exits.index(row.exit) % len(MARKERS)],
-            markersize=7 if row.exit == "none" else 5,
-            label=_label(row.model, row.exit),
-            color=COLOURS[models.index(row.model) % len(COLOURS)],
-            elinewidth=1.1,
-            capsize=2.5,
-        )
-    best = not_beaten(shown)
-    axes.plot(
-        [row.tokens.value for row in best],
-        [100 * row.accuracy.value for row in best],
-        color=INK,
-        linewidth=0.8,
-        linestyle=(0, (2, 3)),
-        zorder=1,
-    )
-    if shown:
-        # In this order the maximum with nan, the interval of a single problem, is the mean.
-        axes.set_xlim(0, 1.18 * max(max(row.tokens.value, row.tokens.high) for row in shown))
-    axes.set_xlabel("tokens per question (thinking, answer, trials)", color=INK)
-    axes.set_ylabel("accuracy, %", color=INK)
-    plain(axes)
-
-
-def not_beaten(rows: Sequence[Figures]) -> list[Figures]:
+def not_beaten(rows: Sequence[R]) -> list[R]:
     """By tokens: those that no other row has more accuracy than for as few tokens."""
-    best: list[Figures] = []
+    best: list[R] = []
     for row in sorted(rows, key=lambda row: (row.tokens.value, -row.accuracy.value)):
         if not best or row.accuracy.value > best[-1].accuracy.value:
             best.append(row)
@@ -207,53 +221,35 @@ def svg(figure: Figure, name: str) -> str:
 
 def difficulty(rows: Sequence[Figures]) -> Figure:
     """Tokens saved, and points gained, by the base's pass rate; the base itself is left out."""
-    shown = [(row, row.ratio) for row in rows if row.ratio is not None]
-    arms = list(dict.fromkeys(row.arm for row, _ in shown))
-    models = list(dict.fromkeys(row.model for row in rows))
-    exits = list(dict.fromkeys(row.exit for row in rows))
-    bins = [bin for bin in PASS_RATES if any(row.bin == bin for row, _ in shown)]
+    shown = [row for row in rows if row.ratio is not None]
+    arms = list(dict.fromkeys(row.arm for row in shown))
+    bins = [bin for bin in PASS_RATES if any(row.bin == bin for row in shown)]
+    look = _looks(rows)
     figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
     saved, gained = figure.subplots(1, 2)
     for place, arm in enumerate(arms):
-        part = [(row, ratio) for row, ratio in shown if row.arm == arm]
+        part = [row for row in shown if row.arm == arm]
+        label, color, marker = look(part[0])
         shift = 0.6 * ((place + 0.5) / len(arms) - 0.5)
-        x = [bins.index(row.bin) + shift for row, _ in part]
-        savings = [
-            replace(ratio, value=1 - ratio.value, low=1 - ratio.high, high=1 - ratio.low)
-            for _, ratio in part
-        ]
-        for axes, y in ((saved, savings), (gained, [row.gain or NOTHING for row, _ in part])):
-            error_bars(
-                axes,
-                x,
-                y,
-                scale=100,
-                fmt=MARKERS[exits.index(arm[1]) % len(MARKERS)],
-                color=COLOURS[models.index(arm[0]) % len(COLOURS)],
-                markersize=5,
-                elinewidth=1.1,
-                capsize=2,
-                label=_label(*arm),
-            )
+        x = [bins.index(row.bin) + shift for row in part]
+        savings = [less(1.0, row.ratio or NOTHING) for row in part]
+        for axes, y in ((saved, savings), (gained, [row.gain or NOTHING for row in part])):
+            error_bars(axes, x, y, scale=100, fmt=marker, color=color, markersize=5,
+                       elinewidth=1.1, capsize=2, label=label)  # fmt: skip
     saved.set_ylabel("tokens saved, %", color=INK)
     gained.set_ylabel("gain in accuracy, points", color=INK)
     for axes in (saved, gained):
         plain(axes)
         axes.axhline(0, color=INK, linewidth=0.8)
-        axes.set_xticks(range(len(bins)), [_bin([row for row, _ in shown], bin) for bin in bins])
+        axes.set_xticks(range(len(bins)), bins)
         axes.set_xlim(-0.5, len(bins) - 0.5)
         axes.set_xlabel("the base is right on that share of the other half", color=INK)
     legend(figure, "outside upper left", columns=3)
     return figure
 
 
-def _bin(rows: Sequence[Figures], bin: str) -> str:
-    most = max(row.problems for row in rows if row.bin == bin)
-    return f"{bin}\n{most:,} problem{'' if most == 1 else 's'}"
-
-
 def positions(exits: Sequence[ExitPositions], models: Sequence[str] = ()) -> Figure:
-    """Optimized trajectories by outcome, stacked; then exits of policies, a panel a model.
+    """Optimized trajectories by outcome; then exits of policies, a panel a model.
 
     `models` are in the order of the colours that other pictures give them.
     """
@@ -266,53 +262,28 @@ def positions(exits: Sequence[ExitPositions], models: Sequence[str] = ()) -> Fig
     for place, model in enumerate(panels):
         axes = figure.add_subplot(down, across, place + 1, sharey=first if model else None)
         first = axes if model and first is None else first
-        plain(axes)
         shown = [part for part in exits if part.model == model]
-        if model:
-            _left(axes, shown, COLOURS[models.index(model) % len(COLOURS)])
-        else:
-            _cut(axes, shown)
+        for index, part in enumerate(shown):
+            # Outcomes are parts of all trajectories, the exits of a policy of all its responses.
+            parts = [part] if model else shown
+            whole = sum(each.exits for each in parts) + part.without
+            colour = models.index(model) if model else 2 + index
+            axes.stairs(
+                [100 * count / whole for count in part.counts],
+                [100 * edge / BINS for edge in range(BINS + 1)],
+                color=COLOURS[colour % len(COLOURS)],
+                linestyle=DASHES[index % len(DASHES)] if model else "-",
+                linewidth=1.4,
+                label=f"{part.group if model else part.group.replace('_', ' ')} ({part.exits:,})",
+            )
+        plain(axes)
+        axes.margins(x=0, y=0.2 + 0.1 * len(shown))  # room for the legend
         axes.set_title(f"early exits: {model}" if model else "optimized trajectories", loc="left",
                        fontsize=10, color=INK)  # fmt: skip
-        axes.set_xlim(0, 100)
-        axes.set_ylim(0, _top([part for part in exits if part.model] if model else shown, model))
         axes.set_xlabel("thinking before the exit, %", color=INK)
         axes.set_ylabel("of all responses, %" if model else "of all trajectories, %", color=INK)
         axes.legend(loc="upper right", frameon=False, fontsize=8.5, labelcolor="linecolor")
     return figure
-
-
-def _top(exits: Sequence[ExitPositions], model: str) -> float:
-    """Above the highest bar, with room for a legend: policies share the scale of all models."""
-    if model:
-        lines = max(Counter(part.model for part in exits).values())
-        shares = [max(part.counts) / max(1, part.exits + part.without) for part in exits]
-    else:
-        lines = len(exits)
-        whole = max(1, sum(part.exits for part in exits) + exits[0].without)
-        shares = [sum(bar) / whole for bar in zip(*(part.counts for part in exits), strict=True)]
-    return (1.1 + 0.11 * lines) * (100 * max(shares) or 1.0)
-
-
-EDGES = tuple(100 * place / BINS for place in range(BINS + 1))
-
-
-def _cut(axes: Axes, outcomes: Sequence[ExitPositions]) -> None:
-    whole = sum(part.exits for part in outcomes) + outcomes[0].without
-    below = [0.0] * BINS
-    for part, colour in zip(outcomes, COLOURS[2:], strict=False):
-        heights = [100 * count / whole for count in part.counts]
-        label = f"{part.group.replace('_', ' ')} ({part.exits:,})"
-        axes.bar(EDGES[:-1], heights, width=100 / BINS, bottom=below, align="edge", color=colour,
-                 label=label)  # fmt: skip
-        below = [low + height for low, height in zip(below, heights, strict=True)]
-
-
-def _left(axes: Axes, exits: Sequence[ExitPositions], colour: str) -> None:
-    for index, part in enumerate(exits):
-        heights = [100 * count / (part.exits + part.without) for count in part.counts]
-        axes.stairs(heights, EDGES, color=colour, linestyle=DASHES[index % len(DASHES)],
-                    linewidth=1.4, label=f"{part.group} ({part.exits:,})")  # fmt: skip
 
 
 def calibration(trials: Sequence[TrialReliability]) -> Figure:
@@ -364,58 +335,3 @@ def reliability_diagram(
     axes.set_xlabel("confidence of a trial answer", color=INK)
     axes.set_ylabel("share that is right", color=INK)
     axes.legend(loc="upper left", frameon=False, fontsize=8.5, labelcolor="linecolor")
-
-
-def cost(costs: Sequence[StageCost], even: BreakEven | None, base: float) -> Figure:
-    """Tokens of each stage; beside it, if it is known, when they are paid for.
-
-    `base` is what the base model takes for a question.
-    """
-    shown = [cost for cost in costs if cost.tokens or cost.trained_tokens][::-1]
-    known = even is not None and not isnan(base)
-    figure = Figure(figsize=(WIDTH, 3.5 if known else 0.8 + 0.38 * len(shown)),
-                    layout="constrained")  # fmt: skip
-    bars = figure.add_subplot(1, 2, 1) if known else figure.add_subplot()
-    names = [cost.stage for cost in shown]
-    generated = [cost.tokens / 1e3 for cost in shown]
-    trained = [cost.trained_tokens / 1e3 for cost in shown]
-    plain(bars)
-    bars.barh(names, generated, color=COLOURS[5], label="generated")
-    if any(trained):
-        bars.barh(names, trained, left=generated, color=COLOURS[4], label="trained on")
-        bars.legend(loc="lower right", frameon=False, fontsize=8.5, labelcolor="linecolor")
-    bars.set_xlabel("thousand tokens" if any(trained) else "thousand tokens generated", color=INK)
-    if known and even is not None:
-        _paid(figure.add_subplot(1, 2, 2), even, base)
-    return figure
-
-
-def _paid(lines: Axes, even: BreakEven, base: float) -> None:
-    after = base - even.tokens_saved.value
-    last = 2.0 * even.questions if even.questions else 2.0 * even.tokens_spent / max(1.0, base)
-    plain(lines)
-    lines.plot([0, last / 1e3], [0, base * last / 1e6], color=COLOURS[0], label="base")
-    ends = [even.tokens_spent / 1e6, (even.tokens_spent + after * last) / 1e6]
-    lines.plot([0, last / 1e3], ends, color=COLOURS[1], label="trained, with what it cost")
-    if even.questions:
-        lines.plot(even.questions / 1e3, base * even.questions / 1e6, "o", color=INK)
-        if even.questions_low and even.questions_high:
-            lines.axvspan(even.questions_low / 1e3, min(last, even.questions_high) / 1e3,
-                          color=GRID, linewidth=0, zorder=0)  # fmt: skip
-        lines.annotate(
-            f"{even.questions:,} questions",
-            (even.questions / 1e3, base * even.questions / 1e6),
-            xytext=(8, -14),
-            textcoords="offset points",
-            fontsize=9,
-            color=INK,
-        )
-    lines.set_xlim(0)
-    lines.set_ylim(0)
-    lines.set_xlabel("thousand questions answered", color=INK)
-    lines.set_ylabel("million tokens generated or trained on", color=INK)
-    lines.legend(loc="upper left", frameon=False, fontsize=8.5, labelcolor="linecolor")
-
-
-def _label(model: str, exit: str) -> str:
-    return model if exit == "none" else f"{model}, {exit}"

@@ -14,40 +14,35 @@ and clustered by problem. Rows that failed leave the denominators and are counte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from dto import statistics
 from dto.errors import DtoError
+from dto.reporting.evaluation import less
 from dto.reporting.table import Table, write_json
 from dto.runs.reader import RunReader
 from dto.statistics import Estimate
-from dto.usage import ModelShape, attention_flops
 
-UNIT = ModelShape(1, 1, 1)
-"""FLOPs are compared within one model: its shape cancels."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pearls:
-    """Shares of responses with a pearl: of all, of those right, of those not; and where it lies.
-
-    `before_half` is the share of all responses whose pearl lies before half of their thinking;
-    `position` the mean share of the thinking that comes before a pearl, where there is one.
-    `left_out` have a grade, but no boundary that could be estimated.
-    """
-
-    threshold: float
-    of_all: Estimate
-    of_right: Estimate
-    of_others: Estimate
-    before_half: Estimate
-    position: Estimate
-    left_out: int
+PEARLS: Mapping[str, str] = {
+    "of_all": "of all responses",
+    "of_right": "of those right",
+    "of_others": "of the others",
+    "before_half": "before half of the thinking",
+    "position": "thinking before a pearl",
+}
+"""Shares of responses with a pearl, and the mean share of the thinking that comes before it."""
+SAVINGS: Mapping[str, str] = {
+    "flops": "attention FLOPs saved on those right",
+    "flops_optimized": "the same, of those optimized",
+    "tokens": "tokens saved on those right",
+    "repaired": "repaired of the others",
+    "gained": "repaired of all",
+}
+"""What optimizing does. A right response without an optimized version saves nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +58,13 @@ class StaticRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Savings:
-    """What optimizing does to the sampled responses.
-
-    `flops` and `tokens` are shares saved on responses that were right, where one without an
-    optimized version saves nothing; `flops_optimized` is over those that have one. `repaired` is a
-    share of the responses that were not right, `gained` of all.
-    """
-
-    flops: Estimate
-    tokens: Estimate
-    flops_optimized: Estimate
-    repaired: Estimate
-    gained: Estimate
-
-
-@dataclass(frozen=True, slots=True)
 class PilotStudy:
-    """The content of `pilot.json`; `str()` gives the tables for the terminal."""
+    """The content of `pilot.json`; `str()` gives the tables for the terminal.
+
+    `pearls` and `savings` have the estimates that PEARLS and SAVINGS explain, by name, and are
+    empty where the run has no such tables. `left_out` responses have a grade, but no boundary that
+    could be estimated.
+    """
 
     name: str
     problems: int
@@ -89,17 +73,26 @@ class PilotStudy:
     failed: int
     accuracy: Estimate
     tokens: Estimate
-    pearls: Pearls | None
+    threshold: float
+    left_out: int
+    pearls: Mapping[str, Estimate]
     static: tuple[StaticRow, ...]
-    savings: Savings | None
+    savings: Mapping[str, Estimate]
 
     def __str__(self) -> str:
         head = (
             f"{self.name}: {self.responses:,} responses to {self.problems:,} problems, "
             f"{self.right:,} right" + (f", {self.failed:,} failed" if self.failed else "")
         )
-        tables = [_pearl_table(self.pearls), self._static_table(), _savings_table(self.savings)]
-        return "\n\n".join([head, *(table.text() for table in tables if table is not None)])
+        pearl = f"a pearl: an exit before the end that answers right, p > {self.threshold:g}"
+        left_out = f"{self.left_out:,} responses have no estimate and are left out."
+        notes = (left_out,) if self.left_out else ()
+        tables = [
+            _shares(pearl, "pearls", PEARLS, self.pearls, notes),
+            self._static_table(),
+            _shares("", "optimized", SAVINGS, self.savings),
+        ]
+        return "\n\n".join([head, *(table.text() for table in tables if table.rows)])
 
     def _static_table(self) -> Table:
         rows = [
@@ -114,6 +107,17 @@ class PilotStudy:
         )
 
 
+def _shares(
+    title: str,
+    what: str,
+    names: Mapping[str, str],
+    estimates: Mapping[str, Estimate],
+    notes: tuple[str, ...] = (),
+) -> Table:
+    rows = tuple((names[key], each, each.samples) for key, each in estimates.items())
+    return Table(title, (what, "% (95 %)", "responses"), rows, notes, formats=("", "%", ""))
+
+
 def study(directory: Path) -> PilotStudy:
     """The study of a run, also written to `RUN/pilot/pilot.json`.
 
@@ -125,16 +129,18 @@ def study(directory: Path) -> PilotStudy:
     run = RunReader(directory)
     sampled = _sampled(run)
     graded = sampled.filter(pl.col("grade") != "failed")
-    problems = graded["problem_id"].to_list()
+    pearls, left_out = _pearls(run, graded)
     result = PilotStudy(
         name=run.recipe.name,
         problems=graded["problem_id"].n_unique(),
         responses=len(graded),
         right=int(graded["right"].sum()),
         failed=len(sampled) - len(graded),
-        accuracy=statistics.proportion(graded["right"].to_numpy(), problems),
-        tokens=statistics.mean(graded["tokens"].to_numpy(), problems),
-        pearls=_pearls(run, graded, run.recipe.estimate.threshold),
+        accuracy=_proportion(graded, "right"),
+        tokens=_mean(graded, "tokens"),
+        threshold=run.recipe.estimate.threshold,
+        left_out=left_out,
+        pearls=pearls,
         static=tuple(_static(run, graded)),
         savings=_savings(run, graded),
     )
@@ -161,9 +167,10 @@ def _sampled(run: RunReader) -> pl.DataFrame:
     )
 
 
-def _pearls(run: RunReader, graded: pl.DataFrame, threshold: float) -> Pearls | None:
+def _pearls(run: RunReader, graded: pl.DataFrame) -> tuple[dict[str, Estimate], int]:
+    """PEARLS, and the number of responses without an estimate."""
     if not (run.table("segment").is_file() and run.table("estimate").is_file()):
-        return None
+        return {}, 0
     segments = run.frame("segment", "id", "trajectory_id", "index", "exit")
     last = segments.group_by("trajectory_id").agg(last=pl.col("index").max())
     tests = run.frame("estimate", "id", "trajectory_id", "boundary", "decision", "reason")
@@ -188,16 +195,15 @@ def _pearls(run: RunReader, graded: pl.DataFrame, threshold: float) -> Pearls | 
         pl.col("pearl").fill_null(False),
         position=(pl.col("exit") - pl.col("start")) / pl.col("length"),
     )
-    held = known.filter("pearl")
-    return Pearls(
-        threshold,
-        _proportion(known, "pearl"),
-        _proportion(known.filter("right"), "pearl"),
-        _proportion(known.filter(~pl.col("right")), "pearl"),
-        _proportion(known.with_columns(early=pl.col("position").fill_null(1) < 0.5), "early"),
-        statistics.mean(held["position"].to_numpy(), held["problem_id"].to_list()),
-        len(graded) - len(known),
-    )
+    early = known.with_columns(early=pl.col("position").fill_null(1) < 0.5)
+    shares = {
+        "of_all": _proportion(known, "pearl"),
+        "of_right": _proportion(known.filter("right"), "pearl"),
+        "of_others": _proportion(known.filter(~pl.col("right")), "pearl"),
+        "before_half": _proportion(early, "early"),
+        "position": _mean(known.filter("pearl"), "position"),
+    }
+    return shares, len(graded) - len(known)
 
 
 def _static(run: RunReader, graded: pl.DataFrame) -> list[StaticRow]:
@@ -210,24 +216,23 @@ def _static(run: RunReader, graded: pl.DataFrame) -> list[StaticRow]:
         done = part.filter(pl.col("grade") != "failed").with_columns(
             now=pl.col("grade") == "correct", tokens=pl.col("position") + pl.col("answer_tokens")
         )
-        tokens = statistics.mean(done["tokens"].to_numpy(), done["problem_id"].to_list())
         static.append(
             StaticRow(
                 float(str(fraction)),
                 _proportion(done.filter("right"), "now"),
                 _proportion(done.filter(~pl.col("right")), "now"),
                 _proportion(done, "now"),
-                tokens,
+                _mean(done, "tokens"),
                 len(part) - len(done),
             )
         )
     return static
 
 
-def _savings(run: RunReader, graded: pl.DataFrame) -> Savings | None:
+def _savings(run: RunReader, graded: pl.DataFrame) -> dict[str, Estimate]:
     last = next((stage for stage in ("prune", "optimize") if run.table(stage).is_file()), None)
     if last is None:
-        return None
+        return {}
     after = run.frame(last, "id", "tokens_after", "outcome").collect()
     rows = graded.join(after, on="id", how="left").with_columns(
         after=pl.col("tokens_after").fill_null(pl.col("tokens")),
@@ -235,69 +240,34 @@ def _savings(run: RunReader, graded: pl.DataFrame) -> Savings | None:
     )
     right = rows.filter("right")
     optimized = right.filter(pl.col("outcome").is_not_null())
-    return Savings(
-        flops=_saved_share(right, _flops),
-        tokens=_saved_share(right, lambda prompt, tokens: float(tokens)),
-        flops_optimized=_saved_share(optimized, _flops),
-        repaired=_proportion(rows.filter(~pl.col("right")), "repaired"),
-        gained=_proportion(rows, "repaired"),
-    )
+    return {
+        "flops": _saved_share(right, _flops),
+        "flops_optimized": _saved_share(optimized, _flops),
+        "tokens": _saved_share(right, pl.col),
+        "repaired": _proportion(rows.filter(~pl.col("right")), "repaired"),
+        "gained": _proportion(rows, "repaired"),
+    }
 
 
-def _flops(prompt: int, tokens: int) -> float:
-    return attention_flops(UNIT, 0, prompt + tokens)
+def _flops(tokens: str) -> pl.Expr:
+    """Of the attention, up to a factor that is the model's: n tokens look at n (n + 1) / 2 keys."""
+    length = pl.col("prompt") + pl.col(tokens)
+    return length * (length + 1)
 
 
-def _saved_share(rows: pl.DataFrame, cost: Any) -> Estimate:
+def _saved_share(rows: pl.DataFrame, cost: Callable[[str], pl.Expr]) -> Estimate:
     """1 - cost after / cost before, a quotient of sums, with a bootstrap over problems."""
-    costs = pl.DataFrame(
-        {
-            "problem_id": rows["problem_id"],
-            "before": [cost(*each) for each in rows.select("prompt", "tokens").iter_rows()],
-            "after": [cost(*each) for each in rows.select("prompt", "after").iter_rows()],
-        }
+    sums = (
+        rows.group_by("problem_id", maintain_order=True)
+        .agg(after=cost("after").sum(), before=cost("tokens").sum())
+        .select("after", "before")
     )
-    sums = costs.group_by("problem_id", maintain_order=True).sum().select("after", "before")
-    left = statistics.ratio(sums.to_numpy(), len(rows))
-    return replace(left, value=1 - left.value, low=1 - left.high, high=1 - left.low)
+    return less(1.0, statistics.ratio(sums.to_numpy(), len(rows)))
+
+
+def _mean(rows: pl.DataFrame, column: str) -> Estimate:
+    return statistics.mean(rows[column].to_numpy(), rows["problem_id"].to_list())
 
 
 def _proportion(rows: pl.DataFrame, column: str) -> Estimate:
     return statistics.proportion(rows[column].to_numpy(), rows["problem_id"].to_list())
-
-
-def _pearl_table(pearls: Pearls | None) -> Table | None:
-    if pearls is None:
-        return None
-    notes: tuple[str, ...] = ()
-    if pearls.left_out:
-        notes = (f"{pearls.left_out:,} responses have no estimate and are left out.",)
-    rows = [
-        ("of all responses", pearls.of_all),
-        ("of those right", pearls.of_right),
-        ("of the others", pearls.of_others),
-        ("before half of the thinking", pearls.before_half),
-        ("thinking before a pearl", pearls.position),
-    ]
-    title = f"a pearl: an exit before the end that answers right, p > {pearls.threshold:g}"
-    return _shares(title, "pearls", rows, notes)
-
-
-def _savings_table(savings: Savings | None) -> Table | None:
-    if savings is None:
-        return None
-    rows = [
-        ("attention FLOPs saved on those right", savings.flops),
-        ("the same, of those optimized", savings.flops_optimized),
-        ("tokens saved on those right", savings.tokens),
-        ("repaired of the others", savings.repaired),
-        ("repaired of all", savings.gained),
-    ]
-    return _shares("", "optimized", rows)
-
-
-def _shares(
-    title: str, what: str, rows: Sequence[tuple[str, Estimate]], notes: tuple[str, ...] = ()
-) -> Table:
-    cells = tuple((name, share, share.samples) for name, share in rows)
-    return Table(title, (what, "% (95 %)", "responses"), cells, notes, formats=("", "%", ""))

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, isfinite, nan
+from itertools import product
+from math import nan
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from dto import statistics
@@ -158,34 +161,26 @@ def _left_early(run: RunReader) -> list[ExitPositions]:
         .collect(engine="streaming")
     )
     exits = []
-    for model in settings.models:
-        for exit in settings.exits:
-            if exit.policy in GIVEN:
-                continue
-            part = paired.filter(model=model, exit=exit.name)
-            left = part.filter("left")["position"]
-            if len(left):
-                exits.append(_counted("evaluate", model, exit.name, left, len(part) - len(left)))
+    for model, exit in product(settings.models, settings.exits):
+        part = paired.filter(model=model, exit=exit.name)
+        left = part.filter("left")["position"]
+        if exit.policy not in GIVEN and len(left):
+            exits.append(_counted("evaluate", model, exit.name, left, len(part) - len(left)))
     return exits
 
 
 def _counted(
     stage: str, model: str, group: str, positions: pl.Series, without: int
 ) -> ExitPositions:
-    known = [share for share in positions.drop_nulls() if isfinite(share)]
-    median = pl.Series(known, dtype=pl.Float64).median()
-    return ExitPositions(
-        stage, model, group, len(known), without,
-        nan if median is None else float(str(median)), histogram(known),
-    )  # fmt: skip
+    known = positions.to_numpy()[positions.is_finite().fill_null(False).to_numpy()]
+    median = float(np.median(known)) if len(known) else nan
+    return ExitPositions(stage, model, group, len(known), without, median, histogram(known))
 
 
-def histogram(shares: Sequence[float]) -> tuple[int, ...]:
+def histogram(shares: npt.ArrayLike) -> tuple[int, ...]:
     """How many shares lie in each bin; what stands on a border belongs to the bin before it."""
-    counts = [0] * BINS
-    for share in shares:
-        counts[min(BINS - 1, max(0, ceil(share * BINS) - 1))] += 1
-    return tuple(counts)
+    places = np.clip(np.ceil(np.asarray(shares) * BINS) - 1, 0, BINS - 1)
+    return tuple(np.bincount(places.astype(np.intp), minlength=BINS).tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +193,6 @@ class TrialReliability:
 
     model: str
     exit: str
-    shadow: bool
     reliability: Reliability
 
 
@@ -222,12 +216,10 @@ def trial_reliability(run: RunReader) -> tuple[TrialReliability, ...]:
         .collect(engine="streaming")
     )
     reliabilities = []
-    for model in run.recipe.evaluate.models:
-        for exit in run.recipe.evaluate.exits:
-            part = trials.filter(model=model, exit=exit.name)
-            if part.is_empty():
-                continue
-            rows = part.select("confidence", "right", "problem_id").sort("problem_id").rows()
+    for model, exit in product(run.recipe.evaluate.models, run.recipe.evaluate.exits):
+        part = trials.filter(model=model, exit=exit.name).sort("problem_id")
+        if len(part):
+            rows = part.select("confidence", "right", "problem_id").rows()
             reliable = reliability(exit.monitor, exit.inducer, exit.confidence, rows)
-            reliabilities.append(TrialReliability(model, exit.name, exit.shadow, reliable))
+            reliabilities.append(TrialReliability(model, exit.name, reliable))
     return tuple(reliabilities)

@@ -1,9 +1,4 @@
-"""Tables: one class with its renderers, and the tables of the figures of arms.
-
-The files `tables.md` and `tables.csv` are laid out as in 2504.15895 (table 1) and 2505.21765
-(table 1): one row for each model under each exit; for each task accuracy, tokens and tokens in % of
-the base's (the papers' compression rate), in the last columns their mean over tasks.
-"""
+"""Tables: one class with its renderers, and the tables of the figures of arms."""
 
 from __future__ import annotations
 
@@ -11,16 +6,34 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import cache
+from itertools import takewhile
 from math import isfinite
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, TypeVar
 
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from dto.reporting.evaluation import MAX_FAILED, Figures
+from dto.reporting.evaluation import Figures
 from dto.runs.manifest import write_text
 from dto.statistics import NOTHING, Estimate, shown
+
+
+@cache
+def template(name: str) -> Template:
+    """A template of this package; what is put into it is escaped."""
+    environment = Environment(
+        loader=PackageLoader("dto.reporting", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["svg"] = Markup
+    return environment.get_template(name)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -42,6 +55,8 @@ def without_nan(data: Any) -> Any:
 
 R = TypeVar("R")
 Cell = str | int | float | Estimate | None
+MOST_NAME = 22
+"""Characters of a name on a terminal where several columns name a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +65,9 @@ class Table:
 
     Cells are values; a number or an estimate is shown by its column's entry of `formats`
     (:func:`dto.statistics.shown`; integers with separators of thousands without one), and None is
-    an empty cell. The first `left` columns are flush left, the others flush right. On a page a
-    `folded` table is shown on demand under its title, and the last column of a `wide` one holds
-    text that wraps.
+    an empty cell. The first `left` columns name the row and are flush left, the others are flush
+    right. A `folded` table is shown on demand under its title on a page, and on no terminal; the
+    last column of a `wide` one holds text that wraps.
     """
 
     title: str
@@ -85,43 +100,63 @@ class Table:
             for row in self.rows
         ]
 
-    def text(self) -> str:
-        """For a terminal: columns two spaces apart, a rule below the head."""
-        lines = aligned([self.head, *self.cells()], self.left)
-        return "\n".join([*filter(None, [self.title]), *lines, *self.notes])
+    def text(self, width: int = 100) -> str:
+        """For a terminal: columns two spaces apart, a rule below the head.
+
+        Columns that do not fit into `width` follow in further blocks, as even as they can be and
+        each after the first `left` columns; text in the last column of a `wide` table is wrapped.
+        Where several columns name a row, a long name is shown by its end.
+        """
+        lines = [list(self.head), *self.cells()]
+        if self.left > 1:
+            lines = [[*map(_end, line[: self.left]), *line[self.left :]] for line in lines]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        if self.wide:
+            room = max(MOST_NAME, width - sum(widths[:-1]) - 2 * (len(widths) - 1))
+            lines = [part for line in lines for part in _wrapped(line, room)]
+            widths[-1] = min(widths[-1], room)
+        blocks = self._blocks(widths, width)
+        tried = (self._blocks(widths, narrower) for narrower in range(width - 1, 0, -1))
+        blocks = [blocks, *takewhile(lambda even: len(even) == len(blocks), tried)][-1]
+        texts = [self._block(lines, widths, block) for block in blocks]
+        return "\n".join([*filter(None, [self.title]), "\n\n".join(texts), *self.notes])
+
+    def _blocks(self, widths: list[int], width: int) -> list[list[int]]:
+        """Which columns stand in each block."""
+        blocks = [list(range(self.left))]
+        for place in range(self.left, len(widths)):
+            used = sum(widths[column] + 2 for column in blocks[-1])
+            if used + widths[place] > width and len(blocks[-1]) > self.left:
+                blocks.append(list(range(self.left)))
+            blocks[-1].append(place)
+        return blocks
+
+    def _block(self, lines: list[list[str]], widths: list[int], places: list[int]) -> str:
+        flush = self._flush()
+        cells = [
+            [
+                line[place].ljust(widths[place])
+                if flush[place]
+                else line[place].rjust(widths[place])
+                for place in places
+            ]
+            for line in lines
+        ]
+        head, *rows = ["  ".join(line).rstrip() for line in cells]
+        rule = "─" * (sum(widths[place] for place in places) + 2 * (len(places) - 1))
+        return "\n".join([head, rule, *rows])
+
+    def _flush(self) -> list[bool]:
+        """By column, whether it is flush left."""
+        last = len(self.head) - 1
+        return [place < self.left or (self.wide and place == last) for place in range(last + 1)]
 
     def html(self) -> Markup:
         """For a page, escaped; a dash where there is nothing."""
-        left = [place < self.left for place in range(len(self.head))]
-        left[-1] = left[-1] or self.wide
-        sides = [Markup(' class="left"' if flush else "") for flush in left]
-        head = Markup().join(
-            Markup('<th scope="col"{}>{}</th>').format(side, name)
-            for side, name in zip(sides, self.head, strict=True)
-        )
-        lines = [
-            Markup('<div class="scroll" tabindex="0" role="region" aria-label="{}">').format(
-                self.title or ", ".join(self.head)
-            ),
-            Markup('<table class="wide">' if self.wide else "<table>"),
-            Markup("<thead><tr>{}</tr></thead>").format(head),
-            Markup("<tbody>"),
-        ]
-        if self.title and not self.folded:
-            lines.insert(2, Markup("<caption>{}</caption>").format(self.title))
-        for first, *others in self.cells(empty="–"):
-            cells = [Markup('<th scope="row" class="left">{}</th>').format(first)]
-            cells += [
-                Markup("<td{}>{}</td>").format(side, cell)
-                for side, cell in zip(sides[1:], others, strict=True)
-            ]
-            lines.append(Markup("<tr>{}</tr>").format(Markup().join(cells)))
-        lines += [Markup("</tbody>"), Markup("</table>"), Markup("</div>")]
-        lines += [Markup('<p class="note">{}</p>').format(note) for note in self.notes]
-        if self.folded:
-            opened = Markup("<details>\n<summary>{}</summary>").format(self.title)
-            lines = [opened, *lines, Markup("</details>")]
-        return Markup("\n").join(lines)
+        sides = [Markup(' class="left"' if flush else "") for flush in self._flush()]
+        lines = [(line[0], line[1:]) for line in self.cells(empty="–")]
+        page = template("table.html.jinja")
+        return Markup(page.render(table=self, sides=sides, rows=lines).strip())
 
     def markdown(self) -> str:
         """For GitHub and the Hub."""
@@ -168,22 +203,15 @@ def _values(cell: Cell) -> list[Any]:
     return [cell, f"{cell}_low", f"{cell}_high"] if isinstance(cell, str) else ["", "", ""]
 
 
-def aligned(cells: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Columns two spaces apart, the first `left` of them flush left; a rule below the head."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if index < left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    ]
-    return [lines[0], "─" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]]
+def _end(name: str) -> str:
+    return name if len(name) <= MOST_NAME else f"…{name[1 - MOST_NAME :]}"
 
 
-def short(model: str) -> str:
-    """The end of a long name."""
-    return model if len(model) <= 16 else f"…{model[-15:]}"
+def _wrapped(line: list[str], width: int) -> list[list[str]]:
+    """A row whose last cell has several lines."""
+    *others, text = line
+    first, *more = wrap(text, width) or [""]
+    return [[*others, first], *([*("" for _ in others), part] for part in more)]
 
 
 def counted(counts: Mapping[str, int], between: str = ", ") -> str:
@@ -200,7 +228,6 @@ CELLS: Mapping[str, tuple[Callable[[Figures], Cell], str]] = {
     "bin": (lambda row: row.bin, ""),
     "k": (lambda row: str(row.k), ""),
     "model": (lambda row: row.model, ""),
-    "short model": (lambda row: short(row.model), ""),
     "exit": (lambda row: row.exit, ""),
     "problems": (lambda row: row.problems, ""),
     "responses": (lambda row: row.responses, ""),
@@ -211,11 +238,9 @@ CELLS: Mapping[str, tuple[Callable[[Figures], Cell], str]] = {
     ),
     "verdict": (lambda row: row.verdict, ""),
     "completed": (_more("completed"), "%"),
-    "completed alone": (lambda row: row.more["completed"].value, "%"),
     "pass": (_more("pass_at_samples"), "%"),
     "tokens": (lambda row: row.tokens, ",.1f"),
     "tokens alone": (lambda row: row.tokens.value, ",.1f"),
-    "tokens short": (lambda row: _short_ends(row.tokens), ""),
     "ratio": (lambda row: row.ratio, "%"),
     "ratio alone": (lambda row: None if row.ratio is None else row.ratio.value, "%"),
     "trial": (_more("trial_tokens"), ",.1f"),
@@ -224,9 +249,6 @@ CELLS: Mapping[str, tuple[Callable[[Figures], Cell], str]] = {
     "p50": (_more("seconds_p50"), ",.2f"),
     "p95": (_more("seconds_p95"), ",.2f"),
     "truncated": (lambda row: row.truncated, ""),
-    "truncated share": (
-        lambda row: row.truncated / row.responses if row.responses else NOTHING.value, "%",
-    ),
     "failed": (lambda row: row.failed, ""),
 }  # fmt: skip
 """By name, what a table of arms may show."""
@@ -239,138 +261,26 @@ def arms_table(
     return Table.of(title, rows, {head: CELLS[name] for head, name in columns.items()}, **options)
 
 
-def _short_ends(tokens: Estimate) -> str:
-    """A digit for the value, none for the ends: a terminal has 100 columns."""
-    value, ends = shown(tokens.value), format(tokens, ",.0f").partition(" ")[2]
-    return f"{value} {ends}" if ends else value
-
-
-def evaluation_tables(rows: Sequence[Figures], title: str) -> list[Table]:
-    """For a terminal: accuracy and gain of each model under each exit; tokens, FLOPs, seconds.
-
-    `gain` is over the base; `compl.` is the accuracy over completed responses.
-    """
-    notes: tuple[str, ...] = ()
-    if any(row.verdict == "too many failed" for row in rows):
-        notes = (f"More than {MAX_FAILED:.0%} of the responses failed: nothing is claimed there.",)
-    arm = {"model": "short model", "exit": "exit"}
-    return [
-        arms_table(
-            rows,
-            arm | {"accuracy % (95 %)": "accuracy", "gain (95 %)": "gain",
-                   "compl.": "completed alone", "pass@n": "pass", "trunc": "truncated",
-                   "failed": "failed"},
-            title,
-            left=2,
-        ),
-        arms_table(
-            rows,
-            arm | {"tokens": "tokens alone", "% of base (95 %)": "ratio", "trial": "trial",
-                   "effic.": "efficiency", "FLOPs": "FLOPs", "s p50": "p50", "s p95": "p95"},
-            left=2,
-            notes=notes,
-        ),
-    ]  # fmt: skip
-
-
-def average_table(rows: Sequence[Figures]) -> Table:
-    """For a terminal: the means over tasks."""
-    return arms_table(
-        rows,
-        {"model": "short model", "exit": "exit", "accuracy % (95 %)": "accuracy",
-         "gain (95 %)": "gain", "tokens": "tokens alone", "% of base (95 %)": "ratio"},
-        f"mean over {rows[0].more['tasks']} tasks",
-        left=2,
-    )  # fmt: skip
-
-
-def difficulty_table(rows: Sequence[Figures]) -> Table:
-    """For a terminal: gain and tokens by the base's pass rate."""
-    return arms_table(
-        rows,
-        {"base right": "bin", "model": "short model", "exit": "exit", "n": "problems",
-         "acc. %": "accuracy alone", "gain (95 %)": "gain", "tokens": "tokens alone",
-         "% of base": "ratio alone"},
-        "by difficulty: the base's pass rate on one half of the samples, figures from the other",
-        left=3,
-    )  # fmt: skip
-
-
-def write_tables(
-    directory: Path,
-    title: str,
-    rows: Sequence[Figures],
-    means: Sequence[Figures],
-    difficulty: Sequence[Figures],
-) -> None:
-    """Write `tables.md`, `tables.csv` (the papers' layout) and `difficulty.csv`.
-
-    The CSV files hold shares and tokens as they are, empty where there is no figure.
-    """
-    parts = [
-        f"# {title}",
-        "Acc: accuracy %. Tok: tokens a response, trials included. CR: tokens in % of the base's.",
-        _papers(rows, means, ("Acc", "Tok", "CR")).markdown(),
-        "## Accuracy over all and over completed responses",
-        "Truncated responses count as not correct on the left and are left out on the right; which "
-        "responses end is each row's own doing, so the right one compares nothing.",
-        arms_table(
-            rows,
-            {"task": "task", "model": "model", "exit": "exit", "all (95 %)": "accuracy",
-             "gain (95 %)": "gain", "completed (95 %)": "completed",
-             "truncated %": "truncated share"},
-        ).markdown(),
-    ]  # fmt: skip
-    filled = [replace(row, ratio=row.ratio or NOTHING) for row in difficulty]
-    if difficulty:
-        columns = {
-            "task": "task", "base right": "bin", "model": "model", "exit": "exit",
-            "problems": "problems", "Acc (95 %)": "accuracy", "gain (95 %)": "gain",
-            "CR": "ratio alone",
-        }  # fmt: skip
-        parts += [
-            "## By difficulty",
-            "Problems by the base's pass rate on one half of the samples; figures from the other.",
-            arms_table(filled, columns).markdown(),
-        ]
-    write_text(directory / "tables.md", "\n\n".join(parts) + "\n")
-    names = ("accuracy", "tokens", "tokens_ratio")
-    write_text(directory / "tables.csv", _papers(rows, means, names).csv())
-    columns = {name: name for name in ("task", "bin", "model", "exit", "problems", "responses",
-                                       "accuracy", "gain")}  # fmt: skip
-    columns |= {"tokens_mean": "tokens alone", "tokens_ratio": "ratio"}
-    filled = [replace(row, gain=row.gain or NOTHING) for row in filled]
-    write_text(directory / "difficulty.csv", arms_table(filled, columns).csv())
-
-
-def _papers(rows: Sequence[Figures], means: Sequence[Figures], names: Sequence[str]) -> Table:
+def papers_table(rows: Sequence[Figures], means: Sequence[Figures]) -> Table:
     """A line an arm, three columns a task: accuracy, tokens, share of the base's tokens.
 
-    The accuracies are whole in the CSV, where names say of which task a column is, and without
-    intervals in Markdown.
+    The layout of 2504.15895 (table 1) and 2505.21765 (table 1), the share being their compression
+    rate; in the last columns are the means over tasks.
     """
     tasks = [*dict.fromkeys(row.task for row in rows), *(["average"] if means else [])]
     figures = {(*row.arm, row.task): row for row in rows}
     figures |= {(*row.arm, "average"): row for row in means}
-    whole = names[0] != "Acc"
-    lines: list[tuple[Cell, ...]] = []
+    lines = []
     for arm in dict.fromkeys(row.arm for row in rows):
         line: list[Cell] = [*arm]
         for task in tasks:
             row = figures.get((*arm, task))
             if row is None:
-                line += [NOTHING if whole else NOTHING.value, NOTHING.value, NOTHING.value]
+                line += [NOTHING, NOTHING.value, NOTHING.value]
                 continue
-            ratio = NOTHING if row.ratio is None else row.ratio
-            line += [
-                row.accuracy if whole else row.accuracy.value, row.tokens.value,
-                1.0 if row.verdict == "base" else ratio.value,
-            ]  # fmt: skip
+            ratio = 1.0 if row.verdict == "base" else (row.ratio or NOTHING).value
+            line += [row.accuracy, row.tokens.value, ratio]
         lines.append(tuple(line))
-    head = [
-        f"{task} {name}" if whole or place == 0 else name
-        for task in tasks
-        for place, name in enumerate(names)
-    ]
+    head = [f"{task} {name}" for task in tasks for name in ("accuracy", "tokens", "tokens_ratio")]
     formats = ("", "", *("%", ",.0f", "%") * len(tasks))
     return Table("", ("model", "exit", *head), tuple(lines), formats=formats)

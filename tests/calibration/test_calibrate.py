@@ -148,7 +148,11 @@ def test_where_nothing_is_certified_the_file_says_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "does not exist: dto calibrate writes one"), ("- a", "holds list, not a mapping of settings"), ("treshold: 1", "unknown key")],
+    [
+        (None, "does not exist: dto calibrate writes one"),
+        ("- a", "holds list, not a mapping of settings"),
+        ("treshold: 1", "unknown key"),
+    ],
 )
 def test_a_bad_policy_file_is_one_line(tmp_path: Path, content: str | None, message: str) -> None:
     file = tmp_path / "policy.yaml"

@@ -12,7 +12,7 @@ import pytest
 from dto import tables
 from dto.recipe import Recipe
 from dto.records import BatchResponse, Span, Trajectory
-from dto.reporting.batch import batch_lines, batch_report, draw_batch
+from dto.reporting.batch import batch_report, batch_section
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 
@@ -119,16 +119,13 @@ def test_failed_requests_leave_the_figures_and_forbid_claims(make_run):
     assert (two.gain, four.ratio) == (None, None)
 
 
-def test_text_and_picture(make_run, tmp_path):
+def test_text_and_picture(make_run):
     found = batch_report(RunReader(make_run(), RECIPE))
-    assert found is not None
-    text = "\n".join(batch_lines(found))
-    assert "k = 4: 1 no_answer" in text and "-50.0" in text
+    section = batch_section(found, None)
+    text = str(section)
+    assert "k = 4: 1 no_answer" in text and "-50.0" in text and "100 %" in text
     assert max(map(len, text.splitlines())) <= 100
-    (tmp_path / "twice").mkdir()
-    first = [path.read_bytes() for path in draw_batch(found, tmp_path, "toy")]
-    second = [path.read_bytes() for path in draw_batch(found, tmp_path / "twice", "toy")]
-    assert first == second and all(first)
+    assert section.figure.svg == section.figure.svg and "<svg" in section.figure.svg
 
 
 def test_without_batch_prompts_there_is_nothing(make_run):

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dto import tables
+from dto.recipe import Recipe
 from dto.records import OptimizedTrajectory, Span, Verdict, VerdictKind
-from dto.reporting.funnel import agreement, funnel, funnel_lines, verdicts
+from dto.reporting.funnel import agreement, funnel, funnel_section, verdicts
 from dto.runs.reader import RunReader
 from dto.statistics import cohen_kappa
 
@@ -141,12 +142,12 @@ def test_only_patterns_that_both_judged_are_compared(run: Path) -> None:
 
 
 def test_the_report_shows_rate_kappa_and_table(run: Path) -> None:
-    lines = funnel_lines(funnel(RunReader(run)), None)
-    text = "\n".join(lines)
+    text = str(funnel_section(funnel(RunReader(run)), None, Recipe(name="toy")))
+    lines = text.splitlines()
     assert "20 keep, 20 redundant, 20 meaningless, 20 unjudged" in text
     assert "20 verified, 20 restored" in text and max(map(len, lines)) <= 100
     assert "whether 27 patterns of 9 trajectories may go" in text
-    assert "rate % 66.7 (" in text and "Cohen's kappa 0.40 (" in text
+    assert "on 66.7 (" in text and "Cohen's kappa 0.40 (" in " ".join(text.split())
     cells = [line.split() for line in lines]
     assert ["redundant", "9", "0"] in cells and ["keep", "0", "9"] in cells
 

@@ -20,7 +20,8 @@ from dto.errors import DtoError
 from dto.grading import Grader
 from dto.recipe import Recipe
 from dto.records import LabelledChain, Trajectory, derive
-from dto.reporting.funnel import funnel_lines
+from dto.reporting.batch import batch_section
+from dto.reporting.funnel import trained
 from dto.tables import read, write
 from dto.training import grpo
 from dto.training.dev import Judgement, judge, read_letter, score
@@ -293,18 +294,32 @@ def test_without_labelled_chains_the_base_is_kept(run: RunFolder, method: str) -
 
 
 def test_the_report_says_how_judging_went() -> None:
-    score_of = {"accuracy": 0.3, "low": 0.2, "high": 0.4, "responses": 50, "unreadable": 2}
+    score_of = {
+        "accuracy": 0.3, "low": 0.2, "high": 0.4, "responses": 50, "unreadable": 2, "step": 0,
+        "tokens_mean": 10.0,
+    }  # fmt: skip
     before = score_of | {"recall": {"wrong": 0.25}}
-    kept = score_of | {"accuracy": 0.5, "unreadable": 0, "recall": {"wrong": 0.75}}
+    kept = score_of | {"accuracy": 0.5, "unreadable": 0, "step": 8, "recall": {"wrong": 0.75}}
     dev = {"accuracy": 0.8, "tokens_mean": 200.0, "step": 0}
     training = {
         "base": dev, "kept": dev | {"step": 8}, "steps": 8, "collapsed": False,
         "groups": {"groups": 16, "flat": 4, "unreadable": 3},
         "judging": {"before": before, "kept": kept},
     }  # fmt: skip
-    text = "\n".join(funnel_lines({"dropped": {}}, training))
-    assert "16   of responses to train on; 25.0 % without advantage, 3 responses without" in text
-    assert "right 30.0 (20.0–40.0) → 50.0 (20.0–40.0) %, 2 → 0 without a letter" in text
-    assert "wrong 25.0 → 75.0 %" in text
-    plain = "\n".join(funnel_lines({"dropped": {}}, training | {"judging": None}))
-    assert "25.0 % without advantage" in plain and "letter" not in plain
+    assert "Of 16 groups of responses 25.0 % had no advantage" in trained(training)
+    lines = [line.split() for line in str(batch_section(None, training)).splitlines()]
+    assert ["before", "0", "30.0", "(20.0–40.0)", "25.0", "2", "50", "10.0"] in lines
+    assert [
+        "of",
+        "what",
+        "is",
+        "kept",
+        "8",
+        "50.0",
+        "(20.0–40.0)",
+        "75.0",
+        "0",
+        "50",
+        "10.0",
+    ] in lines
+    assert batch_section(None, training | {"judging": None}) is None
