@@ -3,7 +3,8 @@
 The public names load what they need when they are first used: `import dto` alone is light.
 
 Its rooms, the lowest floor first; a room knows nothing of those above it. The core, of at most
-8,500 lines, is the method, with runs that survive: who reads it has read the papers.
+8,500 lines, is the method of DTO and DEER, with runs that survive; DRQA and the trainings of all
+three papers are rooms of the seams.
 
     core      records recipe settings text tags prompts context trajectories
               rollouts protocols errors concurrency tables usage sequential

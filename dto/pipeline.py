@@ -84,9 +84,10 @@ def stage_of(recipe: Recipe, name: str) -> Stage:
 
 
 def needed(recipe: Recipe, *last: str) -> tuple[str, ...]:
-    """The stages that the last ones depend on, themselves included, in order.
+    """The stages that the stages `last` depend on, themselves included, in order.
 
-    Without any: those of a whole run, whose evaluation, and questions asked together, are reported.
+    Without `last`: the stages of a whole run, whose report shows the evaluation and, where several
+    questions are asked in one prompt, these beside samples of each question alone.
     """
     reported = ("evaluate", "sample", "batch") if recipe.batch.k else ("evaluate",)
     open_ = list(last or reported)
@@ -109,10 +110,11 @@ def with_questions(recipe: Recipe, *names: str) -> tuple[str, ...]:
 def shown_prompts(
     recipe: Recipe, stages: Collection[str], questions: Sequence[str] = ("{the question}",)
 ) -> Iterator[tuple[str, str, bool]]:
-    """Title and text of all that the model, or a judge, is shown in these stages.
+    """Title and text of what the model, or a judge, is shown in these stages.
 
     The last of each is whether it is a message of the user's, which has the chat template around
-    it. `questions` are put into the prompts as far as they go.
+    it. `questions` are put into the prompts as far as they go. Texts that only some exit policies
+    use are left out.
     """
     family, question = recipe.model.family, questions[0]
     solve = "solve" if recipe.sample.imported else prompt_of(recipe.problems)

@@ -2,8 +2,8 @@
 
 Defaults are those of the papers (2505.21765, 2504.15895) and of this project's measurements. An
 unknown key is an error. Settings are grouped by the stage that reads them: a stage is computed
-again exactly when its own settings, or something upstream, changed. Those of what comes
-after pruning stand in `dto/settings.py`.
+again exactly when its own settings, or something upstream, changed. `dto/settings.py` has the
+groups of DRQA, pairs, training, exits, evaluation, traces, calibration and comparison.
 """
 
 from __future__ import annotations
@@ -194,8 +194,9 @@ class EstimateSettings(Settings):
     threshold - margin passes there, and that a p of at least threshold + margin is refused. It says
     nothing of a p in between. A trajectory has many boundaries: with the defaults one whose 24
     boundaries all have p = 0.65 passes at some of them with probability 0.70. `error_scan` bounds
-    that for the whole trajectory, at 15 to 55 % more rollouts where there is a good exit; it then
-    passes less often at once, which a larger cap (48, 64) mends: benchmarks/rollouts_scan.py.
+    that for the whole trajectory, at 15 to 55 % more rollouts where there is a good exit; fewer
+    good exits then pass within the cap, which a larger cap (48, 64) mends: see
+    benchmarks/rollouts_scan.py.
     """
 
     method: Literal["sequential", "fixed"] = "sequential"

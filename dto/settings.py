@@ -1,7 +1,7 @@
-"""What all groups of settings have in common, and those of what comes after sampling and pruning.
+"""What all groups of settings have in common, and the groups that `dto/recipe.py` puts together.
 
-What is asked together and labelled, paired, trained and compared; how models leave early, and what
-is evaluated, traced and calibrated.
+Of DRQA, pairs, training, exits, evaluation, traces, calibration and comparison; those of problems,
+sampling, segments, estimates, optimizing and pruning stand in `dto/recipe.py` itself.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class LabelSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """Which loss, on what `pair` built or on the samples; each method's module says what it reads.
+    """Which loss, on what `pair` built or on the samples; `dto/training/` says what each reads.
 
     simpo (2405.14734; anchor as in CPO, 2401.08417), dpo (2305.18290) and sft read pairs, sft the
     chosen sides alone. o1_pruner (2501.12570) reads the samples. grpo (2402.03300) samples anew.
@@ -158,7 +158,7 @@ class TrainSettings(Settings):
 class ExitSettings(Settings):
     """One early-exit policy = monitor x inducer x confidence x threshold x minimum thinking.
 
-    Each policy reads the keys that its module in `dto/exits/` names.
+    Each policy reads the keys that its function in `dto/exits/` or `dto/policies/` names.
     """
 
     name: str

@@ -6,8 +6,8 @@ monitor and inducer that was recorded; and `static` at the recorded shares. `ove
 at: it changes no row.
 
 `sweep` replays many exits over the same traces: accuracy, tokens and paired loss of each, and how
-far each kind of confidence can be trusted. Array
-names carry their axes: E exits (the first is `none`), P problems, S samples of each.
+far each kind of confidence can be trusted. Array names carry their axes: E exits (the first is
+`none`), P problems, S samples of each.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from dto.compare.compare import grid, methods, shared_stages
 from dto.errors import DtoError
 from dto.pipeline import needed, shown_prompts, stage_of
-from dto.prompts import PUT_IN
 from dto.recipe import Recipe
 from dto.records import Dropped, Problem
 from dto.tasks.load import load_problems
@@ -46,7 +45,7 @@ def plan(recipe: Recipe) -> Iterator[str]:
         yield "exit      " + " ".join(f"{key}={value}" for key, value in exit.changed().items())
     yield ""
     questions, remark = _first_questions(recipe)
-    for title, prompt, is_message in shown_prompts(recipe, {*stages, *PUT_IN.values()}, questions):
+    for title, prompt, is_message in shown_prompts(recipe, stages, questions):
         text = prompt
         if is_message:
             text, rendered = _asked(recipe, prompt)

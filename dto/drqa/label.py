@@ -1,7 +1,7 @@
 """A / B / C for the chains of one problem, and the question about each (2508.17803, section 3).
 
-Which chain is right but could be more concise, right and concise, or wrong, and how many are kept:
-nothing of that reads text, classes go by origin, grade and length.
+Right but could be more concise, right and concise, or wrong: the class of a chain, and whether it
+is kept, follow from its origin, grade and length alone, not from its text.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def split_of(problem_id: str, seed: int, held_out: float) -> Split:
     return "dev" if derive(seed, problem_id, "held out") < held_out * 2**SEED_BITS else "train"
 
 
-def verdicts(chains: Sequence[Chain], settings: LabelSettings) -> dict[str, Fate]:
+def classes(chains: Sequence[Chain], settings: LabelSettings) -> dict[str, Fate]:
     """By id, the classes of one problem's chains, or why they have none.
 
     Dropped: `too_long` (for the judge), `other_k` and `other_source` (the settings ask for others);
@@ -137,7 +137,7 @@ def balance(problems: Iterable[Sequence[Chain]], settings: LabelSettings, seed: 
     reasons: Counter[str] = Counter()
     for chains in problems:
         split = split_of(chains[0].problem_id, seed, settings.held_out) if chains else "train"
-        for chain_id, fate in verdicts(chains, settings).items():
+        for chain_id, fate in classes(chains, settings).items():
             if isinstance(fate, tuple):
                 reasons[fate[0]] += 1
             else:
@@ -190,11 +190,11 @@ async def label(
     can learn what each letter means then. With `label.thinking: false` the prompt closes the
     judge's thinking (prompt `no_thinking`), and its response is the letter.
 
-    Dropped are those without a class (`dto.drqa.label.verdicts`), and as `surplus` those that the
+    Dropped are those without a class (`dto.drqa.label.classes`), and as `surplus` those that the
     balance does not keep.
     """
     settings, seed = ctx.recipe.label, ctx.recipe.seed
-    fates = verdicts(chains, settings)
+    fates = classes(chains, settings)
     split = split_of(problem.id, seed, settings.held_out)
     rows: list[LabelledChain | Dropped] = []
     for chain in chains:

@@ -15,7 +15,7 @@ from types import ModuleType
 from dto.context import Context
 from dto.errors import EngineError
 from dto.exits.monitor import ENTROPY_LOGPROBS
-from dto.exits.path import ExitedResponse, Path
+from dto.exits.path import ExitedResponse, ResponsePath
 from dto.protocols import Engine, Sampling
 from dto.recipe import ExitSettings
 from dto.records import Problem
@@ -44,7 +44,7 @@ async def answer(
             return await answer(
                 problem, prompt_ids, overlapped, replace(ctx, engine=engine), sampling
             )
-    path = Path(prompt_ids, ctx, sampling)
+    path = ResponsePath(prompt_ids, ctx, sampling)
     if settings.policy == "none" or path.closed:  # there is no thinking to leave
         return await path.finished()
     name, module = _found(settings)

@@ -2,7 +2,7 @@
 
 At each transition the model gives a trial answer; either the thinking is closed and the model
 concludes, or the trial is thrown away and the path goes on (`dto.exits.loop`). Modes differ in what
-a trial is and how sure it makes; `compat` is `dto.policies.compat`.
+a trial asks and how its confidence is computed; `compat` is `dto.policies.compat`.
 
 Departs from the paper: on an engine whose noise depends on seed and position the path goes on with
 exactly the tokens that it would have had without the pause, so that rows with and without the
@@ -25,7 +25,7 @@ from dto.exits.loop import (
     trial_result,
     try_answer,
 )
-from dto.exits.path import ExitedResponse, Path
+from dto.exits.path import ExitedResponse, ResponsePath
 from dto.recipe import ExitSettings
 from dto.records import Problem, Trial
 from dto.rollouts import answer_inducer
@@ -35,7 +35,7 @@ PRO_INDUCERS = tuple(f"trial_pro_{number}" for number in (1, 2, 3, 4))
 
 
 async def deer(
-    path: Path, settings: ExitSettings, problem: Problem, ctx: Context
+    path: ResponsePath, settings: ExitSettings, problem: Problem, ctx: Context
 ) -> ExitedResponse:
     """Leave at the first transition whose trial answer has a confidence above the threshold.
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from dto.context import Context
 from dto.exits.monitor import Monitor, Transition
-from dto.exits.path import ExitedResponse, Path
+from dto.exits.path import ExitedResponse, ResponsePath
 from dto.protocols import Sampling
 from dto.recipe import Confidence, ExitSettings
 from dto.records import Problem, Span, Trial
@@ -155,7 +155,7 @@ Decide = Callable[[Sequence[Trial]], bool]
 
 
 async def leave_at_transition(
-    path: Path,
+    path: ResponsePath,
     settings: ExitSettings,
     ctx: Context,
     probe: Probe,
@@ -240,7 +240,9 @@ class Search:
         return False
 
 
-async def _paused(path: Path, monitor: Monitor, search: Search, probe: Probe) -> Transition | None:
+async def _paused(
+    path: ResponsePath, monitor: Monitor, search: Search, probe: Probe
+) -> Transition | None:
     while path.thinking and not search.over:
         step = await path.advance(**monitor.pause())
         ended = path.finish is not None
@@ -251,7 +253,7 @@ async def _paused(path: Path, monitor: Monitor, search: Search, probe: Probe) ->
 
 
 async def _overlapped(
-    path: Path, monitor: Monitor, search: Search, probe: Probe
+    path: ResponsePath, monitor: Monitor, search: Search, probe: Probe
 ) -> Transition | None:
     news = asyncio.Event()
     seen: deque[Transition] = deque()

@@ -96,7 +96,7 @@ class ExitedResponse:
             yield start, start + self.inducer_tokens + trial.tokens
 
 
-class Path:
+class ResponsePath:
     """The tokens of one response so far, and the way on.
 
     `sampling.max_tokens` bounds the response, thinking and answer together, and is lowered where

@@ -23,7 +23,7 @@ from contextlib import aclosing
 from dto.context import Context
 from dto.exits.deer import decide
 from dto.exits.loop import TrialResult, leave_at_transition
-from dto.exits.path import ExitedResponse, Path
+from dto.exits.path import ExitedResponse, ResponsePath
 from dto.protocols import Sampling
 from dto.recipe import ExitSettings
 from dto.records import FinishReason, Problem, Trial
@@ -34,7 +34,7 @@ FENCE = "```"
 
 
 async def code(
-    path: Path, settings: ExitSettings, problem: Problem, ctx: Context
+    path: ResponsePath, settings: ExitSettings, problem: Problem, ctx: Context
 ) -> ExitedResponse:
     """Leave at the first transition whose code has a confidence above `settings.threshold`."""
     inducer = ctx.text(f"trial_code_{settings.inducer}")

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from dto.context import Context
 from dto.errors import RecipeError
-from dto.exits.path import ExitedResponse, Path
+from dto.exits.path import ExitedResponse, ResponsePath
 from dto.prompts import render
 from dto.protocols import Completion, Sampling
 from dto.recipe import ExitSettings
@@ -47,7 +47,7 @@ NEAR_LIMIT = 50  # thinking tokens left at which the answer is forced without a 
 
 
 async def compat(
-    path: Path, settings: ExitSettings, problem: Problem, ctx: Context
+    path: ResponsePath, settings: ExitSettings, problem: Problem, ctx: Context
 ) -> ExitedResponse:
     """Think to each "Wait", try an answer, and leave when its mean probability is high.
 
@@ -107,7 +107,9 @@ def check(settings: ExitSettings) -> None:
 class _Script:
     """One response, held as text."""
 
-    def __init__(self, path: Path, settings: ExitSettings, problem: Problem, ctx: Context) -> None:
+    def __init__(
+        self, path: ResponsePath, settings: ExitSettings, problem: Problem, ctx: Context
+    ) -> None:
         self.path, self.settings, self.problem, self.ctx = path, settings, problem, ctx
         self.close = ctx.tags.close
         self.closing = render("early_close", "default", ctx.tags)

@@ -15,7 +15,7 @@ from dto.context import Context
 from dto.exits.loop import TrialResult, leave_at_transition, try_answer
 from dto.exits.monitor import ENTROPY_LOGPROBS
 from dto.exits.monitor import entropy as entropy_of
-from dto.exits.path import ExitedResponse, Path
+from dto.exits.path import ExitedResponse, ResponsePath
 from dto.protocols import Sampling
 from dto.recipe import ExitSettings
 from dto.records import AnswerKind, Problem, Trial
@@ -25,7 +25,7 @@ DOUBT = re.compile(r"\b(?:wait|hold|but|okay|hmm+)\b", re.IGNORECASE)
 
 
 async def consistency(
-    path: Path, settings: ExitSettings, problem: Problem, ctx: Context
+    path: ResponsePath, settings: ExitSettings, problem: Problem, ctx: Context
 ) -> ExitedResponse:
     r"""Leave at the first transition at which the last `settings.agree` trial answers are equal.
 
@@ -68,7 +68,7 @@ READ = Sampling(max_tokens=1, temperature=0.0, top_p=1.0, logprobs=ENTROPY_LOGPR
 
 
 async def entropy(
-    path: Path, settings: ExitSettings, problem: Problem, ctx: Context
+    path: ResponsePath, settings: ExitSettings, problem: Problem, ctx: Context
 ) -> ExitedResponse:
     """Leave when the entropy after `</think>` has settled (EAT, 2509.26522, section 3).
 

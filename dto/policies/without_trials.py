@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dto.context import Context
-from dto.exits.path import BROKEN, ExitedResponse, Path
+from dto.exits.path import BROKEN, ExitedResponse, ResponsePath
 from dto.recipe import ExitSettings
 from dto.records import Problem, derive
 from dto.rollouts import BOX, answer_inducer, complete_answers
@@ -29,7 +29,7 @@ _AFTER_DIGIT = re.compile(r"\d\.\Z")
 
 
 async def budget(
-    path: Path, settings: ExitSettings, problem: Problem, ctx: Context
+    path: ResponsePath, settings: ExitSettings, problem: Problem, ctx: Context
 ) -> ExitedResponse:
     """Close the thinking once `settings.budget` tokens were generated, if it is still open.
 
@@ -70,7 +70,7 @@ async def budget(
     return await _answered(path, response, cut, inducer, left, problem, ctx)
 
 
-async def _think(path: Path, budget: int, longest: int) -> int:
+async def _think(path: ResponsePath, budget: int, longest: int) -> int:
     """Think, and say how many tokens to keep; the model may close the thinking before that."""
     if budget:
         await path.advance(limit=budget)
@@ -92,13 +92,13 @@ async def _think(path: Path, budget: int, longest: int) -> int:
     return at_budget if path.finish == "length" else _border(path)
 
 
-def _border(path: Path) -> int:
+def _border(path: ResponsePath) -> int:
     """How many tokens hold more than white space, and no character that is not complete."""
     return path.cut(len(path.tail().rstrip(BROKEN)))
 
 
 async def _answered(
-    path: Path,
+    path: ResponsePath,
     response: ExitedResponse,
     cut: int,
     inducer: str,
@@ -139,7 +139,7 @@ async def _answered(
 
 
 async def static(
-    path: Path, settings: ExitSettings, problem: Problem, ctx: Context
+    path: ResponsePath, settings: ExitSettings, problem: Problem, ctx: Context
 ) -> ExitedResponse:
     """Keep the first `settings.fraction` of the model's own thinking (2504.15895, pilot study).
 
@@ -156,7 +156,7 @@ async def static(
 
 
 async def no_thinking(
-    path: Path, settings: ExitSettings, problem: Problem, ctx: Context
+    path: ResponsePath, settings: ExitSettings, problem: Problem, ctx: Context
 ) -> ExitedResponse:
     """Close the thinking before it begins (NoThinking, 2504.09858, section 2).
 
@@ -182,7 +182,7 @@ _one_at_a_time = threading.Lock()
 
 
 async def nowait(
-    path: Path, settings: ExitSettings, problem: Problem, ctx: Context
+    path: ResponsePath, settings: ExitSettings, problem: Problem, ctx: Context
 ) -> ExitedResponse:
     """Think without the words that begin a reconsideration (NoWait, 2506.08343, section 3).
 

@@ -29,8 +29,6 @@ OPTIMIZATION = tuple(
     for name in (stage.name, *([JUDGE] if stage.name == "prune" else []))
 )
 """What is spent on optimizing and training."""
-BACKWARD = 3.0
-"""Forward and backward pass together, in forward passes."""
 MEBIBYTE = 2**20
 
 

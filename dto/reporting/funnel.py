@@ -71,7 +71,7 @@ KINDS = {
 """What the counts of a funnel are."""
 
 
-def verdicts(run: RunReader) -> dict[str, dict[str, int]]:
+def verdict_counts(run: RunReader) -> dict[str, dict[str, int]]:
     """Patterns by verdict; of those that were to go, how many are gone or had to be restored."""
     if not run.table("prune").is_file():
         return {}
@@ -165,7 +165,7 @@ def funnel(run: RunReader) -> dict[str, Any]:
         "given_up": given_up,
         "ungraded": _ungraded(run),
         "boundaries": _counts(run, "estimate", "decision"),
-        **verdicts(run),
+        **verdict_counts(run),
         "agreement": agreement(run),
         "optimized": _counts(run, "prune", "outcome") or _counts(run, "optimize", "outcome"),
         "pairs": _counts(run, "pair", "rejected_from"),

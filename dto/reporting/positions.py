@@ -76,11 +76,6 @@ def reliability(
     )
 
 
-def least_off(reliabilities: Sequence[Reliability]) -> Reliability | None:
-    """The one with the smallest calibration error; None where there are no trials."""
-    return min((r for r in reliabilities if r.trials), key=lambda r: r.ece, default=None)
-
-
 BINS = 20
 """Twentieths of the thinking."""
 GIVEN = ("static", "no_thinking")

@@ -81,7 +81,7 @@ class RunReader:
         return manifest.read(self / stage)
 
     def rows(self, stage: str, record: type[R], without: Collection[str] = ()) -> Iterator[R]:
-        """A stage's rows by id; of one under way, those in its journal by the keys of their groups.
+        """A stage's rows, sorted by id; while it is under way, its journal's, sorted by group key.
 
         The lists that `without` names are not read from a table. Raises DtoError for a stage that
         has neither, and for a table whose columns are not the record's.

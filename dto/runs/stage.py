@@ -116,8 +116,9 @@ class Stage:
     """A stage of a run: groups of rows go in, a table comes out; or it works as a whole.
 
     `reads` are the stages whose tables it reads (those upstream of them are implied). `settings`
-    are the keys that decide its rows, beside `seed`; one that ends in a dot is a whole group. What
-    a stage before it reads is left out: that one's digest says so. `files` name files and folders
+    are the keys that decide its rows, beside `seed`; one that ends in a dot is a whole group.
+    Settings that a stage before it reads need not be named: that stage's digest changes with them,
+    and its own with that. `files` name files and folders
     whose content decides too. `groups` are read off the event loop; for a stage without a model
     `ctx` has no engine.
 

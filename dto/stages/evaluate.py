@@ -17,16 +17,16 @@ from dto.recipe import ExitSettings, Recipe
 from dto.records import EvaluationRow, Problem
 from dto.runs.reader import RunReader
 from dto.runs.stage import Card, Group, Stage, Timed
-from dto.trajectories import prompt_ids
+from dto.trajectories import no_room, prompt_ids
 from dto.usage import ModelShape, Usage, charge, metered
 
 
 async def evaluate(problem: Problem, exit: ExitSettings, ctx: Context) -> list[Timed]:
     """`recipe.evaluate.samples` answers to one problem.
 
-    A response that ran out of tokens or never closed its
-    thinking is graded `truncated` without asking the grader; a request that failed, and a prompt
-    without room for a response, are rows graded `failed` with their reason.
+    A response that ran out of tokens or never closed its thinking is graded `truncated` without
+    asking the grader; a request that failed, and a prompt without room for a response, are rows
+    graded `failed` with their reason.
 
     Args:
         problem: what is asked.
@@ -58,22 +58,14 @@ async def _answered(
     seed: int,
 ) -> EvaluationRow:
     settings = ctx.recipe.evaluate
-    if len(prompt) < ctx.engine.context:
+    if full := no_room(prompt, ctx.engine.context):
+        response = ExitedResponse.failed(len(prompt), f"{full}: no room for a response")
+    else:
         drawn = sampling(settings, settings.max_tokens, seed)
         response = await answer(problem, prompt, exit, ctx, drawn)
-    else:
-        response = no_room(len(prompt), ctx.engine.context)
     graded = await grade_response(response, problem, ctx)
     return evaluation_row(
         response, graded, exit.name, ctx.model, problem.id, sample, seed, ctx.engine.shape
-    )
-
-
-def no_room(prompt_tokens: int, context: int) -> ExitedResponse:
-    """The response to a prompt that fills the context."""
-    return ExitedResponse.failed(
-        prompt_tokens,
-        f"prompt has {prompt_tokens:,} tokens, context is {context:,}: no room for a response",
     )
 
 
@@ -140,7 +132,7 @@ def _reads(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _settings(recipe: Recipe) -> tuple[str, ...]:
-    # Of the test sets the rows are kept whose problem has the same id, which tells neither.
+    # Answers to test sets are kept by the problem's id, which depends on neither of these.
     further = ("problems.answer_kind", "problems.prompt") if recipe.evaluate.tasks else ()
     return ("evaluate.", *further)
 

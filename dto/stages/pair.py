@@ -30,9 +30,9 @@ def preference_pairs(
 ) -> list[PreferencePair | Dropped]:
     """The pairs of one problem: at most `max_per_problem`, the rest dropped as `over_limit`.
 
-    Pairs of `longer_correct` are not among those: of them there are at most `max_longer_correct`,
-    the rest dropped as `over_longer_correct`. With one limit for both a problem whose samples are
-    all optimized would have none of them, and hard problems are such.
+    Pairs of `longer_correct` have a limit of their own, `max_longer_correct`; the rest of them are
+    dropped as `over_longer_correct`. Under one limit for both kinds, a problem whose samples are
+    all optimized would get none of this kind, and hard problems are such.
 
     First each optimized trajectory over its rejected one: its own original, the longest of the
     problem's trajectories, or the longest that is not correct. Then, with `longer_correct`, for

@@ -1,10 +1,10 @@
 """Take needless patterns out of the middle (2505.21765 section 3: pruning, with its re-check).
 
 Departure from the paper: it re-checks that the answer is still reached; we test it. The exit was
-chosen for a high estimate, which flatters it, so every check is made on fresh rollouts. So does a
-test that passed flatter its own rollouts: with the defaults E[share right | above] is 0.91 at a
-true p of 0.70 and 0.92 at 0.85. What is shown is therefore estimated from further rollouts, whose
-number was fixed before.
+chosen for a high estimate, which flatters it, so every check is made on fresh rollouts. The
+rollouts of a test that passed are flattered too: with the defaults E[share right | above] is 0.91
+at a true p of 0.70 and 0.92 at 0.85. The p that is shown therefore comes from further rollouts,
+whose number was fixed before.
 """
 
 from __future__ import annotations
@@ -193,7 +193,8 @@ def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
 def _settings(recipe: Recipe) -> tuple[str, ...]:
     keys = ["prune.", *SAMPLING]
     if recipe.prune.judge != "none" and recipe.optimize.exit != "estimate":
-        keys.append("estimate.")  # it verifies by the same test
+        # It verifies by the test of `estimate`, which is a stage before it for that exit alone.
+        keys.append("estimate.")
     if recipe.prune.judge == "llm":
         keys.append("judge")
     return tuple(keys)

@@ -13,7 +13,7 @@ from math import floor
 
 from dto.concurrency import gather_bounded
 from dto.context import Context
-from dto.exits.path import Path
+from dto.exits.path import ResponsePath
 from dto.records import Dropped, Grade, Problem, Trajectory
 from dto.runs.reader import RunReader
 from dto.runs.stage import SAMPLING, Card, Group, Stage, always
@@ -63,7 +63,7 @@ async def pilot(
 
     async def left(fraction: float) -> StaticExit:
         cut = start + floor(fraction * length)
-        path = Path(trajectory.prompt_ids, ctx, sampling)
+        path = ResponsePath(trajectory.prompt_ids, ctx, sampling)
         path.ids = list(trajectory.token_ids[:cut])
         response = await path.concluded(cut, close, "policy")
         graded = await grade_response(response, problem, ctx)

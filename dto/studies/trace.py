@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dto.concurrency import gather_bounded
@@ -22,16 +22,16 @@ from dto.errors import DtoError
 from dto.exits import check
 from dto.exits.loop import ask
 from dto.exits.monitor import ENTROPY_LOGPROBS, Monitor
-from dto.exits.path import Path
+from dto.exits.path import ExitedResponse, ResponsePath
 from dto.protocols import Sampling
 from dto.recipe import ExitSettings, TraceSettings
 from dto.records import AnswerKind, FinishReason, Grade, Problem, Span, Trajectory
 from dto.rollouts import answer_inducer
 from dto.runs.reader import RunReader
 from dto.runs.stage import ANSWERING, Card, Group, Stage, always
-from dto.stages.evaluate import grade_response, no_room
+from dto.stages.evaluate import grade_response
 from dto.tags import ThinkTags
-from dto.trajectories import prompt_ids
+from dto.trajectories import no_room, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -116,7 +116,7 @@ class Trace:
     parameters: int = 0
 
 
-def read_traces(run_directory: FilePath) -> Iterator[Trace]:
+def read_traces(run_directory: Path) -> Iterator[Trace]:
     """A run's traces, sorted by id. Raises DtoError when it has none."""
     run = RunReader(run_directory)
     if run.state("trace") != "finished":
@@ -156,10 +156,12 @@ async def _traced(
     problem: Problem, prompt: tuple[int, ...], sample: int, sampling: Sampling, ctx: Context
 ) -> Trace:
     settings = ctx.recipe.trace
-    path = Path(prompt, ctx, sampling)
+    path = ResponsePath(prompt, ctx, sampling)
     closed = path.closed  # by the prompt: there is no thinking
     transitions: list[TracedTransition] = []
-    if len(prompt) < ctx.engine.context:
+    if full := no_room(prompt, ctx.engine.context):
+        response = ExitedResponse.failed(len(prompt), f"{full}: no room for a response")
+    else:
         entropy = "entropy" in settings.monitors
         whole = await path.advance(logprobs=ENTROPY_LOGPROBS if entropy else None)
         response = await path.finished()
@@ -168,8 +170,6 @@ async def _traced(
             transitions = await asyncio.to_thread(
                 _transitions, path.ids, whole.top_logprobs, settings, ctx.tokenizer, ctx.tags
             )
-    else:
-        response = no_room(len(prompt), ctx.engine.context)
     graded = await grade_response(response, problem, ctx)
     start, length = len(response.leading_ids), len(response.thinking_ids)
     cuts = sorted({each.position for each in transitions})
@@ -248,7 +248,7 @@ async def _conclusion(
     sampling: Sampling,
     ctx: Context,
 ) -> TracedConclusion:
-    path = Path(prompt, ctx, sampling)
+    path = ResponsePath(prompt, ctx, sampling)
     path.ids = list(kept)
     response = await path.concluded(len(kept), ctx.text("early_close"), "policy")
     graded = await grade_response(response, problem, ctx)

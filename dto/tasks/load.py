@@ -1,6 +1,6 @@
-"""Where questions come from: generated chains, a task, a file, or a dataset on the Hub.
+"""Where questions come from, generated chains, a task, a file or a dataset on the Hub; and overlap.
 
-Do two sets of questions share some? By word n-grams, as GPT-3 was decontaminated (2005.14165,
+Whether two sets share questions is told by word n-grams, as GPT-3 was decontaminated (2005.14165,
 appendix C: 13-grams). Departs from it: questions are reported, not cut, and n-grams are not left
 out for being frequent: a phrase that contests repeat ("where m and n are relatively prime …") is
 found too, and told from a copy by how little of the question it is. A question of fewer than n

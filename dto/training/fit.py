@@ -33,10 +33,10 @@ from dto.training.pairs import (
     asked,
     batch_answers,
     chosen_sides,
+    critiques,
     load_pairs,
     load_weighted,
     training_order,
-    verdicts,
     within_budget,
 )
 from dto.training.trainers import (
@@ -240,7 +240,7 @@ def _found(
         case "drqa":
             return _labelled(run, "train")
         case "cft":
-            return verdicts(_labelled(run, "train"), recipe.model, tokenizer, context)
+            return critiques(_labelled(run, "train"), recipe.model, tokenizer, context)
         case "sft_batch":
             return batch_answers(run, _labelled(run, "train"), recipe.model, tokenizer, context)
         case "o1_pruner":

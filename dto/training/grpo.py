@@ -1,10 +1,10 @@
 """GRPO (2402.03300) by TRL's GRPOTrainer with our own engine for the responses.
 
 What is asked are problems (`train.method: grpo`; the responses are those of the sample stage, and
-`reward` says what is rewarded) or labelled chains (`drqa`, 2508.17803: the
-model judges them, and is rewarded for the right letter). Responses come from the model as it is
-now, in exact ids. They come from its whole distribution at the temperature, without top-p and the
-like: that is the distribution whose logprobs are trained on. `kl` weighs the divergence from the
+`reward` says what is rewarded) or labelled chains (`drqa`, 2508.17803: the model judges them, and
+is rewarded for the right letter). Responses come from the model as it is now, in exact ids. They
+come from its whole distribution at the temperature, without top-p and the like: that is the
+distribution whose logprobs are trained on. `kl` weighs the divergence from the
 base (a second model; under LoRA the base without its adapters). A group whose rewards are all equal
 teaches nothing: these are counted. TRL's defaults stand: the loss is the mean over all tokens of a
 step (dapo), and the divergence is weighted by the ratio of the probabilities (2512.02556).

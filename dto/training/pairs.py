@@ -1,4 +1,4 @@
-"""Preference pairs as token ids, and the order in which they are seen.
+"""What is trained on as token ids: pairs, labelled chains, rewarded samples; and in which order.
 
 The pair table holds text for people and references; what is trained on are the ids that the model
 sampled, so nothing is rendered, tokenised or given an end-of-sequence token here.
@@ -256,7 +256,7 @@ def _grouped(lengths: Sequence[int], batch_size: int, noise: random.Random) -> I
     return [index for batch in batches for index in batch]
 
 
-def verdicts(
+def critiques(
     rows: Sequence[LabelledChain],
     model: ModelSettings,
     tokenizer: PreTrainedTokenizerBase,

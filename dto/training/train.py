@@ -25,13 +25,13 @@ def train(
 ) -> dict[str, Any]:
     """Train on a run's tables as its recipe says; what came of it. Nothing of torch is imported.
 
-    Reads the tables of problems, sample, optimize or prune, and pair, as far as the method asks for
-    them; `recipe` is the run's own.
-    The engine that sampled must be closed by now, as training wants its memory. The work is done
-    by :mod:`dto.training.process`; killed at any time and called again, it goes on from its last
-    complete checkpoint. It writes below `RUN/train`: `model/` (weights, tokenizer, chat template),
-    `history.jsonl` (deterministic), `effort.jsonl` (not), `dropped.jsonl`, `result.json`.
-    GRPO also writes `steps.jsonl`, and what is trained on labelled chains `judging.jsonl`.
+    Reads the tables of problems, sample, prune and pair, as far as the method asks for
+    them; `recipe` is the run's own. The engine that sampled must be closed by now, as training
+    wants its memory. The work is done by :mod:`dto.training.process`; killed at any time and called
+    again, it goes on from its last complete checkpoint. It writes below `RUN/train`: `model/`
+    (weights, tokenizer, chat template), `history.jsonl` (deterministic), `effort.jsonl` (not),
+    `dropped.jsonl`, `result.json`. GRPO also writes `steps.jsonl`, and what is trained on labelled
+    chains `judging.jsonl`.
     `allow_code_execution`: programs that answer dev problems are run (`dto.grading.sandbox`).
 
     Returns:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from dto.context import Context, without_engine
-from dto.drqa.label import WORDINGS, balance, label, rank, split_of, verdicts
+from dto.drqa.label import WORDINGS, balance, classes, label, rank, split_of
 from dto.errors import DtoError
 from dto.prompts import render
 from dto.recipe import LabelSettings, Recipe
@@ -43,7 +43,7 @@ def names(found) -> dict[str, str]:
 
 
 def test_classes_go_by_origin_and_grade():
-    assert names(verdicts([*VANILLA, *BATCH, *WRONG], LabelSettings())) == {
+    assert names(classes([*VANILLA, *BATCH, *WRONG], LabelSettings())) == {
         "vanilla/001/000": "verbose", "vanilla/001/001": "verbose", "batch/002/000": "concise",
         "batch/003/000": "concise", "vanilla/001/002": "wrong", "batch/005/000": "wrong",
     }  # fmt: skip
@@ -55,17 +55,17 @@ def test_classes_go_by_origin_and_grade():
      (0.2, ["not_concise", "not_concise"]), (None, ["concise", "concise"])],
 )  # fmt: skip
 def test_a_margin_asks_for_less_than_the_mean_vanilla_chain(margin, found):
-    rows = names(verdicts([*VANILLA, *BATCH], LabelSettings(margin=margin)))
+    rows = names(classes([*VANILLA, *BATCH], LabelSettings(margin=margin)))
     assert [rows["batch/002/000"], rows["batch/003/000"]] == found
 
 
 def test_a_margin_needs_a_right_vanilla_chain():
-    rows = names(verdicts([*BATCH, *WRONG], LabelSettings(margin=0.0)))
+    rows = names(classes([*BATCH, *WRONG], LabelSettings(margin=0.0)))
     assert rows["batch/002/000"] == "no_vanilla" and rows["batch/005/000"] == "wrong"
 
 
 def test_other_k_and_long_chains_are_dropped():
-    rows = names(verdicts([*VANILLA, *BATCH], LabelSettings(k=(3,), max_tokens=95)))
+    rows = names(classes([*VANILLA, *BATCH], LabelSettings(k=(3,), max_tokens=95)))
     assert rows == {
         "vanilla/001/000": "too_long", "vanilla/001/001": "verbose", "batch/002/000": "other_k",
         "batch/003/000": "concise",
@@ -74,12 +74,12 @@ def test_other_k_and_long_chains_are_dropped():
 
 def test_labels_from_vanilla_chains_alone():
     near = chain(sample=3, tokens=62)
-    rows = names(verdicts([*VANILLA, near, *BATCH], LabelSettings(source="shortest", margin=0.1)))
+    rows = names(classes([*VANILLA, near, *BATCH], LabelSettings(source="shortest", margin=0.1)))
     assert rows == {
         "vanilla/001/000": "verbose", "vanilla/001/001": "concise", "vanilla/001/003": "not_longer",
         "batch/002/000": "other_source", "batch/003/000": "other_source",
     }  # fmt: skip
-    assert names(verdicts(VANILLA[:1], LabelSettings(source="shortest"))) == {
+    assert names(classes(VANILLA[:1], LabelSettings(source="shortest"))) == {
         "vanilla/001/000": "alone"
     }
 
@@ -103,7 +103,7 @@ def test_classes_are_balanced_within_each_split():
     kept = balance(groups, settings, 1)
     counts: Counter[tuple[str, str]] = Counter()
     for rows in groups:
-        for row_id, verdict in verdicts(rows, settings).items():
+        for row_id, verdict in classes(rows, settings).items():
             of = split_of(rows[0].problem_id, 1, 0.3), verdict
             counts[of] += kept.keeps(row_id, of, 1)
     for split in ("train", "dev"):

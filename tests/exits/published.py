@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks import lockstep
 from dto.context import Context
-from dto.exits.path import ExitedResponse, Path
+from dto.exits.path import ExitedResponse, ResponsePath
 from dto.grading import Grader
 from dto.grading.extract import trial_answer
 from dto.nano import chain_problems
@@ -56,7 +56,7 @@ async def by_compat(ctx: Context, settings: ExitSettings) -> list[ExitedResponse
 
     async def one(problem: Any) -> ExitedResponse:
         ids = prompt_ids(problem.question, ctx.tokenizer, ctx.recipe.model)
-        return await compat(Path(ids, ctx, sampling), settings, problem, ctx)
+        return await compat(ResponsePath(ids, ctx, sampling), settings, problem, ctx)
 
     return await asyncio.gather(*map(one, chain_problems("test", QUESTIONS, 0)))
 

@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 
 from dto.engines import open_engine
 from dto.errors import RecipeError
-from dto.exits.path import ExitedResponse, Path
+from dto.exits.path import ExitedResponse, ResponsePath
 from dto.grading import Grader
 from dto.policies.compat import NEAR_LIMIT, compat, confidence
 from dto.prompts import render
@@ -103,7 +103,7 @@ def follow(tokenizer: Any, problem: Problem) -> Any:
         engine = ScriptedEngine(script, model, context=5000)
         ctx = published.context(engine, Grader(workers=1))
         ids = prompt_ids(asked_of.question, model, ctx.recipe.model)
-        path = Path(ids, ctx, Sampling(max_tokens, temperature=temperature, seed=3))
+        path = ResponsePath(ids, ctx, Sampling(max_tokens, temperature=temperature, seed=3))
         response = await compat(path, published.settings_of(**(exit or {})), asked_of, ctx)
         asked = [
             (str(model.decode(list(ids))).partition("<think>\n")[2], ids, sampling)

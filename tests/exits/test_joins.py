@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from benchmarks.nano.thinking import OVERTHINKING, think
 from dto.exits.monitor import Monitor, cue_at_end
-from dto.exits.path import Path
+from dto.exits.path import ResponsePath
 from dto.nano import chains
 from dto.prompts import render
 from dto.protocols import Sampling
@@ -211,7 +211,7 @@ def test_a_token_that_holds_the_cue_is_left_out(name: str) -> None:
     ],
 )  # fmt: skip
 def test_a_path_is_cut_as_a_monitor_cuts(name: str, end: str, kept: str) -> None:
-    path = Path((1,), context(name, Writer(tokenizer(name), "")), Sampling(100))
+    path = ResponsePath((1,), context(name, Writer(tokenizer(name), "")), Sampling(100))
     path.ids = encode(name, f"So it is {end}")
     cut = path.cut(len(path.tail()))
     assert decode(name, path.ids[:cut]) == f"So it is {kept}"
@@ -220,7 +220,7 @@ def test_a_path_is_cut_as_a_monitor_cuts(name: str, end: str, kept: str) -> None
 @pytest.mark.parametrize("name", NAMES)
 def test_no_cut_falls_inside_a_character(name: str) -> None:
     ids = encode(name, "It is 😀🙃, 好.")
-    path = Path((1,), context(name, Writer(tokenizer(name), "")), Sampling(100))
+    path = ResponsePath((1,), context(name, Writer(tokenizer(name), "")), Sampling(100))
     for end in range(1, len(ids) + 1):
         path.ids = ids[:end]
         for cut in (path.whole(end), path.cut(len(path.tail().rstrip("\ufffd")))):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dto import tables
 from dto.recipe import Recipe
 from dto.records import OptimizedTrajectory, Span, Verdict, VerdictKind
-from dto.reporting.funnel import agreement, funnel, funnel_section, verdicts
+from dto.reporting.funnel import agreement, funnel, funnel_section, verdict_counts
 from dto.runs.reader import RunReader
 from dto.statistics import cohen_kappa
 
@@ -135,7 +135,7 @@ def test_only_patterns_that_both_judged_are_compared(run: Path) -> None:
     assert found["table"] == {
         "keep": {"keep": 9}, "redundant": {"harmful": 9}, "meaningless": {"keep": 9},
     }  # fmt: skip
-    assert verdicts(RunReader(run)) == {
+    assert verdict_counts(RunReader(run)) == {
         "verdicts": {"keep": 20, "redundant": 20, "meaningless": 20, "unjudged": 20},
         "prunes": {"verified": 20, "restored": 20},
     }
@@ -153,11 +153,11 @@ def test_the_report_shows_rate_kappa_and_table(run: Path) -> None:
 
 
 def test_nothing_to_compare_is_not_shown(tmp_path: Path) -> None:
-    assert agreement(RunReader(tmp_path)) is None and verdicts(RunReader(tmp_path)) == {}
+    assert agreement(RunReader(tmp_path)) is None and verdict_counts(RunReader(tmp_path)) == {}
     (tmp_path / "prune").mkdir()
     rows = [optimized(0, {1: ("keep", False)}, {})]
     tables.write(tmp_path / "prune" / "rows.parquet", OptimizedTrajectory, rows)
-    assert agreement(RunReader(tmp_path)) is None and verdicts(RunReader(tmp_path)) == {
+    assert agreement(RunReader(tmp_path)) is None and verdict_counts(RunReader(tmp_path)) == {
         "verdicts": {"keep": 1},
         "prunes": {},
     }
