@@ -214,7 +214,7 @@ class Curve:
         """`none`, and the exits that no other beats in accuracy and tokens."""
         base = self.points[0]
         columns = {"exit": "exit", "accuracy % (95 %)": "accuracy", "gain (95 %)": "gain",
-                   "tokens (95 %)": "tokens short"}  # fmt: skip
+                   "tokens (95 %)": "tokens"}  # fmt: skip
         return arms_table(
             (base, *not_beaten(self.points)),
             columns,
