@@ -45,7 +45,8 @@ def plan(recipe: Recipe) -> Iterator[str]:
         yield "exit      " + " ".join(f"{key}={value}" for key, value in exit.changed().items())
     yield ""
     questions, remark = _first_questions(recipe)
-    for title, prompt, is_message in shown_prompts(recipe, stages, questions):
+    asking = {*stages, *(stage for each in recipes.values() for stage in needed(each))}
+    for title, prompt, is_message in shown_prompts(recipe, asking, questions):
         text = prompt
         if is_message:
             text, rendered = _asked(recipe, prompt)
