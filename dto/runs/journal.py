@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from math import nan
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -73,7 +73,7 @@ class Journal:
         self.done: set[str] = set()
         self.elapsed = 0.0  # seconds that earlier sessions worked on this stage
         self._opened = time.monotonic()
-        self._entries: dict[str, Entry] = {}  # without their rows
+        self._requests: dict[Account, dict[str, tuple[int, int]]] = {"policy": {}, "judge": {}}
         self._adapter = tables.adapter(record)
         self._synced = time.monotonic()
         with disk_errors(path):
@@ -96,15 +96,15 @@ class Journal:
         return end
 
     def _index(self, entry: Entry) -> None:
-        self._entries[entry.key] = replace(entry, rows=())
+        self._requests["policy"][entry.key] = entry.usage.requests, entry.usage.failed
+        self._requests["judge"][entry.key] = entry.judge.requests, entry.judge.failed
         if not entry.owed:
             self.done.add(entry.key)
 
     def requests(self, account: Account = "policy") -> tuple[int, int]:
         """How many requests were made for the groups, and how many of these failed."""
-        entries = self._entries.values()
-        usages = [each.usage if account == "policy" else each.judge for each in entries]
-        return sum(each.requests for each in usages), sum(each.failed for each in usages)
+        made = self._requests[account].values()
+        return sum(asked for asked, _ in made), sum(failed for _, failed in made)
 
     def append(self, entry: Entry) -> None:
         """Write one group. Raises DtoError when the disk does not take it; what stands is valid."""

@@ -164,6 +164,8 @@ class TrainingState:
         last = self.checkpoint(trained[-1]) if trained else None
         if last is not None and not last.is_dir():
             self.history, last = self.history[:1], None
+        steps = {score.step for score in self.history}
+        self.judging = [score for score in self.judging if score.step in steps]
         complete = {self.checkpoint(score.step) for score in self.history}
         for path in self.checkpoints.glob("*"):
             if path not in complete:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +60,21 @@ def test_entries_come_back_in_order_of_keys(tmp_path: Path) -> None:
     assert back[0].seconds == {"a": 0.5}
     assert back[0].given_up == {}
     assert read_head(tmp_path / "journal") == {"seed": 0}
+
+
+def test_what_is_written_is_not_held(tmp_path: Path) -> None:
+    """A stage of a million groups holds their keys and counts of requests, nothing else of them."""
+    written = journal(tmp_path / "journal")
+    tracemalloc.start()
+    for number in range(100):
+        key = f"{number:03d}"
+        dropped = [Dropped(key, "why", f"{number}" * 10_000)]
+        written.append(Entry(key, [], dropped, Usage(requests=2, failed=1), {key: 0.5}))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    written.close()
+    assert written.requests() == (200, 100)
+    assert held < 100 * 1_000
 
 
 def test_a_journal_of_an_earlier_version_has_no_answers_given_up(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from dto.recipe import TrainSettings
 from dto.training.checkpoints import TrainingState, choose, has_collapsed
-from dto.training.dev import DevScore
+from dto.training.dev import DevScore, JudgingScore
 
 EFFORT = {"train_seconds": 1.0, "dev_seconds": 1.0, "usage": {}}
 
@@ -96,11 +96,13 @@ def test_an_incomplete_checkpoint_is_removed(tmp_path: Path) -> None:
 
 def test_a_lost_checkpoint_starts_from_the_base(tmp_path: Path) -> None:
     state = TrainingState(tmp_path, "a")
-    state.record(BASE, EFFORT)
-    state.record(score(10, 0.72, 80), EFFORT)
+    for each in (BASE, score(10, 0.72, 80)):
+        state.record(each, EFFORT)
+        state.record_judging(JudgingScore(each.step, 0.5, 0.4, 0.6, 10, 5, 0, 0, {}, {}, 9.0))
     again = TrainingState(tmp_path, "a")
+    assert [each.step for each in again.judging] == [0, 10]
     assert again.resume() is None
-    assert again.history == [BASE]
+    assert again.history == [BASE] and [each.step for each in again.judging] == [0]
 
 
 def test_a_torn_line_of_effort_is_skipped(tmp_path: Path) -> None:
