@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import nan, sqrt
+from math import ceil, nan, sqrt
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -185,12 +185,7 @@ def forecast_run(
     """
     small = smaller(recipe, problems)
     actual = actual_problems(recipe)
-    for name, count in actual.items():
-        if count < 2:
-            raise RecipeError(
-                f"--pilot: there are {count} problems for {name}, and 2 are the least to forecast "
-                "from: name a larger source or more of problems"
-            )
+    _enough(actual)
     run = begin(place.with_name(f"{place.name}-pilot"), small)
     try:
         run_stages(run, needed(small))
@@ -214,6 +209,15 @@ def actual_problems(recipe: Recipe) -> dict[str, int]:
     return {name: len(ids) for name, ids in _strata(rows).items()}
 
 
+def _enough(counts: Mapping[str, int]) -> None:
+    for name, count in counts.items():
+        if count < 2:
+            raise RecipeError(
+                f"--pilot: there are {count} problems for {name}, and 2 are the least to forecast "
+                "from: name a larger source or more of problems"
+            )
+
+
 def _strata(rows: Iterable[Problem]) -> dict[str, list[str]]:
     """Ids of problems by stratum: `train`, `dev`, and `test` with its task."""
     ids: dict[str, list[str]] = {"train": [], "dev": []}
@@ -223,9 +227,13 @@ def _strata(rows: Iterable[Problem]) -> dict[str, list[str]]:
 
 
 def forecast(run: RunReader, recipe: Recipe, actual: Mapping[str, int]) -> Forecast:
-    """What `recipe` will take with so many problems (`actual`), from a finished pilot `run`."""
+    """What `recipe` will take with so many problems (`actual`), from a finished pilot `run`.
+
+    Raises RecipeError when a stratum has fewer than two problems in the pilot.
+    """
     stages_of: dict[Split, str] = {"train": "problems", "dev": "problems", "test": run.test_stage}
     ids = _strata(row for split, stage in stages_of.items() for row in run.problems(split, stage))
+    _enough({name: len(ids.get(name, ())) for name in actual})
     over = Extrapolation({name: ids[name] for name in actual}, actual)
     shortened = _shortened(run)
     stages: dict[str, Ends] = {}  # tokens, trained tokens and FLOPs, each with its ends
@@ -309,12 +317,15 @@ def _train(
     flops = done.get("attention_flops_trained")
     of_a_token = (nan if flops is None else flops) / max(1, done.get("tokens_trained", 0))
     sampled = usage(run, "sample")
-    points = settings.evaluations + 1 if settings.evaluations else 0
+    batch = settings.batch_size * settings.gradient_accumulation
+    steps = ceil(over.total(pairs, settings.epochs * TOKENS.is_not_null())[0] / batch)
+    evaluations = min(settings.evaluations, steps or settings.evaluations)
+    points = evaluations + 1 if evaluations else 0
 
     def generated(column: pl.Expr, shorter: float) -> Ends:
         whole = over.total(sampled, column, number=over.actual["dev"])
         whole *= settings.dev_samples / recipe.sample.samples * points
-        whole[1] *= (1 + settings.evaluations * shorter) / (1 + settings.evaluations)  # not base's
+        whole[1] *= (1 + evaluations * shorter) / (1 + evaluations)  # not the base's
         return whole
 
     return (

@@ -371,7 +371,7 @@ def bootstrap_differences(
     Column k holds, for each problem, one method's mean over its samples less another's: a paired,
     clustered bootstrap. p is twice the smaller share of resampled means on either side of 0, the
     observed one counted in, so that it is never 0; nor is it below 2 / 2^P, the least that P
-    problems can show by their signs. A column of zeros has 1.
+    problems can show by their signs. A column of zeros has 1, one with a nan is nan.
     """
     problems, columns = differences_PK.shape
     if not problems:
@@ -389,6 +389,7 @@ def bootstrap_differences(
     tail = (1 - confidence) / 2
     ends_2K = np.quantile(means_RK, [tail, 1 - tail], axis=0)
     values_K = differences_PK.mean(0)
+    p_K[np.isnan(values_K)] = nan
     return [Difference(*map(float, row)) for row in zip(values_K, *ends_2K, p_K, strict=True)]
 
 

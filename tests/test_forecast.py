@@ -13,7 +13,8 @@ import yaml
 from dto import forecast, tables
 from dto.errors import RecipeError
 from dto.forecast import FLOPS, TOKENS, Extrapolation, smaller, usage
-from dto.recipe import Recipe
+from dto.recipe import Recipe, load_recipe
+from dto.records import Problem
 from dto.runs import manifest
 from dto.runs.journal import GroupUsage
 from dto.runs.reader import RunReader
@@ -154,6 +155,27 @@ def test_a_pilot_forecasts_and_runs_nothing_else(
     assert stages["train"]["tokens"]["value"] == pytest.approx(expected)
     again, told, _ = dto("run", "small.yaml", "--pilot", "4", capsys=capsys)
     assert (again, told) == (0, out), "what is finished is not run again"
+
+    # Of the finished pilot too few problems are left, or just enough.
+    held, recipe = RunReader(Path("runs/small-pilot")), load_recipe(Path("small.yaml"))
+    actual = {"train": 40, "dev": 30, "test chains": 50}
+    rows = list(tables.read(held.table("problems"), Problem))
+    for split, name in (("train", "train"), ("dev", "dev"), ("test", "test chains")):
+        for left in (0, 1, 2):
+            gone = {row.id for row in [row for row in rows if row.split == split][left:]}
+            kept = [row for row in rows if row.id not in gone]
+            tables.write(held.table("problems"), Problem, kept)
+            if left == 2:
+                assert forecast.forecast(held, recipe, actual).pilot[name] == 2
+                continue
+            with pytest.raises(RecipeError, match=f"there are {left} problems for {name}, and 2"):
+                forecast.forecast(held, recipe, actual)
+    # One step is evaluated once after the base, however often the recipe asks.
+    tables.write(held.table("problems"), Problem, rows)
+    often = recipe.model_copy(update={"train": recipe.train.model_copy(
+        update={"evaluations": 10, "batch_size": 1000})})  # fmt: skip
+    trained = {row.stage: row for row in forecast.forecast(held, often, actual).stages}["train"]
+    assert trained.tokens.value == pytest.approx(expected)
 
 
 def test_too_few_problems_are_refused_before_anything_is_run(

@@ -15,6 +15,7 @@ from dto.recipe import EvaluateSettings, ExitSettings, Recipe
 from dto.records import EvaluationRow, Problem
 from dto.reporting.cost import StageCost, break_even, paid_for
 from dto.reporting.evaluation import Figures
+from dto.reporting.page import Section
 from dto.reporting.pictures import draw
 from dto.reporting.write import report
 from dto.statistics import NOTHING, Estimate
@@ -327,7 +328,7 @@ def test_break_even_in_model_flops_has_what_was_read(make_run: Callable[..., Pat
     assert even.tokens.questions == 81  # in tokens as before
     said = " ".join(paid_for(even))
     assert "with the 15 tokens of prompts that were read: 2.1e+07. The trained model saves" in said
-    assert "1.1e+04 (1.1e+04…1.1e+04) a question: paid for after 1,910" in said
+    assert "1.1e+04 (1.1e+04…1.1e+04) FLOPs a question: paid for after 1,910" in said
     text = str(result)
     assert max(map(len, text.splitlines())) <= 100
     assert " ".join(said.split()) in " ".join(text.split())
@@ -345,7 +346,7 @@ def test_what_pays_in_tokens_may_not_pay_in_flops(make_run: Callable[..., Path])
     assert even is not None and even.tokens.questions == 81
     assert even.flops is not None
     assert (even.flops.questions, even.flops.questions_low) == (None, None)
-    assert paid_for(even)[-1].endswith("it never pays.")
+    assert paid_for(even)[-1].endswith("FLOPs more a question: it never pays.")
 
 
 def test_runs_that_did_not_count_model_flops_still_report(make_run: Callable[..., Path]) -> None:
@@ -354,7 +355,7 @@ def test_runs_that_did_not_count_model_flops_still_report(make_run: Callable[...
     pl.read_parquet(table).drop("model_flops").write_parquet(table)
     even = report(run).break_even
     assert even is not None and even.tokens.questions == 81
-    assert even.flops is None and "the size of a model is not known" in paid_for(even)[1]
+    assert even.flops is None and paid_for(even)[1].endswith("not known of all stages.")
     assert len(list(tables.read(table, EvaluationRow))) == 4 * PROBLEMS * SAMPLES
 
 
@@ -392,10 +393,11 @@ SAMPLED = StageCost("sample", 10, 0, 0, 0, 0, 1.0, 1.0, 1.0, 1)
     ("saved", "questions", "said"),
     [
         ((0.0, -2.0, 4.0), (None, 3, None),
-         "saves 0.0 (-2.0…4.0) a question: it never pays, at the interval's better end after 3."),
+         "saves 0.0 (-2.0…4.0) tokens a question: it never pays, at the interval's better end "
+         "after 3."),
         ((0.0, 0.0, 0.0), (None, None, None), "a question: it never pays."),
         ((-6.0, -9.0, -2.0), (None, None, None),
-         "The trained model takes 6.0 (2.0…9.0) more a question: it never pays."),
+         "The trained model takes 6.0 (2.0…9.0) tokens more a question: it never pays."),
         ((1.0, -1.0, 2.0), (10, 5, None), "paid for after 10 (5…never) questions."),
     ],
 )  # fmt: skip
@@ -418,6 +420,26 @@ def test_the_table_fits_a_terminal(make_run: Callable[..., Path]) -> None:
         "81 (81…81) questions",
     ):
         assert part in " ".join(text.split())
+
+
+def test_only_the_files_of_earlier_versions_go(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    stale, own = ("difficulty.csv", "batch.png", "batch.svg"), ("mine.csv", "batch.pdf")
+    (run / "report").mkdir()
+    for name in (*stale, *own):
+        (run / "report" / name).write_text("old")
+    report(run)
+    found = {path.name for path in (run / "report").iterdir()}
+    assert not found & {*stale} and found >= {*own, "report.html", "tables.csv"}
+
+
+def test_trial_tokens_are_shown_on_demand(make_run: Callable[..., Path]) -> None:
+    """The first table is as wide as a page of 1,000 pixels without them."""
+    front = report(make_run()).sections()[0]
+    assert isinstance(front, Section)
+    first, *_, folded = front.tables
+    assert "trial tokens" not in first.head and len(first.head) == 8
+    assert folded.folded and "trial tokens" in folded.head
 
 
 def test_the_picture_is_a_function_of_the_rows(

@@ -30,8 +30,10 @@ from dto.records import (
     Trial,
 )
 from dto.redact import public_names
+from dto.reporting.page import Section, render_page
 from dto.reporting.pictures import legend_marks
 from dto.reporting.positions import exit_positions, histogram, trial_reliability
+from dto.reporting.table import Table
 from dto.reporting.write import command, report, reproduce_section
 from dto.runs.reader import RunReader
 
@@ -457,6 +459,39 @@ def test_where_the_exits_lie(make_run: Callable[..., Path]) -> None:
     deer = found["evaluate", "base", "deer"]
     assert (deer.exits, deer.without, deer.median) == (11, 1, 0.3)
     assert deer.counts[5] == 11
+
+
+def test_those_without_an_optimized_version_are_told_once(make_run: Callable[..., Path]) -> None:
+    result = report(make_run())
+    section = next(part for part in result.sections() if part.title == "Where the exits lie")
+    assert isinstance(section, Section)
+    assert [row[:4] for row in section.tables[0].rows] == [
+        ("optimized", "shortened", 2, None),
+        ("optimized", "unchanged", 1, None),
+        ("optimized", "without", None, 1),
+        ("base", "deer", 11, 1),
+        ("trained", "deer", 11, 1),
+    ]
+
+
+def test_early_exits_alone_have_no_row_of_the_optimized(make_run: Callable[..., Path]) -> None:
+    result = report(make_run(optimized=False))
+    section = next(part for part in result.sections() if part.title == "Where the exits lie")
+    assert isinstance(section, Section)
+    assert [row[:4] for row in section.tables[0].rows] == [
+        ("base", "deer", 11, 1), ("trained", "deer", 11, 1),
+    ]  # fmt: skip
+
+
+def test_a_table_without_rows_is_not_shown() -> None:
+    empty = Table("By difficulty", ("right alone", "k"), ())
+    folded = Table("Hashes", ("what", "hash"), (), folded=True)
+    full = Table("All", ("k", "tokens"), (("1", 2.0),))
+    section = Section("batch", "Together", tables=(empty, full, folded))
+    html = render_page("toy", "", (), [section])
+    for text in (str(section), html):
+        assert "By difficulty" not in text and "Hashes" not in text and "All" in text
+    assert html.count("<table") == 1
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ def test_bootstrap_agrees_with_the_normal_interval() -> None:
     assert found.p < 0.001
     assert none == (0.0, 0.0, 0.0, 1.0)
     assert certain.low == pytest.approx(0.2) and 0 < certain.p < 0.001
+    missing, beside = bootstrap_differences(np.hstack([zero * np.nan, noise]))
+    assert all(map(isnan, missing)) and beside.p < 0.001
 
 
 def test_p_is_rarely_small_under_no_difference_and_often_under_one() -> None:

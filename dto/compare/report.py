@@ -5,7 +5,8 @@ Below RUN/compare: `methods.csv` and `methods.parquet` (a row a method), `grid.c
 `compare.svg`, `compare.json`.
 
 All methods answer the same problems with the same seeds. Accuracy and tokens are the mean over the
-problems that every method has graded responses to; differences are those of two methods on a
+problems that every method has graded responses to (one without any is left out of this, and has no
+figures); differences are those of two methods on a
 problem, under a paired bootstrap over problems, with Holm's correction over all pairs of methods.
 """
 
@@ -15,8 +16,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import combinations
-from math import nan
+from math import isnan, nan
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,13 +30,14 @@ from dto import statistics
 from dto.compare.compare import method_names
 from dto.errors import DtoError
 from dto.reporting.evaluation import Arm, too_many_failed
+from dto.reporting.funnel import right
 from dto.reporting.page import Section, drawn, render_page
 from dto.reporting.pictures import COLOURS, INK, MARKERS, error_bars, legend, plain, save
 from dto.reporting.table import Cell, Table, write_json
 from dto.reporting.write import reproduce_section
 from dto.runs import manifest
 from dto.runs.reader import RunReader
-from dto.statistics import Difference, Estimate
+from dto.statistics import Difference, Estimate, shown
 
 LEAST_PROBLEMS = 100
 """With fewer problems intervals are shown, and no ranking."""
@@ -71,8 +74,27 @@ class MethodRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Judging:
+    """Judging of held-out chains by one training: the share of right letters.
+
+    `training` is what it sets. `before` is of the base, `after` of the training's end, picked or
+    not; `unreadable` judgements there have no letter, and count as wrong.
+    """
+
+    method: str
+    seed: int
+    training: str
+    before: Estimate
+    after: Estimate
+    unreadable: int
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
-    """A comparison; `str()` gives the tables for the terminal."""
+    """A comparison; `str()` gives the tables for the terminal.
+
+    `judging` has every training of the methods that read labelled chains.
+    """
 
     name: str
     reference: str
@@ -81,10 +103,11 @@ class Comparison:
     samples: int
     budget: int
     rows: tuple[MethodRow, ...]
+    judging: tuple[Judging, ...] = ()
 
     def __str__(self) -> str:
         tables = (table.text() for table in self.tables())
-        return "\n\n".join([self.title, *tables, *self.notes()])
+        return "\n\n".join([self.title, *tables, *(fill(note, 100) for note in self.notes())])
 
     @property
     def title(self) -> str:
@@ -93,7 +116,7 @@ class Comparison:
         return f"{self.name}: {self.problems:,} test problems × {self.samples} samples{seeds}"
 
     def tables(self) -> tuple[Table, ...]:
-        """Accuracy and tokens, each with differences and ranks; what was spent and picked."""
+        """Accuracy and tokens, each with differences and ranks; what was spent; judging."""
         return (
             Table.of("Accuracy", self.rows, {
                 "method": (_method, ""),
@@ -120,23 +143,42 @@ class Comparison:
                     lambda row: "; ".join(each or "none: base is kept" for each in row.picked), "",
                 ),
             }, wide=True),
+            *([self._judged()] if self.judging else []),
         )  # fmt: skip
+
+    def _judged(self) -> Table:
+        columns: dict[str, tuple[Callable[[Judging], Cell], str]] = {
+            "method": (lambda row: row.method, ""),
+            **({"seed": (lambda row: str(row.seed), "")} if len(self.seeds) > 1 else {}),
+            "training": (lambda row: row.training, ""),
+            "before, right %": (lambda row: row.before, "%"),
+            "after, right %": (lambda row: row.after, "%"),
+            "without a letter": (lambda row: row.unreadable, ""),
+        }
+        left = len(columns) - 3
+        return Table.of("Judging held-out chains", self.judging, columns, left=left)
 
     def _unless_reference(self, name: str) -> Callable[[MethodRow], Cell]:
         return lambda row: None if row.method == self.reference else getattr(row, name)
 
     def notes(self) -> tuple[str, ...]:
         """What the figures are, and how methods are ranked, or why none is."""
-        pairs = len(self.rows) * (len(self.rows) - 1) // 2
+        count = sum(not isnan(row.tokens.value) for row in self.rows)
+        pairs = count * (count - 1) // 2
         ranking = "Rank: 1 + the number of methods shown to be better (p < 0.05)."
         if all(row.accuracy_rank is None for row in self.rows):
             ranking = f"{self.problems} problems are too few to rank methods: none is ranked."
+        judging = (
+            "Judging: the share of right letters, of the base and at the end of each training, "
+            "picked or not."
+        )
         return (
             f"Differences from {self.reference} are paired by problem. p: paired bootstrap over "
             f"problems, with Holm's correction over the {pairs} pairs of methods. {ranking}",
             f"Each training has {self.budget:,} policy tokens: what was generated for its data, "
             "and what it is trained on. Policy tokens are what a training of the method used, on "
             "average; data, what of that was generated before it.",
+            *([judging] if self.judging else []),
         )
 
 
@@ -150,7 +192,8 @@ def compare_page(run: RunReader, result: Comparison) -> str:
     if others := ", ".join(str(seed) for seed in result.seeds if seed != run.recipe.seed):
         again = replace(again, text=(*again.text, f"The same with --set seed=… for {others}."))
     says = "; ".join(
-        f"{row.method}: {100 * row.accuracy.value:.1f} % at {row.tokens.value:,.0f} tokens"
+        f"{row.method}: {shown(row.accuracy.value, '%')} % at "
+        f"{shown(row.tokens.value, ',.0f')} tokens"
         for row in result.rows
     )
     methods = Section(
@@ -169,6 +212,8 @@ def front(rows: Sequence[MethodRow], title: str = "") -> Figure:
     figure = Figure(figsize=(8.6, 5.2), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for index, row in enumerate(rows):
+        if isnan(row.tokens.value):
+            continue
         error_bars(
             axes,
             [row.tokens],
@@ -181,7 +226,8 @@ def front(rows: Sequence[MethodRow], title: str = "") -> Figure:
             elinewidth=0.9,
             capsize=2,
         )
-    axes.set_xlim(0, 1.12 * max(row.tokens.high for row in rows))
+    ends = [end for row in rows for end in (row.tokens.value, row.tokens.high) if not isnan(end)]
+    axes.set_xlim(0, 1.12 * max(ends, default=1.0))
     axes.set_xlabel("tokens per question", color=INK)
     axes.set_ylabel("accuracy, %", color=INK)
     axes.set_title(title, loc="left", fontsize=10, color=INK)
@@ -248,7 +294,15 @@ def report(runs: Sequence[Path], directory: Path | None = None) -> Comparison:
         samples=recipes[0].evaluate.samples,
         budget=recipes[0].compare.policy_tokens,
         rows=tuple(rows),
-    )
+        judging=tuple(
+            Judging(name, recipe.seed, _change(point), right(scores["before"]),
+                    right(scores["after"]), scores["after"]["unreadable"])
+            for name, method in methods.items()
+            for recipe, grid in zip(recipes, method.grids, strict=False)
+            for point in grid["points"]
+            if (scores := point.get("judging"))
+        ),
+    )  # fmt: skip
     _write(directory, result, methods)
     page = compare_page(RunReader(runs[0]), result)
     manifest.write_text(directory / "compare.html", page)
@@ -275,13 +329,19 @@ def _read(name: str, runs: Sequence[Path]) -> _Method:
 
 
 def _by_problem(graded: Sequence[pl.DataFrame], value: pl.Expr) -> npt.NDArray[np.float64]:
-    """The mean of each method (column) on each problem (row) that all of them have."""
+    """The mean of each method (column) on each problem (row) that all of them have.
+
+    A method without any is nan throughout, and takes no problem from the others.
+    """
     rows = pl.concat(
         frame.select("problem_id", method=pl.lit(place), value=value.cast(pl.Float64))
         for place, frame in enumerate(graded)
     )
     table = rows.pivot("method", index="problem_id", values="value", aggregate_function="mean")
-    return table.drop_nulls().sort("problem_id").drop("problem_id").to_numpy()
+    methods = [str(place) for place in range(len(graded))]
+    missing = {name: pl.lit(nan) for name in methods if name not in table.columns}
+    shared = table.drop_nulls().with_columns(**missing).sort("problem_id")
+    return shared.select(methods).to_numpy()
 
 
 def _differences(values_PM: npt.NDArray[np.float64]) -> dict[tuple[int, int], Difference]:
@@ -312,8 +372,12 @@ def _rank(method: int, differences: Mapping[tuple[int, int], Difference], better
 def _picked(grid: Mapping[str, Any]) -> str:
     if grid["picked"] is None:
         return ""
-    change = grid["points"][grid["picked"]]["change"]
-    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in change.items())
+    return _change(grid["points"][grid["picked"]])
+
+
+def _change(point: Mapping[str, Any]) -> str:
+    """What a training of the grid sets."""
+    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in point["change"].items())
 
 
 def _write(directory: Path, result: Comparison, methods: Mapping[str, _Method]) -> None:

@@ -89,11 +89,11 @@ class Payback:
             ends = f" ({self.questions_low:,}…{last})"
         return f"after {self.questions:,}{ends} questions"
 
-    def told(self, spec: str) -> str:
-        """What a question saves, shown by `spec`, and when that pays."""
-        saved = f"saves {self.saved:{spec}}"
+    def told(self, spec: str, unit: str) -> str:
+        """What a question saves, shown by `spec`, of what, and when that pays."""
+        saved = f"saves {self.saved:{spec}} {unit}"
         if self.saved.value < 0:
-            saved = f"takes {less(0.0, self.saved):{spec}} more"
+            saved = f"takes {less(0.0, self.saved):{spec}} {unit} more"
         pays = "it never pays" if self.questions is None else f"paid for {self.after}"
         if self.questions is None and self.questions_low is not None:
             pays += f", at the interval's better end after {self.questions_low:,}"
@@ -199,13 +199,14 @@ def paid_for(even: BreakEven) -> tuple[str, str]:
     tokens, flops = even.tokens, even.flops
     in_tokens = (
         f"Spent on optimizing and training: {tokens.spent:,} tokens, generated or trained on. "
-        + tokens.told(",.1f…")
+        + tokens.told(",.1f…", "tokens")
     )
     in_flops = f"In model FLOPs, with the {even.tokens_read:,} tokens of prompts that were read"
     if flops is None:
-        return in_tokens, f"{in_flops}: not known, since the size of a model is not known."
+        return in_tokens, f"{in_flops}: not known of all stages."
     judge = ", without the judge's, whose size is not known" if even.without_judge else ""
-    return in_tokens, f"{in_flops}: {shown(flops.spent, '.1e')}{judge}. {flops.told('.1e…')}"
+    told = flops.told(".1e…", "FLOPs")
+    return in_tokens, f"{in_flops}: {shown(flops.spent, '.1e')}{judge}. {told}"
 
 
 def cost_section(costs: Sequence[StageCost], even: BreakEven | None) -> Section | LeftOut:

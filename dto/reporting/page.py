@@ -47,7 +47,7 @@ class Section:
 
     `facts` are sentences about this run. `text` before and `notes` after the tables, which say how
     to read them, are for the page alone, and so are `code`, shown as it is, and `folded`, shown on
-    demand below its title.
+    demand below its title. A table without rows is not shown.
     """
 
     id: str
@@ -62,7 +62,7 @@ class Section:
 
     def __str__(self) -> str:
         """For a terminal."""
-        tables = [table.text() for table in self.tables if not table.folded]
+        tables = [table.text() for table in self.tables if table.rows and not table.folded]
         facts = "\n".join(fill(fact, 100) for fact in self.facts)
         title = f"── {self.title}"
         return "\n\n".join(filter(None, [title, *tables, facts]))

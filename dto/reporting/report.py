@@ -39,7 +39,7 @@ from dto.reporting.positions import (
     exit_positions,
     trial_reliability,
 )
-from dto.reporting.table import Table, arms_table
+from dto.reporting.table import Cell, Table, arms_table
 from dto.runs.reader import RunReader
 from dto.statistics import Estimate
 
@@ -216,11 +216,11 @@ def _front(report: Report) -> Section:
     arm = {"model": "model", "exit": "exit"}
     columns = arm | {
         "accuracy %": "accuracy", "gain, points": "gain", "tokens": "tokens", "% of base": "ratio",
-        "trial tokens": "trial", "out of tokens": "truncated", "failed": "failed",
+        "out of tokens": "truncated", "failed": "failed",
     }  # fmt: skip
     more = arm | {
         "of completed %": "completed", "pass@n %": "pass", "efficiency": "efficiency",
-        "attention FLOPs": "FLOPs", "seconds, p50": "p50", "p95": "p95",
+        "trial tokens": "trial", "attention FLOPs": "FLOPs", "seconds, p50": "p50", "p95": "p95",
     }  # fmt: skip
     tables = [
         arms_table(
@@ -232,12 +232,11 @@ def _front(report: Report) -> Section:
         for task in report.tasks
     ]
     if report.averages:
-        means = {head: name for head, name in columns.items() if name != "trial"}
         title = f"mean over {len(report.tasks)} tasks, each counting once"
-        tables.append(arms_table(report.averages, means, title, left=2))
+        tables.append(arms_table(report.averages, columns, title, left=2))
     if several:
         more = {"task": "task"} | more
-    title = "Accuracy over completed responses, pass@n, efficiency, seconds"
+    title = "Accuracy over completed responses, pass@n, efficiency, trials, seconds"
     tables.append(arms_table(report.rows, more, title, left=3 if several else 2, folded=True))
     facts = []
     if any(row.verdict == "too many failed" for row in report.rows):
@@ -301,18 +300,23 @@ def _positions(report: Report) -> Section | LeftOut:
             "of": (lambda part: part.model or "optimized", ""),
             "outcome or exit": (lambda part: part.group, ""),
             "exits": (lambda part: part.exits, ""),
-            "without": (lambda part: part.without, ""),
+            "without": (lambda part: part.without if part.model else None, ""),
             "median position %": (lambda part: part.median, "%"),
         },
         left=2,
     )
+    if optimized := [part for part in report.positions if not part.model]:
+        # What has no optimized version belongs to no outcome: all of them count the same.
+        without: tuple[Cell, ...] = ("optimized", "without", None, optimized[0].without, None)
+        place = len(optimized)
+        table = replace(table, rows=(*table.rows[:place], without, *table.rows[place:]))
     models = list(dict.fromkeys(row.model for row in report.rows))
     return Section(
         "exits",
         title,
         (
             "Optimized trajectories: how much of the thinking stands before the boundary that they "
-            "were cut at, by what became of them; those without have no optimized version.",
+            "were cut at, by what became of them; without are all that have no optimized version.",
             "Early exits: thinking until the policy left, as a share of what the same model thinks "
             "on the same question and sample when nothing stops it; those without did not leave.",
         ),

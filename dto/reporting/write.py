@@ -38,6 +38,8 @@ def report(run_directory: Path | str) -> Report:
     result = measure(run.path)
     directory = run / "report"
     directory.mkdir(exist_ok=True)
+    for stale in ("difficulty.csv", "batch.png", "batch.svg"):  # of earlier versions
+        (directory / stale).unlink(missing_ok=True)
     write_json(directory / "report.json", result.as_json())
     draw_report(result, directory)
     _write_tables(directory, result)

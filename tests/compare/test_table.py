@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -17,7 +18,12 @@ from dto.tables import write
 
 
 def comparison(
-    path: Path, problems: int, seed: int = 0, failed: int = 0, tasks: tuple[str, ...] = ()
+    path: Path,
+    problems: int,
+    seed: int = 0,
+    failed: int = 0,
+    tasks: tuple[str, ...] = (),
+    failing: tuple[str, ...] = ("good",),
 ) -> Path:
     """Method `good` is right wherever base is wrong on even problems, at half of the tokens."""
     recipe = {
@@ -43,7 +49,7 @@ def comparison(
         for index, problem in enumerate(rows):
             right = index % 4 == 0 or (method == "good" and index % 2 == 0)
             grade: Grade = "correct" if right else "wrong"
-            if method == "good" and index < failed:
+            if method in failing and index < failed:
                 grade = "failed"
             tokens = (100 if method == "good" else 200) + index % 7
             table.append(
@@ -107,3 +113,75 @@ def test_a_method_with_many_failures_is_not_ranked(tmp_path: Path, tasks: tuple[
     assert result.problems == 190  # those that all methods have
     assert result.rows[1].failed == 10
     assert result.rows[1].accuracy_rank is None and result.rows[0].accuracy_rank is not None
+
+
+@pytest.mark.parametrize("failing", [("same",), ("good",), (BASE,), (BASE, "good", "same")])
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_method_without_any_graded_response_has_dashes(
+    tmp_path: Path, failing: tuple[str, ...], left: int
+) -> None:
+    run = comparison(tmp_path / "a", 200, failed=200 - left, failing=failing)
+    result = report([run])
+    page = (run / "compare" / "compare.html").read_text("utf-8")
+    json.loads((run / "compare" / "compare.json").read_text(), parse_constant=pytest.fail)
+    assert all(row.failed == (200 - left if row.method in failing else 0) for row in result.rows)
+    for text in (str(result), page):
+        assert "nan" not in text.replace("nano", "")
+    if left:  # what all methods have is that one problem
+        assert result.problems == 1
+        return
+    lines = str(result).split("Tokens of a question")[0].splitlines()
+    cells = {line.split()[0]: line.split()[1:] for line in lines if line and line[0].isalpha()}
+    assert all(cells[name][:1] == ["–"] for name in failing)
+    everything = len(failing) == 3
+    assert result.problems == (0 if everything else 200)
+    others = {row.method: row for row in result.rows if row.method not in failing}
+    assert all(row.accuracy.value > 0 and row.accuracy_rank for row in others.values())
+    if BASE in others and "good" in others:
+        assert others["good"].gain.value == pytest.approx(0.25)
+        assert others["good"].gain_p < 0.001
+        assert others[BASE].accuracy_rank == 2
+        assert "over the 1 pairs" in " ".join(str(result).split())
+
+
+def judged(right: float, unreadable: int) -> dict[str, Any]:
+    ends = {"accuracy": right, "low": right - 0.1, "high": right + 0.1}
+    return {**ends, "responses": 50, "problems": 20, "unreadable": unreadable}
+
+
+def test_judging_of_held_out_chains_is_there(tmp_path: Path) -> None:
+    run = comparison(tmp_path / "a", 200)
+    for method, scores in (
+        ("good", {"before": judged(0.3, 4), "after": judged(0.5, 2), "kept": judged(0.3, 4)}),
+        ("same", None),  # it reads no labelled chains
+    ):
+        points = [
+            {"change": {"train.beta": beta}, "score": {"accuracy": 0.5, "tokens_mean": 9.0},
+             "kept_step": 0, "collapsed": False, "policy_tokens": 5, "tokens_trained": 3,
+             "seconds": 1.0, "cpu_seconds": 1.0, "judging": scores}
+            for beta in (0.1, 0.04)
+        ]  # fmt: skip
+        grid = {"method": method, "picked": None, "reason": "", "charged": 2, "points": points}
+        (run / "compare" / method / "grid.json").write_text(json.dumps(grid))
+    result = report([run])
+    text = str(result)
+    assert max(map(len, text.splitlines())) <= 100
+    table = text.split("Judging held-out chains\n")[1].split("\n\n")[0].splitlines()
+    assert [" ".join(line.split()) for line in table[2:]] == [
+        f"good beta {beta} 30.0 (20.0–40.0) 50.0 (40.0–60.0) 2" for beta in ("0.1", "0.04")
+    ]
+    data = json.loads((run / "compare" / "compare.json").read_text())["judging"]
+    assert [(row["method"], row["training"], row["unreadable"]) for row in data] == [
+        ("good", "beta 0.1", 2), ("good", "beta 0.04", 2),
+    ]  # fmt: skip
+    assert (data[0]["before"]["value"], data[0]["after"]["value"]) == (0.3, 0.5)
+    page = (run / "compare" / "compare.html").read_text("utf-8")
+    assert "Judging held-out chains" in page and "<td>50.0 (40.0–60.0)</td>" in page
+
+
+def test_a_comparison_without_judging_has_no_table_of_it(tmp_path: Path) -> None:
+    run = comparison(tmp_path / "a", 100)
+    result = report([run])
+    assert max(map(len, str(result).splitlines())) <= 100
+    assert result.judging == () and "udging" not in str(result)
+    assert "udging" not in (run / "compare" / "compare.html").read_text("utf-8")
