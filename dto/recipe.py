@@ -309,7 +309,11 @@ def read_recipe(path: Path) -> tuple[Recipe, tuple[str, ...]]:
 
     Raises RecipeError as `load_recipe` does for everything else.
     """
-    data = {"name": path.stem, **_read_yaml(path)}
+    return known_recipe({"name": path.stem, **_read_yaml(path)}, f"recipe {path}")
+
+
+def known_recipe(data: dict[str, Any], origin: str) -> tuple[Recipe, tuple[str, ...]]:
+    """The same of a recipe's settings; errors begin with `origin`."""
     unknown = []
     try:
         Recipe.model_validate(data)
@@ -321,7 +325,7 @@ def read_recipe(path: Path) -> tuple[Recipe, tuple[str, ...]]:
             place = place[parent]
         del place[last]
     names = tuple(".".join(map(str, key)) for key in unknown)
-    return make_recipe(data, origin=f"recipe {path}"), names
+    return make_recipe(data, origin=origin), names
 
 
 def _read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:

@@ -365,7 +365,7 @@ def _length_table(lengths: Mapping[str, pl.Series]) -> str:
         "": (lambda row: row[0], ""),
         "rows": (lambda row: len(row[1]), ""),
         "mean": (lambda row: row[1].mean(), ",.1f"),
-        "median": (lambda row: row[1].quantile(0.5, "nearest"), ",.0f"),
+        "median": (lambda row: float(np.median(row[1].to_numpy())), ",.0f"),
         "90 %": (lambda row: row[1].quantile(0.9, "nearest"), ",.0f"),
         "longest": (lambda row: row[1].max(), ""),
     }

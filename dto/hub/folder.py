@@ -12,6 +12,7 @@ import operator
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -333,11 +334,18 @@ def _shared_manifest(done: Mapping[str, Any], private: Redaction) -> dict[str, A
 
 
 def _by_split(stage: Path, hidden: str = "") -> None:
-    """Write each split but the `hidden` one as a file of its own."""
-    for split, name in SPLITS.items():
-        rows = pq.read_table(stage / "rows.parquet", filters=[("split", "=", split)])
-        if split != hidden and rows.num_rows:
-            _write(stage / f"{name}.parquet", rows)
+    """Write each split but the `hidden` one as a file of its own, from one row group at a time."""
+    with pq.ParquetFile(stage / "rows.parquet") as file, ExitStack() as opened:
+        schema, writers = file.schema_arrow, dict[str, pq.ParquetWriter]()
+        for batch in file.iter_batches(batch_size=tables.ROW_GROUP):
+            for split, name in SPLITS.items():
+                own = pa.Table.from_batches([batch.filter(pc.equal(batch["split"], split))])
+                if split == hidden or not own.num_rows:
+                    continue
+                if split not in writers:
+                    writer = pq.ParquetWriter(stage / f"{name}.parquet", schema, compression="zstd")
+                    writers[split] = opened.enter_context(writer)
+                tables.write_rows(writers[split], own)
 
 
 def link(source: Path, target: Path) -> None:

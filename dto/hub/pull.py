@@ -19,7 +19,7 @@ from dto.errors import DtoError, RunConflictError, disk_errors
 from dto.hub.folder import ASKING, BESIDE, FORMAT, MARK, OF_TRAINING, PUBLISHED
 from dto.hub.upload import Remote, check_name, hub_errors, remote
 from dto.pipeline import write_run_manifest
-from dto.recipe import read_recipe
+from dto.recipe import known_recipe
 from dto.redact import without_servers
 from dto.runs import manifest
 from dto.runs.reader import RunReader
@@ -138,11 +138,17 @@ def _arrange(begun: Path, name: str) -> tuple[str, ...]:
                 f"{name}: the table of {stage} is not the one that its manifest names: remove "
                 f"{begun} and pull again"
             )
-    path = begun / "recipe.yaml"
+    path, origin = begun / "recipe.yaml", f"{name}: its recipe.yaml"
     try:
-        recipe, unknown = read_recipe(path)
-    except DtoError as error:
-        raise DtoError(f"{name}: {error}") from None
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DtoError(f"{origin} is not there: another --revision may have it") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DtoError(f"{origin} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise DtoError(f"{origin} holds {type(data).__name__}, not a mapping of settings")
+    # Servers first: what stands there is replaced in any case, so it need not be right.
+    recipe, unknown = known_recipe({"name": path.stem, **without_servers(data)}, origin)
     if unknown:
         keys = ", ".join(unknown)
         logger.warning("%s: settings of another version, left out of its recipe: %s", name, keys)

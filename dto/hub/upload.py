@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -140,8 +140,16 @@ def _state(api: HfApi, name: str, kind: Kind, there: Remote, folder: Path) -> bo
 
 def check_name(name: str) -> None:
     """Raises DtoError for what is no `user/name`."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise DtoError(_SAID["HFValidationError"].format(name=name))
+    from huggingface_hub.errors import HFValidationError
+
+    # Public (`__all__` has it), though not exported as mypy wants it.
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    with suppress(HFValidationError):
+        validate_repo_id(name)
+        if name.count("/") == 1:
+            return
+    raise DtoError(_SAID["HFValidationError"].format(name=name))
 
 
 _SAID: dict[str | int, str] = {

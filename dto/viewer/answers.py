@@ -50,7 +50,8 @@ def _card(row: EvaluationRow, plain: EvaluationRow | None, longest: int) -> Elem
     tokens, spent = f"{row.tokens:,} tokens", f"{flops(row.attention_flops)} attention FLOPs"
     if plain is not None and plain is not row:
         tokens += f" ({saved(plain.tokens, row.tokens) or '–'})"
-        spent += f" ({saved(plain.attention_flops, row.attention_flops) or '–'})"
+        less = saved(plain.attention_flops, row.attention_flops)
+        spent += f" ({less})" if less else ""
     whole = max(1, longest)
     parts = (("thinking", row.thinking_tokens), ("answer", row.answer_tokens),
              ("trials", row.trial_tokens))  # fmt: skip

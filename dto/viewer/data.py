@@ -12,8 +12,6 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-import polars as pl
-
 from dto import tables
 from dto.errors import DtoError
 from dto.pipeline import STAGES, needed
@@ -266,6 +264,8 @@ class RunTables(RunReader):
         without = {} if only else {Trajectory: IDS, OptimizedTrajectory: ("token_ids",)}
         lengths, dropped = {}, self._dropped()
         if not only and self.states.get("sample") == "finished":  # counted without reading them
+            import polars as pl
+
             counts = self.frame("sample").select("id", pl.col("token_ids").list.len())
             lengths = dict(counts.collect().iter_rows())
         pruned = self.states.get("prune") == "finished"
@@ -341,6 +341,8 @@ class RunTables(RunReader):
             yield from sorted(self.rows("evaluate", EvaluationRow), key=_question)
         if state not in ("finished", "compared"):
             return
+        import polars as pl  # as late as this: `dto.show` of a row at hand need not wait for it
+
         frame = pl.concat(
             [
                 pl.scan_parquet(path).with_columns(model=pl.lit(name))

@@ -196,7 +196,9 @@ def _plain(node: Node) -> str:
 GRADE_SIGNS = {"correct": "✓", "wrong": "✗", "truncated": "…", "failed": "!"}
 
 
-flops = "{:.1e}".format
+def flops(value: float) -> str:
+    """Two digits, `1.2e+08`; a dash where the model's size is not known."""
+    return f"{value:.1e}" if isfinite(value) else "–"
 
 
 def decimal(value: float) -> str:

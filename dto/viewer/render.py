@@ -276,6 +276,8 @@ def _original(view: TrajectoryView) -> Iterator[Element]:
         yield _segment(segment, text, state, *said)
         if (estimate := estimates.get(segment.index)) is not None:
             yield _exit(estimate, version is not None and version.exit == segment.index)
+        elif version is not None and version.exit == segment.index:  # where answers are, untested
+            yield el("div.exit.leave", el("span.taken", "exit"))
     yield from _conclusion(row.text[slice(*row.conclusion)])
 
 

@@ -10,8 +10,10 @@ import polars as pl
 import pytest
 import yaml
 from huggingface_hub import DatasetCard
+from matplotlib.axes import Axes
 
 from dto import tables
+from dto.hub.card import _length_table, draw_lengths
 from dto.hub.publish import publish
 from dto.hub.pull import pull
 from dto.recipe import PairSettings, resolve
@@ -56,6 +58,22 @@ def test_the_card_says_where_it_comes_from(run: Run, hub: Hub) -> None:
     assert f"| chosen | {len(lengths)} | {lengths.mean():,.1f} |" in text
     for picture in ("images/lengths.png", "images/report.png"):
         assert picture in text and published(hub)[picture].startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("counts", "median"),
+    [([100, 200], "150"), ([1, 2, 9_001, 9_003], "4,502"), ([100, 200, 900], "200"), ([7], "7")],
+)
+def test_the_table_and_the_picture_have_one_median(
+    counts: list[int], median: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr(Axes, "set_title", lambda axes, title, **how: titles.append(title))
+    lengths = {"sampled": pl.Series(counts)}
+    draw_lengths(lengths, tmp_path / "lengths.png")
+    assert titles == [f"sampled: {len(counts)} rows, median {median}"]
+    head, _, line = (row.split(" | ") for row in _length_table(lengths).splitlines())
+    assert line[head.index("median")] == median
 
 
 def test_what_models_were_told_cannot_end_its_block(run: Run, hub: Hub) -> None:

@@ -13,6 +13,7 @@ import yaml
 from dto import tables
 from dto.errors import DtoError
 from dto.hub.publish import publish
+from dto.hub.upload import check_name
 from dto.pipeline import open_run
 from dto.records import OptimizedTrajectory, PreferencePair, Trajectory, Verdict
 from dto.runs import manifest
@@ -140,6 +141,23 @@ def test_whose_name_and_token(
     with pytest.raises(DtoError, match=said) as error:
         publish(run, name)
     assert not hub.repos and (not token or token not in str(error.value))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("user/x", True), ("user/x-git", True), ("u-s/x.y", True), ("user/_x", True),
+        ("user/..", False), ("user/-x", False), ("user/x.git", False), ("user/a--b", False),
+        ("user/x.", False), ("user/" + "x" * 97, False), ("x", False), ("a/b/c", False),
+    ],
+)  # fmt: skip
+def test_what_is_a_name_on_the_hub(name: str, is_one: bool) -> None:
+    """As the client has it: nothing is built for a name that it refuses in the end."""
+    if is_one:
+        check_name(name)
+        return
+    with pytest.raises(DtoError, match=f"^'{name}' is no name on the Hub: write it as user/name"):
+        check_name(name)
 
 
 def test_a_name_that_holds_something_else(run: Run, hub: Hub) -> None:

@@ -193,10 +193,12 @@ def test_an_older_state(run: Run, hub: Hub) -> None:
         ("run.json", b'{"format": 99}', "another version of dto"),
         ("run.json", b"[", "another version of dto"),
         ("run.json", b'{"format": 1, "withheld": 5}', None),
-        ("recipe.yaml", b"- 1\n", "holds list"),
-        ("recipe.yaml", b"{: [", r"recipe\.yaml is not YAML"),
-        ("recipe.yaml", b"model: 5\n", "model"),
-        ("recipe.yaml", None, r"recipe\.yaml does not exist"),
+        ("recipe.yaml", b"- 1\n", f"^{NAME}: its recipe.yaml holds list, not a mapping"),
+        ("recipe.yaml", b"{: [", f"^{NAME}: its recipe.yaml is not YAML: "),
+        ("recipe.yaml", b"name: \xff", f"^{NAME}: its recipe.yaml is not YAML: 'utf-8' codec"),
+        ("recipe.yaml", b"model: 5\n", f"^{NAME}: its recipe.yaml: model = 5: "),
+        ("recipe.yaml", b"model: {context: -5}\n", f"^{NAME}: its recipe.yaml: model.context = -5"),
+        ("recipe.yaml", None, f"^{NAME}: its recipe.yaml is not there: another --revision "),
     ],
 )
 def test_what_was_tampered_with(
@@ -211,9 +213,10 @@ def test_what_was_tampered_with(
     if said is None:
         assert set(pull(NAME, OUT)) == {*TABLES, "train"}
         return
-    with pytest.raises(DtoError, match=said):
+    with pytest.raises(DtoError, match=said) as error:
         pull(NAME, OUT)
     assert not OUT.exists()
+    assert path != "recipe.yaml" or ".pulled" not in str(error.value)
 
 
 @pytest.mark.parametrize("key", ["config", "digest", "dropped", "usage", "versions", "git"])
@@ -240,11 +243,21 @@ def test_settings_of_another_version_are_named_and_left_out(
     assert load_recipe(OUT / "recipe.yaml") == run.recipe
 
 
-def test_a_recipe_of_others_asks_no_server(run: Run, hub: Hub) -> None:
+@pytest.mark.parametrize(
+    ("server", "api_key"),
+    [
+        ("https://thief.example/v1", "AWS_SECRET_ACCESS_KEY"),
+        (5, "AWS_SECRET_ACCESS_KEY"),  # cut before it is looked at
+        ("https://user:secret@thief.example/v1", "no-name"),
+    ],
+)
+def test_a_recipe_of_others_asks_no_server(
+    server: object, api_key: str, run: Run, hub: Hub
+) -> None:
     publish(run, NAME)
     files = hub.repos[KEY].commits[-1]
     recipe = yaml.safe_load(files["recipe.yaml"])
-    recipe["model"] |= {"server": "https://thief.example/v1", "api_key": "AWS_SECRET_ACCESS_KEY"}
+    recipe["model"] |= {"server": server, "api_key": api_key}
     files["recipe.yaml"] = yaml.safe_dump(recipe).encode()
     files["evil/manifest.json"] = b'{"digest": "0"}'
     files["sample/../../evil.txt"] = files["evil.py"] = files["sample/evil.py"] = b"x"

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 
 from dto import tables
+from dto.hub.folder import SPLITS, _by_split
 from dto.hub.publish import publish
-from dto.records import PreferencePair
+from dto.records import PreferencePair, Problem
 from dto.runs import manifest
 from dto.runs.run import Run
 from tests.hub.server import Hub
@@ -83,9 +88,46 @@ def test_datasets_and_polars_read_it_back(run: Run, hub: Hub, tmp_path: Path) ->
     assert pl.read_parquet(path)["rejected"].to_list() == [text * 2 for text in HOSTILE.values()]
 
 
-def test_large_rows_make_small_row_groups(tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
+@pytest.mark.parametrize("hidden", ["", "test"])
+def test_splits_are_written_from_one_row_group_at_a_time(tmp_path: Path, hidden: str) -> None:
+    """A split has as many row groups as the whole has rows of it in, and is nowhere whole."""
+    groups, splits = 24, ("train", "train", "dev", "test")
+    rng = random.Random(0)
+    rows = (
+        Problem(f"{n:06d}", "sums", splits[n // 256 % 3 + n % 2], rng.randbytes(2_000).hex(), "1")
+        for n in range(groups * tables.ROW_GROUP)
+    )
+    path = tmp_path / "rows.parquet"
+    tables.write(path, Problem, rows)
+    whole = pl.read_parquet(path)
+    before = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(before)
+    pa.set_memory_pool(pool)
+    try:
+        _by_split(tmp_path, hidden)
+    finally:
+        pa.set_memory_pool(before)
+    assert pool.max_memory() < 8 * tables.ROW_GROUP * 4_000  # a row group, decoded and encoded
+    for split, name in SPLITS.items():
+        own = tmp_path / f"{name}.parquet"
+        assert own.is_file() == (split != hidden)
+        if split != hidden:
+            assert pl.read_parquet(own).equals(whole.filter(split=split))
+            with pq.ParquetFile(own) as file:
+                sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+            counts = (whole["split"].to_numpy() == split).reshape(groups, -1).sum(axis=1)
+            assert sizes == [count for count in counts if count]
 
+
+def test_a_split_without_rows_has_no_file(tmp_path: Path) -> None:
+    tables.write(tmp_path / "rows.parquet", Problem, [Problem("a", "sums", "dev", "1?", "1")])
+    _by_split(tmp_path)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "rows.parquet", "validation.parquet",
+    ]  # fmt: skip
+
+
+def test_large_rows_make_small_row_groups(tmp_path: Path) -> None:
     text = "x" * 2**20
     columns = {name: "" for name in PreferencePair.__slots__} | {
         "prompt_tokens": 1, "chosen_tokens": 1, "rejected_tokens": 1,

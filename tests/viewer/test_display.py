@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from html import escape
+from math import nan
 from pathlib import Path
 
 import pytest
@@ -142,6 +146,53 @@ def test_outcomes_of_answers(run: Path) -> None:
     assert outcome("wrong", "truncated") == "none correct"
     assert outcome("wrong", "correct") == "mixed"
     assert outcome("failed") == "failed"
+
+
+@pytest.mark.parametrize(
+    ("flops", "said"),
+    [
+        ((nan, nan), ["– attention FLOPs", "– attention FLOPs"]),
+        ((1e9, nan), ["1.0e+09 attention FLOPs", "– attention FLOPs"]),
+        ((1e9, 5e8), ["1.0e+09 attention FLOPs", "5.0e+08 attention FLOPs (−50 %)"]),
+    ],
+)
+def test_the_attention_of_a_model_of_unknown_size_is_a_dash(
+    run: Path, flops: tuple[float, float], said: list[str]
+) -> None:
+    view = next(RunTables(run).answers())
+    plain, early = (next(row for row in view.rows if row.exit == exit) for exit in ("none", "deer"))
+    rows = (
+        replace(plain, attention_flops=flops[0]),
+        replace(early, attention_flops=flops[1], sample=plain.sample),
+    )
+    display = show(replace(view, rows=rows))
+    assert re.findall(r"[\w.+–]+ attention FLOPs(?: \(.*?\))?", str(display)) == said
+    assert "nan" not in display._repr_html_().partition("</style>")[2]
+
+
+@pytest.mark.parametrize(
+    ("estimated", "exit", "shown"),
+    [
+        (True, True, "══ p "),
+        (False, True, "══ exit"),  # optimize.exit: first_solution, second_solution
+        (False, False, ""),
+        (True, False, ""),
+    ],
+)
+def test_where_a_trajectory_leaves(
+    view: TrajectoryView, estimated: bool, exit: bool, shown: str
+) -> None:
+    estimates = view.estimates if estimated else ()
+    optimized = view.optimized if exit else None
+    display = show(replace(view, estimates=estimates, optimized=optimized, pairs=()))
+    marks = [line for line in str(display).splitlines() if line.startswith("══")]
+    assert len(marks) == exit and all(line.startswith(shown) for line in marks)
+    assert display._repr_html_().count('<span class="taken">exit</span>') == exit
+
+
+def test_a_row_at_hand_is_shown_without_polars() -> None:
+    code = "import sys, dto; dto.show; sys.exit('polars' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_trajectory_fresh_from_sampling_shows_itself(run: Path) -> None:
