@@ -22,7 +22,7 @@ from dto.trajectories import closes_thinking, read_response
 from dto.usage import ModelShape, attention_flops, forward_flops
 
 BROKEN = "\ufffd"  # how a character reads of which tokens are missing
-TAIL_TOKENS = 64  # enough to hold a tag, a cue and its openers, however they are cut into tokens
+CUE_TOKENS = 64  # enough to hold a tag, a cue and its openers, however they are cut into tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +126,7 @@ class ResponsePath:
 
     def tail(self) -> str:
         """The text of the last tokens."""
-        return decode_response(self.tokenizer, self.ids[-TAIL_TOKENS:], self.tags)
+        return decode_response(self.tokenizer, self.ids[-CUE_TOKENS:], self.tags)
 
     def cut(self, char: int) -> int:
         """How many tokens begin before a character of the tail, less white space before it.
@@ -134,7 +134,7 @@ class ResponsePath:
         As a :class:`~dto.exits.monitor.Monitor` cuts. Never inside a character: such a token is
         left out with the rest of its character.
         """
-        ends = char_ends(self.tokenizer, self.ids[-TAIL_TOKENS:])
+        ends = char_ends(self.tokenizer, self.ids[-CUE_TOKENS:])
         first = len(self.ids) - len(ends)
         borders = [
             (end, first + count) for count, end in enumerate(ends, 1) if end != INSIDE_CHARACTER
@@ -145,7 +145,7 @@ class ResponsePath:
     def whole(self, cut: int) -> int:
         """The last border at or before `cut` that lies between two characters, and in no tag."""
         cut -= self.tags.unfinished(self.ids[:cut])
-        ids = self.ids[max(0, cut - TAIL_TOKENS) : cut]
+        ids = self.ids[max(0, cut - CUE_TOKENS) : cut]
         ends = char_ends(self.tokenizer, ids)
         if decode_response(self.tokenizer, ids, self.tags).endswith(BROKEN):
             ends[-1] = INSIDE_CHARACTER

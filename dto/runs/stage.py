@@ -177,7 +177,7 @@ READ_AHEAD = 32
 HOPELESS = 20
 """When none of the requests of so many groups in a row came back, the stage stops; also when the
 first so many groups all end in an error."""
-MAX_FAILED = 0.05
+MAX_FAILED_REQUESTS = 0.05
 """A stage of whose requests a larger share failed is not finished: those groups stay owed."""
 
 
@@ -280,7 +280,7 @@ class Runner:
         if self._in_vain and not self._journal.done:
             raise self._failed(f"all {self._in_vain} groups")
         asked, failed = self._journal.requests()
-        if failed > MAX_FAILED * asked:
+        if failed > MAX_FAILED_REQUESTS * asked:
             raise self._failed(f"{failed:,} of {asked:,} requests")
         asked, failed = self._journal.requests("judge")
         if 0 < asked == failed:  # where some came back, the others' rows are whole, but unjudged
