@@ -18,7 +18,7 @@ from dto.stages.estimate import estimate
 from dto.stages.optimize import optimize
 from dto.stages.sample import sample
 from dto.tags import think_tags
-from dto.training.pairs import verdicts
+from dto.training.pairs import critiques
 from dto.trajectories import read_response
 from tests.exits.test_families import PROBLEM, STEPS, written_by
 from tests.families import FAMILIES, tokenizer_of
@@ -82,7 +82,7 @@ def test_a_judge_that_does_not_think_and_a_verdict_that_is_imitated(name: str) -
     settings = recipe.label.model_copy(update={"thinking": True})
     recipe = recipe.model_copy(update={"label": settings})
     row = _labelled(PROBLEM, CHAIN, "concise", "train", bare(recipe, tokenizer))
-    [made] = verdicts([row], recipe.model, tokenizer, 10_000)
+    [made] = critiques([row], recipe.model, tokenizer, 10_000)
     assert not isinstance(made, Dropped)
     reading = read_response(tokenizer, made.prompt_ids, made.response_ids, tags)
     assert reading.closed and reading.foreign is None

@@ -1,4 +1,4 @@
-"""What the controls of DRQA imitate: verdicts, and chains of batch prompts, in exact ids."""
+"""What the controls of DRQA imitate: critiques, and chains of batch prompts, in exact ids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dto.recipe import ModelSettings
 from dto.records import BatchResponse, Chain, Dropped, LabelledChain, Problem, Span
 from dto.runs.reader import RunReader
 from dto.tables import write
-from dto.training.pairs import Demonstration, batch_answers, verdicts
+from dto.training.pairs import Demonstration, batch_answers, critiques
 from dto.trajectories import prompt_ids
 from tests.training.test_judging import chain
 
@@ -34,7 +34,7 @@ def test_a_verdict_is_imitated_word_for_word(tokenizer: Any) -> None:
     row = replace(chain(0, label="B"), options=options, prompt_ids=prompt)
     closed = replace(row, id="closed", prompt_ids=encoded(tokenizer, "Which?"))
     long = replace(row, id="long", prompt_ids=prompt * 50)
-    first, second, third = verdicts([row, closed, long], ModelSettings(), tokenizer, 256)
+    first, second, third = critiques([row, closed, long], ModelSettings(), tokenizer, 256)
     eos = int(tokenizer.eos_token_id)
     text = "So it is wrong.\n</think>\n\n**Final Answer**\n\\boxed{B}"
     assert first == Demonstration(row.id, prompt, (*encoded(tokenizer, text), eos))
