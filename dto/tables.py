@@ -217,6 +217,17 @@ def count(path: Path, **equals: str) -> int:
     return int(pl.scan_parquet(path).filter(**equals).select(pl.len()).collect().item())
 
 
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a small file, one a line; none where it is missing.
+
+    A line ends at a line feed alone, for a text may hold U+2028. What follows the last one is torn,
+    and left out.
+    """
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
 def merge(
     parents: Iterable[P],
     *children: tuple[Iterable[Any], Callable[[Any], str]],

@@ -90,7 +90,8 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             {"step": step, "accuracy": accuracy, "tokens_mean": tokens}
             for step, accuracy, tokens in ((0, 0.7, 200.0), (12, 0.8, 100.0))
         ]
-        (tmp_path / "train" / "history.jsonl").write_text("\n".join(map(json.dumps, history)))
+        lines = [f"{json.dumps(score)}\n" for score in history]
+        (tmp_path / "train" / "history.jsonl").write_text("".join(lines))
         tables.write(
             tmp_path / "evaluate" / "rows.parquet",
             EvaluationRow,

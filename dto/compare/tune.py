@@ -33,6 +33,7 @@ from dto.pipeline import STAGES, needed, open_run, run_stages
 from dto.recipe import Recipe, load_recipe
 from dto.runs import manifest
 from dto.runs.run import Run, agree, settings_of
+from dto.tables import json_lines
 from dto.training.checkpoints import Choice, choose
 from dto.training.dev import BASE_STEP, DevScore, measure, summarize
 from dto.training.fit import fit
@@ -120,8 +121,7 @@ def _point(run: Run, index: int, recipe: Recipe, base: DevScore, spent: int) -> 
         result: dict[str, Any] = {"kept_step": index + 1}
     else:
         result = fit(run.path, recipe, directory, base)
-        lines = (directory / "history.jsonl").read_text(encoding="utf-8").splitlines()
-        scores = [DevScore(**json.loads(line)) for line in lines]
+        scores = [DevScore(**row) for row in json_lines(directory / "history.jsonl")]
         # What was trained last, where the base is kept: it is shown, and not picked.
         wanted = result["kept_step"] or scores[-1].step
         score = next(score for score in scores if score.step == wanted)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from dto.reporting.table import Table, counted
 from dto.runs.reader import RunReader
 from dto.sequential import zone
 from dto.statistics import Estimate, cohen_kappa, proportion, shown
+from dto.tables import json_lines
 from dto.tasks.load import NEAR_DUPLICATE
 
 VERDICTS: tuple[VerdictKind, ...] = ("keep", "redundant", "meaningless", "harmful", "unjudged")
@@ -176,11 +176,8 @@ def funnel(run: RunReader) -> dict[str, Any]:
 
 def training(run: RunReader) -> dict[str, Any] | None:
     """How training went: dev scores of the base and of what was kept, and why that one."""
-    done, path = run.manifest("train"), run / "train" / "history.jsonl"
-    if done is None or not path.is_file():
-        return None
-    history = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    if not history:
+    done, history = run.manifest("train"), json_lines(run / "train" / "history.jsonl")
+    if done is None or not history:
         return None
     kept_step = int(done.get("kept_step", 0))
     kept = next((score for score in history if score["step"] == kept_step), history[0])

@@ -28,6 +28,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from dto.recipe import Recipe, TrainSettings
 from dto.runs.manifest import write_text
+from dto.tables import json_lines
 from dto.training.dev import BASE_STEP, DevScore, JudgingScore, measure, measure_judging, summarize
 from dto.training.pairs import Material
 from dto.usage import Usage
@@ -128,9 +129,9 @@ class TrainingState:
             self._clear()
             directory.mkdir(parents=True, exist_ok=True)
             write_text(marker, json.dumps(mark) + "\n")
-        self.history = [DevScore(**row) for row in _rows(directory / "history.jsonl")]
+        self.history = [DevScore(**row) for row in json_lines(directory / "history.jsonl")]
         steps = {score.step for score in self.history}
-        judged = [JudgingScore(**row) for row in _rows(directory / "judging.jsonl")]
+        judged = [JudgingScore(**row) for row in json_lines(directory / "judging.jsonl")]
         self.judging = [score for score in judged if score.step in steps]
 
     def result(self) -> dict[str, Any] | None:
@@ -207,7 +208,7 @@ class TrainingState:
 
     def efforts(self) -> list[dict[str, Any]]:
         """What was spent on each score, also by runs that were killed afterwards."""
-        return _rows(self.directory / "effort.jsonl")
+        return json_lines(self.directory / "effort.jsonl")
 
     def spent(self) -> tuple[Usage, dict[str, float]]:
         """The sum of all efforts: usage of the dev responses, and seconds."""
@@ -218,13 +219,6 @@ class TrainingState:
         keys = ("train_seconds", "dev_seconds")
         seconds = {key: round(sum(effort[key] for effort in efforts), 3) for key in keys}
         return usage, {**seconds, "seconds": round(sum(seconds.values()), 3)}
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is torn
 
 
 logger = logging.getLogger("dto.train")
