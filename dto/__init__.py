@@ -6,7 +6,7 @@ Its rooms, the lowest floor first; a room knows nothing of those above it. The c
 8,500 lines, is the method of DTO and DEER, with runs that survive; DRQA and the trainings of all
 three papers are rooms of the seams.
 
-    core      records recipe settings text tags prompts context trajectories
+    core      records recipe settings extension text tags prompts context trajectories
               rollouts protocols errors concurrency tables usage sequential
               segmentation stages judges exits runs
     seams     engines grading training tasks drqa nano policies baselines studies statistics source

@@ -19,6 +19,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from dto.errors import DtoError, RecipeError
+from dto.extension import NO_IMPORTS, Settings, explain
 from dto.prompts import RESERVED, Argument, families
 from dto.records import AnswerKind
 from dto.sequential import MOST_BOUNDARIES, share, zone
@@ -26,7 +27,7 @@ from dto.settings import BatchSettings as BatchSettings
 from dto.settings import CalibrateSettings as CalibrateSettings
 from dto.settings import CompareSettings as CompareSettings
 from dto.settings import Confidence as Confidence
-from dto.settings import Count, Probability, SamplingSettings, Settings, explain
+from dto.settings import Count, Probability, SamplingSettings
 from dto.settings import EvaluateSettings as EvaluateSettings
 from dto.settings import ExitSettings as ExitSettings
 from dto.settings import LabelSettings as LabelSettings
@@ -307,7 +308,8 @@ def load_recipe(path: Path | str, changes: Mapping[str, Any] | None = None) -> R
 def read_recipe(path: Path) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe of a run, and the keys in it that this version does not know: those are left out.
 
-    Raises RecipeError as `load_recipe` does for everything else.
+    Packages that it names by import path are not imported. Raises RecipeError as `load_recipe` does
+    for everything else.
     """
     return known_recipe({"name": path.stem, **_read_yaml(path)}, f"recipe {path}")
 
@@ -316,7 +318,7 @@ def known_recipe(data: dict[str, Any], origin: str) -> tuple[Recipe, tuple[str, 
     """The same of a recipe's settings; errors begin with `origin`."""
     unknown = []
     try:
-        Recipe.model_validate(data)
+        Recipe.model_validate(data, context=NO_IMPORTS)
     except ValidationError as error:
         unknown = [each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"]
     for *parents, last in unknown:
@@ -325,7 +327,7 @@ def known_recipe(data: dict[str, Any], origin: str) -> tuple[Recipe, tuple[str, 
             place = place[parent]
         del place[last]
     names = tuple(".".join(map(str, key)) for key in unknown)
-    return make_recipe(data, origin=origin), names
+    return make_recipe(data, origin=origin, imports=False), names
 
 
 def _read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
@@ -344,9 +346,15 @@ def _read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
 
 
 def make_recipe(
-    data: dict[str, Any], changes: Mapping[str, Any] | None = None, origin: str = "recipe"
+    data: dict[str, Any],
+    changes: Mapping[str, Any] | None = None,
+    origin: str = "recipe",
+    imports: bool = True,
 ) -> Recipe:
-    """The recipe of `data`, in which `changes` replace what stands there; see `load_recipe`."""
+    """The recipe of `data`, with the dotted keys of `changes` replaced; see `load_recipe`.
+
+    Without `imports`, what the recipe names by import path is not imported and not checked.
+    """
     changes = changes or {}
     for key, value in changes.items():
         *parents, last = key.split(".")
@@ -361,7 +369,7 @@ def make_recipe(
         place[last] = value
     read_policies(data, origin)
     try:
-        return Recipe.model_validate(data)
+        return Recipe.model_validate(data, context=None if imports else NO_IMPORTS)
     except ValidationError as error:
         where, what = explain(error, Recipe)
         given = any(

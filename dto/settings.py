@@ -6,31 +6,19 @@ sampling, segments, estimates, optimizing and pruning stand in `dto/recipe.py` i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
+
+from dto.extension import Settings
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
 Monitor = Literal["cue", "paragraph", "entropy", "tokens"]
 Inducer = Literal["inside", "closed"]
 Confidence = Literal["answer", "mean", "geometric", "min"]
-
-
-class Settings(BaseModel):
-    """Frozen, and strict about keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class SamplingSettings(Settings):
@@ -276,42 +264,3 @@ class CompareSettings(Settings):
     own_values: Count | None = None  # how many values of its own parameter; None: all it names
     own: str = ""  # of a method: the key of its own parameter
     values: tuple[Any, ...] = ()  # and what is tried
-
-
-_NEVER_SHOWN = ("api_key", "server")  # somebody may have put a secret there
-
-
-def explain(error: ValidationError, settings: type[Settings]) -> tuple[str, str]:
-    """The key of the first thing that is wrong with `settings`, and key, value and way out."""
-    errors = error.errors()
-    unknown = (each for each in errors if each["type"] == "extra_forbidden")
-    first = next(unknown, errors[0])  # a key that is misspelt is missing where it should be
-    key = ".".join(map(str, first["loc"]))
-    message = first["msg"].removeprefix("Value error, ")
-    if not first["loc"]:
-        return key, message
-    if first["type"] == "extra_forbidden":
-        group = settings
-        for part in first["loc"][:-1]:
-            if isinstance(part, str):
-                group = _group(group.model_fields[part].annotation) or group
-        allowed = group.model_fields
-        return key, f"unknown key {key!r}{nearest(str(first['loc'][-1]), allowed)}; allowed: " + (
-            ", ".join(allowed)
-        )
-    if key.endswith(_NEVER_SHOWN) or first["type"] == "missing":
-        return key, f"{key}: {message}"
-    return key, f"{key} = {first['input']!r}: {message}"
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """` (did you mean …?)` for the name that is most like the one given; nothing for no such."""
-    found = get_close_matches(name, names, n=1)
-    return f" (did you mean {found[0]!r}?)" if found else ""
-
-
-def _group(annotation: Any) -> type[Settings] | None:
-    """The settings that a field holds, alone, in a tuple or as one of several things."""
-    if isinstance(annotation, type) and issubclass(annotation, Settings):
-        return annotation
-    return next(filter(None, map(_group, get_args(annotation))), None)

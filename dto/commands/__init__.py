@@ -13,9 +13,9 @@ import typer
 import yaml
 
 from dto.errors import RecipeError, RunConflictError
+from dto.extension import nearest
 from dto.recipe import Recipe, load_recipe
 from dto.runs.run import Consent, Run, Stale, refuse
-from dto.settings import nearest
 
 Target = Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run directory.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]

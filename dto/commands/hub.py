@@ -12,7 +12,7 @@ from dto.commands import Changes, Out, RunPath, held
 from dto.commands.run import import_rows
 from dto.errors import DtoError
 from dto.pipeline import open_run
-from dto.recipe import load_recipe
+from dto.recipe import read_recipe
 from dto.runs.run import agree
 
 
@@ -48,7 +48,7 @@ def publish(
 
     if not (target / "recipe.yaml").is_file():
         raise DtoError(f"{target} is no run directory: it holds no recipe.yaml")
-    recipe = load_recipe(target / "recipe.yaml")
+    recipe, _ = read_recipe(target / "recipe.yaml")
     # Nothing is computed, so nothing that a change would compute again stands in the way.
     with held(open_run(target, recipe, recompute=agree), "publish") as run:
         done = publish_run(

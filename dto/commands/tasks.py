@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dto.errors import DtoError
+from dto.extension import nearest
 from dto.recipe import ProblemSettings, load_recipe
-from dto.settings import nearest
 from dto.source import RECIPE_FILES, Source
 from dto.tasks import TASKS
 

@@ -171,7 +171,7 @@ def check_chain(run: RunReader, stages: Sequence[str]) -> None:
 def shared_recipe(recipe: Recipe, private: Redaction) -> Recipe:
     """The recipe as others may read it. Raises DtoError where it is none without its paths."""
     settings = without_servers(private.data(recipe.model_dump(mode="json")))
-    return make_recipe(settings, None, "the recipe without local paths")
+    return make_recipe(settings, origin="the recipe without local paths", imports=False)
 
 
 def build(

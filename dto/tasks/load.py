@@ -25,10 +25,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dto.errors import DtoError
+from dto.extension import nearest
 from dto.grading.grader import unreadable_golds
 from dto.recipe import ProblemSettings
 from dto.records import Dropped, Problem, Split, content_id
-from dto.settings import nearest
 from dto.source import Source
 from dto.tasks import TASKS
 from dto.tasks.task import PROMPTS, FieldError, Row, Task, text
