@@ -276,7 +276,7 @@ async def test_what_a_server_cannot_sample_is_refused_at_the_start(
         async with Opened(RunReader("x", recipe)) as serving:
             if said is None:
                 await serving.context(STAGES["sample"], "base")
-                told = "presence_penalty counts what one request generates" in caplog.text
+                told = "presence_penalty counts only the tokens of one request" in caplog.text
                 assert told == ("presence_penalty" in settings_of)
             else:
                 with pytest.raises(EngineError, match=said):
@@ -293,7 +293,9 @@ async def test_template_arguments_go_to_a_chat_server_or_are_refused(nano: Serve
         assert "chat_template_kwargs" not in server.requests[-1].body
     async with serve("chat", nano.tokenizer) as server:
         server.refuses = {"chat_template_kwargs": None}
-        with pytest.raises(EngineError, match=r"model.template: .* takes no arguments of a chat"):
+        with pytest.raises(
+            EngineError, match=r"model.template: .* accepts no arguments for a chat"
+        ):
             async with open_engine(settings(server.url, name="other", template=arguments)):
                 pass
     own = ModelSettings(engine="openai", name="gpt", template=arguments)  # type: ignore[arg-type]
