@@ -176,7 +176,7 @@ class VLLMSample:
 
 
 def sampling_params(sampling: Sampling, seed: int, limit: int, streaming: bool = False) -> Any:
-    """Sampling parameters of vLLM for one sample. We decode the text, at the end or piece by piece."""
+    """Sampling parameters of vLLM for one sample; the text is decoded here."""
     from vllm.exceptions import VLLMValidationError
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 

@@ -267,8 +267,7 @@ async def test_what_cannot_be_served_is_said(nano: Served, prompts: list[list[in
         (done,) = await engine.complete([5] * 100, LONG)
         assert done.finish_reason == "failed"
         assert done.error == (
-            "the prompt has 100 tokens, the context is 100: shorten the prompt or raise "
-            "model.context"
+            "prompt has 100 tokens, context is 100: shorten it or raise model.context"
         )
         (done,) = await engine.complete([], LONG)
         assert done.finish_reason == "failed" and "empty" in done.error
