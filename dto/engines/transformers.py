@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from dto.engines.batch import Batch, Worker
 from dto.engines.kv import ATTENTION, LENGTH_STEP, KVShape, PrefixCache, RowsCache, forward
 from dto.engines.linearised import Linearised
-from dto.engines.models import shape_of_model
+from dto.engines.models import load_for_serving, shape_of_model
 from dto.engines.sampling import Request, Sample
 from dto.engines.shared import (
     Cost,
@@ -65,18 +65,19 @@ class TransformersEngine:
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
         settings: ModelSettings,
         name: str | None = None,
+        loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
     ) -> None:
-        """Wrap a model in memory: a causal language model with standard attention.
+        """Load the model `name`, by default that of the settings, or wrap one that is in memory.
 
-        Tables call it `name`, or as the settings do. Of its keys and values in `kv_bytes` at least
-        sixteen requests are kept; where that is None it is half of a GPU's free memory, elsewhere
-        4 GiB. Raises EngineError for an architecture that cannot be served.
+        It is a causal language model with standard attention. Tables call it `name`. `kv_bytes`
+        bounds its keys and values, and at least sixteen requests are kept; where that is None it is
+        half of a GPU's free memory, elsewhere 4 GiB. Raises EngineError for a model that cannot be
+        loaded, and for an architecture that cannot be served.
         """
         self.model = name or settings.name
+        model, tokenizer = loaded or load_for_serving(settings, self.model)
         self.tokenizer: PreTrainedTokenizerBase | None = tokenizer
         self.shape: ModelShape | None = shape_of_model(model)
         self.context = _context_limit(self.model, model.config, settings.context)

@@ -17,6 +17,7 @@ from math import exp, nan
 from dto import judges
 from dto.context import Context
 from dto.errors import DtoError, EngineError
+from dto.extension import is_import_path
 from dto.recipe import EstimateSettings, Recipe
 from dto.records import (
     SEED_BITS,
@@ -58,16 +59,16 @@ async def prune(
     `verified_p` is the share of right answers among `prune.confirmations` rollouts that neither
     test nor choice has seen: unbiased for the version that stays, whatever the test saw. It decides
     nothing; over many versions its mean is still that of those that passed.
-    Returned unchanged, with the verdicts, when nothing is pruned. On the share `prune.agreement` of
-    the trajectories that the llm judge had something to say of, the counterfactual judge is asked
-    as well; its verdicts prune nothing.
+    Returned unchanged, with the verdicts, when nothing is pruned. The counterfactual judge also
+    judges the share `prune.agreement` of the trajectories that have a verdict; its verdicts prune
+    nothing. Raises DtoError for verdicts that `dto.judges.check` refuses.
     """
     settings = ctx.recipe.prune
     if settings.judge == "none":
         return optimized
     whole = [segments[index] for index in optimized.kept]
-    judge = judges.llm if settings.judge == "llm" else judges.counterfactual
-    verdicts = await judge(problem, trajectory, whole, ctx)
+    verdicts = await judges.judge_of(settings)(problem, trajectory, whole, ctx)
+    judges.check(verdicts, whole, settings.judge)
     compared: list[Verdict] = []
     drawn = ctx.seed(trajectory.id, "agreement") < settings.agreement * 2.0**SEED_BITS
     if drawn and any(verdict.verdict != "unjudged" for verdict in verdicts):
@@ -195,17 +196,22 @@ def _settings(recipe: Recipe) -> tuple[str, ...]:
     if recipe.prune.judge != "none" and recipe.optimize.exit != "estimate":
         # It verifies by the test of `estimate`, which is a stage before it for that exit alone.
         keys.append("estimate.")
-    if recipe.prune.judge == "llm":
+    if _asks_judge(recipe):
         keys.append("judge")
     return tuple(keys)
 
 
+def _asks_judge(recipe: Recipe) -> bool:
+    own = recipe.judge is not None and is_import_path(recipe.prune.judge)
+    return own or recipe.prune.judge == "llm"
+
+
 def _amount(recipe: Recipe) -> str:
-    asked = f"judge {recipe.prune.judge}"
-    if recipe.prune.judge != "llm":
-        return asked
+    name = f"judge {recipe.prune.judge}"
+    if not _asks_judge(recipe):
+        return name
     judge = recipe.judge
-    return f"{asked}: " + (f"{judge.name} on {judge.engine}" if judge else "the policy's own model")
+    return f"{name}: " + (f"{judge.name} on {judge.engine}" if judge else "the policy's own model")
 
 
 STAGE = Stage(
@@ -218,7 +224,7 @@ STAGE = Stage(
     groups=_groups,
     work=prune,
     total=lambda run: run.count("optimize"),
-    asks_judge=lambda recipe: recipe.prune.judge == "llm",
+    asks_judge=_asks_judge,
     card=Card(6, "optimized", "train", "the same after pruning, with the judge's verdicts"),
     paper="2505.21765",
     width=lambda recipe: recipe.prune.rollouts,
