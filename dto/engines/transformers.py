@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from dto.engines.batch import Batch, Worker
 from dto.engines.kv import ATTENTION, LENGTH_STEP, KVShape, PrefixCache, RowsCache, forward
 from dto.engines.linearised import Linearised
-from dto.engines.models import shape_of_model
+from dto.engines.models import load_for_serving, shape_of_model
 from dto.engines.sampling import Request, Sample
 from dto.engines.shared import (
     Cost,
@@ -65,18 +65,19 @@ class TransformersEngine:
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
         settings: ModelSettings,
         name: str | None = None,
+        loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
     ) -> None:
-        """Wrap a causal language model with standard attention.
+        """Load the model `name` (None: the settings' name), or wrap one that is in memory.
 
-        `name` is its name in the tables; None: the settings' name. `kv_bytes` (None: half of a
-        GPU's free memory, else 4 GiB) holds keys and values, but always those of at least sixteen
-        requests. Raises EngineError for an architecture that cannot be served.
+        The model is a causal language model with standard attention; `name` is its name in the
+        tables. `kv_bytes` (None: half of a GPU's free memory, else 4 GiB) holds keys and values,
+        but always those of at least sixteen requests. Raises EngineError for a model that cannot be
+        loaded, and for an architecture that cannot be served.
         """
         self.model = name or settings.name
+        model, tokenizer = loaded or load_for_serving(settings, self.model)
         self.tokenizer: PreTrainedTokenizerBase | None = tokenizer
         self.shape: ModelShape | None = shape_of_model(model)
         self.context = _context_limit(self.model, model.config, settings.context)

@@ -117,7 +117,7 @@ _HOW_NOT_WHAT = (
     "judge.prompt_price", "judge.generated_price", "compare.processes",
 )  # fmt: skip
 """Settings that affect speed or cost, never the rows."""
-_ENGINES = ("model.engine", "judge.engine")
+_ENGINES = ("model.engine", "judge.engine")  # and model.engine_settings
 """A finished stage stays valid on another engine; its manifest names the engine it used."""
 _PULLED = frozenset({"rows.parquet", "dropped.jsonl"})
 """The files of a pulled stage whose test questions were not published."""
@@ -260,8 +260,8 @@ class Run(RunReader):
 
     def _differences(self, stage: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         if self.manifest(stage) is not None:
-            kept = {key: before[key] for key in _ENGINES if key in before and key in now}
-            now = {**now, **kept}
+            now = {key: now[key] for key in now if not key.startswith(_ENGINES)}
+            now |= {key: before[key] for key in before if key.startswith(_ENGINES)}
         return "; ".join(manifest.differences(before, now))
 
     def finished(self, stage: Stage, config: Mapping[str, Any]) -> bool:

@@ -131,7 +131,7 @@ def respond(
     """
 
     async def answers(plain: PreTrainedModel) -> tuple[list[list[Any]], Usage]:
-        engine = TransformersEngine(plain, tokenizer, recipe.model)
+        engine = TransformersEngine(recipe.model, loaded=(plain, tokenizer))
         bar = tqdm(total=len(rows), desc=label, leave=False, disable=None if label else True)
         grader = Grader(allow_code_execution=allow_code_execution)
         with metered() as usage, bar:
