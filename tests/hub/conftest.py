@@ -20,6 +20,7 @@ from dto.recipe import load_recipe
 from dto.runs.run import Run, agree
 from tests.hub.server import WRITER, Hub, serving
 
+
 @pytest.fixture
 def run_path(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of that run below the working directory."""

@@ -12,6 +12,7 @@ from dto.viewer.page import view
 from tests.viewer.browser import Browser, chromium
 from tests.viewer.generated import HOSTILE, write
 
+
 @pytest.fixture(scope="session")
 def quickstart_run(request: pytest.FixtureRequest) -> Path:
     """The finished run that DTO_QUICKSTART names, or else a small one; nothing is written there."""
