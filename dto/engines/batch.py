@@ -265,10 +265,14 @@ class Worker:
     """
 
     def __init__(
-        self, make_batch: Callable[[], RunningBatch], loop: asyncio.AbstractEventLoop
+        self,
+        make_batch: Callable[[], RunningBatch],
+        loop: asyncio.AbstractEventLoop,
+        threads: int | None = None,
     ) -> None:
         self._make_batch = make_batch
         self._loop = loop
+        self._threads = threads  # of a torch operation; None: as torch has it
         self._inbox: deque[Request] = deque()
         self._wake = threading.Event()
         self._closing = False
@@ -299,6 +303,8 @@ class Worker:
         self._thread.join()
 
     def _run(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
         with torch.inference_mode():
             batch = self._new_batch()
             self._call(self.ready.set)
@@ -384,3 +390,73 @@ class Worker:
 def _notify(requests: Sequence[Request]) -> None:
     for request in requests:
         request.changed()
+
+
+SMALL_MODEL = 20_000_000
+"""Parameters up to which two workers decode faster than one whose operations have two threads."""
+MOST_WORKERS = 2  # they share the interpreter: a third would mostly wait for it
+SAME_START = 64  # tokens; prompts that begin with the same ones go to the same worker
+
+
+def worker_count(parameters: int | None, device: torch.device, slots: int) -> int:
+    """Compute how many workers serve a model: two for a small one where torch has two threads."""
+    if device.type != "cpu" or parameters is None or parameters > SMALL_MODEL:
+        return 1
+    return max(1, min(MOST_WORKERS, torch.get_num_threads(), slots // LEAST_ROWS))
+
+
+class Workers:
+    """Workers that share a model and divide the requests among them.
+
+    Results are those of one worker, since they depend neither on scheduling nor on batch-mates.
+    Several workers run each torch operation in one thread: an operation of a small model is too
+    short to be divided. Requests whose prompts begin alike go to one worker, whose prefix cache
+    holds that beginning, unless it has far more to do than another.
+    """
+
+    def __init__(
+        self,
+        make_batch: Callable[[], RunningBatch],
+        loop: asyncio.AbstractEventLoop,
+        count: int = 1,
+        slots: int = 1,
+    ) -> None:
+        """Start `count` workers, of `slots` rows each."""
+        self._threads_before = torch.get_num_threads()
+        threads = 1 if count > 1 else None
+        self._workers = [Worker(make_batch, loop, threads) for _ in range(count)]
+        self._slots = slots
+        self._samples = [0] * count  # under way
+        self._placed: dict[Request, int] = {}
+
+    async def ready(self) -> str:
+        """Wait until all have started; why one of them cannot, or an empty text."""
+        for worker in self._workers:
+            await worker.ready.wait()
+        return next((worker.dead for worker in self._workers if worker.dead), "")
+
+    def submit(self, request: Request) -> None:
+        """Hand over a request (event loop)."""
+        index = hash(request.prompt[:SAME_START]) % len(self._workers)
+        idlest = min(range(len(self._workers)), key=self._samples.__getitem__)
+        if self._samples[index] > 2 * self._samples[idlest] + self._slots:
+            index = idlest
+        self._placed[request] = index
+        self._samples[index] += len(request.samples)
+        self._workers[index].submit(request)
+
+    def settle(self, request: Request) -> None:
+        """Forget a request; free at the next step what a cancelled one holds (event loop)."""
+        index = self._placed.pop(request, None)
+        if index is None:  # these workers never had it
+            return
+        self._samples[index] -= len(request.samples)
+        if request.cancelled:
+            self._workers[index].cancel(request)
+
+    def close(self) -> None:
+        """Stop after the step under way; what is not finished fails. Waits for the threads."""
+        for worker in self._workers:
+            worker.close()
+        if len(self._workers) > 1:  # threads that torch meets from now on have as many as before
+            torch.set_num_threads(self._threads_before)

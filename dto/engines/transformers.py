@@ -1,9 +1,9 @@
 """The default engine: serves any causal language model of transformers, on CPU or GPU.
 
-One worker thread decodes a running batch, which requests join and leave; thousands of coroutines
-may wait for it. Results depend neither on scheduling nor on the rest of the batch: noise is a
-function of seed and position, and the logits of a row are bitwise the same in any batch (float32 on
-an x86 CPU with MKL; elsewhere equal up to rounding).
+One worker thread (two for a small model on a CPU) decodes a running batch, which requests join and
+leave; thousands of coroutines may wait for it. Results depend neither on scheduling nor on the rest
+of the batch: noise is a function of seed and position, and the logits of a row are bitwise the same
+in any batch (float32 on an x86 CPU with MKL; elsewhere equal up to rounding).
 
 Memory beyond the weights is bounded by `cache_bytes` for the prefix cache and `kv_bytes` for the
 running batch. The longer the requests may become, the fewer decode together.
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
-from dto.engines.batch import Batch, Worker
+from dto.engines.batch import Batch, Workers, worker_count
 from dto.engines.kv import ATTENTION, LENGTH_STEP, KVShape, PrefixCache, RowsCache, forward
 from dto.engines.linearised import Linearised
 from dto.engines.models import load_for_serving, shape_of_model
@@ -87,13 +87,13 @@ class TransformersEngine:
         generation = getattr(model, "generation_config", None)
         self.end_ids = end_ids(getattr(generation, "eos_token_id", None), tokenizer)
         self.kv_shape: KVShape | None = None
-        self._worker: Worker | None = None
+        self._workers: Workers | None = None
         self.branching = asyncio.Semaphore(BRANCHING)
         self._restore: tuple[bool, str] = (False, "")
 
     async def __aenter__(self) -> TransformersEngine:
-        """Start the worker. Raises EngineError if the model does not work with this engine."""
-        if self._worker is not None:
+        """Start the workers. Raises EngineError if the model does not work with this engine."""
+        if self._workers is not None:
             raise EngineError(f"engine for {self.model!r} is already serving: enter it once")
         config = self.hf_model.config
         self._restore = (self.hf_model.training, config._attn_implementation)
@@ -104,29 +104,32 @@ class TransformersEngine:
             self._give_back()
             raise
 
+        parameters = self.shape.parameters if self.shape else None
+        count = worker_count(parameters, shape.device, self._settings.slots)
+        slots = -(-self._settings.slots // count)
+
         def make_batch() -> Batch:
-            slots, prefixes = self._settings.slots, PrefixCache(shape, self._settings.cache_bytes)
-            kv_bytes = self._settings.kv_bytes or _free_bytes(shape.device)
+            prefixes = PrefixCache(shape, self._settings.cache_bytes // count)
+            kv_bytes = (self._settings.kv_bytes or _free_bytes(shape.device)) // count
             return Batch(self.hf_model, shape, prefixes, slots, kv_bytes, self.end_ids)
 
-        worker = Worker(make_batch, asyncio.get_running_loop())
-        await worker.ready.wait()
-        if worker.dead:
-            await asyncio.to_thread(worker.close)
+        workers = Workers(make_batch, asyncio.get_running_loop(), count, slots)
+        if reason := await workers.ready():
+            await asyncio.to_thread(workers.close)
             self._give_back()
             raise EngineError(
-                f"engine for {self.model!r} cannot start ({worker.dead[:200]}): lower "
+                f"engine for {self.model!r} cannot start ({reason[:200]}): lower "
                 "model.cache_bytes or model.slots"
             )
-        self._worker = worker
+        self._workers = workers
         self.branching = asyncio.Semaphore(BRANCHING)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         """Stop; pending requests come back as failed."""
-        if self._worker is not None:
-            worker, self._worker = self._worker, None
-            await asyncio.to_thread(worker.close)
+        if self._workers is not None:
+            workers, self._workers = self._workers, None
+            await asyncio.to_thread(workers.close)
             self._give_back()
 
     async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
@@ -185,7 +188,7 @@ class TransformersEngine:
         responses run at a time. Raises EngineError if this engine is not serving.
         """
         shape = self.kv_shape
-        if self._worker is None or shape is None:
+        if self._workers is None or shape is None:
             raise EngineError(f"engine for {self.model!r} is not serving: enter it before branches")
 
         def make_batch() -> Linearised:
@@ -193,12 +196,12 @@ class TransformersEngine:
 
         async with self.branching:
             view = copy.copy(self)
-            view._worker = worker = Worker(make_batch, asyncio.get_running_loop())
+            view._workers = workers = Workers(make_batch, asyncio.get_running_loop())
             try:
                 yield view
             finally:
-                view._worker = None
-                await asyncio.to_thread(worker.close)
+                view._workers = None
+                await asyncio.to_thread(workers.close)
 
     async def score(self, prompt: TokenIds, continuation: TokenIds) -> tuple[float, ...]:
         """Logprobs of the continuation's tokens after the prompt, by one teacher-forced pass.
@@ -217,10 +220,10 @@ class TransformersEngine:
         return tuple(sample.logprobs)
 
     @property
-    def _serving(self) -> Worker:
-        if self._worker is None:
+    def _serving(self) -> Workers:
+        if self._workers is None:
             raise EngineError(f"engine for {self.model!r} is not serving: use `async with engine`")
-        return self._worker
+        return self._workers
 
     def _give_back(self) -> None:
         training, implementation = self._restore
@@ -257,10 +260,9 @@ class TransformersEngine:
     def _settle(self, request: Request, delivered: int = 0) -> None:
         """Charge a request that has ended, here or in the worker, and free its slots."""
         samples = request.samples
-        if any(sample.finish is None for sample in samples):
-            if self._worker is not None:
-                self._worker.cancel(request)
-            request.cancelled = True
+        request.cancelled = any(sample.finish is None for sample in samples)
+        if self._workers is not None:
+            self._workers.settle(request)
         scored = len(request.continuation)
         for sample in samples:
             failed = sample.finish == "failed"
