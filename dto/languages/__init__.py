@@ -123,8 +123,8 @@ def load_language(name: str) -> Language:
         language = Language.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise ValueError(
-            f"language {name!r} cannot be read ({error.strerror}): name {' or '.join(BUILT_IN)}, or "
-            "the path of a file such as german.toml"
+            f"language {name!r} cannot be read ({error.strerror}): name {' or '.join(BUILT_IN)}, "
+            "or the path of a file such as german.toml"
         ) from None
     except ValidationError as error:
         raise ValueError(f"language {name!r}: {explain(error, Language)[1]}") from None

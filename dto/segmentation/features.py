@@ -1,9 +1,9 @@
 """Sentences of a thinking text, and what the model of `dto.segmentation.patterns` sees of each.
 
 A feature is a short string, `template=value`; the weights are a table from such strings to numbers.
-A sentence is described by its first words, by what its words are about (roles and topics
-of `dto.languages`), by its place in its paragraph, by its neighbours, and by how much of it was said
-before, in the question, or at the end of the text.
+A sentence is described by its first words, by its roles and topics (`dto.languages`), by its place
+in its paragraph, by its neighbours, and by how much of it was said before, in the question, or at
+the end of the text.
 
 Hidden (`Masks`) are LaTeX, code and quotations. A dollar sign is also money, so inline math follows
 Pandoc's rule: no space after the opening sign, none before the closing one, and no digit after
@@ -147,9 +147,9 @@ def split(text: str, masks: Masks | None = None, languages: Languages = DEFAULT)
             continue
         space = text[first:last]
         lines = space.count("\n")
-        if group == 1 and not lines:
-            if _runs_on(text, begin, match.start() + 1, last, words.abbreviations):
-                continue
+        stop = match.start() + 1
+        if group == 1 and not lines and _runs_on(text, begin, stop, last, words.abbreviations):
+            continue
         if masks.hide(last) and masks.hide(last - 1):  # not where a formula begins a sentence
             continue
         starts.append(last)

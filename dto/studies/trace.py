@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dto.concurrency import gather_bounded
 from dto.context import Context
@@ -24,17 +23,13 @@ from dto.exits.loop import ask
 from dto.exits.monitor import ENTROPY_LOGPROBS, Monitor
 from dto.exits.path import ExitedResponse, ResponsePath
 from dto.protocols import Sampling
-from dto.recipe import ExitSettings, TraceSettings
+from dto.recipe import ExitSettings
 from dto.records import AnswerKind, FinishReason, Grade, Problem, Span, Trajectory
 from dto.rollouts import answer_inducer
 from dto.runs.reader import RunReader
 from dto.runs.stage import ANSWERING, Card, Group, Stage, always
 from dto.stages.evaluate import grade_response
-from dto.tags import ThinkTags
 from dto.trajectories import no_room, prompt_ids
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
