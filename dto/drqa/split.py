@@ -251,8 +251,10 @@ def _without_number(text: str, number: int, words: Wording) -> str:
         if each.number != number or each.number in (NEXT, LAST):
             continue
         before = text[at : each.start]
-        found = words.before.search(before)
-        start = found.start() if found else len(before)
+        start = len(before)
+        for lead in words.before:
+            if found := lead.search(before[:start]):
+                start = found.start()
         bracketed = before[start:].endswith(("(", "（"))
         before = before[:start]
         kept.append(before)

@@ -69,7 +69,10 @@ class Wording:
         self.named = compiled(joined("named"), lines)
         self.unnumbered = compiled(joined("unnumbered"))
         self.closings = compiled(rf"[\s#*_>-]*(?:{joined('closings')})")
-        self.before = compiled(rf"(?:{joined('before')})?[(（]?$")
+        self.before = [
+            compiled(rf"(?:{any_of(language.expressions('before'))})?[(（]?$")
+            for language in loaded
+        ]
         self.titles = compiled(rf"^[ \t]*(?:{joined('titles')})[ \t]*[:：.]?[ \t]*$", lines)
         self.interjections = compiled(rf"(?:{joined('interjections')})+")
         self.figures = re.compile(rf"[\d=^\\$<>≤≥√π∞]|{joined('figures')}")
