@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from dto.errors import DtoError, RecipeError
 from dto.extension import NO_IMPORTS, Settings, explain
-from dto.languages import BUILT_IN, DEFAULT, Languages, load_language
+from dto.languages import DEFAULT, Languages, load_language
 from dto.prompts import RESERVED, Argument, families
 from dto.records import AnswerKind
 from dto.sequential import MOST_BOUNDARIES, share, zone
@@ -300,7 +300,7 @@ class Recipe(Settings):
     @property
     def language_files(self) -> tuple[str, ...]:
         """The paths among the languages."""
-        return tuple(name for name in self.languages if name not in BUILT_IN)
+        return tuple(name for name in self.languages if name not in DEFAULT)
 
     @model_validator(mode="after")
     def _verdicts_are_written(self) -> Recipe:

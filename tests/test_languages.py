@@ -22,6 +22,7 @@ spaces = true
 transitions = ["warte", "moment", "alternativ", "möglicherweise"]
 openers = ["aber", "oh", "hm", "also", "und", "nun"]
 abbreviations = ["bzw", "vgl", "ca"]
+stop = ["der", "die", "das", "und", "ist", "ein", "eine", "ich", "es", "sind", "in"]
 
 [lists]
 check = ["prüfe", "überprüfe", "rechne"]
@@ -38,16 +39,13 @@ weak = ["oder", "vielleicht", "möglicherweise"]
 [cues.conclusion]
 strong = ["die antwort ist"]
 
-[words]
-stop = ["der", "die", "das", "und", "ist", "ein", "eine", "ich", "es", "sind", "in"]
-
-[words.roles]
+[roles]
 wait = ["warte", "moment"]
 but = ["aber"]
 alternatively = ["alternativ", "andererseits"]
 so = ["also", "daher"]
 
-[words.topics]
+[topics]
 doubt = ["warte", "moment", "aber", "fehler"]
 check = ["überprüfe", "prüfe", "noch einmal"]
 conclude = ["antwort", "daher"]
@@ -84,9 +82,10 @@ Nun zu Aufgabe zwei. 50 Minuten sind 10 Dollar.
 PARAGRAPHS = (
     "Im April sind es 48 Klammern und im Mai sind es halb so viele, also 24 Klammern. Zusammen "
     "sind das 48 und 24, daher 72 Klammern in beiden Monaten.",
-    "Warte, das war zu schnell. Ich prüfe noch einmal, wie viele es im Mai waren. Halb so viele wie "
-    "48 sind 24, das stimmt.",
-    "Alternativ rechne ich mit drei Hälften von 48. Drei mal 24 sind 72, und das ist dieselbe Zahl.",
+    "Warte, das war zu schnell. Ich prüfe noch einmal, wie viele es im Mai waren. Halb so viele "
+    "wie 48 sind 24, das stimmt.",
+    "Alternativ rechne ich mit drei Hälften von 48. Drei mal 24 sind 72, und das ist dieselbe "
+    "Zahl.",
 )
 
 
@@ -110,7 +109,7 @@ def languages(tmp_path: Path) -> Languages:
     ],
 )
 def test_the_segmenter_finds_its_cues(text: str, cue: str, kind: str, languages: Languages) -> None:
-    opening, segment = segment_text(text, "cue", languages)
+    _opening, segment = segment_text(text, "cue", languages)
     assert (segment.cue, segment.kind) == (cue, kind)
 
 
@@ -222,12 +221,12 @@ def test_a_recipe_names_a_file(languages: Languages) -> None:
 REFUSED = {
     "spaces = true\ntransition = ['x']": "unknown key 'transition' (did you mean 'transitions'?)",
     "openers = ['x']": "spaces: Field required",
-    "spaces = true\n[words.roles]\nwiat = ['x']": "wiat",
+    "spaces = true\n[roles]\nwiat = ['x']": "wiat",
     "spaces = true\n[cues.doubt]\nstrong = ['x']": "doubt",
     "spaces = true\n[questions]\nnamed = ['frage (']": "questions.named 'frage (': missing )",
     "spaces = true\n[questions]\nnamed = ['frage']": "has 0 groups",
     "spaces = true\n[questions]\nclosings = ['(x)']": "has 1 groups",
-    "spaces = maybe": "is not TOML",
+    "spaces = maybe": "Invalid value (at line 1",
 }
 
 
@@ -243,7 +242,7 @@ def test_a_wrong_file_is_refused_with_the_recipe(text: str, message: str, tmp_pa
 
 def test_a_missing_file_is_refused_with_the_recipe_but_not_for_a_finished_run() -> None:
     data = {"name": "x", "languages": ["en", "klingon.toml"]}
-    with pytest.raises(RecipeError, match="'klingon.toml' cannot be read"):
+    with pytest.raises(RecipeError, match=r"'klingon\.toml' cannot be read"):
         make_recipe(dict(data))
     assert make_recipe(dict(data), imports=False).language_files == ("klingon.toml",)
 
@@ -258,4 +257,4 @@ def test_a_number_in_no_list_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", DEFAULT)
 def test_built_in_languages_have_all_parts(name: str) -> None:
     language = load_language(name)
-    assert language.transitions and language.openers and language.questions.named
+    assert language.transitions and language.openers and language.questions["named"]

@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 from typing import NamedTuple
 
 from dto.errors import DtoError
-from dto.languages import Languages, any_of, load_language
+from dto.languages import Languages, QuestionKey, any_of, load_language
 
 NEXT, LAST = -1, -2
 """Numbers of "the next question" and of "the last question"."""
@@ -54,7 +54,7 @@ class Wording:
         """Compile them. Raises ValueError as :func:`dto.languages.load_language` does."""
         self._languages = languages
 
-        def joined(key: str) -> str:
+        def joined(key: QuestionKey) -> str:
             return any_of([each for language in loaded for each in language.expressions(key)])
 
         def compiled(pattern: str, flags: re.RegexFlag = re.IGNORECASE) -> re.Pattern[str]:
@@ -111,13 +111,13 @@ def _number(word: str, languages: Languages) -> int:
     if digits := _DIGITS.match(word):
         return int(digits[0])
     for questions in (load_language(name).questions for name in languages):
-        for words in (questions.numbers, questions.ordinals):
-            for number, expression in enumerate(words, start=1):
+        for key in ("numbers", "ordinals"):
+            for number, expression in enumerate(questions.get(key, ()), start=1):
                 if _is(word, (expression,)):
                     return number
-        if _is(word, questions.next):
+        if _is(word, questions.get("next", ())):
             return NEXT
-        if _is(word, questions.last):
+        if _is(word, questions.get("last", ())):
             return LAST
     raise DtoError(
         f"languages {', '.join(languages)}: a group of questions.named matches {word!r}, which is "
@@ -126,4 +126,4 @@ def _number(word: str, languages: Languages) -> int:
 
 
 def _is(word: str, expressions: Sequence[str]) -> bool:
-    return re.fullmatch(any_of(tuple(expressions)), word, re.IGNORECASE) is not None
+    return re.fullmatch(any_of(expressions), word, re.IGNORECASE) is not None

@@ -24,6 +24,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence, Set
 from itertools import product
+from typing import get_args
 
 from spacy.language import Language
 from spacy.matcher import PhraseMatcher
@@ -32,8 +33,8 @@ from spacy.tokens import Doc
 from spacy.tokens import Span as DocSpan
 from spacy.vocab import Vocab
 
-from dto.languages import DEFAULT, KINDS, Languages, load_language
-from dto.segmentation.features import Masks, split, vocabulary
+from dto.languages import DEFAULT, KINDS, Languages, Strength, load_language
+from dto.segmentation.features import Masks, Vocabulary, split, vocabulary
 from dto.segmentation.patterns import Candidate, Granularity, TextSegment, tile
 
 _MARKERS = re.compile(r"\s*(?:[-*+•#]+\s*|[(（]?\d{1,3}[.)）、]\s*)*[*_]*")
@@ -44,14 +45,12 @@ _CLOSERS = frozenset("\"”’')]）】」』*_")
 _GLUE = frozenset(",，、-—–*_~")
 
 
-def sentence_start(
-    doc: Doc, text: str, cue: int, openers: Set[str], abbreviations: Set[str]
-) -> int | None:
+def sentence_start(doc: Doc, text: str, cue: int, words: Vocabulary) -> int | None:
     """The token that begins the sentence of the cue at token `cue`; None inside a sentence.
 
     `text` is `doc.text`, which is built anew at every access.
     """
-    start = _skip_openers(doc, text, cue, openers, abbreviations)
+    start = _skip_openers(doc, text, cue, words)
     begin = start
     for _ in range(_MOST_OPENERS):
         if start is None:
@@ -60,29 +59,27 @@ def sentence_start(
         end = start
         while end > 0 and (doc[end - 1].text[0] in _ENDS or doc[end - 1].text in _GLUE):
             end -= 1
-        if end == 0 or end == start or doc[end - 1].norm_ not in openers:
+        if end == 0 or end == start or doc[end - 1].norm_ not in words.openers:
             break
-        start = _skip_openers(doc, text, end, openers, abbreviations)
+        start = _skip_openers(doc, text, end, words)
     return begin
 
 
-def _skip_openers(
-    doc: Doc, text: str, start: int, openers: Set[str], abbreviations: Set[str]
-) -> int | None:
+def _skip_openers(doc: Doc, text: str, start: int, words: Vocabulary) -> int | None:
     """Walk back over openers and what joins them to the cue, to where a sentence begins."""
     for _ in range(_MOST_OPENERS):
         lower = doc[start].text[0].islower()
         line = _line_start(doc, text, start, lower)
         if line is not None:
             return line
-        if _after_end(doc, start, lower, abbreviations):
+        if _after_end(doc, start, lower, words.abbreviations):
             return start
         back = start - 1
         while back > 0 and (doc[back].text in _GLUE or doc[back].is_space):
             back -= 1
-        if doc[back].norm_ in openers:
+        if doc[back].norm_ in words.openers:
             start = back
-        elif back > 0 and doc[back - 1].norm_ + doc[back].norm_ in openers:
+        elif back > 0 and doc[back - 1].norm_ + doc[back].norm_ in words.openers:
             start = back - 1  # two Chinese characters
         else:
             return None
@@ -155,12 +152,10 @@ class PatternComponent:
         self.granularity = granularity
         self.languages = languages
         loaded = [load_language(name) for name in languages]
-        self._openers = frozenset(word for language in loaded for word in language.openers)
-        self._transitions = frozenset(cue for language in loaded for cue in language.transitions)
-        self._abbreviations = vocabulary(languages).abbreviations
+        self._words = vocabulary(languages)
         self._kinds: dict[int, tuple[str, bool]] = {}
         self._matcher = PhraseMatcher(nlp.vocab, attr="NORM")
-        for kind, strength in product(KINDS, ("strong", "weak")):
+        for kind, strength in product(KINDS, get_args(Strength)):
             label = f"dto/{kind}/{strength}"
             self._kinds[nlp.vocab.strings.add(label)] = (kind, strength == "strong")
             if phrases := [cue for language in loaded for cue in language.phrases(kind, strength)]:
@@ -186,7 +181,7 @@ class PatternComponent:
         best: Candidate | None = None
         after = 0  # the token behind the cue of `best`
         for match, first, last in sorted(self._matcher(doc), key=lambda hit: (hit[1], -hit[2])):
-            begin = sentence_start(doc, text, first, self._openers, self._abbreviations)
+            begin = sentence_start(doc, text, first, self._words)
             if begin is None:
                 continue
             start, cue_start = doc[begin].idx, doc[first].idx
@@ -209,7 +204,7 @@ class PatternComponent:
     def _bare(self, doc: Doc, cue: Candidate, after: int, begin: int) -> bool:
         """Whether a cue stands alone before a sentence, and is no more than "wait"."""
         return (
-            cue.cue.lower() in self._transitions
+            cue.cue.lower() in self._words.transitions
             and begin - after < _MOST_BARE
             and not any(any(map(str.isalnum, token.text)) for token in doc[after:begin])
         )

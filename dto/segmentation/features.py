@@ -73,45 +73,33 @@ _WORD = re.compile(r"[a-zß-öø-ɏ]+(?:'[a-zß-öø-ɏ]+)?|\d+")
 
 
 class Vocabulary(NamedTuple):
-    """The words of all languages, by which sentences are described."""
+    """The words of several languages together."""
 
+    openers: frozenset[str]
+    transitions: frozenset[str]
     abbreviations: frozenset[str]
     stop: frozenset[str]
     fillers: frozenset[str]
-    roles: dict[str, str]  # by first word
-    topics: dict[str, set[str]]  # by word
-    topics_of_starts: dict[str, set[str]]  # by the first six letters of a word
-    topics_of_pairs: dict[tuple[str, str], set[str]]
+    roles: dict[str, str]
+    topics: dict[str | tuple[str, ...], set[str]]  # by word, "starts-" of one, or pair
 
 
 @cache
 def vocabulary(languages: Languages) -> Vocabulary:
-    """Join the words of languages; a first word has the role in the first language that lists it.
-
-    Raises ValueError as :func:`dto.languages.load_language` does.
-    """
+    """Join the words of the languages; of two roles of a word the earlier language's counts."""
     loaded = [load_language(name) for name in languages]
-    joined = Vocabulary(
-        frozenset(word for language in loaded for word in language.abbreviations),
-        frozenset(word for language in loaded for word in language.words.stop),
-        frozenset(word for language in loaded for word in language.words.fillers),
-        {}, {}, {}, {},
-    )  # fmt: skip
-    for words in (language.words for language in loaded):
-        for role, first_words in words.roles.items():
-            for word in first_words:
-                joined.roles.setdefault(word, role)
-        for topic, term in (
-            (topic, term) for topic, terms in words.topics.items() for term in terms
-        ):
-            word, _, second = term.partition(" ")
-            if second:
-                joined.topics_of_pairs.setdefault((word, second), set()).add(topic)
-            elif word.endswith("-"):
-                joined.topics_of_starts.setdefault(word[:6].rstrip("-"), set()).add(topic)
-            else:
-                joined.topics.setdefault(word, set()).add(topic)
-    return joined
+    roles: dict[str, str] = {}
+    topics: dict[str | tuple[str, ...], set[str]] = {}
+    for language in reversed(loaded):
+        roles |= {word: role for role, words in language.roles.items() for word in words}
+        for topic, terms in language.topics.items():
+            for term in terms:
+                pair = tuple(term.split())
+                word = f"{term[:6].rstrip('-')}-" if term.endswith("-") else term
+                topics.setdefault(pair if len(pair) > 1 else word, set()).add(topic)
+    keys = ("openers", "transitions", "abbreviations", "stop", "fillers")
+    joined = [frozenset(word for each in loaded for word in getattr(each, key)) for key in keys]
+    return Vocabulary(*joined, roles, topics)
 
 
 class Sentence(NamedTuple):
@@ -179,19 +167,14 @@ def _sentence(text: str, start: int, end: int, paragraph: bool, vocabulary: Voca
     words = tuple("0" if word[0] in _DIGITS else word for word in _WORD.findall(said))
     once = frozenset(words)
     content = frozenset([word[:6] for word in once - vocabulary.stop])
-    topics: set[str] = set()
-    for word in once & vocabulary.topics.keys():
-        topics |= vocabulary.topics[word]
-    for start_of_word in content & vocabulary.topics_of_starts.keys():
-        topics |= vocabulary.topics_of_starts[start_of_word]
-    for pair in vocabulary.topics_of_pairs.keys() & pairwise(words):
-        topics |= vocabulary.topics_of_pairs[pair]
+    terms = {*once, *(f"{start}-" for start in content), *pairwise(words)}
+    topics = frozenset[str]().union(
+        *(vocabulary.topics[term] for term in terms & vocabulary.topics.keys())
+    )
     role = vocabulary.roles.get(words[0], "other") if words else "none"
     core = _core(words, vocabulary.fillers)
     length = len(text[start:end].rstrip())
-    return Sentence(
-        start, end, said, words, role, frozenset(topics), content, core, paragraph, length
-    )
+    return Sentence(start, end, said, words, role, topics, content, core, paragraph, length)
 
 
 def _bucket(value: float, edges: Sequence[float]) -> int:
