@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from dto import tables
 from dto.errors import DtoError, RunConflictError, disk_errors
+from dto.languages import DEFAULT
 from dto.prompts import JUDGE
 from dto.recipe import Recipe
 from dto.records import GIVEN_UP, NOT_RUN, EvaluationRow
@@ -351,6 +352,8 @@ class Run(RunReader):
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """All settings that can affect rows, by their dotted keys."""
     flat = manifest.flatten(recipe.model_dump(mode="json"))
+    if recipe.languages == DEFAULT:  # runs from before the key was there stay whole
+        del flat["languages"]
     return {key: value for key, value in flat.items() if key not in _HOW_NOT_WHAT}
 
 
