@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Awaitable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from itertools import groupby
@@ -36,20 +36,13 @@ from dto.recipe import ModelSettings, Recipe
 from dto.records import Dropped
 from dto.runs import manifest
 from dto.runs.reader import RunReader
-from dto.runs.run import Consent, Run, refuse
+from dto.runs.run import Consent, OpenRun, refuse
 from dto.runs.stage import Runner, Stage
 from dto.segmentation import LOOP
 from dto.segmentation.worker import Segmenter
 from dto.stages import estimate, evaluate, optimize, pair, prune, sample, segment
 from dto.studies import pilot, trace
-from dto.tags import (
-    FOREIGN,
-    KNOWN,
-    as_yaml,
-    own_ids,
-    shown_tags,
-    think_tags,
-)
+from dto.tags import FOREIGN, KNOWN, as_yaml, own_ids, shown_tags, think_tags
 from dto.tasks import importing, problems
 from dto.tasks.load import prompt_of
 from dto.training import train
@@ -151,7 +144,7 @@ def open_run(
     again: Sequence[str] = (),
     overwrite: bool = False,
     allow_code_execution: bool = False,
-) -> Run:
+) -> OpenRun:
     """Begin a run, or go on with the one that is there, with this recipe.
 
     What the recipe would compute again, or `again` though nothing changed, is told to `recompute`,
@@ -177,7 +170,9 @@ def open_run(
             raise RunConflictError(
                 f"{path} is in use by another process: wait for it to end"
             ) from None
-    run = Run(path, recipe, lock, recompute=recompute, allow_code_execution=allow_code_execution)
+    run = OpenRun(
+        path, recipe, lock, recompute=recompute, allow_code_execution=allow_code_execution
+    )
     try:
         run.agree([stage_of(recipe, name) for name in STAGES], again, overwrite)
         with disk_errors(begun):
@@ -190,24 +185,29 @@ def open_run(
     return run
 
 
-def run_stages(run: Run, names: Iterable[str]) -> None:
+def run_stages(
+    run: OpenRun,
+    names: Iterable[str],
+    run_async: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run,
+) -> None:
     """Compute the stages, in the order given, that are not finished yet.
 
     One engine serves consecutive stages; it is closed before training, which wants its memory.
-    Raises what a stage raises; what was computed until then is kept.
+    Raises what a stage raises; what was computed until then is kept. `run_async` runs a coroutine
+    to its end, as `asyncio.run` does.
     """
     stages = [stage_of(run.recipe, name) for name in names]
     _check_splits(run, [stage.name for stage in stages])
     for whole, several in groupby(stages, key=lambda stage: stage.whole is not None):
         if not whole:
-            asyncio.run(_compute(run, list(several)))
+            run_async(_compute(run, list(several)))
             continue
         for stage in several:
             _work_whole(run, stage)
     write_run_manifest(run)
 
 
-def _check_splits(run: Run, stages: Sequence[str]) -> None:
+def _check_splits(run: OpenRun, stages: Sequence[str]) -> None:
     """Before hours of work: training and evaluation need problems of their own."""
     for stage, split, usual in (("train", "dev", 300), ("evaluate", "test", 400)):
         if split == "test" and run.recipe.evaluate.tasks:
@@ -220,7 +220,7 @@ def _check_splits(run: Run, stages: Sequence[str]) -> None:
             )
 
 
-def _work_whole(run: Run, stage: Stage) -> None:
+def _work_whole(run: OpenRun, stage: Stage) -> None:
     """A stage in a process of its own: its journal holds only what it was begun with."""
     config = run.config(stage)
     if run.finished(stage, config):
@@ -242,7 +242,7 @@ def _work_whole(run: Run, stage: Stage) -> None:
     tell(run, stage.name)
 
 
-async def _compute(run: Run, stages: Sequence[Stage]) -> None:
+async def _compute(run: OpenRun, stages: Sequence[Stage]) -> None:
     async with Served(run, run.allow_code_execution) as served:
         for stage in stages:  # before hours of work: a judge on a server is there, takes the key
             judge = run.recipe.judge
@@ -261,7 +261,7 @@ async def _compute(run: Run, stages: Sequence[Stage]) -> None:
             tell(run, stage.name)
 
 
-async def _feed(run: Run, stage: Stage, runner: Runner, served: Served) -> None:
+async def _feed(run: OpenRun, stage: Stage, runner: Runner, served: Served) -> None:
     """Every group of a stage through its work, for each model that it asks."""
     models, total = stage.models(run.recipe), stage.total(run)
     for model in models:
@@ -322,7 +322,9 @@ class Served:
     async def _with_engine(self, model: str) -> Context:
         if self._context is not None and self._context.model == model:
             return self._context
-        path = self._path(model)
+        path = None if model == "base" else model  # None: where the recipe says
+        if model == "trained":
+            path = str(train.trained_model(self._run))
         self._context = None
         await self._engine.aclose()
         opened = open_engine(self._recipe.model, path)
@@ -338,18 +340,6 @@ class Served:
         check_sampling(self._recipe, engine)
         self._context = Context(self._recipe, engine, self.grader, model=model)
         return self._context
-
-    def _path(self, model: str) -> str | None:
-        """Where a model's weights are; None: where the recipe says."""
-        if model != "trained":
-            return None if model == "base" else model
-        folder, run = self._run / "train" / "model", self._run.path
-        if not folder.is_dir():
-            raise DtoError(
-                f"the trained model of {run} is not here: bring it with `dto pull USER/NAME "
-                f"--out {run} --weights`, or train again: `dto train {run} --recompute`"
-            )
-        return str(folder)
 
     async def _with_judge(self, ctx: Context) -> Context:
         """The same context, with the engine that is asked for verdicts beside the policy's."""

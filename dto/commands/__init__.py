@@ -15,7 +15,7 @@ import yaml
 from dto.errors import RecipeError, RunConflictError
 from dto.extension import nearest
 from dto.recipe import Recipe, load_recipe
-from dto.runs.run import Consent, Run, Stale, refuse
+from dto.runs.run import Consent, OpenRun, Stale, refuse
 
 Target = Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run directory.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
@@ -58,7 +58,7 @@ def consent(wanted: bool, yes: bool) -> Consent:
 
 
 @contextmanager
-def held(run: Run, command: str = "run") -> Iterator[Run]:
+def held(run: OpenRun, command: str = "run") -> Iterator[OpenRun]:
     """Hold a run while a command works on it; says how to go on after Ctrl-C."""
     try:
         yield run

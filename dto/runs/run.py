@@ -154,7 +154,7 @@ def agree(path: Path, stale: Sequence[Stale]) -> None:
     """Compute it again."""
 
 
-class Run(RunReader):
+class OpenRun(RunReader):
     """A run directory that this process holds, with the recipe that it is to follow."""
 
     def __init__(
@@ -315,9 +315,9 @@ class Run(RunReader):
             if aside.is_dir() and not any(aside.iterdir()):
                 aside.rmdir()
 
-    def following(self, recipe: Recipe) -> Run:
+    def following(self, recipe: Recipe) -> OpenRun:
         """The same directory, held by the same process, with another recipe."""
-        return Run(
+        return OpenRun(
             self.path,
             recipe,
             self._lock,

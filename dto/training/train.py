@@ -13,6 +13,7 @@ from typing import Any
 from dto.concurrency import run_child
 from dto.errors import DtoError
 from dto.recipe import Recipe, load_recipe
+from dto.runs.reader import RunReader
 from dto.runs.stage import SAMPLING, Stage, always
 
 logger = logging.getLogger("dto.train")
@@ -78,6 +79,22 @@ def train(
         )
     result: dict[str, Any] = json.loads((run / "train" / "result.json").read_text(encoding="utf-8"))
     return result
+
+
+def trained_model(run: RunReader) -> Path:
+    """The folder of the trained model: weights, tokenizer and chat template.
+
+    Raises DtoError where it is missing, with the way to get it.
+    """
+    folder = run / "train" / "model"
+    if folder.is_dir():
+        return folder
+    if run.manifest("train") is None:
+        raise DtoError(f"{run.path} has no trained model yet: start `dto train {run.path}`")
+    raise DtoError(
+        f"the trained model of {run.path} is not here: bring it with `dto pull USER/NAME "
+        f"--out {run.path} --weights`, or train again: `dto train {run.path} --recompute`"
+    )
 
 
 _OF_CHAINS = {

@@ -18,7 +18,7 @@ from dto.hub.upload import Uploaded
 from dto.pipeline import needed, open_run, run_stages
 from dto.recipe import load_recipe
 from dto.reporting.write import report
-from dto.runs.run import Run, agree
+from dto.runs.run import OpenRun, agree
 from tests.hub.server import WRITER, Hub, serving
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def run_path(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 @pytest.fixture
 def finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Iterator[Run]:
+) -> Iterator[OpenRun]:
     """The finished run that DTO_QUICKSTART names, copied; without it the small one."""
     named = os.environ.get("DTO_QUICKSTART")
     source = Path(named) if named else request.getfixturevalue("whole")
@@ -74,7 +74,7 @@ def finished(
 
 
 @pytest.fixture
-def run(run_path: Path) -> Iterator[Run]:
+def run(run_path: Path) -> Iterator[OpenRun]:
     opened = open_run(run_path, load_recipe(run_path / "recipe.yaml"), recompute=agree)
     yield opened
     opened.close()
@@ -101,7 +101,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield served
 
 
-def sent(run: Run, name: str, **settings: Any) -> Uploaded:
+def sent(run: OpenRun, name: str, **settings: Any) -> Uploaded:
     """Publish a run; what the Hub made of it."""
     uploaded = publish(run, name, **settings).uploaded
     assert uploaded is not None
