@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from dto.api import find_recipe
 from dto.errors import RecipeError, RunConflictError
-from dto.extension import nearest
-from dto.recipe import Recipe, load_recipe
+from dto.recipe import Recipe
 from dto.runs.run import Consent, OpenRun, Stale, refuse
 
 Target = Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run directory.")]
@@ -78,34 +78,7 @@ def read_target(target: str, changes: list[str] | None) -> tuple[Recipe, Path]:
 
     Raises RecipeError for what is neither, and names what there is.
     """
-    path = Path(target)
-    if path.is_dir():
-        if not (path / "recipe.yaml").is_file():
-            raise RecipeError(f"{path} is no run directory: it holds no recipe.yaml")
-        return load_recipe(path / "recipe.yaml", parse_changes(changes)), path
-    file = path if path.exists() else packaged(path)
-    if file is None:
-        known = [recipe.stem for recipe in _pipelines().glob("*.yaml")]
-        raise RecipeError(
-            f"recipe {path} does not exist, nor such a run{nearest(path.stem, known)}; recipes "
-            f"that come with dto: {', '.join(sorted(known))}"
-        )
-    recipe = load_recipe(file, parse_changes(changes))
-    return recipe, Path("runs") / recipe.name
-
-
-def _pipelines() -> Path:
-    from dto.prompts import resource
-
-    return Path(str(resource("pipelines"))).resolve()
-
-
-def packaged(path: Path) -> Path | None:
-    """The recipe that comes with dto under this name, if there is one."""
-    name = f"{path.name.removesuffix('.yaml')}.yaml"
-    file = _pipelines() / ("baselines" if path.parent.name == "baselines" else "") / name
-    known = path.parent.name in ("", "pipelines", "baselines")
-    return file if file.is_file() and known else None
+    return find_recipe(target, parse_changes(changes))
 
 
 def parse_changes(changes: list[str] | None) -> dict[str, Any]:
