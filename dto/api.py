@@ -65,7 +65,7 @@ class Run(RunReader):
     def __init__(self, path: Path | str) -> None:
         super().__init__(path)
         if not (self.path / "recipe.yaml").is_file():
-            raise DtoError(f"{path} is no run directory: it holds no recipe.yaml")
+            raise DtoError(f"{path} is not a run directory: it has no recipe.yaml")
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -153,14 +153,14 @@ def find_recipe(
     path = Path(target)
     if path.is_dir():
         if not (path / "recipe.yaml").is_file():
-            raise RecipeError(f"{path} is no run directory: it holds no recipe.yaml")
+            raise RecipeError(f"{path} is not a run directory: it has no recipe.yaml")
         return read_recipe_file(path / "recipe.yaml", changes), path
     file = path if path.exists() else packaged(path)
     if file is None:
         names = [recipe.stem for recipe in _pipelines().glob("*.yaml")]
         raise RecipeError(
-            f"recipe {path} does not exist, nor such a run{nearest(path.stem, names)}; recipes "
-            f"that come with dto: {', '.join(sorted(names))}"
+            f"there is no recipe or run {path}{nearest(path.stem, names)}; packaged recipes: "
+            f"{', '.join(sorted(names))}"
         )
     recipe = read_recipe_file(file, changes)
     return recipe, Path("runs") / recipe.name
