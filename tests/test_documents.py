@@ -13,8 +13,9 @@ import pytest
 import typer
 
 import dto
+from dto.api import packaged
 from dto.cli import app
-from dto.commands import packaged, parse_changes
+from dto.commands import parse_changes
 from dto.errors import RecipeError
 from dto.recipe import make_recipe
 

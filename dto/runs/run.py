@@ -156,7 +156,7 @@ def agree(path: Path, stale: Sequence[Stale]) -> None:
     """Agree to compute the stages again."""
 
 
-class Run(RunReader):
+class OpenRun(RunReader):
     """A run directory that this process has locked, with the recipe to follow."""
 
     def __init__(
@@ -320,9 +320,9 @@ class Run(RunReader):
             if aside.is_dir() and not any(aside.iterdir()):
                 aside.rmdir()
 
-    def following(self, recipe: Recipe) -> Run:
+    def following(self, recipe: Recipe) -> OpenRun:
         """The same locked directory with another recipe."""
-        return Run(
+        return OpenRun(
             self.path,
             recipe,
             self._lock,

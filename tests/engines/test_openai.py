@@ -71,11 +71,23 @@ EVENTS = {"content-type": "text/event-stream"}
 LASTING = {
     "refusal": (Bad(400, {"error": {"message": "no such thing"}}), "answered 400: no such thing"),
     "detail": (Bad(422, {"detail": "odd"}), "answered 422: odd"),
-    "truncated JSON": (Bad(body=b'{"choices": [{"text": "4'), "invalid JSON|no finish|finish reason"),
-    "truncated event": (Bad(body=b'data: {"cho\n\n', headers=EVENTS), "invalid JSON|not send a completion"),
-    "garbage": (Bad(body={"text": "5"}), "not send a completion|finish reason"),
-    "garbled event": (Bad(body=b'data: {"text": "5"}\n\n', headers=EVENTS), "not send a completion"),
-    "plain text": (Bad(body=b"5", headers={"content-type": "text/plain"}), "not send a completion|reason"),
+    "truncated JSON": (
+        Bad(body=b'{"choices": [{"text": "4'),
+        "invalid JSON|finish reason",
+    ),
+    "truncated event": (
+        Bad(body=b'data: {"cho\n\n', headers=EVENTS),
+        "invalid JSON|a completion",
+    ),
+    "garbage": (Bad(body={"text": "5"}), "a completion|finish reason"),
+    "garbled event": (
+        Bad(body=b'data: {"text": "5"}\n\n', headers=EVENTS),
+        "a completion",
+    ),
+    "plain text": (
+        Bad(body=b"5", headers={"content-type": "text/plain"}),
+        "a completion|reason",
+    ),
     "filtered": (
         Bad(body={"choices": [{"text": "", "finish_reason": "content_filter"}]}),
         "content_filter|finish reason",
