@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -17,55 +18,10 @@ from dto.recipe import ExitSettings, make_recipe
 from dto.segmentation.worker import Segmenter, segment_text
 from tests.vocabularies import QWEN3, tokenizer
 
-GERMAN = r"""
-spaces = true
-transitions = ["warte", "moment", "alternativ", "möglicherweise"]
-openers = ["aber", "oh", "hm", "also", "und", "nun"]
-abbreviations = ["bzw", "vgl", "ca"]
-stop = ["der", "die", "das", "und", "ist", "ein", "eine", "ich", "es", "sind", "in"]
-
-[lists]
-check = ["prüfe", "überprüfe", "rechne"]
-noun = ["fragen?", "aufgaben?"]
-
-[cues.verification]
-strong = ["warte", "moment", "ich {check}"]
-weak = ["aber"]
-
-[cues.alternative]
-strong = ["alternativ", "andererseits"]
-weak = ["oder", "vielleicht", "möglicherweise"]
-
-[cues.conclusion]
-strong = ["die antwort ist"]
-
-[roles]
-wait = ["warte", "moment"]
-but = ["aber"]
-alternatively = ["alternativ", "andererseits"]
-so = ["also", "daher"]
-
-[topics]
-doubt = ["warte", "moment", "aber", "fehler"]
-check = ["überprüfe", "prüfe", "noch einmal"]
-conclude = ["antwort", "daher"]
-
-[questions]
-numbers = ["eins", "zwei|zwo", "drei"]
-ordinals = ["erste[nrs]?", "zweite[nrs]?", "dritte[nrs]?"]
-next = ["nächste[nrs]?"]
-last = ["letzte[nrs]?"]
-named = [
-    '\b{noun}\s{0,3}(?:nr\.?)?\s{0,3}(\d{1,2}|{numbers})\b(?![.,]\d)',
-    '\b({ordinals}|\d{1,2}\.|{next}|{last})\s{1,3}{noun}\b',
-]
-unnumbered = ['\b(?:alle|beide|andere|vorherige)[nrs]?\s{1,3}(?:\w+\s{1,3})?{noun}\b']
-before = ['(?:(?:bei|zu|zur|für|in)\s{1,3})?(?:der\s{1,3}|die\s{1,3})?']
-joints = ['\bund', '\bist']
-closings = ['(?:also\s{1,3})?(?:die\s{1,3})?antworten\b']
-interjections = ['(?:gut|okay|also|nun|zuerst)\b[\s,.!]*']
-over_all = ['\b(?:ich )?(?:prüfe|fasse)\b[^.!?\n]{0,40}?\balle[sn]?\b']
-"""
+DOCUMENT = Path(__file__).parents[1] / "docs" / "extending.md"
+(GERMAN,) = re.findall(
+    r"^```toml\n(.*?)^```$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+)
 QUESTIONS = (
     "Natalia verkauft 48 Klammern im April und halb so viele im Mai. Wie viele sind es?",
     "Weng verdient 12 Dollar in der Stunde. Wie viel verdient er in 50 Minuten?",

@@ -106,7 +106,7 @@ def load_language(name: str) -> Language:
     except ValidationError as error:
         raise ValueError(f"language {name!r}: {explain(error, Language)[1]}") from None
     except re.error as error:
-        raise ValueError(f"language {name!r}: {key} {expression!r}: {error}") from None
+        raise ValueError(f"language {name!r}: questions.{key} {expression!r}: {error}") from None
     except ValueError as error:
         raise ValueError(f"language {name!r}: {error}") from None
     return language
