@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context, parent_process
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from dto.concurrency import die_with_parent
@@ -119,16 +120,22 @@ class Segmenter:
 
 
 def _started() -> ProcessPoolExecutor:
-    """One for each core, at most 8; they leave Ctrl-C to this one from their first moment on."""
+    """Start one process per core, at most 8, which ignore Ctrl-C and do not run the user's script.
+
+    Without the second, each would run a script again that has no `if __name__ == "__main__"`.
+    """
     count = min(8, os.cpu_count() or 1)
     pool = ProcessPoolExecutor(count, get_context("spawn"), start)
-    # A process is spawned with the task that finds none idle, and inherits what is ignored.
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    # Each task finds no idle process, so it spawns one, which inherits what is ignored.
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
     try:
         for _ in range(count):
             pool.submit(segment_texts, [], "pattern")
     finally:
-        if main:
-            signal.signal(signal.SIGINT, before)
+        sys.modules["__main__"] = script
+        if in_main:
+            signal.signal(signal.SIGINT, handler)
     return pool
