@@ -1,8 +1,8 @@
-"""One chain for each question: its reasoning and its answer, however it was asked (2508.17803).
+"""Chain: cut a response into one chain for each question, its reasoning and answer (2508.17803).
 
-The paper cuts the reasoning about a question out of the response to a batch prompt without saying
-how. Here it is cut where the model names the question it turns to (`dto.drqa.split`), and a chain
-that cannot be cut out cleanly is dropped with the reason.
+The paper cuts the reasoning about a question out of the response to a batch prompt and does not say
+how. Here a cut is where the model names the next question (`dto.drqa.split`). A chain that cannot
+be cut out cleanly is dropped with the reason.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def vanilla_chain(
     tokenizer: PreTrainedTokenizerBase,
     languages: Languages = DEFAULT,
 ) -> Chain | Dropped:
-    """The chain of a question that was asked alone: all of the thinking.
+    """Make the chain of a question that was asked alone: all of the thinking.
 
-    Dropped as `truncated`, `failed`, `names_a_question` (one by number: batch chains that do are
-    dropped, too), `empty` or `answer_not_reached` (the answer is a number that is not in it).
+    Dropped as `truncated`, `failed`, `names_a_question` (it names one by number; such batch chains
+    are dropped too), `empty` or `answer_not_reached` (the answer is a number that is not in it).
     """
     row_id = Chain.make_id(problem.id, "vanilla", 1, trajectory.sample)
     if trajectory.grade not in ("correct", "wrong"):
@@ -57,11 +57,12 @@ def batch_chains(
     tokenizer: PreTrainedTokenizerBase,
     languages: Languages = DEFAULT,
 ) -> Iterator[Chain | Dropped]:
-    """The chains of the questions of one batch prompt, in the order asked.
+    """Cut the chains of the questions of one batch prompt, in the order asked.
 
-    Dropped as `truncated` or `failed`, for the answer's fault (`dto.drqa.answers`), for what
-    `dto.drqa.split` says, as `quotes_another` (the chain names another question, quotes it, or
-    goes over all answers), `empty` or `answer_not_reached`: then it may be another question's.
+    Dropped as `truncated` or `failed`, for the fault of the answer (`dto.drqa.answers`), for the
+    reason of the piece (`dto.drqa.split`), as `quotes_another` (the chain names another question,
+    quotes it, or goes over all answers), `empty`, or `answer_not_reached` (the chain may belong to
+    another question).
     """
     start = response.thinking.start
     thinking = response.text[slice(*response.thinking)]
@@ -87,7 +88,7 @@ def batch_chains(
         told = response.answers[:index] + response.answers[index + 1 :]
         said = ""
         if named := others(text, index + 1, problem.question, languages):
-            said = f"it says {named[0]!r}"
+            said = f"it names {named[0]!r}"
         elif quoted(text, problem.question, rest):
             said = "it repeats another question"
         elif goes_over_all(text, told, languages):
@@ -113,12 +114,12 @@ def _whole(
     grade: Grade,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Chain | Dropped:
-    """The chain, unless nothing was thought in it or its answer is a number that is not there."""
+    """Make the chain, unless it is empty or its answer is a number that is not in it."""
     k = source.k if isinstance(source, BatchResponse) else 1
     origin: Origin = "batch" if isinstance(source, BatchResponse) else "vanilla"
     row_id = Chain.make_id(problem.id, origin, k, source.sample)
     if not text or not span.length:
-        return Dropped(row_id, "empty", f"{source.id}: nothing was thought")
+        return Dropped(row_id, "empty", f"{source.id}: no thinking about the question")
     figure = answer.replace(",", "")
     if _NUMBER.fullmatch(figure) and figure not in _NUMBER.findall(text.replace(",", "")):
         return Dropped(row_id, "answer_not_reached", f"{source.id}: {figure}")
@@ -143,14 +144,14 @@ Cut = Callable[["PreTrainedTokenizerBase"], list[Chain | Dropped]]
 
 
 async def chain(cut: Cut, index: int, ctx: Context) -> Chain | Dropped:
-    """The chain of one question, of those that a response is cut into."""
+    """Cut a response, and return the chain of one of its questions."""
     return (await asyncio.to_thread(cut, ctx.tokenizer))[index]
 
 
 def _cut(
     problems: Sequence[Problem], source: Trajectory | BatchResponse, languages: Languages
 ) -> Cut:
-    """Cuts a response once, for all of its questions."""
+    """Make the function that cuts a response once for all of its questions."""
     if isinstance(source, Trajectory):
         return lambda tokenizer: [vanilla_chain(problems[0], source, tokenizer, languages)]
     return cache(lambda tokenizer: list(batch_chains(problems, source, tokenizer, languages)))

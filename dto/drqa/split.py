@@ -1,19 +1,17 @@
-r"""Cut a thinking block about several numbered questions into one piece for each.
+r"""Cut thinking about several numbered questions into one piece for each question.
 
-A mention names a question by number or order, in English or Chinese ("Question 2", "the third
-problem", "第二题"); a number in front of a line is none: steps are numbered too. A text turns to
-another question where a line begins with a mention of it, perhaps after a few words ("Moving on to
-the second problem:"); within a line it only mentions it. Lines that begin with a bare number are
-headings where they count the questions up, once each, and nothing else names a question.
+A text turns to another question where a line begins with a mention of it (`dto.drqa.wording`),
+perhaps after a few words ("Moving on to the second problem:"). Later in a line a mention does not
+turn to the question. Lines that begin with bare numbers are headings if they count the questions
+once, in order, and no other line names a question.
 
-Nothing is guessed. A piece counts where its question is taken up once, and left once, for a next
-one that is named; whatever else a model does ends in a reason.
+A piece is cut only if the text turns to its question once and then to the next question. Every
+other case has a reason and no piece.
 
-Chains look alike, whatever prompt they come from (`alike`): no format tells a judge their origin.
-What goes: headings and the number of the own question, markup, numbering and bullets at the start
-of lines, boxes around answers, all white space but single spaces, and the sentences without any
-figure that a chain opens and closes with ("Okay, let me work through this."). What a chain says
-about its question stays.
+`alike` removes the format of a chain, so that a judge cannot tell a batch prompt from a single
+question. It removes headings and the number of the question, markup, numbering and bullets at the
+start of lines, boxes around answers, all white space except single spaces, and sentences without a
+figure at both ends ("Okay, let me work through this."). The reasoning itself stays.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ from dto.records import Span
 from dto.text import closing_brace
 
 LEAD = 60
-"""Characters of a line before the mention that makes it a heading."""
+"""Largest number of characters before the mention in a heading."""
 _LEAD = re.compile(r"[^\d.!?:：。！？=\n]*")
 _TITLE = re.compile(r"\s*#.*|\s*(?P<bold>[*_]{2}).*?(?P=bold)[:：.]?")
 _AFTER = re.compile(
@@ -47,9 +45,9 @@ _SENTENCE = re.compile(r"[^.!?。！？\n]{0,200}(?:[.!?。！？]+(?=\s|$)|(?=\
 
 
 def headings(text: str, questions: Sequence[str], languages: Languages = DEFAULT) -> list[Mention]:
-    """The turns of a text that deals with the questions, from left to right.
+    """Find the places where a text turns to a question, from left to right.
 
-    `start` to `end` is what says so.
+    `start` to `end` is the heading.
     """
     words = wording(languages)
     found: list[Mention] = []
@@ -67,10 +65,10 @@ def headings(text: str, questions: Sequence[str], languages: Languages = DEFAULT
 
 
 def _turn(line: str, current: int, k: int, asked: Set[int], words: Wording) -> Mention | None:
-    """What a line turns to; None: it goes on.
+    """Find the question that a line turns to; None if it continues the current one.
 
-    A number that a question itself names ("Question 2 of the test is worth 5 points") makes a
-    heading only where it is set off as one.
+    The numbers `asked` are named by a question itself ("Question 2 of the test is worth 5 points").
+    They make a heading only where they are formatted as one.
     """
     first = next(words.mentions(line), None)
     every = next(words.other_mentions(line), None)
@@ -86,7 +84,7 @@ def _turn(line: str, current: int, k: int, asked: Set[int], words: Wording) -> M
             return Mention(number, 0, whole.end())
     if first.number in asked:
         return None
-    # "Question 2 asks for the sum of both." says nothing else: it goes with the heading.
+    # "Question 2 asks for the sum of both." belongs to the heading.
     rest = _SENTENCE.match(line, first.end)
     if rest is None or "=" in rest.group() or rest.end() == len(line):
         return Mention(number, 0, first.end)
@@ -99,7 +97,7 @@ def _leads(line: str, mention: Mention) -> bool:
 
 
 def _counted(text: str, questions: Sequence[str]) -> list[Mention] | None:
-    """Bare numbers as headings: 1 to k, once each, each with its own question's words."""
+    """Read bare numbers as headings: 1 to k, once each, each with the words of its question."""
     found = [
         Mention(bare_number(each["bare"]), each.start(), each.end()) for each in BARE.finditer(text)
     ]
@@ -121,11 +119,11 @@ def _words(text: str) -> set[str]:
 
 
 SHARED = 500
-"""Characters of thinking that belong to no question; with more, no chain would be whole."""
+"""Largest number of characters of thinking that belong to no question."""
 
 
 class Piece(NamedTuple):
-    """A question's part of the thinking, with the heading it begins with; or why there is none."""
+    """The part of the thinking about a question and its heading, or the reason for no part."""
 
     span: Span
     heading: Mention
@@ -134,12 +132,12 @@ class Piece(NamedTuple):
 
 
 def split(thinking: str, questions: Sequence[str], languages: Languages = DEFAULT) -> list[Piece]:
-    """The piece of each question, in their order. Spans are over `thinking`.
+    """Find the piece of each question, in order. Spans are over `thinking`.
 
-    Reasons: `no_heading` (no turn to this question), `runs_on` (no turn to the one after it, whose
-    reasoning may be in this piece), `interleaved` (it is taken up more than once), `extra_number`
-    (a number that was not asked), `shared_reasoning` (more than `SHARED` characters before the
-    first question, after the last, or about all).
+    Reasons: `no_heading` (the text does not turn to this question), `runs_on` (it does not turn to
+    the next one, so this piece may hold its reasoning), `interleaved` (it turns to the question
+    more than once), `extra_number` (it names a number above k), `shared_reasoning` (more than
+    `SHARED` characters before the first question, after the last, or about all questions).
     """
     k = len(questions)
     turns = headings(thinking, questions, languages)
@@ -163,7 +161,7 @@ def _piece(number: int, k: int, turns: Sequence[Mention], spans: Sequence[Span])
     if not own:
         return _none("no_heading", f"the thinking does not turn to question {number}")
     if len(own) > 1:
-        return _none("interleaved", f"question {number} is taken up {len(own)} times")
+        return _none("interleaved", f"the thinking turns to question {number} {len(own)} times")
     if number < k and all(turn.number != number + 1 for turn in turns):
         return _none("runs_on", f"the thinking does not turn to question {number + 1}")
     return Piece(spans[own[0]], turns[own[0]])
@@ -174,9 +172,10 @@ def _none(reason: str, detail: str) -> Piece:
 
 
 MOST = 3
-"""Sentences without a figure that are taken off each end, at most."""
+"""Largest number of sentences without a figure that are removed at each end."""
 QUOTE = 8
-"""Words in a row of another question (characters, twice as many, in Chinese) that quote it."""
+"""Consecutive words of another question that count as a quotation; in Chinese twice as many
+characters."""
 _BOX = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{")
 _MARKUP = re.compile(
     r"^[ \t]*(?:#{1,6}[ \t]+|[-*•>][ \t]+)+|^[ \t]*[-*_]{3,}[ \t]*$|\*\*|__|</?think>|`{3}\w*",
@@ -187,7 +186,10 @@ _PIECES = re.compile(r"[a-z0-9]+|[\u4e00-\u9fff]", re.IGNORECASE)
 
 
 def alike(text: str, number: int | None = None, languages: Languages = DEFAULT) -> str:
-    """The chain as the judge reads it; `number` is the question's in its prompt, None alone."""
+    """Format a chain as the judge reads it.
+
+    `number` is that of its question in a batch prompt; None if the question was asked alone.
+    """
     words = wording(languages)
     if number is not None:
         text = _without_number(text, number, words)
@@ -201,9 +203,10 @@ def alike(text: str, number: int | None = None, languages: Languages = DEFAULT) 
 def others(
     text: str, number: int | None, question: str, languages: Languages = DEFAULT
 ) -> list[str]:
-    """How a chain names questions, other than as its own question's text does; in its words.
+    """List the mentions of other questions in a chain, as it words them.
 
-    The own `number` is none of them. Without one no question is to be named at all.
+    Mentions of `number` and mentions in the text of `question` do not count. With None every number
+    is another question.
     """
     words = wording(languages)
     allowed = {_plain(question, each) for each in words.all_mentions(question)}
@@ -215,13 +218,13 @@ def others(
 
 
 def quoted(text: str, question: str, rest: Iterable[str]) -> bool:
-    """Whether a chain quotes one of the `rest` of the questions, beyond its own question."""
+    """Whether a chain quotes one of the other questions, `rest`."""
     said, own = _grams(text), _grams(question)
     return any((_grams(other) - own) & said for other in rest)
 
 
 def goes_over_all(text: str, answers: Iterable[str], languages: Languages = DEFAULT) -> bool:
-    """Whether a chain checks or sums up everything, with the `answers` to the other questions."""
+    """Whether a chain checks or sums up all `answers`, those to the other questions."""
     match = wording(languages).over_all.search(text)
     if match is None:
         return False
@@ -245,7 +248,7 @@ def _grams(text: str) -> set[tuple[str, ...]]:
 
 
 def _without_number(text: str, number: int, words: Wording) -> str:
-    """Without "for question 2" and its like; the sentence closes over the gap."""
+    """Remove phrases such as "for question 2", and the punctuation that they leave."""
     kept, at = [], 0
     for each in words.mentions(text):
         if each.number != number or each.number in (NEXT, LAST):
@@ -269,7 +272,7 @@ def _without_number(text: str, number: int, words: Wording) -> str:
 
 
 def _unnumbered(number: re.Match[str]) -> str:
-    """A number that nothing follows on its line is a figure."""
+    """Remove a number at the start of a line; alone on its line it is a figure and stays."""
     rest = number.string[number.end() :].partition("\n")[0]
     return "" if rest.strip() else number.group()
 
@@ -284,7 +287,7 @@ def _unboxed(text: str) -> str:
 
 
 def _trimmed(text: str, words: Wording) -> str:
-    """Without the interjections and figureless sentences at both ends."""
+    """Remove interjections and sentences without a figure at both ends."""
     sentences = [each for each in _SENTENCES.split(text) if each]
 
     def begun(sentence: str) -> str:
