@@ -151,22 +151,22 @@ def _behind(text: str, boxes: list[_Box], words: Wording) -> list[int]:
 
     0 for all boxes of a line whose first box has a number before it.
     """
-    found = [0] * len(boxes)
+    numbers = [0] * len(boxes)
     for index, box in enumerate(boxes):
         if not box.first or box.bare or next(words.mentions(box.head), None):
             continue
         end = text.find("\n", box.end)
         end = len(text) if end < 0 else end
-        own = [place for place in range(index, len(boxes)) if boxes[place].start < end]
-        ends = [*(boxes[place].start for place in own[1:]), end]
+        line = [place for place in range(index, len(boxes)) if boxes[place].start < end]
+        ends = [*(boxes[place].start for place in line[1:]), end]
         named = [
             next(words.mentions(text[boxes[place].end : until]), None)
-            for place, until in zip(own, ends, strict=True)
+            for place, until in zip(line, ends, strict=True)
         ]
         if all(named):
-            for place, mention in zip(own, named, strict=True):
-                found[place] = mention.number if mention else 0
-    return found
+            for place, mention in zip(line, named, strict=True):
+                numbers[place] = mention.number if mention else 0
+    return numbers
 
 
 def _marks(text: str, k: int, words: Wording, boxes: Sequence[_Box] = ()) -> list[_Mark]:

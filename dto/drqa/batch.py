@@ -33,22 +33,22 @@ async def batch(problems: Sequence[Problem], sample: int, ctx: Context) -> Batch
     if full := no_room(prompt, ctx.engine.context):
         return Dropped(row_id, "prompt_too_long", full)
     room, k, tags = ctx.engine.context - len(prompt), len(problems), ctx.tags
-    each = ctx.recipe.batch.max_tokens or ctx.recipe.sample.max_tokens
+    tokens = ctx.recipe.batch.max_tokens or ctx.recipe.sample.max_tokens
     seed = ctx.seed(row_id, "batch")
-    (completion,) = await ctx.engine.complete(prompt, ctx.sampling(min(each * k, room), seed))
+    (completion,) = await ctx.engine.complete(prompt, ctx.sampling(min(tokens * k, room), seed))
     reading, ended = await read_whole(prompt, completion, ctx.tokenizer, tags)
     if reading.foreign is not None:
         return Dropped(row_id, FOREIGN, foreign_detail(tags, reading.foreign))
     if ended:
-        given, graded = [NumberedAnswer("", "")] * k, [ended] * k
+        answers, graded = [NumberedAnswer("", "")] * k, [ended] * k
     else:
         conclusion = reading.text[slice(*reading.conclusion)]
-        given = await asyncio.to_thread(numbered_answers, conclusion, k, ctx.recipe.languages)
+        answers = await asyncio.to_thread(numbered_answers, conclusion, k, ctx.recipe.languages)
         graded = [
             await ctx.grader.grade_answer(
-                found.answer, problem.answer, problem.answer_kind, problem.question
+                numbered.answer, problem.answer, problem.answer_kind, problem.question
             )
-            for problem, found in zip(problems, given, strict=True)
+            for problem, numbered in zip(problems, answers, strict=True)
         ]
     # A failed answer leaves the denominator, so its reason comes first.
     reasons = [row.reason for row in sorted(graded, key=lambda row: row.grade != "failed")]
@@ -69,7 +69,7 @@ async def batch(problems: Sequence[Problem], sample: int, ctx: Context) -> Batch
         finish_reason=completion.finish_reason,
         grades=tuple(row.grade for row in graded),
         answers=tuple(row.answer for row in graded),
-        faults=tuple(found.fault for found in given),
+        faults=tuple(numbered.fault for numbered in answers),
         reason=next(filter(None, reasons), ""),
     )
 
@@ -96,10 +96,10 @@ def groups(
     other samples draw another order. Problems whose answer is a program are dropped as
     `no_short_answer`. Raises DtoError for fewer than k questions.
     """
-    asked = [problem for problem in problems if problem.answer_kind != "code"]
-    if len(asked) < k:
+    questions = [problem for problem in problems if problem.answer_kind != "code"]
+    if len(questions) < k:
         raise DtoError(
-            f"batch.k {k} is larger than the {len(asked):,} questions that can be asked together: "
+            f"batch.k {k} is larger than the {len(questions):,} questions that can share a prompt: "
             "raise problems.train or lower batch.k"
         )
     for problem in problems:
@@ -110,12 +110,12 @@ def groups(
         rate = 0.0 if rates is None else rates.get(problem.id, 0.0)
         return rate, derive(seed, problem.id, "batch", k, sample), problem.id
 
-    asked.sort(key=place)
-    whole = len(asked) - len(asked) % k
+    questions.sort(key=place)
+    whole = len(questions) - len(questions) % k
     for start in range(0, whole, k):
-        yield tuple(asked[start : start + k])
-    for problem in asked[whole:]:
-        detail = f"{len(asked):,} questions are not a multiple of {k}"
+        yield tuple(questions[start : start + k])
+    for problem in questions[whole:]:
+        detail = f"{len(questions):,} questions are not a multiple of {k}"
         yield Dropped(_id(problem, k, sample), "left_over", detail)
 
 

@@ -84,17 +84,17 @@ def batch_chains(
             yield Dropped(row_id, piece.reason, f"{response.id}: {piece.detail}")
             continue
         text = thinking[piece.heading.end : piece.span.end]
-        rest = questions[:index] + questions[index + 1 :]
-        told = response.answers[:index] + response.answers[index + 1 :]
-        said = ""
+        other_questions = questions[:index] + questions[index + 1 :]
+        other_answers = response.answers[:index] + response.answers[index + 1 :]
+        leak = ""
         if named := others(text, index + 1, problem.question, languages):
-            said = f"it names {named[0]!r}"
-        elif quoted(text, problem.question, rest):
-            said = "it repeats another question"
-        elif goes_over_all(text, told, languages):
-            said = "it goes over all answers"
-        if said:
-            yield Dropped(row_id, "quotes_another", f"{response.id}: {said}")
+            leak = f"it names {named[0]!r}"
+        elif quoted(text, problem.question, other_questions):
+            leak = "it repeats another question"
+        elif goes_over_all(text, other_answers, languages):
+            leak = "it goes over all answers"
+        if leak:
+            yield Dropped(row_id, "quotes_another", f"{response.id}: {leak}")
             continue
         if ends is None:
             ends = char_ends(tokenizer, response.token_ids)
@@ -164,8 +164,8 @@ def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
         key = Chain.make_id(trajectory.problem_id, "vanilla", 1, trajectory.sample)
         yield Group(key, (_cut([problems[trajectory.problem_id]], trajectory, languages), 0))
     for response in run.rows("batch", BatchResponse) if ctx.recipe.batch.k else ():
-        asked = [problems[problem_id] for problem_id in response.problem_ids]
-        cut = _cut(asked, response, languages)
+        in_prompt = [problems[problem_id] for problem_id in response.problem_ids]
+        cut = _cut(in_prompt, response, languages)
         for index, problem_id in enumerate(response.problem_ids):
             key = Chain.make_id(problem_id, "batch", response.k, response.sample)
             yield Group(key, (cut, index))

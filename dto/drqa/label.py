@@ -165,15 +165,15 @@ def _empty(
     reasons: Mapping[str, int],
     settings: LabelSettings,
 ) -> DtoError:
-    there = ", ".join(f"{counts[split, each]:,} {each}" for each in VERDICTS)
-    lost = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
+    by_class = ", ".join(f"{counts[split, each]:,} {each}" for each in VERDICTS)
+    unclassified = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
     way = "raise problems.train or label.held_out" if split == "dev" else "raise problems.train"
     if verdict == "concise":
         way = "set batch.k" if settings.source == "batch" and not reasons else way
         way = "lower label.margin" if settings.margin else way
     return DtoError(
-        f"stage label: no {split} chain is {verdict} ({WORDINGS[verdict]}); by class: {there}; "
-        f"without a class: {lost or 'none'}: {way}"
+        f"stage label: no {split} chain is {verdict} ({WORDINGS[verdict]}); by class: {by_class}; "
+        f"without a class: {unclassified or 'none'}: {way}"
     )
 
 
@@ -248,8 +248,8 @@ def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
     recipe = ctx.recipe
     unknown = sorted(set(recipe.label.k) - set(recipe.batch.k))
     if unknown:
-        there = ", ".join(map(str, recipe.batch.k)) or "none"
-        raise DtoError(f"label.k {unknown[0]} is not in batch.k ({there}): set both to the same k")
+        available = ", ".join(map(str, recipe.batch.k)) or "none"
+        raise DtoError(f"label.k {unknown[0]} is not in batch.k ({available}): add it there")
     by_problem = groupby(run.rows("chain", Chain), key=lambda row: row.problem_id)
     kept = balance((list(chains) for _, chains in by_problem), recipe.label, recipe.seed)
     rows = tables.merge(

@@ -66,7 +66,7 @@ class Probe:
     negative: int
 
     @property
-    def tells(self) -> bool:
+    def predicts(self) -> bool:
         """Whether the interval reaches above the bound."""
         return self.high > BOUND
 
@@ -163,13 +163,13 @@ def _cross_fitted(features_NF: Matrix, label_N: Matrix, fold_N: npt.NDArray[np.i
     """Compute the log odds of each row by a logistic regression on the other folds."""
     score_N = np.zeros(len(label_N))
     for fold in range(FOLDS):
-        held = fold_N == fold
-        if not held.any() or held.all():
+        held_out = fold_N == fold
+        if not held_out.any() or held_out.all():
             continue
-        centre, spread = features_NF[~held].mean(0), features_NF[~held].std(0)
+        centre, spread = features_NF[~held_out].mean(0), features_NF[~held_out].std(0)
         scaled = (features_NF - centre) / np.where(spread > 0, spread, 1.0)
-        weights = _logistic(scaled[~held], label_N[~held])
-        score_N[held] = weights[0] + scaled[held] @ weights[1:]
+        weights = _logistic(scaled[~held_out], label_N[~held_out])
+        score_N[held_out] = weights[0] + scaled[held_out] @ weights[1:]
     return score_N
 
 
@@ -215,7 +215,7 @@ def _auc(
     return auc
 
 
-def told(probe: Probe) -> str:
+def with_interval(probe: Probe) -> str:
     """Format the AUC with its interval."""
     if isnan(probe.auc):
         return "–"

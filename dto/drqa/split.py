@@ -50,24 +50,24 @@ def headings(text: str, questions: Sequence[str], languages: Languages = DEFAULT
     `start` to `end` is the heading.
     """
     words = wording(languages)
-    found: list[Mention] = []
+    turns: list[Mention] = []
     current = 0
-    asked = {mention.number for question in questions for mention in words.mentions(question)}
+    named = {mention.number for question in questions for mention in words.mentions(question)}
     for line in re.finditer(r"[^\n]+", text):
         start = line.start()
-        turn = _turn(line.group(), current, len(questions), asked, words)
+        turn = _turn(line.group(), current, len(questions), named, words)
         if turn is not None and turn.number != current:
             current = turn.number
-            found.append(Mention(current, start + turn.start, start + turn.end))
-    if any(turn.number for turn in found):
-        return found
-    return found if (counted := _counted(text, questions)) is None else counted
+            turns.append(Mention(current, start + turn.start, start + turn.end))
+    if any(turn.number for turn in turns):
+        return turns
+    return turns if (counted := _counted(text, questions)) is None else counted
 
 
-def _turn(line: str, current: int, k: int, asked: Set[int], words: Wording) -> Mention | None:
+def _turn(line: str, current: int, k: int, named: Set[int], words: Wording) -> Mention | None:
     """Find the question that a line turns to; None if it continues the current one.
 
-    The numbers `asked` are named by a question itself ("Question 2 of the test is worth 5 points").
+    `named` are the numbers in a question's own text ("Question 2 of the test is worth 5 points").
     They make a heading only where they are formatted as one.
     """
     first = next(words.mentions(line), None)
@@ -82,7 +82,7 @@ def _turn(line: str, current: int, k: int, asked: Set[int], words: Wording) -> M
     for whole in (_TITLE.match(line), _AFTER.match(line, first.end)):
         if whole is not None and whole.end() >= first.end:
             return Mention(number, 0, whole.end())
-    if first.number in asked:
+    if first.number in named:
         return None
     # "Question 2 asks for the sum of both." belongs to the heading.
     rest = _SENTENCE.match(line, first.end)
@@ -98,20 +98,20 @@ def _leads(line: str, mention: Mention) -> bool:
 
 def _counted(text: str, questions: Sequence[str]) -> list[Mention] | None:
     """Read bare numbers as headings: 1 to k, once each, each with the words of its question."""
-    found = [
+    counted = [
         Mention(bare_number(each["bare"]), each.start(), each.end()) for each in BARE.finditer(text)
     ]
-    if [heading.number for heading in found] != list(range(1, len(questions) + 1)):
+    if [heading.number for heading in counted] != list(range(1, len(questions) + 1)):
         return None
-    ends = [heading.start for heading in found[1:]] + [len(text)]
+    ends = [heading.start for heading in counted[1:]] + [len(text)]
     vocabularies = [_words(question) for question in questions]
-    for heading, end in zip(found, ends, strict=True):
+    for heading, end in zip(counted, ends, strict=True):
         words = _words(text[heading.end : end])
-        shared = [len(words & own) / max(1, len(own)) for own in vocabularies]
-        own = shared[heading.number - 1]
-        if not own or max(shared) > own:
+        shared = [len(words & vocabulary) / max(1, len(vocabulary)) for vocabulary in vocabularies]
+        share = shared[heading.number - 1]
+        if not share or max(shared) > share:
             return None
-    return found
+    return counted
 
 
 def _words(text: str) -> set[str]:
@@ -157,14 +157,14 @@ def split(thinking: str, questions: Sequence[str], languages: Languages = DEFAUL
 
 
 def _piece(number: int, k: int, turns: Sequence[Mention], spans: Sequence[Span]) -> Piece:
-    own = [place for place, turn in enumerate(turns) if turn.number == number]
-    if not own:
+    indices = [index for index, turn in enumerate(turns) if turn.number == number]
+    if not indices:
         return _none("no_heading", f"the thinking does not turn to question {number}")
-    if len(own) > 1:
-        return _none("interleaved", f"the thinking turns to question {number} {len(own)} times")
+    if len(indices) > 1:
+        return _none("interleaved", f"the thinking turns to question {number} {len(indices)} times")
     if number < k and all(turn.number != number + 1 for turn in turns):
         return _none("runs_on", f"the thinking does not turn to question {number + 1}")
-    return Piece(spans[own[0]], turns[own[0]])
+    return Piece(spans[indices[0]], turns[indices[0]])
 
 
 def _none(reason: str, detail: str) -> Piece:
@@ -209,18 +209,19 @@ def others(
     is another question.
     """
     words = wording(languages)
-    allowed = {_plain(question, each) for each in words.all_mentions(question)}
+    allowed = {_plain(question, mention) for mention in words.all_mentions(question)}
     return [
-        said
-        for each in words.all_mentions(text)
-        if (number is None or each.number != number) and (said := _plain(text, each)) not in allowed
+        name
+        for mention in words.all_mentions(text)
+        if number is None or mention.number != number
+        if (name := _plain(text, mention)) not in allowed
     ]
 
 
-def quoted(text: str, question: str, rest: Iterable[str]) -> bool:
-    """Whether a chain quotes one of the other questions, `rest`."""
-    said, own = _grams(text), _grams(question)
-    return any((_grams(other) - own) & said for other in rest)
+def quoted(text: str, question: str, other_questions: Iterable[str]) -> bool:
+    """Whether a chain quotes one of the other questions."""
+    grams, own_grams = _grams(text), _grams(question)
+    return any((_grams(other) - own_grams) & grams for other in other_questions)
 
 
 def goes_over_all(text: str, answers: Iterable[str], languages: Languages = DEFAULT) -> bool:
@@ -228,9 +229,9 @@ def goes_over_all(text: str, answers: Iterable[str], languages: Languages = DEFA
     match = wording(languages).over_all.search(text)
     if match is None:
         return False
-    rest = _pieces(text[match.end() :])
-    told = [said for each in answers if (said := _pieces(each)).strip()]
-    return bool(told) and all(each in rest for each in told)
+    after = _pieces(text[match.end() :])
+    pieces = [piece for answer in answers if (piece := _pieces(answer)).strip()]
+    return bool(pieces) and all(piece in after for piece in pieces)
 
 
 def _pieces(text: str) -> str:
@@ -250,18 +251,18 @@ def _grams(text: str) -> set[tuple[str, ...]]:
 def _without_number(text: str, number: int, words: Wording) -> str:
     """Remove phrases such as "for question 2", and the punctuation that they leave."""
     kept, at = [], 0
-    for each in words.mentions(text):
-        if each.number != number or each.number in (NEXT, LAST):
+    for mention in words.mentions(text):
+        if mention.number != number or mention.number in (NEXT, LAST):
             continue
-        before = text[at : each.start]
+        before = text[at : mention.start]
         start = len(before)
         for lead in words.before:
-            if found := lead.search(before[:start]):
-                start = found.start()
+            if match := lead.search(before[:start]):
+                start = match.start()
         bracketed = before[start:].endswith(("(", "（"))
         before = before[:start]
         kept.append(before)
-        at = each.end
+        at = mention.end
         if bracketed and text[at : at + 1] in (")", "）"):
             at += 1
         if not before.strip() or before.rstrip()[-1:] in ".!?。！？":
@@ -291,8 +292,8 @@ def _trimmed(text: str, words: Wording) -> str:
     sentences = [each for each in _SENTENCES.split(text) if each]
 
     def begun(sentence: str) -> str:
-        said = words.interjections.match(sentence)
-        return sentence[said.end() :] if said else sentence
+        match = words.interjections.match(sentence)
+        return sentence[match.end() :] if match else sentence
 
     sentences[:1] = map(begun, sentences[:1])
     for end in (0, -1):

@@ -18,7 +18,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from dto import statistics
-from dto.drqa.probe import BOUND, Probe, format_probe, length_accuracy, length_probe, told
+from dto.drqa.probe import BOUND, Probe, format_probe, length_accuracy, length_probe, with_interval
 from dto.records import derive
 from dto.reporting.evaluation import Arm, Figures, by_difficulty, too_many_failed
 from dto.reporting.funnel import right
@@ -274,14 +274,14 @@ def _counts(counts: Mapping[str, Mapping[str, int]]) -> Table:
 
 
 def _told_by(labels: Labels) -> list[str]:
-    above = f" Above {BOUND} the format may tell the origin." if labels.format.tells else ""
+    above = f" Above {BOUND} the format may tell the origin." if labels.format.predicts else ""
     if labels.missing_languages:
         above += f" Without the missing files of languages {', '.join(labels.missing_languages)}."
     return [
         f"AUC of concise against verbose chains, by their format without length: "
-        f"{told(labels.format)}, {labels.format.positive:,} + {labels.format.negative:,} chains."
+        f"{with_interval(labels.format)}, {labels.format.positive:,} + {labels.format.negative:,} chains."
         f"{above}",
-        f"A judge that sees the length alone: AUC {told(labels.length)}, the right verdict of "
+        f"A judge that sees the length alone: AUC {with_interval(labels.length)}, the right verdict of "
         f"three on {labels.length_accuracy:%} %.",
     ]
 

@@ -160,18 +160,18 @@ def _runs_on(text: str, begin: int, end: int, after: int, abbreviations: Set[str
 def _sentence(text: str, start: int, end: int, paragraph: bool, vocabulary: Vocabulary) -> Sentence:
     marked = _MARKERS.match(text, start, end)
     begin = marked.end() if marked is not None else start
-    said = text[begin : min(end, begin + READ)].rstrip().lower().replace("’", "'")
-    words = tuple("0" if word[0] in _DIGITS else word for word in _WORD.findall(said))
-    once = frozenset(words)
-    content = frozenset([word[:6] for word in once - vocabulary.stop])
-    terms = {*once, *(f"{start}-" for start in content), *pairwise(words)}
+    beginning = text[begin : min(end, begin + READ)].rstrip().lower().replace("’", "'")
+    words = tuple("0" if word[0] in _DIGITS else word for word in _WORD.findall(beginning))
+    distinct = frozenset(words)
+    content = frozenset([word[:6] for word in distinct - vocabulary.stop])
+    terms = {*distinct, *(f"{start}-" for start in content), *pairwise(words)}
     topics = frozenset[str]().union(
         *(vocabulary.topics[term] for term in terms & vocabulary.topics.keys())
     )
     role = vocabulary.roles.get(words[0], "other") if words else "none"
     core = _core(words, vocabulary.fillers)
     length = len(text[start:end].rstrip())
-    return Sentence(start, end, said, words, role, topics, content, core, paragraph, length)
+    return Sentence(start, end, beginning, words, role, topics, content, core, paragraph, length)
 
 
 def _bucket(value: float, edges: Sequence[float]) -> int:
@@ -227,34 +227,35 @@ def describe(sentences: Sequence[Sentence], known: Known | None = None) -> list[
     last_topic: dict[str, int] = {}
     seen: set[str] = set()
     rows = []
-    for index, one in enumerate(sentences):
-        place, role = places[index], one.role
+    for index, sentence in enumerate(sentences):
+        place, role = places[index], sentence.role
         before = sentences[index - 1] if index else None
         after = sentences[index + 1] if index + 1 < count else None
-        par = "P" if one.paragraph else "I"
+        par = "P" if sentence.paragraph else "I"
         last = after is None or after.paragraph
-        words = (*one.words[:3], "-", "-", "-")
-        size = _bucket(one.length, _SHORT)
+        words = (*sentence.words[:3], "-", "-", "-")
+        size = _bucket(sentence.length, _SHORT)
         row = [
             "bias", f"1={words[0]}", f"2={words[0]} {words[1]}", f"3={' '.join(words[:3])}",
-            f"core={one.core}", f"par={par}", f"len={size}{par}", f"?={one.text[-1:] == '?'}",
-            f"role={role}{par}", f"size={place.size}{par}", f"size={place.size}{role}",
-            f"size={place.size}{par}{role}", f"in={min(index - place.first, 6)}",
-            f"past={_bucket(one.start - sentences[place.first].start, _SPAN)}",
+            f"core={sentence.core}", f"par={par}", f"len={size}{par}",
+            f"?={sentence.text[-1:] == '?'}", f"role={role}{par}", f"size={place.size}{par}",
+            f"size={place.size}{role}", f"size={place.size}{par}{role}",
+            f"in={min(index - place.first, 6)}",
+            f"past={_bucket(sentence.start - sentences[place.first].start, _SPAN)}",
             f"left={min(place.after - index, 6)}{par}",
-            f"room={_bucket(sentences[place.after - 1].end - one.start, _SPAN)}{par}",
+            f"room={_bucket(sentences[place.after - 1].end - sentence.start, _SPAN)}{par}",
             f"last={last}{role}{par}",
         ]  # fmt: skip
-        first_words = one.words[:12]
-        said = {*first_words} if known is None else known.words.intersection(first_words)
+        first_words = sentence.words[:12]
+        read_words = {*first_words} if known is None else known.words.intersection(first_words)
         pairs = {*pairwise(first_words)}
-        row += map("w=".__add__, said)
+        row += map("w=".__add__, read_words)
         row += [f"ww={a} {b}" for a, b in (pairs if known is None else pairs & known.pairs)]
-        row += _topics(one.topics, role, par, last)
-        for topic in one.topics:
-            since = _bucket(one.start - last_topic.get(topic, -9999), (90, 180, 300, 500, 900))
+        row += _topics(sentence.topics, role, par, last)
+        for topic in sentence.topics:
+            since = _bucket(sentence.start - last_topic.get(topic, -9999), (90, 180, 300, 500, 900))
             row.append(f"t-since={topic}{since}")
-            last_topic[topic] = one.start
+            last_topic[topic] = sentence.start
         if before is not None:
             row += [
                 f"-len={_bucket(before.length, _SHORT)}", f"-:={before.text[-1:] == ':'}",
@@ -263,30 +264,30 @@ def describe(sentences: Sequence[Sentence], known: Known | None = None) -> list[
             ]  # fmt: skip
             if words[0] == (before.words or ("-",))[0]:
                 row.append("same")
-            row += _topics_before(before.topics, one.topics, role)
+            row += _topics_before(before.topics, sentence.topics, role)
         doubted = False
         if after is not None:
             doubted = "doubt" in after.topics
             row += [
                 f"+?={after.text[-1:] == '?'}", f"+par={par}{size}{after.paragraph}",
                 f"+role={role} {after.role}{after.paragraph}",
-                f"+short={_bucket(one.length, (20, 45))}{after.role}",
+                f"+short={_bucket(sentence.length, (20, 45))}{after.role}",
             ]  # fmt: skip
             row += _topics_after(after.topics, role, after.paragraph)
         row += _repetition(sentences, index, seen, role)
-        own = len(one.content)
-        if own:
-            at_end = 0.5 if index >= count - 3 else len(one.content & ending) / own
+        distinct = len(sentence.content)
+        if distinct:
+            at_end = 0.5 if index >= count - 3 else len(sentence.content & ending) / distinct
             end = _bucket(at_end, _SHARE)
-            first = _bucket(len(one.content & beginning) / own, _SHARE)
+            first = _bucket(len(sentence.content & beginning) / distinct, _SHARE)
             row += [
                 f"end={end}", f"end={end}{role}", f"end={end}{doubted}", f"ask={first}",
                 f"ask={first}{role}", f"end-ask={end}{first}",
             ]  # fmt: skip
-            if "conclude" in one.topics:
+            if "conclude" in sentence.topics:
                 row.append(f"end-conclude={end}{doubted}")
         if last_cue is not None:
-            since = one.start - sentences[last_cue].start
+            since = sentence.start - sentences[last_cue].start
             row.append(f"cue={_bucket(since, (60, 120, 200, 300, 450, 700))}{par}")
         if role in _TURNS:
             last_cue = index
@@ -332,19 +333,19 @@ def _core(words: Sequence[str], fillers: Set[str]) -> str:
 
 def _repetition(sentences: Sequence[Sentence], index: int, seen: set[str], role: str) -> list[str]:
     """Measure how much of a sentence repeats near and earlier ones; adds its words to `seen`."""
-    own = sentences[index].content
+    content = sentences[index].content
     near = frozenset[str]().union(*(each.content for each in sentences[max(0, index - 3) : index]))
-    ahead = own.union(*(each.content for each in sentences[index + 1 : index + 3]))
-    shared = len(own & near) / max(1, len(own))
+    ahead = content.union(*(each.content for each in sentences[index + 1 : index + 3]))
+    shared = len(content & near) / max(1, len(content))
     around = len(ahead & near) / max(1, len(ahead | near))
-    new = len(own - seen) / max(1, len(own))
+    new = len(content - seen) / max(1, len(content))
     row = [
         f"over={_bucket(shared, (0.01, *_SHARE))}",
         f"over={_bucket(shared, (0.2, 0.5, 0.8))}{role}",
         f"around={_bucket(around, (0.05, 0.1, 0.15, 0.2, 0.3))}",
         f"new={_bucket(new, (0.01, 0.2, 0.4, 0.6))}{role}",
     ]
-    seen |= own
+    seen |= content
     return row
 
 

@@ -88,26 +88,26 @@ def openings(sentences: Sequence[Sentence], weights: Weights | None = None) -> l
     rows = describe(sentences, None if weights else _known())
     weights = weights or load()
     chance = chances(sentences, rows, weights.boundary)
-    opens = [index for index, p in enumerate(chance) if p >= weights.threshold]
-    found: list[Opening] = []
+    indices = [index for index, p in enumerate(chance) if p >= weights.threshold]
+    opened: list[Opening] = []
     kind = OPENING
-    for index, after in pairwise([*opens, len(sentences)]):
-        known = [
+    for index, after in pairwise([*indices, len(sentences)]):
+        rows_of_kind = [
             weights.kinds[name]
             for name in of_pattern(sentences, rows[index], index, after, kind)
             if name in weights.kinds
         ]
-        scores = [sum(column) for column in zip(*known, strict=True)] or [1.0]
+        scores = [sum(column) for column in zip(*rows_of_kind, strict=True)] or [1.0]
         kind = KINDS[scores.index(max(scores))]
-        found.append(Opening(index, kind, chance[index]))
-    return found
+        opened.append(Opening(index, kind, chance[index]))
+    return opened
 
 
 def chances(
     sentences: Sequence[Sentence], rows: Sequence[Sequence[str]], weights: Mapping[str, float]
 ) -> list[float]:
     """Compute for each sentence the probability that it opens a pattern; 0 for the first."""
-    found = [0.0] * len(sentences)
+    chance = [0.0] * len(sentences)
     weight = weights.get
     since = Since(sentences)
     places: dict[Place, float] = {}  # scores that recur
@@ -120,14 +120,14 @@ def chances(
             place, begins = since(index, opened)
             if (far := places.get(place)) is None:
                 far = places[place] = sum(map(weight, since_place(place), _NOTHING))
-            if (said := words.get(begins)) is None:
-                said = words[begins] = sum(map(weight, since_words(begins), _NOTHING))
-            stay = p / (1 + exp(min(30.0, score + far + said)))
+            if (begin := words.get(begins)) is None:
+                begin = words[begins] = sum(map(weight, since_words(begins), _NOTHING))
+            stay = p / (1 + exp(min(30.0, score + far + begin)))
             opens += p - stay
             stays[opened] = stay
-        stays[index] = found[index] = opens
+        stays[index] = chance[index] = opens
         last = _followed(stays, index)
-    return found
+    return chance
 
 
 def _followed(last: dict[int, float], index: int) -> dict[int, float]:
@@ -158,8 +158,8 @@ def of_pattern(
     for each in sentences[first + 1 : min(after, first + 3)]:
         features.append(f"k-next={each.role}")
         features += [f"k-t={topic}" for topic in each.topics]
-    said = frozenset[str]().union(*(each.topics for each in sentences[first:after]))
-    return features + [f"k-any={topic}" for topic in said]
+    topics = frozenset[str]().union(*(each.topics for each in sentences[first:after]))
+    return features + [f"k-any={topic}" for topic in topics]
 
 
 Granularity = Literal["pattern", "cue"]
@@ -261,17 +261,17 @@ def loops(text: str, sentences: Sequence[Sentence]) -> list[range]:
     first occurrence is not in the range.
     """
     table: dict[str, int] = {}
-    said = [" ".join(text[each.start : each.end].lower().split()) for each in sentences]
-    keys = np.array([table.setdefault(each, len(table)) for each in said])
-    found: list[range] = []
+    normalized = [" ".join(text[each.start : each.end].lower().split()) for each in sentences]
+    keys = np.array([table.setdefault(each, len(table)) for each in normalized])
+    repeated: list[range] = []
     for cycle in range(1, min(LONGEST_CYCLE, len(keys) // (CYCLES + 1)) + 1):
         same = np.concatenate(([False], keys[cycle:] == keys[:-cycle], [False]))
         for first, after in np.flatnonzero(np.diff(same)).reshape(-1, 2).tolist():
             new = range(first + cycle, after + cycle)
-            apart = all(new.stop <= old.start or old.stop <= new.start for old in found)
+            apart = all(new.stop <= old.start or old.stop <= new.start for old in repeated)
             if len(new) >= CYCLES * cycle and apart:
-                found.append(new)
-    return sorted(found, key=lambda loop: loop.start)
+                repeated.append(new)
+    return sorted(repeated, key=lambda loop: loop.start)
 
 
 def _outside_loops(sentences: Sequence[Sentence], repeated: Sequence[range]) -> list[Sentence]:
