@@ -14,7 +14,9 @@ from dto.drqa.wording import wording
 from dto.errors import DtoError, RecipeError
 from dto.exits.monitor import Monitor, cue_at_end
 from dto.languages import DEFAULT, Languages, load_language
+from dto.pipeline import STAGES
 from dto.recipe import ExitSettings, make_recipe
+from dto.runs.run import settings_read
 from dto.segmentation.worker import Segmenter, segment_text
 from tests.vocabularies import QWEN3, tokenizer
 
@@ -214,3 +216,15 @@ def test_a_number_in_no_list_is_named(tmp_path: Path) -> None:
 def test_built_in_languages_have_all_parts(name: str) -> None:
     language = load_language(name)
     assert language.transitions and language.openers and language.questions["named"]
+
+
+def test_stages_that_read_a_language_depend_on_its_file(languages: Languages) -> None:
+    """Runs from before the key depend on nothing new: the default is left out."""
+    default, recipe = make_recipe({"name": "x"}), make_recipe({"name": "x", "languages": languages})
+    readers = {
+        stage.name
+        for stage in STAGES.values()
+        if "languages" in settings_read(recipe, stage) and stage.files(recipe)[-1:] == languages[2:]
+    }
+    assert readers == {"segment", "batch", "chain", "trace", "evaluate"}
+    assert not any("languages" in settings_read(default, stage) for stage in STAGES.values())

@@ -279,10 +279,10 @@ def _told_by(labels: Labels) -> list[str]:
         above += f" Without the missing files of languages {', '.join(labels.missing_languages)}."
     return [
         f"AUC of concise against verbose chains, by their format without length: "
-        f"{with_interval(labels.format)}, {labels.format.positive:,} + {labels.format.negative:,} chains."
-        f"{above}",
-        f"A judge that sees the length alone: AUC {with_interval(labels.length)}, the right verdict of "
-        f"three on {labels.length_accuracy:%} %.",
+        f"{with_interval(labels.format)}, {labels.format.positive:,} + "
+        f"{labels.format.negative:,} chains.{above}",
+        f"A judge that sees the length alone: AUC {with_interval(labels.length)}, the right "
+        f"verdict of three on {labels.length_accuracy:%} %.",
     ]
 
 
