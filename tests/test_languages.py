@@ -9,7 +9,7 @@ import pytest
 import spacy
 
 from dto.drqa.answers import numbered_answers
-from dto.drqa.split import alike, others, split
+from dto.drqa.split import alike, others, quoted, split
 from dto.drqa.wording import wording
 from dto.errors import DtoError, RecipeError
 from dto.exits.monitor import Monitor, cue_at_end
@@ -159,6 +159,20 @@ def test_numbered_answers_are_read(languages: Languages) -> None:
     assert [each.answer for each in numbered_answers(text, 3, languages)] == ["72", "10", "12"]
     inline = "Also ist 1. \\boxed{72} und 2. \\boxed{10} und 3. \\boxed{12}"
     assert [each.answer for each in numbered_answers(inline, 3, languages)] == ["72", "10", "12"]
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Wie viele große Äpfel können fünf müde Gärtner täglich pflücken?",
+        "Сколько яблок могут собрать пять усталых садовников за один день?",
+    ],
+)
+def test_a_quotation_is_found_in_any_letters(sentence: str) -> None:
+    assert quoted(f"Also: {sentence}", "Was ist 2 + 2?", [sentence])
+    assert not quoted(f"Also: {sentence}", sentence, [sentence])
+    half = " ".join(sentence.split()[:6])
+    assert not quoted(half, "Was ist 2 + 2?", [sentence])
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from dto.languages import DEFAULT, Languages
 from dto.records import Span
 from dto.text import closing_brace
 
+_LETTERS = r"a-zß-öø-ɏ\u0400-\u1fff"  # of words, in lower case; Greek letters are variables
 LEAD = 60
 """Largest number of characters before the mention in a heading."""
 _LEAD = re.compile(r"[^\d.!?:：。！？=\n]*")
@@ -115,7 +116,7 @@ def _counted(text: str, questions: Sequence[str]) -> list[Mention] | None:
 
 
 def _words(text: str) -> set[str]:
-    return set(re.findall(r"[a-z]{3,}|\d+|[\u4e00-\u9fff]{2}", text.lower()))
+    return set(re.findall(rf"[{_LETTERS}]{{3,}}|\d+|[\u4e00-\u9fff]{{2}}", text.lower()))
 
 
 SHARED = 500
@@ -182,7 +183,7 @@ _MARKUP = re.compile(
     re.MULTILINE,
 )
 _SENTENCES = re.compile(r"(?<=[.!?])\s|(?<=[。！？])")
-_PIECES = re.compile(r"[a-z0-9]+|[\u4e00-\u9fff]", re.IGNORECASE)
+_PIECES = re.compile(rf"[{_LETTERS}0-9]+|[\u4e00-\u9fff]")
 
 
 def alike(text: str, number: int | None = None, languages: Languages = DEFAULT) -> str:
