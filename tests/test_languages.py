@@ -196,8 +196,8 @@ REFUSED = {
     "spaces = true\n[roles]\nwiat = ['x']": "wiat",
     "spaces = true\n[cues.doubt]\nstrong = ['x']": "doubt",
     "spaces = true\n[questions]\nnamed = ['frage (']": "questions.named 'frage (': missing )",
-    "spaces = true\n[questions]\nnamed = ['frage']": "has 0 groups",
-    "spaces = true\n[questions]\nclosings = ['(x)']": "has 1 groups",
+    "spaces = true\n[questions]\nnamed = ['frage']": "it has 0 groups",
+    "spaces = true\n[questions]\nclosings = ['(x)']": "it has 1 groups",
     "spaces = maybe": "Invalid value (at line 1",
 }
 
@@ -217,6 +217,15 @@ def test_a_missing_file_is_refused_with_the_recipe_but_not_for_a_finished_run() 
     with pytest.raises(RecipeError, match=r"'klingon\.toml' cannot be read"):
         make_recipe(dict(data))
     assert make_recipe(dict(data), imports=False).language_files == ("klingon.toml",)
+
+
+async def test_a_file_that_is_gone_is_named_when_a_run_goes_on() -> None:
+    segmenter = Segmenter()
+    try:
+        with pytest.raises(DtoError, match=r"'klingon\.toml' cannot be read"):
+            await segmenter.cut("Es ist 5. Warte, nein.", "cue", ("en", "klingon.toml"))
+    finally:
+        segmenter.close()
 
 
 def test_a_number_in_no_list_is_named(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class Wording:
     """The compiled expressions of several languages. Attributes are named as the keys of a file."""
 
     def __init__(self, languages: Languages) -> None:
-        """Compile them. Raises ValueError as :func:`dto.languages.load_language` does."""
+        """Compile them. Raises LanguageError as :func:`dto.languages.load_language` does."""
         self._languages = languages
 
         def joined(key: QuestionKey) -> str:

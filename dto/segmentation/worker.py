@@ -54,7 +54,7 @@ def segment_text(
 
     With granularity `pattern` a segment begins at each new thinking pattern, with `cue` at each cue
     at the start of a sentence. The segments tile `text`. The first has no cue and the kind
-    `opening`; an empty text has no segments. Raises ValueError for a language that cannot be read.
+    `opening`; an empty text has no segments. Raises LanguageError for a missing or wrong language.
     """
     with _ONE_AT_A_TIME:
         return segment_texts([text], granularity, languages)[0]
