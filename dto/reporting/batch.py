@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import nan
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 from matplotlib.figure import Figure
 
 from dto import statistics
-from dto.drqa.probe import BOUND, Probe, format_probe, length_accuracy, length_probe, told
+from dto.drqa.probe import BOUND, Probe, format_probe, length_accuracy, length_probe, with_interval
 from dto.records import derive
 from dto.reporting.evaluation import Arm, Figures, by_difficulty, too_many_failed
 from dto.reporting.funnel import right
@@ -43,6 +44,8 @@ class Labels:
     format: Probe
     length: Probe
     length_accuracy: Estimate
+    missing_languages: tuple[str, ...] = ()
+    """Files that the recipe names and that are gone; the format was read without them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,13 +189,16 @@ def _labels(run: RunReader) -> Labels:
         chosen += sorted(ids, key=lambda row_id: derive(run.recipe.seed, row_id, "probe"))[:MOST]
     judged = table.filter(pl.col("id").is_in(chosen)).sort("id").collect()
     concise, problems = (judged["verdict"] == "concise").to_list(), judged["problem_id"].to_list()
+    missing = tuple(name for name in run.recipe.language_files if not Path(name).is_file())
+    languages = tuple(name for name in run.recipe.languages if name not in missing)
     return Labels(
         counts=counts,
-        format=format_probe(judged["chain"].to_list(), concise, problems),
+        format=format_probe(judged["chain"].to_list(), concise, problems, languages),
         length=length_probe(judged["length"].to_list(), concise, problems),
         length_accuracy=length_accuracy(
             light["length"].to_list(), light["verdict"].to_list(), light["problem_id"].to_list()
         ),
+        missing_languages=missing,
     )
 
 
@@ -268,13 +274,15 @@ def _counts(counts: Mapping[str, Mapping[str, int]]) -> Table:
 
 
 def _told_by(labels: Labels) -> list[str]:
-    above = f" Above {BOUND} the format may tell the origin." if labels.format.tells else ""
+    above = f" Above {BOUND} the format may tell the origin." if labels.format.predicts else ""
+    if labels.missing_languages:
+        above += f" Without the missing files of languages {', '.join(labels.missing_languages)}."
     return [
         f"AUC of concise against verbose chains, by their format without length: "
-        f"{told(labels.format)}, {labels.format.positive:,} + {labels.format.negative:,} chains."
-        f"{above}",
-        f"A judge that sees the length alone: AUC {told(labels.length)}, the right verdict of "
-        f"three on {labels.length_accuracy:%} %.",
+        f"{with_interval(labels.format)}, {labels.format.positive:,} + "
+        f"{labels.format.negative:,} chains.{above}",
+        f"A judge that sees the length alone: AUC {with_interval(labels.length)}, the right "
+        f"verdict of three on {labels.length_accuracy:%} %.",
     ]
 
 

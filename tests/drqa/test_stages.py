@@ -318,7 +318,7 @@ def test_no_local_path_is_passed_on_with_why_chains_were_not_cut(run):
 def test_more_questions_than_there_are(tmp_path):
     recipe = Recipe.model_validate(RECIPE | {"batch": {"k": [25]}})
     held = open_run(tmp_path / "run", recipe)
-    with pytest.raises(DtoError, match=r"batch\.k 25 is more than the 24 questions"):
+    with pytest.raises(DtoError, match=r"batch\.k 25 is larger than the 24 questions"):
         run_stages(held, ("problems", "batch"))
     held.close()
 
@@ -326,8 +326,8 @@ def test_more_questions_than_there_are(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "stages", "message"),
     [
-        ({"batch": {}}, ("problems", "batch"), r"batch\.k names no number"),
-        ({"label": {"k": [3]}}, ("label",), r"label\.k 3 is no number of questions in batch\.k"),
+        ({"batch": {}}, ("problems", "batch"), r"batch\.k is empty"),
+        ({"label": {"k": [3]}}, ("label",), r"label\.k 3 is not in batch\.k"),
     ],
 )
 def test_settings_that_ask_for_nothing(tmp_path, run, settings, stages, message):
