@@ -14,6 +14,7 @@ from dto.protocols import Sampling
 from tests.engines.served import Served
 
 SAMPLED = Sampling(max_tokens=60, temperature=1.0, top_p=0.95, seed=7, logprobs=2)
+SHORT = Sampling(max_tokens=8, temperature=0.0)
 
 
 @pytest.fixture
@@ -71,12 +72,12 @@ async def test_results_are_those_of_one_bit_for_bit(
 async def test_what_begins_alike_finds_its_beginning_again(
     two: None, nano: Served, prompts: list[list[int]]
 ) -> None:
-    long = [each for each in prompts if len(each) >= 48]
-    assert len(long) >= 8
+    long = [each for each in prompts if len(each) >= 48][:6]
+    assert len(long) == 6
     async with nano.engine(slots=64) as engine:
         for prompt in long:
-            (first,) = await engine.complete(prompt, SAMPLED)
-            (again,) = await engine.complete([*prompt, *first.token_ids[:20]], SAMPLED)
+            (first,) = await engine.complete(prompt, SHORT)
+            (again,) = await engine.complete([*prompt, *first.token_ids], SHORT)
             assert again.cached_tokens >= len(prompt) // 16 * 16
 
 
@@ -91,7 +92,8 @@ async def test_a_beginning_that_all_share_keeps_no_worker_idle(
         ]
         await asyncio.sleep(0)
         assert min(busy(engine)) >= 10
-        assert all(row.finish_reason == "length" for task in tasks for row in await task)
+        answers = await asyncio.gather(*tasks)
+    assert {row.finish_reason for rows in answers for row in rows} == {"length"}
 
 
 async def test_what_is_left_or_closed_is_forgotten(

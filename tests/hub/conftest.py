@@ -17,7 +17,7 @@ from dto.hub.publish import publish
 from dto.hub.upload import Uploaded
 from dto.pipeline import open_run
 from dto.recipe import load_recipe
-from dto.runs.run import Run, agree
+from dto.runs.run import OpenRun, agree
 from tests.hub.server import WRITER, Hub, serving
 
 
@@ -31,7 +31,7 @@ def run_path(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Iterator[Run]:
+) -> Iterator[OpenRun]:
     """The finished run that DTO_QUICKSTART names, copied; without it the small one."""
     named = os.environ.get("DTO_QUICKSTART")
     source = Path(named) if named else request.getfixturevalue("small_run")
@@ -44,7 +44,7 @@ def finished(
 
 
 @pytest.fixture
-def run(run_path: Path) -> Iterator[Run]:
+def run(run_path: Path) -> Iterator[OpenRun]:
     opened = open_run(run_path, load_recipe(run_path / "recipe.yaml"), recompute=agree)
     yield opened
     opened.close()
@@ -71,7 +71,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield served
 
 
-def sent(run: Run, name: str, **settings: Any) -> Uploaded:
+def sent(run: OpenRun, name: str, **settings: Any) -> Uploaded:
     """Publish a run; what the Hub made of it."""
     uploaded = publish(run, name, **settings).uploaded
     assert uploaded is not None
