@@ -4,7 +4,8 @@ A child imports no torch, so that it starts in a second. One JSON object a line:
 "prediction": …}` in, `{"equal": true}` or `{"error": …}` out; `{"ready": true}` comes first. The
 kernel ends it (SIGPROF) when one comparison has used its CPU time, also inside a big-integer power
 that no Python signal handler could interrupt. CPU time, not wall time: a busy machine does not
-change a grade. It ends with its parent.
+change a grade. It ends with its parent. Windows knows no such limits: there a comparison has
+`_WALL_FACTOR` times its CPU time in wall time, and its memory is not bounded.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import gc
 import json
 import logging
 import os
-import resource
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -34,7 +34,7 @@ UNREADABLE_GOLD = "unreadable_gold"
 _START_SECONDS = 120.0  # importing sympy on a machine that is busy with something else
 _WALL_FACTOR = 60.0  # a child that has not even used its CPU time after that is stuck
 _ENDED_BY: dict[int, str] = {
-    signal.SIGPROF: "grader_timeout",
+    getattr(signal, "SIGPROF", 0): "grader_timeout",
     signal.SIGSEGV: "grader_memory",  # the C stack
     signal.SIGABRT: "grader_memory",  # how C libraries meet the limit on memory
 }
@@ -167,8 +167,7 @@ def serve(module: str, cpu_seconds: float) -> None:
     """
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent decides
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    _limit_memory()
     logging.disable(logging.CRITICAL)
     equal: Callable[[str, str | None], bool] = import_module(module).equal
     equal("x+1", "1+x")  # the first comparison builds the parser
@@ -177,7 +176,7 @@ def serve(module: str, cpu_seconds: float) -> None:
     print('{"ready": true}', flush=True)
     for line in sys.stdin:
         request: dict[str, Any] = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+        _limit_time(cpu_seconds)
         try:
             reply: dict[str, object] = {"equal": equal(request["gold"], request["prediction"])}
         except UnreadableError:
@@ -189,5 +188,19 @@ def serve(module: str, cpu_seconds: float) -> None:
             reply = {"error": UNREADABLE_GOLD} if alone else {"equal": False}
         except Exception as error:
             reply = {"error": f"grader_error: {type(error).__name__}"}
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        _limit_time(0)
         print(json.dumps(reply), flush=True)
+
+
+def _limit_memory() -> None:
+    """Bound the address space of this process, where the system can."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+
+
+def _limit_time(cpu_seconds: float) -> None:
+    """Let the kernel end this process after so much CPU time, where it can; 0: not any more."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
