@@ -57,7 +57,7 @@ def check(verdicts: list[Verdict], segments: Sequence[Segment], judge: str) -> N
         if not is_verdict or not isfinite(verdict.score) or verdict.segment not in judged:
             raise DtoError(
                 f"prune.judge {judge!r} returned {verdict!r}: it returns a list with at most one "
-                f"dto.Verdict for each of segments[1:-1], here {sorted(judged)}"
+                "dto.Verdict for each of segments[1:-1]"
             )
         judged.remove(verdict.segment)
 
