@@ -16,10 +16,11 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from dto.errors import DtoError, RecipeError
 from dto.extension import NO_IMPORTS, ExtensionSettings, Settings, explain, name_of
+from dto.languages import DEFAULT, Languages, load_language
 from dto.prompts import RESERVED, Argument, families
 from dto.records import AnswerKind
 from dto.sequential import MOST_BOUNDARIES, share, zone
@@ -271,6 +272,7 @@ class Recipe(Settings):
     name: str
     seed: int = 0
     window: Count = 512  # rows under way at once
+    languages: Annotated[Languages, Field(min_length=1)] = DEFAULT  # or paths of files
     model: ModelSettings = ModelSettings()
     judge: JudgeSettings | None = None  # of prune.judge llm or an import path; None: the policy
     problems: ProblemSettings = ProblemSettings()
@@ -288,6 +290,19 @@ class Recipe(Settings):
     calibrate: CalibrateSettings = CalibrateSettings()
     pilot: PilotSettings = PilotSettings()
     compare: CompareSettings = CompareSettings()
+
+    @field_validator("languages")
+    @classmethod
+    def _languages_can_be_read(cls, languages: Languages, info: ValidationInfo) -> Languages:
+        if (info.context or {}).get("imports", True):
+            for name in languages:
+                load_language(name)
+        return languages
+
+    @property
+    def language_files(self) -> tuple[str, ...]:
+        """The paths among the languages."""
+        return tuple(name for name in self.languages if name not in DEFAULT)
 
     @model_validator(mode="after")
     def _verdicts_are_written(self) -> Recipe:
