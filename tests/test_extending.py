@@ -185,12 +185,12 @@ def test_a_run_whose_package_is_missing_is_reported_and_viewed(tmp_path: Path) -
     for section in SECTIONS.values():
         (tmp_path / section.module).write_text(section.code, encoding="utf-8")
         example.recipe = merged(example.recipe, section.recipe)
-    example.write()
-    example.dto("sample")
+    example.write({"train": {"method": "none"}})
+    example.dto("run")
     (tmp_path / "my_package").rename(tmp_path / "elsewhere")
-    assert "sample" in example.dto("report", target="run")
+    assert "evaluate" in example.dto("report", target="run")
     assert "view.html" in example.dto("view", "--no-open", target="run")
-    message = example.refused("sample", target="run")
+    message = example.refused("run", target="run")
     assert "module 'my_package' is not installed: install its package, or start in" in message
 
 
