@@ -224,6 +224,9 @@ class Thing(dto.Settings):
 
 def function(*arguments):
     raise NotImplementedError
+
+class Plain(dto.Settings):
+    limit: int = 3
 """,
     "extensions/needy.py": "import no_such_dependency",
     "extensions/broken.py": "1 / 0",
@@ -245,6 +248,7 @@ MISTAKES = [  # name, settings, the key that the message names, the message
     ("extensions.good:Thing", {"limt": 3}, "_settings", "unknown key 'limt' (did you mean 'limit'"),
     ("extensions.good:Thing", {"limit": "x"}, "_settings", "limit = 'x': Input should be a valid"),
     ("extensions.good:function", {"limit": 3}, "_settings", "is not a subclass of dto.Settings"),
+    ("extensions.good:Plain", {}, "_settings", "cannot be called: name a function or a class with"),
     (None, {"limit": 3}, "_settings", "does not read limit: the other keys of this group are its"),
 ]
 
