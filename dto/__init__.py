@@ -9,7 +9,7 @@ three papers are rooms of the seams.
 
     core      records recipe settings extension text tags prompts context trajectories
               rollouts protocols errors concurrency tables usage sequential
-              segmentation stages judges exits runs
+              languages segmentation stages judges exits runs
     seams     engines grading training tasks drqa nano policies baselines studies statistics source
     pipeline  pipeline
     shell     reporting compare calibration forecast redact viewer hub api commands

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from dto.concurrency import die_with_parent
 from dto.errors import DtoError
+from dto.languages import DEFAULT, Languages
 from dto.segmentation.patterns import Granularity, TextSegment
 
 if TYPE_CHECKING:
@@ -30,9 +31,11 @@ _ONE_AT_A_TIME = threading.Lock()
 MAX_WORDS = 500_000  # distinct ones, in a pipeline's life: about 30 MB
 
 
-def segment_texts(texts: Sequence[str], granularity: Granularity) -> list[list[TextSegment]]:
+def segment_texts(
+    texts: Sequence[str], granularity: Granularity, languages: Languages = DEFAULT
+) -> list[list[TextSegment]]:
     """Segment each text; see :func:`segment_text`."""
-    nlp, cuts = pipeline(granularity), list[list[TextSegment]]()
+    nlp, cuts = pipeline(granularity, languages), list[list[TextSegment]]()
     # Without a memory zone the vocabulary keeps every new word of every trace.
     with nlp.memory_zone():
         for text in texts:
@@ -44,7 +47,9 @@ def segment_texts(texts: Sequence[str], granularity: Granularity) -> list[list[T
     return cuts
 
 
-def segment_text(text: str, granularity: Granularity = "pattern") -> list[TextSegment]:
+def segment_text(
+    text: str, granularity: Granularity = "pattern", languages: Languages = DEFAULT
+) -> list[TextSegment]:
     """Cut a thinking text into thinking patterns (2505.21765, section 3).
 
     `pattern` opens a segment where a new thinking pattern begins, `cue` at every cue at the start
@@ -52,11 +57,11 @@ def segment_text(text: str, granularity: Granularity = "pattern") -> list[TextSe
     text has none.
     """
     with _ONE_AT_A_TIME:
-        return segment_texts([text], granularity)[0]
+        return segment_texts([text], granularity, languages)[0]
 
 
 @cache
-def pipeline(granularity: Granularity) -> Language:
+def pipeline(granularity: Granularity, languages: Languages = DEFAULT) -> Language:
     """The blank spaCy pipeline with the pattern component."""
     import spacy
 
@@ -64,7 +69,7 @@ def pipeline(granularity: Granularity) -> Language:
 
     nlp = spacy.blank("xx")
     nlp.max_length = sys.maxsize  # the limit guards parsers, and there is none here
-    nlp.add_pipe("dto_patterns", config={"granularity": granularity})
+    nlp.add_pipe("dto_patterns", config={"granularity": granularity, "languages": list(languages)})
     return nlp
 
 
@@ -79,7 +84,7 @@ def start() -> None:
         die_with_parent(parent.pid)
     modules: dict[str, Any] = sys.modules
     modules.setdefault("torch", None)
-    pipeline("pattern")
+    pipeline("pattern", DEFAULT)
 
 
 class Segmenter:
@@ -88,7 +93,9 @@ class Segmenter:
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
 
-    async def cut(self, text: str, granularity: Granularity) -> list[TextSegment]:
+    async def cut(
+        self, text: str, granularity: Granularity, languages: Languages = DEFAULT
+    ) -> list[TextSegment]:
         """The thinking patterns of a text, as :func:`segment_text` gives them.
 
         Raises DtoError when a process was killed.
@@ -96,7 +103,9 @@ class Segmenter:
         self._pool = self._pool or _started()
         loop = asyncio.get_running_loop()
         try:
-            cuts = await loop.run_in_executor(self._pool, segment_texts, [text], granularity)
+            cuts = await loop.run_in_executor(
+                self._pool, segment_texts, [text], granularity, languages
+            )
         except BrokenExecutor:
             raise DtoError(
                 "a segmentation process was killed, probably for memory: run again, what "

@@ -90,13 +90,13 @@ def test_any_stage_is_computed_again_to_the_same(stage: str, run: OpenRun, hub: 
     assert same_tables(run.path, OUT)
 
 
-def test_a_half_of_a_run_is_ended_elsewhere(run: OpenRun, hub: Hub, whole: Path) -> None:
+def test_a_half_of_a_run_is_ended_elsewhere(run: OpenRun, hub: Hub, small_run: Path) -> None:
     for stage in ("prune", "pair", "train", "evaluate"):
         run.set_aside(stage)
     publish(run, NAME)
     pull(NAME, OUT)
     go_on(OUT, *TABLES[:-1])
-    assert same_tables(whole, OUT, TABLES[:-1])
+    assert same_tables(small_run, OUT, TABLES[:-1])
 
 
 def test_weights_come_apart(run: OpenRun, hub: Hub) -> None:
