@@ -17,7 +17,7 @@ from dto.recipe import load_recipe
 from dto.reporting.report import measure
 from dto.runs import manifest
 from dto.runs.run import OpenRun
-from tests.hub.conftest import ROOT
+from tests.conftest import ROOT
 from tests.hub.server import OWNER, Fault, Hub
 from tests.hub.test_publish import KEY, NAME, leaky
 

@@ -23,7 +23,7 @@ from dto.runs.run import OpenRun
 from dto.viewer.data import RunTables
 from dto.viewer.page import answers_line
 from tests.commands import told
-from tests.hub.conftest import ROOT
+from tests.conftest import ROOT
 from tests.hub.server import Hub
 from tests.hub.test_preferences import datasets_there, put
 from tests.hub.test_publish import NAME, published
