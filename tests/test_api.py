@@ -67,7 +67,7 @@ import dto
 
 async def work(problem: dto.Problem, ctx: dto.Context) -> None:
     reveal_type(await dto.sample(problem, ctx))
-    reveal_type(await dto.grade_async("5", "5"))
+    reveal_type((await dto.grade_async("5", "5")).answer)
 
 run = dto.run("quickstart", {"problems.train": 12})
 reveal_type(run)
@@ -86,14 +86,14 @@ dto.nothing
 """
 REVEALED = [
     "list[dto.records.Trajectory | dto.records.Dropped]",
-    "dto.protocols.Graded",
+    "str",
     "dto.api.Run",
     "dto.reporting.report.Report",
     "pathlib.Path",
     "Iterator[dto.records.Trajectory]",
     "dto.recipe.Recipe",
     "str",
-    "Literal['correct', 'wrong', 'truncated', 'failed']",
+    "Literal['correct'] | Literal['wrong'] | Literal['truncated'] | Literal['failed']",
     "int",
 ]
 MISTAKES = ["arg-type", "arg-type", "arg-type", "call-arg", "attr-defined"]
