@@ -283,7 +283,7 @@ def test_a_run_without_a_model(tmp_path: Path) -> None:
         _ = run.model_path
     with pytest.raises(dto.DtoError, match="pair"):
         run.pairs()
-    with pytest.raises(dto.DtoError, match="not been evaluated"):
+    with pytest.raises(dto.DtoError, match="dto evaluate"):
         run.report()
 
 
