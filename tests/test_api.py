@@ -324,6 +324,21 @@ def test_a_program_of_the_document(
     assert printed in capsys.readouterr().out.replace("Span(start=", "(").replace("end=", "")
 
 
+def test_a_task_a_rule_and_a_reward_of_a_module(tmp_path: Path) -> None:
+    module, code = programs()[OWN]
+    (recipe,) = re.findall(r"^```yaml\n(.*?)^```$", DOCUMENT.read_text("utf-8"), re.M | re.S)
+    for name, text in (("mine.py", module), ("mine.yaml", recipe)):
+        assert text.startswith(f"# {name}\n")
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    printed = script(tmp_path, code.replace('"mine.yaml"', f'"mine.yaml", {SMALL}'))
+    assert printed.startswith("mine: 4 test problems × 1 sample\n")
+    run = dto.Run(tmp_path / "runs/mine")
+    assert {(row.task, row.rule) for row in run.rows("problems", dto.Problem)} == {
+        ("sums", "mine:same")
+    }
+    assert run.recipe.train.reward == "mine:brief" and run.model_path.is_dir()
+
+
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "responses.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
