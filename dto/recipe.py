@@ -21,7 +21,6 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from dto.errors import DtoError, RecipeError
 from dto.extension import NO_IMPORTS, Settings, explain
 from dto.prompts import RESERVED, Argument, families
-from dto.records import AnswerKind
 from dto.sequential import MOST_BOUNDARIES, share, zone
 from dto.settings import BatchSettings as BatchSettings
 from dto.settings import CalibrateSettings as CalibrateSettings
@@ -164,7 +163,7 @@ class ProblemSettings(Settings):
     revision: str | None = None
     test_source: str | None = None
     task: str | None = None  # its name in the tables; one of dto.tasks: rows are read as its rows
-    answer_kind: AnswerKind | None = None  # or math
+    rule: str | None = None  # or math
     question_field: str | None = None  # or problem
     answer_field: str | None = None  # or answer
     prompt: str | None = None  # file of prompts/; or that of the answer kind

@@ -35,7 +35,6 @@ def content_id(*parts: str) -> str:
     return hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).hexdigest()
 
 
-AnswerKind = Literal["math", "choice", "code"]
 Split = Literal["train", "dev", "test"]
 Grade = Literal["correct", "wrong", "truncated", "failed"]
 FinishReason = Literal["stop", "length", "failed"]
@@ -75,7 +74,7 @@ class Problem:
     split: Split
     question: str
     answer: str
-    answer_kind: AnswerKind = "math"
+    rule: str = "math"
     metadata: dict[str, str] = field(default_factory=dict)
     prompt: str = "solve"  # the prompt that asks it
 

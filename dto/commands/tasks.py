@@ -38,7 +38,7 @@ def list_tasks() -> None:
     for task in TASKS.values():
         subset = f" ({task.subsets[0]})" if task.subsets[0] and len(task.subsets) == 1 else ""
         given = "/".join(task.splits.values())
-        print(f"{task.name:<14}{task.answer_kind:<8}{given:<11}{task.hub}{subset}")
+        print(f"{task.name:<14}{task.rule:<8}{given:<11}{task.hub}{subset}")
         print(f"{'':<14}{task.citation}; revision {task.revision or 'main'}")
 
 

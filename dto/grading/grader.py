@@ -29,7 +29,7 @@ from dto.grading.harness import last_block
 from dto.grading.pool import UNREADABLE_GOLD, ComparisonError, WorkerPool
 from dto.grading.sandbox import Limits, Sandbox, SandboxError
 from dto.protocols import Graded
-from dto.records import NOT_RUN, AnswerKind, Dropped, Grade, Problem
+from dto.records import NOT_RUN, Dropped, Grade, Problem
 from dto.text import MAX_TEXT
 from dto.usage import give_up
 
@@ -39,7 +39,7 @@ logger = logging.getLogger("dto")
 class _Key(NamedTuple):
     gold: str
     answer: str
-    kind: AnswerKind
+    rule: str
     percent: bool = False  # the question asks for a percentage
 
 
@@ -51,14 +51,14 @@ _NO_ANSWER = ""  # the key under which it is known whether a gold answer can be 
 class Grader:
     r"""Decides whether answers equal gold answers. An async context manager.
 
-    In this order: equal strings; the cache over (gold, prediction, kind); `dto.grading.compare`;
+    In this order: equal strings; the cache over (gold, prediction, rule); `dto.grading.compare`;
     math-verify in a child process. No child is started before a comparison needs one. A comparison
     that is under way is shared by all who ask for it, and goes on when one of them is cancelled.
 
     27% equals 0.27 and 27\%, and not 27, unless the question asks for a percentage
     (`dto.grading.compare.asks_for_percentage`): say what the question was.
 
-    A gold answer of kind `code` is JSON: `prompt`, `test`, `entry_point`. Programs run in
+    A gold answer of rule `code` is JSON: `prompt`, `test`, `entry_point`. Programs run in
     `dto.grading.sandbox`, which says what that covers, and only where `allow_code_execution` is
     set: the tests decide, and a program that exceeds a limit is wrong (`time_limit`,
     `memory_limit`).
@@ -101,7 +101,7 @@ class Grader:
         self._sandbox = Sandbox(self._workers, code_limits) if allow_code_execution else None
 
     async def grade_conclusion(
-        self, conclusion: str, gold: str, kind: AnswerKind, question: str = ""
+        self, conclusion: str, gold: str, rule: str, question: str = ""
     ) -> Graded:
         """Grade the text after `</think>`, and only that.
 
@@ -109,27 +109,25 @@ class Grader:
         none is `wrong`. Where the gold answer is a list of as many parts as there are boxes that
         belong together, the boxes are one answer as well. Boxes linked by "or" must all be right.
         """
-        if kind == "code":
+        if rule == "code":
             return await self._grade_program(conclusion, gold)
-        graded = await self._grade(final_answer(conclusion, kind) or "", gold, kind, question)
-        if kind == "choice" or graded.grade == "failed":
+        graded = await self._grade(final_answer(conclusion, rule) or "", gold, rule, question)
+        if rule == "choice" or graded.grade == "failed":
             return graded
         boxes = final_boxes(conclusion)
         if len(boxes.answers) < 2:
             return graded
         if graded.grade == "wrong" and list_length(gold) == len(boxes.answers):
             wanted = f"({gold})" if boxes.link == "ordered" else gold
-            together = await self._grade(boxes.joined(), wanted, kind, question)
+            together = await self._grade(boxes.joined(), wanted, rule, question)
             return together if together.grade == "correct" else graded
         if graded.grade == "correct" and boxes.link in ("or", "list"):
             for answer in boxes.answers[:-1]:
-                if (await self._grade(answer, gold, kind, question)).grade != "correct":
+                if (await self._grade(answer, gold, rule, question)).grade != "correct":
                     return Graded("wrong", boxes.joined()[:MAX_ANSWER])
         return graded
 
-    async def grade_trial(
-        self, text: str, gold: str, kind: AnswerKind, question: str = ""
-    ) -> Graded:
+    async def grade_trial(self, text: str, gold: str, rule: str, question: str = "") -> Graded:
         r"""Grade a trial answer; `text` begins at the inducer's `\boxed` or at its brace.
 
         A brace that never closes is `truncated`, an empty answer `wrong`. What follows the closing
@@ -138,27 +136,25 @@ class Grader:
         answer = trial_answer(text)
         if answer is None:
             return Graded("truncated", "")
-        if kind == "code":
+        if rule == "code":
             return await self._grade_program(answer, gold)
-        return await self._grade(answer, gold, kind, question)
+        return await self._grade(answer, gold, rule, question)
 
-    async def grade_answer(
-        self, answer: str, gold: str, kind: AnswerKind, question: str = ""
-    ) -> Graded:
+    async def grade_answer(self, answer: str, gold: str, rule: str, question: str = "") -> Graded:
         """Grade an answer that has been extracted already."""
-        return await self._grade(answer.strip(), gold, kind, question)
+        return await self._grade(answer.strip(), gold, rule, question)
 
     @staticmethod
-    def final_answer(text: str, kind: AnswerKind) -> str | None:
+    def final_answer(text: str, rule: str) -> str | None:
         """The answer that a text boxes or states (`dto.grading.extract`); None: there is none."""
-        return final_answer(text, kind)
+        return final_answer(text, rule)
 
     @staticmethod
-    def same(answer: str, other: str, kind: AnswerKind) -> bool:
+    def same(answer: str, other: str, rule: str) -> bool:
         """Whether two answers are equal; those whose equality would take algebra are not."""
-        return compare(answer, other, kind) is True
+        return compare(answer, other, rule) is True
 
-    async def check_gold(self, gold: str, kind: AnswerKind, question: str = "") -> str:
+    async def check_gold(self, gold: str, rule: str, question: str = "") -> str:
         """Why no answer can be compared with a gold answer: `unreadable_gold…`; empty: any can.
 
         Numbers, letters and Chinese are decided at once. Else math-verify has to read the gold
@@ -167,11 +163,11 @@ class Grader:
         to be JSON with `prompt`, `test` and `entry_point`.
         """
         gold = gold.strip()
-        if kind == "code":
+        if rule == "code":
             return "" if _program(gold) else UNREADABLE_GOLD
         if not gold:
             return "no_gold_answer"
-        return await self._fault(_Key(gold, _NO_ANSWER, kind, asks_for_percentage(question)))
+        return await self._fault(_Key(gold, _NO_ANSWER, rule, asks_for_percentage(question)))
 
     async def __aenter__(self) -> Grader:
         """Nothing is started yet."""
@@ -193,22 +189,22 @@ class Grader:
             await self._pool.close()
             self._pool = None
 
-    async def _grade(self, answer: str, gold: str, kind: AnswerKind, question: str = "") -> Graded:
+    async def _grade(self, answer: str, gold: str, rule: str, question: str = "") -> Graded:
         gold = gold.strip()
         shown = answer[:MAX_ANSWER]
-        if kind == "code":
+        if rule == "code":
             return await self._grade_program(answer, gold)
         if not gold:
             return Graded("failed", shown, "no_gold_answer")
-        if answer == gold and decidable(gold, kind):
+        if answer == gold and decidable(gold, rule):
             return Graded("correct", shown)
-        key = _Key(gold, answer, kind, asks_for_percentage(question))
+        key = _Key(gold, answer, rule, asks_for_percentage(question))
         equal: bool | None = answer == gold
         known: _Result | None = None
         looked_at = not equal and answer and len(answer) <= max(MAX_ANSWER, 2 * len(gold))
         if looked_at:
             known = self._cache.get(key)
-            equal = compare(gold, answer, kind, percent=key.percent) if known is None else None
+            equal = compare(gold, answer, rule, percent=key.percent) if known is None else None
         if known is None and equal is not None:
             # Equal strings say nothing where every other answer would fail.
             fault = await self._fault(key)
@@ -242,7 +238,7 @@ class Grader:
 
     async def _fault(self, key: _Key) -> str:
         """What `check_gold` says of the key's gold answer."""
-        if decidable(key.gold, key.kind):
+        if decidable(key.gold, key.rule):
             return ""
         key = key._replace(answer=_NO_ANSWER)
         return (self._cache.get(key) or await self._shared(key))[1]
@@ -251,7 +247,7 @@ class Grader:
         """What one task finds out for all who ask."""
         task = self._running.get(key)
         if task is None:
-            task = asyncio.create_task(self._run(key) if key.kind == "code" else self._verify(key))
+            task = asyncio.create_task(self._run(key) if key.rule == "code" else self._verify(key))
             self._running[key] = task
             task.add_done_callback(lambda _: self._running.pop(key, None))
         return await asyncio.shield(task)
@@ -297,7 +293,7 @@ class Grader:
 
 
 def _program(gold: str) -> list[str] | None:
-    """Prompt, test and entry point of a gold answer of kind `code`; None where they are not it."""
+    """Prompt, test and entry point of a gold answer of rule `code`; None where they are not it."""
     try:
         fields = json.loads(gold)
         return [str(fields[name]) for name in ("prompt", "test", "entry_point")]
@@ -316,7 +312,7 @@ def unreadable_golds(problems: Sequence[Problem]) -> dict[str, Dropped]:
     the denominator. Blocks until all are checked: numbers and letters at once, in milliseconds for
     thousands; the rest by child processes, some milliseconds of CPU time each.
     """
-    slow = [row for row in problems if not decidable(row.answer.strip(), row.answer_kind)]
+    slow = [row for row in problems if not decidable(row.answer.strip(), row.rule)]
     if not slow:
         return {}
     # In a thread of its own: this is called with and without an event loop.
@@ -331,7 +327,7 @@ def unreadable_golds(problems: Sequence[Problem]) -> dict[str, Dropped]:
 
 async def _check_all(problems: Sequence[Problem]) -> list[str]:
     async with Grader() as grader:
-        jobs = (grader.check_gold(row.answer, row.answer_kind, row.question) for row in problems)
+        jobs = (grader.check_gold(row.answer, row.rule, row.question) for row in problems)
         return await gather_bounded(jobs, _AT_ONCE)
 
 

@@ -76,7 +76,7 @@ async def grade_response(response: ExitedResponse, problem: Problem, ctx: Contex
     if not response.complete:
         return Graded("truncated", "", "")
     return await ctx.grader.grade_conclusion(
-        response.conclusion, problem.answer, problem.answer_kind, problem.question
+        response.conclusion, problem.answer, problem.rule, problem.question
     )
 
 
@@ -133,7 +133,7 @@ def _reads(recipe: Recipe) -> tuple[str, ...]:
 
 def _settings(recipe: Recipe) -> tuple[str, ...]:
     # Answers to test sets are kept by the problem's id, which depends on neither of these.
-    further = ("problems.answer_kind", "problems.prompt") if recipe.evaluate.tasks else ()
+    further = ("problems.rule", "problems.prompt") if recipe.evaluate.tasks else ()
     return ("evaluate.", *further)
 
 

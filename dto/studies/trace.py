@@ -25,7 +25,7 @@ from dto.exits.monitor import ENTROPY_LOGPROBS, Monitor
 from dto.exits.path import ExitedResponse, ResponsePath
 from dto.protocols import Sampling
 from dto.recipe import ExitSettings, TraceSettings
-from dto.records import AnswerKind, FinishReason, Grade, Problem, Span, Trajectory
+from dto.records import FinishReason, Grade, Problem, Span, Trajectory
 from dto.rollouts import answer_inducer
 from dto.runs.reader import RunReader
 from dto.runs.stage import ANSWERING, Card, Group, Stage, always
@@ -98,7 +98,7 @@ class Trace:
 
     id: str  # problem id / sample index
     problem_id: str
-    answer_kind: AnswerKind
+    rule: str
     sample: int
     seed: int
     prompt_tokens: int
@@ -189,7 +189,7 @@ async def _traced(
     return Trace(
         id=Trajectory.make_id(problem.id, sample),
         problem_id=problem.id,
-        answer_kind=problem.answer_kind,
+        rule=problem.rule,
         sample=sample,
         seed=sampling.seed,
         prompt_tokens=len(prompt),

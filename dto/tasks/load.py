@@ -168,7 +168,7 @@ def _parts(source: str, settings: ProblemSettings) -> list[_Part]:
     fields_are_set = settings.question_field or settings.answer_field
     plain = (
         replace(task, question="problem", answer="answer", gold=text)
-        if source not in TASKS and task.answer_kind == "math" and not fields_are_set
+        if source not in TASKS and task.rule == "math" and not fields_are_set
         else None
     )
     parts, names = [], []
@@ -205,7 +205,7 @@ def _task_of(source: str, settings: ProblemSettings) -> Task:
         name=settings.task or task.name,
         question=settings.question_field or task.question,
         answer=settings.answer_field or task.answer,
-        answer_kind=settings.answer_kind or task.answer_kind,
+        rule=settings.rule or task.rule,
         prompt=settings.prompt or task.prompt,
     )
 
@@ -213,7 +213,7 @@ def _task_of(source: str, settings: ProblemSettings) -> Task:
 def prompt_of(settings: ProblemSettings) -> str:
     """The name of the prompt that asks the questions of `settings.source`."""
     task = _task_of(settings.source, settings)
-    return task.prompt or PROMPTS[task.answer_kind]
+    return task.prompt or PROMPTS[task.rule]
 
 
 def _is_plain(row: Row, task: Task) -> bool:

@@ -134,7 +134,7 @@ TEST = Stage(
         "evaluate.limit",
         "problems.question_field",
         "problems.answer_field",
-        "problems.answer_kind",
+        "problems.rule",
         "problems.near_duplicates",
     ),
     groups=_test_groups,

@@ -13,11 +13,11 @@ from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 from dto.prompts import render
-from dto.records import AnswerKind, Problem, Split, content_id, derive
+from dto.records import Problem, Split, content_id, derive
 
 Row = Mapping[str, Any]
 
-PROMPTS: Mapping[AnswerKind, str] = {
+PROMPTS: Mapping[str, str] = {
     "math": "solve",
     "choice": "solve_choice",
     "code": "solve_code",
@@ -88,7 +88,7 @@ class Task:
     gold: Callable[[Row, str], str] = text
     options: Callable[[Row], Options] | None = None
     seed: int | None = None
-    answer_kind: AnswerKind = "math"
+    rule: str = "math"
     prompt: str | None = None  # file of prompts/ that asks the question; None: that of the kind
     kept: tuple[str, ...] | None = None  # fields for the metadata; None: all texts and numbers
 
@@ -110,9 +110,9 @@ class Task:
             "train",
             question,
             answer,
-            self.answer_kind,
+            self.rule,
             metadata,
-            self.prompt or PROMPTS[self.answer_kind],
+            self.prompt or PROMPTS[self.rule],
         )
 
     def _metadata(self, row: Row) -> dict[str, str]:

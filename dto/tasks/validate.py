@@ -152,7 +152,7 @@ async def _graded_correct(
 ) -> Finding | None:
     kind, answer = near_miss
     conclusion = rf"\boxed{{{answer}}}"
-    graded = await grader.grade_conclusion(conclusion, row.answer, row.answer_kind, row.question)
+    graded = await grader.grade_conclusion(conclusion, row.answer, row.rule, row.question)
     if graded.grade != "correct":
         return None
     return Finding(where, kind, f"{_shown(answer)} for {_shown(row.answer)}")
@@ -163,7 +163,7 @@ async def _judged(found: Found, grader: Grader) -> GoldKind | Finding:
     row = found.row
     if isinstance(row, Dropped):
         return Finding(found.where, row.reason, row.detail.removeprefix(found.where).strip())
-    if row.answer_kind == "code":
+    if row.rule == "code":
         reference = row.metadata.get("canonical_solution", "")
         if not reference:
             return Finding(found.where, "no_reference", "has no canonical_solution to be run")
@@ -171,15 +171,15 @@ async def _judged(found: Found, grader: Grader) -> GoldKind | Finding:
         conclusion = f"```python\n{program.rstrip()}\n```"
     else:
         conclusion = rf"\boxed{{{row.answer}}}"
-    graded = await grader.grade_conclusion(conclusion, row.answer, row.answer_kind)
-    whole = row.answer_kind == "math" and graded.answer == row.answer.strip()
+    graded = await grader.grade_conclusion(conclusion, row.answer, row.rule)
+    whole = row.rule == "math" and graded.answer == row.answer.strip()
     if graded.grade != "correct" and not (whole and graded.reason.startswith(UNREADABLE_GOLD)):
         why = f"{graded.grade}, {graded.reason}" if graded.reason else graded.grade
-        shown = "its reference solution" if row.answer_kind == "code" else _shown(row.answer)
+        shown = "its reference solution" if row.rule == "code" else _shown(row.answer)
         return Finding(found.where, "not_itself", f"{shown} is graded {why} against itself")
-    if row.answer_kind == "code":
+    if row.rule == "code":
         return "program"
-    if row.answer_kind == "choice":
+    if row.rule == "choice":
         letter = row.answer.strip("() .")
         if len(letter) == 1 and letter in ascii_uppercase:
             return "letter"
@@ -216,9 +216,9 @@ async def _other_answer(
 ) -> Finding | None:
     """What is wrong with a question that came before, where its answer is another one here."""
     before, answer = known
-    if row.answer == answer or row.answer_kind == "code":
+    if row.answer == answer or row.rule == "code":
         return None
-    graded = await grader.grade_conclusion(rf"\boxed{{{row.answer}}}", answer, row.answer_kind)
+    graded = await grader.grade_conclusion(rf"\boxed{{{row.answer}}}", answer, row.rule)
     if graded.grade == "correct":
         return None
     detail = f"the question of {before}, where the answer is {_shown(answer)}"
