@@ -30,7 +30,7 @@ from dto.engines.models import load_tokenizer
 from dto.engines.shared import check
 from dto.errors import DtoError, EngineError, RunConflictError, disk_errors
 from dto.grading import Grader
-from dto.prompts import JUDGE, PUT_IN, check_template, purpose, render
+from dto.prompts import INSERTED, JUDGE, check_template, purpose, render
 from dto.protocols import Engine
 from dto.recipe import ModelSettings, Recipe
 from dto.records import Dropped
@@ -44,7 +44,7 @@ from dto.stages import estimate, evaluate, optimize, pair, prune, sample, segmen
 from dto.studies import pilot, trace
 from dto.tags import (
     FOREIGN,
-    KNOWN,
+    KNOWN_TAGS,
     as_yaml,
     own_ids,
     shown_tags,
@@ -120,7 +120,7 @@ def shown_prompts(
     solve = "solve" if recipe.sample.imported else prompt_of(recipe.problems)
     text = render(recipe.model.prompt or solve, family, question=question)
     yield "sample, evaluate: how a question is asked", text, True
-    for name, stage in PUT_IN.items():
+    for name, stage in INSERTED.items():
         if stage in stages:
             text = render(name, family, shown_tags(recipe.model))
             yield f"{stage}: {purpose(name, family)}", text, False
@@ -392,7 +392,7 @@ def check_model(tokenizer: PreTrainedTokenizerBase, settings: ModelSettings) -> 
     ids = check_template(tokenizer, settings.name, settings.template, settings.system)
     tags = think_tags(tokenizer, settings)
     end = prompt_tail(tokenizer, ids, tags)
-    others = [each for each in KNOWN if each[0] != tags.open]
+    others = [each for each in KNOWN_TAGS if each[0] != tags.open]
     for other in others:
         if end.endswith(other) and not end.endswith((tags.open, tags.close)):
             raise DtoError(

@@ -14,7 +14,7 @@ from dto.prompts import check_template, render, render_chat
 from dto.protocols import Completion
 from dto.recipe import ModelSettings, make_recipe
 from dto.records import Dropped, Problem, Trajectory
-from dto.tags import KNOWN, ThinkTags, foreign_detail, think_tags
+from dto.tags import KNOWN_TAGS, ThinkTags, foreign_detail, think_tags
 from dto.tasks.importing import Response, to_trajectory
 from dto.trajectories import (
     closes_thinking,
@@ -274,11 +274,11 @@ FOREIGN: list[tuple[str, bool, tuple[str, str] | None]] = [
     ("\n [THINK]Hm", False, THINK),
     ("<think>\n[THINK]Hm", False, THINK),
     ("Hm.[/THINK]2", True, THINK),
-    ("Sure. <|begin_of_thought|>Hm<|end_of_thought|>2", True, KNOWN[2]),
-    ("◁think▷Hm◁/think▷2", True, KNOWN[3]),
+    ("Sure. <|begin_of_thought|>Hm<|end_of_thought|>2", True, KNOWN_TAGS[2]),
+    ("◁think▷Hm◁/think▷2", True, KNOWN_TAGS[3]),
     ("<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>final<|message|>2", True,
-     KNOWN[4]),
-    ("<thinking>Hm", False, KNOWN[7]),
+     KNOWN_TAGS[4]),
+    ("<thinking>Hm", False, KNOWN_TAGS[7]),
     # near misses
     ("<think>Hm, [THINK] and [/THINK] are tags.</think>2", True, None),
     ("Hm.</think>[/THINK] is a tag", True, None),
