@@ -16,11 +16,12 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from dto.errors import DtoError, RecipeError
-from dto.extension import NO_IMPORTS, Settings, explain
+from dto.extension import NO_IMPORTS, Settings, check, explain, is_import_path
 from dto.prompts import RESERVED, Argument, families
+from dto.records import RULES
 from dto.sequential import MOST_BOUNDARIES, share, zone
 from dto.settings import BatchSettings as BatchSettings
 from dto.settings import CalibrateSettings as CalibrateSettings
@@ -152,25 +153,38 @@ class JudgeSettings(ModelSettings):
 
 
 class ProblemSettings(Settings):
-    """Where questions come from. `source`: `chains` (generated), a task of `dto.tasks`, or a path.
+    """Where questions come from, and how answers are compared.
 
-    A path is a .jsonl or .parquet file, a folder or a Hub id; `test_source` gives the test problems
-    where `source` is not to. What is None is as the task has it, or what the comment names.
+    `source`: `chains` (generated), a task, a .jsonl or .parquet file, a folder, a Hub id, or a task
+    of another package as `my_package.module:name`. `test_source` overrides where test problems come
+    from. None: the task's own value, or the value in the comment.
     """
 
-    source: str = "chains"
+    source_settings: dict[str, Any] = Field(default_factory=dict)  # of a task of another package
+    source: Annotated[str, Field(validate_default=True)] = "chains"
     subset: str | None = None  # config of a Hub dataset
     revision: str | None = None
     test_source: str | None = None
     task: str | None = None  # its name in the tables; one of dto.tasks: rows are read as its rows
-    rule: str | None = None  # or math
+    rule_settings: dict[str, Any] = Field(default_factory=dict)  # of a rule of another package
+    rule: Annotated[str | None, Field(validate_default=True)] = None  # math, choice, code, or path
     question_field: str | None = None  # or problem
     answer_field: str | None = None  # or answer
-    prompt: str | None = None  # file of prompts/; or that of the answer kind
+    prompt: str | None = None  # file of prompts/; or that of the rule
     near_duplicates: Literal["drop"] | None = None  # copies in half or more; None: warned of
     train: Annotated[int, Field(ge=0)] = 300
     dev: Annotated[int, Field(ge=0)] = 300
     test: Annotated[int, Field(ge=0)] = 400
+
+    @field_validator("source", "test_source", "rule")
+    @classmethod
+    def _is_there(cls, name: str | None, info: ValidationInfo) -> str | None:
+        settings = info.data.get(f"{info.field_name}_settings", {})
+        if info.field_name == "rule":
+            check(name or RULES[0], settings, RULES, info)
+        elif settings or is_import_path(name or ""):  # other sources: when they are read
+            check(name or "", settings, ("chains",), info)
+        return name
 
 
 class SampleSettings(SamplingSettings):

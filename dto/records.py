@@ -46,6 +46,8 @@ Origin = Literal["vanilla", "batch"]
 ChainVerdict = Literal["verbose", "concise", "wrong"]
 Letter = Literal["A", "B", "C"]
 STAYS: tuple[VerdictKind, ...] = ("keep", "unjudged")  # the other verdicts propose a removal
+RULES = ("math", "choice", "code")  # built-in answer rules; others are named by import path
+RULE_FAILED = "rule_"  # prefix of the reasons when a rule of another package failed
 GIVEN_UP = "grader_"  # prefix of the reason when the grader gave up comparing an answer
 NOT_RUN = "no_code_execution"  # the reason when running programs was not allowed
 

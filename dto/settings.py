@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from dto.extension import Settings
+from dto.extension import Settings, check, is_import_path
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -202,12 +202,19 @@ class EvaluateSettings(SamplingSettings):
     tasks: tuple[str, ...] = ()
     limit: Count | None = None  # problems of each of these tasks at most; None: all there are
 
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_are_there(cls, tasks: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        for task in filter(is_import_path, tasks):
+            check(task, {}, (), info)
+        return tasks
+
     @model_validator(mode="after")
     def _names_are_unique(self) -> EvaluateSettings:
         named: dict[str, Sequence[str]] = {
             "exits": [row.name for row in self.exits],
             "models": self.models,
-            "tasks": [Path(task).stem for task in self.tasks],
+            "tasks": [task if is_import_path(task) else Path(task).stem for task in self.tasks],
         }
         for what, names in named.items():
             twice = [name for name in names if list(names).count(name) > 1]

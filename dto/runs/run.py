@@ -19,12 +19,12 @@ from dto import tables
 from dto.errors import DtoError, RunConflictError, disk_errors
 from dto.prompts import JUDGE
 from dto.recipe import Recipe
-from dto.records import GIVEN_UP, NOT_RUN, EvaluationRow
+from dto.records import GIVEN_UP, NOT_RUN, RULE_FAILED, EvaluationRow
 from dto.runs import manifest
 from dto.runs.journal import Entry, GroupUsage, Journal, Timing, read_entries, read_head
 from dto.runs.reader import RunReader
 from dto.runs.stage import Stage
-from dto.usage import Usage
+from dto.usage import Usage, counted_as
 
 
 def keep_arms(
@@ -99,9 +99,9 @@ def _entries(directory: Path) -> Iterator[Entry]:
             seconds={each.id: each.seconds for each in timings},
             wasted={each.id: each.wasted for each in timings if each.wasted},
             given_up=Counter(
-                each.reason
+                counted_as(each.reason)
                 for each in rows
-                if each.grade == "wrong" and each.reason.startswith(GIVEN_UP)
+                if each.reason.startswith(GIVEN_UP if each.grade == "wrong" else RULE_FAILED)
             ),
         )
 

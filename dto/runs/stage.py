@@ -327,7 +327,7 @@ class Runner:
                 rows=written,
                 groups=len(usage),
                 dropped=dict(sorted(Counter(each.reason for each in dropped).items())),
-                given_up=dict(sorted(given_up.items())),  # of answers graded wrong
+                given_up=dict(sorted(given_up.items())),
                 usage=total.as_json(),
                 **({"judge_usage": judge.as_json()} if judge.requests else {}),
                 seconds=self._journal.total_seconds(),

@@ -133,8 +133,8 @@ def _reads(recipe: Recipe) -> tuple[str, ...]:
 
 def _settings(recipe: Recipe) -> tuple[str, ...]:
     # Answers to test sets are kept by the problem's id, which depends on neither of these.
-    further = ("problems.rule", "problems.prompt") if recipe.evaluate.tasks else ()
-    return ("evaluate.", *further)
+    further = ("rule", "rule_settings", "prompt") if recipe.evaluate.tasks else ()
+    return ("evaluate.", *(f"problems.{key}" for key in further))
 
 
 def _amount(recipe: Recipe) -> str:

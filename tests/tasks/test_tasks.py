@@ -210,7 +210,7 @@ def test_a_bad_row_is_dropped_and_a_bad_dataset_is_an_error() -> None:
     problems, dropped = read(source=source)
     assert len(problems) == 2
     assert [row.reason for row in dropped] == ["missing_field", "wrong_type"]
-    assert "row 2 has no field 'answer'; there are problem" in dropped[0].detail
+    assert "row 2 has no field 'answer'; its fields are problem" in dropped[0].detail
     with pytest.raises(DtoError, match=r"row 1 has no field 'Question'.*problems\.question_field"):
         read(source=source, task="gpqa")
 

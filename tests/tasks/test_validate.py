@@ -212,7 +212,7 @@ def test_shuffled_letters_pass() -> None:
         (("rows.jsonl", "--file", "x.jsonl"), "--file is for a task, and 'rows.jsonl' is none"),
         (("gsm8k", "--file", "none.jsonl"), "none.jsonl does not exist"),
         (("chains.yaml",), "chains are generated"),
-        (("odd.jsonl",), "row 1 has no field 'problem'; there are text"),
+        (("odd.jsonl",), "row 1 has no field 'problem'; its fields are text"),
         (("none.jsonl",), "none.jsonl does not exist"),
         (("empty.jsonl",), "empty.jsonl has no rows"),
     ],
