@@ -108,7 +108,9 @@ def main() -> None:
     except OSError as error:
         if error.errno in NO_ROOM:
             where = error.filename or "disk"
-            _fail(f"{error.strerror}: {where}; what was computed is kept, make room")
+            _fail(
+                f"{error.strerror}: {where}; finished rows are kept: free some space and run the same command again"
+            )
         if not isinstance(error, PermissionError) or not error.filename:
             raise
         _fail(f"{error.filename}: {error.strerror}: see who may read and write there")

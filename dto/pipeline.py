@@ -260,7 +260,7 @@ async def _feed(run: Run, stage: Stage, runner: Runner, served: Served) -> None:
     for model in models:
         if len(models) > 1:  # an engine is opened only where something is left to do
             idle = without_engine(run.recipe, served.grader, model=model)
-            if not runner.owes(stage.groups(run, idle)):
+            if not runner.has_pending(stage.groups(run, idle)):
                 continue
         ctx = await served.context(stage, model)
 

@@ -385,7 +385,7 @@ def test_ctrl_c_while_processes_start_is_one_line(capsys: pytest.CaptureFixture[
     assert process.returncode == 130
     lines = [line for line in err.splitlines() if line]
     way_on = "dto segment runs/x"
-    assert lines[1:] == [f"dto: interrupted; what was computed is kept, go on with: {way_on}"]
+    assert lines[1:] == [f"dto: interrupted; finished rows are kept; continue with: {way_on}"]
 
 
 @pytest.mark.skipif(not NANO.is_dir(), reason="the embedded model's weights are not here")
@@ -410,7 +410,7 @@ def test_ctrl_c_keeps_what_was_computed_and_says_how_to_go_on() -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.splitlines()[-1] == (
-        "dto: interrupted; what was computed is kept, go on with: dto sample runs/r"
+        "dto: interrupted; finished rows are kept; continue with: dto sample runs/r"
     )
     assert "Traceback" not in err
     assert b'\n{"key"' in journal.read_bytes()

@@ -64,7 +64,7 @@ def held(run: Run, command: str = "run") -> Iterator[Run]:
         yield run
     except KeyboardInterrupt:
         print(
-            f"dto: interrupted; what was computed is kept, go on with: dto {command} "
+            f"dto: interrupted; finished rows are kept; continue with: dto {command} "
             f"{quote(str(run.path))}",
             file=sys.stderr,
         )

@@ -106,7 +106,7 @@ def pull(
         raise DtoError(f"{name} is a run with its own recipe: pull it, then `dto run --set …`")
     place = out or Path("runs") / name.rpartition("/")[2]
     stages = pull_run(name, place, revision=revision, weights=weights)
-    print(f"{place}: {', '.join(stages)}; go on with dto run {quote(str(place))}")
+    print(f"{place}: {', '.join(stages)}; continue with: dto run {quote(str(place))}")
     for stage in owed(place):
         print(f"{stage}: its test questions were not published, dto run reads their source")
     if "train" in stages and not (place / "train" / "model").is_dir():

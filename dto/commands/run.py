@@ -261,7 +261,7 @@ def import_rows(
     with held(opened, last):
         run_stages(opened, needed(settings, "problems", last))
     next_ = "train" if paired else "segment"
-    print(f"{opened.path}: go on with dto {next_} {quote(str(opened.path))}")
+    print(f"{opened.path}: continue with: dto {next_} {quote(str(opened.path))}")
 
 
 def add_run(app: typer.Typer) -> None:

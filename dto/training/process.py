@@ -46,7 +46,10 @@ def guarded(work: Callable[[], object]) -> int:
             if all(part not in reason for part in DISK_ERRORS):
                 raise
             reason = f"cannot write ({reason})"
-        print(f"error: train: {reason}; what was computed is kept, make room", flush=True)
+        print(
+            f"error: train: {reason}; finished rows are kept: free some space and run the same command again",
+            flush=True,
+        )
         return 1
     except KeyboardInterrupt:
         return 130

@@ -41,7 +41,7 @@ def test_what_it_says(run_path: Path, hub: Hub, capsys: pytest.CaptureFixture[st
     code, said = told("publish", "runs/small", NAME, "--only", "pairs,exits", capsys=capsys)
     assert code == 0 and "(public): nothing is new" in said
     code, said = told("pull", NAME, "--out", "back", capsys=capsys)
-    assert code == 0 and "back: estimate, pair; go on with dto run back\n" in said
+    assert code == 0 and "back: estimate, pair; continue with: dto run back\n" in said
     code, said = told("publish", "runs", NAME, capsys=capsys)
     assert code == 1 and "runs is no run directory" in said
     code, said = told("pull", NAME, "--set", "seed=2", "--out", "x", capsys=capsys)

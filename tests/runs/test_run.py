@@ -272,7 +272,7 @@ def test_another_exit_leaves_the_evaluated_ones_alone() -> None:
             assert not run.finished(STAGES["evaluate"], config)
             with Runner(run / "evaluate", EvaluationRow, config) as stage:
                 groups = [Group(f"base/{each['name']}/p", ()) for each in exits]
-                assert [stage.owes(iter([group])) for group in groups] == [number == 1, True]
+                assert [stage.has_pending(iter([group])) for group in groups] == [number == 1, True]
                 stage._journal.append(Entry("base/none/p", [row("base", "none", "p", 0)]))
 
 
