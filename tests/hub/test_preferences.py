@@ -155,7 +155,7 @@ def test_preferences_of_others_are_trained_on(
     rows.append({"prompt": "1?", "chosen": "", "rejected": "no"})
     name = put(datasets_there, "preferences", rows, tmp_path)
     code, said = told("pull", name, capsys=capsys)
-    assert code == 1 and "is no run of dto" in said and "--model MODEL" in said
+    assert code == 1 and "is not a run of dto" in said and "--model MODEL" in said
     settings = [
         "problems.source=chains", "problems.dev=2", "train.evaluations=1", "train.dev_samples=1",
         "train.learning_rate=1e-4", "sample.max_tokens=64", "model.context=1024",
