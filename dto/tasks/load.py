@@ -66,11 +66,14 @@ def load_problems(
     if settings.source == "chains":
         from dto.nano import chain_problems
 
+        rule = row_rule(settings.rule or "math", settings.rule_settings)
+        check_rule(rule)
         questions = {row.question for row in taken}
         for split in dict.fromkeys(_SPLIT_NAMES.values()):
             count: int = getattr(settings, split)
             chains = chain_problems(split, count + len(questions), seed)
-            yield from islice((row for row in chains if row.question not in questions), count)
+            unused = (row for row in chains if row.question not in questions)
+            yield from (replace(row, rule=rule) for row in islice(unused, count))
         return
     pools: dict[Split | None, list[Problem]] = {}
     most = settings.train + settings.dev + settings.test  # in one pool: the first by their ids
