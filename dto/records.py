@@ -181,7 +181,7 @@ class Verdict:
     segment: int
     verdict: VerdictKind
     score: float
-    pruned: bool
+    pruned: bool = False
     reason: str = ""
 
 

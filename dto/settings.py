@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from dto.extension import Settings, check, is_import_path
+from dto.extension import ExtensionSettings, Settings, is_import_path, name_of
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -114,8 +114,11 @@ class TrainSettings(Settings):
     gamma: float = 1.0  # simpo: the margin
     nll: float = 1.0  # simpo: weight of the anchor; 0 is pure SimPO, which collapses easily
     accuracy_weight: float = 2.0  # o1_pruner: lambda
-    reward: Literal["accuracy", "length_penalty", "shorter_better"] = "length_penalty"  # grpo
-    penalty: Annotated[float, Field(ge=0.0)] = 0.2  # grpo: weight of the length in the reward
+    reward: Annotated[str, name_of("accuracy", "length_penalty", "shorter_better")] = (
+        "length_penalty"  # grpo
+    )
+    reward_settings: ExtensionSettings = Field(default_factory=dict)
+    penalty: Annotated[float, Field(ge=0.0)] = 0.2  # length_penalty, shorter_better: its weight
     group: Annotated[int, Field(ge=2)] = 4  # grpo, drqa: responses to one problem
     kl: Annotated[float, Field(ge=0.0)] | None = None  # weight; None: grpo 0, drqa 0.04
     temperature: Annotated[float, Field(gt=0.0)] | None = None  # grpo's, judging's; None: sample's
@@ -199,15 +202,8 @@ class EvaluateSettings(SamplingSettings):
     max_tokens: Count = 8192
     exits: tuple[ExitSettings, ...] = (ExitSettings(name="none"),)
     models: tuple[str, ...] = ("base", "trained")  # or paths of further models
-    tasks: tuple[str, ...] = ()
+    tasks: tuple[Annotated[str, name_of()], ...] = ()
     limit: Count | None = None  # problems of each of these tasks at most; None: all there are
-
-    @field_validator("tasks")
-    @classmethod
-    def _tasks_are_there(cls, tasks: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        for task in filter(is_import_path, tasks):
-            check(task, {}, (), info)
-        return tasks
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> EvaluateSettings:

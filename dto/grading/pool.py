@@ -270,7 +270,7 @@ def row_rule(path: str, settings: Mapping[str, Any]) -> str:
     """The rule of a problem: a built-in name, or an import path with its settings as JSON."""
     if not settings:
         return path
-    return f"{path} {json.dumps(settings, ensure_ascii=False, sort_keys=True, default=str)}"
+    return f"{path} {json.dumps(settings, ensure_ascii=False, sort_keys=True)}"
 
 
 def load_rule(rule: str) -> Callable[[str, str], bool]:
