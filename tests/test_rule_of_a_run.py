@@ -116,7 +116,7 @@ def test_every_grade_of_a_run_is_the_rules(
         "train", "recipe.yaml", "--out", "run", *words, "--recompute", "--yes", capsys=capsys
     )
     assert code == 0, text
-    steps = [json.loads(line) for line in lines("effort.jsonl")]
+    steps = [json.loads(line) for line in lines("steps.jsonl")]
     rewards = [step["reward"] for step in steps if step.get("reward") is not None]
     assert rewards and set(rewards) == {1.0}, steps
     for command in ("report", "view"):
