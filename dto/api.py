@@ -31,7 +31,7 @@ from dto.prompts import resource
 from dto.protocols import Graded
 from dto.recipe import Recipe, make_recipe
 from dto.recipe import load_recipe as read_recipe_file
-from dto.records import AnswerKind, Dropped, PreferencePair, Span, Trajectory
+from dto.records import Dropped, PreferencePair, Span, Trajectory
 from dto.runs.manifest import write_text
 from dto.runs.reader import RunReader
 from dto.runs.run import agree, refuse
@@ -341,7 +341,7 @@ def segment_text(text: str, granularity: Granularity = "pattern") -> list[Thinki
 def grade(
     response: str,
     gold: str,
-    rule: AnswerKind = "math",
+    rule: str = "math",
     question: str = "",
     *,
     allow_code_execution: bool = False,
@@ -364,7 +364,7 @@ def grade(
 async def grade_async(
     response: str,
     gold: str,
-    rule: AnswerKind = "math",
+    rule: str = "math",
     question: str = "",
     *,
     grader: Grader | None = None,

@@ -47,7 +47,7 @@ async def batch(problems: Sequence[Problem], sample: int, ctx: Context) -> Batch
         given = await asyncio.to_thread(numbered_answers, conclusion, k, ctx.recipe.languages)
         graded = [
             await ctx.grader.grade_answer(
-                found.answer, problem.answer, problem.answer_kind, problem.question
+                found.answer, problem.answer, problem.rule, problem.question
             )
             for problem, found in zip(problems, given, strict=True)
         ]
@@ -97,14 +97,14 @@ def groups(
     another order. Programs are dropped as `no_short_answer`: numbered answers cannot hold them.
     Raises DtoError where there are fewer than k questions.
     """
-    asked = [problem for problem in problems if problem.answer_kind != "code"]
+    asked = [problem for problem in problems if problem.rule != "code"]
     if len(asked) < k:
         raise DtoError(
             f"batch.k {k} is more than the {len(asked):,} questions that can be asked together: "
             "raise problems.train, or take a smaller k"
         )
     for problem in problems:
-        if problem.answer_kind == "code":
+        if problem.rule == "code":
             yield Dropped(_id(problem, k, sample), "no_short_answer", "the answer is a program")
 
     def place(problem: Problem) -> tuple[float, int, str]:
