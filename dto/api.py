@@ -39,6 +39,7 @@ from dto.segmentation.patterns import Granularity
 from dto.segmentation.worker import segment_text as cut
 from dto.tags import DEFAULT_TAGS
 from dto.tasks.importing import SIDES, holds_pairs
+from dto.tasks.load import check_rule
 from dto.text import split_thinking
 from dto.training.pairs import load_pairs
 from dto.training.train import trained_model
@@ -350,8 +351,9 @@ def grade(
 
     The answer is the last `\boxed{…}` of the response or the answer that it states; a text that is
     only an answer counts as well. Thinking is not graded; thinking that never closes is
-    `truncated`. `rule` says how answers are compared (`dto.Grader`), `question` whether 27 may mean
-    27 %. Programs (rule `code`) are run in a sandbox, with `allow_code_execution`.
+    `truncated`. `rule` is `math`, `choice`, `code` or an import path (`dto.Grader` describes them);
+    `question` tells whether 27 may mean 27 %. Programs (rule `code`) are only run with
+    `allow_code_execution`, in a sandbox. Raises DtoError for an unknown rule.
     """
 
     async def work() -> Graded:
@@ -376,6 +378,9 @@ async def grade_async(
     if grader is None:
         async with Grader() as grader:
             return await grade_async(response, gold, rule, question, grader=grader)
+    if rule not in RULES and ":" not in rule:
+        raise DtoError(f"no rule {rule!r}{nearest(rule, RULES)}: there are {', '.join(RULES)}")
+    check_rule(rule)
     split = split_thinking(response, opened=False)
     if not split.closed:
         return Graded("truncated", "")

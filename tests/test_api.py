@@ -426,6 +426,16 @@ def test_the_question_and_the_rule_count() -> None:
     assert dto.grade("27", "27%").grade == "wrong"
     assert dto.grade("27", "27%", question="What percentage is it?").grade == "correct"
     assert dto.grade("(B)", "B", rule="choice").grade == "correct"
+    assert dto.grade("b", "B", rule="operator:ne").grade == "correct"
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [("choise", "no rule 'choise' .did you mean 'choice'"), ("no.such:rule", "'no' of 'no.such:")],
+)
+def test_an_unknown_rule(rule: str, message: str) -> None:
+    with pytest.raises(dto.DtoError, match=message):
+        dto.grade("5", "5", rule=rule)
 
 
 async def test_an_error_of_a_coroutine_comes_through() -> None:
