@@ -226,7 +226,7 @@ def run(
     if isinstance(recipe, Recipe):
         place = Path("runs") / recipe.name
         if changes:
-            recipe = make_recipe(recipe.model_dump(), changes)
+            recipe = make_recipe(recipe.model_dump(exclude_unset=True), changes)
     else:
         recipe, place = find_recipe(recipe, changes)
     if recipe.compare.methods:
