@@ -89,10 +89,10 @@ def pull(
 
     Responses and preference pairs of others are imported.
     """
-    from dto.hub.pull import find, owed
+    from dto.hub.pull import is_run, pending_stages
     from dto.hub.pull import pull as pull_run
 
-    if not find(name, revision):
+    if not is_run(name, revision):
         if model is None:
             raise DtoError(
                 f"{name} is no run of dto: to import its rows say whose tokenizer encodes "
@@ -107,7 +107,7 @@ def pull(
     place = out or Path("runs") / name.rpartition("/")[2]
     stages = pull_run(name, place, revision=revision, weights=weights)
     print(f"{place}: {', '.join(stages)}; go on with dto run {quote(str(place))}")
-    for stage in owed(place):
+    for stage in pending_stages(place):
         print(f"{stage}: its test questions were not published, dto run reads their source")
     if "train" in stages and not (place / "train" / "model").is_dir():
         print(

@@ -14,7 +14,7 @@ import huggingface_hub.constants
 import pytest
 
 from dto.hub.publish import publish
-from dto.hub.upload import Uploaded
+from dto.hub.upload import UploadResult
 from dto.pipeline import needed, open_run, run_stages
 from dto.recipe import load_recipe
 from dto.reporting.write import report
@@ -101,7 +101,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield served
 
 
-def sent(run: Run, name: str, **settings: Any) -> Uploaded:
+def sent(run: Run, name: str, **settings: Any) -> UploadResult:
     """Publish a run; what the Hub made of it."""
     uploaded = publish(run, name, **settings).uploaded
     assert uploaded is not None
