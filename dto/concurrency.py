@@ -1,7 +1,4 @@
-"""What runs at once: a few requests, never all of them, and child processes.
-
-A child ends with its parent, and a parent that stops ends its children.
-"""
+"""Run a bounded number of jobs at once, and child processes that end with their parent."""
 
 from __future__ import annotations
 
@@ -22,10 +19,10 @@ AT_ONCE = 8
 
 
 async def gather_bounded(jobs: Iterable[Awaitable[T]], limit: int = AT_ONCE) -> list[T]:
-    """Results in the order of `jobs`, of which at most `limit` are under way at a time.
+    """Run `jobs`, at most `limit` at a time, and return their results in order.
 
-    A job is taken from `jobs` when it can begin. The first error cancels the others and is raised
-    as it is.
+    A job is taken from `jobs` only when it can start. The first error cancels the other jobs and
+    is raised unchanged.
     """
     numbered = enumerate(jobs)
     results: dict[int, T] = {}
@@ -49,11 +46,11 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """End this process when its parent is gone, also after kill -9.
+    """End this process when its parent ends, even by kill -9.
 
-    On Linux the kernel kills it when the thread that started it ends; elsewhere a thread checks
-    the parent's id twice a second. `parent` is that id where the caller knows it: a parent that
-    ended before this call ends the process at once.
+    On Linux the kernel kills this process when the thread that started it ends. On other systems a
+    thread checks the parent's id twice a second. Pass `parent`, the parent's id, if it is known:
+    then this process also ends at once if the parent ended before this call.
     """
     expected = os.getppid() if parent is None else parent
     try:
@@ -66,14 +63,15 @@ def die_with_parent(parent: int | None = None) -> None:
         os._exit(1)
 
 
-VLLM_CHILD = "DTO_VLLM_CHILD"  # set for the processes that our vLLM engine starts, and no other
+VLLM_CHILD = "DTO_VLLM_CHILD"  # set only for processes that our vLLM engine starts
 
 
 def die_with_engine() -> None:
-    """End a process of our vLLM engine when the thread that started it ends; elsewhere nothing.
+    """End a process of our vLLM engine when the thread that started it ends.
 
-    vLLM loads this in each of its processes, as a general plugin (pyproject.toml). Its core does
-    not notice that its parent was killed, and would hold the GPU for ever.
+    vLLM calls this in each of its processes, as a general plugin (pyproject.toml); in processes
+    that are not ours it does nothing. Without it, vLLM's core does not notice that its parent was
+    killed, and holds the GPU for ever.
     """
     parent = multiprocessing.parent_process()
     if parent is not None and VLLM_CHILD in os.environ:
@@ -91,9 +89,9 @@ def run_child(
     on_line: Callable[[str], object],
     environment: Mapping[str, str] | None = None,
 ) -> int:
-    """Run a child to its end; its exit code (negative: the signal that ended it).
+    """Run a child process to its end and return its exit code (negative: minus the signal).
 
-    `on_line` is called with each line of its stdout. An exception here, Ctrl-C for one, ends the
+    `on_line` is called with each line of its stdout. An exception here, such as Ctrl-C, ends the
     child first.
     """
     with subprocess.Popen(
@@ -110,7 +108,7 @@ def run_child(
 
 
 def end_children(children: Collection[subprocess.Popen[Any]]) -> None:
-    """Terminate all of them, and kill those that are still there `PATIENCE_SECONDS` later."""
+    """Terminate the children, and kill those still running after `PATIENCE_SECONDS`."""
     for child in children:
         child.terminate()
     for child in children:

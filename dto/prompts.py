@@ -1,11 +1,11 @@
-"""Every text that a model is shown, read from `prompts/`, and the chat template around it.
+"""Render prompts: the texts of `prompts/`, and the chat template around them.
 
 A prompt is a Jinja file with a front matter of `name` and `purpose`. A model family (such as
-`nano`) has a folder that overrides `default`, file by file; `judge` holds what judges are asked. In
-a checkout the folder stands at the top; in a wheel it travels inside the package.
+`nano`) has a folder that overrides `default`, file by file; `judge` holds the judges' prompts. In a
+checkout the folder is at the top level; a wheel has it inside the package.
 
-Every prompt of messages is rendered here, whoever asks: the stages, the engines, the judge. What
-goes wrong with a model's own template is said in one line.
+Stages, engines and judges all render their messages here. An error in a model's own template is
+reported in one line.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 JUDGE = "judge"
-"""The folder of the judge's prompts, which is no family."""
-PUT_IN = {
+"""The folder of the judges' prompts; it is not a model family."""
+INSERTED = {
     "exit": "estimate",
     "finalize": "optimize",
     "trial_inside": "evaluate",
     "trial_closed": "evaluate",
     "early_close": "evaluate",
 }
-"""The prompts that are put into a response, each with the stage that does so."""
+"""The prompts that are inserted into a response, with the stage that inserts each."""
 
 _ENVIRONMENT = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
 
@@ -50,7 +50,7 @@ def resource(folder: str) -> Traversable:
 
 @cache
 def families() -> tuple[str, ...]:
-    """The folders of `prompts/` that hold a model family's texts, `default` among them."""
+    """The names of the model families in `prompts/`, including `default`."""
     folders = (folder for folder in resource("prompts").iterdir() if folder.is_dir())
     names = (folder.name for folder in folders if any(folder.iterdir()))
     return tuple(sorted(name for name in names if name != JUDGE))
@@ -62,7 +62,7 @@ def source(name: str, family: str = "default") -> str:
 
 
 def purpose(name: str, family: str = "default") -> str:
-    """What a prompt is for: the first sentence of the `purpose` in its front matter."""
+    """The first sentence of a prompt's `purpose`, from its front matter."""
     return _read(name, family)[0].partition(". ")[0].removesuffix(".")
 
 
@@ -83,12 +83,11 @@ def _read(name: str, family: str) -> tuple[str, str]:
 def render(
     name: str, family: str = "default", tags: ThinkTags = DEFAULT_TAGS, /, **values: object
 ) -> str:
-    """A prompt as the model sees it, with its own tags around thinking (`open_tag`, `close_tag`).
+    """Render a prompt; `open_tag` and `close_tag` are the model's tags around its thinking.
 
     Raises DtoError for an unknown name.
     """
-    own = {"open_tag": tags.open, "close_tag": tags.close}
-    return _template(name, family).render(**own, **values)
+    return _template(name, family).render(open_tag=tags.open, close_tag=tags.close, **values)
 
 
 @cache
@@ -100,7 +99,7 @@ Argument = bool | int | float | str | None
 Arguments = Mapping[str, Argument]
 
 NAME = "chat_template"
-"""The argument that picks one of several named templates; it is not handed to the template."""
+"""The argument that selects one of several named templates; the template does not receive it."""
 RESERVED = frozenset(
     (
         "messages", "conversation", "tools", "documents", "add_generation_prompt",
@@ -108,8 +107,8 @@ RESERVED = frozenset(
         "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
     )
 )  # fmt: skip
-"""What dto or transformers says itself."""
-_NOT_ASKED = RESERVED | {
+"""Arguments that dto or transformers sets itself."""
+_NOT_ARGUMENTS = RESERVED | {
     "raise_exception", "strftime_now", "range", "namespace", "dict", "lipsum", "cycler", "joiner",
     "bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token",
     "additional_special_tokens",
@@ -125,18 +124,18 @@ def render_chat(
     model: str,
     arguments: Arguments | None = None,
 ) -> tuple[int, ...]:
-    """Messages as the model reads them, up to the response; the template brings the only BOS.
+    """Apply the model's chat template to messages; the ids end where the response begins.
 
-    `arguments` are `model.template`. Raises DtoError, in one line that says what to set: no
-    template, several without a default, an argument that the template does not know, one that it
-    does not take, and messages (a system message) that it refuses.
+    Only the template adds a BOS. `arguments` are `model.template`. Raises DtoError, with the
+    setting that mends it, if the tokenizer has no template or several without a default, and if the
+    template does not know an argument, refuses its value or refuses a message (a system message).
     """
     arguments = dict(arguments or {})
     check_arguments(tokenizer, model, arguments)
     try:
         text = _rendered(messages, tokenizer, arguments)
     except (TemplateError, TypeError, ValueError, KeyError) as error:
-        raise DtoError(_why(error, messages, tokenizer, model, arguments)) from None
+        raise DtoError(_explain(error, messages, tokenizer, model, arguments)) from None
     return tuple(tokenizer.encode(text, add_special_tokens=False))
 
 
@@ -146,29 +145,30 @@ def check_template(
     arguments: Arguments | None = None,
     system: str | None = None,
 ) -> tuple[int, ...]:
-    """A prompt rendered on trial, before any work; its ids. Raises DtoError as `render_chat` does.
+    """Render a test prompt before any work starts, and return its ids.
 
-    Also for a system message that the template leaves out.
+    Raises DtoError as `render_chat` does, and if the template ignores the system message.
     """
-    asked: Message = {"role": "user", "content": _PROBE}
-    plain = render_chat([asked], tokenizer, model, arguments)
+    question: Message = {"role": "user", "content": _PROBE}
+    plain = render_chat([question], tokenizer, model, arguments)
     if system is None:
         return plain
-    ids = render_chat([{"role": "system", "content": system}, asked], tokenizer, model, arguments)
+    message: Message = {"role": "system", "content": system}
+    ids = render_chat([message, question], tokenizer, model, arguments)
     if ids == plain and system.strip():
         raise DtoError(
-            f"the chat template of {model!r} leaves the system message out: set model.system to "
-            "null, and put its words into a prompt (model.prompt)"
+            f"the chat template of {model!r} ignores the system message: set model.system to null "
+            "and put its text into a prompt (model.prompt)"
         )
     return ids
 
 
 def check_arguments(tokenizer: PreTrainedTokenizerBase, model: str, arguments: Arguments) -> None:
-    """Raises DtoError for a tokenizer without the template, and for unknown arguments of it."""
+    """Raise DtoError if the tokenizer lacks the template, or the template an argument."""
     template: Any = tokenizer.chat_template
     if not template:
         raise DtoError(
-            f"tokenizer of {model!r} has no chat template: use the reasoning version of the "
+            f"the tokenizer of {model!r} has no chat template: use the reasoning version of the "
             "model, put a chat_template.jinja beside its tokenizer, or send token ids"
         )
     name = arguments.get(NAME)
@@ -176,7 +176,7 @@ def check_arguments(tokenizer: PreTrainedTokenizerBase, model: str, arguments: A
         names = ", ".join(sorted(template))
         if name is None and "default" not in template:
             raise DtoError(
-                f"tokenizer of {model!r} has several chat templates and no default: set "
+                f"the tokenizer of {model!r} has several chat templates and no default: set "
                 f"model.template.{NAME} to one of {names}"
             )
         template = template.get("default" if name is None else name)
@@ -184,17 +184,18 @@ def check_arguments(tokenizer: PreTrainedTokenizerBase, model: str, arguments: A
             raise DtoError(f"model.template.{NAME} = {name!r}: {model!r} has {names}")
     elif name is not None:
         raise DtoError(
-            f"model.template.{NAME} = {name!r}: {model!r} has one chat template, without a name"
+            f"model.template.{NAME} = {name!r}: {model!r} has a single chat template without a "
+            f"name: remove model.template.{NAME}"
         )
     try:
-        known = _known(str(template))
+        allowed = _variables(str(template))
     except TemplateError:
-        return  # rendering says so
-    for key in arguments.keys() - known - {NAME}:
-        known_ = ", ".join(sorted(known)) or "none"
+        return  # rendering reports it
+    for key in arguments.keys() - allowed - {NAME}:
+        listed = ", ".join(sorted(allowed)) or "none"
         raise DtoError(
             f"model.template.{key}: the chat template of {model!r} has no argument {key!r}; its "
-            f"arguments: {known_}"
+            f"arguments: {listed}"
         )
 
 
@@ -210,15 +211,15 @@ def _rendered(
     return str(rendered)
 
 
-def _why(
+def _explain(
     error: Exception,
     messages: Sequence[Message],
     tokenizer: PreTrainedTokenizerBase,
     model: str,
     arguments: Arguments,
 ) -> str:
-    """One line: what the template said, and the setting that mends it."""
-    said = " ".join(str(error).split()) or type(error).__name__
+    """One line with the template's error and the setting that mends it."""
+    reason = " ".join(str(error).split()) or type(error).__name__
     without = [message for message in messages if message["role"] != "system"]
     if len(without) < len(messages):
         try:
@@ -227,30 +228,30 @@ def _why(
             pass
         else:
             return (
-                f"the chat template of {model!r} takes no system message ({said}): set "
-                "model.system to null, and put its words into a prompt (model.prompt)"
+                f"the chat template of {model!r} refuses a system message ({reason}): set "
+                "model.system to null and put its text into a prompt (model.prompt)"
             )
     given = " ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
     try:
         template: Any = tokenizer.chat_template
         texts = template.values() if isinstance(template, dict) else [template]
-        known = sorted(frozenset().union(*(_known(str(text)) for text in texts)))
+        allowed = sorted(frozenset().union(*(_variables(str(text)) for text in texts)))
     except TemplateError:
         return (
-            f"the chat template of {model!r} is not valid Jinja ({said}): put a "
-            "chat_template.jinja that can be read beside its tokenizer"
+            f"the chat template of {model!r} is not valid Jinja ({reason}): put a valid "
+            "chat_template.jinja beside its tokenizer"
         )
     return (
-        f"the chat template of {model!r} fails with {given} ({said}): set model.template, whose "
-        f"arguments are {', '.join(known) or 'none'}"
+        f"the chat template of {model!r} fails with {given} ({reason}): set model.template, whose "
+        f"arguments are {', '.join(allowed) or 'none'}"
     )
 
 
 @cache
-def _known(template: str) -> frozenset[str]:
-    """The arguments that a template reads; raises jinja2's TemplateError where it is none."""
+def _variables(template: str) -> frozenset[str]:
+    """The arguments that a template reads. Raises jinja2's TemplateError for invalid syntax."""
     parsed = _PARSER.parse(_GENERATION.sub("", template))
-    return frozenset(meta.find_undeclared_variables(parsed)) - _NOT_ASKED
+    return frozenset(meta.find_undeclared_variables(parsed)) - _NOT_ARGUMENTS
 
 
 def encode_prompt(
@@ -259,10 +260,10 @@ def encode_prompt(
     model: str,
     template: Arguments | None = None,
 ) -> tuple[int, ...]:
-    """Ids of a prompt; messages go through the chat template, which brings the only BOS.
+    """Convert a prompt to ids; messages go through the chat template, which adds the only BOS.
 
-    `template` are the arguments of that. Raises EngineError for messages to a `model` whose
-    tokenizer has no chat template, or one that cannot render them.
+    `template` holds the template's arguments. Raises EngineError for messages if the tokenizer has
+    no chat template, or one that cannot render them.
     """
     messages = [part for part in prompt if not isinstance(part, int)]
     if not messages:

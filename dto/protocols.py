@@ -1,7 +1,7 @@
-"""What the method asks of the rest: tokens of an engine, grades of a grader.
+"""The interfaces that the stages use: an engine samples tokens, a grader grades answers.
 
-State is token ids; a prompt given as messages is rendered once by the engine's chat template (with
-one BOS) and is ids from then on.
+State is token ids. A prompt given as messages is rendered once by the model's chat template (with
+one BOS) and is token ids from then on.
 """
 
 from __future__ import annotations
@@ -34,19 +34,17 @@ Prompt = TokenIds | Sequence[Message]
 class Sampling:
     """How to sample. Temperature 0 is greedy; top_p 1, top_k 0 and min_p 0 switch those off.
 
-    In vLLM's order: the presence penalty is taken off the logits, also of a greedy request; what
-    the temperature makes of them is filtered by min-p (ids less likely than that share of the most
-    likely one's), then by top-k, then by top-p of what is left. (`generate` of transformers applies
-    min-p last.) `presence_penalty` counts each id once that was generated so far: in this request,
-    and among the last `written` tokens of the prompt, which are of the same response; 0 counts
-    those of the request alone. Where an engine's `Capabilities.presence` is `request` it cannot
-    count the others.
+    The order is vLLM's: subtract the presence penalty from the logits (of greedy requests too),
+    apply the temperature, filter by min-p (drop ids less likely than this share of the most likely
+    id's probability), by top-k, and by top-p of the rest. (`generate` of transformers applies min-p
+    last.) `presence_penalty` applies once to each id that the response already has: those generated
+    in this request, and those among the last `written` tokens of the prompt, which belong to the
+    same response. An engine whose `Capabilities.presence` is `request` cannot count the latter.
 
-    `seed` belongs to one request and is used for no other (`dto.records.derive`); sample j of n
-    uses seed + j. `stop` strings end a request also when they cross token borders; the token that
-    completes one is kept. `logprobs` is None for none, 0 for the sampled tokens' own, k for the k
-    most likely at each position as well; they are those of the model, before temperature. `banned`
-    tokens are never sampled.
+    `seed` is used for one request only (`dto.records.derive`); sample j of n uses seed + j. `stop`
+    strings may cross token borders; the token that completes one is kept. `logprobs`: None for
+    none, 0 for those of the sampled tokens, k for those of the k most likely tokens as well. They
+    are the model's own, before temperature. `banned` tokens are never sampled.
     """
 
     max_tokens: int
@@ -68,10 +66,10 @@ class Sampling:
 class Chunk:
     """The next piece of a stream: one or several tokens.
 
-    Only the last chunk has a finish reason. `text` is what became readable with these tokens: a
-    character that is not complete yet comes with a later chunk; a final EOS is not in it. `stop` is
-    the stop string met. `cached_tokens` of the `prompt_tokens` were not computed again. A request
-    that went wrong has finish reason `failed`, and says why in `error`.
+    Only the last chunk has a finish reason. `text` is the text that these tokens made readable; an
+    incomplete character comes with a later chunk, and a final EOS is left out. `stop` is the stop
+    string that ended the request. `cached_tokens` of the `prompt_tokens` came from the prefix
+    cache. A request that went wrong has finish reason `failed` and says why in `error`.
     """
 
     token_ids: tuple[int, ...]
@@ -87,9 +85,9 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Completion(Chunk):
-    """What came back for one prompt: all of it in one piece; nothing of a request that failed.
+    """One sample in one piece; it has no tokens if the request failed.
 
-    `token_ids` include the EOS or the token that completed a stop string.
+    `token_ids` include the EOS, or the token that completed a stop string.
     """
 
     finish_reason: FinishReason
@@ -98,16 +96,15 @@ class Completion(Chunk):
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an engine can do, known once it serves.
+    """The features of an engine, known once it serves.
 
-    Without `token_prompts` it takes and gives text: prompts are decoded, and the ids of completions
-    are encoded from their text (`ids_from`); with `messages_only` it goes on from no text of the
-    model's, and can judge but not serve the stages. `logprobs` is the most that `Sampling.logprobs`
-    may ask for, None for an engine that gives none. `resumable` is true when noise depends on
-    (seed, absolute position): a prefix of a stream that is continued under the stream's own seed
-    then gives the tokens that the uninterrupted one would have given. `filters`: it takes top_k and
-    min_p. `presence` says what a presence penalty counts: the `response` so far, or what the
-    `request` generates; None where the engine takes none.
+    `token_prompts`: it takes and returns token ids. Otherwise prompts are decoded to text, and the
+    ids of completions are encoded from their text (`ids_from`). `messages_only`: it cannot continue
+    the model's own text, so it can judge but not serve the stages. `logprobs`: the largest value
+    for `Sampling.logprobs`; None if it returns none. `resumable`: its noise depends on the seed and
+    the absolute position, so continuing a prefix of a stream under the same seed gives the tokens
+    of the uninterrupted stream. `filters`: it supports top_k and min_p. `presence`: a presence
+    penalty counts the tokens of the whole `response` or only of the `request`; None if unsupported.
     """
 
     token_prompts: bool = True
@@ -122,42 +119,43 @@ class Capabilities:
 
 
 class Engine(Protocol):
-    """Everything that needs tokens asks one of these; batching is its own business.
+    """Samples tokens from a model; batching is its own business.
 
-    Engines are async context managers; leaving one frees what it holds. They charge the usage of
-    every request to `dto.usage`, in the caller's task, cancelled requests too. What an engine
-    cannot do is said by :class:`dto.errors.EngineError` when it is built, or for a sampling option
-    at the first request that asks for it.
+    Engines are async context managers; leaving one frees its resources. An engine charges the usage
+    of every request, also of a cancelled one, to `dto.usage` in the caller's task. It raises
+    :class:`dto.errors.EngineError` for unsupported features: when it is built, or for a sampling
+    option at the first request that uses it.
     """
 
     model: str
-    """Name of the model, as it goes into the tables."""
+    """The model's name in the tables."""
     tokenizer: PreTrainedTokenizerBase | None
     """None: a hosted model that takes text only."""
     shape: ModelShape | None
-    """What attention FLOPs are computed from; None when the model's config is not known."""
+    """The sizes that attention FLOPs are computed from; None if the model's config is unknown."""
     context: int
-    """Most tokens of prompt and completion together."""
+    """Maximum number of tokens of prompt and completion together."""
     capabilities: Capabilities
-    """What it can do; to be read while it serves."""
+    """Its features; valid while it serves."""
 
     async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
-        """Sample n times; always n completions, some of which may be `failed`."""
+        """Sample n completions; some may be `failed`."""
         ...
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk]:
-        """One sample as it grows. Use inside `async with aclosing(...)`: closing frees the slot."""
+        """Stream one sample. Use inside `async with aclosing(...)`: closing frees its slot."""
         ...
 
     def branched(self) -> AbstractAsyncContextManager[Engine]:
-        """An engine for the requests of one response, which decodes them as one sequence.
+        """An engine that decodes all requests of one response in a single sequence.
 
-        It serves while this one does. Raises EngineError where this one cannot do that.
+        It serves as long as this engine does. Raises EngineError if this engine does not support
+        that.
         """
         ...
 
     async def score(self, prompt: TokenIds, continuation: TokenIds) -> tuple[float, ...]:
-        """Logprobs of the continuation's tokens after the prompt (length: that of continuation)."""
+        """Logprobs of the continuation's tokens after the prompt, one per token."""
         ...
 
     async def __aenter__(self) -> Engine:
@@ -165,16 +163,16 @@ class Engine(Protocol):
         ...
 
     async def __aexit__(self, *exc: object) -> None:
-        """Stop serving; requests under way fail."""
+        """Stop serving; pending requests fail."""
         ...
 
 
 class Graded(NamedTuple):
-    """A grade, the answer it was given for, and why.
+    """A grade, the graded answer, and the reason.
 
-    A reason stands with what is `failed`, with wrong programs, and with answers that are wrong
-    because comparing them exceeded a limit. `answer` is empty where there was none, and cut at
-    2,000 characters.
+    There is a reason for `failed` grades, wrong programs, and answers that are wrong because
+    comparing them exceeded a limit. `answer` is empty if none was found, and cut at 2,000
+    characters.
     """
 
     grade: Grade
@@ -183,16 +181,15 @@ class Graded(NamedTuple):
 
 
 class Grader(Protocol):
-    """Decides whether answers equal gold answers: `dto.grading.Grader`, or one of your own.
+    """Grades answers against gold answers: `dto.grading.Grader`, or one of your own.
 
-    An answer that is wrong is a grade; what the grader could not do is grade `failed`, with a
-    reason.
+    If an answer cannot be graded, the grade is `failed`, with a reason.
     """
 
     async def grade_conclusion(
         self, conclusion: str, gold: str, kind: AnswerKind, question: str = ""
     ) -> Graded:
-        """Grade the text after `</think>`, and only that."""
+        """Grade the text after `</think>`."""
         ...
 
     async def grade_trial(
@@ -204,13 +201,13 @@ class Grader(Protocol):
     async def grade_answer(
         self, answer: str, gold: str, kind: AnswerKind, question: str = ""
     ) -> Graded:
-        """Grade an answer that has been extracted already."""
+        """Grade an extracted answer."""
         ...
 
     def final_answer(self, text: str, kind: AnswerKind) -> str | None:
-        """The answer that a text boxes or states; None: there is none."""
+        """Extract the answer that a text boxes or states; None if there is none."""
         ...
 
     def same(self, answer: str, other: str, kind: AnswerKind) -> bool:
-        """Whether two answers are equal, as far as that is seen without algebra."""
+        """Whether two answers are equal, without algebra."""
         ...

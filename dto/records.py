@@ -1,12 +1,12 @@
-"""The rows: what each stage reads and writes.
+"""Records: the rows that the stages read and write.
 
 problems → sample → trajectories → segment → estimate → optimize → prune → pair → train → evaluate
 problems → sample, batch → chain → label → train (DRQA, 2508.17803)
 
-All are frozen. Spans are half open. Token ids are stored once, with the row that sampled them;
-later rows refer to it. Every record has an `id`; tables are sorted by it, and the id of a row that
-belongs to another starts with that one's id, so that sorted tables can be joined in one pass.
-Seeds are derived from ids, never from the order in which something is computed.
+All records are frozen. Spans are half open. Token ids are stored once, with the row that sampled
+them; later rows refer to that row. Every record has an `id`. Tables are sorted by id, and the id of
+a child row begins with the id of its parent, so sorted tables can be joined in one pass. Seeds
+derive from ids, never from the order of computation.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ SEED_BITS = 62  # below int64 even after the few units that an engine adds for i
 
 
 def derive(seed: int, row_id: str, purpose: str, *counters: int) -> int:
-    """A seed for one request: a function of run seed, row id and purpose.
+    """Derive the seed of one request from the run's seed, the row id and the purpose.
 
-    `counters` tell apart the requests that one row makes for one purpose (boundary, round).
-    Two requests of a run share a seed only when all four agree.
+    `counters` distinguish requests that one row makes for one purpose (boundary, round). Two
+    requests of a run share a seed only when all four arguments agree.
     """
     text = "\x1f".join([str(seed), row_id, purpose, *map(str, counters)])
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
@@ -31,7 +31,7 @@ def derive(seed: int, row_id: str, purpose: str, *counters: int) -> int:
 
 
 def content_id(*parts: str) -> str:
-    """A short id that depends on content alone (16 hexadecimal digits)."""
+    """Hash the content to a short id (16 hexadecimal digits)."""
     return hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).hexdigest()
 
 
@@ -46,9 +46,9 @@ VerdictKind = Literal["keep", "redundant", "meaningless", "harmful", "unjudged"]
 Origin = Literal["vanilla", "batch"]
 ChainVerdict = Literal["verbose", "concise", "wrong"]
 Letter = Literal["A", "B", "C"]
-STAYS: tuple[VerdictKind, ...] = ("keep", "unjudged")  # the others propose a removal
-GIVEN_UP = "grader_"  # how the reasons begin of answers that took too long to be compared
-NOT_RUN = "no_code_execution"  # the reason of a program that nobody allowed to be run
+STAYS: tuple[VerdictKind, ...] = ("keep", "unjudged")  # the other verdicts propose a removal
+GIVEN_UP = "grader_"  # prefix of the reason when the grader gave up comparing an answer
+NOT_RUN = "no_code_execution"  # the reason when running programs was not allowed
 
 
 class Span(NamedTuple):
@@ -67,7 +67,7 @@ class Span(NamedTuple):
 class Problem:
     """A question with its gold answer: mathematics, a letter, or JSON with tests for a program.
 
-    What that JSON holds is said at `dto.tasks.task.Task`.
+    `dto.tasks.task.Task` describes that JSON.
     """
 
     id: str
@@ -81,18 +81,18 @@ class Problem:
 
     @staticmethod
     def make_id(task: str, question: str, answer: str) -> str:
-        """The content hash that is a problem's id."""
+        """Hash task, question and answer to the problem's id."""
         return content_id(task, question, answer)
 
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """One response of a model: its token ids are the state, the text is for people.
+    """One response of a model. Its token ids are the state; the text is for people.
 
-    `text` is the decoding of `token_ids` without a final end-of-sequence token; `thinking` and
-    `conclusion` are character spans over it (the tags belong to neither). `thinking_tokens` is the
-    token span over `token_ids` that `thinking` covers. A trajectory that never closed its thinking
-    has an empty conclusion and is graded `truncated`.
+    `text` decodes `token_ids` without a final end-of-sequence token. `thinking` and `conclusion`
+    are character spans over it; neither includes the tags. `thinking_tokens` is the token span over
+    `token_ids` that `thinking` covers. A trajectory that never closed its thinking has an empty
+    conclusion and is graded `truncated`.
     """
 
     id: str  # problem id / sample index
@@ -110,7 +110,7 @@ class Trajectory:
     finish_reason: FinishReason
     grade: Grade
     answer: str = ""
-    reason: str = ""  # of a failed grade, or of a wrong one where the grader gave up
+    reason: str = ""  # why the grade is failed, or wrong because the grader gave up
 
     @staticmethod
     def make_id(problem_id: str, sample: int) -> str:
@@ -122,9 +122,9 @@ class Trajectory:
 class Segment:
     """A thinking pattern d_i. `tokens` and `chars` span the trajectory's ids and text.
 
-    The segments of a trajectory tile its thinking: no gap, no overlap, in both coordinates. `exit`
-    is where a response that leaves after this segment is cut: `tokens.end`, less the tokens at the
-    end that hold only white space (the text that follows an exit brings its own).
+    The segments of a trajectory tile its thinking, in tokens and in characters: no gap, no overlap.
+    `exit` is the token index at which a response that leaves after this segment is cut. It is
+    `tokens.end` without trailing white-space tokens, because the text after an exit has its own.
     """
 
     id: str  # trajectory id / index
@@ -133,7 +133,7 @@ class Segment:
     tokens: Span
     chars: Span
     exit: int
-    cue: str  # as it stands in the text; empty for the opening segment and for cueless boundaries
+    cue: str  # verbatim from the text; empty for the first segment and for boundaries without a cue
     kind: str
 
     @staticmethod
@@ -144,12 +144,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class ExitEstimate:
-    """How likely an answer given right after segment `boundary` is right (2505.21765, section 3).
+    """The probability that an answer given right after segment `boundary` is right.
 
-    `rollouts` counts what was sampled, `failed` leaves the denominator, `truncated` never counts as
-    a success. `p` is successes / (rollouts - failed), `p_low`..`p_high` its 95 % interval
-    (Clopper-Pearson; nan and 0..1 where every rollout failed). `tokens` is what the rollouts
-    generated.
+    Source: 2505.21765, section 3. `rollouts` counts all rollouts; `failed` ones leave the
+    denominator; `truncated` ones never count as successes. `p` is successes / (rollouts - failed)
+    with the 95 % Clopper-Pearson interval `p_low`..`p_high` (nan and 0..1 if every rollout failed).
+    `tokens` counts the tokens that the rollouts generated.
     """
 
     id: str  # the segment's id
@@ -164,23 +164,23 @@ class ExitEstimate:
     p_high: float
     decision: Decision
     tokens: int
-    reason: str = ""  # of a boundary left undecided because its rollouts failed
+    reason: str = ""  # why the boundary is undecided, if its rollouts failed
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a judge said of one segment, and what became of it.
+    """A judge's verdict on one segment, and whether the segment was pruned.
 
-    `unjudged` is no verdict: the judge was not asked, or failed, for the `reason` given. `score`
-    orders the candidates (counterfactual: p without the segment minus p with it; llm: 3 harmful,
-    2 meaningless, 1 redundant). `pruned` is the end state: a candidate that was restored is not
-    pruned.
+    `unjudged` means that the judge was not asked or failed; `reason` says why. `score` orders the
+    candidates (counterfactual: p without the segment minus p with it; llm: 3 harmful, 2
+    meaningless, 1 redundant). `pruned` is the final state: false for a candidate that failed
+    verification and was restored.
     """
 
     segment: int
     verdict: VerdictKind
     score: float
-    pruned: bool
+    pruned: bool = False
     reason: str = ""
 
 
@@ -188,13 +188,13 @@ class Verdict:
 class OptimizedTrajectory:
     """A trajectory truncated at its first good exit, finalized, and (after `prune`) pruned.
 
-    `token_ids` is the whole response: kept segments, d_finalize, conclusion, EOS where the model
+    `token_ids` is the whole response: kept segments, d_finalize, conclusion, and EOS if the model
     emitted it. `kept` indexes the trajectory's segments. `pass_rate` is the share of the K
-    finalizations that were right: a low one marks a lucky version. `verified_p` is the
-    share of right answers among `verified_rollouts` rollouts after a prune was verified, which
-    neither its test nor its choice has seen; nan and 0 where nothing was pruned, or none were made.
-    `counterfactual` are that judge's verdicts beside those of the `llm` judge, where
-    `prune.agreement` asks for them.
+    finalizations that were right; a low rate marks a lucky version. `verified_p` is the share of
+    right answers among `verified_rollouts` fresh rollouts, which were used neither to choose nor to
+    test the pruning (nan and 0 if nothing was pruned, or no such rollouts were made).
+    `counterfactual` holds the counterfactual judge's verdicts beside those of the `llm` judge, for
+    the trajectories that `prune.agreement` selects.
     """
 
     id: str  # the trajectory's id
@@ -222,10 +222,11 @@ class OptimizedTrajectory:
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """TRL's standard columns for people and the Hub, references to the stored ids for training.
+    """A preference pair: TRL's standard columns as text, and references to the stored token ids.
 
-    `chosen_id` names an OptimizedTrajectory when `chosen_from` is `optimized`, else a Trajectory;
-    `rejected_id` names a Trajectory. Lengths are in tokens and include EOS where it was emitted.
+    The text is for people and the Hub; training uses the ids. `chosen_id` names an
+    OptimizedTrajectory if `chosen_from` is `optimized`, else a Trajectory; `rejected_id` names a
+    Trajectory. Lengths are in tokens and include EOS if the model emitted it.
     """
 
     id: str
@@ -247,8 +248,9 @@ class PreferencePair:
 class Trial:
     """A trial answer at a reasoning transition (2504.15895, section 3).
 
-    `position` counts response tokens before the trial; `confidence` is in [0, 1]; `tokens` were
-    generated for it. `grade` makes shadow evaluation free.
+    `position` counts response tokens before the trial. `confidence` is in [0, 1]. `tokens` counts
+    the tokens generated for the trial. With `grade`, other thresholds can be evaluated without
+    new samples.
     """
 
     position: int
@@ -262,13 +264,13 @@ class Trial:
 class EvaluationRow:
     """One answered problem under one exit policy.
 
-    `tokens` = thinking + answer + trial tokens: everything that the model generated for it. The
-    response's thinking is `thinking_tokens`; `answer_tokens` hold its `</think>`, conclusion and
-    EOS (a closing text that a policy puts in is read, not generated); `trial_tokens` hold the
-    trials and what an exit cut off again (a cue, white space). `exit_reason` is `policy` (left
-    early), `budget` (forced), `closed` (the model closed its thinking), `unclosed` (it ended inside
-    it), `length` or `failed`. `would_leave` is the index of the trial at which the policy leaves,
-    or in shadow mode would have left; -1 for none.
+    `tokens` = `thinking_tokens` + `answer_tokens` + `trial_tokens`: everything that the model
+    generated. `answer_tokens` counts `</think>`, conclusion and EOS, but not a closing text that a
+    policy inserted, which is read and not generated. `trial_tokens` counts trials and tokens that
+    an exit cut off (a cue, white space). `exit_reason` is `policy` (left early), `budget` (forced),
+    `closed` (the model closed its thinking), `unclosed` (it ended inside its thinking), `length` or
+    `failed`. `would_leave` is the index of the trial at which the policy leaves, or would have left
+    in shadow mode; -1 if there is none.
     """
 
     id: str  # model / exit / problem id / sample
@@ -289,7 +291,7 @@ class EvaluationRow:
     attention_flops: float
     trials: tuple[Trial, ...] = ()
     would_leave: int = -1
-    model_flops: float = nan  # those of `dto.usage`; a table of an earlier version has none
+    model_flops: float = nan  # as `dto.usage` counts them; nan in tables of earlier versions
 
     @staticmethod
     def make_id(model: str, exit_name: str, problem_id: str, sample: int) -> str:
@@ -299,13 +301,13 @@ class EvaluationRow:
 
 @dataclass(frozen=True, slots=True)
 class BatchResponse:
-    """One response to `k` numbered questions; its token ids are the state, as a Trajectory's are.
+    """One response to `k` numbered questions. Its token ids are the state, as in a Trajectory.
 
-    Question i (from 1) is `problem_ids[i - 1]`, and so are the entries of `grades`, `answers` and
-    `faults`. A grade is that of the answer which the conclusion gives to this number. Where it
-    gives none that can be told, the grade is `wrong` and the fault says why; a response that ran
-    out of tokens, or never closed its thinking, is `truncated` throughout, a request that failed
-    `failed` for the `reason` given.
+    Entry i - 1 of `problem_ids`, `grades`, `answers` and `faults` belongs to question i (from 1).
+    Each grade is of the answer that the conclusion gives under that number. If no such answer can
+    be identified, the grade is `wrong` and the fault says why. If the response ran out of tokens or
+    never closed its thinking, all grades are `truncated`. If the request failed, all are `failed`,
+    and `reason` says why.
     """
 
     id: str  # k / sample / content id of the questions in their order
@@ -325,7 +327,7 @@ class BatchResponse:
     grades: tuple[Grade, ...]
     answers: tuple[str, ...]
     faults: tuple[str, ...]
-    reason: str = ""  # of failed grades, or of a wrong one where the grader gave up
+    reason: str = ""  # why grades are failed, or one is wrong because the grader gave up
 
     @staticmethod
     def make_id(sample: int, problem_ids: tuple[str, ...]) -> str:
@@ -335,12 +337,12 @@ class BatchResponse:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """The reasoning about one question with its answer, however it was asked.
+    """The reasoning about one question, with its answer, from a single or a batch prompt.
 
-    `span` is the chain's thinking over the token ids of the source: the Trajectory (`vanilla`, k is
-    1) or BatchResponse (`batch`) `source_id`. `text` is that thinking as the judge reads it, whose
-    chains look alike whatever their origin (`dto.drqa.split`); `tokens` counts the span, `length`
-    the tokens of `text`. Grades are `correct` or `wrong`: others make no chain.
+    `source_id` names the Trajectory (`vanilla`, k is 1) or BatchResponse (`batch`); `span` is the
+    chain's thinking over that row's token ids. `text` is the thinking as the judge reads it, in a
+    form that does not reveal its origin (`dto.drqa.split`). `tokens` counts the span, `length` the
+    tokens of `text`. Grades are `correct` or `wrong`; answers with other grades make no chain.
     """
 
     id: str  # problem id / origin / k / sample
@@ -348,7 +350,7 @@ class Chain:
     origin: Origin
     k: int
     sample: int
-    number: int  # of the question in its prompt, from 1
+    number: int  # position of the question in its prompt, from 1
     source_id: str
     span: Span
     text: str
@@ -365,11 +367,11 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class LabelledChain:
-    """A chain with the question about it and the letter that is right.
+    """A chain with a multiple-choice question about it, and the right letter.
 
-    `options` are the wordings as A, B and C show them: a permutation drawn from `seed`. `prompt` is
-    the text of `prompt_ids`. `split` is `train`, or `dev` for the problems whose chains are held
-    out to measure judging. Lengths are in tokens.
+    `options` are the texts of A, B and C in the order shown, a permutation drawn from `seed`.
+    `prompt` is the text of `prompt_ids`. `split` is `train`, or `dev` for problems whose chains are
+    held out to measure judging. Lengths are in tokens.
     """
 
     id: str  # the chain's id
@@ -383,8 +385,8 @@ class LabelledChain:
     options: tuple[str, ...]
     origin: Origin
     k: int
-    tokens: int  # that the model generated for the chain
-    length: int  # of `chain`
+    tokens: int  # generated by the model for the chain
+    length: int  # tokens of `chain`
     seed: int
     prompt: str
     prompt_ids: tuple[int, ...]
@@ -392,7 +394,7 @@ class LabelledChain:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A row that ends here, with its reason: nothing is dropped in silence."""
+    """A row that a stage dropped, and why."""
 
     id: str
     reason: str  # a short slug that counts can be grouped by: `no_exit`, `no_gold_answer`

@@ -85,7 +85,7 @@ def dropped_detail(reason: str, detail: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Redaction:
-    """Replacements of private strings, longest first, and secrets with the variable of each.
+    """Private strings with replacements, longest first, and secrets with their variables.
 
     Finding a secret aborts publishing.
     """

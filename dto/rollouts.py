@@ -1,10 +1,9 @@
-r"""Short answers after an inducer: rollouts (2505.21765) and trial answers (2504.15895).
+r"""Sample short answers after an inducer: rollouts (2505.21765) and trial answers (2504.15895).
 
-An inducer ends in `\boxed{`, or just before its brace: where the vocabulary has tokens such as `{\`
-and `{-`, the model opens the brace itself, by the token that it would take. What it writes up to
-the matching brace is the answer. Engines know stop strings, not nesting, so a request stops at
-every closing brace and goes on while braces are open: for an answer without inner braces that is
-one request.
+An inducer ends in `\boxed{`. If the vocabulary has tokens such as `{\` and `{-`, it ends before the
+brace, and the model opens the brace with the token that it prefers. The answer is the text up to
+the matching brace. Engines know stop strings but not nesting, so a request stops at every closing
+brace and is continued while braces are open. An answer without inner braces takes one request.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ BOX = "\\boxed"
 class Answer:
     """One answer and its grade.
 
-    `token_ids` (with their `logprobs`, where asked for) come after the inducer's; `text` runs from
-    the inducer's box to its closing brace, or to the end where that never came. `finish_reason`
-    `stop` means that the brace was closed or the model ended; a request that failed has grade
-    `failed` and says why in `reason`.
+    `token_ids` (with `logprobs`, if requested) follow the inducer's ids. `text` runs from the
+    inducer's box to its closing brace, or to the end if the brace never closes. `finish_reason`
+    `stop` means that the brace was closed or the model ended. A failed request has grade `failed`,
+    and `reason` says why.
     """
 
     token_ids: tuple[int, ...]
@@ -59,9 +58,9 @@ class Answer:
 
 
 def answer_inducer(name: str, ctx: Context) -> str:
-    r"""The inducer `name`, without the brace at its end where the vocabulary merges it.
+    r"""The inducer `name`, without its final brace if the vocabulary merges braces.
 
-    A brace of its own forbids `{\`, with which most answers in LaTeX begin.
+    After a separate brace token the model cannot write `{\`, with which most LaTeX answers begin.
     """
     inducer = ctx.text(name)
     return inducer.removesuffix("{") if merges_brace(ctx.tokenizer) else inducer
@@ -69,12 +68,12 @@ def answer_inducer(name: str, ctx: Context) -> str:
 
 @lru_cache(maxsize=8)
 def merges_brace(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a token opens a brace and begins an answer in it: `{}` is none."""
+    """Whether some token opens a brace and also begins the answer (`{}` does not count)."""
     return any(re.match(r"\{[^{}]", token) for token in tokenizer.get_vocab())
 
 
 def answer_end(text: str) -> int | None:
-    """Offset after the brace that closes the first one in `text`; None while there is none."""
+    """Offset after the brace that closes the first brace of `text`; None if it is still open."""
     opening = text.find("{")
     closing = None if opening < 0 else closing_brace(text, opening)
     return None if closing is None else closing + 1
@@ -89,14 +88,14 @@ async def complete_answers(
     n: int = 1,
     fixed: int = 0,
 ) -> list[Answer]:
-    r"""Graded answers to `prefix` followed by the inducer, n of them.
+    r"""Sample and grade n answers to `prefix` followed by the inducer.
 
-    `prefix` are the ids of prompt and thinking so far; the inducer's text is put behind them by
-    :func:`dto.text.join`, which leaves the first `fixed` alone. `sampling.max_tokens` limits one
-    answer, inner braces included, and is lowered where the context is nearer; without any room all
-    answers are `truncated`. All n share one prefill, and sample j uses seed + j; a presence penalty
-    takes the inducer for the model's own. Departure from both papers: they stop at a token limit
-    and search the text; we stop at the brace, or at `sampling.stop` where that is given.
+    `prefix` holds the ids of the prompt and the thinking so far; :func:`dto.text.join` appends the
+    inducer and leaves the first `fixed` ids unchanged. `sampling.max_tokens` limits one answer,
+    inner braces included; the remaining context may lower it. Without room in the context, all
+    answers are `truncated`. All n answers share one prefill; sample j uses seed + j. A presence
+    penalty counts the inducer as the model's own text. Departure from both papers: they stop at a
+    token limit and search the text; we stop at the closing brace, or at `sampling.stop` if given.
     """
     prompt = ctx.put_after(prefix, inducer, fixed)
     box = inducer[inducer.rindex(BOX) :]
@@ -137,10 +136,10 @@ async def _graded(box: str, completion: Completion, problem: Problem, ctx: Conte
 async def _until_closed(
     engine: Engine, prompt: tuple[int, ...], box: str, first: Completion, sampling: Sampling
 ) -> Completion:
-    """Go on after each stop at an inner brace, while tokens are left.
+    """Continue after each stop at an inner brace, while tokens are left.
 
-    Where noise depends on the absolute position the seed stays, and the answer is the one that an
-    uninterrupted request would have given; elsewhere every request needs a seed of its own.
+    On a resumable engine the seed stays the same, and the answer equals that of an uninterrupted
+    request. On other engines each continued request gets a seed of its own.
     """
     whole = first
     rounds = 0
@@ -174,14 +173,14 @@ async def _until_closed(
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What became of some rollouts of one prefix."""
+    """Counts of the outcomes of rollouts from one prefix."""
 
     rollouts: int = 0
     successes: int = 0
     truncated: int = 0
     failed: int = 0
     tokens: int = 0
-    reason: str = ""  # why the last one failed that did
+    reason: str = ""  # why the last failed rollout failed
 
     @property
     def trials(self) -> int:
@@ -190,11 +189,11 @@ class Tally:
 
     @property
     def p(self) -> float:
-        """Share of successes; nan where all failed."""
+        """Share of successes; nan if all rollouts failed."""
         return self.successes / self.trials if self.trials else float("nan")
 
     def plus(self, answers: Iterable[Answer]) -> Tally:
-        """This tally and further answers."""
+        """This tally with further answers added."""
         answers = list(answers)
         failures = [answer.reason for answer in answers if answer.grade == "failed"]
         return Tally(
@@ -216,10 +215,10 @@ async def roll_out(
     tally: Tally = Tally(),
     written: int = 0,
 ) -> Tally:
-    """`count` further rollouts: answers that the policy gives when d_exit follows `prefix`.
+    """Add `count` rollouts to a tally: answers of the policy after `prefix` and d_exit.
 
-    The last `written` tokens of `prefix` are of the response. Rollout i of a tally uses seed + i,
-    whatever the number of calls it is spread over.
+    The last `written` tokens of `prefix` belong to the response. Rollout i of a tally uses
+    seed + i, however many calls the tally takes.
     """
     settings = ctx.recipe.estimate
     inducer = answer_inducer("exit", ctx)
@@ -235,11 +234,11 @@ async def roll_out_until_decided(
     test: SequentialTest,
     written: int = 0,
 ) -> tuple[Tally, Decision]:
-    """Roll out until the test decides.
+    """Sample rollouts until the sequential test decides.
 
-    Each round has as many rollouts as the test needs at the least before it can decide again, so
-    none is sampled in vain and the result depends on the seed alone. Failed rollouts are replaced;
-    once as many have failed as the cap allows trials, the prefix is `undecided`.
+    Each round has the fewest rollouts after which the test can decide, so none is wasted and the
+    result depends on the seed alone. Failed rollouts are replaced. If the failures reach the test's
+    cap on trials, the prefix is `undecided`.
     """
     tally = Tally()
     while (decision := test.decide(tally.successes, tally.trials)) is None:
@@ -251,7 +250,7 @@ async def roll_out_until_decided(
 
 
 def kept_ids(trajectory: Trajectory, kept: Sequence[Segment]) -> tuple[int, ...]:
-    """The ids of a response that has these segments alone, cut at the last one's exit."""
+    """The ids of a response with only these segments, cut at the exit of the last one."""
     ids = trajectory.token_ids
     parts = [ids[: trajectory.thinking_tokens.start]]
     parts += [ids[slice(*segment.tokens)] for segment in kept[:-1]]

@@ -9,21 +9,21 @@ computed exactly, stops included. The threshold for `above` is the lowest for wh
 for `below` keeps both errors to `error`, the one for `below` the lowest that does so with it. The
 number of trials grows with either threshold, whatever p is.
 
-Guarantee, by enumeration of all paths (not asymptotic; and not only at the two end points, since a
-success more never turns `above` away nor brings `below` about):
+Guarantee, by enumeration of all paths. It is not asymptotic, and it holds for every p and not only
+at the two end points, because one more success never prevents `above` and never causes `below`:
 
     P(above | p) <= error   for every p <= T - margin  (or `pass_error`)
     P(below | p) <= error   for every p >= T + margin
 
-Inside the zone T ± margin either decision is acceptable: the error that is stated is an error
-against T - margin and T + margin, not against T. With the defaults (0.75 ± 0.10, error 0.05) a
-boundary at p = 0.75 is decided `above` with probability 0.26, one at 0.70 with 0.12. `undecided` is
-neither error and counted apart. Whoever treats it as not passed misses a good p with probability
-1 - P(above | p), which `characteristic` tells: 0.26 at p = 0.85.
+Inside the zone T ± margin either decision is acceptable: the stated error is against T - margin and
+T + margin, not against T. With the defaults (0.75 ± 0.10, error 0.05) a boundary at p = 0.75 is
+decided `above` with probability 0.26, one at 0.70 with 0.12. `undecided` is no error and is counted
+separately. If `undecided` counts as not passed, a good p is missed with probability
+1 - P(above | p), which `characteristic` computes: 0.26 at p = 0.85.
 
-The guarantee is that of one test, at one boundary. A scan that stops at the first pass tests many:
-over 24 boundaries that all have p = 0.65 something passes with probability 0.70. `share` divides
-an error that is to hold for the whole scan among its boundaries.
+The guarantee is for one test at one boundary. A scan that stops at the first pass tests many
+boundaries: over 24 boundaries that all have p = 0.65, some boundary passes with probability 0.70.
+`share` divides an error for the whole scan among its boundaries.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from dto.records import Decision
 
 _EDGE = 1e-3
 MOST_BOUNDARIES = 512
-"""Boundaries of a trajectory that a scan with an error for all of them tests."""
+"""The most boundaries that a scan tests if its error is stated for the whole scan."""
 
 
 class Characteristic(NamedTuple):
-    """What the test does at one true p: the probability of each decision, and its mean cost."""
+    """The probability of each decision at one true p, and the mean number of trials."""
 
     above: float
     below: float
@@ -53,10 +53,10 @@ class Characteristic(NamedTuple):
 
 
 class Boundaries(NamedTuple):
-    """Where the test stops, for n = 0 … cap trials.
+    """The numbers of successes at which the test stops, for n = 0 … cap trials.
 
-    `pass_at[n]`: fewest successes that decide `above` (n + 1: none does). `refuse_at[n]`: most that
-    decide `below` (-1: none does). `hopeless_at[n]`: most from which `above` is out of reach.
+    `pass_at[n]`: the fewest that decide `above` (n + 1: impossible). `refuse_at[n]`: the most that
+    decide `below` (-1: impossible). `hopeless_at[n]`: the most from which `above` is out of reach.
     """
 
     pass_at: tuple[int, ...]
@@ -65,34 +65,34 @@ class Boundaries(NamedTuple):
 
 
 def zone(threshold: float, margin: float, error: float, cap: int) -> tuple[float, float]:
-    """The ends of the indifference zone. Raises DtoError when there is no such test."""
+    """The ends of the indifference zone. Raises DtoError if the test does not exist."""
     low, high = max(threshold - margin, _EDGE), min(threshold + margin, 1 - _EDGE)
     if not low < high:
         raise DtoError(
-            f"sequential test: threshold {threshold} ± margin {margin} is no zone in (0, 1): "
+            f"sequential test: threshold {threshold} ± margin {margin} is not a zone in (0, 1): "
             "threshold must lie in [0, 1], margin above 0"
         )
     if not 0 < error < 0.5 or cap < 1:
         raise DtoError(
-            f"sequential test: error {error} must lie in (0, 0.5), cap {cap} be at least 1"
+            f"sequential test: error {error} must lie in (0, 0.5) and cap {cap} must be at least 1"
         )
     if low**cap > error:
         raise DtoError(
-            f"sequential test: {cap} successes in {cap} trials do not show p > {low:.3f} "
+            f"sequential test: even {cap} successes in {cap} trials do not show p > {low:.3f} "
             f"with error {error}: raise cap or error"
         )
     return low, high
 
 
 def share(error_scan: float, boundaries: int) -> float:
-    """The error of each of so many tests, of which any passes wrongly with chance `error_scan`.
+    """Divide the error of a scan equally among the tests at its boundaries.
 
-    1 - (1 - error_scan)^(1 / k), which is exact because every boundary has rollouts of its own
-    (Z. Šidák, J. Amer. Statist. Assoc. 62, 1967). k, the number of a trajectory's boundaries, is
-    known before the scan, so that each gets an equal share. A spending rule that does not know it,
-    such as error_scan · 6 / (π i)², leaves so little for the 24th boundary that a p of 0.95 passes
-    there with 0.56 instead of 0.94 (cap 32). k is rounded up to 1, 2, 3, 4, 6, 8, 12, … 512, so
-    that few tests have to be computed; a scan ends after MOST_BOUNDARIES.
+    1 - (1 - error_scan)^(1 / k) is exact, because every boundary has its own rollouts (Z. Šidák, J.
+    Amer. Statist. Assoc. 62, 1967). k, the number of a trajectory's boundaries, is known before the
+    scan. A spending rule without k, such as error_scan · 6 / (π i)², leaves so little for the 24th
+    boundary that p = 0.95 passes there with probability 0.56 instead of 0.94 (cap 32). k is rounded
+    up to 1, 2, 3, 4, 6, 8, 12, … 512, so that few different tests are computed. A scan ends after
+    MOST_BOUNDARIES.
     """
     least = max(1, min(boundaries, MOST_BOUNDARIES))
     power = 1 << (least.bit_length() - 1)
@@ -101,20 +101,20 @@ def share(error_scan: float, boundaries: int) -> float:
 
 
 class SequentialTest:
-    """The test of the module. Its boundaries are computed once for each set of parameters.
+    """The sequential test. Its boundaries are computed once for each set of parameters.
 
-    Look after every trial, or after exactly as many as `rounds_to_decision` says: since no decision
-    is possible in between, the guarantee is the same.
+    Ask for a decision after every trial, or after as many trials as `rounds_to_decision` says.
+    Since no decision is possible in between, the guarantee is the same.
 
     Args:
         threshold: T.
         margin: half of the width of the indifference zone; its ends stay within [0.001, 0.999].
         error: bound on either error, in (0, 0.5).
-        cap: most trials. Those that failed for technical reasons are no trials.
-        pass_error: bound on P(above | p <= T - margin) where it is to be another; None: `error`.
+        cap: maximum number of trials. Rollouts that failed for technical reasons do not count.
+        pass_error: a different bound on P(above | p <= T - margin); None: `error`.
 
     Raises:
-        DtoError: for parameters out of range, or a cap too small for the error.
+        DtoError: if a parameter is out of range, or the cap is too small for the error.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class SequentialTest:
         self._wait = _wait(self.boundaries)
 
     def decide(self, successes: int, trials: int) -> Decision | None:
-        """The decision after so many trials, or None: go on. `undecided` is final."""
+        """The decision after `trials` trials; None: continue. `undecided` is final."""
         self._check(successes, trials)
         if successes >= self.boundaries.pass_at[trials]:
             return "above"
@@ -143,7 +143,7 @@ class SequentialTest:
         return "undecided" if successes <= self.boundaries.hopeless_at[trials] else None
 
     def rounds_to_decision(self, successes: int, trials: int) -> int:
-        """Fewest further trials after which a decision is possible; 0 when there is one."""
+        """The fewest further trials after which a decision is possible; 0 if there is one now."""
         self._check(successes, trials)
         return self._wait[trials][successes]
 
@@ -160,7 +160,7 @@ class SequentialTest:
 
 
 def _boundaries(low: float, high: float, accept: float, refuse: float, cap: int) -> Boundaries:
-    """Those of the likelihood-ratio thresholds `accept` > 0 and `refuse` > 0.
+    """The boundaries for likelihood-ratio thresholds `accept` > 0 and `refuse` > 0.
 
     log L = s · log(high / low) + (n - s) · log((1 - high) / (1 - low)) is linear in s and in n, so
     both boundaries are parallel lines (a small slack keeps grid points on them).
@@ -171,16 +171,16 @@ def _boundaries(low: float, high: float, accept: float, refuse: float, cap: int)
     trials = range(cap + 1)
     pass_at = [max(0, min(n + 1, ceil((accept + n * failure) / span - slack))) for n in trials]
     refuse_at = [max(-1, min(n, floor((n * failure - refuse) / span + slack))) for n in trials]
-    # A success a trial at most, and pass_at grows no faster: the last look is the easiest.
+    # Successes grow by at most one per trial, pass_at no faster: the last trial is the easiest.
     hopeless = [max(-1, pass_at[cap] - (cap - n) - 1) for n in trials]
     return Boundaries(tuple(pass_at), tuple(refuse_at), tuple(hopeless))
 
 
 def _characteristic(boundaries: Boundaries, p: float) -> Characteristic:
-    """Dynamic programme over n; its state: the probability of each number of successes so far."""
+    """Dynamic programme over n; the state is the probability of each number of successes."""
     cap = len(boundaries.pass_at) - 1
     successes_S = np.arange(cap + 1)
-    undecided_S = np.zeros(cap + 1)  # probability of being there, still without a decision
+    undecided_S = np.zeros(cap + 1)  # probability of each count with no decision yet
     undecided_S[0] = 1.0
     above = below = gone = trials = 0.0
     for n in range(cap + 1):
@@ -199,10 +199,10 @@ def _characteristic(boundaries: Boundaries, p: float) -> Characteristic:
 
 @cache
 def _tightest(low: float, high: float, pass_error: float, error: float, cap: int) -> Boundaries:
-    """The lowest threshold for `above` that is admissible, and the lowest for `below` with it.
+    """The lowest admissible threshold for `above`, and the lowest one for `below` given that.
 
-    P(above) falls with the first and rises with the second, so the first is bounded from below by
-    the case that refuses soonest; with the first fixed, P(below) falls with the second.
+    P(above) falls with the first threshold and rises with the second, so the test that refuses
+    soonest bounds the first from below. With the first fixed, P(below) falls with the second.
     """
     success, failure = log(high / low), log((1 - low) / (1 - high))
     grid = {s * success - (n - s) * failure for n in range(1, cap + 1) for s in range(n + 1)}
@@ -228,7 +228,7 @@ def _tightest(low: float, high: float, pass_error: float, error: float, cap: int
 
 @cache
 def _wait(boundaries: Boundaries) -> tuple[tuple[int, ...], ...]:
-    """For each n and s the fewest trials to a decision."""
+    """For each n and s, the fewest further trials to a decision."""
     cap = len(boundaries.pass_at) - 1
     rows: list[tuple[int, ...]] = [(0,) * (cap + 2)]
     for n in range(cap, -1, -1):
@@ -256,10 +256,10 @@ class Interval(NamedTuple):
 def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
     """The exact binomial interval (Clopper & Pearson 1934), for independent trials of one problem.
 
-    Each end is where the binomial tail is (1 - confidence) / 2, a quantile of a beta distribution,
-    to 2**-35. No trials: [0, 1].
+    At each end the binomial tail is (1 - confidence) / 2. The ends are quantiles of a beta
+    distribution, to 2**-35. Without trials the interval is [0, 1].
     """
-    from scipy import special  # a fifth of a second, which most commands need not wait for
+    from scipy import special  # importing it takes 0.2 s, which most commands need not wait for
 
     check_counts(successes, trials)
     tail = (1 - confidence) / 2
@@ -273,14 +273,14 @@ def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> In
 
 
 def _on_grid(p: float) -> float:
-    """The middle of the cell of width 2**-34 that holds p.
+    """Round p to the middle of a cell of width 2**-34.
 
-    Tables have these ends, and must not change with the last digits of a library.
+    Tables store these values, which must not change with the last digits of a library.
     """
     return (floor(p * 2**34) + 0.5) / 2**34
 
 
 def check_counts(successes: float, trials: float) -> None:
-    """Raises ValueError for what is no count of successes."""
+    """Raise ValueError unless 0 <= successes <= trials."""
     if isnan(trials) or not 0 <= successes <= trials:
         raise ValueError(f"{successes} successes in {trials} trials: 0 <= successes <= trials")

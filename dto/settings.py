@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dto.extension import Settings
+from dto.extension import ExtensionSettings, Settings, name_of
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -114,8 +114,11 @@ class TrainSettings(Settings):
     gamma: float = 1.0  # simpo: the margin
     nll: float = 1.0  # simpo: weight of the anchor; 0 is pure SimPO, which collapses easily
     accuracy_weight: float = 2.0  # o1_pruner: lambda
-    reward: Literal["accuracy", "length_penalty", "shorter_better"] = "length_penalty"  # grpo
-    penalty: Annotated[float, Field(ge=0.0)] = 0.2  # grpo: weight of the length in the reward
+    reward: Annotated[str, name_of("accuracy", "length_penalty", "shorter_better")] = (
+        "length_penalty"  # grpo
+    )
+    reward_settings: ExtensionSettings = Field(default_factory=dict)
+    penalty: Annotated[float, Field(ge=0.0)] = 0.2  # length_penalty, shorter_better: its weight
     group: Annotated[int, Field(ge=2)] = 4  # grpo, drqa: responses to one problem
     kl: Annotated[float, Field(ge=0.0)] | None = None  # weight; None: grpo 0, drqa 0.04
     temperature: Annotated[float, Field(gt=0.0)] | None = None  # grpo's, judging's; None: sample's

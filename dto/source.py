@@ -1,8 +1,8 @@
-"""What a text names, decided once: generated chains, a task, a file, a folder or a Hub dataset.
+"""Decide what a name refers to: generated chains, a task, a file, a folder or a Hub dataset.
 
-The same text can name several (a folder `gsm8k` beside the task, a folder `user/name` beside the
-dataset of the Hub). This order decides: chains, a task, the suffix of a data file or recipe, what
-exists on this machine, how the text is written; what is left is of the Hub.
+A name can be ambiguous (a folder `gsm8k` beside the task, a folder `user/name` beside the Hub
+dataset). The first match wins: chains, a task, the suffix of a data file or recipe, an existing
+file or folder, the form of a path. Any other name is a Hub dataset.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _PATH = re.compile(r"/|~|\.{1,2}(?:/|$)|[A-Za-z]:[\\/]|\\\\|file:")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A text from a recipe or a command line, and what it names.
+    """A name from a recipe or a command line, and the kind of thing that it refers to.
 
-    `exists`: a file or folder of this name is on this machine; a path that leads nowhere is a
-    `folder` that does not exist, unless its suffix is a file's. `subset` and `revision` are those
-    of a dataset of the Hub, where whoever names it gives them.
+    `exists`: this machine has a file or folder of this name. A path to nothing is a `folder` that
+    does not exist, unless it has the suffix of a file. `subset` and `revision` belong to a Hub
+    dataset, if given.
     """
 
     name: str
@@ -44,10 +44,10 @@ class Source:
         subset: str | None = None,
         revision: str | None = None,
     ) -> Source:
-        """Decide what `text` names; `tasks` are the names of the tasks (`dto.tasks.TASKS`).
+        """Decide what `text` refers to; `tasks` are the names of the tasks (`dto.tasks.TASKS`).
 
-        Without `tasks` none is one, as where a model is named. Nothing is fetched, and nothing is
-        raised: a name of the Hub may be one that the Hub does not have.
+        Leave `tasks` empty where a task makes no sense, as for a model. Nothing is fetched or
+        raised, so a Hub dataset may turn out not to exist.
         """
         exists = os.path.exists(text)  # Path.exists raises for names that are too long
         is_folder, suffix = os.path.isdir(text), Path(text).suffix
@@ -69,20 +69,20 @@ class Source:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a file or folder, there or not."""
+        """Whether it is a file or folder, existing or not."""
         return self.kind in ("file", "folder")
 
     @property
     def is_bare(self) -> bool:
-        """Whether it is a single word, as tasks are named: no path, no suffix, nothing on disk."""
+        """Whether it is a single word like a task's name: no path, no suffix, nothing on disk."""
         return not ("/" in self.name or Path(self.name).suffix or self.exists)
 
     @property
     def tells_place(self) -> bool:
-        """Whether the text says where on this machine something is, and so is nobody's business.
+        """Whether the text reveals a location on this machine, and so must not be published.
 
-        It is written as a path, or has several parts that are a local file or folder or exist here.
-        `user/name` is not, unless it exists; nor is text with lines.
+        True for the form of a path, and for several parts that are, or look like, a local file or
+        folder. False for `user/name`, unless it exists here, and for text of several lines.
         """
         if "\n" in self.name:
             return False
@@ -91,9 +91,9 @@ class Source:
 
     @property
     def last_part(self) -> str:
-        """The name of the file or folder alone, of a Windows path too; `folder` where it has none.
+        """The last part of a local path (also of a Windows path), or `folder` if it has none.
 
-        Other sources have no parts to cut: a dataset `user/name` stays itself.
+        Other names are returned unchanged, such as the dataset `user/name`.
         """
         if not (self.is_local or self.tells_place):
             return self.name

@@ -1,8 +1,8 @@
-"""Records as Parquet that polars, `datasets` and the Hub's viewer open directly.
+"""Read and write records as Parquet files that polars, `datasets` and the Hub's viewer can open.
 
-Spans are structs {start, end}, lists of ids list<int32>, trials and verdicts lists of structs, free
-metadata a JSON string. Tables are sorted by id and cut into small row groups: they are read, and
-joined with one another, in bounded memory.
+Spans are structs {start, end}, token ids list<int32>, trials and verdicts lists of structs, and
+metadata a JSON string. Tables are sorted by id and have small row groups, so they can be read and
+joined in bounded memory.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pydantic import TypeAdapter, ValidationError
 from dto.errors import DtoError
 from dto.records import Span
 
-if TYPE_CHECKING:  # a tenth of a second, which `dto --help` need not wait for
+if TYPE_CHECKING:  # importing it takes 0.1 s, which `dto --help` should not
     import pyarrow as pa
     import pyarrow.parquet as pq
 
 ROW_GROUP = 256
-"""Rows in a row group: 20 MB with responses of 8,192 tokens, far below what viewers refuse."""
+"""Rows in a row group: 20 MB with responses of 8,192 tokens."""
 ROW_GROUP_BYTES = 64 * 2**20
-"""Fewer where rows are that large: the Hub's viewer refuses row groups of some 286 MiB."""
+"""Larger rows get smaller groups: the Hub's viewer refuses row groups above about 286 MiB."""
 
 R = TypeVar("R")
 P = TypeVar("P")
@@ -37,7 +37,7 @@ Encode = Callable[[Any], Any]
 
 
 def _once(function: Callable[[Any], V]) -> Callable[[Any], V]:
-    """`functools.cache` for functions of a class, which mypy does not take for hashable."""
+    """`functools.cache` for functions that take a class, which mypy considers unhashable."""
     return cache(function)
 
 
@@ -46,7 +46,7 @@ def _identity(value: Any) -> Any:
 
 
 def _column(hint: Any) -> tuple[pa.DataType, Encode]:
-    """The Parquet type of a field and how its value is written."""
+    """The Parquet type of a field, and the function that encodes its values."""
     import pyarrow as pa
 
     plain = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
@@ -66,7 +66,7 @@ def _column(hint: Any) -> tuple[pa.DataType, Encode]:
         if item is int:
             return pa.list_(pa.int32()), _identity
         kind, put = _column(item)
-        return pa.list_(kind), lambda items: [put(each) for each in items]
+        return pa.list_(kind), lambda items: [put(item) for item in items]
     if get_origin(hint) is dict:
         return pa.string(), lambda value: json.dumps(value, ensure_ascii=False, sort_keys=True)
     raise TypeError(f"no Parquet type for {hint}")
@@ -88,15 +88,14 @@ def schema(record: type[Any]) -> pa.Schema:
 
 @_once
 def adapter(record: Any) -> TypeAdapter[Any]:
-    """Checks and builds a record from plain data (pydantic)."""
+    """The pydantic adapter that validates plain data and builds a record."""
     return TypeAdapter(record)
 
 
 @_once
 def _required(record: Any) -> tuple[str, ...]:
-    without = (MISSING, MISSING)
-    own = fields(record)
-    return tuple(f.name for f in own if (f.default, f.default_factory) == without)
+    no_default = (MISSING, MISSING)
+    return tuple(f.name for f in fields(record) if (f.default, f.default_factory) == no_default)
 
 
 @_once
@@ -122,15 +121,15 @@ def _decode(record: type[R], row: dict[str, Any]) -> R:
 
 
 def write_rows(writer: pq.ParquetWriter, rows: pa.Table) -> None:
-    """Add rows as one row group, or as several where they are large."""
+    """Add rows as one row group, or as several if they are large."""
     share = ROW_GROUP_BYTES / max(rows.nbytes, 1)
     writer.write_table(rows, row_group_size=max(1, min(ROW_GROUP, int(rows.num_rows * share))))
 
 
 def write(path: Path, record: type[R], rows: Iterable[R], key: str = "id") -> int:
-    """Write rows, which come sorted by `key`, and return their number; whole or not at all.
+    """Write rows, sorted by `key`, as a complete file or not at all; return their number.
 
-    Raises DtoError when keys do not ascend strictly, OSError when the disk is full.
+    Raises DtoError if keys are not strictly ascending, OSError if the disk is full.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -159,24 +158,24 @@ def write(path: Path, record: type[R], rows: Iterable[R], key: str = "id") -> in
 
 
 def read(path: Path, record: type[R], without: Collection[str] = ()) -> Iterator[R]:
-    """Rows in the order of their ids, one row group in memory at a time.
+    """Read rows in the order of their ids, one row group in memory at a time.
 
-    The lists that `without` names are not read: they are empty. A column that the table lacks, as
-    an earlier version did not have it, gives the field's default, if it has one. Raises DtoError
-    for a missing file and for one whose columns are not the record's.
+    List columns named in `without` are not read and come back empty. A column missing from a table
+    of an earlier version gets the field's default, if it has one. Raises DtoError for a missing
+    file, and for a file that lacks other columns of the record.
     """
     with check(path, record) as file:
-        there = set(file.schema_arrow.names).difference(without)
-        names = [name for name in schema(record).names if name in there]
-        left_out = dict.fromkeys(without, ())
+        present = set(file.schema_arrow.names).difference(without)
+        names = [name for name in schema(record).names if name in present]
+        empty_lists = dict.fromkeys(without, ())
         for batch in file.iter_batches(batch_size=ROW_GROUP, columns=names):
             for row in batch.to_pylist():
-                row |= left_out
+                row |= empty_lists
                 yield _decode(record, row)
 
 
 def check(path: Path, record: type[Any]) -> pq.ParquetFile:
-    """A table, opened; raises what `read` does."""
+    """Open a table and check its columns. Raises DtoError as `read` does."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -197,17 +196,17 @@ def check(path: Path, record: type[Any]) -> pq.ParquetFile:
 
 
 def find(path: Path, record: type[R], column: str, value: str | int) -> list[R]:
-    """The rows whose `column` holds `value`; only the row groups that can have it are read."""
+    """Find the rows with `value` in `column`; reads only the row groups that may have it."""
     import pyarrow.parquet as pq
 
-    there = pq.read_schema(path).names
-    names = [name for name in schema(record).names if name in there]
-    found = pq.read_table(path, columns=names, filters=[(column, "=", value)])
-    return [_decode(record, row) for row in found.to_pylist()]
+    present = pq.read_schema(path).names
+    names = [name for name in schema(record).names if name in present]
+    table = pq.read_table(path, columns=names, filters=[(column, "=", value)])
+    return [_decode(record, row) for row in table.to_pylist()]
 
 
 def count(path: Path, **equals: str) -> int:
-    """Number of rows: all, from the file's footer, or those whose columns hold the values given."""
+    """Count all rows (from the file's footer), or those with the given values in their columns."""
     if not equals:
         import pyarrow.parquet as pq
 
@@ -218,10 +217,9 @@ def count(path: Path, **equals: str) -> int:
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a small file, one a line; none where it is missing.
+    """Read the objects of a small JSON Lines file; an empty list if the file is missing.
 
-    A line ends at a line feed alone, for a text may hold U+2028. What follows the last one is torn,
-    and left out.
+    Only a line feed ends a line, since text may contain U+2028. An incomplete last line is skipped.
     """
     if not path.exists():
         return []
@@ -233,27 +231,27 @@ def merge(
     *children: tuple[Iterable[Any], Callable[[Any], str]],
     key: Callable[[P], str] = lambda parent: str(getattr(parent, "id")),  # noqa: B009
 ) -> Iterator[tuple[Any, ...]]:
-    """Join sorted tables in one pass: each parent with the list of its rows in each child table.
+    """Join sorted tables in one pass: yield each parent with its rows from each child table.
 
-    `children` are (rows, key of the parent that a row belongs to). Rows whose parent is not there
-    are skipped. At most one parent's rows are in memory.
+    Each of `children` is (rows, function from a row to its parent's key). Rows without a parent are
+    skipped. Only one parent's rows are in memory at a time.
     """
     streams = [groupby(rows, child_key) for rows, child_key in children]
     heads: list[tuple[str, list[Any]] | None] = [_next_group(stream) for stream in streams]
     for parent in parents:
-        own = key(parent)
-        found: list[list[Any]] = []
+        parent_key = key(parent)
+        groups: list[list[Any]] = []
         for index, stream in enumerate(streams):
             head = heads[index]
-            while head is not None and head[0] < own:
+            while head is not None and head[0] < parent_key:
                 head = _next_group(stream)
-            matches = head is not None and head[0] == own
-            found.append(head[1] if head is not None and matches else [])
+            matches = head is not None and head[0] == parent_key
+            groups.append(head[1] if head is not None and matches else [])
             heads[index] = _next_group(stream) if matches else head
-        yield (parent, *found)
+        yield (parent, *groups)
 
 
 def _next_group(stream: Iterator[tuple[str, Iterator[Any]]]) -> tuple[str, list[Any]] | None:
-    for own, rows in stream:
-        return own, list(rows)
+    for parent_key, rows in stream:
+        return parent_key, list(rows)
     return None

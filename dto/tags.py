@@ -1,7 +1,7 @@
-"""How a model marks its thinking: its pair of tags, as text and as its own tokens.
+"""The tags around a model's thinking, as text and as the model's own tokens.
 
-The text of a response says where thinking stands, in whichever tokens the tags were written. What
-is put into a response has the model's own tokens: a tag that is one special token is never spelt.
+Reading a response, the text of the tags counts, however it was tokenized. Text that is inserted
+into a response uses the model's own tokens: a tag that is one special token is never spelled out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Tag = str | tuple[int, ...]
 
-KNOWN: tuple[tuple[str, str], ...] = (
+KNOWN_TAGS: tuple[tuple[str, str], ...] = (
     ("<think>", "</think>"),  # R1, Qwen3, QwQ, MiniMax
     ("[THINK]", "[/THINK]"),  # Magistral
     ("<|begin_of_thought|>", "<|end_of_thought|>"),  # OpenThinker, Sky-T1
@@ -35,15 +35,15 @@ KNOWN: tuple[tuple[str, str], ...] = (
     ("<thinking>", "</thinking>"),
     ("<reasoning>", "</reasoning>"),
 )
-"""Pairs that published models use; to recognise one that is not the model's own."""
+"""Tag pairs of published models, to recognise a response that uses another model's tags."""
 
 
 @dataclass(frozen=True, slots=True)
 class ThinkTags:
     """The tags of one model.
 
-    `open_ids` and `close_ids` are the model's own tokens for them; empty where the tokenizer has
-    none, so that a tag is text like any other.
+    `open_ids` and `close_ids` are the model's own tokens for them. They are empty if the tokenizer
+    has none; then a tag is ordinary text.
     """
 
     open: str = "<think>"
@@ -52,22 +52,22 @@ class ThinkTags:
     close_ids: tuple[int, ...] = ()
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-        """Ids of a text, each tag in it as the model's own tokens; nothing is added."""
+        """Encode a text with each tag as the model's own tokens, without adding special tokens."""
         ids = tuple(tokenizer.encode(text, add_special_tokens=False))
-        own = {self.open: self.open_ids, self.close: self.close_ids}
-        own = {tag: tokens for tag, tokens in own.items() if tokens and tag in text}
-        if all(_count(ids, tokens) == text.count(tag) for tag, tokens in own.items()):
+        tags = {self.open: self.open_ids, self.close: self.close_ids}
+        tags = {tag: tokens for tag, tokens in tags.items() if tokens and tag in text}
+        if all(_count(ids, tokens) == text.count(tag) for tag, tokens in tags.items()):
             return ids
-        made: list[int] = []
-        for part in re.split(f"({'|'.join(map(re.escape, own))})", text):
+        pieces: list[int] = []
+        for part in re.split(f"({'|'.join(map(re.escape, tags))})", text):
             if part:
-                made += own.get(part) or tokenizer.encode(part, add_special_tokens=False)
-        return tuple(made)
+                pieces += tags.get(part) or tokenizer.encode(part, add_special_tokens=False)
+        return tuple(pieces)
 
     def unfinished(self, ids: Sequence[int]) -> int:
-        """How many of the last ids are a beginning of the close, without its end.
+        """How many of the last ids are the first tokens of an incomplete closing tag.
 
-        0 where the close is text, or one token.
+        0 if the closing tag is text or a single token.
         """
         for count in range(min(len(self.close_ids) - 1, len(ids)), 0, -1):
             if tuple(ids[-count:]) == self.close_ids[:count]:
@@ -75,55 +75,55 @@ class ThinkTags:
         return 0
 
     def foreign(self, text: str, *, ended: bool) -> tuple[str, str] | None:
-        """The tags of another model that mark the thinking in a response; None for none.
+        """The tags of another model, if a response marks its thinking with them; else None.
 
-        The model's own close, wherever it stands, says that the tags are its own. Without it a
-        response is another's that begins with a foreign tag, or that `ended` and closes one outside
-        quotes: what ran out of tokens may speak of it.
+        A response with the model's own closing tag uses its own tags. Any other response uses
+        foreign tags if it begins with a foreign opening tag, or if it `ended` and has an unquoted
+        foreign closing tag. A response that ran out of tokens may merely mention one.
         """
         if self.close in text:
             return None
-        begun = text.lstrip().removeprefix(self.open).lstrip()
-        for pair in KNOWN:
+        body = text.lstrip().removeprefix(self.open).lstrip()
+        for pair in KNOWN_TAGS:
             if pair == (self.open, self.close):
                 continue
-            if begun.startswith(pair[0]) or (ended and _holds(text, pair[1])):
+            if body.startswith(pair[0]) or (ended and _has_unquoted(text, pair[1])):
                 return pair
         return None
 
 
 DEFAULT_TAGS = ThinkTags()
 FOREIGN = "foreign_tags"
-"""Why a response is refused that marks its thinking as another model does."""
+"""The reason for dropping a response that uses another model's tags."""
 
 
-def foreign_detail(tags: ThinkTags, found: tuple[str, str]) -> str:
-    """Which tags were found in a response, and what to set."""
+def foreign_detail(tags: ThinkTags, foreign: tuple[str, str]) -> str:
+    """The tags in a response that are not the model's, and the setting that accepts them."""
     return (
-        f"the response marks its thinking with {found[0]} and {found[1]}, model.think is "
-        f"{tags.open} and {tags.close}: set model.think to {as_yaml(found)} if these are "
+        f"the response marks its thinking with {foreign[0]} and {foreign[1]}, but model.think is "
+        f"{tags.open} and {tags.close}: set model.think to {as_yaml(foreign)} if these are "
         "the model's own tags; otherwise rewrite the responses"
     )
 
 
 def think_tags(tokenizer: PreTrainedTokenizerBase, settings: ModelSettings) -> ThinkTags:
-    """The tags that `model.think` names, with the tokenizer's ids.
+    """The tags of `model.think`, with their token ids.
 
-    Text is looked up: a tag that is one token, or begins and ends with an added one, is inserted
-    as those ids. Raises DtoError for ids that the tokenizer does not have, or that are no text.
+    A tag given as text gets ids of its own if it is one token, or begins and ends with an added
+    token. Raises DtoError for ids that the tokenizer does not have or that do not decode to text.
     """
     return _think_tags(tokenizer, *settings.think)
 
 
 def shown_tags(settings: ModelSettings) -> ThinkTags:
-    """The tags as they can be shown without a tokenizer: ids stand for themselves."""
+    """The tags for display without a tokenizer; ids are shown as numbers."""
     open, close = (tag if isinstance(tag, str) else f"<ids {list(tag)}>" for tag in settings.think)
     return ThinkTags(open, close)
 
 
 def known_close(text: str) -> str:
-    """The closing tag that a text begins with, of any model that is known; else empty."""
-    return next((close for _, close in KNOWN if text.startswith(close)), "")
+    """The known closing tag, of any model, with which a text begins; empty if there is none."""
+    return next((close for _, close in KNOWN_TAGS if text.startswith(close)), "")
 
 
 @lru_cache(maxsize=16)
@@ -132,31 +132,30 @@ def _think_tags(tokenizer: PreTrainedTokenizerBase, open: Tag, close: Tag) -> Th
     for tag in (opening, closing):
         if tag != tag.strip():
             raise DtoError(
-                f"model.think: {tag!r} begins or ends with white space: leave the white space out"
+                f"model.think: {tag!r} begins or ends with white space: remove the white space"
             )
     return ThinkTags(opening, closing, open_ids, close_ids)
 
 
 def _read(tokenizer: PreTrainedTokenizerBase, tag: Tag) -> tuple[str, tuple[int, ...]]:
-    """The text of a tag, and the tokens that it is to the model."""
+    """The text of a tag, and the model's own tokens for it."""
     if not isinstance(tag, str):
         unknown = [token for token in tag if not 0 <= token < len(tokenizer)]
         if unknown:
             raise DtoError(
-                f"model.think: the tokenizer has {len(tokenizer):,} tokens, and none with the id "
-                f"{unknown[0]}"
+                f"model.think: id {unknown[0]} is outside the tokenizer's {len(tokenizer):,} tokens"
             )
         text = str(tokenizer.decode(list(tag), skip_special_tokens=False))
         if not text.strip() or "\ufffd" in text:
             raise DtoError(
-                f"model.think: the ids {list(tag)} read as {text!r}, which cannot be a tag"
+                f"model.think: the ids {list(tag)} decode to {text!r}, which cannot be a tag"
             )
         return text, tag
     return tag, own_ids(tokenizer, tag)
 
 
 def own_ids(tokenizer: PreTrainedTokenizerBase, tag: str) -> tuple[int, ...]:
-    """A tag's tokens where it has some of its own, whatever stands around it; else none."""
+    """The tokens of a tag that are the same in any context; empty if it has none."""
     single = tokenizer.convert_tokens_to_ids(tag)
     if isinstance(single, int) and tokenizer.convert_ids_to_tokens(single) == tag:
         return (single,)
@@ -165,7 +164,7 @@ def own_ids(tokenizer: PreTrainedTokenizerBase, tag: str) -> tuple[int, ...]:
     return ids if ids and ids[0] in added and ids[-1] in added else ()
 
 
-def _holds(text: str, tag: str) -> bool:
+def _has_unquoted(text: str, tag: str) -> bool:
     return re.search(f"(?<![`\"'“‘]){re.escape(tag)}(?![`\"'”’])", text) is not None
 
 
@@ -175,5 +174,5 @@ def _count(ids: Sequence[int], part: tuple[int, ...]) -> int:
 
 
 def as_yaml(pair: tuple[str, str]) -> str:
-    """A pair as `model.think` takes it."""
+    """A pair of tags in the form that `model.think` takes."""
     return f'["{pair[0]}", "{pair[1]}"]'

@@ -1,21 +1,21 @@
-r"""From token ids to text and back: where thinking stands, and where tokens end in the text.
+r"""Convert token ids to text and back: the span of the thinking, and where tokens end in the text.
 
-State is token ids. A border between two tokens that falls inside a character (byte-level BPE cuts
-emoji and Chinese into bytes) has no place in the text, so it is never used to cut a trajectory.
+State is token ids. A token border can fall inside a character, since byte-level BPE cuts emoji and
+Chinese into bytes. Such a border has no position in the text and is never used to cut a trajectory.
 
-Text that is put after a model's own tokens (:func:`join`) gets the ids of the whole text.
-A tokenizer that has `.\n`, `.\n\n` or `....` as one token never writes `.` and `\n`: a model has
-not read such a pair, and is asked for its answer where it has never been. Text that is encoded on
-its own and put behind sampled ids makes these pairs. Here the border is encoded as one:
+:func:`join` appends text to a model's tokens so that the ids are those of the whole text. A
+tokenizer that has `.\n`, `.\n\n` or `....` as one token never produces `.` followed by `\n`. The
+model has not seen such a pair in training, so its answer after one is unreliable. Appending text
+that was encoded by itself creates these pairs. :func:`join` therefore encodes across the border:
 
-- Line ends that the text begins with are left out as far as the ids end in them already: what is
-  kept up to a paragraph's end (`).\n\n`) gets no second one. An ellipsis is left out behind a full
-  stop: `8. Wait`, not `8.... Wait`.
-- The tokens at the border which the tokenizer would cut otherwise, now that the text follows, are
-  replaced: `.` before `\n</think>` becomes `.\n`. They are punctuation and white space; words
-  before them, and everything else, stay the ids that were sampled.
+- Line ends at the start of the text are dropped if the ids already end in as many, so text kept up
+  to a paragraph's end (`).\n\n`) gets no second one. An ellipsis is dropped after a full stop:
+  `8. Wait`, not `8.... Wait`.
+- Tokens at the border that the tokenizer would split differently with the text behind them are
+  replaced: `.` before `\n</think>` becomes `.\n`. They are punctuation and white space. Words and
+  everything else keep the sampled ids.
 
-Departs from 2505.21765 and 2504.15895, whose code joins texts and encodes them anew, words and all.
+Departs from 2505.21765 and 2504.15895, whose code joins texts and encodes the whole again.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 INSIDE_CHARACTER = -1
-MAX_TEXT = 200_000  # characters that are searched for an answer: bounds time, not memory
+MAX_TEXT = 200_000  # characters searched for an answer; bounds the time
 BRACE = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-"""Braces of LaTeX; escaped ones match as a whole, and a box with its brace."""
+"""LaTeX braces. An escaped brace matches with its backslash, a box with its opening brace."""
 
 
 class ThinkingSplit(NamedTuple):
-    """Character spans of thinking and conclusion over one response; the tags belong to neither."""
+    """Character spans of thinking and conclusion over one response, without the tags."""
 
     thinking: Span
     conclusion: Span
@@ -51,17 +51,17 @@ class ThinkingSplit(NamedTuple):
 
 
 def split_thinking(text: str, opened: bool = True, tags: ThinkTags = DEFAULT_TAGS) -> ThinkingSplit:
-    """Find the thinking of a response; `<think>` and `</think>` stand for the model's own tags.
+    """Find the thinking of a response. `<think>` and `</think>` below mean the model's own tags.
 
-    `opened` says that the prompt already ended in `<think>`: then all of the text up to `</think>`
-    is thinking, and all of it when there is none. A `<think>` that the response repeats at its
-    start is left out. With `opened` false, thinking begins after the first `<think>`, or at the
-    start where only `</think>` stands; a text with neither tag has closed, empty thinking and is
-    all conclusion. White space next to a tag belongs to the span that it stands in.
+    `opened`: the prompt already ended in `<think>`. Then the text up to `</think>` is thinking, or
+    the whole text if there is no `</think>`; a `<think>` repeated at the start is skipped. If not
+    `opened`, thinking begins after the first `<think>`, or at the start if the text has only
+    `</think>`. A text with neither tag is all conclusion, with empty, closed thinking. White space
+    next to a tag belongs to the span on its side of the tag.
 
-    The first `</think>` closes. A further `<think>` inside the thinking is closed by one of its
-    own, if there are enough; `</think>` repeated right behind the one that closes belongs to it,
-    and one that comes later is part of the conclusion.
+    The first `</think>` closes the thinking, unless a nested `<think>` takes it as its own and
+    another `</think>` follows. A `</think>` repeated directly after the closing one is skipped; a
+    later one is part of the conclusion.
     """
     close = text.find(tags.close)
     limit = close if close >= 0 else len(text)
@@ -84,7 +84,7 @@ def split_thinking(text: str, opened: bool = True, tags: ThinkTags = DEFAULT_TAG
 
 
 def _closing(text: str, start: int, open_tag: str, close_tag: str) -> int:
-    """Where the tag stands that closes what was opened before `start`: nested pairs are skipped."""
+    """The offset of the tag that closes the thinking opened before `start`; skips nested pairs."""
     depth, close = 1, -1
     for tag in re.finditer(f"{re.escape(open_tag)}|{re.escape(close_tag)}", text[start:]):
         if tag.group() == open_tag:
@@ -97,7 +97,7 @@ def _closing(text: str, start: int, open_tag: str, close_tag: str) -> int:
 
 
 def tag_token(tokenizer: PreTrainedTokenizerBase, tag: str) -> int | None:
-    """The id that a tag is by itself; None where the tokenizer spells it."""
+    """The id of a tag that is a single token; None if it takes several tokens."""
     return _added(tokenizer).get(tag)
 
 
@@ -107,27 +107,28 @@ def without_quoted_tags(
     text: str,
     tags: Sequence[str],
 ) -> str:
-    """A text as long as `text`, the decoding of `ids`, in which only the model's own tags stand.
+    """Blank out quoted tags in `text`, the decoding of `ids`; the length stays the same.
 
-    A model whose tag is one token spells it in several where it writes about it (a quotation, a
-    program): there the tag is written over. A tag that the tokenizer spells in any case stays.
+    A model whose tag is one token spells it in several tokens when it quotes the tag (in a
+    program, say). Quoted tags are overwritten with NUL characters. A tag that always takes several
+    tokens is left alone.
     """
     for tag in tags:
         token = tag_token(tokenizer, tag)
         if token is None or text.count(tag) == list(ids).count(token):
             continue
         ends = char_ends(tokenizer, ids)
-        own = {end for end, each in zip(ends, ids, strict=True) if each == token}
-        for found in re.finditer(re.escape(tag), text):
-            if found.end() not in own:
-                text = text[: found.start()] + "\0" * len(tag) + text[found.end() :]
+        tag_ends = {end for end, token_id in zip(ends, ids, strict=True) if token_id == token}
+        for match in re.finditer(re.escape(tag), text):
+            if match.end() not in tag_ends:
+                text = text[: match.start()] + "\0" * len(tag) + text[match.end() :]
     return text
 
 
 class TagReader:
-    """Finds a tag in a response that is read in pieces.
+    """Finds a tag in a response that arrives in pieces.
 
-    Where the tag is one token, that token alone is the tag, and its spelling is not.
+    If the tag is a single token, only that token counts, not the same characters in other tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tag: str) -> None:
@@ -136,7 +137,7 @@ class TagReader:
         self._end = ""
 
     def read(self, ids: Sequence[int], piece: str) -> bool:
-        """Whether the next tokens, or the text that became readable with them, bring the tag."""
+        """Whether the tag is complete with these tokens, or with the text they complete."""
         if self._token is not None:
             return self._token in ids
         text = self._end + piece
@@ -147,10 +148,10 @@ class TagReader:
 def decode_response(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], tags: ThinkTags = DEFAULT_TAGS
 ) -> str:
-    """The text of a response: special tokens stay visible, one that ends it does not.
+    """Decode a response. Special tokens stay visible, except one that ends the response.
 
-    A model may end with another token than the tokenizer's EOS, so any special one counts, but one
-    that is (part of) a tag.
+    A model may end with a token other than the tokenizer's EOS, so any special token at the end is
+    dropped, unless it is (part of) a tag.
     """
     ids = list(ids)
     if ids and (ids[-1] == tokenizer.eos_token_id or _is_end(tokenizer, ids[-1], tags)):
@@ -159,11 +160,11 @@ def decode_response(
 
 
 def char_ends(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[int]:
-    """For each token the character offset at which it ends in the decoding of `ids`.
+    """For each token, the character offset at which it ends in the decoding of `ids`.
 
-    The offset is -1 where a token ends inside a character, or where what follows could still change
-    how it reads. The last token always ends at the end of the text. Length: that of `ids`.
-    Raises DtoError for a slow tokenizer, without the `tokenizers` library behind it.
+    The offset is -1 if the token ends inside a character, or if later tokens could still change its
+    text. The last token always ends at the end of the text. One entry per id. Raises DtoError for a
+    slow tokenizer, one that does not use the `tokenizers` library.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -182,7 +183,7 @@ def char_ends(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[in
         elif text.startswith(piece, offset):
             offset += len(piece)
             ends.append(offset)
-        else:  # a decoder that rewrites earlier text: no border from here on can be trusted
+        else:  # this decoder rewrites earlier text, so later borders cannot be trusted
             break
     ends += [INSIDE_CHARACTER] * (len(ids) - len(ends))
     if ends:
@@ -193,9 +194,9 @@ def char_ends(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[in
 def tokens_within(ends: Sequence[int], chars: Span) -> Span:
     """The tokens that lie wholly inside a character span; `ends` are their `char_ends`.
 
-    Where tags are tokens of their own those of the thinking cover it exactly; a token that
-    straddles a tag's edge is left out. Empty (at the first token after the edge) when no token lies
-    inside.
+    If tags are single tokens, the tokens of the thinking cover it exactly. A token that straddles
+    the edge of the span is left out. If no token lies inside, the result is empty and starts at the
+    first token after the edge.
     """
     borders = [(0, 0)]  # (character offset, token index), both increasing
     borders += [(end, index + 1) for index, end in enumerate(ends) if end != INSIDE_CHARACTER]
@@ -220,7 +221,7 @@ def _added(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of ids, special tokens and white space as they are."""
+    """Decode ids, keeping special tokens and white space."""
     text = tokenizer.decode(
         list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
@@ -229,16 +230,16 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def first_stop(text: str, stops: Iterable[str], start: int = 0) -> tuple[int, str] | None:
-    """The stop string that begins first, from `start` on, and where; empty ones are no strings."""
-    met = ((text.find(stop, start), stop) for stop in stops if stop)
-    return min(((at, stop) for at, stop in met if at >= 0), default=None)
+    """Offset and text of the stop string that begins first at or after `start`."""
+    matches = ((text.find(stop, start), stop) for stop in stops if stop)
+    return min(((offset, stop) for offset, stop in matches if offset >= 0), default=None)
 
 
 class StopReader:
-    """Reads one sample token by token.
+    """Reads one sample token by token, and reports stop strings.
 
-    A character that is spread over several tokens becomes readable with its last one. Behind a stop
-    string the next one is looked for in the tokens that follow, as a continued request would.
+    A character made of several tokens becomes readable with its last token. After a stop string,
+    the search starts afresh with the following tokens, as in a continued request.
     """
 
     def __init__(self, backend: Tokenizer, stops: Sequence[str]) -> None:
@@ -249,17 +250,17 @@ class StopReader:
         self._tail = ""
 
     def read(self, token: int) -> tuple[str, str | None]:
-        """The text that became readable with this token, and the stop string it completed.
+        """The text that this token made readable, and the stop string that it completed, if any.
 
-        Of several stop strings completed at once the one that begins first is named.
+        If it completed several stop strings, the one that begins first is returned.
         """
         piece = self._stream.step(self._backend, token) or ""
         if not piece or not self._stops:
             return piece, None
         text = self._tail + piece
-        met = first_stop(text, self._stops)
-        self._tail = text[-self._keep :] if self._keep and not met else ""
-        return piece, met[1] if met else None
+        stop = first_stop(text, self._stops)
+        self._tail = text[-self._keep :] if self._keep and not stop else ""
+        return piece, stop[1] if stop else None
 
     @property
     def half_way(self) -> bool:
@@ -272,7 +273,7 @@ class StopReader:
 
 
 def closing_brace(text: str, opening: int) -> int | None:
-    """The index of the brace that closes the one at `opening`, or None when none does."""
+    """The index of the brace that closes the one at `opening`; None if it never closes."""
     depth = 0
     for match in BRACE.finditer(text, opening, opening + MAX_TEXT):
         token = match.group()
@@ -286,12 +287,12 @@ def closing_brace(text: str, opening: int) -> int | None:
 
 
 WINDOWS = (16, 8, 4, 2, 1)
-"""Tokens before the border that are looked at: the most that can be read and encoded back."""
+"""Tokens before the border to encode again; the first number that survives a round trip is used."""
 _BROKEN = "\ufffd"
 
 
 class Joined(NamedTuple):
-    """The first `kept` of the ids stay, and `inserted` comes after them."""
+    """The result of a join: the first `kept` ids, followed by `inserted`."""
 
     kept: int
     inserted: tuple[int, ...]
@@ -304,20 +305,19 @@ def join(
     encode: Callable[[str], Sequence[int]],
     fixed: int = 0,
 ) -> Joined:
-    """Put a text after ids as one tokenization of both would have it.
+    """Append text to ids, tokenized as if both had been encoded together.
 
     Args:
-        tokenizer: the policy's, a fast one.
-        ids: what comes before; they end between two characters.
-        text: what is put after them.
-        encode: how a text becomes ids; nothing is added.
-        fixed: so many of the first ids, a prompt's, are not looked at: the model's own tokens
-            begin behind them, whatever they end in.
+        tokenizer: the policy's fast tokenizer.
+        ids: the ids before the text; they end between two characters.
+        text: the text to append.
+        encode: encodes a text to ids, without adding special tokens.
+        fixed: the first `fixed` ids belong to the prompt and are never changed.
     """
-    own = list(ids[max(fixed, len(ids) - WINDOWS[0]) :])
-    text = _without_repetition(decode(tokenizer, own), text)
+    last_ids = list(ids[max(fixed, len(ids) - WINDOWS[0]) :])
+    text = _without_repetition(decode(tokenizer, last_ids), text)
     for size in WINDOWS:
-        window = own[-size:]
+        window = last_ids[-size:]
         joined = _join(tokenizer, window, text, encode)
         if joined is not None:
             return Joined(len(ids) - len(window) + joined.kept, joined.inserted)
@@ -330,7 +330,7 @@ def _join(
     text: str,
     encode: Callable[[str], Sequence[int]],
 ) -> Joined | None:
-    """The same for the last ids alone; None where they cannot be read and encoded back."""
+    """Join text to the ids of a window; None if the window does not survive a round trip."""
     before = decode(tokenizer, window)
     alone, whole = list(encode(before)), list(encode(before + text))
     if _BROKEN in before or decode(tokenizer, whole) != before + text:
@@ -338,7 +338,7 @@ def _join(
     same = 0
     while same < min(len(alone), len(whole)) and alone[same] == whole[same]:
         same += 1
-    # What is sampled need not be what the tokenizer would write: only borders that both have count.
+    # Sampled tokens need not be those that the tokenizer would choose: use only shared borders.
     borders = _borders(tokenizer, window)
     cuts = {char: count for char, count in _borders(tokenizer, whole).items() if count <= same}
     char = max(cuts.keys() & borders.keys())
@@ -346,7 +346,7 @@ def _join(
 
 
 def _borders(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> dict[int, int]:
-    """Tokens before each offset at which one ends that ends a character; the most of them."""
+    """For each character offset at which a token ends, the largest number of tokens before it."""
     ends = enumerate(char_ends(tokenizer, ids), start=1)
     return {0: 0, **{end: count for count, end in ends if end != INSIDE_CHARACTER}}
 
@@ -354,5 +354,5 @@ def _borders(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> dict[int
 def _without_repetition(before: str, text: str) -> str:
     if before.endswith("."):
         return text.removeprefix("...")
-    there = before[len(before.rstrip()) :].count("\n")
-    return text[min(there, len(text) - len(text.lstrip("\n"))) :]
+    line_ends = before[len(before.rstrip()) :].count("\n")
+    return text[min(line_ends, len(text) - len(text.lstrip("\n"))) :]

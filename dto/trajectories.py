@@ -1,4 +1,4 @@
-"""From a question to prompt ids, and from the ids of a response to a graded trajectory."""
+"""Convert a question to prompt ids, and the ids of a response to a graded trajectory."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ TAIL_TOKENS = 96  # enough to hold a tag and white space, however they are cut i
 
 
 class Reading(NamedTuple):
-    """A response as text: character spans over it, and the tokens that are its thinking.
+    """A response as text, with the character and token spans of its thinking.
 
-    `foreign` are the tags of another model that mark its thinking; then the spans mean nothing.
+    `foreign` holds the tags if they are those of another model; then the spans are meaningless.
     """
 
     text: str
@@ -55,10 +55,10 @@ def prompt_ids(
     settings: ModelSettings,
     prompt: str = "solve",
 ) -> tuple[int, ...]:
-    """The question as the model reads it: its chat template applied once, up to the response.
+    """Convert a question to the ids of its prompt, up to the response.
 
-    `prompt` names the text that asks it (`Problem.prompt`). The template brings the BOS, nothing
-    else adds one. Raises DtoError as `render_chat` does.
+    `prompt` names the file of `prompts/` that asks it (`Problem.prompt`). The chat template is
+    applied once and adds the only BOS. Raises DtoError as `render_chat` does.
     """
     user = render(settings.prompt or prompt, settings.family, question=question)
     return chat_ids(user, tokenizer, settings)
@@ -67,7 +67,7 @@ def prompt_ids(
 def chat_ids(
     user: str, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings
 ) -> tuple[int, ...]:
-    """A user message as the model reads it; raises as `prompt_ids` does."""
+    """Convert a user message to ids, with the model's system message. Raises as `prompt_ids`."""
     messages: list[Message] = []
     if settings.system is not None:
         messages.append({"role": "system", "content": settings.system})
@@ -85,21 +85,21 @@ def opens_thinking(
 def closes_thinking(
     tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], tags: ThinkTags = DEFAULT_TAGS
 ) -> bool:
-    """Whether the prompt ends in `</think>`: a template that was told not to think writes it."""
+    """Whether the prompt ends in `</think>`, as templates write it when thinking is disabled."""
     return prompt_tail(tokenizer, prompt, tags).endswith(tags.close)
 
 
 def prompt_tail(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], tags: ThinkTags) -> str:
-    """The text at a prompt's end, without white space behind it."""
+    """The text at the end of a prompt, without trailing white space."""
     return decode_response(tokenizer, prompt[-TAIL_TOKENS:], tags).rstrip()
 
 
 def opening(
     tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], tags: ThinkTags = DEFAULT_TAGS
 ) -> str:
-    """What text put after the prompt begins with, to stand in the thinking: `<think>`, or nothing.
+    """The text that opens the thinking after a prompt: `<think>`, or nothing if it is open already.
 
-    Chat templates that do not open it leave that to the model.
+    Some chat templates leave it to the model to write `<think>`.
     """
     return "" if opens_thinking(tokenizer, prompt, tags) else f"{tags.open}\n"
 
@@ -112,10 +112,11 @@ def read_response(
     *,
     ended: bool = True,
 ) -> Reading:
-    """Text and spans of a response that was sampled after `prompt`; `ended`: to its own end.
+    """Text and spans of a response sampled after `prompt`; `ended`: it was not cut off.
 
-    Where a tag is one token, its spelling in others (a quotation) is text like any other. After a
-    prompt that closes the thinking a response that does not open it again is all conclusion.
+    If a tag is a single token, the same characters in other tokens (a quotation) are ordinary text.
+    After a prompt that closes the thinking, a response that does not open it again is all
+    conclusion.
     """
     text = decode_response(tokenizer, token_ids, tags)
     marked = without_quoted_tags(tokenizer, token_ids, text, (tags.open, tags.close))
@@ -192,10 +193,10 @@ async def make_trajectory(
     grader: Grader,
     tags: ThinkTags = DEFAULT_TAGS,
 ) -> Trajectory | Dropped:
-    """A graded trajectory from one response, whatever became of it: failed ones are rows too.
+    """Make a graded trajectory from one response; a failed response is a row too.
 
-    Dropped as `foreign_tags` is one whose thinking is marked by the tags of another model: where it
-    thinks cannot be said.
+    A response that uses another model's tags is dropped (`foreign_tags`), since its thinking cannot
+    be located.
     """
     reading, graded = await read_and_grade(problem, prompt_ids, response, tokenizer, grader, tags)
     row_id = Trajectory.make_id(problem.id, sample)
@@ -218,6 +219,6 @@ async def make_trajectory(
         grade=graded.grade,
         answer=graded.answer,
         reason=graded.reason
-        if graded.grade == "failed" or graded.reason.startswith("grader_")  # given up: wrong
+        if graded.grade == "failed" or graded.reason.startswith("grader_")  # wrong: it gave up
         else "",
     )

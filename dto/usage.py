@@ -1,28 +1,28 @@
-"""What work took: every token counted, and the FLOPs of a model.
+"""Count the tokens and FLOPs of every request.
 
-The runner opens `metered` scopes around each group of rows; engines `charge` the usage of a request
-to whoever asked for it. Scopes and account are context variables, so they follow the tasks that a
-stage function starts. In the same way the grader says which comparisons it gave up.
+The runner opens a `metered` scope around each group of rows, and engines `charge` each request to
+the open scopes. Scopes and account are context variables, so tasks started by a stage function
+inherit them. In the same way the grader counts the comparisons that it gave up.
 
-Attention FLOPs are the cost that 2505.21765 (section 4) reports. One query position t attends to
-t + 1 keys; in each of L layers and H heads of width D the scores q·k and the sum over values take
-one multiply and one add per key and channel each:
+Attention FLOPs are the cost that 2505.21765 (section 4) reports. The query at position t attends to
+t + 1 keys. In each of L layers and H heads of width D, the scores q·k and the weighted sum of the
+values each take one multiplication and one addition per key and channel:
 
     attention(t) = 4 · L · H · D · (t + 1)
 
-Model FLOPs count everything else too, by the usual rule (2001.08361, section 2.1): each of the N
-parameters that take part in a token's forward pass multiplies and adds once:
+Model FLOPs add all other operations by the usual rule (2001.08361, section 2.1): each of the N
+parameters in a token's forward pass takes one multiplication and one addition:
 
     forward(t) = 2 · N + attention(t)
 
-N leaves out the tables that a token only looks a row up in (embeddings of tokens and positions) and
-has the LM head, tied or not. Of a mixture of experts it has the share of the experts that a token
-is sent to. An upper bound for tokens that are read: an engine computes the LM head of the last of
-them alone. Training takes a forward pass and a backward pass of twice its FLOPs: 6 · N a token.
-Adapters (LoRA) need no gradients of the frozen weights: 4 · N, their own parameters, a percent or
-so, left out. Gradient checkpointing computes the forward pass a second time, and a reference model
-(DPO, O1-Pruner, GRPO with a divergence) one of its own: 2 · N more each. Cached prefixes cost
-nothing again.
+N excludes lookup tables (embeddings of tokens and positions) and includes the LM head, tied or not.
+For a mixture of experts, N includes the share of the experts that one token uses. For prompt tokens
+this is an upper bound, because an engine computes the LM head for the last one only.
+
+Training takes a forward pass and a backward pass that costs twice as much: 6 · N per token. With
+adapters (LoRA) the frozen weights need no gradients: 4 · N, ignoring the adapters' own parameters
+(about one percent). Gradient checkpointing adds a second forward pass, and a reference model (DPO,
+O1-Pruner, GRPO with a divergence) adds one: 2 · N each. Cached prefixes cost nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What the formulas need; `parameters` is N, None where it is not known."""
+    """The sizes in the formulas. `parameters` is N, or None if unknown."""
 
     layers: int
     heads: int
@@ -47,9 +47,9 @@ class ModelShape:
 
 
 def attention_flops(shape: ModelShape | None, start: int, end: int) -> float:
-    """FLOPs of the attention at positions start … end-1, given that all earlier keys are cached.
+    """Attention FLOPs of positions start … end-1, with all earlier keys cached.
 
-    Sum over t of 4·L·H·D·(t + 1); nan when the shape is not known.
+    Sum over t of 4·L·H·D·(t + 1); nan if the shape is unknown.
     """
     if shape is None:
         return nan
@@ -58,9 +58,9 @@ def attention_flops(shape: ModelShape | None, start: int, end: int) -> float:
 
 
 def forward_flops(shape: ModelShape | None, start: int, end: int) -> float:
-    """Model FLOPs of positions start … end-1, given that all earlier keys are cached.
+    """Model FLOPs of positions start … end-1, with all earlier keys cached.
 
-    Sum over t of 2·N + 4·L·H·D·(t + 1); nan when the shape or the parameters are not known.
+    Sum over t of 2·N + 4·L·H·D·(t + 1); nan if the shape or N is unknown.
     """
     if shape is None or shape.parameters is None:
         return nan
@@ -68,18 +68,18 @@ def forward_flops(shape: ModelShape | None, start: int, end: int) -> float:
 
 
 Account = Literal["policy", "judge"]
-"""For whom tokens are generated: a judge's are counted apart, also when the policy judges."""
+"""The account of a request. A judge's tokens are counted separately, even if the policy judges."""
 
 
 @dataclass(slots=True)
 class Usage:
     """Tokens and FLOPs of some requests.
 
-    `generated` includes `wasted`: tokens that were sampled and then thrown away (cancelled
-    requests). `cached` is the part of `prompt` that was not computed again. Cached and wasted
-    depend on scheduling, so they never enter a table; they are kept beside it. `failed` counts the
-    requests that came back as `failed`: the runner owes their rows again. FLOPs are those of
-    `dto.usage`, nan where the model is not known well enough; model FLOPs hold the attention's.
+    `generated` includes `wasted` tokens, which were sampled and then discarded (cancelled
+    requests). `cached` is the part of `prompt` that came from the prefix cache. Cached and wasted
+    tokens depend on scheduling, so they are stored beside the tables, never in them. `failed`
+    counts failed requests, whose rows the runner computes again. FLOPs follow the module's
+    formulas, nan if the model's shape is unknown; model FLOPs include attention FLOPs.
     """
 
     requests: int = 0
@@ -93,12 +93,12 @@ class Usage:
 
     @staticmethod
     def read(data: Mapping[str, Any]) -> Usage:
-        """From JSON. FLOPs are not known where an earlier version did not count them."""
+        """Read a usage from JSON. FLOPs that an earlier version did not count are nan."""
         known = {key: nan if value is None else value for key, value in data.items()}
         return Usage(**({"model_flops": nan} | known if data else {}))
 
     def as_json(self) -> dict[str, Any]:
-        """For JSON, which has no nan: FLOPs that are not known are null."""
+        """Convert to JSON, which has no nan: unknown FLOPs become null."""
         return {key: None if isnan(value) else value for key, value in asdict(self).items()}
 
     def add(self, other: Usage) -> None:
@@ -114,7 +114,7 @@ _given_up: ContextVar[tuple[Counter[str], ...]] = ContextVar("dto_given_up", def
 
 @contextmanager
 def metered(account: Account = "policy") -> Iterator[Usage]:
-    """Collect what is charged to an account inside the block, by tasks started there too.
+    """Collect the usage charged to an account inside the block, also by tasks started there.
 
     Scopes nest.
     """
@@ -128,7 +128,7 @@ def metered(account: Account = "policy") -> Iterator[Usage]:
 
 @contextmanager
 def charged_to(account: Account) -> Iterator[None]:
-    """Requests made inside the block go to this account."""
+    """Charge requests made inside the block to this account."""
     token = _account.set(account)
     try:
         yield
@@ -137,9 +137,9 @@ def charged_to(account: Account) -> Iterator[None]:
 
 
 def charge(usage: Usage) -> None:
-    """Charge a request to all open scopes of the account that it is made for.
+    """Add the usage of a request to all open scopes of the current account.
 
-    Call it on the event loop, in the caller's task.
+    Call this on the event loop, in the caller's task.
     """
     account = _account.get()
     for owner, scope in _scopes.get():
@@ -149,9 +149,9 @@ def charge(usage: Usage) -> None:
 
 @contextmanager
 def counting_given_up() -> Iterator[Counter[str]]:
-    """Count, by reason, the answers inside the block that are wrong for want of time or memory.
+    """Count, by reason, answers graded wrong because comparing them exceeded a limit.
 
-    Tasks started there count too. Scopes nest.
+    Includes tasks started inside the block. Scopes nest.
     """
     reasons: Counter[str] = Counter()
     token = _given_up.set((*_given_up.get(), reasons))
@@ -162,6 +162,6 @@ def counting_given_up() -> Iterator[Counter[str]]:
 
 
 def give_up(reason: str) -> None:
-    """Count an answer that is graded wrong because comparing it exceeded a limit, or broke."""
+    """Count an answer graded wrong because comparing it exceeded a limit or crashed."""
     for reasons in _given_up.get():
         reasons[reason] += 1

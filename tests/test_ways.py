@@ -14,7 +14,7 @@ from dto.prompts import check_template, render, render_chat
 from dto.protocols import Completion
 from dto.recipe import ModelSettings, make_recipe
 from dto.records import Dropped, Problem, Trajectory
-from dto.tags import KNOWN, ThinkTags, foreign_detail, think_tags
+from dto.tags import KNOWN_TAGS, ThinkTags, foreign_detail, think_tags
 from dto.tasks.importing import Response, to_trajectory
 from dto.trajectories import (
     closes_thinking,
@@ -138,7 +138,11 @@ def test_tags_may_be_given_as_ids() -> None:
     pieces = tuple(tokenizer.encode("[/T]", add_special_tokens=False))
     spelt = think_tags(tokenizer, ModelSettings(name="m", think=("[T]", pieces)))
     assert (spelt.close, spelt.close_ids) == ("[/T]", pieces)
-    for ids, said in (((10**6,), "none with the id"), ((2,), None), ((150,), "cannot be a tag")):
+    for ids, said in (
+        ((10**6,), "id 1000000 is outside"),
+        ((2,), None),
+        ((150,), "cannot be a tag"),
+    ):
         settings = ModelSettings(name="m", think=("[T]", ids))
         if said:
             with pytest.raises(DtoError, match=said):
@@ -192,10 +196,10 @@ ONE = Family("{{ messages }}")
 NAMED = {"default": "{{ messages[0].content }}<|assistant|>", "rag": "{{ rag }}"}
 BROKEN: list[tuple[Any, dict[str, Any], str | None, str]] = [
     (None, {}, None, "no chat template: use the reasoning version"),
-    (NO_SYSTEM, {}, "Be brief.", r"takes no system message \(System role not supported\): set "
+    (NO_SYSTEM, {}, "Be brief.", r"refuses a system message \(System role not supported\): set "
      "model.system to null"),
     ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", {}, "Be brief.",
-     "leaves the system message out: set model.system to null"),
+     "ignores the system message: set model.system to null"),
     (NO_SYSTEM.replace("enable", ""), {"enable_thinkin": True}, None,
      "model.template.enable_thinkin: .* has no argument 'enable_thinkin'; its arguments: none"),
     (FAMILIES["qwen3"].template, {"enable_thinkin": True}, None, "its arguments: enable_thinking"),
@@ -207,7 +211,7 @@ BROKEN: list[tuple[Any, dict[str, Any], str | None, str]] = [
     (NAMED, {"chat_template": "tool"}, None, "chat_template = 'tool': 'm' has default, rag"),
     ({"a": "{{ messages }}", "b": "{{ messages }}"}, {}, None,
      "several chat templates and no default: set model.template.chat_template to one of a, b"),
-    ("{{ messages }}", {"chat_template": "rag"}, None, "has one chat template, without a name"),
+    ("{{ messages }}", {"chat_template": "rag"}, None, "has a single chat template without a name"),
 ]  # fmt: skip
 
 
@@ -274,11 +278,11 @@ FOREIGN: list[tuple[str, bool, tuple[str, str] | None]] = [
     ("\n [THINK]Hm", False, THINK),
     ("<think>\n[THINK]Hm", False, THINK),
     ("Hm.[/THINK]2", True, THINK),
-    ("Sure. <|begin_of_thought|>Hm<|end_of_thought|>2", True, KNOWN[2]),
-    ("◁think▷Hm◁/think▷2", True, KNOWN[3]),
+    ("Sure. <|begin_of_thought|>Hm<|end_of_thought|>2", True, KNOWN_TAGS[2]),
+    ("◁think▷Hm◁/think▷2", True, KNOWN_TAGS[3]),
     ("<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>final<|message|>2", True,
-     KNOWN[4]),
-    ("<thinking>Hm", False, KNOWN[7]),
+     KNOWN_TAGS[4]),
+    ("<thinking>Hm", False, KNOWN_TAGS[7]),
     # near misses
     ("<think>Hm, [THINK] and [/THINK] are tags.</think>2", True, None),
     ("Hm.</think>[/THINK] is a tag", True, None),

@@ -32,7 +32,7 @@ from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.records import content_id
 from dto.runs import manifest
 from dto.runs.reader import RunReader
-from dto.runs.run import ASIDE, Consent, Run, Stale, refuse, settings_of
+from dto.runs.run import ASIDE, Consent, OpenRun, Stale, refuse, settings_of
 
 FILES = (".yaml", ".yml")
 BASE = "base"
@@ -158,7 +158,7 @@ FOLDER = "compare"
 POLL_SECONDS = 0.1
 
 
-def compare(run: Run, recompute: Consent = refuse) -> None:
+def compare(run: OpenRun, recompute: Consent = refuse) -> None:
     """Run a comparison and skip finished parts.
 
     Each method has a directory in RUN/compare; `dto.compare.report` summarizes them. `recompute`
@@ -194,7 +194,7 @@ def _shares(shared: Recipe, recipe: Recipe, stage: str) -> bool:
     return stage not in OWN
 
 
-def set_aside(run: Run, recipes: Mapping[str, Recipe], recompute: Consent) -> None:
+def set_aside(run: OpenRun, recipes: Mapping[str, Recipe], recompute: Consent) -> None:
     """Move outdated methods aside until all methods are finished.
 
     If `recompute` raises, nothing is moved.
@@ -207,7 +207,7 @@ def set_aside(run: Run, recipes: Mapping[str, Recipe], recompute: Consent) -> No
         run.set_aside(f"{FOLDER}/{name}")
 
 
-def _stale_method(run: Run, name: str, recipe: Recipe) -> Stale | None:
+def _stale_method(run: OpenRun, name: str, recipe: Recipe) -> Stale | None:
     place = RunReader(run / FOLDER / name)
     marker = place / "digest"
     stages = shared_stages(run.recipe, {name: recipe})
@@ -224,7 +224,7 @@ def _stale_method(run: Run, name: str, recipe: Recipe) -> Stale | None:
     )
 
 
-def prepare(run: Run, name: str, recipe: Recipe) -> Path:
+def prepare(run: OpenRun, name: str, recipe: Recipe) -> Path:
     """Create the directory of a method with its recipe and links to the shared stages."""
     place = run / FOLDER / name
     marker = place / "digest"
@@ -241,7 +241,7 @@ def prepare(run: Run, name: str, recipe: Recipe) -> Path:
     return place
 
 
-def _digest(run: Run, recipe: Recipe, stages: Sequence[str]) -> str:
+def _digest(run: OpenRun, recipe: Recipe, stages: Sequence[str]) -> str:
     """Hash everything that determines a method's result; `stages` are its shared stages."""
     settings = json.dumps(settings_of(recipe), sort_keys=True)
     tables = [(run.manifest(stage) or {}).get("digest", "") for stage in stages]
@@ -249,7 +249,7 @@ def _digest(run: Run, recipe: Recipe, stages: Sequence[str]) -> str:
     return content_id(settings, weights, manifest.of_prompts(recipe.model.family), *tables)
 
 
-def _work(run: Run, recipes: Mapping[str, Recipe], places: Mapping[str, Path]) -> None:
+def _work(run: OpenRun, recipes: Mapping[str, Recipe], places: Mapping[str, Path]) -> None:
     dev = places[BASE] / "dev.json"
     pending = [name for name, place in places.items() if _result(place) is None]
     running: dict[str, subprocess.Popen[bytes]] = {}

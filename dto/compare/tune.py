@@ -32,7 +32,7 @@ from dto.errors import DtoError
 from dto.pipeline import STAGES, needed, open_run, run_stages
 from dto.recipe import Recipe, load_recipe
 from dto.runs import manifest
-from dto.runs.run import Run, agree, settings_of
+from dto.runs.run import OpenRun, agree, settings_of
 from dto.tables import json_lines
 from dto.training.checkpoints import Choice, choose
 from dto.training.dev import BASE_STEP, DevScore, measure, summarize
@@ -61,7 +61,7 @@ def work(place: Path, dev: Path) -> None:
         run.close()
 
 
-def _tuned(run: Run, points: Sequence[Change], base: DevScore) -> Recipe:
+def _tuned(run: OpenRun, points: Sequence[Change], base: DevScore) -> Recipe:
     """Compute all points of the grid and store the picked model as the result of `train`.
 
     Returns the recipe of the picked point.
@@ -104,7 +104,7 @@ def _tuned(run: Run, points: Sequence[Change], base: DevScore) -> Recipe:
     return recipes[choice.step - 1]
 
 
-def _point(run: Run, index: int, recipe: Recipe, base: DevScore, spent: int) -> dict[str, Any]:
+def _point(run: OpenRun, index: int, recipe: Recipe, base: DevScore, spent: int) -> dict[str, Any]:
     """Compute a point of the grid unless it exists: dev score of the kept checkpoint, and cost.
 
     `judging` has the scores on held-out chains, for methods that use labelled chains.
@@ -140,13 +140,13 @@ def _point(run: Run, index: int, recipe: Recipe, base: DevScore, spent: int) -> 
     return point
 
 
-def _measured(run: Run, recipe: Recipe, step: int) -> DevScore:
+def _measured(run: OpenRun, recipe: Recipe, step: int) -> DevScore:
     model, tokenizer = load(recipe)
     responses, _ = measure(model, tokenizer, list(run.problems("dev")), recipe)
     return summarize(step, 0.0, responses)
 
 
-def _place(run: Run, choice: Choice, points: int) -> None:
+def _place(run: OpenRun, choice: Choice, points: int) -> None:
     """Copy the picked point to the stage train and delete the weights of the grid."""
     if run.manifest("train") is not None:
         return

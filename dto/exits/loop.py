@@ -175,7 +175,7 @@ async def leave_at_transition(
     not depend on pauses (greedy, or a resumable engine).
     """
     search = Search(settings, decide)
-    monitor = Monitor(path.tokenizer, settings, ctx.tags)
+    monitor = Monitor(path.tokenizer, settings, ctx.tags, ctx.recipe.languages)
     run = _overlapped if settings.overlap else _paused
     exit_at = await run(path, monitor, search, probe)
     if search.error:  # how far the path had come depends on the form

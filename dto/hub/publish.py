@@ -30,7 +30,7 @@ from dto.hub.model import build_model
 from dto.hub.upload import Kind, UploadResult, check_name, upload
 from dto.redact import Redaction, machine_names, texts_of
 from dto.reporting.report import measure
-from dto.runs.run import Run
+from dto.runs.run import OpenRun
 
 logger = logging.getLogger("dto")
 
@@ -50,7 +50,7 @@ class Publication(NamedTuple):
 
 
 def publish(
-    run: Run,
+    run: OpenRun,
     name: str,
     *,
     model: bool = False,
@@ -109,10 +109,10 @@ def _with_licenses(
     return list(origins) if dry_run else [with_license(origin, kind) for origin in origins]
 
 
-def _warn_of_omissions(run: Run, published: folders.PublishedStages) -> None:
+def _warn_of_omissions(run: OpenRun, published: folders.PublishedStages) -> None:
     """Log the parts of the run that are not published."""
     for stage in published.left_out:
-        logger.warning("%s is not finished and is left out", stage)
+        logger.warning("stage %s is not finished and is not published", stage)
     for stage in published.withheld:
         logger.warning(
             "%s is published without the questions and gold answers of public test sets; "

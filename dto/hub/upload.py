@@ -183,7 +183,7 @@ def hub_errors(name: str, kind: Kind, *, writing: bool = False) -> Iterator[None
         yield
     except DtoError:
         raise
-    except Exception as error:  # the client raises its own, its HTTP library's, and plain ones
+    except Exception as error:  # errors of the client, of its HTTP library, of Python
         repo, status = f"{kind} {name}", http_status(error)
         text = " ".join(str(error).split())
         keys = [text[:16], *(base.__name__ for base in type(error).__mro__), status or 0]
@@ -197,7 +197,7 @@ def hub_errors(name: str, kind: Kind, *, writing: bool = False) -> Iterator[None
 
 
 def http_status(error: BaseException | None) -> int | None:
-    """Return the HTTP status of an error or of its causes."""
+    """Return the HTTP status of an error or of the error that caused it; None without one."""
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(status, int):

@@ -2,7 +2,8 @@
 
 k = 1 is a question asked alone. The tokens of a response are divided equally among its questions,
 so the figures do not depend on how well the response can be split. Answers in one response are
-correlated, and so are answers to one question: intervals are clustered by whichever is wider.
+correlated, and so are answers to one question: intervals are clustered by response or by problem,
+whichever is wider.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def answers(run: RunReader) -> pl.DataFrame:
 
 
 def _failed_answers(run: RunReader) -> Counter[int]:
-    """Count by k the answers that are not in the table because of an error."""
+    """Count by k the answers missing from the table because of an error."""
     failed = Counter({1: sum(1 for _ in run.dropped("sample"))})
     for row in run.dropped("batch"):
         k = int(row.id.partition("/")[0])

@@ -79,7 +79,7 @@ class Payback:
 
     @property
     def after(self) -> str:
-        """`after 1,910 (1,702…2,204) questions`, or `never`."""
+        """The break-even in words: `after 1,910 (1,702…2,204) questions`, or `never`."""
         if self.questions is None:
             return "never"
         ends = ""

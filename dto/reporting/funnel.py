@@ -312,7 +312,7 @@ def near_copies_sentence(counts: Mapping[str, int]) -> str:
 
 
 def _agreement_table(counts: Mapping[str, Mapping[str, int]]) -> Table:
-    """Cross the verdicts of the llm judge with those of the counterfactual judge."""
+    """Count verdicts of the llm judge (rows) against those of the counterfactual judge."""
     columns = sorted({name for row in counts.values() for name in row})
     return Table(
         "",

@@ -47,9 +47,9 @@ def make_figure(
 class Section:
     """A part of a report.
 
-    `facts` are sentences about this run. `text` (above the tables) and `notes` (below) explain the
-    tables; `code` is shown verbatim; `folded` is (title, text) that a click opens. These four are
-    for the page only. A table without rows is not shown.
+    `facts` are sentences about this run. Only the page shows `text` (above the tables), `notes`
+    (below), `code` (verbatim) and `folded` (title and text, opened by a click). A table without
+    rows is not shown.
     """
 
     id: str

@@ -28,7 +28,7 @@ from dto.source import Source
 from dto.stages.pair import STAGE as PAIR
 from dto.stages.pair import Side, limited, make_pair
 from dto.stages.sample import STAGE as SAMPLE
-from dto.tags import DEFAULT_TAGS, FOREIGN, KNOWN, ThinkTags, foreign_detail, think_tags
+from dto.tags import DEFAULT_TAGS, FOREIGN, KNOWN_TAGS, ThinkTags, foreign_detail, think_tags
 from dto.tasks.load import Rows, load_problems, read_source
 from dto.tasks.task import FieldError, Row
 from dto.text import split_thinking
@@ -302,7 +302,7 @@ def _response(reply: Mapping[str, Any], tags: ThinkTags) -> str:
 
 def _is_empty(text: str, tags: ThinkTags) -> bool:
     """Whether a response has nothing beside tags, its model's or another's."""
-    for pair in ((tags.open, tags.close), *KNOWN):
+    for pair in ((tags.open, tags.close), *KNOWN_TAGS):
         if not text.replace(pair[1], "").replace(pair[0], "").strip():
             return True
     return False

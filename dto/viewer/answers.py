@@ -106,7 +106,7 @@ def chain_node(view: ChainView) -> Element:
     chain, labelled = view.chain, view.labelled
     facts: list[tuple[str, Node | list[Node]]] = [
         ("answer", [grade(chain.grade), " ", el("bdi", run_text(chain.answer))]),
-        ("prompt", [f"{view.asked}, question {chain.number}"]),
+        ("prompt", [f"{view.prompt_size}, question {chain.number}"]),
         ("tokens", [f"{chain.tokens:,}, for the judge {chain.length:,}"]),
         ("label", [view.outcome.replace("_", " ")]),
         ("cut from", run_text(chain.source_id)),

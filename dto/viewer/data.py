@@ -74,7 +74,7 @@ class TrajectoryView:
 
     @property
     def removed(self) -> dict[int, str]:
-        """Segments missing from the optimized version, as `truncated` or `pruned` by index."""
+        """Segments missing from the optimized version, by index: `truncated` or `pruned`."""
         if self.optimized is None:
             return {}
         exit = self.optimized.exit
@@ -144,7 +144,7 @@ class ChainView:
         return self.dropped[0].reason if self.dropped else "not labelled"
 
     @property
-    def asked(self) -> str:
+    def prompt_size(self) -> str:
         """Number of questions in the prompt, in words."""
         return "1 question" if self.chain.k == 1 else f"{self.chain.k} questions"
 
@@ -164,7 +164,7 @@ class BatchView:
 
     @property
     def id(self) -> str:
-        """`k/sample/content` of the questions."""
+        """Id of the response: `k/sample/content`, with a hash of the questions as content."""
         return self.response.id
 
     @property
@@ -205,7 +205,9 @@ class RunTables(RunReader):
         if not path.is_dir():
             raise DtoError(f"{path} is not a run: give the directory that `dto run` wrote")
         if not (path / "recipe.yaml").is_file():
-            raise DtoError(f"{path} is not a run: it has no recipe.yaml")
+            raise DtoError(
+                f"{path} is not a run: it has no recipe.yaml; give a directory of `dto run`"
+            )
         super().__init__(path)
         names = {"finished": "finished", "begun": "running"}
         states = {stage: self.state(stage) for stage in RECORDS}

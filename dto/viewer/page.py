@@ -106,7 +106,7 @@ def chain_line(view: ChainView) -> Line:
         -1,
         outcome=[view.outcome],
         grade=[chain.grade],
-        prompt=[view.asked],
+        prompt=[view.prompt_size],
     )
 
 

@@ -366,7 +366,7 @@ def _version(
 
 
 def _is_side_by_side(pair: PreferencePair, view: TrajectoryView) -> bool:
-    """Return whether a pair is optimized over original, which are already side by side."""
+    """Return whether a pair is the optimized version over the original, shown side by side."""
     version = view.optimized
     if version is None or pair.chosen_from != "optimized" or pair.rejected_id != view.id:
         return False

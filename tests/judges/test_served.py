@@ -12,7 +12,7 @@ import pytest
 
 from dto.engines import open_engine
 from dto.errors import EngineError
-from dto.pipeline import Served
+from dto.pipeline import Resources
 from dto.recipe import JudgeSettings, Recipe
 from dto.runs.reader import RunReader
 from dto.stages.optimize import optimize
@@ -98,12 +98,12 @@ def mixed(question, numbers):
 
 
 BAD: dict[str, tuple[Reply, list[str], str]] = {
-    "garbage": (lambda q, n: "%&/ not JSON", ["unjudged"] * 3, "no JSON object"),
-    "empty": (lambda q, n: "", ["unjudged"] * 3, "no JSON object"),
+    "garbage": (lambda q, n: "%&/ not JSON", ["unjudged"] * 3, "not a JSON object"),
+    "empty": (lambda q, n: "", ["unjudged"] * 3, "not a JSON object"),
     "half": (
         lambda q, n: verdicts(n[:1]),
         ["redundant", "unjudged", "unjudged"],
-        "has no verdict on it",
+        "has no verdict on this pattern",
     ),
     "wrong indices": (lambda q, n: verdicts([11, 12, 13]), ["unjudged"] * 3, "'11', which was not"),
     "shifted": (lambda q, n: verdicts([1, 2, 3]), ["unjudged"] * 3, "'1', which was not"),
@@ -118,7 +118,7 @@ BAD: dict[str, tuple[Reply, list[str], str]] = {
     "truncated": (
         lambda q, n: verdicts(n) + 4096 * " " + "?",
         ["unjudged"] * 3,
-        "no end within 150",
+        "does not end within 150",
     ),
 }
 
@@ -184,5 +184,5 @@ async def test_a_judge_that_is_not_there_is_said_at_the_start(tokenizer):
 
 async def served(url: str, **changes: object) -> None:
     recipe = Recipe(name="x", judge=settings(url, **changes), prune={"judge": "llm"})
-    async with Served(RunReader("x", recipe)) as serving:
+    async with Resources(RunReader("x", recipe)) as serving:
         await serving.judge()

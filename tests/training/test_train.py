@@ -120,7 +120,7 @@ def test_an_error_of_the_child_is_one_line(run: RunFolder) -> None:
 
 def test_a_recipe_that_is_not_the_runs_is_refused(run: RunFolder) -> None:
     other = run.recipe.model_copy(update={"seed": 1})
-    with pytest.raises(DtoError, match=r"recipe\.yaml differs"):
+    with pytest.raises(DtoError, match=r"differs from .*recipe\.yaml"):
         train(run.path, other)
 
 
@@ -161,13 +161,15 @@ def test_a_full_disk_is_one_line_and_costs_nothing(run: RunFolder, limit: int) -
         command, capture_output=True, text=True, preexec_fn=small_files, check=False
     )
     assert child.returncode == 1, child.stderr
-    assert child.stdout.splitlines()[-1].endswith("what was computed is kept, make room")
+    assert child.stdout.splitlines()[-1].endswith(
+        "finished rows are kept: free some space and run the same command again"
+    )
     assert "Traceback" not in child.stderr
     assert len((run.path / "train" / "history.jsonl").read_text().splitlines()) == 1
     assert train(run.path, run.recipe)["steps"] > 0
 
 
-ROOM = "what was computed is kept, make room"
+ROOM = "finished rows are kept: free some space and run the same command again"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dto
-from dto import segmentation, tables
+from dto import languages, segmentation, tables
 from dto.cli import main
 from dto.errors import DtoError
 from dto.records import EvaluationRow, Trajectory
@@ -209,7 +209,7 @@ def test_colours_can_be_read(scheme: int) -> None:
 
 
 def test_each_kind_of_segment_has_a_colour() -> None:
-    kinds = {segmentation.OPENING, segmentation.LOOP, *segmentation.KINDS, *patterns.KINDS}
+    kinds = {segmentation.OPENING, segmentation.LOOP, *languages.KINDS, *patterns.KINDS}
     assert set(KINDS) == kinds
 
 
@@ -257,7 +257,7 @@ def test_where_the_page_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert view(tmp_path / "run", tmp_path) == tmp_path / "view.html"
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        DtoError, match=r"cannot write .*v\.html: .*choose a place that can be written"
+        DtoError, match=r"cannot write .*v\.html: .*choose a directory that you can write to"
     ):
         view(tmp_path / "run", tmp_path / "file/v.html")
 
