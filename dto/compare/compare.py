@@ -56,9 +56,9 @@ def find(name: str) -> Path:
     folder = Path(str(resource("pipelines"))) / "baselines"
     path = folder / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        names = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise RecipeError(
-            f"compare.methods: unknown method {name!r}; choose from {known}, or give a recipe file"
+            f"compare.methods: unknown method {name!r}; choose from {names}, or give a recipe file"
         )
     return path
 

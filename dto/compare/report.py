@@ -314,15 +314,15 @@ def _read(name: str, runs: Sequence[Path]) -> _Method:
     frames, grids, expected, cpu = [], [], 0, 0.0
     for number, run in enumerate(runs):
         place = RunReader(run / "compare" / name)
-        done = place / "done.json"
-        if not (place.table("evaluate").is_file() and done.is_file()):
+        done_path = place / "done.json"
+        if not (place.table("evaluate").is_file() and done_path.is_file()):
             raise DtoError(f"compare: method {name} is not finished in {run}: run `dto run {run}`")
         rows = place.frame("evaluate", "problem_id", "grade", "tokens").collect()
         frames.append(rows.with_columns(problem_id=pl.lit(f"{number}/") + pl.col("problem_id")))
         tested = place if place.test_stage == "test" else RunReader(run)
         count = tested.count(place.test_stage, split="test")
         expected += count * place.recipe.evaluate.samples
-        cpu += float(json.loads(done.read_text("utf-8"))["cpu_seconds"])
+        cpu += float(json.loads(done_path.read_text("utf-8"))["cpu_seconds"])
         grid = place / "grid.json"
         if grid.is_file():
             grids.append(json.loads(grid.read_text("utf-8")))

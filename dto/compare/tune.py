@@ -164,8 +164,8 @@ def _place(run: OpenRun, choice: Choice, points: int) -> None:
         model.save_pretrained(target / "model")
         tokenizer.save_pretrained(target / "model")
     weights = manifest.of_path(target / "model")
-    done = manifest.finished("train", run.config(STAGES["train"]), weights)
-    manifest.write(target, done | counts)
+    finished = manifest.finished("train", run.config(STAGES["train"]), weights)
+    manifest.write(target, finished | counts)
     for index in range(points):
         shutil.rmtree(run / "grid" / str(index) / "model", ignore_errors=True)
 

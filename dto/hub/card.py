@@ -102,9 +102,9 @@ def test_set_origins(recipe: Recipe) -> list[Origin]:
     """List the sources of the test questions that are not among `origins`."""
     source = recipe.problems.test_source
     names = [*([source] if source else []), *recipe.evaluate.tasks]
-    known = {origin.name for origin in origins(recipe)}
+    train_names = {origin.name for origin in origins(recipe)}
     test_sets = [_origin(name, recipe) for name in dict.fromkeys(names)]
-    return [origin for origin in test_sets if origin.name not in known]
+    return [origin for origin in test_sets if origin.name not in train_names]
 
 
 def _origin(name: str, recipe: Recipe) -> Origin:

@@ -124,18 +124,18 @@ def chosen_stages(
                 f"--only {name}: this table holds questions and gold answers of public test sets; "
                 "if their licence allows it, publish them with --test-sets"
             )
-    done = {stage for stage in PUBLISHED if run.manifest(stage) is not None}
+    finished = {stage for stage in PUBLISHED if run.manifest(stage) is not None}
     # A table without a manifest was pulled, even if the stage was started again without success.
     existing = {stage for stage in QUESTION_STAGES if run.table(stage).is_file()}
     cut = existing & set(withheld)
     started = {stage for stage in PUBLISHED if (run / stage / "journal").is_file()}
     if (run / "train").is_dir():  # it has checkpoints, no journal
         started.add("train")
-    started -= done | cut
-    for stage in sorted(requested - done - cut):
+    started -= finished | cut
+    for stage in sorted(requested - finished - cut):
         state = "not finished" if stage in started else "missing"
         raise DtoError(f"stage {stage} is {state} in {path}: run `dto {stage} {path}` first")
-    if pending := sorted(existing - done - cut - started) if not only else []:
+    if pending := sorted(existing - finished - cut - started) if not only else []:
         raise DtoError(
             f"{path} was pulled without the test questions of {pending[0]}: run `dto run {path}` "
             "first, or omit --test-sets"
@@ -143,10 +143,10 @@ def chosen_stages(
     if not only and "pair" in started:
         raise DtoError(f"stage pair is not finished in {path}: continue with `dto run {path}`")
     wanted = [stage for stage in PUBLISHED if not only or stage in requested]
-    stages = tuple(stage for stage in wanted if stage in done and stage not in withheld)
+    stages = tuple(stage for stage in wanted if stage in finished and stage not in withheld)
     if not set(stages) - {"problems", "train"}:
         raise DtoError(f"{path} has no finished stage to publish: continue with `dto run {path}`")
-    check_chain(run, [stage for stage in wanted if stage in done])
+    check_chain(run, [stage for stage in wanted if stage in finished])
     withheld = tuple(stage for stage in wanted if stage in cut)
     return PublishedStages(stages, withheld, () if only else tuple(sorted(started)))
 
@@ -324,9 +324,9 @@ def has_text(kind: pa.DataType) -> bool:
 
 def _shared_manifest(original: Mapping[str, Any], redaction: Redaction) -> dict[str, Any]:
     shared = {key: original[key] for key in _KEPT if key in original}
-    known = ("python", *manifest.PACKAGES)
+    packages = ("python", *manifest.PACKAGES)
     versions = original.get("versions", {})
-    shared["versions"] = {name: versions[name] for name in known if name in versions}
+    shared["versions"] = {name: versions[name] for name in packages if name in versions}
     redacted: dict[str, Any] = redaction.data(shared)
     return redacted
 

@@ -129,7 +129,7 @@ def _card(
         data.to_yaml(),
         **content._asdict(),
         model=base,
-        done=training,
+        training=training,
         results=results(report, redaction, ("base", "trained")) if report else "",
         plain=report.plain if report else "",
         citations=cited(recipe, ("train", *(["evaluate"] if report else []))),
@@ -138,9 +138,9 @@ def _card(
 
 def _dataset(task: str, recipe: Recipe, name: str) -> tuple[str, str | None]:
     """Return name and revision of the Hub dataset of a task, by default that of the run."""
-    known = TASKS.get(task)
-    if known is not None:
-        return known.hub, known.revision
+    published_task = TASKS.get(task)
+    if published_task is not None:
+        return published_task.hub, published_task.revision
     names = [*recipe.evaluate.tasks, recipe.problems.test_source, recipe.problems.source]
     hub = next((source for source in names if source and source.endswith(f"/{task}")), None)
     return hub or name, None

@@ -136,17 +136,18 @@ def search(folder: Path, redaction: Redaction, name: str) -> Iterator[str]:
     names = "|".join(map(re.escape, sorted(machine_names())))
     machine = re.compile(rf"(?<![\w-])(?:{names})(?![\w-])" if names else "(?!)")
     for path in sorted(file for file in folder.rglob("*") if file.is_file()):
-        shown = path.relative_to(folder).as_posix()
+        file_name = path.relative_to(folder).as_posix()
         is_table = path.suffix == ".parquet"
         hits: list[str] = []
         for where, text, ours in _of_table(path) if is_table else _of_file(path):
             if kind := redaction.private_kind(text, written_by_us=ours):
                 remedy = _remedy(where)
-                raise DtoError(f"{shown}, {where} holds {kind}: nothing is uploaded; {remedy}")
+                raise DtoError(f"{file_name}, {where} holds {kind}: nothing is uploaded; {remedy}")
             if (ours or is_table) and machine.search(text.replace(name, "")):
                 hits.append(where)
         if hits:
-            yield f"{shown} names this machine or its user {len(hits):,} times, first in {hits[0]}"
+            count = len(hits)
+            yield f"{file_name} names this machine or its user {count:,} times, first in {hits[0]}"
 
 
 def _of_table(path: Path) -> Iterator[tuple[str, str, bool]]:

@@ -129,15 +129,15 @@ def _check_run(folder: Path, name: str) -> tuple[str, ...]:
     names = (path.name for path in folder.iterdir() if path.is_dir())
     stages = tuple(sorted(set(names) - set(withheld)))
     for stage in stages:
-        done = manifest.read(folder / stage) or {}
-        invalid = [key for key in _GROUPS if not isinstance(done.get(key) or {}, dict)]
-        invalid += [key for key in ("digest",) if not isinstance(done.get(key), str)]
+        stage_manifest = manifest.read(folder / stage) or {}
+        invalid = [key for key in _GROUPS if not isinstance(stage_manifest.get(key) or {}, dict)]
+        invalid += [key for key in ("digest",) if not isinstance(stage_manifest.get(key), str)]
         if invalid:
             raise DtoError(
                 f"{name}: the manifest of {stage} has an invalid value of {invalid[0]!r}"
             )
         table = folder / stage / "rows.parquet"
-        if stage != "train" and manifest.of_path(table) != done.get("content"):
+        if stage != "train" and manifest.of_path(table) != stage_manifest.get("content"):
             raise DtoError(
                 f"{name}: the table of {stage} does not match its manifest: remove {folder} and "
                 "pull again"
@@ -165,8 +165,8 @@ def _check_run(folder: Path, name: str) -> tuple[str, ...]:
 def _pull_weights(api: HfApi, name: str, out: Path) -> None:
     from huggingface_hub import snapshot_download
 
-    done = manifest.read(out / "train")
-    if done is None:
+    training = manifest.read(out / "train")
+    if training is None:
         raise DtoError(f"{out} has no finished stage train, so it has no weights to pull")
     partial = out / "train" / PARTIAL
     with hub_errors(name, "model"):
@@ -180,7 +180,7 @@ def _pull_weights(api: HfApi, name: str, out: Path) -> None:
         )
     shutil.rmtree(partial / ".cache", ignore_errors=True)
     (partial / ".gitattributes").unlink(missing_ok=True)
-    if manifest.of_path(partial) != done["content"]:
+    if manifest.of_path(partial) != training["content"]:
         raise DtoError(
             f"model {name} was published from another run than {out}: pull without its weights"
         )

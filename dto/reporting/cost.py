@@ -165,14 +165,14 @@ def _judge(run: RunReader) -> dict[str, Any] | None:
 def break_even(costs: Sequence[StageCost], saved: Estimate, flops_saved: Estimate) -> BreakEven:
     """Compute the break-even in tokens and in model FLOPs."""
     spent = [cost for cost in costs if cost.stage in OPTIMIZATION]
-    known = [cost for cost in spent if cost.stage != JUDGE or cost.model_flops is not None]
-    flops = _total(cost.model_flops for cost in known)
+    sized = [cost for cost in spent if cost.stage != JUDGE or cost.model_flops is not None]
+    flops = _total(cost.model_flops for cost in sized)
     unknown = flops is None or math.isnan(flops_saved.value)
     return BreakEven(
         tokens=Payback.of(sum(cost.tokens + cost.trained_tokens for cost in spent), saved),
         flops=None if unknown else Payback.of(flops or 0.0, flops_saved),
         tokens_read=sum(cost.prompt_tokens - cost.cached_tokens for cost in spent),
-        without_judge=len(known) < len(spent),
+        without_judge=len(sized) < len(spent),
     )
 
 
@@ -185,8 +185,8 @@ def _number(value: Any) -> float | None:
 
 
 def _total(values: Iterable[float | None]) -> float | None:
-    known = list(values)
-    return None if None in known else sum(value or 0.0 for value in known)
+    numbers = list(values)
+    return None if None in numbers else sum(value or 0.0 for value in numbers)
 
 
 def break_even_sentences(even: BreakEven) -> tuple[str, str]:

@@ -69,18 +69,18 @@ class PointStyle(NamedTuple):
 
 def front(rows: Sequence[Figures], title: str = "") -> Figure:
     """Plot accuracy against tokens: a panel per task, a colour per model, a marker per exit."""
-    shown = [row for row in rows if row.responses]
-    tasks = list(dict.fromkeys(row.task for row in shown)) or [""]
+    graded = [row for row in rows if row.responses]
+    tasks = list(dict.fromkeys(row.task for row in graded)) or [""]
     down = ceil(len(tasks) / ACROSS)
     size = (8.6, 4.8) if len(tasks) == 1 else (11.0, 4.4 * down)
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     for place, task in enumerate(tasks):
         axes = figure.add_subplot(down, min(len(tasks), ACROSS), place + 1)
-        scatter(axes, [row for row in shown if row.task == task], _styles(shown))
+        scatter(axes, [row for row in graded if row.task == task], _styles(graded))
         axes.set_title(title if len(tasks) == 1 else task, loc="left", fontsize=10, color=INK)
     if len(tasks) > 1 and title:
         figure.suptitle(title, fontsize=10, color=INK)
-    if shown:
+    if graded:
         legend(figure, "outside right upper")
     return figure
 
@@ -221,14 +221,14 @@ def svg(figure: Figure, name: str) -> str:
 
 def difficulty(rows: Sequence[Figures]) -> Figure:
     """Plot saved tokens and gained points of every arm but the base, by pass rate of the base."""
-    shown = [row for row in rows if row.ratio is not None]
-    arms = list(dict.fromkeys(row.arm for row in shown))
-    bins = [bin for bin in PASS_RATES if any(row.bin == bin for row in shown)]
+    compared = [row for row in rows if row.ratio is not None]
+    arms = list(dict.fromkeys(row.arm for row in compared))
+    bins = [bin for bin in PASS_RATES if any(row.bin == bin for row in compared)]
     style = _styles(rows)
     figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
     saved, gained = figure.subplots(1, 2)
     for place, arm in enumerate(arms):
-        part = [row for row in shown if row.arm == arm]
+        part = [row for row in compared if row.arm == arm]
         label, color, marker = style(part[0])
         shift = 0.6 * ((place + 0.5) / len(arms) - 0.5)
         x = [bins.index(row.bin) + shift for row in part]
@@ -262,11 +262,11 @@ def positions(exits: Sequence[ExitPositions], models: Sequence[str] = ()) -> Fig
     for place, model in enumerate(panels):
         axes = figure.add_subplot(down, across, place + 1, sharey=first if model else None)
         first = axes if model and first is None else first
-        shown = [part for part in exits if part.model == model]
-        for index, part in enumerate(shown):
+        group = [part for part in exits if part.model == model]
+        for index, part in enumerate(group):
             # Outcomes divide all trajectories; the exits of a policy divide all its responses.
-            parts = [part] if model else shown
-            whole = sum(part.exits for part in parts) + part.without
+            parts = [part] if model else group
+            whole = sum(other.exits for other in parts) + part.without
             colour = models.index(model) if model else 2 + index
             axes.stairs(
                 [100 * count / whole for count in part.counts],
@@ -277,7 +277,7 @@ def positions(exits: Sequence[ExitPositions], models: Sequence[str] = ()) -> Fig
                 label=f"{part.group if model else part.group.replace('_', ' ')} ({part.exits:,})",
             )
         style_axes(axes)
-        axes.margins(x=0, y=0.2 + 0.1 * len(shown))  # room for the legend
+        axes.margins(x=0, y=0.2 + 0.1 * len(group))  # room for the legend
         axes.set_title(f"early exits: {model}" if model else "optimized trajectories", loc="left",
                        fontsize=10, color=INK)  # fmt: skip
         axes.set_xlabel("thinking before the exit, %", color=INK)

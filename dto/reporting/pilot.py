@@ -191,7 +191,7 @@ def _pearls(run: RunReader, graded: pl.DataFrame) -> tuple[dict[str, Estimate], 
         .collect()
     )
     rows = graded.join(scans, left_on="id", right_on="trajectory_id", how="left")
-    known = rows.filter(
+    estimated = rows.filter(
         (pl.col("length") == 0)  # no thinking to exit from
         | pl.col("pearl")
         | (pl.col("pearl").is_not_null() & ~pl.col("failed"))
@@ -199,15 +199,15 @@ def _pearls(run: RunReader, graded: pl.DataFrame) -> tuple[dict[str, Estimate], 
         pl.col("pearl").fill_null(False),
         position=(pl.col("exit") - pl.col("start")) / pl.col("length"),
     )
-    early = known.with_columns(early=pl.col("position").fill_null(1) < 0.5)
+    early = estimated.with_columns(early=pl.col("position").fill_null(1) < 0.5)
     shares = {
-        "of_all": _proportion(known, "pearl"),
-        "of_right": _proportion(known.filter("right"), "pearl"),
-        "of_others": _proportion(known.filter(~pl.col("right")), "pearl"),
+        "of_all": _proportion(estimated, "pearl"),
+        "of_right": _proportion(estimated.filter("right"), "pearl"),
+        "of_others": _proportion(estimated.filter(~pl.col("right")), "pearl"),
         "before_half": _proportion(early, "early"),
-        "position": _mean(known.filter("pearl"), "position"),
+        "position": _mean(estimated.filter("pearl"), "position"),
     }
-    return shares, len(graded) - len(known)
+    return shares, len(graded) - len(estimated)
 
 
 def _static(run: RunReader, graded: pl.DataFrame) -> list[StaticRow]:

@@ -106,13 +106,15 @@ def _headlines(report: Report) -> list[Headline]:
 def reproduce_section(run: RunReader) -> Section:
     """Build the section with command, recipe, versions, commit, and input and output hashes."""
     settings, hidden = public_settings(run.recipe)
-    manifests = {stage: done for stage in STAGES if (done := run.manifest(stage)) is not None}
+    manifests = {
+        stage: manifest for stage in STAGES if (manifest := run.manifest(stage)) is not None
+    }
     last: dict[str, Any] = next(reversed(manifests.values()), {})
     git, versions = last.get("git"), last.get("versions") or {}
     others = [
         stage
-        for stage, done in manifests.items()
-        if any(done.get(key) != last.get(key) for key in ("versions", "git"))
+        for stage, manifest in manifests.items()
+        if any(manifest.get(key) != last.get(key) for key in ("versions", "git"))
     ]
     text = ["Save the recipe below under the file name in the command."]
     if git and git.get("dirty"):

@@ -236,8 +236,10 @@ class RunTables(RunReader):
             answered = {name for name, _ in self.methods()}
             names = method_names(self.recipe)
             return tuple(f"compare/{name}" for name in names if name not in answered)
-        known = {*self.states, *(("optimize",) if "prune" in self.states else ())}
-        return tuple(name for name in needed(self.recipe) if name in RECORDS and name not in known)
+        existing = {*self.states, *(("optimize",) if "prune" in self.states else ())}
+        return tuple(
+            name for name in needed(self.recipe) if name in RECORDS and name not in existing
+        )
 
     def methods(self) -> list[tuple[str, Path]]:
         """List name and evaluation table of each method of a comparison (`dto.compare.compare`)."""
