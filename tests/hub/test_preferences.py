@@ -229,7 +229,7 @@ def test_gated_missing_and_wrong_columns(
     datasets_there: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out = told("pull", f"{OWNER}/nothing", "--model", "nano", capsys=capsys)
-    assert code == 1 and "is not on the Hub, or is private" in out and "Traceback" not in out
+    assert code == 1 and "is not on the Hub, or it is private" in out and "Traceback" not in out
     name = put(datasets_there, "numbers", [{"a": 1, "b": 2}], tmp_path)
     code, out = told("pull", name, "--model", "nano", capsys=capsys)
     assert code == 1 and "holds no row that can be read" in out and "there are a, b" in out
