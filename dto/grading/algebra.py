@@ -66,33 +66,33 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _computed(found: Any, point: Mapping[str, Any]) -> Any:
+def _computed(node: Any, point: Mapping[str, Any]) -> Any:
     """The value of an expression at a point.
 
     `point`: coordinates (int, mpf, mpc) by name. sympy's own `evalf` does the same and more, fifty
     times slower. Raises ValueError for anything but arithmetic and elementary functions (sums,
     integrals, limits), so that `evalf` evaluates it. Other errors mean that there is no value.
     """
-    if found.is_Symbol:
-        return point[found.name]
-    if found.is_Rational:
-        return mpmath.mpf(found.p) / found.q if found.q != 1 else mpmath.mpf(found.p)
-    if found.is_Float:
-        return mpmath.mpf(str(found))
-    if found in _CONSTANTS:
-        return _CONSTANTS[found]()
-    values = [_computed(each, point) for each in found.args]
-    if found.is_Add:
+    if node.is_Symbol:
+        return point[node.name]
+    if node.is_Rational:
+        return mpmath.mpf(node.p) / node.q if node.q != 1 else mpmath.mpf(node.p)
+    if node.is_Float:
+        return mpmath.mpf(str(node))
+    if node in _CONSTANTS:
+        return _CONSTANTS[node]()
+    values = [_computed(argument, point) for argument in node.args]
+    if node.is_Add:
         return mpmath.fsum(values)
-    if found.is_Mul:
+    if node.is_Mul:
         return mpmath.fprod(values)
-    if found.is_Pow:
+    if node.is_Pow:
         if abs(values[1]) > LARGEST:
-            raise ValueError(str(found))
+            raise ValueError(str(node))
         return mpmath.power(*values)
-    if isinstance(found, sympy.UnevaluatedExpr):
+    if isinstance(node, sympy.UnevaluatedExpr):
         return values[0]
-    name = type(found).__name__
+    name = type(node).__name__
     function = _FUNCTIONS.get(name)
     if function is None or (name in ("factorial", "binomial") and abs(values[0]) > LARGEST):
         raise ValueError(name)
@@ -196,10 +196,10 @@ def _same_leaves(gold: str, given: str) -> bool:
 def _fingerprint(text: str) -> float | None:
     """The value at the first point, if it is enough to distinguish two texts; otherwise None."""
     bare_text, unit = split_unit(text)
-    found = None if unit else expression(bare_text)
-    if not isinstance(found, sympy.Expr) or _of_integers(found) or found.atoms(AppliedUndef):
+    parsed = None if unit else expression(bare_text)
+    if not isinstance(parsed, sympy.Expr) or _of_integers(parsed) or parsed.atoms(AppliedUndef):
         return None
-    first = _value(found, 0)
+    first = _value(parsed, 0)
     return float(first) if isinstance(first, mpmath.mpf) and abs(first) < HUGE else None
 
 
@@ -234,10 +234,10 @@ def expression(text: str) -> Any:
     return found
 
 
-def _whole(latex: str, found: Any) -> bool:
+def _whole(latex: str, parsed: Any) -> bool:
     """Whether the parse of a text contains every letter and numeral of it."""
     names, kinds, values = set(), set(), set()
-    for each in sympy.preorder_traversal(found):
+    for each in sympy.preorder_traversal(parsed):
         kinds.add(type(each).__name__)
         if getattr(each, "is_Symbol", False):
             names.add(each.name)
@@ -263,15 +263,15 @@ def _whole(latex: str, found: Any) -> bool:
     plain = _COMMAND.sub(" ", _MATHS.sub("", latex)) if commands else latex
     if not set(_LETTER.findall(plain)) <= letters:
         return False
-    said = "".join(names)
+    parsed_names = "".join(names)
     for fraction in _FRACTION.finditer(latex):  # the parser reduces it
         top, bottom = int(fraction[1]), int(fraction[2])
         if bottom and Fraction(top, bottom) in values:
             values |= {Fraction(top), Fraction(bottom)}
     for numeral in _NUMERAL.findall(latex):
         value = Fraction(numeral)
-        known = value in values or value.limit_denominator(10**12) in values
-        if not known and numeral not in said and value not in (0, 1, 2, 10):
+        contained = value in values or value.limit_denominator(10**12) in values
+        if not contained and numeral not in parsed_names and value not in (0, 1, 2, 10):
             return False
     return True
 
@@ -342,18 +342,18 @@ def _same_constants(gold: sympy.Expr, given: sympy.Expr) -> bool | None:
 
 
 @lru_cache(maxsize=1 << 14)
-def _constant(found: Any) -> tuple[Any, Any]:
+def _constant(constant: Any) -> tuple[Any, Any]:
     """A constant, evaluated, and its value."""
-    done = found.doit()
-    return done, done.evalf(CONSTANT_DIGITS)
+    evaluated = constant.doit()
+    return evaluated, evaluated.evalf(CONSTANT_DIGITS)
 
 
 @lru_cache(maxsize=1 << 12)
-def _arranged(found: Any) -> Any:
+def _arranged(node: Any) -> Any:
     """Put the terms of sums and products into sympy's order; keep powers of numbers."""
-    if not found.args or not (found.is_Add or found.is_Mul):
-        return found
-    return found.func(*map(_arranged, found.args))
+    if not node.args or not (node.is_Add or node.is_Mul):
+        return node
+    return node.func(*map(_arranged, node.args))
 
 
 def _close(one: Any, other: Any, tolerance: Any) -> bool:
@@ -363,30 +363,30 @@ def _close(one: Any, other: Any, tolerance: Any) -> bool:
     return bool(abs(one - other) <= tolerance * size)
 
 
-def _of_integers(found: Any) -> bool:
-    return bool(found.has(*_WHOLE)) or any(each.base == -1 for each in found.atoms(sympy.Pow))
+def _of_integers(node: Any) -> bool:
+    return bool(node.has(*_WHOLE)) or any(power.base == -1 for power in node.atoms(sympy.Pow))
 
 
-def _names(found: Any) -> set[str]:
-    return {str(each) for each in found.free_symbols}
+def _names(node: Any) -> set[str]:
+    return {str(symbol) for symbol in node.free_symbols}
 
 
 @lru_cache(maxsize=1 << 14)
-def _value(found: Any, index: int, *, whole: bool = False) -> Any:
+def _value(node: Any, index: int, *, whole: bool = False) -> Any:
     """The value at one of the points; None if it has none. `whole`: a point of integers."""
-    point = {name: _coordinate(name, index, whole=whole) for name in _names(found)}
+    point = {name: _coordinate(name, index, whole=whole) for name in _names(node)}
     errors = (ValueError, ZeroDivisionError, OverflowError, TypeError, KeyError)
     with mpmath.workdps(DIGITS), contextlib.suppress(*errors):
-        result = _computed(found, point)
+        result = _computed(node, point)
         if mpmath.isfinite(result):
             if not isinstance(result, mpmath.mpc):
                 return mpmath.mpf(result)
             real = abs(result.imag) <= abs(result) * mpmath.mpf(10) ** -50
             return result.real if real else result
     exact = {each: sympy.Rational(str(point[str(each)])) if each.name != "i" else sympy.I
-             for each in found.free_symbols}  # fmt: skip
+             for each in node.free_symbols}  # fmt: skip
     try:
-        rough = found.subs(exact).doit().evalf(CONSTANT_DIGITS)
+        rough = node.subs(exact).doit().evalf(CONSTANT_DIGITS)
         number = mpmath.mpmathify(rough)
     except MemoryError:
         raise
@@ -426,8 +426,8 @@ def _same_relations(gold: Any, given: Any) -> bool:
         return _ratio(*(sympy.fraction(sympy.together(side))[0] for side in sides)) is not None
     if not isinstance(ratio, mpmath.mpf):
         return False
-    wanted = type(gold) if ratio > 0 else turned.get(type(gold))
-    return isinstance(given, wanted) if wanted else False
+    expected = type(gold) if ratio > 0 else turned.get(type(gold))
+    return isinstance(given, expected) if expected else False
 
 
 def _ratio(one: Any, other: Any) -> Any:

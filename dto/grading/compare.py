@@ -121,20 +121,20 @@ def _compare(gold: str, prediction: str, rule: str) -> bool | None:
         return True
     if _depth(text) > MAX_DEPTH:
         return False
-    wanted, given = quantity(gold_clean), quantity(cleaned)
-    if wanted and not given and (number := labelled(cleaned)):
+    expected, given = quantity(gold_clean), quantity(cleaned)
+    if expected and not given and (number := labelled(cleaned)):
         cleaned, given = number, quantity(number)
-    elif given and not wanted and (number := labelled(gold_clean)):
-        gold_clean, wanted = number, quantity(number)
-    if wanted and given and r"\$" in gold + prediction:
-        if wanted.unit.startswith("cent") and not given.unit:
+    elif given and not expected and (number := labelled(gold_clean)):
+        gold_clean, expected = number, quantity(number)
+    if expected and given and r"\$" in gold + prediction:
+        if expected.unit.startswith("cent") and not given.unit:
             given = quantity(f"{cleaned} dollars")
-        elif given.unit.startswith("cent") and not wanted.unit:
-            wanted = quantity(f"{gold_clean} dollars")
-    if wanted and given and not (wanted.unit and _PRODUCT.fullmatch(gold_text)):
-        if "rad" in wanted.unit + given.unit and _DEGREES.search(gold + prediction):
+        elif given.unit.startswith("cent") and not expected.unit:
+            expected = quantity(f"{gold_clean} dollars")
+    if expected and given and not (expected.unit and _PRODUCT.fullmatch(gold_text)):
+        if "rad" in expected.unit + given.unit and _DEGREES.search(gold + prediction):
             return False
-        return _same_quantity(wanted, given)
+        return _same_quantity(expected, given)
     nodes = structure(gold_clean), structure(cleaned)
     if min(len(leaves(node)) for node in nodes) > MOST_LEAVES:
         return None  # a child process matches them, under its time limit
@@ -176,11 +176,11 @@ def leaf(gold: str, text: str) -> bool | None:
         text = f"{shares[1]}:{shares[2]}"
         if text == gold_text:
             return True
-    wanted, given = quantity(gold), quantity(text)
-    if wanted and wanted.unit and _PRODUCT.fullmatch(gold_text):
+    expected, given = quantity(gold), quantity(text)
+    if expected and expected.unit and _PRODUCT.fullmatch(gold_text):
         return True if gold_text == given_text.replace(" ", "") else None
-    if wanted and given:
-        return _same_quantity(wanted, given)
+    if expected and given:
+        return _same_quantity(expected, given)
     if _NUMBERS_ALONE.fullmatch(text) and not _NUMBERS_ALONE.fullmatch(gold):
         return False  # a parser would multiply them
     if "\\text" in gold and gold_text.casefold() == given_text.casefold():
@@ -238,24 +238,24 @@ def _numeral(text: str) -> tuple[str, str] | None:
     """Digits and base of `204_5`, `204_{five}`, `204 (base 5)`."""
     if "_" not in text and "base" not in text:
         return None
-    found = _NUMERAL.fullmatch(text.replace(" ", ""))
-    if found is None:
+    match = _NUMERAL.fullmatch(text.replace(" ", ""))
+    if match is None:
         return None
-    base = _BASES.get(found[3], found[3])
-    if any(int(digit, 36) >= int(base) for digit in found[2].replace(".", "")):
+    base = _BASES.get(match[3], match[3])
+    if any(int(digit, 36) >= int(base) for digit in match[2].replace(".", "")):
         return None  # F_2 is a name
-    return found[1].replace("+", "") + found[2], base
+    return match[1].replace("+", "") + match[2], base
 
 
 def _same_numerals(
-    gold: str, text: str, wanted: tuple[str, str] | None, given: tuple[str, str] | None
+    gold: str, text: str, expected: tuple[str, str] | None, given: tuple[str, str] | None
 ) -> bool | None:
     """Compare numerals with their bases; one base may be missing, if the question names it."""
-    if wanted and given:
-        return wanted == given
-    known, other = (wanted, text) if wanted else (given, gold)
-    assert known is not None
-    return known[0] == other if re.fullmatch(r"[-+]?[0-9A-F.]+", other) else False
+    if expected and given:
+        return expected == given
+    numeral, other = (expected, text) if expected else (given, gold)
+    assert numeral is not None
+    return numeral[0] == other if re.fullmatch(r"[-+]?[0-9A-F.]+", other) else False
 
 
 def _in_words(gold: str, gold_text: str) -> bool:
@@ -297,32 +297,32 @@ def _places(value: Fraction) -> int:
     return max(twos, fives)
 
 
-def _same_time(wanted: re.Match[str], given: re.Match[str]) -> bool:
-    halves = [(time[4] or "").lower() for time in (wanted, given)]
-    same = [(int(time[1]), time[2], time[3] or "00") for time in (wanted, given)]
+def _same_time(expected: re.Match[str], given: re.Match[str]) -> bool:
+    halves = [(time[4] or "").lower() for time in (expected, given)]
+    same = [(int(time[1]), time[2], time[3] or "00") for time in (expected, given)]
     return same[0] == same[1] and (halves[0] == halves[1] or "" in halves)
 
 
-def _same_quantity(wanted: Quantity, given: Quantity) -> bool | None:
-    halves = _HALVES.get(wanted.unit), _HALVES.get(given.unit)
+def _same_quantity(expected: Quantity, given: Quantity) -> bool | None:
+    halves = _HALVES.get(expected.unit), _HALVES.get(given.unit)
     if halves[0] and halves[1] and halves[0] != halves[1]:
         return False
-    if wanted.unit and given.unit and wanted.unit != given.unit:
-        if wanted.unit.partition("^")[2] != given.unit.partition("^")[2]:
+    if expected.unit and given.unit and expected.unit != given.unit:
+        if expected.unit.partition("^")[2] != given.unit.partition("^")[2]:
             return False
-        if wanted.measure and given.measure:
-            return wanted.measure == given.measure
-        if wanted.measure or given.measure:
-            known, other = (wanted, given) if wanted.measure else (given, wanted)
+        if expected.measure and given.measure:
+            return expected.measure == given.measure
+        if expected.measure or given.measure:
+            measured, other = (expected, given) if expected.measure else (given, expected)
             # `5 feet of rope` equals `5 feet`; `5 apples` and `5 feet` differ.
-            if not mentions(other.unit, known.unit):
+            if not mentions(other.unit, measured.unit):
                 return False
-    if wanted.value == given.value:
+    if expected.value == given.value:
         return True
-    if wanted.decimal and given.decimal:
-        places = _places(wanted.value), _places(given.value)
+    if expected.decimal and given.decimal:
+        places = _places(expected.value), _places(given.value)
         if places[0] == places[1] or min(places) > FLOATING:
             return False  # as many decimals, and a different digit
-    close = abs(wanted.value - given.value) <= abs(wanted.value) / 100_000
-    rounded = (wanted.decimal or given.decimal) and close and wanted.percent == given.percent
+    close = abs(expected.value - given.value) <= abs(expected.value) / 100_000
+    rounded = (expected.decimal or given.decimal) and close and expected.percent == given.percent
     return None if rounded else False

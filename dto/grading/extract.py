@@ -125,17 +125,17 @@ def final_boxes(text: str) -> Boxes:
         else:
             break
         boxes.insert(0, before)
-    names = [_NAMED.search(text[max(0, each.start - 20) : each.start]) for each in boxes]
-    found = tuple(each.content or "" for each in boxes)
+    names = [_NAMED.search(text[max(0, answer.start - 20) : answer.start]) for answer in boxes]
+    answers = tuple(answer.content or "" for answer in boxes)
     if all(names) and len({name[1] for name in names if name}) == len(names) > 1:
-        found = tuple(
-            f"{name[1]} = {each}" for name, each in zip(names, found, strict=True) if name
+        answers = tuple(
+            f"{name[1]} = {answer}" for name, answer in zip(names, answers, strict=True) if name
         )
     if words == {"ordered"}:
-        return Boxes(found, "ordered")
+        return Boxes(answers, "ordered")
     if words & {"parts", "ordered"} or not words:
-        return Boxes(found)
-    return Boxes(found, "or" if "or" in words else "list")
+        return Boxes(answers)
+    return Boxes(answers, "or" if "or" in words else "list")
 
 
 def list_length(answer: str) -> int:
@@ -171,8 +171,8 @@ def final_answer(text: str, rule: str = "math") -> str | None:
         return None
     if rule != "choice":
         return without_clause(box.content)
-    found = options(box.content)
-    if found is None or all(label.isdigit() for label in found):
+    labels = options(box.content)
+    if labels is None or all(label.isdigit() for label in labels):
         if not _LETTER.search(box.content) or _FORMULA.search(_TEXT.sub(r"\1", box.content)):
             return stated_option(text) or box.content
         return box.content

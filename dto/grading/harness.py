@@ -166,11 +166,11 @@ def _compiles(source: str) -> bool:
 
 def _defined(source: str) -> set[str]:
     """The names that a module defines at its top level."""
-    found: set[str] = set()
+    names: set[str] = set()
     module = _parsed(source)
     for node in module.body if module else ():
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            found.add(node.name)
+            names.add(node.name)
         elif isinstance(node, ast.Assign):
-            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-    return found
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names

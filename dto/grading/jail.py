@@ -73,9 +73,9 @@ def main() -> None:
     os.waitpid(first, 0)
 
 
-def reply(**said: str) -> None:
+def reply(**fields: str) -> None:
     """Reply to the parent."""
-    os.write(1, json.dumps(said).encode() + b"\n")
+    os.write(1, json.dumps(fields).encode() + b"\n")
 
 
 def load_harness() -> ModuleType:
@@ -153,12 +153,12 @@ def show(path: Path, place: Path) -> None:
 def shown() -> list[Path]:
     """The paths that the program sees; none is below another."""
     python = (os.path.realpath(sys.base_prefix), sys.base_prefix, sys.prefix)
-    found: list[Path] = []
+    paths: list[Path] = []
     for path in map(Path, (*SYSTEM, *DEVICES, *python)):
-        inside = any(path.is_relative_to(other) for other in found)
+        inside = any(path.is_relative_to(other) for other in paths)
         if path.exists() and not inside and path != Path("/"):
-            found.append(path)
-    return found
+            paths.append(path)
+    return paths
 
 
 def supervise(request: dict[str, Any], mode: str, harness: ModuleType) -> dict[str, str]:
@@ -174,10 +174,10 @@ def supervise(request: dict[str, Any], mode: str, harness: ModuleType) -> dict[s
     if mode != "namespaces":
         end_descendants()
     os.set_blocking(reading, False)
-    said = b""
+    output = b""
     with contextlib.suppress(OSError):
-        said = os.read(reading, 4096)
-    mark, _, reason = said.decode(errors="replace").partition(" ")
+        output = os.read(reading, 4096)
+    mark, _, reason = output.decode(errors="replace").partition(" ")
     if mark == nonce:
         failed = reason.removeprefix(harness.FAILED)
         return {"reason": reason} if failed == reason else {"error": failed}
@@ -192,9 +192,9 @@ def supervise(request: dict[str, Any], mode: str, harness: ModuleType) -> dict[s
 
 def end_descendants() -> None:
     """Kill processes that the program left running; orphans are children of this process."""
-    own = Path(f"/proc/self/task/{os.getpid()}/children")
+    children_file = Path(f"/proc/self/task/{os.getpid()}/children")
     with contextlib.suppress(OSError):
-        while children := own.read_text().split():
+        while children := children_file.read_text().split():
             for child in children:
                 os.kill(int(child), signal.SIGKILL)
             os.wait()
@@ -215,9 +215,9 @@ def program(
         if mode == "guards":
             guard()
         names = ("response", "prompt", "test", "entry_point")
-        own = os.getpid()
+        own_id = os.getpid()
         reason = harness.run(*(request[name] for name in names))
-        if os.getpid() == own:  # not a process that the program started
+        if os.getpid() == own_id:  # not a process that the program started
             os.write(3, f"{nonce} {reason}".encode())
     except OSError as error:
         os.write(3, f"{nonce} {harness.FAILED}{error}".encode())

@@ -220,8 +220,8 @@ def labelled(cleaned: str) -> str | None:
     """The number of `Day 20` and of `the 16th term`."""
     if "\\" in cleaned or (not cleaned.isalnum() and " " not in cleaned):
         return None
-    found = _LABELLED.fullmatch(cleaned)
-    return None if found is None else found[1] or found[2]
+    match = _LABELLED.fullmatch(cleaned)
+    return None if match is None else match[1] or match[2]
 
 
 def bare(cleaned: str) -> str:

@@ -185,7 +185,7 @@ def _apart(text: str, signs: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split at signs outside brackets; also return the signs."""
     if not any(sign in text for sign in signs):
         return [text.strip()], []
-    parts, found, depth, begin = [], [], 0, 0
+    parts, separators, depth, begin = [], [], 0, 0
     for match in _TOKEN.finditer(text):
         token = match[0]
         if token in _OPENING:
@@ -194,9 +194,9 @@ def _apart(text: str, signs: Sequence[str]) -> tuple[list[str], list[str]]:
             depth -= 1
         elif depth <= 0 and token in signs:
             parts.append(text[begin : match.start()].strip())
-            found.append(token)
+            separators.append(token)
             begin = match.end()
-    return [*parts, text[begin:].strip()], found
+    return [*parts, text[begin:].strip()], separators
 
 
 def _several(parts: list[str], joint: str, depth: int) -> Node:

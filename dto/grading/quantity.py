@@ -194,27 +194,27 @@ def quantity(text: str) -> Quantity | None:
         read = _unit(rest, apart=text[number.end() - 1] == " ")
         if read is None:
             return None
-        unit, power, scale, said = read
-        value, percent = value * scale, percent or said
+        unit, power, scale, is_percent = read
+        value, percent = value * scale, percent or is_percent
     if percent:
         value /= 100
-    known = _measure(unit)
-    measure = (f"{known[0]} {power}", value * known[1] ** power) if known else None
+    dimension = _measure(unit)
+    measure = (f"{dimension[0]} {power}", value * dimension[1] ** power) if dimension else None
     return Quantity(value, decimal, percent, unit if power == 1 else f"{unit}^{power}", measure)
 
 
 def _sum(parts: list[Quantity | None]) -> Quantity | None:
     """Add quantities of the same dimension, in the unit of the first; None for others."""
-    known = [(part.unit, part.measure) for part in parts if part and part.measure]
-    dimensions = {measure[0] for _, measure in known}
-    size = _measure(known[0][0]) if known else None
-    if len(known) < len(parts) or len(dimensions) > 1 or size is None:
+    measured = [(part.unit, part.measure) for part in parts if part and part.measure]
+    dimensions = {measure[0] for _, measure in measured}
+    size = _measure(measured[0][0]) if measured else None
+    if len(measured) < len(parts) or len(dimensions) > 1 or size is None:
         return None
-    sizes = [unit_size[1] for name, _ in known if (unit_size := _measure(name))]
+    sizes = [unit_size[1] for name, _ in measured if (unit_size := _measure(name))]
     if sizes != sorted(set(sizes), reverse=True):
         return None  # 6 cm and 8 cm are two lengths
-    total = sum((measure[1] for _, measure in known), Fraction(0))
-    unit = " ".join(name for name, _ in known)
+    total = sum((measure[1] for _, measure in measured), Fraction(0))
+    unit = " ".join(name for name, _ in measured)
     return Quantity(total / size[1], False, False, unit, (dimensions.pop(), total))
 
 
@@ -222,14 +222,14 @@ def split_unit(text: str) -> tuple[str, str]:
     r"""Split an expression from its unit: `5\sqrt{2}\text{ cm}`, `\frac{\pi}{2} rad`."""
     if not text.isascii() and (number := quantity(text)) and number.unit and not number.decimal:
         return str(number.value), number.unit
-    found = _TRAILING.search(text)
-    if found is None or not found.start():
+    match = _TRAILING.search(text)
+    if match is None or not match.start():
         return text, ""
-    read = _unit(found[0].strip())
+    read = _unit(match[0].strip())
     if read is None or read[2] != 1 or read[3] or not read[0]:
         return text, ""
     unit, power, *_ = read
-    return text[: found.start()].rstrip(), unit if power == 1 else f"{unit}^{power}"
+    return text[: match.start()].rstrip(), unit if power == 1 else f"{unit}^{power}"
 
 
 def unit_factor(gold: str, given: str) -> Fraction | None:
@@ -240,8 +240,10 @@ def unit_factor(gold: str, given: str) -> Fraction | None:
     sizes = []
     for unit in (gold, given):
         name, _, power = unit.partition("^")
-        known = _measure(name) if name else None
-        sizes.append((f"{known[0]} {power or 1}", known[1] ** int(power or 1)) if known else None)
+        dimension = _measure(name) if name else None
+        sizes.append(
+            (f"{dimension[0]} {power or 1}", dimension[1] ** int(power or 1)) if dimension else None
+        )
     if sizes[0] is None or sizes[1] is None:
         if gold and given and (sizes[0] or sizes[1]):
             known_unit, words = (gold, given) if sizes[0] else (given, gold)
@@ -252,19 +254,19 @@ def unit_factor(gold: str, given: str) -> Fraction | None:
 
 def mentions(words: str, unit: str) -> bool:
     """Whether some words contain a unit, also under another name, and not in a rate."""
-    known = _measure(unit)
+    dimension = _measure(unit)
     parts = words.split()
-    return known is not None and "per" not in parts and known in map(_measure, parts)
+    return dimension is not None and "per" not in parts and dimension in map(_measure, parts)
 
 
 def _measure(unit: str) -> tuple[str, Fraction] | None:
     """The dimension of a unit and its size in the base unit; also for rates such as `m/s`."""
     over = _ALIASES.get(unit, unit).replace(" per ", "/").split("/")
-    found = (_UNITS.get(part) or _UNITS.get(part.removesuffix("s")) for part in over)
-    known = [each for each in found if each is not None]
-    if len(known) < len(over) or len(known) > 2:
+    entries = (_UNITS.get(part) or _UNITS.get(part.removesuffix("s")) for part in over)
+    sizes = [entry for entry in entries if entry is not None]
+    if len(sizes) < len(over) or len(sizes) > 2:
         return None
-    (measures, size), *rest = known
+    (measures, size), *rest = sizes
     for other, by in rest:
         measures, size = f"{measures}/{other}", size / by
     return measures, size

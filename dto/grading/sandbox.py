@@ -184,12 +184,12 @@ class Sandbox:
                 os.killpg(child.pid, signal.SIGKILL)
             await child.wait()
         try:
-            said = json.loads(line)
+            reply = json.loads(line)
         except ValueError:
             raise SandboxError(f"sandbox_{mode}: it does not start") from None
-        if "error" in said:
-            raise SandboxError(str(said["error"]))
-        return Verdict(not said["reason"], str(said["reason"]))
+        if "error" in reply:
+            raise SandboxError(str(reply["error"]))
+        return Verdict(not reply["reason"], str(reply["reason"]))
 
 
 def _environment(home: str) -> dict[str, str]:
@@ -210,12 +210,12 @@ def _bwrap(disk: int) -> list[str]:
     Bubblewrap's / and /dev (with /dev/shm) are in memory and have no size limit, so they are
     read-only.
     """
-    shown = [os.path.realpath(sys.base_prefix), sys.base_prefix, sys.prefix]
-    python = [part for path in shown for part in ("--ro-bind-try", path, path)]
+    paths = [os.path.realpath(sys.base_prefix), sys.base_prefix, sys.prefix]
+    python = [argument for path in paths for argument in ("--ro-bind-try", path, path)]
     system = [
-        part
+        argument
         for path in ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache")
-        for part in ("--ro-bind-try", path, path)
+        for argument in ("--ro-bind-try", path, path)
     ]
     return [
         shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--new-session",

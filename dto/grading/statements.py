@@ -248,9 +248,9 @@ def stated_option(text: str) -> str | None:
         if statement.denied or negative:
             denied |= options(content[negative.end() if negative else 0 :]) or set()
             continue
-        found = options(content)
-        if found and not all(label.isdigit() for label in found):
-            return None if found & denied else tidy(content)
+        labels = options(content)
+        if labels and not all(label.isdigit() for label in labels):
+            return None if labels & denied else tidy(content)
         if not statement.weak and _LETTER_IN.search(content):
             return content or None  # undecided
     return _only_line(text)
@@ -290,9 +290,9 @@ def _content(text: str, start: int, rule: str) -> str:
     line = rest[:_LONGEST].partition("\n")[0]
     sentence = _sentence(line, rule)
     if sentence:
-        said = rest if rule == "choice" else line
-        if _TAKEN_BACK.match(said, said.find(sentence) + len(sentence)):
-            return " ".join(said[:_LONGEST].split())
+        context = rest if rule == "choice" else line
+        if _TAKEN_BACK.match(context, context.find(sentence) + len(sentence)):
+            return " ".join(context[:_LONGEST].split())
     if rule == "choice" and len(sentence) < 8 and _OR_OPTION.search(line, len(sentence)):
         return line  # "C. 42 or D. 43"
     return sentence if sentence.isascii() else ENDING.sub("", sentence)
@@ -329,8 +329,8 @@ def _only_line(text: str) -> str | None:
         return None
     marked = [line for line in lines if re.match(r"[\s*_(\[]{0,6}[A-Ja-j][).:\]]", line)]
     if len(lines) == 1 or marked == [lines[0]]:
-        found = options(first)
-        if found and not all(label.isdigit() for label in found):
+        labels = options(first)
+        if labels and not all(label.isdigit() for label in labels):
             return tidy(first)
     return None
 
@@ -413,8 +413,8 @@ def _read(text: str, at: int, form: str) -> _Statement | None:
         match = _HASHES.match(text, at)
         if match is None or line.strip():
             return None
-        said = tidy(text[match.end() : match.end() + 100].partition("\n")[0])
-        return _Statement(match.end()) if said and not _in_words(said) else None  # not a heading
+        tail = tidy(text[match.end() : match.end() + 100].partition("\n")[0])
+        return _Statement(match.end()) if tail and not _in_words(tail) else None  # not a heading
     if form in ("chinese", "asian"):
         match = _CHINESE.match(text, at) or _ASIAN.match(text, at)
         if match is None or line.endswith(("错误", "錯誤", "不正确", "不正確")):

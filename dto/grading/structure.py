@@ -282,40 +282,40 @@ def _values(parts: Sequence[Node]) -> list[Node]:
 
 def flat(parts: Sequence[Node]) -> list[Node]:
     r"""`x = 1, 2` and `-2, 1 \pm \sqrt{5}` are lists of two and three values."""
-    found: list[Node] = []
+    nodes: list[Node] = []
     for part in parts:
         if isinstance(part, Items) and part.brackets == "":
-            found += flat(part.parts)
+            nodes += flat(part.parts)
         elif isinstance(part, Named) and isinstance(part.value, Items) and not part.value.brackets:
-            found += [Named(part.name, each, part.text) for each in flat(part.value.parts)]
+            nodes += [Named(part.name, each, part.text) for each in flat(part.value.parts)]
         else:
-            found.append(part)
-    return found
+            nodes.append(part)
+    return nodes
 
 
 def _in_order(gold: Sequence[Node], given: Sequence[Node], leaf: Leaves) -> bool | None:
     if len(gold) != len(given):
         return False
-    known = True
+    decided = True
     for pair in zip(gold, given, strict=True):
         equal = _same_inside(*pair, leaf)
         if equal is False:
             return False
-        known = known and equal is not None
-    return True if known else None
+        decided = decided and equal is not None
+    return True if decided else None
 
 
 def _in_any_order(gold: Sequence[Node], given: Sequence[Node], leaf: Leaves) -> bool | None:
     """Whether the parts can be paired: a perfect matching, by augmenting paths."""
     if len(gold) != len(given) or len(gold) > MOST_PARTS:
         return False
-    wanted, rest = _unlike(gold, given)
+    expected, rest = _unlike(gold, given)
     cells = []
-    for part in wanted:
+    for part in expected:
         row = [_same_inside(part, other, leaf) for other in rest]
         if not any(cell is not False for cell in row):
             return False
-        if True not in row and len(wanted) > AT_ONCE:
+        if True not in row and len(expected) > AT_ONCE:
             return None
         cells.append(row)
     if _matched([[cell is True for cell in row] for row in cells]):
@@ -326,17 +326,17 @@ def _in_any_order(gold: Sequence[Node], given: Sequence[Node], leaf: Leaves) -> 
 
 def _unlike(gold: Sequence[Node], given: Sequence[Node]) -> tuple[list[Node], list[Node]]:
     """Remove parts that are equal texts or plain numbers from both."""
-    there = Counter(map(_key, given))
+    counts = Counter(map(_key, given))
     left = []
     for part, key in zip(gold, map(_key, gold), strict=True):
-        if there[key]:
-            there[key] -= 1
+        if counts[key]:
+            counts[key] -= 1
         else:
             left.append(part)
     over = []
     for part, key in zip(given, map(_key, given), strict=True):
-        if there[key]:
-            there[key] -= 1
+        if counts[key]:
+            counts[key] -= 1
             over.append(part)
     return left, over
 

@@ -185,10 +185,10 @@ async def to_trajectory(
         row_id = Trajectory.make_id(response.problem.id, response.sample)
         return Dropped(row_id, FOREIGN, foreign_detail(tags, foreign))
     prompt, ids, closed = await asyncio.to_thread(_encode, response, tokenizer, settings, tags)
-    said = Completion(tuple(ids), "", "stop" if closed else "length", ids_from="encoded")
+    completion = Completion(tuple(ids), "", "stop" if closed else "length", ids_from="encoded")
     return await make_trajectory(
         response.problem,
-        said,
+        completion,
         model=settings.name,
         sample=response.sample,
         seed=0,
@@ -231,10 +231,10 @@ def _read(row: Row, tags: ThinkTags) -> tuple[str, tuple[str, ...], str]:
             raise FieldError("missing_field", "", "the last message is not the assistant's")
         question = _question(turns[:-1])
     else:
-        asked = _prompt(row)
-        if asked is None:
+        question_text = _prompt(row)
+        if question_text is None:
             raise _missing("question", QUESTION, row)
-        question, reply = asked, row
+        question, reply = question_text, row
     return _stripped(question), (_response(reply, tags),), _gold(row)
 
 
@@ -244,22 +244,22 @@ def _read_sides(row: Row, tags: ThinkTags) -> tuple[str, tuple[str, ...], str]:
     A side is text, or messages; messages before the last repeat the question, or replace the
     prompt.
     """
-    asked = _prompt(row)
-    questions = set() if asked is None else {asked.strip()}
+    prompt_text = _prompt(row)
+    questions = set() if prompt_text is None else {prompt_text.strip()}
     replies = []
     for side in SIDES:
-        said = row.get(side)
-        if said is None:
+        response = row.get(side)
+        if response is None:
             raise _missing(f"{side} response", (side,), row)
-        if isinstance(said, list):
-            turns = _turns(said)
+        if isinstance(response, list):
+            turns = _turns(response)
             if _role(turns[-1]) != "assistant":
                 raise FieldError("missing_field", "", f"{side}: the last message is not an answer")
             if len(turns) > 1:
                 questions.add(_question(turns[:-1]).strip())
             replies.append(_response(turns[-1], tags))
         else:
-            replies.append(_response({RESPONSE[0]: said}, tags))
+            replies.append(_response({RESPONSE[0]: response}, tags))
     if not questions:
         raise _missing("question", QUESTION, row)
     if len(questions) > 1:
@@ -286,16 +286,16 @@ def _gold(row: Row) -> str:
 
 
 def _response(reply: Mapping[str, Any], tags: ThinkTags) -> str:
-    said = _first(reply, (*RESPONSE, *CONCLUSION, "value"))
-    if isinstance(said, list):
-        turns = _turns(said)
+    content = _first(reply, (*RESPONSE, *CONCLUSION, "value"))
+    if isinstance(content, list):
+        turns = _turns(content)
         if len(turns) != 1:
             raise FieldError("several_turns", "", f"the response has {len(turns)} messages")
         return _response(turns[0], tags)
     thinking = _first(reply, THINKING)
-    if said is None and thinking is None:
+    if content is None and thinking is None:
         raise _missing("response", (*RESPONSE, *THINKING), reply)
-    text = "" if said is None else _text(said, "response")
+    text = "" if content is None else _text(content, "response")
     if thinking is not None and tags.close not in text:
         thought = _text(thinking, "thinking")
         thought = thought.lstrip().removeprefix(tags.open).lstrip("\n")
@@ -325,11 +325,11 @@ def _turns(chat: object) -> Sequence[Mapping[str, Any]]:
 
 
 def _question(turns: Sequence[Mapping[str, Any]]) -> str:
-    asked = [turn for turn in turns if _role(turn) != "system"]
-    if len(asked) != 1 or _role(asked[0]) != "user":
+    others = [turn for turn in turns if _role(turn) != "system"]
+    if len(others) != 1 or _role(others[0]) != "user":
         detail = "there is not exactly one question before the response"
         raise FieldError("several_turns", "", detail)
-    content = _first(asked[0], ("content", "value"))
+    content = _first(others[0], ("content", "value"))
     return _text("" if content is None else content, "question")
 
 
@@ -357,11 +357,11 @@ def _missing(field: str, names: Sequence[str], row: Mapping[str, Any]) -> FieldE
 
 
 async def imported(
-    response: Response, known: Collection[str], ctx: Context
+    response: Response, problem_ids: Collection[str], ctx: Context
 ) -> Trajectory | Dropped:
     """The trajectory of an imported response; dropped if its problem was dropped."""
     problem = response.problem
-    if problem.id not in known:
+    if problem.id not in problem_ids:
         detail = f"gold answer {problem.answer[:100]!r} of problem {problem.id}"
         row_id = Trajectory.make_id(problem.id, response.sample)
         return Dropped(row_id, "unreadable_gold", detail)
@@ -369,13 +369,13 @@ async def imported(
 
 
 def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
-    known = {row.id for row in run.problems("train")}
+    problem_ids = {row.id for row in run.problems("train")}
     tags, rule = think_tags(ctx.tokenizer, ctx.recipe.model), _rule(ctx.recipe.problems)
     for row in read_responses(str(ctx.recipe.sample.imported), tags=tags, rule=rule):
         if isinstance(row, Dropped):
             yield Group(row.id, (row,))
         else:
-            yield Group(Trajectory.make_id(row.problem.id, row.sample), (row, known))
+            yield Group(Trajectory.make_id(row.problem.id, row.sample), (row, problem_ids))
 
 
 STAGE = replace(

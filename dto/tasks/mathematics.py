@@ -28,8 +28,8 @@ def _in_a_row(row: Row, field: str) -> str:
     """The answers of a row's list, joined, without the dollar signs around each."""
     answers = row.get(field)
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        held = type(answers).__name__ if field in row else "nothing"
-        raise FieldError("wrong_type", field, f"field {field!r} holds {held}, not a list of text")
+        actual = type(answers).__name__ if field in row else "nothing"
+        raise FieldError("wrong_type", field, f"field {field!r} holds {actual}, not a list of text")
     return ", ".join(answer.strip().strip("$").strip() for answer in answers)
 
 

@@ -85,12 +85,12 @@ def near_misses(gold: str, kind: GoldKind) -> tuple[NearMiss, ...]:
     if kind in ("program", "other_rule") or not gold or len(gold) > LONGEST:
         return ()
     count: Counter[NearMissKind] = Counter()
-    made: dict[str, NearMiss] = {}
+    changed_answers: dict[str, NearMiss] = {}
     for changed, answer in _changes(gold, kind):
-        if count[changed] < MOST and answer not in made:
+        if count[changed] < MOST and answer not in changed_answers:
             count[changed] += 1
-            made[answer] = NearMiss(changed, answer)
-    return tuple(made.values())
+            changed_answers[answer] = NearMiss(changed, answer)
+    return tuple(changed_answers.values())
 
 
 def _changes(gold: str, kind: GoldKind) -> _Changes:
@@ -161,8 +161,8 @@ def _is_sum(text: str) -> bool:
 def _list_changes(inside: str, *, ordered: bool) -> _Changes:
     """Change a sign or digit of a part, or omit a part, unless there are only two."""
     parts = inside.split(",")
-    known = {_number(part) for part in parts}
-    if not ordered and (None in known or len(known) < len(parts)):
+    numbers = {_number(part) for part in parts}
+    if not ordered and (None in numbers or len(numbers) < len(parts)):
         return
     for place, part in enumerate(parts):
         space = part[: len(part) - len(part.lstrip())]
