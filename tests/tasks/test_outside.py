@@ -241,7 +241,7 @@ def test_test_sets_keep_their_own_rules() -> None:
 def test_two_test_sets_of_one_name_are_refused() -> None:
     tasks = ["outside.tasks:NUMBERS", "outside.tasks:make"]
     recipe = make_recipe({"name": "x"}, {"evaluate.tasks": tasks})
-    with pytest.raises(DtoError, match="NUMBERS and .*:make are both called 'numbers'"):
+    with pytest.raises(DtoError, match=r"NUMBERS and .*:make are both called 'numbers'"):
         list(load_test_sets(recipe, ()))
 
 
