@@ -159,7 +159,7 @@ def _parts(source: str, settings: ProblemSettings) -> list[_Part]:
     fields_are_set = settings.question_field or settings.answer_field
     plain = (
         replace(task, question="problem", answer="answer", gold=text)
-        if source not in TASKS and task.rule == "math" and not fields_are_set
+        if source not in TASKS and task.rule not in ("choice", "code") and not fields_are_set
         else None
     )
     parts, names = [], []
