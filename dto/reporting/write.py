@@ -15,6 +15,7 @@ import yaml
 
 from dto.pipeline import STAGES, needed
 from dto.recipe import Recipe
+from dto.records import Problem
 from dto.redact import NO_KEY, Redaction, public_names, texts_of
 from dto.reporting.page import Headline, Section, render_page
 from dto.reporting.pictures import draw
@@ -166,9 +167,10 @@ def command(run: RunReader) -> str:
     name = public_names([recipe.name])[recipe.name]
     target = (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "recipe") + ".yaml"
     programs = any(
-        run.count(stage, rule="code") > 0
+        row.rule == "code"
         for stage in ("problems", "test")
         if run.table(stage).is_file()
+        for row in run.rows(stage, Problem)
     )
     suffix = " --allow-code-execution" if programs else ""
     required, finished = needed(recipe), [stage for stage in STAGES if run.manifest(stage)]
