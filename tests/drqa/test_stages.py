@@ -249,9 +249,9 @@ def test_the_page_has_figure_labels_and_probe(run):
         assert f"<td>{row['responses']}</td>" in section
     concise = found["labels"]["counts"]["train"]["concise"]
     assert f"<td>{concise}</td>" in section
-    assert "without length" in section and "length alone" in section
+    assert "only the format (not the length)" in section and "only the length" in section
     assert f"{found['labels']['format']['auc']:.3f}" in section
-    assert "surplus (the classes are balanced)" in html
+    assert "surplus (removed to balance the classes)" in html
 
 
 @pytest.mark.slow
@@ -306,11 +306,11 @@ def test_the_viewer_shows_the_run(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_was_not_cut_yet_is_not_said_to_be_cut(run, tmp_path):
+def test_chains_not_extracted_yet_are_pending(run, tmp_path):
     for name in ("problems", "sample", "batch", "recipe.yaml"):
         (tmp_path / name).symlink_to(run / name)
     for each in RunTables(tmp_path).batches():
-        assert each.outcome == "not cut yet" and "  not yet" in str(dto.show(each))
+        assert each.outcome == "pending" and "  pending" in str(dto.show(each))
 
 
 @pytest.mark.slow

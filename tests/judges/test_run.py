@@ -135,7 +135,7 @@ def test_a_run_counts_the_judge_apart_and_reports_its_agreement(
         "redundant": sum(a for a, _ in both),
     }
     assert "unjudged" in data["funnel"]["verdicts"]
-    for part in ("\njudge ", "The judge's tokens cost", "Cohen's kappa", " verified"):
+    for part in ("\njudge ", "The tokens of the judge cost", "Cohen's kappa", " verified"):
         assert part in out, out
     assert max(map(len, out.splitlines())) <= 100
 
