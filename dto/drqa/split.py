@@ -162,7 +162,7 @@ def _piece(number: int, k: int, turns: Sequence[Mention], spans: Sequence[Span])
     if not indices:
         return _none("no_heading", f"the thinking does not turn to question {number}")
     if len(indices) > 1:
-        return _none("interleaved", f"the thinking turns to question {number} {len(indices)} times")
+        return _none("interleaved", f"the thinking turns {len(indices)} times to question {number}")
     if number < k and all(turn.number != number + 1 for turn in turns):
         return _none("runs_on", f"the thinking does not turn to question {number + 1}")
     return Piece(spans[indices[0]], turns[indices[0]])
