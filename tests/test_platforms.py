@@ -42,11 +42,11 @@ import builtins, ctypes, os, signal, sys
 
 real = builtins.__import__
 
-def without(name, globals=None, *rest):
+def without(name, globals=None, locals=None, fromlist=(), level=0):
     importer = (globals or {{}}).get("__name__", "")
     if importer.split(".")[0] == "dto" and name.split(".")[0] in {UNIX!r}:
         raise ModuleNotFoundError(f"No module named {{name!r}}")
-    return real(name, globals, *rest)
+    return real(name, globals, locals, fromlist, level)
 
 builtins.__import__ = without
 for name in ("ITIMER_PROF", "SIGPROF", "SIGXCPU", "setitimer"):

@@ -13,6 +13,8 @@ from dto.protocols import Engine
 from dto.recipe import ModelSettings
 from tests.engines.conformance import CONTEXT, Conformance
 
+pytestmark = pytest.mark.slow
+
 
 @pytest_asyncio.fixture(
     scope="module", loop_scope="module", params=[1, 2], ids=["one worker", "two workers"]

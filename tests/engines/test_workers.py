@@ -50,6 +50,7 @@ def busy(engine: TransformersEngine) -> list[int]:
     return engine._workers._samples
 
 
+@pytest.mark.slow
 async def test_results_are_those_of_one_bit_for_bit(
     nano: Served, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
