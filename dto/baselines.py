@@ -22,7 +22,6 @@ from dto import tables
 from dto.context import Context
 from dto.recipe import PairSettings
 from dto.records import (
-    AnswerKind,
     Dropped,
     OptimizedTrajectory,
     PreferencePair,
@@ -171,7 +170,7 @@ MAX_STATED = 100
 
 
 def stated(
-    text: str, final_answer: Callable[[str, AnswerKind], str | None], kind: AnswerKind = "math"
+    text: str, final_answer: Callable[[str, str], str | None], rule: str = "math"
 ) -> str | None:
     """The answer that a pattern ends with, or None.
 
@@ -179,7 +178,7 @@ def stated(
     "=", "是" or "为" of its last sentence. A rule of thumb: what counts is only whether it equals
     the gold one.
     """
-    answer = final_answer(text, kind)
+    answer = final_answer(text, rule)
     if answer is not None:
         return answer
     sentences = [part for part in _SENTENCE.split(text.strip()) if part.strip()]
@@ -197,12 +196,12 @@ async def _optimize(
     wanted = {"first_solution": 1, "second_solution": 2}[ctx.recipe.optimize.exit]
     for segment in segments:
         text = trajectory.text[slice(*segment.chars)]
-        answer = stated(text, ctx.grader.final_answer, problem.answer_kind)
+        answer = stated(text, ctx.grader.final_answer, problem.rule)
         if answer is None:
             continue
         boxed = f"\\boxed{{{answer}}}"
         graded = await ctx.grader.grade_conclusion(
-            boxed, problem.answer, problem.answer_kind, problem.question
+            boxed, problem.answer, problem.rule, problem.question
         )
         wanted -= graded.grade == "correct"
         if not wanted:

@@ -95,13 +95,13 @@ def _instance(settings_class: type[Settings], settings: str) -> Settings:
 
 
 def name_of(*built_in: str) -> AfterValidator:
-    """Accept these short names, and import paths that can be imported.
+    """Accept these short names (any name if there are none), and import paths that exist.
 
     Under :data:`NO_IMPORTS` nothing is imported.
     """
 
     def check(name: str, info: ValidationInfo) -> str:
-        if name in built_in:
+        if name in built_in or not (built_in or is_import_path(name)):
             return name
         if not is_import_path(name):
             raise ValueError(
@@ -117,9 +117,9 @@ def name_of(*built_in: str) -> AfterValidator:
 
 def _check_settings(settings: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:
     field = str(info.field_name).removesuffix("_settings")
-    name = info.data.get(field)  # None: it was refused
-    if name is None:
+    if field not in info.data:  # it was refused
         return settings
+    name = info.data[field] or "default"
     if not is_import_path(name):
         if settings:
             raise ValueError(

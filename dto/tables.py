@@ -186,6 +186,7 @@ def check(path: Path, record: type[Any]) -> pq.ParquetFile:
     except (OSError, pa.ArrowInvalid) as error:
         raise DtoError(f"table {path} cannot be read: {error}") from None
     missing = [name for name in _required(record) if name not in file.schema_arrow.names]
+    missing += ["rule"] if "answer_kind" in file.schema_arrow.names else []  # its former name
     if missing:
         file.close()
         raise DtoError(

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from math import nan
 from pathlib import Path
@@ -22,7 +23,7 @@ from dto.hub.card import models
 from dto.judges import check
 from dto.pipeline import STAGES
 from dto.recipe import ModelSettings, load_recipe, make_recipe, read_recipe
-from dto.records import OptimizedTrajectory, Segment, Span, Trajectory, Verdict
+from dto.records import OptimizedTrajectory, Problem, Segment, Span, Trajectory, Verdict
 from dto.runs.reader import RunReader
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "extending.md"
@@ -167,7 +168,38 @@ def rewards_fall_with_the_words(example: Example) -> None:
     assert rewards and max(rewards) < 0  # the built-in reward, by default, is never below 0
 
 
+def answers_near_the_gold_answer_are_right(example: Example) -> None:
+    """Answers are single digits, so that a tolerance of 9 accepts all of them."""
+    example.dto("sample")
+    example.write({"problems": {"rule_settings": {"tolerance": 9}}})
+    example.dto("sample", "--recompute", "--yes")
+    run = RunReader(example.run)
+    golds = {row.id: row.answer for row in run.rows("problems", Problem)}
+    assert {row.rule for row in run.rows("problems", Problem)} == {
+        'my_package.rules:Near {"tolerance": 9}'
+    }
+    rows = [row for row in run.rows("sample", Trajectory) if row.grade != "truncated"]
+    assert {row.grade for row in rows} == {"correct"}
+    assert any(row.answer != golds[row.problem_id] for row in rows)
+
+
+def questions_are_those_of_the_task(example: Example) -> None:
+    example.dto("sample")
+    rows = list(RunReader(example.run).rows("problems", Problem))
+    assert {row.task for row in rows} == {"sums"}
+    assert Counter(row.split for row in rows) == {"train": 4, "dev": 2, "test": 2}
+    firsts = {row.split: set[str]() for row in rows}
+    for row in rows:
+        numbers = re.fullmatch(r"Start with (\d)\. Add (\d)\. What is .*", row.question)
+        assert numbers and row.answer == str(sum(map(int, numbers.groups())) % 10)
+        firsts[row.split].add(numbers[1])
+    assert firsts["train"] <= set("0123") and firsts["dev"] <= set("45")
+    assert firsts["test"] <= set("6789")
+
+
 EFFECTS: dict[str, Callable[[Example], None]] = {
+    "Answer rule": answers_near_the_gold_answer_are_right,
+    "Task": questions_are_those_of_the_task,
     "Judge": verdicts_are_those_of_the_judge,
     "Engine": completions_are_logged,
     "Reward": rewards_fall_with_the_words,

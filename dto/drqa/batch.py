@@ -46,7 +46,7 @@ async def batch(problems: Sequence[Problem], sample: int, ctx: Context) -> Batch
         answers = await asyncio.to_thread(numbered_answers, conclusion, k, ctx.recipe.languages)
         graded = [
             await ctx.grader.grade_answer(
-                numbered.answer, problem.answer, problem.answer_kind, problem.question
+                numbered.answer, problem.answer, problem.rule, problem.question
             )
             for problem, numbered in zip(problems, answers, strict=True)
         ]
@@ -96,14 +96,14 @@ def groups(
     other samples draw another order. Problems whose answer is a program are dropped as
     `no_short_answer`. Raises DtoError for fewer than k questions.
     """
-    questions = [problem for problem in problems if problem.answer_kind != "code"]
+    questions = [problem for problem in problems if problem.rule != "code"]
     if len(questions) < k:
         raise DtoError(
             f"batch.k {k} is larger than the {len(questions):,} questions that can share a prompt: "
             "raise problems.train or lower batch.k"
         )
     for problem in problems:
-        if problem.answer_kind == "code":
+        if problem.rule == "code":
             yield Dropped(_id(problem, k, sample), "no_short_answer", "the answer is a program")
 
     def place(problem: Problem) -> tuple[float, int, str]:

@@ -260,8 +260,8 @@ def funnel_section(
         tables.append(_agreement_table(agreed["table"]))
     notes = [_stated_error(recipe.estimate)] if funnel["boundaries"] else []
     if funnel["given_up"]:
-        notes.append("Answers are given up, and count as wrong, where comparing them exceeds a "
-                     "limit.")  # fmt: skip
+        notes.append("Answers are given up if comparing them exceeds a limit: they count as wrong. "
+                     "If their own answer rule fails (rule …), they have no grade.")  # fmt: skip
     return Section(
         "funnel",
         "What became of the rows",

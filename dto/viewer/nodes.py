@@ -242,7 +242,7 @@ def heading(problem: Problem | None, row_id: str, *further: Node) -> Element:
     """The question, its gold answer, and which row this is."""
     if problem is None:
         return el("header", el("div.id", data(row_id), further))
-    gold = problem.answer if problem.answer_kind != "code" else ""
+    gold = problem.answer if problem.rule != "code" else ""
     return el(
         "header",
         el("div.id", data(problem.task), " · ", data(row_id), further),
