@@ -88,8 +88,8 @@ def test_the_plan_shows_the_prompt_as_the_model_reads_it(
             "model.api_key: it is the name",
         ),
         ("model: {server: 'http://bob:SECRET@h/v1'}", [], "model.server: the URL"),
-        ("model: {server: 'localhost:8000'}", [], "model.server: no http://"),
-        ("model: {family: typo}", [], "prompts/ has no folder 'typo'; there are default, nano"),
+        ("model: {server: 'localhost:8000'}", [], "model.server: not an http://"),
+        ("model: {family: typo}", [], "prompts/ has no folder 'typo': use default, nano"),
         (
             "train: {method: cft}\nlabel: {thinking: false}",
             [],
