@@ -226,7 +226,7 @@ async def spend(
     for problem, each in zip(problems, made, strict=True):
         if each.conclusion is not None:
             graded = await ctx.grader.grade_conclusion(
-                each.conclusion, problem.answer, problem.answer_kind
+                each.conclusion, problem.answer, problem.rule
             )
             right += graded.grade == "correct"
     count = len(problems)

@@ -43,7 +43,6 @@ from dto.concurrency import gather_bounded
 from dto.grading import Graded, Grader
 from dto.grading.compare import asks_for_percentage
 from dto.grading.sandbox import Sandbox
-from dto.records import AnswerKind
 
 HANGS = "9^{9^{9^{9}}}"
 GOLD = json.dumps({"prompt": "", "test": "def check(f):\n    assert f(1) == 2", "entry_point": "f"})
@@ -141,19 +140,19 @@ async def grade_case(grader: Grader, module: str, name: str, row: Any) -> tuple[
     """What a row expects, and what the grader says.
 
     Rows are (gold, answer, equal, why), for whole responses (gold, response, kind, right, why), or
-    without a kind, which the list's name says.
+    without a rule, which the list's name says.
     """
-    kind: AnswerKind
+    rule: str
     if module in WHOLE:
-        kind = "choice" if name.startswith("CHOICE") else "math"
+        rule = "choice" if name.startswith("CHOICE") else "math"
         if name.startswith("CODE"):
-            kind = "code"
-        graded = await grader.grade_conclusion(row[1], row[0], kind)
+            rule = "code"
+        graded = await grader.grade_conclusion(row[1], row[0], rule)
         return row[2], graded.grade == "correct"
     if isinstance(row[2], bool):
-        kind = "choice" if name.startswith("CHOICE") else "math"
+        rule = "choice" if name.startswith("CHOICE") else "math"
         question = PERCENT_QUESTION if name == "PERCENT" else ""
-        graded = await grader.grade_answer(row[1], row[0], kind, question)
+        graded = await grader.grade_answer(row[1], row[0], rule, question)
         return row[2], graded.grade == "correct"
     graded = await grader.grade_conclusion(row[1], row[0], row[2])
     return bool(row[3]), graded.grade == "correct"

@@ -31,7 +31,7 @@ from dto.prompts import resource
 from dto.protocols import Graded
 from dto.recipe import Recipe, make_recipe
 from dto.recipe import load_recipe as read_recipe_file
-from dto.records import AnswerKind, Dropped, PreferencePair, Span, Trajectory
+from dto.records import RULES, Dropped, PreferencePair, Span, Trajectory
 from dto.runs.manifest import write_text
 from dto.runs.reader import RunReader
 from dto.runs.run import agree, refuse
@@ -39,6 +39,7 @@ from dto.segmentation.patterns import Granularity
 from dto.segmentation.worker import segment_text as cut
 from dto.tags import DEFAULT_TAGS
 from dto.tasks.importing import SIDES, holds_pairs
+from dto.tasks.load import check_rule
 from dto.text import split_thinking
 from dto.training.pairs import load_pairs
 from dto.training.train import trained_model
@@ -57,9 +58,8 @@ PairData = Literal["optimized", "shortest", "token_budget"]
 class Run(RunReader):
     """A run directory, finished or under way: its rows, pairs, figures and trained model.
 
-    :class:`dto.runs.reader.RunReader` has the rest: `recipe`, `rows(stage, record)`,
-    `frame(stage)`, `dropped(stage)`, `manifest(stage)`. Raises DtoError for a directory without a
-    recipe.
+    RunReader adds `recipe`, `rows(stage, record)`, `frame(stage)`, `dropped(stage)` and
+    `manifest(stage)`. Raises DtoError for a directory without a recipe.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -146,10 +146,7 @@ def load_recipe(recipe: str | Path, changes: Mapping[str, Any] | None = None) ->
 def find_recipe(
     target: str | Path, changes: Mapping[str, Any] | None = None
 ) -> tuple[Recipe, Path]:
-    """Read the recipe that a run directory, file or packaged name holds; also its run directory.
-
-    Raises RecipeError as :func:`load_recipe` does.
-    """
+    """Read a recipe as :func:`load_recipe` does; return it with its run directory."""
     path = Path(target)
     if path.is_dir():
         if not (path / "recipe.yaml").is_file():
@@ -222,16 +219,14 @@ def run(
         overwrite: begin the run anew. Earlier results are kept aside until it is finished.
         allow_code_execution: run programs that a model wrote, in a sandbox.
 
-    Raises:
-        RecipeError: a recipe that does not exist, or settings that are not allowed.
-        RunConflictError: changed settings without `recompute`, a run that another process is
-            working on, or an `out` that is no run directory.
-        DtoError: an obstacle outside the code; finished groups are kept.
+    Raises DtoError in one line, as `dto run` does: RecipeError for unknown recipes and settings,
+    RunConflictError for changed settings without `recompute`, for a run that another process is
+    working on and for an `out` that is not a run directory. Finished work is kept.
     """
     if isinstance(recipe, Recipe):
         place = Path("runs") / recipe.name
         if changes:
-            recipe = make_recipe(recipe.model_dump(), changes)
+            recipe = make_recipe(recipe.model_dump(exclude_unset=True), changes)
     else:
         recipe, place = find_recipe(recipe, changes)
     if recipe.compare.methods:
@@ -271,14 +266,20 @@ def _progress() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
+def _loop_is_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 def run_async(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end, also in a notebook, whose own event loop waits meanwhile.
 
     Where a loop is running, the coroutine runs in a loop of a second thread. Ctrl-C cancels it.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _loop_is_running():
         return asyncio.run(work)
     tasks: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
 
@@ -341,7 +342,7 @@ def segment_text(text: str, granularity: Granularity = "pattern") -> list[Thinki
 def grade(
     response: str,
     gold: str,
-    rule: AnswerKind = "math",
+    rule: str = "math",
     question: str = "",
     *,
     allow_code_execution: bool = False,
@@ -350,8 +351,9 @@ def grade(
 
     The answer is the last `\boxed{…}` of the response or the answer that it states; a text that is
     only an answer counts as well. Thinking is not graded; thinking that never closes is
-    `truncated`. `rule` says how answers are compared (`dto.Grader`), `question` whether 27 may mean
-    27 %. Programs (rule `code`) are run in a sandbox, with `allow_code_execution`.
+    `truncated`. `rule` is `math`, `choice`, `code` or an import path (`dto.Grader` describes them);
+    `question` tells whether 27 may mean 27 %. Programs (rule `code`) are only run with
+    `allow_code_execution`, in a sandbox. Raises DtoError for an unknown rule.
     """
 
     async def work() -> Graded:
@@ -364,7 +366,7 @@ def grade(
 async def grade_async(
     response: str,
     gold: str,
-    rule: AnswerKind = "math",
+    rule: str = "math",
     question: str = "",
     *,
     grader: Grader | None = None,
@@ -376,6 +378,9 @@ async def grade_async(
     if grader is None:
         async with Grader() as grader:
             return await grade_async(response, gold, rule, question, grader=grader)
+    if ":" not in rule and rule not in RULES:
+        raise DtoError(f"no rule {rule!r}{nearest(rule, RULES)}: there are {', '.join(RULES)}")
+    check_rule(rule)
     split = split_thinking(response, opened=False)
     if not split.closed:
         return Graded("truncated", "")
@@ -413,11 +418,8 @@ def pairs_from(
         recipe: a recipe for the settings; the defaults of dto without one.
         out: keep the run in this directory, so that it can be resumed; None: a temporary one.
 
-    Returns:
-        The pairs as :meth:`Run.pairs` describes them.
-
-    Raises:
-        DtoError: rows that cannot be read, or no pair at all: the message has the reasons.
+    Returns the pairs as :meth:`Run.pairs` does. Raises DtoError if rows cannot be read and if no
+    pair can be made; the message has the reasons.
     """
     changes = dict(changes or {}) | ({} if data is None else {"pair.data": data})
     with _progress(), ExitStack() as stack:

@@ -22,7 +22,6 @@ from dto import tables
 from dto.context import Context
 from dto.recipe import PairSettings
 from dto.records import (
-    AnswerKind,
     Dropped,
     OptimizedTrajectory,
     PreferencePair,
@@ -171,7 +170,7 @@ MAX_STATED = 100
 
 
 def stated_answer(
-    text: str, final_answer: Callable[[str, AnswerKind], str | None], kind: AnswerKind = "math"
+    text: str, final_answer: Callable[[str, str], str | None], rule: str = "math"
 ) -> str | None:
     """Extract the answer at the end of a pattern, or None.
 
@@ -179,7 +178,7 @@ def stated_answer(
     "be", "=", "是" or "为" of the last sentence. This heuristic can be wrong, but only answers
     equal to the gold answer count.
     """
-    answer = final_answer(text, kind)
+    answer = final_answer(text, rule)
     if answer is not None:
         return answer
     sentences = [part for part in _SENTENCE.split(text.strip()) if part.strip()]
@@ -197,12 +196,12 @@ async def _optimize(
     remaining = {"first_solution": 1, "second_solution": 2}[ctx.recipe.optimize.exit]
     for segment in segments:
         text = trajectory.text[slice(*segment.chars)]
-        answer = stated_answer(text, ctx.grader.final_answer, problem.answer_kind)
+        answer = stated_answer(text, ctx.grader.final_answer, problem.rule)
         if answer is None:
             continue
         boxed = f"\\boxed{{{answer}}}"
         graded = await ctx.grader.grade_conclusion(
-            boxed, problem.answer, problem.answer_kind, problem.question
+            boxed, problem.answer, problem.rule, problem.question
         )
         remaining -= graded.grade == "correct"
         if not remaining:

@@ -33,7 +33,7 @@ from dto.grading import Grader
 from dto.prompts import INSERTED, JUDGE, check_template, purpose, render
 from dto.protocols import Engine
 from dto.recipe import ModelSettings, Recipe
-from dto.records import Dropped
+from dto.records import RULE_FAILED, Dropped
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 from dto.runs.run import Consent, OpenRun, refuse
@@ -425,7 +425,8 @@ def log_stage(run: RunReader, name: str, remark: str = "") -> None:
     if isinstance(dropped, dict):
         parts += [f"{amount:,} dropped: {reason}" for reason, amount in dropped.items()]
     for reason, amount in (done.get("given_up") or {}).items():
-        parts.append(f"{amount:,} answers graded wrong: {reason}")
+        graded = "without a grade" if reason.startswith(RULE_FAILED) else "graded wrong"
+        parts.append(f"{amount:,} answers {graded}: {reason}")
     if name == "segment" and (loops := run.count(name, kind=LOOP)):
         parts.append(f"repeated sentences cut as one segment: {loops:,} times")
     if failed := done.get("usage", {}).get("failed"):

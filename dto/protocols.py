@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict
 
-from dto.records import AnswerKind, FinishReason, Grade, IdsFrom
+from dto.records import FinishReason, Grade, IdsFrom
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -187,27 +187,23 @@ class Grader(Protocol):
     """
 
     async def grade_conclusion(
-        self, conclusion: str, gold: str, kind: AnswerKind, question: str = ""
+        self, conclusion: str, gold: str, rule: str, question: str = ""
     ) -> Graded:
         """Grade the text after `</think>`."""
         ...
 
-    async def grade_trial(
-        self, text: str, gold: str, kind: AnswerKind, question: str = ""
-    ) -> Graded:
+    async def grade_trial(self, text: str, gold: str, rule: str, question: str = "") -> Graded:
         r"""Grade a trial answer; `text` begins at the inducer's `\boxed` or at its brace."""
         ...
 
-    async def grade_answer(
-        self, answer: str, gold: str, kind: AnswerKind, question: str = ""
-    ) -> Graded:
+    async def grade_answer(self, answer: str, gold: str, rule: str, question: str = "") -> Graded:
         """Grade an extracted answer."""
         ...
 
-    def final_answer(self, text: str, kind: AnswerKind) -> str | None:
+    def final_answer(self, text: str, rule: str) -> str | None:
         """Extract the answer that a text boxes or states; None if there is none."""
         ...
 
-    def same(self, answer: str, other: str, kind: AnswerKind) -> bool:
+    def same(self, answer: str, other: str, rule: str) -> bool:
         """Whether two answers are equal, without algebra."""
         ...

@@ -22,7 +22,7 @@ from dto.errors import DtoError, RecipeError
 from dto.extension import NO_IMPORTS, ExtensionSettings, Settings, explain, name_of
 from dto.languages import DEFAULT, Languages, load_language
 from dto.prompts import RESERVED, Argument, families
-from dto.records import AnswerKind
+from dto.records import RULES
 from dto.sequential import MOST_BOUNDARIES, share, zone
 from dto.settings import BatchSettings as BatchSettings
 from dto.settings import CalibrateSettings as CalibrateSettings
@@ -155,21 +155,24 @@ class JudgeSettings(ModelSettings):
 
 
 class ProblemSettings(Settings):
-    """Where questions come from. `source`: `chains` (generated), a task of `dto.tasks`, or a path.
+    """Where questions come from, and how answers are compared.
 
-    A path is a .jsonl or .parquet file, a folder or a Hub id; `test_source` gives the test problems
-    where `source` is not to. What is None is as the task has it, or what the comment names.
+    `source`: `chains` (generated), a task, a .jsonl or .parquet file, a folder, a Hub id, or a task
+    of another package as `my_package.module:name`. `test_source` overrides where test problems come
+    from. None: the task's own value, or the value in the comment.
     """
 
-    source: str = "chains"
+    source: Annotated[str, name_of()] = "chains"
+    source_settings: ExtensionSettings = Field(default_factory=dict)
     subset: str | None = None  # config of a Hub dataset
     revision: str | None = None
-    test_source: str | None = None
+    test_source: Annotated[str, name_of()] | None = None
     task: str | None = None  # its name in the tables; one of dto.tasks: rows are read as its rows
-    answer_kind: AnswerKind | None = None  # or math
+    rule: Annotated[str, name_of(*RULES)] | None = None  # or math
+    rule_settings: ExtensionSettings = Field(default_factory=dict)
     question_field: str | None = None  # or problem
     answer_field: str | None = None  # or answer
-    prompt: str | None = None  # file of prompts/; or that of the answer kind
+    prompt: str | None = None  # file of prompts/; or that of the rule
     near_duplicates: Literal["drop"] | None = None  # copies in half or more; None: warned of
     train: Annotated[int, Field(ge=0)] = 300
     dev: Annotated[int, Field(ge=0)] = 300

@@ -35,7 +35,6 @@ def content_id(*parts: str) -> str:
     return hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).hexdigest()
 
 
-AnswerKind = Literal["math", "choice", "code"]
 Split = Literal["train", "dev", "test"]
 Grade = Literal["correct", "wrong", "truncated", "failed"]
 FinishReason = Literal["stop", "length", "failed"]
@@ -47,6 +46,8 @@ Origin = Literal["vanilla", "batch"]
 ChainVerdict = Literal["verbose", "concise", "wrong"]
 Letter = Literal["A", "B", "C"]
 STAYS: tuple[VerdictKind, ...] = ("keep", "unjudged")  # the other verdicts propose a removal
+RULES = ("math", "choice", "code")  # built-in answer rules; others are named by import path
+RULE_FAILED = "rule_"  # prefix of the reasons when a rule of another package failed
 GIVEN_UP = "grader_"  # prefix of the reason when the grader gave up comparing an answer
 NOT_RUN = "no_code_execution"  # the reason when running programs was not allowed
 
@@ -75,7 +76,7 @@ class Problem:
     split: Split
     question: str
     answer: str
-    answer_kind: AnswerKind = "math"
+    rule: str = "math"
     metadata: dict[str, str] = field(default_factory=dict)
     prompt: str = "solve"  # the prompt that asks it
 

@@ -45,7 +45,7 @@ _ANYBODYS_HOME = re.compile(rf"[/\\](?:home|Users)[/\\](?:{'|'.join(ANYBODY)})")
 
 _OURS = re.compile(
     r"(?:grader|sandbox|no|time|memory|foreign)_\w+(?: unisolated$)?"
-    r"|unreadable_gold(?:(?:: \w+)+$)?"
+    r"|rule_\w+(?:: \w+(?=:|$))?|unreadable_gold(?:(?:: \w+)+$)?"
     r"|exited|unisolated|killed by SIG[A-Z]+|prompt has [\d,]+ tokens, context is [\d,]+"
     r"|estimate\.error_scan tests [\d,]+ boundaries of a trajectory"
 )

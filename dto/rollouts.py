@@ -127,9 +127,7 @@ async def _graded(box: str, completion: Completion, problem: Problem, ctx: Conte
     ids, logprobs, finish = completion.token_ids, completion.logprobs, completion.finish_reason
     if finish == "failed":
         return Answer(ids, text, logprobs, finish, "failed", "", completion.error)
-    graded = await ctx.grader.grade_trial(
-        text, problem.answer, problem.answer_kind, problem.question
-    )
+    graded = await ctx.grader.grade_trial(text, problem.answer, problem.rule, problem.question)
     return Answer(ids, text, logprobs, finish, *graded)
 
 

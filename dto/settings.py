@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dto.extension import ExtensionSettings, Settings, name_of
+from dto.extension import ExtensionSettings, Settings, is_import_path, name_of
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -202,7 +202,7 @@ class EvaluateSettings(SamplingSettings):
     max_tokens: Count = 8192
     exits: tuple[ExitSettings, ...] = (ExitSettings(name="none"),)
     models: tuple[str, ...] = ("base", "trained")  # or paths of further models
-    tasks: tuple[str, ...] = ()
+    tasks: tuple[Annotated[str, name_of()], ...] = ()
     limit: Count | None = None  # problems of each of these tasks at most; None: all there are
 
     @model_validator(mode="after")
@@ -210,7 +210,7 @@ class EvaluateSettings(SamplingSettings):
         named: dict[str, Sequence[str]] = {
             "exits": [row.name for row in self.exits],
             "models": self.models,
-            "tasks": [Path(task).stem for task in self.tasks],
+            "tasks": [task if is_import_path(task) else Path(task).stem for task in self.tasks],
         }
         for what, names in named.items():
             twice = [name for name in names if list(names).count(name) > 1]

@@ -1,8 +1,8 @@
 """Decide what a name refers to: generated chains, a task, a file, a folder or a Hub dataset.
 
 A name can be ambiguous (a folder `gsm8k` beside the task, a folder `user/name` beside the Hub
-dataset). The first match wins: chains, a task, the suffix of a data file or recipe, an existing
-file or folder, the form of a path. Any other name is a Hub dataset.
+dataset). The first match wins: chains, a task, an import path, the suffix of a data file or recipe,
+an existing file or folder, the form of a path. Any other name is a Hub dataset.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["chains", "task", "file", "folder", "hub"]
+from dto.extension import is_import_path
+
+Kind = Literal["chains", "task", "import", "file", "folder", "hub"]
 
 DATA_FILES = (".jsonl", ".parquet")
 RECIPE_FILES = (".yaml", ".yml")
@@ -57,6 +59,8 @@ class Source:
             kind = "chains"
         elif text in tasks:
             kind = "task"
+        elif is_import_path(text):
+            kind = "import"
         elif (
             suffix in DATA_FILES
             or (suffix in RECIPE_FILES and not is_folder)

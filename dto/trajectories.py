@@ -176,7 +176,7 @@ async def read_and_grade(
     if graded is None:
         conclusion = reading.text[slice(*reading.conclusion)]
         graded = await grader.grade_conclusion(
-            conclusion, problem.answer, problem.answer_kind, problem.question
+            conclusion, problem.answer, problem.rule, problem.question
         )
     return reading, graded
 

@@ -149,7 +149,7 @@ def charge(usage: Usage) -> None:
 
 @contextmanager
 def counting_given_up() -> Iterator[Counter[str]]:
-    """Count, by reason, answers graded wrong because comparing them exceeded a limit.
+    """Count answers that were passed to :func:`give_up`, by reason.
 
     Includes tasks started inside the block. Scopes nest.
     """
@@ -162,6 +162,11 @@ def counting_given_up() -> Iterator[Counter[str]]:
 
 
 def give_up(reason: str) -> None:
-    """Count an answer graded wrong because comparing it exceeded a limit or crashed."""
+    """Count an answer whose comparison exceeded a limit, crashed, or failed under its rule."""
     for reasons in _given_up.get():
-        reasons[reason] += 1
+        reasons[counted_as(reason)] += 1
+
+
+def counted_as(reason: str) -> str:
+    """A reason without the message of its exception: `rule_error: ValueError`."""
+    return ": ".join(reason.split(": ", 2)[:2])

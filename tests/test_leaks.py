@@ -21,7 +21,8 @@ from dto.reporting.funnel import funnel, funnel_section
 from dto.runs.reader import RunReader
 from dto.tasks import load as loading
 from dto.tasks.importing import imported_problems
-from dto.tasks.load import Index, load_problems, same_as
+from dto.tasks.load import load_problems
+from dto.tasks.overlap import Index, same_as
 from dto.tasks.problems import load_test_sets
 
 TRAIN = (

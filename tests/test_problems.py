@@ -138,10 +138,10 @@ def test_gold_answers_of_other_kinds(kind: str, tmp_path: Path) -> None:
     rows = [{"problem": "a?", "answer": good}]
     rows += [{"problem": "b?", "answer": bad}] if bad else []
     source = write(tmp_path / "a.jsonl", rows)
-    problems, dropped = load(source=source, answer_kind=kind, train=0, dev=0, test=1)
+    problems, dropped = load(source=source, rule=kind, train=0, dev=0, test=1)
     assert [row.answer for row in problems] == [good]
     problems, dropped = load(
-        source=source, answer_kind=kind, train=0, dev=0, test=len(problems), test_source=None
+        source=source, rule=kind, train=0, dev=0, test=len(problems), test_source=None
     )
     assert {row.reason for row in dropped} <= {"unreadable_gold"}
 

@@ -360,7 +360,7 @@ def test_the_command_gives_the_same_recipe(changes: dict[str, Any], tmp_path: Pa
 
 
 def test_programs_are_allowed_where_they_were(tmp_path: Path) -> None:
-    problem = Problem("a", "toy", "test", "?", "{}", answer_kind="code")
+    problem = Problem("a", "toy", "test", "?", "{}", rule="code")
     write(tmp_path, "problems", Problem, [problem])
     assert command(RunReader(tmp_path, Recipe(name="toy"))).endswith("--allow-code-execution")
 

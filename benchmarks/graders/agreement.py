@@ -21,7 +21,7 @@ from dto.grading.extract import final_answer
 from dto.grading.grader import Grader
 from dto.grading.pool import UNREADABLE_GOLD
 from dto.protocols import Graded
-from dto.records import AnswerKind, Dropped, EvaluationRow, Problem, Trajectory
+from dto.records import Dropped, EvaluationRow, Problem, Trajectory
 from dto.runs import manifest
 from dto.source import Source
 from dto.statistics import kappa
@@ -41,7 +41,7 @@ class Item(NamedTuple):
     id: str
     gold: str
     answer: str
-    kind: AnswerKind
+    rule: str
     question: str
 
 
@@ -98,7 +98,7 @@ def agree(source: str, rules: Sequence[str], out: Path) -> Agreement:
 
     A run: the answers of its evaluation, or of its trajectories where it has none. A file's rows
     have a gold answer (`gold`, `answer`, …) and a `prediction` or `response`, from which the answer
-    is taken, may have a `question`, and are of kind math unless `answer_kind` says otherwise. All
+    is taken, may have a `question`, and are of rule math unless `rule` says otherwise. All
     disagreements go to `out/disagreements.jsonl`, the counts to `out/agreement.json`. Raises
     DtoError for unknown rules, and for a source that has no rows or cannot be read.
     """
@@ -183,7 +183,7 @@ async def _grade(
 async def _one(item: Item, grader: Grader | PublishedGrader) -> Graded:
     if isinstance(grader, PublishedGrader):
         return await grader.grade_answer(item.answer, item.gold)
-    return await grader.grade_answer(item.answer, item.gold, item.kind, item.question)
+    return await grader.grade_answer(item.answer, item.gold, item.rule, item.question)
 
 
 def _write(found: Agreement, path: Path) -> None:
@@ -226,10 +226,10 @@ def _of_run(run: Path) -> Iterator[Item | None]:
     for row in rows:
         problem = problems.get(row.problem_id)
         # Of a run that was pulled the gold answers of others' test sets are not there yet.
-        if problem is None or problem.answer_kind == "code" or not row.answer or not problem.answer:
+        if problem is None or problem.rule == "code" or not row.answer or not problem.answer:
             yield None
             continue
-        yield Item(row.id, problem.answer, row.answer, problem.answer_kind, problem.question)
+        yield Item(row.id, problem.answer, row.answer, problem.rule, problem.question)
 
 
 def _of_file(source: str) -> Iterator[Item | None]:
@@ -247,11 +247,11 @@ def _of_file(source: str) -> Iterator[Item | None]:
         except FieldError as error:
             raise DtoError(f"{where} {error}") from None
         question = next((str(row[name]) for name in QUESTION if name in row), "")
-        kind = row.get("answer_kind", "math")
-        answer = final_answer(prediction, kind)
+        rule = row.get("rule", "math")
+        answer = final_answer(prediction, rule)
         if "prediction" in row and "boxed" not in prediction:
             answer = prediction
-        if kind not in ("math", "choice") or not answer or not gold:
+        if rule not in ("math", "choice") or not answer or not gold:
             yield None
             continue
-        yield Item(str(row.get("id", number)), gold, answer, kind, question)
+        yield Item(str(row.get("id", number)), gold, answer, rule, question)

@@ -74,7 +74,7 @@ class PublishedGrader:
                 equal, reason = await self._pool.equal(gold, answer), ""
             except ComparisonError as error:
                 reason = str(error)
-                if reason != UNREADABLE_GOLD and not error.expensive:
+                if reason != UNREADABLE_GOLD and not error.repeatable:
                     return Graded("failed", shown, reason)
             self._known[gold, answer] = Graded("correct" if equal else "wrong", shown, reason)
         return self._known[gold, answer]

@@ -12,7 +12,6 @@ from typing import Literal, get_args
 from benchmarks.nearmiss.reading import as_words, differ, read
 from benchmarks.nearmiss.tokens import RELATIONS, Gold, Token, tokens
 from benchmarks.nearmiss.values import PLURALS, UNITS, UnreadableError, measure
-from dto.records import AnswerKind
 
 NearMissKind = Literal[
     "sign", "digit", "scale", "element", "order", "bracket", "letter", "unit", "base", "exponent",
@@ -53,7 +52,7 @@ class NearMiss:
 
 
 def near_misses(
-    gold: str, kind: AnswerKind = "math", *, percent: bool = False, most: int = MOST
+    gold: str, rule: str = "math", *, percent: bool = False, most: int = MOST
 ) -> tuple[NearMiss, ...]:
     """At most `most` near misses of each kind, all different, always the same for a gold answer.
 
@@ -61,19 +60,19 @@ def near_misses(
     none. Milliseconds for an answer.
     """
     gold = gold.strip()
-    if not gold or kind == "code" or len(gold) > LONGEST:
+    if not gold or rule == "code" or len(gold) > LONGEST:
         return ()
     made: dict[str, NearMiss] = {}
     for name in KINDS:
         if name == "percent" and percent:
             continue
-        changes = _choice_changes(gold, name) if kind == "choice" else _changes(gold, name)
+        changes = _choice_changes(gold, name) if rule == "choice" else _changes(gold, name)
         candidates = list(dict.fromkeys(changes))
         random.Random(f"{name} {gold}").shuffle(candidates)
         fit = (
             answer
             for answer in candidates[:MOST_TRIED]
-            if answer not in (gold, *made) and (kind == "choice" or differ(gold, answer))
+            if answer not in (gold, *made) and (rule == "choice" or differ(gold, answer))
         )
         made |= {answer: NearMiss(name, answer) for answer in islice(fit, most)}
     return tuple(made.values())

@@ -107,7 +107,7 @@ class Replay:
             return self._concluded(start + floor(exit.fraction * (end - start)))
         decide: Decide = sure(exit)
         if exit.policy == "consistency":
-            decide = partial(agreed, exit, same=Grader.same, kind=trace.answer_kind)
+            decide = partial(agreed, exit, same=Grader.same, rule=trace.rule)
         search = Search(exit, decide)
         response, graded = self._searched(exit, search)
         inducer_tokens = next(

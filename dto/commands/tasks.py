@@ -12,7 +12,7 @@ import typer
 
 from dto.errors import DtoError
 from dto.extension import nearest
-from dto.recipe import ProblemSettings, load_recipe
+from dto.recipe import ProblemSettings, load_recipe, make_recipe
 from dto.source import RECIPE_FILES, Source
 from dto.tasks import TASKS
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 tasks = typer.Typer(no_args_is_help=True, help="Benchmarks and training sets.")
 
 _COLUMNS = (
-    "rows", "number", "mathematics", "words", "letter", "program", "duplicates", "overlaps",
-    "unexplained",
+    "rows", "number", "mathematics", "words", "letter", "program", "other_rule", "duplicates",
+    "overlaps", "unexplained",
 )  # fmt: skip
 _SHOWN = 3  # near misses of each kind
 _ALWAYS = ("rows", "duplicates", "overlaps", "unexplained")
@@ -38,7 +38,7 @@ def list_tasks() -> None:
     for task in TASKS.values():
         subset = f" ({task.subsets[0]})" if task.subsets[0] and len(task.subsets) == 1 else ""
         given = "/".join(task.splits.values())
-        print(f"{task.name:<14}{task.answer_kind:<8}{given:<11}{task.hub}{subset}")
+        print(f"{task.name:<14}{task.rule:<8}{given:<11}{task.hub}{subset}")
         print(f"{'':<14}{task.citation}; revision {task.revision or 'main'}")
 
 
@@ -100,7 +100,7 @@ def _settings(name: str) -> ProblemSettings:
             f"no task {name!r}{nearest(name, TASKS)}: {_known()}; or name a recipe, a file or a "
             "Hub id"
         )
-    return ProblemSettings(source=name)
+    return make_recipe({"name": name, "problems": {"source": name}}, origin="tasks").problems
 
 
 def _known() -> str:

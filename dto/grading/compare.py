@@ -28,7 +28,6 @@ from dto.grading.parsing import read
 from dto.grading.quantity import Quantity, mentions, quantity
 from dto.grading.structure import Node, leaves, same
 from dto.grading.wording import NUMBERS, same_choice
-from dto.records import AnswerKind
 
 FLOATING = 15  # decimals up to which what differs may be noise of floating point
 MOST_LEAVES = 60
@@ -97,19 +96,19 @@ def without_percent(text: str) -> str:
     return _SIGN.sub("", text)
 
 
-def compare(gold: str, prediction: str, kind: AnswerKind, *, percent: bool = False) -> bool | None:
+def compare(gold: str, prediction: str, rule: str, *, percent: bool = False) -> bool | None:
     r"""True, False, or None where equality takes algebra. Kind `choice` is always decided.
 
     `percent`: the question asks for a percentage.
     """
-    equal = _compare(gold, prediction, kind)
-    if not percent or equal or kind != "math":
+    equal = _compare(gold, prediction, rule)
+    if not percent or equal or rule != "math":
         return equal
-    return _compare(without_percent(gold), without_percent(prediction), kind)
+    return _compare(without_percent(gold), without_percent(prediction), rule)
 
 
-def _compare(gold: str, prediction: str, kind: AnswerKind) -> bool | None:
-    if kind == "choice":
+def _compare(gold: str, prediction: str, rule: str) -> bool | None:
+    if rule == "choice":
         equal = same_choice(gold, prediction)
         return bare(clean(gold)) == bare(clean(prediction)) if equal is None else equal
     gold_clean, cleaned = clean(gold), clean(prediction)
@@ -213,9 +212,9 @@ def _terms(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=1 << 16)
-def decidable(gold: str, kind: AnswerKind) -> bool:
+def decidable(gold: str, rule: str) -> bool:
     """Whether a gold answer is one that no parser has to read: a letter, a number, Chinese."""
-    if kind == "choice" or _PLAIN.fullmatch(gold):
+    if rule == "choice" or _PLAIN.fullmatch(gold):
         return True
     cleaned = clean(gold)
     number = quantity(cleaned)

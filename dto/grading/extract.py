@@ -7,7 +7,7 @@ have no braces and count as well.
 
 Without a box the answer is what the text states (`dto.grading.statements`), and nothing else is
 guessed (no "last number in the text"); a text that is a single line without words is an answer. For
-kind `choice` a stated option beats a box that holds none.
+rule `choice` a stated option beats a box that holds none.
 
 Of an answer a clause behind it is left out: `72, so she sells 72 eggs`.
 """
@@ -19,7 +19,6 @@ from typing import Literal, NamedTuple
 
 from dto.grading.statements import stated_answer, stated_option
 from dto.grading.wording import options, without_clause
-from dto.records import AnswerKind
 from dto.text import MAX_TEXT, closing_brace
 
 MAX_ANSWER = 2_000  # characters; what is longer is no answer, and would only feed the parser
@@ -155,22 +154,22 @@ def list_length(answer: str) -> int:
     return count
 
 
-def final_answer(text: str, kind: AnswerKind = "math") -> str | None:
+def final_answer(text: str, rule: str = "math") -> str | None:
     """The answer of a conclusion: its last box, else what it states, else None.
 
-    For kind `choice` boxes that are linked by "and", "or" or commas alone are one answer.
+    For rule `choice` boxes that are linked by "and", "or" or commas alone are one answer.
     """
     text = text[-MAX_TEXT:]
     if _is_cut(text):
         return None
     box = _box_before(text, len(text))
     if box is None:
-        return stated_answer(text, kind)
+        return stated_answer(text, rule)
     if box.content is None or _DENIED_BEFORE.search(text[max(0, box.start - 12) : box.start]):
         return None
     if _DENIED_BEHIND.match(text[box.end : box.end + 150]):
         return None
-    if kind != "choice":
+    if rule != "choice":
         return without_clause(box.content)
     found = options(box.content)
     if found is None or all(label.isdigit() for label in found):

@@ -6,7 +6,7 @@ what follows on the next lines: display mathematics, a fence, a list (its items 
 go emphasis, quotation marks, adverbs such as "therefore", and a clause behind it
 (`dto.grading.wording`).
 
-For kind `choice` a statement counts only where it picks options. There are more of them: "the
+For rule `choice` a statement counts only where it picks options. There are more of them: "the
 correct choice is B", "I'd go with D", "it must be option A", "leaving D", "C is the correct
 answer". A passing mention, a question, a condition, or a letter that is denied is none.
 """
@@ -27,7 +27,6 @@ from dto.grading.wording import (
     tidy,
     without_clause,
 )
-from dto.records import AnswerKind
 
 _LONGEST = 300  # characters of a sentence that holds an answer
 _LONGEST_DISPLAY = 2_000
@@ -209,9 +208,9 @@ class _Statement(NamedTuple):
     weak: bool = False  # it counts only where it picks options
 
 
-def stated_answer(text: str, kind: AnswerKind = "math") -> str | None:
+def stated_answer(text: str, rule: str = "math") -> str | None:
     """The answer of a text that has no box, or None. What is long is searched all the same."""
-    if kind == "choice":
+    if rule == "choice":
         option = stated_option(text)
         if option is not None:
             return option
@@ -220,7 +219,7 @@ def stated_answer(text: str, kind: AnswerKind = "math") -> str | None:
     for count, statement in enumerate(_statements(text, words)):
         if statement.denied or count > _MOST_STATEMENTS:
             break
-        answer = tidy(_content(text, statement.end, kind))
+        answer = tidy(_content(text, statement.end, rule))
         if last is None:
             last = answer
         if answer and not _COMMENT.match(answer):
@@ -257,7 +256,7 @@ def stated_option(text: str) -> str | None:
     return _only_line(text)
 
 
-def _content(text: str, start: int, kind: AnswerKind) -> str:
+def _content(text: str, start: int, rule: str) -> str:
     """What stands behind a statement: the rest of its sentence, or a block on the next lines."""
     passed = text[max(0, start - 20) : start]
     below = "\n" in passed[len(passed.rstrip("*_:： \t\n")) :]
@@ -279,27 +278,27 @@ def _content(text: str, start: int, kind: AnswerKind) -> str:
                 return inside.replace("&", "") if right.startswith(r"\end") else inside
     if rest.startswith("```") and (fenced := _FENCED.match(rest)):
         return fenced[2].strip()
-    if below and (_ITEM.match(rest) and (kind != "choice" or rest[0] in "-*•")):
+    if below and (_ITEM.match(rest) and (rule != "choice" or rest[0] in "-*•")):
         items: list[str] = []
         for line in rest.splitlines():
             item = _ITEM.match(line)
             if item and len(items) < _MOST_ITEMS:
-                items.append(tidy(_sentence(item[1], kind).rstrip(" ,;.")))
+                items.append(tidy(_sentence(item[1], rule).rstrip(" ,;.")))
             elif line.strip():
                 break
         return ", ".join(items)
     line = rest[:_LONGEST].partition("\n")[0]
-    sentence = _sentence(line, kind)
+    sentence = _sentence(line, rule)
     if sentence:
-        said = rest if kind == "choice" else line
+        said = rest if rule == "choice" else line
         if _TAKEN_BACK.match(said, said.find(sentence) + len(sentence)):
             return " ".join(said[:_LONGEST].split())
-    if kind == "choice" and len(sentence) < 8 and _OR_OPTION.search(line, len(sentence)):
+    if rule == "choice" and len(sentence) < 8 and _OR_OPTION.search(line, len(sentence)):
         return line  # "C. 42 or D. 43"
     return sentence if sentence.isascii() else ENDING.sub("", sentence)
 
 
-def _sentence(line: str, kind: AnswerKind) -> str:
+def _sentence(line: str, rule: str) -> str:
     """Up to its end, without emphasis at its beginning; "The total is 5." is its value."""
     end = _SENTENCE_END.search(line)
     while end and end[0][0] == "!" and _FACTORIAL.match(line, max(0, end.start() - 1)):
@@ -307,7 +306,7 @@ def _sentence(line: str, kind: AnswerKind) -> str:
     question = end is not None and end[0][0] in "?？"
     sentence = line[: end.start() + question] if end else line
     sentence = sentence.lstrip("*_ \t")
-    prose = _PROSE.fullmatch(sentence) if kind != "choice" and " " in sentence else None
+    prose = _PROSE.fullmatch(sentence) if rule != "choice" and " " in sentence else None
     if prose and not _NO_HEAD.search(sentence[: prose.start("value")].rsplit(None, 1)[0]):
         value = prose["value"]
         if before_clause(sentence[: prose.start("value")]) == sentence[: prose.start("value")] and (

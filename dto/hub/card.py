@@ -130,7 +130,7 @@ def withheld_stages(recipe: Recipe) -> tuple[str, ...]:
     return tuple(
         stage
         for stage, names in sources.items()
-        if any(Source.parse(name, TASKS).kind in ("task", "hub") for name in names)
+        if any(Source.parse(name, TASKS).kind in ("task", "import", "hub") for name in names)
     )
 
 

@@ -75,7 +75,7 @@ async def _try_code(
     if finish != "stop":
         return _tried(position, sure, block, len(ids))
     graded = await ctx.grader.grade_conclusion(
-        f"{FENCE}python\n{block}{FENCE}", problem.answer, problem.answer_kind
+        f"{FENCE}python\n{block}{FENCE}", problem.answer, problem.rule
     )
     return TrialResult(Trial(position, sure, block, graded.grade, len(ids)), "")
 

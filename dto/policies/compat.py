@@ -116,7 +116,7 @@ class _Script:
         self.prompt = decode_response(path.tokenizer, path.prompt_ids, ctx.tags)
         self.prompt_tokens = len(self.encode(self.prompt))
         self.budget = math.floor(settings.think_ratio * path.sampling.max_tokens)
-        self.inducer = render("trial_choice" if problem.answer_kind == "choice" else "trial_inside")
+        self.inducer = render("trial_choice" if problem.rule == "choice" else "trial_inside")
         self.said = ""
         self.trials: list[Trial] = []
         self.generated = 0  # thinking tokens, with those that a cut text has lost
@@ -169,7 +169,7 @@ class _Script:
         graded = await self.ctx.grader.grade_trial(
             BOX + trial.text,
             self.problem.answer,
-            self.problem.answer_kind,
+            self.problem.rule,
             self.problem.question,
         )
         counted = (trial.logprobs or ())[COUNTED]

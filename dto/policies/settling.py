@@ -18,7 +18,7 @@ from dto.exits.monitor import entropy as entropy_of
 from dto.exits.path import ExitedResponse, ResponsePath
 from dto.protocols import Sampling
 from dto.recipe import ExitSettings
-from dto.records import AnswerKind, Problem, Trial
+from dto.records import Problem, Trial
 from dto.rollouts import answer_inducer
 
 DOUBT = re.compile(r"\b(?:wait|hold|but|okay|hmm+)\b", re.IGNORECASE)
@@ -42,15 +42,15 @@ async def consistency(
     async def probe(cut: int) -> TrialResult:
         return await try_answer(path.prompt_ids, path.ids[:cut], inducer, settings, problem, ctx)
 
-    decide = partial(agreed, settings, kind=problem.answer_kind, same=ctx.grader.same)
+    decide = partial(agreed, settings, rule=problem.rule, same=ctx.grader.same)
     return await leave_at_transition(path, settings, ctx, probe, decide, len(ctx.encode(inducer)))
 
 
 def agreed(
     settings: ExitSettings,
     trials: Sequence[Trial],
-    same: Callable[[str, str, AnswerKind], bool],
-    kind: AnswerKind = "math",
+    same: Callable[[str, str, str], bool],
+    rule: str = "math",
 ) -> bool:
     """Whether the last `settings.agree` trials give one answer, none of them empty or in doubt.
 
@@ -60,7 +60,7 @@ def agreed(
     return (
         len(answers) == settings.agree
         and all(answer and not DOUBT.search(answer) for answer in answers)
-        and all(same(answers[-1], answer, kind) for answer in answers)
+        and all(same(answers[-1], answer, rule) for answer in answers)
     )
 
 

@@ -53,7 +53,7 @@ async def budget(
     inducer = answer_inducer("trial_closed", ctx)
     inserted = max(len(ctx.encode(close)), len(ctx.encode(inducer)))
     room = min(path.sampling.max_tokens, ctx.engine.context - len(path.prompt_ids) - inserted)
-    kept_back = 0 if problem.answer_kind == "code" else settings.trial_tokens
+    kept_back = 0 if problem.rule == "code" else settings.trial_tokens
     path.sampling = replace(path.sampling, max_tokens=max(0, room - kept_back))
     most = math.floor(settings.think_ratio * path.sampling.max_tokens)
     longest = min(settings.budget + settings.grace, most)

@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import nan
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 from matplotlib.figure import Figure
 
 from dto import statistics
-from dto.drqa.probe import BOUND, Probe, format_probe, length_accuracy, length_probe, told
+from dto.drqa.probe import BOUND, Probe, format_probe, length_accuracy, length_probe, with_interval
 from dto.records import derive
 from dto.reporting.evaluation import Arm, Figures, by_difficulty, too_many_failed
 from dto.reporting.funnel import judging_accuracy
@@ -45,6 +46,8 @@ class Labels:
     format: Probe
     length: Probe
     length_accuracy: Estimate
+    missing_languages: tuple[str, ...] = ()
+    """Files that the recipe names and that are gone; the format was read without them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,18 +188,20 @@ def _labels(run: RunReader) -> Labels:
     chosen: list[str] = []
     for kind in ("concise", "verbose"):
         ids = verdicts.filter(verdict=kind)["id"].to_list()
-        chosen += sorted(ids, key=lambda row_id: derive(run.recipe.seed, row_id, "probe"))[
-            :MAX_CHAINS
-        ]
+        ids.sort(key=lambda row_id: derive(run.recipe.seed, row_id, "probe"))
+        chosen += ids[:MAX_CHAINS]
     judged = table.filter(pl.col("id").is_in(chosen)).sort("id").collect()
     concise, problems = (judged["verdict"] == "concise").to_list(), judged["problem_id"].to_list()
+    missing = tuple(name for name in run.recipe.language_files if not Path(name).is_file())
+    languages = tuple(name for name in run.recipe.languages if name not in missing)
     return Labels(
         counts=counts,
-        format=format_probe(judged["chain"].to_list(), concise, problems),
+        format=format_probe(judged["chain"].to_list(), concise, problems, languages),
         length=length_probe(judged["length"].to_list(), concise, problems),
         length_accuracy=length_accuracy(
             *(verdicts[name].to_list() for name in ("length", "verdict", "problem_id"))
         ),
+        missing_languages=missing,
     )
 
 
@@ -272,13 +277,15 @@ def _counts(counts: Mapping[str, Mapping[str, int]]) -> Table:
 
 
 def _probe_sentences(labels: Labels) -> list[str]:
-    above = f" Above {BOUND} the format may reveal the origin." if labels.format.tells else ""
+    above = f" Above {BOUND} the format may reveal the origin." if labels.format.predicts else ""
+    if labels.missing_languages:
+        above += f" Without the missing language files {', '.join(labels.missing_languages)}."
     return [
         f"Classifier that sees only the format (not the length) of a chain: AUC "
-        f"{told(labels.format)}, {labels.format.positive:,} + {labels.format.negative:,} chains."
-        f"{above}",
-        f"Classifier that sees only the length: AUC {told(labels.length)}, the right verdict (of "
-        f"three) for {labels.length_accuracy:%} % of the chains.",
+        f"{with_interval(labels.format)}, {labels.format.positive:,} + "
+        f"{labels.format.negative:,} chains.{above}",
+        f"Classifier that sees only the length: AUC {with_interval(labels.length)}, the right "
+        f"verdict (of three) for {labels.length_accuracy:%} % of the chains.",
     ]
 
 

@@ -166,7 +166,7 @@ def command(run: RunReader) -> str:
     name = public_names([recipe.name])[recipe.name]
     target = (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "recipe") + ".yaml"
     programs = any(
-        run.count(stage, answer_kind="code") > 0
+        run.count(stage, rule="code") > 0
         for stage in ("problems", "test")
         if run.table(stage).is_file()
     )

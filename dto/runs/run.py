@@ -20,12 +20,12 @@ from dto.errors import DtoError, RunConflictError, disk_errors
 from dto.languages import DEFAULT
 from dto.prompts import JUDGE
 from dto.recipe import Recipe
-from dto.records import GIVEN_UP, NOT_RUN, EvaluationRow
+from dto.records import GIVEN_UP, NOT_RUN, RULE_FAILED, EvaluationRow
 from dto.runs import manifest
 from dto.runs.journal import Entry, GroupUsage, Journal, Timing, read_entries, read_head
 from dto.runs.reader import RunReader
 from dto.runs.stage import Stage
-from dto.usage import Usage
+from dto.usage import Usage, counted_as
 
 
 def keep_arms(
@@ -100,9 +100,9 @@ def _entries(directory: Path) -> Iterator[Entry]:
             seconds={timing.id: timing.seconds for timing in timings},
             wasted={timing.id: timing.wasted for timing in timings if timing.wasted},
             given_up=Counter(
-                row.reason
+                counted_as(row.reason)
                 for row in rows
-                if row.grade == "wrong" and row.reason.startswith(GIVEN_UP)
+                if row.reason.startswith(GIVEN_UP if row.grade == "wrong" else RULE_FAILED)
             ),
         )
 

@@ -75,7 +75,7 @@ async def grade_response(response: ExitedResponse, problem: Problem, ctx: Contex
     if not response.complete:
         return Graded("truncated", "", "")
     return await ctx.grader.grade_conclusion(
-        response.conclusion, problem.answer, problem.answer_kind, problem.question
+        response.conclusion, problem.answer, problem.rule, problem.question
     )
 
 
@@ -132,8 +132,8 @@ def _reads(recipe: Recipe) -> tuple[str, ...]:
 
 def _settings(recipe: Recipe) -> tuple[str, ...]:
     # The ids of test problems, by which answers are kept, do not depend on these settings.
-    further = ("problems.answer_kind", "problems.prompt") if recipe.evaluate.tasks else ()
-    return ("evaluate.", "languages", *further)
+    further = ("rule", "rule_settings", "prompt") if recipe.evaluate.tasks else ()
+    return ("evaluate.", "languages", *(f"problems.{key}" for key in further))
 
 
 def _amount(recipe: Recipe) -> str:

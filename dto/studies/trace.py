@@ -24,7 +24,7 @@ from dto.exits.monitor import ENTROPY_LOGPROBS, Monitor
 from dto.exits.path import ExitedResponse, ResponsePath
 from dto.protocols import Sampling
 from dto.recipe import ExitSettings
-from dto.records import AnswerKind, FinishReason, Grade, Problem, Span, Trajectory
+from dto.records import FinishReason, Grade, Problem, Span, Trajectory
 from dto.rollouts import answer_inducer
 from dto.runs.reader import RunReader
 from dto.runs.stage import ANSWERING, Card, Group, Stage, always
@@ -93,7 +93,7 @@ class Trace:
 
     id: str  # problem id / sample index
     problem_id: str
-    answer_kind: AnswerKind
+    rule: str
     sample: int
     seed: int
     prompt_tokens: int
@@ -182,7 +182,7 @@ async def _traced(
     return Trace(
         id=Trajectory.make_id(problem.id, sample),
         problem_id=problem.id,
-        answer_kind=problem.answer_kind,
+        rule=problem.rule,
         sample=sample,
         seed=sampling.seed,
         prompt_tokens=len(prompt),

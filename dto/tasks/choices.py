@@ -40,7 +40,7 @@ GPQA = Task(
     answer="Correct Answer",
     options=_four,
     seed=0,
-    answer_kind="choice",
+    rule="choice",
     kept=("Record ID", "High-level domain", "Subdomain"),
     citation="Rein et al. 2023, arXiv 2311.12022",
 )
@@ -56,7 +56,7 @@ MMLU_PRO = Task(
     splits={"test": "test", "validation": "dev"},
     question="question",
     options=_ten,
-    answer_kind="choice",
+    rule="choice",
     kept=("question_id", "category", "src"),
     citation="Wang et al. 2024, arXiv 2406.01574",
 )

@@ -28,7 +28,7 @@ HUMANEVAL = Task(
     question="prompt",
     answer="test",
     gold=_tests("prompt"),
-    answer_kind="code",
+    rule="code",
     kept=("task_id", "canonical_solution"),
     citation="Chen et al. 2021, arXiv 2107.03374",
 )
@@ -41,7 +41,7 @@ BIGCODEBENCH = Task(
     question="instruct_prompt",
     answer="test",
     gold=_tests("code_prompt"),
-    answer_kind="code",
+    rule="code",
     kept=("task_id", "libs", "canonical_solution"),
     citation="Zhuo et al. 2024, arXiv 2406.15877",
 )

@@ -20,6 +20,7 @@ from dto.baselines import by_problem
 from dto.context import Context
 from dto.errors import DtoError
 from dto.grading.grader import unreadable_golds
+from dto.grading.pool import row_rule
 from dto.protocols import Completion
 from dto.records import Dropped, PreferencePair, Problem, Trajectory
 from dto.runs.reader import RunReader
@@ -29,7 +30,7 @@ from dto.stages.pair import STAGE as PAIR
 from dto.stages.pair import Side, limited, make_pair
 from dto.stages.sample import STAGE as SAMPLE
 from dto.tags import DEFAULT_TAGS, FOREIGN, KNOWN_TAGS, ThinkTags, foreign_detail, think_tags
-from dto.tasks.load import Rows, load_problems, read_source
+from dto.tasks.load import Rows, check_rule, load_problems, read_source
 from dto.tasks.task import FieldError, Row
 from dto.text import split_thinking
 from dto.trajectories import make_trajectory, opens_thinking, prompt_ids
@@ -89,7 +90,7 @@ def _rows(source: str, *, tell: bool = False) -> Rows:
 
 
 def read_responses(
-    source: str, *, tags: ThinkTags = DEFAULT_TAGS, tell: bool = False
+    source: str, *, tags: ThinkTags = DEFAULT_TAGS, rule: str = "math", tell: bool = False
 ) -> Iterator[Response | Dropped]:
     """The rows of a .jsonl or .parquet file, a folder or a Hub dataset, one at a time, in order.
 
@@ -119,7 +120,7 @@ def read_responses(
             yield Dropped(f"row/{number:08d}", error.reason, where)
             continue
         problem_id = Problem.make_id(TASK, question, answer)
-        problem = Problem(problem_id, TASK, "train", question, answer)
+        problem = Problem(problem_id, TASK, "train", question, answer, rule)
         for text in texts:
             yield Response(problem, samples[problem_id], text, whole=pairs)
             samples[problem_id] += 1
@@ -137,7 +138,9 @@ def imported_problems(source: str, own: ProblemSettings, seed: int) -> Iterator[
     imported: dict[str, Problem] = {}
     waiting: list[Problem] = []
     unread = "it is empty"
-    for row in read_responses(source, tell=True):
+    rule = _rule(own)
+    check_rule(rule)
+    for row in read_responses(source, rule=rule, tell=True):
         if isinstance(row, Dropped):
             unread = f"the last is dropped as {row.reason}: {row.detail}"
         elif row.problem.id not in imported:
@@ -154,6 +157,10 @@ def imported_problems(source: str, own: ProblemSettings, seed: int) -> Iterator[
         raise DtoError(f"{source} holds no row that can be read: {unread}")
     apart = own.model_copy(update={"train": 0})
     yield from load_problems(apart, seed, imported.values())
+
+
+def _rule(settings: ProblemSettings) -> str:
+    return row_rule(settings.rule or "math", settings.rule_settings)
 
 
 def _readable(problems: Sequence[Problem]) -> Iterator[Problem | Dropped]:
@@ -362,8 +369,8 @@ async def imported(
 
 def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
     known = {row.id for row in run.problems("train")}
-    tags = think_tags(ctx.tokenizer, ctx.recipe.model)
-    for row in read_responses(str(ctx.recipe.sample.imported), tags=tags):
+    tags, rule = think_tags(ctx.tokenizer, ctx.recipe.model), _rule(ctx.recipe.problems)
+    for row in read_responses(str(ctx.recipe.sample.imported), tags=tags, rule=rule):
         if isinstance(row, Dropped):
             yield Group(row.id, (row,))
         else:
@@ -373,7 +380,9 @@ def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
 STAGE = replace(
     SAMPLE,
     reads=always(),
-    settings=always("sample.imported", "model.prompt", *RENDERING),
+    settings=always(
+        "sample.imported", "problems.rule", "problems.rule_settings", "model.prompt", *RENDERING
+    ),
     groups=_groups,
     work=imported,
     total=lambda run: None,

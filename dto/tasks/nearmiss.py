@@ -23,7 +23,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-GoldKind = Literal["number", "words", "mathematics", "letter", "program"]
+GoldKind = Literal["number", "words", "mathematics", "letter", "program", "other_rule"]
 NearMissKind = Literal["sign", "digit", "element", "bracket", "letter", "unit", "base"]
 MOST = 3  # of each kind, for one gold answer
 LONGEST = 200  # characters of a gold answer that is changed
@@ -81,7 +81,7 @@ def near_misses(gold: str, kind: GoldKind) -> tuple[NearMiss, ...]:
     `kind`: what the gold answer is, as `dto.tasks.validate` says. Programs have none.
     """
     gold = gold.strip()
-    if kind == "program" or not gold or len(gold) > LONGEST:
+    if kind in ("program", "other_rule") or not gold or len(gold) > LONGEST:
         return ()
     count: Counter[NearMissKind] = Counter()
     made: dict[str, NearMiss] = {}

@@ -1,4 +1,4 @@
-"""The questions of a run: those to train on, to choose by and to test on; and further test sets."""
+"""Stages that read questions: the train, dev and test problems of a run, and further test sets."""
 
 from __future__ import annotations
 
@@ -22,41 +22,52 @@ from dto.tasks.load import NEAR_DUPLICATE, load_problems
 logger = logging.getLogger("dto")
 
 CHAINS = 400
-"""Generated problems have no end; so many are asked where the recipe gives no number."""
+"""Generated problems that are asked if the recipe gives no number."""
 
 
 def load_test_sets(recipe: Recipe, taken: Collection[Problem]) -> Iterator[Problem | Dropped]:
-    """The problems of each of `recipe.evaluate.tasks`, as many as there are or as `limit` allows.
+    """Read the problems of each of `recipe.evaluate.tasks`, at most `limit` of each.
 
-    A task is read as `problems.source` is: its test split, else its train split or its only one. A
-    file, a folder and a Hub id have the fields that the recipe names; a bare name knows its own.
-    Questions `taken`, those the run trains on or chooses a checkpoint by, are dropped as
-    `duplicate`, and near copies of them told or dropped as `load_problems` does; one that stands in
-    two tasks is asked in both. Raises DtoError as `load_problems` does, and for a task of which no
-    problem is left.
+    A task is read like `problems.source`: its test split, or else its train split or its only one.
+    A file, a folder and a Hub id have the fields and the rule of the recipe; a task, also one named
+    by import path, has its own. Questions in `taken`, which the run trains on or chooses a
+    checkpoint by, are dropped as `duplicate`, and their near duplicates logged or dropped as
+    `load_problems` does. A question of two tasks is asked in both. Raises DtoError as
+    `load_problems` does, for a task without usable problems, and for two tasks of one name.
     """
     limit = recipe.evaluate.limit
-    apart = {"subset": None, "revision": None, "test_source": None, "task": None}
-    for source in recipe.evaluate.tasks:
-        is_bare = Source.parse(source, TASKS).is_bare
-        own = ProblemSettings(test=recipe.problems.test) if is_bare else recipe.problems
-        most = (own.test or CHAINS) if source == "chains" else sys.maxsize
-        changes = {"source": source, "train": 0, "dev": 0, "test": limit or most,
+    reset: dict[str, object] = {"subset": None, "revision": None, "test_source": None, "task": None,
+             "source_settings": {}}  # fmt: skip
+    sources: dict[str, str] = {}
+    for name in recipe.evaluate.tasks:
+        source = Source.parse(name, TASKS)
+        is_task = source.is_bare or source.kind == "import"
+        base = ProblemSettings(test=recipe.problems.test) if is_task else recipe.problems
+        most = (base.test or CHAINS) if name == "chains" else sys.maxsize
+        changes = {"source": name, "train": 0, "dev": 0, "test": limit or most,
                    "near_duplicates": recipe.problems.near_duplicates}  # fmt: skip
-        settings = own.model_copy(update={**apart, **changes})
-        found = 0
+        settings = base.model_copy(update={**reset, **changes})
+        count = 0
         for row in load_problems(settings, recipe.seed, taken, at_most=True):
-            found += isinstance(row, Problem)
-            yield row if isinstance(row, Problem) else replace(row, id=f"{source} {row.id}")
-        if not found:
+            if isinstance(row, Dropped):
+                yield replace(row, id=f"{name} {row.id}")
+                continue
+            if (other := sources.setdefault(row.task, name)) != name:
+                raise DtoError(
+                    f"evaluate.tasks: {other} and {name} are both called {row.task!r} in the "
+                    "tables: rename one of them, or leave it out"
+                )
+            count += 1
+            yield row
+        if not count:
             raise DtoError(
-                f"evaluate.tasks: {source} has no usable problem: look at its fields, and at "
-                "whether the run trains on them"
+                f"evaluate.tasks: {name} has no usable problem: check its fields, and whether the "
+                "run trains on its questions"
             )
 
 
 async def keep(problem: Problem, ctx: Context) -> Problem:
-    """A problem is a row as it was read."""
+    """Return the problem as it was read."""
     return problem
 
 
@@ -74,7 +85,7 @@ def _test_groups(run: RunReader, ctx: Context) -> Iterator[Group]:
 
 
 def _rows(stage: str, rows: Iterator[Problem | Dropped]) -> Iterator[Group]:
-    """Each row by itself; at the end near copies of questions in other splits are counted."""
+    """One group for each row; log near duplicates of questions in other splits at the end."""
     counts: Counter[str] = Counter()
     copies: dict[str, list[Problem]] = {}
     for row in rows:
@@ -134,7 +145,8 @@ TEST = Stage(
         "evaluate.limit",
         "problems.question_field",
         "problems.answer_field",
-        "problems.answer_kind",
+        "problems.rule",
+        "problems.rule_settings",
         "problems.near_duplicates",
     ),
     groups=_test_groups,

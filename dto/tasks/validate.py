@@ -1,13 +1,14 @@
-r"""Is a dataset fit to measure with? Asked before any model runs.
+r"""Check whether a dataset is fit to measure with, before any model runs.
 
-Every gold answer is graded against itself, as the conclusion `\boxed{gold}`, or as the reference
-solution where it is a program, and must come out correct. That alone would pass any text, for
-equal strings are equal, so an answer of kind math must also be one that the grader can compare with
-others: a number, words, or mathematics that its parser reads. What fails is listed, never repaired.
+Every gold answer is graded against itself, as the conclusion `\boxed{gold}` or, for a program, as
+its reference solution, and must be correct. Equal strings alone would pass any text, so an answer
+under rule `math` must also be one that the grader can compare with others: a number, words, or
+mathematics that its parser reads. Rows that fail are listed, never repaired.
 
-The other way round, near misses of the gold answers (`dto.tasks.nearmiss`) should be graded
-wrong: those that are not say how far the grades of this dataset can be trusted. They are reported,
-and do not fail it.
+Near misses of the gold answers (`dto.tasks.nearmiss`) should be graded wrong. Those that are graded
+correct limit how far the grades of this dataset can be trusted. They are reported, and do not fail
+the dataset. Under a rule of another package no near misses are tried: only that rule knows which
+changes matter.
 """
 
 from __future__ import annotations
@@ -29,16 +30,17 @@ from dto.grading.notation import clean
 from dto.grading.pool import UNREADABLE_GOLD
 from dto.grading.quantity import quantity
 from dto.recipe import ProblemSettings
-from dto.records import Dropped, Problem, Split
-from dto.tasks.load import WORDS, Found, Index, read_problems, same_as, words
+from dto.records import RULES, Dropped, Problem, Split
+from dto.tasks.load import read_problems
 from dto.tasks.nearmiss import GoldKind, NearMiss, NearMissKind, near_misses
+from dto.tasks.overlap import WORDS, Index, same_as, words
 
-WINDOW = 256  # rows under way at once
+WINDOW = 256  # rows graded at once
 SHOWN = 100  # characters of an answer in a message
-MOST_WORDS = 5  # an answer of more is prose
+MOST_WORDS = 5  # a longer answer is prose
 MOST_CHARACTERS = 20  # the same in Chinese
-MOST_GOLDS = 500  # gold answers of a kind whose near misses are tried
-SAME = 0.1  # share of n-grams from which two questions are taken for versions of one
+MOST_GOLDS = 500  # gold answers of each kind whose near misses are tried
+SAME = 0.1  # least share of n-grams that makes two questions versions of one
 
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
 _TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf|textrm|textit)\s*\{([^{}]*)\}")
@@ -48,7 +50,7 @@ _ONLY_WORDS = re.compile(r"[^\W\d_]+(?:(?:\s+|['’-])[^\W\d_]+)*")
 
 
 class Finding(NamedTuple):
-    """Something about one row: `where` names it, `reason` is a slug."""
+    """A finding about one row, which `where` names; `reason` is a slug."""
 
     where: str
     reason: str
@@ -57,13 +59,12 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found; `unexplained` must be empty for a dataset to pass.
+    """The findings; a dataset passes if `unexplained` is empty.
 
-    `counts` holds, for each split, rows under `rows`, problems under their kind of answer,
-    `duplicates`, `overlaps` and `unexplained`. `duplicates` and `overlaps` explain themselves: each
-    names the other row. `tried` counts near misses of gold answers by their kind, `right` lists
-    those that were graded correct, their kind as the reason. `letters` counts the gold answers that
-    are one.
+    `counts` has, for each split, the number of rows (`rows`), of problems by the kind of their gold
+    answer, of `duplicates`, `overlaps` and `unexplained`. `duplicates` and `overlaps` each name the
+    other row. `tried` counts near misses by their kind. `right` lists those that were graded
+    correct, with their kind as the reason. `letters` counts gold answers that are single letters.
     """
 
     counts: dict[Split | None, Counter[str]] = field(default_factory=dict)
@@ -82,7 +83,7 @@ async def validate(
     n: int = WORDS,
     most_golds: int = MOST_GOLDS,
 ) -> Report:
-    """Grade all gold answers of the sources in `settings`, and look for questions that are shared.
+    """Grade all gold answers of the sources in `settings`, and find shared questions.
 
     Near misses are tried of at most `most_golds` gold answers of each kind, a random sample that is
     always the same. Rows of train and dev are compared with those of test, and all rows with those
@@ -90,17 +91,17 @@ async def validate(
     without rows.
     """
     report = Report()
-    others, own_tests = Index(n), Index(n)
-    for other in against:
-        for found in read_problems(other):
-            if isinstance(found.row, Problem):
-                others.add(found.where, found.row.question)
+    others, tests = Index(n), Index(n)
+    for source in against:
+        for _, where, row in read_problems(source):
+            if isinstance(row, Problem):
+                others.add(where, row.question)
     known: dict[str, tuple[str, str]] = {}
     golds: dict[GoldKind, dict[str, tuple[str, Problem]]] = {}
     rows = read_problems(settings)
     while window := list(islice(rows, WINDOW)):
-        judged = await gather_bounded(_judged(found, grader) for found in window)
-        for (split, where, row), verdict in zip(window, judged, strict=True):
+        verdicts = await gather_bounded(_judged(where, row, grader) for _, where, row in window)
+        for (split, where, row), verdict in zip(window, verdicts, strict=True):
             counts = report.counts.setdefault(split, Counter())
             counts["rows"] += 1
             if isinstance(verdict, Finding):
@@ -125,7 +126,7 @@ async def validate(
                     report.unexplained.append(twin)
                 continue
             known[key] = (where, row.answer)
-            for index in (others, *([own_tests] if split in ("train", "dev") else [])):
+            for index in (others, *([tests] if split in ("train", "dev") else [])):
                 hit = index.find(row.question)
                 if hit is not None and hit.share >= SAME:
                     counts["overlaps"] += 1
@@ -133,17 +134,19 @@ async def validate(
                     detail += f": {hit.phrase!r}" if hit.share < 1 else ""
                     report.overlaps.append(Finding(where, "overlap", detail))
             if split == "test":
-                own_tests.add(where, row.question)
+                tests.add(where, row.question)
     if not report.counts:
-        raise DtoError(f"{settings.source} has no rows: there is nothing to validate")
+        raise DtoError(f"{settings.source} has no rows to validate: check the source")
     for kind, rows_of_kind in golds.items():
         sample = list(rows_of_kind.values())
         if len(sample) > most_golds:
             sample = random.Random(kind).sample(sample, most_golds)
-        tries = [(*each, miss) for each in sample for miss in near_misses(each[1].answer, kind)]
+        tries = [
+            (where, row, miss) for where, row in sample for miss in near_misses(row.answer, kind)
+        ]
         report.tried.update(miss.kind for *_, miss in tries)
-        graded = await gather_bounded(_graded_correct(*each, grader) for each in tries)
-        report.right.extend(each for each in graded if each is not None)
+        findings = await gather_bounded(_graded_correct(*attempt, grader) for attempt in tries)
+        report.right.extend(finding for finding in findings if finding is not None)
     return report
 
 
@@ -152,52 +155,51 @@ async def _graded_correct(
 ) -> Finding | None:
     kind, answer = near_miss
     conclusion = rf"\boxed{{{answer}}}"
-    graded = await grader.grade_conclusion(conclusion, row.answer, row.answer_kind, row.question)
+    graded = await grader.grade_conclusion(conclusion, row.answer, row.rule, row.question)
     if graded.grade != "correct":
         return None
     return Finding(where, kind, f"{_shown(answer)} for {_shown(row.answer)}")
 
 
-async def _judged(found: Found, grader: Grader) -> GoldKind | Finding:
-    """The kind of answer that a row has, or why it is none."""
-    row = found.row
+async def _judged(where: str, row: Problem | Dropped, grader: Grader) -> GoldKind | Finding:
+    """The kind of a row's gold answer, or the reason why it has none."""
     if isinstance(row, Dropped):
-        return Finding(found.where, row.reason, row.detail.removeprefix(found.where).strip())
-    if row.answer_kind == "code":
+        return Finding(where, row.reason, row.detail.removeprefix(where).strip())
+    if row.rule == "code":
         reference = row.metadata.get("canonical_solution", "")
         if not reference:
-            return Finding(found.where, "no_reference", "has no canonical_solution to be run")
+            return Finding(where, "no_reference", "has no canonical_solution to run")
         program = json.loads(row.answer)["prompt"] + reference
         conclusion = f"```python\n{program.rstrip()}\n```"
     else:
         conclusion = rf"\boxed{{{row.answer}}}"
-    graded = await grader.grade_conclusion(conclusion, row.answer, row.answer_kind)
-    whole = row.answer_kind == "math" and graded.answer == row.answer.strip()
+    graded = await grader.grade_conclusion(conclusion, row.answer, row.rule)
+    whole = row.rule == "math" and graded.answer == row.answer.strip()
     if graded.grade != "correct" and not (whole and graded.reason.startswith(UNREADABLE_GOLD)):
         why = f"{graded.grade}, {graded.reason}" if graded.reason else graded.grade
-        shown = "its reference solution" if row.answer_kind == "code" else _shown(row.answer)
-        return Finding(found.where, "not_itself", f"{shown} is graded {why} against itself")
-    if row.answer_kind == "code":
+        shown = "its reference solution" if row.rule == "code" else _shown(row.answer)
+        return Finding(where, "not_itself", f"{shown} is graded {why} against itself")
+    if row.rule not in RULES:
+        return "other_rule"
+    if row.rule == "code":
         return "program"
-    if row.answer_kind == "choice":
+    if row.rule == "choice":
         letter = row.answer.strip("() .")
         if len(letter) == 1 and letter in ascii_uppercase:
             return "letter"
-        return Finding(found.where, "no_letter", f"{_shown(row.answer)} is no letter of an option")
-    return await _kind_of_mathematics(found, row, grader)
+        return Finding(where, "no_letter", f"{_shown(row.answer)} is not the letter of an option")
+    return await _kind_of_mathematics(where, row, grader)
 
 
 def _shown(answer: str) -> str:
     return repr(answer if len(answer) <= SHOWN else f"{answer[:SHOWN]}…")
 
 
-async def _kind_of_mathematics(found: Found, row: Problem, grader: Grader) -> GoldKind | Finding:
-    where, gold = found.where, row.answer
+async def _kind_of_mathematics(where: str, row: Problem, grader: Grader) -> GoldKind | Finding:
+    gold = row.answer
     bare = _TEXT.sub(r" \1 ", gold).strip(" $")
     if len(_LATIN.findall(_COMMAND.sub(" ", bare))) > MOST_WORDS:
-        return Finding(
-            where, "prose", f"{_shown(gold)} is prose: nothing but the same words equals it"
-        )
+        return Finding(where, "prose", f"{_shown(gold)} is prose: only the same words equal it")
     if quantity(clean(gold)) is not None:
         return "number"
     if fault := await grader.check_gold(gold, "math", row.question):
@@ -214,11 +216,11 @@ async def _kind_of_mathematics(found: Found, row: Problem, grader: Grader) -> Go
 async def _other_answer(
     where: str, row: Problem, known: tuple[str, str], grader: Grader
 ) -> Finding | None:
-    """What is wrong with a question that came before, where its answer is another one here."""
+    """A finding if a question was read before with a gold answer that is not equal to this one."""
     before, answer = known
-    if row.answer == answer or row.answer_kind == "code":
+    if row.answer == answer or row.rule == "code":
         return None
-    graded = await grader.grade_conclusion(rf"\boxed{{{row.answer}}}", answer, row.answer_kind)
+    graded = await grader.grade_conclusion(rf"\boxed{{{row.answer}}}", answer, row.rule)
     if graded.grade == "correct":
         return None
     detail = f"the question of {before}, where the answer is {_shown(answer)}"

@@ -245,7 +245,7 @@ def heading(problem: Problem | None, row_id: str, *further: Node) -> Element:
     """Build the header: question, gold answer and row id."""
     if problem is None:
         return el("header", el("div.id", run_text(row_id), further))
-    gold = problem.answer if problem.answer_kind != "code" else ""
+    gold = problem.answer if problem.rule != "code" else ""
     return el(
         "header",
         el("div.id", run_text(problem.task), " · ", run_text(row_id), further),

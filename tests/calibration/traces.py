@@ -39,7 +39,7 @@ def hand_trace(
     return Trace(
         id=f"{problem}/{sample:03d}",
         problem_id=problem,
-        answer_kind="math",
+        rule="math",
         sample=sample,
         seed=sample,
         prompt_tokens=7,

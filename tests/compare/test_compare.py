@@ -129,6 +129,7 @@ def run_tiny(tmp_path: Path, **changes: Any) -> Any:
         run.close()
 
 
+@pytest.mark.slow
 def test_a_comparison_resumes_and_says_the_same(tmp_path: Path) -> None:
     first = run_tiny(tmp_path)
     assert [row.method for row in first.rows] == [BASE, "sft"]
@@ -166,6 +167,7 @@ def test_a_comparison_resumes_and_says_the_same(tmp_path: Path) -> None:
         assert before.picked == after.picked
 
 
+@pytest.mark.slow
 def test_a_prompt_is_picked_on_dev_and_evaluated(tmp_path: Path) -> None:
     """In this process: a base that is longer than any prompt's responses makes one be picked."""
     settings = {**TINY, "compare.methods": ["fast-prompt"], "compare.reference": BASE}
@@ -185,6 +187,7 @@ def test_a_prompt_is_picked_on_dev_and_evaluated(tmp_path: Path) -> None:
     assert rows["model"].unique().to_list() == ["base"] and rows.height == 4
 
 
+@pytest.mark.slow
 def test_a_method_whose_data_takes_the_budget_is_named(tmp_path: Path) -> None:
     settings = {**TINY, "compare.methods": ["sft"], "compare.policy_tokens": 10}
     run = open_run(tmp_path / "run", load_recipe(PIPELINES / "compare.yaml", settings))

@@ -53,6 +53,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_two_steps_of_each_recipe(shared: Path, tmp_path: Path, name: str) -> None:
     path = PIPELINES / f"{name}.yaml"
@@ -88,6 +89,7 @@ def test_two_steps_of_each_recipe(shared: Path, tmp_path: Path, name: str) -> No
         assert result["groups"]["groups"] == 2
 
 
+@pytest.mark.slow
 def test_batch_responses_are_charged_to_those_whose_labels_read_them(shared: Path) -> None:
     frame = pl.read_parquet(shared / "batch" / "rows.parquet")
     tokens = dict(frame.group_by("k").agg(pl.col("token_ids").list.len().sum()).iter_rows())

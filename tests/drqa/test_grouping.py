@@ -23,7 +23,7 @@ def ids(found):
 def test_every_question_is_asked_once_whatever_the_order(count, k, sample, random):
     problems = [problem(place) for place in range(count)]
     if count < k:
-        with pytest.raises(DtoError, match=f"batch.k {k} is more than the {count} questions"):
+        with pytest.raises(DtoError, match=f"batch.k {k} is larger than the {count} questions"):
             list(groups(problems, k, sample, 1))
         return
     found = list(groups(problems, k, sample, 1))
@@ -50,7 +50,7 @@ def test_by_difficulty_neighbours_are_alike():
 
 
 def test_programs_are_not_asked_together():
-    problems = [problem(0), problem(1), replace(problem(2), answer_kind="code")]
+    problems = [problem(0), problem(1), replace(problem(2), rule="code")]
     found = list(groups(problems, 2, 0, 1))
     assert [row.reason for row in found if isinstance(row, Dropped)] == ["no_short_answer"]
     with pytest.raises(DtoError, match="more than the 2 questions"):

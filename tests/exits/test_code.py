@@ -75,7 +75,7 @@ async def respond(
     prompt = prompt_ids(problem.question, tokenizer, ctx.recipe.model)
     with metered() as usage:
         response = await answer(
-            replace(problem, answer_kind="code"),
+            replace(problem, rule="code"),
             prompt,
             ExitSettings.model_validate(BASE | exit),
             ctx,

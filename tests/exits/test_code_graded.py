@@ -64,7 +64,7 @@ async def row(
         code_limits=Limits(cpu_seconds=1.0 if HANGS in (trial, conclusion) else 10.0),
     ) as grader:
         ctx = Context(recipe, ScriptedEngine(script, tokenizer, context=4096), grader)
-        asked = replace(problem, answer=GOLD, answer_kind="code", question=PROMPT)
+        asked = replace(problem, answer=GOLD, rule="code", question=PROMPT)
         policy = ExitSettings.model_validate(settings | {"threshold": 0.75} | exit)
         [(found, _, _)] = await evaluate(asked, policy, ctx)
     return found

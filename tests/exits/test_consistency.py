@@ -7,7 +7,7 @@ import pytest
 from dto.grading import Grader
 from dto.policies.settling import agreed
 from dto.recipe import ExitSettings
-from dto.records import AnswerKind, Trial
+from dto.records import Trial
 from tests.exits.conftest import Embedded, Respond
 
 MAIN = "One.\n\nTwo.\n\nThree.\n\nFour.\n\nFive.\n</think>\n\n\\boxed{2}"
@@ -15,7 +15,7 @@ EXIT = {"policy": "consistency", "monitor": "paragraph", "inducer": "closed"}
 
 
 @pytest.mark.parametrize(
-    ("answers", "count", "kind", "expected"),
+    ("answers", "count", "rule", "expected"),
     [
         (["7", "7"], 2, "math", True),
         (["7", "8", "7"], 2, "math", False),
@@ -33,10 +33,10 @@ EXIT = {"policy": "consistency", "monitor": "paragraph", "inducer": "closed"}
         (["B", "C"], 2, "choice", False),
     ],
 )
-def test_agreement(answers: list[str], count: int, kind: AnswerKind, expected: bool) -> None:
+def test_agreement(answers: list[str], count: int, rule: str, expected: bool) -> None:
     settings = ExitSettings(name="exit", policy="consistency", agree=count)
     trials = [Trial(place, 0.0, text, "wrong", 1) for place, text in enumerate(answers, start=1)]
-    assert agreed(settings, trials, Grader.same, kind) is expected
+    assert agreed(settings, trials, Grader.same, rule) is expected
 
 
 async def test_it_leaves_after_enough_equal_answers_whatever_their_confidence(

@@ -1,7 +1,7 @@
 r"""Answers that are wrong and were once called right: (gold, answer).
 
 `ANSWERS` and `OPTIONS` are answers, `RESPONSES` and `CHOSEN` whole responses; `OPTIONS`, `CHOSEN`
-are of kind `choice`. All were found by trying to fool the grader.
+are of rule `choice`. All were found by trying to fool the grader.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 r"""What equals what: (gold, prediction, equal, why), by subject.
 
-`CHOICE` is graded as kind `choice`, `PERCENT` under a question that asks for a percentage,
-everything else as kind `math` without a question.
+`CHOICE` is graded as rule `choice`, `PERCENT` under a question that asks for a percentage,
+everything else as rule `math` without a question.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ r"""Whole responses by kind, written without sight of the grader: (gold, output,
 They measured it before anybody looked at them (370 of 400 right), and are examples since then.
 
 `output` is a whole response, boxed or stated. Lists whose names begin with `CHOICE` are graded as
-kind `choice`, with `CODE` as kind `code`, everything else as kind `math` without a question. The
+rule `choice`, with `CODE` as rule `code`, everything else as rule `math` without a question. The
 verdicts follow from the meaning of the answers, not from what any grader says of them.
 """
 

@@ -1,7 +1,7 @@
 r"""A second set of whole responses by kind, as `examined`: 205 of 232 were right at first sight.
 
-`output` is a whole response, boxed or stated; lists whose names begin with `CHOICE` are of kind
-`choice`, with `CODE` of kind `code`.
+`output` is a whole response, boxed or stated; lists whose names begin with `CHOICE` are of rule
+`choice`, with `CODE` of rule `code`.
 """
 
 from __future__ import annotations

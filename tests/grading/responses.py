@@ -1,4 +1,4 @@
-r"""Whole responses and their grades: (gold, response, kind, right, why).
+r"""Whole responses and their grades: (gold, response, rule, right, why).
 
 Beside every form stand near misses: another number or letter in the same form, an undecided or
 denied answer, a number of the explanation that equals the gold answer.
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 
-from dto.records import AnswerKind
-
-Row = tuple[str, str, AnswerKind, bool, str]
+Row = tuple[str, str, str, bool, str]
 
 HASHES: list[Row] = [
     ("72", "Natalia sold 48 + 24 = 72 clips.\n#### 72", "math", True, "as in GSM8K"),
@@ -298,8 +296,8 @@ OPTION_BEATS_BOX: list[Row] = [
     ("B", r"\boxed{42}, so the answer is not B.", "choice", False, "denied"),
     ("B", r"\boxed{42}. Option B is too small.", "choice", False, "a passing mention"),
     ("B", r"\boxed{42}", "choice", False, "no letter at all"),
-    ("42", r"\boxed{42}, so the answer is (B).", "math", True, "kind math: the box"),
-    ("42", r"\boxed{41}, so the answer is 42.", "math", False, "kind math: the box"),
+    ("42", r"\boxed{42}, so the answer is (B).", "math", True, "rule math: the box"),
+    ("42", r"\boxed{41}, so the answer is 42.", "math", False, "rule math: the box"),
 ]
 
 LANGUAGES: list[Row] = [
@@ -515,7 +513,7 @@ FENCES: list[Row] = [
     (TWICE, f"~~~python\n{GOOD}```\nnot closed by backticks", "code", False, "another character"),
 ]  # fmt: skip
 
-_FURTHER: dict[tuple[str, AnswerKind, bool], list[tuple[str, str]]] = {
+_FURTHER: dict[tuple[str, str, bool], list[tuple[str, str]]] = {
     ("a stated option", "choice", True): [
         ("B", "Based on this, the answer is: **B**"), ("B", "The answer is B) Paris"),
         ("B", "The correct answer is option **B) Paris**."), ("B", "### Final Answer:\n**B**"),
@@ -624,8 +622,8 @@ _FURTHER: dict[tuple[str, AnswerKind, bool], list[tuple[str, str]]] = {
     ],
 }  # fmt: skip
 FURTHER: list[Row] = [
-    (gold, response, kind, right, why)
-    for (why, kind, right), rows in _FURTHER.items()
+    (gold, response, rule, right, why)
+    for (why, rule, right), rows in _FURTHER.items()
     for gold, response in rows
 ]
 

@@ -24,7 +24,7 @@ def test_the_flag_of_the_command(tmp_path: Path, allowed: bool) -> None:
     (tmp_path / "recipe.yaml").write_text(
         f"""
         model: {{name: nano, family: nano}}
-        problems: {{source: {source}, answer_kind: code, train: 0, dev: 0, test: 3}}
+        problems: {{source: {source}, rule: code, train: 0, dev: 0, test: 3}}
         evaluate: {{samples: 2, models: [base], max_tokens: 400}}
         """
     )

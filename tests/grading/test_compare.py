@@ -61,11 +61,11 @@ PERCENT_QUESTIONS = [
 def grade():
     """Grades many answers in one event loop, with one pool."""
 
-    def work(rows, kind, question=""):
+    def work(rows, rule, question=""):
         async def graded():
             async with Grader(workers=2) as grader:
                 return [
-                    (gold, text, await grader.grade_answer(text, gold, kind, question), why)
+                    (gold, text, await grader.grade_answer(text, gold, rule, question), why)
                     for gold, text, _, why in rows
                 ]
 
@@ -75,15 +75,15 @@ def grade():
 
 
 @pytest.mark.parametrize(
-    ("rows", "kind", "question"),
+    ("rows", "rule", "question"),
     [
         (corpus.MATH, "math", ""),
         (corpus.CHOICE, "choice", ""),
         (corpus.PERCENT, "math", "What percent of the balls are red?"),
     ],
 )
-def test_the_corpus_holds(grade, rows, kind, question):
-    found = [(gold, text, one.grade, why) for gold, text, one, why in grade(rows, kind, question)]
+def test_the_corpus_holds(grade, rows, rule, question):
+    found = [(gold, text, one.grade, why) for gold, text, one, why in grade(rows, rule, question)]
     expected = [
         (gold, text, "correct" if equal else "wrong", why) for gold, text, equal, why in rows
     ]

@@ -135,12 +135,12 @@ UNITS = [
 
 
 @pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize("kind", ["math", "choice"])
-def test_ten_megabytes(unit, kind):
+@pytest.mark.parametrize("rule", ["math", "choice"])
+def test_ten_megabytes(unit, rule):
     text = unit * (10_000_000 // len(unit))
     assert final_answer(text + r"\boxed{7} x", "math") == "7"
     assert final_answer(text + r"\boxed{B} x", "choice").endswith("B")
-    final_answer(text, kind)
+    final_answer(text, rule)
     final_boxes(text)
     trial_answer(text)
     options(text[:2_000])
@@ -150,14 +150,14 @@ def test_ten_megabytes(unit, kind):
 
 @pytest.fixture(scope="module")
 def grades():
-    """The grades of rows (gold, response, kind, …) from one grader."""
+    """The grades of rows (gold, response, rule, …) from one grader."""
 
     def work(rows, **settings):
         async def graded():
             async with Grader(workers=2, **settings) as grader:
                 return [
-                    (await grader.grade_conclusion(response, gold, kind)).grade
-                    for gold, response, kind, *_ in rows
+                    (await grader.grade_conclusion(response, gold, rule)).grade
+                    for gold, response, rule, *_ in rows
                 ]
 
         return asyncio.run(graded())
@@ -251,13 +251,13 @@ def test_a_trial_is_cut_where_its_box_is_open():
 
 def test_a_right_response_is_wrong_for_any_other_gold_answer(grades):
     rows = []
-    for gold, response, kind, right, _ in responses.RESPONSES:
-        if right and kind == "choice" and gold in list("ABCDEFGHIJ"):
-            rows += [(other, response, kind) for other in "ABCDE" if other != gold]
-        elif right and kind == "math" and gold.removeprefix("-").isdigit():
+    for gold, response, rule, right, _ in responses.RESPONSES:
+        if right and rule == "choice" and gold in list("ABCDEFGHIJ"):
+            rows += [(other, response, rule) for other in "ABCDE" if other != gold]
+        elif right and rule == "math" and gold.removeprefix("-").isdigit():
             value = int(gold)
             rows += [
-                (str(other), response, kind)
+                (str(other), response, rule)
                 for other in (value + 1, value - 1, 10 * value, -value)
                 if other != value
             ]

@@ -26,7 +26,7 @@ def children():
 
 
 @pytest.mark.parametrize(
-    ("text", "gold", "kind", "graded"),
+    ("text", "gold", "rule", "graded"),
     [
         (r"\boxed{6}", "6", "math", Graded("correct", "6")),
         (r"\boxed{6}", " 6 ", "math", Graded("correct", "6")),
@@ -40,10 +40,10 @@ def children():
         (r"\boxed{1" + "0" * 5000 + "}", "6", "math", Graded("wrong", "1" + "0" * 1999)),
     ],
 )
-async def test_conclusions(text, gold, kind, graded):
+async def test_conclusions(text, gold, rule, graded):
     before = children()
     async with Grader() as grader:
-        assert await grader.grade_conclusion(text, gold, kind) == graded
+        assert await grader.grade_conclusion(text, gold, rule) == graded
         assert children() == before, "what the fast path decides needs no child"
 
 

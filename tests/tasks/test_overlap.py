@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto.tasks.load import Index, grams, words
+from dto.tasks.overlap import Index, grams, words
 
 LONG = " ".join(f"word{n}" for n in range(40))
 BOILERPLATE = "where m and n are relatively prime positive integers, find the value of m plus n."

@@ -66,7 +66,7 @@ def test_a_task_is_read_as_the_hub_has_it(name: str) -> None:
     for row in rows:
         assert row.task == name
         assert row.question.startswith(asked)
-        assert row.answer_kind == task.answer_kind
+        assert row.rule == task.rule
         assert row.answer == GOLD.get(name, row.answer) != ""
         assert row.question in render(row.prompt, question=row.question)
         assert row.prompt == prompt_of(ProblemSettings(source=name))
@@ -197,7 +197,7 @@ def test_a_recipe_overrides_what_a_task_says() -> None:
     source = saved([{"q": "1+1?", "a": "It is #### 2", "gold": "9"}])
     problems, _ = read(source=source, task="gsm8k", question_field="q", answer_field="a")
     assert [(row.question, row.answer) for row in problems] == [("1+1?", "2")]
-    settings = {"question_field": "q", "answer_field": "gold", "answer_kind": "choice"}
+    settings = {"question_field": "q", "answer_field": "gold", "rule": "choice"}
     problems, _ = read(source=source, **settings)
     assert [(row.answer, row.prompt) for row in problems] == [("9", "solve_choice")]
     problems, _ = read(source=source, **settings, prompt="solve")
@@ -210,7 +210,7 @@ def test_a_bad_row_is_dropped_and_a_bad_dataset_is_an_error() -> None:
     problems, dropped = read(source=source)
     assert len(problems) == 2
     assert [row.reason for row in dropped] == ["missing_field", "wrong_type"]
-    assert "row 2 has no field 'answer'; there are problem" in dropped[0].detail
+    assert "row 2 has no field 'answer'; its fields are problem" in dropped[0].detail
     with pytest.raises(DtoError, match=r"row 1 has no field 'Question'.*problems\.question_field"):
         read(source=source, task="gpqa")
 

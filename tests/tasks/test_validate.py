@@ -20,7 +20,6 @@ from dto.commands.tasks import lines, tasks
 from dto.errors import DtoError
 from dto.grading import Graded, Grader
 from dto.recipe import ProblemSettings
-from dto.records import AnswerKind
 from dto.tasks import TASKS
 from dto.tasks.validate import Report, validate
 from tests.tasks.hub import ROWS, Row, publish
@@ -123,7 +122,7 @@ async def test_an_empty_box_is_listed() -> None:
 
 async def test_choices_are_letters() -> None:
     rows = [{"problem": "a?\nA. 1\nB. 2", "answer": "(B)"}, {"problem": "b?", "answer": "2"}]
-    report = await checked(rows, answer_kind="choice")
+    report = await checked(rows, rule="choice")
     assert report.counts[None]["letter"] == 1
     assert [each.reason for each in report.unexplained] == ["no_letter"]
 
@@ -167,8 +166,8 @@ def test_train_is_compared_with_test_and_both_with_others() -> None:
 class RunsPrograms(Grader):
     """Grades code as the contract of `dto.tasks.task.Task` says, with Python itself."""
 
-    async def grade_conclusion(self, conclusion: str, gold: str, kind: AnswerKind) -> Graded:
-        assert kind == "code"
+    async def grade_conclusion(self, conclusion: str, gold: str, rule: str) -> Graded:
+        assert rule == "code"
         parts = json.loads(gold)
         program = conclusion.removeprefix("```python\n").removesuffix("\n```")
         call = f"check({parts['entry_point']})" if "def check(" in parts["test"] else ""
@@ -213,7 +212,7 @@ def test_shuffled_letters_pass() -> None:
         (("rows.jsonl", "--file", "x.jsonl"), "--file is for a task, and 'rows.jsonl' is none"),
         (("gsm8k", "--file", "none.jsonl"), "none.jsonl does not exist"),
         (("chains.yaml",), "chains are generated"),
-        (("odd.jsonl",), "row 1 has no field 'problem'; there are text"),
+        (("odd.jsonl",), "row 1 has no field 'problem'; its fields are text"),
         (("none.jsonl",), "none.jsonl does not exist"),
         (("empty.jsonl",), "empty.jsonl has no rows"),
     ],
@@ -271,9 +270,9 @@ class Lax(Grader):
     """Takes what DEER's script takes for right: it does not tell brackets apart."""
 
     async def grade_conclusion(
-        self, conclusion: str, gold: str, kind: AnswerKind, question: str = ""
+        self, conclusion: str, gold: str, rule: str, question: str = ""
     ) -> Graded:
-        graded = await super().grade_conclusion(conclusion, gold, kind, question)
+        graded = await super().grade_conclusion(conclusion, gold, rule, question)
         right = graded.grade == "correct" or decide("deer", gold, graded.answer)
         return Graded("correct" if right else "wrong", graded.answer)
 

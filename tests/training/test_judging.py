@@ -154,6 +154,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_judging_is_trained_and_measured(
     run: RunFolder, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +227,7 @@ def test_the_divergence_is_from_the_base(
     assert not any(each.requires_grad for each in reference.parameters()) or not reference.training
 
 
+@pytest.mark.slow
 def test_a_killed_training_on_judging_ends_alike(
     run: RunFolder, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, model_folder: Path
 ) -> None:
@@ -256,6 +258,7 @@ def test_a_killed_training_on_judging_ends_alike(
         assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.slow
 def test_lora_has_the_base_as_its_reference(
     run: RunFolder, tokenizer: PreTrainedTokenizerBase
 ) -> None:

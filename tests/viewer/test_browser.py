@@ -19,7 +19,7 @@ from dto.viewer.page import view
 from tests.viewer.browser import OPENED, Browser, choose, count, text
 from tests.viewer.generated import HOSTILE, write
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet")]
 
 
 @pytest.fixture(scope="module")
