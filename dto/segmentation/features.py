@@ -97,7 +97,7 @@ def vocabulary(languages: Languages) -> Vocabulary:
                 pair = tuple(term.split())
                 word = f"{term[:6].rstrip('-')}-" if term.endswith("-") else term
                 topics.setdefault(pair if len(pair) > 1 else word, set()).add(topic)
-    keys = ("openers", "transitions", "abbreviations", "stop", "fillers")
+    keys = Vocabulary._fields[:5]  # the sets of words
     joined = [frozenset(word for each in loaded for word in getattr(each, key)) for key in keys]
     return Vocabulary(*joined, roles, topics)
 
@@ -165,9 +165,7 @@ def _sentence(text: str, start: int, end: int, paragraph: bool, vocabulary: Voca
     distinct = frozenset(words)
     content = frozenset([word[:6] for word in distinct - vocabulary.stop])
     terms = {*distinct, *(f"{start}-" for start in content), *pairwise(words)}
-    topics = frozenset[str]().union(
-        *(vocabulary.topics[term] for term in terms & vocabulary.topics.keys())
-    )
+    topics = frozenset[str]().union(*(vocabulary.topics.get(term, ()) for term in terms))
     role = vocabulary.roles.get(words[0], "other") if words else "none"
     core = _core(words, vocabulary.fillers)
     length = len(text[start:end].rstrip())
