@@ -94,12 +94,13 @@ def vocabulary(languages: Languages) -> Vocabulary:
         roles |= {word: role for role, words in language.roles.items() for word in words}
         for topic, terms in language.topics.items():
             for term in terms:
-                pair = tuple(term.split())
                 word = f"{term[:6].rstrip('-')}-" if term.endswith("-") else term
-                topics.setdefault(pair if len(pair) > 1 else word, set()).add(topic)
-    keys = Vocabulary._fields[:5]  # the sets of words
-    joined = [frozenset(word for each in loaded for word in getattr(each, key)) for key in keys]
-    return Vocabulary(*joined, roles, topics)
+                topics.setdefault(tuple(term.split()) if " " in term else word, set()).add(topic)
+    openers, transitions, abbreviations, stop, fillers = (
+        frozenset(word for each in loaded for word in getattr(each, key))
+        for key in Vocabulary._fields[:5]
+    )
+    return Vocabulary(openers, transitions, abbreviations, stop, fillers, roles, topics)
 
 
 class Sentence(NamedTuple):
