@@ -206,17 +206,19 @@ def _places(sentences: Sequence[Sentence]) -> list[_Place]:
     return places
 
 
-class Known(NamedTuple):
+class WeightedWords(NamedTuple):
     """Words, and pairs of words, that have a weight."""
 
     words: frozenset[str]
     pairs: frozenset[tuple[str, str]]
 
 
-def describe(sentences: Sequence[Sentence], known: Known | None = None) -> list[list[str]]:
+def describe(
+    sentences: Sequence[Sentence], weighted: WeightedWords | None = None
+) -> list[list[str]]:
     """List the features of each sentence that do not depend on boundaries.
 
-    With `known`, features for other words and pairs are left out.
+    With `weighted`, features for other words and pairs are left out.
     """
     count = len(sentences)
     places = _places(sentences)
@@ -246,10 +248,12 @@ def describe(sentences: Sequence[Sentence], known: Known | None = None) -> list[
             f"last={last}{role}{par}",
         ]  # fmt: skip
         first_words = sentence.words[:12]
-        read_words = {*first_words} if known is None else known.words.intersection(first_words)
+        read_words = (
+            {*first_words} if weighted is None else weighted.words.intersection(first_words)
+        )
         pairs = {*pairwise(first_words)}
         row += map("w=".__add__, read_words)
-        row += [f"ww={a} {b}" for a, b in (pairs if known is None else pairs & known.pairs)]
+        row += [f"ww={a} {b}" for a, b in (pairs if weighted is None else pairs & weighted.pairs)]
         row += _topics(sentence.topics, role, par, last)
         for topic in sentence.topics:
             since = _bucket(sentence.start - last_topic.get(topic, -9999), (90, 180, 300, 500, 900))
@@ -362,7 +366,7 @@ DISTANCE = [DISTANCES.index(scales) for scales in _SCALES]
 COARSER = [scales[2] for scales in DISTANCES]
 
 
-class Since:
+class BoundaryDistances:
     """Distances to boundaries, and the first words of the sentences there."""
 
     def __init__(self, sentences: Sequence[Sentence]) -> None:
