@@ -156,9 +156,8 @@ class JudgeSettings(ModelSettings):
 class ProblemSettings(Settings):
     """Where questions come from, and how answers are compared.
 
-    `source`: `chains` (generated), a task, a .jsonl or .parquet file, a folder, a Hub id, or a task
-    of another package as `my_package.module:name`. `test_source` overrides where test problems come
-    from. None: the task's own value, or the value in the comment.
+    `source`: `chains` (generated), a task, a .jsonl or .parquet file, a folder or a Hub id.
+    `test_source` overrides it for test problems. None: the task's value, or that of the comment.
     """
 
     source: Annotated[str, name_of()] = "chains"
