@@ -290,10 +290,10 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
         return await work
 
     in_main = threading.current_thread() is threading.main_thread()
-    # The handler of asyncio would wait for the loop of this thread, which waits for the other.
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler) if in_main else None
     with ThreadPoolExecutor(1, "dto-loop") as thread:
         future = thread.submit(asyncio.run, main())
+        # The handler of asyncio would wait for the loop of this thread, which waits for the other.
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler) if in_main else None
         try:
             return future.result()
         except KeyboardInterrupt:
@@ -440,7 +440,7 @@ def pairs_from(
         stack.callback(opened.close)
         if lines:
             _write_once(Path(source), lines)
-        stages = needed(settings, "pair")
+        stages = needed(settings, "problems", "pair")
         run_stages(opened, stages, run_async)
         made = Run(place)
         reasons = _drop_reasons(made, stages)
