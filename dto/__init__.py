@@ -11,6 +11,7 @@ three papers are rooms of the seams.
               rollouts protocols errors concurrency tables usage sequential
               languages segmentation stages judges exits runs
     seams     engines grading training tasks drqa nano policies baselines studies statistics source
+              llm_judge
     pipeline  pipeline
     shell     reporting compare calibration forecast redact viewer hub api commands
               cli

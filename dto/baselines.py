@@ -1,12 +1,12 @@
-"""Stages as published baselines have them: other pairs and other exits to train on.
+"""Stages of published baselines: other pairs and other exits to train on.
 
-Pairs are of samples of one problem: graded trajectories (none `failed`) in order of their ids. Ties
-go to the first, so the order decides nothing else.
+Pairs consist of two samples of one problem. Samples are graded (not `failed`) and sorted by id;
+ties go to the first.
 
-First-Correct Solutions (2412.21187) are exits where a trajectory's text first gives the right
-answer. The paper lets an LLM split a response into solutions and read their answers. Ours: a
-solution is a thinking pattern whose end states an answer. Nothing is generated for it, unlike for
-DTO's estimates, which ask the model what it would answer.
+First-Correct Solutions (2412.21187) exit where the text of a trajectory first states the right
+answer. Departure from the paper: there an LLM splits a response into solutions and reads their
+answers; here a solution is a thinking pattern that ends with an answer. Unlike DTO's estimates,
+this generates no tokens.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Choice(NamedTuple):
-    """Two samples of one problem, and the words that the pair's columns say of them."""
+class PairChoice(NamedTuple):
+    """Two samples of one problem, and the values of the pair's columns for their origin."""
 
     chosen: Trajectory
     rejected: Trajectory
@@ -56,24 +56,24 @@ def _correct(rows: Sequence[Trajectory]) -> list[Trajectory]:
     return [row for row in rows if row.grade == "correct"]
 
 
-def shortest_over_longest(rows: Sequence[Trajectory]) -> list[Choice]:
-    """The shortest correct response over the longest response (2412.21187, section 4).
+def shortest_over_longest(rows: Sequence[Trajectory]) -> list[PairChoice]:
+    """Prefer the shortest correct response to the longest response (2412.21187, section 4).
 
-    The longest may be correct, wrong or truncated; the paper may have kept the right ones only. No
-    pair without a correct response.
+    The longest can be correct, wrong or truncated; the paper may keep only correct
+    ones. Without a correct response there is no pair.
     """
     correct = _correct(rows)
     if not correct:
         return []
     chosen, rejected = min(correct, key=_tokens_of), max(rows, key=_tokens_of)
-    return [Choice(chosen, rejected, "shortest_correct", "longest")]
+    return [PairChoice(chosen, rejected, "shortest_correct", "longest")]
 
 
 def token_budget(rows: Sequence[Trajectory], max_tokens: int) -> float:
-    """DAST's token-length budget of a problem (2503.04472): p · mean length + (1 - p) · limit.
+    """Compute DAST's token budget of a problem (2503.04472): p · mean length + (1 - p) · limit.
 
-    `p` is the share of correct samples, the mean is over those, `max_tokens` the limit on a
-    response: the harder a problem, the nearer its budget to the limit.
+    `p` is the share of correct samples, the mean is over these, and `max_tokens` is the limit of a
+    response. So the budget of a harder problem is closer to the limit.
     """
     correct = _correct(rows)
     p = len(correct) / len(rows)
@@ -83,9 +83,9 @@ def token_budget(rows: Sequence[Trajectory], max_tokens: int) -> float:
 
 
 def budget_reward(correct: bool, length: int, budget: float) -> float:
-    """DAST's calibrated reward of a response (2503.04472): long right ones lose, short wrong too.
+    """Compute DAST's reward (2503.04472), lower for longer right and for shorter wrong responses.
 
-    With excess = length / budget - 1: right max(0.5 - excess / 2, 0.1), wrong
+    With excess = length / budget - 1: max(0.5 - excess / 2, 0.1) if right, else
     min(0.9 · excess - 0.1, -0.1).
     """
     excess = length / budget - 1
@@ -94,15 +94,15 @@ def budget_reward(correct: bool, length: int, budget: float) -> float:
     return min(0.9 * excess - 0.1, -0.1)
 
 
-def budget_pairs(rows: Sequence[Trajectory], max_tokens: int, margin: float) -> list[Choice]:
-    """DAST's pairs (2503.04472): best over worst reward among right, and among wrong responses.
+def budget_pairs(rows: Sequence[Trajectory], max_tokens: int, margin: float) -> list[PairChoice]:
+    """Build DAST's pairs (2503.04472): best over worst reward, separately for right and wrong.
 
-    A pair of right ones teaches to be short, one of wrong ones (the longer is chosen) to go on
-    thinking; pairs across the two are left out, as in the paper. Only pairs whose rewards differ by
-    more than `margin`. Truncated ones count as wrong.
+    A pair of right responses teaches brevity. A pair of wrong ones prefers the longer and teaches
+    longer thinking. As in the paper, no pair mixes the two. Rewards must differ by more than
+    `margin`. Truncated responses count as wrong.
     """
     budget = token_budget(rows, max_tokens)
-    chosen: list[Choice] = []
+    chosen: list[PairChoice] = []
     for right, name in ((True, "correct"), (False, "wrong")):
         kind = [row for row in rows if (row.grade == "correct") is right]
         if len(kind) < 2:
@@ -110,7 +110,7 @@ def budget_pairs(rows: Sequence[Trajectory], max_tokens: int, margin: float) -> 
         rewards = [budget_reward(right, _tokens_of(row), budget) for row in kind]
         best, worst = rewards.index(max(rewards)), rewards.index(min(rewards))
         if rewards[best] - rewards[worst] > margin:
-            chosen.append(Choice(kind[best], kind[worst], f"best_{name}", f"worst_{name}"))
+            chosen.append(PairChoice(kind[best], kind[worst], f"best_{name}", f"worst_{name}"))
     return chosen
 
 
@@ -121,20 +121,20 @@ def pairs_of_samples(
     settings: PairSettings,
     max_tokens: int,
 ) -> list[PreferencePair | Dropped]:
-    """The pairs of one problem, as `data` says; `max_tokens` limited the samples.
+    """Build the pairs of one problem by `settings.data`; `max_tokens` is the limit of the samples.
 
-    Only samples that were given the same prompt. At most `max_per_problem`, the rest dropped as
-    `over_limit`; dropped for other reasons as `dto.stages.pair` says, and as `no_pair` where no two
-    samples qualify.
+    Only samples with the same prompt are paired. Pairs above `max_per_problem` are dropped as
+    `over_limit`, others for the reasons in `dto.stages.pair`. Without a suitable pair the problem
+    is dropped as `no_pair`.
     """
-    answered = sorted((row for row in trajectories if row.grade != "failed"), key=lambda r: r.id)
-    alike = [row for row in answered if row.prompt_ids == answered[0].prompt_ids]
+    graded = sorted((row for row in trajectories if row.grade != "failed"), key=lambda r: r.id)
+    samples = [row for row in graded if row.prompt_ids == graded[0].prompt_ids]
     if settings.data == "shortest":
-        choices = shortest_over_longest(alike)
+        choices = shortest_over_longest(samples)
     else:
-        choices = budget_pairs(alike, max_tokens, settings.margin) if alike else []
+        choices = budget_pairs(samples, max_tokens, settings.margin) if samples else []
     if not choices:
-        return [Dropped(problem.id, "no_pair", f"{len(alike)} samples, data {settings.data!r}")]
+        return [Dropped(problem.id, "no_pair", f"{len(samples)} samples, data {settings.data!r}")]
     rows = []
     for chosen, rejected, chosen_from, rejected_from in choices:
         side = Side(chosen.id, chosen.token_ids, chosen.text, chosen_from)
@@ -153,30 +153,30 @@ async def _pair(
 
 
 def by_problem(run: RunReader, ctx: Context) -> Iterator[Group]:
-    """The samples of each problem."""
+    """Yield the samples of each problem as a group."""
     samples = (run.rows("sample", Trajectory), lambda row: str(row.problem_id))
     merged = tables.merge(run.rows("problems", Problem), samples)
     return (Group(row[0].id, row) for row in merged if row[1])
 
 
 PAIRS = replace(pair.STAGE, reads=always("sample"), groups=by_problem, work=_pair)
-"""`pair` with `pair.data` shortest or token_budget."""
+"""The stage `pair` with `pair.data` shortest or token_budget."""
 
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n+")
 _STATED = re.compile(r"(?:\bis\b|\bbe\b|=|是|为|為)\s*[:：]?\s*([^=是为為]+)$")
 _END = ".。!！ \t"
 MAX_STATED = 100
-"""Characters: what is longer is a sentence, not an answer."""
+"""Characters of an answer; a longer match is a sentence."""
 
 
-def stated(
+def stated_answer(
     text: str, final_answer: Callable[[str, str], str | None], rule: str = "math"
 ) -> str | None:
-    """The answer that a pattern ends with, or None.
+    """Extract the answer at the end of a pattern, or None.
 
-    What `final_answer`, the grader's, finds anywhere in it; else what follows the last "is", "be",
-    "=", "是" or "为" of its last sentence. A rule of thumb: what counts is only whether it equals
-    the gold one.
+    Return what the grader's `final_answer` finds in the text, else the words after the last "is",
+    "be", "=", "是" or "为" of the last sentence. This heuristic can be wrong, but only answers
+    equal to the gold answer count.
     """
     answer = final_answer(text, rule)
     if answer is not None:
@@ -184,29 +184,29 @@ def stated(
     sentences = [part for part in _SENTENCE.split(text.strip()) if part.strip()]
     if not sentences:
         return None
-    found = _STATED.search(sentences[-1].rstrip(_END))
-    answer = found.group(1).strip(" *$") if found else ""
+    match = _STATED.search(sentences[-1].rstrip(_END))
+    answer = match.group(1).strip(" *$") if match else ""
     return answer if 0 < len(answer) <= MAX_STATED else None
 
 
 async def _optimize(
     problem: Problem, trajectory: Trajectory, segments: Sequence[Segment], ctx: Context
 ) -> OptimizedTrajectory | Dropped:
-    """Conclude after the n-th right solution, n by `optimize.exit`; `no_exit`: there are fewer."""
-    wanted = {"first_solution": 1, "second_solution": 2}[ctx.recipe.optimize.exit]
+    """Conclude after the n-th right solution, n by `optimize.exit`; drop as `no_exit` if fewer."""
+    remaining = {"first_solution": 1, "second_solution": 2}[ctx.recipe.optimize.exit]
     for segment in segments:
         text = trajectory.text[slice(*segment.chars)]
-        answer = stated(text, ctx.grader.final_answer, problem.rule)
+        answer = stated_answer(text, ctx.grader.final_answer, problem.rule)
         if answer is None:
             continue
         boxed = f"\\boxed{{{answer}}}"
         graded = await ctx.grader.grade_conclusion(
             boxed, problem.answer, problem.rule, problem.question
         )
-        wanted -= graded.grade == "correct"
-        if not wanted:
+        remaining -= graded.grade == "correct"
+        if not remaining:
             return await conclude(problem, trajectory, segments, segment.index, ctx)
-    detail = f"{len(segments)} segments: too few state the gold answer"
+    detail = f"too few of {len(segments)} segments state the gold answer"
     return Dropped(trajectory.id, "no_exit", detail)
 
 
@@ -215,4 +215,4 @@ def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
 
 
 SOLUTIONS = replace(optimize.STAGE, reads=always("segment"), groups=_groups, work=_optimize)
-"""`optimize` with `optimize.exit` first_solution or second_solution."""
+"""The stage `optimize` with `optimize.exit` first_solution or second_solution."""

@@ -103,6 +103,9 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
+    if sys.platform == "win32":  # a file or a pipe has a code page there
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(encoding="utf-8", errors="replace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("dto").setLevel(logging.INFO)
     for library in ("huggingface_hub", "datasets"):  # they have handlers of their own

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -43,6 +44,7 @@ async def gather_bounded(jobs: Iterable[Awaitable[T]], limit: int = AT_ONCE) -> 
 PARENT_CHECK_SECONDS = 0.5
 PATIENCE_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_SYNCHRONIZE = 0x00100000  # winnt.h
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -55,7 +57,7 @@ def die_with_parent(parent: int | None = None) -> None:
     expected = os.getppid() if parent is None else parent
     try:
         bound = ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) == 0
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # Windows has no library of that name
         bound = False
     if not bound:
         threading.Thread(target=_watch, args=(expected,), name="parent-watch", daemon=True).start()
@@ -79,7 +81,11 @@ def die_with_engine() -> None:
 
 
 def _watch(parent: int) -> None:
-    while os.getppid() == parent:
+    if sys.platform == "win32":  # the parent's id stays when it has ended
+        import _winapi
+
+        _winapi.WaitForSingleObject(_winapi.OpenProcess(_SYNCHRONIZE, False, parent), -1)
+    while os.getppid() == parent and sys.platform != "win32":
         time.sleep(PARENT_CHECK_SECONDS)
     os._exit(1)
 

@@ -1,8 +1,7 @@
-"""Settings, and what a recipe names by an import path: `my_package.module:name`.
+"""Settings, and the names that a recipe gives by import path: `my_package.module:name`.
 
-A name after the colon is a function, or a class of settings whose instances can be called like that
-function. The settings of such a class stand in the recipe beside the name: those of `train.reward`
-are `train.reward_settings`. They are checked when the recipe is read.
+The name is a function, or a class of settings whose instances can be called like that function. The
+settings of `train.reward` are `train.reward_settings`. They are checked when the recipe is read.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from pydantic import (
 
 IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 NO_IMPORTS = {"imports": False}
-"""The pydantic context for reading the recipe of a run: its packages may be missing here."""
+"""The pydantic context for reading the recipe of a run: its packages may be missing."""
 
 
 class Settings(BaseModel):
@@ -109,7 +108,7 @@ def name_of(*built_in: str) -> AfterValidator:
                 f"it is neither built in{nearest(name, built_in)} nor an import path: use "
                 f"{', '.join(built_in)} or my_package.module:name"
             )
-        if _imports(info):
+        if info.context != NO_IMPORTS:
             imported(name)
         return name
 
@@ -127,26 +126,20 @@ def _check_settings(settings: dict[str, JsonValue], info: ValidationInfo) -> dic
                 f"the built-in {name!r} does not read {', '.join(settings)}: the other keys of "
                 "this group are its settings"
             )
-    elif _imports(info):
-        load(name, settings)
+    elif info.context != NO_IMPORTS and not callable(load(name, settings)) and field != "source":
+        raise ValueError(f"{name!r} cannot be called: name a function or a class with __call__")
     return settings
-
-
-def _imports(info: ValidationInfo) -> bool:
-    return bool((info.context or {}).get("imports", True))
 
 
 ExtensionSettings = Annotated[
     dict[str, JsonValue], Field(validate_default=True), AfterValidator(_check_settings)
 ]
 """The field `X_settings` after the field `X`: the settings of the class that X names by path."""
-
-
 _NEVER_SHOWN = ("api_key", "server", "_settings")  # they may hold a secret
 
 
 def explain(error: ValidationError, settings: type[BaseModel]) -> tuple[str, str]:
-    """The key of the first thing that is wrong with `settings`, and key, value and way out."""
+    """The key of the first mistake in `settings`, and a message with key, value and way out."""
     errors = error.errors()
     unknown = (each for each in errors if each["type"] == "extra_forbidden")
     first = next(unknown, errors[0])  # a key that is misspelt is missing where it should be
@@ -169,9 +162,9 @@ def explain(error: ValidationError, settings: type[BaseModel]) -> tuple[str, str
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """` (did you mean …?)` for the name that is most like the one given; nothing for no such."""
-    found = get_close_matches(name, names, n=1)
-    return f" (did you mean {found[0]!r}?)" if found else ""
+    """` (did you mean …?)` with the most similar of the names; empty if none is similar."""
+    matches = get_close_matches(name, names, n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
 def _group(annotation: Any) -> type[BaseModel] | None:

@@ -1,21 +1,21 @@
-"""Tokens and FLOPs that a run will take, from a pilot of few problems: `dto run RECIPE --pilot 20`.
+"""Forecast tokens and FLOPs of a run from a pilot of few problems: `dto run RECIPE --pilot 20`.
 
-What a stage takes is the mean over the pilot's problems times the number there will be. Its 95 %
-interval comes from a bootstrap that draws problems, the same draws for all stages, widened for few
-problems (Student's t) and because the run's own problems are a draw too: by sqrt(1 + n / N). Where
-a few problems take most of the tokens it promises too much: in simulations with 20 problems it
-holds in 94, 92 and 88 % of the cases for lognormal tokens of spread 0.3, 0.6 and 1, and misses
-mostly runs that take more.
+The forecast of a stage is the mean over the pilot's problems times the number of problems in the
+run. Its 95 % interval comes from a bootstrap over problems, with the same draws for all stages. It
+is widened for few problems (Student's t) and because the problems of the run are a sample too, by
+sqrt(1 + n / N). It is too narrow if a few problems take most of the tokens: in simulations with 20
+problems and lognormal tokens of spread 0.3, 0.6 and 1, it covered 94, 92 and 88 % of the cases, and
+most misses were runs that took more.
 
-FLOPs take the share of prefixes that the pilot read from the prefix cache. With more rows at once
-the cache holds fewer of them: the high end has each computed again for every call.
+FLOPs assume the share of prefixes that the pilot found in the prefix cache. With more rows at once
+the cache holds fewer prefixes: the high end assumes that every call computes its prefix again.
 
-How much training shortens is known only once it is done: the pilot trains on a handful of pairs.
-The length of a trained model's responses (dev evaluations, arms of the evaluation) may be anything
-between that of the responses it is trained on and that of the base model's: both ends are in the
-interval. Training is forecast to its end; one that collapses stops earlier.
+How much training shortens responses is unknown before training, since the pilot trains on a handful
+of pairs. Responses of the trained model (dev evaluations, arms of the evaluation) are assumed to be
+as long as those of the base model or as those it is trained on: the interval includes both. The
+forecast assumes that training does not collapse and stop early.
 
-Seconds are not forecast: a pilot fills no engine's batch, and the machine's load changes.
+Seconds are not forecast: a pilot does not fill the batch of an engine, and machine load changes.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ TOKENS, FLOPS, CACHED = pl.col("tokens"), pl.col("flops"), pl.col("cached")
 RESAMPLES = 2000
 SEED = 20_250_521
 
-Ends = npt.NDArray[np.float64]
-"""A figure and the ends of its interval; added up as if all erred the same way."""
-NOTHING: Ends = np.zeros(3)
+Bounds = npt.NDArray[np.float64]
+"""[value, low, high] of a forecast; sums assume that all errors go the same way."""
+NOTHING: Bounds = np.zeros(3)
 
 
 class Extrapolation:
-    """From the pilot's problems to those of the run, by stratum (train, dev, each test set).
+    """Extrapolation from the pilot's problems to the run's, by stratum (train, dev, each test set).
 
     Args:
-        ids: the pilot's problems of each stratum, two or more.
-        actual: how many problems of each stratum the run has.
+        ids: problem ids of the pilot by stratum, at least two each.
+        actual: number of problems of the run by stratum.
     """
 
     def __init__(self, ids: Mapping[str, Sequence[str]], actual: Mapping[str, int]) -> None:
@@ -76,10 +76,10 @@ class Extrapolation:
         column: pl.Expr,
         strata: Sequence[str] = ("train",),
         number: int | None = None,
-    ) -> Ends:
-        """The sum of a column over all problems of these strata, or over `number` others like them.
+    ) -> Bounds:
+        """Forecast the sum of a column over all problems of the strata, or over `number` problems.
 
-        `frame` has any number of rows for a `problem`; one that has none took nothing.
+        `frame` has any number of rows per `problem`; a problem without rows counts as 0.
         """
         value, draws_R = 0.0, np.zeros(RESAMPLES)
         sums = frame.group_by("problem").agg(column.sum().cast(pl.Float64).alias("sum"))
@@ -100,7 +100,7 @@ class Extrapolation:
 
 @dataclass(frozen=True, slots=True)
 class StageForecast:
-    """One stage: tokens generated and trained on, attention FLOPs (nan where not known)."""
+    """Forecast of one stage: tokens generated and trained on, attention FLOPs (nan if unknown)."""
 
     stage: str
     tokens: Estimate
@@ -110,7 +110,7 @@ class StageForecast:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """All stages and their sum; `str()` gives the table for the terminal.
+    """Forecast of all stages and their sum; `str()` gives the table for the terminal.
 
     `pilot` and `problems` count the problems of the pilot and of the run by stratum.
     """
@@ -135,33 +135,33 @@ class Forecast:
                 "trained": (lambda row: row.trained_tokens.value, ",.0f"),
                 "FLOPs": (lambda row: row.attention_flops.value, ".1e"),
             },
-            notes=(f"The pilot took {self.pilot_tokens:,} tokens. Nothing else was run.",),
+            notes=(f"The pilot took {self.pilot_tokens:,} tokens. The run was not started.",),
         )
-        return f"{self.name}: forecast for {counts} problems (pilot)\n\n{table.text()}"
+        return f"{self.name}: forecast for {counts} problems (in brackets: pilot)\n\n{table.text()}"
 
 
 def _tokens(row: StageForecast) -> Cell:
     return 0 if row.tokens.high == 0 else row.tokens
 
 
-def smaller(recipe: Recipe, problems: int) -> Recipe:
-    """The recipe with at most so many problems of each split and each test set.
+def pilot_recipe(recipe: Recipe, problems: int) -> Recipe:
+    """Limit a recipe to this many problems per split and test set.
 
-    Raises RecipeError for imported responses, which take nothing to sample, for batch prompts, for
-    trainings without pairs, and for a comparison of methods.
+    Raises RecipeError for imported responses, batch prompts, training without pairs and comparisons
+    of methods, which cannot be forecast.
     """
     if recipe.compare.methods:
-        raise RecipeError("--pilot: a comparison is many runs: forecast the recipe of a method")
+        raise RecipeError("--pilot: a comparison has many runs: forecast the recipe of one method")
     stages = needed(recipe)
     if recipe.batch.k or ("train" in stages and "pair" not in stages):
         raise RecipeError(
-            "--pilot: batch prompts and trainings without pairs cannot be forecast: run the recipe "
-            "with a few problems instead, as in --set problems.train=40"
+            "--pilot: batch prompts and training without pairs cannot be forecast: run the recipe "
+            "with few problems instead, such as --set problems.train=40"
         )
     if recipe.sample.imported:
         raise RecipeError(
-            f"--pilot: the responses of {recipe.sample.imported} are there already, and cannot be "
-            "taken in part: put some of them into a file of their own and import that"
+            f"--pilot: cannot use a part of the imported responses in {recipe.sample.imported}: "
+            "import a smaller file instead"
         )
     settings, evaluate = recipe.problems, recipe.evaluate
     fewer = {split: min(getattr(settings, split), problems) for split in ("train", "dev", "test")}
@@ -176,17 +176,17 @@ def smaller(recipe: Recipe, problems: int) -> Recipe:
 
 
 def forecast_run(
-    recipe: Recipe, place: Path, problems: int, begin: Callable[[Path, Recipe], OpenRun] = open_run
+    recipe: Recipe, path: Path, problems: int, opener: Callable[[Path, Recipe], OpenRun] = open_run
 ) -> Forecast:
-    """Run every stage with `problems` problems in a directory of its own; forecast the whole run.
+    """Run every stage with `problems` problems and forecast the whole run.
 
-    The pilot goes into PLACE-pilot, never into the run's own directory; `forecast.json` is written
-    there. `begin` opens it. Raises RecipeError for what cannot be forecast.
+    The pilot and its `forecast.json` go to the directory PATH-pilot, never to that of the run;
+    `opener` opens it. Raises RecipeError for a recipe that cannot be forecast.
     """
-    small = smaller(recipe, problems)
+    small = pilot_recipe(recipe, problems)
     actual = actual_problems(recipe)
-    _enough(actual)
-    run = begin(place.with_name(f"{place.name}-pilot"), small)
+    _check_counts(actual)
+    run = opener(path.with_name(f"{path.name}-pilot"), small)
     try:
         run_stages(run, needed(small))
         result = forecast(run, recipe, actual)
@@ -197,7 +197,7 @@ def forecast_run(
 
 
 def actual_problems(recipe: Recipe) -> dict[str, int]:
-    """How many problems the run has by stratum. Loads the sources, as their sizes are not known."""
+    """Count the problems of the run by stratum. This loads the sources to know their sizes."""
     from dto.tasks.load import load_problems
     from dto.tasks.problems import load_test_sets
 
@@ -209,17 +209,17 @@ def actual_problems(recipe: Recipe) -> dict[str, int]:
     return {name: len(ids) for name, ids in _strata(rows).items()}
 
 
-def _enough(counts: Mapping[str, int]) -> None:
+def _check_counts(counts: Mapping[str, int]) -> None:
     for name, count in counts.items():
         if count < 2:
             raise RecipeError(
-                f"--pilot: there are {count} problems for {name}, and 2 are the least to forecast "
-                "from: name a larger source or more of problems"
+                f"--pilot: {name} has {count} problems and a forecast needs at least 2: choose a "
+                f"larger source or raise problems.{name.partition(' ')[0]}"
             )
 
 
 def _strata(rows: Iterable[Problem]) -> dict[str, list[str]]:
-    """Ids of problems by stratum: `train`, `dev`, and `test` with its task."""
+    """Group problem ids by stratum: `train`, `dev`, and `test TASK`."""
     ids: dict[str, list[str]] = {"train": [], "dev": []}
     for row in rows:
         ids.setdefault(f"test {row.task}" if row.split == "test" else row.split, []).append(row.id)
@@ -227,33 +227,33 @@ def _strata(rows: Iterable[Problem]) -> dict[str, list[str]]:
 
 
 def forecast(run: RunReader, recipe: Recipe, actual: Mapping[str, int]) -> Forecast:
-    """What `recipe` will take with so many problems (`actual`), from a finished pilot `run`.
+    """Forecast `recipe` with `actual` problems by stratum, from a finished pilot `run`.
 
-    Raises RecipeError when a stratum has fewer than two problems in the pilot.
+    Raises RecipeError if a stratum of the pilot has fewer than two problems.
     """
     stages_of: dict[Split, str] = {"train": "problems", "dev": "problems", "test": run.test_stage}
     ids = _strata(row for split, stage in stages_of.items() for row in run.problems(split, stage))
-    _enough({name: len(ids.get(name, ())) for name in actual})
-    over = Extrapolation({name: ids[name] for name in actual}, actual)
-    shortened = _shortened(run)
-    stages: dict[str, Ends] = {}  # tokens, trained tokens and FLOPs, each with its ends
-    took: list[dict[str, Any]] = []
+    _check_counts({name: len(ids.get(name, ())) for name in actual})
+    extrapolation = Extrapolation({name: ids[name] for name in actual}, actual)
+    shortening = _shortening(run)
+    stages: dict[str, Bounds] = {}  # rows: tokens, trained tokens, FLOPs
+    usages: list[dict[str, Any]] = []
     for stage in needed(run.recipe):
-        done = run.manifest(stage) or {}
-        took += [done.get(key) or {} for key in ("usage", "judge_usage")]
-        figures: Sequence[Ends] = (NOTHING, NOTHING, NOTHING)
+        manifest = run.manifest(stage) or {}
+        usages += [manifest.get(key) or {} for key in ("usage", "judge_usage")]
+        figures: Sequence[Bounds] = (NOTHING, NOTHING, NOTHING)
         if stage == "train":
-            figures = _train(run, recipe, over, shortened)
+            figures = _train(run, recipe, extrapolation, shortening)
         elif stage == "evaluate":
-            figures = _evaluate(run, over, shortened)
+            figures = _evaluate(run, extrapolation, shortening)
         elif STAGES[stage].needs == "model":
-            figures = _spent(usage(run, stage), over)
+            figures = _requests(usage(run, stage), extrapolation)
         stages[stage] = np.stack(figures)
-        if judge := done.get("judge_usage"):
-            stages["judge"] = np.stack(_judge(run, judge, over))
-    pilot = {name: len(rows) for name, rows in over.ids.items()}
+        if judge := manifest.get("judge_usage"):
+            stages["judge"] = np.stack(_judge(run, judge, extrapolation))
+    pilot = {name: len(rows) for name, rows in extrapolation.ids.items()}
 
-    def row(stage: str, figures: Ends) -> StageForecast:
+    def row(stage: str, figures: Bounds) -> StageForecast:
         count = sum(pilot.values())
         tokens, trained, flops = (
             Estimate(value, low, high, count, count) for value, low, high in figures.tolist()
@@ -266,84 +266,87 @@ def forecast(run: RunReader, recipe: Recipe, actual: Mapping[str, int]) -> Forec
         problems=dict(actual),
         stages=tuple(row(stage, figures) for stage, figures in stages.items()),
         total=row("total", np.sum(list(stages.values()), axis=0)),
-        pilot_tokens=sum(int(usage.get("generated", 0)) for usage in took),
+        pilot_tokens=sum(int(usage.get("generated", 0)) for usage in usages),
     )
 
 
-def _spent(
-    frame: pl.DataFrame, over: Extrapolation, strata: Sequence[str] = ("train",)
-) -> tuple[Ends, Ends, Ends]:
-    """Tokens and FLOPs of requests; the high end of FLOPs finds no prefix in the cache."""
-    flops, most = (over.total(frame, column, strata) for column in (FLOPS, FLOPS + CACHED))
-    return over.total(frame, TOKENS, strata), NOTHING, np.array([*flops[:2], most[2]])
+def _requests(
+    frame: pl.DataFrame, extrapolation: Extrapolation, strata: Sequence[str] = ("train",)
+) -> tuple[Bounds, Bounds, Bounds]:
+    """Forecast tokens and FLOPs of requests; the high end of FLOPs assumes an empty cache."""
+    total = extrapolation.total
+    flops, uncached = (total(frame, column, strata) for column in (FLOPS, FLOPS + CACHED))
+    return total(frame, TOKENS, strata), NOTHING, np.array([*flops[:2], uncached[2]])
 
 
-def _judge(run: RunReader, took: Mapping[str, Any], over: Extrapolation) -> tuple[Ends, Ends, Ends]:
-    """Tokens and FLOPs of the judge of `prune`: it reads the trajectories, and grows as they do."""
+def _judge(
+    run: RunReader, judge_usage: Mapping[str, Any], extrapolation: Extrapolation
+) -> tuple[Bounds, Bounds, Bounds]:
+    """Forecast the judge of `prune`, in proportion to the tokens of the trajectories it reads."""
     sampled = usage(run, "sample")
-    growth = over.total(sampled, TOKENS / max(1.0, float(sampled["tokens"].sum())))
-    flops = took["attention_flops"]
-    return growth * took["generated"], NOTHING, growth * (nan if flops is None else flops)
+    growth = extrapolation.total(sampled, TOKENS / max(1.0, float(sampled["tokens"].sum())))
+    flops = judge_usage["attention_flops"]
+    return growth * judge_usage["generated"], NOTHING, growth * (nan if flops is None else flops)
 
 
-def _evaluate(run: RunReader, over: Extrapolation, shortened: float) -> Sequence[Ends]:
-    """All arms on all test sets. Of the trained model's the low end is `shortened`."""
-    strata = [name for name in over.ids if name.startswith("test ")]
+def _evaluate(run: RunReader, extrapolation: Extrapolation, shortening: float) -> Sequence[Bounds]:
+    """Forecast all arms on all test sets; `shortening` scales the low end of the trained model."""
+    strata = [name for name in extrapolation.ids if name.startswith("test ")]
     frame, model = usage(run, "evaluate"), pl.col("model")
     base, trained, others = (
-        np.stack(_spent(frame.filter(arms), over, strata))
+        np.stack(_requests(frame.filter(arms), extrapolation, strata))
         for arms in (model == "base", model == "trained", model != "trained")
     )
     if "trained" in run.recipe.evaluate.models:
-        trained[:, 1] *= [shortened, 1, shortened**2]  # FLOPs of the attention: its square
+        trained[:, 1] *= [shortening, 1, shortening**2]  # attention FLOPs are quadratic in length
         trained[:, 2] = np.maximum(trained[:, 2], base[:, 2])
         others += trained
     return list(others)
 
 
 def _train(
-    run: RunReader, recipe: Recipe, over: Extrapolation, shortened: float
-) -> tuple[Ends, Ends, Ends]:
-    """The pairs, as often as there are epochs, and the dev evaluations.
+    run: RunReader, recipe: Recipe, extrapolation: Extrapolation, shortening: float
+) -> tuple[Bounds, Bounds, Bounds]:
+    """Forecast the pairs of all epochs and the dev evaluations.
 
-    A dev response is forecast as the sampled ones are; only that of the base model, which is
-    measured first, has its length for sure.
+    Dev responses are assumed to be as long as sampled ones. `shortening` scales the low end of all
+    dev evaluations but the first, which measures the base model.
     """
-    settings, done = recipe.train, run.manifest("train") or {}
+    settings, manifest = recipe.train, run.manifest("train") or {}
     prompt = pl.col("prompt_tokens").cast(pl.Int64)
     tokens = 2 * prompt + pl.col("chosen_tokens") + pl.col("rejected_tokens")
     pairs = run.frame("pair").select(problem="problem_id", tokens=tokens).collect()
-    trained = over.total(pairs, settings.epochs * TOKENS)
-    flops = done.get("attention_flops_trained")
-    of_a_token = (nan if flops is None else flops) / max(1, done.get("tokens_trained", 0))
+    trained = extrapolation.total(pairs, settings.epochs * TOKENS)
+    flops = manifest.get("attention_flops_trained")
+    flops_per_token = (nan if flops is None else flops) / max(1, manifest.get("tokens_trained", 0))
     sampled = usage(run, "sample")
     batch = settings.batch_size * settings.gradient_accumulation
-    steps = ceil(over.total(pairs, settings.epochs * TOKENS.is_not_null())[0] / batch)
+    steps = ceil(extrapolation.total(pairs, settings.epochs * TOKENS.is_not_null())[0] / batch)
     evaluations = min(settings.evaluations, steps or settings.evaluations)
     points = evaluations + 1 if evaluations else 0
 
-    def generated(column: pl.Expr, shorter: float) -> Ends:
-        whole = over.total(sampled, column, number=over.actual["dev"])
-        whole *= settings.dev_samples / recipe.sample.samples * points
-        whole[1] *= (1 + evaluations * shorter) / (1 + evaluations)  # not the base's
-        return whole
+    def generated(column: pl.Expr, factor: float) -> Bounds:
+        total = extrapolation.total(sampled, column, number=extrapolation.actual["dev"])
+        total *= settings.dev_samples / recipe.sample.samples * points
+        total[1] *= (1 + evaluations * factor) / (1 + evaluations)  # all but that of the base
+        return total
 
     return (
-        generated(TOKENS, shortened),
+        generated(TOKENS, shortening),
         trained,
-        generated(FLOPS, shortened**2) + (trained * of_a_token),
+        generated(FLOPS, shortening**2) + (trained * flops_per_token),
     )
 
 
 def usage(run: RunReader, stage: str) -> pl.DataFrame:
-    """The groups of a stage: problem, tokens generated, attention FLOPs; of evaluate the model.
+    """Read the usage of a stage by group: problem, tokens, FLOPs; for evaluate, the model.
 
-    `cached` are FLOPs that come on top if no prefix is found in the cache: each is then computed
-    once a call (its requests share it in any case).
+    `cached` has the FLOPs that the prefix cache saved. Without the cache each call would compute
+    its prefix once, since the requests of a call share it.
     """
     parts = pl.col("key").str.split("/")
     keys = {"problem": parts.list.first()}
-    if stage == "evaluate":  # model / exit / problem, and the model may be a path
+    if stage == "evaluate":  # model / exit / problem, where the model can be a path
         keys = {
             "problem": parts.list.last(),
             "model": parts.list.head(parts.list.len() - 2).list.join("/"),
@@ -359,18 +362,18 @@ def usage(run: RunReader, stage: str) -> pl.DataFrame:
 
 
 def _attention(run: RunReader, tokens: pl.Expr) -> pl.Expr:
-    """FLOPs of the attention over so many tokens, as :func:`dto.usage.attention_flops` has it."""
+    """Compute attention FLOPs over this many tokens, as :func:`dto.usage.attention_flops` does."""
     config, shape = run / "train" / "model" / "config.json", None
     if config.is_file():
         shape = shape_of_config(SimpleNamespace(**json.loads(config.read_text("utf-8"))))
     return attention_flops(shape, 0, 1) * tokens * (tokens + 1) / 2
 
 
-def _shortened(run: RunReader) -> float:
-    """Tokens of the sampled responses as they are trained on, over those that they have.
+def _shortening(run: RunReader) -> float:
+    """Divide the tokens of the responses after optimizing by their tokens before; at most 1.
 
-    One without an optimized version counts as it is; at most 1. Where nothing is optimized nobody
-    knows what training will shorten: 0.
+    A response without an optimized version counts unchanged. Without any optimized responses the
+    effect of training is unknown: 0.
     """
     if not run.table("prune").is_file():
         return 0.0

@@ -55,7 +55,7 @@ def read_policies(data: dict[str, Any], origin: str) -> None:
 
 
 class ModelSettings(Settings):
-    """Which model, on which engine. Only the engine that a comment names reads that key."""
+    """The model and its engine. A key whose comment names engines is read by these only."""
 
     name: str = "nano"  # nano, nano-control, a Hub id or a folder
     revision: str | None = None
@@ -68,17 +68,17 @@ class ModelSettings(Settings):
     system: str | None = None  # system message
     template: dict[str, Argument] = Field(default_factory=dict)  # of the chat template
     think: tuple[Tag, Tag] = ("<think>", "</think>")  # around the thinking: text, or lists of ids
-    prompt: str | None = None  # file of prompts/ that asks every question, whatever its task
-    slots: Count = 128  # transformers, vllm on a CPU: requests that decode together
+    prompt: str | None = None  # file of prompts/ for the questions of all tasks
+    slots: Count = 128  # transformers, vllm on a CPU: requests in a batch
     cache_bytes: Count = 256 * 2**20  # transformers, vllm on a CPU: prefix cache, all KV of vllm
-    kv_bytes: Count | None = None  # transformers: running batch; None: half of a GPU, 4 GiB else
-    gpu_memory: Probability = 0.9  # vllm: share of the GPU's memory that it may take
-    tensor_parallel: Count = 1  # vllm: GPUs that one copy of the model is spread over
+    kv_bytes: Count | None = None  # transformers: batch; None: half of a GPU, or 4 GiB
+    gpu_memory: Probability = 0.9  # vllm: share of the GPU's memory
+    tensor_parallel: Count = 1  # vllm: GPUs for one copy of the model
     server: str | None = None  # openai: base URL; None: OpenAI's own
     api: Literal["auto", "completions", "chat"] = "auto"  # openai
-    api_key: str = "OPENAI_API_KEY"  # openai: name of the environment variable that holds it
-    tokenizer: str | None = None  # openai: Hub id or folder, when `name` is the server's own word
-    concurrency: Count = 256  # openai: requests under way at once
+    api_key: str = "OPENAI_API_KEY"  # openai: name of an environment variable
+    tokenizer: str | None = None  # openai: Hub id or folder, where `name` is neither
+    concurrency: Count = 256  # openai: concurrent requests
     retries: Annotated[int, Field(ge=0)] = 5  # openai: after 429, 5xx and timeouts
     timeout: Annotated[float, Field(gt=0)] = 600.0  # openai: seconds for one request
 
@@ -86,7 +86,7 @@ class ModelSettings(Settings):
     @classmethod
     def _template_is_not_ours(cls, template: dict[str, Argument]) -> dict[str, Argument]:
         if own := sorted(RESERVED & template.keys()):
-            raise ValueError(f"{own[0]} is not an argument of the model's: dto sets it")
+            raise ValueError(f"dto sets the argument {own[0]!r} itself: drop it")
         return template
 
     @field_validator("think", mode="before")
@@ -114,7 +114,7 @@ class ModelSettings(Settings):
             return None
         parts = urlsplit(server)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("no http:// or https:// URL, such as http://localhost:8000/v1")
+            raise ValueError("not an http:// or https:// URL, such as http://localhost:8000/v1")
         if parts.username or parts.password or parts.query:
             raise ValueError(
                 "the URL holds a user, password or query: put the key into an environment variable "
@@ -133,9 +133,8 @@ class ModelSettings(Settings):
     @field_validator("family")
     @classmethod
     def _family_has_prompts(cls, family: str) -> str:
-        there = families()
-        if family not in there:
-            raise ValueError(f"prompts/ has no folder {family!r}; there are {', '.join(there)}")
+        if family not in (names := families()):
+            raise ValueError(f"prompts/ has no folder {family!r}: use {', '.join(names)}")
         return family
 
 
@@ -143,7 +142,7 @@ def _is_tag(tag: Any) -> bool:
     if isinstance(tag, str):
         return bool(tag.strip())
     ids = list(tag) if isinstance(tag, list | tuple) else []
-    return bool(ids) and all(type(each) is int for each in ids)
+    return bool(ids) and all(type(token) is int for token in ids)
 
 
 class JudgeSettings(ModelSettings):

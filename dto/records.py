@@ -76,7 +76,7 @@ class Problem:
     split: Split
     question: str
     answer: str
-    rule: str = "math"
+    rule: str = "math"  # how answers are compared
     metadata: dict[str, str] = field(default_factory=dict)
     prompt: str = "solve"  # the prompt that asks it
 

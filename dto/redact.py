@@ -1,10 +1,10 @@
-"""What does not leave the machine: local paths, servers, user names, keys, error texts of others.
+"""Redaction of private data: local paths, servers, user names, keys and error texts.
 
-What is known to be private (the paths and servers that a recipe names, the run's directory, the
-home directory) is replaced in what we write and left in what models and people wrote: the spans and
-token ids beside such a text would still tell it. Nobody is served by a guess at what else may be a
-path. A key ends everything: its value is looked for in every text before anything is sent. Why an
-engine or a server failed is quoted nowhere: its kind is (:func:`failure_kind`).
+Known private strings (paths and servers in a recipe, the directory of the run, the home directory)
+are replaced in texts that dto writes. Texts by models and people stay unchanged, since their spans
+and token ids would still reveal the string. Other strings that look like paths are not guessed at.
+Every text is searched for keys before an upload, and a match aborts it. Errors of engines and
+servers are never quoted, only their kind (:func:`failure_kind`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dto.recipe import NAMES, Recipe
 from dto.source import Source
 
 NO_SERVER = "http://server.invalid/v1"
-"""Stands for a server's address (RFC 2606): a run that was pulled asks nobody by itself."""
+"""Replaces the address of a server (RFC 2606), so that a pulled run calls no server."""
 NO_KEY = "OPENAI_API_KEY"
 _MODELS = ("base", "trained", *NAMES)
 _HERE = ("localhost", "127.0.0.1", "::1")
@@ -34,13 +34,13 @@ _KEYS = re.compile(
     r"|AKIA[0-9A-Z]{16})\b|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 _KEY_STARTS = ("hf_", "sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "AKIA", "PRIVATE KEY")
-"""Looked for first: the pattern takes far longer."""
+"""Searched first, since the pattern is far slower."""
 _KEY_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD)$")
 ANYBODY = (
     "admin", "build", "debian", "default", "ec2-user", "guest", "home", "jovyan", "localhost",
     "nobody", "root", "runner", "server", "test", "ubuntu", "user", "worker",
 )  # fmt: skip
-"""Names of users and machines that tell nothing, and that stand in any text."""
+"""Names of users and machines that are common and reveal nothing."""
 _ANYBODYS_HOME = re.compile(rf"[/\\](?:home|Users)[/\\](?:{'|'.join(ANYBODY)})")
 
 _OURS = re.compile(
@@ -49,17 +49,17 @@ _OURS = re.compile(
     r"|exited|unisolated|killed by SIG[A-Z]+|prompt has [\d,]+ tokens, context is [\d,]+"
     r"|estimate\.error_scan tests [\d,]+ boundaries of a trajectory"
 )
-"""How the reasons begin that this package gives itself."""
+"""How reasons written by dto itself start."""
 _STATUS = re.compile(r"\b(?:answered|HTTP|[Ss]tatus|[Ee]rror code)\W{0,3}(?:code\W{0,3})?(\d{3})\b")
 _EXCEPTION = re.compile(r"\b[A-Z]\w*(?:Error|Exception|Timeout|Interrupt|Exit)\b")
 _JUDGE_FAILED = "the judge failed: "
 
 
 def failure_kind(reason: str) -> str:
-    """What may be told of why something failed: our own reason, else the kind of the error alone.
+    """Reduce the reason of a failure to what can be published.
 
-    The kind is the HTTP status, else the exception's class, else `failed`. The text of an error may
-    quote whatever a server, a file or a program holds.
+    A reason written by dto stays. Else the result is the HTTP status, the class of the exception or
+    `failed`, since the text of an error can quote a server, a file or a program.
     """
     if not reason:
         return ""
@@ -72,98 +72,101 @@ def failure_kind(reason: str) -> str:
 
 
 def verdict_reason(reason: str) -> str:
-    """What may be told of why a judge said so: its own words, of its failure the kind alone."""
+    """Return the reason of a verdict in the judge's words; a failure is reduced to its kind."""
     if reason.startswith(_JUDGE_FAILED):
         return _JUDGE_FAILED + failure_kind(reason.removeprefix(_JUDGE_FAILED))
     return reason
 
 
 def dropped_detail(reason: str, detail: str) -> str:
-    """What may be told of a dropped row beside its reason: of a failure the kind alone."""
+    """Return the detail of a dropped row; a failure is reduced to its kind."""
     return failure_kind(detail) if reason in ("failed", "error") else detail
 
 
 @dataclass(frozen=True, slots=True)
 class Redaction:
-    """What is replaced and by what, longest first; keys by value, with the variable that holds it.
+    """Private strings with replacements, longest first, and secrets with their variables.
 
-    A key ends everything.
+    Finding a secret aborts publishing.
     """
 
-    replaced: Mapping[str, str]
+    replacements: Mapping[str, str]
     secrets: Mapping[str, str]
 
     @classmethod
     def of(cls, recipe: Recipe, run: Path | None = None) -> Redaction:
-        """What is private about a run, or a recipe alone, on this machine."""
+        """Collect the private strings of a recipe, a run and this machine."""
         settings = recipe.model_dump(mode="json")
         texts = list(texts_of(settings))
         places = [text for key, text in texts if key != "system" and _is_place(text)]
-        replaced = public_names([*_MODELS, *places])
-        replaced |= {_absolute(place): replaced[place] for place in places}
+        replacements = public_names([*_MODELS, *places])
+        replacements |= {_absolute(place): replacements[place] for place in places}
         for key, value in texts:
             if key == "server" and value:
-                replaced |= dict.fromkeys(_hosts(value), "server.invalid")
-                replaced[value] = NO_SERVER
+                replacements |= dict.fromkeys(_hosts(value), "server.invalid")
+                replacements[value] = NO_SERVER
         if run is not None:
-            replaced[str(run.absolute())] = run.name
+            replacements[str(run.absolute())] = run.name
         home = str(Path.home())
         if len(Path(home).parts) > 2:
-            replaced[home] = "~"
+            replacements[home] = "~"
         with suppress(OSError, KeyError):  # a user without a name
             user = getpass.getuser()
-            replaced |= {f"{folder}{user}": "~" for folder in ("/home/", "/Users/", "\\Users\\")}
-        known = ((original, shown) for original, shown in replaced.items() if original != shown)
-        ordered = dict(sorted(known, key=lambda pair: (-len(pair[0]), pair[0])))
+            replacements |= {
+                f"{folder}{user}": "~" for folder in ("/home/", "/Users/", "\\Users\\")
+            }
+        changed = ((old, new) for old, new in replacements.items() if old != new)
+        ordered = dict(sorted(changed, key=lambda pair: (-len(pair[0]), pair[0])))
         return cls(ordered, _secrets({value for key, value in texts if key == "api_key"}))
 
     def text(self, text: str) -> str:
-        """The text without what is known to be private."""
-        for original, shown in self.replaced.items():
+        """Replace known private strings in a text."""
+        for original, replacement in self.replacements.items():
             if original in text:
-                text = _pattern(original).sub(shown.replace("\\", r"\\"), text)
+                text = _pattern(original).sub(replacement.replace("\\", r"\\"), text)
         return text
 
     def data(self, data: Any) -> Any:
-        """The same for every text within data as JSON has it, keys included."""
+        """Replace known private strings in JSON data, including keys."""
         return walk(data, self.text)
 
-    def found(self, text: str, *, written_by_us: bool) -> str | None:
-        """What kind of private thing a text still holds, if any.
+    def private_kind(self, text: str, *, written_by_us: bool) -> str | None:
+        """Return the kind of private data that a text contains, or None.
 
-        Where a model wrote it (not `written_by_us`), `/home/user` and the like are anybody's.
+        In texts by models (not `written_by_us`), common home directories such as `/home/user` do
+        not count.
         """
-        for secret, holder in self.secrets.items():
+        for secret, variable in self.secrets.items():
             if secret in text:
-                return f"the value of {holder}"
+                return f"the value of {variable}"
         if any(start in text for start in _KEY_STARTS) and _KEYS.search(text):
             return "a key"
-        for original in self.replaced:
-            known = original in text and _pattern(original).search(text)
-            if known and (written_by_us or not _ANYBODYS_HOME.fullmatch(original)):
+        for original in self.replacements:
+            match = original in text and _pattern(original).search(text)
+            if match and (written_by_us or not _ANYBODYS_HOME.fullmatch(original)):
                 return "a local path or a server"
         return None
 
 
 def public_names(names: Iterable[str]) -> dict[str, str]:
-    """For each name of a model or a source what others see: of a local path its last part.
+    """Map names of models and sources to public labels: a local path becomes its last part.
 
-    No two places have one label, and none has the name of something that is no place.
+    Labels are unique: two paths never share one, and no path gets the label of another name.
     """
     owners: dict[str, str] = {}
-    shown: dict[str, str] = {}
+    labels: dict[str, str] = {}
     for name in sorted(dict.fromkeys(names), key=_is_place):
         place = _absolute(name) if _is_place(name) else name
         last = Source.parse(name).last_part if _is_place(name) else name
         label, number = last, 2
         while owners.setdefault(label, place) != place:
             label, number = f"{last}-{number}", number + 1
-        shown[name] = label
-    return shown
+        labels[name] = label
+    return labels
 
 
 def _is_place(text: str) -> bool:
-    """Whether a name says where something is on this machine."""
+    """Return whether a name is a path on this machine."""
     return Source.parse(text).tells_place
 
 
@@ -173,10 +176,10 @@ def _absolute(place: str) -> str:
 
 @cache
 def _pattern(original: str) -> re.Pattern[str]:
-    """Where a path or a server stands as such: `/m` does not stand in `km/min`.
+    """Build the pattern that finds a path or server but not parts of other words.
 
-    A path of one part, which models write too, is replaced only as a whole text, at the start of a
-    row's id, and at the end of a key of a stage's configuration.
+    A path with one part, such as `/m`, also occurs in prose (`km/min`). So it is replaced only as a
+    whole text, at the start of a row id, and at the end of a key of a stage's configuration.
     """
     exact = re.escape(original)
     if ":" in original and not PureWindowsPath(original).drive:
@@ -189,7 +192,7 @@ def _pattern(original: str) -> re.Pattern[str]:
 
 
 def _hosts(server: str) -> list[str]:
-    """How a server's host stands in errors, with its port and alone; not where it is any word."""
+    """List the forms of a host in errors, with and without port, unless it is a plain word."""
     place = urlsplit(server)
     if place.hostname in (*_HERE, None):
         return []
@@ -200,17 +203,17 @@ def _hosts(server: str) -> list[str]:
 def _secrets(variables: set[str]) -> dict[str, str]:
     from huggingface_hub import get_token
 
-    found = {
+    secrets = {
         value: name
         for name, value in sorted(os.environ.items())
         if name in variables or _KEY_NAME.search(name)
     }
-    found[get_token() or ""] = "the token of the Hub"
-    return {value: name for value, name in found.items() if len(value) >= 8}
+    secrets[get_token() or ""] = "the token of the Hub"
+    return {value: name for value, name in secrets.items() if len(value) >= 8}
 
 
-def names_of_machine() -> set[str]:
-    """How this machine and its user are called, unless anybody's are called so."""
+def machine_names() -> set[str]:
+    """Return the names of this machine and its user, except common ones."""
     names = {Path.home().name, socket.gethostname(), socket.gethostname().partition(".")[0]}
     with suppress(OSError, KeyError):  # a user without a name
         names.add(getpass.getuser())
@@ -218,10 +221,10 @@ def names_of_machine() -> set[str]:
 
 
 def without_servers(settings: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's settings without addresses, and without the names of keys' variables.
+    """Remove server addresses and the names of key variables from a recipe's settings.
 
-    Done to what is pulled too: a recipe of somebody else's would otherwise send a key of one's own
-    wherever it says.
+    Pulled recipes are cleaned too: a recipe by someone else could otherwise send your key to a
+    server of its choice.
     """
     for group in (settings.get("model"), settings.get("judge")):
         if isinstance(group, dict):
@@ -232,18 +235,18 @@ def without_servers(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def walk(data: Any, change: Callable[[str], str]) -> Any:
-    """Plain data with every text in it changed."""
+    """Apply `change` to every text in plain data."""
     if isinstance(data, str):
         return change(data)
     if isinstance(data, Mapping):
         return {walk(key, change): walk(value, change) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [walk(each, change) for each in data]
+        return [walk(value, change) for value in data]
     return data
 
 
 def texts_of(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """(key, text) of every text within plain data, the nearest key around each."""
+    """Yield (nearest key, text) of every text in plain data."""
     if isinstance(data, str):
         yield key, data
     elif isinstance(data, Mapping):

@@ -98,12 +98,12 @@ class LabelSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """Which loss, on what `pair` built or on the samples; `dto/training/` says what each reads.
+    """The loss and its data (`dto/training/`).
 
-    simpo (2405.14734; anchor as in CPO, 2401.08417), dpo (2305.18290) and sft read pairs, sft the
-    chosen sides alone. o1_pruner (2501.12570) reads the samples. grpo (2402.03300) samples anew.
-    drqa (2508.17803), which is GRPO on judging, cft (2501.17703) and sft_batch read labelled
-    chains. none trains nothing.
+    simpo (2405.14734; anchor as in CPO, 2401.08417) and dpo (2305.18290) train on pairs, sft on
+    their chosen sides, o1_pruner (2501.12570) on the samples. grpo (2402.03300) samples during the
+    training. drqa (2508.17803; GRPO on judging), cft (2501.17703) and sft_batch train on labelled
+    chains. none skips the training.
     """
 
     method: Literal[
@@ -114,27 +114,27 @@ class TrainSettings(Settings):
     gamma: float = 1.0  # simpo: the margin
     nll: float = 1.0  # simpo: weight of the anchor; 0 is pure SimPO, which collapses easily
     accuracy_weight: float = 2.0  # o1_pruner: lambda
-    reward: Annotated[str, name_of("accuracy", "length_penalty", "shorter_better")] = (
-        "length_penalty"  # grpo
+    reward: Annotated[str, name_of("accuracy", "length_penalty", "shorter_better")] = (  # grpo
+        "length_penalty"
     )
     reward_settings: ExtensionSettings = Field(default_factory=dict)
-    penalty: Annotated[float, Field(ge=0.0)] = 0.2  # length_penalty, shorter_better: its weight
+    penalty: Annotated[float, Field(ge=0.0)] = 0.2  # length_penalty, shorter_better: weight
     group: Annotated[int, Field(ge=2)] = 4  # grpo, drqa: responses to one problem
-    kl: Annotated[float, Field(ge=0.0)] | None = None  # weight; None: grpo 0, drqa 0.04
-    temperature: Annotated[float, Field(gt=0.0)] | None = None  # grpo's, judging's; None: sample's
-    response_tokens: Count | None = None  # of the same, at most; None: sample.max_tokens
-    no_letter: Annotated[float, Field(le=0.0)] = 0.0  # drqa: reward of what picks no letter
+    kl: Annotated[float, Field(ge=0.0)] | None = None  # of the divergence; None: grpo 0, drqa 0.04
+    temperature: Annotated[float, Field(gt=0.0)] | None = None  # grpo, drqa; None: sample's
+    response_tokens: Count | None = None  # most tokens; None: sample.max_tokens
+    no_letter: Annotated[float, Field(le=0.0)] = 0.0  # drqa: reward of a response without a letter
     judgements: Count = 1  # of each held-out chain, at each dev evaluation
     epochs: float = 1.0
-    policy_tokens: Count | None = None  # generated and trained on; None: `epochs` passes
+    policy_tokens: Count | None = None  # budget, sampled tokens too; None: `epochs`
     batch_size: Count = 16  # pairs or responses
     gradient_accumulation: Count = 1
     warmup_steps: int = 0
-    lora_rank: Annotated[int, Field(ge=0)] = 0  # 0: all weights are trained; needs peft
+    lora_rank: Annotated[int, Field(ge=0)] = 0  # needs peft; 0: train all weights
     evaluations: Count = 6  # dev evaluations (and checkpoints) over the training
     dev_samples: Count = 4
     keep: Literal["shortest", "last"] = "shortest"  # shortest: as accurate as the base and shorter
-    collapse_points: float = 10.0  # stop when dev accuracy falls that far below the base's
+    collapse_points: float = 10.0  # stop at a dev accuracy so far below the base's
     collapse_truncated: Probability = 0.20  # or when more than this share is truncated
     bf16: bool = False
     gradient_checkpointing: bool = False
@@ -142,7 +142,10 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _whole_groups(self) -> TrainSettings:
         if self.method in ("grpo", "drqa") and self.batch_size % self.group:
-            raise ValueError(f"batch_size {self.batch_size} is no multiple of group {self.group}")
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of group {self.group}: set "
+                f"batch_size to {-(-self.batch_size // self.group) * self.group}"
+            )
         return self
 
 

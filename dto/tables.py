@@ -149,7 +149,7 @@ def write(path: Path, record: type[R], rows: Iterable[R], key: str = "id") -> in
                     {name: put(getattr(row, name)) for name, _, put in columns} for row in block
                 ]
                 write_rows(writer, pa.Table.from_pylist(data, schema(record)))
-        with temporary.open("rb") as written:
+        with temporary.open("r+b") as written:  # Windows forces no file that is only read
             os.fsync(written.fileno())
         temporary.replace(path)
     finally:

@@ -65,10 +65,15 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.hookimpl(trylast=True)
+SLOW_FIXTURES = {"small_run", "quickstart_run", "finished"}
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order files by their number of slow tests, which take most of the time."""
+    """Mark as slow whatever reads the small run; order files by their number of slow tests."""
     slow: dict[Path, int] = {}
     for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
         slow[item.path] = slow.get(item.path, 0) + (item.get_closest_marker("slow") is not None)
     items.sort(key=lambda item: -slow[item.path])

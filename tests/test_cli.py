@@ -88,8 +88,8 @@ def test_the_plan_shows_the_prompt_as_the_model_reads_it(
             "model.api_key: it is the name",
         ),
         ("model: {server: 'http://bob:SECRET@h/v1'}", [], "model.server: the URL"),
-        ("model: {server: 'localhost:8000'}", [], "model.server: no http://"),
-        ("model: {family: typo}", [], "prompts/ has no folder 'typo'; there are default, nano"),
+        ("model: {server: 'localhost:8000'}", [], "model.server: not an http://"),
+        ("model: {family: typo}", [], "prompts/ has no folder 'typo': use default, nano"),
         (
             "train: {method: cft}\nlabel: {thinking: false}",
             [],
@@ -302,7 +302,7 @@ def test_an_import_without_a_row_says_why(capsys: pytest.CaptureFixture[str]) ->
     Path("rows.jsonl").write_text('{"question": "a?"}\n')
     code, _, err = dto(*IMPORT, capsys=capsys)
     assert (code, err.count("\n")) == (1, 1)
-    assert "rows.jsonl holds no row that can be read: the last is dropped as missing_field" in err
+    assert "rows.jsonl has no row that can be read: the last one is dropped as missing_field" in err
 
 
 def test_an_import_drops_gold_answers_that_cannot_be_read(

@@ -13,7 +13,6 @@ import pytest
 import typer
 
 import dto
-from dto.api import packaged
 from dto.cli import app
 from dto.commands import parse_changes
 from dto.errors import RecipeError
@@ -147,6 +146,19 @@ def test_public_names_exist(page: Path) -> None:
     assert {name for name in names if not hasattr(dto, name)} == set()
 
 
+def test_the_program_of_the_readme_is_part_of_a_page_whose_programs_are_run() -> None:
+    programs = dict(FENCED.findall(README.read_text("utf-8")))
+    page = (ROOT / "docs/python.md").read_text("utf-8")  # tests/test_api.py
+    assert set(programs["python"].splitlines()) <= set(page.splitlines())
+
+
+def test_the_layout_names_every_module() -> None:
+    named = set(re.findall(r"`dto/(\w+)(?:/|\.py)`", (ROOT / "docs/layout.md").read_text("utf-8")))
+    hidden = ("_", ".", "py.typed")
+    there = {path.stem for path in (ROOT / "dto").iterdir() if not path.name.startswith(hidden)}
+    assert named == there
+
+
 def test_the_index_names_every_page() -> None:
     index = (ROOT / "docs/README.md").read_text("utf-8")
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
@@ -199,7 +211,3 @@ def test_a_broken_link_is_found(tmp_path: Path, text: str, fault: str) -> None:
     page = tmp_path / "page.md"
     page.write_text(text)
     assert "".join(broken_links(page)) == fault
-
-
-def test_packaged_recipes_go_by_name() -> None:
-    assert packaged(Path("quickstart")) is not None and packaged(Path("quickstrat")) is None

@@ -9,13 +9,21 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
-from dto.records import OptimizedTrajectory, Problem, Segment, Trajectory
+from dto.engines import open_engine
+from dto.errors import DtoError, EngineError, RecipeError
+from dto.extension import is_import_path, load
+from dto.hub.card import models
+from dto.judges import check
+from dto.pipeline import STAGES
+from dto.recipe import ModelSettings, load_recipe, make_recipe, read_recipe
+from dto.records import OptimizedTrajectory, Problem, Segment, Span, Trajectory, Verdict
 from dto.runs.reader import RunReader
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "extending.md"
@@ -89,14 +97,25 @@ class Example:
         recipe = merged(self.recipe, changes or {})
         (self.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
 
-    def dto(self, command: str, *arguments: str, target: str = "recipe.yaml") -> str:
-        """What a command prints. It runs in the folder; its run directory is `run`."""
+    def start(self, command: str, *arguments: str, target: str) -> tuple[int, str]:
+        """Exit code and output of a command. It runs in the folder; its run directory is `run`."""
         words = [str(DTO), command, target, *arguments]
         if target == "recipe.yaml":
             words += ["--out", "run"]
         done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True)
-        assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}{done.stderr}"
-        return done.stdout + done.stderr
+        return done.returncode, done.stdout + done.stderr
+
+    def dto(self, command: str, *arguments: str, target: str = "recipe.yaml") -> str:
+        """The output of a command that succeeds."""
+        code, output = self.start(command, *arguments, target=target)
+        assert code == 0, output
+        return output
+
+    def refused(self, command: str, *arguments: str, target: str = "recipe.yaml") -> str:
+        """The one line that a command ends with when it refuses."""
+        code, output = self.start(command, *arguments, target=target)
+        assert code == 1 and len(output.splitlines()) == 1, output
+        return output
 
 
 # One function for each section, named in EFFECTS. It starts the commands that the example needs and
@@ -192,6 +211,21 @@ def test_the_example_takes_effect(title: str, tmp_path: Path) -> None:
     EFFECTS[title](Example(SECTIONS[title], tmp_path))
 
 
+def test_a_run_whose_package_is_missing_is_reported_and_viewed(tmp_path: Path) -> None:
+    """All examples in one recipe; only a command that computes needs the package."""
+    example = Example(next(iter(SECTIONS.values())), tmp_path)
+    for section in SECTIONS.values():
+        (tmp_path / section.module).write_text(section.code, encoding="utf-8")
+        example.recipe = merged(example.recipe, section.recipe)
+    example.write({"train": {"method": "none"}})
+    example.dto("run")
+    (tmp_path / "my_package").rename(tmp_path / "elsewhere")
+    assert "evaluate" in example.dto("report", target="run")
+    assert "view.html" in example.dto("view", "--no-open", target="run")
+    message = example.refused("run", target="run")
+    assert "module 'my_package' is not installed: install its package, or start in" in message
+
+
 @pytest.mark.parametrize("title", SECTIONS)
 def test_the_example_has_at_most_ten_lines(title: str) -> None:
     lines = [line for line in SECTIONS[title].code.splitlines()[1:] if line.strip()]
@@ -207,3 +241,222 @@ def test_two_modules_in_one_section_are_refused() -> None:
     block = "```python\n# my_package/a.py\nx = 1\n```\n"
     with pytest.raises(AssertionError, match="Judge: one module"):
         sections(f"# T\n\n## Judge\n\n{block}{block}```yaml\na: 1\n```\n")
+
+
+PACKAGE = {
+    "extensions/__init__.py": "",
+    "extensions/good.py": """
+import dto
+
+class Thing(dto.Settings):
+    limit: int = 3
+
+    def __call__(self, *arguments):
+        raise NotImplementedError
+
+def function(*arguments):
+    raise NotImplementedError
+
+class Plain(dto.Settings):
+    limit: int = 3
+""",
+    "extensions/needy.py": "import no_such_dependency",
+    "extensions/broken.py": "1 / 0",
+}
+NAMES = {  # each key, with a built-in name
+    "prune.judge": "counterfactual",
+    "model.engine": "vllm",
+    "judge.engine": "openai",
+    "train.reward": "accuracy",
+    "problems.rule": "math",
+    "problems.source": "chains",
+}
+MISTAKES = [  # name, settings, the key that the message names, the message
+    ("no_package:Thing", {}, "", "module 'no_package' is not installed: install its package, or "),
+    ("extensions.bad:Thing", {}, "", "module 'extensions.bad' is not installed: install its"),
+    ("extensions.needy:Thing", {}, "", "module 'no_such_dependency' is not installed: install its"),
+    ("extensions.broken:Thing", {}, "", "module 'extensions.broken' cannot be imported: ZeroDiv"),
+    ("extensions.good:Thin", {}, "", "module 'extensions.good' defines no 'Thin' (did you mean 'T"),
+    ("extensions/good.py:Thing", {}, "", "it is neither built in nor an import path: use "),
+    ("Thing", {}, "", "it is neither built in nor an import path: use "),
+    ("extensions.good:Thing", {"limt": 3}, "_settings", "unknown key 'limt' (did you mean 'limit'"),
+    ("extensions.good:Thing", {"limit": "x"}, "_settings", "limit = 'x': Input should be a valid"),
+    ("extensions.good:function", {"limit": 3}, "_settings", "is not a subclass of dto.Settings"),
+    ("extensions.good:Plain", {}, "_settings", "cannot be called: name a function or a class with"),
+    (None, {"limit": 3}, "_settings", "does not read limit: the other keys of this group are its"),
+]
+ANY_SOURCE = ("Thing", "extensions/good.py:Thing", "extensions.good:Plain")
+"""Names that are a dataset of the Hub, a file, or a task: `problems.source` allows them here."""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # for the end of the test: dto adds the folder itself
+    for name in [name for name in sys.modules if name.partition(".")[0] == "extensions"]:
+        monkeypatch.delitem(sys.modules, name)
+    for path, code in PACKAGE.items():
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_text(code, encoding="utf-8")
+
+
+def recipe_of(key: str, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with this name under a key, and the settings beside it."""
+    group, field = key.split(".")
+    values = {field: name, f"{field}_settings": dict(settings)}
+    return {"name": "r", group: {"name": "nano", **values} if group == "judge" else values}
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "settings", "suffix", "message"),
+    [
+        (key, *mistake)
+        for key in NAMES
+        for mistake in MISTAKES
+        if key != "problems.source" or mistake[0] not in ANY_SOURCE
+    ],
+)
+def test_a_mistake_is_refused_when_the_recipe_is_read(
+    key: str, name: str | None, settings: dict[str, Any], suffix: str, message: str, package: None
+) -> None:
+    data = recipe_of(key, name or NAMES[key], settings)
+    Path("r.yaml").write_text(yaml.safe_dump(data), encoding="utf-8")
+    with pytest.raises(RecipeError) as refused:
+        load_recipe("r.yaml")
+    line = str(refused.value)
+    assert line.startswith(f"recipe r.yaml: {key}{suffix}") and "\n" not in line
+    assert message in line
+    if name and is_import_path(name):
+        read_recipe(Path("r.yaml"))  # a finished run: nothing is imported, nothing is checked
+
+
+@pytest.mark.parametrize("key", NAMES)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("extensions.good:Thing", {}),
+        ("extensions.good:Thing", {"limit": 7}),
+        ("extensions.good:function", {}),
+        (None, {}),
+    ],
+)
+def test_a_good_name_is_accepted(
+    key: str, name: str | None, settings: dict[str, Any], package: None
+) -> None:
+    recipe = make_recipe(recipe_of(key, name or NAMES[key], settings))
+    group, field = key.split(".")
+    data = recipe.model_dump(mode="json")
+    assert data[group][field] == (name or NAMES[key])
+    assert data[group][f"{field}_settings"] == settings
+    assert make_recipe(data) == recipe
+
+
+def test_settings_without_a_default_are_required(package: None) -> None:
+    Path("extensions/strict.py").write_text(
+        "import dto\n\nclass Strict(dto.Settings):\n    limit: int\n", encoding="utf-8"
+    )
+    data = recipe_of("train.reward", "extensions.strict:Strict", {})
+    with pytest.raises(RecipeError, match=r"train\.reward_settings: limit: Field required"):
+        make_recipe(data)
+
+
+def test_a_secret_in_settings_is_not_shown(package: None) -> None:
+    data = recipe_of("model.engine", "extensions.good:function", {"password": "hunter2"})
+    with pytest.raises(RecipeError) as refused:
+        make_recipe(data)
+    assert "hunter2" not in str(refused.value) and "drop password" in str(refused.value)
+
+
+def test_the_same_settings_have_one_instance_in_a_process(package: None) -> None:
+    path = "extensions.good:Thing"
+    assert load(path, {"limit": 2}) is load(path, {"limit": 2})
+    assert load(path, {"limit": 2}) is not load(path, {"limit": 4})
+
+
+def test_something_that_is_not_an_engine_is_refused(package: None) -> None:
+    Path("extensions/engines.py").write_text(
+        """
+import dto
+
+class Partial:
+    def __init__(self, model, name):
+        self.model, self.tokenizer, self.shape, self.context = name, None, None, 9
+
+    async def complete(self, prompt, sampling, n=1):
+        return []
+
+class Named(dto.Settings):
+    suffix: str = ""
+
+    def __call__(self, model, name):
+        engine = dto.open_engine(model.model_copy(update={"engine": "transformers"}), name)
+        engine.model = name + self.suffix
+        return engine
+""",
+        encoding="utf-8",
+    )
+    settings = ModelSettings(engine="extensions.engines:Partial")
+    with pytest.raises(EngineError) as refused:
+        open_engine(settings)
+    assert str(refused.value) == (
+        "model.engine 'extensions.engines:Partial' returned Partial, which has no capabilities, "
+        "stream, branched, score, __aenter__, __aexit__: return an engine, see dto.protocols.Engine"
+    )
+    named = ModelSettings(engine="extensions.engines:Named", engine_settings={"suffix": "-2"})
+    assert open_engine(named).model == "nano-2"
+
+
+SEGMENTS = [
+    Segment(f"t/{index}", "t", index, Span(index, index + 1), Span(index, index + 1), index + 1,
+            "", "step")
+    for index in (0, 2, 3, 5)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "wrong"),
+    [
+        ([], None),
+        ([Verdict(2, "redundant", 1.0), Verdict(3, "keep", -2.0)], None),
+        ([Verdict(3, "unjudged", 0.0, reason="no time")], None),
+        (None, "None"),
+        (Verdict(9, "keep", 0.0), "segment=9"),  # not a list
+        ([2, 3], "2"),
+        ([Verdict(0, "harmful", 1.0)], "segment=0"),
+        ([Verdict(5, "keep", 1.0)], "segment=5"),
+        ([Verdict(1, "redundant", 1.0)], "segment=1"),
+        ([Verdict(2, "redundant", 1.0)] * 2, "segment=2"),
+        ([Verdict(2, "useless", 1.0)], "verdict='useless'"),  # type: ignore[arg-type]
+        ([Verdict(2, "redundant", nan)], "score=nan"),
+    ],
+)
+def test_a_judge_returns_at_most_one_verdict_for_each_segment_between(
+    verdicts: Any, wrong: str | None
+) -> None:
+    if wrong is None:
+        check(verdicts, SEGMENTS, "my_package.judges:f")
+        return
+    with pytest.raises(DtoError, match=r"prune\.judge 'my_package\.judges:f' returned") as refused:
+        check(verdicts, SEGMENTS, "my_package.judges:f")
+    assert wrong in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("judge", "own", "asked"),
+    [
+        ("counterfactual", True, False),
+        ("none", True, False),
+        ("llm", True, True),
+        ("llm", False, True),
+        ("extensions.good:function", True, True),
+        ("extensions.good:function", False, False),
+    ],
+)
+def test_the_judge_of_a_recipe_is_opened_for_a_judge_that_can_ask_it(
+    judge: str, own: bool, asked: bool, package: None
+) -> None:
+    data: dict[str, Any] = {"name": "r", "prune": {"judge": judge}}
+    recipe = make_recipe(data | ({"judge": {"name": "nano"}} if own else {}))
+    assert STAGES["prune"].asks_judge(recipe) == asked
+    assert ("judge" in STAGES["prune"].settings(recipe)) == asked
+    assert any(what == "judged patterns" for what, _ in models(recipe)) == (asked and own)

@@ -12,7 +12,7 @@ import yaml
 
 from dto import forecast, tables
 from dto.errors import RecipeError
-from dto.forecast import FLOPS, TOKENS, Extrapolation, smaller, usage
+from dto.forecast import FLOPS, TOKENS, Extrapolation, pilot_recipe, usage
 from dto.recipe import Recipe, load_recipe
 from dto.records import Problem
 from dto.runs import manifest
@@ -99,13 +99,13 @@ def test_a_pilot_has_fewer_problems_and_is_else_the_same() -> None:
     recipe = Recipe.model_validate(
         {"name": "r", "problems": {"dev": 3}, "evaluate": {"tasks": ["chains"], "limit": 50}}
     )
-    small = smaller(recipe, 20)
+    small = pilot_recipe(recipe, 20)
     assert (small.problems.train, small.problems.dev, small.problems.test) == (20, 3, 20)
     assert (small.name, small.evaluate.limit) == ("r-pilot", 20)
     assert small.model == recipe.model and small.train == recipe.train
     imported = Recipe.model_validate({"name": "r", "sample": {"imported": "rows.jsonl"}})
-    with pytest.raises(RecipeError, match="are there already"):
-        smaller(imported, 20)
+    with pytest.raises(RecipeError, match="imported responses in"):
+        pilot_recipe(imported, 20)
 
 
 SMALL = """
@@ -168,7 +168,7 @@ def test_a_pilot_forecasts_and_runs_nothing_else(
             if left == 2:
                 assert forecast.forecast(held, recipe, actual).pilot[name] == 2
                 continue
-            with pytest.raises(RecipeError, match=f"there are {left} problems for {name}, and 2"):
+            with pytest.raises(RecipeError, match=f"{name} has {left} problems"):
                 forecast.forecast(held, recipe, actual)
     # One step is evaluated once after the base, however often the recipe asks.
     tables.write(held.table("problems"), Problem, rows)
@@ -186,11 +186,11 @@ def test_too_few_problems_are_refused_before_anything_is_run(
     Path("small.yaml").write_text(SMALL)
     setting = ("--set", "evaluate.tasks=[one.jsonl]")
     code, _, err = dto("run", "small.yaml", "--pilot", "4", *setting, capsys=capsys)
-    assert code == 1 and "there are 1 problems for test one" in err
+    assert code == 1 and "test one has 1 problems" in err
     assert not Path("runs").exists()
 
 
 def test_what_cannot_be_forecast_is_refused() -> None:
     comparison = Recipe.model_validate({"name": "r", "compare": {"methods": ["dto", "sft"]}})
-    with pytest.raises(RecipeError, match="forecast the recipe of a method"):
-        smaller(comparison, 20)
+    with pytest.raises(RecipeError, match="forecast the recipe of one method"):
+        pilot_recipe(comparison, 20)

@@ -2,70 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import spacy
 
 from dto.drqa.answers import numbered_answers
-from dto.drqa.split import alike, others, split
+from dto.drqa.split import alike, others, quoted, split
 from dto.drqa.wording import wording
 from dto.errors import DtoError, RecipeError
 from dto.exits.monitor import Monitor, cue_at_end
 from dto.languages import DEFAULT, Languages, load_language
+from dto.pipeline import STAGES
 from dto.recipe import ExitSettings, make_recipe
+from dto.runs.run import settings_read
 from dto.segmentation.worker import Segmenter, segment_text
 from tests.vocabularies import QWEN3, tokenizer
 
-GERMAN = r"""
-spaces = true
-transitions = ["warte", "moment", "alternativ", "möglicherweise"]
-openers = ["aber", "oh", "hm", "also", "und", "nun"]
-abbreviations = ["bzw", "vgl", "ca"]
-stop = ["der", "die", "das", "und", "ist", "ein", "eine", "ich", "es", "sind", "in"]
-
-[lists]
-check = ["prüfe", "überprüfe", "rechne"]
-noun = ["fragen?", "aufgaben?"]
-
-[cues.verification]
-strong = ["warte", "moment", "ich {check}"]
-weak = ["aber"]
-
-[cues.alternative]
-strong = ["alternativ", "andererseits"]
-weak = ["oder", "vielleicht", "möglicherweise"]
-
-[cues.conclusion]
-strong = ["die antwort ist"]
-
-[roles]
-wait = ["warte", "moment"]
-but = ["aber"]
-alternatively = ["alternativ", "andererseits"]
-so = ["also", "daher"]
-
-[topics]
-doubt = ["warte", "moment", "aber", "fehler"]
-check = ["überprüfe", "prüfe", "noch einmal"]
-conclude = ["antwort", "daher"]
-
-[questions]
-numbers = ["eins", "zwei|zwo", "drei"]
-ordinals = ["erste[nrs]?", "zweite[nrs]?", "dritte[nrs]?"]
-next = ["nächste[nrs]?"]
-last = ["letzte[nrs]?"]
-named = [
-    '\b{noun}\s{0,3}(?:nr\.?)?\s{0,3}(\d{1,2}|{numbers})\b(?![.,]\d)',
-    '\b({ordinals}|\d{1,2}\.|{next}|{last})\s{1,3}{noun}\b',
-]
-unnumbered = ['\b(?:alle|beide|andere|vorherige)[nrs]?\s{1,3}(?:\w+\s{1,3})?{noun}\b']
-before = ['(?:(?:bei|zu|zur|für|in)\s{1,3})?(?:der\s{1,3}|die\s{1,3})?']
-joints = ['\bund', '\bist']
-closings = ['(?:also\s{1,3})?(?:die\s{1,3})?antworten\b']
-interjections = ['(?:gut|okay|also|nun|zuerst)\b[\s,.!]*']
-over_all = ['\b(?:ich )?(?:prüfe|fasse)\b[^.!?\n]{0,40}?\balle[sn]?\b']
-"""
+DOCUMENT = Path(__file__).parents[1] / "docs" / "extending.md"
+(GERMAN,) = re.findall(
+    r"^```toml\n(.*?)^```$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+)
 QUESTIONS = (
     "Natalia verkauft 48 Klammern im April und halb so viele im Mai. Wie viele sind es?",
     "Weng verdient 12 Dollar in der Stunde. Wie viel verdient er in 50 Minuten?",
@@ -204,6 +162,20 @@ def test_numbered_answers_are_read(languages: Languages) -> None:
 
 
 @pytest.mark.parametrize(
+    "sentence",
+    [
+        "Wie viele große Äpfel können fünf müde Gärtner täglich pflücken?",
+        "Сколько яблок могут собрать пять усталых садовников за один день?",
+    ],
+)
+def test_a_quotation_is_found_in_any_letters(sentence: str) -> None:
+    assert quoted(f"Also: {sentence}", "Was ist 2 + 2?", [sentence])
+    assert not quoted(f"Also: {sentence}", sentence, [sentence])
+    half = " ".join(sentence.split()[:6])
+    assert not quoted(half, "Was ist 2 + 2?", [sentence])
+
+
+@pytest.mark.parametrize(
     ("name", "number"),
     [("question 25", 25), ("the 25th problem", 25), ("the 1st problem", 1), ("problem ten", 10),
      ("第十题", 10), ("the next problem", -1), ("最后一题", -2), ("21st problem", 21)],
@@ -224,8 +196,8 @@ REFUSED = {
     "spaces = true\n[roles]\nwiat = ['x']": "wiat",
     "spaces = true\n[cues.doubt]\nstrong = ['x']": "doubt",
     "spaces = true\n[questions]\nnamed = ['frage (']": "questions.named 'frage (': missing )",
-    "spaces = true\n[questions]\nnamed = ['frage']": "has 0 groups",
-    "spaces = true\n[questions]\nclosings = ['(x)']": "has 1 groups",
+    "spaces = true\n[questions]\nnamed = ['frage']": "it has 0 groups",
+    "spaces = true\n[questions]\nclosings = ['(x)']": "it has 1 groups",
     "spaces = maybe": "Invalid value (at line 1",
 }
 
@@ -247,6 +219,15 @@ def test_a_missing_file_is_refused_with_the_recipe_but_not_for_a_finished_run() 
     assert make_recipe(dict(data), imports=False).language_files == ("klingon.toml",)
 
 
+async def test_a_file_that_is_gone_is_named_when_a_run_goes_on() -> None:
+    segmenter = Segmenter()
+    try:
+        with pytest.raises(DtoError, match=r"'klingon\.toml' cannot be read"):
+            await segmenter.cut("Es ist 5. Warte, nein.", "cue", ("en", "klingon.toml"))
+    finally:
+        segmenter.close()
+
+
 def test_a_number_in_no_list_is_named(tmp_path: Path) -> None:
     path = tmp_path / "odd.toml"
     path.write_text("spaces = true\n[questions]\nnamed = ['frage (\\w+)']", encoding="utf-8")
@@ -258,3 +239,15 @@ def test_a_number_in_no_list_is_named(tmp_path: Path) -> None:
 def test_built_in_languages_have_all_parts(name: str) -> None:
     language = load_language(name)
     assert language.transitions and language.openers and language.questions["named"]
+
+
+def test_stages_that_read_a_language_depend_on_its_file(languages: Languages) -> None:
+    """Runs from before the key depend on nothing new: the default is left out."""
+    default, recipe = make_recipe({"name": "x"}), make_recipe({"name": "x", "languages": languages})
+    readers = {
+        stage.name
+        for stage in STAGES.values()
+        if "languages" in settings_read(recipe, stage) and stage.files(recipe)[-1:] == languages[2:]
+    }
+    assert readers == {"segment", "batch", "chain", "trace", "evaluate"}
+    assert not any("languages" in settings_read(default, stage) for stage in STAGES.values())

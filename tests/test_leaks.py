@@ -197,7 +197,7 @@ def test_near_copies_are_told_before_anything_is_sampled(
     counts = funnel(RunReader(tmp_path / "run"))
     assert counts["near_duplicates"] == {"train": 1}
     told = " ".join(funnel_section(counts, None, recipe).facts)
-    assert "half or more of a question of another split: 1 of train" in told
+    assert "at least half of a question of another split: 1 in train" in told
 
 
 def test_nothing_is_told_where_nothing_is_copied(

@@ -158,7 +158,7 @@ def test_the_study_is_strict_json_and_fits_a_terminal(run: Path) -> None:
     data = json.loads((run / "pilot" / "pilot.json").read_text(), parse_constant=pytest.fail)
     assert data["static"][1]["kept"]["value"] == 1.0
     (run / "pilot" / "rows.parquet").unlink()
-    with pytest.raises(DtoError, match="start `dto pilot"):
+    with pytest.raises(DtoError, match="run `dto pilot"):
         study(run)
 
 

@@ -171,7 +171,7 @@ def test_parquet_and_numbers(tmp_path: Path) -> None:
     [
         (
             [{"question": "a?", "answer": "1"}],
-            "no field 'problem'; there are question, answer: set",
+            "no field 'problem'; its fields are question, answer: set",
         ),
         (
             [{"problem": ["a?"], "answer": "1"}],

@@ -52,8 +52,8 @@ PRIVATE = Redaction(KNOWN, {"s3cretvalue": "A_KEY"})
 def test_what_is_known_is_replaced_where_it_stands(text: str, shown: str) -> None:
     assert PRIVATE.text(text) == shown
     assert PRIVATE.data({text: [text, 1]}) == {shown: [shown, 1]}
-    assert PRIVATE.found(shown, written_by_us=False) is None
-    assert (PRIVATE.found(text, written_by_us=False) is None) == (text == shown)
+    assert PRIVATE.private_kind(shown, written_by_us=False) is None
+    assert (PRIVATE.private_kind(text, written_by_us=False) is None) == (text == shown)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_what_is_known_is_replaced_where_it_stands(text: str, shown: str) -> Non
     ],
 )
 def test_what_remains_is_found(text: str, written_by_us: bool, kind: str | None) -> None:
-    assert PRIVATE.found(text, written_by_us=written_by_us) == kind
+    assert PRIVATE.private_kind(text, written_by_us=written_by_us) == kind
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_what_a_run_makes_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     }  # fmt: skip
     private = Redaction.of(make_recipe(settings), tmp_path / "runs" / "r")
     assert private.secrets.keys() >= {"not-named", "0123456789"}
-    replaced = dict(private.replaced)
+    replaced = dict(private.replacements)
     for original in ("/home/alice", "/Users/alice", "/mnt/second", "sets/mine.jsonl",
                      "http://localhost:1/v1", str(tmp_path / "runs" / "r")):  # fmt: skip
         assert original in replaced
@@ -149,10 +149,10 @@ def test_a_home_that_is_anybodys_is_no_secret_in_what_a_model_wrote(
     monkeypatch.setenv("LOGNAME", user)
     private = Redaction.of(make_recipe({"name": "r"}), tmp_path / "runs" / "r")
     text = f"open('/home/{user}/notes.txt')"
-    assert bool(private.found(text, written_by_us=False)) == refused
-    assert private.found(text, written_by_us=True)
+    assert bool(private.private_kind(text, written_by_us=False)) == refused
+    assert private.private_kind(text, written_by_us=True)
     assert private.text(text) == "open('~/notes.txt')"
-    assert private.found(f"see {tmp_path}/runs/r/x", written_by_us=False)
+    assert private.private_kind(f"see {tmp_path}/runs/r/x", written_by_us=False)
 
 
 def test_no_two_places_get_one_name(tmp_path: Path) -> None:
@@ -183,6 +183,6 @@ def test_a_host_is_hidden_with_and_without_its_port(
 ) -> None:
     settings = {"name": "r", "model": {"engine": "openai", "server": server}}
     private = Redaction.of(make_recipe(settings), tmp_path / "runs" / "r")
-    found = {each for each, shown in private.replaced.items() if shown == "server.invalid"}
+    found = {each for each, shown in private.replacements.items() if shown == "server.invalid"}
     assert found == hidden
     assert private.text(server) == "http://server.invalid/v1"

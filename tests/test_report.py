@@ -13,7 +13,7 @@ from dto import tables
 from dto.errors import DtoError
 from dto.recipe import EvaluateSettings, ExitSettings, Recipe
 from dto.records import EvaluationRow, Problem
-from dto.reporting.cost import StageCost, break_even, paid_for
+from dto.reporting.cost import StageCost, break_even, break_even_sentences
 from dto.reporting.evaluation import Figures
 from dto.reporting.page import Section
 from dto.reporting.pictures import draw
@@ -187,7 +187,7 @@ def test_truncated_counts_as_not_correct_and_failed_leaves(make_run: Callable[..
     assert base["tokens"]["value"] == 200
     # 1 of 80 is more than 1 %
     assert {row.verdict for row in result.rows} == {"base", "too many failed"}
-    assert "nothing is claimed" in str(result)
+    assert "more than 1% failed responses is not compared" in str(result)
 
 
 def test_rows_that_an_error_kept_out_count_as_failed(make_run: Callable[..., Path]) -> None:
@@ -327,14 +327,14 @@ def test_break_even_in_model_flops_has_what_was_read(make_run: Callable[..., Pat
     assert flops.questions_low < 1910 < flops.questions_high
     assert not even.without_judge
     assert even.tokens.questions == 81  # in tokens as before
-    said = " ".join(paid_for(even))
-    assert "with the 15 tokens of prompts that were read: 2.1e+07. The trained model saves" in said
-    assert "1.1e+04 (1.1e+04…1.1e+04) FLOPs a question: paid for after 1,910" in said
+    said = " ".join(break_even_sentences(even))
+    assert "including 15 prompt tokens that were read: 2.1e+07. The trained model saves" in said
+    assert "1.1e+04 (1.1e+04…1.1e+04) FLOPs per question: it breaks even after 1,910" in said
     text = str(result)
     assert max(map(len, text.splitlines())) <= 100
     assert " ".join(said.split()) in " ".join(text.split())
     page = (run / "report" / "report.html").read_text()
-    assert "model FLOPs" in page and "paid for after 1,910" in page
+    assert "model FLOPs" in page and "breaks even after 1,910" in page
 
 
 def test_what_pays_in_tokens_may_not_pay_in_flops(make_run: Callable[..., Path]) -> None:
@@ -347,7 +347,7 @@ def test_what_pays_in_tokens_may_not_pay_in_flops(make_run: Callable[..., Path])
     assert even is not None and even.tokens.questions == 81
     assert even.flops is not None
     assert (even.flops.questions, even.flops.questions_low) == (None, None)
-    assert paid_for(even)[-1].endswith("FLOPs more a question: it never pays.")
+    assert break_even_sentences(even)[-1].endswith("more FLOPs per question: it never breaks even.")
 
 
 def test_runs_that_did_not_count_model_flops_still_report(make_run: Callable[..., Path]) -> None:
@@ -356,7 +356,7 @@ def test_runs_that_did_not_count_model_flops_still_report(make_run: Callable[...
     pl.read_parquet(table).drop("model_flops").write_parquet(table)
     even = report(run).break_even
     assert even is not None and even.tokens.questions == 81
-    assert even.flops is None and paid_for(even)[1].endswith("not known of all stages.")
+    assert even.flops is None and break_even_sentences(even)[1].endswith("unknown for some stages.")
     assert len(list(tables.read(table, EvaluationRow))) == 4 * PROBLEMS * SAMPLES
 
 
@@ -383,7 +383,7 @@ def test_a_judge_of_unknown_size_is_left_out_and_said(make_run: Callable[..., Pa
         even = report(run).break_even
         assert even is not None and even.flops is not None
         assert (even.flops.spent, even.without_judge) == (spent, flops is None)
-        assert ("without the judge's" in " ".join(paid_for(even))) == (flops is None)
+        assert ("without the judge," in " ".join(break_even_sentences(even))) == (flops is None)
         assert even.tokens_read == 4 * 5 + 40
 
 
@@ -394,12 +394,12 @@ SAMPLED = StageCost("sample", 10, 0, 0, 0, 0, 1.0, 1.0, 1.0, 1)
     ("saved", "questions", "said"),
     [
         ((0.0, -2.0, 4.0), (None, 3, None),
-         "saves 0.0 (-2.0…4.0) tokens a question: it never pays, at the interval's better end "
-         "after 3."),
-        ((0.0, 0.0, 0.0), (None, None, None), "a question: it never pays."),
+         "saves 0.0 (-2.0…4.0) tokens per question: it never breaks even; at the better end of the "
+         "interval, after 3."),
+        ((0.0, 0.0, 0.0), (None, None, None), "per question: it never breaks even."),
         ((-6.0, -9.0, -2.0), (None, None, None),
-         "The trained model takes 6.0 (2.0…9.0) tokens more a question: it never pays."),
-        ((1.0, -1.0, 2.0), (10, 5, None), "paid for after 10 (5…never) questions."),
+         "The trained model takes 6.0 (2.0…9.0) more tokens per question: it never breaks even."),
+        ((1.0, -1.0, 2.0), (10, 5, None), "it breaks even after 10 (5…never) questions."),
     ],
 )  # fmt: skip
 def test_what_may_not_pay_says_so(
@@ -408,7 +408,7 @@ def test_what_may_not_pay_says_so(
     even = break_even([SAMPLED], Estimate(*saved, 10, 10), NOTHING)
     found = even.tokens
     assert (found.questions, found.questions_low, found.questions_high) == questions
-    assert paid_for(even)[0].endswith(said)
+    assert break_even_sentences(even)[0].endswith(said)
 
 
 def test_the_table_fits_a_terminal(make_run: Callable[..., Path]) -> None:

@@ -250,13 +250,19 @@ def test_every_drop_reason_is_there(make_run: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({}, "error 0.05 at each boundary, against 0.65 and 0.85"),
-        ({}, "estimate.error_scan bounds them together"),
-        ({"estimate.error_scan": 0.1}, "passes at any of them with probability 0.1 at most"),
-        ({"estimate.method": "fixed"}, "more than 0.75 of 16 rollouts is right: no error is"),
+        (
+            {},
+            "share is at most 0.65 (below) or at least 0.85 (above)",
+        ),
+        ({}, "estimate.error_scan bounds them jointly"),
+        ({"estimate.error_scan": 0.1}, "passes at any of them with probability at most 0.1"),
+        (
+            {"estimate.method": "fixed"},
+            "more than 0.75 of its 16 rollouts are right. This decision has no stated error",
+        ),
     ],
 )
-def test_the_error_of_estimates_is_said_as_it_is(
+def test_the_error_of_estimates_is_stated(
     make_run: Callable[..., Path], settings: dict[str, Any], said: str
 ) -> None:
     run = make_run(settings)
@@ -266,12 +272,12 @@ def test_the_error_of_estimates_is_said_as_it_is(
     assert said in page(run)
 
 
-def test_what_a_run_lacks_is_left_out_and_said(make_run: Callable[..., Path]) -> None:
+def test_sections_without_data_are_omitted_with_a_reason(make_run: Callable[..., Path]) -> None:
     html = page(make_run(optimized=False, exits=[{"name": "none"}], models=("base",)))
     assert {"exits", "calibration", "difficulty"}.isdisjoint(outline(html).ids)
-    titles = ("Tokens saved by difficulty", "Where the exits lie", "Can the confidence be trusted?")
+    titles = ("Tokens saved by difficulty", "Exit positions", "Calibration of the confidence")
     for title in titles:
-        assert f"Left out: <em>{title}</em>" in html
+        assert f"Not shown: <em>{title}</em>" in html
 
 
 def test_text_is_escaped(make_run: Callable[..., Path]) -> None:
@@ -422,7 +428,7 @@ def test_tables_and_pictures_have_names_for_those_who_do_not_see_them(
 
 def test_the_fewest_tokens_may_be_those_of_another_model(make_run: Callable[..., Path]) -> None:
     html = page(make_run(models=("base", "nano-control")))
-    assert "the fewest where no loss is shown" in html
+    assert "fewest tokens without a shown loss" in html
 
 
 def test_a_legend_shows_points_without_their_bars() -> None:
@@ -441,7 +447,7 @@ def test_stages_of_another_commit_are_named(make_run: Callable[..., Path]) -> No
     done["git"] = {"commit": "other", "dirty": True}
     (run / "sample" / "manifest.json").write_text(json.dumps(done))
     html = page(run)
-    assert "Of another version or commit: sample." in html
+    assert "Computed with another version or commit: sample." in html
     assert "git checkout abc123" in html and "The checkout held changes" not in html
 
 
@@ -461,22 +467,24 @@ def test_where_the_exits_lie(make_run: Callable[..., Path]) -> None:
     assert deer.counts[5] == 11
 
 
-def test_those_without_an_optimized_version_are_told_once(make_run: Callable[..., Path]) -> None:
+def test_trajectories_without_an_optimized_version_are_counted_once(
+    make_run: Callable[..., Path],
+) -> None:
     result = report(make_run())
-    section = next(part for part in result.sections() if part.title == "Where the exits lie")
+    section = next(part for part in result.sections() if part.title == "Exit positions")
     assert isinstance(section, Section)
     assert [row[:4] for row in section.tables[0].rows] == [
         ("optimized", "shortened", 2, None),
         ("optimized", "unchanged", 1, None),
-        ("optimized", "without", None, 1),
+        ("optimized", "none", None, 1),
         ("base", "deer", 11, 1),
         ("trained", "deer", 11, 1),
     ]
 
 
-def test_early_exits_alone_have_no_row_of_the_optimized(make_run: Callable[..., Path]) -> None:
+def test_early_exits_only_have_no_row_for_optimized(make_run: Callable[..., Path]) -> None:
     result = report(make_run(optimized=False))
-    section = next(part for part in result.sections() if part.title == "Where the exits lie")
+    section = next(part for part in result.sections() if part.title == "Exit positions")
     assert isinstance(section, Section)
     assert [row[:4] for row in section.tables[0].rows] == [
         ("base", "deer", 11, 1), ("trained", "deer", 11, 1),

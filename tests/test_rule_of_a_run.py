@@ -19,7 +19,7 @@ def fails(answer: str, gold: str) -> bool:
 """
 RECIPE = """
 model: {name: nano, context: 1024, slots: 16}
-problems: {train: 3, dev: 2, test: 2, rule: "outside_rules:any_answer"}
+problems: {train: 3, dev: 2, test: 6, rule: "outside_rules:any_answer"}
 sample: {samples: 2, temperature: 1.0, top_p: 1.0, max_tokens: 320}
 estimate: {method: fixed, rollouts: 4, max_tokens: 16, first_pass_only: false}
 optimize: {max_tokens: 48}
@@ -126,7 +126,7 @@ def test_every_grade_of_a_run_is_the_rules(
 
 
 def test_a_rule_that_fails_is_counted_in_the_last_lines(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     rule = "problems.rule=outside_rules:fails"
     code, text = told("sample", "recipe.yaml", "--out", "failed", "--set", rule, capsys=capsys)
@@ -135,4 +135,4 @@ def test_a_rule_that_fails_is_counted_in_the_last_lines(
     assert grades(rows) <= {"failed", "truncated"}
     reasons = set(rows.filter(grade="failed")["reason"])
     assert reasons == {"rule_error: ValueError: no opinion"}
-    assert "answers without a grade: rule_error: ValueError" in text
+    assert "6 answers without a grade: rule_error: ValueError" in caplog.text

@@ -19,7 +19,7 @@ from dto.calibration.risk import Split, certify, order, split
 from dto.errors import DtoError, RecipeError, disk_errors
 from dto.recipe import ExitSettings, Recipe
 from dto.reporting.evaluation import MAX_FAILED, Figures
-from dto.reporting.pictures import front, not_beaten, save
+from dto.reporting.pictures import front, pareto_front, save
 from dto.reporting.positions import Reliability
 from dto.reporting.table import Table, arms_table, write_json
 from dto.runs import manifest
@@ -216,7 +216,7 @@ class Curve:
         columns = {"exit": "exit", "accuracy % (95 %)": "accuracy", "gain (95 %)": "gain",
                    "tokens (95 %)": "tokens"}  # fmt: skip
         return arms_table(
-            (base, *not_beaten(self.points)),
+            (base, *pareto_front(self.points)),
             columns,
             f"{self.name}: {len(self.points):,} exits over {base.problems:,} problems, replayed",
             notes=self.skipped,
@@ -263,5 +263,5 @@ def _draw(
     directory: Path, name: str, title: str, points: Sequence[Figures], picked: Figures
 ) -> None:
     """Draw `none`, what was picked, and the exits that no other beats in accuracy and tokens."""
-    shown = {point.exit: point for point in (points[0], picked, *not_beaten(points))}
+    shown = {point.exit: point for point in (points[0], picked, *pareto_front(points))}
     save(lambda: front([*shown.values()], title), directory, name)

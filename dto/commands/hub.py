@@ -89,10 +89,10 @@ def pull(
 
     Other datasets of responses or preference pairs are imported.
     """
-    from dto.hub.pull import find, owed
+    from dto.hub.pull import is_run, pending_stages
     from dto.hub.pull import pull as pull_run
 
-    if not find(name, revision):
+    if not is_run(name, revision):
         if model is None:
             raise DtoError(
                 f"{name} is not a run of dto: to import its rows, name the model whose tokenizer "
@@ -110,7 +110,7 @@ def pull(
     place = out or Path("runs") / name.rpartition("/")[2]
     stages = pull_run(name, place, revision=revision, weights=weights)
     print(f"{place}: {', '.join(stages)}; continue with: dto run {quote(str(place))}")
-    for stage in owed(place):
+    for stage in pending_stages(place):
         print(f"{stage}: test questions were not published; dto run reads them from their source")
     if "train" in stages and not (place / "train" / "model").is_dir():
         print(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dto.compare.compare import grid, methods, shared_stages
 from dto.errors import DtoError
+from dto.extension import is_import_path
 from dto.pipeline import needed, shown_prompts, stage_of
 from dto.recipe import Recipe
 from dto.records import Dropped, Problem
@@ -60,7 +61,8 @@ def _first_questions(recipe: Recipe) -> tuple[list[str], str]:
     """The questions of the largest batch prompt (or one), and a remark."""
     imported = recipe.sample.imported
     source = imported or recipe.problems.source
-    unknown = [f"(a question of {source})"], f" ({source} is not on this machine)"
+    remark = "is read by the run" if is_import_path(source) else "is not on this machine"
+    unknown = [f"(a question of {source})"], f" ({source} {remark})"
     most = max(recipe.batch.k, default=1)
     local = source == "chains" or source.endswith((".jsonl", ".parquet"))
     if not local:

@@ -1,6 +1,6 @@
-"""The comparison of DTO with published methods: the same samples, budget and grid for all.
+"""Comparison of DTO with published methods: the same samples, token budget and grid for all.
 
-`compare` reads their recipes and works through all of them at the same budget, `tune` takes one
-through its grid on dev, `report` sums up. What they train on is chosen in `dto.baselines`; their
-losses stand beside DTO's in `dto.training`.
+`compare` reads the recipes of the methods and runs them, `tune` tunes one method on dev, `report`
+summarizes. `dto.baselines` chooses the training data of the methods; their losses are in
+`dto.training`.
 """

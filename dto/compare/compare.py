@@ -1,11 +1,11 @@
-"""Every method from the same samples, under the same budget, through the same grid, side by side.
+"""Run all methods of a comparison from the same samples, with the same token budget and grid.
 
-The stages that methods share are computed once. Then each method is tuned and evaluated in a child
-process (`dto.compare.tune`), `compare.processes` of them at a time, each with one thread; the
-base model goes first, as its dev score is what all are measured against.
+Shared stages are computed once. Then each method is tuned and evaluated in a child process
+(`dto.compare.tune`) with one thread, `compare.processes` of them at a time. The base model goes
+first, since checkpoints are chosen against its dev score.
 
-Every trained method gets the same grid: `compare.learning_rates` (or, where that is empty, its own
-rate) times the values of one parameter of its own. One that trains nothing has only the latter.
+Every trained method has the same grid: `compare.learning_rates` (if empty, the method's own rate)
+times the values of one parameter of its own. A method without training has only the latter.
 """
 
 from __future__ import annotations
@@ -36,63 +36,65 @@ from dto.runs.run import ASIDE, Consent, OpenRun, Stale, refuse, settings_of
 
 FILES = (".yaml", ".yml")
 BASE = "base"
-"""The model as it is: not tuned, and in every comparison."""
+"""Name of the untrained model, which is part of every comparison and not tuned."""
 OWN = tuple(name for name, stage in STAGES.items() if stage.of_method)
-"""Groups of settings of which a method's recipe may set some; stages without any are shared."""
+"""Groups of settings that a method's recipe can change; all other stages are shared."""
 
 Change = dict[str, Any]
 
 
 def method_names(recipe: Recipe) -> list[str]:
-    """The methods of a comparison, the base model first; one that is a file has its stem."""
+    """List the methods of a comparison, the base model first; a recipe file goes by its stem."""
     names = recipe.compare.methods
     return [BASE, *(Path(name).stem if name.endswith(FILES) else name for name in names)]
 
 
 def find(name: str) -> Path:
-    """The recipe of a method: a file, or one of `pipelines/baselines`."""
+    """Return the path of a method's recipe: a file, or a name in `pipelines/baselines`."""
     if name.endswith(FILES):
         return Path(name)
     folder = Path(str(resource("pipelines"))) / "baselines"
     path = folder / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(each.stem for each in folder.glob("*.yaml")))
-        raise RecipeError(f"compare.methods: no method {name!r}; there are {known}, or give a file")
+        names = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        raise RecipeError(
+            f"compare.methods: unknown method {name!r}; choose from {names}, or give a recipe file"
+        )
     return path
 
 
 def methods(shared: Recipe) -> dict[str, Recipe]:
-    """The recipe of each method, by the name of its file, the base model first."""
-    found = {BASE: _merged(shared, None, BASE)}
-    for each in shared.compare.methods:
-        path = find(each)
-        if path.stem in found:
-            raise RecipeError(f"compare.methods: {path.stem!r} stands there twice")
-        found[path.stem] = _merged(shared, load_recipe(path), path.stem)
-    if shared.compare.reference not in found:
+    """Return the recipe of each method by name, the base model first."""
+    recipes = {BASE: _merged(shared, None, BASE)}
+    for name in shared.compare.methods:
+        path = find(name)
+        if path.stem in recipes:
+            raise RecipeError(f"compare.methods: {path.stem!r} is listed twice: remove one")
+        recipes[path.stem] = _merged(shared, load_recipe(path), path.stem)
+    if shared.compare.reference not in recipes:
         raise RecipeError(
-            f"compare.reference = {shared.compare.reference!r}: no method of {', '.join(found)}"
+            f"compare.reference = {shared.compare.reference!r}: choose from {', '.join(recipes)}"
         )
-    return found
+    return recipes
 
 
-def _merged(shared: Recipe, own: Recipe | None, name: str) -> Recipe:
-    """What both say: models, problems, sampling and evaluation of the one, the method's of its own.
+def _merged(shared: Recipe, method: Recipe | None, name: str) -> Recipe:
+    """Merge the shared recipe with the groups `OWN` of a method's recipe.
 
-    Of the method's `train` the size of the training is left out, which is the same for all.
+    Settings of `train` that fix the amount of training come from the shared recipe.
     """
     data = shared.model_dump(mode="json", exclude_unset=True)
     data["name"] = name
     comparing = shared.compare.model_dump(mode="json") | {"methods": [], "reference": BASE}
-    trained = own is not None and own.train.method != "none"
-    if own is not None:
+    trained = method is not None and method.train.method != "none"
+    if method is not None:
         for group in OWN:
-            settings = getattr(own, group).model_dump(mode="json", exclude_unset=True)
+            settings = getattr(method, group).model_dump(mode="json", exclude_unset=True)
             data[group] = {**data.get(group, {}), **settings}
-        tried = own.compare.values[: shared.compare.own_values]
-        comparing |= {"own": own.compare.own, "values": list(tried)}
+        values = method.compare.values[: shared.compare.own_values]
+        comparing |= {"own": method.compare.own, "values": list(values)}
         if not comparing["own"] or not comparing["values"]:
-            raise RecipeError(f"method {name}: compare.own and compare.values say what is tuned")
+            raise RecipeError(f"method {name}: set compare.own and compare.values, which are tuned")
     else:
         data.setdefault("train", {})["method"] = "none"
     for key in ("evaluations", "dev_samples", "collapse_points", "collapse_truncated", "keep"):
@@ -106,7 +108,7 @@ def _merged(shared: Recipe, own: Recipe | None, name: str) -> Recipe:
 
 
 def grid(recipe: Recipe) -> list[Change]:
-    """The points that a method is tuned over, as changes of its recipe."""
+    """Return the grid of a method, each point as changes of its recipe."""
     settings = recipe.compare
     if not settings.own:
         return []
@@ -117,16 +119,16 @@ def grid(recipe: Recipe) -> list[Change]:
     return [{"train.learning_rate": rate, settings.own: value} for rate, value in points]
 
 
-def changed(recipe: Recipe, change: Change) -> Recipe:
-    """The recipe at a point of the grid."""
+def at_point(recipe: Recipe, change: Change) -> Recipe:
+    """Apply a point of the grid to a recipe."""
     data = recipe.model_dump(mode="json", exclude_unset=True)
     return make_recipe(data, change, f"method {recipe.name}")
 
 
-def charged(run: RunReader, recipe: Recipe) -> int:
-    """Policy tokens that were generated for what a method trains on: its samples, its rollouts.
+def charged_tokens(run: RunReader, recipe: Recipe) -> int:
+    """Count the policy tokens generated for a method's training data, such as samples and rollouts.
 
-    Of the responses to batch prompts those count that its labels are made of.
+    Of the responses to batch prompts only those used for its labels count.
     """
     tokens = 0
     for stage in needed(recipe, "train"):
@@ -157,14 +159,14 @@ POLL_SECONDS = 0.1
 
 
 def compare(run: OpenRun, recompute: Consent = refuse) -> None:
-    """All of a comparison; what is finished is not done again.
+    """Run a comparison and skip finished parts.
 
-    Writes below RUN/compare a directory for each method; `dto.compare.report` sums them up.
-    `recompute` is told which methods have changed. Raises DtoError naming the methods that failed,
-    when all others are done.
+    Each method has a directory in RUN/compare; `dto.compare.report` summarizes them. `recompute`
+    is called with the methods whose recipe or data changed. When all other methods are finished,
+    raises DtoError with the names of the failed ones.
     """
     recipes = methods(run.recipe)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     run_stages(run, shared_stages(run.recipe, recipes))
     set_aside(run, recipes, recompute)
     places = {name: prepare(run, name, recipe) for name, recipe in recipes.items()}
@@ -173,16 +175,16 @@ def compare(run: OpenRun, recompute: Consent = refuse) -> None:
     _work(run, recipes, places)
     shutil.rmtree(run / ASIDE / FOLDER, ignore_errors=True)
     write_run_manifest(run)
-    logger.info("compare   %.0f s", time.perf_counter() - begun)
+    logger.info("compare   %.0f s", time.perf_counter() - start)
 
 
 def shared_stages(shared: Recipe, recipes: Mapping[str, Recipe]) -> list[str]:
-    """The stages that are computed once, in order, of those that the methods' trainings read."""
-    wanted = {"problems"}
+    """List in order the stages that several trainings read and that are computed once."""
+    stages = {"problems"}
     for recipe in recipes.values():
         if recipe.train.method != "none":
-            wanted |= {name for name in needed(recipe, "train") if _shares(shared, recipe, name)}
-    return [stage for stage in STAGES if stage in wanted]
+            stages |= {name for name in needed(recipe, "train") if _shares(shared, recipe, name)}
+    return [stage for stage in STAGES if stage in stages]
 
 
 def _shares(shared: Recipe, recipe: Recipe, stage: str) -> bool:
@@ -193,19 +195,19 @@ def _shares(shared: Recipe, recipe: Recipe, stage: str) -> bool:
 
 
 def set_aside(run: OpenRun, recipes: Mapping[str, Recipe], recompute: Consent) -> None:
-    """Move methods that were computed from something else aside, until all methods are done.
+    """Move outdated methods aside until all methods are finished.
 
-    Raises what `recompute` raises, and nothing is moved then.
+    If `recompute` raises, nothing is moved.
     """
-    stale = {name: _stale(run, name, recipe) for name, recipe in recipes.items()}
-    changed = {name: found for name, found in stale.items() if found is not None}
+    stale = {name: _stale_method(run, name, recipe) for name, recipe in recipes.items()}
+    changed = {name: state for name, state in stale.items() if state is not None}
     if changed:
         recompute(run.path, list(changed.values()))
     for name in changed:
         run.set_aside(f"{FOLDER}/{name}")
 
 
-def _stale(run: OpenRun, name: str, recipe: Recipe) -> Stale | None:
+def _stale_method(run: OpenRun, name: str, recipe: Recipe) -> Stale | None:
     place = RunReader(run / FOLDER / name)
     marker = place / "digest"
     stages = shared_stages(run.recipe, {name: recipe})
@@ -223,11 +225,11 @@ def _stale(run: OpenRun, name: str, recipe: Recipe) -> Stale | None:
 
 
 def prepare(run: OpenRun, name: str, recipe: Recipe) -> Path:
-    """The directory of a method: its recipe, and links to the stages that it shares."""
+    """Create the directory of a method with its recipe and links to the shared stages."""
     place = run / FOLDER / name
     marker = place / "digest"
     if not marker.exists():
-        shutil.rmtree(place, ignore_errors=True)  # killed while it was made
+        shutil.rmtree(place, ignore_errors=True)  # left by a run that was killed here
         place.mkdir(parents=True)
         data = recipe.model_dump(mode="json", exclude_unset=True)
         text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
@@ -240,7 +242,7 @@ def prepare(run: OpenRun, name: str, recipe: Recipe) -> Path:
 
 
 def _digest(run: OpenRun, recipe: Recipe, stages: Sequence[str]) -> str:
-    """All that decides what comes of a method; `stages` are those that it shares."""
+    """Hash everything that determines a method's result; `stages` are its shared stages."""
     settings = json.dumps(settings_of(recipe), sort_keys=True)
     tables = [(run.manifest(stage) or {}).get("digest", "") for stage in stages]
     weights = str(manifest.of_model(recipe.model.name))
@@ -249,7 +251,7 @@ def _digest(run: OpenRun, recipe: Recipe, stages: Sequence[str]) -> str:
 
 def _work(run: OpenRun, recipes: Mapping[str, Recipe], places: Mapping[str, Path]) -> None:
     dev = places[BASE] / "dev.json"
-    pending = [name for name, place in places.items() if _done(place) is None]
+    pending = [name for name, place in places.items() if _result(place) is None]
     running: dict[str, subprocess.Popen[bytes]] = {}
     failed: dict[str, str] = {}
     try:
@@ -265,7 +267,7 @@ def _work(run: OpenRun, recipes: Mapping[str, Recipe], places: Mapping[str, Path
                 if code is None:
                     continue
                 del running[name]
-                done = _done(places[name])
+                done = _result(places[name])
                 if code == 0 and done is not None:
                     took = f"{done['seconds']:.0f} s, {done['cpu_seconds']:.0f} s of a core"
                     points = len(grid(recipes[name]))
@@ -279,7 +281,7 @@ def _work(run: OpenRun, recipes: Mapping[str, Recipe], places: Mapping[str, Path
         end_children(running.values())
     if failed:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-        raise DtoError(f"compare: {reasons}; finished rows are kept: run the same command again")
+        raise DtoError(f"compare: {reasons}; finished parts are kept, run the same command again")
 
 
 def _start(place: Path, dev: Path) -> subprocess.Popen[bytes]:
@@ -291,8 +293,8 @@ def _start(place: Path, dev: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | one)
 
 
-def _done(place: Path) -> dict[str, Any] | None:
-    """What a method that is done took; None where it is not, or was done from something else."""
+def _result(place: Path) -> dict[str, Any] | None:
+    """Read time and digest of a finished method; None if it is unfinished or outdated."""
     try:
         done: dict[str, Any] = json.loads((place / "done.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -302,5 +304,5 @@ def _done(place: Path) -> dict[str, Any] | None:
 
 def _last_line(place: Path) -> str:
     lines = (place / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
     return f"{last.removeprefix('error: ')} ({place / 'log.txt'})"

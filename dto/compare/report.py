@@ -1,13 +1,12 @@
-"""What a comparison amounts to: one table, one picture, the grid behind it.
+"""Report of a comparison: tables, a picture and the grid.
 
-Below RUN/compare: `methods.csv` and `methods.parquet` (a row a method), `grid.csv` and
-`grid.parquet` (a row a training), `compare.html` (a page to send around), `compare.png`,
-`compare.svg`, `compare.json`.
+Files in RUN/compare: `methods.csv` and `methods.parquet` (a row per method), `grid.csv` and
+`grid.parquet` (a row per training), `compare.html` (a page to share), `compare.png`, `compare.svg`,
+`compare.json`.
 
-All methods answer the same problems with the same seeds. Accuracy and tokens are the mean over the
-problems that every method has graded responses to (one without any is left out of this, and has no
-figures); differences are those of two methods on a
-problem, under a paired bootstrap over problems, with Holm's correction over all pairs of methods.
+All methods answer the same problems with the same seeds. Differences are taken on the problems to
+which every method has graded responses (methods without any are skipped and have no figures), with
+a paired bootstrap over problems and Holm's correction over all pairs of methods.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from dto import statistics
 from dto.compare.compare import method_names
 from dto.errors import DtoError
 from dto.reporting.evaluation import Arm, too_many_failed
-from dto.reporting.funnel import right
-from dto.reporting.page import Section, drawn, render_page
-from dto.reporting.pictures import COLOURS, INK, MARKERS, error_bars, legend, plain, save
+from dto.reporting.funnel import judging_accuracy
+from dto.reporting.page import Section, make_figure, render_page
+from dto.reporting.pictures import COLOURS, INK, MARKERS, error_bars, legend, save, style_axes
 from dto.reporting.table import Cell, Table, write_json
 from dto.reporting.write import reproduce_section
 from dto.runs import manifest
@@ -40,20 +39,20 @@ from dto.runs.reader import RunReader
 from dto.statistics import Difference, Estimate, shown
 
 LEAST_PROBLEMS = 100
-"""With fewer problems intervals are shown, and no ranking."""
+"""With fewer problems methods are not ranked."""
 SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class MethodRow:
-    """One method, over all seeds.
+    """Figures of one method over all seeds.
 
-    Intervals are 95 %, of this method alone. `policy_tokens` is the mean over the trainings of its
-    grid, of which `charged` went into its data; `cpu_seconds` is all that it took. `gain` and
-    `tokens_change` are differences from the reference (accuracy; tokens), over problems, each with
-    its p-value after Holm's correction. `accuracy_rank` is 1 + the number of methods that are
-    shown to be more accurate, `tokens_rank` 1 + the number shown to be shorter (None: too few
-    problems, or too many failed). `picked` is what dev chose, for each seed; empty: the base model.
+    Intervals are 95 %, for this method only. `policy_tokens` is the mean over the trainings of its
+    grid; `charged` of these were generated for its data. `cpu_seconds` covers the whole method.
+    `gain` (accuracy) and `tokens_change` are differences from the reference over problems, with
+    p-values after Holm's correction. `accuracy_rank` is 1 + the number of methods shown to be more
+    accurate, `tokens_rank` 1 + the number shown to use fewer tokens; None with too few problems or
+    too many failures. `picked` is the choice on dev for each seed; empty for the base model.
     """
 
     method: str
@@ -75,10 +74,10 @@ class MethodRow:
 
 @dataclass(frozen=True, slots=True)
 class Judging:
-    """Judging of held-out chains by one training: the share of right letters.
+    """Share of right letters in judging held-out chains, for one training.
 
-    `training` is what it sets. `before` is of the base, `after` of the training's end, picked or
-    not; `unreadable` judgements there have no letter, and count as wrong.
+    `training` names the point of the grid. `before` is the base, `after` the end of the training,
+    picked or not. `unreadable` counts judgements after training without a letter, which are wrong.
     """
 
     method: str
@@ -91,9 +90,9 @@ class Judging:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A comparison; `str()` gives the tables for the terminal.
+    """Figures of a comparison; `str()` gives the tables for the terminal.
 
-    `judging` has every training of the methods that read labelled chains.
+    `judging` has all trainings of methods that use labelled chains.
     """
 
     name: str
@@ -111,12 +110,12 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """What was compared on what."""
+        """Name, number of problems, samples and seeds."""
         seeds = f", seeds {', '.join(map(str, self.seeds))}" if len(self.seeds) > 1 else ""
         return f"{self.name}: {self.problems:,} test problems × {self.samples} samples{seeds}"
 
     def tables(self) -> tuple[Table, ...]:
-        """Accuracy and tokens, each with differences and ranks; what was spent; judging."""
+        """Build the tables: accuracy, tokens, cost and choice, and judging."""
         return (
             Table.of("Accuracy", self.rows, {
                 "method": (_method, ""),
@@ -125,22 +124,22 @@ class Comparison:
                 "p": (self._unless_reference("gain_p"), ".4f"),
                 "rank": (lambda row: row.accuracy_rank or "–", ""),
             }),
-            Table.of("Tokens of a question", self.rows, {
+            Table.of("Tokens per question", self.rows, {
                 "method": (_method, ""),
                 "tokens (95 %)": (lambda row: row.tokens, ".1f"),
                 f"Δ {self.reference} (95 %)": (self._unless_reference("tokens_change"), "+z.1f"),
                 "p": (self._unless_reference("tokens_change_p"), ".4f"),
                 "rank": (lambda row: row.tokens_rank or "–", ""),
             }),
-            Table.of("What each took, and what dev picked", self.rows, {
+            Table.of("Cost, and choice on dev", self.rows, {
                 "method": (_method, ""),
                 "policy tokens": (lambda row: row.policy_tokens, ",.0f"),
-                "data": (lambda row: row.charged, ""),
+                "for data": (lambda row: row.charged, ""),
                 "core seconds": (lambda row: row.cpu_seconds, ",.0f"),
                 "truncated": (lambda row: row.truncated, ""),
                 "failed": (lambda row: row.failed, ""),
                 "picked on dev": (
-                    lambda row: "; ".join(each or "none: base is kept" for each in row.picked), "",
+                    lambda row: "; ".join(name or "none: base is kept" for name in row.picked), "",
                 ),
             }, wide=True),
             *([self._judged()] if self.judging else []),
@@ -162,22 +161,22 @@ class Comparison:
         return lambda row: None if row.method == self.reference else getattr(row, name)
 
     def notes(self) -> tuple[str, ...]:
-        """What the figures are, and how methods are ranked, or why none is."""
+        """Explain the figures and the ranking."""
         count = sum(not isnan(row.tokens.value) for row in self.rows)
         pairs = count * (count - 1) // 2
         ranking = "Rank: 1 + the number of methods shown to be better (p < 0.05)."
         if all(row.accuracy_rank is None for row in self.rows):
-            ranking = f"{self.problems} problems are too few to rank methods: none is ranked."
+            ranking = f"{self.problems} problems are too few to rank methods."
         judging = (
-            "Judging: the share of right letters, of the base and at the end of each training, "
+            "Judging: share of right letters before training and at the end of each training, "
             "picked or not."
         )
         return (
             f"Differences from {self.reference} are paired by problem. p: paired bootstrap over "
             f"problems, with Holm's correction over the {pairs} pairs of methods. {ranking}",
-            f"Each training has {self.budget:,} policy tokens: what was generated for its data, "
-            "and what it is trained on. Policy tokens are what a training of the method used, on "
-            "average; data, what of that was generated before it.",
+            f"Each training has a budget of {self.budget:,} policy tokens: tokens generated for "
+            "its data plus tokens trained on. The table has the mean over the trainings of a "
+            "method, and how many of these tokens were generated for the data.",
             *([judging] if self.judging else []),
         )
 
@@ -187,11 +186,13 @@ def _method(row: MethodRow) -> Cell:
 
 
 def compare_page(run: RunReader, result: Comparison) -> str:
-    """The HTML of a comparison, of the same make as a run's report; `run` is one of its seeds."""
-    again = reproduce_section(run)
+    """Return the HTML of a comparison, styled like a run's report; `run` is one of its seeds."""
+    section = reproduce_section(run)
     if others := ", ".join(str(seed) for seed in result.seeds if seed != run.recipe.seed):
-        again = replace(again, text=(*again.text, f"The same with --set seed=… for {others}."))
-    says = "; ".join(
+        section = replace(
+            section, text=(*section.text, f"Repeat it with --set seed=… for {others}.")
+        )
+    points = "; ".join(
         f"{row.method}: {shown(row.accuracy.value, '%')} % at "
         f"{shown(row.tokens.value, ',.0f')} tokens"
         for row in result.rows
@@ -200,15 +201,15 @@ def compare_page(run: RunReader, result: Comparison) -> str:
         "methods",
         "Accuracy and tokens",
         ("Up and to the left is better.",),
-        drawn("methods", f"Accuracy against tokens. {says}", front, result.rows),
+        make_figure("methods", f"Accuracy against tokens. {points}", front, result.rows),
         result.tables(),
         notes=result.notes(),
     )
-    return render_page(result.name, result.title, (), [methods, again])
+    return render_page(result.name, result.title, (), [methods, section])
 
 
 def front(rows: Sequence[MethodRow], title: str = "") -> Figure:
-    """Accuracy against tokens, a point a method, with intervals both ways."""
+    """Plot accuracy against tokens, a point per method, with intervals of both."""
     figure = Figure(figsize=(8.6, 5.2), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for index, row in enumerate(rows):
@@ -231,13 +232,13 @@ def front(rows: Sequence[MethodRow], title: str = "") -> Figure:
     axes.set_xlabel("tokens per question", color=INK)
     axes.set_ylabel("accuracy, %", color=INK)
     axes.set_title(title, loc="left", fontsize=10, color=INK)
-    plain(axes)
+    style_axes(axes)
     legend(figure, "outside right upper")
     return figure
 
 
 class _Method(NamedTuple):
-    """The test responses of a method over all seeds, its grid in each, what all of it took."""
+    """Test responses of a method over all seeds, its grid per seed, and its total CPU time."""
 
     arm: Arm
     grids: list[dict[str, Any]]
@@ -245,10 +246,10 @@ class _Method(NamedTuple):
 
 
 def report(runs: Sequence[Path], directory: Path | None = None) -> Comparison:
-    """Sum up a comparison; several runs of the same recipe are several seeds of it.
+    """Summarize a comparison; several runs of the same recipe are its seeds.
 
-    The files are written into `directory`, which is compare/ of the first run if none is given.
-    Raises DtoError when a method is missing somewhere.
+    The files go to `directory`, by default compare/ of the first run. Raises DtoError if a method
+    is unfinished in a run.
     """
     directory = directory or runs[0] / "compare"
     recipes = [RunReader(run).recipe for run in runs]
@@ -295,8 +296,8 @@ def report(runs: Sequence[Path], directory: Path | None = None) -> Comparison:
         budget=recipes[0].compare.policy_tokens,
         rows=tuple(rows),
         judging=tuple(
-            Judging(name, recipe.seed, _change(point), right(scores["before"]),
-                    right(scores["after"]), scores["after"]["unreadable"])
+            Judging(name, recipe.seed, _change(point), judging_accuracy(scores["before"]),
+                    judging_accuracy(scores["after"]), scores["after"]["unreadable"])
             for name, method in methods.items()
             for recipe, grid in zip(recipes, method.grids, strict=False)
             for point in grid["points"]
@@ -313,15 +314,15 @@ def _read(name: str, runs: Sequence[Path]) -> _Method:
     frames, grids, expected, cpu = [], [], 0, 0.0
     for number, run in enumerate(runs):
         place = RunReader(run / "compare" / name)
-        done = place / "done.json"
-        if not (place.table("evaluate").is_file() and done.is_file()):
-            raise DtoError(f"compare: method {name} is not finished in {run}: `dto run {run}`")
+        done_path = place / "done.json"
+        if not (place.table("evaluate").is_file() and done_path.is_file()):
+            raise DtoError(f"compare: method {name} is not finished in {run}: run `dto run {run}`")
         rows = place.frame("evaluate", "problem_id", "grade", "tokens").collect()
         frames.append(rows.with_columns(problem_id=pl.lit(f"{number}/") + pl.col("problem_id")))
         tested = place if place.test_stage == "test" else RunReader(run)
         count = tested.count(place.test_stage, split="test")
         expected += count * place.recipe.evaluate.samples
-        cpu += float(json.loads(done.read_text("utf-8"))["cpu_seconds"])
+        cpu += float(json.loads(done_path.read_text("utf-8"))["cpu_seconds"])
         grid = place / "grid.json"
         if grid.is_file():
             grids.append(json.loads(grid.read_text("utf-8")))
@@ -329,9 +330,9 @@ def _read(name: str, runs: Sequence[Path]) -> _Method:
 
 
 def _by_problem(graded: Sequence[pl.DataFrame], value: pl.Expr) -> npt.NDArray[np.float64]:
-    """The mean of each method (column) on each problem (row) that all of them have.
+    """Average each method (column) on each problem (row) that all methods have.
 
-    A method without any is nan throughout, and takes no problem from the others.
+    A method without problems is nan everywhere and does not reduce the problems of the others.
     """
     rows = pl.concat(
         frame.select("problem_id", method=pl.lit(place), value=value.cast(pl.Float64))
@@ -345,7 +346,7 @@ def _by_problem(graded: Sequence[pl.DataFrame], value: pl.Expr) -> npt.NDArray[n
 
 
 def _differences(values_PM: npt.NDArray[np.float64]) -> dict[tuple[int, int], Difference]:
-    """The first method less the second, of any two, with its corrected p-value."""
+    """Compute first minus second for all pairs of methods, with corrected p-values."""
     count = values_PM.shape[1]
     pairs = list(combinations(range(count), 2))
     pairs_K2 = np.array(pairs, dtype=np.intp).reshape(-1, 2)
@@ -361,7 +362,7 @@ def _differences(values_PM: npt.NDArray[np.float64]) -> dict[tuple[int, int], Di
 
 
 def _rank(method: int, differences: Mapping[tuple[int, int], Difference], better: int) -> int:
-    """1 + how many methods are shown to be better; `better` is the sign of a better difference."""
+    """Return 1 + the number of methods shown to be better; `better` is the sign of better."""
     return 1 + sum(
         difference.value * better > 0 and difference.p < SIGNIFICANT
         for (_, other), difference in differences.items()
@@ -376,7 +377,7 @@ def _picked(grid: Mapping[str, Any]) -> str:
 
 
 def _change(point: Mapping[str, Any]) -> str:
-    """What a training of the grid sets."""
+    """Format a point of the grid."""
     return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in point["change"].items())
 
 
@@ -413,7 +414,7 @@ def _write(directory: Path, result: Comparison, methods: Mapping[str, _Method]) 
 
 
 def _flat(row: MethodRow) -> dict[str, Any]:
-    """A row of a table: an estimate has three columns."""
+    """Flatten a row: an estimate has three columns."""
     columns: dict[str, Any] = {}
     for field in fields(row):
         name, value = field.name, getattr(row, field.name)

@@ -1,17 +1,17 @@
-"""One method of a comparison, from its data to its test responses, in a process of its own.
+"""Tune and evaluate one method of a comparison in its own process.
 
     python -m dto.compare.tune RUN/compare/METHOD DEV DIGEST PARENT
 
-DEV is the file with the dev score of the base model, DIGEST is written when all is done, and the
-process ends with that of id PARENT. The directory is a run whose tables of problems and samples are
-links to those that all share:
+DEV is the file with the dev score of the base model. DIGEST is written to done.json at the end. The
+process exits when the process with id PARENT does. The directory is a run whose shared stages are
+links:
 
-    grid/POINT/          a training each (dto.training.fit): history, result; base's dev score first
-    grid.json            all points with their dev scores, and which one is picked
-    train/  evaluate/    the picked one, and its test responses, as in any run
-    done.json            last
+    grid/POINT/          one training (dto.training.fit): history, result; dev score of base first
+    grid.json            all points with their dev scores, and the picked one
+    train/  evaluate/    the picked training and its test responses, as in any run
+    done.json            written last
 
-Killed anywhere and started again, it goes on with the first point that has no result.
+After a kill, it continues with the first point without a result.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dto.compare.compare import Change, changed, charged, grid
+from dto.compare.compare import Change, at_point, charged_tokens, grid
 from dto.concurrency import die_with_parent
 from dto.errors import DtoError
 from dto.pipeline import STAGES, needed, open_run, run_stages
@@ -44,7 +44,7 @@ logger = logging.getLogger("dto.train")
 
 
 def work(place: Path, dev: Path) -> None:
-    """Tune a method and evaluate what is picked; for the base model, its dev score comes first."""
+    """Tune a method and evaluate the picked point; for the base model, write its dev score."""
     run = open_run(place, load_recipe(place / "recipe.yaml"), recompute=agree)
     try:
         points = grid(run.recipe)
@@ -62,23 +62,23 @@ def work(place: Path, dev: Path) -> None:
 
 
 def _tuned(run: OpenRun, points: Sequence[Change], base: DevScore) -> Recipe:
-    """Go through the grid, and put the picked model where a training would have put it.
+    """Compute all points of the grid and store the picked model as the result of `train`.
 
-    Returns the recipe that the picked one was measured with.
+    Returns the recipe of the picked point.
     """
     trains = run.recipe.train.method != "none"
     if trains:
         data = [stage for stage in needed(run.recipe, "train") if stage != "train"]
         run_stages(run, [stage for stage in data if not (run / stage).is_symlink()])
-    spent = charged(run, run.recipe) if trains else 0
+    spent = charged_tokens(run, run.recipe) if trains else 0
     left = run.recipe.compare.policy_tokens - spent
     if trains and left <= 0:
         raise DtoError(
-            f"method {run.recipe.name}: {spent:,} policy tokens went into its data, of "
-            f"compare.policy_tokens = {run.recipe.compare.policy_tokens:,}: give more"
+            f"method {run.recipe.name}: its data took {spent:,} policy tokens, the whole budget is "
+            f"{run.recipe.compare.policy_tokens:,}: raise compare.policy_tokens"
         )
     budget = {"train.policy_tokens": left} if trains else {}
-    recipes = [changed(run.recipe, change | budget) for change in points]
+    recipes = [at_point(run.recipe, change | budget) for change in points]
     results = [_point(run, index, recipe, base, spent) for index, recipe in enumerate(recipes)]
     numbered = [
         replace(DevScore(**point["score"]), step=index + 1)
@@ -105,38 +105,38 @@ def _tuned(run: OpenRun, points: Sequence[Change], base: DevScore) -> Recipe:
 
 
 def _point(run: OpenRun, index: int, recipe: Recipe, base: DevScore, spent: int) -> dict[str, Any]:
-    """A point of the grid, computed unless it is there: dev's score of what was kept, what it took.
+    """Compute a point of the grid unless it exists: dev score of the kept checkpoint, and cost.
 
-    `judging` is that of held-out chains before and after, where the method reads labelled ones.
+    `judging` has the scores on held-out chains, for methods that use labelled chains.
     """
     directory = run / "grid" / str(index)
-    known = directory / "point.json"
-    if known.exists():
-        point: dict[str, Any] = json.loads(known.read_text(encoding="utf-8"))
+    path = directory / "point.json"
+    if path.exists():
+        point: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if point.pop("settings") == settings_of(recipe):
             return point
-    begun, cpu = time.perf_counter(), time.process_time()
+    start, cpu = time.perf_counter(), time.process_time()
     if recipe.train.method == "none":
         score = _measured(run, recipe, index + 1)
         result: dict[str, Any] = {"kept_step": index + 1}
     else:
         result = fit(run.path, recipe, directory, base)
         scores = [DevScore(**row) for row in json_lines(directory / "history.jsonl")]
-        # What was trained last, where the base is kept: it is shown, and not picked.
-        wanted = result["kept_step"] or scores[-1].step
-        score = next(score for score in scores if score.step == wanted)
+        # If the base is kept, report the last checkpoint, which is not picked.
+        step = result["kept_step"] or scores[-1].step
+        score = next(score for score in scores if score.step == step)
     point = {
         "score": asdict(score),
         "kept_step": int(result["kept_step"]),
         "policy_tokens": spent + int(result.get("policy_tokens", 0)),
         "tokens_trained": int(result.get("tokens_trained", 0)),
         "collapsed": bool(result.get("collapsed", False)),
-        "seconds": round(time.perf_counter() - begun, 3),
+        "seconds": round(time.perf_counter() - start, 3),
         "cpu_seconds": round(time.process_time() - cpu, 3),
         "judging": result.get("judging"),
     }
     directory.mkdir(parents=True, exist_ok=True)
-    manifest.write_text(known, json.dumps(point | {"settings": settings_of(recipe)}) + "\n")
+    manifest.write_text(path, json.dumps(point | {"settings": settings_of(recipe)}) + "\n")
     return point
 
 
@@ -147,7 +147,7 @@ def _measured(run: OpenRun, recipe: Recipe, step: int) -> DevScore:
 
 
 def _place(run: OpenRun, choice: Choice, points: int) -> None:
-    """Make the picked point the run's training, and drop the weights of the others."""
+    """Copy the picked point to the stage train and delete the weights of the grid."""
     if run.manifest("train") is not None:
         return
     target = run / "train"
@@ -164,24 +164,24 @@ def _place(run: OpenRun, choice: Choice, points: int) -> None:
         model.save_pretrained(target / "model")
         tokenizer.save_pretrained(target / "model")
     weights = manifest.of_path(target / "model")
-    done = manifest.finished("train", run.config(STAGES["train"]), weights)
-    manifest.write(target, done | counts)
+    finished = manifest.finished("train", run.config(STAGES["train"]), weights)
+    manifest.write(target, finished | counts)
     for index in range(points):
         shutil.rmtree(run / "grid" / str(index) / "model", ignore_errors=True)
 
 
 def main() -> int:
-    """The process of a method; its exit code is that of `dto.training.process.guarded`."""
+    """Run a method; the exit code is that of `dto.training.process.guarded`."""
     place, dev, digest, parent = sys.argv[1:]
     die_with_parent(int(parent))
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     logging.getLogger("dto").setLevel(logging.INFO)
     quiet()
-    begun, cpu = time.perf_counter(), time.process_time()
+    start, cpu = time.perf_counter(), time.process_time()
     code = guarded(lambda: work(Path(place), Path(dev)))
     if code == 0:
-        spent = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu}
-        text = json.dumps({"digest": digest, **spent}) + "\n"
+        usage = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+        text = json.dumps({"digest": digest, **usage}) + "\n"
         manifest.write_text(Path(place) / "done.json", text)
     return code
 

@@ -1,10 +1,10 @@
-r"""The answers that a conclusion gives to numbered questions.
+r"""Read the answers that a conclusion gives to numbered questions.
 
-Each box belongs to the number in front of it on its line ("2. \boxed{7}", "(2) \boxed{7}",
-"Question 2: \boxed{7}"), or to the question named behind it ("\boxed{7} (Question 2)"), else to the
-last heading above it. Below a heading that names its question, bare numbers count steps, unless
-they list all questions. Without any box, what follows a number is read as a conclusion of its own.
-As many boxes as questions and no number at all are the answers in order.
+A box belongs to the number before it on its line ("2. \boxed{7}", "(2) \boxed{7}", "Question 2:
+\boxed{7}"), or to the question named after it ("\boxed{7} (Question 2)"), else to the last heading
+above it. Below a heading that names its question, bare numbers count steps, unless they list all
+questions. Without any box, the text after each number is read as a conclusion. As many boxes as
+questions and no number are the answers in order.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ _BRACKET = re.compile(r"[\s*_$\\)\]]*[(（]")
 
 
 class NumberedAnswer(NamedTuple):
-    """What is given for one number. `fault` says what is wrong with that, or why it is nothing."""
+    """The answer to one question, and its fault; the answer is empty where none can be read."""
 
     answer: str
     fault: str
 
 
 class _Box(NamedTuple):
-    """`head` stands before it on its line, behind the box before it; `bare`: a number there, or 0.
+    """A box, and the text before it.
 
-    `first`: it is the first box of its line.
+    `head` is the text between the box before it, or the start of its line, and the box. `bare` is a
+    bare number there, or 0. `first` says that it is the first box of its line.
     """
 
     start: int
@@ -45,6 +46,8 @@ class _Box(NamedTuple):
 
 
 class _Mark(NamedTuple):
+    """A line that begins with a number; `named` says that it names a question."""
+
     start: int
     number: int
     named: bool
@@ -53,11 +56,11 @@ class _Mark(NamedTuple):
 def numbered_answers(
     conclusion: str, k: int, languages: Languages = DEFAULT
 ) -> list[NumberedAnswer]:
-    """The answers to the questions 1 to k, empty where none can be told.
+    """Read the answers to questions 1 to k.
 
-    Faults: `no_answer` (none has this number), `answered_twice` (and not alike), `unnumbered` (the
-    boxes cannot be told apart), `extra_number` (an answer to a question beyond the k-th: each
-    answer stands, but the numbers are in doubt).
+    Faults: `no_answer` (no answer has this number), `answered_twice` (with different answers),
+    `unnumbered` (boxes without numbers, not as many as questions), `extra_number` (an answer has a
+    number above k: the answers are kept, but their numbers are in doubt).
     """
     words = wording(languages)
     conclusion = conclusion[-MAX_TEXT:]
@@ -89,8 +92,8 @@ def _answer(given: list[str], extra: bool) -> NumberedAnswer:
 
 
 def _boxes(text: str, words: Wording) -> list[_Box]:
-    """The complete boxes that stand in no other one, from left to right."""
-    opened: list[int] = []  # where the box of each open brace begins; -1: it is no box's
+    """Find the complete boxes that are in no other box, from left to right."""
+    opened: list[int] = []  # start of the box of each open brace; -1 for other braces
     closed: list[tuple[int, int]] = []
     for match in BRACE.finditer(text):
         token = match.group()
@@ -113,10 +116,10 @@ def _boxes(text: str, words: Wording) -> list[_Box]:
 
 
 def _numbers(text: str, boxes: list[_Box], k: int, words: Wording) -> list[int]:
-    """The number of each box; 0 for one without."""
+    """Find the number of each box; 0 for a box without a number."""
     marks = _marks(text, k, words, boxes)
     starts = [mark.start for mark in marks]
-    listed: dict[int, set[int]] = {}  # by section: how many marks begin before
+    listed: dict[int, set[int]] = {}  # bare numbers by section, the number of marks before it
     for box in boxes:
         listed.setdefault(bisect_left(starts, box.start), set()).add(box.bare)
     lists = {section for section, bare in listed.items() if bare >= set(range(1, k + 1))}
@@ -128,7 +131,7 @@ def _numbers(text: str, boxes: list[_Box], k: int, words: Wording) -> list[int]:
         before = numbers[-1] if numbers else 0
         named = [real_number(each.number, before, k) for each in words.mentions(box.head)]
         if behind[index]:
-            # Below a heading, "\boxed{7}. Now question 2." goes on to another one.
+            # Below a heading, "\boxed{7}. Now question 2." turns to the next question.
             headed = above is not None and above.named and not _BRACKET.match(text, box.end)
             number = real_number(behind[index], before, k)
             numbers.append(above.number if above and headed else number)
@@ -144,30 +147,30 @@ def _numbers(text: str, boxes: list[_Box], k: int, words: Wording) -> list[int]:
 
 
 def _behind(text: str, boxes: list[_Box], words: Wording) -> list[int]:
-    """The question that is named behind each box on its line, where all of the line have one.
+    """Find the question that is named after each box, on lines where every box has one.
 
-    0 throughout a line whose first box has a number in front.
+    0 for all boxes of a line whose first box has a number before it.
     """
-    found = [0] * len(boxes)
+    numbers = [0] * len(boxes)
     for index, box in enumerate(boxes):
         if not box.first or box.bare or next(words.mentions(box.head), None):
             continue
         end = text.find("\n", box.end)
         end = len(text) if end < 0 else end
-        own = [place for place in range(index, len(boxes)) if boxes[place].start < end]
-        ends = [*(boxes[place].start for place in own[1:]), end]
+        line = [place for place in range(index, len(boxes)) if boxes[place].start < end]
+        ends = [*(boxes[place].start for place in line[1:]), end]
         named = [
             next(words.mentions(text[boxes[place].end : until]), None)
-            for place, until in zip(own, ends, strict=True)
+            for place, until in zip(line, ends, strict=True)
         ]
         if all(named):
-            for place, mention in zip(own, named, strict=True):
-                found[place] = mention.number if mention else 0
-    return found
+            for place, mention in zip(line, named, strict=True):
+                numbers[place] = mention.number if mention else 0
+    return numbers
 
 
 def _marks(text: str, k: int, words: Wording, boxes: Sequence[_Box] = ()) -> list[_Mark]:
-    """Where lines begin with a question's name, or with a bare number where none is named."""
+    """Find the lines that begin with the name of a question; without any, with a bare number."""
     named: list[_Mark] = []
     starts = [box.start for box in boxes]
     for line in re.finditer(r"[^\n]+", text):
@@ -178,7 +181,7 @@ def _marks(text: str, k: int, words: Wording, boxes: Sequence[_Box] = ()) -> lis
         if bare is not None and bare_number(bare["bare"]) != first.number:
             continue  # "3. As in question 1, …"
         if bisect_left(starts, line.start()) < bisect_left(starts, line.start() + first.start):
-            continue  # it says whose the box before it is
+            continue  # it names the question of the box before it
         number = real_number(first.number, named[-1].number if named else 0, k)
         named.append(_Mark(line.start(), number, True))
     return named or [
@@ -187,7 +190,7 @@ def _marks(text: str, k: int, words: Wording, boxes: Sequence[_Box] = ()) -> lis
 
 
 def _chunks(text: str, k: int, words: Wording) -> Iterator[tuple[int, str]]:
-    """(number, what follows it) for each mark, without the mark itself."""
+    """Give (number, text after it) for each mark."""
     marks = _marks(text, k, words)
     ends = [*(mark.start for mark in marks), len(text)][1:]
     for (start, number, _), end in zip(marks, ends, strict=True):

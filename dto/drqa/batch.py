@@ -1,6 +1,6 @@
-"""Ask k questions in one prompt, numbered (2508.17803, section 3: batch reasoning).
+"""Batch: ask k numbered questions in one prompt (2508.17803, section 3: batch reasoning).
 
-Every question is asked once for each k and each sample, in other company each time.
+Every question is asked once for each k and each sample, each time with different questions.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from dto.trajectories import chat_ids, no_room, read_whole
 
 
 async def batch(problems: Sequence[Problem], sample: int, ctx: Context) -> BatchResponse | Dropped:
-    """One response to all of the problems, numbered from 1 in the order given.
+    """Sample one response to all of the problems, numbered from 1 in the order given.
 
-    It is sampled as `sample` says; each question brings `batch.max_tokens` tokens, or
-    else `sample.max_tokens`, so that none is short of room. A prompt that leaves no room is dropped
-    as `prompt_too_long`, and a response in another model's tags as `foreign_tags`. A request that
-    failed is a row graded `failed`.
+    It is sampled with the settings of `sample`. Its limit is k times `batch.max_tokens`, or k times
+    `sample.max_tokens`. A prompt that leaves no room is dropped as `prompt_too_long`. A response in
+    another model's tags is dropped as `foreign_tags`. A failed request is a row graded `failed`.
     """
     ids = tuple(problem.id for problem in problems)
     row_id = BatchResponse.make_id(sample, ids)
@@ -34,24 +33,24 @@ async def batch(problems: Sequence[Problem], sample: int, ctx: Context) -> Batch
     if full := no_room(prompt, ctx.engine.context):
         return Dropped(row_id, "prompt_too_long", full)
     room, k, tags = ctx.engine.context - len(prompt), len(problems), ctx.tags
-    each = ctx.recipe.batch.max_tokens or ctx.recipe.sample.max_tokens
+    tokens = ctx.recipe.batch.max_tokens or ctx.recipe.sample.max_tokens
     seed = ctx.seed(row_id, "batch")
-    (completion,) = await ctx.engine.complete(prompt, ctx.sampling(min(each * k, room), seed))
+    (completion,) = await ctx.engine.complete(prompt, ctx.sampling(min(tokens * k, room), seed))
     reading, ended = await read_whole(prompt, completion, ctx.tokenizer, tags)
     if reading.foreign is not None:
         return Dropped(row_id, FOREIGN, foreign_detail(tags, reading.foreign))
     if ended:
-        given, graded = [NumberedAnswer("", "")] * k, [ended] * k
+        answers, graded = [NumberedAnswer("", "")] * k, [ended] * k
     else:
         conclusion = reading.text[slice(*reading.conclusion)]
-        given = await asyncio.to_thread(numbered_answers, conclusion, k, ctx.recipe.languages)
+        answers = await asyncio.to_thread(numbered_answers, conclusion, k, ctx.recipe.languages)
         graded = [
             await ctx.grader.grade_answer(
-                found.answer, problem.answer, problem.rule, problem.question
+                numbered.answer, problem.answer, problem.rule, problem.question
             )
-            for problem, found in zip(problems, given, strict=True)
+            for problem, numbered in zip(problems, answers, strict=True)
         ]
-    # A failed answer leaves the denominator, so its reason is the one to know.
+    # A failed answer leaves the denominator, so its reason comes first.
     reasons = [row.reason for row in sorted(graded, key=lambda row: row.grade != "failed")]
     return BatchResponse(
         id=row_id,
@@ -70,13 +69,13 @@ async def batch(problems: Sequence[Problem], sample: int, ctx: Context) -> Batch
         finish_reason=completion.finish_reason,
         grades=tuple(row.grade for row in graded),
         answers=tuple(row.answer for row in graded),
-        faults=tuple(found.fault for found in given),
+        faults=tuple(numbered.fault for numbered in answers),
         reason=next(filter(None, reasons), ""),
     )
 
 
 def batch_prompt(problems: Sequence[Problem], ctx: Context) -> tuple[int, ...]:
-    """The ids of the prompt that asks the problems, one a line, numbered from 1."""
+    """Render the prompt with the problems, one per line, numbered from 1, as token ids."""
     numbered = (f"{i}. {problem.question}" for i, problem in enumerate(problems, start=1))
     model = ctx.recipe.model
     user = render("batch", model.family, questions="\n".join(numbered), k=len(problems))
@@ -90,18 +89,18 @@ def groups(
     seed: int,
     rates: Mapping[str, float] | None = None,
 ) -> Iterator[tuple[Problem, ...] | Dropped]:
-    """The questions in groups of k, in an order drawn from the seed and the ids alone.
+    """Group the questions by k, in an order that depends only on the seed and the ids.
 
-    With `rates`, pass rates by problem id, neighbours are of like difficulty; a problem without one
-    counts as never solved. What does not fill a group is dropped as `left_over`: other samples draw
-    another order. Programs are dropped as `no_short_answer`: numbered answers cannot hold them.
-    Raises DtoError where there are fewer than k questions.
+    With `rates`, pass rates by problem id, a group has problems of similar difficulty; a problem
+    without a rate counts as never solved. The rest that fills no group is dropped as `left_over`;
+    other samples draw another order. Problems whose answer is a program are dropped as
+    `no_short_answer`. Raises DtoError for fewer than k questions.
     """
-    asked = [problem for problem in problems if problem.rule != "code"]
-    if len(asked) < k:
+    questions = [problem for problem in problems if problem.rule != "code"]
+    if len(questions) < k:
         raise DtoError(
-            f"batch.k {k} is more than the {len(asked):,} questions that can be asked together: "
-            "raise problems.train, or take a smaller k"
+            f"batch.k {k} is larger than the {len(questions):,} questions that can share a prompt: "
+            "raise problems.train or lower batch.k"
         )
     for problem in problems:
         if problem.rule == "code":
@@ -111,12 +110,12 @@ def groups(
         rate = 0.0 if rates is None else rates.get(problem.id, 0.0)
         return rate, derive(seed, problem.id, "batch", k, sample), problem.id
 
-    asked.sort(key=place)
-    whole = len(asked) - len(asked) % k
+    questions.sort(key=place)
+    whole = len(questions) - len(questions) % k
     for start in range(0, whole, k):
-        yield tuple(asked[start : start + k])
-    for problem in asked[whole:]:
-        detail = f"{len(asked):,} questions are no multiple of {k}"
+        yield tuple(questions[start : start + k])
+    for problem in questions[whole:]:
+        detail = f"{len(questions):,} questions are not a multiple of {k}"
         yield Dropped(_id(problem, k, sample), "left_over", detail)
 
 
@@ -125,7 +124,7 @@ def _id(problem: Problem, k: int, sample: int) -> str:
 
 
 def pass_rates(run: RunReader) -> dict[str, float]:
-    """The share of right samples of each problem, none failed."""
+    """Compute the share of correct samples of each problem, without failed ones."""
     import polars as pl
 
     right = (pl.col("grade") == "correct").mean()
@@ -136,10 +135,8 @@ def pass_rates(run: RunReader) -> dict[str, float]:
 def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
     settings, seed = ctx.recipe.batch, ctx.recipe.seed
     if not settings.k:
-        raise DtoError(
-            "stage batch: batch.k names no number of questions: set batch.k to [2, 3, 5]"
-        )
-    problems = list(run.problems("train"))  # their text is all that is held, one kilobyte each
+        raise DtoError("stage batch: batch.k is empty: set it, for instance to [2, 3, 5]")
+    problems = list(run.problems("train"))  # in memory, about one kilobyte each
     rates = pass_rates(run) if settings.grouping == "difficulty" else None
     for k in settings.k:
         for sample in range(settings.samples):

@@ -1,8 +1,8 @@
-"""One chain for each question: its reasoning and its answer, however it was asked (2508.17803).
+"""Chain: cut a response into one chain for each question, its reasoning and answer (2508.17803).
 
-The paper cuts the reasoning about a question out of the response to a batch prompt without saying
-how. Here it is cut where the model names the question it turns to (`dto.drqa.split`), and a chain
-that cannot be cut out cleanly is dropped with the reason.
+The paper cuts the reasoning about a question out of the response to a batch prompt and does not say
+how. Here a cut is where the model names the next question (`dto.drqa.split`). A chain that cannot
+be cut out cleanly is dropped with the reason.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def vanilla_chain(
     tokenizer: PreTrainedTokenizerBase,
     languages: Languages = DEFAULT,
 ) -> Chain | Dropped:
-    """The chain of a question that was asked alone: all of the thinking.
+    """Make the chain of a question that was asked alone: all of the thinking.
 
-    Dropped as `truncated`, `failed`, `names_a_question` (one by number: batch chains that do are
-    dropped, too), `empty` or `answer_not_reached` (the answer is a number that is not in it).
+    Dropped as `truncated`, `failed`, `names_a_question` (it names one by number; such batch chains
+    are dropped too), `empty` or `answer_not_reached` (the answer is a number that is not in it).
     """
     row_id = Chain.make_id(problem.id, "vanilla", 1, trajectory.sample)
     if trajectory.grade not in ("correct", "wrong"):
@@ -57,11 +57,12 @@ def batch_chains(
     tokenizer: PreTrainedTokenizerBase,
     languages: Languages = DEFAULT,
 ) -> Iterator[Chain | Dropped]:
-    """The chains of the questions of one batch prompt, in the order asked.
+    """Cut the chains of the questions of one batch prompt, in the order asked.
 
-    Dropped as `truncated` or `failed`, for the answer's fault (`dto.drqa.answers`), for what
-    `dto.drqa.split` says, as `quotes_another` (the chain names another question, quotes it, or
-    goes over all answers), `empty` or `answer_not_reached`: then it may be another question's.
+    Dropped as `truncated` or `failed`, for the fault of the answer (`dto.drqa.answers`), for the
+    reason of the piece (`dto.drqa.split`), as `quotes_another` (the chain names another question,
+    quotes it, or goes over all answers), `empty`, or `answer_not_reached` (the chain may belong to
+    another question).
     """
     start = response.thinking.start
     thinking = response.text[slice(*response.thinking)]
@@ -83,17 +84,17 @@ def batch_chains(
             yield Dropped(row_id, piece.reason, f"{response.id}: {piece.detail}")
             continue
         text = thinking[piece.heading.end : piece.span.end]
-        rest = questions[:index] + questions[index + 1 :]
-        told = response.answers[:index] + response.answers[index + 1 :]
-        said = ""
+        other_questions = questions[:index] + questions[index + 1 :]
+        other_answers = response.answers[:index] + response.answers[index + 1 :]
+        leak = ""
         if named := others(text, index + 1, problem.question, languages):
-            said = f"it says {named[0]!r}"
-        elif quoted(text, problem.question, rest):
-            said = "it repeats another question"
-        elif goes_over_all(text, told, languages):
-            said = "it goes over all answers"
-        if said:
-            yield Dropped(row_id, "quotes_another", f"{response.id}: {said}")
+            leak = f"it names {named[0]!r}"
+        elif quoted(text, problem.question, other_questions):
+            leak = "it repeats another question"
+        elif goes_over_all(text, other_answers, languages):
+            leak = "it goes over all answers"
+        if leak:
+            yield Dropped(row_id, "quotes_another", f"{response.id}: {leak}")
             continue
         if ends is None:
             ends = char_ends(tokenizer, response.token_ids)
@@ -113,12 +114,12 @@ def _whole(
     grade: Grade,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Chain | Dropped:
-    """The chain, unless nothing was thought in it or its answer is a number that is not there."""
+    """Make the chain, unless it is empty or its answer is a number that is not in it."""
     k = source.k if isinstance(source, BatchResponse) else 1
     origin: Origin = "batch" if isinstance(source, BatchResponse) else "vanilla"
     row_id = Chain.make_id(problem.id, origin, k, source.sample)
     if not text or not span.length:
-        return Dropped(row_id, "empty", f"{source.id}: nothing was thought")
+        return Dropped(row_id, "empty", f"{source.id}: no thinking about the question")
     figure = answer.replace(",", "")
     if _NUMBER.fullmatch(figure) and figure not in _NUMBER.findall(text.replace(",", "")):
         return Dropped(row_id, "answer_not_reached", f"{source.id}: {figure}")
@@ -143,14 +144,14 @@ Cut = Callable[["PreTrainedTokenizerBase"], list[Chain | Dropped]]
 
 
 async def chain(cut: Cut, index: int, ctx: Context) -> Chain | Dropped:
-    """The chain of one question, of those that a response is cut into."""
+    """Cut a response, and return the chain of one of its questions."""
     return (await asyncio.to_thread(cut, ctx.tokenizer))[index]
 
 
 def _cut(
     problems: Sequence[Problem], source: Trajectory | BatchResponse, languages: Languages
 ) -> Cut:
-    """Cuts a response once, for all of its questions."""
+    """Make the function that cuts a response once for all of its questions."""
     if isinstance(source, Trajectory):
         return lambda tokenizer: [vanilla_chain(problems[0], source, tokenizer, languages)]
     return cache(lambda tokenizer: list(batch_chains(problems, source, tokenizer, languages)))
@@ -163,8 +164,8 @@ def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
         key = Chain.make_id(trajectory.problem_id, "vanilla", 1, trajectory.sample)
         yield Group(key, (_cut([problems[trajectory.problem_id]], trajectory, languages), 0))
     for response in run.rows("batch", BatchResponse) if ctx.recipe.batch.k else ():
-        asked = [problems[problem_id] for problem_id in response.problem_ids]
-        cut = _cut(asked, response, languages)
+        in_prompt = [problems[problem_id] for problem_id in response.problem_ids]
+        cut = _cut(in_prompt, response, languages)
         for index, problem_id in enumerate(response.problem_ids):
             key = Chain.make_id(problem_id, "batch", response.k, response.sample)
             yield Group(key, (cut, index))

@@ -1,7 +1,7 @@
-"""A / B / C for the chains of one problem, and the question about each (2508.17803, section 3).
+"""Label: give each chain a class, and a question about it with options (2508.17803, section 3).
 
-Right but could be more concise, right and concise, or wrong: the class of a chain, and whether it
-is kept, follow from its origin, grade and length alone, not from its text.
+The classes are A, right but could be more concise, B, right and concise, and C, wrong. The class of
+a chain, and whether it is kept, depend on its origin, grade and length, not on its text.
 """
 
 from __future__ import annotations
@@ -47,42 +47,42 @@ Class = tuple[Split, ChainVerdict]
 
 
 Fate = ChainVerdict | tuple[str, str]
-"""The class of a chain, or why it has none: reason and detail of a dropped row."""
+"""The class of a chain, or the reason and detail of its dropped row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """How many chains each class has, and below which rank they are kept.
+    """The number of chains of each class, and the rank below which they are kept.
 
-    A rank is drawn from the run's seed and the chain's id: which chains are kept depends neither on
-    order nor on what the others are, only how many.
+    A rank is drawn from the run's seed and the chain's id. Which chains are kept depends on their
+    number, not on their order or on the other chains.
     """
 
     found: Mapping[Class, int]
     limits: Mapping[Class, int]
 
     def keeps(self, chain_id: str, of: Class, seed: int) -> bool:
-        """Whether a chain of the class is among those that are kept."""
+        """Whether a chain of the class is kept."""
         return rank(chain_id, seed) < self.limits[of]
 
 
 def rank(chain_id: str, seed: int) -> int:
-    """The chain's place among those of its class."""
+    """Draw the rank of a chain within its class."""
     return derive(seed, chain_id, "balance")
 
 
 def split_of(problem_id: str, seed: int, held_out: float) -> Split:
-    """`dev` for the share of the problems whose chains are held out, else `train`."""
+    """Draw the split of a problem: `dev` with probability `held_out`, else `train`."""
     return "dev" if derive(seed, problem_id, "held out") < held_out * 2**SEED_BITS else "train"
 
 
 def classes(chains: Sequence[Chain], settings: LabelSettings) -> dict[str, Fate]:
-    """By id, the classes of one problem's chains, or why they have none.
+    """Find the classes of one problem's chains, or the reasons for none, by chain id.
 
-    Dropped: `too_long` (for the judge), `other_k` and `other_source` (the settings ask for others);
-    of a right batch chain, with a margin, `not_concise` (not below 1 - margin of the mean tokens
-    of the problem's right vanilla chains) and `no_vanilla` (there are none). With `shortest`:
-    `alone` (the problem's one right chain), `not_longer` (not above what the margin allows).
+    Reasons: `too_long` (for the judge), `other_k` and `other_source` (the settings exclude it). A
+    right batch chain, with a margin: `not_concise` (not below 1 - margin of the mean tokens of the
+    problem's right vanilla chains) and `no_vanilla` (there are no such chains). With `shortest`:
+    `alone` (the only right chain of the problem), `not_longer` (within the margin of the shortest).
     """
     fates: dict[str, Fate] = {}
     right: list[Chain] = []
@@ -109,7 +109,7 @@ def _with_vanilla(chain: Chain, right: Sequence[Chain], margin: float | None) ->
         return "concise"
     alone = [each.tokens for each in right if each.origin == "vanilla"]
     if not alone:
-        return "no_vanilla", "no right vanilla chain to be shorter than"
+        return "no_vanilla", "no right vanilla chain to compare with"
     most = (1 - margin) * fmean(alone)
     if chain.tokens < most:
         return "concise"
@@ -118,20 +118,20 @@ def _with_vanilla(chain: Chain, right: Sequence[Chain], margin: float | None) ->
 
 def _with_shortest(chain: Chain, right: Sequence[Chain], margin: float | None) -> Fate:
     if len(right) == 1:
-        return "alone", "the one right chain of its problem"
+        return "alone", "the only right chain of its problem"
     shortest = min(right, key=lambda each: (each.tokens, each.id))
     if chain is shortest:
         return "concise"
     if shortest.tokens < (1 - (margin or 0.0)) * chain.tokens:
         return "verbose"
-    return "not_longer", f"{chain.tokens:,} tokens are hardly above the shortest"
+    return "not_longer", f"{chain.tokens:,} tokens are within the margin of the shortest"
 
 
 def balance(problems: Iterable[Sequence[Chain]], settings: LabelSettings, seed: int) -> Balance:
-    """Counts the classes over the chains of each problem, and says how many are kept.
+    """Count the chains of each class, and decide how many are kept.
 
-    With `balanced`, as many of each class as the smallest has, in either split; `per_class` limits
-    those to train on. Raises DtoError for a class that is empty, which names it.
+    With `balanced`, each class keeps as many as the smallest class of its split. `per_class` limits
+    the training split. Raises DtoError, which names the class, for an empty class.
     """
     ranks: dict[Class, list[int]] = {}
     reasons: Counter[str] = Counter()
@@ -165,15 +165,15 @@ def _empty(
     reasons: Mapping[str, int],
     settings: LabelSettings,
 ) -> DtoError:
-    there = ", ".join(f"{counts[split, each]:,} {each}" for each in VERDICTS)
-    lost = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
+    by_class = ", ".join(f"{counts[split, each]:,} {each}" for each in VERDICTS)
+    unclassified = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
     way = "raise problems.train or label.held_out" if split == "dev" else "raise problems.train"
     if verdict == "concise":
         way = "set batch.k" if settings.source == "batch" and not reasons else way
         way = "lower label.margin" if settings.margin else way
     return DtoError(
-        f"stage label: no {split} chain is {verdict} ({WORDINGS[verdict]}): there are {there}; "
-        f"without a class {lost or 'none'}: {way}"
+        f"stage label: no {split} chain is {verdict} ({WORDINGS[verdict]}); by class: {by_class}; "
+        f"without a class: {unclassified or 'none'}: {way}"
     )
 
 
@@ -183,15 +183,15 @@ ORDERS = tuple(permutations(VERDICTS))
 async def label(
     problem: Problem, chains: Sequence[Chain], kept: Balance, ctx: Context
 ) -> list[LabelledChain | Dropped]:
-    """The problem's chains with the letter that is right, the options in an order drawn for each.
+    """Label the problem's chains: options in an order drawn for each chain, and the right letter.
 
-    With `label.shuffled: false` the letters always mean the same, as in the paper: A right but
-    could be more concise, B right and concise, C wrong. A model that cannot bind letters to words
-    can learn what each letter means then. With `label.thinking: false` the prompt closes the
-    judge's thinking (prompt `no_thinking`), and its response is the letter.
+    With `label.shuffled: false` the letters have the fixed meanings of the paper: A right but could
+    be more concise, B right and concise, C wrong. A model too weak to match letters to words can
+    learn fixed meanings. With `label.thinking: false` the prompt closes the judge's thinking
+    (prompt `no_thinking`), and the response is the letter.
 
-    Dropped are those without a class (`dto.drqa.label.classes`), and as `surplus` those that the
-    balance does not keep.
+    Chains without a class are dropped (:func:`classes`), and as `surplus` those that the balance
+    does not keep.
     """
     settings, seed = ctx.recipe.label, ctx.recipe.seed
     fates = classes(chains, settings)
@@ -248,8 +248,8 @@ def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
     recipe = ctx.recipe
     unknown = sorted(set(recipe.label.k) - set(recipe.batch.k))
     if unknown:
-        there = ", ".join(map(str, recipe.batch.k)) or "none"
-        raise DtoError(f"label.k {unknown[0]} is no number of questions in batch.k: {there}")
+        available = ", ".join(map(str, recipe.batch.k)) or "none"
+        raise DtoError(f"label.k {unknown[0]} is not in batch.k ({available}): add it there")
     by_problem = groupby(run.rows("chain", Chain), key=lambda row: row.problem_id)
     kept = balance((list(chains) for _, chains in by_problem), recipe.label, recipe.seed)
     rows = tables.merge(

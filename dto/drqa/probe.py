@@ -1,8 +1,9 @@
-"""Can a chain's origin be told from its format? A classifier that sees format, and never length.
+"""Measure how well a chain's format, or its length alone, predicts its origin.
 
-If it can, a judge may learn the format instead of what makes reasoning concise. Features are
-presences and rates: headings, numbering, markup, mentions of questions, white space, and the first
-and the last words. A second classifier sees the length alone: what a judge has to beat.
+If the format predicts it, a judge may learn the format instead of conciseness. The features are
+presences and rates of headings, numbering, markup, mentions of questions and white space, and the
+first and last words. They do not include the length. A second classifier has only the length: a
+judge has to be better than it.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from dto.statistics import Estimate
 
 FOLDS = 5
 ENDS = 3
-"""Words at either end that the classifier sees."""
+"""Words at each end that are features."""
 SEEN = 5
-"""How often a word stands at its place before it is a feature."""
+"""Smallest count of a word at a place for it to be a feature."""
 BOUND = 0.60
-"""What the upper end of the interval may be: above it the format is said to tell the origin."""
+"""Largest upper end of the interval at which the format does not predict the origin."""
 _RIDGE = 1.0
 
 _WORD = re.compile(r"[A-Za-z]+|\d+|[\u4e00-\u9fff]|[^\w\s]")
@@ -52,10 +53,10 @@ Matrix = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """How well something tells `positive` chains from `negative` ones: 0.5 is not at all.
+    """How well a classifier separates `positive` from `negative` chains; an AUC of 0.5 is chance.
 
-    Scores are cross-fitted over problems: no chain is scored by a classifier that has seen a chain
-    of its problem. The interval of 95 % is a bootstrap over problems; nan for fewer than two.
+    Scores are cross-fitted over problems: no classifier scores a chain of a problem that it was
+    fitted on. The 95 % interval is a bootstrap over problems, and nan for fewer than two problems.
     """
 
     auc: float
@@ -65,7 +66,7 @@ class Probe:
     negative: int
 
     @property
-    def tells(self) -> bool:
+    def predicts(self) -> bool:
         """Whether the interval reaches above the bound."""
         return self.high > BOUND
 
@@ -76,21 +77,21 @@ def format_probe(
     problems: Sequence[str],
     languages: Languages = DEFAULT,
 ) -> Probe:
-    """Tells chains apart by their format, without their length."""
+    """Separate chains by their format, without their length."""
     return _probe(format_features(texts, languages), positive, problems)
 
 
 def length_probe(
     lengths: Sequence[int], positive: Sequence[bool], problems: Sequence[str]
 ) -> Probe:
-    """The same by length alone."""
+    """Separate chains by their length alone."""
     return _probe(_of_length(lengths), positive, problems)
 
 
 def length_accuracy(
     lengths: Sequence[int], verdicts: Sequence[str], problems: Sequence[str]
 ) -> Estimate:
-    """How often the length alone gives the right one of three verdicts: the judge's baseline."""
+    """Compute how often the length alone gives the right verdict of three: the judge's baseline."""
     features = _of_length(lengths)
     fold_N = _folds(problems)
     names = sorted(set(verdicts))
@@ -105,7 +106,7 @@ def length_accuracy(
 
 
 def format_features(texts: Sequence[str], languages: Languages = DEFAULT) -> Matrix:
-    """(N, F): for each pattern its presence and its rate per word, then the words at both ends."""
+    """Compute (N, F): presence and rate per word of each pattern, then the words at both ends."""
     words = [_WORD.findall(text) or [""] for text in texts]
     columns = []
     for counts in zip(*(_counts(text, wording(languages)) for text in texts), strict=True):
@@ -154,26 +155,29 @@ def _probe(features_NF: Matrix, positive: Sequence[bool], problems: Sequence[str
 
 
 def _folds(problems: Sequence[str]) -> npt.NDArray[np.intp]:
-    """A fold for each row, the same for all of a problem."""
+    """Give a fold to each row; rows of one problem have the same fold."""
     return np.array([derive(0, problem, "probe") % FOLDS for problem in problems], np.intp)
 
 
 def _cross_fitted(features_NF: Matrix, label_N: Matrix, fold_N: npt.NDArray[np.intp]) -> Matrix:
-    """The log odds of each row, by a logistic regression on the other folds."""
+    """Compute the log odds of each row by a logistic regression on the other folds."""
     score_N = np.zeros(len(label_N))
     for fold in range(FOLDS):
-        held = fold_N == fold
-        if not held.any() or held.all():
+        held_out = fold_N == fold
+        if not held_out.any() or held_out.all():
             continue
-        centre, spread = features_NF[~held].mean(0), features_NF[~held].std(0)
+        centre, spread = features_NF[~held_out].mean(0), features_NF[~held_out].std(0)
         scaled = (features_NF - centre) / np.where(spread > 0, spread, 1.0)
-        weights = _logistic(scaled[~held], label_N[~held])
-        score_N[held] = weights[0] + scaled[held] @ weights[1:]
+        weights = _logistic(scaled[~held_out], label_N[~held_out])
+        score_N[held_out] = weights[0] + scaled[held_out] @ weights[1:]
     return score_N
 
 
 def _logistic(features_NF: Matrix, label_N: Matrix) -> Matrix:
-    """Weights (1 + F), intercept first, of a logistic regression with a ridge: Newton's steps."""
+    """Fit a logistic regression with a ridge penalty by Newton's method.
+
+    The weights have shape (1 + F,), with the intercept first.
+    """
     design = np.concatenate([np.ones((len(label_N), 1)), features_NF], axis=1)
     ridge = np.full(design.shape[1], _RIDGE)
     ridge[0] = 1e-6
@@ -192,10 +196,10 @@ def _logistic(features_NF: Matrix, label_N: Matrix) -> Matrix:
 def _auc(
     score_N: Matrix, label_N: Matrix, fold_N: npt.NDArray[np.intp], weight_RN: Matrix
 ) -> Matrix:
-    """(R,): the chance that a positive row scores above a negative one of the same fold.
+    """Compute (R,): the chance that a positive row scores above a negative row of its fold.
 
-    Ties count half. Scores of different folds come from different classifiers: to compare them
-    would bias the figure downwards.
+    Ties count half. Scores of different folds come from different classifiers, and comparing them
+    would bias the AUC downwards.
     """
     above_R = np.zeros(len(weight_RN))
     pairs_R = np.zeros(len(weight_RN))
@@ -211,8 +215,8 @@ def _auc(
     return auc
 
 
-def told(probe: Probe) -> str:
-    """The figure with its interval."""
+def with_interval(probe: Probe) -> str:
+    """Format the AUC with its interval."""
     if isnan(probe.auc):
         return "–"
     return f"{probe.auc:.3f} ({probe.low:.3f}–{probe.high:.3f})"

@@ -1,19 +1,17 @@
-r"""Cut a thinking block about several numbered questions into one piece for each.
+r"""Cut thinking about several numbered questions into one piece for each question.
 
-A mention names a question by number or order, in English or Chinese ("Question 2", "the third
-problem", "第二题"); a number in front of a line is none: steps are numbered too. A text turns to
-another question where a line begins with a mention of it, perhaps after a few words ("Moving on to
-the second problem:"); within a line it only mentions it. Lines that begin with a bare number are
-headings where they count the questions up, once each, and nothing else names a question.
+A text turns to another question where a line begins with a mention of it (`dto.drqa.wording`),
+perhaps after a few words ("Moving on to the second problem:"). Later in a line a mention does not
+turn to the question. Lines that begin with bare numbers are headings if they count the questions
+once, in order, and no other line names a question.
 
-Nothing is guessed. A piece counts where its question is taken up once, and left once, for a next
-one that is named; whatever else a model does ends in a reason.
+A piece is cut only if the text turns to its question once and then to the next question. Every
+other case has a reason and no piece.
 
-Chains look alike, whatever prompt they come from (`alike`): no format tells a judge their origin.
-What goes: headings and the number of the own question, markup, numbering and bullets at the start
-of lines, boxes around answers, all white space but single spaces, and the sentences without any
-figure that a chain opens and closes with ("Okay, let me work through this."). What a chain says
-about its question stays.
+`alike` removes the format of a chain, so that a judge cannot tell a batch prompt from a single
+question. It removes headings and the number of the question, markup, numbering and bullets at the
+start of lines, boxes around answers, all white space except single spaces, and sentences without a
+figure at both ends ("Okay, let me work through this."). The reasoning itself stays.
 """
 
 from __future__ import annotations
@@ -36,8 +34,9 @@ from dto.languages import DEFAULT, Languages
 from dto.records import Span
 from dto.text import closing_brace
 
+_LETTERS = r"a-zß-öø-ɏ\u0400-\u1fff"  # of words, in lower case; Greek letters are variables
 LEAD = 60
-"""Characters of a line before the mention that makes it a heading."""
+"""Largest number of characters before the mention in a heading."""
 _LEAD = re.compile(r"[^\d.!?:：。！？=\n]*")
 _TITLE = re.compile(r"\s*#.*|\s*(?P<bold>[*_]{2}).*?(?P=bold)[:：.]?")
 _AFTER = re.compile(
@@ -47,30 +46,30 @@ _SENTENCE = re.compile(r"[^.!?。！？\n]{0,200}(?:[.!?。！？]+(?=\s|$)|(?=\
 
 
 def headings(text: str, questions: Sequence[str], languages: Languages = DEFAULT) -> list[Mention]:
-    """The turns of a text that deals with the questions, from left to right.
+    """Find the places where a text turns to a question, from left to right.
 
-    `start` to `end` is what says so.
+    `start` to `end` is the heading.
     """
     words = wording(languages)
-    found: list[Mention] = []
+    turns: list[Mention] = []
     current = 0
-    asked = {mention.number for question in questions for mention in words.mentions(question)}
+    named = {mention.number for question in questions for mention in words.mentions(question)}
     for line in re.finditer(r"[^\n]+", text):
         start = line.start()
-        turn = _turn(line.group(), current, len(questions), asked, words)
+        turn = _turn(line.group(), current, len(questions), named, words)
         if turn is not None and turn.number != current:
             current = turn.number
-            found.append(Mention(current, start + turn.start, start + turn.end))
-    if any(turn.number for turn in found):
-        return found
-    return found if (counted := _counted(text, questions)) is None else counted
+            turns.append(Mention(current, start + turn.start, start + turn.end))
+    if any(turn.number for turn in turns):
+        return turns
+    return turns if (counted := _counted(text, questions)) is None else counted
 
 
-def _turn(line: str, current: int, k: int, asked: Set[int], words: Wording) -> Mention | None:
-    """What a line turns to; None: it goes on.
+def _turn(line: str, current: int, k: int, named: Set[int], words: Wording) -> Mention | None:
+    """Find the question that a line turns to; None if it continues the current one.
 
-    A number that a question itself names ("Question 2 of the test is worth 5 points") makes a
-    heading only where it is set off as one.
+    `named` are the numbers in a question's own text ("Question 2 of the test is worth 5 points").
+    They make a heading only where they are formatted as one.
     """
     first = next(words.mentions(line), None)
     every = next(words.other_mentions(line), None)
@@ -84,9 +83,9 @@ def _turn(line: str, current: int, k: int, asked: Set[int], words: Wording) -> M
     for whole in (_TITLE.match(line), _AFTER.match(line, first.end)):
         if whole is not None and whole.end() >= first.end:
             return Mention(number, 0, whole.end())
-    if first.number in asked:
+    if first.number in named:
         return None
-    # "Question 2 asks for the sum of both." says nothing else: it goes with the heading.
+    # "Question 2 asks for the sum of both." belongs to the heading.
     rest = _SENTENCE.match(line, first.end)
     if rest is None or "=" in rest.group() or rest.end() == len(line):
         return Mention(number, 0, first.end)
@@ -99,33 +98,33 @@ def _leads(line: str, mention: Mention) -> bool:
 
 
 def _counted(text: str, questions: Sequence[str]) -> list[Mention] | None:
-    """Bare numbers as headings: 1 to k, once each, each with its own question's words."""
-    found = [
+    """Read bare numbers as headings: 1 to k, once each, each with the words of its question."""
+    counted = [
         Mention(bare_number(each["bare"]), each.start(), each.end()) for each in BARE.finditer(text)
     ]
-    if [heading.number for heading in found] != list(range(1, len(questions) + 1)):
+    if [heading.number for heading in counted] != list(range(1, len(questions) + 1)):
         return None
-    ends = [heading.start for heading in found[1:]] + [len(text)]
+    ends = [heading.start for heading in counted[1:]] + [len(text)]
     vocabularies = [_words(question) for question in questions]
-    for heading, end in zip(found, ends, strict=True):
+    for heading, end in zip(counted, ends, strict=True):
         words = _words(text[heading.end : end])
-        shared = [len(words & own) / max(1, len(own)) for own in vocabularies]
-        own = shared[heading.number - 1]
-        if not own or max(shared) > own:
+        shared = [len(words & vocabulary) / max(1, len(vocabulary)) for vocabulary in vocabularies]
+        share = shared[heading.number - 1]
+        if not share or max(shared) > share:
             return None
-    return found
+    return counted
 
 
 def _words(text: str) -> set[str]:
-    return set(re.findall(r"[a-z]{3,}|\d+|[\u4e00-\u9fff]{2}", text.lower()))
+    return set(re.findall(rf"[{_LETTERS}]{{3,}}|\d+|[\u4e00-\u9fff]{{2}}", text.lower()))
 
 
 SHARED = 500
-"""Characters of thinking that belong to no question; with more, no chain would be whole."""
+"""Largest number of characters of thinking that belong to no question."""
 
 
 class Piece(NamedTuple):
-    """A question's part of the thinking, with the heading it begins with; or why there is none."""
+    """The part of the thinking about a question and its heading, or the reason for no part."""
 
     span: Span
     heading: Mention
@@ -134,12 +133,12 @@ class Piece(NamedTuple):
 
 
 def split(thinking: str, questions: Sequence[str], languages: Languages = DEFAULT) -> list[Piece]:
-    """The piece of each question, in their order. Spans are over `thinking`.
+    """Find the piece of each question, in order. Spans are over `thinking`.
 
-    Reasons: `no_heading` (no turn to this question), `runs_on` (no turn to the one after it, whose
-    reasoning may be in this piece), `interleaved` (it is taken up more than once), `extra_number`
-    (a number that was not asked), `shared_reasoning` (more than `SHARED` characters before the
-    first question, after the last, or about all).
+    Reasons: `no_heading` (the text does not turn to this question), `runs_on` (it does not turn to
+    the next one, so this piece may hold its reasoning), `interleaved` (it turns to the question
+    more than once), `extra_number` (it names a number above k), `shared_reasoning` (more than
+    `SHARED` characters before the first question, after the last, or about all questions).
     """
     k = len(questions)
     turns = headings(thinking, questions, languages)
@@ -159,14 +158,14 @@ def split(thinking: str, questions: Sequence[str], languages: Languages = DEFAUL
 
 
 def _piece(number: int, k: int, turns: Sequence[Mention], spans: Sequence[Span]) -> Piece:
-    own = [place for place, turn in enumerate(turns) if turn.number == number]
-    if not own:
+    indices = [index for index, turn in enumerate(turns) if turn.number == number]
+    if not indices:
         return _none("no_heading", f"the thinking does not turn to question {number}")
-    if len(own) > 1:
-        return _none("interleaved", f"question {number} is taken up {len(own)} times")
+    if len(indices) > 1:
+        return _none("interleaved", f"the thinking turns {len(indices)} times to question {number}")
     if number < k and all(turn.number != number + 1 for turn in turns):
         return _none("runs_on", f"the thinking does not turn to question {number + 1}")
-    return Piece(spans[own[0]], turns[own[0]])
+    return Piece(spans[indices[0]], turns[indices[0]])
 
 
 def _none(reason: str, detail: str) -> Piece:
@@ -174,20 +173,24 @@ def _none(reason: str, detail: str) -> Piece:
 
 
 MOST = 3
-"""Sentences without a figure that are taken off each end, at most."""
+"""Largest number of sentences without a figure that are removed at each end."""
 QUOTE = 8
-"""Words in a row of another question (characters, twice as many, in Chinese) that quote it."""
+"""Consecutive words of another question that count as a quotation; in Chinese twice as many
+characters."""
 _BOX = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{")
 _MARKUP = re.compile(
     r"^[ \t]*(?:#{1,6}[ \t]+|[-*•>][ \t]+)+|^[ \t]*[-*_]{3,}[ \t]*$|\*\*|__|</?think>|`{3}\w*",
     re.MULTILINE,
 )
 _SENTENCES = re.compile(r"(?<=[.!?])\s|(?<=[。！？])")
-_PIECES = re.compile(r"[a-z0-9]+|[\u4e00-\u9fff]", re.IGNORECASE)
+_PIECES = re.compile(rf"[{_LETTERS}0-9]+|[\u4e00-\u9fff]")
 
 
 def alike(text: str, number: int | None = None, languages: Languages = DEFAULT) -> str:
-    """The chain as the judge reads it; `number` is the question's in its prompt, None alone."""
+    """Format a chain as the judge reads it.
+
+    `number` is that of its question in a batch prompt; None if the question was asked alone.
+    """
     words = wording(languages)
     if number is not None:
         text = _without_number(text, number, words)
@@ -201,33 +204,35 @@ def alike(text: str, number: int | None = None, languages: Languages = DEFAULT) 
 def others(
     text: str, number: int | None, question: str, languages: Languages = DEFAULT
 ) -> list[str]:
-    """How a chain names questions, other than as its own question's text does; in its words.
+    """List the mentions of other questions in a chain, as it words them.
 
-    The own `number` is none of them. Without one no question is to be named at all.
+    Mentions of `number` and mentions in the text of `question` do not count. With None every number
+    is another question.
     """
     words = wording(languages)
-    allowed = {_plain(question, each) for each in words.all_mentions(question)}
+    allowed = {_plain(question, mention) for mention in words.all_mentions(question)}
     return [
-        said
-        for each in words.all_mentions(text)
-        if (number is None or each.number != number) and (said := _plain(text, each)) not in allowed
+        name
+        for mention in words.all_mentions(text)
+        if number is None or mention.number != number
+        if (name := _plain(text, mention)) not in allowed
     ]
 
 
-def quoted(text: str, question: str, rest: Iterable[str]) -> bool:
-    """Whether a chain quotes one of the `rest` of the questions, beyond its own question."""
-    said, own = _grams(text), _grams(question)
-    return any((_grams(other) - own) & said for other in rest)
+def quoted(text: str, question: str, other_questions: Iterable[str]) -> bool:
+    """Whether a chain quotes one of the other questions."""
+    grams, own_grams = _grams(text), _grams(question)
+    return any((_grams(other) - own_grams) & grams for other in other_questions)
 
 
 def goes_over_all(text: str, answers: Iterable[str], languages: Languages = DEFAULT) -> bool:
-    """Whether a chain checks or sums up everything, with the `answers` to the other questions."""
+    """Whether a chain checks or sums up all `answers`, those to the other questions."""
     match = wording(languages).over_all.search(text)
     if match is None:
         return False
-    rest = _pieces(text[match.end() :])
-    told = [said for each in answers if (said := _pieces(each)).strip()]
-    return bool(told) and all(each in rest for each in told)
+    after = _pieces(text[match.end() :])
+    pieces = [piece for answer in answers if (piece := _pieces(answer)).strip()]
+    return bool(pieces) and all(piece in after for piece in pieces)
 
 
 def _pieces(text: str) -> str:
@@ -245,20 +250,20 @@ def _grams(text: str) -> set[tuple[str, ...]]:
 
 
 def _without_number(text: str, number: int, words: Wording) -> str:
-    """Without "for question 2" and its like; the sentence closes over the gap."""
+    """Remove phrases such as "for question 2", and the punctuation that they leave."""
     kept, at = [], 0
-    for each in words.mentions(text):
-        if each.number != number or each.number in (NEXT, LAST):
+    for mention in words.mentions(text):
+        if mention.number != number or mention.number in (NEXT, LAST):
             continue
-        before = text[at : each.start]
+        before = text[at : mention.start]
         start = len(before)
         for lead in words.before:
-            if found := lead.search(before[:start]):
-                start = found.start()
+            if match := lead.search(before[:start]):
+                start = match.start()
         bracketed = before[start:].endswith(("(", "（"))
         before = before[:start]
         kept.append(before)
-        at = each.end
+        at = mention.end
         if bracketed and text[at : at + 1] in (")", "）"):
             at += 1
         if not before.strip() or before.rstrip()[-1:] in ".!?。！？":
@@ -269,7 +274,7 @@ def _without_number(text: str, number: int, words: Wording) -> str:
 
 
 def _unnumbered(number: re.Match[str]) -> str:
-    """A number that nothing follows on its line is a figure."""
+    """Remove a number at the start of a line; alone on its line it is a figure and stays."""
     rest = number.string[number.end() :].partition("\n")[0]
     return "" if rest.strip() else number.group()
 
@@ -284,12 +289,12 @@ def _unboxed(text: str) -> str:
 
 
 def _trimmed(text: str, words: Wording) -> str:
-    """Without the interjections and figureless sentences at both ends."""
+    """Remove interjections and sentences without a figure at both ends."""
     sentences = [each for each in _SENTENCES.split(text) if each]
 
     def begun(sentence: str) -> str:
-        said = words.interjections.match(sentence)
-        return sentence[said.end() :] if said else sentence
+        match = words.interjections.match(sentence)
+        return sentence[match.end() :] if match else sentence
 
     sentences[:1] = map(begun, sentences[:1])
     for end in (0, -1):

@@ -51,7 +51,7 @@ class Wording:
     """The compiled expressions of several languages. Attributes are named as the keys of a file."""
 
     def __init__(self, languages: Languages) -> None:
-        """Compile them. Raises ValueError as :func:`dto.languages.load_language` does."""
+        """Compile them. Raises LanguageError as :func:`dto.languages.load_language` does."""
         self._languages = languages
 
         def joined(key: QuestionKey) -> str:
@@ -111,8 +111,8 @@ def _number(word: str, languages: Languages) -> int:
     if digits := _DIGITS.match(word):
         return int(digits[0])
     for questions in (load_language(name).questions for name in languages):
-        for key in ("numbers", "ordinals"):
-            for number, expression in enumerate(questions.get(key, ()), start=1):
+        for words in (questions.get("numbers", ()), questions.get("ordinals", ())):
+            for number, expression in enumerate(words, start=1):
                 if _is(word, (expression,)):
                     return number
         if _is(word, questions.get("next", ())):

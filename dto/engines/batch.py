@@ -395,7 +395,7 @@ def _notify(requests: Sequence[Request]) -> None:
 SMALL_MODEL = 20_000_000
 """Parameters up to which two workers decode faster than one whose operations have two threads."""
 MOST_WORKERS = 2  # they share the interpreter: a third would mostly wait for it
-SAME_START = 64  # tokens; prompts that begin with the same ones go to the same worker
+SAME_START = 32  # tokens; prompts that begin with the same ones go to the same worker
 
 
 def worker_count(parameters: int | None, device: torch.device, slots: int) -> int:

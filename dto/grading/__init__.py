@@ -1,4 +1,4 @@
-"""Is this answer right? Numbers and text at once, algebra by math-verify, programs by tests."""
+"""Grade answers: numbers and text directly, algebra by math-verify, programs by their tests."""
 
 from dto.grading.grader import Grader
 from dto.protocols import Graded

@@ -1,21 +1,20 @@
-r"""Whether two expressions or equations are equal: math-verify reads them, numbers decide.
+r"""Compare expressions and equations: math-verify parses them, numerical values decide.
 
 Runs in the child processes of `dto.grading.pool`; importing it imports sympy.
 
-What math-verify reads is only believed where every letter, numeral and prime of the text stands in
-what was read (`3c` is no 3, `f'(x)` no `f(x)`). A text that is read in part equals nothing but the
-same text, and a gold answer that is read in part is unreadable.
+A parse is accepted only if it contains every letter, numeral and prime of the text (`3c` is not 3,
+`f'(x)` is not `f(x)`). A text that is parsed only in part equals nothing but the same text; a gold
+answer that is parsed only in part is unreadable.
 
-- Constants without decimals are equal exactly (rational numbers), or to 50 digits, relative to
-  their size: `1/2^{99}` and `1/2^{98}` differ. Where one side is a decimal number, to six places
-  and five significant digits.
-- Expressions with variables are equal where they have the same value, to 45 digits, at random
-  points (Schwartz 1980, Zippel 1979); points where one of them is not real count only where there
-  are no others.
-- Equations are equal where their sides' differences are proportional at such points, inequalities
-  where the factor is positive, or negative and the sign turned round.
+- Constants without decimals must be equal exactly (rational numbers), or to 50 digits, relative to
+  their size: `1/2^{99}` and `1/2^{98}` differ. If one side is a decimal number: to six places and
+  five significant digits.
+- Expressions with variables must have the same value, to 45 digits, at random points (Schwartz
+  1980, Zippel 1979). Points at which one of them is not real count only if there are no others.
+- The differences of the sides of equations must be proportional at such points; of inequalities
+  with a positive factor, or with a negative one and the sign reversed.
 
-Anything else (sets that take algebra, unevaluated limits, …) math-verify compares.
+math-verify compares everything else (sets that need algebra, unevaluated limits, …).
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ from dto.grading.quantity import quantity, split_unit, unit_factor
 from dto.grading.structure import leaves, same
 
 DIGITS = 60
-LARGEST = 10**6  # of the argument of a factorial and of an exponent: beyond it is sympy's affair
+LARGEST = 10**6  # argument of a factorial, and exponent; sympy evaluates larger ones
 
 _CONSTANTS: dict[Any, Callable[[], Any]] = {
     sympy.pi: lambda: +mpmath.mp.pi,
@@ -67,33 +66,33 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _computed(found: Any, point: Mapping[str, Any]) -> Any:
-    """The value with each symbol at its coordinate.
+def _computed(node: Any, point: Mapping[str, Any]) -> Any:
+    """The value of an expression at a point.
 
     `point`: coordinates (int, mpf, mpc) by name. sympy's own `evalf` does the same and more, fifty
-    times slower: what is no plain arithmetic and no elementary function (sums, integrals, limits)
-    is left to it, by a ValueError. Other errors say that there is no value.
+    times slower. Raises ValueError for anything but arithmetic and elementary functions (sums,
+    integrals, limits), so that `evalf` evaluates it. Other errors mean that there is no value.
     """
-    if found.is_Symbol:
-        return point[found.name]
-    if found.is_Rational:
-        return mpmath.mpf(found.p) / found.q if found.q != 1 else mpmath.mpf(found.p)
-    if found.is_Float:
-        return mpmath.mpf(str(found))
-    if found in _CONSTANTS:
-        return _CONSTANTS[found]()
-    values = [_computed(each, point) for each in found.args]
-    if found.is_Add:
+    if node.is_Symbol:
+        return point[node.name]
+    if node.is_Rational:
+        return mpmath.mpf(node.p) / node.q if node.q != 1 else mpmath.mpf(node.p)
+    if node.is_Float:
+        return mpmath.mpf(str(node))
+    if node in _CONSTANTS:
+        return _CONSTANTS[node]()
+    values = [_computed(argument, point) for argument in node.args]
+    if node.is_Add:
         return mpmath.fsum(values)
-    if found.is_Mul:
+    if node.is_Mul:
         return mpmath.fprod(values)
-    if found.is_Pow:
+    if node.is_Pow:
         if abs(values[1]) > LARGEST:
-            raise ValueError(str(found))
+            raise ValueError(str(node))
         return mpmath.power(*values)
-    if isinstance(found, sympy.UnevaluatedExpr):
+    if isinstance(node, sympy.UnevaluatedExpr):
         return values[0]
-    name = type(found).__name__
+    name = type(node).__name__
     function = _FUNCTIONS.get(name)
     if function is None or (name in ("factorial", "binomial") and abs(values[0]) > LARGEST):
         raise ValueError(name)
@@ -106,23 +105,23 @@ _NORMAL = NormalizationConfig(
 )  # fmt: skip
 _CONVERSION = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
 
-_NUMBER = r"\frac{17}{19}"  # that no gold answer is
+_NUMBER = r"\frac{17}{19}"  # not a likely gold answer
 POINTS = 12  # three positive, one negative, five of mixed signs, three far away
 CLOSE = mpmath.mpf("1e-45")
 CONSTANT_DIGITS, CONSTANT_CLOSE = 60, sympy.Float("1e-50", 60)
 HUGE = 1e300
-FAR = 1e-4  # relative: beyond any rounding
+FAR = 1e-4  # relative difference that rounding cannot explain
 PLACES, ROUNDED = 6, sympy.Rational(1, 100_000)  # decimal numbers
 
-_DIFFERENTIAL = re.compile(r"(?<![A-Za-z\\{_])d(?![A-Za-z_])")  # a parser waits for an integral
+_DIFFERENTIAL = re.compile(r"(?<![A-Za-z\\{_])d(?![A-Za-z_])")  # parsers expect an integral
 _DIVISOR = re.compile(r"\\(?:operatorname\s*\{\s*)?([gl])c[dm]\s*\}?\s*\(")
-# Sums, and waves of integers, are compared at integers: there (-1)^n is cos(n pi).
+# Sums and waves of integers are compared at integers, where (-1)^n is cos(n pi).
 _INDICES = frozenset("nkmjNK")
 _WHOLE = (sympy.Sum, sympy.Product, sympy.sin, sympy.cos)
 _PRIMED = re.compile(r"([A-Za-z])('+)")
 _COEFFICIENT = re.compile(r"(\d)\s*(?=\()")
 _MIXED = re.compile(r"(?<![\d.}^_{])(\d+)\s*(\\frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\})")
-_CHOOSE = re.compile(r"\\binom\s*\{([^{}]+)\}\s*\{([^{}]+)\}")  # it would be evaluated at once
+_CHOOSE = re.compile(r"\\binom\s*\{([^{}]+)\}\s*\{([^{}]+)\}")  # sympy would evaluate it
 _FRACTION = re.compile(r"\\frac\s*\{\s*-?\s*(\d+)\s*\}\s*\{\s*-?\s*(\d+)\s*\}")
 _RATIO = re.compile(r"^\s*([^:{}]+?)\s*:\s*([^:{}]+?)\s*$")
 _MATHS = re.compile(r"\\(?:mathbb|mathcal|begin|end)\s*\{[^{}]*\}")
@@ -130,7 +129,7 @@ _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _NUMERAL = re.compile(r"\d+(?:\.\d+)?|\.\d+")
 _LETTER = re.compile("[A-Za-z]")
 _LOST = frozenset({"angle", "measuredangle", "triangle", "perp", "parallel", "land", "lor"})
-# Letters that are no symbols where these kinds of nodes are read.
+# Letters that are not symbols if the parse has nodes of these types.
 _MEANT = (
     ("e", {"exp", "log", "Exp1"}), ("i", {"ImaginaryUnit"}), ("d", {"Integral", "Derivative"}),
 )  # fmt: skip
@@ -140,8 +139,8 @@ _GREEK = frozenset(GREEK_LETTER_MAP.values()) - {"pi"}
 def equal(gold: str, prediction: str | None) -> bool:
     """Whether two answers are equal, part by part. Raises UnreadableError.
 
-    Without a prediction the gold answer is read and compared with a number: is every comparison
-    with it too expensive?
+    Without a prediction, compare the gold answer with a number, to find out whether every
+    comparison with it is too expensive.
     """
     gold = clean(gold)
     _check(gold)
@@ -195,18 +194,18 @@ def _same_leaves(gold: str, given: str) -> bool:
 
 @lru_cache(maxsize=1 << 14)
 def _fingerprint(text: str) -> float | None:
-    """The value at the first point, where that alone can tell two texts apart; else None."""
+    """The value at the first point, if it is enough to distinguish two texts; otherwise None."""
     bare_text, unit = split_unit(text)
-    found = None if unit else expression(bare_text)
-    if not isinstance(found, sympy.Expr) or _of_integers(found) or found.atoms(AppliedUndef):
+    parsed = None if unit else expression(bare_text)
+    if not isinstance(parsed, sympy.Expr) or _of_integers(parsed) or parsed.atoms(AppliedUndef):
         return None
-    first = _value(found, 0)
+    first = _value(parsed, 0)
     return float(first) if isinstance(first, mpmath.mpf) and abs(first) < HUGE else None
 
 
 @lru_cache(maxsize=4096)
 def expression(text: str) -> Any:
-    """What math-verify reads, None where that is nothing or not the whole text."""
+    """Parse a text by math-verify; None if it parses nothing, or not the whole text."""
     number = quantity(text)
     if number is not None and not number.decimal and not number.unit:
         return sympy.Rational(number.value.numerator, number.value.denominator)
@@ -226,7 +225,7 @@ def expression(text: str) -> Any:
         )  # fmt: skip
     except MemoryError:
         raise
-    except Exception:  # its parser raises what it likes: the text is no mathematics to it
+    except Exception:  # its parser can raise anything for a text that is not mathematics
         return None
     if not isinstance(found, sympy.Basic | sympy.MatrixBase) or not _whole(latex, found):
         return None
@@ -235,10 +234,10 @@ def expression(text: str) -> Any:
     return found
 
 
-def _whole(latex: str, found: Any) -> bool:
-    """Whether every letter and numeral of a text stands in what was read of it."""
+def _whole(latex: str, parsed: Any) -> bool:
+    """Whether the parse of a text contains every letter and numeral of it."""
     names, kinds, values = set(), set(), set()
-    for each in sympy.preorder_traversal(found):
+    for each in sympy.preorder_traversal(parsed):
         kinds.add(type(each).__name__)
         if getattr(each, "is_Symbol", False):
             names.add(each.name)
@@ -264,15 +263,15 @@ def _whole(latex: str, found: Any) -> bool:
     plain = _COMMAND.sub(" ", _MATHS.sub("", latex)) if commands else latex
     if not set(_LETTER.findall(plain)) <= letters:
         return False
-    said = "".join(names)
-    for fraction in _FRACTION.finditer(latex):  # reduced when it is read
+    parsed_names = "".join(names)
+    for fraction in _FRACTION.finditer(latex):  # the parser reduces it
         top, bottom = int(fraction[1]), int(fraction[2])
         if bottom and Fraction(top, bottom) in values:
             values |= {Fraction(top), Fraction(bottom)}
     for numeral in _NUMERAL.findall(latex):
         value = Fraction(numeral)
-        known = value in values or value.limit_denominator(10**12) in values
-        if not known and numeral not in said and value not in (0, 1, 2, 10):
+        contained = value in values or value.limit_denominator(10**12) in values
+        if not contained and numeral not in parsed_names and value not in (0, 1, 2, 10):
             return False
     return True
 
@@ -343,18 +342,18 @@ def _same_constants(gold: sympy.Expr, given: sympy.Expr) -> bool | None:
 
 
 @lru_cache(maxsize=1 << 14)
-def _constant(found: Any) -> tuple[Any, Any]:
-    """A constant worked out, and its value."""
-    done = found.doit()
-    return done, done.evalf(CONSTANT_DIGITS)
+def _constant(constant: Any) -> tuple[Any, Any]:
+    """A constant, evaluated, and its value."""
+    evaluated = constant.doit()
+    return evaluated, evaluated.evalf(CONSTANT_DIGITS)
 
 
 @lru_cache(maxsize=1 << 12)
-def _arranged(found: Any) -> Any:
-    """Sums and products with their terms in sympy's order; powers of numbers stay as they are."""
-    if not found.args or not (found.is_Add or found.is_Mul):
-        return found
-    return found.func(*map(_arranged, found.args))
+def _arranged(node: Any) -> Any:
+    """Put the terms of sums and products into sympy's order; keep powers of numbers."""
+    if not node.args or not (node.is_Add or node.is_Mul):
+        return node
+    return node.func(*map(_arranged, node.args))
 
 
 def _close(one: Any, other: Any, tolerance: Any) -> bool:
@@ -364,34 +363,34 @@ def _close(one: Any, other: Any, tolerance: Any) -> bool:
     return bool(abs(one - other) <= tolerance * size)
 
 
-def _of_integers(found: Any) -> bool:
-    return bool(found.has(*_WHOLE)) or any(each.base == -1 for each in found.atoms(sympy.Pow))
+def _of_integers(node: Any) -> bool:
+    return bool(node.has(*_WHOLE)) or any(power.base == -1 for power in node.atoms(sympy.Pow))
 
 
-def _names(found: Any) -> set[str]:
-    return {str(each) for each in found.free_symbols}
+def _names(node: Any) -> set[str]:
+    return {str(symbol) for symbol in node.free_symbols}
 
 
 @lru_cache(maxsize=1 << 14)
-def _value(found: Any, index: int, *, whole: bool = False) -> Any:
-    """The value at one of the points; None where there is none. `whole`: a point of integers."""
-    point = {name: _coordinate(name, index, whole=whole) for name in _names(found)}
+def _value(node: Any, index: int, *, whole: bool = False) -> Any:
+    """The value at one of the points; None if it has none. `whole`: a point of integers."""
+    point = {name: _coordinate(name, index, whole=whole) for name in _names(node)}
     errors = (ValueError, ZeroDivisionError, OverflowError, TypeError, KeyError)
     with mpmath.workdps(DIGITS), contextlib.suppress(*errors):
-        result = _computed(found, point)
+        result = _computed(node, point)
         if mpmath.isfinite(result):
             if not isinstance(result, mpmath.mpc):
                 return mpmath.mpf(result)
             real = abs(result.imag) <= abs(result) * mpmath.mpf(10) ** -50
             return result.real if real else result
     exact = {each: sympy.Rational(str(point[str(each)])) if each.name != "i" else sympy.I
-             for each in found.free_symbols}  # fmt: skip
+             for each in node.free_symbols}  # fmt: skip
     try:
-        rough = found.subs(exact).doit().evalf(CONSTANT_DIGITS)
+        rough = node.subs(exact).doit().evalf(CONSTANT_DIGITS)
         number = mpmath.mpmathify(rough)
     except MemoryError:
         raise
-    except Exception:  # sympy has no value there, and says so in many ways
+    except Exception:  # sympy has many ways to report that there is no value
         return None
     if not mpmath.isfinite(number):
         return None
@@ -399,7 +398,7 @@ def _value(found: Any, index: int, *, whole: bool = False) -> Any:
 
 
 def _coordinate(name: str, index: int, *, whole: bool) -> Any:
-    """A number that depends on the name alone; `i` is the imaginary unit."""
+    """A number that depends only on the name; `i` is the imaginary unit."""
     if name == "i":
         return mpmath.mpc(0, 1)
     size = crc32(f"{name} {index}".encode()) % 997 + 211
@@ -413,7 +412,7 @@ def _coordinate(name: str, index: int, *, whole: bool) -> Any:
 
 
 def _same_relations(gold: Any, given: Any) -> bool:
-    """Whether one is a multiple of the other: at random points, of sides or of numerators."""
+    """Whether one is a multiple of the other, in its sides or numerators, at random points."""
     turned = {
         sympy.StrictLessThan: sympy.StrictGreaterThan, sympy.LessThan: sympy.GreaterThan,
         sympy.StrictGreaterThan: sympy.StrictLessThan, sympy.GreaterThan: sympy.LessThan,
@@ -427,12 +426,12 @@ def _same_relations(gold: Any, given: Any) -> bool:
         return _ratio(*(sympy.fraction(sympy.together(side))[0] for side in sides)) is not None
     if not isinstance(ratio, mpmath.mpf):
         return False
-    wanted = type(gold) if ratio > 0 else turned.get(type(gold))
-    return isinstance(given, wanted) if wanted else False
+    expected = type(gold) if ratio > 0 else turned.get(type(gold))
+    return isinstance(given, expected) if expected else False
 
 
 def _ratio(one: Any, other: Any) -> Any:
-    """The constant factor between two expressions; None where there is none."""
+    """The constant factor between two expressions; None if there is none."""
     if _names(one) != _names(other):
         return None
     first = None

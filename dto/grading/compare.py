@@ -1,19 +1,19 @@
-r"""The exact fast path: is the prediction plainly the gold answer, or plainly another one?
+r"""Compare answers exactly and fast, without algebra.
 
-`compare` answers True or False where that is beyond doubt and None where a computer-algebra system
-has to look. What it calls correct is an equal string after normalisation (`dto.grading.notation`)
-or an equal number, part by part (`dto.grading.structure`):
+`compare` returns True or False if that is certain, and None if a computer-algebra system has to
+decide. Answers are equal if their strings are, after normalisation (`dto.grading.notation`), or if
+their numbers are, part by part (`dto.grading.structure`):
 
-- Numbers are exact fractions, in the many ways that `dto.grading.quantity` reads.
-- Units are ignored where only one side has them, converted where both measure the same (5 m is
-  500 cm), and where they measure different things the answers differ; `\text{ million}` multiplies.
-  A single letter right behind the gold answer's number is no unit: `3c` is not 3.
-- 27% equals 0.27 and 27\%, and not 27. Where the question asks for a percentage ("what percent",
-  `asks_for_percentage`), 27 equals 27% too; 0.27 still does, 2700 never.
+- Numbers are exact fractions, in the many notations that `dto.grading.quantity` reads.
+- Units are ignored if only one side has them, and converted if both measure the same (5 m is
+  500 cm). If they measure different things, the answers differ. `\text{ million}` multiplies. A
+  single letter directly behind the gold answer's number is not a unit: `3c` is not 3.
+- 27% equals 0.27 and 27\%, and not 27. If the question asks for a percentage ("what percent",
+  `asks_for_percentage`), 27 equals 27%, too; 0.27 still does, 2700 never.
 - Numerals in different bases, `204_5` and `204_8`, differ; so do times of day, 3:30 and 4:40.
-- Words are compared as words, without regard to case: a parser would take `east` and `seat` for the
-  same product of variables. So are answers with Chinese characters.
-- A choice is the letters that `dto.grading.wording` reads.
+- Words are compared as words, ignoring case: a parser would read `east` and `seat` as the same
+  product of variables. So are answers with Chinese characters.
+- Choices are compared by the letters that `dto.grading.wording` reads.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from dto.grading.quantity import Quantity, mentions, quantity
 from dto.grading.structure import Node, leaves, same
 from dto.grading.wording import NUMBERS, same_choice
 
-FLOATING = 15  # decimals up to which what differs may be noise of floating point
+FLOATING = 15  # decimals; a difference beyond may be floating-point noise
 MOST_LEAVES = 60
-MAX_DEPTH = 60  # of nested brackets: what is deeper is no answer, and would exhaust a parser
+MAX_DEPTH = 60  # nested brackets; deeper text is not an answer and would exhaust a parser
 
 _NUMBERS_ALONE = re.compile(r"[\d.]+(?: [\d.]+)+")
 _PLAIN = re.compile(r"-?(?:[0-9]+(?:\.[0-9]+)?|\\[dt]?frac\{[0-9]+\}\{[1-9][0-9]*\})")
@@ -49,7 +49,7 @@ _TEMPERATURE = re.compile(
 )
 _SHARE = re.compile(r"[^:]+:[^:]+")
 _BINARY = re.compile(r"(?:[+\-^_*/]|\\(?:times|cdot|div))$")
-LONGEST_BINARY = len(r"\times")  # no more is looked at before each sign
+LONGEST_BINARY = len(r"\times")  # as many characters are read before each sign
 _SHARE_IN_WORDS = re.compile(r"(\w+)\s*to\s*(\w+)")
 _DEGREES = re.compile(r"\\circ|\\degree|°")
 _NUMERAL = re.compile(  # without spaces
@@ -83,21 +83,21 @@ _SIGN = re.compile(r"\s*(?:\\?%|\\text\s*\{\s*(?:\\?%|percent)\s*\}|\bpercent)\s
 
 @lru_cache(maxsize=4096)
 def asks_for_percentage(question: str) -> bool:
-    """Whether a question wants its answer in percent, so that the sign may be left out.
+    """Whether a question asks for its answer in percent, so that the sign may be missing.
 
-    "What percent of …", "by how many percent", "express … as a percentage", 百分之几. Not a
+    "What percent of …", "by how many percent", "express … as a percentage", 百分之几. False for a
     question that only mentions one ("a 20% discount"), or asks for a decimal or a fraction.
     """
     return bool(_PERCENTAGE.search(question)) and not _NOT_A_PERCENTAGE.search(question)
 
 
 def without_percent(text: str) -> str:
-    """Without the sign at its end."""
+    """Remove the percent sign at the end."""
     return _SIGN.sub("", text)
 
 
 def compare(gold: str, prediction: str, rule: str, *, percent: bool = False) -> bool | None:
-    r"""True, False, or None where equality takes algebra. Kind `choice` is always decided.
+    r"""True, False, or None if only algebra can decide. Rule `choice` is always decided.
 
     `percent`: the question asks for a percentage.
     """
@@ -121,28 +121,28 @@ def _compare(gold: str, prediction: str, rule: str) -> bool | None:
         return True
     if _depth(text) > MAX_DEPTH:
         return False
-    wanted, given = quantity(gold_clean), quantity(cleaned)
-    if wanted and not given and (number := labelled(cleaned)):
+    expected, given = quantity(gold_clean), quantity(cleaned)
+    if expected and not given and (number := labelled(cleaned)):
         cleaned, given = number, quantity(number)
-    elif given and not wanted and (number := labelled(gold_clean)):
-        gold_clean, wanted = number, quantity(number)
-    if wanted and given and r"\$" in gold + prediction:
-        if wanted.unit.startswith("cent") and not given.unit:
+    elif given and not expected and (number := labelled(gold_clean)):
+        gold_clean, expected = number, quantity(number)
+    if expected and given and r"\$" in gold + prediction:
+        if expected.unit.startswith("cent") and not given.unit:
             given = quantity(f"{cleaned} dollars")
-        elif given.unit.startswith("cent") and not wanted.unit:
-            wanted = quantity(f"{gold_clean} dollars")
-    if wanted and given and not (wanted.unit and _PRODUCT.fullmatch(gold_text)):
-        if "rad" in wanted.unit + given.unit and _DEGREES.search(gold + prediction):
+        elif given.unit.startswith("cent") and not expected.unit:
+            expected = quantity(f"{gold_clean} dollars")
+    if expected and given and not (expected.unit and _PRODUCT.fullmatch(gold_text)):
+        if "rad" in expected.unit + given.unit and _DEGREES.search(gold + prediction):
             return False
-        return _same_quantity(wanted, given)
+        return _same_quantity(expected, given)
     nodes = structure(gold_clean), structure(cleaned)
     if min(len(leaves(node)) for node in nodes) > MOST_LEAVES:
-        return None  # a child matches them, whose time is limited
+        return None  # a child process matches them, under its time limit
     return same(*nodes, leaf)
 
 
 def _other_unit(gold: str, prediction: str) -> bool:
-    """Whether the two name other currencies, or other scales of temperature."""
+    """Whether the two name different currencies, or different temperature scales."""
     for sign in (_MONEY_SIGN, _TEMPERATURE):
         if not sign.search(gold):
             continue
@@ -157,12 +157,12 @@ def _other_unit(gold: str, prediction: str) -> bool:
 
 @lru_cache(maxsize=1 << 12)
 def structure(cleaned: str) -> Node:
-    """`dto.grading.parsing.read`, remembered."""
+    """`dto.grading.parsing.read`, cached."""
     return read(cleaned)
 
 
 def leaf(gold: str, text: str) -> bool | None:
-    """Two cleaned answers, or parts of them, as numbers or words; None where neither decides."""
+    """Compare two cleaned answers, or parts, as numbers or words; None if neither decides."""
     gold_text, given_text = bare(gold), bare(text)
     if gold_text == given_text:
         return True
@@ -176,11 +176,11 @@ def leaf(gold: str, text: str) -> bool | None:
         text = f"{shares[1]}:{shares[2]}"
         if text == gold_text:
             return True
-    wanted, given = quantity(gold), quantity(text)
-    if wanted and wanted.unit and _PRODUCT.fullmatch(gold_text):
+    expected, given = quantity(gold), quantity(text)
+    if expected and expected.unit and _PRODUCT.fullmatch(gold_text):
         return True if gold_text == given_text.replace(" ", "") else None
-    if wanted and given:
-        return _same_quantity(wanted, given)
+    if expected and given:
+        return _same_quantity(expected, given)
     if _NUMBERS_ALONE.fullmatch(text) and not _NUMBERS_ALONE.fullmatch(gold):
         return False  # a parser would multiply them
     if "\\text" in gold and gold_text.casefold() == given_text.casefold():
@@ -193,7 +193,7 @@ def leaf(gold: str, text: str) -> bool | None:
 
 
 def _terms(text: str) -> list[str]:
-    """The terms of a sum with their signs, sorted; the whole text where it is none."""
+    """The terms of a sum with their signs, sorted; the whole text if it is not a sum."""
     terms, depth, begin = [], 0, 0
     for index, character in enumerate(text):
         if character in "([{":
@@ -213,7 +213,7 @@ def _terms(text: str) -> list[str]:
 
 @lru_cache(maxsize=1 << 16)
 def decidable(gold: str, rule: str) -> bool:
-    """Whether a gold answer is one that no parser has to read: a letter, a number, Chinese."""
+    """Whether a gold answer needs no parser: a letter, a number, Chinese."""
     if rule == "choice" or _PLAIN.fullmatch(gold):
         return True
     cleaned = clean(gold)
@@ -224,7 +224,7 @@ def decidable(gold: str, rule: str) -> bool:
 
 
 def readable(gold: str) -> bool:
-    """Whether a part of a gold answer is compared as number or word, and no parser has to read it.
+    """Whether a part of a gold answer is compared as a number or word, without a parser.
 
     `gold`: the text of a leaf (`dto.grading.structure`).
     """
@@ -238,24 +238,24 @@ def _numeral(text: str) -> tuple[str, str] | None:
     """Digits and base of `204_5`, `204_{five}`, `204 (base 5)`."""
     if "_" not in text and "base" not in text:
         return None
-    found = _NUMERAL.fullmatch(text.replace(" ", ""))
-    if found is None:
+    match = _NUMERAL.fullmatch(text.replace(" ", ""))
+    if match is None:
         return None
-    base = _BASES.get(found[3], found[3])
-    if any(int(digit, 36) >= int(base) for digit in found[2].replace(".", "")):
+    base = _BASES.get(match[3], match[3])
+    if any(int(digit, 36) >= int(base) for digit in match[2].replace(".", "")):
         return None  # F_2 is a name
-    return found[1].replace("+", "") + found[2], base
+    return match[1].replace("+", "") + match[2], base
 
 
 def _same_numerals(
-    gold: str, text: str, wanted: tuple[str, str] | None, given: tuple[str, str] | None
+    gold: str, text: str, expected: tuple[str, str] | None, given: tuple[str, str] | None
 ) -> bool | None:
-    """Numerals with the base they are written in; the question may have said it."""
-    if wanted and given:
-        return wanted == given
-    known, other = (wanted, text) if wanted else (given, gold)
-    assert known is not None
-    return known[0] == other if re.fullmatch(r"[-+]?[0-9A-F.]+", other) else False
+    """Compare numerals with their bases; one base may be missing, if the question names it."""
+    if expected and given:
+        return expected == given
+    numeral, other = (expected, text) if expected else (given, gold)
+    assert numeral is not None
+    return numeral[0] == other if re.fullmatch(r"[-+]?[0-9A-F.]+", other) else False
 
 
 def _in_words(gold: str, gold_text: str) -> bool:
@@ -288,7 +288,7 @@ def _depth(text: str) -> int:
 
 
 def _places(value: Fraction) -> int:
-    """Decimals that a number needs."""
+    """The number of decimals that a number needs."""
     twos, fives, rest = 0, 0, value.denominator
     while rest % 2 == 0:
         twos, rest = twos + 1, rest // 2
@@ -297,32 +297,32 @@ def _places(value: Fraction) -> int:
     return max(twos, fives)
 
 
-def _same_time(wanted: re.Match[str], given: re.Match[str]) -> bool:
-    halves = [(time[4] or "").lower() for time in (wanted, given)]
-    same = [(int(time[1]), time[2], time[3] or "00") for time in (wanted, given)]
+def _same_time(expected: re.Match[str], given: re.Match[str]) -> bool:
+    halves = [(time[4] or "").lower() for time in (expected, given)]
+    same = [(int(time[1]), time[2], time[3] or "00") for time in (expected, given)]
     return same[0] == same[1] and (halves[0] == halves[1] or "" in halves)
 
 
-def _same_quantity(wanted: Quantity, given: Quantity) -> bool | None:
-    halves = _HALVES.get(wanted.unit), _HALVES.get(given.unit)
+def _same_quantity(expected: Quantity, given: Quantity) -> bool | None:
+    halves = _HALVES.get(expected.unit), _HALVES.get(given.unit)
     if halves[0] and halves[1] and halves[0] != halves[1]:
         return False
-    if wanted.unit and given.unit and wanted.unit != given.unit:
-        if wanted.unit.partition("^")[2] != given.unit.partition("^")[2]:
+    if expected.unit and given.unit and expected.unit != given.unit:
+        if expected.unit.partition("^")[2] != given.unit.partition("^")[2]:
             return False
-        if wanted.measure and given.measure:
-            return wanted.measure == given.measure
-        if wanted.measure or given.measure:
-            known, other = (wanted, given) if wanted.measure else (given, wanted)
-            # `5 feet of rope` is as good as `5 feet`; `5 apples` and `5 feet` are not the same.
-            if not mentions(other.unit, known.unit):
+        if expected.measure and given.measure:
+            return expected.measure == given.measure
+        if expected.measure or given.measure:
+            measured, other = (expected, given) if expected.measure else (given, expected)
+            # `5 feet of rope` equals `5 feet`; `5 apples` and `5 feet` differ.
+            if not mentions(other.unit, measured.unit):
                 return False
-    if wanted.value == given.value:
+    if expected.value == given.value:
         return True
-    if wanted.decimal and given.decimal:
-        places = _places(wanted.value), _places(given.value)
+    if expected.decimal and given.decimal:
+        places = _places(expected.value), _places(given.value)
         if places[0] == places[1] or min(places) > FLOATING:
-            return False  # as many places, and another digit
-    close = abs(wanted.value - given.value) <= abs(wanted.value) / 100_000
-    rounded = (wanted.decimal or given.decimal) and close and wanted.percent == given.percent
+            return False  # as many decimals, and a different digit
+    close = abs(expected.value - given.value) <= abs(expected.value) / 100_000
+    rounded = (expected.decimal or given.decimal) and close and expected.percent == given.percent
     return None if rounded else False

@@ -1,15 +1,15 @@
-r"""Where a response's answer stands.
+r"""Extract the answer of a response.
 
-With a box: the last `\boxed{…}` (or `\fbox{…}`), its braces matched, escaped braces not counted. Of
-nested boxes the inner one is the answer. A last box that never closes is no answer, and neither an
-earlier box nor a statement stands in for it: the response was cut. `\boxed 3` and `\boxed\frac12`
-have no braces and count as well.
+The answer is the last `\boxed{…}` (or `\fbox{…}`). Braces are matched, and escaped braces are not
+counted. The inner one of nested boxes is the answer. If the last box never closes, the response was
+cut and has no answer, even if there is an earlier box or a statement. `\boxed 3` and
+`\boxed\frac12`, without braces, count too.
 
-Without a box the answer is what the text states (`dto.grading.statements`), and nothing else is
-guessed (no "last number in the text"); a text that is a single line without words is an answer. For
-rule `choice` a stated option beats a box that holds none.
+Without a box the answer is the one that the text states (`dto.grading.statements`), or the text
+itself if it is a single line without words. Nothing else is guessed: the last number in the text is
+not an answer. Under rule `choice` a stated option has precedence over a box without one.
 
-Of an answer a clause behind it is left out: `72, so she sells 72 eggs`.
+A clause behind the answer is removed: `72, so she sells 72 eggs`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dto.grading.statements import stated_answer, stated_option
 from dto.grading.wording import options, without_clause
 from dto.text import MAX_TEXT, closing_brace
 
-MAX_ANSWER = 2_000  # characters; what is longer is no answer, and would only feed the parser
+MAX_ANSWER = 2_000  # characters; a longer text is not an answer and would only slow the parser
 
 _BOX = re.compile(r"(?:boxed|fbox)(?![A-Za-z])\s{0,20}(\{)?")
 _UNBRACED = re.compile(
@@ -68,18 +68,18 @@ _NAMED = re.compile(r"(?<![A-Za-z])([A-Za-z](?:_\w|_\{\w+\})?)\s*=\s*\$?\s*$")
 
 
 class Boxes(NamedTuple):
-    r"""The boxes that belong to the last one, in order, and what links them.
+    r"""The boxes that belong to the last one, in order, and how they are linked.
 
-    They stand in one sentence (`x = \boxed{3} and y = \boxed{5}`) or in a list of parts, and no
-    word between them takes one back. `link`: `or`, where each is linked to the next by nothing but
-    that; `list`, where by a comma or "and"; `ordered` in a numbered list; else `parts`.
+    They are in one sentence (`x = \boxed{3} and y = \boxed{5}`) or in a list of parts, and no word
+    between them revokes one. `link` is `or` if only that word is between them, `list` if only a
+    comma or "and" is, `ordered` in a numbered list, and `parts` otherwise.
     """
 
     answers: tuple[str, ...]
     link: Literal["or", "list", "parts", "ordered"] = "parts"
 
     def joined(self) -> str:
-        """As one answer; the parts of a numbered list have an order."""
+        """Join them into one answer; the parts of a numbered list have an order."""
         if self.link == "ordered":
             return f"({', '.join(self.answers)})"
         return (" or " if self.link == "or" else ", ").join(self.answers)
@@ -92,14 +92,14 @@ class _Box(NamedTuple):
 
 
 def last_box(text: str) -> str | None:
-    r"""The content of the last `\boxed{…}`; None where there is none, or where it never closes."""
+    r"""The content of the last `\boxed{…}`; None if there is none, or if it never closes."""
     text = text[-MAX_TEXT:]
     box = None if _is_cut(text) else _box_before(text, len(text))
     return None if box is None else box.content
 
 
 def final_boxes(text: str) -> Boxes:
-    r"""The last box and those before it that belong to it; without a complete box none."""
+    r"""The last box and the boxes before it that belong to it; none without a complete box."""
     text = text[-MAX_TEXT:]
     box = None if _is_cut(text) else _box_before(text, len(text))
     if box is None or box.content is None:
@@ -117,7 +117,7 @@ def final_boxes(text: str) -> Boxes:
         if link and (link["word"] or gap.strip("$ *\n")):
             words.add("or" if _OR.search(link["word"] or "") else "list")
         elif link and gap.count("\n") == 1 and len(gap) < 20:
-            words.add("list")  # on lines of their own
+            words.add("list")  # on separate lines
         elif "\n" not in gap and not _NEW_SENTENCE.search(gap):
             words.add("parts")
         elif numbered := _next_part(text, before, first):
@@ -125,21 +125,21 @@ def final_boxes(text: str) -> Boxes:
         else:
             break
         boxes.insert(0, before)
-    names = [_NAMED.search(text[max(0, each.start - 20) : each.start]) for each in boxes]
-    found = tuple(each.content or "" for each in boxes)
+    names = [_NAMED.search(text[max(0, answer.start - 20) : answer.start]) for answer in boxes]
+    answers = tuple(answer.content or "" for answer in boxes)
     if all(names) and len({name[1] for name in names if name}) == len(names) > 1:
-        found = tuple(
-            f"{name[1]} = {each}" for name, each in zip(names, found, strict=True) if name
+        answers = tuple(
+            f"{name[1]} = {answer}" for name, answer in zip(names, answers, strict=True) if name
         )
     if words == {"ordered"}:
-        return Boxes(found, "ordered")
+        return Boxes(answers, "ordered")
     if words & {"parts", "ordered"} or not words:
-        return Boxes(found)
-    return Boxes(found, "or" if "or" in words else "list")
+        return Boxes(answers)
+    return Boxes(answers, "or" if "or" in words else "list")
 
 
 def list_length(answer: str) -> int:
-    """How many parts a list such as `3, 5` has outside all brackets; 1 for what is no list."""
+    """The number of parts of a list such as `3, 5`, outside brackets; 1 for any other answer."""
     depth, count, place = 0, 1, 0
     answer = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", answer)
     while place < len(answer):
@@ -155,9 +155,9 @@ def list_length(answer: str) -> int:
 
 
 def final_answer(text: str, rule: str = "math") -> str | None:
-    """The answer of a conclusion: its last box, else what it states, else None.
+    """The answer of a conclusion: its last box, or the answer that it states, or None.
 
-    For rule `choice` boxes that are linked by "and", "or" or commas alone are one answer.
+    Under rule `choice` boxes that are linked only by "and", "or" or commas are one answer.
     """
     text = text[-MAX_TEXT:]
     if _is_cut(text):
@@ -171,8 +171,8 @@ def final_answer(text: str, rule: str = "math") -> str | None:
         return None
     if rule != "choice":
         return without_clause(box.content)
-    found = options(box.content)
-    if found is None or all(label.isdigit() for label in found):
+    labels = options(box.content)
+    if labels is None or all(label.isdigit() for label in labels):
         if not _LETTER.search(box.content) or _FORMULA.search(_TEXT.sub(r"\1", box.content)):
             return stated_option(text) or box.content
         return box.content
@@ -183,8 +183,8 @@ def final_answer(text: str, rule: str = "math") -> str | None:
 def trial_answer(text: str) -> str | None:
     r"""The answer that follows an inducer; `text` begins at its `\boxed` or at its brace.
 
-    None when the brace has not closed (or not even opened) where the text ends: the trial was cut.
-    Empty when there is nothing inside, or when something other than a brace was put there.
+    None if the text ends before the brace closes (or opens): the trial was cut. Empty if there is
+    nothing in the braces, or something else in the place of the opening brace.
     """
     start = _TRIAL.match(text)
     opening = start.end() if start else 0
@@ -201,13 +201,13 @@ def trial_answer(text: str) -> str | None:
 
 
 def _is_cut(text: str) -> bool:
-    """Whether a text ends where a box was about to begin."""
+    """Whether a text ends where a box was beginning."""
     tail = text[-20:]
     return "\\" in tail and _CUT.search(tail) is not None
 
 
 def _box_before(text: str, end: int) -> _Box | None:
-    """The last box that begins before a place."""
+    """The last box that begins before a position."""
     while True:
         end = text.rfind("box", 0, end)
         if end < 0:
@@ -226,7 +226,7 @@ def _box_before(text: str, end: int) -> _Box | None:
 
 
 def _next_part(text: str, before: _Box, after: _Box) -> Literal["", "ordered", "named"]:
-    """Whether two boxes stand in neighbouring lines of a list of parts, with numbers or names."""
+    """Whether two boxes are in adjacent lines of a list of parts, with numbers or names."""
     start = text.rfind("\n", 0, before.start) + 1
     gap = _NEXT_PART.match(text, before.end, after.start)
     if gap is None or "\n" in text[gap.end() : after.start]:

@@ -1,13 +1,13 @@
-"""What runs inside the sandbox: a response becomes a program, the program meets its tests.
+"""Turn a response into a program and run its tests, inside the sandbox.
 
-Loaded by `jail.py`, and imports neither torch nor dto. The answer is found here and not in the
-parent, because Python's own parser can be brought down by text.
+`jail.py` loads this file, which imports neither torch nor dto. It finds the answer here and not in
+the parent process, because some texts crash Python's own parser.
 
-Which code is the answer: of the fenced blocks (tagged python or not at all; inside a list or not,
-of backticks or tildes; a last one need not be closed) the last that defines the entry point, else
-the last; without a fence the whole text. Where it defines the entry point it is a module that runs
-after the prompt (which brings imports and helper functions), else it goes on where the prompt ends,
-as completion models answer.
+The answer is the last fenced block that defines the entry point, or the last block, or without a
+fence the whole text. Blocks are tagged python or not at all; they may be inside a list, and use
+backticks or tildes; the last one may be unclosed. If the answer defines the entry point, it is a
+module that runs after the prompt (for its imports and helper functions). Otherwise it continues the
+prompt, as completion models answer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import types
 import unittest
 from typing import Any
 
-FAILED = "failed: "  # begins what is the problem's fault, not the answer's
+FAILED = "failed: "  # prefix of reasons that the problem causes, not the answer
 
 _FENCE = re.compile(
     r"(?P<before>[ \t]*(?:(?:[-*+•]|\d{1,9}[.)])[ \t]+)?)(?P<run>`{3,}|~{3,})"
@@ -38,7 +38,7 @@ def last_block(response: str) -> str:
 
 
 def sources(response: str, prompt: str, entry_point: str) -> list[str]:
-    """The source texts to execute one after the other in one namespace."""
+    """The source texts to execute in one namespace, in order."""
     blocks = _blocks(response)
     whole = [block for block in blocks or [response] if entry_point in _defined(block)]
     if whole:
@@ -52,7 +52,7 @@ def sources(response: str, prompt: str, entry_point: str) -> list[str]:
 
 
 def run(response: str, prompt: str, test: str, entry_point: str) -> str:
-    """Empty when the tests pass, else why not."""
+    """Run the tests; the reason if they fail, empty if they pass."""
     try:
         test_code = compile(test, "<test>", "exec")
     except (SyntaxError, ValueError) as error:
@@ -95,10 +95,10 @@ def _unittests(new: dict[str, Any]) -> str:
 
 
 def _blocks(response: str) -> list[str]:
-    """The fenced blocks of Python, without the indentation that a list gives them.
+    """The fenced blocks of Python, without the indentation of a list.
 
-    As in CommonMark a block ends at a run of the same character that is as long as the one that
-    began it; text behind that run is let pass.
+    As in CommonMark, a block ends at a run of the same character that is at least as long as the
+    opening one; text behind that run is allowed.
     """
     blocks: list[str] = []
     lines: list[str] = []
@@ -135,7 +135,7 @@ def _width(space: str) -> int:
 
 
 def _outdented(lines: list[str], width: int) -> str:
-    """Without the indentation of the fence, as far as every line has it."""
+    """Remove the indentation of the fence, as far as every line has it."""
     heads = [line[: len(line) - len(line.lstrip(" \t"))] for line in lines]
     common = min((_width(head) for head, line in zip(heads, lines, strict=True) if line.strip()),
                  default=0)  # fmt: skip
@@ -165,12 +165,12 @@ def _compiles(source: str) -> bool:
 
 
 def _defined(source: str) -> set[str]:
-    """Names that stand at the top of a module."""
-    found: set[str] = set()
+    """The names that a module defines at its top level."""
+    names: set[str] = set()
     module = _parsed(source)
     for node in module.body if module else ():
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            found.add(node.name)
+            names.add(node.name)
         elif isinstance(node, ast.Assign):
-            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-    return found
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names

@@ -1,14 +1,14 @@
-"""A child process that runs one untrusted program. A script: run it, never import it.
+"""Run one untrusted program in a child process. This is a script: run it, never import it.
 
     python jail.py namespaces|bwrap|guards DIRECTORY < request.json
 
-A JSON object comes on stdin (`response`, `prompt`, `test`, `entry_point`, and the limits of
-`dto.grading.sandbox.Limits`), one goes to stdout: `{"reason": …}`, empty when the tests pass, or
-`{"error": …}` when the sandbox cannot be set up. It imports neither torch nor dto. What is covered
-and what is not stands in `dto.grading.sandbox`.
+It reads a JSON object from stdin (`response`, `prompt`, `test`, `entry_point`, and the limits of
+`dto.grading.sandbox.Limits`) and writes one to stdout: `{"reason": …}`, empty if the tests pass, or
+`{"error": …}` if the sandbox cannot be set up. It imports neither torch nor dto.
+`dto.grading.sandbox` describes what is covered and what is not.
 
-Processes: this one; in a PID namespace its first process, which only waits (when it ends, whatever
-the program has left running is killed by the kernel); the program.
+Processes: this one; the first process of a PID namespace, which only waits (when it ends, the
+kernel kills everything that the program left running); the program.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ AT_RECURSIVE, AT_FDCWD, DETACH = 0x8000, -100, 2
 SET_DEATH_SIGNAL, SET_SUBREAPER, NO_NEW_PRIVILEGES = 1, 36, 38
 MOUNT_SETATTR = 442  # the same number on every architecture
 CAPABILITIES_V3 = 0x20080522
-STARTED = b"\n"  # comes before the verdict: from here on it is the program's doing
+STARTED = b"\n"  # precedes the verdict: after it the program is responsible for any failure
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 FORBIDDEN = (
@@ -48,7 +48,7 @@ CHANGING = (
 
 
 def main() -> None:
-    """Read the request, run the program, say what became of it."""
+    """Read the request, run the program, report its verdict."""
     mode, directory = sys.argv[1:]
     LIBC.prctl(SET_DEATH_SIGNAL, signal.SIGKILL)
     request = json.loads(sys.stdin.buffer.read())
@@ -73,13 +73,13 @@ def main() -> None:
     os.waitpid(first, 0)
 
 
-def reply(**said: str) -> None:
-    """Answer the parent."""
-    os.write(1, json.dumps(said).encode() + b"\n")
+def reply(**fields: str) -> None:
+    """Reply to the parent."""
+    os.write(1, json.dumps(fields).encode() + b"\n")
 
 
 def load_harness() -> ModuleType:
-    """`harness.py`, which stands beside this file; this folder never comes into sys.path."""
+    """Load `harness.py`, beside this file; this folder is never in sys.path."""
     place = Path(__file__).with_name("harness.py")
     harness = ModuleType("harness")
     exec(compile(place.read_text(encoding="utf-8"), str(place), "exec"), harness.__dict__)
@@ -87,14 +87,14 @@ def load_harness() -> ModuleType:
 
 
 def call(name: str, *arguments: object) -> None:
-    """A function of the C library; raises OSError."""
+    """Call a function of the C library. Raises OSError."""
     if getattr(LIBC, name)(*arguments) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"{name}: {os.strerror(code)}")
 
 
 def read_only(path: Path, flags: int) -> None:
-    """Make a mount read-only; `flags` AT_RECURSIVE: with all below it."""
+    """Make a mount read-only; with `flags` AT_RECURSIVE also all mounts below it."""
     attributes = (ctypes.c_uint64 * 4)(ATTR_READ_ONLY | ATTR_NO_SUID, 0, 0, 0)
     size = ctypes.c_size_t(ctypes.sizeof(attributes))
     number, here = ctypes.c_long(MOUNT_SETATTR), ctypes.c_int(AT_FDCWD)
@@ -103,10 +103,10 @@ def read_only(path: Path, flags: int) -> None:
 
 
 def isolate(directory: str, disk: int) -> None:
-    """New namespaces, and a root that holds Python, the system's libraries and an empty /tmp.
+    """Enter new namespaces, with a root of Python, the system's libraries and an empty /tmp.
 
-    As root without a user namespace: files of Python that only root can reach can be mounted, and
-    the program then becomes nobody, for whom the limit on processes holds (for root it does not).
+    Root needs no user namespace: it can mount files of Python that only root can read, and the
+    program then becomes nobody, to whom the limit on processes applies (it does not to root).
     """
     root = os.geteuid() == 0
     user, group = os.getuid(), os.getgid()
@@ -130,13 +130,13 @@ def isolate(directory: str, disk: int) -> None:
 
 
 def tmpfs(place: Path, options: str) -> None:
-    """An empty file system in memory."""
+    """Mount an empty file system in memory."""
     flags = NO_SUID | NO_DEVICES
     call("mount", b"tmpfs", os.fsencode(place), b"tmpfs", flags, options.encode())
 
 
 def show(path: Path, place: Path) -> None:
-    """Let `path` stand at `place`, read-only; a link as a link."""
+    """Mount `path` read-only at `place`; copy a link as a link."""
     place.parent.mkdir(parents=True, exist_ok=True)
     if path.is_symlink():
         place.symlink_to(os.readlink(path))
@@ -151,18 +151,18 @@ def show(path: Path, place: Path) -> None:
 
 
 def shown() -> list[Path]:
-    """What the program sees of the file system: no path stands below another."""
+    """The paths that the program sees; none is below another."""
     python = (os.path.realpath(sys.base_prefix), sys.base_prefix, sys.prefix)
-    found: list[Path] = []
+    paths: list[Path] = []
     for path in map(Path, (*SYSTEM, *DEVICES, *python)):
-        inside = any(path.is_relative_to(other) for other in found)
+        inside = any(path.is_relative_to(other) for other in paths)
         if path.exists() and not inside and path != Path("/"):
-            found.append(path)
-    return found
+            paths.append(path)
+    return paths
 
 
 def supervise(request: dict[str, Any], mode: str, harness: ModuleType) -> dict[str, str]:
-    """Start the program, wait for it, and say what became of it."""
+    """Start the program, wait for it, and return the verdict."""
     nonce = secrets.token_hex(16)
     reading, writing = os.pipe()
     os.write(1, STARTED)
@@ -174,15 +174,15 @@ def supervise(request: dict[str, Any], mode: str, harness: ModuleType) -> dict[s
     if mode != "namespaces":
         end_descendants()
     os.set_blocking(reading, False)
-    said = b""
+    output = b""
     with contextlib.suppress(OSError):
-        said = os.read(reading, 4096)
-    mark, _, reason = said.decode(errors="replace").partition(" ")
+        output = os.read(reading, 4096)
+    mark, _, reason = output.decode(errors="replace").partition(" ")
     if mark == nonce:
         failed = reason.removeprefix(harness.FAILED)
         return {"reason": reason} if failed == reason else {"error": failed}
     if not os.WIFSIGNALED(status):
-        return {"reason": "exited"}  # os._exit: the tests have not come to their end
+        return {"reason": "exited"}  # os._exit: the tests did not finish
     number = os.WTERMSIG(status)
     spent = used.ru_utime + used.ru_stime >= request["cpu_seconds"]
     if number == signal.SIGXCPU or (number == signal.SIGKILL and spent):
@@ -191,10 +191,10 @@ def supervise(request: dict[str, Any], mode: str, harness: ModuleType) -> dict[s
 
 
 def end_descendants() -> None:
-    """Kill what the program has left running; orphans have become children of this process."""
-    own = Path(f"/proc/self/task/{os.getpid()}/children")
+    """Kill processes that the program left running; orphans are children of this process."""
+    children_file = Path(f"/proc/self/task/{os.getpid()}/children")
     with contextlib.suppress(OSError):
-        while children := own.read_text().split():
+        while children := children_file.read_text().split():
             for child in children:
                 os.kill(int(child), signal.SIGKILL)
             os.wait()
@@ -203,7 +203,7 @@ def end_descendants() -> None:
 def program(
     request: dict[str, Any], mode: str, harness: ModuleType, nonce: str, report: int
 ) -> NoReturn:
-    """The process in which the program runs."""
+    """Run the program in this process."""
     try:
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(report, 3)
@@ -215,9 +215,9 @@ def program(
         if mode == "guards":
             guard()
         names = ("response", "prompt", "test", "entry_point")
-        own = os.getpid()
+        own_id = os.getpid()
         reason = harness.run(*(request[name] for name in names))
-        if os.getpid() == own:  # not one of the processes that the program has started
+        if os.getpid() == own_id:  # not a process that the program started
             os.write(3, f"{nonce} {reason}".encode())
     except OSError as error:
         os.write(3, f"{nonce} {harness.FAILED}{error}".encode())
@@ -226,21 +226,21 @@ def program(
 
 
 def give_up_rights(mode: str) -> None:
-    """Become nobody where this is root, and lose every capability."""
+    """Become nobody if this is root, and drop all capabilities."""
     if mode != "bwrap" and os.geteuid() == 0 and (mode == "namespaces" or public()):
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
         with contextlib.suppress(OSError):
-            call("unshare", NEW_USER)  # processes are then counted for this program alone
+            call("unshare", NEW_USER)  # then the limit counts only this program's processes
     header = (ctypes.c_uint32 * 2)(CAPABILITIES_V3, 0)
     call("capset", ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
     call("prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-    LIBC.prctl(SET_DEATH_SIGNAL, signal.SIGKILL)  # a change of user has cleared it
+    LIBC.prctl(SET_DEATH_SIGNAL, signal.SIGKILL)  # the change of user cleared it
 
 
 def public() -> bool:
-    """Whether everybody can read Python's files, and so nobody can."""
+    """Whether everybody, and so the user nobody, can read Python's files."""
     places = [Path(sys.prefix), Path(sys.base_prefix), Path(os.getcwd())]
     return all(
         each.stat().st_mode & 0o5 == 0o5 for place in places for each in (place, *place.parents)
@@ -248,7 +248,7 @@ def public() -> bool:
 
 
 def limit(request: dict[str, Any]) -> None:
-    """What the kernel grants: for each process, except that processes are counted together."""
+    """Set the kernel's limits; they apply to each process, the number of processes to all."""
     seconds = math.ceil(request["cpu_seconds"])
     for what, least, most in (
         (resource.RLIMIT_AS, request["memory"], request["memory"]),
@@ -262,7 +262,7 @@ def limit(request: dict[str, Any]) -> None:
 
 
 def guard() -> None:
-    """Refuse, from within Python, what no namespace keeps from the program."""
+    """Refuse, inside Python, actions that no namespace prevents."""
     global LIBC
     work, readable = os.getcwd(), (*map(str, shown()), os.getcwd())
     LIBC = None  # type: ignore[assignment]

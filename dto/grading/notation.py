@@ -1,11 +1,11 @@
-r"""One notation for answers: LaTeX, without what changes nothing.
+r"""Normalise the notation of answers to plain LaTeX.
 
-`clean` drops what changes nothing: `\left`, `\!`, sizes, fonts, colours, `$`, a full stop at the
-end, degrees (but inside functions, where radians would be read), the ending of an ordinal,
-full-width characters, white space that separates nothing. Thousands lose a separator that is no
-comma (`4,\! 250`, `1{,}000`, `1'000`); `dto.grading.quantity` reads the commas.
+`clean` removes everything without meaning: `\left`, `\!`, sizes, fonts, colours, `$`, a full stop
+at the end, degrees (except inside functions, where radians would be read), the ending of an
+ordinal, full-width characters, redundant white space. Separators of thousands other than commas are
+removed (`4,\! 250`, `1{,}000`, `1'000`); `dto.grading.quantity` reads the commas.
 
-`typed` turns what people type into LaTeX: `pi/2`, `x**2`, `sqrt(3)/2`, `7*sin(pi*x/5)+1`, `x<=3`.
+`typed` turns plain text into LaTeX: `pi/2`, `x**2`, `sqrt(3)/2`, `7*sin(pi*x/5)+1`, `x<=3`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _FONTS += "normalsize displaystyle textstyle scriptstyle limits nolimits"
 _SIZES = "left right middle big bigl bigr Big Bigl Bigr bigg biggl biggr Bigg Biggl Biggr"
 _BOLD = "underline boldsymbol bm pmb mathsf mathcal mathtt mathnormal mathit mathbf emph fbox "
 _BOLD += "boxed cancel uline textcolor color"
-# The commands that a rule is for (none: `\ `), what it finds, and what it puts there.
+# Each rule: its commands (none: `\ `), the pattern, and the replacement.
 _RULES: list[tuple[frozenset[str], re.Pattern[str], str]] = [
     (frozenset(commands.split()) or frozenset(" "), re.compile(pattern), replacement)
     for commands, pattern, replacement in (
@@ -67,7 +67,7 @@ _RULES: list[tuple[frozenset[str], re.Pattern[str], str]] = [
          r"\\(?:boldsymbol|bm|mathsf|mathbf|mathit|mathrm)\s+(?=[0-9A-Za-z\\(])", " "),
         ("mathbf Bbb", r"\\(?:mathbf|Bbb)\s*\{?\s*([RZNQ])(?![A-Za-z])\s*\}?", r"\\mathbb{\1}"),
         (_BOLD, rf"\\(?:{'|'.join(_BOLD.split())})(?![A-Za-z]){_GROUP}", r" \1 "),
-        (_BOLD, rf"\\(?:{'|'.join(_BOLD.split())})(?![A-Za-z]){_GROUP}", r" \1 "),  # one in one
+        (_BOLD, rf"\\(?:{'|'.join(_BOLD.split())})(?![A-Za-z]){_GROUP}", r" \1 "),  # nested
         ("phantom hphantom vphantom hspace vspace tag label",
          r"\\(?:[hv]?phantom|[hv]space|tag|label)\*?\s*\{[^{}]*\}", ""),
         ("dots ldots cdots vdots dotsc dotsb", r"\\(?:[clv]?dots|dots[cbm])(?![A-Za-z])",
@@ -168,7 +168,7 @@ _CALLED = {
 
 @lru_cache(maxsize=4096)
 def _applicable(commands: frozenset[str]) -> tuple[int, ...]:
-    """The rules for some commands, in their order."""
+    """The replacement rules for these commands, in order."""
     return tuple(
         index for index, (names, _, _) in enumerate(_RULES) if not names.isdisjoint(commands)
     )
@@ -176,10 +176,10 @@ def _applicable(commands: frozenset[str]) -> tuple[int, ...]:
 
 @lru_cache(maxsize=1 << 12)
 def clean(text: str) -> str:
-    r"""Without the LaTeX that changes nothing.
+    r"""Remove LaTeX without meaning.
 
-    `\text{}` stays, except around words such as "or more" and variables: a parser would not see
-    those there.
+    `\text{}` stays, except around words such as "or more" and variables, which a parser would not
+    see there.
     """
     if text.isdigit() and text.isascii():
         return text
@@ -220,19 +220,19 @@ def labelled(cleaned: str) -> str | None:
     """The number of `Day 20` and of `the 16th term`."""
     if "\\" in cleaned or (not cleaned.isalnum() and " " not in cleaned):
         return None
-    found = _LABELLED.fullmatch(cleaned)
-    return None if found is None else found[1] or found[2]
+    match = _LABELLED.fullmatch(cleaned)
+    return None if match is None else match[1] or match[2]
 
 
 def bare(cleaned: str) -> str:
-    r"""The string that equal answers share: `\text{}` unwrapped, idle spaces dropped."""
+    r"""A string that is equal for equal answers: `\text{}` unwrapped, needless spaces removed."""
     if "\\" in cleaned:
         cleaned = _WRAPPER.sub(r" \1 ", cleaned)
     return _IDLE_SPACE.sub("", cleaned.strip()) if " " in cleaned else cleaned
 
 
 def typed(cleaned: str) -> str:
-    """LaTeX for what people type; LaTeX itself stays as it is."""
+    """Turn plain text into LaTeX; LaTeX stays as it is."""
     text = cleaned
     if not _TYPED.search(text):
         return text
@@ -250,7 +250,7 @@ def typed(cleaned: str) -> str:
 
 
 def closing(text: str, opening: int) -> int | None:
-    """Where the bracket that opens at `opening` closes; None where it does not."""
+    """The position at which the bracket at `opening` closes; None if it does not."""
     depth = 0
     for index in range(opening, len(text)):
         if text[index] in "([{":
@@ -263,7 +263,7 @@ def closing(text: str, opening: int) -> int | None:
 
 
 def _calls(text: str) -> str:
-    r"""`sqrt(…)` as `\sqrt{…}`, `^(…)` as `^{…}`; from the left, so that one in one is seen."""
+    r"""Turn `sqrt(…)` into `\sqrt{…}` and `^(…)` into `^{…}`; from the left, for nested ones."""
     position = 0
     while match := _CALL.search(text, position):
         opening = match.end() - 1

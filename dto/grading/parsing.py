@@ -1,4 +1,4 @@
-r"""Answers taken apart: from cleaned text to the records of `dto.grading.structure`."""
+r"""Parse cleaned answers into the records of `dto.grading.structure`."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ _RELATED = re.compile(r"[=<>]|\\(?:leq|geq|neq|in|notin|equiv)(?![A-Za-z])")
 _JOINTS = re.compile(
     r"[,;和与及或]|\b(?:and|or)\b|\\(?:lor|vee|land|wedge)(?![A-Za-z])", re.IGNORECASE
 )
-MOST_LISTED = 100  # integers that a set builder is taken for
+MOST_LISTED = 100  # integers of a set builder that are listed
 _ENDS = ("()", "[]", "[)", "(]")
-DEEPEST = 12  # brackets in brackets that are taken apart
+DEEPEST = 12  # nested brackets that are parsed
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 _BUILDER = re.compile(r"[A-Za-z]\s*(?:\\mid(?![A-Za-z])|[|:])")
 _MODULAR = re.compile(
@@ -88,12 +88,12 @@ _NO_SOLUTION = {"nosolution", "nosolutions", "emptyset", "theemptyset", "noreals
 
 
 def read(cleaned: str) -> Node:
-    """Take an answer apart. Never fails: what has no structure is a leaf."""
+    """Parse an answer. Never fails: text without structure is a leaf."""
     return _read(typed(_thousands(cleaned)).strip(), 0)
 
 
 def _thousands(text: str) -> str:
-    """In `1,000, 2,000` a comma with a space behind it separates, another joins."""
+    """In `1,000, 2,000` only a comma with a space behind it separates numbers."""
     if ", " in text:
         return re.sub(r"(?<![\d,.])(\d{1,3}(?:,\d{3})+)(?!\d|,\d)",
                       lambda m: m[1].replace(",", ""), text)  # fmt: skip
@@ -104,7 +104,7 @@ def _read(text: str, depth: int) -> Node:
     text = text.strip().rstrip(".").strip()
     if depth > DEEPEST or quantity(text) is not None:
         return Leaf(text)
-    if plain := _NUMBERS.fullmatch(text):  # most points and intervals; the rest is for the others
+    if plain := _NUMBERS.fullmatch(text):  # most points and intervals; the rest is below
         parts = [part.strip() for part in plain[2].split(",")]
         if len(parts) > 1 and all(quantity(part) for part in parts):
             return Items(plain[1] + plain[3], tuple(map(Leaf, parts)))
@@ -164,7 +164,7 @@ def _read(text: str, depth: int) -> Node:
 
 
 def _split(text: str) -> tuple[list[str], str]:
-    """The parts between commas, semicolons, "and", "or"; and which word joined the last."""
+    """Split at commas, semicolons, "and", "or"; also return the word before the last part."""
     if not _JOINTS.search(text):
         return [text], ""
     text = _JOINED.sub(r" \1 ", text)
@@ -182,10 +182,10 @@ def _split(text: str) -> tuple[list[str], str]:
 
 
 def _apart(text: str, signs: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The stretches between signs outside brackets, and the signs."""
+    """Split at signs outside brackets; also return the signs."""
     if not any(sign in text for sign in signs):
         return [text.strip()], []
-    parts, found, depth, begin = [], [], 0, 0
+    parts, separators, depth, begin = [], [], 0, 0
     for match in _TOKEN.finditer(text):
         token = match[0]
         if token in _OPENING:
@@ -194,9 +194,9 @@ def _apart(text: str, signs: Sequence[str]) -> tuple[list[str], list[str]]:
             depth -= 1
         elif depth <= 0 and token in signs:
             parts.append(text[begin : match.start()].strip())
-            found.append(token)
+            separators.append(token)
             begin = match.end()
-    return [*parts, text[begin:].strip()], found
+    return [*parts, text[begin:].strip()], separators
 
 
 def _several(parts: list[str], joint: str, depth: int) -> Node:
@@ -217,7 +217,7 @@ def _several(parts: list[str], joint: str, depth: int) -> Node:
 
 
 def _both_sides(places: Sequence[Node]) -> Node | None:
-    """`x > 1` and `x < 3` as one interval."""
+    """Read `x > 1` and `x < 3` as one interval."""
     ends = [(place.brackets, *place.parts) for place in places if isinstance(place, Items)
             and len(place.parts) == 2]  # fmt: skip
     if len(ends) != 2 or len(places) != 2:
@@ -230,7 +230,7 @@ def _both_sides(places: Sequence[Node]) -> Node | None:
 
 
 def _with_gap(places: Sequence[Node]) -> Node | None:
-    r"""`1 < x < 9` and `x \ne 5` as two intervals."""
+    r"""Read `1 < x < 9` and `x \ne 5` as two intervals."""
     whole = [place for place in places if isinstance(place, Items) and place.brackets in _ENDS]
     gaps = [place for place in places if isinstance(place, Items) and place.brackets == "\\"]
     if len(places) != 2 or len(whole) != 1 or len(gaps) != 1 or len(gaps[0].parts) != 1:
@@ -242,7 +242,7 @@ def _with_gap(places: Sequence[Node]) -> Node | None:
 
 
 def _related(text: str, depth: int) -> Node | None:
-    """An equation, an inequality, or a membership; None for anything else."""
+    """Read an equation, an inequality or a membership; None for anything else."""
     if not _RELATED.search(text):
         return None
     operands, signs = _apart(text, tuple(_RELATIONS))
@@ -318,12 +318,12 @@ def _chain(text: str, operands: list[str], kinds: list[str]) -> Node:
 
 
 def _constant(text: str) -> str | None:
-    r"""The text where it holds no variable: `\sqrt{3}`, `e`, `-\frac{\pi}{2}`."""
+    r"""The text if it has no variable: `\sqrt{3}`, `e`, `-\frac{\pi}{2}`."""
     return None if set(_LETTERS.findall(text)) - {"e"} else text
 
 
 def _cases(inner: str, depth: int) -> Node:
-    """Values with their conditions, in any order."""
+    """Read values with their conditions, in any order."""
     rows = [_apart(row, ("&",))[0] for row in _apart(inner, ("\\\\",))[0] if row.strip()]
     parts = []
     for row in rows:
@@ -334,7 +334,7 @@ def _cases(inner: str, depth: int) -> Node:
 
 
 def _multiple(text: str, depth: int) -> Node | None:
-    """A matrix with a factor before it."""
+    """Read a matrix with a factor before it."""
     begin = text.index(r"\begin{pmatrix}") if r"\begin{pmatrix}" in text else 0
     factor = text[:begin].removesuffix(r"\cdot ").strip()
     matrix = _wrapped(text[begin:], depth) if factor else None
@@ -347,7 +347,7 @@ def _multiple(text: str, depth: int) -> Node | None:
 
 
 def _joined(places: Sequence[Node]) -> Node:
-    """The union of intervals; with a single point left out between each two, all but these."""
+    """The union of intervals; all numbers but some points if only single points are missing."""
     pieces = [
         part for place in places
         for part in (place.parts if isinstance(place, Items) and place.brackets == "|" else [place])
@@ -374,7 +374,7 @@ def _without(text: str, sides: list[str], depth: int) -> Node:
 
 
 def _wrapped(text: str, depth: int) -> Node | None:
-    """What one pair of brackets holds; None where no pair is around it all."""
+    """Read the content of the outer brackets; None if no pair encloses the whole text."""
     tokens = list(_TOKEN.finditer(text))
     if len(tokens) < 2 or tokens[0].start() or tokens[0][0] not in _OPENING:
         return None
@@ -382,7 +382,7 @@ def _wrapped(text: str, depth: int) -> Node | None:
     if last not in _CLOSING or tokens[-1].end() < len(text):
         rest, unit = split_unit(text)
         node = _wrapped(rest, depth) if unit else None
-        if isinstance(node, Items):  # the unit is that of each
+        if isinstance(node, Items):  # each has this unit
             each = [
                 Leaf(rf"{part.text}\text{{ {unit}}}") if isinstance(part, Leaf) else part
                 for part in node.parts
@@ -440,7 +440,7 @@ def _set(inner: str, depth: int) -> Node:
 
 
 def _integers(place: Node, *, natural: bool) -> Node | None:
-    """The integers of a short interval, as a set."""
+    """Turn a short interval of integers into a set."""
     if not isinstance(place, Items) or len(place.parts) != 2 or place.brackets not in _ENDS:
         return None
     ends = [quantity(part.text) if isinstance(part, Leaf) else None for part in place.parts]
@@ -455,7 +455,7 @@ def _integers(place: Node, *, natural: bool) -> Node | None:
 
 
 def _both(text: str, depth: int) -> Node:
-    r"""`1 \pm 2` as two values; \mp goes with the \pm before it."""
+    r"""Read `1 \pm 2` as two values; \mp has the opposite sign of the \pm before it."""
     count = text.count(r"\pm")
     if count > 3 or (count == 0):
         return Leaf(text)

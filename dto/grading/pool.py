@@ -5,6 +5,8 @@ line: first `{"ready": true}`, then `{"gold": …, "prediction": …}` in and `{
 `{"error": …}` out. The kernel ends a child (SIGPROF) when one comparison has used its CPU time,
 also inside a big-integer power, which a Python signal handler could not interrupt. The limit is on
 CPU time, not wall time: a busy machine does not change a grade. A child ends with its parent.
+Windows has no such limits: there a comparison has `_WALL_FACTOR` times its CPU time as wall time,
+and its memory is not bounded.
 
 A child compares either by a module of this package or by an answer rule of another package. The
 rule of a problem names both the function and its settings, in one string:
@@ -19,7 +21,6 @@ import gc
 import json
 import logging
 import os
-import resource
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -42,7 +43,7 @@ UNREADABLE_GOLD = "unreadable_gold"
 _START_SECONDS = 120.0  # importing sympy on a busy machine
 _WALL_FACTOR = 60.0  # wall time over CPU time after which a child counts as stuck
 _ENDED_BY: dict[int, str] = {
-    signal.SIGPROF: "timeout",
+    getattr(signal, "SIGPROF", 0): "timeout",
     signal.SIGSEGV: "memory",  # the C stack
     signal.SIGABRT: "memory",  # how C libraries meet the limit on memory
 }
@@ -192,8 +193,7 @@ def serve(comparison: str, cpu_seconds: float, folders: Sequence[str] = ()) -> N
     """
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent decides
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    _limit_memory()
     logging.disable(logging.CRITICAL)
     requests, replies = _own_pipes()
     if ":" in comparison:
@@ -210,10 +210,24 @@ def serve(comparison: str, cpu_seconds: float, folders: Sequence[str] = ()) -> N
     print('{"ready": true}', file=replies, flush=True)
     for line in requests:
         request: dict[str, Any] = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+        _limit_time(cpu_seconds)
         reply = reply_to(request["gold"], request["prediction"])
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        _limit_time(0)
         print(json.dumps(reply), file=replies, flush=True)
+
+
+def _limit_memory() -> None:
+    """Bound the address space of this process, where the system can."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+
+
+def _limit_time(cpu_seconds: float) -> None:
+    """Let the kernel end this process after so much CPU time, where it can; 0: not any more."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
 
 
 def _own_pipes() -> tuple[TextIO, TextIO]:

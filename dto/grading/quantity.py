@@ -1,8 +1,8 @@
-r"""Numbers as answers state them, exactly: fractions, percent, units, thousands, powers of ten.
+r"""Read numbers exactly: fractions, percent, units, thousands, powers of ten.
 
 `1,000`, `1{,}000`, `1\,000`, `1 000`, `\frac{1}{2}`, `1/2`, `1\frac12` and `1 1/2` (mixed), `.5`,
 `0.1\overline{6}`, `1.2\times10^{5}`, `1.2e5`, `27\%`, `百分之27`, `5\text{ million}`, `3万`, `\$5`,
-`5 cm^2`, `12 km/h`, `8个`. No guesses: `2 k` is a product, `5 or 7` is no number.
+`5 cm^2`, `12 km/h`, `8个`. Nothing is guessed: `2 k` is a product, `5 or 7` is not a number.
 """
 
 from __future__ import annotations
@@ -107,21 +107,21 @@ _UNITS = {
     for word in words.split()
 }
 _ALIASES = {"mph": "mile/hour", "kph": "km/h"}
-# One letter in \text{} is a unit only when it is one of these: `2\mathrm{i}` is a number.
+# A single letter in \text{} is a unit only if it is one of these: `2\mathrm{i}` is a number.
 _LETTERS = frozenset("mgshlLACFJKNVW")
-# Outside \text{} a word is taken for a unit only when it is one of these: `2 k` is a product.
+# Outside \text{} a word is a unit only if it is one of these: `2 k` is a product.
 _PLAIN = re.compile(
     r"(?:m|mm|cm|dm|km|kg|mg|ml|min|sec|hr|mph|m/s|km/h|mi/h|rad|lbs?|oz|ft|yd|inch|inches|feet|foot|"
     r"(?:centi|kilo|milli|deci)?met(?:er|re)|(?:kilo|milli)?gram|pound|ounce|(?:milli)?lit(?:er|re)|"
     r"yard|mile|second|minute|hour|day|week|month|year|dollar|cent|euro|yuan|degree|radian|unit|"
     r"point|people|person|student|square|cubic|per|times)s?"
 )
-# Nor is a word with vowels after a space: `20 cups` (but a function is).
+# A word with vowels after a space is a unit, too: `20 cups` (but not the name of a function).
 _NOUN = re.compile(
     r"(?!(?:arc)?(?:sin|cos|tan|cot)h?$|(?:sec|csc|log|exp|sqrt|mod|lim|det|max|min|lcm|gcd|abs)$)"
     r"(?=\w*[aeiouyäöüáéíóúàèâêåæø])[^\W\d_]{3,}"
 )
-# Words after a number that make it another number, or more than one.
+# Words after a number that make it a different number, or several.
 NO_UNIT = re.compile(
     r"\b(?:or|and|not|to|more|less|than|most|least|about|factorial|squared|cubed|half|halves|thirds?|"
     r"quarters?|(?:fif|six|seven|eigh|nin|ten|twelf|hundred|thousand|\w*illion)ths?|pi|root|"
@@ -138,16 +138,16 @@ _NO_CHINESE_UNIT = re.compile(
 
 
 def no_unit(words: str) -> bool:
-    """Whether words after a number change it: those of `NO_UNIT`, and single letters."""
+    """Whether words after a number change it: words in `NO_UNIT`, and single letters."""
     letter = words.strip(" .")
     return bool(NO_UNIT.search(words)) or (len(letter) == 1 and letter not in _LETTERS)
 
 
 class Quantity(NamedTuple):
-    """A number as an answer states it; percent is already in `value`.
+    """A number in an answer; `value` includes percent.
 
-    `unit` holds the words that were taken for one. `measure` is what the unit measures and the
-    number in its base unit (`5 cm^2`: length 2, 0.0005), None for what is no unit of measure.
+    `unit` holds the words that were read as the unit. `measure` is the dimension of the unit and
+    the number in its base unit (`5 cm^2`: length 2, 0.0005); None if it is not a unit of measure.
     """
 
     value: Fraction
@@ -159,7 +159,7 @@ class Quantity(NamedTuple):
 
 @lru_cache(maxsize=1 << 15)
 def quantity(text: str) -> Quantity | None:
-    """The number, with or without a unit, that a cleaned answer is; None for anything else.
+    """Read a cleaned answer as a number, with or without a unit; None for anything else.
 
     `3 hours 20 minutes` is their sum, in hours.
     """
@@ -194,54 +194,56 @@ def quantity(text: str) -> Quantity | None:
         read = _unit(rest, apart=text[number.end() - 1] == " ")
         if read is None:
             return None
-        unit, power, scale, said = read
-        value, percent = value * scale, percent or said
+        unit, power, scale, is_percent = read
+        value, percent = value * scale, percent or is_percent
     if percent:
         value /= 100
-    known = _measure(unit)
-    measure = (f"{known[0]} {power}", value * known[1] ** power) if known else None
+    dimension = _measure(unit)
+    measure = (f"{dimension[0]} {power}", value * dimension[1] ** power) if dimension else None
     return Quantity(value, decimal, percent, unit if power == 1 else f"{unit}^{power}", measure)
 
 
 def _sum(parts: list[Quantity | None]) -> Quantity | None:
-    """Parts that measure the same as one, in the unit of the first; None for others."""
-    known = [(part.unit, part.measure) for part in parts if part and part.measure]
-    dimensions = {measure[0] for _, measure in known}
-    size = _measure(known[0][0]) if known else None
-    if len(known) < len(parts) or len(dimensions) > 1 or size is None:
+    """Add quantities of the same dimension, in the unit of the first; None for others."""
+    measured = [(part.unit, part.measure) for part in parts if part and part.measure]
+    dimensions = {measure[0] for _, measure in measured}
+    size = _measure(measured[0][0]) if measured else None
+    if len(measured) < len(parts) or len(dimensions) > 1 or size is None:
         return None
-    sizes = [unit_size[1] for name, _ in known if (unit_size := _measure(name))]
+    sizes = [unit_size[1] for name, _ in measured if (unit_size := _measure(name))]
     if sizes != sorted(set(sizes), reverse=True):
         return None  # 6 cm and 8 cm are two lengths
-    total = sum((measure[1] for _, measure in known), Fraction(0))
-    unit = " ".join(name for name, _ in known)
+    total = sum((measure[1] for _, measure in measured), Fraction(0))
+    unit = " ".join(name for name, _ in measured)
     return Quantity(total / size[1], False, False, unit, (dimensions.pop(), total))
 
 
 def split_unit(text: str) -> tuple[str, str]:
-    r"""An expression and the unit behind it: `5\sqrt{2}\text{ cm}`, `\frac{\pi}{2} rad`."""
+    r"""Split an expression from its unit: `5\sqrt{2}\text{ cm}`, `\frac{\pi}{2} rad`."""
     if not text.isascii() and (number := quantity(text)) and number.unit and not number.decimal:
         return str(number.value), number.unit
-    found = _TRAILING.search(text)
-    if found is None or not found.start():
+    match = _TRAILING.search(text)
+    if match is None or not match.start():
         return text, ""
-    read = _unit(found[0].strip())
+    read = _unit(match[0].strip())
     if read is None or read[2] != 1 or read[3] or not read[0]:
         return text, ""
     unit, power, *_ = read
-    return text[: found.start()].rstrip(), unit if power == 1 else f"{unit}^{power}"
+    return text[: match.start()].rstrip(), unit if power == 1 else f"{unit}^{power}"
 
 
 def unit_factor(gold: str, given: str) -> Fraction | None:
-    """What a value with one unit is multiplied with for the other; None: they do not measure alike.
+    """The factor that converts one unit to the other; None if their dimensions differ.
 
-    1 where a unit is missing or measures nothing known.
+    1 if a unit is missing or unknown.
     """
     sizes = []
     for unit in (gold, given):
         name, _, power = unit.partition("^")
-        known = _measure(name) if name else None
-        sizes.append((f"{known[0]} {power or 1}", known[1] ** int(power or 1)) if known else None)
+        dimension = _measure(name) if name else None
+        sizes.append(
+            (f"{dimension[0]} {power or 1}", dimension[1] ** int(power or 1)) if dimension else None
+        )
     if sizes[0] is None or sizes[1] is None:
         if gold and given and (sizes[0] or sizes[1]):
             known_unit, words = (gold, given) if sizes[0] else (given, gold)
@@ -251,20 +253,20 @@ def unit_factor(gold: str, given: str) -> Fraction | None:
 
 
 def mentions(words: str, unit: str) -> bool:
-    """Whether one of some words is a unit, itself or under another name, and no rate with it."""
-    known = _measure(unit)
+    """Whether some words contain a unit, also under another name, and not in a rate."""
+    dimension = _measure(unit)
     parts = words.split()
-    return known is not None and "per" not in parts and known in map(_measure, parts)
+    return dimension is not None and "per" not in parts and dimension in map(_measure, parts)
 
 
 def _measure(unit: str) -> tuple[str, Fraction] | None:
-    """What a unit measures, and its size in the base unit; of rates such as `m/s` too."""
+    """The dimension of a unit and its size in the base unit; also for rates such as `m/s`."""
     over = _ALIASES.get(unit, unit).replace(" per ", "/").split("/")
-    found = (_UNITS.get(part) or _UNITS.get(part.removesuffix("s")) for part in over)
-    known = [each for each in found if each is not None]
-    if len(known) < len(over) or len(known) > 2:
+    entries = (_UNITS.get(part) or _UNITS.get(part.removesuffix("s")) for part in over)
+    sizes = [entry for entry in entries if entry is not None]
+    if len(sizes) < len(over) or len(sizes) > 2:
         return None
-    (measures, size), *rest = known
+    (measures, size), *rest = sizes
     for other, by in rest:
         measures, size = f"{measures}/{other}", size / by
     return measures, size
@@ -289,9 +291,9 @@ def _value(number: re.Match[str]) -> Fraction | None:
 
 
 def _unit(rest: str, *, apart: bool = False) -> tuple[str, int, int, bool] | None:
-    """Unit, its power, a factor as in "million", and whether it says percent.
+    """Read the unit, its power, a factor as in "million", and whether it is percent.
 
-    `apart`: a space stands before it, and any noun is one.
+    `apart`: a space precedes it, so that any noun is a unit.
     """
     in_text = _UNIT_IN_TEXT.fullmatch(rest)
     if in_text:

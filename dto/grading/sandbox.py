@@ -1,26 +1,26 @@
-"""Code answers, each in a child process of its own that has nothing to reach and little to use.
+"""Run code answers, each in an isolated child process with limited resources.
 
-The tightest of these that works here is taken; it is tried out once, when it is first needed:
+The strictest mode that works on this machine is used; it is tested once, when first needed:
 
-`namespaces`: Linux user, mount, PID, network, IPC and host-name namespaces of our own.
+`namespaces`: separate Linux user, mount, PID, network, IPC and host-name namespaces.
     Covered: no network, not even the loopback of this machine. The only files are Python, the
     system's libraries (both read-only) and an empty /tmp in memory, which is the working directory
-    and HOME; no /proc. A program sees, signals and outlives nobody: the kernel ends all its
-    processes with the first. Where we are root it runs as nobody.
-`bwrap`: the same by bubblewrap; it comes first where we are not root. (As root it would leave the
-    program the user root, for whom Linux does not limit processes.)
-`guards`: where neither is permitted (many containers). Reasons then end in `unisolated`, and a
-    warning is logged. Limits hold, and Python itself refuses sockets, processes, signals, ctypes,
-    reading outside Python's files and writing outside the working directory. That stops accidents
-    and simple attacks; who knows Python's inside gets round it, and the disk is limited for each
-    file only.
+    and HOME; no /proc. A program can neither see, signal nor outlive other processes: the kernel
+    ends all its processes with the first. If dto runs as root, the program runs as nobody.
+`bwrap`: the same with bubblewrap; preferred if dto does not run as root. (With root it would run
+    the program as root, whose processes Linux does not limit.)
+`guards`: if neither is permitted (many containers). Reasons then end in `unisolated`, and a warning
+    is logged. Limits apply, and Python itself refuses sockets, processes, signals, ctypes, reading
+    outside Python's files and writing outside the working directory. That stops accidents and
+    simple attacks; a program that knows Python's internals can bypass it, and the disk is limited
+    only for each file.
 
-In all of them: limits on CPU time, memory and open files for each process, on the number of
-processes, on file size; wall time for all; a clean environment; output goes nowhere; the children
-end with this process. A program that leaves before its tests have ended is wrong.
+In all modes: limits on CPU time, memory and open files of each process, on the number of processes,
+and on file size; a limit on wall time for all; a clean environment; output is discarded; the
+children end with this process. A program that exits before its tests have finished is wrong.
 
-Not covered: a hole in the kernel; memory in total (limit × processes, and files without a name,
-disk × files for each process); timing and other side channels; a program that searches the
+Not covered: a vulnerability of the kernel; memory in total (limit × processes, and files without a
+name, disk × files for each process); timing and other side channels; a program that searches the
 interpreter for the test and forges the verdict, since both run in one process. A grade says that
 tests passed, not that the author was honest.
 """
@@ -45,7 +45,7 @@ Mode = Literal["namespaces", "bwrap", "guards"]
 
 _JAIL = Path(__file__).with_name("jail.py")
 _MOST_OUTPUT = 1 << 16  # bytes
-_START_SECONDS = 120.0  # starting Python on a machine that is busy with something else
+_START_SECONDS = 120.0  # starting Python on a busy machine
 _STARTED, _KILLED = b"\n", b'{"reason": "killed"}'
 _TRIVIAL = {"response": "def f(): return 1", "prompt": "", "entry_point": "f"}
 _PYTHON = (sys.executable, "-s", "-P", "-B")
@@ -59,11 +59,11 @@ class SandboxError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one program may use.
+    """The limits of one program.
 
-    `cpu_seconds` holds for each of its processes and is rounded up to whole seconds; by the clock
-    it has three times as many, so that a busy machine changes no grade. Bytes of address space for
-    each process; bytes of files; processes and threads together.
+    `cpu_seconds` applies to each of its processes and is rounded up to whole seconds; the limit on
+    wall time is three times as long, so that a busy machine does not change a grade. Also bytes of
+    address space for each process; bytes of files; processes and threads together.
     """
 
     cpu_seconds: float = 10.0
@@ -74,7 +74,7 @@ class Limits:
 
 
 class Verdict(NamedTuple):
-    """Whether the tests passed, and if not, why: `time_limit` or an exception's name."""
+    """Whether the tests passed, and the reason if not: `time_limit` or an exception's name."""
 
     passed: bool
     reason: str
@@ -85,8 +85,8 @@ class Sandbox:
 
     Args:
         workers: most programs at once.
-        limits: what each may use.
-        mode: None: the tightest that works here.
+        limits: limits of each program.
+        mode: None: the strictest that works on this machine.
     """
 
     def __init__(self, workers: int, limits: Limits | None = None, mode: Mode | None = None):
@@ -96,9 +96,9 @@ class Sandbox:
         self._choosing = asyncio.Lock()
 
     async def run(self, response: str, prompt: str, test: str, entry_point: str) -> Verdict:
-        """The program that a response gives (`dto.grading.harness`), against its tests.
+        """Run the program of a response (`dto.grading.harness`) against its tests.
 
-        Raises SandboxError for what is not the program's doing.
+        Raises SandboxError for failures that the program did not cause.
         """
         mode = await self.mode()
         request = {
@@ -111,7 +111,7 @@ class Sandbox:
         return verdict
 
     async def mode(self) -> Mode:
-        """Which isolation is used. Raises SandboxError when none can be set up."""
+        """The mode of isolation. Raises SandboxError if none can be set up."""
         async with self._choosing:
             if self._mode is not None:
                 return self._mode
@@ -184,12 +184,12 @@ class Sandbox:
                 os.killpg(child.pid, signal.SIGKILL)
             await child.wait()
         try:
-            said = json.loads(line)
+            reply = json.loads(line)
         except ValueError:
             raise SandboxError(f"sandbox_{mode}: it does not start") from None
-        if "error" in said:
-            raise SandboxError(str(said["error"]))
-        return Verdict(not said["reason"], str(said["reason"]))
+        if "error" in reply:
+            raise SandboxError(str(reply["error"]))
+        return Verdict(not reply["reason"], str(reply["reason"]))
 
 
 def _environment(home: str) -> dict[str, str]:
@@ -198,23 +198,24 @@ def _environment(home: str) -> dict[str, str]:
         "HOME": home,
         "TMPDIR": home,
         "LANG": "C.UTF-8",
-        "PYTHONHASHSEED": "0",  # the order of a set changes no grade
+        "PYTHONHASHSEED": "0",  # so that the order of a set does not change a grade
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }
 
 
 def _bwrap(disk: int) -> list[str]:
-    """Bubblewrap's arguments: what `jail.isolate` does.
+    """Arguments that make bubblewrap do the same as `jail.isolate`.
 
-    Its own / and /dev (with /dev/shm) are file systems in memory without a limit, so read-only.
+    Bubblewrap's / and /dev (with /dev/shm) are in memory and have no size limit, so they are
+    read-only.
     """
-    shown = [os.path.realpath(sys.base_prefix), sys.base_prefix, sys.prefix]
-    python = [part for path in shown for part in ("--ro-bind-try", path, path)]
+    paths = [os.path.realpath(sys.base_prefix), sys.base_prefix, sys.prefix]
+    python = [argument for path in paths for argument in ("--ro-bind-try", path, path)]
     system = [
-        part
+        argument
         for path in ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache")
-        for part in ("--ro-bind-try", path, path)
+        for argument in ("--ro-bind-try", path, path)
     ]
     return [
         shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--new-session",

@@ -1,14 +1,14 @@
-r"""What a response without a box states as its answer, in prose.
+r"""Find the answer that a response without a box states in prose.
 
 The last statement counts: "the answer is …", "Answer: …", `#### N`, "答案是 …", "Die Antwort
 ist …", "答えは …", a heading "Final Answer" and so on. The answer is the rest of its sentence, or
-what follows on the next lines: display mathematics, a fence, a list (its items are joined). Of it
-go emphasis, quotation marks, adverbs such as "therefore", and a clause behind it
+the block on the next lines: display mathematics, a fence, a list (its items are joined). Emphasis,
+quotation marks, adverbs such as "therefore", and a clause behind the answer are removed
 (`dto.grading.wording`).
 
-For rule `choice` a statement counts only where it picks options. There are more of them: "the
-correct choice is B", "I'd go with D", "it must be option A", "leaving D", "C is the correct
-answer". A passing mention, a question, a condition, or a letter that is denied is none.
+Under rule `choice` a statement counts only if it picks options. There are more such statements:
+"the correct choice is B", "I'd go with D", "it must be option A", "leaving D", "C is the correct
+answer". A mention in passing, a question, a condition and a negated letter are not statements.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from dto.grading.wording import (
     without_clause,
 )
 
-_LONGEST = 300  # characters of a sentence that holds an answer
+_LONGEST = 300  # characters of a sentence with an answer
 _LONGEST_DISPLAY = 2_000
 _MOST_STATEMENTS = 50
-_MOST_PLACES = 800  # of words that may begin a statement
+_MOST_PLACES = 800  # positions at which a statement may begin
 _MOST_ITEMS = 20
 
-_SPACE = r"[\s*_:：]{0,20}"  # bounded: no run is gone through again from each of its places
+_SPACE = r"[\s*_:：]{0,20}"  # bounded, so that a long run is not scanned again from each position
 _IS = (
     r"\b(?:is|are|was|equals|(?:would|should|must|will|has to|have to|can only|turns out to|"
     r"comes out to|comes to)(?: be)?)\b"
@@ -202,14 +202,14 @@ _LETTER_IN = re.compile(r"(?<![A-Za-z\\])[A-J](?![A-Za-z'’])")
 
 
 class _Statement(NamedTuple):
-    end: int  # where its answer begins
+    end: int  # position at which its answer begins
     denied: bool = False
     subject: str = ""  # the option of "C is correct"
-    weak: bool = False  # it counts only where it picks options
+    weak: bool = False  # it counts only if it picks options
 
 
 def stated_answer(text: str, rule: str = "math") -> str | None:
-    """The answer of a text that has no box, or None. What is long is searched all the same."""
+    """The answer of a text without a box, or None. Long texts are searched, too."""
     if rule == "choice":
         option = stated_option(text)
         if option is not None:
@@ -234,7 +234,7 @@ def stated_answer(text: str, rule: str = "math") -> str | None:
 
 
 def stated_option(text: str) -> str | None:
-    """What picks an option in a text, without its box; None where nothing does."""
+    """The text that picks an option, ignoring the box; None if there is none."""
     denied: set[str] = set()
     for count, statement in enumerate(_statements(text, _TRIGGERS | _WEAK_TRIGGERS)):
         if count > _MOST_STATEMENTS:
@@ -248,16 +248,16 @@ def stated_option(text: str) -> str | None:
         if statement.denied or negative:
             denied |= options(content[negative.end() if negative else 0 :]) or set()
             continue
-        found = options(content)
-        if found and not all(label.isdigit() for label in found):
-            return None if found & denied else tidy(content)
+        labels = options(content)
+        if labels and not all(label.isdigit() for label in labels):
+            return None if labels & denied else tidy(content)
         if not statement.weak and _LETTER_IN.search(content):
             return content or None  # undecided
     return _only_line(text)
 
 
 def _content(text: str, start: int, rule: str) -> str:
-    """What stands behind a statement: the rest of its sentence, or a block on the next lines."""
+    """The text behind a statement: the rest of its sentence, or a block on the next lines."""
     passed = text[max(0, start - 20) : start]
     below = "\n" in passed[len(passed.rstrip("*_:： \t\n")) :]
     if match := _NEXT_LINE.match(text, start):
@@ -290,16 +290,16 @@ def _content(text: str, start: int, rule: str) -> str:
     line = rest[:_LONGEST].partition("\n")[0]
     sentence = _sentence(line, rule)
     if sentence:
-        said = rest if rule == "choice" else line
-        if _TAKEN_BACK.match(said, said.find(sentence) + len(sentence)):
-            return " ".join(said[:_LONGEST].split())
+        context = rest if rule == "choice" else line
+        if _TAKEN_BACK.match(context, context.find(sentence) + len(sentence)):
+            return " ".join(context[:_LONGEST].split())
     if rule == "choice" and len(sentence) < 8 and _OR_OPTION.search(line, len(sentence)):
         return line  # "C. 42 or D. 43"
     return sentence if sentence.isascii() else ENDING.sub("", sentence)
 
 
 def _sentence(line: str, rule: str) -> str:
-    """Up to its end, without emphasis at its beginning; "The total is 5." is its value."""
+    """The first sentence, without emphasis at its beginning; of "The total is 5." the value."""
     end = _SENTENCE_END.search(line)
     while end and end[0][0] == "!" and _FACTORIAL.match(line, max(0, end.start() - 1)):
         end = _SENTENCE_END.search(line, end.end())
@@ -317,7 +317,7 @@ def _sentence(line: str, rule: str) -> str:
 
 
 def _only_line(text: str) -> str | None:
-    """The line that is an option and nothing else, or the first line that begins with one."""
+    """The line that is only an option, or the first line that begins with one."""
     lines = [line for line in text[-5_000:].splitlines() if line.strip()]
     if not lines:
         return None
@@ -329,8 +329,8 @@ def _only_line(text: str) -> str | None:
         return None
     marked = [line for line in lines if re.match(r"[\s*_(\[]{0,6}[A-Ja-j][).:\]]", line)]
     if len(lines) == 1 or marked == [lines[0]]:
-        found = options(first)
-        if found and not all(label.isdigit() for label in found):
+        labels = options(first)
+        if labels and not all(label.isdigit() for label in labels):
             return tidy(first)
     return None
 
@@ -345,7 +345,7 @@ def _others_correct(text: str, letter: str) -> bool:
 def _statements(
     text: str, triggers: dict[str, str], lowered: str | None = None
 ) -> Iterator[_Statement]:
-    """The statements of a text, the last first. Words are found before any pattern is tried."""
+    """The statements of a text, last first. Words are searched before any pattern is tried."""
     lowered = _lowered(text) if lowered is None else lowered
     places = {word: at for word in triggers if (at := lowered.rfind(word)) >= 0}
     tried = 0
@@ -386,7 +386,7 @@ _WEAK_TRIGGERS = {
 
 
 def _read(text: str, at: int, form: str) -> _Statement | None:
-    """The statement whose word stands at a place, or None."""
+    """The statement whose word is at a position, or None."""
     line = text[max(0, text.rfind("\n", max(0, at - 200), at) + 1, at - 200) : at]
     match: re.Match[str] | None
     if form == "answer":
@@ -413,8 +413,8 @@ def _read(text: str, at: int, form: str) -> _Statement | None:
         match = _HASHES.match(text, at)
         if match is None or line.strip():
             return None
-        said = tidy(text[match.end() : match.end() + 100].partition("\n")[0])
-        return _Statement(match.end()) if said and not _in_words(said) else None  # no heading
+        tail = tidy(text[match.end() : match.end() + 100].partition("\n")[0])
+        return _Statement(match.end()) if tail and not _in_words(tail) else None  # not a heading
     if form in ("chinese", "asian"):
         match = _CHINESE.match(text, at) or _ASIAN.match(text, at)
         if match is None or line.endswith(("错误", "錯誤", "不正确", "不正確")):
@@ -453,7 +453,7 @@ def _read(text: str, at: int, form: str) -> _Statement | None:
     if match is None or (form in ("best", "choice") and _NOT_BEST.search(line)):
         return None
     if form == "leaving" or (form == "verb" and not _WOULD.search(line)):
-        # "I pick A. The host opens B." tells a story: only the end of a text is a conclusion.
+        # "I pick A. The host opens B." is a story: only the end of a text is a conclusion.
         rest = text[match.end() : match.end() + _LONGEST + 1].lstrip("*_([\"'$ ")
         rest = re.sub(r"^(?:option|choice|answer)\s", "", rest)[1:]
         if len(rest) >= _LONGEST or _LETTER_IN.search(before_clause(f"A{rest}")[1:]):
@@ -467,6 +467,6 @@ def _last_sentence(line: str) -> str:
 
 
 def _in_words(line: str) -> bool:
-    """Whether a line has words that are no unit of a number."""
+    """Whether a line has words other than the unit of a number."""
     words = _WORD.search(TEXT_COMMAND.sub("", line))
     return words is not None and not _COUNTED.fullmatch(line.rstrip("."))

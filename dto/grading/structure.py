@@ -1,18 +1,18 @@
-r"""What kind of thing an answer is: a value, several values, a tuple, an interval, a matrix.
+r"""The structure of answers: a value, several values, a tuple, an interval, a matrix.
 
-`dto.grading.parsing.read` takes cleaned text apart down to leaves (numbers, expressions, words),
-which are text; `same` puts two answers beside each other, and asks a function about the leaves.
+`dto.grading.parsing.read` parses cleaned text down to leaves (numbers, expressions, words), which
+are text; `same` compares two answers, and calls a function for each pair of leaves.
 
 - `x<3`, `(-\infty,3)`, `x \in (-\infty,3)` and `\{x \mid x<3\}` are one region; so are unions and
-  inequalities joined by "or". Where both sides name their variable, it has to be the same.
+  inequalities joined by "or". If both sides name their variable, it has to be the same.
 - A list `1, 2`, with "and" or "or", has no order; neither has a set, which also has no repetitions.
   `\{1,2\}` and `1, 2` are equal. `(1,2)` is a tuple: `1, 2` in that order equals it as an answer;
   as the gold answer `1, 2` is a list, and no tuple equals it.
 - `1 \pm \sqrt{2}` are two values.
 - `x = 5` equals 5; `x = 5` and `y = 5` differ. `9 = y` is `y = 9`.
 - A column or row of numbers equals the tuple of its entries; a row and a column differ.
-- `3 \pmod 7` equals 3: the question has said the modulus.
-- `k \in \mathbb{Z}` behind a value may be left out, and its letter be another.
+- `3 \pmod 7` equals 3: the question names the modulus.
+- `k \in \mathbb{Z}` behind a value may be missing, and the letter may differ.
 - `\begin{cases}` is a set of values with their conditions.
 """
 
@@ -27,7 +27,7 @@ from typing import NamedTuple
 from dto.grading.notation import bare
 from dto.grading.quantity import quantity
 
-MOST_PARTS = 1_000  # of one list: what has more is no answer
+MOST_PARTS = 1_000  # of one list; a longer one is not an answer
 _LETTER = re.compile(r"(?<![\\A-Za-z])(?![ei](?![A-Za-z]))[A-Za-z]+")  # e and i are numbers
 _UNSOLVED = re.compile(
     r"(?:[\d\s.+*/^(){}|'!_-]|\\(?:cdot|times|frac|sqrt|sin|cos|tan|log|ln)(?![A-Za-z])|[a-z])+"
@@ -39,13 +39,13 @@ _UNIT_TERM = re.compile(
 _UNIT_VECTORS = re.compile(
     rf"(?:{_UNIT_TERM.pattern.replace('([+-]?)', '[+-]?').replace('([ijk])', '[ijk]')}){{2,3}}"
 )
-AT_ONCE = 20  # parts without an order of which more than the first are compared without algebra
+AT_ONCE = 20  # most unordered parts that are compared without algebra beyond the first
 
 Leaves = Callable[[str, str], bool | None]
 
 
 class Leaf(NamedTuple):
-    """A number, an expression, an equation, a word: text that only a leaf's comparison reads."""
+    """A number, an expression, an equation or a word, as text for the comparison of leaves."""
 
     text: str
 
@@ -53,8 +53,8 @@ class Leaf(NamedTuple):
 class Items(NamedTuple):
     r"""Several answers: `brackets` is one of `""` (a list), `{}`, `()`, `[]`, `[)`, `(]`.
 
-    `\` stands for all real numbers but these, `|` for a union, `%` for a value and its modulus,
-    `:` for a ratio of three or more.
+    `\` means all real numbers but these, `|` a union, `%` a value and its modulus, `:` a ratio of
+    three or more.
     """
 
     brackets: str
@@ -76,7 +76,7 @@ class Named(NamedTuple):
 
 
 class Equation(NamedTuple):
-    """`left = value` where the left side is no name; `text` is the whole."""
+    """`left = value` if the left side is not a name; `text` is the whole equation."""
 
     left: str
     value: Node
@@ -84,7 +84,7 @@ class Equation(NamedTuple):
 
 
 class Region(NamedTuple):
-    """Where a variable lies; `text` is the inequality, where it is one."""
+    """The region of a variable; `text` is the inequality, if it is one."""
 
     variable: str
     place: Node
@@ -104,7 +104,7 @@ EMPTY = Items("{}", ())
 
 
 def leaves(node: Node) -> list[str]:
-    """The texts of all leaves, the names of equations aside."""
+    """The texts of all leaves, without the names in equations."""
     if isinstance(node, Leaf):
         return [node.text]
     if isinstance(node, Named):
@@ -120,7 +120,7 @@ def leaves(node: Node) -> list[str]:
 
 
 def same(gold: Node, given: Node, leaf: Leaves) -> bool | None:
-    """Whether two answers are equal; None where a pair of leaves is undecided."""
+    """Whether two answers are equal; None if a pair of leaves is undecided."""
     gold, given = _alone(gold), _alone(given)
     if isinstance(gold, Family) or isinstance(given, Family):
         return _same_families(gold, given, leaf)
@@ -147,7 +147,7 @@ def same(gold: Node, given: Node, leaf: Leaves) -> bool | None:
 
 
 def _same_inside(gold: Node, given: Node, leaf: Leaves) -> bool | None:
-    """The same for what stands inside a set, a tuple, a list: there `{5}` is no 5."""
+    """Whether two parts of a set, a tuple or a list are equal: there `{5}` is not 5."""
     if gold == given:
         return True
     if isinstance(gold, Matrix) or isinstance(given, Matrix):
@@ -166,7 +166,7 @@ def _same_inside(gold: Node, given: Node, leaf: Leaves) -> bool | None:
 
 
 def _alone(node: Node) -> Node:
-    """`{5}` as an answer is as good as 5."""
+    """Unwrap `{5}`, which equals 5 as an answer."""
     single = isinstance(node, Items) and node.brackets == "{}" and len(node.parts) == 1
     if isinstance(node, Items) and single and node.parts[0] != EMPTY:
         return node.parts[0]
@@ -178,7 +178,7 @@ def _both_modular(gold: Node, given: Node) -> bool:
 
 
 def _same_families(gold: Node, given: Node, leaf: Leaves) -> bool | None:
-    """One side may leave out that its letter is an integer; where none does, letters may differ."""
+    """Compare families: one side may omit that its letter is an integer; letters may differ."""
     if isinstance(gold, Family) and isinstance(given, Family):
         if gold.domain != given.domain:
             return False
@@ -193,7 +193,7 @@ def _same_families(gold: Node, given: Node, leaf: Leaves) -> bool | None:
 
 
 def renamed(node: Node, name: str, other: str) -> Node:
-    """With another letter for a variable."""
+    """Replace the letter of a variable."""
     if isinstance(node, Leaf):
         return Leaf(re.sub(rf"(?<![\\A-Za-z]){name}(?![A-Za-z])", other, node.text))
     if isinstance(node, Items):
@@ -219,12 +219,12 @@ def _same_equations(gold: Node, given: Node, leaf: Leaves) -> bool | None:
         equal = same(gold, value, leaf) if holds is not False else False
         return equal and holds
     if given.left.startswith("(") and "," in given.left:
-        return False  # a point whose coordinates are no names
+        return False  # a point whose coordinates are not names
     if isinstance(gold, Named) and given.value == Leaf("0"):
         return leaf(gold.text, given.text)  # the line x = 3 is x - 3 = 0
     constant = not any(_LETTER.search(text) for text in leaves(gold))
     if constant and _LETTER.search(given.left) and _UNSOLVED.fullmatch(given.left):
-        return False  # 2x + 3 = 7 is no answer yet
+        return False  # 2x + 3 = 7 is not solved yet
     if isinstance(gold, Named):
         return leaf(gold.text, given.text) if isinstance(gold.value, Leaf) else False
     return same(gold, given.value, leaf)
@@ -282,40 +282,40 @@ def _values(parts: Sequence[Node]) -> list[Node]:
 
 def flat(parts: Sequence[Node]) -> list[Node]:
     r"""`x = 1, 2` and `-2, 1 \pm \sqrt{5}` are lists of two and three values."""
-    found: list[Node] = []
+    nodes: list[Node] = []
     for part in parts:
         if isinstance(part, Items) and part.brackets == "":
-            found += flat(part.parts)
+            nodes += flat(part.parts)
         elif isinstance(part, Named) and isinstance(part.value, Items) and not part.value.brackets:
-            found += [Named(part.name, each, part.text) for each in flat(part.value.parts)]
+            nodes += [Named(part.name, each, part.text) for each in flat(part.value.parts)]
         else:
-            found.append(part)
-    return found
+            nodes.append(part)
+    return nodes
 
 
 def _in_order(gold: Sequence[Node], given: Sequence[Node], leaf: Leaves) -> bool | None:
     if len(gold) != len(given):
         return False
-    known = True
+    decided = True
     for pair in zip(gold, given, strict=True):
         equal = _same_inside(*pair, leaf)
         if equal is False:
             return False
-        known = known and equal is not None
-    return True if known else None
+        decided = decided and equal is not None
+    return True if decided else None
 
 
 def _in_any_order(gold: Sequence[Node], given: Sequence[Node], leaf: Leaves) -> bool | None:
-    """Whether each has its own partner: a perfect matching, by augmenting paths."""
+    """Whether the parts can be paired: a perfect matching, by augmenting paths."""
     if len(gold) != len(given) or len(gold) > MOST_PARTS:
         return False
-    wanted, rest = _unlike(gold, given)
+    expected, rest = _unlike(gold, given)
     cells = []
-    for part in wanted:
+    for part in expected:
         row = [_same_inside(part, other, leaf) for other in rest]
         if not any(cell is not False for cell in row):
             return False
-        if True not in row and len(wanted) > AT_ONCE:
+        if True not in row and len(expected) > AT_ONCE:
             return None
         cells.append(row)
     if _matched([[cell is True for cell in row] for row in cells]):
@@ -325,18 +325,18 @@ def _in_any_order(gold: Sequence[Node], given: Sequence[Node], leaf: Leaves) -> 
 
 
 def _unlike(gold: Sequence[Node], given: Sequence[Node]) -> tuple[list[Node], list[Node]]:
-    """What is left of both without the parts that are equal texts or plain numbers."""
-    there = Counter(map(_key, given))
+    """Remove parts that are equal texts or plain numbers from both."""
+    counts = Counter(map(_key, given))
     left = []
     for part, key in zip(gold, map(_key, gold), strict=True):
-        if there[key]:
-            there[key] -= 1
+        if counts[key]:
+            counts[key] -= 1
         else:
             left.append(part)
     over = []
     for part, key in zip(given, map(_key, given), strict=True):
-        if there[key]:
-            there[key] -= 1
+        if counts[key]:
+            counts[key] -= 1
             over.append(part)
     return left, over
 
@@ -362,7 +362,7 @@ def _matched(allowed: list[list[bool]]) -> bool:
 
 
 def _vector(node: Node) -> Node:
-    """`3i - j + 2k` as a tuple."""
+    """Read `3i - j + 2k` as a tuple."""
     if not isinstance(node, Leaf) or not _UNIT_VECTORS.fullmatch(node.text):
         return node
     parts = {}

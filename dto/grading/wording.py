@@ -1,15 +1,15 @@
-r"""How answers are worded: clauses behind them, emphasis around them, and letters of options.
+r"""Remove the wording around an answer, and read the letters of options.
 
-Behind an answer may stand a reason (`45, since 50 - 5 = 45`), a consequence (`72, so she sells 72
-eggs`), a denial (`5, not 6`) and the number in words (`12 (twelve)`). They are left out only where
-they do not make it another answer: `5 or 6`, `5, so y = 6`, `5 because of x or 6 because of y` and
+An answer may be followed by a reason (`45, since 50 - 5 = 45`), a consequence (`72, so she sells 72
+eggs`), a denial (`5, not 6`) or the number in words (`12 (twelve)`). These are removed only if they
+do not change the answer: `5 or 6`, `5, so y = 6`, `5 because of x or 6 because of y` and
 `5, which is wrong` stay whole, and so equal nothing.
 
 An option is its letter, with or without parentheses, brackets, quotation marks, fonts and a full
-stop. Its text may stand behind it (`C. A girl`), and so may a reason (`B because …`), a denial
-(`D, not B`) or "is correct". Several letters are a set: `AC`, `(A, C)`, `A, C and D`. Circled
-numbers, `(1)(2)(4)` and Roman numerals are labels as well; they never equal letters. Nothing is
-guessed: `B or C` is undecided, `not B` picks nothing, `A dog` begins with an article.
+stop. Its text may follow (`C. A girl`), or a reason (`B because …`), a denial (`D, not B`) or "is
+correct". Several letters are a set: `AC`, `(A, C)`, `A, C and D`. Circled numbers, `(1)(2)(4)` and
+Roman numerals are labels, too; they never equal letters. Nothing is guessed: `B or C` is undecided,
+`not B` picks nothing, `A dog` begins with an article.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ TEXT_COMMAND = re.compile(r"\\(?:text|mbox|mathrm)\s*\{[^{}]*\}")
 
 
 def before_clause(text: str) -> str:
-    """An answer without the clause behind it that gives a reason, a consequence or a denial.
+    """Remove the clause behind an answer that gives a reason, a consequence or a denial.
 
-    A consequence that holds other numbers than the answer's last one stays: `5, so y = 6` answers
-    something else.
+    A consequence with other numbers than the last one of the answer stays: `5, so y = 6` is a
+    different answer.
     """
     match = _CLAUSE.search(text)
     if match is None or not text[: match.start()].strip():
@@ -94,8 +94,8 @@ def before_clause(text: str) -> str:
         return text
     if match["so"] or match["so2"]:
         figures = {figure.replace(",", "") for figure in _FIGURE.findall(rest)}
-        own = [figure.replace(",", "") for figure in _FIGURE.findall(head)]
-        if not _WORDS.search(rest) or (figures and not set(own[-1:]) & figures):
+        head_figures = [figure.replace(",", "") for figure in _FIGURE.findall(head)]
+        if not _WORDS.search(rest) or (figures and not set(head_figures[-1:]) & figures):
             return text
         if _REFUTED.search(rest):
             return text
@@ -108,7 +108,7 @@ def before_clause(text: str) -> str:
 
 
 def tidy(answer: str) -> str:
-    """Without what is no part of an answer: emphasis, quotation marks, adverbs, a clause."""
+    """Remove emphasis, quotation marks, adverbs and a clause from an answer."""
     answer = answer.strip()
     if " " in answer or "，" in answer or not answer.isascii():
         while match := _ADVERB.match(answer):
@@ -128,7 +128,7 @@ def tidy(answer: str) -> str:
 
 
 def without_clause(answer: str) -> str:
-    """Without a clause, or the number in words, behind an answer: `72, so she sells 72 eggs`."""
+    """Remove a clause, or the number in words, behind an answer: `72, so she sells 72 eggs`."""
     if " " not in answer and answer.isascii():
         return answer
     inside = TEXT_COMMAND.fullmatch(answer)
@@ -155,7 +155,7 @@ def _balanced(head: str) -> bool:
 
 
 def _number(words: str) -> int | None:
-    """Of `twelve` or `forty-five`, 0 to 99."""
+    """The number of `twelve` or `forty-five`, 0 to 99."""
     first, _, second = words.lower().replace("-", " ").partition(" ")
     if not second and first in NUMBERS:
         return NUMBERS.index(first)
@@ -227,14 +227,14 @@ _OR_LATER = re.compile(
 
 
 def same_choice(gold: str, prediction: str) -> bool | None:
-    """Whether a prediction picks the gold answer's options; None: the gold answer is no option."""
-    wanted = options(gold)
-    return None if wanted is None else wanted == options(prediction)
+    """Whether a prediction picks the options of the gold answer; None if that has no option."""
+    expected = options(gold)
+    return None if expected is None else expected == options(prediction)
 
 
 @lru_cache(maxsize=4096)
 def options(text: str) -> frozenset[str] | None:
-    """The labels that an answer picks, or None where it picks none or is undecided."""
+    """The labels that an answer picks; None if it picks none or is undecided."""
     text = _plain(text)
     text = text[match.end() :] if (match := _LEAD.match(text)) else text
     text = text.strip(" .,;:!")
@@ -246,7 +246,7 @@ def options(text: str) -> frozenset[str] | None:
 
 
 def _all(text: str) -> frozenset[str] | None:
-    """The labels of a text that holds nothing else."""
+    """The labels of a text that has nothing else."""
     if len(text) == 1 and text.isalpha() and text.isascii():
         return frozenset(text.upper())
     if re.fullmatch(_LABEL, text):
@@ -257,7 +257,7 @@ def _all(text: str) -> frozenset[str] | None:
 
 
 def _first(text: str) -> frozenset[str] | None:
-    """The label that begins a text, where its mark or what follows says that it is one."""
+    """The label at the beginning of a text, if its mark or the following text shows it is one."""
     if number := _NUMBERED.match(text):
         return None if _ANOTHER_NUMBER.search(text, number.end(1)) else frozenset((number[1],))
     match = _FIRST.match(text)
@@ -294,7 +294,7 @@ def _first(text: str) -> frozenset[str] | None:
 
 
 def _last(text: str) -> frozenset[str] | None:
-    """The label behind what it stands for: `Paris (B)`, `the second option, B`."""
+    """The label behind the text of its option: `Paris (B)`, `the second option, B`."""
     named = _NAMED.fullmatch(text)
     if named is None or _RELATED.search(text) or len(_LONE.findall(text)) != 1:
         return None

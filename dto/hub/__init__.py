@@ -1,6 +1,6 @@
-"""The Hub: a run as a dataset, its model as a model, and both on their way back.
+"""Publish a run as a Hub dataset and its model as a Hub model, and pull both.
 
-`publish` builds a folder (`folder`, `card`, `model`) without what is private (`dto.redact`) or
-others' to publish, searches it once more, and uploads it as one commit (`upload`); `pull` makes a
-run of what others published.
+`publish` builds a folder (`folder`, `card`, `model`) without private data (`dto.redact`) and the
+questions of test sets, searches it for private data again, and uploads it as one commit (`upload`).
+`pull` restores a run from a published dataset.
 """

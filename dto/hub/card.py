@@ -1,4 +1,4 @@
-"""The dataset card: what is in it, where it comes from, what was dropped, what it cost."""
+"""The dataset card: contents, origins, results, dropped rows and cost."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dto import tables
-from dto.hub.folder import Published, data_files
+from dto.hub.folder import PublishedStages, data_files
 from dto.hub.upload import Kind, http_status, hub_errors
 from dto.pipeline import STAGES, shown_prompts
 from dto.recipe import NAMES, Recipe
 from dto.redact import Redaction
 from dto.reporting.cost import stage_costs
 from dto.reporting.funnel import DROPPED
-from dto.reporting.pictures import COLOURS, INK, plain
+from dto.reporting.pictures import COLOURS, INK, style_axes
 from dto.reporting.report import Report
 from dto.reporting.table import CELLS, Table
 from dto.reporting.write import draw_report
@@ -48,7 +48,7 @@ _LENGTHS = (
     ("labelled chains", "label", "tokens"),
 )
 BINS = 40
-"""Of the histograms of lengths."""
+"""Bins of the histograms of lengths."""
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"))
 
 CITATIONS: tuple[tuple[str, str, str, frozenset[str]], ...] = (
@@ -67,8 +67,8 @@ CITATIONS: tuple[tuple[str, str, str, frozenset[str]], ...] = (
      frozenset({"shortest"})),
     ("2503.04472", "DAST", "the token-length budget", frozenset({"token_budget"})),
 )  # fmt: skip
-"""(arXiv id, short name, what of it) of methods, each with the papers of stages, training methods,
-exit policies and data of pairs that make use of it."""
+"""(arXiv id, short name, part used, users) of each method to cite. `users` names papers of stages,
+training methods, exit policies and `pair.data` values."""
 
 
 UNKNOWN = "unknown"
@@ -76,7 +76,7 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A source of questions or a model: its name, commit, licence and citation as far as known."""
+    """A source of questions, or a model: name, commit, licence and citation as far as known."""
 
     name: str
     revision: str = ""
@@ -85,26 +85,26 @@ class Origin:
 
     def __str__(self) -> str:
         at = f" at `{self.revision}`" if self.revision else ""
-        cited = f"; {self.citation}" if self.citation else ""
-        return f"`{self.name}`{at}, licence: {self.license}{cited}"
+        citation = f"; {self.citation}" if self.citation else ""
+        return f"`{self.name}`{at}, licence: {self.license}{citation}"
 
 
 def origins(recipe: Recipe) -> list[Origin]:
-    """Where the questions to train on and to choose by, or the imported responses, come from."""
+    """List the sources of the train and dev questions and of imported responses."""
     problems = recipe.problems
-    named = [recipe.sample.imported] if recipe.sample.imported else []
-    own = problems.test and not problems.test_source
-    named += [problems.source] if problems.train or problems.dev or own else []
-    return [_origin(str(name), recipe) for name in dict.fromkeys(named)]
+    names = [recipe.sample.imported] if recipe.sample.imported else []
+    same_test = problems.test and not problems.test_source
+    names += [problems.source] if problems.train or problems.dev or same_test else []
+    return [_origin(str(name), recipe) for name in dict.fromkeys(names)]
 
 
-def of_test_sets(recipe: Recipe) -> list[Origin]:
-    """Where the questions of an evaluation come from, unless from where the others do."""
+def test_set_origins(recipe: Recipe) -> list[Origin]:
+    """List the sources of the test questions that are not among `origins`."""
     source = recipe.problems.test_source
-    named = [*([source] if source else []), *recipe.evaluate.tasks]
-    known = {each.name for each in origins(recipe)}
-    found = [_origin(name, recipe) for name in dict.fromkeys(named)]
-    return [each for each in found if each.name not in known]
+    names = [*([source] if source else []), *recipe.evaluate.tasks]
+    train_names = {origin.name for origin in origins(recipe)}
+    test_sets = [_origin(name, recipe) for name in dict.fromkeys(names)]
+    return [origin for origin in test_sets if origin.name not in train_names]
 
 
 def _origin(name: str, recipe: Recipe) -> Origin:
@@ -117,65 +117,65 @@ def _origin(name: str, recipe: Recipe) -> Origin:
     return Origin(name, (problems.revision or "") if name == problems.source else "")
 
 
-def withheld(recipe: Recipe) -> tuple[str, ...]:
-    """The stages with questions and gold answers of test sets that are others'.
+def withheld_stages(recipe: Recipe) -> tuple[str, ...]:
+    """List the stages with questions and gold answers of public test sets.
 
-    They are named, and not published again unless one says so: the licence is not ours to give,
-    and a benchmark that lies about with its answers is trained on by accident. `recipe` is the
-    run's own, which tells files of this machine from datasets of the Hub.
+    These are not published again by default: we cannot grant their licence, and copies of a
+    benchmark with answers end up in training data. `recipe` is the recipe of the run itself, whose
+    sources distinguish local files from Hub datasets.
     """
     problems = recipe.problems
     source = problems.test_source or problems.source
-    asked = {"problems": [source] if problems.test else [], "test": recipe.evaluate.tasks}
+    sources = {"problems": [source] if problems.test else [], "test": recipe.evaluate.tasks}
     return tuple(
         stage
-        for stage, names in asked.items()
+        for stage, names in sources.items()
         if any(Source.parse(name, TASKS).kind in ("task", "import", "hub") for name in names)
     )
 
 
-def only_here(recipe: Recipe) -> list[str]:
-    """The files of one's own that the table of problems is read from, by their last part."""
-    named = (recipe.sample.imported, recipe.problems.source)
-    sources = (Source.parse(name, TASKS) for name in named if name)
+def local_sources(recipe: Recipe) -> list[str]:
+    """List the local files that the problems are read from, by the last part of their paths."""
+    names = (recipe.sample.imported, recipe.problems.source)
+    sources = (Source.parse(name, TASKS) for name in names if name)
     return [source.last_part for source in sources if source.is_local]
 
 
 def models(recipe: Recipe) -> list[tuple[str, Origin]]:
-    """(what it does, model) of the models that wrote or judged rows."""
-    found = [("sampled, and answered rollouts", _model(recipe.model.name, recipe.model.revision))]
+    """List (role, model) of the models that wrote or judged rows."""
+    roles = [("sampled responses and rollouts", _model(recipe.model.name, recipe.model.revision))]
     if recipe.judge is not None and prune.STAGE.asks_judge(recipe):
-        found.append(("judged patterns", _model(recipe.judge.name, recipe.judge.revision)))
+        roles.append(("judged patterns", _model(recipe.judge.name, recipe.judge.revision)))
     others = (name for name in recipe.evaluate.models if name not in ("base", "trained"))
-    found += [("answered test questions too", _model(name, None)) for name in others]
+    roles += [("was evaluated too", _model(name, None)) for name in others]
     if recipe.sample.imported:
-        found[0] = ("gave the tokenizer", found[0][1])
-    return found
+        roles[0] = ("provided the tokenizer", roles[0][1])
+    return roles
 
 
 def _model(name: str, revision: str | None) -> Origin:
-    """A model, of the Hub at the commit that this machine holds unless the recipe names one."""
+    """Return the origin of a model; without a revision in the recipe, that of the local cache."""
     if name in NAMES:
         return Origin(f"{name} (embedded in dto)", license="mit")
     from huggingface_hub import try_to_load_from_cache
 
-    held = None
-    with suppress(ValueError):  # no name on the Hub
-        held = try_to_load_from_cache(name, "config.json")
-    return Origin(name, revision or (Path(held).parent.name if isinstance(held, str) else ""))
+    config = None
+    with suppress(ValueError):  # not a valid Hub name
+        config = try_to_load_from_cache(name, "config.json")
+    return Origin(name, revision or (Path(config).parent.name if isinstance(config, str) else ""))
 
 
-def single_license(found: Iterable[Origin]) -> str | None:
-    """The one licence that all have; None where they differ, or one has several, or none known."""
-    known = {each.license for each in found}
-    license = known.pop() if len(known) == 1 else UNKNOWN
+def single_license(origins: Iterable[Origin]) -> str | None:
+    """Return the licence shared by all origins; None if they differ or one is not a single name."""
+    licenses = {origin.license for origin in origins}
+    license = licenses.pop() if len(licenses) == 1 else UNKNOWN
     return None if license == UNKNOWN or "," in license else license
 
 
 def with_license(source: Origin, kind: Kind = "dataset") -> Origin:
-    """The licence that a source states on the Hub; unknown where it states none, or is not there.
+    """Add the licence that a source states on the Hub; `unknown` if it states none or is missing.
 
-    Raises DtoError when the connection breaks: a card must not lose a licence by that.
+    Raises DtoError when the connection fails, so that the card does not lose a licence.
     """
     if source.license != UNKNOWN or source.name.count("/") != 1:
         return source
@@ -186,19 +186,19 @@ def with_license(source: Origin, kind: Kind = "dataset") -> Origin:
             info = HfApi().repo_info(source.name, repo_type=kind, revision=source.revision or None)
         except Exception as error:
             if isinstance(error, ValueError) or http_status(error) in (401, 403, 404):
-                return source  # no name on the Hub, or nothing to be seen there
+                return source  # not a Hub name, or not visible with this token
             raise
-    stated = getattr(info, "card_data", None)
-    license = (stated.get("license") if stated is not None else None) or ""
+    card_data = getattr(info, "card_data", None)
+    license = (card_data.get("license") if card_data is not None else None) or ""
     text = ", ".join(map(str, license)) if isinstance(license, list) else str(license)
-    known = re.fullmatch(r"[\w.+-]+(, [\w.+-]+)*", text)
-    return replace(source, license=known[0]) if known else source
+    is_plain = re.fullmatch(r"[\w.+-]+(, [\w.+-]+)*", text)
+    return replace(source, license=text) if is_plain else source
 
 
-class Shown(NamedTuple):
-    """What a card says beside the tables: its name on the Hub, licence, sources, evaluation.
+class CardContent(NamedTuple):
+    """Content of a card beside the tables: name on the Hub, licence, sources, evaluation.
 
-    `recipe` is the one that others may read (:func:`dto.hub.folder.shared_recipe`).
+    `recipe` is the recipe without local paths (:func:`dto.hub.folder.shared_recipe`).
     """
 
     name: str
@@ -210,12 +210,12 @@ class Shown(NamedTuple):
 
 
 def write_card(
-    run: Path, folder: Path, shown: Shown, published: Published, private: Redaction
+    run: Path, folder: Path, content: CardContent, published: PublishedStages, redaction: Redaction
 ) -> str:
-    """Write `README.md` and the pictures below `folder`; the text of the card."""
+    """Write `README.md` and the pictures to `folder`; return the text of the card."""
     from huggingface_hub import DatasetCardData
 
-    recipe, spending = shown.recipe, (*published.stages, "judge")
+    recipe, cost_stages = content.recipe, (*published.stages, "judge")
     configs = list(data_files(folder))
     rows = {
         table.config: {split: tables.count(folder / path) for split, path in paths.items()}
@@ -224,7 +224,7 @@ def write_card(
     total = sum(sum(counts.values()) for counts in rows.values())
     first = manifest.read(folder / published.stages[0]) or {}
     data = DatasetCardData(
-        license=shown.license,
+        license=content.license,
         task_categories=["text-generation"],
         size_categories=next((size for most, size in _SIZES if total < most), "n>1M"),
         pretty_name=in_block(recipe.name),
@@ -242,21 +242,21 @@ def write_card(
     lengths = _lengths(folder)
     if lengths:
         draw_lengths(lengths, folder / "images/lengths.png")
-    if shown.report is not None:
-        draw_report(shown.report, folder / "images")
+    if content.report is not None:
+        draw_report(content.report, folder / "images")
         (folder / "images/report.svg").unlink()
     text = render_card(
         "dataset_card.md.jinja",
         data.to_yaml(),
-        **shown._asdict(),
+        **content._asdict(),
         **published._asdict(),
         configs=[(table, rows[table.config]) for table, _ in configs],
         models=models(recipe),
-        results="" if shown.report is None else results(shown.report, private),
-        prompts=[each[:2] for each in shown_prompts(recipe, published.stages)],
+        results="" if content.report is None else results(content.report, redaction),
+        prompts=[prompt[:2] for prompt in shown_prompts(recipe, published.stages)],
         dropped=_dropped(folder, (*published.stages, *published.withheld)),
         lengths=_length_table(lengths),
-        costs=[each for each in stage_costs(RunReader(run)) if each.stage in spending],
+        costs=[cost for cost in stage_costs(RunReader(run)) if cost.stage in cost_stages],
         citations=cited(recipe, published.stages),
         versions=first.get("versions") or {},
         git=first.get("git") or {},
@@ -266,7 +266,7 @@ def write_card(
 
 
 def render_card(template: str, metadata: str, **values: Any) -> str:
-    """A card from a template beside this module, under its metadata."""
+    """Render a card from a template in this package, with its metadata on top."""
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
@@ -278,30 +278,30 @@ def render_card(template: str, metadata: str, **values: Any) -> str:
 
 
 def in_block(text: str) -> str:
-    """Text for a block of a card: it cannot end the block, and what cannot be seen is written out.
+    """Escape text for a code block of a card: it cannot end the block or hide characters.
 
-    So nobody's prompt turns the direction of what follows, or hides in a terminal.
+    So a prompt cannot reverse the text direction of the card or hide text in a terminal.
     """
     return visible_text(text).replace("```", "ʼʼʼ")
 
 
 def in_line(text: object) -> str:
-    """Text for a line of a card or a cell of a `Table`: no Markdown, no HTML, no second line."""
+    """Escape text for a line of a card or a cell: no Markdown, no HTML, no line breaks."""
     plain = visible_text(" ".join(str(text).split()))
-    return _MEANS_SOMETHING.sub(r"\\\g<0>", plain.replace("&", "&amp;").replace("<", "&lt;"))
+    return _MARKDOWN.sub(r"\\\g<0>", plain.replace("&", "&amp;").replace("<", "&lt;"))
 
 
-_MEANS_SOMETHING = re.compile(r"[\\`*\[\]]|(?<!\w)_|_(?!\w)")
+_MARKDOWN = re.compile(r"[\\`*\[\]]|(?<!\w)_|_(?!\w)")
 
 
 def _changed_settings(recipe: Recipe) -> str:
-    """What the recipe sets other than by default, as YAML."""
+    """Return the settings that differ from the defaults, as YAML."""
     data = recipe.model_dump(mode="json", exclude_defaults=True)
     return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=10_000))
 
 
 def cited(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(arXiv id, short name, what of it) of the methods that a run made use of."""
+    """List (arXiv id, short name, part used) of the methods that a run used."""
     used = {recipe.pair.data, *(STAGES[name].paper for name in stages)}
     if "train" in stages:
         used.add(recipe.train.method)
@@ -312,14 +312,14 @@ def cited(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str, str]]:
     return [row[:3] for row in CITATIONS if used & row[3]]
 
 
-def results(report: Report, private: Redaction, models: Collection[str] = ()) -> str:
-    """The figures as Markdown, of these models alone if any are named; with several tasks means.
+def results(report: Report, redaction: Redaction, models: Collection[str] = ()) -> str:
+    """Format the figures as Markdown, with means if there are several tasks; empty without rows.
 
-    Nothing is claimed of an arm of which too many responses failed. Empty without a row.
+    `models` limits the table to these models. An arm with too many failed responses has no gain.
     """
-    named = {
-        "task": lambda row: in_line(private.text(row.task or report.name)),
-        "model": lambda row: in_line(private.text(row.model)),
+    names = {
+        "task": lambda row: in_line(redaction.text(row.task or report.name)),
+        "model": lambda row: in_line(redaction.text(row.model)),
         "exit": lambda row: in_line(row.exit),
         "n": lambda row: (
             f"{row.more['tasks']} tasks"
@@ -329,16 +329,16 @@ def results(report: Report, private: Redaction, models: Collection[str] = ()) ->
     }
     figures = {
         "accuracy %": "accuracy", "gain over base, points": "gain", "tokens": "tokens",
-        "% of base's tokens": "ratio", "truncated": "truncated", "failed": "failed",
+        "% of base tokens": "ratio", "truncated": "truncated", "failed": "failed",
     }  # fmt: skip
-    columns: dict[str, Any] = {head: (cell, "") for head, cell in named.items()}
+    columns: dict[str, Any] = {head: (cell, "") for head, cell in names.items()}
     columns |= {head: CELLS[name] for head, name in figures.items()}
     rows = [row for row in (*report.rows, *report.averages) if not models or row.model in models]
     return Table.of("", rows, columns).markdown() if rows else ""
 
 
 def _dropped(folder: Path, stages: Sequence[str]) -> str:
-    """Stage, reason, rows and what that means, from the files that are published, as Markdown."""
+    """Format stage, reason, rows and explanation of dropped rows as Markdown."""
     run = RunReader(folder)
     lines = [
         (stage, f"`{in_line(reason)}`", count, DROPPED.get(reason, ""))
@@ -346,22 +346,24 @@ def _dropped(folder: Path, stages: Sequence[str]) -> str:
         if stage in stages
         for reason, count in sorted(Counter(row.reason for row in run.dropped(stage)).items())
     ]
-    return Table("", ("stage", "reason", "rows", ""), tuple(lines)).markdown() if lines else ""
+    return (
+        Table("", ("stage", "reason", "rows", "meaning"), tuple(lines)).markdown() if lines else ""
+    )
 
 
 def _lengths(folder: Path) -> dict[str, pl.Series]:
-    """The tokens of the responses of each kind that there are."""
-    found = {}
+    """Return the token counts of each kind of response in the folder."""
+    lengths = {}
     for name, stage, column in _LENGTHS:
         path = folder / stage / "rows.parquet"
         if path.is_file() and tables.count(path):
             tokens = pl.col("token_ids").list.len() if column == "len" else pl.col(column)
-            found[name] = pl.scan_parquet(path).select(tokens=tokens).collect()["tokens"]
-    return found
+            lengths[name] = pl.scan_parquet(path).select(tokens=tokens).collect()["tokens"]
+    return lengths
 
 
 def _length_table(lengths: Mapping[str, pl.Series]) -> str:
-    """As Markdown."""
+    """Format statistics of the lengths as Markdown."""
     columns: dict[str, tuple[Callable[[tuple[str, pl.Series]], Any], str]] = {
         "": (lambda row: row[0], ""),
         "rows": (lambda row: len(row[1]), ""),
@@ -374,7 +376,7 @@ def _length_table(lengths: Mapping[str, pl.Series]) -> str:
 
 
 def draw_lengths(lengths: Mapping[str, pl.Series], path: Path) -> None:
-    """Write histograms of token counts below one another, each with its median, on one axis.
+    """Draw a histogram of token counts per kind, with its median, all on one axis.
 
     The same counts give the same bytes.
     """
@@ -388,6 +390,6 @@ def draw_lengths(lengths: Mapping[str, pl.Series], path: Path) -> None:
         title = f"{name}: {len(values):,} rows, median {middle:,.0f}"
         axes.set_title(title, loc="left", fontsize=9, color=colour, pad=3)
         axes.yaxis.set_major_locator(MaxNLocator(2, integer=True))
-        plain(axes)
+        style_axes(axes)
     panels[-1].set_xlabel("tokens of the response", color=INK, fontsize=9)
     figure.savefig(path, metadata={"Software": None})

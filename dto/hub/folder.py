@@ -1,8 +1,7 @@
-"""A run as the folder that goes up: the stages' own files, and the card.
+"""The folder that is uploaded for a run: the files of its stages.
 
-The tables themselves are the dataset's data files, so nothing is stored twice but questions and
-labels, which have a file for each of their splits beside. Files are linked where the disk can do
-that.
+The tables themselves are the data files of the dataset. Only questions and labels are stored twice:
+they also have a file per split. Unchanged files are hard links where the disk supports them.
 """
 
 from __future__ import annotations
@@ -40,37 +39,37 @@ from dto.runs.reader import RunReader
 from dto.runs.stage import Card
 
 MARK = "run.json"
-"""The file by which a dataset is known as a run, and two states of one as the same."""
+"""The file that marks a dataset as a run and identifies its state."""
 FORMAT = 1
-BESIDE = ("rows.parquet", "timings.parquet", "usage.parquet", "dropped.jsonl", "manifest.json")
-"""What a stage leaves behind; all of it is read again when a run goes on."""
-OF_TRAINING = (
+STAGE_FILES = ("rows.parquet", "timings.parquet", "usage.parquet", "dropped.jsonl", "manifest.json")
+"""Files of a stage; a pulled run needs them to continue."""
+TRAINING_FILES = (
     "history.jsonl", "effort.jsonl", "judging.jsonl", "steps.jsonl", "dropped.jsonl", "result.json",
     "training.json", "manifest.json",
 )  # fmt: skip
-"""The same of `train`, but for the weights, which are a model of their own on the Hub."""
+"""Files of `train` except the weights, which are a separate model on the Hub."""
 _CARDS = sorted((stage.card, stage.name) for stage in STAGES.values() if stage.card)
 TABLES: dict[str, Card] = {name: card for card, name in _CARDS}
-"""By stage, in the order of the card; the first that a run has is what `load_dataset` gives."""
+"""Card by stage, in the order of the card; the first one in a run is the default config."""
 PUBLISHED = (*TABLES, "train")
-"""The stages that may go up, in that order."""
+"""The stages that can be published, in this order."""
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}
-"""The splits that rows have of their own, by the Hub's names."""
-ASKING = tuple(name for name, stage in STAGES.items() if stage.record is Problem)
-"""The stages whose tables hold the questions of an evaluation."""
-_FOLLOWING = {
+"""Name on the Hub of each split of questions and labels."""
+QUESTION_STAGES = tuple(name for name, stage in STAGES.items() if stage.record is Problem)
+"""The stages whose tables hold test questions."""
+_DERIVED = {
     "README.md", "manifest.json", "timings.parquet", "usage.parquet",
-    *(set(OF_TRAINING) - {"dropped.jsonl"}), *(f"{name}.parquet" for name in SPLITS.values()),
+    *(set(TRAINING_FILES) - {"dropped.jsonl"}), *(f"{name}.parquet" for name in SPLITS.values()),
 }  # fmt: skip
 
 
-def follows(path: str) -> bool:
-    """Whether a file only follows from what the mark and the tables say, and from the occasion.
+def is_derived(path: str) -> bool:
+    """Return whether a change of this file alone is no reason for a commit.
 
-    Seconds, tokens that scheduling wasted, versions of packages, the wording of a card and the
-    bytes of a picture are no reason for a commit; they go along where there is another one.
+    Such files hold timings, tokens wasted by scheduling, package versions, card text and pictures.
+    They are uploaded together with other changes.
     """
-    return path.startswith("images/") or path.rpartition("/")[2] in _FOLLOWING
+    return path.startswith("images/") or path.rpartition("/")[2] in _DERIVED
 
 
 _KEPT = (
@@ -79,20 +78,20 @@ _KEPT = (
     "tokens_trained", "attention_flops_trained", "model_flops_trained", "policy_tokens", "epochs",
     "train_seconds", "dev_seconds",
 )  # fmt: skip
-"""What a manifest may say to others; `versions` beside it, of the packages that we name."""
+"""Keys of a manifest that are published, besides `versions` of known packages."""
 REASON = "reason"
-"""The column of tables that no model writes: why an engine or a grader failed."""
-WRITTEN = ("text", "question", "prompt", "chosen", "rejected", "chain")
-"""The columns of tables that models and people write, and that token ids and spans stand beside."""
-_OF_A_QUESTION = {"question": "", "answer": "", "metadata": "{}"}
-"""The columns of a problem that are withheld, and what stands there then."""
+"""The text column that no model writes: why an engine or a grader failed."""
+TEXT_COLUMNS = ("text", "question", "prompt", "chosen", "rejected", "chain")
+"""Text columns written by models and people; token ids and spans refer to them."""
+_WITHHELD = {"question": "", "answer": "", "metadata": "{}"}
+"""Withheld columns of a problem, and their replacement."""
 
 
-class Published(NamedTuple):
-    """What is in the folder: the finished stages, and what became of some.
+class PublishedStages(NamedTuple):
+    """Stages in the folder.
 
-    `withheld`: tables without the questions of others' test sets; `left_out`: stages begun and not
-    finished, which are not there; `redacted`: tables that had something replaced.
+    `stages` are finished. `withheld` are published without the questions of test sets. `left_out`
+    are unfinished and not in the folder. `redacted` have texts replaced in their tables.
     """
 
     stages: tuple[str, ...]
@@ -103,74 +102,73 @@ class Published(NamedTuple):
 
 def chosen_stages(
     run: RunReader, only: Collection[str] = (), withheld: Collection[str] = ()
-) -> Published:
-    """What to publish of a run.
+) -> PublishedStages:
+    """Choose the stages of a run to publish.
 
-    `only` names configs or stages; the stages `withheld` go up without their test questions, and
-    count as not finished where they are pulled. Raises DtoError for one that is not known or not
-    finished, for a run without any table to show, and for stages that do not belong together any
-    more.
+    `only` names configs or stages. Stages in `withheld` are published without their test questions
+    and count as unfinished in a pulled run. Raises DtoError for unknown or unfinished names in
+    `only`, for a run without tables, and for stages that were not computed from each other.
     """
     path = run.path
     stages_of = {card.config: stage for stage, card in TABLES.items()}
-    asked = set()
+    requested = set()
     for name in only:
         stage = stages_of.get(name, name)
         if stage not in PUBLISHED:
             raise DtoError(
-                f"--only {name}: no such table; there are {', '.join(stages_of)} and train"
+                f"--only {name}: unknown table; choose from {', '.join(stages_of)}, train"
             )
-        asked.add(stage)
+        requested.add(stage)
         if stage in TABLES and TABLES[stage].split and stage in withheld:
             raise DtoError(
-                f"--only {name}: these are questions and gold answers of others' test sets; "
-                "publish them with --test-sets if their licence lets you"
+                f"--only {name}: this table holds questions and gold answers of public test sets; "
+                "if their licence allows it, publish them with --test-sets"
             )
-    done = {stage for stage in PUBLISHED if run.manifest(stage) is not None}
-    # A table without a manifest was pulled; that a stage was begun in vain since changes nothing.
-    there = {stage for stage in ASKING if run.table(stage).is_file()}
-    cut = there & set(withheld)
-    begun = {stage for stage in PUBLISHED if (run / stage / "journal").is_file()}
-    if (run / "train").is_dir():  # which keeps checkpoints in place of a journal
-        begun.add("train")
-    begun -= done | cut
-    for stage in sorted(asked - done - cut):
-        state = "is not finished" if stage in begun else "is not there"
-        raise DtoError(f"stage {stage} {state} in {path}: start `dto {stage} {path}` first")
-    if owed := sorted(there - done - cut - begun) if not only else []:
+    finished = {stage for stage in PUBLISHED if run.manifest(stage) is not None}
+    # A table without a manifest was pulled, even if the stage was started again without success.
+    existing = {stage for stage in QUESTION_STAGES if run.table(stage).is_file()}
+    cut = existing & set(withheld)
+    started = {stage for stage in PUBLISHED if (run / stage / "journal").is_file()}
+    if (run / "train").is_dir():  # it has checkpoints, no journal
+        started.add("train")
+    started -= finished | cut
+    for stage in sorted(requested - finished - cut):
+        state = "not finished" if stage in started else "missing"
+        raise DtoError(f"stage {stage} is {state} in {path}: run `dto {stage} {path}` first")
+    if pending := sorted(existing - finished - cut - started) if not only else []:
         raise DtoError(
-            f"{path} was pulled without the test questions of {owed[0]}: start `dto run {path}` "
-            "first, or leave --test-sets away"
+            f"{path} was pulled without the test questions of {pending[0]}: run `dto run {path}` "
+            "first, or omit --test-sets"
         )
-    if not only and "pair" in begun:
-        raise DtoError(f"stage pair is not finished in {path}: go on with `dto run {path}`")
-    wanted = [stage for stage in PUBLISHED if not only or stage in asked]
-    stages = tuple(stage for stage in wanted if stage in done and stage not in withheld)
+    if not only and "pair" in started:
+        raise DtoError(f"stage pair is not finished in {path}: continue with `dto run {path}`")
+    wanted = [stage for stage in PUBLISHED if not only or stage in requested]
+    stages = tuple(stage for stage in wanted if stage in finished and stage not in withheld)
     if not set(stages) - {"problems", "train"}:
-        raise DtoError(f"{path} has no finished stage to publish: go on with `dto run {path}`")
-    check_chain(run, [stage for stage in wanted if stage in done])
-    without = tuple(stage for stage in wanted if stage in cut)
-    return Published(stages, without, () if only else tuple(sorted(begun)))
+        raise DtoError(f"{path} has no finished stage to publish: continue with `dto run {path}`")
+    check_chain(run, [stage for stage in wanted if stage in finished])
+    withheld = tuple(stage for stage in wanted if stage in cut)
+    return PublishedStages(stages, withheld, () if only else tuple(sorted(started)))
 
 
 def check_chain(run: RunReader, stages: Sequence[str]) -> None:
-    """Raises DtoError for a stage that was computed from another state of one before it."""
+    """Raise DtoError for a stage that was computed from an older state of an earlier stage."""
     path = run.path
     for stage in stages:
         config = (run.manifest(stage) or {}).get("config", {})
         for key, digest in config.items():
             upstream = key.removeprefix("digest of ")
-            before = run.manifest(upstream) if upstream != key else None
-            if before is not None and before["digest"] != digest:
+            current = run.manifest(upstream) if upstream != key else None
+            if current is not None and current["digest"] != digest:
                 raise DtoError(
-                    f"stage {stage} in {path} was computed from another {upstream} than is there: "
-                    f"`dto run {path}` brings them together"
+                    f"stage {stage} in {path} was computed from another state of {upstream}: "
+                    f"update it with `dto run {path}`"
                 )
 
 
-def shared_recipe(recipe: Recipe, private: Redaction) -> Recipe:
-    """The recipe as others may read it. Raises DtoError where it is none without its paths."""
-    settings = without_servers(private.data(recipe.model_dump(mode="json")))
+def shared_recipe(recipe: Recipe, redaction: Redaction) -> Recipe:
+    """Return the recipe without private data; DtoError if the result is not a valid recipe."""
+    settings = without_servers(redaction.data(recipe.model_dump(mode="json")))
     return make_recipe(settings, origin="the recipe without local paths", imports=False)
 
 
@@ -178,18 +176,18 @@ def build(
     run: RunReader,
     folder: Path,
     recipe: Recipe,
-    private: Redaction,
+    redaction: Redaction,
     only: Collection[str] = (),
     withheld: Collection[str] = (),
-    stated: Mapping[str, Any] | None = None,
-) -> Published:
-    """Write a run's stages below `folder`, without what is private; the card comes afterwards.
+    card_facts: Mapping[str, Any] | None = None,
+) -> PublishedStages:
+    """Write the stages of a run to `folder` without private data, and without the card.
 
-    `recipe` is the run's own; `stated` is what the card says that no table does (JSON), and the
-    mark with it. Raises DtoError as `chosen_stages` does.
+    `recipe` is the recipe of the run. `card_facts` (JSON) are facts of the card that no table has;
+    they become part of the mark. Raises DtoError as `chosen_stages` does.
     """
     chosen = chosen_stages(run, only, withheld)
-    shared = shared_recipe(recipe, private)
+    shared = shared_recipe(recipe, redaction)
     with disk_errors(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -198,34 +196,34 @@ def build(
         for stage in (*chosen.stages, *chosen.withheld):
             (folder / stage).mkdir()
         redacted = [
-            stage for stage in chosen.stages if _stage(run / stage, folder / stage, private)
+            stage for stage in chosen.stages if _copy_stage(run / stage, folder / stage, redaction)
         ]
         for stage in chosen.withheld:
-            _stage(run / stage, folder / stage, private, hide=True)
+            _copy_stage(run / stage, folder / stage, redaction, hide=True)
         for stage, card in TABLES.items():
             if not card.split and (folder / stage).is_dir():
                 _by_split(folder / stage, hidden="test" if stage in chosen.withheld else "")
         published = chosen._replace(redacted=tuple(redacted))
         digests = {stage: (run.manifest(stage) or {}).get("digest") for stage in chosen.stages}
         mark = {"format": FORMAT, "name": shared.name, "seed": shared.seed, "digests": digests}
-        write_mark(folder, mark | published._asdict() | dict(stated or {}))
+        write_mark(folder, mark | published._asdict() | dict(card_facts or {}))
     return published
 
 
-def write_mark(folder: Path, said: Mapping[str, Any]) -> None:
-    """Write the mark: what a folder is of, with a hash of all that does not only follow from it."""
+def write_mark(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write the mark: facts about the run and a hash of all files that are not derived."""
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    deciding = sorted(name for name in names if not follows(name) and name != MARK)
-    held = content_id(*(f"{name}\n{manifest.of_path(folder / name)}" for name in deciding))
-    text = json.dumps({**said, "content": held}, indent=2, ensure_ascii=False) + "\n"
+    deciding = sorted(name for name in names if not is_derived(name) and name != MARK)
+    content = content_id(*(f"{name}\n{manifest.of_path(folder / name)}" for name in deciding))
+    text = json.dumps({**facts, "content": content}, indent=2, ensure_ascii=False) + "\n"
     (folder / MARK).write_text(text, encoding="utf-8")
 
 
 def data_files(folder: Path) -> Iterator[tuple[Card, dict[str, str]]]:
-    """The configs that a folder has, each with its file by split."""
+    """Yield the configs in a folder, each with its file by split."""
     for stage, card in TABLES.items():
         if card.split:
-            whole = (folder / stage / "manifest.json").is_file()  # or its questions are withheld
+            whole = (folder / stage / "manifest.json").is_file()  # else its questions are withheld
             files = {card.split: f"{stage}/rows.parquet"} if whole else {}
         else:
             names = {name: f"{stage}/{name}.parquet" for name in SPLITS.values()}
@@ -234,21 +232,20 @@ def data_files(folder: Path) -> Iterator[tuple[Card, dict[str, str]]]:
             yield card, files
 
 
-def _stage(source: Path, target: Path, private: Redaction, hide: bool = False) -> bool:
-    """Copy a stage; whether its table had something replaced.
+def _copy_stage(source: Path, target: Path, redaction: Redaction, hide: bool = False) -> bool:
+    """Copy a stage without private data; return whether its table was changed.
 
-    `hide`: leave out the questions to evaluate on with their gold answers, why a gold answer could
-    not be read, which quotes it, and the manifest. Their ids stay, by which an evaluation names
-    them, and the task that each is of.
+    `hide`: leave out test questions, their gold answers, details of unreadable gold answers (they
+    quote the answer) and the manifest. Ids stay, since evaluations refer to them, and tasks too.
     """
-    names = OF_TRAINING if source.name == "train" else BESIDE
+    names = TRAINING_FILES if source.name == "train" else STAGE_FILES
     rewritten = False
     for name in ("rows.parquet", "dropped.jsonl") if hide else names:
         path, copy = source / name, target / name
         if not path.is_file():
             continue
         if path.suffix == ".parquet":
-            changed = _redact_table(path, copy, private, hide)
+            changed = _redact_table(path, copy, redaction, hide)
             rewritten = rewritten or (changed and name == "rows.parquet")
         elif path.suffix == ".jsonl":
             with path.open(encoding="utf-8") as lines, copy.open(
@@ -258,35 +255,35 @@ def _stage(source: Path, target: Path, private: Redaction, hide: bool = False) -
                     row = json.loads(line)
                     if name == "dropped.jsonl":
                         hidden = hide and row["reason"] == UNREADABLE_GOLD
-                        told = "" if hidden else dropped_detail(row["reason"], row["detail"])
-                        row["detail"] = told
-                    file.write(json.dumps(private.data(row), ensure_ascii=False) + "\n")
+                        detail = dropped_detail(row["reason"], row["detail"])
+                        row["detail"] = "" if hidden else detail
+                    file.write(json.dumps(redaction.data(row), ensure_ascii=False) + "\n")
         elif name != "manifest.json":
-            data = private.data(json.loads(path.read_text(encoding="utf-8")))
+            data = redaction.data(json.loads(path.read_text(encoding="utf-8")))
             copy.write_text(json.dumps(data) + "\n", encoding="utf-8")
     if not hide:
-        said = _shared_manifest(manifest.read(source) or {}, private)
-        if rewritten:  # the digest stays, which tells the stages after it that nothing else changed
-            said["content"] = manifest.of_path(target / "rows.parquet")
-        manifest.write(target, said)
+        shared = _shared_manifest(manifest.read(source) or {}, redaction)
+        if rewritten:  # the digest stays, so that later stages still match
+            shared["content"] = manifest.of_path(target / "rows.parquet")
+        manifest.write(target, shared)
     return rewritten
 
 
-def _redact_table(source: Path, target: Path, private: Redaction, hide: bool) -> bool:
-    """Copy a table without what is private, a link where it holds none; whether it did.
+def _redact_table(source: Path, target: Path, redaction: Redaction, hide: bool) -> bool:
+    """Copy a table without private data, or link it if it has none; return whether it had any.
 
-    Rows stand in the order of their ids afterwards too: those of an evaluation begin with the name
-    of a model, which may be a path, and only then the table is gathered to sort it.
+    The copy is sorted by id as well. Redaction can change the order, since ids of an evaluation
+    start with the model, which can be a path. Only then is the whole table read into memory.
     """
 
-    def shown(name: str, column: pa.Array, batch: Any) -> pa.Array:
+    def redacted(name: str, column: pa.Array, batch: Any) -> pa.Array:
         after = column
-        if hide and name in _OF_A_QUESTION:
-            after = pc.if_else(pc.equal(batch["split"], "test"), _OF_A_QUESTION[name], column)
-        if name not in WRITTEN and has_text(column.type):
+        if hide and name in _WITHHELD:
+            after = pc.if_else(pc.equal(batch["split"], "test"), _WITHHELD[name], column)
+        if name not in TEXT_COLUMNS and has_text(column.type):
             kind = failure_kind if name == REASON else verdict_reason
             before = after.to_pylist()
-            texts = walk(before, lambda text: private.text(kind(text)))
+            texts = walk(before, lambda text: redaction.text(kind(text)))
             after = after if texts == before else pa.array(texts, column.type)
         return column if after is column or after.equals(column) else after
 
@@ -296,7 +293,8 @@ def _redact_table(source: Path, target: Path, private: Redaction, hide: bool) ->
         with pq.ParquetWriter(target, schema, compression="zstd") as writer:
             for batch in file.iter_batches(batch_size=tables.ROW_GROUP):
                 before = batch.columns
-                after = [shown(*each, batch) for each in zip(schema.names, before, strict=True)]
+                columns = zip(schema.names, before, strict=True)
+                after = [redacted(name, column, batch) for name, column in columns]
                 changed = changed or any(map(operator.is_not, before, after))
                 tables.write_rows(writer, pa.Table.from_arrays(after, schema=schema))
     if not changed:
@@ -316,7 +314,7 @@ def _write(path: Path, table: pa.Table) -> None:
 
 
 def has_text(kind: pa.DataType) -> bool:
-    """Whether a column holds texts, however deep they lie."""
+    """Return whether a column holds texts, at any depth."""
     if pa.types.is_list(kind):
         return has_text(kind.value_type)
     if pa.types.is_struct(kind):
@@ -324,32 +322,32 @@ def has_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _shared_manifest(done: Mapping[str, Any], private: Redaction) -> dict[str, Any]:
-    said = {key: done[key] for key in _KEPT if key in done}
-    known = ("python", *manifest.PACKAGES)
-    versions = done.get("versions", {})
-    said["versions"] = {name: versions[name] for name in known if name in versions}
-    redacted: dict[str, Any] = private.data(said)
+def _shared_manifest(original: Mapping[str, Any], redaction: Redaction) -> dict[str, Any]:
+    shared = {key: original[key] for key in _KEPT if key in original}
+    packages = ("python", *manifest.PACKAGES)
+    versions = original.get("versions", {})
+    shared["versions"] = {name: versions[name] for name in packages if name in versions}
+    redacted: dict[str, Any] = redaction.data(shared)
     return redacted
 
 
 def _by_split(stage: Path, hidden: str = "") -> None:
-    """Write each split but the `hidden` one as a file of its own, from one row group at a time."""
+    """Write one file per split except `hidden`, reading one row group at a time."""
     with pq.ParquetFile(stage / "rows.parquet") as file, ExitStack() as opened:
         schema, writers = file.schema_arrow, dict[str, pq.ParquetWriter]()
         for batch in file.iter_batches(batch_size=tables.ROW_GROUP):
             for split, name in SPLITS.items():
-                own = pa.Table.from_batches([batch.filter(pc.equal(batch["split"], split))])
-                if split == hidden or not own.num_rows:
+                part = pa.Table.from_batches([batch.filter(pc.equal(batch["split"], split))])
+                if split == hidden or not part.num_rows:
                     continue
                 if split not in writers:
                     writer = pq.ParquetWriter(stage / f"{name}.parquet", schema, compression="zstd")
                     writers[split] = opened.enter_context(writer)
-                tables.write_rows(writers[split], own)
+                tables.write_rows(writers[split], part)
 
 
 def link(source: Path, target: Path) -> None:
-    """The same file under another name, or a copy where the disk has no links."""
+    """Make a hard link, or a copy where the disk has no links."""
     try:
         os.link(source, target)
     except OSError:

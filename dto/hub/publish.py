@@ -1,4 +1,4 @@
-"""`dto publish`: a run as a dataset of the Hub, its trained model as a model."""
+"""`dto publish`: upload a run as a Hub dataset, or its trained model as a Hub model."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from dto import tables
 from dto.errors import DtoError
 from dto.hub import folder as folders
 from dto.hub.card import (
+    CardContent,
     Origin,
-    Shown,
+    local_sources,
     models,
-    of_test_sets,
-    only_here,
     origins,
     single_license,
+    test_set_origins,
     with_license,
-    withheld,
+    withheld_stages,
     write_card,
 )
 from dto.hub.model import build_model
-from dto.hub.upload import Kind, Uploaded, check_name, upload
-from dto.redact import Redaction, names_of_machine, texts_of
+from dto.hub.upload import Kind, UploadResult, check_name, upload
+from dto.redact import Redaction, machine_names, texts_of
 from dto.reporting.report import measure
 from dto.runs.run import OpenRun
 
 logger = logging.getLogger("dto")
 
-HERE = "publish"
-"""The folder below the run in which a publication is put together."""
+FOLDER = "publish"
+"""Folder in the run where a publication is built."""
 _TEXTS = (".json", ".jsonl", ".yaml", ".md", ".jinja")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")
-"""Some tokens are names that a machine may have."""
+"""Files whose tokens can equal the name of a machine by chance."""
 
 
 class Publication(NamedTuple):
-    """The folder, which stays unless it was sent, and its card; where it went."""
+    """Folder (deleted after an upload), card, and result of the upload."""
 
     folder: Path
     card: str
-    uploaded: Uploaded | None
+    uploaded: UploadResult | None
 
 
 def publish(
@@ -61,96 +61,97 @@ def publish(
     overwrite: bool = False,
     license: str | None = None,
 ) -> Publication:
-    """Write a run (or, with `model`, what it trained) as a folder below it, and upload that.
+    """Write a run (or, with `model`, its trained model) to a folder inside it and upload that.
 
-    `name` is `user/name`; datasets and models have names of their own, so both may have the same.
-    `only` names tables by config or stage; without it every finished stage goes up. Questions and
-    gold answers of others' test sets stay behind unless `test_sets` says so: their rows keep id and
-    task, and a run that is pulled reads them from where they come from. `license` is
-    that of the rows, or the weights; unless it is given, that of the source, or of the base model,
-    where there is one and it is known.
+    `name` is `user/name`; a dataset and a model can have the same name. `only` names tables by
+    config or stage; by default every finished stage is published. Questions and gold answers of
+    public test sets are left out unless `test_sets` is set: their rows keep id and task, and a
+    pulled run reads the rest from the source. `license` applies to the rows or the weights; the
+    default is the licence of the source or of the base model, if known.
 
-    Raises DtoError: for a stage that is asked for and not finished, where something private
-    remains, and as :func:`dto.hub.upload.upload` does.
+    Raises DtoError for an unfinished stage in `only`, if private data remains, and as
+    :func:`dto.hub.upload.upload` does.
     """
     kind: Kind = "model" if model else "dataset"
     check_name(name)
     redaction = Redaction.of(run.recipe, run.path)
     shared = folders.shared_recipe(run.recipe, redaction)
-    target = run / HERE / kind
-    sources = _known(origins(shared), dry_run)
+    target = run / FOLDER / kind
+    sources = _with_licenses(origins(shared), dry_run)
     if model:
-        (base,) = _known([models(shared)[0][1]], dry_run, "model")
-        shown = Shown(name, shared, license or single_license([base]), sources, (), None)
-        card = build_model(run, target, shown, base, redaction)
+        (base,) = _with_licenses([models(shared)[0][1]], dry_run, "model")
+        content = CardContent(name, shared, license or single_license([base]), sources, (), None)
+        card = build_model(run, target, content, base, redaction)
     else:
-        tested = _known(of_test_sets(shared), dry_run)
-        hidden = () if test_sets else withheld(run.recipe)
-        own = license or single_license([*sources, *([] if hidden else tested)])
-        stated = {"license": own, "sources": [str(each) for each in (*sources, *tested)]}
-        published = folders.build(run, target, run.recipe, redaction, only, hidden, stated)
-        found = measure(run.path) if "evaluate" in published.stages else None
-        shown = Shown(name, shared, own, sources, tested, found)
-        card = write_card(run.path, target, shown, published, redaction)
-        _tell(run, published)
-    for remark in search(target, redaction, name):
-        logger.warning("%s", remark)
+        test_origins = _with_licenses(test_set_origins(shared), dry_run)
+        hidden = () if test_sets else withheld_stages(run.recipe)
+        license = license or single_license([*sources, *([] if hidden else test_origins)])
+        facts = {"license": license, "sources": [str(each) for each in (*sources, *test_origins)]}
+        published = folders.build(run, target, run.recipe, redaction, only, hidden, facts)
+        report = measure(run.path) if "evaluate" in published.stages else None
+        content = CardContent(name, shared, license, sources, test_origins, report)
+        card = write_card(run.path, target, content, published, redaction)
+        _warn_of_omissions(run, published)
+    for warning in search(target, redaction, name):
+        logger.warning("%s", warning)
     uploaded = None
     if not dry_run:
         message = f"Publish {'the model of ' if model else ''}run {shared.name}"
         uploaded = upload(target, name, kind, private=private, overwrite=overwrite, message=message)
-        shutil.rmtree(run / HERE)
+        shutil.rmtree(run / FOLDER)
     return Publication(target, card, uploaded)
 
 
-def _known(found: Sequence[Origin], dry_run: bool, kind: Kind = "dataset") -> list[Origin]:
-    """With the licences that the Hub states, which a dry run does not ask for."""
-    return list(found) if dry_run else [with_license(each, kind) for each in found]
+def _with_licenses(
+    origins: Sequence[Origin], dry_run: bool, kind: Kind = "dataset"
+) -> list[Origin]:
+    """Add the licences stated on the Hub; a dry run does not ask the Hub."""
+    return list(origins) if dry_run else [with_license(origin, kind) for origin in origins]
 
 
-def _tell(run: OpenRun, published: folders.Published) -> None:
-    """What is not in it, for who might expect it there."""
+def _warn_of_omissions(run: OpenRun, published: folders.PublishedStages) -> None:
+    """Log the parts of the run that are not published."""
     for stage in published.left_out:
-        logger.warning("%s is not finished and is left out", stage)
+        logger.warning("stage %s is not finished and is not published", stage)
     for stage in published.withheld:
         logger.warning(
-            "%s goes up without questions and gold answers to evaluate on, which are others'; "
-            "--test-sets publishes them too",
+            "%s is published without the questions and gold answers of public test sets; "
+            "--test-sets includes them",
             stage,
         )
-    if "problems" in published.withheld and (own := only_here(run.recipe)):
+    if "problems" in published.withheld and (files := local_sources(run.recipe)):
         logger.warning(
-            "who pulls it can go on only with %s, which problems is read from again",
-            " and ".join(own),
+            "a pulled copy of this run can be continued only with your file %s",
+            " and ".join(files),
         )
     if (run / "compare").is_dir():
-        logger.warning("methods are runs of their own: dto publish %s/compare/METHOD", run.path)
+        logger.warning("methods are separate runs: dto publish %s/compare/METHOD", run.path)
 
 
 def search(folder: Path, redaction: Redaction, name: str) -> Iterator[str]:
-    """Look through what goes up; a line for each file that names this machine or its user.
+    """Search the folder for private data; yield a warning per file that names machine or user.
 
-    `name`, on the Hub, may hold the name of the user. Raises DtoError where something private
-    remains.
+    `name`, on the Hub, can contain the user name. Raises DtoError if private data remains.
     """
-    names = "|".join(map(re.escape, sorted(names_of_machine())))
+    names = "|".join(map(re.escape, sorted(machine_names())))
     machine = re.compile(rf"(?<![\w-])(?:{names})(?![\w-])" if names else "(?!)")
-    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
-        shown = path.relative_to(folder).as_posix()
+    for path in sorted(file for file in folder.rglob("*") if file.is_file()):
+        file_name = path.relative_to(folder).as_posix()
         is_table = path.suffix == ".parquet"
         hits: list[str] = []
         for where, text, ours in _of_table(path) if is_table else _of_file(path):
-            if kind := redaction.found(text, written_by_us=ours):
-                way = _way_out(where)
-                raise DtoError(f"{shown}, {where} holds {kind}: nothing is uploaded; {way}")
+            if kind := redaction.private_kind(text, written_by_us=ours):
+                remedy = _remedy(where)
+                raise DtoError(f"{file_name}, {where} holds {kind}: nothing is uploaded; {remedy}")
             if (ours or is_table) and machine.search(text.replace(name, "")):
                 hits.append(where)
         if hits:
-            yield f"{shown}: a name of this machine in {len(hits):,} texts, the first is {hits[0]}"
+            count = len(hits)
+            yield f"{file_name} names this machine or its user {count:,} times, first in {hits[0]}"
 
 
 def _of_table(path: Path) -> Iterator[tuple[str, str, bool]]:
-    """(row and column, text, whether we wrote it) of every text in a table."""
+    """Yield (row and column, text, whether we wrote it) of every text in a table."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=tables.ROW_GROUP):
             ids = batch.column(0).to_pylist()
@@ -162,7 +163,7 @@ def _of_table(path: Path) -> Iterator[tuple[str, str, bool]]:
 
 
 def _of_file(path: Path) -> Iterator[tuple[str, str, bool]]:
-    """(line, text, whether we wrote it) of every line in a file; of weights in their header."""
+    """Yield (line, text, whether we wrote it) of every line in a file; for weights, the header."""
     ours = path.suffix in _TEXTS and path.name not in _VOCABULARIES
     with path.open("rb") as file:
         if path.suffix == ".safetensors":
@@ -173,12 +174,12 @@ def _of_file(path: Path) -> Iterator[tuple[str, str, bool]]:
         yield f"line {number}", line, ours
 
 
-def _way_out(where: str) -> str:
+def _remedy(where: str) -> str:
     column = where.partition(", column ")[2]
-    if column in folders.WRITTEN:
+    if column in folders.TEXT_COLUMNS:
         return (
-            "the row's token ids say the same, so it is not cut out: publish without this table "
-            "(--only), or take the problem out of the run"
+            "the token ids of the row encode the same text, so it is not removed: publish without "
+            "this table (--only), or remove the problem from the run"
         )
-    again = "publish without this table (--only), or compute it again without that"
-    return again if column else "change that"
+    recompute = "publish without this table (--only), or compute it again without this text"
+    return recompute if column else "remove this text"

@@ -1,10 +1,10 @@
-"""One folder, one commit: what changed goes up, what did not makes no commit.
+"""Upload a folder in one commit; without changes there is no commit.
 
-Nor does what only follows from the tables (`dto.hub.folder.follows`): seconds, versions of packages
-and the wording of a card stay as they are on the Hub until something else changes.
+Derived files (`dto.hub.folder.is_derived`) alone cause no commit: timings, package versions and the
+text of a card stay as they are on the Hub until something else changes.
 
-Large files are stored first and belong to no commit yet; the commit that names them comes last.
-So an upload that breaks off leaves nothing to be seen, and the same command sends what is missing.
+Large files are stored first, outside of any commit, and the commit that names them comes last. So
+an interrupted upload is invisible, and the same command sends the missing files.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from dto.errors import DtoError
-from dto.hub.folder import MARK, follows
+from dto.hub.folder import MARK, is_derived
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 Kind = Literal["dataset", "model"]
 _NEUTRAL = {".gitattributes", "README.md"}
-"""What a repository holds that nobody has put anything into."""
+"""Files of a new, empty repository."""
 
 
-class Uploaded(NamedTuple):
-    """Where it is, at which commit, and whether that is a new one."""
+class UploadResult(NamedTuple):
+    """Address and commit of the repository; `changed` if the commit is new."""
 
     url: str
     commit: str
@@ -36,8 +36,8 @@ class Uploaded(NamedTuple):
     private: bool
 
 
-class Remote(NamedTuple):
-    """A repository as it stands on the Hub."""
+class RemoteRepo(NamedTuple):
+    """State of a repository on the Hub."""
 
     commit: str
     private: bool
@@ -46,12 +46,12 @@ class Remote(NamedTuple):
 
 def upload(
     folder: Path, name: str, kind: Kind, *, private: bool, overwrite: bool, message: str
-) -> Uploaded:
-    """Make a repository of the Hub hold exactly what is in `folder`, with at most one commit.
+) -> UploadResult:
+    """Make a Hub repository hold exactly the files of `folder`, with at most one commit.
 
-    Raises DtoError, before anything is sent: without a token that may write there, for a repository
-    that holds something else than the same run (unless `overwrite`), and for a public one where
-    `private` is asked for; and when the connection breaks.
+    Raises DtoError before sending anything: without a token with write access, for a repository
+    that holds anything but the same run (unless `overwrite`), and for a public repository if
+    `private` is set. Also raises DtoError when the connection fails.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -64,25 +64,29 @@ def upload(
     local = frozenset(files)
     with hub_errors(name, kind, writing=True):
         api.whoami()
-        there = remote(api, name, kind)
-        if there is None:
+        repo = remote(api, name, kind)
+        if repo is None:
             api.create_repo(name, repo_type=kind, private=private or None, exist_ok=True)
-            there = remote(api, name, kind)
-        if there is None:
-            raise DtoError(f"{kind} {name} was made and is not there: start the same command again")
-        if private and not there.private:
+            repo = remote(api, name, kind)
+        if repo is None:
+            raise DtoError(
+                f"{kind} {name} was created but is not visible yet: run the same command again"
+            )
+        if private and not repo.private:
             raise DtoError(
                 f"{kind} {name} exists and is public: nothing is uploaded; make it private on the "
-                "Hub, take another name, or leave --private away"
+                "Hub, choose another name, or omit --private"
             )
-        stale = sorted(there.files - local - {".gitattributes"})
-        if not overwrite and _state(api, name, kind, there, folder):
+        stale = sorted(repo.files - local - {".gitattributes"})
+        if not overwrite and _is_same_state(api, name, kind, repo, folder):
             files = {
                 path: file
                 for path, file in files.items()
-                if not follows(path) or path not in there.files
+                if not is_derived(path) or path not in repo.files
             }
-            stale = [path for path in stale if not follows(path)]  # the card there may show it
+            stale = [
+                path for path in stale if not is_derived(path)
+            ]  # the card on the Hub can refer to it
         commit = api.create_commit(
             name,
             [
@@ -91,14 +95,14 @@ def upload(
             ],
             commit_message=message,
             repo_type=kind,
-            parent_commit=there.commit,
+            parent_commit=repo.commit,
         )
     url = f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"
-    return Uploaded(url, commit.oid, commit.oid != there.commit, there.private)
+    return UploadResult(url, commit.oid, commit.oid != repo.commit, repo.private)
 
 
-def remote(api: HfApi, name: str, kind: Kind, revision: str | None = None) -> Remote | None:
-    """A repository's commit and files; None where there is none that the token can see."""
+def remote(api: HfApi, name: str, kind: Kind, revision: str | None = None) -> RemoteRepo | None:
+    """Return commit and files of a repository; None if the token sees no such repository."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
@@ -107,105 +111,102 @@ def remote(api: HfApi, name: str, kind: Kind, revision: str | None = None) -> Re
         raise
     except RepositoryNotFoundError:
         return None
-    names = frozenset(each.rfilename for each in getattr(info, "siblings", None) or ())
-    return Remote(str(info.sha), bool(info.private), names)
+    names = frozenset(file.rfilename for file in getattr(info, "siblings", None) or ())
+    return RemoteRepo(str(info.sha), bool(info.private), names)
 
 
-def _state(api: HfApi, name: str, kind: Kind, there: Remote, folder: Path) -> bool:
-    """Whether a repository has this very state of the run already.
+def _is_same_state(api: HfApi, name: str, kind: Kind, repo: RemoteRepo, folder: Path) -> bool:
+    """Return whether a repository already has this state of the run.
 
-    Raises DtoError where it holds something else than a run of that name and seed.
+    Raises DtoError if it holds anything but a run of the same name and seed.
     """
-    if not there.files - _NEUTRAL:
+    if not repo.files - _NEUTRAL:
         return False
-    if MARK not in there.files:
+    if MARK not in repo.files:
         raise DtoError(
-            f"{kind} {name} exists and holds something else than a run of dto: take another name, "
-            "or replace it with --overwrite"
+            f"{kind} {name} exists and does not hold a run of dto: choose another name, or replace "
+            "it with --overwrite"
         )
-    path = api.hf_hub_download(name, MARK, repo_type=kind, revision=there.commit)
-    own = json.loads((folder / MARK).read_text(encoding="utf-8"))
+    path = api.hf_hub_download(name, MARK, repo_type=kind, revision=repo.commit)
+    ours = json.loads((folder / MARK).read_text(encoding="utf-8"))
     try:
-        said = json.loads(Path(path).read_text(encoding="utf-8"))
+        mark = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError:
-        said = None
-    before = said if isinstance(said, dict) else {}
-    if any(before.get(key) != own[key] for key in ("name", "seed")):
+        mark = None
+    theirs = mark if isinstance(mark, dict) else {}
+    if any(theirs.get(key) != ours[key] for key in ("name", "seed")):
         raise DtoError(
-            f"{kind} {name} exists and holds another run ({before.get('name')}): take another "
+            f"{kind} {name} exists and holds another run ({theirs.get('name')}): choose another "
             "name, or replace it with --overwrite"
         )
-    return bool(before == own)
+    return bool(theirs == ours)
 
 
 def check_name(name: str) -> None:
-    """Raises DtoError for what is no `user/name`."""
+    """Raise DtoError unless the name has the form `user/name`."""
     from huggingface_hub.errors import HFValidationError
 
-    # Public (`__all__` has it), though not exported as mypy wants it.
+    # Public (in `__all__`), but not exported in the way that mypy requires.
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     with suppress(HFValidationError):
         validate_repo_id(name)
         if name.count("/") == 1:
             return
-    raise DtoError(_SAID["HFValidationError"].format(name=name))
+    raise DtoError(_MESSAGES["HFValidationError"].format(name=name))
 
 
-_SAID: dict[str | int, str] = {
-    "LocalTokenNotFoundError": "the Hub asks for a token and there is none: `hf auth login`, or "
-    "put it into HF_TOKEN",
+_MESSAGES: dict[str | int, str] = {
+    "LocalTokenNotFoundError": "the Hub needs a token and none is set: `hf auth login`, or set "
+    "HF_TOKEN",
     "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set: unset it to reach the Hub",
-    "RevisionNotFoundError": "{what} has no such revision: name a commit or a branch",
-    "HFValidationError": "{name!r} is no name on the Hub: write it as user/name",
-    "GatedRepoError": "{what} is gated: accept its terms on the Hub, then `hf auth login`",
-    "Invalid metadata": "the Hub refuses the card of {what}: {said}; --license sets its licence",
-    400: "the Hub refuses {what} (400): {said}",
-    401: "the Hub does not accept the token (401) for {what}: `hf auth login`, or put another "
-    "into HF_TOKEN",
-    403: "the token may not {do} {what} (403): the name belongs to somebody else, or the token has "
-    "no right to write; take a name of your own or another token",
-    404: "{what} is not on the Hub, or is private and the token may not see it",
-    409: "{what} was changed by somebody else meanwhile: start the same command again",
-    412: "{what} was changed by somebody else meanwhile: start the same command again",
+    "RevisionNotFoundError": "{repo} has no such revision: name a commit or a branch",
+    "HFValidationError": "{name!r} is not a Hub name: write it as user/name",
+    "GatedRepoError": "{repo} is gated: accept its terms on the Hub, then `hf auth login`",
+    "Invalid metadata": "the Hub rejects the card of {repo}: {error}; --license sets its licence",
+    400: "the Hub rejects {repo} (400): {error}",
+    401: "the Hub rejects the token (401) for {repo}: `hf auth login`, or set another HF_TOKEN",
+    403: "the token may not {do} {repo} (403): the name belongs to another user, or the token has "
+    "no write access; use your own name or another token",
+    404: "{repo} is not on the Hub, or it is private and your token has no access: check the name, "
+    "or `hf auth login`",
+    409: "{repo} was changed by another user meanwhile: run the same command again",
+    412: "{repo} was changed by another user meanwhile: run the same command again",
 }
-"""By how an error begins, its class or its HTTP status, what has happened and what to do."""
+"""Message by class, HTTP status or first characters of an error."""
 
 
 @contextmanager
 def hub_errors(name: str, kind: Kind, *, writing: bool = False) -> Iterator[None]:
-    """Turn whatever the client raises into one line that says what to do."""
+    """Turn every error of the client into a DtoError with one line that says what to do."""
     try:
         yield
     except DtoError:
         raise
-    except Exception as error:  # the client raises its own, its HTTP library's, and plain ones
-        what, status = f"{kind} {name}", http_status(error)
-        said = " ".join(str(error).split())
-        keys = [said[:16], *(each.__name__ for each in type(error).__mro__), status or 0]
-        if known := next((_SAID[key] for key in keys if key in _SAID), ""):
+    except Exception as error:  # errors of the client, of its HTTP library, of Python
+        repo, status = f"{kind} {name}", http_status(error)
+        text = " ".join(str(error).split())
+        keys = [text[:16], *(base.__name__ for base in type(error).__mro__), status or 0]
+        if message := next((_MESSAGES[key] for key in keys if key in _MESSAGES), ""):
             do = "write to" if writing else "read"
-            raise DtoError(known.format(what=what, name=name, said=said, do=do)) from error
+            raise DtoError(message.format(repo=repo, name=name, error=text, do=do)) from error
         reason = " ".join((str(error.__cause__ or error) or type(error).__name__).split())
-        broke = f"the connection to the Hub broke ({reason})"
-        kept = "what is there already is not sent again" if writing else "what is here is kept"
-        raise DtoError(
-            f"{what}: {f'the Hub answered {status}' if status else broke}: start the same command "
-            f"again, {kept}"
-        ) from error
+        cause = f"the Hub answered {status}" if status else f"the connection failed ({reason})"
+        kept = "uploaded files are not sent again" if writing else "downloaded files are kept"
+        raise DtoError(f"{repo}: {cause}: run the same command again, {kept}") from error
 
 
 def http_status(error: BaseException | None) -> int | None:
-    """The HTTP status behind an error, which may be the cause of another one."""
+    """Return the HTTP status of an error or of the error that caused it; None without one."""
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(status, int):
             return status
-        if said := _IN_WORDS.search(str(error)):
-            return int(said[1])
+        if match := _STATUS_TEXT.search(str(error)):
+            return int(match[1])
         error = error.__cause__
     return None
 
 
-_IN_WORDS = re.compile(r"HTTP status (?:client|server) error \((\d{3})\b")
-"""How the client of the Xet storage, which is no Python, tells a status."""
+_STATUS_TEXT = re.compile(r"HTTP status (?:client|server) error \((\d{3})\b")
+"""Status in the errors of the Xet storage client, which have no response object."""

@@ -18,6 +18,7 @@ from typing import Literal, get_args
 
 from pydantic import ValidationError
 
+from dto.errors import DtoError
 from dto.extension import Settings, explain
 
 CueKind = Literal["verification", "alternative", "hypothesis", "summary", "conclusion"]
@@ -81,32 +82,35 @@ def any_of(expressions: Iterable[str]) -> str:
     return "|".join(expressions) or "(?!)"
 
 
+class LanguageError(DtoError, ValueError):
+    """The file of a language is missing or wrong."""
+
+
 @cache
 def load_language(name: str) -> Language:
     """Read a built-in language, or the file with a path.
 
-    Raises ValueError, in one line, for a file that is missing, is not TOML or has an unknown key,
-    and for a regular expression that is wrong.
+    Raises LanguageError, in one line, for a file that is missing, is not TOML or has an unknown
+    key, and for a regular expression that is wrong.
     """
     path = files(__package__) / f"{name}.toml" if name in DEFAULT else Path(name)
     try:
         language = Language.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-        for key in language.questions:
-            for expression in language.expressions(key):
-                if (groups := re.compile(expression).groups) != (key == "named"):
-                    raise ValueError(
-                        f"questions.{key} {expression!r} has {groups} groups: named has one, for "
-                        "the number, and the other keys have none: write (?:…) for other groups"
-                    )
     except OSError as error:
-        raise ValueError(
+        raise LanguageError(
             f"language {name!r} cannot be read ({error.strerror}): use {', '.join(DEFAULT)} or the "
             "path of a file, such as german.toml"
         ) from None
-    except ValidationError as error:
-        raise ValueError(f"language {name!r}: {explain(error, Language)[1]}") from None
-    except re.error as error:
-        raise ValueError(f"language {name!r}: {key} {expression!r}: {error}") from None
     except ValueError as error:
-        raise ValueError(f"language {name!r}: {error}") from None
+        wrong = explain(error, Language)[1] if isinstance(error, ValidationError) else error
+        raise LanguageError(f"language {name!r}: {wrong}") from None
+    for key in language.questions:
+        for expression in language.expressions(key):
+            try:
+                groups = re.compile(expression).groups
+                wrong = f"it has {groups} groups: named has one, for the number, other keys none"
+            except re.error as error:
+                groups, wrong = -1, error
+            if groups != (key == "named"):
+                raise LanguageError(f"language {name!r}: questions.{key} {expression!r}: {wrong}")
     return language

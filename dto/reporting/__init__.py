@@ -1,1 +1,1 @@
-"""What a run amounts to: figures with intervals, what they cost, a table and a picture."""
+"""The report of a run: figures with intervals, costs, tables and pictures."""

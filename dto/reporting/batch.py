@@ -1,8 +1,9 @@
-"""What asking k questions at once does to one of them: tokens and accuracy against k (2508.17803).
+"""Tokens and accuracy per question against k, the number of questions in a prompt (2508.17803).
 
-k = 1 is the question asked alone. A response's tokens count in equal parts for its questions, so
-nothing depends on how well it can be cut up. The questions of a response share its fate, and the
-responses to a question its difficulty: intervals are clustered by whichever makes them wider.
+k = 1 is a question asked alone. The tokens of a response are divided equally among its questions,
+so the figures do not depend on how well the response can be split. Answers in one response are
+correlated, and so are answers to one question: intervals are clustered by response or by problem,
+whichever is wider.
 """
 
 from __future__ import annotations
@@ -11,48 +12,51 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import nan
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 from matplotlib.figure import Figure
 
 from dto import statistics
-from dto.drqa.probe import BOUND, Probe, format_probe, length_accuracy, length_probe, told
+from dto.drqa.probe import BOUND, Probe, format_probe, length_accuracy, length_probe, with_interval
 from dto.records import derive
 from dto.reporting.evaluation import Arm, Figures, by_difficulty, too_many_failed
-from dto.reporting.funnel import right
-from dto.reporting.page import Section, drawn
-from dto.reporting.pictures import INK, error_bars, plain
-from dto.reporting.table import Table, arms_table, counted
+from dto.reporting.funnel import judging_accuracy
+from dto.reporting.page import Section, make_figure
+from dto.reporting.pictures import INK, error_bars, style_axes
+from dto.reporting.table import Table, arms_table, join_counts
 from dto.runs.reader import RunReader
 from dto.statistics import Estimate
 
-MOST = 1000
-"""Chains of each kind that a probe looks at."""
+MAX_CHAINS = 1000
+"""Chains of each kind that a probe reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What the labels are, and what their chains give away.
+    """Labelled chains, and how well a judge could guess their labels without reading them.
 
-    `counts` is by split and verdict. `format` and `length` tell concise chains from verbose ones by
-    these alone, and `length_accuracy` is how often the length gives the right verdict of three.
+    `counts` is by split and verdict. `format` and `length` are classifiers of concise against
+    verbose chains that see only the format or only the length. `length_accuracy` is the share of
+    verdicts (of three) that the length alone gets right.
     """
 
     counts: dict[str, dict[str, int]]
     format: Probe
     length: Probe
     length_accuracy: Estimate
+    missing_languages: tuple[str, ...] = ()
+    """Files that the recipe names and that are gone; the format was read without them."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """All of it.
+    """Figures by k, by k and difficulty, and of the labelled chains.
 
-    The responses of a row are answers, and `tokens` those of one of them. Gain and ratio are
-    against k = 1 on the same problems; None for k = 1, and where too many requests failed. `more`
-    has the `requests` that the answers stand in and, by reason, the `faults`: answers that cannot
-    be told apart.
+    In a row, `responses` counts answers and `tokens` is per answer. Gain and ratio are against
+    k = 1 on the same problems; None for k = 1 and where too many requests failed. `more` has the
+    number of `requests` and, by reason, the `faults`: answers that could not be separated.
     """
 
     rows: tuple[Figures, ...]
@@ -61,13 +65,13 @@ class BatchReport:
 
 
 def batch_report(run: RunReader) -> BatchReport | None:
-    """The figures of a run; None where it asked nothing together and labelled nothing."""
+    """Compute the figures of a run; None for a run without batch prompts and labels."""
     rows: tuple[Figures, ...] = ()
     difficulty: tuple[Figures, ...] = ()
     if run.recipe.batch.k and run.manifest("batch") and run.manifest("sample"):
-        asked = answers(run)
-        rows = tuple(_rows(asked, _lost(run)))
-        difficulty = tuple(_difficulty(asked))
+        frame = answers(run)
+        rows = tuple(_rows(frame, _failed_answers(run)))
+        difficulty = tuple(_difficulty(frame))
     labels = _labels(run) if run.manifest("label") else None
     if not rows and labels is None:
         return None
@@ -94,22 +98,22 @@ def answers(run: RunReader) -> pl.DataFrame:
     return both.collect().sort("k", "problem_id", "sample")
 
 
-def _lost(run: RunReader) -> Counter[int]:
-    """By k, the answers that an error kept out of the table."""
-    lost = Counter({1: sum(1 for _ in run.dropped("sample"))})
+def _failed_answers(run: RunReader) -> Counter[int]:
+    """Count by k the answers missing from the table because of an error."""
+    failed = Counter({1: sum(1 for _ in run.dropped("sample"))})
     for row in run.dropped("batch"):
         k = int(row.id.partition("/")[0])
         if row.reason not in ("left_over", "no_short_answer"):
-            lost[k] += k
-    return lost
+            failed[k] += k
+    return failed
 
 
-def _rows(asked: pl.DataFrame, lost: Counter[int]) -> list[Figures]:
-    alone = asked.filter(pl.col("k") == 1, pl.col("grade") != "failed")
+def _rows(answers: pl.DataFrame, failed: Counter[int]) -> list[Figures]:
+    alone = answers.filter(pl.col("k") == 1, pl.col("grade") != "failed")
     rows = []
-    for (k,), part in asked.group_by("k", maintain_order=True):
+    for (k,), part in answers.group_by("k", maintain_order=True):
         assert isinstance(k, int)
-        arm = Arm("base", f"k = {k}", part, len(part) + lost[k])
+        arm = Arm("base", f"k = {k}", part, len(part) + failed[k])
         gain = ratio = None
         if k > 1 and not too_many_failed(arm):
             gain, ratio = _against(arm.graded, alone)
@@ -121,21 +125,22 @@ def _rows(asked: pl.DataFrame, lost: Counter[int]) -> list[Figures]:
         verdict = "base" if k == 1 else ""
         row = arm.figures(gain=gain, ratio=ratio, verdict=verdict, k=k, more=more)
         by_response = part.with_columns(problem_id="response")
-        other = Arm(arm.model, arm.exit, by_response, arm.expected).figures()
-        accuracy, tokens = _wider(row.accuracy, other.accuracy), _wider(row.tokens, other.tokens)
+        clustered = Arm(arm.model, arm.exit, by_response, arm.expected).figures()
+        accuracy = _wider(row.accuracy, clustered.accuracy)
+        tokens = _wider(row.tokens, clustered.tokens)
         rows.append(replace(row, accuracy=accuracy, tokens=tokens))
     return rows
 
 
 def _wider(first: Estimate, second: Estimate) -> Estimate:
-    """The first, with the interval of the second where that is wider."""
+    """Widen the interval of the first estimate to include that of the second."""
     lows = [low for low in (first.low, second.low) if low == low]
     highs = [high for high in (first.high, second.high) if high == high]
     return replace(first, low=min(lows, default=nan), high=max(highs, default=nan))
 
 
 def _against(together: pl.DataFrame, alone: pl.DataFrame) -> tuple[Estimate, Estimate]:
-    """Gain and ratio of tokens against the same problems asked alone."""
+    """Compute gain and token ratio against the same problems asked alone."""
     right = (pl.col("grade") == "correct").mean()
     base = alone.group_by("problem_id").agg(right_1=right, tokens_1=pl.col("tokens").mean())
     joined = together.join(base, on="problem_id")
@@ -155,14 +160,14 @@ def _against(together: pl.DataFrame, alone: pl.DataFrame) -> tuple[Estimate, Est
     return _wider(gain, gain_r), _wider(ratio, ratio_r)
 
 
-def _difficulty(asked: pl.DataFrame) -> list[Figures]:
-    """The same by the pass rate of k = 1 (`dto.reporting.evaluation`).
+def _difficulty(answers: pl.DataFrame) -> list[Figures]:
+    """Compute the figures by k and by the pass rate of k = 1 (`dto.reporting.evaluation`).
 
-    An answer of a batch prompt has no seed in common with a sample: it stands in the bins that
-    both halves of the samples give, half as much in each. Intervals are clustered by problem alone.
+    An answer to a batch prompt shares no seed with a sample. It counts in the bins of both halves
+    of the samples, with half its weight in each. Intervals are clustered by problem only.
     """
     arms = []
-    for (k,), part in asked.group_by("k", maintain_order=True):
+    for (k,), part in answers.group_by("k", maintain_order=True):
         if k != 1:
             halves = [part.with_columns(sample=pl.lit(half, pl.Int64)) for half in (0, 1)]
             part = pl.concat(halves)
@@ -174,47 +179,51 @@ def _difficulty(asked: pl.DataFrame) -> list[Figures]:
 
 def _labels(run: RunReader) -> Labels:
     table = run.frame("label")
-    light = table.select("id", "problem_id", "split", "verdict", "length").collect()
+    verdicts = table.select("id", "problem_id", "split", "verdict", "length").collect()
     counts: dict[str, dict[str, int]] = {}
-    for split, verdict, count in light.group_by("split", "verdict").len().sort(
+    for split, verdict, count in verdicts.group_by("split", "verdict").len().sort(
         "split", "verdict", descending=[True, False]
     ).iter_rows():  # fmt: skip
         counts.setdefault(split, {})[verdict] = count
     chosen: list[str] = []
     for kind in ("concise", "verbose"):
-        ids = light.filter(verdict=kind)["id"].to_list()
-        chosen += sorted(ids, key=lambda row_id: derive(run.recipe.seed, row_id, "probe"))[:MOST]
+        ids = verdicts.filter(verdict=kind)["id"].to_list()
+        ids.sort(key=lambda row_id: derive(run.recipe.seed, row_id, "probe"))
+        chosen += ids[:MAX_CHAINS]
     judged = table.filter(pl.col("id").is_in(chosen)).sort("id").collect()
     concise, problems = (judged["verdict"] == "concise").to_list(), judged["problem_id"].to_list()
+    missing = tuple(name for name in run.recipe.language_files if not Path(name).is_file())
+    languages = tuple(name for name in run.recipe.languages if name not in missing)
     return Labels(
         counts=counts,
-        format=format_probe(judged["chain"].to_list(), concise, problems),
+        format=format_probe(judged["chain"].to_list(), concise, problems, languages),
         length=length_probe(judged["length"].to_list(), concise, problems),
         length_accuracy=length_accuracy(
-            light["length"].to_list(), light["verdict"].to_list(), light["problem_id"].to_list()
+            *(verdicts[name].to_list() for name in ("length", "verdict", "problem_id"))
         ),
+        missing_languages=missing,
     )
 
 
 def batch_figure(batch: BatchReport) -> Figure:
-    """Tokens and accuracy against k, with intervals."""
+    """Plot tokens and accuracy against k, with intervals."""
     figure = Figure(figsize=(9.6, 4.2), dpi=150, layout="constrained")
     tokens, accuracy = figure.subplots(1, 2)
     ks = [row.k for row in batch.rows]
     style: dict[str, Any] = {"fmt": "o-", "color": INK, "capsize": 3, "linewidth": 1.8}
     error_bars(tokens, ks, [row.tokens for row in batch.rows], **style)
     error_bars(accuracy, ks, [row.accuracy for row in batch.rows], scale=100, **style)
-    for axes, what in ((tokens, "tokens per question"), (accuracy, "accuracy, %")):
+    for axes, label in ((tokens, "tokens per question"), (accuracy, "accuracy, %")):
         axes.set_xticks(ks)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("questions in one prompt", color=INK)
-        axes.set_ylabel(what, color=INK)
-        plain(axes)
+        axes.set_ylabel(label, color=INK)
+        style_axes(axes)
     return figure
 
 
 def batch_section(batch: BatchReport | None, training: Mapping[str, Any] | None) -> Section | None:
-    """Questions asked together, labels and judging; None without any of these."""
+    """Build the section on batch prompts, labels and judging; None for a run without these."""
     judging = (training or {}).get("judging")
     if batch is None and not judging:
         return None
@@ -224,8 +233,8 @@ def batch_section(batch: BatchReport | None, training: Mapping[str, Any] | None)
     notes: list[str] = []
     figure = None
     if batch is not None and batch.rows:
-        text.append("k questions stand in one prompt; k = 1 is each asked alone. Tokens of a "
-                    "response count in equal parts for its questions; gains and shares are "
+        text.append("Each prompt holds k questions; k = 1 is a question asked alone. The tokens of "
+                    "a response are divided equally among its questions. Gains and shares are "
                     "against the same questions asked alone.")  # fmt: skip
         columns = {
             "k": "k", "answers": "responses", "accuracy %": "accuracy", "gain": "gain",
@@ -234,25 +243,25 @@ def batch_section(batch: BatchReport | None, training: Mapping[str, Any] | None)
         }  # fmt: skip
         tables.append(arms_table(batch.rows, columns))
         columns = {
-            "right alone": "bin", "k": "k", "problems": "problems", "acc. %": "accuracy alone",
+            "pass rate alone": "bin", "k": "k", "problems": "problems", "acc. %": "accuracy alone",
             "gain": "gain", "tokens": "tokens alone", "% of k = 1": "ratio",
         }  # fmt: skip
         tables.append(arms_table(batch.difficulty, columns, "By difficulty", left=2))
         facts += [
-            f"Answers that cannot be told apart, k = {row.k}: {counted(row.more['faults'])}."
+            f"Answers that could not be separated, k = {row.k}: {join_counts(row.more['faults'])}."
             for row in batch.rows
             if row.more["faults"]
         ]
-        says = "Tokens and accuracy against k; the table below has the figures."
-        figure = drawn("batch", says, batch_figure, batch)
+        description = "Tokens and accuracy against k; the table below has the figures."
+        figure = make_figure("batch", description, batch_figure, batch)
     if batch is not None and batch.labels is not None:
         tables.append(_counts(batch.labels.counts))
-        facts += _told_by(batch.labels)
-        notes.append("AUC is the chance that a classifier puts a chain of the first kind above one "
-                     "of the other: 0.5 tells nothing.")  # fmt: skip
+        facts += _probe_sentences(batch.labels)
+        notes.append("AUC is the probability that a classifier ranks a concise chain above a "
+                     "verbose one: 0.5 is chance.")  # fmt: skip
     if judging:
         tables.append(_judging(judging))
-    title = "Questions asked together" if figure else "Chains that are judged"
+    title = "Several questions in one prompt" if figure else "Judging of chains"
     return Section("batch", title, tuple(text), figure, tuple(tables), tuple(facts), tuple(notes))
 
 
@@ -267,26 +276,29 @@ def _counts(counts: Mapping[str, Mapping[str, int]]) -> Table:
     )  # fmt: skip
 
 
-def _told_by(labels: Labels) -> list[str]:
-    above = f" Above {BOUND} the format may tell the origin." if labels.format.tells else ""
+def _probe_sentences(labels: Labels) -> list[str]:
+    above = f" Above {BOUND} the format may reveal the origin." if labels.format.predicts else ""
+    if labels.missing_languages:
+        above += f" Without the missing language files {', '.join(labels.missing_languages)}."
     return [
-        f"AUC of concise against verbose chains, by their format without length: "
-        f"{told(labels.format)}, {labels.format.positive:,} + {labels.format.negative:,} chains."
-        f"{above}",
-        f"A judge that sees the length alone: AUC {told(labels.length)}, the right verdict of "
-        f"three on {labels.length_accuracy:%} %.",
+        f"Classifier that sees only the format (not the length) of a chain: AUC "
+        f"{with_interval(labels.format)}, {labels.format.positive:,} + "
+        f"{labels.format.negative:,} chains.{above}",
+        f"Classifier that sees only the length: AUC {with_interval(labels.length)}, the right "
+        f"verdict (of three) for {labels.length_accuracy:%} % of the chains.",
     ]
 
 
 def _judging(judging: Mapping[str, Any]) -> Table:
-    scores = [("before", judging["before"]), ("of what is kept", judging["kept"])]
+    scores = [("before", judging["before"]), ("kept checkpoint", judging["kept"])]
     names = sorted({name for _, score in scores for name in score["recall"]})
     return Table(
         "",
         ("judging held-out chains", "step", "right %", *(f"{name} %" for name in names),
          "without a letter", "judgements", "tokens"),
         tuple(
-            (when, score["step"], right(score), *(score["recall"].get(name) for name in names),
+            (when, score["step"], judging_accuracy(score),
+             *(score["recall"].get(name) for name in names),
              score["unreadable"], score["responses"], score["tokens_mean"])
             for when, score in scores
         ),

@@ -1,9 +1,9 @@
-"""What a run cost, stage by stage, and when that has paid for itself.
+"""Cost of a run by stage, and the number of questions after which it breaks even.
 
-Critics of 2505.21765 ask for this: rollouts are not free. Every token that was generated counts,
-those of trials, of dev evaluations and of cancelled requests too. In tokens, reading prompts costs
-nothing, and a token that is trained on as much as one that is generated; model FLOPs (`dto.usage`)
-have all of it: what was read and not in the cache, generated and trained on.
+Critics of 2505.21765 ask for this, since rollouts are not free. Every generated token counts,
+including those of trials, dev evaluations and cancelled requests. Counted in tokens, reading a
+prompt is free and training on a token costs the same as generating it. Model FLOPs (`dto.usage`)
+cover all work: prompt tokens not found in the cache, generated tokens and trained tokens.
 """
 
 from __future__ import annotations
@@ -14,34 +14,33 @@ from dataclasses import dataclass
 from typing import Any
 
 from dto.pipeline import STAGES
-from dto.reporting.evaluation import less
-from dto.reporting.page import LeftOut, Section
+from dto.reporting.evaluation import minus
+from dto.reporting.page import OmittedSection, Section
 from dto.reporting.table import Table
 from dto.runs.reader import RunReader
 from dto.statistics import Estimate, shown
 
 JUDGE = "judge"
-"""The judge that `prune` asks, whose tokens are not among those of `prune`."""
+"""The judge that `prune` calls; the tokens of `prune` do not include it."""
 OPTIMIZATION = tuple(
     name
     for stage in STAGES.values()
     if stage.spends
     for name in (stage.name, *([JUDGE] if stage.name == "prune" else []))
 )
-"""What is spent on optimizing and training."""
+"""The stages whose cost training has to earn back."""
 MEBIBYTE = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """One stage, or the judge that `prune` asked.
+    """Cost of one stage, or of the judge that `prune` calls.
 
-    `tokens` were generated, `trained_tokens` went through training.
-
-    `attention_flops` covers requests and, for train, forward and backward passes over the pairs;
-    `model_flops` (`dto.usage`) holds them. Both are None where the model's size is not known, as a
-    server's need not be. Seconds are of the wall, `peak_memory` is in bytes. `money` is what the
-    judge's tokens cost at the recipe's prices, None without prices.
+    `tokens` are generated tokens, `trained_tokens` those trained on. `attention_flops` covers
+    requests and, for train, forward and backward passes over the pairs; `model_flops` (`dto.usage`)
+    includes them. Both are None where the size of the model is unknown, as it can be for a server.
+    `seconds` is wall-clock time, `peak_memory` is in bytes. `money` is the price of the judge's
+    tokens by the recipe; None without prices.
     """
 
     stage: str
@@ -59,11 +58,11 @@ class StageCost:
 
 @dataclass(frozen=True, slots=True)
 class Payback:
-    """What was spent, and after how many answered questions that is paid for.
+    """Tokens or FLOPs spent, and the number of questions after which they are saved again.
 
-    `saved` is a question's, by the trained model without an exit policy against the base, with a
-    95 % interval paired by problem. What was spent is exact, so the ends of `questions` follow from
-    those of the saving. None: never, or not known.
+    `saved` is the saving per question of the trained model over the base, both without an exit
+    policy, with a 95 % interval paired by problem. `spent` is exact, so the ends of `questions`
+    follow from the ends of `saved`. `questions` is None where the saving is not positive.
     """
 
     spent: float
@@ -74,13 +73,13 @@ class Payback:
 
     @classmethod
     def of(cls, spent: float, saved: Estimate) -> Payback:
-        """From what was spent and what a question saves, both in tokens or in FLOPs."""
+        """Divide the cost by the saving per question, both in tokens or both in FLOPs."""
         first, last = _questions(spent, saved.high), _questions(spent, saved.low)
         return cls(spent, saved, _questions(spent, saved.value), first, last)
 
     @property
     def after(self) -> str:
-        """`after 1,910 (1,702…2,204) questions`, or `never`."""
+        """The break-even in words: `after 1,910 (1,702…2,204) questions`, or `never`."""
         if self.questions is None:
             return "never"
         ends = ""
@@ -89,25 +88,25 @@ class Payback:
             ends = f" ({self.questions_low:,}…{last})"
         return f"after {self.questions:,}{ends} questions"
 
-    def told(self, spec: str, unit: str) -> str:
-        """What a question saves, shown by `spec`, of what, and when that pays."""
+    def sentence(self, spec: str, unit: str) -> str:
+        """Describe saving and break-even in a sentence; `spec` formats the saving."""
         saved = f"saves {self.saved:{spec}} {unit}"
         if self.saved.value < 0:
-            saved = f"takes {less(0.0, self.saved):{spec}} {unit} more"
-        pays = "it never pays" if self.questions is None else f"paid for {self.after}"
+            saved = f"takes {minus(0.0, self.saved):{spec}} more {unit}"
+        end = "it never breaks even" if self.questions is None else f"it breaks even {self.after}"
         if self.questions is None and self.questions_low is not None:
-            pays += f", at the interval's better end after {self.questions_low:,}"
-        return f"The trained model {saved} a question: {pays}."
+            end += f"; at the better end of the interval, after {self.questions_low:,}"
+        return f"The trained model {saved} per question: {end}."
 
 
 @dataclass(frozen=True, slots=True)
 class BreakEven:
-    """When optimizing and training have paid, in tokens and in model FLOPs.
+    """Break-even of optimizing and training, in tokens and in model FLOPs.
 
-    Spent: all stages from sample to train, generated and trained tokens, those that a judge has
-    generated too. `tokens_read` are those of prompts, not from the cache, that the count of tokens
-    leaves out; FLOPs have them. FLOPs leave out a judge whose size is not known (`without_judge`),
-    and are None where a model's size is not known.
+    The cost is that of all stages from sample to train: generated and trained tokens, including
+    those that a judge generated. `tokens_read` counts prompt tokens not found in the cache: they
+    are part of the FLOPs but not of the token count. The FLOPs exclude a judge of unknown size
+    (`without_judge`) and are None where the size of the model is unknown.
     """
 
     tokens: Payback
@@ -117,13 +116,13 @@ class BreakEven:
 
 
 def stage_costs(run: RunReader) -> list[StageCost]:
-    """The costs of the stages that are finished, from their manifests."""
+    """Read the costs of the finished stages from their manifests."""
     costs = []
     for stage in (*OPTIMIZATION, "evaluate"):
-        done = _judge(run) if stage == JUDGE else run.manifest(stage)
-        if done is None:
+        manifest = _judge(run) if stage == JUDGE else run.manifest(stage)
+        if manifest is None:
             continue
-        usage: Mapping[str, Any] = done.get("usage") or {}
+        usage: Mapping[str, Any] = manifest.get("usage") or {}
         costs.append(
             StageCost(
                 stage=stage,
@@ -131,26 +130,26 @@ def stage_costs(run: RunReader) -> list[StageCost]:
                 prompt_tokens=int(usage.get("prompt", 0)),
                 cached_tokens=int(usage.get("cached", 0)),
                 wasted_tokens=int(usage.get("wasted", 0)),
-                trained_tokens=int(done.get("tokens_trained", 0)),
-                attention_flops=_flops("attention_flops", usage, done),
-                model_flops=_flops("model_flops", usage, done),
-                seconds=_number(done.get("seconds")),
-                peak_memory=done.get("peak_memory"),
-                money=done.get("money"),
+                trained_tokens=int(manifest.get("tokens_trained", 0)),
+                attention_flops=_flops("attention_flops", usage, manifest),
+                model_flops=_flops("model_flops", usage, manifest),
+                seconds=_number(manifest.get("seconds")),
+                peak_memory=manifest.get("peak_memory"),
+                money=manifest.get("money"),
             )
         )
     return costs
 
 
-def _flops(kind: str, usage: Mapping[str, Any], done: Mapping[str, Any]) -> float | None:
-    """Those of a stage's requests, and of training where it trained."""
+def _flops(kind: str, usage: Mapping[str, Any], manifest: Mapping[str, Any]) -> float | None:
+    """Add up the FLOPs of a stage's requests and of its training."""
     parts = [usage.get(kind)] if usage.get("requests") else []
-    parts += [done.get(f"{kind}_trained")] if done.get("tokens_trained") else []
+    parts += [manifest.get(f"{kind}_trained")] if manifest.get("tokens_trained") else []
     return _total(map(_number, parts))
 
 
 def _judge(run: RunReader) -> dict[str, Any] | None:
-    """What the judge of `prune` took, as a manifest has it; None where none was asked."""
+    """Return the usage of the judge in the form of a manifest; None if no judge was called."""
     usage = (run.manifest("prune") or {}).get("judge_usage")
     if usage is None:
         return None
@@ -164,16 +163,16 @@ def _judge(run: RunReader) -> dict[str, Any] | None:
 
 
 def break_even(costs: Sequence[StageCost], saved: Estimate, flops_saved: Estimate) -> BreakEven:
-    """Set what was spent against what a question saves, in tokens and in model FLOPs."""
+    """Compute the break-even in tokens and in model FLOPs."""
     spent = [cost for cost in costs if cost.stage in OPTIMIZATION]
-    known = [cost for cost in spent if cost.stage != JUDGE or cost.model_flops is not None]
-    flops = _total(cost.model_flops for cost in known)
+    sized = [cost for cost in spent if cost.stage != JUDGE or cost.model_flops is not None]
+    flops = _total(cost.model_flops for cost in sized)
     unknown = flops is None or math.isnan(flops_saved.value)
     return BreakEven(
         tokens=Payback.of(sum(cost.tokens + cost.trained_tokens for cost in spent), saved),
         flops=None if unknown else Payback.of(flops or 0.0, flops_saved),
         tokens_read=sum(cost.prompt_tokens - cost.cached_tokens for cost in spent),
-        without_judge=len(known) < len(spent),
+        without_judge=len(sized) < len(spent),
     )
 
 
@@ -186,46 +185,45 @@ def _number(value: Any) -> float | None:
 
 
 def _total(values: Iterable[float | None]) -> float | None:
-    known = list(values)
-    return None if None in known else sum(value or 0.0 for value in known)
+    numbers = list(values)
+    return None if None in numbers else sum(value or 0.0 for value in numbers)
 
 
-def paid_for(even: BreakEven) -> tuple[str, str]:
-    """When it pays in tokens; then in model FLOPs, which have what the count of tokens leaves out.
+def break_even_sentences(even: BreakEven) -> tuple[str, str]:
+    """Describe the break-even in tokens, then in model FLOPs.
 
-    Reading prompts is left out, and that training on a token takes two to four times what
-    generating it takes.
+    The token count leaves out the reading of prompts. It also ignores that training on a token
+    takes two to four times the FLOPs of generating it.
     """
     tokens, flops = even.tokens, even.flops
     in_tokens = (
-        f"Spent on optimizing and training: {tokens.spent:,} tokens, generated or trained on. "
-        + tokens.told(",.1f…", "tokens")
+        f"Optimizing and training took {tokens.spent:,} tokens, generated or trained on. "
+        + tokens.sentence(",.1f…", "tokens")
     )
-    in_flops = f"In model FLOPs, with the {even.tokens_read:,} tokens of prompts that were read"
+    in_flops = f"In model FLOPs, including {even.tokens_read:,} prompt tokens that were read"
     if flops is None:
-        return in_tokens, f"{in_flops}: not known of all stages."
-    judge = ", without the judge's, whose size is not known" if even.without_judge else ""
-    told = flops.told(".1e…", "FLOPs")
-    return in_tokens, f"{in_flops}: {shown(flops.spent, '.1e')}{judge}. {told}"
+        return in_tokens, f"{in_flops}: unknown for some stages."
+    judge = ", without the judge, whose size is unknown" if even.without_judge else ""
+    saving = flops.sentence(".1e…", "FLOPs")
+    return in_tokens, f"{in_flops}: {shown(flops.spent, '.1e')}{judge}. {saving}"
 
 
-def cost_section(costs: Sequence[StageCost], even: BreakEven | None) -> Section | LeftOut:
-    """The ledger of the stages, and after how many questions it has paid."""
-    title = "What it cost"
+def cost_section(costs: Sequence[StageCost], even: BreakEven | None) -> Section | OmittedSection:
+    """Build the section with the cost of each stage and the break-even."""
+    title = "Cost and break-even"
     if not costs:
-        return LeftOut(title, "no stage of the run has a manifest.")
+        return OmittedSection(title, "no stage of the run is finished.")
     spent = [cost for cost in costs if cost.stage in OPTIMIZATION]
     facts = [
-        f"The {cost.stage}'s tokens cost {cost.money:,.4g} at the recipe's prices."
+        f"The tokens of the {cost.stage} cost {cost.money:,.4g} at the prices in the recipe."
         for cost in costs
         if cost.money is not None
     ]
     if even is not None:
-        facts += paid_for(even)
+        facts += break_even_sentences(even)
     elif spent:
-        facts.append("After how many questions that is paid for is not known: the base and the "
-                     "trained model have to be evaluated, both without an exit and with few "
-                     "failures.")  # fmt: skip
+        facts.append("The break-even is unknown: it needs evaluations of the base and of the "
+                     "trained model, both without an exit and with few failures.")  # fmt: skip
     table = Table.of(
         "",
         costs,
@@ -244,14 +242,15 @@ def cost_section(costs: Sequence[StageCost], even: BreakEven | None) -> Section 
     return Section(
         "cost",
         title,
-        ("Every generated token counts, those of rollouts, of trials and of requests that were "
-         "thrown away too.",),
+        ("Every generated token counts, including those of rollouts, trials and discarded "
+         "requests.",),
         tables=(table,),
         facts=tuple(facts),
-        notes=("Generated and trained on are what has to be paid for, from sampling to training; "
-               "evaluating is measurement. Cached are tokens of prompts that were not computed "
-               "again, wasted are generated tokens that nothing came of. Model FLOPs are those of "
-               "attention and, for each token that was read or generated, two a parameter; where "
-               "it was trained on six, or four of adapters alone, and two more each for gradient "
-               "checkpointing and a reference model. Seconds and MiB are those of the machine.",),
+        notes=("The break-even counts tokens generated and trained on, from sampling to training; "
+               "evaluation is measurement and does not count. Cached: prompt tokens found in the "
+               "prefix cache. Wasted: generated tokens that were not used. Model FLOPs: attention, "
+               "plus 2 per parameter for each token read or generated; 6 per parameter for each "
+               "token trained on (4 if only adapters are trained), and 2 more each for gradient "
+               "checkpointing and for a reference model. Seconds and MiB are measured on this "
+               "machine.",),
     )  # fmt: skip

@@ -1,17 +1,16 @@
-"""Accuracy against tokens of every arm (a model under an exit), task by task, over tasks, by bin.
+"""Accuracy and tokens of every arm (a model under an exit): by task, over tasks, by difficulty.
 
-Rows graded `failed` leave the denominator; rows that an error kept out of the table count as
-failed too. `truncated` rows stay in it, as not correct (the papers' convention). Intervals are
-95 %, clustered by problem.
+Rows graded `failed` leave the denominator, and so do rows that an error kept out of the table.
+`truncated` rows stay in it and count as not correct (the papers' convention). Intervals are 95 %,
+clustered by problem.
 
-By difficulty: where does an arm gain, on the problems that the base finds easy, or on the hard
-ones? A problem is as hard as the base model's pass rate says, over n samples. The same samples must
-not set the rate and be compared by it: problems on which the base was unlucky would land among the
-hard ones, and any other answers to them, the base's own included, would look like a gain
-(regression to the mean). So each half of the samples is binned by the other: odd samples by the
-rate of the even ones, and the other way round, for every arm alike, since sample j of all arms has
-the same seed. With no true difference the expected gain in every bin is 0. What it costs is
-sharpness: the rate comes from half of the samples.
+Difficulty of a problem is the pass rate of the base model over n samples. The same samples must not
+set the rate and be compared by it: problems on which the base was unlucky would count as hard, and
+any other answers to them, even the base's own, would look like a gain (regression to the mean). So
+each half of the samples is binned by the other half: odd samples by the rate of the even ones, and
+the reverse. This holds for every arm, since sample j has the same seed in all arms. Without a true
+difference the expected gain in every bin is 0. The price is resolution: the rate comes from half of
+the samples.
 """
 
 from __future__ import annotations
@@ -30,35 +29,35 @@ from dto import statistics
 from dto.statistics import NOTHING, Estimate
 
 MAX_FAILED = 0.01
-"""Above this share of failed rows a comparison claims nothing."""
+"""Above this share of failed rows no comparison is reported."""
 COLUMNS = (
     "id", "model", "exit", "problem_id", "sample", "grade", "exit_reason", "thinking_tokens",
     "answer_tokens", "trial_tokens", "tokens", "attention_flops", "model_flops",
 )  # fmt: skip
 PASS_RATES = ("0 %", "1–50 %", "51–99 %", "100 %")
-"""Pass rates of 0, in (0, 1/2], in (1/2, 1), and of 1."""
+"""Bins of the pass rate: 0, (0, 1/2], (1/2, 1) and 1."""
 
 Verdict = Literal["", "base", "gain", "loss", "no difference shown", "too many failed"]
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One arm: a model under an exit, on a task, on a bin of it, or with k questions in a prompt.
+    """Figures of one arm: a model under an exit, on a task, in a bin, or with k questions a prompt.
 
-    `responses` have a grade; `truncated` are those of them that ran out of tokens, `failed` the
-    others. `accuracy` is a share, over samples; `tokens` are those of a response, trials included.
-    `gain` is the accuracy less the base's, `ratio` the quotient of tokens, both paired by problem;
-    None for the base itself and where there is nothing to compare with. A `verdict` says what the
-    gain shows; "base" marks what all are compared with.
+    `responses` counts graded responses, `truncated` those of them that ran out of tokens, `failed`
+    the responses without a grade. `accuracy` is a share of samples, `tokens` the mean per response
+    including trials. `gain` is the accuracy minus the base's, `ratio` the quotient of
+    tokens, both paired by problem; None for the base and where no comparison is possible.
+    `verdict` interprets the gain; "base" marks the reference arm.
 
-    `more` holds what only some arms have. Those of a task: `samples` a problem, `completed` (the
-    accuracy over the responses that are not truncated: which these are is the arm's own doing, the
-    short and easy ones, so it compares no two arms), `pass_at_1` (mean over problems),
-    `pass_at_samples` (the chance that one of a problem's samples is right), `efficiency`
-    (:func:`dto.statistics.efficiency`; the base has 1), means of `thinking_tokens`,
-    `answer_tokens`, `trial_tokens`, `attention_flops` and `model_flops`, `seconds_p50` and
-    `seconds_p95` of a response under the run's load, `exit_reasons`. Figures without a value are
-    nan, null in JSON.
+    `more` holds figures that only some arms have. For an arm on a task: `samples` per problem;
+    `completed`, the accuracy over responses that are not truncated (each arm completes other
+    responses, mostly short and easy ones, so this does not compare arms); `pass_at_1`, the mean
+    over problems; `pass_at_samples`, the probability that at least one sample of a problem is
+    right; `efficiency` (:func:`dto.statistics.efficiency`; 1 for the base); means of
+    `thinking_tokens`, `answer_tokens`, `trial_tokens`, `attention_flops` and `model_flops`;
+    `seconds_p50` and `seconds_p95` per response under the load of the run; `exit_reasons`. Unknown
+    figures are nan, null in JSON.
     """
 
     task: str
@@ -84,7 +83,7 @@ class Figures:
 
 
 class Arm:
-    """The rows of one model under one exit on a task; `expected` responses were asked for."""
+    """Rows of one model under one exit on a task; `expected` counts the requested responses."""
 
     def __init__(
         self, model: str, exit: str, rows: pl.DataFrame, expected: int, task: str = ""
@@ -98,30 +97,30 @@ class Arm:
 
     @property
     def failed(self) -> int:
-        """Responses without a grade, those included that are not in the table."""
+        """Number of responses without a grade, including those missing from the table."""
         return self.expected - len(self.graded)
 
     @property
     def truncated(self) -> int:
-        """Responses that ran out of tokens."""
+        """Number of responses that ran out of tokens."""
         return int((self.graded["grade"] == "truncated").sum())
 
     @cached_property
     def problems(self) -> list[str]:
-        """The problem of each graded response."""
+        """Problem id of each graded response."""
         return self.graded["problem_id"].to_list()
 
     @cached_property
     def correct(self) -> npt.NDArray[np.float64]:
-        """Whether each is right."""
+        """1.0 for each graded response that is correct, else 0.0."""
         return (self.graded["grade"] == "correct").to_numpy().astype(np.float64)
 
     def column(self, name: str) -> npt.NDArray[np.float64]:
-        """A numeric column of the graded responses."""
+        """Return a numeric column of the graded responses."""
         return self.graded[name].cast(pl.Float64).to_numpy()
 
-    def figures(self, **others: Any) -> Figures:
-        """Those of the arm by itself, with what others there are."""
+    def figures(self, **comparison: Any) -> Figures:
+        """Compute the figures of the arm itself; `comparison` sets further fields."""
         accuracy = statistics.proportion(self.correct, self.problems)
         return Figures(
             task=self.task,
@@ -133,13 +132,13 @@ class Arm:
             failed=self.failed,
             accuracy=accuracy,
             tokens=statistics.mean(self.column("tokens"), self.problems),
-            **others,
+            **comparison,
         )
 
 
 def evaluate(arm: Arm, base: Arm | None) -> Figures:
-    """The figures of one arm, against the base's on the problems that both answered."""
-    ended = (arm.graded["grade"] != "truncated").to_numpy()
+    """Compute the figures of one arm, compared with the base on the problems both answered."""
+    completed = (arm.graded["grade"] != "truncated").to_numpy()
     samples = int(arm.all.group_by("problem_id").len()["len"].max() or 0)  # type: ignore[arg-type]
     right = (arm.correct, arm.problems)
     efficiency, gain, ratio, verdict = NOTHING, None, None, ""
@@ -166,7 +165,7 @@ def evaluate(arm: Arm, base: Arm | None) -> Figures:
         more={
             "samples": samples,
             "completed": statistics.proportion(
-                arm.correct[ended], [arm.problems[place] for place in np.flatnonzero(ended)]
+                arm.correct[completed], [arm.problems[row] for row in np.flatnonzero(completed)]
             ),
             "pass_at_1": statistics.pass_at_k(*right, 1).value,
             "pass_at_samples": statistics.pass_at_k(*right, max(1, samples)).value,
@@ -180,12 +179,12 @@ def evaluate(arm: Arm, base: Arm | None) -> Figures:
 
 
 def too_many_failed(*arms: Arm) -> bool:
-    """Whether so many responses of one of the arms failed that nothing is claimed."""
+    """Return whether more than `MAX_FAILED` of the responses of any arm failed."""
     return any(arm.failed > MAX_FAILED * arm.expected for arm in arms)
 
 
 def tokens_ratio(arm: Arm, base: Arm) -> Estimate:
-    """Mean tokens of an arm over those of the base, with a bootstrap over the shared problems."""
+    """Divide the mean tokens of an arm by the base's; bootstrap over their shared problems."""
     means = [
         side.graded.group_by("problem_id").agg(pl.col("tokens").mean().alias(name))
         for side, name in ((arm, "arm"), (base, "base"))
@@ -201,12 +200,12 @@ def _quantile(seconds: pl.Series, share: float) -> float:
 
 
 def averages(rows: Sequence[Figures]) -> tuple[Figures, ...]:
-    """The mean over tasks of each model under each exit; none where there is one task.
+    """Average each model under each exit over tasks; empty with a single task.
 
-    Each task counts once, as the papers give it: `ratio` is the mean of the tasks' quotients, as
-    2504.15895 (table 1) averages its compression rates. Intervals are for these tasks, not for
-    others like them. An arm that lacks a task has no mean: it would be over other tasks than the
-    others'. `more` has the number of `tasks`.
+    Each task counts once, as in the papers: `ratio` is the mean of the tasks' quotients, as
+    2504.15895 (table 1) averages its compression rates. Intervals hold for these tasks, not for
+    other tasks like them. An arm that misses a task has no mean, since it would not be comparable
+    with the other arms. `more` has the number of `tasks`.
     """
     tasks = list(dict.fromkeys(row.task for row in rows))
     if len(tasks) < 2:
@@ -243,11 +242,11 @@ def averages(rows: Sequence[Figures]) -> tuple[Figures, ...]:
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of independent figures, each counting once: that of several tasks.
+    """Average independent estimates, each with weight 1, such as those of several tasks.
 
-    Each end of the interval lies as far from the mean as the ends of the parts, their distances
-    added in quadrature (Zou & Donner 2008): so lopsided intervals may be averaged too. nan where a
-    part has no value or no interval, and without parts.
+    The distances from value to interval end are added in quadrature, for each end separately
+    (Zou & Donner 2008), so asymmetric intervals can be averaged too. nan without estimates and
+    where one has no value or no interval.
     """
     count = len(estimates)
     if not count:
@@ -260,17 +259,17 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(value, value - below, value + above, samples, problems)
 
 
-def less(whole: float, part: Estimate) -> Estimate:
-    """What of a whole is left without a part, with the part's interval turned round."""
+def minus(whole: float, part: Estimate) -> Estimate:
+    """Subtract an estimate from an exact value; the ends of its interval swap."""
     value, low, high = whole - part.value, whole - part.high, whole - part.low
     return replace(part, value=value, low=low, high=high)
 
 
 def by_difficulty(arms: Sequence[Arm], base: Arm) -> list[Figures]:
-    """The figures of all arms of a task, bin by bin; none where the base has one sample each.
+    """Compute the figures of all arms of a task by bin; empty if the base has one sample a problem.
 
-    A problem stands in two bins where its halves disagree; intervals are clustered by problem all
-    the same. Gain and ratio are against the base on the same samples.
+    A problem whose halves disagree is in two bins; intervals are still clustered by problem. Gain
+    and ratio are against the base on the same samples.
     """
     bins = _bins(base)
     rows = []
@@ -287,7 +286,7 @@ def by_difficulty(arms: Sequence[Arm], base: Arm) -> list[Figures]:
 
 
 def difficulty(arms: Sequence[Arm], base: tuple[str, str]) -> list[Figures]:
-    """The same over the problems of all tasks together; `base` is a model under an exit."""
+    """Compute figures by difficulty over the problems of all tasks; `base` is (model, exit)."""
     names = dict.fromkeys((arm.model, arm.exit) for arm in arms)
     joined = {
         name: _together([arm for arm in arms if (arm.model, arm.exit) == name]) for name in names
@@ -303,7 +302,7 @@ def _together(parts: Sequence[Arm]) -> Arm:
 
 
 def _bins(base: Arm) -> pl.DataFrame:
-    """`problem_id`, the `half` of its samples that is looked at, the `bin` the other half gives."""
+    """Return `problem_id`, `half` of its samples, and its `bin` by the rate of the other half."""
     rate = pl.col("rate")
     return (
         base.graded.group_by("problem_id", half=1 - pl.col("sample") % 2)
@@ -318,7 +317,7 @@ def _bins(base: Arm) -> pl.DataFrame:
 
 
 def _within(arm: Arm, part: pl.DataFrame) -> Arm:
-    """The arm's rows whose problem and half are in `part`."""
+    """Keep the rows of the arm whose problem and half are in `part`."""
     rows = arm.all.with_columns(half=pl.col("sample") % 2)
     rows = rows.join(part, on=["problem_id", "half"], how="semi")
     missing = arm.expected - len(arm.all)  # rows that are not in the table are in no bin
@@ -339,16 +338,16 @@ def _in_bin(bin: str, arm: Arm, base: Arm) -> Figures:
         if not too_many_failed(arm, base):
             differences = (units["right"] - units["right_base"]).to_numpy()
             gain = statistics.mean(differences, units["problem_id"].to_list())
-            if not isnan(gain.low):  # few problems give more than there can be
+            if not isnan(gain.low):  # with few problems the interval can exceed the range of a gain
                 gain = replace(gain, low=max(-1.0, gain.low), high=min(1.0, gain.high))
     return arm.figures(gain=gain, ratio=ratio, verdict="base" if arm is base else "", bin=bin)
 
 
 def _units(arm: Arm) -> pl.DataFrame:
-    """What is compared: the mean of each half of each problem's samples.
+    """Average each half of each problem's samples: the unit of comparison.
 
-    Halves count alike, not problems: one whose halves are both in the bin would else count less
-    than two halves of others, and which those are depends on the answers that are looked at.
+    Halves have equal weight, not problems. Otherwise a problem with both halves in the bin would
+    weigh less per half than others, and which problems those are depends on the compared answers.
     """
     return arm.graded.group_by("problem_id", "half").agg(
         right=(pl.col("grade") == "correct").mean(), tokens=pl.col("tokens").mean()

@@ -1,4 +1,4 @@
-"""What became of the rows on their way: nothing is dropped in silence."""
+"""Rows kept and dropped by each stage, with a reason for every dropped row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dto.recipe import EstimateSettings, Recipe
 from dto.records import STAYS, VerdictKind
 from dto.redact import failure_kind
 from dto.reporting.page import Section
-from dto.reporting.table import Table, counted
+from dto.reporting.table import Table, join_counts
 from dto.runs.reader import RunReader
 from dto.sequential import zone
 from dto.statistics import Estimate, cohen_kappa, proportion, shown
@@ -22,78 +22,78 @@ from dto.tasks.load import NEAR_DUPLICATE
 
 VERDICTS: tuple[VerdictKind, ...] = ("keep", "redundant", "meaningless", "harmful", "unjudged")
 DROPPED = {
-    "answer_not_reached": "the chain does not come to its answer",
+    "answer_not_reached": "the chain does not reach its answer",
     "answered_twice": "the answers to the question differ",
-    "duplicate": "the question is already there (case and spaces ignored)",
-    "empty_response": "one side of the pair holds no tokens",
-    "empty_thinking": "the response did not think",
-    "empty": "nothing was thought about the question",
+    "duplicate": "the question occurs twice (case and spaces ignored)",
+    "empty_response": "one side of the pair has no tokens",
+    "empty_thinking": "the response has no thinking",
+    "empty": "no thinking belongs to the question",
     "error": "the row raised an error",
-    "extra_number": "more questions are numbered than were asked",
+    "extra_number": "the answer numbers more questions than were asked",
     "failed": "the engine or the grader failed",
     "foreign_tags": "the thinking is marked with another model's tags (model.think)",
     "identical": "optimizing changed nothing, so both sides are the same",
-    "interleaved": "the question is taken up more than once",
-    "left_over": "the questions are no multiple of k",
-    "near_duplicate": "half or more of the question is one of another split",
-    "names_a_question": "it names a question by number, as only batch chains have to",
-    "no_answer": "no answer has the question's number",
+    "interleaved": "the thinking returns to the question after another one",
+    "left_over": "the number of questions is not a multiple of k",
+    "near_duplicate": "at least half of the question repeats one of another split",
+    "names_a_question": "the chain names a question by number, which only batch prompts need",
+    "no_answer": "no answer has the number of the question",
     "no_correct_finalization": "no conclusion at the exit was right",
     "no_exit": "no boundary passed the threshold",
-    "no_heading": "the thinking does not turn to the question by name",
+    "no_heading": "no heading in the thinking starts the question",
     "no_pair": "no two samples make a pair",
     "no_room": "the context leaves no room for a conclusion",
-    "not_shorter": "the chosen side is not shorter, and both are right",
+    "not_shorter": "both sides are right and the chosen one is not shorter",
     "over_limit": "the problem has enough pairs",
     "over_longer_correct": "the problem has enough pairs of longer correct over shorter wrong",
     "prompt_too_long": "the prompt fills the context",
-    "quotes_another": "it names or quotes another question",
-    "runs_on": "the thinking does not turn to the next question by name",
+    "quotes_another": "the chain names or quotes another question",
+    "runs_on": "no heading in the thinking starts the next question",
     "shared_reasoning": "much of the thinking belongs to no question",
-    "surplus": "the classes are balanced",
+    "surplus": "removed to balance the classes",
     "too_long": "longer than the recipe's limit",
     "truncated": "the response ran out of tokens",
-    "unnumbered": "the answers cannot be told apart",
+    "unnumbered": "the answers cannot be separated",
     "unreadable_gold": "the gold answer cannot be read",
     "unreadable_row": "the row of the source cannot be read",
 }
-"""What the reasons mean that stages drop rows for."""
+"""Explanation of each reason for which stages drop rows."""
 
 KINDS = {
     "trajectories": "trajectories",
     "ungraded": "responses without a grade",
-    "boundaries": "boundaries against the threshold",
+    "boundaries": "boundaries by decision (above or below the threshold)",
     "verdicts": "thinking patterns by verdict",
-    "prunes": "prunes after fresh rollouts",
+    "prunes": "prunes checked with fresh rollouts",
     "optimized": "optimized trajectories",
-    "pairs": "pairs by what is rejected",
+    "pairs": "pairs by origin of the rejected side",
 }
-"""What the counts of a funnel are."""
+"""Label of each count in the table."""
 
 
 def verdict_counts(run: RunReader) -> dict[str, dict[str, int]]:
-    """Patterns by verdict; of those that were to go, how many are gone or had to be restored."""
+    """Count patterns by verdict, and prunes by whether fresh rollouts verified or restored them."""
     if not run.table("prune").is_file():
         return {}
-    found = _exploded(run.frame("prune"), "verdicts").group_by("verdict", "pruned").len().collect()
+    counts = _exploded(run.frame("prune"), "verdicts").group_by("verdict", "pruned").len().collect()
     kinds: Counter[str] = Counter()
-    fates: Counter[str] = Counter()
-    for kind, pruned, count in found.iter_rows():
+    prunes: Counter[str] = Counter()
+    for kind, pruned, count in counts.iter_rows():
         kinds[kind] += count
         if kind not in STAYS:
-            fates["verified" if pruned else "restored"] += count
+            prunes["verified" if pruned else "restored"] += count
     return {
         "verdicts": {kind: kinds[kind] for kind in VERDICTS if kinds[kind]},
-        "prunes": dict(sorted(fates.items(), reverse=True)),
+        "prunes": dict(sorted(prunes.items(), reverse=True)),
     }
 
 
 def agreement(run: RunReader) -> dict[str, Any] | None:
-    """How far the llm judge agrees with the counterfactual estimate; None where none was made.
+    """Compare the llm judge with the counterfactual judge; None unless both gave verdicts.
 
-    Over the patterns of which both gave a verdict, whether it may go: the share of equal answers
-    and Cohen's kappa, with intervals clustered by problem, since trajectories of a problem are
-    alike. `table` counts all their verdicts.
+    Over the patterns judged by both, `rate` is the share on which they agree whether the pattern
+    may be removed, `kappa` is Cohen's kappa of the same. Intervals are clustered by problem, since
+    trajectories of one problem are similar. `table` counts the pairs of verdicts.
     """
     if not run.table("prune").is_file():
         return None
@@ -113,14 +113,14 @@ def agreement(run: RunReader) -> dict[str, Any] | None:
     first, second, problems = (
         both[name].to_list() for name in ("verdict", "verdict_too", "problem_id")
     )
-    goes, goes_too = (["stays" if kind == "keep" else "goes" for kind in kinds]
-                      for kinds in (first, second))  # fmt: skip
+    ours, theirs = (["stays" if kind == "keep" else "goes" for kind in kinds]
+                    for kinds in (first, second))  # fmt: skip
     pairs = both.group_by("verdict", "verdict_too").len()
     return {
         "patterns": len(both),
         "trajectories": both["id"].n_unique(),
-        "rate": proportion([a == b for a, b in zip(goes, goes_too, strict=True)], problems),
-        "kappa": cohen_kappa(goes, goes_too, problems),
+        "rate": proportion([a == b for a, b in zip(ours, theirs, strict=True)], problems),
+        "kappa": cohen_kappa(ours, theirs, problems),
         "table": {
             kind: {other: n for _, other, n in sorted(pairs.filter(verdict=kind).rows())}
             for kind in VERDICTS
@@ -130,31 +130,31 @@ def agreement(run: RunReader) -> dict[str, Any] | None:
 
 
 def _exploded(rows: pl.LazyFrame, column: str) -> pl.LazyFrame:
-    """One row for each verdict, without its reason."""
-    each = rows.select("problem_id", "id", column).explode(column).drop_nulls(column)
+    """Return one row per verdict, without its reason."""
+    verdicts = rows.select("problem_id", "id", column).explode(column).drop_nulls(column)
     fields = ("segment", "verdict", "pruned")
-    return each.select("problem_id", "id", *(pl.col(column).struct.field(f) for f in fields))
+    return verdicts.select("problem_id", "id", *(pl.col(column).struct.field(f) for f in fields))
 
 
 def funnel(run: RunReader) -> dict[str, Any]:
-    """Counts of rows by stage, by grade and outcome, and of dropped rows by reason.
+    """Count rows by stage, grade and outcome, and dropped rows by reason.
 
-    `given_up` has by stage and reason the answers that are wrong because comparing them exceeded a
-    limit, those of rollouts and trials too.
+    `given_up` counts, by stage and reason, answers graded wrong because comparing them exceeded a
+    limit, including the answers of rollouts and trials.
     """
     rows: dict[str, int] = {}
     dropped: dict[str, dict[str, int]] = {}
     given_up: dict[str, dict[str, int]] = {}
     for name, stage in STAGES.items():
-        done = run.manifest(name)
-        if done is None:
+        manifest = run.manifest(name)
+        if manifest is None:
             continue
-        if done.get("given_up"):
-            given_up[name] = dict(done["given_up"])
-        # A stage that works as a whole has no table: its manifest counts no reasons.
-        reasons = dict(done.get("dropped") or {})
+        if manifest.get("given_up"):
+            given_up[name] = dict(manifest["given_up"])
+        # A stage without row groups has no table: its manifest counts the dropped rows.
+        reasons = dict(manifest.get("dropped") or {})
         if stage.whole is None:
-            rows[name] = int(done["rows"])
+            rows[name] = int(manifest["rows"])
         else:
             reasons = dict(sorted(Counter(row.reason for row in run.dropped(name)).items()))
         if reasons:
@@ -175,25 +175,25 @@ def funnel(run: RunReader) -> dict[str, Any]:
 
 
 def training(run: RunReader) -> dict[str, Any] | None:
-    """How training went: dev scores of the base and of what was kept, and why that one."""
-    done, history = run.manifest("train"), json_lines(run / "train" / "history.jsonl")
-    if done is None or not history:
+    """Summarize training: dev scores of base and kept checkpoint, and why it was kept."""
+    manifest, history = run.manifest("train"), json_lines(run / "train" / "history.jsonl")
+    if manifest is None or not history:
         return None
-    kept_step = int(done.get("kept_step", 0))
+    kept_step = int(manifest.get("kept_step", 0))
     kept = next((score for score in history if score["step"] == kept_step), history[0])
     return {
         "base": history[0],
         "kept": kept,
-        "steps": int(done.get("steps", 0)),
-        "collapsed": bool(done.get("collapsed", False)),
-        "reason": str(done.get("reason", "")),
-        "judging": done.get("judging"),
-        "groups": done.get("groups"),
+        "steps": int(manifest.get("steps", 0)),
+        "collapsed": bool(manifest.get("collapsed", False)),
+        "reason": str(manifest.get("reason", "")),
+        "judging": manifest.get("judging"),
+        "groups": manifest.get("groups"),
     }
 
 
 def _near_duplicates(run: RunReader) -> dict[str, int]:
-    """By split, the problems that are near copies of those of another."""
+    """Count by split the problems that nearly repeat a problem of another split."""
     frames = [
         run.frame(stage)
         .filter(pl.col("metadata").str.contains(f'"{NEAR_DUPLICATE}":', literal=True))
@@ -207,7 +207,7 @@ def _near_duplicates(run: RunReader) -> dict[str, int]:
 
 
 def _ungraded(run: RunReader) -> dict[str, int]:
-    """Responses graded `failed`, by what may be told of why."""
+    """Count responses graded `failed` by kind of failure (`dto.redact.failure_kind`)."""
     counts: Counter[str] = Counter()
     for stage in ("sample", "evaluate"):
         if run.table(stage).is_file():
@@ -223,8 +223,8 @@ def _counts(run: RunReader, stage: str, column: str) -> dict[str, int]:
     return dict(groups.iter_rows())
 
 
-def right(score: Mapping[str, Any]) -> Estimate:
-    """The share of held-out chains that were judged right, of what training recorded."""
+def judging_accuracy(score: Mapping[str, Any]) -> Estimate:
+    """Return the share of held-out chains judged right, from the scores that training recorded."""
     responses = int(score["responses"])
     return Estimate(score["accuracy"], score["low"], score["high"], responses, responses)
 
@@ -232,88 +232,89 @@ def right(score: Mapping[str, Any]) -> Estimate:
 def funnel_section(
     funnel: Mapping[str, Any], training: Mapping[str, Any] | None, recipe: Recipe
 ) -> Section:
-    """Rows by stage, and every reason for which one was dropped."""
+    """Build the section with rows by stage and the reasons for dropped rows."""
     stages = [
-        (stage, funnel["rows"].get(stage), sum(reasons.values()), _why(reasons))
+        (stage, funnel["rows"].get(stage), sum(reasons.values()), _explained(reasons))
         for stage in dict.fromkeys((*funnel["rows"], *funnel["dropped"]))
         for reasons in [funnel["dropped"].get(stage, {})]
     ]
     counts = {name: funnel[key] for key, name in KINDS.items() if funnel.get(key)}
-    counts |= {f"answers given up at {stage}": row for stage, row in funnel["given_up"].items()}
+    counts |= {f"comparisons given up in {stage}": row for stage, row in funnel["given_up"].items()}
     kinds = [
-        (name, sum(row.values()), counted(row).replace("_", " ")) for name, row in counts.items()
+        (name, sum(row.values()), join_counts(row).replace("_", " "))
+        for name, row in counts.items()
     ]
-    tables = [Table("", ("stage", "rows", "dropped", "why"), tuple(stages), wide=True)]
+    tables = [Table("", ("stage", "rows", "dropped", "reasons"), tuple(stages), wide=True)]
     if kinds:
-        tables.append(Table("", ("rows", "all", "of them"), tuple(kinds), wide=True))
+        tables.append(Table("", ("rows", "total", "by kind"), tuple(kinds), wide=True))
     facts = []
     if training is not None:
-        facts.append(trained(training))
+        facts.append(training_sentence(training))
     if copies := funnel["near_duplicates"]:
-        facts.append(near_copies(copies))
-    if agreed := funnel["agreement"]:
+        facts.append(near_copies_sentence(copies))
+    if agreement := funnel["agreement"]:
         facts.append(
-            f"The judges agree on whether {agreed['patterns']:,} patterns of "
-            f"{agreed['trajectories']:,} trajectories may go: on {agreed['rate']:%} % of them, "
-            f"Cohen's kappa {agreed['kappa']:.2f…}."
+            f"Both judges saw {agreement['patterns']:,} patterns of {agreement['trajectories']:,} "
+            f"trajectories. They agree whether to remove {agreement['rate']:%} % of them, Cohen's "
+            f"kappa {agreement['kappa']:.2f…}."
         )
-        tables.append(_agreement_table(agreed["table"]))
+        tables.append(_agreement_table(agreement["table"]))
     notes = [_stated_error(recipe.estimate)] if funnel["boundaries"] else []
     if funnel["given_up"]:
-        notes.append("Answers are given up if comparing them exceeds a limit: they count as wrong. "
-                     "If their own answer rule fails (rule …), they have no grade.")  # fmt: skip
+        notes.append("A comparison that exceeds a limit of the grader is given up, and the answer "
+                     "counts as wrong. If the answer rule itself fails (rule …), the answer has "
+                     "no grade.")  # fmt: skip
     return Section(
         "funnel",
-        "What became of the rows",
-        ("Nothing is dropped in silence: each row that ended on its way has a reason, and stands "
-         "with it in the stage's dropped.jsonl.",),
+        "Rows kept and dropped",
+        ("Every dropped row has a reason. The file dropped.jsonl of each stage lists them.",),
         tables=tuple(tables),
         facts=tuple(facts),
         notes=tuple(notes),
     )  # fmt: skip
 
 
-def _why(reasons: Mapping[str, int]) -> str:
+def _explained(reasons: Mapping[str, int]) -> str:
     return "; ".join(
         f"{count:,} {reason}" + (f" ({DROPPED[reason]})" if reason in DROPPED else "")
         for reason, count in reasons.items()
     )
 
 
-def trained(training: Mapping[str, Any]) -> str:
-    """How training went, on the dev problems."""
+def training_sentence(training: Mapping[str, Any]) -> str:
+    """Describe steps, dev accuracy and dev tokens of a training."""
     base, kept = training["base"], training["kept"]
     accuracy, tokens = (
         f"{shown(base[name], spec)} to {shown(kept[name], spec)}"
         for name, spec in (("accuracy", "%"), ("tokens_mean", ",.0f"))
     )
     text: str = (
-        f"Training took {training['steps']:,} steps. On the dev problems, by which step "
-        f"{kept['step']:,} was picked, accuracy went from {accuracy} %, tokens from {tokens}: what "
-        "is picked is flattered by it, the test problems are not."
+        f"Training took {training['steps']:,} steps. On the dev problems, which chose step "
+        f"{kept['step']:,}, accuracy went from {accuracy} % and tokens from {tokens}. The choice "
+        "biases these dev figures upwards, but not the test figures."
     )
     if training["collapsed"]:
-        text += " It collapsed."
+        text += " Training collapsed."
     if groups := training["groups"]:
         share = groups["flat"] / groups["groups"] if groups["groups"] else None
         text += (
-            f" Of {groups['groups']:,} groups of responses {shown(share, '%')} % had no advantage: "
-            "all of their rewards were equal."
+            f" Of {groups['groups']:,} groups of responses, {shown(share, '%')} % gave no signal: "
+            "all rewards in the group were equal."
         )
     return text
 
 
-def near_copies(counts: Mapping[str, int]) -> str:
-    """How many problems may have leaked from one split into another."""
-    parts = counted({f"of {split}": count for split, count in counts.items()})
+def near_copies_sentence(counts: Mapping[str, int]) -> str:
+    """Say how many problems may have leaked from one split into another."""
+    parts = join_counts({f"in {split}": count for split, count in counts.items()})
     return (
-        f"Problems that repeat half or more of a question of another split: {parts}. Their "
-        "metadata names it; set problems.near_duplicates to drop to leave them out."
+        f"Problems that repeat at least half of a question of another split: {parts}. Their "
+        "metadata names that question; --set problems.near_duplicates=drop removes them."
     )
 
 
 def _agreement_table(counts: Mapping[str, Mapping[str, int]]) -> Table:
-    """The llm judge's verdicts by those of the counterfactual judge on the same patterns."""
+    """Count verdicts of the llm judge (rows) against those of the counterfactual judge."""
     columns = sorted({name for row in counts.values() for name in row})
     return Table(
         "",
@@ -323,22 +324,22 @@ def _agreement_table(counts: Mapping[str, Mapping[str, int]]) -> Table:
 
 
 def _stated_error(settings: EstimateSettings) -> str:
-    """What the decisions at boundaries say, and what they do not."""
-    flattered = "the exit that is chosen for a high share is flattered by it."
+    """Say which error the decisions at boundaries have."""
+    biased = "the share at the chosen exit is biased upwards, since the exit was chosen by it."
     if settings.method == "fixed":
         return (
-            f"A boundary is above when a share of more than {settings.threshold:g} of "
-            f"{settings.rollouts} rollouts is right: no error is stated, and {flattered}"
+            f"A boundary is above when more than {settings.threshold:g} of its {settings.rollouts} "
+            f"rollouts are right. This decision has no stated error, and {biased}"
         )
     low, high = zone(settings.threshold, settings.margin, settings.error, settings.cap)
-    scan = "over many boundaries errors add up; estimate.error_scan bounds them together"
+    scan = "Errors add up over boundaries; estimate.error_scan bounds them jointly"
     if settings.error_scan is not None:
         scan = (
-            f"a trajectory whose boundaries are all at {low:g} or less passes at any of them with "
-            f"probability {settings.error_scan:g} at most"
+            f"A trajectory whose boundaries are all at {low:g} or less passes at any of them with "
+            f"probability at most {settings.error_scan:g}"
         )
     return (
-        f"A boundary is above or below by a test with error {settings.error:g} at each boundary, "
-        f"against {low:g} and {high:g}, and of what lies between it says nothing; {scan}; and "
-        f"{flattered}"
+        f"A test with error {settings.error:g} decides at each boundary whether the share is at "
+        f"most {low:g} (below) or at least {high:g} (above). Between the two it guarantees "
+        f"nothing. {scan}. Also, {biased}"
     )

@@ -1,7 +1,7 @@
-"""A report's sections, and its page: one HTML file to send around, no script, light or dark.
+"""Sections of a report and its page: one HTML file without scripts, with light and dark colours.
 
-A section is some text, a picture and tables; `page.html.jinja` lays them out, and a terminal shows
-the tables and what was found. All text is escaped in the page.
+A section has text, a picture and tables. `page.html.jinja` lays them out; a terminal shows the
+tables and facts. The page escapes all text.
 """
 
 from __future__ import annotations
@@ -23,31 +23,33 @@ from dto.reporting.table import Table, template
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A picture, drawn when its SVG is asked for, and what it shows in words."""
+    """A picture that is drawn when its SVG is read, and its description in words."""
 
     name: str
-    says: str
+    description: str
     make: Callable[[], Drawing]
 
     @property
     def svg(self) -> str:
-        """Not escaped; names in it are text, whatever signs they hold."""
+        """Draw the picture. The SVG is not escaped; a dollar sign in a name starts no formula."""
         with rc_context(TEXT):
             return pictures.svg(self.make(), self.name)
 
 
-def drawn(name: str, says: str, make: Callable[..., Drawing], *arguments: Any) -> Figure:
-    """The picture that `make` draws of the arguments."""
-    return Figure(name, says, partial(make, *arguments))
+def make_figure(
+    name: str, description: str, make: Callable[..., Drawing], *arguments: Any
+) -> Figure:
+    """Return the picture that `make` draws from the arguments."""
+    return Figure(name, description, partial(make, *arguments))
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
     """A part of a report.
 
-    `facts` are sentences about this run. `text` before and `notes` after the tables, which say how
-    to read them, are for the page alone, and so are `code`, shown as it is, and `folded`, shown on
-    demand below its title. A table without rows is not shown.
+    `facts` are sentences about this run. Only the page shows `text` (above the tables), `notes`
+    (below), `code` (verbatim) and `folded` (title and text, opened by a click). A table without
+    rows is not shown.
     """
 
     id: str
@@ -61,7 +63,7 @@ class Section:
     folded: tuple[str, str] | None = None
 
     def __str__(self) -> str:
-        """For a terminal."""
+        """Format title, tables and facts for a terminal."""
         tables = [table.text() for table in self.tables if table.rows and not table.folded]
         facts = "\n".join(fill(fact, 100) for fact in self.facts)
         title = f"── {self.title}"
@@ -69,18 +71,18 @@ class Section:
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A section that a run has no tables for, and why."""
+class OmittedSection:
+    """A section that a run has no data for, and the reason."""
 
     title: str
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """A figure worth reading first; `mood`, of its claim, is good, bad or open."""
+    """A card at the top of the page; `mood` of the claim is good, bad or open."""
 
-    what: str
+    title: str
     figure: str
     claim: str
     detail: str
@@ -91,14 +93,14 @@ def render_page(
     title: str,
     subtitle: str,
     headlines: Sequence[Headline],
-    sections: Sequence[Section | LeftOut],
+    sections: Sequence[Section | OmittedSection],
 ) -> str:
-    """The HTML of a page."""
+    """Return the HTML of a page."""
     return template("page.html.jinja").render(
         title=title,
         subtitle=subtitle,
         headlines=headlines,
-        sections=[part for part in sections if isinstance(part, Section)],
-        left_out=[part for part in sections if isinstance(part, LeftOut)],
+        sections=[section for section in sections if isinstance(section, Section)],
+        omitted=[section for section in sections if isinstance(section, OmittedSection)],
         version=__version__,
     )

@@ -1,7 +1,7 @@
-"""The pictures of a report, as files and in its page.
+"""Pictures of a report, as files and in its page.
 
-In the page they are SVG that takes its colours from there: it is light or dark, so a colour is a
-name, `var(--ink)`, `var(--c0)`. Text is drawn as outlines, which look the same on every machine.
+In the page they are SVG whose colours are CSS variables, `var(--ink)` and `var(--c0)`, so that they
+follow its light or dark colours. Text is drawn as outlines, which look the same on every machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
-from dto.reporting.evaluation import PASS_RATES, Figures, less
+from dto.reporting.evaluation import PASS_RATES, Figures, minus
 from dto.reporting.positions import BINS, ExitPositions, Reliability, TrialReliability
 from dto.statistics import NOTHING, Estimate
 
@@ -27,9 +27,9 @@ INK = "#333333"
 GRID = "#e5e5e5"
 MARKERS = "oDs^vPX<>"
 TEXT: dict[Any, Any] = {"text.parse_math": False}
-"""Names are shown as they are: a dollar sign in one begins no formula."""
+"""A dollar sign in a name starts no formula."""
 ACROSS = 2
-"""Panels beside one another."""
+"""Panels side by side."""
 
 
 def draw(rows: Sequence[Figures], directory: Path, title: str) -> list[Path]:
@@ -47,8 +47,8 @@ def save(make: Callable[[], Figure], directory: Path, name: str) -> list[Path]:
     return paths
 
 
-class Scored(Protocol):
-    """What has accuracy, a share, and tokens."""
+class AccuracyAndTokens(Protocol):
+    """A row with accuracy (a share) and tokens."""
 
     @property
     def accuracy(self) -> Estimate: ...  # noqa: D102
@@ -56,11 +56,11 @@ class Scored(Protocol):
     def tokens(self) -> Estimate: ...  # noqa: D102
 
 
-R = TypeVar("R", bound=Scored)
+R = TypeVar("R", bound=AccuracyAndTokens)
 
 
-class Look(NamedTuple):
-    """How a point is shown."""
+class PointStyle(NamedTuple):
+    """Label, colour and marker of a point."""
 
     label: str
     color: str
@@ -68,43 +68,43 @@ class Look(NamedTuple):
 
 
 def front(rows: Sequence[Figures], title: str = "") -> Figure:
-    """One panel a task, one colour a model, one marker an exit; without rows without figures."""
-    shown = [row for row in rows if row.responses]
-    tasks = list(dict.fromkeys(row.task for row in shown)) or [""]
+    """Plot accuracy against tokens: a panel per task, a colour per model, a marker per exit."""
+    graded = [row for row in rows if row.responses]
+    tasks = list(dict.fromkeys(row.task for row in graded)) or [""]
     down = ceil(len(tasks) / ACROSS)
     size = (8.6, 4.8) if len(tasks) == 1 else (11.0, 4.4 * down)
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     for place, task in enumerate(tasks):
         axes = figure.add_subplot(down, min(len(tasks), ACROSS), place + 1)
-        scatter(axes, [row for row in shown if row.task == task], _looks(shown))
+        scatter(axes, [row for row in graded if row.task == task], _styles(graded))
         axes.set_title(title if len(tasks) == 1 else task, loc="left", fontsize=10, color=INK)
     if len(tasks) > 1 and title:
         figure.suptitle(title, fontsize=10, color=INK)
-    if shown:
+    if graded:
         legend(figure, "outside right upper")
     return figure
 
 
-def _looks(rows: Sequence[Figures]) -> Callable[[Figures], Look]:
+def _styles(rows: Sequence[Figures]) -> Callable[[Figures], PointStyle]:
     models = list(dict.fromkeys(row.model for row in rows))
     exits = list(dict.fromkeys(row.exit for row in rows))
-    return lambda row: Look(
+    return lambda row: PointStyle(
         row.model if row.exit == "none" else f"{row.model}, {row.exit}",
         COLOURS[models.index(row.model) % len(COLOURS)],
         MARKERS[exits.index(row.exit) % len(MARKERS)],
     )
 
 
-def scatter(axes: Axes, rows: Sequence[R], look: Callable[[R], Look]) -> None:
-    """Accuracy against tokens, thinking, answer and trials, with intervals both ways.
+def scatter(axes: Axes, rows: Sequence[R], style: Callable[[R], PointStyle]) -> None:
+    """Plot accuracy against tokens (thinking, answer and trials) with intervals of both.
 
-    A line joins the points that no other has both more accuracy and fewer tokens than.
+    A dotted line joins the Pareto front.
     """
     for row in rows:
-        label, color, marker = look(row)
+        label, color, marker = style(row)
         error_bars(axes, [row.tokens], [row.accuracy], scale=100, fmt=marker, markersize=6,
                    label=label, color=color, elinewidth=1.1, capsize=2.5)  # fmt: skip
-    best = not_beaten(rows)
+    best = pareto_front(rows)
     axes.plot(
         [row.tokens.value for row in best],
         [100 * row.accuracy.value for row in best],
@@ -114,17 +114,17 @@ def scatter(axes: Axes, rows: Sequence[R], look: Callable[[R], Look]) -> None:
         zorder=1,
     )
     if rows:
-        # In this order the maximum with nan, the interval of a single problem, is the mean.
+        # The interval of a single problem is nan: in this order max() returns the mean.
         axes.set_xlim(0, 1.18 * max(max(row.tokens.value, row.tokens.high) for row in rows))
     axes.set_xlabel("tokens per question", color=INK)
     axes.set_ylabel("accuracy, %", color=INK)
-    plain(axes)
+    style_axes(axes)
 
 
 def legend(
     figure: Figure, place: Literal["outside right upper", "outside upper left"], columns: int = 1
 ) -> None:
-    """One legend for all panels: an arm may lack a task."""
+    """Draw one legend for all panels, since an arm can be missing from a panel."""
     marks = {label: mark for axes in figure.axes for label, mark in legend_marks(axes).items()}
     figure.legend(
         list(marks.values()),
@@ -138,7 +138,7 @@ def legend(
 
 
 def legend_marks(axes: Axes) -> dict[str, Any]:
-    """By label, what a legend shows of points with error bars: the point alone can be told."""
+    """Return the legend mark by label; for points with error bars, the point without its bars."""
     handles, labels = axes.get_legend_handles_labels()
     return {
         label: handle.lines[0] if isinstance(handle, ErrorbarContainer) else handle
@@ -146,8 +146,8 @@ def legend_marks(axes: Axes) -> dict[str, Any]:
     }
 
 
-def not_beaten(rows: Sequence[R]) -> list[R]:
-    """By tokens: those that no other row has more accuracy than for as few tokens."""
+def pareto_front(rows: Sequence[R]) -> list[R]:
+    """Return the rows, sorted by tokens, that no other row beats in both accuracy and tokens."""
     best: list[R] = []
     for row in sorted(rows, key=lambda row: (row.tokens.value, -row.accuracy.value)):
         if not best or row.accuracy.value > best[-1].accuracy.value:
@@ -162,9 +162,9 @@ def error_bars(
     scale: float = 1,
     **style: Any,
 ) -> None:
-    """Points with the intervals of y, and of x where that is an estimate too; y times `scale`.
+    """Plot points with the intervals of y, and of x if x is an estimate; y is scaled by `scale`.
 
-    A figure whose interval is not known has no bar.
+    An estimate without an interval has no bar.
     """
     across = [point for point in x if isinstance(point, Estimate)]
     axes.errorbar(
@@ -177,15 +177,15 @@ def error_bars(
 
 
 def _bars(points: Sequence[Estimate], scale: float) -> list[list[float]]:
-    # In this order the maximum with nan is 0; without it rounding may give a negative length.
+    # max() avoids negative lengths from rounding; in this order max() with nan is 0.
     return [
         [scale * max(0.0, point.value - point.low) for point in points],
         [scale * max(0.0, point.high - point.value) for point in points],
     ]
 
 
-def plain(axes: Axes) -> None:
-    """Axes as all pictures have them."""
+def style_axes(axes: Axes) -> None:
+    """Apply the common style: grid, ink colour, no top and right spine."""
     axes.grid(color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -199,7 +199,7 @@ WIDTH = 9.0  # inches
 
 
 def svg(figure: Figure, name: str) -> str:
-    """A figure for a page; `name` tells its ids from those of the page's other figures.
+    """Return the SVG of a figure for a page; `name` makes its ids unique in the page.
 
     The same figure gives the same text.
     """
@@ -213,45 +213,45 @@ def svg(figure: Figure, name: str) -> str:
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r'^<svg[^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', text)
     text = text.replace("xlink:href", "href")
-    names = {INK: "ink", GRID: "grid", **{each: f"c{n}" for n, each in enumerate(COLOURS)}}
+    names = {INK: "ink", GRID: "grid", **{colour: f"c{n}" for n, colour in enumerate(COLOURS)}}
     for colour, variable in names.items():
         text = text.replace(colour, f"var(--{variable})")
     return text
 
 
 def difficulty(rows: Sequence[Figures]) -> Figure:
-    """Tokens saved, and points gained, by the base's pass rate; the base itself is left out."""
-    shown = [row for row in rows if row.ratio is not None]
-    arms = list(dict.fromkeys(row.arm for row in shown))
-    bins = [bin for bin in PASS_RATES if any(row.bin == bin for row in shown)]
-    look = _looks(rows)
+    """Plot saved tokens and gained points of every arm but the base, by pass rate of the base."""
+    compared = [row for row in rows if row.ratio is not None]
+    arms = list(dict.fromkeys(row.arm for row in compared))
+    bins = [bin for bin in PASS_RATES if any(row.bin == bin for row in compared)]
+    style = _styles(rows)
     figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
     saved, gained = figure.subplots(1, 2)
     for place, arm in enumerate(arms):
-        part = [row for row in shown if row.arm == arm]
-        label, color, marker = look(part[0])
+        part = [row for row in compared if row.arm == arm]
+        label, color, marker = style(part[0])
         shift = 0.6 * ((place + 0.5) / len(arms) - 0.5)
         x = [bins.index(row.bin) + shift for row in part]
-        savings = [less(1.0, row.ratio or NOTHING) for row in part]
+        savings = [minus(1.0, row.ratio or NOTHING) for row in part]
         for axes, y in ((saved, savings), (gained, [row.gain or NOTHING for row in part])):
             error_bars(axes, x, y, scale=100, fmt=marker, color=color, markersize=5,
                        elinewidth=1.1, capsize=2, label=label)  # fmt: skip
     saved.set_ylabel("tokens saved, %", color=INK)
     gained.set_ylabel("gain in accuracy, points", color=INK)
     for axes in (saved, gained):
-        plain(axes)
+        style_axes(axes)
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_xticks(range(len(bins)), bins)
         axes.set_xlim(-0.5, len(bins) - 0.5)
-        axes.set_xlabel("the base is right on that share of the other half", color=INK)
+        axes.set_xlabel("pass rate of the base on the other half of its samples", color=INK)
     legend(figure, "outside upper left", columns=3)
     return figure
 
 
 def positions(exits: Sequence[ExitPositions], models: Sequence[str] = ()) -> Figure:
-    """Optimized trajectories by outcome; then exits of policies, a panel a model.
+    """Plot exits of optimized trajectories by outcome, and exits of policies by model.
 
-    `models` are in the order of the colours that other pictures give them.
+    `models` are in the order of their colours in the other pictures.
     """
     panels = list(dict.fromkeys(part.model for part in exits))
     models = [*models, *(model for model in panels if model and model not in models)]
@@ -262,11 +262,11 @@ def positions(exits: Sequence[ExitPositions], models: Sequence[str] = ()) -> Fig
     for place, model in enumerate(panels):
         axes = figure.add_subplot(down, across, place + 1, sharey=first if model else None)
         first = axes if model and first is None else first
-        shown = [part for part in exits if part.model == model]
-        for index, part in enumerate(shown):
-            # Outcomes are parts of all trajectories, the exits of a policy of all its responses.
-            parts = [part] if model else shown
-            whole = sum(each.exits for each in parts) + part.without
+        group = [part for part in exits if part.model == model]
+        for index, part in enumerate(group):
+            # Outcomes divide all trajectories; the exits of a policy divide all its responses.
+            parts = [part] if model else group
+            whole = sum(other.exits for other in parts) + part.without
             colour = models.index(model) if model else 2 + index
             axes.stairs(
                 [100 * count / whole for count in part.counts],
@@ -276,8 +276,8 @@ def positions(exits: Sequence[ExitPositions], models: Sequence[str] = ()) -> Fig
                 linewidth=1.4,
                 label=f"{part.group if model else part.group.replace('_', ' ')} ({part.exits:,})",
             )
-        plain(axes)
-        axes.margins(x=0, y=0.2 + 0.1 * len(shown))  # room for the legend
+        style_axes(axes)
+        axes.margins(x=0, y=0.2 + 0.1 * len(group))  # room for the legend
         axes.set_title(f"early exits: {model}" if model else "optimized trajectories", loc="left",
                        fontsize=10, color=INK)  # fmt: skip
         axes.set_xlabel("thinking before the exit, %", color=INK)
@@ -287,7 +287,7 @@ def positions(exits: Sequence[ExitPositions], models: Sequence[str] = ()) -> Fig
 
 
 def calibration(trials: Sequence[TrialReliability]) -> Figure:
-    """Confidence against the share of right answers: one panel for each exit, a colour a model."""
+    """Plot confidence against accuracy: a panel per exit, a colour per model."""
     exits = list(dict.fromkeys(part.exit for part in trials))
     models = list(dict.fromkeys(part.model for part in trials))
     across = min(3, max(2, len(exits)))
@@ -309,11 +309,11 @@ def calibration(trials: Sequence[TrialReliability]) -> Figure:
 def reliability_diagram(
     axes: Axes, reliabilities: Mapping[str, Reliability], colours: Sequence[str] = COLOURS
 ) -> None:
-    """Confidence against the share of right answers, with the diagonal, by the name of each.
+    """Plot confidence against accuracy, and the diagonal; the keys are legend names.
 
-    The area of a point is the share of the trials in its bin.
+    The area of a point is proportional to the number of trials in its bin.
     """
-    plain(axes)
+    style_axes(axes)
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (2, 3)))
     for (name, reliable), colour in zip(reliabilities.items(), colours, strict=False):
         bins = reliable.bins
@@ -333,5 +333,5 @@ def reliability_diagram(
     axes.set_ylim(-0.03, 1.13)
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     axes.set_xlabel("confidence of a trial answer", color=INK)
-    axes.set_ylabel("share that is right", color=INK)
+    axes.set_ylabel("share of right answers", color=INK)
     axes.legend(loc="upper left", frameon=False, fontsize=8.5, labelcolor="linecolor")

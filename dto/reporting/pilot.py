@@ -1,15 +1,15 @@
-"""The papers' pilot studies on one's own model: how much of the thinking comes after the answer?
+"""The papers' pilot studies on your own model: how much of the thinking comes after the answer?
 
-Read from the tables of sample, segment, estimate, prune (or optimize) and pilot; intervals are 95 %
-and clustered by problem. Rows that failed leave the denominators and are counted.
+Figures come from the tables of sample, segment, estimate, prune (or optimize) and pilot. Intervals
+are 95 %, clustered by problem. Failed rows leave the denominators and are counted.
 
-- Pearls (2504.15895 section 2): responses with an exit before their end that answers right. There
-  one induced answer decides; here the boundary has to be `above` the threshold of the stage
-  estimate, so that a lucky answer is no pearl.
-- Static exits (same place): of the answers right in full, the share still right when the thinking
-  is cut (kept); of those not right, the share now right (corrected).
-- What optimizing saves (2505.21765 section 4): attention FLOPs of responses that were right, and
-  the share of the others that is repaired.
+- Pearls (2504.15895 section 2): responses with an early exit that answers right. In the paper one
+  induced answer decides. Here the boundary must be `above` the threshold of the stage estimate, so
+  that a lucky answer is no pearl.
+- Static exits (same section): thinking is cut at fixed shares. `kept` is the share of right answers
+  that stay right, `corrected` the share of other answers that become right.
+- Savings by optimizing (2505.21765 section 4): attention FLOPs saved on right responses, and the
+  share of other responses that are repaired.
 """
 
 from __future__ import annotations
@@ -22,32 +22,35 @@ import polars as pl
 
 from dto import statistics
 from dto.errors import DtoError
-from dto.reporting.evaluation import less
+from dto.reporting.evaluation import minus
 from dto.reporting.table import Table, write_json
 from dto.runs.reader import RunReader
 from dto.statistics import Estimate
 
 PEARLS: Mapping[str, str] = {
     "of_all": "of all responses",
-    "of_right": "of those right",
-    "of_others": "of the others",
-    "before_half": "before half of the thinking",
-    "position": "thinking before a pearl",
+    "of_right": "of right responses",
+    "of_others": "of other responses",
+    "before_half": "in the first half of the thinking",
+    "position": "mean thinking before a pearl",
 }
-"""Shares of responses with a pearl, and the mean share of the thinking that comes before it."""
+"""Shares of responses with a pearl, and the mean share of the thinking before it."""
 SAVINGS: Mapping[str, str] = {
-    "flops": "attention FLOPs saved on those right",
-    "flops_optimized": "the same, of those optimized",
-    "tokens": "tokens saved on those right",
-    "repaired": "repaired of the others",
-    "gained": "repaired of all",
+    "flops": "attention FLOPs saved, right responses",
+    "flops_optimized": "the same, optimized ones only",
+    "tokens": "tokens saved, right responses",
+    "repaired": "other responses repaired",
+    "gained": "all responses repaired",
 }
-"""What optimizing does. A right response without an optimized version saves nothing."""
+"""Effects of optimizing. A right response without an optimized version saves nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class StaticRow:
-    """All responses cut after `fraction` of their thinking; tokens of thinking and answer."""
+    """Figures of all responses cut after `fraction` of their thinking.
+
+    `tokens` counts thinking and answer.
+    """
 
     fraction: float
     kept: Estimate
@@ -61,9 +64,8 @@ class StaticRow:
 class PilotStudy:
     """The content of `pilot.json`; `str()` gives the tables for the terminal.
 
-    `pearls` and `savings` have the estimates that PEARLS and SAVINGS explain, by name, and are
-    empty where the run has no such tables. `left_out` responses have a grade, but no boundary that
-    could be estimated.
+    `pearls` and `savings` map the names in PEARLS and SAVINGS to estimates; they are empty if the
+    run lacks the tables. `left_out` counts graded responses without an estimated boundary.
     """
 
     name: str
@@ -84,13 +86,13 @@ class PilotStudy:
             f"{self.name}: {self.responses:,} responses to {self.problems:,} problems, "
             f"{self.right:,} right" + (f", {self.failed:,} failed" if self.failed else "")
         )
-        pearl = f"a pearl: an exit before the end that answers right, p > {self.threshold:g}"
-        left_out = f"{self.left_out:,} responses have no estimate and are left out."
+        pearl = f"Pearls: early exits that answer right, p > {self.threshold:g}"
+        left_out = f"{self.left_out:,} responses without an estimate do not count."
         notes = (left_out,) if self.left_out else ()
         tables = [
-            _shares(pearl, "pearls", PEARLS, self.pearls, notes),
+            _shares(pearl, "share with a pearl", PEARLS, self.pearls, notes),
             self._static_table(),
-            _shares("", "optimized", SAVINGS, self.savings),
+            _shares("Savings by optimizing", "", SAVINGS, self.savings),
         ]
         return "\n\n".join([head, *(table.text() for table in tables if table.rows)])
 
@@ -100,8 +102,8 @@ class PilotStudy:
             for row in self.static
         ]
         return Table(
-            "static exits: the thinking is cut",
-            ("thinking", "kept of right %", "corrected of others %", "accuracy %", "tokens"),
+            "Static exits: thinking cut at a fixed share",
+            ("thinking", "right kept %", "others corrected %", "accuracy %", "tokens"),
             (*rows, ("whole", None, None, self.accuracy, self.tokens.value)),
             formats=("", "%", "%", "%", ",.1f"),
         )
@@ -109,23 +111,25 @@ class PilotStudy:
 
 def _shares(
     title: str,
-    what: str,
+    heading: str,
     names: Mapping[str, str],
     estimates: Mapping[str, Estimate],
     notes: tuple[str, ...] = (),
 ) -> Table:
-    rows = tuple((names[key], each, each.samples) for key, each in estimates.items())
-    return Table(title, (what, "% (95 %)", "responses"), rows, notes, formats=("", "%", ""))
+    rows = tuple((names[key], share, share.samples) for key, share in estimates.items())
+    return Table(title, (heading, "% (95 %)", "responses"), rows, notes, formats=("", "%", ""))
 
 
 def study(directory: Path) -> PilotStudy:
-    """The study of a run, also written to `RUN/pilot/pilot.json`.
+    """Compute the study of a run and write it to `RUN/pilot/pilot.json`.
 
-    Raises DtoError without the tables of sample and pilot.
+    Raises DtoError if the tables of sample or pilot are missing.
     """
     for stage in ("sample", "pilot"):
         if not (directory / stage / "rows.parquet").is_file():
-            raise DtoError(f"pilot study needs {directory}/{stage}: start `dto pilot {directory}`")
+            raise DtoError(
+                f"the pilot study needs {directory}/{stage}: run `dto pilot {directory}`"
+            )
     run = RunReader(directory)
     sampled = _sampled(run)
     graded = sampled.filter(pl.col("grade") != "failed")
@@ -149,7 +153,7 @@ def study(directory: Path) -> PilotStudy:
 
 
 def _sampled(run: RunReader) -> pl.DataFrame:
-    """One row a response: lengths, not tokens."""
+    """Return one row per response, with lengths in place of token ids."""
     thinking = pl.col("thinking_tokens").struct
     return (
         run.frame("sample")
@@ -168,7 +172,7 @@ def _sampled(run: RunReader) -> pl.DataFrame:
 
 
 def _pearls(run: RunReader, graded: pl.DataFrame) -> tuple[dict[str, Estimate], int]:
-    """PEARLS, and the number of responses without an estimate."""
+    """Return the estimates of PEARLS and the number of responses without an estimate."""
     if not (run.table("segment").is_file() and run.table("estimate").is_file()):
         return {}, 0
     segments = run.frame("segment", "id", "trajectory_id", "index", "exit")
@@ -187,23 +191,23 @@ def _pearls(run: RunReader, graded: pl.DataFrame) -> tuple[dict[str, Estimate], 
         .collect()
     )
     rows = graded.join(scans, left_on="id", right_on="trajectory_id", how="left")
-    known = rows.filter(
-        (pl.col("length") == 0)  # nothing to leave
+    estimated = rows.filter(
+        (pl.col("length") == 0)  # no thinking to exit from
         | pl.col("pearl")
         | (pl.col("pearl").is_not_null() & ~pl.col("failed"))
     ).with_columns(
         pl.col("pearl").fill_null(False),
         position=(pl.col("exit") - pl.col("start")) / pl.col("length"),
     )
-    early = known.with_columns(early=pl.col("position").fill_null(1) < 0.5)
+    early = estimated.with_columns(early=pl.col("position").fill_null(1) < 0.5)
     shares = {
-        "of_all": _proportion(known, "pearl"),
-        "of_right": _proportion(known.filter("right"), "pearl"),
-        "of_others": _proportion(known.filter(~pl.col("right")), "pearl"),
+        "of_all": _proportion(estimated, "pearl"),
+        "of_right": _proportion(estimated.filter("right"), "pearl"),
+        "of_others": _proportion(estimated.filter(~pl.col("right")), "pearl"),
         "before_half": _proportion(early, "early"),
-        "position": _mean(known.filter("pearl"), "position"),
+        "position": _mean(estimated.filter("pearl"), "position"),
     }
-    return shares, len(graded) - len(known)
+    return shares, len(graded) - len(estimated)
 
 
 def _static(run: RunReader, graded: pl.DataFrame) -> list[StaticRow]:
@@ -213,17 +217,17 @@ def _static(run: RunReader, graded: pl.DataFrame) -> list[StaticRow]:
     rows = rows.join(responses, left_on="trajectory_id", right_on="id").sort("trajectory_id")
     static = []
     for (fraction,), part in sorted(rows.group_by(["fraction"]), key=lambda pair: pair[0]):
-        done = part.filter(pl.col("grade") != "failed").with_columns(
+        graded_part = part.filter(pl.col("grade") != "failed").with_columns(
             now=pl.col("grade") == "correct", tokens=pl.col("position") + pl.col("answer_tokens")
         )
         static.append(
             StaticRow(
                 float(str(fraction)),
-                _proportion(done.filter("right"), "now"),
-                _proportion(done.filter(~pl.col("right")), "now"),
-                _proportion(done, "now"),
-                _mean(done, "tokens"),
-                len(part) - len(done),
+                _proportion(graded_part.filter("right"), "now"),
+                _proportion(graded_part.filter(~pl.col("right")), "now"),
+                _proportion(graded_part, "now"),
+                _mean(graded_part, "tokens"),
+                len(part) - len(graded_part),
             )
         )
     return static
@@ -250,19 +254,19 @@ def _savings(run: RunReader, graded: pl.DataFrame) -> dict[str, Estimate]:
 
 
 def _flops(tokens: str) -> pl.Expr:
-    """Of the attention, up to a factor that is the model's: n tokens look at n (n + 1) / 2 keys."""
+    """Attention FLOPs up to a constant of the model: n tokens attend to n (n + 1) / 2 keys."""
     length = pl.col("prompt") + pl.col(tokens)
     return length * (length + 1)
 
 
 def _saved_share(rows: pl.DataFrame, cost: Callable[[str], pl.Expr]) -> Estimate:
-    """1 - cost after / cost before, a quotient of sums, with a bootstrap over problems."""
+    """Compute 1 - sum of cost after / sum of cost before; bootstrap over problems."""
     sums = (
         rows.group_by("problem_id", maintain_order=True)
         .agg(after=cost("after").sum(), before=cost("tokens").sum())
         .select("after", "before")
     )
-    return less(1.0, statistics.ratio(sums.to_numpy(), len(rows)))
+    return minus(1.0, statistics.ratio(sums.to_numpy(), len(rows)))
 
 
 def _mean(rows: pl.DataFrame, column: str) -> Estimate:

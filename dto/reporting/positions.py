@@ -1,6 +1,6 @@
-"""Where exits lie in the thinking, and whether the confidence of trial answers can be trusted.
+"""Positions of exits in the thinking, and calibration of the confidence of trial answers.
 
-Exits are those that optimizing chose and those that policies took.
+Exits are those chosen by optimizing and those taken by exit policies.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ CONFIDENCE_BINS = 10
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Trials whose confidence lies in one bin: its mean there, and the share of right answers.
+    """Trials in one bin of confidence: their mean confidence and their accuracy.
 
-    The interval is 95 %, clustered by problem.
+    The interval of the accuracy is 95 %, clustered by problem.
     """
 
     trials: int
@@ -35,11 +35,11 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Reliability:
-    """The confidence of all trials of one monitor and inducer against their correctness.
+    """Confidence against accuracy, over the trials of one monitor and inducer.
 
-    `ece` is the expected calibration error (1706.04599, section 2): |accuracy - confidence| over
-    ten bins of equal width, weighted with their trials; nan without trials. Empty bins are left
-    out. `accuracy` is that of all trials.
+    `ece` is the expected calibration error (1706.04599, section 2): the mean of |accuracy -
+    confidence| over ten bins of equal width, weighted by their trials; nan without trials. `bins`
+    has no empty ones. `accuracy` is that of all trials.
     """
 
     monitor: str
@@ -54,7 +54,7 @@ class Reliability:
 def reliability(
     monitor: str, inducer: str, confidence: str, trials: Sequence[tuple[float, bool, str]]
 ) -> Reliability:
-    """From (confidence, right, problem) of each trial; a confidence of 1 is in the last bin."""
+    """Bin trials, given as (confidence, right, problem); a confidence of 1 is in the last bin."""
     binned: list[list[tuple[float, bool, str]]] = [[] for _ in range(CONFIDENCE_BINS)]
     for trial in trials:
         binned[min(CONFIDENCE_BINS - 1, int(trial[0] * CONFIDENCE_BINS))].append(trial)
@@ -77,19 +77,19 @@ def reliability(
 
 
 BINS = 20
-"""Twentieths of the thinking."""
+"""Bins of the position: each is a twentieth of the thinking."""
 GIVEN = ("static", "no_thinking")
-"""Policies whose exits lie where their settings say."""
+"""Policies whose settings fix the position of the exit."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExitPositions:
-    """The exits of one kind, counted by the share of the thinking that comes before them.
+    """Exits of one group, counted by position: the share of the thinking before them.
 
-    `stage` is optimize or evaluate. There, `group` is the outcome of an optimized trajectory; here
-    an exit policy, with its `model`. `counts` has a number for each twentieth of the thinking (an
-    exit on a border belongs to the earlier one), `median` is a share (nan without exits), and
-    `without` counts the trajectories or responses that did not leave.
+    `stage` is optimize or evaluate. For optimize, `group` is the outcome of the trajectories; for
+    evaluate, it is the exit policy of `model`. `counts` has a number per twentieth of the thinking
+    (an exit on a border counts in the earlier bin). `median` is a share, nan without exits.
+    `without` counts trajectories or responses without an exit.
     """
 
     stage: str
@@ -102,12 +102,12 @@ class ExitPositions:
 
 
 def exit_positions(run: RunReader) -> tuple[ExitPositions, ...]:
-    """All of a run; empty where it has neither optimized trajectories nor early exits."""
-    return (*_optimized(run), *_left_early(run))
+    """Count the exits of a run; empty without optimized trajectories and early exits."""
+    return (*_optimized(run), *_policy_exits(run))
 
 
 def _optimized(run: RunReader) -> list[ExitPositions]:
-    """The boundary that each optimized trajectory was cut at, in its original's thinking."""
+    """Find the position of each optimized trajectory's exit in the thinking of its original."""
     last = next((stage for stage in ("prune", "optimize") if run.table(stage).is_file()), None)
     if last is None or not (run.table("sample").is_file() and run.table("segment").is_file()):
         return []
@@ -129,11 +129,11 @@ def _optimized(run: RunReader) -> list[ExitPositions]:
     ]
 
 
-def _left_early(run: RunReader) -> list[ExitPositions]:
-    """Thinking until a policy left, by the thinking of the same model and sample without one.
+def _policy_exits(run: RunReader) -> list[ExitPositions]:
+    """Divide the thinking before a policy's exit by that of the same sample without a policy.
 
-    All exits answer a sample with the same seed, so that it is the same path up to the exit, but
-    on engines that do not keep to a seed when a path is interrupted.
+    All exits use the same seed for a sample, so the paths agree up to the exit, except on engines
+    where an interruption changes the sampled tokens.
     """
     settings = run.recipe.evaluate
     plain = next((exit.name for exit in settings.exits if exit.policy == "none"), None)
@@ -167,23 +167,23 @@ def _left_early(run: RunReader) -> list[ExitPositions]:
 def _counted(
     stage: str, model: str, group: str, positions: pl.Series, without: int
 ) -> ExitPositions:
-    known = positions.to_numpy()[positions.is_finite().fill_null(False).to_numpy()]
-    median = float(np.median(known)) if len(known) else nan
-    return ExitPositions(stage, model, group, len(known), without, median, histogram(known))
+    shares = positions.to_numpy()[positions.is_finite().fill_null(False).to_numpy()]
+    median = float(np.median(shares)) if len(shares) else nan
+    return ExitPositions(stage, model, group, len(shares), without, median, histogram(shares))
 
 
 def histogram(shares: npt.ArrayLike) -> tuple[int, ...]:
-    """How many shares lie in each bin; what stands on a border belongs to the bin before it."""
+    """Count shares by bin; a share on a border counts in the earlier bin."""
     places = np.clip(np.ceil(np.asarray(shares) * BINS) - 1, 0, BINS - 1)
     return tuple(np.bincount(places.astype(np.intp), minlength=BINS).tolist())
 
 
 @dataclass(frozen=True, slots=True)
 class TrialReliability:
-    """The trials of one model under one exit.
+    """Reliability of the trials of one model under one exit.
 
-    Unless the exit is in `shadow` mode a path that is left makes no further trials, so that early
-    trials, and doubtful ones, are more than their share of a whole path would be.
+    Unless the exit is in `shadow` mode, a path makes no further trials after its exit. So early and
+    unsure trials are overrepresented.
     """
 
     model: str
@@ -192,7 +192,7 @@ class TrialReliability:
 
 
 def trial_reliability(run: RunReader) -> tuple[TrialReliability, ...]:
-    """By model and exit, over all tasks; without the exits that made no graded trials."""
+    """Compute reliability by model and exit over all tasks; skip exits without graded trials."""
     if not run.table("evaluate").is_file():
         return ()
     trials = (

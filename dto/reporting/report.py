@@ -1,7 +1,7 @@
-"""Sum up a run: accuracy against tokens with intervals, what it cost, when it has paid.
+"""Summarize a run: accuracy against tokens with intervals, cost and break-even.
 
-Everything is read from the run's tables and manifests; nothing is computed by a model. A report is
-a list of sections: the page shows all of them, the terminal their tables and facts.
+All figures come from the tables and manifests of the run; no model is called. A report is a list of
+sections: the page shows all of each, the terminal its tables and facts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dto.reporting.evaluation import (
     evaluate,
 )
 from dto.reporting.funnel import funnel, funnel_section, training
-from dto.reporting.page import LeftOut, Section, drawn
+from dto.reporting.page import OmittedSection, Section, make_figure
 from dto.reporting.positions import (
     ExitPositions,
     TrialReliability,
@@ -46,7 +46,7 @@ from dto.statistics import Estimate
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run amounts to; `str()` gives the tables and facts for the terminal."""
+    """The figures of a run; `str()` gives the tables and facts for the terminal."""
 
     recipe: Recipe
     rows: tuple[Figures, ...]
@@ -58,22 +58,22 @@ class Report:
     training: Mapping[str, Any] | None
     positions: tuple[ExitPositions, ...]
     trials: tuple[TrialReliability, ...]
-    plain: str  # the exit that all is compared under
+    plain: str  # name of the reference exit, whose policy is none
     batch: BatchReport | None = None
 
     @property
     def name(self) -> str:
-        """The recipe's."""
+        """The name of the recipe."""
         return self.recipe.name
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks that were evaluated, in the recipe's order."""
+        """The evaluated tasks, in the order of the recipe."""
         return list(dict.fromkeys(row.task for row in self.rows))
 
     @property
     def title(self) -> str:
-        """The run's name, its test problems and samples."""
+        """Name of the run, number of test problems and samples."""
         if not self.rows:
             return self.name
         problems = {row.task: row.problems for row in self.rows[::-1]}
@@ -83,7 +83,7 @@ class Report:
         return f"{self.name}: {sum(problems.values()):,} test problems{of_tasks} × {times}"
 
     def public(self) -> Report:
-        """The same report; models that are folders go by their last part."""
+        """Return the report with local model paths shortened to their last part."""
         names = public_names([row.model for row in self.rows])
         parts = ("rows", "averages", "difficulty", "positions", "trials")
         renamed: dict[str, Any] = {
@@ -95,7 +95,7 @@ class Report:
         return replace(self, **renamed)
 
     def as_json(self) -> dict[str, Any]:
-        """The content of `report.json`; figures without a value are nan."""
+        """Return the content of `report.json`; unknown figures are nan."""
         data = {"name": self.name} | asdict(self)
         del data["recipe"]
         stages = {cost["stage"]: cost for cost in data.pop("costs")}
@@ -103,13 +103,13 @@ class Report:
         data["exit_positions"] = data.pop("positions")
         return data
 
-    def sections(self) -> list[Section | LeftOut]:
-        """What the page shows and the terminal prints, in this order."""
-        together = batch_section(self.batch, self.training)
+    def sections(self) -> list[Section | OmittedSection]:
+        """Build the sections in the order of the page."""
+        batch = batch_section(self.batch, self.training)
         return [
             _front(self),
             _difficulty(self),
-            *([together] if together is not None else []),
+            *([batch] if batch is not None else []),
             _positions(self),
             _calibration(self),
             cost_section(self.costs, self.break_even),
@@ -117,32 +117,32 @@ class Report:
         ]
 
     def __str__(self) -> str:
-        parts = [part for part in self.public().sections() if isinstance(part, Section)]
-        return "\n\n".join([self.title, *map(str, parts)])
+        sections = [part for part in self.public().sections() if isinstance(part, Section)]
+        return "\n\n".join([self.title, *map(str, sections)])
 
 
 def measure(path: Path) -> Report:
-    """The figures of a run's report; writes nothing.
+    """Compute the report of a run without writing files.
 
     Raises DtoError when the run has not been evaluated.
     """
     run = RunReader(path)
     recipe = run.recipe
-    evaluated = _evaluated(run)
+    arms = _arms(run)
     plain = next((exit.name for exit in recipe.evaluate.exits if exit.policy == "none"), "")
-    bases = {arm.task: arm for arm in evaluated if (arm.model, arm.exit) == ("base", plain)}
-    rows = tuple(evaluate(arm, bases.get(arm.task)) for arm in evaluated)
+    bases = {arm.task: arm for arm in arms if (arm.model, arm.exit) == ("base", plain)}
+    rows = tuple(evaluate(arm, bases.get(arm.task)) for arm in arms)
     costs = tuple(stage_costs(run))
     even = None
     failed = any(row.verdict == "too many failed" and row.arm == ("trained", plain) for row in rows)
-    saved, flops = (_saved(evaluated, plain, name) for name in ("tokens", "model_flops"))
+    saved, flops = (_saved(arms, plain, name) for name in ("tokens", "model_flops"))
     if not failed and not isnan(saved.value):
         even = break_even(costs, saved, flops)
     return Report(
         recipe=recipe,
         rows=rows,
         averages=averages(rows),
-        difficulty=tuple(difficulty(evaluated, ("base", plain))),
+        difficulty=tuple(difficulty(arms, ("base", plain))),
         costs=costs,
         break_even=even,
         funnel=funnel(run),
@@ -155,7 +155,7 @@ def measure(path: Path) -> Report:
 
 
 def _saved(arms: Sequence[Arm], plain: str, column: str) -> Estimate:
-    """What of a column the trained model saves a question, by problem: the mean over tasks."""
+    """Compute the saving per question of the trained model in a column, averaged over tasks."""
     by_name = {(arm.task, arm.model): arm for arm in arms if arm.exit == plain}
     return average(
         [
@@ -168,14 +168,14 @@ def _saved(arms: Sequence[Arm], plain: str, column: str) -> Estimate:
     )
 
 
-def _evaluated(run: RunReader) -> list[Arm]:
-    """The evaluation table by task, model and exit, in the recipe's order."""
+def _arms(run: RunReader) -> list[Arm]:
+    """Split the evaluation table by task, model and exit, in the order of the recipe."""
     recipe, path = run.recipe, run.table("evaluate")
     if not path.is_file():
-        raise DtoError(f"report needs {path}: start `dto evaluate {run.path}` first")
-    there = pl.read_parquet_schema(path)
-    rows = pl.read_parquet(path, columns=[name for name in COLUMNS if name in there])
-    if "model_flops" not in there:  # of an earlier version
+        raise DtoError(f"the report needs {path}: run `dto evaluate {run.path}` first")
+    schema = pl.read_parquet_schema(path)
+    rows = pl.read_parquet(path, columns=[name for name in COLUMNS if name in schema])
+    if "model_flops" not in schema:  # the table of an earlier version
         rows = rows.with_columns(model_flops=pl.lit(nan))
     timings = path.with_name("timings.parquet")
     if timings.is_file():
@@ -184,17 +184,17 @@ def _evaluated(run: RunReader) -> list[Arm]:
         rows = rows.with_columns(seconds=pl.lit(None, pl.Float64))
     models = {name: place for place, name in enumerate(recipe.evaluate.models)}
     exits = {exit.name: place for place, exit in enumerate(recipe.evaluate.exits)}
-    asked = pl.DataFrame(schema={"problem_id": pl.String, "task": pl.String})
+    task_of = pl.DataFrame(schema={"problem_id": pl.String, "task": pl.String})
     if run.table(run.test_stage).is_file():
         problems = run.frame(run.test_stage).filter(split="test")
-        asked = problems.select(problem_id="id", task="task").collect()
+        task_of = problems.select(problem_id="id", task="task").collect()
     expected = {
         str(task): count * recipe.evaluate.samples
-        for task, count in asked["task"].value_counts().iter_rows()
+        for task, count in task_of["task"].value_counts().iter_rows()
     }
-    rows = rows.join(asked, on="problem_id", how="left", maintain_order="left")
+    rows = rows.join(task_of, on="problem_id", how="left", maintain_order="left")
     rows = rows.with_columns(pl.col("task").fill_null(""))
-    # A Hub id stands in the recipe, its last part in the tables; a task may have a name of its own.
+    # The recipe has the Hub id, the tables its last part or the task's own name.
     tasks = {Path(task).stem: place for place, task in enumerate(recipe.evaluate.tasks)}
     arms = [
         Arm(str(model), str(exit), part, expected.get(str(task), 0), str(task))
@@ -216,10 +216,10 @@ def _front(report: Report) -> Section:
     arm = {"model": "model", "exit": "exit"}
     columns = arm | {
         "accuracy %": "accuracy", "gain, points": "gain", "tokens": "tokens", "% of base": "ratio",
-        "out of tokens": "truncated", "failed": "failed",
+        "truncated": "truncated", "failed": "failed",
     }  # fmt: skip
     more = arm | {
-        "of completed %": "completed", "pass@n %": "pass", "efficiency": "efficiency",
+        "completed, accuracy %": "completed", "pass@n %": "pass", "efficiency": "efficiency",
         "trial tokens": "trial", "attention FLOPs": "FLOPs", "seconds, p50": "p50", "p95": "p95",
     }  # fmt: skip
     tables = [
@@ -232,45 +232,44 @@ def _front(report: Report) -> Section:
         for task in report.tasks
     ]
     if report.averages:
-        title = f"mean over {len(report.tasks)} tasks, each counting once"
+        title = f"mean over {len(report.tasks)} tasks, equally weighted"
         tables.append(arms_table(report.averages, columns, title, left=2))
     if several:
         more = {"task": "task"} | more
-    title = "Accuracy over completed responses, pass@n, efficiency, trials, seconds"
+    title = "More figures: completed responses, pass@n, efficiency, trials, FLOPs, seconds"
     tables.append(arms_table(report.rows, more, title, left=3 if several else 2, folded=True))
     facts = []
     if any(row.verdict == "too many failed" for row in report.rows):
-        facts.append(
-            f"Where more than {MAX_FAILED:.0%} of the responses failed nothing is claimed."
-        )
+        facts.append(f"An arm with more than {MAX_FAILED:.0%} failed responses is not compared.")
     return Section(
         "front",
         "Accuracy and tokens",
         (
-            "Up and to the left is better. The dotted line joins the points that no other beats in "
-            "both; bars are 95 % intervals. Whether two differ is told by the paired gains below.",
+            "Up and to the left is better. Bars are 95 % intervals. The dotted line joins the "
+            "points that no other point beats in both. Whether an arm differs from the base is "
+            "shown by the paired gains below, not by the overlap of bars.",
         ),
-        drawn("front", "Accuracy against tokens; the table below has the figures.",
-              pictures.front, report.rows),
+        make_figure("front", "Accuracy against tokens; the table below has the figures.",
+                    pictures.front, report.rows),
         tuple(tables),
         tuple(facts),
-        ("In brackets are 95 % intervals, each for itself: the more there are, the more of "
-         "them miss. Tokens are the mean of all that a question takes: thinking, answer and "
-         "trial answers. Gains and % of base are against the base without an exit, paired by "
-         "problem. Responses that ran out of tokens count as not correct, failed "
-         "ones have no grade and leave the denominator. Which responses are completed is each "
-         "arm's own doing, so that the accuracy over these compares nothing.",),
+        ("Brackets hold 95 % intervals. They are not adjusted for multiple comparisons. Tokens "
+         "are the mean per question over thinking, answer and trial answers. Gain and % of base "
+         "compare with the base without an exit, paired by problem. Truncated responses ran out "
+         "of tokens and count as not correct. Failed responses have no grade and leave the "
+         "denominator. Each arm completes other responses, so accuracy over completed responses "
+         "does not compare arms.",),
     )  # fmt: skip
 
 
-def _difficulty(report: Report) -> Section | LeftOut:
+def _difficulty(report: Report) -> Section | OmittedSection:
     title = "Tokens saved by difficulty"
     if not any(row.ratio is not None for row in report.difficulty):
-        return LeftOut(
-            title, "it needs a base model without an exit and two samples of each problem."
+        return OmittedSection(
+            title, "needs the base model without an exit and two samples per problem."
         )
     columns = {
-        "base right": "bin", "model": "model", "exit": "exit", "problems": "problems",
+        "base pass rate": "bin", "model": "model", "exit": "exit", "problems": "problems",
         "acc. %": "accuracy alone", "gain, points": "gain", "tokens": "tokens alone",
         "% of base": "ratio alone",
     }  # fmt: skip
@@ -278,36 +277,35 @@ def _difficulty(report: Report) -> Section | LeftOut:
         "difficulty",
         title,
         (
-            "How hard a problem is: on which share of its samples the base model is right. One "
-            "half of the samples sets that rate, the figures come from the other half, so that "
-            "problems with bad luck do not pass for hard ones. A problem whose halves disagree "
-            "stands in two bins.",
+            "Difficulty is the pass rate of the base model. One half of a problem's samples sets "
+            "the rate and the other half gives the figures, so that an unlucky sample does not "
+            "make a problem look hard. A problem whose halves disagree is in two bins.",
         ),
-        drawn("difficulty", "Tokens saved and points gained, by the base's pass rate; the table "
-              "below has the figures.", pictures.difficulty, report.difficulty),
+        make_figure("difficulty", "Tokens saved and points gained, by pass rate of the base; the "
+                    "table below has the figures.", pictures.difficulty, report.difficulty),
         (arms_table(report.difficulty, columns, left=3),),
     )  # fmt: skip
 
 
-def _positions(report: Report) -> Section | LeftOut:
-    title = "Where the exits lie"
+def _positions(report: Report) -> Section | OmittedSection:
+    title = "Exit positions"
     if not report.positions:
-        return LeftOut(title, "the run has no optimized trajectories, and no exit left early.")
+        return OmittedSection(title, "the run has no optimized trajectories and no early exits.")
     table = Table.of(
         "",
         report.positions,
         {
-            "of": (lambda part: part.model or "optimized", ""),
+            "responses of": (lambda part: part.model or "optimized", ""),
             "outcome or exit": (lambda part: part.group, ""),
             "exits": (lambda part: part.exits, ""),
-            "without": (lambda part: part.without if part.model else None, ""),
+            "no exit": (lambda part: part.without if part.model else None, ""),
             "median position %": (lambda part: part.median, "%"),
         },
         left=2,
     )
     if optimized := [part for part in report.positions if not part.model]:
-        # What has no optimized version belongs to no outcome: all of them count the same.
-        without: tuple[Cell, ...] = ("optimized", "without", None, optimized[0].without, None)
+        # Trajectories without an optimized version have no outcome: each row has the same count.
+        without: tuple[Cell, ...] = ("optimized", "none", None, optimized[0].without, None)
         place = len(optimized)
         table = replace(table, rows=(*table.rows[:place], without, *table.rows[place:]))
     models = list(dict.fromkeys(row.model for row in report.rows))
@@ -315,21 +313,21 @@ def _positions(report: Report) -> Section | LeftOut:
         "exits",
         title,
         (
-            "Optimized trajectories: how much of the thinking stands before the boundary that they "
-            "were cut at, by what became of them; without are all that have no optimized version.",
-            "Early exits: thinking until the policy left, as a share of what the same model thinks "
-            "on the same question and sample when nothing stops it; those without did not leave.",
+            "Optimized trajectories: share of the original thinking before the exit, by outcome. "
+            "Row none counts trajectories without an optimized version.",
+            "Early exits: thinking before the exit as a share of the thinking of the same model on "
+            "the same question and sample without a policy.",
         ),
-        drawn("exits", "Histograms of exit positions; the table below has their medians.",
-              pictures.positions, report.positions, models),
+        make_figure("exits", "Histograms of exit positions; the table below has their medians.",
+                    pictures.positions, report.positions, models),
         (table,),
     )  # fmt: skip
 
 
-def _calibration(report: Report) -> Section | LeftOut:
-    title = "Can the confidence be trusted?"
+def _calibration(report: Report) -> Section | OmittedSection:
+    title = "Calibration of the confidence"
     if not report.trials:
-        return LeftOut(title, "no exit of this evaluation asked for trial answers.")
+        return OmittedSection(title, "no exit of this evaluation made trial answers.")
     table = Table.of(
         "",
         report.trials,
@@ -345,13 +343,13 @@ def _calibration(report: Report) -> Section | LeftOut:
     return Section(
         "calibration",
         title,
-        ("Trial answers by their confidence, in ten bins, and how many of them are right; larger "
-         "points are more trials. On the diagonal a confidence of 0.9 means right nine times in "
-         "ten; bars are 95 % intervals. The expected calibration error (ECE) is the mean distance "
-         "from the diagonal: 0 is best.",),
-        drawn("calibration", "Reliability diagrams; the table below has the errors.",
-              pictures.calibration, report.trials),
+        ("Accuracy of trial answers in ten bins of confidence. Larger points have more trials; "
+         "bars are 95 % intervals. On the diagonal, a confidence of 0.9 is right nine times in "
+         "ten. The expected calibration error (ECE) is the mean distance from the diagonal: 0 is "
+         "best.",),
+        make_figure("calibration", "Reliability diagrams; the table below has the errors.",
+                    pictures.calibration, report.trials),
         (table,),
-        notes=("A path that is left makes no further trials, so that doubtful ones are more than "
-               "their share; an exit in shadow mode makes all of them.",),
+        notes=("A response makes no further trials after its exit, so unsure trials are "
+               "overrepresented. An exit in shadow mode makes all trials.",),
     )  # fmt: skip

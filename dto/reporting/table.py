@@ -1,4 +1,4 @@
-"""Tables: one class with its renderers, and the tables of the figures of arms."""
+"""One table class with renderers for terminal, page, Markdown and CSV; the tables of arms."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dto.statistics import NOTHING, Estimate, shown
 
 @cache
 def template(name: str) -> Template:
-    """A template of this package; what is put into it is escaped."""
+    """Load a template of this package; it escapes all values."""
     environment = Environment(
         loader=PackageLoader("dto.reporting", ""),
         autoescape=True,
@@ -37,13 +37,13 @@ def template(name: str) -> Template:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write dataclasses, dicts and lists as strict JSON: a figure without value is null."""
+    """Write dataclasses, dicts and lists as strict JSON; nan and infinity become null."""
     text = json.dumps(without_nan(data), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
 
 
 def without_nan(data: Any) -> Any:
-    """The same data as dicts and lists, with None for every float that is not finite."""
+    """Convert data to dicts and lists, with None for every float that is not finite."""
     if is_dataclass(data) and not isinstance(data, type):
         data = asdict(data)
     if isinstance(data, Mapping):
@@ -55,19 +55,19 @@ def without_nan(data: Any) -> Any:
 
 R = TypeVar("R")
 Cell = str | int | float | Estimate | None
-MOST_NAME = 22
-"""Characters of a name on a terminal where several columns name a row."""
+MAX_NAME = 22
+"""Characters of a name on a terminal if several columns name a row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
     """A table for terminal, page, Markdown and CSV.
 
-    Cells are values; a number or an estimate is shown by its column's entry of `formats`
-    (:func:`dto.statistics.shown`; integers with separators of thousands without one), and None is
-    an empty cell. The first `left` columns name the row and are flush left, the others are flush
-    right. A `folded` table is shown on demand under its title on a page, and on no terminal; the
-    last column of a `wide` one holds text that wraps.
+    Cells are values. The entry of `formats` for a column formats its numbers and estimates
+    (:func:`dto.statistics.shown`; without an entry, integers get thousands separators). None is an
+    empty cell. The first `left` columns name the row and are aligned left, the others right. A
+    `folded` table opens with a click on the page and is not shown on a terminal. The last column
+    of a `wide` table holds text that wraps.
     """
 
     title: str
@@ -87,13 +87,13 @@ class Table:
         columns: Mapping[str, tuple[Callable[[R], Cell], str]],
         **options: Any,
     ) -> Table:
-        """A line a row; `columns` has by head the cell of a row and how it is shown."""
+        """Build a table with one line per row; `columns` maps a heading to (cell, format)."""
         cells = tuple(tuple(cell(row) for cell, _ in columns.values()) for row in rows)
         formats = tuple(spec for _, spec in columns.values())
         return cls(title, tuple(columns), cells, formats=formats, **options)
 
     def cells(self, empty: str = "") -> list[list[str]]:
-        """The rows as text, `empty` where there is nothing."""
+        """Format all cells; an empty cell becomes `empty`."""
         formats = self.formats or ("",) * len(self.head)
         return [
             [_text(cell, spec, empty) for cell, spec in zip(row, formats, strict=True)]
@@ -101,18 +101,18 @@ class Table:
         ]
 
     def text(self, width: int = 100) -> str:
-        """For a terminal: columns two spaces apart, a rule below the head.
+        """Format for a terminal: columns two spaces apart, a rule below the headings.
 
-        Columns that do not fit into `width` follow in further blocks, as even as they can be and
-        each after the first `left` columns; text in the last column of a `wide` table is wrapped.
-        Where several columns name a row, a long name is shown by its end.
+        Columns that do not fit into `width` go into further blocks of similar width, each of which
+        repeats the first `left` columns. Text in the last column of a `wide` table wraps. If
+        several columns name a row, a long name is cut at its start.
         """
         lines = [list(self.head), *self.cells()]
         if self.left > 1:
             lines = [[*map(_end, line[: self.left]), *line[self.left :]] for line in lines]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         if self.wide:
-            room = max(MOST_NAME, width - sum(widths[:-1]) - 2 * (len(widths) - 1))
+            room = max(MAX_NAME, width - sum(widths[:-1]) - 2 * (len(widths) - 1))
             lines = [part for line in lines for part in _wrapped(line, room)]
             widths[-1] = min(widths[-1], room)
         blocks = self._blocks(widths, width)
@@ -122,7 +122,7 @@ class Table:
         return "\n".join([*filter(None, [self.title]), "\n\n".join(texts), *self.notes])
 
     def _blocks(self, widths: list[int], width: int) -> list[list[int]]:
-        """Which columns stand in each block."""
+        """Distribute the columns over blocks of at most `width` characters."""
         blocks = [list(range(self.left))]
         for place in range(self.left, len(widths)):
             used = sum(widths[column] + 2 for column in blocks[-1])
@@ -147,19 +147,19 @@ class Table:
         return "\n".join([head, rule, *rows])
 
     def _flush(self) -> list[bool]:
-        """By column, whether it is flush left."""
+        """Return for each column whether it is aligned left."""
         last = len(self.head) - 1
         return [place < self.left or (self.wide and place == last) for place in range(last + 1)]
 
     def html(self) -> Markup:
-        """For a page, escaped; a dash where there is nothing."""
+        """Format for a page, escaped; an empty cell is a dash."""
         sides = [Markup(' class="left"' if flush else "") for flush in self._flush()]
         lines = [(line[0], line[1:]) for line in self.cells(empty="–")]
         page = template("table.html.jinja")
         return Markup(page.render(table=self, sides=sides, rows=lines).strip())
 
     def markdown(self) -> str:
-        """For GitHub and the Hub."""
+        """Format as Markdown for GitHub and the Hub."""
         lines = [self.head, ["---"] * len(self.head), *self.cells()]
         table = "\n".join(
             f"| {' | '.join(cell.replace('|', '∣') for cell in line)} |" for line in lines
@@ -168,7 +168,7 @@ class Table:
         return "\n\n".join([*parts, table, *self.notes])
 
     def csv(self) -> str:
-        """The values as they are, empty where there is none; an estimate has three columns."""
+        """Format as CSV with unrounded values; an estimate has three columns."""
         wide = [
             any(isinstance(row[place], Estimate) for row in self.rows)
             for place in range(len(self.head))
@@ -197,25 +197,25 @@ def _value(cell: Cell) -> Any:
 
 
 def _values(cell: Cell) -> list[Any]:
-    """An estimate, or the name of a column of estimates, as value and ends of the interval."""
+    """Expand an estimate, or the heading of its column, into value, low and high."""
     if isinstance(cell, Estimate):
         return [_value(cell.value), _value(cell.low), _value(cell.high)]
     return [cell, f"{cell}_low", f"{cell}_high"] if isinstance(cell, str) else ["", "", ""]
 
 
 def _end(name: str) -> str:
-    return name if len(name) <= MOST_NAME else f"…{name[1 - MOST_NAME :]}"
+    return name if len(name) <= MAX_NAME else f"…{name[1 - MAX_NAME :]}"
 
 
 def _wrapped(line: list[str], width: int) -> list[list[str]]:
-    """A row whose last cell has several lines."""
+    """Wrap the last cell of a row over several lines."""
     *others, text = line
     first, *more = wrap(text, width) or [""]
     return [[*others, first], *([*("" for _ in others), part] for part in more)]
 
 
-def counted(counts: Mapping[str, int], between: str = ", ") -> str:
-    """`3 no_exit, 2 failed`."""
+def join_counts(counts: Mapping[str, int], between: str = ", ") -> str:
+    """Format counts as `3 no_exit, 2 failed`."""
     return between.join(f"{count:,} {name}" for name, count in counts.items())
 
 
@@ -251,21 +251,21 @@ CELLS: Mapping[str, tuple[Callable[[Figures], Cell], str]] = {
     "truncated": (lambda row: row.truncated, ""),
     "failed": (lambda row: row.failed, ""),
 }  # fmt: skip
-"""By name, what a table of arms may show."""
+"""Columns that a table of arms can have: name to (cell, format)."""
 
 
 def arms_table(
     rows: Iterable[Figures], columns: Mapping[str, str], title: str = "", **options: Any
 ) -> Table:
-    """A line an arm; `columns` has by head the name of a cell (CELLS)."""
+    """Build a table with one line per arm; `columns` maps a heading to a name in CELLS."""
     return Table.of(title, rows, {head: CELLS[name] for head, name in columns.items()}, **options)
 
 
 def papers_table(rows: Sequence[Figures], means: Sequence[Figures]) -> Table:
-    """A line an arm, three columns a task: accuracy, tokens, share of the base's tokens.
+    """Build a table with one line per arm and per task accuracy, tokens and share of base tokens.
 
-    The layout of 2504.15895 (table 1) and 2505.21765 (table 1), the share being their compression
-    rate; in the last columns are the means over tasks.
+    This is the layout of 2504.15895 (table 1) and 2505.21765 (table 1); the share is their
+    compression rate. The last columns are the means over tasks.
     """
     tasks = [*dict.fromkeys(row.task for row in rows), *(["average"] if means else [])]
     figures = {(*row.arm, row.task): row for row in rows}

@@ -1,8 +1,7 @@
-"""Write the report of a run: its page, figures as JSON, picture and tables.
+"""Write the report of a run: page, figures as JSON, picture and tables.
 
-The page says how the run is done again, and names no machine: local files and folders are shown by
-their last part, servers by an address that is none (`dto.redact`). It is sent to people whose paths
-differ, and who need not know ours.
+The page says how to reproduce the run and can be shared: local paths are shortened to their last
+part and servers are replaced by a placeholder (`dto.redact`).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import yaml
 
 from dto.pipeline import STAGES, needed
 from dto.recipe import Recipe
+from dto.records import Problem
 from dto.redact import NO_KEY, Redaction, public_names, texts_of
 from dto.reporting.page import Headline, Section, render_page
 from dto.reporting.pictures import draw
@@ -26,13 +26,12 @@ from dto.runs.reader import RunReader
 
 
 def report(run_directory: Path | str) -> Report:
-    """Write `report.html`, `report.json`, the picture and the tables below `RUN/report`.
+    """Write `report.html`, `report.json`, the picture and the tables to `RUN/report`.
 
-    Everything is compared with the model `base` under the first exit whose policy is none, over
-    the same problems and seeds, task by task; with several tasks there is a mean over them. The
-    page is one to send around, the picture is `report.png` and `report.svg`. `tables.md` and
-    `tables.csv` are laid out as in the papers, and hold shares as percent and as they are. Raises
-    DtoError when the run has not been evaluated.
+    Every arm is compared with the model `base` under the first exit whose policy is none, over the
+    same problems and seeds, by task; with several tasks there is also a mean over them. The picture
+    is `report.png` and `report.svg`. `tables.md` (shares in percent) and `tables.csv` (shares as
+    fractions) have the layout of the papers. Raises DtoError when the run has not been evaluated.
     """
     run = RunReader(run_directory)
     result = measure(run.path)
@@ -48,7 +47,7 @@ def report(run_directory: Path | str) -> Report:
 
 
 def draw_report(result: Report, directory: Path) -> None:
-    """Write `report.png` and `report.svg`: models by names that can be shown to others."""
+    """Write `report.png` and `report.svg`, with local model paths shortened."""
     draw(result.public().rows, directory, result.title)
 
 
@@ -56,7 +55,7 @@ def _write_tables(directory: Path, result: Report) -> None:
     papers = papers_table(result.rows, result.averages)
     parts = [
         f"# {result.title}",
-        "Accuracy in %, tokens of a response with its trials, and these in % of the base's.",
+        "Accuracy in %, tokens per response including trials, and tokens in % of the base.",
         papers.markdown(),
     ]
     write_text(directory / "tables.md", "\n\n".join(parts) + "\n")
@@ -64,17 +63,17 @@ def _write_tables(directory: Path, result: Report) -> None:
 
 
 def run_page(run: RunReader, report: Report) -> str:
-    """The HTML of a run's report; its models by names that can be shown to others."""
+    """Return the HTML of a report, with local model paths shortened."""
     recipe = run.recipe
     model = f"{public_names([recipe.model.name])[recipe.model.name]} on {recipe.model.engine}"
-    asked = report.title.removeprefix(report.name).removeprefix(": ")
-    subtitle = f"{model}, {asked or 'nothing evaluated'}, seed {recipe.seed}"
+    problems = report.title.removeprefix(report.name).removeprefix(": ")
+    subtitle = f"{model}, {problems or 'not evaluated'}, seed {recipe.seed}"
     sections = [*report.sections(), reproduce_section(run)]
     return render_page(report.name, subtitle, _headlines(report), sections)
 
 
 def _headlines(report: Report) -> list[Headline]:
-    """The trained model, the fewest tokens that no loss is shown of, and when it has paid."""
+    """Build the cards: the trained model, the shortest arm without a shown loss, the break-even."""
     failed = {row.arm for row in report.rows if row.verdict == "too many failed"}
     compared = [
         (row, row.gain, row.ratio)
@@ -92,37 +91,39 @@ def _headlines(report: Report) -> list[Headline]:
         headlines.append(
             Headline(
                 name if row.model == "trained" and row.exit == report.plain
-                else f"{name}: the fewest where no loss is shown",
+                else f"{name}: fewest tokens without a shown loss",
                 f"{abs(100 * (1 - ratio.value)):.0f} % {change} tokens",
                 f"accuracy {gain:+%} points: {claim}",
-                f"{ratio:%} % of the base's tokens",
+                f"{ratio:%} % of the base tokens",
                 mood,
             )
         )  # fmt: skip
     if (even := report.break_even) is not None:
-        what = "optimizing and training have paid for themselves"
-        spent = f"{even.tokens.spent / 1e6:,.2f} million tokens went into them"
-        headlines.append(Headline(what, even.tokens.after, "", spent))
+        spent = f"{even.tokens.spent / 1e6:,.2f} million tokens spent on optimizing and training"
+        headlines.append(Headline("break-even", even.tokens.after, "", spent))
     return headlines
 
 
 def reproduce_section(run: RunReader) -> Section:
-    """The command, the recipe, versions, commit, and hashes of what went in and came out."""
+    """Build the section with command, recipe, versions, commit, and input and output hashes."""
     settings, hidden = public_settings(run.recipe)
-    found = {stage: done for stage in STAGES if (done := run.manifest(stage)) is not None}
-    last: dict[str, Any] = next(reversed(found.values()), {})
+    manifests = {
+        stage: manifest for stage in STAGES if (manifest := run.manifest(stage)) is not None
+    }
+    last: dict[str, Any] = next(reversed(manifests.values()), {})
     git, versions = last.get("git"), last.get("versions") or {}
     others = [
         stage
-        for stage, done in found.items()
-        if any(done.get(key) != last.get(key) for key in ("versions", "git"))
+        for stage, manifest in manifests.items()
+        if any(manifest.get(key) != last.get(key) for key in ("versions", "git"))
     ]
-    text = ["Save the recipe at the end under the name that the command has."]
+    text = ["Save the recipe below under the file name in the command."]
     if git and git.get("dirty"):
-        text.append("The checkout held changes beside the commit below.")
+        text.append("The checkout had uncommitted changes on top of the commit below.")
     if hidden:
         text.append(
-            f"{', '.join(hidden)}: shown by the last part of the name, put your own place there."
+            f"Local paths are shortened to their last part: {', '.join(hidden)}. Replace them with "
+            "your own paths."
         )
     text.append(
         f"Run seed {run.recipe.seed}: the seed of every request is derived from it and from the "
@@ -132,21 +133,21 @@ def reproduce_section(run: RunReader) -> Section:
     notes = [
         f"Versions: {named or 'not recorded'}.",
         "With other versions, another device or another number of threads, trained weights may "
-        "differ in their last digits, and what they answer with them; the hashes tell what is the "
-        "same.",
+        "differ in their last digits, and so may their answers. Compare the hashes to see which "
+        "tables are the same.",
     ]
     if others:
-        notes.append(f"Of another version or commit: {', '.join(others)}.")
+        notes.append(f"Computed with another version or commit: {', '.join(others)}.")
     commands = [f"git checkout {shlex.quote(str(git['commit']))}"] if git else []
     return Section(
         "reproduce",
-        "Do it again",
+        "Reproduce this run",
         tuple(text),
         tables=(
             Table(
-                "Hashes of what went in and what came out",
-                ("what", "hash"),
-                tuple(_hashes(found)),
+                "Hashes of inputs and outputs",
+                ("file", "hash"),
+                tuple(_hashes(manifests)),
                 left=2,
                 folded=True,
             ),
@@ -154,66 +155,67 @@ def reproduce_section(run: RunReader) -> Section:
         notes=tuple(notes),
         code="\n".join([*commands, command(run)]),
         folded=(
-            "The recipe: what it sets other than the defaults",
+            "The recipe: settings that differ from the defaults",
             yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
         ),
     )
 
 
 def command(run: RunReader) -> str:
-    """What computes the stages that are finished: not all that the recipe asks for, or more."""
+    """Return the commands for the finished stages, which can be fewer or more than the recipe's."""
     recipe = run.recipe
     name = public_names([recipe.name])[recipe.name]
     target = (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "recipe") + ".yaml"
     programs = any(
-        run.count(stage, rule="code") > 0
+        row.rule == "code"
         for stage in ("problems", "test")
         if run.table(stage).is_file()
+        for row in run.rows(stage, Problem)
     )
     suffix = " --allow-code-execution" if programs else ""
-    owed, finished = needed(recipe), [stage for stage in STAGES if run.manifest(stage)]
+    required, finished = needed(recipe), [stage for stage in STAGES if run.manifest(stage)]
     stages = [stage for stage in finished if stage not in ("problems", "test")]
     if recipe.compare.methods or not stages:
         stages = ["run"]
-    elif {*owed} <= {*finished}:
-        stages = ["run", *(stage for stage in stages if stage not in owed)]
-    again = shlex.quote(f"runs/{name}")
+    elif {*required} <= {*finished}:
+        stages = ["run", *(stage for stage in stages if stage not in required)]
+    path = shlex.quote(f"runs/{name}")
     lines = [f"dto {stages[0]} {target}{suffix}"]
-    lines += [f"dto {stage} {again}{suffix}" for stage in stages[1:]]
-    return "\n".join(lines if stages == ["run"] else [*lines, f"dto report {again}"])
+    lines += [f"dto {stage} {path}{suffix}" for stage in stages[1:]]
+    return "\n".join(lines if stages == ["run"] else [*lines, f"dto report {path}"])
 
 
 def public_settings(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
-    """What a recipe sets other than the defaults, and which names hide a place.
+    """Return the settings that differ from the defaults, and the names of shortened local paths.
 
-    Its name and seed, the model and the source of problems are there whatever they are.
+    Name, seed, model and source of problems are always included.
     """
     changed = recipe.model_dump(mode="json", exclude_defaults=True)
-    own: dict[str, Any] = {"name": recipe.name, "seed": recipe.seed} | changed
+    settings: dict[str, Any] = {"name": recipe.name, "seed": recipe.seed} | changed
     model, problems = recipe.model, recipe.problems
-    own["model"] = {"name": model.name, "engine": model.engine} | own.get("model", {})
-    own["problems"] = {"source": problems.source} | own.get("problems", {})
+    settings["model"] = {"name": model.name, "engine": model.engine} | settings.get("model", {})
+    settings["problems"] = {"source": problems.source} | settings.get("problems", {})
     for group in ("model", "judge"):
-        if "api_key" in own.get(group, {}):
-            own[group]["api_key"] = NO_KEY
+        if "api_key" in settings.get(group, {}):
+            settings[group]["api_key"] = NO_KEY
     redaction = Redaction.of(recipe)
-    hidden = (redaction.replaced.get(text) for _, text in texts_of(own))
-    return redaction.data(own), list(dict.fromkeys(filter(None, hidden)))
+    hidden = (redaction.replacements.get(text) for _, text in texts_of(settings))
+    return redaction.data(settings), list(dict.fromkeys(filter(None, hidden)))
 
 
-def _hashes(found: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
-    """What local sources and models held, by the names they are shown with; then each table."""
+def _hashes(manifests: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """List the hashes of local sources and models, then of the table of each stage."""
     hashes = {}
-    for done in found.values():
-        config = done.get("config") or {}
+    for manifest in manifests.values():
+        config = manifest.get("config") or {}
         for key, value in config.items():
-            of, marked, name = key.partition("content of ")
+            prefix, marker, name = key.partition("content of ")
             if key == "weights":
-                of, name = "weights of ", str(config.get("model.name"))
-            if isinstance(value, str) and (marked or key == "weights"):
-                hashes[f"{of}{public_names([name])[name]}, as it went in"] = value
-    for stage, done in found.items():
-        if done.get("content"):
-            made = "the weights" if stage == "train" else "its table"
-            hashes[f"{stage}: {made}"] = str(done["content"])
+                prefix, name = "weights of ", str(config.get("model.name"))
+            if isinstance(value, str) and (marker or key == "weights"):
+                hashes[f"input: {prefix}{public_names([name])[name]}"] = value
+    for stage, manifest in manifests.items():
+        if manifest.get("content"):
+            output = "weights" if stage == "train" else "table"
+            hashes[f"{stage}: {output}"] = str(manifest["content"])
     return list(hashes.items())

@@ -78,7 +78,7 @@ class Journal:
         self._synced = time.monotonic()
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
             self._end = self._recover()
             os.ftruncate(self._file, self._end)
             if self._end == 0:

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 from dto.prompts import resource
@@ -144,10 +143,14 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory() -> int:
-    """The peak resident memory of this process since the last reset, in bytes."""
+    """The peak resident memory of this process since the last reset, in bytes; Windows: 0."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:
+        if sys.platform == "win32":
+            return 0
+        from resource import RUSAGE_SELF, getrusage
+
         unit = 1 if sys.platform == "darwin" else 1024
         return getrusage(RUSAGE_SELF).ru_maxrss * unit
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))

@@ -6,17 +6,15 @@
     doc.spans["patterns"]        # spans that tile the document, labelled with their kind
     doc._.dto_patterns           # the same as TextSegments: character offsets, cue, kind
 
-The component brings its own tokenizer rules (`tokenizer`), because a cue must be a token border in
-any language: Chinese is cut into characters, and punctuation always stands alone.
+`languages` in its config names the languages, as in a recipe. The component sets its own tokenizer,
+because a cue must end at a token border in every language: each Chinese character and each
+punctuation mark is a token.
 
-Source: 2505.21765 (section 3) cuts at linguistic cues and names two, "Wait" and "Alternatively".
-Departures: cues come from lexicons, count only at the start of a sentence and outside LaTeX, code
-and quotations, and are candidates that :mod:`dto.segmentation.patterns` accepts or merges.
-
-The sentence of a cue may begin with openers ("But wait", "不过，等等"), a sentence of
-openers alone ("Hmm. Wait"), and at the start of a line a list or heading marker ("1. **Wait**").
-Models write ellipses, bare lines and lower case, so a sentence can end in three dots or a newline,
-and a lower case cue counts wherever it is clear that a sentence ended.
+2505.21765 (section 3) cuts at cues and names two, "Wait" and "Alternatively". Departures: a cue
+counts only at the start of a sentence and outside LaTeX, code and quotations, and
+:mod:`dto.segmentation.patterns` accepts or merges it. Openers ("But wait", "不过，等等"), a
+sentence of openers ("Hmm. Wait") or a list or heading marker ("1. **Wait**") may precede it. A
+sentence can end in three dots or a newline. A cue in lower case counts after a clear end.
 """
 
 from __future__ import annotations
@@ -39,16 +37,16 @@ from dto.segmentation.patterns import Candidate, Granularity, TextSegment, tile
 
 _MARKERS = re.compile(r"\s*(?:[-*+•#]+\s*|[(（]?\d{1,3}[.)）、]\s*)*[*_]*")
 _LONGEST_MARKERS = 40
-_MOST_OPENERS = 4  # a model that is caught in a loop ("No. No. No. …") must not cost quadratic time
+_MOST_OPENERS = 4  # bounds the time for a model in a loop ("No. No. No. …")
 _ENDS = frozenset(".!?…。！？")
 _CLOSERS = frozenset("\"”’')]）】」』*_")
 _GLUE = frozenset(",，、-—–*_~")
 
 
 def sentence_start(doc: Doc, text: str, cue: int, words: Vocabulary) -> int | None:
-    """The token that begins the sentence of the cue at token `cue`; None inside a sentence.
+    """Find the first token of the sentence that the cue at token `cue` opens; None inside one.
 
-    `text` is `doc.text`, which is built anew at every access.
+    `text` is `doc.text`, which spaCy builds anew at every access.
     """
     start = _skip_openers(doc, text, cue, words)
     begin = start
@@ -66,7 +64,7 @@ def sentence_start(doc: Doc, text: str, cue: int, words: Vocabulary) -> int | No
 
 
 def _skip_openers(doc: Doc, text: str, start: int, words: Vocabulary) -> int | None:
-    """Walk back over openers and what joins them to the cue, to where a sentence begins."""
+    """Walk back over openers and the marks between them to the first token of a sentence."""
     for _ in range(_MOST_OPENERS):
         lower = doc[start].text[0].islower()
         line = _line_start(doc, text, start, lower)
@@ -87,7 +85,7 @@ def _skip_openers(doc: Doc, text: str, start: int, words: Vocabulary) -> int | N
 
 
 def _line_start(doc: Doc, text: str, start: int, lower: bool) -> int | None:
-    """The first token of the line, if only list or heading markers stand before `start`."""
+    """Find the first token of the line, if only list or heading markers come before `start`."""
     offset = doc[start].idx
     newline = text.rfind("\n", max(0, offset - _LONGEST_MARKERS), offset)
     if newline < 0 and offset > _LONGEST_MARKERS:
@@ -119,11 +117,11 @@ def _after_end(doc: Doc, start: int, lower: bool, abbreviations: Set[str]) -> bo
     return not (lower and end == "." and (letter or before in abbreviations))
 
 
-# The elided forms keep their apostrophe, so that "let's" is two tokens however it is typed.
+# Elided forms keep their apostrophe, so that "let's" has two tokens with either apostrophe.
 _INFIX = re.compile(r"\.{2,}|…+|[’'](?:s|m|ll|re|ve|d)\b|[^\w\s]|_+|[\u3400-\u4dbf\u4e00-\u9fff]")
 
-TEXT = "dto_text"  # where a caller may leave the text of a document in its user data
-_MOST_BARE = 8  # tokens between "Hmm... wait..." and the sentence that it belongs to
+TEXT = "dto_text"  # key of a document's user data under which a caller may put its text
+_MOST_BARE = 8  # tokens between "Hmm... wait..." and its sentence
 
 Doc.set_extension("dto_patterns", default=(), force=True)
 
@@ -163,7 +161,7 @@ class PatternComponent:
 
     def __call__(self, doc: Doc) -> Doc:
         """Set `doc.spans["patterns"]` and `doc._.dto_patterns`."""
-        # Built anew from the tokens at every access, which costs as much as finding the cues.
+        # spaCy builds doc.text from the tokens, which takes as long as finding the cues.
         text = doc.user_data.get(TEXT) or doc.text
         masks = Masks(text)
         candidates = list(self.candidates(doc, text, masks))
@@ -174,9 +172,9 @@ class PatternComponent:
         return doc
 
     def candidates(self, doc: Doc, text: str, masks: Masks) -> Iterator[Candidate]:
-        """Cues at the starts of sentences, one a sentence: a strong one wins, then the first.
+        """Find the cue of each sentence: the first strong one, else the first.
 
-        "Wait..." alone belongs to the sentence behind it.
+        "Wait..." alone belongs to the next sentence.
         """
         best: Candidate | None = None
         after = 0  # the token behind the cue of `best`
@@ -202,7 +200,7 @@ class PatternComponent:
             yield best
 
     def _bare(self, doc: Doc, cue: Candidate, after: int, begin: int) -> bool:
-        """Whether a cue stands alone before a sentence, and is no more than "wait"."""
+        """Whether a transition such as "Wait..." is alone before a sentence."""
         return (
             cue.cue.lower() in self._words.transitions
             and begin - after < _MOST_BARE

@@ -1,13 +1,13 @@
-"""Sentences of a thinking text, and what the model of `dto.segmentation.patterns` sees of each.
+"""Split a thinking text into sentences, and compute their features.
 
-A feature is a short string, `template=value`; the weights are a table from such strings to numbers.
+The model of `dto.segmentation.patterns` has a weight for each feature, a string `template=value`.
 A sentence is described by its first words, by its roles and topics (`dto.languages`), by its place
 in its paragraph, by its neighbours, and by how much of it was said before, in the question, or at
 the end of the text.
 
-Hidden (`Masks`) are LaTeX, code and quotations. A dollar sign is also money, so inline math follows
-Pandoc's rule: no space after the opening sign, none before the closing one, and no digit after
-that. What is never closed hides nothing.
+No sentence begins inside LaTeX, code or a quotation (`Masks`). A dollar sign is also money, so
+inline math follows Pandoc's rule: no space after the opening sign, no space before the closing
+sign, and no digit after it. A sign that is never closed hides nothing.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ class Masks:
     """The hidden spans of one text."""
 
     def __init__(self, text: str) -> None:
-        """Find them, in one pass: a sign inside a hidden span opens nothing."""
+        """Find them in one pass, so that a sign inside a hidden span opens no other span."""
         self.spans = [Span(*match.span()) for match in _HIDDEN.finditer(text)]
         self._starts = [span.start for span in self.spans]
 
     def hide(self, position: int) -> bool:
-        """Whether the character at `position` stands inside a hidden span."""
+        """Whether the character at `position` is inside a hidden span."""
         index = bisect_right(self._starts, position) - 1
         return index >= 0 and position < self.spans[index].end
 
 
-CACHED = 8_192  # calls of functions that build features from few values
-READ = 300  # characters of a sentence that are looked at
+CACHED = 8_192  # results kept of each function that builds features
+READ = 300  # characters of a sentence from which features are computed
 _BORDER = re.compile(
     r"""[.!?…]["'”’)\]*_]*(?=(\s+))   # the white space is group 1
       | [。！？]["'”’」』）)]*(?=(\s*)) # or group 2
@@ -103,11 +103,11 @@ def vocabulary(languages: Languages) -> Vocabulary:
 
 
 class Sentence(NamedTuple):
-    """A sentence of a text: half-open characters, and what the features need of it."""
+    """A sentence of a text: its half-open span of characters, and the basis of its features."""
 
     start: int
-    end: int  # white space after it included
-    text: str  # without markers before and white space after it, in lower case, its beginning
+    end: int  # with the white space after it
+    text: str  # its first `READ` characters in lower case, without markers and white space
     words: tuple[str, ...]  # numbers are "0"
     role: str
     topics: frozenset[str]
@@ -118,10 +118,7 @@ class Sentence(NamedTuple):
 
 
 def split(text: str, masks: Masks | None = None, languages: Languages = DEFAULT) -> list[Sentence]:
-    """The sentences of a text, which they tile. None begins inside LaTeX, code or a quotation.
-
-    A text without blank lines has a paragraph on every line.
-    """
+    """Split a text into sentences that tile it. Without blank lines each line is a paragraph."""
     masks, words = masks or Masks(text), vocabulary(languages)
     starts, opens = [0], [True]
     blank = _BLANK.search(text) is not None
@@ -163,18 +160,18 @@ def _runs_on(text: str, begin: int, end: int, after: int, abbreviations: Set[str
 def _sentence(text: str, start: int, end: int, paragraph: bool, vocabulary: Vocabulary) -> Sentence:
     marked = _MARKERS.match(text, start, end)
     begin = marked.end() if marked is not None else start
-    said = text[begin : min(end, begin + READ)].rstrip().lower().replace("’", "'")
-    words = tuple("0" if word[0] in _DIGITS else word for word in _WORD.findall(said))
-    once = frozenset(words)
-    content = frozenset([word[:6] for word in once - vocabulary.stop])
-    terms = {*once, *(f"{start}-" for start in content), *pairwise(words)}
+    beginning = text[begin : min(end, begin + READ)].rstrip().lower().replace("’", "'")
+    words = tuple("0" if word[0] in _DIGITS else word for word in _WORD.findall(beginning))
+    distinct = frozenset(words)
+    content = frozenset([word[:6] for word in distinct - vocabulary.stop])
+    terms = {*distinct, *(f"{start}-" for start in content), *pairwise(words)}
     topics = frozenset[str]().union(
         *(vocabulary.topics[term] for term in terms & vocabulary.topics.keys())
     )
     role = vocabulary.roles.get(words[0], "other") if words else "none"
     core = _core(words, vocabulary.fillers)
     length = len(text[start:end].rstrip())
-    return Sentence(start, end, said, words, role, topics, content, core, paragraph, length)
+    return Sentence(start, end, beginning, words, role, topics, content, core, paragraph, length)
 
 
 def _bucket(value: float, edges: Sequence[float]) -> int:
@@ -191,7 +188,7 @@ _SHARE = (0.2, 0.4, 0.6, 0.8)
 
 
 class _Place(NamedTuple):
-    """Where a sentence stands: indices of sentences, and how long paragraphs are around it."""
+    """The place of a sentence: its paragraph, and the length of the paragraphs around it."""
 
     first: int  # sentence that opens its paragraph
     after: int  # sentence that opens the next
@@ -218,9 +215,9 @@ class Known(NamedTuple):
 
 
 def describe(sentences: Sequence[Sentence], known: Known | None = None) -> list[list[str]]:
-    """The features of each sentence that do not depend on where boundaries are.
+    """List the features of each sentence that do not depend on boundaries.
 
-    Of the words in a sentence only those that are known, if it is said which.
+    With `known`, features for other words and pairs are left out.
     """
     count = len(sentences)
     places = _places(sentences)
@@ -230,34 +227,35 @@ def describe(sentences: Sequence[Sentence], known: Known | None = None) -> list[
     last_topic: dict[str, int] = {}
     seen: set[str] = set()
     rows = []
-    for index, one in enumerate(sentences):
-        place, role = places[index], one.role
+    for index, sentence in enumerate(sentences):
+        place, role = places[index], sentence.role
         before = sentences[index - 1] if index else None
         after = sentences[index + 1] if index + 1 < count else None
-        par = "P" if one.paragraph else "I"
+        par = "P" if sentence.paragraph else "I"
         last = after is None or after.paragraph
-        words = (*one.words[:3], "-", "-", "-")
-        size = _bucket(one.length, _SHORT)
+        words = (*sentence.words[:3], "-", "-", "-")
+        size = _bucket(sentence.length, _SHORT)
         row = [
             "bias", f"1={words[0]}", f"2={words[0]} {words[1]}", f"3={' '.join(words[:3])}",
-            f"core={one.core}", f"par={par}", f"len={size}{par}", f"?={one.text[-1:] == '?'}",
-            f"role={role}{par}", f"size={place.size}{par}", f"size={place.size}{role}",
-            f"size={place.size}{par}{role}", f"in={min(index - place.first, 6)}",
-            f"past={_bucket(one.start - sentences[place.first].start, _SPAN)}",
+            f"core={sentence.core}", f"par={par}", f"len={size}{par}",
+            f"?={sentence.text[-1:] == '?'}", f"role={role}{par}", f"size={place.size}{par}",
+            f"size={place.size}{role}", f"size={place.size}{par}{role}",
+            f"in={min(index - place.first, 6)}",
+            f"past={_bucket(sentence.start - sentences[place.first].start, _SPAN)}",
             f"left={min(place.after - index, 6)}{par}",
-            f"room={_bucket(sentences[place.after - 1].end - one.start, _SPAN)}{par}",
+            f"room={_bucket(sentences[place.after - 1].end - sentence.start, _SPAN)}{par}",
             f"last={last}{role}{par}",
         ]  # fmt: skip
-        first_words = one.words[:12]
-        said = {*first_words} if known is None else known.words.intersection(first_words)
+        first_words = sentence.words[:12]
+        read_words = {*first_words} if known is None else known.words.intersection(first_words)
         pairs = {*pairwise(first_words)}
-        row += map("w=".__add__, said)
+        row += map("w=".__add__, read_words)
         row += [f"ww={a} {b}" for a, b in (pairs if known is None else pairs & known.pairs)]
-        row += _topics(one.topics, role, par, last)
-        for topic in one.topics:
-            since = _bucket(one.start - last_topic.get(topic, -9999), (90, 180, 300, 500, 900))
+        row += _topics(sentence.topics, role, par, last)
+        for topic in sentence.topics:
+            since = _bucket(sentence.start - last_topic.get(topic, -9999), (90, 180, 300, 500, 900))
             row.append(f"t-since={topic}{since}")
-            last_topic[topic] = one.start
+            last_topic[topic] = sentence.start
         if before is not None:
             row += [
                 f"-len={_bucket(before.length, _SHORT)}", f"-:={before.text[-1:] == ':'}",
@@ -266,32 +264,30 @@ def describe(sentences: Sequence[Sentence], known: Known | None = None) -> list[
             ]  # fmt: skip
             if words[0] == (before.words or ("-",))[0]:
                 row.append("same")
-            row += _topics_before(before.topics, one.topics, role)
+            row += _topics_before(before.topics, sentence.topics, role)
         doubted = False
         if after is not None:
             doubted = "doubt" in after.topics
             row += [
                 f"+?={after.text[-1:] == '?'}", f"+par={par}{size}{after.paragraph}",
                 f"+role={role} {after.role}{after.paragraph}",
-                f"+short={_bucket(one.length, (20, 45))}{after.role}",
+                f"+short={_bucket(sentence.length, (20, 45))}{after.role}",
             ]  # fmt: skip
             row += _topics_after(after.topics, role, after.paragraph)
         row += _repetition(sentences, index, seen, role)
-        own = len(one.content)
-        if own:
-            at_end = 0.5 if index >= count - 3 else len(one.content & ending) / own
-            end, first = (
-                _bucket(at_end, _SHARE),
-                _bucket(len(one.content & beginning) / own, _SHARE),
-            )
+        distinct = len(sentence.content)
+        if distinct:
+            at_end = 0.5 if index >= count - 3 else len(sentence.content & ending) / distinct
+            end = _bucket(at_end, _SHARE)
+            first = _bucket(len(sentence.content & beginning) / distinct, _SHARE)
             row += [
                 f"end={end}", f"end={end}{role}", f"end={end}{doubted}", f"ask={first}",
                 f"ask={first}{role}", f"end-ask={end}{first}",
             ]  # fmt: skip
-            if "conclude" in one.topics:
+            if "conclude" in sentence.topics:
                 row.append(f"end-conclude={end}{doubted}")
         if last_cue is not None:
-            since = one.start - sentences[last_cue].start
+            since = sentence.start - sentences[last_cue].start
             row.append(f"cue={_bucket(since, (60, 120, 200, 300, 450, 700))}{par}")
         if role in _TURNS:
             last_cue = index
@@ -336,27 +332,27 @@ def _core(words: Sequence[str], fillers: Set[str]) -> str:
 
 
 def _repetition(sentences: Sequence[Sentence], index: int, seen: set[str], role: str) -> list[str]:
-    """How much of a sentence was said right before, or anywhere before, which `seen` is to hold."""
-    own = sentences[index].content
+    """Measure how much of a sentence repeats near and earlier ones; adds its words to `seen`."""
+    content = sentences[index].content
     near = frozenset[str]().union(*(each.content for each in sentences[max(0, index - 3) : index]))
-    ahead = own.union(*(each.content for each in sentences[index + 1 : index + 3]))
-    shared = len(own & near) / max(1, len(own))
+    ahead = content.union(*(each.content for each in sentences[index + 1 : index + 3]))
+    shared = len(content & near) / max(1, len(content))
     around = len(ahead & near) / max(1, len(ahead | near))
-    new = len(own - seen) / max(1, len(own))
+    new = len(content - seen) / max(1, len(content))
     row = [
         f"over={_bucket(shared, (0.01, *_SHARE))}",
         f"over={_bucket(shared, (0.2, 0.5, 0.8))}{role}",
         f"around={_bucket(around, (0.05, 0.1, 0.15, 0.2, 0.3))}",
         f"new={_bucket(new, (0.01, 0.2, 0.4, 0.6))}{role}",
     ]
-    seen |= own
+    seen |= content
     return row
 
 
 Place = tuple[int, int, bool, bool]  # index of the distance, sentences between, paragraphs
 Words = tuple[int, str, str]
 
-# What a distance in characters falls into: of the three scales, by distance up to the longest.
+# The buckets of each distance in characters, on the three scales.
 _SCALES = [
     (bisect_right(_SINCE, distance), bisect_right(_COARSE, distance),
      bisect_right(_COARSER, distance))
@@ -368,16 +364,16 @@ COARSER = [scales[2] for scales in DISTANCES]
 
 
 class Since:
-    """How far back boundaries lie, and how the sentences there begin."""
+    """Distances to boundaries, and the first words of the sentences there."""
 
     def __init__(self, sentences: Sequence[Sentence]) -> None:
-        """Keep what is asked for again and again."""
+        """Keep the values that every call needs."""
         self.starts = [each.start for each in sentences]
         self.paragraphs = [each.paragraph for each in sentences]
         self.words = [each.words[0] if each.words else "-" for each in sentences]
 
     def __call__(self, index: int, opened: int) -> tuple[Place, Words]:
-        """What is looked at of a sentence and of the one that opened the open pattern."""
+        """Relate a sentence to the sentence `opened`, which opened the open pattern."""
         distance = self.starts[index] - self.starts[opened]
         scale = DISTANCE[distance] if distance < len(DISTANCE) else DISTANCE[-1]
         count = index - opened
@@ -388,20 +384,16 @@ class Since:
 
 
 def since_place(place: Place) -> list[str]:
-    """The features of the first part."""
+    """List the features of a place."""
     scale, count, paragraph, other_paragraph = place
     size, coarse, _ = DISTANCES[scale]
     par = "P" if paragraph else "I"
-    row = [
-        f"h={size}",
-        f"h={size}{par}",
-        f"h-count={count}",
-        f"h-par={other_paragraph}{par}{coarse}",
-    ]
+    row = [f"h={size}", f"h={size}{par}", f"h-count={count}"]
+    row.append(f"h-par={other_paragraph}{par}{coarse}")
     return [*row, f"h-next={par}"] if count == 1 else row
 
 
 def since_words(words: Words) -> list[str]:
-    """The features of the second part."""
+    """List the features of the first words."""
     size, other, first = words
     return [f"h-1={size}{first}", f"h-11={other} {first}"]

@@ -1,21 +1,18 @@
-"""Which sentences open a thinking pattern: a cue is a candidate, not yet a boundary.
+"""Decide which sentences open a thinking pattern.
 
-2505.21765 (section 3) cuts at every cue. On real traces most cues at the start of a sentence stand
-inside a pattern that is already open: a second "Wait" within a check, "So x = 3" in mid-derivation,
-a string of "Or maybe"; and one pattern in ten opens without a cue. In text in Latin letters a model
-decides, which has learned what words, paragraphs and neighbours weigh. Elsewhere there is none, and
-rules take some of the cues: there a paragraph counts first.
+2505.21765 (section 3) cuts at every cue. On real traces most cues are inside an open pattern: a
+second "Wait" within a check, "So x = 3" within a derivation, a series of "Or maybe". One pattern in
+ten opens without a cue. Departure from the paper: a model decides in text in Latin letters, and
+rules that begin with paragraphs choose among the cues in other text.
 
-The model is linear: the probability that a sentence opens a pattern is a logistic function of its
-features (`dto.segmentation.features`), which include how far back the last boundary lies. That one
-is itself uncertain, so the probabilities of all places for it go along from sentence to sentence; a
-boundary is where the total is at least `threshold`. The kind is the best of one linear function a
-kind. The weights in `weights.toml` are those that `benchmarks/patterns/learn.py` writes: logistic
-regression on sentences of real traces that readers marked. No other language than English was read,
-and no other questions than puzzles in words.
+The model is linear. The probability that a sentence opens a pattern is a logistic function of its
+features (`dto.segmentation.features`), one of which is the distance to the last boundary. That
+boundary is uncertain too, so the model sums over its places, and a boundary is where the total
+probability is at least `threshold`. Each kind has a linear function, and the largest wins.
+`benchmarks/patterns/learn.py` learned the weights in `weights.toml` by logistic regression on
+sentences of real traces that readers marked: English ones, about word puzzles.
 
-What a model says over and over is one segment of the kind `loop`, whatever the granularity: it
-costs two boundaries, not one a repetition.
+Sentences that a model repeats in a loop are one segment of the kind `loop`, in every granularity.
 """
 
 from __future__ import annotations
@@ -47,9 +44,9 @@ from dto.segmentation.features import (
 KINDS = (
     "understanding", "plan", "derivation", "verification", "alternative", "summary", "conclusion",
 )  # fmt: skip
-WINDOW = 10  # sentences back that the last boundary can lie
+WINDOW = 10  # largest distance of the last boundary, in sentences
 _NOTHING = repeat(0.0)
-LEAST = 0.05  # probability of a place for it that is still followed
+LEAST = 0.05  # smallest probability of a place of the last boundary that is followed
 
 
 class Weights(NamedTuple):
@@ -61,7 +58,7 @@ class Weights(NamedTuple):
 
 
 class Opening(NamedTuple):
-    """A sentence, by index, that opens a pattern: of which kind, and how likely it does."""
+    """The index of a sentence that opens a pattern, the kind, and the probability."""
 
     sentence: int
     kind: str
@@ -70,7 +67,7 @@ class Opening(NamedTuple):
 
 @cache
 def _known() -> Known:
-    """What has a weight of those that are shipped."""
+    """The words and pairs that have a shipped weight."""
     names = load().boundary.keys() | load().kinds.keys()
     words = frozenset(name[2:] for name in names if name.startswith("w="))
     pairs = (name[3:].split(" ") for name in names if name.startswith("ww="))
@@ -79,7 +76,7 @@ def _known() -> Known:
 
 @cache
 def load() -> Weights:
-    """The weights that are shipped."""
+    """Read the shipped weights."""
     data = tomllib.loads(files(__package__).joinpath("weights.toml").read_text(encoding="utf-8"))
     boundary = {name: value / 100 for name, value in data["boundary"].items()}
     kinds = {name: [value / 100 for value in values] for name, values in data["kinds"].items()}
@@ -87,33 +84,33 @@ def load() -> Weights:
 
 
 def openings(sentences: Sequence[Sentence], weights: Weights | None = None) -> list[Opening]:
-    """The sentences that open a pattern, without the first."""
+    """Find the sentences that open a pattern; the first sentence is not one of them."""
     rows = describe(sentences, None if weights else _known())
     weights = weights or load()
     chance = chances(sentences, rows, weights.boundary)
-    opens = [index for index, p in enumerate(chance) if p >= weights.threshold]
-    found: list[Opening] = []
+    indices = [index for index, p in enumerate(chance) if p >= weights.threshold]
+    opened: list[Opening] = []
     kind = OPENING
-    for index, after in pairwise([*opens, len(sentences)]):
-        known = [
+    for index, after in pairwise([*indices, len(sentences)]):
+        rows_of_kind = [
             weights.kinds[name]
             for name in of_pattern(sentences, rows[index], index, after, kind)
             if name in weights.kinds
         ]
-        scores = [sum(column) for column in zip(*known, strict=True)] or [1.0]
+        scores = [sum(column) for column in zip(*rows_of_kind, strict=True)] or [1.0]
         kind = KINDS[scores.index(max(scores))]
-        found.append(Opening(index, kind, chance[index]))
-    return found
+        opened.append(Opening(index, kind, chance[index]))
+    return opened
 
 
 def chances(
     sentences: Sequence[Sentence], rows: Sequence[Sequence[str]], weights: Mapping[str, float]
 ) -> list[float]:
-    """For each sentence the probability that it opens a pattern; 0 for the first."""
-    found = [0.0] * len(sentences)
+    """Compute for each sentence the probability that it opens a pattern; 0 for the first."""
+    chance = [0.0] * len(sentences)
     weight = weights.get
     since = Since(sentences)
-    places: dict[Place, float] = {}  # scores that come again and again
+    places: dict[Place, float] = {}  # scores that recur
     words: dict[Words, float] = {}
     last = {0: 1.0}  # sentence that opened the open pattern: probability
     for index in range(1, len(sentences)):
@@ -123,18 +120,18 @@ def chances(
             place, begins = since(index, opened)
             if (far := places.get(place)) is None:
                 far = places[place] = sum(map(weight, since_place(place), _NOTHING))
-            if (said := words.get(begins)) is None:
-                said = words[begins] = sum(map(weight, since_words(begins), _NOTHING))
-            stay = p / (1 + exp(min(30.0, score + far + said)))
+            if (begin := words.get(begins)) is None:
+                begin = words[begins] = sum(map(weight, since_words(begins), _NOTHING))
+            stay = p / (1 + exp(min(30.0, score + far + begin)))
             opens += p - stay
             stays[opened] = stay
-        stays[index] = found[index] = opens
+        stays[index] = chance[index] = opens
         last = _followed(stays, index)
-    return found
+    return chance
 
 
 def _followed(last: dict[int, float], index: int) -> dict[int, float]:
-    """Without the places too far back or too unlikely, which count as the next later one."""
+    """Drop places that are too far back or too unlikely; the next place gets their probability."""
     kept: dict[int, float] = {}
     over = 0.0
     for opened, p in last.items():  # in order
@@ -149,10 +146,9 @@ def _followed(last: dict[int, float], index: int) -> dict[int, float]:
 def of_pattern(
     sentences: Sequence[Sentence], row: Sequence[str], first: int, after: int, before: str
 ) -> list[str]:
-    """What the kind of a pattern depends on, besides features that do not matter.
+    """List the features of the pattern of sentences `first` to `after`, which decide its kind.
 
-    The pattern has the sentences `first` to `after`; `row` describes its first, `before` is the
-    kind of the pattern before it.
+    `row` has the features of its first sentence; `before` is the kind of the pattern before it.
     """
     role, count = sentences[first].role, after - first
     features = [
@@ -162,33 +158,33 @@ def of_pattern(
     for each in sentences[first + 1 : min(after, first + 3)]:
         features.append(f"k-next={each.role}")
         features += [f"k-t={topic}" for topic in each.topics]
-    said = frozenset[str]().union(*(each.topics for each in sentences[first:after]))
-    return features + [f"k-any={topic}" for topic in said]
+    topics = frozenset[str]().union(*(each.topics for each in sentences[first:after]))
+    return features + [f"k-any={topic}" for topic in topics]
 
 
 Granularity = Literal["pattern", "cue"]
 
-# Sizes are in UTF-8 bytes, since a Chinese character says about as much as three Latin ones.
-MIN_OPEN = 200  # inside a paragraph: how much the open pattern holds before another can begin
-MIN_ROOM = 250  # inside a paragraph: how much of the paragraph is left for the new pattern
-MIN_OPEN_WEAK = 150  # weak cue: how much the open pattern holds
-MIN_PARAGRAPH = 60  # weak cue: its paragraph is more than a line of a derivation
+# Sizes are in UTF-8 bytes, since a Chinese character holds about as much as three Latin ones.
+MIN_OPEN = 200  # inside a paragraph: smallest size of the open pattern
+MIN_ROOM = 250  # inside a paragraph: smallest size of the rest of the paragraph
+MIN_OPEN_WEAK = 150  # weak cue: smallest size of the open pattern
+MIN_PARAGRAPH = 60  # weak cue: smallest size of its paragraph
 
-AFTER_LOOP = "derivation"  # kind of what follows one where nothing opens
-CYCLES = 4  # repetitions in a row that are a loop
-LONGEST_CYCLE = 64  # sentences that are repeated together
+AFTER_LOOP = "derivation"  # kind of the segment after a loop where no pattern opens
+CYCLES = 4  # smallest number of repetitions in a loop
+LONGEST_CYCLE = 64  # largest number of sentences that are repeated together
 
-_AROUND = 100  # characters to either side that tell the script
+_AROUND = 100  # characters on each side by which the script is recognized
 _LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
 _OTHER = re.compile(r"[^\W\d_A-Za-z\u00aa-\u024f]")
-_INSIDE = ("verification", "alternative")  # kinds that turn thought within a paragraph
+_INSIDE = ("verification", "alternative")  # kinds that can open inside a paragraph
 _BLANK_LINE = re.compile(r"\n[ \t]*\n\s*|\A\s*")
 _NEWLINE = re.compile(r"\n\s*|\A\s*")
 _SENTENCE_END = re.compile(r"[.!?…](?=[\s\"”’)*])|[。！？]")
 
 
 class TextSegment(NamedTuple):
-    """A half-open character span, the cue that opened it as it stands there, and its kind."""
+    """A half-open span of characters, its kind, and the cue that opened it, as in the text."""
 
     start: int
     end: int
@@ -217,7 +213,7 @@ def tile(
     if granularity == "cue":
         chosen = dict(cues)
     else:
-        chosen = patterns(text, cues, _said_once(sentences, repeated))
+        chosen = patterns(text, cues, _outside_loops(sentences, repeated))
     for loop in repeated:
         first = sentences[loop.start].start
         after = sentences[loop.stop].start if loop.stop < len(sentences) else len(text)
@@ -238,7 +234,7 @@ def tile(
 def patterns(
     text: str, cues: Mapping[int, Candidate], sentences: Sequence[Sentence]
 ) -> dict[int, Candidate]:
-    """Where patterns open: the model's choice in Latin letters, that of the rules elsewhere."""
+    """Choose the sentences that open patterns: by the model in Latin letters, else by rules."""
     chosen: dict[int, Candidate] = {}
     if _OTHER.search(text):
         ruled = by_rules(text, [cues[start] for start in sorted(cues)])
@@ -252,34 +248,34 @@ def patterns(
 
 
 def _latin(text: str, position: int) -> bool:
-    """Whether most letters around a position are Latin; one of another script counts as two."""
+    """Whether most letters around a position are Latin; a letter of another script counts twice."""
     around = text[max(0, position - _AROUND) : position + _AROUND]
     others = len(_OTHER.findall(around))
     return others == 0 or len(_LATIN.findall(around)) >= 2 * others
 
 
 def loops(text: str, sentences: Sequence[Sentence]) -> list[range]:
-    """Sentences, by index, that repeat those before them, `CYCLES` times and more in a row.
+    """Find the indices of sentences that repeat earlier ones at least `CYCLES` times in a row.
 
-    A cycle has up to `LONGEST_CYCLE` sentences, which differ in white space and case at most. Its
-    first time is not part of the range.
+    Up to `LONGEST_CYCLE` sentences are repeated together; white space and case may differ. The
+    first occurrence is not in the range.
     """
     table: dict[str, int] = {}
-    said = [" ".join(text[each.start : each.end].lower().split()) for each in sentences]
-    keys = np.array([table.setdefault(each, len(table)) for each in said])
-    found: list[range] = []
+    normalized = [" ".join(text[each.start : each.end].lower().split()) for each in sentences]
+    keys = np.array([table.setdefault(each, len(table)) for each in normalized])
+    repeated: list[range] = []
     for cycle in range(1, min(LONGEST_CYCLE, len(keys) // (CYCLES + 1)) + 1):
         same = np.concatenate(([False], keys[cycle:] == keys[:-cycle], [False]))
         for first, after in np.flatnonzero(np.diff(same)).reshape(-1, 2).tolist():
             new = range(first + cycle, after + cycle)
-            apart = all(new.stop <= old.start or old.stop <= new.start for old in found)
+            apart = all(new.stop <= old.start or old.stop <= new.start for old in repeated)
             if len(new) >= CYCLES * cycle and apart:
-                found.append(new)
-    return sorted(found, key=lambda loop: loop.start)
+                repeated.append(new)
+    return sorted(repeated, key=lambda loop: loop.start)
 
 
-def _said_once(sentences: Sequence[Sentence], repeated: Sequence[range]) -> list[Sentence]:
-    """The sentences that are in no loop."""
+def _outside_loops(sentences: Sequence[Sentence], repeated: Sequence[range]) -> list[Sentence]:
+    """Keep the sentences that are in no loop."""
     kept, after = list[Sentence](), 0
     for loop in repeated:
         kept += sentences[after : loop.start]
@@ -288,12 +284,12 @@ def _said_once(sentences: Sequence[Sentence], repeated: Sequence[range]) -> list
 
 
 def by_rules(text: str, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates, in order of `start`, that open a pattern, by rules.
+    """Choose by rules the candidates, in order of `start`, that open a pattern.
 
-    At the start of a paragraph a strong cue opens one, unless the open pattern is of the same kind
-    and so far all lines of one sentence (a string of one-liners is one pattern). A weak cue does so
-    when both the open pattern and its own paragraph have some length. Inside a paragraph only a
-    strong verification or alternative opens one, with some length before it and after it.
+    At the start of a paragraph a strong cue opens a pattern, unless the open pattern has the same
+    kind and only lines of one sentence. A weak cue does so if the open pattern and the paragraph
+    are long enough. Inside a paragraph only a strong verification or alternative does so, with
+    enough text before and after it.
     """
     paragraphs = _paragraph_starts(text)
     accepted: list[Candidate] = []
@@ -325,7 +321,7 @@ def by_rules(text: str, candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _paragraph_starts(text: str) -> list[int]:
-    """Where paragraphs begin; lines count as paragraphs in a text without blank lines."""
+    """Find the starts of paragraphs; in a text without blank lines each line is a paragraph."""
     starts = [match.end() for match in _BLANK_LINE.finditer(text)]
     if len(starts) == 1:
         starts = [match.end() for match in _NEWLINE.finditer(text)]
@@ -333,7 +329,7 @@ def _paragraph_starts(text: str) -> list[int]:
 
 
 def _reaches(text: str, start: int, end: int, size: int) -> bool:
-    """Whether the span holds at least `size` bytes, white space at its end aside."""
+    """Whether the span has at least `size` bytes without the white space at its end."""
     head = text[start : min(end, start + 2 * size)].rstrip()
     return len(head.encode("utf-8", "surrogatepass")) >= size
 

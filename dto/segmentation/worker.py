@@ -1,7 +1,7 @@
-"""Segmentation of thinking texts, here or in other processes; importing this loads only spaCy.
+"""Segment thinking texts, in this process or in others; importing this does not load torch.
 
-`text` is a thinking text (`trajectory.text[slice(*trajectory.thinking)]`); offsets are relative to
-it. Hand the cuts to :func:`dto.stages.segment.snap`.
+A text is the thinking of a trajectory, `trajectory.text[slice(*trajectory.thinking)]`, and offsets
+are relative to it. :func:`dto.stages.segment.snap` moves the cuts to token borders.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from spacy.language import Language
 
 _ONE_AT_A_TIME = threading.Lock()
-"""A pipeline is for one thread."""
-MAX_WORDS = 500_000  # distinct ones, in a pipeline's life: about 30 MB
+"""A pipeline serves one thread at a time."""
+MAX_WORDS = 500_000  # distinct words after which a pipeline is dropped: about 30 MB
 
 
 def segment_texts(
@@ -42,7 +42,7 @@ def segment_texts(
             document = nlp.make_doc(text)
             document.user_data["dto_text"] = text
             cuts.append(list(nlp(document)._.dto_patterns) if text else [])
-    if len(nlp.vocab) > MAX_WORDS:  # a zone frees the words but not their places in the table
+    if len(nlp.vocab) > MAX_WORDS:  # a memory zone frees words, but not their rows in the table
         pipeline.cache_clear()
     return cuts
 
@@ -52,9 +52,9 @@ def segment_text(
 ) -> list[TextSegment]:
     """Cut a thinking text into thinking patterns (2505.21765, section 3).
 
-    `pattern` opens a segment where a new thinking pattern begins, `cue` at every cue at the start
-    of a sentence. The segments tile `text`; the first has no cue and the kind `opening`; an empty
-    text has none.
+    With granularity `pattern` a segment begins at each new thinking pattern, with `cue` at each cue
+    at the start of a sentence. The segments tile `text`. The first has no cue and the kind
+    `opening`; an empty text has no segments. Raises LanguageError for a missing or wrong language.
     """
     with _ONE_AT_A_TIME:
         return segment_texts([text], granularity, languages)[0]
@@ -62,25 +62,25 @@ def segment_text(
 
 @cache
 def pipeline(granularity: Granularity, languages: Languages = DEFAULT) -> Language:
-    """The blank spaCy pipeline with the pattern component."""
+    """Make the blank spaCy pipeline with the pattern component, once in a process."""
     import spacy
 
     import dto.segmentation.component  # noqa: F401  # registers the factory without an installation
 
     nlp = spacy.blank("xx")
-    nlp.max_length = sys.maxsize  # the limit guards parsers, and there is none here
+    nlp.max_length = sys.maxsize  # the limit is for parsers, and this pipeline has none
     nlp.add_pipe("dto_patterns", config={"granularity": granularity, "languages": list(languages)})
     return nlp
 
 
 def start() -> None:
-    """Make a fresh worker process ready: load the pipeline, and keep torch out of the process.
+    """Prepare a new worker process: load the pipeline, and keep torch out of the process.
 
-    spaCy's numerics import torch where it is installed, and rule components never use it.
+    spaCy imports torch where it is installed, and rule components never use it.
     """
-    # Ctrl-C reaches the whole process group; the parent alone answers it.
+    # Ctrl-C reaches the whole process group, and only the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if (parent := parent_process()) is not None:  # killed, it leaves its pool waiting for ever
+    if (parent := parent_process()) is not None:  # a worker does not outlive a killed parent
         die_with_parent(parent.pid)
     modules: dict[str, Any] = sys.modules
     modules.setdefault("torch", None)
@@ -88,7 +88,7 @@ def start() -> None:
 
 
 class Segmenter:
-    """Cuts thinking texts in processes of their own, which start with the first text."""
+    """Segments texts in worker processes, which start with the first text."""
 
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
@@ -96,10 +96,7 @@ class Segmenter:
     async def cut(
         self, text: str, granularity: Granularity, languages: Languages = DEFAULT
     ) -> list[TextSegment]:
-        """The thinking patterns of a text, as :func:`segment_text` gives them.
-
-        Raises DtoError when a process was killed.
-        """
+        """Segment a text as `segment_text` does. Raises DtoError when a process was killed."""
         self._pool = self._pool or _started()
         loop = asyncio.get_running_loop()
         try:
@@ -108,8 +105,8 @@ class Segmenter:
             )
         except BrokenExecutor:
             raise DtoError(
-                "a segmentation process was killed, probably for memory: run again, what "
-                "was computed is kept"
+                "a segmentation process was killed, probably because memory ran out: run again; "
+                "finished rows are kept"
             ) from None
         return cuts[0]
 

@@ -1,1 +1,1 @@
-"""Stages beside a run's own: traces to choose an exit by, and the pilot study of DEER."""
+"""Stages outside of a normal run: traces for calibrating exits, and the pilot study of DEER."""

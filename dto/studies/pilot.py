@@ -1,8 +1,8 @@
-"""Leave sampled responses after fixed shares of their thinking (2504.15895 section 2, pilot study).
+"""Cut sampled responses after fixed shares of their thinking (2504.15895 section 2, pilot study).
 
-The policy `static` of `dto evaluate` does the same to new responses, each of which it has to sample
-in full for every share. Here the responses are those of the stage sample, and only the conclusions
-are generated.
+The policy `static` of `dto evaluate` does the same with new responses, but samples each of them in
+full for every share. Here the responses come from the stage sample, and only the conclusions are
+generated.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from dto.stages.evaluate import grade_response
 
 @dataclass(frozen=True, slots=True)
 class StaticExit:
-    """A trajectory that was left after `fraction` of its thinking.
+    """A trajectory that is cut after `fraction` of its thinking.
 
-    `position` counts the response tokens that are kept, `answer_tokens` those that were generated
-    after the thinking was closed there.
+    `position` counts the kept response tokens, `answer_tokens` the tokens generated after closing
+    the thinking there.
     """
 
     id: str  # trajectory id / percent
@@ -40,18 +40,18 @@ class StaticExit:
 
     @staticmethod
     def make_id(trajectory_id: str, fraction: float) -> str:
-        """`trajectory/fraction`, in units of 1/10,000, padded so that ids sort in order."""
+        """Return `trajectory/fraction`, in units of 1/10,000, padded so that ids sort in order."""
         return f"{trajectory_id}/{round(10_000 * fraction):05d}"
 
 
 async def pilot(
     problem: Problem, trajectory: Trajectory, ctx: Context
 ) -> list[StaticExit] | Dropped:
-    """Conclusions after each of `recipe.pilot.fractions` of a trajectory's thinking.
+    """Generate a conclusion after each of `recipe.pilot.fractions` of a trajectory's thinking.
 
-    The cut is rounded down to a token that ends a character; thinking that never closed is cut too.
-    A conclusion may be as long as `sample.max_tokens` leaves. Dropped as `failed` without a
-    response and as `empty_thinking` without thinking.
+    The cut is rounded down to a token that ends a character; unclosed thinking is cut too. The
+    conclusion can use the tokens left of `sample.max_tokens`. A trajectory without a response is
+    dropped as `failed`, one without thinking as `empty_thinking`.
     """
     if trajectory.finish_reason == "failed":
         return Dropped(trajectory.id, "failed", trajectory.reason)
@@ -61,7 +61,7 @@ async def pilot(
     close = ctx.text("early_close")
     sampling = ctx.sampling(ctx.recipe.sample.max_tokens, ctx.seed(trajectory.id, "pilot"))
 
-    async def left(fraction: float) -> StaticExit:
+    async def exit_at(fraction: float) -> StaticExit:
         cut = start + floor(fraction * length)
         path = ResponsePath(trajectory.prompt_ids, ctx, sampling)
         path.ids = list(trajectory.token_ids[:cut])
@@ -80,7 +80,7 @@ async def pilot(
         )
 
     fractions = sorted(set(ctx.recipe.pilot.fractions))
-    return await gather_bounded((left(each) for each in fractions), limit=len(fractions) or 1)
+    return await gather_bounded(map(exit_at, fractions), limit=len(fractions) or 1)
 
 
 def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
@@ -89,8 +89,8 @@ def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
 
 STAGE = Stage(
     name="pilot",
-    about="Leave each sampled response after fixed shares of its thinking.",
-    amount=lambda recipe: f"{len(recipe.pilot.fractions)} conclusions of each response",
+    about="Cut each sampled response after fixed shares of its thinking.",
+    amount=lambda recipe: f"{len(recipe.pilot.fractions)} conclusions per response",
     record=StaticExit,
     reads=always("sample"),
     settings=always("pilot.", *SAMPLING, "sample.max_tokens"),
@@ -99,5 +99,5 @@ STAGE = Stage(
     total=lambda run: run.count("sample"),
     spends=False,
     step=False,
-    card=Card(13, "static_exits", "train", "responses cut at shares of their thinking"),
+    card=Card(13, "static_exits", "train", "responses cut after fixed shares of their thinking"),
 )

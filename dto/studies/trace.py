@@ -1,9 +1,9 @@
-"""Record a response with every trial that a policy might make, and every conclusion it might get.
+"""Record responses with all trials and conclusions that an exit policy could request.
 
-The main path runs to the model's own end, uninterrupted. At each transition of each monitor there
-is a trial for each inducer, and the conclusion that the model writes when it leaves there. Both are
-the very requests of `dto.exits`, so a policy's decisions can be taken over again, at any setting,
-without generating (`dto.calibration.replay`).
+The main path runs to the model's own end without interruption. At each transition of each monitor
+there is a trial for each inducer, and the conclusion that the model writes after an exit there. The
+requests are the same as those of `dto.exits`, so `dto.calibration.replay` can repeat the decisions
+of a policy with any settings without generating tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dto.concurrency import gather_bounded
 from dto.context import Context
-from dto.context import sampling as drawn
+from dto.context import sampling as sampling_settings
 from dto.errors import DtoError
 from dto.exits import check
 from dto.exits.loop import ask
@@ -34,9 +34,9 @@ from dto.trajectories import no_room, prompt_ids
 
 @dataclass(frozen=True, slots=True)
 class TracedTransition:
-    """A transition of one monitor: `position` response tokens come before it.
+    """A transition of one monitor, after `position` response tokens.
 
-    It became visible with token number `seen` of the response.
+    The monitor detects it as soon as `seen` tokens of the response are generated.
     """
 
     monitor: str
@@ -46,11 +46,11 @@ class TracedTransition:
 
 @dataclass(frozen=True, slots=True)
 class TracedTrial:
-    r"""A trial answer, with what every kind of confidence is computed from.
+    r"""A trial answer with the inputs of every kind of confidence.
 
-    `text` runs from the inducer's `\boxed` on; `ends` and `logprobs` are those of the generated
-    tokens, as :func:`dto.exits.loop.confidence` takes them. `error` says why the request
-    failed, if it did.
+    `text` starts at the inducer's `\boxed`. `ends` and `logprobs` belong to the generated tokens,
+    in the form of :func:`dto.exits.loop.confidence`. `error` is the reason of a failed request,
+    else empty.
     """
 
     inducer: str
@@ -66,10 +66,10 @@ class TracedTrial:
 
 @dataclass(frozen=True, slots=True)
 class TracedConclusion:
-    """What the model writes when its thinking is closed after `position` response tokens.
+    """The text of the model after its thinking is closed at `position` response tokens.
 
-    `kept` of them stay, and `close_ids` is what closes the thinking there, read but not generated:
-    punctuation may be one token with it.
+    `kept` of these tokens stay. `close_ids` close the thinking and are read, not generated; the
+    first can merge with punctuation before it.
     """
 
     position: int
@@ -84,11 +84,11 @@ class TracedConclusion:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One response of the model, and all the ways to leave it.
+    """One response of the model and all its possible exits.
 
-    `thinking_tokens` spans `token_ids`. `shape` is (layers, heads, head dimension) of the model,
-    empty where it is not known, `parameters` its N (`dto.usage`), 0 where that is not. A response
-    that failed has no transitions and says why in `reason`.
+    `thinking_tokens` is a span of `token_ids`. `shape` is (layers, heads, head dimension) of the
+    model, empty if unknown; `parameters` is its N (`dto.usage`), 0 if unknown. A failed response
+    has no transitions and the cause in `reason`.
     """
 
     id: str  # problem id / sample index
@@ -112,21 +112,21 @@ class Trace:
 
 
 def read_traces(run_directory: Path) -> Iterator[Trace]:
-    """A run's traces, sorted by id. Raises DtoError when it has none."""
+    """Read the traces of a run, sorted by id. Raises DtoError if there are none."""
     run = RunReader(run_directory)
     if run.state("trace") != "finished":
         raise DtoError(
-            f"{run_directory} has no traces: record them with dto calibrate {run_directory}"
+            f"{run_directory} has no traces: record them with `dto calibrate {run_directory}`"
         )
     return run.rows("trace", Trace)
 
 
 async def trace(problem: Problem, ctx: Context) -> list[Trace]:
-    """`recipe.evaluate.samples` traces of one problem, sampled as `evaluate` samples its answers.
+    """Record `recipe.evaluate.samples` traces of one problem, sampled as in `evaluate`.
 
-    Sample j has the seed that `evaluate` gives it, so that the problem evaluated under a policy has
-    the row that a replay of the trace has: greedy on every engine, at T > 0 where the main path's
-    tokens do not depend on pauses (overlapped, or on a resumable engine). Raises EngineError for an
+    Sample j has the same seed as in `evaluate`. So an evaluation under a policy gives the same row
+    as a replay of the trace: with greedy decoding on every engine, at T > 0 if pauses do not change
+    the tokens of the main path (overlapped, or on a resumable engine). Raises EngineError for an
     engine without token prompts or logprobs.
     """
     settings = ctx.recipe.evaluate
@@ -136,7 +136,7 @@ async def trace(problem: Problem, ctx: Context) -> list[Trace]:
     seed = ctx.seed(problem.id, "evaluate")
 
     def sampling(sample: int) -> Sampling:
-        return drawn(settings, settings.max_tokens, seed + sample)
+        return sampling_settings(settings, settings.max_tokens, seed + sample)
 
     return await gather_bounded(
         (
@@ -152,7 +152,7 @@ async def _traced(
 ) -> Trace:
     settings = ctx.recipe.trace
     path = ResponsePath(prompt, ctx, sampling)
-    closed = path.closed  # by the prompt: there is no thinking
+    closed = path.closed  # the prompt closes the thinking
     transitions: list[TracedTransition] = []
     if full := no_room(prompt, ctx.engine.context):
         response = ExitedResponse.failed(len(prompt), f"{full}: no room for a response")
@@ -161,11 +161,11 @@ async def _traced(
         whole = await path.advance(logprobs=ENTROPY_LOGPROBS if entropy else None)
         response = await path.finished()
         if response.exit_reason != "failed" and not closed:
-            # A long response takes a while to read: not on the event loop.
+            # Scanning a long response is slow, so it runs outside of the event loop.
             transitions = await asyncio.to_thread(_transitions, path.ids, whole.top_logprobs, ctx)
     graded = await grade_response(response, problem, ctx)
     start, length = len(response.leading_ids), len(response.thinking_ids)
-    cuts = sorted({each.position for each in transitions})
+    cuts = sorted({transition.position for transition in transitions})
     trials = await gather_bounded(
         _trial(problem, prompt, path.ids[:cut], inducer, ctx)
         for cut in cuts
@@ -209,8 +209,8 @@ def _transitions(
     for kind in settings.monitors:
         exit = ExitSettings(name=kind, monitor=kind, every=settings.every, entropy=settings.entropy)
         monitor = Monitor(ctx.tokenizer, exit, ctx.tags, languages)
-        found = monitor.scan(ids, top_logprobs, ended=True)
-        transitions += [TracedTransition(kind, cut, seen) for cut, seen in found]
+        cuts = monitor.scan(ids, top_logprobs, ended=True)
+        transitions += [TracedTransition(kind, cut, seen) for cut, seen in cuts]
     return transitions
 
 
@@ -261,7 +261,7 @@ def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
 
 STAGE = Stage(
     name="trace",
-    about="Record the dev problems' responses with all their trial answers.",
+    about="Record responses to the dev problems with all trial answers.",
     amount=lambda recipe: f"{recipe.problems.dev * recipe.evaluate.samples:,} responses",
     record=Trace,
     reads=always("problems"),
@@ -272,5 +272,5 @@ STAGE = Stage(
     total=lambda run: run.count("problems", split="dev"),
     spends=False,
     step=False,
-    card=Card(12, "traces", "validation", "responses with all their trial answers"),
+    card=Card(12, "traces", "validation", "responses with all trial answers"),
 )

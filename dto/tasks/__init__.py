@@ -1,7 +1,7 @@
-"""The tasks: benchmarks and training sets of the Hub.
+"""The built-in tasks: benchmarks and training sets of the Hub.
 
-To add one, write its `Task` into the file of its kind of answer and its name into `TASKS`; a recipe
-can name any other dataset without.
+To add one, define its `Task` in the file of its answer rule and list it in `TASKS`. A recipe can
+name any other dataset, or a task of another package, without that.
 """
 
 from collections.abc import Mapping

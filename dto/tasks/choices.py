@@ -1,4 +1,4 @@
-"""Questions whose answers are letters of options."""
+"""Tasks whose answers are letters of options."""
 
 from string import ascii_uppercase
 
@@ -13,9 +13,9 @@ def _four(row: Row) -> Options:
 
 
 def _ten(row: Row) -> Options:
-    """The options but those that say N/A, and the right one by its letter.
+    """The options except those that are N/A, and the right one by its letter.
 
-    Raises FieldError where `answer` and `answer_index` do not name the same option.
+    Raises FieldError if `answer` and `answer_index` name different options.
     """
     texts = row.get("options")
     if not isinstance(texts, list) or not all(isinstance(option, str) for option in texts):
@@ -46,8 +46,8 @@ GPQA = Task(
 )
 """GPQA-Diamond: 198 questions of graduate science with four options.
 
-The dataset stands behind a form: accept its terms on the Hub, then log in with `hf auth login`. It
-lists the right option first, so the options are shuffled.
+The dataset is gated: accept its terms on the Hub, then log in with `hf auth login`. It lists the
+right option first, so the options are shuffled.
 """
 MMLU_PRO = Task(
     name="mmlu_pro",

@@ -1,4 +1,4 @@
-"""Programs to write, checked by running them."""
+"""Tasks whose answers are programs, which tests check."""
 
 import json
 from collections.abc import Callable
@@ -7,9 +7,10 @@ from dto.tasks.task import Row, Task, text
 
 
 def _tests(prompt: str) -> Callable[[Row, str], str]:
-    """Reads the gold answer of kind code: see `Task`. `prompt` is the field with what to complete.
+    """A reader of the gold answer under rule `code` (see `Task`).
 
-    White space counts in programs and is kept. The answer is empty where one of its parts is.
+    `prompt` is the field with the code to complete. White space matters in programs and is kept.
+    The answer is empty if one of its parts is.
     """
 
     def gold(row: Row, field: str) -> str:
@@ -45,7 +46,7 @@ BIGCODEBENCH = Task(
     kept=("task_id", "libs", "canonical_solution"),
     citation="Zhuo et al. 2024, arXiv 2406.15877",
 )
-"""Asked in words (Instruct): 1,140 programs that use libraries, with unit tests.
+"""Programs described in words (Instruct): 1,140 that use libraries, with unit tests.
 
 The tests need the libraries that the field `libs` names.
 """

@@ -1,9 +1,9 @@
-"""Import: rows of prompt and response that exist already, as trajectories that enter at `segment`.
+"""Import rows of prompt and response as trajectories, for the stages from `segment` on.
 
-Rows of chosen and rejected are two responses to one prompt each, and enter at `pair`.
+Rows of chosen and rejected are two responses to one prompt each, for the stages from `pair` on.
 
-What was sampled elsewhere comes as text, so its ids are encoded once and flagged as such
-(`ids_from` is `encoded`): a model may have written the same text with other tokens.
+Imported responses are text, so their ids are encoded once and marked (`ids_from` is `encoded`): a
+model may have written the same text with other tokens.
 """
 
 from __future__ import annotations
@@ -46,12 +46,11 @@ logger = logging.getLogger("dto")
 TASK = "imported"
 BLOCK = 1024  # gold answers that are checked together
 SIDES = ("chosen", "rejected")
-"""The two responses of a row of preferences; they are samples 2k and 2k + 1 of their problem."""
+"""The two responses of a row of preferences: samples 2k and 2k + 1 of their problem."""
 
 
-# Where a row keeps what: the first name that a row has counts, a missing one is no error. The first
-# three may hold a list of chat messages. A response that stands beside thinking and has no tags of
-# its own is the conclusion.
+# Names of fields: the first that a row has is read. The first three may hold a list of chat
+# messages. A response without tags, beside a field of thinking, is the conclusion.
 CONVERSATION = ("messages", "conversations")
 QUESTION = ("prompt", "question", "problem", "instruction")
 RESPONSE = ("response", "completion", "output", "generation")
@@ -61,12 +60,12 @@ ANSWER = ("answer", "gold", "gold_answer", "ground_truth")
 
 
 class Response(NamedTuple):
-    """One row that can be read. `text` holds the tags that the row had or that follow from it."""
+    """A row as one response; `text` has the tags of the row, or tags derived from its fields."""
 
     problem: Problem
     sample: int
     text: str
-    whole: bool = False  # a side of a preference: without tags it is an answer without thinking
+    whole: bool = False  # one side of a preference: without tags it has no thinking
 
 
 def holds_pairs(source: str) -> bool:
@@ -76,39 +75,39 @@ def holds_pairs(source: str) -> bool:
     return first is not None and all(first.get(side) is not None for side in SIDES)
 
 
-def _rows(source: str, *, tell: bool = False) -> Rows:
+def _rows(source: str, *, verbose: bool = False) -> Rows:
     """The rows to train on: of a dataset the splits that begin with `train`, if it has any.
 
-    `tell`: the log says which others there are.
+    With `verbose`, log the names of the other splits.
     """
     splits = read_source(Source.parse(source))
     train = {name: rows for name, rows in splits.items() if (name or "").startswith("train")}
-    left = sorted(str(name) for name in splits.keys() - train.keys()) if train else []
-    if left and tell:
-        logger.info("%s: split %s is not imported", source, ", ".join(left))
+    others = sorted(str(name) for name in splits.keys() - train.keys()) if train else []
+    if others and verbose:
+        logger.info("%s: split %s is not imported", source, ", ".join(others))
     return chain.from_iterable((train or splits).values())
 
 
 def read_responses(
-    source: str, *, tags: ThinkTags = DEFAULT_TAGS, rule: str = "math", tell: bool = False
+    source: str, *, tags: ThinkTags = DEFAULT_TAGS, rule: str = "math", verbose: bool = False
 ) -> Iterator[Response | Dropped]:
-    """The rows of a .jsonl or .parquet file, a folder or a Hub dataset, one at a time, in order.
+    """Read the rows of a .jsonl or .parquet file, a folder or a Hub dataset, in order.
 
-    Of a dataset with a split to train on, the others are left alone: they are there to test on, and
-    named in the log where it is asked to `tell` it. Thinking that has a field of its own is put
-    between `tags`.
-    Rows with the same question and gold answer are samples of one problem. A row that lacks a
-    field, holds another type than text, or is empty, is dropped with the reason `missing_field`,
-    `wrong_type`, `empty_question`, `empty_response`, `several_turns` or, where its two sides answer
-    different questions, `two_questions`, and a line that is no JSON object as `unreadable_row`.
-    Where the source `holds_pairs` each row gives two responses, chosen and rejected, or none.
+    If a dataset has a split to train on, the others are not read, because they are test sets; with
+    `verbose` the log names them. Thinking in a separate field is put between `tags`. Rows with the
+    same question and gold answer are samples of one problem, whose answers `rule` compares. A row
+    without a field, or with an empty one or the wrong type, is dropped with the reason
+    `missing_field`, `wrong_type`, `empty_question`, `empty_response`, `several_turns` or, if its
+    two sides answer different questions, `two_questions`; a line that is not a JSON object as
+    `unreadable_row`. If the source `holds_pairs`, each row gives two responses, chosen and
+    rejected, or none.
 
     Raises:
         DtoError: the source does not exist or cannot be read.
     """
     samples: Counter[str] = Counter()
     pairs = holds_pairs(source)
-    rows = _rows(source, tell=tell)
+    rows = _rows(source, verbose=verbose)
     for number, row in enumerate(rows, start=1):
         if isinstance(row, Dropped):
             yield row
@@ -126,23 +125,25 @@ def read_responses(
             samples[problem_id] += 1
 
 
-def imported_problems(source: str, own: ProblemSettings, seed: int) -> Iterator[Problem | Dropped]:
-    """The questions of a source to train on, and the dev and test problems that `own` asks for.
+def imported_problems(
+    source: str, settings: ProblemSettings, seed: int
+) -> Iterator[Problem | Dropped]:
+    """The questions of a source to train on, and the dev and test problems of the settings.
 
-    No dev or test problem is among the questions; one that is a near copy of some is logged, or
-    dropped, as `load_problems` does. A question whose gold answer cannot be read is dropped
-    (`unreadable_gold`; of preferences it stays, since no answer to it is graded). What the source's
-    rows are dropped for is told by `read_responses`. Raises DtoError when none of them can be read,
-    and as `load_problems` does.
+    No dev or test problem is among the questions; near duplicates are logged or dropped, as
+    `load_problems` does. A question whose gold answer cannot be read is dropped
+    (`unreadable_gold`), except in preferences, whose answers are not graded. `read_responses` names
+    the reasons for which rows are dropped. Raises DtoError if no row can be read, and as
+    `load_problems` does.
     """
     imported: dict[str, Problem] = {}
     waiting: list[Problem] = []
-    unread = "it is empty"
-    rule = _rule(own)
+    reason = "it is empty"
+    rule = _rule(settings)
     check_rule(rule)
-    for row in read_responses(source, rule=rule, tell=True):
+    for row in read_responses(source, rule=rule, verbose=True):
         if isinstance(row, Dropped):
-            unread = f"the last is dropped as {row.reason}: {row.detail}"
+            reason = f"the last one is dropped as {row.reason}: {row.detail}"
         elif row.problem.id not in imported:
             imported[row.problem.id] = row.problem
             if row.whole or not row.problem.answer:
@@ -154,9 +155,9 @@ def imported_problems(source: str, own: ProblemSettings, seed: int) -> Iterator[
                 waiting = []
     yield from _readable(waiting)
     if not imported:
-        raise DtoError(f"{source} holds no row that can be read: {unread}")
-    apart = own.model_copy(update={"train": 0})
-    yield from load_problems(apart, seed, imported.values())
+        raise DtoError(f"{source} has no row that can be read: {reason}")
+    others = settings.model_copy(update={"train": 0})
+    yield from load_problems(others, seed, imported.values())
 
 
 def _rule(settings: ProblemSettings) -> str:
@@ -171,13 +172,12 @@ def _readable(problems: Sequence[Problem]) -> Iterator[Problem | Dropped]:
 async def to_trajectory(
     response: Response, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings, grader: Grader
 ) -> Trajectory | Dropped:
-    """The trajectory of a response, as the model of `settings` would have it in its context.
+    """The trajectory of a response, with the ids that the model would have in its context.
 
     The chat template decides whether the prompt or the response opens the thinking. A response that
-    closed its thinking ends with EOS; one that did not is graded `truncated`, and one without a
-    gold answer `failed` (`no_gold_answer`). Dropped as `foreign_tags` is one whose thinking is
-    marked by other tags than `model.think`. Raises DtoError for a chat template that cannot render
-    the question.
+    closes its thinking ends with EOS; one that does not is graded `truncated`, and one without a
+    gold answer `failed` (`no_gold_answer`). A response with other tags than `model.think` is
+    dropped as `foreign_tags`. Raises DtoError if the chat template cannot render the question.
     """
     tags = think_tags(tokenizer, settings)
     foreign = tags.foreign(response.text, ended=True)
@@ -185,10 +185,10 @@ async def to_trajectory(
         row_id = Trajectory.make_id(response.problem.id, response.sample)
         return Dropped(row_id, FOREIGN, foreign_detail(tags, foreign))
     prompt, ids, closed = await asyncio.to_thread(_encode, response, tokenizer, settings, tags)
-    said = Completion(tuple(ids), "", "stop" if closed else "length", ids_from="encoded")
+    completion = Completion(tuple(ids), "", "stop" if closed else "length", ids_from="encoded")
     return await make_trajectory(
         response.problem,
-        said,
+        completion,
         model=settings.name,
         sample=response.sample,
         seed=0,
@@ -231,35 +231,35 @@ def _read(row: Row, tags: ThinkTags) -> tuple[str, tuple[str, ...], str]:
             raise FieldError("missing_field", "", "the last message is not the assistant's")
         question = _question(turns[:-1])
     else:
-        asked = _prompt(row)
-        if asked is None:
+        question_text = _prompt(row)
+        if question_text is None:
             raise _missing("question", QUESTION, row)
-        question, reply = asked, row
+        question, reply = question_text, row
     return _stripped(question), (_response(reply, tags),), _gold(row)
 
 
 def _read_sides(row: Row, tags: ThinkTags) -> tuple[str, tuple[str, ...], str]:
     """(question, chosen and rejected response, gold answer) of a row of preferences.
 
-    A side is text, or messages; those before the last, if there are any, ask the question again, or
-    instead of a prompt.
+    A side is text, or messages; messages before the last repeat the question, or replace the
+    prompt.
     """
-    asked = _prompt(row)
-    questions = set() if asked is None else {asked.strip()}
+    prompt_text = _prompt(row)
+    questions = set() if prompt_text is None else {prompt_text.strip()}
     replies = []
     for side in SIDES:
-        said = row.get(side)
-        if said is None:
+        response = row.get(side)
+        if response is None:
             raise _missing(f"{side} response", (side,), row)
-        if isinstance(said, list):
-            turns = _turns(said)
+        if isinstance(response, list):
+            turns = _turns(response)
             if _role(turns[-1]) != "assistant":
                 raise FieldError("missing_field", "", f"{side}: the last message is not an answer")
             if len(turns) > 1:
                 questions.add(_question(turns[:-1]).strip())
             replies.append(_response(turns[-1], tags))
         else:
-            replies.append(_response({RESPONSE[0]: said}, tags))
+            replies.append(_response({RESPONSE[0]: response}, tags))
     if not questions:
         raise _missing("question", QUESTION, row)
     if len(questions) > 1:
@@ -286,16 +286,16 @@ def _gold(row: Row) -> str:
 
 
 def _response(reply: Mapping[str, Any], tags: ThinkTags) -> str:
-    said = _first(reply, (*RESPONSE, *CONCLUSION, "value"))
-    if isinstance(said, list):
-        turns = _turns(said)
+    content = _first(reply, (*RESPONSE, *CONCLUSION, "value"))
+    if isinstance(content, list):
+        turns = _turns(content)
         if len(turns) != 1:
             raise FieldError("several_turns", "", f"the response has {len(turns)} messages")
         return _response(turns[0], tags)
     thinking = _first(reply, THINKING)
-    if said is None and thinking is None:
+    if content is None and thinking is None:
         raise _missing("response", (*RESPONSE, *THINKING), reply)
-    text = "" if said is None else _text(said, "response")
+    text = "" if content is None else _text(content, "response")
     if thinking is not None and tags.close not in text:
         thought = _text(thinking, "thinking")
         thought = thought.lstrip().removeprefix(tags.open).lstrip("\n")
@@ -308,7 +308,7 @@ def _response(reply: Mapping[str, Any], tags: ThinkTags) -> str:
 
 
 def _is_empty(text: str, tags: ThinkTags) -> bool:
-    """Whether a response has nothing beside tags, its model's or another's."""
+    """Whether a response is empty but for tags, of its model or another."""
     for pair in ((tags.open, tags.close), *KNOWN_TAGS):
         if not text.replace(pair[1], "").replace(pair[0], "").strip():
             return True
@@ -325,11 +325,11 @@ def _turns(chat: object) -> Sequence[Mapping[str, Any]]:
 
 
 def _question(turns: Sequence[Mapping[str, Any]]) -> str:
-    asked = [turn for turn in turns if _role(turn) != "system"]
-    if len(asked) != 1 or _role(asked[0]) != "user":
-        detail = "more, or less, than one question before the response"
+    others = [turn for turn in turns if _role(turn) != "system"]
+    if len(others) != 1 or _role(others[0]) != "user":
+        detail = "there is not exactly one question before the response"
         raise FieldError("several_turns", "", detail)
-    content = _first(asked[0], ("content", "value"))
+    content = _first(others[0], ("content", "value"))
     return _text("" if content is None else content, "question")
 
 
@@ -342,25 +342,26 @@ def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 
-def _text(value: object, what: str) -> str:
+def _text(value: object, field: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise FieldError("wrong_type", "", f"the {what} is {type(value).__name__}, not text")
+        raise FieldError("wrong_type", "", f"the {field} is {type(value).__name__}, not text")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value)
 
 
-def _missing(what: str, names: Sequence[str], row: Mapping[str, Any]) -> FieldError:
-    there = ", ".join(map(str, row))
-    return FieldError("missing_field", "", f"no {what} ({', '.join(names)}); there are {there}")
+def _missing(field: str, names: Sequence[str], row: Mapping[str, Any]) -> FieldError:
+    fields = ", ".join(map(str, row))
+    message = f"no {field} ({', '.join(names)}); its fields are {fields}"
+    return FieldError("missing_field", "", message)
 
 
 async def imported(
-    response: Response, known: Collection[str], ctx: Context
+    response: Response, problem_ids: Collection[str], ctx: Context
 ) -> Trajectory | Dropped:
-    """The trajectory of an imported response; dropped where its problem was."""
+    """The trajectory of an imported response; dropped if its problem was dropped."""
     problem = response.problem
-    if problem.id not in known:
+    if problem.id not in problem_ids:
         detail = f"gold answer {problem.answer[:100]!r} of problem {problem.id}"
         row_id = Trajectory.make_id(problem.id, response.sample)
         return Dropped(row_id, "unreadable_gold", detail)
@@ -368,13 +369,13 @@ async def imported(
 
 
 def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
-    known = {row.id for row in run.problems("train")}
+    problem_ids = {row.id for row in run.problems("train")}
     tags, rule = think_tags(ctx.tokenizer, ctx.recipe.model), _rule(ctx.recipe.problems)
     for row in read_responses(str(ctx.recipe.sample.imported), tags=tags, rule=rule):
         if isinstance(row, Dropped):
             yield Group(row.id, (row,))
         else:
-            yield Group(Trajectory.make_id(row.problem.id, row.sample), (row, known))
+            yield Group(Trajectory.make_id(row.problem.id, row.sample), (row, problem_ids))
 
 
 STAGE = replace(
@@ -390,7 +391,7 @@ STAGE = replace(
     renders=True,
     files=lambda recipe: (str(recipe.sample.imported),),
 )
-"""`sample` of a run whose responses were imported."""
+"""The stage `sample` of a run with imported responses."""
 
 
 def imported_pairs(
@@ -401,8 +402,8 @@ def imported_pairs(
 ) -> list[PreferencePair | Dropped]:
     """The pairs of a table of preferences: samples 2k and 2k + 1 are chosen and rejected.
 
-    Whatever their lengths and grades. At most `max_per_problem`, the rest dropped as `over_limit`;
-    a pair of which one side was dropped before is `no_pair`.
+    Lengths and grades do not matter. At most `max_per_problem`; the rest are dropped as
+    `over_limit`, and a pair with a dropped side as `no_pair`.
     """
     sides = {row.sample: row for row in trajectories}
     rows: list[PreferencePair | Dropped] = []
@@ -410,7 +411,7 @@ def imported_pairs(
         chosen, rejected = sides.get(first), sides.get(first + 1)
         if chosen is None or rejected is None:
             row_id = Trajectory.make_id(problem.id, first)
-            rows.append(Dropped(row_id, "no_pair", "one of its sides was dropped before"))
+            rows.append(Dropped(row_id, "no_pair", "one of its sides is dropped"))
             continue
         side = Side(chosen.id, chosen.token_ids, chosen.text, "imported")
         rows.append(make_pair(chosen, side, rejected, "imported", tokenizer, settings))
@@ -426,4 +427,4 @@ async def _pair(
 
 
 PAIRS = replace(PAIR, reads=always("sample"), groups=by_problem, work=_pair)
-"""`pair` of a run whose preferences were imported."""
+"""The stage `pair` of a run with imported preferences."""

@@ -159,7 +159,7 @@ def _parts(source: str, settings: ProblemSettings) -> list[_Part]:
     fields_are_set = settings.question_field or settings.answer_field
     plain = (
         replace(task, question="problem", answer="answer", gold=text)
-        if source not in TASKS and task.rule == "math" and not fields_are_set
+        if source not in TASKS and task.rule not in ("choice", "code") and not fields_are_set
         else None
     )
     parts, names = [], []
@@ -190,9 +190,8 @@ def _returned(task: Task, split: str) -> Iterator[Row]:
                 raise TypeError(f"a row is {type(row).__name__}, not a mapping")
             yield row
     except Exception as error:  # the function may hold any code
-        raise DtoError(
-            f"task {task.name}: rows({split!r}) fails: {type(error).__name__}: {error}"
-        ) from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise DtoError(f"task {task.name}: rows({split!r}) fails: {reason}") from error
 
 
 def _task_of(source: str, settings: ProblemSettings) -> Task:
@@ -230,7 +229,7 @@ def _imported(path: str, settings: Mapping[str, Any]) -> Task:
         raise DtoError(f"task {path}: {reason}") from error
     if not isinstance(task, Task):
         raise DtoError(
-            f"task {path} gives {type(task).__name__}: name a dto.tasks.Task, or a function that "
+            f"task {path} gives {type(task).__name__}: name a dto.Task, or a function that "
             "returns one"
         )
     return task

@@ -1,4 +1,4 @@
-"""Problems whose answers are mathematics."""
+"""Tasks whose answers are mathematics."""
 
 import re
 
@@ -9,13 +9,13 @@ _BARE = re.compile(r"\\(?:boxed|fbox)\s*([^\s{}$]+)")  # some solutions have \bo
 
 
 def _after_hashes(row: Row, field: str) -> str:
-    """What follows the last `####` of a worked answer, without thousands separators; or nothing."""
+    """The text behind the last `####`, without thousands separators; empty if there is none."""
     _, hashes, answer = text(row, field).rpartition("####")
     return answer.strip().replace(",", "") if hashes else ""
 
 
 def _boxed(row: Row, field: str) -> str:
-    r"""What the last `\boxed{}` of a solution holds; nothing where it is empty or not there."""
+    r"""The content of the last `\boxed{}` of a solution; empty if there is none."""
     solution = text(row, field)
     box = last_box(solution)
     if box is not None:
@@ -25,11 +25,11 @@ def _boxed(row: Row, field: str) -> str:
 
 
 def _in_a_row(row: Row, field: str) -> str:
-    """The answers of a row's list, one after the other, without the dollars around each."""
+    """The answers of a row's list, joined, without the dollar signs around each."""
     answers = row.get(field)
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        held = type(answers).__name__ if field in row else "nothing"
-        raise FieldError("wrong_type", field, f"field {field!r} holds {held}, not a list of text")
+        actual = type(answers).__name__ if field in row else "nothing"
+        raise FieldError("wrong_type", field, f"field {field!r} holds {actual}, not a list of text")
     return ", ".join(answer.strip().strip("$").strip() for answer in answers)
 
 
@@ -62,9 +62,9 @@ MATH = Task(
     gold=_boxed,
     citation="Hendrycks et al. 2021, arXiv 2103.03874",
 )
-r"""Competition problems whose answers stand in `\boxed{}` in the solution.
+r"""Competition problems with answers in the `\boxed{}` of their solutions.
 
-The test split is left out: MATH-500 is drawn from it.
+The test split is not used: MATH-500 is drawn from it.
 """
 MATH500 = Task(
     name="math500",
@@ -118,7 +118,7 @@ OLYMPIADBENCH = Task(
     gold=_in_a_row,
     citation="He et al. 2024, arXiv 2402.14008",
 )
-"""Its open-ended mathematics in English and without pictures: 674 problems."""
+"""The open-ended mathematics of OlympiadBench, in English and without pictures: 674 problems."""
 DEEPSCALER = Task(
     name="deepscaler",
     hub="agentica-org/DeepScaleR-Preview-Dataset",

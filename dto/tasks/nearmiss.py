@@ -1,16 +1,16 @@
-r"""Near misses of a gold answer: small changes that make another answer by how they are made.
+r"""Make near misses of a gold answer: small changes that certainly give a different answer.
 
-A grader that takes one of them for right is too lax. They are made of answers whose whole text has
-one of these forms, and of no others, for a change that may mean the same would be a false alarm:
+A grader that accepts one of them is too lax. Only answers of these forms are changed, because a
+change that may mean the same would be a false alarm:
 
 - a sum of terms without a zero in it, `-\frac{3\sqrt{2}}{5} + x^2`, or 0 or a decimal number, with
   or without `x =` before it and a unit behind it;
-- a tuple of these, a list or set of different numbers, an interval whose ends ascend, and a union
-  of intervals that lie apart;
+- a tuple of these, a list or set of different numbers, an interval with ascending ends, and a
+  union of disjoint intervals;
 - a numeral in a base, words, and the letter of an option.
 
-Not changed are letters that stand for any number (`+ C`, `k\pi`), decimal numbers by less than a
-ten thousandth, and the unit of 0.
+Letters that mean any number (`+ C`, `k\pi`) and the unit of 0 are not changed, nor are decimal
+numbers by less than a ten thousandth.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import Literal, NamedTuple
 
 GoldKind = Literal["number", "words", "mathematics", "letter", "program", "other_rule"]
 NearMissKind = Literal["sign", "digit", "element", "bracket", "letter", "unit", "base"]
-MOST = 3  # of each kind, for one gold answer
-LONGEST = 200  # characters of a gold answer that is changed
+MOST = 3  # of each kind, for each gold answer
+LONGEST = 200  # characters; a longer gold answer is not changed
 DECIMAL_DIGITS = 4
 
 _NUMERAL = r"(?:[1-9]\d{0,2}(?:,(?:\\!)?\s?\d{3})+(?!\d)|[1-9]\d*)"
@@ -37,7 +37,7 @@ _PRODUCT = rf"(?:{_NUMERAL}\s*(?:{_FACTOR})*|(?:{_FACTOR})+)"
 _FRACTION = rf"\\[dt]?frac\s*\{{{_PRODUCT}\}}\s*\{{{_PRODUCT}\}}|{_NUMERAL}\s*/\s*{_NUMERAL}"
 _TERM = rf"\s*(?:{_FRACTION}|{_PRODUCT})\s*"
 _SUM = re.compile(rf"\s*[+-]?{_TERM}(?:[+-]{_TERM})*|\s*[+-]?(?:0|\d*\.\d+)\s*")
-_WORDED = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4}")  # no product of letters
+_WORDED = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4}")  # not a product of letters
 _NUMBER = re.compile(
     rf"([+-]?)\s*(?:(?P<plain>\d*\.\d+|0|{_NUMERAL})|\\[dt]?frac\s*\{{(?P<top>\d+)\}}\s*\{{"
     rf"(?P<bottom>[1-9]\d*)\}}|(?P<over>\d+)/(?P<under>[1-9]\d*)|(?P<infinite>\\infty))"
@@ -69,7 +69,7 @@ _Changes = Iterator[tuple[NearMissKind, str]]
 
 
 class NearMiss(NamedTuple):
-    """An answer that is almost the gold answer, and how it was changed."""
+    """A changed gold answer and the kind of the change."""
 
     kind: NearMissKind
     answer: str
@@ -78,18 +78,19 @@ class NearMiss(NamedTuple):
 def near_misses(gold: str, kind: GoldKind) -> tuple[NearMiss, ...]:
     """At most `MOST` near misses of each kind, all different, always the same for a gold answer.
 
-    `kind`: what the gold answer is, as `dto.tasks.validate` says. Programs have none.
+    `kind`: the kind of the gold answer, from `dto.tasks.validate`. Programs and answers under a
+    rule of another package have no near misses.
     """
     gold = gold.strip()
     if kind in ("program", "other_rule") or not gold or len(gold) > LONGEST:
         return ()
     count: Counter[NearMissKind] = Counter()
-    made: dict[str, NearMiss] = {}
+    changed_answers: dict[str, NearMiss] = {}
     for changed, answer in _changes(gold, kind):
-        if count[changed] < MOST and answer not in made:
+        if count[changed] < MOST and answer not in changed_answers:
             count[changed] += 1
-            made[answer] = NearMiss(changed, answer)
-    return tuple(made.values())
+            changed_answers[answer] = NearMiss(changed, answer)
+    return tuple(changed_answers.values())
 
 
 def _changes(gold: str, kind: GoldKind) -> _Changes:
@@ -102,7 +103,7 @@ def _changes(gold: str, kind: GoldKind) -> _Changes:
             yield "letter", f"{option[1]}{letter}{option[3]}"
     elif numeral := _IN_BASE.fullmatch(gold):
         base = int(numeral[2]) + 1
-        base += base == 10  # that of a numeral that names none
+        base += base == 10  # the base of a numeral that names none
         yield "base", f"{numeral[1]}{base}{numeral[3]}"
     elif around := None if _ANY.search(gold) else _AROUND.fullmatch(gold):
         before, body, unit, after = around.groups()
@@ -139,7 +140,7 @@ def _body_changes(body: str) -> _Changes:
 
 
 def _sum_changes(text: str) -> _Changes:
-    """Another leading sign, or another last digit of a numeral; none of what is no sum."""
+    """Change the leading sign, or the last digit of a numeral; nothing if it is not a sum."""
     text = text.strip()
     if not _is_sum(text):
         return
@@ -158,10 +159,10 @@ def _is_sum(text: str) -> bool:
 
 
 def _list_changes(inside: str, *, ordered: bool) -> _Changes:
-    """Another sign or digit of a part; a part left out, but of a pair, of which one is no pair."""
+    """Change a sign or digit of a part, or omit a part, unless there are only two."""
     parts = inside.split(",")
-    known = {_number(part) for part in parts}
-    if not ordered and (None in known or len(known) < len(parts)):
+    numbers = {_number(part) for part in parts}
+    if not ordered and (None in numbers or len(numbers) < len(parts)):
         return
     for place, part in enumerate(parts):
         space = part[: len(part) - len(part.lstrip())]
@@ -184,7 +185,7 @@ def _union_changes(pieces: list[str]) -> _Changes:
 
 
 def _ends(text: str) -> tuple[Fraction | float, Fraction | float] | None:
-    """The ends of an interval, the lower below the upper; None for anything else."""
+    """The ends of an interval, if the lower is below the upper; None for anything else."""
     bracketed = _BRACKETED.fullmatch(text.strip())
     if bracketed is None or "{" in bracketed["open"] or "}" in bracketed["close"]:
         return None
@@ -195,7 +196,7 @@ def _ends(text: str) -> tuple[Fraction | float, Fraction | float] | None:
 
 
 def _other_brackets(interval: str) -> Iterator[str]:
-    """The interval with, or without, one of its finite ends."""
+    """Open or close one of the finite ends of an interval."""
     bracketed, (low, high) = _BRACKETED.search(interval), _ends(interval) or (-math.inf, math.inf)
     assert bracketed is not None
     for name, end in (("open", low), ("close", high)):
@@ -205,7 +206,7 @@ def _other_brackets(interval: str) -> Iterator[str]:
 
 
 def _number(text: str) -> Fraction | float | None:
-    """A number, a float where it is infinite; None for anything else."""
+    """A number, as a float if it is infinite; None for anything else."""
     match = _NUMBER.fullmatch(text.strip())
     if match is None:
         return None

@@ -96,7 +96,7 @@ async def validate(
         for _, where, row in read_problems(source):
             if isinstance(row, Problem):
                 others.add(where, row.question)
-    known: dict[str, tuple[str, str]] = {}
+    questions: dict[str, tuple[str, str]] = {}
     golds: dict[GoldKind, dict[str, tuple[str, Problem]]] = {}
     rows = read_problems(settings)
     while window := list(islice(rows, WINDOW)):
@@ -116,16 +116,16 @@ async def validate(
             if not isinstance(verdict, Finding):
                 golds.setdefault(verdict, {}).setdefault(row.answer, (where, row))
             key = same_as(row.question)
-            if key in known:
+            if key in questions:
                 counts["duplicates"] += 1
                 report.duplicates.append(
-                    Finding(where, "duplicate", f"the question of {known[key][0]}")
+                    Finding(where, "duplicate", f"the question of {questions[key][0]}")
                 )
-                if twin := await _other_answer(where, row, known[key], grader):
+                if twin := await _other_answer(where, row, questions[key], grader):
                     counts["unexplained"] += 1
                     report.unexplained.append(twin)
                 continue
-            known[key] = (where, row.answer)
+            questions[key] = (where, row.answer)
             for index in (others, *([tests] if split in ("train", "dev") else [])):
                 hit = index.find(row.question)
                 if hit is not None and hit.share >= SAME:
@@ -214,10 +214,10 @@ async def _kind_of_mathematics(where: str, row: Problem, grader: Grader) -> Gold
 
 
 async def _other_answer(
-    where: str, row: Problem, known: tuple[str, str], grader: Grader
+    where: str, row: Problem, earlier: tuple[str, str], grader: Grader
 ) -> Finding | None:
     """A finding if a question was read before with a gold answer that is not equal to this one."""
-    before, answer = known
+    before, answer = earlier
     if row.answer == answer or row.rule == "code":
         return None
     graded = await grader.grade_conclusion(rf"\boxed{{{row.answer}}}", answer, row.rule)

@@ -55,7 +55,7 @@ def train(
     command = [sys.executable, "-m", "dto.training.process", str(run), "--parent", str(os.getpid())]
     if allow_code_execution:
         command.append("--allow-code-execution")
-    environment = os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1"}
+    environment = os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONUTF8": "1"}
     last = ""
 
     def log(line: str) -> None:

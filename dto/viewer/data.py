@@ -1,7 +1,7 @@
-"""What is looked at: a run's tables, joined in one pass.
+"""Views of a run: its tables joined in one pass.
 
-A view holds all that a run says of a trajectory, a question, a chain or a batch prompt. What is not
-there yet is left out: a stage under way is read from its journal, one that has not begun is empty.
+A view holds all rows about one trajectory, question, chain or batch prompt. A running stage is read
+from its journal; a stage that has not started has no rows.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from dto.runs.reader import RunReader
 R = TypeVar("R")
 IDS = ("prompt_ids", "token_ids")
 _JOINED = (Trajectory, Segment, ExitEstimate, OptimizedTrajectory, PreferencePair)
-"""The rows that belong to a trajectory, whose id theirs begins with."""
+"""Rows that belong to a trajectory: their ids start with its id."""
 _VIEWED = (*_JOINED, Problem, EvaluationRow, BatchResponse, Chain, LabelledChain)
 WINDOW = 64
-"""Problems whose answers are in memory at a time."""
-SHOWN = {name: stage.record for name, stage in STAGES.items() if stage.record in _VIEWED}
+"""Number of problems whose answers are in memory at a time."""
+RECORDS = {name: stage.record for name, stage in STAGES.items() if stage.record in _VIEWED}
 
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryView:
-    """A trajectory with all that a run says of it.
+    """A trajectory with all rows of the run about it.
 
-    `estimates` and `pairs` are sorted by id. `tokens` counts the response; `dropped` says at which
-    stage, and why, it ended: (stage, row) pairs. `threshold` is what an exit's p is held against;
-    nan where it is not known.
+    `estimates` and `pairs` are sorted by id. `tokens` counts the response. `dropped` has (stage,
+    row) pairs with the reason why a stage dropped it. `threshold` is the threshold on p at an exit;
+    nan where unknown.
     """
 
     trajectory: Trajectory
@@ -61,20 +61,20 @@ class TrajectoryView:
 
     @property
     def id(self) -> str:
-        """The trajectory's id."""
+        """Id of the trajectory."""
         return self.trajectory.id
 
     @property
     def outcome(self) -> str:
-        """What became of it: its version's outcome, why there is none, or `not optimized`."""
+        """Outcome of the optimized version, else why it was dropped, else `not optimized`."""
         if self.optimized is not None:
             return self.optimized.outcome
-        ends = [row.reason for _, row in self.dropped if row.id == self.id]
-        return ends[0] if ends else "not optimized"
+        reasons = [row.reason for _, row in self.dropped if row.id == self.id]
+        return reasons[0] if reasons else "not optimized"
 
     @property
     def removed(self) -> dict[int, str]:
-        """The segments that the optimized version does not have: `truncated` or `pruned`."""
+        """Segments missing from the optimized version, by index: `truncated` or `pruned`."""
         if self.optimized is None:
             return {}
         exit = self.optimized.exit
@@ -84,9 +84,9 @@ class TrajectoryView:
 
 @dataclass(frozen=True, slots=True)
 class AnswersView:
-    """The answers to one problem with one sample index, of every model under every exit.
+    """Answers to one problem with one sample index, by every model under every exit.
 
-    The others are held against the answer under `plain`, the exit that leaves where the model does.
+    The reference is the answer under `plain`, the exit whose policy is none.
     """
 
     problem_id: str
@@ -97,7 +97,7 @@ class AnswersView:
 
     @property
     def ordered(self) -> list[EvaluationRow]:
-        """The rows as they are shown: the base model first, and of each model the plain exit."""
+        """Rows in display order: the base model first; for each model, the plain exit first."""
         return sorted(
             self.rows,
             key=lambda row: (row.model != "base", row.model, row.exit != self.plain, row.exit),
@@ -105,7 +105,7 @@ class AnswersView:
 
     @property
     def reference(self) -> EvaluationRow | None:
-        """What the others are held against: the base model, or the first, under the plain exit."""
+        """The reference row: base model (else the first model) under the plain exit."""
         return next((row for row in self.ordered if row.exit == self.plain), None)
 
     @property
@@ -124,7 +124,7 @@ class AnswersView:
 
 @dataclass(frozen=True, slots=True)
 class ChainView:
-    """A chain with its question, its label and the options as the judge reads them."""
+    """A chain with its question, its label and the options of the judge."""
 
     chain: Chain
     problem: Problem | None = None
@@ -133,27 +133,28 @@ class ChainView:
 
     @property
     def id(self) -> str:
-        """The chain's id."""
+        """Id of the chain."""
         return self.chain.id
 
     @property
     def outcome(self) -> str:
-        """The verdict that it is labelled with, or why it is not."""
+        """Verdict of its label, or the reason why it has none."""
         if self.labelled is not None:
             return self.labelled.verdict
         return self.dropped[0].reason if self.dropped else "not labelled"
 
     @property
-    def asked(self) -> str:
-        """How many questions the prompt had."""
-        return "alone" if self.chain.k == 1 else f"{self.chain.k} together"
+    def prompt_size(self) -> str:
+        """Number of questions in the prompt, in words."""
+        return "1 question" if self.chain.k == 1 else f"{self.chain.k} questions"
 
 
 @dataclass(frozen=True, slots=True)
 class BatchView:
-    """A response to several questions: of each, whether a chain was cut, or why there is none.
+    """A response to several questions, with the state of the chain of each question.
 
-    Neither stands where the stage `chain` has not come to it.
+    `cut` says whether a chain was extracted, `dropped` why it was not. Neither is set before the
+    stage `chain` has processed the response.
     """
 
     response: BatchResponse
@@ -163,7 +164,7 @@ class BatchView:
 
     @property
     def id(self) -> str:
-        """`k/sample/content` of the questions."""
+        """Id of the response: `k/sample/content`, with a hash of the questions as content."""
         return self.response.id
 
     @property
@@ -174,58 +175,60 @@ class BatchView:
 
     @property
     def outcome(self) -> str:
-        """How many chains were cut."""
+        """Number of extracted chains, in words."""
         if any(self.cut):
-            return f"{sum(self.cut)} of {self.response.k} cut"
-        return "nothing cut" if any(self.dropped) else "not cut yet"
+            return f"{sum(self.cut)} of {self.response.k} chains"
+        return "no chains" if any(self.dropped) else "pending"
 
-    def fate(self, place: int) -> tuple[str, str]:
-        """What became of a question, in a word, and why."""
-        if (ended := self.dropped[place]) is not None:
-            return ended.reason, ended.detail
-        return ("cut" if self.cut[place] else "not yet"), ""
+    def chain_state(self, place: int) -> tuple[str, str]:
+        """Return the state of a question's chain in a word, and details."""
+        if (dropped := self.dropped[place]) is not None:
+            return dropped.reason, dropped.detail
+        return ("extracted" if self.cut[place] else "pending"), ""
 
 
 View = TrajectoryView | AnswersView | ChainView | BatchView
-Shown = View | Trajectory | OptimizedTrajectory | PreferencePair
-"""The rows and views that have a display."""
+Displayable = View | Trajectory | OptimizedTrajectory | PreferencePair
+"""Rows and views that can be displayed."""
 
 
 class RunTables(RunReader):
-    """The tables of a run directory, read a row group at a time.
+    """Tables of a run directory, read one row group at a time.
 
-    `states` says how far each stage is that has rows to show: `finished`, `under way`, or
-    `compared` where the answers are those of a comparison's methods. Raises DtoError, on opening,
-    for what is no run and for a run without a row to show.
+    `states` maps each stage with rows to `finished`, `running`, or `compared` (the answers come
+    from the methods of a comparison). Opening raises DtoError for a directory that is not a run and
+    for a run without rows.
     """
 
     def __init__(self, run: Path | str) -> None:
         path = Path(run)
         if not path.is_dir():
-            raise DtoError(f"{path} is no run: give the directory that `dto run` wrote")
+            raise DtoError(f"{path} is not a run: give the directory that `dto run` wrote")
         if not (path / "recipe.yaml").is_file():
-            raise DtoError(f"{path} is no run: there is no recipe.yaml in it")
+            raise DtoError(
+                f"{path} is not a run: it has no recipe.yaml; give a directory of `dto run`"
+            )
         super().__init__(path)
-        names = {"finished": "finished", "begun": "under way"}
-        found = {stage: self.state(stage) for stage in SHOWN}
-        self.states = {stage: names[state] for stage, state in found.items() if state in names}
+        names = {"finished": "finished", "begun": "running"}
+        states = {stage: self.state(stage) for stage in RECORDS}
+        self.states = {stage: names[state] for stage, state in states.items() if state in names}
         if self.methods():
             self.states.setdefault("evaluate", "compared")
         if "sample" not in self.states and "evaluate" not in self.states:
             raise DtoError(
-                f"{path} has neither trajectories nor answers to show: start `dto sample {path}` "
-                "or `dto evaluate` first"
+                f"{path} has no trajectories or answers to show: run `dto sample {path}` or "
+                f"`dto evaluate {path}` first"
             )
-        for stage, record in SHOWN.items():
+        for stage, record in RECORDS.items():
             if record is not None and self.states.get(stage) == "finished":
                 tables.check(self.table(stage), record).close()
         exits = self.recipe.evaluate.exits
         self.plain = next((exit.name for exit in exits if exit.policy == "none"), "none")
 
     def missing(self) -> tuple[str, ...]:
-        """The stages that the recipe takes, of those that are shown, and the run does not have.
+        """List the displayable stages that the recipe needs and the run does not have yet.
 
-        Of a comparison the methods that have not answered, the base model first.
+        For a comparison, list the methods without answers, the base model first.
         """
         if self.recipe.compare.methods and self.states.get("evaluate") != "finished":
             from dto.compare.compare import method_names
@@ -233,23 +236,25 @@ class RunTables(RunReader):
             answered = {name for name, _ in self.methods()}
             names = method_names(self.recipe)
             return tuple(f"compare/{name}" for name in names if name not in answered)
-        seen = {*self.states, *(("optimize",) if "prune" in self.states else ())}
-        return tuple(stage for stage in needed(self.recipe) if stage in SHOWN and stage not in seen)
+        existing = {*self.states, *(("optimize",) if "prune" in self.states else ())}
+        return tuple(
+            name for name in needed(self.recipe) if name in RECORDS and name not in existing
+        )
 
     def methods(self) -> list[tuple[str, Path]]:
-        """The tables of a comparison's methods with their names (`dto.compare.compare`)."""
+        """List name and evaluation table of each method of a comparison (`dto.compare.compare`)."""
         paths = sorted(self.path.glob("compare/*/evaluate/rows.parquet"))
         return [(path.parents[1].name, path) for path in paths]
 
     def rows(self, stage: str, record: type[R], without: Collection[str] = ()) -> Iterator[R]:
-        """A stage's rows by id, from its table or else its journal; none where neither is there."""
-        if self.states.get(stage) in ("finished", "under way"):
+        """Yield the rows of a stage by id, from its table or its journal; none without either."""
+        if self.states.get(stage) in ("finished", "running"):
             yield from super().rows(stage, record, without)
 
     def trajectories(self, only: str = "") -> Iterator[TrajectoryView]:
-        """Every trajectory with what belongs to it, by id; token ids are left out.
+        """Yield a view of every trajectory, by id and without token ids.
 
-        `only`: the one with this id, with its token ids, and without reading the others' tables.
+        `only`: yield the trajectory with this id, with token ids, and read only its rows.
         """
 
         def rows(stage: str, record: type[R], column: str = "trajectory_id") -> Iterator[R]:
@@ -258,12 +263,12 @@ class RunTables(RunReader):
             key = only.partition("/")[0] if record is Problem else only
             return iter(tables.find(self.table(stage), record, column, key))
 
-        def of_it(row: Any) -> str:
+        def trajectory_id(row: Any) -> str:
             return str(row.trajectory_id)
 
         without = {} if only else {Trajectory: IDS, OptimizedTrajectory: ("token_ids",)}
         lengths, dropped = {}, self._dropped()
-        if not only and self.states.get("sample") == "finished":  # counted without reading them
+        if not only and self.states.get("sample") == "finished":  # lengths without token ids
             import polars as pl
 
             counts = self.frame("sample").select("id", pl.col("token_ids").list.len())
@@ -271,13 +276,13 @@ class RunTables(RunReader):
         pruned = self.states.get("prune") == "finished"
         joined = tables.merge(
             rows("sample", Trajectory, "id"),
-            (rows("segment", Segment), of_it),
-            (rows("estimate", ExitEstimate), of_it),
-            (rows("prune", OptimizedTrajectory), of_it),
-            (() if pruned else rows("optimize", OptimizedTrajectory), of_it),
-            (rows("pair", PreferencePair), of_it),
+            (rows("segment", Segment), trajectory_id),
+            (rows("estimate", ExitEstimate), trajectory_id),
+            (rows("prune", OptimizedTrajectory), trajectory_id),
+            (() if pruned else rows("optimize", OptimizedTrajectory), trajectory_id),
+            (rows("pair", PreferencePair), trajectory_id),
         )
-        problem_of = _ById(rows("problems", Problem, "id"))
+        problem_of = _ProblemsById(rows("problems", Problem, "id"))
         for trajectory, segments, estimates, after, before, pairs in joined:
             if only in ("", trajectory.id):
                 yield TrajectoryView(
@@ -293,55 +298,55 @@ class RunTables(RunReader):
                 )
 
     def find(self, row_id: str) -> View:
-        """The first trajectory whose id begins so, else the first answered question.
+        """Find the first trajectory whose id starts with `row_id`, else the first such answer.
 
-        Raises DtoError for an id that no row has.
+        Raises DtoError if no row has such an id.
         """
-        found: Iterable[View]
+        views: Iterable[View]
         ids: Iterable[str] = (row.id for row in self.rows("sample", Trajectory, IDS))
         if self.states.get("sample") == "finished":
             ids = self.frame("sample", "id").collect()["id"]
-        if row_id.count("/") > 1:  # a chain's id has three, a batch prompt's two
-            found = chain(self.chains(), self.batches())
-        elif (first := next((each for each in ids if each.startswith(row_id)), None)) is not None:
-            found = self.trajectories(first)
+        if row_id.count("/") > 1:  # the id of a chain has three slashes, of a batch prompt two
+            views = chain(self.chains(), self.batches())
+        elif (first := next((id for id in ids if id.startswith(row_id)), None)) is not None:
+            views = self.trajectories(first)
         else:
-            found = self.answers(row_id)
-        if (view := next((view for view in found if view.id.startswith(row_id)), None)) is None:
+            views = self.answers(row_id)
+        if (view := next((view for view in views if view.id.startswith(row_id)), None)) is None:
             raise DtoError(
-                f"{self.path} has no row {row_id!r}: give an id as `dto view {self.path}` shows it"
+                f"{self.path} has no row {row_id!r}: copy an id from `dto view {self.path}`"
             )
         return view
 
     def _dropped(self) -> dict[str, list[tuple[str, Dropped]]]:
-        """What ended, and where: (stage, row) by the id of the trajectory or problem."""
+        """Collect dropped rows: (stage, row) pairs by the id of the trajectory or problem."""
         dropped: dict[str, list[tuple[str, Dropped]]] = {}
         for stage in self.states:
-            if SHOWN[stage] in _JOINED:
+            if RECORDS[stage] in _JOINED:
                 for row in self.dropped(stage):
                     dropped.setdefault("/".join(row.id.split("/")[:2]), []).append((stage, row))
         return dropped
 
     def answers(self, start: str = "") -> Iterator[AnswersView]:
-        """The evaluation's answers, those of one problem and sample together.
+        """Yield the evaluation's answers, grouped by problem and sample.
 
-        `start`: of the problems alone whose ids begin as this row's.
+        `start`: only problems whose ids start with the problem part of this row id.
         """
-        problem_of = _ById(self.rows(self.test_stage, Problem))
+        problem_of = _ProblemsById(self.rows(self.test_stage, Problem))
         for (problem_id, sample), rows in groupby(self._evaluated(start), key=_question):
             yield AnswersView(problem_id, sample, tuple(rows), problem_of(problem_id), self.plain)
 
     def _evaluated(self, start: str) -> Iterator[EvaluationRow]:
-        """Evaluation rows by problem and sample, those of WINDOW problems in memory at a time.
+        """Yield evaluation rows by problem and sample, with WINDOW problems in memory at a time.
 
-        Tables are sorted by model and exit. A comparison's methods stand for their models.
+        The tables are sorted by model and exit. For a comparison, the method name is the model.
         """
         state = self.states.get("evaluate")
-        if state == "under way":
+        if state == "running":
             yield from sorted(self.rows("evaluate", EvaluationRow), key=_question)
         if state not in ("finished", "compared"):
             return
-        import polars as pl  # as late as this: `dto.show` of a row at hand need not wait for it
+        import polars as pl  # imported late: `dto.show` of a given row does not need it
 
         frame = pl.concat(
             [
@@ -352,62 +357,62 @@ class RunTables(RunReader):
             else [self.frame("evaluate")],
             how="diagonal",
         )
-        asked = frame.select(pl.col("problem_id").unique().sort()).collect()["problem_id"]
-        ids = [each for each in asked if each.startswith(start.partition("/")[0])]
+        problems = frame.select(pl.col("problem_id").unique().sort()).collect()["problem_id"]
+        ids = [id for id in problems if id.startswith(start.partition("/")[0])]
         build = tables.adapter(EvaluationRow).validate_python
         for place in range(0, len(ids), WINDOW):
             low, high = ids[place], ids[min(place + WINDOW, len(ids)) - 1]
             window = pl.col("problem_id").is_between(pl.lit(low), pl.lit(high))
             rows = frame.filter(window).collect()
             for row in rows.sort("problem_id", "sample", maintain_order=True).iter_rows(named=True):
-                # A column that an earlier version did not write has its default.
+                # A column missing in the table of an earlier version gets its default.
                 yield build({name: value for name, value in row.items() if value is not None})
 
     def chains(self) -> Iterator[ChainView]:
-        """Every chain with its label, by id."""
-        problem_of = _ById(self.rows("problems", Problem))
+        """Yield every chain with its label, by id."""
+        problem_of = _ProblemsById(self.rows("problems", Problem))
         dropped = {row.id: row for row in self.dropped("label")}
         labelled = (self.rows("label", LabelledChain, ("prompt_ids",)), lambda row: str(row.id))
         for row, labels in tables.merge(self.rows("chain", Chain), labelled):
-            ended = dropped.get(row.id)
+            reason = dropped.get(row.id)
             yield ChainView(
                 row,
                 problem_of(row.problem_id),
                 labels[0] if labels else None,
-                (ended,) if ended is not None else (),
+                (reason,) if reason is not None else (),
             )
 
     def batches(self) -> Iterator[BatchView]:
-        """Every response to a batch prompt; all questions and the ids of chains are in memory."""
+        """Yield every response to a batch prompt; questions and chain ids are held in memory."""
         if "batch" not in self.states:
             return
         problems = {row.id: row for row in self.rows("problems", Problem)}
         dropped = {row.id: row for row in self.dropped("chain")}
-        made = {row.id for row in self.rows("chain", Chain) if row.origin == "batch"}
+        extracted = {row.id for row in self.rows("chain", Chain) if row.origin == "batch"}
         for row in self.rows("batch", BatchResponse, ("prompt_ids",)):
-            ids = [Chain.make_id(each, "batch", row.k, row.sample) for each in row.problem_ids]
+            ids = [Chain.make_id(id, "batch", row.k, row.sample) for id in row.problem_ids]
             yield BatchView(
                 row,
-                tuple(problems.get(each) for each in row.problem_ids),
-                tuple(each in made for each in ids),
-                tuple(dropped.get(each) for each in ids),
+                tuple(problems.get(id) for id in row.problem_ids),
+                tuple(id in extracted for id in ids),
+                tuple(dropped.get(id) for id in ids),
             )
 
 
-class _ById:
-    """Problems by ascending id, one in memory at a time."""
+class _ProblemsById:
+    """Look up problems by ascending id, with one in memory at a time."""
 
     def __init__(self, problems: Iterator[Problem]) -> None:
         self._rest = problems
         self._head = next(problems, None)
 
     def __call__(self, problem_id: str) -> Problem | None:
-        """The problem, if it is there."""
+        """Return the problem, or None if there is none with this id."""
         while self._head is not None and self._head.id < problem_id:
             self._head = next(self._rest, None)
         return self._head if self._head is not None and self._head.id == problem_id else None
 
 
 def _question(row: EvaluationRow) -> tuple[str, int]:
-    """What rows are put together by: problem and sample."""
+    """Return the key of a question's rows: problem and sample."""
     return row.problem_id, row.sample

@@ -1,7 +1,7 @@
-"""Elements as plain data: one tree for a notebook's HTML, the page's script and a terminal.
+"""Trees of elements: one tree becomes HTML in a notebook, JSON in the page, text in a terminal.
 
-What comes from a run (texts, answers, names) stands in `Data`, and is only ever escaped text; tags,
-classes and attribute names are ours.
+Text from a run (texts, answers, names) is wrapped in `RunText` and always escaped. Tags, classes
+and attribute names are our own.
 """
 
 from __future__ import annotations
@@ -16,89 +16,92 @@ from dto.records import OptimizedTrajectory, Problem
 from dto.sequential import clopper_pearson
 
 
-class Data(NamedTuple):
-    """Text of a run, as against our own labels."""
+class RunText(NamedTuple):
+    """Text from a run; our own labels are plain strings."""
 
     text: str
 
 
 class Element(NamedTuple):
-    """`tag` is a name with its classes, `div.segment.cut`. Values of attributes are escaped."""
+    """An element. `tag` is a name with classes, such as `div.segment.cut`.
+
+    Attribute values are escaped.
+    """
 
     tag: str
     attributes: dict[str, str]
     children: tuple[Node, ...]
 
 
-Node = str | Data | Element
+Node = str | RunText | Element
 Nodes = Iterable["Node | Nodes | None"]
 
-# Characters that do not show or that change how others show: C0 and C1 but line feed and tab, soft
-# hyphen, zero-width space, line separators, bidirectional embeddings and isolates, BOM, tag
-# characters. Joiners and left-to-right marks stay: scripts and emoji are written with them.
+# Invisible characters and those that change the display of others: C0 and C1 except line feed and
+# tab, soft hyphen, zero-width space, line separators, bidirectional embeddings and isolates, BOM,
+# surrogates. Joiners and left-to-right marks stay, since some scripts and emoji need them.
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
 
 LONG = 10_000
-"""Characters of a text from which on it is cut into blocks."""
+"""A text with more characters than this is split into blocks."""
 
 
 def el(tag: str, *children: Node | Nodes | None, **attributes: str | float) -> Element:
-    """An element. Children that are None are left out, lists are opened; `_` in names reads `-`."""
+    """Build an element: None children are skipped, lists flattened, `_` in names becomes `-`."""
     named = {name.replace("_", "-"): str(value) for name, value in attributes.items()}
-    found: list[Node] = []
-    _flatten(children, found)
-    return Element(tag, named, tuple(found))
+    nodes: list[Node] = []
+    _flatten(children, nodes)
+    return Element(tag, named, tuple(nodes))
 
 
-def _flatten(children: Nodes, found: list[Node]) -> None:
+def _flatten(children: Nodes, nodes: list[Node]) -> None:
     for child in children:
-        if isinstance(child, str | Data | Element):
-            found.append(child)
+        if isinstance(child, str | RunText | Element):
+            nodes.append(child)
         elif child is not None:
-            _flatten(child, found)
+            _flatten(child, nodes)
 
 
-def data(text: str) -> list[Node]:
-    """Text of a run; what cannot be seen stands as a marked sign of its own."""
+def run_text(text: str) -> list[Node]:
+    """Wrap text from a run; each invisible character becomes a marked element."""
     nodes: list[Node] = []
     place = 0
     for match in _CONTROL.finditer(text):
         if match.start() > place:
-            nodes.append(Data(text[place : match.start()]))
+            nodes.append(RunText(text[place : match.start()]))
         nodes.append(el("span.control", visible(match[0]), title=f"U+{ord(match[0]):04X}"))
         place = match.end()
-    return [*nodes, Data(text[place:])] if place < len(text) or not nodes else nodes
+    return [*nodes, RunText(text[place:])] if place < len(text) or not nodes else nodes
 
 
 def passage(text: str) -> list[Node]:
-    """Text that may be long: cut into blocks, so that a browser lays out only those in view."""
+    """Wrap text and split long text into blocks, so that a browser lays out only visible ones."""
     if len(text) <= LONG:
-        return data(text)
+        return run_text(text)
     blocks: list[Node] = []
     place = 0
     while place < len(text):
         end = place + LONG
         end = text.rfind("\n", place, end) + 1 or text.rfind(" ", place, end) + 1 or end
-        blocks.append(el("div.block", data(text[place:end])))
+        blocks.append(el("div.block", run_text(text[place:end])))
         place = end
     return blocks
 
 
 def visible(character: str) -> str:
-    """A control character by its picture, `␛`, or by its number."""
+    """Return the picture of a control character, such as `␛`, or its number."""
     code = ord(character)
     return chr(0x2400 + code) if code < 32 else f"U+{code:04X}"
 
 
 def visible_text(text: str) -> str:
-    """Text where there are no marks: control characters stand as `‹␛›`."""
+    """Replace invisible characters by `‹␛›` and the like, for plain text."""
     return _CONTROL.sub(lambda match: f"‹{visible(match[0])}›", text)
 
 
 def to_html(node: Node) -> str:
-    """The tree as HTML."""
+    """Render the tree as HTML."""
     parts: list[str] = []
     _write(node, parts)
     return "".join(parts)
@@ -133,27 +136,27 @@ _LINES = (
     "tr",
 )
 _MARKS = {"head": "▌ ", "exit": "── ", "leave": "══ ", "verdict": "   "}
-"""By class, how a line begins whose place is told by colours and frames on a page."""
+"""Line prefix by class, in place of the colours and frames of the page."""
 KINDS = {
     "opening": "bright_black", "understanding": "bright_green", "plan": "bright_cyan",
     "derivation": "bright_yellow", "hypothesis": "cyan", "verification": "blue",
     "alternative": "magenta", "summary": "yellow", "conclusion": "green", "loop": "red",
 }  # fmt: skip
-"""The kinds of segments, each with its colour in a terminal."""
+"""Kinds of segments with their terminal colours."""
 _STYLES = {f"k-{kind}": colour for kind, colour in KINDS.items()} | {
     "id": "bold", "h3": "bold", "b": "bold", "kind": "bold", "s": "strike dim", "note": "yellow",
     "label": "bright_black", "count": "bright_black", "exit": "bright_black", "verdict": "italic",
     "correct": "green", "wrong": "red", "truncated": "yellow", "failed": "red",
     "leave": "bold green", "question": "default", "text": "default",
 }  # fmt: skip
-"""By tag or class, in styles of rich."""
+"""Style of rich by tag or class."""
 
 
 def to_text(node: Node) -> list[tuple[str, str]]:
-    """The tree as text for a terminal: pieces, each with a style of rich.
+    """Render the tree for a terminal, as (text, style of rich) pieces.
 
-    Every line of a passage is marked, of one that was cut so that it shows without its strike.
-    Drawings are left out, as their labels and the lines around them say the same.
+    Every line of a passage has a mark; removed passages have their own mark, visible without the
+    strike-through. Drawings are skipped, since labels and lines around them say the same.
     """
     pieces: list[tuple[str, str]] = []
     _print(node, "", pieces)
@@ -186,7 +189,7 @@ def _print(node: Node, style: str, pieces: list[tuple[str, str]]) -> None:
 
 
 def _plain(node: Node) -> str:
-    """What of a node is text."""
+    """Return the text of a node."""
     if not isinstance(node, Element):
         return visible_text(node if isinstance(node, str) else node.text)
     text = "".join(map(_plain, node.children))
@@ -197,24 +200,24 @@ GRADE_SIGNS = {"correct": "✓", "wrong": "✗", "truncated": "…", "failed": "
 
 
 def flops(value: float) -> str:
-    """Two digits, `1.2e+08`; a dash where the model's size is not known."""
+    """Format as `1.2e+08`; a dash where the size of the model is unknown."""
     return f"{value:.1e}" if isfinite(value) else "–"
 
 
 def decimal(value: float) -> str:
-    """Two decimals; a dash for no value."""
+    """Format with two decimals; a dash for nan."""
     return f"{value:.2f}" if isfinite(value) else "–"
 
 
 def interval(value: float, low: float, high: float) -> str:
-    """`0.94 (0.71–1.00)`."""
+    """Format as `0.94 (0.71–1.00)`."""
     return f"{decimal(value)} ({low:.2f}–{high:.2f})"
 
 
-def verified(version: OptimizedTrajectory) -> str:
-    """The success rate after a prune with its 95 % interval (Clopper-Pearson), and what it is of.
+def verified_rate(version: OptimizedTrajectory) -> str:
+    """Format the success rate after a prune, its 95 % interval (Clopper-Pearson) and the rollouts.
 
-    Empty where it is not known.
+    Empty where the rate is unknown.
     """
     trials = version.verified_rollouts
     if not trials or not isfinite(version.verified_p):
@@ -223,62 +226,62 @@ def verified(version: OptimizedTrajectory) -> str:
     return f"{interval(version.verified_p, low, high)}, {trials} fresh rollouts"
 
 
-def saved(before: float, after: float) -> str:
-    """What became of a length: `−78 %`; empty where it is not known."""
+def relative_change(before: float, after: float) -> str:
+    """Format the relative change as `−78 %`; empty where it is unknown."""
     if not (isfinite(before) and isfinite(after)) or before <= 0:
         return ""
     percent = round((after / before - 1) * 100)
     return f"{'+' if percent > 0 else '−' if percent else '±'}{abs(percent)} %"
 
 
-def change(before: float, after: float, shown: Callable[[float], str] = "{:,}".format) -> str:
-    """`356 → 80 (−78 %)`; a dash where one of them is not known."""
+def change(before: float, after: float, text: Callable[[float], str] = "{:,}".format) -> str:
+    """Format as `356 → 80 (−78 %)`; a dash where a value is unknown."""
     if not (isfinite(before) and isfinite(after)):
         return "–"
-    return f"{shown(before)} → {shown(after)} ({saved(before, after) or '–'})"
+    return f"{text(before)} → {text(after)} ({relative_change(before, after) or '–'})"
 
 
 def heading(problem: Problem | None, row_id: str, *further: Node) -> Element:
-    """The question, its gold answer, and which row this is."""
+    """Build the header: question, gold answer and row id."""
     if problem is None:
-        return el("header", el("div.id", data(row_id), further))
+        return el("header", el("div.id", run_text(row_id), further))
     gold = problem.answer if problem.rule != "code" else ""
     return el(
         "header",
-        el("div.id", data(problem.task), " · ", data(row_id), further),
+        el("div.id", run_text(problem.task), " · ", run_text(row_id), further),
         el("div.question", passage(problem.question), dir="auto"),
-        el("div.gold", el("span.label", "gold answer"), " ", el("bdi", data(gold)))
+        el("div.gold", el("span.label", "gold answer"), " ", el("bdi", run_text(gold)))
         if gold
         else None,
     )
 
 
 def block(text: str, head: str = "") -> Element:
-    """A passage, below a head where it has one."""
+    """Build a passage, with an optional head."""
     above = el("div.head", el("span.kind", head)) if head else None
     return el("div.segment", above, el("div.text", passage(text), dir="auto"))
 
 
 def rows_node(names: Sequence[str], rows: Sequence[Element]) -> Element:
-    """A table with these names above its columns."""
+    """Build a table with these column names."""
     head = el("thead", el("tr", [el("th", name, scope="col") for name in names]))
     return el("table.trial-list", head, el("tbody", rows))
 
 
 def grade(value: str, reason: str = "") -> Element:
-    """A grade: a sign, its word and its colour."""
-    why = {"title": reason} if reason else {}
-    return el(f"span.grade.{value}", f"{GRADE_SIGNS.get(value, '')} {value}", **why)
+    """Build a grade with sign, word and colour."""
+    title = {"title": reason} if reason else {}
+    return el(f"span.grade.{value}", f"{GRADE_SIGNS.get(value, '')} {value}", **title)
 
 
 def grade_sign(value: str) -> Element:
-    """The sign alone, where there is no room for the word, which it has as its name."""
+    """Build the sign of a grade; the word is its accessible name."""
     sign = GRADE_SIGNS.get(value, value)
     return el(f"span.grade.{value}", sign, title=value, role="img", aria_label=value)
 
 
 def facts_node(facts: Sequence[tuple[str, Node | list[Node]]]) -> Element:
-    """Names and values in a line."""
+    """Build a line of names and values."""
     return el(
         "div.facts",
         [el("div.fact", el("span.label", name), el("span.value", value)) for name, value in facts],

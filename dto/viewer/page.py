@@ -1,8 +1,8 @@
-"""One self-contained HTML file of a run: an index of its rows, and the rows in compressed chunks.
+"""One self-contained HTML file per run: an index of its rows, and the rows in compressed chunks.
 
-The file asks for nothing from outside, and a content security policy keeps it so: only our script
-runs, whatever a row holds. Pages are passed on: local paths and servers that the recipe names are
-cut as `dto publish` cuts them, and of errors only the kind is told (`dto.redact`).
+The file loads nothing from outside, and a content security policy enforces this: only our script
+runs, whatever a row contains. Since pages are shared, local paths and servers named in the recipe
+are redacted as in `dto publish`, and errors are reduced to their kind (`dto.redact`).
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from dto.errors import DtoError, disk_errors
 from dto.records import Dropped, EvaluationRow, OptimizedTrajectory, Verdict
 from dto.redact import Redaction, dropped_detail, failure_kind, verdict_reason
 from dto.viewer.data import AnswersView, BatchView, ChainView, RunTables, TrajectoryView
-from dto.viewer.nodes import Data, Node, visible_text
-from dto.viewer.render import node, verdict_fate
+from dto.viewer.nodes import Node, RunText, visible_text
+from dto.viewer.render import node, verdict_label
 
 V = TypeVar("V", TrajectoryView, AnswersView, ChainView, BatchView)
 TITLE_CHARACTERS = 140
 
 
 class Line(NamedTuple):
-    """A row as the list shows it: `before` and `after` are tokens, -1 where there is no after.
+    """A row of the list. `before` and `after` are tokens; `after` is -1 if there is none.
 
-    `names` are what filters choose by, by column.
+    `names` maps each filter column to the values of the row.
     """
 
     id: str
@@ -50,14 +50,14 @@ class Line(NamedTuple):
 def _line(id: str, title: str, note: str, before: int, after: int, **names: Iterable[str]) -> Line:
     short = visible_text(title[:TITLE_CHARACTERS].replace("\n", " ").strip())
     unique = {
-        column: list(dict.fromkeys(name or "none" for name in each))
-        for column, each in names.items()
+        column: list(dict.fromkeys(value or "none" for value in values))
+        for column, values in names.items()
     }
     return Line(id, short, note, before, after, unique)
 
 
 def trajectory_line(view: TrajectoryView) -> Line:
-    """The line of a trajectory."""
+    """Build the line of a trajectory."""
     version, problem = view.optimized, view.problem
     verdicts = version.verdicts if version is not None else ()
     return _line(
@@ -70,19 +70,19 @@ def trajectory_line(view: TrajectoryView) -> Line:
         grade=[view.trajectory.grade],
         task=[problem.task if problem is not None else ""],
         kind=(segment.kind for segment in view.segments),
-        verdict=map(verdict_fate, verdicts),
+        verdict=map(verdict_label, verdicts),
     )
 
 
 def answers_line(view: AnswersView) -> Line:
-    """The line of a question: tokens under the plain exit, and the mean of the others."""
+    """Build the line of a question: tokens under the plain exit, and the mean of the others."""
     plain, problem = view.reference, view.problem
     others = [row.tokens for row in view.rows if row is not plain]
     mean = round(sum(others) / len(others)) if others else -1
     right = sum(row.grade == "correct" for row in view.rows)
     return _line(
         view.id,
-        # Of a run that was pulled the questions of others' test sets are not there yet.
+        # A pulled run can lack the questions of test sets.
         (problem.question if problem is not None else "") or view.problem_id,
         f"{right} of {len(view.rows)} correct",
         *((plain.tokens, mean) if plain is not None else (mean, -1)),
@@ -95,7 +95,7 @@ def answers_line(view: AnswersView) -> Line:
 
 
 def chain_line(view: ChainView) -> Line:
-    """The line of a chain."""
+    """Build the line of a chain."""
     chain, problem = view.chain, view.problem
     title = problem.question if problem is not None else chain.text
     return _line(
@@ -106,12 +106,12 @@ def chain_line(view: ChainView) -> Line:
         -1,
         outcome=[view.outcome],
         grade=[chain.grade],
-        asked=[view.asked],
+        prompt=[view.prompt_size],
     )
 
 
 def batch_line(view: BatchView) -> Line:
-    """The line of a response to several questions."""
+    """Build the line of a response to several questions."""
     row = view.response
     return _line(
         view.id,
@@ -120,8 +120,8 @@ def batch_line(view: BatchView) -> Line:
         len(row.token_ids),
         -1,
         outcome=[view.outcome],
-        chain=(each.reason for each in view.dropped if each is not None),
-        asked=[f"{row.k} together"],
+        chain=(dropped.reason for dropped in view.dropped if dropped is not None),
+        prompt=[f"{row.k} questions"],
     )
 
 
@@ -131,7 +131,7 @@ LISTS: tuple[tuple[str, str, str, Callable[[Any], Line]], ...] = (
     ("Chains", "chains", "chains", chain_line),
     ("Evaluation", "questions", "answers", answers_line),
 )
-"""(name, what its rows are, their views in `RunTables`, the line of one)."""
+"""(title, noun for the rows, method of `RunTables` with their views, function for a line)."""
 
 
 def _arm(row: EvaluationRow) -> str:
@@ -139,7 +139,7 @@ def _arm(row: EvaluationRow) -> str:
 
 
 def _changes(view: AnswersView, plain: EvaluationRow | None) -> Iterable[str]:
-    """Which models and exits gain or lose the question against the plain answer."""
+    """List the models and exits that gain or lose the question against the plain answer."""
     if plain is None or plain.grade == "failed":
         return
     right = plain.grade == "correct"
@@ -149,76 +149,77 @@ def _changes(view: AnswersView, plain: EvaluationRow | None) -> Iterable[str]:
 
 
 def without_error_texts(view: V) -> V:
-    """The view without the text of any error of an engine or a server: a page is passed on."""
-    return replace(view, **{each.name: _told(getattr(view, each.name)) for each in fields(view)})
+    """Reduce the errors of engines and servers in a view to their kind, since pages are shared."""
+    values = {field.name: _redacted(getattr(view, field.name)) for field in fields(view)}
+    return replace(view, **values)
 
 
-def _told(value: Any) -> Any:
+def _redacted(value: Any) -> Any:
     if type(value) is tuple:
-        return tuple(map(_told, value))
+        return tuple(map(_redacted, value))
     if isinstance(value, Dropped):
         return replace(value, detail=dropped_detail(value.reason, value.detail))
     if isinstance(value, OptimizedTrajectory):
-        return replace(value, verdicts=_told(value.verdicts))
+        return replace(value, verdicts=_redacted(value.verdicts))
     if reason := getattr(value, "reason", ""):
-        told = verdict_reason if isinstance(value, Verdict) else failure_kind
-        return replace(value, reason=told(reason))
+        redact = verdict_reason if isinstance(value, Verdict) else failure_kind
+        return replace(value, reason=redact(reason))
     return value
 
 
 CHUNK_CHARACTERS = 200_000
-"""A chunk holds about so much text: it is opened as a whole when one of its rows is looked at."""
+"""Text per chunk, roughly. The page unpacks a whole chunk to show one of its rows."""
 CHUNK_ROWS = 64
 SCRIPTS = ("rows", "list", "page")
 
 
 def view(run: Path | str, out: Path | str | None = None) -> Path:
-    """Write the page of a run, `RUN/view.html` by default, and return where it is.
+    """Write the page of a run, by default `RUN/view.html`, and return its path.
 
-    `out` is a file, or a folder for `view.html`. At most a chunk of rows is in memory, and of every
-    row a line for the list. Raises DtoError for what is no run, for a run without rows, and where
-    the file cannot be written.
+    `out` is a file, or a folder for `view.html`. One chunk of rows is in memory at a time, and the
+    list line of every row. Raises DtoError for a directory that is not a run, for a run without
+    rows, and if the file cannot be written.
     """
-    found = RunTables(run)
-    path = Path(out) if out is not None else found.path
+    run_tables = RunTables(run)
+    path = Path(out) if out is not None else run_tables.path
     path = path / "view.html" if path.is_dir() else path
     try:
         with disk_errors(path):
-            _write(found, path)
+            _write(run_tables, path)
     except DtoError:
-        if RunTables(run).states == found.states:
+        if RunTables(run).states == run_tables.states:
             raise
-    if RunTables(run).states != found.states:  # a stage has ended meanwhile
+    if RunTables(run).states != run_tables.states:  # a stage has finished meanwhile
         return view(run, out)
     return path
 
 
-def _write(found: RunTables, path: Path) -> None:
-    redaction = Redaction.of(found.recipe, found.path)
+def _write(run: RunTables, path: Path) -> None:
+    redaction = Redaction.of(run.recipe, run.path)
     with TemporaryFile() as body:
         lists, count = [], 0
         for name, noun, views, line in LISTS:
             lines: list[Line] = []
             chunks, first = [], count
-            trees = _trees(map(without_error_texts, getattr(found, views)()), line, lines)
+            trees = _trees(map(without_error_texts, getattr(run, views)()), line, lines)
             for rows, packed in _chunks(trees, redaction.text):
                 body.write(f'<script type="text/plain" id="c{count}">{packed}</script>\n'.encode())
                 chunks.append(rows)
                 count += 1
             if lines:
                 cells = zip(*lines, strict=True)
-                own = {"name": name, "noun": noun, "first": first, "chunks": chunks}
-                lists.append(own | dict(zip(Line._fields, cells, strict=True)))
-        index = {"stages": list(_stages(found)), "lists": redaction.data(lists)}
+                head = {"name": name, "noun": noun, "first": first, "chunks": chunks}
+                lists.append(head | dict(zip(Line._fields, cells, strict=True)))
+        index = {"stages": list(_stages(run)), "lists": redaction.data(lists)}
         if not index["lists"]:
-            raise DtoError(f"{found.path} has no row to show yet: wait for the stage under way")
+            raise DtoError(f"{run.path} has no rows to show yet: wait for the running stage")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.part")
         body.seek(0)
         end = f'<script type="text/plain" id="c{count}"></script>\n</body>\n</html>\n'
         try:
             with temporary.open("wb") as file:
-                file.write(_page(redaction.text(found.recipe.name), pack(index)).encode())
+                file.write(_page(redaction.text(run.recipe.name), pack(index)).encode())
                 copyfileobj(body, file)
                 file.write(end.encode())
             temporary.replace(path)
@@ -227,32 +228,32 @@ def _write(found: RunTables, path: Path) -> None:
 
 
 def pack(content: Any) -> str:
-    """JSON as compressed base64: no text in it can end the element that it stands in."""
+    """Encode JSON as compressed base64, in which no text can close the HTML element around it."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return b64encode(zlib.compress(text.encode("utf-8", "surrogatepass"), 6)).decode()
 
 
-def encode(tree: Node, texts: dict[str, int], shown: Callable[[str], str] = str) -> Any:
-    """A tree as JSON: [tag, attributes or 0, children…]; a run's texts are numbers in `texts`.
+def encode(tree: Node, texts: dict[str, int], redact: Callable[[str], str] = str) -> Any:
+    """Encode a tree as JSON: [tag, attributes or 0, children…]; run texts are indices in `texts`.
 
-    `shown` says how a run's text stands in the page.
+    `redact` is applied to every run text.
     """
     if isinstance(tree, str):
         return tree
-    if isinstance(tree, Data):
-        return texts.setdefault(shown(tree.text), len(texts))
-    attributes = {name: shown(value) for name, value in tree.attributes.items()}
+    if isinstance(tree, RunText):
+        return texts.setdefault(redact(tree.text), len(texts))
+    attributes = {name: redact(value) for name, value in tree.attributes.items()}
     encoded: list[Any] = [tree.tag, attributes or 0]
     for child in tree.children:
-        encoded.append(child if isinstance(child, str) else encode(child, texts, shown))
+        encoded.append(child if isinstance(child, str) else encode(child, texts, redact))
     return encoded
 
 
 def _page(name: str, index: str) -> str:
     assets = files("dto.viewer") / "assets"
-    style = "".join(assets.joinpath(each).read_text("utf-8") for each in ("view.css", "page.css"))
-    scripts = [assets.joinpath(f"{each}.js").read_text("utf-8") for each in SCRIPTS]
-    script = '"use strict";\n{\n' + "".join(scripts) + "}\n"  # a block: no name of ours is global
+    style = "".join(assets.joinpath(name).read_text("utf-8") for name in ("view.css", "page.css"))
+    scripts = [assets.joinpath(f"{script}.js").read_text("utf-8") for script in SCRIPTS]
+    script = '"use strict";\n{\n' + "".join(scripts) + "}\n"  # a block, so that no name is global
     policy = (
         f"default-src 'none'; script-src {_hashed(script)}; style-src {_hashed(style)}; "
         "base-uri 'none'; form-action 'none'"
@@ -268,20 +269,20 @@ def _hashed(text: str) -> str:
 
 
 def _trees(views: Iterable[Any], line: Callable[[Any], Line], lines: list[Line]) -> Iterator[Node]:
-    """The tree of each view, whose line is added to `lines`."""
-    for each in views:
-        lines.append(line(each))
-        yield node(each)
+    """Yield the tree of each view and append its line to `lines`."""
+    for view in views:
+        lines.append(line(view))
+        yield node(view)
 
 
-def _chunks(trees: Iterable[Node], shown: Callable[[str], str]) -> Iterator[tuple[int, str]]:
-    """How many rows a chunk has, and its compressed JSON."""
+def _chunks(trees: Iterable[Node], redact: Callable[[str], str]) -> Iterator[tuple[int, str]]:
+    """Yield the number of rows and the compressed JSON of each chunk."""
     rows: list[Any] = []
     texts: dict[str, int] = {}
     size = 0
     for tree in trees:
         before = len(texts)
-        rows.append(encode(tree, texts, shown))
+        rows.append(encode(tree, texts, redact))
         size += sum(map(len, islice(texts, before, None)))
         if size >= CHUNK_CHARACTERS or len(rows) >= CHUNK_ROWS:
             yield len(rows), pack({"t": list(texts), "r": rows})
@@ -290,14 +291,14 @@ def _chunks(trees: Iterable[Node], shown: Callable[[str], str]) -> Iterator[tupl
         yield len(rows), pack({"t": list(texts), "r": rows})
 
 
-def _stages(found: RunTables) -> Iterator[list[str]]:
-    """How far each stage is, its rows, and what it dropped for which reason."""
-    for stage, state in found.states.items():
-        done = found.manifest(stage)
-        if done is None:
+def _stages(run: RunTables) -> Iterator[list[str]]:
+    """Yield name, state, rows and dropped rows of each stage."""
+    for stage, state in run.states.items():
+        manifest = run.manifest(stage)
+        if manifest is None:
             yield [stage, state, ""]
             continue
-        dropped = [f"{reason} {count:,}" for reason, count in done.get("dropped", {}).items()]
-        ended = f", dropped: {', '.join(dropped)}" if dropped else ""
-        yield [stage, state, f"{done.get('rows', 0):,} rows{ended}"]
-    yield from ([stage, "not there", ""] for stage in found.missing())
+        counts = [f"{count:,} {reason}" for reason, count in manifest.get("dropped", {}).items()]
+        dropped = f", dropped: {', '.join(counts)}" if counts else ""
+        yield [stage, state, f"{manifest.get('rows', 0):,} rows{dropped}"]
+    yield from ([stage, "not run yet", ""] for stage in run.missing())

@@ -1,6 +1,6 @@
-"""What a row looks like: trees of elements for trajectories, versions, pairs and answers.
+"""Trees of elements for trajectories, optimized versions, pairs and answers.
 
-Colour never stands alone: kinds, grades, verdicts and what was cut are also said in words.
+Colour is never the only sign: kinds, grades, verdicts and removed text are also named in words.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from dto.viewer.data import (
     AnswersView,
     BatchView,
     ChainView,
+    Displayable,
     RunTables,
-    Shown,
     TrajectoryView,
 )
 from dto.viewer.nodes import (
@@ -39,7 +39,6 @@ from dto.viewer.nodes import (
     Node,
     block,
     change,
-    data,
     decimal,
     el,
     facts_node,
@@ -48,24 +47,25 @@ from dto.viewer.nodes import (
     heading,
     interval,
     passage,
+    run_text,
     to_html,
     to_text,
-    verified,
+    verified_rate,
 )
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-DENSE = 120  # segments from which on gaps between them would be all that is seen
+DENSE = 120  # with more segments the gaps between them would hide them
 
 
 def kind_class(kind: str) -> str:
-    """The class that colours a kind of segment."""
+    """Return the CSS class for a kind of segment."""
     return f"k-{kind}" if kind in KINDS else "k-other"
 
 
 def overview(view: TrajectoryView) -> Element | None:
-    """The thinking at a glance: segments in proportion, and p with its interval above them."""
+    """Draw segments in proportion to their tokens, and p with its interval at each boundary."""
     if not view.segments:
         return None
     first = view.segments[0].tokens.start
@@ -96,7 +96,7 @@ def overview(view: TrajectoryView) -> Element | None:
     counts = Counter(segment.kind for segment in view.segments)
     order = {kind: place for place, kind in enumerate(KINDS)}
     legend = [
-        el(f"span.kind.{kind_class(kind)}", data(kind), f" {counts[kind]}")
+        el(f"span.kind.{kind_class(kind)}", run_text(kind), f" {counts[kind]}")
         for kind in sorted(counts, key=lambda kind: (order.get(kind, len(order)), kind))
     ]
     drawing = None
@@ -108,12 +108,14 @@ def overview(view: TrajectoryView) -> Element | None:
         )
         scale = [el("span.scale.high", "1"), el("span.scale.low", "p 0")]
         drawing = el("div.points", scale, line, points, aria_hidden="true")
-        legend.append(el("span.key.dot", "chance p of a right answer at a boundary, 95 % interval"))
+        legend.append(
+            el("span.key.dot", "probability p of a right answer at a boundary, 95 % interval")
+        )
         legend += [el("span.key.dot.taken", "exit")] * (exit >= 0)
     if removed:
         legend.append(el("span.key.gone", "removed"))
     dense = ".dense" if len(view.segments) > DENSE else ""
-    return el(  # said in words below: a screen reader passes over the drawing
+    return el(  # the text below says the same: a screen reader skips the drawing
         "figure.map",
         drawing,
         el(f"div.ribbon{dense}", ribbon, aria_hidden="true"),
@@ -123,22 +125,19 @@ def overview(view: TrajectoryView) -> Element | None:
 
 
 def p_style(row: ExitEstimate) -> str:
-    """Where p and its interval stand on a scale, for the style sheet."""
+    """Return p and its interval in percent as CSS variables."""
     p = row.p if isfinite(row.p) else 0.5
     return f"--p:{p * 100:.1f};--l:{row.p_low * 100:.1f};--h:{row.p_high * 100:.1f}"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Display:
-    """Shows `row` as HTML in a notebook, as text in a terminal, with colours where `rich` prints.
+    """Display of a row or view: HTML in a notebook, text in a terminal, in colour with `rich`."""
 
-    `row` is the row itself, or the view that joins it with what a run says of it.
-    """
-
-    row: Shown
+    row: Displayable
 
     def _repr_html_(self) -> str:
-        """HTML that needs nothing beside it."""
+        """Return HTML with its own style sheet."""
         style = files("dto.viewer").joinpath("assets/view.css").read_text("utf-8")
         return f"<style>{style}</style>{to_html(node(self.row))}"
 
@@ -151,28 +150,28 @@ class Display:
         return Text.assemble(*to_text(node(self.row)))
 
 
-def show(row: Path | str | Shown, row_id: str = "") -> Display:
-    """A trajectory of a run, joined with its segments, exits, verdicts, version and pairs.
+def show(row: Path | str | Displayable, row_id: str = "") -> Display:
+    """Show a trajectory of a run with its segments, exits, verdicts, optimized version and pairs.
 
-    In a notebook it displays itself as `dto view` would; `print` gives a terminal's form. `row` is
-    the run's directory, and `row_id` a trajectory's id or the beginning of one (the first that
-    fits; the first of all by default); that of a test problem, `problem/sample`, gives what the
-    evaluation answered, which is also what a run without trajectories shows first; so do those of
-    DRQA's chains and batch prompts, in full. A Trajectory, an OptimizedTrajectory, a PreferencePair
-    or a view in place of the run is shown by itself. Raises DtoError for an id that no row has, and
-    for what has no display.
+    A notebook displays the result as `dto view` would; `print` gives text for a terminal. `row` is
+    the directory of the run. `row_id` is the id of a trajectory or the start of one; the first
+    match is shown, by default the first trajectory. The id of a test problem, `problem/sample`,
+    shows the answers of the evaluation, which are also the default of a run without trajectories.
+    The full ids of DRQA's chains and batch prompts work too. In place of a run, `row` can be a
+    Trajectory, an OptimizedTrajectory, a PreferencePair or a view. Raises DtoError for an unknown
+    id and for a type without a display.
     """
-    shown = RunTables(row).find(row_id) if isinstance(row, Path | str) else row
-    if not isinstance(shown, Shown):
+    displayable = RunTables(row).find(row_id) if isinstance(row, Path | str) else row
+    if not isinstance(displayable, Displayable):
         raise DtoError(
-            f"a {type(shown).__name__} has no display: give a run, a Trajectory, an "
+            f"a {type(displayable).__name__} has no display: give a run, a Trajectory, an "
             "OptimizedTrajectory or a PreferencePair"
         )
-    return Display(shown)
+    return Display(displayable)
 
 
-def node(record: Shown) -> Element:
-    """The tree of a record that can be displayed."""
+def node(record: Displayable) -> Element:
+    """Build the tree of a record or view."""
     if isinstance(record, AnswersView):
         return answers_node(record)
     if isinstance(record, ChainView):
@@ -183,19 +182,19 @@ def node(record: Shown) -> Element:
         record = TrajectoryView(record, len(record.token_ids))
     if isinstance(record, TrajectoryView):
         return trajectory_node(record)
-    id = el("header", el("div.id", data(record.id)))
+    id = el("header", el("div.id", run_text(record.id)))
     if isinstance(record, PreferencePair):
-        asked = el("div.question", passage(record.prompt), dir="auto")
-        return el("article.dto", id, asked, _pair(record))
+        prompt = el("div.question", passage(record.prompt), dir="auto")
+        return el("article.dto", id, prompt, _pair(record))
     version = _version(record, (), el("h3", "Optimized"))
     return el("article.dto", id, facts_node(_version_facts(record)), version)
 
 
 def trajectory_node(view: TrajectoryView) -> Element:
-    """All there is about a trajectory, on one page."""
+    """Build the tree of a trajectory and everything the run has about it."""
     row = view.trajectory
     version = view.optimized
-    paired = any(_stands_above(pair, view) for pair in view.pairs)
+    paired = any(_is_side_by_side(pair, view) for pair in view.pairs)
     heads = [
         el("h3", name, el(f"span.count.{side}", f"{side} in the pair") if paired else None)
         for name, side in (("Original", "rejected"), ("Optimized", "chosen"))
@@ -203,7 +202,9 @@ def trajectory_node(view: TrajectoryView) -> Element:
     original = el("section.side.original", heads[0], *_original(view))
     sides = original
     if version is not None:
-        close = row.text[row.thinking.end : row.conclusion.start]  # empty where it never closed
+        close = row.text[
+            row.thinking.end : row.conclusion.start
+        ]  # empty if the thinking never closes
         kept = [
             (segment, row.text[slice(*segment.chars)])
             for segment in view.segments
@@ -212,12 +213,12 @@ def trajectory_node(view: TrajectoryView) -> Element:
         sides = el("div.sides", original, _version(version, kept, heads[1], close))
     return el(
         "article.dto",
-        heading(view.problem, row.id, " · ", *data(row.model)),
+        heading(view.problem, row.id, " · ", *run_text(row.model)),
         facts_node(_trajectory_facts(view)),
         _notes(view),
         overview(view),
         sides,
-        [_pair(pair) for pair in view.pairs if not _stands_above(pair, view)],
+        [_pair(pair) for pair in view.pairs if not _is_side_by_side(pair, view)],
     )
 
 
@@ -225,7 +226,7 @@ def _trajectory_facts(view: TrajectoryView) -> list[tuple[str, Node | list[Node]
     row = view.trajectory
     answer: list[Node] = [grade(row.grade, row.reason)]
     if row.answer:
-        answer += [" ", el("bdi.answer", data(row.answer))]
+        answer += [" ", el("bdi.answer", run_text(row.answer))]
     if view.optimized is None:
         thinking = f"{view.tokens:,}, thinking {row.thinking_tokens.length:,}"
         facts: list[tuple[str, Node | list[Node]]] = [("tokens", thinking)]
@@ -241,42 +242,44 @@ def _version_facts(version: OptimizedTrajectory) -> list[tuple[str, Node | list[
         ("outcome", el(f"span.outcome.{version.outcome}", version.outcome.replace("_", " "))),
         ("tokens", change(version.tokens_before, version.tokens_after)),
         ("attention FLOPs", change(before, after, flops)),
-        ("finalizations right", f"{version.pass_rate:.0%}".replace("%", " %")),
+        ("right finalizations", f"{version.pass_rate:.0%}".replace("%", " %")),
     ]
-    if fresh := verified(version):
-        facts.append(("pruned, p", fresh))
+    if fresh := verified_rate(version):
+        facts.append(("p after pruning", fresh))
     if isfinite(version.join_perplexity):
         facts.append(("perplexity at joins", decimal(version.join_perplexity)))
     return facts
 
 
 def _notes(view: TrajectoryView) -> list[Node]:
-    """Where it ended, and what made its grade fail."""
+    """List the reason of its grade and the stages that dropped it."""
     notes: list[Node] = []
     if view.trajectory.reason:
-        notes.append(el("p.note", f"{view.trajectory.grade}: ", data(view.trajectory.reason)))
+        notes.append(el("p.note", f"{view.trajectory.grade}: ", run_text(view.trajectory.reason)))
     for stage, row in view.dropped:
-        detail = [": ", *data(row.detail)] if row.detail else []
-        notes.append(el("p.note", f"{stage} dropped it, ", el("b", data(row.reason)), detail))
+        detail = [", ", *run_text(row.detail)] if row.detail else []
+        notes.append(el("p.note", f"dropped by {stage}: ", el("b", run_text(row.reason)), detail))
     return notes
 
 
 def _original(view: TrajectoryView) -> Iterator[Element]:
     row = view.trajectory
-    estimates = {each.boundary: each for each in view.estimates}
+    estimates = {estimate.boundary: estimate for estimate in view.estimates}
     version = view.optimized
-    verdicts = {each.segment: each for each in version.verdicts} if version else {}
-    others = {each.segment: each for each in version.counterfactual} if version else {}
+    verdicts, others = (
+        {verdict.segment: verdict for verdict in group}
+        for group in ((version.verdicts, version.counterfactual) if version else ((), ()))
+    )
     removed = view.removed
     if not view.segments and row.thinking.length:
         yield block(row.text[slice(*row.thinking)])
     for segment in view.segments:
         text, state = row.text[slice(*segment.chars)], removed.get(segment.index, "")
-        said = verdicts.get(segment.index), others.get(segment.index)
-        yield _segment(segment, text, state, *said)
+        judged = verdicts.get(segment.index), others.get(segment.index)
+        yield _segment(segment, text, state, *judged)
         if (estimate := estimates.get(segment.index)) is not None:
             yield _exit(estimate, version is not None and version.exit == segment.index)
-        elif version is not None and version.exit == segment.index:  # where answers are, untested
+        elif version is not None and version.exit == segment.index:  # an exit without an estimate
             yield el("div.exit.leave", el("span.taken", "exit"))
     yield from _conclusion(row.text[slice(*row.conclusion)])
 
@@ -288,43 +291,43 @@ def _segment(
     verdict: Verdict | None = None,
     other: Verdict | None = None,
 ) -> Element:
-    said = None
+    line = None
     if verdict is not None:
-        fate = verdict_fate(verdict).removesuffix(", pruned")
+        label = verdict_label(verdict).removesuffix(", pruned")
         second = f" · counterfactual judge: {other.verdict}" if other is not None else ""
-        said = el("div.verdict", el("b", fate), " ", data(verdict.reason), second)
+        line = el("div.verdict", el("b", label), " ", run_text(verdict.reason), second)
     kind = kind_class(segment.kind)
     return el(
         f"div.segment.{kind}{'.gone' if state else ''}",
         el(
             "div.head",
             el("span.index", str(segment.index)),
-            el(f"span.kind.{kind}", data(segment.kind)),
+            el(f"span.kind.{kind}", run_text(segment.kind)),
             el("span.state", state) if state else None,
             el("span.count", f"{segment.tokens.length:,} tokens"),
         ),
         el("s.text" if state else "div.text", passage(text.rstrip()), dir="auto"),
-        said,
+        line,
         data_segment=segment.index,
     )
 
 
-def verdict_fate(verdict: Verdict) -> str:
-    """A verdict, and what came of it."""
+def verdict_label(verdict: Verdict) -> str:
+    """Name a verdict and whether the segment was pruned or restored."""
     if verdict.pruned:
         return f"{verdict.verdict}, pruned"
     return str(verdict.verdict) + ("" if verdict.verdict in STAYS else ", restored")
 
 
 def _exit(row: ExitEstimate, taken: bool) -> Element:
-    """The line after a segment: how likely an answer given here is right."""
+    """Build the line after a segment with the estimate at its boundary."""
     detail = f"{row.successes} of {row.rollouts - row.failed} rollouts right · {row.decision}"
     failed = f" · {row.failed} failed" if row.failed else ""
     return el(
         f"div.exit.{row.decision}{'.leave' if taken else ''}",
         el("span.bar", el("i"), style=p_style(row)),
         el("span.p", f"p {interval(row.p, row.p_low, row.p_high)}"),
-        el("span.detail", detail, failed, [" · ", *data(row.reason)] if row.reason else None),
+        el("span.detail", detail, failed, [" · ", *run_text(row.reason)] if row.reason else None),
         el("span.taken", "exit") if taken else None,
         title=f"{row.tokens:,} tokens spent on rollouts",
     )
@@ -341,8 +344,8 @@ def _version(
     head: Element,
     close: str = "",
 ) -> Element:
-    """`pieces` are the kept segments with their texts, which the thinking begins with."""
-    kept = "".join(text for _, text in pieces).rstrip()  # as the exit cuts white space off
+    """Build an optimized version; `pieces` are its kept segments with texts, in order."""
+    kept = "".join(text for _, text in pieces).rstrip()  # the exit strips white space
     rest = version.text[version.thinking.start + len(kept) : version.thinking.end]
     name = "finalization" if pieces else "thinking"
     after = version.text[version.thinking.end :].lstrip()
@@ -354,15 +357,16 @@ def _version(
         block(rest.strip("\n"), name) if rest.strip() else None,
         _conclusion(after),
         [
-            el("p.note", f"segment {each.segment}: {verdict_fate(each)} ", data(each.reason))
-            for each in version.verdicts
+            el("p.note", f"segment {verdict.segment}: {verdict_label(verdict)} ",
+               run_text(verdict.reason))
+            for verdict in version.verdicts
             if not pieces
         ],
     )  # fmt: skip
 
 
-def _stands_above(pair: PreferencePair, view: TrajectoryView) -> bool:
-    """Whether a pair is the optimized version over its original, which stand side by side."""
+def _is_side_by_side(pair: PreferencePair, view: TrajectoryView) -> bool:
+    """Return whether a pair is the optimized version over the original, shown side by side."""
     version = view.optimized
     if version is None or pair.chosen_from != "optimized" or pair.rejected_id != view.id:
         return False
@@ -370,13 +374,13 @@ def _stands_above(pair: PreferencePair, view: TrajectoryView) -> bool:
 
 
 def _pair(pair: PreferencePair) -> Element:
-    """Chosen beside rejected."""
+    """Build a pair with chosen and rejected side by side."""
     chosen = pair.chosen_from.replace("_", " ")
     rejected = pair.rejected_from.replace("_", " ")
     summary = el(
         "summary",
         el("b", "Pair"),
-        " ", data(chosen), " over ", data(rejected),
+        " ", run_text(chosen), " over ", run_text(rejected),
         el("span.count", "tokens ", change(pair.rejected_tokens, pair.chosen_tokens)),
     )  # fmt: skip
     sides = el(
@@ -390,6 +394,6 @@ def _pair(pair: PreferencePair) -> Element:
 def _side(name: str, text: str, tokens: int, origin: str) -> Element:
     return el(
         f"section.side.{name.lower()}",
-        el("h3", name, el("span.count", data(origin), f" · {tokens:,} tokens")),
+        el("h3", name, el("span.count", run_text(origin), f" · {tokens:,} tokens")),
         block(text),
     )

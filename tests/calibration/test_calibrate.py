@@ -13,7 +13,7 @@ from dto.calibration.calibrate import Calibration, calibrate, pick, replay_run
 from dto.calibration.replay import candidates, sweep
 from dto.errors import DtoError
 from dto.recipe import Recipe, make_recipe
-from dto.reporting.pictures import not_beaten
+from dto.reporting.pictures import pareto_front
 from dto.reporting.positions import reliability
 from dto.studies.trace import Trace
 from tests.calibration.traces import hand_trace, recipe
@@ -175,7 +175,7 @@ def test_a_replay_shows_what_no_other_beats(tmp_path: Path) -> None:
         "deer paragraph closed answer 0.5",
         "deer paragraph closed answer 0.9",
     ]
-    assert [point.tokens.value for point in not_beaten(curve.points)] == [19, 31]
+    assert [point.tokens.value for point in pareto_front(curve.points)] == [19, 31]
     assert "exit 'b' cannot be replayed" in str(curve)
     assert (run / "replay" / "replay.png").stat().st_size > 1000
     with pytest.raises(DtoError, match="has no traces"):

@@ -23,6 +23,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_calibrate_replay_and_evaluate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,4 +75,4 @@ def test_a_run_without_traces_says_how_to_get_some(
     monkeypatch.chdir(tmp_path)
     code, _, err = dto("evaluate", "--replay", "quickstart", capsys=capsys)
     assert code == 1
-    assert "runs/quickstart has no traces: record them with dto calibrate runs/quickstart" in err
+    assert "runs/quickstart has no traces: record them with `dto calibrate runs/quickstart`" in err

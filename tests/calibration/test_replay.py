@@ -80,6 +80,7 @@ def alike(row: EvaluationRow) -> EvaluationRow:
     return replace(row, trials=trials)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 async def test_a_replayed_row_is_the_live_row_of_the_embedded_model(
     temperature: float, tmp_path: Path

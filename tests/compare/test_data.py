@@ -8,7 +8,7 @@ from dto.baselines import (
     budget_pairs,
     budget_reward,
     shortest_over_longest,
-    stated,
+    stated_answer,
     token_budget,
 )
 from dto.grading import Grader
@@ -109,4 +109,4 @@ def test_budget_pairs(
     ],
 )
 def test_stated(text: str, answer: str | None) -> None:
-    assert stated(text, Grader.final_answer) == answer
+    assert stated_answer(text, Grader.final_answer) == answer

@@ -11,9 +11,9 @@ import polars as pl
 import pytest
 
 from dto.commands.plan import plan
-from dto.compare.compare import charged
+from dto.compare.compare import charged_tokens
 from dto.errors import RecipeError
-from dto.forecast import smaller
+from dto.forecast import pilot_recipe
 from dto.pipeline import open_run, run_stages
 from dto.prompts import resource
 from dto.recipe import load_recipe
@@ -53,6 +53,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_two_steps_of_each_recipe(shared: Path, tmp_path: Path, name: str) -> None:
     path = PIPELINES / f"{name}.yaml"
@@ -88,6 +89,7 @@ def test_two_steps_of_each_recipe(shared: Path, tmp_path: Path, name: str) -> No
         assert result["groups"]["groups"] == 2
 
 
+@pytest.mark.slow
 def test_batch_responses_are_charged_to_those_whose_labels_read_them(shared: Path) -> None:
     frame = pl.read_parquet(shared / "batch" / "rows.parquet")
     tokens = dict(frame.group_by("k").agg(pl.col("token_ids").list.len().sum()).iter_rows())
@@ -95,7 +97,7 @@ def test_batch_responses_are_charged_to_those_whose_labels_read_them(shared: Pat
 
     def spent(name: str, **changes: Any) -> int:
         path = PIPELINES / "baselines" / f"{name}.yaml"
-        return charged(RunReader(shared), load_recipe(path, SMALL | changes)) - sampled
+        return charged_tokens(RunReader(shared), load_recipe(path, SMALL | changes)) - sampled
 
     assert spent("drqa-2") == tokens[2]
     assert spent("drqa-5") == tokens[5]
@@ -105,7 +107,7 @@ def test_batch_responses_are_charged_to_those_whose_labels_read_them(shared: Pat
 
 def test_a_pilot_of_batch_prompts_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"--pilot: batch prompts .* problems\.train=40"):
-        smaller(load_recipe(PIPELINES / "drqa.yaml"), 4)
+        pilot_recipe(load_recipe(PIPELINES / "drqa.yaml"), 4)
 
 
 def test_the_plan_shows_what_is_asked_together_and_what_is_judged() -> None:

@@ -23,7 +23,7 @@ def ids(found):
 def test_every_question_is_asked_once_whatever_the_order(count, k, sample, random):
     problems = [problem(place) for place in range(count)]
     if count < k:
-        with pytest.raises(DtoError, match=f"batch.k {k} is more than the {count} questions"):
+        with pytest.raises(DtoError, match=f"batch.k {k} is larger than the {count} questions"):
             list(groups(problems, k, sample, 1))
         return
     found = list(groups(problems, k, sample, 1))

@@ -120,7 +120,7 @@ def test_classes_are_balanced_within_each_split():
     ("chains", "message"),
     [
         ([*VANILLA, *WRONG], "no train chain is concise .right and concise.: there are 2 verbose, "
-         "0 concise, 2 wrong; without a class none: set batch.k"),
+         "0 concise, 2 wrong; without a class: none: set batch.k"),
         ([*BATCH, *WRONG], "no train chain is verbose"),
         ([*VANILLA, *BATCH], "no train chain is wrong"),
         ([], "no train chain is verbose"),

@@ -26,7 +26,7 @@ def test_chains_that_differ_in_length_alone_do_not_differ_in_format():
     texts, batch, problems = chains(300)
     found = format_probe(texts, batch, problems)
     assert found.low <= 0.5 <= found.high <= BOUND
-    assert not found.tells
+    assert not found.predicts
     by_length = length_probe([len(text) for text in texts], batch, problems)
     assert by_length.low > 0.7
 
@@ -34,7 +34,7 @@ def test_chains_that_differ_in_length_alone_do_not_differ_in_format():
 @pytest.mark.parametrize("mark", ["Question 2. ", "\n", "**", "So ", "1. ", "第二题 "])
 def test_any_mark_is_found(mark):
     found = format_probe(*chains(100, mark))
-    assert found.low > 0.95 and found.tells
+    assert found.low > 0.95 and found.predicts
 
 
 def test_a_mark_on_some_chains_is_found():

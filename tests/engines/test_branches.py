@@ -59,6 +59,7 @@ async def with_branches(
     return whole, branches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 async def test_main_and_branches_are_those_of_separate_requests(
     nano: Served, prompts: list[list[int]], temperature: float
@@ -177,6 +178,7 @@ EXITS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 async def test_exits_are_those_of_the_sequential_form(nano: Served) -> None:
     """Position, answer, grade and tokens of each trial, and every token of the response."""
     recipe = Recipe.model_validate({"name": "test", "model": {"name": "nano", "family": "nano"}})

@@ -13,11 +13,17 @@ from dto.protocols import Engine
 from dto.recipe import ModelSettings
 from tests.engines.conformance import CONTEXT, Conformance
 
+pytestmark = pytest.mark.slow
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine() -> AsyncGenerator[Engine]:
-    async with open_engine(ModelSettings(context=CONTEXT)) as serving:
-        yield serving
+
+@pytest_asyncio.fixture(
+    scope="module", loop_scope="module", params=[1, 2], ids=["one worker", "two workers"]
+)
+async def engine(request: pytest.FixtureRequest) -> AsyncGenerator[Engine]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dto.engines.transformers.worker_count", lambda *_: request.param)
+        async with open_engine(ModelSettings(context=CONTEXT)) as serving:
+            yield serving
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -209,6 +209,7 @@ async def test_an_engine_that_cannot_begin_anew_fails_every_request(
             assert "out of memory" in failed.error
 
 
+@pytest.mark.slow
 async def test_fewer_rows_decode_together_the_longer_they_may_become(
     nano: Served, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ CLOSE = render("early_close")
 CONCLUSION = "\\boxed{2}"
 
 
+@pytest.mark.slow
 async def test_the_same_decisions_as_the_lock_step_version() -> None:
     async with open_engine(ModelSettings(name="nano")) as engine, Grader(workers=1) as grader:
         ctx = published.context(engine, grader)

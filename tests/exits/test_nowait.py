@@ -3,6 +3,8 @@ from __future__ import annotations
 import re
 from copy import deepcopy
 
+import pytest
+
 from dto.context import Context
 from dto.exits import answer
 from dto.grading import Grader
@@ -49,6 +51,7 @@ async def test_only_the_thinking_is_restricted(problem: Problem) -> None:
     assert (thinking.stop, concluding.banned, concluding.stop) == (("</think>",), (), ())
 
 
+@pytest.mark.slow
 async def test_the_embedded_model_never_reconsiders_in_so_many_words(embedded: Embedded) -> None:
     tokenizer = embedded.ctx.tokenizer
     banned = set(keyword_ids(tokenizer))

@@ -14,7 +14,7 @@ import huggingface_hub.constants
 import pytest
 
 from dto.hub.publish import publish
-from dto.hub.upload import Uploaded
+from dto.hub.upload import UploadResult
 from dto.pipeline import open_run
 from dto.recipe import load_recipe
 from dto.runs.run import OpenRun, agree
@@ -71,7 +71,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield served
 
 
-def sent(run: OpenRun, name: str, **settings: Any) -> Uploaded:
+def sent(run: OpenRun, name: str, **settings: Any) -> UploadResult:
     """Publish a run; what the Hub made of it."""
     uploaded = publish(run, name, **settings).uploaded
     assert uploaded is not None

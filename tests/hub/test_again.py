@@ -95,7 +95,7 @@ def test_a_licence_that_cannot_be_asked_for_is_not_lost(run: OpenRun, hub: Hub) 
     other = run.following(run.recipe.model_copy(update={"problems": problems}))
     publish(other, NAME)
     hub.faults.append(Fault("GET", "/questions", times=99, status=503))
-    with pytest.raises(DtoError, match=r"questions: the Hub answered 503.* start the same command"):
+    with pytest.raises(DtoError, match=r"questions: the Hub answered 503.* run the same command"):
         publish(other, NAME)
     hub.faults[0] = Fault("GET", "/questions", times=99, status=403, code="GatedRepo")
     assert "licence: unknown" in publish(other, NAME, dry_run=False).card
@@ -103,7 +103,7 @@ def test_a_licence_that_cannot_be_asked_for_is_not_lost(run: OpenRun, hub: Hub) 
 
 def test_a_card_that_the_hub_refuses(run: OpenRun, hub: Hub) -> None:
     hub.faults.append(Fault("POST", "/api/validate-yaml", status=400))
-    with pytest.raises(DtoError, match=r"the Hub refuses the card of .*--license"):
+    with pytest.raises(DtoError, match=r"the Hub rejects the card of .*--license"):
         publish(run, NAME, license="my own")
     assert list(published(hub)) == [".gitattributes"]
     assert Path(run / "publish").is_dir()  # to look at

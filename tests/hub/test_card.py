@@ -119,7 +119,9 @@ def test_a_run_computed_without_a_checkout(git: object, run: OpenRun, hub: Hub) 
     said = manifest.read(run / "pair") or {}
     manifest.write(run / "pair", said | {"git": git})
     text = publish(run, NAME, dry_run=True).card
-    assert ("Computed by dto at commit `0a1b2c` (with further changes) with" in text) == bool(git)
+    assert ("Computed by dto at commit `0a1b2c` (with uncommitted changes) with" in text) == bool(
+        git
+    )
     assert ("Computed by dto with" in text) == (not git)
 
 

@@ -65,11 +65,11 @@ def test_without_evaluation(run: OpenRun, hub: Hub) -> None:
 def test_runs_without_a_model(run: OpenRun, hub: Hub) -> None:
     said = manifest.read(run / "train") or {}
     manifest.write(run / "train", said | {"kept_step": 0, "reason": "training did not help"})
-    with pytest.raises(DtoError, match="no model of its own: training did not help"):
+    with pytest.raises(DtoError, match="no trained model: training did not help"):
         publish(run, NAME, model=True)
     manifest.write(run / "train", said)
     (run / "train/model/pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(DtoError, match=r"pytorch_model.bin: weights go up as safetensors alone"):
+    with pytest.raises(DtoError, match=r"pytorch_model.bin: only safetensors are published"):
         publish(run, NAME, model=True)
     (run / "train/model/pytorch_model.bin").unlink()
     manifest.write(run / "train", said | {"digest": "0" * 16})

@@ -65,12 +65,12 @@ def test_dry_run_sends_nothing(run: OpenRun, hub: Hub) -> None:
 
 
 TROUBLE = [
-    (Fault("PUT", "/lfs/", times=99), "connection to the Hub broke"),
+    (Fault("PUT", "/lfs/", times=99), "the connection failed"),
     (Fault("PUT", "/lfs/", times=99, status=503), "answered 503"),
-    (Fault("POST", "/objects/batch", times=99), "connection to the Hub broke"),
-    (Fault("POST", "/commit/"), "connection to the Hub broke"),
+    (Fault("POST", "/objects/batch", times=99), "the connection failed"),
+    (Fault("POST", "/commit/"), "the connection failed"),
     (Fault("POST", "/commit/", status=500), "answered 500"),
-    (Fault("POST", "/commit/", status=409), "changed by somebody else"),
+    (Fault("POST", "/commit/", status=409), "changed by another user"),
     (Fault("POST", "/preupload/", times=99, status=502), "answered 502"),
 ]
 
@@ -82,7 +82,7 @@ def test_what_breaks_off_is_not_seen_and_is_completed(
     hub.faults.append(fault)
     with pytest.raises(DtoError, match=said) as error:
         publish(run, NAME)
-    assert "start the same command again" in str(error.value)
+    assert "run the same command again" in str(error.value)
     assert list(published(hub)) == [".gitattributes"]
     hub.faults.clear()
     sent = set(hub.blobs)
@@ -92,9 +92,7 @@ def test_what_breaks_off_is_not_seen_and_is_completed(
     assert not {f"PUT /lfs/{oid}" for oid in sent} & set(hub.requests)  # not sent again
 
 
-@pytest.mark.parametrize(
-    ("status", "said"), [(403, "no right to write"), (401, "does not accept the token")]
-)
+@pytest.mark.parametrize(("status", "said"), [(403, "no write access"), (401, "rejects the token")])
 def test_what_the_storage_of_large_files_refuses(
     status: int, said: str, run: OpenRun, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +113,7 @@ def test_a_few_lost_connections_are_got_over(run: OpenRun, hub: Hub) -> None:
 
 def test_a_commit_whose_answer_is_lost_is_not_made_twice(run: OpenRun, hub: Hub) -> None:
     hub.faults.append(Fault("POST", "/commit/", late=True))
-    with pytest.raises(DtoError, match="connection to the Hub broke"):
+    with pytest.raises(DtoError, match="the connection failed"):
         publish(run, NAME)
     again = publish(run, NAME).uploaded
     assert again is not None and not again.changed and len(hub.repos[KEY].commits) == 2
@@ -124,10 +122,10 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(run: OpenRun, hub: Hub)
 @pytest.mark.parametrize(
     ("token", "name", "said"),
     [
-        ("", NAME, "there is none"),
-        ("hf_wrong", NAME, "does not accept the token"),
+        ("", NAME, "none is set"),
+        ("hf_wrong", NAME, "rejects the token"),
         (READER, NAME, "no right to write"),
-        (WRITER, "other/name", "belongs to somebody else"),
+        (WRITER, "other/name", "belongs to another user"),
         (WRITER, "name", "write it as user/name"),
         (WRITER, "a/b/c", "write it as user/name"),
         (WRITER, "user/na me", "write it as user/name"),
@@ -156,7 +154,7 @@ def test_what_is_a_name_on_the_hub(name: str, is_one: bool) -> None:
     if is_one:
         check_name(name)
         return
-    with pytest.raises(DtoError, match=f"^'{name}' is no name on the Hub: write it as user/name"):
+    with pytest.raises(DtoError, match=f"^'{name}' is not a Hub name: write it as user/name"):
         check_name(name)
 
 
@@ -164,7 +162,7 @@ def test_a_name_that_holds_something_else(run: OpenRun, hub: Hub) -> None:
     publish(run, NAME)
     repo = hub.repos[KEY]
     del repo.commits[-1]["run.json"]
-    with pytest.raises(DtoError, match="something else than a run of dto"):
+    with pytest.raises(DtoError, match="does not hold a run of dto"):
         publish(run, NAME)
     other = json.dumps({"format": 1, "name": "theirs", "seed": 0}).encode()
     repo.commits[-1]["run.json"] = other
@@ -179,7 +177,7 @@ def test_a_name_that_somebody_else_has(run: OpenRun, hub: Hub) -> None:
     publish(run, NAME)
     theirs = hub.repos["dataset", "other/small"] = hub.repos.pop(KEY)
     del theirs.commits[-1]["pair/rows.parquet"]
-    with pytest.raises(DtoError, match=r"\(403\): the name belongs to somebody else"):
+    with pytest.raises(DtoError, match=r"\(403\): the name belongs to another user"):
         publish(run, "other/small")
     assert len(theirs.commits) == 2
 
@@ -188,9 +186,9 @@ def test_stages_that_are_not_there(run: OpenRun, hub: Hub) -> None:
     for stage in ("pair", "train", "evaluate"):
         run.set_aside(stage)
     for name, stage in (("pairs", "pair"), ("train", "train"), ("evaluation", "evaluate")):
-        with pytest.raises(DtoError, match=f"stage {stage} is not there .* `dto {stage} "):
+        with pytest.raises(DtoError, match=f"stage {stage} is missing .* `dto {stage} "):
             publish(run, NAME, only=(name,))
-    with pytest.raises(DtoError, match="no such table; there are pairs, labels, trajectories"):
+    with pytest.raises(DtoError, match="unknown table; choose from pairs, labels, trajectories"):
         publish(run, NAME, only=("nothing",))
     text = publish(run, NAME).card  # what is there goes up, the first table unasked
     assert 'load_dataset("somebody/small")' in text and "trajectories = " in text
@@ -207,15 +205,15 @@ def test_a_half_finished_stage_is_told(
         publish(run, NAME)
     (run / "pair" / "kept").rename(run / "pair" / "manifest.json")
     text = publish(run, NAME).card
-    assert "evaluate is not finished and is left out" in caplog.text
-    assert "not part of it: evaluate" in text
+    assert "stage evaluate is not finished and is not published" in caplog.text
+    assert "these stages were unfinished: evaluate" in text
     assert "evaluate/rows.parquet" not in published(hub)
 
 
 def test_stages_that_do_not_belong_together(run: OpenRun, hub: Hub) -> None:
     said = manifest.read(run / "sample") or {}
     manifest.write(run / "sample", said | {"digest": "0" * 16})
-    with pytest.raises(DtoError, match=r"segment .* computed from another sample"):
+    with pytest.raises(DtoError, match=r"segment .* computed from another state of sample"):
         publish(run, NAME)
 
 
@@ -394,9 +392,9 @@ def test_a_name_of_this_machine_is_told(
         rows[place] = PreferencePair(**values | {"chosen": text})
     tables.write(run.table("pair"), PreferencePair, rows)
     publish(run, "alice/small", dry_run=True)
-    name = "pair/rows.parquet: a name of this machine in 1 texts, the first is row"
+    name = "pair/rows.parquet names this machine or its user 1 times, first in row"
     assert name in caplog.text and "carol" not in caplog.text
     assert "README.md" not in caplog.text  # `alice/small` is its name, and everybody's to see
     other = run.following(run.recipe.model_copy(update={"name": "of-alice x alice"}))
     publish(other, "alice/small", dry_run=True)
-    assert "README.md: a name of this machine in" in caplog.text
+    assert "README.md names this machine or its user" in caplog.text

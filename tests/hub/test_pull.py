@@ -11,7 +11,7 @@ import yaml
 
 from dto.errors import DtoError, RunConflictError
 from dto.hub.publish import publish
-from dto.hub.pull import find, pull
+from dto.hub.pull import is_run, pull
 from dto.pipeline import STAGES, needed, open_run, run_stages, stage_of
 from dto.recipe import load_recipe
 from dto.reporting.report import measure
@@ -43,7 +43,7 @@ def same_tables(one: Path, other: Path, stages: tuple[str, ...] = TABLES) -> boo
 def test_there_and_back(finished: OpenRun, hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
     """Of the quickstart itself where DTO_QUICKSTART names it, else of a small run."""
     publish(finished, NAME, private=True)
-    assert find(NAME)
+    assert is_run(NAME)
     assert set(pull(NAME, OUT)) == {*TABLES, "train"}
     assert same_tables(finished.path, OUT)
     assert sorted(path.name for path in Path("runs").iterdir()) == ["back", "finished"]
@@ -119,7 +119,7 @@ def test_weights_come_apart(run: OpenRun, hub: Hub) -> None:
     repo.commits[-1]["model.safetensors"] = b"\0" * 16
     shutil.rmtree(OUT / "train/model")
     shutil.rmtree(OUT.parent.parent / "cache", ignore_errors=True)
-    with pytest.raises(DtoError, match=r"not the one that .* trained"):
+    with pytest.raises(DtoError, match=r"was published from another run"):
         pull(NAME, OUT, weights=True)
 
 
@@ -151,7 +151,7 @@ def test_what_named_local_paths_still_holds(
 def test_a_pull_that_breaks_off_is_taken_up(run: OpenRun, hub: Hub) -> None:
     publish(run, NAME)
     hub.faults.append(Fault("GET", "evaluate/rows.parquet", times=99))
-    with pytest.raises(DtoError, match="start the same command again"):
+    with pytest.raises(DtoError, match="run the same command again"):
         pull(NAME, OUT)
     assert not OUT.exists()
     hub.faults.clear()
@@ -164,7 +164,7 @@ def test_a_pull_that_breaks_off_is_taken_up(run: OpenRun, hub: Hub) -> None:
 def test_what_another_pull_left_is_no_part_of_it(run: OpenRun, hub: Hub) -> None:
     publish(run, NAME)
     hub.faults.append(Fault("GET", "evaluate/rows.parquet", times=99))
-    with pytest.raises(DtoError, match="start the same command again"):
+    with pytest.raises(DtoError, match="run the same command again"):
         pull(NAME, OUT)
     hub.faults.clear()
     publish(run, f"{OWNER}/pairs", only=("pairs", "exits"))
@@ -173,7 +173,7 @@ def test_what_another_pull_left_is_no_part_of_it(run: OpenRun, hub: Hub) -> None
 
 def test_a_directory_that_holds_something(run: OpenRun, hub: Hub) -> None:
     publish(run, NAME)
-    with pytest.raises(RunConflictError, match="give another --out"):
+    with pytest.raises(RunConflictError, match="choose another --out"):
         pull(NAME, run.path)
 
 
@@ -189,7 +189,7 @@ def test_an_older_state(run: OpenRun, hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("path", "data", "said"),
     [
-        ("sample/rows.parquet", b"PAR1 not", "table of sample is not the one"),
+        ("sample/rows.parquet", b"PAR1 not", "table of sample does not match its manifest"),
         ("run.json", b'{"format": 99}', "another version of dto"),
         ("run.json", b"[", "another version of dto"),
         ("run.json", b'{"format": 1, "withheld": 5}', None),
@@ -198,7 +198,7 @@ def test_an_older_state(run: OpenRun, hub: Hub) -> None:
         ("recipe.yaml", b"name: \xff", f"^{NAME}: its recipe.yaml is not YAML: 'utf-8' codec"),
         ("recipe.yaml", b"model: 5\n", f"^{NAME}: its recipe.yaml: model = 5: "),
         ("recipe.yaml", b"model: {context: -5}\n", f"^{NAME}: its recipe.yaml: model.context = -5"),
-        ("recipe.yaml", None, f"^{NAME}: its recipe.yaml is not there: another --revision "),
+        ("recipe.yaml", None, f"^{NAME}: its recipe.yaml is missing: try another --revision"),
     ],
 )
 def test_what_was_tampered_with(
@@ -225,7 +225,7 @@ def test_a_manifest_that_is_none(key: str, run: OpenRun, hub: Hub) -> None:
     files = hub.repos[KEY].commits[-1]
     said = json.loads(files["sample/manifest.json"])
     files["sample/manifest.json"] = json.dumps(said | {key: ["x"]}).encode()
-    with pytest.raises(DtoError, match=f"manifest of sample holds no settings under '{key}'"):
+    with pytest.raises(DtoError, match=f"manifest of sample has an invalid value of '{key}'"):
         pull(NAME, OUT)
 
 
@@ -238,7 +238,7 @@ def test_settings_of_another_version_are_named_and_left_out(
     recipe["sample"]["fancy"] = 1
     files["recipe.yaml"] = yaml.safe_dump(recipe | {"nonsense": 1}).encode()
     pull(NAME, OUT)
-    assert "settings of another version, left out of its recipe" in caplog.text
+    assert "dropped settings that this version does not know" in caplog.text
     assert "sample.fancy" in caplog.text and "nonsense" in caplog.text
     assert load_recipe(OUT / "recipe.yaml") == run.recipe
 
@@ -272,7 +272,7 @@ def test_what_is_not_there(run: OpenRun, hub: Hub) -> None:
         pull(f"{OWNER}/nothing", OUT)
     publish(run, NAME, model=True)
     with pytest.raises(DtoError, match="is a model, not a dataset"):
-        find(NAME)
+        is_run(NAME)
 
 
 def test_tokens_that_may_not_see_it(
@@ -281,18 +281,18 @@ def test_tokens_that_may_not_see_it(
     publish(run, NAME, private=True)
     monkeypatch.setenv("HF_TOKEN", "")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nowhere")
-    with pytest.raises(DtoError, match="or is private"):
-        find(NAME)
+    with pytest.raises(DtoError, match="or it is private"):
+        is_run(NAME)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(DtoError, match="does not accept the token"):
-        find(NAME)
+    with pytest.raises(DtoError, match="rejects the token"):
+        is_run(NAME)
 
 
 def test_a_gated_dataset(run: OpenRun, hub: Hub) -> None:
     publish(run, NAME)
     hub.faults.append(Fault("GET", "/api/datasets", status=403, code="GatedRepo"))
     with pytest.raises(DtoError, match=f"dataset {NAME} is gated: accept its terms"):
-        find(NAME)
+        is_run(NAME)
     hub.faults.append(Fault("HEAD", "/resolve/", times=99, status=403, code="GatedRepo"))
     with pytest.raises(DtoError, match=f"dataset {NAME} is gated: accept its terms"):
         pull(NAME, OUT)

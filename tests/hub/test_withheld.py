@@ -11,9 +11,9 @@ import yaml
 from huggingface_hub import DatasetCard
 
 from dto.errors import DtoError
-from dto.hub.card import withheld
+from dto.hub.card import withheld_stages
 from dto.hub.publish import publish
-from dto.hub.pull import owed, pull
+from dto.hub.pull import pending_stages, pull
 from dto.pipeline import open_run, run_stages
 from dto.recipe import load_recipe, make_recipe
 from dto.records import Problem
@@ -49,7 +49,7 @@ def test_whose_test_sets(
     problems: dict[str, object], tasks: list[str], stages: tuple[str, ...]
 ) -> None:
     settings = {"name": "r", "problems": {"test": 5} | problems, "evaluate": {"tasks": tasks}}
-    assert withheld(make_recipe(settings)) == stages
+    assert withheld_stages(make_recipe(settings)) == stages
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_its_questions_are_read_from_their_source_again(
     configs = {each["config_name"]: each for each in DatasetCard(card).data.to_dict()["configs"]}
     splits = [each["split"] for each in configs["problems"]["data_files"]]
     assert splits == ["train", "validation"]
-    assert "gold answers of `problems` are not part of it" in card
+    assert "gold answers of `problems` are not included" in card
     files = published(datasets_there)
     assert not [
         path for path in files if path in ("problems/manifest.json", "problems/test.parquet")
@@ -97,13 +97,13 @@ def test_its_questions_are_read_from_their_source_again(
 
     code, said = told("pull", NAME, "--out", str(OUT), capsys=capsys)
     assert code == 0 and "problems: its test questions were not published" in said
-    assert owed(OUT) == ("problems",)
+    assert pending_stages(OUT) == ("problems",)
     back = open_run(OUT, load_recipe(OUT / "recipe.yaml"))
     (OUT / "problems/journal").write_text('{"head": {"config": {}}}\n')  # and without connection
     again = publish(back, NAME).uploaded
     assert again is not None and not again.changed  # also before they are there again
     (OUT / "problems/journal").unlink()
-    with pytest.raises(DtoError, match="without the test questions of problems: start `dto run"):
+    with pytest.raises(DtoError, match="without the test questions of problems: run `dto run"):
         publish(back, NAME, test_sets=True)
     assert "problems/rows.parquet" in published(datasets_there)
 
@@ -156,7 +156,7 @@ def test_test_sets_stay_where_they_are(run: OpenRun, hub: Hub) -> None:
         assert reports[0][part] == reports[1][part]
     shown = list(map(answers_line, RunTables(OUT).answers()))
     assert [each.title for each in shown] == [each.id.rpartition("/")[0] for each in shown]
-    with pytest.raises(DtoError, match="others' test sets; publish them with --test-sets"):
+    with pytest.raises(DtoError, match=r"public test sets; if their licence .* --test-sets"):
         publish(other, NAME, only=("test_sets",))
     card = publish(other, NAME, test_sets=True).card
     assert DatasetCard(card).data.license is None  # of some of the rows none is known
@@ -185,7 +185,7 @@ def test_a_file_of_ones_own_beside_others_test_questions(
     )
     run_stages(run, ("problems", "sample"))
     publish(run, NAME)
-    assert "who pulls it can go on only with mine.jsonl" in caplog.text
+    assert "can be continued only with your file mine.jsonl" in caplog.text
     pull(NAME, OUT)
     mine.rename("elsewhere.jsonl")
     for held in (None, mine):  # without the file, then with it: nothing has to be resumed
@@ -212,6 +212,6 @@ def test_a_report_and_a_view_need_no_test_questions(
     code, said = told("report", str(OUT), capsys=capsys)
     assert code == 0 and "gone.jsonl" not in said
     assert told("view", str(OUT), "--no-open", capsys=capsys)[0] == 0
-    assert owed(OUT) == ("problems",)
+    assert pending_stages(OUT) == ("problems",)
     code, said = told("segment", str(OUT), capsys=capsys)
     assert code == 1 and "gone.jsonl does not exist" in said

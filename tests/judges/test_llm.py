@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from dto import judges
+from dto import llm_judge
 from dto.context import Context
 from dto.protocols import Capabilities
 from dto.recipe import ModelSettings, Recipe
@@ -129,7 +129,7 @@ async def test_how_the_judge_is_sampled(setting):
     assert sampling.seed == ctx.seed(args[1].id, "judge") and sampling.json_schema is None
     ctx.judge.capabilities = Capabilities(json_schema=True)
     await prune(*args)
-    assert ctx.judge.calls[-1][1].json_schema == judges.schema([2, 3, 4, 5])
+    assert ctx.judge.calls[-1][1].json_schema == llm_judge.schema([2, 3, 4, 5])
 
 
 async def test_a_system_message_is_the_judges_own(setting):

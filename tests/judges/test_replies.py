@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto.judges import SCORES, read_verdicts, schema
+from dto.llm_judge import SCORES, read_verdicts, schema
 
 ASKED = [2, 3, 4]
 KEEP = '{"reason": "needed", "verdict": "keep"}'

@@ -105,14 +105,14 @@ BAD: dict[str, tuple[Reply, list[str], str]] = {
         ["redundant", "unjudged", "unjudged"],
         "has no verdict on this pattern",
     ),
-    "wrong indices": (lambda q, n: verdicts([11, 12, 13]), ["unjudged"] * 3, "'11', which was not"),
-    "shifted": (lambda q, n: verdicts([1, 2, 3]), ["unjudged"] * 3, "'1', which was not"),
+    "wrong indices": (lambda q, n: verdicts([11, 12, 13]), ["unjudged"] * 3, "'11', which is not"),
+    "shifted": (lambda q, n: verdicts([1, 2, 3]), ["unjudged"] * 3, "'1', which is not"),
     "duplicate": (
         lambda q, n: verdicts([2])[:-1] + ", " + verdicts(n)[1:],
         ["unjudged", "redundant", "redundant"],
         "two verdicts",
     ),
-    "outside the enumeration": (mixed, ["redundant", "unjudged", "redundant"], "not one verdict"),
+    "outside the enumeration": (mixed, ["redundant", "unjudged", "redundant"], "needs one verdict"),
     "HTTP 500": (lambda q, n: 500, ["unjudged"] * 3, "answered 500: the judge is ill"),
     "HTTP 400": (lambda q, n: 400, ["unjudged"] * 3, "answered 400: the judge is ill"),
     "truncated": (

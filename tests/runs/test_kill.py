@@ -21,6 +21,8 @@ from polars.testing import assert_frame_equal
 from dto.pipeline import STAGES
 from dto.runs import manifest
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 model: {name: nano, family: nano, context: 1024, slots: 16}
 window: 4

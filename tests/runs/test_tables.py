@@ -143,3 +143,15 @@ def test_merge_is_a_join(parents: set[str], first: list[str], second: list[str])
         (key, [row for row in left if row[0] == key], [row for row in right if row[0] == key])
         for key in sorted(parents)
     ]
+
+
+def test_the_former_name_of_a_column_is_one_clear_error(tmp_path: Path) -> None:
+    """Else every problem of a table of an earlier version would have the default rule."""
+    path = tmp_path / "rows.parquet"
+    tables.write(path, Problem, [Problem("a", "t", "test", "?", "B", "choice")])
+    assert [row.rule for row in tables.read(path, Problem)] == ["choice"]
+    frame = pl.read_parquet(path).rename({"rule": "answer_kind"})
+    frame.write_parquet(path)
+    with pytest.raises(DtoError, match="lacks the columns rule of a Problem") as error:
+        list(tables.read(path, Problem))
+    assert "\n" not in str(error.value)

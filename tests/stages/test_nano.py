@@ -18,6 +18,8 @@ from dto.stages.prune import prune
 from dto.stages.sample import sample
 from tests.segmenting import segment
 
+pytestmark = pytest.mark.slow
+
 RECIPE = Recipe.model_validate(
     {
         "name": "nano",

@@ -12,10 +12,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dto.context import Context
+from dto.errors import DtoError
 from dto.records import LabelledChain, Problem
 from dto.tables import read
 from dto.training import dev, grpo
 from dto.training.dev import Judgement, Pick
+from dto.training.fit import fit
 from dto.training.weights import load
 from tests.training.conftest import RunFolder
 from tests.training.test_judging import with_labels
@@ -163,3 +165,20 @@ def test_a_response_that_ends_in_any_end_of_sequence_has_ended(
         last.append(response[-1])
     assert set(last) <= ends and set(last) - {int(tokenizer.eos_token_id)}
     assert trainer._metrics["train"]["completions/clipped_ratio"] == [0.0]
+
+
+def test_a_reward_that_fails_stops_the_training_in_one_line(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "def short(responses):\n    return [float(response.tokens) for response in responses[1:]]\n"
+    )
+    (tmp_path / "short_rewards.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    training = run.with_training(
+        method="grpo", group=2, batch_size=4, reward="short_rewards:short", reward_settings={}
+    )
+    with pytest.raises(
+        DtoError, match=r"'short_rewards:short' returned \[\d+\.0\] for 2 responses"
+    ):
+        fit(training.path, training.recipe)

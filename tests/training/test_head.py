@@ -240,6 +240,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", STORED)
 def test_no_tensor_holds_the_logits_of_a_batch(
     method: str,

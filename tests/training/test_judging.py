@@ -21,7 +21,7 @@ from dto.grading import Grader
 from dto.recipe import Recipe
 from dto.records import LabelledChain, Trajectory, derive
 from dto.reporting.batch import batch_section
-from dto.reporting.funnel import trained
+from dto.reporting.funnel import training_sentence
 from dto.tables import read, write
 from dto.training import grpo
 from dto.training.dev import Judgement, judge, read_letter, score
@@ -154,6 +154,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_judging_is_trained_and_measured(
     run: RunFolder, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +227,7 @@ def test_the_divergence_is_from_the_base(
     assert not any(each.requires_grad for each in reference.parameters()) or not reference.training
 
 
+@pytest.mark.slow
 def test_a_killed_training_on_judging_ends_alike(
     run: RunFolder, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, model_folder: Path
 ) -> None:
@@ -256,6 +258,7 @@ def test_a_killed_training_on_judging_ends_alike(
         assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.slow
 def test_lora_has_the_base_as_its_reference(
     run: RunFolder, tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -306,7 +309,7 @@ def test_the_report_says_how_judging_went() -> None:
         "groups": {"groups": 16, "flat": 4, "unreadable": 3},
         "judging": {"before": before, "kept": kept},
     }  # fmt: skip
-    assert "Of 16 groups of responses 25.0 % had no advantage" in trained(training)
+    assert "Of 16 groups of responses 25.0 % had no advantage" in training_sentence(training)
     lines = [line.split() for line in str(batch_section(None, training)).splitlines()]
     assert ["before", "0", "30.0", "(20.0–40.0)", "25.0", "2", "50", "10.0"] in lines
     assert [

@@ -26,6 +26,7 @@ from tests.training.test_losses import BASE
 METHODS = ("simpo", "dpo", "sft", "o1_pruner", "grpo", "drqa", "cft", "sft_batch")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "rank"), [*((method, 0) for method in METHODS), ("simpo", 2), ("grpo", 2)]
 )

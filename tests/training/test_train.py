@@ -45,6 +45,7 @@ def scores(run: RunFolder) -> int:
     return history.read_text().count("\n") if history.exists() else 0
 
 
+@pytest.mark.slow
 def test_killed_training_ends_as_if_it_had_not_been(
     run: RunFolder, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, model_folder: Path
 ) -> None:
@@ -92,6 +93,7 @@ def test_killed_training_ends_as_if_it_had_not_been(
     assert kept.get_vocab() == tokenizer.get_vocab()
 
 
+@pytest.mark.slow
 def test_training_ends_with_its_parent(run: RunFolder) -> None:
     endless = run.with_training(epochs=100_000, evaluations=1)
     code = (
@@ -111,6 +113,7 @@ def test_train_imports_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_an_error_of_the_child_is_one_line(run: RunFolder) -> None:
     write(run.path / "problems" / "rows.parquet", PreferencePair, [])
     with pytest.raises(DtoError, match=r"table .*problems.*lacks the columns") as caught:
@@ -146,6 +149,7 @@ def test_without_pairs_the_base_is_kept(run: RunFolder) -> None:
     assert (run.path / "train" / "model" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [50_000, 250_000], ids=["weights", "optimizer"])
 def test_a_full_disk_is_one_line_and_costs_nothing(run: RunFolder, limit: int) -> None:
     """A limit on the size of a file is to the writers of weights what a full disk is.

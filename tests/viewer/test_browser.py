@@ -14,12 +14,12 @@ import pytest
 from dto import tables
 from dto.records import Segment
 from dto.viewer.data import RunTables
-from dto.viewer.nodes import Data, data
+from dto.viewer.nodes import RunText, run_text
 from dto.viewer.page import view
 from tests.viewer.browser import OPENED, Browser, choose, count, text
 from tests.viewer.generated import HOSTILE, write
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet")]
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +94,10 @@ def test_no_text_becomes_more_than_text(browser: Browser, hostile_run: Path) -> 
                 browser.press("j")
             browser.wait(f"{OPENED} === {json.dumps(row.id)}")
             assert row.problem is not None
-            shown = data(row.problem.question)
-            expected = [each.text if isinstance(each, Data) else each.children[0] for each in shown]
+            nodes = run_text(row.problem.question)
+            expected = [
+                node.text if isinstance(node, RunText) else node.children[0] for node in nodes
+            ]
             assert text(browser, ".question") == "".join(expected)
     assert (
         browser.js("document.querySelectorAll('#detail img, #detail script, #detail svg').length")
@@ -250,12 +252,12 @@ def test_any_number_of_kinds_can_be_filtered(browser: Browser, tmp_path: Path) -
     assert count(browser) == 2
 
 
-def test_what_a_run_lacks_is_said(browser: Browser, tmp_path: Path) -> None:
+def test_missing_stages_are_listed(browser: Browser, tmp_path: Path) -> None:
     write(tmp_path, 1, samples=2, segments=3, sentences=1)
     shutil.rmtree(tmp_path / "estimate")
     browser.open(view(tmp_path).as_uri())
-    assert text(browser, "#state") == "Not there: estimate."
-    assert "estimatenot there" in text(browser, "#stages")
+    assert text(browser, "#state") == "Not run yet: estimate."
+    assert "estimatenot run yet" in text(browser, "#stages")
 
 
 def test_a_narrow_window_shows_the_list_or_the_row(browser: Browser, plain_page: Path) -> None:

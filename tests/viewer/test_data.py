@@ -176,20 +176,18 @@ def test_what_was_dropped_stands_with_its_row(run: Path) -> None:
     view = dto.show(run, own).row
     assert isinstance(view, TrajectoryView)
     assert view.dropped == (("estimate", line),) and view.outcome == "no_exit"
-    assert "estimate dropped it, no_exit: the best boundary has p 0.20" in str(show(view))
+    assert "dropped by estimate: no_exit, the best boundary has p 0.20" in str(show(view))
     open_one = dto.show(run, own.replace("/001", "/000")).row
     assert isinstance(open_one, TrajectoryView) and not open_one.dropped
 
 
 def test_what_is_no_run_is_an_error_in_one_line(tmp_path: Path, run: Path) -> None:
-    with pytest.raises(DtoError, match="is no run: give the directory"):
+    with pytest.raises(DtoError, match="is not a run: give the directory"):
         RunTables(tmp_path / "nothing")
-    with pytest.raises(DtoError, match=r"is no run: there is no recipe\.yaml in it"):
+    with pytest.raises(DtoError, match=r"is not a run: it has no recipe\.yaml"):
         RunTables(tmp_path)
     (tmp_path / "recipe.yaml").touch()
-    with pytest.raises(
-        DtoError, match="neither trajectories nor answers to show: start `dto sample"
-    ):
+    with pytest.raises(DtoError, match="no trajectories or answers to show: run `dto sample"):
         RunTables(tmp_path)
     (run / "segment/rows.parquet").write_bytes(b"PAR1 torn")
     with pytest.raises(DtoError, match=r"rows\.parquet cannot be read"):

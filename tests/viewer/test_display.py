@@ -129,10 +129,10 @@ def test_answers_show_trials_and_where_they_leave(run: Path) -> None:
     view = next(RunTables(run).answers())
     shown = str(show(view))
     assert "base · none" in shown and "base · deer" in shown
-    assert "\n══ 180   0.90  ✓ " in shown and shown.count("  leaves\n") == 1
-    assert show(view)._repr_html_().count(">leaves<") == 1
+    assert "\n══ 180   0.90  ✓ " in shown and shown.count("  exit\n") == 1
+    assert show(view)._repr_html_().count('"fate">exit<') == 1
     shadow = tuple(replace(row, exit_reason="closed") for row in view.rows)
-    assert "would leave" in show(replace(view, rows=shadow))._repr_html_()
+    assert "would exit" in show(replace(view, rows=shadow))._repr_html_()
 
 
 def test_outcomes_of_answers(run: Path) -> None:

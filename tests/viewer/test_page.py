@@ -24,7 +24,7 @@ from dto.errors import DtoError
 from dto.records import EvaluationRow, Trajectory
 from dto.segmentation import patterns
 from dto.viewer.data import RunTables
-from dto.viewer.nodes import KINDS, LONG, Data, Element, data, el, passage, to_html
+from dto.viewer.nodes import KINDS, LONG, Element, RunText, el, passage, run_text, to_html
 from dto.viewer.page import encode, pack, view
 from tests.viewer.generated import HOSTILE, write
 
@@ -44,7 +44,7 @@ def decode(tree: Any, texts: list[str]) -> Any:
     if isinstance(tree, str):
         return tree
     if isinstance(tree, int):
-        return Data(texts[tree])
+        return RunText(texts[tree])
     return Element(tree[0], tree[1] or {}, tuple(decode(child, texts) for child in tree[2:]))
 
 
@@ -71,13 +71,13 @@ class Blocks(HTMLParser):
 @given(ANY_TEXT)
 def test_any_text_comes_out_of_the_data_block_as_it_went_in(text: str) -> None:
     texts: dict[str, int] = {}
-    tree = el("div.x", data(text), el("b", "label", title=text), style="--p:1")
+    tree = el("div.x", run_text(text), el("b", "label", title=text), style="--p:1")
     packed = pack({"t": [], "r": [encode(tree, texts)], "id": text})
     assert not re.search(r"[^A-Za-z0-9+/=]", packed)
     back = unpack(packed)
     assert back["id"] == text
     assert decode(back["r"][0], list(texts)) == tree
-    assert "".join(each.text for each in tree.children if isinstance(each, Data)) == re.sub(
+    assert "".join(each.text for each in tree.children if isinstance(each, RunText)) == re.sub(
         "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]",
         "", text,
     )  # fmt: skip
@@ -96,10 +96,12 @@ def test_a_long_text_is_cut_into_blocks_and_nothing_is_lost(text: str, times: in
 @given(ANY_TEXT)
 def test_any_text_stays_text_in_a_notebook(text: str) -> None:
     parsed = Blocks()
-    parsed.feed(to_html(el("div.text", data(text), title=text, dir="auto")))
+    parsed.feed(to_html(el("div.text", run_text(text), title=text, dir="auto")))
     parsed.close()
     assert set(parsed.tags) <= {"div", "span"} and parsed.tags.count("div") == 1
-    assert parsed.tags.count("span") == sum(not isinstance(each, Data) for each in data(text))
+    assert parsed.tags.count("span") == sum(
+        not isinstance(each, RunText) for each in run_text(text)
+    )
 
 
 def test_the_file_asks_for_nothing_and_breaks_nowhere(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from dto.records import STAYS
 from dto.viewer.data import AnswersView, RunTables, TrajectoryView
 from dto.viewer.nodes import change
 from dto.viewer.page import view
-from dto.viewer.render import _stands_above
+from dto.viewer.render import _is_side_by_side
 from tests.viewer.browser import OPENED, Browser, choose, count, text
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -129,12 +129,12 @@ def test_exits_with_their_intervals(
 def test_chosen_beside_rejected(
     browser: Browser, page: str, trajectories: list[TrajectoryView]
 ) -> None:
-    row = first(trajectories, lambda each: any(_stands_above(pair, each) for pair in each.pairs))
+    row = first(trajectories, lambda each: any(_is_side_by_side(pair, each) for pair in each.pairs))
     browser.open(f"{page}#{row.id}")
     assert [text(browser, f".{side} h3") for side in ("original", "optimized")] == [
         "Originalrejected in the pair", "Optimizedchosen in the pair"
     ]  # fmt: skip
-    others = [pair for pair in row.pairs if not _stands_above(pair, row)]
+    others = [pair for pair in row.pairs if not _is_side_by_side(pair, row)]
     assert len(texts(browser, "details.pair")) == len(others)
 
 
@@ -156,7 +156,7 @@ def test_a_question_with_its_trial_answers(
         f" {trial.confidence:.2f}" for each in row.ordered for trial in each.trials
     ]
     leaves = texts(browser, ".trial-list tr.leave .fate")
-    assert leaves == ["leaves"] * sum(each.would_leave >= 0 for each in row.rows)
+    assert leaves == ["exit"] * sum(each.would_leave >= 0 for each in row.rows)
     browser.open(f"{page}#&list=evaluation")
     gained = f"{row.ordered[-1].model} · {row.ordered[-1].exit}: wrong"
     wrong = sum(

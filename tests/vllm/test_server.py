@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from dto import judges
+from dto import llm_judge
 from dto.context import Context
 from dto.engines import open_engine
 from dto.errors import EngineError
@@ -197,7 +197,7 @@ async def test_the_served_model_judges_and_every_prune_is_verified(
 
     It never ends a string of its own accord, so a reason is given a length.
     """
-    monkeypatch.setattr(judges, "REASON", {"type": "string", "maxLength": 8})
+    monkeypatch.setattr(llm_judge, "REASON", {"type": "string", "maxLength": 8})
     async with (
         open_engine(JUDGED.model) as policy,
         Grader(workers=1) as grader,

@@ -1,12 +1,12 @@
-// The list: which rows fit the search and the filters, in which order; only those in view exist.
+// The list: rows that match search and filters, sorted. Only visible rows are in the document.
 const HEIGHT = 56, MARGIN = 8;
 const number = new Intl.NumberFormat("en");
 const SIGNS = { correct: "✓", wrong: "✗", truncated: "…", failed: "!" };
 const SAVED = [["", "any saving"], ["75", "saved ≥ 75 %"], ["50", "saved ≥ 50 %"], ["25", "saved ≥ 25 %"],
-  ["1", "saved > 0 %"], ["0", "saved nothing"]];
-const SORTS = [["", "in order of id"], ["saved", "most tokens saved first"], ["before", "longest first"],
-  ["-before", "shortest first"], ["-saved", "least saved first"]];
-const LABELS = { change: "gain or loss", chain: "reason against", asked: "number asked" }; // others go by their names
+  ["1", "saved > 0 %"], ["0", "nothing saved"]];
+const SORTS = [["", "sort by id"], ["saved", "most tokens saved first"], ["before", "longest first"],
+  ["-before", "shortest first"], ["-saved", "fewest tokens saved first"]];
+const LABELS = { change: "gain or loss", chain: "reason without a chain", prompt: "prompt size" }; // others: the name
 let index, list, shown = [], at = -1, chosen = -1, found = null, asked = 0, opened = 0, noted = 0;
 let pointed = -1, searching = false, marks = [], here = -1;
 
@@ -16,7 +16,7 @@ const reading = () => document.querySelector(".panes").classList.contains("readi
 const read = (on) => document.querySelector(".panes").classList.toggle("reading", on);
 const say = (text) => { $("said").textContent = text; };
 
-// ---- which rows are shown
+// ---- search, filters and order
 
 const saving = (row) => {
   const before = list.before[row], after = list.after[row];
@@ -29,11 +29,11 @@ function percent(share) {
   return `${rounded > 0 ? "−" : rounded < 0 ? "+" : "±"}${Math.abs(rounded)} %`;
 }
 
-// What a row is called in a column that gives it one name.
-const named = (name, row) => list.names[row][name]?.[0] || "";
+// The value of a row in a filter column with one value per row.
+const valueOf = (column, row) => list.names[row][column]?.[0] || "";
 
-// Whether a row fits all filters.
-function fitting() {
+// A test whether a row passes all filters.
+function filterTest() {
   const tests = [];
   for (const column of Object.keys(list.names[0])) {
     const wanted = $(`f-${column}`)?.value;
@@ -46,10 +46,10 @@ function fitting() {
 }
 
 function choose() {
-  const text = words(), fits = fitting();
+  const text = words(), passes = filterTest();
   shown = [];
   for (let row = 0; row < list.id.length; row++) {
-    if (!fits(row)) continue;
+    if (!passes(row)) continue;
     if (text && !found?.has(row) && !list.head[row].includes(text)) continue;
     shown.push(row);
   }
@@ -63,7 +63,7 @@ function choose() {
   }
   for (const select of selects()) select.classList.toggle("set", !!select.value);
   $("space").style.height = `${shown.length * HEIGHT}px`;
-  tell();
+  showCount();
   if (shown.length) point(Math.max(0, shown.indexOf(chosen)), searching);
   else {
     at = pointed = -1;
@@ -71,11 +71,11 @@ function choose() {
     opened++;
     $("list").removeAttribute("aria-activedescendant");
     delete document.body.dataset.opened;
-    $("detail").replaceChildren(make("p.empty", searching ? "Searching …" : "No row fits the search and the filters (r clears them)."));
+    $("detail").replaceChildren(make("p.empty", searching ? "Searching …" : "No row matches the search and filters (r clears them)."));
   }
 }
 
-function tell(progress) {
+function showCount(progress) {
   let before = 0, after = 0;
   for (const row of shown) {
     if (list.before[row] > 0 && list.after[row] >= 0) { before += list.before[row]; after += list.after[row]; }
@@ -83,7 +83,7 @@ function tell(progress) {
   const all = list.id.length === shown.length ? "" : ` of ${number.format(list.id.length)}`;
   const tokens = before ? ` · tokens ${number.format(before)} → ${number.format(after)} (${percent(1 - after / before)})` : "";
   $("count").title = list.noun === "questions" ? "Tokens without an early exit → mean of all other answers"
-    : "Tokens before → after, of the rows that have both";
+    : "Tokens before → after, over the rows with both";
   $("count").textContent = `${number.format(shown.length)}${all} ${list.noun}${tokens}`.replaceAll(" %", "\u00a0%")
     + (progress ? ` · searching texts ${progress}` : "");
 }
@@ -95,7 +95,7 @@ async function search() {
   choose();
   remark();
   if (!text) return;
-  await new Promise((resolve) => setTimeout(resolve, 180)); // while somebody types
+  await new Promise((resolve) => setTimeout(resolve, 180)); // wait for more typing
   let first = 0, drawn = performance.now();
   for (let i = 0; i < list.chunks.length; i++) {
     if (turn !== asked) return;
@@ -104,7 +104,7 @@ async function search() {
     if (performance.now() - drawn > 250) {
       if (turn !== asked) return;
       choose();
-      tell(`${Math.round(((i + 1) / list.chunks.length) * 100)} %`);
+      showCount(`${Math.round(((i + 1) / list.chunks.length) * 100)} %`);
       await new Promise((resolve) => setTimeout(resolve));
       drawn = performance.now();
     }
@@ -115,7 +115,7 @@ async function search() {
   document.body.dataset.searched = text;
 }
 
-// ---- the list: only the rows in view exist
+// ---- the list: only visible rows are in the document
 
 function draw() {
   const top = $("list").scrollTop, height = $("list").clientHeight;
@@ -127,11 +127,11 @@ function draw() {
 }
 
 function line(place) {
-  const row = shown[place], grade = list.note[row] ? "" : named("grade", row);
+  const row = shown[place], grade = list.note[row] ? "" : valueOf("grade", row);
   const before = list.before[row], after = list.after[row];
   const tokens = after >= 0 && after !== before ? `${number.format(before)} → ${number.format(after)}` : number.format(before);
   const title = make("div.title", "", make("span.sample", list.id[row].split("/").filter((part) => part.length < 12).join("/")), make("bdi", list.title[row]));
-  const outcome = named("outcome", row).replace("_", " ");
+  const outcome = valueOf("outcome", row).replace("_", " ");
   const element = make("div.row", "", title, make("div.meta", "",
     grade ? make(`span.grade.${grade}`, `${SIGNS[grade] || ""} ${grade}`) : make("span", list.note[row]),
     make("span", outcome), make("span.end", tokens), make("span.less", percent(saving(row)))));
@@ -145,7 +145,7 @@ function line(place) {
   return element;
 }
 
-// Show a row beside the list, which is scrolled to it; not again and again while a search goes on.
+// Show a row beside the list and scroll the list to it, but only once during a search.
 function point(place, still) {
   at = place;
   const box = $("list"), top = at * HEIGHT, id = list.id[shown[at]];

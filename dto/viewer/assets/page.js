@@ -1,11 +1,11 @@
-// The address, which names the row, the search and the filters, so that a link or the back button
-// leads to the same view; one row in full; controls and keys.
+// The address, which holds row, search and filters, so that links and the back button restore the
+// view; the selected row; controls and keys.
 const KEYS = [["j k, ↓ ↑", "next, previous row"], ["g G, Home End", "first, last row"],
-  ["PgDn PgUp", "a page of rows"], ["Enter", "into the row"], ["n p", "next, previous segment or answer"],
-  ["e", "to the exit"], ["m M", "next, previous match of the search"], ["Space", "scroll the row; back with Shift"],
-  ["x", "removed text with or without its strike"], ["c", "fold pairs open or closed"], ["y", "copy the row's id"],
-  ["/", "search"], ["Esc", "out of the search, out of the row"], ["r", "clear search and filters"],
-  ["l", "the other list"], ["t", "light, dark, as the system"], ["?", "this help"]];
+  ["PgDn PgUp", "a page of rows"], ["Enter", "open the row"], ["n p", "next, previous segment or answer"],
+  ["e", "go to the exit"], ["m M", "next, previous match of the search"], ["Space", "scroll the row (with Shift: back)"],
+  ["x", "toggle the strike-through of removed text"], ["c", "open or close pairs"], ["y", "copy the row id"],
+  ["/", "search"], ["Esc", "leave the search or the row"], ["r", "clear search and filters"],
+  ["l", "next list"], ["t", "light, dark or system theme"], ["?", "this help"]];
 
 // ---- the address
 
@@ -19,13 +19,13 @@ function address() {
   return `#${id}${rest ? `&${rest}` : ""}`;
 }
 
-// Note the view in the address: as a step to come back to, or in place of the last one, now or
-// when keys have come to rest (browsers refuse more than a few a second).
+// Store the view in the address: as a new history step, or in place of the last one, at once or
+// after a pause in key presses (browsers allow only a few updates a second).
 function note(how) {
   clearTimeout(noted);
   const put = (method) => {
-    const held = { reading: reading() };
-    if (address() !== (location.hash || "#") || held.reading !== !!history.state?.reading) history[method](held, "", address());
+    const state = { reading: reading() };
+    if (address() !== (location.hash || "#") || state.reading !== !!history.state?.reading) history[method](state, "", address());
   };
   if (how) put(how === "step" ? "pushState" : "replaceState");
   else noted = setTimeout(put, 300, "replaceState");
@@ -35,18 +35,18 @@ function visit(hash) {
   const [first, ...rest] = hash.slice(1).split("&");
   const query = new URLSearchParams(rest.join("&"));
   let id = first;
-  try { id = decodeURIComponent(first); } catch { /* as it stands there */ }
-  const lists = index.lists, has = (each) => each.id.includes(id) || (id && each.id.some((own) => own.startsWith(id)));
-  let place = lists.findIndex((each) => each.name.toLowerCase() === query.get("list"));
+  try { id = decodeURIComponent(first); } catch { /* keep it undecoded */ }
+  const lists = index.lists, has = (other) => other.id.includes(id) || (id && other.id.some((rowId) => rowId.startsWith(id)));
+  let place = lists.findIndex((other) => other.name.toLowerCase() === query.get("list"));
   if (place < 0 && id) place = lists.findIndex(has);
   show(Math.max(0, place), query);
   chosen = list.id.indexOf(id);
-  if (chosen < 0 && id) chosen = list.id.findIndex((own) => own.startsWith(id));
-  say(id && chosen < 0 ? `There is no row ${id} here.` : "");
+  if (chosen < 0 && id) chosen = list.id.findIndex((rowId) => rowId.startsWith(id));
+  say(id && chosen < 0 ? `No row has the id ${id}.` : "");
   search();
 }
 
-// ---- one row in full
+// ---- the selected row
 
 async function open(row) {
   const key = `${list.name} ${row}`, turn = ++opened, from = list;
@@ -54,11 +54,11 @@ async function open(row) {
   let place = 0, first = 0;
   while (row >= first + from.chunks[place]) first += from.chunks[place++];
   const data = await chunk(from.first + place);
-  if (turn !== opened) return; // another row was chosen meanwhile
+  if (turn !== opened) return; // another row was selected meanwhile
   const article = build(data.r[row - first], data.t);
   const button = make("button.copy", "Copy id");
   button.type = "button";
-  button.title = "Copy the row's id (y): dto.show(RUN, id) shows it in a notebook";
+  button.title = "Copy the row id (y). In a notebook, dto.show(RUN, id) shows the row";
   button.addEventListener("click", ACTIONS.y);
   article.querySelector(".id")?.append(button);
   $("detail").replaceChildren(article);
@@ -68,7 +68,7 @@ async function open(row) {
   remark();
 }
 
-// Mark the search's matches; the first one is brought into view.
+// Mark the matches of the search and scroll to the first.
 function remark() {
   marks = matches($("detail"), words());
   here = -1;
@@ -76,7 +76,7 @@ function remark() {
 }
 
 function match(by) {
-  if (!marks.length) return say(words() ? "No match in this row." : "Nothing is searched for.");
+  if (!marks.length) return say(words() ? "No match in this row." : "The search is empty.");
   here = here < 0 ? (by > 0 ? 0 : marks.length - 1) : (here + by + marks.length) % marks.length;
   mark("found-here", [marks[here]]);
   reveal(marks[here], $("detail"));
@@ -123,7 +123,7 @@ function control(name, label, choices) {
   return select;
 }
 
-// One of the lists, with its search and filters as an address has them.
+// Show a list with the search and filters of an address.
 function show(place, query) {
   list = index.lists[place];
   read(false);
@@ -141,7 +141,7 @@ function show(place, query) {
   }
 }
 
-// The other list, as it was left.
+// Switch to a list, with its last search and filters.
 function turn(place) {
   if (index.lists[place] === list) return;
   list.left = address();
@@ -159,15 +159,15 @@ function clear() {
 function theme(turn) {
   const root = document.documentElement, states = ["", "light", "dark"];
   let state = "";
-  try { state = localStorage.getItem("dto-theme") || ""; } catch { /* none is kept */ }
+  try { state = localStorage.getItem("dto-theme") || ""; } catch { /* not stored */ }
   if (turn) {
     state = states[(states.indexOf(root.dataset.theme || "") + 1) % 3];
-    try { localStorage.setItem("dto-theme", state); } catch { /* none is kept */ }
+    try { localStorage.setItem("dto-theme", state); } catch { /* not stored */ }
   }
   if (state) root.dataset.theme = state;
   else delete root.dataset.theme;
   $("theme").textContent = state ? state[0].toUpperCase() + state.slice(1) : "Auto";
-  $("theme").setAttribute("aria-label", `Theme: ${state || "as the system"}`);
+  $("theme").setAttribute("aria-label", `Theme: ${state || "system"}`);
 }
 
 const move = (by) => select(at + by);
@@ -223,9 +223,9 @@ async function start() {
   });
   for (const [keys, what] of KEYS) $("keytable").append(make("tr", "", make("td", "", make("kbd", keys)), make("td", what)));
   for (const cells of index.stages) $("stages").append(make("tr", "", ...cells.map((cell) => make("td", cell))));
-  $("state").textContent = ["Under way", "Not there"].map((said) => {
-    const stages = index.stages.filter(([, state]) => state === said.toLowerCase()).map(([stage]) => stage);
-    return stages.length ? `${said}: ${stages.join(", ")}.` : "";
+  $("state").textContent = [["running", "Running"], ["not run yet", "Not run yet"]].map(([state, label]) => {
+    const stages = index.stages.filter((stage) => stage[1] === state).map(([stage]) => stage);
+    return stages.length ? `${label}: ${stages.join(", ")}.` : "";
   }).join(" ").trim();
   $("search").addEventListener("input", () => { search(); note(); });
   $("list").addEventListener("scroll", () => requestAnimationFrame(draw), { passive: true });

@@ -1,5 +1,5 @@
-// Rows: unpacked from the chunks below the script, built as elements, searched, and their matches
-// marked. Texts become text nodes, never HTML.
+// Rows: unpack the chunks below the script, build elements, search, and mark matches. Texts become
+// text nodes, never HTML.
 const KEPT_CHUNKS = 16, MARKED = 2000;
 const $ = (id) => document.getElementById(id);
 const chunks = new Map();
@@ -21,7 +21,7 @@ async function chunk(place) {
   let open = chunks.get(place);
   if (open) chunks.delete(place);
   else {
-    if (!$(`c${place + 1}`)) await parsed; // an element is whole once the next one has begun
+    if (!$(`c${place + 1}`)) await parsed; // an element is complete once the next one exists
     open = unpack($(`c${place}`).textContent);
   }
   chunks.set(place, open);
@@ -55,7 +55,7 @@ function holds(node, hits) {
   return typeof node !== "string" && node.some((each, i) => i > 1 && holds(each, hits));
 }
 
-// The numbers, within a chunk, of the rows in whose texts the words stand.
+// Indices within a chunk of the rows that contain the words.
 async function holding(place, words) {
   const open = await chunk(place), hits = new Set(), rows = [];
   open.t.forEach((text, number) => { if (text.toLowerCase().includes(words)) hits.add(number); });
@@ -63,7 +63,7 @@ async function holding(place, words) {
   return rows;
 }
 
-// Where the words stand in what is shown; browsers without highlights are still taken there.
+// Find the words in the shown row; browsers without highlights still scroll to them.
 function matches(root, words) {
   const found = [];
   if (words) {
@@ -89,7 +89,7 @@ function mark(name, ranges) {
   else CSS.highlights.delete(name);
 }
 
-// Scroll a match into view, unless it is there.
+// Scroll a match into view unless it is visible.
 function reveal(range, box) {
   const inside = () => {
     const match = range.getBoundingClientRect(), view = box.getBoundingClientRect();
