@@ -364,7 +364,9 @@ def test_pairs_from_preferences(folder: Path) -> None:
     response = "<think>\nIt is 5.\n</think>\n\nIt is \\boxed{5}."
     row = {"prompt": "2 + 3?", "chosen": response, "rejected": response.replace("5", "6")}
     (pair,) = dto.pairs_from([row], "nano")
-    assert (pair["chosen_from"], pair["chosen"]) == ("imported", response)
+    assert pair["chosen_from"] == "imported"
+    assert pair["prompt"].rstrip().endswith("<think>")  # the template opens the thinking
+    assert pair["chosen"] == response.removeprefix("<think>\n")
 
 
 NO_PAIRS = [
