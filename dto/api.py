@@ -105,7 +105,8 @@ class Run(RunReader):
             }
             | {name: List(Value("int32")) for name in columns}
         )
-        return Dataset.from_list(rows, features=features)
+        table = {name: [row[name] for row in rows] for name in features}
+        return Dataset.from_dict(table, features=features)
 
     def report(self) -> Report:
         """Compute the figures of the evaluation, costs and training; `print` shows them as tables.
@@ -425,7 +426,7 @@ def pairs_from(
     with _progress(), ExitStack() as stack:
         if out is None:
             out = Path(stack.enter_context(TemporaryDirectory(prefix="dto-"))) / "pairs"
-        place, lines = Path(out), ""
+        place, lines = Path(out), None
         if isinstance(rows, str | Path):
             source = str(rows)
             paired = holds_pairs(source)
@@ -438,7 +439,7 @@ def pairs_from(
         settings = import_recipe(source, model, changes, recipe, paired=paired)
         opened = open_run(place, settings)
         stack.callback(opened.close)
-        if lines:
+        if lines is not None:
             _write_once(Path(source), lines)
         stages = needed(settings, "problems", "pair")
         run_stages(opened, stages, run_async)

@@ -260,7 +260,7 @@ async def test_a_run_is_resumed_where_a_loop_is_running(
     before = (folder / "runs/quickstart/train/manifest.json").read_bytes()
     run = dto.run(dto.load_recipe("quickstart"), SMALL)
     assert str(run.path) == "runs/quickstart"
-    assert sum(line.endswith("already finished") for line in caplog.messages) == 7
+    assert sum(line.endswith("already finished") for line in caplog.messages) == 9
     assert (run.path / "train/manifest.json").read_bytes() == before
     with pytest.raises(RunConflictError, match="would compute again sample"):
         dto.run("runs/quickstart", {"sample.temperature": 0.5})
@@ -474,7 +474,7 @@ def test_ctrl_c_cancels_the_work_of_another_loop() -> None:
 def test_progress_is_logged_only_where_nobody_set_up_logging(folder: Path) -> None:
     again = f"import dto\ndto.run('quickstart', {SMALL!r})\n"
     quiet = "import logging\nlogging.getLogger('dto').setLevel('WARNING')\n"
-    for before, lines in (("", 7), (quiet, 0)):
+    for before, lines in (("", 9), (quiet, 0)):
         (folder / "again.py").write_text(before + again, encoding="utf-8")
         command = [sys.executable, "again.py"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
