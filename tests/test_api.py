@@ -370,7 +370,7 @@ def test_pairs_from_preferences(folder: Path) -> None:
 
 
 NO_PAIRS = [
-    ([], "holds no row|no pair was made"),
+    ([], "has no row that can be read: it is empty"),
     ([{"question": "2 + 3?"}], "row 1: no response"),
     (
         [{"question": "2 + 3?", "response": "<think>\n5\n</think>\n\n5"}],
