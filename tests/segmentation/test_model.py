@@ -22,6 +22,7 @@ needs_traces = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_traces
 def test_the_weights_are_what_the_labels_give() -> None:
     """Hundredths, within one: sums of floats may differ a little from machine to machine."""
