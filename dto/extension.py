@@ -28,6 +28,11 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
+    @classmethod
+    def class_of(cls, data: Mapping[str, Any]) -> type[Settings]:
+        """The class that validates `data`: a subclass where a key of `data` names it."""
+        return cls
+
 
 def is_import_path(name: str) -> bool:
     """Whether a name has the form `package.module:name`."""
@@ -72,7 +77,7 @@ def load(path: str, settings: Mapping[str, Any]) -> Any:
         try:
             return found.model_validate(dict(settings))
         except ValidationError as error:
-            raise ValueError(f"{path!r}: {explain(error, found)[1]}") from None
+            raise ValueError(f"{path!r}: {explain(error, found, settings)[1]}") from None
     if settings:
         keys = ", ".join(settings)
         raise ValueError(
@@ -93,19 +98,29 @@ def check(
         if settings:
             raise ValueError(f"{name!r} has no settings but the keys of this group: drop them")
     elif not is_import_path(name):
-        raise ValueError(
-            f"{name!r} is neither built in{nearest(name, built_in)} nor an import path: use "
-            f"{', '.join(built_in)}, or my_package.module:name"
-        )
+        raise ValueError(unknown_name(name, built_in))
     elif (info.context or {}).get("imports", True):
         load(name, settings)
+
+
+def unknown_name(name: str, built_in: Collection[str]) -> str:
+    """The error message for a name that is neither built in nor an import path."""
+    return (
+        f"{name!r} is neither built in{nearest(name, built_in)} nor an import path: use "
+        f"{', '.join(built_in)}, or my_package.module:name"
+    )
 
 
 _NEVER_SHOWN = ("api_key", "server")  # somebody may have put a secret there
 
 
-def explain(error: ValidationError, settings: type[BaseModel]) -> tuple[str, str]:
-    """The key of the first thing that is wrong with `settings`, and key, value and way out."""
+def explain(
+    error: ValidationError, settings: type[BaseModel], data: Mapping[str, Any]
+) -> tuple[str, str]:
+    """The key of the first mistake in `data`, and a message with key, value and way out.
+
+    `settings` is the class that was to be validated from `data`.
+    """
     errors = error.errors()
     unknown = (each for each in errors if each["type"] == "extra_forbidden")
     first = next(unknown, errors[0])  # a key that is misspelt is missing where it should be
@@ -115,14 +130,18 @@ def explain(error: ValidationError, settings: type[BaseModel]) -> tuple[str, str
         return key, message
     if first["type"] == "extra_forbidden":
         group = settings
+        place: Any = data
         for part in first["loc"][:-1]:
+            place = place[part]
             if isinstance(part, str):
                 group = _group(group.model_fields[part].annotation) or group
+            if isinstance(place, Mapping) and issubclass(group, Settings):
+                group = group.class_of(place)
         allowed = group.model_fields
         return key, f"unknown key {key!r}{nearest(str(first['loc'][-1]), allowed)}; allowed: " + (
             ", ".join(allowed)
         )
-    if key.endswith(_NEVER_SHOWN) or first["type"] == "missing":
+    if key.endswith(_NEVER_SHOWN) or first["type"] == "missing" or isinstance(first["input"], dict):
         return key, f"{key}: {message}"
     return key, f"{key} = {first['input']!r}: {message}"
 

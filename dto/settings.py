@@ -6,13 +6,28 @@ sampling, segments, estimates, optimizing and pruning stand in `dto/recipe.py` i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from dto.extension import Settings
+from dto.errors import EngineError, RecipeError
+from dto.extension import NO_IMPORTS, Settings, imported, is_import_path, unknown_name
+
+if TYPE_CHECKING:
+    from dto.context import Context
+    from dto.exits.path import ExitedResponse, ResponsePath
+    from dto.protocols import Engine
+    from dto.records import Problem
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -143,49 +158,127 @@ class TrainSettings(Settings):
         return self
 
 
-class ExitSettings(Settings):
-    """One early-exit policy = monitor x inducer x confidence x threshold x minimum thinking.
+class MonitorSettings(Settings):
+    """Where the thinking has transitions (`dto/exits/monitor.py`)."""
 
-    Each policy reads the keys that its function in `dto/exits/` or `dto/policies/` names.
+    monitor: Monitor = "cue"
+    every: Count = 64  # monitor tokens: tokens between transitions
+    entropy: float = 0.672  # monitor entropy, nats: lower limit at a step's first token
+
+
+class ExitPolicy(Settings):
+    """Decide when a response leaves its thinking; this class, policy `none`, never leaves.
+
+    A policy is a subclass whose fields are its settings. `evaluate.exits` names a built-in policy
+    by its short name and any other as `my_package.module:Class`.
     """
 
-    name: str
-    policy: Literal[
-        "none",
-        "static",
-        "budget",
-        "deer",
-        "consistency",
-        "entropy",
-        "no_thinking",
-        "nowait",
-        "code",
-    ] = "none"
-    mode: Literal["fixed", "compat", "qwen3", "pro"] = "fixed"  # deer
-    monitor: Monitor = "cue"
-    every: Count = 64  # monitor tokens: thinking tokens between transitions
-    entropy: float = 0.672  # monitor entropy, nats: a step whose first token is above is one
-    inducer: Inducer = "inside"
-    confidence: Confidence = "answer"
-    threshold: Probability = 0.95
-    overlap: Literal[False, True, "branches"] = False  # the main path does not wait for trials
-    shadow: bool = False  # trials are made and stored, the path is never left
-    min_thinking: Annotated[int, Field(ge=0)] = 0  # thinking tokens before the first trial
-    cooldown: Annotated[int, Field(ge=0)] = 0  # thinking tokens between two trials
-    max_trials: Count = 50
-    trial_tokens: Count = 20
-    trial_share: Probability = 1.0  # most trial tokens by thinking so far; 1: no limit
-    think_ratio: Probability = 0.9  # deer compat, budget: share of max_tokens that may be thinking
-    agree: Count = 3  # consistency: equal trial answers in a row
-    smoothing: Probability = 0.2  # entropy: weight of the newest value in the moving mean
-    variance: float = 1e-3  # entropy: leave when the moving variance falls below, nats squared
-    fraction: Probability = 0.5  # static: share of the model's own thinking that is kept
-    budget: Count = 1024  # budget: thinking tokens
-    grace: Annotated[int, Field(ge=0)] = 64  # budget: further tokens to end the sentence
+    name: str  # of its rows in the tables
+    policy: str = ""  # short name or import path of the class
+
+    @model_validator(mode="before")
+    @classmethod
+    def _add_policy(cls, data: Any) -> Any:
+        path = f"{cls.__module__}:{cls.__qualname__}"
+        names = {path: name for name, path in POLICIES.items()}
+        return {"policy": names.get(path, path), **data} if isinstance(data, dict) else data
+
+    @classmethod
+    def class_of(cls, data: Mapping[str, Any]) -> type[ExitPolicy]:
+        """Import the class that an exit of a recipe names. Raises ValueError if there is none."""
+        name = str(data.get("policy", "none"))
+        path = POLICIES.get(f"{name} {data.get('mode')}", POLICIES.get(name, name))
+        if not is_import_path(path):
+            raise ValueError(unknown_name(name, [key for key in POLICIES if " " not in key]))
+        policy = imported(path)
+        if not (isinstance(policy, type) and issubclass(policy, ExitPolicy)):
+            raise ValueError(f"{path!r} is not a subclass of dto.ExitPolicy: derive it from that")
+        return policy
+
+    async def leave(self, path: ResponsePath, problem: Problem, ctx: Context) -> ExitedResponse:
+        """Continue a response whose thinking is open, leave the thinking or not, and finish it.
+
+        The problem is only for grading trial answers: no decision may depend on the gold answer.
+        """
+        return await path.finished()
+
+    def check(self, engine: Engine) -> None:
+        """Raise EngineError, before any work, if a serving engine lacks a needed feature."""
+        can = engine.capabilities
+        if self.policy != "none" and not can.token_prompts:
+            raise self.refusal(
+                f"policy {self.policy} continues the model's own tokens and needs token prompts",
+                engine,
+                "transformers, vllm, or openai with a vLLM server",
+            )
+        for part, count in self.logprobs().items():
+            if can.logprobs is None or can.logprobs < count:
+                kind = f"the {count} top logprobs" if count else "logprobs"
+                raise self.refusal(f"{part} needs {kind} of each token", engine)
+
+    def logprobs(self) -> dict[str, int]:
+        """The top logprobs that each part of the policy needs; 0: only the sampled token's own."""
+        return {}
+
+    def refusal(
+        self, need: str, engine: Engine, engines: str = "transformers or vllm"
+    ) -> EngineError:
+        """The error for an engine without a needed feature; it names the engines that have it."""
+        return EngineError(
+            f"exit {self.name!r}: {need}, which the engine of {engine.model!r} does not give: "
+            f"use {engines}"
+        )
 
     def changed(self) -> dict[str, Any]:
-        """What was set, as it stands in YAML."""
+        """The settings that were given, as in YAML."""
         return self.model_dump(mode="json", exclude_unset=True)
+
+
+class OpaquePolicy(ExitPolicy):
+    """A policy whose package is not imported: its settings can be read, but it cannot be run."""
+
+    model_config = ConfigDict(extra="allow")
+
+    async def leave(self, path: ResponsePath, problem: Problem, ctx: Context) -> ExitedResponse:
+        """Raises RecipeError."""
+        raise RecipeError(f"exit {self.name!r}: policy {self.policy} was not imported: load the "
+                          "recipe with dto.load_recipe to run it")  # fmt: skip
+
+
+POLICIES = {
+    "none": "dto.settings:ExitPolicy",
+    "static": "dto.policies.without_trials:Static",
+    "budget": "dto.policies.without_trials:Budget",
+    "deer": "dto.exits.deer:Deer",
+    "deer compat": "dto.policies.compat:Compat",
+    "deer qwen3": "dto.policies.variants:Qwen3",
+    "deer pro": "dto.policies.variants:Pro",
+    "consistency": "dto.policies.settling:Consistency",
+    "entropy": "dto.policies.settling:Entropy",
+    "no_thinking": "dto.policies.without_trials:NoThinking",
+    "nowait": "dto.policies.without_trials:NoWait",
+    "code": "dto.policies.code:Code",
+}
+"""Import paths of the built-in policies by `policy`, or `policy mode`."""
+
+
+def open_policy(exit: Any, context: Mapping[str, Any] | None = None) -> ExitPolicy:
+    """The policy of an exit in a recipe, with its settings; a policy is returned as it is.
+
+    Raises ValueError for a policy that cannot be imported, and for settings that its class does not
+    allow. Under `NO_IMPORTS` as context, a policy named by import path is opaque.
+    """
+    if isinstance(exit, ExitPolicy):
+        return exit
+    if not isinstance(exit, dict):
+        raise ValueError("an exit is a mapping, such as {name: early, policy: deer}")
+    opaque = context == NO_IMPORTS and is_import_path(str(exit.get("policy")))
+    policy = OpaquePolicy if opaque else ExitPolicy.class_of(exit)
+    return policy.model_validate(exit, context=context)
+
+
+def _open(exit: Any, info: ValidationInfo) -> ExitPolicy:
+    return open_policy(exit, info.context)
 
 
 class EvaluateSettings(SamplingSettings):
@@ -197,7 +290,9 @@ class EvaluateSettings(SamplingSettings):
 
     samples: Count = 4
     max_tokens: Count = 8192
-    exits: tuple[ExitSettings, ...] = (ExitSettings(name="none"),)
+    exits: tuple[Annotated[SerializeAsAny[ExitPolicy], BeforeValidator(_open)], ...] = (
+        ExitPolicy(name="none"),
+    )
     models: tuple[str, ...] = ("base", "trained")  # or paths of further models
     tasks: tuple[str, ...] = ()
     limit: Count | None = None  # problems of each of these tasks at most; None: all there are

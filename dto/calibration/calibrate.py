@@ -17,7 +17,8 @@ import yaml
 from dto.calibration.replay import Sweep, candidates, check, statics, sweep
 from dto.calibration.risk import Split, certify, order, split
 from dto.errors import DtoError, RecipeError, disk_errors
-from dto.recipe import ExitSettings, Recipe
+from dto.exits.deer import Deer
+from dto.recipe import Recipe
 from dto.reporting.evaluation import MAX_FAILED, Figures
 from dto.reporting.pictures import front, not_beaten, save
 from dto.reporting.positions import Reliability
@@ -25,6 +26,7 @@ from dto.reporting.table import Table, arms_table, write_json
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 from dto.runs.run import settings_of
+from dto.settings import ExitPolicy
 from dto.studies.trace import read_traces
 
 POLICY = "calibrated"
@@ -54,7 +56,7 @@ class Calibration:
     name: str
     max_loss: float
     error: float
-    policy: ExitSettings
+    policy: ExitPolicy
     reason: str  # why it is `none`
     split: Split
     failed: int
@@ -92,13 +94,14 @@ class Calibration:
             f"against {base.accuracy.value:.1%}, {picked.tokens.value:,.0f} tokens against "
             f"{base.tokens.value:,.0f}",
         ]
-        key = (self.policy.monitor, self.policy.inducer, self.policy.confidence)
-        for row in self.reliability if self.policy.policy == "deer" else ():
-            if (row.monitor, row.inducer, row.confidence) == key:
-                lines.append(
-                    f"confidence   off by {row.ece:.1%} on average over {row.trials:,} trials, of "
-                    f"which {row.accuracy:.1%} are right (expected calibration error)"
-                )
+        if isinstance(self.policy, Deer):
+            kind = (self.policy.monitor, self.policy.inducer, self.policy.confidence)
+            lines += [
+                f"confidence   off by {row.ece:.1%} on average over {row.trials:,} trials, of "
+                f"which {row.accuracy:.1%} are right (expected calibration error)"
+                for row in self.reliability
+                if (row.monitor, row.inducer, row.confidence) == kind
+            ]
         return "\n".join(lines)
 
 

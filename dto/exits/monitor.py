@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dto.recipe import ExitSettings
 from dto.segmentation import load_lexicon
+from dto.settings import MonitorSettings
 from dto.tags import DEFAULT_TAGS, ThinkTags
 from dto.text import StopReader, TagReader
 
@@ -52,7 +52,7 @@ class Monitor:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        settings: ExitSettings,
+        settings: MonitorSettings,
         tags: ThinkTags = DEFAULT_TAGS,
     ) -> None:
         self.closed = False

@@ -19,16 +19,17 @@ from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.context import sampling as drawn
 from dto.errors import DtoError
-from dto.exits import check
+from dto.exits.deer import Deer
 from dto.exits.loop import ask
 from dto.exits.monitor import ENTROPY_LOGPROBS, Monitor
 from dto.exits.path import ExitedResponse, ResponsePath
 from dto.protocols import Sampling
-from dto.recipe import ExitSettings, TraceSettings
+from dto.recipe import TraceSettings
 from dto.records import AnswerKind, FinishReason, Grade, Problem, Span, Trajectory
 from dto.rollouts import answer_inducer
 from dto.runs.reader import RunReader
 from dto.runs.stage import ANSWERING, Card, Group, Stage, always
+from dto.settings import MonitorSettings
 from dto.stages.evaluate import grade_response
 from dto.tags import ThinkTags
 from dto.trajectories import no_room, prompt_ids
@@ -136,7 +137,7 @@ async def trace(problem: Problem, ctx: Context) -> list[Trace]:
     """
     settings = ctx.recipe.evaluate
     for monitor in ctx.recipe.trace.monitors:
-        check(ExitSettings(name=monitor, policy="deer", monitor=monitor), ctx.engine)
+        Deer(name=monitor, monitor=monitor).check(ctx.engine)
     prompt = prompt_ids(problem.question, ctx.tokenizer, ctx.recipe.model, problem.prompt)
     seed = ctx.seed(problem.id, "evaluate")
 
@@ -217,8 +218,8 @@ def _transitions(
 ) -> list[TracedTransition]:
     transitions: list[TracedTransition] = []
     for kind in settings.monitors:
-        exit = ExitSettings(name=kind, monitor=kind, every=settings.every, entropy=settings.entropy)
-        found = Monitor(tokenizer, exit, tags).scan(ids, top_logprobs, ended=True)
+        where = MonitorSettings(monitor=kind, every=settings.every, entropy=settings.entropy)
+        found = Monitor(tokenizer, where, tags).scan(ids, top_logprobs, ended=True)
         transitions += [TracedTransition(kind, cut, seen) for cut, seen in found]
     return transitions
 
@@ -250,7 +251,7 @@ async def _conclusion(
 ) -> TracedConclusion:
     path = ResponsePath(prompt, ctx, sampling)
     path.ids = list(kept)
-    response = await path.concluded(len(kept), ctx.text("early_close"), "policy")
+    response = await path.concluded(len(kept))
     graded = await grade_response(response, problem, ctx)
     return TracedConclusion(
         position=len(kept),
