@@ -1,4 +1,4 @@
-"""The command line: it translates arguments into calls, and errors into one line."""
+"""The command line: translates arguments into calls, and errors into one line."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Find, measure and remove overthinking in reasoning models.",
-    epilog="Begin with `dto run quickstart`: CPU only, nothing to download. Look: `dto view RUN`.",
+    epilog="Start with `dto run quickstart` (CPU, no downloads), then `dto view runs/quickstart`.",
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(show: bool) -> None:
+    if show:
         print(f"dto {__version__}")
         raise typer.Exit
 
@@ -38,19 +38,25 @@ def _version(asked: bool) -> None:
 def _options(
     version: Annotated[
         bool,
-        typer.Option("--version", is_eager=True, callback=_version, help="Show it and exit."),
+        typer.Option(
+            "--version", is_eager=True, callback=_version, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None: ...
 
 
 def view(
     run: RunPath,
-    out: Annotated[Path | None, typer.Option(help="The file; RUN/view.html by default.")] = None,
-    no_open: Annotated[bool, typer.Option("--no-open", help="Write the file only.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file to write; RUN/view.html by default.")
+    ] = None,
+    no_open: Annotated[
+        bool, typer.Option("--no-open", help="Write the file without opening a browser.")
+    ] = False,
 ) -> None:
-    """Look at trajectories in the browser: one HTML file.
+    """Show trajectories in the browser, as one HTML file.
 
-    Segments, exits, prunes, pairs and early exits, of a run that may still be under way.
+    Shows segments, exits, pruned patterns, pairs and early exits. The run may be in progress.
     """
     from dto.viewer.page import view as write
 
@@ -58,17 +64,17 @@ def view(
     size = path.stat().st_size
     print(f"{path}: " + (f"{size / 1e6:.1f} MB" if size > 1e6 else f"{size / 1e3:.0f} kB"))
     if not no_open and not (_has_screen() and webbrowser.open(path.resolve().as_uri())):
-        print("there is no browser here: open the file yourself")
+        print("no browser was found: open the file yourself")
 
 
 def _has_screen() -> bool:
-    """Without one Linux offers browsers for the terminal, which cannot show the page."""
+    """Whether there is a screen: without one, Linux offers text browsers that cannot show it."""
     names = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
     return sys.platform != "linux" or any(map(os.environ.get, names))
 
 
 def doctor() -> None:
-    """Which engines this machine has, with versions."""
+    """Show which engines this machine can run, and versions."""
     from dto.runs.manifest import provenance
 
     for package, version in provenance()["versions"].items():
@@ -93,7 +99,7 @@ app.add_typer(tasks, name="tasks")
 
 
 def main() -> None:
-    """Run the command line; exits with 1 after an error of the user's, 130 after Ctrl-C."""
+    """Run the command line; exits with 1 after a user error, 130 after Ctrl-C."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
@@ -108,10 +114,13 @@ def main() -> None:
     except OSError as error:
         if error.errno in NO_ROOM:
             where = error.filename or "disk"
-            _fail(f"{error.strerror}: {where}; what was computed is kept, make room")
+            _fail(
+                f"{error.strerror}: {where}; finished rows are kept: free some space and run the "
+                "same command again"
+            )
         if not isinstance(error, PermissionError) or not error.filename:
             raise
-        _fail(f"{error.filename}: {error.strerror}: see who may read and write there")
+        _fail(f"{error.filename}: {error.strerror}: check the permissions of this path")
 
 
 def _fail(message: str) -> NoReturn:

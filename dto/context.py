@@ -1,4 +1,4 @@
-"""What a stage function needs beside its rows."""
+"""The context of a stage function: recipe, engine and grader."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The settings, the policy and the grader of a run.
+    """The recipe, engine and grader that a stage function uses.
 
-    A stage reads its own settings as `ctx.recipe.<stage>`; the prompts are those of
-    `ctx.recipe.model.family`. `judge` is asked by `prune.judge: llm`; None: the policy judges.
-    `model` is what the rows of an evaluation call the policy (`base`, `trained`, a path).
-    `cut` cuts thinking texts in other processes; None: in this one.
+    A stage reads its settings from `ctx.recipe.<stage>`, and prompts of `ctx.recipe.model.family`.
+    `judge` is the engine for `prune.judge: llm`; None: the policy judges. `model` is the policy's
+    name in the rows of an evaluation (`base`, `trained`, a path). `cut` segments thinking texts in
+    other processes; None: in this process.
     """
 
     recipe: Recipe
@@ -44,17 +44,17 @@ class Context:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The policy's tokenizer. Raises EngineError when the engine takes text only."""
+        """The policy's tokenizer. Raises EngineError if the engine takes text only."""
         if self.engine.tokenizer is None:
             raise EngineError(
-                f"engine for {self.engine.model!r} has no tokenizer, and the stages work on token "
+                f"the engine of {self.engine.model!r} takes text only, and the stages need token "
                 "ids: serve the model with an engine that accepts them"
             )
         return self.engine.tokenizer
 
     @property
     def tags(self) -> ThinkTags:
-        """How the policy marks its thinking."""
+        """The policy's tags around its thinking."""
         return think_tags(self.tokenizer, self.recipe.model)
 
     def text(self, name: str) -> str:
@@ -62,15 +62,15 @@ class Context:
         return render(name, self.recipe.model.family, self.tags)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a text by itself, tags as the policy's own tokens; nothing is added."""
+        """Encode a text by itself, with tags as the policy's own tokens and nothing added."""
         return self.tags.encode(self.tokenizer, text)
 
     def join(self, ids: Sequence[int], text: str, fixed: int = 0) -> Joined:
-        """A text put after ids, of which the first `fixed` stay (:func:`dto.text.join`)."""
+        """Append a text to ids; the first `fixed` ids stay unchanged (:func:`dto.text.join`)."""
         return join(self.tokenizer, ids, text, self.encode, fixed)
 
     def put_after(self, ids: Sequence[int], text: str, fixed: int = 0) -> tuple[int, ...]:
-        """The ids of both, joined."""
+        """The ids of both together."""
         joined = self.join(ids, text, fixed)
         return (*ids[: joined.kept], *joined.inserted)
 
@@ -79,17 +79,17 @@ class Context:
         return derive(self.recipe.seed, row_id, purpose, *counters)
 
     def sampling(self, max_tokens: int, seed: int, written: int = 0) -> Sampling:
-        """As the sampling stage samples, for everything that imitates the policy.
+        """The sampling options of the recipe's `sample` group.
 
-        `written`: so many of the prompt's last tokens are of the response.
+        `written`: the number of the prompt's last tokens that belong to the response.
         """
         return sampling(self.recipe.sample, max_tokens, seed, written)
 
 
 def sampling(settings: SamplingSettings, max_tokens: int, seed: int, written: int = 0) -> Sampling:
-    """One request as `sample` or `evaluate` says."""
-    drawn: dict[str, Any] = {key: getattr(settings, key) for key in SamplingSettings.model_fields}
-    return Sampling(max_tokens, written=written, seed=seed, **drawn)
+    """The sampling options of one request, from the `sample` or `evaluate` settings."""
+    options: dict[str, Any] = {key: getattr(settings, key) for key in SamplingSettings.model_fields}
+    return Sampling(max_tokens, written=written, seed=seed, **options)
 
 
 def without_engine(
@@ -98,6 +98,6 @@ def without_engine(
     tokenizer: PreTrainedTokenizerBase | None = None,
     model: str = "base",
 ) -> Context:
-    """The context of a stage that asks no model: its engine has a tokenizer at most."""
+    """The context of a stage without a model: its engine has only a tokenizer, if any."""
     engine = SimpleNamespace(model=recipe.model.name, tokenizer=tokenizer)
     return Context(recipe, cast(Engine, engine), grader, model=model)

@@ -11,34 +11,34 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DtoError(Exception):
-    """A mistake or an obstacle outside the code; the CLI prints it as one line and exits with 1."""
+    """A user error or an external obstacle; the CLI prints it in one line and exits with 1."""
 
 
 class RecipeError(DtoError):
-    """A recipe that cannot be read, or holds a key or a value that is not allowed."""
+    """A recipe cannot be read, or has a key or value that is not allowed."""
 
 
 class RunConflictError(DtoError):
-    """A run directory that was begun with another configuration."""
+    """A run directory was started with a different configuration."""
 
 
 class EngineError(DtoError):
-    """An engine that cannot be built, or cannot do what it is asked for.
+    """An engine cannot be built, or does not support a request.
 
-    A single request that goes wrong is no exception: it comes back as a
-    :class:`dto.protocols.Completion` whose finish reason is ``failed``.
+    A single failed request raises nothing: it returns a :class:`dto.protocols.Completion` with
+    finish reason ``failed``.
     """
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError inside the block into one clear line: nothing already written is lost."""
+    """Turn an OSError inside the block into a DtoError of one line that names the way out."""
     try:
         yield
     except OSError as error:
         why = f"cannot write {path}: {error.strerror or error}"
         if error.errno in NO_ROOM:
-            way = "what was computed is kept; make room and start the same command again"
+            way = "finished rows are kept; free some space and run the same command again"
         else:
-            way = "choose a place that can be written"
+            way = "choose a directory that you can write to"
         raise DtoError(f"{why} — {way}") from error

@@ -1,6 +1,6 @@
-"""The stages of a run, in their order; one engine at a time works through them.
+"""The stages of a run in their order, and running them with one engine at a time.
 
-A new stage is a module with a `STAGE` and a line here: commands, plans, costs, cards and the viewer
+A new stage is a module with a `STAGE` and a line here. Commands, plans, costs, cards and the viewer
 follow from this list.
 """
 
@@ -71,7 +71,7 @@ STAGES: dict[str, Stage] = {
 
 
 def stage_of(recipe: Recipe, name: str) -> Stage:
-    """A stage as this recipe has it: as the paper does, as a baseline does, or of imported rows."""
+    """The stage of this name for a recipe: the paper's, a baseline's, or one for imported rows."""
     if name == "sample" and recipe.sample.imported:
         return importing.STAGE
     if name == "optimize" and recipe.optimize.exit != "estimate":
@@ -84,37 +84,36 @@ def stage_of(recipe: Recipe, name: str) -> Stage:
 
 
 def needed(recipe: Recipe, *last: str) -> tuple[str, ...]:
-    """The stages that the stages `last` depend on, themselves included, in order.
+    """The stages `last` and all stages that they depend on, in order.
 
-    Without `last`: the stages of a whole run, whose report shows the evaluation and, where several
-    questions are asked in one prompt, these beside samples of each question alone.
+    Without `last`: the stages of a whole run. Its report shows the evaluation, and batch prompts
+    beside samples of single questions if the recipe has batch prompts.
     """
     reported = ("evaluate", "sample", "batch") if recipe.batch.k else ("evaluate",)
-    open_ = list(last or reported)
-    closed = set(open_)
-    while open_:
-        further = set(stage_of(recipe, open_.pop()).reads(recipe)) - closed
-        closed |= further
-        open_ += further
-    return tuple(name for name in STAGES if name in closed)
+    pending = list(last or reported)
+    names = set(pending)
+    while pending:
+        inputs = set(stage_of(recipe, pending.pop()).reads(recipe)) - names
+        names |= inputs
+        pending += inputs
+    return tuple(name for name in STAGES if name in names)
 
 
 def with_questions(recipe: Recipe, *names: str) -> tuple[str, ...]:
-    """These stages, and before them what they read that costs nothing: the questions."""
+    """These stages, preceded by the stages that load their questions, which cost nothing."""
     wanted = {*names, "problems"}
     for name in names:
-        wanted |= {each for each in needed(recipe, name) if STAGES[each].needs == "nothing"}
+        wanted |= {stage for stage in needed(recipe, name) if STAGES[stage].needs == "nothing"}
     return tuple(name for name in STAGES if name in wanted)
 
 
 def shown_prompts(
     recipe: Recipe, stages: Collection[str], questions: Sequence[str] = ("{the question}",)
 ) -> Iterator[tuple[str, str, bool]]:
-    """Title and text of what the model, or a judge, is shown in these stages.
+    """Yield (title, text, is_message) for each prompt that a model or judge sees in these stages.
 
-    The last of each is whether it is a message of the user's, which has the chat template around
-    it. `questions` are put into the prompts as far as they go. Texts that only some exit policies
-    use are left out.
+    `is_message` is true for a user message, which goes through the chat template. `questions` fill
+    the prompts, as far as they last. Texts of single exit policies are left out.
     """
     family, question = recipe.model.family, questions[0]
     solve = "solve" if recipe.sample.imported else prompt_of(recipe.problems)
@@ -127,20 +126,20 @@ def shown_prompts(
     if "batch" in stages:
         k = next(iter(recipe.batch.k), 2)
         several = [*questions, *(f"(question {i})" for i in range(len(questions) + 1, k + 1))][:k]
-        numbered = "\n".join(f"{i}. {each}" for i, each in enumerate(several, start=1))
+        numbered = "\n".join(f"{i}. {text}" for i, text in enumerate(several, start=1))
         text = render("batch", family, questions=numbered, k=k)
         yield f"batch: a prompt of {k} questions", text, True
     if "label" in stages or recipe.train.method == "drqa":
         a, b, c = WORDINGS.values()
         text = render("compare", family, question=question, reasoning="(a chain of thinking)",
                       answer="(its answer)", a=a, b=b, c=c)  # fmt: skip
-        yield "label, train: what is asked about a chain, options in any order", text, True
+        yield "label, train: the question about a chain, with options in any order", text, True
     if recipe.prune.judge == "llm" and "prune" in stages:
         patterns = "<pattern 1>\n…\n</pattern 1>\n…"
         gold = "(its gold answer)" if recipe.prune.gold else ""
         text = render("patterns", JUDGE, question=question, answer=gold, patterns=patterns,
                       first="2", last="(the last but one)")  # fmt: skip
-        yield "prune: what the judge is asked", text, False
+        yield "prune: the judge's prompt", text, False
 
 
 def open_run(
@@ -152,22 +151,20 @@ def open_run(
     overwrite: bool = False,
     allow_code_execution: bool = False,
 ) -> Run:
-    """Begin a run, or go on with the one that is there, with this recipe.
+    """Start a run with this recipe, or continue the one in `path`.
 
-    What the recipe would compute again, or `again` though nothing changed, is told to `recompute`,
-    which raises or returns; stages that cost nothing (problems) need no consent. Settings that
-    decide only how something is computed (a server, slots, prices) change nothing, and a finished
-    stage holds on another engine too. `overwrite` sets everything aside and begins anew; that takes
-    consent, too.
-    `allow_code_execution`: programs that answer problems are run (`dto.grading.sandbox`); that is
-    nothing a recipe could ask for.
+    `recompute` is called with the stages that the recipe would compute again, or that `again`
+    names; it raises or returns. Stages that cost nothing (problems) need no consent. Settings that
+    only affect speed or cost (a server, slots, prices) invalidate nothing, and a finished stage
+    stays valid on another engine. `overwrite` sets everything aside and starts afresh, also with
+    consent. `allow_code_execution`: run programs that answer problems (`dto.grading.sandbox`); a
+    recipe cannot allow that.
 
-    Raises RunConflictError for a run that another process is at work on, and for a directory that
-    holds something else.
+    Raises RunConflictError if another process uses the run, or the directory is not a run.
     """
-    begun = path / "recipe.yaml"
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not begun.exists())):
-        raise RunConflictError(f"{path} holds something that is no run: give another --out")
+    recipe_file = path / "recipe.yaml"
+    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not recipe_file.exists())):
+        raise RunConflictError(f"{path} is not a run directory: choose another one with --out")
     with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / ".lock", blocking=False)
@@ -175,15 +172,15 @@ def open_run(
             lock.acquire()
         except Timeout:
             raise RunConflictError(
-                f"{path} is in use by another process: wait for it to end"
+                f"{path} is in use by another process: wait until that ends"
             ) from None
     run = Run(path, recipe, lock, recompute=recompute, allow_code_execution=allow_code_execution)
     try:
         run.agree([stage_of(recipe, name) for name in STAGES], again, overwrite)
-        with disk_errors(begun):
+        with disk_errors(recipe_file):
             data = recipe.model_dump(mode="json")
             text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-            manifest.write_text(begun, text)
+            manifest.write_text(recipe_file, text)
     except BaseException:
         run.close()
         raise
@@ -191,10 +188,10 @@ def open_run(
 
 
 def run_stages(run: Run, names: Iterable[str]) -> None:
-    """Compute the stages, in the order given, that are not finished yet.
+    """Run the unfinished ones of these stages, in the given order.
 
-    One engine serves consecutive stages; it is closed before training, which wants its memory.
-    Raises what a stage raises; what was computed until then is kept.
+    Consecutive stages share one engine, which is closed before training to free its memory. Raises
+    the errors of the stages; finished rows are kept.
     """
     stages = [stage_of(run.recipe, name) for name in names]
     _check_splits(run, [stage.name for stage in stages])
@@ -208,68 +205,68 @@ def run_stages(run: Run, names: Iterable[str]) -> None:
 
 
 def _check_splits(run: Run, stages: Sequence[str]) -> None:
-    """Before hours of work: training and evaluation need problems of their own."""
-    for stage, split, usual in (("train", "dev", 300), ("evaluate", "test", 400)):
+    """Raise, before hours of work, if training or evaluation has no problems."""
+    for stage, split, default in (("train", "dev", 300), ("evaluate", "test", 400)):
         if split == "test" and run.recipe.evaluate.tasks:
             continue
         if stage in stages and not getattr(run.recipe.problems, split):
             raise DtoError(
-                f"stage {stage} needs {split} problems, and the recipe asks for none: "
+                f"stage {stage} needs {split} problems, and problems.{split} is 0: "
                 f"`dto run {run.path} --set problems.source=FILE|HUB "
-                f"--set problems.{split}={usual}`, or start the stages before it one by one"
+                f"--set problems.{split}={default}`, or run the earlier stages one by one"
             )
 
 
 def _work_whole(run: Run, stage: Stage) -> None:
-    """A stage in a process of its own: its journal holds only what it was begun with."""
+    """Run a stage that works as a whole; its journal holds only its configuration."""
     config = run.config(stage)
     if run.finished(stage, config):
-        tell(run, stage.name, "done before")
+        log_stage(run, stage.name, "already finished")
         return
     assert stage.whole is not None
-    begun = time.perf_counter()
+    start = time.perf_counter()
     directory = run / stage.name
     with disk_errors(directory):
         directory.mkdir(exist_ok=True)
         manifest.write_text(directory / "journal", json.dumps({"head": {"config": config}}) + "\n")
     result = stage.whole(run.path, run.recipe, run.allow_code_execution)
-    result["seconds"] = time.perf_counter() - begun
+    result["seconds"] = time.perf_counter() - start
     with disk_errors(directory):
         weights = manifest.of_path(directory / "model")
         manifest.write(directory, manifest.finished(stage.name, config, weights) | result)
         (directory / "journal").unlink()
     run.done(stage.name)
-    tell(run, stage.name)
+    log_stage(run, stage.name)
 
 
 async def _compute(run: Run, stages: Sequence[Stage]) -> None:
-    async with Served(run, run.allow_code_execution) as served:
-        for stage in stages:  # before hours of work: a judge on a server is there, takes the key
+    async with Resources(run, run.allow_code_execution) as resources:
+        for stage in stages:  # before hours of work, check that a judge on a server answers
             judge = run.recipe.judge
-            served_apart = stage.asks_judge(run.recipe) and judge and judge.engine == "openai"
-            if served_apart and run.manifest(stage.name) is None:
-                await served.judge()
+            has_server = stage.asks_judge(run.recipe) and judge and judge.engine == "openai"
+            if has_server and run.manifest(stage.name) is None:
+                await resources.judge()
         for stage in stages:
             config = run.config(stage)
             if run.finished(stage, config):
-                tell(run, stage.name, "done before")
+                log_stage(run, stage.name, "already finished")
                 continue
             with Runner(run / stage.name, stage.record, config) as runner:
-                await _feed(run, stage, runner, served)
+                await _feed(run, stage, runner, resources)
                 await runner.finish()
             run.done(stage.name)
-            tell(run, stage.name)
+            log_stage(run, stage.name)
 
 
-async def _feed(run: Run, stage: Stage, runner: Runner, served: Served) -> None:
-    """Every group of a stage through its work, for each model that it asks."""
+async def _feed(run: Run, stage: Stage, runner: Runner, resources: Resources) -> None:
+    """Process every group of a stage, for each of its models."""
     models, total = stage.models(run.recipe), stage.total(run)
     for model in models:
-        if len(models) > 1:  # an engine is opened only where something is left to do
-            idle = without_engine(run.recipe, served.grader, model=model)
-            if not runner.owes(stage.groups(run, idle)):
+        if len(models) > 1:  # open an engine only if work is left
+            idle = without_engine(run.recipe, resources.grader, model=model)
+            if not runner.has_pending(stage.groups(run, idle)):
                 continue
-        ctx = await served.context(stage, model)
+        ctx = await resources.context(stage, model)
 
         def work(*rows: Any, ctx: Context = ctx) -> Awaitable[Any]:
             return stage.work(*rows, ctx)
@@ -278,11 +275,11 @@ async def _feed(run: Run, stage: Stage, runner: Runner, served: Served) -> None:
         await runner.feed(stage.groups(run, ctx), work, window=window, total=total)
 
 
-class Served:
-    """What consecutive stages share: one engine, a grader, a judge, the processes that cut texts.
+class Resources:
+    """The engine, grader, judge and segmentation processes that consecutive stages share.
 
-    Each is opened when a stage first asks for it. At most one engine is open, since two would share
-    the memory; a judge's may be beside it.
+    Each is opened when a stage first needs it. At most one engine for the policy is open, since two
+    would share the memory; the judge may have another.
     """
 
     def __init__(self, run: RunReader, allow_code_execution: bool = False) -> None:
@@ -293,7 +290,7 @@ class Served:
         self._context: Context | None = None
         self.grader = Grader(allow_code_execution=allow_code_execution)
 
-    async def __aenter__(self) -> Served:
+    async def __aenter__(self) -> Resources:
         await self._opened.enter_async_context(self.grader)
         return self
 
@@ -303,7 +300,7 @@ class Served:
         await self._opened.aclose()
 
     async def context(self, stage: Stage, model: str) -> Context:
-        """What a stage's work is given, with the engine for `model` where it needs one."""
+        """The context for a stage's work, with the engine of `model` if the stage needs one."""
         if stage.needs == "nothing":
             return without_engine(self._recipe, self.grader)
         if stage.needs == "tokenizer":
@@ -331,42 +328,42 @@ class Served:
         engine: Engine = await self._engine.enter_async_context(opened)
         if engine.tokenizer is None or engine.capabilities.messages_only:
             raise EngineError(
-                f"{engine.model!r} is served as chat, or without a tokenizer: the stages go on "
-                "from the model's own tokens, so set model.api to completions and model.tokenizer, "
-                "or take another engine"
+                f"{engine.model!r} is served as chat or without a tokenizer, but the stages "
+                "continue the model's own tokens: set model.api to completions and "
+                "model.tokenizer, or use another engine"
             )
         check_sampling(self._recipe, engine)
         self._context = Context(self._recipe, engine, self.grader, model=model)
         return self._context
 
     def _path(self, model: str) -> str | None:
-        """Where a model's weights are; None: where the recipe says."""
+        """The folder of a model's weights; None: the recipe's model."""
         if model != "trained":
             return None if model == "base" else model
         folder, run = self._run / "train" / "model", self._run.path
         if not folder.is_dir():
             raise DtoError(
-                f"the trained model of {run} is not here: bring it with `dto pull USER/NAME "
-                f"--out {run} --weights`, or train again: `dto train {run} --recompute`"
+                f"{run} has no trained model: download it with `dto pull USER/NAME --out {run} "
+                f"--weights`, or train it with `dto train {run} --recompute`"
             )
         return str(folder)
 
     async def _with_judge(self, ctx: Context) -> Context:
-        """The same context, with the engine that is asked for verdicts beside the policy's."""
+        """The same context with the judge's engine."""
         ctx = replace(ctx, judge=await self.judge())
         engine = ctx.judge or ctx.engine
         if not engine.capabilities.json_schema:
             logger.warning(
-                "judge     %s is not held to a JSON schema: replies that are not what was asked "
-                "for leave their patterns unjudged",
+                "judge     %s does not support JSON schemas: patterns stay unjudged if its reply "
+                "cannot be read",
                 engine.model,
             )
         return ctx
 
     async def judge(self) -> Engine | None:
-        """The engine of the recipe's `judge`, open until the end; None where there is none.
+        """The engine of the recipe's `judge`, open until the end; None without a `judge`.
 
-        Raises EngineError when it cannot be built.
+        Raises EngineError if it cannot be built.
         """
         settings = self._recipe.judge
         if settings is not None and self._judge is None:
@@ -383,20 +380,20 @@ class Served:
 
 
 def check_model(tokenizer: PreTrainedTokenizerBase, settings: ModelSettings) -> None:
-    """See, before any work, that prompts can be rendered and the thinking will be found.
+    """Check, before any work, that prompts can be rendered and thinking can be located.
 
-    Raises DtoError as `render_chat`, `check_template` and `think_tags` do, and for a chat template
-    that opens the thinking with another tag than `model.think`; warns where another model's close
-    is a token here and the close of `model.think` is none.
+    Raises DtoError as `render_chat`, `check_template` and `think_tags` do, and if the chat template
+    opens the thinking with another tag than `model.think`. Warns if another model's closing tag is
+    a token of this tokenizer but that of `model.think` is not.
     """
     ids = check_template(tokenizer, settings.name, settings.template, settings.system)
     tags = think_tags(tokenizer, settings)
     end = prompt_tail(tokenizer, ids, tags)
-    others = [each for each in KNOWN_TAGS if each[0] != tags.open]
+    others = [pair for pair in KNOWN_TAGS if pair[0] != tags.open]
     for other in others:
         if end.endswith(other) and not end.endswith((tags.open, tags.close)):
             raise DtoError(
-                f"the chat template of {settings.name!r} marks the thinking with {other[0]}, "
+                f"the chat template of {settings.name!r} marks the thinking with {other[0]}, but "
                 f"model.think is {tags.open}: set model.think to {as_yaml(other)}"
             )
     if tags.close_ids:
@@ -404,36 +401,33 @@ def check_model(tokenizer: PreTrainedTokenizerBase, settings: ModelSettings) -> 
     for other in others:
         if own_ids(tokenizer, other[1]):
             logger.warning(
-                "model     model.think is %s, and the tokenizer of %r has %s as a token of its "
-                "own: if the model thinks in those, set model.think to %s",
+                "model     model.think is %s, but the tokenizer of %r has %s as a token: if the "
+                "model uses those tags, set model.think to %s",
                 *(as_yaml((tags.open, tags.close)), settings.name, other[1], as_yaml(other)),
             )
             return
 
 
 def check_sampling(recipe: Recipe, engine: Engine) -> None:
-    """Refuse at the start what an engine cannot sample; say what it samples in another way.
-
-    Raises EngineError.
-    """
+    """Raise EngineError for sampling options that the engine lacks; warn if it differs in one."""
     groups = {"sample": recipe.sample, "evaluate": recipe.evaluate}
     for group, settings in groups.items():
-        asked = sampling(settings, max_tokens=1, seed=0)
+        options = sampling(settings, max_tokens=1, seed=0)
         try:
-            check(asked, engine.capabilities, f"the server of {engine.model!r}")
+            check(options, engine.capabilities, f"the server of {engine.model!r}")
         except EngineError as error:
             raise EngineError(f"{group}: {error}") from None
     penalised = [group for group, settings in groups.items() if settings.presence_penalty]
     if penalised and engine.capabilities.presence == "request":
         logger.warning(
-            "model     %s.presence_penalty counts what one request generates on this engine: "
-            "rollouts, finalizations and exits, which go on from a response, begin to count anew",
+            "model     %s.presence_penalty counts only the tokens of one request on this engine: "
+            "rollouts, finalizations and exits, which continue a response, count from zero",
             penalised[0],
         )
 
 
-def tell(run: RunReader, name: str, remark: str = "") -> None:
-    """One line about a finished stage: nothing is dropped in silence."""
+def log_stage(run: RunReader, name: str, remark: str = "") -> None:
+    """Log one line about a finished stage, with every dropped row counted by reason."""
     done = run.manifest(name) or {}
     rows = done["rows"] if isinstance(done.get("rows"), int) else 0
     parts = [f"{rows:,} rows"] if isinstance(done.get("rows"), int) else []
@@ -455,15 +449,12 @@ def tell(run: RunReader, name: str, remark: str = "") -> None:
     if isinstance(dropped, dict) and 2 * dropped.get(FOREIGN, 0) > sum(dropped.values()) + rows:
         first = next((row for row in run.dropped(name) if row.reason == FOREIGN), Dropped("", ""))
         logger.warning(
-            "%-9s most responses are not in the model's tags: %s", name, first.detail or FOREIGN
+            "%-9s most responses use other thinking tags: %s", name, first.detail or FOREIGN
         )
 
 
 def write_run_manifest(run: RunReader) -> dict[str, object]:
-    """The manifest of the whole run: the digests, counts and costs of its stages.
-
-    Each names the engine that it was computed on: it may have changed since.
-    """
+    """Write the manifest of the run: digests, counts, costs and engines of its stages."""
     keys = ("digest", "rows", "dropped", "given_up", "usage", "judge_usage", "seconds",
             "peak_memory")  # fmt: skip
     stages = {}

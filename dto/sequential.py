@@ -134,7 +134,7 @@ class SequentialTest:
         self._wait = _wait(self.boundaries)
 
     def decide(self, successes: int, trials: int) -> Decision | None:
-        """The decision after so many trials, or None: go on. `undecided` is final."""
+        """The decision after `trials` trials; None: continue. `undecided` is final."""
         self._check(successes, trials)
         if successes >= self.boundaries.pass_at[trials]:
             return "above"
@@ -143,7 +143,7 @@ class SequentialTest:
         return "undecided" if successes <= self.boundaries.hopeless_at[trials] else None
 
     def rounds_to_decision(self, successes: int, trials: int) -> int:
-        """Fewest further trials after which a decision is possible; 0 when there is one."""
+        """The fewest further trials after which a decision is possible; 0 if there is one now."""
         self._check(successes, trials)
         return self._wait[trials][successes]
 
@@ -160,7 +160,7 @@ class SequentialTest:
 
 
 def _boundaries(low: float, high: float, accept: float, refuse: float, cap: int) -> Boundaries:
-    """Those of the likelihood-ratio thresholds `accept` > 0 and `refuse` > 0.
+    """The boundaries for likelihood-ratio thresholds `accept` > 0 and `refuse` > 0.
 
     log L = s · log(high / low) + (n - s) · log((1 - high) / (1 - low)) is linear in s and in n, so
     both boundaries are parallel lines (a small slack keeps grid points on them).
@@ -171,16 +171,16 @@ def _boundaries(low: float, high: float, accept: float, refuse: float, cap: int)
     trials = range(cap + 1)
     pass_at = [max(0, min(n + 1, ceil((accept + n * failure) / span - slack))) for n in trials]
     refuse_at = [max(-1, min(n, floor((n * failure - refuse) / span + slack))) for n in trials]
-    # A success a trial at most, and pass_at grows no faster: the last look is the easiest.
+    # Successes grow by at most one per trial, pass_at no faster: the last trial is the easiest.
     hopeless = [max(-1, pass_at[cap] - (cap - n) - 1) for n in trials]
     return Boundaries(tuple(pass_at), tuple(refuse_at), tuple(hopeless))
 
 
 def _characteristic(boundaries: Boundaries, p: float) -> Characteristic:
-    """Dynamic programme over n; its state: the probability of each number of successes so far."""
+    """Dynamic programme over n; the state is the probability of each number of successes."""
     cap = len(boundaries.pass_at) - 1
     successes_S = np.arange(cap + 1)
-    undecided_S = np.zeros(cap + 1)  # probability of being there, still without a decision
+    undecided_S = np.zeros(cap + 1)  # probability of each count with no decision yet
     undecided_S[0] = 1.0
     above = below = gone = trials = 0.0
     for n in range(cap + 1):
@@ -199,10 +199,10 @@ def _characteristic(boundaries: Boundaries, p: float) -> Characteristic:
 
 @cache
 def _tightest(low: float, high: float, pass_error: float, error: float, cap: int) -> Boundaries:
-    """The lowest threshold for `above` that is admissible, and the lowest for `below` with it.
+    """The lowest admissible threshold for `above`, and the lowest one for `below` given that.
 
-    P(above) falls with the first and rises with the second, so the first is bounded from below by
-    the case that refuses soonest; with the first fixed, P(below) falls with the second.
+    P(above) falls with the first threshold and rises with the second, so the test that refuses
+    soonest bounds the first from below. With the first fixed, P(below) falls with the second.
     """
     success, failure = log(high / low), log((1 - low) / (1 - high))
     grid = {s * success - (n - s) * failure for n in range(1, cap + 1) for s in range(n + 1)}
@@ -228,7 +228,7 @@ def _tightest(low: float, high: float, pass_error: float, error: float, cap: int
 
 @cache
 def _wait(boundaries: Boundaries) -> tuple[tuple[int, ...], ...]:
-    """For each n and s the fewest trials to a decision."""
+    """For each n and s, the fewest further trials to a decision."""
     cap = len(boundaries.pass_at) - 1
     rows: list[tuple[int, ...]] = [(0,) * (cap + 2)]
     for n in range(cap, -1, -1):
@@ -256,10 +256,10 @@ class Interval(NamedTuple):
 def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
     """The exact binomial interval (Clopper & Pearson 1934), for independent trials of one problem.
 
-    Each end is where the binomial tail is (1 - confidence) / 2, a quantile of a beta distribution,
-    to 2**-35. No trials: [0, 1].
+    At each end the binomial tail is (1 - confidence) / 2. The ends are quantiles of a beta
+    distribution, to 2**-35. Without trials the interval is [0, 1].
     """
-    from scipy import special  # a fifth of a second, which most commands need not wait for
+    from scipy import special  # importing it takes 0.2 s, which most commands need not wait for
 
     check_counts(successes, trials)
     tail = (1 - confidence) / 2
@@ -273,14 +273,14 @@ def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> In
 
 
 def _on_grid(p: float) -> float:
-    """The middle of the cell of width 2**-34 that holds p.
+    """Round p to the middle of a cell of width 2**-34.
 
-    Tables have these ends, and must not change with the last digits of a library.
+    Tables store these values, which must not change with the last digits of a library.
     """
     return (floor(p * 2**34) + 0.5) / 2**34
 
 
 def check_counts(successes: float, trials: float) -> None:
-    """Raises ValueError for what is no count of successes."""
+    """Raise ValueError unless 0 <= successes <= trials."""
     if isnan(trials) or not 0 <= successes <= trials:
         raise ValueError(f"{successes} successes in {trials} trials: 0 <= successes <= trials")

@@ -1,11 +1,11 @@
-"""Intervals that respect that samples of one problem are alike.
+"""Estimates with intervals that account for several samples of one problem.
 
 Samples of a problem share its difficulty, so problems are the independent units: standard errors
 are clustered by problem (2411.00640, section 2.2), comparisons are paired by problem (section 4.1),
-and the bootstrap draws problems. All intervals are two-sided.
+and the bootstrap resamples problems. All intervals are two-sided.
 
-Arrays are one entry per sample: `values_N` the scores, `problems_N` the problem of each. Rows whose
-grade is `failed` are left out by the caller.
+Arrays have one entry per sample: `values_N` holds the scores, `problems_N` the problems. The caller
+leaves out rows graded `failed`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dto.sequential import Interval, check_counts
 
 
 def wilson(successes: float, trials: float, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval (1927); takes effective counts that are no integers. None: [0, 1]."""
+    """Wilson's score interval (1927), also for fractional counts. Without trials: [0, 1]."""
     check_counts(successes, trials)
     if trials == 0:
         return Interval(0.0, 1.0)
@@ -45,17 +45,17 @@ Scores = Sequence[float] | Sequence[bool] | npt.NDArray[np.float64]
 Problems = Sequence[str]
 
 _RESAMPLES = 4000
-SEED = 20_250_521  # of the bootstrap: intervals are part of a table and must not change
+SEED = 20_250_521  # seed of the bootstrap: intervals in tables must not change
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with its interval, from so many samples of so many problems; nan without any.
+    """A figure with its interval, and the numbers of samples and problems; nan without samples.
 
-    It formats itself, by the specification that its value would have, as :func:`shown` reads it:
-    `f"{accuracy:%}"` is `73.8 (70.4–76.9)`, `f"{gain:+%}"` is `+1.8 (-2.5…+6.0)`, `f"{tokens}"` is
-    `1,204.5 (1,100.2–1,308.8)`. The ends are set apart by an ellipsis where a sign shows that they
-    may be negative, or where the specification ends in one: `f"{kappa:.2f…}"`.
+    It formats itself with the format specification of its value (:func:`shown`): `f"{accuracy:%}"`
+    gives `73.8 (70.4–76.9)`, `f"{gain:+%}"` gives `+1.8 (-2.5…+6.0)`, `f"{tokens}"` gives
+    `1,204.5 (1,100.2–1,308.8)`. An ellipsis separates the ends if the specification has a sign, or
+    ends in an ellipsis: `f"{kappa:.2f…}"`.
     """
 
     value: float
@@ -77,10 +77,10 @@ NOTHING = Estimate(nan, nan, nan, 0, 0)
 
 
 def shown(value: float | None, spec: str = "") -> str:
-    """A number as tables show it; a dash for None and nan.
+    """Format a number for a table; None and nan become a dash.
 
-    `spec` is Python's, `,.1f` if there is none. `%` is a share in percent without the sign, to one
-    digit unless it names others: `%`, `+%`, `.0%`.
+    `spec` is a Python format specification, by default `,.1f`. A specification with `%` formats a
+    share in percent without the percent sign, to one digit by default: `%`, `+%`, `.0%`.
     """
     if value is None or isnan(value):
         return "–"
@@ -93,8 +93,8 @@ def shown(value: float | None, spec: str = "") -> str:
 def standard_error(values_N: Scores, problems_N: Problems) -> float:
     """Standard error of the mean of all samples, clustered by problem; nan for a single problem.
 
-    The residuals of each problem are summed, the sums squared and added (2411.00640, equation 4);
-    times P / (P - 1), since the mean was estimated from the same P problems.
+    The sum over problems of the squared sum of each problem's residuals (2411.00640, equation 4),
+    times P / (P - 1), since the mean is estimated from the same P problems.
     """
     values, clusters_N, count = _grouped(values_N, problems_N)
     if count < 2:
@@ -104,9 +104,9 @@ def standard_error(values_N: Scores, problems_N: Problems) -> float:
 
 
 def mean(values_N: Scores, problems_N: Problems, confidence: float = 0.95) -> Estimate:
-    """The mean of all samples: clustered standard error, Student's t over the problems.
+    """The mean of all samples, with clustered standard error and Student's t over the problems.
 
-    A single problem tells nothing of the others: its interval is nan.
+    The interval of a single problem is nan, since it says nothing about other problems.
     """
     values, _, count = _grouped(values_N, problems_N)
     if not count:
@@ -117,11 +117,11 @@ def mean(values_N: Scores, problems_N: Problems, confidence: float = 0.95) -> Es
 
 
 def proportion(correct_N: Scores, problems_N: Problems, confidence: float = 0.95) -> Estimate:
-    """The share of correct samples: accuracy as avg@n, with n samples a problem.
+    """The share of correct samples: accuracy as avg@n, with n samples per problem.
 
-    Wilson's interval on the effective sample size p (1 - p) / se², se clustered by problem: unlike
-    a normal one it stays within [0, 1], and has a width where all samples are right (each problem
-    then counts once).
+    Wilson's interval on the effective sample size p (1 - p) / se², with se clustered by problem.
+    Unlike a normal interval it stays within [0, 1], and it has a width even if all samples are
+    right (each problem then counts once).
     """
     values, _, count = _grouped(correct_N, problems_N)
     if not count:
@@ -131,7 +131,7 @@ def proportion(correct_N: Scores, problems_N: Problems, confidence: float = 0.95
     effective = float(count)
     if error > 0:
         effective = min(float(len(values)), p * (1 - p) / error**2)
-    # Scaled so that with few problems Wilson's z becomes Student's t.
+    # With few problems, this scaling turns Wilson's z into Student's t.
     freedom = max(1, count - 1)
     effective *= (normal_quantile(confidence) / _t_quantile(confidence, freedom)) ** 2
     low, high = wilson(p * effective, effective, confidence)
@@ -145,9 +145,9 @@ def paired_difference(
     problems_B: Problems,
     confidence: float = 0.95,
 ) -> Estimate:
-    """Mean of A minus mean of B over the problems that both have, paired by problem.
+    """Mean of A minus mean of B over the shared problems, paired by problem.
 
-    Each problem counts once, by the mean of its samples; the numbers of samples need not agree.
+    Each problem counts once, with the mean of its samples; the numbers of samples may differ.
     """
     means_A, means_B = _problem_means(values_A, problems_A), _problem_means(values_B, problems_B)
     shared = sorted(means_A.keys() & means_B.keys())
@@ -161,10 +161,10 @@ def paired_difference(
 def pass_at_k(
     correct_N: Scores, problems_N: Problems, k: int, confidence: float = 0.95
 ) -> Estimate:
-    """The chance that one of k samples is right: 1 - C(n - c, k) / C(n, k), mean over problems.
+    """The probability that one of k samples is right: mean of 1 - C(n - c, k) / C(n, k).
 
-    The unbiased estimator of 2107.03374, section 2.1. Problems with fewer than k samples are left
-    out, and out of the counts. The interval is cut to [0, 1].
+    This is the unbiased estimator of 2107.03374, section 2.1. Problems with fewer than k samples
+    are left out, also of the counts. The interval is cut to [0, 1].
     """
     if k < 1:
         raise ValueError(f"pass@{k}: k must be at least 1")
@@ -194,8 +194,9 @@ def efficiency(
 ) -> Estimate:
     """Efficiency eta = (accuracy_A / accuracy_B) / (tokens_A / tokens_B); the base B has eta = 1.
 
-    Percentile interval of a bootstrap with a fixed seed that draws the shared problems, both
-    sides together. 2505.21765 reports an "efficiency" without defining it; this is ours.
+    The interval is the percentile interval of a bootstrap with a fixed seed that resamples the
+    shared problems, both sides together. 2505.21765 reports an "efficiency" without a definition;
+    this one is ours.
     """
     shared = sorted(set(problems_A) & set(problems_B))
     if not shared:
@@ -213,17 +214,17 @@ def efficiency(
         ],
         axis=1,
     )
-    # Counts of samples cancel: accuracy / tokens is a quotient of sums over the same samples.
+    # The numbers of samples cancel: accuracy / tokens is a ratio of sums over the same samples.
     low, high = bootstrap(sums_PX, _efficiency, confidence)
     samples = sum(p in index for p in problems_A) + sum(p in index for p in problems_B)
     return Estimate(float(_efficiency(sums_PX.sum(0)[None])[0]), low, high, samples, len(shared))
 
 
 def ratio(sums_P2: npt.NDArray[np.float64], samples: int = 0) -> Estimate:
-    """The quotient of two sums over problems, such as of tokens with and without an exit.
+    """The ratio of two sums over problems, such as tokens with and without an exit.
 
-    Column 0 over column 1, a row a problem; percentile interval of a bootstrap over the rows. nan
-    without rows.
+    Column 0 over column 1, with one row per problem and the percentile interval of a bootstrap over
+    the rows. nan without rows.
     """
     if not len(sums_P2):
         return NOTHING
@@ -237,9 +238,10 @@ def cohen_kappa(
 ) -> Estimate:
     """Cohen's kappa (1960): agreement of two raters beyond chance; 1 is perfect, 0 is chance.
 
-    Each names one category per item. (p - e) / (1 - e), p the share of items on which they agree, e
-    what it would be if they were independent; nan where both use a single category, the same one.
-    Percentile interval of a bootstrap that draws problems, nan for a single one.
+    Each rater names one category per item. Kappa is (p - e) / (1 - e), with p the share of items on
+    which they agree and e that share if they were independent. It is nan if both use the same
+    single category. The interval is the percentile interval of a bootstrap over problems, nan for a
+    single problem.
     """
     if not len(first_N) == len(second_N) == len(problems_N):
         raise ValueError(f"{len(first_N)}, {len(second_N)} ratings of {len(problems_N)} items")
@@ -257,9 +259,9 @@ def cohen_kappa(
 
 
 def kappa(joint_CC: npt.ArrayLike) -> float:
-    """Cohen's kappa of counts: rows are the categories of one rater, columns those of the other.
+    """Cohen's kappa of a table of counts: rows for one rater's categories, columns for the other's.
 
-    nan without items, and where both use a single category, the same one.
+    nan without items, and if both use the same single category.
     """
     return float(_kappa(np.asarray(joint_CC, dtype=np.float64).reshape(1, -1))[0])
 
@@ -283,15 +285,15 @@ def bootstrap(
     """Percentile interval of a statistic of column sums, under resampling of problems.
 
     Args:
-        sums_PX: for each of P problems the sums over its samples of X quantities.
-        statistic: from totals (R, X) of R resamples to R values; those not finite are left out.
-        confidence: of the interval.
+        sums_PX: for each of P problems, the sums of X quantities over its samples.
+        statistic: maps the totals (R, X) of R resamples to R values; infinite ones are left out.
+        confidence: the confidence of the interval.
     """
     problems = len(sums_PX)
     rng = np.random.default_rng(SEED)
     uniform = np.full(problems, 1 / problems)
     values: list[npt.NDArray[np.float64]] = []
-    for _ in range(0, _RESAMPLES, 500):  # in parts: R x P counts of a large task fill the memory
+    for _ in range(0, _RESAMPLES, 500):  # in parts, since R x P counts could fill the memory
         draws_RP = rng.multinomial(problems, uniform, size=500)
         values.append(statistic(draws_RP @ sums_PX))
     values_R = np.concatenate(values)
@@ -313,10 +315,12 @@ def _efficiency(totals_RX: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def _grouped(
     values_N: Scores, problems_N: Problems
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp], int]:
-    """Values as floats, the problems numbered, and how many of those there are."""
+    """The values as floats, the number of each value's problem, and the count of problems."""
     values = np.asarray(values_N, dtype=np.float64)
     if len(values) != len(problems_N):
-        raise ValueError(f"{len(values)} values for {len(problems_N)} problems: one each is needed")
+        raise ValueError(
+            f"{len(values)} values for {len(problems_N)} problems: they must be as many"
+        )
     index: dict[str, int] = {}
     clusters = [index.setdefault(problem, len(index)) for problem in problems_N]
     return values, np.array(clusters, dtype=np.intp), len(index)
@@ -338,20 +342,20 @@ def _problem_means(values_N: Scores, problems_N: Problems) -> dict[str, float]:
 
 
 def widening(clusters: int, confidence: float = 0.95) -> float:
-    """By how much too narrow the bootstrap's interval of a mean is for so few clusters, at least 2.
+    """The factor by which a bootstrap interval of a mean is too narrow for few clusters (>= 2).
 
-    Student's t for the normal quantile, and P / (P - 1) for the variance.
+    It replaces the normal quantile by Student's t, and corrects the variance by P / (P - 1).
     """
     student = _t_quantile(confidence, clusters - 1)
     return student / normal_quantile(confidence) * sqrt(clusters / (clusters - 1))
 
 
 def _t_quantile(confidence: float, freedom: int) -> float:
-    """Student's two-sided quantile; nan without a degree of freedom."""
+    """Student's two-sided quantile; nan for less than one degree of freedom."""
     return nan if freedom < 1 else float(special.stdtrit(freedom, (1 + confidence) / 2))
 
 
-_FLIPS = 20_000  # so many that p-values survive a correction for 100 comparisons
+_FLIPS = 20_000  # enough for p-values that survive a correction for 100 comparisons
 
 
 class Difference(NamedTuple):
@@ -366,12 +370,13 @@ class Difference(NamedTuple):
 def bootstrap_differences(
     differences_PK: npt.NDArray[np.float64], confidence: float = 0.95
 ) -> list[Difference]:
-    """The mean of each column with a percentile interval, under resampling of its P problems.
+    """The mean of each column, with a percentile interval under resampling of its P problems.
 
-    Column k holds, for each problem, one method's mean over its samples less another's: a paired,
-    clustered bootstrap. p is twice the smaller share of resampled means on either side of 0, the
-    observed one counted in, so that it is never 0; nor is it below 2 / 2^P, the least that P
-    problems can show by their signs. A column of zeros has 1, one with a nan is nan.
+    Column k holds, for each problem, one method's mean over its samples minus another's, so this is
+    a paired, clustered bootstrap. p is twice the smaller share of resampled means on either side of
+    0. The observed mean is included, so p is never 0. p is also at least 2 / 2^P, the smallest
+    value that the signs of P problems can show. For a column of zeros p is 1; a column with a nan
+    gives nan.
     """
     problems, columns = differences_PK.shape
     if not problems:
@@ -394,10 +399,11 @@ def bootstrap_differences(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number (Holm 1979), in the order given.
+    """Adjust p-values for their number (Holm 1979), in the given order.
 
-    Calling those below alpha differences errs anywhere among them with probability alpha at most,
-    whatever their dependence. nan, a comparison that could not be made, stays and does not count.
+    If all adjusted values below alpha are called differences, the probability of any error is at
+    most alpha, whatever their dependence. A nan (no comparison was possible) stays nan and does not
+    count.
     """
     order = sorted(
         (i for i, p in enumerate(p_values) if not isnan(p)), key=lambda i: float(p_values[i])

@@ -128,14 +128,14 @@ def test_mistakes_in_a_recipe_are_one_line(
 def test_a_missing_recipe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = dto("estimate", "no.yaml", capsys=capsys)
     assert (code, err.count("\n")) == (1, 1)
-    assert "recipe no.yaml does not exist" in err and "quickstart" in err
+    assert "there is no recipe or run no.yaml" in err and "quickstart" in err
     _, _, err = dto("run", "quikstart", capsys=capsys)
     assert "did you mean 'quickstart'?" in err
 
 
 def test_a_folder_that_is_no_run_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = dto("report", ".", capsys=capsys)
-    assert (code, err) == (1, "dto: error: . is no run directory: it holds no recipe.yaml\n")
+    assert (code, err) == (1, "dto: error: . is not a run directory: it has no recipe.yaml\n")
 
 
 def test_help_says_whole_sentences(capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,11 +215,11 @@ def test_import_in_another_models_tags_says_what_to_set(
     )
     code, _, err = dto("import", "rows.jsonl", "--model", "nano", capsys=capsys)
     assert code == 0 and "1 rows, 2 dropped: foreign_tags" in caplog.text, err
-    assert "most responses are not in the model's tags: " in caplog.text
+    assert "most responses use other thinking tags: " in caplog.text
     assert 'set model.think to ["[THINK]", "[/THINK]"]' in caplog.text
     think = ("--set", 'model.think=["[THINK]", "[/THINK]"]', "--recompute")
     code, _, err = dto("import", "rows.jsonl", "--model", "nano", *think, capsys=capsys)
-    assert code == 1 and "marks the thinking with <think>, model.think is [THINK]" in err
+    assert code == 1 and "marks the thinking with <think>, but model.think is [THINK]" in err
     typo = ("--set", "model.template.enable_thinkin=false", "--out", "runs/other")
     code, _, err = dto("import", "rows.jsonl", "--model", "nano", *typo, capsys=capsys)
     assert code == 1 and "has no argument 'enable_thinkin'" in err and "Traceback" not in err
@@ -385,7 +385,7 @@ def test_ctrl_c_while_processes_start_is_one_line(capsys: pytest.CaptureFixture[
     assert process.returncode == 130
     lines = [line for line in err.splitlines() if line]
     way_on = "dto segment runs/x"
-    assert lines[1:] == [f"dto: interrupted; what was computed is kept, go on with: {way_on}"]
+    assert lines[1:] == [f"dto: interrupted; finished rows are kept; continue with: {way_on}"]
 
 
 @pytest.mark.skipif(not NANO.is_dir(), reason="the embedded model's weights are not here")
@@ -410,7 +410,7 @@ def test_ctrl_c_keeps_what_was_computed_and_says_how_to_go_on() -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.splitlines()[-1] == (
-        "dto: interrupted; what was computed is kept, go on with: dto sample runs/r"
+        "dto: interrupted; finished rows are kept; continue with: dto sample runs/r"
     )
     assert "Traceback" not in err
     assert b'\n{"key"' in journal.read_bytes()

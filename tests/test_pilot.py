@@ -198,4 +198,4 @@ def test_the_command_on_the_embedded_model(
     with pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().out == out
-    assert "pilot     24 rows, done before" in caplog.text
+    assert "pilot     24 rows, already finished" in caplog.text

@@ -138,7 +138,11 @@ def test_tags_may_be_given_as_ids() -> None:
     pieces = tuple(tokenizer.encode("[/T]", add_special_tokens=False))
     spelt = think_tags(tokenizer, ModelSettings(name="m", think=("[T]", pieces)))
     assert (spelt.close, spelt.close_ids) == ("[/T]", pieces)
-    for ids, said in (((10**6,), "none with the id"), ((2,), None), ((150,), "cannot be a tag")):
+    for ids, said in (
+        ((10**6,), "id 1000000 is outside"),
+        ((2,), None),
+        ((150,), "cannot be a tag"),
+    ):
         settings = ModelSettings(name="m", think=("[T]", ids))
         if said:
             with pytest.raises(DtoError, match=said):
@@ -192,10 +196,10 @@ ONE = Family("{{ messages }}")
 NAMED = {"default": "{{ messages[0].content }}<|assistant|>", "rag": "{{ rag }}"}
 BROKEN: list[tuple[Any, dict[str, Any], str | None, str]] = [
     (None, {}, None, "no chat template: use the reasoning version"),
-    (NO_SYSTEM, {}, "Be brief.", r"takes no system message \(System role not supported\): set "
+    (NO_SYSTEM, {}, "Be brief.", r"refuses a system message \(System role not supported\): set "
      "model.system to null"),
     ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", {}, "Be brief.",
-     "leaves the system message out: set model.system to null"),
+     "ignores the system message: set model.system to null"),
     (NO_SYSTEM.replace("enable", ""), {"enable_thinkin": True}, None,
      "model.template.enable_thinkin: .* has no argument 'enable_thinkin'; its arguments: none"),
     (FAMILIES["qwen3"].template, {"enable_thinkin": True}, None, "its arguments: enable_thinking"),
@@ -207,7 +211,7 @@ BROKEN: list[tuple[Any, dict[str, Any], str | None, str]] = [
     (NAMED, {"chat_template": "tool"}, None, "chat_template = 'tool': 'm' has default, rag"),
     ({"a": "{{ messages }}", "b": "{{ messages }}"}, {}, None,
      "several chat templates and no default: set model.template.chat_template to one of a, b"),
-    ("{{ messages }}", {"chat_template": "rag"}, None, "has one chat template, without a name"),
+    ("{{ messages }}", {"chat_template": "rag"}, None, "has a single chat template without a name"),
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What commands share: the options of a run, the recipe and directory that a target names."""
+"""Shared by the commands: options, and finding the recipe and run directory of a target."""
 
 from __future__ import annotations
 
@@ -21,36 +21,45 @@ Target = Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 Out = Annotated[Path | None, typer.Option(help="Run directory; runs/NAME by default.")]
 Recompute = Annotated[
-    bool, typer.Option("--recompute", help="Compute again what other settings computed.")
+    bool, typer.Option("--recompute", help="Recompute stages whose settings changed.")
 ]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before sampled rows are replaced.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin the run anew.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Replace sampled rows without asking.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start the run from scratch.")]
 Again = Annotated[
-    bool, typer.Option("--recompute", help="Compute again what changed; else this stage.")
+    bool,
+    typer.Option(
+        "--recompute", help="Recompute stages whose settings changed, or this stage if none did."
+    ),
 ]
 Code = Annotated[
     bool,
-    typer.Option("--allow-code-execution", help="Run programs that a model wrote, in a sandbox."),
+    typer.Option("--allow-code-execution", help="Run model-written programs in a sandbox."),
 ]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: sample.samples=8; repeat."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a setting, as in sample.samples=8; repeatable."
+    ),
 ]
 
 
 def consent(wanted: bool, yes: bool) -> Consent:
-    """Who is asked before something is computed again: nobody where nothing was spent on it."""
+    """Ask the user before stages are computed again, if they cost tokens."""
 
     def ask(path: Path, stale: Sequence[Stale]) -> None:
         if not wanted:
             refuse(path, stale)
-        print(f"{path}: computed again, and kept in {path}/.aside until then:", file=sys.stderr)
-        for each in stale:
-            print(f"  {each}", file=sys.stderr)
-        if yes or not any(each.tokens for each in stale):
+        print(
+            f"{path}: these stages are computed again; the old ones stay in {path}/.aside until "
+            "then:",
+            file=sys.stderr,
+        )
+        for stage in stale:
+            print(f"  {stage}", file=sys.stderr)
+        if yes or not any(stage.tokens for stage in stale):
             return
         if not sys.stdin.isatty():
-            raise RunConflictError(f"{path}: nobody can be asked here: say yes with --yes")
+            raise RunConflictError(f"{path}: cannot ask without a terminal: use --yes to agree")
         if not typer.confirm("Compute these again?", err=True):
             raise RunConflictError(f"{path}: nothing was changed")
 
@@ -59,12 +68,12 @@ def consent(wanted: bool, yes: bool) -> Consent:
 
 @contextmanager
 def held(run: Run, command: str = "run") -> Iterator[Run]:
-    """Hold a run while a command works on it; says how to go on after Ctrl-C."""
+    """Close the run when a command ends; after Ctrl-C, print how to continue."""
     try:
         yield run
     except KeyboardInterrupt:
         print(
-            f"dto: interrupted; what was computed is kept, go on with: dto {command} "
+            f"dto: interrupted; finished rows are kept; continue with: dto {command} "
             f"{quote(str(run.path))}",
             file=sys.stderr,
         )
@@ -74,21 +83,21 @@ def held(run: Run, command: str = "run") -> Iterator[Run]:
 
 
 def read_target(target: str, changes: list[str] | None) -> tuple[Recipe, Path]:
-    """The recipe that a file, a packaged recipe or a run directory holds, and the run directory.
+    """Read the recipe that a file, packaged recipe or run directory names; also its run directory.
 
-    Raises RecipeError for what is neither, and names what there is.
+    Raises RecipeError for any other target, naming the packaged recipes.
     """
     path = Path(target)
     if path.is_dir():
         if not (path / "recipe.yaml").is_file():
-            raise RecipeError(f"{path} is no run directory: it holds no recipe.yaml")
+            raise RecipeError(f"{path} is not a run directory: it has no recipe.yaml")
         return load_recipe(path / "recipe.yaml", parse_changes(changes)), path
     file = path if path.exists() else packaged(path)
     if file is None:
-        known = [recipe.stem for recipe in _pipelines().glob("*.yaml")]
+        names = [recipe.stem for recipe in _pipelines().glob("*.yaml")]
         raise RecipeError(
-            f"recipe {path} does not exist, nor such a run{nearest(path.stem, known)}; recipes "
-            f"that come with dto: {', '.join(sorted(known))}"
+            f"there is no recipe or run {path}{nearest(path.stem, names)}; packaged recipes: "
+            f"{', '.join(sorted(names))}"
         )
     recipe = load_recipe(file, parse_changes(changes))
     return recipe, Path("runs") / recipe.name
@@ -101,15 +110,15 @@ def _pipelines() -> Path:
 
 
 def packaged(path: Path) -> Path | None:
-    """The recipe that comes with dto under this name, if there is one."""
+    """The packaged recipe of this name, or None."""
     name = f"{path.name.removesuffix('.yaml')}.yaml"
     file = _pipelines() / ("baselines" if path.parent.name == "baselines" else "") / name
-    known = path.parent.name in ("", "pipelines", "baselines")
-    return file if file.is_file() and known else None
+    is_short = path.parent.name in ("", "pipelines", "baselines")
+    return file if file.is_file() and is_short else None
 
 
 def parse_changes(changes: list[str] | None) -> dict[str, Any]:
-    """What `--set KEY=VALUE` says; values are YAML. Raises RecipeError for what is not that."""
+    """Parse `--set KEY=VALUE` options; values are YAML. Raises RecipeError for other forms."""
     parsed: dict[str, Any] = {}
     for change in changes or []:
         key, equals, value = change.partition("=")

@@ -1,4 +1,4 @@
-"""`dto publish` and `dto pull`: runs and models on their way to the Hub and back."""
+"""`dto publish` and `dto pull`: upload runs and models to the Hub, and download them."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ def publish(
     target: RunPath,
     name: Annotated[str, typer.Argument(metavar="USER/NAME", help="Its name on the Hub.")],
     model: Annotated[
-        bool, typer.Option("--model", help="The trained model with its evaluation.")
+        bool, typer.Option("--model", help="Publish the trained model with its evaluation.")
     ] = False,
     only: Annotated[
-        str, typer.Option(metavar="TABLES", help="Of the tables these alone: pairs,exits")
+        str, typer.Option(metavar="TABLES", help="Publish only these tables, as in pairs,exits.")
     ] = "",
     test_sets: Annotated[
         bool,
-        typer.Option("--test-sets", help="Also questions and gold answers of others' test sets."),
+        typer.Option("--test-sets", help="Include questions and answers of public test sets."),
     ] = False,
-    private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make it private.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write the folder, show the card, send nothing.")
+        bool, typer.Option("--dry-run", help="Write the folder, show the card, upload nothing.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what has the name.")
+        bool, typer.Option("--overwrite", help="Replace an existing dataset or model.")
     ] = False,
     license: Annotated[
-        str | None, typer.Option(help="Licence of the rows; that of their source by default.")
+        str | None, typer.Option(help="Licence of the rows; the source's licence by default.")
     ] = None,
 ) -> None:
-    """Put a run on the Hub, as one dataset with a card.
+    """Publish a run on the Hub, as one dataset with a card.
 
-    In one commit; the same content makes no second one.
+    Uploads one commit; unchanged content makes no new commit.
     """
     from dto.hub.publish import publish as publish_run
 
     if not (target / "recipe.yaml").is_file():
-        raise DtoError(f"{target} is no run directory: it holds no recipe.yaml")
+        raise DtoError(f"{target} is not a run directory: it has no recipe.yaml")
     recipe, _ = read_recipe(target / "recipe.yaml")
     # Nothing is computed, so nothing that a change would compute again stands in the way.
     with held(open_run(target, recipe, recompute=agree), "publish") as run:
@@ -64,30 +64,30 @@ def publish(
         )
         if done.uploaded is None:
             print(done.card)
-            print(f"{done.folder}: nothing was sent; publish it without --dry-run")
+            print(f"{done.folder}: nothing was uploaded; publish it without --dry-run")
             return
         place = f"{done.uploaded.url} ({'private' if done.uploaded.private else 'public'})"
-        state = f"commit {done.uploaded.commit}" if done.uploaded.changed else "nothing is new"
+        state = f"commit {done.uploaded.commit}" if done.uploaded.changed else "unchanged"
         print(f"{place}: {state}")
 
 
 def pull(
-    name: Annotated[str, typer.Argument(metavar="USER/NAME", help="A dataset of the Hub.")],
+    name: Annotated[str, typer.Argument(metavar="USER/NAME", help="A dataset on the Hub.")],
     out: Out = None,
     revision: Annotated[
         str | None, typer.Option(help="Commit or branch of a published run.")
     ] = None,
     weights: Annotated[
-        bool, typer.Option("--weights", help="Also the model that it trained.")
+        bool, typer.Option("--weights", help="Download the trained model as well.")
     ] = False,
     model: Annotated[
-        str | None, typer.Option(help="Of rows that are no run: whose tokenizer encodes them.")
+        str | None, typer.Option(help="For other datasets: the model whose tokenizer to use.")
     ] = None,
     changes: Changes = None,
 ) -> None:
-    """Bring a published run back from the Hub.
+    """Download a published run from the Hub.
 
-    Responses and preference pairs of others are imported.
+    Other datasets of responses or preference pairs are imported.
     """
     from dto.hub.pull import find, owed
     from dto.hub.pull import pull as pull_run
@@ -95,22 +95,25 @@ def pull(
     if not find(name, revision):
         if model is None:
             raise DtoError(
-                f"{name} is no run of dto: to import its rows say whose tokenizer encodes "
-                f"them: `dto pull {name} --model MODEL`"
+                f"{name} is not a run of dto: to import its rows, name the model whose tokenizer "
+                f"to use: `dto pull {name} --model MODEL`"
             )
         if revision is not None:
-            raise DtoError(f"--revision: {name} is no run of dto; rows are read at the newest")
+            raise DtoError(
+                f"--revision: {name} is not a run of dto, and its rows are read at the newest "
+                "revision: leave --revision out"
+            )
         import_rows(name, model, out=out, changes=changes)
         return
     if changes:
         raise DtoError(f"{name} is a run with its own recipe: pull it, then `dto run --set …`")
     place = out or Path("runs") / name.rpartition("/")[2]
     stages = pull_run(name, place, revision=revision, weights=weights)
-    print(f"{place}: {', '.join(stages)}; go on with dto run {quote(str(place))}")
+    print(f"{place}: {', '.join(stages)}; continue with: dto run {quote(str(place))}")
     for stage in owed(place):
-        print(f"{stage}: its test questions were not published, dto run reads their source")
+        print(f"{stage}: test questions were not published; dto run reads them from their source")
     if "train" in stages and not (place / "train" / "model").is_dir():
         print(
-            "the trained model is not part of it: "
+            "the trained model was not downloaded; to get it: "
             f"dto pull {name} --out {quote(str(place))} --weights"
         )

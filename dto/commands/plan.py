@@ -1,4 +1,4 @@
-"""What a run would do, told without an engine, a GPU or weights."""
+"""`dto run --dry-run`: the plan of a run, without an engine, a GPU or weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def plan(recipe: Recipe) -> Iterator[str]:
     """The lines of the plan: stages, amounts and settings, then the first prompt of each stage.
 
-    Nothing is fetched: where a question or a tokenizer is not on this machine, the line says so and
+    Nothing is downloaded. If a question or tokenizer is not on this machine, its line says so and
     the prompt is shown as text.
     """
     model = recipe.model
@@ -37,19 +37,19 @@ def plan(recipe: Recipe) -> Iterator[str]:
     yield "report    report.html, report.json, tables and pictures"
     if recipes:
         yield f"compare   {recipe.compare.policy_tokens:,} policy tokens for each training"
-    for name, each in recipes.items():
-        points = grid(each)
-        tried = f"{each.compare.own} {', '.join(map(str, each.compare.values))}" if points else ""
-        yield f"          {name}: {len(points)} points {tried}".rstrip()
+    for name, method in recipes.items():
+        points, own = grid(method), method.compare
+        values = f"{own.own} {', '.join(map(str, own.values))}" if points else ""
+        yield f"          {name}: {len(points)} points {values}".rstrip()
     for exit in recipe.evaluate.exits:
         yield "exit      " + " ".join(f"{key}={value}" for key, value in exit.changed().items())
     yield ""
     questions, remark = _first_questions(recipe)
-    asking = {*stages, *(stage for each in recipes.values() for stage in needed(each))}
-    for title, prompt, is_message in shown_prompts(recipe, asking, questions):
+    all_stages = {*stages, *(stage for method in recipes.values() for stage in needed(method))}
+    for title, prompt, is_message in shown_prompts(recipe, all_stages, questions):
         text = prompt
         if is_message:
-            text, rendered = _asked(recipe, prompt)
+            text, rendered = _rendered(recipe, prompt)
             title += remark + rendered
         yield f"── {title}"
         yield text.replace("\n", "⏎\n")
@@ -57,7 +57,7 @@ def plan(recipe: Recipe) -> Iterator[str]:
 
 
 def _first_questions(recipe: Recipe) -> tuple[list[str], str]:
-    """Questions, as many as are asked together, and a remark."""
+    """The questions of the largest batch prompt (or one), and a remark."""
     imported = recipe.sample.imported
     source = imported or recipe.problems.source
     unknown = [f"(a question of {source})"], f" ({source} is not on this machine)"
@@ -73,12 +73,12 @@ def _first_questions(recipe: Recipe) -> tuple[list[str], str]:
         rows = imported_problems(imported, small, recipe.seed)
     else:
         rows = load_problems(small, recipe.seed)
-    found = [*islice((row.question for row in rows if isinstance(row, Problem)), most)]
-    return (found, "") if found else unknown
+    questions = [*islice((row.question for row in rows if isinstance(row, Problem)), most)]
+    return (questions, "") if questions else unknown
 
 
-def _asked(recipe: Recipe, user: str) -> tuple[str, str]:
-    """A user message with the chat template around it, and a remark."""
+def _rendered(recipe: Recipe, user: str) -> tuple[str, str]:
+    """A user message inside the chat template, and a remark."""
     from dto.engines.models import load_tokenizer
     from dto.trajectories import chat_ids
 
@@ -87,6 +87,6 @@ def _asked(recipe: Recipe, user: str) -> tuple[str, str]:
     except DtoError:
         system = f"[system] {recipe.model.system}\n" if recipe.model.system else ""
         text = f"{system}[user] {user}"
-        return text, " (the tokenizer is not on this machine: without the chat template)"
+        return text, " (without the chat template: the tokenizer is not on this machine)"
     ids = chat_ids(user, tokenizer, recipe.model)
     return str(tokenizer.decode(list(ids))), f" ({len(ids)} tokens)"

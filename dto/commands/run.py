@@ -1,4 +1,4 @@
-"""The commands that compute: a whole run, one stage of it, an import, a calibration, a pilot."""
+"""The commands that compute: run, the single stages, import, calibrate, pilot."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(
         bool, typer.Option("--dry-run", help="Print the plan and the first prompts.")
     ] = False,
     pilot: Annotated[
-        int | None, typer.Option(min=2, help="Run so many problems; forecast the rest; stop.")
+        int | None, typer.Option(min=2, help="Run this many problems, forecast the rest, stop.")
     ] = None,
     recompute: Recompute = False,
     yes: Yes = False,
@@ -46,7 +46,7 @@ def run(
     code: Code = False,
     changes: Changes = None,
 ) -> None:
-    """Every stage of a recipe; resumes where it stopped."""
+    """Run all stages of a recipe, or resume a run."""
     recipe, place = read_target(target, changes)
     if dry_run:
         from dto.commands.plan import plan
@@ -80,17 +80,17 @@ def _report(path: Path) -> None:
     if RunReader(path).recipe.compare.methods:
         from dto.compare.report import report as compared
 
-        print(compared([path]))  # once all its methods are done
+        print(compared([path]))
         print(f"{path}/compare: compare.html, compare.json, tables and pictures")
         return
     from dto.reporting.write import report
 
     print(report(path))
-    print(f"\nThe page: {path}/report/report.html. Its trajectories: dto view {quote(str(path))}")
+    print(f"\nReport page: {path}/report/report.html. Trajectories: dto view {quote(str(path))}")
 
 
 def report(target: Target, out: Out = None, changes: Changes = None) -> None:
-    """Sum up: a table here, report.html to send around."""
+    """Print the results, and write them to report.html."""
     place = out or Path(target)
     if out is None and not (place / "recipe.yaml").is_file():
         _, place = read_target(target, changes)
@@ -100,7 +100,7 @@ def report(target: Target, out: Out = None, changes: Changes = None) -> None:
 def _compute(
     stage: str, recipe: Recipe, place: Path, recompute: bool, yes: bool, code: bool
 ) -> None:
-    """This stage alone; questions cost nothing, and everything begins with them."""
+    """Run one stage; load its questions first, which costs nothing."""
     again = (stage,) if recompute else ()
     ask = consent(recompute, yes)
     opened = open_run(place, recipe, recompute=ask, again=again, allow_code_execution=code)
@@ -109,7 +109,7 @@ def _compute(
 
 
 def _stage_command(app: typer.Typer, stage: str) -> None:
-    """`dto STAGE`: this stage alone, from the tables before it."""
+    """Add the command `dto STAGE`, which runs this stage alone."""
 
     def command(
         target: Target,
@@ -123,7 +123,7 @@ def _stage_command(app: typer.Typer, stage: str) -> None:
         _compute(stage, recipe, out or place, recompute, yes, code)
 
     about = STAGES[stage].about
-    app.command(stage, help=f"{about}\n\nThis stage alone, from the tables before it.")(command)
+    app.command(stage, help=f"{about}\n\nRuns this stage alone, on the existing tables.")(command)
 
 
 def evaluate(
@@ -131,14 +131,14 @@ def evaluate(
     out: Out = None,
     replay: Annotated[
         bool,
-        typer.Option("--replay", help="Sweep exits over the run's traces; generate nothing."),
+        typer.Option("--replay", help="Compare exits on recorded traces; generate nothing."),
     ] = False,
     recompute: Again = False,
     yes: Yes = False,
     code: Code = False,
     changes: Changes = None,
 ) -> None:
-    """Evaluate alone, or say what many exits would give on recorded traces."""
+    """Run the evaluation alone, or replay many exits on recorded traces."""
     recipe, place = read_target(target, changes)
     if not replay:
         _compute("evaluate", recipe, out or place, recompute, yes, code)
@@ -155,9 +155,9 @@ def pilot(
     yes: Yes = False,
     changes: Changes = None,
 ) -> None:
-    """How much does this model overthink? A study of it.
+    """Measure how much a model overthinks.
 
-    Pearls (right answers on the way to wrong ones), static exits, what optimizing saves.
+    Counts right answers on the way to wrong ones (pearls), static exits, savings of optimizing.
     """
     from dto.reporting.pilot import study
 
@@ -181,15 +181,15 @@ def calibrate(
     code: Code = False,
     changes: Changes = None,
 ) -> None:
-    """Pick an early exit that is certified to lose little.
+    """Choose an early exit with a certified bound on lost accuracy.
 
-    Records traces of the dev problems with all trials, and writes a policy file for recipes.
+    Records the dev problems with all trial answers, and writes a policy file for recipes.
     """
     from dto.calibration.calibrate import calibrate as calibrate_run
     from dto.engines.models import load_tokenizer
 
     recipe, place = _to_calibrate(target, changes)
-    load_tokenizer(recipe.model)  # a name that is none begins no run
+    load_tokenizer(recipe.model)  # fail before the run directory exists if there is no such model
     ask = consent(recompute or overwrite, yes)
     opened = open_run(
         out or place, recipe, recompute=ask, overwrite=overwrite, allow_code_execution=code
@@ -201,22 +201,22 @@ def calibrate(
 
 
 def _to_calibrate(target: str, changes: list[str] | None) -> tuple[Recipe, Path]:
-    """What is no recipe and no run is a model: an embedded one has the quickstart's settings."""
+    """Read a recipe or run; any other target is a model (embedded: the quickstart's settings)."""
     path = Path(target)
     if path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file() or packaged(path):
         return read_target(target, changes)
     name = f"calibrate-{path.name}"
     place = Path("runs") / name
     if target in NAMES:
-        # Problems are what is drawn: more of them prove more than more samples of each.
+        # More problems prove more than more samples of each problem.
         own = [f"name={name}", f"model.name={target}", "problems.dev=600", "evaluate.samples=1"]
         recipe, _ = read_target("quickstart", [*own, *(changes or [])])
         return recipe, place
     parsed = parse_changes(changes)
     if "problems.source" not in parsed:
         raise RecipeError(
-            f"calibrate {target}: on which questions? Name a recipe, or a file or dataset with "
-            "--set problems.source=…; --set problems.source=chains takes generated ones"
+            f"calibrate {target} needs questions: name a recipe, or a file or dataset with --set "
+            "problems.source=… (problems.source=chains generates questions)"
         )
     return make_recipe({"name": name, "model": {"name": target}}, parsed, "--set"), place
 
@@ -232,11 +232,11 @@ def import_rows(
     code: Code = False,
     changes: Changes = None,
 ) -> None:
-    """Turn your rows of prompt + response into a run.
+    """Import responses or preference pairs.
 
-    They become trajectories; go on with `dto segment RUN`. Rows of chosen + rejected become pairs;
-    go on with `dto train RUN`. Dev and test problems come from the recipe's problems.source;
-    without one there are none.
+    Rows of prompt + response become trajectories: continue with `dto segment RUN`. Rows of
+    chosen + rejected become pairs: continue with `dto train RUN`. Dev and test problems come from
+    the recipe's problems.source, if it has one.
     """
     from dto.tasks.importing import holds_pairs
 
@@ -261,11 +261,11 @@ def import_rows(
     with held(opened, last):
         run_stages(opened, needed(settings, "problems", last))
     next_ = "train" if paired else "segment"
-    print(f"{opened.path}: go on with dto {next_} {quote(str(opened.path))}")
+    print(f"{opened.path}: continue with: dto {next_} {quote(str(opened.path))}")
 
 
 def add_run(app: typer.Typer) -> None:
-    """Add the commands: a run, each of its stages in their order, and what is made of runs."""
+    """Add the commands that compute, with the stages in their order."""
     app.command()(run)
     for stage in STAGES.values():
         if stage.name == "evaluate":

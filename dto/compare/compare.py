@@ -279,7 +279,7 @@ def _work(run: Run, recipes: Mapping[str, Recipe], places: Mapping[str, Path]) -
         end_children(running.values())
     if failed:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-        raise DtoError(f"compare: {reasons}; what was computed is kept, run again")
+        raise DtoError(f"compare: {reasons}; finished rows are kept: run the same command again")
 
 
 def _start(place: Path, dev: Path) -> subprocess.Popen[bytes]:

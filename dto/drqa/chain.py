@@ -166,7 +166,7 @@ def _reads(recipe: Recipe) -> tuple[str, ...]:
 
 STAGE = Stage(
     name="chain",
-    about="Cut batch responses into a chain a question (DRQA).",
+    about="Cut batch responses into one chain per question (DRQA).",
     amount=lambda recipe: "one for each question of a response",
     record=Chain,
     reads=_reads,

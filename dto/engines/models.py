@@ -1,6 +1,6 @@
-"""Tokenizers and models: loading them, and the shape that FLOPs are computed from (`dto.usage`).
+"""Load tokenizers and models, and find the shape from which FLOPs are computed (`dto.usage`).
 
-Whoever needs one does it here: an engine, a stage without an engine, training.
+Engines, stages without an engine and training all load them here.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 def load_tokenizer(
     model: ModelSettings, name: str | None = None, *, title: str = "", local: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a recipe's model, or of the model `name` (a trained one's folder).
+    """Load the tokenizer of a recipe's model, or of the model `name` (a trained model's folder).
 
-    `local`: only where nothing has to be fetched for it. Raises EngineError, which calls it
-    `title`, where it cannot be loaded or has no fast version.
+    `local`: download nothing. `title` names the tokenizer in errors. Raises EngineError if it
+    cannot be loaded or has no fast version.
     """
     from transformers import AutoTokenizer
 
@@ -47,9 +47,9 @@ def load_tokenizer(
 def load_model(
     name: str, revision: str | None = None, *, dtype: Any, title: str = ""
 ) -> PreTrainedModel:
-    """The causal language model of an embedded name, a folder or a Hub id, on the CPU.
+    """Load the causal language model of an embedded name, a folder or a Hub id, on the CPU.
 
-    Raises EngineError, which calls it `title`, where it cannot be loaded.
+    `title` names the model in errors. Raises EngineError if it cannot be loaded.
     """
     from transformers import AutoModelForCausalLM
 
@@ -69,11 +69,11 @@ def load_model(
 def load_for_serving(
     settings: ModelSettings, name: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer for the transformers engine, on the device that serves.
+    """Load model and tokenizer for the transformers engine, on the serving device.
 
-    `auto` is CUDA where there is one, else the CPU; and the checkpoint's own dtype on a GPU,
-    float32 on a CPU, which computes it faster and bit for bit the same in any batch. Raises
-    EngineError, naming `name`, when they cannot be loaded.
+    Device `auto` is CUDA if available, else the CPU. Dtype `auto` is the checkpoint's own on a GPU
+    and float32 on a CPU, where it is faster and gives bitwise equal results in any batch. Raises
+    EngineError, naming `name`, if they cannot be loaded.
     """
     import torch
 
@@ -81,7 +81,7 @@ def load_for_serving(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise EngineError(f"model.device = {device!r}: torch finds no GPU here; leave it at auto")
+        raise EngineError(f"model.device = {device!r}: torch finds no GPU; set it to auto")
     if dtype == "auto" and device == "cpu":
         dtype = "float32"
     model: Any = load_model(name, settings.revision, dtype=dtype)
@@ -95,7 +95,7 @@ def load_for_serving(
 def _unloadable(title: str, error: Exception) -> EngineError:
     reason = " ".join(str(error).split())[:300]
     return EngineError(
-        f"{title} cannot be loaded: {reason} — give nano, nano-control, a folder with config.json, "
+        f"{title} cannot be loaded: {reason} — use nano, nano-control, a folder with config.json, "
         "tokenizer and weights, or a Hub id"
     )
 
@@ -104,28 +104,28 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 def shape_of_config(config: Any, parameters: int | None = None) -> ModelShape:
-    """Of a transformers config (grouped-query heads count as query heads)."""
+    """The shape of a transformers config (grouped-query heads count as query heads)."""
     heads = int(config.num_attention_heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     return ModelShape(int(config.num_hidden_layers), heads, head_dim, parameters)
 
 
 def shape_of_model(model: Any) -> ModelShape:
-    """Of a loaded causal language model: its real parameters are counted."""
+    """The shape of a loaded causal language model, with its actual parameters counted."""
     return shape_of_config(model.config, active_parameters(model))
 
 
 def active_parameters(model: Any) -> int | None:
-    """Parameters that take part in a token's forward pass: N of `dto.usage`.
+    """Count the parameters in a token's forward pass: N in `dto.usage`.
 
-    None for a mixture of experts whose config does not tell how many there are, and how many a
-    token is sent to.
+    None for a mixture of experts whose config does not give the number of experts, or the number
+    that each token uses.
     """
     from torch import nn
 
     tables = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     if (head := model.get_output_embeddings()) is not None:
-        tables.discard(id(head.weight))  # tied: what looks rows up is multiplied with as well
+        tables.discard(id(head.weight))  # tied embeddings are also multiplied, as the LM head
     dense = routed = 0
     for name, parameter in model.named_parameters():
         if id(parameter) in tables:
@@ -138,26 +138,26 @@ def active_parameters(model: Any) -> int | None:
         return dense
     config = model.config
     experts = next((count for key in _EXPERTS if (count := getattr(config, key, None))), None)
-    sent_to = getattr(config, "num_experts_per_tok", None)
-    if not experts or not sent_to:
+    per_token = getattr(config, "num_experts_per_tok", None)
+    if not experts or not per_token:
         return None
-    return dense + routed * int(sent_to) // int(experts)
+    return dense + routed * int(per_token) // int(experts)
 
 
 def parameters_of(config: Any) -> int | None:
-    """N of a transformers config: of a model that is laid out as it says, without any memory.
+    """Count N for a transformers config, on a model that is built without memory (meta device).
 
-    None where transformers has no causal language model for it.
+    None if transformers has no causal language model for it.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     plain = copy.deepcopy(config)
     if getattr(plain, "quantization_config", None) is not None:
-        del plain.quantization_config  # weights of fewer bits count the same
+        del plain.quantization_config  # quantized weights count like others
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(plain)  # type: ignore[no-untyped-call]
         return active_parameters(model)
-    except Exception:  # whatever a config that it does not know makes transformers raise
+    except Exception:  # an unknown config can make transformers raise anything
         return None

@@ -1,14 +1,14 @@
-"""Requests under way, and the next token of each, with noise of (seed, position) alone.
+"""Requests in progress, and choosing their next tokens with noise from (seed, position) alone.
 
-The worker alone appends to a sample; the asyncio side reads its lists up to a length that it has
+Only the worker appends to a sample. The asyncio side reads its lists up to a length that it has
 read before, so neither waits for the other.
 
-One uniform number per token, turned into a token by inverting the cumulative distribution over the
-ids that temperature, min-p, top-k and top-p leave, in this order, which is vLLM's. The alternative,
-Gumbel noise for every id, costs a hash per row, step and id; both are equally sensitive to rounding
-of the logits. Since the number depends on nothing else, a token depends neither on scheduling nor
-on batch-mates, and a prefix of a stream that is continued under the same seed goes on as the stream
-did.
+Each token takes one uniform number. It becomes a token by inverting the cumulative distribution
+over the ids that temperature, min-p, top-k and top-p leave (in this order, which is vLLM's). The
+alternative, Gumbel noise for every id, costs a hash per row, step and id, and is equally sensitive
+to rounding of the logits. The number depends only on seed and position. So a token depends neither
+on scheduling nor on the rest of the batch, and continuing a prefix of a stream under the same seed
+gives the tokens of the stream.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from dto.text import StopReader
 
 ROW = np.dtype(
     [
-        ("token", np.int64),  # the last one, whose keys are not computed yet
-        ("length", np.int64),  # tokens whose keys are computed
+        ("token", np.int64),  # the last token, whose keys are not computed yet
+        ("length", np.int64),  # number of tokens with computed keys
         ("seed", np.uint64),
         ("temperature", np.float64),
         ("top_p", np.float64),
@@ -47,8 +47,8 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 class Request:
     """One call: n samples of a prompt, or the score of a continuation.
 
-    `changed` is called on the event loop when a sample has finished, and after each token when
-    `streaming`. `limit` is the most tokens that one sample may have. A score has one sample, whose
+    `changed` is called on the event loop when a sample has finished, and when `streaming` after
+    each token. `limit` is the maximum number of tokens of one sample. A score has one sample, whose
     `logprobs` are those of `continuation`.
     """
 
@@ -63,17 +63,17 @@ class Request:
 
     @property
     def length(self) -> int:
-        """The most tokens that prompt and one sample may have together."""
+        """The maximum number of tokens of the prompt and one sample together."""
         return len(self.prompt) + self.limit
 
 
 @dataclass(slots=True, eq=False)
 class Sample:
-    """One sample of a request. `pieces` has one text per token when there is a reader.
+    """One sample of a request. With a reader, `pieces` has one text per token.
 
-    `present` are the ids that a presence penalty counts, in the order they came; none without one.
+    `present` holds the ids that a presence penalty counts, in order; empty without a penalty.
     `finish` is set last, when everything else is final. `started` counts the tokens whose
-    computation has begun, so it is one ahead of `token_ids` during a step.
+    computation has started, so it is one ahead of `token_ids` during a step.
     """
 
     request: Request
@@ -96,7 +96,7 @@ class Sample:
             self.present = dict.fromkeys(self.request.prompt[-sampling.written :])
 
     def row(self, length: int) -> tuple[float, ...]:
-        """Its entry of `ROW`, with the keys of so many tokens computed."""
+        """Its entry of `ROW`, with the keys of `length` tokens computed."""
         sampling = self.request.sampling
         return (
             0, length, self.seed % 2**64, sampling.temperature, sampling.top_p, sampling.top_k,
@@ -104,7 +104,7 @@ class Sample:
         )  # fmt: skip
 
     def accept(self, token: int, end_ids: frozenset[int]) -> None:
-        """Take the next token, which may end the sample."""
+        """Append the next token, which may end the sample."""
         request = self.request
         ended, stop = token in end_ids, None
         if self.reader is not None:
@@ -122,7 +122,7 @@ class Sample:
             self.finish = "length"
 
     def fail(self, reason: str) -> None:
-        """End as failed."""
+        """End the sample as failed."""
         self.error = reason
         self.finish = "failed"
 
@@ -133,8 +133,8 @@ def next_tokens(
     """Choose and record a token for each sample; sets `token` of its row.
 
     Args:
-        logits: [samples, vocabulary], float32; a sample whose row is not finite fails.
-        samples: those that get a token.
+        logits: [samples, vocabulary], float32; a sample with a non-finite row fails.
+        samples: the samples that get a token.
         rows: [samples], of `ROW`.
         end_ids: the ids that end a response.
     """
@@ -172,7 +172,7 @@ def _record_logprobs(logits: Tensor, tokens: Tensor, samples: Sequence[Sample]) 
 
 
 def _without_banned(logits: Tensor, samples: Sequence[Sample]) -> Tensor:
-    """The logits to choose from; those that logprobs are read from stay as they are."""
+    """A copy of the logits without banned ids; logprobs are read from the original."""
     banned = [s.request.sampling.banned for s in samples]
     if not any(banned):
         return logits
@@ -194,19 +194,19 @@ def uniforms(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray
     """Uniform numbers in [0, 1) for (seed, absolute position) pairs, in steps of 2^-40."""
     key = _mix((seeds + np.uint64(1)) * _GOLDEN)
     bits = _mix(key + (positions.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
-    # 40 bits stay below 1 when they are scaled by a sum of probabilities.
+    # With 40 bits, the number stays below 1 when scaled by a sum of probabilities.
     numbers: NDArray[np.float64] = (bits >> np.uint64(24)).astype(np.float64) * 2.0**-40
     return numbers
 
 
 def choose(logits: Tensor, rows: NDArray[Any], numbers: NDArray[np.float64]) -> Tensor:
-    """One token id per row: [rows].
+    """Choose one token id per row; returns [rows].
 
     Args:
         logits: [rows, vocabulary], float32.
-        rows: [rows], of `ROW`. Temperature 0 is greedy. `top_p` 1 keeps all; ids as likely as the
-            last one kept are kept too. `top_k` 0 keeps all. `min_p` drops ids less likely than that
-            share of the likeliest one's; 0 keeps all.
+        rows: [rows], of `ROW`. Temperature 0 is greedy. `top_p` 1 keeps all ids; ids as likely as
+            the last kept one are kept too. `top_k` 0 keeps all. `min_p` drops ids less likely than
+            this share of the most likely id's probability; 0 keeps all.
         numbers: [rows], from `uniforms`.
     """
     temperature, top_p = rows["temperature"], rows["top_p"]
@@ -217,7 +217,7 @@ def choose(logits: Tensor, rows: NDArray[Any], numbers: NDArray[np.float64]) -> 
     device = logits.device
     scale = torch.as_tensor(np.where(greedy, 1.0, temperature), dtype=logits.dtype, device=device)
     probabilities = torch.softmax(logits / scale[:, None], -1)
-    # Only rows that ask are filtered: a renormalised row differs in its last bits.
+    # Filter only rows that request it, since renormalising changes the last bits.
     if len(at := np.flatnonzero(min_p > 0)):
         least = torch.as_tensor(min_p[at], dtype=logits.dtype, device=device)
         probabilities[at] = _min_p(probabilities[at], least)
@@ -230,16 +230,16 @@ def choose(logits: Tensor, rows: NDArray[Any], numbers: NDArray[np.float64]) -> 
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
     targets = torch.as_tensor(numbers, device=device)[:, None] * cumulative[:, -1:]
     sampled = torch.searchsorted(cumulative, targets, right=True)[:, 0]
-    sampled.clamp_(max=logits.shape[-1] - 1)  # of a row of nan
+    sampled.clamp_(max=logits.shape[-1] - 1)  # rows of nan are out of range
     if not greedy.any():
         return sampled
     return torch.where(torch.as_tensor(greedy, device=device), logits.argmax(-1), sampled)
 
 
 def penalised(logits: Tensor, present: Sequence[Sequence[int]], penalty: Sequence[float]) -> Tensor:
-    """Logits [rows, vocabulary] less each row's penalty at the ids present in it, each once.
+    """Subtract each row's penalty from its logits [rows, vocabulary] at its present ids, once each.
 
-    The logits that were given stay as they are: logprobs are read from them.
+    The given logits stay unchanged, since logprobs are read from them.
     """
     if not any(penalty):
         return logits
@@ -247,7 +247,7 @@ def penalised(logits: Tensor, present: Sequence[Sequence[int]], penalty: Sequenc
     rows = np.repeat(np.arange(len(present)), counts)
     columns = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in present])
     amounts = np.repeat(np.asarray(penalty, dtype=np.float32), counts)
-    at = tuple(torch.as_tensor(each, device=logits.device) for each in (rows, columns))
+    at = tuple(torch.as_tensor(index, device=logits.device) for index in (rows, columns))
     lowered = logits.clone()
     lowered[at] -= torch.as_tensor(amounts, dtype=logits.dtype, device=logits.device)
     return lowered
@@ -268,8 +268,8 @@ def _top_k(probabilities: Tensor, kept: Tensor) -> Tensor:
 
 
 def _top_p(probabilities: Tensor, share: Tensor) -> Tensor:
-    # All ids below this floor together weigh less than 1 - top_p, so none of them is kept, and only
-    # the few above need sorting.
+    # All ids below this floor together have less than 1 - top_p, so none of them is kept. Only the
+    # few above it need sorting.
     floor = (1 - share) / probabilities.shape[-1]
     widest = int((probabilities > floor[:, None]).sum(-1).max())
     ranked = probabilities.topk(max(1, widest), -1).values

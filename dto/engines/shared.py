@@ -1,4 +1,4 @@
-"""What all engines share: what they refuse, what a request costs, and the text of a response."""
+"""Shared by all engines: checks of requests, their cost, and the text of a response."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Cost:
-    """What a request has cost so far.
+    """The tokens of a request so far.
 
-    `prompt` and `cached` are of each sample, `generated` and `kept` of all together. `begun`: it is
-    computed, and was not refused. `ended`: no more is generated for it.
+    `prompt` and `cached` are per sample, `generated` and `kept` the sums over all samples.
+    `begun`: it was accepted and is being computed. `ended`: nothing more is generated.
     """
 
     prompt: int = 0
@@ -35,10 +35,10 @@ class Cost:
     def charge(
         self, shape: ModelShape | None, n: int = 1, *, most: int = 0, unseen: int = 0
     ) -> None:
-        """Charge n samples to the ledger.
+        """Charge n samples to `dto.usage`.
 
-        Of a request that was given up, `unseen` further tokens of each sample count as generated,
-        up to `most` of each: an upper bound. A sample's last token is not read again.
+        For an aborted request, `unseen` further tokens of each sample count as generated, up to
+        `most` per sample: an upper bound. The last token of a sample is generated but not read.
         """
         usage = Usage(requests=n, failed=n * self.failed)
         if self.begun:
@@ -85,44 +85,44 @@ def check(sampling: Sampling, can: Capabilities, engine: str) -> None:
 def check_score(
     prompt: Sequence[int], continuation: Sequence[int], context: int, spare: int = 0
 ) -> None:
-    """Raises EngineError where both, and `spare` tokens, do not fit, and for an empty prompt."""
+    """Raise EngineError if both and `spare` tokens exceed the context, or the prompt is empty."""
     if not prompt or len(prompt) + len(continuation) + spare > context:
         raise EngineError(
-            f"score: {len(prompt):,} + {len(continuation):,} tokens do not fit into a context of "
-            f"{context:,} with {spare} to spare, or the prompt is empty: shorten them or raise "
+            f"score: {len(prompt):,} + {len(continuation):,} tokens (and {spare} spare ones) do "
+            f"not fit into a context of {context:,}, or the prompt is empty: shorten them or raise "
             "model.context"
         )
 
 
 def unfit(prompt: Sequence[object], context: int) -> str:
-    """Why a prompt leaves no room in the context, or holds nothing; empty where it fits."""
+    """The reason why a prompt cannot be used (it is empty or fills the context), or empty."""
     if not prompt:
         return "the prompt is empty: send at least one token"
     if len(prompt) >= context:
         return (
-            f"prompt has {len(prompt):,} tokens, context is {context:,}: shorten it or raise "
-            "model.context"
+            f"the prompt has {len(prompt):,} tokens, the context is {context:,}: shorten the "
+            "prompt or raise model.context"
         )
     return ""
 
 
 def unbranched(model: str) -> EngineError:
-    """What an engine raises that cannot decode a response and its trials as one sequence."""
+    """The error of an engine that cannot decode a response and its trials as one sequence."""
     return EngineError(
-        f"overlap: branches decodes inside the transformers engine, and {model!r} is served by "
-        "another: set model.engine to transformers, or overlap to true"
+        f"overlap: branches needs the transformers engine, but {model!r} is served by another: set "
+        "model.engine to transformers, or overlap to true"
     )
 
 
 def failure(prompt: Sequence[int], error: str, n: int = 1) -> Chunk:
-    """Charge n requests that never began; what each of them gets."""
+    """Charge n requests that failed before they began; return the chunk that each of them gets."""
     charge(Usage(requests=n, failed=n))
     return Chunk((), "", "failed", len(prompt), error=error)
 
 
 def completion_of(chunk: Chunk, ids_from: IdsFrom = "sampled") -> Completion:
-    """A response whose only chunk this is; one that failed keeps nothing of what was sampled."""
-    assert chunk.finish_reason is not None, "a chunk that is not the last"
+    """Make a completion from its only chunk; a failed one keeps no tokens."""
+    assert chunk.finish_reason is not None, "the chunk is not the last one"
     fields: dict[str, Any] = {name: getattr(chunk, name) for name in Chunk.__slots__}
     if chunk.finish_reason == "failed":
         fields |= {"token_ids": (), "text": "", "logprobs": None, "top_logprobs": None}
@@ -130,15 +130,15 @@ def completion_of(chunk: Chunk, ids_from: IdsFrom = "sampled") -> Completion:
 
 
 def stop_met(reason: object, text: str, stops: Sequence[str]) -> str | None:
-    """The stop string that vLLM names; of several in the text the one that begins first."""
+    """The stop string that vLLM reports; if the text has several, the one that begins first."""
     if not isinstance(reason, str):
         return None
-    met = first_stop(text, stops)
-    return met[1] if met else reason
+    first = first_stop(text, stops)
+    return first[1] if first else reason
 
 
 def end_ids(eos: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """All ids that end a response: `eos` of a generation config, and the tokenizer's own."""
+    """All ids that end a response: `eos` of a generation config, and the tokenizer's EOS."""
     ids = eos if isinstance(eos, list) else [eos]
     return frozenset(int(i) for i in (*ids, tokenizer.eos_token_id) if i is not None)
 

@@ -190,7 +190,7 @@ KEYWORDS = frozenset(
         "double-check", "oh", "maybe", "verify", "other", "again", "now", "ah", "any",
     )
 )  # fmt: skip
-"""Paragraphs begin most often with these in 32 runs of QwQ-32B on AIME 2025 (2506.08343 section 3)."""
+"""The most frequent first words of paragraphs in 32 runs of QwQ-32B on AIME 2025 (2506.08343)."""
 
 _EDGE = re.compile(r"^[\W_]+|[\W_]+$")
 _one_at_a_time = threading.Lock()

@@ -1,8 +1,8 @@
-"""The append-only record of a stage under way: one JSON line for each finished group of rows.
+"""The append-only journal of a stage in progress: one JSON line for each finished group of rows.
 
-The first line holds what the stage was begun with. A line is written with one call to the system
-and is whole or torn; a torn one, which only the last can be, is cut off when the journal is opened
-again, and its group is owed again. So `kill -9` loses at most the groups under way.
+The first line holds the stage's configuration. Only the last line can be incomplete, after a kill
+or a full disk. It is cut off when the journal is opened again, and its group is computed again. So
+`kill -9` loses at most the groups in progress.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from dto.records import Dropped
 from dto.usage import Account, Usage
 
 SYNC_SECONDS = 5.0
-"""How often the journal is forced to the disk: what a power cut can take, a kill takes nothing."""
+"""Seconds between fsync calls: a power cut can lose this much work, a kill loses none of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What became of one group: its rows, what was dropped, what it took.
+    """The result of one group: its rows, dropped rows and usage.
 
-    `seconds` are by id: the group's key, or its rows' ids where a stage times them itself; so are
-    the tokens that a row took in vain, `wasted`, where there are any.
+    `seconds` maps the group's key to its time, or the ids of its rows if the stage times each row.
+    `wasted` maps ids to the tokens that were generated for a row and discarded.
     """
 
     key: str
@@ -39,32 +39,32 @@ class Entry:
     usage: Usage = field(default_factory=Usage)
     seconds: dict[str, float] = field(default_factory=dict)
     wasted: dict[str, int] = field(default_factory=dict)
-    judge: Usage = field(default_factory=Usage)  # what a judge took is no part of `usage`
-    given_up: Mapping[str, int] = field(default_factory=dict)  # comparisons, by reason
-    elapsed: float = 0.0  # seconds that the stage had been worked on by then
+    judge: Usage = field(default_factory=Usage)  # the judge's usage; `usage` excludes it
+    given_up: Mapping[str, int] = field(default_factory=dict)  # comparisons given up, by reason
+    elapsed: float = 0.0  # seconds spent on the stage when the group was finished
 
     @property
     def error(self) -> str:
-        """The unexpected error that the group ended in; empty for none."""
-        return next((each.detail for each in self.dropped if each.reason == "error"), "")
+        """The unexpected error in which the group ended; empty if there was none."""
+        return next((row.detail for row in self.dropped if row.reason == "error"), "")
 
     @property
-    def owed(self) -> bool:
-        """Whether the group is tried again on resume: after an error, or a failed request."""
+    def needs_retry(self) -> bool:
+        """Whether the group is computed again on resume: after an error or a failed request."""
         return bool(self.error or self.usage.failed or self.judge.failed)
 
     @property
-    def in_vain(self) -> bool:
-        """Whether the group ended in an error, or none of its requests came back."""
+    def all_failed(self) -> bool:
+        """Whether the group ended in an error, or all of its requests failed."""
         return bool(self.error) or 0 < self.usage.requests == self.usage.failed
 
 
 class Journal:
-    """One writer for one stage. Not thread safe: all calls of `append` come from one thread.
+    """The single writer of a stage's journal. Not thread safe: call `append` from one thread only.
 
-    `head` is what the stage is computed from; a journal with another head is not continued (the
-    caller compares `read_head` first). `done` holds the keys that are not owed any more; of a group
-    that was tried again the last attempt counts.
+    `head` is the stage's configuration. A journal with a different head must not be continued; the
+    caller compares `read_head` first. `done` holds the keys of the finished groups. If a group was
+    tried several times, the last attempt counts.
     """
 
     def __init__(self, path: Path, record: type[Any], head: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ class Journal:
                 self._write({"head": head})
 
     def _recover(self) -> int:
-        """Index the whole lines; the offset at which they end."""
+        """Index the complete lines, and return the offset at which they end."""
         end = 0
         with open(self._file, "rb", closefd=False) as lines:
             for _, after, data in _whole_lines(lines):
@@ -98,23 +98,23 @@ class Journal:
     def _index(self, entry: Entry) -> None:
         self._requests["policy"][entry.key] = entry.usage.requests, entry.usage.failed
         self._requests["judge"][entry.key] = entry.judge.requests, entry.judge.failed
-        if not entry.owed:
+        if not entry.needs_retry:
             self.done.add(entry.key)
 
     def requests(self, account: Account = "policy") -> tuple[int, int]:
-        """How many requests were made for the groups, and how many of these failed."""
-        made = self._requests[account].values()
-        return sum(asked for asked, _ in made), sum(failed for _, failed in made)
+        """The number of requests for all groups, and how many of them failed."""
+        counts = self._requests[account].values()
+        return sum(total for total, _ in counts), sum(failed for _, failed in counts)
 
     def append(self, entry: Entry) -> None:
-        """Write one group. Raises DtoError when the disk does not take it; what stands is valid."""
+        """Write one group. Raises DtoError if the disk fails; the journal then stays valid."""
         rows = sorted(entry.rows, key=lambda row: str(row.id))
         with disk_errors(self.path):
             self._write(
                 {
                     "key": entry.key,
                     "rows": [self._adapter.dump_python(row) for row in rows],
-                    "dropped": [asdict(each) for each in entry.dropped],
+                    "dropped": [asdict(row) for row in entry.dropped],
                     "usage": asdict(entry.usage),
                     "judge": asdict(entry.judge),
                     "seconds": entry.seconds,
@@ -126,7 +126,7 @@ class Journal:
         self._index(entry)
 
     def total_seconds(self) -> float:
-        """Wall seconds spent on the stage, those of earlier sessions included."""
+        """Wall seconds spent on the stage, including earlier sessions."""
         return self.elapsed + time.monotonic() - self._opened
 
     def _write(self, data: dict[str, Any]) -> None:
@@ -145,14 +145,14 @@ class Journal:
             self._synced = time.monotonic()
 
     def close(self) -> None:
-        """Force everything to the disk."""
+        """Sync the journal to the disk and close it."""
         with disk_errors(self.path):
             os.fsync(self._file)
         os.close(self._file)
 
 
 def read_head(path: Path) -> dict[str, Any] | None:
-    """What the stage was begun with; None when the journal holds no whole first line."""
+    """The configuration with which the stage started; None without a complete first line."""
     try:
         with path.open("rb") as lines:
             head = next((data.get("head") for _, _, data in _whole_lines(lines)), None)
@@ -164,9 +164,9 @@ def read_head(path: Path) -> dict[str, Any] | None:
 def read_entries(
     path: Path, record: type[Any] | None, order: Callable[[str], Any] = str
 ) -> Iterator[Entry]:
-    """The groups that are recorded now, in the order of `order(key)`, one in memory at a time.
+    """Read the recorded groups in the order of `order(key)`, one in memory at a time.
 
-    Changes nothing, and a writer may be at work. Without a `record` rows are as they stand there.
+    Writes nothing, so the stage may still be in progress. Without a `record`, rows stay plain JSON.
     """
     build = None if record is None else tables.adapter(record).validate_python
     with path.open("rb") as lines:
@@ -178,7 +178,7 @@ def read_entries(
 
 
 def _whole_lines(lines: BinaryIO) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """(start, end, content) of each line, as far as they are whole."""
+    """(start, end, content) of each complete line, up to the first incomplete one."""
     end = 0
     for line in lines:
         try:
@@ -195,19 +195,19 @@ def _entry(data: dict[str, Any], rows: Sequence[Any]) -> Entry:
     return Entry(
         key=data["key"],
         rows=rows,
-        dropped=[Dropped(**each) for each in data["dropped"]],
+        dropped=[Dropped(**row) for row in data["dropped"]],
         usage=Usage.read(data["usage"]),
         judge=Usage.read(data.get("judge", {})),
         seconds=data["seconds"],
         wasted=data["wasted"],
-        given_up=data.get("given_up", {}),  # a journal of an earlier version has none
+        given_up=data.get("given_up", {}),  # missing in journals of earlier versions
         elapsed=data["elapsed"],
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """A line of timings.parquet: what one row, or group, took."""
+    """A row of timings.parquet: the time and wasted tokens of one row or group."""
 
     id: str
     seconds: float
@@ -216,7 +216,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class GroupUsage:
-    """A line of usage.parquet: the fields of `Usage` for one group."""
+    """A row of usage.parquet: the fields of `Usage` for one group."""
 
     key: str
     requests: int
@@ -226,4 +226,4 @@ class GroupUsage:
     generated: int
     wasted: int
     attention_flops: float
-    model_flops: float = nan  # a table of an earlier version has none
+    model_flops: float = nan  # missing in tables of earlier versions

@@ -1,6 +1,7 @@
-"""What a finished stage says of itself: written last, so that a stage with a manifest is whole.
+"""Manifests of finished stages, and hashes of files.
 
-Also what files hold, as a hash: what a stage is computed from may change under the same name.
+A stage's manifest is written last, so a stage with a manifest is complete. The hashes detect files
+that changed under the same name.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ _CLEAR_PEAK = Path("/proc/self/clear_refs")
 
 
 def digest(config: Mapping[str, Any]) -> str:
-    """The content hash of what a stage is computed from."""
+    """Hash a stage's configuration."""
     return content_id(json.dumps(config, sort_keys=True, ensure_ascii=False))
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The keys on which two configurations differ, each with both values, for people."""
+    """The keys whose values differ between two configurations, with both values, for people."""
     return [
-        f"another {key}"
+        f"changed {key}"
         if key.startswith("digest of ")
         else f"{key} ({_shown(before.get(key))} → {_shown(now.get(key))})"
         for key in sorted({*before, *now})
@@ -49,7 +50,7 @@ def _shown(value: Any) -> str:
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted keys; lists are values."""
+    """Flatten nested settings to dotted keys; lists are values."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -60,7 +61,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read(directory: Path) -> dict[str, Any] | None:
-    """The manifest of a stage or a run; None when it is not finished."""
+    """Read the manifest of a stage or a run; None if it is not finished."""
     try:
         data = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -71,9 +72,9 @@ def read(directory: Path) -> dict[str, Any] | None:
 def finished(
     stage: str, config: Mapping[str, Any], content: str | None, **counts: Any
 ) -> dict[str, Any]:
-    """The manifest of a stage that is done: what it was computed from, and what it took.
+    """The manifest of a finished stage: its configuration, the hash of its rows, and its usage.
 
-    Its digest covers what came out too: stages after it depend on both.
+    The digest covers configuration and content, because later stages depend on both.
     """
     return {
         "stage": stage,
@@ -87,14 +88,14 @@ def finished(
 
 
 def write(directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Write it whole or not at all."""
+    """Write a manifest completely or not at all."""
     write_text(
         directory / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
     )
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all."""
     temporary = path.with_name(f".{path.name}.part")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -104,7 +105,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def provenance() -> dict[str, Any]:
-    """Package versions and, in a checkout, the commit and whether files differ from it."""
+    """Package versions and, in a checkout, the commit and whether the checkout has changes."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -135,7 +136,7 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def reset_peak_memory() -> None:
-    """Begin to measure anew where the system can (Linux); elsewhere the peak is the process's."""
+    """Reset the peak on Linux; on other systems it stays the peak of the whole process."""
     try:
         _CLEAR_PEAK.write_text("5")
     except OSError:
@@ -143,7 +144,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory() -> int:
-    """Bytes of the largest resident size of this process since the last reset."""
+    """The peak resident memory of this process since the last reset, in bytes."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:
@@ -154,31 +155,31 @@ def peak_memory() -> int:
 
 
 def of_path(path: Path) -> str | None:
-    """The content of a file, or of all files below a folder but hidden ones; None for neither."""
+    """Hash a file, or all files in a folder except hidden ones; None if the path does not exist."""
     if path.is_file():
         return _of_file(path)
     if not path.is_dir():
         return None
     names = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
-    shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
-    return content_id(*(f"{name.as_posix()}\n{_of_file(path / name)}" for name in shown))
+    visible = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    return content_id(*(f"{name.as_posix()}\n{_of_file(path / name)}" for name in visible))
 
 
 def of_model(name: str) -> str | None:
-    """The content of a model in a local folder; None for one of the Hub."""
+    """Hash a model in a local folder; None for a model on the Hub."""
     from dto.recipe import resolve
 
     return of_path(Path(resolve(name)))
 
 
 def of_prompts(family: str) -> str:
-    """The prompts that a family of models is given."""
+    """Hash the prompts of a model family."""
     texts: list[str] = []
     for folder in ("default", family):
         place = resource("prompts") / folder
         if place.is_dir():
-            found = sorted(place.iterdir(), key=lambda file: file.name)
-            texts += [f"{folder}/{file.name}\n{file.read_text('utf-8')}" for file in found]
+            prompts = sorted(place.iterdir(), key=lambda file: file.name)
+            texts += [f"{folder}/{file.name}\n{file.read_text('utf-8')}" for file in prompts]
     return content_id(*texts)
 
 
@@ -189,6 +190,6 @@ def _of_file(path: Path) -> str:
 
 @cache
 def _hash(path: Path, size: int, changed: int) -> str:
-    """Once in a process for each state of a file: weights are large, and every stage asks."""
+    """Hash a file once per process and file state: weights are large, and every stage asks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()[:16]

@@ -1,6 +1,7 @@
-"""The one way to look at a run: finished or under way, of this version or of another.
+"""Read a run, finished or in progress, of this version or another.
 
-Nothing is written, and a writer may be at work. A stage that is under way is read from its journal.
+Nothing is written, so the run may still be in progress. An unfinished stage is read from its
+journal.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ State = Literal["missing", "begun", "finished"]
 
 
 class RunReader:
-    """A run directory, with its recipe, tables, manifests and dropped rows.
+    """A run directory: its recipe, tables, manifests and dropped rows.
 
-    The recipe may be of another version: settings that this one does not know are left out, and
-    `unknown` names them. A column that an old table lacks has its field's default, if it has one.
+    The recipe may come from another version: unknown settings are ignored, and `unknown` names
+    them. A column missing from an old table gets the field's default, if it has one.
     """
 
     def __init__(self, path: Path | str, recipe: Recipe | None = None) -> None:
@@ -51,22 +52,22 @@ class RunReader:
             return self._given, ()
         recipe, unknown = read_recipe(self.path / "recipe.yaml")
         if unknown:
-            _tell(self.path, unknown)
+            _warn_of_settings(self.path, unknown)
         return recipe, unknown
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe of the run. Raises RecipeError where the directory holds none."""
+        """The recipe of the run. Raises RecipeError if the directory has none."""
         return self._recipe[0]
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """The settings in the run's recipe that this version does not know, as dotted keys."""
+        """Dotted keys of the settings that this version does not know."""
         return self._recipe[1]
 
     @property
     def test_stage(self) -> str:
-        """The stage whose table holds the problems to evaluate on: those of its split `test`."""
+        """The stage whose table has the test problems (its split `test`)."""
         return "test" if self.recipe.evaluate.tasks else "problems"
 
     def state(self, stage: str) -> State:
@@ -77,14 +78,14 @@ class RunReader:
         return "begun" if (directory / "journal").is_file() else "missing"
 
     def manifest(self, stage: str) -> dict[str, Any] | None:
-        """What a finished stage says of itself; None for one that is not finished."""
+        """The manifest of a finished stage; None if it is not finished."""
         return manifest.read(self / stage)
 
     def rows(self, stage: str, record: type[R], without: Collection[str] = ()) -> Iterator[R]:
-        """A stage's rows, sorted by id; while it is under way, its journal's, sorted by group key.
+        """Read a stage's rows, sorted by id; of an unfinished stage, sorted by group key.
 
-        The lists that `without` names are not read from a table. Raises DtoError for a stage that
-        has neither, and for a table whose columns are not the record's.
+        List columns named in `without` are not read. Raises DtoError if the stage has neither a
+        table nor a journal, or if the table lacks columns of the record.
         """
         if self.state(stage) == "begun":
             for entry in read_entries(self / stage / "journal", record):
@@ -93,18 +94,18 @@ class RunReader:
             yield from tables.read(self.table(stage), record, without)
 
     def frame(self, stage: str, *columns: str) -> pl.LazyFrame:
-        """A finished stage's table as a lazy frame, of these columns or of all."""
+        """The table of a finished stage as a lazy frame, with these columns or all."""
         import polars as pl
 
         frame = pl.scan_parquet(self.table(stage))
         return frame.select(columns) if columns else frame
 
     def count(self, stage: str, **equals: str) -> int:
-        """How many rows a table has; those whose columns hold these values."""
+        """Count a table's rows, or those with the given values in their columns."""
         return tables.count(self.table(stage), **equals)
 
     def dropped(self, stage: str) -> Iterator[Dropped]:
-        """The rows that end at a stage, each with its reason; none for a stage that is missing."""
+        """Read the rows that a stage dropped, with their reasons; none if the stage is missing."""
         path = self / stage / "dropped.jsonl"
         if path.is_file():
             with path.open(encoding="utf-8") as lines:
@@ -119,7 +120,7 @@ class RunReader:
         return (row for row in self.rows(stage, Problem) if row.split == split)
 
     def joined(self, *stages: tuple[str, type[Any]]) -> Iterator[tuple[Any, ...]]:
-        """(problem, trajectory, its rows of each stage …) for each trajectory, in one pass."""
+        """Yield (problem, trajectory, rows of each stage …) for each trajectory, in one pass."""
         rows = tables.merge(
             self.rows("sample", Trajectory),
             *(
@@ -135,7 +136,7 @@ class RunReader:
 
 
 @cache
-def _tell(path: Path, unknown: tuple[str, ...]) -> None:
-    """Once, however many readers of a run there are."""
+def _warn_of_settings(path: Path, unknown: tuple[str, ...]) -> None:
+    """Warn once, however many readers of the run there are."""
     names = ", ".join(unknown)
-    logger.warning("%s: left out of its recipe, as settings of another version: %s", path, names)
+    logger.warning("%s: settings of another version in its recipe are ignored: %s", path, names)

@@ -1,7 +1,7 @@
-"""A run that this process works on: what its stages are computed from, and which of them hold.
+"""A run that this process writes: the configuration of each stage, and which stages are current.
 
-Nothing is deleted by a word. What a change of settings computes again is listed, with what was
-spent on it, and moved to `RUN/.aside` until the stage is done again.
+Nothing is deleted without consent. Stages that a change of settings invalidates are listed with
+their cost, and moved to `RUN/.aside` until they have been computed again.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from dto.usage import Usage
 def keep_arms(
     old: Path, new: Path, config: Mapping[str, Any], problems: Collection[str] | None = None
 ) -> None:
-    """Begin an evaluation with `config` in `new`, with those rows of `old` that still hold.
+    """Start an evaluation with `config` in `new`, and keep the rows of `old` that remain valid.
 
-    `problems` are the ids of those that it asks; None: the same as before. The seconds that were
-    spent are carried over whole. Killed at any time, it leaves what was there in `old`.
+    `problems` are the ids of its problems; None: the same as before. The seconds spent on `old` are
+    carried over. A kill at any time leaves `old` unchanged.
     """
     done = manifest.read(old)
     before = (done or read_head(old / "journal") or {})["config"]
@@ -47,15 +47,15 @@ def keep_arms(
         entries = _entries(old) if done else read_entries(old / "journal", EvaluationRow)
         for entry in entries:
             arm, _, problem = entry.key.rpartition("/")
-            asked = problems is None or problem in problems
+            wanted = problems is None or problem in problems
             journal.elapsed = max(journal.elapsed, entry.elapsed)
-            if entry.rows and arm in kept and asked:
+            if entry.rows and arm in kept and wanted:
                 journal.append(entry)
         journal.close()
 
 
 def lost_arms(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The arms of an evaluation that another configuration does not keep."""
+    """The arms (model and exit) of an evaluation that a new configuration changes or drops."""
     arms = _arms(now)
     return [arm for arm, settings in _arms(before).items() if arms.get(arm) != settings]
 
@@ -80,7 +80,7 @@ def _arms(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _entries(directory: Path) -> Iterator[Entry]:
-    """The groups of a finished evaluation, as they stood in its journal."""
+    """The groups of a finished evaluation, in the form of journal entries."""
 
     def parent(row: EvaluationRow | Timing) -> str:
         return row.id.rpartition("/")[0]
@@ -96,18 +96,18 @@ def _entries(directory: Path) -> Iterator[Entry]:
             key=group.key,
             rows=rows,
             usage=Usage(**{name: getattr(group, name) for name in Usage.__slots__}),
-            seconds={each.id: each.seconds for each in timings},
-            wasted={each.id: each.wasted for each in timings if each.wasted},
+            seconds={timing.id: timing.seconds for timing in timings},
+            wasted={timing.id: timing.wasted for timing in timings if timing.wasted},
             given_up=Counter(
-                each.reason
-                for each in rows
-                if each.grade == "wrong" and each.reason.startswith(GIVEN_UP)
+                row.reason
+                for row in rows
+                if row.grade == "wrong" and row.reason.startswith(GIVEN_UP)
             ),
         )
 
 
 ASIDE = ".aside"
-"""Where a run keeps what is being computed again, until it is."""
+"""The folder of a run for old stages, until they have been computed again."""
 _HOW_SERVED = (
     "slots", "cache_bytes", "kv_bytes", "device", "gpu_memory", "tensor_parallel", "server",
     "api_key", "concurrency", "retries", "timeout",
@@ -116,16 +116,16 @@ _HOW_NOT_WHAT = (
     "name", "window", *(f"{group}.{key}" for group in ("model", "judge") for key in _HOW_SERVED),
     "judge.prompt_price", "judge.generated_price", "compare.processes",
 )  # fmt: skip
-"""Settings that decide how something is computed, never what comes out."""
+"""Settings that affect speed or cost, never the rows."""
 _ENGINES = ("model.engine", "judge.engine")
-"""A finished stage holds on another engine too; its manifest says which it was computed on."""
+"""A finished stage stays valid on another engine; its manifest names the engine it used."""
 _PULLED = frozenset({"rows.parquet", "dropped.jsonl"})
-"""What a stage has whose test questions were not published, before it is computed."""
+"""The files of a pulled stage whose test questions were not published."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """A stage that would be computed again, why, and what was spent on it."""
+    """A stage that would be computed again, the reason, and its cost so far."""
 
     stage: str
     why: str
@@ -139,23 +139,24 @@ class Stale:
 
 
 Consent = Callable[[Path, Sequence[Stale]], None]
-"""Told what would be computed again; returns, or raises RunConflictError."""
+"""Called with the stages that would be computed again; returns to agree, or raises
+RunConflictError."""
 
 
 def refuse(path: Path, stale: Sequence[Stale]) -> None:
-    """Compute nothing again: raises RunConflictError, which names what would be."""
+    """Raise RunConflictError, naming the stages that would be computed again."""
     raise RunConflictError(
-        f"{path} would compute again {'; '.join(map(str, stale))}: --recompute does that, --out "
-        "takes another directory"
+        f"{path} would compute again {'; '.join(map(str, stale))}: use --recompute to do so, or "
+        "--out for another directory"
     )
 
 
 def agree(path: Path, stale: Sequence[Stale]) -> None:
-    """Compute it again."""
+    """Agree to compute the stages again."""
 
 
 class Run(RunReader):
-    """A run directory that this process holds, with the recipe that it is to follow."""
+    """A run directory that this process has locked, with the recipe to follow."""
 
     def __init__(
         self,
@@ -173,32 +174,35 @@ class Run(RunReader):
         self._agreed: set[str] = set()  # stages that may be computed again
 
     def config(self, stage: Stage) -> dict[str, Any]:
-        """All that decides what a stage computes: settings, prompts, weights, upstream digests.
+        """Everything that decides a stage's rows: settings, prompts, weights, upstream digests.
 
-        Raises DtoError when a stage before it is not finished.
+        Raises DtoError if a stage that it reads is not finished.
         """
         config = self._own_config(stage)
         for upstream in stage.reads(self.recipe):
-            done = self.manifest(upstream)
-            if done is None:
+            finished = self.manifest(upstream)
+            if finished is None:
                 raise DtoError(
                     f"stage {stage.name} needs {upstream}, which is not finished in {self.path}: "
-                    f"start `dto {upstream} {self.path}` first, or `dto run {self.path}`"
+                    f"run `dto {upstream} {self.path}` first, or `dto run {self.path}`"
                 )
-            config[f"digest of {upstream}"] = done["digest"]
+            config[f"digest of {upstream}"] = finished["digest"]
         return config
 
     def _own_config(self, stage: Stage) -> dict[str, Any]:
         recipe = self.recipe
         config = settings_read(recipe, stage)
-        # A file or model may no longer be there: then it is what the stage was begun with.
+        # If a file or model is gone, assume that it has not changed since the stage started.
         before = (self._begun(stage.name) or {"config": {}})["config"]
         for source in stage.files(recipe):
             key = f"content of {source}"
             content = manifest.of_path(Path(source)) or before.get(key)
             config |= {} if content is None else {key: content}
-        models = {f"weights of {each}": each for each in stage.models(recipe)}
-        models = {key: each for key, each in models.items() if each not in ("base", "trained")}
+        models = {
+            f"weights of {model}": model
+            for model in stage.models(recipe)
+            if model not in ("base", "trained")
+        }
         asks_model = stage.decided_by_model(recipe)
         if asks_model:
             models["weights"] = recipe.model.name
@@ -216,43 +220,43 @@ class Run(RunReader):
         return manifest.read(self / stage) or read_head(self / stage / "journal")
 
     def stale(self, stages: Sequence[Stage], again: Sequence[str] = ()) -> list[Stale]:
-        """Those of the stages, in their order, that the recipe would compute again.
+        """The stages that the recipe would compute again, in order.
 
-        A stage that reads one of them is among them: something else may come out. Stages that hold
-        nothing, or only the head of a journal, are not.
+        Includes every stage that reads one of them, since its rows may change. Excludes stages that
+        have no rows yet.
         """
-        found: dict[str, Stale] = {}
+        stale: dict[str, Stale] = {}
         for stage in stages:
             begun = self._begun(stage.name)
-            if begun is None or not _holds_anything(self / stage.name):
+            if begun is None or not _has_results(self / stage.name):
                 continue
             own = self._own_config(stage)
             reads = stage.reads(self.recipe)
             for upstream in reads:
-                key, done = f"digest of {upstream}", self.manifest(upstream)
-                # What comes of one that is not finished is not known; it may be the same.
-                own[key] = begun["config"].get(key) if done is None else done["digest"]
+                key, finished = f"digest of {upstream}", self.manifest(upstream)
+                # The digest of an unfinished stage is unknown; assume that it stays the same.
+                own[key] = begun["config"].get(key) if finished is None else finished["digest"]
             unrun = self._programs_not_run(stage.name)
             why = unrun or self._differences(stage.name, begun["config"], own)
             if stage.name in again:
-                why = "asked for"
-            elif not unrun and (before := [name for name in reads if name in found]):
+                why = "requested"
+            elif not unrun and (before := [name for name in reads if name in stale]):
                 why = f"follows {' and '.join(before)}"
             if stage.name == "evaluate" and why and not unrun and stage.name not in again:
-                why = self._lost_answers(begun["config"], own, found)
+                why = self._lost_answers(begun["config"], own, stale)
             if why:
-                found[stage.name] = Stale(stage.name, why, *_spent(self, stage.name))
-        return list(found.values())
+                stale[stage.name] = Stale(stage.name, why, *_spent(self, stage.name))
+        return list(stale.values())
 
     def _lost_answers(
         self, before: Mapping[str, Any], now: Mapping[str, Any], stale: Mapping[str, Stale]
     ) -> str:
-        """What of an evaluation is lost; empty where it only goes on: a new exit, a new task."""
+        """The part of an evaluation that is lost; empty if exits or tasks are only added."""
         if "problems" in stale:
             return "follows problems"
         lost = lost_arms(before, {**now, "digest of train": None} if "train" in stale else now)
         lost += [task for task in before["evaluate.tasks"] if task not in now["evaluate.tasks"]]
-        return f"{', '.join(lost)} changed, or are asked no more; the rest is kept" if lost else ""
+        return f"{', '.join(lost)} changed or removed; the rest is kept" if lost else ""
 
     def _differences(self, stage: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         if self.manifest(stage) is not None:
@@ -261,9 +265,9 @@ class Run(RunReader):
         return "; ".join(manifest.differences(before, now))
 
     def finished(self, stage: Stage, config: Mapping[str, Any]) -> bool:
-        """Whether a stage need not be computed; moves aside what another configuration left.
+        """Whether a stage is complete and current; if it is outdated, move it aside.
 
-        Of an evaluation the arms that still hold are kept.
+        An outdated evaluation keeps the arms (model and exit) that remain valid.
         """
         name = stage.name
         begun = self._begun(name)
@@ -273,21 +277,21 @@ class Run(RunReader):
         differing = self._differences(name, begun["config"], config)
         if not unrun and not differing:
             return self.manifest(name) is not None
-        if not _holds_anything(self / name):  # begun in vain: without the file it reads
+        if not _has_results(self / name):  # it stopped before its first row
             (self / name / "journal").unlink()
             return False
         if stage.needs != "nothing" and name not in self._agreed:
             self._recompute(self.path, [Stale(name, differing or unrun, *_spent(self, name))])
         old = self.set_aside(name)
         if name == "evaluate" and not unrun:
-            # A change of the run's own problems changes what all arms share: nothing is kept then.
-            asked = (row.id for row in self.problems("test", self.test_stage))
-            problems = set(asked) if self.recipe.evaluate.tasks else None
+            # If the run's own problems changed, `config` differs for every arm and none is kept.
+            test_ids = (row.id for row in self.problems("test", self.test_stage))
+            problems = set(test_ids) if self.recipe.evaluate.tasks else None
             keep_arms(old, self / name, config, problems)
         return False
 
     def _programs_not_run(self, stage: str) -> str:
-        """Says how many answers of a stage are failed for want of what this run now allows."""
+        """A message if programs that this run allows were not run before; else empty."""
         programs = self.allow_code_execution and stage in ("sample", "evaluate")
         if not programs or not self.table(stage).exists():
             return ""
@@ -295,7 +299,7 @@ class Run(RunReader):
         return f"{unrun:,} programs were not run" if unrun else ""
 
     def set_aside(self, stage: str) -> Path:
-        """Move a stage out of the way, to where it stays until it is done again."""
+        """Move a stage to RUN/.aside until it has been computed again."""
         place = self.path / ASIDE / stage
         number = 1
         while place.exists():
@@ -307,7 +311,7 @@ class Run(RunReader):
         return place
 
     def done(self, stage: str) -> None:
-        """Delete what was set aside for a stage."""
+        """Delete the old versions of a stage."""
         aside = self.path / ASIDE
         with disk_errors(aside):
             for place in [aside / stage, *aside.glob(f"{stage}-*")]:
@@ -316,7 +320,7 @@ class Run(RunReader):
                 aside.rmdir()
 
     def following(self, recipe: Recipe) -> Run:
-        """The same directory, held by the same process, with another recipe."""
+        """The same locked directory with another recipe."""
         return Run(
             self.path,
             recipe,
@@ -326,34 +330,34 @@ class Run(RunReader):
         )
 
     def agree(self, stages: Sequence[Stage], again: Sequence[str], overwrite: bool) -> None:
-        """Ask for what the recipe would compute again; set aside what is to be in any case."""
+        """Ask for consent to compute stages again, and set aside those requested explicitly."""
         anew = [stage.name for stage in stages] if overwrite else []
         stale = self.stale(stages, anew)
         if again and not stale:
             stale, anew = self.stale(stages, again), [*again]
         costly = {stage.name for stage in stages if stage.needs != "nothing"}
-        if any(each.stage in costly for each in stale):
+        if any(outdated.stage in costly for outdated in stale):
             self._recompute(self.path, stale)
-        self._agreed = {each.stage for each in stale}
+        self._agreed = {outdated.stage for outdated in stale}
         for name in anew:
             if (self / name).is_dir():
                 self.set_aside(name)
 
     def close(self) -> None:
-        """Let others have the directory."""
+        """Unlock the directory."""
         self._lock.release()
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """All settings that decide what is computed, by their dotted keys."""
+    """All settings that can affect rows, by their dotted keys."""
     flat = manifest.flatten(recipe.model_dump(mode="json"))
     return {key: value for key, value in flat.items() if key not in _HOW_NOT_WHAT}
 
 
 def settings_read(recipe: Recipe, stage: Stage) -> dict[str, Any]:
-    """Those of the settings that decide a stage's rows.
+    """The settings that decide a stage's rows, without those of earlier stages.
 
-    What a stage before it reads is left out: its digest says so.
+    Earlier stages are covered by their digests.
     """
     keys = ("seed", *stage.settings(recipe))
     if stage.decided_by_model(recipe):
@@ -362,24 +366,24 @@ def settings_read(recipe: Recipe, stage: Stage) -> dict[str, Any]:
 
 
 def _spent(run: RunReader, stage: str) -> tuple[int, int, float]:
-    """Rows, tokens generated or trained on, and seconds, of a stage that is finished or begun."""
-    done = run.manifest(stage)
-    if done is None:
+    """Rows, tokens (generated or trained on) and seconds of a finished or unfinished stage."""
+    finished = run.manifest(stage)
+    if finished is None:
         usage, rows, seconds = Usage(), 0, 0.0
         for entry in read_entries(run / stage / "journal", None):
             usage.add(entry.usage)
             rows += 1
             seconds = max(seconds, entry.elapsed)
         return rows, usage.generated, seconds
-    counted = done.get("rows", 0)
+    counted = finished.get("rows", 0)
     rows = counted if isinstance(counted, int) else int(max(counted.values(), default=0))
-    generated = done.get("usage", {}).get("generated", 0) + done.get("tokens_trained", 0)
-    return rows, generated, float(done.get("seconds", 0.0))
+    generated = finished.get("usage", {}).get("generated", 0) + finished.get("tokens_trained", 0)
+    return rows, generated, float(finished.get("seconds", 0.0))
 
 
-def _holds_anything(stage: Path) -> bool:
-    """Whether a stage holds more than the head of its journal, and what was pulled."""
-    names = {each.name for each in stage.iterdir()} - _PULLED
+def _has_results(stage: Path) -> bool:
+    """Whether a stage has more than the head of its journal and pulled files."""
+    names = {file.name for file in stage.iterdir()} - _PULLED
     if names - {"journal"}:
         return True
     if not names:

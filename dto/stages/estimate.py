@@ -1,8 +1,8 @@
-"""How likely is a right answer at each boundary? (2505.21765 section 3: exit probe, Monte Carlo).
+"""Estimate p(right answer) at each boundary (2505.21765 section 3: exit probe, Monte Carlo).
 
 tau_i = d_1 … d_i + d_exit; p_i is the share of M sampled completions that reach the gold answer.
-Two estimators: `fixed`, the paper's, and `sequential`, a test that stops as soon as its stated
-error allows (:class:`dto.sequential.SequentialTest`).
+There are two estimators: `fixed` is the paper's; `sequential` is a test that stops as soon as its
+stated error allows (:class:`dto.sequential.SequentialTest`).
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _COMPUTING = Lock()
 async def estimate(
     problem: Problem, trajectory: Trajectory, segments: Sequence[Segment], ctx: Context
 ) -> list[ExitEstimate] | Dropped:
-    """Estimates at the boundaries of one trajectory, from the first on; its end is the last one.
+    """Estimate p at the boundaries of one trajectory, in order; its end is the last boundary.
 
-    With `first_pass_only` the scan stops at the first boundary whose decision is `above`: the exit
-    needs no later one. Each boundary is a test of its own with error `estimate.error`; with
-    `estimate.error_scan` each gets a share of that, so that a trajectory whose boundaries all have
-    p <= T - margin passes anywhere with at most that chance (`dto.sequential.share`). Boundaries
-    after the 512th are then `undecided` without a rollout. `fixed` decides `above` when p exceeds
-    the threshold, as the paper does, else `below`; it states no error. Departure from the paper: an
-    answer counts by equivalence with the gold answer, not by containing it, and a truncated rollout
-    is a failure to answer.
+    With `first_pass_only` the scan stops at the first boundary that is decided `above`, since the
+    exit needs no later one. Each boundary has its own test with error `estimate.error`. With
+    `estimate.error_scan`, the tests share that error: a trajectory whose boundaries all have
+    p <= T - margin passes somewhere with at most this probability (`dto.sequential.share`).
+    Boundaries after the 512th are then `undecided` without rollouts. `fixed` decides `above` if p
+    exceeds the threshold, as in the paper, else `below`; it states no error. Departure from the
+    paper: an answer is right if it is equivalent to the gold answer, not if it contains it, and a
+    truncated rollout counts as a failure.
     """
     if trajectory.grade == "failed":
         return Dropped(trajectory.id, "failed", trajectory.reason)
@@ -57,9 +57,9 @@ async def estimate(
 
 
 def _test(settings: EstimateSettings, boundaries: int) -> SequentialTest:
-    """The test at each of a trajectory's boundaries. Computed once for each error: takes a while.
+    """The sequential test for each boundary of a trajectory, computed once for each error.
 
-    One thread at a time computes, since the others most likely want the same.
+    Computing takes a while. One thread computes at a time, since others mostly need the same test.
     """
     error = settings.error
     if settings.error_scan is not None:
@@ -82,7 +82,7 @@ async def _at_boundary(
     seed = ctx.seed(segment.id, "estimate")
     decision: Decision
     if settings.error_scan is not None and segment.index >= MOST_BOUNDARIES:
-        reason = f"estimate.error_scan tests {MOST_BOUNDARIES} boundaries of a trajectory"
+        reason = f"estimate.error_scan tests only {MOST_BOUNDARIES} boundaries of a trajectory"
         tally, decision = Tally(reason=reason), "undecided"
     elif settings.method == "sequential":
         tally, decision = await roll_out_until_decided(
@@ -119,7 +119,7 @@ def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
 def _amount(recipe: Recipe) -> str:
     sequential = recipe.estimate.method == "sequential"
     rollouts = recipe.estimate.cap if sequential else recipe.estimate.rollouts
-    return f"at most {rollouts} rollouts at a boundary"
+    return f"at most {rollouts} rollouts per boundary"
 
 
 def _width(recipe: Recipe) -> int:
@@ -132,7 +132,7 @@ def _width(recipe: Recipe) -> int:
 
 STAGE = Stage(
     name="estimate",
-    about="Estimate p(correct) when leaving at each boundary.",
+    about="Estimate p(correct) of an exit at each boundary.",
     amount=_amount,
     record=ExitEstimate,
     reads=always("segment"),
@@ -140,7 +140,7 @@ STAGE = Stage(
     groups=_groups,
     work=estimate,
     total=lambda run: run.count("sample"),
-    card=Card(4, "exits", "train", "how likely an answer given there is right, with interval"),
+    card=Card(4, "exits", "train", "p(right answer) at each boundary, with its interval"),
     paper="2505.21765",
     width=_width,
 )

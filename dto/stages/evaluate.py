@@ -1,7 +1,7 @@
-"""Answer a problem under an exit policy, and count what it took (avg@n over the test problems).
+"""Answer the test problems under each exit policy, and count the tokens (avg@n).
 
-All policies and all models answer sample j of a problem with the same seed, so that comparisons are
-paired; what they do with it is the policy's business (`dto.exits`).
+All policies and models answer sample j of a problem with the same seed, so comparisons are paired.
+`dto.exits` has the policies.
 """
 
 from __future__ import annotations
@@ -23,16 +23,15 @@ from dto.usage import ModelShape, Usage, charge, metered
 
 
 async def evaluate(problem: Problem, exit: ExitPolicy, ctx: Context) -> list[Timed]:
-    """`recipe.evaluate.samples` answers to one problem.
+    """Sample and grade `recipe.evaluate.samples` answers to one problem.
 
-    A response that ran out of tokens or never closed its thinking is graded `truncated` without
-    asking the grader; a request that failed, and a prompt without room for a response, are rows
-    graded `failed` with their reason.
+    A response that ran out of tokens or never closed its thinking is graded `truncated`. A failed
+    request, and a prompt that fills the context, are rows graded `failed` with their reason.
 
     Args:
-        problem: what is asked.
-        exit: the policy, and the name that its rows go by.
-        ctx: recipe, engine that serves the model, grader, and what the rows call the model.
+        problem: the question and its gold answer.
+        exit: the exit policy; its name goes into the rows.
+        ctx: recipe, engine, grader, and the model's name for the rows.
     """
     prompt = prompt_ids(problem.question, ctx.tokenizer, ctx.recipe.model, problem.prompt)
     seed = ctx.seed(problem.id, "evaluate")
@@ -42,7 +41,7 @@ async def evaluate(problem: Problem, exit: ExitPolicy, ctx: Context) -> list[Tim
         with metered() as usage:
             row = await _answered(problem, prompt, exit, ctx, sample, seed + sample)
         wasted = max(0, usage.generated - row.tokens)
-        # A request that came to its end is no waste to the engine, but may be one to the policy.
+        # The engine counts tokens of aborted requests as wasted, the policy also unused ones.
         charge(Usage(wasted=max(0, wasted - usage.wasted)))
         return Timed(row, time.perf_counter() - started, wasted)
 
@@ -71,7 +70,7 @@ async def _answered(
 
 
 async def grade_response(response: ExitedResponse, problem: Problem, ctx: Context) -> Graded:
-    """A response that did not close its thinking, or ran out of tokens, is `truncated`."""
+    """Grade a response; one that ran out of tokens or left its thinking open is `truncated`."""
     if response.exit_reason == "failed":
         return Graded("failed", "", response.error)
     if not response.complete:
@@ -91,7 +90,7 @@ def evaluation_row(
     seed: int,
     shape: ModelShape | None,
 ) -> EvaluationRow:
-    """The row of a response; a live one and a replayed one count alike."""
+    """Make the row of a response, sampled or replayed."""
     thinking, answered = len(response.thinking_ids), response.answer_tokens
     return EvaluationRow(
         id=EvaluationRow.make_id(model, exit, problem_id, sample),
@@ -133,7 +132,7 @@ def _reads(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _settings(recipe: Recipe) -> tuple[str, ...]:
-    # Answers to test sets are kept by the problem's id, which depends on neither of these.
+    # The ids of test problems, by which answers are kept, do not depend on these settings.
     further = ("problems.answer_kind", "problems.prompt") if recipe.evaluate.tasks else ()
     return ("evaluate.", *further)
 
@@ -150,7 +149,7 @@ def _amount(recipe: Recipe) -> str:
 
 STAGE = Stage(
     name="evaluate",
-    about="Answer the test problems, every model at every exit.",
+    about="Answer the test problems with every model and exit.",
     amount=_amount,
     record=EvaluationRow,
     reads=_reads,
@@ -161,5 +160,5 @@ STAGE = Stage(
     models=lambda recipe: recipe.evaluate.models,
     check=_check,
     spends=False,
-    card=Card(9, "evaluation", "test", "answers by model and exit: grade, tokens, trials"),
+    card=Card(9, "evaluation", "test", "answers per model and exit: grade, tokens, trials"),
 )

@@ -33,11 +33,11 @@ async def optimize(
     estimates: Sequence[ExitEstimate],
     ctx: Context,
 ) -> OptimizedTrajectory | Dropped:
-    """The trajectory up to its first boundary decided `above`, finalized by the policy.
+    """Truncate the trajectory at its first boundary decided `above`, and finalize it.
 
-    Dropped with reason `no_exit` when no boundary passed, or as `finalize` says. Departure from
-    the paper: what is kept is a token prefix of the model's own sample, exact but for punctuation
-    that is one token with the text put after it (:mod:`dto.text`).
+    Dropped with reason `no_exit` if no boundary passed, or with the reasons of `finalize`.
+    Departure from the paper: we keep an exact token prefix of the model's own sample, except for
+    punctuation that merges with the inserted text into one token (:mod:`dto.text`).
     """
     passed = [row.boundary for row in estimates if row.decision == "above"]
     if not passed:
@@ -53,7 +53,7 @@ async def conclude(
     boundary: int,
     ctx: Context,
 ) -> OptimizedTrajectory | Dropped:
-    """Leave after segment `boundary`, and finalize (:func:`finalize`)."""
+    """Truncate the trajectory after segment `boundary`, and finalize it."""
     seed = ctx.seed(trajectory.id, "finalize")
     return await finalize(problem, trajectory, segments[: boundary + 1], ctx, seed)
 
@@ -61,11 +61,11 @@ async def conclude(
 async def finalize(
     problem: Problem, trajectory: Trajectory, kept: Sequence[Segment], ctx: Context, seed: int
 ) -> OptimizedTrajectory | Dropped:
-    """Put d_finalize after `kept`, sample K completions, and keep the shortest correct one.
+    """Append d_finalize to the `kept` segments, sample K completions, keep the shortest right one.
 
-    `pass_rate` is the share of the completions that were correct, failed ones left out; one that
-    ran out of tokens is not correct. Dropped as `no_room` (the context is full), `failed` (all K
-    requests failed) or `no_correct_finalization`.
+    `pass_rate` is the share of right completions. Failed requests leave the denominator; truncated
+    completions do not. Dropped as `no_room` (the context is full), `failed` (all K requests failed)
+    or `no_correct_finalization`.
     """
     settings = ctx.recipe.optimize
     start = len(trajectory.prompt_ids)
@@ -75,7 +75,7 @@ async def finalize(
     head = prompt[start:]
     room = ctx.engine.context - len(prompt)
     if room < 1:
-        detail = f"{len(prompt):,} tokens to finalize, context is {ctx.engine.context:,}"
+        detail = f"the prompt has {len(prompt):,} tokens, the context is {ctx.engine.context:,}"
         return Dropped(trajectory.id, "no_room", detail)
     sampling = ctx.sampling(min(settings.max_tokens, room), seed, written=len(head))
     completions = await ctx.engine.complete(prompt, sampling, settings.finalizations)
@@ -128,14 +128,14 @@ def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
 STAGE = Stage(
     name="optimize",
     about="Leave at the first good exit; finalize the answer.",
-    amount=lambda recipe: f"{recipe.optimize.finalizations} completions of each good exit",
+    amount=lambda recipe: f"{recipe.optimize.finalizations} completions per good exit",
     record=OptimizedTrajectory,
     reads=always("estimate"),
     settings=always("optimize.", *SAMPLING),
     groups=_groups,
     work=optimize,
     total=lambda run: run.count("sample"),
-    card=Card(5, "finalized", "train", "trajectories truncated at their exit, concluded"),
+    card=Card(5, "finalized", "train", "trajectories truncated at their exit and finalized"),
     paper="2505.21765",
     width=lambda recipe: recipe.optimize.finalizations,
     of_method=True,

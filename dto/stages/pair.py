@@ -1,7 +1,7 @@
-"""Preference pairs: an optimized response over a suboptimal one (2505.21765 section 3).
+"""Build preference pairs: an optimized response over a suboptimal one (2505.21765 section 3).
 
-Pairs of samples, as published baselines choose them, are those of `dto.baselines`; pairs that were
-imported, of `dto.tasks.importing`.
+`dto.baselines` builds the pairs of published baselines, which choose among samples.
+`dto.tasks.importing` reads imported pairs.
 """
 
 from __future__ import annotations
@@ -28,21 +28,19 @@ def preference_pairs(
     tokenizer: PreTrainedTokenizerBase,
     settings: PairSettings,
 ) -> list[PreferencePair | Dropped]:
-    """The pairs of one problem: at most `max_per_problem`, the rest dropped as `over_limit`.
+    """Build the pairs of one problem, at most `max_per_problem`; drop others as `over_limit`.
 
-    Pairs of `longer_correct` have a limit of their own, `max_longer_correct`; the rest of them are
-    dropped as `over_longer_correct`. Under one limit for both kinds, a problem whose samples are
-    all optimized would get none of this kind, and hard problems are such.
+    First, each optimized trajectory is chosen over a rejected one: its own original, the longest
+    trajectory of the problem, or the longest that is not correct. Then, with `longer_correct`, each
+    wrong trajectory is rejected for the shortest correct one that is longer. Without these pairs,
+    training is known to teach under-thinking on hard problems. They are ours, not the paper's, and
+    have a limit of their own, `max_longer_correct` (`over_longer_correct`). With one limit for both
+    kinds, a problem whose samples are all optimized would get none of them, and hard problems are
+    often like that. Truncated trajectories may be rejected; failed ones are not used.
 
-    First each optimized trajectory over its rejected one: its own original, the longest of the
-    problem's trajectories, or the longest that is not correct. Then, with `longer_correct`, for
-    each wrong trajectory the shortest correct one that is longer than it: pairs of shortest over
-    longest alone are known to teach under-thinking on hard problems (ours, not the paper's).
-    Truncated trajectories may be rejected, failed ones take no part.
-
-    Other reasons to drop: `no_rejected` (no trajectory qualifies), `identical`, `not_shorter` (the
-    rejected one is correct, so that length is all the pair could teach), `too_long` (prompt and
-    longer response exceed `max_length`).
+    Other reasons for dropping a pair: `no_rejected` (no trajectory qualifies), `identical`,
+    `not_shorter` (the rejected side is correct, so the pair could only teach length), `too_long`
+    (prompt and longer response exceed `max_length`).
     """
     answered = sorted((row for row in trajectories if row.grade != "failed"), key=lambda r: r.id)
     by_id = {row.id: row for row in answered}
@@ -70,7 +68,7 @@ def preference_pairs(
 
 
 class Side(NamedTuple):
-    """The chosen response of a pair, and where it comes from."""
+    """The chosen response of a pair, and its origin."""
 
     id: str
     token_ids: tuple[int, ...]
@@ -85,7 +83,7 @@ def _tokens(trajectory: Trajectory) -> int:
 def _rejected(
     original: Trajectory, answered: Sequence[Trajectory], settings: PairSettings
 ) -> Trajectory | None:
-    """What the settings name; of equally long trajectories the first. None: there is none."""
+    """The rejected trajectory by the settings (the first of equally long ones), or None."""
     if settings.rejected == "original":
         return original
     rivals = [row for row in answered if row.prompt_ids == original.prompt_ids]
@@ -116,28 +114,28 @@ def make_pair(
     tokenizer: PreTrainedTokenizerBase,
     settings: PairSettings,
 ) -> PreferencePair | Dropped:
-    """The pair, or why it cannot be one. `original` is the trajectory that chosen comes from."""
+    """Make a pair, or say why not. `original` is the trajectory that `chosen` derives from."""
     row_id = f"{original.id}/{rejected_from}/{rejected.sample:03d}"
     prompt, better, worse = len(original.prompt_ids), len(chosen.token_ids), _tokens(rejected)
     if chosen.token_ids == rejected.token_ids:
         return Dropped(row_id, "identical", f"both sides are the same {worse:,} tokens")
     if rejected_from != "imported" and rejected.grade == "correct" and better >= worse:
-        detail = f"chosen has {better:,} tokens, rejected {worse:,}, and both are right"
+        detail = f"both sides are right, chosen has {better:,} tokens, rejected {worse:,}"
         return Dropped(row_id, "not_shorter", detail)
     if prompt + max(better, worse) > settings.max_length:
         detail = (
-            f"prompt {prompt:,} + chosen {better:,} or rejected {worse:,} tokens, "
-            f"pair.max_length is {settings.max_length:,}"
+            f"prompt {prompt:,} + chosen {better:,} or rejected {worse:,} tokens exceed "
+            f"pair.max_length {settings.max_length:,}"
         )
         return Dropped(row_id, "too_long", detail)
-    asked = list(original.prompt_ids)
-    if asked[:1] == tokenizer.encode("")[:1]:  # TRL's tokenizing of text puts it there again
-        asked = asked[1:]
+    prompt_ids = list(original.prompt_ids)
+    if prompt_ids[:1] == tokenizer.encode("")[:1]:  # the BOS: TRL adds it when it tokenizes text
+        prompt_ids = prompt_ids[1:]
     return PreferencePair(
         id=row_id,
         problem_id=original.problem_id,
         trajectory_id=original.id,
-        prompt=str(tokenizer.decode(asked, skip_special_tokens=False)),
+        prompt=str(tokenizer.decode(prompt_ids, skip_special_tokens=False)),
         chosen=chosen.text,
         rejected=rejected.text,
         chosen_id=chosen.id,
@@ -156,7 +154,7 @@ def limited(
     reason: str = "over_limit",
     setting: str = "pair.max_per_problem",
 ) -> list[PreferencePair | Dropped]:
-    """The first `limit` pairs; the others are dropped with their reason."""
+    """Keep the first `limit` pairs, and drop the others with `reason`."""
     kept: list[PreferencePair | Dropped] = []
     pairs = 0
     for row in rows:
@@ -174,7 +172,7 @@ async def pair(
     optimized: Sequence[OptimizedTrajectory],
     ctx: Context,
 ) -> list[PreferencePair | Dropped]:
-    """:func:`preference_pairs` of one problem, as the recipe says."""
+    """Build the pairs of one problem off the event loop (:func:`preference_pairs`)."""
     return await asyncio.to_thread(
         preference_pairs, problem, trajectories, optimized, ctx.tokenizer, ctx.recipe.pair
     )
@@ -191,8 +189,8 @@ def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
 
 STAGE = Stage(
     name="pair",
-    about="Build the pairs of chosen and rejected to train on.",
-    amount=lambda recipe: f"at most {recipe.pair.max_per_problem:,} pairs of each problem",
+    about="Build preference pairs of chosen and rejected responses.",
+    amount=lambda recipe: f"at most {recipe.pair.max_per_problem:,} pairs per problem",
     record=PreferencePair,
     reads=always("prune"),
     settings=always("pair.", "sample.max_tokens"),

@@ -1,10 +1,10 @@
-"""Take needless patterns out of the middle (2505.21765 section 3: pruning, with its re-check).
+"""Prune needless patterns (2505.21765 section 3: pruning, with its re-check).
 
-Departure from the paper: it re-checks that the answer is still reached; we test it. The exit was
-chosen for a high estimate, which flatters it, so every check is made on fresh rollouts. The
-rollouts of a test that passed are flattered too: with the defaults E[share right | above] is 0.91
-at a true p of 0.70 and 0.92 at 0.85. The p that is shown therefore comes from further rollouts,
-whose number was fixed before.
+Departure from the paper: it re-checks that the answer is still reached; we test it statistically.
+The exit was chosen for a high estimate, which biases that estimate upwards, so every check uses
+fresh rollouts. The rollouts of a passed test are biased too: with the defaults, E[share right |
+above] is 0.91 at a true p of 0.70 and 0.92 at 0.85. The reported p therefore comes from further
+rollouts, whose number is fixed in advance.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from dto.sequential import SequentialTest
 from dto.stages.optimize import finalize
 
 MAX_VERIFICATIONS = 4
-"""Tests of one trajectory at the most: each costs up to `estimate.cap` rollouts."""
+"""Maximum number of tests per trajectory; each costs up to `estimate.cap` rollouts."""
 JOIN_TOKENS = 8
-"""Tokens after a join whose perplexity is kept: a cue and the words that follow it."""
+"""Tokens after a join that enter its perplexity: a cue and the next words."""
 
 
 async def prune(
@@ -47,20 +47,22 @@ async def prune(
     optimized: OptimizedTrajectory,
     ctx: Context,
 ) -> OptimizedTrajectory:
-    """The optimized trajectory without the segments that its judge finds needless.
+    """Remove the segments that the judge finds needless, and verify the result.
 
-    All candidates go at once. If the sequential test, with threshold, margin and cap of `estimate`,
-    does not put the success rate above the threshold, they are restored in reverse rank: one after
-    each test that fails, and all that are left after the fourth. Testing again until
-    one test passes would inflate the error; each therefore gets an equal share of `estimate.error`
-    (Bonferroni). What passes is finalized anew, since its conclusion has to follow from the pruned
-    thinking; the prune is undone where no completion is right, or the result is not shorter.
-    `verified_p` is the share of right answers among `prune.confirmations` rollouts that neither
-    test nor choice has seen: unbiased for the version that stays, whatever the test saw. It decides
-    nothing; over many versions its mean is still that of those that passed.
-    Returned unchanged, with the verdicts, when nothing is pruned. On the share `prune.agreement` of
-    the trajectories that the llm judge had something to say of, the counterfactual judge is asked
-    as well; its verdicts prune nothing.
+    All candidates are removed at once. Then a sequential test, with the threshold, margin and cap
+    of `estimate`, checks that the success rate is still above the threshold. After each failed test
+    the lowest-ranked candidate is restored; after the fourth, all are. Repeating a test until it
+    passes would inflate the error, so each test gets an equal share of `estimate.error`
+    (Bonferroni). A version that passes is finalized again, since its conclusion must follow from
+    the pruned thinking. The pruning is undone if no completion is right or the result is not
+    shorter.
+
+    `verified_p` is the share of right answers among `prune.confirmations` fresh rollouts, used
+    neither for the choice nor for the test. It is unbiased for this version and decides nothing.
+    (Its mean over many versions is still a mean over versions that passed.) If nothing is pruned,
+    the trajectory is returned unchanged, with the verdicts. For a share `prune.agreement` of the
+    trajectories with a verdict of the llm judge, the counterfactual judge is asked too; its
+    verdicts prune nothing.
     """
     settings = ctx.recipe.prune
     if settings.judge == "none":
@@ -104,7 +106,7 @@ async def _verify(
     ranked: Sequence[int],
     ctx: Context,
 ) -> list[int]:
-    """The segments that may go."""
+    """The segments whose removal passed the test."""
     settings = ctx.recipe.estimate
     removed = list(ranked)
     for attempt, test in enumerate(_tests(len(removed), settings)):
@@ -122,7 +124,7 @@ async def _verify(
 async def _confirm(
     problem: Problem, trajectory: Trajectory, kept: Sequence[Segment], ctx: Context
 ) -> Tally:
-    """Rollouts of the version that stays, which nothing was decided by."""
+    """Fresh rollouts of the final version, which decide nothing."""
     count = ctx.recipe.prune.confirmations
     if not count:
         return Tally()
@@ -132,9 +134,9 @@ async def _confirm(
 
 
 def _tests(candidates: int, settings: EstimateSettings) -> list[SequentialTest]:
-    """One test per candidate, four at most, and fewer where the cap is too small for their error.
+    """One test per candidate, at most four, and fewer if the cap is too small for their error.
 
-    Raises DtoError when it is too small for a single one.
+    Raises DtoError if the cap is too small for a single test.
     """
     for count in range(min(candidates, MAX_VERIFICATIONS), 0, -1):
         with suppress(*([DtoError] if count > 1 else [])):
@@ -157,12 +159,12 @@ def _with_fate(verdict: Verdict, removed: Sequence[int], fate: str) -> Verdict:
 
 
 async def join_perplexity(trajectory: Trajectory, kept: Sequence[Segment], ctx: Context) -> float:
-    """Perplexity under the policy of what follows the joins, before temperature.
+    """Perplexity of the text after the joins, under the policy and before temperature.
 
-    Over the first 8 tokens of every kept segment whose predecessor was taken out, each given all
-    that is kept before it; exp of the mean negative logprob over all these tokens together. The
-    model's own text is a few units at most; a much higher value marks a join that it would not have
-    written. nan without a join, and on an engine that cannot score.
+    A join is where a segment was removed. The first 8 tokens after each join count, given all kept
+    text before them: exp of the mean negative logprob of these tokens. The model's own text has a
+    perplexity of a few units; a much higher value marks a join that the model would not write. nan
+    without a join, or if the engine cannot score.
     """
     logprobs: list[float] = []
     for position in range(1, len(kept)):
@@ -193,7 +195,7 @@ def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
 def _settings(recipe: Recipe) -> tuple[str, ...]:
     keys = ["prune.", *SAMPLING]
     if recipe.prune.judge != "none" and recipe.optimize.exit != "estimate":
-        # It verifies by the test of `estimate`, which is a stage before it for that exit alone.
+        # The verification uses the settings of `estimate` even if that stage does not run.
         keys.append("estimate.")
     if recipe.prune.judge == "llm":
         keys.append("judge")
@@ -210,7 +212,7 @@ def _amount(recipe: Recipe) -> str:
 
 STAGE = Stage(
     name="prune",
-    about="Judge patterns; drop what rollouts confirm is spare.",
+    about="Judge patterns; prune those that rollouts confirm are needless.",
     amount=_amount,
     record=OptimizedTrajectory,
     reads=always("optimize"),
@@ -219,7 +221,7 @@ STAGE = Stage(
     work=prune,
     total=lambda run: run.count("optimize"),
     asks_judge=lambda recipe: recipe.prune.judge == "llm",
-    card=Card(6, "optimized", "train", "the same after pruning, with the judge's verdicts"),
+    card=Card(6, "optimized", "train", "finalized trajectories after pruning, with verdicts"),
     paper="2505.21765",
     width=lambda recipe: recipe.prune.rollouts,
     of_method=True,

@@ -12,12 +12,11 @@ from dto.trajectories import make_trajectory, no_room, prompt_ids
 
 
 async def sample(problem: Problem, ctx: Context) -> list[Trajectory | Dropped]:
-    """`recipe.sample.samples` graded trajectories of one problem.
+    """Sample and grade `recipe.sample.samples` trajectories of one problem.
 
-    The paper samples at temperature 0.6 and top-p 0.95, at most 8,192 tokens. A request that failed
-    is a trajectory graded `failed`; a prompt that leaves no room for a response is dropped, and so
-    is a response that marks its thinking with another model's tags. The limit on tokens is lowered
-    where the context is nearer.
+    The paper samples at temperature 0.6 and top-p 0.95, at most 8,192 tokens; the remaining context
+    may lower that limit. A failed request is a trajectory graded `failed`. A prompt that fills the
+    context is dropped, and so is a response that uses another model's thinking tags.
     """
     settings = ctx.recipe.sample
     prompt = prompt_ids(problem.question, ctx.tokenizer, ctx.recipe.model, problem.prompt)
@@ -48,7 +47,7 @@ def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
 
 STAGE = Stage(
     name="sample",
-    about="Let the model answer the training problems.",
+    about="Sample responses to the training problems.",
     amount=lambda recipe: f"{responses(recipe)} responses",
     record=Trajectory,
     reads=always("problems"),

@@ -1,8 +1,8 @@
 """Segment: cut a trajectory into thinking patterns d_1 … d_n (2505.21765, section 3).
 
-Cues are found in the text (:mod:`dto.segmentation`); a cut is then moved back to the nearest token
-border that is also a character border, so that a prefix of segments is an exact prefix of the
-model's own tokens. The paper cuts text and does not say where its tokens go.
+:mod:`dto.segmentation` finds the cuts in the text. Each cut is then moved back to the nearest token
+border between two characters, so that a prefix of segments is an exact prefix of the model's own
+tokens. The paper cuts text and says nothing of tokens.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 async def segment(trajectory: Trajectory, ctx: Context) -> list[Segment] | Dropped:
-    """The thinking patterns of a trajectory, or why there are none.
+    """Cut a trajectory into thinking patterns, or say why there are none.
 
-    Thinking that never closed is segmented too: exits may lie before the point where it ran out.
+    Unclosed thinking is segmented too, since there may be exits before the tokens ran out.
     """
     thinking = trajectory.text[slice(*trajectory.thinking)]
     granularity = ctx.recipe.segment.granularity
@@ -41,10 +41,10 @@ async def segment(trajectory: Trajectory, ctx: Context) -> list[Segment] | Dropp
 def snap(
     trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase, cuts: Sequence[TextSegment]
 ) -> list[Segment] | Dropped:
-    """Move the cuts of a thinking text to token borders; cuts that fall together merge.
+    """Move the cuts of a thinking text to token borders; cuts at the same border merge.
 
     `cuts` tile the thinking text, with offsets relative to it. The segments tile
-    `trajectory.thinking` and `trajectory.thinking_tokens`; dropped as `failed` without a response
+    `trajectory.thinking` and `trajectory.thinking_tokens`. Dropped as `failed` without a response,
     and as `empty_thinking` without thinking.
     """
     thinking, tokens = trajectory.thinking, trajectory.thinking_tokens
@@ -85,7 +85,7 @@ def snap(
 
 
 def _exit(text: str, ends: Sequence[int], tokens: Span, chars_end: int) -> int:
-    """`tokens.end` without the tokens at the end that hold only white space."""
+    """`tokens.end` without trailing white-space tokens."""
     exit = tokens.end
     while exit - 1 > tokens.start:
         start = ends[exit - 2]
@@ -101,7 +101,7 @@ def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
 
 STAGE = Stage(
     name="segment",
-    about="Cut each thinking into its patterns.",
+    about="Cut each trajectory into thinking patterns.",
     amount=lambda recipe: f"{responses(recipe)} responses",
     record=Segment,
     reads=always("sample"),

@@ -1,13 +1,13 @@
-"""What a training leaves behind: its dev scores, its checkpoints, and which of them is kept.
+"""Dev scores and checkpoints of a training, and the choice of the one to keep.
 
-A checkpoint is complete when the dev score of its step stands in `history.jsonl`, which is written
-after it, and replaced as a whole. On disk, below `runs/NAME/train`:
+A checkpoint is complete when `history.jsonl` has the dev score of its step. That file is written
+after the checkpoint, and always replaced as a whole. Files in `runs/NAME/train`:
 
     history.jsonl        one DevScore per line; deterministic
-    effort.jsonl         seconds and tokens that each of them took; not deterministic
-    judging.jsonl        one JudgingScore per line, where chains are held out; deterministic
+    effort.jsonl         seconds and tokens of each score; not deterministic
+    judging.jsonl        one JudgingScore per line, if chains are held out; deterministic
     checkpoints/checkpoint-STEP
-    training.json        what is being trained; another training starts anew
+    training.json        fingerprint of the training; a different training starts afresh
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The step whose weights are kept (0: the base model), and why, in one sentence."""
+    """The step whose weights are kept (0: the base model), and the reason in one sentence."""
 
     step: int
     reason: str
 
 
 def has_collapsed(score: DevScore, base: DevScore, settings: TrainSettings) -> bool:
-    """Whether accuracy fell too far below the base's, or too many responses never end.
+    """Whether accuracy fell too far below the base's, or too many responses are truncated.
 
-    A base model that is truncated often itself is allowed `collapse_points` more than it has.
+    If the base model is often truncated itself, the limit is its share plus `collapse_points`.
     """
     points = settings.collapse_points / 100
     most_truncated = settings.collapse_truncated
@@ -60,17 +60,16 @@ def has_collapsed(score: DevScore, base: DevScore, settings: TrainSettings) -> b
 
 
 def choose(history: Sequence[DevScore], keep: str = "shortest") -> Choice:
-    """The checkpoint with the fewest tokens among those as accurate as the base model.
+    """Choose the checkpoint with the fewest tokens among those as accurate as the base model.
 
-    As accurate: accuracy ≥ base − 1 standard error of the base's accuracy (clustered by problem).
-    The paper (2505.21765) does not say how its checkpoint was chosen. The base model is kept where
-    no such checkpoint needs fewer tokens than it does. `keep` last: the last one that has not
-    collapsed, whatever it needs; that measures a training instead of choosing a model.
+    As accurate means accuracy ≥ base − 1 standard error of the base's accuracy (clustered by
+    problem). The paper (2505.21765) does not say how its checkpoint was chosen. If no such
+    checkpoint needs fewer tokens than the base model, the base model is kept. `keep="last"` chooses
+    the last checkpoint that has not collapsed, to measure a training rather than to choose a model.
     """
     base = history[0]
     if keep == "last":
-        stood = [score for score in history if not score.collapsed]
-        last = stood[-1]
+        last = [score for score in history if not score.collapsed][-1]
         if last.step == BASE_STEP:
             return Choice(BASE_STEP, "every checkpoint has collapsed: base is kept")
         return Choice(last.step, f"step {last.step} is kept, the last: {_beside(last, base)}")
@@ -99,7 +98,7 @@ def _beside(score: DevScore, base: DevScore) -> str:
 
 
 class TrainingState:
-    """The files of one training, and how it takes up where it was killed."""
+    """The files of one training, and its resumption after a kill."""
 
     def __init__(
         self,
@@ -110,10 +109,10 @@ class TrainingState:
         writer: bool = True,
         keep: str = "shortest",
     ) -> None:
-        """Take up `directory`; what another training (another fingerprint) left is removed.
+        """Open `directory`, and remove the files of a different training (another fingerprint).
 
-        So is one that another number of processes began and did not end. Of several processes that
-        train together one is the writer, and comes here first.
+        Also removes an unfinished training with another number of processes. If several processes
+        train together, one is the writer and must call this first.
         """
         self.directory = directory
         self.writer = writer
@@ -123,9 +122,9 @@ class TrainingState:
         self.finished = directory / "result.json"
         marker = directory / "training.json"
         mark = {"fingerprint": fingerprint, "processes": processes}
-        known = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else {}
-        ended = known.get("fingerprint") == fingerprint and self.finished.exists()
-        if known != mark and not ended:
+        previous = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else {}
+        ended = previous.get("fingerprint") == fingerprint and self.finished.exists()
+        if previous != mark and not ended:
             self._clear()
             directory.mkdir(parents=True, exist_ok=True)
             write_text(marker, json.dumps(mark) + "\n")
@@ -135,11 +134,11 @@ class TrainingState:
         self.judging = [score for score in judged if score.step in steps]
 
     def result(self) -> dict[str, Any] | None:
-        """What came of a training that has ended; None for one that has not."""
+        """The result of a finished training; None if it is not finished."""
         if not (self.finished.exists() and self.model.is_dir()):
             return None
-        found: dict[str, Any] = json.loads(self.finished.read_text(encoding="utf-8"))
-        return found
+        result: dict[str, Any] = json.loads(self.finished.read_text(encoding="utf-8"))
+        return result
 
     def _clear(self) -> None:
         for path in (self.checkpoints, self.model):
@@ -151,7 +150,7 @@ class TrainingState:
             (self.directory / name).unlink(missing_ok=True)
 
     def restart(self) -> None:
-        """Forget what was trained; the base's score stays. A training that samples starts anew."""
+        """Discard everything but the base's score, for methods that cannot resume (sampling)."""
         effort, base = self.efforts()[:1], self.history[:1]
         if self.writer:
             self._clear()
@@ -160,7 +159,7 @@ class TrainingState:
             self.record(base[0], effort[0])
 
     def resume(self) -> Path | None:
-        """The last complete checkpoint; what is not complete is removed. None: start from base."""
+        """Remove incomplete checkpoints; return the last complete one, or None to start afresh."""
         trained = [score.step for score in self.history if score.step > BASE_STEP]
         last = self.checkpoint(trained[-1]) if trained else None
         if last is not None and not last.is_dir():
@@ -174,13 +173,13 @@ class TrainingState:
         return last
 
     def checkpoint(self, step: int) -> Path:
-        """Where the trainer saves the checkpoint of a step."""
+        """The folder of the checkpoint of a step."""
         return self.checkpoints / f"checkpoint-{step}"
 
     def record(self, score: DevScore, effort: dict[str, Any]) -> None:
-        """Write a dev score, by which its checkpoint is complete; then drop what is not needed.
+        """Write a dev score, which completes its checkpoint; then delete unneeded checkpoints.
 
-        Needed are the last checkpoint, to resume from, and the one that would be kept now.
+        The last checkpoint is needed to resume, and so is the one that would be kept now.
         """
         self.history.append(score)
         if not self.writer:
@@ -197,7 +196,7 @@ class TrainingState:
                 shutil.rmtree(path)
 
     def record_judging(self, score: JudgingScore) -> None:
-        """Write how held-out chains were judged, in place of what is known of the same step."""
+        """Write a score on held-out chains, replacing an earlier score of the same step."""
         self.judging = [row for row in self.judging if row.step != score.step] + [score]
         if self.writer:
             self._write("judging.jsonl", self.judging)
@@ -207,11 +206,11 @@ class TrainingState:
         write_text(self.directory / name, "".join(lines))
 
     def efforts(self) -> list[dict[str, Any]]:
-        """What was spent on each score, also by runs that were killed afterwards."""
+        """The effort of each score, including those of killed sessions."""
         return json_lines(self.directory / "effort.jsonl")
 
     def spent(self) -> tuple[Usage, dict[str, float]]:
-        """The sum of all efforts: usage of the dev responses, and seconds."""
+        """The sum of all efforts: usage of the dev responses and seconds."""
         efforts = self.efforts()
         usage = Usage()
         for effort in efforts:
@@ -226,11 +225,10 @@ logger = logging.getLogger("dto.train")
 
 @dataclass(eq=False)
 class DevCallback(TrainerCallback):
-    """Saves and measures the model at evenly spaced steps, the last one included.
+    """Saves and measures the model at evenly spaced steps, including the last one.
 
-    `trainer`, which is made after this and set before it trains, says how much of the training is
-    done, and its mean loss. Judging of chains that are held out is measured beside the dev
-    problems.
+    `trainer` is created after this callback and set before training; it reports the progress and
+    the mean loss. Held-out chains, if any, are judged beside the dev problems.
     """
 
     recipe: Recipe
@@ -244,7 +242,7 @@ class DevCallback(TrainerCallback):
     _bar: tqdm[Any] = field(default_factory=lambda: tqdm(disable=True))
 
     def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        """Go on behind the point that a resumed training has come to."""
+        """Continue after the last point of a resumed training."""
         self._passed = self._points(state) if state.global_step else 0
         self._bar = tqdm(
             total=state.max_steps,
@@ -258,7 +256,7 @@ class DevCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Ask for a checkpoint at the points."""
+        """Request a checkpoint at each point."""
         self._bar.update()
         passed = self._points(state)
         control.should_save = passed > self._passed
@@ -268,7 +266,7 @@ class DevCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """The checkpoint is written: measure it, by which it becomes complete."""
+        """Measure the checkpoint just written, which completes it."""
         seconds = time.monotonic() - self._since
         share = self.trainer.share(state)
         score = self.score(kwargs["model"], state.global_step, share, seconds)
@@ -282,16 +280,16 @@ class DevCallback(TrainerCallback):
         self._bar.close()
 
     def _points(self, state: TrainerState) -> int:
-        """How many of the points are passed."""
+        """The number of points passed."""
         share: float = self.trainer.share(state)
         return math.floor(self.recipe.train.evaluations * share + 1e-9)
 
     def score(self, model: PreTrainedModel, step: int, share: float, seconds: float) -> DevScore:
-        """Measure the model, each process on its share of the problems, and write it down.
+        """Measure the model, each process on its share of the problems, and record the score.
 
-        `share` of the training is done; `seconds` went into it since the score before.
+        `share` is the part of the training done so far, `seconds` the time since the last score.
         """
-        began = time.monotonic()
+        start = time.monotonic()
         responses, usage = measure(
             model,
             self.tokenizer,
@@ -307,7 +305,7 @@ class DevCallback(TrainerCallback):
             score = replace(score, collapsed=has_collapsed(score, base, self.recipe.train))
         effort = {
             "train_seconds": round(seconds, 3),
-            "dev_seconds": round(time.monotonic() - began, 3),
+            "dev_seconds": round(time.monotonic() - start, 3),
             "usage": usage.as_json(),
         }
         self.training.record(score, effort)
@@ -316,7 +314,7 @@ class DevCallback(TrainerCallback):
         return score
 
     def judge(self, model: PreTrainedModel, step: int) -> Usage:
-        """Measure judging of the chains that are held out, if any, and write it down."""
+        """Judge the held-out chains, if any, and record the score."""
         held_out = self.material.held_out
         if not held_out:
             return Usage()

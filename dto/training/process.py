@@ -1,4 +1,4 @@
-"""The training process: what `dto.training.train` starts.
+"""The training process, which `dto.training.train` starts.
 
 python -m dto.training.process RUN
 accelerate launch -m dto.training.process RUN        # several GPUs, several machines
@@ -23,18 +23,18 @@ from dto.recipe import load_recipe
 from dto.training.fit import fit
 
 DISK_ERRORS = ("(os error", "PytorchStreamWriter", "inline_container")
-"""Parts of what safetensors and torch say where a file cannot be written."""
+"""Parts of the messages of safetensors and torch for a file that cannot be written."""
 
 
 def quiet() -> None:
-    """Libraries show no bars and no warnings of their own."""
+    """Silence the progress bars and warnings of libraries."""
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     datasets.disable_progress_bars()
 
 
 def guarded(work: Callable[[], object]) -> int:
-    """The exit code of the work: 0, 1 with a line `error: …` on stdout, or 130 after Ctrl-C."""
+    """Run the work; return 0, or 1 with a line `error: …` on stdout, or 130 after Ctrl-C."""
     try:
         work()
     except DtoError as error:
@@ -46,7 +46,8 @@ def guarded(work: Callable[[], object]) -> int:
             if all(part not in reason for part in DISK_ERRORS):
                 raise
             reason = f"cannot write ({reason})"
-        print(f"error: train: {reason}; what was computed is kept, make room", flush=True)
+        way_out = "finished rows are kept: free some space and run the same command again"
+        print(f"error: train: {reason}; {way_out}", flush=True)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -54,7 +55,7 @@ def guarded(work: Callable[[], object]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The process; its exit code is that of `guarded`."""
+    """Run the process; returns the exit code of `guarded`."""
     parser = argparse.ArgumentParser(prog="python -m dto.training.process", description=__doc__)
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--parent", type=int, help="process id to end with")

@@ -1,4 +1,4 @@
-"""Training (2505.21765 section 3, last step; or a baseline's loss) in a process of its own."""
+"""Train in a process of its own (2505.21765 section 3, last step; or a baseline's loss)."""
 
 from __future__ import annotations
 
@@ -23,58 +23,59 @@ ERROR = "error: "
 def train(
     run_directory: Path | str, recipe: Recipe, allow_code_execution: bool = False
 ) -> dict[str, Any]:
-    """Train on a run's tables as its recipe says; what came of it. Nothing of torch is imported.
+    """Train on a run's tables and return the results. This process does not import torch.
 
-    Reads the tables of problems, sample, prune and pair, as far as the method asks for
-    them; `recipe` is the run's own. The engine that sampled must be closed by now, as training
-    wants its memory. The work is done by :mod:`dto.training.process`; killed at any time and called
-    again, it goes on from its last complete checkpoint. It writes below `RUN/train`: `model/`
-    (weights, tokenizer, chat template), `history.jsonl` (deterministic), `effort.jsonl` (not),
-    `dropped.jsonl`, `result.json`. GRPO also writes `steps.jsonl`, and what is trained on labelled
-    chains `judging.jsonl`.
-    `allow_code_execution`: programs that answer dev problems are run (`dto.grading.sandbox`).
+    The method decides which tables are read: problems, sample, prune, pair or labelled chains.
+    `recipe` must be the run's own. The sampling engine must be closed, since training needs its
+    memory. :mod:`dto.training.process` does the work; killed at any time and called again, it
+    resumes from its last complete checkpoint. It writes to `RUN/train`: `model/` (weights,
+    tokenizer, chat template), `history.jsonl` (deterministic), `effort.jsonl` (not deterministic),
+    `dropped.jsonl` and `result.json`; GRPO also `steps.jsonl`, and training on labelled chains
+    `judging.jsonl`. `allow_code_execution`: run programs that answer dev problems
+    (`dto.grading.sandbox`).
 
     Returns:
-        `rows` (counts: pairs, responses or problems, dropped, dev_problems), `usage` (of the dev
-        responses, and of those that were sampled to train on, the fields of `dto.usage.Usage`),
-        kept_step (0: the base model), reason (why that one), steps, collapsed, tokens_trained,
-        attention_flops_trained and model_flops_trained (forward and backward passes),
-        policy_tokens (with what was sampled to train on), epochs (passes), groups (of GRPO: how
-        many, how many without advantage, responses without a letter; else None), judging (of the
-        held-out chains: before, after, of what is kept; None without any), train_seconds,
-        dev_seconds, seconds (both, with what ran before a kill), peak_memory (bytes).
+        rows (counts: pairs, responses or problems, dropped, dev_problems), usage (of dev responses
+        and of responses sampled for training, as in `dto.usage.Usage`), kept_step (0: the base
+        model), reason (for keeping it), steps, collapsed, tokens_trained, attention_flops_trained
+        and model_flops_trained (forward and backward passes), policy_tokens (including responses
+        sampled for training), epochs (passes), groups (GRPO: groups, groups without advantage,
+        responses without a letter; else None), judging (of held-out chains: before, after, of the
+        kept model; None without any), train_seconds, dev_seconds, seconds (both, including work
+        before a kill), peak_memory (bytes).
 
     Raises:
-        DtoError: in one line, what the training process ended with.
+        DtoError: the last error of the training process, in one line.
     """
     run = Path(run_directory)
     own = run / "recipe.yaml"
     if load_recipe(own) != recipe:
-        raise DtoError(f"train: {own} differs from the recipe asked for: train goes by that file")
+        raise DtoError(f"train: the recipe differs from {own}, which the training process reads")
     command = [sys.executable, "-m", "dto.training.process", str(run), "--parent", str(os.getpid())]
     if allow_code_execution:
         command.append("--allow-code-execution")
     environment = os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1"}
     last = ""
 
-    def told(line: str) -> None:
+    def log(line: str) -> None:
         nonlocal last
         last = line.strip() or last
         if not last.startswith(ERROR):
             logger.info("%s", line.rstrip())
 
-    code = run_child(command, told, environment)
+    code = run_child(command, log, environment)
     if code == 130 or code == -signal.SIGINT:
         raise KeyboardInterrupt
     if code < 0:
         name = signal.Signals(-code).name
-        raise DtoError(f"train: the training process was killed ({name}): run again, it resumes")
-    if code:
-        known = last.startswith(ERROR)
         raise DtoError(
-            last.removeprefix(ERROR)
-            if known
-            else f"train: the training process ended with exit code {code}, its traceback is above"
+            f"train: the training process was killed ({name}): run the same command to resume"
+        )
+    if code:
+        if last.startswith(ERROR):
+            raise DtoError(last.removeprefix(ERROR))
+        raise DtoError(
+            f"train: the training process ended with exit code {code}; its traceback is above"
         )
     result: dict[str, Any] = json.loads((run / "train" / "result.json").read_text(encoding="utf-8"))
     return result
@@ -95,7 +96,7 @@ def _reads(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _asks_model(recipe: Recipe) -> bool:
-    """Whether nothing that it reads says which model it has: then its own manifest does."""
+    """Whether no stage that it reads depends on the model, so that its own digest must."""
     method = recipe.train.method
     if method in ("grpo", "none"):
         return True

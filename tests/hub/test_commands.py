@@ -33,17 +33,17 @@ def test_publish_by_the_environment_alone(run_path: Path, hub: Hub, tmp_path: Pa
 
 def test_what_it_says(run_path: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     code, said = told("publish", "runs/small", NAME, "--dry-run", capsys=capsys)
-    assert code == 0 and said.startswith("---\nlicense: mit") and "nothing was sent" in said
+    assert code == 0 and said.startswith("---\nlicense: mit") and "nothing was uploaded" in said
     assert Path("runs/small/publish/dataset/README.md").read_text() in said
     code, said = told("publish", "runs/small", NAME, "--only", "pairs, exits", capsys=capsys)
     assert code == 0 and "(public): commit " in said
     assert not Path("runs/small/publish").exists()
     code, said = told("publish", "runs/small", NAME, "--only", "pairs,exits", capsys=capsys)
-    assert code == 0 and "(public): nothing is new" in said
+    assert code == 0 and "(public): unchanged" in said
     code, said = told("pull", NAME, "--out", "back", capsys=capsys)
-    assert code == 0 and "back: estimate, pair; go on with dto run back\n" in said
+    assert code == 0 and "back: estimate, pair; continue with: dto run back\n" in said
     code, said = told("publish", "runs", NAME, capsys=capsys)
-    assert code == 1 and "runs is no run directory" in said
+    assert code == 1 and "runs is not a run directory" in said
     code, said = told("pull", NAME, "--set", "seed=2", "--out", "x", capsys=capsys)
     assert code == 1 and "a run with its own recipe" in said
 

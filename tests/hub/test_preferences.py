@@ -155,14 +155,14 @@ def test_preferences_of_others_are_trained_on(
     rows.append({"prompt": "1?", "chosen": "", "rejected": "no"})
     name = put(datasets_there, "preferences", rows, tmp_path)
     code, said = told("pull", name, capsys=capsys)
-    assert code == 1 and "is no run of dto" in said and "--model MODEL" in said
+    assert code == 1 and "is not a run of dto" in said and "--model MODEL" in said
     settings = [
         "problems.source=chains", "problems.dev=2", "train.evaluations=1", "train.dev_samples=1",
         "train.learning_rate=1e-4", "sample.max_tokens=64", "model.context=1024",
     ]  # fmt: skip
     changes = [part for each in settings for part in ("--set", each)]
     code, said = told("pull", name, "--model", "nano", *changes, capsys=capsys)
-    assert code == 0 and "go on with dto train runs/preferences" in said, said
+    assert code == 0 and "continue with: dto train runs/preferences" in said, said
     run = Path("runs/preferences")
     assert (manifest.read(run / "sample") or {})["dropped"] == {"empty_response": 1}
     pairs = [row for row in load_pairs(RunReader(run), 1024) if isinstance(row, TokenizedPair)]
@@ -246,6 +246,6 @@ def test_responses_of_others_become_trajectories(
     rows = [{"problem": "Start with 1. Add 2.", "generation": GOOD, "answer": "5"}]
     name = put(datasets_there, "responses", rows, tmp_path)
     code, said = told("pull", name, "--model", "nano", "--out", "here", capsys=capsys)
-    assert code == 0 and "go on with dto segment here" in said, said
+    assert code == 0 and "continue with: dto segment here" in said, said
     (row,) = tables.read(Path("here/sample/rows.parquet"), Trajectory)
     assert (row.ids_from, row.grade, row.answer) == ("encoded", "correct", "5")

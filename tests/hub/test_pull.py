@@ -50,7 +50,7 @@ def test_there_and_back(finished: Run, hub: Hub, caplog: pytest.LogCaptureFixtur
     times = {stage: (OUT / stage / "rows.parquet").stat().st_mtime_ns for stage in TABLES}
     caplog.set_level("INFO", "dto")
     go_on(OUT)
-    assert caplog.text.count("done before") == len(TABLES) + 1  # and train
+    assert caplog.text.count("already finished") == len(TABLES) + 1  # and train
     assert {stage: (OUT / stage / "rows.parquet").stat().st_mtime_ns for stage in TABLES} == times
     assert measure(OUT).as_json() == measure(finished.path).as_json()
     back = open_run(OUT, load_recipe(OUT / "recipe.yaml"))
@@ -77,7 +77,7 @@ def test_questions_asked_together_come_back(
     caplog.set_level("INFO", "dto")
     caplog.clear()
     go_on(OUT, *stages)
-    assert caplog.text.count("done before") == len(stages)
+    assert caplog.text.count("already finished") == len(stages)
     assert same_tables(run.path, OUT, stages)
 
 

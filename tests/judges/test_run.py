@@ -221,7 +221,7 @@ def test_the_policy_itself_or_another_local_model_can_be_asked(
     code, _, err = dto("prune", str(run), *changes, capsys=capsys)
     assert code == 0, err
     name = "nano" if judge == "null" else "nano-control"
-    assert f"{name} is not held to a JSON schema" in caplog.text
+    assert f"{name} does not support JSON schemas" in caplog.text
     done = manifest.read(run / "prune") or {}
     assert done["judge_usage"]["requests"] and not done["judge_usage"]["failed"]
     assert done["judge_usage"]["generated"] and not done["usage"]["generated"]

@@ -12,7 +12,7 @@ import pytest
 
 from dto.engines import open_engine
 from dto.errors import EngineError
-from dto.pipeline import Served
+from dto.pipeline import Resources
 from dto.recipe import JudgeSettings, Recipe
 from dto.runs.reader import RunReader
 from dto.stages.optimize import optimize
@@ -184,5 +184,5 @@ async def test_a_judge_that_is_not_there_is_said_at_the_start(tokenizer):
 
 async def served(url: str, **changes: object) -> None:
     recipe = Recipe(name="x", judge=settings(url, **changes), prune={"judge": "llm"})
-    async with Served(RunReader("x", recipe)) as serving:
+    async with Resources(RunReader("x", recipe)) as serving:
         await serving.judge()

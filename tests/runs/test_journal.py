@@ -152,7 +152,7 @@ def test_full_disk_is_one_line_and_keeps_what_stands(tmp_path: Path) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
         check=True,
     )
-    assert done.stdout.startswith(f"cannot write {path}: File too large — what was computed is")
+    assert done.stdout.startswith(f"cannot write {path}: File too large — finished rows are")
     assert done.stdout.count("\n") == 1
     assert [json.loads(line).get("key") for line in path.read_text().splitlines()] == [None, "a"]
     assert journal(path).done == {"a"}

@@ -81,7 +81,7 @@ def test_a_recipe_of_another_version(run: RunReader, caplog: pytest.LogCaptureFi
         later = RunReader(run.path)
         assert later.recipe.name == "r"
     assert sorted(later.unknown) == ["estimate.psychic", "evaluate.exits.0.aura", "telepathy"]
-    assert "left out of its recipe, as settings of another version" in caplog.text
+    assert "settings of another version in its recipe are ignored" in caplog.text
     settings["estimate"]["threshold"] = "high"
     path.write_text(yaml.safe_dump(settings))
     with pytest.raises(RecipeError, match="threshold"):

@@ -102,7 +102,7 @@ def test_nothing_is_touched_without_a_yes(whole: None) -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "yes", "message"),
-    [(False, True, "--recompute does that"), (True, False, "say yes with --yes"), (True, True, "")],
+    [(False, True, "use --recompute"), (True, False, "use --yes to agree"), (True, True, "")],
 )
 def test_sampled_rows_go_with_the_flag_and_a_yes(
     whole: None, wanted: bool, yes: bool, message: str, capsys: pytest.CaptureFixture[str]

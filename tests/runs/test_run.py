@@ -272,7 +272,7 @@ def test_another_exit_leaves_the_evaluated_ones_alone() -> None:
             assert not run.finished(STAGES["evaluate"], config)
             with Runner(run / "evaluate", EvaluationRow, config) as stage:
                 groups = [Group(f"base/{each['name']}/p", ()) for each in exits]
-                assert [stage.owes(iter([group])) for group in groups] == [number == 1, True]
+                assert [stage.has_pending(iter([group])) for group in groups] == [number == 1, True]
                 stage._journal.append(Entry("base/none/p", [row("base", "none", "p", 0)]))
 
 
@@ -294,7 +294,7 @@ def test_a_run_is_held_by_one_process() -> None:
 def test_a_directory_of_something_else_is_never_touched(overwrite: bool) -> None:
     Path("run").mkdir()
     Path("run/thesis.tex").write_text("x")
-    with pytest.raises(RunConflictError, match="holds something that is no run"):
+    with pytest.raises(RunConflictError, match="is not a run directory"):
         open_run(Path("run"), recipe(), overwrite=overwrite)
     assert Path("run/thesis.tex").read_text() == "x"
 

@@ -21,7 +21,7 @@ from dto.errors import DtoError, EngineError
 from dto.grading import Grader
 from dto.records import Dropped, ExitEstimate
 from dto.runs import manifest
-from dto.runs.stage import HOPELESS, Group, Runner, Timed
+from dto.runs.stage import MAX_CONSECUTIVE_FAILURES, Group, Runner, Timed
 from dto.usage import Usage, charge, give_up
 from tests.runs.test_journal import estimate
 
@@ -118,7 +118,8 @@ async def test_nothing_but_errors_stops_the_run(tmp_path: Path) -> None:
     async def fails(key: str) -> list[Any]:
         raise ValueError("no such model")
 
-    with pytest.raises(DtoError, match=f"{HOPELESS} groups in a row failed.*no such model"):
+    message = f"{MAX_CONSECUTIVE_FAILURES} groups in a row failed"
+    with pytest.raises(DtoError, match=message + r".*no such model"):
         await whole(tmp_path / "a", 1000, fails)
     with pytest.raises(DtoError, match="all 3 groups failed"):
         await whole(tmp_path / "b", 3, fails)
@@ -143,7 +144,8 @@ class Served:
 async def test_an_engine_that_went_away_stops_the_stage_and_its_rows_are_owed(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(DtoError, match=f"{HOPELESS} groups in a row failed, .* no route; what"):
+    message = f"{MAX_CONSECUTIVE_FAILURES} groups in a row failed"
+    with pytest.raises(DtoError, match=message + r", .* no route; finished"):
         await whole(tmp_path / "b" / "estimate", 100, Served(until=30))
     assert manifest.read(tmp_path / "b" / "estimate") is None
     back = Served(until=100)
@@ -207,7 +209,7 @@ def test_a_full_disk_at_the_end_is_one_line_and_the_table_comes_later(tmp_path: 
     assert len(lines) == len(limits)
     for line in lines:
         assert line.startswith(f"cannot write {directory}: ")
-        assert "File too large" in line and "make room" in line
+        assert "File too large" in line and "free some space" in line
     assert manifest.read(directory) is None
 
     async def nothing(key: str) -> list[Any]:

@@ -161,13 +161,15 @@ def test_a_full_disk_is_one_line_and_costs_nothing(run: RunFolder, limit: int) -
         command, capture_output=True, text=True, preexec_fn=small_files, check=False
     )
     assert child.returncode == 1, child.stderr
-    assert child.stdout.splitlines()[-1].endswith("what was computed is kept, make room")
+    assert child.stdout.splitlines()[-1].endswith(
+        "finished rows are kept: free some space and run the same command again"
+    )
     assert "Traceback" not in child.stderr
     assert len((run.path / "train" / "history.jsonl").read_text().splitlines()) == 1
     assert train(run.path, run.recipe)["steps"] > 0
 
 
-ROOM = "what was computed is kept, make room"
+ROOM = "finished rows are kept: free some space and run the same command again"
 
 
 @pytest.mark.parametrize(

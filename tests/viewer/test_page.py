@@ -255,7 +255,7 @@ def test_where_the_page_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert view(tmp_path / "run", tmp_path) == tmp_path / "view.html"
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        DtoError, match=r"cannot write .*v\.html: .*choose a place that can be written"
+        DtoError, match=r"cannot write .*v\.html: .*choose a directory that you can write to"
     ):
         view(tmp_path / "run", tmp_path / "file/v.html")
 
