@@ -40,6 +40,7 @@ _PUBLIC = {
     "Context": "dto.context",
     "Grader": "dto.grading",
     "open_engine": "dto.engines",
+    "ExitPolicy": "dto.settings",
     "Recipe": "dto.recipe",
     "load_recipe": "dto.recipe",
     "DtoError": "dto.errors",

@@ -13,6 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from dto.context import Context
+from dto.exits.monitor import kept_tokens
 from dto.protocols import Chunk, Completion, Sampling
 from dto.records import FinishReason, Trial, derive
 from dto.tags import FOREIGN, foreign_detail
@@ -128,8 +129,19 @@ class ResponsePath:
         return (*self.prompt_ids, *self.ids[:cut])
 
     def text(self, last: int = 0) -> str:
-        """The text of the response so far, or of its `last` tokens."""
+        """The text of the response so far, or of its `last` tokens (0: all)."""
         return decode_response(self.tokenizer, self.ids[-last:], self.tags)
+
+    def border(self) -> int:
+        """The number of tokens up to the last complete character that is not white space.
+
+        As a :class:`~dto.exits.monitor.Monitor` cuts.
+        """
+        ends = char_ends(self.tokenizer, self.ids[-TAIL_TOKENS:])
+        first = len(self.ids) - len(ends)
+        places = [(end, first + i) for i, end in enumerate(ends, 1) if end != INSIDE_CHARACTER]
+        text = self.text(last=TAIL_TOKENS)
+        return kept_tokens([(0, first), *places], text, len(text.rstrip(BROKEN).rstrip()))
 
     def whole(self, cut: int) -> int:
         """The last place at or before `cut` that is between two characters and not in a tag."""
@@ -228,11 +240,11 @@ class ResponsePath:
         )
 
     async def leave(self) -> ExitedResponse:
-        """Leave the thinking here and let the model conclude.
+        """Leave the thinking here, without the white space at its end, and let the model conclude.
 
         A response whose thinking is over continues to its own end.
         """
-        return await (self.concluded(len(self.ids)) if self.thinking else self.finished())
+        return await (self.concluded(self.border()) if self.thinking else self.finished())
 
     async def concluded(
         self, cut: int, reason: str = "policy", close: str | None = None

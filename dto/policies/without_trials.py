@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from dto.context import Context
-from dto.exits.monitor import kept_tokens
-from dto.exits.path import BROKEN, TAIL_TOKENS, ExitedResponse, ResponsePath
+from dto.exits.path import TAIL_TOKENS, ExitedResponse, ResponsePath
 from dto.protocols import Engine
 from dto.records import Problem, derive
 from dto.rollouts import BOX, answer_inducer, complete_answers
 from dto.settings import Count, ExitPolicy, Probability
-from dto.text import INSIDE_CHARACTER, char_ends
 from dto.trajectories import opening
 
 if TYPE_CHECKING:
@@ -80,10 +78,10 @@ async def _think(path: ResponsePath, budget: int, longest: int) -> int:
     """Think and return how many tokens to keep; the model may close the thinking earlier."""
     if budget:
         await path.advance(limit=budget)
-    at_budget = _border(path)
+    at_budget = path.border()
     while path.thinking:
         text = path.text(last=TAIL_TOKENS)
-        cut = _border(path)
+        cut = path.border()
         ended = _ENDED.search(text) is not None
         if ended and not _AFTER_DIGIT.search(text):
             return cut
@@ -95,19 +93,7 @@ async def _think(path: ResponsePath, budget: int, longest: int) -> int:
         following = await path.advance(limit=1)  # tells "3." from "3.5"
         if path.thinking and not following.text[:1].isdigit():
             return cut
-    return at_budget if path.finish == "length" else _border(path)
-
-
-def _border(path: ResponsePath) -> int:
-    """The number of tokens up to the last complete character that is not white space.
-
-    As a :class:`~dto.exits.monitor.Monitor` cuts.
-    """
-    ends = char_ends(path.tokenizer, path.ids[-TAIL_TOKENS:])
-    first = len(path.ids) - len(ends)
-    borders = [(end, first + count) for count, end in enumerate(ends, 1) if end != INSIDE_CHARACTER]
-    text = path.text(last=TAIL_TOKENS)
-    return kept_tokens([(0, first), *borders], text, len(text.rstrip(BROKEN).rstrip()))
+    return at_budget if path.finish == "length" else path.border()
 
 
 async def _answered(

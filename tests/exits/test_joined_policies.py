@@ -11,11 +11,11 @@ from dto.grading import Grader
 from dto.protocols import Completion
 from dto.recipe import (
     EvaluateSettings,
-    ExitSettings,
     SegmentSettings,
     TraceSettings,
 )
 from dto.records import ExitEstimate, OptimizedTrajectory, Problem
+from dto.settings import MonitorSettings, open_policy
 from dto.stages.evaluate import evaluate
 from dto.stages.optimize import optimize
 from dto.studies.trace import trace
@@ -94,7 +94,7 @@ async def test_a_quoted_tag_ends_neither_the_search_nor_the_path(name: str) -> N
     quoted = [encode(name, part) for part in ("The `</", "think>` is a tag.\n\n")]
     ids = [*quoted[0], *quoted[1], *encode(name, "So 8.\n\nWait, ")]
     assert vocabulary(name).think[1] not in ids
-    exit = ExitSettings.model_validate({"name": "x", "monitor": "cue"})
+    exit = MonitorSettings(monitor="cue")
     monitor = Monitor(tokenizer(name), exit)
     [found] = monitor.scan(ids, ended=False)
     assert decode(name, ids[: found.cut]).rstrip() == "The `</think>` is a tag.\n\nSo 8."
@@ -148,7 +148,7 @@ async def test_a_replay_counts_what_a_join_replaces(name: str) -> None:
     [recorded] = await trace(problem, ctx)
     assert any(each.kept < each.position for each in recorded.conclusions)
     for exit in (EXITS["deer"], EXITS["deer closed"], EXITS["static"], {"policy": "none"}):
-        settings = ExitSettings.model_validate({"name": "exit", **exit})
+        settings = open_policy({"name": "exit", **exit})
         [live] = await evaluate(problem, settings, ctx)
         assert Replay(recorded).row(settings) == live.row
 

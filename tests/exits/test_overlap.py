@@ -18,7 +18,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from dto.exits import ExitedResponse
 from dto.exits.loop import AT_ONCE
 from dto.exits.monitor import ENTROPY_LOGPROBS, Monitor, Transition
-from dto.recipe import ExitSettings, resolve
+from dto.recipe import resolve
+from dto.settings import MonitorSettings
 from dto.text import StopReader
 from dto.usage import metered
 
@@ -81,7 +82,7 @@ def paused(
 def test_transitions_depend_on_the_tokens_alone(
     spelling: PreTrainedTokenizerBase, monitor: dict[str, Any]
 ) -> None:
-    settings = ExitSettings.model_validate({"name": "exit", **monitor})
+    settings = MonitorSettings.model_validate(monitor)
     backend = spelling.backend_tokenizer  # type: ignore[attr-defined]
     seen: list[Transition] = []
 
