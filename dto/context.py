@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
+    from dto.languages import Languages
     from dto.protocols import Grader
     from dto.segmentation.patterns import Granularity, TextSegment
 
@@ -40,7 +41,7 @@ class Context:
     grader: Grader
     judge: Engine | None = None
     model: str = "base"
-    cut: Callable[[str, Granularity], Awaitable[list[TextSegment]]] | None = None
+    cut: Callable[[str, Granularity, Languages], Awaitable[list[TextSegment]]] | None = None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -7,16 +7,25 @@ are `train.reward_settings`. They are checked when the recipe is read.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
-from functools import reduce
+from functools import lru_cache, reduce
 from importlib import import_module
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidationInfo,
+)
 
 IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 NO_IMPORTS = {"imports": False}
@@ -42,8 +51,8 @@ def is_import_path(name: str) -> bool:
 def imported(path: str) -> Any:
     """The object that an import path names.
 
-    Python's own search path is searched, then the working directory. Raises ValueError, with the
-    way out, for a module that is missing or fails, and for a name that it does not define.
+    Python searches its own path, then the working directory. Raises ValueError, with the way out,
+    for a module that is missing or fails, and for a name that it does not define.
     """
     module_name, _, name = path.partition(":")
     if os.getcwd() not in sys.path:
@@ -52,74 +61,106 @@ def imported(path: str) -> Any:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"module {error.name!r} of {path!r} is not installed: install its package, or start "
-            "in the folder that holds it"
+            f"module {error.name!r} is not installed: install its package, or start in the folder "
+            "that holds it"
         ) from None
-    except Exception as error:  # any code may stand there
-        raise ValueError(f"{path!r} cannot be imported: {type(error).__name__}: {error}") from error
+    except Exception as error:  # a module can raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"module {module_name!r} cannot be imported: {reason}") from error
     try:
         return reduce(getattr, name.split("."), module)
     except AttributeError:
-        there = [key for key in vars(module) if not key.startswith("_")]
+        names = [key for key in vars(module) if not key.startswith("_")]
         raise ValueError(
-            f"module {module_name!r} defines no {name!r}{nearest(name, there)}"
+            f"module {module_name!r} defines no {name!r}{nearest(name, names)}"
         ) from None
 
 
 def load(path: str, settings: Mapping[str, Any]) -> Any:
-    """The function that an import path names, or an instance of the class with these settings.
+    """The function that an import path names, or the instance of the class with these settings.
 
-    Raises ValueError for what :func:`imported` does not find, and for settings that the class does
-    not allow or that a function cannot have.
+    A process has one instance for the same settings. Raises ValueError as :func:`imported` does,
+    and for settings that the class does not allow or that a function cannot have.
     """
-    found = imported(path)
-    if isinstance(found, type) and issubclass(found, BaseModel):
-        try:
-            return found.model_validate(dict(settings))
-        except ValidationError as error:
-            raise ValueError(f"{path!r}: {explain(error, found, settings)[1]}") from None
+    thing = imported(path)
+    if isinstance(thing, type) and issubclass(thing, Settings):
+        return _instance(thing, json.dumps(settings, sort_keys=True))
     if settings:
-        keys = ", ".join(settings)
         raise ValueError(
-            f"{path!r} is no class of dto.Settings, so it has no settings: drop {keys}"
+            f"{path!r} is not a subclass of dto.Settings and takes none: drop {', '.join(settings)}"
         )
-    return found
+    return thing
 
 
-def check(
-    name: str, settings: Mapping[str, Any], built_in: Collection[str], info: ValidationInfo
-) -> None:
-    """Check a built-in name, or an import path and its settings, while a recipe is read.
+@lru_cache
+def _instance(settings_class: type[Settings], settings: str) -> Settings:
+    try:
+        return settings_class.model_validate_json(settings)
+    except ValidationError as error:
+        raise ValueError(explain(error, settings_class)[1]) from None
 
-    Raises ValueError for any other name, for settings of a built-in name (these have keys of their
-    own in the recipe), and as :func:`load` does. Under :data:`NO_IMPORTS` no module is imported.
+
+def name_of(*built_in: str) -> AfterValidator:
+    """Accept these short names, and import paths that can be imported.
+
+    Under :data:`NO_IMPORTS` nothing is imported.
     """
-    if name in built_in:
-        if settings:
-            raise ValueError(f"{name!r} has no settings but the keys of this group: drop them")
-    elif not is_import_path(name):
-        raise ValueError(unknown_name(name, built_in))
-    elif (info.context or {}).get("imports", True):
-        load(name, settings)
+
+    def check(name: str, info: ValidationInfo) -> str:
+        if name in built_in:
+            return name
+        if not is_import_path(name):
+            raise ValueError(f"it is {unknown_name(name, built_in)}")
+        if _imports(info):
+            imported(name)
+        return name
+
+    return AfterValidator(check)
 
 
 def unknown_name(name: str, built_in: Collection[str]) -> str:
-    """The error message for a name that is neither built in nor an import path."""
+    """The message, after `it is`, for a name that is no short name and no import path."""
     return (
-        f"{name!r} is neither built in{nearest(name, built_in)} nor an import path: use "
-        f"{', '.join(built_in)}, or my_package.module:name"
+        f"neither built in{nearest(name, built_in)} nor an import path: use {', '.join(built_in)} "
+        "or my_package.module:name"
     )
 
 
-_NEVER_SHOWN = ("api_key", "server")  # somebody may have put a secret there
+def _check_settings(settings: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:
+    field = str(info.field_name).removesuffix("_settings")
+    name = info.data.get(field)  # None: it was refused
+    if name is None:
+        return settings
+    if not is_import_path(name):
+        if settings:
+            raise ValueError(
+                f"the built-in {name!r} does not read {', '.join(settings)}: the other keys of "
+                "this group are its settings"
+            )
+    elif _imports(info):
+        load(name, settings)
+    return settings
+
+
+def _imports(info: ValidationInfo) -> bool:
+    return bool((info.context or {}).get("imports", True))
+
+
+ExtensionSettings = Annotated[
+    dict[str, JsonValue], Field(validate_default=True), AfterValidator(_check_settings)
+]
+"""The field `X_settings` after the field `X`: the settings of the class that X names by path."""
+
+
+_NEVER_SHOWN = ("api_key", "server", "_settings")  # they may hold a secret
 
 
 def explain(
-    error: ValidationError, settings: type[BaseModel], data: Mapping[str, Any]
+    error: ValidationError, settings: type[BaseModel], data: Mapping[str, Any] | None = None
 ) -> tuple[str, str]:
-    """The key of the first mistake in `data`, and a message with key, value and way out.
+    """The key of the first mistake in `settings`, and a message with key, value and way out.
 
-    `settings` is the class that was to be validated from `data`.
+    Where a key of `data`, which the settings were read from, names a class, its keys are allowed.
     """
     errors = error.errors()
     unknown = (each for each in errors if each["type"] == "extra_forbidden")
@@ -132,7 +173,7 @@ def explain(
         group = settings
         place: Any = data
         for part in first["loc"][:-1]:
-            place = place[part]
+            place = place and place[part]
             if isinstance(part, str):
                 group = _group(group.model_fields[part].annotation) or group
             if isinstance(place, Mapping) and issubclass(group, Settings):

@@ -39,7 +39,7 @@ from dto.recipe import Recipe
 from dto.records import Problem, Split
 from dto.reporting.table import Cell, Table, write_json
 from dto.runs.reader import RunReader
-from dto.runs.run import Run
+from dto.runs.run import OpenRun
 from dto.statistics import Estimate, widening
 from dto.usage import attention_flops
 
@@ -176,7 +176,7 @@ def smaller(recipe: Recipe, problems: int) -> Recipe:
 
 
 def forecast_run(
-    recipe: Recipe, place: Path, problems: int, begin: Callable[[Path, Recipe], Run] = open_run
+    recipe: Recipe, place: Path, problems: int, begin: Callable[[Path, Recipe], OpenRun] = open_run
 ) -> Forecast:
     """Run every stage with `problems` problems in a directory of its own; forecast the whole run.
 

@@ -1,11 +1,11 @@
-"""Who judges thinking patterns (2505.21765, section 3): one function each, of one signature.
+"""Judges of thinking patterns (2505.21765, section 3): one function each, of one signature.
 
     async def judge(problem, trajectory, segments, ctx) -> list[Verdict]
 
-`segments` are those that an optimized trajectory keeps, the exit last. A judge gives a verdict with
-a score for each that it looked at, and prunes nothing: `redundant`, `meaningless` and `harmful`
-propose a removal, the higher the score the sooner. What it could not judge is `unjudged`, with the
-reason, and stays. `dto.stages.prune` verifies the proposals and undoes what fails.
+`segments` are those that an optimized trajectory keeps. The first and the last, the exit, are not
+judged. A judge scores segments and prunes nothing: `redundant`, `meaningless` and `harmful` propose
+a removal, the highest score first; `keep` and `unjudged` propose none. `dto.stages.prune` verifies
+the removals and restores segments when a test fails.
 """
 
 from __future__ import annotations
@@ -13,43 +13,67 @@ from __future__ import annotations
 import asyncio
 import json
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from math import isnan
-from typing import Any, NamedTuple, cast
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from math import isfinite, isnan
+from typing import Any, NamedTuple, cast, get_args
 
 from dto.concurrency import gather_bounded
 from dto.context import Context
-from dto.errors import EngineError
+from dto.errors import DtoError, EngineError
+from dto.extension import load
 from dto.prompts import JUDGE, encode_prompt, render
 from dto.protocols import Completion, Engine, Message, Sampling
+from dto.recipe import PruneSettings
 from dto.records import Problem, Segment, Trajectory, Verdict, VerdictKind
 from dto.rollouts import kept_ids, roll_out
 from dto.tags import DEFAULT_TAGS, shown_tags, think_tags
 from dto.usage import charged_to
 
+Judge = Callable[[Problem, Trajectory, Sequence[Segment], Context], Awaitable[list[Verdict]]]
 SCORES: Mapping[VerdictKind, float] = {
     "harmful": 3.0, "meaningless": 2.0, "redundant": 1.0, "keep": 0.0,
 }  # fmt: skip
-"""The worse a pattern is said to be, the later it is restored when a test fails."""
+"""The higher the score, the later a pattern is restored when a test fails."""
 REASON: dict[str, Any] = {"type": "string"}
-"""What the schema asks of a reason. No length: not every server's schemas have it."""
+"""The schema of a reason. It limits no length: not every server's schemas can."""
 TEMPLATE_TOKENS = 64
-"""Allowance for the chat template of a judge whose tokenizer is not here."""
+"""Allowance for the chat template of a judge whose tokenizer is not available here."""
+
+
+def judge_of(settings: PruneSettings) -> Judge:
+    """The judge that a recipe names."""
+    built_in: dict[str, Judge] = {"counterfactual": counterfactual, "llm": llm}
+    return built_in.get(settings.judge) or load(settings.judge, settings.judge_settings)
+
+
+def check(verdicts: list[Verdict], segments: Sequence[Segment], judge: str) -> None:
+    """Refuse what is not a list with at most one Verdict for each segment but the first and last.
+
+    `judge` is the name in the recipe. Raises DtoError, which names the first that is wrong.
+    """
+    judged = {segment.index for segment in segments[1:-1]}
+    for verdict in verdicts if isinstance(verdicts, list) else [verdicts]:
+        is_verdict = isinstance(verdict, Verdict) and verdict.verdict in get_args(VerdictKind)
+        if not is_verdict or not isfinite(verdict.score) or verdict.segment not in judged:
+            raise DtoError(
+                f"prune.judge {judge!r} returned {verdict!r}: it returns a list with at most one "
+                f"dto.Verdict for each of segments[1:-1], here {sorted(judged)}"
+            )
+        judged.remove(verdict.segment)
 
 
 async def counterfactual(
     problem: Problem, trajectory: Trajectory, segments: Sequence[Segment], ctx: Context
 ) -> list[Verdict]:
-    """Leave one pattern out and see whether the answer suffers: a judge that needs no other model.
+    """Score each segment by the success rate at the exit: p without the segment - p with it.
 
-    2505.21765 asks an auxiliary LLM; here the policy's own success rate at the exit says so. Each
-    segment between the first and the last is scored p without it - p with it.
+    Departure from the paper: 2505.21765 asks an auxiliary LLM; this judge needs the policy alone.
 
-    The opening stays, because nothing else reads like the start of a response, and the exit stays,
-    because its success rate is what the version was chosen for. Of longer versions only the last
-    `prune.max_segments` are judged. Both rates come from `prune.rollouts` rollouts of their own. A
-    segment is worth keeping when the rate falls by more than `prune.harm` without it; else it is
-    `harmful` where the rate rises by more than the estimate's margin, and `redundant` where not.
+    The first segment stays because nothing else reads like the start of a response. The exit stays
+    because the version was chosen for its success rate. The last `prune.max_segments` of the others
+    are judged. Each rate comes from `prune.rollouts` rollouts. A segment is `keep` when the rate
+    without it is lower by more than `prune.harm`, `harmful` when that rate is higher by more than
+    `estimate.margin`, and `redundant` otherwise.
     """
     settings = ctx.recipe.prune
     exit_segment = segments[-1]
@@ -57,12 +81,10 @@ async def counterfactual(
     if not judged:
         return []
 
-    async def rate_without(left_out: Segment | None) -> float:
-        kept = [segment for segment in segments if segment is not left_out]
-        ids = kept_ids(trajectory, kept)
+    async def rate_without(omitted: Segment | None) -> float:
+        ids = kept_ids(trajectory, [segment for segment in segments if segment is not omitted])
+        seed = ctx.seed((omitted or exit_segment).id, "judge")
         prefix, count = trajectory.prompt_ids + ids, settings.rollouts
-        row = exit_segment.id if left_out is None else left_out.id
-        seed = ctx.seed(row, "judge")
         return (await roll_out(prefix, problem, ctx, seed, count, written=len(ids))).p
 
     rate, *rates = await gather_bounded(rate_without(segment) for segment in (None, *judged))
@@ -75,16 +97,16 @@ async def counterfactual(
 def _verdict(segment: Segment, rate: float, without: float, ctx: Context) -> Verdict:
     score = without - rate
     if isnan(score):
-        return Verdict(segment.index, "unjudged", 0.0, False, "all rollouts failed")
+        return Verdict(segment.index, "unjudged", 0.0, reason="all rollouts failed")
     reason = f"p {rate:.2f} with it, {without:.2f} without"
     if score < -ctx.recipe.prune.harm:
-        return Verdict(segment.index, "keep", score, False, reason)
+        return Verdict(segment.index, "keep", score, reason=reason)
     kind: VerdictKind = "harmful" if score > ctx.recipe.estimate.margin else "redundant"
-    return Verdict(segment.index, kind, score, False, reason)
+    return Verdict(segment.index, kind, score, reason=reason)
 
 
-class Said(NamedTuple):
-    """The judge's words on one pattern; `unjudged` where they are no verdict."""
+class Opinion(NamedTuple):
+    """The verdict of a language model on one pattern, with its reason."""
 
     verdict: VerdictKind
     reason: str
@@ -93,44 +115,42 @@ class Said(NamedTuple):
 async def llm(
     problem: Problem, trajectory: Trajectory, segments: Sequence[Segment], ctx: Context
 ) -> list[Verdict]:
-    """The verdicts of a language model, asked which patterns are redundant, meaningless or harmful.
+    """Ask a language model which patterns are redundant, meaningless or harmful.
 
-    The judge of 2505.21765: all patterns of a trajectory go into one request (section 3 names the
-    auxiliary LLM, not its prompt; that is ours). Where the judge's engine can hold it to a JSON
-    schema it does; the reply is read just as strictly where it cannot. What is not a verdict leaves
-    its pattern unjudged, for a reason given. First and last segment are only read.
+    This is the judge of 2505.21765: one request has all patterns of a trajectory. Section 3 names
+    the auxiliary LLM but not its prompt, which is ours. An engine with JSON schemas gets one; the
+    reply is read equally strictly without. A pattern without a valid verdict is `unjudged`, with
+    the reason. The first and the last segment are shown and not judged.
 
-    Of longer versions only the last `prune.max_segments` are judged. Where prompt and reply do not
-    fit into the judge's context, the prompt begins with a later pattern, and those before it are
-    unjudged. A request that fails is not made again: all its patterns are unjudged. What the judge
-    reads and writes is charged to its own account (:mod:`dto.usage`).
+    The last `prune.max_segments` patterns are judged. A prompt that is too long for the judge's
+    context starts at a later pattern; the patterns before it are unjudged. A request that fails is
+    not repeated: all its patterns are unjudged. Tokens are charged to the account of the judge
+    (:mod:`dto.usage`).
 
-    Raises EngineError for a judge that cannot be asked so at all.
+    Raises EngineError when the engine cannot make such a request.
     """
     between = range(1, len(segments) - 1)
     if not between:
         return []
     settings, engine = ctx.recipe.prune, ctx.judge or ctx.engine
-    said = {
-        position: Said("unjudged", f"not among the last {settings.max_segments} patterns")
-        for position in between
-    }
-    asked = between[-settings.max_segments :]
+    skipped = Opinion("unjudged", f"not among the last {settings.max_segments} patterns")
+    opinions = dict.fromkeys(between, skipped)
+    judged = between[-settings.max_segments :]
     reply_tokens = min(settings.max_tokens, engine.context // 2)
     room = engine.context - reply_tokens
 
     def fits(start: int) -> bool:
-        messages = _messages(problem, trajectory, segments, start, asked, ctx)
+        messages = _messages(problem, trajectory, segments, start, judged, ctx)
         return _tokens(messages, engine, ctx) <= room
 
     def first_shown() -> int:
         return 0 if fits(0) else bisect_left(between, True, key=fits) + between.start
 
     start = await asyncio.to_thread(first_shown)  # a long trajectory takes a while to encode
-    left_out = Said("unjudged", f"no room in the judge's context of {engine.context:,} tokens")
-    said |= {position: left_out for position in asked if position < start}
-    if asked := range(max(asked.start, start), asked.stop):
-        numbers = [position + 1 for position in asked]
+    no_room = Opinion("unjudged", f"no room in the judge's context of {engine.context:,} tokens")
+    opinions |= {position: no_room for position in judged if position < start}
+    if judged := range(max(judged.start, start), judged.stop):
+        numbers = [position + 1 for position in judged]
         sampling = Sampling(
             max_tokens=reply_tokens,
             temperature=settings.temperature,
@@ -138,27 +158,26 @@ async def llm(
             seed=ctx.seed(trajectory.id, "judge"),
             json_schema=schema(numbers) if engine.capabilities.json_schema else None,
         )
-        messages = _messages(problem, trajectory, segments, start, asked, ctx)
+        messages = _messages(problem, trajectory, segments, start, judged, ctx)
         reply = await _ask(engine, messages, sampling)
         if reply.finish_reason == "failed":
-            failed = Said("unjudged", _line(f"the judge failed: {reply.error}"))
-            found = dict.fromkeys(numbers, failed)
+            failed = Opinion("unjudged", _line(f"the judge failed: {reply.error}"))
+            replies = dict.fromkeys(numbers, failed)
         else:
-            found = read_verdicts(reply.text, numbers, _close(ctx))
-            unjudged = all(words.verdict == "unjudged" for words in found.values())
+            replies = read_verdicts(reply.text, numbers, _close(ctx))
+            unjudged = all(opinion.verdict == "unjudged" for opinion in replies.values())
             if reply.finish_reason == "length" and unjudged:
-                cut = Said("unjudged", f"the reply has no end within {reply_tokens:,} tokens")
-                found = dict.fromkeys(numbers, cut)
-        said |= {number - 1: words for number, words in found.items()}
+                cut = f"the reply does not end within {reply_tokens:,} tokens: raise max_tokens"
+                replies = dict.fromkeys(numbers, Opinion("unjudged", cut))
+        opinions |= {number - 1: opinion for number, opinion in replies.items()}
     return [
         Verdict(
             segment=segments[position].index,
-            verdict=words.verdict,
-            score=SCORES.get(words.verdict, 0.0),
-            pruned=False,
-            reason=words.reason,
+            verdict=opinion.verdict,
+            score=SCORES.get(opinion.verdict, 0.0),
+            reason=opinion.reason,
         )
-        for position, words in said.items()
+        for position, opinion in opinions.items()
     ]
 
 
@@ -172,9 +191,9 @@ async def _ask(engine: Engine, messages: Sequence[Message], sampling: Sampling) 
 
 
 def schema(numbers: Sequence[int]) -> dict[str, Any]:
-    """One member for each number: what is held to it can neither leave a pattern out nor repeat it.
+    """The JSON schema of a reply: one required member for each number.
 
-    The reason comes first, so that the verdict follows from it.
+    The reason precedes the verdict, so that the verdict follows from it.
     """
     verdict = {"type": "string", "enum": list(SCORES)}
     entry = _closed_object({"reason": REASON, "verdict": verdict})
@@ -192,22 +211,21 @@ def _closed_object(properties: dict[str, Any]) -> dict[str, Any]:
 
 def read_verdicts(
     text: str, numbers: Sequence[int], close: str = DEFAULT_TAGS.close
-) -> dict[int, Said]:
-    """What a reply says of each pattern asked for.
+) -> dict[int, Opinion]:
+    """Read a reply: the opinion on the pattern of each number.
 
-    The reply is one JSON object and nothing else, but thinking before it, up to the first `close`,
-    and one code fence around it. Each entry stands for itself: one that is missing, given twice or
-    malformed is unjudged, and the others hold; only where the reply names patterns that were not
-    asked for in place of some that were, the numbers cannot be trusted, and nothing holds.
+    The reply is one JSON object. Before it may be thinking, up to the first `close`, and around it
+    one code fence. An entry that is missing, duplicate or malformed is unjudged; the others count.
+    Where the reply lacks a number and has another one, no number can be trusted and none counts.
     """
     members = _members(text, close)
     if members is None:
-        return dict.fromkeys(numbers, Said("unjudged", "the reply is no JSON object"))
+        return dict.fromkeys(numbers, Opinion("unjudged", "the reply is not a JSON object"))
     names = [name for name, _ in members]
-    asked = {str(number) for number in numbers}
-    if (strange := [name for name in names if name not in asked]) and not asked <= {*names}:
-        reason = f"the reply is on {_line(strange[0])[:40]!r}, which was not asked for"
-        return dict.fromkeys(numbers, Said("unjudged", reason))
+    wanted = {str(number) for number in numbers}
+    if (other := [name for name in names if name not in wanted]) and not wanted <= {*names}:
+        reason = f"the reply has {_line(other[0])[:40]!r}, which is not a number in the request"
+        return dict.fromkeys(numbers, Opinion("unjudged", reason))
     return {
         number: _entry([value for name, value in members if name == str(number)])
         for number in numbers
@@ -215,7 +233,7 @@ def read_verdicts(
 
 
 def _members(text: str, close: str) -> tuple[tuple[str, Any], ...] | None:
-    """The members of the JSON object that the text is; objects are tuples, to see what is twice."""
+    """The members of a JSON object. Nested objects are tuples too, which keep duplicate keys."""
     for part in (text, text.partition(close)[2]):
         reply = part.strip()
         if reply.startswith("```") and reply.endswith("```"):
@@ -228,22 +246,19 @@ def _members(text: str, close: str) -> tuple[tuple[str, Any], ...] | None:
     return None
 
 
-def _entry(values: Sequence[Any]) -> Said:
+def _entry(values: Sequence[Any]) -> Opinion:
     if len(values) != 1:
-        found = "two verdicts" if values else "no verdict"
-        return Said("unjudged", f"the reply has {found} on it")
+        count = "two verdicts" if values else "no verdict"
+        return Opinion("unjudged", f"the reply has {count} on this pattern")
     members = values[0] if isinstance(values[0], tuple) else ()
-    given = {"reason": [], "verdict": []} | {name: [] for name, _ in members}
-    for name, value in members:
-        given[name].append(value)
-    match given["verdict"], given["reason"]:
+    match [[value for key, value in members if key == name] for name in ("verdict", "reason")]:
         case [str(verdict)], [str(reason)] if verdict in SCORES:
-            return Said(cast("VerdictKind", verdict), _line(reason))
-    return Said("unjudged", "the reply's entry on it is not one verdict with one reason")
+            return Opinion(cast("VerdictKind", verdict), _line(reason))
+    return Opinion("unjudged", "the reply's entry needs one verdict with one reason")
 
 
 def _line(text: str) -> str:
-    """One line that can be written as UTF-8, which half of a surrogate pair cannot."""
+    """The text in one line of valid UTF-8: half of a surrogate pair becomes `?`."""
     return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
 
 
@@ -252,22 +267,22 @@ def _messages(
     trajectory: Trajectory,
     segments: Sequence[Segment],
     start: int,
-    asked: range,
+    judged: range,
     ctx: Context,
 ) -> list[Message]:
-    """The request on the patterns `asked` for, of which those before `start` are not shown."""
-    shown = []
+    """The request to judge patterns, which shows the patterns from `start` on."""
+    patterns = []
     for position in range(start, len(segments)):
         text = trajectory.text[slice(*segments[position].chars)].strip()
-        shown.append(f"<pattern {position + 1}>\n{text}\n</pattern {position + 1}>")
+        patterns.append(f"<pattern {position + 1}>\n{text}\n</pattern {position + 1}>")
     content = render(
         "patterns",
         JUDGE,
         question=problem.question,
         answer=problem.answer if ctx.recipe.prune.gold else "",
-        patterns="\n".join(shown),
-        first=str(max(asked.start, start) + 1),
-        last=str(asked.stop),
+        patterns="\n".join(patterns),
+        first=str(max(judged.start, start) + 1),
+        last=str(judged.stop),
     )
     messages: list[Message] = [{"role": "user", "content": content}]
     if ctx.recipe.judge is not None and ctx.recipe.judge.system:
@@ -276,7 +291,7 @@ def _messages(
 
 
 def _close(ctx: Context) -> str:
-    """How the judge closes its thinking."""
+    """The tag that closes the thinking of the judge."""
     if ctx.judge is None or ctx.recipe.judge is None:
         return ctx.tags.close
     if ctx.judge.tokenizer is None:
@@ -285,7 +300,7 @@ def _close(ctx: Context) -> str:
 
 
 def _tokens(messages: Sequence[Message], engine: Engine, ctx: Context) -> int:
-    """Length of a prompt; where the judge's tokenizer is not here, an estimate by the policy's."""
+    """Length of a prompt; without a tokenizer of the judge, an estimate by the policy's."""
     if engine.tokenizer is not None:
         settings = ctx.recipe.judge or ctx.recipe.model
         return len(encode_prompt(messages, engine.tokenizer, engine.model, settings.template))

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Awaitable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from itertools import groupby
@@ -36,20 +36,13 @@ from dto.recipe import ModelSettings, Recipe
 from dto.records import Dropped
 from dto.runs import manifest
 from dto.runs.reader import RunReader
-from dto.runs.run import Consent, Run, refuse
+from dto.runs.run import Consent, OpenRun, refuse
 from dto.runs.stage import Runner, Stage
 from dto.segmentation import LOOP
 from dto.segmentation.worker import Segmenter
 from dto.stages import estimate, evaluate, optimize, pair, prune, sample, segment
 from dto.studies import pilot, trace
-from dto.tags import (
-    FOREIGN,
-    KNOWN_TAGS,
-    as_yaml,
-    own_ids,
-    shown_tags,
-    think_tags,
-)
+from dto.tags import FOREIGN, KNOWN_TAGS, as_yaml, own_ids, shown_tags, think_tags
 from dto.tasks import importing, problems
 from dto.tasks.load import prompt_of
 from dto.training import train
@@ -150,7 +143,7 @@ def open_run(
     again: Sequence[str] = (),
     overwrite: bool = False,
     allow_code_execution: bool = False,
-) -> Run:
+) -> OpenRun:
     """Start a run with this recipe, or continue the one in `path`.
 
     `recompute` is called with the stages that the recipe would compute again, or that `again`
@@ -174,7 +167,9 @@ def open_run(
             raise RunConflictError(
                 f"{path} is in use by another process: wait until that ends"
             ) from None
-    run = Run(path, recipe, lock, recompute=recompute, allow_code_execution=allow_code_execution)
+    run = OpenRun(
+        path, recipe, lock, recompute=recompute, allow_code_execution=allow_code_execution
+    )
     try:
         run.agree([stage_of(recipe, name) for name in STAGES], again, overwrite)
         with disk_errors(recipe_file):
@@ -187,24 +182,29 @@ def open_run(
     return run
 
 
-def run_stages(run: Run, names: Iterable[str]) -> None:
+def run_stages(
+    run: OpenRun,
+    names: Iterable[str],
+    run_async: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run,
+) -> None:
     """Run the unfinished ones of these stages, in the given order.
 
     Consecutive stages share one engine, which is closed before training to free its memory. Raises
-    the errors of the stages; finished rows are kept.
+    the errors of the stages; finished rows are kept. `run_async` runs a coroutine as `asyncio.run`
+    does.
     """
     stages = [stage_of(run.recipe, name) for name in names]
     _check_splits(run, [stage.name for stage in stages])
     for whole, several in groupby(stages, key=lambda stage: stage.whole is not None):
         if not whole:
-            asyncio.run(_compute(run, list(several)))
+            run_async(_compute(run, list(several)))
             continue
         for stage in several:
             _work_whole(run, stage)
     write_run_manifest(run)
 
 
-def _check_splits(run: Run, stages: Sequence[str]) -> None:
+def _check_splits(run: OpenRun, stages: Sequence[str]) -> None:
     """Raise, before hours of work, if training or evaluation has no problems."""
     for stage, split, default in (("train", "dev", 300), ("evaluate", "test", 400)):
         if split == "test" and run.recipe.evaluate.tasks:
@@ -217,7 +217,7 @@ def _check_splits(run: Run, stages: Sequence[str]) -> None:
             )
 
 
-def _work_whole(run: Run, stage: Stage) -> None:
+def _work_whole(run: OpenRun, stage: Stage) -> None:
     """Run a stage that works as a whole; its journal holds only its configuration."""
     config = run.config(stage)
     if run.finished(stage, config):
@@ -239,7 +239,7 @@ def _work_whole(run: Run, stage: Stage) -> None:
     log_stage(run, stage.name)
 
 
-async def _compute(run: Run, stages: Sequence[Stage]) -> None:
+async def _compute(run: OpenRun, stages: Sequence[Stage]) -> None:
     async with Resources(run, run.allow_code_execution) as resources:
         for stage in stages:  # before hours of work, check that a judge on a server answers
             judge = run.recipe.judge
@@ -258,7 +258,7 @@ async def _compute(run: Run, stages: Sequence[Stage]) -> None:
             log_stage(run, stage.name)
 
 
-async def _feed(run: Run, stage: Stage, runner: Runner, resources: Resources) -> None:
+async def _feed(run: OpenRun, stage: Stage, runner: Runner, resources: Resources) -> None:
     """Process every group of a stage, for each of its models."""
     models, total = stage.models(run.recipe), stage.total(run)
     for model in models:
@@ -319,7 +319,9 @@ class Resources:
     async def _with_engine(self, model: str) -> Context:
         if self._context is not None and self._context.model == model:
             return self._context
-        path = self._path(model)
+        path = None if model == "base" else model  # None: where the recipe says
+        if model == "trained":
+            path = str(train.trained_model(self._run))
         self._context = None
         await self._engine.aclose()
         opened = open_engine(self._recipe.model, path)
@@ -335,18 +337,6 @@ class Resources:
         check_sampling(self._recipe, engine)
         self._context = Context(self._recipe, engine, self.grader, model=model)
         return self._context
-
-    def _path(self, model: str) -> str | None:
-        """The folder of a model's weights; None: the recipe's model."""
-        if model != "trained":
-            return None if model == "base" else model
-        folder, run = self._run / "train" / "model", self._run.path
-        if not folder.is_dir():
-            raise DtoError(
-                f"{run} has no trained model: download it with `dto pull USER/NAME --out {run} "
-                f"--weights`, or train it with `dto train {run} --recompute`"
-            )
-        return str(folder)
 
     async def _with_judge(self, ctx: Context) -> Context:
         """The same context with the judge's engine."""

@@ -16,10 +16,11 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from dto.errors import DtoError, RecipeError
-from dto.extension import NO_IMPORTS, Settings, explain
+from dto.extension import NO_IMPORTS, ExtensionSettings, Settings, explain, name_of
+from dto.languages import DEFAULT, Languages, load_language
 from dto.prompts import RESERVED, Argument, families
 from dto.records import AnswerKind
 from dto.sequential import MOST_BOUNDARIES, share, zone
@@ -52,11 +53,12 @@ def read_policies(data: dict[str, Any], origin: str) -> None:
 
 
 class ModelSettings(Settings):
-    """Which model, on which engine. A key that names an engine is read by that engine alone."""
+    """Which model, on which engine. Only the engine that a comment names reads that key."""
 
     name: str = "nano"  # nano, nano-control, a Hub id or a folder
     revision: str | None = None
-    engine: Literal["transformers", "vllm", "openai"] = "transformers"
+    engine: Annotated[str, name_of("transformers", "vllm", "openai")] = "transformers"
+    engine_settings: ExtensionSettings = Field(default_factory=dict)
     family: str = ""  # folder of prompts/ that overrides prompts/default; nano has its own
     context: Count | None = None  # tokens of prompt and completion; None: the model's own limit
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
@@ -143,7 +145,7 @@ def _is_tag(tag: Any) -> bool:
 
 
 class JudgeSettings(ModelSettings):
-    """The model that `prune.judge: llm` asks, on an engine beside the policy's; no `family`."""
+    """The model of the judge, on an engine of its own. It has no `family`."""
 
     name: str
     prompt_price: Annotated[float, Field(ge=0)] | None = None  # per million tokens, any currency
@@ -241,22 +243,23 @@ class OptimizeSettings(Settings):
 
 
 class PruneSettings(Settings):
-    """Judge segments; verify every prune on fresh rollouts."""
+    """Judge segments, and verify the removal of segments on new rollouts."""
 
-    judge: Literal["counterfactual", "llm", "none"] = "counterfactual"
-    rollouts: Count = 8  # counterfactual: for ranking, per segment left out
-    harm: float = 0.0  # counterfactual: a candidate when p without it ≥ p with it − harm
-    max_segments: Count = 32  # trajectories with more are judged on their last ones only
-    max_tokens: Count = 4096  # llm: of a reply, at most half of the judge's context
+    judge: Annotated[str, name_of("counterfactual", "llm", "none")] = "counterfactual"
+    judge_settings: ExtensionSettings = Field(default_factory=dict)
+    rollouts: Count = 8  # counterfactual: rollouts for each segment that is left out
+    harm: float = 0.0  # counterfactual: propose removal when p without it ≥ p with it − harm
+    max_segments: Count = 32  # counterfactual, llm: judge at most this many segments, the last ones
+    max_tokens: Count = 4096  # llm: tokens of a reply, at most half of the judge's context
     temperature: Annotated[float, Field(ge=0.0)] = 0.0  # llm
-    gold: bool = False  # llm: whether the judge is shown the gold answer
-    confirmations: Annotated[int, Field(ge=0)] = 16  # rollouts for verified_p; 0: it is not known
-    agreement: Probability = 0.0  # llm: share of trajectories that both judges look at
+    gold: bool = False  # llm: show the judge the gold answer
+    confirmations: Annotated[int, Field(ge=0)] = 16  # rollouts for verified_p; 0: leave it unknown
+    agreement: Probability = 0.0  # share of trajectories that the counterfactual judge judges too
 
     @model_validator(mode="after")
     def _two_judges_to_compare(self) -> PruneSettings:
-        if self.agreement and self.judge != "llm":
-            raise ValueError("agreement compares the llm judge with the counterfactual one: set "
+        if self.agreement and self.judge in ("counterfactual", "none"):
+            raise ValueError("agreement compares another judge with the counterfactual one: set "
                              "prune.judge to llm, or prune.agreement to 0")  # fmt: skip
         return self
 
@@ -267,8 +270,9 @@ class Recipe(Settings):
     name: str
     seed: int = 0
     window: Count = 512  # rows under way at once
+    languages: Annotated[Languages, Field(min_length=1)] = DEFAULT  # or paths of files
     model: ModelSettings = ModelSettings()
-    judge: JudgeSettings | None = None  # None: the policy itself, where prune.judge is llm
+    judge: JudgeSettings | None = None  # of prune.judge llm or an import path; None: the policy
     problems: ProblemSettings = ProblemSettings()
     sample: SampleSettings = SampleSettings()
     batch: BatchSettings = BatchSettings()
@@ -284,6 +288,19 @@ class Recipe(Settings):
     calibrate: CalibrateSettings = CalibrateSettings()
     pilot: PilotSettings = PilotSettings()
     compare: CompareSettings = CompareSettings()
+
+    @field_validator("languages")
+    @classmethod
+    def _languages_can_be_read(cls, languages: Languages, info: ValidationInfo) -> Languages:
+        if (info.context or {}).get("imports", True):
+            for name in languages:
+                load_language(name)
+        return languages
+
+    @property
+    def language_files(self) -> tuple[str, ...]:
+        """The paths among the languages."""
+        return tuple(name for name in self.languages if name not in DEFAULT)
 
     @model_validator(mode="after")
     def _verdicts_are_written(self) -> Recipe:

@@ -180,7 +180,7 @@ class Verdict:
     segment: int
     verdict: VerdictKind
     score: float
-    pruned: bool
+    pruned: bool = False
     reason: str = ""
 
 

@@ -10,18 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializeAsAny,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
+from dto import extension
 from dto.errors import EngineError, RecipeError
-from dto.extension import NO_IMPORTS, Settings, imported, is_import_path, unknown_name
+from dto.extension import ExtensionSettings, Settings, name_of
 
 if TYPE_CHECKING:
     from dto.context import Context
@@ -47,16 +40,6 @@ class SamplingSettings(Settings):
     top_k: Annotated[int, Field(ge=0)] = 0
     min_p: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
-
-    @property
-    def further(self) -> str:
-        """What is on beside temperature and top-p, in words to follow those; empty for nothing."""
-        named = {
-            "top-k": self.top_k,
-            "min-p": self.min_p,
-            "presence penalty": self.presence_penalty,
-        }
-        return "".join(f", {name} {value:g}" for name, value in named.items() if value)
 
 
 class PairSettings(Settings):
@@ -129,8 +112,11 @@ class TrainSettings(Settings):
     gamma: float = 1.0  # simpo: the margin
     nll: float = 1.0  # simpo: weight of the anchor; 0 is pure SimPO, which collapses easily
     accuracy_weight: float = 2.0  # o1_pruner: lambda
-    reward: Literal["accuracy", "length_penalty", "shorter_better"] = "length_penalty"  # grpo
-    penalty: Annotated[float, Field(ge=0.0)] = 0.2  # grpo: weight of the length in the reward
+    reward: Annotated[str, name_of("accuracy", "length_penalty", "shorter_better")] = (
+        "length_penalty"  # grpo
+    )
+    reward_settings: ExtensionSettings = Field(default_factory=dict)
+    penalty: Annotated[float, Field(ge=0.0)] = 0.2  # length_penalty, shorter_better: its weight
     group: Annotated[int, Field(ge=2)] = 4  # grpo, drqa: responses to one problem
     kl: Annotated[float, Field(ge=0.0)] | None = None  # weight; None: grpo 0, drqa 0.04
     temperature: Annotated[float, Field(gt=0.0)] | None = None  # grpo's, judging's; None: sample's
@@ -188,9 +174,10 @@ class ExitPolicy(Settings):
         """Import the class that an exit of a recipe names. Raises ValueError if there is none."""
         name = str(data.get("policy", "none"))
         path = POLICIES.get(f"{name} {data.get('mode')}", POLICIES.get(name, name))
-        if not is_import_path(path):
-            raise ValueError(unknown_name(name, [key for key in POLICIES if " " not in key]))
-        policy = imported(path)
+        if not extension.is_import_path(path):
+            names = [key for key in POLICIES if " " not in key]
+            raise ValueError(f"policy {name!r} is {extension.unknown_name(name, names)}")
+        policy = extension.imported(path)
         if not (isinstance(policy, type) and issubclass(policy, ExitPolicy)):
             raise ValueError(f"{path!r} is not a subclass of dto.ExitPolicy: derive it from that")
         return policy
@@ -204,40 +191,25 @@ class ExitPolicy(Settings):
 
     def check(self, engine: Engine) -> None:
         """Raise EngineError, before any work, if a serving engine lacks a needed feature."""
-        can = engine.capabilities
-        if self.policy != "none" and not can.token_prompts:
-            raise self.refusal(
-                f"policy {self.policy} continues the model's own tokens and needs token prompts",
-                engine,
-                "transformers, vllm, or openai with a vLLM server",
+        if self.policy != "none":
+            need = f"policy {self.policy} continues the model's tokens and needs token prompts"
+            self.require(need, engine.capabilities.token_prompts, engine)
+
+    def require(self, need: str, met: bool, engine: Engine) -> None:
+        """Raise EngineError with the way out, unless the engine meets the need."""
+        if not met:
+            raise EngineError(
+                f"exit {self.name!r}: {need}, which the engine of {engine.model!r} does not give: "
+                "use transformers, vllm, or openai with a server that gives it"
             )
-        for part, count in self.logprobs().items():
-            if can.logprobs is None or can.logprobs < count:
-                kind = f"the {count} top logprobs" if count else "logprobs"
-                raise self.refusal(f"{part} needs {kind} of each token", engine)
-
-    def logprobs(self) -> dict[str, int]:
-        """The top logprobs that each part of the policy needs; 0: only the sampled token's own."""
-        return {}
-
-    def refusal(
-        self, need: str, engine: Engine, engines: str = "transformers or vllm"
-    ) -> EngineError:
-        """The error for an engine without a needed feature; it names the engines that have it."""
-        return EngineError(
-            f"exit {self.name!r}: {need}, which the engine of {engine.model!r} does not give: "
-            f"use {engines}"
-        )
 
     def changed(self) -> dict[str, Any]:
         """The settings that were given, as in YAML."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
-class OpaquePolicy(ExitPolicy):
+class OpaquePolicy(ExitPolicy, extra="allow"):
     """A policy whose package is not imported: its settings can be read, but it cannot be run."""
-
-    model_config = ConfigDict(extra="allow")
 
     async def leave(self, path: ResponsePath, problem: Problem, ctx: Context) -> ExitedResponse:
         """Raises RecipeError."""
@@ -272,13 +244,15 @@ def open_policy(exit: Any, context: Mapping[str, Any] | None = None) -> ExitPoli
         return exit
     if not isinstance(exit, dict):
         raise ValueError("an exit is a mapping, such as {name: early, policy: deer}")
-    opaque = context == NO_IMPORTS and is_import_path(str(exit.get("policy")))
+    path = extension.is_import_path(str(exit.get("policy")))
+    opaque = path and context == extension.NO_IMPORTS
     policy = OpaquePolicy if opaque else ExitPolicy.class_of(exit)
     return policy.model_validate(exit, context=context)
 
 
-def _open(exit: Any, info: ValidationInfo) -> ExitPolicy:
-    return open_policy(exit, info.context)
+Exit = Annotated[
+    SerializeAsAny[ExitPolicy], BeforeValidator(lambda exit, info: open_policy(exit, info.context))
+]
 
 
 class EvaluateSettings(SamplingSettings):
@@ -290,9 +264,7 @@ class EvaluateSettings(SamplingSettings):
 
     samples: Count = 4
     max_tokens: Count = 8192
-    exits: tuple[Annotated[SerializeAsAny[ExitPolicy], BeforeValidator(_open)], ...] = (
-        ExitPolicy(name="none"),
-    )
+    exits: tuple[Exit, ...] = (ExitPolicy(name="none"),)
     models: tuple[str, ...] = ("base", "trained")  # or paths of further models
     tasks: tuple[str, ...] = ()
     limit: Count | None = None  # problems of each of these tasks at most; None: all there are

@@ -23,7 +23,7 @@ from dto.policies.without_trials import Budget, Static
 from dto.protocols import Capabilities, Completion, Engine, Prompt, Sampling
 from dto.recipe import EvaluateSettings, ModelSettings, Recipe
 from dto.records import EvaluationRow, derive
-from dto.runs.run import Run, agree
+from dto.runs.run import OpenRun, agree
 from dto.settings import ExitPolicy
 from dto.stages.evaluate import evaluate
 from dto.trajectories import prompt_ids
@@ -201,7 +201,7 @@ def replace_exit(exit: ExitPolicy, **changes: object) -> ExitPolicy:
     return exit.model_copy(update=changes)
 
 
-def a_run(folder: Path, **exit: object) -> Run:
+def a_run(folder: Path, **exit: object) -> OpenRun:
     recipe = {
         "name": "r",
         "model": {"name": "nano", "family": "nano"},
@@ -244,7 +244,7 @@ def task_file(folder: Path, name: str, *questions: str) -> str:
     return str(path)
 
 
-def several(folder: Path, *tasks: str, **changes: object) -> Run:
+def several(folder: Path, *tasks: str, **changes: object) -> OpenRun:
     evaluate = {
         "samples": 1, "max_tokens": 40, "temperature": 1.0, "models": ["base"], "tasks": tasks,
     }  # fmt: skip

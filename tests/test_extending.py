@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 import subprocess
 import sys
@@ -11,6 +13,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+
+from dto.records import EvaluationRow, OptimizedTrajectory, Segment, Trajectory
+from dto.runs.reader import RunReader
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "extending.md"
 MOST_LINES = 10
@@ -96,7 +101,75 @@ class Example:
 # One function for each section, named in EFFECTS. It starts the commands that the example needs and
 # asserts what only the example can have done.
 
-EFFECTS: dict[str, Callable[[Example], None]] = {}
+
+def responses_leave_at_the_phrase(example: Example) -> None:
+    """The phrase ends the first paragraph of a chain; the model alone goes on to check it."""
+    example.dto("run")
+    rows = {
+        (row.exit, row.problem_id): row
+        for row in RunReader(example.run).rows("evaluate", EvaluationRow)
+    }
+    early = [row for (exit, _), row in rows.items() if exit == "phrase"]
+    assert len(early) == example.recipe["problems"]["test"]
+    assert {row.exit_reason for row in early} == {"policy"}
+    for row in early:
+        whole = rows["none", row.problem_id]
+        assert whole.exit_reason == "closed" and whole.seed == row.seed
+        assert 0 < row.thinking_tokens < whole.thinking_tokens
+
+
+def verdicts_are_those_of_the_judge(example: Example) -> None:
+    """The built-in judge gives each segment a verdict, with its rates as the reason."""
+    example.dto("pilot")
+    share = example.recipe["prune"]["judge_settings"]["share"]
+    run = RunReader(example.run)
+    texts = {row.id: row.text for row in run.rows("sample", Trajectory)}
+    segments = {
+        (row.trajectory_id, row.index): set(texts[row.trajectory_id][slice(*row.chars)].split())
+        for row in run.rows("segment", Segment)
+    }
+    optimized = list(run.rows("optimize", OptimizedTrajectory))
+    expected = [
+        (row.id, segment)
+        for row in optimized
+        for place, segment in enumerate(row.kept[1:-1], start=1)
+        if len(
+            (words := segments[row.trajectory_id, segment])
+            & set().union(*(segments[row.trajectory_id, each] for each in row.kept[:place]))
+        )
+        >= share * len(words)
+    ]
+    verdicts = [
+        (row.id, verdict.segment)
+        for row in run.rows("prune", OptimizedTrajectory)
+        for verdict in row.verdicts
+        if verdict.verdict == "redundant" and verdict.reason.startswith("no new words")
+    ]
+    assert verdicts == expected and verdicts
+    assert sum(len(row.verdicts) for row in run.rows("prune", OptimizedTrajectory)) == len(verdicts)
+
+
+def completions_are_logged(example: Example) -> None:
+    example.dto("sample")
+    lines = (example.folder / "completions.txt").read_text(encoding="utf-8").splitlines()
+    texts = [row.text for row in RunReader(example.run).rows("sample", Trajectory)]
+    assert sorted(map(ast.literal_eval, lines)) == sorted(texts) and texts
+
+
+def rewards_fall_with_the_words(example: Example) -> None:
+    """Right or wrong, more than 20 words cost more than the right answer is worth."""
+    example.dto("train")
+    steps = (example.run / "train" / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    rewards = [json.loads(line)["reward"] for line in steps]
+    assert rewards and max(rewards) < 0  # the built-in reward, by default, is never below 0
+
+
+EFFECTS: dict[str, Callable[[Example], None]] = {
+    "Exit policy": responses_leave_at_the_phrase,
+    "Judge": verdicts_are_those_of_the_judge,
+    "Engine": completions_are_logged,
+    "Reward": rewards_fall_with_the_words,
+}
 
 
 @pytest.mark.parametrize("title", SECTIONS)

@@ -26,7 +26,7 @@ from dto.reporting.table import Table, arms_table, write_json
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 from dto.runs.run import settings_of
-from dto.settings import ExitPolicy
+from dto.settings import ExitPolicy, SamplingSettings
 from dto.studies.trace import read_traces
 
 POLICY = "calibrated"
@@ -190,12 +190,22 @@ def policy_text(result: Calibration, recipe: Recipe) -> str:
     revision = f" at revision {model.revision}" if model.revision else ""
     scope = (
         f"Holds for {model.name}{revision} on problems like those of {recipe.problems.source}, at "
-        f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}{sampling.further} and at "
-        f"most {sampling.max_tokens:,} tokens; not for weights that were trained further."
+        f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}{_further(sampling)} and "
+        f"at most {sampling.max_tokens:,} tokens; not for weights that were trained further."
     )
     comment = "\n".join(f"# {line}" for line in [*str(result).splitlines(), scope])
     settings = result.policy.changed() | {"name": POLICY}
     return f"{comment}\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}"
+
+
+def _further(sampling: SamplingSettings) -> str:
+    """The sampling settings other than temperature and top-p that are not off, after a comma."""
+    named = {
+        "top-k": sampling.top_k,
+        "min-p": sampling.min_p,
+        "presence penalty": sampling.presence_penalty,
+    }
+    return "".join(f", {name} {value:g}" for name, value in named.items() if value)
 
 
 @dataclass(frozen=True, slots=True)

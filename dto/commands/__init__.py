@@ -12,10 +12,10 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from dto.api import find_recipe
 from dto.errors import RecipeError, RunConflictError
-from dto.extension import nearest
-from dto.recipe import Recipe, load_recipe
-from dto.runs.run import Consent, Run, Stale, refuse
+from dto.recipe import Recipe
+from dto.runs.run import Consent, OpenRun, Stale, refuse
 
 Target = Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run directory.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
@@ -67,7 +67,7 @@ def consent(wanted: bool, yes: bool) -> Consent:
 
 
 @contextmanager
-def held(run: Run, command: str = "run") -> Iterator[Run]:
+def held(run: OpenRun, command: str = "run") -> Iterator[OpenRun]:
     """Close the run when a command ends; after Ctrl-C, print how to continue."""
     try:
         yield run
@@ -87,34 +87,7 @@ def read_target(target: str, changes: list[str] | None) -> tuple[Recipe, Path]:
 
     Raises RecipeError for any other target, naming the packaged recipes.
     """
-    path = Path(target)
-    if path.is_dir():
-        if not (path / "recipe.yaml").is_file():
-            raise RecipeError(f"{path} is not a run directory: it has no recipe.yaml")
-        return load_recipe(path / "recipe.yaml", parse_changes(changes)), path
-    file = path if path.exists() else packaged(path)
-    if file is None:
-        names = [recipe.stem for recipe in _pipelines().glob("*.yaml")]
-        raise RecipeError(
-            f"there is no recipe or run {path}{nearest(path.stem, names)}; packaged recipes: "
-            f"{', '.join(sorted(names))}"
-        )
-    recipe = load_recipe(file, parse_changes(changes))
-    return recipe, Path("runs") / recipe.name
-
-
-def _pipelines() -> Path:
-    from dto.prompts import resource
-
-    return Path(str(resource("pipelines"))).resolve()
-
-
-def packaged(path: Path) -> Path | None:
-    """The packaged recipe of this name, or None."""
-    name = f"{path.name.removesuffix('.yaml')}.yaml"
-    file = _pipelines() / ("baselines" if path.parent.name == "baselines" else "") / name
-    is_short = path.parent.name in ("", "pipelines", "baselines")
-    return file if file.is_file() and is_short else None
+    return find_recipe(target, parse_changes(changes))
 
 
 def parse_changes(changes: list[str] | None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -10,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from dto.api import import_recipe, packaged
 from dto.commands import (
     Again,
     Changes,
@@ -21,7 +21,6 @@ from dto.commands import (
     Yes,
     consent,
     held,
-    packaged,
     parse_changes,
     read_target,
 )
@@ -240,19 +239,11 @@ def import_rows(
     """
     from dto.tasks.importing import holds_pairs
 
-    name = Path(source).stem
-    own = [f"sample.imported={json.dumps(source)}", f"model.name={json.dumps(model)}"]
-    if holds_pairs(source):
-        own.append("pair.data=imported")
-    if recipe is None:
-        parsed = parse_changes([*(changes or []), *own])
-        apart = {} if "problems.source" in parsed else {"dev": 0, "test": 0}
-        given = {"name": name, "problems": {"train": 0, **apart}}
-        settings = make_recipe(given, parsed, "--set")
-    else:
-        settings, _ = read_target(recipe, [*(changes or []), *own])
+    settings = import_recipe(
+        source, model, parse_changes(changes), recipe, paired=holds_pairs(source), origin="--set"
+    )
     ask = consent(recompute or overwrite, yes)
-    place = out or Path("runs") / name
+    place = out or Path("runs") / Path(source).stem
     opened = open_run(
         place, settings, recompute=ask, overwrite=overwrite, allow_code_execution=code
     )

@@ -32,7 +32,7 @@ from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.records import content_id
 from dto.runs import manifest
 from dto.runs.reader import RunReader
-from dto.runs.run import ASIDE, Consent, Run, Stale, refuse, settings_of
+from dto.runs.run import ASIDE, Consent, OpenRun, Stale, refuse, settings_of
 
 FILES = (".yaml", ".yml")
 BASE = "base"
@@ -156,7 +156,7 @@ FOLDER = "compare"
 POLL_SECONDS = 0.1
 
 
-def compare(run: Run, recompute: Consent = refuse) -> None:
+def compare(run: OpenRun, recompute: Consent = refuse) -> None:
     """All of a comparison; what is finished is not done again.
 
     Writes below RUN/compare a directory for each method; `dto.compare.report` sums them up.
@@ -192,7 +192,7 @@ def _shares(shared: Recipe, recipe: Recipe, stage: str) -> bool:
     return stage not in OWN
 
 
-def set_aside(run: Run, recipes: Mapping[str, Recipe], recompute: Consent) -> None:
+def set_aside(run: OpenRun, recipes: Mapping[str, Recipe], recompute: Consent) -> None:
     """Move methods that were computed from something else aside, until all methods are done.
 
     Raises what `recompute` raises, and nothing is moved then.
@@ -205,7 +205,7 @@ def set_aside(run: Run, recipes: Mapping[str, Recipe], recompute: Consent) -> No
         run.set_aside(f"{FOLDER}/{name}")
 
 
-def _stale(run: Run, name: str, recipe: Recipe) -> Stale | None:
+def _stale(run: OpenRun, name: str, recipe: Recipe) -> Stale | None:
     place = RunReader(run / FOLDER / name)
     marker = place / "digest"
     stages = shared_stages(run.recipe, {name: recipe})
@@ -222,7 +222,7 @@ def _stale(run: Run, name: str, recipe: Recipe) -> Stale | None:
     )
 
 
-def prepare(run: Run, name: str, recipe: Recipe) -> Path:
+def prepare(run: OpenRun, name: str, recipe: Recipe) -> Path:
     """The directory of a method: its recipe, and links to the stages that it shares."""
     place = run / FOLDER / name
     marker = place / "digest"
@@ -239,7 +239,7 @@ def prepare(run: Run, name: str, recipe: Recipe) -> Path:
     return place
 
 
-def _digest(run: Run, recipe: Recipe, stages: Sequence[str]) -> str:
+def _digest(run: OpenRun, recipe: Recipe, stages: Sequence[str]) -> str:
     """All that decides what comes of a method; `stages` are those that it shares."""
     settings = json.dumps(settings_of(recipe), sort_keys=True)
     tables = [(run.manifest(stage) or {}).get("digest", "") for stage in stages]
@@ -247,7 +247,7 @@ def _digest(run: Run, recipe: Recipe, stages: Sequence[str]) -> str:
     return content_id(settings, weights, manifest.of_prompts(recipe.model.family), *tables)
 
 
-def _work(run: Run, recipes: Mapping[str, Recipe], places: Mapping[str, Path]) -> None:
+def _work(run: OpenRun, recipes: Mapping[str, Recipe], places: Mapping[str, Path]) -> None:
     dev = places[BASE] / "dev.json"
     pending = [name for name, place in places.items() if _done(place) is None]
     running: dict[str, subprocess.Popen[bytes]] = {}

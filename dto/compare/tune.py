@@ -32,7 +32,7 @@ from dto.errors import DtoError
 from dto.pipeline import STAGES, needed, open_run, run_stages
 from dto.recipe import Recipe, load_recipe
 from dto.runs import manifest
-from dto.runs.run import Run, agree, settings_of
+from dto.runs.run import OpenRun, agree, settings_of
 from dto.tables import json_lines
 from dto.training.checkpoints import Choice, choose
 from dto.training.dev import BASE_STEP, DevScore, measure, summarize
@@ -61,7 +61,7 @@ def work(place: Path, dev: Path) -> None:
         run.close()
 
 
-def _tuned(run: Run, points: Sequence[Change], base: DevScore) -> Recipe:
+def _tuned(run: OpenRun, points: Sequence[Change], base: DevScore) -> Recipe:
     """Go through the grid, and put the picked model where a training would have put it.
 
     Returns the recipe that the picked one was measured with.
@@ -104,7 +104,7 @@ def _tuned(run: Run, points: Sequence[Change], base: DevScore) -> Recipe:
     return recipes[choice.step - 1]
 
 
-def _point(run: Run, index: int, recipe: Recipe, base: DevScore, spent: int) -> dict[str, Any]:
+def _point(run: OpenRun, index: int, recipe: Recipe, base: DevScore, spent: int) -> dict[str, Any]:
     """A point of the grid, computed unless it is there: dev's score of what was kept, what it took.
 
     `judging` is that of held-out chains before and after, where the method reads labelled ones.
@@ -140,13 +140,13 @@ def _point(run: Run, index: int, recipe: Recipe, base: DevScore, spent: int) -> 
     return point
 
 
-def _measured(run: Run, recipe: Recipe, step: int) -> DevScore:
+def _measured(run: OpenRun, recipe: Recipe, step: int) -> DevScore:
     model, tokenizer = load(recipe)
     responses, _ = measure(model, tokenizer, list(run.problems("dev")), recipe)
     return summarize(step, 0.0, responses)
 
 
-def _place(run: Run, choice: Choice, points: int) -> None:
+def _place(run: OpenRun, choice: Choice, points: int) -> None:
     """Make the picked point the run's training, and drop the weights of the others."""
     if run.manifest("train") is not None:
         return

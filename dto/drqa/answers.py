@@ -14,14 +14,11 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from dto.drqa.split import BARE, CIRCLED, mentions, place, real
+from dto.drqa.wording import BARE, CIRCLED, Wording, bare_number, real_number, wording
 from dto.grading.extract import final_answer, last_box
+from dto.languages import DEFAULT, Languages
 from dto.text import BRACE, MAX_TEXT
 
-_INLINE = re.compile(
-    rf"(?:^|[,;:，；：、(（|]|\b(?i:and|are|so))[\s*_(（]*"
-    rf"(?P<bare>\d{{1,2}}|[{CIRCLED}])[.)）、:：]?[\s*_$(\\\[|]*$"
-)
 _CELL = re.compile(rf"[ \t]*\|[\s*_]*(?P<bare>\d{{1,2}}|[{CIRCLED}])[.)]?[\s*_]*\|")
 _BRACKET = re.compile(r"[\s*_$\\)\]]*[(（]")
 
@@ -53,18 +50,21 @@ class _Mark(NamedTuple):
     named: bool
 
 
-def numbered_answers(conclusion: str, k: int) -> list[NumberedAnswer]:
+def numbered_answers(
+    conclusion: str, k: int, languages: Languages = DEFAULT
+) -> list[NumberedAnswer]:
     """The answers to the questions 1 to k, empty where none can be told.
 
     Faults: `no_answer` (none has this number), `answered_twice` (and not alike), `unnumbered` (the
     boxes cannot be told apart), `extra_number` (an answer to a question beyond the k-th: each
     answer stands, but the numbers are in doubt).
     """
+    words = wording(languages)
     conclusion = conclusion[-MAX_TEXT:]
-    boxes = _boxes(conclusion)
+    boxes = _boxes(conclusion, words)
     given: dict[int, list[str]] = {}
     if boxes:
-        numbers = _numbers(conclusion, boxes, k)
+        numbers = _numbers(conclusion, boxes, k, words)
         if not any(numbers):
             if len(boxes) != k:
                 return [NumberedAnswer("", "unnumbered")] * k
@@ -72,7 +72,7 @@ def numbered_answers(conclusion: str, k: int) -> list[NumberedAnswer]:
         for number, box in zip(numbers, boxes, strict=True):
             given.setdefault(number, []).append(box.content)
     else:
-        for number, text in _chunks(conclusion, k):
+        for number, text in _chunks(conclusion, k, words):
             answer = final_answer(text)
             if answer is not None:
                 given.setdefault(number, []).append(answer)
@@ -88,7 +88,7 @@ def _answer(given: list[str], extra: bool) -> NumberedAnswer:
     return NumberedAnswer(given[-1], "extra_number" if extra else "")
 
 
-def _boxes(text: str) -> list[_Box]:
+def _boxes(text: str, words: Wording) -> list[_Box]:
     """The complete boxes that stand in no other one, from left to right."""
     opened: list[int] = []  # where the box of each open brace begins; -1: it is no box's
     closed: list[tuple[int, int]] = []
@@ -105,31 +105,33 @@ def _boxes(text: str) -> list[_Box]:
             continue
         first, head = before <= line, text[max(line, before) : start]
         bare = (BARE.match(head) or _CELL.match(head)) if first else None
-        bare = bare or _INLINE.search(head)
+        bare = bare or words.inline.search(head)
         content = last_box(text[start:end]) or ""
-        boxes.append(_Box(start, end, content, head, place(bare["bare"]) if bare else 0, first))
+        number = bare_number(bare["bare"]) if bare else 0
+        boxes.append(_Box(start, end, content, head, number, first))
     return boxes
 
 
-def _numbers(text: str, boxes: list[_Box], k: int) -> list[int]:
+def _numbers(text: str, boxes: list[_Box], k: int, words: Wording) -> list[int]:
     """The number of each box; 0 for one without."""
-    marks = _marks(text, k, boxes)
+    marks = _marks(text, k, words, boxes)
     starts = [mark.start for mark in marks]
     listed: dict[int, set[int]] = {}  # by section: how many marks begin before
     for box in boxes:
         listed.setdefault(bisect_left(starts, box.start), set()).add(box.bare)
     lists = {section for section, bare in listed.items() if bare >= set(range(1, k + 1))}
-    behind = _behind(text, boxes)
+    behind = _behind(text, boxes, words)
     numbers: list[int] = []
     for index, box in enumerate(boxes):
         place_above = bisect_left(starts, box.start)
         above = marks[place_above - 1] if place_above else None
         before = numbers[-1] if numbers else 0
-        named = [real(mention.number, before, k) for mention in mentions(box.head)]
+        named = [real_number(each.number, before, k) for each in words.mentions(box.head)]
         if behind[index]:
             # Below a heading, "\boxed{7}. Now question 2." goes on to another one.
             headed = above is not None and above.named and not _BRACKET.match(text, box.end)
-            numbers.append(above.number if above and headed else real(behind[index], before, k))
+            number = real_number(behind[index], before, k)
+            numbers.append(above.number if above and headed else number)
         elif box.bare and not (above and above.named and place_above not in lists):
             numbers.append(box.bare)
         elif named:
@@ -141,21 +143,21 @@ def _numbers(text: str, boxes: list[_Box], k: int) -> list[int]:
     return numbers
 
 
-def _behind(text: str, boxes: list[_Box]) -> list[int]:
+def _behind(text: str, boxes: list[_Box], words: Wording) -> list[int]:
     """The question that is named behind each box on its line, where all of the line have one.
 
     0 throughout a line whose first box has a number in front.
     """
     found = [0] * len(boxes)
     for index, box in enumerate(boxes):
-        if not box.first or box.bare or next(mentions(box.head), None):
+        if not box.first or box.bare or next(words.mentions(box.head), None):
             continue
         end = text.find("\n", box.end)
         end = len(text) if end < 0 else end
         own = [place for place in range(index, len(boxes)) if boxes[place].start < end]
         ends = [*(boxes[place].start for place in own[1:]), end]
         named = [
-            next(mentions(text[boxes[place].end : until]), None)
+            next(words.mentions(text[boxes[place].end : until]), None)
             for place, until in zip(own, ends, strict=True)
         ]
         if all(named):
@@ -164,33 +166,33 @@ def _behind(text: str, boxes: list[_Box]) -> list[int]:
     return found
 
 
-def _marks(text: str, k: int, boxes: Sequence[_Box] = ()) -> list[_Mark]:
+def _marks(text: str, k: int, words: Wording, boxes: Sequence[_Box] = ()) -> list[_Mark]:
     """Where lines begin with a question's name, or with a bare number where none is named."""
     named: list[_Mark] = []
     starts = [box.start for box in boxes]
     for line in re.finditer(r"[^\n]+", text):
-        first = next(mentions(line.group()), None)
+        first = next(words.mentions(line.group()), None)
         if first is None or first.start > 20:
             continue
         bare = BARE.match(line.group())
-        if bare is not None and place(bare["bare"]) != first.number:
+        if bare is not None and bare_number(bare["bare"]) != first.number:
             continue  # "3. As in question 1, …"
         if bisect_left(starts, line.start()) < bisect_left(starts, line.start() + first.start):
             continue  # it says whose the box before it is
-        number = real(first.number, named[-1].number if named else 0, k)
+        number = real_number(first.number, named[-1].number if named else 0, k)
         named.append(_Mark(line.start(), number, True))
     return named or [
-        _Mark(match.start(), place(match["bare"]), False) for match in BARE.finditer(text)
+        _Mark(match.start(), bare_number(match["bare"]), False) for match in BARE.finditer(text)
     ]
 
 
-def _chunks(text: str, k: int) -> Iterator[tuple[int, str]]:
+def _chunks(text: str, k: int, words: Wording) -> Iterator[tuple[int, str]]:
     """(number, what follows it) for each mark, without the mark itself."""
-    marks = _marks(text, k)
+    marks = _marks(text, k, words)
     ends = [*(mark.start for mark in marks), len(text)][1:]
     for (start, number, _), end in zip(marks, ends, strict=True):
         chunk = text[start:end]
         bare = BARE.match(chunk)
-        named = next(mentions(chunk), None)
+        named = next(words.mentions(chunk), None)
         cut = bare.end() if bare else named.end if named else 0
         yield number, chunk[cut:].lstrip(" :：.*-—\t").strip()

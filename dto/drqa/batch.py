@@ -44,7 +44,7 @@ async def batch(problems: Sequence[Problem], sample: int, ctx: Context) -> Batch
         given, graded = [NumberedAnswer("", "")] * k, [ended] * k
     else:
         conclusion = reading.text[slice(*reading.conclusion)]
-        given = await asyncio.to_thread(numbered_answers, conclusion, k)
+        given = await asyncio.to_thread(numbered_answers, conclusion, k, ctx.recipe.languages)
         graded = [
             await ctx.grader.grade_answer(
                 found.answer, problem.answer, problem.answer_kind, problem.question
@@ -169,7 +169,8 @@ STAGE = Stage(
     ),
     record=BatchResponse,
     reads=_reads,
-    settings=lambda recipe: ("batch.", *SAMPLING, "sample.max_tokens"),
+    settings=lambda recipe: ("batch.", "languages", *SAMPLING, "sample.max_tokens"),
+    files=lambda recipe: recipe.language_files,
     groups=_groups,
     work=batch,
     total=_total,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from dto.context import Context
 from dto.drqa.split import alike, goes_over_all, others, quoted, split
+from dto.languages import DEFAULT, Languages
 from dto.recipe import Recipe
 from dto.records import BatchResponse, Chain, Dropped, Grade, Origin, Problem, Span, Trajectory
 from dto.runs.reader import RunReader
@@ -28,7 +29,10 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def vanilla_chain(
-    problem: Problem, trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase
+    problem: Problem,
+    trajectory: Trajectory,
+    tokenizer: PreTrainedTokenizerBase,
+    languages: Languages = DEFAULT,
 ) -> Chain | Dropped:
     """The chain of a question that was asked alone: all of the thinking.
 
@@ -39,17 +43,19 @@ def vanilla_chain(
     if trajectory.grade not in ("correct", "wrong"):
         return Dropped(row_id, trajectory.grade, trajectory.reason)
     thinking = trajectory.text[slice(*trajectory.thinking)]
-    named = others(thinking, None, problem.question)
+    named = others(thinking, None, problem.question, languages)
     if named:
         return Dropped(row_id, "names_a_question", f"{named[0]!r}")
     span, answer = trajectory.thinking_tokens, trajectory.answer
-    return _whole(
-        problem, trajectory, 1, span, alike(thinking), answer, trajectory.grade, tokenizer
-    )
+    text = alike(thinking, languages=languages)
+    return _whole(problem, trajectory, 1, span, text, answer, trajectory.grade, tokenizer)
 
 
 def batch_chains(
-    problems: Sequence[Problem], response: BatchResponse, tokenizer: PreTrainedTokenizerBase
+    problems: Sequence[Problem],
+    response: BatchResponse,
+    tokenizer: PreTrainedTokenizerBase,
+    languages: Languages = DEFAULT,
 ) -> Iterator[Chain | Dropped]:
     """The chains of the questions of one batch prompt, in the order asked.
 
@@ -61,7 +67,7 @@ def batch_chains(
     thinking = response.text[slice(*response.thinking)]
     questions = [problem.question for problem in problems]
     whole = any(grade in ("correct", "wrong") for grade in response.grades)
-    pieces = split(thinking, questions) if whole else []
+    pieces = split(thinking, questions, languages) if whole else []
     ends: list[int] | None = None
     for index, problem in enumerate(problems):
         row_id = Chain.make_id(problem.id, "batch", response.k, response.sample)
@@ -80,11 +86,11 @@ def batch_chains(
         rest = questions[:index] + questions[index + 1 :]
         told = response.answers[:index] + response.answers[index + 1 :]
         said = ""
-        if named := others(text, index + 1, problem.question):
+        if named := others(text, index + 1, problem.question, languages):
             said = f"it says {named[0]!r}"
         elif quoted(text, problem.question, rest):
             said = "it repeats another question"
-        elif goes_over_all(text, told):
+        elif goes_over_all(text, told, languages):
             said = "it goes over all answers"
         if said:
             yield Dropped(row_id, "quotes_another", f"{response.id}: {said}")
@@ -92,7 +98,7 @@ def batch_chains(
         if ends is None:
             ends = char_ends(tokenizer, response.token_ids)
         chars = Span(start + piece.span.start, start + piece.span.end)
-        span, text = tokens_within(ends, chars), alike(text, index + 1)
+        span, text = tokens_within(ends, chars), alike(text, index + 1, languages)
         answer = response.answers[index]
         yield _whole(problem, response, index + 1, span, text, answer, grade, tokenizer)
 
@@ -141,20 +147,24 @@ async def chain(cut: Cut, index: int, ctx: Context) -> Chain | Dropped:
     return (await asyncio.to_thread(cut, ctx.tokenizer))[index]
 
 
-def _cut(problems: Sequence[Problem], source: Trajectory | BatchResponse) -> Cut:
+def _cut(
+    problems: Sequence[Problem], source: Trajectory | BatchResponse, languages: Languages
+) -> Cut:
     """Cuts a response once, for all of its questions."""
     if isinstance(source, Trajectory):
-        return lambda tokenizer: [vanilla_chain(problems[0], source, tokenizer)]
-    return cache(lambda tokenizer: list(batch_chains(problems, source, tokenizer)))
+        return lambda tokenizer: [vanilla_chain(problems[0], source, tokenizer, languages)]
+    return cache(lambda tokenizer: list(batch_chains(problems, source, tokenizer, languages)))
 
 
 def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
     problems = {row.id: row for row in run.problems("train")}
+    languages = ctx.recipe.languages
     for trajectory in run.rows("sample", Trajectory):
         key = Chain.make_id(trajectory.problem_id, "vanilla", 1, trajectory.sample)
-        yield Group(key, (_cut([problems[trajectory.problem_id]], trajectory), 0))
+        yield Group(key, (_cut([problems[trajectory.problem_id]], trajectory, languages), 0))
     for response in run.rows("batch", BatchResponse) if ctx.recipe.batch.k else ():
-        cut = _cut([problems[problem_id] for problem_id in response.problem_ids], response)
+        asked = [problems[problem_id] for problem_id in response.problem_ids]
+        cut = _cut(asked, response, languages)
         for index, problem_id in enumerate(response.problem_ids):
             key = Chain.make_id(problem_id, "batch", response.k, response.sample)
             yield Group(key, (cut, index))
@@ -170,7 +180,8 @@ STAGE = Stage(
     amount=lambda recipe: "one for each question of a response",
     record=Chain,
     reads=_reads,
-    settings=always(),
+    settings=always("languages"),
+    files=lambda recipe: recipe.language_files,
     groups=_groups,
     work=chain,
     needs="tokenizer",

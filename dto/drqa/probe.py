@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dto import statistics
-from dto.drqa.split import BARE, mentions, unnumbered
+from dto.drqa.wording import BARE, Wording, wording
+from dto.languages import DEFAULT, Languages
 from dto.records import derive
 from dto.statistics import Estimate
 
@@ -40,8 +41,6 @@ _FORMAT = tuple(
         r"`",
         r"\\boxed|\\fbox",
         r"</?think>",
-        r"^[ \t]*(?i:final answer|answer|solution)\s*:?\s*$",
-        r"(?i:questions?|problems?)\b|[题題]",
         r"\n",
         r"\n\s*\n",
         r"[^\S\n]{2,}|\t",
@@ -71,9 +70,14 @@ class Probe:
         return self.high > BOUND
 
 
-def format_probe(texts: Sequence[str], positive: Sequence[bool], problems: Sequence[str]) -> Probe:
+def format_probe(
+    texts: Sequence[str],
+    positive: Sequence[bool],
+    problems: Sequence[str],
+    languages: Languages = DEFAULT,
+) -> Probe:
     """Tells chains apart by their format, without their length."""
-    return _probe(format_features(texts), positive, problems)
+    return _probe(format_features(texts, languages), positive, problems)
 
 
 def length_probe(
@@ -100,11 +104,11 @@ def length_accuracy(
     return statistics.proportion(right, problems)
 
 
-def format_features(texts: Sequence[str]) -> Matrix:
+def format_features(texts: Sequence[str], languages: Languages = DEFAULT) -> Matrix:
     """(N, F): for each pattern its presence and its rate per word, then the words at both ends."""
     words = [_WORD.findall(text) or [""] for text in texts]
     columns = []
-    for counts in zip(*(_counts(text) for text in texts), strict=True):
+    for counts in zip(*(_counts(text, wording(languages)) for text in texts), strict=True):
         count_N = np.array(counts, float)
         columns += [count_N > 0, count_N / [len(each) for each in words]]
     for place in (*range(ENDS), *range(-ENDS, 0)):
@@ -117,12 +121,11 @@ def format_features(texts: Sequence[str]) -> Matrix:
     return np.stack([np.asarray(column, float) for column in columns], axis=1)
 
 
-def _counts(text: str) -> list[int]:
+def _counts(text: str, words: Wording) -> list[int]:
     return [
-        *(len(pattern.findall(text)) for pattern in _FORMAT),
-        len(BARE.findall(text)),
-        sum(1 for _ in mentions(text)),
-        sum(1 for _ in unnumbered(text)),
+        *(len(pattern.findall(text)) for pattern in (*_FORMAT, words.titles, words.nouns, BARE)),
+        sum(1 for _ in words.mentions(text)),
+        sum(1 for _ in words.other_mentions(text)),
     ]
 
 

@@ -1,4 +1,8 @@
-"""Engines: everything that needs tokens asks one (:mod:`dto.protocols`)."""
+"""Engines: everything that needs tokens asks one (:mod:`dto.protocols`).
+
+The three built-in engines are classes with one constructor, `(settings, name)`. A subclass can
+override a method and be named in a recipe by its import path.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +10,33 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+from dto.errors import EngineError
+from dto.extension import load
+
 if TYPE_CHECKING:
     from dto.protocols import Engine
     from dto.recipe import ModelSettings
 
 _KEY = "OPENAI_API_KEY"
+_PARTS = (
+    "model", "tokenizer", "shape", "context", "capabilities",
+    "complete", "stream", "branched", "score", "__aenter__", "__aexit__",
+)  # fmt: skip
 
 
 def open_engine(settings: ModelSettings, model: str | None = None) -> Engine:
-    """The engine that a recipe asks for, to be entered with `async with`.
+    """The engine that a recipe names, to be entered with `async with`.
 
     `model` overrides the settings' name (a trained model's folder). Raises EngineError for an
-    engine that is not installed, and for a model that cannot be loaded.
+    engine that is not installed, for a model that cannot be loaded, and for an import path that
+    gives something that is not an engine.
     """
     name = settings.name if model is None else model
     match settings.engine:
         case "transformers":
-            from dto.engines.models import load_for_serving
             from dto.engines.transformers import TransformersEngine
 
-            loaded, tokenizer = load_for_serving(settings, name)
-            return TransformersEngine(loaded, tokenizer, settings, name)
+            return TransformersEngine(settings, name)
         case "vllm":
             from dto.engines.vllm import VLLMEngine
 
@@ -35,6 +45,14 @@ def open_engine(settings: ModelSettings, model: str | None = None) -> Engine:
             from dto.engines.openai import OpenAIEngine
 
             return OpenAIEngine(settings, name)
+        case path:
+            engine: Engine = load(path, settings.engine_settings)(settings, name)
+            if missing := [part for part in _PARTS if not hasattr(engine, part)]:
+                raise EngineError(
+                    f"model.engine {path!r} returned {type(engine).__name__}, which has no "
+                    f"{', '.join(missing)}: return an engine, see dto.protocols.Engine"
+                )
+            return engine
 
 
 def usable() -> list[tuple[str, str]]:

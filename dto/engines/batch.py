@@ -1,9 +1,9 @@
-"""The running batch: rows that decode together, joining and leaving as they please.
+"""The running batch: rows that decode together and join and leave at any step.
 
-Rows stand at the front of one buffer. A row that leaves stays behind as a dead one until a joiner
-takes its place, or until moving rows pays: into gaps, or next to rows of their own length.
+Rows occupy the front of one buffer. A row that leaves becomes a gap. A joining row fills the gap,
+or rows are moved once that pays: into gaps, or next to rows of similar length.
 
-One thread computes: requests come in through a queue, tokens go out to the event loop.
+One thread computes. Requests come in through a queue; tokens go out to the event loop.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from dto.engines.linearised import Linearised
 from dto.engines.sampling import ROW, Request, Sample, next_tokens
 
 ROW_STEP = 8  # the batch is computed in multiples of this many rows
-GROUP = 32  # rows that are attended to together, as far as the longest of them needs
-GROWTH = 2.25  # bytes of the buffer, at its most while it grows, by those of the tokens in it
-PATIENCE = 8  # steps between two arrangements by length
+GROUP = 32  # rows per attention call, which covers the longest row of the group
+GROWTH = 2.25  # peak bytes of the buffer while it grows, per byte of its tokens
+PATIENCE = 8  # minimum steps between two rearrangements by length
 
 
 class Batch:
-    """Rows under way. Used by one thread."""
+    """The rows in progress. Used by one thread."""
 
     def __init__(
         self,
@@ -63,18 +63,18 @@ class Batch:
         self._samples: list[Sample | None] = []
         self._rows = np.zeros(_padded(slots), dtype=ROW)
         self.cache = RowsCache(shape.zeros(0, LENGTH_STEP))
-        self._steps = 0  # since the rows were arranged
+        self._steps = 0  # since the last rearrangement
 
     @property
     def samples(self) -> list[Sample]:
-        """The samples under way."""
+        """The samples in progress."""
         return [sample for sample in self._samples if sample is not None]
 
     def room(self, waiting: Sequence[Sample]) -> int:
-        """How many of the first that wait fit beside the rows here, however long all become.
+        """How many of the waiting samples, in order, fit even if all rows reach their limits.
 
-        A row takes a quarter more than its tokens, and twice the rows while the buffer grows. There
-        is always room for LEAST_ROWS, as the batch is computed with so many in any case.
+        A row takes a quarter more than its tokens, and the buffer doubles while it grows. There is
+        always room for LEAST_ROWS, since the batch is computed with at least as many rows.
         """
         joiners = list(islice(waiting, self.slots - self.live))
         if not joiners:
@@ -84,9 +84,9 @@ class Batch:
         return min(len(joiners), rows - self.live)
 
     def admit(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Read prompts and take in their samples; samples of one prompt share its reading.
+        """Prefill prompts and add their samples; samples of one prompt share its prefill.
 
-        Each gets its first token. Scores are computed on the way. Returns the samples that ended.
+        Each sample gets its first token. Scores are computed too. Returns the finished samples.
         """
         ended: list[Sample] = []
         by_prompt: dict[tuple[int, ...], list[Sample]] = {}
@@ -102,7 +102,7 @@ class Batch:
         return ended
 
     def _join(self, group: Prefilled, joiners: Sequence[tuple[int, Sample]]) -> list[Sample]:
-        """Place samples (index of the prompt, sample); returns those that a first token ended."""
+        """Place (index of the prompt, sample) pairs; return samples that the first token ended."""
         sources = [index for index, _ in joiners]
         samples = [sample for _, sample in joiners]
         rows = np.zeros(len(samples), dtype=ROW)
@@ -125,14 +125,14 @@ class Batch:
         return [sample for sample in samples if sample.finish is not None]
 
     def step(self) -> list[Sample]:
-        """One token for every row; returns the samples that ended."""
+        """Compute one token for every row; return the finished samples."""
         self._arrange()
         count = _padded(len(self._samples))
         rows = self._rows[:count]
         limits = _limits(rows["length"])
         self._fit(count, int(rows["length"].max()) + 1)
-        under_way = self.samples
-        for sample in under_way:
+        samples = self.samples
+        for sample in samples:
             sample.started += 1
         device = self._shape.device
         logits = forward(
@@ -149,9 +149,9 @@ class Batch:
         at = [row for row, sample in enumerate(self._samples) if sample is not None]
         chosen = rows[at]
         chosen["length"] += 1
-        next_tokens(logits[at] if len(at) < count else logits, under_way, chosen, self._end_ids)
+        next_tokens(logits[at] if len(at) < count else logits, samples, chosen, self._end_ids)
         rows[at] = chosen
-        return self.leave([row for row, s in zip(at, under_way, strict=True) if s.finish])
+        return self.leave([row for row, s in zip(at, samples, strict=True) if s.finish])
 
     def drop_cancelled(self) -> None:
         """Free the rows of cancelled requests."""
@@ -160,7 +160,7 @@ class Batch:
         )
 
     def leave(self, rows: Sequence[int]) -> list[Sample]:
-        """Free rows, whose keys go to the prefix cache. Returns their samples."""
+        """Free rows, and store their keys in the prefix cache; return their samples."""
         leaving = [(row, sample) for row in rows if (sample := self._samples[row]) is not None]
         kept = [(row, sample) for row, sample in leaving if sample.finish != "failed"]
         self._prefill.prefixes.store(
@@ -170,7 +170,7 @@ class Batch:
         )
         for row, sample in leaving:
             if sample.finish == "failed":
-                # A nan would outlive its row: a masked weight of zero does not silence it.
+                # A nan would outlive its row, since a weight of zero times nan is nan.
                 self.cache.kv[:, :, row] = 0
             self._samples[row] = None
             self._rows[row] = np.zeros((), dtype=ROW)
@@ -186,9 +186,10 @@ class Batch:
         return [*gaps, *new]
 
     def _arrange(self) -> None:
-        """Drop dead rows and gather rows of similar length in groups, once that pays.
+        """Remove gaps and group rows of similar length, once that pays.
 
-        Rows grow in step, so an order by length lasts until rows leave and join.
+        All rows grow by one token per step, so their order by length lasts until rows join or
+        leave.
         """
         self._steps += 1
         count = len(self._samples)
@@ -215,7 +216,7 @@ class Batch:
         samples = list(self._samples)
         if moving:
             width = int(lengths[sources].max())
-            for layer in self.cache.kv:  # layer by layer, since the copy takes memory
+            for layer in self.cache.kv:  # one layer at a time, since the copy takes memory
                 layer[:, targets, :, :width] = layer[:, sources, :, :width]
             self._rows[targets] = self._rows[sources]
         for source, target in zip(sources, targets, strict=True):
@@ -224,7 +225,7 @@ class Batch:
         self._samples = samples[: self.live]
 
     def _fit(self, rows: int, length: int) -> None:
-        """Room for `rows` rows of `length` tokens; far too much room is given back."""
+        """Resize the buffer for `rows` rows of `length` tokens, or shrink it if far too large."""
         have_rows, have = self.cache.row_count, self.cache.capacity
         longest = max(length, int(self._rows["length"].max()) + 1)
         too_much = have > 4 * max(longest, LENGTH_STEP)
@@ -245,29 +246,33 @@ def _padded(rows: int) -> int:
 
 
 def _limits(lengths: NDArray[np.int64]) -> list[int]:
-    """How many keys each group of rows looks at."""
+    """The number of keys that each group of rows attends to."""
     longest = np.maximum.reduceat(lengths, np.arange(0, len(lengths), GROUP))
     return [round_up(int(length) + 1, LENGTH_STEP) for length in longest]
 
 
 RunningBatch = Batch | Linearised
-_PATIENCE = 4  # steps that a request waits for others to join with
+_PATIENCE = 4  # steps that a request waits for others to join at the same time
 _log = logging.getLogger(__name__)
 
 
 class Worker:
-    """First come, first served: waiting requests hold no slot and cost no step.
+    """The thread that decodes requests, first come, first served.
 
-    `make_batch` is called in the thread, once at the start and again after a failure; when there is
-    no memory for it any more, `dead` says so and every request fails with that reason. Joiners are
-    let in together: when enough of them wait, or the first has waited long enough.
+    `make_batch` is called in the thread, at the start and after each failure. If there is not
+    enough memory for a new batch, `dead` holds the reason, and every request fails with it. Waiting
+    requests join together, when enough of them wait or the first has waited long enough.
     """
 
     def __init__(
-        self, make_batch: Callable[[], RunningBatch], loop: asyncio.AbstractEventLoop
+        self,
+        make_batch: Callable[[], RunningBatch],
+        loop: asyncio.AbstractEventLoop,
+        threads: int | None = None,
     ) -> None:
         self._make_batch = make_batch
         self._loop = loop
+        self._threads = threads  # of a torch operation; None: as torch has it
         self._inbox: deque[Request] = deque()
         self._wake = threading.Event()
         self._closing = False
@@ -277,27 +282,29 @@ class Worker:
         self._waited = 0
         self._changed: dict[Request, None] = {}
         self.dead = ""
-        self.ready = asyncio.Event()  # the first batch was made, or `dead` says why not
+        self.ready = asyncio.Event()  # the first batch exists, or `dead` says why not
         self._thread = threading.Thread(target=self._run, name="dto-engine", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request) -> None:
-        """Hand over a request (event loop)."""
+        """Submit a request (called on the event loop)."""
         self._inbox.append(request)
         self._wake.set()
 
     def cancel(self, request: Request) -> None:
-        """Free what a request holds, at the next step (event loop)."""
+        """Free the slots of a request at the next step (called on the event loop)."""
         request.cancelled = True
         self._cancelled = True
 
     def close(self) -> None:
-        """Stop after the step under way; what is not finished fails. Waits for the thread."""
+        """Stop after the current step and wait for the thread; unfinished requests fail."""
         self._closing = True
         self._wake.set()
         self._thread.join()
 
     def _run(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
         with torch.inference_mode():
             batch = self._new_batch()
             self._call(self.ready.set)
@@ -309,9 +316,9 @@ class Worker:
                     else:
                         self._work(batch)
                 except Exception as error:
-                    _log.exception("the engine's worker failed; its requests fail and it goes on")
+                    _log.exception("the engine's worker failed; its requests fail, it continues")
                     self._fail_all(batch, f"engine: {type(error).__name__}: {error}")
-                    del batch  # its memory is needed for the next
+                    del batch  # the next batch needs its memory
                     batch = self._new_batch()
                 self._deliver()
             self._collect(wait=False)
@@ -345,7 +352,7 @@ class Worker:
         self._changed.update((s.request, None) for s in batch.samples if s.request.streaming)
 
     def _choose_joiners(self, batch: RunningBatch) -> bool:
-        """Whether to let some in now; they move from waiting to joining."""
+        """Move waiting samples to joining if some should join now; whether any do."""
         count = batch.room(self._waiting)
         if count <= 0:
             return False
@@ -374,12 +381,82 @@ class Worker:
         requests, self._changed = list(self._changed), {}
         self._call(lambda: _notify(requests))
 
-    def _call(self, what: Callable[[], None]) -> None:
-        # The loop is gone when its thread was torn down without leaving the engine.
+    def _call(self, function: Callable[[], None]) -> None:
+        # The loop is closed if its thread ended without leaving the engine.
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(what)
+            self._loop.call_soon_threadsafe(function)
 
 
 def _notify(requests: Sequence[Request]) -> None:
     for request in requests:
         request.changed()
+
+
+SMALL_MODEL = 20_000_000
+"""Parameters up to which two workers decode faster than one whose operations have two threads."""
+MOST_WORKERS = 2  # they share the interpreter: a third would mostly wait for it
+SAME_START = 64  # tokens; prompts that begin with the same ones go to the same worker
+
+
+def worker_count(parameters: int | None, device: torch.device, slots: int) -> int:
+    """Compute how many workers serve a model: two for a small one where torch has two threads."""
+    if device.type != "cpu" or parameters is None or parameters > SMALL_MODEL:
+        return 1
+    return max(1, min(MOST_WORKERS, torch.get_num_threads(), slots // LEAST_ROWS))
+
+
+class Workers:
+    """Workers that share a model and divide the requests among them.
+
+    Results are those of one worker, since they depend neither on scheduling nor on batch-mates.
+    Several workers run each torch operation in one thread: an operation of a small model is too
+    short to be divided. Requests whose prompts begin alike go to one worker, whose prefix cache
+    holds that beginning, unless it has far more to do than another.
+    """
+
+    def __init__(
+        self,
+        make_batch: Callable[[], RunningBatch],
+        loop: asyncio.AbstractEventLoop,
+        count: int = 1,
+        slots: int = 1,
+    ) -> None:
+        """Start `count` workers, of `slots` rows each."""
+        self._threads_before = torch.get_num_threads()
+        threads = 1 if count > 1 else None
+        self._workers = [Worker(make_batch, loop, threads) for _ in range(count)]
+        self._slots = slots
+        self._samples = [0] * count  # under way
+        self._placed: dict[Request, int] = {}
+
+    async def ready(self) -> str:
+        """Wait until all have started; why one of them cannot, or an empty text."""
+        for worker in self._workers:
+            await worker.ready.wait()
+        return next((worker.dead for worker in self._workers if worker.dead), "")
+
+    def submit(self, request: Request) -> None:
+        """Hand over a request (event loop)."""
+        index = hash(request.prompt[:SAME_START]) % len(self._workers)
+        idlest = min(range(len(self._workers)), key=self._samples.__getitem__)
+        if self._samples[index] > 2 * self._samples[idlest] + self._slots:
+            index = idlest
+        self._placed[request] = index
+        self._samples[index] += len(request.samples)
+        self._workers[index].submit(request)
+
+    def settle(self, request: Request) -> None:
+        """Forget a request; free at the next step what a cancelled one holds (event loop)."""
+        index = self._placed.pop(request, None)
+        if index is None:  # these workers never had it
+            return
+        self._samples[index] -= len(request.samples)
+        if request.cancelled:
+            self._workers[index].cancel(request)
+
+    def close(self) -> None:
+        """Stop after the step under way; what is not finished fails. Waits for the threads."""
+        for worker in self._workers:
+            worker.close()
+        if len(self._workers) > 1:  # threads that torch meets from now on have as many as before
+            torch.set_num_threads(self._threads_before)

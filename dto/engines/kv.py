@@ -1,23 +1,22 @@
-"""Keys and values: those of the rows under way, those kept of prefixes, and attention over them.
+"""Keys and values: of the running rows and of cached prefixes, attention over them, and prefill.
 
 One tensor holds all layers of the rows: [layers, 2, rows, kv_heads, capacity, head_dim]. A row is
-never moved or padded because another one joins; what lies behind a row's length is masked away and
-only has to be finite.
+never moved or padded because another row joins. Entries beyond a row's length are masked, so they
+need only be finite.
 
-A prefix is a chain of blocks of `BLOCK` tokens, kept by exact ids, bounded in bytes, the least
-recently used out first. A block's key is its parent's number (given once, never again) and its own
-ids, so equal keys mean equal prefixes: there is no hash to collide. A parent is always touched
-after its children and therefore goes after them.
+The prefix cache stores blocks of `BLOCK` tokens by their exact ids, up to a number of bytes, and
+evicts the least recently used block first. The key of a block is the number of its parent block
+(never reused) and its own ids. So equal keys mean equal prefixes, without hash collisions. A parent
+is always touched after its children, so children are evicted first.
 
-Attention is registered with transformers' interface, so that stock models call it. Two things
-differ from `sdpa`. Grouped-query heads are folded into the query axis instead of copying keys and
-values. And the sums run in an order that depends on a key's position alone: matrix products get at
-least `MIN_ROWS` rows (below that BLAS takes other kernels), the weighted sum of the values goes
-block by block of `KEY_BLOCK` keys, and masked keys add exact zeros. With MKL on x86 a row then
-comes out the same bit for bit alone or among others, prefilled or decoded, however far the batch is
-padded.
+Attention is registered with transformers' interface, so stock models call it. It differs from
+`sdpa` in two ways. Grouped-query heads are folded into the query axis instead of copying keys and
+values. And the order of summation depends only on a key's position: matrix products have at least
+`MIN_ROWS` rows (with fewer, BLAS uses other kernels), the weighted sum of the values proceeds in
+blocks of `KEY_BLOCK` keys, and masked keys add exact zeros. With MKL on x86 a row is then bitwise
+the same alone or in a batch, prefilled or decoded, whatever the padding.
 
-Of prompts only what the prefix cache does not hold is computed, several in one pass.
+Prefill computes only tokens that the prefix cache does not have, of several prompts in one pass.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ from dto.engines.sampling import Sample
 
 LENGTH_STEP = 32  # capacity and attended length are multiples of this
 LEAST_ROWS = 16
-"""Rows of every linear layer's input. For fewer BLAS takes other kernels, whose last bits differ:
-MKL below 4 rows on AVX2, below 16 on AVX-512."""
+"""Minimum rows in a linear layer's input. With fewer rows BLAS uses other kernels, whose results
+differ in the last bits: MKL below 4 rows on AVX2, below 16 on AVX-512."""
 
 
 def round_up(count: int, step: int) -> int:
@@ -46,7 +45,7 @@ def round_up(count: int, step: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """What one token's keys and values look like."""
+    """The shape of one token's keys and values."""
 
     layers: int
     kv_heads: int
@@ -56,11 +55,11 @@ class KVShape:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of one token, all layers, keys and values."""
+        """Bytes of one token's keys and values in all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
 
     def zeros(self, rows: int, capacity: int) -> Tensor:
-        """Room for `rows` rows of `capacity` tokens."""
+        """A tensor of zeros for `rows` rows of `capacity` tokens."""
         return torch.zeros(
             (self.layers, 2, rows, self.kv_heads, capacity, self.head_dim),
             dtype=self.dtype,
@@ -69,7 +68,7 @@ class KVShape:
 
 
 class RowsCache(Cache):
-    """The cache that the model writes to: `aim` says where, before each forward pass."""
+    """The cache that the model writes to. Call `aim` before each forward pass to say where."""
 
     def __init__(self, kv: Tensor) -> None:
         super().__init__(layers=[])
@@ -80,20 +79,20 @@ class RowsCache(Cache):
 
     @property
     def capacity(self) -> int:
-        """Tokens that fit into a row."""
+        """The number of tokens that fit into a row."""
         return int(self.kv.shape[4])
 
     @property
     def row_count(self) -> int:
-        """Rows that there is room for."""
+        """The number of rows."""
         return int(self.kv.shape[2])
 
     def aim(self, positions: Tensor, limit: int) -> None:
-        """Direct the next forward pass.
+        """Set the target of the next forward pass.
 
         Args:
-            positions: [rows, queries], where in its row (the first ones) each token's keys go.
-            limit: how many positions of each row are attended to, the masked ones included.
+            positions: [rows, queries], the position in its row of each token's keys (first rows).
+            limit: the number of positions of each row to attend to, including masked ones.
         """
         rows, kv_heads = positions.shape[0], self.kv.shape[3]
         heads = torch.arange(rows * kv_heads, device=positions.device).view(rows, kv_heads, 1)
@@ -111,12 +110,12 @@ class RowsCache(Cache):
         return keys[: self._rows, :, : self._limit], values[: self._rows, :, : self._limit]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Not one number here: positions are always given with the tokens."""
+        """Always 0: the rows have different lengths, and positions come with the tokens."""
         return 0
 
 
 def causal_mask(positions: Tensor, limit: int, dtype: torch.dtype) -> Tensor:
-    """Additive mask [rows, 1, queries, limit]: a query sees the keys up to its own position."""
+    """Additive mask [rows, 1, queries, limit]: a query sees keys up to its own position."""
     keys = torch.arange(limit, device=positions.device)
     hidden = keys > positions[:, None, :, None]
     return torch.zeros(hidden.shape, dtype=dtype, device=positions.device).masked_fill_(
@@ -143,22 +142,23 @@ def rows_attention(
     """Masked attention.
 
     Args:
-        module: the attention layer (not read).
+        module: the attention layer (unused).
         query: [rows, heads, queries, head_dim].
         key: [rows, kv_heads, keys, head_dim]; `keys` is a multiple of 16.
         value: like key.
         attention_mask: additive float mask [rows, 1, queries, keys].
-        scaling: factor on the scores; 1 / sqrt(head_dim) when None.
+        scaling: factor on the scores; None: 1 / sqrt(head_dim).
         dropout: must be 0.
-        row_groups: neighbouring rows, and how many keys those need to look at; the groups tile the
-            rows, and what they leave out is masked. All rows look at all keys when None.
-        kwargs: what other implementations read.
+        row_groups: slices of rows, each with the number of keys to attend to; the slices tile the
+            rows, and the keys left out must be masked. None: all rows attend to all keys.
+        kwargs: options of other implementations.
 
     Returns:
         The attended values [rows, queries, heads, head_dim], and None for the weights.
 
     Raises:
-        NotImplementedError: no mask, or an option that changes the scores (soft capping, sinks).
+        NotImplementedError: without a mask, or with an option that changes the scores (soft
+            capping, sinks).
     """
     for option in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(option) is not None:
@@ -224,11 +224,11 @@ class PrefixCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the pool may take at most."""
+        """The maximum size of the pool in bytes."""
         return self._pool.nbytes
 
     def match(self, ids: Sequence[int]) -> list[int]:
-        """Pool slots of the longest known prefix of whole blocks; its blocks become the newest."""
+        """Pool slots of the longest cached prefix of whole blocks; marks them as recently used."""
         slots: list[int] = []
         keys = []
         parent = _ROOT
@@ -253,7 +253,7 @@ class PrefixCache:
         _blocks(kv)[:, :, into, :, at] = self._pool[flat]
 
     def store(self, kv: Tensor, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> None:
-        """Keep the whole blocks of rows of `kv`; `ids[i]` are those whose keys row i holds."""
+        """Store the whole blocks of rows of `kv`; `ids[i]` are the ids whose keys row i holds."""
         writes: dict[int, tuple[int, int]] = {}  # slot: (row, block of the row)
         for row, row_ids in zip(rows, ids, strict=True):
             for index, slot in self._insert(row_ids):
@@ -264,7 +264,7 @@ class PrefixCache:
             self._pool[into] = _blocks(kv)[:, :, list(from_rows), :, list(at)]
 
     def _insert(self, ids: Sequence[int]) -> list[tuple[int, int]]:
-        """Make entries for unknown blocks: (index in the chain, slot to fill)."""
+        """Add entries for new blocks; return (index in the chain, slot to fill) of each."""
         new: list[tuple[int, int]] = []
         keys = []
         parent = _ROOT
@@ -280,7 +280,7 @@ class PrefixCache:
                 block = self._blocks[key] = (self._numbers, slot)
                 new.append((index, slot))
             else:
-                self._blocks.move_to_end(key)  # or the next unknown block might push it out
+                self._blocks.move_to_end(key)  # else the next new block might evict it
             keys.append(key)
             parent = block[0]
         self._touch(keys)
@@ -297,14 +297,14 @@ def _blocks(kv: Tensor) -> Tensor:
     return kv.view(*front, capacity // BLOCK, BLOCK, head_dim)
 
 
-COLUMN_STEP = 8  # queries per row and pass are a multiple of this, of one row twice of it
-MAX_TOKENS = 4096  # of one pass
-MAX_NUMBERS = 2**24  # scores of one layer, or logits, of one pass
+COLUMN_STEP = 8  # queries per row and pass are a multiple of this (twice this for a single row)
+MAX_TOKENS = 4096  # per pass
+MAX_NUMBERS = 2**24  # attention scores of a layer, or logits, per pass
 
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """Prompts that were read together: keys and values, and what comes next.
+    """Prompts that were prefilled together: their keys and values, and the next logits.
 
     `logits` is [prompts, vocabulary]; `cached[i]` tokens of prompt i came from the cache.
     """
@@ -325,11 +325,11 @@ def forward(
     write: Tensor | None = None,
     row_groups: Sequence[tuple[slice, int]] | None = None,
 ) -> Tensor:
-    """One pass over tokens [rows, queries] at their positions.
+    """Run one forward pass over tokens [rows, queries] at their positions.
 
-    `limit` keys of each row are looked at (`row_groups`: fewer of some); keys go to `write`, or to
-    `positions` when None.
-    Returns float32 logits [rows, keep, vocabulary] of the last `keep` queries.
+    Each row attends to `limit` keys (some to fewer, with `row_groups`). New keys are written to
+    `write`; None: to `positions`. Returns float32 logits [rows, keep, vocabulary] of the last
+    `keep` queries.
     """
     cache.aim(positions if write is None else write, limit)
     output = model(
@@ -346,7 +346,7 @@ def forward(
 
 
 class Prefill:
-    """Reads prompts into rows of their own, as far as the prefix cache does not hold them."""
+    """Computes the keys and values of prompts, except for parts in the prefix cache."""
 
     def __init__(self, model: PreTrainedModel, shape: KVShape, prefixes: PrefixCache) -> None:
         self._model = model
@@ -354,12 +354,12 @@ class Prefill:
         self.prefixes = prefixes
 
     def read(self, prompts: Sequence[tuple[int, ...]]) -> Iterator[Prefilled]:
-        """Read different prompts, in groups of similar uncached length; shortest first.
+        """Prefill different prompts, in groups of similar uncached length, shortest first.
 
         Each group's blocks go into the prefix cache, where the next group finds them.
         """
-        known = {prompt: BLOCK * len(self.prefixes.match(prompt[:-1])) for prompt in prompts}
-        missing = {prompt: len(prompt) - count for prompt, count in known.items()}
+        cached = {prompt: BLOCK * len(self.prefixes.match(prompt[:-1])) for prompt in prompts}
+        missing = {prompt: len(prompt) - count for prompt, count in cached.items()}
         group: list[tuple[int, ...]] = []
         for prompt in sorted(missing, key=lambda prompt: (missing[prompt], len(prompt))):
             longest = round_up(missing[prompt], COLUMN_STEP)
@@ -379,7 +379,7 @@ class Prefill:
         return Prefilled(prompts, rows, logits[:, -1], cached)
 
     def score(self, sample: Sample) -> Sample:
-        """End a sample with the logprobs of the continuation's tokens after the prompt."""
+        """Finish a sample with the logprobs of its continuation's tokens after the prompt."""
         prompt, continuation = sample.request.prompt, sample.request.continuation
         ids = (*prompt, *continuation[:-1])
         rows, cached = self._load([ids], [len(prompt) - 1])
@@ -396,10 +396,10 @@ class Prefill:
     def _load(
         self, sequences: Sequence[tuple[int, ...]], most: Sequence[int]
     ) -> tuple[RowsCache, list[int]]:
-        """A row per sequence, filled from the cache with at most `most[i]` tokens."""
+        """One row per sequence, filled from the cache with at most `most[i]` tokens."""
         pairs = zip(sequences, most, strict=True)
         slots = [self.prefixes.match(ids[:limit]) for ids, limit in pairs]
-        # One place more than the longest needs: padding is written to the last one.
+        # One position more than the longest sequence needs: padding is written there.
         capacity = round_up(max(map(len, sequences)) + 1, LENGTH_STEP)
         rows = RowsCache(self._shape.zeros(len(sequences), capacity))
         self.prefixes.load(rows.kv, range(len(sequences)), slots)
@@ -412,10 +412,10 @@ class Prefill:
         cached: Sequence[int],
         keep: int,
     ) -> Iterator[Tensor]:
-        """Compute what is not cached, a block of columns at a time.
+        """Compute the uncached tokens, a block of columns at a time.
 
-        The sequences end in the same column, so their last logits stand together. Yields the logits
-        [rows, 1 … columns, vocabulary] of each pass that holds some of the last `keep` columns.
+        The sequences end in the same column, so their last logits are aligned. Yields the logits
+        [rows, 1 … columns, vocabulary] of each pass that has some of the last `keep` columns.
         """
         count, device = len(sequences), rows.kv.device
         missing = [len(ids) - start for ids, start in zip(sequences, cached, strict=True)]

@@ -1,13 +1,13 @@
-"""A response and the trials on its prefixes, decoded as one sequence (2504.15895: branch-parallel).
+"""Decode a response and trials on its prefixes as one sequence (2504.15895: branch-parallel).
 
-The main chain and its branches stand side by side in one sequence of keys and values, and every
-forward pass takes the next tokens of all of them. A mask lets a branch see the main chain up to its
-cut and its own tokens; the main chain sees no branch. Each token has the position that it would
-have alone, so no prefix is copied and none is computed twice.
+The main chain and its branches share one sequence of keys and values, and every forward pass takes
+the next tokens of all of them. A mask lets a branch see its own tokens and the main chain up to its
+cut; the main chain sees no branch. Each token has the position that it would have alone, so no
+prefix is copied or computed twice.
 
-The main chain's keys stand in the first slots, in order, and its sums run as in the running batch:
-its tokens are those of a stream of the engine's, to the last bit of their logprobs where the engine
-promises that. Branches lie behind, in any order, and are equal up to rounding.
+The main chain's keys occupy the first slots, in order, and its sums have the same order as in the
+running batch. So its tokens and logprobs equal those of a stream of the engine, bitwise where the
+engine promises that. Branches follow in any order and are equal up to rounding.
 """
 
 from __future__ import annotations
@@ -34,33 +34,33 @@ from dto.engines.kv import (
 )
 from dto.engines.sampling import ROW, Sample, next_tokens
 
-CHAINS = 16  # that decode together; further requests wait
-READ_TOKENS = 512  # of one pass: a long prompt does not hold up those that decode
-RESERVE = 64  # slots that the main chain may grow by before branches have to move
+CHAINS = 16  # chains that decode together; further requests wait
+READ_TOKENS = 512  # prompt tokens per pass, so that a long prompt does not delay decoding
+RESERVE = 64  # slots by which the main chain can grow before branches must move
 
 _FREE, _TRUNK = -1, 0
 
 
 @dataclass(slots=True, eq=False)
 class _Chain:
-    """The tokens of a sample: the first `shared` are the trunk's, the next ones stand at `slots`.
+    """The tokens of a sample: the first `shared` belong to the trunk, the others are at `slots`.
 
-    The main chain's own tokens become the trunk's as they are computed.
+    The main chain's own tokens become part of the trunk when they are computed.
     """
 
     sample: Sample
-    number: int  # in `owner`
+    number: int  # its entry in `_owner`
     shared: int
     slots: list[int] = field(default_factory=list)
 
     @property
     def length(self) -> int:
-        """Tokens whose keys are computed."""
+        """The number of tokens with computed keys."""
         return self.shared + len(self.slots)
 
     @property
     def pending(self) -> Sequence[int]:
-        """Tokens whose keys are not computed yet: at least one."""
+        """The tokens without computed keys; at least one."""
         missing = len(self.sample.request.prompt) - self.length
         if missing > 0:
             return self.sample.request.prompt[-missing:]
@@ -68,10 +68,10 @@ class _Chain:
 
 
 class Linearised:
-    """A batch whose samples stand in one row: a main chain and its branches. Used by one thread.
+    """A batch whose samples share one row: a main chain and its branches. Used by one thread.
 
-    `_trunk` are the ids of the first slots, each at its own position. `_owner` and `_positions`
-    say for each slot whose token it holds, and where that stands in its response.
+    `_trunk` holds the ids of the first slots, each at its own position. `_owner` and `_positions`
+    give, for each slot, the chain of its token and the token's position in the response.
     """
 
     def __init__(self, model: PreTrainedModel, shape: KVShape, end_ids: frozenset[int]) -> None:
@@ -95,17 +95,17 @@ class Linearised:
 
     @property
     def samples(self) -> list[Sample]:
-        """The samples under way."""
+        """The samples in progress."""
         return [chain.sample for chain in self._chains]
 
     def room(self, waiting: Sequence[Sample]) -> int:
-        """How many of the first that wait may join."""
+        """How many of the waiting samples, in order, may join."""
         return min(self.slots - self.live, len(waiting))
 
     def admit(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Take samples in; the next passes read what is new of their prompts.
+        """Add samples; the next passes read the new parts of their prompts.
 
-        Scores are computed at once, apart from the sequence. Returns the samples that ended.
+        Scores are computed at once, outside the sequence. Returns the finished samples.
         """
         ended = []
         for sample in samples:
@@ -117,10 +117,10 @@ class Linearised:
         return ended
 
     def _add(self, sample: Sample) -> None:
-        known: Sequence[int] = self._trunk
+        computed: Sequence[int] = self._trunk
         if self._main is not None:
-            known = (*self._main.sample.request.prompt, *self._main.sample.token_ids)
-        sample.cached_tokens = shared = _common(sample.request.prompt[:-1], known)
+            computed = (*self._main.sample.request.prompt, *self._main.sample.token_ids)
+        sample.cached_tokens = shared = _common(sample.request.prompt[:-1], computed)
         if self._chains:
             self._numbers += 1
             self._chains.append(_Chain(sample, self._numbers, shared))
@@ -132,7 +132,7 @@ class Linearised:
         self.live += 1
 
     def step(self) -> list[Sample]:
-        """One pass: a token for each chain whose prompt is read; returns the samples that ended."""
+        """Run one pass: one token for each chain with a read prompt; return finished samples."""
         work = self._plan()
         for chain, taken in work:
             if len(taken) == len(chain.pending):
@@ -144,7 +144,7 @@ class Linearised:
             rows = np.array([chain.sample.row(chain.length) for chain in ready], dtype=ROW)
             next_tokens(logits[: len(ready)], samples, rows, self._end_ids)
         if any(sample.finish == "failed" for sample in samples):
-            # A number that is not finite reaches every chain of the sequence, masked or not.
+            # A non-finite number reaches every chain of the sequence, masked or not.
             for chain in self._chains:
                 chain.sample.fail("the model's logits are not finite")
             failed = self._leave(list(self._chains))
@@ -153,11 +153,11 @@ class Linearised:
         return self._leave([chain for chain in ready if chain.sample.finish is not None])
 
     def drop_cancelled(self) -> None:
-        """Free what cancelled requests hold."""
+        """Free the slots of cancelled requests."""
         self._leave([chain for chain in self._chains if chain.sample.request.cancelled])
 
     def _plan(self) -> list[tuple[_Chain, Sequence[int]]]:
-        """What the next pass computes of which chain: those that decode, then those that read."""
+        """The chains and tokens of the next pass: chains that decode, then chains that read."""
         heads = int(self._model.config.num_attention_heads)
         room = max(CHAINS, min(READ_TOKENS, MAX_NUMBERS // (heads * self.cache.capacity)))
         work = []
@@ -171,13 +171,14 @@ class Linearised:
     def _pass(self, work: Sequence[tuple[_Chain, Sequence[int]]]) -> torch.Tensor:
         """Compute tokens of chains and keep their keys.
 
-        Returns float32 logits [chains that have no more pending, at least LEAST_ROWS; vocabulary].
+        Returns float32 logits [chains, vocabulary] of the chains with no pending tokens left,
+        padded to at least LEAST_ROWS rows.
         """
         own = sum(len(taken) for chain, taken in work if chain is self._main)
         others = sum(len(taken) for _, taken in work) - own
         free = self._room(own, others).tolist()
         width = round_up(max(own + others, LEAST_ROWS), COLUMN_STEP)
-        # Padding sees the first token, and is written to a slot that nothing else uses.
+        # Padding sees the first token and is written to a slot that is otherwise unused.
         ids, positions, numbers = (np.zeros(width, dtype=np.int64) for _ in range(3))
         write = np.full(width, self.cache.capacity - 1)
         cuts = np.ones(width, dtype=np.int64)
@@ -204,7 +205,7 @@ class Linearised:
         owner, at_position = self._owner[:limit], self._positions[:limit]
         trunk = (owner == _TRUNK) & (at_position < cuts[:, None])
         own_keys = (owner == numbers[:, None]) & (at_position <= positions[:, None])
-        hidden = ~(trunk | own_keys)  # keys that each query does not see: [queries, limit]
+        hidden = ~(trunk | own_keys)  # [queries, limit]: keys that a query must not see
         last += [0] * (LEAST_ROWS - len(last))
         device, dtype = self._shape.device, self._shape.dtype
         mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
@@ -222,10 +223,10 @@ class Linearised:
         return logits
 
     def _room(self, own: int, others: int) -> NDArray[np.int64]:
-        """Make room for tokens of the main chain and of branches; free slots for the latter.
+        """Make room for tokens of the main chain and of branches; return slots for the branches.
 
-        Branches move together behind the main chain when it reaches them, and when those that left
-        have made most of their slots holes.
+        Branches move closer together behind the main chain when it reaches them, and when most of
+        their slots have become gaps.
         """
         held = [slot for chain in self._chains for slot in chain.slots]
         end = len(self._trunk) + own
@@ -246,7 +247,7 @@ class Linearised:
         return self._border + np.flatnonzero(self._owner[self._border : -1] == _FREE)[:others]
 
     def _grow(self, slots: int) -> None:
-        """Room for so many slots, and one for padding."""
+        """Enlarge the sequence to `slots` slots, and one for padding."""
         have = self.cache.capacity
         if slots < have:
             return
@@ -257,14 +258,14 @@ class Linearised:
         self._positions = np.pad(self._positions, (0, capacity - have))
 
     def _leave(self, chains: Sequence[_Chain]) -> list[Sample]:
-        """Prune chains. What the main chain has computed stays, for those that come after it."""
+        """Remove chains. The keys of the main chain stay for later requests."""
         for chain in chains:
             self._owner[chain.slots] = _FREE
             self._chains.remove(chain)
             if chain is self._main:
                 self._main = None
         if self._main is None:
-            for chain in self._chains:  # one may have waited for tokens that will never come
+            for chain in self._chains:  # a branch may have waited for tokens that never come
                 chain.shared = min(chain.shared, len(self._trunk))
                 chain.sample.cached_tokens = min(chain.sample.cached_tokens, chain.shared)
         self.live = len(self._chains)
@@ -272,6 +273,6 @@ class Linearised:
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences share at their start."""
+    """The length of the common prefix of two sequences."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -1,11 +1,11 @@
-"""Any OpenAI-compatible server as an engine: completions with token ids from vLLM, text elsewhere.
+"""Use any OpenAI-compatible server as an engine: token ids with vLLM, text with other servers.
 
-What the server can do is found out when the engine is entered. A request that goes wrong later is a
-failed completion that says why; what may pass is tried again (`dto.engines.openai_http`).
+The server's features are probed when the engine is entered. A request that fails later becomes a
+failed completion with the reason; temporary errors are retried (`dto.engines.openai_http`).
 
-From a server that takes text only, ids are encoded from what it wrote and need not be those that it
-sampled; it gives no logprobs, since those belong to its own ids. Seeds are sent to every server
-that takes them; hosted models honour them as best they can, or not at all.
+If a server takes text only, ids are encoded from its text and may differ from those that it
+sampled. Its logprobs are not used, since they belong to its own ids. Seeds are sent to every server
+that accepts them; hosted models honour them approximately or not at all.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     from dto.recipe import ModelSettings
 
 UNKNOWN_CONTEXT = 2**31 - 1
-"""Of a server that does not say: it refuses what is too long itself."""
+"""The context of a server that does not report it; the server itself refuses longer requests."""
 
 PIECE = 64
-"""Tokens that an event of a stream may hold when nobody waits for them one by one."""
+"""Tokens per event of a stream whose tokens are not needed one by one."""
 
 _Sent = tuple[int, ...] | tuple[Message, ...]
 """Token ids, or messages for chat."""
@@ -57,18 +57,18 @@ class OpenAIEngine:
     """Serves between entering and leaving, on one event loop."""
 
     def __init__(self, settings: ModelSettings, name: str) -> None:
-        """For the model that the server calls `name`.
+        """Prepare an engine for the model that the server calls `name`.
 
-        The tokenizer is that of `model.tokenizer`, or else that of `name` where this is an embedded
-        model, a folder or a Hub id; a hosted model without one takes messages only. The API key is
-        read from the environment variable that `model.api_key` names, whichever server it goes to.
-        Raises EngineError for a tokenizer that was asked for and cannot be loaded, OpenAI's own
-        server without a key or with arguments of a chat template, and a server that is no URL.
+        The tokenizer is `model.tokenizer`, or that of `name` if it is an embedded model, a folder
+        or a Hub id. A hosted model without a tokenizer takes messages only. The API key is read
+        from the environment variable that `model.api_key` names, for any server. Raises EngineError
+        if `model.tokenizer` cannot be loaded, for OpenAI's own server without a key or with
+        arguments for a chat template, and for an invalid URL.
         """
         if settings.template and settings.server is None:
             raise EngineError(
-                "model.template: OpenAI's own server takes no arguments of a chat template; unset "
-                "it, or name a vLLM or SGLang server in model.server"
+                "model.template: OpenAI's own server accepts no arguments for a chat template: "
+                "unset it, or name a vLLM or SGLang server in model.server"
             )
         self.model = name
         self._settings = settings
@@ -80,10 +80,10 @@ class OpenAIEngine:
         self._serving = False
 
     async def __aenter__(self) -> OpenAIEngine:
-        """Find out what the server can do.
+        """Probe the server's features.
 
-        Raises EngineError, in one line, for a server that is down, does not know the model or the
-        key, or takes less than the context asked for.
+        Raises EngineError if the server is down, does not accept the model or the key, or has a
+        shorter context than `model.context`.
         """
         if self._serving:
             raise EngineError(f"engine for {self.model!r} is already serving: enter it once")
@@ -93,7 +93,7 @@ class OpenAIEngine:
             wanted = self._settings.context
             if server.context and wanted and wanted > server.context:
                 raise EngineError(
-                    f"model.context is {wanted:,}, and {self._transport.server} takes at most "
+                    f"model.context is {wanted:,}, but {self._transport.server} takes at most "
                     f"{server.context:,}: lower it"
                 )
         except BaseException as error:
@@ -107,14 +107,14 @@ class OpenAIEngine:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        """Close all connections; requests under way come back as failed."""
+        """Close all connections; pending requests come back as failed."""
         self._serving = False
         await self._transport.close()
 
     async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
-        """Sample n times: in one request where its samples have seeds of their own.
+        """Sample n times, in one request if the server gives each sample its own seed.
 
-        Of cached tokens a server reports those of one sample; they are taken for all n. See the
+        A server reports the cached tokens of one sample; they are assumed for all n. See the
         protocol.
         """
         sent, sampling = self._checked(prompt, sampling)
@@ -125,7 +125,7 @@ class OpenAIEngine:
         return [completion for part in await asyncio.gather(*parts) for completion in part]
 
     async def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk]:
-        """One sample as it grows; closing it closes the connection. See the protocol."""
+        """Stream one sample; closing the stream closes the connection. See the protocol."""
         sent, sampling = self._checked(prompt, sampling)
         sample, cost = self._sample(sampling, streaming=True), self._cost(sent)
         request = asyncio.create_task(self._ask(sent, sampling, [sample], cost, 1))
@@ -155,18 +155,20 @@ class OpenAIEngine:
             cost.charge(self.shape, most=sampling.max_tokens, unseen=ABORT_TOKENS)
 
     def branched(self) -> NoReturn:
-        """Not here: raises EngineError."""
+        """Raise EngineError: a server does not support it."""
         raise unbranched(self.model)
 
     async def score(self, prompt: TokenIds, continuation: TokenIds) -> tuple[float, ...]:
         """Logprobs of the continuation's tokens after the prompt; the server samples one more.
 
-        Raises EngineError for a server that cannot do it, when both together do not leave room for
-        that one token in the context, and when the request fails.
+        Raises EngineError if the server does not support it, if the context has no room for that
+        one token, or if the request fails.
         """
         server = self._served()
         if not self.capabilities.score:
-            raise EngineError(f"{self._transport.server} gives no logprobs of prompts: no score")
+            raise EngineError(
+                f"score: {self._transport.server} returns no logprobs of prompts: use a vLLM server"
+            )
         check_score(prompt, continuation, self.context, spare=1)
         if not continuation:
             return ()
@@ -198,16 +200,16 @@ class OpenAIEngine:
         return self._transport.clean(error.reason)
 
     def _checked(self, prompt: Prompt, sampling: Sampling) -> tuple[_Sent, Sampling]:
-        """Ids, or messages for chat, and no more tokens than the context has room for.
+        """The prompt as ids, or as messages for chat, and the sampling limited to the context.
 
-        Raises EngineError for what the server cannot do.
+        Raises EngineError for options that the server does not support.
         """
         server, where = self._served(), self._transport.server
         check(sampling, server.capabilities, where)
         if "temperature" in server.refused and sampling.temperature != 1.0:
             raise EngineError(
-                f"temperature = {sampling.temperature}: {where} samples {self.model!r} at a "
-                "temperature of its own — ask for 1"
+                f"temperature = {sampling.temperature}: {where} accepts no temperature for "
+                f"{self.model!r}: set it to 1"
             )
         if server.api == "completions" and self.tokenizer is not None:
             ids = encode_prompt(prompt, self.tokenizer, self.model, self._settings.template)
@@ -215,16 +217,17 @@ class OpenAIEngine:
             return ids, replace(sampling, max_tokens=min(sampling.max_tokens, room))
         if any(isinstance(part, int) for part in prompt):
             raise EngineError(
-                f"{where} serves {self.model!r} as chat, which takes messages only, not token ids"
+                f"{where} serves {self.model!r} as chat, which takes messages and no token ids: "
+                "use a server with completions"
             )
         return cast("tuple[Message, ...]", tuple(prompt)), sampling
 
     def _cost(self, sent: _Sent) -> Cost:
-        """Of a request that was not sent yet; the server counts the tokens of messages."""
+        """The cost of a request before it is sent; the server counts the tokens of messages."""
         return Cost(0 if self._server.api == "chat" else len(sent))
 
     def _sample(self, sampling: Sampling, streaming: bool) -> Sample:
-        """An empty sample, to be read into."""
+        """An empty sample to read a reply into."""
         server, reader = self._server, None
         cuts = server.cuts_here(sampling)
         if server.ids and self.tokenizer is not None and (streaming or cuts):
@@ -238,10 +241,10 @@ class OpenAIEngine:
         )
 
     async def _complete(self, sent: _Sent, sampling: Sampling, n: int) -> list[Completion]:
-        """All n completions from one request, asked again when its connection breaks.
+        """Get all n completions from one request, which is repeated if its connection breaks.
 
-        Ids are read as a stream of long pieces, so that the tokens of a request that is given up
-        are known, and so is text to be cut at a stop string, since servers do not say at which.
+        Ids are read as a stream of long pieces, so that the tokens of an aborted request are known.
+        Text that ends at a stop string is streamed too, since servers do not report which one.
         """
         piece = PIECE if self._server.ids else 0
         if self._server.cuts_here(sampling):
@@ -270,10 +273,11 @@ class OpenAIEngine:
     async def _ask(
         self, sent: _Sent, sampling: Sampling, samples: list[Sample], cost: Cost, piece: int
     ) -> None:
-        """Read a reply into its samples: a stream, to its end or a stop string's, or the whole.
+        """Send a request and read its reply into the samples.
 
-        `piece`: tokens that an event of the stream may hold, where the server can be told; 0 for no
-        stream. Raises RequestError, also for a prompt that is empty or does not fit.
+        `piece`: tokens per event of a stream, if the server supports that; 0: no stream. A stream
+        is read to its end or to a stop string. Raises RequestError, also if the prompt is empty or
+        too long.
         """
         server = self._server
         if error := unfit(sent, self.context):

@@ -1,8 +1,8 @@
-"""Requests to an OpenAI-compatible server: how many at once, how often tried, what they cost.
+"""Send requests to an OpenAI-compatible server: limit concurrency, retry, count tokens.
 
-The `openai` package retries what may pass (429, 5xx, timeouts, connections that break), with
-exponential backoff and jitter, and waits as long as Retry-After says (a request that is told to
-wait for more than two minutes has failed).
+The `openai` package retries temporary errors (429, 5xx, timeouts, broken connections) with
+exponential backoff and jitter, and honours Retry-After (a request that must wait for more than two
+minutes fails).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from dto.recipe import ModelSettings
 
 OPENAI = "https://api.openai.com/v1"
 ABORT_TOKENS = 32
-"""Tokens that a server may still generate for a stream between its closing here and its end there.
+"""Tokens that a server may still generate after a stream was closed here.
 
-An allowance, since nobody reports it: vLLM stops within a few steps of the connection's end.
+This is an allowance, since no server reports it; vLLM stops a few steps after the connection ends.
 """
 _REASON_CHARS = 600
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0  # seconds
@@ -32,10 +32,10 @@ _Reply = TypeVar("_Reply")
 
 
 class RequestError(Exception):
-    """A request that was given up, and why: in the server's words, so `Transport.clean` it.
+    """A failed request. `reason` quotes the server, so pass it through `Transport.clean`.
 
-    `status` is the HTTP status of a refusal, None when there was none: then the server may have
-    generated tokens that nobody read. `broke`: the connection broke while a stream was read.
+    `status` is the HTTP status of a refusal. It is None if the server did not refuse; then it may
+    have generated tokens that were never read. `broke`: the connection broke during a stream.
     """
 
     def __init__(self, reason: str, status: int | None = None, broke: bool = False) -> None:
@@ -46,7 +46,7 @@ class RequestError(Exception):
 
 
 class Transport:
-    """One client of one server; `concurrency` requests are under way at a time, others wait."""
+    """The client of one server; at most `concurrency` requests run at a time, others wait."""
 
     def __init__(self, settings: ModelSettings) -> None:
         """Raises EngineError for OpenAI's own server without a key."""
@@ -63,7 +63,7 @@ class Transport:
         self.open()
 
     def open(self) -> None:
-        """Make a client; it connects when it is asked for something."""
+        """Create a client; it connects at the first request."""
         self._client = AsyncOpenAI(
             base_url=self.server,
             api_key=self._key or "none",
@@ -73,14 +73,14 @@ class Transport:
         self._slots = asyncio.Semaphore(self._settings.concurrency)
 
     async def close(self) -> None:
-        """Close all connections; requests under way are given up."""
+        """Close all connections; pending requests are cancelled."""
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._client.close()
 
     async def models(self) -> Any:
-        """What the server says that it serves. A server that cannot be reached is not asked twice.
+        """The server's list of models. An unreachable server is not asked again.
 
         Raises RequestError.
         """
@@ -94,7 +94,7 @@ class Transport:
         raise failure
 
     async def post(self, path: str, body: dict[str, Any], cost: Cost | None = None) -> Any:
-        """The reply as it was parsed from JSON; cancelling closes the connection.
+        """Post a request and return the parsed JSON; cancelling closes the connection.
 
         Raises RequestError.
         """
@@ -111,11 +111,11 @@ class Transport:
     async def stream(
         self, path: str, body: dict[str, Any], cost: Cost, take: Callable[[Any], bool]
     ) -> None:
-        """Hand the events of a streamed reply to `take`, until it returns true or they end.
+        """Pass the events of a streamed reply to `take`, until it returns true or they end.
 
-        Cancelling closes the connection. Events are read as fast as they come, whoever waits for
-        what `take` makes of them. A reply that breaks before its first one is asked for again.
-        Raises RequestError, also that of `take`.
+        Cancelling closes the connection. Events are read as fast as they arrive, even if their
+        consumer is slow. A reply that breaks before its first event is requested again. Raises
+        RequestError, also from `take`.
         """
         retries = self._settings.retries
 
@@ -145,7 +145,10 @@ class Transport:
         await self._in_turn(read, cost)
 
     async def _in_turn(self, work: Callable[[], Awaitable[_Reply]], cost: Cost) -> _Reply:
-        """Do a request when a slot is free, in a task that `close` cancels. Raises RequestError."""
+        """Run a request when a slot is free, in a task that `close` can cancel.
+
+        Raises RequestError.
+        """
 
         async def turn() -> _Reply:
             async with self._slots:
@@ -165,7 +168,7 @@ class Transport:
         except Exception as error:
             failure = self._error(error)
             if failure.status is not None:
-                cost.begun = False  # refused: nothing was computed
+                cost.begun = False  # a refused request computes nothing
             raise failure from None
 
     def _error(self, error: Exception) -> RequestError:
@@ -183,26 +186,26 @@ class Transport:
         elif isinstance(error, openai.APIError):
             reason = f"{self.server} broke off: {_message(error.body) or error.message}"
         elif isinstance(error, ValueError):
-            reason = f"{self.server} sent what is not JSON: {error}"
+            reason = f"{self.server} sent invalid JSON: {error}"
         else:
             reason = f"request to {self.server} failed: {type(error).__name__}: {error}"
         return RequestError(reason, status)
 
     def clean(self, text: str) -> str:
-        """One line of bounded length without the API key, which a server may have echoed."""
+        """Shorten a text to one line and remove the API key, which the server may have echoed."""
         if self._key:
             text = text.replace(self._key, "[API key]")
         return " ".join(text.split())[:_REASON_CHARS]
 
 
 async def backoff(tried: int) -> None:
-    """Wait before the next attempt, as the `openai` package does."""
+    """Wait before the next attempt, like the `openai` package."""
     wait = min(_FIRST_WAIT * 2.0**tried, _LONGEST_WAIT)
     await asyncio.sleep(wait * random.uniform(0.75, 1.0))
 
 
 def _count(cost: Cost, reply: Any) -> None:
-    """Take over what the server counted in a reply or an event, where it did."""
+    """Add the token counts that the server reports in a reply or event, if any."""
     usage = reply.get("usage") if isinstance(reply, dict) else None
     if not isinstance(usage, dict):
         return
@@ -217,14 +220,14 @@ def _count(cost: Cost, reply: Any) -> None:
 
 
 def _broke(error: Exception) -> bool:
-    """Whether the connection broke or timed out, as against a reply that says no."""
+    """Whether the connection broke or timed out, rather than the server refusing."""
     if isinstance(error, openai.APIConnectionError):
         return True
     return not isinstance(error, openai.APIError | ValueError | RequestError)
 
 
 def _message(body: object) -> str:
-    """The words of an error body, wherever a server puts them."""
+    """The message of an error body, wherever the server puts it."""
     while isinstance(body, dict):
         values = cast("dict[str, object]", body)
         body = values.get("error") or values.get("message") or values.get("detail") or str(values)

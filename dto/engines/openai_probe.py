@@ -1,7 +1,7 @@
-"""What is known of a model on a server before any work: its tokenizer here, and what it can do.
+"""Probe a server before any work: the model's local tokenizer, and the server's features.
 
-The server is asked a few tiny questions. Nothing is believed that can be tried: a server that takes
-a field and ignores it cannot do it.
+The probe sends a few tiny requests. It tests each feature instead of trusting the server: a server
+that accepts a field and ignores it does not support it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SHORT = Sampling(max_tokens=16, temperature=0.0, top_p=1.0)
 _GREEDY = replace(_SHORT, max_tokens=1)
 _SAMPLED = Sampling(max_tokens=8, temperature=1.0, top_p=1.0, seed=7)
 _LOGPROBS = (20, 5, 1, 0)
-_STOPS = (64, 16, 4, 1)  # vLLM takes four, or as many as its VLLM_MAX_STOP_STRINGS says
+_STOPS = (64, 16, 4, 1)  # vLLM accepts four, or the number in its VLLM_MAX_STOP_STRINGS
 _DROPPABLE = ("stream_options", "max_tokens", "temperature", "top_p", "seed")
 _SCHEMA = {
     "type": "object",
@@ -50,9 +50,9 @@ _Prompt = Sequence[int] | str | Sequence[Message]
 def known_here(
     settings: ModelSettings, name: str
 ) -> tuple[PreTrainedTokenizerBase | None, ModelShape | None, int | None]:
-    """Tokenizer, shape and context of the model that a server serves, as far as they can be known.
+    """Tokenizer, shape and context of a served model; None for each that is unknown here.
 
-    Raises EngineError when `model.tokenizer` is set and cannot be loaded.
+    Raises EngineError if `model.tokenizer` is set and cannot be loaded.
     """
     from transformers import AutoConfig
 
@@ -62,7 +62,7 @@ def known_here(
         title = f"model.tokenizer {settings.tokenizer!r}"
         tokenizer = load_tokenizer(settings, title=title)
     elif settings.server is None or not (Path(source).is_dir() or source.count("/") == 1):
-        return None, None, None  # a server's own word for a model is neither a folder nor a Hub id
+        return None, None, None  # the server's name for the model is neither a folder nor a Hub id
     else:
         try:
             tokenizer = load_tokenizer(settings, name)
@@ -84,9 +84,9 @@ async def find_out(
 ) -> Server:
     """Find out how the server serves the model `name`.
 
-    `api` auto is completions with token ids where the server speaks vLLM's dialect, else
-    completions with text, else chat; without a tokenizer it is chat. Raises EngineError for a
-    server that is down, does not know the model or the key, or answers on neither path.
+    `api` auto means completions with token ids if the server supports vLLM's fields, else
+    completions with text, else chat. Without a tokenizer it means chat. Raises EngineError if the
+    server is down, does not accept the model or the key, or answers on neither path.
     """
     served, context = await _model(transport, name)
     failures: list[str] = []
@@ -103,8 +103,8 @@ async def find_out(
             failures.append(f"completions: {error.reason}")
     if settings.api == "completions" and tokenizer is None:
         raise EngineError(
-            f"model {name!r} has no tokenizer here, which completions need: name a Hub id or a "
-            "folder in model.tokenizer, or set model.api to chat"
+            f"completions need the tokenizer of model {name!r}: name a Hub id or a folder in "
+            "model.tokenizer, or set model.api to chat"
         )
     if settings.api != "completions":
         try:
@@ -113,8 +113,8 @@ async def find_out(
         except RequestError as error:
             if "chat_template_kwargs" in error.reason:
                 raise EngineError(
-                    f"model.template: {transport.server} takes no arguments of a chat template "
-                    f"({error.reason}) — unset it, or use a vLLM or SGLang server"
+                    f"model.template: {transport.server} accepts no arguments for a chat template "
+                    f"({error.reason}): unset it, or use a vLLM or SGLang server"
                 ) from None
             failures.append(f"chat: {error.reason}")
             _give_up_early(transport, error)
@@ -122,18 +122,18 @@ async def find_out(
 
 
 def _give_up_early(transport: Transport, error: RequestError) -> None:
-    """No other path helps against a server that is ill, or does not take the key."""
+    """Raise EngineError if no other path can help: a rejected key, or an overloaded server."""
     if error.status in (401, 403):
         raise EngineError(
             f"{error.reason} — put the server's API key into the environment variable "
             f"{transport.key_name}, or name another one in model.api_key"
         )
     if error.status is not None and (error.status == 429 or error.status >= 500):
-        raise EngineError(f"{error.reason} — see that the server is well, then start again")
+        raise EngineError(f"{error.reason} — check the server, then run the same command again")
 
 
 async def _model(transport: Transport, name: str) -> tuple[str, int | None]:
-    """The server's own word for the model, and its context where it says it (vLLM does)."""
+    """The server's name for the model, and its context if the server reports it (vLLM does)."""
     try:
         reply = await transport.models()
     except RequestError as error:
@@ -142,7 +142,7 @@ async def _model(transport: Transport, name: str) -> tuple[str, int | None]:
                 f"{error.reason} — start the server, or correct model.server"
             ) from None
         _give_up_early(transport, error)
-        return name, None  # not every server keeps a list
+        return name, None  # not every server has a list of models
     rows = reply.get("data") if isinstance(reply, dict) else None
     models = [row for row in rows or () if isinstance(row, dict) and isinstance(row.get("id"), str)]
     wanted = {name, resolve(name)}
@@ -153,15 +153,15 @@ async def _model(transport: Transport, name: str) -> tuple[str, int | None]:
     if not models:
         return name, None
     names = [row["id"] for row in models]
-    near = difflib.get_close_matches(name, names, n=10, cutoff=0.0) if len(names) > 10 else names
+    close = difflib.get_close_matches(name, names, n=10, cutoff=0.0) if len(names) > 10 else names
     raise EngineError(
-        f"{transport.server} does not serve model {name!r}; it serves {', '.join(near)}"
-        + (f" and {len(names) - len(near)} more" if len(names) > len(near) else "")
+        f"{transport.server} does not serve model {name!r}; it serves {', '.join(close)}"
+        + (f" and {len(names) - len(close)} more" if len(names) > len(close) else "")
     )
 
 
 class _Probe:
-    """Asks one question of a server, in one of its dialects. All raise RequestError."""
+    """Sends one test prompt to a server, on one of its paths. All methods raise RequestError."""
 
     def __init__(self, transport: Transport, server: Server, prompt: _Prompt = _QUESTION) -> None:
         self._transport = transport
@@ -169,7 +169,7 @@ class _Probe:
         self._prompt = prompt
 
     async def ids(self) -> Server:
-        """What a server can do that takes and returns token ids."""
+        """Find the features of a server that takes and returns token ids."""
         likeliest = (await self._tokens(_GREEDY))[0][0]
         await self._check_tokenizer()
 
@@ -210,11 +210,11 @@ class _Probe:
         return replace(self._server, siblings=many, stops=stopping or 0, capabilities=capabilities)
 
     async def text(self, tokens: int | None = None) -> Server:
-        """What a server can do that takes text; `tokens`: the question's for the tokenizer."""
+        """Find the features of a text server; `tokens`: the prompt's length by the tokenizer."""
         cost = await self._negotiate(stream=False)
         await self._negotiate(stream=True)
         adds_bos = tokens is not None and cost.prompt == tokens + 1
-        penalised = replace(_SHORT, presence_penalty=0.5)  # a common field: taken unless refused
+        penalised = replace(_SHORT, presence_penalty=0.5)  # supported unless the server refuses it
         schema, penalty = await asyncio.gather(
             _true(self._keeps_schema()), _true(self._choice(penalised))
         )
@@ -227,7 +227,7 @@ class _Probe:
         return replace(self._server, adds_bos=adds_bos, capabilities=capabilities)
 
     async def _negotiate(self, *, stream: bool) -> Cost:
-        """Leave out the common fields that the server names in its refusal, until it answers."""
+        """Drop the common fields that the server names when it refuses, until it answers."""
 
         def take(event: Any) -> bool:
             choices = choices_of(event)
@@ -251,18 +251,18 @@ class _Probe:
                 self._server = replace(server, refused=server.refused | {named[0]})
 
     async def _check_tokenizer(self) -> None:
-        """Raises EngineError when the server makes other ids of the question than the prompt."""
+        """Raise EngineError if the server tokenizes the test prompt differently."""
         body = request_body(self._server, _QUESTION, _GREEDY) | {"add_special_tokens": False}
         reply = await self._transport.post(self._server.path, body)
         ids = choice_of(reply).get("prompt_token_ids")
         if isinstance(ids, list) and ids != self._prompt:
             raise EngineError(
-                f"{self._transport.server} reads {_QUESTION!r} as tokens {ids}, the tokenizer here "
+                f"{self._transport.server} encodes {_QUESTION!r} as {ids}, but the tokenizer here "
                 f"as {self._prompt}: name the tokenizer of {self._server.name!r} in model.tokenizer"
             )
 
     async def _keeps_schema(self) -> bool:
-        """Whether a reply begins as the schema wants it, where no other reply would."""
+        """Whether a reply follows a JSON schema that free text would not follow."""
         choice = await self._choice(replace(_SHORT, json_schema=_SCHEMA))
         message = choice.get("message") or choice
         text = message.get("content") or message.get("text") or ""
@@ -273,9 +273,9 @@ class _Probe:
         choices = choices_of(await self._reply(sampling, n, **fields))
         choices.sort(key=lambda choice: choice.get("index") or 0)
         ids = [choice.get("token_ids") for choice in choices]
-        if not ids or not all(isinstance(each, list) and each for each in ids):
+        if not ids or not all(isinstance(tokens, list) and tokens for tokens in ids):
             raise RequestError("the server returns no token ids")
-        return [list(each) for each in ids if each]
+        return [list(tokens) for tokens in ids if tokens]
 
     async def _choice(self, sampling: Sampling, **fields: Any) -> dict[str, Any]:
         return choice_of(await self._reply(sampling, 1, **fields))
@@ -286,7 +286,7 @@ class _Probe:
 
 
 async def _true(attempt: Awaitable[object]) -> bool:
-    """What an attempt says; one that goes wrong says no."""
+    """The result of an attempt; False if it fails."""
     try:
         return bool(await attempt)
     except (RequestError, ValueError, AttributeError):
@@ -294,7 +294,7 @@ async def _true(attempt: Awaitable[object]) -> bool:
 
 
 async def _first(values: Sequence[int], attempt: Callable[[int], Awaitable[bool]]) -> int | None:
-    """The first value that an attempt says yes to."""
+    """The first value for which an attempt succeeds; None if none does."""
     for value in values:
         if await _true(attempt(value)):
             return value

@@ -1,4 +1,4 @@
-"""What goes to an OpenAI-compatible server, and how a completion is read as it arrives."""
+"""Build requests to an OpenAI-compatible server, and read completions as they arrive."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ _TOKEN = "token_id:"
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What a server turned out to be, and how it wants to be asked.
+    """The features of a server, as probed.
 
-    `ids`: it speaks vLLM's dialect, takes token ids and returns them. `siblings`: the n samples of
-    one request are those of seed, seed + 1, …. `stops`: so many stop strings may be sent, 0 to a
-    server that takes text; where there are more, replies are cut here. `refused` are the common
-    fields that it does not take. `adds_bos`: it puts a BOS of its own before a prompt given as
-    text. `context` is what it says itself, None when it does not. `template` are the arguments that
-    it gives to the chat template of messages.
+    `ids`: it supports vLLM's fields, and takes and returns token ids. `siblings`: the n samples of
+    one request use seed, seed + 1, …. `stops`: the number of stop strings that it accepts (0 for a
+    text server); with more, replies are cut here. `refused`: common fields that it does not accept.
+    `adds_bos`: it adds a BOS to a prompt given as text. `context`: the context that it reports, or
+    None. `template`: arguments that it passes to the chat template.
     """
 
     name: str
@@ -47,11 +46,11 @@ class Server:
 
     @property
     def path(self) -> str:
-        """Where requests go."""
+        """The path of requests."""
         return "/chat/completions" if self.api == "chat" else "/completions"
 
     def cuts_here(self, sampling: Sampling) -> bool:
-        """Whether the stop strings are not for the server to find."""
+        """Whether replies are cut at stop strings here, because the server cannot do it."""
         return len(sampling.stop) > self.stops
 
 
@@ -63,13 +62,12 @@ def request_body(
     n: int = 1,
     piece: int = 0,
 ) -> dict[str, Any]:
-    """The JSON of one request, without the fields that the server refuses.
+    """Build the JSON of one request, without the fields that the server refuses.
 
-    With `piece` the reply is a stream, whose events hold up to so many tokens where the server can
-    be told.
-
-    Every setting is sent, lest the server takes one from the model's generation config. Servers
-    that take text never get the stop strings: most cut them off, and few say which it was.
+    With `piece` the reply is a stream with up to `piece` tokens per event, if the server supports
+    that. Every setting is sent, because the server would otherwise use the model's generation
+    config. Text servers never get the stop strings: most of them cut the stop string off without
+    reporting which one it was.
     """
     body: dict[str, Any] = {
         "model": server.name,
@@ -112,15 +110,15 @@ def request_body(
 
 
 def choices_of(reply: Any) -> list[dict[str, Any]]:
-    """The choices of a reply or an event; none of an event that only counts.
+    """The choices of a reply or event; empty for an event with token counts only.
 
-    Raises RequestError for what is neither.
+    Raises RequestError for anything else.
     """
     choices = reply.get("choices") if isinstance(reply, dict) else None
     if choices is None and isinstance(reply, dict) and isinstance(reply.get("usage"), dict):
         return []
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-        raise RequestError(f"the server sent what is no completion: {reply!r}")
+        raise RequestError(f"the server did not send a completion: {reply!r}")
     return choices
 
 
@@ -128,21 +126,21 @@ def choice_of(reply: Any) -> dict[str, Any]:
     """The only choice of a reply. Raises RequestError."""
     choices = choices_of(reply)
     if len(choices) != 1:
-        raise RequestError(f"the server sent {len(choices)} completions, not one")
+        raise RequestError(f"the server sent {len(choices)} completions instead of one")
     return choices[0]
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Sample:
-    """What has arrived of one completion.
+    """The part of a completion that has arrived.
 
-    From a server that returns token ids these are the state, and are decoded here: `text` is what
-    is readable of them, before the end only where there is a `reader`. Without `from_ids` the text
-    is the state, and ends at the first stop string: ids are encoded piece by piece where
-    `streaming`, else at the end; without a tokenizer there are none.
+    `from_ids`: the server returns token ids, which are the state and are decoded here. Before the
+    end, `text` is only filled if there is a `reader`. Otherwise the text is the state, and it ends
+    at the first stop string. Its ids are encoded piece by piece when `streaming`, else at the end;
+    without a tokenizer there are none.
 
-    `cut`: it was ended here, at a stop string, while the server may go on. `received` counts ids,
-    also after a cut, or else pieces of text. `news` is set by each choice that is read.
+    `cut`: it was ended here at a stop string, while the server may continue. `received` counts ids
+    (also after a cut), or pieces of text. `news` is set after each choice.
     """
 
     sampling: Sampling
@@ -162,13 +160,13 @@ class Sample:
 
     @property
     def generated(self) -> int:
-        """Tokens received; of text by the tokenizer's count, each piece as one without any."""
+        """The number of tokens received; without a tokenizer each piece of text counts as one."""
         if self.from_ids or self.tokenizer is None:
             return self.received
         return len(self.ids) or len(self._encode(self.text))
 
     def chunk(self, ids: int, chars: int, cost: Cost, *, last: bool) -> Chunk:
-        """What came after so many ids and characters. Raises RequestError for a missing end."""
+        """The part after `ids` ids and `chars` characters. Raises RequestError without an end."""
         if last and self.finish is None:
             raise RequestError("the reply ended without a finish reason")
         wanted = self.sampling.logprobs
@@ -184,7 +182,7 @@ class Sample:
         )
 
     def read(self, choice: Mapping[str, Any]) -> None:
-        """Take a choice. Raises RequestError for one that is not what was asked for."""
+        """Read a choice. Raises RequestError if it does not match the request."""
         if self.finish is not None and not self.from_ids:
             return
         reason = choice.get("finish_reason")
@@ -218,7 +216,7 @@ class Sample:
             self.finish = finish
 
     def _until_stop(self, reader: StopReader, ids: list[int]) -> int:
-        """Read on; how many ids belong to the sample."""
+        """Read ids up to a stop string; return how many belong to the sample."""
         for count, token in enumerate(ids, 1):
             piece, self.stop = reader.read(token)
             self.text += piece
@@ -233,7 +231,7 @@ class Sample:
         return text
 
     def _ends_with_eos(self, finish: FinishReason, reason: object) -> bool:
-        """The ids that end a response are the server's: the model may have several."""
+        """Whether the last id ended the response. The model may have several such ids."""
         if finish != "stop" or isinstance(reason, str) or not self.ids or not self.tokenizer:
             return False
         last = self.ids[-1]
@@ -276,27 +274,27 @@ class Sample:
 
 
 def read_event(samples: Sequence[Sample], event: Any) -> bool:
-    """Give each sample its choice of a reply or an event; whether a cut ended the last of them.
+    """Give each sample its choice of a reply or event; return whether all ended, some by a cut.
 
-    Raises RequestError for choices that were not asked for.
+    Raises RequestError for choices that were not requested.
     """
     for choice in choices_of(event):
         index = choice.get("index") or 0
         if index not in range(len(samples)):
-            raise RequestError(f"the server sent completion {index!r}, {len(samples)} were asked")
+            raise RequestError(f"the server sent completion {index!r} of {len(samples)} requested")
         samples[index].read(choice)
         samples[index].news.set()
     return all(sample.finish for sample in samples) and any(sample.cut for sample in samples)
 
 
 def _likeliest(position: Mapping[str, Any], most: int) -> dict[int, float]:
-    """The `most` likeliest of vLLM's "token_id:5", which are they and the sampled one."""
+    """The `most` most likely tokens of vLLM's "token_id:5" map, which may add the sampled one."""
     pairs = [(int(key.removeprefix(_TOKEN)), float(value)) for key, value in position.items()]
     return dict(sorted(pairs, key=lambda pair: -pair[1])[:most])
 
 
 def _text(choice: Mapping[str, Any]) -> str:
-    """Text of a completion, of a message or of a message's next piece."""
+    """The text of a completion, a message, or the next piece of a message."""
     text = choice.get("text")
     if text is None:
         message = choice.get("message") or choice.get("delta") or {}

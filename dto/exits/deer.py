@@ -20,6 +20,7 @@ from typing import Literal
 from dto.context import Context
 from dto.exits.loop import Same, TrialPolicy, TrialResult, try_answer
 from dto.exits.path import ResponsePath
+from dto.protocols import Engine
 from dto.records import Problem, Trial
 from dto.rollouts import answer_inducer
 from dto.settings import Confidence, Count, Inducer, Probability
@@ -35,9 +36,11 @@ class ThresholdPolicy(TrialPolicy):
         """Whether the last trial's confidence is above the threshold."""
         return trials[-1].confidence > self.threshold
 
-    def logprobs(self) -> dict[str, int]:
-        """Those of the trials' tokens, and what the monitor needs."""
-        return {f"policy {self.policy}": 0} | super().logprobs()
+    def check(self, engine: Engine) -> None:
+        """Raise EngineError, before any work, if the engine gives no logprobs."""
+        super().check(engine)
+        need = f"policy {self.policy} needs logprobs of each token"
+        self.require(need, engine.capabilities.logprobs is not None, engine)
 
 
 class Deer(ThresholdPolicy):

@@ -21,7 +21,7 @@ import math
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
@@ -192,15 +192,18 @@ class TrialPolicy(MonitorSettings, ExitPolicy):
     def decide(self, trials: Sequence[Trial], same: Same) -> bool:
         """Whether to leave at the last of all trials so far, which are in order of position."""
 
-    def logprobs(self) -> dict[str, int]:
-        """The top logprobs that the monitor needs."""
-        return {"monitor entropy": ENTROPY_LOGPROBS} if self.monitor == "entropy" else {}
-
     def check(self, engine: Engine) -> None:
         """Raise EngineError, before any work, if the engine lacks a needed feature."""
         super().check(engine)
         if self.overlap == "branches":
             engine.branched()
+        if self.monitor == "entropy":
+            self.require_top_logprobs("monitor entropy", engine)
+
+    def require_top_logprobs(self, part: str, engine: Engine) -> None:
+        """Raise EngineError unless the engine gives what an entropy is computed from."""
+        need = f"{part} needs the {ENTROPY_LOGPROBS} top logprobs of each token"
+        self.require(need, (engine.capabilities.logprobs or 0) >= ENTROPY_LOGPROBS, engine)
 
     async def leave(self, path: ResponsePath, problem: Problem, ctx: Context) -> ExitedResponse:
         """Leave at the first transition, in order of position, for which `decide` is true.
@@ -213,17 +216,15 @@ class TrialPolicy(MonitorSettings, ExitPolicy):
         no row, so rows equal those of the sequential form wherever the main path's tokens do not
         depend on pauses (greedy, or a resumable engine).
         """
-        if self.overlap != "branches":
-            return await self._search(path, problem, ctx)
-        async with ctx.engine.branched() as engine:
-            ctx = replace(ctx, engine=engine)
-            path = ResponsePath(path.prompt_ids, ctx, path.sampling)
-            return await self._search(path, problem, ctx)
+        engine = ctx.engine
+        async with engine.branched() if self.overlap == "branches" else nullcontext(engine) as used:
+            path.ctx = replace(ctx, engine=used)
+            return await self._search(path, problem, path.ctx)
 
     async def _search(self, path: ResponsePath, problem: Problem, ctx: Context) -> ExitedResponse:
         inducers = self.inducers(ctx)
         search = Search(self, partial(ctx.grader.same, kind=problem.answer_kind))
-        monitor = Monitor(path.tokenizer, self, ctx.tags)
+        monitor = Monitor(path.tokenizer, self, ctx.tags, ctx.recipe.languages)
         run = _overlapped if self.overlap else _paused
         exit_at = await run(
             path, monitor, search, lambda cut: self.trial(path, cut, inducers, problem, ctx)

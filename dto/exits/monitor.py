@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dto.segmentation import load_lexicon
+from dto.languages import DEFAULT, Languages, any_of, load_language
 from dto.settings import MonitorSettings
 from dto.tags import DEFAULT_TAGS, ThinkTags
 from dto.text import StopReader, TagReader
@@ -54,13 +54,16 @@ class Monitor:
         tokenizer: PreTrainedTokenizerBase,
         settings: MonitorSettings,
         tags: ThinkTags = DEFAULT_TAGS,
+        languages: Languages = DEFAULT,
     ) -> None:
         self.closed = False
         self._tags = tags
         self._kind = settings.monitor
         self._every = settings.every
         self._entropy = settings.entropy
-        self._stops: tuple[str, ...] = {"cue": _cue_stops(), "tokens": ()}.get(
+        self._languages = languages
+        self._cues = tuple(_words(languages, "transitions", spaces=True))
+        self._stops: tuple[str, ...] = {"cue": _cue_stops(languages), "tokens": ()}.get(
             settings.monitor, (PARAGRAPH,)
         )
         backend: Any = getattr(tokenizer, "backend_tokenizer", None)
@@ -149,9 +152,9 @@ class Monitor:
         # The token after it alone tells "Wait" from "Waiting".
         cut = None if piece[:1].isalnum() else self._pending
         self._pending = None
-        start = cue_at_end(self._text) if stopped else None
+        start = cue_at_end(self._text, self._languages) if stopped else None
         if start is not None:
-            if self._text[-1].isascii() and self._text[-1].isalpha():
+            if self._text.lower().endswith(self._cues):
                 self._pending = self._cut(start)
             elif cut is None:
                 cut = self._cut(start)
@@ -194,39 +197,40 @@ def entropy(logprobs: Mapping[int, float]) -> float:
     return -sum(p * math.log(p) for p in probabilities if p > 0.0)
 
 
-def cue_at_end(text: str) -> int | None:
+def cue_at_end(text: str, languages: Languages = DEFAULT) -> int | None:
     """Where the sentence starts whose opening cue the text ends in; None when it ends in no cue.
 
     The rest of the token that completed the cue may stand after it: punctuation and white space,
-    or for Chinese cues a few characters.
+    or a few characters in a language without spaces.
     """
     before = max(0, len(text) - CUE_TAIL)
     # A long text does not begin where the part that is searched does.
-    match = _cue_pattern().search("-" + text[before:] if before else text)
+    match = _cue_pattern(languages).search("-" + text[before:] if before else text)
     return None if match is None else match.start("cue") + (before - 1 if before else 0)
 
 
 @cache
-def _cue_stops() -> tuple[str, ...]:
-    words, characters = _cues()
-    return (*words, *map(str.capitalize, words), *characters)
+def _cue_stops(languages: Languages) -> tuple[str, ...]:
+    words = _words(languages, "transitions", spaces=True)
+    return (*words, *map(str.capitalize, words), *_words(languages, "transitions", spaces=False))
 
 
-def _cues() -> tuple[list[str], list[str]]:
-    """The cues of the lexicons that are transitions: words, and those that no white space ends."""
-    cues = load_lexicon().transitions
-    return [cue for cue in cues if cue.isascii()], [cue for cue in cues if not cue.isascii()]
+def _words(languages: Languages, key: str, *, spaces: bool) -> list[str]:
+    """The transitions or openers of the languages with, or without, spaces between words."""
+    loaded = (load_language(name) for name in languages)
+    return [word for each in loaded if each.spaces is spaces for word in getattr(each, key)]
 
 
 @cache
-def _cue_pattern() -> re.Pattern[str]:
-    openers = sorted(load_lexicon().openers)
-    words = "|".join(opener for opener in openers if opener.isascii())
-    characters = "|".join(opener for opener in openers if not opener.isascii())
-    cues, cues_zh = map("|".join, _cues())
+def _cue_pattern(languages: Languages) -> re.Pattern[str]:
+    openers, openers_unspaced, cues, cues_unspaced = (
+        any_of([re.escape(word) for word in sorted(_words(languages, key, spaces=spaces))])
+        for key in ("openers", "transitions")
+        for spaces in (True, False)
+    )
     return re.compile(
         r"(?:\A|[.!?…:。！？：\n][\"'”’)\]*]*)\s*"
-        rf"(?P<cue>(?:(?:{words})[\s,.…]+|(?:{characters})[\s,，.…]*)*"
-        rf"(?:(?:{cues})|(?:{cues_zh})\w{{0,6}}))\W*\Z",
+        rf"(?P<cue>(?:(?:{openers})[\s,.…]+|(?:{openers_unspaced})[\s,，.…]*)*"
+        rf"(?:(?:{cues})|(?:{cues_unspaced})\w{{0,6}}))\W*\Z",
         re.IGNORECASE,
     )

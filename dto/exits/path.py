@@ -108,7 +108,6 @@ class ResponsePath:
     def __init__(self, prompt_ids: Sequence[int], ctx: Context, sampling: Sampling) -> None:
         self.prompt_ids = tuple(prompt_ids)
         self.ctx = ctx
-        self.engine = ctx.engine
         self.tokenizer = ctx.tokenizer
         room = ctx.engine.context - len(self.prompt_ids)
         self.sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
@@ -158,13 +157,13 @@ class ResponsePath:
         self, stop: tuple[str, ...] = (), limit: int | None = None, logprobs: int | None = None
     ) -> Completion:
         """Continue to a stop string, `limit` further tokens, or the end of the response."""
-        [step] = await self.engine.complete(*self._request(stop, limit, logprobs))
+        [step] = await self.ctx.engine.complete(*self._request(stop, limit, logprobs))
         self._take(step)
         return step
 
     async def stream(self, logprobs: int | None = None) -> AsyncGenerator[Chunk]:
         """Continue to the model's own end, as a stream. Use inside `async with aclosing(...)`."""
-        async with aclosing(self.engine.stream(*self._request((), None, logprobs))) as chunks:
+        async with aclosing(self.ctx.engine.stream(*self._request((), None, logprobs))) as chunks:
             async for chunk in chunks:
                 self._take(chunk)
                 yield chunk
@@ -176,7 +175,7 @@ class ResponsePath:
     ) -> tuple[tuple[int, ...], Sampling]:
         room = self.sampling.max_tokens - len(self.ids)
         seed = self.sampling.seed
-        if self.ids and not self.engine.capabilities.resumable:
+        if self.ids and not self.ctx.engine.capabilities.resumable:
             seed = derive(seed, "", "resume", len(self.ids))
         return self.prefix(len(self.ids)), replace(
             self.sampling,
@@ -264,12 +263,12 @@ class ResponsePath:
         )
         start = reading.thinking_tokens.start
         prefix = (*prefix[: joined.kept], *joined.inserted)
-        room = min(self.sampling.max_tokens - cut, self.engine.context - len(prefix))
+        room = min(self.sampling.max_tokens - cut, self.ctx.engine.context - len(prefix))
         answer_ids: tuple[int, ...] = ()
         finish: FinishReason = "length"
         if room > 0:
             seed = derive(self.sampling.seed, "", "conclude", cut)
-            [completion] = await self.engine.complete(
+            [completion] = await self.ctx.engine.complete(
                 prefix,
                 replace(
                     self.sampling,

@@ -33,6 +33,7 @@ from dto.reporting.write import draw_report
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 from dto.source import Source
+from dto.stages import prune
 from dto.tasks import TASKS
 from dto.viewer.nodes import visible_text
 
@@ -143,7 +144,7 @@ def only_here(recipe: Recipe) -> list[str]:
 def models(recipe: Recipe) -> list[tuple[str, Origin]]:
     """(what it does, model) of the models that wrote or judged rows."""
     found = [("sampled, and answered rollouts", _model(recipe.model.name, recipe.model.revision))]
-    if recipe.prune.judge == "llm" and recipe.judge is not None:
+    if recipe.judge is not None and prune.STAGE.asks_judge(recipe):
         found.append(("judged patterns", _model(recipe.judge.name, recipe.judge.revision)))
     others = (name for name in recipe.evaluate.models if name not in ("base", "trained"))
     found += [("answered test questions too", _model(name, None)) for name in others]

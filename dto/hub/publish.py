@@ -30,7 +30,7 @@ from dto.hub.model import build_model
 from dto.hub.upload import Kind, Uploaded, check_name, upload
 from dto.redact import Redaction, names_of_machine, texts_of
 from dto.reporting.report import measure
-from dto.runs.run import Run
+from dto.runs.run import OpenRun
 
 logger = logging.getLogger("dto")
 
@@ -50,7 +50,7 @@ class Publication(NamedTuple):
 
 
 def publish(
-    run: Run,
+    run: OpenRun,
     name: str,
     *,
     model: bool = False,
@@ -108,7 +108,7 @@ def _known(found: Sequence[Origin], dry_run: bool, kind: Kind = "dataset") -> li
     return list(found) if dry_run else [with_license(each, kind) for each in found]
 
 
-def _tell(run: Run, published: folders.Published) -> None:
+def _tell(run: OpenRun, published: folders.Published) -> None:
     """What is not in it, for who might expect it there."""
     for stage in published.left_out:
         logger.warning("%s is not finished and is left out", stage)

@@ -1,7 +1,7 @@
-"""The embedded reasoning model: small enough for the repository, and a real overthinker.
+"""The embedded reasoning model: small enough for the repository, and it really overthinks.
 
-`nano` answers chains of one-digit arithmetic and keeps on checking what it has; `nano-control` is
-of the same size and stops when it is done. `make nano` trains them (`benchmarks/nano`).
+`nano` answers chains of one-digit arithmetic and keeps checking its results. `nano-control` has the
+same size and stops when it has the answer. `make nano` trains them (`benchmarks/nano`).
 
 "Start with 7. Multiply by 8. Add 5. Subtract 9. What is the last digit?" Only the last digit is
 kept after each step, and a subtraction that would fall below zero borrows ten (2 - 9 leaves 3): all
@@ -60,7 +60,7 @@ class Chain:
 
     @property
     def question(self) -> str:
-        """The chain as it is asked."""
+        """The question text of the chain."""
         orders = " ".join(ORDERS[step.operation].format(step.operand) for step in self.steps)
         return f"Start with {self.start}. {orders} What is the last digit?"
 
@@ -79,7 +79,7 @@ class Chain:
 
     @property
     def split(self) -> Split:
-        """Where the chain belongs, by a hash of its question alone: splits cannot overlap."""
+        """The split of the chain, from a hash of its question, so that splits cannot overlap."""
         bucket = int(content_id("split", self.question), 16) % 10
         return "test" if bucket == 0 else "dev" if bucket == 1 else "train"
 
@@ -87,7 +87,7 @@ class Chain:
 def chains(
     split: Split, random: Random, shortest: int = MIN_STEPS, longest: int = MAX_STEPS
 ) -> Iterator[Chain]:
-    """Random chains of a split, without end; the same chain may come twice."""
+    """Yield random chains of a split, endlessly and with repetitions."""
     while True:
         length = random.randint(shortest, longest)
         chain = Chain(random.randrange(10), tuple(random.sample(STEPS, length)))
@@ -96,9 +96,9 @@ def chains(
 
 
 def chain_problems(split: Split, count: int, seed: int) -> list[Problem]:
-    """`count` different problems of a split. The splits are disjoint whatever the seed.
+    """Generate `count` different problems of a split. The splits are disjoint for every seed.
 
-    A longer list with the same seed begins with the shorter one.
+    With the same seed, a longer list begins with the shorter one.
     """
     problems: dict[str, Problem] = {}
     for chain in chains(split, Random(derive(seed, split, "chain_problems"))):

@@ -20,7 +20,7 @@ from typing import Literal
 from dto.context import Context
 from dto.exits.path import ExitedResponse, ResponsePath
 from dto.prompts import render
-from dto.protocols import Completion, Sampling
+from dto.protocols import Completion, Engine, Sampling
 from dto.records import FinishReason, Problem, Trial, derive
 from dto.rollouts import BOX
 from dto.settings import Count, ExitPolicy, Probability
@@ -55,9 +55,11 @@ class Compat(ExitPolicy):
     trial_tokens: Count = 20
     think_ratio: Probability = 0.9  # largest share of max_tokens that may be thinking
 
-    def logprobs(self) -> dict[str, int]:
-        """Those of the trials' tokens."""
-        return {f"policy {self.policy}": 0}
+    def check(self, engine: Engine) -> None:
+        """Raise EngineError, before any work, if the engine gives no logprobs."""
+        super().check(engine)
+        need = f"policy {self.policy} needs logprobs of each token"
+        self.require(need, engine.capabilities.logprobs is not None, engine)
 
     async def leave(self, path: ResponsePath, problem: Problem, ctx: Context) -> ExitedResponse:
         """Follow the script."""
@@ -196,10 +198,10 @@ class _Script:
         ids = await asyncio.to_thread(self.encode, self.prompt + text)
         self.requests += 1
         seed = derive(self.path.sampling.seed, "", "compat", self.requests)
-        room = max(1, min(sampling.max_tokens, self.path.engine.context - len(ids)))
+        room = max(1, min(sampling.max_tokens, self.ctx.engine.context - len(ids)))
         written = len(ids) - self.prompt_tokens if sampling.presence_penalty else 0
         sampling = replace(sampling, max_tokens=room, seed=seed, written=written)
-        [completion] = await self.path.engine.complete(ids, sampling)
+        [completion] = await self.ctx.engine.complete(ids, sampling)
         if completion.finish_reason == "failed":
             self.error = completion.error or "the engine gave no reason"
         return completion

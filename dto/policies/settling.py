@@ -14,7 +14,7 @@ from dto.exits.loop import Same, TrialPolicy, TrialResult, try_answer
 from dto.exits.monitor import ENTROPY_LOGPROBS
 from dto.exits.monitor import entropy as entropy_of
 from dto.exits.path import ResponsePath
-from dto.protocols import Sampling
+from dto.protocols import Engine, Sampling
 from dto.records import Problem, Trial
 from dto.rollouts import answer_inducer
 from dto.settings import Confidence, Count, Inducer, Probability
@@ -86,9 +86,10 @@ class Entropy(TrialPolicy):
     smoothing: Probability = 0.2  # weight of the newest value in the moving mean
     variance: float = 1e-3  # upper limit of the moving variance, nats squared
 
-    def logprobs(self) -> dict[str, int]:
-        """The top logprobs of the trial's token, and of the monitor."""
-        return {f"policy {self.policy}": ENTROPY_LOGPROBS} | super().logprobs()
+    def check(self, engine: Engine) -> None:
+        """Raise EngineError, before any work, if the engine gives too few logprobs."""
+        super().check(engine)
+        self.require_top_logprobs(f"policy {self.policy}", engine)
 
     def inducers(self, ctx: Context) -> list[str]:
         """The prompt that closes the thinking."""

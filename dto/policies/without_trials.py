@@ -194,8 +194,7 @@ class NoWait(ExitPolicy):
     def check(self, engine: Engine) -> None:
         """Raise EngineError, before any work, if the engine cannot ban tokens."""
         super().check(engine)
-        if not engine.capabilities.banned:
-            raise self.refusal("policy nowait needs banned tokens", engine)
+        self.require("policy nowait needs banned tokens", engine.capabilities.banned, engine)
 
     async def leave(self, path: ResponsePath, problem: Problem, ctx: Context) -> ExitedResponse:
         """Think with banned tokens to the model's own end, and conclude without."""

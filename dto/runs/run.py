@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from dto import tables
 from dto.errors import DtoError, RunConflictError, disk_errors
+from dto.languages import DEFAULT
 from dto.prompts import JUDGE
 from dto.recipe import Recipe
 from dto.records import GIVEN_UP, NOT_RUN, EvaluationRow
@@ -117,7 +118,7 @@ _HOW_NOT_WHAT = (
     "judge.prompt_price", "judge.generated_price", "compare.processes",
 )  # fmt: skip
 """Settings that affect speed or cost, never the rows."""
-_ENGINES = ("model.engine", "judge.engine")
+_ENGINES = ("model.engine", "judge.engine")  # and model.engine_settings
 """A finished stage stays valid on another engine; its manifest names the engine it used."""
 _PULLED = frozenset({"rows.parquet", "dropped.jsonl"})
 """The files of a pulled stage whose test questions were not published."""
@@ -155,7 +156,7 @@ def agree(path: Path, stale: Sequence[Stale]) -> None:
     """Agree to compute the stages again."""
 
 
-class Run(RunReader):
+class OpenRun(RunReader):
     """A run directory that this process has locked, with the recipe to follow."""
 
     def __init__(
@@ -260,8 +261,8 @@ class Run(RunReader):
 
     def _differences(self, stage: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         if self.manifest(stage) is not None:
-            kept = {key: before[key] for key in _ENGINES if key in before and key in now}
-            now = {**now, **kept}
+            now = {key: now[key] for key in now if not key.startswith(_ENGINES)}
+            now |= {key: before[key] for key in before if key.startswith(_ENGINES)}
         return "; ".join(manifest.differences(before, now))
 
     def finished(self, stage: Stage, config: Mapping[str, Any]) -> bool:
@@ -319,9 +320,9 @@ class Run(RunReader):
             if aside.is_dir() and not any(aside.iterdir()):
                 aside.rmdir()
 
-    def following(self, recipe: Recipe) -> Run:
+    def following(self, recipe: Recipe) -> OpenRun:
         """The same locked directory with another recipe."""
-        return Run(
+        return OpenRun(
             self.path,
             recipe,
             self._lock,
@@ -351,6 +352,8 @@ class Run(RunReader):
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """All settings that can affect rows, by their dotted keys."""
     flat = manifest.flatten(recipe.model_dump(mode="json"))
+    if recipe.languages == DEFAULT:  # runs from before the key was there stay whole
+        del flat["languages"]
     return {key: value for key, value in flat.items() if key not in _HOW_NOT_WHAT}
 
 

@@ -22,7 +22,9 @@ and a lower case cue counts wherever it is clear that a sentence ended.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
+from itertools import product
+from typing import get_args
 
 from spacy.language import Language
 from spacy.matcher import PhraseMatcher
@@ -31,8 +33,8 @@ from spacy.tokens import Doc
 from spacy.tokens import Span as DocSpan
 from spacy.vocab import Vocab
 
-from dto.segmentation import load_lexicon
-from dto.segmentation.features import Masks
+from dto.languages import DEFAULT, KINDS, Languages, Strength, load_language
+from dto.segmentation.features import Masks, Vocabulary, split, vocabulary
 from dto.segmentation.patterns import Candidate, Granularity, TextSegment, tile
 
 _MARKERS = re.compile(r"\s*(?:[-*+•#]+\s*|[(（]?\d{1,3}[.)）、]\s*)*[*_]*")
@@ -41,15 +43,14 @@ _MOST_OPENERS = 4  # a model that is caught in a loop ("No. No. No. …") must n
 _ENDS = frozenset(".!?…。！？")
 _CLOSERS = frozenset("\"”’')]）】」』*_")
 _GLUE = frozenset(",，、-—–*_~")
-_ABBREVIATIONS = frozenset({"vs", "etc", "cf", "approx", "eq", "eqs", "fig", "resp", "al", "st"})
 
 
-def sentence_start(doc: Doc, text: str, cue: int, openers: Set[str]) -> int | None:
+def sentence_start(doc: Doc, text: str, cue: int, words: Vocabulary) -> int | None:
     """The token that begins the sentence of the cue at token `cue`; None inside a sentence.
 
     `text` is `doc.text`, which is built anew at every access.
     """
-    start = _skip_openers(doc, text, cue, openers)
+    start = _skip_openers(doc, text, cue, words)
     begin = start
     for _ in range(_MOST_OPENERS):
         if start is None:
@@ -58,27 +59,27 @@ def sentence_start(doc: Doc, text: str, cue: int, openers: Set[str]) -> int | No
         end = start
         while end > 0 and (doc[end - 1].text[0] in _ENDS or doc[end - 1].text in _GLUE):
             end -= 1
-        if end == 0 or end == start or doc[end - 1].norm_ not in openers:
+        if end == 0 or end == start or doc[end - 1].norm_ not in words.openers:
             break
-        start = _skip_openers(doc, text, end, openers)
+        start = _skip_openers(doc, text, end, words)
     return begin
 
 
-def _skip_openers(doc: Doc, text: str, start: int, openers: Set[str]) -> int | None:
+def _skip_openers(doc: Doc, text: str, start: int, words: Vocabulary) -> int | None:
     """Walk back over openers and what joins them to the cue, to where a sentence begins."""
     for _ in range(_MOST_OPENERS):
         lower = doc[start].text[0].islower()
         line = _line_start(doc, text, start, lower)
         if line is not None:
             return line
-        if _after_end(doc, start, lower):
+        if _after_end(doc, start, lower, words.abbreviations):
             return start
         back = start - 1
         while back > 0 and (doc[back].text in _GLUE or doc[back].is_space):
             back -= 1
-        if doc[back].norm_ in openers:
+        if doc[back].norm_ in words.openers:
             start = back
-        elif back > 0 and doc[back - 1].norm_ + doc[back].norm_ in openers:
+        elif back > 0 and doc[back - 1].norm_ + doc[back].norm_ in words.openers:
             start = back - 1  # two Chinese characters
         else:
             return None
@@ -101,7 +102,7 @@ def _line_start(doc: Doc, text: str, start: int, lower: bool) -> int | None:
     return start
 
 
-def _after_end(doc: Doc, start: int, lower: bool) -> bool:
+def _after_end(doc: Doc, start: int, lower: bool, abbreviations: Set[str]) -> bool:
     """Whether a sentence ends right before token `start`."""
     back = start - 1
     while back >= 0 and (doc[back].is_space or doc[back].text in _CLOSERS):
@@ -115,7 +116,7 @@ def _after_end(doc: Doc, start: int, lower: bool) -> bool:
     if len(end) > 1 or end == "…":
         return before not in {",", "，"}  # 1, 2, ..., n
     letter = len(before) == 1 and before.isascii() and before.isalpha()
-    return not (lower and end == "." and (letter or before in _ABBREVIATIONS))
+    return not (lower and end == "." and (letter or before in abbreviations))
 
 
 # The elided forms keep their apostrophe, so that "let's" is two tokens however it is typed.
@@ -132,27 +133,32 @@ def tokenizer(vocab: Vocab) -> Tokenizer:
     return Tokenizer(vocab, infix_finditer=_INFIX.finditer)
 
 
-@Language.factory("dto_patterns", default_config={"granularity": "pattern"})
-def create(nlp: Language, name: str, granularity: Granularity) -> PatternComponent:
-    """The factory that spaCy calls; it replaces the tokenizer of `nlp`."""
+@Language.factory(
+    "dto_patterns", default_config={"granularity": "pattern", "languages": list(DEFAULT)}
+)
+def create(
+    nlp: Language, name: str, granularity: Granularity, languages: Sequence[str]
+) -> PatternComponent:
+    """Make the component for spaCy, and replace the tokenizer of `nlp`."""
     nlp.tokenizer = tokenizer(nlp.vocab)
-    return PatternComponent(nlp, granularity)
+    return PatternComponent(nlp, granularity, tuple(languages))
 
 
 class PatternComponent:
-    """State: the compiled lexicon."""
+    """Finds the patterns of a document. State: the cues of its languages, compiled."""
 
-    def __init__(self, nlp: Language, granularity: Granularity) -> None:
-        """Compile the lexicon with the tokenizer of `nlp`."""
+    def __init__(self, nlp: Language, granularity: Granularity, languages: Languages) -> None:
+        """Compile the cues with the tokenizer of `nlp`."""
         self.granularity = granularity
-        self._openers = load_lexicon().openers
-        self._transitions = frozenset(load_lexicon().transitions)
+        self.languages = languages
+        loaded = [load_language(name) for name in languages]
+        self._words = vocabulary(languages)
         self._kinds: dict[int, tuple[str, bool]] = {}
         self._matcher = PhraseMatcher(nlp.vocab, attr="NORM")
-        for (kind, strong), phrases in load_lexicon().phrases.items():
-            label = f"dto/{kind}/{'strong' if strong else 'weak'}"
-            self._kinds[nlp.vocab.strings.add(label)] = (kind, strong)
-            if phrases:
+        for kind, strength in product(KINDS, get_args(Strength)):
+            label = f"dto/{kind}/{strength}"
+            self._kinds[nlp.vocab.strings.add(label)] = (kind, strength == "strong")
+            if phrases := [cue for language in loaded for cue in language.phrases(kind, strength)]:
                 self._matcher.add(label, [nlp.tokenizer(phrase) for phrase in phrases])
 
     def __call__(self, doc: Doc) -> Doc:
@@ -161,7 +167,8 @@ class PatternComponent:
         text = doc.user_data.get(TEXT) or doc.text
         masks = Masks(text)
         candidates = list(self.candidates(doc, text, masks))
-        segments = tile(text, candidates, self.granularity, masks)
+        sentences = split(text, masks, self.languages)
+        segments = tile(text, candidates, sentences, self.granularity)
         doc._.dto_patterns = segments
         doc.spans["patterns"] = [_span(doc, segment) for segment in segments if len(doc)]
         return doc
@@ -174,7 +181,7 @@ class PatternComponent:
         best: Candidate | None = None
         after = 0  # the token behind the cue of `best`
         for match, first, last in sorted(self._matcher(doc), key=lambda hit: (hit[1], -hit[2])):
-            begin = sentence_start(doc, text, first, self._openers)
+            begin = sentence_start(doc, text, first, self._words)
             if begin is None:
                 continue
             start, cue_start = doc[begin].idx, doc[first].idx
@@ -197,7 +204,7 @@ class PatternComponent:
     def _bare(self, doc: Doc, cue: Candidate, after: int, begin: int) -> bool:
         """Whether a cue stands alone before a sentence, and is no more than "wait"."""
         return (
-            cue.cue.lower() in self._transitions
+            cue.cue.lower() in self._words.transitions
             and begin - after < _MOST_BARE
             and not any(any(map(str.isalnum, token.text)) for token in doc[after:begin])
         )

@@ -1,9 +1,9 @@
 """Sentences of a thinking text, and what the model of `dto.segmentation.patterns` sees of each.
 
 A feature is a short string, `template=value`; the weights are a table from such strings to numbers.
-A sentence is described by its first words, by what its words are about (the topics of
-`words.toml`), by its place in its paragraph, by its neighbours, and by how much of it was said
-before, in the question, or at the end of the text.
+A sentence is described by its first words, by its roles and topics (`dto.languages`), by its place
+in its paragraph, by its neighbours, and by how much of it was said before, in the question, or at
+the end of the text.
 
 Hidden (`Masks`) are LaTeX, code and quotations. A dollar sign is also money, so inline math follows
 Pandoc's rule: no space after the opening sign, none before the closing one, and no digit after
@@ -13,14 +13,13 @@ that. What is never closed hides nothing.
 from __future__ import annotations
 
 import re
-import tomllib
 from bisect import bisect_right
-from collections.abc import Sequence
-from functools import lru_cache
-from importlib.resources import files
+from collections.abc import Sequence, Set
+from functools import cache, lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from dto.languages import DEFAULT, Languages, load_language
 from dto.records import Span
 
 # Each alternative is bounded in length, so that a stray opening sign costs a bounded scan.
@@ -70,28 +69,37 @@ _DIGITS = frozenset("0123456789")
 _BLANK = re.compile(r"\n[ \t]*\n")
 _NUMBER = re.compile(r"\s*[(（]?\d{1,3}[.)]")
 _MARKERS = re.compile(r"\s*(?:[-*+•#>]+\s*|[(（]?\d{1,3}[.)）、]\s*)*[*_]*")
-_SHORTENED = frozenset(
-    ["vs", "etc", "cf", "approx", "eq", "eqs", "fig", "resp", "al", "e.g", "i.e"]
-)
-_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+")
+_WORD = re.compile(r"[a-zß-öø-ɏ]+(?:'[a-zß-öø-ɏ]+)?|\d+")
 
 
-_DATA: dict[str, Any] = tomllib.loads(
-    files(__package__).joinpath("words.toml").read_text(encoding="utf-8")
-)
-_STOP, _OPENERS, _TURNS = (frozenset(_DATA[key]) for key in ("stop", "openers", "turns"))
-_ROLES = {word: role for role, words in _DATA["roles"].items() for word in words}
-_TOPICS: dict[str, set[str]] = {}  # by word
-_TOPICS_BY_START: dict[str, set[str]] = {}  # by its first six letters
-_TOPICS_BY_PAIR: dict[tuple[str, str], set[str]] = {}
-for _topic, _term in ((topic, term) for topic, terms in _DATA["topics"].items() for term in terms):
-    _word, _, _other = _term.partition(" ")
-    if _other:
-        _TOPICS_BY_PAIR.setdefault((_word, _other), set()).add(_topic)
-    elif _word.endswith("-"):
-        _TOPICS_BY_START.setdefault(_word[:6].rstrip("-"), set()).add(_topic)
-    else:
-        _TOPICS.setdefault(_word, set()).add(_topic)
+class Vocabulary(NamedTuple):
+    """The words of several languages together."""
+
+    openers: frozenset[str]
+    transitions: frozenset[str]
+    abbreviations: frozenset[str]
+    stop: frozenset[str]
+    fillers: frozenset[str]
+    roles: dict[str, str]
+    topics: dict[str | tuple[str, ...], set[str]]  # by word, "starts-" of one, or pair
+
+
+@cache
+def vocabulary(languages: Languages) -> Vocabulary:
+    """Join the words of the languages; of two roles of a word the earlier language's counts."""
+    loaded = [load_language(name) for name in languages]
+    roles: dict[str, str] = {}
+    topics: dict[str | tuple[str, ...], set[str]] = {}
+    for language in reversed(loaded):
+        roles |= {word: role for role, words in language.roles.items() for word in words}
+        for topic, terms in language.topics.items():
+            for term in terms:
+                pair = tuple(term.split())
+                word = f"{term[:6].rstrip('-')}-" if term.endswith("-") else term
+                topics.setdefault(pair if len(pair) > 1 else word, set()).add(topic)
+    keys = ("openers", "transitions", "abbreviations", "stop", "fillers")
+    joined = [frozenset(word for each in loaded for word in getattr(each, key)) for key in keys]
+    return Vocabulary(*joined, roles, topics)
 
 
 class Sentence(NamedTuple):
@@ -104,16 +112,17 @@ class Sentence(NamedTuple):
     role: str
     topics: frozenset[str]
     content: frozenset[str]
+    core: str  # the first two words that are no fillers
     paragraph: bool  # whether it opens one
     length: int
 
 
-def split(text: str, masks: Masks | None = None) -> list[Sentence]:
+def split(text: str, masks: Masks | None = None, languages: Languages = DEFAULT) -> list[Sentence]:
     """The sentences of a text, which they tile. None begins inside LaTeX, code or a quotation.
 
     A text without blank lines has a paragraph on every line.
     """
-    masks = masks or Masks(text)
+    masks, words = masks or Masks(text), vocabulary(languages)
     starts, opens = [0], [True]
     blank = _BLANK.search(text) is not None
     begin = 0
@@ -126,7 +135,8 @@ def split(text: str, masks: Masks | None = None) -> list[Sentence]:
             continue
         space = text[first:last]
         lines = space.count("\n")
-        if group == 1 and not lines and _runs_on(text, begin, match.start() + 1, last):
+        stop = match.start() + 1
+        if group == 1 and not lines and _runs_on(text, begin, stop, last, words.abbreviations):
             continue
         if masks.hide(last) and masks.hide(last - 1):  # not where a formula begins a sentence
             continue
@@ -134,44 +144,45 @@ def split(text: str, masks: Masks | None = None) -> list[Sentence]:
         opens.append(lines > 0 and (not blank or _BLANK.search(space) is not None))
         begin = last
     return [
-        _sentence(text, start, end, open)
+        _sentence(text, start, end, open, words)
         for start, end, open in zip(starts, [*starts[1:], len(text)], opens, strict=True)
     ]
 
 
-def _runs_on(text: str, begin: int, end: int, after: int) -> bool:
-    """Whether the stop before `end` ends a list number or a shortened word, and no sentence."""
+def _runs_on(text: str, begin: int, end: int, after: int, abbreviations: Set[str]) -> bool:
+    """Whether the stop before `end` ends a list number or an abbreviation, and no sentence."""
     number = _NUMBER.match(text, begin, end)
     if number is not None and number.end() == end:
         return True
     if text[end - 1] != "." or text[after].isupper():
         return False
-    return text[max(begin, end - 8) : end - 1].lower().rpartition(" ")[2].lstrip("(") in _SHORTENED
+    word = text[max(begin, end - 8) : end - 1].lower().rpartition(" ")[2]
+    return word.lstrip("(") in abbreviations
 
 
-def _sentence(text: str, start: int, end: int, paragraph: bool) -> Sentence:
+def _sentence(text: str, start: int, end: int, paragraph: bool, vocabulary: Vocabulary) -> Sentence:
     marked = _MARKERS.match(text, start, end)
     begin = marked.end() if marked is not None else start
     said = text[begin : min(end, begin + READ)].rstrip().lower().replace("’", "'")
     words = tuple("0" if word[0] in _DIGITS else word for word in _WORD.findall(said))
     once = frozenset(words)
-    content = frozenset([word[:6] for word in once - _STOP])
-    topics: set[str] = set()
-    for word in once & _TOPICS.keys():
-        topics |= _TOPICS[word]
-    for start_of_word in content & _TOPICS_BY_START.keys():
-        topics |= _TOPICS_BY_START[start_of_word]
-    for pair in _TOPICS_BY_PAIR.keys() & pairwise(words):
-        topics |= _TOPICS_BY_PAIR[pair]
-    role = _ROLES.get(words[0], "other") if words else "none"
+    content = frozenset([word[:6] for word in once - vocabulary.stop])
+    terms = {*once, *(f"{start}-" for start in content), *pairwise(words)}
+    topics = frozenset[str]().union(
+        *(vocabulary.topics[term] for term in terms & vocabulary.topics.keys())
+    )
+    role = vocabulary.roles.get(words[0], "other") if words else "none"
+    core = _core(words, vocabulary.fillers)
     length = len(text[start:end].rstrip())
-    return Sentence(start, end, said, words, role, frozenset(topics), content, paragraph, length)
+    return Sentence(start, end, said, words, role, topics, content, core, paragraph, length)
 
 
 def _bucket(value: float, edges: Sequence[float]) -> int:
     return bisect_right(edges, value)
 
 
+# Roles after which the distance to the next sentence of such a role is a feature.
+_TURNS = frozenset(["wait", "hmm", "but", "so", "alternatively", "maybe", "or"])
 _SHORT = (15, 30, 50, 80, 120, 180, 260)  # characters of a sentence
 _SPAN = (1, 60, 120, 200, 300, 450, 700, 1100)  # characters within a paragraph
 _SINCE = (60, 100, 150, 200, 260, 330, 420, 550, 700, 900, 1200)  # characters since a boundary
@@ -226,11 +237,10 @@ def describe(sentences: Sequence[Sentence], known: Known | None = None) -> list[
         par = "P" if one.paragraph else "I"
         last = after is None or after.paragraph
         words = (*one.words[:3], "-", "-", "-")
-        core = _core(one.words)
         size = _bucket(one.length, _SHORT)
         row = [
             "bias", f"1={words[0]}", f"2={words[0]} {words[1]}", f"3={' '.join(words[:3])}",
-            f"core={core}", f"par={par}", f"len={size}{par}", f"?={one.text[-1:] == '?'}",
+            f"core={one.core}", f"par={par}", f"len={size}{par}", f"?={one.text[-1:] == '?'}",
             f"role={role}{par}", f"size={place.size}{par}", f"size={place.size}{role}",
             f"size={place.size}{par}{role}", f"in={min(index - place.first, 6)}",
             f"past={_bucket(one.start - sentences[place.first].start, _SPAN)}",
@@ -317,10 +327,10 @@ def _topics_after(after: frozenset[str], role: str, paragraph: bool) -> list[str
     return row
 
 
-def _core(words: Sequence[str]) -> str:
-    """The first two words that say something."""
+def _core(words: Sequence[str], fillers: Set[str]) -> str:
+    """The first two words that are no fillers; at most four fillers are skipped."""
     at = 0
-    while at < min(len(words), 4) and words[at] in _OPENERS:
+    while at < min(len(words), 4) and words[at] in fillers:
         at += 1
     return " ".join(words[at : at + 2]) or "-"
 

@@ -35,7 +35,6 @@ import numpy as np
 from dto.segmentation import LOOP, OPENING
 from dto.segmentation.features import (
     Known,
-    Masks,
     Place,
     Sentence,
     Since,
@@ -43,7 +42,6 @@ from dto.segmentation.features import (
     describe,
     since_place,
     since_words,
-    split,
 )
 
 KINDS = (
@@ -208,10 +206,12 @@ class Candidate(NamedTuple):
 
 
 def tile(
-    text: str, candidates: Sequence[Candidate], granularity: Granularity, masks: Masks | None = None
+    text: str,
+    candidates: Sequence[Candidate],
+    sentences: Sequence[Sentence],
+    granularity: Granularity,
 ) -> tuple[TextSegment, ...]:
-    """Cut `text` at its candidates; the segments tile it, an empty text has none."""
-    sentences = split(text, masks or Masks(text))
+    """Cut a text at its candidates; the segments tile it, and an empty text has none."""
     repeated = loops(text, sentences)
     cues = {candidate.start: candidate for candidate in reversed(candidates)}
     if granularity == "cue":

@@ -15,10 +15,12 @@ from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context, parent_process
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from dto.concurrency import die_with_parent
 from dto.errors import DtoError
+from dto.languages import DEFAULT, Languages
 from dto.segmentation.patterns import Granularity, TextSegment
 
 if TYPE_CHECKING:
@@ -29,9 +31,11 @@ _ONE_AT_A_TIME = threading.Lock()
 MAX_WORDS = 500_000  # distinct ones, in a pipeline's life: about 30 MB
 
 
-def segment_texts(texts: Sequence[str], granularity: Granularity) -> list[list[TextSegment]]:
+def segment_texts(
+    texts: Sequence[str], granularity: Granularity, languages: Languages = DEFAULT
+) -> list[list[TextSegment]]:
     """Segment each text; see :func:`segment_text`."""
-    nlp, cuts = pipeline(granularity), list[list[TextSegment]]()
+    nlp, cuts = pipeline(granularity, languages), list[list[TextSegment]]()
     # Without a memory zone the vocabulary keeps every new word of every trace.
     with nlp.memory_zone():
         for text in texts:
@@ -43,7 +47,9 @@ def segment_texts(texts: Sequence[str], granularity: Granularity) -> list[list[T
     return cuts
 
 
-def segment_text(text: str, granularity: Granularity = "pattern") -> list[TextSegment]:
+def segment_text(
+    text: str, granularity: Granularity = "pattern", languages: Languages = DEFAULT
+) -> list[TextSegment]:
     """Cut a thinking text into thinking patterns (2505.21765, section 3).
 
     `pattern` opens a segment where a new thinking pattern begins, `cue` at every cue at the start
@@ -51,11 +57,11 @@ def segment_text(text: str, granularity: Granularity = "pattern") -> list[TextSe
     text has none.
     """
     with _ONE_AT_A_TIME:
-        return segment_texts([text], granularity)[0]
+        return segment_texts([text], granularity, languages)[0]
 
 
 @cache
-def pipeline(granularity: Granularity) -> Language:
+def pipeline(granularity: Granularity, languages: Languages = DEFAULT) -> Language:
     """The blank spaCy pipeline with the pattern component."""
     import spacy
 
@@ -63,7 +69,7 @@ def pipeline(granularity: Granularity) -> Language:
 
     nlp = spacy.blank("xx")
     nlp.max_length = sys.maxsize  # the limit guards parsers, and there is none here
-    nlp.add_pipe("dto_patterns", config={"granularity": granularity})
+    nlp.add_pipe("dto_patterns", config={"granularity": granularity, "languages": list(languages)})
     return nlp
 
 
@@ -78,7 +84,7 @@ def start() -> None:
         die_with_parent(parent.pid)
     modules: dict[str, Any] = sys.modules
     modules.setdefault("torch", None)
-    pipeline("pattern")
+    pipeline("pattern", DEFAULT)
 
 
 class Segmenter:
@@ -87,7 +93,9 @@ class Segmenter:
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
 
-    async def cut(self, text: str, granularity: Granularity) -> list[TextSegment]:
+    async def cut(
+        self, text: str, granularity: Granularity, languages: Languages = DEFAULT
+    ) -> list[TextSegment]:
         """The thinking patterns of a text, as :func:`segment_text` gives them.
 
         Raises DtoError when a process was killed.
@@ -95,7 +103,9 @@ class Segmenter:
         self._pool = self._pool or _started()
         loop = asyncio.get_running_loop()
         try:
-            cuts = await loop.run_in_executor(self._pool, segment_texts, [text], granularity)
+            cuts = await loop.run_in_executor(
+                self._pool, segment_texts, [text], granularity, languages
+            )
         except BrokenExecutor:
             raise DtoError(
                 "a segmentation process was killed, probably for memory: run again, what "
@@ -110,16 +120,22 @@ class Segmenter:
 
 
 def _started() -> ProcessPoolExecutor:
-    """One for each core, at most 8; they leave Ctrl-C to this one from their first moment on."""
+    """Start one process per core, at most 8, which ignore Ctrl-C and do not run the user's script.
+
+    Without the second, each would run a script again that has no `if __name__ == "__main__"`.
+    """
     count = min(8, os.cpu_count() or 1)
     pool = ProcessPoolExecutor(count, get_context("spawn"), start)
-    # A process is spawned with the task that finds none idle, and inherits what is ignored.
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    # Each task finds no idle process, so it spawns one, which inherits what is ignored.
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
     try:
         for _ in range(count):
             pool.submit(segment_texts, [], "pattern")
     finally:
-        if main:
-            signal.signal(signal.SIGINT, before)
+        sys.modules["__main__"] = script
+        if in_main:
+            signal.signal(signal.SIGINT, handler)
     return pool

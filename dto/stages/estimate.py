@@ -82,7 +82,7 @@ async def _at_boundary(
     seed = ctx.seed(segment.id, "estimate")
     decision: Decision
     if settings.error_scan is not None and segment.index >= MOST_BOUNDARIES:
-        reason = f"estimate.error_scan tests only {MOST_BOUNDARIES} boundaries of a trajectory"
+        reason = f"estimate.error_scan tests {MOST_BOUNDARIES} boundaries of a trajectory"
         tally, decision = Tally(reason=reason), "undecided"
     elif settings.method == "sequential":
         tally, decision = await roll_out_until_decided(

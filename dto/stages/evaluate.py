@@ -134,7 +134,7 @@ def _reads(recipe: Recipe) -> tuple[str, ...]:
 def _settings(recipe: Recipe) -> tuple[str, ...]:
     # The ids of test problems, by which answers are kept, do not depend on these settings.
     further = ("problems.answer_kind", "problems.prompt") if recipe.evaluate.tasks else ()
-    return ("evaluate.", *further)
+    return ("evaluate.", "languages", *further)
 
 
 def _amount(recipe: Recipe) -> str:
@@ -154,6 +154,7 @@ STAGE = Stage(
     record=EvaluationRow,
     reads=_reads,
     settings=_settings,
+    files=lambda recipe: recipe.language_files,
     groups=_groups,
     work=evaluate,
     total=lambda run: run.count(run.test_stage, split="test") * len(run.recipe.evaluate.exits),

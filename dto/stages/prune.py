@@ -17,6 +17,7 @@ from math import exp, nan
 from dto import judges
 from dto.context import Context
 from dto.errors import DtoError, EngineError
+from dto.extension import is_import_path
 from dto.recipe import EstimateSettings, Recipe
 from dto.records import (
     SEED_BITS,
@@ -61,15 +62,15 @@ async def prune(
     neither for the choice nor for the test. It is unbiased for this version and decides nothing.
     (Its mean over many versions is still a mean over versions that passed.) If nothing is pruned,
     the trajectory is returned unchanged, with the verdicts. For a share `prune.agreement` of the
-    trajectories with a verdict of the llm judge, the counterfactual judge is asked too; its
-    verdicts prune nothing.
+    trajectories with a verdict, the counterfactual judge is asked too; its verdicts prune
+    nothing. Raises DtoError for verdicts that `dto.judges.check` refuses.
     """
     settings = ctx.recipe.prune
     if settings.judge == "none":
         return optimized
     whole = [segments[index] for index in optimized.kept]
-    judge = judges.llm if settings.judge == "llm" else judges.counterfactual
-    verdicts = await judge(problem, trajectory, whole, ctx)
+    verdicts = await judges.judge_of(settings)(problem, trajectory, whole, ctx)
+    judges.check(verdicts, whole, settings.judge)
     compared: list[Verdict] = []
     drawn = ctx.seed(trajectory.id, "agreement") < settings.agreement * 2.0**SEED_BITS
     if drawn and any(verdict.verdict != "unjudged" for verdict in verdicts):
@@ -197,17 +198,22 @@ def _settings(recipe: Recipe) -> tuple[str, ...]:
     if recipe.prune.judge != "none" and recipe.optimize.exit != "estimate":
         # The verification uses the settings of `estimate` even if that stage does not run.
         keys.append("estimate.")
-    if recipe.prune.judge == "llm":
+    if _asks_judge(recipe):
         keys.append("judge")
     return tuple(keys)
 
 
+def _asks_judge(recipe: Recipe) -> bool:
+    own = recipe.judge is not None and is_import_path(recipe.prune.judge)
+    return own or recipe.prune.judge == "llm"
+
+
 def _amount(recipe: Recipe) -> str:
-    asked = f"judge {recipe.prune.judge}"
-    if recipe.prune.judge != "llm":
-        return asked
+    name = f"judge {recipe.prune.judge}"
+    if not _asks_judge(recipe):
+        return name
     judge = recipe.judge
-    return f"{asked}: " + (f"{judge.name} on {judge.engine}" if judge else "the policy's own model")
+    return f"{name}: " + (f"{judge.name} on {judge.engine}" if judge else "the policy's own model")
 
 
 STAGE = Stage(
@@ -220,7 +226,7 @@ STAGE = Stage(
     groups=_groups,
     work=prune,
     total=lambda run: run.count("optimize"),
-    asks_judge=lambda recipe: recipe.prune.judge == "llm",
+    asks_judge=_asks_judge,
     card=Card(6, "optimized", "train", "finalized trajectories after pruning, with verdicts"),
     paper="2505.21765",
     width=lambda recipe: recipe.prune.rollouts,

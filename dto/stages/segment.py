@@ -30,11 +30,11 @@ async def segment(trajectory: Trajectory, ctx: Context) -> list[Segment] | Dropp
     Unclosed thinking is segmented too, since there may be exits before the tokens ran out.
     """
     thinking = trajectory.text[slice(*trajectory.thinking)]
-    granularity = ctx.recipe.segment.granularity
+    settings = (ctx.recipe.segment.granularity, ctx.recipe.languages)
     if ctx.cut is None:
-        cuts = await asyncio.to_thread(segment_text, thinking, granularity)
+        cuts = await asyncio.to_thread(segment_text, thinking, *settings)
     else:
-        cuts = await ctx.cut(thinking, granularity)
+        cuts = await ctx.cut(thinking, *settings)
     return await asyncio.to_thread(snap, trajectory, ctx.tokenizer, cuts)
 
 
@@ -105,7 +105,8 @@ STAGE = Stage(
     amount=lambda recipe: f"{responses(recipe)} responses",
     record=Segment,
     reads=always("sample"),
-    settings=always("segment."),
+    settings=always("segment.", "languages"),
+    files=lambda recipe: recipe.language_files,
     groups=_groups,
     work=segment,
     total=lambda run: run.count("sample"),

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dto.concurrency import gather_bounded
 from dto.context import Context
@@ -24,18 +23,13 @@ from dto.exits.loop import ask
 from dto.exits.monitor import ENTROPY_LOGPROBS, Monitor
 from dto.exits.path import ExitedResponse, ResponsePath
 from dto.protocols import Sampling
-from dto.recipe import TraceSettings
 from dto.records import AnswerKind, FinishReason, Grade, Problem, Span, Trajectory
 from dto.rollouts import answer_inducer
 from dto.runs.reader import RunReader
 from dto.runs.stage import ANSWERING, Card, Group, Stage, always
 from dto.settings import MonitorSettings
 from dto.stages.evaluate import grade_response
-from dto.tags import ThinkTags
 from dto.trajectories import no_room, prompt_ids
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +162,7 @@ async def _traced(
         response = await path.finished()
         if response.exit_reason != "failed" and not closed:
             # A long response takes a while to read: not on the event loop.
-            transitions = await asyncio.to_thread(
-                _transitions, path.ids, whole.top_logprobs, settings, ctx.tokenizer, ctx.tags
-            )
+            transitions = await asyncio.to_thread(_transitions, path.ids, whole.top_logprobs, ctx)
     graded = await grade_response(response, problem, ctx)
     start, length = len(response.leading_ids), len(response.thinking_ids)
     cuts = sorted({each.position for each in transitions})
@@ -210,16 +202,14 @@ async def _traced(
 
 
 def _transitions(
-    ids: Sequence[int],
-    top_logprobs: Sequence[Mapping[int, float]] | None,
-    settings: TraceSettings,
-    tokenizer: PreTrainedTokenizerBase,
-    tags: ThinkTags,
+    ids: Sequence[int], top_logprobs: Sequence[Mapping[int, float]] | None, ctx: Context
 ) -> list[TracedTransition]:
+    settings, languages = ctx.recipe.trace, ctx.recipe.languages
     transitions: list[TracedTransition] = []
     for kind in settings.monitors:
         where = MonitorSettings(monitor=kind, every=settings.every, entropy=settings.entropy)
-        found = Monitor(tokenizer, where, tags).scan(ids, top_logprobs, ended=True)
+        monitor = Monitor(ctx.tokenizer, where, ctx.tags, languages)
+        found = monitor.scan(ids, top_logprobs, ended=True)
         transitions += [TracedTransition(kind, cut, seen) for cut, seen in found]
     return transitions
 
@@ -275,7 +265,8 @@ STAGE = Stage(
     amount=lambda recipe: f"{recipe.problems.dev * recipe.evaluate.samples:,} responses",
     record=Trace,
     reads=always("problems"),
-    settings=always("trace.", *ANSWERING),
+    settings=always("trace.", "languages", *ANSWERING),
+    files=lambda recipe: recipe.language_files,
     groups=_groups,
     work=trace,
     total=lambda run: run.count("problems", split="dev"),

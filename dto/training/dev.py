@@ -1,12 +1,10 @@
-"""How good, and how long, are the answers of a model that is being trained?
+"""Measure a model during training: accuracy and length on dev problems, and judging of chains.
 
-A model that judges (2508.17803) reads question and chain, thinks, and picks A, B or C. A letter is
-read as the answer to any multiple-choice question is (`dto.grading`). No letter, or several, or one
-that is no option, is `unreadable`: a wrong pick that is counted apart. A response that ran out of
-tokens, or never closed its thinking, has no letter either.
-
-Judging is measured, beside the dev problems, on the labelled chains of split `dev`: those of
-problems that nothing is trained on.
+For judging (2508.17803), a model reads a question and a chain, thinks, and picks A, B or C. The
+letter is read like the answer to any multiple-choice question (`dto.grading`). If there is no
+letter, or several, or one that is not an option, the pick is `unreadable`: it counts as wrong and
+is also counted separately. So is a response that ran out of tokens or never closed its thinking.
+Judging is measured on the labelled chains of split `dev`, whose problems are not trained on.
 """
 
 from __future__ import annotations
@@ -51,11 +49,11 @@ Pick = Literal["correct", "wrong", "unreadable", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class DevScore:
-    """The model after `step` optimizer steps, on the dev problems.
+    """The model's score on the dev problems after `step` optimizer steps.
 
-    `accuracy` and `truncated` are shares of the `responses` that have a grade (`failed` ones have
-    none); `standard_error` is that of the accuracy, clustered by problem. `tokens_mean` is over the
-    same responses. `loss` is the mean training loss since the row before (none at step 0).
+    `accuracy` and `truncated` are shares of the graded `responses`, without `failed` ones.
+    `standard_error` is the accuracy's, clustered by problem. `tokens_mean` is over the same
+    responses. `loss` is the mean training loss since the previous score (None at step 0).
     """
 
     step: int
@@ -73,7 +71,7 @@ class DevScore:
 def summarize(
     step: int, epoch: float, responses: Sequence[Trajectory | Dropped], loss: float | None = None
 ) -> DevScore:
-    """The score of some responses. Raises DtoError when none has a grade."""
+    """Score responses. Raises DtoError if none has a grade."""
     graded = [row for row in responses if isinstance(row, Trajectory) and row.grade != "failed"]
     if not graded:
         reasons = [row.detail if isinstance(row, Dropped) else row.reason for row in responses]
@@ -98,10 +96,10 @@ _UNTRUNCATED = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "presence_penalty": 0.0}
 
 
 def sampled(recipe: Recipe, samples: int, *, untruncated: bool = False) -> Recipe:
-    """The recipe as the sample stage reads it, for what is trained on, and for judgements.
+    """The recipe with `sample` settings for training responses or judgements.
 
-    `untruncated`: from the model's whole distribution at the temperature. That is the one whose
-    logprobs are trained on, so what is trained on has to come from it.
+    `untruncated`: sample from the model's whole distribution at the temperature, without top-p and
+    the like. Training needs that, because it uses the logprobs of that distribution.
     """
     own = recipe.train
     changes: dict[str, Any] = {"samples": samples, **(_UNTRUNCATED if untruncated else {})}
@@ -125,16 +123,15 @@ def respond(
     work: Work = sample,
     allow_code_execution: bool = False,
 ) -> tuple[list[list[Any]], Usage]:
-    """What the sample stage, or other `work`, makes of each row with the model as it is now.
+    """Run the sample stage, or other `work`, on each row with the model in its current state.
 
-    The model's mode and torch's random state are left as they were; the engine and its prefix cache
-    end here, as the weights are about to change. A model with adapters answers as a merged copy,
-    and all answer in the precision of their weights. `model.context` is the limit, as elsewhere.
-    `label` shows a bar.
+    The model's mode and torch's random state are restored. The engine and its prefix cache are
+    closed at the end, since the weights will change. A model with adapters responds as a merged
+    copy. Responses are computed in the precision of the weights. `label` shows a progress bar.
     """
 
     async def answers(plain: PreTrainedModel) -> tuple[list[list[Any]], Usage]:
-        engine = TransformersEngine(plain, tokenizer, recipe.model)
+        engine = TransformersEngine(recipe.model, loaded=(plain, tokenizer))
         bar = tqdm(total=len(rows), desc=label, leave=False, disable=None if label else True)
         grader = Grader(allow_code_execution=allow_code_execution)
         with metered() as usage, bar:
@@ -142,9 +139,9 @@ def respond(
                 ctx = Context(recipe, engine, grader)
 
                 async def answer(row: Any) -> list[Any]:
-                    made = await work(row, ctx)
+                    results = await work(row, ctx)
                     bar.update()
-                    return made
+                    return results
 
                 return await gather_bounded(map(answer, rows), recipe.window), usage
 
@@ -165,10 +162,10 @@ def measure(
     *,
     allow_code_execution: bool = False,
 ) -> tuple[list[Trajectory | Dropped], Usage]:
-    """`recipe.train.dev_samples` responses to each problem, from the model as it is now.
+    """Sample `recipe.train.dev_samples` responses to each problem from the current model.
 
-    The responses are those of the sample stage, at its temperature. A problem has the same seeds
-    each time, so that two states of a model are compared on the same noise.
+    Sampling is as in the sample stage. A problem has the same seeds each time, so two states of the
+    model are compared on the same noise.
     """
     settings = recipe.sample.model_copy(update={"samples": recipe.train.dev_samples})
     recipe = recipe.model_copy(update={"sample": settings})
@@ -179,21 +176,21 @@ def measure(
 def _spread(
     rows: Sequence[Any], work: Callable[[Sequence[Any]], tuple[list[list[Any]], Usage]]
 ) -> tuple[list[Any], Usage]:
-    """What each process makes of its share of the rows, and what all of it took."""
+    """Split the rows among the processes; return the results and usage of all of them."""
     world = PartialState()
     groups, usage = work(rows[world.process_index :: world.num_processes])
     total = Usage()
-    for each in gather_object([usage]):
-        total.add(each)
+    for share in gather_object([usage]):
+        total.add(share)
     return gather_object([row for group in groups for row in group]), total
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One response to the question about a chain: its ids, the letter in it (or none), its grade.
+    """One response to the question about a chain: its ids, its letter (or none), and its grade.
 
-    `failed` is a request that the engine did not answer, a prompt without room, or a response in
-    another model's tags: `reason`.
+    `failed`: the request failed, the prompt fills the context, or the response uses another model's
+    tags; `reason` says which.
     """
 
     row_id: str
@@ -204,24 +201,24 @@ class Judgement:
 
 
 def read_letter(conclusion: str) -> str:
-    """The one letter that a conclusion picks; empty for none, several, or another letter."""
+    """The letter that a conclusion picks; empty for none, several, or a letter not offered."""
     answer = final_answer(conclusion, "choice") or ""
     return next((letter for letter in LETTERS if answer and compare(letter, answer, "choice")), "")
 
 
 async def judge(row: LabelledChain, ctx: Context) -> list[Judgement]:
-    """`recipe.sample.samples` judgements of one chain, as the sample stage samples.
+    """Sample `recipe.sample.samples` judgements of one chain.
 
-    The limit on tokens is lowered where the context is nearer.
+    The remaining context may lower the limit on tokens.
     """
     settings = ctx.recipe.sample
     if full := no_room(row.prompt_ids, ctx.engine.context):
         return [Judgement(row.id, (), "", "failed", full)] * settings.samples
     room = ctx.engine.context - len(row.prompt_ids)
     sampling = ctx.sampling(min(settings.max_tokens, room), ctx.seed(row.id, "judge"))
-    found = []
-    for each in await ctx.engine.complete(row.prompt_ids, sampling, settings.samples):
-        reading, ended = await read_whole(row.prompt_ids, each, ctx.tokenizer, ctx.tags)
+    judgements = []
+    for completion in await ctx.engine.complete(row.prompt_ids, sampling, settings.samples):
+        reading, ended = await read_whole(row.prompt_ids, completion, ctx.tokenizer, ctx.tags)
         letter = "" if ended else read_letter(reading.text[slice(*reading.conclusion)])
         pick: Pick = "unreadable"
         if letter:
@@ -229,18 +226,18 @@ async def judge(row: LabelledChain, ctx: Context) -> list[Judgement]:
         elif ended and ended.grade == "failed":
             pick = "failed"
         reason = ended.reason if ended else ""
-        found.append(Judgement(row.id, each.token_ids, letter, pick, reason))
-    return found
+        judgements.append(Judgement(row.id, completion.token_ids, letter, pick, reason))
+    return judgements
 
 
 @dataclass(frozen=True, slots=True)
 class JudgingScore:
-    """Judging after `step` optimizer steps: the share of right letters, its 95 % interval.
+    """Judging after `step` optimizer steps: the share of right letters, and its 95 % interval.
 
-    The interval is clustered by problem. `responses` have a grade, `unreadable` of them no letter,
-    which counts as wrong; `failed` ones leave the denominator. `recall` is the share of right
-    letters by verdict, `letters` counts what was picked (empty: nothing), `tokens_mean` is the mean
-    length of a judgement.
+    The interval is clustered by problem. `responses` counts graded judgements; `unreadable` of them
+    have no letter and count as wrong. `failed` ones leave the denominator. `recall` is the share of
+    right letters by verdict, `letters` counts the picked letters (empty: none), `tokens_mean` is
+    the mean length of a judgement.
     """
 
     step: int
@@ -259,27 +256,28 @@ class JudgingScore:
 def score(
     step: int, rows: Sequence[LabelledChain], judgements: Sequence[Judgement]
 ) -> JudgingScore:
-    """Sum up the judgements of some rows; figures without any are nan-free zeros."""
+    """Score judgements; without any, the figures are 0 instead of nan."""
     by_id = {row.id: row for row in rows}
-    graded = [each for each in judgements if each.pick != "failed"]
-    right = [each.pick == "correct" for each in graded]
-    found = proportion(right, [by_id[each.row_id].problem_id for each in graded])
+    graded = [judgement for judgement in judgements if judgement.pick != "failed"]
+    right = [judgement.pick == "correct" for judgement in graded]
+    accuracy = proportion(right, [by_id[row.row_id].problem_id for row in graded])
     hits: dict[str, list[bool]] = {}
-    for each, good in zip(graded, right, strict=True):
-        hits.setdefault(by_id[each.row_id].verdict, []).append(good)
-    picked = Counter(each.letter for each in graded)
+    for judgement, good in zip(graded, right, strict=True):
+        hits.setdefault(by_id[judgement.row_id].verdict, []).append(good)
+    picked = Counter(judgement.letter for judgement in graded)
+    tokens = sum(len(judgement.token_ids) for judgement in graded)
     return JudgingScore(
         step=step,
-        accuracy=found.value if graded else 0.0,
-        low=found.low if graded else 0.0,
-        high=found.high if graded else 1.0,
+        accuracy=accuracy.value if graded else 0.0,
+        low=accuracy.low if graded else 0.0,
+        high=accuracy.high if graded else 1.0,
         responses=len(graded),
-        problems=found.problems,
-        unreadable=sum(each.pick == "unreadable" for each in graded),
+        problems=accuracy.problems,
+        unreadable=sum(judgement.pick == "unreadable" for judgement in graded),
         failed=len(judgements) - len(graded),
-        recall={name: sum(each) / len(each) for name, each in sorted(hits.items())},
+        recall={verdict: sum(good) / len(good) for verdict, good in sorted(hits.items())},
         letters={letter: picked[letter] for letter in (*LETTERS, "") if picked[letter]},
-        tokens_mean=sum(len(each.token_ids) for each in graded) / max(1, len(graded)),
+        tokens_mean=tokens / max(1, len(graded)),
     )
 
 
@@ -290,13 +288,13 @@ def measure_judging(
     recipe: Recipe,
     step: int,
 ) -> tuple[JudgingScore, Usage]:
-    """Judging of held-out rows with the model as it is now, on the same noise each time."""
+    """Measure judging of held-out rows with the current model, on the same noise each time."""
     recipe = sampled(recipe, recipe.train.judgements)
     share = partial(respond, model, tokenizer, recipe=recipe, work=judge)
     judgements, usage = _spread(rows, share)
-    found = score(step, rows, judgements)
+    result = score(step, rows, judgements)
     logger.info(
         "step %d: judging %.3f (%.3f–%.3f) of %d held-out chains, %d without a letter",
-        step, found.accuracy, found.low, found.high, len(rows), found.unreadable,
+        step, result.accuracy, result.low, result.high, len(rows), result.unreadable,
     )  # fmt: skip
-    return found, usage
+    return result, usage

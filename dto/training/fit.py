@@ -1,4 +1,4 @@
-"""One training, whatever its loss: what it reads, in which order, what it keeps, what it took."""
+"""Run one training, for any method: load rows, order them, train, keep a model, count the cost."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def training_flops(
 ) -> tuple[float, float]:
     """Attention FLOPs and model FLOPs of training on sequences of these lengths in tokens.
 
-    Forward and backward pass are three forward passes; where `adapters` are trained alone, two, but
-    for the attention, which has no weights. `checkpointing` and a `reference` model add a forward
-    pass each.
+    A forward and backward pass cost three forward passes. With `adapters` it is two, except for
+    attention, which has no weights. `checkpointing` and a `reference` model add one forward pass
+    each.
     """
     tokens, attention = 0, 0.0
     for length in lengths:
@@ -83,14 +83,14 @@ def training_flops(
 logger = logging.getLogger("dto.train")
 
 ONLINE = ("grpo", "drqa")
-"""Methods that sample what they train on."""
+"""Methods that sample their training data."""
 LABELLED = ("drqa", "cft", "sft_batch")
-"""Methods that read labelled chains, and so have some held out to measure judging by."""
+"""Methods that read labelled chains, and measure judging on held-out ones."""
 NOUNS = {
     "sft": "responses", "sft_batch": "responses", "o1_pruner": "responses",
     "grpo": "problems", "drqa": "chains", "cft": "chains", "none": "rows",
 }  # fmt: skip
-"""What the rows of a method are; those of the others are pairs."""
+"""The noun for a method's rows; other methods train on pairs."""
 
 
 def fit(
@@ -101,21 +101,20 @@ def fit(
     *,
     allow_code_execution: bool = False,
 ) -> dict[str, Any]:
-    """Train on what a run holds and keep one model in `directory`/model; what came of it.
+    """Train on a run's tables, keep one model in `directory`/model, and return the result.
 
-    The result, also in `result.json`, is described at :func:`dto.training.train.train`; `directory`
-    is RUN/train if none is given. A training on stored responses that was killed goes on from its
-    last complete checkpoint, and ends with the same weights and scores; with another number of
-    processes it starts anew, as its steps are others, and so does one that samples. A finished one
-    stands, however many processes it had. `base` is the dev score of the base model where that is
-    known already. Raises DtoError for tables that do not fit, a model that cannot be loaded and a
-    loss that is not finite.
+    :func:`dto.training.train.train` describes the result, which is also in `result.json`.
+    `directory` is RUN/train by default. A killed training on stored responses resumes from its last
+    complete checkpoint and ends with the same weights and scores. It starts afresh with another
+    number of processes, whose steps differ; so does a training that samples. A finished training is
+    kept, whatever its number of processes. `base` is the base model's dev score, if known. Raises
+    DtoError for inconsistent tables, a model that cannot be loaded and a loss that is not finite.
     """
     directory = run / "train" if directory is None else directory
     kind = trainer_class(recipe.train.method)
     config = kind.config(recipe, directory / CHECKPOINTS) if kind is not None else None
     if config is not None:
-        _ = config.device  # sets up the processes: on CPUs, PartialState() before it would not
+        _ = config.device  # sets up the processes; on CPUs it must come before PartialState()
         one_device(config, run)
     world = PartialState()
     model, tokenizer = load(recipe)
@@ -129,9 +128,9 @@ def fit(
             writer=world.is_main_process,
             keep=recipe.train.keep,
         )
-        known = training.result()
-        if known is not None:
-            return known
+        finished = training.result()
+        if finished is not None:
+            return finished
         if recipe.train.method in ONLINE:
             training.restart()
         checkpoint = training.resume()
@@ -162,9 +161,9 @@ def fit(
 
 
 def trainer_class(method: str) -> Any:
-    """The trainer of a method; None for `none`.
+    """The trainer class of a method; None for `none`.
 
-    That of GRPO is imported only where it is needed: TRL imports vLLM with it, if that is there.
+    GRPO's is imported only when needed, because TRL then imports vLLM, if it is installed.
     """
     stored: dict[str, Any] = {"none": None, "simpo": SimPOTrainer, "dpo": StoredDPOTrainer}
     stored |= dict.fromkeys(("sft", "cft", "sft_batch"), StoredSFTTrainer)
@@ -184,7 +183,7 @@ def make_trainer(
     order: Sequence[int],
     callback: TrainerCallback,
 ) -> Any:
-    """The trainer of the recipe's method on some rows in their order; its head is checked."""
+    """Make the trainer of the recipe's method for ordered rows, and check its fused head."""
     if on_cpu(recipe):
         small_tiles()
     kind = trainer_class(recipe.train.method)
@@ -210,25 +209,25 @@ def _train(callback: DevCallback, base: DevScore | None, checkpoint: Path | None
 def read_material(
     run: RunReader, recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> Material:
-    """The material of the recipe's method. Raises DtoError for fewer than two dev problems."""
+    """Load the data of the recipe's method. Raises DtoError for fewer than two dev problems."""
     settings = recipe.train
     dev = list(run.problems("dev"))
     if len(dev) < 2:
         raise DtoError(
-            f"train: {len(dev)} dev problems are too few to choose a checkpoint by: "
-            "set problems.dev to 300"
+            f"train: {len(dev)} dev problems are too few to choose a checkpoint: set problems.dev "
+            "to 300"
         )
     held_out = _labelled(run, "dev") if settings.method in LABELLED else []
-    found = _found(run, recipe, model, tokenizer)
-    rows = [row for row in found if not isinstance(row, Dropped)]
-    dropped = [row for row in found if isinstance(row, Dropped)]
+    loaded = _load_rows(run, recipe, model, tokenizer)
+    rows = [row for row in loaded if not isinstance(row, Dropped)]
+    dropped = [row for row in loaded if isinstance(row, Dropped)]
     return Material(dev, held_out, rows, dropped, _order(rows, recipe, tokenizer))
 
 
-def _found(
+def _load_rows(
     run: RunReader, recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> Sequence[Problem | LabelledChain | Row | Dropped]:
-    """The method's rows in the tables, and those that cannot be trained on."""
+    """The method's rows in the tables; a row that cannot be used is a Dropped."""
     limit: Any = getattr(model.config, "max_position_embeddings", None)
     own = int(limit or recipe.pair.max_length)
     context = min(own, recipe.model.context or own)
@@ -251,7 +250,7 @@ def _found(
 
 
 def _order(rows: Sequence[Any], recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Indices into the rows for all epochs, or for as long as the budget lasts."""
+    """Indices into the rows, for all epochs or until the token budget is spent."""
     settings, seed = recipe.train, recipe.seed
     if not rows:
         return []
@@ -269,7 +268,7 @@ def _order(rows: Sequence[Any], recipe: Recipe, tokenizer: PreTrainedTokenizerBa
 
 
 def longest(recipe: Recipe, rows: int, shortest_prompt: int) -> int:
-    """Rows in the order of a training: an upper bound where the tokens decide when it ends."""
+    """The number of rows in a training's order; an upper bound if a token budget ends it."""
     settings = recipe.train
     budget = settings.policy_tokens
     if budget is None:
@@ -278,19 +277,19 @@ def longest(recipe: Recipe, rows: int, shortest_prompt: int) -> int:
 
 
 def _labelled(run: RunReader, split: str) -> list[LabelledChain]:
-    """The labelled chains of a split: `train`, or `dev`, which are held out."""
+    """The labelled chains of a split; those of `dev` are held out."""
     return [row for row in run.rows("label", LabelledChain) if row.split == split]
 
 
 def step_size(recipe: Recipe) -> int:
-    """Rows in one optimizer step."""
+    """The number of rows in one optimizer step."""
     per_process = recipe.train.batch_size * recipe.train.gradient_accumulation
     processes: int = PartialState().num_processes
     return per_process * processes
 
 
 def fingerprint(recipe: Recipe, material: Material) -> str:
-    """What makes a training the same: settings, model, what it trains on and is measured by."""
+    """Hash everything that decides a training: settings, model, rows and dev problems."""
     parts = (recipe.train, recipe.sample, recipe.model)
     settings = [part.model_dump_json() for part in parts]
     trained = content_id(*(content_id(repr(row)) for row in material.rows))
@@ -306,7 +305,7 @@ def _result(
     trainer: Any,
     choice: Choice,
 ) -> dict[str, Any]:
-    """Counts, what is kept, and what it took; `trainer` is None where nothing was trained."""
+    """The result: counts, the kept step, and the cost. `trainer` is None if nothing was trained."""
     method = recipe.train.method
     online = trainer if method in ONLINE else None
     steps = training.history[-1].step if training.history else 0

@@ -1,19 +1,19 @@
 """GRPO (2402.03300) by TRL's GRPOTrainer with our own engine for the responses.
 
-What is asked are problems (`train.method: grpo`; the responses are those of the sample stage, and
-`reward` says what is rewarded) or labelled chains (`drqa`, 2508.17803: the model judges them, and
-is rewarded for the right letter). Responses come from the model as it is now, in exact ids. They
-come from its whole distribution at the temperature, without top-p and the like: that is the
-distribution whose logprobs are trained on. `kl` weighs the divergence from the
-base (a second model; under LoRA the base without its adapters). A group whose rewards are all equal
-teaches nothing: these are counted. TRL's defaults stand: the loss is the mean over all tokens of a
-step (dapo), and the divergence is weighted by the ratio of the probabilities (2512.02556).
+`train.method: grpo` asks problems as the sample stage does, and `train.reward` rewards the
+responses (`dto/training/rewards.py`). `drqa` (2508.17803) asks about labelled chains and rewards
+the right letter. The model that is being trained responds, in exact ids, and from its whole
+distribution at the temperature, without top-p and the like: the loss is on the logprobs of that
+distribution. `kl` weighs the divergence from the base (a second model; under LoRA the base without
+its adapters). A group with equal rewards teaches nothing; the result counts these groups. As by
+default in TRL, the loss is the mean over all tokens of a step (dapo), and the ratio of the
+probabilities weighs the divergence (2512.02556).
 
-The tokens of a step are known only after it, so the training ends where the next step might exceed
-the budget, and the learning rate falls linearly with the share of the budget that is spent.
+The tokens of a step are known only after it. The training therefore ends when the next step might
+exceed the budget, and the learning rate falls linearly with the share of the budget that is spent.
 
-O1-Pruner (2501.12570) is here as well: the clipped objective of PPO on samples of the base model,
-which TRL's GRPOTrainer computes too (:class:`PrunerTrainer`).
+O1-Pruner (2501.12570) is here too: it is the clipped objective of PPO on samples of the base model,
+which TRL's GRPOTrainer also computes (:class:`PrunerTrainer`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
-from math import exp
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -40,59 +39,19 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import pad
 
 from dto.recipe import Recipe
-from dto.records import Dropped, LabelledChain, Problem, derive
+from dto.records import Dropped, LabelledChain, Problem, Trajectory, derive
 from dto.stages.sample import sample
 from dto.training.dev import Judgement, judge, respond, sampled
 from dto.training.pairs import Demonstration, Ids, asked
+from dto.training.rewards import Rewarded, reward_of
 from dto.training.trainers import QuietTrainer, arguments
 from dto.usage import Usage
 
 
-def accuracy(correct: Sequence[bool], lengths: Sequence[int], penalty: float) -> list[float]:
-    """1 for a right response, 0 for a wrong one (2402.03300); length is not looked at."""
-    return [float(right) for right in correct]
-
-
-def length_penalty(correct: Sequence[bool], lengths: Sequence[int], penalty: float) -> list[float]:
-    """Right: 1 - penalty · sigmoid((length - mean) / deviation), wrong: 0 (2502.04463).
-
-    Mean and standard deviation are those of the right responses to the problem. Where they are all
-    equally long, the sigmoid is one half.
-    """
-    right = [length for length, good in zip(lengths, correct, strict=True) if good]
-    mean, deviation = (fmean(right), pstdev(right)) if right else (0.0, 0.0)
-
-    def reward(length: int) -> float:
-        score = (length - mean) / deviation if deviation else 0.0
-        return 1 - penalty / (1 + exp(-score))
-
-    return [reward(length) if good else 0.0 for good, length in zip(correct, lengths, strict=True)]
-
-
-def shorter_better(correct: Sequence[bool], lengths: Sequence[int], penalty: float) -> list[float]:
-    """2 · right - penalty · |length - optimal length| (2504.21370; 2 is the paper's alpha).
-
-    The sample-optimal length is that of the shortest right response; without a right one, the mean.
-    """
-    right = [length for length, good in zip(lengths, correct, strict=True) if good]
-    optimal = min(right) if right else fmean(lengths) if lengths else 0.0
-    return [
-        2.0 * good - penalty * abs(length - optimal)
-        for good, length in zip(correct, lengths, strict=True)
-    ]
-
-
-REWARDS = {
-    "accuracy": accuracy,
-    "length_penalty": length_penalty,
-    "shorter_better": shorter_better,
-}
-
-
 def judging(picks: Sequence[str], no_letter: float) -> list[float]:
-    """1 for picking the label, 0 for another letter, `no_letter` for none (2508.17803).
+    """Reward the letter of the label with 1, another letter with 0, none with `no_letter`.
 
-    The paper has 1 and 0 alone.
+    Departure from 2508.17803, which has only 1 and 0.
     """
     worth = {"correct": 1.0, "wrong": 0.0, "unreadable": no_letter}
     return [worth[pick] for pick in picks]
@@ -101,11 +60,18 @@ def judging(picks: Sequence[str], no_letter: float) -> list[float]:
 KL = {"grpo": 0.0, "drqa": 0.04}
 """The weight of the divergence where the recipe has none; TRL's default, and GRPO's own."""
 STEPS = "steps.jsonl"
-_Answers = tuple[Ids, list[tuple[Ids, str]]]
+
+
+class Answer(NamedTuple):
+    """One response to a row. `grade` is the pick where the row is a labelled chain."""
+
+    ids: Ids
+    grade: str
+    text: str = ""
 
 
 class Groups(NamedTuple):
-    """What the rewards of some responses were; `flat` groups had no advantage."""
+    """Sums over the groups of some responses; `flat` groups had no advantage."""
 
     groups: int = 0
     flat: int = 0
@@ -141,6 +107,7 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
     ) -> None:
         self.rows = {row.id: row for row in rows}
         self.recipe = recipe
+        self.reward = reward_of(recipe.train)
         self.words = tokenizer
         self.usage = Usage()
         self.spent = 0
@@ -216,15 +183,16 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
         seed = derive(self.recipe.seed, "grpo", "step", self.state.global_step)
         recipe = sampled(self.recipe.model_copy(update={"seed": seed}), group, untruncated=True)
         unique = list(dict.fromkeys(firsts))  # an epoch may end with what the next begins with
-        found, usage = self._sampled([self.rows[name] for name in unique], recipe)
-        made = dict(zip(unique, found, strict=True))
+        groups, usage = self._sampled([self.rows[name] for name in unique], recipe)
+        group_of = dict(zip(unique, groups, strict=True))
         end = int(self.words.eos_token_id)
-        prompts, completions, grades = [], [], []
-        for prompt, answers in (made[name] for name in firsts):
-            for ids, grade in answers:
+        prompts, completions, grades, texts = [], [], [], []
+        for prompt, answers in (group_of[name] for name in firsts):
+            for answer in answers:
                 prompts.append(list(prompt))
-                completions.append(list(ids))
-                grades.append(grade)
+                completions.append(list(answer.ids))
+                grades.append(answer.grade)
+                texts.append(answer.text)
         generated = sum(map(len, completions))
         completions = [ids or [end] for ids in completions]
         lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
@@ -234,15 +202,18 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
             "completion_ids": completions,
             "logprobs": None,  # type: ignore[dict-item]
             "grade": grades,
+            "text": texts,
         }
 
-    def _sampled(self, rows: Sequence[Any], recipe: Recipe) -> tuple[list[_Answers], Usage]:
-        """The prompt of each row, and `group` answers to it: their ids, and what is rewarded.
+    def _sampled(
+        self, rows: Sequence[Any], recipe: Recipe
+    ) -> tuple[list[tuple[Ids, list[Answer]]], Usage]:
+        """Sample `group` answers to each row: the ids of its prompt, with the answers.
 
         An answer that was dropped (no room, or in another model's tags) is empty and `failed`.
         """
         model = self.accelerator.unwrap_model(self.model)
-        found, usage = respond(
+        responses, usage = respond(
             model,
             self.words,
             rows,
@@ -250,43 +221,48 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
             work=judge if self.recipe.train.method == "drqa" else sample,
             allow_code_execution=self.allow_code_execution,
         )
-        made: list[_Answers] = []
-        for row, responses in zip(rows, found, strict=True):
-            answers: list[tuple[Ids, str]] = [
-                (each.token_ids, each.pick if isinstance(each, Judgement) else each.grade)
-                for each in responses
-                if not isinstance(each, Dropped)
-            ]
-            answers += [((), "failed")] * (self.recipe.train.group - len(answers))
-            made.append((asked(row, self.words, recipe.model), answers))
-        return made, usage
+        groups = []
+        for row, records in zip(rows, responses, strict=True):
+            answers = [_answer(record) for record in records if not isinstance(record, Dropped)]
+            answers += [Answer((), "failed")] * (self.recipe.train.group - len(answers))
+            groups.append((asked(row, self.words, recipe.model), answers))
+        return groups, usage
 
     def _rewards(
-        self, completion_ids: list[list[int]], grade: list[str], **_: Any
+        self,
+        prompts: list[str],
+        completion_ids: list[list[int]],
+        grade: list[str],
+        text: list[str],
+        **_: Any,
     ) -> list[float | None]:
-        """TRL's reward function: the rewards of groups that follow one another."""
+        """TRL's reward function: the rewards of consecutive groups; `prompts` are ids of rows."""
         settings = self.recipe.train
         rewards: list[float | None] = []
         counted = Groups()
-        for at in range(0, len(grade), settings.group):
-            grades = grade[at : at + settings.group]
-            lengths = [len(ids) for ids in completion_ids[at : at + settings.group]]
-            # What failed has no reward, and no part in those of the others.
-            places = [place for place, each in enumerate(grades) if each != "failed"]
-            graded = [grades[place] for place in places]
+        for start in range(0, len(grade), settings.group):
+            places = range(start, start + settings.group)
+            # A response that failed has no reward, and no part in those of the others.
+            graded = [place for place in places if grade[place] != "failed"]
             if settings.method == "drqa":
-                given = judging(graded, settings.no_letter)
+                values = judging([grade[place] for place in graded], settings.no_letter)
             else:
-                correct, own = [each == "correct" for each in graded], [lengths[p] for p in places]
-                given = REWARDS[settings.reward](correct, own, settings.penalty)
+                row: Any = self.rows[prompts[start]]
+                values = self.reward(
+                    [
+                        Rewarded(text[at], len(completion_ids[at]), grade[at] == "correct", row)
+                        for at in graded
+                    ]
+                )
             counted = counted.plus(
                 Groups(
-                    1, len(set(given)) < 2, len(given), sum(given),
-                    grades.count("unreadable"), sum(lengths),
+                    1, len(set(values)) < 2, len(values), sum(values),
+                    sum(grade[place] == "unreadable" for place in places),
+                    sum(len(completion_ids[place]) for place in places),
                 )
             )  # fmt: skip
-            reward = dict(zip(places, given, strict=True))
-            rewards += [reward.get(place) for place in range(len(grades))]
+            reward = dict(zip(graded, values, strict=True))
+            rewards += [reward.get(place) for place in places]
         for each in gather_object([tuple(counted)]):
             self._rewarded = self._rewarded.plus(Groups(*each))
         return rewards
@@ -297,6 +273,12 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
             self.spent += own + sum(trained)
             self.lengths += trained
             self.usage.add(each)
+
+
+def _answer(record: Trajectory | Judgement) -> Answer:
+    if isinstance(record, Judgement):
+        return Answer(record.token_ids, record.pick)
+    return Answer(record.token_ids, record.grade, record.text)
 
 
 class StepCallback(TrainerCallback):

@@ -1,7 +1,7 @@
-"""What is trained on as token ids: pairs, labelled chains, rewarded samples; and in which order.
+"""Load training rows as token ids (pairs, labelled chains, weighted samples), and order them.
 
-The pair table holds text for people and references; what is trained on are the ids that the model
-sampled, so nothing is rendered, tokenised or given an end-of-sequence token here.
+The pair table has text for people, and references to ids. Training uses the ids that the model
+sampled, so stored responses are never rendered or tokenized again, and get no extra EOS.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def length_harmonizing(
 ) -> list[float]:
     """O1-Pruner's reward (2501.12570): mean length / length - 1 + weight · (right - accuracy).
 
-    Mean length and accuracy are those of the reference model, estimated by the same samples, so
-    that the rewards need no further baseline. Departures from the published script: it takes two of
-    the samples of each problem, cuts the rewards to [-2, 4] and standardizes them over the data.
+    Mean length and accuracy are the reference model's, estimated from the same samples, so the
+    rewards need no further baseline. Departures from the published script: it uses two samples of
+    each problem, clips the rewards to [-2, 4] and standardizes them over the data.
     """
     if not lengths:
         return []
@@ -56,14 +56,14 @@ def length_harmonizing(
 
 
 BATCHES_PER_BLOCK = 8
-"""Pairs are sorted by length inside blocks of so many batches: little padding, random enough."""
+"""Rows are sorted by length inside blocks of this many batches, which saves padding."""
 
 Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedPair:
-    """One pair: the ids of the prompt and of both responses, EOS only where it was emitted."""
+    """One pair: the ids of the prompt and both responses, with EOS only if the model emitted it."""
 
     id: str
     prompt_ids: Ids
@@ -72,14 +72,14 @@ class TokenizedPair:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each sequence that a pass over the pair reads: the prompt with either side."""
+        """The lengths of the two sequences that a pass reads: the prompt with either response."""
         prompt = len(self.prompt_ids)
         return prompt + len(self.chosen_ids), prompt + len(self.rejected_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """One response that is trained on alone; `weight` is its advantage, if the method has one."""
+    """One response to train on; `weight` is its advantage, if the method has one."""
 
     id: str
     prompt_ids: Ids
@@ -88,7 +88,7 @@ class Demonstration:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of the one sequence that a pass over it reads."""
+        """The length of the sequence that a pass reads."""
         return (len(self.prompt_ids) + len(self.response_ids),)
 
 
@@ -97,10 +97,10 @@ Row = TokenizedPair | Demonstration
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """The rows to train on, their order, and what the model is measured by meanwhile.
+    """The data of one training: rows, their order, dev problems and held-out chains.
 
-    `rows` are pairs, responses, or what the model is asked anew: problems, or labelled chains.
-    `order` holds indices into them, for all epochs.
+    `rows` are pairs or responses. Methods that sample have problems or labelled chains instead.
+    `order` holds indices into the rows, for all epochs.
     """
 
     dev: list[Problem]
@@ -116,7 +116,7 @@ class Material:
 
 
 def fitting(row: Row, context: int) -> Row | Dropped:
-    """The row, or dropped as `too_long` where it has more than `context` tokens."""
+    """Return the row, or drop it as `too_long` if it has more than `context` tokens."""
     size = max(row.lengths)
     if size > context:
         return Dropped(row.id, "too_long", f"{size:,} tokens, the model's context is {context:,}")
@@ -126,14 +126,14 @@ def fitting(row: Row, context: int) -> Row | Dropped:
 def asked(
     row: Problem | LabelledChain, tokenizer: PreTrainedTokenizerBase, model: ModelSettings
 ) -> Ids:
-    """The prompt of a row that responses are sampled to."""
+    """The prompt ids of a row for which responses are sampled."""
     if isinstance(row, LabelledChain):
         return row.prompt_ids
     return prompt_ids(row.question, tokenizer, model, row.prompt)
 
 
 def chosen_sides(pairs: Iterable[Row | Dropped]) -> list[Row | Dropped]:
-    """What SFT sees of the pairs that the other methods see: each chosen response once."""
+    """The rows for SFT: each chosen response of the pairs once."""
     rows: dict[Any, Row | Dropped] = {}
     for pair in pairs:
         if isinstance(pair, TokenizedPair):
@@ -145,19 +145,19 @@ def chosen_sides(pairs: Iterable[Row | Dropped]) -> list[Row | Dropped]:
 
 
 def load_weighted(run: RunReader, context: int, accuracy_weight: float) -> list[Row | Dropped]:
-    """All samples of a run with O1-Pruner's weights, by problem (:func:`length_harmonizing`).
+    """Load all samples of a run with O1-Pruner's weights (:func:`length_harmonizing`).
 
-    Dropped are those that failed, that are empty, or longer than `context` tokens.
+    Failed samples and samples longer than `context` tokens are dropped; empty ones are skipped.
     """
     rows: list[Row | Dropped] = []
     samples = run.rows("sample", Trajectory)
     for _, group in groupby(samples, key=lambda row: row.problem_id):
-        found = [row for row in group if row.token_ids]
-        graded = [row for row in found if row.grade != "failed"]
+        responses = [row for row in group if row.token_ids]
+        graded = [row for row in responses if row.grade != "failed"]
         correct = [row.grade == "correct" for row in graded]
         lengths = [len(row.token_ids) for row in graded]
         weights = iter(length_harmonizing(correct, lengths, accuracy_weight))
-        for row in found:
+        for row in responses:
             if row.grade == "failed":
                 rows.append(Dropped(row.id, "failed", row.reason))
             else:
@@ -167,11 +167,11 @@ def load_weighted(run: RunReader, context: int, accuracy_weight: float) -> list[
 
 
 def load_pairs(run: RunReader, context: int) -> list[Row | Dropped]:
-    """The pairs of a run with their ids, and those that cannot be trained on, in order of id.
+    """Load the pairs of a run with their token ids, in order of id.
 
-    A pair with an empty side is dropped (`empty_response`; its mean logprob is not a number), and
-    so is one longer than `context` tokens (`too_long`). Raises DtoError when the tables do not
-    belong together. Only the responses that pairs refer to are held in memory.
+    A pair with an empty side is dropped (`empty_response`), because its mean logprob is undefined.
+    A pair longer than `context` tokens is dropped too (`too_long`). Raises DtoError if the tables
+    are inconsistent. Only responses of pairs are held in memory.
     """
     pairs = list(run.rows("pair", PreferencePair))
     optimized = {pair.chosen_id for pair in pairs if pair.chosen_from == "optimized"}
@@ -195,26 +195,26 @@ def _tokenized(
     names = (("prompt", pair.trajectory_id), (chosen, pair.chosen_id),
              ("response", pair.rejected_id))  # fmt: skip
     sides = [ids.get(name) for name in names]
-    found = [None if side is None else len(side) for side in sides]
-    stated = [pair.prompt_tokens, pair.chosen_tokens, pair.rejected_tokens]
-    if stated != found:
+    lengths = [None if side is None else len(side) for side in sides]
+    recorded = [pair.prompt_tokens, pair.chosen_tokens, pair.rejected_tokens]
+    if recorded != lengths:
         raise DtoError(
-            f"pair {pair.id}: prompt, chosen, rejected have {found} tokens, not {stated}: "
-            "the trajectories changed since, compute pair again"
+            f"pair {pair.id}: prompt, chosen, rejected have {lengths} tokens, not {recorded}: the "
+            "trajectories have changed; recompute them with `dto pair RUN --recompute`"
         )
-    if 0 in found:
-        return Dropped(pair.id, "empty_response", f"prompt, chosen, rejected: {found} tokens")
+    if 0 in lengths:
+        return Dropped(pair.id, "empty_response", f"prompt, chosen, rejected: {lengths} tokens")
     return fitting(TokenizedPair(pair.id, *(side or () for side in sides)), context)
 
 
 def training_order(
     lengths: Sequence[int], *, epochs: float, batch_size: int, seed: int
 ) -> list[int]:
-    """Indices of the pairs in the order in which they are trained on, over all epochs.
+    """Indices of the rows in training order, over all epochs.
 
-    A function of its arguments alone, so that a training that is resumed sees what it would have
-    seen. Each epoch is shuffled, sorted by length inside blocks of some batches, and the batches
-    are shuffled again. `epochs` may be a fraction; `batch_size` is that of one optimizer step.
+    The order depends only on the arguments, so a resumed training sees the same rows. Each epoch is
+    shuffled and sorted by length inside blocks of batches; then the batches are shuffled. `epochs`
+    may be fractional. `batch_size` is the number of rows in one optimizer step.
     """
     total = round(epochs * len(lengths))
     order: list[int] = []
@@ -229,9 +229,9 @@ def training_order(
 def within_budget(
     tokens: Sequence[int], lengths: Sequence[int], *, budget: int, batch_size: int, seed: int
 ) -> list[int]:
-    """A `training_order` of as many passes as the budget of trained tokens allows, whole rows.
+    """A `training_order` of as many rows as fit into a budget of trained tokens.
 
-    `tokens` is what one pass over each row reads.
+    `tokens` holds the number of tokens that one pass over each row reads.
     """
     whole = sum(tokens)
     if not whole:
@@ -239,7 +239,7 @@ def within_budget(
     passes = ceil(budget / whole) + 1
     order = training_order(lengths, epochs=passes, batch_size=batch_size, seed=seed)
     spent = accumulate(tokens[index] for index in order)
-    return order[: sum(each <= budget for each in spent)]
+    return order[: sum(total <= budget for total in spent)]
 
 
 def _grouped(lengths: Sequence[int], batch_size: int, noise: random.Random) -> Iterable[int]:
@@ -251,7 +251,7 @@ def _grouped(lengths: Sequence[int], batch_size: int, noise: random.Random) -> I
         ordered = sorted(indices[start : start + block], key=lambda index: lengths[index])
         batches += [ordered[at : at + batch_size] for at in range(0, len(ordered), batch_size)]
     noise.shuffle(batches)
-    # Only the last batch may be short: a short one in the middle would shift all that follow.
+    # Put the short batch last: in the middle it would shift all batches after it.
     batches.sort(key=lambda batch: len(batch) < batch_size)
     return [index for batch in batches for index in batch]
 
@@ -262,20 +262,21 @@ def critiques(
     tokenizer: PreTrainedTokenizerBase,
     context: int,
 ) -> list[Row | Dropped]:
-    """Critique fine-tuning (2501.17703): question and chain are read, the verdict is imitated.
+    """Build rows for critique fine-tuning (2501.17703): imitate the verdict on question and chain.
 
-    Departure: the paper's critiques are texts of a larger model, which find the mistakes. Here the
-    critique is the wording of the right option and its letter, which takes no further model; so
-    it differs from DRQA in nothing but the loss.
+    Departure: the paper's critiques are written by a larger model and point out mistakes. Here the
+    critique is the text of the right option and its letter, so no other model is needed, and the
+    method differs from DRQA only in its loss.
     """
     tags = think_tags(tokenizer, model)
-    found = []
+    demonstrations = []
     for row in rows:
         verdict = row.options[LETTERS.index(row.label)]
         text = render("verdict", model.family, tags, verdict=verdict, letter=row.label)
         ids = tags.encode(tokenizer, text)
-        found.append(fitting(_thought(row.id, row.prompt_ids, ids, tokenizer, tags), context))
-    return found
+        thought = _thought(row.id, row.prompt_ids, ids, tokenizer, tags)
+        demonstrations.append(fitting(thought, context))
+    return demonstrations
 
 
 def batch_answers(
@@ -285,11 +286,12 @@ def batch_answers(
     tokenizer: PreTrainedTokenizerBase,
     context: int,
 ) -> list[Row | Dropped]:
-    """Right chains of batch prompts as responses to their questions alone: the paper's failing SFT.
+    """Build rows for SFT on batch chains, as responses to their questions alone.
 
-    A chain's ids are those that were sampled where their text is that of the chain, else its text
-    is encoded: chains lose what names the other questions. The conclusion is written anew.
-    Reads the tables of chain and batch beside the labelled `rows`, of which only the concise count.
+    The paper reports that this SFT fails. Only concise rows are used. A chain keeps its sampled ids
+    if they decode to its text. Otherwise its text is encoded, because references to the other
+    questions were removed. The conclusion is written from a prompt file. Reads the tables of chain
+    and batch.
     """
     wanted = {row.id: row for row in rows if row.verdict == "concise" and row.origin == "batch"}
     chains = {row.id: row for row in run.rows("chain", Chain) if row.id in wanted}
@@ -300,7 +302,7 @@ def batch_answers(
     named = {row.problem_id for row in wanted.values()}
     problems = {row.id: row for row in run.rows("problems", Problem) if row.id in named}
     tags = think_tags(tokenizer, model)
-    found = []
+    demonstrations = []
     for chain_id, row in wanted.items():
         chain, problem = chains[chain_id], problems[row.problem_id]
         prompt = asked(problem, tokenizer, model)
@@ -309,13 +311,13 @@ def batch_answers(
             ids = tags.encode(tokenizer, row.chain)
         conclusion = render("conclude", model.family, tags, answer=row.answer)
         ids = (*ids, *tags.encode(tokenizer, conclusion))
-        found.append(fitting(_thought(row.id, prompt, ids, tokenizer, tags), context))
-    return found
+        demonstrations.append(fitting(_thought(row.id, prompt, ids, tokenizer, tags), context))
+    return demonstrations
 
 
 def _thought(
     row_id: str, prompt: Ids, ids: Ids, tokenizer: PreTrainedTokenizerBase, tags: ThinkTags
 ) -> Demonstration:
-    """Thinking opened where the prompt has not, the ids, and the end of sequence."""
-    begun = tags.encode(tokenizer, opening(tokenizer, prompt, tags))
-    return Demonstration(row_id, prompt, (*begun, *ids, int(tokenizer.eos_token_id)))
+    """A response of opening tag (unless the prompt has it), `ids` and EOS."""
+    opened = tags.encode(tokenizer, opening(tokenizer, prompt, tags))
+    return Demonstration(row_id, prompt, (*opened, *ids, int(tokenizer.eos_token_id)))

@@ -13,6 +13,7 @@ from typing import Any
 from dto.concurrency import run_child
 from dto.errors import DtoError
 from dto.recipe import Recipe, load_recipe
+from dto.runs.reader import RunReader
 from dto.runs.stage import SAMPLING, Stage, always
 
 logger = logging.getLogger("dto.train")
@@ -79,6 +80,22 @@ def train(
         )
     result: dict[str, Any] = json.loads((run / "train" / "result.json").read_text(encoding="utf-8"))
     return result
+
+
+def trained_model(run: RunReader) -> Path:
+    """The folder of the trained model: weights, tokenizer and chat template.
+
+    Raises DtoError if it is missing.
+    """
+    folder = run / "train" / "model"
+    if folder.is_dir():
+        return folder
+    if run.manifest("train") is None:
+        raise DtoError(f"{run.path} has no trained model yet: train it with `dto train {run.path}`")
+    raise DtoError(
+        f"{run.path} has no trained model: download it with `dto pull USER/NAME --out {run.path} "
+        f"--weights`, or train it with `dto train {run.path} --recompute`"
+    )
 
 
 _OF_CHAINS = {

@@ -1,11 +1,11 @@
 """TRL's trainers on stored token ids: SimPO with an anchor, DPO, SFT.
 
-What all trainers share is here too: TRL's settings, a loss that is checked, and log-probabilities
-of labels without whole logits, by TRL's fused head. Whole logits are [tokens, vocabulary]: with
-150,000 ids they are the largest part of a training's memory. The fused head multiplies tiles of
-them, forward and, once more, backward. It knows softcaps and scales by their names in a model's
-configuration; a model that does something else behind its backbone would be trained on another loss
-in silence, so that each head is compared with the whole logits first.
+Shared parts are here too: TRL's settings, checked losses, and log-probabilities of labels by TRL's
+fused head, without full logits. Full logits are [tokens, vocabulary]. With 150,000 ids they are the
+largest part of a training's memory. The fused head computes them in tiles, once in the forward and
+again in the backward pass. It recognises softcaps and scales by their names
+in a model's configuration. A model with other operations after its backbone would silently get a
+wrong loss, so each head is compared with the full logits first.
 
 This is the only module that imports `trl.experimental`.
 """
@@ -49,20 +49,20 @@ else:
 logger = logging.getLogger("dto.train")
 
 CPU_TILE = (512, 8192)
-"""Tokens and ids of a tile on a CPU: TRL's tiles, meant for GPUs, are larger than many a batch."""
+"""Tokens and ids per tile on a CPU. TRL's tiles are for GPUs and exceed many batches."""
 _PROBE_TOKENS = 8
 _TOLERANCE = 1e-3
 
 
 def on_cpu(recipe: Recipe) -> bool:
-    """Whether training is to be done, or can only be done, on the CPU."""
+    """Whether to train on the CPU: by the settings, or because there is no accelerator."""
     return recipe.model.device == "cpu" or not torch.accelerator.is_available()
 
 
 def arguments(recipe: Recipe, directory: Path) -> dict[str, Any]:
-    """TRL's settings: those of the recipe, and nothing that it does on its own account.
+    """TRL's settings from the recipe, with TRL's own logging, saving and reporting disabled.
 
-    Nothing limits the length here: responses come as ids, and those too long are dropped before.
+    The length is not limited here, since too long responses were dropped before.
     """
     settings = recipe.train
     return {
@@ -73,7 +73,7 @@ def arguments(recipe: Recipe, directory: Path) -> dict[str, Any]:
         "gradient_accumulation_steps": settings.gradient_accumulation,
         "warmup_steps": settings.warmup_steps,
         "seed": recipe.seed,
-        "save_strategy": "no",  # DevCallback asks for checkpoints
+        "save_strategy": "no",  # DevCallback requests checkpoints
         "logging_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
@@ -87,18 +87,18 @@ def arguments(recipe: Recipe, directory: Path) -> dict[str, Any]:
 
 
 def one_device(config: Any, run: Path) -> None:
-    """Let one process train on one device, the first that it sees, and say which are idle.
+    """Restrict one process to its first GPU, and log how many others stay idle.
 
-    Otherwise transformers spreads each batch over all GPUs that are visible (nn.DataParallel): n
-    times the batch, an n-th of the steps. Under `accelerate launch` each process has its own
-    already. A private detail is relied on: `_n_gpu`, which transformers sets itself.
+    Otherwise transformers spreads each batch over all visible GPUs (nn.DataParallel): n times the
+    batch, and an n-th of the steps. Under `accelerate launch`, each process already has its own
+    GPU. This relies on a private attribute of transformers, `_n_gpu`.
     """
     visible = int(config.n_gpu)
     if visible < 2:
         return
     config._n_gpu = 1
     logger.info(
-        "train: 1 of %d visible GPUs is used, the others are idle; to use all: "
+        "train: uses 1 of %d visible GPUs; to use all of them: "
         "accelerate launch --num_processes %d -m dto.training.process %s",
         visible,
         visible,
@@ -107,11 +107,11 @@ def one_device(config: Any, run: Path) -> None:
 
 
 class QuietTrainer(Base):
-    """Mixin for a trainer of TRL: token ids in a given order, losses checked, nobody told.
+    """Mixin for TRL's trainers: trains on token ids in a given order, and checks the loss.
 
-    The rows are given to TRL as they are: no template, no tokeniser, no BOS or EOS that was not
-    there. A loss that is not finite ends the training; its mean is kept. A private detail is relied
-    on: telemetry is sent by `_send_telemetry`.
+    TRL gets the rows unchanged: without template, tokenizer, or an added BOS or EOS. A non-finite
+    loss ends the training. The losses are averaged. No telemetry is sent and no model card is
+    written. This relies on a private method of TRL, `_send_telemetry`.
     """
 
     losses: list[float]
@@ -127,10 +127,9 @@ class QuietTrainer(Base):
         callbacks: Sequence[TrainerCallback] = (),
         **more: Any,
     ) -> None:
-        """`order` holds indices into `rows`, for the whole training.
+        """Prepare a training on `rows` in the order of the indices `order`.
 
-        It is one "epoch" to TRL, gone through in sequence. `more` is what only some of its trainers
-        take.
+        TRL sees the whole training as one "epoch" in sequence. `more` goes to TRL's trainer.
         """
         super().__init__(
             model=model,
@@ -147,15 +146,15 @@ class QuietTrainer(Base):
 
     @staticmethod
     def columns(row: Any) -> dict[str, Any]:
-        """A row in TRL's columns."""
+        """Convert a row to TRL's columns."""
         raise NotImplementedError
 
     def share(self, state: TrainerState) -> float:
-        """How much of the training is done, up to 1."""
+        """The share of the training that is done, up to 1."""
         return state.global_step / state.max_steps
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """The loss of a batch. Raises DtoError, before any weight moves, when it is not finite."""
+        """The loss of a batch. Raises DtoError, before any update, if it is not finite."""
         result = super().compute_loss(*args, **kwargs)
         loss = float((result[0] if isinstance(result, tuple) else result).detach())
         if not math.isfinite(loss):
@@ -167,7 +166,7 @@ class QuietTrainer(Base):
         return result
 
     def mean_loss(self) -> float | None:
-        """Mean loss, over all processes, since this was last asked for; None before any."""
+        """Mean loss over all processes since the last call; None without any loss."""
         if not self.losses:
             return None
         own = torch.tensor([[math.fsum(self.losses), len(self.losses)]], dtype=torch.float64)
@@ -176,10 +175,10 @@ class QuietTrainer(Base):
         return float(total[0] / total[1])
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None: checkpoints are not published."""
+        """Write no model card: checkpoints are not published."""
 
     def _send_telemetry(self) -> None:
-        """None: a training run tells nobody of itself."""
+        """Send no telemetry."""
 
 
 class SimPOTrainer(QuietTrainer, CPOTrainer):
@@ -190,9 +189,9 @@ class SimPOTrainer(QuietTrainer, CPOTrainer):
 
         -logsigmoid(beta · (mean logp chosen - mean logp rejected) - gamma) + nll · NLL(chosen)
 
-    where 2505.21765 has SimPO alone: that collapses easily, so the anchor is there and the model is
-    measured on dev problems while it is trained. CPOTrainer computes whole logits; here the loss is
-    computed from the labels' log-probabilities.
+    Departure from 2505.21765, which uses SimPO alone: that collapses easily, so we add the anchor
+    and measure the model on dev problems during training. CPOTrainer computes full logits; here
+    the loss is computed from the labels' log-probabilities.
     """
 
     def __init__(self, recipe: Recipe, model: PreTrainedModel, *args: Any) -> None:
@@ -226,13 +225,13 @@ class SimPOTrainer(QuietTrainer, CPOTrainer):
         return columns
 
     def tokenize_row(self, feature: dict[str, Any], model: object = None) -> dict[str, Any]:
-        """The row as it is: it holds ids."""
+        """Return the row unchanged, since it holds ids."""
         return feature
 
     def get_batch_loss_metrics(
         self, model: Any, batch: dict[str, Any], train_eval: str = "train"
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """The loss of CPOTrainer; its metrics, which nobody reads, are not computed."""
+        """The loss of CPOTrainer, without its metrics, which are not used."""
         filler: Any = self.pad_token_id
         sides = self.concatenated_inputs(
             batch, padding_value=filler, device=self.accelerator.device
@@ -252,13 +251,13 @@ class SimPOTrainer(QuietTrainer, CPOTrainer):
         loss = losses.mean()
         if self.cpo_alpha:
             loss = loss - self.cpo_alpha * sums[chosen].sum() / counts[chosen].sum()
-        if self.aux_loss_enabled:  # of a mixture of experts
+        if self.aux_loss_enabled:  # for a mixture of experts
             loss = loss + self.aux_loss_coef * output.aux_loss
         return loss, {}
 
 
 class StoredDPOTrainer(QuietTrainer, DPOTrainer):
-    """DPO (2305.18290); the reference is the base model, under LoRA the one without adapters."""
+    """DPO (2305.18290). The reference is the base model; with LoRA, the model without adapters."""
 
     def __init__(self, recipe: Recipe, *args: Any) -> None:
         reference = None if recipe.train.lora_rank else load(recipe)[0]
@@ -284,12 +283,12 @@ class StoredDPOTrainer(QuietTrainer, DPOTrainer):
         }
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """The rows as they are: TRL would tokenise text, and add an EOS."""
+        """Return the rows unchanged: TRL would tokenize text and add an EOS."""
         return dataset
 
 
 class StoredSFTTrainer(QuietTrainer, SFTTrainer):
-    """Supervised fine-tuning on stored responses; the prompt has no loss."""
+    """Supervised fine-tuning on stored responses, without a loss on the prompt."""
 
     @staticmethod
     def config(recipe: Recipe, directory: Path) -> SFTConfig:
@@ -310,57 +309,57 @@ class StoredSFTTrainer(QuietTrainer, SFTTrainer):
 
 
 def fuse(model: PreTrainedModel) -> None:
-    """Give a model the fused head: `model(..., labels=…, fused_lm_head=True).log_probs`."""
+    """Add the fused head to a model: `model(..., labels=…, fused_lm_head=True).log_probs`."""
     add_fused_lm_head(base_of(model))
 
 
 def base_of(model: Any) -> Any:
-    """The language model itself, inside of adapters."""
+    """The language model without adapters around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def small_tiles() -> None:
-    """Compute on a CPU small tiles of logits, and those of labels alone, as TRL does on a GPU.
+    """Use small tiles of logits on a CPU, and skip positions without a label, as TRL does on a GPU.
 
-    Private details are relied on: two sizes, and the question whether positions without a label are
-    left out. A test measures what they are for.
+    This relies on private names of TRL: two sizes, and the check whether to skip such positions. A
+    test measures the effect.
     """
     chunked_logprob.TOKEN_CHUNK_SIZE, utils._CHUNKED_LOGPROB_CHUNK_SIZE = CPU_TILE
     utils.__dict__["_use_triton"] = lambda device: True
 
 
 def settle(trainer: Any) -> None:
-    """Compare the head of a trainer's model with whole logits: all of a training have one head.
+    """Check the fused head of a trainer's model against the full logits.
 
-    Raises DtoError where they differ: it would be trained on another loss in silence.
+    Raises DtoError if they differ, since the model would silently be trained on a wrong loss.
     """
     if reason := mismatch(trainer.model, float(getattr(trainer, "temperature", 1.0))):
         raise DtoError(
-            f"train: {reason}: losses are computed from hidden states and head; "
-            "take a model whose logits are those of its head"
+            f"train: {reason}, but losses are computed from hidden states and head: use a model "
+            "whose logits come from its head alone"
         )
 
 
 def mismatch(model: PreTrainedModel, temperature: float = 1.0) -> str:
-    """Why the fused head of a model cannot be used; empty where it can."""
+    """The reason why the fused head of a model cannot be used; empty if it can."""
     base = base_of(model)
     name = type(base).__name__
     head = base.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear):
-        return f"the head of {name} is no plain linear layer ({type(head).__name__})"
+        return f"the head of {name} is not a plain linear layer ({type(head).__name__})"
     count = int(base.config.get_text_config().vocab_size)
     ids = (torch.arange(_PROBE_TOKENS, device=base.device)[None] * 7919) % count
     was_training = model.training
     model.eval()  # type: ignore[no-untyped-call]
     try:
         with torch.no_grad():
-            found = model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs
+            fused = model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float() / temperature
     except (RuntimeError, AttributeError, TypeError, ValueError) as error:
         return f"the fused head fails on {name} ({' '.join(str(error).split())[:150]})"
     finally:
         model.train(was_training)
-    wanted = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-    if ((found - wanted).abs() > _TOLERANCE * (1 + wanted.abs())).any():
-        return f"{name} computes other logits than its head alone"
+    full = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    if ((fused - full).abs() > _TOLERANCE * (1 + full.abs())).any():
+        return f"the logits of {name} differ from those of its head"
     return ""

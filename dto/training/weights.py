@@ -1,4 +1,4 @@
-"""The model that is trained, and the one that is kept."""
+"""Load the model to train, and save the model to keep."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def load(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model to train, in float32 whatever it is stored in, and its tokenizer.
+    """Load the model to train, always in float32, and its tokenizer.
 
-    Raises DtoError when there is no such model, or the files are none.
+    Raises DtoError if the model does not exist or cannot be loaded.
     """
     name, revision = recipe.model.name, recipe.model.revision
     title = f"train: model {name!r}"
@@ -31,9 +31,9 @@ def load(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def with_adapters(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
-    """The model with LoRA adapters (2106.09685) on all its linear layers, if the recipe has any.
+    """Add LoRA adapters (2106.09685) to all linear layers, if the recipe asks for them.
 
-    Their weight is 2 (alpha = 2 · rank). Raises DtoError where peft is not installed.
+    Their scaling is 2 (alpha = 2 · rank). Raises DtoError if peft is not installed.
     """
     rank = recipe.train.lora_rank
     if not rank:
@@ -54,7 +54,7 @@ def with_adapters(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """The model as it answers: itself, or a copy into which its adapters are merged."""
+    """The model itself, or a copy with its adapters merged, for generating responses."""
     if not hasattr(model, "merge_and_unload"):
         return model
     plain: Any = copy.deepcopy(model)
@@ -64,11 +64,11 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
 
 @contextmanager
 def answering(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """The model as it answers, its own `forward` in place of what trainers put before it.
+    """Use the model for generation, with its own `forward` instead of the trainers' wrappers.
 
-    accelerate puts automatic mixed precision before it, whose outputs are float32 while keys and
-    values inside are bfloat16; TRL puts the fused head before it, which in a merged copy would go
-    on with the model that was copied. Both are back afterwards.
+    accelerate wraps it in automatic mixed precision, whose outputs are float32 while keys and
+    values are bfloat16. TRL wraps it in the fused head, which in a merged copy would still use the
+    original model. Both wrappers are restored afterwards.
     """
     plain = merged(model)
     own = vars(plain)
@@ -81,10 +81,10 @@ def answering(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 
 
 def keep(recipe: Recipe, checkpoint: Path | None, directory: Path) -> None:
-    """Save a checkpoint's weights (None: the base's), whole or not at all.
+    """Save a checkpoint's weights (None: the base's), completely or not at all.
 
-    With the base's own tokenizer and chat template. The weights are float32, as they were trained
-    and measured, or bfloat16 where `train.bf16` asks for mixed precision.
+    The tokenizer and chat template are the base's. The weights are float32, as they were trained
+    and measured, or bfloat16 if `train.bf16` is set.
     """
     model, tokenizer = load(recipe)
     if checkpoint is not None and recipe.train.lora_rank:

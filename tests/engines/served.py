@@ -18,7 +18,7 @@ class Served(NamedTuple):
 
     def engine(self, **options: Any) -> TransformersEngine:
         settings = ModelSettings.model_construct(**options)
-        return TransformersEngine(self.model, self.tokenizer, settings)
+        return TransformersEngine(settings, loaded=(self.model, self.tokenizer))
 
     def endless(self, **options: Any) -> TransformersEngine:
         """An engine whose samples end at their token limit alone."""

@@ -71,11 +71,23 @@ EVENTS = {"content-type": "text/event-stream"}
 LASTING = {
     "refusal": (Bad(400, {"error": {"message": "no such thing"}}), "answered 400: no such thing"),
     "detail": (Bad(422, {"detail": "odd"}), "answered 422: odd"),
-    "truncated JSON": (Bad(body=b'{"choices": [{"text": "4'), "not JSON|no finish|finish reason"),
-    "truncated event": (Bad(body=b'data: {"cho\n\n', headers=EVENTS), "not JSON|no completion"),
-    "garbage": (Bad(body={"text": "5"}), "no completion|finish reason"),
-    "garbled event": (Bad(body=b'data: {"text": "5"}\n\n', headers=EVENTS), "no completion"),
-    "plain text": (Bad(body=b"5", headers={"content-type": "text/plain"}), "no completion|reason"),
+    "truncated JSON": (
+        Bad(body=b'{"choices": [{"text": "4'),
+        "invalid JSON|finish reason",
+    ),
+    "truncated event": (
+        Bad(body=b'data: {"cho\n\n', headers=EVENTS),
+        "invalid JSON|a completion",
+    ),
+    "garbage": (Bad(body={"text": "5"}), "a completion|finish reason"),
+    "garbled event": (
+        Bad(body=b'data: {"text": "5"}\n\n', headers=EVENTS),
+        "a completion",
+    ),
+    "plain text": (
+        Bad(body=b"5", headers={"content-type": "text/plain"}),
+        "a completion|reason",
+    ),
     "filtered": (
         Bad(body={"choices": [{"text": "", "finish_reason": "content_filter"}]}),
         "content_filter|finish reason",
@@ -276,7 +288,7 @@ async def test_what_a_server_cannot_sample_is_refused_at_the_start(
         async with Opened(RunReader("x", recipe)) as serving:
             if said is None:
                 await serving.context(STAGES["sample"], "base")
-                told = "presence_penalty counts what one request generates" in caplog.text
+                told = "presence_penalty counts only the tokens of one request" in caplog.text
                 assert told == ("presence_penalty" in settings_of)
             else:
                 with pytest.raises(EngineError, match=said):
@@ -293,7 +305,9 @@ async def test_template_arguments_go_to_a_chat_server_or_are_refused(nano: Serve
         assert "chat_template_kwargs" not in server.requests[-1].body
     async with serve("chat", nano.tokenizer) as server:
         server.refuses = {"chat_template_kwargs": None}
-        with pytest.raises(EngineError, match=r"model.template: .* takes no arguments of a chat"):
+        with pytest.raises(
+            EngineError, match=r"model.template: .* accepts no arguments for a chat"
+        ):
             async with open_engine(settings(server.url, name="other", template=arguments)):
                 pass
     own = ModelSettings(engine="openai", name="gpt", template=arguments)  # type: ignore[arg-type]

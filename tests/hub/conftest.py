@@ -1,4 +1,4 @@
-"""A small run that is whole, a Hub that is not, and a client that goes there."""
+"""Copies of a small run, a stand-in for the Hub, and a client that goes there."""
 
 from __future__ import annotations
 
@@ -15,56 +15,26 @@ import pytest
 
 from dto.hub.publish import publish
 from dto.hub.upload import Uploaded
-from dto.pipeline import needed, open_run, run_stages
+from dto.pipeline import open_run
 from dto.recipe import load_recipe
-from dto.reporting.write import report
-from dto.runs.run import Run, agree
+from dto.runs.run import OpenRun, agree
 from tests.hub.server import WRITER, Hub, serving
-
-ROOT = Path(__file__).parents[2]
-SMALL = {
-    "name": "small",
-    "problems.train": 8,
-    "problems.dev": 8,
-    "problems.test": 6,
-    "sample.samples": 2,
-    "estimate.cap": 12,
-    "estimate.margin": 0.2,
-    "train.evaluations": 1,
-    "train.dev_samples": 2,
-    "train.learning_rate": 2e-4,
-    "train.epochs": 4,
-}
-"""The quickstart, in seconds."""
-
-
-@pytest.fixture(scope="session")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with every stage; nobody writes to it."""
-    place = tmp_path_factory.mktemp("whole") / "small"
-    run = open_run(place, load_recipe(ROOT / "pipelines" / "quickstart.yaml", dict(SMALL)))
-    try:
-        run_stages(run, needed(run.recipe))
-        report(place)
-    finally:
-        run.close()
-    return place
 
 
 @pytest.fixture
-def run_path(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run_path(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of that run below the working directory."""
     monkeypatch.chdir(tmp_path)
-    return Path(shutil.copytree(whole, tmp_path / "runs" / "small"))
+    return Path(shutil.copytree(small_run, tmp_path / "runs" / "small"))
 
 
 @pytest.fixture
 def finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Iterator[Run]:
+) -> Iterator[OpenRun]:
     """The finished run that DTO_QUICKSTART names, copied; without it the small one."""
     named = os.environ.get("DTO_QUICKSTART")
-    source = Path(named) if named else request.getfixturevalue("whole")
+    source = Path(named) if named else request.getfixturevalue("small_run")
     path = tmp_path / "runs" / "finished"
     shutil.copytree(source, path, ignore=shutil.ignore_patterns(".lock", "publish"))
     monkeypatch.chdir(tmp_path)
@@ -74,7 +44,7 @@ def finished(
 
 
 @pytest.fixture
-def run(run_path: Path) -> Iterator[Run]:
+def run(run_path: Path) -> Iterator[OpenRun]:
     opened = open_run(run_path, load_recipe(run_path / "recipe.yaml"), recompute=agree)
     yield opened
     opened.close()
@@ -101,7 +71,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield served
 
 
-def sent(run: Run, name: str, **settings: Any) -> Uploaded:
+def sent(run: OpenRun, name: str, **settings: Any) -> Uploaded:
     """Publish a run; what the Hub made of it."""
     uploaded = publish(run, name, **settings).uploaded
     assert uploaded is not None

@@ -11,13 +11,13 @@ import pytest
 from dto.errors import DtoError
 from dto.hub.publish import publish
 from dto.runs import manifest
-from dto.runs.run import Run
+from dto.runs.run import OpenRun
 from tests.hub.conftest import sent
 from tests.hub.server import OWNER, Fault, Hub, Repo
 from tests.hub.test_publish import KEY, NAME, published
 
 
-def computed_again(run: Run, stage: str) -> None:
+def computed_again(run: OpenRun, stage: str) -> None:
     """As if a stage had come to the same on another day, with other versions of packages."""
     said = manifest.read(run / stage) or {}
     changes = {"seconds": 99.0, "peak_memory": 1, "versions": {"dto": "9.9"}, "git": None}
@@ -30,7 +30,7 @@ def computed_again(run: Run, stage: str) -> None:
 
 
 def test_other_seconds_and_versions_make_no_commit(
-    run: Run, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    run: OpenRun, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(run, NAME)
     before = dict(published(hub))
@@ -46,7 +46,7 @@ def test_other_seconds_and_versions_make_no_commit(
     assert len(hub.repos[KEY].commits) == 3
 
 
-def test_what_others_can_see_makes_a_commit(run: Run, hub: Hub) -> None:
+def test_what_others_can_see_makes_a_commit(run: OpenRun, hub: Hub) -> None:
     publish(run, NAME)
     computed_again(run, "sample")
     with (run / "pair/dropped.jsonl").open("a", encoding="utf-8") as file:
@@ -59,7 +59,7 @@ def test_what_others_can_see_makes_a_commit(run: Run, hub: Hub) -> None:
     assert not sent(run, NAME, license="odc-by").changed
 
 
-def test_what_was_changed_on_the_hub(run: Run, hub: Hub) -> None:
+def test_what_was_changed_on_the_hub(run: OpenRun, hub: Hub) -> None:
     """A card that its owner improved stays; a table that somebody damaged is restored."""
     publish(run, NAME)
     files = published(hub)
@@ -77,7 +77,7 @@ def test_what_was_changed_on_the_hub(run: Run, hub: Hub) -> None:
 
 
 def test_a_model_is_not_sent_again_for_its_card(
-    run: Run, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    run: OpenRun, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(run, NAME, model=True)
     computed = manifest.read(run / "evaluate") or {}
@@ -88,7 +88,7 @@ def test_a_model_is_not_sent_again_for_its_card(
     assert sent(run, NAME, model=True).changed
 
 
-def test_a_licence_that_cannot_be_asked_for_is_not_lost(run: Run, hub: Hub) -> None:
+def test_a_licence_that_cannot_be_asked_for_is_not_lost(run: OpenRun, hub: Hub) -> None:
     repo = hub.repos["dataset", f"{OWNER}/questions"] = Repo(private=False)
     repo.commits.append({"README.md": b"---\nlicense: cc-by-4.0\n---\n"})
     problems = run.recipe.problems.model_copy(update={"source": f"{OWNER}/questions"})
@@ -101,7 +101,7 @@ def test_a_licence_that_cannot_be_asked_for_is_not_lost(run: Run, hub: Hub) -> N
     assert "licence: unknown" in publish(other, NAME, dry_run=False).card
 
 
-def test_a_card_that_the_hub_refuses(run: Run, hub: Hub) -> None:
+def test_a_card_that_the_hub_refuses(run: OpenRun, hub: Hub) -> None:
     hub.faults.append(Fault("POST", "/api/validate-yaml", status=400))
     with pytest.raises(DtoError, match=r"the Hub refuses the card of .*--license"):
         publish(run, NAME, license="my own")

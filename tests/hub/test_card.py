@@ -27,14 +27,14 @@ from dto.records import (
     Trajectory,
 )
 from dto.runs import manifest
-from dto.runs.run import Run
+from dto.runs.run import OpenRun
 from dto.tasks.importing import imported_pairs
 from tests.byte_level import byte_level
 from tests.hub.server import Hub
 from tests.hub.test_publish import NAME, published
 
 
-def test_the_card_says_where_it_comes_from(run: Run, hub: Hub) -> None:
+def test_the_card_says_where_it_comes_from(run: OpenRun, hub: Hub) -> None:
     text = publish(run, NAME).card
     card = DatasetCard(text)
     configs = {each["config_name"]: each for each in card.data.to_dict()["configs"]}
@@ -76,7 +76,7 @@ def test_the_table_and_the_picture_have_one_median(
     assert line[head.index("median")] == median
 
 
-def test_what_models_were_told_cannot_end_its_block(run: Run, hub: Hub) -> None:
+def test_what_models_were_told_cannot_end_its_block(run: OpenRun, hub: Hub) -> None:
     system = run.recipe.model.model_copy(update={"system": "Answer in\n```\n# Not a heading"})
     other = run.following(run.recipe.model_copy(update={"model": system}))
     text = publish(other, NAME, dry_run=True).card
@@ -84,7 +84,7 @@ def test_what_models_were_told_cannot_end_its_block(run: Run, hub: Hub) -> None:
     assert fences == ["```python", "```", "```yaml", "```", *["```text", "```"] * 6]
 
 
-def test_what_cannot_be_seen_is_written_out(run: Run, hub: Hub) -> None:
+def test_what_cannot_be_seen_is_written_out(run: OpenRun, hub: Hub) -> None:
     """Text that turns the direction of what follows, escapes of a terminal, HTML, half a table."""
     hostile = "\u202eeltit\u202c \x1b[31m <script>alert(1)</script> | `x` \u2028 שלום 👩‍🔬"
     system = run.recipe.model.model_copy(update={"system": hostile})
@@ -104,7 +104,7 @@ def test_what_cannot_be_seen_is_written_out(run: Run, hub: Hub) -> None:
     assert "שלום" in body and "👩‍🔬" in body
 
 
-def test_a_card_speaks_of_what_is_there(run: Run, hub: Hub) -> None:
+def test_a_card_speaks_of_what_is_there(run: OpenRun, hub: Hub) -> None:
     text = publish(run, NAME, only=("problems", "evaluation"), dry_run=True).card
     assert 'evaluation = load_dataset("somebody/small")  # or' in text
     assert '"problems")' in text and "lengths.png" not in text and "## Lengths" not in text
@@ -115,7 +115,7 @@ def test_a_card_speaks_of_what_is_there(run: Run, hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("git", [None, {}, {"commit": "0a1b2c", "dirty": True}])
-def test_a_run_computed_without_a_checkout(git: object, run: Run, hub: Hub) -> None:
+def test_a_run_computed_without_a_checkout(git: object, run: OpenRun, hub: Hub) -> None:
     said = manifest.read(run / "pair") or {}
     manifest.write(run / "pair", said | {"git": git})
     text = publish(run, NAME, dry_run=True).card
@@ -123,7 +123,7 @@ def test_a_run_computed_without_a_checkout(git: object, run: Run, hub: Hub) -> N
     assert ("Computed by dto with" in text) == (not git)
 
 
-def drqa(run: Run) -> None:
+def drqa(run: OpenRun) -> None:
     """Give a run the three stages of DRQA, a row each."""
     whole = Span(0, 2)
     rows = {
@@ -148,7 +148,7 @@ def drqa(run: Run) -> None:
         manifest.write(run / stage, done | {"usage": {}, "seconds": 1.0})
 
 
-def test_batches_chains_and_labels_go_up_and_come_back(run: Run, hub: Hub) -> None:
+def test_batches_chains_and_labels_go_up_and_come_back(run: OpenRun, hub: Hub) -> None:
     drqa(run)
     text = publish(run, NAME).card
     back = Path("runs/back")
@@ -162,7 +162,7 @@ def test_batches_chains_and_labels_go_up_and_come_back(run: Run, hub: Hub) -> No
 
 
 def test_a_comparison_says_where_its_methods_are(
-    run: Run, hub: Hub, caplog: pytest.LogCaptureFixture
+    run: OpenRun, hub: Hub, caplog: pytest.LogCaptureFixture
 ) -> None:
     (run / "compare").mkdir()
     publish(run, NAME, dry_run=True)
@@ -171,7 +171,7 @@ def test_a_comparison_says_where_its_methods_are(
 
 @pytest.mark.parametrize("method", ["dpo", "cpo"])
 def test_trl_trains_on_the_pairs_as_they_are(
-    method: str, run: Run, hub: Hub, tmp_path: Path
+    method: str, run: OpenRun, hub: Hub, tmp_path: Path
 ) -> None:
     """Text gives the very token ids that the run itself trains on, with no option set."""
     from datasets import Dataset

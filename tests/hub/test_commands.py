@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import DatasetCard, ModelCard
 
 from dto.hub.publish import publish
-from dto.runs.run import Run
+from dto.runs.run import OpenRun
 from tests.commands import told
 from tests.hub.server import OWNER, Hub, Repo
 from tests.hub.test_publish import KEY, NAME
@@ -60,7 +60,7 @@ def stated(license: object) -> Repo:
      (None, None, "unknown")],
 )  # fmt: skip
 def test_the_licence_of_the_source(
-    license: str | None, metadata: str | None, shown: str, run: Run, hub: Hub
+    license: str | None, metadata: str | None, shown: str, run: OpenRun, hub: Hub
 ) -> None:
     if license:
         hub.repos["dataset", f"{OWNER}/questions"] = stated(license)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dto.errors import DtoError
 from dto.hub.publish import publish
 from dto.runs import manifest
-from dto.runs.run import Run
+from dto.runs.run import OpenRun
 from tests.hub.conftest import sent
 from tests.hub.server import Hub
 from tests.hub.test_publish import NAME
@@ -20,7 +20,7 @@ from tests.hub.test_publish import NAME
 KEY = ("model", NAME)
 
 
-def test_weights_card_and_results_are_one_commit(run: Run, hub: Hub, tmp_path: Path) -> None:
+def test_weights_card_and_results_are_one_commit(run: OpenRun, hub: Hub, tmp_path: Path) -> None:
     done = publish(run, NAME, model=True, private=True)
     repo = hub.repos[KEY]
     assert repo.private and repo.messages[1:] == ["Publish the model of run small"]
@@ -55,14 +55,14 @@ def test_weights_card_and_results_are_one_commit(run: Run, hub: Hub, tmp_path: P
     assert "base_model" not in data  # the embedded model is not on the Hub
 
 
-def test_without_evaluation(run: Run, hub: Hub) -> None:
+def test_without_evaluation(run: OpenRun, hub: Hub) -> None:
     run.set_aside("evaluate")
     card = publish(run, NAME, model=True, license="apache-2.0").card
     assert "Not evaluated" in card and ModelCard(card).data.eval_results is None
     assert ModelCard(card).data.license == "apache-2.0"
 
 
-def test_runs_without_a_model(run: Run, hub: Hub) -> None:
+def test_runs_without_a_model(run: OpenRun, hub: Hub) -> None:
     said = manifest.read(run / "train") or {}
     manifest.write(run / "train", said | {"kept_step": 0, "reason": "training did not help"})
     with pytest.raises(DtoError, match="no model of its own: training did not help"):
@@ -82,7 +82,7 @@ def test_runs_without_a_model(run: Run, hub: Hub) -> None:
 
 
 def test_local_paths_in_a_config_are_cut(
-    run: Run, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    run: OpenRun, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", "/home/alice")
     path = run / "train/model/config.json"

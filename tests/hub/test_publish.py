@@ -17,7 +17,7 @@ from dto.hub.upload import check_name
 from dto.pipeline import open_run
 from dto.records import OptimizedTrajectory, PreferencePair, Trajectory, Verdict
 from dto.runs import manifest
-from dto.runs.run import Run, agree
+from dto.runs.run import OpenRun, agree
 from tests.hub.conftest import sent
 from tests.hub.server import OWNER, READER, WRITER, Fault, Hub
 
@@ -29,7 +29,7 @@ def published(hub: Hub) -> dict[str, bytes]:
     return hub.repos[KEY].files
 
 
-def test_one_commit_holds_the_tables_as_they_are(run: Run, hub: Hub) -> None:
+def test_one_commit_holds_the_tables_as_they_are(run: OpenRun, hub: Hub) -> None:
     done = publish(run, NAME)
     repo = hub.repos[KEY]
     assert repo.messages == ["initial commit", "Publish run small"] and not repo.private
@@ -39,7 +39,7 @@ def test_one_commit_holds_the_tables_as_they_are(run: Run, hub: Hub) -> None:
     assert not [path for path in repo.files if path.startswith("train/model")]
 
 
-def test_the_same_content_makes_no_second_commit(run: Run, hub: Hub) -> None:
+def test_the_same_content_makes_no_second_commit(run: OpenRun, hub: Hub) -> None:
     publish(run, NAME)
     again = publish(run, NAME)
     assert again.uploaded is not None and not again.uploaded.changed
@@ -49,7 +49,7 @@ def test_the_same_content_makes_no_second_commit(run: Run, hub: Hub) -> None:
     assert "sample/rows.parquet" not in published(hub) and "pair/rows.parquet" in published(hub)
 
 
-def test_private_and_public(run: Run, hub: Hub) -> None:
+def test_private_and_public(run: OpenRun, hub: Hub) -> None:
     assert sent(run, NAME, private=True).private
     assert hub.repos[KEY].private
     hub.repos[KEY].private = False
@@ -57,7 +57,7 @@ def test_private_and_public(run: Run, hub: Hub) -> None:
         publish(run, NAME, private=True)
 
 
-def test_dry_run_sends_nothing(run: Run, hub: Hub) -> None:
+def test_dry_run_sends_nothing(run: OpenRun, hub: Hub) -> None:
     done = publish(run, NAME, dry_run=True)
     assert done.uploaded is None and not hub.requests
     assert (done.folder / "README.md").read_text("utf-8") == done.card
@@ -77,7 +77,7 @@ TROUBLE = [
 
 @pytest.mark.parametrize(("fault", "said"), TROUBLE, ids=lambda each: str(each)[:60])
 def test_what_breaks_off_is_not_seen_and_is_completed(
-    fault: Fault, said: str, run: Run, hub: Hub
+    fault: Fault, said: str, run: OpenRun, hub: Hub
 ) -> None:
     hub.faults.append(fault)
     with pytest.raises(DtoError, match=said) as error:
@@ -96,7 +96,7 @@ def test_what_breaks_off_is_not_seen_and_is_completed(
     ("status", "said"), [(403, "no right to write"), (401, "does not accept the token")]
 )
 def test_what_the_storage_of_large_files_refuses(
-    status: int, said: str, run: Run, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    status: int, said: str, run: OpenRun, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The Hub's own storage is Xet; its client asks the Hub for leave first."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
@@ -108,12 +108,12 @@ def test_what_the_storage_of_large_files_refuses(
     assert sent(run, NAME).changed
 
 
-def test_a_few_lost_connections_are_got_over(run: Run, hub: Hub) -> None:
+def test_a_few_lost_connections_are_got_over(run: OpenRun, hub: Hub) -> None:
     hub.faults += [Fault("PUT", "/lfs/", times=3), Fault("PUT", "/lfs/", times=2, status=500)]
     assert sent(run, NAME).changed
 
 
-def test_a_commit_whose_answer_is_lost_is_not_made_twice(run: Run, hub: Hub) -> None:
+def test_a_commit_whose_answer_is_lost_is_not_made_twice(run: OpenRun, hub: Hub) -> None:
     hub.faults.append(Fault("POST", "/commit/", late=True))
     with pytest.raises(DtoError, match="connection to the Hub broke"):
         publish(run, NAME)
@@ -134,7 +134,7 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(run: Run, hub: Hub) -> 
     ],
 )
 def test_whose_name_and_token(
-    token: str, name: str, said: str, run: Run, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    token: str, name: str, said: str, run: OpenRun, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nowhere")
@@ -160,7 +160,7 @@ def test_what_is_a_name_on_the_hub(name: str, is_one: bool) -> None:
         check_name(name)
 
 
-def test_a_name_that_holds_something_else(run: Run, hub: Hub) -> None:
+def test_a_name_that_holds_something_else(run: OpenRun, hub: Hub) -> None:
     publish(run, NAME)
     repo = hub.repos[KEY]
     del repo.commits[-1]["run.json"]
@@ -175,7 +175,7 @@ def test_a_name_that_holds_something_else(run: Run, hub: Hub) -> None:
     assert json.loads(repo.files["run.json"])["name"] == "small"
 
 
-def test_a_name_that_somebody_else_has(run: Run, hub: Hub) -> None:
+def test_a_name_that_somebody_else_has(run: OpenRun, hub: Hub) -> None:
     publish(run, NAME)
     theirs = hub.repos["dataset", "other/small"] = hub.repos.pop(KEY)
     del theirs.commits[-1]["pair/rows.parquet"]
@@ -184,7 +184,7 @@ def test_a_name_that_somebody_else_has(run: Run, hub: Hub) -> None:
     assert len(theirs.commits) == 2
 
 
-def test_stages_that_are_not_there(run: Run, hub: Hub) -> None:
+def test_stages_that_are_not_there(run: OpenRun, hub: Hub) -> None:
     for stage in ("pair", "train", "evaluate"):
         run.set_aside(stage)
     for name, stage in (("pairs", "pair"), ("train", "train"), ("evaluation", "evaluate")):
@@ -198,7 +198,7 @@ def test_stages_that_are_not_there(run: Run, hub: Hub) -> None:
 
 
 def test_a_half_finished_stage_is_told(
-    run: Run, hub: Hub, caplog: pytest.LogCaptureFixture
+    run: OpenRun, hub: Hub, caplog: pytest.LogCaptureFixture
 ) -> None:
     for stage in ("evaluate", "pair"):
         (run / stage / "manifest.json").rename(run / stage / "kept")
@@ -212,14 +212,14 @@ def test_a_half_finished_stage_is_told(
     assert "evaluate/rows.parquet" not in published(hub)
 
 
-def test_stages_that_do_not_belong_together(run: Run, hub: Hub) -> None:
+def test_stages_that_do_not_belong_together(run: OpenRun, hub: Hub) -> None:
     said = manifest.read(run / "sample") or {}
     manifest.write(run / "sample", said | {"digest": "0" * 16})
     with pytest.raises(DtoError, match=r"segment .* computed from another sample"):
         publish(run, NAME)
 
 
-def leaky(run_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def leaky(run_path: Path, monkeypatch: pytest.MonkeyPatch) -> OpenRun:
     """The run of somebody called alice, whose models, files and servers have private names."""
     settings = yaml.safe_load((run_path / "recipe.yaml").read_text("utf-8"))
     settings["model"] |= {
@@ -317,7 +317,7 @@ def test_nothing_private_goes_up(
     assert mark["redacted"] == ["sample", "evaluate"]
 
 
-def test_of_errors_only_the_kind_goes_up(run: Run, hub: Hub, tmp_path: Path) -> None:
+def test_of_errors_only_the_kind_goes_up(run: OpenRun, hub: Hub, tmp_path: Path) -> None:
     """What a server, a file or a program says in an error is nobody's business."""
     said = "http://box answered 503: upstream zebra is down"
     samples = list(tables.read(run.table("sample"), Trajectory))
@@ -362,7 +362,7 @@ def test_what_remains_is_refused(
     where: str,
     text: str,
     said: str,
-    run: Run,
+    run: OpenRun,
     hub: Hub,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -382,7 +382,7 @@ def test_what_remains_is_refused(
 
 
 def test_a_name_of_this_machine_is_told(
-    run: Run, hub: Hub, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    run: OpenRun, hub: Hub, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The name of whoever publishes, as a word; paths that a model may have made up are not."""
     monkeypatch.setenv("HOME", "/home/bob")

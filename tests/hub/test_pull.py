@@ -16,8 +16,8 @@ from dto.pipeline import STAGES, needed, open_run, run_stages, stage_of
 from dto.recipe import load_recipe
 from dto.reporting.report import measure
 from dto.runs import manifest
-from dto.runs.run import Run
-from tests.hub.conftest import ROOT
+from dto.runs.run import OpenRun
+from tests.conftest import ROOT
 from tests.hub.server import OWNER, Fault, Hub
 from tests.hub.test_publish import KEY, NAME, leaky
 
@@ -40,7 +40,7 @@ def same_tables(one: Path, other: Path, stages: tuple[str, ...] = TABLES) -> boo
     )
 
 
-def test_there_and_back(finished: Run, hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+def test_there_and_back(finished: OpenRun, hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
     """Of the quickstart itself where DTO_QUICKSTART names it, else of a small run."""
     publish(finished, NAME, private=True)
     assert find(NAME)
@@ -82,7 +82,7 @@ def test_questions_asked_together_come_back(
 
 
 @pytest.mark.parametrize("stage", ["sample", "estimate", "pair"])
-def test_any_stage_is_computed_again_to_the_same(stage: str, run: Run, hub: Hub) -> None:
+def test_any_stage_is_computed_again_to_the_same(stage: str, run: OpenRun, hub: Hub) -> None:
     publish(run, NAME)
     pull(NAME, OUT)
     shutil.rmtree(OUT / stage)
@@ -90,16 +90,16 @@ def test_any_stage_is_computed_again_to_the_same(stage: str, run: Run, hub: Hub)
     assert same_tables(run.path, OUT)
 
 
-def test_a_half_of_a_run_is_ended_elsewhere(run: Run, hub: Hub, whole: Path) -> None:
+def test_a_half_of_a_run_is_ended_elsewhere(run: OpenRun, hub: Hub, small_run: Path) -> None:
     for stage in ("prune", "pair", "train", "evaluate"):
         run.set_aside(stage)
     publish(run, NAME)
     pull(NAME, OUT)
     go_on(OUT, *TABLES[:-1])
-    assert same_tables(whole, OUT, TABLES[:-1])
+    assert same_tables(small_run, OUT, TABLES[:-1])
 
 
-def test_weights_come_apart(run: Run, hub: Hub) -> None:
+def test_weights_come_apart(run: OpenRun, hub: Hub) -> None:
     publish(run, NAME)
     pull(NAME, OUT)
     evaluated = (OUT / "evaluate").rename("evaluated")
@@ -148,7 +148,7 @@ def test_what_named_local_paths_still_holds(
         back.close()
 
 
-def test_a_pull_that_breaks_off_is_taken_up(run: Run, hub: Hub) -> None:
+def test_a_pull_that_breaks_off_is_taken_up(run: OpenRun, hub: Hub) -> None:
     publish(run, NAME)
     hub.faults.append(Fault("GET", "evaluate/rows.parquet", times=99))
     with pytest.raises(DtoError, match="start the same command again"):
@@ -161,7 +161,7 @@ def test_a_pull_that_breaks_off_is_taken_up(run: Run, hub: Hub) -> None:
     assert not [each for each in hub.requests if each.endswith("sample/rows.parquet")]
 
 
-def test_what_another_pull_left_is_no_part_of_it(run: Run, hub: Hub) -> None:
+def test_what_another_pull_left_is_no_part_of_it(run: OpenRun, hub: Hub) -> None:
     publish(run, NAME)
     hub.faults.append(Fault("GET", "evaluate/rows.parquet", times=99))
     with pytest.raises(DtoError, match="start the same command again"):
@@ -171,13 +171,13 @@ def test_what_another_pull_left_is_no_part_of_it(run: Run, hub: Hub) -> None:
     assert pull(f"{OWNER}/pairs", OUT) == ("estimate", "pair")
 
 
-def test_a_directory_that_holds_something(run: Run, hub: Hub) -> None:
+def test_a_directory_that_holds_something(run: OpenRun, hub: Hub) -> None:
     publish(run, NAME)
     with pytest.raises(RunConflictError, match="give another --out"):
         pull(NAME, run.path)
 
 
-def test_an_older_state(run: Run, hub: Hub) -> None:
+def test_an_older_state(run: OpenRun, hub: Hub) -> None:
     publish(run, NAME, only=("pairs",))
     first = hub.repos[KEY].sha()
     publish(run, NAME)
@@ -202,7 +202,7 @@ def test_an_older_state(run: Run, hub: Hub) -> None:
     ],
 )
 def test_what_was_tampered_with(
-    path: str, data: bytes | None, said: str | None, run: Run, hub: Hub
+    path: str, data: bytes | None, said: str | None, run: OpenRun, hub: Hub
 ) -> None:
     publish(run, NAME)
     files = hub.repos[KEY].commits[-1]
@@ -220,7 +220,7 @@ def test_what_was_tampered_with(
 
 
 @pytest.mark.parametrize("key", ["config", "digest", "dropped", "usage", "versions", "git"])
-def test_a_manifest_that_is_none(key: str, run: Run, hub: Hub) -> None:
+def test_a_manifest_that_is_none(key: str, run: OpenRun, hub: Hub) -> None:
     publish(run, NAME)
     files = hub.repos[KEY].commits[-1]
     said = json.loads(files["sample/manifest.json"])
@@ -230,7 +230,7 @@ def test_a_manifest_that_is_none(key: str, run: Run, hub: Hub) -> None:
 
 
 def test_settings_of_another_version_are_named_and_left_out(
-    run: Run, hub: Hub, caplog: pytest.LogCaptureFixture
+    run: OpenRun, hub: Hub, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish(run, NAME)
     files = hub.repos[KEY].commits[-1]
@@ -252,7 +252,7 @@ def test_settings_of_another_version_are_named_and_left_out(
     ],
 )
 def test_a_recipe_of_others_asks_no_server(
-    server: object, api_key: str, run: Run, hub: Hub
+    server: object, api_key: str, run: OpenRun, hub: Hub
 ) -> None:
     publish(run, NAME)
     files = hub.repos[KEY].commits[-1]
@@ -267,7 +267,7 @@ def test_a_recipe_of_others_asks_no_server(
     assert not [path for path in Path().rglob("evil*") if "cache" not in path.parts]
 
 
-def test_what_is_not_there(run: Run, hub: Hub) -> None:
+def test_what_is_not_there(run: OpenRun, hub: Hub) -> None:
     with pytest.raises(DtoError, match="is not on the Hub"):
         pull(f"{OWNER}/nothing", OUT)
     publish(run, NAME, model=True)
@@ -275,7 +275,9 @@ def test_what_is_not_there(run: Run, hub: Hub) -> None:
         find(NAME)
 
 
-def test_tokens_that_may_not_see_it(run: Run, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_that_may_not_see_it(
+    run: OpenRun, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     publish(run, NAME, private=True)
     monkeypatch.setenv("HF_TOKEN", "")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nowhere")
@@ -286,7 +288,7 @@ def test_tokens_that_may_not_see_it(run: Run, hub: Hub, monkeypatch: pytest.Monk
         find(NAME)
 
 
-def test_a_gated_dataset(run: Run, hub: Hub) -> None:
+def test_a_gated_dataset(run: OpenRun, hub: Hub) -> None:
     publish(run, NAME)
     hub.faults.append(Fault("GET", "/api/datasets", status=403, code="GatedRepo"))
     with pytest.raises(DtoError, match=f"dataset {NAME} is gated: accept its terms"):

@@ -19,7 +19,7 @@ from dto.hub.folder import SPLITS, _by_split
 from dto.hub.publish import publish
 from dto.records import PreferencePair, Problem
 from dto.runs import manifest
-from dto.runs.run import Run
+from dto.runs.run import OpenRun
 from tests.hub.server import Hub
 from tests.hub.test_publish import NAME, published
 
@@ -33,7 +33,7 @@ HOSTILE = {
 }
 
 
-def hostile(run: Run) -> None:
+def hostile(run: OpenRun) -> None:
     """Put strange text into the tables of sample and pair, more rows than a row group holds."""
     rows = list(tables.read(run.table("pair"), PreferencePair))
     made = []
@@ -63,7 +63,7 @@ print(json.dumps({
 """
 
 
-def test_datasets_and_polars_read_it_back(run: Run, hub: Hub, tmp_path: Path) -> None:
+def test_datasets_and_polars_read_it_back(run: OpenRun, hub: Hub, tmp_path: Path) -> None:
     hostile(run)
     publish(run, NAME, private=True)
     environment = os.environ | {

@@ -19,11 +19,11 @@ from dto.recipe import load_recipe, make_recipe
 from dto.records import Problem
 from dto.reporting.write import report
 from dto.runs import manifest
-from dto.runs.run import Run
+from dto.runs.run import OpenRun
 from dto.viewer.data import RunTables
 from dto.viewer.page import answers_line
 from tests.commands import told
-from tests.hub.conftest import ROOT
+from tests.conftest import ROOT
 from tests.hub.server import Hub
 from tests.hub.test_preferences import datasets_there, put
 from tests.hub.test_publish import NAME, published
@@ -53,7 +53,7 @@ def test_whose_test_sets(
 
 
 @pytest.fixture
-def on_a_benchmark(datasets_there: Hub, tmp_path: Path) -> Run:
+def on_a_benchmark(datasets_there: Hub, tmp_path: Path) -> OpenRun:
     """A run that is as far as its samples, with questions of a dataset of the Hub."""
     rows = [
         {"problem": f"Start with {n}. Add 1. What is the last digit?", "answer": str((n + 1) % 10)}
@@ -72,7 +72,7 @@ def on_a_benchmark(datasets_there: Hub, tmp_path: Path) -> Run:
 
 
 def test_its_questions_are_read_from_their_source_again(
-    on_a_benchmark: Run, datasets_there: Hub, capsys: pytest.CaptureFixture[str]
+    on_a_benchmark: OpenRun, datasets_there: Hub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = on_a_benchmark
     card = publish(run, NAME).card
@@ -109,7 +109,7 @@ def test_its_questions_are_read_from_their_source_again(
 
 
 def test_a_run_goes_on_where_they_are_there_again(
-    on_a_benchmark: Run, datasets_there: Hub, caplog: pytest.LogCaptureFixture
+    on_a_benchmark: OpenRun, datasets_there: Hub, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = on_a_benchmark
     publish(run, NAME)
@@ -124,7 +124,7 @@ def test_a_run_goes_on_where_they_are_there_again(
     assert again is not None and not again.changed
 
 
-def with_tasks(run: Run) -> Run:
+def with_tasks(run: OpenRun) -> OpenRun:
     """The run as if its test problems were two test sets of others, in a table of their own."""
     from dto import tables
 
@@ -141,7 +141,7 @@ def with_tasks(run: Run) -> Run:
     return run.following(load_recipe(run / "recipe.yaml"))
 
 
-def test_test_sets_stay_where_they_are(run: Run, hub: Hub) -> None:
+def test_test_sets_stay_where_they_are(run: OpenRun, hub: Hub) -> None:
     other = with_tasks(run)
     card = publish(other, NAME).card
     configs = {each["config_name"] for each in DatasetCard(card).data.to_dict()["configs"]}
@@ -201,7 +201,7 @@ def test_a_file_of_ones_own_beside_others_test_questions(
 
 
 def test_a_report_and_a_view_need_no_test_questions(
-    run: Run, hub: Hub, capsys: pytest.CaptureFixture[str]
+    run: OpenRun, hub: Hub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     publish(run, NAME)
     pull(NAME, OUT)

@@ -146,15 +146,15 @@ async def test_a_system_message_is_the_judges_own(setting):
 
 
 BROKEN = {
-    "garbage": (lambda question, numbers: "Pattern 4 is wrong.", "no JSON object"),
+    "garbage": (lambda question, numbers: "Pattern 4 is wrong.", "not a JSON object"),
     "failure": (lambda question, numbers: FAIL, "engine on fire"),
     "truncated": (
         lambda question, numbers: verdicts(numbers)[:100] + CUT,
-        "no end within 4,096 tokens",
+        "does not end within 4,096 tokens",
     ),
     "wrong indices": (
         lambda question, numbers: verdicts([number - 2 for number in numbers]),
-        "on '0', which was not asked for",
+        "has '0', which is not a number in the request",
     ),
 }
 

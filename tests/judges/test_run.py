@@ -228,7 +228,7 @@ def test_the_policy_itself_or_another_local_model_can_be_asked(
     rows = list(tables.read(run / "prune" / "rows.parquet", OptimizedTrajectory))
     said = [each for row in rows for each in row.verdicts]
     assert {each.verdict for each in said} == {"unjudged"}
-    assert any("no JSON object" in each.reason or "no end" in each.reason for each in said)
+    assert any("not a JSON object" in each.reason or "does not end" in each.reason for each in said)
 
 
 def test_the_plan_says_who_judges_and_what_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,7 +248,7 @@ def test_the_plan_says_who_judges_and_what_is_asked(capsys: pytest.CaptureFixtur
         ("judge.nmae=x", "unknown key 'judge.nmae' (did you mean 'name'?); allowed: name"),
         ("judge.server=http://bob:SECRET@h/v1", "judge.server: the URL holds a user"),
         ("judge.api_key=sk-SECRET", "judge.api_key: it is the name"),
-        ("prune.judge=counterfactual", "agreement compares the llm judge with the counterfactual"),
+        ("prune.judge=counterfactual", "agreement compares another judge with the counterfactual"),
         ("prune.agreement=1.5", "prune.agreement = 1.5: Input should be less than or equal to 1"),
         ("model.family=judge", "prompts/ has no folder 'judge'"),
     ],

@@ -98,12 +98,12 @@ def mixed(question, numbers):
 
 
 BAD: dict[str, tuple[Reply, list[str], str]] = {
-    "garbage": (lambda q, n: "%&/ not JSON", ["unjudged"] * 3, "no JSON object"),
-    "empty": (lambda q, n: "", ["unjudged"] * 3, "no JSON object"),
+    "garbage": (lambda q, n: "%&/ not JSON", ["unjudged"] * 3, "not a JSON object"),
+    "empty": (lambda q, n: "", ["unjudged"] * 3, "not a JSON object"),
     "half": (
         lambda q, n: verdicts(n[:1]),
         ["redundant", "unjudged", "unjudged"],
-        "has no verdict on it",
+        "has no verdict on this pattern",
     ),
     "wrong indices": (lambda q, n: verdicts([11, 12, 13]), ["unjudged"] * 3, "'11', which was not"),
     "shifted": (lambda q, n: verdicts([1, 2, 3]), ["unjudged"] * 3, "'1', which was not"),
@@ -118,7 +118,7 @@ BAD: dict[str, tuple[Reply, list[str], str]] = {
     "truncated": (
         lambda q, n: verdicts(n) + 4096 * " " + "?",
         ["unjudged"] * 3,
-        "no end within 150",
+        "does not end within 150",
     ),
 }
 

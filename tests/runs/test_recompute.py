@@ -13,7 +13,7 @@ from dto.errors import RunConflictError
 from dto.pipeline import STAGES, open_run, run_stages, stage_of, write_run_manifest
 from dto.recipe import Recipe
 from dto.runs import manifest
-from dto.runs.run import ASIDE, Run, Stale, agree
+from dto.runs.run import ASIDE, OpenRun, Stale, agree
 
 DONE = ("sample", "segment", "estimate", "optimize", "prune", "pair", "train", "evaluate", "trace")
 
@@ -28,7 +28,7 @@ def recipe(**changes: Any) -> Recipe:
     return Recipe.model_validate(values | changes)
 
 
-def opened(settings: Recipe, **how: Any) -> Iterator[Run]:
+def opened(settings: Recipe, **how: Any) -> Iterator[OpenRun]:
     run = open_run(Path("run"), settings, **how)
     try:
         yield run

@@ -16,7 +16,7 @@ from dto.records import EvaluationRow, Trajectory
 from dto.runs import manifest
 from dto.runs.journal import Entry, Journal
 from dto.runs.reader import RunReader
-from dto.runs.run import Run, agree, settings_read
+from dto.runs.run import OpenRun, agree, settings_read
 from dto.runs.stage import Group, Runner
 from dto.usage import Usage
 from tests.runs.test_arms import row
@@ -33,7 +33,7 @@ def recipe(**changes: Any) -> Recipe:
     return Recipe.model_validate(values | changes)
 
 
-def opened(settings: Recipe, **how: bool) -> Iterator[Run]:
+def opened(settings: Recipe, **how: bool) -> Iterator[OpenRun]:
     run = open_run(Path("run"), settings, **how)
     try:
         yield run

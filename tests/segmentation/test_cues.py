@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import spacy
 
-from dto import segmentation
 from dto.exits.monitor import cue_at_end
+from dto.languages import DEFAULT, KINDS, load_language
 from dto.segmentation.features import split
 from dto.segmentation.worker import segment_text
 
@@ -132,10 +132,7 @@ def test_cues_behind_such_ends(text: str, cues: list[str]) -> None:
 
 
 def test_a_monitor_of_exits_looks_at_cues_of_the_lexicons() -> None:
-    found = segmentation.load_lexicon()
-    phrases = {phrase for group in found.phrases.values() for phrase in group}
-    assert set(found.transitions) <= phrases
-    for cue in found.transitions:
+    for cue in (cue for name in DEFAULT for cue in load_language(name).transitions):
         text = f"It is 5. {cue.capitalize()}" if cue.isascii() else f"是五。{cue}"
         assert cue_at_end(text) == text.rindex(text[-len(cue) :])
     assert cue_at_end("It is 5. Suppose") is None  # a cue, but no transition
@@ -182,10 +179,14 @@ def test_a_stray_sign_hides_nothing() -> None:
 
 
 def test_the_lexicons_are_lower_case_and_name_no_unknown_list() -> None:
-    found = segmentation.load_lexicon()
-    phrases = [phrase for group in found.phrases.values() for phrase in group]
-    assert all(phrase == phrase.lower() and "{" not in phrase for phrase in phrases)
-    assert {kind for kind, _ in found.phrases} == set(segmentation.KINDS)
+    for language in map(load_language, DEFAULT):
+        assert set(language.cues) == set(KINDS)
+        cues = [
+            cue for kind in KINDS for strength in ("strong", "weak")
+            for cue in language.phrases(kind, strength)
+        ]  # fmt: skip
+        assert all(cue == cue.lower() and "{" not in cue for cue in cues)
+        assert set(language.transitions) <= set(cues)
 
 
 def test_the_component_tiles_a_spacy_document() -> None:

@@ -272,14 +272,14 @@ def test_another_head_is_refused_in_one_line(
     pairs = rows(len(tokenizer), (3, 9))
     config = qwen(len(tokenizer)).config
     built(Qwen2ForCausalLM(config), method, pairs, tokenizer, tmp_path, monkeypatch)
-    with pytest.raises(DtoError, match=r"^train: Doubled computes other logits"):
+    with pytest.raises(DtoError, match=r"^train: the logits of Doubled differ"):
         built(Doubled(config), method, pairs, tokenizer, tmp_path, monkeypatch)
 
 
 def test_adapters_on_the_head_are_seen(tokenizer: PreTrainedTokenizerBase) -> None:
     """They are zero at first, so that no comparison of logits would show them."""
     peft = pytest.importorskip("peft", reason="peft is not installed")
-    for targets, reason in ((["lm_head"], "is no plain linear layer"), (["q_proj"], "")):
+    for targets, reason in ((["lm_head"], "is not a plain linear layer"), (["q_proj"], "")):
         config = peft.LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM")
         model = peft.get_peft_model(qwen(len(tokenizer), tied=False), config)
         trainers.fuse(model)

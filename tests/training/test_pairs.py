@@ -76,10 +76,10 @@ def test_pairs_of_other_trajectories_are_refused(run: RunFolder) -> None:
     table = run.path / "sample" / "rows.parquet"
     first, *others = read(table, Trajectory)
     write(table, Trajectory, [replace(first, token_ids=first.token_ids[:-1]), *others])
-    with pytest.raises(DtoError, match=f"pair {first.id}.*compute pair again"):
+    with pytest.raises(DtoError, match=f"pair {first.id}.*the trajectories have changed"):
         load_pairs(RunReader(run.path), 256)
     write(table, Trajectory, others)
-    with pytest.raises(DtoError, match=f"pair {first.id}.*None.*compute pair again"):
+    with pytest.raises(DtoError, match=f"pair {first.id}.*None.*the trajectories have changed"):
         load_pairs(RunReader(run.path), 256)
 
 

@@ -120,7 +120,7 @@ def test_an_error_of_the_child_is_one_line(run: RunFolder) -> None:
 
 def test_a_recipe_that_is_not_the_runs_is_refused(run: RunFolder) -> None:
     other = run.recipe.model_copy(update={"seed": 1})
-    with pytest.raises(DtoError, match=r"recipe\.yaml differs"):
+    with pytest.raises(DtoError, match=r"differs from .*recipe\.yaml"):
         train(run.path, other)
 
 

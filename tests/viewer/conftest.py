@@ -1,4 +1,4 @@
-"""A small run of the embedded model, one that no model wrote, and a browser."""
+"""Runs that no model wrote, and a browser."""
 
 from __future__ import annotations
 
@@ -8,30 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dto.pipeline import needed, open_run, run_stages
-from dto.recipe import load_recipe
 from dto.viewer.page import view
 from tests.viewer.browser import Browser, chromium
 from tests.viewer.generated import HOSTILE, write
-
-ROOT = Path(__file__).parents[2]
-SMALL = {
-    "problems.train": 5, "problems.dev": 2, "problems.test": 3, "prune.rollouts": 4,
-    "train.epochs": 1, "train.evaluations": 1, "train.dev_samples": 1, "train.keep": "last",
-    "evaluate.samples": 1,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The quickstart's recipe on a few problems: two steps of training, both models evaluated."""
-    path = tmp_path_factory.mktemp("small") / "run"
-    run = open_run(path, load_recipe(ROOT / "pipelines/quickstart.yaml", SMALL))
-    try:
-        run_stages(run, needed(run.recipe, "evaluate"))
-    finally:
-        run.close()
-    return path
 
 
 @pytest.fixture(scope="session")

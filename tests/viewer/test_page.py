@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dto
-from dto import segmentation, tables
+from dto import languages, segmentation, tables
 from dto.cli import main
 from dto.errors import DtoError
 from dto.records import EvaluationRow, Trajectory
@@ -207,7 +207,7 @@ def test_colours_can_be_read(scheme: int) -> None:
 
 
 def test_each_kind_of_segment_has_a_colour() -> None:
-    kinds = {segmentation.OPENING, segmentation.LOOP, *segmentation.KINDS, *patterns.KINDS}
+    kinds = {segmentation.OPENING, segmentation.LOOP, *languages.KINDS, *patterns.KINDS}
     assert set(KINDS) == kinds
 
 

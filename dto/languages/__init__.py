@@ -1,0 +1,112 @@
+"""The words by which models mark a thought, a transition and a question: one data file a language.
+
+`en.toml` and `zh.toml` are built in. A recipe names any other by the path of its file:
+`languages: [en, zh, german.toml]`. All languages of a recipe are applied together, since models
+switch between them. Segmentation (`dto.segmentation`) reads cues, roles and topics. The monitor of
+early exits (`dto.exits.monitor`) reads transitions and openers. DRQA (`dto.drqa`) reads questions.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import ValidationError
+
+from dto.extension import Settings, explain
+
+CueKind = Literal["verification", "alternative", "hypothesis", "summary", "conclusion"]
+Strength = Literal["strong", "weak"]
+Role = Literal[
+    "wait", "hmm", "but", "so", "alternatively", "maybe", "or", "let", "now", "if", "since", "the",
+    "in", "i", "this", "first", "case", "and", "yes",
+]  # fmt: skip
+Topic = Literal[
+    "conclude", "answer", "maybe", "check", "doubt", "plan", "case", "problem", "says", "sum",
+    "result", "known", "reply",
+]  # fmt: skip
+QuestionKey = Literal[
+    "numbers", "ordinals", "next", "last", "named", "unnumbered", "before", "joints", "closings",
+    "titles", "interjections", "figures", "over_all",
+]  # fmt: skip
+KINDS: tuple[CueKind, ...] = get_args(CueKind)
+DEFAULT = ("en", "zh")
+"""The built-in languages."""
+Languages = tuple[str, ...]
+"""Built-in languages and paths of files."""
+Phrases = tuple[str, ...]
+
+
+class Language(Settings):
+    """The data of one language, in lower case. `en.toml` explains the keys."""
+
+    spaces: bool
+    transitions: Phrases = ()
+    openers: Phrases = ()
+    abbreviations: Phrases = ()
+    stop: Phrases = ()
+    fillers: Phrases = ()
+    roles: Mapping[Role, Phrases] = {}
+    topics: Mapping[Topic, Phrases] = {}
+    lists: Mapping[str, Phrases] = {}
+    cues: Mapping[CueKind, Mapping[Strength, Phrases]] = {}
+    questions: Mapping[QuestionKey, Phrases] = {}
+
+    def phrases(self, kind: CueKind, strength: Strength) -> list[str]:
+        """The cues of a kind; `{name}` gives one for each entry of a list."""
+        phrases = list(self.cues.get(kind, {}).get(strength, ()))
+        for name, entries in self.lists.items():
+            word = f"{{{name}}}"
+            phrases = [phrase.replace(word, entry) for phrase in phrases
+                       for entry in (entries if word in phrase else ("",))]  # fmt: skip
+        return phrases
+
+    def expressions(self, key: QuestionKey) -> list[str]:
+        """The regular expressions of a key; `{name}` matches any entry of a list."""
+        expressions = []
+        for expression in self.questions.get(key, ()):
+            for name, entries in {**self.lists, **self.questions}.items():
+                expression = expression.replace(f"{{{name}}}", f"(?:{any_of(entries)})")
+            expressions.append(expression)
+        return expressions
+
+
+def any_of(expressions: Iterable[str]) -> str:
+    """A regular expression for any of these; for none, one that matches nothing."""
+    return "|".join(expressions) or "(?!)"
+
+
+@cache
+def load_language(name: str) -> Language:
+    """Read a built-in language, or the file with a path.
+
+    Raises ValueError, in one line, for a file that is missing, is not TOML or has an unknown key,
+    and for a regular expression that is wrong.
+    """
+    path = files(__package__) / f"{name}.toml" if name in DEFAULT else Path(name)
+    try:
+        language = Language.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        for key in language.questions:
+            for expression in language.expressions(key):
+                if (groups := re.compile(expression).groups) != (key == "named"):
+                    raise ValueError(
+                        f"questions.{key} {expression!r} has {groups} groups: named has one, for "
+                        "the number, and the other keys have none: write (?:…) for other groups"
+                    )
+    except OSError as error:
+        raise ValueError(
+            f"language {name!r} cannot be read ({error.strerror}): use {', '.join(DEFAULT)} or the "
+            "path of a file, such as german.toml"
+        ) from None
+    except ValidationError as error:
+        raise ValueError(f"language {name!r}: {explain(error, Language)[1]}") from None
+    except re.error as error:
+        raise ValueError(f"language {name!r}: {key} {expression!r}: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"language {name!r}: {error}") from None
+    return language
