@@ -177,9 +177,13 @@ class ExitPolicy(Settings):
         if not extension.is_import_path(path):
             names = [key for key in POLICIES if " " not in key]
             raise ValueError(f"policy {name!r} is {extension.unknown_name(name, names)}")
-        policy = extension.imported(path)
+        try:
+            policy = extension.imported(path)
+        except ValueError as error:
+            raise ValueError(f"policy {name!r}: {error}") from error
         if not (isinstance(policy, type) and issubclass(policy, ExitPolicy)):
-            raise ValueError(f"{path!r} is not a subclass of dto.ExitPolicy: derive it from that")
+            raise ValueError(f"policy {name!r} is not a subclass of dto.ExitPolicy: derive it from "
+                             "that")  # fmt: skip
         return policy
 
     async def leave(self, path: ResponsePath, problem: Problem, ctx: Context) -> ExitedResponse:

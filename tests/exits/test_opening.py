@@ -128,12 +128,12 @@ def test_a_policy_built_in_python_names_itself(module: str) -> None:
 @pytest.mark.parametrize(
     ("exit", "message"),
     [
-        ({"policy": "dear"}, r"'dear' is neither built in \(did you mean 'deer'\?\)"),
-        ({"policy": "dear"}, "use none, static, budget, deer, consistency, entropy, no_thinking"),
+        ({"policy": "dear"}, r"policy 'dear' is neither built in \(did you mean 'deer'\?\)"),
+        ({"policy": "dear"}, "use none, static, budget, deer, consistency, entropy, no_thinking, nowait"),
         ({"policy": "deer", "mode": "qwen"}, "evaluate.exits.0.mode = 'qwen': Input should be"),
-        ({"policy": "absent.exits:Phrase"}, "module 'absent' of 'absent.exits:Phrase' is not inst"),
+        ({"policy": "absent.exits:Phrase"}, "policy 'absent.exits:Phrase': module 'absent' is"),
         ({"policy": "leaving:Phrases"}, r"defines no 'Phrases' \(did you mean 'Phrase'\?\)"),
-        ({"policy": "leaving:number"}, "is not a subclass of dto.ExitPolicy: derive it from that"),
+        ({"policy": "leaving:number"}, "policy 'leaving:number' is not a subclass of dto.ExitPolicy"),
         ({"policy": "leaving:dto.Problem"}, "is not a subclass of dto.ExitPolicy"),
         ({"policy": "leaving:Phrase", "phrases": "a"},
          r"key 'evaluate.exits.0.phrases' \(did you mean 'phrase'\?\); allowed: name, policy, phr"),
