@@ -37,11 +37,6 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    @classmethod
-    def class_of(cls, data: Mapping[str, Any]) -> type[Settings]:
-        """The class that validates `data`: a subclass where a key of `data` names it."""
-        return cls
-
 
 def is_import_path(name: str) -> bool:
     """Whether a name has the form `package.module:name`."""
@@ -176,7 +171,7 @@ def explain(
             place = place and place[part]
             if isinstance(part, str):
                 group = _group(group.model_fields[part].annotation) or group
-            if isinstance(place, Mapping) and issubclass(group, Settings):
+            if isinstance(place, Mapping) and hasattr(group, "class_of"):
                 group = group.class_of(place)
         allowed = group.model_fields
         return key, f"unknown key {key!r}{nearest(str(first['loc'][-1]), allowed)}; allowed: " + (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -116,6 +117,10 @@ def responses_leave_at_the_phrase(example: Example) -> None:
         whole = rows["none", row.problem_id]
         assert whole.exit_reason == "closed" and whole.seed == row.seed
         assert 0 < row.thinking_tokens < whole.thinking_tokens
+    shutil.rmtree(example.folder / "my_package")  # a finished run is looked at without it
+    assert "phrase" in example.dto("report", target="run")
+    example.dto("view", target="run")
+    assert "phrase" in (example.run / "view.html").read_text(encoding="utf-8")
 
 
 def verdicts_are_those_of_the_judge(example: Example) -> None:

@@ -218,24 +218,21 @@ class TrialPolicy(MonitorSettings, ExitPolicy):
         """
         engine = ctx.engine
         async with engine.branched() if self.overlap == "branches" else nullcontext(engine) as used:
-            path.ctx = replace(ctx, engine=used)
-            return await self._search(path, problem, path.ctx)
-
-    async def _search(self, path: ResponsePath, problem: Problem, ctx: Context) -> ExitedResponse:
-        inducers = self.inducers(ctx)
-        search = Search(self, partial(ctx.grader.same, kind=problem.answer_kind))
-        monitor = Monitor(path.tokenizer, self, ctx.tags, ctx.recipe.languages)
-        run = _overlapped if self.overlap else _paused
-        exit_at = await run(
-            path, monitor, search, lambda cut: self.trial(path, cut, inducers, problem, ctx)
-        )
-        if search.error:  # how far the path had come depends on the form
-            response = ExitedResponse.failed(len(path.prompt_ids), search.error)
-        elif exit_at is None:
-            response = await path.finished()
-        else:
-            path.rewind(exit_at.seen)
-            response = await path.concluded(exit_at.cut)
+            path.ctx = ctx = replace(ctx, engine=used)
+            inducers = self.inducers(ctx)
+            search = Search(self, partial(ctx.grader.same, kind=problem.answer_kind))
+            monitor = Monitor(path.tokenizer, self, ctx.tags, ctx.recipe.languages)
+            run = _overlapped if self.overlap else _paused
+            exit_at = await run(
+                path, monitor, search, lambda cut: self.trial(path, cut, inducers, problem, ctx)
+            )
+            if search.error:  # how far the path had come depends on the form
+                response = ExitedResponse.failed(len(path.prompt_ids), search.error)
+            elif exit_at is None:
+                response = await path.finished()
+            else:
+                path.rewind(exit_at.seen)
+                response = await path.concluded(exit_at.cut)
         return replace(
             response,
             trials=tuple(search.trials),

@@ -129,11 +129,11 @@ def test_a_policy_built_in_python_names_itself(module: str) -> None:
     ("exit", "message"),
     [
         ({"policy": "dear"}, r"policy 'dear' is neither built in \(did you mean 'deer'\?\)"),
-        ({"policy": "dear"}, "use none, static, budget, deer, consistency, entropy, no_thinking, nowait"),
+        ({"policy": "dear"}, "use none, static, budget, deer, consistency, entropy, no_thinking"),
         ({"policy": "deer", "mode": "qwen"}, "evaluate.exits.0.mode = 'qwen': Input should be"),
         ({"policy": "absent.exits:Phrase"}, "policy 'absent.exits:Phrase': module 'absent' is"),
         ({"policy": "leaving:Phrases"}, r"defines no 'Phrases' \(did you mean 'Phrase'\?\)"),
-        ({"policy": "leaving:number"}, "policy 'leaving:number' is not a subclass of dto.ExitPolicy"),
+        ({"policy": "leaving:number"}, "'leaving:number' is not a subclass of dto.ExitPolicy"),
         ({"policy": "leaving:dto.Problem"}, "is not a subclass of dto.ExitPolicy"),
         ({"policy": "leaving:Phrase", "phrases": "a"},
          r"key 'evaluate.exits.0.phrases' \(did you mean 'phrase'\?\); allowed: name, policy, phr"),
