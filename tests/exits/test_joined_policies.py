@@ -156,6 +156,7 @@ async def test_a_replay_counts_what_a_join_replaces(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("policy", ["none", "nowait", "deer"])
 async def test_thinking_that_ends_without_a_close_is_unclosed(name: str, policy: str) -> None:
-    response, engine = await respond(name, {"policy": policy, "threshold": 1.0}, THINKING)
+    exit: dict[str, object] = {"threshold": 1.0} if policy == "deer" else {}
+    response, engine = await respond(name, {"policy": policy} | exit, THINKING)
     assert (response.exit_reason, response.complete) == ("unclosed", False)
     assert response.answer_ids in ((), (engine.tokenizer.eos_token_id,))

@@ -236,7 +236,7 @@ async def test_trials_are_greedy_and_short(respond: Respond) -> None:
 async def test_mode_qwen3_waits_for_the_end_of_the_thinking(
     respond: Respond, said: str, probability: float, confidence: float, tokens: int
 ) -> None:
-    exit = CUE | {"mode": "qwen3", "threshold": 0.9}
+    exit = {"policy": "deer", "mode": "qwen3", "monitor": "cue", "threshold": 0.9}
     done = await respond("So 2. Wait</think>", exit, trial=lambda kept: (said, probability))
     [trial] = done.response.trials
     assert trial.confidence == pytest.approx(confidence)
@@ -244,7 +244,7 @@ async def test_mode_qwen3_waits_for_the_end_of_the_thinking(
 
 
 async def test_mode_pro_asks_four_inducers(respond: Respond) -> None:
-    exit = CUE | {"mode": "pro", "threshold": 0.6}
+    exit = {"policy": "deer", "mode": "pro", "monitor": "cue", "threshold": 0.6}
     done = await respond("So 2. Wait</think>", exit, trial=lambda kept: ("{2}", 0.7))
     [trial] = done.response.trials
     assert trial.confidence == pytest.approx(0.7)
