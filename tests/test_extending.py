@@ -119,8 +119,8 @@ def responses_leave_at_the_phrase(example: Example) -> None:
         assert 0 < row.thinking_tokens < whole.thinking_tokens
     shutil.rmtree(example.folder / "my_package")  # a finished run is looked at without it
     assert "phrase" in example.dto("report", target="run")
-    example.dto("view", target="run")
-    assert "phrase" in (example.run / "view.html").read_text(encoding="utf-8")
+    example.dto("view", "--no-open", target="run")
+    assert (example.run / "view.html").is_file()
 
 
 def verdicts_are_those_of_the_judge(example: Example) -> None:
