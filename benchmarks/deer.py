@@ -48,8 +48,9 @@ from dto.exits import ExitedResponse, answer
 from dto.grading import Grader
 from dto.nano import chain_problems
 from dto.protocols import Engine, Sampling
-from dto.recipe import ExitSettings, ModelSettings, Recipe, resolve
+from dto.recipe import ModelSettings, Recipe, resolve
 from dto.records import Problem
+from dto.settings import ExitPolicy, open_policy
 from dto.text import decode_response, split_thinking
 from dto.trajectories import prompt_ids
 from dto.usage import metered
@@ -177,7 +178,7 @@ def open_llm(settings: ModelSettings, engine: Engine) -> LLM:
 
 
 async def by_ours(
-    exit: ExitSettings, problems: Sequence[Problem], temperature: float, ctx: Context
+    exit: ExitPolicy, problems: Sequence[Problem], temperature: float, ctx: Context
 ) -> list[Answered]:
     """Every question a coroutine of its own, all alive at once."""
 
@@ -219,7 +220,7 @@ async def spend(
         elif arm == "lockstep":
             made = raw.lockstep(prompts, temperature)
         else:
-            exit = ExitSettings.model_validate({"name": arm} | EXITS[arm])
+            exit = open_policy({"name": arm} | EXITS[arm])
             made = await by_ours(exit, problems, temperature, ctx)
         seconds, worked = time.perf_counter() - start, cpu_seconds() - worked
     right = 0

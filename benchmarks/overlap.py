@@ -41,8 +41,9 @@ from dto.exits import answer
 from dto.grading import Grader
 from dto.nano import chain_problems
 from dto.protocols import Engine, Sampling
-from dto.recipe import ExitSettings, Recipe
+from dto.recipe import Recipe
 from dto.records import Problem
+from dto.settings import ExitPolicy, open_policy
 from dto.trajectories import prompt_ids
 from dto.usage import metered
 
@@ -87,7 +88,7 @@ async def emptied(engine: Any) -> AsyncIterator[None]:
 
 
 async def serve(
-    exit: ExitSettings, problems: Sequence[Problem], width: int, ctx: Context, temperature: float
+    exit: ExitPolicy, problems: Sequence[Problem], width: int, ctx: Context, temperature: float
 ) -> Served:
     """Answer all questions, `width` of them at a time."""
     seconds: list[float] = []
@@ -111,14 +112,14 @@ async def serve(
     return Served(float(p50), float(p95), tokens / count, (usage.generated - tokens) / count)
 
 
-def arms(names: Sequence[str], engine: str) -> dict[str, ExitSettings]:
+def arms(names: Sequence[str], engine: str) -> dict[str, ExitPolicy]:
     """The exits to run, by name."""
-    made = {"plain": ExitSettings(name="plain")}
+    made = {"plain": ExitPolicy(name="plain")}
     for name in names:
         for form, overlap in FORMS.items():
             if form != "branches" or engine == "transformers":
                 settings = {"name": form, "overlap": overlap} | EXITS[name]
-                made[f"{name} {form}"] = ExitSettings.model_validate(settings)
+                made[f"{name} {form}"] = open_policy(settings)
     return made
 
 

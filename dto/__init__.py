@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from dto.records import Verdict as Verdict
     from dto.reporting.report import Report as Report
     from dto.reporting.write import report as report
+    from dto.settings import ExitPolicy as ExitPolicy
     from dto.stages.estimate import estimate as estimate
     from dto.stages.evaluate import evaluate as evaluate
     from dto.stages.optimize import optimize as optimize
@@ -98,6 +99,7 @@ _PUBLIC = {
         "OptimizedTrajectory PreferencePair Problem Segment Span Trajectory Trial Verdict",
         "dto.reporting.report": "Report",
         "dto.reporting.write": "report",
+        "dto.settings": "ExitPolicy",
         "dto.stages.estimate": "estimate",
         "dto.stages.evaluate": "evaluate",
         "dto.stages.optimize": "optimize",

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from functools import lru_cache, reduce
 from importlib import import_module
@@ -102,15 +102,20 @@ def name_of(*built_in: str) -> AfterValidator:
         if name in built_in or not (built_in or is_import_path(name)):
             return name
         if not is_import_path(name):
-            raise ValueError(
-                f"it is neither built in{nearest(name, built_in)} nor an import path: use "
-                f"{', '.join(built_in)} or my_package.module:name"
-            )
+            raise ValueError(f"it is {unknown_name(name, built_in)}")
         if info.context != NO_IMPORTS:
             imported(name)
         return name
 
     return AfterValidator(check)
+
+
+def unknown_name(name: str, built_in: Collection[str]) -> str:
+    """The message, after `it is`, for a name that is no short name and no import path."""
+    return (
+        f"neither built in{nearest(name, built_in)} nor an import path: use {', '.join(built_in)} "
+        "or my_package.module:name"
+    )
 
 
 def _check_settings(settings: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:
@@ -136,8 +141,13 @@ ExtensionSettings = Annotated[
 _NEVER_SHOWN = ("api_key", "server", "_settings")  # they may hold a secret
 
 
-def explain(error: ValidationError, settings: type[BaseModel]) -> tuple[str, str]:
-    """The key of the first mistake in `settings`, and a message with key, value and way out."""
+def explain(
+    error: ValidationError, settings: type[BaseModel], data: Mapping[str, Any] | None = None
+) -> tuple[str, str]:
+    """The key of the first mistake in `settings`, and a message with key, value and way out.
+
+    Where a key of `data`, which the settings were read from, names a class, its keys are allowed.
+    """
     errors = error.errors()
     unknown = (each for each in errors if each["type"] == "extra_forbidden")
     first = next(unknown, errors[0])  # a key that is misspelt is missing where it should be
@@ -147,12 +157,16 @@ def explain(error: ValidationError, settings: type[BaseModel]) -> tuple[str, str
         return key, message
     if first["type"] == "extra_forbidden":
         group = settings
+        place: Any = data
         for part in first["loc"][:-1]:
+            place = place and place[part]
             if isinstance(part, str):
                 group = _group(group.model_fields[part].annotation) or group
+            if isinstance(place, Mapping) and hasattr(group, "class_of"):
+                group = group.class_of(place)
         hint, allowed = nearest(str(first["loc"][-1]), group.model_fields), group.model_fields
         return key, f"unknown key {key!r}{hint}; allowed: {', '.join(allowed)}"
-    if key.endswith(_NEVER_SHOWN) or first["type"] == "missing":
+    if key.endswith(_NEVER_SHOWN) or first["type"] == "missing" or isinstance(first["input"], dict):
         return key, f"{key}: {message}"
     return key, f"{key} = {first['input']!r}: {message}"
 

@@ -27,10 +27,8 @@ from dto.sequential import MOST_BOUNDARIES, share, zone
 from dto.settings import BatchSettings as BatchSettings
 from dto.settings import CalibrateSettings as CalibrateSettings
 from dto.settings import CompareSettings as CompareSettings
-from dto.settings import Confidence as Confidence
 from dto.settings import Count, Probability, SamplingSettings
 from dto.settings import EvaluateSettings as EvaluateSettings
-from dto.settings import ExitSettings as ExitSettings
 from dto.settings import LabelSettings as LabelSettings
 from dto.settings import PairSettings as PairSettings
 from dto.settings import PilotSettings as PilotSettings
@@ -389,7 +387,7 @@ def make_recipe(
     try:
         return Recipe.model_validate(data, context=None if imports else NO_IMPORTS)
     except ValidationError as error:
-        where, what = explain(error, Recipe)
+        where, what = explain(error, Recipe, data)
         given = any(
             f"{where}.".startswith(f"{key}.") or key.startswith(f"{where}.") for key in changes
         )

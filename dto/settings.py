@@ -6,13 +6,21 @@ sampling, segments, estimates, optimizing and pruning stand in `dto/recipe.py` i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
+from dto import extension
+from dto.errors import EngineError, RecipeError
 from dto.extension import ExtensionSettings, Settings, is_import_path, name_of
+
+if TYPE_CHECKING:
+    from dto.context import Context
+    from dto.exits.path import ExitedResponse, ResponsePath
+    from dto.protocols import Engine
+    from dto.records import Problem
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -32,16 +40,6 @@ class SamplingSettings(Settings):
     top_k: Annotated[int, Field(ge=0)] = 0
     min_p: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
-
-    @property
-    def further(self) -> str:
-        """What is on beside temperature and top-p, in words to follow those; empty for nothing."""
-        named = {
-            "top-k": self.top_k,
-            "min-p": self.min_p,
-            "presence penalty": self.presence_penalty,
-        }
-        return "".join(f", {name} {value:g}" for name, value in named.items() if value)
 
 
 class PairSettings(Settings):
@@ -149,49 +147,119 @@ class TrainSettings(Settings):
         return self
 
 
-class ExitSettings(Settings):
-    """One early-exit policy = monitor x inducer x confidence x threshold x minimum thinking.
+class MonitorSettings(Settings):
+    """Where the thinking has transitions (`dto/exits/monitor.py`)."""
 
-    Each policy reads the keys that its function in `dto/exits/` or `dto/policies/` names.
+    monitor: Monitor = "cue"
+    every: Count = 64  # monitor tokens: tokens between transitions
+    entropy: float = 0.672  # monitor entropy, nats: lower limit at a step's first token
+
+
+class ExitPolicy(Settings):
+    """Decide when a response leaves its thinking; this class, policy `none`, never leaves.
+
+    A policy is a subclass whose fields are its settings. `evaluate.exits` names a built-in policy
+    by its short name and any other as `my_package.module:Class`.
     """
 
-    name: str
-    policy: Literal[
-        "none",
-        "static",
-        "budget",
-        "deer",
-        "consistency",
-        "entropy",
-        "no_thinking",
-        "nowait",
-        "code",
-    ] = "none"
-    mode: Literal["fixed", "compat", "qwen3", "pro"] = "fixed"  # deer
-    monitor: Monitor = "cue"
-    every: Count = 64  # monitor tokens: thinking tokens between transitions
-    entropy: float = 0.672  # monitor entropy, nats: a step whose first token is above is one
-    inducer: Inducer = "inside"
-    confidence: Confidence = "answer"
-    threshold: Probability = 0.95
-    overlap: Literal[False, True, "branches"] = False  # the main path does not wait for trials
-    shadow: bool = False  # trials are made and stored, the path is never left
-    min_thinking: Annotated[int, Field(ge=0)] = 0  # thinking tokens before the first trial
-    cooldown: Annotated[int, Field(ge=0)] = 0  # thinking tokens between two trials
-    max_trials: Count = 50
-    trial_tokens: Count = 20
-    trial_share: Probability = 1.0  # most trial tokens by thinking so far; 1: no limit
-    think_ratio: Probability = 0.9  # deer compat, budget: share of max_tokens that may be thinking
-    agree: Count = 3  # consistency: equal trial answers in a row
-    smoothing: Probability = 0.2  # entropy: weight of the newest value in the moving mean
-    variance: float = 1e-3  # entropy: leave when the moving variance falls below, nats squared
-    fraction: Probability = 0.5  # static: share of the model's own thinking that is kept
-    budget: Count = 1024  # budget: thinking tokens
-    grace: Annotated[int, Field(ge=0)] = 64  # budget: further tokens to end the sentence
+    name: str  # of its rows in the tables
+    policy: str = ""  # short name or import path of the class
+
+    @model_validator(mode="before")
+    @classmethod
+    def _add_policy(cls, data: Any) -> Any:
+        path = f"{cls.__module__}:{cls.__qualname__}"
+        names = {path: name for name, path in POLICIES.items()}
+        return {"policy": names.get(path, path), **data} if isinstance(data, dict) else data
+
+    @classmethod
+    def class_of(cls, data: Mapping[str, Any]) -> type[ExitPolicy]:
+        """Import the class that an exit of a recipe names. Raises ValueError if there is none."""
+        name = str(data.get("policy", "none"))
+        path = POLICIES.get(f"{name} {data.get('mode')}", POLICIES.get(name, name))
+        if not extension.is_import_path(path):
+            names = [key for key in POLICIES if " " not in key]
+            raise ValueError(f"policy {name!r} is {extension.unknown_name(name, names)}")
+        try:
+            policy = extension.imported(path)
+        except ValueError as error:
+            raise ValueError(f"policy {name!r}: {error}") from error
+        if not (isinstance(policy, type) and issubclass(policy, ExitPolicy)):
+            raise ValueError(f"policy {name!r} is not a subclass of dto.ExitPolicy: derive it from "
+                             "that")  # fmt: skip
+        return policy
+
+    async def leave(self, path: ResponsePath, problem: Problem, ctx: Context) -> ExitedResponse:
+        """Continue a response whose thinking is open, leave the thinking or not, and finish it.
+
+        The problem is only for grading trial answers: no decision may depend on the gold answer.
+        """
+        return await path.finished()
+
+    def check(self, engine: Engine) -> None:
+        """Raise EngineError, before any work, if a serving engine lacks a needed feature."""
+        if self.policy != "none":
+            need = f"policy {self.policy} continues the model's tokens and needs token prompts"
+            self.require(need, engine.capabilities.token_prompts, engine)
+
+    def require(self, need: str, met: bool, engine: Engine) -> None:
+        """Raise EngineError with the way out, unless the engine meets the need."""
+        if not met:
+            raise EngineError(
+                f"exit {self.name!r}: {need}, which the engine of {engine.model!r} does not give: "
+                "use transformers, vllm, or openai with a server that gives it"
+            )
 
     def changed(self) -> dict[str, Any]:
-        """What was set, as it stands in YAML."""
+        """The settings that were given, as in YAML."""
         return self.model_dump(mode="json", exclude_unset=True)
+
+
+class OpaquePolicy(ExitPolicy, extra="allow"):
+    """A policy whose package is not imported: its settings can be read, but it cannot be run."""
+
+    async def leave(self, path: ResponsePath, problem: Problem, ctx: Context) -> ExitedResponse:
+        """Raises RecipeError."""
+        raise RecipeError(f"exit {self.name!r}: policy {self.policy} was not imported: load the "
+                          "recipe with dto.load_recipe to run it")  # fmt: skip
+
+
+POLICIES = {
+    "none": "dto.settings:ExitPolicy",
+    "static": "dto.policies.without_trials:Static",
+    "budget": "dto.policies.without_trials:Budget",
+    "deer": "dto.exits.deer:Deer",
+    "deer compat": "dto.policies.compat:Compat",
+    "deer qwen3": "dto.policies.variants:Qwen3",
+    "deer pro": "dto.policies.variants:Pro",
+    "consistency": "dto.policies.settling:Consistency",
+    "entropy": "dto.policies.settling:Entropy",
+    "no_thinking": "dto.policies.without_trials:NoThinking",
+    "nowait": "dto.policies.without_trials:NoWait",
+    "code": "dto.policies.code:Code",
+}
+"""Import paths of the built-in policies by `policy`, or `policy mode`."""
+
+
+def open_policy(exit: Any, context: Mapping[str, Any] | None = None) -> ExitPolicy:
+    """The policy of an exit in a recipe, with its settings; a policy is returned as it is.
+
+    Raises ValueError for a policy that cannot be imported, and for settings that its class does not
+    allow. Under `NO_IMPORTS` as context, a policy named by import path is opaque.
+    """
+    if isinstance(exit, ExitPolicy):
+        return exit
+    if not isinstance(exit, dict):
+        raise ValueError("an exit is a mapping, such as {name: early, policy: deer}")
+    path = extension.is_import_path(str(exit.get("policy")))
+    opaque = path and context == extension.NO_IMPORTS
+    policy = OpaquePolicy if opaque else ExitPolicy.class_of(exit)
+    return policy.model_validate(exit, context=context)
+
+
+Exit = Annotated[
+    SerializeAsAny[ExitPolicy], BeforeValidator(lambda exit, info: open_policy(exit, info.context))
+]
 
 
 class EvaluateSettings(SamplingSettings):
@@ -203,7 +271,7 @@ class EvaluateSettings(SamplingSettings):
 
     samples: Count = 4
     max_tokens: Count = 8192
-    exits: tuple[ExitSettings, ...] = (ExitSettings(name="none"),)
+    exits: tuple[Exit, ...] = (ExitPolicy(name="none"),)
     models: tuple[str, ...] = ("base", "trained")  # or paths of further models
     tasks: tuple[Annotated[str, name_of()], ...] = ()
     limit: Count | None = None  # problems of each of these tasks at most; None: all there are

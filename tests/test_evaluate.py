@@ -15,21 +15,22 @@ from dto.context import Context
 from dto.engines import open_engine
 from dto.errors import DtoError, EngineError
 from dto.exits import ExitedResponse, answer
+from dto.exits.deer import Deer
 from dto.grading import Grader
 from dto.nano import chain_problems
 from dto.pipeline import open_run, run_stages, stage_of, with_questions
+from dto.policies.without_trials import Budget, Static
 from dto.protocols import Capabilities, Completion, Engine, Prompt, Sampling
-from dto.recipe import EvaluateSettings, ExitSettings, ModelSettings, Recipe
+from dto.recipe import EvaluateSettings, ModelSettings, Recipe
 from dto.records import EvaluationRow, derive
 from dto.runs.run import OpenRun, agree
+from dto.settings import ExitPolicy
 from dto.stages.evaluate import evaluate
 from dto.trajectories import prompt_ids
 from dto.usage import metered
 
-NONE = ExitSettings(name="none")
-DEER = ExitSettings(
-    name="deer", policy="deer", monitor="paragraph", inducer="closed", threshold=0.9
-)
+NONE = ExitPolicy(name="none")
+DEER = Deer(name="deer", monitor="paragraph", inducer="closed", threshold=0.9)
 PROBLEMS = chain_problems("test", 4, seed=3)
 
 
@@ -45,7 +46,7 @@ async def ctx() -> AsyncIterator[Context]:
         yield Context(recipe, engine, grader)
 
 
-async def rows_of(exit: ExitSettings, ctx: Context) -> list[EvaluationRow]:
+async def rows_of(exit: ExitPolicy, ctx: Context) -> list[EvaluationRow]:
     timed = await asyncio.gather(*(evaluate(problem, exit, ctx) for problem in PROBLEMS))
     assert all(each.seconds > 0 for each in chain(*timed))
     return [each.row for each in chain(*timed)]
@@ -55,9 +56,9 @@ async def test_every_generated_token_is_in_a_row(ctx: Context) -> None:
     for exit in (
         NONE,
         DEER,
-        ExitSettings(name="cue", policy="deer", monitor="cue", threshold=0.95),
-        ExitSettings(name="entropy", policy="deer", monitor="entropy", inducer="closed"),
-        ExitSettings(name="budget", policy="budget", budget=30),
+        Deer(name="cue", monitor="cue", threshold=0.95),
+        Deer(name="entropy", monitor="entropy", inducer="closed"),
+        Budget(name="budget", budget=30),
     ):
         with metered() as usage:
             rows = await rows_of(exit, ctx)
@@ -70,12 +71,12 @@ async def test_every_generated_token_is_in_a_row(ctx: Context) -> None:
     "exit",
     [
         DEER.model_copy(update={"overlap": True}),
-        ExitSettings(name="half", policy="static", fraction=0.5),
+        Static(name="half", fraction=0.5),
     ],
     ids=lambda exit: str(exit.policy),
 )
 async def test_what_is_generated_in_vain_stands_beside_the_rows(
-    ctx: Context, exit: ExitSettings
+    ctx: Context, exit: ExitPolicy
 ) -> None:
     with metered() as usage:
         timed = [each for problem in PROBLEMS for each in await evaluate(problem, exit, ctx)]
@@ -119,7 +120,7 @@ async def test_pausing_for_trials_changes_no_token(ctx: Context, monitor: str) -
     """A threshold of 1 is never passed: every path is paused, tried, and taken up again."""
     never = replace_exit(DEER, name="never", monitor=monitor, threshold=1.0)
 
-    async def response(number: int, exit: ExitSettings) -> ExitedResponse:
+    async def response(number: int, exit: ExitPolicy) -> ExitedResponse:
         prompt = prompt_ids(PROBLEMS[number].question, ctx.tokenizer, ctx.recipe.model)
         sampling = Sampling(400, temperature=1.0, top_p=1.0, seed=number)
         return await answer(PROBLEMS[number], prompt, exit, ctx, sampling)
@@ -196,7 +197,7 @@ async def test_an_engine_error_is_a_failed_row_with_its_reason(ctx: Context) -> 
     assert all(math.isnan(row.attention_flops) for row in rows)
 
 
-def replace_exit(exit: ExitSettings, **changes: object) -> ExitSettings:
+def replace_exit(exit: ExitPolicy, **changes: object) -> ExitPolicy:
     return exit.model_copy(update=changes)
 
 

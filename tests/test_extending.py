@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -23,7 +24,15 @@ from dto.hub.card import models
 from dto.judges import check
 from dto.pipeline import STAGES
 from dto.recipe import ModelSettings, load_recipe, make_recipe, read_recipe
-from dto.records import OptimizedTrajectory, Problem, Segment, Span, Trajectory, Verdict
+from dto.records import (
+    EvaluationRow,
+    OptimizedTrajectory,
+    Problem,
+    Segment,
+    Span,
+    Trajectory,
+    Verdict,
+)
 from dto.runs.reader import RunReader
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "extending.md"
@@ -122,6 +131,26 @@ class Example:
 # asserts what only the example can have done.
 
 
+def responses_leave_at_the_phrase(example: Example) -> None:
+    """The phrase ends the first paragraph of a chain; the model alone goes on to check it."""
+    example.dto("run")
+    rows = {
+        (row.exit, row.problem_id): row
+        for row in RunReader(example.run).rows("evaluate", EvaluationRow)
+    }
+    early = [row for (exit, _), row in rows.items() if exit == "phrase"]
+    assert len(early) == example.recipe["problems"]["test"]
+    assert {row.exit_reason for row in early} == {"policy"}
+    for row in early:
+        whole = rows["none", row.problem_id]
+        assert whole.exit_reason == "closed" and whole.seed == row.seed
+        assert 0 < row.thinking_tokens < whole.thinking_tokens
+    shutil.rmtree(example.folder / "my_package")  # a finished run is looked at without it
+    assert "phrase" in example.dto("report", target="run")
+    example.dto("view", "--no-open", target="run")
+    assert (example.run / "view.html").is_file()
+
+
 def verdicts_are_those_of_the_judge(example: Example) -> None:
     """The built-in judge gives each segment a verdict, with its rates as the reason."""
     example.dto("pilot")
@@ -200,6 +229,7 @@ def questions_are_those_of_the_task(example: Example) -> None:
 EFFECTS: dict[str, Callable[[Example], None]] = {
     "Answer rule": answers_near_the_gold_answer_are_right,
     "Task": questions_are_those_of_the_task,
+    "Exit policy": responses_leave_at_the_phrase,
     "Judge": verdicts_are_those_of_the_judge,
     "Engine": completions_are_logged,
     "Reward": rewards_fall_with_the_words,

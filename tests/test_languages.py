@@ -15,9 +15,10 @@ from dto.errors import DtoError, RecipeError
 from dto.exits.monitor import Monitor, cue_at_end
 from dto.languages import DEFAULT, Languages, load_language
 from dto.pipeline import STAGES
-from dto.recipe import ExitSettings, make_recipe
+from dto.recipe import make_recipe
 from dto.runs.run import settings_read
 from dto.segmentation.worker import Segmenter, segment_text
+from dto.settings import MonitorSettings
 from tests.vocabularies import QWEN3, tokenizer
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "extending.md"
@@ -122,7 +123,7 @@ def test_the_monitor_sees_its_transitions(
 ) -> None:
     spelling = tokenizer(QWEN3)
     ids = spelling.encode(text, add_special_tokens=False)
-    settings = ExitSettings(name="cue", policy="deer", monitor="cue")
+    settings = MonitorSettings(monitor="cue")
     found = list(Monitor(spelling, settings, languages=languages).scan(ids, ended=False))
     assert [spelling.decode(ids[: each.cut]) for each in found] == ([kept] if kept else [])
 

@@ -11,13 +11,15 @@ import pytest
 
 from dto import tables
 from dto.errors import DtoError
-from dto.recipe import EvaluateSettings, ExitSettings, Recipe
+from dto.exits.deer import Deer
+from dto.recipe import EvaluateSettings, Recipe
 from dto.records import EvaluationRow, Problem
 from dto.reporting.cost import StageCost, break_even, break_even_sentences
 from dto.reporting.evaluation import Figures
 from dto.reporting.page import Section
 from dto.reporting.pictures import draw
 from dto.reporting.write import report
+from dto.settings import ExitPolicy
 from dto.statistics import NOTHING, Estimate
 
 PROBLEMS, SAMPLES = 40, 2
@@ -70,7 +72,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             name="toy",
             evaluate=EvaluateSettings(
                 samples=SAMPLES,
-                exits=(ExitSettings(name="none"), ExitSettings(name="deer", policy="deer")),
+                exits=(ExitPolicy(name="none"), Deer(name="deer")),
                 tasks=tasks,
             ),
         )

@@ -17,7 +17,8 @@ import yaml
 from dto.calibration.replay import Sweep, candidates, check, statics, sweep
 from dto.calibration.risk import Split, certify, order, split
 from dto.errors import DtoError, RecipeError, disk_errors
-from dto.recipe import ExitSettings, Recipe
+from dto.exits.deer import Deer
+from dto.recipe import Recipe
 from dto.reporting.evaluation import MAX_FAILED, Figures
 from dto.reporting.pictures import front, pareto_front, save
 from dto.reporting.positions import Reliability
@@ -25,6 +26,7 @@ from dto.reporting.table import Table, arms_table, write_json
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 from dto.runs.run import settings_of
+from dto.settings import ExitPolicy, SamplingSettings
 from dto.studies.trace import read_traces
 
 POLICY = "calibrated"
@@ -54,7 +56,7 @@ class Calibration:
     name: str
     max_loss: float
     error: float
-    policy: ExitSettings
+    policy: ExitPolicy
     reason: str  # why it is `none`
     split: Split
     failed: int
@@ -92,13 +94,14 @@ class Calibration:
             f"against {base.accuracy.value:.1%}, {picked.tokens.value:,.0f} tokens against "
             f"{base.tokens.value:,.0f}",
         ]
-        key = (self.policy.monitor, self.policy.inducer, self.policy.confidence)
-        for row in self.reliability if self.policy.policy == "deer" else ():
-            if (row.monitor, row.inducer, row.confidence) == key:
-                lines.append(
-                    f"confidence   off by {row.ece:.1%} on average over {row.trials:,} trials, of "
-                    f"which {row.accuracy:.1%} are right (expected calibration error)"
-                )
+        if isinstance(self.policy, Deer):
+            kind = (self.policy.monitor, self.policy.inducer, self.policy.confidence)
+            lines += [
+                f"confidence   off by {row.ece:.1%} on average over {row.trials:,} trials, of "
+                f"which {row.accuracy:.1%} are right (expected calibration error)"
+                for row in self.reliability
+                if (row.monitor, row.inducer, row.confidence) == kind
+            ]
         return "\n".join(lines)
 
 
@@ -187,12 +190,22 @@ def policy_text(result: Calibration, recipe: Recipe) -> str:
     revision = f" at revision {model.revision}" if model.revision else ""
     scope = (
         f"Holds for {model.name}{revision} on problems like those of {recipe.problems.source}, at "
-        f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}{sampling.further} and at "
-        f"most {sampling.max_tokens:,} tokens; not for weights that were trained further."
+        f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}{_further(sampling)} and "
+        f"at most {sampling.max_tokens:,} tokens; not for weights that were trained further."
     )
     comment = "\n".join(f"# {line}" for line in [*str(result).splitlines(), scope])
     settings = result.policy.changed() | {"name": POLICY}
     return f"{comment}\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}"
+
+
+def _further(sampling: SamplingSettings) -> str:
+    """The sampling settings other than temperature and top-p that are not off, after a comma."""
+    named = {
+        "top-k": sampling.top_k,
+        "min-p": sampling.min_p,
+        "presence penalty": sampling.presence_penalty,
+    }
+    return "".join(f", {name} {value:g}" for name, value in named.items() if value)
 
 
 @dataclass(frozen=True, slots=True)

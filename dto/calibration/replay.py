@@ -25,44 +25,43 @@ import numpy.typing as npt
 
 from dto import statistics
 from dto.errors import DtoError, RecipeError
-from dto.exits.deer import decide as sure
-from dto.exits.loop import Decide, Search, TrialResult, confidence
+from dto.exits.deer import Deer
+from dto.exits.loop import Search, TrialResult, confidence
 from dto.exits.path import ExitedResponse
 from dto.grading import Graded, Grader
-from dto.policies.settling import agreed
-from dto.recipe import Confidence, ExitSettings, Recipe, TraceSettings
+from dto.policies.settling import Consistency
+from dto.policies.without_trials import Static
+from dto.recipe import Recipe, TraceSettings
 from dto.records import EvaluationRow, Trial
 from dto.reporting.evaluation import Figures
 from dto.reporting.positions import Reliability, reliability
+from dto.settings import Confidence, ExitPolicy
 from dto.stages.evaluate import evaluation_row
 from dto.studies.trace import Trace
 from dto.usage import ModelShape
 
 
-def check(exit: ExitSettings, recorded: TraceSettings) -> None:
-    """Raises RecipeError when traces recorded so do not hold what the exit would ask for."""
-    needs: list[tuple[str, object, Sequence[object]]] = [
-        ("policy", exit.policy, ("none", "static", "deer", "consistency"))
-    ]
-    if exit.policy == "static":
-        needs.append(("fraction", exit.fraction, recorded.fractions))
-    if exit.policy in ("deer", "consistency"):
-        needs += [
-            ("mode", exit.mode, ("fixed",)),
-            ("monitor", exit.monitor, recorded.monitors),
-            ("inducer", exit.inducer, recorded.inducers),
-            ("trial_tokens", exit.trial_tokens, (recorded.trial_tokens,)),
-        ]
-        if exit.monitor == "tokens":
-            needs.append(("every", exit.every, (recorded.every,)))
-        if exit.monitor == "entropy":
-            needs.append(("entropy", exit.entropy, (recorded.entropy,)))
-    for key, value, held in needs:
-        if value not in held:
+def check(exit: ExitPolicy, recorded: TraceSettings) -> None:
+    """Raise RecipeError if traces recorded with these settings lack what the exit needs."""
+    settings = exit.model_dump()
+    recorded_values: dict[str, Sequence[object]] = {
+        "policy": ("none", "static", "deer", "consistency"),
+        "mode": ("fixed",),
+        "fraction": recorded.fractions,
+        "monitor": recorded.monitors,
+        "inducer": recorded.inducers,
+        "trial_tokens": (recorded.trial_tokens,),
+    }
+    if settings.get("monitor") == "tokens":
+        recorded_values["every"] = (recorded.every,)
+    if settings.get("monitor") == "entropy":
+        recorded_values["entropy"] = (recorded.entropy,)
+    for key, values in recorded_values.items():
+        if key in settings and settings[key] not in values:
             raise RecipeError(
-                f"exit {exit.name!r} cannot be replayed: {key} = {value!r}, the traces hold "
-                f"{', '.join(map(repr, held))}; record others with dto calibrate --set trace.…, "
-                "or evaluate it live"
+                f"exit {exit.name!r} cannot be replayed: {key} = {settings[key]!r}, the traces "
+                f"hold {', '.join(map(repr, values))}; record others with dto calibrate --set "
+                "trace.…, or evaluate it live"
             )
 
 
@@ -79,7 +78,7 @@ class Replay:
         self._conclusions = {each.position: each for each in trace.conclusions}
         self._tried: dict[tuple[str, int, Confidence], TrialResult] = {}
 
-    def row(self, exit: ExitSettings) -> EvaluationRow:
+    def row(self, exit: ExitPolicy) -> EvaluationRow:
         """The row that `evaluate` has for this problem and sample under `exit`.
 
         Holds for exits that `check` lets pass: greedy for every engine, at T > 0 where the live
@@ -98,17 +97,16 @@ class Replay:
             self._shape,
         )
 
-    def _leave(self, exit: ExitSettings) -> tuple[ExitedResponse, Graded]:
+    def _leave(self, exit: ExitPolicy) -> tuple[ExitedResponse, Graded]:
         trace = self.trace
-        if exit.policy == "none" or trace.exit_reason == "failed" or not trace.conclusions:
+        if trace.exit_reason == "failed" or not trace.conclusions:
             return self._whole()
-        if exit.policy == "static":
+        if isinstance(exit, Static):
             start, end = trace.thinking_tokens
             return self._concluded(start + floor(exit.fraction * (end - start)))
-        decide: Decide = sure(exit)
-        if exit.policy == "consistency":
-            decide = partial(agreed, exit, same=Grader.same, rule=trace.rule)
-        search = Search(exit, decide)
+        if not isinstance(exit, Deer | Consistency):
+            return self._whole()
+        search = Search(exit, partial(Grader.same, rule=trace.rule))
         response, graded = self._searched(exit, search)
         inducer_tokens = next(
             (trial.inducer_tokens for trial in trace.trials if trial.inducer == exit.inducer), 0
@@ -121,7 +119,7 @@ class Replay:
         )
         return response, graded
 
-    def _searched(self, exit: ExitSettings, search: Search) -> tuple[ExitedResponse, Graded]:
+    def _searched(self, exit: Deer | Consistency, search: Search) -> tuple[ExitedResponse, Graded]:
         for found in self.trace.transitions:
             if found.monitor != exit.monitor or not search.due(found.position):
                 continue
@@ -134,7 +132,7 @@ class Replay:
                 return failed, Graded("failed", "", search.error)
         return self._whole()
 
-    def _try(self, exit: ExitSettings, position: int) -> TrialResult:
+    def _try(self, exit: Deer | Consistency, position: int) -> TrialResult:
         key = (exit.inducer, position, exit.confidence)
         if key not in self._tried:
             said = self._trials[exit.inducer, position]
@@ -176,7 +174,7 @@ class Replay:
         return response, Graded(conclusion.grade, conclusion.answer, conclusion.reason)
 
 
-NONE = ExitSettings(name="none")
+NONE = ExitPolicy(name="none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +185,7 @@ class Sweep:
     others, which are in no array.
     """
 
-    exits: tuple[ExitSettings, ...]
+    exits: tuple[ExitPolicy, ...]
     problems: tuple[str, ...]
     failed: int
     correct_EPS: npt.NDArray[np.float64]
@@ -236,28 +234,23 @@ class Sweep:
         return [index[problem] for problem in problems]
 
 
-def candidates(recipe: Recipe) -> Iterator[ExitSettings]:
+def candidates(recipe: Recipe) -> Iterator[ExitPolicy]:
     """The exits that `recipe.calibrate` spans over what `recipe.trace` records."""
     recorded, grid = recipe.trace, recipe.calibrate
-    knobs: list[tuple[str, dict[str, Any]]] = []
+    knobs: list[tuple[str, type[Deer] | type[Consistency], dict[str, Any]]] = []
     if "deer" in grid.policies:
         knobs += [
-            (
-                f"{kind} {threshold:g}",
-                {"policy": "deer", "confidence": kind, "threshold": threshold},
-            )
+            (f"{kind} {threshold:g}", Deer, {"confidence": kind, "threshold": threshold})
             for kind, threshold in product(grid.confidences, grid.thresholds)
         ]
     if "consistency" in grid.policies:
-        knobs += [
-            (f"agree {agree}", {"policy": "consistency", "agree": agree}) for agree in grid.agree
-        ]
-    for monitor, inducer, (knob, settings), least, cooldown in product(
+        knobs += [(f"agree {agree}", Consistency, {"agree": agree}) for agree in grid.agree]
+    for monitor, inducer, (knob, policy, settings), least, cooldown in product(
         recorded.monitors, recorded.inducers, knobs, grid.min_thinking, grid.cooldown
     ):
-        parts = [settings["policy"], monitor, inducer, knob]
+        parts = [policy.__name__.lower(), monitor, inducer, knob]
         parts += [f"from {least}"] * (least > 0) + [f"cooldown {cooldown}"] * (cooldown > 0)
-        yield ExitSettings(
+        yield policy(
             name=" ".join(parts),
             monitor=monitor,
             inducer=inducer,
@@ -270,13 +263,13 @@ def candidates(recipe: Recipe) -> Iterator[ExitSettings]:
         )
 
 
-def statics(recorded: TraceSettings) -> Iterator[ExitSettings]:
+def statics(recorded: TraceSettings) -> Iterator[ExitPolicy]:
     """The recorded shares: what leaving at a fixed place gives, for comparison."""
     for share in recorded.fractions:
-        yield ExitSettings(name=f"static {share:g}", policy="static", fraction=share)
+        yield Static(name=f"static {share:g}", fraction=share)
 
 
-def sweep(traces: Iterable[Trace], exits: Sequence[ExitSettings], recorded: TraceSettings) -> Sweep:
+def sweep(traces: Iterable[Trace], exits: Sequence[ExitPolicy], recorded: TraceSettings) -> Sweep:
     """Replay every exit, and `none` before them, on every trace; traces come sorted by id.
 
     Raises RecipeError for an exit that traces recorded so cannot answer.
@@ -320,13 +313,12 @@ def sweep(traces: Iterable[Trace], exits: Sequence[ExitSettings], recorded: Trac
     )
 
 
-def _all_trials(recorded: TraceSettings) -> Iterator[ExitSettings]:
+def _all_trials(recorded: TraceSettings) -> Iterator[Deer]:
     """Exits whose replay holds every recorded trial of one monitor, inducer and confidence."""
     kinds = get_args(Confidence)
     for monitor, inducer, kind in product(recorded.monitors, recorded.inducers, kinds):
-        yield ExitSettings(
+        yield Deer(
             name="all",
-            policy="deer",
             monitor=monitor,
             inducer=inducer,
             confidence=kind,

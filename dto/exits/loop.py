@@ -1,37 +1,40 @@
-"""From transitions to an exit: what every policy that makes trials has in common.
+"""Trials at reasoning transitions, and the exit: the loop of all policies that make trials.
 
 Two forms give the same rows. Sequential: the main path stops at each transition and waits for the
-trial (2504.15895, section 3). Overlapped: it is one stream that never waits, and trials are forked
-on its prefix; this is the paper's branch-parallel decoding on a stock engine. In shadow mode, of
-either form, trials are made and kept, and the path is never left.
+trial (2504.15895, section 3). Overlapped: the main path is one stream that never waits, and trials
+are forked from its prefix; this is the paper's branch-parallel decoding on a stock engine.
 
-A trial answer departs from the published code: greedy instead of a sample at temperature 1 without
-a seed, and it ends where its braces balance instead of at the first `}`. Inducer and thinking are
-joined as :mod:`dto.text` says, not encoded anew as one text.
+Departures from the published code: a trial answer is greedy instead of an unseeded sample at
+temperature 1, and it ends where its braces balance instead of at the first `}`. Inducer and
+thinking are joined as :mod:`dto.text` describes, not encoded again as one text.
 
-Its confidence (section 3, confidence evaluator): trials are greedy, so each token's probability is
-that of the most likely one. The published code takes the mean over tokens 2 … n: it drops the
-opening brace and keeps the closing one, which hides the one token that carries a short answer. Ours
-(`answer`) takes the answer's own tokens alone.
+Confidence (section 3, confidence evaluator): trials are greedy, so each token's probability is that
+of the most likely token. The published code takes the mean over tokens 2 … n: it drops the opening
+brace and keeps the closing one, which hides the only token of a short answer. Ours (`answer`) uses
+the answer's own tokens only.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
 
 from dto.context import Context
-from dto.exits.monitor import Monitor, Transition
+from dto.exits.monitor import ENTROPY_LOGPROBS, Monitor, Transition
 from dto.exits.path import ExitedResponse, ResponsePath
-from dto.protocols import Sampling
-from dto.recipe import Confidence, ExitSettings
+from dto.protocols import Engine, Sampling
 from dto.records import Problem, Span, Trial
 from dto.rollouts import BOX, Answer, complete_answers
+from dto.settings import Confidence, Count, ExitPolicy, MonitorSettings, Probability
 from dto.text import INSIDE_CHARACTER, char_ends, closing_brace
 
 
@@ -50,17 +53,18 @@ def answer_span(text: str) -> Span | None:
 def confidence(
     kind: Confidence, text: str, ends: Sequence[int], logprobs: Sequence[float]
 ) -> float:
-    r"""A number in [0, 1]; 0 for an empty answer and for one whose brace never closes.
+    r"""Compute the confidence of a trial answer, in [0, 1]; 0 if it is empty or never closed.
 
-    `answer`: the joint probability of the tokens that hold a character of the answer: of a digit
-    its own probability, of a longer answer that of saying exactly this. `mean`, `geometric` and
-    `min`: over the tokens after the opening brace, the closing one included, as published.
+    `answer` is the joint probability of the tokens that contain a character of the answer: for one
+    digit its own probability, for a longer answer that of exactly this text. `mean`, `geometric`
+    and `min` are taken over the tokens after the opening brace, including the closing one, as
+    published.
 
     Args:
-        kind: which one.
-        text: from `\boxed` on, the part of it that the inducer brings included.
+        kind: the formula.
+        text: the text from `\boxed` on, including the part that the inducer brings.
         ends: for each generated token the offset in `text` at which it ends, -1 inside a character.
-        logprobs: theirs, under the model.
+        logprobs: the logprob of each generated token under the model.
     """
     answer = answer_span(text)
     if answer is None or not text[answer.start : answer.end].strip():
@@ -88,30 +92,31 @@ def confidence(
 
 
 class TrialResult(NamedTuple):
-    """A trial, and what went wrong with its request, if anything."""
+    """A trial, and the error of its request; empty if there was none."""
 
     trial: Trial
     error: str
 
 
 async def try_answer(
-    prompt_ids: Sequence[int],
-    kept: Sequence[int],
+    path: ResponsePath,
+    cut: int,
     inducer: str,
-    settings: ExitSettings,
     problem: Problem,
     ctx: Context,
+    max_tokens: int,
+    kind: Confidence,
 ) -> TrialResult:
-    """Ask for the answer after `kept` tokens of the response, and grade what came.
+    """Ask for the answer after the first `cut` tokens of the response, and grade it.
 
-    The answer has at most `settings.trial_tokens` tokens. Its grade decides nothing: it is kept so
-    that confidence can be set against correctness. Confidence is 0 on an engine without logprobs.
+    The grade decides nothing: it is stored so that confidence can be compared with correctness.
+    The confidence is 0 on an engine without logprobs.
     """
-    answer, ends = await ask((*prompt_ids, *kept), inducer, settings.trial_tokens, problem, ctx)
+    answer, ends = await ask(path.prefix(cut), inducer, max_tokens, problem, ctx)
     sure = 0.0
     if answer.logprobs is not None:
-        sure = confidence(settings.confidence, answer.text, ends, answer.logprobs)
-    return trial_result(len(kept), sure, answer)
+        sure = confidence(kind, answer.text, ends, answer.logprobs)
+    return trial_result(cut, sure, answer)
 
 
 async def ask(
@@ -122,13 +127,13 @@ async def ask(
     ctx: Context,
     stop: tuple[str, ...] = (),
 ) -> tuple[Answer, list[int]]:
-    """One greedy answer, and where its tokens end in `Answer.text` (-1 inside a character).
+    """Sample one greedy answer; return it and the offsets in `Answer.text` where its tokens end.
 
-    `stop` ends it instead of its closing brace.
+    An offset is -1 inside a character. The answer ends at its closing brace, or at `stop` if given.
     """
-    known = ctx.engine.capabilities.logprobs is not None
+    has_logprobs = ctx.engine.capabilities.logprobs is not None
     sampling = Sampling(
-        max_tokens, temperature=0.0, top_p=1.0, stop=stop, logprobs=0 if known else None
+        max_tokens, temperature=0.0, top_p=1.0, stop=stop, logprobs=0 if has_logprobs else None
     )
     [answer] = await complete_answers(prefix, inducer, problem, ctx, sampling)
     head = len(inducer) - inducer.rindex(BOX)
@@ -146,98 +151,145 @@ def trial_result(position: int, sure: float, answer: Answer) -> TrialResult:
 
 
 AT_ONCE = 4
-"""Trials of one response under way at a time; further ones wait, the main path does not."""
+"""Trials of one response that run at the same time; further ones wait, the main path does not."""
 
-Probe = Callable[[int], Coroutine[Any, Any, TrialResult]]
-"""A trial after so many response tokens. It depends on them alone, never on order or timing."""
-Decide = Callable[[Sequence[Trial]], bool]
-"""Given all trials so far, in order of position: leave at the last one's?"""
+Same = Callable[[str, str], bool]
+"""Whether two answers to the problem are equal."""
 
 
-async def leave_at_transition(
-    path: ResponsePath,
-    settings: ExitSettings,
-    ctx: Context,
-    probe: Probe,
-    decide: Decide,
-    inducer_tokens: int = 0,
-) -> ExitedResponse:
-    """Leave at the first transition, in order of position, for which `decide` is true.
+class TrialPolicy(MonitorSettings, ExitPolicy):
+    """A policy that makes trials at the transitions of the thinking, and leaves at one of them.
 
-    A path that is never left runs to the model's own end; a trial that goes wrong fails the
-    response. After an exit trial and cue are thrown away, and the model writes its conclusion
-    behind the prompt `early_close`. Trials are made where `settings` allow it: not before
-    `min_thinking` tokens, nor within `cooldown` tokens of the trial before, nor while trials took
-    more than `trial_share` of the tokens so far (1: whatever they took), and at most `max_trials`.
-
-    With `settings.overlap` an exit aborts the main path and later trials: their tokens are wasted
-    and in no row, so that rows are those of the sequential form wherever the main path's tokens do
-    not depend on pauses (greedy, or a resumable engine).
+    Subclasses say what a trial is (`inducers`, `trial`) and which one to leave at (`decide`). There
+    is no trial before `min_thinking` tokens, within `cooldown` tokens of the trial before, while
+    trials took more than the share `trial_share` of the tokens so far (1: no limit), or after
+    `max_trials`. With `overlap` the main path does not wait for trials (`branches`: on an engine
+    that decodes both as one sequence). With `shadow` trials are made and stored, but the path is
+    never left.
     """
-    search = Search(settings, decide)
-    monitor = Monitor(path.tokenizer, settings, ctx.tags, ctx.recipe.languages)
-    run = _overlapped if settings.overlap else _paused
-    exit_at = await run(path, monitor, search, probe)
-    if search.error:  # how far the path had come depends on the form
-        response = ExitedResponse.failed(len(path.prompt_ids), search.error)
-    elif exit_at is None:
-        response = await path.finished()
-    else:
-        path.rewind(exit_at.seen)
-        response = await path.concluded(exit_at.cut, ctx.text("early_close"), "policy")
-    return replace(
-        response,
-        trials=tuple(search.trials),
-        inducer_tokens=inducer_tokens,
-        would_leave=search.would_leave,
-    )
+
+    overlap: Literal[False, True, "branches"] = False
+    shadow: bool = False
+    min_thinking: Annotated[int, Field(ge=0)] = 0  # tokens before the first trial
+    cooldown: Annotated[int, Field(ge=0)] = 0  # tokens between two trials
+    max_trials: Count = 50
+    trial_share: Probability = 1.0  # most trial tokens by tokens so far
+
+    @abstractmethod
+    def inducers(self, ctx: Context) -> list[str]:
+        """The texts that a trial puts after the thinking."""
+
+    @abstractmethod
+    async def trial(
+        self, path: ResponsePath, cut: int, inducers: Sequence[str], problem: Problem, ctx: Context
+    ) -> TrialResult:
+        """Make the trial after the first `cut` tokens of the response.
+
+        It depends on these tokens alone, not on order or timing.
+        """
+
+    @abstractmethod
+    def decide(self, trials: Sequence[Trial], same: Same) -> bool:
+        """Whether to leave at the last of all trials so far, which are in order of position."""
+
+    def check(self, engine: Engine) -> None:
+        """Raise EngineError, before any work, if the engine lacks a needed feature."""
+        super().check(engine)
+        if self.overlap == "branches":
+            engine.branched()
+        if self.monitor == "entropy":
+            self.require_top_logprobs("monitor entropy", engine)
+
+    def require_top_logprobs(self, part: str, engine: Engine) -> None:
+        """Raise EngineError unless the engine gives what an entropy is computed from."""
+        need = f"{part} needs the {ENTROPY_LOGPROBS} top logprobs of each token"
+        self.require(need, (engine.capabilities.logprobs or 0) >= ENTROPY_LOGPROBS, engine)
+
+    async def leave(self, path: ResponsePath, problem: Problem, ctx: Context) -> ExitedResponse:
+        """Leave at the first transition, in order of position, for which `decide` is true.
+
+        A path that is never left runs to the model's own end; a failed trial fails the response.
+        At an exit, trial and cue are discarded, the prompt `early_close` closes the thinking, and
+        the model writes its conclusion.
+
+        With `overlap` an exit aborts the main path and later trials. Their tokens are wasted and in
+        no row, so rows equal those of the sequential form wherever the main path's tokens do not
+        depend on pauses (greedy, or a resumable engine).
+        """
+        engine = ctx.engine
+        async with engine.branched() if self.overlap == "branches" else nullcontext(engine) as used:
+            path.ctx = ctx = replace(ctx, engine=used)
+            inducers = self.inducers(ctx)
+            search = Search(self, partial(ctx.grader.same, rule=problem.rule))
+            monitor = Monitor(path.tokenizer, self, ctx.tags, ctx.recipe.languages)
+            run = _overlapped if self.overlap else _paused
+            exit_at = await run(
+                path, monitor, search, lambda cut: self.trial(path, cut, inducers, problem, ctx)
+            )
+            if search.error:  # how far the path had come depends on the form
+                response = ExitedResponse.failed(len(path.prompt_ids), search.error)
+            elif exit_at is None:
+                response = await path.finished()
+            else:
+                path.rewind(exit_at.seen)
+                response = await path.concluded(exit_at.cut)
+        return replace(
+            response,
+            trials=tuple(search.trials),
+            inducer_tokens=sum(len(ctx.encode(text)) for text in inducers),
+            would_leave=search.would_leave,
+        )
 
 
 class Search:
-    """Which transitions become trials, and what they decide; asked in order of position.
+    """Choose the transitions that become trials, and decide on each, in order of position.
 
-    `would_leave` is the index of the trial at which the policy leaves, shadow mode or not, -1 for
-    none. `error` says what was wrong with the trial that ended the search.
+    `would_leave` is the index of the trial at which the policy leaves, in shadow mode or not; -1
+    for none. `error` is the error of the trial that ended the search.
     """
 
-    def __init__(self, settings: ExitSettings, decide: Decide) -> None:
+    def __init__(self, policy: TrialPolicy, same: Same) -> None:
         self.trials: list[Trial] = []
         self.would_leave = -1
         self.error = ""
-        self.capped = settings.trial_share < 1
-        self._settings = settings
-        self._decide = decide
+        self.capped = policy.trial_share < 1
+        self._policy = policy
+        self._same = same
         self._begun = 0
         self._last = 0
 
     @property
     def over(self) -> bool:
         """Whether no further trial is made."""
-        return bool(self.error) or self._begun >= self._settings.max_trials
+        return bool(self.error) or self._begun >= self._policy.max_trials
 
     def due(self, cut: int) -> bool:
-        """Whether a trial is made there; if so it counts as begun."""
-        settings = self._settings
-        if self.over or cut < settings.min_thinking:
+        """Whether a trial is made after `cut` tokens; if so, it counts as begun."""
+        policy = self._policy
+        if self.over or cut < policy.min_thinking:
             return False
-        if self._begun and cut - self._last < settings.cooldown:
+        if self._begun and cut - self._last < policy.cooldown:
             return False
         spent = sum(trial.tokens for trial in self.trials)
-        if self.capped and spent > settings.trial_share * cut:
+        if self.capped and spent > policy.trial_share * cut:
             return False
         self._begun += 1
         self._last = cut
         return True
 
-    def leaves(self, tried: TrialResult) -> bool:
-        """Take in a trial: whether the path is left there."""
-        self.trials.append(tried.trial)
-        if tried.error:
-            self.error = f"trial answer: {tried.error}"
-        elif self.would_leave < 0 and self._decide(self.trials):
+    def leaves(self, result: TrialResult) -> bool:
+        """Add a trial; return whether the path is left there."""
+        self.trials.append(result.trial)
+        if result.error:
+            self.error = f"trial answer: {result.error}"
+        elif self.would_leave < 0 and self._policy.decide(self.trials, self._same):
             self.would_leave = len(self.trials) - 1
-            return not self._settings.shadow
+            return not self._policy.shadow
         return False
+
+
+Probe = Callable[[int], Coroutine[Any, Any, TrialResult]]
+"""Makes the trial after so many response tokens."""
 
 
 async def _paused(
@@ -246,9 +298,9 @@ async def _paused(
     while path.thinking and not search.over:
         step = await path.advance(**monitor.pause())
         ended = path.finish is not None
-        for found in monitor.scan(step.token_ids, step.top_logprobs, ended=ended):
-            if search.due(found.cut) and search.leaves(await probe(found.cut)):
-                return found
+        for transition in monitor.scan(step.token_ids, step.top_logprobs, ended=ended):
+            if search.due(transition.cut) and search.leaves(await probe(transition.cut)):
+                return transition
     return None
 
 
@@ -258,7 +310,7 @@ async def _overlapped(
     news = asyncio.Event()
     seen: deque[Transition] = deque()
     trials: deque[tuple[Transition, asyncio.Task[TrialResult]]] = deque()
-    # What share trials took is known only when they are done.
+    # The share of trial tokens is known only once a trial has ended.
     at_once = 1 if search.capped else AT_ONCE
 
     async def read() -> None:
@@ -276,13 +328,13 @@ async def _overlapped(
         main.add_done_callback(lambda _: news.set())
         while not search.error:
             while seen and len(trials) < at_once:
-                found = seen.popleft()
-                if search.due(found.cut):
-                    trial = tasks.create_task(probe(found.cut))
+                transition = seen.popleft()
+                if search.due(transition.cut):
+                    trial = tasks.create_task(probe(transition.cut))
                     trial.add_done_callback(lambda _: news.set())
-                    trials.append((found, trial))
+                    trials.append((transition, trial))
             if trials and trials[0][1].done():
-                found, trial = trials.popleft()
+                transition, trial = trials.popleft()
                 if search.leaves(trial.result()):
                     break
             elif main.done() and not seen and not trials:
@@ -293,7 +345,7 @@ async def _overlapped(
         main.cancel()
         for _, trial in trials:
             trial.cancel()
-        return None if search.error else found
+        return None if search.error else transition
 
     if not path.thinking:
         return None

@@ -17,7 +17,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dto.languages import DEFAULT, Languages, any_of, load_language
-from dto.recipe import ExitSettings
+from dto.settings import MonitorSettings
 from dto.tags import DEFAULT_TAGS, ThinkTags
 from dto.text import StopReader, TagReader
 
@@ -52,7 +52,7 @@ class Monitor:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        settings: ExitSettings,
+        settings: MonitorSettings,
         tags: ThinkTags = DEFAULT_TAGS,
         languages: Languages = DEFAULT,
     ) -> None:

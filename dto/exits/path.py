@@ -1,8 +1,8 @@
 """The main path: one response as it grows, paused and continued by an exit policy.
 
-Continuing gives the same tokens as never pausing, on an engine that is `resumable` (its noise is a
-function of seed and position). Other engines get a seed derived from the position at each
-resumption: the response is then another sample of the same distribution, and still reproducible.
+On a `resumable` engine (its noise is a function of seed and position) continuing gives the same
+tokens as never pausing. Other engines get a seed derived from the position at each continuation:
+the response is then another sample of the same distribution, and still reproducible.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from dto.text import INSIDE_CHARACTER, TagReader, char_ends, decode_response
 from dto.trajectories import closes_thinking, read_response
 from dto.usage import ModelShape, attention_flops, forward_flops
 
-BROKEN = "\ufffd"  # how a character reads of which tokens are missing
-CUE_TOKENS = 64  # enough to hold a tag, a cue and its openers, however they are cut into tokens
+BROKEN = "\ufffd"  # decoded in place of a character whose tokens are not all there
+TAIL_TOKENS = 64  # enough for a tag or a cue with its openers, in any tokenization
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitedResponse:
     """A response under an exit policy, with every token that was generated for it.
 
-    The response that a user gets is `leading_ids + thinking_ids + inserted_ids + answer_ids`.
-    `leading_ids` is a `<think>` that the model wrote itself; `inserted_ids` is the text that closes
-    the thinking at an exit, read but not generated; `answer_ids` is all else, the model's own
-    `</think>` and EOS included. `withdrawn` counts tokens of the main path that an exit cut off
-    again: the cue, or the white space, by which the transition was seen, and punctuation that is
-    read again as one token with what was inserted (:mod:`dto.text`). `would_leave` is the index
-    of the trial at which the policy leaves, or in shadow mode would have left; -1 for none.
+    The user gets `leading_ids + thinking_ids + inserted_ids + answer_ids`. `leading_ids` is a
+    `<think>` that the model wrote itself. `inserted_ids` is the text that closes the thinking at an
+    exit; it is read, not generated. `answer_ids` is the rest, including the model's own `</think>`
+    and EOS. `withdrawn` counts tokens of the main path that an exit removed again: the cue or white
+    space that made the transition visible, and punctuation that becomes one token with the inserted
+    text (:mod:`dto.text`). `would_leave` is the index of the trial at which the policy leaves, or
+    in shadow mode would have left; -1 for none.
     """
 
     prompt_tokens: int
@@ -54,14 +54,14 @@ class ExitedResponse:
 
     @staticmethod
     def failed(prompt_tokens: int, error: str) -> ExitedResponse:
-        """No response, and why."""
+        """A failed response with the error of its request."""
         return ExitedResponse(
             prompt_tokens=prompt_tokens, exit_reason="failed", finish_reason="failed", error=error
         )
 
     @property
     def complete(self) -> bool:
-        """Whether the thinking was closed and the conclusion ran to its end."""
+        """Whether the thinking was closed and the conclusion is finished."""
         return self.finish_reason == "stop" and self.exit_reason not in ("length", "unclosed")
 
     @property
@@ -71,7 +71,7 @@ class ExitedResponse:
 
     @property
     def trial_tokens(self) -> int:
-        """Tokens of the trials, and those that an exit withdrew."""
+        """Tokens of the trials, and tokens that an exit withdrew."""
         return sum(trial.tokens for trial in self.trials) + self.withdrawn
 
     def attention_flops(self, shape: ModelShape | None) -> float:
@@ -79,14 +79,14 @@ class ExitedResponse:
         return sum(attention_flops(shape, start, end) for start, end in self._computed())
 
     def model_flops(self, shape: ModelShape | None) -> float:
-        """Model FLOPs of the same."""
+        """Model FLOPs of prompt, response, trials and withdrawn tokens, each computed once."""
         return sum(forward_flops(shape, start, end) for start, end in self._computed())
 
     def _computed(self) -> Iterator[tuple[int, int]]:
-        """Positions that pass through the model, as (start, end).
+        """The ranges (start, end) of positions that pass through the model.
 
-        A trial reads its prefix from the cache; its inducer, as long as it is by itself, and its
-        tokens are new.
+        A trial reads its prefix from the cache. Its inducer and its tokens are new; the inducer
+        counts with its length before the join.
         """
         cut = self.prompt_tokens + len(self.leading_ids) + len(self.thinking_ids)
         yield 0, cut + len(self.inserted_ids) + len(self.answer_ids)
@@ -97,19 +97,18 @@ class ExitedResponse:
 
 
 class ResponsePath:
-    """The tokens of one response so far, and the way on.
+    """One response while it is sampled: its tokens so far, and the requests that continue it.
 
-    `sampling.max_tokens` bounds the response, thinking and answer together, and is lowered where
-    the context is nearer; trials come on top of it. `finish` is None while the response can go on,
-    `closed` says whether the model closed its thinking, or the prompt did. A presence penalty
-    counts the response so far, whatever requests it came from, where the engine can.
+    `sampling.max_tokens` limits the response, thinking and answer together; the remaining context
+    may lower it. Tokens of trials do not count. `finish` is None while the response can continue.
+    `closed` says whether the model, or the prompt, closed the thinking. A presence penalty counts
+    the whole response so far, across requests, if the engine supports that.
     """
 
     def __init__(self, prompt_ids: Sequence[int], ctx: Context, sampling: Sampling) -> None:
         self.prompt_ids = tuple(prompt_ids)
-        self.engine = ctx.engine
+        self.ctx = ctx
         self.tokenizer = ctx.tokenizer
-        self.join = ctx.join
         room = ctx.engine.context - len(self.prompt_ids)
         self.sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
         self.ids: list[int] = []
@@ -124,28 +123,29 @@ class ResponsePath:
         """Whether the response can still leave its thinking early."""
         return self.finish is None and not self.closed
 
-    def tail(self) -> str:
-        """The text of the last tokens."""
-        return decode_response(self.tokenizer, self.ids[-CUE_TOKENS:], self.tags)
+    def prefix(self, cut: int) -> tuple[int, ...]:
+        """The prompt and the first `cut` tokens of the response."""
+        return (*self.prompt_ids, *self.ids[:cut])
 
-    def cut(self, char: int) -> int:
-        """How many tokens begin before a character of the tail, less white space before it.
+    def text(self, last: int = 0) -> str:
+        """The text of the response so far, or of its `last` tokens (0: all)."""
+        return decode_response(self.tokenizer, self.ids[-last:], self.tags)
 
-        As a :class:`~dto.exits.monitor.Monitor` cuts. Never inside a character: such a token is
-        left out with the rest of its character.
+    def border(self) -> int:
+        """The number of tokens up to the last complete character that is not white space.
+
+        As a :class:`~dto.exits.monitor.Monitor` cuts.
         """
-        ends = char_ends(self.tokenizer, self.ids[-CUE_TOKENS:])
+        ends = char_ends(self.tokenizer, self.ids[-TAIL_TOKENS:])
         first = len(self.ids) - len(ends)
-        borders = [
-            (end, first + count) for count, end in enumerate(ends, 1) if end != INSIDE_CHARACTER
-        ]
-        text = self.tail()
-        return kept_tokens([(0, first), *borders], text, len(text[:char].rstrip()))
+        places = [(end, first + i) for i, end in enumerate(ends, 1) if end != INSIDE_CHARACTER]
+        text = self.text(last=TAIL_TOKENS)
+        return kept_tokens([(0, first), *places], text, len(text.rstrip(BROKEN).rstrip()))
 
     def whole(self, cut: int) -> int:
-        """The last border at or before `cut` that lies between two characters, and in no tag."""
+        """The last place at or before `cut` that is between two characters and not in a tag."""
         cut -= self.tags.unfinished(self.ids[:cut])
-        ids = self.ids[max(0, cut - CUE_TOKENS) : cut]
+        ids = self.ids[max(0, cut - TAIL_TOKENS) : cut]
         ends = char_ends(self.tokenizer, ids)
         if decode_response(self.tokenizer, ids, self.tags).endswith(BROKEN):
             ends[-1] = INSIDE_CHARACTER
@@ -156,14 +156,14 @@ class ResponsePath:
     async def advance(
         self, stop: tuple[str, ...] = (), limit: int | None = None, logprobs: int | None = None
     ) -> Completion:
-        """Go on until a stop string, `limit` further tokens, or the end of the response."""
-        [step] = await self.engine.complete(*self._request(stop, limit, logprobs))
+        """Continue to a stop string, `limit` further tokens, or the end of the response."""
+        [step] = await self.ctx.engine.complete(*self._request(stop, limit, logprobs))
         self._take(step)
         return step
 
     async def stream(self, logprobs: int | None = None) -> AsyncGenerator[Chunk]:
-        """Go on to the model's own end, piece by piece. Use inside `async with aclosing(...)`."""
-        async with aclosing(self.engine.stream(*self._request((), None, logprobs))) as chunks:
+        """Continue to the model's own end, as a stream. Use inside `async with aclosing(...)`."""
+        async with aclosing(self.ctx.engine.stream(*self._request((), None, logprobs))) as chunks:
             async for chunk in chunks:
                 self._take(chunk)
                 yield chunk
@@ -175,9 +175,9 @@ class ResponsePath:
     ) -> tuple[tuple[int, ...], Sampling]:
         room = self.sampling.max_tokens - len(self.ids)
         seed = self.sampling.seed
-        if self.ids and not self.engine.capabilities.resumable:
+        if self.ids and not self.ctx.engine.capabilities.resumable:
             seed = derive(seed, "", "resume", len(self.ids))
-        return (*self.prompt_ids, *self.ids), replace(
+        return self.prefix(len(self.ids)), replace(
             self.sampling,
             max_tokens=room if limit is None else min(limit, room),
             seed=seed,
@@ -197,17 +197,17 @@ class ResponsePath:
         self.closed = self._close.read(step.token_ids, step.text) or self.closed
 
     def rewind(self, count: int) -> None:
-        """Take back all but the first `count` tokens, which lie before `</think>`."""
+        """Remove all but the first `count` tokens, which come before `</think>`."""
         del self.ids[count:]
         self.finish, self.closed, self.error = None, False, ""
         self._close = TagReader(self.tokenizer, self.tags.close)
 
     def fail(self, error: str) -> None:
-        """End the path: a request went wrong."""
+        """End the path with the error of a request."""
         self.finish, self.error = "failed", error or "the engine gave no reason"
 
     async def finished(self) -> ExitedResponse:
-        """Let the model go on to its own end."""
+        """Let the model continue to its own end."""
         while self.finish is None:
             await self.advance()
         reading = await asyncio.to_thread(
@@ -238,25 +238,37 @@ class ResponsePath:
             error=self.error,
         )
 
-    async def concluded(self, cut: int, close: str, reason: str) -> ExitedResponse:
-        """Keep the first `cut` tokens, put `close` after them, and let the model conclude.
+    async def leave(self) -> ExitedResponse:
+        """Leave the thinking here, without the white space at its end, and let the model conclude.
 
-        `cut` is moved back to a border between characters, and before a close that was begun.
+        A response whose thinking is over continues to its own end.
         """
-        prefix = (*self.prompt_ids, *self.ids[: self.whole(cut)])
-        joined = self.join(prefix, close, fixed=len(self.prompt_ids))
+        return await (self.concluded(self.border()) if self.thinking else self.finished())
+
+    async def concluded(
+        self, cut: int, reason: str = "policy", close: str | None = None
+    ) -> ExitedResponse:
+        """Keep the first `cut` tokens, close the thinking, and let the model conclude.
+
+        `cut` moves back to a place between two characters, and before an unfinished closing tag.
+        The text `close` is put there (None: the prompt `early_close`).
+        """
+        if close is None:
+            close = self.ctx.text("early_close")
+        prefix = self.prefix(self.whole(cut))
+        joined = self.ctx.join(prefix, close, fixed=len(self.prompt_ids))
         kept = prefix[len(self.prompt_ids) : joined.kept]
         reading = await asyncio.to_thread(
             read_response, self.tokenizer, self.prompt_ids, kept, self.tags, ended=False
         )
         start = reading.thinking_tokens.start
         prefix = (*prefix[: joined.kept], *joined.inserted)
-        room = min(self.sampling.max_tokens - cut, self.engine.context - len(prefix))
+        room = min(self.sampling.max_tokens - cut, self.ctx.engine.context - len(prefix))
         answer_ids: tuple[int, ...] = ()
         finish: FinishReason = "length"
         if room > 0:
             seed = derive(self.sampling.seed, "", "conclude", cut)
-            [completion] = await self.engine.complete(
+            [completion] = await self.ctx.engine.complete(
                 prefix,
                 replace(
                     self.sampling,

@@ -1,4 +1,4 @@
-"""Exits of other papers, DEER as published, its static exits: one function a policy.
+"""The exit policies of other papers, the variants of DEER, and policies without trials.
 
-The mechanism, and DEER itself, are in `dto.exits`, which opens these by name.
+The mechanism, and DEER itself, are in `dto.exits`; `dto.settings.POLICIES` lists all policies.
 """

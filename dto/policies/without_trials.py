@@ -1,7 +1,4 @@
-"""Policies that ask for no trial answers: budget, static, no_thinking, nowait.
-
-Each names the keys of `ExitSettings` that it reads.
-"""
+"""Policies without trial answers: budget, static, no_thinking, nowait."""
 
 from __future__ import annotations
 
@@ -11,13 +8,16 @@ import re
 import threading
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from dto.context import Context
-from dto.exits.path import BROKEN, ExitedResponse, ResponsePath
-from dto.recipe import ExitSettings
+from dto.exits.path import TAIL_TOKENS, ExitedResponse, ResponsePath
+from dto.protocols import Engine
 from dto.records import Problem, derive
 from dto.rollouts import BOX, answer_inducer, complete_answers
+from dto.settings import Count, ExitPolicy, Probability
 from dto.trajectories import opening
 
 if TYPE_CHECKING:
@@ -28,56 +28,60 @@ _ENDED = re.compile(r"[.!?\n。！？．｡][\"'”’」』)\]*]*\s*\Z")
 _AFTER_DIGIT = re.compile(r"\d\.\Z")
 
 
-async def budget(
-    path: ResponsePath, settings: ExitSettings, problem: Problem, ctx: Context
-) -> ExitedResponse:
-    """Close the thinking once `settings.budget` tokens were generated, if it is still open.
+class Budget(ExitPolicy):
+    """Close the thinking after `budget` generated tokens, if it is still open.
 
-    Budget forcing (2501.19393, section 3), the control that every claim of an early exit needs.
-    Reads `budget`, `grace`, `think_ratio` and `trial_tokens`. A `<think>` that the model writes
-    itself counts. The exit reason is `budget` wherever closing or answer had to be forced. An
-    answer is missing only where `max_tokens` has no room for a boxed one, or where a request
-    failed. Departs from the paper:
+    Budget forcing (2501.19393, section 3): the control for every claim about early exits. A
+    `<think>` that the model writes itself counts. The exit reason is `budget` wherever the close or
+    the answer had to be forced. An answer is missing only if `max_tokens` has no room for a boxed
+    one, or if a request failed. Departures from the paper:
 
-    - Graceful: the thinking goes on to the end of its sentence when that comes within `grace`
-      further tokens; else it is cut at the budget. What was generated beyond the cut is withdrawn
-      and counted.
-    - An answer is always left. Of the tokens that a response may have, `trial_tokens` are kept back
-      for a bare boxed answer, which replaces a conclusion that does not end in time (not for code).
-      Of the others at most the share `think_ratio` is thinking, whatever the budget: a conclusion
-      retells the thinking, so what it needs grows with it. Thinking that ends without being closed
-      is closed too.
-    - No lower bound: the paper also makes a model go on thinking by writing "Wait" for it.
+    - The cut is graceful: the thinking continues to the end of its sentence if that comes within
+      `grace` further tokens; otherwise it is cut at the budget. Tokens generated beyond the cut are
+      withdrawn and counted.
+    - There is always an answer. `trial_tokens` of the response's tokens are reserved for a bare
+      boxed answer, which replaces a conclusion that does not end in time (not for code). At most
+      the share `think_ratio` of the others is thinking, whatever the budget: a conclusion repeats
+      the thinking, so its length grows with it. Thinking that ends without a close is closed too.
+    - There is no lower bound: the paper also makes a model think longer by inserting "Wait".
     """
-    close = ctx.text("early_close")
-    inducer = answer_inducer("trial_closed", ctx)
-    inserted = max(len(ctx.encode(close)), len(ctx.encode(inducer)))
-    room = min(path.sampling.max_tokens, ctx.engine.context - len(path.prompt_ids) - inserted)
-    kept_back = 0 if problem.rule == "code" else settings.trial_tokens
-    path.sampling = replace(path.sampling, max_tokens=max(0, room - kept_back))
-    most = math.floor(settings.think_ratio * path.sampling.max_tokens)
-    longest = min(settings.budget + settings.grace, most)
-    cut = await _think(path, min(settings.budget, most), longest)
-    cut -= ctx.tags.unfinished(path.ids[:cut])
-    if path.closed or path.finish == "failed":
-        response = await path.finished()
-        cut = len(response.leading_ids) + len(response.thinking_ids)
-    else:
-        response = await path.concluded(cut, close, "budget")
-    left = min(kept_back, room)
-    if response.complete or response.exit_reason == "failed" or left < 1:
-        return response
-    return await _answered(path, response, cut, inducer, left, problem, ctx)
+
+    budget: Count = 1024  # thinking tokens
+    grace: Annotated[int, Field(ge=0)] = 64  # further tokens to end the sentence
+    think_ratio: Probability = 0.9  # largest share of max_tokens that may be thinking
+    trial_tokens: Count = 20  # reserved for the boxed answer
+
+    async def leave(self, path: ResponsePath, problem: Problem, ctx: Context) -> ExitedResponse:
+        """Think within the budget, conclude, and force an answer if there is none."""
+        close = ctx.text("early_close")
+        inducer = answer_inducer("trial_closed", ctx)
+        inserted = max(len(ctx.encode(close)), len(ctx.encode(inducer)))
+        room = min(path.sampling.max_tokens, ctx.engine.context - len(path.prompt_ids) - inserted)
+        reserved = 0 if problem.rule == "code" else self.trial_tokens
+        path.sampling = replace(path.sampling, max_tokens=max(0, room - reserved))
+        limit = math.floor(self.think_ratio * path.sampling.max_tokens)
+        longest = min(self.budget + self.grace, limit)
+        cut = await _think(path, min(self.budget, limit), longest)
+        cut -= ctx.tags.unfinished(path.ids[:cut])
+        if path.closed or path.finish == "failed":
+            response = await path.finished()
+            cut = len(response.leading_ids) + len(response.thinking_ids)
+        else:
+            response = await path.concluded(cut, "budget", close)
+        left = min(reserved, room)
+        if response.complete or response.exit_reason == "failed" or left < 1:
+            return response
+        return await _answered(path, response, cut, inducer, left, problem, ctx)
 
 
 async def _think(path: ResponsePath, budget: int, longest: int) -> int:
-    """Think, and say how many tokens to keep; the model may close the thinking before that."""
+    """Think and return how many tokens to keep; the model may close the thinking earlier."""
     if budget:
         await path.advance(limit=budget)
-    at_budget = _border(path)
+    at_budget = path.border()
     while path.thinking:
-        text = path.tail()
-        cut = _border(path)
+        text = path.text(last=TAIL_TOKENS)
+        cut = path.border()
         ended = _ENDED.search(text) is not None
         if ended and not _AFTER_DIGIT.search(text):
             return cut
@@ -86,15 +90,10 @@ async def _think(path: ResponsePath, budget: int, longest: int) -> int:
         if not ended:
             await path.advance(stop=SENTENCE_ENDS, limit=longest - len(path.ids))
             continue
-        following = await path.advance(limit=1)  # it alone tells "3." from "3.5"
+        following = await path.advance(limit=1)  # tells "3." from "3.5"
         if path.thinking and not following.text[:1].isdigit():
             return cut
-    return at_budget if path.finish == "length" else _border(path)
-
-
-def _border(path: ResponsePath) -> int:
-    """How many tokens hold more than white space, and no character that is not complete."""
-    return path.cut(len(path.tail().rstrip(BROKEN)))
+    return at_budget if path.finish == "length" else path.border()
 
 
 async def _answered(
@@ -106,8 +105,8 @@ async def _answered(
     problem: Problem,
     ctx: Context,
 ) -> ExitedResponse:
-    """The response with a bare boxed answer in place of what follows its first `cut` tokens."""
-    prefix = (*path.prompt_ids, *path.ids[:cut])
+    """The response with a bare boxed answer in place of all but its first `cut` tokens."""
+    prefix = path.prefix(cut)
     joined = ctx.join(prefix, inducer, fixed=len(path.prompt_ids))
     start = len(response.leading_ids)
     thinking_ids = prefix[len(path.prompt_ids) + start : joined.kept]
@@ -120,7 +119,7 @@ async def _answered(
         replace(path.sampling, max_tokens=max_tokens, seed=seed, written=cut),
         fixed=len(path.prompt_ids),
     )
-    # All that was generated for the main path and for the conclusion, less what stays of it.
+    # Tokens generated for the main path and the conclusion, less those that are kept.
     generated = len(response.thinking_ids) + len(response.answer_ids) + response.withdrawn
     withdrawn = generated - len(thinking_ids)
     failed = answer.finish_reason == "failed"
@@ -138,35 +137,37 @@ async def _answered(
     )
 
 
-async def static(
-    path: ResponsePath, settings: ExitSettings, problem: Problem, ctx: Context
-) -> ExitedResponse:
-    """Keep the first `settings.fraction` of the model's own thinking (2504.15895, pilot study).
+class Static(ExitPolicy):
+    """Keep the first `fraction` of the model's own thinking (2504.15895, pilot study).
 
-    Rounded down to a token that ends a character, not to the end of a sentence. An oracle, not a
-    policy: the length of the thinking is known only once it has been written in full. The response
-    counts the tokens that are kept; the others are wasted. Reads `fraction`.
+    The cut is rounded down to a token that ends a character, not to the end of a sentence. This is
+    an oracle, not a policy: the length of the thinking is known only once it is complete. The
+    response counts the tokens that are kept; the others are wasted.
     """
-    whole = await path.finished()
-    if whole.exit_reason == "failed":
-        return whole
-    cut = len(whole.leading_ids) + math.floor(settings.fraction * len(whole.thinking_ids))
-    exited = await path.concluded(cut, ctx.text("early_close"), "policy")
-    return replace(exited, withdrawn=0)
+
+    fraction: Probability = 0.5
+
+    async def leave(self, path: ResponsePath, problem: Problem, ctx: Context) -> ExitedResponse:
+        """Think to the end, cut, and conclude."""
+        whole = await path.finished()
+        if whole.exit_reason == "failed":
+            return whole
+        cut = len(whole.leading_ids) + math.floor(self.fraction * len(whole.thinking_ids))
+        return replace(await path.concluded(cut), withdrawn=0)
 
 
-async def no_thinking(
-    path: ResponsePath, settings: ExitSettings, problem: Problem, ctx: Context
-) -> ExitedResponse:
+class NoThinking(ExitPolicy):
     """Close the thinking before it begins (NoThinking, 2504.09858, section 2).
 
-    The prompt `no_thinking` stands in for it; `<think>` is put in where the chat template does not
-    open it. Reads no key beside its name. Departs from the paper: one answer, where the paper also
-    samples many under the same token budget and selects among them (`evaluate.samples` does the
-    first half).
+    The prompt `no_thinking` takes its place; `<think>` is inserted if the chat template does not
+    open it. Departure from the paper: one answer; the paper also samples many within the same token
+    budget and selects among them (`evaluate.samples` does the first half).
     """
-    text = opening(ctx.tokenizer, path.prompt_ids, ctx.tags) + ctx.text("no_thinking")
-    return await path.concluded(0, text, "policy")
+
+    async def leave(self, path: ResponsePath, problem: Problem, ctx: Context) -> ExitedResponse:
+        """Conclude from the prompt."""
+        text = opening(ctx.tokenizer, path.prompt_ids, ctx.tags) + ctx.text("no_thinking")
+        return await path.concluded(0, close=text)
 
 
 KEYWORDS = frozenset(
@@ -175,34 +176,40 @@ KEYWORDS = frozenset(
         "double-check", "oh", "maybe", "verify", "other", "again", "now", "ah", "any",
     )
 )  # fmt: skip
-"""2506.08343, section 3: what begins paragraphs most often in 32 runs of QwQ-32B on AIME 2025."""
+"""The most frequent first words of paragraphs in 32 runs of QwQ-32B on AIME 2025 (2506.08343)."""
 
 _EDGE = re.compile(r"^[\W_]+|[\W_]+$")
 _one_at_a_time = threading.Lock()
 
 
-async def nowait(
-    path: ResponsePath, settings: ExitSettings, problem: Problem, ctx: Context
-) -> ExitedResponse:
+class NoWait(ExitPolicy):
     """Think without the words that begin a reconsideration (NoWait, 2506.08343, section 3).
 
     The keywords' tokens are never sampled until the model closes its thinking; the conclusion is
-    not restricted. Reads no key beside its name. A token is banned when it is a keyword and nothing
-    else but spaces and punctuation (`" Wait,"`, not `Ohio`): ours, so that no list of exceptions is
-    needed. A keyword that a model spells in several tokens is not seen.
+    not restricted. Ours: a token is banned if it is a keyword and nothing else but spaces and
+    punctuation (`" Wait,"`, not `Ohio`), so no list of exceptions is needed. A keyword that takes
+    several tokens is not banned.
     """
-    banned = await asyncio.to_thread(keyword_ids, ctx.tokenizer)
-    path.sampling = replace(path.sampling, banned=banned)
-    while path.thinking:  # a spelt tag stops it too, and is none where the tag is one token
-        await path.advance(stop=(ctx.tags.close,))
-    path.sampling = replace(path.sampling, banned=())
-    return await path.finished()
+
+    def check(self, engine: Engine) -> None:
+        """Raise EngineError, before any work, if the engine cannot ban tokens."""
+        super().check(engine)
+        self.require("policy nowait needs banned tokens", engine.capabilities.banned, engine)
+
+    async def leave(self, path: ResponsePath, problem: Problem, ctx: Context) -> ExitedResponse:
+        """Think with banned tokens to the model's own end, and conclude without."""
+        banned = await asyncio.to_thread(keyword_ids, ctx.tokenizer)
+        path.sampling = replace(path.sampling, banned=banned)
+        while path.thinking:  # may also stop at the tag in several tokens, which does not close
+            await path.advance(stop=(ctx.tags.close,))
+        path.sampling = replace(path.sampling, banned=())
+        return await path.finished()
 
 
 def keyword_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The tokens that are one of `KEYWORDS` in any case; computed once for each tokenizer.
+    """The tokens that are one of `KEYWORDS` in any case, computed once for each tokenizer.
 
-    Takes about a second for 150,000 tokens: call it in a thread.
+    This takes about a second for 150,000 tokens: call it in a thread.
     """
     with _one_at_a_time:
         return _keyword_ids(tokenizer)

@@ -215,6 +215,10 @@ def trial_reliability(run: RunReader) -> tuple[TrialReliability, ...]:
         part = trials.filter(model=model, exit=exit.name).sort("problem_id")
         if len(part):
             rows = part.select("confidence", "right", "problem_id").rows()
-            reliable = reliability(exit.monitor, exit.inducer, exit.confidence, rows)
+            settings = exit.model_dump()  # a policy may lack some of these
+            monitor, inducer, confidence = (
+                str(settings.get(key, "")) for key in ("monitor", "inducer", "confidence")
+            )
+            reliable = reliability(monitor, inducer, confidence, rows)
             reliabilities.append(TrialReliability(model, exit.name, reliable))
     return tuple(reliabilities)

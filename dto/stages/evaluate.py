@@ -11,17 +11,18 @@ from collections.abc import Iterator
 
 from dto.concurrency import gather_bounded
 from dto.context import Context, sampling
-from dto.exits import ExitedResponse, answer, check
+from dto.exits import ExitedResponse, answer
 from dto.protocols import Graded
-from dto.recipe import ExitSettings, Recipe
+from dto.recipe import Recipe
 from dto.records import EvaluationRow, Problem
 from dto.runs.reader import RunReader
 from dto.runs.stage import Card, Group, Stage, Timed
+from dto.settings import ExitPolicy
 from dto.trajectories import no_room, prompt_ids
 from dto.usage import ModelShape, Usage, charge, metered
 
 
-async def evaluate(problem: Problem, exit: ExitSettings, ctx: Context) -> list[Timed]:
+async def evaluate(problem: Problem, exit: ExitPolicy, ctx: Context) -> list[Timed]:
     """Sample and grade `recipe.evaluate.samples` answers to one problem.
 
     A response that ran out of tokens or never closed its thinking is graded `truncated`. A failed
@@ -51,7 +52,7 @@ async def evaluate(problem: Problem, exit: ExitSettings, ctx: Context) -> list[T
 async def _answered(
     problem: Problem,
     prompt: tuple[int, ...],
-    exit: ExitSettings,
+    exit: ExitPolicy,
     ctx: Context,
     sample: int,
     seed: int,
@@ -122,7 +123,7 @@ def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
 
 def _check(ctx: Context) -> None:
     for exit in ctx.recipe.evaluate.exits:
-        check(exit, ctx.engine)
+        exit.check(ctx.engine)
 
 
 def _reads(recipe: Recipe) -> tuple[str, ...]:

@@ -58,14 +58,13 @@ async def pilot(
     start, length = trajectory.thinking_tokens.start, trajectory.thinking_tokens.length
     if length == 0:
         return Dropped(trajectory.id, "empty_thinking")
-    close = ctx.text("early_close")
     sampling = ctx.sampling(ctx.recipe.sample.max_tokens, ctx.seed(trajectory.id, "pilot"))
 
     async def exit_at(fraction: float) -> StaticExit:
         cut = start + floor(fraction * length)
         path = ResponsePath(trajectory.prompt_ids, ctx, sampling)
         path.ids = list(trajectory.token_ids[:cut])
-        response = await path.concluded(cut, close, "policy")
+        response = await path.concluded(cut)
         graded = await grade_response(response, problem, ctx)
         return StaticExit(
             id=StaticExit.make_id(trajectory.id, fraction),

@@ -18,16 +18,16 @@ from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.context import sampling as sampling_settings
 from dto.errors import DtoError
-from dto.exits import check
+from dto.exits.deer import Deer
 from dto.exits.loop import ask
 from dto.exits.monitor import ENTROPY_LOGPROBS, Monitor
 from dto.exits.path import ExitedResponse, ResponsePath
 from dto.protocols import Sampling
-from dto.recipe import ExitSettings
 from dto.records import FinishReason, Grade, Problem, Span, Trajectory
 from dto.rollouts import answer_inducer
 from dto.runs.reader import RunReader
 from dto.runs.stage import ANSWERING, Card, Group, Stage, always
+from dto.settings import MonitorSettings
 from dto.stages.evaluate import grade_response
 from dto.trajectories import no_room, prompt_ids
 
@@ -131,7 +131,7 @@ async def trace(problem: Problem, ctx: Context) -> list[Trace]:
     """
     settings = ctx.recipe.evaluate
     for monitor in ctx.recipe.trace.monitors:
-        check(ExitSettings(name=monitor, policy="deer", monitor=monitor), ctx.engine)
+        Deer(name=monitor, monitor=monitor).check(ctx.engine)
     prompt = prompt_ids(problem.question, ctx.tokenizer, ctx.recipe.model, problem.prompt)
     seed = ctx.seed(problem.id, "evaluate")
 
@@ -207,8 +207,8 @@ def _transitions(
     settings, languages = ctx.recipe.trace, ctx.recipe.languages
     transitions: list[TracedTransition] = []
     for kind in settings.monitors:
-        exit = ExitSettings(name=kind, monitor=kind, every=settings.every, entropy=settings.entropy)
-        monitor = Monitor(ctx.tokenizer, exit, ctx.tags, languages)
+        where = MonitorSettings(monitor=kind, every=settings.every, entropy=settings.entropy)
+        monitor = Monitor(ctx.tokenizer, where, ctx.tags, languages)
         cuts = monitor.scan(ids, top_logprobs, ended=True)
         transitions += [TracedTransition(kind, cut, seen) for cut, seen in cuts]
     return transitions
@@ -241,7 +241,7 @@ async def _conclusion(
 ) -> TracedConclusion:
     path = ResponsePath(prompt, ctx, sampling)
     path.ids = list(kept)
-    response = await path.concluded(len(kept), ctx.text("early_close"), "policy")
+    response = await path.concluded(len(kept))
     graded = await grade_response(response, problem, ctx)
     return TracedConclusion(
         position=len(kept),

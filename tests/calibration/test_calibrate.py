@@ -142,7 +142,7 @@ def test_where_nothing_is_certified_the_file_says_none(tmp_path: Path) -> None:
     run = make_run(tmp_path, recipe(), [harmful(n) for n in range(100)])
     calibrate(run)
     text = (run / "calibrate" / "policy.yaml").read_text()
-    assert yaml.safe_load(text) == {"name": "calibrated"}
+    assert yaml.safe_load(text) == {"name": "calibrated", "policy": "none"}
     assert "# policy none: none can be certified" in text
 
 

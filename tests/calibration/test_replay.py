@@ -15,6 +15,7 @@ from dto.calibration.replay import Replay, candidates, check, statics
 from dto.context import Context
 from dto.engines import open_engine
 from dto.errors import RecipeError
+from dto.exits.deer import Deer
 from dto.exits.loop import confidence
 from dto.grading import Grader
 from dto.nano import chain_problems
@@ -23,12 +24,12 @@ from dto.protocols import Completion, Sampling
 from dto.recipe import (
     CalibrateSettings,
     EvaluateSettings,
-    ExitSettings,
     ModelSettings,
     Recipe,
     TraceSettings,
 )
 from dto.records import EvaluationRow, Problem
+from dto.settings import ExitPolicy, open_policy
 from dto.stages.evaluate import evaluate
 from dto.studies.trace import Trace, trace
 from dto.usage import ModelShape
@@ -41,11 +42,11 @@ GRID = CalibrateSettings(
 )
 
 
-def exits_of(recipe: Recipe) -> list[ExitSettings]:
+def exits_of(recipe: Recipe) -> list[ExitPolicy]:
     grid = [*candidates(recipe), *statics(recipe.trace)]
     first = next(exit for exit in grid if exit.policy == "deer")
     return [
-        ExitSettings(name="none"),
+        ExitPolicy(name="none"),
         *grid,
         first.model_copy(update={"name": "overlap", "overlap": True}),
         first.model_copy(update={"name": "shadow", "shadow": True}),
@@ -54,7 +55,7 @@ def exits_of(recipe: Recipe) -> list[ExitSettings]:
 
 
 async def live_and_replayed(
-    problems: Sequence[Problem], exits: Sequence[ExitSettings], ctx: Context, path: Path
+    problems: Sequence[Problem], exits: Sequence[ExitPolicy], ctx: Context, path: Path
 ) -> list[tuple[EvaluationRow, EvaluationRow]]:
     """The traces go through their table on the way."""
     recorded = await asyncio.gather(*(trace(problem, ctx) for problem in problems))
@@ -169,7 +170,7 @@ async def test_nothing_is_generated_twice(tmp_path: Path) -> None:
     assert len(engine.requests) == 1 + len(row.trials) + len(row.conclusions)
 
 
-DEER = ExitSettings(name="x", policy="deer", monitor="paragraph", inducer="closed", threshold=0.9)
+DEER = Deer(name="x", monitor="paragraph", inducer="closed", threshold=0.9)
 
 
 @pytest.mark.parametrize("context", [5, 60])
@@ -180,7 +181,7 @@ async def test_a_full_context_fails_or_cuts_the_replay_as_it_does_the_run(
     problem = Problem("p" * 16, "toy", "dev", "1 + 1?", "2")
     engine = ScriptedEngine(script, byte_level(), context=context)
     async with engine, Grader(workers=1) as grader:
-        exits = [ExitSettings(name="none"), DEER]
+        exits = [ExitPolicy(name="none"), DEER]
         ctx = Context(recipe, engine, grader)
         pairs = await live_and_replayed([problem], exits, ctx, tmp_path / "rows.parquet")
     for row, replayed in pairs:
@@ -203,28 +204,30 @@ def test_tokens_of_a_replayed_exit_by_hand() -> None:
 
 def test_what_went_wrong_when_recorded_fails_the_row_that_needs_it() -> None:
     broken = Replay(hand_trace("p", True, [(0.99, True)], trial_error="engine on fire"))
-    assert broken.row(ExitSettings(name="none")).grade == "correct"
+    assert broken.row(ExitPolicy(name="none")).grade == "correct"
     row = broken.row(DEER)
     assert (row.grade, row.exit_reason) == ("failed", "failed")
     assert "engine on fire" in row.reason
 
 
 @pytest.mark.parametrize(
-    ("changes", "key"),
+    ("exit", "key"),
     [
-        ({"monitor": "cue"}, "monitor = 'cue'"),
-        ({"inducer": "inside"}, "inducer = 'inside'"),
-        ({"mode": "pro"}, "mode = 'pro'"),
-        ({"trial_tokens": 30}, "trial_tokens = 30"),
+        (DEER.changed() | {"monitor": "cue"}, "monitor = 'cue'"),
+        (DEER.changed() | {"inducer": "inside"}, "inducer = 'inside'"),
+        (DEER.changed() | {"trial_tokens": 30}, "trial_tokens = 30"),
+        ({"policy": "deer", "mode": "pro"}, "mode = 'pro'"),
+        ({"policy": "deer", "mode": "compat"}, "mode = 'compat'"),
         ({"policy": "static", "fraction": 0.4}, "fraction = 0.4"),
         ({"policy": "budget"}, "policy = 'budget'"),
+        ({"policy": "entropy", "monitor": "paragraph"}, "policy = 'entropy'"),
     ],
 )
-def test_what_was_not_recorded_is_refused(changes: dict[str, object], key: str) -> None:
+def test_what_was_not_recorded_is_refused(exit: dict[str, object], key: str) -> None:
     recorded = TraceSettings(monitors=("paragraph",), inducers=("closed",))
     check(DEER, recorded)
     with pytest.raises(RecipeError, match=f"exit 'x' cannot be replayed: {key}"):
-        check(DEER.model_copy(update=changes), recorded)
+        check(open_policy({"name": "x"} | exit), recorded)
 
 
 def test_a_confidence_is_that_of_the_live_policy() -> None:

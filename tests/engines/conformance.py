@@ -25,8 +25,9 @@ from dto.errors import EngineError
 from dto.grading import Grader
 from dto.nano import chain_problems
 from dto.protocols import Completion, Engine, Sampling
-from dto.recipe import EvaluateSettings, ExitSettings, ModelSettings, Recipe
+from dto.recipe import EvaluateSettings, ModelSettings, Recipe
 from dto.records import EvaluationRow, Problem
+from dto.settings import ExitPolicy, open_policy
 from dto.stages.evaluate import evaluate
 from dto.usage import metered
 from tests.engines.served import Served
@@ -66,7 +67,7 @@ def model_logprobs(nano: Served, ids: list[int]) -> torch.Tensor:
 
 
 async def evaluated(
-    engine: Engine, exit: ExitSettings, recipe: Recipe, problems: Sequence[Problem]
+    engine: Engine, exit: ExitPolicy, recipe: Recipe, problems: Sequence[Problem]
 ) -> list[tuple[object, ...]]:
     """Rows of greedy answers, without confidences, which differ in their last digits."""
     async with Grader(workers=1) as grader:
@@ -439,7 +440,7 @@ class Conformance:
     async def test_greedy_evaluation_is_that_of_the_transformers_engine_in_sequence(
         self, engine: Engine, exit: dict[str, object]
     ) -> None:
-        settings = ExitSettings.model_validate({"name": "exit", **exit})
+        settings = open_policy({"name": "exit", **exit})
         found = await evaluated(engine, settings, self.recipe, self.problems())
         settings = settings.model_copy(update={"overlap": False})
         async with open_engine(self.recipe.model) as local:

@@ -17,12 +17,14 @@ from dto.engines.linearised import CHAINS, Linearised
 from dto.engines.sampling import Request, Sample
 from dto.engines.transformers import BRANCHING, TransformersEngine
 from dto.errors import EngineError
-from dto.exits import ExitedResponse, answer, check
+from dto.exits import ExitedResponse, answer
+from dto.exits.deer import Deer
 from dto.grading import Grader
 from dto.nano import chain_problems
 from dto.protocols import Completion, Sampling
-from dto.recipe import ExitSettings, Recipe
+from dto.recipe import Recipe
 from dto.records import Problem
+from dto.settings import open_policy
 from dto.trajectories import prompt_ids
 from dto.usage import metered
 from tests.engines.scripted import ScriptedEngine
@@ -163,10 +165,10 @@ async def test_score_is_that_of_the_engine(nano: Served, prompts: list[list[int]
 async def test_the_engine_has_to_serve(nano: Served) -> None:
     with pytest.raises(EngineError, match="not serving"):
         await nano.engine().branched().__aenter__()
-    exit = ExitSettings(name="b", policy="deer", overlap="branches")
-    check(exit, nano.engine())
+    exit = Deer(name="b", overlap="branches")
+    exit.check(nano.engine())
     with pytest.raises(EngineError, match="overlap: branches"):
-        check(exit, ScriptedEngine({}, nano.tokenizer))
+        exit.check(ScriptedEngine({}, nano.tokenizer))
 
 
 EXITS: list[dict[str, Any]] = [
@@ -191,9 +193,7 @@ async def test_exits_are_those_of_the_sequential_form(nano: Served) -> None:
             exit: dict[str, Any], problem: Problem, sampling: Sampling, overlap: Any
         ) -> ExitedResponse:
             prompt = prompt_ids(problem.question, ctx.tokenizer, recipe.model)
-            settings = ExitSettings.model_validate(
-                {"name": "b", "policy": "deer", "overlap": overlap, **exit}
-            )
+            settings = open_policy({"name": "b", "policy": "deer", "overlap": overlap, **exit})
             response = await answer(problem, prompt, settings, ctx, sampling)
             for trial in response.trials:
                 key = (str(exit), problem.id, trial.position)

@@ -19,8 +19,9 @@ from dto.grading import Grader
 from dto.nano import chain_problems
 from dto.prompts import render
 from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling
-from dto.recipe import ExitSettings, ModelSettings, Recipe
+from dto.recipe import ModelSettings, Recipe
 from dto.records import Problem
+from dto.settings import ExitPolicy, open_policy
 from dto.text import StopReader
 from dto.trajectories import prompt_ids
 from dto.usage import ModelShape, Usage, charge
@@ -199,13 +200,14 @@ Respond = Callable[..., Any]
 @pytest.fixture
 def respond(tokenizer: PreTrainedTokenizerFast, problem: Problem) -> Respond:
     """One response of a Writer under an exit; keywords beside those of the Writer: `exit` settings,
-    `max_tokens`, and a list that the Writer is added to."""
+    `max_tokens`, a list that the Writer is added to, and a `policy` instead of `exit`."""
 
     async def make(
         main: str,
         exit: dict[str, Any] | None = None,
         max_tokens: int = 1000,
         engines: list[Writer] | None = None,
+        policy: ExitPolicy | None = None,
         **writer: Any,
     ) -> Outcome:
         engine = Writer(tokenizer, main, **writer)
@@ -213,9 +215,9 @@ def respond(tokenizer: PreTrainedTokenizerFast, problem: Problem) -> Respond:
             engines.append(engine)
         ctx = Context(Recipe(name="test"), engine, Grader(workers=1))
         prompt = prompt_ids(problem.question, tokenizer, ctx.recipe.model)
-        settings = ExitSettings.model_validate({"name": "exit", **(exit or {})})
+        policy = policy or open_policy({"name": "exit", **(exit or {})})
         sampling = Sampling(max_tokens, temperature=1.0, top_p=1.0, seed=11)
-        return Outcome(await answer(problem, prompt, settings, ctx, sampling), engine)
+        return Outcome(await answer(problem, prompt, policy, ctx, sampling), engine)
 
     return make
 
@@ -227,7 +229,7 @@ class Embedded:
     ctx: Context
 
     async def responses(self, max_tokens: int = 400, **exit: Any) -> list[ExitedResponse]:
-        settings = ExitSettings.model_validate({"name": "exit", **exit})
+        settings = open_policy({"name": "exit", **exit})
         model, tokenizer = self.ctx.recipe.model, self.ctx.tokenizer
         return await asyncio.gather(
             *(

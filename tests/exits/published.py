@@ -13,10 +13,11 @@ from dto.exits.path import ExitedResponse, ResponsePath
 from dto.grading import Grader
 from dto.grading.extract import trial_answer
 from dto.nano import chain_problems
-from dto.policies.compat import before_stop, compat
+from dto.policies.compat import Compat, before_stop
 from dto.protocols import Engine, Sampling
-from dto.recipe import ExitSettings, Recipe
+from dto.recipe import Recipe
 from dto.rollouts import BOX
+from dto.settings import open_policy
 from dto.text import decode_response
 from dto.trajectories import prompt_ids
 
@@ -30,10 +31,10 @@ EXITS: tuple[dict[str, Any], ...] = (
 )
 
 
-def settings_of(**changes: Any) -> ExitSettings:
-    return ExitSettings.model_validate(
-        {"name": "compat", "policy": "deer", "mode": "compat", "confidence": "mean"} | changes
-    )
+def policy_of(**changes: Any) -> Compat:
+    policy = open_policy({"name": "compat", "policy": "deer", "mode": "compat"} | changes)
+    assert isinstance(policy, Compat)
+    return policy
 
 
 def context(engine: Engine, grader: Grader) -> Context:
@@ -50,28 +51,28 @@ def prompts(ctx: Context) -> list[str]:
     ]
 
 
-async def by_compat(ctx: Context, settings: ExitSettings) -> list[ExitedResponse]:
+async def by_compat(ctx: Context, policy: Compat) -> list[ExitedResponse]:
     """All questions at once, each on its own way."""
     sampling = Sampling(MAX_TOKENS, temperature=0.0, top_p=1.0)
 
     async def one(problem: Any) -> ExitedResponse:
         ids = prompt_ids(problem.question, ctx.tokenizer, ctx.recipe.model)
-        return await compat(ResponsePath(ids, ctx, sampling), settings, problem, ctx)
+        return await policy.leave(ResponsePath(ids, ctx, sampling), problem, ctx)
 
     return await asyncio.gather(*map(one, chain_problems("test", QUESTIONS, 0)))
 
 
 def by_lockstep(
-    prompts: Sequence[str], generate: lockstep.Generate, tokenizer: Any, settings: ExitSettings
+    prompts: Sequence[str], generate: lockstep.Generate, tokenizer: Any, policy: Compat
 ) -> list[lockstep.Question]:
     """The same questions in rounds."""
     options = lockstep.Settings(
         MAX_TOKENS,
-        settings.think_ratio,
-        settings.threshold,
-        settings.confidence,
-        settings.max_trials,
-        settings.trial_tokens,
+        policy.think_ratio,
+        policy.threshold,
+        policy.confidence,
+        policy.max_trials,
+        policy.trial_tokens,
     )
     return lockstep.run(prompts, generate, tokenizer.encode, options)
 

@@ -15,11 +15,11 @@ from dto.exits import ExitedResponse, answer
 from dto.grading import Grader
 from dto.protocols import Completion, Prompt, Sampling
 from dto.recipe import (
-    ExitSettings,
     ModelSettings,
     Recipe,
 )
 from dto.records import Problem
+from dto.settings import open_policy
 from tests.exits.conftest import Writer
 from tests.vocabularies import NAMES, vocabulary
 
@@ -118,5 +118,5 @@ async def respond(
     ctx = context(name, engine)
     problem = Problem("p" * 16, "toy", "test", "5 + 3?", "8")
     sampling = Sampling(400, temperature=1.0, top_p=1.0, seed=1)
-    settings = ExitSettings.model_validate({"name": "exit", **exit})
+    settings = open_policy({"name": "exit", **exit})
     return await answer(problem, prompt, settings, ctx, sampling), engine

@@ -16,8 +16,9 @@ from dto.exits import ExitedResponse, answer
 from dto.grading import Grader
 from dto.prompts import render
 from dto.protocols import Chunk, Completion, Prompt, Sampling
-from dto.recipe import ExitSettings, Recipe
+from dto.recipe import Recipe
 from dto.records import Problem, Trial
+from dto.settings import open_policy
 from dto.trajectories import prompt_ids
 from dto.usage import Usage, metered
 from tests.engines.scripted import ScriptedEngine
@@ -77,7 +78,7 @@ async def respond(
         response = await answer(
             replace(problem, rule="code"),
             prompt,
-            ExitSettings.model_validate(BASE | exit),
+            open_policy(BASE | exit),
             ctx,
             Sampling(1000, seed=1),
         )

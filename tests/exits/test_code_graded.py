@@ -14,8 +14,9 @@ from dto.grading import Grader
 from dto.grading.sandbox import Limits
 from dto.prompts import render
 from dto.protocols import Completion, Sampling
-from dto.recipe import EvaluateSettings, ExitSettings, Recipe
+from dto.recipe import EvaluateSettings, Recipe
 from dto.records import EvaluationRow, Problem
+from dto.settings import open_policy
 from dto.stages.evaluate import evaluate
 from tests.engines.scripted import ScriptedEngine
 from tests.exits.conftest import CLOSE
@@ -65,7 +66,7 @@ async def row(
     ) as grader:
         ctx = Context(recipe, ScriptedEngine(script, tokenizer, context=4096), grader)
         asked = replace(problem, answer=GOLD, rule="code", question=PROMPT)
-        policy = ExitSettings.model_validate(settings | {"threshold": 0.75} | exit)
+        policy = open_policy(settings | {"threshold": 0.75} | exit)
         [(found, _, _)] = await evaluate(asked, policy, ctx)
     return found
 

@@ -18,10 +18,10 @@ from dto.engines import open_engine
 from dto.errors import RecipeError
 from dto.exits.path import ExitedResponse, ResponsePath
 from dto.grading import Grader
-from dto.policies.compat import NEAR_LIMIT, compat, confidence
+from dto.policies.compat import NEAR_LIMIT, confidence
 from dto.prompts import render
 from dto.protocols import Completion, Sampling
-from dto.recipe import ModelSettings
+from dto.recipe import ModelSettings, make_recipe
 from dto.records import Problem
 from dto.trajectories import prompt_ids
 from tests.engines.scripted import ScriptedEngine
@@ -40,10 +40,10 @@ async def test_the_same_decisions_as_the_lock_step_version() -> None:
         generate, prompts = published.batches_of(engine), published.prompts(ctx)
         reasons = set()
         for exit in published.EXITS:
-            settings = published.settings_of(**exit)
-            ours = await published.by_compat(ctx, settings)
+            policy = published.policy_of(**exit)
+            ours = await published.by_compat(ctx, policy)
             theirs = await asyncio.to_thread(
-                published.by_lockstep, prompts, generate, ctx.tokenizer, settings
+                published.by_lockstep, prompts, generate, ctx.tokenizer, policy
             )
             for response, question in zip(ours, theirs, strict=True):
                 published.assert_same(response, question, ctx.tokenizer)
@@ -105,7 +105,7 @@ def follow(tokenizer: Any, problem: Problem) -> Any:
         ctx = published.context(engine, Grader(workers=1))
         ids = prompt_ids(asked_of.question, model, ctx.recipe.model)
         path = ResponsePath(ids, ctx, Sampling(max_tokens, temperature=temperature, seed=3))
-        response = await compat(path, published.settings_of(**(exit or {})), asked_of, ctx)
+        response = await published.policy_of(**(exit or {})).leave(path, asked_of, ctx)
         asked = [
             (str(model.decode(list(ids))).partition("<think>\n")[2], ids, sampling)
             for ids, sampling, _ in engine.requests
@@ -228,18 +228,17 @@ async def test_a_request_that_goes_wrong_fails_the_response(follow: Any) -> None
 @pytest.mark.parametrize(
     ("exit", "message"),
     [
-        ({"overlap": True}, "overlap = True .* leave it at False"),
-        ({"shadow": True}, "shadow = True .* leave it at False"),
-        ({"monitor": "paragraph"}, "monitor = 'paragraph' .* leave it at 'cue'"),
-        ({"min_thinking": 5}, "min_thinking = 5 .* leave it at 0"),
-        ({"confidence": "answer"}, "set confidence to mean, geometric or min"),
+        ({"overlap": True}, "unknown key 'evaluate.exits.0.overlap'; allowed: name, policy, mode"),
+        ({"shadow": True}, "unknown key 'evaluate.exits.0.shadow'"),
+        ({"monitor": "paragraph"}, "unknown key 'evaluate.exits.0.monitor'"),
+        ({"min_thinking": 5}, "unknown key 'evaluate.exits.0.min_thinking'"),
+        ({"confidence": "answer"}, "Input should be 'mean', 'geometric' or 'min'"),
     ],
 )
-async def test_what_the_script_does_not_know_is_refused(
-    follow: Any, exit: dict[str, Any], message: str
-) -> None:
+def test_what_the_script_does_not_know_is_refused(exit: dict[str, Any], message: str) -> None:
+    compat = {"name": "x", "policy": "deer", "mode": "compat", **exit}
     with pytest.raises(RecipeError, match=message) as refused:
-        await follow({}, exit)
+        make_recipe({"name": "r", "evaluate": {"exits": [compat]}})
     assert "\n" not in str(refused.value)
 
 

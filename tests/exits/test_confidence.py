@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dto.exits.loop import answer_span, confidence
 from dto.exits.monitor import entropy
-from dto.recipe import Confidence
+from dto.settings import Confidence
 
 HEAD = "\\boxed"
 

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 import pytest
 
 from dto.grading import Grader
-from dto.policies.settling import agreed
-from dto.recipe import ExitSettings
+from dto.policies.settling import Consistency
 from dto.records import Trial
 from tests.exits.conftest import Embedded, Respond
 
@@ -34,9 +34,9 @@ EXIT = {"policy": "consistency", "monitor": "paragraph", "inducer": "closed"}
     ],
 )
 def test_agreement(answers: list[str], count: int, rule: str, expected: bool) -> None:
-    settings = ExitSettings(name="exit", policy="consistency", agree=count)
+    policy = Consistency(name="exit", agree=count)
     trials = [Trial(place, 0.0, text, "wrong", 1) for place, text in enumerate(answers, start=1)]
-    assert agreed(settings, trials, Grader.same, rule) is expected
+    assert policy.decide(trials, partial(Grader.same, rule=rule)) is expected
 
 
 async def test_it_leaves_after_enough_equal_answers_whatever_their_confidence(

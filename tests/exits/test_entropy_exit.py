@@ -12,8 +12,9 @@ from dto.grading import Grader
 from dto.policies.settling import moving_variance
 from dto.prompts import render
 from dto.protocols import Completion, Sampling
-from dto.recipe import ExitSettings, Recipe
+from dto.recipe import Recipe
 from dto.records import Problem
+from dto.settings import open_policy
 from dto.trajectories import prompt_ids
 from tests.engines.scripted import ScriptedEngine
 from tests.exits.conftest import CLOSE, Embedded
@@ -58,7 +59,7 @@ async def respond(
 
     engine = ScriptedEngine(script, tokenizer)
     ctx = Context(Recipe(name="test"), engine, Grader(workers=1))
-    settings = ExitSettings.model_validate(
+    settings = open_policy(
         {"name": "exit", "policy": "entropy", "monitor": "paragraph", "smoothing": 0.5, **exit}
     )
     prompt = prompt_ids(problem.question, tokenizer, ctx.recipe.model)

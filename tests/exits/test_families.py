@@ -12,8 +12,9 @@ from dto.exits import ExitedResponse, answer
 from dto.exits.monitor import Monitor
 from dto.grading import Grader
 from dto.protocols import Sampling
-from dto.recipe import ExitSettings, Recipe
+from dto.recipe import Recipe
 from dto.records import Problem
+from dto.settings import ExitPolicy, MonitorSettings, open_policy
 from dto.tags import think_tags
 from dto.trajectories import prompt_ids
 from tests.engines.scripted import ScriptedEngine
@@ -71,7 +72,7 @@ async def responded(
     recipe = Recipe(name="test", model=family.settings)
     ctx = Context(recipe, written_by(name, requests), Grader(workers=1))
     prompt = prompt_ids(PROBLEM.question, ctx.tokenizer, family.settings)
-    settings = ExitSettings.model_validate({"name": "exit", **exit})
+    settings = open_policy({"name": "exit", **exit})
     sampling = Sampling(**{"max_tokens": 400, "temperature": 1.0, "top_p": 1.0, **changes})
     return await answer(PROBLEM, prompt, settings, ctx, sampling)
 
@@ -116,7 +117,7 @@ async def test_a_prompt_that_closed_the_thinking_has_nothing_to_leave() -> None:
     for exit in EXITS:
         engine = ScriptedEngine(lambda text, sampling: [said], tokenizer)
         ctx = Context(Recipe(name="test", model=settings), engine, Grader(workers=1))
-        given = ExitSettings.model_validate({"name": "exit", **EXITS[exit]})
+        given = open_policy({"name": "exit", **EXITS[exit]})
         found = await answer(PROBLEM, prompt, given, ctx, Sampling(400, temperature=1.0))
         assert (found.exit_reason, found.conclusion, found.thinking_ids) == ("closed", said, ())
         assert len(engine.requests) == 1 and not found.trials
@@ -143,7 +144,7 @@ async def test_a_response_in_foreign_tags_has_no_grade(name: str, text: str) -> 
     engine = ScriptedEngine(lambda _, sampling: [text], tokenizer)
     ctx = Context(Recipe(name="test", model=settings), engine, Grader(workers=1))
     prompt = prompt_ids(PROBLEM.question, tokenizer, settings)
-    found = await answer(PROBLEM, prompt, ExitSettings(name="none"), ctx, Sampling(400))
+    found = await answer(PROBLEM, prompt, ExitPolicy(name="none"), ctx, Sampling(400))
     assert (found.exit_reason, found.finish_reason) == ("failed", "failed")
     assert "foreign_tags: " in found.error and '["[THINK]", "[/THINK]"]' in found.error
 
@@ -167,6 +168,6 @@ def test_no_trial_begins_inside_a_close_of_several_tokens(name: str, every: int)
     tokenizer = tokenizer_of(name)
     tags = think_tags(tokenizer, FAMILIES[name].settings)
     ids = tags.encode(tokenizer, f"{STEPS[0]} {STEPS[1]}\n{tags.close}\n\n\\boxed{{2}}")
-    monitor = Monitor(tokenizer, ExitSettings(name="x", monitor="tokens", every=every), tags)
+    monitor = Monitor(tokenizer, MonitorSettings(monitor="tokens", every=every), tags)
     cuts = [found.cut for found in monitor.scan(ids, ended=True)]
     assert cuts and not any(tags.unfinished(ids[:cut]) for cut in cuts)

@@ -11,11 +11,11 @@ from dto.grading import Grader
 from dto.protocols import Completion
 from dto.recipe import (
     EvaluateSettings,
-    ExitSettings,
     SegmentSettings,
     TraceSettings,
 )
 from dto.records import ExitEstimate, OptimizedTrajectory, Problem
+from dto.settings import MonitorSettings, open_policy
 from dto.stages.evaluate import evaluate
 from dto.stages.optimize import optimize
 from dto.studies.trace import trace
@@ -95,7 +95,7 @@ async def test_a_quoted_tag_ends_neither_the_search_nor_the_path(name: str) -> N
     quoted = [encode(name, part) for part in ("The `</", "think>` is a tag.\n\n")]
     ids = [*quoted[0], *quoted[1], *encode(name, "So 8.\n\nWait, ")]
     assert vocabulary(name).think[1] not in ids
-    exit = ExitSettings.model_validate({"name": "x", "monitor": "cue"})
+    exit = MonitorSettings(monitor="cue")
     monitor = Monitor(tokenizer(name), exit)
     [found] = monitor.scan(ids, ended=False)
     assert decode(name, ids[: found.cut]).rstrip() == "The `</think>` is a tag.\n\nSo 8."
@@ -149,7 +149,7 @@ async def test_a_replay_counts_what_a_join_replaces(name: str) -> None:
     [recorded] = await trace(problem, ctx)
     assert any(each.kept < each.position for each in recorded.conclusions)
     for exit in (EXITS["deer"], EXITS["deer closed"], EXITS["static"], {"policy": "none"}):
-        settings = ExitSettings.model_validate({"name": "exit", **exit})
+        settings = open_policy({"name": "exit", **exit})
         [live] = await evaluate(problem, settings, ctx)
         assert Replay(recorded).row(settings) == live.row
 
@@ -158,6 +158,7 @@ async def test_a_replay_counts_what_a_join_replaces(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("policy", ["none", "nowait", "deer"])
 async def test_thinking_that_ends_without_a_close_is_unclosed(name: str, policy: str) -> None:
-    response, engine = await respond(name, {"policy": policy, "threshold": 1.0}, THINKING)
+    exit: dict[str, object] = {"threshold": 1.0} if policy == "deer" else {}
+    response, engine = await respond(name, {"policy": policy} | exit, THINKING)
     assert (response.exit_reason, response.complete) == ("unclosed", False)
     assert response.answer_ids in ((), (engine.tokenizer.eos_token_id,))

@@ -22,10 +22,8 @@ from dto.exits.path import ResponsePath
 from dto.nano import chains
 from dto.prompts import render
 from dto.protocols import Sampling
-from dto.recipe import (
-    ExitSettings,
-)
 from dto.rollouts import answer_inducer, merges_brace
+from dto.settings import MonitorSettings
 from dto.text import join
 from tests.exits.conftest import Writer
 from tests.exits.speaking import ALL, NANO, context, decode, encode, tokenizer
@@ -155,7 +153,7 @@ def test_the_close_is_the_models_own_token(name: str) -> None:
 def transitions(name: str, text: str, kind: str) -> list[tuple[str, str]]:
     """For each transition the text that is kept, and the text that was read when it was seen."""
     ids = encode(name, text)
-    monitor = Monitor(tokenizer(name), ExitSettings.model_validate({"name": "x", "monitor": kind}))
+    monitor = Monitor(tokenizer(name), MonitorSettings.model_validate({"monitor": kind}))
     return [
         (decode(name, ids[: cut.cut]), decode(name, ids[: cut.seen]))
         for cut in monitor.scan(ids, ended=False)
@@ -214,7 +212,7 @@ def test_a_token_that_holds_the_cue_is_left_out(name: str) -> None:
 def test_a_path_is_cut_as_a_monitor_cuts(name: str, end: str, kept: str) -> None:
     path = ResponsePath((1,), context(name, Writer(tokenizer(name), "")), Sampling(100))
     path.ids = encode(name, f"So it is {end}")
-    cut = path.cut(len(path.tail()))
+    cut = path.border()
     assert decode(name, path.ids[:cut]) == f"So it is {kept}"
 
 
@@ -224,7 +222,7 @@ def test_no_cut_falls_inside_a_character(name: str) -> None:
     path = ResponsePath((1,), context(name, Writer(tokenizer(name), "")), Sampling(100))
     for end in range(1, len(ids) + 1):
         path.ids = ids[:end]
-        for cut in (path.whole(end), path.cut(len(path.tail().rstrip("\ufffd")))):
+        for cut in (path.whole(end), path.border()):
             assert "\ufffd" not in decode(name, ids[:cut])
             assert cut >= end - 4
 
@@ -263,7 +261,7 @@ def test_the_embedded_model_reads_what_it_was_taught() -> None:
     random = Random(0)
     for chain in islice(chains("train", random), 20):
         ids = encode(NANO, think(chain, OVERTHINKING, random).text)
-        settings = ExitSettings.model_validate({"name": "x", "monitor": "paragraph"})
+        settings = MonitorSettings(monitor="paragraph")
         cuts = [each.cut for each in Monitor(tokenizer(NANO), settings).scan(ids, ended=False)]
         for cut, prompt in product((*cuts, len(ids)), INSERTED):
             text = render(prompt, NANO)
@@ -296,7 +294,7 @@ def test_cuts_and_joins_on_real_traces(name: str, language: str) -> None:
         cuts += check_cuts(name, text)
         ids = encode(name, text)
         for monitor in ("cue", "paragraph"):
-            settings = ExitSettings.model_validate({"name": "x", "monitor": monitor})
+            settings = MonitorSettings.model_validate({"monitor": monitor})
             found = Monitor(tokenizer(name), settings).scan(ids, ended=False)
             for index, transition in enumerate(found):
                 kept = ids[: transition.cut]

@@ -5,9 +5,10 @@ import pytest
 from dto.context import Context
 from dto.exits import answer
 from dto.grading import Grader
+from dto.policies.without_trials import NoThinking
 from dto.prompts import render
 from dto.protocols import Sampling
-from dto.recipe import ExitSettings, Recipe
+from dto.recipe import Recipe
 from dto.records import Problem
 from dto.trajectories import prompt_ids
 from tests.byte_level import byte_level
@@ -35,7 +36,7 @@ async def test_the_tag_is_put_in_where_the_template_does_not_open_it(
     engine = ScriptedEngine(lambda text, sampling: ["\\boxed{2}"], tokenizer)
     ctx = Context(Recipe(name="test"), engine, Grader(workers=1))
     prompt = prompt_ids(problem.question, tokenizer, ctx.recipe.model)
-    settings = ExitSettings(name="exit", policy="no_thinking")
+    settings = NoThinking(name="exit")
     response = await answer(problem, prompt, settings, ctx, Sampling(100))
     assert tokenizer.decode(response.inserted_ids) == inserted
     assert engine.requests[0][0] == (*prompt, *response.inserted_ids)

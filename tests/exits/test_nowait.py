@@ -8,9 +8,9 @@ import pytest
 from dto.context import Context
 from dto.exits import answer
 from dto.grading import Grader
-from dto.policies.without_trials import KEYWORDS, keyword_ids
+from dto.policies.without_trials import KEYWORDS, NoWait, keyword_ids
 from dto.protocols import Sampling
-from dto.recipe import ExitSettings, Recipe
+from dto.recipe import Recipe
 from dto.records import Problem
 from dto.trajectories import prompt_ids
 from tests.byte_level import byte_level
@@ -41,7 +41,7 @@ async def test_only_the_thinking_is_restricted(problem: Problem) -> None:
     engine = ScriptedEngine(script, tokenizer)
     ctx = Context(Recipe(name="test"), engine, Grader(workers=1))
     prompt = prompt_ids(problem.question, tokenizer, ctx.recipe.model)
-    settings = ExitSettings(name="exit", policy="nowait")
+    settings = NoWait(name="exit")
     response = await answer(problem, prompt, settings, ctx, Sampling(100))
     assert tokenizer.decode(response.thinking_ids) == "One."
     assert response.conclusion == "But wait.\\boxed{2}"

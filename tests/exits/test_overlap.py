@@ -18,7 +18,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from dto.exits import ExitedResponse
 from dto.exits.loop import AT_ONCE
 from dto.exits.monitor import ENTROPY_LOGPROBS, Monitor, Transition
-from dto.recipe import ExitSettings, resolve
+from dto.recipe import resolve
+from dto.settings import MonitorSettings
 from dto.text import StopReader
 from dto.usage import metered
 
@@ -28,7 +29,8 @@ Top = Mapping[int, float]
 ONE, TWO, THREE = "One and one.", "It is 2.", "But wait, is it?"
 THINKING = f"{ONE}\n\n{TWO}\n\n{THREE}\n\nSo. Wait, yes.\n"
 MAIN = f"{THINKING}</think>\n\n\\boxed{{2}}"
-DEER = {"policy": "deer", "monitor": "paragraph", "inducer": "closed", "threshold": 0.9}
+DEER = {"policy": "deer", "monitor": "paragraph", "threshold": 0.9}
+CLOSED = DEER | {"inducer": "closed"}
 MONITORS: tuple[dict[str, Any], ...] = (
     {"monitor": "cue"},
     {"monitor": "paragraph"},
@@ -82,7 +84,7 @@ def paused(
 def test_transitions_depend_on_the_tokens_alone(
     spelling: PreTrainedTokenizerBase, monitor: dict[str, Any]
 ) -> None:
-    settings = ExitSettings.model_validate({"name": "exit", **monitor})
+    settings = MonitorSettings.model_validate(monitor)
     backend = spelling.backend_tokenizer  # type: ignore[attr-defined]
     seen: list[Transition] = []
 
@@ -139,15 +141,15 @@ TRIALS: dict[str, Callable[[str], tuple[str, float]]] = {
         {"trial_share": 0.1},
         {"shadow": True},
         {"mode": "pro"},
-        {"mode": "qwen3", "inducer": "inside"},
+        {"mode": "qwen3"},
     ],
     ids=str,
 )
 async def test_overlapped_rows_are_the_sequential_ones(
     respond: Respond, exit: dict[str, Any], trial: str
 ) -> None:
-    exit = DEER | exit
-    box = "{" if exit["inducer"] == "inside" or exit.get("mode") == "pro" else ""
+    exit = (DEER if "mode" in exit else CLOSED) | exit  # the other modes have their own inducer
+    box = "{" if exit.get("inducer", "inside") == "inside" else ""
     said = TRIALS[trial]
     options: dict[str, Any] = {
         "trial": lambda kept: (box + said(kept)[0] + "\n</think>", said(kept)[1]),
@@ -165,7 +167,7 @@ async def test_overlapped_rows_are_the_sequential_ones(
 
 async def test_the_main_path_never_waits_and_trials_are_bounded(respond: Respond) -> None:
     main = "".join(f"Step {number}.\n\n" for number in range(30)) + "</think>\\boxed{2}"
-    done = await respond(main, DEER | {"overlap": True}, slow=1e-4, piece=3)
+    done = await respond(main, CLOSED | {"overlap": True}, slow=1e-4, piece=3)
     assert len(done.response.trials) == 30
     assert 2 < done.engine.most_under_way <= 1 + AT_ONCE
     assert [text for text, _ in done.engine.requests].count("") == 1  # one stream, from the start
@@ -173,7 +175,7 @@ async def test_the_main_path_never_waits_and_trials_are_bounded(respond: Respond
 
 async def test_an_exit_aborts_the_path_and_counts_what_was_in_vain(respond: Respond) -> None:
     main = f"{ONE}\n\n{TWO}\n\n" + "More.\n\n" * 100 + "</think>\\boxed{2}"
-    done = await respond(main, DEER | {"overlap": True}, trial=TRIALS["first"])
+    done = await respond(main, CLOSED | {"overlap": True}, trial=TRIALS["first"])
     response = done.response
     assert done.text("thinking_ids") == ONE
     assert len(response.trials) == 1
@@ -183,8 +185,8 @@ async def test_an_exit_aborts_the_path_and_counts_what_was_in_vain(respond: Resp
 
 async def test_shadow_says_where_the_policy_would_have_left(respond: Respond) -> None:
     plain = (await respond(MAIN)).response
-    left = (await respond(MAIN, DEER, trial=TRIALS["second"])).response
-    shadow = (await respond(MAIN, DEER | {"shadow": True}, trial=TRIALS["second"])).response
+    left = (await respond(MAIN, CLOSED, trial=TRIALS["second"])).response
+    shadow = (await respond(MAIN, CLOSED | {"shadow": True}, trial=TRIALS["second"])).response
     assert (shadow.thinking_ids, shadow.answer_ids) == (plain.thinking_ids, plain.answer_ids)
     assert (shadow.exit_reason, shadow.withdrawn) == ("closed", 0)
     assert len(shadow.trials) == 3
@@ -208,7 +210,7 @@ async def test_shadow_says_where_the_policy_would_have_left(respond: Respond) ->
 async def test_where_trials_are_made(
     respond: Respond, exit: dict[str, Any], positions: list[int], overlap: bool
 ) -> None:
-    done = await respond(MAIN, DEER | exit | {"overlap": overlap}, trial=TRIALS["never"])
+    done = await respond(MAIN, CLOSED | exit | {"overlap": overlap}, trial=TRIALS["never"])
     assert [trial.position for trial in done.response.trials] == positions
 
 
@@ -224,7 +226,7 @@ async def test_where_trials_are_made(
 )
 async def test_failures_are_the_same(respond: Respond, fails: Callable[[str], bool]) -> None:
     def of(overlap: bool) -> Any:
-        exit = DEER | {"overlap": overlap}
+        exit = CLOSED | {"overlap": overlap}
         return respond(MAIN, exit, trial=TRIALS["second"], fails=fails, slow=1e-5)
 
     apart, done = await of(False), await of(True)
@@ -239,7 +241,7 @@ async def test_nothing_is_under_way_after_a_cancellation_or_an_error(respond: Re
     engines: list[Any] = []
     for turns in range(1, 40, 3):
         made = asyncio.create_task(
-            respond(MAIN, DEER | {"overlap": True}, slow=1e-2, engines=engines)
+            respond(MAIN, CLOSED | {"overlap": True}, slow=1e-2, engines=engines)
         )
         for _ in range(turns):
             await asyncio.sleep(0)
@@ -252,7 +254,7 @@ async def test_nothing_is_under_way_after_a_cancellation_or_an_error(respond: Re
         raise RuntimeError("no such answer")
 
     with pytest.raises(RuntimeError, match="no such answer"):
-        await respond(MAIN, DEER | {"overlap": True}, trial=broken, engines=engines)
+        await respond(MAIN, CLOSED | {"overlap": True}, trial=broken, engines=engines)
     assert [engine.under_way for engine in engines] == [0] * len(engines)
 
 

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from dto.errors import EngineError
-from dto.exits import check
-from dto.exits.deer import combine
 from dto.exits.loop import TrialResult
+from dto.policies.variants import combine
 from dto.protocols import Capabilities, Sampling
-from dto.recipe import ExitSettings
 from dto.records import Trial
+from dto.settings import open_policy
 from dto.usage import ModelShape
 
 ONE, TWO, THREE = "One and one.", "It is 2.", "But wait, is it?"
@@ -237,7 +236,7 @@ async def test_trials_are_greedy_and_short(respond: Respond) -> None:
 async def test_mode_qwen3_waits_for_the_end_of_the_thinking(
     respond: Respond, said: str, probability: float, confidence: float, tokens: int
 ) -> None:
-    exit = CUE | {"mode": "qwen3", "threshold": 0.9}
+    exit = {"policy": "deer", "mode": "qwen3", "monitor": "cue", "threshold": 0.9}
     done = await respond("So 2. Wait</think>", exit, trial=lambda kept: (said, probability))
     [trial] = done.response.trials
     assert trial.confidence == pytest.approx(confidence)
@@ -245,7 +244,7 @@ async def test_mode_qwen3_waits_for_the_end_of_the_thinking(
 
 
 async def test_mode_pro_asks_four_inducers(respond: Respond) -> None:
-    exit = CUE | {"mode": "pro", "threshold": 0.6}
+    exit = {"policy": "deer", "mode": "pro", "monitor": "cue", "threshold": 0.6}
     done = await respond("So 2. Wait</think>", exit, trial=lambda kept: ("{2}", 0.7))
     [trial] = done.response.trials
     assert trial.confidence == pytest.approx(0.7)
@@ -378,20 +377,20 @@ def able(**changes: Any) -> Any:
         ),
         ({"policy": "entropy"}, {"logprobs": 5}, "policy entropy needs the 20"),
         ({"policy": "nowait"}, {"banned": False}, "banned tokens"),
-        ({"policy": "deer", "mode": "qwen3", "inducer": "closed"}, {}, "use inducer inside"),
+        ({"policy": "deer", "mode": "compat"}, {"logprobs": None}, "policy deer needs logprobs"),
+        ({"policy": "deer", "mode": "qwen3"}, {"logprobs": None}, "policy deer needs logprobs"),
     ],
 )
 def test_an_engine_that_cannot_is_refused_at_the_start(
     exit: dict[str, Any], can: dict[str, Any], said: str
 ) -> None:
-    settings = ExitSettings.model_validate({"name": "mine", **exit})
+    policy = open_policy({"name": "mine", **exit})
     with pytest.raises(EngineError, match=said) as refused:
-        check(settings, able(**can))
+        policy.check(able(**can))
     assert "'mine'" in str(refused.value)
     assert "use " in str(refused.value)
     assert "\n" not in str(refused.value)
-    if can:
-        check(settings, able())
+    policy.check(able())
 
 
 @pytest.mark.parametrize(
@@ -401,10 +400,10 @@ def test_an_engine_that_cannot_is_refused_at_the_start(
         ({"policy": "budget"}, {"logprobs": None}),
         ({"policy": "consistency"}, {"logprobs": None}),
         ({"policy": "deer"}, {"logprobs": 0}),
-        ({"policy": "static", "monitor": "entropy"}, {"logprobs": None}),
+        ({"policy": "static"}, {"logprobs": None, "banned": False}),
     ],
 )
 def test_what_a_policy_does_not_need_is_not_asked_for(
     exit: dict[str, Any], can: dict[str, Any]
 ) -> None:
-    check(ExitSettings.model_validate({"name": "mine", **exit}), able(**can))
+    open_policy({"name": "mine", **exit}).check(able(**can))

@@ -9,7 +9,8 @@ import pytest
 from dto.context import Context
 from dto.grading import Grader
 from dto.prompts import render
-from dto.recipe import ExitSettings, Recipe
+from dto.recipe import Recipe
+from dto.settings import ExitPolicy
 from dto.stages.evaluate import evaluate
 from dto.stages.sample import sample
 from dto.studies.trace import trace
@@ -32,7 +33,7 @@ async def test_every_stage_asks_with_the_problems_prompt(name: str, stage: str) 
         if stage == "sample":
             await sample(problem, ctx)
         elif stage == "evaluate":
-            await evaluate(problem, ExitSettings(name="none"), ctx)
+            await evaluate(problem, ExitPolicy(name="none"), ctx)
         else:
             await trace(problem, ctx)
     asked = render(problem.prompt, "nano", question=problem.question)

@@ -42,10 +42,10 @@ async def test_the_same_decisions_as_the_lock_step_version(generate: lockstep.Ge
         ctx = published.context(engine, grader)
         prompts = published.prompts(ctx)
         for exit in published.EXITS[::2]:
-            settings = published.settings_of(**exit)
-            ours = await published.by_compat(ctx, settings)
+            policy = published.policy_of(**exit)
+            ours = await published.by_compat(ctx, policy)
             theirs = await asyncio.to_thread(
-                published.by_lockstep, prompts, generate, ctx.tokenizer, settings
+                published.by_lockstep, prompts, generate, ctx.tokenizer, policy
             )
             for response, question in zip(ours, theirs, strict=True):
                 published.assert_same(response, question, ctx.tokenizer)

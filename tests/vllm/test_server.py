@@ -21,11 +21,13 @@ from dto import llm_judge
 from dto.context import Context
 from dto.engines import open_engine
 from dto.errors import EngineError
+from dto.exits.deer import Deer
 from dto.grading import Grader
 from dto.nano import chain_problems
 from dto.protocols import Engine
-from dto.recipe import EvaluateSettings, ExitSettings, ModelSettings, Recipe, resolve
+from dto.recipe import EvaluateSettings, ModelSettings, Recipe, resolve
 from dto.records import Dropped, EvaluationRow, Problem, Trajectory
+from dto.settings import ExitPolicy
 from dto.stages.evaluate import evaluate
 from dto.stages.optimize import finalize
 from dto.stages.prune import prune
@@ -53,8 +55,8 @@ JUDGED = Recipe.model_validate(
         "prune": {"judge": "llm", "max_segments": 6, "max_tokens": 350, "temperature": 1.0},
     }
 )
-NONE = ExitSettings(name="none")
-DEER = ExitSettings(name="deer", policy="deer", threshold=0.9)
+NONE = ExitPolicy(name="none")
+DEER = Deer(name="deer", threshold=0.9)
 
 
 def facts(row: EvaluationRow) -> tuple[object, ...]:
@@ -171,7 +173,7 @@ class TestServer(Conformance):
 
     @pytest.mark.parametrize("exit", [NONE, DEER], ids=lambda exit: exit.name)
     async def test_greedy_evaluation_is_that_of_the_transformers_engine(
-        self, engine: Engine, exit: ExitSettings
+        self, engine: Engine, exit: ExitPolicy
     ) -> None:
         problems = chain_problems("test", 12, seed=3)
         async with Grader(workers=1) as grader, open_engine(RECIPE.model) as local:
