@@ -105,7 +105,8 @@ class Run(RunReader):
             }
             | {name: List(Value("int32")) for name in columns}
         )
-        return Dataset.from_list(rows, features=features)
+        table = {name: [row[name] for row in rows] for name in features}
+        return Dataset.from_dict(table, features=features)
 
     def report(self) -> Report:
         """Compute the figures of the evaluation, costs and training; `print` shows them as tables.
@@ -290,10 +291,10 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
         return await work
 
     in_main = threading.current_thread() is threading.main_thread()
-    # The handler of asyncio would wait for the loop of this thread, which waits for the other.
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler) if in_main else None
     with ThreadPoolExecutor(1, "dto-loop") as thread:
         future = thread.submit(asyncio.run, main())
+        # The handler of asyncio would wait for the loop of this thread, which waits for the other.
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler) if in_main else None
         try:
             return future.result()
         except KeyboardInterrupt:
@@ -425,7 +426,7 @@ def pairs_from(
     with _progress(), ExitStack() as stack:
         if out is None:
             out = Path(stack.enter_context(TemporaryDirectory(prefix="dto-"))) / "pairs"
-        place, lines = Path(out), ""
+        place, lines = Path(out), None
         if isinstance(rows, str | Path):
             source = str(rows)
             paired = holds_pairs(source)
@@ -438,9 +439,9 @@ def pairs_from(
         settings = import_recipe(source, model, changes, recipe, paired=paired)
         opened = open_run(place, settings)
         stack.callback(opened.close)
-        if lines:
+        if lines is not None:
             _write_once(Path(source), lines)
-        stages = needed(settings, "pair")
+        stages = needed(settings, "problems", "pair")
         run_stages(opened, stages, run_async)
         made = Run(place)
         reasons = _drop_reasons(made, stages)

@@ -59,15 +59,13 @@ def imported(path: str) -> Any:
             "that holds it"
         ) from None
     except Exception as error:  # a module can raise anything
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"module {module_name!r} cannot be imported: {reason}") from error
+        raise ValueError(f"module {module_name!r} cannot be imported: {error!r}") from error
     try:
         return reduce(getattr, name.split("."), module)
     except AttributeError:
         names = [key for key in vars(module) if not key.startswith("_")]
-        raise ValueError(
-            f"module {module_name!r} defines no {name!r}{nearest(name, names)}"
-        ) from None
+        hint = nearest(name, names)
+        raise ValueError(f"module {module_name!r} defines no {name!r}{hint}") from None
 
 
 def load(path: str, settings: Mapping[str, Any]) -> Any:
@@ -152,10 +150,8 @@ def explain(error: ValidationError, settings: type[BaseModel]) -> tuple[str, str
         for part in first["loc"][:-1]:
             if isinstance(part, str):
                 group = _group(group.model_fields[part].annotation) or group
-        allowed = group.model_fields
-        return key, f"unknown key {key!r}{nearest(str(first['loc'][-1]), allowed)}; allowed: " + (
-            ", ".join(allowed)
-        )
+        hint, allowed = nearest(str(first["loc"][-1]), group.model_fields), group.model_fields
+        return key, f"unknown key {key!r}{hint}; allowed: {', '.join(allowed)}"
     if key.endswith(_NEVER_SHOWN) or first["type"] == "missing":
         return key, f"{key}: {message}"
     return key, f"{key} = {first['input']!r}: {message}"

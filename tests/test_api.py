@@ -260,7 +260,7 @@ async def test_a_run_is_resumed_where_a_loop_is_running(
     before = (folder / "runs/quickstart/train/manifest.json").read_bytes()
     run = dto.run(dto.load_recipe("quickstart"), SMALL)
     assert str(run.path) == "runs/quickstart"
-    assert sum(line.endswith("done before") for line in caplog.messages) >= 9
+    assert sum(line.endswith("already finished") for line in caplog.messages) == 9
     assert (run.path / "train/manifest.json").read_bytes() == before
     with pytest.raises(RunConflictError, match="would compute again sample"):
         dto.run("runs/quickstart", {"sample.temperature": 0.5})
@@ -364,11 +364,13 @@ def test_pairs_from_preferences(folder: Path) -> None:
     response = "<think>\nIt is 5.\n</think>\n\nIt is \\boxed{5}."
     row = {"prompt": "2 + 3?", "chosen": response, "rejected": response.replace("5", "6")}
     (pair,) = dto.pairs_from([row], "nano")
-    assert (pair["chosen_from"], pair["chosen"]) == ("imported", response)
+    assert pair["chosen_from"] == "imported"
+    assert pair["prompt"].rstrip().endswith("<think>")  # the template opens the thinking
+    assert pair["chosen"] == response.removeprefix("<think>\n")
 
 
 NO_PAIRS = [
-    ([], "holds no row|no pair was made"),
+    ([], "has no row that can be read: it is empty"),
     ([{"question": "2 + 3?"}], "row 1: no response"),
     (
         [{"question": "2 + 3?", "response": "<think>\n5\n</think>\n\n5"}],
@@ -431,7 +433,10 @@ def test_the_question_and_the_rule_count() -> None:
 
 @pytest.mark.parametrize(
     ("rule", "message"),
-    [("choise", "no rule 'choise' .did you mean 'choice'"), ("no.such:rule", "'no' of 'no.such:")],
+    [
+        ("choise", "no rule 'choise' .did you mean 'choice'"),
+        ("no.such:rule", "module 'no' is not installed"),
+    ],
 )
 def test_an_unknown_rule(rule: str, message: str) -> None:
     with pytest.raises(dto.DtoError, match=message):
@@ -451,6 +456,7 @@ def test_ctrl_c_cancels_the_work_of_another_loop() -> None:
 
     async def work() -> None:
         try:
+            await asyncio.sleep(0.2)  # until the other thread waits
             os.kill(os.getpid(), signal.SIGINT)
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -473,4 +479,4 @@ def test_progress_is_logged_only_where_nobody_set_up_logging(folder: Path) -> No
         command = [sys.executable, "again.py"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
         assert done.stdout == ""
-        assert (done.stderr.count("done before") >= lines) and (lines or not done.stderr)
+        assert done.stderr.count("already finished") == len(done.stderr.splitlines()) == lines

@@ -47,13 +47,13 @@ def test_answers_that_the_grader_gave_up_are_counted_by_reason(
         "HTTP 500": 1, "grader_crashed": 1, "unreadable_gold: grader_timeout": 1,
     }  # fmt: skip
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert "answers over a limit in evaluate 4 1 grader memory, 3 grader timeout" in lines
-    assert "answers over a limit in estimate 5 5 grader timeout" in lines
+    assert "comparisons given up in evaluate 4 1 grader memory, 3 grader timeout" in lines
+    assert "comparisons given up in estimate 5 5 grader timeout" in lines
     assert any(
         line.startswith("responses without a grade 3 1 HTTP 500, 1 grader") for line in lines
     )
     page = (run / "report" / "report.html").read_text()
-    assert "answers over a limit in estimate" in page and "5 grader timeout" in page
+    assert "comparisons given up in estimate" in page and "5 grader timeout" in page
 
 
 def test_a_run_without_such_answers_says_nothing_of_them(make_run: Callable[..., Path]) -> None:

@@ -98,6 +98,7 @@ READABLE = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_gold_answer_that_cannot_be_read_is_dropped_once_and_another_comes(
     tmp_path: Path,
 ) -> None:

@@ -222,6 +222,7 @@ def test_pictures_take_their_colours_from_the_page(make_run: Callable[..., Path]
         assert len(re.findall(rf"--{name}: #", html)) == 2
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_page(make_run: Callable[..., Path]) -> None:
     run = make_run()
     assert page(run) == page(run)

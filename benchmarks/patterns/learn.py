@@ -26,7 +26,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dto.segmentation.features import Sentence, Since, describe, since_place, since_words, split
+from dto.segmentation.features import (
+    BoundaryDistances,
+    Sentence,
+    describe,
+    since_place,
+    since_words,
+    split,
+)
 from dto.segmentation.patterns import KINDS, Weights, chances, of_pattern
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
@@ -130,7 +137,7 @@ def boundary_examples() -> Examples:
 
     def rows() -> Iterator[tuple[list[str], int, float, str]]:
         for one in marked():
-            since = Since(one.sentences)
+            since = BoundaryDistances(one.sentences)
             for reader, opens in one.readers.items():
                 last = one.low
                 for index in range(one.low + 1, one.high):

@@ -172,8 +172,8 @@ def _empty(
         way = "set batch.k" if settings.source == "batch" and not reasons else way
         way = "lower label.margin" if settings.margin else way
     return DtoError(
-        f"stage label: no {split} chain is {verdict} ({WORDINGS[verdict]}); by class: {by_class}; "
-        f"without a class: {unclassified or 'none'}: {way}"
+        f"stage label: no {split} chain is {verdict} ({WORDINGS[verdict]}); chains by class: "
+        f"{by_class}, {unclassified or 'none'} without a class: {way}"
     )
 
 

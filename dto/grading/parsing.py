@@ -11,12 +11,12 @@ from dto.grading.notation import bare, typed
 from dto.grading.quantity import quantity, split_unit
 from dto.grading.structure import (
     EMPTY,
+    Assignment,
     Equation,
     Family,
     Items,
     Leaf,
     Matrix,
-    Named,
     Node,
     Region,
     flat,
@@ -268,11 +268,11 @@ def _equation(text: str, operands: list[str], depth: int) -> Node:
         value = _read(last, depth + 1)
         if isinstance(value, Items) and value.brackets == "()" and len(value.parts) == len(names):
             pairs = zip(names, value.parts, strict=True)
-            return Items("", tuple(Named(bare(name), part, text) for name, part in pairs))
+            return Items("", tuple(Assignment(bare(name), part, text) for name, part in pairs))
     if _is_name(first) and (len(operands) == 2 or not _NAME.fullmatch(last)):
-        return Named(bare(first), _read(last, depth + 1), text)
+        return Assignment(bare(first), _read(last, depth + 1), text)
     if len(operands) == 2 and _is_name(last):
-        return Named(bare(last), _read(first, depth + 1), text)
+        return Assignment(bare(last), _read(first, depth + 1), text)
     return Equation(first, _read(last, depth + 1), text)
 
 

@@ -67,7 +67,7 @@ class Matrix(NamedTuple):
     rows: tuple[tuple[Node, ...], ...]
 
 
-class Named(NamedTuple):
+class Assignment(NamedTuple):
     """`name = value`; `text` is the whole equation."""
 
     name: str
@@ -99,7 +99,7 @@ class Family(NamedTuple):
     domain: str = "Z"
 
 
-Node = Leaf | Items | Matrix | Named | Equation | Region | Family
+Node = Leaf | Items | Matrix | Assignment | Equation | Region | Family
 EMPTY = Items("{}", ())
 
 
@@ -107,7 +107,7 @@ def leaves(node: Node) -> list[str]:
     """The texts of all leaves, without the names in equations."""
     if isinstance(node, Leaf):
         return [node.text]
-    if isinstance(node, Named):
+    if isinstance(node, Assignment):
         return leaves(node.value)
     if isinstance(node, Equation):
         return [node.text] if isinstance(node.value, Leaf) else leaves(node.value)
@@ -126,16 +126,16 @@ def same(gold: Node, given: Node, leaf: Leaves) -> bool | None:
         return _same_families(gold, given, leaf)
     if isinstance(gold, Equation) or isinstance(given, Equation):
         return _same_equations(gold, given, leaf)
-    if isinstance(gold, Named) and isinstance(given, Named):
+    if isinstance(gold, Assignment) and isinstance(given, Assignment):
         if bare(gold.name) == bare(given.name):
             return same(gold.value, given.value, leaf)
         if isinstance(gold.value, Leaf) and isinstance(given.value, Leaf):
             mixed = _mentions(gold.value.text, given.name) or _mentions(given.value.text, gold.name)
             return leaf(gold.text, given.text) if mixed else False
         return False
-    if isinstance(gold, Named):
+    if isinstance(gold, Assignment):
         return same(gold.value, given, leaf)
-    if isinstance(given, Named):
+    if isinstance(given, Assignment):
         return same(gold, given.value, leaf)
     if isinstance(gold, Region) or isinstance(given, Region):
         return _same_regions(gold, given, leaf)
@@ -198,8 +198,8 @@ def renamed(node: Node, name: str, other: str) -> Node:
         return Leaf(re.sub(rf"(?<![\\A-Za-z]){name}(?![A-Za-z])", other, node.text))
     if isinstance(node, Items):
         return Items(node.brackets, tuple(renamed(part, name, other) for part in node.parts))
-    if isinstance(node, Named):
-        return Named(node.name, renamed(node.value, name, other), node.text)
+    if isinstance(node, Assignment):
+        return Assignment(node.name, renamed(node.value, name, other), node.text)
     return node
 
 
@@ -209,7 +209,7 @@ def _same_equations(gold: Node, given: Node, leaf: Leaves) -> bool | None:
             return same(gold.value, given, leaf)
         if isinstance(given, Equation) and bare(gold.left) == bare(given.left):
             return same(gold.value, given.value, leaf)
-        if isinstance(given, Equation | Named) and isinstance(gold.value, Leaf):
+        if isinstance(given, Equation | Assignment) and isinstance(gold.value, Leaf):
             return leaf(gold.text, given.text)
         return False
     assert isinstance(given, Equation)
@@ -220,12 +220,12 @@ def _same_equations(gold: Node, given: Node, leaf: Leaves) -> bool | None:
         return equal and holds
     if given.left.startswith("(") and "," in given.left:
         return False  # a point whose coordinates are not names
-    if isinstance(gold, Named) and given.value == Leaf("0"):
+    if isinstance(gold, Assignment) and given.value == Leaf("0"):
         return leaf(gold.text, given.text)  # the line x = 3 is x - 3 = 0
     constant = not any(_LETTER.search(text) for text in leaves(gold))
     if constant and _LETTER.search(given.left) and _UNSOLVED.fullmatch(given.left):
         return False  # 2x + 3 = 7 is not solved yet
-    if isinstance(gold, Named):
+    if isinstance(gold, Assignment):
         return leaf(gold.text, given.text) if isinstance(gold.value, Leaf) else False
     return same(gold, given.value, leaf)
 
@@ -249,11 +249,11 @@ def _mentions(text: str, name: str) -> bool:
 def _same_items(gold: Items, given: Items, leaf: Leaves) -> bool | None:
     brackets = gold.brackets, given.brackets
     if brackets == ("()", ""):
-        named = [part.name.lstrip("\\") for part in given.parts if isinstance(part, Named)]
+        named = [part.name.lstrip("\\") for part in given.parts if isinstance(part, Assignment)]
         if named and named != sorted(set(named)):
             return False  # (1,2) is not y = 1, x = 2
         return _in_order(gold.parts, _values(given.parts), leaf)
-    names = {part.name for part in gold.parts if isinstance(part, Named)}
+    names = {part.name for part in gold.parts if isinstance(part, Assignment)}
     if brackets == ("", "()") and len(names) == len(gold.parts):
         return _in_order(_values(gold.parts), given.parts, leaf)
     if brackets[0] != brackets[1] and set(brackets) != {"", "{}"}:
@@ -265,7 +265,7 @@ def _same_items(gold: Items, given: Items, leaf: Leaves) -> bool | None:
             for side in (gold, given)
         ]  # fmt: skip
         return _in_order(shares[0], shares[1], leaf)
-    unnamed = not any(isinstance(part, Named) for part in given.parts)
+    unnamed = not any(isinstance(part, Assignment) for part in given.parts)
     if brackets == ("", "") and len(names) == len(gold.parts) > 1 and unnamed:
         return _in_order(_values(gold.parts), given.parts, leaf)
     if brackets[0] in ("", "{}", "|", "\\"):
@@ -277,7 +277,7 @@ def _same_items(gold: Items, given: Items, leaf: Leaves) -> bool | None:
 
 
 def _values(parts: Sequence[Node]) -> list[Node]:
-    return [part.value if isinstance(part, Named) else part for part in parts]
+    return [part.value if isinstance(part, Assignment) else part for part in parts]
 
 
 def flat(parts: Sequence[Node]) -> list[Node]:
@@ -286,8 +286,12 @@ def flat(parts: Sequence[Node]) -> list[Node]:
     for part in parts:
         if isinstance(part, Items) and part.brackets == "":
             nodes += flat(part.parts)
-        elif isinstance(part, Named) and isinstance(part.value, Items) and not part.value.brackets:
-            nodes += [Named(part.name, each, part.text) for each in flat(part.value.parts)]
+        elif (
+            isinstance(part, Assignment)
+            and isinstance(part.value, Items)
+            and not part.value.brackets
+        ):
+            nodes += [Assignment(part.name, each, part.text) for each in flat(part.value.parts)]
         else:
             nodes.append(part)
     return nodes

@@ -60,7 +60,7 @@ class Language(Settings):
 
     def phrases(self, kind: CueKind, strength: Strength) -> list[str]:
         """The cues of a kind; `{name}` gives one for each entry of a list."""
-        phrases = list(self.cues.get(kind, {}).get(strength, ()))
+        phrases = list(self.cues[kind].get(strength, ())) if kind in self.cues else []
         for name, entries in self.lists.items():
             word = f"{{{name}}}"
             phrases = [phrase.replace(word, entry) for phrase in phrases
@@ -71,7 +71,7 @@ class Language(Settings):
         """The regular expressions of a key; `{name}` matches any entry of a list."""
         expressions = []
         for expression in self.questions.get(key, ()):
-            for name, entries in {**self.lists, **self.questions}.items():
+            for name, entries in (*self.lists.items(), *self.questions.items()):
                 expression = expression.replace(f"{{{name}}}", f"(?:{any_of(entries)})")
             expressions.append(expression)
         return expressions
@@ -102,15 +102,15 @@ def load_language(name: str) -> Language:
             "path of a file, such as german.toml"
         ) from None
     except ValueError as error:
-        wrong = explain(error, Language)[1] if isinstance(error, ValidationError) else error
-        raise LanguageError(f"language {name!r}: {wrong}") from None
+        what = explain(error, Language)[1] if isinstance(error, ValidationError) else str(error)
+        raise LanguageError(f"language {name!r}: {what}") from None
     for key in language.questions:
         for expression in language.expressions(key):
             try:
                 groups = re.compile(expression).groups
                 wrong = f"it has {groups} groups: named has one, for the number, other keys none"
             except re.error as error:
-                groups, wrong = -1, error
+                groups, wrong = -1, str(error)
             if groups != (key == "named"):
                 raise LanguageError(f"language {name!r}: questions.{key} {expression!r}: {wrong}")
     return language

@@ -188,9 +188,8 @@ def _labels(run: RunReader) -> Labels:
     chosen: list[str] = []
     for kind in ("concise", "verbose"):
         ids = verdicts.filter(verdict=kind)["id"].to_list()
-        chosen += sorted(ids, key=lambda row_id: derive(run.recipe.seed, row_id, "probe"))[
-            :MAX_CHAINS
-        ]
+        ids.sort(key=lambda row_id: derive(run.recipe.seed, row_id, "probe"))
+        chosen += ids[:MAX_CHAINS]
     judged = table.filter(pl.col("id").is_in(chosen)).sort("id").collect()
     concise, problems = (judged["verdict"] == "concise").to_list(), judged["problem_id"].to_list()
     missing = tuple(name for name in run.recipe.language_files if not Path(name).is_file())
@@ -280,7 +279,7 @@ def _counts(counts: Mapping[str, Mapping[str, int]]) -> Table:
 def _probe_sentences(labels: Labels) -> list[str]:
     above = f" Above {BOUND} the format may reveal the origin." if labels.format.predicts else ""
     if labels.missing_languages:
-        above += f" The language files {', '.join(labels.missing_languages)} are missing here."
+        above += f" Without the missing language files {', '.join(labels.missing_languages)}."
     return [
         f"Classifier that sees only the format (not the length) of a chain: AUC "
         f"{with_interval(labels.format)}, {labels.format.positive:,} + "

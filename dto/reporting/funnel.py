@@ -239,7 +239,7 @@ def funnel_section(
         for reasons in [funnel["dropped"].get(stage, {})]
     ]
     counts = {name: funnel[key] for key, name in KINDS.items() if funnel.get(key)}
-    counts |= {f"answers over a limit in {stage}": row for stage, row in funnel["given_up"].items()}
+    counts |= {f"comparisons given up in {stage}": row for stage, row in funnel["given_up"].items()}
     kinds = [
         (name, sum(row.values()), join_counts(row).replace("_", " "))
         for name, row in counts.items()
@@ -261,10 +261,9 @@ def funnel_section(
         tables.append(_agreement_table(agreement["table"]))
     notes = [_stated_error(recipe.estimate)] if funnel["boundaries"] else []
     if funnel["given_up"]:
-        notes.append(
-            "An answer whose comparison exceeds a limit of the grader counts as wrong. An answer "
-            "whose own rule fails (rule …) has no grade."
-        )
+        notes.append("A comparison that exceeds a limit of the grader is given up, and the answer "
+                     "counts as wrong. If the answer rule itself fails (rule …), the answer has "
+                     "no grade.")  # fmt: skip
     return Section(
         "funnel",
         "Rows kept and dropped",

@@ -94,12 +94,13 @@ def vocabulary(languages: Languages) -> Vocabulary:
         roles |= {word: role for role, words in language.roles.items() for word in words}
         for topic, terms in language.topics.items():
             for term in terms:
-                pair = tuple(term.split())
                 word = f"{term[:6].rstrip('-')}-" if term.endswith("-") else term
-                topics.setdefault(pair if len(pair) > 1 else word, set()).add(topic)
-    keys = ("openers", "transitions", "abbreviations", "stop", "fillers")
-    joined = [frozenset(word for each in loaded for word in getattr(each, key)) for key in keys]
-    return Vocabulary(*joined, roles, topics)
+                topics.setdefault(tuple(term.split()) if " " in term else word, set()).add(topic)
+    openers, transitions, abbreviations, stop, fillers = (
+        frozenset(word for each in loaded for word in getattr(each, key))
+        for key in Vocabulary._fields[:5]
+    )
+    return Vocabulary(openers, transitions, abbreviations, stop, fillers, roles, topics)
 
 
 class Sentence(NamedTuple):
@@ -165,9 +166,7 @@ def _sentence(text: str, start: int, end: int, paragraph: bool, vocabulary: Voca
     distinct = frozenset(words)
     content = frozenset([word[:6] for word in distinct - vocabulary.stop])
     terms = {*distinct, *(f"{start}-" for start in content), *pairwise(words)}
-    topics = frozenset[str]().union(
-        *(vocabulary.topics[term] for term in terms & vocabulary.topics.keys())
-    )
+    topics = frozenset[str]().union(*(vocabulary.topics.get(term, ()) for term in terms))
     role = vocabulary.roles.get(words[0], "other") if words else "none"
     core = _core(words, vocabulary.fillers)
     length = len(text[start:end].rstrip())
@@ -207,17 +206,19 @@ def _places(sentences: Sequence[Sentence]) -> list[_Place]:
     return places
 
 
-class Known(NamedTuple):
+class WeightedWords(NamedTuple):
     """Words, and pairs of words, that have a weight."""
 
     words: frozenset[str]
     pairs: frozenset[tuple[str, str]]
 
 
-def describe(sentences: Sequence[Sentence], known: Known | None = None) -> list[list[str]]:
+def describe(
+    sentences: Sequence[Sentence], weighted: WeightedWords | None = None
+) -> list[list[str]]:
     """List the features of each sentence that do not depend on boundaries.
 
-    With `known`, features for other words and pairs are left out.
+    With `weighted`, features for other words and pairs are left out.
     """
     count = len(sentences)
     places = _places(sentences)
@@ -247,10 +248,12 @@ def describe(sentences: Sequence[Sentence], known: Known | None = None) -> list[
             f"last={last}{role}{par}",
         ]  # fmt: skip
         first_words = sentence.words[:12]
-        read_words = {*first_words} if known is None else known.words.intersection(first_words)
+        read_words = (
+            {*first_words} if weighted is None else weighted.words.intersection(first_words)
+        )
         pairs = {*pairwise(first_words)}
         row += map("w=".__add__, read_words)
-        row += [f"ww={a} {b}" for a, b in (pairs if known is None else pairs & known.pairs)]
+        row += [f"ww={a} {b}" for a, b in (pairs if weighted is None else pairs & weighted.pairs)]
         row += _topics(sentence.topics, role, par, last)
         for topic in sentence.topics:
             since = _bucket(sentence.start - last_topic.get(topic, -9999), (90, 180, 300, 500, 900))
@@ -363,7 +366,7 @@ DISTANCE = [DISTANCES.index(scales) for scales in _SCALES]
 COARSER = [scales[2] for scales in DISTANCES]
 
 
-class Since:
+class BoundaryDistances:
     """Distances to boundaries, and the first words of the sentences there."""
 
     def __init__(self, sentences: Sequence[Sentence]) -> None:

@@ -31,10 +31,10 @@ import numpy as np
 
 from dto.segmentation import LOOP, OPENING
 from dto.segmentation.features import (
-    Known,
+    BoundaryDistances,
     Place,
     Sentence,
-    Since,
+    WeightedWords,
     Words,
     describe,
     since_place,
@@ -66,12 +66,12 @@ class Opening(NamedTuple):
 
 
 @cache
-def _known() -> Known:
+def _weighted_words() -> WeightedWords:
     """The words and pairs that have a shipped weight."""
     names = load().boundary.keys() | load().kinds.keys()
     words = frozenset(name[2:] for name in names if name.startswith("w="))
     pairs = (name[3:].split(" ") for name in names if name.startswith("ww="))
-    return Known(words, frozenset((one, other) for one, other in pairs))
+    return WeightedWords(words, frozenset((one, other) for one, other in pairs))
 
 
 @cache
@@ -85,7 +85,7 @@ def load() -> Weights:
 
 def openings(sentences: Sequence[Sentence], weights: Weights | None = None) -> list[Opening]:
     """Find the sentences that open a pattern; the first sentence is not one of them."""
-    rows = describe(sentences, None if weights else _known())
+    rows = describe(sentences, None if weights else _weighted_words())
     weights = weights or load()
     chance = chances(sentences, rows, weights.boundary)
     indices = [index for index, p in enumerate(chance) if p >= weights.threshold]
@@ -109,7 +109,7 @@ def chances(
     """Compute for each sentence the probability that it opens a pattern; 0 for the first."""
     chance = [0.0] * len(sentences)
     weight = weights.get
-    since = Since(sentences)
+    since = BoundaryDistances(sentences)
     places: dict[Place, float] = {}  # scores that recur
     words: dict[Words, float] = {}
     last = {0: 1.0}  # sentence that opened the open pattern: probability

@@ -117,10 +117,7 @@ class Segmenter:
 
 
 def _started() -> ProcessPoolExecutor:
-    """Start one process per core, at most 8, which ignore Ctrl-C and do not run the user's script.
-
-    Without the second, each would run a script again that has no `if __name__ == "__main__"`.
-    """
+    """Start one process per core, at most 8, without Ctrl-C and without the user's script."""
     count = min(8, os.cpu_count() or 1)
     pool = ProcessPoolExecutor(count, get_context("spawn"), start)
     # Each task finds no idle process, so it spawns one, which inherits what is ignored.

@@ -139,11 +139,11 @@ def _settings(recipe: Recipe) -> tuple[str, ...]:
 def _amount(recipe: Recipe) -> str:
     settings = recipe.evaluate
     answers = len(settings.models) * len(settings.exits) * settings.samples
-    asked = f"{answers * recipe.problems.test:,} answers"
+    amount = f"{answers * recipe.problems.test:,} answers"
     if settings.tasks:
-        asked = f"{answers:,} answers to each problem of {', '.join(settings.tasks)}"
+        amount = f"{answers:,} answers to each problem of {', '.join(settings.tasks)}"
     exits = ", ".join(exit.name for exit in settings.exits)
-    return f"{asked}: models {', '.join(settings.models)}; exits {exits}"
+    return f"{amount}: models {', '.join(settings.models)}; exits {exits}"
 
 
 STAGE = Stage(

@@ -204,8 +204,8 @@ def _settings(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _asks_judge(recipe: Recipe) -> bool:
-    own = recipe.judge is not None and is_import_path(recipe.prune.judge)
-    return own or recipe.prune.judge == "llm"
+    name = recipe.prune.judge
+    return name == "llm" or (recipe.judge is not None and is_import_path(name))
 
 
 def _amount(recipe: Recipe) -> str:

@@ -30,12 +30,12 @@ from dto.training.dev import BASE_STEP, DevScore, JudgingScore
 from dto.training.pairs import (
     Material,
     Row,
-    asked,
     batch_answers,
     chosen_sides,
     critiques,
     load_pairs,
     load_weighted,
+    row_prompt,
     training_order,
     within_budget,
 )
@@ -255,7 +255,7 @@ def _order(rows: Sequence[Any], recipe: Recipe, tokenizer: PreTrainedTokenizerBa
     if not rows:
         return []
     if settings.method in ONLINE:
-        shortest = min(len(asked(row, tokenizer, recipe.model)) for row in rows)
+        shortest = min(len(row_prompt(row, tokenizer, recipe.model)) for row in rows)
         epochs = longest(recipe, len(rows), shortest) / len(rows)
         group = settings.batch_size // settings.group
         # Equal lengths, so that batches are not grouped by length: it correlates with the class.

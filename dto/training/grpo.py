@@ -42,7 +42,7 @@ from dto.recipe import Recipe
 from dto.records import Dropped, LabelledChain, Problem, Trajectory, derive
 from dto.stages.sample import sample
 from dto.training.dev import Judgement, judge, respond, sampled
-from dto.training.pairs import Demonstration, Ids, asked
+from dto.training.pairs import Demonstration, Ids, row_prompt
 from dto.training.rewards import Rewarded, reward_of
 from dto.training.trainers import QuietTrainer, arguments
 from dto.usage import Usage
@@ -225,7 +225,7 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
         for row, records in zip(rows, responses, strict=True):
             answers = [_answer(record) for record in records if not isinstance(record, Dropped)]
             answers += [Answer((), "failed")] * (self.recipe.train.group - len(answers))
-            groups.append((asked(row, self.words, recipe.model), answers))
+            groups.append((row_prompt(row, self.words, recipe.model), answers))
         return groups, usage
 
     def _rewards(

@@ -123,7 +123,7 @@ def fitting(row: Row, context: int) -> Row | Dropped:
     return row
 
 
-def asked(
+def row_prompt(
     row: Problem | LabelledChain, tokenizer: PreTrainedTokenizerBase, model: ModelSettings
 ) -> Ids:
     """The prompt ids of a row for which responses are sampled."""
@@ -305,7 +305,7 @@ def batch_answers(
     demonstrations = []
     for chain_id, row in wanted.items():
         chain, problem = chains[chain_id], problems[row.problem_id]
-        prompt = asked(problem, tokenizer, model)
+        prompt = row_prompt(problem, tokenizer, model)
         ids = sampled[chain.source_id][slice(*chain.span)]
         if str(tokenizer.decode(list(ids))).strip() != row.chain.strip():
             ids = tags.encode(tokenizer, row.chain)

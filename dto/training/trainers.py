@@ -231,28 +231,30 @@ class SimPOTrainer(QuietTrainer, CPOTrainer):
     def get_batch_loss_metrics(
         self, model: Any, batch: dict[str, Any], train_eval: str = "train"
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """The loss of CPOTrainer, without its metrics, which are not used."""
-        filler: Any = self.pad_token_id
-        sides = self.concatenated_inputs(
-            batch, padding_value=filler, device=self.accelerator.device
-        )
-        labels = sides["concatenated_labels"]
-        output = model(
-            sides["concatenated_input_ids"],
-            attention_mask=sides["concatenated_attention_mask"],
-            labels=labels,
-            fused_lm_head=True,
-        )
-        counts = (labels[:, 1:] != -100).sum(-1)
-        sums = output.log_probs.sum(-1)
-        chosen = slice(len(batch["chosen_labels"]))
-        means = sums / counts
-        losses, _, _ = self.cpo_loss(means[chosen], means[chosen.stop :])
+        """The loss of CPOTrainer, without its metrics, which are not used.
+
+        Each side is a pass of its own. In one pass, as in CPOTrainer, the chosen responses would be
+        padded to the length of the rejected ones, which are twice as long.
+        """
+        sums, counts, auxiliary = [], [], []
+        for side in ("chosen", "rejected"):
+            labels = batch[f"{side}_labels"]
+            output = model(
+                batch[f"{side}_input_ids"],
+                attention_mask=batch[f"{side}_attention_mask"],
+                labels=labels,
+                fused_lm_head=True,
+            )
+            sums.append(output.log_probs.sum(-1))
+            counts.append((labels[:, 1:] != -100).sum(-1))
+            if self.aux_loss_enabled:  # for a mixture of experts
+                auxiliary.append(output.aux_loss)
+        losses, _, _ = self.cpo_loss(sums[0] / counts[0], sums[1] / counts[1])
         loss = losses.mean()
         if self.cpo_alpha:
-            loss = loss - self.cpo_alpha * sums[chosen].sum() / counts[chosen].sum()
-        if self.aux_loss_enabled:  # for a mixture of experts
-            loss = loss + self.aux_loss_coef * output.aux_loss
+            loss = loss - self.cpo_alpha * sums[0].sum() / counts[0].sum()
+        if auxiliary:
+            loss = loss + self.aux_loss_coef * torch.stack(auxiliary).mean()
         return loss, {}
 
 

@@ -115,6 +115,7 @@ def test_a_method_with_many_failures_is_not_ranked(tmp_path: Path, tasks: tuple[
     assert result.rows[1].accuracy_rank is None and result.rows[0].accuracy_rank is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [("same",), ("good",), (BASE,), (BASE, "good", "same")])
 @pytest.mark.parametrize("left", [0, 1])
 def test_a_method_without_any_graded_response_has_dashes(

@@ -53,5 +53,5 @@ def test_programs_are_not_asked_together():
     problems = [problem(0), problem(1), replace(problem(2), rule="code")]
     found = list(groups(problems, 2, 0, 1))
     assert [row.reason for row in found if isinstance(row, Dropped)] == ["no_short_answer"]
-    with pytest.raises(DtoError, match="more than the 2 questions"):
+    with pytest.raises(DtoError, match="larger than the 2 questions"):
         list(groups(problems, 3, 0, 1))

@@ -119,8 +119,8 @@ def test_classes_are_balanced_within_each_split():
 @pytest.mark.parametrize(
     ("chains", "message"),
     [
-        ([*VANILLA, *WRONG], "no train chain is concise .right and concise.: there are 2 verbose, "
-         "0 concise, 2 wrong; without a class: none: set batch.k"),
+        ([*VANILLA, *WRONG], "no train chain is concise .right and concise.; chains by class: "
+         "2 verbose, 0 concise, 2 wrong, none without a class: set batch.k"),
         ([*BATCH, *WRONG], "no train chain is verbose"),
         ([*VANILLA, *BATCH], "no train chain is wrong"),
         ([], "no train chain is verbose"),
@@ -132,7 +132,7 @@ def test_an_empty_class_is_an_error(chains, message):
 
 
 def test_a_margin_that_empties_a_class_is_named():
-    with pytest.raises(DtoError, match=r"2 not_concise: lower label\.margin"):
+    with pytest.raises(DtoError, match=r"2 not_concise without a class: lower label\.margin"):
         balance([[*VANILLA, *BATCH, *WRONG]], LabelSettings(held_out=0.0, margin=0.9), 1)
 
 

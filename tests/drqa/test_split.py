@@ -261,6 +261,7 @@ def test_alike_has_no_white_space_to_tell(text, number):
     assert chain == " ".join(chain.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     ["\\boxed{" * 25_000, "Question 1. 7\n" * 20_000, "So, now, " * 20_000, "1. 7\n" * 40_000,

@@ -85,6 +85,7 @@ async def test_main_and_branches_are_those_of_separate_requests(
                 assert branch.cached_tokens >= len(prompt) + min(cut, MAIN.max_tokens - 1)
 
 
+@pytest.mark.slow
 async def test_greedy_is_generate_token_for_token(nano: Served, prompts: list[list[int]]) -> None:
     async with nano.engine() as engine, engine.branched() as view:
         found = await asyncio.gather(*(view.complete(p, GREEDY) for p in prompts[:40]))

@@ -53,6 +53,7 @@ async def test_first_tokens_do_not_depend_on_what_is_read_with_them(
                     assert mine.top_logprobs == theirs.top_logprobs  # bit for bit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mates", [7, 64])
 async def test_results_do_not_depend_on_batch_mates(
     nano: Served, prompts: list[list[int]], mates: int

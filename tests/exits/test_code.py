@@ -160,6 +160,7 @@ async def test_trials_take_no_more_than_their_share(
         assert sum(earlier.tokens for earlier in capped.trials[:count]) <= 0.5 * trial.position
 
 
+@pytest.mark.slow
 async def test_every_token_that_is_not_in_a_row_is_wasted(embedded: Embedded) -> None:
     exit = {"policy": "code", "monitor": "paragraph", "inducer": "closed", "threshold": 0.97}
     with metered() as usage:

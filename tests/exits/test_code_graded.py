@@ -70,6 +70,7 @@ async def row(
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trial", "conclusion", "sure", "exit_reason", "trial_grade", "grade"),
     [

@@ -83,6 +83,7 @@ async def test_it_leaves_when_the_entropy_has_settled(
     assert (never.exit_reason, len(never.trials)) == ("closed", STEPS)
 
 
+@pytest.mark.slow
 async def test_the_embedded_model_leaves_at_the_same_place_every_time(embedded: Embedded) -> None:
     exit = {"policy": "entropy", "monitor": "tokens", "every": 12, "variance": 0.2}
     first, second = await embedded.responses(**exit), await embedded.responses(**exit)

@@ -37,6 +37,7 @@ from tests.stages.script import Scripted
 from tests.vocabularies import NAMES, R1, vocabulary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("exit", EXITS)
 async def test_whatever_a_policy_sends_is_what_the_tokenizer_writes(name: str, exit: str) -> None:
@@ -153,6 +154,7 @@ async def test_a_replay_counts_what_a_join_replaces(name: str) -> None:
         assert Replay(recorded).row(settings) == live.row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("policy", ["none", "nowait", "deer"])
 async def test_thinking_that_ends_without_a_close_is_unclosed(name: str, policy: str) -> None:

@@ -77,6 +77,7 @@ def check_join(name: str, kept: Sequence[int], text: str) -> None:
     assert not any(char.isalnum() for char in changed), changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("prompt", INSERTED)
 def test_joins_after_every_kind_of_end(name: str, prompt: str) -> None:
@@ -286,6 +287,7 @@ def thoughts(language: str) -> list[str]:
     return [row.replace("<think>", "").replace("</think>", "")[:6_000] for row in rows[:12]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_cuts_and_joins_on_real_traces(name: str, language: str) -> None:

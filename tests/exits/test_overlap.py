@@ -77,6 +77,7 @@ def paused(
             yield found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("monitor", MONITORS, ids=lambda monitor: str(monitor["monitor"]))
 def test_transitions_depend_on_the_tokens_alone(
     spelling: PreTrainedTokenizerBase, monitor: dict[str, Any]
@@ -255,6 +256,7 @@ async def test_nothing_is_under_way_after_a_cancellation_or_an_error(respond: Re
     assert [engine.under_way for engine in engines] == [0] * len(engines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "exit",
     [

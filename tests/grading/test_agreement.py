@@ -39,6 +39,7 @@ PUBLISHED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rules", RULES)
 async def test_what_each_grader_is_known_for(rules) -> None:
     rest = ("math",) if rules == "ours" else ()
@@ -67,6 +68,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_a_file_is_graded_by_all(tmp_path: Path) -> None:
     source = tmp_path / "answers.jsonl"
     rows = [{"gold": gold, "prediction": answer} for gold, answer, _ in PUBLISHED]
@@ -90,6 +92,7 @@ def test_a_file_is_graded_by_all(tmp_path: Path) -> None:
     assert "ours / deer" in str(found) and repr(r"\frac{1}{") in str(found)
 
 
+@pytest.mark.slow
 def test_a_run_is_graded_by_what_it_evaluated(tmp_path: Path, capsys) -> None:
     (tmp_path / "recipe.yaml").write_text("name: test\n")
     problems, rows = [], []

@@ -16,6 +16,7 @@ from dto.records import EvaluationRow
 GOLD = json.dumps({"prompt": "def f():\n", "test": "assert f() == 1", "entry_point": "f"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allowed", [False, True])
 def test_the_flag_of_the_command(tmp_path: Path, allowed: bool) -> None:
     source, run = tmp_path / "code.jsonl", tmp_path / "run"

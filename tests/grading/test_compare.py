@@ -74,6 +74,7 @@ def grade():
     return work
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "rule", "question"),
     [
@@ -98,6 +99,7 @@ def test_the_corpus_is_large_and_says_why():
     assert len({row[:2] for row in corpus.MATH}) == len(corpus.MATH)
 
 
+@pytest.mark.slow
 async def test_the_fast_path_calls_nothing_right_that_math_verify_calls_wrong():
     decided = {row[:2] for row in corpus.MATH if compare(*row[:2], "math")}
     assert len(decided) > 150
@@ -117,6 +119,7 @@ def test_which_questions_ask_for_a_percentage(question, asks):
     assert asks_for_percentage(question) is asks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "gold", [r"\frac{1}{", "{", r"\sqrt", "}{", r"\begin{pmatrix} 1", "f^", "??"]
 )

@@ -63,6 +63,7 @@ async def test_trials(text, graded):
         assert await grader.grade_trial(text, "6", "math") == graded
 
 
+@pytest.mark.slow
 async def test_a_hanging_answer_costs_only_itself():
     before = children()
     async with Grader(workers=2, time_limit=0.7) as grader:
@@ -82,6 +83,7 @@ UNREADABLE, TOO_EXPENSIVE = "unreadable_gold", "unreadable_gold: grader_timeout"
 INTEGRAL = r"\int_0^1 e^{x^2}\sin(x^3)dx"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gold", "answer", "graded"),
     [
@@ -128,6 +130,7 @@ async def test_an_expensive_answer_is_wrong_and_an_expensive_gold_fails(gold, an
         assert (await grader.grade_answer(answer, gold, "math"))[::2] == graded
 
 
+@pytest.mark.slow
 async def test_too_much_memory_is_the_answers_doing(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr("dto.grading.grader._COMPARISON", "greedy")

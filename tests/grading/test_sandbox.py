@@ -110,6 +110,7 @@ ATTACKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS)
 async def test_a_program_costs_only_itself(mode: Mode, attack: str) -> None:
     program, reasons = ATTACKS[attack]
@@ -216,6 +217,7 @@ async def test_a_hanging_program_holds_up_nobody() -> None:
     assert living() <= before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("response", "passes"),
     [

@@ -38,6 +38,7 @@ KNOWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", LISTS)
 def test_whole_responses_are_graded_as_they_say(key):
     name, rows = LISTS[key]
@@ -50,6 +51,7 @@ def test_whole_responses_are_graded_as_they_say(key):
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_what_nobody_looked_at_is_graded_as_well_as_it_was_measured():
     right = lax = 0
     for name, rows in lists(unseen).values():
@@ -65,6 +67,7 @@ def test_every_kind_has_its_near_misses():
         assert {right for _, _, right, _ in rows} == {True, False}, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "kind", "whole"),
     [

@@ -143,6 +143,7 @@ def put(hub: Hub, name: str, rows: list[dict[str, Any]], tmp_path: Path) -> str:
     return f"{OWNER}/{name}"
 
 
+@pytest.mark.slow
 def test_preferences_of_others_are_trained_on(
     datasets_there: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

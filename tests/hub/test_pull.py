@@ -61,6 +61,7 @@ def test_there_and_back(finished: OpenRun, hub: Hub, caplog: pytest.LogCaptureFi
     assert again is not None and not again.changed and len(hub.repos[KEY].commits) == 2
 
 
+@pytest.mark.slow
 def test_questions_asked_together_come_back(
     tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

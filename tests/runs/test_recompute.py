@@ -64,6 +64,7 @@ def stale(**changes: Any) -> list[Stale]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "names"),
     [

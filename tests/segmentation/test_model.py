@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from benchmarks.patterns import learn
 from dto.segmentation import patterns
-from dto.segmentation.features import Since, describe, since_place, split
+from dto.segmentation.features import BoundaryDistances, describe, since_place, split
 from dto.segmentation.worker import segment_text
 
 needs_traces = pytest.mark.skipif(
@@ -22,6 +22,7 @@ needs_traces = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_traces
 def test_the_weights_are_what_the_labels_give() -> None:
     """Hundredths, within one: sums of floats may differ a little from machine to machine."""
@@ -104,7 +105,7 @@ def test_the_chance_of_a_boundary_sums_over_where_the_last_one_may_be() -> None:
     """Two steps by hand."""
     sentences = split("It is 5. But it is 6. So it is 7.")
     rows = describe(sentences)
-    since = Since(sentences)
+    since = BoundaryDistances(sentences)
     near, far = (since_place(since(2, opened)[0])[0] for opened in (1, 0))
     weights = {since_place(since(1, 0)[0])[0]: 0.5, near: -1.0, far: 0.5}
     first = 1 / (1 + math.exp(-0.5))

@@ -196,6 +196,7 @@ LOOPS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("granularity", ["pattern", "cue"])
 @pytest.mark.parametrize("end", ["", "So it is 6.\n\nThe answer is 6."])

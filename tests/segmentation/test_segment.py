@@ -173,6 +173,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert output.stdout.split() == ["False", "False"]
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_new_words() -> None:
     source = random.Random(0)
 

@@ -108,6 +108,7 @@ def mean(values):
     return centre, sqrt(spread / len(values))
 
 
+@pytest.mark.slow
 async def test_chosen_exits_are_flattered_and_what_is_verified_is_not(walked, problem):
     ctx, cases, passed = await walked()
     decisions = [row.decision for case in cases for row in case[2]]
@@ -142,6 +143,7 @@ async def test_chosen_exits_are_flattered_and_what_is_verified_is_not(walked, pr
         assert abs(bias) < 3 * error and error < 0.02
 
 
+@pytest.mark.slow
 async def test_an_error_for_the_scan_lets_fewer_bad_boundaries_pass(context, problem, build):
     async def exits(**settings):
         """True rates at the exits of trajectories, by p of at most T - margin and above."""
@@ -184,6 +186,7 @@ UNSURE = {
 }
 
 
+@pytest.mark.slow
 def test_the_embedded_model_where_it_is_unsure():
     """Trajectories as it writes them; rollouts at temperature 1.9: half of p is in between."""
     hot = {**UNSURE, "sample": {**UNSURE["sample"], "temperature": 1.9}}

@@ -155,6 +155,7 @@ def test_a_near_miss_of_a_number_is_another_number(number: str, unit: str) -> No
         assert compare(gold, each.answer, "math") is False, each
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(st.lists(numbers.filter(lambda text: "," not in text), min_size=2, max_size=4, unique=True),
        st.sampled_from([("", ""), ("(", ")"), (r"\{", r"\}"), ("[", ")")]))  # fmt: skip

@@ -211,6 +211,7 @@ def test_grpo_trains_on_what_it_sampled_within_its_budget(run: RunFolder, monkey
         assert prompts[0] == prompts[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dpo", "sft", "o1_pruner"])
 def test_fit_is_within_the_budget_and_uses_a_known_base(run: RunFolder, method: str) -> None:
     training = run.with_training(

@@ -49,6 +49,7 @@ def first(rows: list[TrajectoryView], fits: Callable[[TrajectoryView], object]) 
     return next(row for row in rows if fits(row))
 
 
+@pytest.mark.slow
 def test_the_list_and_its_filters(
     browser: Browser, page: str, trajectories: list[TrajectoryView]
 ) -> None:
