@@ -221,7 +221,7 @@ def test_a_line_that_is_no_object_is_dropped_and_the_next_is_read(tmp_path: Path
     assert [(row.id, row.reason) for row in dropped] == [
         (f"line/{number:08d}", "unreadable_row") for number in range(1, 7)
     ]
-    assert "line 2 holds list, no object" in dropped[1].detail
+    assert "line 2 holds list, not an object" in dropped[1].detail
 
 
 @pytest.mark.parametrize("saved", [False, True], ids=["as on the Hub", "save_to_disk"])

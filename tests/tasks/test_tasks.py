@@ -220,5 +220,5 @@ def test_a_split_that_is_not_there_is_said() -> None:
     folder = Path("HuggingFaceH4/MATH-500")
     (folder / "README.md").unlink()
     (folder / "data/test.parquet").rename(folder / "data/train.parquet")
-    with pytest.raises(DtoError, match="has no split test, as math500 wants; there are train"):
+    with pytest.raises(DtoError, match="has no split test, which task math500 reads: it has train"):
         read(source="math500")
