@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -16,7 +17,10 @@ import dto
 from dto.cli import app
 from dto.commands import parse_changes
 from dto.errors import RecipeError
+from dto.exits.loop import TrialPolicy
+from dto.extension import imported
 from dto.recipe import make_recipe
+from dto.settings import POLICIES, ExitPolicy
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -150,6 +154,26 @@ def test_the_program_of_the_readme_is_part_of_a_page_whose_programs_are_run() ->
     programs = dict(FENCED.findall(README.read_text("utf-8")))
     page = (ROOT / "docs/python.md").read_text("utf-8")  # tests/test_api.py
     assert set(programs["python"].splitlines()) <= set(page.splitlines())
+
+
+def table(text: str) -> dict[str, list[str]]:
+    """The rows of a Markdown table whose first cell begins with code, by that."""
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    return {re.findall(r"`(\w+)`", row[0])[0]: row[1:] for row in rows}
+
+
+def test_the_tables_of_exits_have_the_settings_of_each_policy() -> None:
+    text = (ROOT / "docs/exits.md").read_text("utf-8")
+    policies, trials, _ = re.split(r"^##+ .*$", text.partition("| `policy`")[2], flags=re.MULTILINE)
+    shared = TrialPolicy.model_fields.keys() - ExitPolicy.model_fields.keys()
+    for name, cells in table(policies).items():
+        own = imported(POLICIES[name]).model_fields.keys() - ExitPolicy.model_fields.keys()
+        named = set(re.findall(r"`(\w+)`(?= \(|,)", cells[1])) if len(cells) > 1 else set()
+        assert named | (shared if "of trials" in cells[-1] else set()) == own, name
+    assert {name: cells[0].strip("`") for name, cells in table(trials).items()} == {
+        name: json.dumps(TrialPolicy.model_fields[name].default).strip('"') for name in shared
+    }
+    assert set(table(policies)) == {name for name in POLICIES if " " not in name}
 
 
 def test_the_layout_names_every_module() -> None:
