@@ -78,7 +78,7 @@ def test_show_finds_one_row_and_reads_it_whole(run: Path) -> None:
         assert len(found.trajectory.token_ids) == view.tokens == found.tokens
     first = of(run, "sample")[0].id
     assert dto.show(run).row.id == first == dto.show(run, first[:6]).row.id
-    with pytest.raises(DtoError, match="no row 'nothing': give an id"):
+    with pytest.raises(DtoError, match="no row 'nothing': copy an id"):
         dto.show(run, "nothing")
 
 
