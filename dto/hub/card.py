@@ -32,6 +32,7 @@ from dto.reporting.table import CELLS, Table
 from dto.reporting.write import draw_report
 from dto.runs import manifest
 from dto.runs.reader import RunReader
+from dto.settings import SamplingSettings
 from dto.source import Source
 from dto.stages import prune
 from dto.tasks import TASKS
@@ -270,7 +271,9 @@ def render_card(template: str, metadata: str, **values: Any) -> str:
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
-    environment.filters |= {"block": in_block, "line": in_line, "changed": _changed_settings}
+    environment.filters |= {
+        "block": in_block, "line": in_line, "changed": _changed_settings, "filters": _token_filters,
+    }  # fmt: skip
     source = (files("dto") / "hub" / template).read_text(encoding="utf-8")
     return (
         environment.from_string(source).render(metadata=metadata.strip(), **values).strip() + "\n"
@@ -298,6 +301,16 @@ def _changed_settings(recipe: Recipe) -> str:
     """Return the settings that differ from the defaults, as YAML."""
     data = recipe.model_dump(mode="json", exclude_defaults=True)
     return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=10_000))
+
+
+def _token_filters(sampling: SamplingSettings) -> str:
+    """Format the sampling settings that are on beside temperature and top-p: `, top-k 20`."""
+    settings = {
+        "top-k": sampling.top_k,
+        "min-p": sampling.min_p,
+        "presence penalty": sampling.presence_penalty,
+    }
+    return "".join(f", {name} {value:g}" for name, value in settings.items() if value)
 
 
 def cited(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str, str]]:

@@ -243,7 +243,7 @@ def batch_section(batch: BatchReport | None, training: Mapping[str, Any] | None)
         }  # fmt: skip
         tables.append(arms_table(batch.rows, columns))
         columns = {
-            "pass rate alone": "bin", "k": "k", "problems": "problems", "acc. %": "accuracy alone",
+            "pass rate": "bin", "k": "k", "problems": "problems", "acc. %": "accuracy alone",
             "gain": "gain", "tokens": "tokens alone", "% of k = 1": "ratio",
         }  # fmt: skip
         tables.append(arms_table(batch.difficulty, columns, "By difficulty", left=2))

@@ -251,6 +251,6 @@ def cost_section(costs: Sequence[StageCost], even: BreakEven | None) -> Section 
                "prefix cache. Wasted: generated tokens that were not used. Model FLOPs: attention, "
                "plus 2 per parameter for each token read or generated; 6 per parameter for each "
                "token trained on (4 if only adapters are trained), and 2 more each for gradient "
-               "checkpointing and for a reference model. Seconds and MiB are measured on this "
-               "machine.",),
+               "checkpointing and for a reference model. Seconds and MiB depend on the machine "
+               "of the run.",),
     )  # fmt: skip

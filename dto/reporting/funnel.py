@@ -62,7 +62,7 @@ DROPPED = {
 KINDS = {
     "trajectories": "trajectories",
     "ungraded": "responses without a grade",
-    "boundaries": "boundaries by decision (above or below the threshold)",
+    "boundaries": "boundaries by decision",
     "verdicts": "thinking patterns by verdict",
     "prunes": "prunes checked with fresh rollouts",
     "optimized": "optimized trajectories",
@@ -291,7 +291,7 @@ def training_sentence(training: Mapping[str, Any]) -> str:
     text: str = (
         f"Training took {training['steps']:,} steps. On the dev problems, which chose step "
         f"{kept['step']:,}, accuracy went from {accuracy} % and tokens from {tokens}. The choice "
-        "biases these dev figures upwards, but not the test figures."
+        "makes these dev figures optimistic; the test figures are not affected."
     )
     if training["collapsed"]:
         text += " Training collapsed."

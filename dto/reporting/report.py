@@ -269,7 +269,7 @@ def _difficulty(report: Report) -> Section | OmittedSection:
             title, "needs the base model without an exit and two samples per problem."
         )
     columns = {
-        "base pass rate": "bin", "model": "model", "exit": "exit", "problems": "problems",
+        "pass rate": "bin", "model": "model", "exit": "exit", "problems": "problems",
         "acc. %": "accuracy alone", "gain, points": "gain", "tokens": "tokens alone",
         "% of base": "ratio alone",
     }  # fmt: skip

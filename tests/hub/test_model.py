@@ -73,7 +73,7 @@ def test_runs_without_a_model(run: OpenRun, hub: Hub) -> None:
         publish(run, NAME, model=True)
     (run / "train/model/pytorch_model.bin").unlink()
     manifest.write(run / "train", said | {"digest": "0" * 16})
-    with pytest.raises(DtoError, match=r"evaluate in .* computed from another train"):
+    with pytest.raises(DtoError, match=r"evaluate in .* computed from another state of train"):
         publish(run, NAME, model=True)
     run.set_aside("train")
     with pytest.raises(DtoError, match=r"stage train is not finished .* `dto train"):

@@ -124,7 +124,7 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(run: OpenRun, hub: Hub)
     [
         ("", NAME, "none is set"),
         ("hf_wrong", NAME, "rejects the token"),
-        (READER, NAME, "no right to write"),
+        (READER, NAME, "no write access"),
         (WRITER, "other/name", "belongs to another user"),
         (WRITER, "name", "write it as user/name"),
         (WRITER, "a/b/c", "write it as user/name"),

@@ -104,7 +104,7 @@ def test_weights_come_apart(run: OpenRun, hub: Hub) -> None:
     publish(run, NAME)
     pull(NAME, OUT)
     evaluated = (OUT / "evaluate").rename("evaluated")
-    with pytest.raises(DtoError, match="bring it with `dto pull"):
+    with pytest.raises(DtoError, match="download it with `dto pull"):
         go_on(OUT, "evaluate")
     shutil.rmtree(OUT / "evaluate", ignore_errors=True)
     evaluated.rename(OUT / "evaluate")

@@ -96,7 +96,7 @@ def test_its_questions_are_read_from_their_source_again(
     assert not [question for question in asked if question.encode() in texts]
 
     code, said = told("pull", NAME, "--out", str(OUT), capsys=capsys)
-    assert code == 0 and "problems: its test questions were not published" in said
+    assert code == 0 and "problems: test questions were not published" in said
     assert pending_stages(OUT) == ("problems",)
     back = open_run(OUT, load_recipe(OUT / "recipe.yaml"))
     (OUT / "problems/journal").write_text('{"head": {"config": {}}}\n')  # and without connection

@@ -51,7 +51,7 @@ def test_filters_and_order(browser: Browser, large_page: Path) -> None:
     assert repaired == 2_500
     choose(browser, "grade", "correct")
     assert count(browser) == 0
-    assert "No row fits" in text(browser, "#detail")
+    assert "No row matches" in text(browser, "#detail")
     browser.press("r")
     assert count(browser) == 10_000
     choose(browser, "kind", "alternative")
@@ -189,7 +189,7 @@ def test_an_address_may_name_the_beginning_of_an_id_or_no_row(
     browser.open(f"{plain_page.as_uri()}#{last[:8]}")
     assert str(browser.js(OPENED)).startswith(last[:8])
     browser.open(f"{plain_page.as_uri()}#nothing/007")
-    assert text(browser, "#said") == "There is no row nothing/007 here."
+    assert text(browser, "#said") == "No row has the id nothing/007."
     browser.open(plain_page.as_uri() + "#%")
     assert browser.js("document.querySelectorAll('.row').length") == 9
 

@@ -78,7 +78,7 @@ def test_show_finds_one_row_and_reads_it_whole(run: Path) -> None:
         assert len(found.trajectory.token_ids) == view.tokens == found.tokens
     first = of(run, "sample")[0].id
     assert dto.show(run).row.id == first == dto.show(run, first[:6]).row.id
-    with pytest.raises(DtoError, match="no row 'nothing': give an id"):
+    with pytest.raises(DtoError, match="no row 'nothing': copy an id"):
         dto.show(run, "nothing")
 
 
@@ -198,14 +198,17 @@ def test_what_is_no_run_is_an_error_in_one_line(tmp_path: Path, run: Path) -> No
 
 
 def test_views_of_a_real_run(small_run: Path) -> None:
-    views = list(RunTables(small_run).trajectories())
-    assert len(views) == 20 and any(view.optimized for view in views)
+    recipe, views = RunTables(small_run).recipe, list(RunTables(small_run).trajectories())
+    trajectories = recipe.problems.train * recipe.sample.samples
+    assert len(views) == trajectories == 16 and any(view.optimized for view in views)
     for view in views:
         assert (
             "".join(view.trajectory.text[slice(*segment.chars)] for segment in view.segments)
             == view.trajectory.text[slice(*view.trajectory.thinking)]
         )
     answers = list(RunTables(small_run).answers())
-    assert [len(view.rows) for view in answers] == [6, 6, 6]
+    arms = len(recipe.evaluate.models) * len(recipe.evaluate.exits)
+    questions = recipe.problems.test * recipe.evaluate.samples
+    assert [len(view.rows) for view in answers] == [arms] * questions
     assert all(isinstance(row, EvaluationRow) for view in answers for row in view.rows)
     assert all(isinstance(view.trajectory, Trajectory) for view in views)

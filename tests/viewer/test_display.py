@@ -46,7 +46,7 @@ def test_a_terminal_shows_all_there_is(view: TrajectoryView) -> None:
         row.id, "gold answer", "✓ correct", "▌ 1  ", "  pruned  ", "▌ 3  ", "  truncated  ",
         "══ p 0.90 (0.75–1.00)  14 of 16 rollouts right · above  exit",
         "   redundant p 0.90 with it", "\n▌ after thinking\n",
-        "pruned, p  0.95 (0.75–1.00), 20 fresh rollouts", "Optimized  chosen in the pair",
+        "p after pruning  0.95 (0.75–1.00), 20 fresh rollouts", "Optimized  chosen in the pair",
     ):  # fmt: skip
         assert text in shown
     for segment in view.segments:

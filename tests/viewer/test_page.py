@@ -162,7 +162,7 @@ def test_a_run_without_rows_leaves_no_file(
     (tmp_path / "sample").mkdir()
     (tmp_path / "sample/journal").write_text('{"head": {}}\n')
     (tmp_path / "recipe.yaml").write_text("name: begun\n")
-    with pytest.raises(DtoError, match="no row to show yet"):
+    with pytest.raises(DtoError, match="no rows to show yet"):
         view(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"sample", "recipe.yaml"}
     monkeypatch.setattr(sys, "argv", ["dto", "view", str(tmp_path / "none")])
