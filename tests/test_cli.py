@@ -421,5 +421,5 @@ def test_the_report_of_a_comparison_is_its_own(capsys: pytest.CaptureFixture[str
     recipe = load_recipe(ROOT / "pipelines" / "compare.yaml", {"compare.methods": ["sft"]})
     open_run(Path("run"), recipe).close()
     code, _, err = dto("report", "run", capsys=capsys)
-    assert code == 1 and "method base is not finished in run: `dto run run`" in err
+    assert code == 1 and "method base is not finished in run: run `dto run run`" in err
     assert not Path("run/compare").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import polars as pl
@@ -11,11 +12,20 @@ import pytest
 from tests.commands import told
 
 RULES = """
+import json
+
 def any_answer(answer: str, gold: str) -> bool:
     return True
 
 def fails(answer: str, gold: str) -> bool:
     raise ValueError("no opinion")
+
+def recorded(responses):
+    with open("rewarded.jsonl", "a") as file:
+        for row in responses:
+            data = {"text": row.text, "correct": row.correct, "gold": row.problem.answer}
+            file.write(json.dumps(data) + "\\n")
+    return [float(row.correct) for row in responses]
 """
 RECIPE = """
 model: {name: nano, context: 1024, slots: 16}
@@ -108,17 +118,18 @@ def test_every_grade_of_a_run_is_the_rules(
 
     # rewards of GRPO
     changes = {
-        "train.method": "grpo", "train.reward": "accuracy", "train.group": 2,
-        "train.batch_size": 4, "train.epochs": 1,
+        "train.method": "grpo", "train.reward": "outside_rules:recorded", "train.group": 2,
+        "train.batch_size": 4, "train.epochs": 4,
     }  # fmt: skip
     words = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
     code, text = told(
         "train", "recipe.yaml", "--out", "run", *words, "--recompute", "--yes", capsys=capsys
     )
     assert code == 0, text
-    steps = [json.loads(line) for line in lines("steps.jsonl")]
-    rewards = [step["reward"] for step in steps if step.get("reward") is not None]
-    assert rewards and set(rewards) == {1.0}, steps
+    rewarded = [json.loads(line) for line in Path("rewarded.jsonl").read_text().splitlines()]
+    boxes = [(row, re.findall(r"\\boxed{(.*?)}", row["text"])) for row in rewarded]
+    assert all(answers for row, answers in boxes if row["correct"])
+    assert any(answers[-1] != row["gold"] for row, answers in boxes if row["correct"])
     for command in ("report", "view"):
         arguments = ("--out", "page.html") if command == "view" else ()
         code, text = told(command, "run", *arguments, capsys=capsys)

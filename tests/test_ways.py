@@ -255,8 +255,8 @@ def test_what_fits_is_rendered() -> None:
         ({"think": [[], [5]]}, "two different tags"),
         ({"think": [[True], [5]]}, "two different tags"),
         ({"think": "[THINK]"}, "two different tags"),
-        ({"template": {"add_generation_prompt": False}}, "dto sets it"),
-        ({"template": {"messages": "x"}}, "dto sets it"),
+        ({"template": {"add_generation_prompt": False}}, "dto sets the argument"),
+        ({"template": {"messages": "x"}}, "dto sets the argument"),
         ({"template": {"enable_thinking": [1]}}, "model.template.enable_thinking"),
     ],
 )

@@ -255,8 +255,8 @@ def funnel_section(
     if agreement := funnel["agreement"]:
         facts.append(
             f"Both judges saw {agreement['patterns']:,} patterns of {agreement['trajectories']:,} "
-            f"trajectories. They agree whether to remove {agreement['rate']:%} % of them, Cohen's "
-            f"kappa {agreement['kappa']:.2f…}."
+            f"trajectories. On {agreement['rate']:%} % of these they agree whether to remove the "
+            f"pattern; Cohen's kappa is {agreement['kappa']:.2f…}."
         )
         tables.append(_agreement_table(agreement["table"]))
     notes = [_stated_error(recipe.estimate)] if funnel["boundaries"] else []
