@@ -229,9 +229,14 @@ def test_a_run_keeps_wasted_tokens_beside_its_table(tmp_path: Path) -> None:
     assert usage["generated"].sum() == rows["tokens"].sum() + beside["wasted"].sum()
 
 
+class Refused(Deer):
+    def check(self, engine: Engine) -> None:
+        self.require("it needs more than there is", False, engine)
+
+
 def test_a_run_refuses_an_exit_before_it_asks_for_a_token(tmp_path: Path) -> None:
-    run = a_run(tmp_path, mode="qwen3", inducer="closed")
-    with pytest.raises(EngineError, match="exit 'early': mode qwen3"):
+    run = a_run(tmp_path, policy="tests.test_evaluate:Refused")
+    with pytest.raises(EngineError, match="exit 'early': it needs more"):
         run_stages(run, with_questions(run.recipe, "evaluate"))
     run.close()
     assert not (run / "evaluate" / "manifest.json").exists()
