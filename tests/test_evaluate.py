@@ -229,14 +229,14 @@ def test_a_run_keeps_wasted_tokens_beside_its_table(tmp_path: Path) -> None:
     assert usage["generated"].sum() == rows["tokens"].sum() + beside["wasted"].sum()
 
 
-class Refusing(Deer):
+class Refused(Deer):
     def check(self, engine: Engine) -> None:
-        raise EngineError(f"exit {self.name!r}: {engine.model} lacks a feature")
+        self.require("it needs more than there is", False, engine)
 
 
 def test_a_run_refuses_an_exit_before_it_asks_for_a_token(tmp_path: Path) -> None:
-    run = a_run(tmp_path, policy=f"{__name__}:Refusing")
-    with pytest.raises(EngineError, match="exit 'early': nano lacks a feature"):
+    run = a_run(tmp_path, policy="tests.test_evaluate:Refused")
+    with pytest.raises(EngineError, match="exit 'early': it needs more"):
         run_stages(run, with_questions(run.recipe, "evaluate"))
     run.close()
     assert not (run / "evaluate" / "manifest.json").exists()
