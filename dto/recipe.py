@@ -38,9 +38,9 @@ from dto.tags import Tag
 
 
 def read_policies(data: dict[str, Any], origin: str) -> None:
-    """Put the content of policy files in the place of their names, in the data of a recipe.
+    """Replace `file` keys of exits by the policy files' content, in the data of a recipe.
 
-    Raises RecipeError, which begins with `origin`, for a file that cannot be read.
+    Raises RecipeError, starting with `origin`, for a file that cannot be read.
     """
     evaluate = data.get("evaluate")
     exits = evaluate.get("exits") if isinstance(evaluate, dict) else None
@@ -180,11 +180,11 @@ class SampleSettings(SamplingSettings):
 
     samples: Count = 4
     max_tokens: Count = 8192
-    imported: str | None = None  # responses that are there already: a file, a folder, a Hub id
+    imported: str | None = None  # a file, folder or Hub id of existing responses
 
 
 class SegmentSettings(Settings):
-    """Pattern: one segment per thinking pattern. Cue: one at every cue word."""
+    """`pattern`: one segment per thinking pattern. `cue`: one segment per cue word."""
 
     granularity: Literal["pattern", "cue"] = "pattern"
 
@@ -192,12 +192,11 @@ class SegmentSettings(Settings):
 class EstimateSettings(Settings):
     """Monte-Carlo rollouts at the boundaries (2505.21765 section 3).
 
-    `error` is that of one boundary, and against threshold ∓ margin: the chance that a p of at most
-    threshold - margin passes there, and that a p of at least threshold + margin is refused. It says
-    nothing of a p in between. A trajectory has many boundaries: with the defaults one whose 24
-    boundaries all have p = 0.65 passes at some of them with probability 0.70. `error_scan` bounds
-    that for the whole trajectory, at 15 to 55 % more rollouts where there is a good exit; fewer
-    good exits then pass within the cap, which a larger cap (48, 64) mends: see
+    `error` bounds, at one boundary, the probability that p <= threshold - margin passes and that
+    p >= threshold + margin is refused. It says nothing of p in between. A trajectory has many
+    boundaries: with the defaults, 24 boundaries with p = 0.65 pass somewhere with probability 0.70.
+    `error_scan` bounds that for the whole trajectory. It costs 15 to 55 % more rollouts where there
+    is a good exit, and fewer good exits pass within the cap unless that is raised (48, 64): see
     benchmarks/rollouts_scan.py.
     """
 
@@ -205,8 +204,8 @@ class EstimateSettings(Settings):
     threshold: Probability = 0.75  # T
     rollouts: Count = 16  # M, for `fixed`
     margin: Probability = 0.10  # half of the indifference zone, for `sequential`
-    error: Probability = 0.05  # of either kind, at one boundary, outside the zone
-    error_scan: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None  # any wrong pass in a scan
+    error: Probability = 0.05  # of either kind, at one boundary
+    error_scan: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None  # of any wrong pass in a scan
     cap: Count = 32  # rollouts after which a boundary is left undecided
     max_tokens: Count = 64  # of one rollout
     first_pass_only: bool = True  # stop a trajectory at its first boundary above the threshold
@@ -232,10 +231,10 @@ class EstimateSettings(Settings):
 
 
 class OptimizeSettings(Settings):
-    """Finalize: K completions, the shortest correct one is kept.
+    """Finalize: sample K completions after the exit, and keep the shortest correct one.
 
-    The exit is the first that `estimate` put above its threshold, or, for the baselines of
-    2412.21187 and without any rollouts, the end of the first or second right solution in the text.
+    The exit is the first boundary above the threshold of `estimate`. For the baselines of
+    2412.21187, it is the end of the first or second right solution, without rollouts.
     """
 
     exit: Literal["estimate", "first_solution", "second_solution"] = "estimate"
@@ -266,11 +265,11 @@ class PruneSettings(Settings):
 
 
 class Recipe(Settings):
-    """All of it, in the order of the stages that `dto run` goes through."""
+    """All settings of a run, in the order of the stages of `dto run`."""
 
     name: str
     seed: int = 0
-    window: Count = 512  # rows under way at once
+    window: Count = 512  # rows in progress at once
     languages: Annotated[Languages, Field(min_length=1)] = DEFAULT  # or paths of files
     model: ModelSettings = ModelSettings()
     judge: JudgeSettings | None = None  # of prune.judge llm or an import path; None: the policy
@@ -306,15 +305,15 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _verdicts_are_written(self) -> Recipe:
         if self.train.method == "cft" and not self.label.thinking:
-            raise ValueError("train.method cft imitates a verdict that stands in the thinking: set "
+            raise ValueError("train.method cft imitates a verdict inside the thinking: set "
                              "label.thinking to true")  # fmt: skip
         return self
 
 
 def load_recipe(path: Path | str, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """Read a YAML recipe; `changes` are dotted keys that replace what stands there.
+    """Read a YAML recipe; `changes` maps dotted keys to values that replace those in the file.
 
-    Raises RecipeError, in one line, for what is missing, unknown or out of range.
+    Raises RecipeError, in one line, for a missing or unknown key and a value out of range.
     """
     path = Path(path)
     data = {"name": path.stem, **_read_yaml(path)}
@@ -322,21 +321,20 @@ def load_recipe(path: Path | str, changes: Mapping[str, Any] | None = None) -> R
 
 
 def read_recipe(path: Path) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe of a run, and the keys in it that this version does not know: those are left out.
+    """Read the recipe of a run without its unknown keys, and return those keys.
 
-    Packages that it names by import path are not imported. Raises RecipeError as `load_recipe` does
-    for everything else.
+    Packages that it names are not imported. Raises RecipeError as `load_recipe` does otherwise.
     """
     return known_recipe({"name": path.stem, **_read_yaml(path)}, f"recipe {path}")
 
 
 def known_recipe(data: dict[str, Any], origin: str) -> tuple[Recipe, tuple[str, ...]]:
-    """The same of a recipe's settings; errors begin with `origin`."""
+    """Make a recipe without the unknown keys of `data`; also return these keys."""
     unknown = []
     try:
         Recipe.model_validate(data, context=NO_IMPORTS)
     except ValidationError as error:
-        unknown = [each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"]
+        unknown = [row["loc"] for row in error.errors() if row["type"] == "extra_forbidden"]
     for *parents, last in unknown:
         place: Any = data
         for parent in parents:
@@ -367,9 +365,9 @@ def make_recipe(
     origin: str = "recipe",
     imports: bool = True,
 ) -> Recipe:
-    """The recipe of `data`, with the dotted keys of `changes` replaced; see `load_recipe`.
+    """Make a recipe of `data`, with the dotted keys of `changes` replaced (`load_recipe`).
 
-    Without `imports`, what the recipe names by import path is not imported and not checked.
+    Without `imports`, packages that it names are neither imported nor checked.
     """
     changes = changes or {}
     for key, value in changes.items():

@@ -1,7 +1,6 @@
-"""What all groups of settings have in common, and the groups that `dto/recipe.py` puts together.
+"""Groups of settings: DRQA, pairs, training, exits, evaluation, traces, calibration, comparison.
 
-Of DRQA, pairs, training, exits, evaluation, traces, calibration and comparison; those of problems,
-sampling, segments, estimates, optimizing and pruning stand in `dto/recipe.py` itself.
+`dto/recipe.py` has the groups of the stages up to pruning, and the whole recipe.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ Confidence = Literal["answer", "mean", "geometric", "min"]
 
 
 class SamplingSettings(Settings):
-    """How tokens are drawn; `dto.protocols.Sampling` says in which order.
+    """Sampling options, applied in the order of `dto.protocols.Sampling`.
 
-    Off are top_p 1, top_k 0, min_p 0 and presence_penalty 0.
+    top_p 1, top_k 0, min_p 0 and presence_penalty 0 switch the options off.
     """
 
     temperature: Annotated[float, Field(ge=0.0)] = 0.6
@@ -43,56 +42,55 @@ class SamplingSettings(Settings):
 
 
 class PairSettings(Settings):
-    """Which pairs are built: of optimized trajectories, or of samples (`dto/stages/pair.py`).
+    """Pairs of optimized trajectories (`dto/stages/pair.py`) or of samples (`dto/baselines.py`).
 
-    `imported`: those that a table of preferences says (`dto import`, `dto pull` set it).
+    `imported`: the pairs of an imported table; `dto import` and `dto pull` set this.
     """
 
     data: Literal["optimized", "shortest", "token_budget", "imported"] = "optimized"
-    margin: Annotated[float, Field(ge=0.0)] = 0.1  # token_budget: least difference of rewards
+    margin: Annotated[float, Field(ge=0.0)] = 0.1  # token_budget: smallest difference of rewards
     rejected: Literal["original", "longest", "longest_wrong"] = "original"  # optimized
-    longer_correct: bool = True  # optimized: also pairs "longer correct over shorter wrong"
-    max_longer_correct: Count = 1  # of these a problem has at most
+    longer_correct: bool = True  # optimized: add pairs "longer correct over shorter wrong"
+    max_longer_correct: Count = 1  # of these pairs, per problem
     max_length: Count = 8192  # tokens of prompt and response together
-    max_per_problem: Count = 4  # of all others
+    max_per_problem: Count = 4  # of all other pairs
 
 
 class BatchSettings(Settings):
-    """Several numbered questions in one prompt (2508.17803); sampled as `sample` says.
+    """Batch prompts: several numbered questions in one prompt, with the options of `sample`.
 
-    No `k` is no batch prompt. The paper has 2, 3 and 5.
+    Without `k` there are none. The paper (2508.17803) uses 2, 3 and 5.
     """
 
-    k: tuple[Annotated[int, Field(ge=2)], ...] = ()  # questions in a prompt, each in turn
-    grouping: Literal["random", "difficulty"] = "random"  # which are asked together
-    samples: Count = 1  # of each k: so often every question is asked, in other company each time
-    max_tokens: Count | None = None  # for each question; None: sample.max_tokens
+    k: tuple[Annotated[int, Field(ge=2)], ...] = ()  # numbers of questions in a prompt
+    grouping: Literal["random", "difficulty"] = "random"  # how questions are grouped
+    samples: Count = 1  # for each k, how often a question is asked, each time in another group
+    max_tokens: Count | None = None  # per question; None: sample.max_tokens
 
     @field_validator("k")
     @classmethod
     def _once(cls, k: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(k)) < len(k):
-            raise ValueError("a number stands there twice")
+            raise ValueError("a number is given twice: remove one")
         return k
 
 
 class LabelSettings(Settings):
-    """Which chains are right but could be more concise (A), right and concise (B), wrong (C).
+    """Label chains as right but verbose (A), right and concise (B), or wrong (C).
 
-    `source` batch: B are right chains of batch prompts, A the other right ones (2508.17803).
-    shortest, a control without batch prompts: B is the shortest right chain of a problem, A the
-    longer ones.
+    `source: batch`: B are right chains of batch prompts, A other right chains (2508.17803).
+    `shortest`, a control: B is the shortest right chain of a problem, A the longer right ones.
     """
 
     source: Literal["batch", "shortest"] = "batch"
-    k: tuple[Annotated[int, Field(ge=2)], ...] = ()  # batch chains of these k alone; none: of all
-    margin: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None  # least saving of B; None: any
-    balanced: bool = True  # as many of each class
-    per_class: Count | None = None  # at most; None: no limit
+    k: tuple[Annotated[int, Field(ge=2)], ...] = ()  # batch chains of these k only; empty: all
+    margin: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None  # smallest saving of B; None: any
+    balanced: bool = True  # equally many of each class
+    per_class: Count | None = None  # maximum; None: no limit
     max_tokens: Count = 8192  # of a chain
-    held_out: Probability = 0.2  # share of the problems whose chains only measure judging
-    thinking: bool = True  # the judge thinks first; else its thinking is closed (2504.09858)
-    shuffled: bool = True  # options in an order drawn for each chain; else A, B, C as in the paper
+    held_out: Probability = 0.2  # share of problems whose chains only measure judging
+    thinking: bool = True  # the judge thinks first; false: its thinking is closed (2504.09858)
+    shuffled: bool = True  # random order of options per chain; false: A, B, C as in the paper
 
 
 class TrainSettings(Settings):
@@ -265,16 +263,16 @@ Exit = Annotated[
 class EvaluateSettings(SamplingSettings):
     """Avg@n on the test problems, for each model, each exit and each task.
 
-    `tasks` names test sets as `problems.source` does; none: the run's own test problems. In YAML an
-    exit may be `{file: policy.yaml}`: what `dto calibrate` wrote, under keys of its own.
+    `tasks` names test sets like `problems.source`; empty: the run's own test problems. In YAML an
+    exit can be `{file: policy.yaml}`, a file of `dto calibrate`, with keys that override it.
     """
 
     samples: Count = 4
     max_tokens: Count = 8192
     exits: tuple[Exit, ...] = (ExitPolicy(name="none"),)
-    models: tuple[str, ...] = ("base", "trained")  # or paths of further models
+    models: tuple[str, ...] = ("base", "trained")  # or names of other models
     tasks: tuple[Annotated[str, name_of()], ...] = ()
-    limit: Count | None = None  # problems of each of these tasks at most; None: all there are
+    limit: Count | None = None  # maximum problems per task; None: all
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> EvaluateSettings:
@@ -283,15 +281,15 @@ class EvaluateSettings(SamplingSettings):
             "models": self.models,
             "tasks": [task if is_import_path(task) else Path(task).stem for task in self.tasks],
         }
-        for what, names in named.items():
+        for key, names in named.items():
             twice = [name for name in names if list(names).count(name) > 1]
             if twice:
-                raise ValueError(f"{twice[0]!r} stands there twice in {what}: rows go by the name")
+                raise ValueError(f"{key} has {twice[0]!r} twice: give each its own name")
         return self
 
 
 class TraceSettings(Settings):
-    """What is recorded with each response; `evaluate` says how many there are and how sampled."""
+    """What to record with each response; `evaluate` sets their number and sampling."""
 
     monitors: tuple[Monitor, ...] = ("cue", "paragraph")
     every: Count = 64  # monitor tokens
@@ -302,11 +300,11 @@ class TraceSettings(Settings):
 
 
 class CalibrateSettings(Settings):
-    """Which exits are candidates, and what is asked of the one that is picked (2110.01052)."""
+    """The candidate exits, and the guarantee for the chosen one (2110.01052)."""
 
     max_loss: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.02  # of expected accuracy
-    error: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1  # chance that what is certified loses more
-    choose: Probability = 0.25  # share of the problems that puts the candidates in order
+    error: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1  # probability of a larger loss
+    choose: Probability = 0.25  # share of the problems that ranks the candidates
     certify: Probability = 0.5  # share that certifies them; the rest is held out
     policies: tuple[Literal["deer", "consistency"], ...] = ("deer", "consistency")
     confidences: tuple[Confidence, ...] = ("answer", "mean", "geometric", "min")  # deer
@@ -317,24 +315,23 @@ class CalibrateSettings(Settings):
 
 
 class PilotSettings(Settings):
-    """Where `dto pilot` cuts the thinking of sampled responses (2504.15895 section 2)."""
+    """The shares of thinking at which `dto pilot` cuts responses (2504.15895 section 2)."""
 
     fractions: tuple[Probability, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 class CompareSettings(Settings):
-    """Methods beside one another: what a recipe that compares names, and what a method's own says.
+    """A comparison of methods; `own` and `values` are set in the recipe of a method.
 
-    A method is a recipe of `pipelines/baselines/`, or a path. Of it the comparison takes `pair`,
-    `train`, `optimize`, `prune`, and its own parameter with two values.
+    A method is a recipe of `pipelines/baselines/` or a path. The comparison uses its `pair`,
+    `train`, `optimize` and `prune` groups, and its own parameter with the values to try.
     """
 
     methods: tuple[str, ...] = ()
-    reference: str = "dto"  # the method that the differences are taken from
-    # Empty: each method has its own alone.
-    learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = (3e-7, 1e-6, 3e-6)
-    policy_tokens: Count = 240_000  # of each training, with what its data took
-    processes: Count = 2  # methods at work at once
-    own_values: Count | None = None  # how many values of its own parameter; None: all it names
-    own: str = ""  # of a method: the key of its own parameter
-    values: tuple[Any, ...] = ()  # and what is tried
+    reference: str = "dto"  # differences are taken from this method
+    learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = (3e-7, 1e-6, 3e-6)  # or empty
+    policy_tokens: Count = 240_000  # budget of each training, including its data
+    processes: Count = 2  # methods running at once
+    own_values: Count | None = None  # how many values of `own` to try; None: all
+    own: str = ""  # in a method's recipe: the key of its own parameter
+    values: tuple[Any, ...] = ()  # in a method's recipe: the values to try

@@ -104,7 +104,8 @@ def _json_fields(record: Any) -> tuple[str, ...]:
     return tuple(name for name, hint in hints.items() if get_origin(hint) is dict)
 
 
-def _decode(record: type[R], row: dict[str, Any]) -> R:
+def decode(record: type[R], row: dict[str, Any]) -> R:
+    """Build a record from a row of its table. Raises DtoError for a value of another type."""
     for name in _json_fields(record):
         if name in row:
             row[name] = json.loads(row[name])
@@ -171,7 +172,7 @@ def read(path: Path, record: type[R], without: Collection[str] = ()) -> Iterator
         for batch in file.iter_batches(batch_size=ROW_GROUP, columns=names):
             for row in batch.to_pylist():
                 row |= empty_lists
-                yield _decode(record, row)
+                yield decode(record, row)
 
 
 def check(path: Path, record: type[Any]) -> pq.ParquetFile:
@@ -196,16 +197,6 @@ def check(path: Path, record: type[Any]) -> pq.ParquetFile:
     return file
 
 
-def find(path: Path, record: type[R], column: str, value: str | int) -> list[R]:
-    """Find the rows with `value` in `column`; reads only the row groups that may have it."""
-    import pyarrow.parquet as pq
-
-    present = pq.read_schema(path).names
-    names = [name for name in schema(record).names if name in present]
-    table = pq.read_table(path, columns=names, filters=[(column, "=", value)])
-    return [_decode(record, row) for row in table.to_pylist()]
-
-
 def count(path: Path, **equals: str) -> int:
     """Count all rows (from the file's footer), or those with the given values in their columns."""
     if not equals:
@@ -215,16 +206,6 @@ def count(path: Path, **equals: str) -> int:
     import polars as pl
 
     return int(pl.scan_parquet(path).filter(**equals).select(pl.len()).collect().item())
-
-
-def json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the objects of a small JSON Lines file; an empty list if the file is missing.
-
-    Only a line feed ends a line, since text may contain U+2028. An incomplete last line is skipped.
-    """
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def merge(

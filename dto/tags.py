@@ -121,11 +121,6 @@ def shown_tags(settings: ModelSettings) -> ThinkTags:
     return ThinkTags(open, close)
 
 
-def known_close(text: str) -> str:
-    """The known closing tag, of any model, with which a text begins; empty if there is none."""
-    return next((close for _, close in KNOWN_TAGS if text.startswith(close)), "")
-
-
 @lru_cache(maxsize=16)
 def _think_tags(tokenizer: PreTrainedTokenizerBase, open: Tag, close: Tag) -> ThinkTags:
     (opening, open_ids), (closing, close_ids) = _read(tokenizer, open), _read(tokenizer, close)

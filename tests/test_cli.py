@@ -79,9 +79,9 @@ def test_the_plan_shows_the_prompt_as_the_model_reads_it(
         (
             "evaluate: {exits: [{name: a}, {name: a, policy: budget}]}",
             [],
-            "'a' stands there twice in exits",
+            "exits has 'a' twice",
         ),
-        ("evaluate: {models: [base, base]}", [], "'base' stands there twice in models"),
+        ("evaluate: {models: [base, base]}", [], "models has 'base' twice"),
         (
             "model: {api_key: sk-proj-SECRET}",
             [],
@@ -93,7 +93,7 @@ def test_the_plan_shows_the_prompt_as_the_model_reads_it(
         (
             "train: {method: cft}\nlabel: {thinking: false}",
             [],
-            "train.method cft imitates a verdict that stands in the thinking",
+            "train.method cft imitates a verdict inside the thinking",
         ),
         ("estimate: {cap: 4}", [], "4 successes in 4 trials do not show p > 0.650"),
         ("sample: {samples: 0}", [], "sample.samples = 0: Input should be greater than or equal"),

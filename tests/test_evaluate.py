@@ -320,5 +320,5 @@ def test_a_task_without_a_usable_problem_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DtoError, match="has no usable problem"):
         run_stages(run, with_questions(run.recipe, "evaluate"))
     run.close()
-    with pytest.raises(ValueError, match="'a' stands there twice in tasks"):
+    with pytest.raises(ValueError, match="tasks has 'a' twice"):
         EvaluateSettings(tasks=("a.jsonl", "x/a"))

@@ -33,11 +33,11 @@ from dto.pipeline import STAGES, needed, open_run, run_stages
 from dto.recipe import Recipe, load_recipe
 from dto.runs import manifest
 from dto.runs.run import OpenRun, agree, settings_of
-from dto.tables import json_lines
 from dto.training.checkpoints import Choice, choose
 from dto.training.dev import BASE_STEP, DevScore, measure, summarize
 from dto.training.fit import fit
 from dto.training.process import guarded, quiet
+from dto.training.train import json_lines
 from dto.training.weights import load
 
 logger = logging.getLogger("dto.train")

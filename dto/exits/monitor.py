@@ -1,10 +1,9 @@
-"""Where a reasoning transition stands (2504.15895, section 3: reasoning transition monitor).
+"""Find reasoning transitions (2504.15895, section 3: reasoning transition monitor).
 
-Transitions are a function of the main path's tokens alone: read in one go, in pieces, or with
-pauses, a path has the same ones. The tokens that made a transition visible (a cue, white space) are
-put aside for the trial and restored when the path goes on. Departs from the published code: a cue
-counts only as a word of its own at the start of a sentence, in any case and after an opener (`But
-wait`).
+Transitions depend only on the main path's tokens, however the path is read: whole, in pieces, or
+with pauses. The tokens that revealed a transition (a cue, white space) are set aside for the trial
+and restored when the path continues. Departs from the published code: a cue must be a separate word
+at the start of a sentence, in upper or lower case, possibly after an opener (`But wait`).
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PARAGRAPH = "\n\n"
-ENTROPY_LOGPROBS = 20  # the most that servers give
+ENTROPY_LOGPROBS = 20  # the maximum that servers return
 
-TAIL = 512  # characters of white space that a cut can step back over
-CUE_TAIL = 128  # characters: a cue, its openers and the end of the sentence before
-BORDERS = 64  # tokens back that a cut can lie
+TAIL = 512  # characters of white space that a cut can skip backwards
+CUE_TAIL = 128  # characters of a cue, its openers and the end of the previous sentence
+BORDERS = 64  # how many tokens back a cut can be
 
 
 class Transition(NamedTuple):
-    """`cut` tokens come before it; it became visible with token number `seen`."""
+    """The transition after `cut` tokens, revealed by token number `seen`."""
 
     cut: int
     seen: int
@@ -42,11 +41,10 @@ class Transition(NamedTuple):
 class Monitor:
     r"""Reads the tokens of one response, and finds the transitions of its thinking.
 
-    The cut leaves out the cue, and keeps every token that begins before it, less those at the end
-    that hold only white space: the end of a paragraph that is part of a token (`).\n\n`) stays. A
-    token that holds both text and cue (`.Wait`) is left out, with the punctuation in it. The cut
-    never falls inside a character. Each cut lies behind the one before, and some thinking lies
-    before the first. There are no transitions once the thinking is `closed`.
+    A cut keeps the tokens before the cue, without trailing white-space tokens. A paragraph's end
+    inside a token (`).\n\n`) stays. A token with both text and cue (`.Wait`) is dropped, including
+    its punctuation. A cut never falls inside a character. Cuts are strictly increasing, and some
+    thinking precedes the first. After the thinking is `closed` there are no transitions.
     """
 
     def __init__(
@@ -71,24 +69,24 @@ class Monitor:
         self._close = TagReader(tokenizer, tags.close)
         self._recent = deque[int](maxlen=max(0, len(tags.close_ids) - 1))
         self._count = 0
-        self._text = ""  # its end
-        self._start = 0  # offset at which that begins
-        self._borders = deque([(0, 0)], maxlen=BORDERS)  # (offset, tokens that end there)
+        self._text = ""  # the last part of the text
+        self._start = 0  # offset of that part
+        self._borders = deque([(0, 0)], maxlen=BORDERS)  # (offset, number of tokens up to it)
         self._last = 0
         self._pending: int | None = None  # a cut that depends on the next token
 
     @property
     def logprobs(self) -> int | None:
-        """What `read` needs to know of the tokens of an uninterrupted path."""
+        """The number of top logprobs that `read` needs for an uninterrupted path; None: none."""
         return ENTROPY_LOGPROBS if self._kind == "entropy" else None
 
     def pause(self) -> dict[str, Any]:
-        """How far a path can go on without going beyond a transition: for `Path.advance`."""
+        """Arguments for `ResponsePath.advance` that stop at the next possible transition."""
         if self._pending is not None:
             return {"limit": 1, "logprobs": self.logprobs}
         if self._kind == "tokens":
             return {"limit": self._every - self._count % self._every}
-        if self._reader.half_way:  # an engine looks for stops in new text alone
+        if self._reader.half_way:  # an engine searches for stop strings only in new text
             return {"limit": 1}
         return {"stop": self._stops}
 
@@ -99,19 +97,16 @@ class Monitor:
         *,
         ended: bool,
     ) -> Iterator[Transition]:
-        """The transitions that the next tokens bring.
-
-        The last token of a response that has `ended` brings none, whatever it is.
-        """
+        """Yield the transitions in the next tokens; an `ended` response has none at its last."""
         for index, token in enumerate(tokens[:-1] if ended else tokens):
             if self.closed:
                 return
-            found = self.read(token, top_logprobs[index] if top_logprobs else None)
-            if found is not None:
-                yield found
+            transition = self.read(token, top_logprobs[index] if top_logprobs else None)
+            if transition is not None:
+                yield transition
 
     def read(self, token: int, top: Mapping[int, float] | None = None) -> Transition | None:
-        """Read one token; monitor `entropy` needs the `top` logprobs at a step's first."""
+        """Read one token. Monitor `entropy` needs `top` logprobs for the first token of a step."""
         piece, stop = self._reader.read(token)
         self._recent.append(token)
         self._count += 1
@@ -123,7 +118,7 @@ class Monitor:
         if len(self._text) > 2 * TAIL:
             self._start += len(self._text) - TAIL
             self._text = self._text[-TAIL:]
-        if cut is not None:  # a trial never begins inside a close of several tokens
+        if cut is not None:  # a trial never starts inside a closing tag of several tokens
             recent = list(self._recent)
             cut -= self._tags.unfinished(recent[: len(recent) - (self._count - cut)])
         if cut is None or cut <= self._last:
@@ -149,7 +144,7 @@ class Monitor:
         return cut
 
     def _look_for_cue(self, piece: str, stopped: bool) -> int | None:
-        # The token after it alone tells "Wait" from "Waiting".
+        # Only the next token distinguishes "Wait" from "Waiting".
         cut = None if piece[:1].isalnum() else self._pending
         self._pending = None
         start = cue_at_end(self._text, self._languages) if stopped else None
@@ -161,7 +156,7 @@ class Monitor:
         return cut
 
     def _cut(self, char: int) -> int:
-        """How many tokens begin before a character of the text, less white space before it."""
+        """The number of tokens before a character, without white space before it."""
         text = self._text[:char].rstrip()
         if self._start == 0 and text.lstrip() == self._tags.open:
             return 0
@@ -170,17 +165,17 @@ class Monitor:
 
 
 def kept_tokens(borders: Iterable[tuple[int, int]], text: str, char: int) -> int:
-    """How many tokens a cut keeps of a text that is to end at a character.
+    """The number of tokens to keep so that a text ends at a character; 0 without a border so early.
 
-    `borders` are (offset in the text, tokens before it), in order. The token that reaches beyond
-    the character is kept where only white space lies beyond. 0 where no border lies so far back.
+    `borders` are (offset in the text, tokens before it), in order. A token that extends beyond the
+    character is kept if only white space follows in it.
     """
-    kept, known = 0, False
+    kept, has_border = 0, False
     for end, tokens in borders:
         if end <= char:
-            kept, known = tokens, True
+            kept, has_border = tokens, True
             exact = end == char
-        elif known and not exact and text[char:end].isspace():
+        elif has_border and not exact and text[char:end].isspace():
             return tokens
         else:
             break
@@ -188,9 +183,9 @@ def kept_tokens(borders: Iterable[tuple[int, int]], text: str, char: int) -> int
 
 
 def entropy(logprobs: Mapping[int, float]) -> float:
-    """Entropy in nats of a distribution of which the most likely tokens are known.
+    """Entropy in nats of a distribution given by its most likely tokens.
 
-    What they leave over counts as one more outcome: a lower bound that is exact when they are all.
+    The remaining probability counts as one outcome, so this is a lower bound.
     """
     probabilities = [math.exp(logprob) for logprob in logprobs.values()]
     probabilities.append(max(0.0, 1.0 - sum(probabilities)))
@@ -198,13 +193,13 @@ def entropy(logprobs: Mapping[int, float]) -> float:
 
 
 def cue_at_end(text: str, languages: Languages = DEFAULT) -> int | None:
-    """Where the sentence starts whose opening cue the text ends in; None when it ends in no cue.
+    """The start of the sentence whose opening cue ends the text; None if there is none.
 
-    The rest of the token that completed the cue may stand after it: punctuation and white space,
-    or a few characters in a language without spaces.
+    After the cue there may be punctuation and white space, or a few characters in a language
+    without spaces: the rest of the token that completed the cue.
     """
     before = max(0, len(text) - CUE_TAIL)
-    # A long text does not begin where the part that is searched does.
+    # The searched part of a long text does not start at the start of the text.
     match = _cue_pattern(languages).search("-" + text[before:] if before else text)
     return None if match is None else match.start("cue") + (before - 1 if before else 0)
 
@@ -218,7 +213,9 @@ def _cue_stops(languages: Languages) -> tuple[str, ...]:
 def _words(languages: Languages, key: str, *, spaces: bool) -> list[str]:
     """The transitions or openers of the languages with, or without, spaces between words."""
     loaded = (load_language(name) for name in languages)
-    return [word for each in loaded if each.spaces is spaces for word in getattr(each, key)]
+    return [
+        word for language in loaded if language.spaces is spaces for word in getattr(language, key)
+    ]
 
 
 @cache

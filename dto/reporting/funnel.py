@@ -17,8 +17,8 @@ from dto.reporting.table import Table, join_counts
 from dto.runs.reader import RunReader
 from dto.sequential import zone
 from dto.statistics import Estimate, cohen_kappa, proportion, shown
-from dto.tables import json_lines
 from dto.tasks.load import NEAR_DUPLICATE
+from dto.training.train import json_lines
 
 VERDICTS: tuple[VerdictKind, ...] = ("keep", "redundant", "meaningless", "harmful", "unjudged")
 DROPPED = {

@@ -28,9 +28,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from dto.recipe import Recipe, TrainSettings
 from dto.runs.manifest import write_text
-from dto.tables import json_lines
 from dto.training.dev import BASE_STEP, DevScore, JudgingScore, measure, measure_judging, summarize
 from dto.training.pairs import Material
+from dto.training.train import json_lines
 from dto.usage import Usage
 
 if TYPE_CHECKING:

@@ -98,6 +98,16 @@ def trained_model(run: RunReader) -> Path:
     )
 
 
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the objects of a small JSON Lines file; an empty list if the file is missing.
+
+    Only a line feed ends a line, since text may contain U+2028. An incomplete last line is skipped.
+    """
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
 _OF_CHAINS = {
     "drqa": ("label",), "cft": ("label",), "sft_batch": ("batch", "chain", "label"),
 }  # fmt: skip

@@ -261,7 +261,7 @@ class RunTables(RunReader):
             if not only or self.states.get(stage) != "finished":
                 return self.rows(stage, record, without.get(record, ()))
             key = only.partition("/")[0] if record is Problem else only
-            return iter(tables.find(self.table(stage), record, column, key))
+            return iter(_find(self.table(stage), record, column, key))
 
         def trajectory_id(row: Any) -> str:
             return str(row.trajectory_id)
@@ -416,3 +416,13 @@ class _ProblemsById:
 def _question(row: EvaluationRow) -> tuple[str, int]:
     """Return the key of a question's rows: problem and sample."""
     return row.problem_id, row.sample
+
+
+def _find(path: Path, record: type[R], column: str, value: str | int) -> list[R]:
+    """Find the rows with `value` in `column`; reads only the row groups that may have it."""
+    import pyarrow.parquet as pq
+
+    present = pq.read_schema(path).names
+    names = [name for name in tables.schema(record).names if name in present]
+    table = pq.read_table(path, columns=names, filters=[(column, "=", value)])
+    return [tables.decode(record, row) for row in table.to_pylist()]

@@ -23,7 +23,7 @@ from dto.records import (
     Trajectory,
     Verdict,
 )
-from dto.tags import known_close
+from dto.tags import KNOWN_TAGS
 from dto.viewer.answers import answers_node, batch_node, chain_node
 from dto.viewer.data import (
     AnswersView,
@@ -349,7 +349,7 @@ def _version(
     rest = version.text[version.thinking.start + len(kept) : version.thinking.end]
     name = "finalization" if pieces else "thinking"
     after = version.text[version.thinking.end :].lstrip()
-    after = after.removeprefix(close or known_close(after))
+    after = after.removeprefix(close or _known_close(after))
     return el(
         "section.side.optimized",
         head,
@@ -397,3 +397,8 @@ def _side(name: str, text: str, tokens: int, origin: str) -> Element:
         el("h3", name, el("span.count", run_text(origin), f" · {tokens:,} tokens")),
         block(text),
     )
+
+
+def _known_close(text: str) -> str:
+    """The known closing tag, of any model, with which a text begins; empty if there is none."""
+    return next((close for _, close in KNOWN_TAGS if text.startswith(close)), "")
