@@ -85,7 +85,7 @@ def test_every_method_gets_the_same_grid_and_budget(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"compare.methods": ["nobody"]}, r"no method 'nobody'; there are .*dast"),
+        ({"compare.methods": ["nobody"]}, r"unknown method 'nobody'; choose from .*dast"),
         ({"compare.methods": ["sft", "sft"]}, r"'sft' is listed twice"),
         ({"compare.methods": ["dpo"]}, r"compare.reference = 'dto': choose from base, dpo"),
     ],

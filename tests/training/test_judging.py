@@ -309,7 +309,7 @@ def test_the_report_says_how_judging_went() -> None:
         "groups": {"groups": 16, "flat": 4, "unreadable": 3},
         "judging": {"before": before, "kept": kept},
     }  # fmt: skip
-    assert "Of 16 groups of responses 25.0 % had no advantage" in training_sentence(training)
+    assert "Of 16 groups of responses, 25.0 % gave no signal" in training_sentence(training)
     lines = [line.split() for line in str(batch_section(None, training)).splitlines()]
     assert ["before", "0", "30.0", "(20.0–40.0)", "25.0", "2", "50", "10.0"] in lines
     assert [
