@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from dto.studies.pilot import pilot as pilot
     from dto.studies.trace import trace as trace
     from dto.tasks.task import Task as Task
+    from dto.training.rewards import Rewarded as Rewarded
     from dto.training.train import train as train
     from dto.viewer.page import view as view
     from dto.viewer.render import show as show
@@ -110,6 +111,7 @@ _PUBLIC = {
         "dto.studies.pilot": "pilot",
         "dto.studies.trace": "trace",
         "dto.tasks.task": "Task",
+        "dto.training.rewards": "Rewarded",
         "dto.training.train": "train",
         "dto.viewer.page": "view",
         "dto.viewer.render": "show",

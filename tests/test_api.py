@@ -32,7 +32,7 @@ PUBLIC = """
     show view Report
     Recipe ModelSettings Settings DtoError
     Context Grader Engine open_engine Sampling Completion Chunk Capabilities
-    ResponsePath ExitedResponse Task
+    ExitPolicy ResponsePath ExitedResponse Rewarded Task
     Problem Trajectory Segment Span ExitEstimate Verdict OptimizedTrajectory PreferencePair
     BatchResponse Chain LabelledChain Trial EvaluationRow Dropped
 """
