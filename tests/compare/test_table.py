@@ -131,7 +131,7 @@ def test_a_method_without_any_graded_response_has_dashes(
     if left:  # what all methods have is that one problem
         assert result.problems == 1
         return
-    lines = str(result).split("Tokens of a question")[0].splitlines()
+    lines = str(result).split("Tokens per question")[0].splitlines()
     cells = {line.split()[0]: line.split()[1:] for line in lines if line and line[0].isalpha()}
     assert all(cells[name][:1] == ["–"] for name in failing)
     everything = len(failing) == 3

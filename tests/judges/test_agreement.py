@@ -146,8 +146,9 @@ def test_the_report_shows_rate_kappa_and_table(run: Path) -> None:
     lines = text.splitlines()
     assert "20 keep, 20 redundant, 20 meaningless, 20 unjudged" in text
     assert "20 verified, 20 restored" in text and max(map(len, lines)) <= 100
-    assert "27 patterns of 9" in text
-    assert "On 66.7 (" in text and "Cohen's kappa is 0.40 (" in " ".join(text.split())
+    words = " ".join(text.split())
+    assert "Both judges saw 27 patterns of 9 trajectories." in words
+    assert "On 66.7 (" in words and "Cohen's kappa is 0.40 (" in words
     cells = [line.split() for line in lines]
     assert ["redundant", "9", "0"] in cells and ["keep", "0", "9"] in cells
 
