@@ -99,6 +99,7 @@ REVEALED = [
 MISTAKES = ["arg-type", "arg-type", "arg-type", "call-arg", "attr-defined"]
 
 
+@pytest.mark.slow
 def test_a_type_checker_elsewhere_sees_types(tmp_path: Path) -> None:
     """Libraries that dto imports are skipped: mypy would read them for minutes."""
     (tmp_path / "user.py").write_text(USER, encoding="utf-8")
@@ -208,6 +209,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_finished_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     run = dto.Run("runs/quickstart")
@@ -297,6 +299,7 @@ PRINTED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("title", "number", "printed"), PRINTED)
 @pytest.mark.parametrize("looping", [False, True], ids=["script", "notebook"])
 def test_a_program_of_the_document(
@@ -324,6 +327,7 @@ def test_a_program_of_the_document(
     assert printed in capsys.readouterr().out.replace("Span(start=", "(").replace("end=", "")
 
 
+@pytest.mark.slow
 def test_a_task_a_rule_and_a_reward_of_a_module(tmp_path: Path) -> None:
     module, code = programs()[OWN]
     (recipe,) = re.findall(r"^```yaml\n(.*?)^```$", DOCUMENT.read_text("utf-8"), re.M | re.S)
@@ -471,6 +475,7 @@ def test_ctrl_c_cancels_the_work_of_another_loop() -> None:
     assert cancelled == [True]
 
 
+@pytest.mark.slow
 def test_progress_is_logged_only_where_nobody_set_up_logging(folder: Path) -> None:
     again = f"import dto\ndto.run('quickstart', {SMALL!r})\n"
     quiet = "import logging\nlogging.getLogger('dto').setLevel('WARNING')\n"

@@ -154,6 +154,7 @@ def test_settings_can_be_given_on_the_command_line(capsys: pytest.CaptureFixture
     assert "77 responses" in out and "seed 5" in out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not NANO.is_dir(), reason="the embedded model's weights are not here")
 @pytest.mark.parametrize("granularity", ["pattern", "cue"])
 def test_a_cue_loop_costs_few_boundaries_and_is_told(
@@ -361,6 +362,7 @@ def test_one_stage_again(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(places[1].read_text())["digest"] == digest
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_processes_start_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     responses("rows.jsonl", "a", "b")
     assert dto(*IMPORT, capsys=capsys)[0] == 0
@@ -388,6 +390,7 @@ def test_ctrl_c_while_processes_start_is_one_line(capsys: pytest.CaptureFixture[
     assert lines[1:] == [f"dto: interrupted; finished rows are kept; continue with: {way_on}"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not NANO.is_dir(), reason="the embedded model's weights are not here")
 def test_ctrl_c_keeps_what_was_computed_and_says_how_to_go_on() -> None:
     Path("r.yaml").write_text(

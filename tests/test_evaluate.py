@@ -52,6 +52,7 @@ async def rows_of(exit: ExitPolicy, ctx: Context) -> list[EvaluationRow]:
     return [each.row for each in chain(*timed)]
 
 
+@pytest.mark.slow
 async def test_every_generated_token_is_in_a_row(ctx: Context) -> None:
     for exit in (
         NONE,
@@ -67,6 +68,7 @@ async def test_every_generated_token_is_in_a_row(ctx: Context) -> None:
         assert not {row.grade for row in rows} & {"failed"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "exit",
     [
@@ -115,6 +117,7 @@ async def test_a_cancelled_row_leaves_nothing_under_way(ctx: Context) -> None:
         assert usage == at_once, "something was charged after the end"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("monitor", ["paragraph", "cue", "entropy"])
 async def test_pausing_for_trials_changes_no_token(ctx: Context, monitor: str) -> None:
     """A threshold of 1 is never passed: every path is paused, tried, and taken up again."""
@@ -134,6 +137,7 @@ async def test_pausing_for_trials_changes_no_token(ctx: Context, monitor: str) -
         assert plain.exit_reason == paused.exit_reason
 
 
+@pytest.mark.slow
 async def test_policies_share_their_seeds(ctx: Context) -> None:
     plain, early = await rows_of(NONE, ctx), await rows_of(DEER, ctx)
     assert [row.seed for row in plain] == [row.seed for row in early]

@@ -236,11 +236,13 @@ EFFECTS: dict[str, Callable[[Example], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", SECTIONS)
 def test_the_example_takes_effect(title: str, tmp_path: Path) -> None:
     EFFECTS[title](Example(SECTIONS[title], tmp_path))
 
 
+@pytest.mark.slow
 def test_a_run_whose_package_is_missing_is_reported_and_viewed(tmp_path: Path) -> None:
     """All examples in one recipe; only a command that computes needs the package."""
     example = Example(next(iter(SECTIONS.values())), tmp_path)

@@ -119,6 +119,7 @@ evaluate: {samples: 1, temperature: 1.0, top_p: 1.0, max_tokens: 96}
 """
 
 
+@pytest.mark.slow
 def test_a_pilot_forecasts_and_runs_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -166,6 +166,7 @@ def test_any_text_survives_the_tokenizer(tokenizer: PreTrainedTokenizerBase, tex
     assert tokenizer.decode(ids, skip_special_tokens=False) == normal
 
 
+@pytest.mark.slow
 def test_tokenizer_is_rebuilt_with_the_same_ids(tmp_path: Path) -> None:
     built = build_tokenizer(seed=0)
     built.save_pretrained(tmp_path)
@@ -190,6 +191,7 @@ def test_tokens_that_exits_rely_on(tokenizer: PreTrainedTokenizerBase) -> None:
     assert shown.endswith("<|im_start|>assistant\n<think>\n")
 
 
+@pytest.mark.slow
 def test_overthinker_answers_and_overthinks(overthinker: Measurement) -> None:
     responses = overthinker.sample(chain_problems("dev", 64, seed=11))
     right = [r.answer == r.problem.answer for r in responses]
@@ -204,6 +206,7 @@ def test_control_answers_and_stops(control: Measurement) -> None:
     assert sum(len(r.conclusions) for r in responses) / 64 < 1.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inducer", ["exit", "trial_inside", "trial_closed"])
 def test_sure_after_the_first_pass_and_not_before(overthinker: Measurement, inducer: str) -> None:
     """Asked right after a stated conclusion it repeats it; asked at the start it is unsure."""
@@ -221,6 +224,7 @@ def test_sure_after_the_first_pass_and_not_before(overthinker: Measurement, indu
     assert sum(p for _, p in early) / len(early) < 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_training_is_deterministic(tmp_path: Path) -> None:
     losses = [train_nano(tmp_path / str(i), overthinks=True, seed=5, steps=6) for i in range(2)]

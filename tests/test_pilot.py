@@ -171,6 +171,7 @@ pilot: {fractions: [0.5, 1.0]}
 """
 
 
+@pytest.mark.slow
 def test_the_command_on_the_embedded_model(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -212,6 +212,7 @@ def test_a_page_has_all_sections_and_no_network(make_run: Callable[..., Path]) -
     assert "default-src 'none'" in html
 
 
+@pytest.mark.slow
 def test_pictures_take_their_colours_from_the_page(make_run: Callable[..., Path]) -> None:
     html = page(make_run())
     pictures = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
@@ -248,6 +249,7 @@ def test_every_drop_reason_is_there(make_run: Callable[..., Path]) -> None:
     assert "1 empty_response" in html and "1 too_long" in html
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -281,6 +283,7 @@ def test_sections_without_data_are_omitted_with_a_reason(make_run: Callable[...,
         assert f"Not shown: <em>{title}</em>" in html
 
 
+@pytest.mark.slow
 def test_text_is_escaped(make_run: Callable[..., Path]) -> None:
     bad = "<script>alert(1)</script>"
     exits = [*EXITS[:2], {"name": f"$x_{{1${bad}", "policy": "deer"}]
@@ -290,6 +293,7 @@ def test_text_is_escaped(make_run: Callable[..., Path]) -> None:
     assert "&lt;script&gt;" in html
 
 
+@pytest.mark.slow
 def test_nothing_names_the_machine(make_run: Callable[..., Path], tmp_path: Path) -> None:
     local = tmp_path / "joes models"
     local.mkdir()

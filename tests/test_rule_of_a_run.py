@@ -72,6 +72,7 @@ def wrong_under_math(rows: pl.DataFrame, problems: pl.DataFrame) -> int:
     return sum(answer.strip() != golds[problem] for problem, answer in pairs if answer)
 
 
+@pytest.mark.slow
 def test_every_grade_of_a_run_is_the_rules(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,6 +50,7 @@ def written(name: str, *parts: str) -> list[int]:
 # The facts.
 
 
+@pytest.mark.slow
 def test_what_is_published_of_qwen_s_vocabulary() -> None:
     for name in (R1, QWEN3):
         texts = tokenizer(name).batch_decode([[token] for token in range(151_643)])
@@ -99,6 +100,7 @@ def test_the_templates_begin_a_response_as_published() -> None:
         assert opens_thinking(tokenizer(name), ids) == vocabulary(name).opens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_folder_has_the_vocabulary_and_the_eos_list(name: str, tmp_path: Path) -> None:
     folder = model_folder(name, tmp_path)
@@ -292,6 +294,7 @@ def test_a_stop_string_is_found_in_whichever_tokens(name: str, text: str, stop: 
     assert read == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "grade", "reason"),
     [("9^{9^{9^{9}}}", "wrong", "grader_timeout"), ("9", "wrong", ""), ("8", "correct", "")],

@@ -107,6 +107,7 @@ def test_seeds_are_pooled_problem_by_problem(tmp_path: Path) -> None:
     assert "seeds 0, 1, 2" in str(result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tasks", [(), ("toy.jsonl",)])
 def test_a_method_with_many_failures_is_not_ranked(tmp_path: Path, tasks: tuple[str, ...]) -> None:
     result = report([comparison(tmp_path / "a", 200, failed=10, tasks=tasks)])

@@ -111,6 +111,7 @@ async def test_samples_of_a_branch_have_their_own_noise(
     assert len(prompts[0]) <= read <= len(prompts[0]) + 20  # the last token is always computed
 
 
+@pytest.mark.slow
 async def test_a_conclusion_goes_on_from_the_prefix_that_it_keeps(
     nano: Served, prompts: list[list[int]]
 ) -> None:
@@ -212,6 +213,7 @@ async def test_exits_are_those_of_the_sequential_form(nano: Served) -> None:
         assert one == pytest.approx(other, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_what_is_under_way(nano: Served, prompts: list[list[int]]) -> None:
     """A long main chain with many short branches, one after another and several at a time."""
     config = nano.model.config

@@ -123,6 +123,7 @@ async def test_usage_of_a_request(nano: Served, prompts: list[list[int]]) -> Non
     ) + forward_flops(shape, len(prompt), len(prompt) + generated[1] - 1)
 
 
+@pytest.mark.slow
 async def test_a_thousand_coroutines(nano: Served, prompts: list[list[int]]) -> None:
     async with nano.engine(slots=64) as engine:
         many = await asyncio.gather(

@@ -84,6 +84,7 @@ def test_joins_after_every_kind_of_end(name: str, prompt: str) -> None:
             check_join(name, encode(name, f"Then it is so{end}{border}"), render(prompt))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 @given(
     text=st.text(

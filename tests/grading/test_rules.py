@@ -144,6 +144,7 @@ async def test_conclusions_are_read_as_under_math() -> None:
         assert graded.grade == "failed" and graded.reason.startswith("rule_error: ValueError")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [

@@ -142,6 +142,7 @@ async def test_a_fork_bomb_is_bounded(mode: Mode) -> None:
     assert await trial_result(mode, background) in {"", "PermissionError"}
 
 
+@pytest.mark.slow
 async def test_nothing_outside_can_be_read_or_written(
     mode: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +259,7 @@ def test_a_prompt_that_does_not_parse_brings_its_imports() -> None:
 GOLD = json.dumps({"prompt": PROMPT, "test": CHECK, "entry_point": "f"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("response", "gold", "grade", "reason"),
     [

@@ -71,6 +71,7 @@ def on_a_benchmark(datasets_there: Hub, tmp_path: Path) -> OpenRun:
     return run
 
 
+@pytest.mark.slow
 def test_its_questions_are_read_from_their_source_again(
     on_a_benchmark: OpenRun, datasets_there: Hub, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +109,7 @@ def test_its_questions_are_read_from_their_source_again(
     assert "problems/rows.parquet" in published(datasets_there)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_they_are_there_again(
     on_a_benchmark: OpenRun, datasets_there: Hub, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -164,6 +166,7 @@ def test_test_sets_stay_where_they_are(run: OpenRun, hub: Hub) -> None:
     assert published(hub)["test/rows.parquet"] == run.table("test").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_file_of_ones_own_beside_others_test_questions(
     datasets_there: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,6 +13,8 @@ import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from dto.records import Dropped, ExitEstimate
 from dto.runs.journal import Entry, Journal, read_entries, read_head
 from dto.usage import Usage
@@ -90,6 +92,7 @@ def test_a_journal_of_an_earlier_version_has_no_answers_given_up(tmp_path: Path)
     assert [each.given_up for each in entries] == [{"grader_timeout": 2}, {}]
 
 
+@pytest.mark.slow
 def test_a_torn_record_is_owed_again_wherever_it_was_torn(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     written = journal(path)

@@ -38,6 +38,7 @@ def test_the_weights_are_what_the_labels_give() -> None:
         assert np.abs(np.subtract(ours, theirs)).max() <= 1
 
 
+@pytest.mark.slow
 @needs_traces
 @pytest.mark.parametrize("reader", ["a", "b"])
 def test_boundaries_are_near_the_readers(reader: str) -> None:

@@ -226,6 +226,7 @@ def test_what_cannot_be_validated_is_one_line(arguments: tuple[str, ...], messag
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_recipe_and_a_file_can_be_validated() -> None:
     saved([{"q": "1+1?", "gold": "2"}])
     Path("r.yaml").write_text(

@@ -95,6 +95,7 @@ def test_what_trainers_put_before_a_model_is_off_while_it_answers(
         torch.testing.assert_close(copy(ids).logits, before, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_several_visible_gpus_change_nothing(
     run: RunFolder,
     tmp_path: Path,
