@@ -3,9 +3,8 @@
 The public names are listed below, once for type checkers and once for use: each is imported when it
 is first used, so that `import dto` alone is light. Any other module may change without notice.
 
-Its rooms, the lowest floor first; a room knows nothing of those above it. The core, of at most
-8,500 lines, is the method of DTO and DEER, with runs that survive; DRQA and the trainings of all
-three papers are rooms of the seams.
+Its layers, lowest first; a layer imports none above it. The core, of at most 8,500 lines, is the
+method of DTO and DEER with durable runs. DRQA and the trainings of all three papers are seams.
 
     core      records recipe settings extension text tags prompts context trajectories
               rollouts protocols errors concurrency tables usage sequential

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 from dto.errors import DtoError, RecipeError, RunConflictError, disk_errors
 from dto.extension import nearest
 from dto.grading import Grader
+from dto.languages import DEFAULT, Languages
 from dto.pipeline import needed, open_run, run_stages
 from dto.prompts import resource
 from dto.protocols import Graded
@@ -73,7 +74,7 @@ class Run(RunReader):
     def trajectories(self) -> Iterator[Trajectory]:
         """Stream the sampled or imported responses, sorted by id.
 
-        Raises DtoError when the stage `sample` has not begun.
+        Raises DtoError at the first row if the stage `sample` has not started.
         """
         return self.rows("sample", Trajectory)
 
@@ -320,13 +321,15 @@ class ThinkingPattern(NamedTuple):
     cue: str
 
 
-def segment_text(text: str, granularity: Granularity = "pattern") -> list[ThinkingPattern]:
+def segment_text(
+    text: str, granularity: Granularity = "pattern", languages: Languages = DEFAULT
+) -> list[ThinkingPattern]:
     """Cut the thinking of a text into patterns (2505.21765, section 3).
 
     The thinking is the part between `<think>` and `</think>`, or all of the text where it has
     neither tag. The patterns tile it without gaps; their spans are offsets in `text`. `pattern`
-    cuts where a new pattern begins, `cue` at every cue at the start of a sentence. Empty thinking
-    has no patterns.
+    cuts where a new pattern begins, `cue` at every cue at the start of a sentence. `languages` are
+    those of a recipe: `en`, `zh` or paths of language files. Empty thinking has no patterns.
     """
     start, end = split_thinking(text, opened=DEFAULT_TAGS.open not in text).thinking
     return [
@@ -336,7 +339,7 @@ def segment_text(text: str, granularity: Granularity = "pattern") -> list[Thinki
             chars=Span(start + segment.start, start + segment.end),
             cue=segment.cue,
         )
-        for segment in cut(text[start:end], granularity)
+        for segment in cut(text[start:end], granularity, languages)
     ]
 
 
@@ -455,7 +458,7 @@ def pairs_from(
 
 def _write_once(path: Path, lines: str) -> None:
     if path.is_file() and path.read_text(encoding="utf-8") != lines:
-        raise RunConflictError(f"{path.parent} was made of other rows: pass another out")
+        raise RunConflictError(f"{path.parent} holds pairs of other rows: pass another `out`")
     with disk_errors(path):
         write_text(path, lines)
 

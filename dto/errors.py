@@ -19,7 +19,7 @@ class RecipeError(DtoError):
 
 
 class RunConflictError(DtoError):
-    """A run directory was started with a different configuration."""
+    """A run directory cannot be used: in use, not a run, or recomputing was not agreed to."""
 
 
 class EngineError(DtoError):

@@ -32,7 +32,7 @@ NO_IMPORTS = {"imports": False}
 
 
 class Settings(BaseModel):
-    """Frozen, and strict about keys."""
+    """Base class of settings: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 

@@ -102,7 +102,7 @@ class ModelSettings(Settings):
     @classmethod
     def _key_is_a_name(cls, api_key: str) -> str:
         if not api_key.isidentifier():
-            raise ValueError("it is the name of an environment variable, not the key itself")
+            raise ValueError("it must name an environment variable, not be the key itself")
         return api_key
 
     @field_validator("server")
@@ -176,7 +176,7 @@ class ProblemSettings(Settings):
 
 
 class SampleSettings(SamplingSettings):
-    """2505.21765 section 4: temperature 0.6, top-p 0.95, 4 samples of at most 8,192 tokens."""
+    """Sampling; defaults of 2505.21765, section 4 (temperature 0.6, top-p 0.95, 4 samples)."""
 
     samples: Count = 4
     max_tokens: Count = 8192
@@ -260,7 +260,7 @@ class PruneSettings(Settings):
     def _two_judges_to_compare(self) -> PruneSettings:
         if self.agreement and self.judge in ("counterfactual", "none"):
             raise ValueError("agreement compares another judge with the counterfactual one: set "
-                             "prune.judge to llm, or prune.agreement to 0")  # fmt: skip
+                             "prune.judge to llm or your own, or prune.agreement to 0")  # fmt: skip
         return self
 
 
@@ -365,9 +365,9 @@ def make_recipe(
     origin: str = "recipe",
     imports: bool = True,
 ) -> Recipe:
-    """Make a recipe of `data`, with the dotted keys of `changes` replaced (`load_recipe`).
+    """Build a recipe from `data`, with `changes` (by dotted key) applied, as `load_recipe` does.
 
-    Without `imports`, packages that it names are neither imported nor checked.
+    With `imports=False`, packages that the recipe names are neither imported nor checked.
     """
     changes = changes or {}
     for key, value in changes.items():

@@ -194,8 +194,8 @@ class OptimizedTrajectory:
     finalizations that were right; a low rate marks a lucky version. `verified_p` is the share of
     right answers among `verified_rollouts` fresh rollouts, which were used neither to choose nor to
     test the pruning (nan and 0 if nothing was pruned, or no such rollouts were made).
-    `counterfactual` holds the counterfactual judge's verdicts beside those of the `llm` judge, for
-    the trajectories that `prune.agreement` selects.
+    `counterfactual` holds the counterfactual judge's verdicts beside those of the recipe's judge,
+    for the trajectories that `prune.agreement` selects.
     """
 
     id: str  # the trajectory's id
@@ -269,9 +269,9 @@ class EvaluationRow:
     generated. `answer_tokens` counts `</think>`, conclusion and EOS, but not a closing text that a
     policy inserted, which is read and not generated. `trial_tokens` counts trials and tokens that
     an exit cut off (a cue, white space). `exit_reason` is `policy` (left early), `budget` (forced),
-    `closed` (the model closed its thinking), `unclosed` (it ended inside its thinking), `length` or
-    `failed`. `would_leave` is the index of the trial at which the policy leaves, or would have left
-    in shadow mode; -1 if there is none.
+    `closed` (the model closed its thinking), `unclosed` (it ended inside its thinking), `length`,
+    `failed`, or `zero_division` (DEER's mode compat). `would_leave` is the index of the trial at
+    which the policy leaves, or would have left in shadow mode; -1 if there is none.
     """
 
     id: str  # model / exit / problem id / sample

@@ -204,8 +204,8 @@ class ExitPolicy(Settings):
         """Raise EngineError with the way out, unless the engine meets the need."""
         if not met:
             raise EngineError(
-                f"exit {self.name!r}: {need}, which the engine of {engine.model!r} does not give: "
-                "use transformers, vllm, or openai with a server that gives it"
+                f"exit {self.name!r}: {need}, which the engine of {engine.model!r} lacks: use "
+                "transformers, vllm, or openai with a server that has it"
             )
 
     def changed(self) -> dict[str, Any]:

@@ -28,7 +28,8 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start the run from
 Again = Annotated[
     bool,
     typer.Option(
-        "--recompute", help="Recompute stages whose settings changed, or this stage if none did."
+        "--recompute",
+        help="Recompute stages with changed settings, or this stage if none changed.",
     ),
 ]
 Code = Annotated[

@@ -18,7 +18,9 @@ from dto.runs.run import agree
 
 def publish(
     target: RunPath,
-    name: Annotated[str, typer.Argument(metavar="USER/NAME", help="Its name on the Hub.")],
+    name: Annotated[
+        str, typer.Argument(metavar="USER/NAME", help="Name of the repository on the Hub.")
+    ],
     model: Annotated[
         bool, typer.Option("--model", help="Publish the trained model with its evaluation.")
     ] = False,
@@ -29,7 +31,9 @@ def publish(
         bool,
         typer.Option("--test-sets", help="Include questions and answers of public test sets."),
     ] = False,
-    private: Annotated[bool, typer.Option("--private", help="Make it private.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Create the repository as private.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write the folder, show the card, upload nothing.")
     ] = False,

@@ -221,7 +221,12 @@ def _to_calibrate(target: str, changes: list[str] | None) -> tuple[Recipe, Path]
 
 
 def import_rows(
-    source: Annotated[str, typer.Argument(metavar="FILE|FOLDER|HUB", help="Rows.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|FOLDER|HUB", help="File, folder or Hub dataset of responses or pairs."
+        ),
+    ],
     model: Annotated[str, typer.Option(help="The model whose tokenizer encodes them.")],
     recipe: Annotated[str | None, typer.Option(help="Recipe for the stages that follow.")] = None,
     out: Out = None,

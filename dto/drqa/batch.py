@@ -1,6 +1,6 @@
 """Batch: ask k numbered questions in one prompt (2508.17803, section 3: batch reasoning).
 
-Every question is asked once for each k and each sample, each time with different questions.
+Each question is in at most one prompt for each k and sample; the groups differ by sample.
 """
 
 from __future__ import annotations

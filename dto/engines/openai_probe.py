@@ -86,7 +86,7 @@ async def find_out(
 
     `api` auto means completions with token ids if the server supports vLLM's fields, else
     completions with text, else chat. Without a tokenizer it means chat. Raises EngineError if the
-    server is down, does not accept the model or the key, or answers on neither path.
+    server is down, does not accept the model or the key, or answers neither kind of request.
     """
     served, context = await _model(transport, name)
     failures: list[str] = []

@@ -123,7 +123,7 @@ def choices_of(reply: Any) -> list[dict[str, Any]]:
 
 
 def choice_of(reply: Any) -> dict[str, Any]:
-    """The only choice of a reply. Raises RequestError."""
+    """Return the only choice of a reply. Raises RequestError for more than one, or none."""
     choices = choices_of(reply)
     if len(choices) != 1:
         raise RequestError(f"the server sent {len(choices)} completions instead of one")
@@ -197,7 +197,9 @@ class Sample:
     def _read_ids(self, choice: Mapping[str, Any], finish: FinishReason | None) -> None:
         ids = choice.get("token_ids")
         if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
-            raise RequestError("the server returned no token ids")
+            raise RequestError(
+                "the server returned no token ids: check that it is still a vLLM server"
+            )
         self.received += len(ids)
         if self.cut:
             return

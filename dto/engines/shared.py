@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Cost:
-    """The tokens of a request so far.
+    """Token counts of one request so far.
 
-    `prompt` and `cached` are per sample, `generated` and `kept` the sums over all samples.
-    `begun`: it was accepted and is being computed. `ended`: nothing more is generated.
+    `prompt` and `cached` are per sample, `generated` and `kept` the sums over all samples. `kept`
+    tokens are part of a result, the others are wasted. `begun`: the request was accepted. `ended`:
+    no more tokens will be generated.
     """
 
     prompt: int = 0
@@ -68,7 +69,7 @@ def check(sampling: Sampling, can: Capabilities, engine: str) -> None:
             "that does"
         )
     if sampling.banned and not can.banned:
-        raise EngineError(f"{engine} cannot ban tokens: use a vLLM server")
+        raise EngineError(f"{engine} cannot ban tokens: use transformers, vllm or a vLLM server")
     if sampling.stop_token_ids and not can.token_prompts:
         raise EngineError(f"{engine} takes text, and no stop_token_ids: use a vLLM server")
     if (sampling.top_k or sampling.min_p) and not can.filters:

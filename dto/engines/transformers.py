@@ -189,7 +189,10 @@ class TransformersEngine:
         """
         shape = self.kv_shape
         if self._workers is None or shape is None:
-            raise EngineError(f"engine for {self.model!r} is not serving: enter it before branches")
+            raise EngineError(
+                f"engine for {self.model!r} is not serving: use `async with engine` before "
+                "engine.branched()"
+            )
 
         def make_batch() -> Linearised:
             return Linearised(self.hf_model, shape, self.end_ids)
@@ -341,7 +344,7 @@ def _fit(name: str, model: PreTrainedModel) -> KVShape:
         1 + want.abs().max()
     ):
         raise EngineError(
-            f"model {name!r} computes other logits in the transformers engine, which serves "
+            f"model {name!r} computes different logits in the transformers engine, which serves "
             "standard attention only: use another engine"
         )
     return shape

@@ -136,7 +136,7 @@ class Monitor:
         cut = None
         if self._pending is not None and not (piece and piece.isspace()):
             if top is None:
-                raise ValueError("monitor entropy needs the logprobs of a step's first token")
+                raise ValueError("monitor entropy: no top logprobs for the first token of a step")
             cut = self._pending if entropy(top) > self._entropy else None
             self._pending = None
         if stopped:

@@ -89,7 +89,7 @@ def verdict_counts(run: RunReader) -> dict[str, dict[str, int]]:
 
 
 def agreement(run: RunReader) -> dict[str, Any] | None:
-    """Compare the llm judge with the counterfactual judge; None unless both gave verdicts.
+    """Compare the recipe's judge with the counterfactual judge; None unless both gave verdicts.
 
     Over the patterns judged by both, `rate` is the share on which they agree whether the pattern
     may be removed, `kappa` is Cohen's kappa of the same. Intervals are clustered by problem, since
@@ -314,11 +314,11 @@ def near_copies_sentence(counts: Mapping[str, int]) -> str:
 
 
 def _agreement_table(counts: Mapping[str, Mapping[str, int]]) -> Table:
-    """Count verdicts of the llm judge (rows) against those of the counterfactual judge."""
+    """Count verdicts of the recipe's judge (rows) against those of the counterfactual judge."""
     columns = sorted({name for row in counts.values() for name in row})
     return Table(
         "",
-        ("llm \\ counterfactual", *columns),
+        ("judge \\ counterfactual", *columns),
         tuple((name, *(row.get(other, 0) for other in columns)) for name, row in counts.items()),
     )
 

@@ -95,7 +95,7 @@ class Report:
         return replace(self, **renamed)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the content of `report.json`; unknown figures are nan."""
+        """Return the content of `report.json`; unknown figures are nan, null in the file."""
         data = {"name": self.name} | asdict(self)
         del data["recipe"]
         stages = {cost["stage"]: cost for cost in data.pop("costs")}

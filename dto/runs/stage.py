@@ -215,10 +215,10 @@ class Runner:
     ) -> None:
         """Process the groups, at most `window` at a time, skipping those already in the journal.
 
-        An exception in one group drops its row with reason `error`. Raises DtoError if `work`
-        raises one (the set-up is wrong, not a row), if the disk is full, if the first groups all
-        end in errors, and if many consecutive groups get no answer from the engine. Failed groups
-        are computed again on resume.
+        An exception in one group drops it with reason `error`. A DtoError of `work` is raised: the
+        configuration is wrong, not a row. Also raises DtoError if the disk is full, if the first
+        groups all end in errors, and if many consecutive groups get no answer from the engine.
+        Failed groups are computed again on resume.
         """
         from tqdm import tqdm  # reads TQDM_DISABLE, which the command line sets, when imported
 

@@ -242,7 +242,7 @@ class DevCallback(TrainerCallback):
     _bar: tqdm[Any] = field(default_factory=lambda: tqdm(disable=True))
 
     def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        """Continue after the last point of a resumed training."""
+        """Set up the counter of points and the progress bar, also of a resumed training."""
         self._passed = self._points(state) if state.global_step else 0
         self._bar = tqdm(
             total=state.max_steps,

@@ -187,10 +187,10 @@ def _spread(
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One response to the question about a chain: its ids, its letter (or none), and its grade.
+    """One response to the question about a chain: its ids, its letter (or none), and its `pick`.
 
-    `failed`: the request failed, the prompt fills the context, or the response uses another model's
-    tags; `reason` says which.
+    `unreadable`: it has no single valid letter. `failed`: the request failed, the prompt fills the
+    context, or the response uses another model's tags; `reason` says which.
     """
 
     row_id: str

@@ -300,7 +300,7 @@ class StepCallback(TrainerCallback):
             group["lr"] = args.learning_rate * (1 - done) * rising
 
     def on_step_end(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        """Write what the step was like."""
+        """Append the figures of the step to `steps.jsonl`."""
         line = json.dumps({"step": state.global_step, **self.trainer.take_step()})
         if state.is_world_process_zero:
             path = Path(str(args.output_dir)).parent / STEPS

@@ -337,8 +337,8 @@ def settle(trainer: Any) -> None:
     """
     if reason := mismatch(trainer.model, float(getattr(trainer, "temperature", 1.0))):
         raise DtoError(
-            f"train: {reason}, but losses are computed from hidden states and head: use a model "
-            "whose logits come from its head alone"
+            f"train: {reason}, so its loss would be wrong: use a model whose logits come from its "
+            "head alone"
         )
 
 
