@@ -231,6 +231,7 @@ def test_a_finished_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [json.loads(line) for line in lines] == pairs.to_list()
 
 
+@pytest.mark.slow
 def test_trl_trains_on_the_pairs(folder: Path, tmp_path: Path) -> None:
     """Its own tokenizing of the text gives the stored tokens, with an end token where one lacks."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -360,7 +361,7 @@ def test_pairs_from_rows_with_faults(
     assert isinstance(dropped, Dropped) and "row 1: no response" in dropped.detail
     again = dto.pairs_from(rows, "nano", data="shortest", out=tmp_path / "out")
     assert again.to_list() == pairs.to_list()
-    with pytest.raises(RunConflictError, match="made of other rows"):
+    with pytest.raises(RunConflictError, match="pairs of other rows"):
         dto.pairs_from(rows[1:], "nano", data="shortest", out=tmp_path / "out")
 
 

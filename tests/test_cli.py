@@ -85,7 +85,7 @@ def test_the_plan_shows_the_prompt_as_the_model_reads_it(
         (
             "model: {api_key: sk-proj-SECRET}",
             [],
-            "model.api_key: it is the name",
+            "model.api_key: it must name",
         ),
         ("model: {server: 'http://bob:SECRET@h/v1'}", [], "model.server: the URL"),
         ("model: {server: 'localhost:8000'}", [], "model.server: not an http://"),
@@ -174,6 +174,7 @@ def test_a_cue_loop_costs_few_boundaries_and_is_told(
     assert [row.kind for row in segments].count("loop") == 2 and len(segments) <= 6
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not NANO.is_dir(), reason="the embedded model's weights are not here")
 def test_import_enters_at_segment(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
@@ -249,6 +250,7 @@ def questions(split: str) -> set[str]:
 IMPORT = ("import", "rows.jsonl", "--model", "nano", "--out", "runs/x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [IMPORT, ("sample", "runs/x")])
 @pytest.mark.parametrize("done", [(), ("problems",), ("problems", "two responses")])
 def test_a_killed_import_goes_on_with_its_own_rows(

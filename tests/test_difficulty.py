@@ -46,6 +46,7 @@ def naive(base: Arm, other: Arm, bin_all_right: bool) -> float:
     return float((part["p_other"] - part["p"]).mean())  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [2, 4, 5])
 def test_where_nothing_differs_no_bin_shows_a_gain(
     samples: int, monkeypatch: pytest.MonkeyPatch

@@ -87,6 +87,7 @@ async def test_what_is_generated_in_vain_stands_beside_the_rows(
     assert usage.generated == sum(each.row.tokens for each in timed) + wasted
 
 
+@pytest.mark.slow
 async def test_overlapped_rows_are_the_sequential_ones(ctx: Context) -> None:
     apart = await rows_of(DEER, ctx)
     overlapped = await rows_of(replace_exit(DEER, overlap=True), ctx)
@@ -282,6 +283,7 @@ def test_one_evaluation_covers_several_tasks(tmp_path: Path) -> None:
     assert len(rows) == 5
 
 
+@pytest.mark.slow
 def test_test_sets_lose_gold_answers_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     rows = [{"problem": "a?", "answer": r"\neg p"}, {"problem": "b?", "answer": "x>2"}]

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from dto.records import EvaluationRow
 from dto.reporting.write import report
 from tests import test_report
@@ -56,6 +58,7 @@ def test_answers_that_the_grader_gave_up_are_counted_by_reason(
     assert "comparisons given up in estimate" in page and "5 grader timeout" in page
 
 
+@pytest.mark.slow
 def test_a_run_without_such_answers_says_nothing_of_them(make_run: Callable[..., Path]) -> None:
     run = make_run()
     text = str(report(run))

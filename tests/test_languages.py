@@ -91,6 +91,7 @@ def test_its_patterns_open_at_its_cues(languages: Languages) -> None:
     assert [each.kind for each in segments[1:]] == ["verification", "alternative"]
 
 
+@pytest.mark.slow
 async def test_processes_of_the_segmenter_read_it(languages: Languages) -> None:
     segmenter = Segmenter()
     try:
@@ -220,6 +221,7 @@ def test_a_missing_file_is_refused_with_the_recipe_but_not_for_a_finished_run() 
     assert make_recipe(dict(data), imports=False).language_files == ("klingon.toml",)
 
 
+@pytest.mark.slow
 async def test_a_file_that_is_gone_is_named_when_a_run_goes_on() -> None:
     segmenter = Segmenter()
     try:

@@ -75,6 +75,7 @@ def test_the_house_is_small() -> None:
     assert {name: count for name, count in lines.items() if count > 480} == {}
 
 
+@pytest.mark.slow
 def test_stages_are_listed_once() -> None:
     """No other list of stage names: each follows from `dto.pipeline.STAGES`."""
     lists = []

@@ -81,6 +81,7 @@ def test_problems_are_a_prefix_of_longer_lists_and_carry_their_answer() -> None:
     assert all(p.split == "test" and p.answer in set("0123456789") for p in problems)
 
 
+@pytest.mark.slow
 def test_training_corpus_holds_train_questions_only(tokenizer: PreTrainedTokenizerBase) -> None:
     writer = ExampleWriter(tokenizer, Random(0), "train")
     held_out = {p.question for s in ("dev", "test") for p in chain_problems(s, 3000, seed=0)}
@@ -200,6 +201,7 @@ def test_overthinker_answers_and_overthinks(overthinker: Measurement) -> None:
     assert sum(len(r.conclusions) for r in responses) / 64 > 2
 
 
+@pytest.mark.slow
 def test_control_answers_and_stops(control: Measurement) -> None:
     responses = control.sample(chain_problems("dev", 64, seed=12))
     assert sum(r.answer == r.problem.answer for r in responses) >= 38

@@ -9,6 +9,8 @@ import zipfile
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 CARRIED = (".toml", ".safetensors", ".json", ".jinja", ".py", ".html", ".css", ".js", ".typed")
 
@@ -25,6 +27,7 @@ def test_the_spacy_component_is_registered() -> None:
     assert found.value.startswith("dto.segmentation.component:")
 
 
+@pytest.mark.slow
 def test_a_wheel_carries_prompts_recipes_lexicons_and_weights(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT],

@@ -147,6 +147,7 @@ def test_gold_answers_of_other_kinds(kind: str, tmp_path: Path) -> None:
     assert {row.reason for row in dropped} <= {"unreadable_gold"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
 @pytest.mark.parametrize("name", ["math500", "aime24", "aime25", "amc23"])
 def test_no_gold_answer_of_a_real_benchmark_is_lost(name: str) -> None:
@@ -245,6 +246,7 @@ def test_a_folder(saved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert {row.task for row in problems} == {"questions"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared test data is not here")
 @pytest.mark.parametrize("name", ["gsm8k", "math500", "aime24", "aime25", "amc23"])
 def test_real_benchmarks_load(name: str) -> None:

@@ -34,6 +34,7 @@ def has_ended(process: psutil.Process) -> bool:
         return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lead", ["", WITHOUT_PRCTL], ids=["prctl", "thread"])
 @pytest.mark.parametrize("known", ["", "int(sys.argv[1])"], ids=["unnamed", "named"])
 def test_a_child_ends_with_a_killed_parent(lead: str, known: str) -> None:
@@ -99,6 +100,7 @@ def test_children_that_ignore_a_signal_are_killed(monkeypatch: pytest.MonkeyPatc
     assert [child.returncode for child in children] == [-9, -15]
 
 
+@pytest.mark.slow
 def test_a_living_parent_keeps_its_child() -> None:
     """The near miss: nothing ends where the parent goes on."""
     code = f"{WITHOUT_PRCTL}{BOUND.format(os.getpid())}import time; time.sleep(1.2)"

@@ -213,6 +213,7 @@ def test_truncated_leave_the_accuracy_over_completed(make_run: Callable[..., Pat
     assert completed["low"] < 0.75 < completed["high"]
 
 
+@pytest.mark.slow
 def test_several_tasks_and_their_mean(make_run: Callable[..., Path]) -> None:
     """Even problems are of one task, odd ones of the other: the base is right on half, and all."""
     result = report(make_run(tasks=("hard.jsonl", "hub/easy")))
@@ -238,6 +239,7 @@ def test_several_tasks_and_their_mean(make_run: Callable[..., Path]) -> None:
         assert part in text
 
 
+@pytest.mark.slow
 def test_the_tables_are_laid_out_as_in_the_papers(make_run: Callable[..., Path]) -> None:
     run = make_run(tasks=("hard.jsonl", "hub/easy"))
     report(run)
@@ -265,6 +267,7 @@ def test_one_task_has_no_mean(make_run: Callable[..., Path]) -> None:
     assert "| model | exit | toy accuracy | toy tokens |" in text and "average" not in text
 
 
+@pytest.mark.slow
 def test_an_arm_that_lacks_a_task_has_no_mean(make_run: Callable[..., Path]) -> None:
     def change(row: EvaluationRow) -> EvaluationRow | None:
         lacking = row.model == "trained" and int(row.problem_id) % 2 == 0
@@ -362,6 +365,7 @@ def test_runs_that_did_not_count_model_flops_still_report(make_run: Callable[...
     assert len(list(tables.read(table, EvaluationRow))) == 4 * PROBLEMS * SAMPLES
 
 
+@pytest.mark.slow
 def test_a_model_of_unknown_size_has_no_break_even_in_flops(make_run: Callable[..., Path]) -> None:
     run = make_run(in_model_flops)
     counted(run)
@@ -373,6 +377,7 @@ def test_a_model_of_unknown_size_has_no_break_even_in_flops(make_run: Callable[.
     assert even is not None and even.flops is not None and even.flops.spent == 16e6
 
 
+@pytest.mark.slow
 def test_a_judge_of_unknown_size_is_left_out_and_said(make_run: Callable[..., Path]) -> None:
     run = make_run(in_model_flops)
     counted(run)
@@ -445,6 +450,7 @@ def test_trial_tokens_are_shown_on_demand(make_run: Callable[..., Path]) -> None
     assert folded.folded and "trial tokens" in folded.head
 
 
+@pytest.mark.slow
 def test_the_picture_is_a_function_of_the_rows(
     make_run: Callable[..., Path], tmp_path: Path
 ) -> None:

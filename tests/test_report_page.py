@@ -198,6 +198,7 @@ def outline(html: str) -> Outline:
     return found
 
 
+@pytest.mark.slow
 def test_a_page_has_all_sections_and_no_network(make_run: Callable[..., Path]) -> None:
     html = page(make_run())
     found = outline(html)
@@ -243,6 +244,7 @@ def test_a_model_that_equals_the_base_on_all_tasks_has_its_figures(
     assert mean.count("+0.0 (+0.0…+0.0)") == 1 and mean.count("<td>–</td>") == 2
 
 
+@pytest.mark.slow
 def test_every_drop_reason_is_there(make_run: Callable[..., Path]) -> None:
     html = page(make_run())
     assert "1 no_exit (no boundary passed the threshold)" in html
@@ -419,6 +421,7 @@ def test_the_commands_do_what_was_done(
     assert command(RunReader(tmp_path, recipe)) == "\n".join(commands)
 
 
+@pytest.mark.slow
 def test_tables_and_pictures_have_names_for_those_who_do_not_see_them(
     make_run: Callable[..., Path],
 ) -> None:
@@ -431,6 +434,7 @@ def test_tables_and_pictures_have_names_for_those_who_do_not_see_them(
     assert not re.search(r"<th[^>]*></th>", html)
 
 
+@pytest.mark.slow
 def test_the_fewest_tokens_may_be_those_of_another_model(make_run: Callable[..., Path]) -> None:
     html = page(make_run(models=("base", "nano-control")))
     assert "fewest tokens without a shown loss" in html
@@ -446,6 +450,7 @@ def test_a_legend_shows_points_without_their_bars() -> None:
     assert all(isinstance(mark, Line2D) for mark in marks.values())
 
 
+@pytest.mark.slow
 def test_stages_of_another_commit_are_named(make_run: Callable[..., Path]) -> None:
     run = make_run()
     done = json.loads((run / "sample" / "manifest.json").read_text())
@@ -472,6 +477,7 @@ def test_where_the_exits_lie(make_run: Callable[..., Path]) -> None:
     assert deer.counts[5] == 11
 
 
+@pytest.mark.slow
 def test_trajectories_without_an_optimized_version_are_counted_once(
     make_run: Callable[..., Path],
 ) -> None:
@@ -487,6 +493,7 @@ def test_trajectories_without_an_optimized_version_are_counted_once(
     ]
 
 
+@pytest.mark.slow
 def test_early_exits_only_have_no_row_for_optimized(make_run: Callable[..., Path]) -> None:
     result = report(make_run(optimized=False))
     section = next(part for part in result.sections() if part.title == "Exit positions")
@@ -524,6 +531,7 @@ def test_graded_trials_are_set_against_their_confidence(make_run: Callable[..., 
     assert held.ece == pytest.approx((0.55 + 0.05) / 2)
 
 
+@pytest.mark.slow
 def test_figures_are_in_the_json_too(make_run: Callable[..., Path]) -> None:
     run = make_run()
     report(run)

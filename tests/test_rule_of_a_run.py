@@ -137,6 +137,7 @@ def test_every_grade_of_a_run_is_the_rules(
         assert code == 0, text
 
 
+@pytest.mark.slow
 def test_a_rule_that_fails_is_counted_in_the_last_lines(
     folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -66,6 +66,7 @@ def test_the_guarantee_holds_everywhere_outside_the_zone(parameters, share):
     assert test.characteristic(test.high + (1 - test.high) * share).below <= test.error
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(PARAMETERS, st.floats(0, 1), st.floats(0, 1))
 def test_a_better_chance_never_passes_less(parameters, p, q):
@@ -173,6 +174,7 @@ def scanned(errors, cap, p):
     return 1 - going, cost
 
 
+@pytest.mark.slow
 def test_the_stated_error_is_that_of_one_boundary_and_the_scan_has_its_own():
     assert scanned([0.05] * FLAT, 32, 0.65)[0] == pytest.approx(0.70, abs=0.01)
     for boundaries in (1, 2, 5, FLAT, 100):
@@ -219,6 +221,7 @@ def test_a_scan_error_that_no_test_can_have(settings, named):
     make_recipe({"name": "r", "estimate": {"error_scan": 0.05, "threshold": 0.9, "cap": 42}})
 
 
+@pytest.mark.slow
 def test_the_share_of_a_stopped_test_is_biased_most_of_all_where_it_passed():
     """By enumeration of all stops: why `verified_p` does not come from the test that passed."""
 

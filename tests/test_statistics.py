@@ -172,6 +172,7 @@ def test_efficiency_is_accuracy_per_token_against_the_base():
     assert found == efficiency(other, tokens / 2, names, scores, tokens, names)
 
 
+@pytest.mark.slow
 def test_the_bootstrap_covers():
     rng = np.random.default_rng(5)
     covered = 0

@@ -117,6 +117,7 @@ def make_run(path: Path, settings: Recipe, traces: list[Trace]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_policy_file_is_an_exit_of_a_recipe(tmp_path: Path) -> None:
     run = make_run(tmp_path, recipe(), [harmless(n) for n in range(400)])
     result = calibrate(run)

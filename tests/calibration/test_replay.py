@@ -128,6 +128,7 @@ def script(text: str, sampling: Sampling) -> list[str | Completion]:
     return ["\\boxed{2}" if "It is" in said else "\\boxed{7}"]
 
 
+@pytest.mark.slow
 async def test_a_replayed_row_is_the_live_row_of_a_script(tmp_path: Path) -> None:
     recipe = Recipe(
         name="test",

@@ -21,6 +21,7 @@ async def one(engine: TransformersEngine, prompt: list[int], sampling: Sampling)
     return completion
 
 
+@pytest.mark.slow
 async def test_greedy_is_generate_token_for_token(nano: Served, prompts: list[list[int]]) -> None:
     expected = [nano.generate(prompt, 40) for prompt in prompts[:8]]
     async with nano.engine(slots=6) as engine:
@@ -86,6 +87,7 @@ async def test_cached_keys_are_those_that_would_be_computed(
     assert replace(warm, cached_tokens=0) == cold  # logprobs too, bit for bit
 
 
+@pytest.mark.slow
 async def test_a_prefix_goes_on_as_the_stream_did(nano: Served, prompts: list[list[int]]) -> None:
     async with nano.engine() as engine:
         whole = await one(engine, prompts[3], SAMPLED)

@@ -95,6 +95,7 @@ LASTING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PASSING)
 async def test_what_may_pass_is_tried_again(nano: Served, name: str) -> None:
     async with opened("vllm", nano) as (engine, server):
@@ -110,6 +111,7 @@ async def test_what_may_pass_is_tried_again(nano: Served, name: str) -> None:
         assert usage.wasted == (3 + ABORT_TOKENS + 64 if name == "cut" else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", ["vllm", "text"])
 @pytest.mark.parametrize("name", LASTING)
 async def test_everything_else_is_a_failed_completion(
@@ -154,6 +156,7 @@ async def test_a_stream_without_an_end_is_no_answer(nano: Served) -> None:
         assert last.finish_reason == "failed" and "finish reason" in last.error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dialect", "events"), [("vllm", 0), ("vllm", 3), ("text", 0)])
 async def test_a_hang_ends_with_the_timeout(nano: Served, dialect: Dialect, events: int) -> None:
     async with opened(dialect, nano, timeout=1.0, retries=0) as (engine, server):

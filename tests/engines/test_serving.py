@@ -23,6 +23,7 @@ from tests.engines.served import Served
 LONG = Sampling(max_tokens=1500, temperature=3.0, top_p=1.0, seed=3)
 
 
+@pytest.mark.slow
 async def test_a_stream_brings_the_completion_piece_by_piece(
     nano: Served, prompts: list[list[int]]
 ) -> None:

@@ -82,6 +82,7 @@ async def test_what_begins_alike_finds_its_beginning_again(
             assert again.cached_tokens >= len(prompt) // 16 * 16
 
 
+@pytest.mark.slow
 async def test_a_beginning_that_all_share_keeps_no_worker_idle(
     two: None, nano: Served, prompts: list[list[int]]
 ) -> None:

@@ -58,6 +58,7 @@ async def test_whatever_a_policy_sends_is_what_the_tokenizer_writes(name: str, e
         assert generated == engine.generated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 async def test_an_exit_keeps_what_closes_a_formula(name: str) -> None:
     """The closing bracket is one token with the end of the paragraph."""

@@ -104,6 +104,7 @@ def test_any_text_joins(name: str, text: str, prompt: str) -> None:
     check_join(name, kept, render(prompt))
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=60)
 @pytest.mark.parametrize("name", NAMES)

@@ -130,6 +130,7 @@ TRIALS: dict[str, Callable[[str], tuple[str, float]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trial", TRIALS)
 @pytest.mark.parametrize(
     "exit",

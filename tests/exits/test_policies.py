@@ -287,6 +287,7 @@ def test_an_inducer_that_fails_fails_the_trial() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("said", "grade", "answer", "tokens"),
     [

@@ -134,6 +134,7 @@ UNITS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("rule", ["math", "choice"])
 def test_ten_megabytes(unit, rule):
@@ -165,6 +166,7 @@ def grades():
     return work
 
 
+@pytest.mark.slow
 def test_answers_are_found_in_whole_responses(grades):
     rows = responses.RESPONSES
     found = grades(rows)
@@ -186,6 +188,7 @@ def test_the_responses_are_many_and_have_near_misses():
     assert len({row[:3] for row in rows}) == len(rows) and all(row[4] for row in rows)
 
 
+@pytest.mark.slow
 def test_programs_are_found_in_whole_responses(grades):
     rows = responses.FENCES
     found = grades(rows, allow_code_execution=True)
@@ -195,6 +198,7 @@ def test_programs_are_found_in_whole_responses(grades):
     ] == []  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CASES.exists(), reason="the shared cases are not here")
 def test_the_shared_cases(grades):
     lines = CASES.read_text(encoding="utf-8").splitlines()

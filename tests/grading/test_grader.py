@@ -147,6 +147,7 @@ async def test_too_much_memory_is_the_answers_doing(monkeypatch, tmp_path):
             assert (await grader.grade_answer("7+x", "x+7", "math")).grade == "correct"
 
 
+@pytest.mark.slow
 async def test_answers_given_up_are_counted_in_the_log(caplog):
     async with Grader(workers=1, time_limit=1.0) as grader:
         for text in ("{9^{9^{9^{9}}}}", "{9^{9^{9^{9}}}}", "{6}", "{7}"):
@@ -159,6 +160,7 @@ async def test_answers_given_up_are_counted_in_the_log(caplog):
     assert not caplog.records
 
 
+@pytest.mark.slow
 async def test_a_killed_child_is_replaced():
     before = children()
     async with Grader(workers=1, time_limit=60.0) as grader:
@@ -257,6 +259,7 @@ def test_the_worker_imports_nothing_that_is_slow():
     assert not imported & {"torch", "transformers", "spacy", "datasets", "polars", "pydantic"}
 
 
+@pytest.mark.slow
 def test_children_die_with_a_killed_parent():
     script = textwrap.dedent(
         f"""

@@ -222,6 +222,7 @@ golds = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(golds)
 def test_all_differ_are_named_bounded_and_the_same_again(gold: str) -> None:
@@ -250,6 +251,7 @@ def test_any_text_can_be_changed(gold: str) -> None:
     assert near_misses(gold) == near_misses(gold)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared test data is not here")
 async def test_near_misses_of_public_gold_answers_are_graded_wrong() -> None:
     """A third of those of MATH-500 that are no plain integers; `benchmarks.grading` has all."""

@@ -99,6 +99,7 @@ def problem(answer: str, rule_: str) -> Problem:
     return Problem("a", "t", "train", "?", answer, rule_)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule_", "answer", "gold", "grade"),
     [
@@ -211,6 +212,7 @@ def test_answers_that_agree_are_equal_strings() -> None:
     assert not Grader.same("A", "a", rule("caseless"))
 
 
+@pytest.mark.slow
 async def test_no_gold_answer_is_unreadable() -> None:
     gold = r"\neg p"
     async with Grader(workers=1) as grader:
@@ -222,6 +224,7 @@ async def test_no_gold_answer_is_unreadable() -> None:
     assert isinstance(unreadable_golds([problem(gold, "math")])["a"], Dropped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule_", "message"),
     [

@@ -127,6 +127,7 @@ def test_a_split_without_rows_has_no_file(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_large_rows_make_small_row_groups(tmp_path: Path) -> None:
     text = "x" * 2**20
     columns = {name: "" for name in PreferencePair.__slots__} | {

@@ -276,6 +276,7 @@ class TestAgreement:
         assert len(args[4].engine.calls) == 1
         assert (await prune(*await setting(lambda seen: True))).counterfactual == ()
 
+    @pytest.mark.slow
     async def test_a_share_is_drawn_by_the_trajectory(self, setting):
         problem, trajectory, segments, optimized, ctx = await setting(
             lambda seen: True, agreement=0.3

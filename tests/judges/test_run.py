@@ -253,7 +253,7 @@ def test_the_plan_says_who_judges_and_what_is_asked(capsys: pytest.CaptureFixtur
         ("judge={engine: openai, server: 'http://h:1/SECRET'}", "judge.name: Field required"),
         ("judge.nmae=x", "unknown key 'judge.nmae' (did you mean 'name'?); allowed: name"),
         ("judge.server=http://bob:SECRET@h/v1", "judge.server: the URL holds a user"),
-        ("judge.api_key=sk-SECRET", "judge.api_key: it is the name"),
+        ("judge.api_key=sk-SECRET", "judge.api_key: it must name"),
         ("prune.judge=counterfactual", "agreement compares another judge with the counterfactual"),
         ("prune.agreement=1.5", "prune.agreement = 1.5: Input should be less than or equal to 1"),
         ("model.family=judge", "prompts/ has no folder 'judge'"),

@@ -123,6 +123,7 @@ BAD: dict[str, tuple[Reply, list[str], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
 async def test_a_judge_that_misbehaves_prunes_nothing_that_it_did_not_judge(pruned, name):
     reply, expected, reason = BAD[name]

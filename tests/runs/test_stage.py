@@ -169,6 +169,7 @@ async def test_a_few_failed_requests_are_kept_as_such_and_many_are_not(tmp_path:
     assert done["usage"]["failed"] == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_the_end_is_one_line_and_the_table_comes_later(tmp_path: Path) -> None:
     """For every file of a stage: a limit on file size stands in for the full disk."""
     script = textwrap.dedent("""
@@ -265,6 +266,7 @@ async def test_seconds_and_wasted_tokens_of_rows_stand_beside_the_table(tmp_path
     assert beside.rows() == [(f"000{key}/0", 1.5, key) for key in range(3)]
 
 
+@pytest.mark.slow
 async def test_answers_given_up_are_counted_by_reason_also_after_a_resume(tmp_path: Path) -> None:
     """Those of rollouts too, which have no row of their own."""
 

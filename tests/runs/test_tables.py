@@ -47,6 +47,7 @@ def same(left: Any, right: Any) -> bool:
     return repr(left) == repr(right)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", RECORDS)
 @settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(data=st.data())

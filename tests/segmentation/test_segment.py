@@ -154,6 +154,7 @@ def test_thinking_inside_one_token_is_dropped() -> None:
     assert isinstance(segment(cut_off, byte_level(), SETTINGS), Dropped)
 
 
+@pytest.mark.slow
 def test_worker_processes_import_no_torch() -> None:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=start) as pool:
@@ -194,6 +195,7 @@ def test_memory_stays_flat_over_new_words() -> None:
     assert process.memory_info().rss - before < 8 * 2**20
 
 
+@pytest.mark.slow
 def test_the_pipeline_is_made_anew_before_its_table_of_words_grows_large(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -20,6 +20,7 @@ from tests.engines.scripted import ScriptedEngine
 from tests.tasks.hub import ROWS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gsm8k", "gpqa", "humaneval"])
 @pytest.mark.parametrize("stage", ["sample", "evaluate", "trace"])
 async def test_every_stage_asks_with_the_problems_prompt(name: str, stage: str) -> None:

@@ -51,6 +51,7 @@ def dto(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared test data is not here")
 @pytest.mark.parametrize(
     ("name", "rows"),
@@ -283,6 +284,7 @@ async def near_misses_of(grader: Grader, rows: Sequence[Row], **settings: int) -
         return await validate(ProblemSettings(source=saved(rows)), grader, **settings)
 
 
+@pytest.mark.slow
 async def test_near_misses_that_a_lax_grader_takes_for_right_are_reported() -> None:
     report = await near_misses_of(Lax(workers=1), LAX)
     brackets = {each for each in report.right if each.reason == "bracket"}

@@ -167,6 +167,7 @@ def test_a_response_that_ends_in_any_end_of_sequence_has_ended(
     assert trainer._metrics["train"]["completions/clipped_ratio"] == [0.0]
 
 
+@pytest.mark.slow
 def test_a_reward_that_fails_stops_the_training_in_one_line(
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,6 +180,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "kind", "train"), CASES)
 def test_loss_and_gradients_are_those_of_whole_logits(
     method: str,

@@ -272,6 +272,7 @@ def test_lora_has_the_base_as_its_reference(
     assert (kept / "model.safetensors").exists() and not (kept / "adapter_config.json").exists()
 
 
+@pytest.mark.slow
 def test_judging_stops_on_collapse(run: RunFolder, tokenizer: PreTrainedTokenizerBase) -> None:
     """It is solving that is watched: a model that cannot solve any more is not kept."""
     training = with_labels(run, tokenizer, keep="last", collapse_points=-200.0)

@@ -171,6 +171,7 @@ def test_a_budget_is_never_exceeded_and_nearly_used() -> None:
 BASE = DevScore(0, 0.0, 0.0, 0.1, 40.0, 0.0, 12, 0, None)
 
 
+@pytest.mark.slow
 def test_grpo_trains_on_what_it_sampled_within_its_budget(run: RunFolder, monkeypatch: Any) -> None:
     seen: list[tuple[list[Any], list[Any], Any]] = []
     original = grpo.OnlineTrainer._responses
@@ -231,6 +232,7 @@ def test_fit_is_within_the_budget_and_uses_a_known_base(run: RunFolder, method: 
     assert not (run.path / "train").exists()
 
 
+@pytest.mark.slow
 def test_lora_trains_few_weights_and_keeps_a_plain_model(run: RunFolder) -> None:
     pytest.importorskip("peft", reason="peft is not installed")
     training = run.with_training(

@@ -132,6 +132,7 @@ def test_several_visible_gpus_change_nothing(
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_what_is_measured_keeps_to_the_context(run: RunFolder) -> None:
     """A response ends at `model.context`, not at the model's own limit."""
     problems = list(RunReader(run.path).problems("dev"))

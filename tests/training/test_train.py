@@ -127,6 +127,7 @@ def test_a_recipe_that_is_not_the_runs_is_refused(run: RunFolder) -> None:
         train(run.path, other)
 
 
+@pytest.mark.slow
 def test_collapse_stops_and_keeps_the_base(run: RunFolder, model_folder: Path) -> None:
     strict = run.with_training(collapse_points=-200.0)
     result = fit(strict.path, strict.recipe)
