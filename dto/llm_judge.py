@@ -116,7 +116,7 @@ async def _ask(engine: Engine, messages: Sequence[Message], sampling: Sampling) 
 
 
 def schema(numbers: Sequence[int]) -> dict[str, Any]:
-    """The JSON schema of a reply: one required member for each number.
+    """The JSON schema of a reply: one required member for each pattern number.
 
     The reason precedes the verdict, so that the verdict follows from it.
     """

@@ -1,5 +1,5 @@
-"""Which early exit may be trusted: traces with every trial, replayed at any setting, and certified.
+"""Calibrate early exits: record every trial once, replay exits on the records, certify one.
 
-trace (generates, once) → replay (any policy and threshold, without generating) → risk (which of
-them lose no more accuracy than was asked for) → calibrate (the policy file, its proof, its picture)
+trace (generates tokens, once) → replay (any policy and threshold, without generating) → risk
+(certifies which exits lose little accuracy) → calibrate (writes policy file, proof and picture)
 """

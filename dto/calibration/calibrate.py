@@ -1,8 +1,7 @@
-"""Pick the early exit that saves most while its loss of accuracy is certified to be small.
+"""Choose the early exit that saves most among those certified to lose little accuracy.
 
-The candidates are put in order on some problems, certified on others, and the one that is picked is
-looked at on problems that had no say (`dto.calibration.risk`). `dto evaluate --replay` shows all of
-them at once, without a certificate.
+Some problems order the candidates, others certify them, and held-out problems check the chosen one
+(`dto.calibration.risk`). `dto evaluate --replay` shows all candidates, without a certificate.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ POLICY = "calibrated"
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An exit that was tested: its p-value and its loss on the problems that certify."""
+    """A tested exit: its p-value and its loss on the certifying problems."""
 
     exit: str
     p: float
@@ -44,20 +43,19 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What was asked for, what was certified, and what the held-out problems say of it.
+    """The chosen policy, its certificate, and its figures on the held-out problems.
 
-    Where `policy` is not `none`: with probability at least 1 - `error` over the draw of the
-    problems that certify, its expected paired loss of accuracy is below `max_loss`, on further
-    problems drawn alike, for the same model and sampling, as far as requests do not fail. The loss
-    of a problem is the mean over its samples. `points` are all exits over the held-out problems,
-    `none` first.
+    Unless `policy` is `none`: with probability at least 1 - `error` over the draw of the certifying
+    problems, its expected paired loss of accuracy is below `max_loss` on new problems of the same
+    distribution, for the same model and sampling, without failed requests. The loss of a problem is
+    the mean over its samples. `points` are all exits on the held-out problems, `none` first.
     """
 
     name: str
     max_loss: float
     error: float
     policy: ExitPolicy
-    reason: str  # why it is `none`
+    reason: str  # why the policy is `none`
     split: Split
     failed: int
     tested: tuple[Candidate, ...]
@@ -67,7 +65,7 @@ class Calibration:
 
     @property
     def base(self) -> Figures:
-        """The responses as they are, over the held-out problems."""
+        """The figures without an exit on the held-out problems."""
         return self.points[0]
 
     def as_json(self) -> dict[str, Any]:
@@ -106,14 +104,14 @@ class Calibration:
 
 
 def calibrate(run_directory: Path) -> Calibration:
-    """Pick and certify a policy from a run's traces; write it below `RUN/calibrate`.
+    """Choose and certify a policy from a run's traces; write it to `RUN/calibrate`.
 
-    `policy.yaml` is what `evaluate.exits` takes as `{file: …}`; `calibration.json` holds everything
-    else, `calibration.png` its picture. Where nothing can be certified the policy is `none`, and
-    both files say why.
+    `evaluate.exits` takes `policy.yaml` as `{file: …}`. `calibration.json` has everything else,
+    `calibration.png` the picture. If nothing can be certified, the policy is `none`, and both files
+    say why.
 
     Raises:
-        DtoError: the run has no traces, too few problems, or a setting is out of reach.
+        DtoError: the run has no traces, too few problems, or lacks a recorded setting.
     """
     recipe = RunReader(run_directory).recipe
     grid = list(candidates(recipe))
@@ -130,7 +128,7 @@ def calibrate(run_directory: Path) -> Calibration:
 
 
 def pick(swept: Sweep, recipe: Recipe, count: int) -> Calibration:
-    """The policy, from the first `count` exits of the sweep after `none`."""
+    """Choose the policy among the first `count` exits of the sweep after `none`."""
     settings = recipe.calibrate
     parts = split(swept.problems, recipe.seed, settings.choose, settings.certify)
     if not all(parts):
@@ -160,11 +158,11 @@ def pick(swept: Sweep, recipe: Recipe, count: int) -> Calibration:
             reason = "no candidate saves tokens"
         elif not certified:
             reason = (
-                f"none can be certified to lose at most {settings.max_loss:g}: the best, "
+                f"no candidate can be certified to lose at most {settings.max_loss:g}: the best, "
                 f"{tested[0].exit}, loses {tested[0].loss:+.3f} on {len(parts.certify):,} problems "
                 f"(p = {tested[0].p:.2g}, needed {settings.error:g}). More problems or a larger "
-                "calibrate.max_loss may do; an attempt after one that was looked at errs on its "
-                "own account, so halve calibrate.error for it"
+                "calibrate.max_loss may help; every further attempt carries its own risk, so halve "
+                "calibrate.error for it"
             )
     tokens_E = swept.tokens(parts.certify)
     best = min(certified, key=lambda place: (tokens_E[place], place), default=0)
@@ -185,13 +183,13 @@ def pick(swept: Sweep, recipe: Recipe, count: int) -> Calibration:
 
 
 def policy_text(result: Calibration, recipe: Recipe) -> str:
-    """The policy as YAML, under a comment that says what is certified of it, and for what."""
+    """The policy as YAML, under a comment with its certificate and the scope of that."""
     model, sampling = recipe.model, recipe.evaluate
     revision = f" at revision {model.revision}" if model.revision else ""
     scope = (
         f"Holds for {model.name}{revision} on problems like those of {recipe.problems.source}, at "
         f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}{_further(sampling)} and "
-        f"at most {sampling.max_tokens:,} tokens; not for weights that were trained further."
+        f"at most {sampling.max_tokens:,} tokens; not after further training of its weights."
     )
     comment = "\n".join(f"# {line}" for line in [*str(result).splitlines(), scope])
     settings = result.policy.changed() | {"name": POLICY}
@@ -199,7 +197,7 @@ def policy_text(result: Calibration, recipe: Recipe) -> str:
 
 
 def _further(sampling: SamplingSettings) -> str:
-    """The sampling settings other than temperature and top-p that are not off, after a comma."""
+    """The other sampling settings that are on, each after a comma."""
     named = {
         "top-k": sampling.top_k,
         "min-p": sampling.min_p,
@@ -210,9 +208,9 @@ def _further(sampling: SamplingSettings) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Every exit over all recorded problems, `none` first; `skipped` says which cannot be replayed.
+    """Every exit on all recorded problems, `none` first; `skipped` names those not replayed.
 
-    Differences among so many exits are partly luck: `dto calibrate` says which can be trusted.
+    Differences among so many exits are partly luck: `dto calibrate` certifies one.
     """
 
     name: str
@@ -224,7 +222,7 @@ class Curve:
         return self.table().text()
 
     def table(self) -> Table:
-        """`none`, and the exits that no other beats in accuracy and tokens."""
+        """A table of `none` and the exits that no other beats in accuracy and tokens."""
         base = self.points[0]
         columns = {"exit": "exit", "accuracy % (95 %)": "accuracy", "gain (95 %)": "gain",
                    "tokens (95 %)": "tokens"}  # fmt: skip
@@ -237,11 +235,10 @@ class Curve:
 
 
 def replay_run(run_directory: Path, recipe: Recipe) -> Curve:
-    """Sweep the grid of `recipe.calibrate`, the recorded shares, and `evaluate.exits`.
+    """Replay the grid of `recipe.calibrate`, the recorded shares, and `evaluate.exits`.
 
-    Writes `replay.json` and `replay.png` below `RUN/replay`. Exits that the traces cannot answer
-    are skipped, by name. Raises DtoError when the run has no traces, or when they were recorded
-    with other settings than those of `recipe`.
+    Writes `replay.json` and `replay.png` to `RUN/replay`, and names exits that cannot be replayed.
+    Raises DtoError if the run has no traces, or they were recorded with different settings.
     """
     done = RunReader(run_directory).manifest("trace")
     if done is not None:
@@ -249,8 +246,8 @@ def replay_run(run_directory: Path, recipe: Recipe) -> Curve:
         same = {key: now[key] for key in recorded if key in now}
         if differing := manifest.differences({key: recorded[key] for key in same}, same):
             raise DtoError(
-                f"the traces of {run_directory} were recorded with other settings: "
-                f"{', '.join(differing)}; replay with theirs, or record anew with dto calibrate"
+                f"the traces of {run_directory} were recorded with different settings: "
+                f"{', '.join(differing)}; use those, or record them again with dto calibrate"
             )
     skipped: list[str] = []
     exits = [*candidates(recipe), *statics(recipe.trace)]
@@ -275,6 +272,6 @@ def replay_run(run_directory: Path, recipe: Recipe) -> Curve:
 def _draw(
     directory: Path, name: str, title: str, points: Sequence[Figures], picked: Figures
 ) -> None:
-    """Draw `none`, what was picked, and the exits that no other beats in accuracy and tokens."""
+    """Draw `none`, the picked exit, and the exits that no other beats in accuracy and tokens."""
     shown = {point.exit: point for point in (points[0], picked, *pareto_front(points))}
     save(lambda: front([*shown.values()], title), directory, name)

@@ -1,13 +1,13 @@
-"""Replay a policy's decisions on recorded traces: no token is generated.
+"""Replay exit policies on recorded traces, without generating tokens.
 
-What is replayed: `none`, `deer` (mode fixed) and `consistency` at any threshold, kind of
-confidence, number of agreeing answers, minimum thinking, cool-down and limits on trials, with every
-monitor and inducer that was recorded; and `static` at the recorded shares. `overlap` is not looked
-at: it changes no row.
+Can be replayed: `none`, `deer` (mode fixed) and `consistency` with any threshold, kind of
+confidence, number of agreeing answers, minimum thinking, cool-down and limits on trials, for every
+recorded monitor and inducer; and `static` at the recorded shares. `overlap` is ignored, since it
+changes no row.
 
-`sweep` replays many exits over the same traces: accuracy, tokens and paired loss of each, and how
-far each kind of confidence can be trusted. Array names carry their axes: E exits (the first is
-`none`), P problems, S samples of each.
+`sweep` replays many exits on the same traces: accuracy, tokens and paired loss of each exit, and
+the calibration of each kind of confidence. Suffixes of arrays name their axes: E exits (the first
+is `none`), P problems, S samples.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ def check(exit: ExitPolicy, recorded: TraceSettings) -> None:
     for key, values in recorded_values.items():
         if key in settings and settings[key] not in values:
             raise RecipeError(
-                f"exit {exit.name!r} cannot be replayed: {key} = {settings[key]!r}, the traces "
-                f"hold {', '.join(map(repr, values))}; record others with dto calibrate --set "
-                "trace.…, or evaluate it live"
+                f"exit {exit.name!r} cannot be replayed: {key} = {settings[key]!r}, but the traces "
+                f"have only {', '.join(map(repr, values))}: record others with dto calibrate --set "
+                "trace.…, or run dto evaluate without --replay"
             )
 
 
 class Replay:
-    """One trace, ready to be left in any recorded way; each confidence is computed once."""
+    """Replays any exit on one trace; each confidence is computed once."""
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
@@ -75,14 +75,14 @@ class Replay:
             layers, heads, head_dim = trace.shape
             self._shape = ModelShape(layers, heads, head_dim, trace.parameters or None)
         self._trials = {(trial.inducer, trial.position): trial for trial in trace.trials}
-        self._conclusions = {each.position: each for each in trace.conclusions}
+        self._conclusions = {row.position: row for row in trace.conclusions}
         self._tried: dict[tuple[str, int, Confidence], TrialResult] = {}
 
     def row(self, exit: ExitPolicy) -> EvaluationRow:
-        """The row that `evaluate` has for this problem and sample under `exit`.
+        """The row that `evaluate` would write for this problem and sample under `exit`.
 
-        Holds for exits that `check` lets pass: greedy for every engine, at T > 0 where the live
-        main path's tokens do not depend on pauses.
+        Exact for exits that `check` accepts: always if greedy, and at T > 0 if the tokens of the
+        live main path do not depend on pauses.
         """
         response, graded = self._leave(exit)
         trace = self.trace
@@ -179,10 +179,10 @@ NONE = ExitPolicy(name="none")
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What each exit gives for each response.
+    """The figures of each exit for each response.
 
-    `problems` are those of which no response failed under any exit, sorted; `failed` counts the
-    others, which are in no array.
+    `problems` are those without a failed response under any exit, sorted. `failed` counts the
+    others, which are left out of the arrays.
     """
 
     exits: tuple[ExitPolicy, ...]
@@ -194,21 +194,21 @@ class Sweep:
     left_EPS: npt.NDArray[np.float64]
     truncated_EPS: npt.NDArray[np.float64]
     reliability: tuple[Reliability, ...]
-    """Of each kind of confidence, monitor and inducer, over all recorded trials."""
+    """For each kind of confidence, monitor and inducer, over all recorded trials."""
 
     def losses(self, problems: Sequence[str]) -> npt.NDArray[np.float64]:
-        """Paired loss of accuracy of each exit on each of the problems given, (E, P)."""
+        """Paired loss of accuracy of each exit on each of these problems, (E, P)."""
         accuracy_EP = self.correct_EPS[:, self._places(problems)].mean(axis=2)
         losses_EP: npt.NDArray[np.float64] = accuracy_EP[0] - accuracy_EP
         return losses_EP
 
     def tokens(self, problems: Sequence[str]) -> npt.NDArray[np.float64]:
-        """Mean tokens of each exit over the problems given, (E,)."""
+        """Mean tokens of each exit over these problems, (E,)."""
         tokens_E: npt.NDArray[np.float64] = self.tokens_EPS[:, self._places(problems)].mean((1, 2))
         return tokens_E
 
     def figures(self, exit: int, problems: Sequence[str]) -> Figures:
-        """The figures of one exit over the problems given; `left` is the share that left early."""
+        """The figures of one exit over these problems; `left` is the share that left early."""
         places = self._places(problems)
         clusters = [name for name in problems for _ in range(self.correct_EPS.shape[2])]
         return Figures(
@@ -235,7 +235,7 @@ class Sweep:
 
 
 def candidates(recipe: Recipe) -> Iterator[ExitPolicy]:
-    """The exits that `recipe.calibrate` spans over what `recipe.trace` records."""
+    """The grid of exits of `recipe.calibrate`, for the settings that `recipe.trace` records."""
     recorded, grid = recipe.trace, recipe.calibrate
     knobs: list[tuple[str, type[Deer] | type[Consistency], dict[str, Any]]] = []
     if "deer" in grid.policies:
@@ -264,21 +264,21 @@ def candidates(recipe: Recipe) -> Iterator[ExitPolicy]:
 
 
 def statics(recorded: TraceSettings) -> Iterator[ExitPolicy]:
-    """The recorded shares: what leaving at a fixed place gives, for comparison."""
+    """Static exits at the recorded shares, for comparison."""
     for share in recorded.fractions:
         yield Static(name=f"static {share:g}", fraction=share)
 
 
 def sweep(traces: Iterable[Trace], exits: Sequence[ExitPolicy], recorded: TraceSettings) -> Sweep:
-    """Replay every exit, and `none` before them, on every trace; traces come sorted by id.
+    """Replay `none` and every exit on every trace; the traces are sorted by id.
 
-    Raises RecipeError for an exit that traces recorded so cannot answer.
+    Raises RecipeError for an exit that cannot be replayed on traces with these settings.
     """
     exits = (NONE, *exits)
     for exit in exits:
         check(exit, recorded)
-    asked = tuple(_all_trials(recorded))
-    trials: list[list[tuple[float, bool, str]]] = [[] for _ in asked]
+    all_trials = tuple(_all_trials(recorded))
+    trials: list[list[tuple[float, bool, str]]] = [[] for _ in all_trials]
     figures: dict[str, list[list[tuple[float, ...]]]] = {}
     failed = 0
     for problem, group in groupby(traces, key=lambda trace: trace.problem_id):
@@ -288,11 +288,13 @@ def sweep(traces: Iterable[Trace], exits: Sequence[ExitPolicy], recorded: TraceS
             failed += 1
             continue
         figures[problem] = [[_figures(row) for row in rows] for rows in rows_ES]
-        for exit, into in zip(asked, trials, strict=True):
+        for exit, into in zip(all_trials, trials, strict=True):
             for trial in chain.from_iterable(replay.row(exit).trials for replay in replays):
                 into.append((trial.confidence, trial.grade == "correct", problem))
     if not figures:
-        raise DtoError(f"no problem has traces without a failure ({failed:,} have one)")
+        raise DtoError(
+            f"all {failed:,} problems have a failed response: record them again with dto calibrate"
+        )
     figures_PESX = np.array(list(figures.values()), dtype=np.float64)
     correct, tokens, trial_tokens, left, truncated = (
         figures_PESX[..., x].swapaxes(0, 1) for x in range(figures_PESX.shape[-1])
@@ -307,14 +309,14 @@ def sweep(traces: Iterable[Trace], exits: Sequence[ExitPolicy], recorded: TraceS
         left,
         truncated,
         tuple(
-            reliability(exit.monitor, exit.inducer, exit.confidence, found)
-            for exit, found in zip(asked, trials, strict=True)
+            reliability(exit.monitor, exit.inducer, exit.confidence, recorded_trials)
+            for exit, recorded_trials in zip(all_trials, trials, strict=True)
         ),
     )
 
 
 def _all_trials(recorded: TraceSettings) -> Iterator[Deer]:
-    """Exits whose replay holds every recorded trial of one monitor, inducer and confidence."""
+    """Exits that make every recorded trial, for each monitor, inducer and confidence."""
     kinds = get_args(Confidence)
     for monitor, inducer, kind in product(recorded.monitors, recorded.inducers, kinds):
         yield Deer(
@@ -328,7 +330,7 @@ def _all_trials(recorded: TraceSettings) -> Iterator[Deer]:
 
 
 def _figures(row: EvaluationRow) -> tuple[float, ...]:
-    """In the order of the arrays of `Sweep`."""
+    """The figures of a row, in the order of the arrays of `Sweep`."""
     return (
         row.grade == "correct",
         row.tokens,

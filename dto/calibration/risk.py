@@ -1,15 +1,15 @@
-"""Which settings lose at most so much accuracy: Learn then Test (2110.01052) on paired losses.
+"""Certify that exits lose little accuracy: Learn then Test (2110.01052) on paired losses.
 
-The loss of a problem is the accuracy without the exit minus the accuracy with it, each the mean of
-the same samples: it lies in [-1, 1], and problems, not samples, are what is drawn independently.
-Candidate settings are nulls "the expected loss exceeds the limit" with one p-value each, and are
-tested in an order that other problems have fixed, so that no level has to be shared among them
-(fixed-sequence testing, 2110.01052; the order is that of Pareto testing, 2210.07913).
+The loss of a problem is its accuracy without the exit minus that with it, each the mean of the same
+samples. It lies in [-1, 1]. Problems, not samples, are independent. Each candidate has the null
+hypothesis "the expected loss exceeds the limit" and one p-value. The candidates are tested in an
+order that other problems have fixed, so they need not share the level (fixed-sequence testing,
+2110.01052; the order is that of Pareto testing, 2210.07913).
 
-Departs from 2110.01052, whose p-values (Hoeffding-Bentkus) take the variance for the largest that
-the range allows: paired losses are mostly 0, and on them such bounds hardly ever certify anything
-(simulated with 5 % of answers lost, 10 % won, 300 problems, limit 0.02, level 0.1: Hoeffding's in 1
-draw of 100, a bet in 90).
+Departs from 2110.01052, whose p-values (Hoeffding-Bentkus) assume the largest variance that the
+range allows. Paired losses are mostly 0, so such bounds hardly ever certify anything. Simulated
+with 5 % of answers lost, 10 % won, 300 problems, limit 0.02 and level 0.1, Hoeffding's bound
+certifies in 1 draw of 100, a bet in 90.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from dto.records import derive
 
 Floats = npt.NDArray[np.float64]
 
-LARGEST_BET = 0.9  # of the stake that could be lost whole: one bad problem must not ruin the bet
-BETS = 100  # fixed bets among which the growth rate takes the best
+LARGEST_BET = 0.9  # share of the wealth at risk, so that one bad problem cannot lose it all
+BETS = 100  # fixed bets among which `growth` takes the best
 
 
 class Split(NamedTuple):
-    """Problem ids: to put the candidates in order, to certify them, to verify the one picked."""
+    """Problem ids of the parts that order candidates, certify them, and check the chosen one."""
 
     choose: tuple[str, ...]
     certify: tuple[str, ...]
@@ -37,7 +37,7 @@ class Split(NamedTuple):
 
 
 def split(problems: Sequence[str], seed: int, choose: float, certify: float) -> Split:
-    """Shares of the problems, mixed by seed and id alone; what is left is held out."""
+    """Divide the problems at random, by seed and id; the remainder is held out."""
     mixed = sorted(set(problems), key=lambda problem: derive(seed, problem, "calibrate"))
     first = round(choose * len(mixed))
     second = first + round(certify * len(mixed))
@@ -47,22 +47,22 @@ def split(problems: Sequence[str], seed: int, choose: float, certify: float) -> 
 def p_value(losses_P: Floats, limit: float, level: float) -> float:
     """A p-value of the null "the expected loss is `limit` or more", exact for any sample size.
 
-    Testing by betting (2010.09686, section 4): a gambler stakes on each problem in turn
-    that its loss is below the limit; under the null the wealth is a non-negative supermartingale
-    that starts at 1, so it ever reaches 1 / p with probability at most p (Ville). The stakes look
-    only at earlier problems and are the best for a test at `level`.
+    Testing by betting (2010.09686, section 4): a gambler bets on each problem in turn that its loss
+    is below the limit. Under the null the wealth is a non-negative supermartingale that starts at
+    1, so it ever reaches 1 / p with probability at most p (Ville). The stakes depend only on
+    earlier problems and are chosen for a test at `level`.
 
     Args:
-        losses_P: one loss in [-1, 1] per problem, independent and alike in distribution, in an
-            order that was fixed without looking at them.
-        limit: of the expected loss, in [0, 1).
-        level: at which the p-value will be compared; it is valid at every level.
+        losses_P: one loss in [-1, 1] per problem, independent and identically distributed, in an
+            order fixed without looking at them.
+        limit: limit of the expected loss, in [0, 1).
+        level: the level of the later comparison; the p-value is valid at every level.
     """
     problems = len(losses_P)
     if not problems:
         return 1.0
     count_P = np.arange(1, problems + 1)
-    # As if one loss of 0 had come before: the running moments of what was seen until then.
+    # Running moments of the earlier losses, with one loss of 0 added in front.
     mean_P = np.cumsum(losses_P) / (count_P + 1)
     variance_P = (1.0 + np.cumsum((losses_P - mean_P) ** 2)) / (count_P + 1)
     known_P = np.concatenate([[1.0], variance_P[:-1]])
@@ -74,9 +74,9 @@ def p_value(losses_P: Floats, limit: float, level: float) -> float:
 
 
 def growth(losses_P: Floats, limit: float) -> float:
-    """How fast the best fixed bet against the null would grow, in nats a problem.
+    """The growth rate of the best fixed bet against the null, in nats per problem.
 
-    An estimate of how easily the null can be rejected; it orders candidates and proves nothing.
+    It estimates how easily the null can be rejected. It orders candidates and proves nothing.
     """
     if not len(losses_P):
         return 0.0
@@ -85,9 +85,9 @@ def growth(losses_P: Floats, limit: float) -> float:
 
 
 def order(losses_CP: Floats, tokens_C: Floats, base_tokens: float, limit: float) -> list[int]:
-    """The candidates worth testing, the one most easily certified first (2210.07913).
+    """The candidates worth testing, the most easily certified first (2210.07913).
 
-    Left out are those that another one beats in loss and in tokens, and those that save no tokens.
+    Excludes candidates that another one beats in loss and tokens, and those that save no tokens.
     """
     loss_C = losses_CP.mean(axis=1)
     worth: list[int] = []
@@ -101,16 +101,16 @@ def order(losses_CP: Floats, tokens_C: Floats, base_tokens: float, limit: float)
 
 
 def certify(losses_TP: Floats, limit: float, level: float) -> list[float]:
-    """Test candidates in the order given, until one cannot be certified; the p-values, its own too.
+    """Test candidates in order until one fails; return the p-values, including the failed one's.
 
-    Those with p ≤ level are certified. With probability at least 1 - level over the draw of the
-    problems, the expected loss of every one of them is below the limit, so any may be picked
-    afterwards. Assumes problems drawn independently of each other, and an order fixed without them.
+    Candidates with p ≤ level are certified. With probability at least 1 - level over the draw of
+    the problems, the expected losses of all of them are below the limit, so any may be chosen
+    afterwards. Assumes independent problems, and an order fixed without them.
 
     Args:
         losses_TP: losses of T candidates on the same P problems.
-        limit: of the expected loss, in [0, 1).
-        level: the chance of any false certificate.
+        limit: limit of the expected loss, in [0, 1).
+        level: the probability of any false certificate.
     """
     tested: list[float] = []
     for losses_P in losses_TP:

@@ -269,9 +269,9 @@ def _work(run: OpenRun, recipes: Mapping[str, Recipe], places: Mapping[str, Path
                 del running[name]
                 done = _result(places[name])
                 if code == 0 and done is not None:
-                    took = f"{done['seconds']:.0f} s, {done['cpu_seconds']:.0f} s of a core"
+                    took = f"{done['seconds']:.0f} s ({done['cpu_seconds']:.0f} CPU seconds)"
                     points = len(grid(recipes[name]))
-                    logger.info("%-9s %s points, %s", name, points, took)
+                    logger.info("%-9s %s settings tried, %s", name, points, took)
                     continue
                 failed[name] = _last_line(places[name])
                 logger.info("%-9s failed: %s", name, failed[name])

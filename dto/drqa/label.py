@@ -77,12 +77,12 @@ def split_of(problem_id: str, seed: int, held_out: float) -> Split:
 
 
 def classes(chains: Sequence[Chain], settings: LabelSettings) -> dict[str, Fate]:
-    """Find the classes of one problem's chains, or the reasons for none, by chain id.
+    """Return by chain id the class of each chain, or the reason and detail for dropping it.
 
-    Reasons: `too_long` (for the judge), `other_k` and `other_source` (the settings exclude it). A
-    right batch chain, with a margin: `not_concise` (not below 1 - margin of the mean tokens of the
-    problem's right vanilla chains) and `no_vanilla` (there are no such chains). With `shortest`:
-    `alone` (the only right chain of the problem), `not_longer` (within the margin of the shortest).
+    `too_long`: above `label.max_tokens`. `other_k`, `other_source`: excluded by the settings. With
+    source `batch` and a margin, a right batch chain is `not_concise` if it has at least 1 - margin
+    of the mean tokens of the problem's right vanilla chains, and `no_vanilla` if there are none.
+    With `shortest`: `alone`, the only right chain; `not_longer`, within the margin of the shortest.
     """
     fates: dict[str, Fate] = {}
     right: list[Chain] = []

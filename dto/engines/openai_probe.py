@@ -257,8 +257,8 @@ class _Probe:
         ids = choice_of(reply).get("prompt_token_ids")
         if isinstance(ids, list) and ids != self._prompt:
             raise EngineError(
-                f"{self._transport.server} encodes {_QUESTION!r} as {ids}, but the tokenizer here "
-                f"as {self._prompt}: name the tokenizer of {self._server.name!r} in model.tokenizer"
+                f"{self._transport.server} and the local tokenizer encode {_QUESTION!r} as "
+                f"different ids ({ids}, {self._prompt}): set model.tokenizer to that of {self._server.name!r}"
             )
 
     async def _keeps_schema(self) -> bool:

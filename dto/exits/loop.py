@@ -260,7 +260,7 @@ class Search:
 
     @property
     def over(self) -> bool:
-        """Whether no further trial is made."""
+        """Whether the search has ended: after an error, or after `max_trials` trials."""
         return bool(self.error) or self._begun >= self._policy.max_trials
 
     def due(self, cut: int) -> bool:

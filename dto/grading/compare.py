@@ -213,7 +213,7 @@ def _terms(text: str) -> list[str]:
 
 @lru_cache(maxsize=1 << 16)
 def decidable(gold: str, rule: str) -> bool:
-    """Whether a gold answer needs no parser: a letter, a number, Chinese."""
+    """Whether a gold answer can be compared without a parser: a letter, a number, Chinese text."""
     if rule == "choice" or _PLAIN.fullmatch(gold):
         return True
     cleaned = clean(gold)

@@ -79,7 +79,7 @@ class Boxes(NamedTuple):
     link: Literal["or", "list", "parts", "ordered"] = "parts"
 
     def joined(self) -> str:
-        """Join them into one answer; the parts of a numbered list have an order."""
+        """Join the boxes: `(a, b)` if numbered, `a or b` if linked by or, else `a, b`."""
         if self.link == "ordered":
             return f"({', '.join(self.answers)})"
         return (" or " if self.link == "or" else ", ").join(self.answers)
@@ -99,7 +99,7 @@ def last_box(text: str) -> str | None:
 
 
 def final_boxes(text: str) -> Boxes:
-    r"""The last box and the boxes before it that belong to it; none without a complete box."""
+    r"""The last box and earlier boxes that belong to it; empty if the last box never closes."""
     text = text[-MAX_TEXT:]
     box = None if _is_cut(text) else _box_before(text, len(text))
     if box is None or box.content is None:

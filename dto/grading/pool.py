@@ -303,7 +303,7 @@ def load_rule(rule: str) -> Callable[[str, str], bool]:
         inspect.signature(function).bind("answer", "gold")
     except TypeError as error:
         raise ValueError(
-            f"{path!r} is not an answer rule, a function (answer: str, gold: str) -> bool: {error}"
+            f"answer rule {path!r} cannot be called as rule(answer, gold): {error}"
         ) from None
     except ValueError:
         pass  # a function of C without a signature

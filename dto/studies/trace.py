@@ -68,8 +68,8 @@ class TracedTrial:
 class TracedConclusion:
     """The text of the model after its thinking is closed at `position` response tokens.
 
-    `kept` of these tokens stay. `close_ids` close the thinking and are read, not generated; the
-    first can merge with punctuation before it.
+    `kept`: how many of these tokens remain before the inserted close. `close_ids`: the inserted
+    close, which is read, not generated; its first token can merge with punctuation before it.
     """
 
     position: int

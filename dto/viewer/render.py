@@ -125,7 +125,7 @@ def overview(view: TrajectoryView) -> Element | None:
 
 
 def p_style(row: ExitEstimate) -> str:
-    """Return p and its interval in percent as CSS variables."""
+    """Return the exit estimate p and its interval, in percent, as CSS variables."""
     p = row.p if isfinite(row.p) else 0.5
     return f"--p:{p * 100:.1f};--l:{row.p_low * 100:.1f};--h:{row.p_high * 100:.1f}"
 

@@ -56,7 +56,7 @@ def test_calibrate_replay_and_evaluate(
     for other in ('trace.inducers=["inside"]', "trace.every=7", "evaluate.temperature=0.5"):
         code, _, err = dto("evaluate", "--replay", str(run), "--set", other, capsys=capsys)
         assert code == 1 and err.count("\n") == 1
-        assert "were recorded with other settings: " + other.partition("=")[0] in err
+        assert "were recorded with different settings: " + other.partition("=")[0] in err
     assert points[0]["exit"] == "none" and points[0]["more"]["left"] == 0
 
     exits = f"evaluate.exits=[{{name: none}}, {{file: {policy}}}]"

@@ -233,8 +233,8 @@ async def test_no_gold_answer_is_unreadable() -> None:
         (rule("Near", tolrance=1), "'tolrance'.*did you mean 'tolerance'"),
         (rule("Near", tolerance="far"), "tolerance"),
         (rule("caseless", tolerance=1), "takes none: drop tolerance"),
-        (rule("one"), "is not an answer rule, a function .answer: str, gold: str. -> bool"),
-        (rule("text"), "is not an answer rule"),
+        (rule("one"), "cannot be called as rule.answer, gold."),
+        (rule("text"), "cannot be called as rule"),
     ],
 )
 async def test_a_rule_that_cannot_be_loaded_is_one_clear_error(rule_: str, message: str) -> None:
