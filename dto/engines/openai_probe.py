@@ -258,7 +258,8 @@ class _Probe:
         if isinstance(ids, list) and ids != self._prompt:
             raise EngineError(
                 f"{self._transport.server} and the local tokenizer encode {_QUESTION!r} as "
-                f"different ids ({ids}, {self._prompt}): set model.tokenizer to that of {self._server.name!r}"
+                f"different ids ({ids}, {self._prompt}): set model.tokenizer to that of "
+                f"{self._server.name!r}"
             )
 
     async def _keeps_schema(self) -> bool:
