@@ -42,7 +42,7 @@ def test_the_flag_of_the_command(tmp_path: Path, allowed: bool) -> None:
     else:
         assert graded == {("failed", "no_code_execution")}
         again = ["evaluate", str(run), "--allow-code-execution"]
-        with pytest.raises(RunConflictError, match="6 programs were not run: --recompute"):
+        with pytest.raises(RunConflictError, match="6 programs were not run: use --recompute"):
             app(again, standalone_mode=False)
         app([*again, "--recompute", "--yes"], standalone_mode=False)
         app(again, standalone_mode=False)  # and now that stands
