@@ -21,11 +21,11 @@ from dto.recipe import Recipe
 from dto.reporting.evaluation import MAX_FAILED, Figures
 from dto.reporting.pictures import front, pareto_front, save
 from dto.reporting.positions import Reliability
-from dto.reporting.table import Table, arms_table, write_json
+from dto.reporting.table import Table, arms_table, token_filters, write_json
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 from dto.runs.run import settings_of
-from dto.settings import ExitPolicy, SamplingSettings
+from dto.settings import ExitPolicy
 from dto.studies.trace import read_traces
 
 POLICY = "calibrated"
@@ -188,22 +188,12 @@ def policy_text(result: Calibration, recipe: Recipe) -> str:
     revision = f" at revision {model.revision}" if model.revision else ""
     scope = (
         f"Holds for {model.name}{revision} on problems like those of {recipe.problems.source}, at "
-        f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}{_further(sampling)} and "
-        f"at most {sampling.max_tokens:,} tokens; not after further training of its weights."
+        f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}{token_filters(sampling)} "
+        f"and at most {sampling.max_tokens:,} tokens; not after further training of its weights."
     )
     comment = "\n".join(f"# {line}" for line in [*str(result).splitlines(), scope])
     settings = result.policy.changed() | {"name": POLICY}
     return f"{comment}\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}"
-
-
-def _further(sampling: SamplingSettings) -> str:
-    """The other sampling settings that are on, each after a comma."""
-    named = {
-        "top-k": sampling.top_k,
-        "min-p": sampling.min_p,
-        "presence penalty": sampling.presence_penalty,
-    }
-    return "".join(f", {name} {value:g}" for name, value in named.items() if value)
 
 
 @dataclass(frozen=True, slots=True)

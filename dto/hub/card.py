@@ -28,11 +28,10 @@ from dto.reporting.cost import stage_costs
 from dto.reporting.funnel import DROPPED
 from dto.reporting.pictures import COLOURS, INK, style_axes
 from dto.reporting.report import Report
-from dto.reporting.table import CELLS, Table
+from dto.reporting.table import CELLS, Table, token_filters
 from dto.reporting.write import draw_report
 from dto.runs import manifest
 from dto.runs.reader import RunReader
-from dto.settings import SamplingSettings
 from dto.source import Source
 from dto.stages import prune
 from dto.tasks import TASKS
@@ -272,7 +271,7 @@ def render_card(template: str, metadata: str, **values: Any) -> str:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
     environment.filters |= {
-        "block": in_block, "line": in_line, "changed": _changed_settings, "filters": _token_filters,
+        "block": in_block, "line": in_line, "changed": _changed_settings, "filters": token_filters,
     }  # fmt: skip
     source = (files("dto") / "hub" / template).read_text(encoding="utf-8")
     return (
@@ -301,16 +300,6 @@ def _changed_settings(recipe: Recipe) -> str:
     """Return the settings that differ from the defaults, as YAML."""
     data = recipe.model_dump(mode="json", exclude_defaults=True)
     return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=10_000))
-
-
-def _token_filters(sampling: SamplingSettings) -> str:
-    """Format the sampling settings that are on beside temperature and top-p: `, top-k 20`."""
-    settings = {
-        "top-k": sampling.top_k,
-        "min-p": sampling.min_p,
-        "presence penalty": sampling.presence_penalty,
-    }
-    return "".join(f", {name} {value:g}" for name, value in settings.items() if value)
 
 
 def cited(recipe: Recipe, stages: Sequence[str]) -> list[tuple[str, str, str]]:

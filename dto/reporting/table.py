@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from dto.reporting.evaluation import Figures
 from dto.runs.manifest import write_text
+from dto.settings import SamplingSettings
 from dto.statistics import NOTHING, Estimate, shown
 
 
@@ -284,3 +285,13 @@ def papers_table(rows: Sequence[Figures], means: Sequence[Figures]) -> Table:
     head = [f"{task} {name}" for task in tasks for name in ("accuracy", "tokens", "tokens_ratio")]
     formats = ("", "", *("%", ",.0f", "%") * len(tasks))
     return Table("", ("model", "exit", *head), tuple(lines), formats=formats)
+
+
+def token_filters(sampling: SamplingSettings) -> str:
+    """Format the sampling settings that are on beside temperature and top-p: `, top-k 20`."""
+    settings = {
+        "top-k": sampling.top_k,
+        "min-p": sampling.min_p,
+        "presence penalty": sampling.presence_penalty,
+    }
+    return "".join(f", {name} {value:g}" for name, value in settings.items() if value)
