@@ -63,7 +63,7 @@ def test_a_larger_loss_admits_a_cheaper_exit() -> None:
     ("traces", "reason"),
     [
         ([harmful(n) for n in range(400)], "no candidate can be certified to lose at most 0.02"),
-        ([harmless(n) for n in range(24)], "none can be certified"),
+        ([harmless(n) for n in range(24)], "no candidate can be certified"),
         ([hand_trace(f"{n:04d}", True, [(0.1, True)]) for n in range(40)], "no candidate saves"),
         (
             [harmless(n) for n in range(380)]
@@ -144,7 +144,7 @@ def test_where_nothing_is_certified_the_file_says_none(tmp_path: Path) -> None:
     calibrate(run)
     text = (run / "calibrate" / "policy.yaml").read_text()
     assert yaml.safe_load(text) == {"name": "calibrated", "policy": "none"}
-    assert "# policy none: none can be certified" in text
+    assert "# policy none: no candidate can be certified" in text
 
 
 @pytest.mark.parametrize(
