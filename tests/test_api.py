@@ -255,6 +255,7 @@ def test_trl_trains_on_the_pairs(folder: Path, tmp_path: Path) -> None:
     assert trainer.train().global_step == 1
 
 
+@pytest.mark.slow
 async def test_a_run_is_resumed_where_a_loop_is_running(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

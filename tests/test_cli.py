@@ -308,6 +308,7 @@ def test_an_import_without_a_row_says_why(capsys: pytest.CaptureFixture[str]) ->
     assert "rows.jsonl has no row that can be read: the last one is dropped as missing_field" in err
 
 
+@pytest.mark.slow
 def test_an_import_drops_gold_answers_that_cannot_be_read(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -145,6 +145,7 @@ async def test_policies_share_their_seeds(ctx: Context) -> None:
     assert len({row.seed for row in plain}) == len(plain)
 
 
+@pytest.mark.slow
 async def test_a_row_says_what_happened(ctx: Context) -> None:
     [problem, *_] = PROBLEMS
     row, second = (each.row for each in await evaluate(problem, DEER, ctx))
@@ -222,6 +223,7 @@ def a_run(folder: Path, **exit: object) -> OpenRun:
     return open_run(folder / "run", Recipe.model_validate(recipe))
 
 
+@pytest.mark.slow
 def test_a_run_keeps_wasted_tokens_beside_its_table(tmp_path: Path) -> None:
     run = a_run(tmp_path, overlap=True, inducer="closed", threshold=0.5)
     run_stages(run, with_questions(run.recipe, "evaluate"))
@@ -297,6 +299,7 @@ def test_test_sets_lose_gold_answers_that_cannot_be_read(tmp_path: Path) -> None
     assert "neg p" in json.loads(dropped)["detail"]
 
 
+@pytest.mark.slow
 def test_another_task_leaves_the_answers_to_the_others_alone(tmp_path: Path) -> None:
     first = task_file(tmp_path, "first", "Start with 1. Add 1.")
     second = task_file(tmp_path, "second", "Start with 3. Subtract 1.")

@@ -51,6 +51,7 @@ def test_what_is_not_known_stays_so() -> None:
     assert np.isnan(over(2, 10).total(took([1.0, np.nan]), TOKENS)[2])
 
 
+@pytest.mark.slow
 def test_intervals_hold_what_a_run_takes_nearly_as_often_as_they_say(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

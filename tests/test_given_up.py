@@ -28,6 +28,7 @@ def given_up(row: EvaluationRow) -> EvaluationRow:
     return replace(row, grade="failed", reason=why) if why else row
 
 
+@pytest.mark.slow
 def test_answers_that_the_grader_gave_up_are_counted_by_reason(
     make_run: Callable[..., Path],
 ) -> None:

@@ -63,6 +63,7 @@ def test_chain_values_by_hand() -> None:
     )
 
 
+@pytest.mark.slow
 def test_splits_are_disjoint() -> None:
     questions = {s: {p.question for p in chain_problems(s, 1500, seed=1)} for s in SPLITS}
     again = {s: {p.question for p in chain_problems(s, 1500, seed=2)} for s in SPLITS}

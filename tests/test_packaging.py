@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 CARRIED = (".toml", ".safetensors", ".json", ".jinja", ".py", ".html", ".css", ".js", ".typed")
 
 
+@pytest.mark.slow
 def test_import_is_light() -> None:
     heavy = "torch,transformers,spacy,datasets,trl,openai,polars,pyarrow,matplotlib,tqdm"
     code = f"import sys, dto, dto.cli; print([m for m in '{heavy}'.split(',') if m in sys.modules])"

@@ -133,6 +133,7 @@ def rows_by_name(run: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return {(each["model"], each["exit"]): each for each in data["rows"]}
 
 
+@pytest.mark.slow
 def test_the_figures(make_run: Callable[..., Path]) -> None:
     run = make_run()
     report(run)
@@ -157,6 +158,7 @@ def test_the_figures(make_run: Callable[..., Path]) -> None:
     assert deer["more"]["exit_reasons"] == {"policy": 80}
 
 
+@pytest.mark.slow
 def test_the_comparison_is_paired_with_the_base(make_run: Callable[..., Path]) -> None:
     result = report(make_run())
     by_name = {row.arm: row for row in result.rows}
@@ -173,6 +175,7 @@ def test_the_comparison_is_paired_with_the_base(make_run: Callable[..., Path]) -
     assert trained.verdict == ("gain" if trained.gain.low > 0 else "no difference shown")
 
 
+@pytest.mark.slow
 def test_truncated_counts_as_not_correct_and_failed_leaves(make_run: Callable[..., Path]) -> None:
     def change(row: EvaluationRow) -> EvaluationRow:
         if (row.model, row.exit, row.sample) != ("base", "none", 0):
@@ -192,6 +195,7 @@ def test_truncated_counts_as_not_correct_and_failed_leaves(make_run: Callable[..
     assert "more than 1% failed responses is not compared" in str(result)
 
 
+@pytest.mark.slow
 def test_rows_that_an_error_kept_out_count_as_failed(make_run: Callable[..., Path]) -> None:
     run = make_run(lambda row: None if (row.model, row.problem_id) == ("trained", "003") else row)
     result = report(run)
@@ -202,6 +206,7 @@ def test_rows_that_an_error_kept_out_count_as_failed(make_run: Callable[..., Pat
     assert verdicts["base", "deer"] == "no difference shown"
 
 
+@pytest.mark.slow
 def test_truncated_leave_the_accuracy_over_completed(make_run: Callable[..., Path]) -> None:
     run = make_run(lambda row: replace(row, grade="truncated") if row.problem_id < "008" else row)
     report(run)
@@ -260,6 +265,7 @@ def test_the_tables_are_laid_out_as_in_the_papers(make_run: Callable[..., Path])
     assert table["average tokens_ratio"].to_list() == pytest.approx([1.0, 0.45, 0.5, 0.45])
 
 
+@pytest.mark.slow
 def test_one_task_has_no_mean(make_run: Callable[..., Path]) -> None:
     run = make_run()
     assert report(run).averages == ()
@@ -277,6 +283,7 @@ def test_an_arm_that_lacks_a_task_has_no_mean(make_run: Callable[..., Path]) -> 
     assert {row.model for row in result.averages} == {"base"}
 
 
+@pytest.mark.slow
 def test_cost_and_break_even(make_run: Callable[..., Path]) -> None:
     run = make_run()
     report(run)
@@ -313,6 +320,7 @@ def recount(stage: Path, within: str | None = "usage", **counts: Any) -> None:
     path.write_text(json.dumps(done))
 
 
+@pytest.mark.slow
 def test_break_even_in_model_flops_has_what_was_read(make_run: Callable[..., Path]) -> None:
     run = make_run(in_model_flops)
     counted(run)
@@ -342,6 +350,7 @@ def test_break_even_in_model_flops_has_what_was_read(make_run: Callable[..., Pat
     assert "model FLOPs" in page and "breaks even after 1,910" in page
 
 
+@pytest.mark.slow
 def test_what_pays_in_tokens_may_not_pay_in_flops(make_run: Callable[..., Path]) -> None:
     dearer = 10.0
     run = make_run(
@@ -355,6 +364,7 @@ def test_what_pays_in_tokens_may_not_pay_in_flops(make_run: Callable[..., Path])
     assert break_even_sentences(even)[-1].endswith("more FLOPs per question: it never breaks even.")
 
 
+@pytest.mark.slow
 def test_runs_that_did_not_count_model_flops_still_report(make_run: Callable[..., Path]) -> None:
     run = make_run()  # its manifests are those of an earlier version, and so is its table:
     table = run / "evaluate" / "rows.parquet"
@@ -418,6 +428,7 @@ def test_what_may_not_pay_says_so(
     assert break_even_sentences(even)[0].endswith(said)
 
 
+@pytest.mark.slow
 def test_the_table_fits_a_terminal(make_run: Callable[..., Path]) -> None:
     text = str(report(make_run()))
     assert max(map(len, text.splitlines())) <= 100
@@ -430,6 +441,7 @@ def test_the_table_fits_a_terminal(make_run: Callable[..., Path]) -> None:
         assert part in " ".join(text.split())
 
 
+@pytest.mark.slow
 def test_only_the_files_of_earlier_versions_go(make_run: Callable[..., Path]) -> None:
     run = make_run()
     stale, own = ("difficulty.csv", "batch.png", "batch.svg"), ("mine.csv", "batch.pdf")
@@ -441,6 +453,7 @@ def test_only_the_files_of_earlier_versions_go(make_run: Callable[..., Path]) ->
     assert not found & {*stale} and found >= {*own, "report.html", "tables.csv"}
 
 
+@pytest.mark.slow
 def test_trial_tokens_are_shown_on_demand(make_run: Callable[..., Path]) -> None:
     """The first table is as wide as a page of 1,000 pixels without them."""
     front = report(make_run()).sections()[0]

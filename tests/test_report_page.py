@@ -230,6 +230,7 @@ def test_the_same_run_gives_the_same_page(make_run: Callable[..., Path]) -> None
     assert page(run) == page(run)
 
 
+@pytest.mark.slow
 def test_a_model_that_equals_the_base_on_all_tasks_has_its_figures(
     make_run: Callable[..., Path],
 ) -> None:

@@ -19,6 +19,7 @@ def test_holm_against_a_worked_example():
     assert kept == 0.04 and isnan(missing)
 
 
+@pytest.mark.slow
 def test_bootstrap_agrees_with_the_normal_interval() -> None:
     noise = np.random.default_rng(0).normal(0.3, 1.0, size=(400, 1))
     zero = np.zeros((400, 1))

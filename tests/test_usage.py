@@ -100,6 +100,7 @@ QWEN2 = 2 * (64 * 64 + 64 + 2 * (64 * 32 + 32) + 64 * 64 + 3 * 64 * 128 + 2 * 64
 EXPERTS = 8 * 3 * 64 * 96
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "parameters"),
     [

@@ -173,6 +173,7 @@ pieces = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @given(thinking=st.lists(pieces, min_size=1, max_size=30).map("".join), closed=st.booleans())
 @settings(max_examples=60)

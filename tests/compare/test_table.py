@@ -62,6 +62,7 @@ def comparison(
     return path
 
 
+@pytest.mark.slow
 def test_ranks_and_differences(tmp_path: Path) -> None:
     result = report([comparison(tmp_path / "a", 200)])
     page = (tmp_path / "a" / "compare" / "compare.html").read_text("utf-8")
@@ -77,6 +78,7 @@ def test_ranks_and_differences(tmp_path: Path) -> None:
     assert [row.tokens_rank for row in result.rows] == [2, 1, 2]
 
 
+@pytest.mark.slow
 def test_the_files_hold_what_the_terminal_shows(tmp_path: Path) -> None:
     result = report([comparison(tmp_path / "a", 200)])
     place = tmp_path / "a" / "compare"
@@ -91,6 +93,7 @@ def test_the_files_hold_what_the_terminal_shows(tmp_path: Path) -> None:
     assert data["rows"][0]["gain_p"] is None  # of the reference itself
 
 
+@pytest.mark.slow
 def test_few_problems_have_intervals_and_no_ranks(tmp_path: Path) -> None:
     result = report([comparison(tmp_path / "a", 99)])
     assert all(row.accuracy_rank is None and row.tokens_rank is None for row in result.rows)
@@ -99,6 +102,7 @@ def test_few_problems_have_intervals_and_no_ranks(tmp_path: Path) -> None:
     assert "99 problems are too few to rank" in str(result)
 
 
+@pytest.mark.slow
 def test_seeds_are_pooled_problem_by_problem(tmp_path: Path) -> None:
     runs = [comparison(tmp_path / str(seed), 60, seed) for seed in range(3)]
     result = report(runs)
@@ -151,6 +155,7 @@ def judged(right: float, unreadable: int) -> dict[str, Any]:
     return {**ends, "responses": 50, "problems": 20, "unreadable": unreadable}
 
 
+@pytest.mark.slow
 def test_judging_of_held_out_chains_is_there(tmp_path: Path) -> None:
     run = comparison(tmp_path / "a", 200)
     for method, scores in (
@@ -181,6 +186,7 @@ def test_judging_of_held_out_chains_is_there(tmp_path: Path) -> None:
     assert "Judging held-out chains" in page and "<td>50.0 (40.0–60.0)</td>" in page
 
 
+@pytest.mark.slow
 def test_a_comparison_without_judging_has_no_table_of_it(tmp_path: Path) -> None:
     run = comparison(tmp_path / "a", 100)
     result = report([run])

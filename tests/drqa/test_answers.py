@@ -94,6 +94,7 @@ def test_the_order_of_the_list_does_not_matter(answers, order):
     assert not any(each.fault for each in found)
 
 
+@pytest.mark.slow
 @given(st.text(max_size=300), st.integers(2, 5))
 def test_any_text_gives_k_answers_or_faults(text, k):
     found = numbered_answers(text, k)

@@ -96,6 +96,7 @@ async def test_greedy_is_generate_token_for_token(nano: Served, prompts: list[li
         assert list(completion.token_ids) == nano.generate(prompt, 24)
 
 
+@pytest.mark.slow
 async def test_samples_of_a_branch_have_their_own_noise(
     nano: Served, prompts: list[list[int]]
 ) -> None:

@@ -74,6 +74,7 @@ async def test_results_do_not_depend_on_batch_mates(
     assert among.logprobs == alone.logprobs  # bit for bit
 
 
+@pytest.mark.slow
 async def test_cached_keys_are_those_that_would_be_computed(
     nano: Served, prompts: list[list[int]]
 ) -> None:
@@ -123,6 +124,7 @@ async def test_logprobs_are_the_models_own(nano: Served, prompts: list[list[int]
         assert list(likely.values()) == pytest.approx(top.values.tolist(), abs=1e-4)
 
 
+@pytest.mark.slow
 async def test_samples_share_a_prefill_and_count_up_seeds(
     nano: Served, prompts: list[list[int]]
 ) -> None:
@@ -156,6 +158,7 @@ async def test_grouped_heads_of_other_architectures(kind: str, nano: Served) -> 
     assert served.model.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.slow
 async def test_banned_tokens_are_never_sampled(nano: Served, prompts: list[list[int]]) -> None:
     async with nano.engine() as engine:
         for sampling in (GREEDY, SAMPLED):

@@ -129,6 +129,7 @@ async def test_everything_else_is_a_failed_completion(
         assert fine.text == ANSWER
 
 
+@pytest.mark.slow
 async def test_retries_are_bounded(nano: Served) -> None:
     async with opened("vllm", nano, retries=1) as (engine, server):
         server.bad.extend([Bad(500, {"error": {"message": "ill"}})] * 3)
@@ -262,6 +263,7 @@ async def test_filters_and_penalties_reach_a_server_that_takes_them(nano: Served
         assert "presence_penalty" not in server.requests[-1].body
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "settings_of", "dialect", "said"),
     [

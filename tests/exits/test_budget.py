@@ -115,6 +115,7 @@ async def test_an_answer_is_always_left(
         assert len(response.thinking_ids) <= budget + grace
 
 
+@pytest.mark.slow
 async def test_the_embedded_model_always_answers(embedded: Embedded) -> None:
     for max_tokens in (4, 20, 40, 200):
         for response in await embedded.responses(max_tokens, policy="budget", budget=30, grace=25):

@@ -53,6 +53,7 @@ async def test_it_leaves_after_enough_equal_answers_whatever_their_confidence(
     assert never.response.exit_reason == "closed"
 
 
+@pytest.mark.slow
 async def test_the_embedded_model_leaves_only_after_equal_answers(embedded: Embedded) -> None:
     exit = {"monitor": "tokens", "every": 16, "inducer": "closed", "agree": 2}
     responses = await embedded.responses(policy="consistency", **exit)

@@ -232,6 +232,7 @@ def test_no_cut_falls_inside_a_character(name: str) -> None:
 # Braces.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_an_inducer_ends_where_the_vocabulary_opens_the_brace(name: str) -> None:
     merges = [token for token in tokenizer(name).get_vocab() if token[:2] in ("{\\", "{-")]

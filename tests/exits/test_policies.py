@@ -151,6 +151,7 @@ async def test_minimum_thinking_and_most_trials(respond: Respond) -> None:
     assert len(few.response.trials) == 1
 
 
+@pytest.mark.slow
 async def test_an_answer_with_inner_braces_is_read_to_its_end(respond: Respond) -> None:
     said = "\\frac{1}{2}\\sqrt{2}}"
     done = await respond(MAIN, DEER | {"trial_tokens": 40}, trial=lambda kept: (said, 1.0))

@@ -253,6 +253,7 @@ def test_a_trial_is_cut_where_its_box_is_open():
     assert trial_answer("{72, so she sells 72 eggs}") == "72"
 
 
+@pytest.mark.slow
 def test_a_right_response_is_wrong_for_any_other_gold_answer(grades):
     rows = []
     for gold, response, rule, right, _ in responses.RESPONSES:

@@ -173,6 +173,7 @@ async def test_a_killed_child_is_replaced():
         assert (await grader.grade_conclusion(r"\boxed{1+x}", "x+1", "math")).grade == "correct"
 
 
+@pytest.mark.slow
 async def test_answers_nested_beyond_reason_are_not_right():
     deep = r"\boxed{" + "(" * 400 + "7" + ")" * 400 + "}"
     async with Grader(workers=1, time_limit=0.5) as grader:
@@ -245,6 +246,7 @@ async def test_a_worker_that_cannot_start_is_one_clear_error(monkeypatch, tmp_pa
             await grader.grade_conclusion(r"\boxed{1+x}", "x+1", "math")
 
 
+@pytest.mark.slow
 def test_the_worker_imports_nothing_that_is_slow():
     done = subprocess.run(
         [sys.executable, "-P", "-X", "importtime", "-c", _CHILD, _COMPARISON, "5"],

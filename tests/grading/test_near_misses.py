@@ -245,6 +245,7 @@ def test_near_misses_of_numbers_are_other_numbers(top: int, bottom: int) -> None
             assert Fraction(each.answer) != Fraction(top, bottom)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.text("\\{}()[]fracsqt$ 0123456789,.%^_-+/xyπ<=|&", max_size=40))
 def test_any_text_can_be_changed(gold: str) -> None:

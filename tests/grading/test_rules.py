@@ -134,6 +134,7 @@ async def test_the_rule_decides(rule_: str, answer: str, gold: str, grade: str) 
         assert (await grader.grade_trial(f"{{{answer}", gold, rule_)).grade == "truncated"
 
 
+@pytest.mark.slow
 async def test_conclusions_are_read_as_under_math() -> None:
     async with Grader(workers=1) as grader:
         graded = await grader.grade_conclusion("The answer is PARIS.", "paris", rule("caseless"))
@@ -193,6 +194,7 @@ async def test_failures_are_counted_in_the_log(caplog: pytest.LogCaptureFixture)
     assert "2 rule_error: ValueError" in line and "1 rule_error: TypeError" in line
 
 
+@pytest.mark.slow
 async def test_a_comparison_is_shared_and_remembered() -> None:
     before = {child.pid for child in psutil.Process().children()}
     async with Grader(workers=2) as grader:

@@ -66,6 +66,7 @@ async def trial_result(mode: Mode, program: str, test: str = "", limits: Limits 
     return reason
 
 
+@pytest.mark.slow
 async def test_what_programs_may_do(mode: Mode) -> None:
     program = (
         "import os, random, threading, tempfile\n"
@@ -118,6 +119,7 @@ async def test_a_program_costs_only_itself(mode: Mode, attack: str) -> None:
     assert await trial_result(mode, program, "f(1)", limits) in reasons
 
 
+@pytest.mark.slow
 async def test_files_fill_no_disk(mode: Mode) -> None:
     if mode == "guards":
         pytest.skip("without a file system of its own only each file is limited, as it says")
@@ -196,6 +198,7 @@ async def test_no_socket_reaches_a_listener(mode: Mode, tmp_path: Path) -> None:
         server.close()
 
 
+@pytest.mark.slow
 async def test_the_parent_cannot_be_killed(mode: Mode) -> None:
     for attempt in (
         "import os, signal; os.kill(os.getppid(), signal.SIGKILL)",

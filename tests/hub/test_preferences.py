@@ -203,6 +203,7 @@ NOT_READ = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("files", "said"), NOT_READ)
 def test_what_cannot_be_imported_is_one_line(
     files: dict[str, bool],
@@ -226,6 +227,7 @@ def test_what_cannot_be_imported_is_one_line(
     assert len(out.strip().splitlines()[-1:]) == 1 and "Traceback" not in out
 
 
+@pytest.mark.slow
 def test_gated_missing_and_wrong_columns(
     datasets_there: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,6 +243,7 @@ def test_gated_missing_and_wrong_columns(
     assert code == 1 and "gated" in out and "Traceback" not in out, out
 
 
+@pytest.mark.slow
 def test_responses_of_others_become_trajectories(
     datasets_there: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

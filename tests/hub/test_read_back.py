@@ -88,6 +88,7 @@ def test_datasets_and_polars_read_it_back(run: OpenRun, hub: Hub, tmp_path: Path
     assert pl.read_parquet(path)["rejected"].to_list() == [text * 2 for text in HOSTILE.values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", ["", "test"])
 def test_splits_are_written_from_one_row_group_at_a_time(tmp_path: Path, hidden: str) -> None:
     """A split has as many row groups as the whole has rows of it in, and is nowhere whole."""

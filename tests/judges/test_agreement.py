@@ -64,6 +64,7 @@ def test_kappa_of_nothing_and_of_unequal_lengths() -> None:
         cohen_kappa(["a", "b"], ["a"], ["p", "q"])
 
 
+@pytest.mark.slow
 def test_independent_raters_have_no_kappa_and_the_interval_covers() -> None:
     rng = np.random.default_rng(0)
     covered = 0

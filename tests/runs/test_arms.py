@@ -97,6 +97,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "computed"), CHANGES)
 async def test_only_what_a_change_touches_is_computed_again(
     config: dict[str, Any], computed: list[str], tmp_path: Path

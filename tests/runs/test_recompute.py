@@ -104,6 +104,7 @@ def test_nothing_is_touched_without_a_yes(whole: None) -> None:
     open_run(Path("run"), recipe()).close()  # nobody holds it any more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wanted", "yes", "message"),
     [(False, True, "use --recompute"), (True, False, "use --yes to agree"), (True, True, "")],

@@ -175,6 +175,7 @@ SPACES = [" ", "\n", "\n\n", "\r\n", "\t", "- ", "1. ", "\u3000", "\ud7ff"]
 pieces = st.sampled_from([*WORDS, *SIGNS, *SPACES])
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(st.lists(pieces, max_size=60).map("".join) | st.text(max_size=80))
 def test_segments_tile_any_text(text: str) -> None:

@@ -146,6 +146,7 @@ numbers = st.one_of(
 units = st.sampled_from(["", r"\%", r"^\circ", r" \text{ cm}", r"\text{ hours}", " cm"])
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(numbers, units)
 def test_a_near_miss_of_a_number_is_another_number(number: str, unit: str) -> None:

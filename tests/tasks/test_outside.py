@@ -254,6 +254,7 @@ def test_generated_and_imported_questions_have_the_rule_of_the_recipe() -> None:
     assert isinstance(response, Response) and response.problem.rule == "outside.tasks:caseless"
 
 
+@pytest.mark.slow
 async def test_validation_grades_gold_answers_by_the_rule() -> None:
     rows = [{"problem": f"{text}?", "answer": text} for text in ("a thing", r"\neg p")]
     Path("rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))

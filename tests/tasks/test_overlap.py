@@ -68,6 +68,7 @@ def test_every_question_overlaps_with_itself(text: str, n: int) -> None:
     assert hit is not None and hit.share == 1.0
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from("abcd"), max_size=30), st.integers(2, 5))
 def test_grams_are_equal_where_the_words_are(letters: list[str], n: int) -> None:
     found = grams(" ".join(letters), n)

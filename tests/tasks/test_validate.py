@@ -86,6 +86,7 @@ PASSES = (
 )
 
 
+@pytest.mark.slow
 async def test_gold_answers_that_pass() -> None:
     report = await checked([{"problem": gold, "answer": gold} for gold, _ in PASSES])
     assert report.unexplained == []
@@ -106,6 +107,7 @@ LISTED: tuple[tuple[dict[str, Any], str], ...] = (
 )
 
 
+@pytest.mark.slow
 async def test_gold_answers_that_are_listed() -> None:
     bad = [{"problem": f"bad {n}?", "answer": "1"} | row for n, (row, _) in enumerate(LISTED)]
     report = await checked([{"problem": "good?", "answer": "1"}, *bad])
@@ -249,6 +251,7 @@ def test_the_tasks_are_listed() -> None:
     assert all(task.hub in out and task.citation in out for task in TASKS.values())
 
 
+@pytest.mark.slow
 def test_the_command_line_has_it() -> None:
     saved([{"problem": "a?", "answer": ""}])
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -298,6 +301,7 @@ async def test_near_misses_that_a_lax_grader_takes_for_right_are_reported() -> N
     assert report.unexplained == []
 
 
+@pytest.mark.slow
 async def test_near_misses_that_are_wrong_are_counted() -> None:
     report = await near_misses_of(Grader(workers=1), LAX)
     assert report.right == []

@@ -264,6 +264,7 @@ def test_no_tensor_holds_the_logits_of_a_batch(
         assert stock.numbers > labels * vocabulary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", STORED)
 def test_another_head_is_refused_in_one_line(
     method: str,

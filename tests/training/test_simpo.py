@@ -123,6 +123,7 @@ def test_loss_is_simpo_plus_the_anchor(tokenizer: PreTrainedTokenizerBase, tmp_p
     assert trainer.mean_loss() is None
 
 
+@pytest.mark.slow
 def test_nan_loss_names_the_step(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     trainer = trainer_for(tokenizer, tmp_path, [0, 1, 2, 0, 1, 2], learning_rate=1e30)
     with pytest.raises(DtoError, match=r"loss is nan at step 2 of 3: lower train.learning_rate"):

@@ -190,6 +190,7 @@ def test_where_a_trajectory_leaves(
     assert display._repr_html_().count('<span class="taken">exit</span>') == exit
 
 
+@pytest.mark.slow
 def test_a_row_at_hand_is_shown_without_polars() -> None:
     code = "import sys, dto; dto.show; sys.exit('polars' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
