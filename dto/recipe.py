@@ -292,7 +292,7 @@ class Recipe(Settings):
     @field_validator("languages")
     @classmethod
     def _languages_can_be_read(cls, languages: Languages, info: ValidationInfo) -> Languages:
-        if (info.context or {}).get("imports", True):
+        if info.context != NO_IMPORTS:
             for name in languages:
                 load_language(name)
         return languages
