@@ -316,8 +316,7 @@ def load_recipe(path: Path | str, changes: Mapping[str, Any] | None = None) -> R
     Raises RecipeError, in one line, for a missing or unknown key and a value out of range.
     """
     path = Path(path)
-    data = {"name": path.stem, **_read_yaml(path)}
-    return make_recipe(data, changes, f"recipe {path}")
+    return make_recipe({"name": path.stem, **_read_yaml(path)}, changes, f"recipe {path}")
 
 
 def read_recipe(path: Path) -> tuple[Recipe, tuple[str, ...]]:
@@ -346,7 +345,8 @@ def known_recipe(data: dict[str, Any], origin: str) -> tuple[Recipe, tuple[str, 
 
 def _read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
     try:
-        data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C, where PyYAML has it
+        data: Any = yaml.load(path.read_text(encoding="utf-8"), loader)
     except FileNotFoundError:
         examples = "see pipelines/ for examples" if what == "recipe" else "dto calibrate writes one"
         raise RecipeError(f"{what} {path} does not exist: {examples}") from None

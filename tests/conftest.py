@@ -7,11 +7,16 @@ process ends long after the other.
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
 import pytest
 from filelock import FileLock
+
+from tests import pictures, warm
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -65,15 +70,45 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def trainings_start_at_once() -> Iterator[None]:
+    """The processes of a training are forks of one that has imported torch (tests/warm.py)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dto.training.train.run_child", warm.run_child)
+        started = SimpleNamespace(Popen=warm.Popen, STDOUT=subprocess.STDOUT)
+        patch.setattr("dto.compare.compare.subprocess", started)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pictures_are_drawn_once() -> Iterator[None]:
+    """A picture of data that were drawn before is the same picture (tests/pictures.py)."""
+    with pytest.MonkeyPatch.context() as patch:
+        pictures.use(patch)
+        yield
+
+
+@pytest.fixture
+def drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every picture is drawn."""
+    pictures.use(monkeypatch, anew=True)
+
+
 SLOW_FIXTURES = {"small_run", "quickstart_run", "finished"}
+
+
+SECONDS = 2.0
+"""Of a slow test whose mark does not say more: `slow(seconds=60)`."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow whatever reads the small run; order files by their number of slow tests."""
-    slow: dict[Path, int] = {}
+    """Mark as slow whatever reads the small run; order files by the seconds of their slow tests."""
+    seconds: dict[Path, float] = {}
     for item in items:
         if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
-        slow[item.path] = slow.get(item.path, 0) + (item.get_closest_marker("slow") is not None)
-    items.sort(key=lambda item: -slow[item.path])
+        slow = item.get_closest_marker("slow")
+        more = slow.kwargs.get("seconds", SECONDS) if slow else 0.0
+        seconds[item.path] = seconds.get(item.path, 0.0) + more
+    items.sort(key=lambda item: -seconds[item.path])

@@ -34,11 +34,12 @@ from dto.records import (
     Verdict,
 )
 from dto.runs.reader import RunReader
+from tests import warm
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "extending.md"
 MOST_LINES = 10
 DTO = Path(sys.executable).with_name("dto")
-"""The command itself: unlike `python -m`, it does not search the working directory for modules."""
+"""The installed command."""
 
 RECIPE = """
 model: {name: nano, context: 1024, slots: 16}
@@ -108,10 +109,10 @@ class Example:
 
     def start(self, command: str, *arguments: str, target: str) -> tuple[int, str]:
         """Exit code and output of a command. It runs in the folder; its run directory is `run`."""
-        words = [str(DTO), command, target, *arguments]
+        words = [command, target, *arguments]
         if target == "recipe.yaml":
             words += ["--out", "run"]
-        done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True)
+        done = warm.run(warm.dto, words, self.folder)
         return done.returncode, done.stdout + done.stderr
 
     def dto(self, command: str, *arguments: str, target: str = "recipe.yaml") -> str:
@@ -240,6 +241,16 @@ EFFECTS: dict[str, Callable[[Example], None]] = {
 @pytest.mark.parametrize("title", SECTIONS)
 def test_the_example_takes_effect(title: str, tmp_path: Path) -> None:
     EFFECTS[title](Example(SECTIONS[title], tmp_path))
+
+
+@pytest.mark.slow
+def test_the_command_finds_a_package_where_it_is_started(tmp_path: Path) -> None:
+    """Unlike `python -m`, an installed command does not search that directory by itself."""
+    example = Example(SECTIONS["Task"], tmp_path)
+    command = [str(DTO), "problems", "recipe.yaml", "--out", "run"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    rows = RunReader(example.run).rows("problems", Problem)
+    assert {row.task for row in rows} == {"sums"}
 
 
 @pytest.mark.slow

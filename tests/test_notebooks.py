@@ -42,7 +42,7 @@ def test_there_are_no_others() -> None:
     assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == sorted(NAMES)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=20)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_gives_what_it_shows(
     name: str, directory: Path, monkeypatch: pytest.MonkeyPatch

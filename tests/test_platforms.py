@@ -104,7 +104,7 @@ def test_what_only_unix_has_is_guarded(path: Path) -> None:
     assert bare == []
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_the_quickstart_runs_without_what_windows_lacks(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(WITHOUT, encoding="utf-8")
     path = os.pathsep.join((str(tmp_path), str(ROOT)))

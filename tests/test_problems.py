@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from dto.errors import DtoError
+from dto.grading import Grader
 from dto.recipe import ProblemSettings
 from dto.records import Dropped, Problem
 from dto.tasks.load import load_problems
@@ -100,8 +101,10 @@ READABLE = (
 
 @pytest.mark.slow
 def test_a_gold_answer_that_cannot_be_read_is_dropped_once_and_another_comes(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert Grader.__init__.__kwdefaults__["time_limit"] > 1.0
+    monkeypatch.setitem(Grader.__init__.__kwdefaults__, "time_limit", 1.0)
     golds = [*UNREADABLE, *READABLE]
     rows = [{"problem": f"{gold}?", "answer": gold} for gold in golds]
     source = write(tmp_path / "golds.jsonl", rows)

@@ -17,7 +17,7 @@ from dto.records import EvaluationRow, Problem
 from dto.reporting.cost import StageCost, break_even, break_even_sentences
 from dto.reporting.evaluation import Figures
 from dto.reporting.page import Section
-from dto.reporting.pictures import draw
+from dto.reporting.pictures import front, save
 from dto.reporting.write import report
 from dto.settings import ExitPolicy
 from dto.statistics import NOTHING, Estimate
@@ -472,11 +472,9 @@ def test_the_picture_is_a_function_of_the_rows(
     first = (run / "report" / "report.png").read_bytes()
     svg = (run / "report" / "report.svg").read_bytes()
     assert first.startswith(b"\x89PNG")
-    again = tmp_path / "again"
-    again.mkdir()
-    draw(rows, again, "toy: 40 test problems × 2 samples")
-    assert (again / "report.png").read_bytes() == first
-    assert (again / "report.svg").read_bytes() == svg
+    again = tmp_path / "again.png", tmp_path / "again.svg"
+    save(lambda: front(rows, "toy: 40 test problems × 2 samples"), *again)
+    assert [path.read_bytes() for path in again] == [first, svg]
 
 
 def test_a_run_that_was_not_evaluated(make_run: Callable[..., Path]) -> None:

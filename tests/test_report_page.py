@@ -225,6 +225,7 @@ def test_pictures_take_their_colours_from_the_page(make_run: Callable[..., Path]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("drawn_anew")
 def test_the_same_run_gives_the_same_page(make_run: Callable[..., Path]) -> None:
     run = make_run()
     assert page(run) == page(run)

@@ -264,4 +264,5 @@ def _draw(
 ) -> None:
     """Draw `none`, the picked exit, and the exits that no other beats in accuracy and tokens."""
     shown = {point.exit: point for point in (points[0], picked, *pareto_front(points))}
-    save(lambda: front([*shown.values()], title), directory, name)
+    paths = (directory / f"{name}.png", directory / f"{name}.svg")
+    save(lambda: front([*shown.values()], title), *paths)

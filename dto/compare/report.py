@@ -410,7 +410,8 @@ def _write(directory: Path, result: Comparison, methods: Mapping[str, _Method]) 
     ]
     if points:
         _tables(directory / "grid", points)
-    save(lambda: front(result.rows, result.title), directory, "compare")
+    paths = (directory / "compare.png", directory / "compare.svg")
+    save(lambda: front(result.rows, result.title), *paths)
 
 
 def _flat(row: MethodRow) -> dict[str, Any]:

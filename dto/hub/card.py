@@ -26,7 +26,7 @@ from dto.recipe import NAMES, Recipe
 from dto.redact import Redaction
 from dto.reporting.cost import stage_costs
 from dto.reporting.funnel import DROPPED
-from dto.reporting.pictures import COLOURS, INK, style_axes
+from dto.reporting.pictures import COLOURS, INK, save, style_axes
 from dto.reporting.report import Report
 from dto.reporting.table import CELLS, Table, token_filters
 from dto.reporting.write import draw_report
@@ -243,8 +243,7 @@ def write_card(
     if lengths:
         draw_lengths(lengths, folder / "images/lengths.png")
     if content.report is not None:
-        draw_report(content.report, folder / "images")
-        (folder / "images/report.svg").unlink()
+        draw_report(content.report, folder / "images/report.png")
     text = render_card(
         "dataset_card.md.jinja",
         data.to_yaml(),
@@ -378,20 +377,22 @@ def _length_table(lengths: Mapping[str, pl.Series]) -> str:
 
 
 def draw_lengths(lengths: Mapping[str, pl.Series], path: Path) -> None:
-    """Draw a histogram of token counts per kind, with its median, all on one axis.
+    """Write a histogram of token counts per kind, with its median, all on one axis, as PNG."""
+    save(lambda: _histograms(lengths), path)
 
-    The same counts give the same bytes.
-    """
+
+def _histograms(lengths: Mapping[str, pl.Series]) -> Figure:
     longest = max(values.to_numpy().max() for values in lengths.values())
     figure = Figure(figsize=(8.6, 0.9 + 1.1 * len(lengths)), dpi=120, layout="constrained")
     panels = figure.subplots(len(lengths), 1, sharex=True, squeeze=False)[:, 0]
     for place, (axes, (name, values)) in enumerate(zip(panels, lengths.items(), strict=True)):
         colour, middle = COLOURS[place % len(COLOURS)], np.median(values.to_numpy())
-        axes.hist(values.to_numpy(), bins=BINS, range=(0, longest), color=colour, alpha=0.75)
+        counts, edges = np.histogram(values.to_numpy(), BINS, (0, longest))
+        axes.stairs(counts, edges, fill=True, color=colour, alpha=0.75)
         axes.axvline(middle, color=INK, linewidth=1.0, linestyle="--")
         title = f"{name}: {len(values):,} rows, median {middle:,.0f}"
         axes.set_title(title, loc="left", fontsize=9, color=colour, pad=3)
         axes.yaxis.set_major_locator(MaxNLocator(2, integer=True))
         style_axes(axes)
     panels[-1].set_xlabel("tokens of the response", color=INK, fontsize=9)
-    figure.savefig(path, metadata={"Software": None})
+    return figure

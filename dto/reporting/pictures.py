@@ -32,19 +32,22 @@ ACROSS = 2
 """Panels side by side."""
 
 
-def draw(rows: Sequence[Figures], directory: Path, title: str) -> list[Path]:
-    """Write `report.png` and `report.svg`; the same rows give the same bytes."""
-    return save(lambda: front(rows, title), directory, "report")
-
-
-def save(make: Callable[[], Figure], directory: Path, name: str) -> list[Path]:
-    """Write the figure of `make` as PNG and SVG; the same figure gives the same bytes."""
-    paths = [directory / f"{name}.png", directory / f"{name}.svg"]
+def save(make: Callable[[], Figure], *paths: Path) -> None:
+    """Write the figure of `make` to PNG and SVG files; the same figure gives the same bytes."""
     with rc_context(TEXT | {"svg.hashsalt": "dto"}):
-        figure = make()
-        figure.savefig(paths[0], metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None})
-    return paths
+        figure = fixed(make())
+        for path in paths:
+            unnamed = "Date" if path.suffix == ".svg" else "Software"
+            figure.savefig(path, metadata={unnamed: None})
+
+
+def fixed(figure: Figure) -> Figure:
+    """Compute the figure's layout once: matplotlib repeats it, which is slow, for each file."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+    return figure
 
 
 class AccuracyAndTokens(Protocol):
@@ -205,7 +208,7 @@ def svg(figure: Figure, name: str) -> str:
     """
     out = StringIO()
     with rc_context({"svg.hashsalt": "dto", "svg.fonttype": "path"}):
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+        fixed(figure).savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

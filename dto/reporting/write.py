@@ -18,7 +18,7 @@ from dto.recipe import Recipe
 from dto.records import Problem
 from dto.redact import NO_KEY, Redaction, public_names, texts_of
 from dto.reporting.page import Headline, Section, render_page
-from dto.reporting.pictures import draw
+from dto.reporting.pictures import front, save
 from dto.reporting.report import Report, measure
 from dto.reporting.table import Table, papers_table, write_json
 from dto.runs.manifest import write_text
@@ -40,15 +40,16 @@ def report(run_directory: Path | str) -> Report:
     for stale in ("difficulty.csv", "batch.png", "batch.svg"):  # of earlier versions
         (directory / stale).unlink(missing_ok=True)
     write_json(directory / "report.json", result.as_json())
-    draw_report(result, directory)
+    draw_report(result, directory / "report.png", directory / "report.svg")
     _write_tables(directory, result)
     write_text(directory / "report.html", run_page(run, result.public()))
     return result
 
 
-def draw_report(result: Report, directory: Path) -> None:
-    """Write `report.png` and `report.svg`, with local model paths shortened."""
-    draw(result.public().rows, directory, result.title)
+def draw_report(result: Report, *paths: Path) -> None:
+    """Write accuracy against tokens to PNG and SVG files, with local model paths shortened."""
+    rows = result.public().rows
+    save(lambda: front(rows, result.title), *paths)
 
 
 def _write_tables(directory: Path, result: Report) -> None:

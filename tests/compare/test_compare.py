@@ -129,7 +129,7 @@ def run_tiny(tmp_path: Path, **changes: Any) -> Any:
         run.close()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=28)
 def test_a_comparison_resumes_and_says_the_same(tmp_path: Path) -> None:
     first = run_tiny(tmp_path)
     assert [row.method for row in first.rows] == [BASE, "sft"]

@@ -18,18 +18,8 @@ def lists(module):
     }
 
 
-def grades(name, rows):
-    """The grade of each row."""
-    kind = "choice" if name.startswith("CHOICE") else "code" if "CODE" in name else "math"
-
-    async def work():
-        async with Grader(workers=2, allow_code_execution=True) as grader:
-            return [await grader.grade_conclusion(text, gold, kind) for gold, text, *_ in rows]
-
-    return asyncio.run(work())
-
-
 LISTS = lists(examined) | lists(examined_again)
+UNSEEN = lists(unseen)
 # What the grader is known to get wrong, each too strict.
 KNOWN = {
     (r"\text{all integers } n \ge 3", r"\boxed{n\ge 3,\ n\in\mathbb{Z}}"),
@@ -38,11 +28,31 @@ KNOWN = {
 }
 
 
+def rule(name):
+    return "choice" if name.startswith("CHOICE") else "code" if "CODE" in name else "math"
+
+
+@pytest.fixture(scope="module")
+def grades():
+    """The grades of each list. One grader gives all: starting its children takes longest."""
+
+    async def work():
+        async with Grader(workers=2, allow_code_execution=True) as grader:
+            return {
+                key: [
+                    await grader.grade_conclusion(text, gold, rule(name)) for gold, text, *_ in rows
+                ]
+                for key, (name, rows) in (LISTS | UNSEEN).items()
+            }
+
+    return asyncio.run(work())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("key", LISTS)
-def test_whole_responses_are_graded_as_they_say(key):
-    name, rows = LISTS[key]
-    graded = grades(name, rows)
+def test_whole_responses_are_graded_as_they_say(key, grades):
+    _, rows = LISTS[key]
+    graded = grades[key]
     wrong = [
         (gold, text, one.grade, why)
         for (gold, text, right, why), one in zip(rows, graded, strict=True)
@@ -52,10 +62,10 @@ def test_whole_responses_are_graded_as_they_say(key):
 
 
 @pytest.mark.slow
-def test_what_nobody_looked_at_is_graded_as_well_as_it_was_measured():
+def test_what_nobody_looked_at_is_graded_as_well_as_it_was_measured(grades):
     right = lax = 0
-    for name, rows in lists(unseen).values():
-        for (_, _, expected, _), one in zip(rows, grades(name, rows), strict=True):
+    for key, (_, rows) in UNSEEN.items():
+        for (_, _, expected, _), one in zip(rows, grades[key], strict=True):
             right += (one.grade == "correct") == expected
             lax += one.grade == "correct" and not expected
     assert lax == 0
@@ -63,7 +73,7 @@ def test_what_nobody_looked_at_is_graded_as_well_as_it_was_measured():
 
 
 def test_every_kind_has_its_near_misses():
-    for name, rows in (LISTS | lists(unseen)).values():
+    for name, rows in (LISTS | UNSEEN).values():
         assert {right for _, _, right, _ in rows} == {True, False}, name
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -40,6 +41,7 @@ def same_tables(one: Path, other: Path, stages: tuple[str, ...] = TABLES) -> boo
     )
 
 
+@pytest.mark.slow(seconds=100)  # this file comes early, and alone makes the run that many read
 def test_there_and_back(finished: OpenRun, hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
     """Of the quickstart itself where DTO_QUICKSTART names it, else of a small run."""
     publish(finished, NAME, private=True)
@@ -162,7 +164,11 @@ def test_a_pull_that_breaks_off_is_taken_up(run: OpenRun, hub: Hub) -> None:
     assert not [each for each in hub.requests if each.endswith("sample/rows.parquet")]
 
 
-def test_what_another_pull_left_is_no_part_of_it(run: OpenRun, hub: Hub) -> None:
+def test_what_another_pull_left_is_no_part_of_it(
+    run: OpenRun, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(sleep=lambda seconds: None)
+    monkeypatch.setattr("huggingface_hub.file_download.time", clock)
     publish(run, NAME)
     hub.faults.append(Fault("GET", "evaluate/rows.parquet", times=99))
     with pytest.raises(DtoError, match="run the same command again"):

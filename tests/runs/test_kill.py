@@ -6,10 +6,8 @@ import json
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Sequence
-from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -20,27 +18,28 @@ from polars.testing import assert_frame_equal
 
 from dto.pipeline import STAGES
 from dto.runs import manifest
+from tests import warm
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=60)
 
 RECIPE = """
 model: {name: nano, family: nano, context: 1024, slots: 16}
 window: 4
-problems: {train: 12, dev: 4, test: 4}
+problems: {train: 8, dev: 2, test: 4}
 sample: {samples: 2, temperature: 1.0, top_p: 1.0, max_tokens: 320}
 estimate: {threshold: 0.3, margin: 0.2, cap: 8, max_tokens: 16}
 optimize: {max_tokens: 48}
 prune: {rollouts: 2}
 pair: {max_length: 1024}
-train: {learning_rate: 5.0e-5, beta: 1.0, gamma: 0.3, nll: 5.0, epochs: 3, batch_size: 2,
-        evaluations: 4, dev_samples: 1, collapse_points: 100, collapse_truncated: 1.0}
+train: {learning_rate: 5.0e-5, beta: 1.0, gamma: 0.3, nll: 5.0, epochs: 2, batch_size: 2,
+        evaluations: 2, dev_samples: 1, collapse_points: 100, collapse_truncated: 1.0}
 evaluate: {samples: 1, temperature: 1.0, top_p: 1.0, max_tokens: 320, exits: [{name: none},
         {name: deer, policy: deer, monitor: paragraph, inducer: closed, threshold: 0.9}]}
 """
 TOGETHER = """
 model: {name: nano, family: nano, context: 1024, slots: 16}
 window: 4
-problems: {train: 16, dev: 0, test: 1}
+problems: {train: 10, dev: 0, test: 1}
 sample: {samples: 1, temperature: 1.0, top_p: 1.0, max_tokens: 200}
 batch: {k: [2, 3]}
 train: {method: none}
@@ -52,21 +51,9 @@ TABLES = [stage for stage in DONE if stage != "train"]
 RESPONSE = "<think>\n{0} and one.\n\nWait, {0} + 1.\n</think>\n\n\\boxed{{{0}}}"
 ATTEMPTS = 20
 
-# One server imports the slow libraries; each run is a fork of it, and as real a process as any.
-CONTEXT = get_context("forkserver")
-
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    CONTEXT.set_forkserver_preload(
-        [
-            "dto.pipeline",
-            "dto.engines.transformers",
-            "dto.grading",
-            "dto.reporting.report",
-            "transformers.models.qwen2.modeling_qwen2",
-        ]
-    )
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     path.write_text(RECIPE)
     return path
@@ -75,17 +62,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Command = tuple[str, ...]
 
 
-def command(arguments: Command, run: Path) -> None:
-    from dto.cli import main
-
-    sys.argv = ["dto", *arguments, "--out", str(run)]
-    main()
-
-
 def start(arguments: Command, run: Path) -> BaseProcess:
-    process = CONTEXT.Process(target=command, args=(arguments, run))
-    process.start()
-    return process
+    return warm.process(warm.dto, [*arguments, "--out", str(run)])
 
 
 def to_the_end(arguments: Command, run: Path) -> None:
@@ -104,11 +82,15 @@ def under_way(directory: Path) -> bool:
         return False
 
 
+def finished(directory: Path) -> bool:
+    return (directory / "manifest.json").exists()
+
+
 def kill_during(stage: str, arguments: Command, run: Path) -> None:
     """Kill a run while the stage is under way; where it was quicker, undo it and try again."""
     for _ in range(ATTEMPTS):
         process = start(arguments, run)
-        while process.is_alive() and not under_way(run / stage):
+        while process.is_alive() and not under_way(run / stage) and not finished(run / stage):
             time.sleep(0.001)
         if process.is_alive():  # looking for its family takes longer than some stages
             os.kill(process.pid, signal.SIGSTOP)

@@ -11,6 +11,7 @@ import yaml
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.nano.train import train_tokenizer
+from dto.concurrency import run_child
 from dto.recipe import Recipe, load_recipe
 from dto.records import (
     OptimizedTrajectory,
@@ -25,6 +26,12 @@ QUESTIONS = 24
 DEV = 6
 SHORT = "7 plus 5 is 2.\n\n</think>\n\n**Final Answer**\n\\boxed{2}"
 LONG = "7 plus 5 is 2.\n\nWait, let me check.\n\n7 plus 5 is 2.\n\n</think>\n\n\\boxed{2}"
+
+
+@pytest.fixture
+def users_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training is the process that users have, not a fork (tests/warm.py)."""
+    monkeypatch.setattr("dto.training.train.run_child", run_child)
 
 
 @pytest.fixture(scope="session")

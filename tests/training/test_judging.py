@@ -228,6 +228,7 @@ def test_the_divergence_is_from_the_base(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("users_process")
 def test_a_killed_training_on_judging_ends_alike(
     run: RunFolder, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, model_folder: Path
 ) -> None:

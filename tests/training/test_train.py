@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -24,7 +25,10 @@ from dto.tables import write
 from dto.training.fit import fit
 from dto.training.process import guarded
 from dto.training.train import train
+from tests import warm
 from tests.training.conftest import RunFolder, make_run
+
+pytestmark = pytest.mark.usefixtures("users_process")
 
 MODULE = "dto.training.process"
 
@@ -150,27 +154,28 @@ def test_without_pairs_the_base_is_kept(run: RunFolder) -> None:
     assert (run.path / "train" / "model" / "model.safetensors").exists()
 
 
+def with_small_files(limit: int, arguments: list[str]) -> int:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    return warm.training(arguments)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [50_000, 250_000], ids=["weights", "optimizer"])
-def test_a_full_disk_is_one_line_and_costs_nothing(run: RunFolder, limit: int) -> None:
+def test_a_full_disk_is_one_line_and_costs_nothing(
+    run: RunFolder, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A limit on the size of a file is to the writers of weights what a full disk is.
 
     Dev scores fit, and then either the weights do not, or the state of the optimizer.
     """
-    command = [sys.executable, "-m", "dto.training.process", str(run.path)]
-
-    def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    child = subprocess.run(
-        command, capture_output=True, text=True, preexec_fn=small_files, check=False
-    )
+    child = warm.run(partial(with_small_files, limit), [str(run.path)])
     assert child.returncode == 1, child.stderr
     assert child.stdout.splitlines()[-1].endswith(
         "finished rows are kept: free some space and run the same command again"
     )
     assert "Traceback" not in child.stderr
     assert len((run.path / "train" / "history.jsonl").read_text().splitlines()) == 1
+    monkeypatch.setattr("dto.training.train.run_child", warm.run_child)
     assert train(run.path, run.recipe)["steps"] > 0
 
 
