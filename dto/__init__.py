@@ -10,7 +10,7 @@ method of DTO and DEER with durable runs. DRQA and the trainings of all three pa
               rollouts protocols errors concurrency tables usage sequential
               languages segmentation stages judges exits runs
     seams     engines grading training tasks drqa nano policies baselines studies statistics source
-              llm_judge
+              llm_judge garbage
     pipeline  pipeline
     shell     reporting compare calibration forecast redact viewer hub api commands
               cli

@@ -17,6 +17,7 @@ from dto.commands.hub import publish, pull
 from dto.commands.run import add_run
 from dto.commands.tasks import tasks
 from dto.errors import NO_ROOM, DtoError
+from dto.garbage import collect_rarely
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -100,6 +101,7 @@ app.add_typer(tasks, name="tasks")
 
 def main() -> None:
     """Run the command line; exits with 1 after a user error, 130 after Ctrl-C."""
+    collect_rarely()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")

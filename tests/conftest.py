@@ -16,7 +16,11 @@ import hypothesis
 import pytest
 from filelock import FileLock
 
-from tests import pictures, warm
+from dto.garbage import collect_rarely
+
+collect_rarely()  # before torch is imported
+
+from tests import pictures, warm  # noqa: E402
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

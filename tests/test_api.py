@@ -165,7 +165,7 @@ SMALL = {
     "problems.dev": 4,
     "problems.test": 4,
     "sample.samples": 3,
-    "sample.max_tokens": 320,
+    "sample.max_tokens": 256,
     "estimate.threshold": 0.3,
     "estimate.margin": 0.2,
     "estimate.cap": 8,
@@ -336,7 +336,8 @@ def test_a_task_a_rule_and_a_reward_of_a_module(tmp_path: Path) -> None:
     for name, text in (("mine.py", module), ("mine.yaml", recipe)):
         assert text.startswith(f"# {name}\n")
         (tmp_path / name).write_text(text, encoding="utf-8")
-    printed = script(tmp_path, code.replace('"mine.yaml"', f'"mine.yaml", {SMALL}'))
+    small = SMALL | {"train.response_tokens": 64}
+    printed = script(tmp_path, code.replace('"mine.yaml"', f'"mine.yaml", {small}'))
     assert printed.startswith("mine: 4 test problems × 1 sample\n")
     run = dto.Run(tmp_path / "runs/mine")
     assert {(row.task, row.rule) for row in run.rows("problems", dto.Problem)} == {

@@ -64,7 +64,7 @@ ctypes.CDLL = loaded
 """
 """Put before each Python process: what dto would find on Windows, as far as Linux can play it."""
 TINY = (
-    "problems.train=6", "problems.dev=2", "problems.test=2", "sample.samples=2", "estimate.cap=12",
+    "problems.train=4", "problems.dev=2", "problems.test=2", "sample.samples=2", "estimate.cap=8",
     "estimate.margin=0.2", "train.epochs=1", "train.evaluations=1", "train.dev_samples=1",
     "evaluate.samples=1",
 )  # fmt: skip

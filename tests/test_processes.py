@@ -105,3 +105,13 @@ def test_a_living_parent_keeps_its_child() -> None:
     """The near miss: nothing ends where the parent goes on."""
     code = f"{WITHOUT_PRCTL}{BOUND.format(os.getpid())}import time; time.sleep(1.2)"
     assert run_child([sys.executable, "-c", code], print) == 0
+
+
+def test_what_stays_is_not_collected_at_the_exit() -> None:
+    code = (
+        "import atexit, gc; from dto.garbage import collect_rarely; "
+        "atexit.register(lambda: print(gc.get_freeze_count() > 1000, gc.isenabled())); "
+        "collect_rarely()"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert child.stdout == "True True\n"

@@ -24,6 +24,7 @@ PRELOADED = [
     "dto.engines.transformers",
     "dto.grading",
     "dto.reporting.write",
+    "dto.training.fit",
     "dto.training.process",
     "dto.viewer.page",
     "spacy",

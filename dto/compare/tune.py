@@ -29,6 +29,7 @@ from typing import Any
 from dto.compare.compare import Change, at_point, charged_tokens, grid
 from dto.concurrency import die_with_parent
 from dto.errors import DtoError
+from dto.garbage import collect_rarely
 from dto.pipeline import STAGES, needed, open_run, run_stages
 from dto.recipe import Recipe, load_recipe
 from dto.runs import manifest
@@ -174,6 +175,7 @@ def main() -> int:
     """Run a method; the exit code is that of `dto.training.process.guarded`."""
     place, dev, digest, parent = sys.argv[1:]
     die_with_parent(int(parent))
+    collect_rarely()
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     logging.getLogger("dto").setLevel(logging.INFO)
     quiet()

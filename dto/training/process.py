@@ -13,14 +13,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import datasets
-import transformers
-from safetensors import SafetensorError
-
 from dto.concurrency import die_with_parent
 from dto.errors import DtoError
+from dto.garbage import collect_rarely
 from dto.recipe import load_recipe
-from dto.training.fit import fit
 
 DISK_ERRORS = ("(os error", "PytorchStreamWriter", "inline_container")
 """Parts of the messages of safetensors and torch for a file that cannot be written."""
@@ -28,6 +24,9 @@ DISK_ERRORS = ("(os error", "PytorchStreamWriter", "inline_container")
 
 def quiet() -> None:
     """Silence the progress bars and warnings of libraries."""
+    import datasets
+    import transformers
+
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     datasets.disable_progress_bars()
@@ -35,6 +34,8 @@ def quiet() -> None:
 
 def guarded(work: Callable[[], object]) -> int:
     """Run the work; return 0, or 1 with a line `error: …` on stdout, or 130 after Ctrl-C."""
+    from safetensors import SafetensorError
+
     try:
         work()
     except DtoError as error:
@@ -63,12 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.parent is not None:
         die_with_parent(options.parent)
+    collect_rarely()
     if os.environ.get("RANK", "0") == "0":
         logging.basicConfig(stream=sys.stdout, format="%(message)s")
         logging.getLogger("dto.train").setLevel(logging.INFO)
     quiet()
 
     def work() -> None:
+        from dto.training.fit import fit
+
         recipe = load_recipe(options.run / "recipe.yaml")
         fit(options.run, recipe, allow_code_execution=options.allow_code_execution)
 

@@ -23,7 +23,7 @@ from tests.judges.server import judging, verdicts
 
 RECIPE = """
 model: {name: nano, engine: transformers, context: 2048, slots: 32}
-problems: {train: 40, dev: 2, test: 4}
+problems: {train: 30, dev: 2, test: 2}
 sample: {samples: 2, temperature: 1.0, top_p: 1.0, max_tokens: 320}
 segment: {granularity: cue}
 estimate: {threshold: 0.3, margin: 0.2, cap: 8, max_tokens: 16}

@@ -26,12 +26,12 @@ RECIPE = """
 model: {name: nano, family: nano, context: 1024, slots: 16}
 window: 4
 problems: {train: 8, dev: 2, test: 4}
-sample: {samples: 2, temperature: 1.0, top_p: 1.0, max_tokens: 320}
+sample: {samples: 2, temperature: 1.0, top_p: 1.0, max_tokens: 256}
 estimate: {threshold: 0.3, margin: 0.2, cap: 8, max_tokens: 16}
 optimize: {max_tokens: 48}
 prune: {rollouts: 2}
 pair: {max_length: 1024}
-train: {learning_rate: 5.0e-5, beta: 1.0, gamma: 0.3, nll: 5.0, epochs: 2, batch_size: 2,
+train: {learning_rate: 5.0e-5, beta: 1.0, gamma: 0.3, nll: 5.0, epochs: 1, batch_size: 2,
         evaluations: 2, dev_samples: 1, collapse_points: 100, collapse_truncated: 1.0}
 evaluate: {samples: 1, temperature: 1.0, top_p: 1.0, max_tokens: 320, exits: [{name: none},
         {name: deer, policy: deer, monitor: paragraph, inducer: closed, threshold: 0.9}]}
