@@ -36,7 +36,7 @@ PATIENCE_SECONDS = 30.0
 class Start(NamedTuple):
     """What a process starts with."""
 
-    entry: Callable[[list[str]], object]
+    entry: Callable[[list[str]], int | None]
     arguments: list[str]
     directory: str
     environment: dict[str, str]
@@ -50,11 +50,11 @@ def begin(start: Start, *streams: Connection) -> None:
     os.environ.update(start.environment)
     os.chdir(start.directory)
     sys.path[:] = filter(None, sys.path)  # as an installed command, which adds no directory
-    sys.exit(start.entry(start.arguments))  # type: ignore[arg-type]
+    sys.exit(start.entry(start.arguments))
 
 
 def process(
-    entry: Callable[[list[str]], object],
+    entry: Callable[[list[str]], int | None],
     arguments: Sequence[str],
     *streams: IO[Any] | int,
     directory: Path | str = ".",
@@ -77,7 +77,7 @@ def process(
 
 
 def run(
-    entry: Callable[[list[str]], object], arguments: Sequence[str], directory: Path | str = "."
+    entry: Callable[[list[str]], int | None], arguments: Sequence[str], directory: Path | str = "."
 ) -> CompletedProcess[str]:
     """Run such a process to its end."""
     with TemporaryFile() as stdout, TemporaryFile() as stderr:

@@ -2,6 +2,8 @@
 
 python -m dto.training.process RUN
 accelerate launch -m dto.training.process RUN        # several GPUs, several machines
+
+The libraries are imported in functions: by then garbage is collected rarely, and they load faster.
 """
 
 from __future__ import annotations

@@ -82,15 +82,12 @@ def under_way(directory: Path) -> bool:
         return False
 
 
-def finished(directory: Path) -> bool:
-    return (directory / "manifest.json").exists()
-
-
 def kill_during(stage: str, arguments: Command, run: Path) -> None:
     """Kill a run while the stage is under way; where it was quicker, undo it and try again."""
     for _ in range(ATTEMPTS):
         process = start(arguments, run)
-        while process.is_alive() and not under_way(run / stage) and not finished(run / stage):
+        directory = run / stage
+        while process.is_alive() and not under_way(directory) and not manifest.read(directory):
             time.sleep(0.001)
         if process.is_alive():  # looking for its family takes longer than some stages
             os.kill(process.pid, signal.SIGSTOP)
