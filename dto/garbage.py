@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import sys
 
 
 def collect_rarely() -> None:
@@ -11,4 +12,10 @@ def collect_rarely() -> None:
     third of the time in which a process with them starts and ends.
     """
     gc.set_threshold(100_000, 20, 20)
-    atexit.register(gc.freeze)
+    atexit.register(_skip_the_last)
+
+
+def _skip_the_last() -> None:
+    # Triton reports each of its objects that outlives the interpreter, in sixty lines.
+    if "triton" not in sys.modules:
+        gc.freeze()
