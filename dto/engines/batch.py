@@ -310,6 +310,7 @@ class Worker:
             self._call(self.ready.set)
             while not self._closing:
                 self._collect(wait=not self._waiting and not (batch and batch.live))
+                failed = False
                 try:
                     if batch is None:
                         self._fail_all(None, self.dead)
@@ -318,7 +319,9 @@ class Worker:
                 except Exception as error:
                     _log.exception("the engine's worker failed; its requests fail, it continues")
                     self._fail_all(batch, f"engine: {type(error).__name__}: {error}")
-                    del batch  # the next batch needs its memory
+                    failed = True
+                if failed:  # after the error, whose frames hold the batch
+                    batch = None
                     batch = self._new_batch()
                 self._deliver()
             self._collect(wait=False)

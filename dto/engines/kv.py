@@ -13,8 +13,8 @@ Attention is registered with transformers' interface, so stock models call it. I
 `sdpa` in two ways. Grouped-query heads are folded into the query axis instead of copying keys and
 values. And the order of summation depends only on a key's position: matrix products have at least
 `MIN_ROWS` rows (with fewer, BLAS uses other kernels), the weighted sum of the values proceeds in
-blocks of `KEY_BLOCK` keys, and masked keys add exact zeros. With MKL on x86 a row is then bitwise
-the same alone or in a batch, prefilled or decoded, whatever the padding.
+blocks of `KEY_BLOCK` keys on a CPU, and masked keys add exact zeros. With MKL on x86 a row is then
+bitwise the same alone or in a batch, prefilled or decoded, whatever the padding.
 
 Prefill computes only tokens that the prefix cache does not have, of several prompts in one pass.
 """
@@ -192,9 +192,10 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         scores.view(rows, kv_heads, group, queries, keys).add_(mask[:, :, None])
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     values = value.flatten(0, 1)
-    attended = torch.bmm(weights[:, :, :KEY_BLOCK], values[:, :KEY_BLOCK])
-    for start in range(KEY_BLOCK, keys, KEY_BLOCK):
-        block = slice(start, start + KEY_BLOCK)
+    step = KEY_BLOCK if value.device.type == "cpu" else keys  # each product is a launch on a GPU
+    attended = torch.bmm(weights[:, :, :step], values[:, :step])
+    for start in range(step, keys, step):
+        block = slice(start, start + step)
         attended += torch.bmm(weights[:, :, block], values[:, block])
     return attended[:, :wide].reshape(rows, heads, queries, head_dim)
 
@@ -428,6 +429,7 @@ class Prefill:
             own = slice(width - missing[row], width)
             ids[row, own] = torch.as_tensor(sequence[start:])
             positions[row, own] = write[row, own] = torch.arange(start, len(sequence))
+        ends = positions.amax(0).tolist()  # read here: reading from a GPU waits for each pass
         ids, positions, write = ids.to(device), positions.to(device), write.to(device)
         config = self._model.config
         vocabulary = int(config.vocab_size) if keep > 1 else 1
@@ -438,7 +440,7 @@ class Prefill:
             end = min(width, begin + step)
             block = slice(begin, end)
             wanted = min(end - begin, end - (width - keep))
-            limit = round_up(int(positions[:, block].max()) + 1, LENGTH_STEP)
+            limit = round_up(max(ends[block]) + 1, LENGTH_STEP)
             kept = max(1, wanted, -(-LEAST_ROWS // count))
             logits = forward(
                 self._model, rows, ids[:, block], positions[:, block], limit, kept, write[:, block]

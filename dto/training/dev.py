@@ -147,8 +147,9 @@ def respond(
 
     was_training = model.training
     model.eval()  # type: ignore[no-untyped-call]
+    own = [model.device] if model.device.type == "cuda" else []  # else every GPU is initialised
     try:
-        with answering(model) as plain, torch.random.fork_rng(), torch.inference_mode():
+        with answering(model) as plain, torch.random.fork_rng(own), torch.inference_mode():
             return asyncio.run(answers(plain))
     finally:
         model.train(was_training)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from dto.engines import open_engine
+from dto.engines import batch, open_engine
 from dto.engines.batch import Batch
 from dto.engines.sampling import Sample
 from dto.errors import EngineError
@@ -185,6 +187,33 @@ async def test_a_failing_step_fails_what_is_under_way_and_no_more(
         assert {completion.error for (completion,) in done} == {"engine: MemoryError: no room"}
         (good,) = await engine.complete(prompts[0], Sampling(max_tokens=3, temperature=0.0))
         assert list(good.token_ids) == expected
+
+
+async def test_a_batch_that_failed_is_freed_before_the_next_is_made(
+    nano: Served, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the next batch takes half of what is free."""
+    made: list[weakref.ref[Batch]] = []
+    alive: list[int] = []
+    begin = Batch.__init__
+
+    def watched(self: Batch, *args: Any) -> None:
+        alive.append(sum(each() is not None for each in made))
+        begin(self, *args)
+        made.append(weakref.ref(self))
+
+    def broken(*args: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("dto.engines.transformers.worker_count", lambda *_: 1)
+    monkeypatch.setattr(batch._log, "disabled", True)  # pytest keeps what is logged, frames and all
+    monkeypatch.setattr(Batch, "__init__", watched)
+    monkeypatch.setattr(Batch, "step", broken)
+    async with nano.engine() as engine:
+        for _ in range(2):
+            (failed,) = await engine.complete(prompts[0], LONG)
+            assert failed.error == "engine: MemoryError: no room"
+    assert alive == [0, 0, 0]
 
 
 async def test_an_engine_without_memory_says_so_at_the_start(nano: Served) -> None:

@@ -147,3 +147,17 @@ def test_what_is_measured_keeps_to_the_context(run: RunFolder) -> None:
         groups, _ = dev.respond(model, tokenizer, problems, recipe)
         lengths = [len(row.prompt_ids) + len(row.token_ids) for rows in groups for row in rows]
         assert (max(lengths) <= limit) == (context is not None)
+
+
+def test_other_gpus_are_left_alone_while_a_model_responds(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process of a training would take memory on all of them, for its random state."""
+    touched: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", touched.append)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: touched.append(device))
+    model, tokenizer = load(run.recipe)
+    problem = next(iter(RunReader(run.path).problems("dev")))
+    groups, _ = dev.respond(model, tokenizer, [problem], run.recipe)
+    assert groups[0] and touched == []
