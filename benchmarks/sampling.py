@@ -39,15 +39,15 @@ REQUIRED = 0.9
 Prompts = list[tuple[int, ...]]
 
 
-def raw_llm() -> Any:
-    """`LLM` with the arguments of our engine."""
+def raw_llm(settings: ModelSettings = SETTINGS, **more: Any) -> Any:
+    """`LLM` with the arguments of our engine, and others."""
     from vllm import LLM
     from vllm.platforms import current_platform
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
     on_cpu = current_platform.is_cpu()
-    options = model_arguments(SETTINGS, resolve(SETTINGS.name), on_cpu)
-    options |= serving_arguments(SETTINGS, on_cpu, SETTINGS.context or 0)
+    options = model_arguments(settings, resolve(settings.name), on_cpu)
+    options |= serving_arguments(settings, on_cpu, settings.context or 0) | more
     if not on_cpu:
         return LLM(**options)
     with environment(on_cpu):
