@@ -58,7 +58,8 @@ class TransformersEngine:
 
     While the engine is entered, the model is in evaluation mode and uses this engine's attention;
     both are restored on leaving. The prefix cache ends on leaving too, so weights may change
-    between two uses but not during one. Use it on one event loop at a time.
+    between two uses but not during one. Between uses, the memory of a GPU is free for other
+    processes, such as a training. Use it on one event loop at a time.
     """
 
     capabilities = Capabilities(logprobs=1000, resumable=True)
@@ -82,6 +83,8 @@ class TransformersEngine:
         self.shape: ModelShape | None = shape_of_model(model)
         self.context = _context_limit(self.model, model.config, settings.context)
         self.hf_model: Any = model
+        self._device: torch.device = model.device
+        self._loaded_here = loaded is None
         self._tokenizer = tokenizer
         self._settings = settings
         generation = getattr(model, "generation_config", None)
@@ -97,6 +100,8 @@ class TransformersEngine:
             raise EngineError(f"engine for {self.model!r} is already serving: enter it once")
         config = self.hf_model.config
         self._restore = (self.hf_model.training, config._attn_implementation)
+        if self._loaded_here:
+            self.hf_model.to(self._device)
         self.hf_model.eval()
         try:
             self.kv_shape = shape = _fit(self.model, self.hf_model)
@@ -116,7 +121,7 @@ class TransformersEngine:
         workers = Workers(make_batch, asyncio.get_running_loop(), count, slots)
         if reason := await workers.ready():
             await asyncio.to_thread(workers.close)
-            self._give_back()
+            await asyncio.to_thread(self._give_back)
             raise EngineError(
                 f"engine for {self.model!r} cannot start ({reason[:200]}): lower "
                 "model.cache_bytes or model.slots"
@@ -130,7 +135,7 @@ class TransformersEngine:
         if self._workers is not None:
             workers, self._workers = self._workers, None
             await asyncio.to_thread(workers.close)
-            self._give_back()
+            await asyncio.to_thread(self._give_back)
 
     async def complete(self, prompt: Prompt, sampling: Sampling, n: int = 1) -> list[Completion]:
         """Sample n times; the samples share one prefill. See the protocol."""
@@ -232,6 +237,10 @@ class TransformersEngine:
         training, implementation = self._restore
         self.hf_model.train(training)
         self.hf_model.set_attn_implementation(implementation)
+        if self._device.type == "cuda":  # torch would keep what is unused for this process
+            if self._loaded_here:
+                self.hf_model.to("cpu")
+            torch.cuda.empty_cache()
 
     def _request(
         self, ids: tuple[int, ...], sampling: Sampling, n: int, streaming: bool = False

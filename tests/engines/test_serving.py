@@ -16,6 +16,7 @@ import torch
 from dto.engines import batch, open_engine
 from dto.engines.batch import Batch
 from dto.engines.sampling import Sample
+from dto.engines.transformers import TransformersEngine
 from dto.errors import EngineError
 from dto.protocols import Sampling
 from dto.recipe import ModelSettings
@@ -214,6 +215,31 @@ async def test_a_batch_that_failed_is_freed_before_the_next_is_made(
             (failed,) = await engine.complete(prompts[0], LONG)
             assert failed.error == "engine: MemoryError: no room"
     assert alive == [0, 0, 0]
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+async def test_a_gpu_is_free_between_two_uses(
+    nano: Served,
+    prompts: list[list[int]],
+    device: str,
+    given: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The training that follows is another process. A model in training stays where it is."""
+    done: list[str] = []
+    engine = nano.engine() if given else TransformersEngine(ModelSettings())
+    monkeypatch.setattr(engine.hf_model, "to", lambda device: done.append(str(device)))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("empty"))
+    engine._device = torch.device(device)
+    for _ in range(2):
+        async with engine:
+            await engine.complete(prompts[0], Sampling(max_tokens=3, temperature=0.0))
+    expected = {
+        ("cpu", False): ["cpu"], ("cuda:0", False): ["cuda:0", "cpu", "empty"],
+        ("cpu", True): [], ("cuda:0", True): ["empty"],
+    }  # fmt: skip
+    assert done == 2 * expected[device, given]
 
 
 async def test_an_engine_without_memory_says_so_at_the_start(nano: Served) -> None:
