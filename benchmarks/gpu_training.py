@@ -370,13 +370,13 @@ def configurations(case: str, scale: Scale) -> Iterator[Row]:
     from dto.training.fit import fit
 
     with tempfile.TemporaryDirectory() as folder:
-        plain = prepared(Path(folder, "plain"), scale, {"name": "nano"}, **_batch(scale))
-        fit(plain.path, plain.recipe)
         try:
             changed = _configured(case, scale, Path(folder, "changed"))
         except Exception as error:
-            yield {"loss": _loss(plain), ERROR: reason(error)}
+            yield {ERROR: reason(error)}
             return
+        plain = prepared(Path(folder, "plain"), scale, {"name": "nano"}, **_batch(scale))
+        fit(plain.path, plain.recipe)
         yield {
             "result": "ok",
             "loss": _loss(plain),

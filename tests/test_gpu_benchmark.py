@@ -100,35 +100,41 @@ def test_a_case_that_fails_is_a_row_with_the_last_line(
 
 
 @pytest.mark.slow(seconds=5)
-def test_a_part_runs_as_users_run_it() -> None:
-    """In processes of its own, as a module, from the folder of the repository."""
-    root = Path(__file__).parents[1]
+def test_a_part_runs_as_users_run_it(tmp_path: Path) -> None:
+    """In processes of its own, from the folder of the repository: the engine against itself."""
+    found = tmp_path / "rows.jsonl"
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", "shapes", *OPTIONS, "--cases", "Qwen3-4B"],
+        [sys.executable, "-m", "benchmarks.gpu", "methods", *OPTIONS, "--cases", "engine"]
+        + ["--json", str(found)],
         capture_output=True,
         text=True,
         check=False,
-        cwd=root,
+        cwd=Path(__file__).parents[1],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[0].startswith("shapes: CPU: figures mean nothing, torch ")
-    assert lines[2].startswith("| case | variant | parameters | tokens a step | tokens/s |")
-    assert len(lines) == 4 + len(gpu_training.VARIANTS)
-
-
-@pytest.mark.slow(seconds=3)
-def test_the_engine_is_compared_with_itself() -> None:
-    plain, low = part_of("methods").run("engine", TINY)
+    title, _, *lines = done.stdout.splitlines()
+    assert title.startswith("methods: CPU: figures mean nothing, torch ")
+    assert lines[0].startswith("| case | dtype | responses | same tokens, % | branched, % |")
+    plain, low = map(json.loads, found.read_text(encoding="utf-8").splitlines())
     assert plain["same tokens, %"] == plain["branched, %"] == 100
     assert plain["largest difference of logprobs"] < 1e-4
     assert 0 <= low["same tokens, %"] <= 100 and low["largest difference of logprobs"] > 1e-4
 
 
+@pytest.mark.slow(seconds=4)
+def test_a_step_of_a_shape_is_measured_in_each_variant() -> None:
+    first, *others = rows = list(part_of("shapes").run("Qwen3-4B", TINY))
+    assert [row["variant"] for row in rows] == list(gpu_training.VARIANTS)
+    assert not [row for row in rows if ERROR in row]
+    assert first["tokens a step"] == 128 and first["tokens/s ÷ first row"] == 1
+    assert all(row["peak, GiB"] > 0 and row["tokens/s"] > 0 for row in others)
+    assert ["formula, GiB" in row for row in rows].count(True) in (0, 3)  # not of the plain head
+
+
 @pytest.mark.slow(seconds=2)
-@pytest.mark.parametrize("method", gpu_training.METHODS)
-def test_each_method_trains_stops_and_goes_on(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["simpo", "drqa", "sft_batch"])  # pairs, chains, neither
+def test_a_method_trains_stops_and_goes_on(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from dto.training import fit
 
     monkeypatch.setattr(fit, "batch_answers", fit.batch_answers)  # put back afterwards
