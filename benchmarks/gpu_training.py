@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,14 +145,21 @@ def trained(method: str, scale: Scale, folder: Path) -> Row:
     """Two steps of a method, and two more that are stopped after the first and resumed."""
     from safetensors.torch import load_file
 
+    from dto.recipe import resolve
     from dto.training import fit as fitting
+    from dto.training import grpo
     from dto.training.pairs import chosen_sides, load_pairs
     from dto.training.train import json_lines
 
     if method == "sft_batch":  # its rows are those of sft here: the chain tables are left out
         fitting.batch_answers = lambda run, *_: chosen_sides(load_pairs(run, 10**6))
+    more = {"reward": f"{distinct.__module__}:distinct"} if method == "grpo" else {}
+    if method == "drqa":
+        grpo.judging = lambda picks, _: distinct(picks)
     names = ("whole", "stopped")
-    runs = [prepared(folder / name, scale, {"name": "nano"}, method=method) for name in names]
+    runs = [
+        prepared(folder / name, scale, {"name": "nano"}, method=method, **more) for name in names
+    ]
     with read(scale.device) as reading:
         result = fitting.fit(runs[0].path, runs[0].recipe)
     with watched() as watch:
@@ -162,18 +169,29 @@ def trained(method: str, scale: Scale, folder: Path) -> Row:
         watch.stops = False
         fitting.fit(runs[1].path, runs[1].recipe)
     history = json_lines(folder / "whole" / "train" / "history.jsonl")
-    states = [load_file(folder / name / "train" / "model" / "model.safetensors") for name in names]
-    apart = max(
-        float((states[0][name].float() - states[1][name].float()).abs().max()) for name in states[0]
+    paths = [folder / name / "train" / "model" for name in names]
+    base, whole, resumed = (
+        load_file(path / "model.safetensors") for path in (Path(resolve("nano")), *paths)
     )
     return {
         "steps": result["steps"],
         "losses": ", ".join(f"{row['loss']:.4f}" for row in history[1:]),
+        "largest change": furthest(base, whole),
         "resumed from": watch.resumed[-1],
-        "weights apart after resuming": apart,
+        "difference after resuming": furthest(whole, resumed),
         "seconds": reading.seconds,
         "peak, GiB": reading.peak / GIB,
     }
+
+
+def furthest(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """The largest difference of two models' weights."""
+    return max(float((one[name].float() - other[name].float()).abs().max()) for name in one)
+
+
+def distinct(responses: Sequence[Any]) -> list[float]:
+    """Rewards that differ in every group, so that there is a gradient."""
+    return [float(index) for index in range(len(responses))]
 
 
 class _Stopped(BaseException):
