@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm")
 
 from benchmarks.gpu import ERROR, Scale, part_of
+from dto.settings import TrainSettings
 
 TINY = Scale("cpu", tiny=True)
 
@@ -20,6 +21,7 @@ def test_stages_are_compared_with_generate() -> None:
         assert "(" in row["ours ÷ LLM.generate"] and "(" in row["ours ÷ LLM.generate, no seeds"]
 
 
+@pytest.mark.skipif("engine" not in TrainSettings.model_fields, reason="no train.engine yet")
 def test_a_training_is_measured_by_both_engines() -> None:
     (case,) = part_of("dev").cases
     rows = list(part_of("dev").run(case, TINY))
