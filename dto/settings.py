@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+UNSET = Field(exclude_if=lambda value: value is None)  # not part of a digest: old runs stay whole
 Monitor = Literal["cue", "paragraph", "entropy", "tokens"]
 Inducer = Literal["inside", "closed"]
 Confidence = Literal["answer", "mean", "geometric", "min"]
@@ -134,6 +135,22 @@ class TrainSettings(Settings):
     collapse_truncated: Probability = 0.20  # or when more than this share is truncated
     bf16: bool = False
     gradient_checkpointing: bool = False
+    processes: Annotated[Count | None, UNSET] = None  # started by accelerate, a GPU each; None: one
+    accelerate: Annotated[str | None, UNSET] = None  # fsdp, deepspeed, a file; None: whole copies
+    optimizer: Annotated[Literal["adamw", "adamw_8bit"], Field(exclude_if="adamw".__eq__)] = "adamw"
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> TrainSettings:
+        count = self.processes or 1
+        if self.accelerate and count == 1:
+            raise ValueError("accelerate splits a model over processes: set processes to 2 or more")
+        if self.gradient_accumulation % count:
+            raise ValueError(
+                f"gradient_accumulation {self.gradient_accumulation} cannot be split over "
+                f"{count} processes: set it to {count}, and batch_size to "
+                f"{-(-self.batch_size * self.gradient_accumulation // count)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole_groups(self) -> TrainSettings:

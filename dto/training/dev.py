@@ -148,7 +148,7 @@ def respond(
     was_training = model.training
     model.eval()  # type: ignore[no-untyped-call]
     try:
-        with answering(model) as plain, torch.random.fork_rng(), torch.inference_mode():
+        with torch.random.fork_rng(), answering(model, recipe) as plain, torch.inference_mode():
             return asyncio.run(answers(plain))
     finally:
         model.train(was_training)
