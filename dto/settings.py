@@ -135,8 +135,9 @@ class TrainSettings(Settings):
     collapse_truncated: Probability = 0.20  # or when more than this share is truncated
     bf16: bool = False
     gradient_checkpointing: bool = False
-    processes: Annotated[Count | None, UNSET] = None  # started by accelerate, a GPU each; None: one
+    processes: Annotated[Count | None, UNSET] = None  # of accelerate, a GPU each; they share a step
     accelerate: Annotated[str | None, UNSET] = None  # fsdp, deepspeed, a file; None: whole copies
+    # adamw_8bit needs bitsandbytes; no GPU has tried it or deepspeed
     optimizer: Annotated[Literal["adamw", "adamw_8bit"], Field(exclude_if="adamw".__eq__)] = "adamw"
 
     @model_validator(mode="after")

@@ -15,12 +15,10 @@ import subprocess
 import sys
 import threading
 from argparse import Namespace
-from contextlib import ExitStack
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -58,30 +56,29 @@ class Team:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.open = ExitStack()
-        self.files: list[tuple[IO[bytes], IO[bytes]]] = []
+        self.files: list[list[Path]] = []
         self.started: list[BaseProcess] = []
         for rank in range(2):
             environment = environment_of(run) | {
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
                 "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
             }  # fmt: skip
-            out, err = (self.open.enter_context(TemporaryFile()) for _ in range(2))
-            self.files.append((out, err))
+            self.files.append([run.path / f"{rank}.{stream}" for stream in ("out", "err")])
+            opened = [
+                os.open(each, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for each in self.files[-1]
+            ]
             arguments = [str(run.path)]
-            self.started.append(warm.process(entry, arguments, out, err, environment=environment))
+            self.started.append(warm.process(entry, arguments, *opened, environment=environment))
+            for each in opened:
+                os.close(each)
 
     def end(self) -> list[Ended]:
         ended = []
         for process, files in zip(self.started, self.files, strict=True):
             process.join(120)
-            texts = []
-            for file in files:
-                file.seek(0)
-                texts.append(file.read().decode())
+            texts = [file.read_text(encoding="utf-8") for file in files]
             ended.append(Ended(process.exitcode, *texts))
             process.kill()
-        self.open.close()
         return ended
 
     def kill(self) -> None:
