@@ -35,6 +35,7 @@ from dto.runs.run import settings_of
 from dto.training.process import check_devices, launch_arguments, main
 from dto.training.train import accelerate_file, launching, train
 from tests import warm
+from tests.commands import dto
 from tests.training.conftest import RunFolder, make_run
 from tests.training.test_train import ROOM, scores, until
 
@@ -317,6 +318,16 @@ def test_a_file_for_accelerate(content: str | None, said: str, tmp_path: Path) -
     with pytest.raises(DtoError, match=said) as caught:
         accelerate_file(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_missing_ends_a_run_before_its_first_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"batch_size": 8, "gradient_accumulation": 2, "processes": 2, "accelerate": "no.yaml"}
+    settings = [f"--set=train.{key}={value}" for key, value in changes.items()]
+    code, out, err = dto("run", "quickstart", f"--out={tmp_path / 'x'}", *settings, capsys=capsys)
+    assert code == 1 and "train.accelerate = 'no.yaml': there is no such file" in out + err
+    assert not (tmp_path / "x" / "problems").exists()
 
 
 @pytest.mark.parametrize("name", ["fsdp", "deepspeed"])
