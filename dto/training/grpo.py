@@ -34,7 +34,7 @@ from transformers import (
     TrainerCallback,
     TrainerState,
 )
-from trl.models import prepare_fsdp
+from trl.models.utils import prepare_fsdp
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import pad

@@ -58,9 +58,10 @@ def guarded(work: Callable[[], object]) -> int:
     except DtoError as error:
         say(f"error: {error}")
         return 1
-    except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
-        if isinstance(error, CheckpointException):
-            error = next((cause for cause, _ in error.failures.values()), error)
+    except (OSError, RuntimeError, SafetensorError, CheckpointException) as failure:
+        error: BaseException = failure
+        if isinstance(failure, CheckpointException):
+            error = next((cause for cause, _ in failure.failures.values()), failure)
         reason = " ".join(str(error).split())
         if any(part in reason for part in PEER_ERRORS):
             return 1

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed.checkpoint
 from accelerate import PartialState
+from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.tensor import DTensor
 
 from dto.engines.models import load_model, load_tokenizer
@@ -103,9 +103,9 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
 def whole(parameter: Any) -> torch.Tensor:
     """All of a parameter that may be split over processes; each of them must call it."""
     if hasattr(parameter, "ds_id"):  # ZeRO-3
-        from deepspeed import zero
+        import deepspeed  # type: ignore[import-not-found]  # not tried on a GPU
 
-        with zero.GatheredParameters([parameter]):
+        with deepspeed.zero.GatheredParameters([parameter]):
             gathered: torch.Tensor = parameter.detach().clone()
         return gathered
     full: torch.Tensor = parameter.detach()
@@ -119,12 +119,13 @@ def gathered(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     with `train.bf16`, else 4. Its buffers and the first weights are read from the base's files.
     """
     dtype = torch.bfloat16 if recipe.train.bf16 else torch.float32
-    plain = with_adapters(load(recipe, dtype)[0], recipe).to(PartialState().device)
+    plain: Any = with_adapters(load(recipe, dtype)[0], recipe).to(PartialState().device)
     names = dict(plain.named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             names[name.replace("_checkpoint_wrapped_module.", "")].copy_(whole(parameter))
-    return plain.merge_and_unload() if recipe.train.lora_rank else plain
+    copied: PreTrainedModel = plain.merge_and_unload() if recipe.train.lora_rank else plain
+    return copied
 
 
 @contextmanager
@@ -185,4 +186,4 @@ def _adapted(model: PreTrainedModel, recipe: Recipe, checkpoint: Path) -> Any:
 
 def _read_shards(weights: dict[str, torch.Tensor], shards: Path) -> None:
     """Fill the weights, in place, from a checkpoint that several processes have written."""
-    torch.distributed.checkpoint.load({"model": weights}, checkpoint_id=shards, no_dist=True)
+    state_dict_loader.load({"model": weights}, checkpoint_id=shards, no_dist=True)

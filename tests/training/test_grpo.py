@@ -200,11 +200,12 @@ def test_a_killed_training_goes_on_where_it_was(
     assert expected["steps"] >= 7
     training = with_labels(run, tokenizer, **settings)
     sampled: list[int] = []
+    deaths = [killed_at]
     original = grpo.OnlineTrainer._responses
 
     def watched(self: Any, *args: Any) -> Any:
-        if self.state.global_step == killed_at and killed_at not in sampled:
-            sampled.append(self.state.global_step)
+        if self.state.global_step in deaths:
+            deaths.clear()
             raise Killed
         sampled.append(self.state.global_step)
         return original(self, *args)
