@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
-UNSET = Field(exclude_if=lambda value: value is None)  # not part of a digest: old runs stay whole
+UNSET: Any = Field(default=None, exclude_if=lambda value: value is None)
+"""A later field: where it is not given, digests and recipes are as before there was such a key."""
 Monitor = Literal["cue", "paragraph", "entropy", "tokens"]
 Inducer = Literal["inside", "closed"]
 Confidence = Literal["answer", "mean", "geometric", "min"]
@@ -135,8 +136,8 @@ class TrainSettings(Settings):
     collapse_truncated: Probability = 0.20  # or when more than this share is truncated
     bf16: bool = False
     gradient_checkpointing: bool = False
-    processes: Annotated[Count | None, UNSET] = None  # of accelerate, a GPU each; they share a step
-    accelerate: Annotated[str | None, UNSET] = None  # fsdp, deepspeed, a file; None: whole copies
+    processes: Count | None = UNSET  # of accelerate, a GPU each; they share a step
+    accelerate: str | None = UNSET  # fsdp, deepspeed, a file; None: whole copies
     # adamw_8bit needs bitsandbytes; no GPU has tried it or deepspeed
     optimizer: Annotated[Literal["adamw", "adamw_8bit"], Field(exclude_if="adamw".__eq__)] = "adamw"
 

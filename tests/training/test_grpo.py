@@ -169,6 +169,12 @@ def test_a_response_that_ends_in_any_end_of_sequence_has_ended(
     assert trainer._metrics["train"]["completions/clipped_ratio"] == [0.0]
 
 
+def steps_of(run: RunFolder) -> list[dict[str, Any]]:
+    """The rows of `steps.jsonl` without their speed."""
+    rows = [json.loads(line) for line in (run.path / "train" / "steps.jsonl").open()]
+    return [{key: row[key] for key in row if key != "tokens_per_second"} for row in rows]
+
+
 class Killed(BaseException):
     """A kill -9, to the files of a training."""
 
@@ -219,9 +225,10 @@ def test_a_killed_training_goes_on_where_it_was(
     sampled.clear()
     result = fit(training.path, training.recipe, base=BASE)
     assert sampled == [*range(done, expected["steps"])] and done > 0
-    for name in ("history.jsonl", "steps.jsonl", "model/model.safetensors"):
+    for name in ("history.jsonl", "model/model.safetensors"):
         one, other = (each.path / "train" / name for each in (training, whole))
         assert one.read_bytes() == other.read_bytes()
+    assert steps_of(training) == steps_of(whole)
     clocks = {"peak_memory", "train_seconds", "dev_seconds", "seconds"}
     assert {key: result[key] for key in result.keys() - clocks} == {
         key: expected[key] for key in expected.keys() - clocks
