@@ -59,13 +59,13 @@ def guarded(work: Callable[[], object]) -> int:
         say(f"error: {error}")
         return 1
     except (OSError, RuntimeError, SafetensorError, CheckpointException) as failure:
-        error: BaseException = failure
+        cause: BaseException = failure
         if isinstance(failure, CheckpointException):
-            error = next((cause for cause, _ in failure.failures.values()), failure)
-        reason = " ".join(str(error).split())
+            cause = next((error for error, _ in failure.failures.values()), failure)
+        reason = " ".join(str(cause).split())
         if any(part in reason for part in PEER_ERRORS):
             return 1
-        if not isinstance(error, OSError):
+        if not isinstance(cause, OSError):
             if all(part not in reason for part in DISK_ERRORS):
                 raise
             reason = f"cannot write ({reason})"
