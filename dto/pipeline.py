@@ -195,6 +195,8 @@ def run_stages(
     """
     stages = [stage_of(run.recipe, name) for name in names]
     _check_splits(run, [stage.name for stage in stages])
+    if train.STAGE in stages:
+        train.launching(run.recipe)  # a file for accelerate that is missing
     for whole, several in groupby(stages, key=lambda stage: stage.whole is not None):
         if not whole:
             run_async(_compute(run, list(several)))

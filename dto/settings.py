@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+UNSET: Any = Field(default=None, exclude_if=lambda value: value is None)
+"""A later field: where it is not given, digests and recipes are as before there was such a key."""
 Monitor = Literal["cue", "paragraph", "entropy", "tokens"]
 Inducer = Literal["inside", "closed"]
 Confidence = Literal["answer", "mean", "geometric", "min"]
@@ -134,6 +136,23 @@ class TrainSettings(Settings):
     collapse_truncated: Probability = 0.20  # or when more than this share is truncated
     bf16: bool = False
     gradient_checkpointing: bool = False
+    processes: Count | None = UNSET  # of accelerate, a GPU each; they share a step
+    accelerate: str | None = UNSET  # fsdp, deepspeed, a file; None: whole copies
+    # adamw_8bit needs bitsandbytes; no GPU has tried it or deepspeed
+    optimizer: Annotated[Literal["adamw", "adamw_8bit"], Field(exclude_if="adamw".__eq__)] = "adamw"
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> TrainSettings:
+        count = self.processes or 1
+        if self.accelerate and count == 1:
+            raise ValueError("accelerate splits a model over processes: set processes to 2 or more")
+        if self.gradient_accumulation % count:
+            raise ValueError(
+                f"gradient_accumulation {self.gradient_accumulation} cannot be split over "
+                f"{count} processes: set it to {count}, and batch_size to "
+                f"{-(-self.batch_size * self.gradient_accumulation // count)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole_groups(self) -> TrainSettings:

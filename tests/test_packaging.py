@@ -37,7 +37,7 @@ def test_a_wheel_carries_prompts_recipes_lexicons_and_weights(tmp_path: Path) ->
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    for folder, pattern in (("prompts", "*/*.jinja"), ("pipelines", "*.yaml")):
+    for folder, pattern in (("prompts", "*/*.jinja"), ("pipelines", "**/*.yaml")):
         for path in (ROOT / folder).glob(pattern):
             assert f"dto/_resources/{path.relative_to(ROOT)}" in names
     for path in (ROOT / "dto").rglob("*"):

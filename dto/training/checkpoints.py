@@ -6,8 +6,8 @@ after the checkpoint, and always replaced as a whole. Files in `runs/NAME/train`
     history.jsonl        one DevScore per line; deterministic
     effort.jsonl         seconds and tokens of each score; not deterministic
     judging.jsonl        one JudgingScore per line, if chains are held out; deterministic
-    checkpoints/checkpoint-STEP
-    training.json        fingerprint of the training; a different training starts afresh
+    checkpoints/checkpoint-STEP, with progress.json if the method samples its data
+    training.json        fingerprint and processes; a different training starts afresh
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from dto.errors import DtoError
 from dto.recipe import Recipe, TrainSettings
 from dto.runs.manifest import write_text
 from dto.training.dev import BASE_STEP, DevScore, JudgingScore, measure, measure_judging, summarize
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHECKPOINTS = "checkpoints"
+PROGRESS = "progress.json"
+STEPS = "steps.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +108,15 @@ class TrainingState:
         directory: Path,
         fingerprint: str,
         processes: int = 1,
+        sharding: str = "",
         *,
         writer: bool = True,
         keep: str = "shortest",
     ) -> None:
         """Open `directory`, and remove the files of a different training (another fingerprint).
 
-        Also removes an unfinished training with another number of processes. If several processes
-        train together, one is the writer and must call this first.
+        If several processes train together, one is the writer and must call this first. Raises
+        DtoError for checkpoints of another number of processes, or of another `sharding`.
         """
         self.directory = directory
         self.writer = writer
@@ -121,11 +125,21 @@ class TrainingState:
         self.model = directory / "model"
         self.finished = directory / "result.json"
         marker = directory / "training.json"
-        mark = {"fingerprint": fingerprint, "processes": processes}
+        mark: dict[str, Any] = {"fingerprint": fingerprint, "processes": processes}
+        mark |= {"sharding": sharding} if sharding else {}
         previous = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else {}
-        ended = previous.get("fingerprint") == fingerprint and self.finished.exists()
-        if previous != mark and not ended:
-            self._clear()
+        same = previous.get("fingerprint") == fingerprint
+        if previous != mark and not (same and self.finished.exists()):
+            scores = json_lines(directory / "history.jsonl") if same else []
+            if len(scores) > 1:
+                raise DtoError(
+                    f"train: {directory} has checkpoints of {_team(previous)}, up to step "
+                    f"{scores[-1]['step']}, and this training has {_team(mark)}: set "
+                    "train.processes and train.accelerate back to resume it, or discard it with "
+                    f"`dto train {directory.parent} --recompute`"
+                )
+            if not same:
+                self._clear()
             directory.mkdir(parents=True, exist_ok=True)
             write_text(marker, json.dumps(mark) + "\n")
         self.history = [DevScore(**row) for row in json_lines(directory / "history.jsonl")]
@@ -144,26 +158,21 @@ class TrainingState:
         for path in (self.checkpoints, self.model):
             shutil.rmtree(path, ignore_errors=True)
         for name in (
-            "history.jsonl", "effort.jsonl", "result.json", "dropped.jsonl", "judging.jsonl",
-            "steps.jsonl",
+            "history.jsonl", "effort.jsonl", "result.json", "dropped.jsonl", "judging.jsonl", STEPS,
         ):  # fmt: skip
             (self.directory / name).unlink(missing_ok=True)
 
-    def restart(self) -> None:
-        """Discard everything but the base's score, for methods that cannot resume (sampling)."""
-        effort, base = self.efforts()[:1], self.history[:1]
-        if self.writer:
-            self._clear()
-        self.history, self.judging = [], []
-        if base:
-            self.record(base[0], effort[0])
+    def resume(self, needs: str = "") -> Path | None:
+        """Remove incomplete checkpoints; return the last complete one, or None to start afresh.
 
-    def resume(self) -> Path | None:
-        """Remove incomplete checkpoints; return the last complete one, or None to start afresh."""
+        A checkpoint without the file that it `needs` is not complete. Rows of `steps.jsonl` after
+        the checkpoint are removed: their steps are taken again.
+        """
         trained = [score.step for score in self.history if score.step > BASE_STEP]
         last = self.checkpoint(trained[-1]) if trained else None
-        if last is not None and not last.is_dir():
+        if last is not None and not (last / needs).exists():
             self.history, last = self.history[:1], None
+        self._cut_steps(trained[-1] if last is not None else BASE_STEP)
         steps = {score.step for score in self.history}
         self.judging = [score for score in self.judging if score.step in steps]
         complete = {self.checkpoint(score.step) for score in self.history}
@@ -171,6 +180,12 @@ class TrainingState:
             if path not in complete:
                 shutil.rmtree(path)
         return last
+
+    def _cut_steps(self, last: int) -> None:
+        path = self.directory / STEPS
+        if self.writer and path.exists():
+            rows = [row for row in json_lines(path) if row["step"] <= last]
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint of a step."""
@@ -220,6 +235,13 @@ class TrainingState:
         return usage, {**seconds, "seconds": round(sum(seconds.values()), 3)}
 
 
+def _team(mark: dict[str, Any]) -> str:
+    """The processes of a training, in words."""
+    count = mark["processes"]
+    noun = "process" if count == 1 else "processes"
+    return f"{count} {noun}" + (f" with {mark['sharding']}" if mark.get("sharding") else "")
+
+
 logger = logging.getLogger("dto.train")
 
 
@@ -267,6 +289,9 @@ class DevCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Measure the checkpoint just written, which completes it."""
+        if (progress := self.trainer.progress()) and state.is_world_process_zero:
+            path = self.training.checkpoint(state.global_step) / PROGRESS
+            write_text(path, json.dumps(progress) + "\n")
         seconds = time.monotonic() - self._since
         share = self.trainer.share(state)
         score = self.score(kwargs["model"], state.global_step, share, seconds)

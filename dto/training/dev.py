@@ -149,7 +149,7 @@ def respond(
     model.eval()  # type: ignore[no-untyped-call]
     own = [model.device] if model.device.type == "cuda" else []  # else every GPU is initialised
     try:
-        with answering(model) as plain, torch.random.fork_rng(own), torch.inference_mode():
+        with torch.random.fork_rng(own), answering(model, recipe) as plain, torch.inference_mode():
             return asyncio.run(answers(plain))
     finally:
         model.train(was_training)

@@ -21,6 +21,7 @@ from dto.runs.manifest import peak_memory, write_text
 from dto.runs.reader import RunReader
 from dto.training.checkpoints import (
     CHECKPOINTS,
+    PROGRESS,
     Choice,
     DevCallback,
     TrainingState,
@@ -43,12 +44,11 @@ from dto.training.trainers import (
     SimPOTrainer,
     StoredDPOTrainer,
     StoredSFTTrainer,
-    on_cpu,
     one_device,
     settle,
     small_tiles,
 )
-from dto.training.weights import keep, load, with_adapters
+from dto.training.weights import keep, load, on_cpu, sharding, with_adapters
 from dto.usage import ModelShape, attention_flops
 
 if TYPE_CHECKING:
@@ -104,18 +104,19 @@ def fit(
     """Train on a run's tables, keep one model in `directory`/model, and return the result.
 
     :func:`dto.training.train.train` describes the result, which is also in `result.json`.
-    `directory` is RUN/train by default. A killed training on stored responses resumes from its last
-    complete checkpoint and ends with the same weights and scores. It starts afresh with another
-    number of processes, whose steps differ; so does a training that samples. A finished training is
-    kept, whatever its number of processes. `base` is the base model's dev score, if known. Raises
-    DtoError for inconsistent tables, a model that cannot be loaded and a loss that is not finite.
+    `directory` is RUN/train by default. A killed training resumes from its last complete checkpoint
+    and ends with the same weights and scores: bit for bit with one or two processes; with more, the
+    order in which gradients are summed is up to gloo or NCCL. A finished training is kept, whatever
+    its number of processes. `base` is the base model's dev score, if known. Raises DtoError for
+    inconsistent tables, a model that cannot be loaded, a loss that is not finite, and checkpoints
+    of another number of processes.
     """
     directory = run / "train" if directory is None else directory
     kind = trainer_class(recipe.train.method)
     config = kind.config(recipe, directory / CHECKPOINTS) if kind is not None else None
     if config is not None:
         _ = config.device  # sets up the processes; on CPUs it must come before PartialState()
-        one_device(config, run)
+        one_device(config)
     world = PartialState()
     model, tokenizer = load(recipe)
     shape = shape_of_model(model)
@@ -125,15 +126,14 @@ def fit(
             directory,
             fingerprint(recipe, material),
             world.num_processes,
+            sharding(),
             writer=world.is_main_process,
             keep=recipe.train.keep,
         )
         finished = training.result()
         if finished is not None:
             return finished
-        if recipe.train.method in ONLINE:
-            training.restart()
-        checkpoint = training.resume()
+        checkpoint = training.resume(PROGRESS if recipe.train.method in ONLINE else "")
     trainer = None
     if material.order:
         callback = DevCallback(recipe, tokenizer, material, training, allow_code_execution)
@@ -195,6 +195,12 @@ def make_trainer(
 def _train(callback: DevCallback, base: DevScore | None, checkpoint: Path | None) -> None:
     """Measure the base model, unless its score is known, and train to the end."""
     trainer, training = callback.trainer, callback.training
+    progress = checkpoint / PROGRESS if checkpoint is not None else None
+    ended = (
+        progress is not None
+        and progress.exists()
+        and trainer.restore(json.loads(progress.read_text(encoding="utf-8")))
+    )
     if not training.history:
         if base is None:
             callback.score(trainer.model, BASE_STEP, 0.0, 0.0)
@@ -202,7 +208,7 @@ def _train(callback: DevCallback, base: DevScore | None, checkpoint: Path | None
             training.record(base, {"train_seconds": 0.0, "dev_seconds": 0.0, "usage": {}})
     if not training.judging:
         callback.judge(trainer.model, BASE_STEP)
-    if not training.history[-1].collapsed:
+    if not (ended or training.history[-1].collapsed):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
@@ -282,16 +288,14 @@ def _labelled(run: RunReader, split: str) -> list[LabelledChain]:
 
 
 def step_size(recipe: Recipe) -> int:
-    """The number of rows in one optimizer step."""
-    per_process = recipe.train.batch_size * recipe.train.gradient_accumulation
-    processes: int = PartialState().num_processes
-    return per_process * processes
+    """The number of rows in one optimizer step, of all processes together."""
+    return recipe.train.batch_size * recipe.train.gradient_accumulation
 
 
 def fingerprint(recipe: Recipe, material: Material) -> str:
     """Hash everything that decides a training: settings, model, rows and dev problems."""
-    parts = (recipe.train, recipe.sample, recipe.model)
-    settings = [part.model_dump_json() for part in parts]
+    settings = [recipe.train.model_dump_json(exclude={"processes", "accelerate"})]
+    settings += [part.model_dump_json() for part in (recipe.sample, recipe.model)]
     trained = content_id(*(content_id(repr(row)) for row in material.rows))
     measured = content_id(*(row.id for row in material.dev), *(row.id for row in material.held_out))
     return content_id(str(recipe.seed), *settings, trained, measured)

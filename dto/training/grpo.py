@@ -34,6 +34,7 @@ from transformers import (
     TrainerCallback,
     TrainerState,
 )
+from trl.models.utils import prepare_fsdp
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import pad
@@ -41,6 +42,7 @@ from trl.trainer.utils import pad
 from dto.recipe import Recipe
 from dto.records import Dropped, LabelledChain, Problem, Trajectory, derive
 from dto.stages.sample import sample
+from dto.training.checkpoints import STEPS
 from dto.training.dev import Judgement, judge, respond, sampled
 from dto.training.pairs import Demonstration, Ids, row_prompt
 from dto.training.rewards import Rewarded, reward_of
@@ -59,7 +61,6 @@ def judging(picks: Sequence[str], no_letter: float) -> list[float]:
 
 KL = {"grpo": 0.0, "drqa": 0.04}
 """The weight of the divergence where the recipe has none; TRL's default, and GRPO's own."""
-STEPS = "steps.jsonl"
 
 
 class Answer(NamedTuple):
@@ -160,6 +161,26 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
         left = budget - self.spent
         ended = left < self._largest_step or state.global_step >= state.max_steps
         return 1.0 if ended else self.spent / budget
+
+    def progress(self) -> dict[str, Any]:
+        """What was spent and counted so far; responses are seeded by step and row, not by state."""
+        return {
+            "spent": self.spent,
+            "largest_step": self._largest_step,
+            "lengths": self.lengths,
+            "usage": self.usage.as_json(),
+            "groups": self.groups._asdict(),
+            "ended": self.share(self.state) >= 1.0,
+        }
+
+    def restore(self, progress: dict[str, Any]) -> bool:
+        """Continue from the progress of a checkpoint; return whether the training had ended."""
+        self.spent = self._spent_before = progress["spent"]
+        self._largest_step = progress["largest_step"]
+        self.lengths = progress["lengths"]
+        self.usage = Usage.read(progress["usage"])
+        self.groups = Groups(**progress["groups"])
+        return bool(progress["ended"])
 
     def take_step(self) -> dict[str, Any]:
         """What the step that has ended was like."""
@@ -321,8 +342,8 @@ class PrunerTrainer(QuietTrainer, GRPOTrainer):
 
     def __init__(self, recipe: Recipe, *args: Any) -> None:
         super().__init__(recipe, *args, reward_funcs=_no_reward)
-        self.base = copy.deepcopy(self.accelerator.unwrap_model(self.model)).eval()
-        self.base.requires_grad_(False)
+        base = copy.deepcopy(self.accelerator.unwrap_model(self.model)).requires_grad_(False)
+        self.base = prepare_fsdp(base, self.accelerator) if self.is_fsdp_enabled else base.eval()
 
     @staticmethod
     def config(recipe: Recipe, directory: Path) -> GRPOConfig:

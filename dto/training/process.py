@@ -1,7 +1,12 @@
 """The training process, which `dto.training.train` starts.
 
 python -m dto.training.process RUN
-accelerate launch -m dto.training.process RUN        # several GPUs, several machines
+python -m dto.training.process RUN --processes 8     # this process becomes `accelerate launch`
+accelerate launch -m dto.training.process RUN        # several machines
+
+Processes that train together end together: if one fails, accelerate ends the others; if
+`accelerate launch` or its parent is killed, the kernel ends them (`dto.concurrency`). An optimizer
+step has as many rows as with one process.
 
 The libraries are imported in functions: by then garbage is collected rarely, and they load faster.
 """
@@ -11,6 +16,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,10 +24,12 @@ from pathlib import Path
 from dto.concurrency import die_with_parent
 from dto.errors import DtoError
 from dto.garbage import collect_rarely
-from dto.recipe import load_recipe
+from dto.recipe import Recipe, load_recipe
 
 DISK_ERRORS = ("(os error", "PytorchStreamWriter", "inline_container")
 """Parts of the messages of safetensors and torch for a file that cannot be written."""
+PEER_ERRORS = ("Connection closed by peer", "Connection reset by peer")
+"""Parts of gloo's message in a process when another one has ended, which has said why."""
 
 
 def quiet() -> None:
@@ -34,27 +42,113 @@ def quiet() -> None:
     datasets.disable_progress_bars()
 
 
+def say(line: str) -> None:
+    """Write a line to stdout at once, in one piece: several processes write to the same pipe."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def guarded(work: Callable[[], object]) -> int:
     """Run the work; return 0, or 1 with a line `error: …` on stdout, or 130 after Ctrl-C."""
     from safetensors import SafetensorError
+    from torch.distributed.checkpoint.api import CheckpointException  # of a sharded checkpoint
 
     try:
         work()
     except DtoError as error:
-        print(f"error: {error}", flush=True)
+        say(f"error: {error}")
         return 1
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        if not isinstance(error, OSError):
+    except (OSError, RuntimeError, SafetensorError, CheckpointException) as failure:
+        cause: BaseException = failure
+        if isinstance(failure, CheckpointException):
+            cause = next((error for error, _ in failure.failures.values()), failure)
+        reason = " ".join(str(cause).split())
+        if any(part in reason for part in PEER_ERRORS):
+            return 1
+        if not isinstance(cause, OSError):
             if all(part not in reason for part in DISK_ERRORS):
                 raise
             reason = f"cannot write ({reason})"
         way_out = "finished rows are kept: free some space and run the same command again"
-        print(f"error: train: {reason}; {way_out}", flush=True)
+        say(f"error: train: {reason}; {way_out}")
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def launch(options: argparse.Namespace) -> int:
+    """Be `accelerate launch`: start the processes, wait for them, and return an exit code."""
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    recipe = load_recipe(options.run / "recipe.yaml")
+
+    def work() -> None:
+        check_devices(recipe, options.processes)
+        arguments = launch_arguments(options, bf16=recipe.train.bf16)
+        logging.disable()  # the processes say what has happened to them
+        try:
+            launch_command(launch_command_parser().parse_args(arguments))
+        except ValueError as error:
+            raise DtoError(f"train.accelerate: {' '.join(str(error).split())}") from None
+
+    try:
+        return guarded(work)
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    except ChildFailedError as error:
+        for rank, failure in error.failures.items():
+            if failure.exitcode < 0:
+                name = signal.Signals(-failure.exitcode).name
+                say(f"error: train: process {rank + 1} of {options.processes} was killed ({name}): "
+                    "run the same command to resume")  # fmt: skip
+                return 1
+        return int(error.get_first_failure()[1].exitcode)
+
+
+def check_devices(recipe: Recipe, processes: int) -> None:
+    """Raise DtoError for more processes than GPUs, and for a model split over CPUs.
+
+    On a CPU any number of processes can train together, each with the whole model (gloo):
+    accelerate 1.15 ignores FSDP without an accelerator.
+    """
+    import torch
+
+    from dto.training.weights import on_cpu
+
+    if on_cpu(recipe):
+        if recipe.train.accelerate:
+            raise DtoError(
+                f"train.accelerate = {recipe.train.accelerate!r} splits a model over GPUs, but "
+                "this training runs on CPUs: remove it"
+            )
+        return
+    count = torch.accelerator.device_count()
+    if processes > count:
+        raise DtoError(
+            f"train.processes = {processes}, but this machine shows {count} GPU(s): set it to "
+            f"{count}, or show more with CUDA_VISIBLE_DEVICES"
+        )
+
+
+def launch_arguments(options: argparse.Namespace, *, bf16: bool) -> list[str]:
+    """The arguments of `accelerate launch`; its own defaults file is not used."""
+    threads = max(1, (os.cpu_count() or 1) // options.processes)
+    arguments = [
+        "--num_processes", str(options.processes), "--num_machines", "1",
+        "--main_process_port", "0",  # a free one
+        "--mixed_precision", "bf16" if bf16 else "no", "--dynamo_backend", "no",
+        "--num_cpu_threads_per_process", os.environ.get("OMP_NUM_THREADS", str(threads)),
+    ]  # fmt: skip
+    if options.accelerate:
+        arguments += ["--config_file", str(options.accelerate)]
+    else:  # on CPUs, too: it is torch.distributed.run, with a backend for the devices there are
+        arguments += ["--multi_gpu", "--gpu_ids", "all"]
+    arguments += ["--module", "dto.training.process", str(options.run)]
+    arguments += ["--parent", str(os.getpid())]
+    return arguments + ["--allow-code-execution"] * options.allow_code_execution
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,10 +157,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--parent", type=int, help="process id to end with")
     parser.add_argument("--allow-code-execution", action="store_true", help="run programs")
+    parser.add_argument("--processes", type=int, default=1, help="number of processes to start")
+    parser.add_argument("--accelerate", type=Path, help="configuration file for accelerate")
     options = parser.parse_args(arguments)
     if options.parent is not None:
         die_with_parent(options.parent)
     collect_rarely()
+    if options.processes > 1:
+        return launch(options)
     if os.environ.get("RANK", "0") == "0":
         logging.basicConfig(stream=sys.stdout, format="%(message)s")
         logging.getLogger("dto.train").setLevel(logging.INFO)

@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dto.concurrency import run_child
 from dto.errors import DtoError
+from dto.prompts import resource
 from dto.recipe import Recipe, load_recipe
 from dto.runs.reader import RunReader
 from dto.runs.stage import SAMPLING, Stage, always
@@ -28,11 +31,11 @@ def train(
 
     The method decides which tables are read: problems, sample, prune, pair or labelled chains.
     `recipe` must be the run's own. The sampling engine must be closed, since training needs its
-    memory. :mod:`dto.training.process` does the work; killed at any time and called again, it
-    resumes from its last complete checkpoint. It writes to `RUN/train`: `model/` (weights,
-    tokenizer, chat template), `history.jsonl` (deterministic), `effort.jsonl` (not deterministic),
-    `dropped.jsonl` and `result.json`; GRPO also `steps.jsonl`, and training on labelled chains
-    `judging.jsonl`. `allow_code_execution`: run programs that answer dev problems
+    memory. :mod:`dto.training.process` does the work, in `train.processes` processes; killed at any
+    time and called again, it resumes from its last complete checkpoint. It writes to `RUN/train`:
+    `model/` (weights, tokenizer, chat template), `history.jsonl` (deterministic), `effort.jsonl`
+    (not deterministic), `dropped.jsonl` and `result.json`; GRPO also `steps.jsonl`, and training on
+    labelled chains `judging.jsonl`. `allow_code_execution`: run programs that answer dev problems
     (`dto.grading.sandbox`).
 
     Returns:
@@ -46,22 +49,24 @@ def train(
         before a kill), peak_memory (bytes).
 
     Raises:
-        DtoError: the last error of the training process, in one line.
+        DtoError: the first error of the training processes, in one line.
     """
     run = Path(run_directory)
+    command = [sys.executable, "-m", "dto.training.process", str(run), "--parent", str(os.getpid())]
+    command += launching(recipe)
     own = run / "recipe.yaml"
     if load_recipe(own) != recipe:
         raise DtoError(f"train: the recipe differs from {own}, which the training process reads")
-    command = [sys.executable, "-m", "dto.training.process", str(run), "--parent", str(os.getpid())]
     if allow_code_execution:
         command.append("--allow-code-execution")
     environment = os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONUTF8": "1"}
-    last = ""
+    first_error = ""  # of several processes: the others fail because of it
 
     def log(line: str) -> None:
-        nonlocal last
-        last = line.strip() or last
-        if not last.startswith(ERROR):
+        nonlocal first_error
+        if line.startswith(ERROR):
+            first_error = first_error or line.strip()
+        else:
             logger.info("%s", line.rstrip())
 
     code = run_child(command, log, environment)
@@ -73,13 +78,54 @@ def train(
             f"train: the training process was killed ({name}): run the same command to resume"
         )
     if code:
-        if last.startswith(ERROR):
-            raise DtoError(last.removeprefix(ERROR))
+        if first_error:
+            raise DtoError(first_error.removeprefix(ERROR))
         raise DtoError(
             f"train: the training process ended with exit code {code}; its traceback is above"
         )
     result: dict[str, Any] = json.loads((run / "train" / "result.json").read_text(encoding="utf-8"))
     return result
+
+
+SHARDED = ("MULTI_GPU", "FSDP", "DEEPSPEED")
+"""The values of `distributed_type` in a file for accelerate that a training can use."""
+
+
+def launching(recipe: Recipe) -> list[str]:
+    """The options for :mod:`dto.training.process` to start several processes; empty for one.
+
+    Raises DtoError for a file for accelerate that does not exist or that a training cannot use.
+    """
+    settings = recipe.train
+    if (settings.processes or 1) == 1 or settings.method == "none":
+        return []
+    options = ["--processes", str(settings.processes)]
+    if settings.accelerate:
+        options += ["--accelerate", str(accelerate_file(settings.accelerate))]
+    return options
+
+
+def accelerate_file(name: str) -> Path:
+    """The file for accelerate of `train.accelerate`: a packaged one, or the user's own."""
+    where = f"train.accelerate = {name!r}"
+    packaged = Path(str(resource("pipelines") / "accelerate" / f"{name}.yaml"))
+    path = packaged if packaged.is_file() else Path(name)
+    if not path.is_file():
+        raise DtoError(
+            f"{where}: there is no such file: use fsdp, deepspeed, or a file that `accelerate "
+            "config --config_file FILE` has written"
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DtoError(f"{where} cannot be read: {' '.join(str(error).split())}") from None
+    kind = content.get("distributed_type") if isinstance(content, dict) else None
+    if kind not in SHARDED:
+        raise DtoError(f"{where}: its distributed_type is {kind}: set it to {', '.join(SHARDED)}")
+    version = (content.get("fsdp_config") or {}).get("fsdp_version", 1)
+    if kind == "FSDP" and int(version) != 2:
+        raise DtoError(f"{where}: its fsdp_config.fsdp_version is {version}: set it to 2")
+    return path.resolve()
 
 
 def trained_model(run: RunReader) -> Path:

@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -39,7 +42,7 @@ from trl.trainer.utils import add_fused_lm_head
 from dto.errors import DtoError
 from dto.recipe import Recipe
 from dto.training.pairs import Demonstration, TokenizedPair
-from dto.training.weights import load
+from dto.training.weights import load, on_cpu, sharding
 
 if TYPE_CHECKING:
     from transformers import Trainer as Base
@@ -50,27 +53,42 @@ logger = logging.getLogger("dto.train")
 
 CPU_TILE = (512, 8192)
 """Tokens and ids per tile on a CPU. TRL's tiles are for GPUs and exceed many batches."""
+LONGEST_WAIT_SECONDS = 6 * 3600
+"""Processes wait for each other's dev responses; if one fails, accelerate ends the others."""
 _PROBE_TOKENS = 8
-_TOLERANCE = 1e-3
-
-
-def on_cpu(recipe: Recipe) -> bool:
-    """Whether to train on the CPU: by the settings, or because there is no accelerator."""
-    return recipe.model.device == "cpu" or not torch.accelerator.is_available()
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
 def arguments(recipe: Recipe, directory: Path) -> dict[str, Any]:
     """TRL's settings from the recipe, with TRL's own logging, saving and reporting disabled.
 
-    The length is not limited here, since too long responses were dropped before.
+    The length is not limited here, since too long responses were dropped before. Several processes
+    share the rows of a step: each accumulates the gradients of its part. Raises DtoError if they
+    cannot, and for an optimizer that is not installed.
     """
-    settings = recipe.train
-    return {
+    settings, processes = recipe.train, int(os.environ.get("WORLD_SIZE", "1"))
+    if settings.gradient_accumulation % processes:
+        raise DtoError(
+            f"train.gradient_accumulation = {settings.gradient_accumulation} cannot be split over "
+            f"{processes} processes: set it to a multiple of {processes}"
+        )
+    more: dict[str, Any] = {}
+    if settings.optimizer == "adamw_8bit":
+        if find_spec("bitsandbytes") is None:
+            raise DtoError(
+                "train.optimizer = 'adamw_8bit' needs bitsandbytes and a GPU: pip install "
+                "bitsandbytes, or set it to adamw"
+            )
+        more["optim"] = "adamw_8bit"
+    if sharding():  # accumulated in shards: without this, each GPU holds the gradients of all
+        more["accelerator_config"] = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+    return more | {
         "output_dir": str(directory),
         "learning_rate": settings.learning_rate,
         "num_train_epochs": 1,  # the order of the rows holds all epochs
         "per_device_train_batch_size": settings.batch_size,
-        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "gradient_accumulation_steps": settings.gradient_accumulation // processes,
+        "ddp_timeout": LONGEST_WAIT_SECONDS,
         "warmup_steps": settings.warmup_steps,
         "seed": recipe.seed,
         "save_strategy": "no",  # DevCallback requests checkpoints
@@ -86,7 +104,7 @@ def arguments(recipe: Recipe, directory: Path) -> dict[str, Any]:
     }
 
 
-def one_device(config: Any, run: Path) -> None:
+def one_device(config: Any) -> None:
     """Restrict one process to its first GPU, and log how many others stay idle.
 
     Otherwise transformers spreads each batch over all visible GPUs (nn.DataParallel): n times the
@@ -98,11 +116,9 @@ def one_device(config: Any, run: Path) -> None:
         return
     config._n_gpu = 1
     logger.info(
-        "train: uses 1 of %d visible GPUs; to use all of them: "
-        "accelerate launch --num_processes %d -m dto.training.process %s",
+        "train: uses 1 of %d visible GPUs; to use all of them, set train.processes to %d",
         visible,
         visible,
-        run,
     )
 
 
@@ -130,7 +146,14 @@ class QuietTrainer(Base):
         """Prepare a training on `rows` in the order of the indices `order`.
 
         TRL sees the whole training as one "epoch" in sequence. `more` goes to TRL's trainer.
+
+        FSDP2 with `bf16`: weights and optimizer state are float32 shards, layers compute in
+        bfloat16, and gradients are averaged in float32. accelerate's own policy would average them
+        in bfloat16, and round the log-probabilities that a model returns.
         """
+        if sharding() == "fsdp" and args.bf16:
+            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            args.fsdp_plugin_args = {"mixed_precision_policy": policy}
         super().__init__(
             model=model,
             args=args,
@@ -154,16 +177,31 @@ class QuietTrainer(Base):
         return state.global_step / state.max_steps
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """The loss of a batch. Raises DtoError, before any update, if it is not finite."""
+        """The loss of a batch. Raises DtoError, before any update, if it is not finite.
+
+        Every process learns the losses of all, so that all of them stop.
+        """
         result = super().compute_loss(*args, **kwargs)
-        loss = float((result[0] if isinstance(result, tuple) else result).detach())
-        if not math.isfinite(loss):
-            raise DtoError(
-                f"train: loss is {loss} at step {self.state.global_step + 1} of "
-                f"{self.state.max_steps}: lower train.learning_rate ({self.args.learning_rate:g})"
-            )
-        self.losses.append(loss)
+        own = (result[0] if isinstance(result, tuple) else result).detach()
+        losses = self.accelerator.gather(own.float().reshape(1)).tolist()
+        for rank, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                where = f" in process {rank + 1} of {len(losses)}" if len(losses) > 1 else ""
+                raise DtoError(
+                    f"train: loss is {loss} at step {self.state.global_step + 1} of "
+                    f"{self.state.max_steps}{where}: lower train.learning_rate "
+                    f"({self.args.learning_rate:g})"
+                )
+        self.losses.append(float(own))
         return result
+
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint must keep beside TRL's state; nothing on stored rows."""
+        return {}
+
+    def restore(self, progress: dict[str, Any]) -> bool:
+        """Continue from the progress of a checkpoint; return whether the training had ended."""
+        return False
 
     def mean_loss(self) -> float | None:
         """Mean loss over all processes since the last call; None without any loss."""
@@ -362,6 +400,6 @@ def mismatch(model: PreTrainedModel, temperature: float = 1.0) -> str:
     finally:
         model.train(was_training)
     full = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-    if ((fused - full).abs() > _TOLERANCE * (1 + full.abs())).any():
+    if ((fused - full).abs() > _TOLERANCE[base.dtype] * (1 + full.abs())).any():
         return f"the logits of {name} differ from those of its head"
     return ""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dto.errors import DtoError
 from dto.recipe import TrainSettings
 from dto.training.checkpoints import TrainingState, choose, has_collapsed
 from dto.training.dev import DevScore, JudgingScore
@@ -123,13 +124,56 @@ def test_another_training_starts_anew(tmp_path: Path) -> None:
     assert TrainingState(tmp_path, "b").resume() is None
 
 
-@pytest.mark.parametrize("ended", [False, True])
-def test_with_another_number_of_processes_only_an_ended_training_stands(
-    tmp_path: Path, ended: bool
+@pytest.mark.parametrize(
+    ("team", "said"),
+    [
+        (
+            (1, ""),
+            r"has checkpoints of 2 processes, up to step 10, and this training has 1 process:",
+        ),
+        (
+            (3, ""),
+            r"and this training has 3 processes: set train.processes and train.accelerate back",
+        ),
+        ((2, "fsdp"), r"and this training has 2 processes with fsdp: .* --recompute`$"),
+        ((2, ""), ""),
+    ],
+)
+@pytest.mark.parametrize("stage", ["base", "trained", "ended"])
+def test_checkpoints_of_other_processes_are_not_lost(
+    tmp_path: Path, team: tuple[int, str], said: str, stage: str
 ) -> None:
-    state = TrainingState(tmp_path, "a", processes=2)
+    """They are refused; an ended training is kept, and so is the score of the base."""
+    state = TrainingState(tmp_path, "a", 2)
     state.record(BASE, EFFORT)
-    if ended:
+    if stage != "base":
+        saved(state, 10)
+        state.record(score(10, 0.72, 80), EFFORT)
+    if stage == "ended":
         (tmp_path / "result.json").write_text(json.dumps({}))
-    assert TrainingState(tmp_path, "a", processes=1).history == ([BASE] if ended else [])
-    assert (tmp_path / "result.json").exists() is ended
+    if said and stage == "trained":
+        with pytest.raises(DtoError, match=said) as caught:
+            TrainingState(tmp_path, "a", *team)
+        assert "\n" not in str(caught.value) and steps(state) == [10]
+        team = (2, "")
+    again = TrainingState(tmp_path, "a", *team)
+    assert again.history == state.history
+    assert again.resume() == (None if stage == "base" else state.checkpoint(10))
+    assert (tmp_path / "result.json").exists() is (stage == "ended")
+
+
+def test_rows_of_steps_after_the_checkpoint_are_removed(tmp_path: Path) -> None:
+    state = TrainingState(tmp_path, "a")
+    state.record(BASE, EFFORT)
+    saved(state, 10)
+    state.record(score(10, 0.72, 80), EFFORT)
+    rows = [json.dumps({"step": step, "reward": 0.5}) + "\n" for step in range(1, 14)]
+    path = tmp_path / "steps.jsonl"
+    path.write_text("".join(rows) + '{"step": 14, "re')
+    TrainingState(tmp_path, "a", writer=False).resume()
+    assert path.read_text().startswith("".join(rows))
+    TrainingState(tmp_path, "a").resume()
+    assert path.read_text() == "".join(rows[:10])
+    again = TrainingState(tmp_path, "a")
+    assert again.resume("progress.json") is None  # as an older version has left it
+    assert again.history == [BASE] and path.read_text() == ""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,9 +21,9 @@ from dto.training import dev, grpo
 from dto.training.dev import Judgement, Pick
 from dto.training.fit import fit
 from dto.training.weights import load
-from tests.training.conftest import RunFolder
+from tests.training.conftest import RunFolder, make_run
 from tests.training.test_judging import with_labels
-from tests.training.test_losses import logprobs
+from tests.training.test_losses import BASE, logprobs
 
 KL = 0.5
 GROUPS: dict[str, list[tuple[Pick, tuple[int, ...]]]] = {
@@ -165,6 +167,72 @@ def test_a_response_that_ends_in_any_end_of_sequence_has_ended(
         last.append(response[-1])
     assert set(last) <= ends and set(last) - {int(tokenizer.eos_token_id)}
     assert trainer._metrics["train"]["completions/clipped_ratio"] == [0.0]
+
+
+def steps_of(run: RunFolder) -> list[dict[str, Any]]:
+    """The rows of `steps.jsonl` without their speed."""
+    rows = [json.loads(line) for line in (run.path / "train" / "steps.jsonl").open()]
+    return [{key: row[key] for key in row if key != "tokens_per_second"} for row in rows]
+
+
+class Killed(BaseException):
+    """A kill -9, to the files of a training."""
+
+
+@pytest.mark.slow(seconds=12)
+@pytest.mark.parametrize("killed_at", [0.3, 0.7, 1.0])
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("grpo", {}), ("drqa", {}), ("grpo", {"epochs": 9, "policy_tokens": 6_000})],
+    ids=["grpo", "drqa", "budget"],
+)
+def test_a_killed_training_goes_on_where_it_was(
+    method: str,
+    settings: dict[str, Any],
+    killed_at: float,
+    run: RunFolder,
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its samples, learning rates, spent tokens and files are those of one without a kill."""
+    common = {"method": method, "keep": "last", "collapse_truncated": 1.0, "collapse_points": 200.0}
+    settings = common | {"warmup_steps": 2, "evaluations": 4, "epochs": 2} | settings
+    whole = with_labels(
+        make_run(tmp_path / "whole", tokenizer, model_folder), tokenizer, **settings
+    )
+    expected = fit(whole.path, whole.recipe, base=BASE)
+    assert expected["steps"] >= 7
+    training = with_labels(run, tokenizer, **settings)
+    sampled: list[int] = []
+    deaths = [round(killed_at * expected["steps"])]
+    original = grpo.OnlineTrainer._responses
+
+    def watched(self: Any, *args: Any) -> Any:
+        if self.state.global_step in deaths:
+            deaths.clear()
+            raise Killed
+        sampled.append(self.state.global_step)
+        return original(self, *args)
+
+    monkeypatch.setattr(grpo.OnlineTrainer, "_responses", watched)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        if killed_at == 1.0:
+            patch.setattr("dto.training.fit._result", Mock(side_effect=Killed))
+        fit(training.path, training.recipe, base=BASE)
+    done = [json.loads(line)["step"] for line in (run.path / "train/history.jsonl").open()][-1]
+    sampled.clear()
+    result = fit(training.path, training.recipe, base=BASE)
+    assert sampled == [*range(done, expected["steps"])] and done > 0
+    for name in ("history.jsonl", "model/model.safetensors"):
+        one, other = (each.path / "train" / name for each in (training, whole))
+        assert one.read_bytes() == other.read_bytes()
+    assert steps_of(training) == steps_of(whole)
+    clocks = {"peak_memory", "train_seconds", "dev_seconds", "seconds"}
+    assert {key: result[key] for key in result.keys() - clocks} == {
+        key: expected[key] for key in expected.keys() - clocks
+    }
 
 
 @pytest.mark.slow

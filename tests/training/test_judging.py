@@ -232,7 +232,7 @@ def test_the_divergence_is_from_the_base(
 def test_a_killed_training_on_judging_ends_alike(
     run: RunFolder, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, model_folder: Path
 ) -> None:
-    """It samples, so it begins anew, and what it samples is the same."""
+    """It goes on from its checkpoint, and what it samples is the same."""
     whole = with_labels(make_run(tmp_path / "whole", tokenizer, model_folder), tokenizer)
     expected = fit(whole.path, whole.recipe)
     killed = with_labels(run, tokenizer)
@@ -252,6 +252,8 @@ def test_a_killed_training_on_judging_ends_alike(
     thread.join()
     assert "SIGKILL" in str(ended[0])
     result = train(killed.path, killed.recipe)
+    efforts = lines(killed.path / "train" / "effort.jsonl")
+    assert [row["step"] for row in efforts] == [0, 4, 8]  # nothing was done twice
     assert result["groups"] == expected["groups"]
     assert result["judging"] == expected["judging"]
     for name in ("history.jsonl", "judging.jsonl", "steps.jsonl", "model/model.safetensors"):

@@ -11,13 +11,15 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from dto.engines.models import load_model
+from dto.errors import DtoError
 from dto.runs.reader import RunReader
 from dto.training import dev
 from dto.training import fit as fitting
 from dto.training.fit import fit
 from dto.training.pairs import Demonstration
 from dto.training.trainers import SimPOTrainer, fuse
-from dto.training.weights import answering, load, with_adapters
+from dto.training.weights import answering, keep, load, with_adapters
 from dto.trajectories import prompt_ids
 from tests.training.conftest import LONG, RunFolder, make_run
 from tests.training.test_judging import with_labels
@@ -76,23 +78,66 @@ def test_what_trainers_put_before_a_model_is_off_while_it_answers(
     model, _ = load(run.recipe)
     fuse(model)
     wrapped = vars(model)["forward"]
-    with answering(model) as plain:
+    with answering(model, run.recipe) as plain:
         assert plain is model and "forward" not in vars(model)
     assert vars(model)["forward"] is wrapped
 
-    adapted = with_adapters(model, run.with_training(lora_rank=2).recipe)
+    recipe = run.with_training(lora_rank=2).recipe
+    adapted = with_adapters(model, recipe)
     with torch.no_grad():
         for name, each in adapted.named_parameters():
             if "lora_B" in name:
                 each.fill_(0.05)
     fuse(adapted)
     adapted.eval()
-    with torch.no_grad(), answering(adapted) as copy:
+    with torch.no_grad(), answering(adapted, recipe) as copy:
         before = adapted(ids).logits
         assert copy is not model
         for each in adapted.parameters():
             each.zero_()
         torch.testing.assert_close(copy(ids).logits, before, atol=1e-4, rtol=1e-4)
+
+
+def test_adapters_on_a_base_in_bfloat16_are_measured_as_they_are_kept(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    """The base has half the memory and no update; adapters are float32 until they are merged."""
+    pytest.importorskip("peft", reason="peft is not installed")
+    recipe = run.with_training(lora_rank=2, bf16=True).recipe
+    adapted = with_adapters(load(recipe)[0], recipe)
+    kinds = {each.requires_grad: each.dtype for each in adapted.parameters()}
+    assert kinds == {True: torch.float32, False: torch.bfloat16}
+    with torch.no_grad():
+        for name, each in adapted.named_parameters():
+            if "lora_B" in name:
+                each.copy_(0.01 * torch.randn(each.shape))
+    adapted.save_pretrained(tmp_path / "checkpoint")
+    keep(recipe, tmp_path / "checkpoint", tmp_path / "model")
+    kept = load_model(str(tmp_path / "model"), dtype=torch.bfloat16).state_dict()
+    base = load(recipe)[0].state_dict()
+    with answering(adapted, recipe) as plain:
+        measured = plain.state_dict()
+    assert all(torch.equal(kept[name], measured[name]) for name in kept)
+    assert any(not torch.equal(kept[name], base[name]) for name in kept)
+    full = run.with_training(lora_rank=0, bf16=True).recipe
+    assert load(full)[0].dtype == torch.float32  # an update is smaller than bfloat16 can hold
+
+
+def test_adapters_need_linear_layers(run: RunFolder) -> None:
+    pytest.importorskip("peft", reason="peft is not installed")
+    recipe = run.with_training(lora_rank=2).recipe
+    model: Any = load(recipe)[0]
+    for layer in model.model.layers:
+        layer.self_attn = layer.mlp = torch.nn.Identity()
+    with pytest.raises(DtoError, match=r"train.lora_rank = 2: .* has no linear layers") as caught:
+        with_adapters(model, recipe)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_optimizer_that_is_not_installed_is_one_line(run: RunFolder) -> None:
+    recipe = run.with_training(optimizer="adamw_8bit").recipe
+    with pytest.raises(DtoError, match=r"'adamw_8bit' needs bitsandbytes .* or set it to adamw"):
+        SimPOTrainer.config(recipe, run.path)
 
 
 @pytest.mark.slow
@@ -122,9 +167,7 @@ def test_several_visible_gpus_change_nothing(
         with caplog.at_level(logging.INFO, "dto.train"):
             results.append(fit(training.path, training.recipe, base=BASE))
         assert ("1 of 2 visible GPUs" in caplog.text) == (visible == 2)
-        assert ("accelerate launch --num_processes 2 -m dto.training.process" in caplog.text) == (
-            visible == 2
-        )
+        assert ("set train.processes to 2" in caplog.text) == (visible == 2)
         path = training.path / "train" / "history.jsonl"
         weights.append(path.read_text(encoding="utf-8"))
     assert results[0]["steps"] == results[1]["steps"] == 6
