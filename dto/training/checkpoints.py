@@ -36,6 +36,8 @@ from dto.usage import Usage
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from dto.training.beside import Beside
+
 CHECKPOINTS = "checkpoints"
 
 
@@ -228,7 +230,8 @@ class DevCallback(TrainerCallback):
     """Saves and measures the model at evenly spaced steps, including the last one.
 
     `trainer` is created after this callback and set before training; it reports the progress and
-    the mean loss. Held-out chains, if any, are judged beside the dev problems.
+    the mean loss. `beside` is the engine of `train.engine`, if that is not transformers. Held-out
+    chains, if any, are judged beside the dev problems.
     """
 
     recipe: Recipe
@@ -237,6 +240,7 @@ class DevCallback(TrainerCallback):
     training: TrainingState
     allow_code_execution: bool
     trainer: Any = None
+    beside: Beside | None = None
     _passed: int = 0
     _since: float = 0.0
     _bar: tqdm[Any] = field(default_factory=lambda: tqdm(disable=True))
@@ -296,6 +300,7 @@ class DevCallback(TrainerCallback):
             self.material.dev,
             self.recipe,
             allow_code_execution=self.allow_code_execution,
+            beside=self.beside,
         )
         usage.add(self.judge(model, step))
         epoch = round(self.material.epochs * share, 4)
@@ -318,7 +323,9 @@ class DevCallback(TrainerCallback):
         held_out = self.material.held_out
         if not held_out:
             return Usage()
-        score, usage = measure_judging(model, self.tokenizer, held_out, self.recipe, step)
+        score, usage = measure_judging(
+            model, self.tokenizer, held_out, self.recipe, step, self.beside
+        )
         self.training.record_judging(score)
         return usage
 
