@@ -34,14 +34,13 @@ from dto.engines.vllm import VLLMEngine
 from dto.errors import DtoError, EngineError
 from dto.protocols import Completion, Engine, Prompt, Sampling
 from dto.recipe import Recipe
+from dto.training.checkpoints import HANDED
 from dto.training.weights import answering
 from dto.usage import Usage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-HANDED = "handed"
-"""The folder of the weights that were handed over last, in RUN/train."""
 OPTIMIZER_BYTES = 8
 """Bytes per trained parameter that AdamW takes at its first step (two moments in float32)."""
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

@@ -7,6 +7,7 @@ after the checkpoint, and always replaced as a whole. Files in `runs/NAME/train`
     effort.jsonl         seconds and tokens of each score; not deterministic
     judging.jsonl        one JudgingScore per line, if chains are held out; deterministic
     checkpoints/checkpoint-STEP
+    handed               weights for the engine beside the training, while it runs
     training.json        fingerprint of the training; a different training starts afresh
 """
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from dto.training.beside import Beside
 
 CHECKPOINTS = "checkpoints"
+HANDED = "handed"
+"""The folder of the weights that the engine beside the training got last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,7 @@ class TrainingState:
         return result
 
     def _clear(self) -> None:
-        for path in (self.checkpoints, self.model):
+        for path in (self.checkpoints, self.model, self.directory / HANDED):
             shutil.rmtree(path, ignore_errors=True)
         for name in (
             "history.jsonl", "effort.jsonl", "result.json", "dropped.jsonl", "judging.jsonl",
