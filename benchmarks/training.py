@@ -45,7 +45,7 @@ STOCK_LOGITS = 3.7
 """What the stock path of simpo takes at most, in float32 logits of the micro-batch: measured."""
 
 LEAST_DEV = 0.8
-TURNS, STEPS = 3, 6
+TURNS, STEPS, TRAINED = 3, 6, 100
 
 
 def rows(method: str, tokens: int) -> list[Any]:
@@ -200,7 +200,7 @@ def sampling(engine: str, model: str, problems: int) -> dict[str, float]:
             "train": {
                 "method": "grpo", "engine": engine, "dev_samples": 2, "group": 4, "batch_size": 32,
                 "learning_rate": 1e-6, "keep": "last", "evaluations": 1,
-                "epochs": STEPS * 8 / problems, "collapse_points": 100, "collapse_truncated": 1.0,
+                "epochs": STEPS * 8 / TRAINED, "collapse_points": 100, "collapse_truncated": 1.0,
             },
         }
     )  # fmt: skip
@@ -266,7 +266,7 @@ def grpo_steps(run: Path, recipe: Recipe) -> dict[str, float]:
     from dto.training.dev import DevScore
     from dto.training.fit import fit
 
-    problems = chain_problems("train", 100, seed=0) + chain_problems("dev", 2, seed=0)
+    problems = chain_problems("train", TRAINED, seed=0) + chain_problems("dev", 2, seed=0)
     (run / "problems").mkdir(parents=True)
     tables.write(run / "problems" / "rows.parquet", Problem, problems)
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")), "utf-8")

@@ -252,10 +252,10 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
         records = self.beside is not None
 
         async def ask(row: Any, ctx: Context) -> list[Answer]:
-            recorded = Recorded(ctx.engine)
-            results = await work(row, replace(ctx, engine=recorded) if records else ctx)
+            engine: Any = Recorded(ctx.engine)
+            results = await work(row, replace(ctx, engine=engine) if records else ctx)
             kept = [result for result in results if not isinstance(result, Dropped)]
-            return [_answer(result, recorded.logprobs if records else None) for result in kept]
+            return [_answer(result, engine.logprobs if records else None) for result in kept]
 
         responses, usage = respond(
             model,
