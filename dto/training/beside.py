@@ -22,6 +22,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -363,9 +364,7 @@ def _unsharded(tensor: Any) -> Iterator[torch.Tensor]:
     if hasattr(tensor, "full_tensor"):
         yield tensor.full_tensor()
     elif hasattr(tensor, "ds_id"):
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([tensor]):
+        with import_module("deepspeed").zero.GatheredParameters([tensor]):
             yield tensor.data
     else:
         yield tensor
