@@ -315,7 +315,7 @@ def write_weights(
     state = _gathered(model.state_dict(keep_vars=True), dtype, writes)
     if not writes:
         return
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     name = next((f"{name}.weight" for name, part in model.named_modules() if part is head), "")
     tied = {name: state[name].clone()} if name in state else {}
     model.save_pretrained(folder, state_dict=state, max_shard_size="100TB")

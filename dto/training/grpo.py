@@ -155,7 +155,7 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
         self._beside = engine
         # Switches TRL's importance weights on. Its hand-over does nothing: ours is in `respond`.
         self.use_vllm = engine is not None
-        self.vllm_generation = SimpleNamespace(sync_weights=lambda: None)
+        self.vllm_generation: Any = SimpleNamespace(sync_weights=lambda: None)
         self._last_loaded_step = -1
 
     @staticmethod

@@ -45,13 +45,13 @@ def recipe_of(rank: int = 0, **train: Any) -> Recipe:
     )
 
 
-def change(model: Any, seed: int) -> None:
-    """Move all trained weights by 5 % of their spread; half of the adapters begin at 0."""
+def change(model: Any, seed: int, share: float = 0.3) -> None:
+    """Move all trained weights by a share of their spread; half of the adapters begin at 0."""
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for part in model.parameters():
             if part.requires_grad:
-                scale = 0.05 * float(part.std()) or 0.02
+                scale = share * (float(part.std()) or 1.0)
                 part.add_(scale * torch.randn(part.shape, generator=noise))
 
 
