@@ -268,7 +268,8 @@ def grpo_steps(run: Path, recipe: Recipe) -> dict[str, float]:
 
     problems = chain_problems("train", TRAINED, seed=0) + chain_problems("dev", 2, seed=0)
     (run / "problems").mkdir(parents=True)
-    tables.write(run / "problems" / "rows.parquet", Problem, problems)
+    table = run / "problems" / "rows.parquet"
+    tables.write(table, Problem, sorted(problems, key=lambda row: row.id))
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")), "utf-8")
     spent: list[float] = []
     ends: list[float] = []
