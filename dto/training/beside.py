@@ -190,8 +190,7 @@ class HandedEngine(VLLMEngine):
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise EngineError(
                 f"train.engine vllm: vLLM's core for {self.model!r} did not take the weights "
-                f"({reason}); checkpoints are kept: run the same command again, or with "
-                "train.engine=transformers"
+                f"({reason}); checkpoints are kept: run the same command to resume"
             ) from error
 
 
