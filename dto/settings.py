@@ -131,6 +131,8 @@ class TrainSettings(Settings):
     lora_rank: Annotated[int, Field(ge=0)] = 0  # needs peft; 0: train all weights
     evaluations: Count = 6  # dev evaluations (and checkpoints) over the training
     dev_samples: Count = 4
+    engine: Literal["transformers", "vllm"] = "transformers"  # samples dev, grpo, drqa responses
+    engine_gpus: tuple[Annotated[int, Field(ge=0)], ...] = ()  # of vllm alone; empty: it shares one
     keep: Literal["shortest", "last"] = "shortest"  # shortest: as accurate as the base and shorter
     collapse_points: float = 10.0  # stop at a dev accuracy so far below the base's
     collapse_truncated: Probability = 0.20  # or when more than this share is truncated

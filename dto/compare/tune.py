@@ -34,6 +34,7 @@ from dto.pipeline import STAGES, needed, open_run, run_stages
 from dto.recipe import Recipe, load_recipe
 from dto.runs import manifest
 from dto.runs.run import OpenRun, agree, settings_of
+from dto.training.beside import open_beside
 from dto.training.checkpoints import Choice, choose
 from dto.training.dev import BASE_STEP, DevScore, measure, summarize
 from dto.training.fit import fit
@@ -143,7 +144,8 @@ def _point(run: OpenRun, index: int, recipe: Recipe, base: DevScore, spent: int)
 
 def _measured(run: OpenRun, recipe: Recipe, step: int) -> DevScore:
     model, tokenizer = load(recipe)
-    responses, _ = measure(model, tokenizer, list(run.problems("dev")), recipe)
+    with open_beside(recipe, model, run.path) as beside:
+        responses, _ = measure(model, tokenizer, list(run.problems("dev")), recipe, beside=beside)
     return summarize(step, 0.0, responses)
 
 

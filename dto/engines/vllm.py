@@ -265,9 +265,25 @@ class VLLMEngine:
         self.capabilities = Capabilities(logprobs=LOGPROBS, json_schema=True, presence="request")
         self._tokenizer = tokenizer
         self.end_ids = end_ids(basics.try_get_generation_config().get("eos_token_id"), tokenizer)
+        self.dtype: Any = basics.dtype
+        self.lora: Any = None  # vLLM's LoRARequest: the adapters of all requests
+        self._basics = basics
         self._llm: Any = None
         self._under_way: dict[str, None] = {}
         self._numbers = itertools.count()
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether vLLM serves LoRA adapters of this architecture."""
+        from vllm.model_executor.models import ModelRegistry, supports_lora
+
+        with environment(self._cpu), explained(self.model):
+            kind, _ = ModelRegistry.resolve_model_cls(self._basics.architectures, self._basics)
+        return bool(supports_lora(kind))
+
+    def serving(self) -> dict[str, Any]:
+        """Arguments of vLLM for serving; a subclass may change them."""
+        return serving_arguments(self._settings, self._cpu, self.context)
 
     async def __aenter__(self) -> VLLMEngine:
         """Start the core and load the weights; this blocks the event loop.
@@ -284,7 +300,7 @@ class VLLMEngine:
         with environment(self._cpu), explained(self.model):
             arguments = AsyncEngineArgs(
                 **model_arguments(self._settings, self._path, self._cpu),
-                **serving_arguments(self._settings, self._cpu, self.context),
+                **self.serving(),
             )
             self._llm = AsyncLLM.from_engine_args(arguments)
         return self
@@ -400,7 +416,9 @@ class VLLMEngine:
         sample.name = f"dto-{next(self._numbers)}"
         self._under_way[sample.name] = None
         try:
-            sample.queue = await self._llm.add_request(sample.name, tokens_input(list(ids)), params)
+            sample.queue = await self._llm.add_request(
+                sample.name, tokens_input(list(ids)), params, lora_request=self.lora
+            )
         except EngineDeadError as error:
             raise self._died(sample, error) from error
         except Exception as error:  # errors of one request: an unknown id, an invalid schema

@@ -116,10 +116,10 @@ _HOW_SERVED = (
 _HOW_NOT_WHAT = (
     "name", "window", *(f"{group}.{key}" for group in ("model", "judge") for key in _HOW_SERVED),
     "judge.prompt_price", "judge.generated_price", "compare.processes",
-    "train.processes", "train.accelerate",
+    "train.processes", "train.accelerate", "train.engine_gpus",
 )  # fmt: skip
 """Settings that affect speed or cost, never the rows."""
-_ENGINES = ("model.engine", "judge.engine")  # and model.engine_settings
+_ENGINES = ("model.engine", "judge.engine", "train.engine")  # and model.engine_settings
 """A finished stage stays valid on another engine; its manifest names the engine it used."""
 _PULLED = frozenset({"rows.parquet", "dropped.jsonl"})
 """The files of a pulled stage whose test questions were not published."""
@@ -353,8 +353,10 @@ class OpenRun(RunReader):
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """All settings that can affect rows, by their dotted keys."""
     flat = manifest.flatten(recipe.model_dump(mode="json"))
-    if recipe.languages == DEFAULT:  # runs from before the key was there stay whole
+    if recipe.languages == DEFAULT:  # runs from before a key was there stay whole
         del flat["languages"]
+    if recipe.train.engine == "transformers":
+        del flat["train.engine"]
     return {key: value for key, value in flat.items() if key not in _HOW_NOT_WHAT}
 
 

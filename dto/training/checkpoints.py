@@ -6,6 +6,7 @@ after the checkpoint, and always replaced as a whole. Files in `runs/NAME/train`
     history.jsonl        one DevScore per line; deterministic
     effort.jsonl         seconds and tokens of each score; not deterministic
     judging.jsonl        one JudgingScore per line, if chains are held out; deterministic
+    handed               weights for the engine beside the training, while it runs
     checkpoints/checkpoint-STEP, with progress.json if the method samples its data
     training.json        fingerprint and processes; a different training starts afresh
 """
@@ -37,9 +38,13 @@ from dto.usage import Usage
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from dto.training.beside import Beside
+
 CHECKPOINTS = "checkpoints"
 PROGRESS = "progress.json"
 STEPS = "steps.jsonl"
+HANDED = "handed"
+"""The folder of the weights that the engine beside the training got last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +160,7 @@ class TrainingState:
         return result
 
     def _clear(self) -> None:
-        for path in (self.checkpoints, self.model):
+        for path in (self.checkpoints, self.model, self.directory / HANDED):
             shutil.rmtree(path, ignore_errors=True)
         for name in (
             "history.jsonl", "effort.jsonl", "result.json", "dropped.jsonl", "judging.jsonl", STEPS,
@@ -250,7 +255,8 @@ class DevCallback(TrainerCallback):
     """Saves and measures the model at evenly spaced steps, including the last one.
 
     `trainer` is created after this callback and set before training; it reports the progress and
-    the mean loss. Held-out chains, if any, are judged beside the dev problems.
+    the mean loss. `beside` is the engine of `train.engine`, if that is not transformers. Held-out
+    chains, if any, are judged beside the dev problems.
     """
 
     recipe: Recipe
@@ -259,6 +265,7 @@ class DevCallback(TrainerCallback):
     training: TrainingState
     allow_code_execution: bool
     trainer: Any = None
+    beside: Beside | None = None
     _passed: int = 0
     _since: float = 0.0
     _bar: tqdm[Any] = field(default_factory=lambda: tqdm(disable=True))
@@ -321,6 +328,7 @@ class DevCallback(TrainerCallback):
             self.material.dev,
             self.recipe,
             allow_code_execution=self.allow_code_execution,
+            beside=self.beside,
         )
         usage.add(self.judge(model, step))
         epoch = round(self.material.epochs * share, 4)
@@ -343,7 +351,9 @@ class DevCallback(TrainerCallback):
         held_out = self.material.held_out
         if not held_out:
             return Usage()
-        score, usage = measure_judging(model, self.tokenizer, held_out, self.recipe, step)
+        score, usage = measure_judging(
+            model, self.tokenizer, held_out, self.recipe, step, self.beside
+        )
         self.training.record_judging(score)
         return usage
 

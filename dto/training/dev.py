@@ -41,6 +41,9 @@ from dto.usage import Usage, metered
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from dto.protocols import Engine
+    from dto.training.beside import Beside
+
 logger = logging.getLogger("dto.train")
 
 BASE_STEP = 0
@@ -122,20 +125,22 @@ def respond(
     *,
     work: Work = sample,
     allow_code_execution: bool = False,
+    beside: Beside | None = None,
 ) -> tuple[list[list[Any]], Usage]:
     """Run the sample stage, or other `work`, on each row with the model in its current state.
 
-    The model's mode and torch's random state are restored. The engine and its prefix cache are
-    closed at the end, since the weights will change. A model with adapters responds as a merged
-    copy. Responses are computed in the precision of the weights. `label` shows a progress bar.
+    `beside` is the engine beside the training, which gets the model's weights first and computes
+    in its own precision. Without it the model itself responds, in the transformers engine and in
+    the precision of the weights: its mode and torch's random state are restored, the engine and
+    its prefix cache are closed at the end, since the weights will change, and a model with adapters
+    responds as a merged copy. `label` shows a progress bar.
     """
 
-    async def answers(plain: PreTrainedModel) -> tuple[list[list[Any]], Usage]:
-        engine = TransformersEngine(recipe.model, loaded=(plain, tokenizer))
+    async def answers(engine: Engine, rows: Sequence[Any]) -> tuple[list[list[Any]], Usage]:
         bar = tqdm(total=len(rows), desc=label, leave=False, disable=None if label else True)
         grader = Grader(allow_code_execution=allow_code_execution)
         with metered() as usage, bar:
-            async with engine, grader:
+            async with grader:
                 ctx = Context(recipe, engine, grader)
 
                 async def answer(row: Any) -> list[Any]:
@@ -145,12 +150,18 @@ def respond(
 
                 return await gather_bounded(map(answer, rows), recipe.window), usage
 
+    async def own_answers(plain: PreTrainedModel) -> tuple[list[list[Any]], Usage]:
+        async with TransformersEngine(recipe.model, loaded=(plain, tokenizer)) as engine:
+            return await answers(engine, rows)
+
+    if beside is not None:
+        return beside.answer(model, rows, answers)
     was_training = model.training
     model.eval()  # type: ignore[no-untyped-call]
     own = [model.device] if model.device.type == "cuda" else []  # else every GPU is initialised
     try:
         with torch.random.fork_rng(own), answering(model, recipe) as plain, torch.inference_mode():
-            return asyncio.run(answers(plain))
+            return asyncio.run(own_answers(plain))
     finally:
         model.train(was_training)
 
@@ -162,6 +173,7 @@ def measure(
     recipe: Recipe,
     *,
     allow_code_execution: bool = False,
+    beside: Beside | None = None,
 ) -> tuple[list[Trajectory | Dropped], Usage]:
     """Sample `recipe.train.dev_samples` responses to each problem from the current model.
 
@@ -170,7 +182,7 @@ def measure(
     """
     settings = recipe.sample.model_copy(update={"samples": recipe.train.dev_samples})
     recipe = recipe.model_copy(update={"sample": settings})
-    share = partial(respond, model, tokenizer, recipe=recipe, label="dev")
+    share = partial(respond, model, tokenizer, recipe=recipe, label="dev", beside=beside)
     return _spread(problems, partial(share, allow_code_execution=allow_code_execution))
 
 
@@ -288,10 +300,11 @@ def measure_judging(
     rows: Sequence[LabelledChain],
     recipe: Recipe,
     step: int,
+    beside: Beside | None = None,
 ) -> tuple[JudgingScore, Usage]:
     """Measure judging of held-out rows with the current model, on the same noise each time."""
     recipe = sampled(recipe, recipe.train.judgements)
-    share = partial(respond, model, tokenizer, recipe=recipe, work=judge)
+    share = partial(respond, model, tokenizer, recipe=recipe, work=judge, beside=beside)
     judgements, usage = _spread(rows, share)
     result = score(step, rows, judgements)
     logger.info(

@@ -19,6 +19,7 @@ from dto.recipe import Recipe
 from dto.records import Dropped, LabelledChain, Problem, content_id
 from dto.runs.manifest import peak_memory, write_text
 from dto.runs.reader import RunReader
+from dto.training.beside import open_beside
 from dto.training.checkpoints import (
     CHECKPOINTS,
     PROGRESS,
@@ -134,7 +135,7 @@ def fit(
         if finished is not None:
             return finished
         checkpoint = training.resume(PROGRESS if recipe.train.method in ONLINE else "")
-    trainer = None
+    trainer, engine_memory = None, {}
     if material.order:
         callback = DevCallback(recipe, tokenizer, material, training, allow_code_execution)
         trainer = callback.trainer = make_trainer(
@@ -147,13 +148,16 @@ def fit(
             callback,
         )
         trainer.allow_code_execution = allow_code_execution
-        _train(callback, base, checkpoint)
+        with open_beside(recipe, trainer.model, directory) as beside:
+            trainer.beside = callback.beside = beside
+            _train(callback, base, checkpoint)
+            engine_memory = {} if beside is None else {"engine_memory": beside.peak_memory()}
         choice = choose(training.history, recipe.train.keep)
     else:
         noun = NOUNS.get(recipe.train.method, "pairs")
         choice = Choice(BASE_STEP, f"there are no {noun} to train on: base is kept")
     logger.info("%s", choice.reason)
-    result = _result(recipe, shape, material, training, trainer, choice)
+    result = _result(recipe, shape, material, training, trainer, choice) | engine_memory
     if world.is_main_process:
         _save(recipe, training, material, choice, result)
     world.wait_for_everyone()
@@ -294,7 +298,10 @@ def step_size(recipe: Recipe) -> int:
 
 def fingerprint(recipe: Recipe, material: Material) -> str:
     """Hash everything that decides a training: settings, model, rows and dev problems."""
-    settings = [recipe.train.model_dump_json(exclude={"processes", "accelerate"})]
+    unread = {"engine_gpus", "processes", "accelerate"}
+    if recipe.train.engine == "transformers":  # trainings from before the key was there stay whole
+        unread.add("engine")
+    settings = [recipe.train.model_dump_json(exclude=unread)]
     settings += [part.model_dump_json() for part in (recipe.sample, recipe.model)]
     trained = content_id(*(content_id(repr(row)) for row in material.rows))
     measured = content_id(*(row.id for row in material.dev), *(row.id for row in material.held_out))

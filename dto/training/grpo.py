@@ -9,6 +9,13 @@ its adapters). A group with equal rewards teaches nothing; the result counts the
 default in TRL, the loss is the mean over all tokens of a step (dapo), and the ratio of the
 probabilities weighs the divergence (2512.02556).
 
+vLLM's probabilities differ from the trainer's, by its kernels and its precision. With
+`train.engine: vllm` the loss of a response is therefore weighed by the ratio of the two, as by
+default in TRL 1.16: the product over its tokens of trainer over engine, without gradient, and 0
+where that is above 3 (`vllm_importance_sampling_mode: sequence_mask`, clip_max 3.0 in
+`trl/trainer/grpo_config.py`). The mean ratio of a step is in `steps.jsonl`. With `transformers`
+there are no weights: the model itself responds.
+
 The tokens of a step are known only after it. The training therefore ends when the next step might
 exceed the budget, and the learning rate falls linearly with the share of the budget that is spent.
 
@@ -20,9 +27,12 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import nan
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -39,9 +49,11 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import pad
 
+from dto.context import Context
 from dto.recipe import Recipe
 from dto.records import Dropped, LabelledChain, Problem, Trajectory, derive
 from dto.stages.sample import sample
+from dto.training.beside import Beside, Recorded
 from dto.training.checkpoints import STEPS
 from dto.training.dev import Judgement, judge, respond, sampled
 from dto.training.pairs import Demonstration, Ids, row_prompt
@@ -64,11 +76,15 @@ KL = {"grpo": 0.0, "drqa": 0.04}
 
 
 class Answer(NamedTuple):
-    """One response to a row. `grade` is the pick where the row is a labelled chain."""
+    """One response to a row. `grade` is the pick where the row is a labelled chain.
+
+    `logprobs` are those of the engine beside the training, at the temperature; else empty.
+    """
 
     ids: Ids
     grade: str
     text: str = ""
+    logprobs: tuple[float, ...] = ()
 
 
 class Groups(NamedTuple):
@@ -128,6 +144,20 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
             reward_funcs=self._rewards,
             rollout_func=self._responses,
         )
+        self.beside = None
+
+    @property
+    def beside(self) -> Beside | None:
+        """The engine beside the training, which `fit` sets; None: the model itself responds."""
+        return self._beside
+
+    @beside.setter
+    def beside(self, engine: Beside | None) -> None:
+        self._beside = engine
+        # Switches TRL's importance weights on. Its hand-over does nothing: ours is in `respond`.
+        self.use_vllm = engine is not None
+        self.vllm_generation: Any = SimpleNamespace(sync_weights=lambda: None)
+        self._last_loaded_step = -1
 
     @staticmethod
     def config(recipe: Recipe, directory: Path) -> GRPOConfig:
@@ -188,6 +218,8 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
         self.groups = self.groups.plus(step)
         responses = step.groups * self.recipe.train.group
         divergence = self._metrics["train"].pop("kl", [])  # of each batch of the step
+        ratios = self._metrics["train"].pop("sampling/importance_sampling_ratio/mean", [])
+        weighed = {"importance_ratio": round(fmean(ratios), 6)} if ratios else {}
         return {
             "reward": round(step.reward / step.rewarded, 6) if step.rewarded else None,
             "groups": step.groups,
@@ -195,6 +227,7 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
             "unreadable": step.unreadable,
             "tokens_mean": round(step.tokens / responses, 2) if responses else None,
             "kl": round(fmean(divergence), 6) if divergence else None,
+            **weighed,
         }
 
     def _responses(self, names: list[str], trainer: Any) -> dict[str, list[Any]]:
@@ -208,12 +241,14 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
         group_of = dict(zip(unique, groups, strict=True))
         end = int(self.words.eos_token_id)
         prompts, completions, grades, texts = [], [], [], []
+        logprobs = []
         for prompt, answers in (group_of[name] for name in firsts):
             for answer in answers:
                 prompts.append(list(prompt))
                 completions.append(list(answer.ids))
                 grades.append(answer.grade)
                 texts.append(answer.text)
+                logprobs.append(list(answer.logprobs) or [nan])  # TRL: nan has weight 1
         generated = sum(map(len, completions))
         completions = [ids or [end] for ids in completions]
         lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
@@ -221,7 +256,7 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
         return {
             "prompt_ids": prompts,
             "completion_ids": completions,
-            "logprobs": None,  # type: ignore[dict-item]
+            "logprobs": logprobs if self.beside else None,  # type: ignore[dict-item]
             "grade": grades,
             "text": texts,
         }
@@ -234,17 +269,26 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
         An answer that was dropped (no room, or in another model's tags) is empty and `failed`.
         """
         model = self.accelerator.unwrap_model(self.model)
+        work: Any = judge if self.recipe.train.method == "drqa" else sample
+        records = self.beside is not None
+
+        async def ask(row: Any, ctx: Context) -> list[Answer]:
+            engine: Any = Recorded(ctx.engine)
+            results = await work(row, replace(ctx, engine=engine) if records else ctx)
+            kept = [result for result in results if not isinstance(result, Dropped)]
+            return [_answer(result, engine.logprobs if records else None) for result in kept]
+
         responses, usage = respond(
             model,
             self.words,
             rows,
             recipe,
-            work=judge if self.recipe.train.method == "drqa" else sample,
+            work=ask,
             allow_code_execution=self.allow_code_execution,
+            beside=self.beside,
         )
         groups = []
-        for row, records in zip(rows, responses, strict=True):
-            answers = [_answer(record) for record in records if not isinstance(record, Dropped)]
+        for row, answers in zip(rows, responses, strict=True):
             answers += [Answer((), "failed")] * (self.recipe.train.group - len(answers))
             groups.append((row_prompt(row, self.words, recipe.model), answers))
         return groups, usage
@@ -296,10 +340,12 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
             self.usage.add(each)
 
 
-def _answer(record: Trajectory | Judgement) -> Answer:
+def _answer(record: Trajectory | Judgement, logprobs: Mapping[Ids, Any] | None) -> Answer:
+    ids = record.token_ids
+    own = logprobs[ids] if logprobs is not None and ids else ()
     if isinstance(record, Judgement):
-        return Answer(record.token_ids, record.pick)
-    return Answer(record.token_ids, record.grade, record.text)
+        return Answer(ids, record.pick, logprobs=own)
+    return Answer(ids, record.grade, record.text, own)
 
 
 class StepCallback(TrainerCallback):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+CHECKPOINTED = "_checkpoint_wrapped_module."
+"""What accelerate adds to names of parameters where activations are checkpointed."""
 SHARDS = "pytorch_model_fsdp_0"
 """The folder of a checkpoint in which transformers keeps the weights of FSDP2."""
 
@@ -123,7 +125,7 @@ def gathered(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     names = dict(plain.named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            names[name.replace("_checkpoint_wrapped_module.", "")].copy_(whole(parameter))
+            names[name.replace(CHECKPOINTED, "")].copy_(whole(parameter))
     copied: PreTrainedModel = plain.merge_and_unload() if recipe.train.lora_rank else plain
     return copied
 
