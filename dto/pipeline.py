@@ -205,7 +205,9 @@ def run_stages(
 
 
 def _check_splits(run: OpenRun, stages: Sequence[str]) -> None:
-    """Raise, before hours of work, if training or evaluation has no problems."""
+    """Raise, before hours of work, if training or evaluation lacks problems or a tracker."""
+    if "train" in stages and run.manifest("train") is None:
+        train.check_trackers(run.recipe)
     for stage, split, default in (("train", "dev", 300), ("evaluate", "test", 400)):
         if split == "test" and run.recipe.evaluate.tasks:
             continue

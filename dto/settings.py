@@ -134,6 +134,7 @@ class TrainSettings(Settings):
     collapse_truncated: Probability = 0.20  # or when more than this share is truncated
     bf16: bool = False
     gradient_checkpointing: bool = False
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()  # each step's figures
 
     @model_validator(mode="after")
     def _whole_groups(self) -> TrainSettings:

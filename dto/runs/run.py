@@ -115,7 +115,7 @@ _HOW_SERVED = (
 )  # fmt: skip
 _HOW_NOT_WHAT = (
     "name", "window", *(f"{group}.{key}" for group in ("model", "judge") for key in _HOW_SERVED),
-    "judge.prompt_price", "judge.generated_price", "compare.processes",
+    "judge.prompt_price", "judge.generated_price", "compare.processes", "train.report_to",
 )  # fmt: skip
 """Settings that affect speed or cost, never the rows."""
 _ENGINES = ("model.engine", "judge.engine")  # and model.engine_settings

@@ -39,6 +39,7 @@ from dto.training.pairs import (
     training_order,
     within_budget,
 )
+from dto.training.train import check_trackers
 from dto.training.trainers import (
     SimPOTrainer,
     StoredDPOTrainer,
@@ -110,6 +111,7 @@ def fit(
     kept, whatever its number of processes. `base` is the base model's dev score, if known. Raises
     DtoError for inconsistent tables, a model that cannot be loaded and a loss that is not finite.
     """
+    check_trackers(recipe)
     directory = run / "train" if directory is None else directory
     kind = trainer_class(recipe.train.method)
     config = kind.config(recipe, directory / CHECKPOINTS) if kind is not None else None
@@ -291,7 +293,7 @@ def step_size(recipe: Recipe) -> int:
 def fingerprint(recipe: Recipe, material: Material) -> str:
     """Hash everything that decides a training: settings, model, rows and dev problems."""
     parts = (recipe.train, recipe.sample, recipe.model)
-    settings = [part.model_dump_json() for part in parts]
+    settings = [part.model_dump_json(exclude={"report_to"}) for part in parts]
     trained = content_id(*(content_id(repr(row)) for row in material.rows))
     measured = content_id(*(row.id for row in material.dev), *(row.id for row in material.held_out))
     return content_id(str(recipe.seed), *settings, trained, measured)
