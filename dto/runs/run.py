@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,8 @@ class OpenRun(RunReader):
         self._lock = lock
         self._recompute = recompute
         self._agreed: set[str] = set()  # stages that may be computed again
+        self.closing = ExitStack()
+        self.closing.callback(lock.release)
 
     def config(self, stage: Stage) -> dict[str, Any]:
         """Everything that decides a stage's rows: settings, prompts, weights, upstream digests.
@@ -345,8 +348,8 @@ class OpenRun(RunReader):
                 self.set_aside(name)
 
     def close(self) -> None:
-        """Unlock the directory."""
-        self._lock.release()
+        """Unlock the directory, and end its log."""
+        self.closing.close()
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:

@@ -83,8 +83,9 @@ def answering(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 def keep(recipe: Recipe, checkpoint: Path | None, directory: Path) -> None:
     """Save a checkpoint's weights (None: the base's), completely or not at all.
 
-    The tokenizer and chat template are the base's. The weights are float32, as they were trained
-    and measured, or bfloat16 if `train.bf16` is set.
+    The tokenizer, chat template, configuration and generation config (sampling settings, end
+    tokens) are the base's: a training changes them, among others to `use_cache: false`. The weights
+    are float32, as they were trained and measured, or bfloat16 if `train.bf16` is set.
     """
     model, tokenizer = load(recipe)
     if checkpoint is not None and recipe.train.lora_rank:
@@ -93,7 +94,8 @@ def keep(recipe: Recipe, checkpoint: Path | None, directory: Path) -> None:
         wrapped: Any = PeftModel.from_pretrained(model, checkpoint)
         model = merged(wrapped)
     elif checkpoint is not None:
-        model = load_model(str(checkpoint), dtype=torch.float32)
+        base, model = model, load_model(str(checkpoint), dtype=torch.float32)
+        model.config, model.generation_config = base.config, base.generation_config
     if recipe.train.bf16:
         model = model.bfloat16()
     unfinished = directory.with_name(f".{directory.name}.part")
