@@ -79,7 +79,7 @@ def arguments(recipe: Recipe, directory: Path) -> dict[str, Any]:
         "save_strategy": "no",  # DevCallback requests checkpoints
         "logging_strategy": "steps",
         "logging_steps": 1,
-        "report_to": list(settings.report_to) or "none",
+        "report_to": sorted({*settings.report_to}) or "none",
         "run_name": recipe.name,
         "project": "dto",
         "disable_tqdm": True,
