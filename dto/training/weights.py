@@ -22,12 +22,32 @@ if TYPE_CHECKING:
 def load(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the model to train, always in float32, and its tokenizer.
 
-    Raises DtoError if the model does not exist or cannot be loaded.
+    Raises DtoError if the model does not exist, cannot be loaded or could not be saved.
     """
     name, revision = recipe.model.name, recipe.model.revision
     title = f"train: model {name!r}"
     model = load_model(name, revision, dtype=torch.float32, title=title)
+    _make_savable(model, title)
     return model, load_tokenizer(recipe.model, name, title=title)
+
+
+def _make_savable(model: PreTrainedModel, title: str) -> None:
+    """Switch sampling on where the generation config has sampling settings but no `do_sample`.
+
+    transformers loads such a config, which some models have, and refuses to save it: the training
+    would fail at its first checkpoint. vLLM reads the settings either way. Raises DtoError if the
+    config is not valid for another reason.
+    """
+    config: Any = model.generation_config
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config.do_sample = True
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DtoError(f"{title}: correct its generation_config.json ({reason})") from None
 
 
 def with_adapters(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:

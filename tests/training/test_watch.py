@@ -16,7 +16,6 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedTokenizerBase,
 )
 
@@ -32,6 +31,7 @@ from dto.training.dev import DevScore, summarize, thinking_state
 from dto.training.fit import fingerprint, fit
 from dto.training.pairs import Material
 from dto.training.train import check_trackers, json_lines
+from dto.training.weights import load
 from dto.trajectories import read_response
 from tests.training.conftest import QUESTIONS, RunFolder, make_trajectory
 from tests.training.test_simpo import pairs_for, trainer_for
@@ -363,15 +363,31 @@ def test_a_tracker_gets_the_figures_of_each_step(
         assert row["loss"] == pytest.approx(losses[row["step"]], rel=1e-5)
 
 
+def test_a_generation_config_that_cannot_be_saved_is_named_at_the_start(
+    run: RunFolder, model_folder: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    AutoModelForCausalLM.from_pretrained(model_folder).save_pretrained(base)
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(base)
+    (base / "generation_config.json").write_text('{"pad_token_id": -1}')
+    model = run.recipe.model.model_copy(update={"name": str(base)})
+    with pytest.raises(DtoError, match=r"correct its generation_config\.json") as caught:
+        load(run.recipe.model_copy(update={"model": model}))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kept", ["trained", "base"])
-def test_what_is_kept_can_be_asked(kept: str, run: RunFolder, model_folder: Path) -> None:
+@pytest.mark.parametrize(("kept", "says_do_sample"), [("trained", True), ("base", False)])
+def test_what_is_kept_can_be_asked(
+    kept: str, says_do_sample: bool, run: RunFolder, model_folder: Path
+) -> None:
     """With the base's chat template, sampling settings and end tokens, and with its cache on."""
     own = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "eos_token_id": [1, 2]}
     base = run.path.parent / "base"
     AutoModelForCausalLM.from_pretrained(model_folder).save_pretrained(base)
     AutoTokenizer.from_pretrained(model_folder).save_pretrained(base)
-    GenerationConfig(**own).save_pretrained(base)
+    given = own if says_do_sample else {key: own[key] for key in own if key != "do_sample"}
+    (base / "generation_config.json").write_text(json.dumps(given))
     changes = {"collapse_points": -200.0} if kept == "base" else {"keep": "last"}
     training = run.with_training(epochs=1, evaluations=1, **changes)
     model = training.recipe.model.model_copy(update={"name": str(base)})
