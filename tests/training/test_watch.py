@@ -279,7 +279,7 @@ def test_the_time_left_counts_the_measurements(
     ("value", "said"),
     [
         (["mlflow"], "'tensorboard', 'wandb' or 'trackio'"),
-        ("wandb", "tuple"),
+        ("wandb", "write [wandb]"),
     ],
 )
 def test_other_trackers_are_refused(value: Any, said: str) -> None:
