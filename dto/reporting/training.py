@@ -132,7 +132,13 @@ def draw_curve(curve: TrainingCurve) -> Figure:
     panels = figure.subplots(1, 3 if losses or curve.losses else 2)
     accuracy, tokens = panels[:2]
     steps = [point.step for point in points]
-    style = {"marker": "o", "markersize": 4, "linewidth": 1.2, "elinewidth": 1.1, "capsize": 2.5}
+    style: dict[str, Any] = {
+        "marker": "o",
+        "markersize": 4,
+        "linewidth": 1.2,
+        "elinewidth": 1.1,
+        "capsize": 2.5,
+    }
     error_bars(accuracy, steps, [point.accuracy for point in points], 100, color=COLOURS[0],
                **style)  # fmt: skip
     error_bars(tokens, steps, [point.tokens for point in points], color=COLOURS[1], **style)

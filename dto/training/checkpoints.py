@@ -323,10 +323,9 @@ class DevCallback(TrainerCallback):
         self._passed = passed
         return control
 
-    def on_log(
-        self, args: Any, state: TrainerState, control: Any, logs: dict[str, Any], **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Record the figures of a step; the summary at the end of the training has no loss."""
+        logs = kwargs["logs"]
         state.log_history.clear()  # it would grow in every checkpoint
         if "loss" not in logs:
             return

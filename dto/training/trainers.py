@@ -28,7 +28,7 @@ from transformers import (
     TrainerCallback,
     TrainerState,
 )
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import TensorBoardCallback
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.kernels import chunked_logprob
 from trl.trainer import utils

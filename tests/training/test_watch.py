@@ -125,9 +125,9 @@ def test_a_resumed_training_has_each_step_once(
         state.record_step({"step": step, "loss": 0.1 + 0.2})
     with (tmp_path / "steps.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
-    if checkpoint:
-        state.checkpoint(2).mkdir(parents=True)
     for step in measured:
+        if step and checkpoint:
+            state.checkpoint(step).mkdir(parents=True)
         state.record(score(step), EFFORT)
     again = TrainingState(tmp_path, "a")
     again.resume()
@@ -265,13 +265,13 @@ def test_the_time_left_counts_the_measurements(
             now += 60
             state.global_step = step
             callback.on_step_end(Any, state, control)  # type: ignore[arg-type]
-            callback.on_log(None, state, control, {"loss": 0.5, "learning_rate": 0.1})  # type: ignore[arg-type]
+            callback.on_log(None, state, control, logs={"loss": 0.5, "learning_rate": 0.1})  # type: ignore[arg-type]
             told.append(callback._time_left())
     assert control.should_save and callback._passed == 1
     assert told == ["29 min left", "28 min left", "27 min left", "26 min left", "15 min left"]
     assert caplog.messages == ["step 5 of at most 10: loss 0.5000, 15 min left"]  # after 300 s
     assert state.log_history == []
-    callback.on_log(None, state, control, {"train_runtime": 9.0})  # type: ignore[arg-type]
+    callback.on_log(None, state, control, logs={"train_runtime": 9.0})  # type: ignore[arg-type]
     assert len(json_lines(tmp_path / "steps.jsonl")) == 5
 
 
