@@ -21,11 +21,14 @@ KEY = "hf_" + "a" * 34
 
 
 @pytest.fixture(autouse=True)
-def as_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def as_on_the_command_line() -> Iterator[None]:
     """The logger of dto at INFO, and no log that is still open afterwards."""
-    monkeypatch.setattr(logging.getLogger("dto"), "level", logging.INFO)
+    logger = logging.getLogger("dto")
+    level = logger.level
+    logger.setLevel(logging.INFO)
     yield
-    handlers = [*logging.getLogger().handlers, *logging.getLogger("dto").handlers]
+    logger.setLevel(level)
+    handlers = [*logging.getLogger().handlers, *logger.handlers]
     assert not [handler for handler in handlers if isinstance(handler, RunLog)]
 
 

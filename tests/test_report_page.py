@@ -42,8 +42,9 @@ from dto.reporting.positions import exit_positions, histogram, trial_reliability
 from dto.reporting.report import measure
 from dto.reporting.table import Table
 from dto.reporting.training import training_curve
-from dto.reporting.write import command, outcome, report, reproduce_section
+from dto.reporting.write import TASK, command, outcome, report, reproduce_section
 from dto.runs.reader import RunReader
+from tests import warm
 
 PROBLEMS, SAMPLES = 6, 2
 VOID = {"meta", "link", "img", "br", "path", "use"}
@@ -749,3 +750,25 @@ def test_a_result_that_cannot_be_compared_is_not_claimed(
     tables.write(path, EvaluationRow, [new for row in rows if (new := change(row)) is not None])
     use = outcome(RunReader(run), measure(run))
     assert use is not None and said in use.sentences[0]
+
+
+@pytest.mark.slow(seconds=20)
+def test_the_commands_of_a_run_work(small_run: Path, tmp_path: Path) -> None:
+    """The program answers, and the evaluation of another task is a run of its own."""
+    use = outcome(RunReader(small_run), measure(small_run))
+    assert use is not None
+    said: list[str] = []
+    exec(use.program, {"print": said.append})
+    assert "</think>" in said[0]
+    task = tmp_path / "mine.jsonl"
+    task.write_text('{"problem": "Start with 7. Add 5. What is the last digit?", "answer": "2"}\n')
+    line = dict(use.commands)["evaluate"].replace(f"[{TASK}]", f"[{task}]")
+    arguments = shlex.split(line.replace(f"--out {small_run}-{TASK}", f"--out {tmp_path}/mine"))
+    done = warm.run(warm.dto, [*arguments[1:], "--set", "problems.train=2"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [*RunReader(tmp_path / "mine").rows("evaluate", EvaluationRow)]
+    assert rows and {row.model for row in rows} == {"base"}
+    manifest = RunReader(tmp_path / "mine").manifest("evaluate")
+    kept = RunReader(small_run).manifest("train")
+    assert manifest is not None and kept is not None
+    assert manifest["config"]["weights"] == kept["content"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil, nan
 from typing import Any
 
@@ -127,9 +128,13 @@ def _estimate(
 def draw_curve(curve: TrainingCurve) -> Figure:
     """Plot accuracy, tokens and loss over the steps; a dotted line marks the kept step."""
     points = curve.points
-    losses = [Loss(point.step, point.loss) for point in points if point.loss is not None]
+    means = [
+        (before.step, Loss(point.step, point.loss))
+        for before, point in pairwise(points)
+        if point.loss is not None
+    ]
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
-    panels = figure.subplots(1, 3 if losses or curve.losses else 2)
+    panels = figure.subplots(1, 3 if means or curve.losses else 2, sharex=True)
     accuracy, tokens = panels[:2]
     steps = [point.step for point in points]
     style: dict[str, Any] = {
@@ -146,16 +151,17 @@ def draw_curve(curve: TrainingCurve) -> Figure:
     for axes, title in ((accuracy, "dev accuracy, %"), (tokens, "tokens per dev response")):
         _finish(axes, title, curve.kept.step)
     if len(panels) > 2:
-        _draw_losses(panels[2], curve.losses, losses)
+        panels[2].plot(
+            [each.step for each in curve.losses],
+            [each.loss for each in curve.losses],
+            color=COLOURS[2],
+            linewidth=0.9,
+            alpha=0.55,
+        )
+        for start, mean in means:
+            panels[2].plot([start, mean.step], [mean.loss] * 2, color=COLOURS[2], linewidth=2.2)
         _finish(panels[2], "training loss", curve.kept.step)
     return figure
-
-
-def _draw_losses(axes: Axes, losses: Sequence[Loss], means: Sequence[Loss]) -> None:
-    x, y = [each.step for each in losses], [each.loss for each in losses]
-    axes.plot(x, y, color=COLOURS[2], linewidth=0.9, alpha=0.55)
-    x, y = [each.step for each in means], [each.loss for each in means]
-    axes.plot(x, y, "o", color=COLOURS[2], markersize=4)
 
 
 def _finish(axes: Axes, title: str, kept_step: int) -> None:
@@ -189,22 +195,19 @@ def curve_section(
     thinking = _thinking_table(curve.points)
     sentence = thinking_sentence(curve)
     mean = "" if curve.steps_a_point == 1 else f", averaged over {curve.steps_a_point} steps"
-    losses = "" if not curve.losses else f"; its line is the loss of each step{mean}"
+    losses = "" if not curve.losses else f" The thin line is the loss of each step{mean}."
     return Section(
         "training",
         title,
         (
             "The model on the dev problems, before and during the training. Bars are 95 % "
-            "intervals over problems. The dotted line marks the step that was kept. The points of "
-            f"the loss are means since the previous measurement{losses}.",
+            "intervals over problems. The dotted line marks the step that was kept. The thick "
+            f"lines of the loss are its means between measurements.{losses}",
         ),
         make_figure("training", "Dev accuracy, tokens and training loss by step; the table below "
                     "has the figures.", draw_curve, curve),
         (scores, *([thinking] if thinking else [])),
         (training_sentence(training), *([sentence] if sentence else [])),
-        ("Missing: the response has no thinking. Empty: it is opened and closed with nothing but "
-         "white space between. Truncated: it is never closed. Valid: any other.",)
-        if thinking else (),
     )  # fmt: skip
 
 
@@ -222,7 +225,12 @@ def _thinking_table(points: Sequence[DevPoint]) -> Table | None:
         "accuracy given valid thinking %": (lambda row: row[0].given_valid, "%"),
     }
     all_valid = all(thinking["valid"] == 1.0 for _, thinking in known)
-    return Table.of("Thinking of the dev responses", known, columns, folded=all_valid)
+    note = (
+        "Missing: the response has no thinking. Empty: it holds nothing but white space. "
+        "Truncated: it is never closed. Valid: any other."
+    )
+    title = "Thinking of the dev responses"
+    return Table.of(title, known, columns, notes=(note,), folded=all_valid)
 
 
 def thinking_sentence(curve: TrainingCurve, least: float = 0.0) -> str:
