@@ -10,10 +10,9 @@ method of DTO and DEER with durable runs. DRQA and the trainings of all three pa
               rollouts protocols errors concurrency tables usage sequential
               languages segmentation stages judges exits runs
     seams     engines grading training tasks drqa nano policies baselines studies statistics source
-              llm_judge garbage
-    pipeline  pipeline
-    shell     reporting compare calibration forecast redact viewer hub api commands
-              cli
+              llm_judge garbage redact
+    pipeline  pipeline log
+    shell     reporting compare calibration forecast viewer hub api commands cli
 """
 
 from __future__ import annotations

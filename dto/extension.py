@@ -168,6 +168,8 @@ def explain(
         return key, f"unknown key {key!r}{hint}; allowed: {', '.join(allowed)}"
     if key.endswith(_NEVER_SHOWN) or first["type"] == "missing" or isinstance(first["input"], dict):
         return key, f"{key}: {message}"
+    if first["type"] == "tuple_type" and not isinstance(first["input"], list | tuple):
+        message = f"this is a list: write [{first['input']}]"
     return key, f"{key} = {first['input']!r}: {message}"
 
 

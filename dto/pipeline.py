@@ -30,6 +30,7 @@ from dto.engines.models import load_tokenizer
 from dto.engines.shared import check
 from dto.errors import DtoError, EngineError, RunConflictError, disk_errors
 from dto.grading import Grader
+from dto.log import RunLog
 from dto.prompts import INSERTED, JUDGE, check_template, purpose, render
 from dto.protocols import Engine
 from dto.recipe import ModelSettings, Recipe
@@ -176,6 +177,7 @@ def open_run(
             data = recipe.model_dump(mode="json")
             text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
             manifest.write_text(recipe_file, text)
+        run.closing.callback(RunLog(path, recipe).close)
     except BaseException:
         run.close()
         raise
@@ -207,7 +209,9 @@ def run_stages(
 
 
 def _check_splits(run: OpenRun, stages: Sequence[str]) -> None:
-    """Raise, before hours of work, if training or evaluation has no problems."""
+    """Raise, before hours of work, if training or evaluation lacks problems or a tracker."""
+    if "train" in stages and run.manifest("train") is None:
+        train.check_trackers(run.recipe)
     for stage, split, default in (("train", "dev", 300), ("evaluate", "test", 400)):
         if split == "test" and run.recipe.evaluate.tasks:
             continue

@@ -212,6 +212,18 @@ def _secrets(variables: set[str]) -> dict[str, str]:
     return {value: name for value, name in secrets.items() if len(value) >= 8}
 
 
+def secrets_of(recipe: Recipe) -> dict[str, str]:
+    """Return the names of the keys and tokens of this environment, by their values."""
+    return _secrets({recipe.model.api_key, recipe.judge.api_key if recipe.judge else ""})
+
+
+def without_secrets(text: str, secrets: Mapping[str, str]) -> str:
+    """Replace secrets by their names, and other texts that have the form of a key."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, f"<{secrets[secret]}>")
+    return _KEYS.sub("<a key>", text) if any(start in text for start in _KEY_STARTS) else text
+
+
 def machine_names() -> set[str]:
     """Return the names of this machine and its user, except common ones."""
     names = {Path.home().name, socket.gethostname(), socket.gethostname().partition(".")[0]}

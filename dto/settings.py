@@ -142,6 +142,7 @@ class TrainSettings(Settings):
     accelerate: str | None = UNSET  # fsdp, deepspeed, a file; None: whole copies
     # adamw_8bit needs bitsandbytes; no GPU has tried it or deepspeed
     optimizer: Annotated[Literal["adamw", "adamw_8bit"], Field(exclude_if="adamw".__eq__)] = "adamw"
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()  # each step's figures
 
     @model_validator(mode="after")
     def _whole_steps(self) -> TrainSettings:

@@ -196,7 +196,7 @@ def test_near_copies_are_told_before_anything_is_sampled(
     assert f"such as {copy.id} ({copy.metadata['near_duplicate']})" in caplog.text
     counts = funnel(RunReader(tmp_path / "run"))
     assert counts["near_duplicates"] == {"train": 1}
-    told = " ".join(funnel_section(counts, None, recipe).facts)
+    told = " ".join(funnel_section(counts, recipe).facts)
     assert "at least half of a question of another split: 1 in train" in told
 
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
 from dto import tables
+from dto.api import find_recipe
+from dto.cli import app
+from dto.commands import parse_changes
 from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.records import (
     EvaluationRow,
@@ -33,9 +39,12 @@ from dto.redact import public_names
 from dto.reporting.page import Section, render_page
 from dto.reporting.pictures import legend_marks
 from dto.reporting.positions import exit_positions, histogram, trial_reliability
+from dto.reporting.report import measure
 from dto.reporting.table import Table
-from dto.reporting.write import command, report, reproduce_section
+from dto.reporting.training import training_curve
+from dto.reporting.write import TASK, command, outcome, report, reproduce_section
 from dto.runs.reader import RunReader
+from tests import warm
 
 PROBLEMS, SAMPLES = 6, 2
 VOID = {"meta", "link", "img", "br", "path", "use"}
@@ -540,3 +549,226 @@ def test_figures_are_in_the_json_too(make_run: Callable[..., Path]) -> None:
     data = json.loads((run / "report" / "report.json").read_text())
     assert {each["group"] for each in data["exit_positions"]} == {"shortened", "unchanged", "deer"}
     assert [each["exit"] for each in data["trials"]] == ["deer", "deer"]
+
+
+HISTORY = [
+    (0, 0.70, 200.0, None, (1.0, 0.0, 0.0, 0.0)),
+    (8, 0.74, 120.0, 1.25, (0.9, 0.1, 0.0, 0.0)),
+    (16, 0.72, 60.0, 1.0, (0.25, 0.5, 0.125, 0.125)),
+]
+
+
+def train(
+    run: Path, *, kept_step: int = 16, old: bool = False, model: bool = True, reason: str = ""
+) -> None:
+    """A finished training of 16 steps; `old`: recorded by an earlier version."""
+    folder = run / "train"
+    folder.mkdir(exist_ok=True)
+    reason = reason or f"step {kept_step} is kept: it is short"
+    (folder / "manifest.json").write_text(
+        json.dumps({"kept_step": kept_step, "steps": 16, "reason": reason, "usage": {}})
+    )
+    history: list[dict[str, Any]] = []
+    for step, accuracy, tokens, loss, shares in HISTORY:
+        score = {"step": step, "accuracy": accuracy, "standard_error": 0.02, "responses": 80}
+        history.append({**score, "tokens_mean": tokens, "truncated": 0.0, "loss": loss})
+        if not old:
+            thinking = dict(zip(("valid", "empty", "missing", "truncated"), shares, strict=True))
+            history[-1] |= {
+                "low": accuracy - 0.06, "high": accuracy + 0.05,
+                "tokens_low": tokens - 10, "tokens_high": tokens + 12,
+                "thinking": {**thinking, "accuracy": 0.8, "low": 0.7, "high": 0.9},
+            }  # fmt: skip
+    texts = {"history.jsonl": history}
+    if not old:
+        texts["steps.jsonl"] = [{"step": n + 1, "loss": 2 - n / 16} for n in range(16)]
+    for name, rows in texts.items():
+        (folder / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    if model:
+        (folder / "model").mkdir(exist_ok=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("old", [False, True], ids=["this version", "an earlier one"])
+def test_the_training_curve(make_run: Callable[..., Path], old: bool) -> None:
+    run = make_run()
+    train(run, old=old)
+    result = report(run)
+    html = (run / "report" / "report.html").read_text("utf-8")
+    assert outline(html).ids["training"] == 1
+    section = html[html.index('<h2 id="training">') :].partition("</section>")[0]
+    assert section.count("<svg") == 1 and "16 (kept)" in section
+    assert "72.0 (66.0–77.0)" in section if not old else "72.0 (68.1–75.9)" in section
+    assert ("60.0 (50.0–72.0)" in section) != old
+    assert ("25.0" in section and "80.0 (70.0–90.0)" in section) != old
+    fell = "valid thinking fell from 100.0 to 25.0 %; given valid thinking, 80.0 (70.0–90.0) %"
+    assert (fell in section) != old
+    curve = json.loads((run / "report" / "report.json").read_text())["training_curve"]
+    points = curve["points"]
+    assert [point["step"] for point in points] == [0, 8, 16]
+    assert [point["kept"] for point in points] == [False, False, True]
+    assert points[2]["tokens"]["low"] == (None if old else 50.0)
+    assert points[1]["thinking"] == (
+        None if old else {"valid": 0.9, "empty": 0.1, "missing": 0.0, "truncated": 0.0}
+    )
+    assert [row["loss"] for row in curve["losses"]] == (
+        [] if old else [2 - n / 16 for n in range(16)]
+    )
+    text = str(result)
+    assert "── Training curve" in text and "Training took 16 steps" in text
+
+
+def test_a_long_curve_is_averaged(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    train(run)
+    lines = [json.dumps({"step": n, "loss": float(n)}) + "\n" for n in range(1, 1001)]
+    (run / "train" / "steps.jsonl").write_text("".join(lines) + '{"step": 1001, "lo')
+    curve = training_curve(RunReader(run))
+    assert curve is not None and curve.steps_a_point == 4 and len(curve.losses) == 250
+    assert (curve.losses[0].step, curve.losses[0].loss) == (4, 2.5)
+    assert (curve.losses[-1].step, curve.losses[-1].loss) == (1000, 998.5)
+
+
+@pytest.mark.slow
+def test_without_a_training_there_is_no_curve_and_nothing_to_use(
+    make_run: Callable[..., Path],
+) -> None:
+    html = page(make_run(optimized=False))
+    assert {"training", "use"}.isdisjoint(outline(html).ids)
+    for title in ("Training curve", "Use it"):
+        assert f"Not shown: <em>{title}</em>" in html
+
+
+def options_of(name: str) -> set[str]:
+    """The options of a command of dto."""
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    return {option for parameter in command.params for option in parameter.opts}
+
+
+MODEL = {
+    "model.context": 4096, "model.tensor_parallel": 2, "model.dtype": "bfloat16",
+    "model.system": 'Be "brief".\nAlways.', "model.template": {"enable_thinking": True},
+    "evaluate.temperature": 0.6, "evaluate.top_p": 0.95,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{}, MODEL, {"evaluate.temperature": 0.0}])
+@pytest.mark.parametrize("kept_step", [16, 0])
+def test_how_to_use_what_came_out(
+    make_run: Callable[..., Path], settings: dict[str, Any], kept_step: int
+) -> None:
+    """The commands are commands of dto, the program is Python, and the sentence is true."""
+    run = make_run(settings)
+    why = "training did not help: base is kept (no checkpoint is as accurate)"
+    train(run, kept_step=kept_step, reason="" if kept_step else why)
+    use = outcome(RunReader(run), measure(run))
+    assert use is not None
+    commands = dict(use.commands)
+    folder = f"{run}/train/model"
+    assert commands["model"] == folder and Path(folder).is_dir()
+    flags = shlex.split(commands["serve"])
+    assert flags[:3] == ["vllm", "serve", folder]
+    assert flags[3:] == (
+        ["--max-model-len", "4096", "--tensor-parallel-size", "2", "--dtype", "bfloat16"]
+        if settings is MODEL
+        else []
+    )
+    for name, target in (("evaluate", [str(run)]), ("publish", [str(run), "USER/NAME"])):
+        if name == "publish" and not kept_step:
+            assert name not in commands, "a base model is not published"
+            continue
+        program, command, *rest = shlex.split(commands[name])
+        assert (program, command) == ("dto", name) and rest[: len(target)] == target
+        assert {word for word in rest if word.startswith("--")} <= options_of(name)
+    changes = [word for word in shlex.split(commands["evaluate"]) if "=" in word]
+    recipe, _ = find_recipe(run, parse_changes(changes))
+    assert recipe.model.name == folder and recipe.evaluate.models == ("base",)
+    tree = ast.parse(use.program)
+    if settings is MODEL:
+        assert {"role": "system", "content": MODEL["model.system"]} in [
+            ast.literal_eval(node) for node in ast.walk(tree) if isinstance(node, ast.Dict)
+        ]
+        assert (
+            "enable_thinking=True" in use.program and "temperature=0.6, top_p=0.95" in use.program
+        )
+    if settings.get("evaluate.temperature") == 0.0:
+        assert "do_sample=False" in use.program
+    sentence = use.sentences[0]
+    if kept_step:
+        assert sentence == (
+            "On the test problems, training changed accuracy by +0.0 (+0.0…+0.0) points (no "
+            "difference shown) and saved 0.0 (0.0…0.0) % of the tokens."
+        )
+        assert "fell from 100.0 to 25.0 %" in use.sentences[1]
+    else:
+        assert sentence == f"T{why[1:]}. The model of this run is the base model."
+        assert len(use.sentences) == 1
+
+
+def test_a_model_that_is_not_here_is_not_named(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    train(run, model=False)
+    use = outcome(RunReader(run), measure(run))
+    assert use is not None and "The model is not in this directory." in use.sentences
+    assert [name for name, _ in use.commands] == ["download", "train"] and not use.program
+    for _, line in use.commands:
+        program, command, *rest = shlex.split(line)
+        assert program == "dto"
+        assert {word for word in rest if word.startswith("--")} <= options_of(command)
+
+
+@pytest.mark.slow
+def test_the_page_names_no_place_of_this_machine(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    train(run)
+    html = page(run)
+    section = html[html.index('<h2 id="use">') :].partition("</section>")[0]
+    assert "vllm serve runs/toy/train/model" in section
+    assert "dto publish runs/toy USER/NAME --model" in section
+    assert "from_pretrained" in section and str(run) not in html
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda row: row if row.model == "base" else None, "was not compared with the base"),
+        (
+            lambda row: (
+                replace(row, grade="failed", reason="x") if row.problem_id == "001" else row
+            ),
+            "Too many test responses failed",
+        ),
+    ],
+)
+def test_a_result_that_cannot_be_compared_is_not_claimed(
+    make_run: Callable[..., Path], change: Callable[[EvaluationRow], Any], said: str
+) -> None:
+    run = make_run()
+    train(run)
+    path = run / "evaluate" / "rows.parquet"
+    rows = [*tables.read(path, EvaluationRow)]
+    tables.write(path, EvaluationRow, [new for row in rows if (new := change(row)) is not None])
+    use = outcome(RunReader(run), measure(run))
+    assert use is not None and said in use.sentences[0]
+
+
+@pytest.mark.slow(seconds=20)
+def test_the_commands_of_a_run_work(small_run: Path, tmp_path: Path) -> None:
+    """The program answers, and the evaluation of another task is a run of its own."""
+    use = outcome(RunReader(small_run), measure(small_run))
+    assert use is not None
+    said: list[str] = []
+    exec(use.program, {"print": said.append})
+    assert "</think>" in said[0]
+    task = tmp_path / "mine.jsonl"
+    task.write_text('{"problem": "Start with 7. Add 5. What is the last digit?", "answer": "2"}\n')
+    line = dict(use.commands)["evaluate"].replace(f"[{TASK}]", f"[{task}]")
+    arguments = shlex.split(line.replace(f"--out {small_run}-{TASK}", f"--out {tmp_path}/mine"))
+    done = warm.run(warm.dto, [*arguments[1:], "--set", "problems.train=2"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [*RunReader(tmp_path / "mine").rows("evaluate", EvaluationRow)]
+    assert rows and {row.model for row in rows} == {"base"}
+    manifest = RunReader(tmp_path / "mine").manifest("evaluate")
+    kept = RunReader(small_run).manifest("train")
+    assert manifest is not None and kept is not None
+    assert manifest["config"]["weights"] == kept["content"]

@@ -82,9 +82,12 @@ def _report(path: Path) -> None:
         print(compared([path]))
         print(f"{path}/compare: compare.html, compare.json, tables and pictures")
         return
-    from dto.reporting.write import report
+    from dto.reporting.write import outcome, report
 
-    print(report(path))
+    figures = report(path)
+    print(figures)
+    if (use := outcome(RunReader(path), figures)) is not None:
+        print(f"\n{use}")
     print(f"\nReport page: {path}/report/report.html. Trajectories: dto view {quote(str(path))}")
 
 

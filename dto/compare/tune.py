@@ -159,8 +159,9 @@ def _place(run: OpenRun, choice: Choice, points: int) -> None:
     if choice.step > BASE_STEP:
         source = run / "grid" / str(choice.step - 1)
         shutil.copytree(source / "model", target / "model")
-        for name in ("history.jsonl", "result.json"):
-            shutil.copy(source / name, target / name)
+        for name in ("history.jsonl", "steps.jsonl", "result.json"):
+            if (source / name).exists():  # a point of an earlier version has no steps
+                shutil.copy(source / name, target / name)
         counts = json.loads((target / "result.json").read_text(encoding="utf-8"))
     else:
         model, tokenizer = load(run.recipe)

@@ -229,9 +229,7 @@ def judging_accuracy(score: Mapping[str, Any]) -> Estimate:
     return Estimate(score["accuracy"], score["low"], score["high"], responses, responses)
 
 
-def funnel_section(
-    funnel: Mapping[str, Any], training: Mapping[str, Any] | None, recipe: Recipe
-) -> Section:
+def funnel_section(funnel: Mapping[str, Any], recipe: Recipe) -> Section:
     """Build the section with rows by stage and the reasons for dropped rows."""
     stages = [
         (stage, funnel["rows"].get(stage), sum(reasons.values()), _explained(reasons))
@@ -248,8 +246,6 @@ def funnel_section(
     if kinds:
         tables.append(Table("", ("rows", "total", "by kind"), tuple(kinds), wide=True))
     facts = []
-    if training is not None:
-        facts.append(training_sentence(training))
     if copies := funnel["near_duplicates"]:
         facts.append(near_copies_sentence(copies))
     if agreement := funnel["agreement"]:

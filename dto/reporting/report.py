@@ -40,6 +40,7 @@ from dto.reporting.positions import (
     trial_reliability,
 )
 from dto.reporting.table import Cell, Table, arms_table
+from dto.reporting.training import TrainingCurve, curve_section, training_curve
 from dto.runs.reader import RunReader
 from dto.statistics import Estimate
 
@@ -60,6 +61,7 @@ class Report:
     trials: tuple[TrialReliability, ...]
     plain: str  # name of the reference exit, whose policy is none
     batch: BatchReport | None = None
+    curve: TrainingCurve | None = None
 
     @property
     def name(self) -> str:
@@ -101,6 +103,7 @@ class Report:
         stages = {cost["stage"]: cost for cost in data.pop("costs")}
         data["cost"] = {"stages": stages, "break_even": data.pop("break_even")}
         data["exit_positions"] = data.pop("positions")
+        data["training_curve"] = data.pop("curve")
         return data
 
     def sections(self) -> list[Section | OmittedSection]:
@@ -112,8 +115,9 @@ class Report:
             *([batch] if batch is not None else []),
             _positions(self),
             _calibration(self),
+            curve_section(self.curve, self.training),
             cost_section(self.costs, self.break_even),
-            funnel_section(self.funnel, self.training, self.recipe),
+            funnel_section(self.funnel, self.recipe),
         ]
 
     def __str__(self) -> str:
@@ -151,6 +155,7 @@ def measure(path: Path) -> Report:
         trials=trial_reliability(run),
         plain=plain,
         batch=batch_report(run),
+        curve=training_curve(run),
     )
 
 

@@ -1,4 +1,4 @@
-"""Write the report of a run: page, figures as JSON, picture and tables.
+"""Write the report of a run: page, figures as JSON, picture and tables; and how to use its model.
 
 The page says how to reproduce the run and can be shared: local paths are shortened to their last
 part and servers are replaced by a placeholder (`dto.redact`).
@@ -6,23 +6,34 @@ part and servers are replaced by a placeholder (`dto.redact`).
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import yaml
 
-from dto.pipeline import STAGES, needed
+from dto.pipeline import STAGES, needed, shown_prompts
 from dto.recipe import Recipe
 from dto.records import Problem
 from dto.redact import NO_KEY, Redaction, public_names, texts_of
-from dto.reporting.page import Headline, Section, render_page
+from dto.reporting.evaluation import minus
+from dto.reporting.page import Headline, OmittedSection, Section, render_page
 from dto.reporting.pictures import front, save
 from dto.reporting.report import Report, measure
 from dto.reporting.table import Table, papers_table, write_json
+from dto.reporting.training import SHRUNK, thinking_sentence
 from dto.runs.manifest import write_text
 from dto.runs.reader import RunReader
+
+QUESTION = "Your question"
+TASK = "math500"
+UNSHOWN = "no difference shown"
 
 
 def report(run_directory: Path | str) -> Report:
@@ -69,7 +80,7 @@ def run_page(run: RunReader, report: Report) -> str:
     model = f"{public_names([recipe.model.name])[recipe.model.name]} on {recipe.model.engine}"
     problems = report.title.removeprefix(report.name).removeprefix(": ")
     subtitle = f"{model}, {problems or 'not evaluated'}, seed {recipe.seed}"
-    sections = [*report.sections(), reproduce_section(run)]
+    sections = [*report.sections(), use_section(run, report), reproduce_section(run)]
     return render_page(report.name, subtitle, _headlines(report), sections)
 
 
@@ -220,3 +231,163 @@ def _hashes(manifests: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
             output = "weights" if stage == "train" else "table"
             hashes[f"{stage}: {output}"] = str(manifest["content"])
     return list(hashes.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came out of a run: sentences, commands by their purpose, a program that asks the model.
+
+    They also hold when the base model was kept, which the sentences then say.
+    """
+
+    sentences: tuple[str, ...]
+    commands: tuple[tuple[str, str], ...]
+    program: str = ""
+
+    def __str__(self) -> str:
+        """Format for a terminal."""
+        width = max((len(name) for name, _ in self.commands), default=0)
+        indent = "\n" + " " * (width + 2)
+        lines = [
+            f"{name:<{width}}  {command}".replace("\n", indent) for name, command in self.commands
+        ]
+        sentences = (fill(sentence, 100) for sentence in self.sentences)
+        return "\n".join(["── Use it", "", *sentences, "", *lines])
+
+
+def outcome(run: RunReader, report: Report, place: str = "") -> Outcome | None:
+    """Build the outcome of a run in `place` (default: its path); None if it trained no model."""
+    training = run.manifest("train")
+    if training is None:
+        return None
+    path = place or str(run.path)
+    sentences = [result_sentence(report, training)]
+    if report.curve is not None and (shrunk := thinking_sentence(report.curve, SHRUNK)):
+        sentences.append(shrunk)
+    if not (run / "train" / "model").is_dir():
+        quoted = shlex.quote(path)
+        commands = {
+            "download": f"dto pull USER/NAME --out {quoted} --weights",
+            "train": f"dto train {quoted} --recompute",
+        }
+        return Outcome((*sentences, "The model is not in this directory."), tuple(commands.items()))
+    folder = f"{path}/train/model"
+    commands = {
+        "model": folder,
+        "serve": serve_command(run.recipe, folder),
+        "load": f"AutoModelForCausalLM.from_pretrained({_literal(folder)})",
+        "evaluate": evaluate_command(run.recipe, path),
+    }
+    if training.get("kept_step"):  # a base model is not published
+        commands["publish"] = f"dto publish {shlex.quote(path)} USER/NAME --model"
+    return Outcome(tuple(sentences), tuple(commands.items()), program(run.recipe, folder))
+
+
+def result_sentence(report: Report, training: Mapping[str, Any]) -> str:
+    """Say in one sentence what training has changed, with 95 % intervals, or that it has not."""
+    reason = str(training.get("reason") or "no reason is recorded")
+    if not training.get("kept_step"):
+        reason = reason if "base is kept" in reason else f"base is kept: {reason}"
+        return f"{reason[0].upper()}{reason[1:]}. The model of this run is the base model."
+    rows = report.averages or report.rows
+    row = next((row for row in rows if row.arm == ("trained", report.plain)), None)
+    if row is None or row.gain is None or row.ratio is None or isnan(row.gain.value):
+        return f"The trained model was not compared with the base on test problems; {reason}."
+    if row.verdict == "too many failed":
+        return f"Too many test responses failed to compare the trained model; {reason}."
+    verdict = {"gain": "a gain", "loss": "a loss"}.get(row.verdict, row.verdict)
+    if not verdict:  # a mean over tasks
+        verdict = "a gain" if row.gain.low > 0 else "a loss" if row.gain.high < 0 else UNSHOWN
+    over = f"the mean over {len(report.tasks)} tasks" if report.averages else "the test problems"
+    saved = minus(1.0, row.ratio)
+    return (
+        f"On {over}, training changed accuracy by {row.gain:+%} points ({verdict}) and saved "
+        f"{saved:%…} % of the tokens."
+    )
+
+
+def serve_command(recipe: Recipe, folder: str) -> str:
+    """The command that serves the model with vLLM, with the flags that the recipe's settings need.
+
+    The default sampling of the server is that of the model's generation_config.json.
+    """
+    model = recipe.model
+    flags = {
+        "--max-model-len": model.context,
+        "--tensor-parallel-size": model.tensor_parallel if model.tensor_parallel > 1 else None,
+        "--dtype": None if model.dtype == "auto" else model.dtype,
+    }
+    given = [f"{flag} {value}" for flag, value in flags.items() if value is not None]
+    return " ".join(["vllm serve", shlex.quote(folder), *given])
+
+
+def evaluate_command(recipe: Recipe, path: str) -> str:
+    """The command that evaluates the model on another task, in a run of its own."""
+    changes = [
+        f"model.name={path}/train/model",
+        "evaluate.models=[base]",
+        f"evaluate.tasks=[{TASK}]",
+    ]
+    if recipe.model.engine == "openai":  # its server has the base model
+        changes.append("model.engine=transformers")
+    parts = [f"--set {shlex.quote(change)}" for change in changes]
+    start = f"dto evaluate {shlex.quote(path)} --out {shlex.quote(f'{path}-{TASK}')}"
+    return " \\\n  ".join([start, *parts])
+
+
+def program(recipe: Recipe, folder: str) -> str:
+    """A program that asks the model as the run did: prompt, chat template and sampling."""
+    model, sampling = recipe.model, recipe.evaluate
+    question = next(shown_prompts(recipe, (), [QUESTION]))[1]
+    messages = [{"role": "user", "content": question}]
+    if model.system is not None:
+        messages.insert(0, {"role": "system", "content": model.system})
+    lines = "".join(f"    {_literal(message)},\n" for message in messages)
+    arguments = "".join(f"    {name}={value!r},\n" for name, value in model.template.items())
+    options = [f"max_new_tokens={sampling.max_tokens}"]
+    if sampling.temperature:
+        options += ["do_sample=True", f"temperature={sampling.temperature:g}"]
+        options += [f"top_p={sampling.top_p:g}", f"top_k={sampling.top_k}"]
+        options += [f"min_p={sampling.min_p:g}"] if sampling.min_p else []
+    else:
+        options.append("do_sample=False")
+    return f"""\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = {_literal(folder)}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map="auto")
+messages = [
+{lines}]
+prompt = tokenizer.apply_chat_template(
+    messages,
+    add_generation_prompt=True,
+    return_dict=True,
+    return_tensors="pt",
+{arguments}).to(model.device)
+output = model.generate(**prompt, {", ".join(options)})
+print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :]))
+"""
+
+
+def _literal(data: Any) -> str:
+    """Plain data as Python source."""
+    return json.dumps(data, ensure_ascii=False)
+
+
+def use_section(run: RunReader, report: Report) -> Section | OmittedSection:
+    """Build the section of the page; the run is named as in the commands that reproduce it."""
+    name = public_names([run.recipe.name])[run.recipe.name]
+    use = outcome(run, report, f"runs/{name}")
+    if use is None:
+        return OmittedSection("Use it", "the run has trained no model.")
+    commands = dict(use.commands)
+    where = commands.pop("model", "")
+    commands.pop("load", None)
+    text = [*use.sentences, *([f"The model is in {where}."] if where else [])]
+    folded = ("Load it with transformers", use.program) if use.program else None
+    notes = ("The folder has the weights in safetensors, the tokenizer, the chat template and the "
+             "generation config. The first command needs vLLM; the second evaluates the model on "
+             f"another task, here {TASK}.",)  # fmt: skip
+    return Section("use", "Use it", tuple(text), notes=notes if where else (),
+                   code="\n".join(commands.values()), folded=folded)  # fmt: skip

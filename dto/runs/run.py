@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ _HOW_SERVED = (
 _HOW_NOT_WHAT = (
     "name", "window", *(f"{group}.{key}" for group in ("model", "judge") for key in _HOW_SERVED),
     "judge.prompt_price", "judge.generated_price", "compare.processes",
-    "train.processes", "train.accelerate", "train.engine_gpus",
+    "train.processes", "train.accelerate", "train.engine_gpus", "train.report_to",
 )  # fmt: skip
 """Settings that affect speed or cost, never the rows."""
 _ENGINES = ("model.engine", "judge.engine", "train.engine")  # and model.engine_settings
@@ -174,6 +175,8 @@ class OpenRun(RunReader):
         self._lock = lock
         self._recompute = recompute
         self._agreed: set[str] = set()  # stages that may be computed again
+        self.closing = ExitStack()
+        self.closing.callback(lock.release)
 
     def config(self, stage: Stage) -> dict[str, Any]:
         """Everything that decides a stage's rows: settings, prompts, weights, upstream digests.
@@ -346,8 +349,8 @@ class OpenRun(RunReader):
                 self.set_aside(name)
 
     def close(self) -> None:
-        """Unlock the directory."""
-        self._lock.release()
+        """Unlock the directory, and end its log."""
+        self.closing.close()
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:

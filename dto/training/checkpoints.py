@@ -4,6 +4,7 @@ A checkpoint is complete when `history.jsonl` has the dev score of its step. Tha
 after the checkpoint, and always replaced as a whole. Files in `runs/NAME/train`:
 
     history.jsonl        one DevScore per line; deterministic
+    steps.jsonl          one line per optimizer step (`step_line`); deterministic except the speed
     effort.jsonl         seconds and tokens of each score; not deterministic
     judging.jsonl        one JudgingScore per line, if chains are held out; deterministic
     handed               weights for the engine beside the training, while it runs
@@ -18,7 +19,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from dto.errors import DtoError
 from dto.recipe import Recipe, TrainSettings
 from dto.runs.manifest import write_text
-from dto.training.dev import BASE_STEP, DevScore, JudgingScore, measure, measure_judging, summarize
+from dto.training.dev import (
+    BASE_STEP,
+    THINKING,
+    DevScore,
+    JudgingScore,
+    measure,
+    measure_judging,
+    summarize,
+)
 from dto.training.pairs import Material
 from dto.training.train import json_lines
 from dto.usage import Usage
@@ -42,9 +51,41 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = "checkpoints"
 PROGRESS = "progress.json"
-STEPS = "steps.jsonl"
 HANDED = "handed"
 """The folder of the weights that the engine beside the training got last."""
+STEPS = "steps.jsonl"
+TENSORBOARD = "tensorboard"
+"""Folder for TensorBoard, unless TENSORBOARD_LOGGING_DIR names another."""
+STEP_FIGURES = {
+    "loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "reward_accuracy",
+    "logps/chosen": "chosen_logp", "logps/rejected": "rejected_logp", "kl": "kl",
+    "grad_norm": "grad_norm", "learning_rate": "learning_rate", "tokens": "tokens",
+    "tokens_per_second": "tokens_per_second",
+    "sampling/importance_sampling_ratio/mean": "importance_ratio",
+}  # fmt: skip
+"""TRL's names of the figures of a step, and those in `steps.jsonl`."""
+LINE_SECONDS = 300
+"""A training logs a line about its progress so often, between dev measurements."""
+
+
+def step_line(
+    step: int, logs: Mapping[str, Any], more: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A line of `steps.jsonl`, with six significant digits.
+
+    All methods: `loss`, `grad_norm` (before clipping at 1), `learning_rate`, `tokens` (trained on,
+    prompts included) and `tokens_per_second`, the only figure that is not deterministic. SimPO and
+    DPO: `chosen_logp` and `rejected_logp` (SimPO: per token; DPO: of a whole response), `margin`
+    (chosen minus rejected reward, that is beta times the log-probability, for DPO minus the
+    reference's) and `reward_accuracy` (share of pairs with a positive margin). GRPO and DRQA:
+    `more`, and `importance_ratio` where another engine samples.
+    """
+    named = {name: logs[key] for key, name in STEP_FIGURES.items() if key in logs}
+    figures = {
+        name: float(f"{value:.6g}") if isinstance(value, float) else value
+        for name, value in named.items()
+    }
+    return {"step": step, **(more or {}), **figures}
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +201,9 @@ class TrainingState:
         return result
 
     def _clear(self) -> None:
-        for path in (self.checkpoints, self.model, self.directory / HANDED):
+        for path in (
+            self.checkpoints, self.model, self.directory / HANDED, self.directory / TENSORBOARD
+        ):  # fmt: skip
             shutil.rmtree(path, ignore_errors=True)
         for name in (
             "history.jsonl", "effort.jsonl", "result.json", "dropped.jsonl", "judging.jsonl", STEPS,
@@ -215,6 +258,12 @@ class TrainingState:
             if path not in needed:
                 shutil.rmtree(path)
 
+    def record_step(self, line: Mapping[str, Any]) -> None:
+        """Append a line to `steps.jsonl`."""
+        if self.writer:
+            with (self.directory / STEPS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
     def record_judging(self, score: JudgingScore) -> None:
         """Write a score on held-out chains, replacing an earlier score of the same step."""
         self.judging = [row for row in self.judging if row.step != score.step] + [score]
@@ -256,7 +305,8 @@ class DevCallback(TrainerCallback):
 
     `trainer` is created after this callback and set before training; it reports the progress and
     the mean loss. `beside` is the engine of `train.engine`, if that is not transformers. Held-out
-    chains, if any, are judged beside the dev problems.
+    chains, if any, are judged beside the dev problems. The bar shows the loss and the time left,
+    dev measurements included.
     """
 
     recipe: Recipe
@@ -268,6 +318,11 @@ class DevCallback(TrainerCallback):
     beside: Beside | None = None
     _passed: int = 0
     _since: float = 0.0
+    _share: float = 0.0  # of the training, at the last step
+    _begun: tuple[float, float] = (0.0, 0.0)  # share at the start of this process, and its time
+    _dev_seconds: float = 0.0  # of the last measurement
+    _measuring: float = 0.0  # seconds of the measurements since the start
+    _told: float = 0.0  # when the last line was logged
     _bar: tqdm[Any] = field(default_factory=lambda: tqdm(disable=True))
 
     def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
@@ -277,10 +332,13 @@ class DevCallback(TrainerCallback):
             total=state.max_steps,
             initial=state.global_step,
             desc="train",
-            unit="step",
             disable=None if state.is_world_process_zero else True,
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} steps [{elapsed}{postfix}]",
         )
-        self._since = time.monotonic()
+        self._since = self._told = time.monotonic()
+        self._begun, self._measuring = (self._share, self._since), 0.0
+        efforts = self.training.efforts()
+        self._dev_seconds = self._dev_seconds or (efforts[-1]["dev_seconds"] if efforts else 0.0)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -292,6 +350,30 @@ class DevCallback(TrainerCallback):
         self._passed = passed
         return control
 
+    def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Record the figures of a step; the summary at the end of the training has no loss."""
+        logs = kwargs["logs"]
+        state.log_history.clear()  # it would grow in every checkpoint
+        if "loss" not in logs:
+            return
+        line = step_line(state.global_step, logs, self.trainer.take_step())
+        self.training.record_step(line)
+        progress = f"loss {line['loss']:.4f}, {self._time_left()}"
+        self._bar.set_postfix_str(progress, refresh=False)
+        if time.monotonic() - self._told >= LINE_SECONDS and state.is_world_process_zero:
+            self._told = time.monotonic()
+            logger.info("step %d of at most %d: %s", state.global_step, state.max_steps, progress)
+
+    def _time_left(self) -> str:
+        """The time to the end, from the steps of this process and the last dev measurement."""
+        share, began = self._begun
+        if self._share <= share:
+            return "time left unknown"
+        trained = time.monotonic() - began - self._measuring
+        steps = trained * (1 - self._share) / (self._share - share)
+        ahead = max(0, self.recipe.train.evaluations - self._passed)
+        return f"{duration(steps + ahead * self._dev_seconds)} left"
+
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
@@ -300,11 +382,12 @@ class DevCallback(TrainerCallback):
             path = self.training.checkpoint(state.global_step) / PROGRESS
             write_text(path, json.dumps(progress) + "\n")
         seconds = time.monotonic() - self._since
-        share = self.trainer.share(state)
-        score = self.score(kwargs["model"], state.global_step, share, seconds)
+        self._bar.set_description(f"dev at step {state.global_step}")
+        score = self.score(kwargs["model"], state.global_step, self._share, seconds)
+        self._bar.set_description("train")
         ended = score.collapsed or self._passed == self.recipe.train.evaluations
         control.should_training_stop = control.should_training_stop or ended
-        self._since = time.monotonic()
+        self._since = self._told = time.monotonic()
         return control
 
     def on_train_end(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
@@ -313,8 +396,8 @@ class DevCallback(TrainerCallback):
 
     def _points(self, state: TrainerState) -> int:
         """The number of points passed."""
-        share: float = self.trainer.share(state)
-        return math.floor(self.recipe.train.evaluations * share + 1e-9)
+        self._share = self.trainer.share(state)
+        return math.floor(self.recipe.train.evaluations * self._share + 1e-9)
 
     def score(self, model: PreTrainedModel, step: int, share: float, seconds: float) -> DevScore:
         """Measure the model, each process on its share of the problems, and record the score.
@@ -336,14 +419,18 @@ class DevCallback(TrainerCallback):
         if step > BASE_STEP:
             base = self.training.history[0]
             score = replace(score, collapsed=has_collapsed(score, base, self.recipe.train))
+        self._dev_seconds = round(time.monotonic() - start, 3)
         effort = {
             "train_seconds": round(seconds, 3),
-            "dev_seconds": round(time.monotonic() - start, 3),
+            "dev_seconds": self._dev_seconds,
             "usage": usage.as_json(),
         }
         self.training.record(score, effort)
         PartialState().wait_for_everyone()
-        logger.info("%s", _line(score))
+        self._measuring += self._dev_seconds
+        ended = score.collapsed or self._passed == self.recipe.train.evaluations
+        left = "" if step == BASE_STEP or ended else f"; {self._time_left()}"
+        logger.info("%s%s", _line(score), left)
         return score
 
     def judge(self, model: PreTrainedModel, step: int) -> Usage:
@@ -358,10 +445,29 @@ class DevCallback(TrainerCallback):
         return usage
 
 
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `40 s`, `12 min`, `3 h 05 min`."""
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min" if minutes else f"{seconds:.0f} s"
+
+
 def _line(score: DevScore) -> str:
     loss = "" if score.loss is None else f", loss {score.loss:.4f}"
     text = (
         f"step {score.step}: dev accuracy {score.accuracy:.3f} ± {score.standard_error:.3f}, "
-        f"{score.tokens_mean:.1f} tokens, {score.truncated:.1%} truncated{loss}"
+        f"{score.tokens_mean:.1f} tokens, {score.truncated:.1%} truncated{_thinking(score)}{loss}"
     )
     return f"{text}: collapsed, training stops" if score.collapsed else text
+
+
+def _thinking(score: DevScore) -> str:
+    """The states of the thinking, unless all of it is valid."""
+    if score.thinking is None or score.thinking["valid"] == 1.0:
+        return ""
+    shares = ((state, score.thinking[state] or 0.0) for state in THINKING)
+    text = ", ".join(f"{share:.1%} {state}" for state, share in shares if share)
+    accuracy = score.thinking["accuracy"]
+    given = "" if accuracy is None else f" (accuracy given valid thinking {accuracy:.3f})"
+    return f", thinking {text}{given}"

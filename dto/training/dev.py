@@ -15,7 +15,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from accelerate import PartialState
@@ -33,7 +34,7 @@ from dto.grading.extract import final_answer
 from dto.recipe import Recipe
 from dto.records import Dropped, LabelledChain, Problem, Trajectory
 from dto.stages.sample import sample
-from dto.statistics import proportion, standard_error
+from dto.statistics import mean, proportion, standard_error
 from dto.training.weights import answering
 from dto.trajectories import no_room, read_whole
 from dto.usage import Usage, metered
@@ -48,6 +49,8 @@ logger = logging.getLogger("dto.train")
 
 BASE_STEP = 0
 Pick = Literal["correct", "wrong", "unreadable", "failed"]
+ThinkingState = Literal["valid", "empty", "missing", "truncated"]
+THINKING: tuple[ThinkingState, ...] = get_args(ThinkingState)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,11 @@ class DevScore:
     `accuracy` and `truncated` are shares of the graded `responses`, without `failed` ones.
     `standard_error` is the accuracy's, clustered by problem. `tokens_mean` is over the same
     responses. `loss` is the mean training loss since the previous score (None at step 0).
+
+    `low` and `high` are the ends of the accuracy's 95 % interval, `tokens_low` and `tokens_high`
+    those of the tokens, clustered by problem. `thinking` has the share of responses by
+    :func:`thinking_state`, and `accuracy`, `low` and `high` over those with valid thinking (pass@1
+    given valid thinking). None: not known, as in scores of earlier versions.
     """
 
     step: int
@@ -69,6 +77,39 @@ class DevScore:
     failed: int
     loss: float | None
     collapsed: bool = False
+    low: float | None = None
+    high: float | None = None
+    tokens_low: float | None = None
+    tokens_high: float | None = None
+    thinking: dict[str, float | None] | None = None
+
+
+def thinking_state(row: Trajectory) -> ThinkingState:
+    """Classify the thinking of a response, from its spans (`dto.trajectories.read_response`).
+
+    `missing`: the prompt leaves no thinking open and the response has no tags; the text is all
+    conclusion. `truncated`: it is opened and never closed. `empty`: it holds nothing but white
+    space. Any other thinking is `valid`, also if the answer after it is cut off.
+    """
+    size = len(row.text)
+    if row.thinking.end == 0 and row.conclusion == (0, size) and (size or row.grade != "truncated"):
+        return "missing"
+    if row.thinking.end == size:  # a closing tag would follow
+        return "truncated"
+    return "valid" if row.text[slice(*row.thinking)].strip() else "empty"
+
+
+def _thinking(rows: Sequence[Trajectory]) -> dict[str, float | None]:
+    states = [thinking_state(row) for row in rows]
+    valid = [row for row, state in zip(rows, states, strict=True) if state == "valid"]
+    right = proportion([row.grade == "correct" for row in valid], [row.problem_id for row in valid])
+    shares = {state: states.count(state) / len(rows) for state in THINKING}
+    given = {"accuracy": right.value, "low": right.low, "high": right.high}
+    return shares | {name: _finite(value) for name, value in given.items()}
+
+
+def _finite(value: float) -> float | None:
+    return value if isfinite(value) else None
 
 
 def summarize(
@@ -82,16 +123,24 @@ def summarize(
         raise DtoError(f"train: no dev response could be graded ({reason})")
     count = len(graded)
     correct = [row.grade == "correct" for row in graded]
+    problems = [row.problem_id for row in graded]
+    accuracy, tokens = proportion(correct, problems), [len(row.token_ids) for row in graded]
+    length = mean(tokens, problems)
     return DevScore(
         step=step,
         epoch=epoch,
         accuracy=sum(correct) / count,
-        standard_error=standard_error(correct, [row.problem_id for row in graded]),
-        tokens_mean=sum(len(row.token_ids) for row in graded) / count,
+        standard_error=standard_error(correct, problems),
+        tokens_mean=sum(tokens) / count,
         truncated=sum(row.grade == "truncated" for row in graded) / count,
         responses=count,
         failed=len(responses) - count,
         loss=loss,
+        low=accuracy.low,
+        high=accuracy.high,
+        tokens_low=_finite(length.low),
+        tokens_high=_finite(length.high),
+        thinking=_thinking(graded),
     )
 
 

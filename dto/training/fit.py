@@ -41,6 +41,7 @@ from dto.training.pairs import (
     training_order,
     within_budget,
 )
+from dto.training.train import check_trackers
 from dto.training.trainers import (
     SimPOTrainer,
     StoredDPOTrainer,
@@ -112,6 +113,7 @@ def fit(
     inconsistent tables, a model that cannot be loaded, a loss that is not finite, and checkpoints
     of another number of processes.
     """
+    check_trackers(recipe)
     directory = run / "train" if directory is None else directory
     kind = trainer_class(recipe.train.method)
     config = kind.config(recipe, directory / CHECKPOINTS) if kind is not None else None
@@ -298,7 +300,7 @@ def step_size(recipe: Recipe) -> int:
 
 def fingerprint(recipe: Recipe, material: Material) -> str:
     """Hash everything that decides a training: settings, model, rows and dev problems."""
-    unread = {"engine_gpus", "processes", "accelerate"}
+    unread = {"engine_gpus", "processes", "accelerate", "report_to"}
     if recipe.train.engine == "transformers":  # trainings from before the key was there stay whole
         unread.add("engine")
     settings = [recipe.train.model_dump_json(exclude=unread)]

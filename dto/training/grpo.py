@@ -26,12 +26,10 @@ which TRL's GRPOTrainer also computes (:class:`PrunerTrainer`).
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import nan
 from pathlib import Path
-from statistics import fmean
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -54,7 +52,6 @@ from dto.recipe import Recipe
 from dto.records import Dropped, LabelledChain, Problem, Trajectory, derive
 from dto.stages.sample import sample
 from dto.training.beside import Beside, Recorded
-from dto.training.checkpoints import STEPS
 from dto.training.dev import Judgement, judge, respond, sampled
 from dto.training.pairs import Demonstration, Ids, row_prompt
 from dto.training.rewards import Rewarded, reward_of
@@ -107,9 +104,9 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
 
     `spent` counts the policy tokens so far: what was generated, and what was trained on, prompts
     included; `lengths` has the tokens of each sequence that was trained on. `usage` is that of the
-    engine, `groups` sums up the rewards. What a step was like stands in `steps.jsonl` beside the
-    checkpoints' folder: mean reward, groups, those without advantage, responses without a letter,
-    mean length, divergence from the base.
+    engine, `groups` sums up the rewards. The lines of `steps.jsonl` have, besides the figures of
+    all methods: mean reward, groups, those without advantage, responses without a letter, mean
+    length, divergence from the base.
     """
 
     def __init__(
@@ -133,6 +130,8 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
         self.allow_code_execution = False
         self._largest_step = 0
         self._spent_before = 0
+        self._trained_before = 0
+        self.rate = 0.0  # the learning rate of this step
         super().__init__(
             recipe,
             model,
@@ -210,24 +209,33 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
         self.lengths = progress["lengths"]
         self.usage = Usage.read(progress["usage"])
         self.groups = Groups(**progress["groups"])
+        self._trained_before = len(self.lengths)
         return bool(progress["ended"])
+
+    def tokens_of_step(self) -> int:
+        """The tokens of the step that has ended, over all processes."""
+        trained = sum(self.lengths[self._trained_before :])
+        self._trained_before = len(self.lengths)
+        return trained
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a step with the learning rate that StepCallback has set."""
+        if "learning_rate" in logs:
+            logs["learning_rate"] = self.rate
+        super().log(logs, start_time)
 
     def take_step(self) -> dict[str, Any]:
         """What the step that has ended was like."""
         step, self._rewarded = self._rewarded, Groups()
         self.groups = self.groups.plus(step)
         responses = step.groups * self.recipe.train.group
-        divergence = self._metrics["train"].pop("kl", [])  # of each batch of the step
-        ratios = self._metrics["train"].pop("sampling/importance_sampling_ratio/mean", [])
-        weighed = {"importance_ratio": round(fmean(ratios), 6)} if ratios else {}
         return {
             "reward": round(step.reward / step.rewarded, 6) if step.rewarded else None,
             "groups": step.groups,
             "without_advantage": step.flat,
             "unreadable": step.unreadable,
             "tokens_mean": round(step.tokens / responses, 2) if responses else None,
-            "kl": round(fmean(divergence), 6) if divergence else None,
-            **weighed,
+            "kl": None,  # logged by TRL where it has a weight
         }
 
     def _responses(self, names: list[str], trainer: Any) -> dict[str, list[Any]]:
@@ -349,10 +357,10 @@ def _answer(record: Trajectory | Judgement, logprobs: Mapping[Ids, Any] | None) 
 
 
 class StepCallback(TrainerCallback):
-    """Sets the learning rate of each step, and writes a line about it.
+    """Sets the learning rate of each step.
 
     The rate falls linearly with what is spent, as it does with steps elsewhere; it rises first over
-    `train.warmup_steps`. The file begins anew with the training.
+    `train.warmup_steps`.
     """
 
     def __init__(self, trainer: OnlineTrainer) -> None:
@@ -363,16 +371,9 @@ class StepCallback(TrainerCallback):
         budget = self.trainer.recipe.train.policy_tokens
         done = self.trainer.spent / budget if budget else state.global_step / state.max_steps
         rising = min(1.0, (state.global_step + 1) / max(1, self.trainer.recipe.train.warmup_steps))
+        self.trainer.rate = args.learning_rate * (1 - done) * rising
         for group in kwargs["optimizer"].param_groups:
-            group["lr"] = args.learning_rate * (1 - done) * rising
-
-    def on_step_end(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        """Append the figures of the step to `steps.jsonl`."""
-        line = json.dumps({"step": state.global_step, **self.trainer.take_step()})
-        if state.is_world_process_zero:
-            path = Path(str(args.output_dir)).parent / STEPS
-            with path.open("w" if state.global_step == 1 else "a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            group["lr"] = self.trainer.rate
 
 
 class PrunerTrainer(QuietTrainer, GRPOTrainer):

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ def train(
     `recipe` must be the run's own. The sampling engine must be closed, since training needs its
     memory. :mod:`dto.training.process` does the work, in `train.processes` processes; killed at any
     time and called again, it resumes from its last complete checkpoint. It writes to `RUN/train`:
-    `model/` (weights, tokenizer, chat template), `history.jsonl` (deterministic), `effort.jsonl`
-    (not deterministic), `dropped.jsonl` and `result.json`; GRPO also `steps.jsonl`, and training on
-    labelled chains `judging.jsonl`. `allow_code_execution`: run programs that answer dev problems
+    `model/` (weights, tokenizer, chat template), `history.jsonl` (deterministic), `steps.jsonl` (a
+    line for each step; deterministic except `tokens_per_second`), `effort.jsonl` (not
+    deterministic), `dropped.jsonl` and `result.json`; training on labelled chains also
+    `judging.jsonl`. `allow_code_execution`: run programs that answer dev problems
     (`dto.grading.sandbox`).
 
     Returns:
@@ -126,6 +128,17 @@ def accelerate_file(name: str) -> Path:
     if kind == "FSDP" and int(version) != 2:
         raise DtoError(f"{where}: its fsdp_config.fsdp_version is {version}: set it to 2")
     return path.resolve()
+
+
+def check_trackers(recipe: Recipe) -> None:
+    """Raise DtoError, before the training begins, if a tracker of the recipe is not installed."""
+    for name in recipe.train.report_to:
+        packages = ("tensorboard", "tensorboardX") if name == "tensorboard" else (name,)
+        if not any(map(find_spec, packages)):
+            raise DtoError(
+                f"train.report_to: {name} is not installed: pip install {name}, or take it out of "
+                "the list"
+            )
 
 
 def trained_model(run: RunReader) -> Path:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +31,7 @@ from transformers import (
     TrainerCallback,
     TrainerState,
 )
+from transformers.integrations.integration_utils import TensorBoardCallback
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.kernels import chunked_logprob
 from trl.trainer import utils
@@ -41,6 +43,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from dto.errors import DtoError
 from dto.recipe import Recipe
+from dto.training.checkpoints import TENSORBOARD
 from dto.training.pairs import Demonstration, TokenizedPair
 from dto.training.weights import load, on_cpu, sharding
 
@@ -60,7 +63,7 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
 def arguments(recipe: Recipe, directory: Path) -> dict[str, Any]:
-    """TRL's settings from the recipe, with TRL's own logging, saving and reporting disabled.
+    """TRL's settings from the recipe. Each step is logged; DevCallback decides when to save.
 
     The length is not limited here, since too long responses were dropped before. Several processes
     share the rows of a step: each accumulates the gradients of its part. Raises DtoError if they
@@ -92,8 +95,11 @@ def arguments(recipe: Recipe, directory: Path) -> dict[str, Any]:
         "warmup_steps": settings.warmup_steps,
         "seed": recipe.seed,
         "save_strategy": "no",  # DevCallback requests checkpoints
-        "logging_strategy": "no",
-        "report_to": "none",
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "report_to": sorted({*settings.report_to}) or "none",
+        "run_name": recipe.name,
+        "project": "dto",
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "dataloader_num_workers": 0,
@@ -128,6 +134,10 @@ class QuietTrainer(Base):
     TRL gets the rows unchanged: without template, tokenizer, or an added BOS or EOS. A non-finite
     loss ends the training. The losses are averaged. No telemetry is sent and no model card is
     written. This relies on a private method of TRL, `_send_telemetry`.
+
+    Each step is logged under TRL's names, to the trackers of `train.report_to`, with the tokens
+    trained on (prompts included, padding not) and their number per second. The seconds of a step
+    include sampling for it, and not the dev measurement after it.
     """
 
     losses: list[float]
@@ -166,6 +176,11 @@ class QuietTrainer(Base):
         self.train_dataset = prepared.select(order)
         self.remove_callback(PrinterCallback)
         self.losses = []
+        self._lengths = [sum(getattr(rows[index], "lengths", ())) for index in order]
+        self._began: float | None = None
+        for tracker in self.callback_handler.callbacks:
+            if isinstance(tracker, TensorBoardCallback) and tracker.logging_dir is None:
+                tracker.logging_dir = str(Path(args.output_dir).parent / TENSORBOARD)
 
     @staticmethod
     def columns(row: Any) -> dict[str, Any]:
@@ -202,6 +217,30 @@ class QuietTrainer(Base):
     def restore(self, progress: dict[str, Any]) -> bool:
         """Continue from the progress of a checkpoint; return whether the training had ended."""
         return False
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Train on a part of a step; the first part starts the clock of the step."""
+        self._began = self._began or time.monotonic()
+        return super().training_step(*args, **kwargs)
+
+    def tokens_of_step(self) -> int:
+        """The tokens of the step that has ended, over all processes."""
+        processes = int(self.args.world_size)
+        parts = int(self.args.train_batch_size) * int(self.args.gradient_accumulation_steps)
+        end = self.state.global_step * parts * processes
+        return sum(self._lengths[max(0, end - parts * processes) : end])
+
+    def take_step(self) -> dict[str, Any]:
+        """More figures of the step that has ended, for `steps.jsonl` only."""
+        return {}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the figures of a step; the summary at the end of a training has no `loss`."""
+        if "loss" in logs and self._began is not None:
+            seconds, self._began = time.monotonic() - self._began, None
+            tokens = self.tokens_of_step()
+            logs |= {"tokens": tokens, "tokens_per_second": tokens / seconds}
+        super().log(logs, start_time)
 
     def mean_loss(self) -> float | None:
         """Mean loss over all processes since the last call; None without any loss."""
@@ -269,10 +308,11 @@ class SimPOTrainer(QuietTrainer, CPOTrainer):
     def get_batch_loss_metrics(
         self, model: Any, batch: dict[str, Any], train_eval: str = "train"
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """The loss of CPOTrainer, without its metrics, which are not used.
+        """The loss of CPOTrainer, and those of its metrics that need no logits.
 
-        Each side is a pass of its own. In one pass, as in CPOTrainer, the chosen responses would be
-        padded to the length of the rejected ones, which are twice as long.
+        The log-probabilities are means over the tokens of a response, as in the loss; a reward is
+        beta times that. Each side is a pass of its own. In one pass, as in CPOTrainer, the chosen
+        responses would be padded to the length of the rejected ones, which are twice as long.
         """
         sums, counts, auxiliary = [], [], []
         for side in ("chosen", "rejected"):
@@ -287,13 +327,19 @@ class SimPOTrainer(QuietTrainer, CPOTrainer):
             counts.append((labels[:, 1:] != -100).sum(-1))
             if self.aux_loss_enabled:  # for a mixture of experts
                 auxiliary.append(output.aux_loss)
-        losses, _, _ = self.cpo_loss(sums[0] / counts[0], sums[1] / counts[1])
+        logps = [total / count for total, count in zip(sums, counts, strict=True)]
+        losses, *rewards = self.cpo_loss(*logps)
         loss = losses.mean()
         if self.cpo_alpha:
             loss = loss - self.cpo_alpha * sums[0].sum() / counts[0].sum()
         if auxiliary:
             loss = loss + self.aux_loss_coef * torch.stack(auxiliary).mean()
-        return loss, {}
+        margins = rewards[0] - rewards[1]
+        figures = torch.stack([*logps, margins, (margins > 0).to(margins)]).detach().float()
+        parts = torch.cat([figures.sum(1), figures.new_tensor([figures.size(1)])])
+        total = self.accelerator.gather(parts[None]).sum(0)
+        names = ("logps/chosen", "logps/rejected", "rewards/margins", "rewards/accuracies")
+        return loss, dict(zip(names, (total[:-1] / total[-1]).tolist(), strict=True))
 
 
 class StoredDPOTrainer(QuietTrainer, DPOTrainer):

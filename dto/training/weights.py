@@ -53,14 +53,34 @@ def load(
     half a unit in the last place. FSDP2 and ZeRO-3 divide the 16 by the number of processes. LoRA:
     4 for the base, which is not updated, or 2 with `bf16`; and 16 for each parameter of an adapter.
 
-    Raises DtoError if the model does not exist or cannot be loaded.
+    Raises DtoError if the model does not exist, cannot be loaded or could not be saved.
     """
     name, revision = recipe.model.name, recipe.model.revision
     title = f"train: model {name!r}"
     frozen = recipe.train.lora_rank and recipe.train.bf16
     default = torch.bfloat16 if frozen else torch.float32
     model = load_model(name, revision, dtype=dtype or default, title=title)
+    _make_savable(model, title)
     return model, load_tokenizer(recipe.model, name, title=title)
+
+
+def _make_savable(model: PreTrainedModel, title: str) -> None:
+    """Switch sampling on where the generation config has sampling settings but no `do_sample`.
+
+    transformers loads such a config, which some models have, and refuses to save it: the training
+    would fail at its first checkpoint. vLLM reads the settings either way. Raises DtoError if the
+    config is not valid for another reason.
+    """
+    config: Any = model.generation_config
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config.do_sample = True
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DtoError(f"{title}: correct its generation_config.json ({reason})") from None
 
 
 def with_adapters(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
@@ -152,8 +172,10 @@ def answering(model: PreTrainedModel, recipe: Recipe) -> Iterator[PreTrainedMode
 def keep(recipe: Recipe, checkpoint: Path | None, directory: Path) -> None:
     """Save a checkpoint's weights (None: the base's), completely or not at all.
 
-    The tokenizer and chat template are the base's. The weights are float32, as they were trained
-    and measured, or bfloat16 if `train.bf16` is set. The shards of FSDP2 are put together.
+    The tokenizer, chat template, configuration and generation config (sampling settings, end
+    tokens) are the base's: a training changes them, among others to `use_cache: false`. The weights
+    are float32, as they were trained and measured, or bfloat16 if `train.bf16` is set. The shards
+    of FSDP2 are put together.
     """
     model, tokenizer = load(recipe)
     if checkpoint is not None:
@@ -163,7 +185,8 @@ def keep(recipe: Recipe, checkpoint: Path | None, directory: Path) -> None:
         elif shards.is_dir():
             _read_shards(model.state_dict(), shards)
         else:
-            model = load_model(str(checkpoint), dtype=torch.float32)
+            base, model = model, load_model(str(checkpoint), dtype=torch.float32)
+            model.config, model.generation_config = base.config, base.generation_config
     if recipe.train.bf16:
         model = model.bfloat16()
     unfinished = directory.with_name(f".{directory.name}.part")

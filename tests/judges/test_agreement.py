@@ -143,7 +143,7 @@ def test_only_patterns_that_both_judged_are_compared(run: Path) -> None:
 
 
 def test_the_report_shows_rate_kappa_and_table(run: Path) -> None:
-    text = str(funnel_section(funnel(RunReader(run)), None, Recipe(name="toy")))
+    text = str(funnel_section(funnel(RunReader(run)), Recipe(name="toy")))
     lines = text.splitlines()
     assert "20 keep, 20 redundant, 20 meaningless, 20 unjudged" in text
     assert "20 verified, 20 restored" in text and max(map(len, lines)) <= 100

@@ -18,6 +18,7 @@ from polars.testing import assert_frame_equal
 
 from dto.pipeline import STAGES
 from dto.runs import manifest
+from dto.training.train import json_lines
 from tests import warm
 
 pytestmark = pytest.mark.slow(seconds=60)
@@ -117,6 +118,13 @@ def test_killed_in_every_stage_and_resumed(recipe: Path, tmp_path: Path) -> None
     assert (killed / "train/history.jsonl").read_text() == (
         whole / "train/history.jsonl"
     ).read_text()
+    steps = [json_lines(run / "train/steps.jsonl") for run in (whole, killed)]
+    assert [row["step"] for row in steps[0]] == [*range(1, len(steps[0]) + 1)] != []
+    untimed = [[{**row, "tokens_per_second": 0} for row in rows] for rows in steps]
+    assert untimed[0] == untimed[1]
+    log = (killed / "log.txt").read_text()
+    assert log.count(": dto run ") == len(DONE) + 1 and log.endswith(" ended\n")
+    assert all(log.count(f" {stage:<9} ") for stage in DONE)
     done = [manifest.read(run) or {} for run in (whole, killed)]
     assert done[0]["stages"].keys() == done[1]["stages"].keys() == set(DONE)
     for stage in DONE:

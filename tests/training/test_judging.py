@@ -32,6 +32,7 @@ from tests.stages.script import CUT, FAIL, Scripted
 from tests.training.conftest import RunFolder, make_run, tiny_model
 from tests.training.test_losses import BASE, logprobs
 from tests.training.test_train import scores, training_children, until
+from tests.training.test_watch import steps_of
 
 
 @pytest.mark.parametrize(
@@ -256,9 +257,10 @@ def test_a_killed_training_on_judging_ends_alike(
     assert [row["step"] for row in efforts] == [0, 4, 8]  # nothing was done twice
     assert result["groups"] == expected["groups"]
     assert result["judging"] == expected["judging"]
-    for name in ("history.jsonl", "judging.jsonl", "steps.jsonl", "model/model.safetensors"):
+    for name in ("history.jsonl", "judging.jsonl", "model/model.safetensors"):
         one, other = (each.path / "train" / name for each in (killed, whole))
         assert one.read_bytes() == other.read_bytes()
+    assert steps_of(killed, timed=False) == steps_of(whole, timed=False)
 
 
 @pytest.mark.slow

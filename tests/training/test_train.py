@@ -27,6 +27,7 @@ from dto.training.process import guarded
 from dto.training.train import train
 from tests import warm
 from tests.training.conftest import RunFolder, make_run
+from tests.training.test_watch import steps_of
 
 pytestmark = pytest.mark.usefixtures("users_process")
 
@@ -86,6 +87,9 @@ def test_killed_training_ends_as_if_it_had_not_been(
             whole.path / "train" / name
         ).read_bytes()
     assert not (run.path / "train" / "checkpoints").exists()
+    steps = steps_of(run, timed=False)
+    assert steps == steps_of(whole, timed=False)
+    assert [row["step"] for row in steps] == [*range(1, 37)]
 
     assert fit(run.path, run.recipe) == result  # finished: nothing is done again
     assert scores(run) == 5
