@@ -111,6 +111,7 @@ def sharded(arguments: list[str]) -> int:
     """Be a process of a training with FSDP2, whose accelerator is the CPU."""
     from accelerate import PartialState
     from accelerate.utils import DistributedType
+    from transformers import training_args
 
     from dto.training import trainers
 
@@ -118,6 +119,7 @@ def sharded(arguments: list[str]) -> int:
     state: Any = PartialState
     state._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
     trainers.on_cpu = lambda recipe: False
+    training_args.is_torch_bf16_gpu_available = lambda: True
     return main(arguments)
 
 
