@@ -23,8 +23,14 @@ if TYPE_CHECKING:
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
-UNSET: Any = Field(default=None, exclude_if=lambda value: value is None)
-"""A later field: where it is not given, digests and recipes are as before there was such a key."""
+
+
+def added(default: Any) -> Any:
+    """A later field: with its default, digests and recipes are as before there was such a key."""
+    return Field(default=default, exclude_if=lambda value: value == default)
+
+
+UNSET = added(None)
 Monitor = Literal["cue", "paragraph", "entropy", "tokens"]
 Inducer = Literal["inside", "closed"]
 Confidence = Literal["answer", "mean", "geometric", "min"]
@@ -131,8 +137,8 @@ class TrainSettings(Settings):
     lora_rank: Annotated[int, Field(ge=0)] = 0  # needs peft; 0: train all weights
     evaluations: Count = 6  # dev evaluations (and checkpoints) over the training
     dev_samples: Count = 4
-    engine: Literal["transformers", "vllm"] = "transformers"  # samples dev, grpo, drqa responses
-    engine_gpus: tuple[Annotated[int, Field(ge=0)], ...] = ()  # of vllm alone; empty: it shares one
+    engine: Literal["transformers", "vllm"] = added("transformers")  # of dev and sampled responses
+    engine_gpus: tuple[int, ...] = added(())  # numbers of GPUs for vllm alone; empty: it shares one
     keep: Literal["shortest", "last"] = "shortest"  # shortest: as accurate as the base and shorter
     collapse_points: float = 10.0  # stop at a dev accuracy so far below the base's
     collapse_truncated: Probability = 0.20  # or when more than this share is truncated
@@ -141,8 +147,8 @@ class TrainSettings(Settings):
     processes: Count | None = UNSET  # of accelerate, a GPU each; they share a step
     accelerate: str | None = UNSET  # fsdp, deepspeed, a file; None: whole copies
     # adamw_8bit needs bitsandbytes; no GPU has tried it or deepspeed
-    optimizer: Annotated[Literal["adamw", "adamw_8bit"], Field(exclude_if="adamw".__eq__)] = "adamw"
-    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()  # each step's figures
+    optimizer: Literal["adamw", "adamw_8bit"] = added("adamw")
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = added(())  # of each step
 
     @model_validator(mode="after")
     def _whole_steps(self) -> TrainSettings:

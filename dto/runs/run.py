@@ -358,8 +358,6 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     flat = manifest.flatten(recipe.model_dump(mode="json"))
     if recipe.languages == DEFAULT:  # runs from before a key was there stay whole
         del flat["languages"]
-    if recipe.train.engine == "transformers":
-        del flat["train.engine"]
     return {key: value for key, value in flat.items() if key not in _HOW_NOT_WHAT}
 
 

@@ -59,7 +59,7 @@ def visible_devices(gpus: Sequence[int], processes: int, visible: Sequence[str])
     """
     for gpu in gpus:
         reason = ""
-        if gpu >= len(visible):
+        if not 0 <= gpu < len(visible):
             reason = f"this machine shows {len(visible)}, counted from 0"
         elif gpu < processes:
             reason = f"GPUs 0 to {processes - 1} train" if processes > 1 else "GPU 0 trains"

@@ -301,8 +301,6 @@ def step_size(recipe: Recipe) -> int:
 def fingerprint(recipe: Recipe, material: Material) -> str:
     """Hash everything that decides a training: settings, model, rows and dev problems."""
     unread = {"engine_gpus", "processes", "accelerate", "report_to"}
-    if recipe.train.engine == "transformers":  # trainings from before the key was there stay whole
-        unread.add("engine")
     settings = [recipe.train.model_dump_json(exclude=unread)]
     settings += [part.model_dump_json() for part in (recipe.sample, recipe.model)]
     trained = content_id(*(content_id(repr(row)) for row in material.rows))

@@ -319,7 +319,8 @@ def test_trackers_decide_nothing() -> None:
 def _fingerprint_before(recipe: Recipe) -> str:
     from dto.records import content_id
 
-    train = recipe.train.model_dump_json(exclude={"report_to"})
+    later = {"report_to", "engine", "engine_gpus", "processes", "accelerate", "optimizer"}
+    train = recipe.train.model_dump_json(exclude=later)
     settings = [train, recipe.sample.model_dump_json(), recipe.model.model_dump_json()]
     return content_id(str(recipe.seed), *settings, content_id(), content_id())
 
