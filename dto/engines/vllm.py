@@ -303,6 +303,8 @@ class VLLMEngine:
                 **self.serving(),
             )
             self._llm = AsyncLLM.from_engine_args(arguments)
+        # It would log the traceback of an error that is raised here, too.
+        logging.getLogger("vllm.v1.engine.async_llm").setLevel(logging.CRITICAL)
         return self
 
     async def __aexit__(self, *exc: object) -> None:

@@ -187,9 +187,12 @@ class HandedEngine(VLLMEngine):
                 raise RuntimeError("its prefix cache cannot be emptied")
         except Exception as error:  # vLLM raises many kinds of errors
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            what = f"did not take the weights ({reason})"
+            if type(error).__name__ == "EngineDeadError":
+                what = "has died, perhaps for lack of memory"
             raise EngineError(
-                f"train.engine vllm: vLLM's core for {self.model!r} did not take the weights "
-                f"({reason}); checkpoints are kept: run the same command to resume"
+                f"train.engine vllm: vLLM's core for {self.model!r} {what}; checkpoints are kept: "
+                "run the same command to resume"
             ) from error
 
 
