@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dto.engines.models import load_model, load_tokenizer
+from dto.engines.models import load_model, load_tokenizer, origin
 from dto.errors import DtoError
 from dto.recipe import Recipe
 
@@ -24,7 +24,7 @@ def load(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
     Raises DtoError if the model does not exist or cannot be loaded.
     """
-    name, revision = recipe.model.name, recipe.model.revision
+    name, revision = origin(recipe.model)
     title = f"train: model {name!r}"
     model = load_model(name, revision, dtype=torch.float32, title=title)
     return model, load_tokenizer(recipe.model, name, title=title)
