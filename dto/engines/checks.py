@@ -177,7 +177,7 @@ def missing_weights(model: ModelSettings, online: bool = True) -> str:
         folder = Path(place.name)
         if not folder.is_dir():
             return "there is no such folder"
-        kept = any(folder.glob(f"*{suffix}") for suffix in (".safetensors", ".bin"))
+        kept = any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir())
         return "" if kept else f"the folder has no {_WEIGHTS[0]}"
     if "/" not in name:
         return "this is neither a folder nor a Hub id"
