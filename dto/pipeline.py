@@ -16,22 +16,30 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 
 from dto import baselines
-from dto.context import Context, sampling, without_engine
-from dto.drqa import batch, chain, label
+from dto.context import Context, without_engine
+from dto.drqa import batch, chain, label, teacher
 from dto.drqa.label import WORDINGS
 from dto.engines import open_engine
+from dto.engines.checks import (
+    check_model,
+    check_sampling,
+    check_start,
+    sentences,
+    serving,
+    settled,
+    untrained_server,
+)
 from dto.engines.models import load_tokenizer
-from dto.engines.shared import check
 from dto.errors import DtoError, EngineError, RunConflictError, disk_errors
 from dto.grading import Grader
 from dto.log import RunLog
-from dto.prompts import INSERTED, JUDGE, check_template, purpose, render
+from dto.prompts import INSERTED, JUDGE, purpose, render
 from dto.protocols import Engine
 from dto.recipe import ModelSettings, Recipe
 from dto.records import RULE_FAILED, Dropped
@@ -43,14 +51,10 @@ from dto.segmentation import LOOP
 from dto.segmentation.worker import Segmenter
 from dto.stages import estimate, evaluate, optimize, pair, prune, sample, segment
 from dto.studies import pilot, trace
-from dto.tags import FOREIGN, KNOWN_TAGS, as_yaml, own_ids, shown_tags, think_tags
+from dto.tags import FOREIGN, shown_tags
 from dto.tasks import importing, problems
 from dto.tasks.load import prompt_of
 from dto.training import train
-from dto.trajectories import prompt_tail
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("dto")
 
@@ -74,6 +78,8 @@ def stage_of(recipe: Recipe, name: str) -> Stage:
         return importing.PAIRS
     if name == "pair" and recipe.pair.data != "optimized":
         return baselines.PAIRS
+    if name == "batch" and recipe.batch.teacher is not None:
+        return teacher.STAGE
     return STAGES[name]
 
 
@@ -81,9 +87,10 @@ def needed(recipe: Recipe, *last: str) -> tuple[str, ...]:
     """The stages `last` and all stages that they depend on, in order.
 
     Without `last`: the stages of a whole run. Its report shows the evaluation, and batch prompts
-    beside samples of single questions if the recipe has batch prompts.
+    beside single questions, which a teacher is asked too, if the recipe has batch prompts.
     """
-    reported = ("evaluate", "sample", "batch") if recipe.batch.k else ("evaluate",)
+    alone = () if recipe.batch.teacher else ("sample",)
+    reported = ("evaluate", *alone, "batch") if recipe.batch.k else ("evaluate",)
     pending = list(last or reported)
     names = set(pending)
     while pending:
@@ -168,6 +175,7 @@ def open_run(
             raise RunConflictError(
                 f"{path} is in use by another process: wait until that ends"
             ) from None
+    recipe = settled(recipe)
     run = OpenRun(
         path, recipe, lock, recompute=recompute, allow_code_execution=allow_code_execution
     )
@@ -196,12 +204,17 @@ def run_stages(
     does.
     """
     stages = [stage_of(run.recipe, name) for name in names]
-    _check_splits(run, [stage.name for stage in stages])
-    if train.STAGE in stages:
+    pending = [stage.name for stage in stages if run.manifest(stage.name) is None]
+    _check_splits(run, pending)
+    if "train" in pending:
         train.launching(run.recipe)  # a file for accelerate that is missing
+    check_start(run.recipe, pending)
+    if "evaluate" in pending:
+        for line in sentences(run.recipe, str(run / "train" / "model")):
+            logger.info("evaluate  %s", line)
     for whole, several in groupby(stages, key=lambda stage: stage.whole is not None):
         if not whole:
-            run_async(_compute(run, list(several)))
+            run_async(_compute(run, list(several), stages))
             continue
         for stage in several:
             _work_whole(run, stage)
@@ -245,8 +258,8 @@ def _work_whole(run: OpenRun, stage: Stage) -> None:
     log_stage(run, stage.name)
 
 
-async def _compute(run: OpenRun, stages: Sequence[Stage]) -> None:
-    async with Resources(run, run.allow_code_execution) as resources:
+async def _compute(run: OpenRun, stages: Sequence[Stage], planned: Sequence[Stage]) -> None:
+    async with Resources(run, run.allow_code_execution, planned) as resources:
         for stage in stages:  # before hours of work, check that a judge on a server answers
             judge = run.recipe.judge
             has_server = stage.asks_judge(run.recipe) and judge and judge.engine == "openai"
@@ -285,11 +298,15 @@ class Resources:
     """The engine, grader, judge and segmentation processes that consecutive stages share.
 
     Each is opened when a stage first needs it. At most one engine for the policy is open, since two
-    would share the memory; the judge may have another.
+    would share the memory; the judge may have another. An engine is checked for all `planned`
+    stages that will ask it.
     """
 
-    def __init__(self, run: RunReader, allow_code_execution: bool = False) -> None:
-        self._run, self._recipe = run, run.recipe
+    def __init__(
+        self, run: RunReader, allow_code_execution: bool = False, planned: Sequence[Stage] = ()
+    ) -> None:
+        self._run, self._recipe, self._planned = run, run.recipe, planned
+        self._served = run.recipe.model
         self._opened, self._engine = AsyncExitStack(), AsyncExitStack()
         self._segmenter = Segmenter()
         self._judge: Engine | None = None
@@ -317,32 +334,41 @@ class Resources:
                 check_model(tokenizer, self._recipe.model)
             plain = without_engine(self._recipe, self.grader, tokenizer)
             return replace(plain, cut=self._segmenter.cut)
-        ctx = await self._with_engine(model)
+        ctx = await self._with_engine(stage, model)
         if stage.check is not None:
             stage.check(ctx)
         return await self._with_judge(ctx) if stage.asks_judge(self._recipe) else ctx
 
-    async def _with_engine(self, model: str) -> Context:
-        if self._context is not None and self._context.model == model:
+    async def _with_engine(self, stage: Stage, model: str) -> Context:
+        recipe, settings = self._recipe, serving(self._recipe, stage.name, model)
+        taught = settings is recipe.batch.teacher
+        model = "teacher" if taught else model
+        if self._context is not None and (self._context.model, self._served) == (model, settings):
             return self._context
-        path = None if model == "base" else model  # None: where the recipe says
+        path = None if model in ("base", "teacher") else model  # None: where the recipe says
         if model == "trained":
             path = str(train.trained_model(self._run))
         self._context = None
         await self._engine.aclose()
-        opened = open_engine(self._recipe.model, path)
-        if opened.tokenizer is not None:  # before weights are loaded
-            check_model(opened.tokenizer, self._recipe.model)
-        engine: Engine = await self._engine.enter_async_context(opened)
-        if engine.tokenizer is None or engine.capabilities.messages_only:
+        with untrained_server(recipe, model, path):
+            opened = open_engine(settings, path)
+            if opened.tokenizer is not None:  # before weights are loaded
+                check_model(opened.tokenizer, settings)
+            engine: Engine = await self._engine.enter_async_context(opened)
+        if not taught and (engine.tokenizer is None or engine.capabilities.messages_only):
             raise EngineError(
                 f"{engine.model!r} is served as chat or without a tokenizer, but the stages "
                 "continue the model's own tokens: set model.api to completions and "
                 "model.tokenizer, or use another engine"
             )
-        check_sampling(self._recipe, engine)
-        self._context = Context(self._recipe, engine, self.grader, model=model)
-        return self._context
+        check_sampling(recipe, engine, ("sample",) if taught else ("sample", "evaluate"))
+        ctx = Context(recipe, engine, self.grader, model=model)
+        for later in self._planned if model == "base" else ():  # now, not after hours of work
+            asked = serving(recipe, later.name) == settings and "base" in later.models(recipe)
+            if asked and later.check is not None and self._run.manifest(later.name) is None:
+                later.check(ctx)
+        self._context, self._served = ctx, settings
+        return ctx
 
     async def _with_judge(self, ctx: Context) -> Context:
         """The same context with the judge's engine."""
@@ -375,53 +401,6 @@ class Resources:
         return self._judge
 
 
-def check_model(tokenizer: PreTrainedTokenizerBase, settings: ModelSettings) -> None:
-    """Check, before any work, that prompts can be rendered and thinking can be located.
-
-    Raises DtoError as `render_chat`, `check_template` and `think_tags` do, and if the chat template
-    opens the thinking with another tag than `model.think`. Warns if another model's closing tag is
-    a token of this tokenizer but that of `model.think` is not.
-    """
-    ids = check_template(tokenizer, settings.name, settings.template, settings.system)
-    tags = think_tags(tokenizer, settings)
-    end = prompt_tail(tokenizer, ids, tags)
-    others = [pair for pair in KNOWN_TAGS if pair[0] != tags.open]
-    for other in others:
-        if end.endswith(other) and not end.endswith((tags.open, tags.close)):
-            raise DtoError(
-                f"the chat template of {settings.name!r} marks the thinking with {other[0]}, but "
-                f"model.think is {tags.open}: set model.think to {as_yaml(other)}"
-            )
-    if tags.close_ids:
-        return
-    for other in others:
-        if own_ids(tokenizer, other[1]):
-            logger.warning(
-                "model     model.think is %s, but the tokenizer of %r has %s as a token: if the "
-                "model uses those tags, set model.think to %s",
-                *(as_yaml((tags.open, tags.close)), settings.name, other[1], as_yaml(other)),
-            )
-            return
-
-
-def check_sampling(recipe: Recipe, engine: Engine) -> None:
-    """Raise EngineError for sampling options that the engine lacks; warn if it differs in one."""
-    groups = {"sample": recipe.sample, "evaluate": recipe.evaluate}
-    for group, settings in groups.items():
-        options = sampling(settings, max_tokens=1, seed=0)
-        try:
-            check(options, engine.capabilities, f"the server of {engine.model!r}")
-        except EngineError as error:
-            raise EngineError(f"{group}: {error}") from None
-    penalised = [group for group, settings in groups.items() if settings.presence_penalty]
-    if penalised and engine.capabilities.presence == "request":
-        logger.warning(
-            "model     %s.presence_penalty counts only the tokens of one request on this engine: "
-            "rollouts, finalizations and exits, which continue a response, count from zero",
-            penalised[0],
-        )
-
-
 def log_stage(run: RunReader, name: str, remark: str = "") -> None:
     """Log one line about a finished stage, with every dropped row counted by reason."""
     done = run.manifest(name) or {}
@@ -435,6 +414,11 @@ def log_stage(run: RunReader, name: str, remark: str = "") -> None:
         parts.append(f"{amount:,} answers {graded}: {reason}")
     if name == "segment" and (loops := run.count(name, kind=LOOP)):
         parts.append(f"repeated sentences cut as one segment: {loops:,} times")
+    teacher = run.recipe.batch.teacher if run.recipe.batch.k else None
+    if name in ("batch", "chain", "label") and teacher is not None:
+        encoded = run.count(name, ids_from="encoded") if name == "batch" else 0
+        again = f", {encoded:,} encoded again with the model's tokenizer" if encoded else ""
+        parts.append(f"written by {teacher.name}{again}")
     if failed := done.get("usage", {}).get("failed"):
         parts.append(f"{failed:,} requests failed")
     if judge := done.get("judge_usage"):
@@ -459,7 +443,9 @@ def write_run_manifest(run: RunReader) -> dict[str, object]:
         done = run.manifest(stage)
         if done is not None:
             stages[stage] = {key: done[key] for key in keys if key in done}
-            engine = done.get("config", {}).get("model.engine")
+            config = done.get("config", {})
+            own = ("evaluate.engine", "batch.teacher.engine", "model.engine")
+            engine = next((config[key] for key in own if config.get(key)), None)
             stages[stage] |= {"engine": engine} if engine else {}
     whole = {"name": run.recipe.name, "seed": run.recipe.seed, "stages": stages}
     with disk_errors(run.path):

@@ -13,7 +13,6 @@ from importlib.resources import files
 from math import ceil, log
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -24,10 +23,10 @@ from dto.languages import DEFAULT, Languages, load_language
 from dto.prompts import RESERVED, Argument, families
 from dto.records import RULES
 from dto.sequential import MOST_BOUNDARIES, share, zone
+from dto.settings import UNSET, Count, Probability, SamplingSettings, Server
 from dto.settings import BatchSettings as BatchSettings
 from dto.settings import CalibrateSettings as CalibrateSettings
 from dto.settings import CompareSettings as CompareSettings
-from dto.settings import Count, Probability, SamplingSettings
 from dto.settings import EvaluateSettings as EvaluateSettings
 from dto.settings import LabelSettings as LabelSettings
 from dto.settings import PairSettings as PairSettings
@@ -72,7 +71,7 @@ class ModelSettings(Settings):
     kv_bytes: Count | None = None  # transformers: batch; None: half of a GPU, or 4 GiB
     gpu_memory: Probability = 0.9  # vllm: share of the GPU's memory
     tensor_parallel: Count = 1  # vllm: GPUs for one copy of the model
-    server: str | None = None  # openai: base URL; None: OpenAI's own
+    server: Server | None = None  # openai: base URL; None: OpenAI's own
     api: Literal["auto", "completions", "chat"] = "auto"  # openai
     api_key: str = "OPENAI_API_KEY"  # openai: name of an environment variable
     tokenizer: str | None = None  # openai: Hub id or folder, where `name` is neither
@@ -105,21 +104,6 @@ class ModelSettings(Settings):
             raise ValueError("it must name an environment variable, not be the key itself")
         return api_key
 
-    @field_validator("server")
-    @classmethod
-    def _server_holds_no_secret(cls, server: str | None) -> str | None:
-        if server is None:
-            return None
-        parts = urlsplit(server)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("not an http:// or https:// URL, such as http://localhost:8000/v1")
-        if parts.username or parts.password or parts.query:
-            raise ValueError(
-                "the URL holds a user, password or query: put the key into an environment variable "
-                "and name that in model.api_key"
-            )
-        return server
-
     @model_validator(mode="before")
     @classmethod
     def _own_family(cls, data: Any) -> Any:
@@ -144,11 +128,14 @@ def _is_tag(tag: Any) -> bool:
 
 
 class JudgeSettings(ModelSettings):
-    """The model of the judge, on an engine of its own. It has no `family`."""
+    """The model of the judge, or DRQA's teacher, on its own engine. It has no `family`."""
 
     name: str
     prompt_price: Annotated[float, Field(ge=0)] | None = None  # per million tokens, any currency
     generated_price: Annotated[float, Field(ge=0)] | None = None
+
+
+BatchSettings.model_rebuild(_types_namespace={"JudgeSettings": JudgeSettings})
 
 
 class ProblemSettings(Settings):
@@ -170,6 +157,7 @@ class ProblemSettings(Settings):
     answer_field: str | None = None  # or answer
     prompt: str | None = None  # file of prompts/; or that of the rule
     near_duplicates: Literal["drop"] | None = None  # copies in half or more; None: warned of
+    filter: Literal["numeric"] | None = UNSET  # rows of `source` whose gold answer is a number
     train: Annotated[int, Field(ge=0)] = 300
     dev: Annotated[int, Field(ge=0)] = 300
     test: Annotated[int, Field(ge=0)] = 400

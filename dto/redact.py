@@ -238,11 +238,15 @@ def without_servers(settings: dict[str, Any]) -> dict[str, Any]:
     Pulled recipes are cleaned too: a recipe by someone else could otherwise send your key to a
     server of its choice.
     """
-    for group in (settings.get("model"), settings.get("judge")):
+    batch, evaluate = settings.get("batch"), settings.get("evaluate")
+    teacher = batch.get("teacher") if isinstance(batch, dict) else None
+    for group in (settings.get("model"), settings.get("judge"), teacher):
         if isinstance(group, dict):
             if group.get("server"):
                 group["server"] = NO_SERVER
             group["api_key"] = NO_KEY
+    if isinstance(evaluate, dict) and evaluate.get("server"):
+        evaluate["server"] = NO_SERVER
     return settings
 
 

@@ -8,8 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    field_validator,
+    model_validator,
+)
 
 from dto import extension
 from dto.errors import EngineError, RecipeError
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
     from dto.context import Context
     from dto.exits.path import ExitedResponse, ResponsePath
     from dto.protocols import Engine
+    from dto.recipe import JudgeSettings
     from dto.records import Problem
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -34,6 +43,21 @@ UNSET = added(None)
 Monitor = Literal["cue", "paragraph", "entropy", "tokens"]
 Inducer = Literal["inside", "closed"]
 Confidence = Literal["answer", "mean", "geometric", "min"]
+
+
+def _server(server: str) -> str:
+    parts = urlsplit(server)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("not an http:// or https:// URL, such as http://localhost:8000/v1")
+    if parts.username or parts.password or parts.query:
+        raise ValueError(
+            "the URL holds a user, password or query: put the key into an environment variable "
+            "and name that in model.api_key"
+        )
+    return server
+
+
+Server = Annotated[str, AfterValidator(_server)]
 
 
 class SamplingSettings(Settings):
@@ -74,6 +98,7 @@ class BatchSettings(Settings):
     grouping: Literal["random", "difficulty"] = "random"  # how questions are grouped
     samples: Count = 1  # for each k, how often a question is asked, each time in another group
     max_tokens: Count | None = None  # per question; None: sample.max_tokens
+    teacher: JudgeSettings | None = UNSET  # writes all chains; None: the model to be trained
 
     @field_validator("k")
     @classmethod
@@ -301,6 +326,8 @@ class EvaluateSettings(SamplingSettings):
     models: tuple[str, ...] = ("base", "trained")  # or names of other models
     tasks: tuple[Annotated[str, name_of()], ...] = ()
     limit: Count | None = None  # maximum problems per task; None: all
+    engine: Literal["transformers", "vllm"] | None = UNSET  # of all models; None: model.engine
+    server: Server | None = UNSET  # of the trained model, if model.engine is openai
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> EvaluateSettings:

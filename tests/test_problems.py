@@ -13,6 +13,7 @@ import pytest
 
 from dto.errors import DtoError
 from dto.grading import Grader
+from dto.grading.compare import numeric
 from dto.recipe import ProblemSettings
 from dto.records import Dropped, Problem
 from dto.tasks.load import load_problems
@@ -90,6 +91,53 @@ def test_rows_without_answer_or_question_are_counted(tmp_path: Path) -> None:
         ("no_question", "row 3"),
         ("no_gold_answer", "row 4"),
     ]
+
+
+NUMERIC = [
+    ("72", True), ("-3", True), ("1,234", True), ("3.5", True), (r"\frac{3}{4}", True),
+    ("3/4", True), ("27%", True), (r"27\%", True), ("$5", True), (r"\$12.50", True),
+    ("5 cm", True), (r"1.5 \times 10^3", True), (r"90^\circ", True), (r"\boxed{7}", True),
+    ("2 1/2", True),
+    # near misses: not one number, or not a number for the grader's exact comparison
+    (r"2\pi", False), (r"\sqrt{2}", False), ("3c", False), ("x=2y", False), ("(1, 2)", False),
+    ("1, 2", False), ("[0, 1)", False), ("x>2", False), ("yes", False), (r"\text{Monday}", False),
+    ("A", False), ("2x+1", False), ("3:30", False), ("204_5", False), ("", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("gold", "is_number"), NUMERIC)
+def test_a_numeric_answer_is_what_the_grader_reads_as_one_number(
+    gold: str, is_number: bool
+) -> None:
+    assert numeric(gold, "math") == is_number
+    assert not numeric(gold, "choice") and not numeric(gold, "code")
+
+
+def test_only_problems_with_numeric_answers_are_kept_and_the_others_are_counted(
+    tmp_path: Path,
+) -> None:
+    rows = [{"problem": f"{n}?", "answer": gold} for n, (gold, _) in enumerate(NUMERIC) if gold]
+    source = write(tmp_path / "a.jsonl", rows)
+    whole = sum(is_number for _, is_number in NUMERIC)
+    problems, dropped = load(source=source, train=whole - 4, dev=2, test=2, filter="numeric")
+    assert sorted(row.answer for row in problems) == sorted(
+        gold for gold, is_number in NUMERIC if is_number
+    )
+    assert Counter(row.reason for row in dropped) == {"not_numeric": len(rows) - whole}
+    assert any(row.detail.endswith(f"{source}, row 16: '2\\\\pi'") for row in dropped)
+    with pytest.raises(DtoError, match=f"has {whole} usable rows left for train"):
+        load(source=source, train=whole + 1, dev=0, test=0, filter="numeric")
+
+
+def test_a_benchmark_is_not_filtered(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", [*numbered(9), {"problem": "z?", "answer": "yes"}])
+    rows = [{"problem": "b?", "answer": "yes"}, {"problem": "c?", "answer": r"2\pi"}]
+    test = write(tmp_path / "test.jsonl", rows)
+    problems, dropped = load(
+        source=source, test_source=test, train=5, dev=4, test=2, filter="numeric"
+    )
+    assert {row.answer for row in problems if row.split == "test"} == {"yes", r"2\pi"}
+    assert [row.reason for row in dropped] == ["not_numeric"]
 
 
 UNREADABLE = (r"\neg p", r"A \cap B", r"\{n^2 | n > 2\}", "9^{9^{9^{9}}}")

@@ -117,6 +117,17 @@ def test_a_pulled_recipe_asks_no_server_and_reads_no_key() -> None:
         "model": {"server": "http://server.invalid/v1", "api_key": "OPENAI_API_KEY"},
         "judge": {"api_key": "OPENAI_API_KEY"},
     }
+    further = {
+        "batch": {"teacher": {"server": "http://evil", "api_key": "MINE", "name": "t"}},
+        "evaluate": {"server": "http://evil", "samples": 1},
+    }
+    assert without_servers(further) == {
+        "batch": {"teacher": {"server": "http://server.invalid/v1", "api_key": "OPENAI_API_KEY",
+                              "name": "t"}},
+        "evaluate": {"server": "http://server.invalid/v1", "samples": 1},
+    }  # fmt: skip
+    untouched = {"batch": {"k": [2]}, "evaluate": {"samples": 1}}
+    assert without_servers(untouched) == {"batch": {"k": [2]}, "evaluate": {"samples": 1}}
 
 
 def test_what_a_run_makes_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from dto.engines.checks import check_model
 from dto.errors import DtoError, RecipeError
 from dto.grading import Grader
-from dto.pipeline import check_model
 from dto.prompts import check_template, render, render_chat
 from dto.protocols import Completion
 from dto.recipe import ModelSettings, make_recipe

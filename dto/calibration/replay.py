@@ -56,6 +56,11 @@ def check(exit: ExitPolicy, recorded: TraceSettings) -> None:
         recorded_values["every"] = (recorded.every,)
     if settings.get("monitor") == "entropy":
         recorded_values["entropy"] = (recorded.entropy,)
+    if settings.get("think_ratio") is not None:
+        raise RecipeError(
+            f"exit {exit.name!r} cannot be replayed: think_ratio forces an answer where the traces "
+            "have none: run dto evaluate without --replay, or unset it"
+        )
     for key, values in recorded_values.items():
         if key in settings and settings[key] not in values:
             raise RecipeError(

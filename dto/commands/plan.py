@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from dto.compare.compare import grid, methods, shared_stages
+from dto.engines.checks import check_start, sentences, settled
 from dto.errors import DtoError
 from dto.extension import is_import_path
 from dto.pipeline import needed, shown_prompts, stage_of
@@ -42,6 +43,12 @@ def plan(recipe: Recipe) -> Iterator[str]:
         points, own = grid(method), method.compare
         values = f"{own.own} {', '.join(map(str, own.values))}" if points else ""
         yield f"          {name}: {len(points)} points {values}".rstrip()
+    recipe = settled(recipe)
+    yield from (f"engine    {sentence}" for sentence in sentences(recipe))
+    try:
+        check_start(recipe, stages, online=False)
+    except DtoError as error:
+        yield f"refused   {error}"
     for exit in recipe.evaluate.exits:
         yield "exit      " + " ".join(f"{key}={value}" for key, value in exit.changed().items())
     yield ""

@@ -144,7 +144,8 @@ def _batch_tokens(run: RunReader, recipe: Recipe) -> int:
     import polars as pl
 
     labels = recipe.label
-    if labels.source != "batch" or not run.table("batch").exists():
+    taught = recipe.batch.teacher is not None  # then the tokens are not the policy's
+    if taught or labels.source != "batch" or not run.table("batch").exists():
         return 0
     frame = run.frame("batch", "k", "token_ids")
     if labels.k:

@@ -12,12 +12,13 @@ from dto.context import Context
 from dto.drqa.answers import NumberedAnswer, numbered_answers
 from dto.errors import DtoError
 from dto.prompts import render
-from dto.recipe import Recipe
+from dto.protocols import Completion, Graded
+from dto.recipe import ModelSettings, Recipe
 from dto.records import BatchResponse, Dropped, Problem, derive
 from dto.runs.reader import RunReader
 from dto.runs.stage import SAMPLING, Card, Group, Stage
 from dto.tags import FOREIGN, foreign_detail
-from dto.trajectories import chat_ids, no_room, read_whole
+from dto.trajectories import Reading, chat_ids, no_room, read_whole
 
 
 async def batch(problems: Sequence[Problem], sample: int, ctx: Context) -> BatchResponse | Dropped:
@@ -27,33 +28,63 @@ async def batch(problems: Sequence[Problem], sample: int, ctx: Context) -> Batch
     `sample.max_tokens`. A prompt that leaves no room is dropped as `prompt_too_long`. A response in
     another model's tags is dropped as `foreign_tags`. A failed request is a row graded `failed`.
     """
-    ids = tuple(problem.id for problem in problems)
-    row_id = BatchResponse.make_id(sample, ids)
+    row_id = BatchResponse.make_id(sample, tuple(problem.id for problem in problems))
     prompt = batch_prompt(problems, ctx)
     if full := no_room(prompt, ctx.engine.context):
         return Dropped(row_id, "prompt_too_long", full)
-    room, k, tags = ctx.engine.context - len(prompt), len(problems), ctx.tags
-    tokens = ctx.recipe.batch.max_tokens or ctx.recipe.sample.max_tokens
-    seed = ctx.seed(row_id, "batch")
-    (completion,) = await ctx.engine.complete(prompt, ctx.sampling(min(tokens * k, room), seed))
+    tags, seed = ctx.tags, ctx.seed(row_id, "batch")
+    most = min(most_tokens(len(problems), ctx.recipe), ctx.engine.context - len(prompt))
+    (completion,) = await ctx.engine.complete(prompt, ctx.sampling(most, seed))
     reading, ended = await read_whole(prompt, completion, ctx.tokenizer, tags)
     if reading.foreign is not None:
         return Dropped(row_id, FOREIGN, foreign_detail(tags, reading.foreign))
+    return await graded_row(problems, sample, seed, prompt, completion, reading, ended, ctx)
+
+
+def most_tokens(k: int, recipe: Recipe) -> int:
+    """The limit of a response to k questions; a question asked alone has that of `sample`."""
+    own = recipe.batch.max_tokens if k > 1 else None
+    return k * (own or recipe.sample.max_tokens)
+
+
+async def graded_row(
+    problems: Sequence[Problem],
+    sample: int,
+    seed: int,
+    prompt: tuple[int, ...],
+    completion: Completion,
+    reading: Reading,
+    ended: Graded | None,
+    ctx: Context,
+) -> BatchResponse:
+    """Make the row of a response as it was read; `ended`: why it has no answers to grade.
+
+    The answer to a question asked alone (by a teacher) needs no number.
+    """
+    k = len(problems)
+    answers = [NumberedAnswer("", "")] * k
     if ended:
-        answers, graded = [NumberedAnswer("", "")] * k, [ended] * k
+        graded = [ended] * k
     else:
         conclusion = reading.text[slice(*reading.conclusion)]
-        answers = await asyncio.to_thread(numbered_answers, conclusion, k, ctx.recipe.languages)
+        if k > 1:
+            languages = ctx.recipe.languages
+            answers = await asyncio.to_thread(numbered_answers, conclusion, k, languages)
+        grade = ctx.grader.grade_answer if k > 1 else ctx.grader.grade_conclusion
         graded = [
-            await ctx.grader.grade_answer(
-                numbered.answer, problem.answer, problem.rule, problem.question
+            await grade(
+                numbered.answer if k > 1 else conclusion,
+                problem.answer,
+                problem.rule,
+                problem.question,
             )
             for problem, numbered in zip(problems, answers, strict=True)
         ]
     # A failed answer leaves the denominator, so its reason comes first.
     reasons = [row.reason for row in sorted(graded, key=lambda row: row.grade != "failed")]
+    ids = tuple(problem.id for problem in problems)
     return BatchResponse(
-        id=row_id,
+        id=BatchResponse.make_id(sample, ids),
         problem_ids=ids,
         k=k,
         model=ctx.engine.model,
@@ -76,10 +107,17 @@ async def batch(problems: Sequence[Problem], sample: int, ctx: Context) -> Batch
 
 def batch_prompt(problems: Sequence[Problem], ctx: Context) -> tuple[int, ...]:
     """Render the prompt with the problems, one per line, numbered from 1, as token ids."""
-    numbered = (f"{i}. {problem.question}" for i, problem in enumerate(problems, start=1))
     model = ctx.recipe.model
-    user = render("batch", model.family, questions="\n".join(numbered), k=len(problems))
-    return chat_ids(user, ctx.tokenizer, model)
+    return chat_ids(message(problems, model), ctx.tokenizer, model)
+
+
+def message(problems: Sequence[Problem], model: ModelSettings) -> str:
+    """The user message that asks the problems; a single one is asked as `sample` asks it."""
+    if len(problems) == 1:
+        [problem] = problems
+        return render(model.prompt or problem.prompt, model.family, question=problem.question)
+    numbered = (f"{i}. {problem.question}" for i, problem in enumerate(problems, start=1))
+    return render("batch", model.family, questions="\n".join(numbered), k=len(problems))
 
 
 def groups(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from dto.context import Context
 from dto.drqa.split import alike, goes_over_all, others, quoted, split
+from dto.drqa.teacher import as_trajectory
 from dto.languages import DEFAULT, Languages
 from dto.recipe import Recipe
 from dto.records import BatchResponse, Chain, Dropped, Grade, Origin, Problem, Span, Trajectory
@@ -160,11 +161,16 @@ def _cut(
 def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
     problems = {row.id: row for row in run.problems("train")}
     languages = ctx.recipe.languages
-    for trajectory in run.rows("sample", Trajectory):
+    taught = ctx.recipe.batch.k and ctx.recipe.batch.teacher is not None
+    for trajectory in () if taught else run.rows("sample", Trajectory):
         key = Chain.make_id(trajectory.problem_id, "vanilla", 1, trajectory.sample)
         yield Group(key, (_cut([problems[trajectory.problem_id]], trajectory, languages), 0))
     for response in run.rows("batch", BatchResponse) if ctx.recipe.batch.k else ():
         in_prompt = [problems[problem_id] for problem_id in response.problem_ids]
+        if response.k == 1:
+            key = Chain.make_id(in_prompt[0].id, "vanilla", 1, response.sample)
+            yield Group(key, (_cut(in_prompt, as_trajectory(response), languages), 0))
+            continue
         cut = _cut(in_prompt, response, languages)
         for index, problem_id in enumerate(response.problem_ids):
             key = Chain.make_id(problem_id, "batch", response.k, response.sample)
@@ -172,6 +178,8 @@ def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
 
 
 def _reads(recipe: Recipe) -> tuple[str, ...]:
+    if recipe.batch.k and recipe.batch.teacher is not None:
+        return ("batch",)
     return ("sample", "batch") if recipe.batch.k else ("sample",)
 
 

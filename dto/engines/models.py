@@ -6,6 +6,7 @@ Engines, stages without an engine and training all load them here.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dto.errors import EngineError
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from dto.recipe import ModelSettings
+
+
+def origin(model: ModelSettings) -> tuple[str, str | None]:
+    """The Hub id or folder of a model's weights, and their revision.
+
+    That is its name; where the name is a server's own, `model.tokenizer`.
+    """
+    place = resolve(model.name)
+    own = Path(place).is_dir() or place.count("/") == 1
+    if model.engine == "openai" and model.tokenizer is not None and not own:
+        return model.tokenizer, None
+    return model.name, model.revision
 
 
 def load_tokenizer(

@@ -11,13 +11,14 @@ that accepts them; hosted models honour them approximately or not at all.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from dto.engines.openai_http import ABORT_TOKENS, RequestError, Transport, backoff
-from dto.engines.openai_probe import find_out, known_here
+from dto.engines.openai_probe import SEEDS_ON_CPU, STOPS, find_out, known_here
 from dto.engines.openai_wire import (
     Sample,
     Server,
@@ -42,6 +43,8 @@ from dto.text import StopReader
 
 if TYPE_CHECKING:
     from dto.recipe import ModelSettings
+
+logger = logging.getLogger("dto")
 
 UNKNOWN_CONTEXT = 2**31 - 1
 """The context of a server that does not report it; the server itself refuses longer requests."""
@@ -78,6 +81,7 @@ class OpenAIEngine:
         self.capabilities = Capabilities(token_prompts=False, logprobs=None)
         self._server = Server(name)
         self._serving = False
+        self._told = False  # that stop strings are cut here
 
     async def __aenter__(self) -> OpenAIEngine:
         """Probe the server's features.
@@ -197,7 +201,12 @@ class OpenAIEngine:
         return self._server
 
     def _why(self, error: RequestError) -> str:
-        return self._transport.clean(error.reason)
+        """The reason, with the usual cause where a server has ended that answered before."""
+        reason = self._transport.clean(error.reason)
+        ended = error.unreachable or "EngineCore" in reason or "EngineDead" in reason
+        if not (ended and self._server.ids):
+            return reason
+        return f"{reason} (its log has the cause; vLLM on a CPU needs {SEEDS_ON_CPU} for seeds)"
 
     def _checked(self, prompt: Prompt, sampling: Sampling) -> tuple[_Sent, Sampling]:
         """The prompt as ids, or as messages for chat, and the sampling limited to the context.
@@ -230,6 +239,12 @@ class OpenAIEngine:
         """An empty sample to read a reply into."""
         server, reader = self._server, None
         cuts = server.cuts_here(sampling)
+        if cuts and server.ids and not self._told:
+            self._told = True
+            logger.warning(
+                "model     %s takes %d stop strings at a time, so replies are cut here, which "
+                "wastes tokens: start it with %s", self._transport.server, server.stops, STOPS
+            )  # fmt: skip
         if server.ids and self.tokenizer is not None and (streaming or cuts):
             reader = StopReader(self.tokenizer.backend_tokenizer, sampling.stop if cuts else ())
         return Sample(
@@ -238,6 +253,7 @@ class OpenAIEngine:
             from_ids=server.ids,
             streaming=streaming,
             reader=reader,
+            tags=server.tags,
         )
 
     async def _complete(self, sent: _Sent, sampling: Sampling, n: int) -> list[Completion]:

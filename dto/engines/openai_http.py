@@ -36,13 +36,21 @@ class RequestError(Exception):
 
     `status` is the HTTP status of a refusal. It is None if the server did not refuse; then it may
     have generated tokens that were never read. `broke`: the connection broke during a stream.
+    `unreachable`: there was none.
     """
 
-    def __init__(self, reason: str, status: int | None = None, broke: bool = False) -> None:
+    def __init__(
+        self,
+        reason: str,
+        status: int | None = None,
+        broke: bool = False,
+        unreachable: bool = False,
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.status = status
         self.broke = broke
+        self.unreachable = unreachable
 
 
 class Transport:
@@ -172,7 +180,7 @@ class Transport:
             raise failure from None
 
     def _error(self, error: Exception) -> RequestError:
-        status = None
+        status, unreachable = None, False
         if isinstance(error, RequestError):
             return error
         if isinstance(error, openai.APITimeoutError):
@@ -183,13 +191,14 @@ class Transport:
         elif isinstance(error, openai.APIConnectionError):
             cause = error.__cause__ or error
             reason = f"connection to {self.server} failed: {cause or type(cause).__name__}"
+            unreachable = True
         elif isinstance(error, openai.APIError):
             reason = f"{self.server} broke off: {_message(error.body) or error.message}"
         elif isinstance(error, ValueError):
             reason = f"{self.server} sent invalid JSON: {error}"
         else:
             reason = f"request to {self.server} failed: {type(error).__name__}: {error}"
-        return RequestError(reason, status)
+        return RequestError(reason, status, unreachable=unreachable)
 
     def clean(self, text: str) -> str:
         """Shorten a text to one line and remove the API key, which the server may have echoed."""

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 from dto.engines.models import load_tokenizer, parameters_of, shape_of_config
 from dto.engines.openai_http import RequestError, Transport
@@ -20,12 +23,39 @@ from dto.engines.shared import Cost
 from dto.errors import EngineError
 from dto.protocols import Capabilities, Message, Sampling
 from dto.recipe import resolve
+from dto.tags import shown_tags
 from dto.usage import ModelShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dto.recipe import ModelSettings
+
+SEEDS_ON_CPU = "--no-enable-chunked-prefill"
+STOPS = "VLLM_MAX_STOP_STRINGS=64"
+WAYS_OUT = (" — start the server", " — set model.name to one of these")
+"""Beginnings of the ways out for a server that cannot be reached, or serves another model."""
+_REQUEST = re.compile(r"/(?:chat/completions|completions|models|responses)$")
+
+
+def server_flags() -> tuple[tuple[str, str], ...]:
+    """What a vLLM server should be started with, and why, for `dto doctor` and errors."""
+    return (
+        (STOPS, "in its environment; otherwise it takes 4 stop strings, the rest is cut here, and "
+                "trial answers waste a few tokens each"),
+        ("--enable-prompt-tokens-details", "it reports cached tokens; otherwise costs count each "
+                                           "prompt as read anew"),
+        ("--max-model-len N", "at least prompt + max_tokens, here and in model.context"),
+        (SEEDS_ON_CPU, "on a CPU only: otherwise a seeded request that is read in parts ends it"),
+        ("--served-model-name NAME", "if its folder has another path than here: NAME is then "
+                                     "model.name, or RUN/train/model for evaluate.server"),
+    )  # fmt: skip
+
+
+def server_command(model: str) -> str:
+    """The command line that serves a model with vLLM on a GPU, in backquotes."""
+    return f"`{STOPS} vllm serve {quote(model)} --enable-prompt-tokens-details`"
+
 
 _QUESTION = "Name a number."
 _MESSAGES: tuple[Message, ...] = ({"role": "user", "content": _QUESTION},)
@@ -90,17 +120,20 @@ async def find_out(
     """
     served, context = await _model(transport, name)
     failures: list[str] = []
+    statuses: list[int | None] = []
     if settings.api != "chat" and tokenizer is not None:
         prompt = tokenizer.encode(_QUESTION, add_special_tokens=False)
         try:
             return await _Probe(transport, Server(served, ids=True, context=context), prompt).ids()
         except RequestError as error:
             failures.append(f"completions with token ids: {error.reason}")
+            statuses.append(error.status)
             _give_up_early(transport, error)
         try:
             return await _Probe(transport, Server(served, context=context)).text(len(prompt))
         except RequestError as error:
             failures.append(f"completions: {error.reason}")
+            statuses.append(error.status)
     if settings.api == "completions" and tokenizer is None:
         raise EngineError(
             f"completions need the tokenizer of model {name!r}: name a Hub id or a folder in "
@@ -108,7 +141,14 @@ async def find_out(
         )
     if settings.api != "completions":
         try:
-            server = Server(served, "chat", context=context, template=settings.template)
+            shown = shown_tags(settings)
+            server = Server(
+                served,
+                "chat",
+                context=context,
+                template=settings.template,
+                tags=(shown.open, shown.close),
+            )
             return await _Probe(transport, server, _MESSAGES).text()
         except RequestError as error:
             if "chat_template_kwargs" in error.reason:
@@ -117,8 +157,21 @@ async def find_out(
                     f"({error.reason}): unset it, or use a vLLM or SGLang server"
                 ) from None
             failures.append(f"chat: {error.reason}")
+            statuses.append(error.status)
             _give_up_early(transport, error)
-    raise EngineError(f"model {name!r} does not answer — {'; '.join(failures)}")
+    better = _better_url(transport.server) if {404, 405}.issuperset(statuses) else None
+    hint = "" if better is None else f"did you mean model.server={better}? "
+    raise EngineError(f"model {name!r} does not answer — {hint}{'; '.join(failures)}")
+
+
+def _better_url(server: str) -> str | None:
+    """The base URL that was probably meant: without the path of a request, and with `/v1`."""
+    parts = urlsplit(server)
+    before, found, after = f"{parts.path.rstrip('/')}/".partition("/v1/")
+    if found and not after:
+        return None
+    path = f"{before if found else _REQUEST.sub('', before.rstrip('/'))}/v1"
+    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
 
 
 def _give_up_early(transport: Transport, error: RequestError) -> None:
@@ -139,15 +192,14 @@ async def _model(transport: Transport, name: str) -> tuple[str, int | None]:
     except RequestError as error:
         if error.status is None:
             raise EngineError(
-                f"{error.reason} — start the server, or correct model.server"
+                f"{error.reason}{WAYS_OUT[0]} ({server_command(name)}), or correct model.server"
             ) from None
         _give_up_early(transport, error)
         return name, None  # not every server has a list of models
     rows = reply.get("data") if isinstance(reply, dict) else None
     models = [row for row in rows or () if isinstance(row, dict) and isinstance(row.get("id"), str)]
-    wanted = {name, resolve(name)}
     for row in models:
-        if row["id"] in wanted or row.get("root") in wanted:
+        if _is_model(row["id"], name) or _is_model(row.get("root"), name):
             context = row.get("max_model_len")
             return row["id"], context if isinstance(context, int) else None
     if not models:
@@ -157,7 +209,17 @@ async def _model(transport: Transport, name: str) -> tuple[str, int | None]:
     raise EngineError(
         f"{transport.server} does not serve model {name!r}; it serves {', '.join(close)}"
         + (f" and {len(names) - len(close)} more" if len(names) > len(close) else "")
+        + f"{WAYS_OUT[1]} (and model.tokenizer to a Hub id or folder), or start it with "
+        + server_command(name)
     )
+
+
+def _is_model(served: object, name: str) -> bool:
+    """Whether a server's name or path for a model is this name, or the same folder."""
+    place = Path(resolve(name)).resolve()
+    if not isinstance(served, str):
+        return False
+    return served in (name, resolve(name)) or (place.is_dir() and Path(served).resolve() == place)
 
 
 class _Probe:

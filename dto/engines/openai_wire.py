@@ -30,7 +30,8 @@ class Server:
     one request use seed, seed + 1, …. `stops`: the number of stop strings that it accepts (0 for a
     text server); with more, replies are cut here. `refused`: common fields that it does not accept.
     `adds_bos`: it adds a BOS to a prompt given as text. `context`: the context that it reports, or
-    None. `template`: arguments that it passes to the chat template.
+    None. `template`: arguments that it passes to the chat template. `tags`: put around reasoning
+    that a chat server returns apart from the content.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Server:
     adds_bos: bool = False
     context: int | None = None
     template: Arguments = field(default_factory=dict)
+    tags: tuple[str, str] = ("<think>", "</think>")
     capabilities: Capabilities = field(default_factory=Capabilities)
 
     @property
@@ -140,7 +142,8 @@ class Sample:
     without a tokenizer there are none.
 
     `cut`: it was ended here at a stop string, while the server may continue. `received` counts ids
-    (also after a cut), or pieces of text. `news` is set after each choice.
+    (also after a cut), or pieces of text. `news` is set after each choice. `thinking`: the text is
+    inside reasoning that the server returns apart, between `tags`.
     """
 
     sampling: Sampling
@@ -155,6 +158,8 @@ class Sample:
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[Mapping[int, float]] = field(default_factory=list)
     cut: bool = False
+    tags: tuple[str, str] = ("<think>", "</think>")
+    thinking: bool = False
     received: int = 0
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -192,7 +197,16 @@ class Sample:
         if self.from_ids:
             self._read_ids(choice, finish)
         else:
-            self._read_text(_text(choice), finish)
+            self._read_text(self._piece(choice), finish)
+
+    def _piece(self, choice: Mapping[str, Any]) -> str:
+        """The next piece of text, with the tags before and after reasoning that comes apart."""
+        thought, content = _reasoning(choice), _text(choice)
+        opened = f"{self.tags[0]}\n" if thought and not self.thinking else ""
+        self.thinking = self.thinking or bool(thought)
+        closed = f"\n{self.tags[1]}\n\n" if content and self.thinking else ""
+        self.thinking = self.thinking and not content
+        return opened + thought + closed + content
 
     def _read_ids(self, choice: Mapping[str, Any], finish: FinishReason | None) -> None:
         ids = choice.get("token_ids")
@@ -293,6 +307,14 @@ def _likeliest(position: Mapping[str, Any], most: int) -> dict[int, float]:
     """The `most` most likely tokens of vLLM's "token_id:5" map, which may add the sampled one."""
     pairs = [(int(key.removeprefix(_TOKEN)), float(value)) for key, value in position.items()]
     return dict(sorted(pairs, key=lambda pair: -pair[1])[:most])
+
+
+def _reasoning(choice: Mapping[str, Any]) -> str:
+    """The reasoning of a message, or its next piece, if the server returns it apart."""
+    message = choice.get("message") or choice.get("delta")
+    values = message if isinstance(message, dict) else {}
+    text = values.get("reasoning_content") or values.get("reasoning")
+    return text if isinstance(text, str) else ""
 
 
 def _text(choice: Mapping[str, Any]) -> str:

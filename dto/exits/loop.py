@@ -192,6 +192,10 @@ class TrialPolicy(MonitorSettings, ExitPolicy):
     def decide(self, trials: Sequence[Trial], same: Same) -> bool:
         """Whether to leave at the last of all trials so far, which are in order of position."""
 
+    def most_thinking(self, max_tokens: int) -> int | None:
+        """The tokens of a response at which open thinking is closed; None: it is left open."""
+        return None
+
     def check(self, engine: Engine) -> None:
         """Raise EngineError, before any work, if the engine lacks a needed feature."""
         super().check(engine)
@@ -223,11 +227,21 @@ class TrialPolicy(MonitorSettings, ExitPolicy):
             search = Search(self, partial(ctx.grader.same, rule=problem.rule))
             monitor = Monitor(path.tokenizer, self, ctx.tags, ctx.recipe.languages)
             run = _overlapped if self.overlap else _paused
-            exit_at = await run(
-                path, monitor, search, lambda cut: self.trial(path, cut, inducers, problem, ctx)
-            )
+            whole = path.sampling.max_tokens
+            limit = self.most_thinking(whole)
+            path.limited(limit)
+            exit_at: Transition | None = None
+            if limit != 0:
+                exit_at = await run(
+                    path, monitor, search, lambda cut: self.trial(path, cut, inducers, problem, ctx)
+                )
+            if limit and exit_at is None and not search.error:
+                await path.think()
+            forced = path.limited(whole)
             if search.error:  # how far the path had come depends on the form
                 response = ExitedResponse.failed(len(path.prompt_ids), search.error)
+            elif exit_at is None and forced:
+                response = await path.concluded(path.border(), "budget")
             elif exit_at is None:
                 response = await path.finished()
             else:

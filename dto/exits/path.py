@@ -196,6 +196,25 @@ class ResponsePath:
             self.finish = "length"
         self.closed = self._close.read(step.token_ids, step.text) or self.closed
 
+    async def think(self) -> None:
+        """Let the model think to its own end, or to the limit."""
+        while self.thinking:
+            await self.advance()
+
+    def limited(self, max_tokens: int | None) -> bool:
+        """Set the limit of the response (None: leave it); return whether it is open at the old one.
+
+        A response that ended at the old limit and not at the new one goes on.
+        """
+        if max_tokens is None:
+            return False
+        ended = self.finish == "length" or not self.sampling.max_tokens
+        at_limit = ended and len(self.ids) < max_tokens
+        self.sampling = replace(self.sampling, max_tokens=max_tokens)
+        if at_limit:
+            self.finish = None
+        return at_limit and not self.closed
+
     def rewind(self, count: int) -> None:
         """Remove all but the first `count` tokens, which come before `</think>`."""
         del self.ids[count:]

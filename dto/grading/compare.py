@@ -223,6 +223,18 @@ def decidable(gold: str, rule: str) -> bool:
     return bool(_CHINESE.search(bare(cleaned)))
 
 
+def numeric(gold: str, rule: str) -> bool:
+    """Whether a gold answer is one number, as the grader reads it: 12, 3/4, 27%, 5 cm.
+
+    Not a letter of a choice, a program, a word, an expression such as 3c, a list or an interval.
+    """
+    if rule in ("choice", "code"):
+        return False
+    cleaned = clean(gold)
+    number = quantity(cleaned)
+    return number is not None and not (number.unit and _PRODUCT.fullmatch(bare(cleaned)))
+
+
 def readable(gold: str) -> bool:
     """Whether a part of a gold answer is compared as a number or word, without a parser.
 

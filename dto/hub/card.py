@@ -24,7 +24,7 @@ from dto.hub.upload import Kind, http_status, hub_errors
 from dto.pipeline import STAGES, shown_prompts
 from dto.recipe import NAMES, Recipe
 from dto.redact import Redaction
-from dto.reporting.cost import stage_costs
+from dto.reporting.cost import JUDGE, TEACHER, stage_costs
 from dto.reporting.funnel import DROPPED
 from dto.reporting.pictures import COLOURS, INK, save, style_axes
 from dto.reporting.report import Report
@@ -146,6 +146,8 @@ def models(recipe: Recipe) -> list[tuple[str, Origin]]:
     roles = [("sampled responses and rollouts", _model(recipe.model.name, recipe.model.revision))]
     if recipe.judge is not None and prune.STAGE.asks_judge(recipe):
         roles.append(("judged patterns", _model(recipe.judge.name, recipe.judge.revision)))
+    if recipe.batch.k and (teacher := recipe.batch.teacher) is not None:
+        roles.append(("wrote the chains", _model(teacher.name, teacher.revision)))
     others = (name for name in recipe.evaluate.models if name not in ("base", "trained"))
     roles += [("was evaluated too", _model(name, None)) for name in others]
     if recipe.sample.imported:
@@ -215,7 +217,7 @@ def write_card(
     """Write `README.md` and the pictures to `folder`; return the text of the card."""
     from huggingface_hub import DatasetCardData
 
-    recipe, cost_stages = content.recipe, (*published.stages, "judge")
+    recipe, cost_stages = content.recipe, (*published.stages, JUDGE, TEACHER)
     configs = list(data_files(folder))
     rows = {
         table.config: {split: tables.count(folder / path) for split, path in paths.items()}

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from dto import statistics
 from dto.drqa.probe import BOUND, Probe, format_probe, length_accuracy, length_probe, with_interval
 from dto.records import derive
+from dto.redact import public_names
 from dto.reporting.evaluation import Arm, Figures, by_difficulty, too_many_failed
 from dto.reporting.funnel import judging_accuracy
 from dto.reporting.page import Section, make_figure
@@ -62,29 +63,49 @@ class BatchReport:
     rows: tuple[Figures, ...]
     difficulty: tuple[Figures, ...]
     labels: Labels | None
+    teacher: str = ""
+    """Says who wrote the responses and chains, if that is not the model that is trained."""
 
 
 def batch_report(run: RunReader) -> BatchReport | None:
     """Compute the figures of a run; None for a run without batch prompts and labels."""
     rows: tuple[Figures, ...] = ()
     difficulty: tuple[Figures, ...] = ()
-    if run.recipe.batch.k and run.manifest("batch") and run.manifest("sample"):
+    teacher = _teacher(run)
+    if run.recipe.batch.k and run.manifest("batch") and (teacher or run.manifest("sample")):
         frame = answers(run)
         rows = tuple(_rows(frame, _failed_answers(run)))
         difficulty = tuple(_difficulty(frame))
     labels = _labels(run) if run.manifest("label") else None
     if not rows and labels is None:
         return None
-    return BatchReport(rows, difficulty, labels)
+    return BatchReport(rows, difficulty, labels, teacher)
+
+
+def _teacher(run: RunReader) -> str:
+    """The sentence on the teacher; empty without one."""
+    teacher = run.recipe.batch.teacher
+    if teacher is None or not run.manifest("batch"):
+        return ""
+    name, total = public_names([teacher.name])[teacher.name], run.count("batch")
+    encoded = run.count("batch", ids_from="encoded")
+    ids = (
+        "Their token ids are the sampled ones."
+        if not encoded
+        else f"{encoded:,} of {total:,} were encoded again with the model's own tokenizer."
+    )
+    return (
+        f"The responses and chains, also of questions asked alone, were written by a teacher, "
+        f"{name} on {teacher.engine}, not by the model that is trained. {ids}"
+    )
 
 
 def answers(run: RunReader) -> pl.DataFrame:
-    """One row for each answer: k, problem_id, sample, response, grade, fault, tokens."""
+    """One row for each answer: k, problem_id, sample, response, grade, fault, tokens.
+
+    The rows of k = 1 are the samples; with a teacher, its own answers to single questions.
+    """
     columns = ("k", "problem_id", "sample", "response", "grade", "fault", "tokens")
-    alone = run.frame("sample").select(
-        "problem_id", "sample", "grade", k=pl.lit(1, pl.Int64), response="id", fault=pl.lit(""),
-        tokens=pl.col("token_ids").list.len().cast(pl.Float64),
-    )  # fmt: skip
     together = (
         run.frame("batch")
         .select(
@@ -94,13 +115,20 @@ def answers(run: RunReader) -> pl.DataFrame:
         .explode("problem_ids", "grades", "faults")
         .rename({"problem_ids": "problem_id", "grades": "grade", "faults": "fault"})
     )  # fmt: skip
-    both = pl.concat([alone.select(columns), together.select(columns)])
-    return both.collect().sort("k", "problem_id", "sample")
+    frames = [together.select(columns)]
+    if run.recipe.batch.teacher is None:  # else the table has k = 1 too
+        alone = run.frame("sample").select(
+            "problem_id", "sample", "grade", k=pl.lit(1, pl.Int64), response="id",
+            fault=pl.lit(""), tokens=pl.col("token_ids").list.len().cast(pl.Float64),
+        )  # fmt: skip
+        frames.insert(0, alone.select(columns))
+    return pl.concat(frames).collect().sort("k", "problem_id", "sample")
 
 
 def _failed_answers(run: RunReader) -> Counter[int]:
     """Count by k the answers missing from the table because of an error."""
-    failed = Counter({1: sum(1 for _ in run.dropped("sample"))})
+    taught = run.recipe.batch.teacher is not None
+    failed = Counter({1: 0 if taught else sum(1 for _ in run.dropped("sample"))})
     for row in run.dropped("batch"):
         k = int(row.id.partition("/")[0])
         if row.reason not in ("left_over", "no_short_answer"):
@@ -229,7 +257,7 @@ def batch_section(batch: BatchReport | None, training: Mapping[str, Any] | None)
         return None
     text: list[str] = []
     tables: list[Table] = []
-    facts: list[str] = []
+    facts: list[str] = [batch.teacher] if batch is not None and batch.teacher else []
     notes: list[str] = []
     figure = None
     if batch is not None and batch.rows:

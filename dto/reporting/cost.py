@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dto.pipeline import STAGES
+from dto.recipe import JudgeSettings
 from dto.reporting.evaluation import minus
 from dto.reporting.page import OmittedSection, Section
 from dto.reporting.table import Table
@@ -22,25 +23,28 @@ from dto.statistics import Estimate, shown
 
 JUDGE = "judge"
 """The judge that `prune` calls; the tokens of `prune` do not include it."""
+TEACHER = "teacher"
+"""DRQA's teacher (`batch.teacher`), to which all tokens of stage `batch` belong."""
+_OTHERS = {"prune": (JUDGE,), "batch": (TEACHER,)}
 OPTIMIZATION = tuple(
     name
     for stage in STAGES.values()
     if stage.spends
-    for name in (stage.name, *([JUDGE] if stage.name == "prune" else []))
+    for name in (stage.name, *_OTHERS.get(stage.name, ()))
 )
-"""The stages whose cost training has to earn back."""
+"""The stages whose cost training has to earn back, and other models that they ask."""
 MEBIBYTE = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """Cost of one stage, or of the judge that `prune` calls.
+    """Cost of one stage, of the judge that `prune` calls, or of the teacher that `batch` asks.
 
     `tokens` are generated tokens, `trained_tokens` those trained on. `attention_flops` covers
     requests and, for train, forward and backward passes over the pairs; `model_flops` (`dto.usage`)
     includes them. Both are None where the size of the model is unknown, as it can be for a server.
-    `seconds` is wall-clock time, `peak_memory` is in bytes. `money` is the price of the judge's
-    tokens by the recipe; None without prices.
+    `seconds` is wall-clock time, `peak_memory` is in bytes. `money` is the price of the tokens of a
+    judge or teacher by the recipe; None without prices.
     """
 
     stage: str
@@ -104,22 +108,27 @@ class BreakEven:
     """Break-even of optimizing and training, in tokens and in model FLOPs.
 
     The cost is that of all stages from sample to train: generated and trained tokens, including
-    those that a judge generated. `tokens_read` counts prompt tokens not found in the cache: they
-    are part of the FLOPs but not of the token count. The FLOPs exclude a judge of unknown size
-    (`without_judge`) and are None where the size of the model is unknown.
+    those that a judge or teacher generated. `tokens_read` counts prompt tokens not found in the
+    cache: they are part of the FLOPs but not of the token count. The FLOPs exclude a judge or
+    teacher of unknown size (`without_…`) and are None where the size of the model is unknown.
     """
 
     tokens: Payback
     flops: Payback | None
     tokens_read: int
     without_judge: bool
+    without_teacher: bool = False
 
 
 def stage_costs(run: RunReader) -> list[StageCost]:
     """Read the costs of the finished stages from their manifests."""
     costs = []
     for stage in (*OPTIMIZATION, "evaluate"):
-        manifest = _judge(run) if stage == JUDGE else run.manifest(stage)
+        manifest = run.manifest(stage)
+        if stage == JUDGE:
+            manifest = _judge(run)
+        elif stage in ("batch", TEACHER):
+            manifest = _batch(run, stage)
         if manifest is None:
             continue
         usage: Mapping[str, Any] = manifest.get("usage") or {}
@@ -151,28 +160,38 @@ def _flops(kind: str, usage: Mapping[str, Any], manifest: Mapping[str, Any]) -> 
 def _judge(run: RunReader) -> dict[str, Any] | None:
     """Return the usage of the judge in the form of a manifest; None if no judge was called."""
     usage = (run.manifest("prune") or {}).get("judge_usage")
-    if usage is None:
+    return None if usage is None else {"usage": usage, "money": _money(usage, run.recipe.judge)}
+
+
+def _batch(run: RunReader, name: str) -> dict[str, Any] | None:
+    """Return the manifest of stage `batch` under the name of the model that it asks."""
+    teacher, manifest = run.recipe.batch.teacher, run.manifest("batch")
+    if manifest is None or name != ("batch" if teacher is None else TEACHER):
         return None
-    judge = run.recipe.judge
-    prices = (judge.prompt_price, judge.generated_price) if judge else (None, None)
-    money = None
-    if prices != (None, None):
-        spent = usage["prompt"] * (prices[0] or 0.0) + usage["generated"] * (prices[1] or 0.0)
-        money = spent / 1e6
-    return {"usage": usage, "money": money}
+    return manifest | {"money": _money(manifest["usage"], teacher)}
+
+
+def _money(usage: Mapping[str, Any], model: JudgeSettings | None) -> float | None:
+    """Return the price of a model's tokens; None without prices."""
+    prices = (model.prompt_price, model.generated_price) if model else (None, None)
+    if prices == (None, None):
+        return None
+    spent = usage["prompt"] * (prices[0] or 0.0) + usage["generated"] * (prices[1] or 0.0)
+    return float(spent / 1e6)
 
 
 def break_even(costs: Sequence[StageCost], saved: Estimate, flops_saved: Estimate) -> BreakEven:
     """Compute the break-even in tokens and in model FLOPs."""
     spent = [cost for cost in costs if cost.stage in OPTIMIZATION]
-    sized = [cost for cost in spent if cost.stage != JUDGE or cost.model_flops is not None]
-    flops = _total(cost.model_flops for cost in sized)
+    unsized = {cost.stage for cost in spent if cost.model_flops is None} & {JUDGE, TEACHER}
+    flops = _total(cost.model_flops for cost in spent if cost.stage not in unsized)
     unknown = flops is None or math.isnan(flops_saved.value)
     return BreakEven(
         tokens=Payback.of(sum(cost.tokens + cost.trained_tokens for cost in spent), saved),
         flops=None if unknown else Payback.of(flops or 0.0, flops_saved),
         tokens_read=sum(cost.prompt_tokens - cost.cached_tokens for cost in spent),
-        without_judge=len(sized) < len(spent),
+        without_judge=JUDGE in unsized,
+        without_teacher=TEACHER in unsized,
     )
 
 
@@ -203,7 +222,9 @@ def break_even_sentences(even: BreakEven) -> tuple[str, str]:
     in_flops = f"In model FLOPs, including {even.tokens_read:,} prompt tokens that were read"
     if flops is None:
         return in_tokens, f"{in_flops}: unknown for some stages."
-    judge = ", without the judge, whose size is unknown" if even.without_judge else ""
+    unsized = {JUDGE: even.without_judge, TEACHER: even.without_teacher}
+    names = " and ".join(f"the {name}" for name, absent in unsized.items() if absent)
+    judge = f", without {names}, whose size is unknown" if names else ""
     saving = flops.sentence(".1e…", "FLOPs")
     return in_tokens, f"{in_flops}: {shown(flops.spent, '.1e')}{judge}. {saving}"
 

@@ -207,9 +207,10 @@ def public_settings(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
     model, problems = recipe.model, recipe.problems
     settings["model"] = {"name": model.name, "engine": model.engine} | settings.get("model", {})
     settings["problems"] = {"source": problems.source} | settings.get("problems", {})
-    for group in ("model", "judge"):
-        if "api_key" in settings.get(group, {}):
-            settings[group]["api_key"] = NO_KEY
+    teacher = settings.get("batch", {}).get("teacher", {})
+    for group in (settings["model"], settings.get("judge", {}), teacher):
+        if "api_key" in group:
+            group["api_key"] = NO_KEY
     redaction = Redaction.of(recipe)
     hidden = (redaction.replacements.get(text) for _, text in texts_of(settings))
     return redaction.data(settings), list(dict.fromkeys(filter(None, hidden)))

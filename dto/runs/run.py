@@ -115,12 +115,16 @@ _HOW_SERVED = (
     "api_key", "concurrency", "retries", "timeout",
 )  # fmt: skip
 _HOW_NOT_WHAT = (
-    "name", "window", *(f"{group}.{key}" for group in ("model", "judge") for key in _HOW_SERVED),
-    "judge.prompt_price", "judge.generated_price", "compare.processes",
+    "name", "window", "compare.processes", "evaluate.server",
     "train.processes", "train.accelerate", "train.engine_gpus", "train.report_to",
+    *(f"{group}.{key}" for group in ("model", "judge", "batch.teacher") for key in _HOW_SERVED),
+    *(f"{group}.{key}_price" for group in ("judge", "batch.teacher")
+      for key in ("prompt", "generated")),
 )  # fmt: skip
 """Settings that affect speed or cost, never the rows."""
-_ENGINES = ("model.engine", "judge.engine", "train.engine")  # and model.engine_settings
+_ENGINES = tuple(
+    f"{group}.engine" for group in ("model", "judge", "batch.teacher", "train", "evaluate")
+)
 """A finished stage stays valid on another engine; its manifest names the engine it used."""
 _PULLED = frozenset({"rows.parquet", "dropped.jsonl"})
 """The files of a pulled stage whose test questions were not published."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dto.baselines import by_problem
 from dto.context import Context
 from dto.errors import DtoError
+from dto.grading.compare import numeric
 from dto.grading.grader import unreadable_golds
 from dto.grading.pool import row_rule
 from dto.protocols import Completion
@@ -30,7 +31,7 @@ from dto.stages.pair import STAGE as PAIR
 from dto.stages.pair import Side, limited, make_pair
 from dto.stages.sample import STAGE as SAMPLE
 from dto.tags import DEFAULT_TAGS, FOREIGN, KNOWN_TAGS, ThinkTags, foreign_detail, think_tags
-from dto.tasks.load import Rows, check_rule, load_problems, read_source
+from dto.tasks.load import NOT_NUMERIC, Rows, check_rule, load_problems, read_source
 from dto.tasks.task import FieldError, Row
 from dto.text import split_thinking
 from dto.trajectories import make_trajectory, opens_thinking, prompt_ids
@@ -132,7 +133,8 @@ def imported_problems(
 
     No dev or test problem is among the questions; near duplicates are logged or dropped, as
     `load_problems` does. A question whose gold answer cannot be read is dropped
-    (`unreadable_gold`), except in preferences, whose answers are not graded. `read_responses` names
+    (`unreadable_gold`), except in preferences, whose answers are not graded, and one that the
+    settings' `filter` leaves out (`not_numeric`). `read_responses` names
     the reasons for which rows are dropped. Raises DtoError if no row can be read, and as
     `load_problems` does.
     """
@@ -146,6 +148,9 @@ def imported_problems(
             reason = f"the last one is dropped as {row.reason}: {row.detail}"
         elif row.problem.id not in imported:
             imported[row.problem.id] = row.problem
+            if settings.filter and not numeric(row.problem.answer, rule):
+                yield Dropped(row.problem.id, NOT_NUMERIC, f"{row.problem.answer[:80]!r}")
+                continue
             if row.whole or not row.problem.answer:
                 yield row.problem
                 continue
@@ -364,7 +369,8 @@ async def imported(
     if problem.id not in problem_ids:
         detail = f"gold answer {problem.answer[:100]!r} of problem {problem.id}"
         row_id = Trajectory.make_id(problem.id, response.sample)
-        return Dropped(row_id, "unreadable_gold", detail)
+        filtered = ctx.recipe.problems.filter and not numeric(problem.answer, problem.rule)
+        return Dropped(row_id, NOT_NUMERIC if filtered else "unreadable_gold", detail)
     return await to_trajectory(response, ctx.tokenizer, ctx.recipe.model, ctx.grader)
 
 
@@ -382,7 +388,12 @@ STAGE = replace(
     SAMPLE,
     reads=always(),
     settings=always(
-        "sample.imported", "problems.rule", "problems.rule_settings", "model.prompt", *RENDERING
+        "sample.imported",
+        "problems.rule",
+        "problems.rule_settings",
+        "problems.filter",
+        "model.prompt",
+        *RENDERING,
     ),
     groups=_groups,
     work=imported,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from dto.errors import DtoError
 from dto.extension import is_import_path, load, nearest
+from dto.grading.compare import numeric
 from dto.grading.grader import unreadable_golds
 from dto.grading.pool import load_rule, row_rule
 from dto.recipe import ProblemSettings
@@ -35,6 +36,7 @@ _SLACK = 4096
 NEAR = 0.5
 """Least share of the 13-grams of the shorter of two questions that makes them near duplicates."""
 NEAR_DUPLICATE = "near_duplicate"
+NOT_NUMERIC = "not_numeric"
 _SAVED = ("dataset_dict.json", "state.json")  # files that save_to_disk writes
 Rows = Iterable[Row | Dropped]
 
@@ -96,8 +98,9 @@ def read_problems(settings: ProblemSettings) -> Iterator[ReadRow]:
     """Read every row of the sources in the settings: test, dev, train, then rows of no split.
 
     Dropped are rows without gold answer (`no_gold_answer`) or question (`no_question`), rows whose
-    fields do not fit the task (`missing_field`, `wrong_type`, `bad_options`), and lines that are
-    not JSON objects (`unreadable_row`). Raises DtoError for a source that does not exist or cannot
+    fields do not fit the task (`missing_field`, `wrong_type`, `bad_options`), lines that are not
+    JSON objects (`unreadable_row`), and rows of `settings.source` that its `filter` leaves out
+    (`not_numeric`). Raises DtoError for a source that does not exist or cannot
     be read, and if a field of the first row is missing or has the wrong type: then the settings are
     wrong, not the row.
     """
@@ -109,7 +112,8 @@ def read_problems(settings: ProblemSettings) -> Iterator[ReadRow]:
         tests = [part for part in others if part.split == "test"] or others
         parts = [part for part in parts if part.split != "test"]
         parts += [part._replace(split="test") for part in tests]
-    for split, place, task, plain, rows in sorted(parts, key=lambda part: _ORDER.index(part.split)):
+    parts.sort(key=lambda part: _ORDER.index(part.split))
+    for split, place, task, plain, only_numbers, rows in parts:
         first = True
         for number, row in enumerate(rows, start=1):
             where = f"{place}, row {number}"
@@ -127,7 +131,9 @@ def read_problems(settings: ProblemSettings) -> Iterator[ReadRow]:
                 continue
             first = False
             if problem.question and problem.answer:
-                yield ReadRow(split, where, problem)
+                kept = not only_numbers or numeric(problem.answer, problem.rule)
+                dropped = Dropped(problem.id, NOT_NUMERIC, f"{where}: {problem.answer[:80]!r}")
+                yield ReadRow(split, where, problem if kept else dropped)
             else:
                 reason = "no_gold_answer" if problem.question else "no_question"
                 yield ReadRow(split, where, Dropped(problem.id, reason, where))
@@ -137,23 +143,25 @@ class _Part(NamedTuple):
     """Rows of one split that are not read yet, with the task that reads them.
 
     `place` names the source in messages. `plain` reads rows of a local file that has a task's
-    questions in fields `problem` and `answer`.
+    questions in fields `problem` and `answer`. `only_numbers`: drop the rows with other answers.
     """
 
     split: Split | None
     place: str
     task: Task
     plain: Task | None
+    only_numbers: bool
     rows: Rows
 
 
 def _parts(source: str, settings: ProblemSettings) -> list[_Part]:
     task = _task_of(source, settings)
+    only_numbers = settings.filter == "numeric" and source == settings.source
     check_rule(task.rule)
     if task.rows is not None:
         splits = task.splits or {split: split for split in _SPLIT_NAMES.values()}
         return [
-            _Part(split, f"{task.name} ({name})", task, None, _returned(task, name))
+            _Part(split, f"{task.name} ({name})", task, None, only_numbers, _returned(task, name))
             for name, split in splits.items()
         ]
     fields_are_set = settings.question_field or settings.answer_field
@@ -170,9 +178,10 @@ def _parts(source: str, settings: ProblemSettings) -> list[_Part]:
             within = ", ".join(word for word in (subset, name) if word)
             where = f"{task.hub} ({within})" if within else task.hub
             if name is None or not task.splits:
-                parts.append(_Part(_SPLIT_NAMES.get(name or ""), where, task, plain, rows))
+                split = _SPLIT_NAMES.get(name or "")
+                parts.append(_Part(split, where, task, plain, only_numbers, rows))
             elif name in task.splits:
-                parts.append(_Part(task.splits[name], where, task, plain, rows))
+                parts.append(_Part(task.splits[name], where, task, plain, only_numbers, rows))
     if not parts:
         missing, existing = ", ".join(task.splits), ", ".join(dict.fromkeys(names))
         raise DtoError(

@@ -37,7 +37,7 @@ def load_test_sets(recipe: Recipe, taken: Collection[Problem]) -> Iterator[Probl
     """
     limit = recipe.evaluate.limit
     reset: dict[str, object] = {"subset": None, "revision": None, "test_source": None, "task": None,
-             "source_settings": {}}  # fmt: skip
+             "source_settings": {}, "filter": None}  # fmt: skip
     sources: dict[str, str] = {}
     for name in recipe.evaluate.tasks:
         source = Source.parse(name, TASKS)

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.tensor import DTensor
 
-from dto.engines.models import load_model, load_tokenizer
+from dto.engines.models import load_model, load_tokenizer, origin
 from dto.errors import DtoError
 from dto.recipe import Recipe
 
@@ -55,7 +55,7 @@ def load(
 
     Raises DtoError if the model does not exist, cannot be loaded or could not be saved.
     """
-    name, revision = recipe.model.name, recipe.model.revision
+    name, revision = origin(recipe.model)
     title = f"train: model {name!r}"
     frozen = recipe.train.lora_rank and recipe.train.bf16
     default = torch.bfloat16 if frozen else torch.float32

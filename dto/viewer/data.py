@@ -23,6 +23,7 @@ from dto.records import (
     ExitEstimate,
     LabelledChain,
     OptimizedTrajectory,
+    Origin,
     PreferencePair,
     Problem,
     Segment,
@@ -388,9 +389,10 @@ class RunTables(RunReader):
             return
         problems = {row.id: row for row in self.rows("problems", Problem)}
         dropped = {row.id: row for row in self.dropped("chain")}
-        extracted = {row.id for row in self.rows("chain", Chain) if row.origin == "batch"}
+        extracted = {row.id for row in self.rows("chain", Chain)}
         for row in self.rows("batch", BatchResponse, ("prompt_ids",)):
-            ids = [Chain.make_id(id, "batch", row.k, row.sample) for id in row.problem_ids]
+            origin: Origin = "batch" if row.k > 1 else "vanilla"  # one question: of a teacher
+            ids = [Chain.make_id(id, origin, row.k, row.sample) for id in row.problem_ids]
             yield BatchView(
                 row,
                 tuple(problems.get(id) for id in row.problem_ids),

@@ -71,7 +71,8 @@ class Server:
                     key.lower(): value for key, _, value in (line.partition(": ") for line in lines)
                 }
                 raw = await reader.readexactly(int(headers.get("content-length", 0)))
-                path = first.split(" ")[1].removeprefix("/v1")
+                path = first.split(" ")[1]
+                path = path.removeprefix("/v1") if path.startswith("/v1/") else f"?{path}"
                 body = json.loads(raw) if raw else {}
                 now = asyncio.get_running_loop().time()
                 request = Request(path, body, headers, now)
@@ -96,7 +97,10 @@ class Server:
 
     async def reply(self, request: Request, writer: asyncio.StreamWriter) -> None:
         bad = self.bad.popleft() if self.bad and request.path != "/models" else Bad()
-        status, body = (bad.status, bad.body) if bad.body is not None else self.respond(request)
+        if bad.body is not None:
+            status, body = bad.status, bad.body
+        else:
+            status, body = await self.answered(request)
         streams = bool(request.body.get("stream")) and status == 200 and bad.body is None
         kind = "text/event-stream" if streams else "application/json"
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -122,6 +126,9 @@ class Server:
             await writer.drain()
         writer.write(b"0\r\n\r\n")
         await writer.drain()
+
+    async def answered(self, request: Request) -> tuple[int, Any]:
+        return self.respond(request)
 
     def respond(self, request: Request) -> tuple[int, Any]:
         body = request.body

@@ -459,6 +459,8 @@ WRONG = {
     "tokenizer": ({"tokenizer": "/no/such/folder"}, "model.tokenizer '/no/such/folder'"),
     "path": ({"api": "chat"}, "does not answer — chat: .* no such path"),
     "no tokenizer": ({"name": "other", "api": "completions"}, "model.tokenizer"),
+    "how to start it": ({"server": "http://127.0.0.1:9/v1"}, "`VLLM_MAX_STOP.* vllm serve nano "),
+    "how to name it": ({"name": "nanny"}, "nano, other — set model.name to one of these"),
 }
 
 

@@ -25,7 +25,7 @@ KEYS = {
     "none": [],
     "static": ["fraction"],
     "budget": ["budget", "grace", "think_ratio", "trial_tokens"],
-    "deer": [*TRIALS, "mode", "inducer", "confidence", "threshold", "trial_tokens"],
+    "deer": [*TRIALS, "mode", "inducer", "confidence", "threshold", "trial_tokens", "think_ratio"],
     "deer compat": ["mode", "confidence", "threshold", "max_trials", "trial_tokens", "think_ratio"],
     "deer qwen3": [*TRIALS, "mode", "threshold", "trial_tokens"],
     "deer pro": [*TRIALS, "mode", "confidence", "threshold", "trial_tokens"],
