@@ -75,7 +75,7 @@ def serving(recipe: Recipe, stage: str, model: str = "base") -> ModelSettings:
     if recipe.evaluate.engine is not None:
         name, revision = origin(recipe.model)
         changes = {"name": name, "revision": revision, "engine": recipe.evaluate.engine}
-        own = {"engine_settings": {}, "server": None}
+        own: dict[str, object] = {"engine_settings": {}, "server": None}
         return recipe.model.model_copy(update=changes | own)
     if recipe.evaluate.server is not None and model == "trained":
         return recipe.model.model_copy(update={"server": recipe.evaluate.server})
