@@ -10,7 +10,7 @@ method of DTO and DEER with durable runs. DRQA and the trainings of all three pa
               rollouts protocols errors concurrency tables usage sequential
               languages segmentation stages judges exits runs
     seams     engines grading training tasks drqa nano policies baselines studies statistics source
-              llm_judge garbage redact
+              llm_judge processes redact
     pipeline  pipeline log
     shell     reporting compare calibration forecast viewer hub api commands cli
 """
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from dto.context import Context as Context
     from dto.drqa.batch import batch as batch
     from dto.drqa.label import label as label
+    from dto.drqa.records import BatchResponse as BatchResponse
+    from dto.drqa.records import Chain as Chain
+    from dto.drqa.records import LabelledChain as LabelledChain
     from dto.engines import open_engine as open_engine
     from dto.errors import DtoError as DtoError
     from dto.exits.path import ExitedResponse as ExitedResponse
@@ -46,12 +49,9 @@ if TYPE_CHECKING:
     from dto.protocols import Sampling as Sampling
     from dto.recipe import ModelSettings as ModelSettings
     from dto.recipe import Recipe as Recipe
-    from dto.records import BatchResponse as BatchResponse
-    from dto.records import Chain as Chain
     from dto.records import Dropped as Dropped
     from dto.records import EvaluationRow as EvaluationRow
     from dto.records import ExitEstimate as ExitEstimate
-    from dto.records import LabelledChain as LabelledChain
     from dto.records import OptimizedTrajectory as OptimizedTrajectory
     from dto.records import PreferencePair as PreferencePair
     from dto.records import Problem as Problem
@@ -87,6 +87,7 @@ _PUBLIC = {
         "dto.context": "Context",
         "dto.drqa.batch": "batch",
         "dto.drqa.label": "label",
+        "dto.drqa.records": "BatchResponse Chain LabelledChain",
         "dto.engines": "open_engine",
         "dto.errors": "DtoError",
         "dto.exits.path": "ExitedResponse ResponsePath",
@@ -94,8 +95,8 @@ _PUBLIC = {
         "dto.grading": "Grader",
         "dto.protocols": "Capabilities Chunk Completion Engine Graded Sampling",
         "dto.recipe": "ModelSettings Recipe",
-        "dto.records": "BatchResponse Chain Dropped EvaluationRow ExitEstimate LabelledChain "
-        "OptimizedTrajectory PreferencePair Problem Segment Span Trajectory Trial Verdict",
+        "dto.records": "Dropped EvaluationRow ExitEstimate OptimizedTrajectory PreferencePair "
+        "Problem Segment Span Trajectory Trial Verdict",
         "dto.reporting.report": "Report",
         "dto.reporting.write": "report",
         "dto.settings": "ExitPolicy",

@@ -17,7 +17,7 @@ from dto.commands.hub import publish, pull
 from dto.commands.run import add_run
 from dto.commands.tasks import tasks
 from dto.errors import NO_ROOM, DtoError
-from dto.garbage import collect_rarely
+from dto.processes import collect_rarely
 
 app = typer.Typer(
     no_args_is_help=True,

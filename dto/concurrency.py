@@ -1,18 +1,16 @@
-"""Run a bounded number of jobs at once, and child processes that end with their parent."""
+"""Run a bounded number of jobs at once; end a process with its parent."""
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
-import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Iterable
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -42,7 +40,6 @@ async def gather_bounded(jobs: Iterable[Awaitable[T]], limit: int = AT_ONCE) -> 
 
 
 PARENT_CHECK_SECONDS = 0.5
-PATIENCE_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SYNCHRONIZE = 0x00100000  # winnt.h
 
@@ -65,21 +62,6 @@ def die_with_parent(parent: int | None = None) -> None:
         os._exit(1)
 
 
-VLLM_CHILD = "DTO_VLLM_CHILD"  # set only for processes that our vLLM engine starts
-
-
-def die_with_engine() -> None:
-    """End a process of our vLLM engine when the thread that started it ends.
-
-    vLLM calls this in each of its processes, as a general plugin (pyproject.toml); in processes
-    that are not ours it does nothing. Without it, vLLM's core does not notice that its parent was
-    killed, and holds the GPU for ever.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is not None and VLLM_CHILD in os.environ:
-        die_with_parent(parent.pid)
-
-
 def _watch(parent: int) -> None:
     if sys.platform == "win32":  # the parent's id stays when it has ended
         import _winapi
@@ -88,38 +70,3 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent and sys.platform != "win32":
         time.sleep(PARENT_CHECK_SECONDS)
     os._exit(1)
-
-
-def run_child(
-    command: Sequence[str],
-    on_line: Callable[[str], object],
-    environment: Mapping[str, str] | None = None,
-) -> int:
-    """Run a child process to its end and return its exit code (negative: minus the signal).
-
-    `on_line` is called with each line of its stdout. An exception here, such as Ctrl-C, ends the
-    child first.
-    """
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment
-    ) as child:
-        assert child.stdout is not None
-        try:
-            for line in child.stdout:
-                on_line(line)
-            return child.wait()
-        except BaseException:
-            end_children([child])
-            raise
-
-
-def end_children(children: Collection[subprocess.Popen[Any]]) -> None:
-    """Terminate the children, and kill those still running after `PATIENCE_SECONDS`."""
-    for child in children:
-        child.terminate()
-    for child in children:
-        try:
-            child.wait(PATIENCE_SECONDS)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()

@@ -16,7 +16,7 @@ import hypothesis
 import pytest
 from filelock import FileLock
 
-from dto.garbage import collect_rarely
+from dto.processes import collect_rarely
 
 collect_rarely()  # before torch is imported
 

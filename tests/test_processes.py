@@ -11,7 +11,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from dto.concurrency import end_children, run_child
+from dto.processes import end_children, run_child
 
 WITHOUT_PRCTL = "import ctypes, types; ctypes.CDLL = lambda name: types.SimpleNamespace(); "
 """As on macOS: the C library has no such function."""
@@ -87,7 +87,7 @@ def test_an_exception_ends_the_child() -> None:
 
 
 def test_children_that_ignore_a_signal_are_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dto.concurrency.PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("dto.processes.PATIENCE_SECONDS", 0.2)
     children = [
         subprocess.Popen([sys.executable, "-c", f"{lead}{WAIT}"], stdout=subprocess.PIPE)
         for lead in (STUBBORN, "")
@@ -114,7 +114,7 @@ def test_nothing_is_collected_at_the_exit_unless_triton_would_report_it(
     imported: str, collected: bool
 ) -> None:
     code = (
-        "import atexit, gc, sys; from dto.garbage import collect_rarely; "
+        "import atexit, gc, sys; from dto.processes import collect_rarely; "
         "atexit.register(lambda: print(gc.get_freeze_count() < 1000, gc.isenabled())); "
         f"collect_rarely(); sys.modules[{imported!r}] = sys"
     )

@@ -127,7 +127,7 @@ def run_child(
     on_line: Callable[[str], object],
     environment: Mapping[str, str] | None = None,
 ) -> int:
-    """`dto.concurrency.run_child` of a training, without `--parent`: the server is the parent."""
+    """`dto.processes.run_child` of a training, without `--parent`: the server is the parent."""
     _, _, name, run, parent, _, *rest = command
     assert (name, parent) == ("dto.training.process", "--parent"), command
     reading, writing = os.pipe()

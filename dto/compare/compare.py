@@ -24,9 +24,9 @@ from typing import Any
 
 import yaml
 
-from dto.concurrency import end_children
 from dto.errors import DtoError, RecipeError
 from dto.pipeline import STAGES, needed, run_stages, write_run_manifest
+from dto.processes import end_children
 from dto.prompts import resource
 from dto.recipe import Recipe, load_recipe, make_recipe
 from dto.records import content_id

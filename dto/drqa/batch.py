@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from dto.context import Context
 from dto.drqa.answers import NumberedAnswer, numbered_answers
+from dto.drqa.records import BatchResponse
 from dto.errors import DtoError
 from dto.prompts import render
 from dto.protocols import Completion, Graded
 from dto.recipe import ModelSettings, Recipe
-from dto.records import BatchResponse, Dropped, Problem, derive
+from dto.records import Dropped, Problem, derive
 from dto.runs.reader import RunReader
 from dto.runs.stage import SAMPLING, Card, Group, Stage
 from dto.tags import FOREIGN, foreign_detail

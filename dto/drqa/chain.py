@@ -14,11 +14,12 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from dto.context import Context
+from dto.drqa.records import BatchResponse, Chain, Origin
 from dto.drqa.split import alike, goes_over_all, others, quoted, split
 from dto.drqa.teacher import as_trajectory
 from dto.languages import DEFAULT, Languages
 from dto.recipe import Recipe
-from dto.records import BatchResponse, Chain, Dropped, Grade, Origin, Problem, Span, Trajectory
+from dto.records import Dropped, Grade, Problem, Span, Trajectory
 from dto.runs.reader import RunReader
 from dto.runs.stage import Card, Group, Stage, always
 from dto.text import char_ends, tokens_within

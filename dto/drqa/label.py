@@ -16,19 +16,10 @@ from typing import TYPE_CHECKING
 
 from dto import tables
 from dto.context import Context
+from dto.drqa.records import Chain, ChainVerdict, LabelledChain, Letter
 from dto.errors import DtoError
 from dto.prompts import render
-from dto.records import (
-    SEED_BITS,
-    Chain,
-    ChainVerdict,
-    Dropped,
-    LabelledChain,
-    Letter,
-    Problem,
-    Split,
-    derive,
-)
+from dto.records import SEED_BITS, Dropped, Problem, Split, derive
 from dto.runs.reader import RunReader
 from dto.runs.stage import RENDERING, Card, Group, Stage, always
 from dto.trajectories import chat_ids, closes_thinking, opening

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING
 from dto.context import Context
 from dto.drqa import batch
 from dto.drqa.batch import graded_row, message, most_tokens
+from dto.drqa.records import BatchResponse
 from dto.engines.checks import check_model
 from dto.engines.models import load_tokenizer
 from dto.protocols import Completion, Graded, Message
 from dto.recipe import JudgeSettings, Recipe
-from dto.records import BatchResponse, Dropped, Problem, Span, Trajectory
+from dto.records import Dropped, Problem, Span, Trajectory
 from dto.runs.reader import RunReader
 from dto.runs.stage import RENDERING, SAMPLING, Group, never
 from dto.tags import FOREIGN, ThinkTags, foreign_detail, shown_tags, think_tags

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dto.concurrency import VLLM_CHILD
 from dto.engines.models import load_tokenizer, parameters_of, shape_of_config
 from dto.engines.shared import (
     Cost,
@@ -33,6 +32,7 @@ from dto.engines.shared import (
     unfit,
 )
 from dto.errors import EngineError
+from dto.processes import VLLM_CHILD
 from dto.prompts import encode_prompt
 from dto.protocols import Capabilities, Chunk, Completion, Prompt, Sampling, TokenIds
 from dto.recipe import resolve

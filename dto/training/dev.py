@@ -26,13 +26,14 @@ from tqdm import tqdm
 from dto.concurrency import gather_bounded
 from dto.context import Context
 from dto.drqa.label import LETTERS
+from dto.drqa.records import LabelledChain
 from dto.engines.transformers import TransformersEngine
 from dto.errors import DtoError
 from dto.grading import Grader
 from dto.grading.compare import compare
 from dto.grading.extract import final_answer
 from dto.recipe import Recipe
-from dto.records import Dropped, LabelledChain, Problem, Trajectory
+from dto.records import Dropped, Problem, Trajectory
 from dto.stages.sample import sample
 from dto.statistics import mean, proportion, standard_error
 from dto.training.weights import answering

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 
+from dto.drqa.records import LabelledChain
 from dto.engines.models import shape_of_model
 from dto.errors import DtoError
 from dto.recipe import Recipe
-from dto.records import Dropped, LabelledChain, Problem, content_id
+from dto.records import Dropped, Problem, content_id
 from dto.runs.manifest import peak_memory, write_text
 from dto.runs.reader import RunReader
 from dto.training.beside import open_beside

@@ -48,8 +48,9 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import pad
 
 from dto.context import Context
+from dto.drqa.records import LabelledChain
 from dto.recipe import Recipe
-from dto.records import Dropped, LabelledChain, Problem, Trajectory, derive
+from dto.records import Dropped, Problem, Trajectory, derive
 from dto.stages.sample import sample
 from dto.training.beside import Beside, Recorded
 from dto.training.dev import Judgement, judge, respond, sampled

@@ -15,20 +15,11 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from dto.drqa.label import LETTERS
+from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.errors import DtoError
 from dto.prompts import render
 from dto.recipe import ModelSettings
-from dto.records import (
-    BatchResponse,
-    Chain,
-    Dropped,
-    LabelledChain,
-    OptimizedTrajectory,
-    PreferencePair,
-    Problem,
-    Trajectory,
-    derive,
-)
+from dto.records import Dropped, OptimizedTrajectory, PreferencePair, Problem, Trajectory, derive
 from dto.runs.reader import RunReader
 from dto.tags import ThinkTags, think_tags
 from dto.trajectories import opening, prompt_ids

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from dto.concurrency import die_with_parent
 from dto.errors import DtoError
-from dto.garbage import collect_rarely
+from dto.processes import collect_rarely
 from dto.recipe import Recipe, load_recipe
 
 DISK_ERRORS = ("(os error", "PytorchStreamWriter", "inline_container")

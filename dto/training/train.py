@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from dto.concurrency import run_child
 from dto.errors import DtoError
+from dto.processes import run_child
 from dto.prompts import resource
 from dto.recipe import Recipe, load_recipe
 from dto.runs.reader import RunReader

@@ -13,17 +13,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dto import tables
+from dto.drqa.records import BatchResponse, Chain, LabelledChain, Origin
 from dto.errors import DtoError
 from dto.pipeline import STAGES, needed
 from dto.records import (
-    BatchResponse,
-    Chain,
     Dropped,
     EvaluationRow,
     ExitEstimate,
-    LabelledChain,
     OptimizedTrajectory,
-    Origin,
     PreferencePair,
     Problem,
     Segment,

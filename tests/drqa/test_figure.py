@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from dto import tables
+from dto.drqa.records import BatchResponse
 from dto.recipe import Recipe
-from dto.records import BatchResponse, Span, Trajectory
+from dto.records import Span, Trajectory
 from dto.reporting.batch import batch_report, batch_section
 from dto.runs import manifest
 from dto.runs.reader import RunReader

@@ -9,10 +9,11 @@ import pytest
 
 from dto.context import Context, without_engine
 from dto.drqa.label import WORDINGS, balance, classes, label, rank, split_of
+from dto.drqa.records import Chain, LabelledChain, Origin
 from dto.errors import DtoError
 from dto.prompts import render
 from dto.recipe import LabelSettings, Recipe
-from dto.records import Chain, Dropped, Grade, LabelledChain, Origin, Problem, Span
+from dto.records import Dropped, Grade, Problem, Span
 
 
 def chain(

@@ -18,11 +18,12 @@ from dto import tables
 from dto.drqa.batch import batch, pass_rates
 from dto.drqa.chain import batch_chains, vanilla_chain
 from dto.drqa.probe import format_probe
+from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.errors import DtoError
 from dto.hub.publish import publish
 from dto.pipeline import open_run, run_stages
 from dto.recipe import Recipe, resolve
-from dto.records import BatchResponse, Chain, Dropped, LabelledChain, Problem, Trajectory, derive
+from dto.records import Dropped, Problem, Trajectory, derive
 from dto.reporting.write import report
 from dto.runs.reader import RunReader
 from dto.runs.run import agree

@@ -15,13 +15,14 @@ from dto import tables
 from dto.compare.compare import charged_tokens
 from dto.context import Context
 from dto.drqa.chain import batch_chains, vanilla_chain
+from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.drqa.teacher import as_trajectory, taught
 from dto.errors import DtoError, EngineError
 from dto.hub.card import models
 from dto.pipeline import needed, open_run, run_stages, stage_of
 from dto.protocols import Capabilities, Completion
 from dto.recipe import Recipe, make_recipe, resolve
-from dto.records import BatchResponse, Chain, Dropped, LabelledChain
+from dto.records import Dropped
 from dto.reporting.write import report
 from dto.runs.reader import RunReader
 from dto.viewer.data import RunTables

@@ -13,19 +13,12 @@ from huggingface_hub import DatasetCard
 from matplotlib.axes import Axes
 
 from dto import tables
+from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.hub.card import _length_table, draw_lengths
 from dto.hub.publish import publish
 from dto.hub.pull import pull
 from dto.recipe import PairSettings, resolve
-from dto.records import (
-    BatchResponse,
-    Chain,
-    LabelledChain,
-    PreferencePair,
-    Problem,
-    Span,
-    Trajectory,
-)
+from dto.records import PreferencePair, Problem, Span, Trajectory
 from dto.runs import manifest
 from dto.runs.run import OpenRun
 from dto.tasks.importing import imported_pairs

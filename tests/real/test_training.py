@@ -17,8 +17,9 @@ import yaml
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
+from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.recipe import Recipe, load_recipe
-from dto.records import BatchResponse, Chain, LabelledChain, Span, Trajectory
+from dto.records import Span, Trajectory
 from dto.tables import read, write
 from dto.training import grpo
 from dto.training.dev import DevScore

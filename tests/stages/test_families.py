@@ -10,10 +10,11 @@ from transformers import PreTrainedTokenizerBase
 from dto.context import Context, without_engine
 from dto.drqa.batch import batch
 from dto.drqa.label import _labelled
+from dto.drqa.records import Chain
 from dto.grading import Grader
 from dto.protocols import Sampling
 from dto.recipe import Recipe, SegmentSettings
-from dto.records import Chain, Dropped, OptimizedTrajectory, Segment, Span, Trajectory
+from dto.records import Dropped, OptimizedTrajectory, Segment, Span, Trajectory
 from dto.stages.estimate import estimate
 from dto.stages.optimize import optimize
 from dto.stages.sample import sample

@@ -11,7 +11,7 @@ import yaml
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.nano.train import train_tokenizer
-from dto.concurrency import run_child
+from dto.processes import run_child
 from dto.recipe import Recipe, load_recipe
 from dto.records import (
     OptimizedTrajectory,

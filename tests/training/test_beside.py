@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Qwen2ForCausalLM
 
 from dto.context import Context
+from dto.drqa.records import LabelledChain
 from dto.engines.models import load_model, load_tokenizer
 from dto.engines.transformers import TransformersEngine
 from dto.errors import DtoError, EngineError
 from dto.recipe import Recipe
-from dto.records import LabelledChain
 from dto.runs.run import settings_read
 from dto.tables import read
 from dto.training import beside as besides

@@ -8,8 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.recipe import ModelSettings
-from dto.records import BatchResponse, Chain, Dropped, LabelledChain, Problem, Span
+from dto.records import Dropped, Problem, Span
 from dto.runs.reader import RunReader
 from dto.tables import write
 from dto.training.pairs import Demonstration, batch_answers, critiques

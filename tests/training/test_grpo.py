@@ -14,8 +14,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dto.context import Context
+from dto.drqa.records import LabelledChain
 from dto.errors import DtoError
-from dto.records import LabelledChain, Problem
+from dto.records import Problem
 from dto.tables import read
 from dto.training import dev, grpo
 from dto.training.dev import Judgement, Pick

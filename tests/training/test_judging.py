@@ -16,10 +16,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dto.context import Context
+from dto.drqa.records import LabelledChain
 from dto.errors import DtoError
 from dto.grading import Grader
 from dto.recipe import Recipe
-from dto.records import LabelledChain, Trajectory, derive
+from dto.records import Trajectory, derive
 from dto.reporting.batch import batch_section
 from dto.reporting.funnel import training_sentence
 from dto.tables import read, write
@@ -291,7 +292,7 @@ def test_judging_stops_on_collapse(run: RunFolder, tokenizer: PreTrainedTokenize
 def test_without_labelled_chains_the_base_is_kept(run: RunFolder, method: str) -> None:
     for stage in ("label", "chain", "batch"):
         (run.path / stage).mkdir()
-    from dto.records import BatchResponse, Chain
+    from dto.drqa.records import BatchResponse, Chain
 
     write(run.path / "label" / "rows.parquet", LabelledChain, [])
     write(run.path / "chain" / "rows.parquet", Chain, [])
