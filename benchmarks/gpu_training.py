@@ -317,7 +317,7 @@ def step_of(case: str, scale: Scale, *, plain: bool, **training: Any) -> Row:
     ]
 
     ends: list[float] = []
-    held = [0]
+    held: list[int] = []
 
     class Steps(TrainerCallback):
         """Notes when each step ends, and what is allocated then: weights and optimizer."""
@@ -354,7 +354,7 @@ def step_of(case: str, scale: Scale, *, plain: bool, **training: Any) -> Row:
         "parameters": sum(each.numel() for each in model.parameters()),
         "tokens a step": 2 * length,
         "tokens/s": 2 * length * (STEP_COUNT - 1) / (ends[-1] - ends[0]),
-        "weights and optimizer, GiB": held[-1] / GIB,
+        "weights and optimizer, GiB": held[-1] / GIB if held else None,
         "peak, GiB": reading.peak / GIB,
     }
     if formula is not None:

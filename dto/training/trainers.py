@@ -251,6 +251,24 @@ class QuietTrainer(Base):
         self.losses.clear()
         return float(total[0] / total[1])
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as TRL does. Raises DtoError, with settings that take less, without GPU memory."""
+        try:
+            return super().train(*args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            reason = ". ".join(" ".join(str(error).split()).split(". ")[:2])
+        ways = ["a lower pair.max_length, sample.max_tokens or train.response_tokens"]
+        if not hasattr(self.model, "peft_config"):
+            ways.insert(0, "train.lora_rank=32")
+        if not self.args.gradient_checkpointing:
+            ways.insert(0, "train.gradient_checkpointing=true")
+        if self.args.per_device_train_batch_size > 1:
+            ways.insert(0, "a smaller train.batch_size with more train.gradient_accumulation")
+        raise DtoError(
+            f"train: no memory at step {self.state.global_step + 1} of {self.state.max_steps}: set "
+            f"{', or '.join(ways)} ({reason})"
+        )
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write no model card: checkpoints are not published."""
 

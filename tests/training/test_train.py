@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -27,6 +28,7 @@ from dto.training.process import guarded
 from dto.training.train import train
 from tests import warm
 from tests.training.conftest import RunFolder, make_run
+from tests.training.test_losses import BASE
 from tests.training.test_watch import steps_of
 
 pytestmark = pytest.mark.usefixtures("users_process")
@@ -156,6 +158,36 @@ def test_without_pairs_the_base_is_kept(run: RunFolder) -> None:
     assert result["rows"]["pairs"] == 0
     assert result["reason"] == "there are no pairs to train on: base is kept"
     assert (run.path / "train" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "ways"),
+    [
+        ({}, ["batch_size", "gradient_checkpointing", "lora_rank", "max_length"]),
+        ({"batch_size": 1, "gradient_checkpointing": True}, ["lora_rank", "max_length"]),
+        ({"batch_size": 1, "gradient_checkpointing": True, "lora_rank": 2}, ["max_length"]),
+    ],
+)
+def test_without_gpu_memory_the_error_names_settings_that_take_less(
+    run: RunFolder, settings: dict[str, Any], ways: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the optimizer allocates its state, at the first step."""
+    if "lora_rank" in settings:
+        pytest.importorskip("peft", reason="peft is not installed")
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB\n"
+        )
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    training = run.with_training(dev_samples=1, **settings)
+    with pytest.raises(DtoError, match=r"no memory at step 1 of .*allocate 2\.00 GiB\)$") as caught:
+        fit(training.path, training.recipe, base=BASE)
+    text = str(caught.value)
+    assert "\n" not in text
+    every = ("batch_size", "gradient_checkpointing", "lora_rank", "max_length")
+    assert [way for way in every if way in text] == ways
 
 
 def with_small_files(limit: int, arguments: list[str]) -> int:
