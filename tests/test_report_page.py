@@ -762,7 +762,7 @@ def test_the_commands_of_a_run_work(small_run: Path, tmp_path: Path) -> None:
     assert "</think>" in said[0]
     task = tmp_path / "mine.jsonl"
     task.write_text('{"problem": "Start with 7. Add 5. What is the last digit?", "answer": "2"}\n')
-    line = dict(use.commands)["evaluate"].replace(f"[{TASK}]", f"[{task}]")
+    line = dict(use.commands)["evaluate"].replace("\\\n", "").replace(f"[{TASK}]", f"[{task}]")
     arguments = shlex.split(line.replace(f"--out {small_run}-{TASK}", f"--out {tmp_path}/mine"))
     done = warm.run(warm.dto, [*arguments[1:], "--set", "problems.train=2"], tmp_path)
     assert done.returncode == 0, done.stderr
