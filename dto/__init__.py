@@ -12,7 +12,7 @@ method of DTO and DEER with durable runs. DRQA and the trainings of all three pa
     seams     engines grading training tasks drqa nano policies baselines studies statistics source
               llm_judge garbage
     pipeline  pipeline
-    shell     reporting compare calibration forecast redact viewer hub api commands
+    shell     reporting compare calibration forecast takes redact viewer hub api commands
               cli
 """
 
