@@ -136,13 +136,14 @@ class Counter:
         return rows
 
     def _measured(self, stage: str) -> Work | None:
-        found = self.run.manifest(stage) if self.run is not None else None
-        if not found:
+        run = self.run
+        if run is None or not (found := run.manifest(stage)):
             return None
         usage = found.get("usage") or {}
         tokens, flops = usage.get("generated", 0), usage.get("model_flops")
         trained = found.get("tokens_trained", 0)
-        size = sum(file.stat().st_size for file in (self.run / stage).rglob("*") if file.is_file())  # type: ignore[operator]
+        files = [file for file in (run / stage).rglob("*") if file.is_file()]
+        size = float(sum(file.stat().st_size for file in files))
         flops = (nan if flops is None else flops) + (found.get("model_flops_trained") or 0.0)
         return Work(stage, tokens, tokens, trained, flops, size, measured=True)
 
@@ -177,9 +178,8 @@ class Counter:
                                   mean.responses * mean.longest)]  # fmt: skip
         if stage == "batch":
             limit = recipe.batch.max_tokens or recipe.sample.max_tokens
-            count = recipe.batch.samples * sum(
-                recipe.problems.train // k * k for k in recipe.batch.k
-            )
+            asked = sum(recipe.problems.train // k * k for k in recipe.batch.k)
+            count = float(recipe.batch.samples * asked)
             return [self._sampled(stage, count, RESPONSE * limit, count * limit)]
         if stage == "estimate":
             own = recipe.estimate
@@ -263,8 +263,8 @@ class Counter:
         pairs = GOOD * mean.responses
         if recipe.pair.data != "optimized" and not recipe.sample.imported:
             pairs = min(pairs, recipe.problems.train * recipe.pair.max_per_problem)
-        labelled = recipe.problems.train * len(recipe.batch.k) * recipe.batch.samples
-        labelled += mean.responses
+        labelled = mean.responses
+        labelled += recipe.problems.train * len(recipe.batch.k) * recipe.batch.samples
         if recipe.label.per_class:
             labelled = min(labelled, 3.0 * recipe.label.per_class)
         labelled *= 1 - recipe.label.held_out
