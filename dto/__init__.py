@@ -12,7 +12,7 @@ method of DTO and DEER with durable runs. DRQA and the trainings of all three pa
     seams     engines grading training tasks drqa nano policies baselines studies statistics source
               llm_judge processes redact
     pipeline  pipeline log
-    shell     reporting compare calibration forecast viewer hub api commands cli
+    shell     reporting compare calibration forecast takes viewer hub api commands cli
 """
 
 from __future__ import annotations

@@ -75,22 +75,16 @@ def _has_screen() -> bool:
 
 
 def doctor() -> None:
-    """Show which engines this machine can run, and versions."""
-    from dto.runs.manifest import provenance
+    """Show what this machine has for dto, what is missing, and what that is needed for."""
+    from dto.commands import indented
+    from dto.commands.doctor import diagnose
 
-    for package, version in provenance()["versions"].items():
-        print(f"{package:<13} {version}")
-    import torch
-
-    from dto.engines import usable
-
-    accelerator = (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    )
-    print(f"cores         {os.cpu_count()}")
-    print(f"accelerator   {accelerator or 'none'}")
-    for engine, state in usable():
-        print(f"{engine:<13} {state}")
+    complete = True
+    for fine, name, state in diagnose():
+        complete = complete and fine
+        for line in indented(state, f"{name:<15} ", " " * 16):
+            print(line)
+    raise typer.Exit(0 if complete else 1)
 
 
 add_run(app)

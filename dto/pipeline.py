@@ -119,7 +119,8 @@ def shown_prompts(
     family, question = recipe.model.family, questions[0]
     solve = "solve" if recipe.sample.imported else prompt_of(recipe.problems)
     text = render(recipe.model.prompt or solve, family, question=question)
-    yield "sample, evaluate: how a question is asked", text, True
+    asking = [name for name in ("sample", "evaluate") if name in stages]
+    yield f"{', '.join(asking) or 'evaluate'}: how a question is asked", text, True
     for name, stage in INSERTED.items():
         if stage in stages:
             text = render(name, family, shown_tags(recipe.model))

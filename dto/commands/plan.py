@@ -1,11 +1,43 @@
-"""`dto run --dry-run`: the plan of a run, without an engine, a GPU or weights."""
+"""`dto run --dry-run`: what a run does and takes, without an engine, a GPU or weights.
+
+`dto.commands.amounts` counts tokens under the assumptions that the plan prints. Hours are FLOPs
+(`dto.usage`) over the GPU's peak at a utilisation of 0.2 to 0.5. `dto.takes` has the formula of the
+memory. `dto run --pilot` measures instead.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
+from math import isnan
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dto.commands import WIDTH, indented, read_settings
+from dto.commands.amounts import (
+    BOUNDARY,
+    GOOD,
+    ROLLOUTS,
+    TASK,
+    UTILISATION,
+    Counter,
+    Work,
+    compared,
+)
+from dto.commands.doctor import (
+    LARGE,
+    Gpu,
+    disk_missing,
+    fetched,
+    fit_table,
+    gpu_named,
+    known_gpus,
+    lacks,
+    memory_lines,
+    this_machine,
+    weights_here,
+)
 from dto.compare.compare import grid, methods, shared_stages
 from dto.engines.checks import check_start, sentences, settled
 from dto.errors import DtoError
@@ -13,18 +45,24 @@ from dto.extension import is_import_path
 from dto.pipeline import needed, shown_prompts, stage_of
 from dto.recipe import Recipe
 from dto.records import Dropped, Problem
+from dto.reporting.table import Table
+from dto.runs.reader import RunReader
+from dto.takes import GIB, PROMPT, shape_of
 from dto.tasks.load import load_problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def plan(recipe: Recipe) -> Iterator[str]:
-    """The lines of the plan: stages, amounts and settings, then the first prompt of each stage.
+def plan(recipe: Recipe, gpu: str | None = None, place: Path | None = None) -> Iterator[str]:
+    """The lines of the plan: stages and settings, what they take, what is missing, first prompts.
 
-    Nothing is downloaded. If a question or tokenizer is not on this machine, its line says so and
-    the prompt is shown as text.
+    `gpu` names the GPU for hours; None: this machine's. `place` is the run's directory. Nothing is
+    downloaded. If a question or tokenizer is not on this machine, its line says so and the prompt
+    is shown as text. Raises DtoError for an unknown GPU.
     """
+    chosen = None if gpu is None else gpu_named(gpu)
+    place = place or Path("runs") / recipe.name
     model = recipe.model
     yield f"{recipe.name}: {model.name} on {model.engine}, seed {recipe.seed}"
     yield ""
@@ -32,10 +70,7 @@ def plan(recipe: Recipe) -> Iterator[str]:
     stages = shared_stages(recipe, recipes) if recipes else needed(recipe)
     for stage in stages:
         yield f"{stage:<9} {stage_of(recipe, stage).amount(recipe)}"
-        settings = getattr(recipe, stage, None)
-        if settings is not None and stage != "problems":
-            shown = settings.model_dump(mode="json", exclude={"exits", "models", "tasks"})
-            yield "          " + " ".join(f"{key}={value}" for key, value in shown.items())
+        yield from indented(" ".join(read_settings(recipe, stage)))
     yield "report    report.html, report.json, tables and pictures"
     if recipes:
         yield f"compare   {recipe.compare.policy_tokens:,} policy tokens for each training"
@@ -49,8 +84,11 @@ def plan(recipe: Recipe) -> Iterator[str]:
         check_start(recipe, stages, online=False)
     except DtoError as error:
         yield f"refused   {error}"
-    for exit in recipe.evaluate.exits:
-        yield "exit      " + " ".join(f"{key}={value}" for key, value in exit.changed().items())
+    if "evaluate" in stages or recipes:
+        for exit in recipe.evaluate.exits:
+            yield "exit      " + " ".join(f"{key}={value}" for key, value in exit.changed().items())
+    yield ""
+    yield from taken(recipe, stages, recipes, chosen, place)
     yield ""
     questions, remark = _first_questions(recipe)
     all_stages = {*stages, *(stage for method in recipes.values() for stage in needed(method))}
@@ -62,6 +100,142 @@ def plan(recipe: Recipe) -> Iterator[str]:
         yield f"── {title}"
         yield text.replace("\n", "⏎\n")
         yield ""
+
+
+def taken(
+    recipe: Recipe,
+    stages: Sequence[str],
+    recipes: Mapping[str, Recipe],
+    gpu: Gpu | None,
+    place: Path,
+) -> Iterator[str]:
+    """What each stage takes, peak memory, where it fits, and what is missing here."""
+    machine = this_machine()
+    try:
+        shape, unknown = shape_of(recipe.model), ""
+    except DtoError as error:
+        shape, unknown = None, f"{error}; without it there are no hours and no memory"
+    if shape is not None:
+        yield f"Model: {shape.parameters / 1e9:.3g} billion parameters ({shape.source})"
+    run = _same_run(recipe, place)
+    counter = Counter(recipe, shape, run)
+    works = counter.works(stages)
+    for name, method in recipes.items():
+        works += compared(name, method, shape, run)
+    chosen = gpu or next(iter(machine.gpus), None)
+    shown = chosen or known_gpus()["h100"]
+    if works:
+        yield from _work_table(works, shown).text(WIDTH).splitlines()
+    yield from indented(_assumptions(recipe, counter, works, shown), "", "")
+    yield ""
+    trains = recipe.train.method != "none" and ("train" in stages or bool(recipes))
+    if unknown:
+        yield from indented(unknown, "", "")
+    elif shape is not None:
+        cpu = chosen is None and (recipe.model.device == "cpu" or shape.parameters <= LARGE)
+        yield from memory_lines(recipe, shape, trains, cpu=cpu)
+        if shape.parameters > LARGE or chosen is not None:
+            gpus = [chosen] if chosen else list(known_gpus().values())
+            times = {each: _hours(works, each) for each in gpus}
+            yield ""
+            yield from fit_table(recipe, shape, trains, times).text(WIDTH).splitlines()
+    yield ""
+    weights = 2.0 * shape.parameters if shape and not weights_here(recipe.model) else 0.0
+    downloads = list(fetched(recipe))
+    if downloads:
+        size = f"; weights about {weights / GIB:,.1f} GiB" if weights else ""
+        yield from indented(f"Fetched at the start: {', '.join(downloads)}{size}", "", "  ")
+    missing = list(lacks(recipe, shape, machine))
+    missing += disk_missing(sum(work.disk for work in works if not work.measured), weights, place)
+    yield "This machine lacks nothing for it." if not missing else "This machine lacks"
+    for line in missing:
+        yield from indented(line, "- ", "  ")
+
+
+def _same_run(recipe: Recipe, place: Path) -> RunReader | None:
+    """The run in this directory, if it samples the same model and problems in the same way."""
+    if not (place / "recipe.yaml").is_file():
+        return None
+    other = RunReader(place).recipe
+    same = all(getattr(recipe, group) == getattr(other, group) for group in ("problems", "sample"))
+    return RunReader(place, recipe) if same and recipe.model.name == other.model.name else None
+
+
+def _work_table(works: Sequence[Work], gpu: Gpu) -> Table:
+    total = Work("all")
+    for work in works:
+        total = replace(
+            total,
+            tokens=total.tokens + work.tokens,
+            most=total.most + work.most,
+            trained=total.trained + work.trained,
+            disk=total.disk + work.disk,
+        )
+    head = ("stage", "tokens", "at most", "trained on", "disk, GiB", f"hours, {gpu.name}")
+    rows = [
+        (
+            work.stage + (" (measured)" if work.measured else ""),
+            *(_count(value) for value in (work.tokens, work.most, work.trained)),
+            "" if not work.disk or isnan(work.disk) else f"{work.disk / GIB:,.1f}",
+            _range(_hours(works, gpu) if work is total else _hours([work], gpu)),
+        )
+        for work in (*works, total)
+    ]
+    return Table("What it takes", head, tuple(rows))
+
+
+def _hours(works: Sequence[Work], gpu: Gpu) -> tuple[float, float]:
+    """Hours of all unfinished works, from and to."""
+    hours = [work.hours(gpu) for work in works if not work.measured]
+    return sum(low for low, _ in hours), sum(high for _, high in hours)
+
+
+def _count(value: float) -> str:
+    """A number of tokens for people."""
+    if not value:
+        return ""
+    if isnan(value):
+        return "unknown"
+    return f"{value / 1e6:,.1f} M" if value >= 1e6 else f"{value:,.0f}"
+
+
+def _range(hours: tuple[float, float]) -> str:
+    """A range of hours; empty for none."""
+    low, high = hours
+    if isnan(low):
+        return "unknown"
+    if not high:
+        return ""
+    return "< 0.1" if high < 0.1 else f"{low:,.1f}–{high:,.1f}"
+
+
+def _assumptions(recipe: Recipe, counter: Counter, works: Sequence[Work], gpu: Gpu) -> str:
+    """What the figures rest on, in sentences."""
+    mean, (low, high) = counter.means, UTILISATION
+    parts = [
+        f"A response takes half of its max_tokens ({mean.length:,.0f}), a question {PROMPT} tokens"
+    ]
+    if mean.measured:
+        parts = [f"Measured in the run's tables: {' and '.join(mean.measured)}"]
+    names = {work.stage for work in works if not work.measured}
+    if "estimate" in names:
+        parts.append(
+            f"There is a boundary each {BOUNDARY} tokens; half of them are tried, with {ROLLOUTS} "
+            "rollouts each (method fixed: its own number)"
+        )
+    if names & {"optimize", "train"}:
+        parts.append(
+            f"{GOOD:.0%} of the responses have a good exit, in the middle; rollouts and "
+            "conclusions take a quarter of their max_tokens"
+        )
+    if recipe.evaluate.tasks and not recipe.evaluate.limit:
+        parts.append(f"{', '.join(recipe.evaluate.tasks)} have {TASK} problems each")
+    parts += [
+        "Every model and exit responds as long as the base model; trial answers are not counted",
+        f"Hours are FLOPs over the peak of {gpu.name} at a utilisation of {low} to {high}; few "
+        "requests at a time, judges on servers and work on the CPU take longer",
+    ]
+    return f"Assumed: {'. '.join(parts)}."
 
 
 def _first_questions(recipe: Recipe) -> tuple[list[str], str]:

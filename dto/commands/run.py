@@ -36,12 +36,18 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and the first prompts.")
     ] = False,
+    gpu: Annotated[
+        str | None, typer.Option(help="With --dry-run: the GPU for hours, such as h100 or 4090.")
+    ] = None,
     pilot: Annotated[
         int | None, typer.Option(min=2, help="Run this many problems, forecast the rest, stop.")
     ] = None,
     recompute: Recompute = False,
     yes: Yes = False,
     overwrite: Overwrite = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Start although the training seems too large here.")
+    ] = False,
     code: Code = False,
     changes: Changes = None,
 ) -> None:
@@ -50,9 +56,13 @@ def run(
     if dry_run:
         from dto.commands.plan import plan
 
-        for line in plan(recipe):
+        for line in plan(recipe, gpu, out or place):
             print(line)
         return
+    if not force:
+        from dto.commands.doctor import check_training
+
+        check_training(recipe, out or place)
     ask = consent(recompute or overwrite, yes)
     begin = partial(
         open_run,

@@ -194,13 +194,20 @@ def _asks_model(recipe: Recipe) -> bool:
     return recipe.sample.imported is not None
 
 
+def _amount(recipe: Recipe) -> str:
+    settings = recipe.train
+    if settings.method == "none":
+        return "nothing: the base model is kept"
+    return (
+        f"{recipe.problems.dev:,} dev problems × {settings.dev_samples} samples, "
+        f"{settings.evaluations + 1} times, first the base"
+    )
+
+
 STAGE = Stage(
     name="train",
     about="Train; keep the best checkpoint on dev problems.",
-    amount=lambda recipe: (
-        f"{recipe.problems.dev:,} dev problems × {recipe.train.dev_samples} samples, "
-        f"{recipe.train.evaluations} times"
-    ),
+    amount=_amount,
     reads=_reads,
     settings=always("train.", *SAMPLING, "sample.max_tokens"),
     whole=train,
