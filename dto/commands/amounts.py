@@ -192,8 +192,8 @@ class Counter:
             )]  # fmt: skip
         if stage == "optimize":
             k, limit = recipe.optimize.finalizations, recipe.optimize.max_tokens
-            most = mean.responses * k * limit
-            return [self._continued(stage, GOOD * mean.responses * k, limit, most)]
+            most_tokens = mean.responses * k * limit
+            return [self._continued(stage, GOOD * mean.responses * k, limit, most_tokens)]
         if stage == "prune":
             return self._prune(stage)
         if stage == "train":
