@@ -15,7 +15,7 @@ the error of another; the two sides of a ratio are measured in one process. When
 over, the case under way is ended, and the table has the rows up to then.
 
 Exit code 1 when a row has an error or a case was not reached. `--device cpu --tiny` runs the same
-code on tiny models, to show that it runs; its figures mean nothing.
+code on tiny models, to show that it runs; its figures mean nothing. Needs Linux (/proc).
 """
 
 from __future__ import annotations
