@@ -52,6 +52,7 @@ TENSORBOARD = "tensorboard"
 STEP_FIGURES = {
     "loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "reward_accuracy",
     "logps/chosen": "chosen_logp", "logps/rejected": "rejected_logp", "kl": "kl",
+    "sampling/importance_sampling_ratio/mean": "importance_ratio",
     "grad_norm": "grad_norm", "learning_rate": "learning_rate", "tokens": "tokens",
     "tokens_per_second": "tokens_per_second",
 }  # fmt: skip
