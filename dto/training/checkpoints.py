@@ -436,6 +436,7 @@ def _thinking(score: DevScore) -> str:
         return ""
     shares = ((state, score.thinking[state] or 0.0) for state in THINKING)
     text = ", ".join(f"{share:.1%} {state}" for state, share in shares if share)
-    accuracy = score.thinking["accuracy"]
-    given = "" if accuracy is None else f" (accuracy given valid thinking {accuracy:.3f})"
-    return f", thinking {text}{given}"
+    accuracy, low, high = (score.thinking[name] for name in ("accuracy", "low", "high"))
+    if accuracy is None:
+        return f", thinking {text}"
+    return f", thinking {text} (accuracy given valid {accuracy:.3f}, {low:.3f}–{high:.3f})"
