@@ -59,6 +59,7 @@ TENSORBOARD = "tensorboard"
 STEP_FIGURES = {
     "loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "reward_accuracy",
     "logps/chosen": "chosen_logp", "logps/rejected": "rejected_logp", "kl": "kl",
+    "sampling/importance_sampling_ratio/mean": "importance_ratio",
     "grad_norm": "grad_norm", "learning_rate": "learning_rate", "tokens": "tokens",
     "tokens_per_second": "tokens_per_second",
     "sampling/importance_sampling_ratio/mean": "importance_ratio",
@@ -468,6 +469,7 @@ def _thinking(score: DevScore) -> str:
         return ""
     shares = ((state, score.thinking[state] or 0.0) for state in THINKING)
     text = ", ".join(f"{share:.1%} {state}" for state, share in shares if share)
-    accuracy = score.thinking["accuracy"]
-    given = "" if accuracy is None else f" (accuracy given valid thinking {accuracy:.3f})"
-    return f", thinking {text}{given}"
+    accuracy, low, high = (score.thinking[name] for name in ("accuracy", "low", "high"))
+    if accuracy is None:
+        return f", thinking {text}"
+    return f", thinking {text} (accuracy given valid {accuracy:.3f}, {low:.3f}–{high:.3f})"

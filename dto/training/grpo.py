@@ -131,7 +131,7 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
         self.allow_code_execution = False
         self._largest_step = 0
         self._spent_before = 0
-        self._trained_before = 0
+        self.trained_before = 0  # sequences before this step
         self.rate = 0.0  # the learning rate of this step
         super().__init__(
             recipe,
@@ -215,9 +215,7 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
 
     def tokens_of_step(self) -> int:
         """The tokens of the step that has ended, over all processes."""
-        trained = sum(self.lengths[self._trained_before :])
-        self._trained_before = len(self.lengths)
-        return trained
+        return sum(self.lengths[self.trained_before :])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a step with the learning rate that StepCallback has set."""
@@ -358,7 +356,7 @@ def _answer(record: Trajectory | Judgement, logprobs: Mapping[Ids, Any] | None) 
 
 
 class StepCallback(TrainerCallback):
-    """Sets the learning rate of each step.
+    """Sets the learning rate of each step, and marks where its sequences begin.
 
     The rate falls linearly with what is spent, as it does with steps elsewhere; it rises first over
     `train.warmup_steps`.
@@ -372,6 +370,7 @@ class StepCallback(TrainerCallback):
         budget = self.trainer.recipe.train.policy_tokens
         done = self.trainer.spent / budget if budget else state.global_step / state.max_steps
         rising = min(1.0, (state.global_step + 1) / max(1, self.trainer.recipe.train.warmup_steps))
+        self.trainer.trained_before = len(self.trainer.lengths)
         self.trainer.rate = args.learning_rate * (1 - done) * rising
         for group in kwargs["optimizer"].param_groups:
             group["lr"] = self.trainer.rate

@@ -223,11 +223,11 @@ def test_a_score_has_intervals_and_thinking() -> None:
     }  # fmt: skip
     line = checkpoints._line(found)
     assert "thinking 50.0% valid, 12.5% empty, 25.0% missing, 12.5% truncated" in line
-    assert "(accuracy given valid thinking 0.500)" in line
+    assert f"(accuracy given valid 0.500, {given.low:.3f}–{given.high:.3f})" in line
     json.dumps(asdict(found), allow_nan=False)
     none = summarize(0, 0.0, [trajectory(0, missing, "wrong"), trajectory(1, missing, "wrong")])
     assert none.thinking is not None and none.thinking["accuracy"] is None
-    assert "given valid" not in checkpoints._line(none)
+    assert checkpoints._line(none).endswith("thinking 100.0% missing")
     whole = summarize(0, 0.0, rows[:2])
     assert "thinking" not in checkpoints._line(whole)
 
