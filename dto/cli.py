@@ -75,7 +75,10 @@ def _has_screen() -> bool:
 
 
 def doctor() -> None:
-    """Show what this machine has for dto, what is missing, and what that is needed for."""
+    """Show what this machine has, and what is missing.
+
+    A missing part comes with what it is needed for, and the way to get it.
+    """
     from dto.commands import indented
     from dto.commands.doctor import diagnose
 

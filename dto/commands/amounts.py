@@ -183,7 +183,7 @@ class Counter:
             return [self._sampled(stage, count, RESPONSE * limit, count * limit)]
         if stage == "estimate":
             own = recipe.estimate
-            each = own.rollouts if own.method == "fixed" else min(ROLLOUTS, own.cap)
+            each = float(own.rollouts if own.method == "fixed" else min(ROLLOUTS, own.cap))
             most = own.rollouts if own.method == "fixed" else own.cap
             tried = mean.boundaries / (2 if own.first_pass_only else 1)
             return [self._continued(
@@ -192,8 +192,8 @@ class Counter:
             )]  # fmt: skip
         if stage == "optimize":
             k, limit = recipe.optimize.finalizations, recipe.optimize.max_tokens
-            most_tokens = mean.responses * k * limit
-            return [self._continued(stage, GOOD * mean.responses * k, limit, most_tokens)]
+            bound = mean.responses * k * limit
+            return [self._continued(stage, GOOD * mean.responses * k, limit, bound)]
         if stage == "prune":
             return self._prune(stage)
         if stage == "train":
