@@ -22,6 +22,7 @@ from dto.api import run_async
 from dto.cli import main
 from dto.errors import RecipeError, RunConflictError
 from dto.records import Dropped
+from tests import warm
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "python.md"
 MOST_LINES = 10
@@ -337,7 +338,11 @@ def test_a_task_a_rule_and_a_reward_of_a_module(tmp_path: Path) -> None:
         assert text.startswith(f"# {name}\n")
         (tmp_path / name).write_text(text, encoding="utf-8")
     small = SMALL | {"train.response_tokens": 64}
-    printed = script(tmp_path, code.replace('"mine.yaml"', f'"mine.yaml", {small}'))
+    program = code.replace('"mine.yaml"', f'"mine.yaml", {small}')
+    (tmp_path / "program.py").write_text(program, encoding="utf-8")
+    done = warm.run(warm.script, ["program.py"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout
     assert printed.startswith("mine: 4 test problems × 1 sample\n")
     run = dto.Run(tmp_path / "runs/mine")
     assert {(row.task, row.rule) for row in run.rows("problems", dto.Problem)} == {

@@ -13,6 +13,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from runpy import run_path
 from subprocess import STDOUT, CompletedProcess, TimeoutExpired
 from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
@@ -112,6 +113,13 @@ def dto(arguments: list[str]) -> None:
 
     sys.argv = ["dto", *arguments]
     main()
+
+
+def script(arguments: list[str]) -> None:
+    """A program in a file, with its folder among those that are imported from."""
+    sys.path.insert(0, os.getcwd())
+    sys.argv = arguments
+    run_path(arguments[0], run_name="__main__")
 
 
 def run_child(

@@ -192,6 +192,8 @@ def serve(comparison: str, cpu_seconds: float, folders: Sequence[str] = ()) -> N
     answer rule of another package, which is looked for in `folders` after Python's own.
     """
     die_with_parent()
+    # Importing sympy, and then the parser, make many small objects; few of the parser's stay.
+    gc.set_threshold(50_000)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent decides
     _limit_memory()
     logging.disable(logging.CRITICAL)
@@ -205,8 +207,7 @@ def serve(comparison: str, cpu_seconds: float, folders: Sequence[str] = ()) -> N
             return
     else:
         reply_to = _by_module(comparison)
-    gc.freeze()  # a parser makes many small objects, and few that outlive a comparison
-    gc.set_threshold(50_000)
+    gc.freeze()
     print('{"ready": true}', file=replies, flush=True)
     for line in requests:
         request: dict[str, Any] = json.loads(line)

@@ -21,7 +21,7 @@ from dto.settings import open_policy
 from dto.text import decode_response
 from dto.trajectories import prompt_ids
 
-QUESTIONS = 12
+QUESTIONS = 8
 MAX_TOKENS = 480
 EXITS: tuple[dict[str, Any], ...] = (
     {},

@@ -131,7 +131,7 @@ def twice_graded() -> list[tuple[Graded, Graded]]:
         return first, await grader.grade_answer(answer, gold, "math")
 
     async def grade_all() -> list[tuple[Graded, Graded]]:
-        async with Grader(workers=1, time_limit=1.0) as grader:
+        async with Grader(workers=1, time_limit=0.7) as grader:
             return [await grade(answer, gold, grader) for gold, answer, _ in EXPENSIVE]
 
     return asyncio.run(grade_all())

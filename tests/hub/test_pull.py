@@ -69,7 +69,7 @@ def test_questions_asked_together_come_back(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     changes = {
-        "name": "together", "problems.train": 12, "problems.dev": 2, "problems.test": 2,
+        "name": "together", "problems.train": 8, "problems.dev": 2, "problems.test": 2,
         "sample.samples": 2, "sample.max_tokens": 400, "batch.k": [2], "batch.samples": 2,
     }  # fmt: skip
     stages = ("problems", "sample", "batch", "chain", "label")

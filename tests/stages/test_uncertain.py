@@ -207,7 +207,7 @@ def test_the_embedded_model_where_it_is_unsure():
                     return rows, None
                 return rows, await prune(asked, trajectory, segments, version, unsure)
 
-            return await gather_bounded(map(one, chain_problems("train", 36, 3)), 36)
+            return await gather_bounded(map(one, chain_problems("train", 26, 3)), 26)
 
     cases = asyncio.run(work())
     rows = [row for estimates, _ in cases for row in estimates]
