@@ -105,7 +105,7 @@ def test_dev_is_kept_from_test_and_train_from_both(tmp_path: Path) -> None:
 
     parts = {"test": [TRAIN], "dev": [OTHER, TRAIN.lower()], "train": [MOVED, OTHER.upper(), "1?"]}
     made = [
-        loading._Part(split, split, loading.Task("rows", "rows"), None,
+        loading._Part(split, split, loading.Task("rows", "rows"), None, False,
                        [{"problem": each, "answer": "1"} for each in questions])
         for split, questions in parts.items()
     ]  # fmt: skip

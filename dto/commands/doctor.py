@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
-from math import isnan
+from math import inf, isinf, isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,14 +101,20 @@ def this_machine() -> Machine:
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         found = torch.cuda.get_device_properties(index)
         gpus.append(gpu_called(found.name, float(found.total_memory)))
-    total = free = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    total = free = inf  # on Windows it stays unknown
     try:
+        total = free = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         free = next(int(line.split()[1]) * 1024.0 for line in lines if "MemAvailable" in line)
         limit = float(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
         used = float(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
         total, free = min(total, limit), min(free, limit - used)
-    except (OSError, ValueError, StopIteration):  # no container, no limit, or not Linux
+    except (
+        AttributeError,
+        OSError,
+        ValueError,
+        StopIteration,
+    ):  # no container, no limit, or not Linux
         pass
     return Machine(tuple(gpus), total, free)
 
@@ -347,6 +353,8 @@ def diagnose(place: Path = Path("runs")) -> Iterator[tuple[bool, str, str]]:
     for gpu in machine.gpus:
         yield True, "GPU", f"ok: {gpu.name}, {gpu.memory / GIB:,.0f} GiB"
     ram = f"{machine.memory / GIB:,.0f} GiB, {machine.free / GIB:,.0f} free"
+    if isinf(machine.free):
+        ram = "unknown on this system"
     yield True, "memory", f"ok: {ram}; {os.cpu_count()} cores"
     yield True, "disk, runs", f"ok: {free_disk(place) / GIB:,.0f} GiB free at {place.resolve()}"
     yield True, "disk, Hub", f"ok: {free_disk(hub_cache()) / GIB:,.0f} GiB free at {hub_cache()}"
