@@ -114,7 +114,7 @@ def this_machine() -> Machine:
         OSError,
         ValueError,
         StopIteration,
-    ):  # no container, no limit, or not Linux
+    ):  # no limit, or not Linux
         pass
     return Machine(tuple(gpus), total, free)
 
@@ -360,7 +360,7 @@ def diagnose(place: Path = Path("runs")) -> Iterator[tuple[bool, str, str]]:
     yield True, "disk, Hub", f"ok: {free_disk(hub_cache()) / GIB:,.0f} GiB free at {hub_cache()}"
     for engine, state in usable():
         yield True, engine, f"ok: {state}" if state.startswith("ready") else f"missing: {state}"
-    for flag, reason in getattr(openai_probe, "server_flags", tuple)():
+    for flag, reason in openai_probe.server_flags():
         yield True, "vLLM server", f"{flag}: {reason}"
     peft = (
         "ok"

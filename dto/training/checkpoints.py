@@ -62,7 +62,6 @@ STEP_FIGURES = {
     "sampling/importance_sampling_ratio/mean": "importance_ratio",
     "grad_norm": "grad_norm", "learning_rate": "learning_rate", "tokens": "tokens",
     "tokens_per_second": "tokens_per_second",
-    "sampling/importance_sampling_ratio/mean": "importance_ratio",
 }  # fmt: skip
 """TRL's names of the figures of a step, and those in `steps.jsonl`."""
 LINE_SECONDS = 300
