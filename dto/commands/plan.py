@@ -220,8 +220,8 @@ def _assumptions(recipe: Recipe, counter: Counter, works: Sequence[Work], gpu: G
     names = {work.stage for work in works if not work.measured}
     if "estimate" in names:
         parts.append(
-            f"There is a boundary each {BOUNDARY} tokens, also in the bound; half of them are tried, "
-            f"with {ROLLOUTS} rollouts each (method fixed: its own number)"
+            f"There is a boundary each {BOUNDARY} tokens (in the bound, too); half of them are "
+            f"tried, with {ROLLOUTS} rollouts each (method fixed: its own number)"
         )
     if "optimize" in names:
         parts.append(
