@@ -246,10 +246,23 @@ class Counter:
                 flops=read + count * self._forward(prompt, each),
             )  # fmt: skip
             result.append(replace(sampled, half=self._dev_half(), gpus=gpus, disk=0.0))
-        count = (train.evaluations + 1) * recipe.problems.dev * train.dev_samples
+        points = train.evaluations + 1
+        count = float(points * recipe.problems.dev * train.dev_samples)
         dev = self._sampled("  dev", count, self.means.length, count * self.means.longest)
         result.append(replace(dev, half=self._dev_half(), gpus=gpus, disk=0.0))
+        if train.method in ("drqa", "cft", "sft_batch"):
+            answer = train.response_tokens or recipe.sample.max_tokens
+            held = self._labelled() * recipe.label.held_out * train.judgements * points
+            judged = self._sampled("  judging", held, RESPONSE * answer, held * answer)
+            result.append(replace(judged, half=self._dev_half(), gpus=gpus, disk=0.0))
         return result
+
+    def _labelled(self) -> float:
+        """Labelled chains, held-out ones included."""
+        recipe = self.recipe
+        chains = float(recipe.problems.train * len(recipe.batch.k) * recipe.batch.samples)
+        chains += self.means.responses
+        return min(chains, 3.0 * recipe.label.per_class) if recipe.label.per_class else chains
 
     def _dev_half(self) -> bool:
         """Whether responses in training are computed in bfloat16."""
@@ -263,11 +276,7 @@ class Counter:
         pairs = GOOD * mean.responses
         if recipe.pair.data != "optimized" and not recipe.sample.imported:
             pairs = min(pairs, recipe.problems.train * recipe.pair.max_per_problem)
-        labelled = mean.responses
-        labelled += recipe.problems.train * len(recipe.batch.k) * recipe.batch.samples
-        if recipe.label.per_class:
-            labelled = min(labelled, 3.0 * recipe.label.per_class)
-        labelled *= 1 - recipe.label.held_out
+        labelled = self._labelled() * (1 - recipe.label.held_out)
         answer = RESPONSE * (recipe.train.response_tokens or recipe.sample.max_tokens)
         chain = 2 * PROMPT + mean.length / 2
         match method:

@@ -221,10 +221,11 @@ def _memory_missing(recipe: Recipe, shape: Shape, machine: Machine, trains: bool
         if served and shape.parameters > LARGE and model.device != "cpu":
             size = shape.parameters / 1e9
             yield f"a GPU: {size:.2g} billion parameters are too slow on a CPU"
-        needed_ = training_peak(recipe, shape, cpu=True) if trains else 0.0
-        if needed_ > machine.free:
+            return
+        peak = training_peak(recipe, shape, cpu=True) if trains else 0.0
+        if peak > machine.free:
             yield (
-                f"memory to train on the CPU: about {needed_ / GIB:,.1f} GiB, "
+                f"memory to train on the CPU: about {peak / GIB:,.1f} GiB, "
                 f"{machine.free / GIB:,.1f} are free"
             )
         return

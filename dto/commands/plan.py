@@ -89,7 +89,6 @@ def plan(recipe: Recipe, gpu: str | None = None, place: Path | None = None) -> I
             yield "exit      " + " ".join(f"{key}={value}" for key, value in exit.changed().items())
     yield ""
     yield from taken(recipe, stages, recipes, chosen, place)
-    yield ""
     questions, remark = _first_questions(recipe)
     all_stages = {*stages, *(stage for method in recipes.values() for stage in needed(method))}
     for title, prompt, is_message in shown_prompts(recipe, all_stages, questions):
@@ -116,7 +115,8 @@ def taken(
     except DtoError as error:
         shape, unknown = None, f"{error}; without it there are no hours and no memory"
     if shape is not None:
-        yield f"Model: {shape.parameters / 1e9:.3g} billion parameters ({shape.source})"
+        yield f"Model: {_parameters(shape.parameters)} parameters ({shape.source})"
+        yield ""
     run = _same_run(recipe, place)
     counter = Counter(recipe, shape, run)
     works = counter.works(stages)
@@ -150,6 +150,7 @@ def taken(
     yield "This machine lacks nothing for it." if not missing else "This machine lacks"
     for line in missing:
         yield from indented(line, "- ", "  ")
+    yield ""
 
 
 def _same_run(recipe: Recipe, place: Path) -> RunReader | None:
@@ -199,6 +200,12 @@ def _count(value: float) -> str:
     return f"{value / 1e6:,.1f} M" if value >= 1e6 else f"{value:,.0f}"
 
 
+def _parameters(count: int) -> str:
+    if count >= 1e9:
+        return f"{count / 1e9:.3g} billion"
+    return f"{count / 1e6:.3g} million"
+
+
 def _range(hours: tuple[float, float]) -> str:
     """A range of hours; empty for none."""
     low, high = hours
@@ -220,10 +227,10 @@ def _assumptions(recipe: Recipe, counter: Counter, works: Sequence[Work], gpu: G
     names = {work.stage for work in works if not work.measured}
     if "estimate" in names:
         parts.append(
-            f"There is a boundary each {BOUNDARY} tokens; half of them are tried, with {ROLLOUTS} "
-            "rollouts each (method fixed: its own number)"
+            f"There is a boundary each {BOUNDARY} tokens (in the bound, too); half of them are "
+            f"tried, with {ROLLOUTS} rollouts each (method fixed: its own number)"
         )
-    if names & {"optimize", "train"}:
+    if "optimize" in names:
         parts.append(
             f"{GOOD:.0%} of the responses have a good exit, in the middle; rollouts and "
             "conclusions take a quarter of their max_tokens"
