@@ -36,7 +36,7 @@ from dto.errors import DtoError, EngineError
 from dto.protocols import Completion, Engine, Prompt, Sampling
 from dto.recipe import Recipe
 from dto.training.checkpoints import HANDED
-from dto.training.weights import answering
+from dto.training.weights import merged
 from dto.usage import Usage
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values of vLLM's `max_lora_rank`."""
 _LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
 """Variables of `accelerate launch`, by their beginnings; the core would join its process group."""
+
+_CHECKPOINTED = "_checkpoint_wrapped_module."
+"""What gradient checkpointing of FSDP2 adds to the names of weights."""
 
 Answers = Callable[[Engine, Sequence[Any]], Awaitable[tuple[list[list[Any]], Usage]]]
 
@@ -282,8 +285,7 @@ class Beside:
         if self._adapters:
             write_adapters(model, unfinished, writes)
         else:
-            with answering(model) as plain:
-                write_weights(plain, unfinished, dtype, writes)
+            write_weights(merged(model), unfinished, dtype, writes)
         if writes:
             shutil.rmtree(self._folder, ignore_errors=True)
             unfinished.rename(self._folder)
@@ -354,9 +356,10 @@ def _gathered(
     for name, tensor in state.items():
         if id(tensor) not in seen:
             with _unsharded(tensor) as each, torch.no_grad():
+                kept = each.detach() if keeps else torch.empty(0)
                 target = dtype if each.is_floating_point() else None
-                seen[id(tensor)] = each.detach().to("cpu", target).contiguous() if keeps else each
-        whole[name] = seen[id(tensor)]
+                seen[id(tensor)] = kept.to("cpu", target).contiguous()
+        whole[name.replace(_CHECKPOINTED, "")] = seen[id(tensor)]
     return whole
 
 
