@@ -18,6 +18,7 @@ import pytest
 import torch
 from accelerate import PartialState
 from safetensors.torch import load_file
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Qwen2ForCausalLM
 
 from dto.context import Context
@@ -31,7 +32,13 @@ from dto.runs.run import settings_read
 from dto.tables import read
 from dto.training import beside as besides
 from dto.training import grpo
-from dto.training.beside import Beside, visible_devices, write_adapters, write_weights
+from dto.training.beside import (
+    Beside,
+    HandedEngine,
+    visible_devices,
+    write_adapters,
+    write_weights,
+)
 from dto.training.checkpoints import step_line
 from dto.training.dev import Judgement, measure
 from dto.training.fit import fingerprint, fit
@@ -288,6 +295,51 @@ def test_gpus_of_the_engine(
         assert visible_devices(gpus, processes, visible) == expected
 
 
+class Calls:
+    """Records what is asked of vLLM; `fails` is the call that raises."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.made: list[tuple[Any, ...]] = []
+        self._fails = fails
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*args: Any, **kwargs: Any) -> bool:
+            self.made.append((name, *args, *kwargs.values()))
+            if name == self._fails:
+                raise RuntimeError("CUDA out of\nmemory")
+            return True
+
+        return call
+
+
+def handed_engine(calls: Calls, *, sleeps: bool) -> Any:
+    engine: Any = object.__new__(HandedEngine)
+    engine._llm, engine._sleeps, engine.adapters, engine._handed = calls, sleeps, False, 0
+    engine.model, engine.lora = "nano", None
+    return engine
+
+
+@pytest.mark.parametrize("sleeps", [True, False])
+async def test_a_shared_gpu_is_given_back_between_uses(sleeps: bool) -> None:
+    """Weights wake up before they are replaced, and keys and values after that."""
+    calls = Calls()
+    engine = handed_engine(calls, sleeps=sleeps)
+    await engine.take(Path("folder"))
+    await engine.sleep()
+    use = [("collective_rpc", "reload_weights", {"weights_path": "folder"})]
+    if sleeps:
+        use = [("wake_up", ["weights"]), *use, ("wake_up", ["kv_cache"])]
+    after = [("sleep", 2)] if sleeps else []
+    assert calls.made == [*use, ("reset_prefix_cache", True), *after]
+
+
+async def test_weights_that_are_not_taken_are_one_line() -> None:
+    engine = handed_engine(Calls("collective_rpc"), sleeps=False)
+    with pytest.raises(EngineError, match=r"CUDA out of memory\); checkpoints are kept") as error:
+        await engine.take(Path("folder"))
+    assert "\n" not in str(error.value)
+
+
 def test_runs_without_it_stay_whole(run: RunFolder) -> None:
     """Neither the digest of a finished training nor the mark of an unfinished one has changed."""
 
@@ -318,6 +370,15 @@ def together(arguments: list[str]) -> int:
     assert sorted(alone, key=by_id) == sorted(shared, key=by_id)
     assert len(alone) == 12 and usage.generated == spent.generated > 0
     assert StandIn.uses == (1 if world.is_main_process else 0)
+    before = {name: part.clone() for name, part in model.state_dict().items()}
+    for part in (*model.model.layers, model):
+        fully_shard(part)  # each process holds a half of the weights
+    write_weights(model, run / "sharded", torch.float32, world.is_main_process)
+    if world.is_main_process:
+        files = map(load_file, (run / "sharded").glob("*.safetensors"))
+        written = {name: part for file in files for name, part in file.items()}
+        assert written.keys() == before.keys()
+        assert all(torch.equal(written[name], part) for name, part in before.items())
     world.wait_for_everyone()
     world.destroy_process_group()
     return 0
