@@ -38,7 +38,7 @@ from dto.training.train import accelerate_file, launching, train
 from tests import warm
 from tests.commands import dto
 from tests.training.conftest import RunFolder, make_run
-from tests.training.test_grpo import steps_of
+from tests.training.test_grpo import by_place, steps_of
 from tests.training.test_train import ROOM, scores, until
 
 TWO = {"processes": 2, "batch_size": 2, "gradient_accumulation": 2, "dev_samples": 1, "epochs": 3}
@@ -123,6 +123,14 @@ def sharded(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def sharded_and_rewarded(arguments: list[str]) -> int:
+    """Be such a process; each group of responses has an advantage."""
+    from dto.training import grpo
+
+    grpo.reward_of = by_place
+    return sharded(arguments)
+
+
 def lost_in_the_second(arguments: list[str]) -> int:
     """The loss of the second process is not a number from its second step on."""
     from dto.training.trainers import SimPOTrainer
@@ -146,6 +154,10 @@ def with_small_files(entry: Any, ranks: str, arguments: list[str]) -> int:
 
 def files_of(run: RunFolder, *names: str) -> list[bytes]:
     return [(run.path / "train" / name).read_bytes() for name in names]
+
+
+def weights_of(run: RunFolder) -> dict[str, torch.Tensor]:
+    return load_file(run.path / "train" / "model" / "model.safetensors")
 
 
 @pytest.fixture
@@ -190,40 +202,47 @@ def test_two_processes_are_started_killed_and_resumed(run: RunFolder, other: Run
     "settings",
     [
         {},
-        {"method": "grpo", "group": 2, "bf16": True, "lora_rank": 2, "learning_rate": 1e-3},
+        {
+            "method": "grpo",
+            "group": 2,
+            "bf16": True,
+            "lora_rank": 2,
+            "learning_rate": 1e-3,
+            "evaluations": 2,
+            "epochs": 0.5,
+            "response_tokens": 16,
+        },
     ],
     ids=["simpo", "grpo-lora-bf16"],
 )
 def test_a_model_split_by_fsdp_is_killed_and_resumed(
-    settings: dict[str, Any], run: RunFolder, other: RunFolder
+    settings: dict[str, Any], run: RunFolder, other: RunFolder, model_folder: Path
 ) -> None:
     """Its head is tied. What is kept is put together from the shards of a checkpoint."""
     if settings:
         pytest.importorskip("peft", reason="peft is not installed")
     fsdp = TWO | LAST | {"accelerate": "fsdp"} | settings
     whole, killed = other.with_training(**fsdp), run.with_training(**fsdp)
-    ended = together(sharded, whole)
+    entry = sharded_and_rewarded if settings else sharded
+    ended = together(entry, whole)
     assert [each.code for each in ended] == [0, 0], ended[0].stderr
-    team = Team(sharded, killed)
-    until(lambda: scores(killed) >= 3)
+    team = Team(entry, killed)
+    until(lambda: scores(killed) >= 2)
     team.kill()
     shards = list((killed.path / "train" / "checkpoints").glob("*/pytorch_model_fsdp_0/*.distcp"))
-    assert len(shards) >= 2
-    assert [each.code for each in together(sharded, killed)] == [0, 0]
+    assert len(shards) == 2 * (scores(killed) - 1)
+    assert [each.code for each in together(entry, killed)] == [0, 0]
     names = ("history.jsonl", "model/model.safetensors")
     assert files_of(killed, *names) == files_of(whole, *names)
     assert not settings or steps_of(killed) == steps_of(whole) != []
+    base, kept = load_file(model_folder / "model.safetensors"), weights_of(whole)
+    assert any(not torch.equal(kept[name], base[name].to(kept[name].dtype)) for name in base)
     if not settings:
         copies = killed.with_training(accelerate=None)
         shutil.rmtree(copies.path / "train")
         assert [each.code for each in together(main, copies)] == [0, 0]
-        one, two = (
-            load_file(each.path / "train" / "model" / "model.safetensors")
-            for each in (whole, copies)
-        )
-        assert one.keys() == two.keys()
-        for name, tensor in one.items():
-            torch.testing.assert_close(tensor, two[name], atol=2e-3, rtol=0)
+        for name, tensor in weights_of(copies).items():
+            torch.testing.assert_close(tensor, kept[name], atol=2e-3, rtol=0)
 
 
 @pytest.mark.slow(seconds=5)
