@@ -125,7 +125,7 @@ def gathered(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
         for name, parameter in model.named_parameters()
     }
     with torch.no_grad():
-        for name, parameter in plain.named_parameters():  # TRL's reference adapter stays behind
+        for name, parameter in plain.named_parameters():
             parameter.copy_(whole(parts[name]))
     copied: PreTrainedModel = plain.merge_and_unload() if recipe.train.lora_rank else plain
     return copied

@@ -17,6 +17,7 @@ import sys
 import threading
 from argparse import Namespace
 from functools import partial
+from importlib.util import find_spec
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ from transformers import PreTrainedTokenizerBase
 from dto.errors import DtoError
 from dto.recipe import load_recipe
 from dto.runs.run import settings_of
+from dto.training import process
 from dto.training.process import check_devices, launch_arguments, main
 from dto.training.train import accelerate_file, launching, train
 from tests import warm
@@ -78,16 +80,16 @@ class Team:
 
     def end(self) -> list[Ended]:
         ended = []
-        for process, files in zip(self.started, self.files, strict=True):
-            process.join(120)
+        for started, files in zip(self.started, self.files, strict=True):
+            started.join(120)
             texts = [file.read_text(encoding="utf-8") for file in files]
-            ended.append(Ended(process.exitcode, *texts))
-            process.kill()
+            ended.append(Ended(started.exitcode, *texts))
+            started.kill()
         return ended
 
     def kill(self) -> None:
-        for process in self.started:
-            process.kill()
+        for each in self.started:
+            each.kill()
         self.end()
 
 
@@ -368,6 +370,34 @@ def test_packaged_files_are_those_of_accelerate(name: str) -> None:
     text = accelerate_file(name).read_text(encoding="utf-8")
     assert ("NOT TRIED" in text) == (name == "deepspeed")
     assert yaml.safe_load(text)["distributed_type"] == name.upper()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, "error: train.accelerate: DeepSpeed is not installed"),
+        ({"own_key": 1}, "error: train.accelerate: The config file at"),
+    ],
+)
+def test_what_accelerate_does_not_take_is_one_line(
+    change: dict[str, Any],
+    said: str,
+    run: RunFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if not change and find_spec("deepspeed") is not None:
+        pytest.skip("deepspeed is installed")
+    monkeypatch.setattr(process, "check_devices", lambda *_: None)
+    monkeypatch.setattr(process, "die_with_parent", lambda *_: None)
+    content = yaml.safe_load(accelerate_file("deepspeed").read_text(encoding="utf-8"))
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(content | change), encoding="utf-8")
+    training = run.with_training(gradient_accumulation=2, processes=2, accelerate=str(path))
+    assert main([str(training.path), "--processes", "2", "--accelerate", str(path)]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(said)
 
 
 @pytest.mark.parametrize(
