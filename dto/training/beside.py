@@ -48,9 +48,6 @@ _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
 """Variables of `accelerate launch`, by their beginnings; the core would join its process group."""
 
-_CHECKPOINTED = "_checkpoint_wrapped_module."
-"""What gradient checkpointing of FSDP2 adds to the names of weights."""
-
 Answers = Callable[[Engine, Sequence[Any]], Awaitable[tuple[list[list[Any]], Usage]]]
 
 

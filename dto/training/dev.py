@@ -232,7 +232,8 @@ def measure(
     """
     settings = recipe.sample.model_copy(update={"samples": recipe.train.dev_samples})
     recipe = recipe.model_copy(update={"sample": settings})
-    share = partial(respond, model, tokenizer, recipe=recipe, label="dev", beside=beside)
+    label = "dev" if PartialState().is_main_process else None
+    share = partial(respond, model, tokenizer, recipe=recipe, label=label, beside=beside)
     return _spread(problems, partial(share, allow_code_execution=allow_code_execution))
 
 

@@ -63,7 +63,8 @@ def guarded(work: Callable[[], object]) -> int:
         if isinstance(failure, CheckpointException):
             cause = next((error for error, _ in failure.failures.values()), failure)
         reason = " ".join(str(cause).split())
-        if any(part in reason for part in PEER_ERRORS):
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1 and isinstance(cause, RuntimeError)
+        if several and any(part in reason for part in PEER_ERRORS):
             return 1
         if not isinstance(cause, OSError):
             if all(part not in reason for part in DISK_ERRORS):
@@ -91,8 +92,10 @@ def launch(options: argparse.Namespace) -> int:
         logging.disable()  # the processes say what has happened to them
         try:
             launch_command(launch_command_parser().parse_args(arguments))
-        except ValueError as error:
+        except (ValueError, ImportError) as error:  # of the file; deepspeed is not installed
             raise DtoError(f"train.accelerate: {' '.join(str(error).split())}") from None
+        finally:
+            logging.disable(logging.NOTSET)
 
     try:
         return guarded(work)

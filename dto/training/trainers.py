@@ -58,6 +58,9 @@ CPU_TILE = (512, 8192)
 """Tokens and ids per tile on a CPU. TRL's tiles are for GPUs and exceed many batches."""
 LONGEST_WAIT_SECONDS = 6 * 3600
 """Processes wait for each other's dev responses; if one fails, accelerate ends the others."""
+REFERENCE = "ref"
+"""TRL's copy of new adapters: the base, as without adapters, which TRL then uses. It must go, since
+transformers resumes only such copies from a checkpoint, and loses the adapters that are trained."""
 _PROBE_TOKENS = 8
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
@@ -172,6 +175,9 @@ class QuietTrainer(Base):
             callbacks=list(callbacks),
             **more,
         )
+        adapted: Any = self.model
+        if REFERENCE in getattr(adapted, "peft_config", {}):
+            adapted.delete_adapter(REFERENCE)
         prepared: Any = self.train_dataset
         self.train_dataset = prepared.select(order)
         self.remove_callback(PrinterCallback)

@@ -142,10 +142,12 @@ def gathered(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     """
     dtype = torch.bfloat16 if recipe.train.bf16 else torch.float32
     plain: Any = with_adapters(load(recipe, dtype)[0], recipe).to(PartialState().device)
-    names = dict(plain.named_parameters())
+    parts = {
+        name.replace(CHECKPOINTED, ""): parameter for name, parameter in model.named_parameters()
+    }
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            names[name.replace(CHECKPOINTED, "")].copy_(whole(parameter))
+        for name, parameter in plain.named_parameters():
+            parameter.copy_(whole(parts[name]))
     copied: PreTrainedModel = plain.merge_and_unload() if recipe.train.lora_rank else plain
     return copied
 

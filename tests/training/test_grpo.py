@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -11,6 +12,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from dto.context import Context
@@ -176,18 +178,28 @@ def steps_of(run: RunFolder) -> list[dict[str, Any]]:
     return [{key: row[key] for key in row if key != "tokens_per_second"} for row in rows]
 
 
+def by_place(settings: Any) -> Callable[[Sequence[Any]], list[float]]:
+    """A reward that differs in each group, so that each step changes the weights."""
+    return lambda responses: [float(place) for place in range(len(responses))]
+
+
 class Killed(BaseException):
     """A kill -9, to the files of a training."""
 
 
-BUDGET = {"epochs": 9, "policy_tokens": 5_000}
+BUDGET = {"learning_rate": 1e-3, "epochs": 9, "policy_tokens": 5_000}
 
 
 @pytest.mark.slow(seconds=7)
 @pytest.mark.parametrize(
     ("method", "settings", "killed_at"),
-    [("grpo", {}, 0.45), ("drqa", {}, 0.8), ("grpo", BUDGET, 0.6), ("grpo", BUDGET, 1.0)],
-    ids=["grpo", "drqa", "budget", "ended"],
+    [
+        ("grpo", {"learning_rate": 1e-3}, 0.45),
+        ("drqa", {"lora_rank": 2, "learning_rate": 1e-2}, 0.8),
+        ("grpo", BUDGET, 0.6),
+        ("grpo", BUDGET, 1.0),
+    ],
+    ids=["grpo", "drqa-lora", "budget", "ended"],
 )
 def test_a_killed_training_goes_on_where_it_was(
     method: str,
@@ -200,6 +212,8 @@ def test_a_killed_training_goes_on_where_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its samples, learning rates, spent tokens and files are those of one without a kill."""
+    monkeypatch.setattr(grpo, "reward_of", by_place)
+    monkeypatch.setattr(grpo, "judging", lambda picks, no_letter: by_place(None)(picks))
     common = {"method": method, "keep": "last", "collapse_truncated": 1.0, "collapse_points": 200.0}
     settings = common | {"warmup_steps": 2, "evaluations": 4, "epochs": 1} | settings
     whole = with_labels(
@@ -231,6 +245,9 @@ def test_a_killed_training_goes_on_where_it_was(
         one, other = (each.path / "train" / name for each in (training, whole))
         assert one.read_bytes() == other.read_bytes()
     assert steps_of(training) == steps_of(whole)
+    base = load_file(model_folder / "model.safetensors")
+    kept = load_file(whole.path / "train" / "model" / "model.safetensors")
+    assert any(not torch.equal(kept[name], base[name]) for name in base)
     clocks = {"peak_memory", "train_seconds", "dev_seconds", "seconds"}
     assert {key: result[key] for key in result.keys() - clocks} == {
         key: expected[key] for key in expected.keys() - clocks

@@ -17,6 +17,7 @@ import sys
 import threading
 from argparse import Namespace
 from functools import partial
+from importlib.util import find_spec
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,12 +34,13 @@ from transformers import PreTrainedTokenizerBase
 from dto.errors import DtoError
 from dto.recipe import load_recipe
 from dto.runs.run import settings_of
+from dto.training import process
 from dto.training.process import check_devices, launch_arguments, main
 from dto.training.train import accelerate_file, launching, train
 from tests import warm
 from tests.commands import dto
 from tests.training.conftest import RunFolder, make_run
-from tests.training.test_grpo import steps_of
+from tests.training.test_grpo import by_place, steps_of
 from tests.training.test_train import ROOM, scores, until
 
 TWO = {"processes": 2, "batch_size": 2, "gradient_accumulation": 2, "dev_samples": 1, "epochs": 3}
@@ -78,16 +80,16 @@ class Team:
 
     def end(self) -> list[Ended]:
         ended = []
-        for process, files in zip(self.started, self.files, strict=True):
-            process.join(120)
+        for started, files in zip(self.started, self.files, strict=True):
+            started.join(120)
             texts = [file.read_text(encoding="utf-8") for file in files]
-            ended.append(Ended(process.exitcode, *texts))
-            process.kill()
+            ended.append(Ended(started.exitcode, *texts))
+            started.kill()
         return ended
 
     def kill(self) -> None:
-        for process in self.started:
-            process.kill()
+        for each in self.started:
+            each.kill()
         self.end()
 
 
@@ -123,6 +125,14 @@ def sharded(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def sharded_and_rewarded(arguments: list[str]) -> int:
+    """Be such a process; each group of responses has an advantage."""
+    from dto.training import grpo
+
+    grpo.reward_of = by_place
+    return sharded(arguments)
+
+
 def lost_in_the_second(arguments: list[str]) -> int:
     """The loss of the second process is not a number from its second step on."""
     from dto.training.trainers import SimPOTrainer
@@ -146,6 +156,10 @@ def with_small_files(entry: Any, ranks: str, arguments: list[str]) -> int:
 
 def files_of(run: RunFolder, *names: str) -> list[bytes]:
     return [(run.path / "train" / name).read_bytes() for name in names]
+
+
+def weights_of(run: RunFolder) -> dict[str, torch.Tensor]:
+    return load_file(run.path / "train" / "model" / "model.safetensors")
 
 
 @pytest.fixture
@@ -190,40 +204,47 @@ def test_two_processes_are_started_killed_and_resumed(run: RunFolder, other: Run
     "settings",
     [
         {},
-        {"method": "grpo", "group": 2, "bf16": True, "lora_rank": 2, "learning_rate": 1e-3},
+        {
+            "method": "grpo",
+            "group": 2,
+            "bf16": True,
+            "lora_rank": 2,
+            "learning_rate": 1e-3,
+            "evaluations": 2,
+            "epochs": 0.5,
+            "response_tokens": 16,
+        },
     ],
     ids=["simpo", "grpo-lora-bf16"],
 )
 def test_a_model_split_by_fsdp_is_killed_and_resumed(
-    settings: dict[str, Any], run: RunFolder, other: RunFolder
+    settings: dict[str, Any], run: RunFolder, other: RunFolder, model_folder: Path
 ) -> None:
     """Its head is tied. What is kept is put together from the shards of a checkpoint."""
     if settings:
         pytest.importorskip("peft", reason="peft is not installed")
     fsdp = TWO | LAST | {"accelerate": "fsdp"} | settings
     whole, killed = other.with_training(**fsdp), run.with_training(**fsdp)
-    ended = together(sharded, whole)
+    entry = sharded_and_rewarded if settings else sharded
+    ended = together(entry, whole)
     assert [each.code for each in ended] == [0, 0], ended[0].stderr
-    team = Team(sharded, killed)
-    until(lambda: scores(killed) >= 3)
+    team = Team(entry, killed)
+    until(lambda: scores(killed) >= 2)
     team.kill()
     shards = list((killed.path / "train" / "checkpoints").glob("*/pytorch_model_fsdp_0/*.distcp"))
-    assert len(shards) >= 2
-    assert [each.code for each in together(sharded, killed)] == [0, 0]
+    assert len(shards) == 2 * (scores(killed) - 1)
+    assert [each.code for each in together(entry, killed)] == [0, 0]
     names = ("history.jsonl", "model/model.safetensors")
     assert files_of(killed, *names) == files_of(whole, *names)
     assert not settings or steps_of(killed) == steps_of(whole) != []
+    base, kept = load_file(model_folder / "model.safetensors"), weights_of(whole)
+    assert any(not torch.equal(kept[name], base[name].to(kept[name].dtype)) for name in base)
     if not settings:
         copies = killed.with_training(accelerate=None)
         shutil.rmtree(copies.path / "train")
         assert [each.code for each in together(main, copies)] == [0, 0]
-        one, two = (
-            load_file(each.path / "train" / "model" / "model.safetensors")
-            for each in (whole, copies)
-        )
-        assert one.keys() == two.keys()
-        for name, tensor in one.items():
-            torch.testing.assert_close(tensor, two[name], atol=2e-3, rtol=0)
+        for name, tensor in weights_of(copies).items():
+            torch.testing.assert_close(tensor, kept[name], atol=2e-3, rtol=0)
 
 
 @pytest.mark.slow(seconds=5)
@@ -349,6 +370,34 @@ def test_packaged_files_are_those_of_accelerate(name: str) -> None:
     text = accelerate_file(name).read_text(encoding="utf-8")
     assert ("NOT TRIED" in text) == (name == "deepspeed")
     assert yaml.safe_load(text)["distributed_type"] == name.upper()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, "error: train.accelerate: DeepSpeed is not installed"),
+        ({"own_key": 1}, "error: train.accelerate: The config file at"),
+    ],
+)
+def test_what_accelerate_does_not_take_is_one_line(
+    change: dict[str, Any],
+    said: str,
+    run: RunFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if not change and find_spec("deepspeed") is not None:
+        pytest.skip("deepspeed is installed")
+    monkeypatch.setattr(process, "check_devices", lambda *_: None)
+    monkeypatch.setattr(process, "die_with_parent", lambda *_: None)
+    content = yaml.safe_load(accelerate_file("deepspeed").read_text(encoding="utf-8"))
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(content | change), encoding="utf-8")
+    training = run.with_training(gradient_accumulation=2, processes=2, accelerate=str(path))
+    assert main([str(training.path), "--processes", "2", "--accelerate", str(path)]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(said)
 
 
 @pytest.mark.parametrize(

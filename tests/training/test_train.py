@@ -227,6 +227,8 @@ ROOM = "finished rows are kept: free some space and run the same command again"
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos"), 1, ROOM),
         (KeyboardInterrupt(), 130, ""),
         (RuntimeError("CUDA error: out of memory"), None, ""),
+        (RuntimeError("[gloo] Connection closed by peer"), None, ""),
+        (ConnectionResetError(104, "Connection reset by peer"), 1, ROOM),
         (SafetensorError("Error while deserializing header: HeaderTooLarge"), None, ""),
     ],
 )
