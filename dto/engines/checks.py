@@ -13,7 +13,7 @@ import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dto.context import sampling
 from dto.engines import usable
@@ -74,8 +74,8 @@ def serving(recipe: Recipe, stage: str, model: str = "base") -> ModelSettings:
         return recipe.model
     if recipe.evaluate.engine is not None:
         name, revision = origin(recipe.model)
-        changes = {"name": name, "revision": revision, "engine": recipe.evaluate.engine,
-                   "engine_settings": {}, "server": None}  # fmt: skip
+        changes: dict[str, Any] = {"name": name, "revision": revision, "server": None,
+                   "engine": recipe.evaluate.engine, "engine_settings": {}}  # fmt: skip
         return recipe.model.model_copy(update=changes)
     if recipe.evaluate.server is not None and model == "trained":
         return recipe.model.model_copy(update={"server": recipe.evaluate.server})
