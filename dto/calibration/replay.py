@@ -56,11 +56,6 @@ def check(exit: ExitPolicy, recorded: TraceSettings) -> None:
         recorded_values["every"] = (recorded.every,)
     if settings.get("monitor") == "entropy":
         recorded_values["entropy"] = (recorded.entropy,)
-    if settings.get("think_ratio") is not None:
-        raise RecipeError(
-            f"exit {exit.name!r} cannot be replayed: think_ratio forces an answer where the traces "
-            "have none: run dto evaluate without --replay, or unset it"
-        )
     for key, values in recorded_values.items():
         if key in settings and settings[key] not in values:
             raise RecipeError(
@@ -68,6 +63,11 @@ def check(exit: ExitPolicy, recorded: TraceSettings) -> None:
                 f"have only {', '.join(map(repr, values))}: record others with dto calibrate --set "
                 "trace.…, or run dto evaluate without --replay"
             )
+    if settings.get("think_ratio") is not None:
+        raise RecipeError(
+            f"exit {exit.name!r} cannot be replayed: think_ratio forces an answer where the traces "
+            "have none: run dto evaluate without --replay, or unset it"
+        )
 
 
 class Replay:
