@@ -74,9 +74,9 @@ def serving(recipe: Recipe, stage: str, model: str = "base") -> ModelSettings:
         return recipe.model
     if recipe.evaluate.engine is not None:
         name, revision = origin(recipe.model)
-        changes = {"name": name, "revision": revision, "engine": recipe.evaluate.engine}
-        own: dict[str, object] = {"engine_settings": {}, "server": None}
-        return recipe.model.model_copy(update=changes | own)
+        changes: dict[str, Any] = {"name": name, "revision": revision, "server": None}
+        changes |= {"engine": recipe.evaluate.engine, "engine_settings": {}}
+        return recipe.model.model_copy(update=changes)
     if recipe.evaluate.server is not None and model == "trained":
         return recipe.model.model_copy(update={"server": recipe.evaluate.server})
     return recipe.model
