@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dto.commands import indented
-from dto.engines import openai_probe, usable
+from dto.engines import usable
+from dto.engines.server import server_flags
 from dto.errors import DtoError
 from dto.extension import is_import_path
 from dto.pipeline import needed
@@ -361,7 +362,7 @@ def diagnose(place: Path = Path("runs")) -> Iterator[tuple[bool, str, str]]:
     yield True, "disk, Hub", f"ok: {free_disk(hub_cache()) / GIB:,.0f} GiB free at {hub_cache()}"
     for engine, state in usable():
         yield True, engine, f"ok: {state}" if state.startswith("ready") else f"missing: {state}"
-    for flag, reason in openai_probe.server_flags():
+    for flag, reason in server_flags():
         yield True, "vLLM server", f"{flag}: {reason}"
     peft = (
         "ok"

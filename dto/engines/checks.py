@@ -13,12 +13,12 @@ import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dto.context import sampling
 from dto.engines import usable
 from dto.engines.models import origin
-from dto.engines.openai_probe import WAYS_OUT, server_command
+from dto.engines.server import WAYS_OUT, server_command
 from dto.engines.shared import check
 from dto.errors import DtoError, EngineError, RecipeError
 from dto.prompts import check_template

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from dto.engines.openai_http import ABORT_TOKENS, RequestError, Transport, backoff
-from dto.engines.openai_probe import SEEDS_ON_CPU, STOPS, find_out, known_here
+from dto.engines.openai_probe import find_out, known_here
 from dto.engines.openai_wire import (
     Sample,
     Server,
@@ -26,6 +26,7 @@ from dto.engines.openai_wire import (
     read_event,
     request_body,
 )
+from dto.engines.server import SEEDS_ON_CPU, STOPS
 from dto.engines.shared import Cost, check, check_score, completion_of, unbranched, unfit
 from dto.errors import EngineError
 from dto.prompts import encode_prompt

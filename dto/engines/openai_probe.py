@@ -12,13 +12,13 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from dto.engines.models import load_tokenizer, parameters_of, shape_of_config
 from dto.engines.openai_http import RequestError, Transport
 from dto.engines.openai_wire import Server, choice_of, choices_of, request_body
+from dto.engines.server import WAYS_OUT, server_command
 from dto.engines.shared import Cost
 from dto.errors import EngineError
 from dto.protocols import Capabilities, Message, Sampling
@@ -31,32 +31,7 @@ if TYPE_CHECKING:
 
     from dto.recipe import ModelSettings
 
-SEEDS_ON_CPU = "--no-enable-chunked-prefill"
-STOPS = "VLLM_MAX_STOP_STRINGS=64"
-WAYS_OUT = (" — start the server", " — set model.name to one of these")
-"""Beginnings of the ways out for a server that cannot be reached, or serves another model."""
 _REQUEST = re.compile(r"/(?:chat/completions|completions|models|responses)$")
-
-
-def server_flags() -> tuple[tuple[str, str], ...]:
-    """What a vLLM server should be started with, and why, for `dto doctor` and errors."""
-    return (
-        (STOPS, "in its environment; otherwise it takes 4 stop strings, the rest is cut here, and "
-                "trial answers waste a few tokens each"),
-        ("--enable-prompt-tokens-details", "it reports cached tokens; otherwise costs count each "
-                                           "prompt as read anew"),
-        ("--max-model-len N", "at least prompt + max_tokens, here and in model.context"),
-        (SEEDS_ON_CPU, "on a CPU only: otherwise a seeded request that is read in parts ends it"),
-        ("--served-model-name NAME", "if its folder has another path than here: NAME is then "
-                                     "model.name, or RUN/train/model for evaluate.server"),
-    )  # fmt: skip
-
-
-def server_command(model: str) -> str:
-    """The command line that serves a model with vLLM on a GPU, in backquotes."""
-    return f"`{STOPS} vllm serve {quote(model)} --enable-prompt-tokens-details`"
-
-
 _QUESTION = "Name a number."
 _MESSAGES: tuple[Message, ...] = ({"role": "user", "content": _QUESTION},)
 _SHORT = Sampling(max_tokens=16, temperature=0.0, top_p=1.0)

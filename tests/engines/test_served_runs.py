@@ -16,7 +16,7 @@ import yaml
 from dto import tables
 from dto.engines.checks import check_start, missing_weights, sentences, serving, settled
 from dto.engines.models import origin
-from dto.engines.openai_probe import server_flags
+from dto.engines.server import server_flags
 from dto.errors import EngineError, RecipeError
 from dto.recipe import ModelSettings, Recipe, make_recipe
 from dto.records import EvaluationRow, Trajectory
