@@ -102,7 +102,7 @@ CASES = {
     "many-ids": Case(MANY_IDS, ((384, 256),)),
     "many-ids-dpo": Case(MANY_IDS, ((256, 192),), {"method": "dpo"}),
     "biased-batch-checkpointing": Case(
-        BIASED, ((384, 256), (320, 192)), {"gradient_checkpointing": True}
+        BIASED, ((192, 128), (160, 96)), {"gradient_checkpointing": True}
     ),
     "biased-lora-checkpointing": Case(
         BIASED, ((512, 384),), {"lora_rank": 16, "gradient_checkpointing": True}

@@ -140,17 +140,18 @@ def shape_of(model: ModelSettings) -> Shape:
     Raises DtoError, with the way to give it, if there is neither a config.json on this machine nor
     an entry in the table.
     """
-    name = model.name
-    path = config_file(name, model.revision)
-    if path is not None:
-        return shape_of_json(json.loads(path.read_text(encoding="utf-8")), str(path.parent), name)
-    row = table("models").get(name)
-    if row is None:
-        raise DtoError(
-            f"the shape of {name} is not known here: `hf download {name} config.json` gives it, or "
-            "set model.name to a folder with the weights"
-        )
-    return shape_of_json(dict(zip(_COLUMNS, row, strict=True)), "", f"published for {name}")
+    own = [model.tokenizer] if model.engine == "openai" and model.tokenizer else []
+    for name in (model.name, *own):
+        if path := config_file(name, model.revision if name == model.name else None):
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return shape_of_json(data, str(path.parent), name)
+        if row := table("models").get(name):
+            data = dict(zip(_COLUMNS, row, strict=True))
+            return shape_of_json(data, "", f"published for {name}")
+    raise DtoError(
+        f"the shape of {model.name} is not known here: `hf download {model.name} config.json` "
+        "gives it, or set model.name to a folder with the weights"
+    )
 
 
 def config_file(name: str, revision: str | None = None) -> Path | None:

@@ -127,6 +127,13 @@ def test_an_unknown_model_says_how_to_give_its_shape(uncached: None) -> None:
         shape_of(recipe_of({"model.name": "some/model"}).model)
 
 
+def test_a_served_model_has_the_shape_of_its_tokenizer(uncached: None) -> None:
+    served = {"model.name": "mine", "model.engine": "openai", "model.tokenizer": "Qwen/Qwen3-4B"}
+    assert shape_of(recipe_of(served).model).parameters == 4_022_468_096
+    with pytest.raises(DtoError, match="the shape of mine is not known here"):
+        shape_of(recipe_of(served | {"model.engine": "vllm"}).model)
+
+
 SHAPE = shape_of_json(
     {**SMALL, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
      "vocab_size": 100_000, "model_type": "llama", "tie_word_embeddings": False}
@@ -409,7 +416,7 @@ def test_a_run_without_training_plans_none(capsys: pytest.CaptureFixture[str]) -
         ({"train.gradient_checkpointing": False}, machine_of(80), "memory to train"),
         ({"model.tensor_parallel": 4}, machine_of(80, 2), "4 GPUs for model.tensor_parallel"),
         ({"model.device": "cpu"}, Machine((), 32 * GIB, 8 * GIB), "memory to train on the CPU"),
-        ({"train.lora_rank": 8}, machine_of(80), "peft, for train.lora_rank"),
+        ({"train.lora_rank": 8}, machine_of(80), "package peft, for train.lora_rank"),
         ({"model.engine": "openai"}, machine_of(80), "a key in OPENAI_API_KEY"),
         ({"prune.judge": "llm", "judge": {"name": "big", "engine": "openai", "api_key": "KEY_2"}},
          machine_of(80), "a key in KEY_2, for OpenAI's own server (judge)"),

@@ -193,8 +193,15 @@ def lacks(recipe: Recipe, shape: Shape | None, machine: Machine) -> Iterator[str
         yield f"a token of the Hub for {gated[0]}, which is gated: hf auth login, or set HF_TOKEN"
     train = recipe.train
     trains = "train" in needed(recipe) and train.method != "none"
-    if trains and train.lora_rank and find_spec("peft") is None:
-        yield "peft, for train.lora_rank: pip install 'dto[peft]'"
+    packages = {
+        "peft": ("train.lora_rank", bool(train.lora_rank)),
+        "bitsandbytes": ("train.optimizer", setting(train, "optimizer") == "adamw_8bit"),
+        "deepspeed": ("train.accelerate", setting(train, "accelerate") == "deepspeed"),
+        **{name: ("train.report_to", True) for name in setting(train, "report_to") or ()},
+    }
+    for name, (key, wanted) in packages.items():
+        if trains and wanted and find_spec(name) is None:
+            yield f"package {name}, for {key}: pip install {name}"
     if shape is None:
         return
     yield from _memory_missing(recipe, shape, machine, trains)
@@ -203,6 +210,10 @@ def lacks(recipe: Recipe, shape: Shape | None, machine: Machine) -> Iterator[str
 def _engines_missing(recipe: Recipe) -> Iterator[str]:
     states = dict(usable())
     asked = [("model", recipe.model)]
+    for group in ("train", "evaluate"):
+        engine = setting(getattr(recipe, group), "engine") or "transformers"
+        if engine != recipe.model.engine and not states.get(engine, "ready").startswith("ready"):
+            yield f"engine {engine} of {group}: {states[engine]}"
     judged = recipe.prune.judge == "llm" or is_import_path(recipe.prune.judge)
     if recipe.judge is not None and judged and "prune" in needed(recipe):
         asked.append(("judge", recipe.judge))
@@ -232,6 +243,9 @@ def _memory_missing(recipe: Recipe, shape: Shape, machine: Machine, trains: bool
         return
     if served and model.engine == "vllm" and model.tensor_parallel > len(gpus):
         yield f"{model.tensor_parallel} GPUs for model.tensor_parallel: there are {len(gpus)}"
+    processes = setting(recipe.train, "processes") or 1
+    if trains and processes > len(gpus):
+        yield f"{processes} GPUs for train.processes: there are {len(gpus)}"
     smallest = min(gpus, key=lambda gpu: gpu.memory)
     weights, request = engine_memory(model, shape)
     if served and weights + request > model.gpu_memory * smallest.memory - RESERVED:
