@@ -338,11 +338,6 @@ def rows_length(recipe: Recipe, shape: Shape) -> int:
     return min(context, longest.get(train.method, recipe.pair.max_length))
 
 
-def setting(settings: Any, name: str) -> Any:
-    """A setting, or None in a version that does not have it."""
-    return getattr(settings, name, None)
-
-
 def step_of(recipe: Recipe, shape: Shape, *, cpu: bool = False) -> Step:
     """The training step of a recipe at its largest: every sequence as long as allowed."""
     train = recipe.train
@@ -353,17 +348,17 @@ def step_of(recipe: Recipe, shape: Shape, *, cpu: bool = False) -> Step:
     reference = train.method == "o1_pruner" or (
         not train.lora_rank and (train.method == "dpo" or online)
     )
-    processes = setting(train, "processes") or 1
+    processes = train.processes or 1
     return Step(
         passes=sides.get(train.method, ((train.batch_size, length),)),
         weights=2 if train.lora_rank and train.bf16 else 4,
         compute=2 if train.bf16 else 4,
-        moments=2 if setting(train, "optimizer") == "adamw_8bit" else 8,
+        moments=2 if train.optimizer == "adamw_8bit" else 8,
         lora_rank=train.lora_rank,
         checkpointing=train.gradient_checkpointing,
         accumulates=train.gradient_accumulation // processes > 1,
         references=int(reference),
-        shards=processes if setting(train, "accelerate") else 1,
+        shards=processes if train.accelerate else 1,
         cpu=cpu,
     )
 
@@ -379,8 +374,8 @@ def dev_memory(recipe: Recipe, shape: Shape, step: Step) -> float:
     train = recipe.train
     held = step_memory(shape, step)
     resting = held.weights + held.optimizer
-    if setting(train, "engine") == "vllm":
-        if setting(train, "engine_gpus"):
+    if train.engine == "vllm":
+        if train.engine_gpus:
             return resting
         return resting + sum(engine_memory(recipe.model, shape))
     number, copy = step.weights, 0
@@ -422,7 +417,7 @@ def remedies(recipe: Recipe, gpus: int = 1) -> Iterator[dict[str, Any]]:
     """
     train = recipe.train
     every: list[tuple[bool, dict[str, Any]]] = [
-        (recipe.model.engine == "vllm" and setting(train, "engine") == "transformers",
+        (recipe.model.engine == "vllm" and train.engine == "transformers",
          {"train.engine": "vllm"}),
         (not train.lora_rank, {"train.lora_rank": 32}),
         (not train.gradient_checkpointing, {"train.gradient_checkpointing": True}),

@@ -20,16 +20,20 @@ STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d{4} ")
 KEY = "hf_" + "a" * 34
 
 
+def open_logs() -> set[logging.Handler]:
+    handlers = [*logging.getLogger().handlers, *logging.getLogger("dto").handlers]
+    return {handler for handler in handlers if isinstance(handler, RunLog)}
+
+
 @pytest.fixture(autouse=True)
 def as_on_the_command_line() -> Iterator[None]:
-    """The logger of dto at INFO, and no log that is still open afterwards."""
+    """The logger of dto at INFO, and no log left open that was not open before."""
     logger = logging.getLogger("dto")
-    level = logger.level
+    level, before = logger.level, open_logs()
     logger.setLevel(logging.INFO)
     yield
     logger.setLevel(level)
-    handlers = [*logging.getLogger().handlers, *logger.handlers]
-    assert not [handler for handler in handlers if isinstance(handler, RunLog)]
+    assert open_logs() <= before
 
 
 def recipe(**changes: object) -> Recipe:
@@ -124,7 +128,7 @@ def test_a_message_with_wrong_arguments_ends_nothing(
 ) -> None:
     monkeypatch.setattr(logging, "raiseExceptions", False)
     run = open_run(tmp_path, recipe())
-    log = next(each for each in logging.getLogger().handlers if isinstance(each, RunLog))
+    log = [each for each in logging.getLogger().handlers if isinstance(each, RunLog)][-1]
     log.handle(logging.LogRecord("dto", logging.INFO, "x", 1, "%d", ("text",), None))
     run.close()
     assert lines(tmp_path)[-1] == "ended"

@@ -758,7 +758,9 @@ def test_the_commands_of_a_run_work(small_run: Path, tmp_path: Path) -> None:
     use = outcome(RunReader(small_run), measure(small_run))
     assert use is not None
     said: list[str] = []
-    exec(use.program, {"print": said.append})
+    assert "do_sample=True, temperature=1," in use.program
+    greedy = re.sub(r"do_sample=True.*\)", "do_sample=False)", use.program)
+    exec(greedy, {"print": said.append})
     assert "</think>" in said[0]
     task = tmp_path / "mine.jsonl"
     task.write_text('{"problem": "Start with 7. Add 5. What is the last digit?", "answer": "2"}\n')

@@ -17,7 +17,7 @@ from dto.commands.doctor import Gpu
 from dto.compare.compare import grid
 from dto.recipe import Recipe
 from dto.runs.reader import RunReader
-from dto.takes import PROMPT, Shape, setting, step_of
+from dto.takes import PROMPT, Shape, step_of
 from dto.usage import forward_flops
 
 RESPONSE, SHORT = 0.5, 0.25
@@ -235,7 +235,7 @@ class Counter:
             flops = rows * train.epochs * sides * passes * one
             own = self.shape.adapters(train.lora_rank) if train.lora_rank else self.shape.parameters
             disk = 3 * 12.0 * own + (2 if train.bf16 else 4) * self.shape.parameters
-        gpus = setting(train, "processes") or 1
+        gpus = train.processes or 1
         result = [Work(stage, 0.0, 0.0, trained, flops, disk, train.bf16, gpus)]
         if train.method in ("grpo", "drqa"):
             answer = train.response_tokens or recipe.sample.max_tokens
@@ -267,8 +267,8 @@ class Counter:
     def _dev_half(self) -> bool:
         """Whether responses in training are computed in bfloat16."""
         train = self.recipe.train
-        own = train.bf16 and (bool(train.lora_rank) or bool(setting(train, "accelerate")))
-        return own or (setting(train, "engine") == "vllm" and self._half)
+        own = train.bf16 and (bool(train.lora_rank) or bool(train.accelerate))
+        return own or (train.engine == "vllm" and self._half)
 
     def _rows(self) -> tuple[float, float]:
         """Rows of an epoch, and tokens of each that a pass reads."""

@@ -36,7 +36,6 @@ from dto.takes import (
     engine_memory,
     fits,
     refusal,
-    setting,
     shape_of,
     step_memory,
     step_of,
@@ -193,11 +192,11 @@ def lacks(recipe: Recipe, shape: Shape | None, machine: Machine) -> Iterator[str
         yield f"a token of the Hub for {gated[0]}, which is gated: hf auth login, or set HF_TOKEN"
     train = recipe.train
     trains = "train" in needed(recipe) and train.method != "none"
-    packages = {
+    packages: dict[str, tuple[str, bool]] = {
         "peft": ("train.lora_rank", bool(train.lora_rank)),
-        "bitsandbytes": ("train.optimizer", setting(train, "optimizer") == "adamw_8bit"),
-        "deepspeed": ("train.accelerate", setting(train, "accelerate") == "deepspeed"),
-        **{name: ("train.report_to", True) for name in setting(train, "report_to") or ()},
+        "bitsandbytes": ("train.optimizer", train.optimizer == "adamw_8bit"),
+        "deepspeed": ("train.accelerate", train.accelerate == "deepspeed"),
+        **{str(name): ("train.report_to", True) for name in train.report_to},
     }
     for name, (key, wanted) in packages.items():
         if trains and wanted and find_spec(name) is None:
@@ -210,8 +209,8 @@ def lacks(recipe: Recipe, shape: Shape | None, machine: Machine) -> Iterator[str
 def _engines_missing(recipe: Recipe) -> Iterator[str]:
     states = dict(usable())
     asked = [("model", recipe.model)]
-    for group in ("train", "evaluate"):
-        engine = setting(getattr(recipe, group), "engine") or "transformers"
+    evaluates = recipe.evaluate.engine or recipe.model.engine
+    for group, engine in (("train", recipe.train.engine), ("evaluate", evaluates)):
         if engine != recipe.model.engine and not states.get(engine, "ready").startswith("ready"):
             yield f"engine {engine} of {group}: {states[engine]}"
     judged = recipe.prune.judge == "llm" or is_import_path(recipe.prune.judge)
@@ -243,7 +242,7 @@ def _memory_missing(recipe: Recipe, shape: Shape, machine: Machine, trains: bool
         return
     if served and model.engine == "vllm" and model.tensor_parallel > len(gpus):
         yield f"{model.tensor_parallel} GPUs for model.tensor_parallel: there are {len(gpus)}"
-    processes = setting(recipe.train, "processes") or 1
+    processes = recipe.train.processes or 1
     if trains and processes > len(gpus):
         yield f"{processes} GPUs for train.processes: there are {len(gpus)}"
     smallest = min(gpus, key=lambda gpu: gpu.memory)
@@ -316,9 +315,9 @@ def memory_lines(recipe: Recipe, shape: Shape, trains: bool, *, cpu: bool = Fals
     named = ", ".join(f"{part} {_gib(getattr(peak, part))}" for part in parts)
     yield from indented(f"{_gib(peak.total)}: {named}; for {longest} tokens", "training  ")
     where = "in the training's process"
-    if setting(recipe.train, "engine") == "vllm":
+    if recipe.train.engine == "vllm":
         where = "beside vLLM, which " + (
-            "has GPUs of its own" if setting(recipe.train, "engine_gpus") else "shares the GPU"
+            "has GPUs of its own" if recipe.train.engine_gpus else "shares the GPU"
         )
     least = _gib(dev_memory(recipe, shape, step))
     yield from indented(f"at least {least} for dev responses {where}", "dev       ")
