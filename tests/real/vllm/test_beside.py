@@ -40,7 +40,6 @@ def test_greedy_output_follows_the_weights(tmp_path: Path, monkeypatch: pytest.M
 
     with Beside(recipe, model, tmp_path) as beside:
         before = greedy()
-        assert greedy(beside) == before
         change(model, 0, 0.05)
         expected = greedy()
         assert expected != before
