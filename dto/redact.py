@@ -214,7 +214,8 @@ def _secrets(variables: set[str]) -> dict[str, str]:
 
 def secrets_of(recipe: Recipe) -> dict[str, str]:
     """Return the names of the keys and tokens of this environment, by their values."""
-    return _secrets({recipe.model.api_key, recipe.judge.api_key if recipe.judge else ""})
+    models = (recipe.model, recipe.judge, recipe.batch.teacher)
+    return _secrets({model.api_key for model in models if model is not None})
 
 
 def without_secrets(text: str, secrets: Mapping[str, str]) -> str:

@@ -48,6 +48,7 @@ from typing import Any
 
 from dto.errors import DtoError
 from dto.recipe import ModelSettings, Recipe, resolve
+from dto.training.train import splits
 from dto.usage import ModelShape
 
 TOLERANCE = 0.25
@@ -358,7 +359,7 @@ def step_of(recipe: Recipe, shape: Shape, *, cpu: bool = False) -> Step:
         checkpointing=train.gradient_checkpointing,
         accumulates=train.gradient_accumulation // processes > 1,
         references=int(reference),
-        shards=processes if train.accelerate else 1,
+        shards=processes if splits(train.accelerate) else 1,
         cpu=cpu,
     )
 
@@ -377,7 +378,8 @@ def dev_memory(recipe: Recipe, shape: Shape, step: Step) -> float:
     if train.engine == "vllm":
         if train.engine_gpus:
             return resting
-        return resting + sum(engine_memory(recipe.model, shape))
+        alone = recipe.model.model_copy(update={"tensor_parallel": 1})  # it has this GPU only
+        return resting + sum(engine_memory(alone, shape))
     number, copy = step.weights, 0
     if step.shards > 1:
         number = copy = 2 if train.bf16 else 4

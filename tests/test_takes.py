@@ -33,6 +33,7 @@ from dto.takes import (
     table,
     training_peak,
 )
+from dto.training.train import splits
 from tests.commands import dto
 
 plan_module = importlib.import_module("dto.commands.plan")
@@ -550,3 +551,11 @@ def test_a_step_has_the_sides_of_its_method(uncached: None) -> None:
     assert passes(train__method="grpo", train__batch_size=8, train__kl=0.1)[0].references == 1
     assert passes(train__method="sft")[0].passes == ((2, 9216),)
     assert passes(model__context=4096)[0].passes == ((2, 4096),) * 2
+
+
+def test_a_file_for_copies_splits_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    for content, split in (("FSDP\nfsdp_config: {fsdp_version: 2}", True), ("MULTI_GPU", False)):
+        path.write_text(f"distributed_type: {content}\n", encoding="utf-8")
+        assert splits(str(path)) == split
+    assert splits("fsdp") and splits("missing.yaml") and not splits(None)

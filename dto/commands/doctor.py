@@ -216,6 +216,8 @@ def _engines_missing(recipe: Recipe) -> Iterator[str]:
     judged = recipe.prune.judge == "llm" or is_import_path(recipe.prune.judge)
     if recipe.judge is not None and judged and "prune" in needed(recipe):
         asked.append(("judge", recipe.judge))
+    if recipe.batch.teacher is not None and "batch" in needed(recipe):
+        asked.append(("batch.teacher", recipe.batch.teacher))
     for group, settings in asked:
         state = states.get(settings.engine, "ready")
         if not state.startswith("ready"):

@@ -65,6 +65,11 @@ def find(name: str) -> Path:
 
 def methods(shared: Recipe) -> dict[str, Recipe]:
     """Return the recipe of each method by name, the base model first."""
+    if (shared.train.processes or 1) > 1:
+        raise RecipeError(
+            f"train.processes = {shared.train.processes}: a comparison trains each method in one "
+            "process: unset it"
+        )
     recipes = {BASE: _merged(shared, None, BASE)}
     for name in shared.compare.methods:
         path = find(name)

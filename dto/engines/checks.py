@@ -133,6 +133,9 @@ def check_start(recipe: Recipe, stages: Collection[str], *, online: bool = True)
         )
     if evaluate.engine == "vllm" and "evaluate" in stages and (state := _vllm()) != "ready":
         raise EngineError(f"evaluate.engine: vllm: {state}; or set it to transformers")
+    training = recipe.train.engine == "vllm" and recipe.train.method != "none"
+    if training and "train" in stages and (state := _vllm()) != "ready":
+        raise EngineError(f"train.engine: vllm: {state}; or set it to transformers")
     if model.engine != "openai":
         return
     local = [name for name in ("train", "evaluate") if name in stages]

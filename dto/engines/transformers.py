@@ -349,13 +349,19 @@ def _fit(name: str, model: PreTrainedModel) -> KVShape:
             ) from error
     want = expected.logits[:, -1:].float()
     tolerance = 1e-3 if shape.dtype == torch.float32 else 0.1
-    if torch.isfinite(want).all() and (logits - want).abs().max() > tolerance * (
-        1 + want.abs().max()
-    ):
-        raise EngineError(
-            f"model {name!r} computes different logits in the transformers engine, which serves "
-            "standard attention only: use another engine"
-        )
+    most = tolerance * float(1 + want.abs().max())
+    difference = float((logits - want).abs().max())
+    if torch.isfinite(want).all() and difference > most:
+        # In half precision the logits of some weights differ as much between stock attentions.
+        model.set_attn_implementation("eager")
+        with torch.inference_mode():
+            other = model(input_ids=ids).logits[:, -1:].float()
+        model.set_attn_implementation(ATTENTION)
+        if difference > 2 * float((other - want).abs().max()):
+            raise EngineError(
+                f"model {name!r} computes different logits in the transformers engine, which "
+                "serves standard attention only: use another engine"
+            )
     return shape
 
 

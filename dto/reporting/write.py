@@ -331,6 +331,8 @@ def evaluate_command(recipe: Recipe, path: str) -> str:
     ]
     if recipe.model.engine == "openai":  # its server has the base model
         changes.append("model.engine=transformers")
+    if recipe.evaluate.server is not None:
+        changes.append("evaluate.server=null")
     parts = [f"--set {shlex.quote(change)}" for change in changes]
     start = f"dto evaluate {shlex.quote(path)} --out {shlex.quote(f'{path}-{TASK}')}"
     return " \\\n  ".join([start, *parts])

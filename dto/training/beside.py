@@ -30,6 +30,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import save_file
 
+from dto.engines.models import origin
 from dto.engines.vllm import VLLMEngine
 from dto.errors import DtoError, EngineError
 from dto.protocols import Completion, Engine, Prompt, Sampling
@@ -107,7 +108,9 @@ class HandedEngine(VLLMEngine):
 
         Raises EngineError if vLLM cannot serve the model, and DtoError for unusable GPUs.
         """
-        super().__init__(recipe.model, recipe.model.name)
+        name, revision = origin(recipe.model)
+        model = recipe.model.model_copy(update={"name": name, "revision": revision})
+        super().__init__(model, name)
         gpus, rank = recipe.train.engine_gpus, recipe.train.lora_rank
         if gpus and self._cpu:
             raise EngineError(
@@ -203,6 +206,9 @@ class Beside:
     """
 
     def __init__(self, recipe: Recipe, model: PreTrainedModel, directory: Path) -> None:
+        if not hasattr(model, "peft_config"):  # a comparison measures the base without adapters
+            train = recipe.train.model_copy(update={"lora_rank": 0})
+            recipe = recipe.model_copy(update={"train": train})
         self._recipe = recipe
         self._trained = sum(part.numel() for part in model.parameters() if part.requires_grad)
         self._folder = directory / HANDED

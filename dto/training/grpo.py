@@ -210,7 +210,7 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
         self.lengths = progress["lengths"]
         self.usage = Usage.read(progress["usage"])
         self.groups = Groups(**progress["groups"])
-        self._trained_before = len(self.lengths)
+        self.trained_before = len(self.lengths)
         return bool(progress["ended"])
 
     def tokens_of_step(self) -> int:

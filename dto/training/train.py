@@ -124,10 +124,27 @@ def accelerate_file(name: str) -> Path:
     kind = content.get("distributed_type") if isinstance(content, dict) else None
     if kind not in SHARDED:
         raise DtoError(f"{where}: its distributed_type is {kind}: set it to {', '.join(SHARDED)}")
-    version = (content.get("fsdp_config") or {}).get("fsdp_version", 1)
+    own = content.get("fsdp_config") or {}
+    if own.get("fsdp_cpu_ram_efficient_loading"):  # the others would answer with weights of zero
+        raise DtoError(
+            f"{where}: set its fsdp_config.fsdp_cpu_ram_efficient_loading to false: the base is "
+            "measured in all processes before its weights are shared"
+        )
+    version = own.get("fsdp_version", 1)
     if kind == "FSDP" and int(version) != 2:
         raise DtoError(f"{where}: its fsdp_config.fsdp_version is {version}: set it to 2")
     return path.resolve()
+
+
+def splits(accelerate: str | None) -> bool:
+    """Whether `train.accelerate` splits the model over processes: all but a file for copies."""
+    if accelerate is None:
+        return False
+    try:
+        content = yaml.safe_load(accelerate_file(accelerate).read_text(encoding="utf-8"))
+    except DtoError:  # a run refuses it
+        return True
+    return bool(content["distributed_type"] != "MULTI_GPU")
 
 
 def check_trackers(recipe: Recipe) -> None:
@@ -186,7 +203,7 @@ def _asks_model(recipe: Recipe) -> bool:
     method = recipe.train.method
     if method in ("grpo", "none"):
         return True
-    if method in _OF_CHAINS and recipe.batch.k:
+    if method in _OF_CHAINS and recipe.batch.k and recipe.batch.teacher is None:
         return False
     paired = method not in ("o1_pruner", *_OF_CHAINS)
     if paired and recipe.pair.data == "optimized":

@@ -238,3 +238,9 @@ def test_pair_has_a_row_for_a_problem_without_a_pair() -> None:
     settings = PairSettings(data="shortest")
     (row,) = pairs_of_samples(problem, samples(("wrong", 5)), tokenizer, settings, 200)
     assert (row.id, row.reason) == ("p", "no_pair")
+
+
+def test_a_comparison_trains_in_one_process() -> None:
+    changes = {"train.processes": 2, "train.gradient_accumulation": 2}
+    with pytest.raises(RecipeError, match=r"train\.processes = 2: a comparison trains each method"):
+        methods(load_recipe(PIPELINES / "compare.yaml", changes))

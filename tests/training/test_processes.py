@@ -329,6 +329,11 @@ def test_a_process_is_told_what_to_start(
         ("distributed_type: FSDP", r"its fsdp_config.fsdp_version is 1: set it to 2"),
         ("{distributed_type: FSDP, fsdp_config: {fsdp_version: 1}}", r"fsdp_version is 1"),
         ("{distributed_type: FSDP, fsdp_config: {fsdp_version: 2}}", ""),
+        (
+            "{distributed_type: FSDP, fsdp_config: {fsdp_version: 2, "
+            "fsdp_cpu_ram_efficient_loading: true}}",
+            r"fsdp_cpu_ram_efficient_loading to false",
+        ),
         ("distributed_type: MULTI_GPU", ""),
     ],
 )
