@@ -206,9 +206,10 @@ def run_stages(
     """
     stages = [stage_of(run.recipe, name) for name in names]
     pending = [stage.name for stage in stages if run.manifest(stage.name) is None]
-    _check_splits(run, pending)
     if "train" in pending:
+        train.check_trackers(run.recipe)
         train.launching(run.recipe)  # a file for accelerate that is missing
+    _check_splits(run, pending)
     check_start(run.recipe, pending)
     if "evaluate" in pending:
         for line in sentences(run.recipe, str(run / "train" / "model")):
@@ -223,9 +224,7 @@ def run_stages(
 
 
 def _check_splits(run: OpenRun, stages: Sequence[str]) -> None:
-    """Raise, before hours of work, if training or evaluation lacks problems or a tracker."""
-    if "train" in stages and run.manifest("train") is None:
-        train.check_trackers(run.recipe)
+    """Raise, before hours of work, if training or evaluation lacks problems."""
     for stage, split, default in (("train", "dev", 300), ("evaluate", "test", 400)):
         if split == "test" and run.recipe.evaluate.tasks:
             continue

@@ -48,7 +48,7 @@ from typing import Any
 
 from dto.errors import DtoError
 from dto.recipe import ModelSettings, Recipe, resolve
-from dto.training.train import splits
+from dto.training.train import has_reference, splits
 from dto.usage import ModelShape
 
 TOLERANCE = 0.25
@@ -344,11 +344,7 @@ def step_of(recipe: Recipe, shape: Shape, *, cpu: bool = False) -> Step:
     train = recipe.train
     length = rows_length(recipe, shape)
     sides = {"simpo": ((train.batch_size, length),) * 2, "dpo": ((2 * train.batch_size, length),)}
-    divergence = train.kl if train.kl is not None else (0.04 if train.method == "drqa" else 0.0)
-    online = train.method in ("grpo", "drqa") and divergence > 0
-    reference = train.method == "o1_pruner" or (
-        not train.lora_rank and (train.method == "dpo" or online)
-    )
+    copied = train.method == "o1_pruner" or not train.lora_rank  # else the base without adapters
     processes = train.processes or 1
     return Step(
         passes=sides.get(train.method, ((train.batch_size, length),)),
@@ -358,7 +354,7 @@ def step_of(recipe: Recipe, shape: Shape, *, cpu: bool = False) -> Step:
         lora_rank=train.lora_rank,
         checkpointing=train.gradient_checkpointing,
         accumulates=train.gradient_accumulation // processes > 1,
-        references=int(reference),
+        references=int(copied and has_reference(train)),
         shards=processes if splits(train.accelerate) else 1,
         cpu=cpu,
     )
@@ -424,7 +420,7 @@ def remedies(recipe: Recipe, gpus: int = 1) -> Iterator[dict[str, Any]]:
         (not train.lora_rank, {"train.lora_rank": 32}),
         (not train.gradient_checkpointing, {"train.gradient_checkpointing": True}),
         (not train.bf16, {"train.bf16": True}),
-        (gpus > 1 and hasattr(train, "processes") and not train.gradient_accumulation % gpus,
+        (gpus > 1 and not train.gradient_accumulation % gpus,
          {"train.processes": gpus, "train.accelerate": "fsdp"}),
     ]  # fmt: skip
     single = [change for possible, change in every if possible]

@@ -28,7 +28,7 @@ O1-Pruner, GRPO with a divergence) adds one: 2 · N each. Cached prefixes cost n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, fields
@@ -65,6 +65,31 @@ def forward_flops(shape: ModelShape | None, start: int, end: int) -> float:
     if shape is None or shape.parameters is None:
         return nan
     return 2.0 * shape.parameters * (end - start) + attention_flops(shape, start, end)
+
+
+def training_flops(
+    shape: ModelShape,
+    lengths: Iterable[int],
+    *,
+    adapters: bool = False,
+    checkpointing: bool = False,
+    reference: bool = False,
+) -> tuple[float, float]:
+    """Attention FLOPs and model FLOPs of training on sequences of these lengths in tokens.
+
+    A forward and backward pass cost three forward passes. With `adapters` it is two, except for
+    attention, which has no weights. `checkpointing` and a `reference` model add one forward pass
+    each.
+    """
+    tokens, attention = 0, 0.0
+    for length in lengths:
+        tokens += length
+        attention += attention_flops(shape, 0, length)
+    again = checkpointing + reference
+    attention *= 3 + again
+    if shape.parameters is None:
+        return attention, nan
+    return attention, 2.0 * shape.parameters * tokens * ((2 if adapters else 3) + again) + attention
 
 
 Account = Literal["policy", "judge"]

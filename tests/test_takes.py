@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto.commands import WIDTH, doctor, read_settings
+from dto.commands import WIDTH, doctor
 from dto.commands.amounts import Counter
 from dto.commands.doctor import Gpu, Machine, gpu_called, gpu_named, known_gpus, lacks
+from dto.commands.plan import read_settings
 from dto.errors import DtoError
 from dto.recipe import Recipe, load_recipe
 from dto.takes import (
@@ -172,8 +173,7 @@ def test_what_lowers_memory_lowers_it(step: Step) -> None:
 
 @given(st.lists(st.integers(2, 4000), min_size=1, max_size=5), st.booleans())
 def test_flops_of_a_training_are_those_that_it_reports(lengths: list[int], again: bool) -> None:
-    from dto.training.fit import training_flops
-    from dto.usage import forward_flops
+    from dto.usage import forward_flops, training_flops
 
     total = training_flops(SHAPE.flops, lengths, checkpointing=again)[1]
     ours = (3 + again) * sum(forward_flops(SHAPE.flops, 0, length) for length in lengths)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
@@ -120,79 +120,3 @@ def indented(text: str, first: str = " " * 10, rest: str = " " * 10) -> list[str
         break_long_words=False,
         break_on_hyphens=False,
     )
-
-
-def _methods(*names: str) -> Callable[[Recipe], bool]:
-    return lambda recipe: recipe.train.method in names
-
-
-def _judges(*names: str) -> Callable[[Recipe], bool]:
-    return lambda recipe: recipe.prune.judge in names
-
-
-def _pairs(*data: str) -> Callable[[Recipe], bool]:
-    return lambda recipe: recipe.pair.data in data
-
-
-def _sequential(recipe: Recipe) -> bool:
-    return recipe.estimate.method == "sequential"
-
-
-_ONLINE, _ON_CHAINS = _methods("grpo", "drqa"), _methods("drqa", "cft", "sft_batch")
-_PENALTY = ("length_penalty", "shorter_better")
-
-_READ: dict[str, Callable[[Recipe], bool]] = {
-    "estimate.rollouts": lambda recipe: not _sequential(recipe),
-    **dict.fromkeys(("estimate.error_scan", "estimate.cap"), _sequential),
-    "prune.rollouts": _judges("counterfactual"),
-    "prune.harm": _judges("counterfactual"),
-    **dict.fromkeys(("prune.max_tokens", "prune.temperature", "prune.gold"), _judges("llm")),
-    "prune.max_segments": _judges("counterfactual", "llm"),
-    "prune.confirmations": lambda recipe: recipe.prune.judge != "none",
-    "prune.agreement": lambda recipe: bool(recipe.prune.agreement),
-    "pair.margin": _pairs("token_budget"),
-    **dict.fromkeys(
-        ("pair.rejected", "pair.longer_correct", "pair.max_longer_correct"), _pairs("optimized")
-    ),
-    "label.k": lambda recipe: recipe.label.source == "batch",
-    "train.beta": _methods("simpo", "dpo"),
-    "train.gamma": _methods("simpo"),
-    "train.nll": _methods("simpo"),
-    "train.accuracy_weight": _methods("o1_pruner"),
-    "train.reward": _methods("grpo"),
-    "train.reward_settings": _methods("grpo"),
-    "train.penalty": lambda recipe: (
-        recipe.train.method == "grpo"
-        and recipe.train.reward in ("length_penalty", "shorter_better")
-    ),
-    **dict.fromkeys(
-        ("train.group", "train.kl", "train.temperature", "train.response_tokens"), _ONLINE
-    ),
-    "train.no_letter": _methods("drqa"),
-    "train.judgements": _ON_CHAINS,
-    "evaluate.limit": lambda recipe: bool(recipe.evaluate.tasks),
-}
-"""When a setting that only some recipes read is read; all others of a stage are."""
-
-
-def read_settings(recipe: Recipe, stage: str) -> list[str]:
-    """The settings of a stage that this recipe reads, as `key=value`; those that are unset are not.
-
-    The line of a stage tells its exits, models, tasks and sources.
-    """
-    settings = getattr(recipe, stage, None)
-    if settings is None or stage == "problems":
-        return []
-    values = settings.model_dump(mode="json", exclude={"exits", "models", "tasks"})
-    if stage == "train" and recipe.train.method == "none":
-        values = {"method": "none"}
-    return [
-        f"{key}={value}"
-        for key, value in values.items()
-        if value not in (None, [], {}) and _is_read(recipe, f"{stage}.{key}")
-    ]
-
-
-def _is_read(recipe: Recipe, key: str) -> bool:
-    condition = _READ.get(key)
-    return condition is None or condition(recipe)

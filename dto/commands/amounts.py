@@ -17,8 +17,9 @@ from dto.commands.doctor import Gpu
 from dto.compare.compare import grid
 from dto.recipe import Recipe
 from dto.runs.reader import RunReader
-from dto.takes import PROMPT, Shape, step_of
-from dto.usage import forward_flops
+from dto.takes import PROMPT, Shape
+from dto.training.train import has_reference
+from dto.usage import forward_flops, training_flops
 
 RESPONSE, SHORT = 0.5, 0.25
 """Assumed share of `max_tokens` that a response takes, and a rollout or a conclusion."""
@@ -228,11 +229,19 @@ class Counter:
         trained = rows * each * train.epochs
         flops = disk = nan
         if self.shape is not None:
-            step = step_of(recipe, self.shape)
-            passes = (2 if train.lora_rank else 3) + train.gradient_checkpointing + step.references
             sides = 2 if train.method in ("simpo", "dpo") else 1
-            one = self._forward(0, each / sides)
-            flops = rows * train.epochs * sides * passes * one
+            flops = (
+                rows
+                * train.epochs
+                * sides
+                * training_flops(
+                    self.shape.flops,
+                    [round(each / sides)],
+                    adapters=bool(train.lora_rank),
+                    checkpointing=train.gradient_checkpointing,
+                    reference=has_reference(train),
+                )[1]
+            )
             own = self.shape.adapters(train.lora_rank) if train.lora_rank else self.shape.parameters
             disk = 3 * 12.0 * own + (2 if train.bf16 else 4) * self.shape.parameters
         gpus = train.processes or 1

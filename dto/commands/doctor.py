@@ -109,13 +109,8 @@ def this_machine() -> Machine:
         limit = float(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
         used = float(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
         total, free = min(total, limit), min(free, limit - used)
-    except (
-        AttributeError,
-        OSError,
-        ValueError,
-        StopIteration,
-    ):  # no limit, or not Linux
-        pass
+    except (AttributeError, OSError, ValueError, StopIteration):
+        pass  # no limit, or not Linux
     return Machine(tuple(gpus), total, free)
 
 

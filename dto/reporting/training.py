@@ -50,6 +50,11 @@ class DevPoint:
     thinking: Mapping[str, float] | None
     given_valid: Estimate
 
+    @property
+    def name(self) -> str:
+        """The step for people, and whether its model was kept."""
+        return f"{self.step:,}{' (kept)' if self.kept else ''}"
+
 
 @dataclass(frozen=True, slots=True)
 class Loss:
@@ -185,7 +190,7 @@ def curve_section(
         "",
         curve.points,
         {
-            "step": (lambda point: f"{point.step:,}{' (kept)' if point.kept else ''}", ""),
+            "step": (lambda point: point.name, ""),
             "dev accuracy %": (lambda point: point.accuracy, "%"),
             "tokens": (lambda point: point.tokens, ""),
             "truncated %": (lambda point: point.truncated, "%"),
@@ -220,7 +225,7 @@ def _thinking_table(points: Sequence[DevPoint]) -> Table | None:
         f"{state} %": (lambda row, state=state: row[1][state], "%") for state in STATES
     }  # fmt: skip
     columns: dict[str, Any] = {
-        "step": (lambda row: f"{row[0].step:,}{' (kept)' if row[0].kept else ''}", ""),
+        "step": (lambda row: row[0].name, ""),
         **shares,
         "accuracy given valid thinking %": (lambda row: row[0].given_valid, "%"),
     }

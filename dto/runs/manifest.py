@@ -142,19 +142,22 @@ def reset_peak_memory() -> None:
         return
 
 
-def peak_memory() -> int:
-    """The peak resident memory of this process since the last reset, in bytes; Windows: 0."""
+def peak_memory(process: int | None = None) -> int:
+    """The peak resident memory of a process since its last reset, in bytes; unknown: 0.
+
+    None: this process. Of others it is known on Linux only, and on Windows of none.
+    """
     try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
+        status = Path(f"/proc/{process or 'self'}/status").read_text(encoding="ascii")
     except OSError:
-        if sys.platform == "win32":
+        if sys.platform == "win32" or process is not None:
             return 0
         from resource import RUSAGE_SELF, getrusage
 
         unit = 1 if sys.platform == "darwin" else 1024
         return getrusage(RUSAGE_SELF).ru_maxrss * unit
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+    peaks = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(peaks[0]) * 1024 if peaks else 0  # none: it has ended
 
 
 def of_path(path: Path) -> str | None:

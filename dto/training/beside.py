@@ -35,6 +35,7 @@ from dto.engines.vllm import VLLMEngine
 from dto.errors import DtoError, EngineError
 from dto.protocols import Completion, Engine, Prompt, Sampling
 from dto.recipe import Recipe
+from dto.runs.manifest import peak_memory
 from dto.training.checkpoints import HANDED
 from dto.training.weights import CHECKPOINTED, answering, whole
 from dto.usage import Usage
@@ -275,7 +276,7 @@ class Beside:
             for child in multiprocessing.active_children()
             if child.name.startswith("EngineCore")
         ]
-        return sum(_peak(core) for core in cores if core is not None)
+        return sum(peak_memory(core) for core in cores if core is not None)
 
     def _hand_over(self, model: PreTrainedModel) -> None:
         """Write the weights; all processes take part, since each may hold a shard."""
@@ -293,14 +294,6 @@ class Beside:
         if writes:
             shutil.rmtree(self._folder, ignore_errors=True)
             unfinished.rename(self._folder)
-
-
-def _peak(process: int) -> int:
-    try:
-        status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if "VmHWM" in line), 0)
 
 
 def open_beside(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from math import isnan, nan
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ from dto.training.pairs import (
     training_order,
     within_budget,
 )
-from dto.training.train import check_trackers
+from dto.training.train import check_trackers, has_reference
 from dto.training.trainers import (
     SimPOTrainer,
     StoredDPOTrainer,
@@ -52,35 +52,10 @@ from dto.training.trainers import (
     small_tiles,
 )
 from dto.training.weights import keep, load, on_cpu, sharding, with_adapters
-from dto.usage import ModelShape, attention_flops
+from dto.usage import ModelShape, training_flops
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-
-
-def training_flops(
-    shape: ModelShape,
-    lengths: Iterable[int],
-    *,
-    adapters: bool = False,
-    checkpointing: bool = False,
-    reference: bool = False,
-) -> tuple[float, float]:
-    """Attention FLOPs and model FLOPs of training on sequences of these lengths in tokens.
-
-    A forward and backward pass cost three forward passes. With `adapters` it is two, except for
-    attention, which has no weights. `checkpointing` and a `reference` model add one forward pass
-    each.
-    """
-    tokens, attention = 0, 0.0
-    for length in lengths:
-        tokens += length
-        attention += attention_flops(shape, 0, length)
-    again = checkpointing + reference
-    attention *= 3 + again
-    if shape.parameters is None:
-        return attention, nan
-    return attention, 2.0 * shape.parameters * tokens * ((2 if adapters else 3) + again) + attention
 
 
 logger = logging.getLogger("dto.train")
@@ -333,7 +308,7 @@ def _result(
         lengths,
         adapters=bool(recipe.train.lora_rank),
         checkpointing=recipe.train.gradient_checkpointing,
-        reference=method in ("dpo", "o1_pruner") or (online is not None and online.beta != 0.0),
+        reference=has_reference(recipe.train),
     )
     return {
         "rows": {

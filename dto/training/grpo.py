@@ -56,6 +56,7 @@ from dto.training.beside import Beside, Recorded
 from dto.training.dev import Judgement, judge, respond, sampled
 from dto.training.pairs import Demonstration, Ids, row_prompt
 from dto.training.rewards import Rewarded, reward_of
+from dto.training.train import divergence
 from dto.training.trainers import QuietTrainer, arguments
 from dto.usage import Usage
 
@@ -67,10 +68,6 @@ def judging(picks: Sequence[str], no_letter: float) -> list[float]:
     """
     worth = {"correct": 1.0, "wrong": 0.0, "unreadable": no_letter}
     return [worth[pick] for pick in picks]
-
-
-KL = {"grpo": 0.0, "drqa": 0.04}
-"""The weight of the divergence where the recipe has none; TRL's default, and GRPO's own."""
 
 
 class Answer(NamedTuple):
@@ -171,7 +168,7 @@ class OnlineTrainer(QuietTrainer, GRPOTrainer):
             num_generations=settings.group,
             max_completion_length=sampling.max_tokens,
             temperature=sampling.temperature or 1.0,
-            beta=KL[settings.method] if settings.kl is None else settings.kl,
+            beta=divergence(settings),
             model_init_kwargs={"revision": revision} if revision else None,
             shuffle_dataset=False,
         )

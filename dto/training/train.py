@@ -9,14 +9,14 @@ import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from dto.errors import DtoError
 from dto.processes import run_child
 from dto.prompts import resource
-from dto.recipe import Recipe, load_recipe
+from dto.recipe import Recipe, TrainSettings, load_recipe
 from dto.runs.reader import RunReader
 from dto.runs.stage import SAMPLING, Stage, always
 
@@ -89,8 +89,30 @@ def train(
     return result
 
 
-SHARDED = ("MULTI_GPU", "FSDP", "DEEPSPEED")
+_KL = {"grpo": 0.0, "drqa": 0.04}
+"""The weight of the divergence where the recipe has none; TRL's default, and GRPO's own."""
+
+
+def divergence(settings: TrainSettings) -> float:
+    """The weight of the divergence from the base; 0 for methods without one."""
+    return _KL.get(settings.method, 0.0) if settings.kl is None else settings.kl
+
+
+def has_reference(settings: TrainSettings) -> bool:
+    """Whether each step computes the logprobs of the base, too."""
+    online = settings.method in _KL and divergence(settings) != 0.0
+    return online or settings.method in ("dpo", "o1_pruner")
+
+
+DISTRIBUTED = ("MULTI_GPU", "FSDP", "DEEPSPEED")
 """The values of `distributed_type` in a file for accelerate that a training can use."""
+
+
+class AccelerateFile(NamedTuple):
+    """A file for accelerate, and its `distributed_type`."""
+
+    path: Path
+    kind: str
 
 
 def launching(recipe: Recipe) -> list[str]:
@@ -103,11 +125,11 @@ def launching(recipe: Recipe) -> list[str]:
         return []
     options = ["--processes", str(settings.processes)]
     if settings.accelerate:
-        options += ["--accelerate", str(accelerate_file(settings.accelerate))]
+        options += ["--accelerate", str(accelerate_file(settings.accelerate).path)]
     return options
 
 
-def accelerate_file(name: str) -> Path:
+def accelerate_file(name: str) -> AccelerateFile:
     """The file for accelerate of `train.accelerate`: a packaged one, or the user's own."""
     where = f"train.accelerate = {name!r}"
     packaged = Path(str(resource("pipelines") / "accelerate" / f"{name}.yaml"))
@@ -122,8 +144,10 @@ def accelerate_file(name: str) -> Path:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DtoError(f"{where} cannot be read: {' '.join(str(error).split())}") from None
     kind = content.get("distributed_type") if isinstance(content, dict) else None
-    if kind not in SHARDED:
-        raise DtoError(f"{where}: its distributed_type is {kind}: set it to {', '.join(SHARDED)}")
+    if kind not in DISTRIBUTED:
+        raise DtoError(
+            f"{where}: its distributed_type is {kind}: set it to {', '.join(DISTRIBUTED)}"
+        )
     own = content.get("fsdp_config") or {}
     if own.get("fsdp_cpu_ram_efficient_loading"):  # the others would answer with weights of zero
         raise DtoError(
@@ -133,7 +157,7 @@ def accelerate_file(name: str) -> Path:
     version = own.get("fsdp_version", 1)
     if kind == "FSDP" and int(version) != 2:
         raise DtoError(f"{where}: its fsdp_config.fsdp_version is {version}: set it to 2")
-    return path.resolve()
+    return AccelerateFile(path.resolve(), kind)
 
 
 def splits(accelerate: str | None) -> bool:
@@ -141,10 +165,9 @@ def splits(accelerate: str | None) -> bool:
     if accelerate is None:
         return False
     try:
-        content = yaml.safe_load(accelerate_file(accelerate).read_text(encoding="utf-8"))
+        return accelerate_file(accelerate).kind != "MULTI_GPU"
     except DtoError:  # a run refuses it
         return True
-    return bool(content["distributed_type"] != "MULTI_GPU")
 
 
 def check_trackers(recipe: Recipe) -> None:

@@ -47,7 +47,7 @@ from dto.training.train import STAGE
 from dto.training.weights import load, with_adapters
 from tests import warm
 from tests.training.conftest import RunFolder, make_run, tiny_model
-from tests.training.test_grpo import GROUPS, KL, advantages
+from tests.training.test_grpo import GROUPS, KL, advantages, perturb
 from tests.training.test_judging import with_labels
 from tests.training.test_losses import logprobs
 
@@ -186,10 +186,7 @@ def test_a_response_is_weighed_by_the_ratio_of_trainer_over_engine(
     trainer.beside = SimpleNamespace(  # type: ignore[assignment]
         answer=lambda model, rows, answers: asyncio.run(answers(SimpleNamespace(), rows))
     )
-    with torch.no_grad():
-        for each in model.parameters():
-            wave = torch.sin(torch.arange(each.numel(), dtype=torch.float32))
-            each.add_(0.05 * wave.view_as(each))
+    perturb(model)
     model.train()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grpo, "judge", scripted)

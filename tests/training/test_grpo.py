@@ -36,6 +36,14 @@ GROUPS: dict[str, list[tuple[Pick, tuple[int, ...]]]] = {
 REWARDS = {"correct": 1.0, "wrong": 0.0, "unreadable": -0.5}
 
 
+def perturb(model: Any) -> None:
+    """Change all weights a little, the same way each time."""
+    with torch.no_grad():
+        for each in model.parameters():
+            wave = torch.sin(torch.arange(each.numel(), dtype=torch.float32))
+            each.add_(0.05 * wave.view_as(each))
+
+
 def advantages(picks: list[Pick]) -> list[float]:
     """Reward less mean over standard deviation; a failed judgement has no part in it."""
     rewards = [REWARDS[pick] for pick in picks if pick != "failed"]
@@ -70,10 +78,7 @@ def test_a_step_follows_the_definition(
     model, _ = load(training.recipe)
     args = grpo.OnlineTrainer.config(training.recipe, tmp_path)
     trainer = grpo.OnlineTrainer(training.recipe, model, args, tokenizer, rows, [1, 2])
-    with torch.no_grad():  # away from the reference, or the divergence has no gradient
-        for each in model.parameters():
-            wave = torch.sin(torch.arange(each.numel(), dtype=torch.float32))
-            each.add_(0.05 * wave.view_as(each))
+    perturb(model)  # away from the reference, or the divergence has no gradient
     model.train()
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     trainer.current_gradient_accumulation_steps = 1  # else `train` sets it

@@ -97,7 +97,7 @@ def environment_of(run: RunFolder) -> dict[str, str]:
     """The environment that `accelerate launch` gives to the processes of a run."""
     file = run.recipe.train.accelerate
     options = Namespace(
-        processes=2, accelerate=accelerate_file(file) if file else None, run=run.path,
+        processes=2, accelerate=accelerate_file(file).path if file else None, run=run.path,
         allow_code_execution=False,
     )  # fmt: skip
     arguments = launch_arguments(options, bf16=run.recipe.train.bf16)
@@ -342,7 +342,7 @@ def test_a_file_for_accelerate(content: str | None, said: str, tmp_path: Path) -
     if content is not None:
         path.write_text(content, encoding="utf-8")
     if not said:
-        assert accelerate_file(str(path)) == path
+        assert accelerate_file(str(path)).path == path
         return
     with pytest.raises(DtoError, match=said) as caught:
         accelerate_file(str(path))
@@ -363,7 +363,7 @@ def test_a_file_that_is_missing_ends_a_run_before_its_first_stage(
 def test_packaged_files_are_those_of_accelerate(name: str) -> None:
     arguments = launch_arguments(
         Namespace(
-            processes=2, accelerate=accelerate_file(name), run="RUN", allow_code_execution=True
+            processes=2, accelerate=accelerate_file(name).path, run="RUN", allow_code_execution=True
         ),
         bf16=True,
     )
@@ -372,7 +372,7 @@ def test_packaged_files_are_those_of_accelerate(name: str) -> None:
     assert (parsed.num_processes, parsed.mixed_precision) == (2, "bf16")
     assert parsed.training_script == "dto.training.process"
     assert parsed.training_script_args[0] == "RUN"
-    text = accelerate_file(name).read_text(encoding="utf-8")
+    text = accelerate_file(name).path.read_text(encoding="utf-8")
     assert ("NOT TRIED" in text) == (name == "deepspeed")
     assert yaml.safe_load(text)["distributed_type"] == name.upper()
 
@@ -396,7 +396,7 @@ def test_what_accelerate_does_not_take_is_one_line(
         pytest.skip("deepspeed is installed")
     monkeypatch.setattr(process, "check_devices", lambda *_: None)
     monkeypatch.setattr(process, "die_with_parent", lambda *_: None)
-    content = yaml.safe_load(accelerate_file("deepspeed").read_text(encoding="utf-8"))
+    content = yaml.safe_load(accelerate_file("deepspeed").path.read_text(encoding="utf-8"))
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump(content | change), encoding="utf-8")
     training = run.with_training(gradient_accumulation=2, processes=2, accelerate=str(path))
