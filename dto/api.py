@@ -39,8 +39,9 @@ from dto.runs.run import agree, refuse
 from dto.segmentation.patterns import Granularity
 from dto.segmentation.worker import segment_text as cut
 from dto.tags import DEFAULT_TAGS
-from dto.tasks.importing import SIDES, holds_pairs
+from dto.tasks.importing import holds_pairs
 from dto.tasks.load import check_rule
+from dto.tasks.shapes import SIDES
 from dto.text import split_thinking
 from dto.training.pairs import load_pairs
 from dto.training.train import trained_model

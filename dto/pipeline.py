@@ -52,7 +52,7 @@ from dto.segmentation.worker import Segmenter
 from dto.stages import estimate, evaluate, optimize, pair, prune, sample, segment
 from dto.studies import pilot, trace
 from dto.tags import FOREIGN, shown_tags
-from dto.tasks import importing, problems
+from dto.tasks import imported, problems
 from dto.tasks.load import prompt_of
 from dto.training import train
 
@@ -71,11 +71,11 @@ STAGES: dict[str, Stage] = {
 def stage_of(recipe: Recipe, name: str) -> Stage:
     """The stage of this name for a recipe: the paper's, a baseline's, or one for imported rows."""
     if name == "sample" and recipe.sample.imported:
-        return importing.STAGE
+        return imported.STAGE
     if name == "optimize" and recipe.optimize.exit != "estimate":
         return baselines.SOLUTIONS
     if name == "pair" and recipe.pair.data == "imported":
-        return importing.PAIRS
+        return imported.PAIRS
     if name == "pair" and recipe.pair.data != "optimized":
         return baselines.PAIRS
     if name == "batch" and recipe.batch.teacher is not None:

@@ -16,7 +16,8 @@ from dto.grading import Grader
 from dto.recipe import ModelSettings, Recipe, SegmentSettings
 from dto.records import Dropped
 from dto.stages.segment import segment
-from dto.tasks.importing import Response, read_responses, to_trajectory
+from dto.tasks.imported import to_trajectory
+from dto.tasks.importing import Response, read_responses
 from tests.byte_level import byte_level
 
 SETTINGS = ModelSettings(name="m")

@@ -15,7 +15,8 @@ from dto.protocols import Completion
 from dto.recipe import ModelSettings, make_recipe
 from dto.records import Dropped, Problem, Trajectory
 from dto.tags import KNOWN_TAGS, ThinkTags, foreign_detail, think_tags
-from dto.tasks.importing import Response, to_trajectory
+from dto.tasks.imported import to_trajectory
+from dto.tasks.importing import Response
 from dto.trajectories import (
     closes_thinking,
     make_trajectory,

@@ -25,7 +25,7 @@ from dto.records import Dropped, EvaluationRow, Problem, Trajectory
 from dto.runs import manifest
 from dto.source import Source
 from dto.statistics import kappa
-from dto.tasks.load import read_source
+from dto.tasks.files import read_source
 from dto.tasks.task import FieldError, text
 
 AT_ONCE = 256

@@ -1,7 +1,7 @@
 """Build preference pairs: an optimized response over a suboptimal one (2505.21765 section 3).
 
 `dto.baselines` builds the pairs of published baselines, which choose among samples.
-`dto.tasks.importing` reads imported pairs.
+`dto.tasks.imported` has imported pairs.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from dto.recipe import PairSettings, resolve
 from dto.records import PreferencePair, Problem, Span, Trajectory
 from dto.runs import manifest
 from dto.runs.run import OpenRun
-from dto.tasks.importing import imported_pairs
+from dto.tasks.imported import imported_pairs
 from tests.byte_level import byte_level
 from tests.hub.server import Hub
 from tests.hub.test_publish import NAME, published

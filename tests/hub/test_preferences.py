@@ -18,13 +18,8 @@ from dto.recipe import PairSettings, ProblemSettings, load_recipe
 from dto.records import Dropped, PreferencePair, Problem, Trajectory
 from dto.runs import manifest
 from dto.runs.reader import RunReader
-from dto.tasks.importing import (
-    Response,
-    holds_pairs,
-    imported_pairs,
-    imported_problems,
-    read_responses,
-)
+from dto.tasks.imported import imported_pairs
+from dto.tasks.importing import Response, holds_pairs, imported_problems, read_responses
 from dto.training.pairs import TokenizedPair, load_pairs
 from tests.byte_level import byte_level
 from tests.commands import told
