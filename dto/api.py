@@ -438,8 +438,7 @@ def pairs_from(
             mappings = [dict(row) for row in rows]
             source = str(place / "imported.jsonl")
             paired = bool(mappings) and all(mappings[0].get(side) is not None for side in SIDES)
-            dumps = (json.dumps(row, ensure_ascii=False, default=str) for row in mappings)
-            lines = "".join(f"{line}\n" for line in dumps)
+            lines = "\n".join(json.dumps(row, ensure_ascii=False, default=str) for row in mappings)
         settings = import_recipe(source, model, changes, recipe, paired=paired)
         opened = open_run(place, settings)
         stack.callback(opened.close)
