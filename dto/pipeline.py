@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,33 +21,26 @@ import yaml
 from filelock import FileLock, Timeout
 
 from dto import baselines
+from dto.cluster import Fleet, Ray
 from dto.context import Context, without_engine
 from dto.drqa import batch, chain, label, teacher
 from dto.drqa.label import WORDINGS
-from dto.engines import open_engine
 from dto.engines.checks import (
-    check_model,
-    check_sampling,
     check_start,
     sentences,
-    serving,
     settled,
-    untrained_server,
 )
-from dto.engines.models import load_tokenizer
-from dto.errors import DtoError, EngineError, RunConflictError, disk_errors
-from dto.grading import Grader
+from dto.errors import DtoError, RunConflictError, disk_errors
 from dto.log import RunLog
 from dto.prompts import INSERTED, JUDGE, purpose, render
-from dto.protocols import Engine
-from dto.recipe import ModelSettings, Recipe
+from dto.recipe import Recipe
 from dto.records import RULE_FAILED, Dropped
+from dto.resources import Resources
 from dto.runs import manifest
 from dto.runs.reader import RunReader
 from dto.runs.run import Consent, OpenRun, refuse
 from dto.runs.stage import Runner, Stage
 from dto.segmentation import LOOP
-from dto.segmentation.worker import Segmenter
 from dto.stages import estimate, evaluate, optimize, pair, prune, sample, segment
 from dto.studies import pilot, trace
 from dto.tags import FOREIGN, shown_tags
@@ -197,12 +189,13 @@ def run_stages(
     run: OpenRun,
     names: Iterable[str],
     run_async: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run,
+    ray: Ray | None = None,
 ) -> None:
     """Run the unfinished ones of these stages, in the given order.
 
     Consecutive stages share one engine, which is closed before training to free its memory. Raises
     the errors of the stages; finished rows are kept. `run_async` runs a coroutine as `asyncio.run`
-    does.
+    does. With `ray`, the groups are processed on Ray actors.
     """
     stages = [stage_of(run.recipe, name) for name in names]
     pending = [stage.name for stage in stages if run.manifest(stage.name) is None]
@@ -216,7 +209,7 @@ def run_stages(
             logger.info("evaluate  %s", line)
     for whole, several in groupby(stages, key=lambda stage: stage.whole is not None):
         if not whole:
-            run_async(_compute(run, list(several), stages))
+            run_async(_compute(run, list(several), stages, ray))
             continue
         for stage in several:
             _work_whole(run, stage)
@@ -258,8 +251,13 @@ def _work_whole(run: OpenRun, stage: Stage) -> None:
     log_stage(run, stage.name)
 
 
-async def _compute(run: OpenRun, stages: Sequence[Stage], planned: Sequence[Stage]) -> None:
-    async with Resources(run, run.allow_code_execution, planned) as resources:
+async def _compute(
+    run: OpenRun, stages: Sequence[Stage], planned: Sequence[Stage], ray: Ray | None
+) -> None:
+    async with AsyncExitStack() as opened:
+        resources = Resources(run, run.allow_code_execution, planned)
+        await opened.enter_async_context(resources)
+        fleet = None if ray is None else Fleet(ray, run, run.allow_code_execution, planned)
         for stage in stages:  # before hours of work, check that a judge on a server answers
             judge = run.recipe.judge
             has_server = stage.asks_judge(run.recipe) and judge and judge.engine == "openai"
@@ -270,135 +268,43 @@ async def _compute(run: OpenRun, stages: Sequence[Stage], planned: Sequence[Stag
             if run.finished(stage, config):
                 log_stage(run, stage.name, "already finished")
                 continue
+            spread = fleet if stage.needs != "nothing" else None
+            if spread is not None and not spread.size:
+                await opened.enter_async_context(spread)
             with Runner(run / stage.name, stage.record, config) as runner:
-                await _feed(run, stage, runner, resources)
-                await runner.finish()
+                await _feed(run, stage, runner, resources, spread)
+                await runner.finish({"actors": spread.shared()} if spread else {})
             run.done(stage.name)
             log_stage(run, stage.name)
 
 
-async def _feed(run: OpenRun, stage: Stage, runner: Runner, resources: Resources) -> None:
-    """Process every group of a stage, for each of its models."""
+async def _feed(
+    run: OpenRun, stage: Stage, runner: Runner, resources: Resources, fleet: Fleet | None
+) -> None:
+    """Process every group of a stage, for each of its models, here or on the actors of a fleet."""
     models, total = stage.models(run.recipe), stage.total(run)
     for model in models:
-        if len(models) > 1:  # open an engine only if work is left
-            idle = without_engine(run.recipe, resources.grader, model=model)
-            if not runner.has_pending(stage.groups(run, idle)):
-                continue
-        ctx = await resources.context(stage, model)
-
-        def work(*rows: Any, ctx: Context = ctx) -> Awaitable[Any]:
-            return stage.work(*rows, ctx)
-
+        idle = without_engine(run.recipe, resources.grader, model=model)
+        if len(models) > 1 and not runner.has_pending(stage.groups(run, idle)):
+            continue  # open an engine only if work is left
         window = stage.window or run.recipe.window
-        await runner.feed(stage.groups(run, ctx), work, window=window, total=total)
+        if fleet is None:
+            ctx = await resources.context(stage, model)
+            work = partial(_work, stage, ctx)
+            await runner.feed(stage.groups(run, ctx), work, window=window, total=total)
+            continue
+        ctx = await resources.context(stage, model) if stage.needs == "tokenizer" else idle
+        await runner.feed(
+            stage.groups(run, ctx),
+            partial(_work, stage, ctx),
+            window=window * fleet.size,
+            total=total,
+            elsewhere=partial(fleet.attempt, stage, model),
+        )
 
 
-class Resources:
-    """The engine, grader, judge and segmentation processes that consecutive stages share.
-
-    Each is opened when a stage first needs it. At most one engine for the policy is open, since two
-    would share the memory; the judge may have another. An engine is checked for all `planned`
-    stages that will ask it.
-    """
-
-    def __init__(
-        self, run: RunReader, allow_code_execution: bool = False, planned: Sequence[Stage] = ()
-    ) -> None:
-        self._run, self._recipe, self._planned = run, run.recipe, planned
-        self._served = run.recipe.model
-        self._opened, self._engine = AsyncExitStack(), AsyncExitStack()
-        self._segmenter = Segmenter()
-        self._judge: Engine | None = None
-        self._context: Context | None = None
-        self.grader = Grader(allow_code_execution=allow_code_execution)
-
-    async def __aenter__(self) -> Resources:
-        await self._opened.enter_async_context(self.grader)
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        self._segmenter.close()
-        await self._engine.aclose()
-        await self._opened.aclose()
-
-    async def context(self, stage: Stage, model: str) -> Context:
-        """The context for a stage's work, with the engine of `model` if the stage needs one."""
-        if stage.needs == "nothing":
-            return without_engine(self._recipe, self.grader)
-        if stage.needs == "tokenizer":
-            if self._context is not None and self._context.model == "base":
-                tokenizer = self._context.tokenizer
-            else:
-                tokenizer = load_tokenizer(self._recipe.model)
-                check_model(tokenizer, self._recipe.model)
-            plain = without_engine(self._recipe, self.grader, tokenizer)
-            return replace(plain, cut=self._segmenter.cut)
-        ctx = await self._with_engine(stage, model)
-        if stage.check is not None:
-            stage.check(ctx)
-        return await self._with_judge(ctx) if stage.asks_judge(self._recipe) else ctx
-
-    async def _with_engine(self, stage: Stage, model: str) -> Context:
-        recipe, settings = self._recipe, serving(self._recipe, stage.name, model)
-        taught = settings is recipe.batch.teacher
-        model = "teacher" if taught else model
-        if self._context is not None and (self._context.model, self._served) == (model, settings):
-            return self._context
-        path = None if model in ("base", "teacher") else model  # None: where the recipe says
-        if model == "trained":
-            path = str(train.trained_model(self._run))
-        self._context = None
-        await self._engine.aclose()
-        with untrained_server(recipe, model, path):
-            opened = open_engine(settings, path)
-            if opened.tokenizer is not None:  # before weights are loaded
-                check_model(opened.tokenizer, settings)
-            engine: Engine = await self._engine.enter_async_context(opened)
-        if not taught and (engine.tokenizer is None or engine.capabilities.messages_only):
-            raise EngineError(
-                f"{engine.model!r} is served as chat or without a tokenizer, but the stages "
-                "continue the model's own tokens: set model.api to completions and "
-                "model.tokenizer, or use another engine"
-            )
-        check_sampling(recipe, engine, ("sample",) if taught else ("sample", "evaluate"))
-        ctx = Context(recipe, engine, self.grader, model=model)
-        for later in self._planned if model == "base" else ():  # now, not after hours of work
-            asked = serving(recipe, later.name) == settings and "base" in later.models(recipe)
-            if asked and later.check is not None and self._run.manifest(later.name) is None:
-                later.check(ctx)
-        self._context, self._served = ctx, settings
-        return ctx
-
-    async def _with_judge(self, ctx: Context) -> Context:
-        """The same context with the judge's engine."""
-        ctx = replace(ctx, judge=await self.judge())
-        engine = ctx.judge or ctx.engine
-        if not engine.capabilities.json_schema:
-            logger.warning(
-                "judge     %s does not support JSON schemas: patterns stay unjudged if its reply "
-                "cannot be read",
-                engine.model,
-            )
-        return ctx
-
-    async def judge(self) -> Engine | None:
-        """The engine of the recipe's `judge`, open until the end; None without a `judge`.
-
-        Raises EngineError if it cannot be built.
-        """
-        settings = self._recipe.judge
-        if settings is not None and self._judge is None:
-            try:
-                opened = open_engine(settings)
-                if opened.tokenizer is not None and not opened.capabilities.messages_only:
-                    check_model(opened.tokenizer, settings)
-                self._judge = await self._opened.enter_async_context(opened)
-            except DtoError as error:
-                keys = "|".join(ModelSettings.model_fields)
-                reason = re.sub(rf"\bmodel\.({keys})\b", r"judge.\1", str(error))
-                raise EngineError(f"judge: {reason}") from None
-        return self._judge
+def _work(stage: Stage, ctx: Context, *rows: Any) -> Awaitable[Any]:
+    return stage.work(*rows, ctx)
 
 
 def log_stage(run: RunReader, name: str, remark: str = "") -> None:

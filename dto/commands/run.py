@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from dto.api import import_recipe, packaged
+from dto.cluster import Ray
 from dto.commands import (
     Again,
     Changes,
@@ -28,6 +29,11 @@ from dto.errors import RecipeError
 from dto.pipeline import STAGES, needed, open_run, run_stages, with_questions
 from dto.recipe import NAMES, Recipe, make_recipe
 from dto.runs.reader import RunReader
+
+OnRay = Annotated[
+    str | None,
+    typer.Option(metavar="N|ADDRESS", help="Spread the rows over Ray actors, a model each."),
+]
 
 
 def run(
@@ -48,6 +54,7 @@ def run(
     force: Annotated[
         bool, typer.Option("--force", help="Start although the training seems too large here.")
     ] = False,
+    ray: OnRay = None,
     code: Code = False,
     changes: Changes = None,
 ) -> None:
@@ -81,7 +88,7 @@ def run(
 
             compare(opened, ask)
         else:
-            run_stages(opened, needed(recipe))
+            run_stages(opened, needed(recipe), ray=Ray.parse(ray) if ray else None)
         _report(opened.path)
 
 

@@ -211,9 +211,17 @@ class Runner:
             self._journal.path.unlink(missing_ok=True)
 
     async def feed(
-        self, groups: Iterator[Group], work: Work, *, window: int, total: int | None = None
+        self,
+        groups: Iterator[Group],
+        work: Work,
+        *,
+        window: int,
+        total: int | None = None,
+        elsewhere: Callable[[Group], Awaitable[Entry]] | None = None,
     ) -> None:
         """Process the groups, at most `window` at a time, skipping those already in the journal.
+
+        `elsewhere` replaces `work`: it does in another process what `attempt` does here.
 
         An exception in one group drops it with reason `error`. A DtoError of `work` is raised: the
         configuration is wrong, not a row. Also raises DtoError if the disk is full, if the first
@@ -235,7 +243,7 @@ class Runner:
 
             async def process(group: Group) -> None:
                 try:
-                    entry = await _attempt(group, work)
+                    entry = await (elsewhere(group) if elsewhere else attempt(group, work))
                     await loop.run_in_executor(writer, journal.append, entry)
                     self._count(entry)
                     bar.update()
@@ -279,8 +287,8 @@ class Runner:
             "are kept, and the same command tries the failed ones again"
         )
 
-    async def finish(self) -> dict[str, Any]:
-        """Write the tables, and the manifest last; return the manifest."""
+    async def finish(self, further: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Write the tables, and the manifest last, with `further` entries; return the manifest."""
         if self._failed_in_a_row and not self._journal.done:
             raise self._failed(f"all {self._failed_in_a_row} groups")
         requests, failed = self._journal.requests()
@@ -289,9 +297,9 @@ class Runner:
         requests, failed = self._journal.requests("judge")
         if 0 < requests == failed:  # if only some failed, their rows are complete, but unjudged
             raise self._failed(f"all {requests:,} requests to the judge")
-        return await asyncio.to_thread(self._write)
+        return await asyncio.to_thread(self._write, further or {})
 
-    def _write(self) -> dict[str, Any]:
+    def _write(self, further: Mapping[str, Any]) -> dict[str, Any]:
         dropped: list[Dropped] = []
         timings: list[Timing] = []
         usage: dict[str, Usage] = {}
@@ -336,12 +344,14 @@ class Runner:
                 usage=total.as_json(),
                 **({"judge_usage": judge.as_json()} if judge.requests else {}),
                 seconds=self._journal.total_seconds(),
+                **further,
             )
             manifest.write(directory, content)
         return content
 
 
-async def _attempt(group: Group, work: Work) -> Entry:
+async def attempt(group: Group, work: Work) -> Entry:
+    """Process one group, and count what it used. Raises DtoError: the configuration is wrong."""
     start = time.perf_counter()
     with metered() as usage, metered("judge") as judge, counting_given_up() as given_up:
         try:

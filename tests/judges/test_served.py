@@ -12,7 +12,7 @@ import pytest
 
 from dto.engines import open_engine
 from dto.errors import EngineError
-from dto.pipeline import Resources
+from dto.resources import Resources
 from dto.recipe import JudgeSettings, Recipe
 from dto.runs.reader import RunReader
 from dto.stages.optimize import optimize

@@ -1,0 +1,310 @@
+"""Process the groups of a run's stages on Ray actors, each with an engine of its own.
+
+The driver is the process of `dto run`. It reads the groups, sends each to the least busy actor, and
+alone writes the journal, as without Ray. So a run can be continued with any number of actors, or
+without them, and its tables are the same. An actor holds no state of the run: if it dies, its
+groups are computed again elsewhere.
+
+Needed on every node: dto, the model, and the run's directory under the same path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from dto.errors import DtoError, EngineError
+from dto.recipe import Recipe
+from dto.records import Dropped
+from dto.resources import Resources
+from dto.runs.journal import Entry
+from dto.runs.reader import RunReader
+from dto.runs.stage import Group, Stage, attempt
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+logger = logging.getLogger("dto")
+
+START_SECONDS = 60.0
+"""How long an actor may wait for its resources before it is reported."""
+MAX_DEATHS = 3
+"""Actors that may die while they process a group, before the group is dropped."""
+
+
+class Ray(NamedTuple):
+    """Where the actors run: `address` of a cluster (None: started here), and how many (0: all)."""
+
+    address: str | None = None
+    actors: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Ray:
+        """Read `N`, `ADDRESS` or `ADDRESS,N`. Raises DtoError for anything else."""
+        match = re.fullmatch(r"([1-9]\d*)|(?!\d+$)([^,\s]+)(?:,([1-9]\d*))?", text)
+        if match is None:
+            raise DtoError(
+                f"--ray {text}: write a number of actors, the address of a cluster (auto, "
+                "host:port) or both, as in auto,8"
+            )
+        alone, address, count = match.groups()
+        return cls(address, int(alone or count or 0))
+
+
+@dataclass(slots=True)
+class Share:
+    """What one actor did in a stage."""
+
+    groups: int = 0
+    generated: int = 0
+    seconds: float = 0.0
+    deaths: int = 0
+    node: str = ""
+
+
+class Worker:
+    """The actor: opens what a stage needs when its first group arrives, and processes groups."""
+
+    def __init__(
+        self, path: Path, recipe: Recipe, code: bool, planned: Sequence[Stage], home: str
+    ) -> None:
+        self._run, self._code, self._planned, self._home = (
+            RunReader(path, recipe), code, planned, home,
+        )  # fmt: skip
+        self._stack = AsyncExitStack()
+        self._resources: Resources | None = None
+        self._opening = asyncio.Lock()
+        self._contexts: dict[tuple[str, str], Any] = {}
+
+    async def begin(self) -> str:
+        """Return the name of this node. Raises DtoError if it lacks the run's directory."""
+        node = platform.node()
+        with suppress(OSError):  # relative paths of the recipe then fail with their own message
+            os.chdir(self._home)
+        if not (self._run.path / "recipe.yaml").is_file():
+            raise DtoError(
+                f"node {node} does not see {self._run.path}: keep the run in a folder that all "
+                "nodes share, under the same path"
+            )
+        resources = Resources(self._run, self._code, self._planned)
+        self._resources = await self._stack.enter_async_context(resources)
+        return node
+
+    async def attempt(self, stage: Stage, model: str, group: Group) -> Entry:
+        """Process one group. Raises DtoError if the stage cannot run here."""
+        async with self._opening:
+            if self._resources is None:  # Ray has started this actor again
+                await self.begin()
+            assert self._resources is not None
+            ctx = self._contexts.get((stage.name, model))
+            if ctx is None:
+                ctx = await self._resources.context(stage, model)
+                self._contexts = {(stage.name, model): ctx}
+        return await attempt(group, lambda *rows: stage.work(*rows, ctx))
+
+    async def end(self) -> None:
+        """Close the engine."""
+        await self._stack.aclose()
+
+
+class Fleet:
+    """Actors for consecutive stages; leaving the async context ends them."""
+
+    def __init__(
+        self, where: Ray, run: RunReader, allow_code_execution: bool, planned: Sequence[Stage]
+    ) -> None:
+        self._where, self._run, self._code = where, run, allow_code_execution
+        self._planned = planned
+        self._actors: list[ActorHandle[Worker]] = []
+        self._busy: Counter[int] = Counter()
+        self._down: dict[int, asyncio.Task[None]] = {}  # actors that died and are started again
+        self._reason = ""
+        self.shares: list[Share] = []
+
+    @property
+    def size(self) -> int:
+        """The number of actors."""
+        return len(self._actors)
+
+    def shared(self) -> list[dict[str, Any]]:
+        """What each actor did since the last call: groups, tokens, seconds, deaths, node."""
+        done = [asdict(share) for share in self.shares]
+        self.shares = [Share(node=share.node) for share in self.shares]
+        return done
+
+    async def __aenter__(self) -> Fleet:
+        try:
+            import ray
+        except ImportError:
+            raise DtoError("ray is not installed: pip install 'dto[ray]'") from None
+        from ray.exceptions import RayError
+
+        needs = resources(self._run.recipe)
+        if not ray.is_initialized():
+            try:
+                ray.init(
+                    address=self._where.address,
+                    num_cpus=None if self._where.address else max(self._where.actors, _cores()),
+                    include_dashboard=False if self._where.address is None else None,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+            except (RayError, ConnectionError, OSError, ValueError) as error:
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise DtoError(f"ray: no cluster at {self._where.address}: {first}") from None
+        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        most = _most(needs, there)
+        count = self._where.actors or most
+        if count > most or not most:
+            raise DtoError(_lacking(count, needs, there))
+        remote = ray.remote(Worker).options(
+            num_cpus=needs["CPU"],
+            num_gpus=needs.get("GPU", 0),
+            max_restarts=-1,
+            max_task_retries=0,
+            max_concurrency=100_000,
+        )
+        made = (self._run.path.absolute(), self._run.recipe, self._code, self._planned)
+        home = str(Path.cwd())
+        self._actors = [
+            cast("ActorHandle[Worker]", remote.remote(*made, home)) for _ in range(count)
+        ]
+        self.shares = [Share() for _ in self._actors]
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                nodes = await asyncio.gather(*(self._call(actor.begin) for actor in self._actors))
+        except TimeoutError:
+            await self._kill()
+            free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+            raise DtoError(_lacking(count, needs, free)) from None
+        except BaseException:
+            await self._kill()
+            raise
+        for share, node in zip(self.shares, nodes, strict=True):
+            share.node = node
+        logger.info(
+            "ray       %d actors on %d nodes, each with %s", count, len(set(nodes)), _shown(needs)
+        )
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        if exc[0] is None:
+            await asyncio.gather(
+                *(self._call(actor.end) for actor in self._actors), return_exceptions=True
+            )
+        await self._kill()
+
+    async def _kill(self) -> None:
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
+
+    async def attempt(self, stage: Stage, model: str, group: Group) -> Entry:
+        """Process a group on the least busy actor, and again elsewhere if that actor dies.
+
+        A group whose actors died `MAX_DEATHS` times is dropped with reason `error`. Raises DtoError
+        as the stage's work does, and if no actor is left.
+        """
+        from ray.exceptions import RayActorError
+
+        for _ in range(MAX_DEATHS):
+            place = await self._place()
+            self._busy[place] += 1
+            start = time.perf_counter()
+            try:
+                entry: Entry = await self._call(self._actors[place].attempt, stage, model, group)
+            except RayActorError as error:
+                self._revive(place, error)
+                continue
+            finally:
+                self._busy[place] -= 1
+            share = self.shares[place]
+            share.groups += 1
+            share.generated += entry.usage.generated
+            share.seconds += time.perf_counter() - start
+            return entry
+        detail = f"the actors that processed it died {MAX_DEATHS} times, the last: {self._reason}"
+        return Entry(group.key, dropped=[Dropped(group.key, "error", detail)])
+
+    async def _place(self) -> int:
+        """The least busy actor that is alive; waits for one if all are being started again."""
+        while not (alive := set(range(self.size)) - self._down.keys()):
+            waiting = [task for task in self._down.values() if not task.done()]
+            if not waiting:
+                raise DtoError(
+                    f"ray: all actors have died, the last: {self._reason}; finished rows are kept, "
+                    "and the same command goes on"
+                )
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        return min(alive, key=lambda index: self._busy[index])
+
+    def _revive(self, place: int, error: Exception) -> None:
+        """Leave a dead actor out until Ray has started it again."""
+        if place not in self._down:
+            self._reason = " ".join(str(error).split())[:300]
+            share = self.shares[place]
+            logger.warning("ray       an actor on %s died: %s", share.node, self._reason)
+            share.deaths += 1
+            self._down[place] = asyncio.create_task(self._again(place))
+
+    async def _again(self, place: int) -> None:
+        from ray.exceptions import RayError
+
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                self.shares[place].node = await self._call(self._actors[place].begin)
+        except (RayError, DtoError, TimeoutError) as error:
+            self._reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            return  # it stays out
+        del self._down[place]
+
+    async def _call(self, method: Any, *arguments: Any) -> Any:
+        """Await a call of an actor; its DtoErrors are raised as they are."""
+        from ray.exceptions import RayTaskError
+
+        try:
+            return await method.remote(*arguments)
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, DtoError):
+                raise type(cause)(str(cause)) from None
+            raise EngineError(f"an actor failed: {type(cause).__name__}: {cause}") from None
+
+
+def resources(recipe: Recipe) -> dict[str, float]:
+    """What one actor asks Ray for: a core, and the GPUs of its engine."""
+    model = recipe.model
+    gpus = model.tensor_parallel if model.engine == "vllm" and model.device != "cpu" else 0
+    return {"CPU": 1, **({"GPU": gpus} if gpus else {})}
+
+
+def _most(needs: Mapping[str, float], there: Mapping[str, float]) -> int:
+    return int(min(there.get(name, 0) // amount for name, amount in needs.items()))
+
+
+def _lacking(count: int, needs: Mapping[str, float], there: Mapping[str, float]) -> str:
+    return (
+        f"ray: {count or 1} actors with {_shown(needs)} each were asked for, and there is "
+        f"{_shown({name: there.get(name, 0) for name in needs})}: lower --ray, "
+        "model.tensor_parallel, or name a larger cluster"
+    )
+
+
+def _shown(amounts: Mapping[str, float]) -> str:
+    return " and ".join(f"{amount:g} {name}" for name, amount in amounts.items())
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1

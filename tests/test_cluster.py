@@ -1,0 +1,185 @@
+"""Rows processed on Ray actors: the same tables, whoever dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dto.cluster import MAX_DEATHS, Fleet, Ray
+from dto.errors import DtoError, EngineError
+from dto.recipe import make_recipe
+from dto.records import Problem
+from dto.runs.reader import RunReader
+from dto.runs.stage import Group, Runner, Stage, always
+from dto.usage import Usage, charge
+
+ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "actors"),
+    [
+        ("2", None, 2),
+        ("64", None, 64),
+        ("auto", "auto", 0),
+        ("auto,8", "auto", 8),
+        ("10.0.0.1:6379", "10.0.0.1:6379", 0),
+        ("ray://head:10001,16", "ray://head:10001", 16),
+    ],
+)
+def test_where_actors_run(text: str, address: str | None, actors: int) -> None:
+    assert Ray.parse(text) == Ray(address, actors)
+
+
+@pytest.mark.parametrize("text", ["0", "", "auto,", ",4", "auto,x", ",", "auto,0", "auto,-1"])
+def test_a_place_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(DtoError, match="number of actors"):
+        Ray.parse(text)
+
+
+def problem(key: str, answer: str) -> Problem:
+    return Problem(key, "t", "train", f"question {key}?", answer)
+
+
+def stage(work: Any) -> Stage:
+    return Stage(
+        name="sample",
+        about="",
+        amount=lambda recipe: "",
+        record=Problem,
+        reads=always(),
+        settings=always(),
+        work=work,
+        needs="nothing",
+    )
+
+
+def groups(folder: Path, count: int) -> Iterator[Group]:
+    return (Group(f"{index:04d}", (f"{index:04d}", str(folder))) for index in range(count))
+
+
+async def plain(key: str, folder: str, ctx: Any) -> Problem:
+    charge(Usage(requests=1, generated=3))
+    await asyncio.sleep(0.005)
+    return problem(key, "same for all")
+
+
+async def dies_once(key: str, folder: str, ctx: Any) -> Problem:
+    """Kills its own process, the first time that one of every ten groups is processed."""
+    mark = Path(folder) / "died"
+    if key == "0005" and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return await plain(key, folder, ctx)
+
+
+async def dies_always(key: str, folder: str, ctx: Any) -> Problem:
+    if key == "0005":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return await plain(key, folder, ctx)
+
+
+async def misconfigured(key: str, folder: str, ctx: Any) -> Problem:
+    raise EngineError("the engine gives no logprobs: use another")
+
+
+async def fails(key: str, folder: str, ctx: Any) -> Problem:
+    if key == "0003":
+        raise ValueError("no number")
+    return await plain(key, folder, ctx)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def run(tmp_path: Path, cluster: None) -> RunReader:
+    (tmp_path / "recipe.yaml").write_text("name: r\n", encoding="utf-8")
+    return RunReader(tmp_path, make_recipe({"name": "r", "model": {"name": "nano"}}, {}, ""))
+
+
+async def whole(run: RunReader, made: Stage, name: str, count: int = 40) -> dict[str, Any]:
+    with Runner(run.path / name, Problem, {"c": 1}) as runner:
+        async with Fleet(Ray(None, 2), run, False, ()) as fleet:
+            await runner.feed(
+                groups(run.path, count),
+                made.work,
+                window=16,
+                elsewhere=lambda group: fleet.attempt(made, "base", group),
+            )
+            return await runner.finish({"actors": fleet.shared()})
+
+
+@pytest.mark.slow
+async def test_the_table_is_that_of_one_process(run: RunReader) -> None:
+    done = await whole(run, stage(plain), "spread")
+    with Runner(run.path / "alone", Problem, {"c": 1}) as runner:
+        await runner.feed(groups(run.path, 40), lambda *rows: plain(*rows, None), window=16)
+        alone = await runner.finish()
+    assert done["digest"] == alone["digest"] and done["rows"] == 40
+    assert done["usage"] == alone["usage"]
+    shares = done["actors"]
+    assert sum(share["groups"] for share in shares) == 40
+    assert all(share["groups"] >= 5 for share in shares)
+    assert sum(share["generated"] for share in shares) == done["usage"]["generated"] == 120
+
+
+@pytest.mark.slow
+async def test_groups_of_a_killed_actor_are_done_again(
+    run: RunReader, caplog: pytest.LogCaptureFixture
+) -> None:
+    done = await whole(run, stage(dies_once), "spread")
+    assert (done["rows"], done["dropped"]) == (40, {})
+    assert done["usage"]["generated"] == 120  # nothing is counted twice
+    assert sum(share["deaths"] for share in done["actors"]) == 1
+    assert "died" in caplog.text
+
+
+@pytest.mark.slow
+async def test_a_group_that_kills_every_actor_is_dropped(run: RunReader) -> None:
+    done = await whole(run, stage(dies_always), "spread")
+    assert done["dropped"]["error"] >= 1 and done["rows"] >= 40 - 16
+    lines = (run.path / "spread" / "dropped.jsonl").read_text()
+    assert '"0005"' in lines and f"died {MAX_DEATHS} times" in lines
+
+
+@pytest.mark.slow
+async def test_an_error_is_a_row_and_a_misconfiguration_ends_the_stage(run: RunReader) -> None:
+    done = await whole(run, stage(fails), "spread")
+    assert (done["rows"], done["dropped"]) == (39, {"error": 1})
+    with pytest.raises(EngineError, match="gives no logprobs"):
+        await whole(run, stage(misconfigured), "other")
+
+
+@pytest.mark.slow
+async def test_more_than_there_is_is_refused_at_once(
+    run: RunReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await whole(run, stage(plain), "spread", 4)  # a cluster is there
+    with pytest.raises(DtoError, match=r"64 actors with 1 CPU each were asked for, and there is"):
+        async with Fleet(Ray(None, 64), run, False, ()):
+            pass
+    served = run.recipe.model.model_copy(
+        update={"engine": "vllm", "tensor_parallel": 4, "device": "auto"}
+    )
+    asks_gpus = RunReader(run.path, run.recipe.model_copy(update={"model": served}))
+    with pytest.raises(DtoError, match=r"1 CPU and 4 GPU each were asked for.* 0 GPU"):
+        async with Fleet(Ray(None, 0), asks_gpus, False, ()):
+            pass
+
+
+@pytest.mark.slow
+async def test_a_node_without_the_run_says_so(run: RunReader, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").unlink()
+    with pytest.raises(DtoError, match=r"does not see .*: keep the run in a folder that all"):
+        async with Fleet(Ray(None, 2), run, False, ()):
+            pass
