@@ -85,6 +85,7 @@ class Worker:
         self._resources: Resources | None = None
         self._opening = asyncio.Lock()
         self._contexts: dict[tuple[str, str], Any] = {}
+        self._stages = {stage.name: stage for stage in planned}
 
     async def begin(self) -> str:
         """Return the name of this node. Raises DtoError if it lacks the run's directory."""
@@ -100,16 +101,17 @@ class Worker:
         self._resources = await self._stack.enter_async_context(resources)
         return node
 
-    async def attempt(self, stage: Stage, model: str, group: Group) -> Entry:
-        """Process one group. Raises DtoError if the stage cannot run here."""
+    async def attempt(self, name: str, model: str, group: Group) -> Entry:
+        """Process one group of the stage `name`. Raises DtoError if the stage cannot run here."""
+        stage = self._stages[name]
         async with self._opening:
             if self._resources is None:  # Ray has started this actor again
                 await self.begin()
             assert self._resources is not None
-            ctx = self._contexts.get((stage.name, model))
+            ctx = self._contexts.get((name, model))
             if ctx is None:
                 ctx = await self._resources.context(stage, model)
-                self._contexts = {(stage.name, model): ctx}
+                self._contexts = {(name, model): ctx}
         return await attempt(group, lambda *rows: stage.work(*rows, ctx))
 
     async def end(self) -> None:
@@ -212,7 +214,7 @@ class Fleet:
         self._actors = []
 
     async def attempt(self, stage: Stage, model: str, group: Group) -> Entry:
-        """Process a group on the least busy actor, and again elsewhere if that actor dies.
+        """Process a group of a planned stage on the least busy actor, and elsewhere if it dies.
 
         A group whose actors died `MAX_DEATHS` times is dropped with reason `error`. Raises DtoError
         as the stage's work does, and if no actor is left.
@@ -224,7 +226,9 @@ class Fleet:
             self._busy[place] += 1
             start = time.perf_counter()
             try:
-                entry: Entry = await self._call(self._actors[place].attempt, stage, model, group)
+                entry: Entry = await self._call(
+                    self._actors[place].attempt, stage.name, model, group
+                )
             except RayActorError as error:
                 self._revive(place, error)
                 continue
@@ -260,11 +264,15 @@ class Fleet:
             self._down[place] = asyncio.create_task(self._again(place))
 
     async def _again(self, place: int) -> None:
-        from ray.exceptions import RayError
+        from ray.exceptions import ActorUnavailableError, RayError
 
         try:
             async with asyncio.timeout(START_SECONDS):
-                self.shares[place].node = await self._call(self._actors[place].begin)
+                while True:
+                    with suppress(ActorUnavailableError):  # Ray has not started it yet
+                        self.shares[place].node = await self._call(self._actors[place].begin)
+                        break
+                    await asyncio.sleep(0.2)
         except (RayError, DtoError, TimeoutError) as error:
             self._reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             return  # it stays out

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,7 +112,7 @@ def run(tmp_path: Path, cluster: None) -> RunReader:
 
 async def whole(run: RunReader, made: Stage, name: str, count: int = 40) -> dict[str, Any]:
     with Runner(run.path / name, Problem, {"c": 1}) as runner:
-        async with Fleet(Ray(None, 2), run, False, ()) as fleet:
+        async with Fleet(Ray(None, 2), run, False, (made,)) as fleet:
             await runner.feed(
                 groups(run.path, count),
                 made.work,
@@ -183,3 +186,70 @@ async def test_a_node_without_the_run_says_so(run: RunReader, tmp_path: Path) ->
     with pytest.raises(DtoError, match=r"does not see .*: keep the run in a folder that all"):
         async with Fleet(Ray(None, 2), run, False, ()):
             pass
+
+
+TABLES = ("sample", "segment", "estimate", "optimize", "prune", "pair", "evaluate")
+PROGRAM = """
+import sys
+from pathlib import Path
+from dto.api import find_recipe
+from dto.cluster import Ray
+from dto.pipeline import needed, open_run, run_stages
+
+changes = {"problems.train": 10, "problems.dev": 1, "problems.test": 3, "sample.samples": 2,
+           "evaluate.samples": 1, "evaluate.models": ["base"]}
+recipe, _ = find_recipe("quickstart", changes)
+run = open_run(Path(sys.argv[1]), recipe)
+ray = Ray(None, int(sys.argv[2])) if sys.argv[2:] else None
+run_stages(run, needed(recipe, "pair", "evaluate"), ray=ray)
+run.close()
+"""
+
+
+def children(pid: int) -> list[int]:
+    """The processes below a process."""
+    below = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in task.read_text().split():
+            below += [int(child), *children(int(child))]
+    return below
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the actors in /proc")
+def test_a_run_whose_actor_and_driver_are_killed(tmp_path: Path) -> None:
+    """The tables are those of a run in one process."""
+    spread, alone = tmp_path / "spread", tmp_path / "alone"
+    with (tmp_path / "log").open("w") as log:
+        command = [sys.executable, "-c", PROGRAM, str(spread), "2"]
+        driver = subprocess.Popen(command, stdout=log, stderr=log)
+        journal, kills = spread / "sample" / "journal", 0
+        until = time.monotonic() + 120
+        while time.monotonic() < until and driver.poll() is None and kills < 2:
+            lines = journal.read_bytes().count(b"\n") if journal.is_file() else 0
+            if kills == 0 and lines > 1:
+                actors = [pid for pid in children(driver.pid) if _is_actor(pid)]
+                os.kill(actors[0], signal.SIGKILL)
+                kills = 1
+            elif kills == 1 and lines > 4:
+                driver.kill()
+                kills = 2
+            time.sleep(0.02)
+        driver.wait()
+    assert kills == 2, (tmp_path / "log").read_text()
+    for arguments in ([str(spread), "2"], [str(alone)]):
+        command = [sys.executable, "-c", PROGRAM, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    for name in TABLES:
+        table = f"{name}/rows.parquet"
+        assert (spread / table).read_bytes() == (alone / table).read_bytes(), name
+    kept = [RunReader(each).manifest("sample") or {} for each in (spread, alone)]
+    assert kept[0]["usage"]["generated"] == kept[1]["usage"]["generated"]
+
+
+def _is_actor(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::Worker")
+    except OSError:
+        return False

@@ -14,6 +14,7 @@ import typer
 import yaml
 
 from dto.api import find_recipe
+from dto.cluster import Ray
 from dto.errors import RecipeError, RunConflictError
 from dto.recipe import Recipe
 from dto.runs.run import Consent, OpenRun, Stale, refuse
@@ -37,12 +38,25 @@ Code = Annotated[
     bool,
     typer.Option("--allow-code-execution", help="Run model-written programs in a sandbox."),
 ]
+OnRay = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="N|ADDRESS",
+        help="Process rows on N Ray actors, each with the model, or on a cluster (auto, auto,8).",
+    ),
+]
 Changes = Annotated[
     list[str] | None,
     typer.Option(
         "--set", metavar="KEY=VALUE", help="Change a setting, as in sample.samples=8; repeatable."
     ),
 ]
+
+
+def on_ray(text: str | None) -> Ray | None:
+    """Where the rows are processed; None: in this process. Raises DtoError for a bad place."""
+    return None if text is None else Ray.parse(text)
 
 
 def consent(wanted: bool, yes: bool) -> Consent:

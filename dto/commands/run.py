@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 from dto.api import import_recipe, packaged
-from dto.cluster import Ray
 from dto.commands import (
     Again,
     Changes,
     Code,
+    OnRay,
     Out,
     Overwrite,
     Recompute,
@@ -22,18 +22,14 @@ from dto.commands import (
     Yes,
     consent,
     held,
+    on_ray,
     parse_changes,
     read_target,
 )
-from dto.errors import RecipeError
+from dto.errors import DtoError, RecipeError
 from dto.pipeline import STAGES, needed, open_run, run_stages, with_questions
 from dto.recipe import NAMES, Recipe, make_recipe
 from dto.runs.reader import RunReader
-
-OnRay = Annotated[
-    str | None,
-    typer.Option(metavar="N|ADDRESS", help="Spread the rows over Ray actors, a model each."),
-]
 
 
 def run(
@@ -70,6 +66,11 @@ def run(
         from dto.commands.doctor import check_training
 
         check_training(recipe, out or place)
+    where = on_ray(ray)
+    if where and (recipe.compare.methods or pilot is not None):
+        raise DtoError(
+            "--ray spreads the stages of one run, not a comparison or --pilot: leave it out"
+        )
     ask = consent(recompute or overwrite, yes)
     begin = partial(
         open_run,
@@ -88,7 +89,7 @@ def run(
 
             compare(opened, ask)
         else:
-            run_stages(opened, needed(recipe), ray=Ray.parse(ray) if ray else None)
+            run_stages(opened, needed(recipe), ray=where)
         _report(opened.path)
 
 
@@ -117,14 +118,20 @@ def report(target: Target, out: Out = None, changes: Changes = None) -> None:
 
 
 def _compute(
-    stage: str, recipe: Recipe, place: Path, recompute: bool, yes: bool, code: bool
+    stage: str,
+    recipe: Recipe,
+    place: Path,
+    recompute: bool,
+    yes: bool,
+    code: bool,
+    ray: str | None = None,
 ) -> None:
     """Run one stage; load its questions first, which costs nothing."""
     again = (stage,) if recompute else ()
     ask = consent(recompute, yes)
     opened = open_run(place, recipe, recompute=ask, again=again, allow_code_execution=code)
     with held(opened, stage):
-        run_stages(opened, with_questions(recipe, stage))
+        run_stages(opened, with_questions(recipe, stage), ray=on_ray(ray))
 
 
 def _stage_command(app: typer.Typer, stage: str) -> None:
@@ -135,11 +142,12 @@ def _stage_command(app: typer.Typer, stage: str) -> None:
         out: Out = None,
         recompute: Again = False,
         yes: Yes = False,
+        ray: OnRay = None,
         code: Code = False,
         changes: Changes = None,
     ) -> None:
         recipe, place = read_target(target, changes)
-        _compute(stage, recipe, out or place, recompute, yes, code)
+        _compute(stage, recipe, out or place, recompute, yes, code, ray)
 
     about = STAGES[stage].about
     app.command(stage, help=f"{about}\n\nRuns this stage alone, on the existing tables.")(command)
@@ -154,13 +162,14 @@ def evaluate(
     ] = False,
     recompute: Again = False,
     yes: Yes = False,
+    ray: OnRay = None,
     code: Code = False,
     changes: Changes = None,
 ) -> None:
     """Run the evaluation alone, or replay many exits on recorded traces."""
     recipe, place = read_target(target, changes)
     if not replay:
-        _compute("evaluate", recipe, out or place, recompute, yes, code)
+        _compute("evaluate", recipe, out or place, recompute, yes, code, ray)
         return
     from dto.calibration.calibrate import replay_run
 

@@ -16,9 +16,9 @@ from dto.engines import open_engine
 from dto.engines.openai_http import ABORT_TOKENS
 from dto.errors import DtoError, EngineError
 from dto.pipeline import STAGES
-from dto.resources import Resources as Opened
 from dto.protocols import Chunk, Completion, Engine, Message, Sampling
 from dto.recipe import ModelSettings, Recipe
+from dto.resources import Resources as Opened
 from dto.runs.reader import RunReader
 from dto.usage import metered
 from tests.engines.served import Served

@@ -12,8 +12,8 @@ import pytest
 
 from dto.engines import open_engine
 from dto.errors import EngineError
-from dto.resources import Resources
 from dto.recipe import JudgeSettings, Recipe
+from dto.resources import Resources
 from dto.runs.reader import RunReader
 from dto.stages.optimize import optimize
 from dto.stages.prune import prune
