@@ -207,8 +207,7 @@ def run_stages(
     stages = [stage_of(run.recipe, name) for name in names]
     pending = [stage.name for stage in stages if run.manifest(stage.name) is None]
     if "train" in pending:
-        train.check_trackers(run.recipe)
-        train.launching(run.recipe)  # a file for accelerate that is missing
+        train.check_training(run.recipe)
     _check_splits(run, pending)
     check_start(run.recipe, pending)
     if "evaluate" in pending:

@@ -49,6 +49,7 @@ SMALL = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512, "max_position_embeddings": 128,
 }  # fmt: skip
+SPREAD = {"train.batch_size": 2, "train.gradient_accumulation": 8}
 BARE = Machine((), 64 * GIB, 32 * GIB)
 
 
@@ -417,7 +418,16 @@ def test_a_run_without_training_plans_none(capsys: pytest.CaptureFixture[str]) -
         ({"train.gradient_checkpointing": False}, machine_of(80), "memory to train"),
         ({"model.tensor_parallel": 4}, machine_of(80, 2), "4 GPUs for model.tensor_parallel"),
         ({"model.device": "cpu"}, Machine((), 32 * GIB, 8 * GIB), "memory to train on the CPU"),
-        ({"train.lora_rank": 8}, machine_of(80), "package peft, for train.lora_rank"),
+        ({"train.lora_rank": 8}, machine_of(80), "train.lora_rank = 8 needs peft: pip install"),
+        ({"train.optimizer": "adamw_8bit"}, machine_of(80), "needs bitsandbytes and a GPU"),
+        ({"train.processes": 4, "train.accelerate": "deepspeed", **SPREAD}, machine_of(80, 4),
+         "train.accelerate = 'deepspeed' needs deepspeed: pip install"),
+        ({"train.report_to": ["tensorboard"]}, machine_of(80), "pip install tensorboard"),
+        ({"train.processes": 4, "train.accelerate": "fsdp", **SPREAD}, machine_of(80, 2),
+         "4 GPUs for train.processes: there are 2"),
+        ({"train.engine": "vllm", "train.engine_gpus": [2]}, machine_of(80, 2),
+         "train.engine_gpus names GPU 2, and this machine shows 2"),
+        ({"train.engine": "vllm", "train.engine_gpus": [0]}, machine_of(80, 2), "and GPU 0 trains"),
         ({"model.engine": "openai"}, machine_of(80), "a key in OPENAI_API_KEY"),
         ({"prune.judge": "llm", "judge": {"name": "big", "engine": "openai", "api_key": "KEY_2"}},
          machine_of(80), "a key in KEY_2, for OpenAI's own server (judge)"),
@@ -434,7 +444,7 @@ def test_what_is_missing_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(doctor, "usable", lambda: [("vllm", "not installed: make")])
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    monkeypatch.setattr("dto.training.train.find_spec", lambda name: None)
     recipe = recipe_of(changes)
     lines = list(lacks(recipe, shape_of(recipe.model), machine))
     assert any(expected in line for line in lines), lines
@@ -451,6 +461,8 @@ def test_near_misses_lack_nothing(uncached: None, monkeypatch: pytest.MonkeyPatc
         {"model.engine": "openai"},
         {"model.engine": "openai", "model.server": "http://localhost:8000/v1"},
         {"judge": {"name": "x", "engine": "openai", "api_key": "NOT_SET"}},  # nobody asks it
+        {"train.engine_gpus": [7]},  # of an engine that is not there
+        {"train.method": "none", "train.optimizer": "adamw_8bit", "train.report_to": ["wandb"]},
     ):
         assert list(lacks(recipe_of(changes), shape, machine)) == []
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

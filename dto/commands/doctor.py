@@ -43,6 +43,8 @@ from dto.takes import (
     training_peak,
 )
 from dto.tasks import TASKS
+from dto.training.devices import visible_devices
+from dto.training.train import missing_packages
 
 LARGE = 300_000_000
 """Parameters from which a model is too large for a CPU in practice."""
@@ -187,15 +189,8 @@ def lacks(recipe: Recipe, shape: Shape | None, machine: Machine) -> Iterator[str
         yield f"a token of the Hub for {gated[0]}, which is gated: hf auth login, or set HF_TOKEN"
     train = recipe.train
     trains = "train" in needed(recipe) and train.method != "none"
-    packages: dict[str, tuple[str, bool]] = {
-        "peft": ("train.lora_rank", bool(train.lora_rank)),
-        "bitsandbytes": ("train.optimizer", train.optimizer == "adamw_8bit"),
-        "deepspeed": ("train.accelerate", train.accelerate == "deepspeed"),
-        **{str(name): ("train.report_to", True) for name in train.report_to},
-    }
-    for name, (key, wanted) in packages.items():
-        if trains and wanted and find_spec(name) is None:
-            yield f"package {name}, for {key}: pip install {name}"
+    if trains:
+        yield from missing_packages(recipe)
     if shape is None:
         return
     yield from _memory_missing(recipe, shape, machine, trains)
@@ -242,6 +237,11 @@ def _memory_missing(recipe: Recipe, shape: Shape, machine: Machine, trains: bool
     processes = recipe.train.processes or 1
     if trains and processes > len(gpus):
         yield f"{processes} GPUs for train.processes: there are {len(gpus)}"
+    apart = recipe.train.engine_gpus if trains and recipe.train.engine == "vllm" else ()
+    try:
+        visible_devices(apart, processes, [gpu.name for gpu in gpus])
+    except DtoError as error:
+        yield str(error)
     smallest = min(gpus, key=lambda gpu: gpu.memory)
     weights, request = engine_memory(model, shape)
     if served and weights + request > model.gpu_memory * smallest.memory - RESERVED:

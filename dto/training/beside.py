@@ -32,11 +32,12 @@ from safetensors.torch import save_file
 
 from dto.engines.models import origin
 from dto.engines.vllm import VLLMEngine
-from dto.errors import DtoError, EngineError
+from dto.errors import EngineError
 from dto.protocols import Completion, Engine, Prompt, Sampling
 from dto.recipe import Recipe
 from dto.runs.manifest import peak_memory
 from dto.training.checkpoints import HANDED
+from dto.training.devices import visible, visible_devices
 from dto.training.weights import CHECKPOINTED, answering, whole
 from dto.usage import Usage
 
@@ -51,34 +52,6 @@ _LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHE
 """Variables of `accelerate launch`, by their beginnings; the core would join its process group."""
 
 Answers = Callable[[Engine, Sequence[Any]], Awaitable[tuple[list[list[Any]], Usage]]]
-
-
-def visible_devices(gpus: Sequence[int], processes: int, visible: Sequence[str]) -> str:
-    """The core's CUDA_VISIBLE_DEVICES for `train.engine_gpus`.
-
-    `visible` names the GPUs of this machine that may be used; the first `processes` of them train.
-    Raises DtoError for a GPU that does not exist, that trains, or that is named twice.
-    """
-    for gpu in gpus:
-        reason = ""
-        if not 0 <= gpu < len(visible):
-            reason = f"this machine shows {len(visible)}, counted from 0"
-        elif gpu < processes:
-            reason = f"GPUs 0 to {processes - 1} train" if processes > 1 else "GPU 0 trains"
-        elif list(gpus).count(gpu) > 1:
-            reason = "that twice"
-        if reason:
-            raise DtoError(
-                f"train.engine_gpus names GPU {gpu}, and {reason}: name others once each, or leave "
-                "it empty to share the GPU of the training"
-            )
-    return ",".join(visible[gpu] for gpu in gpus)
-
-
-def _visible() -> list[str]:
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    count = torch.cuda.device_count()
-    return named.split(",")[:count] if named else [str(number) for number in range(count)]
 
 
 @contextmanager
@@ -120,7 +93,7 @@ class HandedEngine(VLLMEngine):
         self._gpus = len(gpus)
         self._variables: dict[str, str] = {}
         if gpus:
-            devices = visible_devices(gpus, PartialState().num_processes, _visible())
+            devices = visible_devices(gpus, PartialState().num_processes, visible())
             self._variables = {"CUDA_VISIBLE_DEVICES": devices}
         self._sleeps = not gpus and not self._cpu
         self._trained = trained

@@ -24,7 +24,8 @@ from pathlib import Path
 from dto.concurrency import die_with_parent
 from dto.errors import DtoError
 from dto.processes import collect_rarely
-from dto.recipe import Recipe, load_recipe
+from dto.recipe import load_recipe
+from dto.training.devices import check_devices
 
 DISK_ERRORS = ("(os error", "PytorchStreamWriter", "inline_container")
 """Parts of the messages of safetensors and torch for a file that cannot be written."""
@@ -109,31 +110,6 @@ def launch(options: argparse.Namespace) -> int:
                     "run the same command to resume")  # fmt: skip
                 return 1
         return int(error.get_first_failure()[1].exitcode)
-
-
-def check_devices(recipe: Recipe, processes: int) -> None:
-    """Raise DtoError for more processes than GPUs, and for a model split over CPUs.
-
-    On a CPU any number of processes can train together, each with the whole model (gloo):
-    accelerate 1.15 ignores FSDP without an accelerator.
-    """
-    import torch
-
-    from dto.training.weights import on_cpu
-
-    if on_cpu(recipe):
-        if recipe.train.accelerate:
-            raise DtoError(
-                f"train.accelerate = {recipe.train.accelerate!r} splits a model over GPUs, but "
-                "this training runs on CPUs: remove it"
-            )
-        return
-    count = torch.accelerator.device_count()
-    if processes > count:
-        raise DtoError(
-            f"train.processes = {processes}, but this machine shows {count} GPU(s): set it to "
-            f"{count}, or show more with CUDA_VISIBLE_DEVICES"
-        )
 
 
 def launch_arguments(options: argparse.Namespace, *, bf16: bool) -> list[str]:

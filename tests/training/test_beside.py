@@ -35,12 +35,12 @@ from dto.training import grpo
 from dto.training.beside import (
     Beside,
     HandedEngine,
-    visible_devices,
     write_adapters,
     write_weights,
 )
 from dto.training.checkpoints import step_line
 from dto.training.dev import Judgement, measure
+from dto.training.devices import visible_devices
 from dto.training.fit import fingerprint, fit
 from dto.training.pairs import Material
 from dto.training.train import STAGE
