@@ -11,7 +11,16 @@ import json
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from itertools import groupby
@@ -191,6 +200,15 @@ def open_run(
         run.close()
         raise
     return run
+
+
+def changes_of_run(changes: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The changes of a run's own recipe, in which `evaluate.engine` may have been chosen for it.
+
+    A server of the trained model takes its place, unless an engine is among the changes, too.
+    """
+    served = (changes or {}).get("evaluate.server")
+    return ({"evaluate.engine": None} if served else {}) | {**(changes or {})}
 
 
 def run_stages(

@@ -29,6 +29,10 @@ from dto.pipeline import STAGES, needed, open_run, run_stages, with_questions
 from dto.recipe import NAMES, Recipe, make_recipe
 from dto.runs.reader import RunReader
 
+Force = Annotated[
+    bool, typer.Option("--force", help="Start although the training seems too large here.")
+]
+
 
 def run(
     target: Target,
@@ -45,9 +49,7 @@ def run(
     recompute: Recompute = False,
     yes: Yes = False,
     overwrite: Overwrite = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Start although the training seems too large here.")
-    ] = False,
+    force: Force = False,
     code: Code = False,
     changes: Changes = None,
 ) -> None:
@@ -62,7 +64,7 @@ def run(
     if not force:
         from dto.commands.doctor import check_training
 
-        check_training(recipe, out or place)
+        check_training(recipe, out or place, anew=overwrite)
     ask = consent(recompute or overwrite, yes)
     begin = partial(
         open_run,
@@ -135,7 +137,28 @@ def _stage_command(app: typer.Typer, stage: str) -> None:
         _compute(stage, recipe, out or place, recompute, yes, code)
 
     about = STAGES[stage].about
-    app.command(stage, help=f"{about}\n\nRuns this stage alone, on the existing tables.")(command)
+    app.command(stage, help=f"{about}\n\n{_ALONE}")(command)
+
+
+_ALONE = "Runs this stage alone, on the existing tables."
+
+
+def train(
+    target: Target,
+    out: Out = None,
+    recompute: Again = False,
+    yes: Yes = False,
+    force: Force = False,
+    code: Code = False,
+    changes: Changes = None,
+) -> None:
+    """Run the training alone, on the existing tables."""
+    recipe, place = read_target(target, changes)
+    if not force:
+        from dto.commands.doctor import check_training
+
+        check_training(recipe, out or place, ["train"], anew=recompute)
+    _compute("train", recipe, out or place, recompute, yes, code)
 
 
 def evaluate(
@@ -277,7 +300,9 @@ def add_run(app: typer.Typer) -> None:
     """Add the commands that compute, with the stages in their order."""
     app.command()(run)
     for stage in STAGES.values():
-        if stage.name == "evaluate":
+        if stage.name == "train":
+            app.command(help=f"{stage.about}\n\n{_ALONE}")(train)
+        elif stage.name == "evaluate":
             app.command(help=f"{stage.about}\n\nThis stage alone.")(evaluate)
         elif stage.step:
             _stage_command(app, stage.name)

@@ -38,7 +38,7 @@ from dto.recipe import Recipe
 from dto.runs.manifest import peak_memory
 from dto.training.checkpoints import HANDED
 from dto.training.devices import visible, visible_devices
-from dto.training.weights import CHECKPOINTED, answering, whole
+from dto.training.weights import CHECKPOINTED, answering, sharding, whole
 from dto.usage import Usage
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class HandedEngine(VLLMEngine):
     """
 
     def __init__(self, recipe: Recipe, trained: int) -> None:
-        """`trained` is the number of parameters that this process trains.
+        """`trained` is the number of parameters whose optimizer state this process holds.
 
         Raises EngineError if vLLM cannot serve the model, and DtoError for unusable GPUs.
         """
@@ -184,12 +184,15 @@ class Beside:
             train = recipe.train.model_copy(update={"lora_rank": 0})
             recipe = recipe.model_copy(update={"train": train})
         self._recipe = recipe
-        self._trained = sum(part.numel() for part in model.parameters() if part.requires_grad)
         self._folder = directory / HANDED
         self._world = PartialState()
+        trained = sum(part.numel() for part in model.parameters() if part.requires_grad)
+        self._trained = trained // (self._world.num_processes if sharding() else 1)
         self._loop: asyncio.Runner | None = None  # one loop for all uses: vLLM is bound to it
         self._engine: HandedEngine | None = None
         self._adapters = False
+        self._kept = False  # the weights stay the same for a while
+        self._has_weights = False  # the engine has them, and is awake
 
     def __enter__(self) -> Beside:
         """Start the engine, in the first process. Raises EngineError if it cannot start."""
@@ -224,23 +227,38 @@ class Beside:
         All processes call this, each with rows of its own, which may be none. The usage is in the
         first process. Raises EngineError if the engine has died.
         """
-        self._hand_over(model)
+        if not self._has_weights:
+            self._hand_over(model)
         shares = gather_object([list(rows)])
         together: list[Any] = [None]
         if self._engine is not None and self._loop is not None:
             engine = self._engine
 
             async def work() -> tuple[list[list[Any]], Usage]:
-                await engine.take(self._folder)
+                if not self._has_weights:
+                    await engine.take(self._folder)
                 results = await answers(engine, [row for share in shares for row in share])
-                await engine.sleep()
+                if not self._kept:
+                    await engine.sleep()
                 return results
 
             together = [self._loop.run(work())]
+        self._has_weights = self._kept
         broadcast_object_list(together)
         groups, usage = together[0]
         start = sum(map(len, shares[: self._world.process_index]))
         return groups[start : start + len(rows)], usage if self._engine else Usage()
+
+    @contextmanager
+    def same_weights(self) -> Iterator[None]:
+        """Hand the weights over once for all uses in this context, which must not change them."""
+        self._kept = True
+        try:
+            yield
+            if self._has_weights and self._engine is not None and self._loop is not None:
+                self._loop.run(self._engine.sleep())
+        finally:
+            self._kept = self._has_weights = False
 
     def peak_memory(self) -> int:
         """Peak resident memory of vLLM's core in bytes, in the first process; unknown: 0."""
