@@ -24,7 +24,8 @@ from dto.training.devices import check_devices
 
 logger = logging.getLogger("dto.train")
 
-ERROR = "error: "
+ERROR, LOST = "error: ", "lost: "
+"""Beginnings of what a training process says before it ends: its error, or that others ended."""
 
 
 def train(
@@ -64,12 +65,12 @@ def train(
     if allow_code_execution:
         command.append("--allow-code-execution")
     environment = os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONUTF8": "1"}
-    first_error = ""  # of several processes: the others fail because of it
+    said: dict[str, str] = {}  # first lines: of several processes, the others fail because of one
 
     def log(line: str) -> None:
-        nonlocal first_error
-        if line.startswith(ERROR):
-            first_error = first_error or line.strip()
+        kind = next((kind for kind in (ERROR, LOST) if line.startswith(kind)), "")
+        if kind:
+            said.setdefault(kind, line.strip().removeprefix(kind))
         else:
             logger.info("%s", line.rstrip())
 
@@ -82,8 +83,8 @@ def train(
             f"train: the training process was killed ({name}): run the same command to resume"
         )
     if code:
-        if first_error:
-            raise DtoError(first_error.removeprefix(ERROR))
+        if reason := said.get(ERROR) or said.get(LOST):
+            raise DtoError(reason)
         raise DtoError(
             f"train: the training process ended with exit code {code}; its traceback is above"
         )

@@ -29,6 +29,7 @@ import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
+from torch.distributed import DistBackendError, DistNetworkError
 from transformers import PreTrainedTokenizerBase
 
 from dto.errors import DtoError
@@ -288,6 +289,67 @@ def test_all_processes_stop_on_collapse(run: RunFolder) -> None:
     assert [each.code for each in together(main, training)] == [0, 0]
     result = json.loads((run.path / "train" / "result.json").read_text())
     assert result["collapsed"] and result["steps"] < 18 and result["kept_step"] == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "processes", "said"),
+    [
+        (RuntimeError("[/x/gloo/transport/tcp/pair.cc:1] Connection closed by peer [::1]"), 2, ""),
+        (RuntimeError("[/x/gloo/transport/tcp/unbound_buffer.cc:1] Timed out\nwaiting"), 2,
+         "Timed out waiting"),
+        (DistBackendError("NCCL error in: x.cpp:1,\nremote process exited"), 2, "NCCL error in"),
+        (DistNetworkError("failed to recv, got 0 bytes"), 2, "got 0 bytes"),
+        (DtoError("train: loss is nan"), 2, "error: train: loss is nan"),
+        # near misses: faults of this process, whose traceback is needed
+        (RuntimeError("CUDA error: device-side assert triggered"), 2, None),
+        (DistBackendError("NCCL error in: x.cpp:1"), 1, None),
+    ],
+)  # fmt: skip
+def test_a_process_that_lost_the_others_is_one_line(
+    error: Exception,
+    processes: int,
+    said: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setenv("RANK", "1")
+
+    def fail() -> None:
+        raise error
+
+    if said is None:
+        with pytest.raises(type(error)):
+            process.guarded(fail)
+        return
+    assert process.guarded(fail) == 1
+    out = capsys.readouterr().out
+    assert out.count("\n") == bool(said) and said in out
+    if said and not said.startswith("error"):
+        assert out.startswith("lost: train: process 2 of 2 cannot reach the others (")
+        assert "run the same command to resume" in out
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["lost: no peers", "error: it is nan"], "it is nan"),
+        (["lost: no peers", "lost: nor here"], "no peers"),
+        (["error: first", "error: second"], "first"),
+        (["step 1"], "exit code 1; its traceback is above"),
+    ],
+)
+def test_the_process_that_knows_why_is_heard(
+    lines: list[str], reason: str, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(command: Any, on_line: Any, environment: Any) -> int:
+        for line in lines:
+            on_line(f"{line}\n")
+        return 1
+
+    monkeypatch.setattr("dto.training.train.run_child", ended)
+    with pytest.raises(DtoError, match=f"{reason}$"):
+        train(run.path, run.recipe)
 
 
 @pytest.mark.slow(seconds=10)
