@@ -223,7 +223,11 @@ def run_stages(
     does.
     """
     stages = [stage_of(run.recipe, name) for name in names]
-    pending = [stage.name for stage in stages if run.manifest(stage.name) is None]
+    pending = [
+        stage.name
+        for stage in stages
+        if run.manifest(stage.name) is None or stage.name in run.agreed
+    ]
     if "train" in pending:
         train.check_training(run.recipe)
     _check_splits(run, pending)

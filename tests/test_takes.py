@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -339,6 +340,30 @@ def test_a_finished_training_is_checked_if_it_is_done_again(
     else:
         doctor.check_training(recipe, small_run, anew=anew)
     assert sorted(small_run.rglob("*")) == files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train.optimizer": "adamw_8bit"}, "needs bitsandbytes and a GPU"),
+        ({"train.report_to": ["wandb"]}, ""),  # decides nothing: the finished training is kept
+    ],
+)
+def test_a_training_that_is_done_again_needs_its_packages(
+    changes: dict[str, Any],
+    said: str,
+    small_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("dto.training.train.find_spec", lambda name: None)
+    run = shutil.copytree(small_run, tmp_path / "run")
+    settings = [f"--set={key}={json.dumps(value)}" for key, value in changes.items()]
+    code, _, err = dto("run", str(run), *settings, "--recompute", "--yes", capsys=capsys)
+    assert (code == 1) == bool(said) and said in err
+    assert (run / "train" / "manifest.json").is_file()
 
 
 def test_a_small_model_is_not_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
