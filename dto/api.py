@@ -27,7 +27,7 @@ from dto.errors import DtoError, RecipeError, RunConflictError, disk_errors
 from dto.extension import nearest
 from dto.grading import Grader
 from dto.languages import DEFAULT, Languages
-from dto.pipeline import needed, open_run, run_stages
+from dto.pipeline import changes_of_run, needed, open_run, run_stages
 from dto.prompts import resource
 from dto.protocols import Graded
 from dto.recipe import Recipe, make_recipe
@@ -154,7 +154,7 @@ def find_recipe(
     if path.is_dir():
         if not (path / "recipe.yaml").is_file():
             raise RecipeError(f"{path} is not a run directory: it has no recipe.yaml")
-        return read_recipe_file(path / "recipe.yaml", changes), path
+        return read_recipe_file(path / "recipe.yaml", changes_of_run(changes)), path
     file = path if path.exists() else packaged(path)
     if file is None:
         names = [recipe.stem for recipe in _pipelines().glob("*.yaml")]

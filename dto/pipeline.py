@@ -10,7 +10,16 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack
 from functools import partial
 from itertools import groupby
@@ -185,6 +194,15 @@ def open_run(
     return run
 
 
+def changes_of_run(changes: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The changes of a run's own recipe, in which `evaluate.engine` may have been chosen for it.
+
+    A server of the trained model takes its place, unless an engine is among the changes, too.
+    """
+    served = (changes or {}).get("evaluate.server")
+    return ({"evaluate.engine": None} if served else {}) | {**(changes or {})}
+
+
 def run_stages(
     run: OpenRun,
     names: Iterable[str],
@@ -198,10 +216,13 @@ def run_stages(
     does. With `ray`, the groups are processed on Ray actors.
     """
     stages = [stage_of(run.recipe, name) for name in names]
-    pending = [stage.name for stage in stages if run.manifest(stage.name) is None]
+    pending = [
+        stage.name
+        for stage in stages
+        if run.manifest(stage.name) is None or stage.name in run.agreed
+    ]
     if "train" in pending:
-        train.check_trackers(run.recipe)
-        train.launching(run.recipe)  # a file for accelerate that is missing
+        train.check_training(run.recipe)
     _check_splits(run, pending)
     check_start(run.recipe, pending)
     if "evaluate" in pending:

@@ -440,7 +440,9 @@ def remedies(recipe: Recipe, gpus: int = 1) -> Iterator[dict[str, Any]]:
         yield together | {"pair.max_length" if paired else "sample.max_tokens": length}
 
 
-def remedy(recipe: Recipe, shape: Shape, memory: float, gpus: int = 1) -> dict[str, Any] | None:
+def remedy(
+    recipe: Recipe, shape: Shape, memory: float, gpus: int = 1, *, cpu: bool = False
+) -> dict[str, Any] | None:
     """The first of the remedies with which the training fits into `memory` bytes; None if none."""
     for change in remedies(recipe, gpus):
         changed = recipe
@@ -448,26 +450,29 @@ def remedy(recipe: Recipe, shape: Shape, memory: float, gpus: int = 1) -> dict[s
             group, name = key.split(".")
             settings = getattr(changed, group).model_copy(update={name: value})
             changed = changed.model_copy(update={group: settings})
-        if training_peak(changed, shape) <= memory - RESERVED:
+        if training_peak(changed, shape, cpu=cpu) <= memory - RESERVED:
             return change
     return None
 
 
-def refusal(recipe: Recipe, shape: Shape, gpu: str, memory: float, gpus: int = 1) -> str:
-    """Why the recipe's training cannot fit on a GPU, with a way out; empty if it may fit.
+def refusal(
+    recipe: Recipe, shape: Shape, device: str, memory: float, gpus: int = 1, *, cpu: bool = False
+) -> str:
+    """Why the recipe's training cannot fit on a device, with a way out; empty if it may fit.
 
     It cannot fit if the estimate exceeds the memory by more than the tolerance.
     """
-    needed, own = training_peak(recipe, shape), step_memory(shape, step_of(recipe, shape)).total
+    needed = training_peak(recipe, shape, cpu=cpu)
     if fits(needed, memory) != "no":
         return ""
-    change = remedy(recipe, shape, memory, gpus)
-    way = f"use a GPU of {needed / (1 - TOLERANCE) / GIB:,.0f} GiB"
+    change = remedy(recipe, shape, memory, gpus, cpu=cpu)
+    way = f"use a {'machine' if cpu else 'GPU'} of {needed / (1 - TOLERANCE) / GIB:,.0f} GiB"
     if change is not None:
         way = " ".join(f"--set {key}={str(value).lower()}" for key, value in change.items())
+    own = step_memory(shape, step_of(recipe, shape, cpu=cpu)).total
     what = f"a step of {recipe.train.method}" if own == needed else "a dev measurement"
     return (
-        f"train: {what} with {recipe.model.name} takes about {needed / GIB:,.0f} GiB, {gpu} has "
-        f"{memory / GIB:,.0f}: {way}, or --force to try it anyway (formula of dto/takes.py, "
-        f"± {TOLERANCE:.0%})"
+        f"train: {what} with {recipe.model.name} takes about {needed / GIB:,.0f} GiB, {device} has "
+        f"{memory / GIB:,.0f}{' free' if cpu else ''}: {way}, or --force to try it anyway (formula "
+        f"of dto/takes.py, ± {TOLERANCE:.0%})"
     )

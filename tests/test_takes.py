@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,7 @@ SMALL = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512, "max_position_embeddings": 128,
 }  # fmt: skip
+SPREAD = {"train.batch_size": 2, "train.gradient_accumulation": 8}
 BARE = Machine((), 64 * GIB, 32 * GIB)
 
 
@@ -69,7 +71,6 @@ def uncached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("dto.takes.config_file", lambda name, revision=None: None)
-    monkeypatch.setattr(doctor, "config_file", lambda name, revision=None: None)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     monkeypatch.setattr(doctor, "hub_token", lambda: False)
     for name in ("HF_HUB_OFFLINE", "OPENAI_API_KEY", "HF_TOKEN"):
@@ -255,12 +256,18 @@ def test_a_training_that_cannot_fit_is_refused_in_one_line(uncached: None) -> No
     assert refusal(recipe, shape, "NVIDIA H200", 1.3 * training_peak(recipe, shape)) == ""
 
 
+@pytest.mark.parametrize("command", ["run", "train"])
 @pytest.mark.parametrize(
     ("arguments", "gpus", "refused"),
     [
         ((), machine_of(24), True),
         ((), machine_of(140), False),
-        ((), BARE, False),
+        ((), BARE, False),  # tight
+        ((), Machine((), 64 * GIB, 16 * GIB), True),
+        ((), Machine((), 256 * GIB, 128 * GIB), False),
+        (("--set", "model.device=cpu"), Machine((), 256 * GIB, 16 * GIB), True),
+        (("--set", "model.device=cpu"), replace(machine_of(140), free=16 * GIB), True),
+        (("--force",), Machine((), 64 * GIB, 16 * GIB), False),
         (("--force",), machine_of(24), False),
         (("--set", "train.method=none"), machine_of(24), False),
         (("--set", "model.device=cpu"), machine_of(24), False),
@@ -271,6 +278,7 @@ def test_a_run_is_refused_before_anything_is_read(
     arguments: tuple[str, ...],
     gpus: Machine,
     refused: bool,
+    command: str,
     uncached: None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -283,10 +291,79 @@ def test_a_run_is_refused_before_anything_is_read(
         raise DtoError("the run has begun")
 
     monkeypatch.setattr("dto.commands.run.open_run", open_run)
-    code, _, err = dto("run", "dto-r1-distill-1.5b", *arguments, capsys=capsys)
+    code, _, err = dto(command, "dto-r1-distill-1.5b", *arguments, capsys=capsys)
     assert code == 1 and err.count("\n") == 1
     assert ("train: a step of simpo with" in err) == refused and bool(opened) != refused
     assert refused or "the run has begun" in err
+
+
+def test_a_machine_without_a_gpu_is_told_its_memory(uncached: None) -> None:
+    recipe = recipe_of({"model.device": "cpu"})
+    shape = shape_of(recipe.model)
+    reason = refusal(recipe, shape, "this machine", 16 * GIB, cpu=True)
+    assert "this machine has 16 free: " in reason and "--force" in reason
+    assert "train.processes" not in reason
+    assert "use a machine of" in refusal(recipe, shape, "this machine", GIB, cpu=True)
+    peak = training_peak(recipe, shape, cpu=True)
+    assert refusal(recipe, shape, "this machine", peak, cpu=True) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "anew", "looked"),
+    [
+        ({}, False, False),
+        ({"evaluate.samples": 3}, False, False),  # of a later stage
+        ({"train.processes": 2, "train.batch_size": 4, "train.gradient_accumulation": 2}, False,
+         True),
+        ({"train.learning_rate": 1e-6}, False, True),
+        ({"sample.temperature": 0.9}, False, True),  # of a stage before it
+        ({"train.method": "none"}, False, False),
+        ({}, True, True),
+    ],
+)  # fmt: skip
+def test_a_finished_training_is_checked_if_it_is_done_again(
+    changes: dict[str, Any],
+    anew: bool,
+    looked: bool,
+    small_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(doctor, "this_machine", lambda: Machine((), GIB, GIB))
+    monkeypatch.setattr(doctor, "SMALL", 0)
+    monkeypatch.setattr(doctor, "refusal", lambda *_, **__: "too large")
+    recipe = load_recipe(small_run / "recipe.yaml", changes)
+    files = sorted(small_run.rglob("*"))
+    if looked:
+        with pytest.raises(DtoError, match="too large"):
+            doctor.check_training(recipe, small_run, anew=anew)
+    else:
+        doctor.check_training(recipe, small_run, anew=anew)
+    assert sorted(small_run.rglob("*")) == files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train.optimizer": "adamw_8bit"}, "needs bitsandbytes and a GPU"),
+        ({"train.report_to": ["wandb"]}, ""),  # decides nothing: the finished training is kept
+    ],
+)
+def test_a_training_that_is_done_again_needs_its_packages(
+    changes: dict[str, Any],
+    said: str,
+    small_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("dto.training.train.find_spec", lambda name: None)
+    run = shutil.copytree(small_run, tmp_path / "run")
+    settings = [f"--set={key}={json.dumps(value)}" for key, value in changes.items()]
+    code, _, err = dto("run", str(run), *settings, "--recompute", "--yes", capsys=capsys)
+    assert (code == 1) == bool(said) and said in err
+    assert (run / "train" / "manifest.json").is_file()
 
 
 def test_a_small_model_is_not_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -417,7 +494,16 @@ def test_a_run_without_training_plans_none(capsys: pytest.CaptureFixture[str]) -
         ({"train.gradient_checkpointing": False}, machine_of(80), "memory to train"),
         ({"model.tensor_parallel": 4}, machine_of(80, 2), "4 GPUs for model.tensor_parallel"),
         ({"model.device": "cpu"}, Machine((), 32 * GIB, 8 * GIB), "memory to train on the CPU"),
-        ({"train.lora_rank": 8}, machine_of(80), "package peft, for train.lora_rank"),
+        ({"train.lora_rank": 8}, machine_of(80), "train.lora_rank = 8 needs peft: pip install"),
+        ({"train.optimizer": "adamw_8bit"}, machine_of(80), "needs bitsandbytes and a GPU"),
+        ({"train.processes": 4, "train.accelerate": "deepspeed", **SPREAD}, machine_of(80, 4),
+         "train.accelerate = 'deepspeed' needs deepspeed: pip install"),
+        ({"train.report_to": ["tensorboard"]}, machine_of(80), "pip install tensorboard"),
+        ({"train.processes": 4, "train.accelerate": "fsdp", **SPREAD}, machine_of(80, 2),
+         "4 GPUs for train.processes: there are 2"),
+        ({"train.engine": "vllm", "train.engine_gpus": [2]}, machine_of(80, 2),
+         "train.engine_gpus names GPU 2, and this machine shows 2"),
+        ({"train.engine": "vllm", "train.engine_gpus": [0]}, machine_of(80, 2), "and GPU 0 trains"),
         ({"model.engine": "openai"}, machine_of(80), "a key in OPENAI_API_KEY"),
         ({"prune.judge": "llm", "judge": {"name": "big", "engine": "openai", "api_key": "KEY_2"}},
          machine_of(80), "a key in KEY_2, for OpenAI's own server (judge)"),
@@ -434,7 +520,7 @@ def test_what_is_missing_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(doctor, "usable", lambda: [("vllm", "not installed: make")])
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    monkeypatch.setattr("dto.training.train.find_spec", lambda name: None)
     recipe = recipe_of(changes)
     lines = list(lacks(recipe, shape_of(recipe.model), machine))
     assert any(expected in line for line in lines), lines
@@ -451,6 +537,8 @@ def test_near_misses_lack_nothing(uncached: None, monkeypatch: pytest.MonkeyPatc
         {"model.engine": "openai"},
         {"model.engine": "openai", "model.server": "http://localhost:8000/v1"},
         {"judge": {"name": "x", "engine": "openai", "api_key": "NOT_SET"}},  # nobody asks it
+        {"train.engine_gpus": [7]},  # of an engine that is not there
+        {"train.method": "none", "train.optimizer": "adamw_8bit", "train.report_to": ["wandb"]},
     ):
         assert list(lacks(recipe_of(changes), shape, machine)) == []
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -476,6 +564,42 @@ def test_tokens_follow_from_the_recipe(uncached: None) -> None:
     lora = {work.stage: work for work in Counter(adapters, shape).works(["train"])}
     assert lora["train"].disk < 2 * works["train"].disk / 3
     assert lora["train"].flops < works["train"].flops
+
+
+def test_a_teacher_asks_each_question_alone_too_in_its_own_shape(uncached: None) -> None:
+    taught = {"batch.k": [2], "batch.samples": 1, "sample.samples": 3, "problems.train": 100}
+
+    def works(teacher: dict[str, Any] | None) -> dict[str, Any]:
+        recipe = recipe_of(taught | {"batch.teacher": teacher}, "drqa-r1-distill-1.5b")
+        rows = Counter(recipe, shape_of(recipe.model)).works(["batch"])
+        return {row.stage: row for row in rows}
+
+    own = works(None)
+    assert list(own) == ["batch"]
+    large = works({"name": "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "engine": "vllm",
+                   "tensor_parallel": 4})  # fmt: skip
+    assert large["batch"].tokens == own["batch"].tokens
+    most = recipe_of(name="drqa-r1-distill-1.5b").sample.max_tokens
+    assert large["  alone"].most == 300 * most == 2 * large["  alone"].tokens
+    assert large["  alone"].disk > 0 and {row.gpus for row in large.values()} == {4}
+    assert 3.5 < large["batch"].flops / own["batch"].flops < 5.5
+    served = works({"name": "deepseek-r1", "engine": "openai", "server": "http://a:1/v1"})
+    assert [row.flops for row in served.values()] == [0.0, 0.0]
+    assert served["  alone"].tokens == large["  alone"].tokens
+    unknown = works({"name": "some/model", "engine": "vllm"})
+    assert all(row.flops != row.flops for row in unknown.values())
+
+
+def test_weights_that_are_handed_over_take_disk(uncached: None) -> None:
+    def disk(**train: Any) -> float:
+        recipe = recipe_of({f"train.{key}": value for key, value in train.items()})
+        works = Counter(recipe, shape_of(recipe.model)).works(["train"])
+        return next(work.disk for work in works if work.stage == "train")
+
+    shape = shape_of(recipe_of().model)
+    assert disk(engine="vllm") - disk() == pytest.approx(2 * 2 * shape.parameters)
+    more = disk(engine="vllm", lora_rank=32) - disk(lora_rank=32)
+    assert more == pytest.approx(2 * 4 * shape.adapters(32))
 
 
 def test_without_a_shape_tokens_are_counted_all_the_same(

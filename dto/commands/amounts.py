@@ -15,9 +15,10 @@ from typing import Any
 
 from dto.commands.doctor import Gpu
 from dto.compare.compare import grid
-from dto.recipe import Recipe
+from dto.errors import DtoError
+from dto.recipe import ModelSettings, Recipe
 from dto.runs.reader import RunReader
-from dto.takes import PROMPT, Shape
+from dto.takes import PROMPT, Shape, shape_of
 from dto.training.train import has_reference
 from dto.usage import forward_flops, training_flops
 
@@ -181,7 +182,13 @@ class Counter:
             limit = recipe.batch.max_tokens or recipe.sample.max_tokens
             asked = sum(recipe.problems.train // k * k for k in recipe.batch.k)
             count = float(recipe.batch.samples * asked)
-            return [self._sampled(stage, count, RESPONSE * limit, count * limit)]
+            asks = self if recipe.batch.teacher is None else self._teacher(recipe.batch.teacher)
+            result = [asks._sampled(stage, count, RESPONSE * limit, count * limit)]
+            if asks is not self:
+                count = float(recipe.problems.train * recipe.sample.samples)
+                limit = recipe.sample.max_tokens
+                result.append(asks._sampled("  alone", count, RESPONSE * limit, count * limit))
+            return result
         if stage == "estimate":
             own = recipe.estimate
             each = float(own.rollouts if own.method == "fixed" else min(ROLLOUTS, own.cap))
@@ -202,6 +209,14 @@ class Counter:
         if stage == "evaluate":
             return self._evaluate(stage)
         return []
+
+    def _teacher(self, teacher: ModelSettings) -> Counter:
+        """Counts what a teacher samples; FLOPs of an unknown shape are 0 on a server, else nan."""
+        recipe = self.recipe.model_copy(update={"model": teacher})
+        try:
+            return Counter(recipe, shape_of(teacher))
+        except DtoError:
+            return _Served(recipe, None) if teacher.engine == "openai" else Counter(recipe, None)
 
     def _prune(self, stage: str) -> list[Work]:
         recipe, mean, own = self.recipe, self.means, self.recipe.prune
@@ -244,6 +259,8 @@ class Counter:
             )
             own = self.shape.adapters(train.lora_rank) if train.lora_rank else self.shape.parameters
             disk = 3 * 12.0 * own + (2 if train.bf16 else 4) * self.shape.parameters
+            if train.engine == "vllm":  # RUN/train/handed, and the one that takes its place
+                disk += 2.0 * own * (2 if self._half and not train.lora_rank else 4)
         gpus = train.processes or 1
         result = [Work(stage, 0.0, 0.0, trained, flops, disk, train.bf16, gpus)]
         if train.method in ("grpo", "drqa"):
@@ -311,6 +328,13 @@ class Counter:
         if "the length of a response" in self.means.measured:
             mean = min(self.means.length, own.max_tokens)
         return [self._sampled(stage, count, mean, count * own.max_tokens)]
+
+
+class _Served(Counter):
+    """Counts the work of a model whose FLOPs are another machine's."""
+
+    def _forward(self, start: float, end: float) -> float:
+        return 0.0
 
 
 def compared(name: str, method: Recipe, shape: Shape | None, run: RunReader | None) -> list[Work]:

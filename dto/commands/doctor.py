@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -17,21 +17,25 @@ from math import inf, isinf, isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock
+
 from dto.commands import indented
 from dto.engines import usable
+from dto.engines.checks import missing_weights, settled
 from dto.engines.server import server_flags
 from dto.errors import DtoError
 from dto.extension import is_import_path
-from dto.pipeline import needed
-from dto.recipe import ModelSettings, Recipe
+from dto.pipeline import STAGES, needed, stage_of
+from dto.recipe import Recipe
 from dto.reporting.table import Table
+from dto.runs.reader import RunReader
+from dto.runs.run import OpenRun, refuse
 from dto.source import DATA_FILES, Source
 from dto.takes import (
     GIB,
     RESERVED,
     TOLERANCE,
     Shape,
-    config_file,
     dev_memory,
     engine_memory,
     fits,
@@ -43,9 +47,13 @@ from dto.takes import (
     training_peak,
 )
 from dto.tasks import TASKS
+from dto.training.devices import visible_devices
+from dto.training.train import missing_packages
 
 LARGE = 300_000_000
 """Parameters from which a model is too large for a CPU in practice."""
+SMALL = 50_000_000
+"""Parameters below which a training fits anywhere: no estimate refuses it."""
 
 
 class Gpu(NamedTuple):
@@ -135,15 +143,9 @@ def hub_token() -> bool:
     return get_token() is not None
 
 
-def weights_here(model: ModelSettings) -> bool:
-    """Whether a model's weights are on this machine."""
-    config = config_file(model.name, model.revision)
-    return config is not None and any(config.parent.glob("*.safetensors"))
-
-
 def fetched(recipe: Recipe) -> Iterator[str]:
     """What the run downloads at its start, because it is not on this machine."""
-    if recipe.model.engine != "openai" and not weights_here(recipe.model):
+    if recipe.model.engine != "openai" and missing_weights(recipe.model, "left"):
         yield f"model {recipe.model.name}"
     stages = needed(recipe)
     sources = [recipe.problems.source, recipe.problems.test_source, recipe.sample.imported]
@@ -187,15 +189,8 @@ def lacks(recipe: Recipe, shape: Shape | None, machine: Machine) -> Iterator[str
         yield f"a token of the Hub for {gated[0]}, which is gated: hf auth login, or set HF_TOKEN"
     train = recipe.train
     trains = "train" in needed(recipe) and train.method != "none"
-    packages: dict[str, tuple[str, bool]] = {
-        "peft": ("train.lora_rank", bool(train.lora_rank)),
-        "bitsandbytes": ("train.optimizer", train.optimizer == "adamw_8bit"),
-        "deepspeed": ("train.accelerate", train.accelerate == "deepspeed"),
-        **{str(name): ("train.report_to", True) for name in train.report_to},
-    }
-    for name, (key, wanted) in packages.items():
-        if trains and wanted and find_spec(name) is None:
-            yield f"package {name}, for {key}: pip install {name}"
+    if trains:
+        yield from missing_packages(recipe)
     if shape is None:
         return
     yield from _memory_missing(recipe, shape, machine, trains)
@@ -232,9 +227,11 @@ def _memory_missing(recipe: Recipe, shape: Shape, machine: Machine, trains: bool
             return
         peak = training_peak(recipe, shape, cpu=True) if trains else 0.0
         if peak > machine.free:
+            refused = fits(peak, machine.free) == "no"
             yield (
                 f"memory to train on the CPU: about {peak / GIB:,.1f} GiB, "
                 f"{machine.free / GIB:,.1f} are free"
+                + ("; `dto run` refuses to start without --force" if refused else "")
             )
         return
     if served and model.engine == "vllm" and model.tensor_parallel > len(gpus):
@@ -242,6 +239,11 @@ def _memory_missing(recipe: Recipe, shape: Shape, machine: Machine, trains: bool
     processes = recipe.train.processes or 1
     if trains and processes > len(gpus):
         yield f"{processes} GPUs for train.processes: there are {len(gpus)}"
+    apart = recipe.train.engine_gpus if trains and recipe.train.engine == "vllm" else ()
+    try:
+        visible_devices(apart, processes, [gpu.name for gpu in gpus])
+    except DtoError as error:
+        yield str(error)
     smallest = min(gpus, key=lambda gpu: gpu.memory)
     weights, request = engine_memory(model, shape)
     if served and weights + request > model.gpu_memory * smallest.memory - RESERVED:
@@ -253,25 +255,42 @@ def _memory_missing(recipe: Recipe, shape: Shape, machine: Machine, trains: bool
         yield "memory to train: see the table above; `dto run` refuses to start without --force"
 
 
-def check_training(recipe: Recipe, place: Path) -> None:
-    """Raise DtoError, before anything is sampled, for a training that this machine's GPU cannot do.
+def check_training(
+    recipe: Recipe, place: Path, stages: Collection[str] | None = None, *, anew: bool = False
+) -> None:
+    """Raise DtoError, before anything is sampled, for a training that this machine cannot do.
 
-    A machine without a GPU, a finished training and a model of unknown shape are not checked.
+    Its GPU or, without one, its free memory is too small. Not checked: comparisons, small
+    models, models of unknown shape, and a training of the run in `place` that is finished
+    and matches the recipe, unless it is done `anew`. `stages` are those to be run; None: all.
     """
-    trains = recipe.train.method != "none" and "train" in needed(recipe)
-    if recipe.compare.methods or not trains or recipe.model.device == "cpu":
-        return
-    if (place / "train" / "manifest.json").is_file():
+    trains = recipe.train.method != "none" and "train" in (stages or needed(recipe))
+    if recipe.compare.methods or not trains or (not anew and _is_trained(recipe, place)):
         return
     try:
         shape = shape_of(recipe.model)
     except DtoError:
         return
-    gpus = this_machine().gpus if shape.parameters > LARGE else ()
-    if gpus:
-        smallest = min(gpus, key=lambda gpu: gpu.memory)
-        if reason := refusal(recipe, shape, smallest.name, smallest.memory, len(gpus)):
-            raise DtoError(reason)
+    if shape.parameters < SMALL:
+        return
+    machine = this_machine()
+    if not machine.gpus or recipe.model.device == "cpu":
+        reason = refusal(recipe, shape, "this machine", machine.free, cpu=True)
+    else:
+        smallest = min(machine.gpus, key=lambda gpu: gpu.memory)
+        reason = refusal(recipe, shape, smallest.name, smallest.memory, len(machine.gpus))
+    if reason:
+        raise DtoError(reason)
+
+
+def _is_trained(recipe: Recipe, place: Path) -> bool:
+    """Whether the run in `place` has a finished training that this recipe would keep."""
+    if RunReader(place).manifest("train") is None:
+        return False
+    recipe = settled(recipe)
+    run = OpenRun(place, recipe, FileLock(place / ".lock"), recompute=refuse)  # reads only
+    stale = run.stale([stage_of(recipe, name) for name in STAGES])
+    return not any(each.stage == "train" for each in stale)
 
 
 def disk_missing(needs: float, downloads: float, place: Path) -> Iterator[str]:

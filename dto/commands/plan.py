@@ -36,10 +36,9 @@ from dto.commands.doctor import (
     lacks,
     memory_lines,
     this_machine,
-    weights_here,
 )
 from dto.compare.compare import grid, methods, shared_stages
-from dto.engines.checks import check_start, sentences, settled
+from dto.engines.checks import check_start, missing_weights, sentences, settled
 from dto.errors import DtoError
 from dto.extension import is_import_path
 from dto.pipeline import needed, shown_prompts, stage_of
@@ -215,7 +214,8 @@ def taken(
             yield ""
             yield from fit_table(recipe, shape, trains, times).text(WIDTH).splitlines()
     yield ""
-    weights = 2.0 * shape.parameters if shape and not weights_here(recipe.model) else 0.0
+    away = shape is not None and missing_weights(recipe.model, "left")
+    weights = 2.0 * shape.parameters if shape is not None and away else 0.0
     downloads = list(fetched(recipe))
     if downloads:
         size = f"; weights about {weights / GIB:,.1f} GiB" if weights else ""
@@ -315,7 +315,7 @@ def _assumptions(recipe: Recipe, counter: Counter, works: Sequence[Work], gpu: G
     parts += [
         "Every model and exit responds as long as the base model; trial answers are not counted",
         f"Hours are FLOPs over the peak of {gpu.name} at a utilisation of {low} to {high}; few "
-        "requests at a time, judges on servers and work on the CPU take longer",
+        "requests at a time, judges and teachers on servers and work on the CPU take longer",
     ]
     return f"Assumed: {'. '.join(parts)}."
 

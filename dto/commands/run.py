@@ -31,6 +31,10 @@ from dto.pipeline import STAGES, needed, open_run, run_stages, with_questions
 from dto.recipe import NAMES, Recipe, make_recipe
 from dto.runs.reader import RunReader
 
+Force = Annotated[
+    bool, typer.Option("--force", help="Start although the training seems too large here.")
+]
+
 
 def run(
     target: Target,
@@ -47,9 +51,7 @@ def run(
     recompute: Recompute = False,
     yes: Yes = False,
     overwrite: Overwrite = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Start although the training seems too large here.")
-    ] = False,
+    force: Force = False,
     ray: OnRay = None,
     code: Code = False,
     changes: Changes = None,
@@ -65,7 +67,7 @@ def run(
     if not force:
         from dto.commands.doctor import check_training
 
-        check_training(recipe, out or place)
+        check_training(recipe, out or place, anew=overwrite)
     where = on_ray(ray)
     if where and (recipe.compare.methods or pilot is not None):
         raise DtoError(
@@ -150,7 +152,28 @@ def _stage_command(app: typer.Typer, stage: str) -> None:
         _compute(stage, recipe, out or place, recompute, yes, code, ray)
 
     about = STAGES[stage].about
-    app.command(stage, help=f"{about}\n\nRuns this stage alone, on the existing tables.")(command)
+    app.command(stage, help=f"{about}\n\n{_ALONE}")(command)
+
+
+_ALONE = "Runs this stage alone, on the existing tables."
+
+
+def train(
+    target: Target,
+    out: Out = None,
+    recompute: Again = False,
+    yes: Yes = False,
+    force: Force = False,
+    code: Code = False,
+    changes: Changes = None,
+) -> None:
+    """Run the training alone, on the existing tables."""
+    recipe, place = read_target(target, changes)
+    if not force:
+        from dto.commands.doctor import check_training
+
+        check_training(recipe, out or place, ["train"], anew=recompute)
+    _compute("train", recipe, out or place, recompute, yes, code)
 
 
 def evaluate(
@@ -293,7 +316,9 @@ def add_run(app: typer.Typer) -> None:
     """Add the commands that compute, with the stages in their order."""
     app.command()(run)
     for stage in STAGES.values():
-        if stage.name == "evaluate":
+        if stage.name == "train":
+            app.command(help=f"{stage.about}\n\n{_ALONE}")(train)
+        elif stage.name == "evaluate":
             app.command(help=f"{stage.about}\n\nThis stage alone.")(evaluate)
         elif stage.step:
             _stage_command(app, stage.name)

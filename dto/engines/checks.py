@@ -13,7 +13,7 @@ import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dto.context import sampling
 from dto.engines import usable
@@ -141,7 +141,7 @@ def check_start(recipe: Recipe, stages: Collection[str], *, online: bool = True)
     local = [name for name in ("train", "evaluate") if name in stages]
     if evaluate.engine is None and "evaluate" in local:
         local.remove("evaluate")
-    if local and (reason := missing_weights(model, online)):
+    if local and (reason := missing_weights(model, "asked" if online else "trusted")):
         name = origin(model)[0]
         raise EngineError(
             f"stage {local[0]} runs in process and needs the weights of {name!r} on this machine: "
@@ -170,8 +170,13 @@ def untrained_server(recipe: Recipe, model: str, folder: str | None) -> Iterator
         ) from None
 
 
-def missing_weights(model: ModelSettings, online: bool = True) -> str:
-    """Why the weights of a model are neither here nor on the Hub; empty if they are, or may be."""
+def missing_weights(
+    model: ModelSettings, hub: Literal["asked", "trusted", "left"] = "asked"
+) -> str:
+    """Why there are no weights of a model; empty if there are.
+
+    They may be on this machine, or on the Hub: it is asked, trusted to have them, or left out.
+    """
     import huggingface_hub
     from huggingface_hub import try_to_load_from_cache
 
@@ -188,9 +193,11 @@ def missing_weights(model: ModelSettings, online: bool = True) -> str:
     if any(isinstance(try_to_load_from_cache(name, file, revision=revision), str)
            for file in _WEIGHTS):  # fmt: skip
         return ""
+    if hub == "left":
+        return "they are not in the cache of the Hub"
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return "they are not in the cache of the Hub, and HF_HUB_OFFLINE is set"
-    if not online:
+    if hub == "trusted":
         return ""
     try:
         url = huggingface_hub.hf_hub_url(name, "config.json", revision=revision)

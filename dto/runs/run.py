@@ -178,7 +178,7 @@ class OpenRun(RunReader):
         self.allow_code_execution = allow_code_execution
         self._lock = lock
         self._recompute = recompute
-        self._agreed: set[str] = set()  # stages that may be computed again
+        self.agreed: set[str] = set()  # stages that may be computed again
         self.closing = ExitStack()
         self.closing.callback(lock.release)
 
@@ -289,7 +289,7 @@ class OpenRun(RunReader):
         if not _has_results(self / name):  # it stopped before its first row
             (self / name / "journal").unlink()
             return False
-        if stage.needs != "nothing" and name not in self._agreed:
+        if stage.needs != "nothing" and name not in self.agreed:
             self._recompute(self.path, [Stale(name, differing or unrun, *_spent(self, name))])
         old = self.set_aside(name)
         if name == "evaluate" and not unrun:
@@ -347,7 +347,7 @@ class OpenRun(RunReader):
         costly = {stage.name for stage in stages if stage.needs != "nothing"}
         if any(outdated.stage in costly for outdated in stale):
             self._recompute(self.path, stale)
-        self._agreed = {outdated.stage for outdated in stale}
+        self.agreed = {outdated.stage for outdated in stale}
         for name in anew:
             if (self / name).is_dir():
                 self.set_aside(name)

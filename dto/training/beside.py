@@ -32,12 +32,13 @@ from safetensors.torch import save_file
 
 from dto.engines.models import origin
 from dto.engines.vllm import VLLMEngine
-from dto.errors import DtoError, EngineError
+from dto.errors import EngineError
 from dto.protocols import Completion, Engine, Prompt, Sampling
 from dto.recipe import Recipe
 from dto.runs.manifest import peak_memory
 from dto.training.checkpoints import HANDED
-from dto.training.weights import CHECKPOINTED, answering, whole
+from dto.training.devices import visible, visible_devices
+from dto.training.weights import CHECKPOINTED, answering, sharding, whole
 from dto.usage import Usage
 
 if TYPE_CHECKING:
@@ -51,34 +52,6 @@ _LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHE
 """Variables of `accelerate launch`, by their beginnings; the core would join its process group."""
 
 Answers = Callable[[Engine, Sequence[Any]], Awaitable[tuple[list[list[Any]], Usage]]]
-
-
-def visible_devices(gpus: Sequence[int], processes: int, visible: Sequence[str]) -> str:
-    """The core's CUDA_VISIBLE_DEVICES for `train.engine_gpus`.
-
-    `visible` names the GPUs of this machine that may be used; the first `processes` of them train.
-    Raises DtoError for a GPU that does not exist, that trains, or that is named twice.
-    """
-    for gpu in gpus:
-        reason = ""
-        if not 0 <= gpu < len(visible):
-            reason = f"this machine shows {len(visible)}, counted from 0"
-        elif gpu < processes:
-            reason = f"GPUs 0 to {processes - 1} train" if processes > 1 else "GPU 0 trains"
-        elif list(gpus).count(gpu) > 1:
-            reason = "that twice"
-        if reason:
-            raise DtoError(
-                f"train.engine_gpus names GPU {gpu}, and {reason}: name others once each, or leave "
-                "it empty to share the GPU of the training"
-            )
-    return ",".join(visible[gpu] for gpu in gpus)
-
-
-def _visible() -> list[str]:
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    count = torch.cuda.device_count()
-    return named.split(",")[:count] if named else [str(number) for number in range(count)]
 
 
 @contextmanager
@@ -105,7 +78,7 @@ class HandedEngine(VLLMEngine):
     """
 
     def __init__(self, recipe: Recipe, trained: int) -> None:
-        """`trained` is the number of parameters that this process trains.
+        """`trained` is the number of parameters whose optimizer state this process holds.
 
         Raises EngineError if vLLM cannot serve the model, and DtoError for unusable GPUs.
         """
@@ -120,7 +93,7 @@ class HandedEngine(VLLMEngine):
         self._gpus = len(gpus)
         self._variables: dict[str, str] = {}
         if gpus:
-            devices = visible_devices(gpus, PartialState().num_processes, _visible())
+            devices = visible_devices(gpus, PartialState().num_processes, visible())
             self._variables = {"CUDA_VISIBLE_DEVICES": devices}
         self._sleeps = not gpus and not self._cpu
         self._trained = trained
@@ -211,12 +184,15 @@ class Beside:
             train = recipe.train.model_copy(update={"lora_rank": 0})
             recipe = recipe.model_copy(update={"train": train})
         self._recipe = recipe
-        self._trained = sum(part.numel() for part in model.parameters() if part.requires_grad)
         self._folder = directory / HANDED
         self._world = PartialState()
+        trained = sum(part.numel() for part in model.parameters() if part.requires_grad)
+        self._trained = trained // (self._world.num_processes if sharding() else 1)
         self._loop: asyncio.Runner | None = None  # one loop for all uses: vLLM is bound to it
         self._engine: HandedEngine | None = None
         self._adapters = False
+        self._kept = False  # the weights stay the same for a while
+        self._has_weights = False  # the engine has them, and is awake
 
     def __enter__(self) -> Beside:
         """Start the engine, in the first process. Raises EngineError if it cannot start."""
@@ -251,23 +227,38 @@ class Beside:
         All processes call this, each with rows of its own, which may be none. The usage is in the
         first process. Raises EngineError if the engine has died.
         """
-        self._hand_over(model)
+        if not self._has_weights:
+            self._hand_over(model)
         shares = gather_object([list(rows)])
         together: list[Any] = [None]
         if self._engine is not None and self._loop is not None:
             engine = self._engine
 
             async def work() -> tuple[list[list[Any]], Usage]:
-                await engine.take(self._folder)
+                if not self._has_weights:
+                    await engine.take(self._folder)
                 results = await answers(engine, [row for share in shares for row in share])
-                await engine.sleep()
+                if not self._kept:
+                    await engine.sleep()
                 return results
 
             together = [self._loop.run(work())]
+        self._has_weights = self._kept
         broadcast_object_list(together)
         groups, usage = together[0]
         start = sum(map(len, shares[: self._world.process_index]))
         return groups[start : start + len(rows)], usage if self._engine else Usage()
+
+    @contextmanager
+    def same_weights(self) -> Iterator[None]:
+        """Hand the weights over once for all uses in this context, which must not change them."""
+        self._kept = True
+        try:
+            yield
+            if self._has_weights and self._engine is not None and self._loop is not None:
+                self._loop.run(self._engine.sleep())
+        finally:
+            self._kept = self._has_weights = False
 
     def peak_memory(self) -> int:
         """Peak resident memory of vLLM's core in bytes, in the first process; unknown: 0."""

@@ -20,6 +20,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -405,15 +406,16 @@ class DevCallback(TrainerCallback):
         `share` is the part of the training done so far, `seconds` the time since the last score.
         """
         start = time.monotonic()
-        responses, usage = measure(
-            model,
-            self.tokenizer,
-            self.material.dev,
-            self.recipe,
-            allow_code_execution=self.allow_code_execution,
-            beside=self.beside,
-        )
-        usage.add(self.judge(model, step))
+        with self.beside.same_weights() if self.beside is not None else nullcontext():
+            responses, usage = measure(
+                model,
+                self.tokenizer,
+                self.material.dev,
+                self.recipe,
+                allow_code_execution=self.allow_code_execution,
+                beside=self.beside,
+            )
+            usage.add(self.judge(model, step))
         epoch = round(self.material.epochs * share, 4)
         score = summarize(step, epoch, responses, self.trainer.mean_loss())
         if step > BASE_STEP:

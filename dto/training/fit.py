@@ -42,11 +42,12 @@ from dto.training.pairs import (
     training_order,
     within_budget,
 )
-from dto.training.train import check_trackers, has_reference
+from dto.training.train import has_reference
 from dto.training.trainers import (
     SimPOTrainer,
     StoredDPOTrainer,
     StoredSFTTrainer,
+    be_patient,
     one_device,
     settle,
     small_tiles,
@@ -89,12 +90,13 @@ def fit(
     inconsistent tables, a model that cannot be loaded, a loss that is not finite, and checkpoints
     of another number of processes.
     """
-    check_trackers(recipe)
     directory = run / "train" if directory is None else directory
     kind = trainer_class(recipe.train.method)
-    config = kind.config(recipe, directory / CHECKPOINTS) if kind is not None else None
-    if config is not None:
-        _ = config.device  # sets up the processes; on CPUs it must come before PartialState()
+    config = None
+    if kind is not None:
+        be_patient(recipe)
+        config = kind.config(recipe, directory / CHECKPOINTS)
+        _ = config.device  # sets up the processes of GPUs
         one_device(config)
     world = PartialState()
     model, tokenizer = load(recipe)

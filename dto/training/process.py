@@ -24,12 +24,16 @@ from pathlib import Path
 from dto.concurrency import die_with_parent
 from dto.errors import DtoError
 from dto.processes import collect_rarely
-from dto.recipe import Recipe, load_recipe
+from dto.recipe import load_recipe
+from dto.training.devices import check_devices
+from dto.training.train import LOST
 
 DISK_ERRORS = ("(os error", "PytorchStreamWriter", "inline_container")
 """Parts of the messages of safetensors and torch for a file that cannot be written."""
 PEER_ERRORS = ("Connection closed by peer", "Connection reset by peer")
 """Parts of gloo's message in a process when another one has ended, which has said why."""
+GROUP_ERRORS = ("gloo/transport", "NCCL")
+"""Parts of the messages of gloo and NCCL where processes cannot reach each other."""
 
 
 def quiet() -> None:
@@ -49,8 +53,12 @@ def say(line: str) -> None:
 
 
 def guarded(work: Callable[[], object]) -> int:
-    """Run the work; return 0, or 1 with a line `error: …` on stdout, or 130 after Ctrl-C."""
+    """Run the work; return 0, or 1 with a line `error: …` on stdout, or 130 after Ctrl-C.
+
+    A process that has lost the others says `lost: …`, since one of them may know more.
+    """
     from safetensors import SafetensorError
+    from torch.distributed import DistError
     from torch.distributed.checkpoint.api import CheckpointException  # of a sharded checkpoint
 
     try:
@@ -65,6 +73,13 @@ def guarded(work: Callable[[], object]) -> int:
         reason = " ".join(str(cause).split())
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1 and isinstance(cause, RuntimeError)
         if several and any(part in reason for part in PEER_ERRORS):
+            return 1
+        if several and (
+            isinstance(cause, DistError) or any(part in reason for part in GROUP_ERRORS)
+        ):
+            which = f"process {int(os.environ['RANK']) + 1} of {os.environ['WORLD_SIZE']}"
+            say(f"{LOST}train: {which} cannot reach the others ({reason[:300]}); checkpoints are "
+                "kept: run the same command to resume")  # fmt: skip
             return 1
         if not isinstance(cause, OSError):
             if all(part not in reason for part in DISK_ERRORS):
@@ -109,31 +124,6 @@ def launch(options: argparse.Namespace) -> int:
                     "run the same command to resume")  # fmt: skip
                 return 1
         return int(error.get_first_failure()[1].exitcode)
-
-
-def check_devices(recipe: Recipe, processes: int) -> None:
-    """Raise DtoError for more processes than GPUs, and for a model split over CPUs.
-
-    On a CPU any number of processes can train together, each with the whole model (gloo):
-    accelerate 1.15 ignores FSDP without an accelerator.
-    """
-    import torch
-
-    from dto.training.weights import on_cpu
-
-    if on_cpu(recipe):
-        if recipe.train.accelerate:
-            raise DtoError(
-                f"train.accelerate = {recipe.train.accelerate!r} splits a model over GPUs, but "
-                "this training runs on CPUs: remove it"
-            )
-        return
-    count = torch.accelerator.device_count()
-    if processes > count:
-        raise DtoError(
-            f"train.processes = {processes}, but this machine shows {count} GPU(s): set it to "
-            f"{count}, or show more with CUDA_VISIBLE_DEVICES"
-        )
 
 
 def launch_arguments(options: argparse.Namespace, *, bf16: bool) -> list[str]:

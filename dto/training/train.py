@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +20,12 @@ from dto.prompts import resource
 from dto.recipe import Recipe, TrainSettings, load_recipe
 from dto.runs.reader import RunReader
 from dto.runs.stage import SAMPLING, Stage, always
+from dto.training.devices import check_devices
 
 logger = logging.getLogger("dto.train")
 
-ERROR = "error: "
+ERROR, LOST = "error: ", "lost: "
+"""Beginnings of what a training process says before it ends: its error, or that others ended."""
 
 
 def train(
@@ -62,12 +65,12 @@ def train(
     if allow_code_execution:
         command.append("--allow-code-execution")
     environment = os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONUTF8": "1"}
-    first_error = ""  # of several processes: the others fail because of it
+    said: dict[str, str] = {}  # first lines: of several processes, the others fail because of one
 
     def log(line: str) -> None:
-        nonlocal first_error
-        if line.startswith(ERROR):
-            first_error = first_error or line.strip()
+        kind = next((kind for kind in (ERROR, LOST) if line.startswith(kind)), "")
+        if kind:
+            said.setdefault(kind, line.strip().removeprefix(kind))
         else:
             logger.info("%s", line.rstrip())
 
@@ -80,8 +83,8 @@ def train(
             f"train: the training process was killed ({name}): run the same command to resume"
         )
     if code:
-        if first_error:
-            raise DtoError(first_error.removeprefix(ERROR))
+        if reason := said.get(ERROR) or said.get(LOST):
+            raise DtoError(reason)
         raise DtoError(
             f"train: the training process ended with exit code {code}; its traceback is above"
         )
@@ -162,23 +165,67 @@ def accelerate_file(name: str) -> AccelerateFile:
 
 def splits(accelerate: str | None) -> bool:
     """Whether `train.accelerate` splits the model over processes: all but a file for copies."""
-    if accelerate is None:
-        return False
+    return accelerate is not None and _kind(accelerate) != "MULTI_GPU"
+
+
+def _kind(accelerate: str | None) -> str:
+    """The `distributed_type` of `train.accelerate`; empty without a file that can be used."""
     try:
-        return accelerate_file(accelerate).kind != "MULTI_GPU"
+        return accelerate_file(accelerate).kind if accelerate else ""
     except DtoError:  # a run refuses it
-        return True
+        return ""
 
 
-def check_trackers(recipe: Recipe) -> None:
-    """Raise DtoError, before the training begins, if a tracker of the recipe is not installed."""
-    for name in recipe.train.report_to:
+def missing_packages(recipe: Recipe) -> Iterator[str]:
+    """What the training needs beside dto's own packages and is not installed: a line for each.
+
+    It names the setting that asks for the package, and the ways out.
+    """
+    train = recipe.train
+    if train.method == "none":
+        return
+    if train.lora_rank and not find_spec("peft"):
+        yield (
+            f"train.lora_rank = {train.lora_rank} needs peft: pip install 'dto[peft]', or set it "
+            "to 0"
+        )
+    if train.optimizer == "adamw_8bit" and not find_spec("bitsandbytes"):
+        yield (
+            "train.optimizer = 'adamw_8bit' needs bitsandbytes and a GPU: pip install "
+            "bitsandbytes, or set it to adamw"
+        )
+    zero = (train.processes or 1) > 1 and _kind(train.accelerate) == "DEEPSPEED"
+    if zero and not find_spec("deepspeed"):
+        yield (
+            f"train.accelerate = {train.accelerate!r} needs deepspeed: pip install deepspeed, or "
+            "set it to fsdp"
+        )
+    for name in train.report_to:
         packages = ("tensorboard", "tensorboardX") if name == "tensorboard" else (name,)
         if not any(map(find_spec, packages)):
-            raise DtoError(
+            yield (
                 f"train.report_to: {name} is not installed: pip install {name}, or take it out of "
                 "the list"
             )
+
+
+def check_packages(recipe: Recipe) -> None:
+    """Raise DtoError for the first package that the training needs and is not installed."""
+    for line in missing_packages(recipe):
+        raise DtoError(line)
+
+
+def check_training(recipe: Recipe) -> None:
+    """Raise DtoError, before anything is sampled, for a training that cannot start on this machine.
+
+    A package, a GPU that the recipe names, or its file for accelerate may be missing.
+    """
+    train = recipe.train
+    launching(recipe)
+    check_packages(recipe)
+    apart = train.engine == "vllm" and train.engine_gpus
+    if train.method != "none" and (apart or (train.processes or 1) > 1):
+        check_devices(recipe, train.processes or 1)
 
 
 def trained_model(run: RunReader) -> Path:

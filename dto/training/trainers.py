@@ -17,12 +17,13 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from importlib.util import find_spec
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
+from accelerate import PartialState
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import (
     PreTrainedModel,
@@ -45,6 +46,7 @@ from dto.errors import DtoError
 from dto.recipe import Recipe
 from dto.training.checkpoints import TENSORBOARD
 from dto.training.pairs import Demonstration, TokenizedPair
+from dto.training.train import check_packages
 from dto.training.weights import load, on_cpu, sharding
 
 if TYPE_CHECKING:
@@ -70,8 +72,9 @@ def arguments(recipe: Recipe, directory: Path) -> dict[str, Any]:
 
     The length is not limited here, since too long responses were dropped before. Several processes
     share the rows of a step: each accumulates the gradients of its part. Raises DtoError if they
-    cannot, and for an optimizer that is not installed.
+    cannot, and for a package that is not installed.
     """
+    check_packages(recipe)
     settings, processes = recipe.train, int(os.environ.get("WORLD_SIZE", "1"))
     if settings.gradient_accumulation % processes:
         raise DtoError(
@@ -80,11 +83,6 @@ def arguments(recipe: Recipe, directory: Path) -> dict[str, Any]:
         )
     more: dict[str, Any] = {}
     if settings.optimizer == "adamw_8bit":
-        if find_spec("bitsandbytes") is None:
-            raise DtoError(
-                "train.optimizer = 'adamw_8bit' needs bitsandbytes and a GPU: pip install "
-                "bitsandbytes, or set it to adamw"
-            )
         more["optim"] = "adamw_8bit"
     if sharding():  # accumulated in shards: without this, each GPU holds the gradients of all
         more["accelerator_config"] = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
@@ -111,6 +109,12 @@ def arguments(recipe: Recipe, directory: Path) -> dict[str, Any]:
         "bf16": settings.bf16,
         "gradient_checkpointing": settings.gradient_checkpointing,
     }
+
+
+def be_patient(recipe: Recipe) -> None:
+    """Join the other processes of a CPU; transformers gives `ddp_timeout` to GPUs alone."""
+    if on_cpu(recipe):
+        PartialState(cpu=True, timeout=timedelta(seconds=LONGEST_WAIT_SECONDS))
 
 
 def one_device(config: Any) -> None:

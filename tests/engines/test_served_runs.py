@@ -14,11 +14,12 @@ import pytest
 import yaml
 
 from dto import tables
+from dto.api import find_recipe
 from dto.engines.checks import check_start, missing_weights, sentences, serving, settled
 from dto.engines.models import origin
 from dto.engines.server import server_flags
 from dto.errors import EngineError, RecipeError
-from dto.recipe import ModelSettings, Recipe, make_recipe
+from dto.recipe import ModelSettings, Recipe, load_recipe, make_recipe
 from dto.records import EvaluationRow, Trajectory
 from dto.runs import manifest
 from tests.commands import dto, told
@@ -119,7 +120,8 @@ def test_the_trained_model_is_evaluated_on_a_server_of_its_own(
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
     url = f"http://127.0.0.1:{port}/v1"
-    command = ("run", "run", "--set", "evaluate.engine=null", "--set", f"evaluate.server={url}")
+    assert load_recipe(run / "recipe.yaml").evaluate.engine == "transformers"  # of this run
+    command = ("run", "run", "--set", f"evaluate.server={url}")
     code, out = told(*command, capsys=capsys)
     assert code == 1
     last = out.strip().splitlines()[-1]
@@ -158,7 +160,7 @@ def test_an_evaluation_never_mixes_engines(
              "wasted": {}, "elapsed": 1.0}  # fmt: skip
     lines = [json.dumps(line) + "\n" for line in (begun, entry)]
     (run / "evaluate" / "journal").write_text("".join(lines))
-    again = ("--set", "evaluate.engine=null", "--set", "evaluate.server=http://127.0.0.1:9/v1")
+    again = ("--set", "evaluate.server=http://127.0.0.1:9/v1")
     code, out = told("run", "run", *again, capsys=capsys)
     assert code == 1 and "would compute again evaluate" in out and "changed or removed" in out
 
@@ -230,6 +232,28 @@ def test_the_weights_behind_a_servers_name(
     assert origin(settings) == expected
 
 
+@pytest.mark.parametrize(
+    ("changes", "engine"),
+    [
+        ({"evaluate.server": "http://b:2/v1"}, None),
+        ({"evaluate.server": "http://b:2/v1", "evaluate.engine": "vllm"}, "vllm"),  # refused
+        ({"evaluate.server": None}, "transformers"),
+        ({"evaluate.samples": 2}, "transformers"),
+        (None, "transformers"),
+    ],
+)
+def test_a_server_takes_the_place_of_the_engine_that_a_run_has(
+    changes: dict[str, Any] | None, engine: str | None
+) -> None:
+    Path("run").mkdir()
+    data = recipe(evaluate={"engine": "transformers"}).model_dump(mode="json")
+    for file in ("run/recipe.yaml", "r.yaml"):
+        Path(file).write_text(yaml.safe_dump(data))
+    assert find_recipe("run", changes)[0].evaluate.engine == engine
+    own = find_recipe("r.yaml", changes)[0].evaluate.engine  # the user wrote that one
+    assert own == (engine or "transformers")
+
+
 WHOLE = ("sample", "train", "evaluate")
 REFUSED = [
     ({"model": {"name": "served"}}, WHOLE, "stage train .* weights of 'served'.*nor a Hub id"),
@@ -283,7 +307,8 @@ def test_a_dry_run_asks_nobody_for_weights() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         patch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: 1 / 0)
-        assert missing_weights(settings, online=False) == ""
+        assert missing_weights(settings, "trusted") == ""
+        assert missing_weights(settings, "left") == "they are not in the cache of the Hub"
         assert "division" in missing_weights(settings)  # the reason of the connection
 
 

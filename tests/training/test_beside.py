@@ -35,12 +35,12 @@ from dto.training import grpo
 from dto.training.beside import (
     Beside,
     HandedEngine,
-    visible_devices,
     write_adapters,
     write_weights,
 )
 from dto.training.checkpoints import step_line
 from dto.training.dev import Judgement, measure
+from dto.training.devices import visible_devices
 from dto.training.fit import fingerprint, fit
 from dto.training.pairs import Material
 from dto.training.train import STAGE
@@ -136,6 +136,42 @@ def test_dev_scores_and_weights_are_those_without_it(
         one, other = (each.path / "train" / "model" / name for each in (training, plain))
         assert one.read_bytes() == other.read_bytes()
     assert not list((run.path / "train").glob("*handed*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["cft", "drqa"])
+def test_dev_responses_and_judgements_share_a_hand_over(
+    method: str,
+    run: RunFolder,
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    model_folder: Path,
+    stand_in: type[StandIn],
+) -> None:
+    """A step of drqa has one of its own, since an optimizer step lies between."""
+    settings = ALWAYS | {"method": method, "evaluations": 1, "epochs": 0.5, "learning_rate": 5e-2}
+    plain = make_run(tmp_path / "plain", tokenizer, model_folder)
+    plain = with_labels(plain, tokenizer, **settings)
+    fit(plain.path, plain.recipe)
+    training = with_labels(run, tokenizer, **settings, engine="vllm")
+    fit(training.path, training.recipe)
+    steps = len(lines(training, "steps.jsonl"))
+    assert steps >= 2
+    assert stand_in.uses == 2 + (steps if method == "drqa" else 0)
+    scores = lines(training, "judging.jsonl")
+    assert (len(scores) == 2 and scores == lines(plain, "judging.jsonl")) or method == "drqa"
+
+
+@pytest.mark.parametrize(("split", "share"), [("", 1), ("fsdp", 4), ("deepspeed", 4)])
+def test_a_process_holds_its_share_of_the_optimizer(
+    split: str, share: int, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(besides, "sharding", lambda: split)
+    world = SimpleNamespace(num_processes=4, is_main_process=True, process_index=0)
+    monkeypatch.setattr(besides, "PartialState", lambda: world)
+    model = load(run.recipe)[0]
+    whole = sum(part.numel() for part in model.parameters())
+    assert Beside(run.recipe, model, run.path)._trained == whole // share
 
 
 @pytest.mark.slow

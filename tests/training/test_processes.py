@@ -29,14 +29,17 @@ import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
+from torch.distributed import DistBackendError, DistNetworkError
 from transformers import PreTrainedTokenizerBase
 
 from dto.errors import DtoError
 from dto.recipe import load_recipe
 from dto.runs.run import settings_of
 from dto.training import process
-from dto.training.process import check_devices, launch_arguments, main
-from dto.training.train import accelerate_file, launching, train
+from dto.training.devices import check_devices
+from dto.training.process import launch_arguments, main
+from dto.training.train import accelerate_file, check_training, launching, train
+from dto.training.trainers import LONGEST_WAIT_SECONDS
 from tests import warm
 from tests.commands import dto
 from tests.training.conftest import RunFolder, make_run
@@ -131,6 +134,19 @@ def sharded_and_rewarded(arguments: list[str]) -> int:
 
     grpo.reward_of = by_place
     return sharded(arguments)
+
+
+def patient(entry: Any, arguments: list[str]) -> int:
+    """Train, and then see how long the processes would have waited in each of their groups."""
+    from torch.distributed.distributed_c10d import _world
+
+    code = int(entry(arguments))
+    waits = {
+        group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+        for group in _world.pg_map
+    }
+    print("waits", *waits, flush=True)
+    return code
 
 
 def lost_in_the_second(arguments: list[str]) -> int:
@@ -256,12 +272,84 @@ def test_a_loss_that_is_lost_in_one_process_ends_all_with_one_line(run: RunFolde
         assert line.startswith("error: train: loss is nan at step 2 of 18 in process 2 of 2: lower")
 
 
+@pytest.mark.slow(seconds=10)
+@pytest.mark.parametrize("entry", [main, sharded], ids=["copies", "fsdp"])
+def test_all_groups_wait_for_hours_of_sampling(entry: Any, run: RunFolder) -> None:
+    """transformers gives `ddp_timeout` to the groups of GPUs alone; gloo's own is 30 minutes."""
+    more = {"accelerate": "fsdp"} if entry is sharded else {}
+    training = run.with_training(**TWO | more | {"epochs": 1, "evaluations": 1})
+    for ended in together(partial(patient, entry), training):
+        assert ended.code == 0, ended.stderr
+        assert ended.stdout.splitlines()[-1] == f"waits {float(LONGEST_WAIT_SECONDS)}"
+
+
 @pytest.mark.slow(seconds=5)
 def test_all_processes_stop_on_collapse(run: RunFolder) -> None:
     training = run.with_training(**TWO | {"collapse_points": -200.0})
     assert [each.code for each in together(main, training)] == [0, 0]
     result = json.loads((run.path / "train" / "result.json").read_text())
     assert result["collapsed"] and result["steps"] < 18 and result["kept_step"] == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "processes", "said"),
+    [
+        (RuntimeError("[/x/gloo/transport/tcp/pair.cc:1] Connection closed by peer [::1]"), 2, ""),
+        (RuntimeError("[/x/gloo/transport/tcp/unbound_buffer.cc:1] Timed out\nwaiting"), 2,
+         "Timed out waiting"),
+        (DistBackendError("NCCL error in: x.cpp:1,\nremote process exited"), 2, "NCCL error in"),
+        (DistNetworkError("failed to recv, got 0 bytes"), 2, "got 0 bytes"),
+        (DtoError("train: loss is nan"), 2, "error: train: loss is nan"),
+        # near misses: faults of this process, whose traceback is needed
+        (RuntimeError("CUDA error: device-side assert triggered"), 2, None),
+        (DistBackendError("NCCL error in: x.cpp:1"), 1, None),
+    ],
+)  # fmt: skip
+def test_a_process_that_lost_the_others_is_one_line(
+    error: Exception,
+    processes: int,
+    said: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setenv("RANK", "1")
+
+    def fail() -> None:
+        raise error
+
+    if said is None:
+        with pytest.raises(type(error)):
+            process.guarded(fail)
+        return
+    assert process.guarded(fail) == 1
+    out = capsys.readouterr().out
+    assert out.count("\n") == bool(said) and said in out
+    if said and not said.startswith("error"):
+        assert out.startswith("lost: train: process 2 of 2 cannot reach the others (")
+        assert "run the same command to resume" in out
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["lost: no peers", "error: it is nan"], "it is nan"),
+        (["lost: no peers", "lost: nor here"], "no peers"),
+        (["error: first", "error: second"], "first"),
+        (["step 1"], "exit code 1; its traceback is above"),
+    ],
+)
+def test_the_process_that_knows_why_is_heard(
+    lines: list[str], reason: str, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(command: Any, on_line: Any, environment: Any) -> int:
+        for line in lines:
+            on_line(f"{line}\n")
+        return 1
+
+    monkeypatch.setattr("dto.training.train.run_child", ended)
+    with pytest.raises(DtoError, match=f"{reason}$"):
+        train(run.path, run.recipe)
 
 
 @pytest.mark.slow(seconds=10)
@@ -349,14 +437,48 @@ def test_a_file_for_accelerate(content: str | None, said: str, tmp_path: Path) -
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_missing_ends_a_run_before_its_first_stage(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+SPREAD = {"batch_size": 8, "gradient_accumulation": 2, "processes": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (SPREAD | {"accelerate": "no.yaml"}, "train.accelerate = 'no.yaml': there is no such file"),
+        (SPREAD | {"accelerate": "deepspeed"}, "needs deepspeed: pip install deepspeed"),
+        (SPREAD, "train.processes = 2, but this machine shows 1 GPU(s)"),
+        ({"optimizer": "adamw_8bit"}, "needs bitsandbytes and a GPU: pip install"),
+        ({"lora_rank": 2}, "train.lora_rank = 2 needs peft: pip install 'dto[peft]'"),
+        ({"report_to": "[wandb]"}, "train.report_to: wandb is not installed"),
+        ({"engine": "vllm", "engine_gpus": "[3]"}, "train.engine_gpus names GPU 3, and this"),
+    ],
+)
+def test_what_a_training_lacks_ends_a_run_before_its_first_stage(
+    changes: dict[str, Any],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    changes = {"batch_size": 8, "gradient_accumulation": 2, "processes": 2, "accelerate": "no.yaml"}
+    monkeypatch.setattr("dto.training.train.find_spec", lambda name: None)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setattr("dto.training.devices.visible", lambda: ["0"])
     settings = [f"--set=train.{key}={value}" for key, value in changes.items()]
     code, out, err = dto("run", "quickstart", f"--out={tmp_path / 'x'}", *settings, capsys=capsys)
-    assert code == 1 and "train.accelerate = 'no.yaml': there is no such file" in out + err
+    assert code == 1 and said in out + err and err.count("\n") == 1
     assert not (tmp_path / "x" / "problems").exists()
+
+
+def test_what_no_training_uses_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dto.training.train.find_spec", lambda name: None)
+    monkeypatch.setattr("dto.training.devices.visible", lambda: ["0"])
+    for changes in (
+        {"train.method": "none", "train.lora_rank": 2, "train.report_to": ["wandb"]},
+        {"train.method": "none", "train.engine": "vllm", "train.engine_gpus": [3]},
+        {"train.engine_gpus": [3]},  # of an engine that is not there
+        {},
+    ):
+        check_training(load_recipe("pipelines/quickstart.yaml", changes))
 
 
 @pytest.mark.parametrize("name", ["fsdp", "deepspeed"])

@@ -30,7 +30,7 @@ from dto.training.checkpoints import DevCallback, TrainingState, duration, step_
 from dto.training.dev import DevScore, summarize, thinking_state
 from dto.training.fit import fingerprint, fit
 from dto.training.pairs import Material
-from dto.training.train import check_trackers, json_lines
+from dto.training.train import check_packages, json_lines
 from dto.training.weights import load
 from dto.trajectories import read_response
 from tests.training.conftest import QUESTIONS, RunFolder, make_trajectory
@@ -297,9 +297,9 @@ def test_a_missing_tracker_is_named_before_anything_is_loaded(
     with pytest.raises(DtoError, match=r"wandb is not installed: pip install wandb") as caught:
         fit(training.path, training.recipe)
     assert "\n" not in str(caught.value) and not (run.path / "train").exists()
-    check_trackers(run.with_training(report_to=["trackio"]).recipe)
+    check_packages(run.with_training(report_to=["trackio"]).recipe)
     with pytest.raises(DtoError, match="pip install tensorboard"):
-        check_trackers(run.with_training(report_to=["tensorboard"]).recipe)
+        check_packages(run.with_training(report_to=["tensorboard"]).recipe)
 
 
 def test_trackers_decide_nothing() -> None:
