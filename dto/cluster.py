@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from dto.errors import DtoError, EngineError
@@ -283,7 +284,11 @@ class Fleet:
         from ray.exceptions import RayTaskError
 
         try:
-            return await method.remote(*arguments)
+            call = method.remote(*arguments)
+        except (TypeError, AttributeError, PicklingError) as error:  # rows of an extension
+            raise DtoError(f"ray: a row cannot be sent to an actor: {error}") from None
+        try:
+            return await call
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, DtoError):

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
 from dto.context import Context
 from dto.drqa.records import BatchResponse, Chain, Origin
@@ -142,21 +142,41 @@ def _whole(
     )
 
 
-Cut = Callable[["PreTrainedTokenizerBase"], list[Chain | Dropped]]
+class Cut:
+    """Cuts a response into chains, once for all of its questions.
+
+    A copy in another process cuts it again.
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        source: Trajectory | BatchResponse,
+        languages: Languages,
+    ) -> None:
+        self._parts = problems, source, languages
+        self._chains: list[Chain | Dropped] | None = None
+        self._lock = Lock()
+
+    def __call__(self, tokenizer: PreTrainedTokenizerBase) -> list[Chain | Dropped]:
+        """The chains of its questions, in order."""
+        problems, source, languages = self._parts
+        with self._lock:
+            if self._chains is None:
+                self._chains = (
+                    [vanilla_chain(problems[0], source, tokenizer, languages)]
+                    if isinstance(source, Trajectory)
+                    else list(batch_chains(problems, source, tokenizer, languages))
+                )
+            return self._chains
+
+    def __reduce__(self) -> tuple[type[Cut], tuple[Any, ...]]:
+        return Cut, self._parts
 
 
 async def chain(cut: Cut, index: int, ctx: Context) -> Chain | Dropped:
     """Cut a response, and return the chain of one of its questions."""
     return (await asyncio.to_thread(cut, ctx.tokenizer))[index]
-
-
-def _cut(
-    problems: Sequence[Problem], source: Trajectory | BatchResponse, languages: Languages
-) -> Cut:
-    """Make the function that cuts a response once for all of its questions."""
-    if isinstance(source, Trajectory):
-        return lambda tokenizer: [vanilla_chain(problems[0], source, tokenizer, languages)]
-    return cache(lambda tokenizer: list(batch_chains(problems, source, tokenizer, languages)))
 
 
 def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
@@ -165,14 +185,14 @@ def _groups(run: RunReader, ctx: Context) -> Iterator[Group]:
     taught = ctx.recipe.batch.k and ctx.recipe.batch.teacher is not None
     for trajectory in () if taught else run.rows("sample", Trajectory):
         key = Chain.make_id(trajectory.problem_id, "vanilla", 1, trajectory.sample)
-        yield Group(key, (_cut([problems[trajectory.problem_id]], trajectory, languages), 0))
+        yield Group(key, (Cut([problems[trajectory.problem_id]], trajectory, languages), 0))
     for response in run.rows("batch", BatchResponse) if ctx.recipe.batch.k else ():
         in_prompt = [problems[problem_id] for problem_id in response.problem_ids]
         if response.k == 1:
             key = Chain.make_id(in_prompt[0].id, "vanilla", 1, response.sample)
-            yield Group(key, (_cut(in_prompt, as_trajectory(response), languages), 0))
+            yield Group(key, (Cut(in_prompt, as_trajectory(response), languages), 0))
             continue
-        cut = _cut(in_prompt, response, languages)
+        cut = Cut(in_prompt, response, languages)
         for index, problem_id in enumerate(response.problem_ids):
             key = Chain.make_id(problem_id, "batch", response.k, response.sample)
             yield Group(key, (cut, index))

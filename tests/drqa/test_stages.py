@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,14 @@ from transformers import AutoTokenizer
 
 import dto
 from dto import tables
+from dto.context import without_engine
 from dto.drqa.batch import batch, pass_rates
 from dto.drqa.chain import batch_chains, vanilla_chain
 from dto.drqa.probe import format_probe
 from dto.drqa.records import BatchResponse, Chain, LabelledChain
 from dto.errors import DtoError
 from dto.hub.publish import publish
-from dto.pipeline import open_run, run_stages
+from dto.pipeline import open_run, run_stages, stage_of
 from dto.recipe import Recipe, resolve
 from dto.records import Dropped, Problem, Trajectory, derive
 from dto.reporting.write import report
@@ -164,6 +167,22 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     held.close()
     report(path)
     return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sample", "batch", "chain", "label"])
+async def test_groups_can_be_processed_in_another_process(run, name):
+    reader = RunReader(run)
+    tokenizer = AutoTokenizer.from_pretrained(resolve("nano"))
+    ctx = without_engine(reader.recipe, None, tokenizer)
+    stage = stage_of(reader.recipe, name)
+    for group in islice(stage.groups(reader, ctx), 60):
+        copy = pickle.loads(pickle.dumps(group))
+        assert copy.key == group.key
+        if name == "chain":
+            assert await stage.work(*copy.rows, ctx) == await stage.work(*group.rows, ctx)
+        else:
+            assert copy == group
 
 
 @pytest.mark.slow
