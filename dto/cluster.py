@@ -164,7 +164,10 @@ class Fleet:
                 )
             except (RayError, ConnectionError, OSError, ValueError) as error:
                 first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise DtoError(f"ray: no cluster at {self._where.address}: {first}") from None
+                raise DtoError(
+                    f"ray: no cluster at {self._where.address}: {first}; if it asks for a token, "
+                    "set RAY_AUTH_MODE=token"
+                ) from None
         there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         most = _most(needs, there)
         count = self._where.actors or most

@@ -253,3 +253,39 @@ def _is_actor(pid: int) -> bool:
         return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::Worker")
     except OSError:
         return False
+
+
+def program(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
+def test_the_batch_script_runs_a_recipe_on_the_cluster(tmp_path: Path) -> None:
+    """Slurm and Ray are stand-ins that start what they are given; the plan is dto's own."""
+    script = Path(__file__).parents[1] / "pipelines" / "cluster" / "dto.sbatch"
+    program(tmp_path / "scontrol", "echo node-1\necho node-2")
+    program(tmp_path / "srun", 'while [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"')
+    program(
+        tmp_path / "ray",
+        f'echo "$@" > {tmp_path}/asked\nwhile [ "$1" != -- ]; do shift; done\nshift\nexec "$@"',
+    )
+    program(tmp_path / "dto", f'exec {sys.executable} -c "from dto.cli import main; main()" "$@"')
+    slurm = {"SLURM_JOB_NODELIST": "node-[1-2]", "SLURM_JOB_ID": "7", "SLURM_NNODES": "2"}
+    done = subprocess.run(
+        ["bash", str(script), "quickstart", "--dry-run", "--set", "sample.samples=3"],
+        env={**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "samples=3" in done.stdout and "evaluate" in done.stdout
+    asked = (tmp_path / "asked").read_text()
+    assert "symmetric-run --address node-1:20007 --min-nodes 2 -- dto run" in asked
+    assert "--ray auto" in asked
+    without = subprocess.run(["bash", str(script)], capture_output=True, text=True)
+    assert without.returncode != 0 and "name a recipe" in without.stderr
+    from ray.scripts.scripts import cli
+
+    options = {option for each in cli.commands["symmetric-run"].params for option in each.opts}
+    assert {"--address", "--min-nodes"} <= options
