@@ -115,16 +115,15 @@ def _trial(row: EvaluationRow, place: int) -> Element:
     return el(
         "tr.leave" if is_exit else "tr",
         el("td.number", f"{trial.position:,}"),
-        el("td.confidence", _confidence(trial)),
+        el("td.confidence", _bar(trial), " ", decimal(trial.confidence)),
         el("td", grade_sign(trial.grade), " ", el("bdi", run_text(trial.answer))),
         el("td.fate", label if is_exit else ""),
     )
 
 
-def _confidence(trial: Trial) -> list[Node]:
+def _bar(trial: Trial) -> Element:
     percent = f"{trial.confidence * 100:.1f}"
-    bar = el("span.bar", el("i"), style=f"--l:0;--p:{percent};--h:{percent}")
-    return [bar, " ", decimal(trial.confidence)]
+    return el("span.bar", el("i"), style=f"--l:0;--p:{percent};--h:{percent}")
 
 
 def _gained(before: EvaluationRow | None, after: EvaluationRow) -> Element | None:
@@ -258,7 +257,8 @@ def _trial_mark(row: EvaluationRow, place: int) -> Element:
     trial = row.trials[place]
     return el(
         "div.exit",
-        _confidence(trial),
+        _bar(trial),
+        el("span", "confidence ", decimal(trial.confidence)),
         el("span", grade_sign(trial.grade), " ", el("bdi", run_text(trial.answer or trial.text))),
         el("span.detail", run_text(row.exit)),
     )
