@@ -143,8 +143,11 @@ def _model_changes(view: AnswersView) -> list[tuple[str, Node | list[Node]]]:
     for row in plain[1:]:
         first, gained = plain[0], _gained(plain[0], row)
         grades: list[Node] = [grade(first.grade), " → ", grade(row.grade)]
+        if gained is not None:
+            grades += [" ", gained]
+        models = [*run_text(row.model), " against ", *run_text(first.model), " "]
         facts += [
-            (f"{row.model} against {first.model}", [*grades, *([" ", gained] if gained else [])]),
+            ("change", [*models, *grades]),
             ("tokens", change(first.tokens, row.tokens)),
             ("of these thinking", change(first.thinking_tokens, row.thinking_tokens)),
         ]

@@ -117,7 +117,12 @@ def test_no_control_character_reaches_a_terminal(
     named = replace(row, id=f"p/{text}", model=text, text="")
     answers = next(RunTables(run).answers())
     asked = replace(
-        answers, rows=tuple(replace(each, model=text, exit=text) for each in answers.rows)
+        answers,
+        rows=tuple(
+            replace(each, model=model, exit=exit, text=f"{text}{each.text}")
+            for each in answers.rows
+            for model, exit in ((text, text), (text, answers.plain), ("base", answers.plain))
+        ),
     )
     for record in (row, whole, pair, named, asked):
         shown = str(show(record))
@@ -166,7 +171,7 @@ def test_responses_are_side_by_side(run: Path) -> None:
     assert f"leaves the plain response after {share}" in shown
     assert "\n▌ inserted by the exit\n  </think>\n" in shown
     gained = "lost" if plain.grade == "correct" else "gained"
-    assert re.search(rf"trained against base  .* → .*{gained}\n", shown)
+    assert re.search(rf"change  trained against base  ?.* → .*{gained}\n", shown)
     assert f"{plain.tokens:,} → 100" in shown and "no texts of responses" not in shown
 
 
