@@ -251,8 +251,8 @@ class Trial:
 
     `position` counts response tokens before the trial. `confidence` is in [0, 1]. `tokens` counts
     the tokens generated for the trial. With `grade`, other thresholds can be evaluated without
-    new samples. `token_ids` follow the inducer, and `text` begins at its box; of several inducers,
-    those of the answer that counts. `char` is the trial's offset in the row's text.
+    new samples. `token_ids` follow the inducer, and `text` begins at its box if it has one; of
+    several inducers, those of the answer that counts. `char` is its offset in the row's text.
     """
 
     position: int

@@ -192,5 +192,5 @@ STAGE = Stage(
     models=lambda recipe: recipe.evaluate.models,
     check=_check,
     spends=False,
-    card=Card(9, "evaluation", "test", "answers per model and exit: grade, tokens, trials"),
+    card=Card(9, "evaluation", "test", "responses per model and exit: ids, text, grade, trials"),
 )
