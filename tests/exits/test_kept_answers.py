@@ -128,7 +128,8 @@ async def test_rows_of_other_vocabularies_can_be_read_and_graded_again(
     engine = Recorded(Speaker(tokenizer(name), main, trial=sure_in_a_display))
     problem = Problem("p" * 16, "toy", "test", "5 + 3?", "8")
     evaluated = EvaluateSettings(samples=1, temperature=0.0, max_tokens=400)
-    recipe = RECIPE.model_copy(update={"evaluate": evaluated})
+    model = ModelSettings(family="default", template=vocabulary(name).template)
+    recipe = RECIPE.model_copy(update={"evaluate": evaluated, "model": model})
     async with Grader(workers=1) as grader:
         ctx = Context(recipe, cast(Engine, engine), grader)
         [timed] = await evaluate(problem, open_policy({"name": exit, **EVERY[exit]}), ctx)
