@@ -156,7 +156,7 @@ def _answers(
                 answer = given[number] if number < len(given) else problem.answer
                 own = random.Random(1000 * number + sample)  # every exit follows the same thinking
                 steps = (" ".join(own.choices(WORDS, k=11)) for _ in range(12))
-                thinking = f"{answer} " + "\n\n".join(steps)
+                thinking = f"{answer[:5_000]} " + "\n\n".join(steps)
                 places = [thinking.index("\n\n", 60 * step) for step in range(1, 4)]
                 trials = tuple(
                     Trial(60 * step, 0.3 * step, answer, "wrong" if step < 3 else "correct", 5,
