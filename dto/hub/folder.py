@@ -25,7 +25,7 @@ from dto.errors import DtoError, disk_errors
 from dto.grading.pool import UNREADABLE_GOLD
 from dto.pipeline import STAGES
 from dto.recipe import Recipe, make_recipe
-from dto.records import Problem, content_id
+from dto.records import EvaluationRow, Problem, content_id
 from dto.redact import (
     Redaction,
     dropped_detail,
@@ -81,10 +81,17 @@ _KEPT = (
 """Keys of a manifest that are published, besides `versions` of known packages."""
 REASON = "reason"
 """The text column that no model writes: why an engine or a grader failed."""
-TEXT_COLUMNS = ("text", "question", "prompt", "chosen", "rejected", "chain")
+TEXT_COLUMNS = ("text", "question", "prompt", "chosen", "rejected", "chain", "trials")
 """Text columns written by models and people; token ids and spans refer to them."""
-_WITHHELD = {"question": "", "answer": "", "metadata": "{}"}
+_QUESTION = {"question": "", "answer": "", "metadata": "{}"}
 """Withheld columns of a problem, and their replacement."""
+_NOWHERE = {"start": 0, "end": 0}
+_RESPONSE = {
+    "token_ids": [], "inserted_tokens": _NOWHERE, "text": "", "thinking": _NOWHERE,
+    "inserted": _NOWHERE, "conclusion": _NOWHERE,
+}  # fmt: skip
+"""Withheld columns of an evaluation, since responses restate questions, and their replacement."""
+_TRIAL = {"token_ids": [], "text": "", "char": 0}
 
 
 class PublishedStages(NamedTuple):
@@ -92,12 +99,14 @@ class PublishedStages(NamedTuple):
 
     `stages` are finished. `withheld` are published without the questions of test sets. `left_out`
     are unfinished and not in the folder. `redacted` have texts replaced in their tables.
+    `without_responses` are published without the responses to questions that are not published.
     """
 
     stages: tuple[str, ...]
     withheld: tuple[str, ...]
     left_out: tuple[str, ...]
     redacted: tuple[str, ...] = ()
+    without_responses: tuple[str, ...] = ()
 
 
 def chosen_stages(
@@ -195,15 +204,22 @@ def build(
         (folder / "recipe.yaml").write_text(dumped, encoding="utf-8")
         for stage in (*chosen.stages, *chosen.withheld):
             (folder / stage).mkdir()
+        silent = [
+            stage
+            for stage in chosen.stages
+            if STAGES[stage].record is EvaluationRow and run.test_stage in withheld
+        ]
         redacted = [
-            stage for stage in chosen.stages if _copy_stage(run / stage, folder / stage, redaction)
+            stage
+            for stage in chosen.stages
+            if _copy_stage(run / stage, folder / stage, redaction, responses=stage not in silent)
         ]
         for stage in chosen.withheld:
             _copy_stage(run / stage, folder / stage, redaction, hide=True)
         for stage, card in TABLES.items():
             if not card.split and (folder / stage).is_dir():
                 _by_split(folder / stage, hidden="test" if stage in chosen.withheld else "")
-        published = chosen._replace(redacted=tuple(redacted))
+        published = chosen._replace(redacted=tuple(redacted), without_responses=tuple(silent))
         digests = {stage: (run.manifest(stage) or {}).get("digest") for stage in chosen.stages}
         mark = {"format": FORMAT, "name": shared.name, "seed": shared.seed, "digests": digests}
         write_mark(folder, mark | published._asdict() | dict(card_facts or {}))
@@ -232,21 +248,25 @@ def data_files(folder: Path) -> Iterator[tuple[Card, dict[str, str]]]:
             yield card, files
 
 
-def _copy_stage(source: Path, target: Path, redaction: Redaction, hide: bool = False) -> bool:
-    """Copy a stage without private data; return whether its table was changed.
+def _copy_stage(
+    source: Path, target: Path, redaction: Redaction, hide: bool = False, responses: bool = True
+) -> bool:
+    """Copy a stage without private data; return whether its table had any.
 
     `hide`: leave out test questions, their gold answers, details of unreadable gold answers (they
     quote the answer) and the manifest. Ids stay, since evaluations refer to them, and tasks too.
+    Unless `responses`, leave out text and token ids of responses and trials.
     """
     names = TRAINING_FILES if source.name == "train" else STAGE_FILES
-    rewritten = False
+    rewritten = private = False
     for name in ("rows.parquet", "dropped.jsonl") if hide else names:
         path, copy = source / name, target / name
         if not path.is_file():
             continue
         if path.suffix == ".parquet":
-            changed = _redact_table(path, copy, redaction, hide)
-            rewritten = rewritten or (changed and name == "rows.parquet")
+            changes = _redact_table(path, copy, redaction, hide, responses)
+            if name == "rows.parquet":
+                rewritten, private = changes
         elif path.suffix == ".jsonl":
             with path.open(encoding="utf-8") as lines, copy.open(
                 "w", encoding="utf-8", newline="\n"
@@ -266,46 +286,58 @@ def _copy_stage(source: Path, target: Path, redaction: Redaction, hide: bool = F
         if rewritten:  # the digest stays, so that later stages still match
             shared["content"] = manifest.of_path(target / "rows.parquet")
         manifest.write(target, shared)
-    return rewritten
+    return private
 
 
-def _redact_table(source: Path, target: Path, redaction: Redaction, hide: bool) -> bool:
-    """Copy a table without private data, or link it if it has none; return whether it had any.
+def _redact_table(
+    source: Path, target: Path, redaction: Redaction, hide: bool, responses: bool
+) -> tuple[bool, bool]:
+    """Copy a table without private and withheld data, or link it if it has none.
 
-    The copy is sorted by id as well. Redaction can change the order, since ids of an evaluation
-    start with the model, which can be a path. Only then is the whole table read into memory.
+    Return whether it had any, and whether it had private data. The copy is sorted by id as well.
+    Redaction can change the order, since ids of an evaluation start with the model, which can be a
+    path. Only then is the whole table read into memory.
     """
 
-    def redacted(name: str, column: pa.Array, batch: Any) -> pa.Array:
+    def kept(name: str, column: pa.Array, batch: Any) -> pa.Array:
         after = column
-        if hide and name in _WITHHELD:
-            after = pc.if_else(pc.equal(batch["split"], "test"), _WITHHELD[name], column)
-        if name not in TEXT_COLUMNS and has_text(column.type):
-            kind = failure_kind if name == REASON else verdict_reason
-            before = after.to_pylist()
-            texts = walk(before, lambda text: redaction.text(kind(text)))
-            after = after if texts == before else pa.array(texts, column.type)
-        return column if after is column or after.equals(column) else after
+        if hide and name in _QUESTION:
+            after = pc.if_else(pc.equal(batch["split"], "test"), _QUESTION[name], column)
+        elif not responses and name in _RESPONSE:
+            after = pa.array([_RESPONSE[name]] * len(column), column.type)
+        elif not responses and name == "trials":
+            rows = [[{**trial, **_TRIAL} for trial in trials] for trials in column.to_pylist()]
+            after = pa.array(rows, column.type)
+        return column if after.equals(column) else after
 
-    changed = False
+    def redacted(name: str, column: pa.Array) -> pa.Array:
+        if name in TEXT_COLUMNS or not has_text(column.type):
+            return column
+        kind = failure_kind if name == REASON else verdict_reason
+        before = column.to_pylist()
+        texts = walk(before, lambda text: redaction.text(kind(text)))
+        return column if texts == before else pa.array(texts, column.type)
+
+    changed = private = False
     with pq.ParquetFile(source) as file:
         schema = file.schema_arrow
         with pq.ParquetWriter(target, schema, compression="zstd") as writer:
             for batch in file.iter_batches(batch_size=tables.ROW_GROUP):
                 before = batch.columns
                 columns = zip(schema.names, before, strict=True)
-                after = [redacted(name, column, batch) for name, column in columns]
-                changed = changed or any(map(operator.is_not, before, after))
+                public = [kept(name, column, batch) for name, column in columns]
+                after = list(map(redacted, schema.names, public))
+                private = private or any(map(operator.is_not, public, after))
+                changed = changed or private or any(map(operator.is_not, before, public))
                 tables.write_rows(writer, pa.Table.from_arrays(after, schema=schema))
     if not changed:
         target.unlink()
         link(source, target)
-        return False
-    table = pq.read_table(target)
-    ids = table[0].to_pylist()
+        return False, False
+    ids = pq.read_table(target, columns=schema.names[:1])[0].to_pylist()
     if ids != sorted(ids):
-        _write(target, table.sort_by(table.column_names[0]))
-    return True
+        _write(target, pq.read_table(target).sort_by(schema.names[0]))
+    return True, private
 
 
 def _write(path: Path, table: pa.Table) -> None:

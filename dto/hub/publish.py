@@ -65,9 +65,9 @@ def publish(
 
     `name` is `user/name`; a dataset and a model can have the same name. `only` names tables by
     config or stage; by default every finished stage is published. Questions and gold answers of
-    public test sets are left out unless `test_sets` is set: their rows keep id and task, and a
-    pulled run reads the rest from the source. `license` applies to the rows or the weights; the
-    default is the licence of the source or of the base model, if known.
+    public test sets, and the responses to them, are left out unless `test_sets` is set: their rows
+    keep id and task, and a pulled run reads the questions from the source. `license` applies to the
+    rows or the weights; the default is the licence of the source or of the base model, if known.
 
     Raises DtoError for an unfinished stage in `only`, if private data remains, and as
     :func:`dto.hub.upload.upload` does.
@@ -117,6 +117,12 @@ def _warn_of_omissions(run: OpenRun, published: folders.PublishedStages) -> None
         logger.warning(
             "%s is published without the questions and gold answers of public test sets; "
             "--test-sets includes them",
+            stage,
+        )
+    for stage in published.without_responses:
+        logger.warning(
+            "%s is published without the texts and token ids of responses and trials, which "
+            "restate questions of public test sets; --test-sets includes them",
             stage,
         )
     if "problems" in published.withheld and (files := local_sources(run.recipe)):

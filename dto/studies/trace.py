@@ -62,6 +62,7 @@ class TracedTrial:
     answer: str
     grade: Grade
     error: str
+    token_ids: tuple[int, ...] = ()  # empty in traces of earlier versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +230,7 @@ async def _trial(
         answer=answer.answer,
         grade=answer.grade,
         error=answer.reason if answer.finish_reason == "failed" else "",
+        token_ids=answer.token_ids,
     )
 
 

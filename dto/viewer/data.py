@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from heapq import merge
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,15 +27,15 @@ from dto.records import (
     Segment,
     Trajectory,
 )
+from dto.runs.journal import read_entries
 from dto.runs.reader import RunReader
+from dto.viewer.arms import arms_of, question_of
 
 R = TypeVar("R")
 IDS = ("prompt_ids", "token_ids")
 _JOINED = (Trajectory, Segment, ExitEstimate, OptimizedTrajectory, PreferencePair)
 """Rows that belong to a trajectory: their ids start with its id."""
 _VIEWED = (*_JOINED, Problem, EvaluationRow, BatchResponse, Chain, LabelledChain)
-WINDOW = 64
-"""Number of problems whose answers are in memory at a time."""
 RECORDS = {name: stage.record for name, stage in STAGES.items() if stage.record in _VIEWED}
 
 
@@ -84,7 +85,8 @@ class TrajectoryView:
 class AnswersView:
     """Answers to one problem with one sample index, by every model under every exit.
 
-    The reference is the answer under `plain`, the exit whose policy is none.
+    The reference is the answer under `plain`, the exit whose policy is none. Rows of a run have no
+    token ids of the response.
     """
 
     problem_id: str
@@ -105,6 +107,16 @@ class AnswersView:
     def reference(self) -> EvaluationRow | None:
         """The reference row: base model (else the first model) under the plain exit."""
         return next((row for row in self.ordered if row.exit == self.plain), None)
+
+    @property
+    def by_model(self) -> list[tuple[EvaluationRow | None, list[EvaluationRow]]]:
+        """For each model, its row under the plain exit (None if it has none), and the others."""
+        models = [list(rows) for _, rows in groupby(self.ordered, key=lambda row: row.model)]
+        return [
+            (next((row for row in rows if row.exit == self.plain), None),
+             [row for row in rows if row.exit != self.plain])
+            for rows in models
+        ]  # fmt: skip
 
     @property
     def id(self) -> str:
@@ -326,45 +338,32 @@ class RunTables(RunReader):
         return dropped
 
     def answers(self, start: str = "") -> Iterator[AnswersView]:
-        """Yield the evaluation's answers, grouped by problem and sample.
+        """Yield the evaluation's answers by problem and sample, with texts and without token ids.
 
         `start`: only problems whose ids start with the problem part of this row id.
         """
         problem_of = _ProblemsById(self.rows(self.test_stage, Problem))
-        for (problem_id, sample), rows in groupby(self._evaluated(start), key=_question):
-            yield AnswersView(problem_id, sample, tuple(rows), problem_of(problem_id), self.plain)
+        for (problem_id, _), group in groupby(self._evaluated(start), key=question_of):
+            rows = tuple(group)
+            yield AnswersView(problem_id, rows[0].sample, rows, problem_of(problem_id), self.plain)
 
     def _evaluated(self, start: str) -> Iterator[EvaluationRow]:
-        """Yield evaluation rows by problem and sample, with WINDOW problems in memory at a time.
+        """Yield evaluation rows by problem and sample, with a few rows of each arm in memory.
 
-        The tables are sorted by model and exit. For a comparison, the method name is the model.
+        For a comparison, the method name is the model.
         """
-        state = self.states.get("evaluate")
+        problem, state = start.partition("/")[0], self.states.get("evaluate")
         if state == "running":
-            yield from sorted(self.rows("evaluate", EvaluationRow), key=_question)
-        if state not in ("finished", "compared"):
-            return
-        import polars as pl  # imported late: `dto.show` of a given row does not need it
-
-        frame = pl.concat(
-            [
-                pl.scan_parquet(path).with_columns(model=pl.lit(name))
-                for name, path in self.methods()
-            ]
-            if state == "compared"
-            else [self.frame("evaluate")],
-            how="diagonal",
-        )
-        problems = frame.select(pl.col("problem_id").unique().sort()).collect()["problem_id"]
-        ids = [id for id in problems if id.startswith(start.partition("/")[0])]
-        build = tables.adapter(EvaluationRow).validate_python
-        for place in range(0, len(ids), WINDOW):
-            low, high = ids[place], ids[min(place + WINDOW, len(ids)) - 1]
-            window = pl.col("problem_id").is_between(pl.lit(low), pl.lit(high))
-            rows = frame.filter(window).collect()
-            for row in rows.sort("problem_id", "sample", maintain_order=True).iter_rows(named=True):
-                # A column missing in the table of an earlier version gets its default.
-                yield build({name: value for name, value in row.items() if value is not None})
+            path = self / "evaluate" / "journal"
+            entries = read_entries(path, EvaluationRow, order=lambda key: key.rpartition("/")[2])
+            rows = chain.from_iterable(entry.rows for entry in entries)
+            for problem_id, group in groupby(rows, key=lambda row: str(row.problem_id)):
+                if problem_id.startswith(problem):
+                    yield from sorted(group, key=question_of)
+        named = self.methods() if state == "compared" else [("", self.table("evaluate"))]
+        if state in ("finished", "compared"):
+            arms = (arm for name, path in named for arm in arms_of(path, name, problem))
+            yield from merge(*arms, key=question_of)
 
     def chains(self) -> Iterator[ChainView]:
         """Yield every chain with its label, by id."""
@@ -410,11 +409,6 @@ class _ProblemsById:
         while self._head is not None and self._head.id < problem_id:
             self._head = next(self._rest, None)
         return self._head if self._head is not None and self._head.id == problem_id else None
-
-
-def _question(row: EvaluationRow) -> tuple[str, int]:
-    """Return the key of a question's rows: problem and sample."""
-    return row.problem_id, row.sample
 
 
 def _find(path: Path, record: type[R], column: str, value: str | int) -> list[R]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -16,12 +17,13 @@ from dto.hub.publish import publish
 from dto.hub.pull import pending_stages, pull
 from dto.pipeline import open_run, run_stages
 from dto.recipe import load_recipe, make_recipe
-from dto.records import Problem
+from dto.records import NOWHERE, EvaluationRow, Problem
 from dto.reporting.write import report
 from dto.runs import manifest
-from dto.runs.run import OpenRun
+from dto.runs.run import OpenRun, agree
 from dto.viewer.data import RunTables
 from dto.viewer.page import answers_line
+from dto.viewer.render import show
 from tests.commands import told
 from tests.conftest import ROOT
 from tests.hub.server import Hub
@@ -164,6 +166,57 @@ def test_test_sets_stay_where_they_are(run: OpenRun, hub: Hub) -> None:
     assert DatasetCard(card).data.license is None  # of some of the rows none is known
     assert "test/manifest.json" in published(hub)
     assert published(hub)["test/rows.parquet"] == run.table("test").read_bytes()
+
+
+def test_responses_to_questions_that_are_withheld_are_withheld_too(
+    run: OpenRun, hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They restate the question, in text and in ids; a run with questions of its own has them."""
+    from dto import tables
+
+    path = run.table("evaluate")
+    own = publish(run, NAME, dry_run=True)
+    assert (own.folder / "evaluate/rows.parquet").read_bytes() == path.read_bytes()
+    assert "are not included" not in own.card and "restate" not in caplog.text
+    rows = list(tables.read(path, EvaluationRow))
+    assert any(row.text and row.token_ids for row in rows)
+    assert any(trial.token_ids for row in rows for trial in row.trials)
+
+    other = with_tasks(run)
+    dry = publish(other, NAME, dry_run=True)
+    assert "responses of `evaluate` to questions of public test sets are not" in dry.card
+    assert "evaluate is published without the texts and token ids of responses" in caplog.text
+    assert "replaced" not in dry.card  # nothing private was in them
+    publish(other, NAME)
+    copy = tmp_path / "copy.parquet"
+    copy.write_bytes(published(hub)["evaluate/rows.parquet"])
+    nowhere = dict.fromkeys(("inserted_tokens", "thinking", "inserted", "conclusion"), NOWHERE)
+    bare = [
+        replace(
+            row,
+            token_ids=(),
+            text="",
+            trials=tuple(replace(trial, token_ids=(), text="", char=0) for trial in row.trials),
+            **nowhere,
+        )
+        for row in rows
+    ]
+    assert list(tables.read(copy, EvaluationRow)) == bare
+    texts = [row.text for row in rows if row.text]
+    for data in published(hub).values():
+        assert not [text for text in texts if text.encode() in data]
+    before, after = manifest.read(run / "evaluate"), json.loads(
+        published(hub)["evaluate/manifest.json"]
+    )  # fmt: skip
+    assert before is not None and after["digest"] == before["digest"]
+    pull(NAME, OUT)
+    [view, *_] = RunTables(OUT).answers()
+    assert "published without the test questions" in str(show(view))
+    back = open_run(OUT, load_recipe(OUT / "recipe.yaml"), recompute=agree)
+    again = publish(back, NAME).uploaded
+    assert again is not None and not again.changed
+    publish(other, NAME, test_sets=True)
+    assert published(hub)["evaluate/rows.parquet"] == path.read_bytes()
 
 
 @pytest.mark.slow

@@ -154,14 +154,25 @@ def _answers(
                 early = name == "deer"
                 long = 400 + rng.randrange(400)
                 answer = given[number] if number < len(given) else problem.answer
+                own = random.Random(1000 * number + sample)  # every exit follows the same thinking
+                steps = (" ".join(own.choices(WORDS, k=11)) for _ in range(12))
+                thinking = f"{answer[:5_000]} " + "\n\n".join(steps)
+                places = [thinking.index("\n\n", 60 * step) for step in range(1, 4)]
                 trials = tuple(
-                    Trial(60 * step, 0.3 * step, answer, "wrong" if step < 3 else "correct", 5)
-                    for step in range(1, 4)
-                )
+                    Trial(60 * step, 0.3 * step, answer, "wrong" if step < 3 else "correct", 5,
+                          (1, 2, 3, 4, 5), f"\\boxed{{{answer}}}", place)
+                    for step, place in enumerate(places, 1)
+                )  # fmt: skip
+                end = trials[-1].char if early else len(thinking)
+                kept, closed = thinking[:end], len("\n</think>\n\n") if early else 0
+                said = f"It is \\boxed{{{answer}}}."
+                text = f"{kept}\n</think>\n\n{said}"
                 yield EvaluationRow(
                     row_id, "base", name, problem.id, sample, 0,
                     "correct" if early or sample % 2 else "wrong", answer, "",
                     "policy" if early else "closed", 180 if early else long, 12,
                     15 if early else 0, 207 if early else long + 12, 40, 1e9,
                     trials if early else (), 2 if early else -1, 2e9,
+                    tuple(range(len(text) // 4)), Span(end // 4, (end + closed) // 4), text,
+                    Span(0, end), Span(end, end + closed), Span(len(text) - len(said), len(text)),
                 )  # fmt: skip

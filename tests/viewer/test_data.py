@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import shutil
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from dto.records import (
     Trajectory,
 )
 from dto.runs.journal import Entry, Journal
+from dto.viewer import arms
 from dto.viewer.data import AnswersView, RunTables, TrajectoryView
 from dto.viewer.render import show
 from tests.viewer.generated import write
@@ -212,3 +215,49 @@ def test_views_of_a_real_run(small_run: Path) -> None:
     assert [len(view.rows) for view in answers] == [arms] * questions
     assert all(isinstance(row, EvaluationRow) for view in answers for row in view.rows)
     assert all(isinstance(view.trajectory, Trajectory) for view in views)
+
+
+@pytest.mark.parametrize("state", ["finished", "running"])
+@pytest.mark.parametrize("window", [1, 3, 32])
+def test_answers_are_read_by_question_whatever_the_windows(
+    state: str, window: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arms with other questions, row groups that cut through arms; texts are read, ids are not."""
+    rng = random.Random(window)
+    rows = [
+        EvaluationRow(
+            EvaluationRow.make_id(model, exit, problem, sample), model, exit, problem, sample, 0,
+            "correct", "", "", "closed", 1, 1, 0, 2, 3, 1.0,
+            token_ids=(1, 2), text=f"{model} {exit} {problem} {sample}",
+        )
+        for model in ("base", "other/model", "trained")
+        for exit in ("deer", "none")
+        for problem in ("aa", "ab", "b0", "ca")
+        for sample in range(3)
+        if rng.random() < 0.8
+    ]  # fmt: skip
+    rows.sort(key=lambda row: row.id)
+    (tmp_path / "recipe.yaml").write_text("name: x\n")
+    (tmp_path / "evaluate").mkdir()
+    if state == "finished":
+        monkeypatch.setattr(tables, "ROW_GROUP", 7)
+        monkeypatch.setattr(arms, "WINDOW", window)
+        tables.write(tmp_path / "evaluate/rows.parquet", EvaluationRow, rows)
+    else:
+        journal = Journal(tmp_path / "evaluate/journal", EvaluationRow, {})
+        groups = [list(group) for _, group in groupby(rows, key=lambda row: row.id[:-4])]
+        for group in rng.sample(groups, len(groups)):
+            journal.append(Entry(group[0].id[:-4], group))
+        journal.close()
+    views = list(RunTables(tmp_path).answers())
+    ids = [view.id for view in views]
+    assert ids == sorted({f"{row.problem_id}/{row.sample:03d}" for row in rows})
+    found = [row for view in views for row in view.rows]
+    assert {row.id: row.text for row in found} == {row.id: row.text for row in rows}
+    assert len(found) == len(rows)
+    if state == "finished":
+        assert not any(row.token_ids for row in found)
+    for start in ("a", "ab", "b0/001", "z"):
+        problem = start.partition("/")[0]
+        some = [view.id for view in RunTables(tmp_path).answers(start)]
+        assert some == [id for id in ids if id.startswith(problem)]

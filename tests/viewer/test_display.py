@@ -18,7 +18,13 @@ from rich.console import Console
 import dto
 from dto import tables
 from dto.errors import DtoError
-from dto.records import EvaluationRow, OptimizedTrajectory, PreferencePair, Trajectory
+from dto.records import (
+    EvaluationRow,
+    OptimizedTrajectory,
+    PreferencePair,
+    Span,
+    Trajectory,
+)
 from dto.viewer.data import AnswersView, RunTables, TrajectoryView
 from dto.viewer.render import show
 from tests.viewer.generated import HOSTILE, write
@@ -111,7 +117,12 @@ def test_no_control_character_reaches_a_terminal(
     named = replace(row, id=f"p/{text}", model=text, text="")
     answers = next(RunTables(run).answers())
     asked = replace(
-        answers, rows=tuple(replace(each, model=text, exit=text) for each in answers.rows)
+        answers,
+        rows=tuple(
+            replace(each, model=model, exit=exit, text=f"{text}{each.text}")
+            for each in answers.rows
+            for model, exit in ((text, text), (text, answers.plain), ("base", answers.plain))
+        ),
     )
     for record in (row, whole, pair, named, asked):
         shown = str(show(record))
@@ -133,6 +144,69 @@ def test_answers_show_trials_and_where_they_leave(run: Path) -> None:
     assert show(view)._repr_html_().count('"fate">exit<') == 1
     shadow = tuple(replace(row, exit_reason="closed") for row in view.rows)
     assert "would exit" in show(replace(view, rows=shadow))._repr_html_()
+
+
+def test_responses_are_side_by_side(run: Path) -> None:
+    """The plain response is whole and marked; an exit has what differs; a trained model the change.
+
+    In a terminal and in HTML.
+    """
+    view = next(RunTables(run).answers())
+    plain, early = (next(row for row in view.rows if row.exit == exit) for exit in ("none", "deer"))
+    trained = replace(plain, model="trained", text=plain.text.replace("e", "E"), tokens=100,
+                      grade="wrong" if plain.grade == "correct" else "correct")  # fmt: skip
+    whole = replace(view, rows=(*view.rows, trained))
+    shown, html = str(show(whole)), show(whole)._repr_html_()
+    for row in plain, trained:
+        for line in filter(None, row.text[slice(*row.thinking)].split("\n\n")):
+            assert f"\n  {line}\n" in shown and escape(line) in html
+    marked = shown.partition("\ntrained\n")[0]
+    places = [marked.rindex(f"\n── confidence 0.{digit}0  ") for digit in (3, 6, 9)]
+    leaves = marked.index("\n══ deer leaves here\n")
+    assert places == sorted(places) and places[-1] < leaves < marked.index("▌ conclusion")
+    kept = plain.text[: early.inserted.start].rstrip().rpartition("\n")[2]
+    assert marked[places[-1] :].partition("\n══")[0].count("\n") <= 2  # nothing is in between
+    assert kept in marked[:leaves] and html.count(escape(kept)) == 1
+    share = f"{early.thinking_tokens:,} of {plain.thinking_tokens:,} thinking tokens"
+    assert f"leaves the plain response after {share}" in shown
+    assert "\n▌ inserted by the exit\n  </think>\n" in shown
+    gained = "lost" if plain.grade == "correct" else "gained"
+    assert re.search(rf"change  trained against base  ?.* → .*{gained}\n", shown)
+    assert f"{plain.tokens:,} → 100" in shown and "no texts of responses" not in shown
+
+
+def test_a_response_that_takes_another_way_is_shown_from_there(run: Path) -> None:
+    view = next(RunTables(run).answers())
+    plain, early = (next(row for row in view.rows if row.exit == exit) for exit in ("none", "deer"))
+    word = early.text.index(" ", 30) + 1
+    other = replace(early, text=f"{early.text[:word]}XYZ{early.text[word + 3 :]}")
+    shown = str(show(replace(view, rows=(plain, other))))
+    assert f"is the plain response for {word:,} characters, then another sample" in shown
+    ending = shown.rpartition("then another sample")[2]
+    assert ending.count("XYZ") == 1 and early.text[:word].strip() not in ending
+    same = replace(plain, exit="never")
+    assert "the response is the plain one" in str(show(replace(view, rows=(plain, same))))
+    alone = str(show(replace(view, rows=(early,))))  # a recipe without the plain exit
+    assert early.text[:30] in alone and "══ deer leaves here" in alone
+
+
+def test_long_thinking_is_collapsed(run: Path) -> None:
+    view = next(RunTables(run).answers())
+    plain = next(row for row in view.rows if row.exit == "none")
+    text = "word " * 3_000
+    long = replace(plain, text=text, thinking=Span(0, len(text)), conclusion=Span(0, 0))
+    assert '<details class="segment">' in show(replace(view, rows=(long,)))._repr_html_()
+    assert '<details class="segment" open="">' in show(replace(view, rows=(plain,)))._repr_html_()
+
+
+def test_a_table_without_texts_says_why(run: Path) -> None:
+    view = next(RunTables(run).answers())
+    bare = tuple(
+        replace(row, text="", thinking=Span(0, 0), inserted=Span(0, 0), conclusion=Span(0, 0))
+        for row in view.rows
+    )
+    for said in (str(show(replace(view, rows=bare))), show(replace(view, rows=bare))._repr_html_()):
+        assert "evaluate.keep_answers was off" in said and "leaves here" not in said
 
 
 def test_outcomes_of_answers(run: Path) -> None:

@@ -216,9 +216,11 @@ def test_each_kind_of_segment_has_a_colour() -> None:
 def test_no_local_path_is_passed_on_with_a_page(tmp_path: Path) -> None:
     """What `dto publish` cuts, the page cuts too: models, servers, and files that failures name."""
     run, model = tmp_path / "run", "/data/jane/secret-project/my-model"
+    other = "/data/jane/secret-project/other"
     write(run, 2, samples=1, segments=3, sentences=1)
     (run / "recipe.yaml").write_text(
         f"name: mine\nmodel: {{name: {model}, engine: openai, server: 'http://box.lab:8000/v1'}}\n"
+        f"evaluate: {{models: [base, {other}]}}\n"
     )
     for stage, record in (("sample", Trajectory), ("evaluate", EvaluationRow)):
         path = run / stage / "rows.parquet"
@@ -227,6 +229,11 @@ def test_no_local_path_is_passed_on_with_a_page(tmp_path: Path) -> None:
             replace(row, model=model, grade="failed", reason=failure)
             for row in tables.read(path, record)
         ]
+        if stage == "evaluate":  # of another model, which has read the path
+            rows += [
+                replace(row, id=f"z{row.id}", model=other, text=f"{model} {row.text}")
+                for row in rows
+            ]
         tables.write(path, record, rows)
     parsed = Blocks()
     parsed.feed(view(run).read_text("utf-8"))
