@@ -56,6 +56,8 @@ _CHARACTER = re.compile(r"&#x([0-9A-Fa-f]{1,6});")
 _INVISIBLE = re.compile("[\u2061-\u2064]")
 """Operators without a picture, such as the application of a function."""
 
+_SIGN = re.compile(r"[\\$`*#]|-[ \t]")
+"""Most texts have none of these; looking for them is fast."""
 _OPEN = re.compile(
     r"\\[\\$*`]|\\\(|\\\[|\\boxed(?=\{)|\\begin(?=\{)|\$\$?|`+"
     r"|^[ \t]*[-*][ \t]+(?=[^\W\d_]|[\"'(`*$\\\[])|^#{1,6}[ \t]+(?=\S)|\*\*?",
@@ -74,6 +76,8 @@ _NAMES = {
 """Environments, with one that looks the same and that latex2mathml lays out, without numbers."""
 _BORDER = re.compile(r"\\(begin|end)\s*\{([^{}]*)\}")
 _ROW_SPACE = re.compile(r"(\\\\)\[[\d.]+(?:pt|em|ex|mm|cm)\]")
+_PERCENT = re.compile(r"(?<!\\)%")
+"""What a model writes is a percent sign, not a comment."""
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _AFTER = re.compile(r"(?:st|nd|rd|th|s)\b|(?![A-Za-z0-9])")
@@ -100,7 +104,7 @@ class _Piece(NamedTuple):
 
 def marked_up(text: str) -> list[Node]:
     """Return the text with formulas and Markdown as elements; plain run text if it has none."""
-    nodes = list(_nodes(text, 0)) if _OPEN.search(text) else []
+    nodes = list(_nodes(text, 0)) if _SIGN.search(text) else []
     if all(not isinstance(node, Element) or node.tag == "span.control" for node in nodes):
         return run_text(text)
     return [el("span.rich", nodes)]
@@ -109,7 +113,7 @@ def marked_up(text: str) -> list[Node]:
 def answer_text(text: str) -> list[Node]:
     """Return an answer, which can be a formula without delimiters, as `marked_up` does a text."""
     if _LATEX.search(text) and not _OPEN.search(text) and (math := _kept_formula(text)):
-        return [el("span.rich", el("span.math", _mark(text), math))]
+        return [el("span.rich", el("span.math.math", _mark(text), math))]
     return marked_up(text)
 
 
@@ -145,7 +149,7 @@ def _read(text: str, opening: re.Match[str], inside: int) -> _Piece | None:
     if sign == "$":
         return _between_dollars(text, at)
     if sign == r"\boxed":
-        last = _closing_brace(text, after)
+        last = _groups(text).get(after, -1)
         return _Piece("math", at, at, last, last) if last > 0 else None
     if sign == r"\begin":
         if (named := _ENVIRONMENT.match(text, at)) is None:
@@ -194,14 +198,17 @@ def _between_dollars(text: str, at: int) -> _Piece | None:
     return _formula_piece("math", text, at, first, last, 1)
 
 
-def _closing_brace(text: str, at: int) -> int:
-    """Return the end of a group in braces; -1 if it is too long or does not close."""
-    depth = 0
-    for brace in _BRACE.finditer(text, at, at + LONGEST):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if depth == 0:
-            return brace.end()
-    return -1
+@lru_cache(4)
+def _groups(text: str) -> dict[int, int]:
+    """Return the end of each group in braces by its start."""
+    ends: dict[int, int] = {}
+    starts: list[int] = []
+    for brace in _BRACE.finditer(text):
+        if brace[0] == "{":
+            starts.append(brace.start())
+        elif brace[0] == "}" and starts:
+            ends[starts.pop()] = brace.end()
+    return ends
 
 
 def _code(text: str, at: int, after: int) -> _Piece | None:
@@ -277,19 +284,28 @@ def _mark(text: str) -> Element:
 
 def formula(latex: str, display: bool = False) -> Element | None:
     """Build the MathML of a formula; None if it is too long, defines macros or cannot be read."""
-    if len(latex) > LONGEST or _DEFINES.search(latex):
+    if len(latex) > LONGEST or _DEFINES.search(latex) or not _balanced(latex):
         return None
     from latex2mathml.converter import Converter
 
     try:
         latex = _BORDER.sub(lambda border: rf"\{border[1]}{{{_NAMES[border[2]]}}}", latex)
-        latex = _ROW_SPACE.sub(r"\1", latex)
+        latex = _PERCENT.sub(r"\%", _ROW_SPACE.sub(r"\1", latex))
         tree = Converter(display="block" if display else "inline").convert_to_element(latex)
         if sum(1 for _ in tree.iter()) > MOST_ELEMENTS:
             return None
         return _taken_over(tree, DEEPEST)
     except Exception:  # its errors have no common class, and odd input raises others
         return None
+
+
+def _balanced(latex: str) -> bool:
+    depth = 0
+    for brace in _BRACE.finditer(latex):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 _kept_formula = lru_cache(2_048)(formula)
