@@ -343,12 +343,18 @@ def _trees(
 
     All rows of a problem are shown or none.
     """
-    for _, group in groupby(views, key=lambda view: view.id.partition("/")[0]):
+    for _, group in groupby(views, key=_problem):
         if full():
             return
         for view in group:
             lines.append(line(view))
             yield node(view)
+
+
+def _problem(view: Any) -> str:
+    """Return the problem in the id of a row; a batch prompt has several, and stands alone."""
+    row_id = str(view.id)
+    return row_id if isinstance(view, BatchView) else row_id.partition("/")[0]
 
 
 def _is_full(whole: bool, lines: list[Line], body: IO[bytes], begin: int) -> bool:
